@@ -1,2 +1,2 @@
 //! Doorway.
-fn main(){}
+fn main() {}

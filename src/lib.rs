@@ -1,1 +1,10 @@
 //! HTTP to Kafka, Kafka to HTTP, and a monitor of the delay between them.
+
+pub mod admin;
+pub mod broker;
+pub mod config;
+pub mod http;
+pub mod keeper;
+pub mod metrics;
+pub mod shutdown;
+pub mod supervise;

@@ -1,0 +1,435 @@
+//! A YAML file into final types.
+//!
+//! A daemon's config module takes a [`Section`] apart key by key, each with its final type, range and default, and
+//! collects every [`Problem`] instead of stopping at the first. A key nobody asked for is a problem as well.
+//!
+//! `${NAME}` in a string value is replaced by the environment variable NAME, `$${` stands for `${`.
+
+use std::fmt;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_yaml::{Mapping, Value};
+
+/// Larger files are refused: a configuration is small, and YAML aliases can be made to explode.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// One thing that is wrong in a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// The key with its parents, as in `protocol.uri`; empty for the file itself.
+    pub key: String,
+    /// What is wrong and what is allowed.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        match self.key.as_str() {
+            "" => write!(formatter, "{file}: {}", self.text),
+            key => write!(formatter, "{file}: {key}: {}", self.text),
+        }
+    }
+}
+
+/// All problems of a configuration, in the order they were met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.0 {
+            writeln!(formatter, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Problems {
+    /// `value`, or all the problems when there are any.
+    pub fn or<T>(self, value: T) -> Result<T, Problems> {
+        if self.0.is_empty() { Ok(value) } else { Err(self) }
+    }
+}
+
+/// A YAML map being taken apart. A key that is missing or wrong is noted in the problems and yields its default, or a
+/// harmless stand-in: the value built from it is never used, since the load ends with the problems.
+pub struct Section {
+    file: PathBuf,
+    prefix: String,
+    map: Mapping,
+    /// Set when the file or the map itself was wrong: every further complaint about it would only be noise.
+    mute: bool,
+}
+
+impl Section {
+    /// Reads a file: one YAML map, environment variables replaced.
+    pub fn load(file: &Path, problems: &mut Problems) -> Section {
+        let mut section = Section { file: file.to_owned(), prefix: String::new(), map: Mapping::new(), mute: false };
+        match read(file) {
+            Ok(map) => section.map = map,
+            Err(text) => {
+                section.note("", text, problems);
+                section.mute = true;
+            }
+        }
+        section
+    }
+
+    /// The file it came from.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Whether the key is there and not null.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(|value| !value.is_null())
+    }
+
+    /// Notes a problem with `key`.
+    pub fn note(&self, key: &str, text: impl Into<String>, problems: &mut Problems) {
+        if !self.mute {
+            let key = if key.is_empty() {
+                self.prefix.trim_end_matches('.').to_owned()
+            } else {
+                format!("{}{key}", self.prefix)
+            };
+            problems.0.push(Problem { file: self.file.clone(), key, text: text.into() });
+        }
+    }
+
+    /// The raw value, environment variables replaced; null counts as absent.
+    pub fn take(&mut self, key: &str) -> Option<Value> {
+        self.map.remove(key).filter(|value| !value.is_null())
+    }
+
+    fn missing(&self, key: &str, what: &str, problems: &mut Problems) {
+        self.note(key, format!("is missing; it must be {what}"), problems);
+    }
+
+    fn wrong(&self, key: &str, value: &Value, what: &str, problems: &mut Problems) {
+        self.note(key, format!("is {}, but must be {what}", shown(value)), problems);
+    }
+
+    /// An integer within `range`; no default means the key is required.
+    pub fn integer(
+        &mut self,
+        key: &str,
+        default: Option<i64>,
+        range: RangeInclusive<i64>,
+        problems: &mut Problems,
+    ) -> i64 {
+        let what = format!("a whole number from {} to {}", range.start(), range.end());
+        let stand_in = default.unwrap_or(*range.start());
+        match self.take(key) {
+            None if default.is_none() => self.missing(key, &what, problems),
+            None => {}
+            Some(value) => match value.as_i64().filter(|number| range.contains(number)) {
+                Some(number) => return number,
+                None => self.wrong(key, &value, &what, problems),
+            },
+        }
+        stand_in
+    }
+
+    /// A count of at least one and at most `most`.
+    pub fn count(&mut self, key: &str, default: Option<usize>, most: usize, problems: &mut Problems) -> NonZeroUsize {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let default = default.and_then(|default| i64::try_from(default).ok());
+        let number = self.integer(key, default, 1..=most, problems);
+        usize::try_from(number).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    /// A port, 1 to 65535 (0, which lets the system choose, is allowed too for tests and is shown in the log).
+    pub fn port(&mut self, key: &str, default: Option<u16>, problems: &mut Problems) -> u16 {
+        let number = self.integer(key, default.map(i64::from), 0..=i64::from(u16::MAX), problems);
+        u16::try_from(number).unwrap_or_default()
+    }
+
+    /// A port that may be absent.
+    pub fn optional_port(&mut self, key: &str, problems: &mut Problems) -> Option<u16> {
+        self.has(key).then(|| self.port(key, None, problems))
+    }
+
+    /// A duration in milliseconds, within `range` milliseconds.
+    pub fn millis(
+        &mut self,
+        key: &str,
+        default: Option<u64>,
+        range: RangeInclusive<u64>,
+        problems: &mut Problems,
+    ) -> Duration {
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let range = signed(*range.start())..=signed(*range.end());
+        let number = self.integer(key, default.map(signed), range, problems);
+        Duration::from_millis(u64::try_from(number).unwrap_or_default())
+    }
+
+    /// A duration in milliseconds, where 0 or absence means none.
+    pub fn optional_millis(&mut self, key: &str, most: u64, problems: &mut Problems) -> Option<Duration> {
+        let duration = self.millis(key, Some(0), 0..=most, problems);
+        (!duration.is_zero()).then_some(duration)
+    }
+
+    /// A string; no default means the key is required. May be empty. Numbers and booleans are not strings.
+    pub fn string(&mut self, key: &str, default: Option<&str>, problems: &mut Problems) -> String {
+        match self.take(key) {
+            None if default.is_none() => self.missing(key, "a string", problems),
+            None => {}
+            Some(Value::String(text)) => return text,
+            Some(value) => self.wrong(key, &value, "a string (put it in quotes)", problems),
+        }
+        default.unwrap_or_default().to_owned()
+    }
+
+    /// true or false.
+    pub fn boolean(&mut self, key: &str, default: bool, problems: &mut Problems) -> bool {
+        match self.take(key) {
+            None => default,
+            Some(Value::Bool(truth)) => truth,
+            Some(value) => {
+                self.wrong(key, &value, "true or false", problems);
+                default
+            }
+        }
+    }
+
+    /// One of the words given, each with its meaning; the first is the default.
+    pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], problems: &mut Problems) -> T {
+        let default = choices[0].1;
+        let Some(value) = self.take(key) else { return default };
+        let found = choices.iter().find(|(word, _)| value.as_str() == Some(word));
+        found.map_or_else(
+            || {
+                let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+                self.wrong(key, &value, &format!("one of {}", words.join(", ")), problems);
+                default
+            },
+            |(_, meaning)| *meaning,
+        )
+    }
+
+    /// A list of non-empty strings; `None` when the key is absent. An empty list, an empty string and a repeated entry are refused.
+    pub fn strings(&mut self, key: &str, required: bool, problems: &mut Problems) -> Option<Vec<String>> {
+        let what = "a list of at least one non-empty string, none twice";
+        let Some(value) = self.take(key) else {
+            if required {
+                self.missing(key, what, problems);
+            }
+            return None;
+        };
+        let strings: Option<Vec<String>> = value.as_sequence().and_then(|items| {
+            items.iter().map(|item| item.as_str().filter(|text| !text.trim().is_empty()).map(str::to_owned)).collect()
+        });
+        match strings {
+            Some(strings) if !strings.is_empty() && !has_duplicates(&strings) => Some(strings),
+            _ => {
+                self.wrong(key, &value, what, problems);
+                None
+            }
+        }
+    }
+
+    /// A list of `host:port`, at least one.
+    pub fn hosts(&mut self, key: &str, required: bool, problems: &mut Problems) -> Option<Vec<String>> {
+        let hosts = self.strings(key, required, problems)?;
+        for host in &hosts {
+            if !is_host_and_port(host) {
+                self.note(
+                    key,
+                    format!("has {host:?}, but each entry must be host:port, as in 10.1.1.1:2181"),
+                    problems,
+                );
+            }
+        }
+        Some(hosts)
+    }
+
+    /// A map inside this one; `None` when absent.
+    pub fn section(&mut self, key: &str, required: bool, problems: &mut Problems) -> Option<Section> {
+        match self.take(key) {
+            None => {
+                if required {
+                    self.missing(key, "a map", problems);
+                }
+                None
+            }
+            Some(Value::Mapping(map)) => {
+                let prefix = format!("{}{key}.", self.prefix);
+                Some(Section { file: self.file.clone(), prefix, map, mute: self.mute })
+            }
+            Some(value) => {
+                self.wrong(key, &value, "a map", problems);
+                None
+            }
+        }
+    }
+
+    /// Keys that nobody took so far.
+    pub fn remaining(&self) -> impl Iterator<Item = String> + '_ {
+        self.map.keys().map(|key| key.as_str().map_or_else(|| shown(key), str::to_owned))
+    }
+
+    /// Ends the reading: every key that was not asked for is a problem.
+    pub fn finish(self, problems: &mut Problems) {
+        for key in self.remaining() {
+            self.note(&key, "is not a known key here (misspelt?)", problems);
+        }
+    }
+}
+
+fn has_duplicates(strings: &[String]) -> bool {
+    strings.iter().enumerate().any(|(index, text)| strings[..index].contains(text))
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        let plain = !host.is_empty() && !host.contains([':', '/', ' ', '@']);
+        (bracketed || plain) && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
+}
+
+/// A value as it is shown in a problem: short, on one line.
+fn shown(value: &Value) -> String {
+    let text = serde_yaml::to_string(value).unwrap_or_default();
+    let line = text.trim().replace('\n', " ");
+    if line.chars().count() <= 60 { line } else { line.chars().take(57).chain("...".chars()).collect() }
+}
+
+fn read(file: &Path) -> Result<Mapping, String> {
+    let size = fs::metadata(file).map_err(|cause| format!("cannot be read: {cause}"))?.len();
+    if MAX_FILE_BYTES < size {
+        return Err(format!("has {size} bytes, but a configuration has at most {MAX_FILE_BYTES}"));
+    }
+    let text = fs::read_to_string(file).map_err(|cause| format!("cannot be read: {cause}"))?;
+    // Into a Value first: unlike maps and structs it refuses a key that occurs twice.
+    let mut value: Value = serde_yaml::from_str(&text).map_err(|cause| format!("is not YAML: {cause}"))?;
+    expand(&mut value)?;
+    match value {
+        Value::Mapping(map) => Ok(map),
+        Value::Null => Err("is empty, but must be a map of keys".to_owned()),
+        _ => Err("must be a map of keys".to_owned()),
+    }
+}
+
+fn expand(value: &mut Value) -> Result<(), String> {
+    match value {
+        Value::String(text) if text.contains("${") => *text = expand_text(text)?,
+        Value::Sequence(items) => items.iter_mut().try_for_each(expand)?,
+        Value::Mapping(map) => map.values_mut().try_for_each(expand)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn expand_text(text: &str) -> Result<String, String> {
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        if let Some(literal) = rest[..start].strip_suffix('$') {
+            expanded.push_str(literal);
+            expanded.push_str("${");
+            rest = &rest[start + 2..];
+            continue;
+        }
+        expanded.push_str(&rest[..start]);
+        let (name, after) =
+            rest[start + 2..].split_once('}').ok_or_else(|| format!("has {text:?}: ${{ without a closing brace"))?;
+        let value = std::env::var(name).map_err(|_| format!("has {text:?}: the environment has no variable {name}"))?;
+        expanded.push_str(&value);
+        rest = after;
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn section(text: &str) -> (Section, Problems, tempfile::NamedTempFile) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let mut problems = Problems::default();
+        let section = Section::load(file.path(), &mut problems);
+        (section, problems, file)
+    }
+
+    #[test]
+    fn every_problem_is_noted_at_once_with_key_value_and_what_is_allowed() {
+        let (mut section, mut problems, _file) =
+            section("port: '80'\npool: 0\nname: 7\nhosts: [a, 'b:1', 'b:1']\nmode: slow\nprot: 80\nflag: yes\n");
+        section.port("port", None, &mut problems);
+        section.count("pool", None, 100, &mut problems);
+        section.string("name", None, &mut problems);
+        section.hosts("hosts", true, &mut problems);
+        section.choice("mode", &[("quick", 1), ("exact", 2)], &mut problems);
+        section.boolean("flag", false, &mut problems);
+        section.string("absent", None, &mut problems);
+        section.finish(&mut problems);
+        let texts: Vec<_> = problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.text)).collect();
+        assert_eq!(
+            texts,
+            [
+                "port: is '80', but must be a whole number from 0 to 65535",
+                "pool: is 0, but must be a whole number from 1 to 100",
+                "name: is 7, but must be a string (put it in quotes)",
+                "hosts: is - a - b:1 - b:1, but must be a list of at least one non-empty string, none twice",
+                "mode: is slow, but must be one of quick, exact",
+                "flag: is yes, but must be true or false",
+                "absent: is missing; it must be a string",
+                "prot: is not a known key here (misspelt?)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_map_is_one_problem() {
+        for (text, start) in
+            [("", "is empty"), ("- a\n", "must be a map"), ("a: [\n", "is not YAML"), ("a: 1\na: 2\n", "is not YAML")]
+        {
+            let (mut section, mut problems, _file) = section(text);
+            section.string("absent", None, &mut problems);
+            section.finish(&mut problems);
+            assert_eq!(problems.0.len(), 1, "{text:?}: {problems}");
+            assert!(problems.0[0].text.starts_with(start), "{text:?}: {problems}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_checked_one_by_one() {
+        for (host, good) in [
+            ("a:1", true),
+            ("[::1]:9092", true),
+            ("a", false),
+            ("a:0", false),
+            ("a:70000", false),
+            (":1", false),
+            ("http://a:1", false),
+        ] {
+            assert_eq!(is_host_and_port(host), good, "{host}");
+        }
+    }
+
+    #[test]
+    fn the_environment_is_expanded_and_can_be_escaped() {
+        let home = std::env::var("PATH").unwrap();
+        for (text, expanded) in
+            [("a ${PATH} b", format!("a {home} b")), ("$${PATH}", "${PATH}".into()), ("$5 {#KEY}", "$5 {#KEY}".into())]
+        {
+            assert_eq!(expand_text(text).unwrap(), expanded);
+        }
+        assert!(expand_text("${SURELY_NOT_SET_ANYWHERE}").unwrap_err().contains("SURELY_NOT_SET_ANYWHERE"));
+        assert!(expand_text("${PATH").is_err());
+    }
+}

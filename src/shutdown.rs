@@ -1,0 +1,137 @@
+//! Stopping: a channel that closes, never a flag that is polled.
+//!
+//! A [`Stop`] is handed to everything that loops or waits. Triggering it closes its channel for all who hold a
+//! clone, and for all its children; nothing ever opens it again. Which thing is stopped before which is decided
+//! where the threads are born (each daemon's `mod.rs`), by giving them different stops.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+/// Never sent: the channel of a [`Stop`] only closes.
+#[derive(Debug)]
+pub enum Never {}
+
+/// A request to stop, seen by everyone who holds a clone.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    closed: Receiver<Never>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Dropped by the trigger, which closes the channel.
+    open: Option<Sender<Never>>,
+    children: Vec<Weak<Inner>>,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Stop {
+    /// A stop that nothing has triggered yet.
+    pub fn new() -> Self {
+        let (open, closed) = bounded(0);
+        let state = Mutex::new(State { open: Some(open), children: Vec::new() });
+        Stop { inner: Arc::new(Inner { closed, state }) }
+    }
+
+    /// A stop that is triggered with this one, or alone.
+    pub fn child(&self) -> Self {
+        let child = Stop::new();
+        let mut state = self.inner.lock();
+        if state.open.is_none() {
+            drop(state);
+            child.trigger();
+        } else {
+            state.children.retain(|known| known.strong_count() > 0);
+            state.children.push(Arc::downgrade(&child.inner));
+        }
+        child
+    }
+
+    /// Asks everyone who holds this stop, or a child of it, to end. Idempotent.
+    pub fn trigger(&self) {
+        self.inner.trigger();
+    }
+
+    /// Whether the stop was triggered.
+    pub fn is_triggered(&self) -> bool {
+        self.inner.lock().open.is_none()
+    }
+
+    /// A channel that closes when the stop is triggered; for `select!`.
+    pub fn closed(&self) -> &Receiver<Never> {
+        &self.inner.closed
+    }
+
+    /// Sleeps for `pause` and returns true, or returns false as soon as the stop is triggered.
+    pub fn sleep(&self, pause: Duration) -> bool {
+        matches!(self.inner.closed.recv_timeout(pause), Err(RecvTimeoutError::Timeout))
+    }
+
+    /// Blocks until the stop is triggered.
+    pub fn wait(&self) {
+        // The channel carries no value, so the only answer is that it closed.
+        let _ = self.inner.closed.recv();
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trigger(&self) {
+        let children = {
+            let mut state = self.lock();
+            state.open = None;
+            std::mem::take(&mut state.children)
+        };
+        for child in children.iter().filter_map(Weak::upgrade) {
+            child.trigger();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn a_trigger_reaches_children_but_not_the_parent() {
+        let parent = Stop::new();
+        let first = parent.child();
+        let second = parent.child();
+        first.trigger();
+        assert!(first.is_triggered());
+        assert!(!parent.is_triggered());
+        assert!(!second.is_triggered());
+        parent.trigger();
+        assert!(second.is_triggered());
+        assert!(parent.child().is_triggered(), "a child of a stopped parent is born stopped");
+    }
+
+    #[test]
+    fn a_sleep_ends_with_the_trigger() {
+        let stop = Stop::new();
+        assert!(stop.sleep(Duration::from_millis(1)));
+        let sleeper = stop.clone();
+        let started = Instant::now();
+        let thread = std::thread::spawn(move || sleeper.sleep(Duration::from_secs(60)));
+        stop.trigger();
+        assert!(!thread.join().expect("the sleeper does not panic"));
+        assert!(started.elapsed() < Duration::from_secs(30));
+    }
+}

@@ -1,0 +1,192 @@
+//! The only place that starts threads.
+//!
+//! A [`Supervisor`] is a group of named threads that live and die together: a daemon, or one module of it. A
+//! thread that ends before the group was asked to stop, by returning or by a panic, is named in the log and
+//! stops the whole group; who runs the group learns it from [`Supervisor::join`] and starts it anew or ends the
+//! daemon. Nobody limps on with a part missing.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::error;
+
+use crate::shutdown::Stop;
+
+/// A group of threads with one stop.
+#[derive(Clone)]
+pub struct Supervisor {
+    group: Arc<Group>,
+}
+
+struct Group {
+    name: String,
+    stop: Stop,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Names of the threads that still run; bounded by the number of `spawn` calls, which is fixed.
+    running: Vec<String>,
+    /// The first thread that ended unasked, and how.
+    failure: Option<Failure>,
+}
+
+/// A thread that ended although nobody had asked it to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("thread {thread} {how}")]
+pub struct Failure {
+    /// Name of the thread.
+    pub thread: String,
+    /// "returned unasked", or "panicked: …", or why it could not be started.
+    pub how: String,
+}
+
+/// How a group ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All threads ended after the stop.
+    Asked,
+    /// A thread ended unasked; the others were then stopped.
+    Failed(Failure),
+    /// These threads were still running at the deadline.
+    StillRunning(Vec<String>),
+}
+
+impl Supervisor {
+    /// An empty group; `stop` ends it.
+    pub fn new(name: impl Into<String>, stop: Stop) -> Self {
+        let group = Group { name: name.into(), stop, state: Mutex::default(), changed: Condvar::new() };
+        Supervisor { group: Arc::new(group) }
+    }
+
+    /// What stops this group.
+    pub fn stop(&self) -> &Stop {
+        &self.group.stop
+    }
+
+    /// The name of the group, for log lines.
+    pub fn name(&self) -> &str {
+        &self.group.name
+    }
+
+    /// Starts a thread of the group. It must return soon after the group's stop, or a child stop of it that
+    /// the body holds, is triggered; returning earlier, or panicking, fails the group. The kernel shows the first 15 bytes of `name`.
+    pub fn spawn(&self, name: impl Into<String>, body: impl FnOnce() + Send + 'static) {
+        self.start(name.into(), true, body);
+    }
+
+    /// Like [`spawn`](Self::spawn), for a thread that may end when its work is done; only a panic fails the group.
+    pub fn spawn_task(&self, name: impl Into<String>, body: impl FnOnce() + Send + 'static) {
+        self.start(name.into(), false, body);
+    }
+
+    fn start(&self, name: String, must_stay: bool, body: impl FnOnce() + Send + 'static) {
+        self.group.lock().running.push(name.clone());
+        let group = Arc::clone(&self.group);
+        let thread_name = name.clone();
+        let spawned = thread::Builder::new().name(name.clone()).spawn(move || {
+            let outcome = catch_unwind(AssertUnwindSafe(body));
+            let how = match outcome {
+                Err(panic) => Some(format!("panicked: {}", panic_text(panic.as_ref()))),
+                Ok(()) if must_stay && !group.stop.is_triggered() => Some("returned unasked".to_owned()),
+                Ok(()) => None,
+            };
+            group.ended(&thread_name, how);
+        });
+        if let Err(cause) = spawned {
+            self.group.ended(&name, Some(format!("could not be started: {cause}")));
+        }
+    }
+
+    /// Waits until every thread of the group has ended: first for the stop, without a limit, then for the threads,
+    /// for `grace` at most.
+    pub fn join(&self, grace: Duration) -> Ended {
+        self.group.stop.wait();
+        let deadline = Instant::now() + grace;
+        let mut state = self.group.lock();
+        loop {
+            if state.running.is_empty() {
+                return state.failure.clone().map_or(Ended::Asked, Ended::Failed);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ended::StillRunning(state.running.clone());
+            }
+            state = self.group.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The thread that ended unasked, if one did.
+    pub fn failure(&self) -> Option<Failure> {
+        self.group.lock().failure.clone()
+    }
+}
+
+impl Group {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self, name: &str, how: Option<String>) {
+        let mut state = self.lock();
+        if let Some(place) = state.running.iter().position(|running| running == name) {
+            state.running.swap_remove(place);
+        }
+        if let Some(how) = how {
+            error!("thread {name} of {} {how}", self.name);
+            let failure = Failure { thread: name.to_owned(), how };
+            state.failure.get_or_insert(failure);
+            drop(state);
+            self.stop.trigger();
+        }
+        self.changed.notify_all();
+    }
+}
+
+/// The text of a panic, where it has one.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_thread_that_ends_unasked_stops_the_group_and_is_named() {
+        for (panics, how) in [(true, "panicked: at the disco"), (false, "returned unasked")] {
+            let group = Supervisor::new("g", Stop::new());
+            let stop = group.stop().clone();
+            group.spawn("stays", move || stop.wait());
+            group.spawn("leaves", move || assert!(!panics, "at the disco"));
+            let failure = Failure { thread: "leaves".into(), how: how.into() };
+            assert_eq!(group.join(GRACE), Ended::Failed(failure));
+        }
+    }
+
+    #[test]
+    fn an_asked_stop_is_not_a_failure_and_a_sticky_thread_is_named() {
+        let group = Supervisor::new("g", Stop::new());
+        let stop = group.stop().clone();
+        group.spawn("obeys", move || stop.wait());
+        group.spawn_task("task", || ());
+        let held = Stop::new();
+        let hold = held.clone();
+        group.spawn("sticky", move || hold.wait());
+        group.stop().trigger();
+        assert_eq!(group.join(Duration::from_millis(50)), Ended::StillRunning(vec!["sticky".into()]));
+        held.trigger();
+        assert_eq!(group.join(GRACE), Ended::Asked);
+    }
+}
