@@ -81,6 +81,12 @@ pub(crate) fn create_topic(brokers: &str, name: &str, partitions: i32, replicati
             "the partitions of {name} have no leaders at {broker}"
         );
     }
+    // A leader that is named may not have taken office yet; once it tells the end of its log it serves everything.
+    let led = poll(DEADLINE, || {
+        let ends = log_ends(brokers, name).ok()?;
+        (ends.len() == partitions as usize).then_some(())
+    });
+    assert!(led.is_some(), "the leaders of {name} do not serve it");
 }
 
 /// The end of the log of each partition: the offset the next message will have.
