@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod broker;
 pub mod config;
+pub mod daemon;
 pub mod http;
 pub mod keeper;
 pub mod logging;
