@@ -314,13 +314,15 @@ mod tests {
 
     const GRACE: Duration = Duration::from_millis(200);
 
-    fn served(run: fn(Nothing, &Supervisor) -> Result<(), String>) -> Exit {
+    type Run = fn(Nothing, &Supervisor) -> Result<(), String>;
+
+    fn served(run: Run) -> Exit {
         serve(&Supervisor::new("d", Stop::new()), GRACE, Nothing, run)
     }
 
     #[test]
     fn every_end_has_its_exit_code() {
-        let ends: [(fn(Nothing, &Supervisor) -> Result<(), String>, Exit); 8] = [
+        let ends: [(Run, Exit); 8] = [
             (
                 |_, group| {
                     let stop = group.stop().clone();
