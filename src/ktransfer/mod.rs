@@ -1,0 +1,3 @@
+//! Kafka to HTTP: each message of a topic posted to the module's backends, in order per key, never lost.
+
+pub mod group;
