@@ -5,6 +5,7 @@ pub mod broker;
 pub mod config;
 pub mod http;
 pub mod keeper;
+pub mod ktransfer;
 pub mod metrics;
 pub mod shutdown;
 pub mod supervise;
