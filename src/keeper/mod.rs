@@ -7,6 +7,8 @@
 //! failed here, so every write must be safe to happen late (ephemeral with our instance id, or conditional
 //! on a version); polling is the truth, watches are not used.
 
+pub mod memory;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,7 +39,7 @@ pub enum Lifetime {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeeperError {
     /// There is no such node (for `create`: no parent).
-    #[error("node {0} does not exist")]
+    #[error("node {0} (or its parent) does not exist")]
     NoNode(String),
     /// `create`: the node is there already, perhaps by our own earlier try.
     #[error("node {0} exists")]
