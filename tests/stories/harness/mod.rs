@@ -15,6 +15,7 @@ pub(crate) mod http;
 pub(crate) mod jars;
 pub(crate) mod kafka;
 pub(crate) mod kafka_wire;
+pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
