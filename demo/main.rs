@@ -8,7 +8,6 @@
 
 #[path = "../tests/stories/harness/mod.rs"]
 mod harness;
-mod message;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -17,10 +16,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use harness::backend::Journal;
+use harness::configs::{self, CLUSTER_NAME};
 use harness::http::{self, Client};
+use harness::message::{METHODS, Message};
 use harness::oracle::{Id, Verdict, judge};
 use harness::{Answer, Backend, Cluster, Daemon, Program, Request, binary, cluster, free_port, poll, wait_until};
-use message::{METHODS, Message};
 
 const TOPIC: &str = "demo_topic";
 const MODULE: &str = "demo_module";
@@ -284,32 +284,11 @@ impl Daemons {
     fn start(cluster: &Cluster, backends: &[Backend]) -> Daemons {
         let [kproxy_port, kproxy_admin_port, ktransfer_admin_port, kmonitor_port] =
             std::array::from_fn(|_| free_port());
-        let (zookeeper, chroot, broker) = (&cluster.zookeeper, cluster.chroot, &cluster.brokers);
-        let servers: String = backends.iter().map(|backend| format!(" - {}\n", backend.address())).collect();
-        let methods: String = METHODS.iter().map(|method| format!(" - {method}\n")).collect();
-        let kproxy = format!(
-            "log_dir: ./log\nlog_level: 4\nport: {kproxy_port}\nadmin_port: {kproxy_admin_port}\n\
-             read_timeout_ms: 5000\nwrite_timeout_ms: 5000\nreq_pool_size: 10240\nproducer_num: 1\n\
-             max_request_size_bytes: 10485760\nbroker_hosts:\n - {broker}\n"
-        );
-        let ktransfer = format!(
-            "log_dir: ./log\nlog_level: 4\nadmin_port: {ktransfer_admin_port}\n\
-             zk_chroot: {chroot}\nzk_timeout_ms: 3000\nzk_hosts:\n - {zookeeper}\n\
-             module_conf_dir: ./conf/modules\nmodule_enabled:\n - {MODULE}\n"
-        );
-        let module = format!(
-            "topic: {TOPIC}\nmethods:\n{methods}\
-             protocol:\n name: http\n uri: /push/{{#TOPIC}}?key={{#KEY}}&transid={{#TRANSID}}&partition={{#PARTITION}}\n\
-             \x20headers:\n  - Host: backend.example\n read_timeout_ms: 0\n write_timeout_ms: 1000\n conn_timeout_ms: 1000\n\
-             worker_num: 16\nwindow_size: 200\nmax_retry_times: -1\nfail_retry_interval_ms: 200\n\
-             zk_offset_update_interval_sec: 1\nbackend_servers:\n{servers}"
-        );
-        let kmonitor = format!(
-            "base:\n log_dir: ./log\n log_level: 4\n clusters:\n  - test_cluster\n\
-             http_server:\n port: {kmonitor_port}\n read_timeout_ms: 5000\n write_timeout_ms: 5000\n\
-             test_cluster:\n chroot: {chroot}\n zk_connect_timeout_ms: 1000\n zk_session_timeout_ms: 6000\n\
-             \x20zk_hosts:\n  - {zookeeper}\n"
-        );
+        let servers: Vec<String> = backends.iter().map(Backend::address).collect();
+        let kproxy = configs::kproxy(cluster, kproxy_port, kproxy_admin_port);
+        let ktransfer = configs::ktransfer(cluster, ktransfer_admin_port, &[MODULE]);
+        let module = configs::module(TOPIC, &servers);
+        let kmonitor = configs::kmonitor(cluster, kmonitor_port);
         let module_file = format!("conf/modules/{MODULE}.yaml");
         Daemons {
             kproxy: Daemon::start(Program::Kproxy, &[("kproxy.yaml", &kproxy)]),
@@ -350,7 +329,7 @@ impl Daemons {
     fn delay(&self) -> Option<Delay> {
         let answer = http::get(&format!("http://{}/delay", self.kmonitor_address)).ok()?;
         let document: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
-        let partitions = document.get("test_cluster")?.get(MODULE)?.as_object()?;
+        let partitions = document.get(CLUSTER_NAME)?.get(MODULE)?.as_object()?;
         let pair = |(partition, delay): (&String, &serde_json::Value)| Some((partition.parse().ok()?, delay.as_i64()?));
         partitions.iter().map(pair).collect::<Option<_>>().map(Delay)
     }

@@ -1,13 +1,13 @@
-//! The demo's messages: msgpack documents as an application would post them.
+//! Messages of the stories and the demo: msgpack documents as an application would post them.
 
 use std::io::Cursor;
 
 use rmp::decode::{read_int, read_map_len, read_str_len};
 use rmp::encode::{write_map_len, write_str, write_uint};
 
-use crate::harness::oracle::Id;
+use super::oracle::Id;
 
-/// The methods the demo's module takes.
+/// The methods of these messages.
 pub(crate) const METHODS: [&str; 2] = ["Greeting", "Farewell"];
 
 /// One message: a map with its method, its key and its number within the key.
