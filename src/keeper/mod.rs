@@ -7,7 +7,9 @@
 //! failed here, so every write must be safe to happen late (ephemeral with our instance id, or conditional
 //! on a version); polling is the truth, watches are not used.
 
+pub mod discovery;
 pub mod memory;
+pub mod paths;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
