@@ -20,7 +20,7 @@ use harness::configs::{self, CLUSTER_NAME};
 use harness::http::{self, Client};
 use harness::message::{METHODS, Message};
 use harness::oracle::{Id, Verdict, judge};
-use harness::{Answer, Backend, Cluster, Daemon, Program, Request, binary, cluster, free_port, poll, wait_until};
+use harness::{Answer, Backend, Cluster, Daemon, Program, Request, binary, cluster, free_port, poll};
 
 const TOPIC: &str = "demo_topic";
 const MODULE: &str = "demo_module";
@@ -304,13 +304,10 @@ impl Daemons {
         }
     }
 
-    fn wait_until_ready(&self) {
-        for (name, address) in
-            [("kproxy", &self.kproxy_admin), ("ktransfer", &self.ktransfer_admin), ("kmonitor", &self.kmonitor_address)]
-        {
-            let ready = || http::get(&format!("http://{address}/readyz")).is_ok_and(|answer| answer.status == 200);
-            wait_until(START_DEADLINE, &format!("{name} is ready (/readyz)"), ready);
-        }
+    fn wait_until_ready(&mut self) {
+        self.kproxy.wait_until_ready(&self.kproxy_admin, START_DEADLINE);
+        self.ktransfer.wait_until_ready(&self.ktransfer_admin, START_DEADLINE);
+        self.kmonitor.wait_until_ready(&self.kmonitor_address, START_DEADLINE);
     }
 
     fn print_addresses(&self, backends: &[Backend]) {
