@@ -288,7 +288,8 @@ impl Daemons {
         let kproxy = configs::kproxy(cluster, kproxy_port, kproxy_admin_port);
         let ktransfer = configs::ktransfer(cluster, ktransfer_admin_port, &[MODULE]);
         let module = configs::module(TOPIC, &servers);
-        let kmonitor = configs::kmonitor(cluster, kmonitor_port);
+        // Looked at every half second, so that one sees the delay move.
+        let kmonitor = configs::kmonitor(cluster, kmonitor_port).replace("base:\n", "base:\n poll_interval_ms: 500\n");
         let module_file = format!("conf/modules/{MODULE}.yaml");
         Daemons {
             kproxy: Daemon::start(Program::Kproxy, &[("kproxy.yaml", &kproxy)]),
