@@ -6,10 +6,12 @@
 //! Invariants: a [`Producer`] completes every append exactly once; a [`Fetcher`] hands out the messages of a
 //! partition in rising offset order, each one at most once for an assignment, and never passes one over silently.
 
+mod front;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
 pub mod memory;
 pub mod partitioner;
+mod topics;
 
 use std::fmt;
 use std::sync::Arc;
