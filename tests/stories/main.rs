@@ -7,3 +7,4 @@
 mod harness;
 mod harness_story;
 mod path_story;
+mod keeper_story;
