@@ -65,7 +65,7 @@ impl Busy {
                 while stop.sleep(Duration::from_millis(20)) {
                     let started = Instant::now();
                     let _ = keeper.children("/");
-                    let mut slowest = slowest.lock().unwrap();
+                    let mut slowest = slowest.lock().expect("no caller panics");
                     *slowest = slowest.max(started.elapsed());
                 }
             })
@@ -82,10 +82,10 @@ impl Busy {
     fn end(self) -> Duration {
         self.callers_stop.trigger();
         for caller in self.callers {
-            caller.join().unwrap();
+            caller.join().expect("no caller panics");
         }
         end(&self.keeper, &self.supervisor);
-        *self.slowest.lock().unwrap()
+        *self.slowest.lock().expect("no caller panics")
     }
 }
 
@@ -168,8 +168,8 @@ struct HttpServer {
 
 impl HttpServer {
     fn start() -> HttpServer {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
         let (stop, asked) = (Stop::new(), Arc::new(AtomicUsize::new(0)));
         let (stopped, count) = (stop.clone(), Arc::clone(&asked));
         std::thread::spawn(move || {
