@@ -5,6 +5,8 @@
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
 mod broker_suite;
+mod group_story;
 mod harness;
 mod harness_story;
 mod path_story;
+mod keeper_story;
