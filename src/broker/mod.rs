@@ -6,6 +6,9 @@
 //! Invariants: a [`Producer`] completes every append exactly once; a [`Fetcher`] hands out the messages of a
 //! partition in rising offset order, each one at most once for an assignment, and never passes one over silently.
 
+pub mod memory;
+pub mod partitioner;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,229 @@
+//! Which messages of one partition are handed out and not done, and up to where the partition may be committed.
+//!
+//! Knows nothing of Kafka, ZooKeeper or time; the dispatcher asks and acts.
+//!
+//! Invariant: the commit point never passes a message that was opened and is not done. Offsets rise, but need
+//! not be contiguous: compaction and transactions leave holes, and a hole is never waited for.
+
+use std::collections::VecDeque;
+
+use crate::broker::Offset;
+
+/// The messages of one partition from the first that is not done on.
+#[derive(Debug, Default)]
+pub struct Window {
+    /// By rising offset; the first one is never done.
+    slots: VecDeque<Slot>,
+    /// How many of the slots are done: they wait for an earlier one.
+    done: usize,
+    /// The next offset to read after a restart; `None` while nothing was done.
+    commit_point: Option<Offset>,
+    /// The offset after the newest one seen; a lower one is refused.
+    end: Option<Offset>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    offset: Offset,
+    done: bool,
+}
+
+impl Window {
+    /// A window in which nothing was opened yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Enters a message that is about to be handed out. False, and nothing changes, if its offset does not rise.
+    #[must_use]
+    pub fn open(&mut self, offset: Offset) -> bool {
+        self.enter(offset, false)
+    }
+
+    /// Enters a message that needs no push. Returns the commit point, if that moved.
+    pub fn pass(&mut self, offset: Offset) -> Option<Offset> {
+        if !self.enter(offset, true) {
+            return None;
+        }
+        self.done += 1;
+        self.advance()
+    }
+
+    /// Marks `offset` done. Returns the commit point, if that moved. An offset that is not open changes nothing.
+    pub fn close(&mut self, offset: Offset) -> Option<Offset> {
+        let place = self.place_of(offset)?;
+        let slot = &mut self.slots[place];
+        if slot.done {
+            return None;
+        }
+        slot.done = true;
+        self.done += 1;
+        self.advance()
+    }
+
+    /// The next offset to read after a restart; `None` while nothing was done.
+    pub fn commit_point(&self) -> Option<Offset> {
+        self.commit_point
+    }
+
+    /// How many messages a restart would read again at most: those not done and those done behind them.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether everything that was opened is done.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Messages done behind one that is not: they would be repeated after a restart.
+    pub fn done_ahead(&self) -> usize {
+        self.done
+    }
+
+    fn enter(&mut self, offset: Offset, done: bool) -> bool {
+        if self.end.is_some_and(|end| offset < end) {
+            return false;
+        }
+        self.end = Some(offset.saturating_add(1));
+        self.slots.push_back(Slot { offset, done });
+        true
+    }
+
+    /// Without holes the place is the distance from the first offset; a hole moves it towards the front.
+    fn place_of(&self, offset: Offset) -> Option<usize> {
+        let first = self.slots.front()?.offset;
+        let distance = usize::try_from(offset.checked_sub(first)?).ok()?;
+        if self.slots.get(distance).is_some_and(|slot| slot.offset == offset) {
+            return Some(distance);
+        }
+        self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()
+    }
+
+    fn advance(&mut self) -> Option<Offset> {
+        let mut newest_done = None;
+        while let Some(slot) = self.slots.front().filter(|slot| slot.done) {
+            newest_done = Some(slot.offset);
+            self.slots.pop_front();
+            self.done -= 1;
+        }
+        // With a message open behind a hole, reading may go on at that message; else right behind the newest done one.
+        let next = self.slots.front().map_or(newest_done?.saturating_add(1), |slot| slot.offset);
+        self.commit_point = Some(next);
+        Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_commit_point_is_the_end_of_the_done_prefix() {
+        let mut window = Window::new();
+        for offset in [300, 301, 302, 303] {
+            assert!(window.open(offset));
+        }
+        for (offset, resume_at, left, ahead) in
+            [(301, None, 4, 1), (300, Some(302), 2, 0), (300, None, 2, 0), (303, None, 2, 1), (302, Some(304), 0, 0)]
+        {
+            assert_eq!(window.close(offset), resume_at, "close {offset}");
+            assert_eq!((window.len(), window.done_ahead()), (left, ahead), "after {offset}");
+        }
+        assert_eq!(window.commit_point(), Some(304));
+    }
+
+    #[test]
+    fn holes_are_not_waited_for_and_filtered_messages_move_the_commit_point() {
+        let mut window = Window::new();
+        assert_eq!(window.commit_point(), None);
+        assert_eq!(window.pass(7), Some(8), "an empty window follows what passes");
+        assert!(window.open(20));
+        assert_eq!(window.pass(21), None);
+        assert!(window.open(40));
+        assert_eq!(window.close(30), None, "30 was never there");
+        assert_eq!(window.close(20), Some(40), "over the hole to the next open message");
+        assert_eq!(window.close(40), Some(41));
+        assert!(window.is_empty());
+    }
+
+    #[test]
+    fn an_offset_that_does_not_rise_is_refused() {
+        let mut window = Window::new();
+        assert!(window.open(5));
+        assert!(!window.open(5));
+        assert!(!window.open(4));
+        assert_eq!(window.pass(3), None);
+        assert_eq!(window.close(5), Some(6));
+        assert!(!window.open(5), "not even when it is done");
+        assert!(window.open(Offset::MAX));
+        assert_eq!(window.close(Offset::MAX), Some(Offset::MAX));
+        assert_eq!(window.close(Offset::MIN), None);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Open(u8),
+        Pass(u8),
+        Close(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let hole = prop_oneof![4 => Just(0u8), 1 => 0u8..4];
+        let step = prop_oneof![
+            3 => hole.clone().prop_map(Step::Open),
+            1 => hole.prop_map(Step::Pass),
+            4 => (0usize..64).prop_map(Step::Close),
+        ];
+        prop::collection::vec(step, 0..300)
+    }
+
+    proptest! {
+        /// Against a model that keeps every message for ever and searches from the start.
+        #[test]
+        fn it_agrees_with_a_model_that_forgets_nothing(start in -5i64..1000, steps in steps()) {
+            let mut window = Window::new();
+            let mut all: Vec<(Offset, bool)> = Vec::new();
+            let mut next = start;
+            for step in steps {
+                let before = window.commit_point();
+                let moved = match step {
+                    Step::Open(hole) => {
+                        next += Offset::from(hole);
+                        prop_assert!(window.open(next));
+                        all.push((next, false));
+                        next += 1;
+                        None
+                    }
+                    Step::Pass(hole) => {
+                        next += Offset::from(hole);
+                        all.push((next, true));
+                        next += 1;
+                        window.pass(next - 1)
+                    }
+                    Step::Close(index) => {
+                        let Some(entry) = all.get_mut(index) else { continue };
+                        entry.1 = true;
+                        window.close(entry.0)
+                    }
+                };
+                let prefix = all.iter().take_while(|(_, done)| *done).count();
+                let behind = &all[prefix..];
+                prop_assert_eq!(window.len(), behind.len());
+                prop_assert_eq!(window.done_ahead(), behind.iter().filter(|(_, done)| *done).count());
+                if let Some(point) = moved {
+                    prop_assert!(before.is_none_or(|before| before < point));
+                    let expected = behind.first().map_or(all[prefix - 1].0 + 1, |(offset, _)| *offset);
+                    prop_assert_eq!(point, expected);
+                }
+                prop_assert_eq!(window.commit_point().is_some(), prefix > 0);
+                // Nothing open lies before it, nothing that is done and before it is missing from the prefix.
+                if let Some(point) = window.commit_point() {
+                    prop_assert!(behind.iter().all(|(offset, _)| point <= *offset));
+                    prop_assert!(all[..prefix].iter().all(|(offset, _)| *offset < point));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Where the lines of the `log` macros go: `NAME.log`, and once more, when they matter, `NAME.log.wf`.
+//!
+//! | macro | word in the line | written from `log_level` | files |
+//! |---|---|---|---|
+//! | `error!` | FATAL | 1 | `NAME.log` and `NAME.log.wf` |
+//! | `warn!` | WARNING | 2 | `NAME.log` and `NAME.log.wf` |
+//! | `info!` | NOTICE | 4 | `NAME.log` |
+//! | `debug!` | TRACE | 8 | `NAME.log` |
+//! | `trace!` | DEBUG | 16 | `NAME.log` |
+//!
+//! A `log_level` between two of these is the lower one; 0 writes nothing and makes no file.
+//!
+//! Invariants: a log call never panics, never waits for a disk or a reader, and writes whole lines, each with one
+//! `write(2)`. What cannot be written is dropped, counted, and reported by the first line that can be written again.
+//! Lines that others cause go through [`log_limited!`](crate::log_limited).
+
+mod file;
+mod line;
+mod rate;
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::panic;
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::config::{Problems, Section};
+use crate::supervise::panic_text;
+
+use file::LogFile;
+pub use rate::{LIMITED_LINES_PER_SECOND, RateLimit};
+
+/// Lines a second that all libraries together may write; they are not ours to shorten at the source.
+static FOREIGN_LIMIT: RateLimit = RateLimit::new(5);
+
+/// The logger of this process, once [`start`] was called.
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// Keys `log_dir` and `log_level`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Folder of the log files; made if it is not there. Relative to the folder the daemon was started in.
+    pub dir: PathBuf,
+    /// 0 to 16, see the head of this module.
+    pub level: u8,
+}
+
+impl LogConfig {
+    /// Takes `log_dir` (default `./log`) and `log_level` (default 4).
+    pub fn from_section(section: &mut Section, problems: &mut Problems) -> Self {
+        let dir = section.string("log_dir", Some("./log"), problems);
+        if dir.is_empty() {
+            section.note("log_dir", "is empty, but must be a folder, as in ./log", problems);
+        }
+        let level = section.integer("log_level", Some(4), 0..=16, problems);
+        LogConfig { dir: dir.into(), level: u8::try_from(level).unwrap_or(4) }
+    }
+
+    fn filter(&self) -> LevelFilter {
+        match self.level {
+            0 => LevelFilter::Off,
+            1 => LevelFilter::Error,
+            2..4 => LevelFilter::Warn,
+            4..8 => LevelFilter::Info,
+            8..16 => LevelFilter::Debug,
+            16.. => LevelFilter::Trace,
+        }
+    }
+}
+
+/// Why no log can be written. The start of a daemon ends with it.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// A log file cannot be opened.
+    #[error("log_dir: {path} cannot be opened for writing: {cause}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// This process has a logger already.
+    #[error("logging was started twice")]
+    StartedTwice,
+}
+
+/// Opens the files of the daemon `name` and sends all lines of the process there, those of its panics too.
+pub fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
+    let logger = Logger::open(name, config)?;
+    LOGGER.set(logger).map_err(|_| LogError::StartedTwice)?;
+    let logger = LOGGER.get().ok_or(LogError::StartedTwice)?;
+    log::set_logger(logger).map_err(|_| LogError::StartedTwice)?;
+    log::set_max_level(config.filter());
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
+        let text = panic_text(panic.payload());
+        to_stderr(&format!("thread {} panicked{place}: {text}\n", thread::current().name().unwrap_or("?")));
+        log::error!("panicked{place}: {text}");
+    }));
+    Ok(())
+}
+
+/// Opens the files anew, after a rotation. A file that cannot be opened stays the old one, with a warning.
+pub fn reopen() {
+    if let Some(logger) = LOGGER.get() {
+        logger.reopen();
+    }
+}
+
+/// Writes to the standard error output unless that would block or fail. For what happens before and beside the log.
+pub fn to_stderr(text: &str) {
+    // A pipe that reports room takes up to PIPE_BUF bytes at once.
+    for part in text.as_bytes().chunks(libc::PIPE_BUF) {
+        let mut ready = libc::pollfd { fd: io::stderr().as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: one valid pollfd; a zero timeout never waits.
+        let has_room = unsafe { libc::poll(&raw mut ready, 1, 0) } == 1 && ready.revents & libc::POLLOUT != 0;
+        if has_room {
+            // SAFETY: the pointer and length are those of `part`. std's stderr would wait for its lock, which a blocked thread may hold.
+            unsafe { libc::write(ready.fd, part.as_ptr().cast(), part.len()) };
+        }
+    }
+}
+
+/// The files of one daemon.
+struct Logger {
+    level: LevelFilter,
+    /// `NAME.log`, then `NAME.log.wf`; empty at level 0.
+    files: Vec<LogFile>,
+    /// One reopening at a time.
+    reopening: Mutex<()>,
+}
+
+impl Logger {
+    fn open(name: &str, config: &LogConfig) -> Result<Self, LogError> {
+        let level = config.filter();
+        let names =
+            if level == LevelFilter::Off { vec![] } else { vec![format!("{name}.log"), format!("{name}.log.wf")] };
+        let open = |name: String| {
+            let path = config.dir.join(name);
+            LogFile::open(path.clone()).map_err(|cause| LogError::Open { path, cause })
+        };
+        let files = names.into_iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Logger { level, files, reopening: Mutex::new(()) })
+    }
+
+    fn reopen(&self) {
+        let _one_at_a_time = self.reopening.lock().unwrap_or_else(PoisonError::into_inner);
+        for file in &self.files {
+            if let Err(cause) = file.reopen() {
+                self.write(Level::Warn, None, format_args!("{} stays open as it was: {cause}", file.path().display()));
+            }
+        }
+    }
+
+    fn write(&self, level: Level, origin: Option<&str>, text: std::fmt::Arguments) {
+        thread_local! {
+            /// Taken while a line is made: a value that logs while it is shown finds an empty one.
+            static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
+        buffer.clear();
+        let current = thread::current();
+        line::format_line(&mut buffer, word(level), current.name().unwrap_or("?"), origin, text);
+        let files = if level <= Level::Warn { self.files.len() } else { 1.min(self.files.len()) };
+        for file in &self.files[..files] {
+            file.append(&buffer);
+            if file.has_dropped() {
+                report_dropped(file);
+            }
+        }
+        let _ = BUFFER.try_with(|place| place.set(buffer));
+    }
+}
+
+/// Tries to write a line about the lines that could not be written.
+fn report_dropped(file: &LogFile) {
+    let (dropped, cause) = file.take_dropped();
+    if dropped == 0 {
+        return;
+    }
+    let mut report = Vec::new();
+    let text = format_args!("{dropped} lines could not be written here: {cause}");
+    line::format_line(&mut report, word(Level::Warn), "log", None, text);
+    file.append(&report);
+    if file.has_dropped() {
+        // The report itself was dropped, and counted as a line; it is none of anybody's.
+        let (with_report, _) = file.take_dropped();
+        file.put_back(dropped + with_report.saturating_sub(1));
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= self.level && (is_own(metadata.target()) || metadata.level() <= Level::Warn)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        if is_own(record.target()) {
+            return self.write(record.level(), None, *record.args());
+        }
+        // A library's error is a warning of ours: only we know what ends the daemon. The zookeeper crate
+        // floods, and what is to be said of ZooKeeper the keeper says.
+        let library = record.target().split("::").next().unwrap_or_default();
+        let is_flood = matches!(library, "zookeeper" | "mio");
+        if is_flood || self.level < LevelFilter::Warn {
+            return;
+        }
+        match FOREIGN_LIMIT.admit() {
+            None => {}
+            Some(0) => self.write(Level::Warn, Some(library), *record.args()),
+            Some(held_back) => {
+                let text = format_args!("{} ({held_back} more lines of libraries were left out)", record.args());
+                self.write(Level::Warn, Some(library), text);
+            }
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn is_own(target: &str) -> bool {
+    target.starts_with(env!("CARGO_CRATE_NAME"))
+}
+
+fn word(level: Level) -> &'static str {
+    match level {
+        Level::Error => "FATAL",
+        Level::Warn => "WARNING",
+        Level::Info => "NOTICE",
+        Level::Debug => "TRACE",
+        Level::Trace => "DEBUG",
+    }
+}
+
+#[cfg(test)]
+mod tests;

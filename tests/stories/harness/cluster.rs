@@ -1,0 +1,179 @@
+//! A cluster with all that belongs to it, and the one that the stories share.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use kafka::client::{FetchPartition, KafkaClient, ProduceMessage, RequiredAcks};
+
+use super::kafka_wire;
+use super::{Kafka, Zk, ZooKeeper};
+
+/// Where the clusters live in their ZooKeeper.
+pub(crate) const CHROOT: &str = "/mq/test_cluster";
+
+/// ZooKeeper and the brokers that belong to it.
+pub(crate) struct Cluster {
+    /// `host:port` of ZooKeeper.
+    pub(crate) zookeeper: String,
+    pub(crate) chroot: &'static str,
+    /// `host:port` of the brokers, with commas between.
+    pub(crate) brokers: String,
+    pub(crate) zookeeper_server: ZooKeeper,
+    pub(crate) kafka_servers: Vec<Kafka>,
+}
+
+/// A message as it lies in Kafka.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoredMessage {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+}
+
+/// The cluster that all stories share, one broker; started at the first call. Nobody may hurt it.
+pub(crate) fn cluster() -> &'static Cluster {
+    static SHARED: OnceLock<Cluster> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let started = Instant::now();
+        let cluster = Cluster::start(1);
+        eprintln!("ZooKeeper and Kafka answer after {:.1} s", started.elapsed().as_secs_f64());
+        cluster
+    })
+}
+
+/// A name that nobody else in this process gets: for topics and modules.
+pub(crate) fn unique(prefix: &str) -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!("{prefix}_{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+impl Cluster {
+    /// Starts a cluster of one's own, with so many brokers, which a story may hurt.
+    pub(crate) fn start(n_brokers: i32) -> Cluster {
+        Cluster::start_with(n_brokers, &[])
+    }
+
+    /// As [`Cluster::start`], with more broker properties.
+    pub(crate) fn start_with(n_brokers: i32, properties: &[&str]) -> Cluster {
+        let zookeeper_server = ZooKeeper::start();
+        let start = |id| Kafka::start(&zookeeper_server, CHROOT, id, properties);
+        let kafka_servers: Vec<Kafka> = std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..n_brokers).map(|id| scope.spawn(move || start(id))).collect();
+            starting.into_iter().map(|broker| broker.join().expect("the broker starts")).collect()
+        });
+        let brokers: Vec<String> = kafka_servers.iter().map(Kafka::address).collect();
+        Cluster {
+            zookeeper: zookeeper_server.address(),
+            chroot: CHROOT,
+            brokers: brokers.join(","),
+            zookeeper_server,
+            kafka_servers,
+        }
+    }
+
+    /// The same name as the free function, for who has a cluster at hand.
+    pub(crate) fn unique(&self, prefix: &str) -> String {
+        unique(prefix)
+    }
+
+    /// Creates a topic with one replica and returns when it can be used.
+    pub(crate) fn create_topic(&self, name: &str, partitions: i32) {
+        kafka_wire::create_topic(&self.brokers, name, partitions, 1);
+    }
+
+    /// As [`Cluster::create_topic`], with so many replicas.
+    pub(crate) fn create_replicated_topic(&self, name: &str, partitions: i32, replication: i16) {
+        kafka_wire::create_topic(&self.brokers, name, partitions, replication);
+    }
+
+    /// A fresh topic with a name of its own.
+    pub(crate) fn new_topic(&self, prefix: &str, partitions: i32) -> String {
+        let name = unique(prefix);
+        self.create_topic(&name, partitions);
+        name
+    }
+
+    /// The end of the log by partition.
+    pub(crate) fn log_ends(&self, topic: &str) -> BTreeMap<i32, i64> {
+        kafka_wire::log_ends(&self.brokers, topic).unwrap_or_else(|error| panic!("log ends of {topic}: {error}"))
+    }
+
+    /// All messages of a topic that Kafka has now, by partition and offset. The client that reads them sees neither headers
+    /// nor timestamps.
+    pub(crate) fn messages(&self, topic: &str) -> Vec<StoredMessage> {
+        let ends = self.log_ends(topic);
+        let mut client = self.kafka_client();
+        let mut messages = Vec::new();
+        for (&partition, &end) in &ends {
+            let mut next = 0;
+            while next < end {
+                let request = FetchPartition::new(topic, partition, next).with_max_bytes(16 << 20);
+                let answers = client.fetch_messages([request]).expect("the broker answers a fetch");
+                for part in answers.iter().flat_map(|answer| answer.topics()).flat_map(|topic| topic.partitions()) {
+                    let data = part.data().unwrap_or_else(|error| panic!("fetch of {topic}: {error}"));
+                    for message in data.messages() {
+                        // An answer may begin before the offset asked for.
+                        if message.offset < next {
+                            continue;
+                        }
+                        next = message.offset + 1;
+                        messages.push(StoredMessage {
+                            partition,
+                            offset: message.offset,
+                            key: message.key.to_vec(),
+                            value: message.value.to_vec(),
+                        });
+                    }
+                }
+            }
+        }
+        messages
+    }
+
+    /// Puts messages into a partition, past kproxy.
+    pub(crate) fn produce(&self, topic: &str, partition: i32, messages: &[(&[u8], &[u8])]) {
+        let mut client = self.kafka_client();
+        for chunk in messages.chunks(400) {
+            let batch = chunk.iter().map(|(key, value)| {
+                let key = (!key.is_empty()).then_some(*key);
+                ProduceMessage::new(topic, partition, key, Some(*value))
+            });
+            let confirms = client
+                .produce_messages(RequiredAcks::All, Duration::from_secs(10), batch)
+                .expect("the broker takes messages");
+            for confirm in confirms.iter().flat_map(|confirm| &confirm.partition_confirms) {
+                confirm.offset.as_ref().unwrap_or_else(|code| panic!("produce to {topic}: {code:?}"));
+            }
+        }
+    }
+
+    fn kafka_client(&self) -> KafkaClient {
+        let mut client = KafkaClient::new(self.brokers.split(',').map(str::to_owned).collect());
+        client.load_metadata_all().expect("the broker answers");
+        client
+    }
+
+    /// A client of our own in ZooKeeper; its paths are whole, chroot included.
+    pub(crate) fn zk(&self) -> Zk {
+        self.zookeeper_server.client()
+    }
+
+    /// The text of a node; `path` is taken below the chroot.
+    pub(crate) fn read(&self, path: &str) -> Option<String> {
+        self.zk().read(&format!("{}{path}", self.chroot))
+    }
+
+    /// The names of a node's children, sorted; `path` is taken below the chroot.
+    pub(crate) fn children(&self, path: &str) -> Vec<String> {
+        self.zk().children(&format!("{}{path}", self.chroot))
+    }
+
+    /// The offset stored for a module's partition, if any.
+    pub(crate) fn stored_offset(&self, module: &str, topic: &str, partition: i32) -> Option<i64> {
+        let text = self.read(&format!("/consumers/{module}/offsets/{topic}/{partition}"))?;
+        Some(text.parse().unwrap_or_else(|_| panic!("the stored offset {text:?} is no number")))
+    }
+}

@@ -1,0 +1,186 @@
+//! A small HTTP/1.1 client for the stories: one request, thousands on one connection, or raw bytes.
+//!
+//! It checks nothing for its user: what it is told to send is sent, however wrong.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+/// How long one read may take; a story that wants less sets it on its [`Client`].
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    /// In the order they came.
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Response {
+    /// The first header of this name, whatever its case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// The body as text.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON; panics if it is none.
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {:?}", self.text()))
+    }
+}
+
+/// GET of `http://host:port/path` on a connection of its own.
+pub(crate) fn get(url: &str) -> io::Result<Response> {
+    let (address, path) = split(url);
+    Client::connect(address)?.request("GET", path, &[("Connection", "close")], b"")
+}
+
+/// POST to `http://host:port/path` on a connection of its own.
+pub(crate) fn post(url: &str, body: &[u8]) -> io::Result<Response> {
+    let (address, path) = split(url);
+    Client::connect(address)?.request("POST", path, &[("Connection", "close")], body)
+}
+
+fn split(url: &str) -> (&str, &str) {
+    let rest = url.strip_prefix("http://").expect("only http:// is spoken here");
+    rest.find('/').map_or((rest, "/"), |at| rest.split_at(at))
+}
+
+/// One connection that is kept.
+pub(crate) struct Client {
+    stream: BufReader<TcpStream>,
+    address: String,
+}
+
+impl Client {
+    pub(crate) fn connect(address: &str) -> io::Result<Client> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(READ_TIMEOUT))?;
+        stream.set_write_timeout(Some(READ_TIMEOUT))?;
+        Ok(Client { stream: BufReader::new(stream), address: address.to_owned() })
+    }
+
+    /// The socket below, for its options and for being cut.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        self.stream.get_ref()
+    }
+
+    pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> io::Result<Response> {
+        self.request("POST", path, &[], body)
+    }
+
+    pub(crate) fn get(&mut self, path: &str) -> io::Result<Response> {
+        self.request("GET", path, &[], b"")
+    }
+
+    /// One request and its answer. `Host` and `Content-Length` are added.
+    pub(crate) fn request(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<Response> {
+        let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.address).into_bytes();
+        for (name, value) in headers {
+            write!(bytes, "{name}: {value}\r\n")?;
+        }
+        if !body.is_empty() || method == "POST" {
+            write!(bytes, "Content-Length: {}\r\n", body.len())?;
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(body);
+        self.send_raw(&bytes)?;
+        if method == "HEAD" { self.read_head().map(|(_, head)| head) } else { self.read_response() }
+    }
+
+    /// Sends these bytes and nothing else.
+    pub(crate) fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    /// Reads one answer; those before 200 (`100 Continue`) are passed over.
+    pub(crate) fn read_response(&mut self) -> io::Result<Response> {
+        loop {
+            let (version, mut response) = self.read_head()?;
+            if response.status < 200 {
+                continue;
+            }
+            let chunked = response.header("Transfer-Encoding").is_some_and(|value| value == "chunked");
+            let length = response.header("Content-Length").map(str::to_owned);
+            response.body = match length {
+                _ if chunked => self.read_chunks()?,
+                Some(length) => {
+                    let length = length.parse().map_err(|_| io::Error::other("Content-Length is no number"))?;
+                    let mut body = vec![0; length];
+                    self.stream.read_exact(&mut body)?;
+                    body
+                }
+                None if response.status == 204 || response.status == 304 => Vec::new(),
+                None if version == "HTTP/1.0" || response.header("Connection") == Some("close") => self.read_rest()?,
+                None => return Err(io::Error::other("an answer without a length")),
+            };
+            return Ok(response);
+        }
+    }
+
+    /// Reads the status line and headers of one answer.
+    pub(crate) fn read_head(&mut self) -> io::Result<(String, Response)> {
+        let line = self.read_line()?;
+        let mut words = line.split(' ');
+        let version = words.next().unwrap_or_default().to_owned();
+        let status = words.next().and_then(|word| word.parse().ok());
+        let status = status.ok_or_else(|| io::Error::other(format!("not a status line: {line:?}")))?;
+        let mut headers = Vec::new();
+        loop {
+            let line = self.read_line()?;
+            if line.is_empty() {
+                return Ok((version, Response { status, headers, body: Vec::new() }));
+            }
+            let (name, value) = line.split_once(':').ok_or_else(|| io::Error::other("a header without a colon"))?;
+            headers.push((name.to_owned(), value.trim().to_owned()));
+        }
+    }
+
+    /// Reads until the other side closes.
+    pub(crate) fn read_rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest)?;
+        Ok(rest)
+    }
+
+    fn read_chunks(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = self.read_line()?;
+            let length = usize::from_str_radix(line.trim(), 16).map_err(|_| io::Error::other("a bad chunk"))?;
+            let start = body.len();
+            body.resize(start + length, 0);
+            self.stream.read_exact(&mut body[start..])?;
+            self.read_line()?;
+            if length == 0 {
+                return Ok(body);
+            }
+        }
+    }
+
+    fn read_line(&mut self) -> io::Result<String> {
+        let mut line = Vec::new();
+        self.stream.read_until(b'\n', &mut line)?;
+        if line.pop() != Some(b'\n') {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        Ok(String::from_utf8_lossy(&line).into_owned())
+    }
+}

@@ -1,0 +1,120 @@
+//! The jars of Kafka and ZooKeeper, brought once by Maven into a cache that git does not see.
+//!
+//! Invariant: a folder under its final name is complete. What is being brought lies elsewhere and is renamed when done,
+//! under a lock that concurrent users wait for.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use super::process::{Process, folder, tail};
+
+/// Which Kafka.
+#[derive(Clone, Copy)]
+pub(crate) enum Edition {
+    /// 3.9, the last one with ZooKeeper, which comes with it.
+    WithZooKeeper,
+    /// 4.x, without ZooKeeper.
+    Kraft,
+}
+
+impl Edition {
+    fn pom(self) -> PathBuf {
+        let name = match self {
+            Edition::WithZooKeeper => "pom-3.9.xml",
+            Edition::Kraft => "pom-4.xml",
+        };
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka").join(name)
+    }
+}
+
+/// The folder with the jars of this edition; brings them when they are not there yet.
+pub(crate) fn jars(edition: Edition) -> &'static Path {
+    static WITH_ZOOKEEPER: OnceLock<PathBuf> = OnceLock::new();
+    static KRAFT: OnceLock<PathBuf> = OnceLock::new();
+    let slot = match edition {
+        Edition::WithZooKeeper => &WITH_ZOOKEEPER,
+        Edition::Kraft => &KRAFT,
+    };
+    slot.get_or_init(|| bring(&edition.pom()))
+}
+
+/// A `java` command with these jars on its class path.
+pub(crate) fn java(edition: Edition, options: &[&str]) -> Command {
+    let mut command = Command::new("java");
+    command.args(options);
+    command.args([
+        "-XX:+UseSerialGC",
+        "-Djava.awt.headless=true",
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+        "-Dorg.slf4j.simpleLogger.showDateTime=true",
+        "-cp",
+    ]);
+    command.arg(jars(edition).join("*"));
+    command
+}
+
+/// Where the jars are kept: `KAFKA_HTTP_WRAPPER_CACHE`, or `target/` of the checkout.
+fn cache() -> PathBuf {
+    match std::env::var_os("KAFKA_HTTP_WRAPPER_CACHE") {
+        Some(path) => path.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
+    }
+}
+
+fn bring(pom: &Path) -> PathBuf {
+    let text = fs::read_to_string(pom).expect("the pom is part of the tree");
+    let version = between(&text, "<kafka.version>", "</kafka.version>");
+    let place = cache().join(format!("kafka-{version}"));
+    if place.is_dir() {
+        return place;
+    }
+    fs::create_dir_all(cache()).expect("the cache folder can be made");
+    let lock = File::create(cache().join(format!("kafka-{version}.lock"))).expect("a lock file in the cache");
+    lock.lock().expect("files can be locked");
+    if place.is_dir() {
+        return place;
+    }
+    eprintln!("bringing Kafka {version} with Maven into {} (once, about 56 MB) ...", place.display());
+    let started = Instant::now();
+    let unfinished = cache().join(format!("kafka-{version}.unfinished"));
+    let _ = fs::remove_dir_all(&unfinished);
+    run_maven(pom, &unfinished);
+    // Two bindings of slf4j would quarrel; the simple one, which writes to stderr, stays.
+    for jar in fs::read_dir(&unfinished).expect("Maven made the folder").flatten() {
+        if jar.file_name().to_string_lossy().starts_with("slf4j-reload4j") {
+            fs::remove_file(jar.path()).expect("a jar can be removed");
+        }
+    }
+    fs::rename(&unfinished, &place).expect("a rename inside the cache");
+    eprintln!("Kafka {version} is there after {:.1} s", started.elapsed().as_secs_f64());
+    place
+}
+
+fn run_maven(pom: &Path, into: &Path) {
+    let output = folder("maven").join("output");
+    let mut command = Command::new("mvn");
+    command
+        .args(["-q", "-B", "-f"])
+        .arg(pom)
+        .arg("dependency:copy-dependencies")
+        .arg(format!("-DoutputDirectory={}", into.display()));
+    let mut maven = Process::start("mvn (Maven; `make tools` installs it)", command, &output);
+    let mut waited = 0;
+    while super::poll(Duration::from_secs(5), || maven.ended()).is_none() {
+        waited += 5;
+        let n_jars = fs::read_dir(into).map_or(0, Iterator::count);
+        eprintln!("  {waited} s, {n_jars} jars so far ...");
+        assert!(waited < 600, "Maven takes more than 10 minutes:\n{}", tail(&output, 20));
+    }
+    let status = maven.ended().expect("it has ended");
+    assert!(status.success(), "Maven failed ({status}):\n{}", tail(&output, 40));
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let start = text.find(before).expect("the pom names the version") + before.len();
+    let end = text[start..].find(after).expect("the element ends") + start;
+    &text[start..end]
+}

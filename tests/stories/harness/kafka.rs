@@ -1,0 +1,151 @@
+//! A real Kafka broker that a story may hurt.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::jars::{Edition, java};
+use super::kafka_wire::metadata;
+use super::process::{Process, folder, free_port, tail};
+use super::{ZooKeeper, poll};
+
+/// How long a broker may take from start to its first answer, waits for its old ZooKeeper session included.
+const START_DEADLINE: Duration = Duration::from_secs(90);
+
+/// What every broker of ours is told: nothing is created unasked, nothing waits, little is written.
+const COMMON_PROPERTIES: &str = "auto.create.topics.enable=false\n\
+    group.initial.rebalance.delay.ms=0\n\
+    offsets.topic.replication.factor=1\n\
+    offsets.topic.num.partitions=4\n\
+    transaction.state.log.replication.factor=1\n\
+    transaction.state.log.min.isr=1\n\
+    transaction.state.log.num.partitions=4\n\
+    log.cleaner.dedupe.buffer.size=8388608\n\
+    controlled.shutdown.enable=false\n";
+
+/// One broker; dropped, it is gone with its data.
+pub(crate) struct Kafka {
+    edition: Edition,
+    port: u16,
+    folder: PathBuf,
+    process: Mutex<Process>,
+}
+
+impl Kafka {
+    /// Starts a broker 3.9 that belongs to the cluster under `chroot` of this ZooKeeper; returns when it answers.
+    /// `properties` are more lines, `key=value`, which win over ours.
+    pub(crate) fn start(zookeeper: &ZooKeeper, chroot: &str, broker_id: i32, properties: &[&str]) -> Kafka {
+        let port = free_port();
+        let own = format!(
+            "broker.id={broker_id}\nlisteners=PLAINTEXT://127.0.0.1:{port}\n\
+             zookeeper.connect={}{chroot}\nzookeeper.session.timeout.ms=3000\n",
+            zookeeper.address()
+        );
+        Kafka::start_with(Edition::WithZooKeeper, port, &own, properties)
+    }
+
+    /// Starts a broker 4.x alone, its own controller; returns when it answers.
+    pub(crate) fn start_kraft() -> Kafka {
+        let (port, controller_port) = (free_port(), free_port());
+        let own = format!(
+            "process.roles=broker,controller\nnode.id=1\n\
+             controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
+             controller.listener.names=CONTROLLER\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             share.coordinator.state.topic.replication.factor=1\n\
+             share.coordinator.state.topic.min.isr=1\n"
+        );
+        Kafka::start_with(Edition::Kraft, port, &own, &[])
+    }
+
+    fn start_with(edition: Edition, port: u16, own: &str, more: &[&str]) -> Kafka {
+        let folder = folder("kafka");
+        let properties =
+            format!("{COMMON_PROPERTIES}log.dirs={}\n{own}{}\n", folder.join("data").display(), more.join("\n"));
+        fs::write(properties_of(&folder), properties).expect("a file in our own folder");
+        if matches!(edition, Edition::Kraft) {
+            format_storage(&folder);
+        }
+        let process = Mutex::new(launch(edition, &folder));
+        let broker = Kafka { edition, port, folder, process };
+        broker.wait_ready();
+        broker
+    }
+
+    /// `host:port` of the broker.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process().pid()
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill9(&self) {
+        self.process().kill9();
+    }
+
+    /// Starts it again, with the same port and data (ends it before if it still runs), and returns when it answers.
+    pub(crate) fn restart(&self) {
+        {
+            let mut process = self.process();
+            process.kill9();
+            *process = launch(self.edition, &self.folder);
+        }
+        self.wait_ready();
+    }
+
+    /// Freezes it: connections stay open and nothing answers.
+    pub(crate) fn stop_process(&self) {
+        self.process().signal(libc::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn continue_process(&self) {
+        self.process().signal(libc::SIGCONT);
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_ready(&self) {
+        let mut first_end = None;
+        let answer = poll(START_DEADLINE, || {
+            let mut process = self.process();
+            if let Some(status) = process.ended() {
+                // Killed, its node stays in ZooKeeper until its session ends; until then a new one gives up at once.
+                first_end.get_or_insert(status);
+                *process = launch(self.edition, &self.folder);
+            }
+            drop(process);
+            let metadata = metadata(&self.address(), &[]).ok()?;
+            metadata.brokers.values().any(|address| *address == self.address()).then_some(())
+        });
+        let output = self.folder.join("output");
+        assert!(answer.is_some(), "Kafka does not answer (first end: {first_end:?}):\n{}", tail(&output, 40));
+    }
+}
+
+fn properties_of(folder: &Path) -> PathBuf {
+    folder.join("server.properties")
+}
+
+fn launch(edition: Edition, folder: &Path) -> Process {
+    let mut command = java(edition, &["-Xmx512m"]);
+    command.arg("kafka.Kafka").arg(properties_of(folder));
+    Process::start("Kafka", command, &folder.join("output"))
+}
+
+fn format_storage(folder: &Path) {
+    let mut command: Command = java(Edition::Kraft, &["-Xmx256m", "-XX:TieredStopAtLevel=1"]);
+    command.args(["kafka.tools.StorageTool", "format", "-t", "kafka-http-wrapper-abc", "-c"]);
+    command.arg(properties_of(folder));
+    let output = folder.join("output");
+    let status = Process::start("Kafka's StorageTool", command, &output).wait(START_DEADLINE);
+    assert!(status.success(), "formatting Kafka's storage ({status}):\n{}", tail(&output, 40));
+}

@@ -1,0 +1,226 @@
+//! The few Kafka requests the harness itself makes, written from the protocol: metadata, create a topic, ends of the logs.
+//!
+//! They depend on neither engine of the daemons, need no Java process (a second each) and are understood by 3.9 and 4.x alike.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use super::poll;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+const LIST_OFFSETS: i16 = 2;
+const METADATA: i16 = 3;
+const CREATE_TOPICS: i16 = 19;
+
+const TOPIC_ALREADY_EXISTS: i16 = 36;
+const NOT_CONTROLLER: i16 = 41;
+
+/// What a broker says of its cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Metadata {
+    /// `host:port` by broker id.
+    pub(crate) brokers: BTreeMap<i32, String>,
+    pub(crate) controller: i32,
+    /// By topic: the leader of each partition, by partition; -1 for none.
+    pub(crate) leaders: BTreeMap<String, BTreeMap<i32, i32>>,
+}
+
+/// What the first broker of the list that answers says; `topics` empty asks for all.
+pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
+    let mut request = Writer::default();
+    if topics.is_empty() {
+        request.int(-1);
+    } else {
+        request.int(topics.len() as i32);
+        topics.iter().for_each(|topic| request.text(topic));
+    }
+    let mut last_error = io::Error::other("no broker given");
+    for broker in brokers.split(',') {
+        match call(broker, METADATA, 1, &request.0).and_then(|answer| read_metadata(&mut Reader(&answer))) {
+            Ok(metadata) => return Ok(metadata),
+            Err(error) => last_error = error,
+        }
+    }
+    Err(last_error)
+}
+
+/// Creates a topic and returns when every partition has a leader that all brokers know of.
+pub(crate) fn create_topic(brokers: &str, name: &str, partitions: i32, replication: i16) {
+    let mut last = String::new();
+    let created = poll(DEADLINE, || match try_create(brokers, name, partitions, replication) {
+        Ok(0 | TOPIC_ALREADY_EXISTS) => Some(()),
+        Ok(code) => {
+            last = format!("Kafka's error {code}");
+            assert_eq!(code, NOT_CONTROLLER, "creating topic {name}");
+            None
+        }
+        Err(error) => {
+            last = error.to_string();
+            None
+        }
+    });
+    assert!(created.is_some(), "cannot create topic {name}: {last}");
+    for broker in brokers.split(',') {
+        let ready = poll(DEADLINE, || {
+            let metadata = metadata(broker, &[name]).ok()?;
+            let leaders = metadata.leaders.get(name)?;
+            let all_led = leaders.values().all(|leader| metadata.brokers.contains_key(leader));
+            (leaders.len() == partitions as usize && all_led).then_some(())
+        });
+        assert!(ready.is_some(), "the partitions of {name} have no leaders at {broker}");
+    }
+    // A leader that is named may not have taken office yet; once it tells the end of its log it serves everything.
+    let led = poll(DEADLINE, || {
+        let ends = log_ends(brokers, name).ok()?;
+        (ends.len() == partitions as usize).then_some(())
+    });
+    assert!(led.is_some(), "the leaders of {name} do not serve it");
+}
+
+/// The end of the log of each partition: the offset the next message will have.
+pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i64>> {
+    let metadata = metadata(brokers, &[topic])?;
+    let mut ends = BTreeMap::new();
+    for (&partition, leader) in metadata.leaders.get(topic).into_iter().flatten() {
+        let broker = metadata.brokers.get(leader).ok_or_else(|| io::Error::other("a partition without leader"))?;
+        let mut request = Writer::default();
+        request.int(-1);
+        request.int(1);
+        request.text(topic);
+        request.int(1);
+        request.int(partition);
+        request.long(-1);
+        let answer = call(broker, LIST_OFFSETS, 1, &request.0)?;
+        let mut reader = Reader(&answer);
+        reader.int()?;
+        reader.text()?;
+        reader.int()?;
+        reader.int()?;
+        let code = reader.short()?;
+        reader.long()?;
+        let end = reader.long()?;
+        if code != 0 {
+            return Err(io::Error::other(format!("Kafka's error {code}")));
+        }
+        ends.insert(partition, end);
+    }
+    Ok(ends)
+}
+
+fn try_create(brokers: &str, name: &str, partitions: i32, replication: i16) -> io::Result<i16> {
+    let metadata = metadata(brokers, &[])?;
+    let controller =
+        metadata.brokers.get(&metadata.controller).ok_or_else(|| io::Error::other("no controller is known yet"))?;
+    let mut request = Writer::default();
+    request.int(1);
+    request.text(name);
+    request.int(partitions);
+    request.short(replication);
+    request.int(0); // No assignment of our own.
+    request.int(0); // No settings.
+    request.int(DEADLINE.as_millis() as i32);
+    request.0.push(0); // Not only validated.
+    let answer = call(controller, CREATE_TOPICS, 2, &request.0)?;
+    let mut reader = Reader(&answer);
+    reader.int()?; // Throttled for so long.
+    reader.int()?;
+    reader.text()?;
+    reader.short()
+}
+
+fn read_metadata(reader: &mut Reader<'_>) -> io::Result<Metadata> {
+    let mut metadata = Metadata::default();
+    for _ in 0..reader.int()? {
+        let id = reader.int()?;
+        let host = reader.text()?;
+        let port = reader.int()?;
+        reader.text()?; // The rack.
+        metadata.brokers.insert(id, format!("{host}:{port}"));
+    }
+    metadata.controller = reader.int()?;
+    for _ in 0..reader.int()? {
+        reader.short()?;
+        let name = reader.text()?;
+        reader.take(1)?; // Whether it is internal.
+        let mut leaders = BTreeMap::new();
+        for _ in 0..reader.int()? {
+            reader.short()?;
+            let partition = reader.int()?;
+            leaders.insert(partition, reader.int()?);
+            for _ in 0..2 {
+                let n = reader.int()?;
+                reader.take(4 * n as usize)?; // Replicas, and those in sync.
+            }
+        }
+        metadata.leaders.insert(name, leaders);
+    }
+    Ok(metadata)
+}
+
+fn call(broker: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Vec<u8>> {
+    let mut request = Writer::default();
+    request.short(api);
+    request.short(version);
+    request.int(1);
+    request.text("harness");
+    request.0.extend_from_slice(body);
+    let mut stream = TcpStream::connect(broker)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut frame = (request.0.len() as i32).to_be_bytes().to_vec();
+    frame.append(&mut request.0);
+    stream.write_all(&frame)?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if !(4..64 << 20).contains(&length) {
+        return Err(io::Error::other("not a Kafka answer"));
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer)?;
+    Ok(answer.split_off(4))
+}
+
+#[derive(Default)]
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn short(&mut self, value: i16) {
+        self.0.extend_from_slice(&value.to_be_bytes());
+    }
+    fn int(&mut self, value: i32) {
+        self.0.extend_from_slice(&value.to_be_bytes());
+    }
+    fn long(&mut self, value: i64) {
+        self.0.extend_from_slice(&value.to_be_bytes());
+    }
+    fn text(&mut self, value: &str) {
+        self.short(value.len() as i16);
+        self.0.extend_from_slice(value.as_bytes());
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n_bytes: usize) -> io::Result<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(n_bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+    fn short(&mut self) -> io::Result<i16> {
+        Ok(i16::from_be_bytes(self.take(2)?.try_into().expect("two bytes")))
+    }
+    fn int(&mut self) -> io::Result<i32> {
+        Ok(i32::from_be_bytes(self.take(4)?.try_into().expect("four bytes")))
+    }
+    fn long(&mut self) -> io::Result<i64> {
+        Ok(i64::from_be_bytes(self.take(8)?.try_into().expect("eight bytes")))
+    }
+    fn text(&mut self) -> io::Result<String> {
+        let length = self.short()?.max(0) as usize;
+        Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
+    }
+}

@@ -1,0 +1,218 @@
+//! Processes and folders that never outlive this one.
+//!
+//! Three nets, each for what the others miss: dropping a [`Process`] ends it; the kernel ends a child when the thread that
+//! forked it ends (so one thread forks all and lives as long as the process); and a watchdog shell, which reads a pipe from
+//! us, ends what is left and removes the folders when that pipe closes. Statics are never dropped in Rust, so the
+//! watchdog is what cleans up at an ordinary end as well.
+
+use std::collections::hash_map::RandomState;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use super::poll;
+
+/// What the shell does that outlives us for a moment. `$1` is the folder to remove.
+const WATCHDOG: &str = r#"
+trap '' INT TERM HUP QUIT
+pids=' '
+while read -r word pid; do
+    case $word in
+        start) pids="$pids$pid " ;;
+        end) case $pids in *" $pid "*) pids="${pids%% $pid *} ${pids#* $pid }" ;; esac ;;
+    esac
+done
+for pid in $pids; do kill -9 "$pid"; done
+tries=0
+while [ -e "$1" ] && [ "$tries" -lt 50 ]; do
+    rm -rf "$1" || sleep 0.1
+    tries=$((tries + 1))
+done
+"#;
+
+struct Watchdog {
+    pipe: Mutex<ChildStdin>,
+    folder: PathBuf,
+    _shell: Child,
+}
+
+fn watchdog() -> &'static Watchdog {
+    static WATCHDOG_OF_THIS_PROCESS: OnceLock<Watchdog> = OnceLock::new();
+    WATCHDOG_OF_THIS_PROCESS.get_or_init(|| {
+        let name = format!("kafka-http-wrapper-{}-{:08x}", std::process::id(), random() as u32);
+        let folder = std::env::temp_dir().join(name);
+        let mut shell = Command::new("sh")
+            .args(["-c", WATCHDOG, "watchdog"])
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("sh starts");
+        fs::create_dir_all(&folder).expect("a folder under the temporary one");
+        let pipe = Mutex::new(shell.stdin.take().expect("stdin is piped"));
+        Watchdog { pipe, folder, _shell: shell }
+    })
+}
+
+fn tell_watchdog(word: &str, pid: u32) {
+    let mut pipe = watchdog().pipe.lock().expect("nobody panics while writing a line");
+    // A watchdog somebody killed costs the last net only.
+    let _ = writeln!(pipe, "{word} {pid}");
+}
+
+/// The folder of this process that is removed at its end.
+pub(crate) fn root() -> &'static Path {
+    &watchdog().folder
+}
+
+/// A new empty folder below [`root`].
+pub(crate) fn folder(name: &str) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let path = root().join(format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+    fs::create_dir_all(&path).expect("a folder under our own");
+    path
+}
+
+/// A number nobody foresees.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// A loopback port that is free, and that this and other users of the harness will not choose again while we live.
+///
+/// It lies below the range the system takes for outgoing connections: a client that retries a stopped server's port from
+/// within that range sooner or later connects to itself, and the server cannot come back.
+pub(crate) fn free_port() -> u16 {
+    static CLAIMS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    loop {
+        let port = 12_000 + (random() % 20_000) as u16;
+        let name = SocketAddr::from_abstract_name(format!("kafka-http-wrapper-port-{port}")).expect("a short name");
+        let Ok(claim) = UnixListener::bind_addr(&name) else {
+            continue;
+        };
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            CLAIMS.lock().expect("a push does not panic").push(claim);
+            return port;
+        }
+    }
+}
+
+type Job = (Command, Sender<io::Result<Child>>);
+
+/// Starts the command so that it ends with us, whatever ends us.
+fn spawn(mut command: Command) -> io::Result<Child> {
+    static JOBS: OnceLock<Sender<Job>> = OnceLock::new();
+    let own_pid = std::process::id();
+    command.process_group(0);
+    // SAFETY: prctl and getppid are async-signal-safe, and nothing else runs between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() as u32 == own_pid { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        });
+    }
+    let jobs = JOBS.get_or_init(|| {
+        let (sender, jobs) = channel::<Job>();
+        std::thread::Builder::new()
+            .name("forks".into())
+            .spawn(move || {
+                for (mut command, done) in jobs {
+                    let _ = done.send(command.spawn());
+                }
+            })
+            .expect("a thread");
+        sender
+    });
+    let (done, child) = channel();
+    jobs.send((command, done)).expect("the forking thread lives");
+    let child = child.recv().expect("the forking thread answers")?;
+    tell_watchdog("start", child.id());
+    Ok(child)
+}
+
+/// A child process; dropped, it is killed.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    ended: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts `command` with both its outputs appended to the file `output`.
+    pub(crate) fn start(name: &str, mut command: Command, output: &Path) -> Process {
+        let file = File::options().create(true).append(true).open(output).expect("an output file");
+        let errors = file.try_clone().expect("a second handle");
+        command.stdin(Stdio::null()).stdout(file).stderr(errors);
+        let child = spawn(command).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        Process { name: name.to_owned(), child, ended: None }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal, unless the process has ended.
+    pub(crate) fn signal(&mut self, signal: libc::c_int) {
+        if self.ended().is_none() {
+            // SAFETY: a plain system call; the child has not been waited for, so the pid is still its own.
+            unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+        }
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("our own child");
+            if self.ended.is_some() {
+                tell_watchdog("end", self.child.id());
+            }
+        }
+        self.ended
+    }
+
+    /// Waits until it has ended, and panics when it does not.
+    #[track_caller]
+    pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
+        match poll(deadline, || self.ended()) {
+            Some(status) => status,
+            None => panic!("{} (pid {}) still runs after {deadline:?}", self.name, self.pid()),
+        }
+    }
+
+    /// Kills it, and returns when it is gone.
+    pub(crate) fn kill9(&mut self) {
+        self.signal(libc::SIGKILL);
+        if self.ended.is_none() {
+            let _ = self.child.wait();
+            self.ended();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// The last `n_lines` of a file, or why not.
+pub(crate) fn tail(path: &Path, n_lines: usize) -> String {
+    let Ok(bytes) = fs::read(path) else {
+        return format!("({} cannot be read)", path.display());
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(n_lines)..].join("\n")
+}

@@ -1,0 +1,232 @@
+//! A very small ZooKeeper client, written from the protocol.
+//!
+//! The stories look at ZooKeeper through other eyes than the daemons do, so it does not use their crate. Every call has a
+//! deadline. It sends no pings: its session lasts [`SESSION`] after the last call.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// How long the server keeps the session, and with it the ephemeral nodes, after the last call.
+const SESSION: Duration = Duration::from_secs(30);
+const CALL_DEADLINE: Duration = Duration::from_secs(5);
+
+const CREATE: i32 = 1;
+const DELETE: i32 = 2;
+const GET_DATA: i32 = 4;
+const SET_DATA: i32 = 5;
+const GET_CHILDREN: i32 = 8;
+const CLOSE: i32 = -11;
+
+const OK: i32 = 0;
+const NO_NODE: i32 = -101;
+const NODE_EXISTS: i32 = -110;
+
+/// One connected session; dropped, it is closed and its ephemeral nodes vanish.
+pub(crate) struct Zk {
+    stream: Mutex<TcpStream>,
+}
+
+/// A node's data and what the stories ask about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) data: Vec<u8>,
+    pub(crate) version: i32,
+    /// The session an ephemeral node belongs to; 0 for a lasting one.
+    pub(crate) ephemeral_owner: i64,
+}
+
+impl Zk {
+    /// Opens a session with the server at `host:port`.
+    pub(crate) fn connect(address: &str) -> io::Result<Zk> {
+        let address = address.parse().map_err(|_| io::Error::other(format!("{address} is not IP:PORT")))?;
+        let mut stream = TcpStream::connect_timeout(&address, CALL_DEADLINE)?;
+        stream.set_read_timeout(Some(CALL_DEADLINE))?;
+        stream.set_write_timeout(Some(CALL_DEADLINE))?;
+        stream.set_nodelay(true)?;
+        let mut hello = Bytes::default();
+        hello.int(0).long(0).int(SESSION.as_millis() as i32).long(0).buffer(&[0; 16]);
+        send(&mut stream, &hello)?;
+        receive(&mut stream)?;
+        Ok(Zk { stream: Mutex::new(stream) })
+    }
+
+    /// The node, if it is there.
+    pub(crate) fn get(&self, path: &str) -> Option<Node> {
+        let mut request = Bytes::default();
+        request.text(path).bool(false);
+        let (code, answer) = self.call(GET_DATA, &request);
+        if code == NO_NODE {
+            return None;
+        }
+        expect(code, OK, "get", path);
+        let mut answer = Reader(&answer);
+        let data = answer.buffer();
+        answer.skip(32); // Two transaction ids and two times.
+        let version = answer.int();
+        answer.skip(8);
+        Some(Node { data, version, ephemeral_owner: answer.long() })
+    }
+
+    /// The node's data as text, if it is there.
+    pub(crate) fn read(&self, path: &str) -> Option<String> {
+        self.get(path).map(|node| String::from_utf8_lossy(&node.data).into_owned())
+    }
+
+    /// The names of the node's children, sorted; none also if the node is not there.
+    pub(crate) fn children(&self, path: &str) -> Vec<String> {
+        let mut request = Bytes::default();
+        request.text(path).bool(false);
+        let (code, answer) = self.call(GET_CHILDREN, &request);
+        if code == NO_NODE {
+            return Vec::new();
+        }
+        expect(code, OK, "children", path);
+        let mut answer = Reader(&answer);
+        let n = answer.int();
+        let mut names: Vec<String> = (0..n).map(|_| String::from_utf8_lossy(&answer.buffer()).into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Creates a lasting node and the missing ones above it. False if it is there already.
+    pub(crate) fn create(&self, path: &str, data: &str) -> bool {
+        for (at, _) in path.match_indices('/').skip(1) {
+            self.create_one(&path[..at], "", false);
+        }
+        self.create_one(path, data, false)
+    }
+
+    /// Creates a node that vanishes with this session. False if it is there already.
+    pub(crate) fn create_ephemeral(&self, path: &str, data: &str) -> bool {
+        self.create_one(path, data, true)
+    }
+
+    /// Overwrites a node that is there.
+    pub(crate) fn write(&self, path: &str, data: &str) {
+        let mut request = Bytes::default();
+        request.text(path).buffer(data.as_bytes()).int(-1);
+        expect(self.call(SET_DATA, &request).0, OK, "write", path);
+    }
+
+    /// Deletes a node without children. False if it is not there.
+    pub(crate) fn delete(&self, path: &str) -> bool {
+        let mut request = Bytes::default();
+        request.text(path).int(-1);
+        let code = self.call(DELETE, &request).0;
+        if code != NO_NODE {
+            expect(code, OK, "delete", path);
+        }
+        code == OK
+    }
+
+    fn create_one(&self, path: &str, data: &str, ephemeral: bool) -> bool {
+        let all_rights = 31;
+        let mut request = Bytes::default();
+        request.text(path).buffer(data.as_bytes());
+        request.int(1).int(all_rights).text("world").text("anyone").int(i32::from(ephemeral));
+        let code = self.call(CREATE, &request).0;
+        if code != NODE_EXISTS {
+            expect(code, OK, "create", path);
+        }
+        code == OK
+    }
+
+    fn call(&self, operation: i32, request: &Bytes) -> (i32, Vec<u8>) {
+        let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut frame = Bytes::default();
+        frame.int(1).int(operation);
+        frame.0.extend_from_slice(&request.0);
+        let answer = send(&mut stream, &frame).and_then(|()| receive(&mut stream));
+        let answer = answer.unwrap_or_else(|error| panic!("ZooKeeper does not answer the story: {error}"));
+        let mut reader = Reader(&answer);
+        reader.skip(12); // Our number of the call and the transaction id.
+        (reader.int(), reader.0.to_vec())
+    }
+}
+
+impl Drop for Zk {
+    fn drop(&mut self) {
+        let mut frame = Bytes::default();
+        frame.int(1).int(CLOSE);
+        let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if send(&mut stream, &frame).is_ok() {
+            // Waiting for the answer means: the ephemeral nodes are gone when this returns.
+            let _ = receive(&mut stream);
+        }
+    }
+}
+
+#[track_caller]
+fn expect(code: i32, expected: i32, verb: &str, path: &str) {
+    assert_eq!(code, expected, "ZooKeeper refuses to {verb} {path}");
+}
+
+fn send(stream: &mut TcpStream, bytes: &Bytes) -> io::Result<()> {
+    let mut frame = (bytes.0.len() as i32).to_be_bytes().to_vec();
+    frame.extend_from_slice(&bytes.0);
+    stream.write_all(&frame)
+}
+
+fn receive(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > 64 << 20 {
+        return Err(io::Error::other("not a ZooKeeper answer"));
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer)?;
+    Ok(answer)
+}
+
+#[derive(Default)]
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn int(&mut self, value: i32) -> &mut Self {
+        self.0.extend_from_slice(&value.to_be_bytes());
+        self
+    }
+    fn long(&mut self, value: i64) -> &mut Self {
+        self.0.extend_from_slice(&value.to_be_bytes());
+        self
+    }
+    fn bool(&mut self, value: bool) -> &mut Self {
+        self.0.push(u8::from(value));
+        self
+    }
+    fn buffer(&mut self, value: &[u8]) -> &mut Self {
+        self.int(value.len() as i32);
+        self.0.extend_from_slice(value);
+        self
+    }
+    fn text(&mut self, value: &str) -> &mut Self {
+        self.buffer(value.as_bytes())
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn skip(&mut self, n_bytes: usize) {
+        self.0 = &self.0[n_bytes..];
+    }
+    fn int(&mut self) -> i32 {
+        let value = i32::from_be_bytes(self.0[..4].try_into().expect("four bytes"));
+        self.skip(4);
+        value
+    }
+    fn long(&mut self) -> i64 {
+        let value = i64::from_be_bytes(self.0[..8].try_into().expect("eight bytes"));
+        self.skip(8);
+        value
+    }
+    fn buffer(&mut self) -> Vec<u8> {
+        let length = self.int().max(0) as usize;
+        let value = self.0[..length].to_vec();
+        self.skip(length);
+        value
+    }
+}

@@ -1,0 +1,9 @@
+//! Stories over the real binaries, a real Kafka and a real ZooKeeper.
+//!
+//! One binary for all of them, so that the shared cluster is started once: a new story is a module here.
+
+#![allow(clippy::print_stderr, reason = "a story may say what it measured")]
+
+mod harness;
+mod harness_story;
+mod path_story;
