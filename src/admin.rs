@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::http::{Head, Response};
+use crate::http::{Admission, Handler, Head, Reply, Request, Response};
 use crate::metrics::Registry;
 
 /// Whether each part a daemon needs can do its job now. Clones share the state.
@@ -89,6 +89,20 @@ impl Admin {
         let reasons: serde_json::Map<_, _> = troubles.into_iter().map(|(name, reason)| (name, reason.into())).collect();
         let (status, word) = if reasons.is_empty() { (200, "ready") } else { (503, "not ready") };
         Response::json(status, serde_json::json!({"status": word, "reasons": reasons}).to_string())
+    }
+}
+
+/// A port of its own: these endpoints and nothing else.
+impl Handler for Admin {
+    fn admit(&self, head: &Head) -> Admission {
+        let elsewhere = || Response::text(404, "only /metrics, /healthz and /readyz are here\n");
+        Admission::Refuse(self.answer(head).unwrap_or_else(elsewhere))
+    }
+
+    fn handle(&self, request: Request, reply: Reply) {
+        if let Admission::Refuse(response) = self.admit(&request.head) {
+            reply.send(response);
+        }
     }
 }
 
