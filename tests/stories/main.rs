@@ -4,6 +4,7 @@
 
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
+mod broker_suite;
 mod harness;
 mod harness_story;
 mod path_story;
