@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::broker::Engine;
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
-use crate::keeper::KeeperConfig;
+use crate::keeper::{KeeperConfig, paths};
 use crate::logging::LogConfig;
 
 /// An hour: longer is certainly meant to be something else.
@@ -169,16 +169,10 @@ fn engine(cluster: &mut Section, problems: &mut Problems) -> Engine {
 /// `chroot`: empty or absent, or `/a/b`.
 fn chroot(cluster: &mut Section, problems: &mut Problems) -> String {
     let chroot = cluster.string("chroot", Some(""), problems);
-    let is_path = chroot.is_empty() || chroot == "/" || chroot.strip_prefix('/').is_some_and(is_relative_path);
-    if !is_path {
-        let text = format!("is {chroot:?}, but must be empty or a path without a final slash, as in /mq/test_cluster");
-        cluster.note("chroot", text, problems);
-    }
-    if chroot == "/" { String::new() } else { chroot }
-}
-
-fn is_relative_path(path: &str) -> bool {
-    path.split('/').all(|part| !["", ".", ".."].contains(&part) && !part.contains(char::is_control))
+    paths::normalise_chroot(&chroot).unwrap_or_else(|wrong| {
+        cluster.note("chroot", format!("{wrong}; it is empty or a path, as in /mq/test_cluster"), problems);
+        String::new()
+    })
 }
 
 #[cfg(test)]
@@ -283,7 +277,7 @@ common_cluster:
             ("/", true),
             ("/a", true),
             ("a", false),
-            ("/a/", false),
+            ("/a/", true),
             ("/a//b", false),
             ("/a/../b", false),
         ] {

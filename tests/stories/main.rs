@@ -4,5 +4,7 @@
 
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
+mod daemon_options;
 mod harness;
 mod harness_story;
+mod kmonitor_delay;
