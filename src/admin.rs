@@ -96,7 +96,7 @@ impl Admin {
 mod tests {
     use super::*;
 
-    fn ask(admin: &Admin, method: &str, path: &str) -> Option<(u16, String)> {
+    fn ask(admin: &Admin, method: &'static str, path: &str) -> Option<(u16, String)> {
         let head = Head { method: method.into(), path: path.into(), ..Head::default() };
         admin.answer(&head).map(|response| (response.status, String::from_utf8(response.body).unwrap()))
     }

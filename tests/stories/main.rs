@@ -8,3 +8,4 @@ mod daemon_options;
 mod harness;
 mod harness_story;
 mod kmonitor_delay;
+mod path_story;

@@ -96,6 +96,8 @@ impl Answer {
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
     pub(crate) request: Request,
+    /// `host:port` of the backend it came to.
+    pub(crate) backend: String,
     pub(crate) arrived: Instant,
     /// `None` while it is in progress.
     pub(crate) completed: Option<Instant>,
@@ -136,7 +138,7 @@ impl Journal {
         self.notes().most_at_once
     }
 
-    fn arrive(&self, request: &Request) -> usize {
+    fn arrive(&self, backend: &str, request: &Request) -> usize {
         let mut notes = self.notes();
         let notes = &mut *notes;
         let key = request.key();
@@ -146,7 +148,13 @@ impl Journal {
             notes.most_of_one_key = notes.most_of_one_key.max(*of_this_key);
         }
         notes.most_at_once = notes.most_at_once.max(notes.in_progress.values().sum());
-        notes.records.push(Record { request: request.clone(), arrived: Instant::now(), completed: None, status: None });
+        notes.records.push(Record {
+            request: request.clone(),
+            backend: backend.to_owned(),
+            arrived: Instant::now(),
+            completed: None,
+            status: None,
+        });
         notes.records.len() - 1
     }
 
@@ -262,7 +270,7 @@ impl Backend {
         });
         let closing = Arc::new(AtomicBool::new(false));
         let connections = Arc::new(Mutex::new(Vec::new()));
-        let (journal, script) = (self.journal.clone(), Arc::clone(&self.script));
+        let (address, journal, script) = (self.address(), self.journal.clone(), Arc::clone(&self.script));
         let (closing_seen, list) = (Arc::clone(&closing), Arc::clone(&connections));
         let thread = std::thread::spawn(move || {
             for stream in socket.incoming().flatten() {
@@ -271,11 +279,11 @@ impl Backend {
                 }
                 let copy = stream.try_clone().expect("a second handle");
                 list.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
-                let (journal, script) = (journal.clone(), Arc::clone(&script));
+                let (address, journal, script) = (address.clone(), journal.clone(), Arc::clone(&script));
                 std::thread::spawn(move || {
                     // The list holds a handle as well, so dropping ours alone would not close the connection.
                     let handle = stream.try_clone();
-                    let _ = serve(stream, &journal, &*script);
+                    let _ = serve(stream, &address, &journal, &*script);
                     let _ = handle.map(|handle| handle.shutdown(Shutdown::Both));
                 });
             }
@@ -294,11 +302,11 @@ impl Drop for Backend {
     }
 }
 
-fn serve(stream: TcpStream, journal: &Journal, script: &Script) -> io::Result<()> {
+fn serve(stream: TcpStream, address: &str, journal: &Journal, script: &Script) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::with_capacity(16 << 10, stream);
     while let Some(request) = read_request(&mut stream)? {
-        let number = journal.arrive(&request);
+        let number = journal.arrive(address, &request);
         let answer = script(&request);
         if !answer.delay.is_zero() {
             std::thread::sleep(answer.delay);

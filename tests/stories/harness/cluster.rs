@@ -59,8 +59,11 @@ impl Cluster {
     /// As [`Cluster::start`], with more broker properties.
     pub(crate) fn start_with(n_brokers: i32, properties: &[&str]) -> Cluster {
         let zookeeper_server = ZooKeeper::start();
-        let kafka_servers: Vec<Kafka> =
-            (0..n_brokers).map(|id| Kafka::start(&zookeeper_server, CHROOT, id, properties)).collect();
+        let start = |id| Kafka::start(&zookeeper_server, CHROOT, id, properties);
+        let kafka_servers: Vec<Kafka> = std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..n_brokers).map(|id| scope.spawn(move || start(id))).collect();
+            starting.into_iter().map(|broker| broker.join().expect("the broker starts")).collect()
+        });
         let brokers: Vec<String> = kafka_servers.iter().map(Kafka::address).collect();
         Cluster {
             zookeeper: zookeeper_server.address(),

@@ -10,11 +10,14 @@
 
 pub(crate) mod backend;
 pub(crate) mod cluster;
+pub(crate) mod configs;
 pub(crate) mod daemon;
 pub(crate) mod http;
 pub(crate) mod jars;
 pub(crate) mod kafka;
 pub(crate) mod kafka_wire;
+pub(crate) mod message;
+pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
