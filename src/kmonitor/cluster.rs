@@ -180,9 +180,12 @@ mod tests {
         Rig { tree, keeper, broker, board, poller }
     }
 
+    /// Modules with their delays by number.
+    type Delays = Vec<(String, Vec<(i32, u64)>)>;
+
     impl Rig {
         /// What `/delay` would show after one more reading.
-        fn delays(&mut self) -> Option<Vec<(String, Vec<(i32, u64)>)>> {
+        fn delays(&mut self) -> Option<Delays> {
             let _ = self.poller.poll(&Stop::new());
             let view = self.board.views().remove(0).1?;
             let numbers = |delays: &BTreeMap<_, _>| delays.iter().map(|(number, delay)| (*number, *delay)).collect();

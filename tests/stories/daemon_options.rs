@@ -1,10 +1,12 @@
 //! What all three daemons share, told with kmonitor: options, configuration problems, signals, exit codes, log files.
 
 use std::fs;
-use std::time::Duration;
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-
-use crate::harness::{Daemon, Program, ZooKeeper, free_port, wait_until};
+use crate::harness::{Daemon, Program, free_port, http, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -38,7 +40,7 @@ fn the_options_say_what_they_say() {
     for option in ["-f", "-t", "-V", "-h", "./conf/kmonitor.yaml"] {
         assert!(output.contains(option), "{output}");
     }
-    assert_eq!(outcome(&["-V"]), (0, format!("kmonitor {}\n", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(outcome(&["-V"]), (0, concat!("kmonitor ", env!("CARGO_PKG_VERSION")).to_owned()));
     for wrong in [&["-x"][..], &["-f"], &["stray"], &["-f", "a", "-f", "b"]] {
         let (code, output) = outcome(wrong);
         assert_eq!(code, 2, "{wrong:?}: {output}");
@@ -62,7 +64,7 @@ fn a_test_of_the_configuration_lists_every_problem_and_leaves_nothing_behind() {
     }
     assert!(output.contains("4 problems"), "{output}");
     let (code, output) = outcome(&["-t", "-f", &path("good.yaml")]);
-    assert_eq!((code, output), (0, format!("{}: the configuration is good\n", path("good.yaml"))));
+    assert_eq!((code, output), (0, format!("{}: the configuration is good", path("good.yaml"))));
     assert!(!daemon.folder().join("log").exists(), "neither a test nor a wrong configuration makes a log");
 }
 
@@ -72,7 +74,11 @@ fn what_keeps_it_from_starting_is_said_and_is_1() {
     let port = taken.local_addr().expect("it is bound").port();
     let mut daemon = Daemon::start(Program::Kmonitor, &[("k.yaml", &config(port))]);
     assert_eq!(daemon.wait(SOON).code(), Some(1));
-    assert!(daemon.output().contains(&format!("http_server.port: cannot listen on port {port}")), "{}", daemon.output());
+    assert!(
+        daemon.output().contains(&format!("http_server.port: cannot listen on port {port}")),
+        "{}",
+        daemon.output()
+    );
     assert!(daemon.log().contains("FATAL [main] cannot start: "), "{}", daemon.log());
 
     let unwritable = config(free_port()).replace("./log", "/proc/nowhere");
@@ -91,23 +97,37 @@ fn both_stop_signals_end_it_in_order_with_0() {
     }
 }
 
-#[test]
-fn a_second_signal_ends_a_stop_that_takes_long() {
-    // A server that takes connections and never answers: closing the session waits for it, for the grace at most.
-    let server = ZooKeeper::start();
-    let text = config(free_port()).replace("shutdown_grace_ms: 3000", "shutdown_grace_ms: 60000");
-    let at = text.find("zk_hosts").expect("it is there");
-    let text = format!("{}zk_hosts: ['{}']\n", &text[..at], server.address());
+/// A running daemon whose stop waits, for `grace_ms`, for the rest of a request that never comes.
+fn slow_to_stop(grace_ms: u32) -> (Daemon, TcpStream) {
+    let port = free_port();
+    let text = config(port)
+        .replace("shutdown_grace_ms: 3000", &format!("shutdown_grace_ms: {grace_ms}"))
+        .replace("read_timeout_ms: 1000", "read_timeout_ms: 600000");
     let mut daemon = Daemon::start(Program::Kmonitor, &[("k.yaml", &text)]);
     daemon.wait_for_log("http listens on", SOON);
-    server.stop_process();
+    let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    client.write_all(b"GET /delay HTTP/1.1\r\nHost: a\r\n").expect("it reads");
+    // An answer on a later connection: the half request was seen.
+    http::get(&format!("http://127.0.0.1:{port}/healthz")).expect("it answers");
     daemon.terminate();
     daemon.wait_for_log("stopping", SOON);
+    (daemon, client)
+}
+
+#[test]
+fn a_second_signal_ends_a_stop_that_takes_long() {
+    let (mut daemon, _client) = slow_to_stop(600_000);
     daemon.signal(libc::SIGINT);
-    let code = daemon.wait(SOON).code();
-    // Where the stop was quicker than the second signal, it is an ordered one.
-    assert!(matches!(code, Some(5 | 0)), "{code:?}");
-    assert_eq!(code == Some(5), daemon.log().contains("a second signal"), "{}", daemon.log());
+    assert_eq!(daemon.wait(SOON).code(), Some(5));
+    assert!(daemon.log().contains("WARNING [signals] a second signal"), "{}", daemon.log());
+}
+
+#[test]
+fn a_stop_takes_no_longer_than_the_grace() {
+    let (mut daemon, _client) = slow_to_stop(500);
+    let began = Instant::now();
+    assert_eq!(daemon.wait(SOON).code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 #[test]
@@ -134,7 +154,29 @@ fn lines_carry_time_level_and_thread_and_warnings_are_in_both_files() {
     let (all, important) = (read("kmonitor.log"), read("kmonitor.log.wf"));
     assert!(all.contains(" NOTICE [main] kmonitor "), "{all}");
     for line in important.lines() {
-        assert!(all.contains(line) && line.contains(" WARNING ["), "{line}");
+        assert!(all.contains(line) && (line.contains(" WARNING [") || line.contains(" FATAL [")), "{line}");
     }
     assert!(important.contains("cluster c: "), "{important}");
+}
+
+#[test]
+fn a_full_disk_costs_log_lines_and_nothing_else() {
+    let port = free_port();
+    let text = config(port).replace("log_level: 8", "log_level: 16");
+    let mut daemon = Daemon::start(Program::Kmonitor, &[("k.yaml", &text)]);
+    daemon.wait_for_log("http listens on", SOON);
+    let log = daemon.folder().join("log/kmonitor.log");
+    let ask = || http::get(&format!("http://127.0.0.1:{port}/delay")).expect("it answers").status;
+    fs::remove_file(&log).expect("it is there");
+    std::os::unix::fs::symlink("/dev/full", &log).expect("the place is free");
+    daemon.signal(libc::SIGHUP);
+    wait_until(SOON, "the log is on a full disk", || {
+        let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs");
+        open.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| target == Path::new("/dev/full")))
+    });
+    assert!((0..20).all(|_| ask() == 200));
+    fs::remove_file(&log).expect("it is there");
+    daemon.signal(libc::SIGHUP);
+    daemon.wait_for_log("lines could not be written here: No space left on device", SOON);
+    daemon.end_well(SOON);
 }

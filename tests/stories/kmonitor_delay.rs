@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-
 use crate::harness::{Cluster, Daemon, Program, ZooKeeper, cluster, free_port, http, unique, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -156,8 +155,7 @@ fn a_cluster_that_is_away_is_unknown_and_disturbs_nobody() {
     store(cluster, &module, &topic, 0, "0");
     let other = ZooKeeper::start();
     other.client().create(&format!("{}/consumers/away/offsets", cluster.chroot), "");
-    let monitor =
-        Monitor::start(cluster.chroot, &[("here", &cluster.zookeeper, ""), ("there", &other.address(), "")]);
+    let monitor = Monitor::start(cluster.chroot, &[("here", &cluster.zookeeper, ""), ("there", &other.address(), "")]);
     monitor.wait_for("here", &module, &json!({"0": 7}));
     monitor.wait_for("there", "away", &json!({}));
     wait_until(SOON, "all is ready", || monitor.get("/readyz").status == 200);
