@@ -5,6 +5,7 @@
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
 mod daemon_options;
+mod broker_suite;
 mod harness;
 mod harness_story;
 mod kmonitor_delay;
