@@ -159,9 +159,8 @@ impl ClusterConfig {
 fn engine(cluster: &mut Section, problems: &mut Problems) -> Engine {
     let choices = [("auto", Engine::Auto), ("librdkafka", Engine::Librdkafka), ("kafka-rust", Engine::KafkaRust)];
     let engine = cluster.choice("kafka_client", &choices, problems);
-    if engine == Engine::Librdkafka && !cfg!(feature = "librdkafka") {
-        let text = "is librdkafka, which is not built into this program; use auto or kafka-rust";
-        cluster.note("kafka_client", text, problems);
+    if let Err(wrong) = engine.resolve() {
+        cluster.note("kafka_client", wrong.trim_start_matches("kafka_client: "), problems);
     }
     engine
 }

@@ -159,6 +159,7 @@ fn poller(
         }
     };
     let engine = cluster.engine;
+    let engine_threads = supervisor.clone();
     let connect = move |hosts: &[String]| {
         let broker = BrokerConfig {
             hosts: hosts.to_vec(),
@@ -166,7 +167,7 @@ fn poller(
             client_id: "kmonitor".to_owned(),
             request_timeout: BROKER_TIMEOUT,
         };
-        Err::<Box<dyn broker::LogEnds>, String>(format!("no engine {broker:?}"))
+        broker::log_ends(&broker, &engine_threads)
     };
     Poller {
         name: cluster.name.clone(),
