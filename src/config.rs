@@ -273,6 +273,11 @@ impl Section {
         }
     }
 
+    /// Whether the value of `key` is a map that has `inner`.
+    pub fn is_map_with(&self, key: &str, inner: &str) -> bool {
+        self.map.get(key).and_then(Value::as_mapping).is_some_and(|map| map.contains_key(inner))
+    }
+
     /// Keys that nobody took so far.
     pub fn remaining(&self) -> impl Iterator<Item = String> + '_ {
         self.map.keys().map(|key| key.as_str().map_or_else(|| shown(key), str::to_owned))

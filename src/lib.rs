@@ -6,6 +6,7 @@ pub mod config;
 pub mod daemon;
 pub mod http;
 pub mod keeper;
+pub mod kmonitor;
 pub mod ktransfer;
 pub mod logging;
 pub mod metrics;

@@ -3,6 +3,8 @@
 //! A daemon makes one [`Registry`], keeps the counters it hands out in structs of its own and looks label
 //! combinations up once, outside hot paths. Label values must come from a bounded set.
 
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, TextEncoder};
 
 /// Upper bounds in seconds for the duration of a request that crosses a network: 0.5 ms to 60 s.
@@ -43,6 +45,15 @@ impl Registry {
         histogram
     }
 
+    /// Values that are read when the metrics are asked for: `rows` gives all there are at that moment, each label
+    /// combination once. For what appears and disappears with something outside.
+    pub fn table(&self, name: &str, help: &str, labels: &[&str], rows: impl Fn() -> Vec<Row> + Send + Sync + 'static) {
+        let names: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
+        let description = Desc::new(name.to_owned(), help.to_owned(), names.clone(), std::collections::HashMap::new())
+            .expect("metric names are constants");
+        self.register(Table { description, labels: names, rows });
+    }
+
     fn register(&self, metric: impl prometheus::core::Collector + 'static) {
         self.registry.register(Box::new(metric)).expect("each metric is registered once");
     }
@@ -52,6 +63,52 @@ impl Registry {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory does not fail");
         text
+    }
+}
+
+/// One value of a [`Registry::table`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Values of the labels, in the order of their names.
+    pub labels: Vec<String>,
+    /// The value.
+    pub value: f64,
+}
+
+struct Table<F> {
+    description: Desc,
+    labels: Vec<String>,
+    rows: F,
+}
+
+impl<F: Fn() -> Vec<Row> + Send + Sync> Collector for Table<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.description]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let metric = |row: Row| {
+            let pair = |(name, value): (&String, String)| {
+                let mut pair = LabelPair::default();
+                pair.set_name(name.clone());
+                pair.set_value(value);
+                pair
+            };
+            let mut pairs: Vec<LabelPair> = self.labels.iter().zip(row.labels).map(pair).collect();
+            pairs.sort_by(|one, other| one.name().cmp(other.name()));
+            let mut gauge = Gauge::default();
+            gauge.set_value(row.value);
+            let mut metric = Metric::default();
+            metric.set_label(pairs);
+            metric.set_gauge(gauge);
+            metric
+        };
+        let mut family = MetricFamily::default();
+        family.set_name(self.description.fq_name.clone());
+        family.set_help(self.description.help.clone());
+        family.set_field_type(MetricType::GAUGE);
+        family.set_metric((self.rows)().into_iter().map(metric).collect());
+        vec![family]
     }
 }
 

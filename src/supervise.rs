@@ -6,6 +6,7 @@
 //! daemon. Nobody limps on with a part missing.
 
 use std::any::Any;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -146,6 +147,18 @@ impl Group {
         }
         self.changed.notify_all();
     }
+}
+
+/// Starts a thread that belongs to no group and that nobody waits for: its body sits in a library without deadlines and may
+/// have to be given up. Who calls this bounds the number of such threads. A panic is named in the log and ends that thread alone.
+pub fn spawn_expendable(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let name = name.into();
+    thread::Builder::new().name(name.clone()).spawn(move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
+            error!("thread {name} panicked: {}", panic_text(panic.as_ref()));
+        }
+    })?;
+    Ok(())
 }
 
 /// The text of a panic, where it has one.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::paths::parent_of;
 use super::{Epoch, Keeper, KeeperError, Lifetime, Node};
 
 /// The tree and its sessions. Clones share it.
@@ -242,15 +243,6 @@ impl Keeper for MemorySession {
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The path above; `None` for the root.
-fn parent_of(path: &str) -> Option<&str> {
-    match path.rfind('/') {
-        _ if path == "/" => None,
-        Some(0) | None => Some("/"),
-        Some(slash) => Some(&path[..slash]),
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,12 @@
 //! failed here, so every write must be safe to happen late (ephemeral with our instance id, or conditional
 //! on a version); polling is the truth, watches are not used.
 
+pub mod client;
+pub mod discovery;
 pub mod memory;
+pub mod paths;
+
+pub use client::connect;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,10 +80,11 @@ pub trait Keeper: Send + Sync {
     /// Which session this is. A caller that claimed something remembers the epoch read *before* it claimed.
     fn epoch(&self) -> Epoch;
 
-    /// When the request of the latest good answer of the current session was *sent*; `None` before the first one. A heartbeat keeps it young while nobody calls.
+    /// When the request of the latest good answer of the current session was *sent*; `None` while there is no session that is
+    /// trusted. A heartbeat keeps it young while nobody calls. Read it before [`epoch`](Self::epoch), if both matter.
     fn last_good(&self) -> Option<Instant>;
 
-    /// Session timeout as asked for at the server.
+    /// Session timeout: as granted by the server, at most what was asked for; as asked for while there was no server yet.
     fn session_timeout(&self) -> Duration;
 
     /// Whether the ensemble answers now, and if not, why; for `/readyz`.

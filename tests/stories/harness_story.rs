@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use crate::harness::backend::Journal;
 use crate::harness::http::Client;
 use crate::harness::kafka_wire::{create_topic, log_ends};
-use crate::harness::{
-    Answer, Backend, Cluster, Kafka, ZooKeeper, cluster, http, process, unique, wait_until,
-};
+use crate::harness::{Answer, Backend, Cluster, Kafka, ZooKeeper, cluster, http, process, unique, wait_until};
 
 /// Set for the copy of this test binary that is to be killed.
 const TO_BE_KILLED: &str = "KAFKA_HTTP_WRAPPER_STORY_TO_BE_KILLED";
@@ -20,36 +18,16 @@ fn a_message_goes_into_a_new_topic_and_comes_out() {
     let cluster = cluster();
     let topic = cluster.new_topic("harness", 3);
     cluster.produce(&topic, 2, &[(b"a key", b"a value"), (b"", b"no key")]);
-    assert_eq!(
-        cluster.log_ends(&topic).into_values().collect::<Vec<_>>(),
-        [0, 0, 2]
-    );
+    assert_eq!(cluster.log_ends(&topic).into_values().collect::<Vec<_>>(), [0, 0, 2]);
     let messages = cluster.messages(&topic);
     let texts: Vec<_> = messages
         .iter()
-        .map(|m| {
-            (
-                m.partition,
-                m.offset,
-                String::from_utf8_lossy(&m.key),
-                String::from_utf8_lossy(&m.value),
-            )
-        })
+        .map(|m| (m.partition, m.offset, String::from_utf8_lossy(&m.key), String::from_utf8_lossy(&m.value)))
         .collect();
-    assert_eq!(
-        texts,
-        [
-            (2, 0, "a key".into(), "a value".into()),
-            (2, 1, "".into(), "no key".into())
-        ]
-    );
+    assert_eq!(texts, [(2, 0, "a key".into(), "a value".into()), (2, 1, "".into(), "no key".into())]);
     assert!(cluster.children("/brokers/topics").contains(&topic));
     assert_eq!(cluster.read("/brokers/topics/no_such_topic"), None);
-    assert!(
-        cluster
-            .read("/controller")
-            .is_some_and(|text| text.contains("brokerid"))
-    );
+    assert!(cluster.read("/controller").is_some_and(|text| text.contains("brokerid")));
 }
 
 #[test]
@@ -69,11 +47,7 @@ fn zookeeper_keeps_its_data_over_a_kill() {
     let client = server.client();
     assert_eq!(client.read("/a/b").as_deref(), Some("second"));
     assert_eq!(client.get("/a/b").expect("it is there").version, 1);
-    assert_eq!(
-        client.children("/a"),
-        ["b"],
-        "the ephemeral node went with its session"
-    );
+    assert_eq!(client.children("/a"), ["b"], "the ephemeral node went with its session");
     assert!(client.delete("/a/b"));
     assert!(!client.delete("/a/b"));
 }
@@ -90,11 +64,9 @@ fn three_brokers_share_a_topic_and_one_comes_back_after_a_kill() {
     let broker = &cluster.kafka_servers[1];
     broker.kill9();
     broker.restart();
-    wait_until(
-        Duration::from_secs(20),
-        "every partition is readable again",
-        || log_ends(&cluster.brokers, &topic).is_ok_and(|ends| ends.values().sum::<i64>() == 3),
-    );
+    wait_until(Duration::from_secs(20), "every partition is readable again", || {
+        log_ends(&cluster.brokers, &topic).is_ok_and(|ends| ends.values().sum::<i64>() == 3)
+    });
 }
 
 #[test]
@@ -115,36 +87,19 @@ fn the_backend_remembers_order_and_concurrency_and_answers_as_told() {
         "/gone" => Answer::hang_up(),
         _ => Answer::ok(),
     };
-    let backends = [
-        Backend::start_sharing(&journal, script),
-        Backend::start_sharing(&journal, script),
-    ];
+    let backends = [Backend::start_sharing(&journal, script), Backend::start_sharing(&journal, script)];
     let mut client = Client::connect(&backends[0].address()).expect("the backend listens");
-    assert_eq!(
-        client
-            .post("/push?key=a%2Fb&x=1", b"body")
-            .expect("an answer")
-            .status,
-        200
-    );
+    assert_eq!(client.post("/push?key=a%2Fb&x=1", b"body").expect("an answer").status, 200);
     let refused = client.post("/no?key=a", b"x").expect("an answer");
-    assert_eq!(
-        (refused.status, refused.header("retry-after")),
-        (503, Some("1"))
-    );
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     client.post("/gone?key=a", b"x").expect_err("hung up");
     assert_eq!(journal.most_of_one_key(), 1);
     std::thread::scope(|scope| {
         for backend in &backends {
-            scope
-                .spawn(|| http::post(&format!("http://{}/slow?key=same", backend.address()), b"x"));
+            scope.spawn(|| http::post(&format!("http://{}/slow?key=same", backend.address()), b"x"));
         }
     });
-    assert_eq!(
-        journal.most_of_one_key(),
-        2,
-        "two of one key at once are noticed across backends"
-    );
+    assert_eq!(journal.most_of_one_key(), 2, "two of one key at once are noticed across backends");
     let records = journal.records();
     assert_eq!(records[0].request.key(), "a/b");
     assert_eq!(records[0].request.text(), "body");
@@ -154,12 +109,7 @@ fn the_backend_remembers_order_and_concurrency_and_answers_as_told() {
     backends[0].stop_listening();
     http::get(&format!("http://{}/", backends[0].address())).expect_err("nobody listens");
     backends[0].listen_again();
-    assert_eq!(
-        http::get(&format!("http://{}/", backends[0].address()))
-            .expect("it listens again")
-            .status,
-        200
-    );
+    assert_eq!(http::get(&format!("http://{}/", backends[0].address())).expect("it listens again").status, 200);
 }
 
 #[test]
@@ -172,13 +122,7 @@ fn the_backend_is_quick_enough() {
             scope.spawn(|| {
                 let mut client = Client::connect(&backend.address()).expect("the backend listens");
                 for _ in 0..n_each {
-                    assert_eq!(
-                        client
-                            .post("/push?key=k", &[7; 200])
-                            .expect("an answer")
-                            .status,
-                        200
-                    );
+                    assert_eq!(client.post("/push?key=k", &[7; 200]).expect("an answer").status, 200);
                 }
             });
         }
@@ -205,24 +149,16 @@ fn nothing_is_left_when_the_test_process_is_killed() {
         .spawn()
         .expect("the test binary starts");
     let stderr = BufReader::new(copy.stderr.take().expect("stderr is piped"));
-    let line = stderr
-        .lines()
-        .map_while(Result::ok)
-        .find(|line| line.starts_with("started "));
+    let line = stderr.lines().map_while(Result::ok).find(|line| line.starts_with("started "));
     let line = line.expect("the copy says what it started");
     let mut words = line.split(' ').skip(1);
-    let (pid, folder) = (
-        words.next().expect("a pid"),
-        words.next().expect("a folder"),
-    );
+    let (pid, folder) = (words.next().expect("a pid"), words.next().expect("a folder"));
     let process = format!("/proc/{pid}");
     assert!(Path::new(&process).exists() && Path::new(folder).exists());
 
     copy.kill().expect("it still runs");
     copy.wait().expect("it ends");
-    wait_until(
-        Duration::from_secs(10),
-        "its ZooKeeper and its folder are gone",
-        || !Path::new(&process).exists() && !Path::new(folder).exists(),
-    );
+    wait_until(Duration::from_secs(10), "its ZooKeeper and its folder are gone", || {
+        !Path::new(&process).exists() && !Path::new(folder).exists()
+    });
 }

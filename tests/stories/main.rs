@@ -6,3 +6,4 @@
 
 mod harness;
 mod harness_story;
+mod path_story;

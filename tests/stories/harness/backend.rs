@@ -25,10 +25,7 @@ pub(crate) struct Request {
 impl Request {
     /// The first header of this name, whatever its case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(have, _)| have.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// The path without the query, as sent.
@@ -39,19 +36,13 @@ impl Request {
     /// A parameter of the query, percent-decoded.
     pub(crate) fn query(&self, name: &str) -> Option<String> {
         let (_, query) = self.target.split_once('?')?;
-        let mut parameters = query
-            .split('&')
-            .filter_map(|parameter| parameter.split_once('='));
-        parameters
-            .find(|(have, _)| *have == name)
-            .map(|(_, value)| percent_decode(value))
+        let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
+        parameters.find(|(have, _)| *have == name).map(|(_, value)| percent_decode(value))
     }
 
     /// The message's key: the parameter `key` of the query, else the header `X-Kafka-Key`; empty if there is neither.
     pub(crate) fn key(&self) -> String {
-        self.query("key")
-            .or_else(|| self.header("X-Kafka-Key").map(str::to_owned))
-            .unwrap_or_default()
+        self.query("key").or_else(|| self.header("X-Kafka-Key").map(str::to_owned)).unwrap_or_default()
     }
 
     /// The body as text.
@@ -77,20 +68,12 @@ impl Answer {
     }
 
     pub(crate) fn status(status: u16) -> Answer {
-        Answer {
-            status: Some(status),
-            delay: Duration::ZERO,
-            headers: Vec::new(),
-            body: b"done".to_vec(),
-        }
+        Answer { status: Some(status), delay: Duration::ZERO, headers: Vec::new(), body: b"done".to_vec() }
     }
 
     /// Hangs up instead of answering.
     pub(crate) fn hang_up() -> Answer {
-        Answer {
-            status: None,
-            ..Answer::ok()
-        }
+        Answer { status: None, ..Answer::ok() }
     }
 
     pub(crate) fn after(mut self, delay: Duration) -> Answer {
@@ -113,6 +96,8 @@ impl Answer {
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
     pub(crate) request: Request,
+    /// `host:port` of the backend it came to.
+    pub(crate) backend: String,
     pub(crate) arrived: Instant,
     /// `None` while it is in progress.
     pub(crate) completed: Option<Instant>,
@@ -153,7 +138,7 @@ impl Journal {
         self.notes().most_at_once
     }
 
-    fn arrive(&self, request: &Request) -> usize {
+    fn arrive(&self, backend: &str, request: &Request) -> usize {
         let mut notes = self.notes();
         let notes = &mut *notes;
         let key = request.key();
@@ -165,6 +150,7 @@ impl Journal {
         notes.most_at_once = notes.most_at_once.max(notes.in_progress.values().sum());
         notes.records.push(Record {
             request: request.clone(),
+            backend: backend.to_owned(),
             arrived: Instant::now(),
             completed: None,
             status: None,
@@ -216,9 +202,7 @@ impl Backend {
     }
 
     /// A backend that answers as `script` says. The script runs on the connection's thread, many at once.
-    pub(crate) fn start_with(
-        script: impl Fn(&Request) -> Answer + Send + Sync + 'static,
-    ) -> Backend {
+    pub(crate) fn start_with(script: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Backend {
         Backend::start_sharing(&Journal::default(), script)
     }
 
@@ -258,9 +242,7 @@ impl Backend {
     /// Waits until at least so many requests have come.
     #[track_caller]
     pub(crate) fn wait_for_requests(&self, n: usize, deadline: Duration) {
-        wait_until(deadline, &format!("{n} requests at the backend"), || {
-            self.n_requests() >= n
-        });
+        wait_until(deadline, &format!("{n} requests at the backend"), || self.n_requests() >= n);
     }
 
     /// Closes the port and every connection: who connects is refused.
@@ -272,12 +254,7 @@ impl Backend {
         // The thread waits in accept; a connection wakes it.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
         let _ = listener.thread.join();
-        for connection in listener
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .drain(..)
-        {
+        for connection in listener.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
@@ -288,14 +265,12 @@ impl Backend {
         if slot.is_some() {
             return;
         }
-        let socket = wait_until(
-            Duration::from_secs(10),
-            "the backend's port is free again",
-            || TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).ok(),
-        );
+        let socket = wait_until(Duration::from_secs(10), "the backend's port is free again", || {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).ok()
+        });
         let closing = Arc::new(AtomicBool::new(false));
         let connections = Arc::new(Mutex::new(Vec::new()));
-        let (journal, script) = (self.journal.clone(), Arc::clone(&self.script));
+        let (address, journal, script) = (self.address(), self.journal.clone(), Arc::clone(&self.script));
         let (closing_seen, list) = (Arc::clone(&closing), Arc::clone(&connections));
         let thread = std::thread::spawn(move || {
             for stream in socket.incoming().flatten() {
@@ -303,23 +278,17 @@ impl Backend {
                     return;
                 }
                 let copy = stream.try_clone().expect("a second handle");
-                list.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(copy);
-                let (journal, script) = (journal.clone(), Arc::clone(&script));
+                list.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+                let (address, journal, script) = (address.clone(), journal.clone(), Arc::clone(&script));
                 std::thread::spawn(move || {
                     // The list holds a handle as well, so dropping ours alone would not close the connection.
                     let handle = stream.try_clone();
-                    let _ = serve(stream, &journal, &*script);
+                    let _ = serve(stream, &address, &journal, &*script);
                     let _ = handle.map(|handle| handle.shutdown(Shutdown::Both));
                 });
             }
         });
-        *slot = Some(Listener {
-            closing,
-            connections,
-            thread,
-        });
+        *slot = Some(Listener { closing, connections, thread });
     }
 
     fn listener(&self) -> MutexGuard<'_, Option<Listener>> {
@@ -333,11 +302,11 @@ impl Drop for Backend {
     }
 }
 
-fn serve(stream: TcpStream, journal: &Journal, script: &Script) -> io::Result<()> {
+fn serve(stream: TcpStream, address: &str, journal: &Journal, script: &Script) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::with_capacity(16 << 10, stream);
     while let Some(request) = read_request(&mut stream)? {
-        let number = journal.arrive(&request);
+        let number = journal.arrive(address, &request);
         let answer = script(&request);
         if !answer.delay.is_zero() {
             std::thread::sleep(answer.delay);
@@ -346,10 +315,7 @@ fn serve(stream: TcpStream, journal: &Journal, script: &Script) -> io::Result<()
         let Some(status) = answer.status else {
             return Ok(());
         };
-        let mut bytes = format!(
-            "HTTP/1.1 {status} As scripted\r\nContent-Length: {}\r\n",
-            answer.body.len()
-        );
+        let mut bytes = format!("HTTP/1.1 {status} As scripted\r\nContent-Length: {}\r\n", answer.body.len());
         for (name, value) in &answer.headers {
             bytes.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -374,16 +340,8 @@ fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
         return Ok(None);
     }
     let mut words = line.split_whitespace();
-    let (method, target) = (
-        words.next().unwrap_or_default().to_owned(),
-        words.next().unwrap_or_default().to_owned(),
-    );
-    let mut request = Request {
-        method,
-        target,
-        headers: Vec::new(),
-        body: Vec::new(),
-    };
+    let (method, target) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
+    let mut request = Request { method, target, headers: Vec::new(), body: Vec::new() };
     loop {
         line.clear();
         if stream.read_line(&mut line)? == 0 {
@@ -392,14 +350,9 @@ fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
         let Some((name, value)) = line.trim_end().split_once(':') else {
             break;
         };
-        request
-            .headers
-            .push((name.to_owned(), value.trim().to_owned()));
+        request.headers.push((name.to_owned(), value.trim().to_owned()));
     }
-    if let Some(length) = request
-        .header("Content-Length")
-        .and_then(|value| value.parse().ok())
-    {
+    if let Some(length) = request.header("Content-Length").and_then(|value| value.parse().ok()) {
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
         request.body = body;
@@ -426,12 +379,8 @@ fn percent_decode(text: &str) -> String {
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let pair = bytes
-            .get(at + 1..at + 3)
-            .and_then(|pair| std::str::from_utf8(pair).ok());
-        let value = pair
-            .filter(|_| bytes[at] == b'%')
-            .and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        let pair = bytes.get(at + 1..at + 3).and_then(|pair| std::str::from_utf8(pair).ok());
+        let value = pair.filter(|_| bytes[at] == b'%').and_then(|pair| u8::from_str_radix(pair, 16).ok());
         decoded.push(value.unwrap_or(bytes[at]));
         at += if value.is_some() { 3 } else { 1 };
     }

@@ -39,10 +39,7 @@ pub(crate) fn cluster() -> &'static Cluster {
     SHARED.get_or_init(|| {
         let started = Instant::now();
         let cluster = Cluster::start(1);
-        eprintln!(
-            "ZooKeeper and Kafka answer after {:.1} s",
-            started.elapsed().as_secs_f64()
-        );
+        eprintln!("ZooKeeper and Kafka answer after {:.1} s", started.elapsed().as_secs_f64());
         cluster
     })
 }
@@ -62,9 +59,11 @@ impl Cluster {
     /// As [`Cluster::start`], with more broker properties.
     pub(crate) fn start_with(n_brokers: i32, properties: &[&str]) -> Cluster {
         let zookeeper_server = ZooKeeper::start();
-        let kafka_servers: Vec<Kafka> = (0..n_brokers)
-            .map(|id| Kafka::start(&zookeeper_server, CHROOT, id, properties))
-            .collect();
+        let start = |id| Kafka::start(&zookeeper_server, CHROOT, id, properties);
+        let kafka_servers: Vec<Kafka> = std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..n_brokers).map(|id| scope.spawn(move || start(id))).collect();
+            starting.into_iter().map(|broker| broker.join().expect("the broker starts")).collect()
+        });
         let brokers: Vec<String> = kafka_servers.iter().map(Kafka::address).collect();
         Cluster {
             zookeeper: zookeeper_server.address(),
@@ -99,8 +98,7 @@ impl Cluster {
 
     /// The end of the log by partition.
     pub(crate) fn log_ends(&self, topic: &str) -> BTreeMap<i32, i64> {
-        kafka_wire::log_ends(&self.brokers, topic)
-            .unwrap_or_else(|error| panic!("log ends of {topic}: {error}"))
+        kafka_wire::log_ends(&self.brokers, topic).unwrap_or_else(|error| panic!("log ends of {topic}: {error}"))
     }
 
     /// All messages of a topic that Kafka has now, by partition and offset. The client that reads them sees neither headers
@@ -113,17 +111,9 @@ impl Cluster {
             let mut next = 0;
             while next < end {
                 let request = FetchPartition::new(topic, partition, next).with_max_bytes(16 << 20);
-                let answers = client
-                    .fetch_messages([request])
-                    .expect("the broker answers a fetch");
-                for part in answers
-                    .iter()
-                    .flat_map(|answer| answer.topics())
-                    .flat_map(|topic| topic.partitions())
-                {
-                    let data = part
-                        .data()
-                        .unwrap_or_else(|error| panic!("fetch of {topic}: {error}"));
+                let answers = client.fetch_messages([request]).expect("the broker answers a fetch");
+                for part in answers.iter().flat_map(|answer| answer.topics()).flat_map(|topic| topic.partitions()) {
+                    let data = part.data().unwrap_or_else(|error| panic!("fetch of {topic}: {error}"));
                     for message in data.messages() {
                         // An answer may begin before the offset asked for.
                         if message.offset < next {
@@ -154,14 +144,8 @@ impl Cluster {
             let confirms = client
                 .produce_messages(RequiredAcks::All, Duration::from_secs(10), batch)
                 .expect("the broker takes messages");
-            for confirm in confirms
-                .iter()
-                .flat_map(|confirm| &confirm.partition_confirms)
-            {
-                confirm
-                    .offset
-                    .as_ref()
-                    .unwrap_or_else(|code| panic!("produce to {topic}: {code:?}"));
+            for confirm in confirms.iter().flat_map(|confirm| &confirm.partition_confirms) {
+                confirm.offset.as_ref().unwrap_or_else(|code| panic!("produce to {topic}: {code:?}"));
             }
         }
     }
@@ -190,9 +174,6 @@ impl Cluster {
     /// The offset stored for a module's partition, if any.
     pub(crate) fn stored_offset(&self, module: &str, topic: &str, partition: i32) -> Option<i64> {
         let text = self.read(&format!("/consumers/{module}/offsets/{topic}/{partition}"))?;
-        Some(
-            text.parse()
-                .unwrap_or_else(|_| panic!("the stored offset {text:?} is no number")),
-        )
+        Some(text.parse().unwrap_or_else(|_| panic!("the stored offset {text:?} is no number")))
     }
 }

@@ -30,11 +30,7 @@ impl Program {
 pub(crate) fn binary(program: Program) -> PathBuf {
     if let Some(folder) = std::env::var_os("KAFKA_HTTP_WRAPPER_BIN_DIR") {
         let path = Path::new(&folder).join(program.file_name());
-        assert!(
-            path.is_file(),
-            "KAFKA_HTTP_WRAPPER_BIN_DIR: there is no {}",
-            path.display()
-        );
+        assert!(path.is_file(), "KAFKA_HTTP_WRAPPER_BIN_DIR: there is no {}", path.display());
         return path.canonicalize().expect("a file that is there");
     }
     let built = match program {
@@ -42,9 +38,7 @@ pub(crate) fn binary(program: Program) -> PathBuf {
         Program::Ktransfer => option_env!("CARGO_BIN_EXE_ktransfer_bin"),
         Program::Kmonitor => option_env!("CARGO_BIN_EXE_kmonitor_bin"),
     };
-    built
-        .expect("cargo names the binaries to tests only; set KAFKA_HTTP_WRAPPER_BIN_DIR")
-        .into()
+    built.expect("cargo names the binaries to tests only; set KAFKA_HTTP_WRAPPER_BIN_DIR").into()
 }
 
 /// One running daemon; dropped, it is killed. If its story fails, all it wrote is printed.
@@ -61,36 +55,23 @@ impl Daemon {
         let folder = folder(program.file_name());
         for (name, text) in files {
             let path = folder.join(name);
-            fs::create_dir_all(path.parent().expect("a file is in a folder"))
-                .expect("a folder under our own");
+            fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a folder under our own");
             fs::write(path, text).expect("a file in our own folder");
         }
         let process = launch(program, &folder, &["-f", files[0].0]);
-        Daemon {
-            program,
-            folder,
-            process,
-        }
+        Daemon { program, folder, process }
     }
 
     /// Runs the daemon with these arguments in an empty folder.
     pub(crate) fn start_with_arguments(program: Program, arguments: &[&str]) -> Daemon {
         let folder = folder(program.file_name());
         let process = launch(program, &folder, arguments);
-        Daemon {
-            program,
-            folder,
-            process,
-        }
+        Daemon { program, folder, process }
     }
 
     /// Runs it again in the same folder with the same files; the one before must have ended.
     pub(crate) fn restart(&mut self, main_file: &str) {
-        assert!(
-            self.process.ended().is_some(),
-            "{} still runs",
-            self.program.file_name()
-        );
+        assert!(self.process.ended().is_some(), "{} still runs", self.program.file_name());
         self.process = launch(self.program, &self.folder, &["-f", main_file]);
     }
 
@@ -133,12 +114,7 @@ impl Daemon {
     pub(crate) fn end_well(&mut self, deadline: Duration) {
         self.terminate();
         let status = self.wait(deadline);
-        assert_eq!(
-            status.code(),
-            Some(0),
-            "{} after SIGTERM: {status}",
-            self.program.file_name()
-        );
+        assert_eq!(status.code(), Some(0), "{} after SIGTERM: {status}", self.program.file_name());
     }
 
     /// All it wrote into the files of `./log`.
@@ -148,9 +124,7 @@ impl Daemon {
         };
         let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         paths.sort();
-        let read = |path: &PathBuf| {
-            String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
-        };
+        let read = |path: &PathBuf| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
         paths.iter().map(read).collect()
     }
 
@@ -162,25 +136,16 @@ impl Daemon {
     /// Waits until its log contains `text`.
     #[track_caller]
     pub(crate) fn wait_for_log(&self, text: &str, deadline: Duration) {
-        wait_until(
-            deadline,
-            &format!("{text:?} in the log of {}", self.program.file_name()),
-            || self.log().contains(text),
-        );
+        wait_until(deadline, &format!("{text:?} in the log of {}", self.program.file_name()), || {
+            self.log().contains(text)
+        });
     }
 
     /// The memory it uses now (resident), in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .expect("the kernel says so");
-        let kib: u64 = line
-            .split_whitespace()
-            .nth(1)
-            .and_then(|word| word.parse().ok())
-            .expect("a number");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel says so");
+        let kib: u64 = line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
         kib * 1024
     }
 
@@ -188,12 +153,7 @@ impl Daemon {
     pub(crate) fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
         let after_name = stat.rsplit(')').next().expect("a line");
-        let ticks: u64 = after_name
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|n| n.parse::<u64>().ok())
-            .sum();
+        let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
         // The kernel's unit for user space is a hundredth of a second.
         Duration::from_millis(ticks * 10)
     }
@@ -207,27 +167,17 @@ impl Drop for Daemon {
                 Some(status) => format!("ended: {status}"),
                 None => "running".to_owned(),
             };
-            eprintln!(
-                "---- {name} (pid {}, {state}), outputs:\n{}",
-                self.pid(),
-                self.output()
-            );
+            eprintln!("---- {name} (pid {}, {state}), outputs:\n{}", self.pid(), self.output());
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             let shown = lines[lines.len().saturating_sub(200)..].join("\n");
-            eprintln!(
-                "---- {name}, the last of {} log lines:\n{shown}\n----",
-                lines.len()
-            );
+            eprintln!("---- {name}, the last of {} log lines:\n{shown}\n----", lines.len());
         }
     }
 }
 
 fn launch(program: Program, folder: &Path, arguments: &[&str]) -> Process {
     let mut command = Command::new(binary(program));
-    command
-        .args(arguments)
-        .current_dir(folder)
-        .env("RUST_BACKTRACE", "1");
+    command.args(arguments).current_dir(folder).env("RUST_BACKTRACE", "1");
     Process::start(program.file_name(), command, &folder.join("output"))
 }

@@ -21,10 +21,7 @@ pub(crate) struct Response {
 impl Response {
     /// The first header of this name, whatever its case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(have, _)| have.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// The body as text.
@@ -35,8 +32,7 @@ impl Response {
     /// The body as JSON; panics if it is none.
     #[track_caller]
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("no JSON ({error}): {:?}", self.text()))
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {:?}", self.text()))
     }
 }
 
@@ -53,9 +49,7 @@ pub(crate) fn post(url: &str, body: &[u8]) -> io::Result<Response> {
 }
 
 fn split(url: &str) -> (&str, &str) {
-    let rest = url
-        .strip_prefix("http://")
-        .expect("only http:// is spoken here");
+    let rest = url.strip_prefix("http://").expect("only http:// is spoken here");
     rest.find('/').map_or((rest, "/"), |at| rest.split_at(at))
 }
 
@@ -71,10 +65,7 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(READ_TIMEOUT))?;
         stream.set_write_timeout(Some(READ_TIMEOUT))?;
-        Ok(Client {
-            stream: BufReader::new(stream),
-            address: address.to_owned(),
-        })
+        Ok(Client { stream: BufReader::new(stream), address: address.to_owned() })
     }
 
     /// The socket below, for its options and for being cut.
@@ -98,8 +89,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> io::Result<Response> {
-        let mut bytes =
-            format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.address).into_bytes();
+        let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.address).into_bytes();
         for (name, value) in headers {
             write!(bytes, "{name}: {value}\r\n")?;
         }
@@ -109,11 +99,7 @@ impl Client {
         bytes.extend_from_slice(b"\r\n");
         bytes.extend_from_slice(body);
         self.send_raw(&bytes)?;
-        if method == "HEAD" {
-            self.read_head().map(|(_, head)| head)
-        } else {
-            self.read_response()
-        }
+        if method == "HEAD" { self.read_head().map(|(_, head)| head) } else { self.read_response() }
     }
 
     /// Sends these bytes and nothing else.
@@ -128,24 +114,18 @@ impl Client {
             if response.status < 200 {
                 continue;
             }
-            let chunked = response
-                .header("Transfer-Encoding")
-                .is_some_and(|value| value == "chunked");
+            let chunked = response.header("Transfer-Encoding").is_some_and(|value| value == "chunked");
             let length = response.header("Content-Length").map(str::to_owned);
             response.body = match length {
                 _ if chunked => self.read_chunks()?,
                 Some(length) => {
-                    let length = length
-                        .parse()
-                        .map_err(|_| io::Error::other("Content-Length is no number"))?;
+                    let length = length.parse().map_err(|_| io::Error::other("Content-Length is no number"))?;
                     let mut body = vec![0; length];
                     self.stream.read_exact(&mut body)?;
                     body
                 }
                 None if response.status == 204 || response.status == 304 => Vec::new(),
-                None if version == "HTTP/1.0" || response.header("Connection") == Some("close") => {
-                    self.read_rest()?
-                }
+                None if version == "HTTP/1.0" || response.header("Connection") == Some("close") => self.read_rest()?,
                 None => return Err(io::Error::other("an answer without a length")),
             };
             return Ok(response);
@@ -158,24 +138,14 @@ impl Client {
         let mut words = line.split(' ');
         let version = words.next().unwrap_or_default().to_owned();
         let status = words.next().and_then(|word| word.parse().ok());
-        let status =
-            status.ok_or_else(|| io::Error::other(format!("not a status line: {line:?}")))?;
+        let status = status.ok_or_else(|| io::Error::other(format!("not a status line: {line:?}")))?;
         let mut headers = Vec::new();
         loop {
             let line = self.read_line()?;
             if line.is_empty() {
-                return Ok((
-                    version,
-                    Response {
-                        status,
-                        headers,
-                        body: Vec::new(),
-                    },
-                ));
+                return Ok((version, Response { status, headers, body: Vec::new() }));
             }
-            let (name, value) = line
-                .split_once(':')
-                .ok_or_else(|| io::Error::other("a header without a colon"))?;
+            let (name, value) = line.split_once(':').ok_or_else(|| io::Error::other("a header without a colon"))?;
             headers.push((name.to_owned(), value.trim().to_owned()));
         }
     }
@@ -191,8 +161,7 @@ impl Client {
         let mut body = Vec::new();
         loop {
             let line = self.read_line()?;
-            let length = usize::from_str_radix(line.trim(), 16)
-                .map_err(|_| io::Error::other("a bad chunk"))?;
+            let length = usize::from_str_radix(line.trim(), 16).map_err(|_| io::Error::other("a bad chunk"))?;
             let start = body.len();
             body.resize(start + length, 0);
             self.stream.read_exact(&mut body[start..])?;

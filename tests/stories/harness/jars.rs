@@ -26,9 +26,7 @@ impl Edition {
             Edition::WithZooKeeper => "pom-3.9.xml",
             Edition::Kraft => "pom-4.xml",
         };
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/kafka")
-            .join(name)
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka").join(name)
     }
 }
 
@@ -74,38 +72,24 @@ fn bring(pom: &Path) -> PathBuf {
         return place;
     }
     fs::create_dir_all(cache()).expect("the cache folder can be made");
-    let lock = File::create(cache().join(format!("kafka-{version}.lock")))
-        .expect("a lock file in the cache");
+    let lock = File::create(cache().join(format!("kafka-{version}.lock"))).expect("a lock file in the cache");
     lock.lock().expect("files can be locked");
     if place.is_dir() {
         return place;
     }
-    eprintln!(
-        "bringing Kafka {version} with Maven into {} (once, about 56 MB) ...",
-        place.display()
-    );
+    eprintln!("bringing Kafka {version} with Maven into {} (once, about 56 MB) ...", place.display());
     let started = Instant::now();
     let unfinished = cache().join(format!("kafka-{version}.unfinished"));
     let _ = fs::remove_dir_all(&unfinished);
     run_maven(pom, &unfinished);
     // Two bindings of slf4j would quarrel; the simple one, which writes to stderr, stays.
-    for jar in fs::read_dir(&unfinished)
-        .expect("Maven made the folder")
-        .flatten()
-    {
-        if jar
-            .file_name()
-            .to_string_lossy()
-            .starts_with("slf4j-reload4j")
-        {
+    for jar in fs::read_dir(&unfinished).expect("Maven made the folder").flatten() {
+        if jar.file_name().to_string_lossy().starts_with("slf4j-reload4j") {
             fs::remove_file(jar.path()).expect("a jar can be removed");
         }
     }
     fs::rename(&unfinished, &place).expect("a rename inside the cache");
-    eprintln!(
-        "Kafka {version} is there after {:.1} s",
-        started.elapsed().as_secs_f64()
-    );
+    eprintln!("Kafka {version} is there after {:.1} s", started.elapsed().as_secs_f64());
     place
 }
 
@@ -123,18 +107,10 @@ fn run_maven(pom: &Path, into: &Path) {
         waited += 5;
         let n_jars = fs::read_dir(into).map_or(0, Iterator::count);
         eprintln!("  {waited} s, {n_jars} jars so far ...");
-        assert!(
-            waited < 600,
-            "Maven takes more than 10 minutes:\n{}",
-            tail(&output, 20)
-        );
+        assert!(waited < 600, "Maven takes more than 10 minutes:\n{}", tail(&output, 20));
     }
     let status = maven.ended().expect("it has ended");
-    assert!(
-        status.success(),
-        "Maven failed ({status}):\n{}",
-        tail(&output, 40)
-    );
+    assert!(status.success(), "Maven failed ({status}):\n{}", tail(&output, 40));
 }
 
 fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {

@@ -36,12 +36,7 @@ pub(crate) struct Kafka {
 impl Kafka {
     /// Starts a broker 3.9 that belongs to the cluster under `chroot` of this ZooKeeper; returns when it answers.
     /// `properties` are more lines, `key=value`, which win over ours.
-    pub(crate) fn start(
-        zookeeper: &ZooKeeper,
-        chroot: &str,
-        broker_id: i32,
-        properties: &[&str],
-    ) -> Kafka {
+    pub(crate) fn start(zookeeper: &ZooKeeper, chroot: &str, broker_id: i32, properties: &[&str]) -> Kafka {
         let port = free_port();
         let own = format!(
             "broker.id={broker_id}\nlisteners=PLAINTEXT://127.0.0.1:{port}\n\
@@ -68,22 +63,14 @@ impl Kafka {
 
     fn start_with(edition: Edition, port: u16, own: &str, more: &[&str]) -> Kafka {
         let folder = folder("kafka");
-        let properties = format!(
-            "{COMMON_PROPERTIES}log.dirs={}\n{own}{}\n",
-            folder.join("data").display(),
-            more.join("\n")
-        );
+        let properties =
+            format!("{COMMON_PROPERTIES}log.dirs={}\n{own}{}\n", folder.join("data").display(), more.join("\n"));
         fs::write(properties_of(&folder), properties).expect("a file in our own folder");
         if matches!(edition, Edition::Kraft) {
             format_storage(&folder);
         }
         let process = Mutex::new(launch(edition, &folder));
-        let broker = Kafka {
-            edition,
-            port,
-            folder,
-            process,
-        };
+        let broker = Kafka { edition, port, folder, process };
         broker.wait_ready();
         broker
     }
@@ -137,18 +124,10 @@ impl Kafka {
             }
             drop(process);
             let metadata = metadata(&self.address(), &[]).ok()?;
-            metadata
-                .brokers
-                .values()
-                .any(|address| *address == self.address())
-                .then_some(())
+            metadata.brokers.values().any(|address| *address == self.address()).then_some(())
         });
         let output = self.folder.join("output");
-        assert!(
-            answer.is_some(),
-            "Kafka does not answer (first end: {first_end:?}):\n{}",
-            tail(&output, 40)
-        );
+        assert!(answer.is_some(), "Kafka does not answer (first end: {first_end:?}):\n{}", tail(&output, 40));
     }
 }
 
@@ -164,19 +143,9 @@ fn launch(edition: Edition, folder: &Path) -> Process {
 
 fn format_storage(folder: &Path) {
     let mut command: Command = java(Edition::Kraft, &["-Xmx256m", "-XX:TieredStopAtLevel=1"]);
-    command.args([
-        "kafka.tools.StorageTool",
-        "format",
-        "-t",
-        "kafka-http-wrapper-abc",
-        "-c",
-    ]);
+    command.args(["kafka.tools.StorageTool", "format", "-t", "kafka-http-wrapper-abc", "-c"]);
     command.arg(properties_of(folder));
     let output = folder.join("output");
     let status = Process::start("Kafka's StorageTool", command, &output).wait(START_DEADLINE);
-    assert!(
-        status.success(),
-        "formatting Kafka's storage ({status}):\n{}",
-        tail(&output, 40)
-    );
+    assert!(status.success(), "formatting Kafka's storage ({status}):\n{}", tail(&output, 40));
 }

@@ -39,9 +39,7 @@ pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
     }
     let mut last_error = io::Error::other("no broker given");
     for broker in brokers.split(',') {
-        match call(broker, METADATA, 1, &request.0)
-            .and_then(|answer| read_metadata(&mut Reader(&answer)))
-        {
+        match call(broker, METADATA, 1, &request.0).and_then(|answer| read_metadata(&mut Reader(&answer))) {
             Ok(metadata) => return Ok(metadata),
             Err(error) => last_error = error,
         }
@@ -52,18 +50,16 @@ pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
 /// Creates a topic and returns when every partition has a leader that all brokers know of.
 pub(crate) fn create_topic(brokers: &str, name: &str, partitions: i32, replication: i16) {
     let mut last = String::new();
-    let created = poll(DEADLINE, || {
-        match try_create(brokers, name, partitions, replication) {
-            Ok(0 | TOPIC_ALREADY_EXISTS) => Some(()),
-            Ok(code) => {
-                last = format!("Kafka's error {code}");
-                assert_eq!(code, NOT_CONTROLLER, "creating topic {name}");
-                None
-            }
-            Err(error) => {
-                last = error.to_string();
-                None
-            }
+    let created = poll(DEADLINE, || match try_create(brokers, name, partitions, replication) {
+        Ok(0 | TOPIC_ALREADY_EXISTS) => Some(()),
+        Ok(code) => {
+            last = format!("Kafka's error {code}");
+            assert_eq!(code, NOT_CONTROLLER, "creating topic {name}");
+            None
+        }
+        Err(error) => {
+            last = error.to_string();
+            None
         }
     });
     assert!(created.is_some(), "cannot create topic {name}: {last}");
@@ -71,15 +67,10 @@ pub(crate) fn create_topic(brokers: &str, name: &str, partitions: i32, replicati
         let ready = poll(DEADLINE, || {
             let metadata = metadata(broker, &[name]).ok()?;
             let leaders = metadata.leaders.get(name)?;
-            let all_led = leaders
-                .values()
-                .all(|leader| metadata.brokers.contains_key(leader));
+            let all_led = leaders.values().all(|leader| metadata.brokers.contains_key(leader));
             (leaders.len() == partitions as usize && all_led).then_some(())
         });
-        assert!(
-            ready.is_some(),
-            "the partitions of {name} have no leaders at {broker}"
-        );
+        assert!(ready.is_some(), "the partitions of {name} have no leaders at {broker}");
     }
     // A leader that is named may not have taken office yet; once it tells the end of its log it serves everything.
     let led = poll(DEADLINE, || {
@@ -94,10 +85,7 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
     let metadata = metadata(brokers, &[topic])?;
     let mut ends = BTreeMap::new();
     for (&partition, leader) in metadata.leaders.get(topic).into_iter().flatten() {
-        let broker = metadata
-            .brokers
-            .get(leader)
-            .ok_or_else(|| io::Error::other("a partition without leader"))?;
+        let broker = metadata.brokers.get(leader).ok_or_else(|| io::Error::other("a partition without leader"))?;
         let mut request = Writer::default();
         request.int(-1);
         request.int(1);
@@ -124,10 +112,8 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
 
 fn try_create(brokers: &str, name: &str, partitions: i32, replication: i16) -> io::Result<i16> {
     let metadata = metadata(brokers, &[])?;
-    let controller = metadata
-        .brokers
-        .get(&metadata.controller)
-        .ok_or_else(|| io::Error::other("no controller is known yet"))?;
+    let controller =
+        metadata.brokers.get(&metadata.controller).ok_or_else(|| io::Error::other("no controller is known yet"))?;
     let mut request = Writer::default();
     request.int(1);
     request.text(name);
@@ -220,27 +206,18 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, n_bytes: usize) -> io::Result<&'a [u8]> {
-        let (taken, rest) = self
-            .0
-            .split_at_checked(n_bytes)
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (taken, rest) = self.0.split_at_checked(n_bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.0 = rest;
         Ok(taken)
     }
     fn short(&mut self) -> io::Result<i16> {
-        Ok(i16::from_be_bytes(
-            self.take(2)?.try_into().expect("two bytes"),
-        ))
+        Ok(i16::from_be_bytes(self.take(2)?.try_into().expect("two bytes")))
     }
     fn int(&mut self) -> io::Result<i32> {
-        Ok(i32::from_be_bytes(
-            self.take(4)?.try_into().expect("four bytes"),
-        ))
+        Ok(i32::from_be_bytes(self.take(4)?.try_into().expect("four bytes")))
     }
     fn long(&mut self) -> io::Result<i64> {
-        Ok(i64::from_be_bytes(
-            self.take(8)?.try_into().expect("eight bytes"),
-        ))
+        Ok(i64::from_be_bytes(self.take(8)?.try_into().expect("eight bytes")))
     }
     fn text(&mut self) -> io::Result<String> {
         let length = self.short()?.max(0) as usize;

@@ -5,23 +5,19 @@
 //! when the process that uses it ends, in whatever way (also by `kill -9`), none of the processes it started and none of
 //! its folders stay behind; see [`process`].
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "it offers more than each of its two users takes"
-)]
-#![allow(
-    clippy::print_stderr,
-    reason = "starting takes seconds: whoever waits is told what for"
-)]
+#![allow(dead_code, unused_imports, reason = "it offers more than each of its two users takes")]
+#![allow(clippy::print_stderr, reason = "starting takes seconds: whoever waits is told what for")]
 
 pub(crate) mod backend;
 pub(crate) mod cluster;
+pub(crate) mod configs;
 pub(crate) mod daemon;
 pub(crate) mod http;
 pub(crate) mod jars;
 pub(crate) mod kafka;
 pub(crate) mod kafka_wire;
+pub(crate) mod message;
+pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
@@ -60,11 +56,7 @@ impl<T> Met for Option<T> {
 
 /// Asks again and again until the condition is met; panics with `what` once `deadline` has passed.
 #[track_caller]
-pub(crate) fn wait_until<M: Met>(
-    deadline: Duration,
-    what: &str,
-    mut condition: impl FnMut() -> M,
-) -> M::Value {
+pub(crate) fn wait_until<M: Met>(deadline: Duration, what: &str, mut condition: impl FnMut() -> M) -> M::Value {
     match poll(deadline, || condition().met()) {
         Some(value) => value,
         None => panic!("waited {:.1} s in vain: {what}", deadline.as_secs_f64()),

@@ -49,11 +49,7 @@ struct Watchdog {
 fn watchdog() -> &'static Watchdog {
     static WATCHDOG_OF_THIS_PROCESS: OnceLock<Watchdog> = OnceLock::new();
     WATCHDOG_OF_THIS_PROCESS.get_or_init(|| {
-        let name = format!(
-            "kafka-http-wrapper-{}-{:08x}",
-            std::process::id(),
-            random() as u32
-        );
+        let name = format!("kafka-http-wrapper-{}-{:08x}", std::process::id(), random() as u32);
         let folder = std::env::temp_dir().join(name);
         let mut shell = Command::new("sh")
             .args(["-c", WATCHDOG, "watchdog"])
@@ -66,19 +62,12 @@ fn watchdog() -> &'static Watchdog {
             .expect("sh starts");
         fs::create_dir_all(&folder).expect("a folder under the temporary one");
         let pipe = Mutex::new(shell.stdin.take().expect("stdin is piped"));
-        Watchdog {
-            pipe,
-            folder,
-            _shell: shell,
-        }
+        Watchdog { pipe, folder, _shell: shell }
     })
 }
 
 fn tell_watchdog(word: &str, pid: u32) {
-    let mut pipe = watchdog()
-        .pipe
-        .lock()
-        .expect("nobody panics while writing a line");
+    let mut pipe = watchdog().pipe.lock().expect("nobody panics while writing a line");
     // A watchdog somebody killed costs the last net only.
     let _ = writeln!(pipe, "{word} {pid}");
 }
@@ -109,8 +98,7 @@ pub(crate) fn free_port() -> u16 {
     static CLAIMS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     loop {
         let port = 12_000 + (random() % 20_000) as u16;
-        let name = SocketAddr::from_abstract_name(format!("kafka-http-wrapper-port-{port}"))
-            .expect("a short name");
+        let name = SocketAddr::from_abstract_name(format!("kafka-http-wrapper-port-{port}")).expect("a short name");
         let Ok(claim) = UnixListener::bind_addr(&name) else {
             continue;
         };
@@ -132,11 +120,7 @@ fn spawn(mut command: Command) -> io::Result<Child> {
     unsafe {
         command.pre_exec(move || {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            if libc::getppid() as u32 == own_pid {
-                Ok(())
-            } else {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
+            if libc::getppid() as u32 == own_pid { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
         });
     }
     let jobs = JOBS.get_or_init(|| {
@@ -152,8 +136,7 @@ fn spawn(mut command: Command) -> io::Result<Child> {
         sender
     });
     let (done, child) = channel();
-    jobs.send((command, done))
-        .expect("the forking thread lives");
+    jobs.send((command, done)).expect("the forking thread lives");
     let child = child.recv().expect("the forking thread answers")?;
     tell_watchdog("start", child.id());
     Ok(child)
@@ -169,19 +152,11 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `command` with both its outputs appended to the file `output`.
     pub(crate) fn start(name: &str, mut command: Command, output: &Path) -> Process {
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(output)
-            .expect("an output file");
+        let file = File::options().create(true).append(true).open(output).expect("an output file");
         let errors = file.try_clone().expect("a second handle");
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
         let child = spawn(command).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        Process {
-            name: name.to_owned(),
-            child,
-            ended: None,
-        }
+        Process { name: name.to_owned(), child, ended: None }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -212,11 +187,7 @@ impl Process {
     pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
         match poll(deadline, || self.ended()) {
             Some(status) => status,
-            None => panic!(
-                "{} (pid {}) still runs after {deadline:?}",
-                self.name,
-                self.pid()
-            ),
+            None => panic!("{} (pid {}) still runs after {deadline:?}", self.name, self.pid()),
         }
     }
 

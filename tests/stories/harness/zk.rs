@@ -40,25 +40,16 @@ pub(crate) struct Node {
 impl Zk {
     /// Opens a session with the server at `host:port`.
     pub(crate) fn connect(address: &str) -> io::Result<Zk> {
-        let address = address
-            .parse()
-            .map_err(|_| io::Error::other(format!("{address} is not IP:PORT")))?;
+        let address = address.parse().map_err(|_| io::Error::other(format!("{address} is not IP:PORT")))?;
         let mut stream = TcpStream::connect_timeout(&address, CALL_DEADLINE)?;
         stream.set_read_timeout(Some(CALL_DEADLINE))?;
         stream.set_write_timeout(Some(CALL_DEADLINE))?;
         stream.set_nodelay(true)?;
         let mut hello = Bytes::default();
-        hello
-            .int(0)
-            .long(0)
-            .int(SESSION.as_millis() as i32)
-            .long(0)
-            .buffer(&[0; 16]);
+        hello.int(0).long(0).int(SESSION.as_millis() as i32).long(0).buffer(&[0; 16]);
         send(&mut stream, &hello)?;
         receive(&mut stream)?;
-        Ok(Zk {
-            stream: Mutex::new(stream),
-        })
+        Ok(Zk { stream: Mutex::new(stream) })
     }
 
     /// The node, if it is there.
@@ -75,17 +66,12 @@ impl Zk {
         answer.skip(32); // Two transaction ids and two times.
         let version = answer.int();
         answer.skip(8);
-        Some(Node {
-            data,
-            version,
-            ephemeral_owner: answer.long(),
-        })
+        Some(Node { data, version, ephemeral_owner: answer.long() })
     }
 
     /// The node's data as text, if it is there.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
-        self.get(path)
-            .map(|node| String::from_utf8_lossy(&node.data).into_owned())
+        self.get(path).map(|node| String::from_utf8_lossy(&node.data).into_owned())
     }
 
     /// The names of the node's children, sorted; none also if the node is not there.
@@ -99,9 +85,7 @@ impl Zk {
         expect(code, OK, "children", path);
         let mut answer = Reader(&answer);
         let n = answer.int();
-        let mut names: Vec<String> = (0..n)
-            .map(|_| String::from_utf8_lossy(&answer.buffer()).into_owned())
-            .collect();
+        let mut names: Vec<String> = (0..n).map(|_| String::from_utf8_lossy(&answer.buffer()).into_owned()).collect();
         names.sort();
         names
     }
@@ -141,12 +125,7 @@ impl Zk {
         let all_rights = 31;
         let mut request = Bytes::default();
         request.text(path).buffer(data.as_bytes());
-        request
-            .int(1)
-            .int(all_rights)
-            .text("world")
-            .text("anyone")
-            .int(i32::from(ephemeral));
+        request.int(1).int(all_rights).text("world").text("anyone").int(i32::from(ephemeral));
         let code = self.call(CREATE, &request).0;
         if code != NODE_EXISTS {
             expect(code, OK, "create", path);
@@ -155,16 +134,12 @@ impl Zk {
     }
 
     fn call(&self, operation: i32, request: &Bytes) -> (i32, Vec<u8>) {
-        let mut stream = self
-            .stream
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut frame = Bytes::default();
         frame.int(1).int(operation);
         frame.0.extend_from_slice(&request.0);
         let answer = send(&mut stream, &frame).and_then(|()| receive(&mut stream));
-        let answer =
-            answer.unwrap_or_else(|error| panic!("ZooKeeper does not answer the story: {error}"));
+        let answer = answer.unwrap_or_else(|error| panic!("ZooKeeper does not answer the story: {error}"));
         let mut reader = Reader(&answer);
         reader.skip(12); // Our number of the call and the transaction id.
         (reader.int(), reader.0.to_vec())
@@ -175,10 +150,7 @@ impl Drop for Zk {
     fn drop(&mut self) {
         let mut frame = Bytes::default();
         frame.int(1).int(CLOSE);
-        let mut stream = self
-            .stream
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if send(&mut stream, &frame).is_ok() {
             // Waiting for the answer means: the ephemeral nodes are gone when this returns.
             let _ = receive(&mut stream);

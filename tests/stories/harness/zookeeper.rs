@@ -29,14 +29,9 @@ impl ZooKeeper {
              tickTime=500\nminSessionTimeout=1000\nmaxSessionTimeout=60000\nmaxClientCnxns=0\n",
             folder.join("data").display()
         );
-        fs::write(folder.join("zookeeper.properties"), properties)
-            .expect("a file in our own folder");
+        fs::write(folder.join("zookeeper.properties"), properties).expect("a file in our own folder");
         let process = Mutex::new(launch(&folder));
-        let server = ZooKeeper {
-            port,
-            folder,
-            process,
-        };
+        let server = ZooKeeper { port, folder, process };
         server.wait_ready();
         server
     }
@@ -81,41 +76,24 @@ impl ZooKeeper {
     }
 
     fn process(&self) -> std::sync::MutexGuard<'_, Process> {
-        self.process
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.process.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn wait_ready(&self) {
         let answer = poll(START_DEADLINE, || {
             if let Some(status) = self.process().ended() {
-                panic!(
-                    "ZooKeeper ended ({status}):\n{}",
-                    tail(&self.folder.join("output"), 30)
-                );
+                panic!("ZooKeeper ended ({status}):\n{}", tail(&self.folder.join("output"), 30));
             }
             Zk::connect(&self.address()).ok()
         });
-        assert!(
-            answer.is_some(),
-            "ZooKeeper does not answer:\n{}",
-            tail(&self.folder.join("output"), 30)
-        );
+        assert!(answer.is_some(), "ZooKeeper does not answer:\n{}", tail(&self.folder.join("output"), 30));
     }
 }
 
 fn launch(folder: &std::path::Path) -> Process {
     // Without forceSync a write waits for no disk. What is written survives a kill -9 all the same.
-    let mut command = java(
-        Edition::WithZooKeeper,
-        &[
-            "-Xmx256m",
-            "-XX:TieredStopAtLevel=1",
-            "-Dzookeeper.forceSync=no",
-        ],
-    );
-    command
-        .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
-        .arg(folder.join("zookeeper.properties"));
+    let mut command =
+        java(Edition::WithZooKeeper, &["-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dzookeeper.forceSync=no"]);
+    command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(folder.join("zookeeper.properties"));
     Process::start("ZooKeeper", command, &folder.join("output"))
 }

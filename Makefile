@@ -1,0 +1,75 @@
+# make            release build; leaves kproxy_bin, ktransfer_bin and kmonitor_bin here
+# make demo       the three daemons at work on a Kafka of their own, until Ctrl-C (DEMO_SECONDS=30: that long)
+# make test       unit tests and stories on a real Kafka and ZooKeeper
+# make check      formatting, lints and documentation
+# make pure       the build without C, proven and tested
+# make install    into $(DESTDIR)$(PREFIX)
+# make tools      what the above need, installed on Debian as root, else named
+# make clean
+#
+# Everything is built with the release profile, tests and lints included: what is tested is what is shipped, the broker and
+# HTTP figures mean something, and librdkafka (a minute of C) is compiled once instead of twice.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := all
+.PHONY: all demo test check pure install clean tools build-tools
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BINARIES := kproxy_bin ktransfer_bin kmonitor_bin
+
+all: build-tools
+	$(CARGO) build --release --locked --bins
+	install -m755 $(addprefix $(TARGET)/release/,$(BINARIES)) .
+
+demo: tools all
+	$(CARGO) build --release --locked --example demo
+	KAFKA_HTTP_WRAPPER_BIN_DIR=. $(TARGET)/release/examples/demo
+
+test: tools
+	$(CARGO) test --release --locked
+
+check: build-tools
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+	$(CARGO) clippy --release --locked --all-targets --no-default-features -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --release --locked --no-deps
+
+# Crates that compile C, or find C compiled by somebody else. `CC` is the second proof: a build script that called a compiler
+# after all would fail. (rustc links with `cc` all the same.)
+C_BUILDERS := cc cmake pkg-config vcpkg autotools bindgen openssl-sys rdkafka-sys libz-sys zstd-sys
+PURE := --locked --no-default-features
+PURE_RELEASE := --release --target-dir $(TARGET)/pure
+
+pure: tools
+	@tree=$$($(CARGO) tree $(PURE) -e normal,build --prefix none --format '{p}'); \
+	for crate in $(C_BUILDERS); do \
+	    if grep -q "^$$crate v" <<<"$$tree"; then echo "not pure: $$crate is in the tree"; exit 1; fi; \
+	done; \
+	echo "$$(sort -u <<<"$$tree" | wc -l) packages in the tree; none of them compiles C ($(C_BUILDERS))"
+	CC=/bin/false CXX=/bin/false $(CARGO) build $(PURE) $(PURE_RELEASE) --bins
+	set -o pipefail; CC=/bin/false CXX=/bin/false $(CARGO) test $(PURE) $(PURE_RELEASE) --test stories path_story:: \
+	    | tee $(TARGET)/pure/output
+	@grep -Eq '^test result: ok\. [1-9]' $(TARGET)/pure/output || { echo "the path stories did not run"; exit 1; }
+
+install:
+	@for binary in $(BINARIES); do \
+	    test -x $$binary || { echo "$$binary is not built: run make first"; exit 1; }; \
+	done
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/kafka-http-wrapper
+	install -m755 $(BINARIES) $(DESTDIR)$(PREFIX)/bin
+	install -m644 README.md LICENSE CHANGELOG.md $(DESTDIR)$(PREFIX)/share/kafka-http-wrapper
+	cp -r conf $(DESTDIR)$(PREFIX)/share/kafka-http-wrapper
+
+clean:
+	$(CARGO) clean
+	rm -f $(BINARIES)
+
+tools:
+	@.ci/tools build java
+
+build-tools:
+	@.ci/tools build

@@ -1,0 +1,171 @@
+//! What brokers tell in ZooKeeper: where they listen, which partitions a topic has and who leads them.
+//!
+//! The division of a group is worked out from this and nothing else, as the original's is: members that saw
+//! different leaders would claim the same partitions.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{Keeper, KeeperError, paths};
+use crate::broker::{PartitionId, PartitionInfo};
+
+/// What a broker writes of itself; fields we do not use are passed over.
+#[derive(Deserialize)]
+struct BrokerNode {
+    host: Option<String>,
+    #[serde(default)]
+    port: i64,
+    #[serde(default)]
+    endpoints: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct TopicNode {
+    partitions: BTreeMap<String, Vec<i32>>,
+}
+
+#[derive(Deserialize)]
+struct StateNode {
+    leader: i32,
+}
+
+/// Why something could not be learned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiscoveryError {
+    /// ZooKeeper knows no such topic (a topic exists there once it was created).
+    #[error("topic {0} does not exist")]
+    UnknownTopic(String),
+    /// A node does not hold what brokers write there, or a partition has no state yet; worth trying again.
+    #[error("node {0} is not as brokers write it")]
+    Unreadable(String),
+    /// ZooKeeper gave no answer.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+}
+
+/// `host:port` of the live brokers, sorted; empty while there is none. A broker without a plaintext address is left out.
+pub fn brokers(keeper: &dyn Keeper) -> Result<Vec<String>, KeeperError> {
+    let ids = match keeper.children(paths::BROKER_IDS) {
+        Err(KeeperError::NoNode(_)) => return Ok(Vec::new()),
+        ids => ids?,
+    };
+    let mut addresses = Vec::new();
+    for id in ids {
+        // One that went away meanwhile is none.
+        let Some(node) = keeper.read(&paths::broker(&id))? else { continue };
+        match broker_address(&node.data) {
+            Some(address) => addresses.push(address),
+            None => log::warn!("broker {id} has no plaintext address in ZooKeeper and is left out"),
+        }
+    }
+    addresses.sort_unstable();
+    Ok(addresses)
+}
+
+/// The plaintext endpoint where there is one, else host and port of old brokers. Newer brokers write `null` and -1 there if
+/// they listen with TLS alone.
+fn broker_address(data: &[u8]) -> Option<String> {
+    let node: BrokerNode = serde_json::from_slice(data).ok()?;
+    let endpoint = node.endpoints.iter().find_map(|endpoint| endpoint.strip_prefix("PLAINTEXT://"));
+    if let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.starts_with(':')) {
+        return Some(endpoint.to_owned());
+    }
+    let host = node.host.filter(|host| !host.is_empty())?;
+    let port = u16::try_from(node.port).ok().filter(|port| *port > 0)?;
+    Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
+}
+
+/// The partitions of a topic with their leaders, by rising number.
+pub fn partitions(keeper: &dyn Keeper, topic: &str) -> Result<Vec<PartitionInfo>, DiscoveryError> {
+    let mut known = Vec::new();
+    for partition in partition_ids(keeper, topic)? {
+        known.push(PartitionInfo { partition, leader: leader(keeper, topic, partition)? });
+    }
+    Ok(known)
+}
+
+/// The numbers of the partitions of a topic, rising.
+pub fn partition_ids(keeper: &dyn Keeper, topic: &str) -> Result<Vec<PartitionId>, DiscoveryError> {
+    let path = paths::topic(topic);
+    let node = keeper.read(&path)?.ok_or_else(|| DiscoveryError::UnknownTopic(topic.to_owned()))?;
+    parse_topic(&node.data).ok_or(DiscoveryError::Unreadable(path))
+}
+
+fn parse_topic(data: &[u8]) -> Option<Vec<PartitionId>> {
+    let node: TopicNode = serde_json::from_slice(data).ok()?;
+    let mut ids: Vec<PartitionId> =
+        node.partitions.keys().map(|name| paths::parse_partition(name)).collect::<Option<_>>()?;
+    ids.sort_unstable();
+    Some(ids)
+}
+
+/// The leader of a partition; `None` while it has none. A partition without a state is one that is just being made.
+fn leader(keeper: &dyn Keeper, topic: &str, partition: PartitionId) -> Result<Option<i32>, DiscoveryError> {
+    let path = paths::partition_state(topic, partition);
+    let node = keeper.read(&path)?;
+    let state = node.and_then(|node| serde_json::from_slice::<StateNode>(&node.data).ok());
+    let state = state.ok_or(DiscoveryError::Unreadable(path))?;
+    Ok((state.leader >= 0).then_some(state.leader))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keeper::Lifetime;
+    use crate::keeper::memory::{MemoryKeeper, MemorySession};
+    use crate::keeper::paths::create_with_parents;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    fn keeper_with(nodes: &[(&str, &str)]) -> Arc<MemorySession> {
+        let keeper = MemoryKeeper::new().session(Duration::from_secs(6));
+        for (path, data) in nodes {
+            create_with_parents(&*keeper, path, data.as_bytes(), Lifetime::Persistent).unwrap();
+        }
+        keeper
+    }
+
+    #[test]
+    fn a_broker_is_found_where_it_listens_in_plaintext() {
+        let cases = [
+            (r#"{"endpoints":["PLAINTEXT://127.0.0.1:9092"],"host":"h","port":1,"version":5}"#, Some("127.0.0.1:9092")),
+            (r#"{"endpoints":["SSL://h:9093","PLAINTEXT://[::1]:9092"],"host":null,"port":-1}"#, Some("[::1]:9092")),
+            (r#"{"endpoints":["SSL://h:9093"],"host":null,"port":-1,"timestamp":"1"}"#, None),
+            (r#"{"jmx_port":-1,"host":"old","version":1,"port":9092}"#, Some("old:9092")),
+            (r#"{"host":"fe80::1","port":9092}"#, Some("[fe80::1]:9092")),
+            (r#"{"host":"old","port":99999}"#, None),
+            ("garbage", None),
+        ];
+        for (data, address) in cases {
+            assert_eq!(broker_address(data.as_bytes()).as_deref(), address, "{data}");
+        }
+        let none = keeper_with(&[]);
+        assert_eq!(brokers(&*none), Ok(vec![]));
+        let two = keeper_with(&[
+            ("/brokers/ids/2", r#"{"host":"b","port":2}"#),
+            ("/brokers/ids/1", r#"{"host":"a","port":1}"#),
+            ("/brokers/ids/3", "garbage"),
+        ]);
+        assert_eq!(brokers(&*two), Ok(vec!["a:1".into(), "b:2".into()]));
+    }
+
+    #[test]
+    fn partitions_come_with_their_leaders_or_not_at_all() {
+        let topic = r#"{"removing_replicas":{},"partitions":{"10":[1],"2":[0,1]},"topic_id":"x","version":3}"#;
+        let state = |leader: i32| format!(r#"{{"controller_epoch":1,"leader":{leader},"version":1,"isr":[0]}}"#);
+        let keeper = keeper_with(&[
+            ("/brokers/topics/t", topic),
+            ("/brokers/topics/t/partitions/10/state", &state(-1)),
+            ("/brokers/topics/t/partitions/2/state", &state(4)),
+            ("/brokers/topics/new", topic),
+            ("/brokers/topics/bad", r#"{"partitions":{"x":[]}}"#),
+        ]);
+        let known = [PartitionInfo { partition: 2, leader: Some(4) }, PartitionInfo { partition: 10, leader: None }];
+        assert_eq!(partitions(&*keeper, "t"), Ok(known.to_vec()));
+        assert_eq!(partitions(&*keeper, "absent"), Err(DiscoveryError::UnknownTopic("absent".into())));
+        let no_state = DiscoveryError::Unreadable("/brokers/topics/new/partitions/2/state".into());
+        assert_eq!(partitions(&*keeper, "new"), Err(no_state));
+        assert_eq!(partitions(&*keeper, "bad"), Err(DiscoveryError::Unreadable("/brokers/topics/bad".into())));
+    }
+}

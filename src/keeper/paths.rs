@@ -1,0 +1,202 @@
+//! Where things are in ZooKeeper: the classic layout of consumer groups, and what brokers write there.
+//!
+//! Paths are below the chroot. Everything is pure but [`create_with_parents`], which uses the seam alone.
+
+use super::{Keeper, KeeperError, Lifetime};
+use crate::broker::{Offset, PartitionId};
+
+/// Parent of all groups.
+pub const CONSUMERS: &str = "/consumers";
+
+/// Parent of the live brokers.
+pub const BROKER_IDS: &str = "/brokers/ids";
+
+/// Parent of the live members of a group.
+pub fn group_ids(group: &str) -> String {
+    format!("{CONSUMERS}/{group}/ids")
+}
+
+/// A live member of a group: ephemeral, made by itself.
+pub fn group_id(group: &str, member: &str) -> String {
+    format!("{CONSUMERS}/{group}/ids/{member}")
+}
+
+/// Parent of the claims on a topic.
+pub fn owners(group: &str, topic: &str) -> String {
+    format!("{CONSUMERS}/{group}/owners/{topic}")
+}
+
+/// The claim on a partition: ephemeral, its data is the member's id.
+pub fn owner(group: &str, topic: &str, partition: PartitionId) -> String {
+    format!("{CONSUMERS}/{group}/owners/{topic}/{partition}")
+}
+
+/// Parent of the topics that a group has stored offsets of.
+pub fn offset_topics(group: &str) -> String {
+    format!("{CONSUMERS}/{group}/offsets")
+}
+
+/// Parent of the stored offsets of a topic.
+pub fn offsets(group: &str, topic: &str) -> String {
+    format!("{CONSUMERS}/{group}/offsets/{topic}")
+}
+
+/// The stored offset of a partition: the next message to read, see [`offset_text`].
+pub fn offset(group: &str, topic: &str, partition: PartitionId) -> String {
+    format!("{CONSUMERS}/{group}/offsets/{topic}/{partition}")
+}
+
+/// A live broker.
+pub fn broker(id: &str) -> String {
+    format!("{BROKER_IDS}/{id}")
+}
+
+/// A topic, with its partitions and replicas.
+pub fn topic(topic: &str) -> String {
+    format!("/brokers/topics/{topic}")
+}
+
+/// Parent of the partitions of a topic.
+pub fn partitions(topic: &str) -> String {
+    format!("/brokers/topics/{topic}/partitions")
+}
+
+/// Leader and replicas in sync of a partition.
+pub fn partition_state(topic: &str, partition: PartitionId) -> String {
+    format!("/brokers/topics/{topic}/partitions/{partition}/state")
+}
+
+/// The partition that a node is named after; `None` for other names.
+pub fn parse_partition(name: &str) -> Option<PartitionId> {
+    let digits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| name.parse().ok()).flatten()
+}
+
+/// An offset as it is stored: decimal text.
+pub fn offset_text(offset: Offset) -> Vec<u8> {
+    offset.to_string().into_bytes()
+}
+
+/// What is wrong with a stored offset.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a stored offset must be a decimal number from 0 on, not {0:?}")]
+pub struct BadOffset(pub String);
+
+/// A stored offset. White space around it (as hand-made ones have) does no harm.
+pub fn parse_offset(data: &[u8]) -> Result<Offset, BadOffset> {
+    let text = str::from_utf8(data).ok().map(str::trim_ascii);
+    let digits = text.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+    // Only the beginning is quoted: the node may hold anything.
+    let bad = || BadOffset(String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned());
+    digits.and_then(|digits| digits.parse().ok()).ok_or_else(bad)
+}
+
+/// The chroot as it is put before each path: empty, or `/a/b` without a slash at the end. The error says what is wrong.
+pub fn normalise_chroot(chroot: &str) -> Result<String, String> {
+    let trimmed = chroot.strip_suffix('/').unwrap_or(chroot);
+    if trimmed.is_empty() {
+        return Ok(String::new());
+    }
+    let Some(inner) = trimmed.strip_prefix('/') else {
+        return Err(format!("{chroot:?} must begin with a slash"));
+    };
+    inner.split('/').try_for_each(|name| check_name(name).map_err(|wrong| format!("{chroot:?} {wrong}")))?;
+    Ok(trimmed.to_owned())
+}
+
+/// Whether ZooKeeper takes `name` as the name of a node; groups and topics become such names. The error says what is wrong.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let refused = |letter: char| matches!(letter, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..='\u{ffff}');
+    match name {
+        "" => Err("has an empty name in it".into()),
+        "." | ".." => Err(format!("has the name {name:?} in it, which ZooKeeper refuses")),
+        name if name.contains('/') => Err("has a slash in a name".into()),
+        name if name.contains(refused) => Err("has a character in it that ZooKeeper refuses".into()),
+        _ => Ok(()),
+    }
+}
+
+/// The path above; `None` for `/`.
+pub fn parent_of(path: &str) -> Option<&str> {
+    match path.rfind('/') {
+        _ if path == "/" => None,
+        Some(0) | None => Some("/"),
+        Some(slash) => Some(&path[..slash]),
+    }
+}
+
+/// Makes a node and, where they are missing, those above it (persistent, empty).
+pub fn create_with_parents(
+    keeper: &dyn Keeper,
+    path: &str,
+    data: &[u8],
+    lifetime: Lifetime,
+) -> Result<(), KeeperError> {
+    match keeper.create(path, data, lifetime) {
+        Err(KeeperError::NoNode(_)) => {}
+        outcome => return outcome,
+    }
+    if let Some(parent) = parent_of(path) {
+        match create_with_parents(keeper, parent, b"", Lifetime::Persistent) {
+            Ok(()) | Err(KeeperError::NodeExists(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    keeper.create(path, data, lifetime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keeper::memory::MemoryKeeper;
+    use std::time::Duration;
+
+    #[test]
+    fn paths_are_the_classic_ones() {
+        assert_eq!(group_id("g", "h:1"), "/consumers/g/ids/h:1");
+        assert_eq!(owner("g", "t", 3), "/consumers/g/owners/t/3");
+        assert_eq!(offset("g", "t", 3), "/consumers/g/offsets/t/3");
+        assert_eq!(partition_state("t", 0), "/brokers/topics/t/partitions/0/state");
+        assert_eq!(broker("7"), "/brokers/ids/7");
+    }
+
+    #[test]
+    fn chroots_are_normalised_or_refused() {
+        for (given, normal) in
+            [("", ""), ("/", ""), ("/a", "/a"), ("/a/", "/a"), ("/mq/test_cluster", "/mq/test_cluster")]
+        {
+            assert_eq!(normalise_chroot(given), Ok(normal.into()), "{given:?}");
+        }
+        for wrong in ["a", "a/b", "//", "/a//b", "/a//", "/./a", "/a/..", "/a\u{1}", "/a\u{7f}"] {
+            assert!(normalise_chroot(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn offsets_are_decimal_text() {
+        for (text, offset) in [("0", 0), ("42", 42), (" 7\n", 7), ("9223372036854775807", i64::MAX)] {
+            assert_eq!(parse_offset(text.as_bytes()), Ok(offset), "{text:?}");
+        }
+        for wrong in ["", " ", "-1", "+1", "1.0", "0x1", "9223372036854775808", "12a", "{}"] {
+            assert!(parse_offset(wrong.as_bytes()).is_err(), "{wrong:?}");
+        }
+        assert!(parse_offset(&[0xff, 0xfe]).is_err());
+        assert_eq!(parse_offset(&offset_text(12)), Ok(12));
+        for (name, partition) in [("0", Some(0)), ("17", Some(17)), ("", None), ("-1", None), ("+1", None), ("x", None)]
+        {
+            assert_eq!(parse_partition(name), partition, "{name:?}");
+        }
+        assert_eq!(parse_partition("2147483648"), None);
+    }
+
+    #[test]
+    fn missing_parents_are_made() {
+        let keeper = MemoryKeeper::new().session(Duration::from_secs(6));
+        let make = |path: &str| create_with_parents(&*keeper, path, b"x", Lifetime::Ephemeral);
+        assert_eq!(make("/a/b/c/d"), Ok(()));
+        assert_eq!(make("/a/b/c/d"), Err(KeeperError::NodeExists("/a/b/c/d".into())));
+        assert_eq!(make("/a/b/e"), Ok(()));
+        assert_eq!(keeper.read("/a/b").unwrap().unwrap().ephemeral_owner, 0);
+        assert_ne!(keeper.read("/a/b/e").unwrap().unwrap().ephemeral_owner, 0);
+    }
+}

@@ -1,0 +1,302 @@
+//! `kmonitor.yaml` into final types: the seed's keys, and the optional ones that came later.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::broker::Engine;
+use crate::config::{Problems, Section};
+use crate::daemon::{Settings, shutdown_grace};
+use crate::keeper::KeeperConfig;
+use crate::logging::LogConfig;
+
+/// An hour: longer is certainly meant to be something else.
+const MAX_MILLIS: u64 = 3_600_000;
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `base.log_dir`, `base.log_level`.
+    pub log: LogConfig,
+    /// The clusters that `base.clusters` names, in its order; at least one.
+    pub clusters: Vec<ClusterConfig>,
+    /// From the beginning of one reading of a cluster to that of the next (`base.poll_interval_ms`).
+    pub poll_interval: Duration,
+    /// How long an ordered stop may take (`base.shutdown_grace_ms`).
+    pub shutdown_grace: Duration,
+    /// Section `http_server`.
+    pub http: HttpConfig,
+}
+
+/// Section `http_server`.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// Port of `/delay`.
+    pub port: u16,
+    /// A second port for `/metrics`, `/healthz` and `/readyz` alone; they are on `port` too.
+    pub admin_port: Option<u16>,
+    /// From the first byte of a request to its end.
+    pub read_timeout: Duration,
+    /// For a client to take an answer.
+    pub write_timeout: Duration,
+}
+
+/// The section of one cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// Its name, the first key of the answers.
+    pub name: String,
+    /// Its ZooKeeper: `zk_hosts`, `chroot`, `zk_connect_timeout_ms`, `zk_session_timeout_ms`.
+    pub keeper: KeeperConfig,
+    /// Which Kafka client reads the newest offsets (`kafka_client`).
+    pub engine: Engine,
+    /// Some of its brokers (`broker_hosts`); `None` finds them in ZooKeeper.
+    pub broker_hosts: Option<Vec<String>>,
+}
+
+impl Settings for Config {
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+
+    fn shutdown_grace(&self) -> Duration {
+        self.shutdown_grace
+    }
+}
+
+impl Config {
+    /// Reads a file, or tells all that is wrong with it.
+    pub fn load(file: &Path) -> Result<Config, Problems> {
+        let mut problems = Problems::default();
+        let mut whole = Section::load(file, &mut problems);
+        let base = whole.section("base", true, &mut problems);
+        let http = whole.section("http_server", true, &mut problems);
+        let base = base.map(|base| Base::take(base, &mut problems));
+        let http = http.map(|http| HttpConfig::take(http, &mut problems));
+        let mut clusters = Vec::new();
+        for name in base.iter().flat_map(|base| &base.clusters) {
+            if let Some(section) = whole.section(name, true, &mut problems) {
+                clusters.push(ClusterConfig::take(name, section, &mut problems));
+            }
+        }
+        // A cluster that was taken out of `clusters` for a while keeps its section, which is checked all the same.
+        let others: Vec<String> = whole.remaining().collect();
+        for name in others {
+            if whole.is_map_with(&name, "zk_hosts")
+                && let Some(section) = whole.section(&name, false, &mut problems)
+            {
+                ClusterConfig::take(&name, section, &mut problems);
+            }
+        }
+        whole.finish(&mut problems);
+        let config = base.zip(http).map(|(base, http)| Config {
+            log: base.log,
+            clusters,
+            poll_interval: base.poll_interval,
+            shutdown_grace: base.shutdown_grace,
+            http,
+        });
+        match config {
+            Some(config) => problems.or(config),
+            // Without a base or a server there is a problem that says so.
+            None => Err(problems),
+        }
+    }
+}
+
+struct Base {
+    log: LogConfig,
+    clusters: Vec<String>,
+    poll_interval: Duration,
+    shutdown_grace: Duration,
+}
+
+impl Base {
+    fn take(mut base: Section, problems: &mut Problems) -> Self {
+        let log = LogConfig::from_section(&mut base, problems);
+        let clusters = base.strings("clusters", true, problems).unwrap_or_default();
+        for name in clusters.iter().filter(|name| ["base", "http_server"].contains(&name.as_str())) {
+            base.note("clusters", format!("has {name}, which is another section's name"), problems);
+        }
+        let poll_interval = base.millis("poll_interval_ms", Some(5_000), 100..=MAX_MILLIS, problems);
+        let shutdown_grace = shutdown_grace(&mut base, problems);
+        base.finish(problems);
+        Base { log, clusters, poll_interval, shutdown_grace }
+    }
+}
+
+impl HttpConfig {
+    fn take(mut http: Section, problems: &mut Problems) -> Self {
+        let config = HttpConfig {
+            port: http.port("port", None, problems),
+            admin_port: http.optional_port("admin_port", problems),
+            read_timeout: http.millis("read_timeout_ms", Some(100), 1..=MAX_MILLIS, problems),
+            write_timeout: http.millis("write_timeout_ms", Some(100), 1..=MAX_MILLIS, problems),
+        };
+        if config.port != 0 && config.admin_port == Some(config.port) {
+            http.note("admin_port", format!("is {}, but port has that already", config.port), problems);
+        }
+        http.finish(problems);
+        config
+    }
+}
+
+impl ClusterConfig {
+    fn take(name: &str, mut cluster: Section, problems: &mut Problems) -> Self {
+        let keeper = KeeperConfig {
+            hosts: cluster.hosts("zk_hosts", true, problems).unwrap_or_default(),
+            chroot: chroot(&mut cluster, problems),
+            session_timeout: cluster.millis("zk_session_timeout_ms", Some(6_000), 500..=MAX_MILLIS, problems),
+            connect_timeout: cluster.millis("zk_connect_timeout_ms", Some(1_000), 1..=MAX_MILLIS, problems),
+        };
+        let engine = engine(&mut cluster, problems);
+        let broker_hosts = cluster.hosts("broker_hosts", false, problems);
+        cluster.finish(problems);
+        ClusterConfig { name: name.to_owned(), keeper, engine, broker_hosts }
+    }
+}
+
+/// `kafka_client`; an engine that is not built in is a problem.
+fn engine(cluster: &mut Section, problems: &mut Problems) -> Engine {
+    let choices = [("auto", Engine::Auto), ("librdkafka", Engine::Librdkafka), ("kafka-rust", Engine::KafkaRust)];
+    let engine = cluster.choice("kafka_client", &choices, problems);
+    if engine == Engine::Librdkafka && !cfg!(feature = "librdkafka") {
+        let text = "is librdkafka, which is not built into this program; use auto or kafka-rust";
+        cluster.note("kafka_client", text, problems);
+    }
+    engine
+}
+
+/// `chroot`: empty or absent, or `/a/b`.
+fn chroot(cluster: &mut Section, problems: &mut Problems) -> String {
+    let chroot = cluster.string("chroot", Some(""), problems);
+    let is_path = chroot.is_empty() || chroot == "/" || chroot.strip_prefix('/').is_some_and(is_relative_path);
+    if !is_path {
+        let text = format!("is {chroot:?}, but must be empty or a path without a final slash, as in /mq/test_cluster");
+        cluster.note("chroot", text, problems);
+    }
+    if chroot == "/" { String::new() } else { chroot }
+}
+
+fn is_relative_path(path: &str) -> bool {
+    path.split('/').all(|part| !["", ".", ".."].contains(&part) && !part.contains(char::is_control))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: &str = "
+# base：基本配置
+base:
+ # log目录及等级
+ log_dir: ./log
+ log_level: 4
+ # 监控的mq cluster
+ clusters:
+  - test_cluster
+  - common_cluster
+
+# kmonitor的listening port及读写超时
+http_server:
+ port: 55325
+ read_timeout_ms: 100
+ write_timeout_ms: 100
+
+test_cluster:
+ chroot: /mq/test_cluster
+ zk_connect_timeout_ms: 1000
+ zk_session_timeout_ms: 6000
+ zk_hosts:
+  - 10.1.1.1:2181
+  - 10.1.2.1:2181
+
+common_cluster:
+ chroot: /mq/common_cluster
+ zk_connect_timeout_ms: 1000
+ zk_session_timeout_ms: 6000
+ zk_hosts:
+  - 10.2.1.1:2181
+";
+
+    fn load(text: &str) -> Result<Config, Vec<String>> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kmonitor.yaml");
+        std::fs::write(&file, text).unwrap();
+        let text = |problem: &crate::config::Problem| format!("{}: {}", problem.key, problem.text);
+        Config::load(&file).map_err(|problems| problems.0.iter().map(text).collect())
+    }
+
+    #[test]
+    fn the_seeds_file_loads_unchanged() {
+        let config = load(SEED).unwrap();
+        let names: Vec<_> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        assert_eq!(names, ["test_cluster", "common_cluster"]);
+        assert_eq!(config.http.port, 55325);
+        assert_eq!(config.http.admin_port, None);
+        assert_eq!(config.poll_interval, Duration::from_secs(5));
+        assert_eq!(config.log.level, 4);
+        let cluster = &config.clusters[0];
+        assert_eq!(cluster.keeper.chroot, "/mq/test_cluster");
+        assert_eq!(cluster.keeper.hosts, ["10.1.1.1:2181", "10.1.2.1:2181"]);
+        assert_eq!(cluster.keeper.session_timeout, Duration::from_secs(6));
+        assert_eq!((cluster.engine, &cluster.broker_hosts), (Engine::Auto, &None));
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let text = SEED
+            .replace("log_level: 4", "log_level: 17")
+            .replace("chroot: /mq/test_cluster", "chroot: mq/")
+            .replace(" port: 55325", " prot: 55325")
+            .replace("10.2.1.1:2181", "10.2.1.1")
+            .replace("  - common_cluster", "  - common_cluster\n  - third");
+        let problems = load(&text).unwrap_err();
+        let keys: Vec<_> = problems.iter().map(|problem| problem.split(": ").next().unwrap()).collect();
+        assert_eq!(
+            keys,
+            [
+                "base.log_level",
+                "http_server.port",
+                "http_server.prot",
+                "test_cluster.chroot",
+                "common_cluster.zk_hosts",
+                "third"
+            ],
+            "{problems:#?}"
+        );
+    }
+
+    #[test]
+    fn a_section_of_a_cluster_that_is_not_listed_is_checked_and_left_alone() {
+        let text = SEED.replace("  - common_cluster\n", "");
+        assert_eq!(load(&text).unwrap().clusters.len(), 1);
+        let problems = load(&text.replace("10.2.1.1:2181", "nowhere")).unwrap_err();
+        assert!(problems[0].starts_with("common_cluster.zk_hosts"), "{problems:?}");
+        let problems = load(&format!("{SEED}\nstray:\n a: 1\n")).unwrap_err();
+        assert_eq!(problems, ["stray: is not a known key here (misspelt?)"]);
+    }
+
+    #[test]
+    fn a_chroot_is_empty_or_a_clean_path() {
+        for (chroot, good) in [
+            ("''", true),
+            ("/", true),
+            ("/a", true),
+            ("a", false),
+            ("/a/", false),
+            ("/a//b", false),
+            ("/a/../b", false),
+        ] {
+            let text = SEED.replace("chroot: /mq/test_cluster", &format!("chroot: {chroot}"));
+            assert_eq!(load(&text).is_ok(), good, "{chroot}");
+        }
+        assert_eq!(load(&SEED.replace(" chroot: /mq/test_cluster\n", "")).unwrap().clusters[0].keeper.chroot, "");
+    }
+
+    #[test]
+    fn a_file_without_its_sections_is_told_so() {
+        for text in ["", "base: 1\n", "base:\n clusters: []\nhttp_server:\n port: 1\n", "http_server:\n port: 1\n"] {
+            assert!(!load(text).unwrap_err().is_empty(), "{text:?}");
+        }
+    }
+}

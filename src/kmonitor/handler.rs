@@ -1,0 +1,200 @@
+//! The HTTP face of kmonitor: `GET /delay`, and what every daemon shows of itself.
+//!
+//! `?format=json` (default) or `zabbix`; `?cluster=C` and `?module=M` choose, and are 404 where there is no such one.
+//! A module is not known to be absent while one of the chosen clusters is: then the answer is what is known.
+
+use std::collections::BTreeMap;
+
+use log::debug;
+
+use crate::admin::Admin;
+use crate::http::{Admission, Handler, Head, Reply, Request, Response};
+
+use super::board::Board;
+use super::report::{Views, json, zabbix};
+
+/// Bodies mean nothing here; a small one is read and ignored.
+const MAX_BODY_BYTES: usize = 64 << 10;
+
+/// Answers from the board.
+pub struct DelayHandler {
+    /// What is known.
+    pub board: Board,
+    /// `/metrics`, `/healthz`, `/readyz`.
+    pub admin: Admin,
+}
+
+/// Answers the paths of operations alone, for `admin_port`.
+pub struct AdminHandler(pub Admin);
+
+impl Handler for DelayHandler {
+    fn admit(&self, _: &Head) -> Admission {
+        Admission::Read { most: MAX_BODY_BYTES }
+    }
+
+    fn handle(&self, request: Request, reply: Reply) {
+        let response = self.answer(&request.head);
+        debug!("{} {} {}", request.head.method, request.head.path, response.status);
+        reply.send(response);
+    }
+
+    fn refusal(&self, status: u16, reason: &str) -> Response {
+        refusal(status, "bad_request", reason)
+    }
+}
+
+impl Handler for AdminHandler {
+    fn admit(&self, _: &Head) -> Admission {
+        Admission::Read { most: MAX_BODY_BYTES }
+    }
+
+    fn handle(&self, request: Request, reply: Reply) {
+        reply.send(self.0.answer(&request.head).unwrap_or_else(|| not_found(&request.head)));
+    }
+
+    fn refusal(&self, status: u16, reason: &str) -> Response {
+        refusal(status, "bad_request", reason)
+    }
+}
+
+impl DelayHandler {
+    fn answer(&self, head: &Head) -> Response {
+        if let Some(response) = self.admin.answer(head) {
+            return response;
+        }
+        if head.path != "/delay" {
+            return not_found(head);
+        }
+        if head.method != "GET" && head.method != "HEAD" {
+            return refusal(405, "method_not_allowed", "only GET and HEAD").with_header("Allow", "GET, HEAD");
+        }
+        self.delay(head.query.as_deref().unwrap_or_default()).unwrap_or_else(|response| response)
+    }
+
+    fn delay(&self, query: &str) -> Result<Response, Response> {
+        let parameters = parameters(query).map_err(|reason| refusal(400, "bad_query", &reason))?;
+        let parameter = |name: &str| parameters.get(name).map(String::as_str).filter(|value| !value.is_empty());
+        let mut views = self.board.views();
+        if let Some(cluster) = parameter("cluster") {
+            views.retain(|(name, _)| **name == *cluster);
+            if views.is_empty() {
+                return Err(refusal(404, "unknown_cluster", &format!("no cluster {cluster:?} is configured")));
+            }
+        }
+        let module = parameter("module");
+        if let Some(module) = module.filter(|module| is_absent(&views, module)) {
+            return Err(refusal(404, "unknown_module", &format!("no module {module:?} has stored offsets")));
+        }
+        match parameter("format").unwrap_or("json") {
+            "json" => Ok(Response::json(200, json::render(&views, module))),
+            "zabbix" => Ok(Response::text(200, zabbix::render(&views, module))),
+            other => Err(refusal(400, "bad_format", &format!("format is {other:?}, but must be json or zabbix"))),
+        }
+    }
+}
+
+/// Whether every cluster is known and none has the module.
+fn is_absent(views: &Views, module: &str) -> bool {
+    views.iter().all(|(_, view)| view.as_ref().is_some_and(|view| !view.modules.contains_key(module)))
+}
+
+fn refusal(status: u16, error: &str, message: &str) -> Response {
+    Response::json(status, serde_json::json!({"error": error, "message": message}).to_string())
+}
+
+fn not_found(head: &Head) -> Response {
+    refusal(404, "not_found", &format!("there is nothing at {:?}", head.path))
+}
+
+/// `a=1&b=2` decoded; a name given twice, or an escape that is none, is an error in words.
+fn parameters(query: &str) -> Result<BTreeMap<String, String>, String> {
+    let mut parameters = BTreeMap::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decoded(name)?;
+        if parameters.insert(name.clone(), decoded(value)?).is_some() {
+            return Err(format!("the parameter {name:?} is there twice"));
+        }
+    }
+    Ok(parameters)
+}
+
+fn decoded(text: &str) -> Result<String, String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        bytes.push(match first {
+            b'+' => b' ',
+            b'%' => {
+                let digits = after.get(..2).and_then(|digits| str::from_utf8(digits).ok());
+                let byte =
+                    digits.filter(|digits| !digits.starts_with('+')).and_then(|d| u8::from_str_radix(d, 16).ok());
+                rest = after.get(2..).unwrap_or_default();
+                byte.ok_or_else(|| format!("{text:?} has a % that is not followed by two hexadecimal digits"))?
+            }
+            other => *other,
+        });
+    }
+    String::from_utf8(bytes).map_err(|_| format!("{text:?} is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::Health;
+    use crate::kmonitor::delay::LogEnd::Newest;
+    use crate::kmonitor::report::tests::view;
+    use crate::metrics::Registry;
+    use std::sync::Arc;
+
+    fn ask(handler: &DelayHandler, method: &str, target: &str) -> (u16, String) {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let mut head = Head { path: path.into(), query: Some(query.into()), ..Head::default() };
+        head.method = method.to_owned().into();
+        let response = handler.answer(&head);
+        (response.status, String::from_utf8(response.body).unwrap())
+    }
+
+    #[test]
+    fn every_question_has_its_answer() {
+        let board = Board::new(["c", "c 2", "away"]);
+        let places = board.places();
+        places[0].put(Arc::into_inner(view(&[("m", &[(3, Newest(15))]), ("n", &[(0, Newest(1))])])));
+        places[1].put(Arc::into_inner(view(&[("m", &[(0, Newest(0))])])));
+        let handler = DelayHandler { board, admin: Admin::new(Registry::new(), Health::new()) };
+        let all = r#"{"c":{"m":{"0":12},"n":{"0":1}},"c 2":{"m":{"0":0}},"away":{}}"#;
+        for (target, status, body) in [
+            ("/delay", 200, all),
+            ("/delay?", 200, all),
+            ("/delay?format=json&cluster=&other=1", 200, all),
+            ("/delay?cluster=c", 200, r#"{"c":{"m":{"0":12},"n":{"0":1}}}"#),
+            ("/delay?cluster=c%202&module=m", 200, r#"{"c 2":{"m":{"0":0}}}"#),
+            ("/delay?cluster=c+2", 200, r#"{"c 2":{"m":{"0":0}}}"#),
+            ("/delay?cluster=away", 200, r#"{"away":{}}"#),
+            ("/delay?cluster=c&format=zabbix", 200, "- c.m.0.delay 12\n- c.n.0.delay 1\n"),
+            ("/delay?format=zabbix&module=n", 200, "- c.n.0.delay 1\n"),
+            // One cluster is away: whether it has the module is not known.
+            ("/delay?module=x", 200, r#"{"c":{},"c 2":{},"away":{}}"#),
+            ("/healthz", 200, r#"{"status":"ok"}"#),
+        ] {
+            assert_eq!(ask(&handler, "GET", target), (status, body.into()), "{target}");
+        }
+        for (method, target, status, error) in [
+            ("GET", "/delay?cluster=x", 404, "unknown_cluster"),
+            ("GET", "/delay?cluster=c&module=x", 404, "unknown_module"),
+            ("GET", "/delay?format=xml", 400, "bad_format"),
+            ("GET", "/delay?cluster=c&cluster=c", 400, "bad_query"),
+            ("GET", "/delay?cluster=%zz", 400, "bad_query"),
+            ("GET", "/delay?cluster=%", 400, "bad_query"),
+            ("GET", "/delay?cluster=%+1", 400, "bad_query"),
+            ("GET", "/delay?cluster=%ff", 400, "bad_query"),
+            ("GET", "/delays", 404, "not_found"),
+            ("POST", "/delay", 405, "method_not_allowed"),
+        ] {
+            let (answered, body) = ask(&handler, method, target);
+            let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+            assert_eq!((answered, body["error"].as_str()), (status, Some(error)), "{target}");
+        }
+    }
+}

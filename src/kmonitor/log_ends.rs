@@ -1,0 +1,187 @@
+//! The newest offsets of the partitions that some module has a stored offset for.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::broker::{LogEnds, MetadataError, PartitionId, TopicPartition};
+
+use super::delay::{LogEnd, Positions};
+
+/// Makes what asks the brokers at these addresses. An error is told in words and tried again later.
+pub type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
+
+/// Asks the brokers of one cluster. The connection is made anew when the brokers changed or gave no answer.
+pub struct BrokerLogEnds {
+    connect: Connect,
+    connected: Option<(Vec<String>, Box<dyn LogEnds>)>,
+}
+
+/// What the brokers told.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct NewestOffsets {
+    /// One entry a partition asked for; what is missing is unknown.
+    pub ends: HashMap<TopicPartition, LogEnd>,
+    /// Why some or all of it is unknown, in words.
+    pub trouble: Option<String>,
+}
+
+impl BrokerLogEnds {
+    /// Connects when first asked.
+    pub fn new(connect: Connect) -> Self {
+        BrokerLogEnds { connect, connected: None }
+    }
+
+    /// Asks the brokers at `hosts` for every partition in `positions`, each once.
+    pub fn newest(&mut self, mut hosts: Vec<String>, positions: &Positions) -> NewestOffsets {
+        let wanted: BTreeSet<&TopicPartition> = positions.values().flat_map(BTreeMap::keys).collect();
+        let wanted: Vec<TopicPartition> = wanted.into_iter().cloned().collect();
+        if wanted.is_empty() {
+            return NewestOffsets::default();
+        }
+        hosts.sort_unstable();
+        let log_ends = match self.connected(hosts) {
+            Ok(log_ends) => log_ends,
+            Err(cause) => return NewestOffsets { trouble: Some(cause), ..NewestOffsets::default() },
+        };
+        let answers = log_ends.newest(&wanted);
+        let mut topics = HashMap::new();
+        let mut newest = NewestOffsets::default();
+        let mut n_unreachable = 0;
+        for (partition, answer) in wanted.iter().zip(answers) {
+            let end = match answer {
+                Ok(offset) => LogEnd::Newest(offset),
+                Err(MetadataError::UnknownTopic(_)) => LogEnd::Gone,
+                Err(cause) => {
+                    n_unreachable += usize::from(matches!(cause, MetadataError::Unreachable(_)));
+                    let is_gone = matches!(cause, MetadataError::Partition(_))
+                        && topics
+                            .entry(&partition.topic)
+                            .or_insert_with(|| numbers(&mut **log_ends, &partition.topic))
+                            .is_gone(partition);
+                    if !is_gone {
+                        newest.trouble.get_or_insert(cause.to_string());
+                    }
+                    if is_gone { LogEnd::Gone } else { LogEnd::Unknown }
+                }
+            };
+            newest.ends.insert(partition.clone(), end);
+        }
+        if n_unreachable == wanted.len() {
+            // Nothing came through: the next time begins with a new connection.
+            self.connected = None;
+        }
+        newest
+    }
+
+    fn connected(&mut self, hosts: Vec<String>) -> Result<&mut Box<dyn LogEnds>, String> {
+        if self.connected.as_ref().is_some_and(|(known, _)| *known != hosts) {
+            self.connected = None;
+        }
+        let connected = match self.connected.take() {
+            Some(connected) => connected,
+            None => {
+                let log_ends = (self.connect)(&hosts)?;
+                (hosts, log_ends)
+            }
+        };
+        Ok(&mut self.connected.insert(connected).1)
+    }
+}
+
+/// The partitions a topic has; `None` if nobody can tell.
+struct Numbers(Option<BTreeSet<PartitionId>>);
+
+impl Numbers {
+    fn is_gone(&self, partition: &TopicPartition) -> bool {
+        self.0.as_ref().is_some_and(|numbers| !numbers.contains(&partition.partition))
+    }
+}
+
+fn numbers(log_ends: &mut dyn LogEnds, topic: &Arc<str>) -> Numbers {
+    Numbers(match log_ends.partitions(topic) {
+        Ok(partitions) => Some(partitions.iter().map(|info| info.partition).collect()),
+        Err(MetadataError::UnknownTopic(_)) => Some(BTreeSet::new()),
+        Err(_) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::memory::MemoryBroker;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn at(topic: &str, partition: PartitionId) -> TopicPartition {
+        TopicPartition { topic: topic.into(), partition }
+    }
+
+    fn positions(partitions: &[(&str, TopicPartition)]) -> Positions {
+        let mut positions = Positions::new();
+        for (module, partition) in partitions {
+            positions.entry((*module).into()).or_default().insert(partition.clone(), Some(0));
+        }
+        positions
+    }
+
+    fn counted(broker: &MemoryBroker) -> (BrokerLogEnds, Arc<AtomicUsize>) {
+        let (broker, count) = (broker.clone(), Arc::new(AtomicUsize::new(0)));
+        let counter = Arc::clone(&count);
+        let connect = move |_: &[String]| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            Ok(Box::new(broker.log_ends()) as Box<dyn LogEnds>)
+        };
+        (BrokerLogEnds::new(Box::new(connect)), count)
+    }
+
+    #[test]
+    fn gone_is_told_from_unknown() {
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 2);
+        broker.put("t", 0, None, b"x");
+        broker.set_broken(&at("t", 1), Some("no leader"));
+        let (mut ends, _) = counted(&broker);
+        let wanted = positions(&[
+            ("a", at("t", 0)),
+            ("b", at("t", 0)),
+            ("a", at("t", 1)),
+            ("a", at("t", 2)),
+            ("a", at("old", 0)),
+        ]);
+        let newest = ends.newest(vec!["b:1".into()], &wanted);
+        let expected = HashMap::from([
+            (at("t", 0), LogEnd::Newest(1)),
+            (at("t", 1), LogEnd::Unknown),
+            (at("t", 2), LogEnd::Gone),
+            (at("old", 0), LogEnd::Gone),
+        ]);
+        assert_eq!(newest.ends, expected);
+        assert!(newest.trouble.unwrap().contains("no leader"));
+    }
+
+    #[test]
+    fn a_connection_is_kept_until_brokers_change_or_nothing_answers() {
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 1);
+        let (mut ends, connections) = counted(&broker);
+        let wanted = positions(&[("a", at("t", 0))]);
+        let mut ask = |hosts: &[&str]| {
+            let newest = ends.newest(hosts.iter().map(|host| (*host).to_owned()).collect(), &wanted);
+            (newest.ends[&at("t", 0)], connections.load(Ordering::Relaxed))
+        };
+        assert_eq!(ask(&["b:1", "a:1"]), (LogEnd::Newest(0), 1));
+        assert_eq!(ask(&["a:1", "b:1"]), (LogEnd::Newest(0), 1));
+        assert_eq!(ask(&["a:1"]), (LogEnd::Newest(0), 2));
+        broker.set_reachable(false);
+        assert_eq!(ask(&["a:1"]), (LogEnd::Unknown, 2));
+        broker.set_reachable(true);
+        assert_eq!(ask(&["a:1"]), (LogEnd::Newest(0), 3));
+    }
+
+    #[test]
+    fn what_cannot_connect_says_why_and_nothing_asked_needs_no_broker() {
+        let mut ends = BrokerLogEnds::new(Box::new(|_| Err("no route".into())));
+        assert_eq!(ends.newest(vec![], &Positions::new()), NewestOffsets::default());
+        let newest = ends.newest(vec![], &positions(&[("a", at("t", 0))]));
+        assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no route")));
+    }
+}

@@ -1,0 +1,177 @@
+//! The stored offsets of every module of a cluster, from ZooKeeper: `/consumers/MODULE/offsets/TOPIC/PARTITION`.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use log::Level;
+
+use crate::broker::{Offset, TopicPartition};
+use crate::keeper::{Keeper, KeeperError};
+use crate::log_limited;
+use crate::shutdown::Stop;
+
+use super::delay::{Positions, StoredOffsets};
+
+/// Why the stored offsets were not read to the end.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// ZooKeeper did not answer one of the questions.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+    /// The daemon is stopping.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// Reads all of them. A node that vanishes meanwhile is left out; a cluster without consumers has none.
+pub fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<Positions, ReadError> {
+    let mut topics = Names::default();
+    let mut positions = Positions::new();
+    for group in children(keeper, "/consumers")? {
+        let offsets = format!("/consumers/{group}/offsets");
+        // A consumer that never stored an offset has no such node, and no delay that could be known.
+        let Some(names) = existing(keeper.children(&offsets))? else { continue };
+        let mut stored = StoredOffsets::new();
+        for topic in names {
+            read_topic(keeper, stop, &format!("{offsets}/{topic}"), &topics.get(&topic), &mut stored)?;
+        }
+        positions.insert(group.into(), stored);
+    }
+    Ok(positions)
+}
+
+fn read_topic(
+    keeper: &dyn Keeper,
+    stop: &Stop,
+    path: &str,
+    topic: &Arc<str>,
+    stored: &mut StoredOffsets,
+) -> Result<(), ReadError> {
+    for name in children(keeper, path)? {
+        if stop.is_triggered() {
+            return Err(ReadError::Stopped);
+        }
+        let path = format!("{path}/{name}");
+        let Some(partition) = name.parse().ok().filter(|partition| 0 <= *partition) else {
+            log_limited!(Level::Warn, "{path} is passed over: the name is no partition");
+            continue;
+        };
+        let Some(node) = keeper.read(&path)? else { continue };
+        let offset = parse(&node.data);
+        if offset.is_none() {
+            let text = String::from_utf8_lossy(&node.data[..node.data.len().min(40)]).into_owned();
+            log_limited!(Level::Warn, "{path} has {text:?}, which is no offset: its delay is unknown");
+        }
+        stored.insert(TopicPartition { topic: Arc::clone(topic), partition }, offset);
+    }
+    Ok(())
+}
+
+/// The stored offset is decimal text.
+fn parse(data: &[u8]) -> Option<Offset> {
+    let text = str::from_utf8(data).ok()?.trim();
+    let is_decimal = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_decimal)
+}
+
+fn children(keeper: &dyn Keeper, path: &str) -> Result<Vec<String>, KeeperError> {
+    Ok(existing(keeper.children(path))?.unwrap_or_default())
+}
+
+fn existing<T>(answer: Result<T, KeeperError>) -> Result<Option<T>, KeeperError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(KeeperError::NoNode(_)) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+/// One copy of each topic's name, however many partitions and modules have it.
+#[derive(Default)]
+struct Names(HashSet<Arc<str>>);
+
+impl Names {
+    fn get(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(name) {
+            return Arc::clone(known);
+        }
+        let name: Arc<str> = name.into();
+        self.0.insert(Arc::clone(&name));
+        name
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::keeper::Lifetime;
+    use crate::keeper::memory::MemoryKeeper;
+    use std::time::Duration;
+
+    /// Writes a node and whatever is missing above it.
+    pub(in crate::kmonitor) fn put(keeper: &dyn Keeper, path: &str, data: &str) {
+        for (end, _) in path.match_indices('/').skip(1) {
+            let _ = keeper.create(&path[..end], b"", Lifetime::Persistent);
+        }
+        match keeper.read(path).unwrap() {
+            None => keeper.create(path, data.as_bytes(), Lifetime::Persistent).unwrap(),
+            Some(node) => drop(keeper.write(path, data.as_bytes(), node.version).unwrap()),
+        }
+    }
+
+    fn at(topic: &str, partition: i32) -> TopicPartition {
+        TopicPartition { topic: topic.into(), partition }
+    }
+
+    #[test]
+    fn every_group_with_offsets_is_a_module() {
+        let keeper = MemoryKeeper::new().session(Duration::from_secs(6));
+        assert_eq!(read(&*keeper, &Stop::new()).unwrap(), Positions::new());
+        put(&*keeper, "/consumers/m1/offsets/t/0", "12");
+        put(&*keeper, "/consumers/m1/offsets/t/10", "0");
+        put(&*keeper, "/consumers/m1/offsets/u/0", " 7\n");
+        put(&*keeper, "/consumers/m1/offsets/t/x", "3");
+        put(&*keeper, "/consumers/m1/offsets/t/-1", "3");
+        put(&*keeper, "/consumers/m2/offsets/t/0", "-1");
+        put(&*keeper, "/consumers/m2/offsets/t/1", "");
+        put(&*keeper, "/consumers/empty/offsets", "");
+        put(&*keeper, "/consumers/never/ids", "");
+        let positions = read(&*keeper, &Stop::new()).unwrap();
+        let expected = Positions::from([
+            ("m1".into(), StoredOffsets::from([(at("t", 0), Some(12)), (at("t", 10), Some(0)), (at("u", 0), Some(7))])),
+            ("m2".into(), StoredOffsets::from([(at("t", 0), None), (at("t", 1), None)])),
+            ("empty".into(), StoredOffsets::new()),
+        ]);
+        assert_eq!(positions, expected);
+    }
+
+    #[test]
+    fn an_offset_is_decimal_text_and_nothing_else() {
+        for (text, offset) in [
+            ("0", Some(0)),
+            ("12\n", Some(12)),
+            ("9223372036854775807", Some(Offset::MAX)),
+            ("9223372036854775808", None),
+            ("+3", None),
+            ("-3", None),
+            ("1e3", None),
+            ("", None),
+            ("{\"offset\":3}", None),
+        ] {
+            assert_eq!(parse(text.as_bytes()), offset, "{text:?}");
+        }
+        assert_eq!(parse(b"\xff"), None);
+    }
+
+    #[test]
+    fn no_answer_and_a_stop_end_the_reading() {
+        let tree = MemoryKeeper::new();
+        let keeper = tree.session(Duration::from_secs(6));
+        put(&*keeper, "/consumers/m/offsets/t/0", "1");
+        let stop = Stop::new();
+        stop.trigger();
+        assert_eq!(read(&*keeper, &stop), Err(ReadError::Stopped));
+        tree.set_reachable(false);
+        assert!(matches!(read(&*keeper, &Stop::new()), Err(ReadError::Keeper(KeeperError::Unreachable(_)))));
+    }
+}
