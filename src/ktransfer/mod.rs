@@ -1,4 +1,7 @@
 //! Kafka to HTTP: each message of a topic posted to the module's backends, in order per key, never lost.
+//!
+//! Reading order: [`config`], [`module`] (the threads of a module), [`dispatcher`] (its loop), [`window`], [`group`],
+//! [`fetcher`], [`worker`], [`push`], [`policy`].
 
 pub mod backends;
 mod client;
@@ -9,9 +12,12 @@ pub mod group;
 pub mod job;
 pub mod method;
 pub mod metrics;
+pub mod module;
 pub mod policy;
 pub mod push;
 mod socket;
 pub mod template;
 pub mod window;
 pub mod worker;
+
+pub use config::{Config, load};
