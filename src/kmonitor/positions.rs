@@ -57,7 +57,7 @@ fn read_topic(
         };
         let Some(node) = keeper.read(&paths::offset(group, topic, partition))? else { continue };
         let offset = match paths::parse_offset(&node.data) {
-            Ok(offset) => Some(offset),
+            Ok(offset) => offset,
             Err(bad) => {
                 log_limited!(Level::Warn, "{folder}/{name}: {bad}; its delay is unknown");
                 None
