@@ -25,6 +25,13 @@ pub struct NewestOffsets {
     pub trouble: Option<String>,
 }
 
+impl NewestOffsets {
+    /// Whether no broker told anything.
+    pub fn is_silence(&self) -> bool {
+        self.trouble.is_some() && self.ends.values().all(|end| *end == LogEnd::Unknown)
+    }
+}
+
 impl BrokerLogEnds {
     /// Connects when first asked.
     pub fn new(connect: Connect) -> Self {
@@ -32,7 +39,7 @@ impl BrokerLogEnds {
     }
 
     /// Asks the brokers at `hosts` for every partition in `positions`, each once.
-    pub fn newest(&mut self, mut hosts: Vec<String>, positions: &Positions) -> NewestOffsets {
+    pub fn newest(&mut self, hosts: &[String], positions: &Positions) -> NewestOffsets {
         let wanted: BTreeSet<&TopicPartition> = positions.values().flat_map(BTreeMap::keys).collect();
         let wanted: Vec<TopicPartition> = wanted.into_iter().cloned().collect();
         if wanted.is_empty() {
@@ -41,6 +48,7 @@ impl BrokerLogEnds {
         if hosts.is_empty() {
             return NewestOffsets { trouble: Some("no broker is there".to_owned()), ..NewestOffsets::default() };
         }
+        let mut hosts = hosts.to_vec();
         hosts.sort_unstable();
         let log_ends = match self.connected(hosts) {
             Ok(log_ends) => log_ends,
@@ -150,7 +158,7 @@ mod tests {
             ("a", at("t", 2)),
             ("a", at("old", 0)),
         ]);
-        let newest = ends.newest(vec!["b:1".into()], &wanted);
+        let newest = ends.newest(&["b:1".into()], &wanted);
         let expected = HashMap::from([
             (at("t", 0), LogEnd::Newest(1)),
             (at("t", 1), LogEnd::Unknown),
@@ -168,7 +176,7 @@ mod tests {
         let (mut ends, connections) = counted(&broker);
         let wanted = positions(&[("a", at("t", 0))]);
         let mut ask = |hosts: &[&str]| {
-            let newest = ends.newest(hosts.iter().map(|host| (*host).to_owned()).collect(), &wanted);
+            let newest = ends.newest(&hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>(), &wanted);
             (newest.ends[&at("t", 0)], connections.load(Ordering::Relaxed))
         };
         assert_eq!(ask(&["b:1", "a:1"]), (LogEnd::Newest(0), 1));
@@ -183,10 +191,10 @@ mod tests {
     #[test]
     fn what_cannot_connect_says_why_and_nothing_asked_needs_no_broker() {
         let mut ends = BrokerLogEnds::new(Box::new(|_| Err("no route".into())));
-        assert_eq!(ends.newest(vec![], &Positions::new()), NewestOffsets::default());
-        let newest = ends.newest(vec!["b:1".into()], &positions(&[("a", at("t", 0))]));
+        assert_eq!(ends.newest(&[], &Positions::new()), NewestOffsets::default());
+        let newest = ends.newest(&["b:1".into()], &positions(&[("a", at("t", 0))]));
         assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no route")));
-        let newest = ends.newest(vec![], &positions(&[("a", at("t", 0))]));
+        let newest = ends.newest(&[], &positions(&[("a", at("t", 0))]));
         assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no broker is there")));
     }
 }
