@@ -55,24 +55,18 @@ impl BrokerLogEnds {
             Err(cause) => return NewestOffsets { trouble: Some(cause), ..NewestOffsets::default() },
         };
         let answers = log_ends.newest(&wanted);
-        let mut topics = HashMap::new();
+        let mut topics = Topics { log_ends: &mut **log_ends, known: HashMap::new(), is_answered: true };
         let mut newest = NewestOffsets::default();
         let mut n_unreachable = 0;
         for (partition, answer) in wanted.iter().zip(answers) {
             let end = match answer {
                 Ok(offset) => LogEnd::Newest(offset),
                 Err(MetadataError::UnknownTopic(_)) => LogEnd::Gone,
+                Err(MetadataError::Partition(_)) if topics.lacks(partition) => LogEnd::Gone,
                 Err(cause) => {
                     n_unreachable += usize::from(matches!(cause, MetadataError::Unreachable(_)));
-                    let is_gone = matches!(cause, MetadataError::Partition(_))
-                        && topics
-                            .entry(&partition.topic)
-                            .or_insert_with(|| numbers(&mut **log_ends, &partition.topic))
-                            .is_gone(partition);
-                    if !is_gone {
-                        newest.trouble.get_or_insert(cause.to_string());
-                    }
-                    if is_gone { LogEnd::Gone } else { LogEnd::Unknown }
+                    newest.trouble.get_or_insert(cause.to_string());
+                    LogEnd::Unknown
                 }
             };
             newest.ends.insert(partition.clone(), end);
@@ -99,21 +93,37 @@ impl BrokerLogEnds {
     }
 }
 
-/// The partitions a topic has; `None` if nobody can tell.
-struct Numbers(Option<BTreeSet<PartitionId>>);
-
-impl Numbers {
-    fn is_gone(&self, partition: &TopicPartition) -> bool {
-        self.0.as_ref().is_some_and(|numbers| !numbers.contains(&partition.partition))
-    }
+/// Which partitions there are, asked only for topics of which one gave no answer.
+struct Topics<'a> {
+    log_ends: &'a mut dyn LogEnds,
+    /// By topic; `None` where nobody could tell.
+    known: HashMap<Arc<str>, Option<BTreeSet<PartitionId>>>,
+    /// Cleared by the first question without an answer: the others would wait in vain as well.
+    is_answered: bool,
 }
 
-fn numbers(log_ends: &mut dyn LogEnds, topic: &Arc<str>) -> Numbers {
-    Numbers(match log_ends.partitions(topic) {
-        Ok(partitions) => Some(partitions.iter().map(|info| info.partition).collect()),
-        Err(MetadataError::UnknownTopic(_)) => Some(BTreeSet::new()),
-        Err(_) => None,
-    })
+impl Topics<'_> {
+    /// Whether the partition certainly does not exist.
+    fn lacks(&mut self, partition: &TopicPartition) -> bool {
+        if !self.known.contains_key(&partition.topic) {
+            let numbers = if self.is_answered { self.ask(&partition.topic) } else { None };
+            self.known.insert(Arc::clone(&partition.topic), numbers);
+        }
+        let numbers = self.known.get(&partition.topic).and_then(Option::as_ref);
+        numbers.is_some_and(|numbers| !numbers.contains(&partition.partition))
+    }
+
+    fn ask(&mut self, topic: &str) -> Option<BTreeSet<PartitionId>> {
+        match self.log_ends.partitions(topic) {
+            Ok(partitions) => Some(partitions.iter().map(|info| info.partition).collect()),
+            Err(MetadataError::UnknownTopic(_)) => Some(BTreeSet::new()),
+            Err(MetadataError::Partition(_)) => None,
+            Err(MetadataError::Unreachable(_)) => {
+                self.is_answered = false;
+                None
+            }
+        }
+    }
 }
 
 #[cfg(test)]
