@@ -2,8 +2,10 @@
 //!
 //! What every caller relies on: a call returns within a third of the session timeout, and all comes right by itself.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::thread::JoinHandle;
@@ -250,4 +252,47 @@ fn a_closed_session_takes_its_claims_with_it_at_once_and_the_chroot_is_made() {
 
     end(&keeper, &supervisor);
     wait_until(SESSION / 3, "the claim is gone", || look.get("/mq/story/a/claim").is_none());
+}
+
+/// Address of ZooKeeper, for the copy of this binary that runs out of files.
+const WITHOUT_FILES: &str = "KAFKA_HTTP_WRAPPER_STORY_WITHOUT_FILES";
+
+#[test]
+fn a_process_that_runs_out_of_files_tries_on_and_recovers() {
+    if let Ok(address) = std::env::var(WITHOUT_FILES) {
+        return run_out_of_files(&address);
+    }
+    let server = ZooKeeper::start();
+    let copy = "ulimit -n 64; exec \"$0\" \"$@\"";
+    let test = "keeper_story::a_process_that_runs_out_of_files_tries_on_and_recovers";
+    let output = Command::new("sh")
+        .args(["-c", copy])
+        .arg(std::env::current_exe().expect("our own path"))
+        .args(["--exact", test, "--nocapture"])
+        .env(WITHOUT_FILES, server.address())
+        .output()
+        .expect("the copy starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("recovered 12 times"), "{said}");
+}
+
+/// With so few files free, making a client fails at another place each time.
+fn run_out_of_files(address: &str) {
+    let mut recovered = 0;
+    for n_free in 0..12 {
+        let mut files = Vec::new();
+        while let Ok(file) = File::open("/dev/null") {
+            files.push(file);
+        }
+        files.truncate(files.len() - n_free);
+        let (keeper, supervisor) = connect(&[address.to_owned()], "");
+        wait_until(RECOVERY, "it was tried", || {
+            keeper.reachable().err().is_none_or(|reason| !reason.contains("not connected yet"))
+        });
+        drop(files);
+        wait_until(RECOVERY, "it recovers", || keeper.read("/").is_ok());
+        end(&keeper, &supervisor);
+        recovered += 1;
+    }
+    eprintln!("recovered {recovered} times");
 }

@@ -1,9 +1,9 @@
 //! ZooKeeper through the zookeeper crate, made fit for daemons: every call has a deadline, every lost client is replaced.
 //!
-//! Calls are made on a few threads of the current client ([`incarnation`]) rather than on a single one or on the caller's: several
+//! Calls are made on a few threads of the current client rather than on a single one or on the caller's: several
 //! are in flight at once, which a monitor with 100,000 nodes needs, and a thread that hangs in the crate is never ours. Each call must be
 //! answered within a third of the session timeout. Anything unclear (an overrun, any other state than connected, any error that is
-//! not an answer about a node) ends the client as a whole; [`manager`] makes the next one.
+//! not an answer about a node) ends the client as a whole; the manager makes the next one.
 //!
 //! Invariants: a session that is given up is not trusted from that moment on ([`Keeper::last_good`] is `None` before its nodes can vanish);
 //! a call of an earlier client never counts for a later one; nothing here blocks longer than the deadline.
