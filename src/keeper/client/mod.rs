@@ -81,10 +81,10 @@ impl Client {
         self.session_timeout() / 3
     }
 
-    /// How long the session of a client that was given up is left open: what was begun in trust of its claims a moment ago gets that
-    /// much time before others may take them over.
+    /// How long the session of a client that was given up is left open, about as long as it would have lasted without a sign of life:
+    /// what was begun in trust of its claims has that much time to end before others may take them over.
     fn farewell(&self) -> Duration {
-        self.session_timeout() / 6
+        self.session_timeout() * 2 / 3
     }
 
     fn full_path(&self, path: &str) -> String {
