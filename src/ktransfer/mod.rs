@@ -3,6 +3,8 @@
 //! Reading order: [`config`], [`module`] (the threads of a module), [`dispatcher`] (its loop), [`window`], [`group`],
 //! [`fetcher`], [`worker`], [`push`], [`policy`].
 
+#[cfg(test)]
+mod backend_for_tests;
 pub mod backends;
 mod client;
 pub mod config;
