@@ -1,2 +1,9 @@
-//! Doorway.
-fn main() {}
+//! Doorway of kproxy: HTTP to Kafka.
+
+use std::process::ExitCode;
+
+use kafka_http_wrapper::{daemon, kproxy};
+
+fn main() -> ExitCode {
+    daemon::main("kproxy", "./conf/kproxy.yaml", kproxy::load, kproxy::run)
+}

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::http::{Head, Response};
+use crate::http::{Admission, Handler, Head, Reply, Request, Response};
 use crate::metrics::Registry;
 
 /// Whether each part a daemon needs can do its job now. Clones share the state.
@@ -92,11 +92,25 @@ impl Admin {
     }
 }
 
+/// A port of its own: these endpoints and nothing else.
+impl Handler for Admin {
+    fn admit(&self, head: &Head) -> Admission {
+        let elsewhere = || Response::text(404, "only /metrics, /healthz and /readyz are here\n");
+        Admission::Refuse(self.answer(head).unwrap_or_else(elsewhere))
+    }
+
+    fn handle(&self, request: Request, reply: Reply) {
+        if let Admission::Refuse(response) = self.admit(&request.head) {
+            reply.send(response);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn ask(admin: &Admin, method: &str, path: &str) -> Option<(u16, String)> {
+    fn ask(admin: &Admin, method: &'static str, path: &str) -> Option<(u16, String)> {
         let head = Head { method: method.into(), path: path.into(), ..Head::default() };
         admin.answer(&head).map(|response| (response.status, String::from_utf8(response.body).unwrap()))
     }

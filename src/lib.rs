@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod http;
 pub mod keeper;
 pub mod kmonitor;
+pub mod kproxy;
 pub mod ktransfer;
 pub mod logging;
 pub mod metrics;

@@ -6,12 +6,18 @@
 //! Invariants: a [`Producer`] completes every append exactly once; a [`Fetcher`] hands out the messages of a
 //! partition in rising offset order, each one at most once for an assignment, and never passes one over silently.
 
+mod front;
+#[cfg(feature = "librdkafka")]
+mod librdkafka;
 pub mod memory;
 pub mod partitioner;
+mod topics;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::supervise::Supervisor;
 
 /// Number of a partition within its topic, from 0.
 pub type PartitionId = i32;
@@ -327,4 +333,55 @@ pub struct FetcherConfig {
     pub prefetch_bytes: usize,
     /// Largest message that must be readable, bytes.
     pub max_message_bytes: usize,
+}
+
+impl Engine {
+    /// The engine to use: what `auto` means here, or why what was asked for cannot be had.
+    pub fn resolve(self) -> Result<Engine, String> {
+        match (self, cfg!(feature = "librdkafka")) {
+            (Self::Auto | Self::Librdkafka, true) => Ok(Self::Librdkafka),
+            (Self::Auto | Self::KafkaRust, _) => Ok(Self::KafkaRust),
+            (Self::Librdkafka, false) => {
+                Err("kafka_client: librdkafka is not built in; use kafka-rust or auto, or build with the feature librdkafka"
+                    .to_owned())
+            }
+        }
+    }
+}
+
+/// A producer of the engine asked for. Needs no reachable broker; its threads belong to `supervisor`.
+pub fn producer<C: Completion>(
+    broker: &BrokerConfig,
+    config: ProducerConfig,
+    supervisor: &Supervisor,
+) -> Result<Arc<dyn Producer<C>>, String> {
+    match broker.engine.resolve()? {
+        #[cfg(feature = "librdkafka")]
+        Engine::Librdkafka => Ok(Arc::new(librdkafka::RdProducer::new(broker, config, supervisor)?)),
+        _ => Err("not yet".to_owned()),
+    }
+}
+
+/// A fetcher of the engine asked for, with nothing assigned. Needs no reachable broker.
+pub fn fetcher(
+    broker: &BrokerConfig,
+    config: FetcherConfig,
+    supervisor: &Supervisor,
+) -> Result<Box<dyn Fetcher>, String> {
+    let _ = supervisor;
+    match broker.engine.resolve()? {
+        #[cfg(feature = "librdkafka")]
+        Engine::Librdkafka => Ok(Box::new(librdkafka::RdFetcher::new(broker, config)?)),
+        _ => Err("not yet".to_owned()),
+    }
+}
+
+/// A reader of log ends of the engine asked for. Needs no reachable broker.
+pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
+    let _ = supervisor;
+    match broker.engine.resolve()? {
+        #[cfg(feature = "librdkafka")]
+        Engine::Librdkafka => Ok(Box::new(librdkafka::RdLogEnds::new(broker)?)),
+        _ => Err("not yet".to_owned()),
+    }
 }

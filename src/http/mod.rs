@@ -2,86 +2,42 @@
 //!
 //! A [`Handler`] gets each complete request together with a [`Reply`], which owns the connection until it is
 //! answered, from whatever thread the outcome arrives on. No thread waits for an answer.
+//!
+//! ```text
+//!  acceptor ──socket──▶ reader http-i: poller, connections, deadlines
+//!                          │ bytes ▶ parser (pure) ▶ Handler::admit, Handler::handle(request, reply)
+//!                          ◀── told only when bytes or events are left for it ── Reply::send writes the answer itself
+//! ```
+//!
+//! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
+//! `connection` (who may write when), `reader`, `acceptor`, `server`. Kept out: what the requests mean.
+//!
+//! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
+//! a request whose framing is in doubt is refused and its connection closed; memory grows with bytes that arrived,
+//! never with bytes that were announced; the number of threads is fixed.
 
+mod acceptor;
+mod body;
+mod budget;
+mod connection;
+mod deadlines;
+mod encode;
+mod head;
+mod listen;
+mod message;
+mod parser;
+mod reader;
 mod reply;
+mod scan;
+mod server;
+#[cfg(test)]
+mod tests;
 
-use std::net::SocketAddr;
-
+pub use budget::{ByteBudget, Lease};
+pub use listen::{Listen, raise_file_limit};
+pub use message::{Head, Headers, Request, Response};
 pub use reply::Reply;
-
-/// The request line and headers of a request.
-#[derive(Clone, Debug, Default)]
-pub struct Head {
-    /// Method as sent, for instance `POST`.
-    pub method: String,
-    /// Path as sent (not decoded), beginning with `/`, or `*`.
-    pub path: String,
-    /// What followed the `?`, as sent.
-    pub query: Option<String>,
-    /// Header fields in order; names in lower case, values without surrounding white space.
-    pub headers: Vec<(String, Vec<u8>)>,
-    /// Address of the client.
-    pub peer: Option<SocketAddr>,
-}
-
-impl Head {
-    /// The value of the only header of that name (lower case); `None` where there is none or several.
-    pub fn header(&self, name: &str) -> Option<&[u8]> {
-        let mut values = self.headers.iter().filter(|(known, _)| known == name);
-        match (values.next(), values.next()) {
-            (Some((_, value)), None) => Some(value),
-            _ => None,
-        }
-    }
-}
-
-/// A complete request. A truncated body never becomes one.
-#[derive(Clone, Debug, Default)]
-pub struct Request {
-    /// Request line and headers.
-    pub head: Head,
-    /// Body, decoded from chunks where it was chunked.
-    pub body: Vec<u8>,
-}
-
-/// An answer. Always sent with a Content-Length.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
-    /// Status code.
-    pub status: u16,
-    /// `Content-Type`.
-    pub content_type: &'static str,
-    /// Further header fields.
-    pub headers: Vec<(&'static str, String)>,
-    /// Body; left out when the request was HEAD.
-    pub body: Vec<u8>,
-    /// Whether the connection is closed after it.
-    pub close: bool,
-}
-
-impl Response {
-    /// An answer without further headers that keeps the connection open.
-    pub fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
-        Response { status, content_type, headers: Vec::new(), body: body.into(), close: false }
-    }
-
-    /// Plain text.
-    pub fn text(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self::new(status, "text/plain; charset=utf-8", body)
-    }
-
-    /// JSON, already encoded.
-    pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self::new(status, "application/json", body)
-    }
-
-    /// The same answer with one header more.
-    #[must_use]
-    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
-        self
-    }
-}
+pub use server::{Limits, Server, ServerConfig, ServerMetrics};
 
 /// What is to be done with the body of a request whose head is complete.
 #[derive(Debug)]
@@ -91,7 +47,7 @@ pub enum Admission {
         /// Largest body in bytes.
         most: usize,
     },
-    /// Answer now, without the body.
+    /// Answer without the body. A short body is read and thrown away, so that the connection can be kept.
     Refuse(Response),
 }
 
@@ -103,7 +59,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Takes a complete request; `reply` is answered now or later, from any thread.
     fn handle(&self, request: Request, reply: Reply);
 
-    /// The body of an answer the server itself has to give (400, 408, 413, 414, 431, 501, 503, 505); `reason` in words.
+    /// The body of an answer the server itself has to give (400, 408, 413, 414, 417, 431, 500, 501, 503, 505); `reason` in words.
     fn refusal(&self, status: u16, reason: &str) -> Response {
         Response::text(status, format!("{reason}\n"))
     }

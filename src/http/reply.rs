@@ -1,22 +1,49 @@
 //! The right, and the duty, to answer one request.
 
-use super::Response;
+use std::sync::Arc;
 
-/// Owns a connection until its request is answered.
+use super::Response;
+use super::connection::Connection;
+use super::encode::Form;
+
+/// Owns a connection until its request is answered. Dropped without an answer (a bug) it answers 500.
 pub struct Reply {
-    deliver: Option<Box<dyn FnOnce(Response) + Send>>,
+    target: Option<Target>,
+}
+
+enum Target {
+    Connection(Arc<Connection>, Form),
+    Closure(Box<dyn FnOnce(Response) + Send>),
 }
 
 impl Reply {
     /// A reply that hands its answer to `deliver`; for tests of handlers.
     pub fn to(deliver: impl FnOnce(Response) + Send + 'static) -> Self {
-        Reply { deliver: Some(Box::new(deliver)) }
+        Reply { target: Some(Target::Closure(Box::new(deliver))) }
     }
 
-    /// Answers. May be called from any thread.
+    pub(super) fn on(connection: Arc<Connection>, form: Form) -> Self {
+        Reply { target: Some(Target::Connection(connection, form)) }
+    }
+
+    /// Answers. May be called from any thread; does not block.
     pub fn send(mut self, response: Response) {
-        if let Some(deliver) = self.deliver.take() {
-            deliver(response);
+        self.deliver(response);
+    }
+
+    fn deliver(&mut self, response: Response) {
+        match self.target.take() {
+            Some(Target::Connection(connection, form)) => connection.answer(&response, form),
+            Some(Target::Closure(deliver)) => deliver(response),
+            None => {}
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if self.target.is_some() {
+            self.deliver(Response::text(500, "the request was not answered\n").closing());
         }
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{debug, info, warn};
 use prometheus::{Histogram, IntCounter};
 
 use crate::admin::Component;
@@ -117,13 +117,19 @@ impl Trouble {
         let now = Instant::now();
         match outcome {
             Ok(()) => {
-                if let Some(since) = self.since.take() {
+                if let Some(since) = self.since.take()
+                    && self.told.is_some()
+                {
                     info!("cluster {cluster}: all is read again after {} s", (now - since).as_secs());
                 }
                 self.told = None;
             }
             Err(cause) => {
-                self.since.get_or_insert(now);
+                // The first time may be a session that is just beginning; one that lasts is told with the next.
+                let Some(_) = self.since else {
+                    self.since = Some(now);
+                    return debug!("cluster {cluster}: {cause}");
+                };
                 if self.told.is_none_or(|told| REMIND_AFTER <= now - told) {
                     self.told = Some(now);
                     warn!("cluster {cluster}: {cause}; its unknown delays are left out, and it is tried again");
@@ -180,9 +186,12 @@ mod tests {
         Rig { tree, keeper, broker, board, poller }
     }
 
+    /// Modules with their delays by number.
+    type Delays = Vec<(String, Vec<(i32, u64)>)>;
+
     impl Rig {
         /// What `/delay` would show after one more reading.
-        fn delays(&mut self) -> Option<Vec<(String, Vec<(i32, u64)>)>> {
+        fn delays(&mut self) -> Option<Delays> {
             let _ = self.poller.poll(&Stop::new());
             let view = self.board.views().remove(0).1?;
             let numbers = |delays: &BTreeMap<_, _>| delays.iter().map(|(number, delay)| (*number, *delay)).collect();

@@ -38,6 +38,9 @@ impl BrokerLogEnds {
         if wanted.is_empty() {
             return NewestOffsets::default();
         }
+        if hosts.is_empty() {
+            return NewestOffsets { trouble: Some("no broker is there".to_owned()), ..NewestOffsets::default() };
+        }
         hosts.sort_unstable();
         let log_ends = match self.connected(hosts) {
             Ok(log_ends) => log_ends,
@@ -181,7 +184,9 @@ mod tests {
     fn what_cannot_connect_says_why_and_nothing_asked_needs_no_broker() {
         let mut ends = BrokerLogEnds::new(Box::new(|_| Err("no route".into())));
         assert_eq!(ends.newest(vec![], &Positions::new()), NewestOffsets::default());
-        let newest = ends.newest(vec![], &positions(&[("a", at("t", 0))]));
+        let newest = ends.newest(vec!["b:1".into()], &positions(&[("a", at("t", 0))]));
         assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no route")));
+        let newest = ends.newest(vec![], &positions(&[("a", at("t", 0))]));
+        assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no broker is there")));
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use log::Level;
 
-use crate::broker::{Offset, TopicPartition};
-use crate::keeper::{Keeper, KeeperError};
+use crate::broker::TopicPartition;
+use crate::keeper::{Keeper, KeeperError, paths};
 use crate::log_limited;
 use crate::shutdown::Stop;
 
@@ -27,13 +27,12 @@ pub enum ReadError {
 pub fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<Positions, ReadError> {
     let mut topics = Names::default();
     let mut positions = Positions::new();
-    for group in children(keeper, "/consumers")? {
-        let offsets = format!("/consumers/{group}/offsets");
+    for group in children(keeper, paths::CONSUMERS)? {
         // A consumer that never stored an offset has no such node, and no delay that could be known.
-        let Some(names) = existing(keeper.children(&offsets))? else { continue };
+        let Some(names) = existing(keeper.children(&paths::offset_topics(&group)))? else { continue };
         let mut stored = StoredOffsets::new();
         for topic in names {
-            read_topic(keeper, stop, &format!("{offsets}/{topic}"), &topics.get(&topic), &mut stored)?;
+            read_topic(keeper, stop, &group, &topics.get(&topic), &mut stored)?;
         }
         positions.insert(group.into(), stored);
     }
@@ -43,35 +42,30 @@ pub fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<Positions, ReadError> {
 fn read_topic(
     keeper: &dyn Keeper,
     stop: &Stop,
-    path: &str,
+    group: &str,
     topic: &Arc<str>,
     stored: &mut StoredOffsets,
 ) -> Result<(), ReadError> {
-    for name in children(keeper, path)? {
+    let folder = paths::offsets(group, topic);
+    for name in children(keeper, &folder)? {
         if stop.is_triggered() {
             return Err(ReadError::Stopped);
         }
-        let path = format!("{path}/{name}");
-        let Some(partition) = name.parse().ok().filter(|partition| 0 <= *partition) else {
-            log_limited!(Level::Warn, "{path} is passed over: the name is no partition");
+        let Some(partition) = paths::parse_partition(&name) else {
+            log_limited!(Level::Warn, "{folder}/{name} is passed over: its name is no partition");
             continue;
         };
-        let Some(node) = keeper.read(&path)? else { continue };
-        let offset = parse(&node.data);
-        if offset.is_none() {
-            let text = String::from_utf8_lossy(&node.data[..node.data.len().min(40)]).into_owned();
-            log_limited!(Level::Warn, "{path} has {text:?}, which is no offset: its delay is unknown");
-        }
+        let Some(node) = keeper.read(&paths::offset(group, topic, partition))? else { continue };
+        let offset = match paths::parse_offset(&node.data) {
+            Ok(offset) => offset,
+            Err(bad) => {
+                log_limited!(Level::Warn, "{folder}/{name}: {bad}; its delay is unknown");
+                None
+            }
+        };
         stored.insert(TopicPartition { topic: Arc::clone(topic), partition }, offset);
     }
     Ok(())
-}
-
-/// The stored offset is decimal text.
-fn parse(data: &[u8]) -> Option<Offset> {
-    let text = str::from_utf8(data).ok()?.trim();
-    let is_decimal = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| is_decimal)
 }
 
 fn children(keeper: &dyn Keeper, path: &str) -> Result<Vec<String>, KeeperError> {
@@ -143,24 +137,6 @@ pub(super) mod tests {
             ("empty".into(), StoredOffsets::new()),
         ]);
         assert_eq!(positions, expected);
-    }
-
-    #[test]
-    fn an_offset_is_decimal_text_and_nothing_else() {
-        for (text, offset) in [
-            ("0", Some(0)),
-            ("12\n", Some(12)),
-            ("9223372036854775807", Some(Offset::MAX)),
-            ("9223372036854775808", None),
-            ("+3", None),
-            ("-3", None),
-            ("1e3", None),
-            ("", None),
-            ("{\"offset\":3}", None),
-        ] {
-            assert_eq!(parse(text.as_bytes()), offset, "{text:?}");
-        }
-        assert_eq!(parse(b"\xff"), None);
     }
 
     #[test]

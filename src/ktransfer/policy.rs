@@ -117,9 +117,16 @@ mod tests {
 
     #[test]
     fn only_2xx_is_a_delivery() {
-        for (status, delivered) in
-            [(100, false), (199, false), (200, true), (204, true), (299, true), (301, false), (404, false), (503, false)]
-        {
+        for (status, delivered) in [
+            (100, false),
+            (199, false),
+            (200, true),
+            (204, true),
+            (299, true),
+            (301, false),
+            (404, false),
+            (503, false),
+        ] {
             assert_eq!(policy(None).next(1, &answered(status), 0.0) == Next::Delivered, delivered, "{status}");
         }
         assert_ne!(policy(None).next(1, &failed(), 0.0), Next::Delivered);

@@ -73,7 +73,10 @@ impl Template {
                 continue;
             }
             if character.is_ascii_control() || character == ' ' || character == '#' {
-                return Err(format!("has {character:?}, which a uri cannot carry (write it as %{:02X})", character as u32));
+                return Err(format!(
+                    "has {character:?}, which a uri cannot carry (write it as %{:02X})",
+                    character as u32
+                ));
             }
             if is_literal(character) {
                 literal.push(character);

@@ -4,6 +4,11 @@
 
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
+mod daemon_options;
+mod broker_suite;
+mod group_story;
 mod harness;
 mod harness_story;
+mod kmonitor_delay;
 mod path_story;
+mod keeper_story;

@@ -1,0 +1,109 @@
+//! The default engine: librdkafka through the rdkafka crate.
+//!
+//! What all three parts share: the settings every client gets and the voice it logs with. librdkafka reconnects
+//! and retries inside; this engine adds what the seam promises beyond that (an unknown topic is answered soon,
+//! nothing waits for a broker that is not there, an offset that is gone names its partition).
+
+mod fetcher;
+mod log_ends;
+mod native;
+mod outcome;
+mod producer;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{Level, log};
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{DeliveryResult, ProducerContext};
+
+use super::BrokerConfig;
+
+pub(super) use fetcher::RdFetcher;
+pub(super) use log_ends::RdLogEnds;
+pub(super) use producer::RdProducer;
+
+/// Lines logged for one client in [`QUIET_FOR`]; an unreachable broker would write several a second.
+const MOST_LINES: u32 = 4;
+const QUIET_FOR: Duration = Duration::from_secs(30);
+
+/// What every client of this engine is told.
+fn common_settings(broker: &BrokerConfig) -> ClientConfig {
+    let connect_ms = broker.request_timeout.as_millis().clamp(1_000, 30_000);
+    let mut settings = ClientConfig::new();
+    settings
+        .set("bootstrap.servers", broker.hosts.join(","))
+        .set("client.id", &broker.client_id)
+        .set("socket.keepalive.enable", "true")
+        .set("socket.connection.setup.timeout.ms", connect_ms.to_string())
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "1000")
+        .set("log.connection.close", "false")
+        .set_log_level(RDKafkaLogLevel::Info);
+    settings
+}
+
+fn in_words(error: &KafkaError) -> String {
+    error.rdkafka_error_code().map_or_else(|| error.to_string(), |code| code.to_string())
+}
+
+/// Writes what a client says to the log, at most a few lines in a while.
+struct Voice {
+    name: &'static str,
+    said: Mutex<Said>,
+}
+
+struct Said {
+    since: Instant,
+    lines: u32,
+}
+
+impl Voice {
+    fn new(name: &'static str) -> Self {
+        Voice { name, said: Mutex::new(Said { since: Instant::now(), lines: 0 }) }
+    }
+
+    fn say(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        let level = match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => Level::Error,
+            // What librdkafka calls an error it tries again by itself.
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => Level::Warn,
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => Level::Info,
+            RDKafkaLogLevel::Debug => Level::Debug,
+        };
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.since.elapsed() > QUIET_FOR {
+            let left_out = said.lines.saturating_sub(MOST_LINES);
+            *said = Said { since: Instant::now(), lines: 0 };
+            if left_out > 0 {
+                log!(target: "librdkafka", level, "{}: {left_out} further lines were left out", self.name);
+            }
+        }
+        said.lines += 1;
+        if said.lines <= MOST_LINES {
+            log!(target: "librdkafka", level, "{} {facility}: {line}", self.name);
+        }
+    }
+}
+
+impl ClientContext for Voice {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.say(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.say(RDKafkaLogLevel::Error, &in_words(&error), reason);
+    }
+}
+
+impl ConsumerContext for Voice {}
+
+/// For a producer that only asks for metadata.
+impl ProducerContext for Voice {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}

@@ -1,0 +1,389 @@
+//! Appends through librdkafka.
+//!
+//! One librdkafka producer for each level of acks, made when first used, each with a thread that runs the
+//! completions as the delivery reports arrive. With one request in flight a broker, what gathers while a request is
+//! under way goes together in the next, and a retry cannot reorder; acks=-1 has the idempotent producer besides.
+//! Which topics exist is found out by the [`Front`].
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use log::warn;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header as NativeHeader, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, IntoOpaque};
+
+use super::native::{Persisted, ask_any_broker, persisted};
+use super::outcome::append_error;
+use super::{Voice, common_settings, in_words};
+use crate::broker::front::{Ask, Back, Failed, Front, State, Ticket, Waiting, not_stored};
+use crate::broker::topics::Answer;
+use crate::broker::{
+    Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig,
+    Record, Stored,
+};
+use crate::supervise::Supervisor;
+
+/// librdkafka keeps every name it was asked about for ever, so the client that asks is replaced after so many.
+const NAMES_PER_CLIENT: u32 = 1_000;
+/// How long a poll may block; a stop is noticed that late.
+const POLL: Duration = Duration::from_millis(100);
+/// Room beside the value in a message: key, headers and framing.
+const BESIDE_VALUE: usize = 64 * 1024;
+
+/// The producer of this engine.
+pub(in crate::broker) struct RdProducer<C: Completion> {
+    front: Arc<Front<C, Lanes<C>>>,
+}
+
+/// The librdkafka producers.
+struct Lanes<C: Completion> {
+    broker: BrokerConfig,
+    config: ProducerConfig,
+    supervisor: Supervisor,
+    state: Arc<State<C>>,
+    lanes: [Lane<C>; 3],
+}
+
+type Native<C> = BaseProducer<Context<C>>;
+
+/// One level of acks.
+struct Lane<C: Completion> {
+    acks: Acks,
+    /// Replaced after a fatal error of the idempotent producer.
+    native: RwLock<Option<Arc<Native<C>>>>,
+}
+
+impl<C: Completion> RdProducer<C> {
+    /// Makes the producer and starts its threads; no broker need be reachable.
+    pub(in crate::broker) fn new(
+        broker: &BrokerConfig,
+        config: ProducerConfig,
+        supervisor: &Supervisor,
+    ) -> Result<Self, String> {
+        let state = State::new(&config);
+        let lane = |acks| Lane { acks, native: RwLock::new(None) };
+        let lanes = Lanes {
+            broker: broker.clone(),
+            config: config.clone(),
+            supervisor: supervisor.clone(),
+            state: Arc::clone(&state),
+            lanes: [lane(Acks::None), lane(Acks::Leader), lane(Acks::All)],
+        };
+        // The default level is made now, so that settings librdkafka does not take are told at the start.
+        lanes.native(Acks::Leader)?;
+        let asking = AskingClient::new(broker)?;
+        let front = Front::new(lanes, state, &config, asking, broker.request_timeout, supervisor);
+        Ok(RdProducer { front })
+    }
+}
+
+impl<C: Completion> Producer<C> for RdProducer<C> {
+    fn append(&self, record: Record, acks: Acks, completion: C) {
+        self.front.append(record, acks, completion);
+    }
+
+    fn close(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        self.front.close();
+        let natives: Vec<_> = self.front.back.lanes.iter().filter_map(Lane::current).collect();
+        for native in &natives {
+            if native.flush(deadline.saturating_duration_since(Instant::now())).is_err() {
+                native.purge(PurgeConfig::default().queue().inflight());
+                // Runs the completions of what was purged, which takes no broker.
+                if native.flush(Duration::from_secs(5)).is_err() {
+                    warn!("{} appends could not be completed", native.in_flight_count());
+                }
+            }
+        }
+    }
+
+    fn reachable(&self) -> Result<(), String> {
+        self.front.reachable()
+    }
+}
+
+impl<C: Completion> Drop for RdProducer<C> {
+    fn drop(&mut self) {
+        self.close(Duration::ZERO);
+    }
+}
+
+impl<C: Completion> Back<C> for Lanes<C> {
+    fn hand_over(&self, waiting: Waiting<C>, _partition_count: i32) -> Result<(), Failed<C>> {
+        let Waiting { record, acks, ticket } = waiting;
+        let headers = match native_headers(&record) {
+            Ok(headers) => headers,
+            Err(error) => return Err((ticket, error)),
+        };
+        let native = match self.native(acks) {
+            Ok(native) => native,
+            Err(reason) => return Err((ticket, not_stored(AppendFailure::Unreachable, reason))),
+        };
+        let mut message = BaseRecord::with_opaque_to(&record.topic, ticket).payload(&record.value[..]);
+        message.key = record.key.as_deref();
+        message.partition = record.partition;
+        message.timestamp = record.timestamp_ms;
+        message.headers = headers;
+        let Err((error, message)) = native.send(message) else { return Ok(()) };
+        let error = match code_of(&error) {
+            RDKafkaErrorCode::Fatal => {
+                self.lane(acks).retire(&native);
+                let reason = "the idempotent producer had to be replaced".to_owned();
+                not_stored(AppendFailure::Unreachable, reason)
+            }
+            code => append_error(code, Persisted::No, &record.topic),
+        };
+        Err((message.delivery_opaque, error))
+    }
+
+    /// Lets the librdkafka producers look too; otherwise they do it once a minute.
+    fn looked_up_again(&self, topic: &str) {
+        for native in self.lanes.iter().filter_map(Lane::current) {
+            if let Err(error) = native.client().fetch_metadata(Some(topic), self.broker.request_timeout) {
+                warn!("topic {topic} could not be looked at again: {}", in_words(&error));
+            }
+        }
+    }
+}
+
+impl<C: Completion> Lanes<C> {
+    fn lane(&self, acks: Acks) -> &Lane<C> {
+        match acks {
+            Acks::None => &self.lanes[0],
+            Acks::Leader => &self.lanes[1],
+            Acks::All => &self.lanes[2],
+        }
+    }
+
+    /// The librdkafka producer of a level of acks, made if there is none.
+    fn native(&self, acks: Acks) -> Result<Arc<Native<C>>, String> {
+        let lane = self.lane(acks);
+        if let Some(native) = lane.current() {
+            return Ok(native);
+        }
+        let mut slot = lane.native.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(native) = &*slot {
+            return Ok(Arc::clone(native));
+        }
+        let retired = Arc::new(AtomicBool::new(false));
+        let context =
+            Context { voice: Voice::new("producer"), state: Arc::clone(&self.state), retired: Arc::clone(&retired) };
+        let native: Native<C> = settings(&self.broker, &self.config, acks)
+            .create_with_context(context)
+            .map_err(|error| format!("the producer cannot be made: {}", in_words(&error)))?;
+        let native = Arc::new(native);
+        let name = match acks {
+            Acks::None => "kafka-acks-0",
+            Acks::Leader => "kafka-acks-1",
+            Acks::All => "kafka-acks-all",
+        };
+        let (served, state, stop) = (Arc::clone(&native), Arc::clone(&self.state), self.supervisor.stop().clone());
+        self.supervisor.spawn_task(name, move || {
+            loop {
+                served.poll(POLL);
+                let asked_to_end = stop.is_triggered() || retired.load(Ordering::Acquire);
+                // After the stop, what is in flight is waited for until the producer is closed, which serves it itself.
+                if asked_to_end && (served.in_flight_count() == 0 || state.is_closed()) {
+                    break;
+                }
+            }
+        });
+        *slot = Some(Arc::clone(&native));
+        Ok(native)
+    }
+}
+
+impl<C: Completion> Lane<C> {
+    fn current(&self) -> Option<Arc<Native<C>>> {
+        self.native.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts a producer away that cannot go on; the next append makes a new one. What it holds is completed with
+    /// what librdkafka knows of each.
+    fn retire(&self, broken: &Arc<Native<C>>) {
+        let mut slot = self.native.write().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, broken)) {
+            *slot = None;
+            drop(slot);
+            let why = broken.client().fatal_error().map_or_else(String::new, |(_, reason)| reason);
+            warn!("the producer for acks {:?} is replaced: {why}", self.acks);
+            broken.context().retired.store(true, Ordering::Release);
+            broken.purge(PurgeConfig::default().queue().inflight());
+        }
+    }
+}
+
+fn settings(broker: &BrokerConfig, config: &ProducerConfig, acks: Acks) -> ClientConfig {
+    let message_bytes = config.max_message_bytes.saturating_add(BESIDE_VALUE);
+    let queue_kilobytes = message_bytes.saturating_mul(config.max_in_flight.max(1)) / 1024 + 1;
+    let mut settings = common_settings(broker);
+    settings
+        .set(
+            "acks",
+            match acks {
+                Acks::None => "0",
+                Acks::Leader => "1",
+                Acks::All => "all",
+            },
+        )
+        .set("enable.idempotence", if acks == Acks::All { "true" } else { "false" })
+        .set("max.in.flight.requests.per.connection", "1")
+        .set("linger.ms", "0")
+        .set("sticky.partitioning.linger.ms", "5")
+        .set(
+            "partitioner",
+            match config.partitioner {
+                PartitionerKind::Fnv1a => "fnv1a_random",
+                PartitionerKind::Murmur2 => "murmur2_random",
+            },
+        )
+        .set("message.timeout.ms", config.timeout.as_millis().clamp(1, i32::MAX as u128).to_string())
+        .set("message.max.bytes", message_bytes.clamp(1_000, 1_000_000_000).to_string())
+        .set(
+            "queue.buffering.max.messages",
+            config.max_in_flight.saturating_mul(2).clamp(1_000, 10_000_000).to_string(),
+        )
+        .set("queue.buffering.max.kbytes", queue_kilobytes.clamp(1, i32::MAX as usize).to_string())
+        .set("retry.backoff.ms", "50")
+        .set("topic.metadata.refresh.interval.ms", "60000")
+        // A known topic that vanishes is reported within the time that an unknown one is.
+        .set("topic.metadata.propagation.max.ms", "4000");
+    settings
+}
+
+fn native_headers(record: &Record) -> Result<Option<OwnedHeaders>, AppendError> {
+    if record.headers.is_empty() {
+        return Ok(None);
+    }
+    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+    for header in &record.headers {
+        if header.name.contains('\0') {
+            return Err(not_stored(AppendFailure::Unsupported, "a header name holds a zero byte".to_owned()));
+        }
+        headers = headers.insert(NativeHeader { key: &header.name, value: header.value.as_ref() });
+    }
+    Ok(Some(headers))
+}
+
+fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
+    error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)
+}
+
+impl<C: Completion> IntoOpaque for Ticket<C> {
+    fn into_ptr(self) -> *mut std::ffi::c_void {
+        Box::into_raw(self.0).cast()
+    }
+
+    unsafe fn from_ptr(opaque: *mut std::ffi::c_void) -> Self {
+        // SAFETY: librdkafka gives back, once, what `into_ptr` made.
+        Ticket(unsafe { Box::from_raw(opaque.cast()) })
+    }
+}
+
+/// Receives delivery reports and log lines of one librdkafka producer.
+struct Context<C: Completion> {
+    voice: Voice,
+    state: Arc<State<C>>,
+    retired: Arc<AtomicBool>,
+}
+
+impl<C: Completion> ClientContext for Context<C> {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.voice.say(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.voice.error(error, reason);
+    }
+}
+
+impl<C: Completion> ProducerContext for Context<C> {
+    type DeliveryOpaque = Ticket<C>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Ticket<C>) {
+        let outcome = match result {
+            Ok(message) => {
+                // Without acknowledgement librdkafka has a negative number here.
+                let offset = Some(message.offset()).filter(|&offset| offset >= 0);
+                Ok(Appended { partition: message.partition(), offset })
+            }
+            Err((error, message)) => {
+                let mut error = append_error(code_of(error), persisted(message), message.topic());
+                match error.kind {
+                    AppendFailure::UnknownTopic => {
+                        self.state.forget(message.topic());
+                    }
+                    // Purged because its producer was replaced, not because we close.
+                    AppendFailure::Closed if !self.state.is_closed() => {
+                        error.kind = match error.stored {
+                            Stored::No => AppendFailure::Unreachable,
+                            Stored::Unknown => AppendFailure::TimedOut,
+                        };
+                        error.reason = "the idempotent producer had to be replaced".to_owned();
+                    }
+                    _ => {}
+                }
+                Err(error)
+            }
+        };
+        ticket.complete(outcome);
+    }
+}
+
+/// A client that asks for metadata alone, so that names tried by strangers do not stay in the others.
+struct AskingClient {
+    broker: BrokerConfig,
+    native: BaseProducer<Voice>,
+    names: u32,
+}
+
+impl AskingClient {
+    fn new(broker: &BrokerConfig) -> Result<Self, String> {
+        Ok(AskingClient { broker: broker.clone(), native: Self::native(broker)?, names: 0 })
+    }
+
+    fn native(broker: &BrokerConfig) -> Result<BaseProducer<Voice>, String> {
+        let mut settings = common_settings(broker);
+        settings.set("topic.metadata.refresh.interval.ms", "-1");
+        settings
+            .create_with_context(Voice::new("metadata"))
+            .map_err(|error| format!("the metadata client cannot be made: {}", in_words(&error)))
+    }
+}
+
+impl Ask for AskingClient {
+    fn reach(&mut self, wait: Duration) -> Result<(), String> {
+        let outcome = ask_any_broker(self.native.client().native_ptr(), wait);
+        self.native.poll(Duration::ZERO);
+        outcome.map_err(|code| format!("none of {} answers: {code}", self.broker.hosts.join(", ")))
+    }
+
+    fn ask(&mut self, topic: &str, wait: Duration) -> Answer {
+        self.names += 1;
+        if self.names > NAMES_PER_CLIENT {
+            match Self::native(&self.broker) {
+                Ok(native) => (self.native, self.names) = (native, 1),
+                Err(reason) => return Answer::Unreachable(reason),
+            }
+        }
+        let answer = self.native.client().fetch_metadata(Some(topic), wait);
+        self.native.poll(Duration::ZERO);
+        let metadata = match answer {
+            Ok(metadata) => metadata,
+            Err(error) => return Answer::Unreachable(in_words(&error)),
+        };
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Answer::NotYet };
+        match found.error() {
+            None if found.partitions().is_empty() => Answer::NotYet,
+            None => Answer::Exists(found.partitions().len() as i32),
+            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => Answer::DoesNot,
+            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => Answer::NotYet,
+            Some(code) => Answer::Refused(RDKafkaErrorCode::from(code).to_string()),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Which topics exist: a bounded table that lets an unknown topic be answered soon.
+//!
+//! librdkafka itself lets a message for an unknown topic wait for tens of seconds, and keeps every name it was
+//! ever asked about. So a topic is asked for first, once for all who wait for it; what waits is kept in order and
+//! handed over before anything newer. Pure: time comes in, decisions go out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long "does not exist" is believed.
+const UNKNOWN_FOR: Duration = Duration::from_secs(3);
+/// A topic is called unknown when it was so for this long: a broker that creates it says so at first.
+const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
+/// First pause before a topic is asked for again; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Known and unknown topics kept; when full, one that nobody waits for is forgotten.
+const MOST_TOPICS: usize = 10_000;
+/// Topics asked for at one time; when full, appends to further ones are refused as `Full`.
+const MOST_ASKED: usize = 256;
+
+/// The table; `W` is what waits for a topic.
+pub(super) struct Topics<W> {
+    topics: HashMap<Arc<str>, Topic<W>>,
+    asked_count: usize,
+    waiting_count: usize,
+    most_waiting: usize,
+    ask_for: Duration,
+}
+
+enum Topic<W> {
+    Known { partition_count: i32, since: Instant },
+    Unknown { until: Instant },
+    Asked(Asked<W>),
+}
+
+struct Asked<W> {
+    first: Instant,
+    next: Instant,
+    pause: Duration,
+    /// It existed before; perhaps it has grown.
+    known_before: bool,
+    waiting: Vec<W>,
+}
+
+/// What is known of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It exists with so many partitions.
+    Yes(i32),
+    /// It did not a moment ago.
+    No,
+    /// It must be asked for.
+    Ask,
+}
+
+/// What a broker said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It exists with so many partitions.
+    Exists(i32),
+    /// It does not.
+    DoesNot,
+    /// It is being made, or has no leader yet.
+    NotYet,
+    /// No broker could be asked.
+    Unreachable(String),
+    /// It may not be asked for, or the name is not legal.
+    Refused(String),
+}
+
+/// How the waiting for a topic ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It exists with so many partitions.
+    Exists(i32),
+    /// It does not exist.
+    Unknown,
+    /// No broker told, and why.
+    Unreachable(String),
+    /// The broker refused the question.
+    Refused(String),
+}
+
+impl<W> Topics<W> {
+    /// An empty table; at most `most_waiting` may wait in all, each for `ask_for` at most.
+    pub(super) fn new(most_waiting: usize, ask_for: Duration) -> Self {
+        Topics { topics: HashMap::new(), asked_count: 0, waiting_count: 0, most_waiting, ask_for }
+    }
+
+    /// What is known of `topic` for an append to `partition`. A partition that the topic did not have a moment ago
+    /// is worth a question, since topics grow.
+    pub(super) fn known(&self, topic: &str, partition: Option<i32>, now: Instant) -> Known {
+        match self.topics.get(topic) {
+            Some(Topic::Known { partition_count, since }) => {
+                let missing = partition.is_some_and(|partition| partition >= *partition_count);
+                match missing && now.duration_since(*since) > UNKNOWN_FOR {
+                    true => Known::Ask,
+                    false => Known::Yes(*partition_count),
+                }
+            }
+            Some(Topic::Unknown { until }) if now < *until => Known::No,
+            Some(Topic::Unknown { .. } | Topic::Asked(_)) | None => Known::Ask,
+        }
+    }
+
+    /// Lets `waiting` wait for the answer about `topic`; gives it back when too many wait.
+    pub(super) fn wait(&mut self, topic: &Arc<str>, waiting: W, now: Instant) -> Result<(), W> {
+        if self.waiting_count >= self.most_waiting {
+            return Err(waiting);
+        }
+        if let Some(Topic::Asked(asked)) = self.topics.get_mut(topic) {
+            asked.waiting.push(waiting);
+        } else {
+            if self.asked_count >= MOST_ASKED {
+                return Err(waiting);
+            }
+            self.make_room(now);
+            let known_before = matches!(self.topics.get(topic), Some(Topic::Known { .. }));
+            let asked = Asked { first: now, next: now, pause: FIRST_PAUSE, known_before, waiting: vec![waiting] };
+            self.topics.insert(Arc::clone(topic), Topic::Asked(asked));
+            self.asked_count += 1;
+        }
+        self.waiting_count += 1;
+        Ok(())
+    }
+
+    /// The topics to ask for now, each with whether it existed before.
+    pub(super) fn due(&self, now: Instant) -> Vec<(Arc<str>, bool)> {
+        if self.asked_count == 0 {
+            return Vec::new();
+        }
+        let due = |(name, topic): (&Arc<str>, &Topic<W>)| match topic {
+            Topic::Asked(asked) if asked.next <= now => Some((Arc::clone(name), asked.known_before)),
+            Topic::Asked(_) | Topic::Known { .. } | Topic::Unknown { .. } => None,
+        };
+        self.topics.iter().filter_map(due).collect()
+    }
+
+    /// When the next question is due, if any is.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        if self.asked_count == 0 {
+            return None;
+        }
+        let next = |topic: &Topic<W>| match topic {
+            Topic::Asked(asked) => Some(asked.next),
+            Topic::Known { .. } | Topic::Unknown { .. } => None,
+        };
+        self.topics.values().filter_map(next).min()
+    }
+
+    /// Takes an answer in; gives all who waited once it is a verdict.
+    pub(super) fn answer(&mut self, topic: &str, answer: Answer, now: Instant) -> Option<(Verdict, Vec<W>)> {
+        let Some((name, Topic::Asked(asked))) = self.topics.get_key_value(topic) else { return None };
+        let waited = now.duration_since(asked.first);
+        let name = Arc::clone(name);
+        let verdict = match answer {
+            Answer::Exists(partition_count) => Verdict::Exists(partition_count),
+            Answer::DoesNot if waited >= UNKNOWN_AFTER.min(self.ask_for) => Verdict::Unknown,
+            Answer::NotYet if waited >= self.ask_for => Verdict::Unreachable("it has no leader yet".to_owned()),
+            Answer::Unreachable(reason) => Verdict::Unreachable(reason),
+            Answer::Refused(reason) => Verdict::Refused(reason),
+            Answer::DoesNot | Answer::NotYet => {
+                if let Some(Topic::Asked(asked)) = self.topics.get_mut(topic) {
+                    asked.next = now + asked.pause;
+                    asked.pause *= 2;
+                }
+                return None;
+            }
+        };
+        let now_known = match &verdict {
+            Verdict::Exists(partition_count) => Some(Topic::Known { partition_count: *partition_count, since: now }),
+            Verdict::Unknown => Some(Topic::Unknown { until: now + UNKNOWN_FOR }),
+            Verdict::Unreachable(_) | Verdict::Refused(_) => None,
+        };
+        let before = match now_known {
+            Some(known) => self.topics.insert(name, known),
+            None => self.topics.remove(topic),
+        };
+        let Some(Topic::Asked(asked)) = before else { return None };
+        self.asked_count -= 1;
+        self.waiting_count -= asked.waiting.len();
+        Some((verdict, asked.waiting))
+    }
+
+    /// Forgets what is known of `topic`, unless it is being asked for.
+    pub(super) fn forget(&mut self, topic: &str) {
+        if let Some(Topic::Known { .. } | Topic::Unknown { .. }) = self.topics.get(topic) {
+            self.topics.remove(topic);
+        }
+    }
+
+    /// Everything that waits, at the close.
+    pub(super) fn drain(&mut self) -> Vec<W> {
+        let waiting = self.topics.values_mut().flat_map(|topic| match topic {
+            Topic::Asked(asked) => std::mem::take(&mut asked.waiting),
+            Topic::Known { .. } | Topic::Unknown { .. } => Vec::new(),
+        });
+        let waiting = waiting.collect();
+        self.waiting_count = 0;
+        waiting
+    }
+
+    fn make_room(&mut self, now: Instant) {
+        if self.topics.len() < MOST_TOPICS {
+            return;
+        }
+        self.topics.retain(|_, topic| !matches!(topic, Topic::Unknown { until } if *until <= now));
+        if self.topics.len() >= MOST_TOPICS {
+            let idle = self.topics.iter().find(|(_, topic)| !matches!(topic, Topic::Asked(_)));
+            if let Some(name) = idle.map(|(name, _)| Arc::clone(name)) {
+                self.topics.remove(&name);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(start: Instant, milliseconds: u64) -> Instant {
+        start + Duration::from_millis(milliseconds)
+    }
+
+    fn table() -> (Topics<u32>, Arc<str>, Instant) {
+        (Topics::new(3, Duration::from_secs(4)), Arc::from("t"), Instant::now())
+    }
+
+    #[test]
+    fn who_waits_gets_the_topic_in_order_when_it_exists() {
+        let (mut topics, name, start) = table();
+        assert_eq!(topics.known("t", None, start), Known::Ask);
+        topics.wait(&name, 1, start).expect("there is room");
+        topics.wait(&name, 2, start).expect("there is room");
+        assert_eq!(topics.due(start), [(Arc::clone(&name), false)]);
+        assert_eq!(topics.answer("t", Answer::NotYet, start), None);
+        assert_eq!(topics.due(start), []);
+        assert_eq!(topics.next_due(), Some(at(start, 50)));
+        let verdict = topics.answer("t", Answer::Exists(8), at(start, 60));
+        assert_eq!(verdict, Some((Verdict::Exists(8), vec![1, 2])));
+        assert_eq!(topics.known("t", Some(7), at(start, 100)), Known::Yes(8));
+    }
+
+    #[test]
+    fn a_topic_is_unknown_only_when_it_stays_so_and_for_a_while() {
+        let (mut topics, name, start) = table();
+        topics.wait(&name, 1, start).expect("there is room");
+        for after in [0, 50, 150, 999] {
+            assert_eq!(topics.answer("t", Answer::DoesNot, at(start, after)), None, "after {after} ms");
+        }
+        assert_eq!(topics.answer("t", Answer::DoesNot, at(start, 1_000)), Some((Verdict::Unknown, vec![1])));
+        assert_eq!(topics.known("t", None, at(start, 3_999)), Known::No);
+        assert_eq!(topics.known("t", None, at(start, 4_000)), Known::Ask);
+    }
+
+    #[test]
+    fn a_partition_that_was_missing_is_asked_for_again_later() {
+        let (mut topics, name, start) = table();
+        topics.wait(&name, 1, start).expect("there is room");
+        topics.answer("t", Answer::Exists(2), start).expect("that is a verdict");
+        assert_eq!(topics.known("t", Some(2), at(start, 3_000)), Known::Yes(2));
+        assert_eq!(topics.known("t", Some(2), at(start, 3_001)), Known::Ask);
+        assert_eq!(topics.known("t", Some(1), at(start, 3_001)), Known::Yes(2));
+    }
+
+    #[test]
+    fn no_more_wait_than_allowed_and_an_unreachable_broker_ends_the_wait() {
+        let (mut topics, name, start) = table();
+        for waiting in 1..=3 {
+            topics.wait(&name, waiting, start).expect("there is room");
+        }
+        assert_eq!(topics.wait(&name, 4, start), Err(4));
+        let verdict = topics.answer("t", Answer::Unreachable("down".into()), start);
+        assert_eq!(verdict, Some((Verdict::Unreachable("down".into()), vec![1, 2, 3])));
+        assert_eq!(topics.known("t", None, start), Known::Ask);
+        topics.wait(&name, 5, start).expect("there is room again");
+        assert_eq!(topics.drain(), [5]);
+    }
+
+    #[test]
+    fn the_table_does_not_grow_with_the_names_that_were_tried() {
+        let (mut topics, _, start) = table();
+        for number in 0..MOST_TOPICS + 50 {
+            let name: Arc<str> = format!("t{number}").into();
+            topics.wait(&name, 1, start).expect("there is room");
+            topics.answer(&name, Answer::Exists(1), start).expect("that is a verdict");
+        }
+        assert_eq!(topics.topics.len(), MOST_TOPICS);
+    }
+}

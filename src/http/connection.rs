@@ -1,0 +1,306 @@
+//! One connection as its reader and whoever answers its request share it.
+//!
+//! The phase says who may do what: while `Reading` only the reader touches the socket; while `Answering` only the
+//! owner of the request's [`super::Reply`], once, to write the answer; in every other phase the reader again. An
+//! answer the socket takes at once costs the reader nothing; only when something is left to do is it told.
+
+use std::cell::RefCell;
+use std::io::{self, ErrorKind, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::debug;
+use polling::Poller;
+
+use super::Response;
+use super::encode::{Form, encode};
+
+/// Encoding buffers larger than this are not kept for the next answer.
+const KEPT_BUFFER: usize = 64 * 1024;
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Waiting for a request, or in the middle of one.
+    Reading,
+    /// A request is complete and not answered.
+    Answering,
+    /// The socket did not take the whole answer.
+    Writing,
+    /// Our last word is said; what the client still sends is thrown away for a while, so that it can read it.
+    Lingering,
+    /// Writing failed.
+    Broken,
+}
+
+/// One connection.
+pub(super) struct Connection {
+    pub(super) socket: TcpStream,
+    pub(super) peer: SocketAddr,
+    /// Its name at the reader.
+    pub(super) key: usize,
+    reader: Arc<Inbox>,
+    state: Mutex<State>,
+}
+
+struct State {
+    phase: Phase,
+    /// When the phase began.
+    since: Instant,
+    /// What the socket has not taken yet.
+    unsent: Vec<u8>,
+    sent: usize,
+    /// Whether the connection ends with the answer.
+    closes: bool,
+    /// The reader is in the middle of handing the request over and looks at the phase itself afterwards.
+    attended: bool,
+    /// The reader has bytes or events left for when the answer is given.
+    wake: bool,
+}
+
+impl Connection {
+    pub(super) fn new(socket: TcpStream, peer: SocketAddr, key: usize, reader: Arc<Inbox>, now: Instant) -> Self {
+        let state = State {
+            phase: Phase::Reading,
+            since: now,
+            unsent: Vec::new(),
+            sent: 0,
+            closes: false,
+            attended: false,
+            wake: false,
+        };
+        Connection { socket, peer, key, reader, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The phase, and since when.
+    pub(super) fn phase(&self) -> (Phase, Instant) {
+        let state = self.lock();
+        (state.phase, state.since)
+    }
+
+    /// The reader hands a request over; it calls [`Self::leave`] when that is done.
+    pub(super) fn begin_answering(&self) {
+        let mut state = self.lock();
+        state.phase = Phase::Answering;
+        state.attended = true;
+        state.wake = false;
+    }
+
+    /// The reader has handed the request over. Where it is still unanswered, the answer tells the reader if `has_more`.
+    pub(super) fn leave(&self, has_more: bool) -> Phase {
+        let mut state = self.lock();
+        state.attended = false;
+        state.wake = has_more;
+        state.phase
+    }
+
+    /// Something arrived: if a request is still being answered, the reader is told when it is. Returns the phase.
+    pub(super) fn phase_or_wake(&self) -> Phase {
+        let mut state = self.lock();
+        state.wake |= state.phase == Phase::Answering;
+        state.phase
+    }
+
+    /// Gives the answer.
+    pub(super) fn answer(&self, response: &Response, mut form: Form) {
+        form.keep_alive &= !response.close && !self.reader.control.is_draining();
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            encode(response, form, buffer);
+            self.write(buffer, !form.keep_alive);
+            buffer.shrink_to(KEPT_BUFFER);
+        });
+    }
+
+    /// Tells a client that waits for it to send its body.
+    pub(super) fn send_continue(&self) -> io::Result<()> {
+        // The answer before is written, so that there is room; should there be none, the client sends anyway in time.
+        (&self.socket).write(b"HTTP/1.1 100 Continue\r\n\r\n").map(drop)
+    }
+
+    fn write(&self, bytes: &[u8], closes: bool) {
+        let mut state = self.lock();
+        state.closes = closes;
+        match send(&self.socket, bytes) {
+            Ok(sent) if sent == bytes.len() => self.end_answer(&mut state),
+            Ok(sent) => {
+                state.unsent = bytes[sent..].to_vec();
+                state.sent = 0;
+                state.enter(Phase::Writing);
+            }
+            Err(cause) => self.fail(&mut state, &cause),
+        }
+        let tell = !state.attended && (state.wake || state.phase != Phase::Reading);
+        drop(state);
+        if tell {
+            self.reader.post(Message::Attend(self.key));
+        }
+    }
+
+    /// Writes more of what is unsent.
+    pub(super) fn flush(&self) {
+        let mut state = self.lock();
+        if state.phase != Phase::Writing {
+            return;
+        }
+        match send(&self.socket, &state.unsent[state.sent..]) {
+            Ok(sent) => {
+                state.sent += sent;
+                if state.sent == state.unsent.len() {
+                    state.unsent = Vec::new();
+                    self.end_answer(&mut state);
+                }
+            }
+            Err(cause) => self.fail(&mut state, &cause),
+        }
+    }
+
+    fn end_answer(&self, state: &mut State) {
+        if state.closes {
+            // Fails only when the client is gone, which the reader will see.
+            let _ = self.socket.shutdown(Shutdown::Write);
+            state.enter(Phase::Lingering);
+        } else {
+            state.enter(Phase::Reading);
+        }
+    }
+
+    fn fail(&self, state: &mut State, cause: &io::Error) {
+        debug!("the answer to {} could not be written: {cause}", self.peer);
+        state.enter(Phase::Broken);
+    }
+}
+
+impl State {
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.since = Instant::now();
+    }
+}
+
+/// Writes what the socket takes; 0 when it takes nothing now.
+fn send(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match socket.write(bytes) {
+            Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(0),
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// What others want of a reader.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A new connection.
+    New(TcpStream, SocketAddr),
+    /// An answer was given and something is left to do.
+    Attend(usize),
+}
+
+/// Where a reader is reached.
+pub(super) struct Inbox {
+    pub(super) poller: Poller,
+    pub(super) control: Arc<Control>,
+    /// At most two for each connection (its beginning, and the end of its one answer), and connections are limited.
+    messages: Mutex<Vec<Message>>,
+}
+
+impl Inbox {
+    pub(super) fn new(control: Arc<Control>) -> io::Result<Self> {
+        Ok(Inbox { poller: Poller::new()?, control, messages: Mutex::default() })
+    }
+
+    pub(super) fn post(&self, message: Message) {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        self.wake();
+    }
+
+    /// Makes the reader look at its messages and at the control.
+    pub(super) fn wake(&self) {
+        if let Err(cause) = self.poller.notify() {
+            log::error!("a reader cannot be woken: {cause}");
+        }
+    }
+
+    pub(super) fn take(&self) -> Vec<Message> {
+        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What a server and its threads have in common.
+#[derive(Default)]
+pub(super) struct Control {
+    deaf: AtomicBool,
+    draining: AtomicBool,
+    ended: AtomicBool,
+    open: Mutex<usize>,
+    closed: Condvar,
+}
+
+impl Control {
+    /// No connection is accepted any more.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stop_accepting(&self) {
+        self.deaf.store(true, Ordering::Release);
+    }
+
+    /// Each answer is the last of its connection, and idle ones are closed.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// The threads end.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    fn open_count(&self) -> MutexGuard<'_, usize> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a new connection, unless there are `most`.
+    pub(super) fn connection_opened(&self, most: usize) -> bool {
+        let mut open = self.open_count();
+        let fits = *open < most;
+        *open += usize::from(fits);
+        fits
+    }
+
+    pub(super) fn connection_closed(&self) {
+        let mut open = self.open_count();
+        *open -= 1;
+        if *open == 0 {
+            self.closed.notify_all();
+        }
+    }
+
+    /// Waits until no connection is open; the number that still are at the deadline.
+    pub(super) fn wait_until_closed(&self, grace: Duration) -> usize {
+        let (open, _) = self
+            .closed
+            .wait_timeout_while(self.open_count(), grace, |open| *open > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        *open
+    }
+}

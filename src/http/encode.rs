@@ -1,0 +1,159 @@
+//! Answers into bytes.
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Response;
+
+/// What of a request decides about the form of its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    /// The request was HEAD: the answer has no body.
+    pub(super) head_only: bool,
+    /// The connection stays open after it.
+    pub(super) keep_alive: bool,
+    /// The request was HTTP/1.0.
+    pub(super) is_http10: bool,
+}
+
+/// Writes an answer to the end of `out`.
+pub(super) fn encode(response: &Response, form: Form, out: &mut Vec<u8>) {
+    let status = response.status;
+    put(out, format_args!("HTTP/1.1 {status} {}\r\n", reason(status)));
+    out.extend_from_slice(b"Date: ");
+    put_date(out);
+    out.extend_from_slice(b"\r\n");
+    if !response.content_type.is_empty() {
+        put(out, format_args!("Content-Type: {}\r\n", response.content_type));
+    }
+    let has_body = status != 204 && status != 304;
+    if has_body {
+        put(out, format_args!("Content-Length: {}\r\n", response.body.len()));
+    }
+    for (name, value) in &response.headers {
+        put(out, format_args!("{name}: {value}\r\n"));
+    }
+    if !form.keep_alive {
+        out.extend_from_slice(b"Connection: close\r\n");
+    } else if form.is_http10 {
+        out.extend_from_slice(b"Connection: keep-alive\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    if has_body && !form.head_only {
+        out.extend_from_slice(&response.body);
+    }
+}
+
+fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("writing to memory does not fail");
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        204 => "No Content",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        417 => "Expectation Failed",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        // RFC 9112 4: the phrase may be empty.
+        _ => "",
+    }
+}
+
+/// The time of day, put together once a second on each thread.
+fn put_date(out: &mut Vec<u8>) {
+    thread_local! {
+        static LAST: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    LAST.with_borrow_mut(|(second, text)| {
+        if *second != now {
+            (*second, *text) = (now, date(now));
+        }
+        out.extend_from_slice(text.as_bytes());
+    });
+}
+
+/// Seconds since 1970 as RFC 9110 5.6.7 wants it.
+fn date(seconds: u64) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let days = seconds / 86_400;
+    let weekday = DAYS[usize::try_from(days % 7).expect("less than 7")];
+    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let (mut year, mut day) = (1970, days);
+    while day >= 365 + u64::from(is_leap(year)) {
+        day -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while day >= lengths[month] {
+        day -= lengths[month];
+        month += 1;
+    }
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{weekday}, {:02} {} {year} {hour:02}:{minute:02}:{second:02} GMT", day + 1, MONTHS[month])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(response: &Response, head_only: bool, keep_alive: bool, is_http10: bool) -> String {
+        let mut out = Vec::new();
+        encode(response, Form { head_only, keep_alive, is_http10 }, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let (start, rest) = text.split_once("Date: ").unwrap();
+        format!("{start}{}", rest.split_once("\r\n").unwrap().1)
+    }
+
+    #[test]
+    fn an_answer_has_a_length_and_says_what_becomes_of_the_connection() {
+        let response = Response::text(200, "abc").with_header("Allow", "GET");
+        let fields = "Content-Type: text/plain; charset=utf-8\r\nContent-Length: 3\r\nAllow: GET\r\n";
+        assert_eq!(encoded(&response, false, true, false), format!("HTTP/1.1 200 OK\r\n{fields}\r\nabc"));
+        assert_eq!(
+            encoded(&response, true, true, true),
+            format!("HTTP/1.1 200 OK\r\n{fields}Connection: keep-alive\r\n\r\n")
+        );
+        assert_eq!(
+            encoded(&response, false, false, true),
+            format!("HTTP/1.1 200 OK\r\n{fields}Connection: close\r\n\r\nabc")
+        );
+        assert_eq!(encoded(&Response::new(204, "", ""), false, true, false), "HTTP/1.1 204 No Content\r\n\r\n");
+        assert_eq!(
+            encoded(&Response::new(299, "", ""), false, true, false),
+            "HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn dates_are_right() {
+        for (seconds, text) in [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+            (4_107_542_399, "Sun, 28 Feb 2100 23:59:59 GMT"),
+            (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
+        ] {
+            assert_eq!(date(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! A complete request head into its parts, and the framing of the body it announces.
+//!
+//! `httparse` cuts the lines; every rule about what they may say together is here, by the letter of RFC 9110 and
+//! RFC 9112. What two readers of the same bytes could understand differently is refused.
+
+use std::borrow::Cow;
+use std::net::Ipv6Addr;
+
+use super::message::{Head, Headers};
+use super::scan::{Refused, is_token};
+
+/// Most header fields of a request.
+const MAX_FIELDS: usize = 100;
+
+/// How the body of a request is delimited (RFC 9112 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// No body.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunked,
+}
+
+/// A request head that is in order.
+#[derive(Debug)]
+pub(super) struct ParsedHead {
+    pub(super) head: Head,
+    pub(super) framing: Framing,
+    /// Whether the client lets the connection be used again.
+    pub(super) keep_alive: bool,
+    /// Whether the client waits for 100 before it sends the body.
+    pub(super) expects_continue: bool,
+    /// Whether the request is of HTTP/1.0, whose clients must be told that a connection stays open.
+    pub(super) is_http10: bool,
+}
+
+/// Takes apart the bytes of one head, from its request line to the empty line at its end.
+pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refused> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Err(Refused::bad("an incomplete head")),
+        Err(httparse::Error::Version) if has_other_version(bytes) => {
+            return Err(Refused::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"));
+        }
+        Err(httparse::Error::TooManyHeaders) => return Err(Refused::new(431, "more than 100 header fields")),
+        Err(httparse::Error::HeaderName) => return Err(Refused::bad("a malformed header name")),
+        Err(httparse::Error::HeaderValue) => return Err(Refused::bad("a malformed header value")),
+        Err(_) => return Err(Refused::bad("a malformed request line")),
+    }
+    let is_http10 = request.version == Some(0);
+    let method = method(request.method.unwrap_or_default());
+    let (path, query) = target(&method, request.path.unwrap_or_default())?;
+
+    let size = request.headers.iter().map(|field| field.name.len() + field.value.len()).sum();
+    let mut headers = Headers::with_capacity(request.headers.len(), size);
+    let mut rules = Rules::default();
+    for field in request.headers.iter() {
+        rules.meet(field.name, field.value)?;
+        headers.push(field.name, field.value);
+    }
+    let framing = rules.framing(is_http10)?;
+    if rules.hosts > 1 {
+        return Err(Refused::bad("more than one Host"));
+    }
+    if rules.hosts == 0 && !is_http10 {
+        return Err(Refused::bad("no Host"));
+    }
+    let keep_alive = if is_http10 { rules.says_keep_alive && !rules.says_close } else { !rules.says_close };
+    let head = Head { method, path, query, headers, peer: None };
+    let expects_continue = rules.expects_continue && !is_http10 && framing != Framing::None;
+    Ok(ParsedHead { head, framing, keep_alive, expects_continue, is_http10 })
+}
+
+/// The fields that decide about framing and the connection, as they are met.
+#[derive(Default)]
+struct Rules {
+    length: Option<u64>,
+    codings: Option<Codings>,
+    hosts: usize,
+    says_close: bool,
+    says_keep_alive: bool,
+    expects_continue: bool,
+}
+
+/// What `Transfer-Encoding` amounts to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Codings {
+    Chunked,
+    /// Chunked comes last, after codings we do not know.
+    UnknownThenChunked,
+    /// The end of the body could not be found.
+    NotChunkedLast,
+}
+
+impl Rules {
+    fn meet(&mut self, name: &str, value: &[u8]) -> Result<(), Refused> {
+        // The length alone sorts out nearly every field before a comparison.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case("host") => {
+                self.hosts += 1;
+                if !is_host(value) {
+                    return Err(Refused::bad("a malformed Host"));
+                }
+            }
+            6 if name.eq_ignore_ascii_case("expect") => {
+                if !value.eq_ignore_ascii_case(b"100-continue") {
+                    return Err(Refused::new(417, "only 100-continue can be expected"));
+                }
+                self.expects_continue = true;
+            }
+            10 if name.eq_ignore_ascii_case("connection") => {
+                for option in list(value) {
+                    self.says_close |= option.eq_ignore_ascii_case(b"close");
+                    self.says_keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                }
+            }
+            14 if name.eq_ignore_ascii_case("content-length") => {
+                if self.length.is_some() {
+                    return Err(Refused::bad("more than one Content-Length"));
+                }
+                self.length = Some(length(value)?);
+            }
+            17 if name.eq_ignore_ascii_case("transfer-encoding") => {
+                if self.codings.is_some() {
+                    return Err(Refused::bad("more than one Transfer-Encoding"));
+                }
+                self.codings = Some(codings(value));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn framing(&self, is_http10: bool) -> Result<Framing, Refused> {
+        match (self.codings, self.length) {
+            (Some(_), Some(_)) => Err(Refused::bad("both Content-Length and Transfer-Encoding")),
+            (Some(_), None) if is_http10 => Err(Refused::bad("Transfer-Encoding in HTTP/1.0")),
+            (Some(Codings::Chunked), None) => Ok(Framing::Chunked),
+            (Some(Codings::UnknownThenChunked), None) => Err(Refused::new(501, "a transfer coding other than chunked")),
+            (Some(Codings::NotChunkedLast), None) => {
+                Err(Refused::bad("a Transfer-Encoding that does not end in chunked"))
+            }
+            (None, Some(0)) | (None, None) => Ok(Framing::None),
+            (None, Some(length)) => Ok(Framing::Length(length)),
+        }
+    }
+}
+
+/// RFC 9112 2.3: a request line in order but for its version.
+fn has_other_version(bytes: &[u8]) -> bool {
+    let mut lines = bytes.split(|byte| *byte == b'\r').map(|line| line.trim_ascii_start());
+    let words: Vec<_> = lines.find(|line| !line.is_empty()).unwrap_or_default().split(|byte| *byte == b' ').collect();
+    let [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]] = words[..] else { return false };
+    major.is_ascii_digit() && minor.is_ascii_digit() && (*major != b'1' || *minor > b'1')
+}
+
+fn method(name: &str) -> Cow<'static, str> {
+    match name {
+        "POST" => Cow::Borrowed("POST"),
+        "GET" => Cow::Borrowed("GET"),
+        "HEAD" => Cow::Borrowed("HEAD"),
+        "OPTIONS" => Cow::Borrowed("OPTIONS"),
+        "PUT" => Cow::Borrowed("PUT"),
+        other => Cow::Owned(other.to_owned()),
+    }
+}
+
+/// Path and query of a request target (RFC 9112 3.2): origin-form, absolute-form, or `*` for OPTIONS.
+fn target(method: &str, target: &str) -> Result<(String, Option<String>), Refused> {
+    if target.contains('#') || !target.is_ascii() {
+        return Err(Refused::bad("a malformed request target"));
+    }
+    if target == "*" && method == "OPTIONS" {
+        return Ok(("*".to_owned(), None));
+    }
+    if method == "CONNECT" {
+        return Err(Refused::new(501, "CONNECT is not offered"));
+    }
+    let origin = if target.starts_with('/') { target } else { after_authority(target)? };
+    let (path, query) = match origin.split_once('?') {
+        Some((path, query)) => (path, Some(query.to_owned())),
+        None => (origin, None),
+    };
+    let path = if path.is_empty() { "/" } else { path };
+    Ok((path.to_owned(), query))
+}
+
+/// What follows the authority of an absolute-form target.
+fn after_authority(target: &str) -> Result<&str, Refused> {
+    let malformed = Refused::bad("a malformed request target");
+    let (scheme, rest) = target.split_once("://").ok_or(malformed)?;
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return Err(malformed);
+    }
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    if end == 0 || !is_host(&rest.as_bytes()[..end]) {
+        return Err(malformed);
+    }
+    Ok(&rest[end..])
+}
+
+/// `uri-host [":" port]` (RFC 9110 7.2); empty is allowed, it says that the target has no authority.
+fn is_host(value: &[u8]) -> bool {
+    if let [b'[', rest @ ..] = value {
+        let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
+        let is_address = std::str::from_utf8(&rest[..end]).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok());
+        return is_address && is_port(&rest[end + 1..]);
+    }
+    let end = value.iter().position(|byte| *byte == b':').unwrap_or(value.len());
+    value[..end].iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte))
+        && is_port(&value[end..])
+}
+
+fn is_port(text: &[u8]) -> bool {
+    match text {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    }
+}
+
+/// The elements of a comma-separated list (RFC 9110 5.6.1); empty ones are passed over.
+fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+/// Digits only (RFC 9110 8.6): no sign, no list, no white space within.
+fn length(value: &[u8]) -> Result<u64, Refused> {
+    let digits = std::str::from_utf8(value)
+        .ok()
+        .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+    let digits = digits.ok_or(Refused::bad("a Content-Length that is not a number"))?;
+    digits.parse().map_err(|_| Refused::new(413, "a Content-Length beyond every limit"))
+}
+
+fn codings(value: &[u8]) -> Codings {
+    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    let codings: Vec<_> = list(value).collect();
+    match codings.split_last() {
+        Some((last, [])) if is_chunked(last) => Codings::Chunked,
+        Some((last, before))
+            if is_chunked(last) && before.iter().all(|coding| is_coding(coding) && !is_chunked(coding)) =>
+        {
+            Codings::UnknownThenChunked
+        }
+        _ => Codings::NotChunkedLast,
+    }
+}
+
+fn is_coding(coding: &[u8]) -> bool {
+    let name = coding.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    !name.is_empty() && name.iter().all(|byte| is_token(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the head amounts to: the status of the refusal, or method, path, query and framing.
+    fn outcome(head: &str) -> Result<(String, String, Option<String>, Framing), u16> {
+        let parsed = parse(head.as_bytes()).map_err(|refused| refused.status)?;
+        Ok((parsed.head.method.into_owned(), parsed.head.path, parsed.head.query, parsed.framing))
+    }
+
+    /// Path and query, or the status of the refusal.
+    type Target<'a> = Result<(&'a str, Option<&'a str>), u16>;
+
+    #[test]
+    fn a_request_line_is_taken_apart_or_refused() {
+        // Section, request line, path and query or status.
+        let rows: &[(&str, &str, Target<'_>)] = &[
+            ("9112 3.2.1", "GET /a/b?c=d HTTP/1.1", Ok(("/a/b", Some("c=d")))),
+            ("9112 3.2.1", "GET /a? HTTP/1.1", Ok(("/a", Some("")))),
+            ("9112 3.2.1", "GET / HTTP/1.0", Ok(("/", None))),
+            ("9112 3.2.2", "GET http://h:80/a?b HTTP/1.1", Ok(("/a", Some("b")))),
+            ("9112 3.2.2", "GET HTTP://[::1]?b HTTP/1.1", Ok(("/", Some("b")))),
+            ("9112 3.2.2", "GET ftp://h/ HTTP/1.1", Err(400)),
+            ("9112 3.2.2", "GET http:///a HTTP/1.1", Err(400)),
+            ("9110 4.2.4", "GET http://user@h/a HTTP/1.1", Err(400)),
+            ("9112 3.2.3", "CONNECT h:80 HTTP/1.1", Err(501)),
+            ("9112 3.2.3", "GET h:80 HTTP/1.1", Err(400)),
+            ("9112 3.2.4", "OPTIONS * HTTP/1.1", Ok(("*", None))),
+            ("9112 3.2.4", "GET * HTTP/1.1", Err(400)),
+            ("9112 3.2", "GET /a#b HTTP/1.1", Err(400)),
+            ("9112 3.2", "GET /\u{e4} HTTP/1.1", Err(400)),
+            ("9112 3.2", "GET /a b HTTP/1.1", Err(400)),
+            ("9112 3", "GET  / HTTP/1.1", Err(400)),
+            ("9112 3", "GET /", Err(400)),
+            ("9112 3", "GET / HTTP/1.1 ", Err(400)),
+            ("9112 3.1", "G@T / HTTP/1.1", Err(400)),
+            ("9112 2.3", "GET / HTTP/2.0", Err(505)),
+            ("9112 2.3", "PRI * HTTP/2.0", Err(505)),
+            ("9112 2.3", "GET / HTTP/1.2", Err(505)),
+            ("9112 2.3", "GET / http/1.1", Err(400)),
+            ("9112 2.3", "GET / HTTP/1.10", Err(400)),
+            ("9112 2.3", "GET / XTTP/1.1", Err(400)),
+        ];
+        for (section, line, expected) in rows {
+            let outcome = outcome(&format!("{line}\r\nHost: h\r\n\r\n")).map(|(_, path, query, _)| (path, query));
+            let expected = expected.map(|(path, query)| (path.to_owned(), query.map(str::to_owned)));
+            assert_eq!(outcome, expected, "RFC {section}: {line}");
+        }
+    }
+
+    #[test]
+    fn headers_decide_the_framing_or_are_refused() {
+        use Framing::{Chunked, Length, None};
+        let many = "X: y\r\n".repeat(101);
+        // Section, fields (without Host), framing or status.
+        let rows: &[(&str, &str, Result<Framing, u16>)] = &[
+            ("9112 6.3", "", Ok(None)),
+            ("9112 6.3", "Content-Length: 0\r\n", Ok(None)),
+            ("9112 6.3", "content-LENGTH:5\r\n", Ok(Length(5))),
+            ("9112 6.3", "Content-Length: \t 5 \t\r\n", Ok(Length(5))),
+            ("9112 6.3", "Content-Length: 5\r\nContent-Length: 6\r\n", Err(400)),
+            ("9110 8.6", "Content-Length: 5\r\nContent-Length: 5\r\n", Err(400)),
+            ("9110 8.6", "Content-Length: 5, 5\r\n", Err(400)),
+            ("9110 8.6", "Content-Length: +5\r\n", Err(400)),
+            ("9110 8.6", "Content-Length: -5\r\n", Err(400)),
+            ("9110 8.6", "Content-Length: 0x5\r\n", Err(400)),
+            ("9110 8.6", "Content-Length: 5 5\r\n", Err(400)),
+            ("9110 8.6", "Content-Length:\r\n", Err(400)),
+            ("9110 8.6", "Content-Length: abc\r\n", Err(400)),
+            ("9110 8.6", "Content-Length: 18446744073709551615\r\n", Ok(Length(u64::MAX))),
+            ("9110 8.6", "Content-Length: 18446744073709551616\r\n", Err(413)),
+            ("9112 6.1", "Transfer-Encoding: chunked\r\n", Ok(Chunked)),
+            ("9112 6.1", "Transfer-Encoding: CHUNKED\r\n", Ok(Chunked)),
+            ("9112 6.1", "Transfer-Encoding: , chunked\r\n", Ok(Chunked)),
+            ("9112 6.1", "Transfer-Encoding: gzip, chunked\r\n", Err(501)),
+            ("9112 6.3", "Transfer-Encoding: gzip\r\n", Err(400)),
+            ("9112 6.3", "Transfer-Encoding: identity\r\n", Err(400)),
+            ("9112 6.3", "Transfer-Encoding: chunked, gzip\r\n", Err(400)),
+            ("9112 6.1", "Transfer-Encoding: chunked, chunked\r\n", Err(400)),
+            ("9112 6.1", "Transfer-Encoding: xchunked\r\n", Err(400)),
+            ("9112 6.1", "Transfer-Encoding: \u{b}chunked\r\n", Err(400)),
+            ("9112 6.1", "Transfer-Encoding: chunked;a=b\r\n", Err(400)),
+            ("9112 6.1", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Err(400)),
+            ("9112 6.3", "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", Err(400)),
+            ("9112 6.3", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", Err(400)),
+            ("9112 5.1", "Content-Length : 5\r\n", Err(400)),
+            ("9112 5.1", "X Y: 5\r\n", Err(400)),
+            ("9112 5", ": 5\r\n", Err(400)),
+            ("9112 5", "X\r\n", Err(400)),
+            ("9112 5.2", "X: a\r\n b\r\n", Err(400)),
+            ("9112 5.2", " X: a\r\n", Err(400)),
+            ("9110 5.5", "X: a\u{0}b\r\n", Err(400)),
+            ("9110 5.5", "X: \u{e4}\r\n", Ok(None)),
+            ("9112 3.2", "Host: other\r\n", Err(400)),
+            ("9110 10.1.1", "Expect: 100-continue\r\n", Ok(None)),
+            ("9110 10.1.1", "Expect: 200-ok\r\n", Err(417)),
+            ("9112 3", &many, Err(431)),
+        ];
+        for (section, fields, expected) in rows {
+            let outcome = outcome(&format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n")).map(|outcome| outcome.3);
+            assert_eq!(outcome, *expected, "RFC {section}: {fields:?}");
+        }
+        assert_eq!(outcome("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap_err(), 400, "RFC 9112 6.1");
+    }
+
+    #[test]
+    fn a_host_is_there_once_and_is_one() {
+        for (head, good) in [
+            ("GET / HTTP/1.1\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nHost: a.b:80\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nHost: [::g]:80\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", false),
+        ] {
+            assert_eq!(outcome(head).is_ok(), good, "RFC 9112 3.2: {head:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_kept_as_the_version_and_the_options_say() {
+        for (version, connection, kept) in [
+            ("1.1", "", true),
+            ("1.1", "Connection: close\r\n", false),
+            ("1.1", "Connection: x, Close\r\n", false),
+            ("1.1", "Connection: keep-alive\r\nConnection: close\r\n", false),
+            ("1.0", "", false),
+            ("1.0", "Connection: Keep-Alive\r\n", true),
+            ("1.0", "Connection: keep-alive, close\r\n", false),
+        ] {
+            let head = format!("GET / HTTP/{version}\r\nHost: h\r\n{connection}\r\n");
+            assert_eq!(parse(head.as_bytes()).unwrap().keep_alive, kept, "RFC 9112 9.3: {head:?}");
+        }
+    }
+}

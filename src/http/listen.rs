@@ -1,0 +1,87 @@
+//! Sockets to listen on, and how many descriptors there may be.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+/// Connections that wait in the kernel until they are accepted; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Where a server listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// One address.
+    At(SocketAddr),
+    /// All addresses of the machine at this port, IPv6 and IPv4.
+    Everywhere(u16),
+}
+
+impl Listen {
+    /// A listening, non-blocking socket.
+    pub(super) fn open(self) -> io::Result<TcpListener> {
+        match self {
+            Listen::At(address) => listen(address, None),
+            Listen::Everywhere(port) => listen((Ipv6Addr::UNSPECIFIED, port).into(), Some(false))
+                // A machine without IPv6.
+                .or_else(|_| listen((Ipv4Addr::UNSPECIFIED, port).into(), None)),
+        }
+    }
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Listen::At(address) => write!(formatter, "{address}"),
+            Listen::Everywhere(port) => write!(formatter, "port {port} of all addresses"),
+        }
+    }
+}
+
+fn listen(address: SocketAddr, only_v6: Option<bool>) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if let Some(only_v6) = only_v6 {
+        socket.set_only_v6(only_v6)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts a connection that is non-blocking and closed on exec from its first moment.
+pub(super) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    // SAFETY: accept4 writes an address of at most `length` bytes into `storage` and its length into `length`; both
+    // live through the call. The descriptor it returns is new and owned by nobody else.
+    let (socket, address) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+            match libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags) {
+                -1 => Err(io::Error::last_os_error()),
+                descriptor => Ok(TcpStream::from_raw_fd(descriptor)),
+            }
+        })?
+    };
+    let peer = address.as_socket().ok_or_else(|| io::Error::other("a peer without an internet address"))?;
+    Ok((socket, peer))
+}
+
+/// Raises the limit of open descriptors as far as this process may; returns the limit now in force.
+pub fn raise_file_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls only read or write the struct they are given, which lives through them.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max;
+            if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(limit.rlim_cur)
+}

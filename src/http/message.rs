@@ -1,0 +1,149 @@
+//! Requests and answers as handlers see them.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use super::Lease;
+
+/// The request line and headers of a request.
+#[derive(Clone, Debug, Default)]
+pub struct Head {
+    /// Method as sent, for instance `POST`.
+    pub method: Cow<'static, str>,
+    /// Path as sent (not decoded), beginning with `/`, or `*`.
+    pub path: String,
+    /// What followed the `?`, as sent: visible ASCII only.
+    pub query: Option<String>,
+    /// Header fields in order.
+    pub headers: Headers,
+    /// Address of the client.
+    pub peer: Option<SocketAddr>,
+}
+
+impl Head {
+    /// The value of the only header of that name (lower case); `None` where there is none or several.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.only(name)
+    }
+}
+
+/// Header fields in order, in one piece of memory.
+#[derive(Clone, Debug, Default)]
+pub struct Headers {
+    bytes: Vec<u8>,
+    /// End of the name and end of the value within `bytes`; a field begins where the one before it ends.
+    ends: Vec<(u32, u32)>,
+}
+
+impl Headers {
+    /// Room for so many fields and bytes.
+    pub(super) fn with_capacity(fields: usize, bytes: usize) -> Self {
+        Headers { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(fields) }
+    }
+
+    /// Adds a field; the name is put in lower case.
+    pub fn push(&mut self, name: &str, value: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes[start..].make_ascii_lowercase();
+        let middle = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        let place = |at: usize| u32::try_from(at).expect("a head has at most some kilobytes");
+        self.ends.push((place(middle), place(self.bytes.len())));
+    }
+
+    /// Every field: the name in lower case, the value without surrounding white space.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end as usize));
+        starts.zip(&self.ends).map(|(start, (middle, end))| {
+            let (middle, end) = (*middle as usize, *end as usize);
+            let name = std::str::from_utf8(&self.bytes[start..middle]).expect("a name came as a string");
+            (name, &self.bytes[middle..end])
+        })
+    }
+
+    /// The value of the only field of that name (lower case); `None` where there is none or several.
+    pub fn only(&self, name: &str) -> Option<&[u8]> {
+        let mut values = self.iter().filter(|(known, _)| *known == name);
+        match (values.next(), values.next()) {
+            (Some((_, value)), None) => Some(value),
+            _ => None,
+        }
+    }
+}
+
+/// A complete request. A truncated body never becomes one.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// Request line and headers.
+    pub head: Head,
+    /// Body, decoded from chunks where it was chunked.
+    pub body: Vec<u8>,
+    /// The bytes of `body` within the server's budget; whoever keeps the body keeps this.
+    pub lease: Lease,
+}
+
+/// An answer. Always sent with a Content-Length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// Status code.
+    pub status: u16,
+    /// `Content-Type`; left out when empty.
+    pub content_type: &'static str,
+    /// Further header fields.
+    pub headers: Vec<(&'static str, String)>,
+    /// Body; left out when the request was HEAD.
+    pub body: Vec<u8>,
+    /// Whether the connection is closed after it.
+    pub close: bool,
+}
+
+impl Response {
+    /// An answer without further headers that keeps the connection open.
+    pub fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+        Response { status, content_type, headers: Vec::new(), body: body.into(), close: false }
+    }
+
+    /// Plain text.
+    pub fn text(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self::new(status, "text/plain; charset=utf-8", body)
+    }
+
+    /// JSON, already encoded.
+    pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self::new(status, "application/json", body)
+    }
+
+    /// The same answer with one header more.
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The same answer, and the connection is closed after it.
+    #[must_use]
+    pub fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_keep_their_order_and_a_repeated_one_is_not_the_only_one() {
+        let mut headers = Headers::default();
+        for (name, value) in [("Host", "a"), ("X-One", ""), ("x-two", "1"), ("X-TWO", "2")] {
+            headers.push(name, value.as_bytes());
+        }
+        let fields: Vec<_> = headers.iter().collect();
+        let expected: [(&str, &[u8]); 4] = [("host", b"a"), ("x-one", b""), ("x-two", b"1"), ("x-two", b"2")];
+        assert_eq!(fields, expected);
+        assert_eq!(headers.only("host"), Some(&b"a"[..]));
+        assert_eq!(headers.only("x-one"), Some(&b""[..]));
+        assert_eq!((headers.only("x-two"), headers.only("y")), (None, None));
+    }
+}

@@ -1,0 +1,235 @@
+//! Bytes of one connection into requests: head, then, when admitted, body.
+//!
+//! Pure: the same bytes give the same requests and refusals however they are cut. It holds what has arrived of one
+//! request; bytes after its end stay with the caller.
+
+use super::body::BodyDecoder;
+use super::head::{ParsedHead, parse};
+use super::scan::{HeadScan, Refused};
+
+/// What the bytes so far amount to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Everything given was taken; more is needed.
+    NeedsMore,
+    /// A head is complete: ask [`Parser::head`] and call [`Parser::read_body`].
+    Head,
+    /// The request is complete: call [`Parser::take`].
+    Complete,
+}
+
+/// Reads one request after the other.
+#[derive(Debug, Default)]
+pub(super) struct Parser {
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// `arrived` is empty as long as the head fits into the first read.
+    Head {
+        scan: HeadScan,
+        arrived: Vec<u8>,
+    },
+    Body(Box<Body>),
+}
+
+#[derive(Debug)]
+struct Body {
+    head: ParsedHead,
+    /// `None` until the body is admitted.
+    decoder: Option<BodyDecoder>,
+    bytes: Vec<u8>,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Stage::Head { scan: HeadScan::default(), arrived: Vec::new() }
+    }
+}
+
+impl Parser {
+    /// Takes bytes from the front of `input`; returns how many, and what it comes to. After a refusal nothing
+    /// of the connection can be understood any more.
+    pub(super) fn advance(&mut self, input: &[u8]) -> Result<(usize, Progress), Refused> {
+        match &mut self.stage {
+            Stage::Head { scan, arrived } => match scan.advance(input)? {
+                None => {
+                    arrived.extend_from_slice(input);
+                    Ok((input.len(), Progress::NeedsMore))
+                }
+                Some(end) => {
+                    let head = if arrived.is_empty() {
+                        parse(&input[..end])?
+                    } else {
+                        arrived.extend_from_slice(&input[..end]);
+                        parse(arrived)?
+                    };
+                    self.stage = Stage::Body(Box::new(Body { head, decoder: None, bytes: Vec::new() }));
+                    Ok((end, Progress::Head))
+                }
+            },
+            Stage::Body(body) => {
+                let Some(decoder) = &mut body.decoder else { return Ok((0, Progress::Head)) };
+                let (taken, complete) = decoder.advance(input, &mut body.bytes)?;
+                Ok((taken, if complete { Progress::Complete } else { Progress::NeedsMore }))
+            }
+        }
+    }
+
+    /// The head that is complete, if one is.
+    pub(super) fn head(&self) -> Option<&ParsedHead> {
+        match &self.stage {
+            Stage::Head { .. } => None,
+            Stage::Body(body) => Some(&body.head),
+        }
+    }
+
+    /// The same, to be completed.
+    pub(super) fn head_mut(&mut self) -> Option<&mut ParsedHead> {
+        match &mut self.stage {
+            Stage::Head { .. } => None,
+            Stage::Body(body) => Some(&mut body.head),
+        }
+    }
+
+    /// Admits a body of at most `most` bytes; one that is announced to be larger is refused now.
+    pub(super) fn read_body(&mut self, most: usize) -> Result<(), Refused> {
+        if let Stage::Body(body) = &mut self.stage {
+            body.decoder = Some(BodyDecoder::new(body.head.framing, most)?);
+        }
+        Ok(())
+    }
+
+    /// The request, which must be complete; the next one can begin.
+    pub(super) fn take(&mut self) -> Option<(ParsedHead, Vec<u8>)> {
+        match std::mem::take(&mut self.stage) {
+            Stage::Head { .. } => None,
+            Stage::Body(body) => Some((body.head, body.bytes)),
+        }
+    }
+
+    /// Whether no byte of a request has arrived.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(&self.stage, Stage::Head { scan, .. } if scan.is_untouched())
+    }
+
+    /// Bytes of the body so far.
+    pub(super) fn body_len(&self) -> usize {
+        match &self.stage {
+            Stage::Head { .. } => 0,
+            Stage::Body(body) => body.bytes.len(),
+        }
+    }
+
+    /// Bytes that certainly still belong to this request.
+    pub(super) fn missing(&self) -> u64 {
+        match &self.stage {
+            Stage::Body(body) => body.decoder.as_ref().map_or(0, BodyDecoder::missing),
+            Stage::Head { .. } => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MOST: usize = 10_000;
+
+    /// Every request as text, and how it ended: a refusal's status, or 0.
+    fn read(pieces: &[&[u8]]) -> (Vec<String>, u16) {
+        let mut parser = Parser::default();
+        let mut requests = Vec::new();
+        for piece in pieces {
+            let mut input = *piece;
+            loop {
+                let (taken, progress) = match parser.advance(input) {
+                    Ok(step) => step,
+                    Err(refused) => return (requests, refused.status),
+                };
+                input = &input[taken..];
+                match progress {
+                    Progress::NeedsMore => break,
+                    Progress::Head => {
+                        if let Err(refused) = parser.read_body(MOST) {
+                            return (requests, refused.status);
+                        }
+                    }
+                    Progress::Complete => {
+                        let (head, body) = parser.take().unwrap();
+                        requests.push(format!("{head:?} {body:?}"));
+                    }
+                }
+            }
+        }
+        (requests, 0)
+    }
+
+    #[test]
+    fn requests_that_follow_one_another_are_told_apart() {
+        let bytes =
+            b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n\r\nPOST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc\
+            POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\nGARBAGE\n";
+        let (requests, status) = read(&[bytes]);
+        assert_eq!((requests.len(), status), (3, 400), "{requests:?}");
+        assert!(requests[1].ends_with("[97, 98, 99]") && requests[2].ends_with(" [97]"), "{requests:?}");
+    }
+
+    /// A request, or bytes that look like one with something odd in it.
+    fn request() -> impl Strategy<Value = Vec<u8>> {
+        let line = prop_oneof![
+            Just("GET / HTTP/1.1\r\n"),
+            Just("POST /commit?topic=t HTTP/1.1\r\n"),
+            Just("POST / HTTP/1.0\r\n"),
+            Just("POST / HTTP/3.0\r\n"),
+            Just("\r\nPUT /x HTTP/1.1\r\n"),
+            Just("P\u{1}ST / HTTP/1.1\r\n"),
+        ];
+        let fields = prop::collection::vec(
+            prop_oneof![
+                4 => Just("Host: h\r\n".to_owned()),
+                2 => (0..40u32).prop_map(|length| format!("Content-Length: {length}\r\n")),
+                2 => Just("Transfer-Encoding: chunked\r\n".to_owned()),
+                2 => "[a-zA-Z-]{1,8}: [ -~]{0,12}\r\n",
+                1 => Just("X : y\r\n".to_owned()),
+                1 => Just("X: y\n".to_owned()),
+                1 => Just("Expect: 100-continue\r\n".to_owned()),
+                1 => Just("Content-Length: 20000\r\n".to_owned()),
+            ],
+            0..4,
+        );
+        let body = prop_oneof![
+            3 => prop::collection::vec(any::<u8>(), 0..40),
+            3 => Just(b"3;x=\"y\"\r\nabc\r\n0\r\nA: b\r\n\r\n".to_vec()),
+            1 => Just(b"3\r\nabcd\r\n0\r\n\r\n".to_vec()),
+            1 => Just(b"fffff\r\n".to_vec()),
+        ];
+        (line, fields, body)
+            .prop_map(|(line, fields, body)| [line.as_bytes(), fields.concat().as_bytes(), b"\r\n", &body].concat())
+    }
+
+    proptest! {
+        #[test]
+        fn how_the_bytes_are_cut_makes_no_difference(
+            requests in prop::collection::vec(request(), 1..5),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let bytes = requests.concat();
+            let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            places.extend([0, bytes.len()]);
+            places.sort_unstable();
+            let pieces: Vec<&[u8]> = places.windows(2).map(|ends| &bytes[ends[0]..ends[1]]).collect();
+            let expected = read(&[&bytes]);
+            prop_assert_eq!(read(&pieces), expected.clone());
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            prop_assert_eq!(read(&single), expected);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            read(&[&bytes]);
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! A reader: one thread, one poller, its own connections.
+//!
+//! It reads, parses, admits and hands over requests, and it does whatever an answer could not do on the spot. A
+//! connection is watched for bytes all the time (level-triggered, so that nothing has to be armed for each request);
+//! only one that sends while its request is being answered, or that does not take its answer, is armed differently.
+
+use std::io::{ErrorKind, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::error;
+use polling::{Event, Events, PollMode};
+
+use super::connection::{Connection, Inbox, Message, Phase};
+use super::deadlines::Deadlines;
+use super::encode::Form;
+use super::head::Framing;
+use super::parser::{Parser, Progress};
+use super::scan::Refused;
+use super::server::{Counters, Limits};
+use super::{Admission, Handler, Lease, Reply, Request, Response};
+use crate::supervise::panic_text;
+
+/// Most bytes read at once; also what a client can send ahead of its answer.
+const READ: usize = 16 * 1024;
+/// Most bytes read at once in the middle of a large body.
+const READ_BODY: usize = 256 * 1024;
+/// A body up to this size is read and thrown away when its request is refused, so that the connection is kept.
+const DISCARDED_BODY: usize = 64 * 1024;
+/// After the last answer of a connection the client's bytes are thrown away for so long, and so many.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 64 << 20;
+/// The poller is left at least so often.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+pub(super) struct Reader {
+    inbox: Arc<Inbox>,
+    handler: Arc<dyn Handler>,
+    limits: Limits,
+    metrics: Counters,
+    slots: Vec<Slot>,
+    /// Slots without a connection.
+    free: Vec<usize>,
+    deadlines: Deadlines,
+    now: Instant,
+    is_draining: bool,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Part of the key, so that an event or message for a former connection of this slot is recognised.
+    generation: u32,
+    client: Option<Box<Client>>,
+}
+
+/// What only the reader knows of a connection.
+struct Client {
+    connection: Arc<Connection>,
+    parser: Parser,
+    /// Bytes after the request that is being answered; at most one read.
+    pending: Vec<u8>,
+    /// The answer that is given in place of the handler's when the body has been thrown away.
+    instead: Option<Response>,
+    lease: Lease,
+    /// When the first byte of the current request arrived.
+    started: Instant,
+    watched: Watched,
+    planned: Option<Instant>,
+    /// Bytes thrown away after the last answer.
+    discarded: usize,
+}
+
+/// What the poller reports of a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watched {
+    Bytes,
+    Room,
+    /// Only that it broke.
+    Breaks,
+    Nothing,
+}
+
+impl Reader {
+    pub(super) fn new(inbox: Arc<Inbox>, handler: Arc<dyn Handler>, limits: Limits, metrics: Counters) -> Self {
+        Reader {
+            inbox,
+            handler,
+            limits,
+            metrics,
+            slots: Vec::new(),
+            free: Vec::new(),
+            deadlines: Deadlines::default(),
+            now: Instant::now(),
+            is_draining: false,
+        }
+    }
+
+    /// Returns when the server ends.
+    pub(super) fn run(mut self) {
+        let mut events = Events::new();
+        let mut scratch = vec![0; READ_BODY];
+        while !self.inbox.control.has_ended() {
+            events.clear();
+            let wait = self.deadlines.wait(self.now, LONGEST_WAIT);
+            if let Err(cause) = self.inbox.poller.wait(&mut events, Some(wait)) {
+                error!("a reader cannot wait: {cause}");
+                return;
+            }
+            self.now = Instant::now();
+            for event in events.iter() {
+                self.react(event.key, &mut scratch);
+            }
+            for message in self.inbox.take() {
+                match message {
+                    Message::New(socket, peer) => self.open(socket, peer, &mut scratch),
+                    Message::Attend(key) => {
+                        if let Some(index) = self.find(key) {
+                            self.settle(index);
+                        }
+                    }
+                }
+            }
+            while let Some(key) = self.deadlines.due(self.now) {
+                if let Some(index) = self.find(key) {
+                    self.client(index).planned = None;
+                    self.check_deadline(index);
+                }
+            }
+            if !self.is_draining && self.inbox.control.is_draining() {
+                self.is_draining = true;
+                (0..self.slots.len()).for_each(|index| self.close_if_idle(index));
+            }
+        }
+        for client in self.slots.iter().filter_map(|slot| slot.client.as_ref()) {
+            // Whoever still holds the connection for an answer finds it closed.
+            let _ = client.connection.socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn open(&mut self, socket: TcpStream, peer: SocketAddr, scratch: &mut [u8]) {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() - 1
+        });
+        let key = index | (self.slots[index].generation as usize) << 32;
+        // Fails only when the client is gone already.
+        let _ = socket.set_nodelay(true);
+        // SAFETY: the socket is deleted from the poller in `close`, before the reader lets go of it.
+        let added = unsafe { self.inbox.poller.add_with_mode(&socket, Event::readable(key), PollMode::Level) };
+        let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now));
+        let client = Client {
+            connection,
+            parser: Parser::default(),
+            pending: Vec::new(),
+            instead: None,
+            lease: self.limits.lease(),
+            started: self.now,
+            watched: if added.is_ok() { Watched::Bytes } else { Watched::Nothing },
+            planned: None,
+            discarded: 0,
+        };
+        self.slots[index].client = Some(Box::new(client));
+        if let Err(cause) = added {
+            error!("a connection cannot be watched: {cause}");
+            return self.close(index);
+        }
+        self.plan(index, self.now + self.limits.idle_timeout);
+        // Most clients send at once: the request is often there.
+        self.react(key, scratch);
+    }
+
+    fn find(&self, key: usize) -> Option<usize> {
+        let index = key & 0xffff_ffff;
+        let slot = self.slots.get(index)?;
+        (slot.generation as usize == key >> 32 && slot.client.is_some()).then_some(index)
+    }
+
+    fn client(&mut self, index: usize) -> &mut Client {
+        self.slots[index].client.as_mut().expect("only slots with a client are worked on")
+    }
+
+    fn react(&mut self, key: usize, scratch: &mut [u8]) {
+        let Some(index) = self.find(key) else { return };
+        match self.client(index).connection.phase_or_wake() {
+            Phase::Reading => self.read(index, scratch),
+            Phase::Answering => {
+                let less =
+                    if self.client(index).watched == Watched::Bytes { Watched::Breaks } else { Watched::Nothing };
+                self.watch(index, less);
+            }
+            Phase::Writing => {
+                self.client(index).connection.flush();
+                self.settle(index);
+            }
+            Phase::Lingering => self.discard(index, scratch),
+            Phase::Broken => self.close(index),
+        }
+    }
+
+    fn read(&mut self, index: usize, scratch: &mut [u8]) {
+        let client = self.client(index);
+        let most = usize::try_from(client.parser.missing()).unwrap_or(usize::MAX).clamp(READ, READ_BODY);
+        match (&client.connection.socket).read(&mut scratch[..most]) {
+            // The end of the stream: a request that is not complete never becomes one.
+            Ok(0) => self.close(index),
+            Ok(count) => self.take_bytes(index, &scratch[..count]),
+            Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.close(index),
+        }
+    }
+
+    fn discard(&mut self, index: usize, scratch: &mut [u8]) {
+        let client = self.client(index);
+        match (&client.connection.socket).read(scratch) {
+            Ok(count) if count > 0 && client.discarded + count <= LINGER_BYTES => client.discarded += count,
+            Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            _ => self.close(index),
+        }
+    }
+
+    /// Takes bytes of a client that may send: as many requests as are answered on the spot, then the rest waits.
+    fn take_bytes(&mut self, index: usize, mut input: &[u8]) {
+        loop {
+            let now = self.now;
+            let client = self.client(index);
+            if client.parser.is_idle() && !input.is_empty() {
+                client.started = now;
+                self.plan(index, now + self.limits.read_timeout);
+            }
+            let client = self.client(index);
+            let (taken, progress) = match client.parser.advance(input) {
+                Ok(step) => step,
+                Err(refused) => return self.refuse(index, refused),
+            };
+            input = &input[taken..];
+            if !client.lease.grow_to(client.parser.body_len()) {
+                return self.refuse(index, Refused::new(503, "too many bytes are in flight"));
+            }
+            match progress {
+                Progress::NeedsMore => return,
+                Progress::Head => {
+                    if let Err(refused) = self.admit(index, input.is_empty()) {
+                        return self.refuse(index, refused);
+                    }
+                }
+                Progress::Complete => {
+                    if self.hand_over(index, !input.is_empty()) != Phase::Reading {
+                        self.client(index).pending = input.to_vec();
+                        return self.settle(index);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the handler whether the body is wanted.
+    fn admit(&mut self, index: usize, nothing_follows: bool) -> Result<(), Refused> {
+        if self.is_draining {
+            return Err(Refused::new(503, "shutting down"));
+        }
+        let handler = Arc::clone(&self.handler);
+        let client = self.client(index);
+        let peer = client.connection.peer;
+        let Some(head) = client.parser.head_mut() else { return Ok(()) };
+        head.head.peer = Some(peer);
+        let (framing, waits) = (head.framing, head.expects_continue && nothing_follows);
+        let admission = catch_unwind(AssertUnwindSafe(|| handler.admit(&head.head))).map_err(|panic| {
+            error!("admitting a request panicked: {}", panic_text(panic.as_ref()));
+            Refused::new(500, "an internal error")
+        })?;
+        match admission {
+            Admission::Read { most } => {
+                client.parser.read_body(most)?;
+                if waits {
+                    // Fails only when the connection broke, which the next read finds.
+                    let _ = client.connection.send_continue();
+                }
+                Ok(())
+            }
+            Admission::Refuse(response) => {
+                client.instead = Some(response);
+                let is_large = matches!(framing, Framing::Length(length) if length > DISCARDED_BODY as u64);
+                if !is_large && !waits {
+                    return client.parser.read_body(DISCARDED_BODY);
+                }
+                // `refuse` gives the answer that is ready instead of this one.
+                Err(Refused::bad("a body that is not wanted"))
+            }
+        }
+    }
+
+    /// Gives a complete request to the handler; the phase afterwards.
+    fn hand_over(&mut self, index: usize, has_more: bool) -> Phase {
+        let handler = Arc::clone(&self.handler);
+        let next_lease = self.limits.lease();
+        let client = self.client(index);
+        let connection = Arc::clone(&client.connection);
+        let Some((parsed, body)) = client.parser.take() else { return connection.phase().0 };
+        let lease = std::mem::replace(&mut client.lease, next_lease);
+        let form = Form {
+            head_only: parsed.head.method == "HEAD",
+            keep_alive: parsed.keep_alive,
+            is_http10: parsed.is_http10,
+        };
+        connection.begin_answering();
+        if let Some(response) = client.instead.take() {
+            connection.answer(&response, form);
+        } else {
+            let reply = Reply::on(Arc::clone(&connection), form);
+            let request = Request { head: parsed.head, body, lease };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply))) {
+                error!("handling a request panicked: {}", panic_text(panic.as_ref()));
+            }
+        }
+        connection.leave(has_more)
+    }
+
+    /// Answers in the handler's stead and ends the connection.
+    fn refuse(&mut self, index: usize, refused: Refused) {
+        let handler = Arc::clone(&self.handler);
+        let client = self.client(index);
+        let head_only = client.parser.head().is_some_and(|head| head.head.method == "HEAD");
+        let prepared = client.instead.take();
+        let is_ours = prepared.is_none();
+        let response = prepared.unwrap_or_else(|| {
+            catch_unwind(AssertUnwindSafe(|| handler.refusal(refused.status, refused.reason)))
+                .unwrap_or_else(|_| Response::text(refused.status, refused.reason))
+        });
+        client.parser = Parser::default();
+        client.lease = Lease::default();
+        let connection = Arc::clone(&client.connection);
+        connection.begin_answering();
+        connection.answer(&response.closing(), Form { head_only, keep_alive: false, is_http10: false });
+        connection.leave(false);
+        if is_ours {
+            self.metrics.refused(refused.status);
+        }
+        self.settle(index);
+    }
+
+    /// Does what the phase asks of the reader after an answer.
+    fn settle(&mut self, index: usize) {
+        let limits = (self.limits.idle_timeout, self.limits.write_timeout);
+        let client = self.client(index);
+        match client.connection.phase() {
+            (Phase::Answering, _) => {}
+            (Phase::Broken, _) => self.close(index),
+            (Phase::Writing, since) => {
+                self.watch(index, Watched::Room);
+                self.plan(index, since + limits.1);
+            }
+            (Phase::Lingering, since) => {
+                client.pending = Vec::new();
+                self.watch(index, Watched::Bytes);
+                self.plan(index, since + LINGER);
+            }
+            (Phase::Reading, since) => {
+                let pending = std::mem::take(&mut client.pending);
+                self.watch(index, Watched::Bytes);
+                self.plan(index, since + limits.0);
+                if !pending.is_empty() {
+                    self.take_bytes(index, &pending);
+                } else if self.is_draining {
+                    self.close_if_idle(index);
+                }
+            }
+        }
+    }
+
+    fn check_deadline(&mut self, index: usize) {
+        let now = self.now;
+        let Limits { read_timeout, write_timeout, idle_timeout, .. } = self.limits;
+        let client = self.client(index);
+        let (phase, since) = client.connection.phase();
+        let (deadline, kind) = match phase {
+            Phase::Reading if client.parser.is_idle() => (since + idle_timeout, "idle"),
+            Phase::Reading => (client.started + read_timeout, "read"),
+            // Bounded by the handler. The answer may leave the connection idle, so look again no later than that ends.
+            Phase::Answering => (now + idle_timeout, ""),
+            Phase::Writing => (since + write_timeout, "write"),
+            Phase::Lingering => (since + LINGER, "linger"),
+            Phase::Broken => (now, "broken"),
+        };
+        if deadline > now {
+            return self.plan(index, deadline);
+        }
+        self.metrics.timed_out(kind);
+        if kind == "read" {
+            self.refuse(index, Refused::new(408, "the request was not complete in time"));
+        } else {
+            self.close(index);
+        }
+    }
+
+    fn plan(&mut self, index: usize, at: Instant) {
+        if let Some(client) = &mut self.slots[index].client {
+            self.deadlines.plan(client.connection.key, &mut client.planned, at);
+        }
+    }
+
+    fn watch(&mut self, index: usize, watched: Watched) {
+        let poller = &self.inbox.poller;
+        let Some(client) = &mut self.slots[index].client else { return };
+        if client.watched == watched {
+            return;
+        }
+        let (socket, key) = (&client.connection.socket, client.connection.key);
+        let event = match watched {
+            Watched::Bytes => Event::readable(key),
+            Watched::Room => Event::writable(key),
+            Watched::Breaks | Watched::Nothing => Event::none(key),
+        };
+        let outcome = match (client.watched, watched) {
+            (_, Watched::Nothing) => poller.delete(socket),
+            // SAFETY: the socket is deleted from the poller in `close`, before the reader lets go of it.
+            (Watched::Nothing, _) => unsafe { poller.add_with_mode(socket, event, PollMode::Level) },
+            _ => poller.modify_with_mode(socket, event, PollMode::Level),
+        };
+        client.watched = watched;
+        if let Err(cause) = outcome {
+            error!("a connection cannot be watched: {cause}");
+            client.watched = Watched::Nothing;
+        }
+    }
+
+    fn close_if_idle(&mut self, index: usize) {
+        let is_idle = self.slots[index].client.as_ref().is_some_and(|client| {
+            client.connection.phase().0 == Phase::Reading && client.parser.is_idle() && client.pending.is_empty()
+        });
+        if is_idle {
+            self.close(index);
+        }
+    }
+
+    fn close(&mut self, index: usize) {
+        self.watch(index, Watched::Nothing);
+        let slot = &mut self.slots[index];
+        let Some(client) = slot.client.take() else { return };
+        slot.generation = slot.generation.wrapping_add(1);
+        self.deadlines.forget(client.connection.key, client.planned);
+        self.free.push(index);
+        drop(client);
+        self.metrics.connections.dec();
+        self.inbox.control.connection_closed();
+    }
+}

@@ -1,0 +1,166 @@
+//! kproxy: takes messages by HTTP and answers when Kafka has them.
+//!
+//! ```text
+//!  accept ─▶ http-0 … http-N ──Commit (message, reply)──▶ producers (librdkafka's threads) ──outcome──▶ answer written
+//!                 ▲                                                                              (what does not fit: its reader)
+//!  clients ───────┘        watch: reachability and levels for /readyz and /metrics, once a second
+//! ```
+//!
+//! Reading order: `query` and `answer` (pure), `commit` (between HTTP and Kafka), `lanes`, `meters`, `config`; here the
+//! parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
+//!
+//! Bounds: connections `max_connections` (more: 503), bodies `max_in_flight_bytes` (more: 503), commits `req_pool_size`
+//! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says.
+
+mod answer;
+mod commit;
+pub mod config;
+mod lanes;
+mod meters;
+mod query;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use crate::admin::{Admin, Component, Health};
+use crate::broker::{self, BrokerConfig, ProducerConfig};
+use crate::config::Problems;
+use crate::http::{ByteBudget, Handler, Limits, Listen, Server, ServerConfig, ServerMetrics, raise_file_limit};
+use crate::metrics::Registry;
+use crate::shutdown::Stop;
+use crate::supervise::Supervisor;
+
+use commit::{Commit, Commits};
+use config::Config;
+use lanes::Lanes;
+use meters::Meters;
+
+/// Bound of a question to a broker and of connecting to one.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often reachability is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Descriptors besides those of clients: brokers, logs, pollers, the endpoints of operations.
+const OTHER_DESCRIPTORS: u64 = 400;
+/// The end of the grace that is kept for telling clients what did not become of their messages.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Reads the configuration, or tells everything that is wrong with it.
+pub fn load(file: &Path) -> Result<Config, Problems> {
+    Config::load(file)
+}
+
+/// Serves until the supervisor's stop is triggered, then stops in order.
+pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
+    check_file_limit(&config);
+    let (registry, health) = (Registry::new(), Health::new());
+    let admin = Admin::new(registry.clone(), health.clone());
+    let meters = Arc::new(Meters::new(&registry));
+    let in_flight = Arc::new(AtomicUsize::new(0));
+    let budget = ByteBudget::new(config.max_in_flight_bytes.get());
+
+    // What a daemon cannot do without comes first: a port that is taken must end the start before threads run.
+    let commits = Arc::new(Commits {
+        lanes: producers(&config, supervisor)?,
+        admin: admin.clone(),
+        meters: Arc::clone(&meters),
+        in_flight: Arc::clone(&in_flight),
+        max_commits: config.max_commits.get(),
+        max_message_bytes: config.max_message_bytes.get(),
+    });
+    let limits = Limits {
+        read_timeout: config.read_timeout,
+        write_timeout: config.write_timeout,
+        idle_timeout: config.idle_timeout,
+        max_connections: config.max_connections.get(),
+        body_budget: Some(budget.clone()),
+    };
+    let metrics = ServerMetrics::new(&registry);
+    let start = |name, key, listen, readers, limits, handler: Arc<dyn Handler>| {
+        let server = Server::start(ServerConfig { listen, name, readers, limits }, handler, supervisor, &metrics)
+            .map_err(|cause| format!("{key}: cannot listen on {listen}: {cause}"))?;
+        info!("{key}: listening on {}", server.local_addr());
+        Ok::<Server, String>(server)
+    };
+    let admin_server = config
+        .admin
+        .map(|listen: Listen| start("admin", "admin_port", listen, 1, Limits::default(), Arc::new(admin)))
+        .transpose()?;
+    let server =
+        start("http", "port", config.listen, config.http_threads.get(), limits, Arc::<Commits>::clone(&commits))?;
+
+    let watch = Watch { commits: Arc::clone(&commits), broker: health.component("broker"), in_flight, budget, meters };
+    let stop = supervisor.stop().clone();
+    supervisor.spawn("watch", move || watch.run(&stop));
+
+    supervisor.stop().wait();
+    health.component("kproxy").set(Err("shutting down".to_owned()));
+    stop_in_order(&server, &commits.lanes, config.shutdown_grace);
+    drop(admin_server);
+    Ok(())
+}
+
+/// First no new requests, then the answers of those in progress, then the producers, whose closing answers what is left.
+fn stop_in_order(server: &Server, lanes: &Lanes<Commit>, grace: Duration) {
+    let deadline = Instant::now() + grace;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    server.drain(grace.saturating_sub(2 * LAST_WORDS));
+    lanes.close(left().saturating_sub(LAST_WORDS));
+    server.drain(left());
+    server.close();
+}
+
+fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Commit>, String> {
+    let broker = BrokerConfig {
+        hosts: config.broker_hosts.clone(),
+        engine: config.engine,
+        client_id: "kproxy".to_owned(),
+        request_timeout: REQUEST_TIMEOUT.min(config.commit_timeout),
+    };
+    let producer = ProducerConfig {
+        partitioner: config.partitioner,
+        max_message_bytes: config.max_message_bytes.get(),
+        max_in_flight: config.max_commits.get(),
+        timeout: config.commit_timeout,
+    };
+    (0..config.producers.get())
+        .map(|_| broker::producer(&broker, producer.clone(), supervisor))
+        .collect::<Result<_, _>>()
+        .map(Lanes::new)
+}
+
+/// Says so when the descriptors will not do for the connections allowed; accepting pauses then, and goes on.
+fn check_file_limit(config: &Config) {
+    let wanted = config.max_connections.get() as u64 + OTHER_DESCRIPTORS;
+    match raise_file_limit() {
+        Ok(limit) if limit >= wanted => {}
+        Ok(limit) => warn!("max_connections needs {wanted} file descriptors, but this process may have {limit}"),
+        Err(cause) => warn!("the limit of file descriptors cannot be raised: {cause}"),
+    }
+}
+
+/// Looks once a second at what `/readyz` and the gauges show.
+struct Watch {
+    commits: Arc<Commits>,
+    broker: Component,
+    in_flight: Arc<AtomicUsize>,
+    budget: ByteBudget,
+    meters: Arc<Meters>,
+}
+
+impl Watch {
+    fn run(&self, stop: &Stop) {
+        loop {
+            self.broker.set(self.commits.lanes.reachable());
+            let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+            self.meters.in_flight.set(gauge(self.in_flight.load(Ordering::Relaxed)));
+            self.meters.in_flight_bytes.set(gauge(self.budget.used()));
+            if !stop.sleep(WATCH_INTERVAL) {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The query of `/commit` into topic, key and acks.
+
+use std::borrow::Cow;
+
+use super::answer::Failure;
+use crate::broker::Acks;
+
+/// What a client asks for besides the message itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Query<'a> {
+    /// A legal name.
+    pub(super) topic: Cow<'a, str>,
+    /// `None`: absent or empty.
+    pub(super) key: Option<Cow<'a, [u8]>>,
+    pub(super) acks: Acks,
+}
+
+/// Longest topic name Kafka allows.
+const MAX_TOPIC: usize = 249;
+
+/// Reads a query as sent. Parameters that are not ours are passed over, as the original did.
+pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
+    let (mut topic, mut key, mut acks) = (None, None, None);
+    for pair in query.split('&') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let place = match decode(name).as_deref() {
+            Some(b"topic") => &mut topic,
+            Some(b"key") => &mut key,
+            Some(b"acks") => &mut acks,
+            _ => continue,
+        };
+        let value = decode(value).ok_or_else(|| {
+            Failure::bad(
+                "bad_encoding",
+                format!("the value of {name} has a % that two hexadecimal digits do not follow"),
+            )
+        })?;
+        if place.replace(value).is_some() {
+            return Err(Failure::bad("repeated_parameter", format!("{name} is given more than once")));
+        }
+    }
+    let acks = match acks.as_deref() {
+        None | Some(b"" | b"1") => Acks::Leader,
+        Some(b"0") => Acks::None,
+        Some(b"-1") => Acks::All,
+        Some(_) => return Err(Failure::bad("bad_acks", "acks must be 0, 1 or -1")),
+    };
+    let topic = topic.filter(|topic| !topic.is_empty());
+    let topic = topic.ok_or_else(|| Failure::bad("no_topic", "the parameter topic is missing"))?;
+    Ok(Query { topic: legal(topic)?, key: key.filter(|key| !key.is_empty()), acks })
+}
+
+fn legal(topic: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Failure> {
+    let is_legal = topic.len() <= MAX_TOPIC
+        && *topic != *b"."
+        && *topic != *b".."
+        && topic.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte));
+    let text = match topic {
+        Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
+        Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
+    };
+    text.filter(|_| is_legal).ok_or_else(|| {
+        Failure::bad("bad_topic", "topic must be 1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..")
+    })
+}
+
+/// Percent-decoding as in forms: `+` is a space. `None` where a `%` is not followed by two digits.
+fn decode(text: &str) -> Option<Cow<'_, [u8]>> {
+    let bytes = text.as_bytes();
+    if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
+        return Some(Cow::Borrowed(bytes));
+    }
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let [first, tail @ ..] = rest {
+        rest = match (first, tail) {
+            (b'%', [high, low, after @ ..]) => {
+                let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+                decoded.push(digit(high)? << 4 | digit(low)?);
+                after
+            }
+            (b'%', _) => return None,
+            (b'+', _) => {
+                decoded.push(b' ');
+                tail
+            }
+            _ => {
+                decoded.push(*first);
+                tail
+            }
+        };
+    }
+    Some(Cow::Owned(decoded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_understood_or_refused_by_name() {
+        let longest = format!("topic={}", "a".repeat(249));
+        let too_long = format!("topic={}", "a".repeat(250));
+        let rows: &[(&str, Result<(&str, Option<&[u8]>, Acks), &str>)] = &[
+            ("topic=t", Ok(("t", None, Acks::Leader))),
+            ("topic=t&key=k&acks=1", Ok(("t", Some(b"k"), Acks::Leader))),
+            ("acks=0&key=&topic=a.b_c-D9", Ok(("a.b_c-D9", None, Acks::None))),
+            ("topic=t&acks=-1", Ok(("t", None, Acks::All))),
+            ("topic=t&acks=", Ok(("t", None, Acks::Leader))),
+            ("topic=t&acks=%2d1", Ok(("t", None, Acks::All))),
+            ("t%6Fpic=%74&key=%00%ff%2B+", Ok(("t", Some(b"\0\xff+ "), Acks::Leader))),
+            ("topic=t&key=a=b", Ok(("t", Some(b"a=b"), Acks::Leader))),
+            ("topic=t&other=1&other=2&bad=%z&&x", Ok(("t", None, Acks::Leader))),
+            (&longest, Ok((&longest[6..], None, Acks::Leader))),
+            ("", Err("no_topic")),
+            ("key=k", Err("no_topic")),
+            ("topic=", Err("no_topic")),
+            ("topic", Err("no_topic")),
+            ("topic=.", Err("bad_topic")),
+            ("topic=..", Err("bad_topic")),
+            ("topic=a/b", Err("bad_topic")),
+            ("topic=a+b", Err("bad_topic")),
+            ("topic=%C3%A4", Err("bad_topic")),
+            ("topic=%ff", Err("bad_topic")),
+            (&too_long, Err("bad_topic")),
+            ("topic=t&acks=2", Err("bad_acks")),
+            ("topic=t&acks=all", Err("bad_acks")),
+            ("topic=t&acks=01", Err("bad_acks")),
+            ("topic=t&topic=t", Err("repeated_parameter")),
+            ("topic=t&key=a&key=b", Err("repeated_parameter")),
+            ("topic=t&key=&key=", Err("repeated_parameter")),
+            ("topic=t&acks=1&acks=1", Err("repeated_parameter")),
+            ("topic=t&key=%", Err("bad_encoding")),
+            ("topic=t&key=%4", Err("bad_encoding")),
+            ("topic=t&key=%4g", Err("bad_encoding")),
+            ("topic=%+1", Err("bad_encoding")),
+        ];
+        for (text, expected) in rows {
+            let query = parse(text);
+            let outcome = match &query {
+                Ok(query) => Ok((query.topic.as_ref(), query.key.as_deref(), query.acks)),
+                Err(failure) => Err(failure.code),
+            };
+            assert_eq!(outcome, *expected, "{text}");
+        }
+    }
+}

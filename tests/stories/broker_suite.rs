@@ -1,0 +1,471 @@
+//! The promises of the Kafka seam, kept by every engine: one suite over the broker in memory, librdkafka (with Kafka
+//! 3.9 and 4.x) and the pure-Rust engine (with Kafka 3.9).
+
+use std::collections::{BTreeMap, HashSet};
+use std::num::NonZeroI32;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use kafka_http_wrapper::broker::memory::MemoryBroker;
+use kafka_http_wrapper::broker::partitioner::partition_of;
+use kafka_http_wrapper::broker::{
+    self, Acks, AppendFailure, AppendResult, BrokerConfig, Completion, Engine, FetchError, Fetcher, FetcherConfig,
+    Header, LogEnds, LogRange, Message, MetadataError, PartitionerKind, Producer, ProducerConfig, Record, Stored,
+    TopicPartition,
+};
+use kafka_http_wrapper::shutdown::Stop;
+use kafka_http_wrapper::supervise::{Ended, Supervisor};
+
+use crate::harness::{Kafka, cluster, kafka_wire, unique, wait_until};
+
+const SOON: Duration = Duration::from_secs(30);
+const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// What the suite runs over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Memory,
+    Librdkafka,
+    /// librdkafka with a 4.x broker.
+    LibrdkafkaKraft,
+    KafkaRust,
+}
+
+/// A broker and the engine that speaks to it.
+struct Bench {
+    kind: Kind,
+    memory: MemoryBroker,
+    hosts: Vec<String>,
+    supervisor: Supervisor,
+}
+
+/// Tells the story how an append ended.
+struct Report(Sender<AppendResult>);
+
+impl Completion for Report {
+    fn complete(self, outcome: AppendResult) {
+        // A story that has seen enough does not listen any more.
+        let _ = self.0.send(outcome);
+    }
+}
+
+impl Bench {
+    fn new(kind: Kind) -> Bench {
+        let hosts = match kind {
+            Kind::Memory => Vec::new(),
+            Kind::Librdkafka | Kind::KafkaRust => cluster().brokers.split(',').map(str::to_owned).collect(),
+            Kind::LibrdkafkaKraft => vec![kraft().address()],
+        };
+        Bench::with_hosts(kind, hosts)
+    }
+
+    fn with_hosts(kind: Kind, hosts: Vec<String>) -> Bench {
+        Bench { kind, memory: MemoryBroker::new(), hosts, supervisor: Supervisor::new("suite", Stop::new()) }
+    }
+
+    fn config(&self) -> BrokerConfig {
+        BrokerConfig {
+            hosts: self.hosts.clone(),
+            engine: match self.kind {
+                Kind::KafkaRust => Engine::KafkaRust,
+                Kind::Memory | Kind::Librdkafka | Kind::LibrdkafkaKraft => Engine::Librdkafka,
+            },
+            client_id: "suite".to_owned(),
+            request_timeout: Duration::from_secs(5),
+        }
+    }
+
+    fn topic(&self, prefix: &str, partitions: i32) -> Arc<str> {
+        let name = unique(prefix);
+        match self.kind {
+            Kind::Memory => self.memory.create_topic(&name, partitions),
+            _ => kafka_wire::create_topic(&self.hosts.join(","), &name, partitions, 1),
+        }
+        name.into()
+    }
+
+    fn producer(&self) -> Arc<dyn Producer<Report>> {
+        self.producer_with(PartitionerKind::Fnv1a, SOON)
+    }
+
+    fn producer_with(&self, partitioner: PartitionerKind, timeout: Duration) -> Arc<dyn Producer<Report>> {
+        if self.kind == Kind::Memory {
+            return Arc::new(self.memory.producer_with(partitioner));
+        }
+        let (max_message_bytes, max_in_flight) = (MAX_MESSAGE_BYTES, 10_000);
+        let config = ProducerConfig { partitioner, max_message_bytes, max_in_flight, timeout };
+        broker::producer(&self.config(), config, &self.supervisor).expect("a producer needs no broker")
+    }
+
+    fn fetcher(&self) -> Box<dyn Fetcher> {
+        if self.kind == Kind::Memory {
+            return Box::new(self.memory.fetcher());
+        }
+        let config = FetcherConfig { prefetch_bytes: 16 << 20, max_message_bytes: MAX_MESSAGE_BYTES };
+        broker::fetcher(&self.config(), config, &self.supervisor).expect("a fetcher needs no broker")
+    }
+
+    fn log_ends(&self) -> Box<dyn LogEnds> {
+        match self.kind {
+            Kind::Memory => Box::new(self.memory.log_ends()),
+            _ => broker::log_ends(&self.config(), &self.supervisor).expect("log ends need no broker"),
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.supervisor.stop().trigger();
+        let ended = self.supervisor.join(SOON);
+        if !std::thread::panicking() {
+            assert_eq!(ended, Ended::Asked);
+        }
+    }
+}
+
+/// The 4.x broker that the stories share.
+fn kraft() -> &'static Kafka {
+    static SHARED: OnceLock<Kafka> = OnceLock::new();
+    SHARED.get_or_init(Kafka::start_kraft)
+}
+
+fn record(topic: &Arc<str>, key: Option<&str>, value: impl Into<Vec<u8>>) -> Record {
+    Record {
+        topic: Arc::clone(topic),
+        partition: None,
+        key: key.map(|key| key.as_bytes().to_vec()),
+        value: value.into(),
+        headers: Vec::new(),
+        timestamp_ms: None,
+    }
+}
+
+fn at(topic: &Arc<str>, partition: i32) -> TopicPartition {
+    TopicPartition { topic: Arc::clone(topic), partition }
+}
+
+/// Starts an append; the answer comes on the channel.
+fn start(producer: &dyn Producer<Report>, record: Record, acks: Acks) -> Receiver<AppendResult> {
+    let (sender, receiver) = unbounded();
+    producer.append(record, acks, Report(sender));
+    receiver
+}
+
+fn outcome(answer: &Receiver<AppendResult>) -> AppendResult {
+    let outcome = answer.recv_timeout(SOON * 2).expect("every append completes");
+    assert!(answer.try_recv().is_err(), "an append completes once");
+    outcome
+}
+
+fn append(producer: &dyn Producer<Report>, record: Record, acks: Acks) -> AppendResult {
+    outcome(&start(producer, record, acks))
+}
+
+/// Reads until `count` messages are there.
+fn read(fetcher: &mut dyn Fetcher, count: usize) -> Vec<Message> {
+    let mut found = Vec::new();
+    let deadline = Instant::now() + SOON;
+    while found.len() < count {
+        assert!(Instant::now() < deadline, "{} of {count} messages in time", found.len());
+        match fetcher.poll(Duration::from_millis(200), 1_000) {
+            Ok(messages) => found.extend(messages),
+            // It is tried again inside.
+            Err(error @ FetchError::OffsetGone { .. }) => panic!("{error}"),
+            Err(FetchError::Partition { .. } | FetchError::Unreachable(_)) => {}
+        }
+    }
+    found
+}
+
+fn values(messages: &[Message]) -> Vec<&[u8]> {
+    messages.iter().map(|message| message.value.as_deref().unwrap_or_default()).collect()
+}
+
+fn appends_at_every_level_are_read_back(bench: &Bench) {
+    let topic = bench.topic("levels", 1);
+    let producer = bench.producer();
+    let mut confirmed = Vec::new();
+    for (number, acks) in [Acks::Leader, Acks::None, Acks::All, Acks::Leader].into_iter().enumerate() {
+        let done = append(&*producer, record(&topic, Some("k"), format!("m{number}")), acks).expect("it is stored");
+        assert_eq!(done.partition, 0);
+        assert_eq!(done.offset.is_some(), acks != Acks::None, "{acks:?}");
+        if let Some(offset) = done.offset {
+            confirmed.push((offset, format!("m{number}")));
+        }
+    }
+    let mut fetcher = bench.fetcher();
+    fetcher.assign(&at(&topic, 0), 0);
+    let messages = read(&mut *fetcher, 4);
+    // What needs no acknowledgement may overtake another level, but nothing else.
+    assert_eq!(messages.iter().map(|message| message.offset).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(values(&messages).into_iter().collect::<HashSet<_>>().len(), 4);
+    for (offset, value) in confirmed {
+        assert_eq!(values(&messages)[offset as usize], value.as_bytes());
+    }
+    assert!(messages.iter().all(|message| message.key.as_deref() == Some(b"k") && message.from == at(&topic, 0)));
+    fetcher.assign(&at(&topic, 0), 2);
+    let rest = read(&mut *fetcher, 2);
+    assert_eq!(rest, messages[2..]);
+    assert_eq!(producer.reachable(), Ok(()));
+}
+
+fn keys_choose_the_partition_the_pure_rule_has(bench: &Bench) {
+    const PARTITIONS: i32 = 7;
+    let count = NonZeroI32::new(PARTITIONS).expect("seven");
+    let topic = bench.topic("keys", PARTITIONS);
+    for kind in [PartitionerKind::Fnv1a, PartitionerKind::Murmur2] {
+        let producer = bench.producer_with(kind, SOON);
+        let keys: Vec<String> = (0..60).map(|number| format!("{number}-k\u{e9}y-{}", number * 7919)).collect();
+        let answers: Vec<_> =
+            keys.iter().map(|key| start(&*producer, record(&topic, Some(key), "v"), Acks::Leader)).collect();
+        for (key, answer) in keys.iter().zip(&answers) {
+            let done = outcome(answer).expect("it is stored");
+            assert_eq!(done.partition, partition_of(kind, key.as_bytes(), count), "{kind:?} {key}");
+        }
+        let chosen = Record { partition: Some(5), ..record(&topic, Some("any"), "v") };
+        assert_eq!(append(&*producer, chosen, Acks::Leader).expect("it is stored").partition, 5);
+    }
+    // Without a key all partitions get some; the engine may fill one for a few milliseconds before it goes on.
+    let producer = bench.producer();
+    let mut seen = HashSet::new();
+    wait_until(SOON, "messages without a key reach every partition", || {
+        let done = append(&*producer, record(&topic, None, "v"), Acks::Leader).expect("it is stored");
+        seen.insert(done.partition);
+        seen.len() == PARTITIONS as usize
+    });
+}
+
+fn what_does_not_exist_is_answered_soon(bench: &Bench) {
+    let producer = bench.producer();
+    let unknown: Arc<str> = unique("nowhere").into();
+    let started = Instant::now();
+    let answers: Vec<_> =
+        (0..10).map(|_| start(&*producer, record(&unknown, Some("k"), "v"), Acks::Leader)).collect();
+    for answer in &answers {
+        let error = outcome(answer).expect_err("the topic does not exist");
+        assert_eq!((error.kind, error.stored), (AppendFailure::UnknownTopic, Stored::No), "{error}");
+        assert!(error.reason.contains(&*unknown), "{error}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let again = Instant::now();
+    append(&*producer, record(&unknown, None, "v"), Acks::All).expect_err("it still does not exist");
+    assert!(again.elapsed() < Duration::from_millis(500), "{:?}", again.elapsed());
+
+    let topic = bench.topic("narrow", 2);
+    for partition in [2, i32::MAX, -1] {
+        let beyond = Record { partition: Some(partition), ..record(&topic, None, "v") };
+        let error = append(&*producer, beyond, Acks::Leader).expect_err("there is no such partition");
+        assert_eq!((error.kind, error.stored), (AppendFailure::UnknownPartition, Stored::No), "{error}");
+    }
+    // A topic that was unknown and is made afterwards is found.
+    match bench.kind {
+        Kind::Memory => bench.memory.create_topic(&unknown, 1),
+        _ => kafka_wire::create_topic(&bench.hosts.join(","), &unknown, 1, 1),
+    }
+    wait_until(SOON, "the topic is found", || append(&*producer, record(&unknown, None, "v"), Acks::Leader).is_ok());
+}
+
+fn a_message_too_large_is_refused_and_harms_no_other(bench: &Bench) {
+    // The brokers of the stories take messages up to about 1 MB.
+    bench.memory.set_max_message_bytes(Some(1_000_000));
+    let topic = bench.topic("large", 1);
+    let producer = bench.producer();
+    let small = start(&*producer, record(&topic, None, "small"), Acks::Leader);
+    let over_broker = start(&*producer, record(&topic, None, vec![7; 2_000_000]), Acks::Leader);
+    let over_ours = start(&*producer, record(&topic, None, vec![7; MAX_MESSAGE_BYTES + 1]), Acks::Leader);
+    let large = start(&*producer, record(&topic, None, vec![7; 900_000]), Acks::Leader);
+    outcome(&small).expect("a small one is stored");
+    outcome(&large).expect("a large one is stored");
+    for answer in [over_broker, over_ours] {
+        let error = outcome(&answer).expect_err("it is too large");
+        assert_eq!((error.kind, error.stored), (AppendFailure::TooLarge, Stored::No), "{error}");
+    }
+    let mut fetcher = bench.fetcher();
+    fetcher.assign(&at(&topic, 0), 0);
+    let mut lengths: Vec<_> = values(&read(&mut *fetcher, 2)).into_iter().map(<[u8]>::len).collect();
+    lengths.sort_unstable();
+    assert_eq!(lengths, [5, 900_000]);
+}
+
+fn an_offset_that_is_gone_is_told_with_what_is_kept(bench: &Bench) {
+    let topic = bench.topic("gone", 2);
+    let producer = bench.producer();
+    for number in 0..10 {
+        let message = Record { partition: Some(number % 2), ..record(&topic, None, format!("m{number}")) };
+        append(&*producer, message, Acks::Leader).expect("it is stored");
+    }
+    let mut fetcher = bench.fetcher();
+    fetcher.assign(&at(&topic, 0), 1_000);
+    fetcher.assign(&at(&topic, 1), 0);
+    let mut found = Vec::new();
+    let mut gone = None;
+    wait_until(SOON, "the gone offset is told and the other partition is read", || {
+        match fetcher.poll(Duration::from_millis(100), 100) {
+            Ok(messages) => found.extend(messages),
+            Err(error) => assert!(gone.replace(error).is_none(), "it is told once"),
+        }
+        found.len() == 5 && gone.is_some()
+    });
+    match gone {
+        Some(FetchError::OffsetGone { partition, offset, oldest, newest }) => {
+            assert_eq!((partition, offset, oldest, newest), (at(&topic, 0), 1_000, 0, 5));
+        }
+        other => panic!("{other:?}"),
+    }
+    // From its oldest offset it can be read again.
+    fetcher.assign(&at(&topic, 0), 0);
+    assert_eq!(read(&mut *fetcher, 5).len(), 5);
+}
+
+fn log_ends_are_told_partition_by_partition(bench: &Bench) {
+    let topic = bench.topic("ends", 3);
+    let producer = bench.producer();
+    for (partition, count) in [(0, 3), (2, 1)] {
+        for _ in 0..count {
+            let message = Record { partition: Some(partition), ..record(&topic, None, "v") };
+            append(&*producer, message, Acks::All).expect("it is stored");
+        }
+    }
+    let mut ends = bench.log_ends();
+    let partitions = ends.partitions(&topic).expect("the topic exists");
+    assert_eq!(partitions.iter().map(|info| info.partition).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(partitions.iter().all(|info| info.leader.is_some()));
+    let nowhere = unique("nowhere");
+    assert!(matches!(ends.partitions(&nowhere), Err(MetadataError::UnknownTopic(topic)) if topic == nowhere));
+    let asked = [at(&topic, 2), at(&topic, 9), at(&topic, 0), at(&nowhere.as_str().into(), 0), at(&topic, 1)];
+    let newest = ends.newest(&asked);
+    assert_eq!(newest.len(), asked.len());
+    let newest: Vec<Option<i64>> = newest.into_iter().map(Result::ok).collect();
+    assert_eq!(newest, [Some(1), None, Some(3), None, Some(0)]);
+    assert_eq!(ends.range(&at(&topic, 0)).expect("it exists"), LogRange { oldest: 0, newest: 3 });
+    assert!(ends.range(&at(&topic, 9)).is_err());
+    assert!(ends.newest(&[]).is_empty());
+}
+
+fn a_held_partition_waits_and_a_revoked_one_is_silent(bench: &Bench) {
+    const EACH: usize = 2_000;
+    let topic = bench.topic("held", 3);
+    let producer = bench.producer();
+    let answers: Vec<_> = (0..EACH * 3)
+        .map(|number| {
+            let partition = Some((number % 3) as i32);
+            let message = Record { partition, ..record(&topic, None, format!("{}", number / 3)) };
+            start(&*producer, message, Acks::Leader)
+        })
+        .collect();
+    for answer in &answers {
+        outcome(answer).expect("it is stored");
+    }
+    let mut fetcher = bench.fetcher();
+    for partition in 0..3 {
+        fetcher.assign(&at(&topic, partition), 0);
+    }
+    // Some of each first, so that the hold meets a running fetch.
+    let mut found: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
+    let mut take = |messages: &[Message]| {
+        for message in messages {
+            found.entry(message.from.partition).or_default().push(message.offset);
+        }
+        found.clone()
+    };
+    let first = fetcher.poll(SOON, 100).expect("it can be read");
+    assert!((1..=100).contains(&first.len()), "{} are at most 100", first.len());
+    take(&first);
+    fetcher.hold(&at(&topic, 0), true);
+    fetcher.revoke(&at(&topic, 1));
+    let held_at = take(&[]).get(&0).map_or(0, Vec::len);
+    let revoked_at = take(&[]).get(&1).map_or(0, Vec::len);
+    let mut idle = 0;
+    wait_until(SOON, "the third partition is read to its end", || {
+        let messages = fetcher.poll(Duration::from_millis(50), 500).expect("it can be read");
+        idle = if messages.is_empty() { idle + 1 } else { 0 };
+        let so_far = take(&messages);
+        assert_eq!(so_far.get(&0).map_or(0, Vec::len), held_at, "a held partition is silent");
+        assert_eq!(so_far.get(&1).map_or(0, Vec::len), revoked_at, "a revoked partition is silent");
+        so_far.get(&2).is_some_and(|offsets| offsets.len() == EACH) && idle > 3
+    });
+    fetcher.hold(&at(&topic, 0), false);
+    wait_until(SOON, "the held partition goes on", || {
+        let messages = fetcher.poll(Duration::from_millis(50), 500).expect("it can be read");
+        take(&messages).get(&0).is_some_and(|offsets| offsets.len() == EACH)
+    });
+    let whole: Vec<i64> = (0..EACH as i64).collect();
+    let found = take(&[]);
+    assert_eq!((&found[&0], &found[&2]), (&whole, &whole), "each once, in order");
+}
+
+fn headers_and_timestamps_travel_or_are_refused(bench: &Bench) {
+    let topic = bench.topic("headers", 1);
+    let producer = bench.producer();
+    let header = |name: &str, value: Option<&[u8]>| Header { name: name.into(), value: value.map(<[u8]>::to_vec) };
+    let headers = vec![header("a", Some(b"1")), header("a", Some(b"")), header("b", None)];
+    let full = Record { headers: headers.clone(), timestamp_ms: Some(1_600_000_000_123), ..record(&topic, None, "v") };
+    let plain = append(&*producer, record(&topic, None, "plain"), Acks::Leader);
+    assert_eq!(plain.expect("it is stored").offset, Some(0));
+    let done = append(&*producer, full, Acks::Leader);
+    let mut fetcher = bench.fetcher();
+    fetcher.assign(&at(&topic, 0), 0);
+    if bench.kind == Kind::KafkaRust {
+        let error = done.expect_err("its message format has no headers");
+        assert_eq!((error.kind, error.stored), (AppendFailure::Unsupported, Stored::No), "{error}");
+        assert_eq!(read(&mut *fetcher, 1)[0].headers, []);
+    } else {
+        assert_eq!(done.expect("it is stored").offset, Some(1));
+        let messages = read(&mut *fetcher, 2);
+        assert_eq!(messages[1].headers, headers);
+        assert_eq!(messages[1].timestamp_ms, Some(1_600_000_000_123));
+    }
+}
+
+fn after_the_close_nothing_is_taken(bench: &Bench) {
+    let topic = bench.topic("closed", 1);
+    let producer = bench.producer();
+    let answers: Vec<_> =
+        (0..500).map(|number| start(&*producer, record(&topic, Some("k"), format!("{number}")), Acks::All)).collect();
+    // Once the first is in, the topic is known and the rest was handed over.
+    outcome(&answers[0]).expect("it is stored");
+    producer.close(SOON);
+    for answer in &answers[1..] {
+        let done = answer.try_recv().expect("a close waits for what was handed over");
+        done.expect("it is stored");
+    }
+    let error = append(&*producer, record(&topic, None, "late"), Acks::Leader).expect_err("it is closed");
+    assert_eq!((error.kind, error.stored), (AppendFailure::Closed, Stored::No), "{error}");
+}
+
+/// A module of stories for each engine.
+macro_rules! over {
+    ($module:ident, $kind:expr; $($story:ident),+ $(,)?) => {
+        mod $module {
+            use super::*;
+            $(#[test]
+            fn $story() {
+                super::$story(&Bench::new($kind));
+            })+
+        }
+    };
+}
+
+macro_rules! over_every_engine {
+    ($($story:ident),+ $(,)?) => {
+        over!(memory, Kind::Memory; $($story),+);
+        #[cfg(feature = "librdkafka")]
+        over!(librdkafka, Kind::Librdkafka; $($story),+);
+        #[cfg(feature = "librdkafka")]
+        over!(librdkafka_kraft, Kind::LibrdkafkaKraft; $($story),+);
+        over!(kafka_rust, Kind::KafkaRust; $($story),+);
+    };
+}
+
+over_every_engine!(
+    appends_at_every_level_are_read_back,
+    keys_choose_the_partition_the_pure_rule_has,
+    what_does_not_exist_is_answered_soon,
+    a_message_too_large_is_refused_and_harms_no_other,
+    an_offset_that_is_gone_is_told_with_what_is_kept,
+    log_ends_are_told_partition_by_partition,
+    a_held_partition_waits_and_a_revoked_one_is_silent,
+    headers_and_timestamps_travel_or_are_refused,
+    after_the_close_nothing_is_taken,
+);
