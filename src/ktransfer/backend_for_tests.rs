@@ -107,8 +107,10 @@ fn receive(reader: &mut impl BufRead) -> Option<Arrived> {
     }
     let began = Instant::now();
     let url = lines.first()?.strip_prefix("POST ")?.strip_suffix(" HTTP/1.1")?.to_owned();
-    let header = |line: &String| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
-    let headers = lines[1..].iter().map(|line| header(line).or_else(|| Some((line.trim_end_matches(':').into(), "".into()))));
+    let header =
+        |line: &String| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers =
+        lines[1..].iter().map(|line| header(line).or_else(|| Some((line.trim_end_matches(':').into(), "".into()))));
     let mut request =
         Arrived { url, headers: headers.collect::<Option<_>>()?, body: Vec::new(), began, ended: began, status: 0 };
     request.body = vec![0; usize::try_from(request.number("content-length")).unwrap()];

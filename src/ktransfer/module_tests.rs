@@ -37,7 +37,8 @@ impl Fence for Told {
 /// Passes the events of the test on and records what it is told.
 struct PlayedGroup {
     told: Arc<Told>,
-    script: Receiver<GroupEvent>,
+    /// Without a script it fails at once.
+    script: Option<Receiver<GroupEvent>>,
 }
 
 impl Group for PlayedGroup {
@@ -46,10 +47,11 @@ impl Group for PlayedGroup {
     }
 
     fn run(self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>) {
+        let script = self.script.expect("a group without a script panics, as the test wants it");
         let ticks = tick(Duration::from_millis(5));
         loop {
             select! {
-                recv(self.script) -> event => if let Ok(event) = event { let _ = events.send(event); },
+                recv(script) -> event => if let Ok(event) = event { let _ = events.send(event); },
                 recv(commands.woken()) -> _ => {},
                 recv(ticks) -> _ => {},
             }
@@ -106,12 +108,14 @@ impl Rig {
         let tries = AtomicU32::new(0);
         let thread = std::thread::spawn(move || {
             module.run(&module_stop, |_| {
-                // The first start fails, so that every test is also one of a module that comes back.
-                if tries.fetch_add(1, Ordering::SeqCst) == 0 {
-                    return Err("there is no broker yet".to_owned());
-                }
+                // The first start is not possible and the second fails, so that every test is also one of a module that comes back.
+                let script = match tries.fetch_add(1, Ordering::SeqCst) {
+                    0 => return Err("there is no broker yet".to_owned()),
+                    1 => None,
+                    _ => Some(script_receiver.clone()),
+                };
                 Ok(Parts {
-                    group: Box::new(PlayedGroup { told: Arc::clone(&played_told), script: script_receiver.clone() }),
+                    group: Box::new(PlayedGroup { told: Arc::clone(&played_told), script }),
                     fetcher: Box::new(played_broker.fetcher()),
                     log_ends: Box::new(played_broker.log_ends()),
                 })
@@ -151,7 +155,11 @@ impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("{}\n{:?}", self.metrics(), self.told.commits.lock().unwrap());
-            println!("{} requests answered, the last: {:?}", self.backend.arrived().len(), self.backend.arrived().last());
+            println!(
+                "{} requests answered, the last: {:?}",
+                self.backend.arrived().len(),
+                self.backend.arrived().last()
+            );
         }
         self.end();
     }
@@ -185,10 +193,14 @@ fn one() -> NonZeroUsize {
 
 #[test]
 fn every_message_is_delivered_once_in_order_per_key_and_committed() {
-    let mut rig = Rig::start(4, |_| {}, |request| {
-        std::thread::sleep(Duration::from_micros((request.number("x-kafka-offset") as u64 * 7919) % 900));
-        200
-    });
+    let mut rig = Rig::start(
+        4,
+        |_| {},
+        |request| {
+            std::thread::sleep(Duration::from_micros((request.number("x-kafka-offset") as u64 * 7919) % 900));
+            200
+        },
+    );
     for number in 0..2000 {
         let partition = number % 4;
         let key = format!("key-{partition}-{}", number / 4 % 25);
@@ -215,10 +227,14 @@ fn every_message_is_delivered_once_in_order_per_key_and_committed() {
 fn messages_without_a_key_are_spread_over_all_workers() {
     // Two at a time or this never ends: each of a pair waits for the other.
     let barrier = std::sync::Barrier::new(2);
-    let rig = Rig::start(1, |_| {}, move |_| {
-        barrier.wait();
-        200
-    });
+    let rig = Rig::start(
+        1,
+        |_| {},
+        move |_| {
+            barrier.wait();
+            200
+        },
+    );
     for number in 0..100 {
         rig.broker.put("t", 0, None, &[number]);
     }
@@ -229,8 +245,14 @@ fn messages_without_a_key_are_spread_over_all_workers() {
 #[test]
 fn messages_that_are_not_ours_or_no_msgpack_pass_and_stop_nothing() {
     let rig = Rig::start(1, |config| config.methods = Some(["mine".into()].into()), |_| 200);
-    let contents: [&[u8]; 6] =
-        [b"\x81\xa6method\xa4mine", b"{\"method\":\"mine\"}", b"\xc1", b"", b"\x81\xa6method\xa5other", b"\x81\xa6method"];
+    let contents: [&[u8]; 6] = [
+        b"\x81\xa6method\xa4mine",
+        b"{\"method\":\"mine\"}",
+        b"\xc1",
+        b"",
+        b"\x81\xa6method\xa5other",
+        b"\x81\xa6method",
+    ];
     for round in 0..20 {
         for content in contents {
             rig.broker.put("t", 0, Some(&[round]), content);
@@ -249,10 +271,14 @@ fn messages_that_are_not_ours_or_no_msgpack_pass_and_stop_nothing() {
 
 #[test]
 fn a_message_is_retried_before_the_next_of_its_key_and_holds_up_no_other() {
-    let rig = Rig::start(1, |_| {}, |request| {
-        let is_difficult = request.number("x-kafka-offset") % 10 == 0;
-        if is_difficult && request.number("x-kafka-attempt") < 4 { 503 } else { 200 }
-    });
+    let rig = Rig::start(
+        1,
+        |_| {},
+        |request| {
+            let is_difficult = request.number("x-kafka-offset") % 10 == 0;
+            if is_difficult && request.number("x-kafka-attempt") < 4 { 503 } else { 200 }
+        },
+    );
     for number in 0..200u8 {
         rig.broker.put("t", 0, Some(&[b'a' + number % 7]), &[number]);
     }
@@ -265,9 +291,13 @@ fn a_message_is_retried_before_the_next_of_its_key_and_holds_up_no_other() {
 
 #[test]
 fn a_message_whose_retries_are_used_up_is_counted_and_passed_over() {
-    let rig = Rig::start(1, |config| config.retry.max_retry_times = Some(2), |request| {
-        if request.body == b"bad" { 500 } else { 200 }
-    });
+    let rig = Rig::start(
+        1,
+        |config| config.retry.max_retry_times = Some(2),
+        |request| {
+            if request.body == b"bad" { 500 } else { 200 }
+        },
+    );
     for content in [b"good".as_slice(), b"bad", b"good"] {
         rig.broker.put("t", 0, Some(b"k"), content);
     }
@@ -282,10 +312,14 @@ fn a_message_whose_retries_are_used_up_is_counted_and_passed_over() {
 fn a_partition_is_given_back_at_its_first_message_that_is_not_done() {
     let backend_is_well = Arc::new(AtomicBool::new(false));
     let wellness = Arc::clone(&backend_is_well);
-    let rig = Rig::start(2, |_| {}, move |request| {
-        let is_stuck = request.number("x-kafka-partition") == 0 && request.number("x-kafka-offset") == 5;
-        if is_stuck && !wellness.load(Ordering::SeqCst) { 500 } else { 200 }
-    });
+    let rig = Rig::start(
+        2,
+        |_| {},
+        move |request| {
+            let is_stuck = request.number("x-kafka-partition") == 0 && request.number("x-kafka-offset") == 5;
+            if is_stuck && !wellness.load(Ordering::SeqCst) { 500 } else { 200 }
+        },
+    );
     for number in 0..10u8 {
         rig.broker.put("t", 0, Some(&[number]), &[number]);
         rig.broker.put("t", 1, None, &[number]);
@@ -347,15 +381,16 @@ fn a_stuck_message_holds_its_partition_back_within_the_gap_and_no_other() {
     rig.gain(0, 1, Some(0));
     rig.gain(1, 2, Some(0));
     wait_until("the other partition is done", || rig.commit_point(1) == Some(300));
-    let delivered_of_0 = || {
-        rig.backend.delivered().iter().filter(|request| request.number("x-kafka-partition") == 0).count()
-    };
+    let delivered_of_0 =
+        || rig.backend.delivered().iter().filter(|request| request.number("x-kafka-partition") == 0).count();
     assert!(delivered_of_0() <= 9, "{} would be repeated", delivered_of_0());
     assert_eq!(rig.commit_point(0), None);
     backend_is_well.store(true, Ordering::SeqCst);
     wait_until("it goes on", || rig.commit_point(0) == Some(301));
     assert_eq!(delivered_of_0(), 301);
-    assert_one_at_a_time_in_order(rig.backend.arrived().into_iter().filter(|r| r.number("x-kafka-partition") == 0).collect());
+    assert_one_at_a_time_in_order(
+        rig.backend.arrived().into_iter().filter(|r| r.number("x-kafka-partition") == 0).collect(),
+    );
 }
 
 #[test]
@@ -392,14 +427,18 @@ fn a_new_module_begins_where_it_is_told_and_stores_that_at_once() {
 fn a_push_that_nobody_answers_is_cut_when_the_module_stops() {
     let is_over = Arc::new(AtomicBool::new(false));
     let over = Arc::clone(&is_over);
-    let mut rig = Rig::start(1, |config| config.worker_num = one(), move |request| {
-        if request.body == b"hangs" {
-            while !over.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(5));
+    let mut rig = Rig::start(
+        1,
+        |config| config.worker_num = one(),
+        move |request| {
+            if request.body == b"hangs" {
+                while !over.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
             }
-        }
-        200
-    });
+            200
+        },
+    );
     rig.broker.put("t", 0, Some(b"k"), b"quick");
     rig.broker.put("t", 0, Some(b"k"), b"hangs");
     rig.gain(0, 1, Some(0));

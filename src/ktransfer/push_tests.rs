@@ -19,7 +19,11 @@ pub(crate) fn module_config(servers: &[&str]) -> ModuleConfig {
         methods: None,
         protocol: ProtocolConfig {
             uri: Template::parse("/p?key={#KEY}&transid={#TRANSID}&method={#METHOD}").unwrap(),
-            headers: vec![("Host".into(), "www.example.org".into()), ("X-Two".into(), "a".into()), ("X-Two".into(), "b".into())],
+            headers: vec![
+                ("Host".into(), "www.example.org".into()),
+                ("X-Two".into(), "a".into()),
+                ("X-Two".into(), "b".into()),
+            ],
             connect_timeout: Some(Duration::from_secs(5)),
             write_timeout: Some(Duration::from_secs(5)),
             read_timeout: Some(Duration::from_millis(500)),
@@ -146,7 +150,10 @@ fn every_status_is_an_answer_and_the_connection_is_used_again() {
         assert_eq!(pusher.push(&job, &url, 1), Attempt::Answered { status, retry_after: None });
     }
     let first_reads = serving.join().unwrap();
-    assert!(first_reads.windows(2).all(|pair| pair[0] == pair[1]), "head and body arrive in one piece: {first_reads:?}");
+    assert!(
+        first_reads.windows(2).all(|pair| pair[0] == pair[1]),
+        "head and body arrive in one piece: {first_reads:?}"
+    );
 }
 
 #[test]
