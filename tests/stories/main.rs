@@ -10,5 +10,6 @@ mod group_story;
 mod harness;
 mod harness_story;
 mod kmonitor_delay;
+mod ktransfer_push;
 mod path_story;
 mod keeper_story;
