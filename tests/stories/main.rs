@@ -11,4 +11,5 @@ mod harness;
 mod harness_story;
 mod keeper_story;
 mod kmonitor_delay;
+mod ktransfer_push;
 mod path_story;
