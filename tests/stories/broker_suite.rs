@@ -240,8 +240,7 @@ fn what_does_not_exist_is_answered_soon(bench: &Bench) {
     let producer = bench.producer();
     let unknown: Arc<str> = unique("nowhere").into();
     let started = Instant::now();
-    let answers: Vec<_> =
-        (0..10).map(|_| start(&*producer, record(&unknown, Some("k"), "v"), Acks::Leader)).collect();
+    let answers: Vec<_> = (0..10).map(|_| start(&*producer, record(&unknown, Some("k"), "v"), Acks::Leader)).collect();
     for answer in &answers {
         let error = outcome(answer).expect_err("the topic does not exist");
         assert_eq!((error.kind, error.stored), (AppendFailure::UnknownTopic, Stored::No), "{error}");

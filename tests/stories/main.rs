@@ -7,4 +7,6 @@
 mod broker_suite;
 mod harness;
 mod harness_story;
+mod http_story;
+mod kproxy_story;
 mod path_story;
