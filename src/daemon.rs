@@ -260,8 +260,8 @@ fn leave(exit: Exit) -> ! {
     unsafe { libc::_exit(exit as i32) }
 }
 
-/// Allows as many open files as the system lets this process have; returns how many.
-fn raise_open_files() -> u64 {
+/// Allows as many open files as the system lets this process have; returns how many. Idempotent.
+pub fn raise_open_files() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is valid for the call.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {

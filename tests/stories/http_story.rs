@@ -71,7 +71,7 @@ fn hostile_requests_get_their_status_and_store_nothing() {
         let smuggled = format!("{start}Content-Length: 8\r\n\r\nsmuggled");
         let answer = exchange(&kproxy.address, format!("{bytes}{smuggled}").as_bytes(), false);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{status}: {bytes:.120}: {answer}");
-        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{bytes:.120}: {answer}");
+        assert_eq!(answer.matches("\r\nDate: ").count(), 1, "{bytes:.120}: {answer}");
         assert!(answer.contains("\r\nConnection: close\r\n"), "{bytes:.120}: {answer}");
         let body: serde_json::Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
         assert_eq!(body["stored"], "no", "{bytes:.120}");
