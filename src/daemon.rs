@@ -26,7 +26,6 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::{Problems, Section};
-use crate::http::raise_file_limit;
 use crate::logging::{self, LogConfig, to_stderr};
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor, panic_text};
@@ -163,7 +162,7 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
     if let Err(cause) = logging::start(name, config.log()) {
         return cannot_start(&cause);
     }
-    let open_files = raise_file_limit().map_or_else(|cause| format!("unknown ({cause})"), |limit| limit.to_string());
+    let open_files = raise_open_files();
     info!(
         "{name} {} starts: process {}, configuration {}, open files at most {open_files}",
         env!("CARGO_PKG_VERSION"),
@@ -259,6 +258,22 @@ fn watch_signals(mut signals: Signals, stop: &Stop) {
 fn leave(exit: Exit) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(exit as i32) }
+}
+
+/// Allows as many open files as the system lets this process have; returns how many. Idempotent.
+pub fn raise_open_files() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is valid for the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return 0;
+    }
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: the pointer is valid for the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
+        raised.rlim_cur
+    } else {
+        limit.rlim_cur
+    }
 }
 
 #[cfg(test)]

@@ -142,7 +142,8 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
             let file = folder.join(format!("{name}.yaml"));
             modules.extend(module_file(&name, Section::load(&file, problems), problems));
         } else {
-            let text = format!("has {name:?}, but a module has the name of its file, so no slash, and no dot before it");
+            let text =
+                format!("has {name:?}, but a module has the name of its file, so no slash, and no dot before it");
             section.note("module_enabled", text, problems);
         }
     }
@@ -172,7 +173,8 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         let text = format!("is {topic:?}, but must be 1 to 249 of letters, digits, dot, underscore and minus");
         section.note("topic", text, problems);
     }
-    let methods = section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());
+    let methods =
+        section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());
     let protocol = match section.section("protocol", true, problems) {
         Some(inner) => protocol(inner, problems),
         None => None,
@@ -260,7 +262,11 @@ fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolCon
 fn headers(section: &mut Section, problems: &mut Problems) -> Vec<(String, String)> {
     let Some(value) = section.take("headers") else { return Vec::new() };
     let Value::Sequence(items) = value else {
-        section.note("headers", "must be a list of maps with one key each, as in \"- Host: www.example.org\"", problems);
+        section.note(
+            "headers",
+            "must be a list of maps with one key each, as in \"- Host: www.example.org\"",
+            problems,
+        );
         return Vec::new();
     };
     let mut headers: Vec<(String, String)> = Vec::new();

@@ -68,9 +68,13 @@ enum Event {
 enum Phase {
     Working,
     /// Pushes under way may end until then; after it their connections are cut.
-    Ending { until: Instant },
+    Ending {
+        until: Instant,
+    },
     /// Connections were cut; the acks of those pushes are awaited until then.
-    Cut { until: Instant },
+    Cut {
+        until: Instant,
+    },
 }
 
 /// The state of one claim.
@@ -408,7 +412,10 @@ impl Dispatcher {
             }
         };
         if !state.window.open(message.offset) {
-            warn!("module [{}]: offset {} of partition {partition} came twice", self.shared.config.name, message.offset);
+            warn!(
+                "module [{}]: offset {} of partition {partition} came twice",
+                self.shared.config.name, message.offset
+            );
             return;
         }
         state.in_flight += 1;

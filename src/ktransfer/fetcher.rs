@@ -184,7 +184,10 @@ impl Reader {
                 }
                 Err(cause) => {
                     let module = &self.module;
-                    log_limited!(Level::Warn, "module [{module}]: does not know where partition {partition} begins: {cause}");
+                    log_limited!(
+                        Level::Warn,
+                        "module [{module}]: does not know where partition {partition} begins: {cause}"
+                    );
                     if matches!(cause, MetadataError::Unreachable(_)) {
                         self.health.set(Err(cause.to_string()));
                     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
-use log::{error, info};
+use log::{error, info, warn};
 
 use super::client::Names;
 use super::config::ModuleConfig;
@@ -30,6 +30,8 @@ use crate::supervise::{Ended, Supervisor};
 const GROUP_EVENTS: usize = 64;
 /// Commands to the fetcher that may wait. When it is full the dispatcher waits, for one poll at most.
 const FETCH_COMMANDS: usize = 64;
+/// Pause before a module that could not be started yet (no ZooKeeper, no broker) is tried again.
+const NOT_YET_PAUSE: Duration = Duration::from_secs(1);
 /// Pause before the first restart of a module; doubles with each failure soon after the last.
 const FIRST_RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// A module that ran so long has recovered: the next failure counts as the first.
@@ -65,45 +67,51 @@ pub struct Module {
 
 impl Module {
     /// Runs the module until the stop. It is started again whenever one of its threads has failed. `make` makes new parts, or says
-    /// why that is not possible now; the threads of the parts belong to the supervisor it is given.
+    /// why that is not possible yet; the threads of the parts belong to the supervisor it is given.
     pub fn run(&self, stop: &Stop, make: impl Fn(&Supervisor) -> Result<Parts, String>) {
         let name = &self.config.name;
-        let mut pause = FIRST_RESTART_PAUSE;
-        loop {
+        let mut failure_pause = FIRST_RESTART_PAUSE.min(self.longest_pause);
+        let mut last_trouble = String::new();
+        while !stop.is_triggered() {
             let began = Instant::now();
             let threads = Supervisor::new(format!("module {name}"), stop.child());
-            let trouble = match make(&threads) {
+            let pause = match make(&threads) {
                 Err(trouble) => {
                     threads.stop().trigger();
                     threads.join(self.grace);
-                    trouble
+                    if trouble != last_trouble {
+                        warn!("module [{name}] cannot start yet, it is tried again and again: {trouble}");
+                    }
+                    self.health.set(Err(trouble.clone()));
+                    last_trouble = trouble;
+                    NOT_YET_PAUSE.min(self.longest_pause)
                 }
                 Ok(parts) => {
+                    last_trouble.clear();
                     self.start(parts, &threads);
                     self.health.set(Ok(()));
                     info!("module [{name}] start");
-                    match threads.join(self.grace + MARGIN) {
+                    let trouble = match threads.join(self.grace + MARGIN) {
                         Ended::Asked => "it was stopped".to_owned(),
                         Ended::Failed(failure) => failure.to_string(),
                         Ended::StillRunning(left) => format!("still running at the end: {}", left.join(", ")),
+                    };
+                    if stop.is_triggered() {
+                        info!("module [{name}] end: {trouble}");
+                        return;
                     }
+                    if RECOVERED_AFTER < began.elapsed() {
+                        failure_pause = FIRST_RESTART_PAUSE.min(self.longest_pause);
+                    }
+                    let pause = failure_pause;
+                    failure_pause = (pause * 2).min(self.longest_pause);
+                    error!("module [{name}] failed and starts again in {} ms: {trouble}", pause.as_millis());
+                    self.health.set(Err(trouble));
+                    self.metrics.restarts.inc();
+                    pause
                 }
             };
-            if stop.is_triggered() {
-                info!("module [{name}] end: {trouble}");
-                return;
-            }
-            self.health.set(Err(trouble.clone()));
-            self.metrics.restarts.inc();
-            if RECOVERED_AFTER < began.elapsed() {
-                pause = FIRST_RESTART_PAUSE;
-            }
-            let next = pause.min(self.longest_pause);
-            error!("module [{name}]: {trouble}; starts again in {} ms", next.as_millis());
-            if !stop.sleep(next) {
-                return;
-            }
-            pause = next.saturating_mul(2);
+            stop.sleep(pause);
         }
     }
 

@@ -197,4 +197,4 @@ fn drain(body: &mut impl Read) {
 
 #[cfg(test)]
 #[path = "push_tests.rs"]
-mod tests;
+pub(super) mod tests;

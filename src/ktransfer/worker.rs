@@ -150,7 +150,7 @@ impl Shared {
 }
 
 /// The next job; `None` when there will be none.
-fn next_job(own: &Receiver<Job>, anyone: &Receiver<Job>) -> Option<Job> {
+fn next_job<T>(own: &Receiver<T>, anyone: &Receiver<T>) -> Option<T> {
     match own.try_recv() {
         Ok(job) => return Some(job),
         // The dispatcher drops all queues together.
@@ -182,5 +182,34 @@ impl Random {
 }
 
 #[cfg(test)]
-#[path = "worker_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chance_is_spread_over_all_of_its_range() {
+        let mut random = Random::new();
+        let mut tenths = [0; 10];
+        for _ in 0..10_000 {
+            let number = random.next();
+            assert!((0.0..1.0).contains(&number), "{number}");
+            tenths[(number * 10.0) as usize] += 1;
+        }
+        assert!(tenths.iter().all(|count| (700..1300).contains(count)), "{tenths:?}");
+    }
+
+    #[test]
+    fn a_worker_takes_its_own_jobs_first_and_ends_when_both_queues_have_ended() {
+        // The queues of jobs and this function know nothing of what a job is.
+        let (own_sender, own) = crossbeam_channel::unbounded();
+        let (anyone_sender, anyone) = crossbeam_channel::unbounded();
+        for number in 0..3 {
+            anyone_sender.send(number).unwrap();
+            own_sender.send(number + 10).unwrap();
+        }
+        let first: Vec<i32> = (0..4).filter_map(|_| next_job(&own, &anyone)).collect();
+        assert_eq!(first, [10, 11, 12, 0]);
+        drop((own_sender, anyone_sender));
+        let rest: Vec<i32> = std::iter::from_fn(|| next_job(&own, &anyone)).collect();
+        assert_eq!(rest, [1, 2]);
+    }
+}
