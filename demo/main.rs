@@ -20,7 +20,7 @@ use harness::configs::{self, CLUSTER_NAME};
 use harness::http::{self, Client};
 use harness::message::{METHODS, Message};
 use harness::oracle::{Id, Verdict, judge};
-use harness::{Answer, Backend, Cluster, Daemon, Program, Request, binary, cluster, free_port, poll, wait_until};
+use harness::{Answer, Backend, Cluster, Daemon, Program, Request, binary, cluster, free_port, poll};
 
 const TOPIC: &str = "demo_topic";
 const MODULE: &str = "demo_module";
@@ -288,7 +288,8 @@ impl Daemons {
         let kproxy = configs::kproxy(cluster, kproxy_port, kproxy_admin_port);
         let ktransfer = configs::ktransfer(cluster, ktransfer_admin_port, &[MODULE]);
         let module = configs::module(TOPIC, &servers);
-        let kmonitor = configs::kmonitor(cluster, kmonitor_port);
+        // Looked at every half second, so that one sees the delay move.
+        let kmonitor = configs::kmonitor(cluster, kmonitor_port).replace("base:\n", "base:\n poll_interval_ms: 500\n");
         let module_file = format!("conf/modules/{MODULE}.yaml");
         Daemons {
             kproxy: Daemon::start(Program::Kproxy, &[("kproxy.yaml", &kproxy)]),
@@ -304,13 +305,10 @@ impl Daemons {
         }
     }
 
-    fn wait_until_ready(&self) {
-        for (name, address) in
-            [("kproxy", &self.kproxy_admin), ("ktransfer", &self.ktransfer_admin), ("kmonitor", &self.kmonitor_address)]
-        {
-            let ready = || http::get(&format!("http://{address}/readyz")).is_ok_and(|answer| answer.status == 200);
-            wait_until(START_DEADLINE, &format!("{name} is ready (/readyz)"), ready);
-        }
+    fn wait_until_ready(&mut self) {
+        self.kproxy.wait_until_ready(&self.kproxy_admin, START_DEADLINE);
+        self.ktransfer.wait_until_ready(&self.ktransfer_admin, START_DEADLINE);
+        self.kmonitor.wait_until_ready(&self.kmonitor_address, START_DEADLINE);
     }
 
     fn print_addresses(&self, backends: &[Backend]) {

@@ -164,7 +164,7 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
     }
     let open_files = raise_open_files();
     info!(
-        "{name} {} starts: process {}, configuration {}, up to {open_files} open files",
+        "{name} {} starts: process {}, configuration {}, open files at most {open_files}",
         env!("CARGO_PKG_VERSION"),
         process::id(),
         file.display()

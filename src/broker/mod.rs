@@ -6,10 +6,13 @@
 //! Invariants: a [`Producer`] completes every append exactly once; a [`Fetcher`] hands out the messages of a
 //! partition in rising offset order, each one at most once for an assignment, and never passes one over silently.
 
+mod front;
+mod kafka_rust;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
 pub mod memory;
 pub mod partitioner;
+mod topics;
 
 use std::fmt;
 use std::sync::Arc;
@@ -356,7 +359,7 @@ pub fn producer<C: Completion>(
     match broker.engine.resolve()? {
         #[cfg(feature = "librdkafka")]
         Engine::Librdkafka => Ok(Arc::new(librdkafka::RdProducer::new(broker, config, supervisor)?)),
-        _ => Err("not yet".to_owned()),
+        _ => Ok(Arc::new(kafka_rust::RustProducer::new(broker, &config, supervisor))),
     }
 }
 
@@ -366,20 +369,18 @@ pub fn fetcher(
     config: FetcherConfig,
     supervisor: &Supervisor,
 ) -> Result<Box<dyn Fetcher>, String> {
-    let _ = supervisor;
     match broker.engine.resolve()? {
         #[cfg(feature = "librdkafka")]
         Engine::Librdkafka => Ok(Box::new(librdkafka::RdFetcher::new(broker, config)?)),
-        _ => Err("not yet".to_owned()),
+        _ => Ok(Box::new(kafka_rust::RustFetcher::new(broker, config, supervisor))),
     }
 }
 
 /// A reader of log ends of the engine asked for. Needs no reachable broker.
 pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
-    let _ = supervisor;
     match broker.engine.resolve()? {
         #[cfg(feature = "librdkafka")]
         Engine::Librdkafka => Ok(Box::new(librdkafka::RdLogEnds::new(broker)?)),
-        _ => Err("not yet".to_owned()),
+        _ => Ok(Box::new(kafka_rust::RustLogEnds::new(broker, supervisor))),
     }
 }

@@ -77,18 +77,24 @@ pub fn offset_text(offset: Offset) -> Vec<u8> {
     offset.to_string().into_bytes()
 }
 
+/// What stands in an offset node while nothing was stored yet; the original, too, takes -1 for that.
+pub const NOTHING_STORED: &[u8] = b"-1";
+
 /// What is wrong with a stored offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a stored offset must be a decimal number from 0 on, not {0:?}")]
+#[error("a stored offset must be a decimal number from 0 on (or -1 for none), not {0:?}")]
 pub struct BadOffset(pub String);
 
-/// A stored offset. White space around it (as hand-made ones have) does no harm.
-pub fn parse_offset(data: &[u8]) -> Result<Offset, BadOffset> {
-    let text = str::from_utf8(data).ok().map(str::trim_ascii);
-    let digits = text.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+/// A stored offset; `None` for [`NOTHING_STORED`]. White space around it (as hand-made ones have) does no harm.
+pub fn parse_offset(data: &[u8]) -> Result<Option<Offset>, BadOffset> {
+    let text = data.trim_ascii();
+    if text == NOTHING_STORED {
+        return Ok(None);
+    }
+    let digits = str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     // Only the beginning is quoted: the node may hold anything.
     let bad = || BadOffset(String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned());
-    digits.and_then(|digits| digits.parse().ok()).ok_or_else(bad)
+    digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or_else(bad)
 }
 
 /// The chroot as it is put before each path: empty, or `/a/b` without a slash at the end. The error says what is wrong.
@@ -175,13 +181,14 @@ mod tests {
     #[test]
     fn offsets_are_decimal_text() {
         for (text, offset) in [("0", 0), ("42", 42), (" 7\n", 7), ("9223372036854775807", i64::MAX)] {
-            assert_eq!(parse_offset(text.as_bytes()), Ok(offset), "{text:?}");
+            assert_eq!(parse_offset(text.as_bytes()), Ok(Some(offset)), "{text:?}");
         }
-        for wrong in ["", " ", "-1", "+1", "1.0", "0x1", "9223372036854775808", "12a", "{}"] {
+        for wrong in ["", " ", "-2", "+1", "1.0", "0x1", "9223372036854775808", "12a", "{}"] {
             assert!(parse_offset(wrong.as_bytes()).is_err(), "{wrong:?}");
         }
         assert!(parse_offset(&[0xff, 0xfe]).is_err());
-        assert_eq!(parse_offset(&offset_text(12)), Ok(12));
+        assert_eq!(parse_offset(&offset_text(12)), Ok(Some(12)));
+        assert_eq!(parse_offset(NOTHING_STORED), Ok(None));
         for (name, partition) in [("0", Some(0)), ("17", Some(17)), ("", None), ("-1", None), ("+1", None), ("x", None)]
         {
             assert_eq!(parse_partition(name), partition, "{name:?}");

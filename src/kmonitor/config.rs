@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::broker::Engine;
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
-use crate::keeper::KeeperConfig;
+use crate::keeper::{KeeperConfig, paths};
 use crate::logging::LogConfig;
 
 /// An hour: longer is certainly meant to be something else.
@@ -159,9 +159,8 @@ impl ClusterConfig {
 fn engine(cluster: &mut Section, problems: &mut Problems) -> Engine {
     let choices = [("auto", Engine::Auto), ("librdkafka", Engine::Librdkafka), ("kafka-rust", Engine::KafkaRust)];
     let engine = cluster.choice("kafka_client", &choices, problems);
-    if engine == Engine::Librdkafka && !cfg!(feature = "librdkafka") {
-        let text = "is librdkafka, which is not built into this program; use auto or kafka-rust";
-        cluster.note("kafka_client", text, problems);
+    if let Err(wrong) = engine.resolve() {
+        cluster.note("kafka_client", wrong.trim_start_matches("kafka_client: "), problems);
     }
     engine
 }
@@ -169,16 +168,10 @@ fn engine(cluster: &mut Section, problems: &mut Problems) -> Engine {
 /// `chroot`: empty or absent, or `/a/b`.
 fn chroot(cluster: &mut Section, problems: &mut Problems) -> String {
     let chroot = cluster.string("chroot", Some(""), problems);
-    let is_path = chroot.is_empty() || chroot == "/" || chroot.strip_prefix('/').is_some_and(is_relative_path);
-    if !is_path {
-        let text = format!("is {chroot:?}, but must be empty or a path without a final slash, as in /mq/test_cluster");
-        cluster.note("chroot", text, problems);
-    }
-    if chroot == "/" { String::new() } else { chroot }
-}
-
-fn is_relative_path(path: &str) -> bool {
-    path.split('/').all(|part| !["", ".", ".."].contains(&part) && !part.contains(char::is_control))
+    paths::normalise_chroot(&chroot).unwrap_or_else(|wrong| {
+        cluster.note("chroot", format!("{wrong}; it is empty or a path, as in /mq/test_cluster"), problems);
+        String::new()
+    })
 }
 
 #[cfg(test)]
@@ -278,15 +271,9 @@ common_cluster:
 
     #[test]
     fn a_chroot_is_empty_or_a_clean_path() {
-        for (chroot, good) in [
-            ("''", true),
-            ("/", true),
-            ("/a", true),
-            ("a", false),
-            ("/a/", false),
-            ("/a//b", false),
-            ("/a/../b", false),
-        ] {
+        for (chroot, good) in
+            [("''", true), ("/", true), ("/a", true), ("a", false), ("/a/", true), ("/a//b", false), ("/a/../b", false)]
+        {
             let text = SEED.replace("chroot: /mq/test_cluster", &format!("chroot: {chroot}"));
             assert_eq!(load(&text).is_ok(), good, "{chroot}");
         }
@@ -297,6 +284,56 @@ common_cluster:
     fn a_file_without_its_sections_is_told_so() {
         for text in ["", "base: 1\n", "base:\n clusters: []\nhttp_server:\n port: 1\n", "http_server:\n port: 1\n"] {
             assert!(!load(text).unwrap_err().is_empty(), "{text:?}");
+        }
+    }
+
+    /// The reference with the keys that are commented out put in force.
+    fn reference() -> String {
+        let is_key = |text: &str| {
+            let (key, _) = text.split_once(':').unwrap_or_default();
+            !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        };
+        let in_force = |line: &str| match line.split_once("# ") {
+            Some((blank, text)) if blank.trim().is_empty() && (is_key(text) || text.trim().starts_with("- ")) => {
+                format!("{blank}{text}\n")
+            }
+            _ => format!("{line}\n"),
+        };
+        include_str!("../../conf/kmonitor.yaml").lines().map(in_force).collect()
+    }
+
+    /// Names of the keys that some code takes from a section.
+    fn keys_taken(source: &'static str) -> impl Iterator<Item = &'static str> {
+        let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let takes = ["integer", "port", "optional_port", "millis", "string", "strings", "hosts", "choice", "section"];
+        takes.into_iter().flat_map(move |take| {
+            code.match_indices(take).filter_map(move |(at, _)| {
+                let after = code[at + take.len()..].strip_prefix("(\"")?;
+                code[..at].ends_with('.').then(|| after.split('"').next().unwrap_or_default())
+            })
+        })
+    }
+
+    #[test]
+    fn the_reference_loads_as_it_is_and_with_every_key_in_force() {
+        let shipped = load(include_str!("../../conf/kmonitor.yaml")).unwrap();
+        assert_eq!((shipped.clusters.len(), shipped.http.admin_port), (2, None));
+        let all = load(&reference()).unwrap();
+        assert_eq!(all.http.admin_port, Some(55326));
+        assert_eq!(all.clusters[1].broker_hosts.as_deref(), Some(&["10.2.1.1:9092".to_owned()][..]));
+        // What is shown as a default is the default.
+        assert_eq!((all.poll_interval, all.shutdown_grace), (shipped.poll_interval, shipped.shutdown_grace));
+    }
+
+    #[test]
+    fn the_reference_has_every_key() {
+        let sources = [include_str!("config.rs"), include_str!("../logging.rs"), include_str!("../daemon.rs")];
+        let taken: std::collections::BTreeSet<_> = sources.into_iter().flat_map(keys_taken).collect();
+        assert!(taken.contains("shutdown_grace_ms") && taken.contains("log_dir") && taken.len() > 12, "{taken:?}");
+        let reference = reference();
+        for key in taken {
+            let is_there = reference.lines().any(|line| line.trim_start().starts_with(&format!("{key}:")));
+            assert!(is_there, "conf/kmonitor.yaml does not have {key}");
         }
     }
 }

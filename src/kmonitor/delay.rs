@@ -41,7 +41,7 @@ pub struct PartitionDelay {
 pub struct ModuleDelay {
     /// Every partition, by topic and number.
     pub partitions: Vec<PartitionDelay>,
-    /// What `/delay` shows: see [`by_number`].
+    /// What `/delay` shows: the delays by the number of the partition alone; several topics are added up.
     pub by_number: BTreeMap<PartitionId, u64>,
 }
 

@@ -1,4 +1,13 @@
-//! kmonitor.
+//! kmonitor shows how far the pushers are behind: for each module and partition, how many messages wait.
+//!
+//! ```text
+//!  ZooKeeper ──stored offsets──▶ poll@CLUSTER ──view──▶ board ◀──views── DelayHandler ◀── GET /delay, /metrics
+//!  brokers ────newest offsets──▶ (one a cluster)                        (on the reader threads)
+//! ```
+//!
+//! Reading order: `delay` (pure), `positions` and `log_ends` (what is read), `cluster` (one poller), `board`, `report`, `handler`.
+//!
+//! Invariants: a delay that is not known is left out; a cluster's trouble stays its own; an answer waits for nobody.
 
 pub mod board;
 pub mod cluster;
@@ -8,3 +17,166 @@ pub mod handler;
 pub mod log_ends;
 pub mod positions;
 pub mod report;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::info;
+use prometheus::{HistogramVec, IntCounterVec};
+
+use crate::admin::{Admin, Health};
+use crate::broker::{self, BrokerConfig};
+use crate::config::Problems;
+use crate::http::{Handler, Limits, Listen, Server, ServerConfig, ServerMetrics};
+use crate::keeper::{self, discovery};
+use crate::metrics::{Registry, SECONDS_BUCKETS};
+use crate::supervise::Supervisor;
+
+use board::{Board, Place};
+use cluster::{FindBrokers, PollMetrics, Poller};
+use config::{ClusterConfig, Config};
+use handler::{AdminHandler, DelayHandler};
+use log_ends::BrokerLogEnds;
+
+/// Bound of one question to a broker. A reading asks few: all partitions of a broker together.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Threads that read requests and format answers.
+const READERS: usize = 2;
+
+/// More connections than this at the same time are refused with 503.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// Reads the configuration, or tells all that is wrong with it.
+pub fn load(file: &Path) -> Result<Config, Problems> {
+    Config::load(file)
+}
+
+/// Serves until the supervisor's stop: port, then pollers; ends in the same order.
+pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
+    let (registry, health) = (Registry::new(), Health::new());
+    let board = Board::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
+    report::prometheus::register(&registry, &board);
+    let admin = Admin::new(registry.clone(), health.clone());
+
+    // A port that is taken ends the start before anything else has begun.
+    let servers = listen(&config, &board, &admin, &registry, supervisor)?;
+
+    let meters = Meters::new(&registry);
+    for (cluster, place) in config.clusters.iter().zip(board.places()) {
+        let poller = poller(cluster, config.poll_interval, place, &health, &meters, supervisor);
+        let stop = supervisor.stop().clone();
+        supervisor.spawn(format!("poll@{}", cluster.name), move || poller.run(&stop));
+    }
+
+    supervisor.stop().wait();
+    // The pollers end by themselves; answers that are under way are still given.
+    for server in &servers {
+        server.drain(config.shutdown_grace);
+        server.close();
+    }
+    Ok(())
+}
+
+/// Opens the ports: `/delay` with all the rest, and operations alone where `admin_port` asks for it.
+fn listen(
+    config: &Config,
+    board: &Board,
+    admin: &Admin,
+    registry: &Registry,
+    supervisor: &Supervisor,
+) -> Result<Vec<Server>, String> {
+    let metrics = ServerMetrics::new(registry);
+    let start = |key: &str, name, port, readers, limits, handler: Arc<dyn Handler>| {
+        let listen = Listen::Everywhere(port);
+        let server = Server::start(ServerConfig { listen, name, readers, limits }, handler, supervisor, &metrics)
+            .map_err(|cause| format!("http_server.{key}: cannot listen on port {port}: {cause}"))?;
+        info!("{name} listens on {}", server.local_addr());
+        Ok::<_, String>(server)
+    };
+    let limits = Limits {
+        read_timeout: config.http.read_timeout,
+        write_timeout: config.http.write_timeout,
+        max_connections: MAX_CONNECTIONS,
+        ..Limits::default()
+    };
+    let delay = DelayHandler { board: board.clone(), admin: admin.clone() };
+    let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
+    if let Some(port) = config.http.admin_port {
+        let handler = AdminHandler(admin.clone());
+        servers.push(start("admin_port", "admin", port, 1, Limits::default(), Arc::new(handler))?);
+    }
+    Ok(servers)
+}
+
+/// What is counted, before it is told apart by cluster.
+struct Meters {
+    polls: IntCounterVec,
+    seconds: HistogramVec,
+}
+
+impl Meters {
+    fn new(registry: &Registry) -> Self {
+        Meters {
+            polls: registry.counter(
+                "kmonitor_polls_total",
+                "Readings of a cluster: complete, or incomplete where something stayed unknown.",
+                &["cluster", "outcome"],
+            ),
+            seconds: registry.histogram(
+                "kmonitor_poll_seconds",
+                "How long a reading of a cluster took.",
+                &["cluster"],
+                SECONDS_BUCKETS,
+            ),
+        }
+    }
+
+    fn of(&self, cluster: &str) -> PollMetrics {
+        PollMetrics {
+            complete: self.polls.with_label_values(&[cluster, "complete"]),
+            incomplete: self.polls.with_label_values(&[cluster, "incomplete"]),
+            seconds: self.seconds.with_label_values(&[cluster]),
+        }
+    }
+}
+
+fn poller(
+    cluster: &ClusterConfig,
+    interval: Duration,
+    place: Place,
+    health: &Health,
+    meters: &Meters,
+    supervisor: &Supervisor,
+) -> Poller {
+    let keeper = keeper::connect(cluster.keeper.clone(), supervisor);
+    let find_brokers: FindBrokers = match cluster.broker_hosts.clone() {
+        Some(hosts) => Box::new(move || Ok(hosts.clone())),
+        None => {
+            let keeper = Arc::clone(&keeper);
+            Box::new(move || discovery::brokers(&*keeper))
+        }
+    };
+    let engine = cluster.engine;
+    let engine_threads = supervisor.clone();
+    let connect = move |hosts: &[String]| {
+        let broker = BrokerConfig {
+            hosts: hosts.to_vec(),
+            engine,
+            client_id: "kmonitor".to_owned(),
+            request_timeout: BROKER_TIMEOUT,
+        };
+        broker::log_ends(&broker, &engine_threads)
+    };
+    Poller {
+        name: cluster.name.clone(),
+        keeper,
+        find_brokers,
+        log_ends: BrokerLogEnds::new(Box::new(connect)),
+        interval,
+        place,
+        component: health.component(format!("cluster {}", cluster.name)),
+        metrics: meters.of(&cluster.name),
+    }
+}

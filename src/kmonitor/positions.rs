@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use log::Level;
 
-use crate::broker::{Offset, TopicPartition};
-use crate::keeper::{Keeper, KeeperError};
+use crate::broker::TopicPartition;
+use crate::keeper::{Keeper, KeeperError, paths};
 use crate::log_limited;
 use crate::shutdown::Stop;
 
-use super::delay::{Positions, StoredOffsets};
+use super::delay::StoredOffsets;
 
 /// Why the stored offsets were not read to the end.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,59 +23,57 @@ pub enum ReadError {
     Stopped,
 }
 
-/// Reads all of them. A node that vanishes meanwhile is left out; a cluster without consumers has none.
-pub fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<Positions, ReadError> {
-    let mut topics = Names::default();
-    let mut positions = Positions::new();
-    for group in children(keeper, "/consumers")? {
-        let offsets = format!("/consumers/{group}/offsets");
-        // A consumer that never stored an offset has no such node, and no delay that could be known.
-        let Some(names) = existing(keeper.children(&offsets))? else { continue };
+/// Reads the groups of one cluster, one after the other. A node that vanishes meanwhile is left out.
+pub struct GroupReader<'a> {
+    keeper: &'a dyn Keeper,
+    stop: &'a Stop,
+    topics: Names,
+}
+
+impl<'a> GroupReader<'a> {
+    /// Reads through this keeper until the stop.
+    pub fn new(keeper: &'a dyn Keeper, stop: &'a Stop) -> Self {
+        GroupReader { keeper, stop, topics: Names::default() }
+    }
+
+    /// Every group; a cluster without consumers has none.
+    pub fn names(&self) -> Result<Vec<String>, ReadError> {
+        Ok(existing(self.keeper.children(paths::CONSUMERS))?.unwrap_or_default())
+    }
+
+    /// What one group has stored. `None`: it never stored anything, so it has no delay that could be known.
+    pub fn stored(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
+        let Some(topics) = existing(self.keeper.children(&paths::offset_topics(group)))? else { return Ok(None) };
         let mut stored = StoredOffsets::new();
-        for topic in names {
-            read_topic(keeper, stop, &format!("{offsets}/{topic}"), &topics.get(&topic), &mut stored)?;
+        for topic in topics {
+            self.read_topic(group, &topic, &mut stored)?;
         }
-        positions.insert(group.into(), stored);
+        Ok(Some(stored))
     }
-    Ok(positions)
-}
 
-fn read_topic(
-    keeper: &dyn Keeper,
-    stop: &Stop,
-    path: &str,
-    topic: &Arc<str>,
-    stored: &mut StoredOffsets,
-) -> Result<(), ReadError> {
-    for name in children(keeper, path)? {
-        if stop.is_triggered() {
-            return Err(ReadError::Stopped);
+    fn read_topic(&mut self, group: &str, topic: &str, stored: &mut StoredOffsets) -> Result<(), ReadError> {
+        let folder = paths::offsets(group, topic);
+        let shared = self.topics.get(topic);
+        for name in existing(self.keeper.children(&folder))?.unwrap_or_default() {
+            if self.stop.is_triggered() {
+                return Err(ReadError::Stopped);
+            }
+            let Some(partition) = paths::parse_partition(&name) else {
+                log_limited!(Level::Warn, "{folder}/{name} is passed over: its name is no partition");
+                continue;
+            };
+            let Some(node) = self.keeper.read(&paths::offset(group, topic, partition))? else { continue };
+            let offset = match paths::parse_offset(&node.data) {
+                Ok(offset) => offset,
+                Err(bad) => {
+                    log_limited!(Level::Warn, "{folder}/{name}: {bad}; its delay is unknown");
+                    None
+                }
+            };
+            stored.insert(TopicPartition { topic: Arc::clone(&shared), partition }, offset);
         }
-        let path = format!("{path}/{name}");
-        let Some(partition) = name.parse().ok().filter(|partition| 0 <= *partition) else {
-            log_limited!(Level::Warn, "{path} is passed over: the name is no partition");
-            continue;
-        };
-        let Some(node) = keeper.read(&path)? else { continue };
-        let offset = parse(&node.data);
-        if offset.is_none() {
-            let text = String::from_utf8_lossy(&node.data[..node.data.len().min(40)]).into_owned();
-            log_limited!(Level::Warn, "{path} has {text:?}, which is no offset: its delay is unknown");
-        }
-        stored.insert(TopicPartition { topic: Arc::clone(topic), partition }, offset);
+        Ok(())
     }
-    Ok(())
-}
-
-/// The stored offset is decimal text.
-fn parse(data: &[u8]) -> Option<Offset> {
-    let text = str::from_utf8(data).ok()?.trim();
-    let is_decimal = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| is_decimal)
-}
-
-fn children(keeper: &dyn Keeper, path: &str) -> Result<Vec<String>, KeeperError> {
-    Ok(existing(keeper.children(path))?.unwrap_or_default())
 }
 
 fn existing<T>(answer: Result<T, KeeperError>) -> Result<Option<T>, KeeperError> {
@@ -106,6 +104,7 @@ pub(super) mod tests {
     use super::*;
     use crate::keeper::Lifetime;
     use crate::keeper::memory::MemoryKeeper;
+    use crate::kmonitor::delay::Positions;
     use std::time::Duration;
 
     /// Writes a node and whatever is missing above it.
@@ -117,6 +116,15 @@ pub(super) mod tests {
             None => keeper.create(path, data.as_bytes(), Lifetime::Persistent).unwrap(),
             Some(node) => drop(keeper.write(path, data.as_bytes(), node.version).unwrap()),
         }
+    }
+
+    fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<Positions, ReadError> {
+        let mut reader = GroupReader::new(keeper, stop);
+        let mut positions = Positions::new();
+        for group in reader.names()? {
+            positions.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
+        }
+        Ok(positions)
     }
 
     fn at(topic: &str, partition: i32) -> TopicPartition {
@@ -143,24 +151,6 @@ pub(super) mod tests {
             ("empty".into(), StoredOffsets::new()),
         ]);
         assert_eq!(positions, expected);
-    }
-
-    #[test]
-    fn an_offset_is_decimal_text_and_nothing_else() {
-        for (text, offset) in [
-            ("0", Some(0)),
-            ("12\n", Some(12)),
-            ("9223372036854775807", Some(Offset::MAX)),
-            ("9223372036854775808", None),
-            ("+3", None),
-            ("-3", None),
-            ("1e3", None),
-            ("", None),
-            ("{\"offset\":3}", None),
-        ] {
-            assert_eq!(parse(text.as_bytes()), offset, "{text:?}");
-        }
-        assert_eq!(parse(b"\xff"), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Values in, values out: randomness and time come from the caller.
 
+use std::fmt;
 use std::time::Duration;
 
 /// How one attempt to push a message ended.
@@ -19,6 +20,20 @@ pub enum Attempt {
         /// In words.
         reason: String,
     },
+    /// No request can be made of this message, so that no attempt will ever do better.
+    Impossible {
+        /// In words.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Attempt::Answered { status, .. } => write!(formatter, "http_status_code={status}"),
+            Attempt::Failed { reason } | Attempt::Impossible { reason } => write!(formatter, "err={reason}"),
+        }
+    }
 }
 
 /// What is to be done after an attempt.
@@ -55,6 +70,7 @@ impl RetryPolicy {
         let asked = match outcome {
             Attempt::Answered { retry_after, .. } => retry_after.unwrap_or_default(),
             Attempt::Failed { .. } => Duration::ZERO,
+            Attempt::Impossible { .. } => return Next::GiveUp,
         };
         Next::Retry(self.pause(attempt, random).max(asked.min(self.longest_pause)))
     }
@@ -147,6 +163,8 @@ mod tests {
             assert_eq!(next == Next::GiveUp, gives_up, "{max_retry_times:?}, attempt {attempt}");
         }
         assert_eq!(policy(Some(0)).next(1, &answered(204), 0.0), Next::Delivered);
+        let impossible = Attempt::Impossible { reason: "the uri is too long".to_owned() };
+        assert_eq!(policy(None).next(1, &impossible, 0.0), Next::GiveUp, "else it would hold its key up for ever");
     }
 
     #[test]

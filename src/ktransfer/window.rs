@@ -71,6 +71,11 @@ impl Window {
         self.slots.len()
     }
 
+    /// The first message that is not done; the commit point waits for it.
+    pub fn first(&self) -> Option<Offset> {
+        self.slots.front().map(|slot| slot.offset)
+    }
+
     /// Whether everything that was opened is done.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()

@@ -52,7 +52,7 @@ impl RateLimit {
     }
 }
 
-/// Logs like `log::log!`, but at most [`LIMITED_LINES_PER_SECOND`](crate::logging::LIMITED_LINES_PER_SECOND) lines a second
+/// Logs like `log::log!`, but at most [`LIMITED_LINES_PER_SECOND`] lines a second
 /// from each place it is written; the line after a pause says how many were left out. For everything that a
 /// client, a message or a peer can cause.
 ///

@@ -5,8 +5,13 @@
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
 mod broker_suite;
+mod daemon_options;
+mod group_story;
 mod harness;
 mod harness_story;
 mod http_story;
+mod keeper_story;
+mod kmonitor_delay;
 mod kproxy_story;
+mod ktransfer_push;
 mod path_story;

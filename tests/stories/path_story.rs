@@ -49,22 +49,27 @@ impl Path {
 
         let (kproxy_port, kproxy_admin) = (free_port(), free_port());
         let kproxy_file = configs::kproxy(cluster, kproxy_port, kproxy_admin);
-        let kproxy = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &kproxy_file)]);
+        let mut kproxy = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &kproxy_file)]);
         let kmonitor_port = free_port();
         let kmonitor_file = configs::kmonitor(cluster, kmonitor_port);
-        let kmonitor = Daemon::start(Program::Kmonitor, &[("kmonitor.yaml", &kmonitor_file)]);
+        let mut kmonitor = Daemon::start(Program::Kmonitor, &[("kmonitor.yaml", &kmonitor_file)]);
         let module_file = configs::module(&topic, &servers);
         let module_path = format!("conf/modules/{module}.yaml");
-        let mut to_be_ready = vec![kproxy_admin, kmonitor_port];
-        let ktransfers = (0..n_ktransfers).map(|_| {
+        let mut ktransfers = Vec::new();
+        for _ in 0..n_ktransfers {
             let admin = free_port();
-            to_be_ready.push(admin);
             let main_file = configs::ktransfer(cluster, admin, &[&module]);
-            Daemon::start(Program::Ktransfer, &[("conf/ktransfer.yaml", &main_file), (&module_path, &module_file)])
-        });
-        let path = Path {
+            let files = [("conf/ktransfer.yaml", main_file.as_str()), (&module_path, &module_file)];
+            ktransfers.push((Daemon::start(Program::Ktransfer, &files), admin));
+        }
+        kproxy.wait_until_ready(&format!("127.0.0.1:{kproxy_admin}"), START_DEADLINE);
+        kmonitor.wait_until_ready(&format!("127.0.0.1:{kmonitor_port}"), START_DEADLINE);
+        for (daemon, admin) in &mut ktransfers {
+            daemon.wait_until_ready(&format!("127.0.0.1:{admin}"), START_DEADLINE);
+        }
+        Path {
             cluster,
-            ktransfers: ktransfers.collect(),
+            ktransfers: ktransfers.into_iter().map(|(daemon, _)| daemon).collect(),
             topic,
             module,
             journal,
@@ -73,13 +78,7 @@ impl Path {
             kproxy_address: format!("127.0.0.1:{kproxy_port}"),
             kmonitor,
             kmonitor_address: format!("127.0.0.1:{kmonitor_port}"),
-        };
-        for port in to_be_ready {
-            let url = format!("http://127.0.0.1:{port}/readyz");
-            let ready = || http::get(&url).is_ok_and(|answer| answer.status == 200);
-            wait_until(START_DEADLINE, &format!("{url} says yes"), ready);
         }
-        path
     }
 
     /// Posts all messages, each key by one poster and in order; returns them.

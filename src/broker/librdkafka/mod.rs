@@ -9,7 +9,6 @@ mod log_ends;
 mod native;
 mod outcome;
 mod producer;
-mod topics;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

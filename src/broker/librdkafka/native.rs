@@ -244,13 +244,16 @@ impl RawMessage<'_> {
     }
 }
 
+/// One partition's answer about its newest offset.
+pub(super) type NewestAnswer = (TopicPartition, Result<Offset, RDKafkaErrorCode>);
+
 /// Asks for the newest offset of many partitions at once, one request a leader. The answer has the place each
 /// partition was asked at. No partition may be in the list twice.
 pub(super) fn list_newest(
     client: *mut RDKafka,
     partitions: &[&TopicPartition],
     wait: Duration,
-) -> Result<Vec<(TopicPartition, Result<Offset, RDKafkaErrorCode>)>, String> {
+) -> Result<Vec<NewestAnswer>, String> {
     let mut list = rdkafka::TopicPartitionList::with_capacity(partitions.len());
     for partition in partitions {
         list.add_partition(&partition.topic, partition.partition);

@@ -3,16 +3,13 @@
 //! One librdkafka producer for each level of acks, made when first used, each with a thread that runs the
 //! completions as the delivery reports arrive. With one request in flight a broker, what gathers while a request is
 //! under way goes together in the next, and a retry cannot reorder; acks=-1 has the idempotent producer besides.
-//!
-//! `append` goes straight into librdkafka when the topic is known. Else it waits, in order, for the asking thread,
-//! which also finds out whether any broker can be reached.
+//! Which topics exist is found out by the [`Front`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
-use log::{info, warn};
+use log::warn;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as NativeHeader, Message as _, OwnedHeaders};
@@ -22,20 +19,15 @@ use rdkafka::{ClientContext, IntoOpaque};
 
 use super::native::{Persisted, ask_any_broker, persisted};
 use super::outcome::append_error;
-use super::topics::{Answer, Known, Topics, Verdict};
 use super::{Voice, common_settings, in_words};
+use crate::broker::front::{Ask, Back, Failed, Front, State, Ticket, Waiting, not_stored};
+use crate::broker::topics::Answer;
 use crate::broker::{
-    Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, PartitionerKind, Producer,
-    ProducerConfig, Record, Stored,
+    Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig,
+    Record, Stored,
 };
 use crate::supervise::Supervisor;
 
-/// How long one question to the brokers may take.
-const MOST_ASKING: Duration = Duration::from_secs(2);
-/// How often it is found out whether a broker can be reached.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// After so many questions in a row without an answer, appends are refused at once.
-const FAILURES_TO_REFUSE: u32 = 2;
 /// librdkafka keeps every name it was asked about for ever, so the client that asks is replaced after so many.
 const NAMES_PER_CLIENT: u32 = 1_000;
 /// How long a poll may block; a stop is noticed that late.
@@ -45,22 +37,17 @@ const BESIDE_VALUE: usize = 64 * 1024;
 
 /// The producer of this engine.
 pub(in crate::broker) struct RdProducer<C: Completion> {
-    shared: Arc<Shared<C>>,
+    front: Arc<Front<C, Lanes<C>>>,
 }
 
-struct Shared<C: Completion> {
+/// The librdkafka producers.
+struct Lanes<C: Completion> {
     broker: BrokerConfig,
     config: ProducerConfig,
     supervisor: Supervisor,
+    state: Arc<State<C>>,
     lanes: [Lane<C>; 3],
-    topics: Arc<Table<C>>,
-    reach: Reach,
-    /// Wakes the asking thread; one token is enough, so a full channel loses nothing.
-    wake: Sender<()>,
-    closed: Arc<AtomicBool>,
 }
-
-type Table<C> = RwLock<Topics<Waiting<C>>>;
 
 type Native<C> = BaseProducer<Context<C>>;
 
@@ -71,22 +58,6 @@ struct Lane<C: Completion> {
     native: RwLock<Option<Arc<Native<C>>>>,
 }
 
-/// An append that waits for its topic.
-struct Waiting<C> {
-    record: Record,
-    acks: Acks,
-    completion: Ticket<C>,
-}
-
-/// An append that failed on the spot, with who has to be told.
-type Failed<C> = (Ticket<C>, AppendError);
-
-/// Whether a broker can be reached, as the asking thread last saw it.
-struct Reach {
-    refusing: AtomicBool,
-    state: Mutex<Result<(), String>>,
-}
-
 impl<C: Completion> RdProducer<C> {
     /// Makes the producer and starts its threads; no broker need be reachable.
     pub(in crate::broker) fn new(
@@ -94,49 +65,32 @@ impl<C: Completion> RdProducer<C> {
         config: ProducerConfig,
         supervisor: &Supervisor,
     ) -> Result<Self, String> {
-        let (wake, woken) = bounded(1);
-        let ask_for = (MOST_ASKING * 2).min(config.timeout);
+        let state = State::new(&config);
         let lane = |acks| Lane { acks, native: RwLock::new(None) };
-        let shared = Arc::new(Shared {
+        let lanes = Lanes {
             broker: broker.clone(),
+            config: config.clone(),
             supervisor: supervisor.clone(),
+            state: Arc::clone(&state),
             lanes: [lane(Acks::None), lane(Acks::Leader), lane(Acks::All)],
-            topics: Arc::new(RwLock::new(Topics::new(config.max_in_flight.max(1), ask_for))),
-            reach: Reach {
-                refusing: AtomicBool::new(false),
-                state: Mutex::new(Err("no broker has answered yet".to_owned())),
-            },
-            wake,
-            closed: Arc::new(AtomicBool::new(false)),
-            config,
-        });
+        };
         // The default level is made now, so that settings librdkafka does not take are told at the start.
-        shared.native(Acks::Leader)?;
+        lanes.native(Acks::Leader)?;
         let asking = AskingClient::new(broker)?;
-        let asker = Asker { shared: Arc::clone(&shared), client: asking, woken, failures: 0 };
-        supervisor.spawn("kafka-ask", move || asker.run());
-        Ok(RdProducer { shared })
+        let front = Front::new(lanes, state, &config, asking, broker.request_timeout, supervisor);
+        Ok(RdProducer { front })
     }
 }
 
 impl<C: Completion> Producer<C> for RdProducer<C> {
     fn append(&self, record: Record, acks: Acks, completion: C) {
-        let completion = Ticket(Box::new(completion));
-        if let Err((completion, error)) = self.shared.append(Waiting { record, acks, completion }) {
-            completion.complete(Err(error));
-        }
+        self.front.append(record, acks, completion);
     }
 
     fn close(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        let shared = &self.shared;
-        shared.closed.store(true, Ordering::Release);
-        // Every append looks at `closed` under this lock: after it, nothing more is handed to librdkafka.
-        let waiting = shared.topics_to_change().drain();
-        for waiting in waiting {
-            waiting.completion.complete(Err(closed_error()));
-        }
-        let natives: Vec<_> = shared.lanes.iter().filter_map(Lane::current).collect();
+        self.front.close();
+        let natives: Vec<_> = self.front.back.lanes.iter().filter_map(Lane::current).collect();
         for native in &natives {
             if native.flush(deadline.saturating_duration_since(Instant::now())).is_err() {
                 native.purge(PurgeConfig::default().queue().inflight());
@@ -149,79 +103,28 @@ impl<C: Completion> Producer<C> for RdProducer<C> {
     }
 
     fn reachable(&self) -> Result<(), String> {
-        self.shared.reach.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.front.reachable()
     }
 }
 
 impl<C: Completion> Drop for RdProducer<C> {
     fn drop(&mut self) {
-        if !self.shared.closed.load(Ordering::Acquire) {
-            self.close(Duration::ZERO);
-        }
+        self.close(Duration::ZERO);
     }
 }
 
-impl<C: Completion> Shared<C> {
-    fn append(&self, waiting: Waiting<C>) -> Result<(), Failed<C>> {
-        let limit = self.config.max_message_bytes;
-        if waiting.record.value.len() > limit {
-            let reason = format!("larger than {limit} bytes (max_request_size_bytes)");
-            return Err(refused(waiting, AppendFailure::TooLarge, reason));
-        }
-        let now = Instant::now();
-        let partition = waiting.record.partition;
-        {
-            let topics = self.topics();
-            if self.closed.load(Ordering::Acquire) {
-                return Err((waiting.completion, closed_error()));
-            }
-            if self.reach.refusing.load(Ordering::Relaxed) {
-                let reason = self.reach.reason();
-                return Err(refused(waiting, AppendFailure::Unreachable, reason));
-            }
-            match topics.known(&waiting.record.topic, partition, now) {
-                Known::Yes(partition_count) => return self.hand_over(waiting, partition_count),
-                Known::No => return Err(unknown_topic(waiting)),
-                Known::Ask => {}
-            }
-        }
-        let mut topics = self.topics_to_change();
-        if self.closed.load(Ordering::Acquire) {
-            return Err((waiting.completion, closed_error()));
-        }
-        // It may have become known between the locks.
-        match topics.known(&waiting.record.topic, partition, now) {
-            Known::Yes(partition_count) => return self.hand_over(waiting, partition_count),
-            Known::No => return Err(unknown_topic(waiting)),
-            Known::Ask => {}
-        }
-        let topic = Arc::clone(&waiting.record.topic);
-        topics.wait(&topic, waiting, now).map_err(|waiting| {
-            let reason = "too many messages wait for topics that are not known yet".to_owned();
-            refused(waiting, AppendFailure::Full, reason)
-        })?;
-        drop(topics);
-        let _ = self.wake.try_send(());
-        Ok(())
-    }
-
-    /// Gives an append to librdkafka. Called with the lock of the topics held, which keeps the order.
-    fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>> {
-        let Waiting { record, acks, completion } = waiting;
-        if let Some(partition) = record.partition.filter(|partition| !(0..partition_count).contains(partition)) {
-            let topic = &record.topic;
-            let reason = format!("topic {topic} has no partition {partition}, it has {partition_count} from 0");
-            return Err((completion, not_stored(AppendFailure::UnknownPartition, reason)));
-        }
+impl<C: Completion> Back<C> for Lanes<C> {
+    fn hand_over(&self, waiting: Waiting<C>, _partition_count: i32) -> Result<(), Failed<C>> {
+        let Waiting { record, acks, ticket } = waiting;
         let headers = match native_headers(&record) {
             Ok(headers) => headers,
-            Err(error) => return Err((completion, error)),
+            Err(error) => return Err((ticket, error)),
         };
         let native = match self.native(acks) {
             Ok(native) => native,
-            Err(reason) => return Err((completion, not_stored(AppendFailure::Unreachable, reason))),
+            Err(reason) => return Err((ticket, not_stored(AppendFailure::Unreachable, reason))),
         };
-        let mut message = BaseRecord::with_opaque_to(&record.topic, completion).payload(&record.value[..]);
+        let mut message = BaseRecord::with_opaque_to(&record.topic, ticket).payload(&record.value[..]);
         message.key = record.key.as_deref();
         message.partition = record.partition;
         message.timestamp = record.timestamp_ms;
@@ -238,14 +141,17 @@ impl<C: Completion> Shared<C> {
         Err((message.delivery_opaque, error))
     }
 
-    fn topics(&self) -> RwLockReadGuard<'_, Topics<Waiting<C>>> {
-        self.topics.read().unwrap_or_else(PoisonError::into_inner)
+    /// Lets the librdkafka producers look too; otherwise they do it once a minute.
+    fn looked_up_again(&self, topic: &str) {
+        for native in self.lanes.iter().filter_map(Lane::current) {
+            if let Err(error) = native.client().fetch_metadata(Some(topic), self.broker.request_timeout) {
+                warn!("topic {topic} could not be looked at again: {}", in_words(&error));
+            }
+        }
     }
+}
 
-    fn topics_to_change(&self) -> RwLockWriteGuard<'_, Topics<Waiting<C>>> {
-        self.topics.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl<C: Completion> Lanes<C> {
     fn lane(&self, acks: Acks) -> &Lane<C> {
         match acks {
             Acks::None => &self.lanes[0],
@@ -265,12 +171,8 @@ impl<C: Completion> Shared<C> {
             return Ok(Arc::clone(native));
         }
         let retired = Arc::new(AtomicBool::new(false));
-        let context = Context {
-            voice: Voice::new("producer"),
-            topics: Arc::clone(&self.topics),
-            closed: Arc::clone(&self.closed),
-            retired: Arc::clone(&retired),
-        };
+        let context =
+            Context { voice: Voice::new("producer"), state: Arc::clone(&self.state), retired: Arc::clone(&retired) };
         let native: Native<C> = settings(&self.broker, &self.config, acks)
             .create_with_context(context)
             .map_err(|error| format!("the producer cannot be made: {}", in_words(&error)))?;
@@ -280,13 +182,13 @@ impl<C: Completion> Shared<C> {
             Acks::Leader => "kafka-acks-1",
             Acks::All => "kafka-acks-all",
         };
-        let (served, closed, stop) = (Arc::clone(&native), Arc::clone(&self.closed), self.supervisor.stop().clone());
+        let (served, state, stop) = (Arc::clone(&native), Arc::clone(&self.state), self.supervisor.stop().clone());
         self.supervisor.spawn_task(name, move || {
             loop {
                 served.poll(POLL);
                 let asked_to_end = stop.is_triggered() || retired.load(Ordering::Acquire);
                 // After the stop, what is in flight is waited for until the producer is closed, which serves it itself.
-                if asked_to_end && (served.in_flight_count() == 0 || closed.load(Ordering::Acquire)) {
+                if asked_to_end && (served.in_flight_count() == 0 || state.is_closed()) {
                     break;
                 }
             }
@@ -313,13 +215,6 @@ impl<C: Completion> Lane<C> {
             broken.context().retired.store(true, Ordering::Release);
             broken.purge(PurgeConfig::default().queue().inflight());
         }
-    }
-}
-
-impl Reach {
-    fn reason(&self) -> String {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.clone().err().unwrap_or_else(|| "no broker can be reached".to_owned())
     }
 }
 
@@ -379,36 +274,6 @@ fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)
 }
 
-fn not_stored(kind: AppendFailure, reason: String) -> AppendError {
-    AppendError { kind, stored: Stored::No, reason }
-}
-
-fn refused<C>(waiting: Waiting<C>, kind: AppendFailure, reason: String) -> Failed<C> {
-    (waiting.completion, not_stored(kind, reason))
-}
-
-fn unknown_topic<C>(waiting: Waiting<C>) -> Failed<C> {
-    let reason = format!("topic {} does not exist", waiting.record.topic);
-    refused(waiting, AppendFailure::UnknownTopic, reason)
-}
-
-fn closed_error() -> AppendError {
-    not_stored(AppendFailure::Closed, "the producer is being closed".to_owned())
-}
-
-/// Carries a completion through librdkafka as its delivery opaque.
-struct Ticket<C>(Box<C>);
-
-impl<C: Completion> Ticket<C> {
-    fn complete(self, outcome: AppendResult) {
-        (*self.0).complete(outcome);
-    }
-}
-
-// SAFETY: nothing ever reads a completion through a shared ticket; it only moves from the appending thread to the
-// one that takes it out.
-unsafe impl<C: Send> Sync for Ticket<C> {}
-
 impl<C: Completion> IntoOpaque for Ticket<C> {
     fn into_ptr(self) -> *mut std::ffi::c_void {
         Box::into_raw(self.0).cast()
@@ -423,8 +288,7 @@ impl<C: Completion> IntoOpaque for Ticket<C> {
 /// Receives delivery reports and log lines of one librdkafka producer.
 struct Context<C: Completion> {
     voice: Voice,
-    topics: Arc<Table<C>>,
-    closed: Arc<AtomicBool>,
+    state: Arc<State<C>>,
     retired: Arc<AtomicBool>,
 }
 
@@ -452,10 +316,10 @@ impl<C: Completion> ProducerContext for Context<C> {
                 let mut error = append_error(code_of(error), persisted(message), message.topic());
                 match error.kind {
                     AppendFailure::UnknownTopic => {
-                        self.topics.write().unwrap_or_else(PoisonError::into_inner).forget(message.topic());
+                        self.state.forget(message.topic());
                     }
                     // Purged because its producer was replaced, not because we close.
-                    AppendFailure::Closed if !self.closed.load(Ordering::Acquire) => {
+                    AppendFailure::Closed if !self.state.is_closed() => {
                         error.kind = match error.stored {
                             Stored::No => AppendFailure::Unreachable,
                             Stored::Unknown => AppendFailure::TimedOut,
@@ -468,108 +332,6 @@ impl<C: Completion> ProducerContext for Context<C> {
             }
         };
         ticket.complete(outcome);
-    }
-}
-
-/// The thread that asks for topics and for any broker at all.
-struct Asker<C: Completion> {
-    shared: Arc<Shared<C>>,
-    client: AskingClient,
-    woken: Receiver<()>,
-    failures: u32,
-}
-
-impl<C: Completion> Asker<C> {
-    fn run(mut self) {
-        let stop = self.shared.supervisor.stop().clone();
-        let mut next_probe = Instant::now();
-        while !stop.is_triggered() {
-            let now = Instant::now();
-            if now >= next_probe {
-                self.probe();
-                next_probe = Instant::now() + PROBE_EVERY;
-            }
-            self.ask_for_topics();
-            let next = self.shared.topics().next_due().map_or(next_probe, |due| due.min(next_probe));
-            let pause = next.saturating_duration_since(Instant::now());
-            select! {
-                recv(self.woken) -> _ => {},
-                recv(stop.closed()) -> _ => break,
-                default(pause) => {},
-            }
-        }
-    }
-
-    fn wait(&self) -> Duration {
-        MOST_ASKING.min(self.shared.broker.request_timeout)
-    }
-
-    fn probe(&mut self) {
-        let outcome = self.client.reach(self.wait());
-        let reach = &self.shared.reach;
-        self.failures = if outcome.is_ok() { 0 } else { self.failures.saturating_add(1) };
-        let refuse = self.failures >= FAILURES_TO_REFUSE;
-        let refused_before = reach.refusing.swap(refuse, Ordering::Relaxed);
-        let mut state = reach.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&outcome, refused_before, refuse) {
-            (Err(reason), false, true) => warn!("no broker can be reached, appends are refused: {reason}"),
-            (Ok(()), true, _) => info!("a broker can be reached again"),
-            _ => {}
-        }
-        *state = outcome;
-    }
-
-    fn ask_for_topics(&mut self) {
-        let due = self.shared.topics().due(Instant::now());
-        let mut unreachable = None;
-        for (topic, known_before) in due {
-            // One question without an answer is enough for all that are due.
-            let answer = match unreachable.clone() {
-                Some(answer) => answer,
-                None => self.client.ask(&topic, self.wait()),
-            };
-            if matches!(answer, Answer::Unreachable(_)) {
-                unreachable = Some(answer.clone());
-            }
-            if known_before && matches!(answer, Answer::Exists(_)) {
-                self.tell_lanes(&topic);
-            }
-            self.settle(&topic, answer);
-        }
-    }
-
-    /// Lets the librdkafka producers look at a topic that may have grown; otherwise they do it once a minute.
-    fn tell_lanes(&self, topic: &str) {
-        for native in self.shared.lanes.iter().filter_map(Lane::current) {
-            if let Err(error) = native.client().fetch_metadata(Some(topic), self.wait()) {
-                warn!("topic {topic} could not be looked at again: {}", in_words(&error));
-            }
-        }
-    }
-
-    fn settle(&self, topic: &str, answer: Answer) {
-        let mut failed = Vec::new();
-        let mut topics = self.shared.topics_to_change();
-        let Some((verdict, waiting)) = topics.answer(topic, answer, Instant::now()) else { return };
-        for waiting in waiting {
-            let handed_over = match &verdict {
-                Verdict::Exists(partition_count) => self.shared.hand_over(waiting, *partition_count),
-                Verdict::Unknown => Err(unknown_topic(waiting)),
-                Verdict::Unreachable(reason) => {
-                    let reason = format!("topic {topic} could not be looked up: {reason}");
-                    Err(refused(waiting, AppendFailure::Unreachable, reason))
-                }
-                Verdict::Refused(reason) => {
-                    let reason = format!("topic {topic} may not be used: {reason}");
-                    Err(refused(waiting, AppendFailure::Refused, reason))
-                }
-            };
-            failed.extend(handed_over.err());
-        }
-        drop(topics);
-        for (completion, error) in failed {
-            completion.complete(Err(error));
-        }
     }
 }
 
@@ -592,8 +354,10 @@ impl AskingClient {
             .create_with_context(Voice::new("metadata"))
             .map_err(|error| format!("the metadata client cannot be made: {}", in_words(&error)))
     }
+}
 
-    fn reach(&self, wait: Duration) -> Result<(), String> {
+impl Ask for AskingClient {
+    fn reach(&mut self, wait: Duration) -> Result<(), String> {
         let outcome = ask_any_broker(self.native.client().native_ptr(), wait);
         self.native.poll(Duration::ZERO);
         outcome.map_err(|code| format!("none of {} answers: {code}", self.broker.hosts.join(", ")))

@@ -6,8 +6,12 @@
 //! Invariant: between `Gained` and `Lost`, or the command `Release`, no other member of the group pushes
 //! the partition, as long as nobody starts a push for which the lease is not valid.
 
+mod claim;
 pub mod division;
+mod lease;
 mod mailbox;
+mod member;
+pub mod zookeeper;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +30,7 @@ pub struct Generation(pub u64);
 /// awaited, though `Lost` may still come first) or `Lost`, which ends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupEvent {
-    /// The partition is ours: read and push it.
+    /// The partition is ours: read and push it; but where pushes of an earlier generation of it are still under way, wait for them first.
     Gained {
         /// Which.
         partition: PartitionId,

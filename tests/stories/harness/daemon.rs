@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use super::process::{Process, folder, tail};
-use super::wait_until;
+use super::{http, poll, wait_until};
 
 /// Which of the binaries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,26 @@ impl Daemon {
     /// The folder it runs in.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Waits until `/readyz` at `host:port` says yes; panics when it does not, or at once when the daemon has ended.
+    #[track_caller]
+    pub(crate) fn wait_until_ready(&mut self, address: &str, deadline: Duration) {
+        let name = self.program.file_name();
+        let url = format!("http://{address}/readyz");
+        let mut last = String::new();
+        let ready = poll(deadline, || {
+            if let Some(status) = self.ended() {
+                panic!("{name} ended before it was ready: {status}");
+            }
+            last = match http::get(&url) {
+                Ok(answer) if answer.status == 200 => return Some(()),
+                Ok(answer) => format!("{} {}", answer.status, answer.text()),
+                Err(error) => error.to_string(),
+            };
+            None
+        });
+        assert!(ready.is_some(), "{name} is not ready after {deadline:?}: {last}");
     }
 
     /// Asks it to end (SIGTERM).

@@ -59,7 +59,8 @@ pub(crate) fn java(edition: Edition, options: &[&str]) -> Command {
 /// Where the jars are kept: `KAFKA_HTTP_WRAPPER_CACHE`, or `target/` of the checkout.
 fn cache() -> PathBuf {
     match std::env::var_os("KAFKA_HTTP_WRAPPER_CACHE") {
-        Some(path) => path.into(),
+        // Maven takes a relative path from the pom's folder, we from ours.
+        Some(path) => std::path::absolute(path).expect("a path that is not empty"),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
     }
 }

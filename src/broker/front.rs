@@ -1,0 +1,324 @@
+//! What stands before the engine of a producer: topics are looked up, appends wait for them in order, and what
+//! cannot work is answered at once.
+//!
+//! An append goes straight to the engine when its topic is known. Else it waits for the asking thread, which also
+//! finds out whether any broker can be reached. Invariant: appends reach the engine in the order of the calls, for
+//! each topic; the lock of the table is held while one is handed over.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use log::{info, warn};
+
+use super::topics::{Answer, Known, Topics, Verdict};
+use super::{Acks, AppendError, AppendFailure, AppendResult, Completion, ProducerConfig, Record, Stored};
+use crate::shutdown::Stop;
+use crate::supervise::Supervisor;
+
+/// How long one question to the brokers may take.
+const MOST_ASKING: Duration = Duration::from_secs(2);
+/// How often it is found out whether a broker can be reached.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// After so many questions in a row without an answer, appends are refused at once.
+const FAILURES_TO_REFUSE: u32 = 2;
+
+/// An engine that appends.
+pub(super) trait Back<C: Completion>: Send + Sync + 'static {
+    /// Takes an append for a topic that has so many partitions; never blocks. A chosen partition exists.
+    fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>>;
+
+    /// A topic that was known has been looked up again, perhaps it has grown.
+    fn looked_up_again(&self, _topic: &str) {}
+}
+
+/// An engine that asks for metadata. It is used by one thread and rebuilds itself.
+pub(super) trait Ask: Send + 'static {
+    /// Whether any broker answers within `wait`.
+    fn reach(&mut self, wait: Duration) -> Result<(), String>;
+
+    /// Looks a topic up.
+    fn ask(&mut self, topic: &str, wait: Duration) -> Answer;
+}
+
+/// An append on its way.
+pub(super) struct Waiting<C> {
+    pub(super) record: Record,
+    pub(super) acks: Acks,
+    pub(super) ticket: Ticket<C>,
+}
+
+/// An append that failed on the spot, with who has to be told.
+pub(super) type Failed<C> = (Ticket<C>, AppendError);
+
+/// The topics and who waits for them.
+pub(super) type Table<C> = RwLock<Topics<Waiting<C>>>;
+
+/// A completion that can lie in a shared table.
+pub(super) struct Ticket<C>(pub(super) Box<C>);
+
+// SAFETY: nothing ever reads a completion through a shared ticket; it only moves from the appending thread to the
+// one that takes it out.
+unsafe impl<C: Send> Sync for Ticket<C> {}
+
+impl<C: Completion> Ticket<C> {
+    /// Tells how the append ended.
+    pub(super) fn complete(self, outcome: AppendResult) {
+        (*self.0).complete(outcome);
+    }
+}
+
+/// The front of a producer whose engine is `B`.
+pub(super) struct Front<C: Completion, B> {
+    pub(super) back: B,
+    state: Arc<State<C>>,
+    max_message_bytes: usize,
+    reach: Reach,
+    /// Wakes the asking thread; one token is enough, so a full channel loses nothing.
+    wake: Sender<()>,
+}
+
+/// What front and engine share.
+pub(super) struct State<C> {
+    topics: Table<C>,
+    closed: AtomicBool,
+}
+
+/// Whether a broker can be reached, as the asking thread last saw it.
+struct Reach {
+    refusing: AtomicBool,
+    state: Mutex<Result<(), String>>,
+}
+
+impl<C: Completion> State<C> {
+    /// Nothing known yet.
+    pub(super) fn new(config: &ProducerConfig) -> Arc<Self> {
+        let ask_for = (MOST_ASKING * 2).min(config.timeout);
+        let topics = RwLock::new(Topics::new(config.max_in_flight.max(1), ask_for));
+        Arc::new(State { topics, closed: AtomicBool::new(false) })
+    }
+
+    /// Whether the producer is being closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// An engine has learned that a topic is not there any more.
+    pub(super) fn forget(&self, topic: &str) {
+        self.topics_to_change().forget(topic);
+    }
+
+    fn topics(&self) -> RwLockReadGuard<'_, Topics<Waiting<C>>> {
+        self.topics.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn topics_to_change(&self) -> RwLockWriteGuard<'_, Topics<Waiting<C>>> {
+        self.topics.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: Completion, B: Back<C>> Front<C, B> {
+    /// Puts a front before `back` and starts the asking thread.
+    pub(super) fn new(
+        back: B,
+        state: Arc<State<C>>,
+        config: &ProducerConfig,
+        ask: impl Ask,
+        wait: Duration,
+        supervisor: &Supervisor,
+    ) -> Arc<Self> {
+        let (wake, woken) = bounded(1);
+        let reach =
+            Reach { refusing: AtomicBool::new(false), state: Mutex::new(Err("no broker has answered yet".to_owned())) };
+        let front = Arc::new(Front { back, state, max_message_bytes: config.max_message_bytes, reach, wake });
+        let asker = Asker { front: Arc::clone(&front), ask, wait: wait.min(MOST_ASKING), woken, failures: 0 };
+        let stop = supervisor.stop().clone();
+        supervisor.spawn("kafka-ask", move || asker.run(&stop));
+        front
+    }
+
+    /// [`super::Producer::append`].
+    pub(super) fn append(&self, record: Record, acks: Acks, completion: C) {
+        let waiting = Waiting { record, acks, ticket: Ticket(Box::new(completion)) };
+        if let Err((ticket, error)) = self.take(waiting) {
+            ticket.complete(Err(error));
+        }
+    }
+
+    /// Takes no more, and answers what waits for its topic. What the engine has is the engine's to complete.
+    pub(super) fn close(&self) {
+        self.state.closed.store(true, Ordering::Release);
+        // Every append looks at `closed` under this lock: after it, nothing more reaches the engine.
+        let waiting = self.state.topics_to_change().drain();
+        for waiting in waiting {
+            waiting.ticket.complete(Err(closed_error()));
+        }
+    }
+
+    /// [`super::Producer::reachable`].
+    pub(super) fn reachable(&self) -> Result<(), String> {
+        self.reach.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn take(&self, waiting: Waiting<C>) -> Result<(), Failed<C>> {
+        let limit = self.max_message_bytes;
+        if waiting.record.value.len() > limit {
+            let reason = format!("larger than {limit} bytes (max_request_size_bytes)");
+            return Err(refused(waiting, AppendFailure::TooLarge, reason));
+        }
+        let now = Instant::now();
+        let known = |topics: &Topics<Waiting<C>>, waiting: &Waiting<C>| {
+            topics.known(&waiting.record.topic, waiting.record.partition, now)
+        };
+        {
+            let topics = self.state.topics();
+            if self.state.is_closed() {
+                return Err((waiting.ticket, closed_error()));
+            }
+            if self.reach.refusing.load(Ordering::Relaxed) {
+                return Err(refused(waiting, AppendFailure::Unreachable, self.reach.reason()));
+            }
+            match known(&topics, &waiting) {
+                Known::Yes(partition_count) => return self.hand_over(waiting, partition_count),
+                Known::No => return Err(unknown_topic(waiting)),
+                Known::Ask => {}
+            }
+        }
+        let mut topics = self.state.topics_to_change();
+        if self.state.is_closed() {
+            return Err((waiting.ticket, closed_error()));
+        }
+        // It may have become known between the locks.
+        match known(&topics, &waiting) {
+            Known::Yes(partition_count) => return self.hand_over(waiting, partition_count),
+            Known::No => return Err(unknown_topic(waiting)),
+            Known::Ask => {}
+        }
+        let topic = Arc::clone(&waiting.record.topic);
+        topics.wait(&topic, waiting, now).map_err(|waiting| {
+            let reason = "too many messages wait for topics that are not known yet".to_owned();
+            refused(waiting, AppendFailure::Full, reason)
+        })?;
+        drop(topics);
+        let _ = self.wake.try_send(());
+        Ok(())
+    }
+
+    /// Gives an append to the engine; the lock of the topics is held by the caller, which keeps the order.
+    fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>> {
+        if let Some(partition) = waiting.record.partition.filter(|partition| !(0..partition_count).contains(partition))
+        {
+            let topic = &waiting.record.topic;
+            let reason = format!("topic {topic} has no partition {partition}, it has {partition_count} from 0");
+            return Err(refused(waiting, AppendFailure::UnknownPartition, reason));
+        }
+        self.back.hand_over(waiting, partition_count)
+    }
+
+    fn settle(&self, topic: &str, answer: Answer) {
+        let mut failed = Vec::new();
+        let mut topics = self.state.topics_to_change();
+        let Some((verdict, waiting)) = topics.answer(topic, answer, Instant::now()) else { return };
+        for waiting in waiting {
+            let handed_over = match &verdict {
+                Verdict::Exists(partition_count) => self.hand_over(waiting, *partition_count),
+                Verdict::Unknown => Err(unknown_topic(waiting)),
+                Verdict::Unreachable(reason) => {
+                    let reason = format!("topic {topic} could not be looked up: {reason}");
+                    Err(refused(waiting, AppendFailure::Unreachable, reason))
+                }
+                Verdict::Refused(reason) => {
+                    let reason = format!("topic {topic} may not be used: {reason}");
+                    Err(refused(waiting, AppendFailure::Refused, reason))
+                }
+            };
+            failed.extend(handed_over.err());
+        }
+        drop(topics);
+        for (ticket, error) in failed {
+            ticket.complete(Err(error));
+        }
+    }
+}
+
+impl Reach {
+    fn reason(&self) -> String {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.clone().err().unwrap_or_else(|| "no broker can be reached".to_owned())
+    }
+
+    fn set(&self, outcome: Result<(), String>, refuse: bool) {
+        let refused_before = self.refusing.swap(refuse, Ordering::Relaxed);
+        match (&outcome, refused_before, refuse) {
+            (Err(reason), false, true) => warn!("no broker can be reached, appends are refused: {reason}"),
+            (Ok(()), true, _) => info!("a broker can be reached again"),
+            _ => {}
+        }
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+    }
+}
+
+/// An append that is certainly not stored.
+pub(super) fn not_stored(kind: AppendFailure, reason: String) -> AppendError {
+    AppendError { kind, stored: Stored::No, reason }
+}
+
+fn refused<C>(waiting: Waiting<C>, kind: AppendFailure, reason: String) -> Failed<C> {
+    (waiting.ticket, not_stored(kind, reason))
+}
+
+fn unknown_topic<C>(waiting: Waiting<C>) -> Failed<C> {
+    let reason = format!("topic {} does not exist", waiting.record.topic);
+    refused(waiting, AppendFailure::UnknownTopic, reason)
+}
+
+fn closed_error() -> AppendError {
+    not_stored(AppendFailure::Closed, "the producer is being closed".to_owned())
+}
+
+/// The thread that asks for topics and for any broker at all.
+struct Asker<C: Completion, B, A> {
+    front: Arc<Front<C, B>>,
+    ask: A,
+    wait: Duration,
+    woken: Receiver<()>,
+    failures: u32,
+}
+
+impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
+    fn run(mut self, stop: &Stop) {
+        let mut next_probe = Instant::now();
+        while !stop.is_triggered() {
+            if Instant::now() >= next_probe {
+                let outcome = self.ask.reach(self.wait);
+                self.failures = if outcome.is_ok() { 0 } else { self.failures.saturating_add(1) };
+                self.front.reach.set(outcome, self.failures >= FAILURES_TO_REFUSE);
+                next_probe = Instant::now() + PROBE_EVERY;
+            }
+            self.ask_for_topics();
+            let next = self.front.state.topics().next_due().map_or(next_probe, |due| due.min(next_probe));
+            select! {
+                recv(self.woken) -> _ => {},
+                recv(stop.closed()) -> _ => break,
+                default(next.saturating_duration_since(Instant::now())) => {},
+            }
+        }
+    }
+
+    fn ask_for_topics(&mut self) {
+        let due = self.front.state.topics().due(Instant::now());
+        let mut unreachable = None;
+        for (topic, known_before) in due {
+            // One question without an answer is enough for all that are due.
+            let answer = unreachable.clone().unwrap_or_else(|| self.ask.ask(&topic, self.wait));
+            if matches!(answer, Answer::Unreachable(_)) {
+                unreachable = Some(answer.clone());
+            }
+            if known_before && matches!(answer, Answer::Exists(_)) {
+                self.front.back.looked_up_again(&topic);
+            }
+            self.front.settle(&topic, answer);
+        }
+    }
+}

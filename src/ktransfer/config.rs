@@ -1,0 +1,299 @@
+//! `ktransfer.yaml` and the files of its modules into final types.
+//!
+//! The reference with every key, its meaning, unit and default is `conf/ktransfer.yaml` and `conf/modules/`.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_yaml::Value;
+
+use super::policy::RetryPolicy;
+use super::push;
+use super::template::Template;
+use crate::broker::Engine;
+use crate::config::{Problems, Section};
+use crate::daemon::{self, Settings};
+use crate::keeper::KeeperConfig;
+use crate::logging::LogConfig;
+
+/// Longest duration a key may hold: a day.
+const LONGEST_MS: u64 = 86_400_000;
+/// Default of `max_retry_interval_ms`, unless `fail_retry_interval_ms` is longer.
+const DEFAULT_LONGEST_PAUSE_MS: u64 = 10_000;
+
+/// The configuration of ktransfer.
+#[derive(Clone)]
+pub struct Config {
+    /// `log_dir`, `log_level`.
+    pub log: LogConfig,
+    /// `zk_hosts`, `zk_chroot`, `zk_timeout_ms`.
+    pub keeper: KeeperConfig,
+    /// `zk_fail_retry_interval_ms`: longest pause before a module that failed, or could not start, is tried again.
+    pub retry_interval: Duration,
+    /// `broker_hosts`; `None` finds the brokers in ZooKeeper.
+    pub broker_hosts: Option<Vec<String>>,
+    /// `kafka_client`.
+    pub engine: Engine,
+    /// `admin_port`: where `/metrics`, `/healthz` and `/readyz` are served, if at all.
+    pub admin_port: Option<u16>,
+    /// `shutdown_grace_ms`.
+    pub shutdown_grace: Duration,
+    /// One for each entry of `module_enabled`.
+    pub modules: Vec<ModuleConfig>,
+}
+
+impl Settings for Config {
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+
+    fn shutdown_grace(&self) -> Duration {
+        self.shutdown_grace
+    }
+}
+
+/// The configuration of one module. No `Debug`: the headers may hold secrets.
+#[derive(Clone)]
+pub struct ModuleConfig {
+    /// Name: the group in ZooKeeper, and the name of its file.
+    pub name: Arc<str>,
+    /// `topic`.
+    pub topic: Arc<str>,
+    /// `methods`; `None` pushes every message, whatever it is.
+    pub methods: Option<BTreeSet<Arc<str>>>,
+    /// `protocol`.
+    pub protocol: ProtocolConfig,
+    /// `worker_num`: threads that push.
+    pub worker_num: NonZeroUsize,
+    /// `window_size`: messages handed out and not done, over all partitions.
+    pub window_size: NonZeroUsize,
+    /// `max_commit_gap`: messages of one partition that may be repeated after a hand-over.
+    pub max_commit_gap: NonZeroUsize,
+    /// `max_retry_times`, `fail_retry_interval_ms`, `max_retry_interval_ms`.
+    pub retry: RetryPolicy,
+    /// `backend_servers`, as in the file.
+    pub backend_servers: Vec<String>,
+    /// `serialize_by_key`: whether messages of one key are pushed one at a time, in order.
+    pub serialize_by_key: bool,
+    /// `zk_offset_update_interval_sec`: how often commit points are stored.
+    pub offset_update_interval: Duration,
+    /// `waiting_queue_size`: messages read and not yet handed out.
+    pub waiting_queue_size: NonZeroUsize,
+    /// `start_from`: where to begin without a stored position.
+    pub start_from: StartFrom,
+}
+
+/// `protocol`: how a message is pushed.
+#[derive(Clone)]
+pub struct ProtocolConfig {
+    /// `uri`.
+    pub uri: Template,
+    /// `headers`, checked.
+    pub headers: Vec<(String, String)>,
+    /// `conn_timeout_ms`; `None` leaves it to the system.
+    pub connect_timeout: Option<Duration>,
+    /// `write_timeout_ms`: for sending a request; `None` waits for ever.
+    pub write_timeout: Option<Duration>,
+    /// `read_timeout_ms`: from the end of the request to the end of the answer; `None` waits for ever.
+    pub read_timeout: Option<Duration>,
+}
+
+/// Where a partition without a stored position begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartFrom {
+    /// At the oldest message kept.
+    Earliest,
+    /// At the next message to come.
+    Latest,
+}
+
+/// Loads the main file and the file of each enabled module, or tells everything that is wrong with them.
+pub fn load(path: &Path) -> Result<Config, Problems> {
+    let mut problems = Problems::default();
+    let config = main_file(Section::load(path, &mut problems), &mut problems);
+    problems.or(config)
+}
+
+fn main_file(mut section: Section, problems: &mut Problems) -> Config {
+    let log = LogConfig::from_section(&mut section, problems);
+    let hosts = section.hosts("zk_hosts", true, problems).unwrap_or_default();
+    let chroot = chroot(&mut section, problems);
+    let session_timeout = section.millis("zk_timeout_ms", Some(30_000), 100..=600_000, problems);
+    // The original has no key for it: a third of the session leaves time for two more servers.
+    let connect_timeout = session_timeout / 3;
+    let keeper = KeeperConfig { hosts, chroot, session_timeout, connect_timeout };
+    let retry_interval = section.millis("zk_fail_retry_interval_ms", Some(30_000), 1..=LONGEST_MS, problems);
+    let broker_hosts = section.hosts("broker_hosts", false, problems);
+    let engines = [("auto", Engine::Auto), ("librdkafka", Engine::Librdkafka), ("kafka-rust", Engine::KafkaRust)];
+    let engine = section.choice("kafka_client", &engines, problems);
+    if engine == Engine::Librdkafka && !cfg!(feature = "librdkafka") {
+        section.note("kafka_client", "is librdkafka, which is not built into this binary", problems);
+    }
+    let admin_port = section.optional_port("admin_port", problems);
+    let shutdown_grace = daemon::shutdown_grace(&mut section, problems);
+    let folder = PathBuf::from(section.string("module_conf_dir", None, problems));
+    let names = section.strings("module_enabled", true, problems).unwrap_or_default();
+    let mut modules = Vec::new();
+    for name in names {
+        if is_module_name(&name) {
+            let file = folder.join(format!("{name}.yaml"));
+            modules.extend(module_file(&name, Section::load(&file, problems), problems));
+        } else {
+            let text =
+                format!("has {name:?}, but a module has the name of its file, so no slash, and no dot before it");
+            section.note("module_enabled", text, problems);
+        }
+    }
+    section.finish(problems);
+    Config { log, keeper, retry_interval, broker_hosts, engine, admin_port, shutdown_grace, modules }
+}
+
+/// A name that is also one node in ZooKeeper and one value of a header.
+fn is_module_name(name: &str) -> bool {
+    !name.starts_with('.') && name.chars().all(|character| character.is_ascii_graphic() && !"/\\\"".contains(character))
+}
+
+fn chroot(section: &mut Section, problems: &mut Problems) -> String {
+    let given = section.string("zk_chroot", Some(""), problems);
+    let chroot = given.trim_end_matches('/');
+    let names_are_good = chroot.split('/').skip(1).all(|name| !matches!(name, "" | "." | ".."));
+    if !(chroot.is_empty() || chroot.starts_with('/') && names_are_good) {
+        section.note("zk_chroot", format!("is {given:?}, but must be a path as in /mq/cluster, or empty"), problems);
+    }
+    chroot.to_owned()
+}
+
+/// `None` only together with a problem.
+fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Option<ModuleConfig> {
+    let topic = section.string("topic", None, problems);
+    if section_has_text(&topic) && !is_topic(&topic) {
+        let text = format!("is {topic:?}, but must be 1 to 249 of letters, digits, dot, underscore and minus");
+        section.note("topic", text, problems);
+    }
+    let methods =
+        section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());
+    let protocol = match section.section("protocol", true, problems) {
+        Some(inner) => protocol(inner, problems),
+        None => None,
+    };
+    let worker_num = section.count("worker_num", Some(100), 10_000, problems);
+    let window_size = section.count("window_size", Some(200), 1_000_000, problems);
+    let max_commit_gap = section.count("max_commit_gap", Some(10_000), 10_000_000, problems);
+    let retry = retry(&mut section, problems);
+    let backend_servers = section.strings("backend_servers", true, problems).unwrap_or_default();
+    for server in &backend_servers {
+        if let Err(text) = push::check_server(server) {
+            section.note("backend_servers", text, problems);
+        }
+    }
+    let serialize_by_key = section.boolean("serialize_by_key", true, problems);
+    // Accepted for the sake of old files: the original gave it to its Kafka client, ours needs no such guess.
+    section.integer("expected_processing_time_ms", Some(100), 0..=i64::MAX, problems);
+    let seconds = section.integer("zk_offset_update_interval_sec", Some(10), 1..=3600, problems);
+    let waiting_queue_size = section.count("waiting_queue_size", Some(256), 1_000_000, problems);
+    let starts = [("earliest", StartFrom::Earliest), ("latest", StartFrom::Latest)];
+    let start_from = section.choice("start_from", &starts, problems);
+    section.finish(problems);
+    Some(ModuleConfig {
+        name: name.into(),
+        topic: topic.into(),
+        methods,
+        protocol: protocol?,
+        worker_num,
+        window_size,
+        max_commit_gap,
+        retry,
+        backend_servers,
+        serialize_by_key,
+        offset_update_interval: Duration::from_secs(seconds.unsigned_abs()),
+        waiting_queue_size,
+        start_from,
+    })
+}
+
+/// A missing topic was noted already.
+fn section_has_text(text: &str) -> bool {
+    !text.is_empty()
+}
+
+/// What Kafka takes as the name of a topic.
+fn is_topic(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=249).contains(&name.len()) && !matches!(name, "." | "..") && name.bytes().all(is_allowed)
+}
+
+fn retry(section: &mut Section, problems: &mut Problems) -> RetryPolicy {
+    let times = section.integer("max_retry_times", Some(-1), -1..=i64::from(u32::MAX), problems);
+    let first_pause = section.millis("fail_retry_interval_ms", Some(200), 1..=LONGEST_MS, problems);
+    let first_ms = u64::try_from(first_pause.as_millis()).unwrap_or(LONGEST_MS);
+    let default = first_ms.max(DEFAULT_LONGEST_PAUSE_MS);
+    let longest_pause = section.millis("max_retry_interval_ms", Some(default), 1..=LONGEST_MS, problems);
+    if longest_pause < first_pause {
+        let text = format!(
+            "is {}, but must not be below fail_retry_interval_ms, which is {first_ms}",
+            longest_pause.as_millis()
+        );
+        section.note("max_retry_interval_ms", text, problems);
+    }
+    RetryPolicy { first_pause, longest_pause, max_retry_times: u32::try_from(times).ok() }
+}
+
+fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolConfig> {
+    section.choice("name", &[("http", ())], problems);
+    let uri = if section.has("uri") {
+        let uri = section.string("uri", None, problems);
+        Template::parse(&uri).map_err(|text| section.note("uri", format!("is {uri:?}, but {text}"), problems)).ok()
+    } else {
+        section.string("uri", None, problems);
+        None
+    };
+    let headers = headers(&mut section, problems);
+    let connect_timeout = section.optional_millis("conn_timeout_ms", LONGEST_MS, problems);
+    let write_timeout = section.optional_millis("write_timeout_ms", LONGEST_MS, problems);
+    let read_timeout = section.optional_millis("read_timeout_ms", LONGEST_MS, problems);
+    section.finish(problems);
+    Some(ProtocolConfig { uri: uri?, headers, connect_timeout, write_timeout, read_timeout })
+}
+
+/// A list of maps with one key each, as the original has it. The values may be secrets: no problem shows them.
+fn headers(section: &mut Section, problems: &mut Problems) -> Vec<(String, String)> {
+    let Some(value) = section.take("headers") else { return Vec::new() };
+    let Value::Sequence(items) = value else {
+        section.note(
+            "headers",
+            "must be a list of maps with one key each, as in \"- Host: www.example.org\"",
+            problems,
+        );
+        return Vec::new();
+    };
+    let mut headers: Vec<(String, String)> = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let map = item.as_mapping().filter(|map| !map.is_empty());
+        let Some(map) = map else {
+            section.note("headers", format!("entry {} is not a map with one key", index + 1), problems);
+            continue;
+        };
+        for (name, value) in map {
+            let (Some(name), Some(value)) = (name.as_str(), value.as_str()) else {
+                let text = format!("entry {} must have a string as name and value (put them in quotes)", index + 1);
+                section.note("headers", text, problems);
+                continue;
+            };
+            let is_second_host = name.eq_ignore_ascii_case("host")
+                && headers.iter().any(|(known, _)| known.eq_ignore_ascii_case("host"));
+            match push::check_header(name, value) {
+                Err(text) => section.note("headers", text, problems),
+                Ok(()) if is_second_host => section.note("headers", "has Host twice", problems),
+                Ok(()) => headers.push((name.to_owned(), value.to_owned())),
+            }
+        }
+    }
+    headers
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;
