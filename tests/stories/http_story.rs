@@ -11,12 +11,12 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Sends bytes, closes the sending half, and reads all there is to read.
 fn exchange(address: &str, bytes: &[u8], half_close: bool) -> String {
-    let mut socket = TcpStream::connect(address).unwrap();
-    socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    socket.set_write_timeout(Some(DEADLINE)).unwrap();
-    socket.write_all(bytes).unwrap();
+    let mut socket = TcpStream::connect(address).expect("kproxy listens");
+    socket.set_read_timeout(Some(DEADLINE)).expect("not zero");
+    socket.set_write_timeout(Some(DEADLINE)).expect("not zero");
+    socket.write_all(bytes).expect("kproxy takes what it is sent");
     if half_close {
-        socket.shutdown(Shutdown::Write).unwrap();
+        socket.shutdown(Shutdown::Write).expect("it is open");
     }
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer).expect("the connection ends in time and without a reset");
