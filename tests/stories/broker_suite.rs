@@ -29,6 +29,7 @@ enum Kind {
     Memory,
     Librdkafka,
     /// librdkafka with a 4.x broker.
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the engine is not built in"))]
     LibrdkafkaKraft,
     KafkaRust,
 }
