@@ -159,6 +159,9 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
         Ok(signals) => signals,
         Err(cause) => return cannot_start(&format!("signals cannot be handled: {cause}")),
     };
+    // Inherited by every thread: a signal in the middle of a write would cut it short, and the `kafka` crate
+    // takes a short write for a whole one. The thread that waits for signals takes them all.
+    take_signals_here(false);
     if let Err(cause) = logging::start(name, config.log()) {
         return cannot_start(&cause);
     }
@@ -174,7 +177,10 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
     let process = Supervisor::new("process", Stop::new());
     let daemon = Supervisor::new(name, process.stop().child());
     let stop = daemon.stop().clone();
-    process.spawn_task("signals", move || watch_signals(signals, &stop));
+    process.spawn_task("signals", move || {
+        take_signals_here(true);
+        watch_signals(signals, &stop);
+    });
     let stop = daemon.stop().clone();
     process.spawn_task("watchdog", move || {
         stop.wait();
@@ -251,6 +257,20 @@ fn watch_signals(mut signals: Signals, stop: &Stop) {
                 stop.trigger();
             }
         }
+    }
+}
+
+/// Whether the signals of a daemon may interrupt the calling thread, and those it starts from now on.
+fn take_signals_here(taken: bool) {
+    let how = if taken { libc::SIG_UNBLOCK } else { libc::SIG_BLOCK };
+    // SAFETY: the set is emptied before it is used, and lives through the calls.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        for signal in [SIGTERM, SIGINT, SIGHUP] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
     }
 }
 

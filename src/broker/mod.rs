@@ -350,7 +350,9 @@ impl Engine {
     }
 }
 
-/// A producer of the engine asked for. Needs no reachable broker; its threads belong to `supervisor`.
+/// A producer of the engine asked for. Needs no reachable broker; its threads belong to `supervisor`. Those that run
+/// completions outlive the stop until [`Producer::close`] or the drop of the producer, which must come before the
+/// group is joined.
 pub fn producer<C: Completion>(
     broker: &BrokerConfig,
     config: ProducerConfig,

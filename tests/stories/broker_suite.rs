@@ -489,6 +489,11 @@ fn append_numbers(
     })
 }
 
+/// The end of the only partition, once its leader tells it.
+fn end_of(cluster: &Cluster, topic: &str) -> i64 {
+    wait_until(SOON, "the log end is told", || cluster.log_ends(topic).get(&0).copied())
+}
+
 /// The whole life of a broker that dies, comes back and hangs, under one producer and one fetcher.
 fn a_broker_dies_comes_back_and_hangs(kind: Kind) {
     let own = Cluster::start_with(1, &["auto.create.topics.enable=true"]);
@@ -506,19 +511,19 @@ fn a_broker_dies_comes_back_and_hangs(kind: Kind) {
     let mut found = Vec::new();
     for acks in [Acks::Leader, Acks::All] {
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let before = own.log_ends(&topic)[&0];
+        let before = end_of(&own, &topic);
         let appending = append_numbers(&producer, &topic, acks, &stop);
-        wait_until(SOON, "some are stored", || own.log_ends(&topic)[&0] > before + 100);
+        wait_until(SOON, "some are stored", || end_of(&own, &topic) > before + 100);
         kafka.kill9();
         wait_until(SOON, "the producer notices", || producer.reachable().is_err());
         kafka.restart();
         wait_until(SOON, "the producer recovers", || producer.reachable().is_ok());
-        let after = own.log_ends(&topic)[&0];
-        wait_until(SOON, "appends go on", || own.log_ends(&topic)[&0] > after + 100);
+        let after = end_of(&own, &topic);
+        wait_until(SOON, "appends go on", || end_of(&own, &topic) > after + 100);
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let outcomes: Vec<AppendResult> = appending.join().expect("it does not panic").iter().map(outcome).collect();
 
-        let end = own.log_ends(&topic)[&0] as usize;
+        let end = end_of(&own, &topic) as usize;
         let missing = end - found.len();
         found.extend(read(&mut *fetcher, missing));
         let offsets: Vec<i64> = found.iter().map(|message| message.offset).collect();
@@ -605,8 +610,67 @@ fn a_broker_that_is_not_there_yet(kind: Kind) {
     assert_eq!(read(&mut *fetcher, 1)[0].value.as_deref(), Some(&b"late"[..]), "nothing refused was stored");
 }
 
+/// One of two brokers dies: what the other leads is still told.
+fn log_ends_of_the_living_are_told(kind: Kind) {
+    let own = Cluster::start(2);
+    let bench = Bench::with_hosts(kind, own.brokers.split(',').map(str::to_owned).collect());
+    let topic = bench.topic("halved", 4);
+    let mut ends = bench.log_ends();
+    let asked: Vec<_> = (0..4).map(|partition| at(&topic, partition)).collect();
+    wait_until(SOON, "all are told", || ends.newest(&asked).iter().all(Result::is_ok));
+    let partitions = ends.partitions(&topic).expect("it exists");
+    let survivor = partitions[0].leader.expect("it has a leader");
+    let leaders: HashSet<_> = partitions.iter().map(|info| info.leader).collect();
+    assert_eq!(leaders.len(), 2, "both lead some");
+    own.kafka_servers[1 - survivor as usize].kill9();
+    wait_until(SOON, "the partitions of the survivor alone are told", || {
+        let started = Instant::now();
+        let newest = ends.newest(&asked);
+        assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+        partitions.iter().zip(&newest).all(|(info, newest)| newest.is_ok() == (info.leader == Some(survivor)))
+    });
+}
+
+/// Held for so long that what was prefetched is let go, and read to the end afterwards.
+#[cfg(feature = "librdkafka")]
+#[test]
+fn a_partition_held_for_long_loses_and_repeats_nothing() {
+    const COUNT: usize = 3_000;
+    let bench = Bench::new(Kind::Librdkafka);
+    let topic = bench.topic("long_held", 1);
+    let producer = bench.producer();
+    let answers: Vec<_> =
+        (0..COUNT).map(|number| start(&*producer, record(&topic, None, format!("{number}")), Acks::Leader)).collect();
+    for answer in &answers {
+        outcome(answer).expect("it is stored");
+    }
+    let mut fetcher = bench.fetcher();
+    fetcher.assign(&at(&topic, 0), 0);
+    let mut found = fetcher.poll(SOON, 100).expect("it can be read");
+    fetcher.hold(&at(&topic, 0), true);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(7) {
+        assert_eq!(fetcher.poll(Duration::from_millis(100), 100).expect("a held one is silent"), []);
+    }
+    fetcher.hold(&at(&topic, 0), false);
+    found.extend(read(&mut *fetcher, COUNT - found.len()));
+    let offsets: Vec<i64> = found.iter().map(|message| message.offset).collect();
+    assert_eq!(offsets, (0..COUNT as i64).collect::<Vec<_>>());
+}
+
 mod broken_brokers {
     use super::Kind;
+
+    #[cfg(feature = "librdkafka")]
+    #[test]
+    fn librdkafka_tells_the_log_ends_of_the_living() {
+        super::log_ends_of_the_living_are_told(Kind::Librdkafka);
+    }
+
+    #[test]
+    fn kafka_rust_tells_the_log_ends_of_the_living() {
+        super::log_ends_of_the_living_are_told(Kind::KafkaRust);
+    }
 
     #[cfg(feature = "librdkafka")]
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! One binary for all of them, so that the shared cluster is started once: a new story is a module here.
 
+#![allow(clippy::unwrap_used, reason = "a story that cannot go on fails there")]
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
 mod broker_suite;

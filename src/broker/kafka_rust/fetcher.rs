@@ -548,3 +548,51 @@ fn fetch(client: &mut KafkaClient, asked: &[Asked], reload: bool) -> kafka::Resu
     }
     Ok(parts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_hides_a_message_is_asked_for_more_and_at_last_passed_over() {
+        let partition = TopicPartition { topic: Arc::from("t"), partition: 0 };
+        let now = Instant::now();
+        let mut reading = Reading {
+            epoch: 1,
+            next: 7,
+            held: false,
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            leader: None,
+            is_fetching: false,
+            alone: false,
+            not_before: now,
+            most_bytes: 0,
+            empty_answers: 0,
+        };
+        let mut asked = Asked { partition, epoch: 1, offset: 7, most_bytes: 1 << 20 };
+        let mut grown = Vec::new();
+        let mut answers = 0;
+        while reading.next == 7 {
+            take_messages(&asked, &mut reading, 9, Vec::new(), 4 << 20);
+            asked.most_bytes = reading.most_bytes.max(1 << 20);
+            grown.push(asked.most_bytes);
+            answers += 1;
+            assert!(answers < 100);
+        }
+        grown.dedup();
+        assert_eq!(grown[..3], [1 << 20, 4 << 20, 5 << 20], "four times as much, up to the largest message");
+        assert_eq!((answers, reading.next), (3 * STUCK_AFTER, 8));
+        // At the end of the log an empty answer is just that.
+        reading.next = 9;
+        for _ in 0..10 {
+            take_messages(&asked, &mut reading, 9, Vec::new(), 4 << 20);
+        }
+        assert_eq!(reading.next, 9);
+        // What lies before the place is not given out again.
+        let raw = |offset| RawMessage { offset, key: Vec::new(), value: vec![1] };
+        take_messages(&asked, &mut reading, 12, vec![raw(8), raw(9), raw(11)], 4 << 20);
+        assert_eq!(reading.ready.iter().map(|message| message.offset).collect::<Vec<_>>(), [9, 11]);
+        assert_eq!(reading.next, 12);
+    }
+}

@@ -1,7 +1,8 @@
 //! Where logs begin and end, asked through the `kafka` crate.
 //!
 //! The crate asks for whole topics, leaves partitions without a leader out, and fails all topics for one partition's
-//! error. So what came back is compared with what was asked, and after an error each topic is asked for alone.
+//! error. So what came back is compared with what was asked, and after an error each topic is asked for alone. While a
+//! leader is down and not replaced, its whole topics have no answer: the crate cannot ask for some partitions only.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -75,7 +76,7 @@ impl LogEnds for RustLogEnds {
         let mut failed: HashMap<String, CallError> = HashMap::new();
         let found = match self.offsets(topics.clone(), FetchOffset::Latest, self.wait) {
             Ok(found) => found,
-            Err(CallError::Code(_)) => {
+            Err(_) => {
                 let mut found = Found::new();
                 for topic in topics {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -85,10 +86,6 @@ impl LogEnds for RustLogEnds {
                     }
                 }
                 found
-            }
-            Err(error) => {
-                failed.extend(topics.into_iter().map(|topic| (topic, error.clone())));
-                Found::new()
             }
         };
         let answer = |asked: &TopicPartition| match found.get(&(asked.topic.to_string(), asked.partition)) {
