@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::harness::{cluster, wait_until};
+use crate::harness::http::{self, Client};
+use crate::harness::{Daemon, Program, cluster, configs, free_port, wait_until};
 use crate::kproxy_story::Kproxy;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -112,14 +113,13 @@ fn six_hundred_half_heads_slow_nobody_and_take_no_memory() {
     let cluster = cluster();
     let topic = cluster.new_topic("halves", 1);
     // They would be gone after read_timeout_ms; here they are to stay.
-    let (port, admin) = (crate::harness::free_port(), crate::harness::free_port());
-    let file =
-        crate::harness::configs::kproxy(cluster, port, admin).replace("read_timeout_ms: 100", "read_timeout_ms: 60000");
-    let daemon = crate::harness::Daemon::start(crate::harness::Program::Kproxy, &[("kproxy.yaml", &file)]);
+    let (port, admin) = (free_port(), free_port());
+    let file = configs::kproxy(cluster, port, admin).replace("read_timeout_ms: 100", "read_timeout_ms: 60000");
+    let daemon = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &file)]);
     let kproxy = Kproxy { daemon, address: format!("127.0.0.1:{port}"), admin: format!("127.0.0.1:{admin}") };
     let path = format!("/commit?topic={topic}");
     wait_until(DEADLINE, "kproxy commits", || {
-        crate::harness::http::post(&kproxy.url(&path), b"warm").is_ok_and(|answer| answer.status == 200)
+        http::post(&kproxy.url(&path), b"warm").is_ok_and(|answer| answer.status == 200)
     });
     let halves: Vec<TcpStream> = (0..600)
         .map(|_| {
@@ -149,4 +149,38 @@ fn six_hundred_half_heads_slow_nobody_and_take_no_memory() {
     assert!(resident < 100 << 20, "{resident} bytes");
     drop(halves);
     wait_until(DEADLINE, "they are gone", || kproxy.has_metric("http_connections{server=\"http\"} 1"));
+}
+
+#[test]
+fn out_of_descriptors_accepting_pauses_without_spinning_and_goes_on() {
+    let cluster = cluster();
+    let mut kproxy = Kproxy::start_ready(cluster, "");
+    let mut kept = Client::connect(&kproxy.address).unwrap();
+    assert_eq!(kept.get("/healthz").unwrap().status, 200);
+    let pid = libc::pid_t::try_from(kproxy.daemon.pid()).unwrap();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let room = libc::rlimit { rlim_cur: open as u64 + 20, rlim_max: open as u64 + 20 };
+    // SAFETY: the pointer is valid for the call, and null asks for nothing back.
+    assert_eq!(unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const room, std::ptr::null_mut()) }, 0);
+
+    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(&kproxy.address).unwrap()).collect();
+    let failures = |kept: &mut Client| -> u64 {
+        let metrics = kept.get("/metrics").expect("a connection that is open is served").text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("http_accept_failures_total{server=\"http\"} "));
+        line.map_or(0, |count| count.parse().unwrap())
+    };
+    wait_until(DEADLINE, "accepting fails", || failures(&mut kept) > 0);
+    let (before, used, started) = (failures(&mut kept), kproxy.daemon.cpu_time(), Instant::now());
+    wait_until(DEADLINE, "it is tried again and again", || failures(&mut kept) > before + 10);
+    let (used, took) = (kproxy.daemon.cpu_time() - used, started.elapsed());
+    assert!(used < took / 2, "{used:?} of CPU in {took:?}");
+
+    drop(crowd);
+    wait_until(DEADLINE, "new clients are served again", || {
+        Client::connect(&kproxy.address)
+            .and_then(|mut client| client.get("/healthz"))
+            .is_ok_and(|answer| answer.status == 200)
+    });
+    assert!(kproxy.daemon.log().contains("no connection can be accepted now"));
+    kproxy.daemon.end_well(DEADLINE);
 }
