@@ -338,6 +338,41 @@ fn a_partition_is_given_back_at_its_first_message_that_is_not_done() {
 }
 
 #[test]
+fn a_hand_over_repeats_nothing_while_the_backend_is_well() {
+    let rig = Rig::start(
+        1,
+        |config| config.worker_num = one(),
+        |_| {
+            std::thread::sleep(Duration::from_millis(5));
+            200
+        },
+    );
+    for number in 0..200u8 {
+        rig.broker.put("t", 0, Some(&[number]), &[number]);
+    }
+    rig.gain(0, 1, Some(0));
+    wait_until("it is under way", || 10 < rig.backend.arrived().len());
+    rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
+    wait_until("it is given back", || !rig.releases().is_empty());
+    let delivered = rig.backend.arrived().len();
+    assert!(delivered < 200, "it was to be in the middle");
+    assert_eq!(rig.releases(), [(0, Some(delivered as Offset))]);
+}
+
+#[test]
+fn nothing_of_a_key_overtakes_a_message_that_a_hand_over_left_undone() {
+    let rig = Rig::start(1, |_| {}, |request| if request.number("x-kafka-offset") == 3 { 500 } else { 200 });
+    for _ in 0..10 {
+        rig.broker.put("t", 0, Some(b"k"), b"x");
+    }
+    rig.gain(0, 1, Some(0));
+    wait_until("it is being retried", || 5 < rig.backend.arrived().len());
+    rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
+    wait_until("it is given back", || rig.releases() == [(0, Some(3))]);
+    assert_eq!(rig.backend.delivered().len(), 3);
+}
+
+#[test]
 fn a_lost_partition_is_not_pushed_on_and_without_a_lease_nothing_is() {
     let rig = Rig::start(1, |_| {}, |_| 500);
     rig.told.lease_is_valid.store(false, Ordering::SeqCst);
