@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, at, never, select};
-use log::{Level, error, info, warn};
+use log::{Level, info, warn};
 use prometheus::IntGauge;
 
 use super::fetcher::{FetchCommand, Fetched};
@@ -345,7 +345,7 @@ impl Dispatcher {
         let fresh = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
         let missed = oldest.saturating_sub(offset).max(0);
-        error!(
+        warn!(
             "module [{}]: offset {offset} of {}/{partition} is not kept (kept: {oldest} to {newest}): {missed} messages were \
              deleted before they were read; goes on at {oldest}",
             self.shared.config.name, self.shared.config.topic
