@@ -25,7 +25,7 @@ use harness::{Answer, Backend, Cluster, Daemon, Program, Request, binary, cluste
 const TOPIC: &str = "demo_topic";
 const MODULE: &str = "demo_module";
 const N_PARTITIONS: i32 = 8;
-const N_USERS: u64 = 6;
+const N_USERS: u64 = 12;
 /// Slow enough that one can read along.
 const PAUSE_BETWEEN_MESSAGES: Duration = Duration::from_millis(50);
 const START_DEADLINE: Duration = Duration::from_secs(30);

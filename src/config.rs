@@ -156,7 +156,11 @@ impl Section {
 
     /// A port that may be absent.
     pub fn optional_port(&mut self, key: &str, problems: &mut Problems) -> Option<u16> {
-        self.has(key).then(|| self.port(key, None, problems))
+        if !self.has(key) {
+            self.take(key);
+            return None;
+        }
+        Some(self.port(key, None, problems))
     }
 
     /// A duration in milliseconds, within `range` milliseconds.

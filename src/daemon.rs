@@ -26,7 +26,6 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::{Problems, Section};
-use crate::http::raise_file_limit;
 use crate::logging::{self, LogConfig, to_stderr};
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor, panic_text};
@@ -160,10 +159,13 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
         Ok(signals) => signals,
         Err(cause) => return cannot_start(&format!("signals cannot be handled: {cause}")),
     };
+    // Inherited by every thread: a signal in the middle of a write would cut it short, and the `kafka` crate
+    // takes a short write for a whole one. The thread that waits for signals takes them all.
+    take_signals_here(false);
     if let Err(cause) = logging::start(name, config.log()) {
         return cannot_start(&cause);
     }
-    let open_files = raise_file_limit().map_or_else(|cause| format!("unknown ({cause})"), |limit| limit.to_string());
+    let open_files = raise_open_files();
     info!(
         "{name} {} starts: process {}, configuration {}, open files at most {open_files}",
         env!("CARGO_PKG_VERSION"),
@@ -175,7 +177,10 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
     let process = Supervisor::new("process", Stop::new());
     let daemon = Supervisor::new(name, process.stop().child());
     let stop = daemon.stop().clone();
-    process.spawn_task("signals", move || watch_signals(signals, &stop));
+    process.spawn_task("signals", move || {
+        take_signals_here(true);
+        watch_signals(signals, &stop);
+    });
     let stop = daemon.stop().clone();
     process.spawn_task("watchdog", move || {
         stop.wait();
@@ -255,10 +260,40 @@ fn watch_signals(mut signals: Signals, stop: &Stop) {
     }
 }
 
+/// Whether the signals of a daemon may interrupt the calling thread, and those it starts from now on.
+fn take_signals_here(taken: bool) {
+    let how = if taken { libc::SIG_UNBLOCK } else { libc::SIG_BLOCK };
+    // SAFETY: the set is emptied before it is used, and lives through the calls.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        for signal in [SIGTERM, SIGINT, SIGHUP] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    }
+}
+
 /// Ends the process at once, while its threads run: no destructor and no `atexit` function is called.
 fn leave(exit: Exit) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(exit as i32) }
+}
+
+/// Allows as many open files as the system lets this process have; returns how many. Idempotent.
+pub fn raise_open_files() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is valid for the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return 0;
+    }
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: the pointer is valid for the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
+        raised.rlim_cur
+    } else {
+        limit.rlim_cur
+    }
 }
 
 #[cfg(test)]

@@ -442,3 +442,74 @@ impl LogEnds for MemoryLogEnds {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::{Receiver, unbounded};
+
+    type Boxed = Box<dyn FnOnce(AppendResult) + Send>;
+
+    fn append(producer: &MemoryProducer<Boxed>, topic: &str) -> Receiver<AppendResult> {
+        let (sender, receiver) = unbounded();
+        let (topic, value) = (Arc::from(topic), b"v".to_vec());
+        let record = Record { topic, partition: None, key: None, value, headers: Vec::new(), timestamp_ms: None };
+        producer.append(record, Acks::Leader, Box::new(move |outcome| drop(sender.send(outcome))));
+        receiver
+    }
+
+    fn failure(outcome: &Receiver<AppendResult>) -> (AppendFailure, Stored) {
+        let error = outcome.try_recv().expect("it has completed").expect_err("it fails");
+        (error.kind, error.stored)
+    }
+
+    #[test]
+    fn held_completions_run_at_the_release_and_are_closed_otherwise() {
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 1);
+        let producer = broker.producer();
+        broker.hold_completions();
+        let first = append(&producer, "t");
+        assert!(first.try_recv().is_err());
+        assert_eq!((broker.held_count(), broker.messages("t", 0).len()), (1, 1));
+        assert_eq!(broker.release_completions(), 1);
+        assert_eq!(first.try_recv().expect("it has completed").expect("it is stored").offset, Some(0));
+        broker.hold_completions();
+        let second = append(&producer, "t");
+        producer.close(Duration::ZERO);
+        assert_eq!(failure(&second), (AppendFailure::Closed, Stored::Unknown));
+        assert_eq!(failure(&append(&producer, "t")), (AppendFailure::Closed, Stored::No));
+    }
+
+    #[test]
+    fn failures_come_in_the_order_they_were_wanted() {
+        let broker = MemoryBroker::new();
+        let producer = broker.producer();
+        broker.fail_next(AppendFailure::TimedOut, Stored::Unknown);
+        assert_eq!(failure(&append(&producer, "t")), (AppendFailure::TimedOut, Stored::Unknown));
+        assert_eq!(failure(&append(&producer, "t")), (AppendFailure::UnknownTopic, Stored::No));
+        broker.set_auto_create(2);
+        broker.set_reachable(false);
+        assert_eq!(failure(&append(&producer, "t")), (AppendFailure::Unreachable, Stored::No));
+        assert!(producer.reachable().is_err());
+        broker.set_reachable(true);
+        assert!(append(&producer, "t").try_recv().expect("it has completed").is_ok());
+    }
+
+    #[test]
+    fn trimmed_offsets_are_gone_and_the_range_moves() {
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 1);
+        let partition = TopicPartition { topic: Arc::from("t"), partition: 0 };
+        for _ in 0..5 {
+            broker.put("t", 0, None, b"v");
+        }
+        broker.trim(&partition, 3);
+        let mut fetcher = broker.fetcher();
+        fetcher.assign(&partition, 1);
+        let gone = fetcher.poll(Duration::ZERO, 10);
+        assert!(matches!(gone, Err(FetchError::OffsetGone { offset: 1, oldest: 3, newest: 5, .. })), "{gone:?}");
+        assert_eq!(fetcher.poll(Duration::ZERO, 10).expect("nothing is assigned"), []);
+        assert_eq!(broker.log_ends().range(&partition).expect("it exists"), LogRange { oldest: 3, newest: 5 });
+    }
+}

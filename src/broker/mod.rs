@@ -7,6 +7,7 @@
 //! partition in rising offset order, each one at most once for an assignment, and never passes one over silently.
 
 mod front;
+mod kafka_rust;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
 pub mod memory;
@@ -349,7 +350,9 @@ impl Engine {
     }
 }
 
-/// A producer of the engine asked for. Needs no reachable broker; its threads belong to `supervisor`.
+/// A producer of the engine asked for. Needs no reachable broker; its threads belong to `supervisor`. Those that run
+/// completions outlive the stop until [`Producer::close`] or the drop of the producer, which must come before the
+/// group is joined.
 pub fn producer<C: Completion>(
     broker: &BrokerConfig,
     config: ProducerConfig,
@@ -358,7 +361,7 @@ pub fn producer<C: Completion>(
     match broker.engine.resolve()? {
         #[cfg(feature = "librdkafka")]
         Engine::Librdkafka => Ok(Arc::new(librdkafka::RdProducer::new(broker, config, supervisor)?)),
-        _ => Err("not yet".to_owned()),
+        _ => Ok(Arc::new(kafka_rust::RustProducer::new(broker, &config, supervisor))),
     }
 }
 
@@ -368,20 +371,18 @@ pub fn fetcher(
     config: FetcherConfig,
     supervisor: &Supervisor,
 ) -> Result<Box<dyn Fetcher>, String> {
-    let _ = supervisor;
     match broker.engine.resolve()? {
         #[cfg(feature = "librdkafka")]
         Engine::Librdkafka => Ok(Box::new(librdkafka::RdFetcher::new(broker, config)?)),
-        _ => Err("not yet".to_owned()),
+        _ => Ok(Box::new(kafka_rust::RustFetcher::new(broker, config, supervisor))),
     }
 }
 
 /// A reader of log ends of the engine asked for. Needs no reachable broker.
 pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
-    let _ = supervisor;
     match broker.engine.resolve()? {
         #[cfg(feature = "librdkafka")]
         Engine::Librdkafka => Ok(Box::new(librdkafka::RdLogEnds::new(broker)?)),
-        _ => Err("not yet".to_owned()),
+        _ => Ok(Box::new(kafka_rust::RustLogEnds::new(broker, supervisor))),
     }
 }

@@ -62,6 +62,7 @@ pub(super) enum Answer {
     /// It does not.
     DoesNot,
     /// It is being made, or has no leader yet.
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine cannot tell it"))]
     NotYet,
     /// No broker could be asked.
     Unreachable(String),

@@ -1,4 +1,4 @@
-//! Sockets to listen on, and how many descriptors there may be.
+//! Sockets to listen on, and accepting from them.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -66,22 +66,4 @@ pub(super) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAdd
     };
     let peer = address.as_socket().ok_or_else(|| io::Error::other("a peer without an internet address"))?;
     Ok((socket, peer))
-}
-
-/// Raises the limit of open descriptors as far as this process may; returns the limit now in force.
-pub fn raise_file_limit() -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls only read or write the struct they are given, which lives through them.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        if limit.rlim_cur < limit.rlim_max {
-            limit.rlim_cur = limit.rlim_max;
-            if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-    }
-    Ok(limit.rlim_cur)
 }

@@ -34,7 +34,7 @@ mod server;
 mod tests;
 
 pub use budget::{ByteBudget, Lease};
-pub use listen::{Listen, raise_file_limit};
+pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
 pub use reply::Reply;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};

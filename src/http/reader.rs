@@ -381,7 +381,7 @@ impl Reader {
             Phase::Answering => (now + idle_timeout, ""),
             Phase::Writing => (since + write_timeout, "write"),
             Phase::Lingering => (since + LINGER, "linger"),
-            Phase::Broken => (now, "broken"),
+            Phase::Broken => return self.close(index),
         };
         if deadline > now {
             return self.plan(index, deadline);

@@ -5,7 +5,8 @@
 //!
 //! A cluster that is away keeps only its own poller busy: nothing is shared between clusters but the board.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
@@ -16,9 +17,9 @@ use crate::keeper::{KeeperError, SharedKeeper};
 use crate::shutdown::Stop;
 
 use super::board::{Place, View};
-use super::delay::{LogEnd, join};
+use super::delay::{LogEnd, ModuleDelay, Positions, join};
 use super::log_ends::{BrokerLogEnds, NewestOffsets};
-use super::positions::{self, ReadError};
+use super::positions::{GroupReader, ReadError};
 
 /// The pause after a reading that took longer than the interval, so that ZooKeeper has one too.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -29,8 +30,13 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// A trouble that lasts is told again after so long.
 const REMIND_AFTER: Duration = Duration::from_secs(60);
 
+/// Stored offsets are read for so long at most, or half the interval, before their newest ones are.
+const LONGEST_BATCH: Duration = Duration::from_secs(1);
+
 /// Finds brokers of the cluster, as `host:port`.
 pub type FindBrokers = Box<dyn FnMut() -> Result<Vec<String>, KeeperError> + Send>;
+
+type Modules = BTreeMap<Arc<str>, ModuleDelay>;
 
 /// Everything the poller of one cluster needs.
 pub struct Poller {
@@ -87,21 +93,52 @@ impl Poller {
     /// Reads once. The error is in words; the board then shows as much as is known.
     fn poll(&mut self, stop: &Stop) -> Result<(), String> {
         let began = Instant::now();
-        let positions = match positions::read(&*self.keeper, stop) {
-            Ok(positions) => positions,
-            Err(ReadError::Stopped) => return Ok(()),
+        match self.read(stop) {
+            Ok((modules, trouble)) => {
+                self.place.put(Some(View::new(modules, began, self.interval)));
+                trouble.map_or(Ok(()), |cause| Err(format!("newest offsets cannot be read: {cause}")))
+            }
+            Err(ReadError::Stopped) => Ok(()),
             Err(ReadError::Keeper(cause)) => {
                 self.place.put(None);
-                return Err(format!("the stored offsets cannot be read: {cause}"));
+                Err(format!("the stored offsets cannot be read: {cause}"))
             }
+        }
+    }
+
+    /// All modules, and why some of their newest offsets are unknown, if so.
+    ///
+    /// Many groups are read in batches, each followed by its newest offsets, so that both are of nearly the same time
+    /// however many there are.
+    fn read(&mut self, stop: &Stop) -> Result<(Modules, Option<String>), ReadError> {
+        let keeper = self.keeper.clone();
+        let mut reader = GroupReader::new(&*keeper, stop);
+        let mut groups = reader.names()?.into_iter().peekable();
+        let (mut askable, mut trouble) = match (self.find_brokers)() {
+            Ok(hosts) => (Some(hosts), None),
+            Err(cause) => (None, Some(cause.to_string())),
         };
-        let NewestOffsets { ends, trouble } = match (self.find_brokers)() {
-            Ok(hosts) => self.log_ends.newest(hosts, &positions),
-            Err(cause) => NewestOffsets { ends: HashMap::new(), trouble: Some(cause.to_string()) },
-        };
-        let end_of = |partition: &_| ends.get(partition).copied().unwrap_or(LogEnd::Unknown);
-        self.place.put(Some(View::new(join(positions, end_of), began, self.interval)));
-        trouble.map_or(Ok(()), |cause| Err(format!("newest offsets cannot be read: {cause}")))
+        let mut modules = Modules::new();
+        while groups.peek().is_some() {
+            let batch_ends = Instant::now() + LONGEST_BATCH.min(self.interval / 2);
+            let mut positions = Positions::new();
+            for group in groups.by_ref() {
+                positions.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
+                if batch_ends <= Instant::now() {
+                    break;
+                }
+            }
+            let newest =
+                askable.as_ref().map_or_else(NewestOffsets::default, |hosts| self.log_ends.newest(hosts, &positions));
+            if newest.is_silence() {
+                // Each further question of this reading would wait in vain as well.
+                askable = None;
+            }
+            let end_of = |partition: &_| newest.ends.get(partition).copied().unwrap_or(LogEnd::Unknown);
+            modules.extend(join(positions, end_of));
+            trouble = trouble.or(newest.trouble);
+        }
+        Ok((modules, trouble))
     }
 }
 
@@ -150,8 +187,6 @@ mod tests {
     use crate::kmonitor::board::Board;
     use crate::kmonitor::positions::tests::put;
     use crate::metrics::Registry;
-    use std::collections::BTreeMap;
-    use std::sync::Arc;
 
     struct Rig {
         tree: MemoryKeeper,
@@ -280,6 +315,25 @@ mod tests {
         }));
         assert_eq!(rig.delays(), Some(vec![("m".into(), vec![(0, 3)])]));
         assert_eq!(rig.delays(), Some(vec![("m".into(), vec![(0, 0)])]));
+    }
+
+    #[test]
+    fn many_groups_are_read_in_batches_each_with_its_newest_offsets() {
+        let mut rig = rig();
+        // No time for a batch: every group is one.
+        rig.poller.interval = Duration::ZERO;
+        for group in ["a", "b", "c"] {
+            put(&*rig.keeper, &format!("/consumers/{group}/offsets/t/0"), "0");
+        }
+        rig.broker.put("t", 0, None, b"x");
+        let known = ["a", "b", "c"].map(|name| (name.to_owned(), vec![(0, 1)]));
+        let modules = rig.poller.read(&Stop::new()).unwrap().0;
+        let delays = modules.iter().map(|(name, m)| (name.to_string(), m.by_number.clone().into_iter().collect()));
+        assert_eq!(delays.collect::<Delays>(), known);
+        rig.broker.set_reachable(false);
+        let (modules, trouble) = rig.poller.read(&Stop::new()).unwrap();
+        assert!(modules.len() == 3 && modules.values().all(|module| module.by_number.is_empty()));
+        assert!(trouble.is_some());
     }
 
     #[test]

@@ -25,6 +25,13 @@ pub struct NewestOffsets {
     pub trouble: Option<String>,
 }
 
+impl NewestOffsets {
+    /// Whether no broker told anything.
+    pub fn is_silence(&self) -> bool {
+        self.trouble.is_some() && self.ends.values().all(|end| *end == LogEnd::Unknown)
+    }
+}
+
 impl BrokerLogEnds {
     /// Connects when first asked.
     pub fn new(connect: Connect) -> Self {
@@ -32,7 +39,7 @@ impl BrokerLogEnds {
     }
 
     /// Asks the brokers at `hosts` for every partition in `positions`, each once.
-    pub fn newest(&mut self, mut hosts: Vec<String>, positions: &Positions) -> NewestOffsets {
+    pub fn newest(&mut self, hosts: &[String], positions: &Positions) -> NewestOffsets {
         let wanted: BTreeSet<&TopicPartition> = positions.values().flat_map(BTreeMap::keys).collect();
         let wanted: Vec<TopicPartition> = wanted.into_iter().cloned().collect();
         if wanted.is_empty() {
@@ -41,30 +48,25 @@ impl BrokerLogEnds {
         if hosts.is_empty() {
             return NewestOffsets { trouble: Some("no broker is there".to_owned()), ..NewestOffsets::default() };
         }
+        let mut hosts = hosts.to_vec();
         hosts.sort_unstable();
         let log_ends = match self.connected(hosts) {
             Ok(log_ends) => log_ends,
             Err(cause) => return NewestOffsets { trouble: Some(cause), ..NewestOffsets::default() },
         };
         let answers = log_ends.newest(&wanted);
-        let mut topics = HashMap::new();
+        let mut topics = Topics { log_ends: &mut **log_ends, known: HashMap::new(), is_answered: true };
         let mut newest = NewestOffsets::default();
         let mut n_unreachable = 0;
         for (partition, answer) in wanted.iter().zip(answers) {
             let end = match answer {
                 Ok(offset) => LogEnd::Newest(offset),
                 Err(MetadataError::UnknownTopic(_)) => LogEnd::Gone,
+                Err(MetadataError::Partition(_)) if topics.lacks(partition) => LogEnd::Gone,
                 Err(cause) => {
                     n_unreachable += usize::from(matches!(cause, MetadataError::Unreachable(_)));
-                    let is_gone = matches!(cause, MetadataError::Partition(_))
-                        && topics
-                            .entry(&partition.topic)
-                            .or_insert_with(|| numbers(&mut **log_ends, &partition.topic))
-                            .is_gone(partition);
-                    if !is_gone {
-                        newest.trouble.get_or_insert(cause.to_string());
-                    }
-                    if is_gone { LogEnd::Gone } else { LogEnd::Unknown }
+                    newest.trouble.get_or_insert(cause.to_string());
+                    LogEnd::Unknown
                 }
             };
             newest.ends.insert(partition.clone(), end);
@@ -91,21 +93,37 @@ impl BrokerLogEnds {
     }
 }
 
-/// The partitions a topic has; `None` if nobody can tell.
-struct Numbers(Option<BTreeSet<PartitionId>>);
-
-impl Numbers {
-    fn is_gone(&self, partition: &TopicPartition) -> bool {
-        self.0.as_ref().is_some_and(|numbers| !numbers.contains(&partition.partition))
-    }
+/// Which partitions there are, asked only for topics of which one gave no answer.
+struct Topics<'a> {
+    log_ends: &'a mut dyn LogEnds,
+    /// By topic; `None` where nobody could tell.
+    known: HashMap<Arc<str>, Option<BTreeSet<PartitionId>>>,
+    /// Cleared by the first question without an answer: the others would wait in vain as well.
+    is_answered: bool,
 }
 
-fn numbers(log_ends: &mut dyn LogEnds, topic: &Arc<str>) -> Numbers {
-    Numbers(match log_ends.partitions(topic) {
-        Ok(partitions) => Some(partitions.iter().map(|info| info.partition).collect()),
-        Err(MetadataError::UnknownTopic(_)) => Some(BTreeSet::new()),
-        Err(_) => None,
-    })
+impl Topics<'_> {
+    /// Whether the partition certainly does not exist.
+    fn lacks(&mut self, partition: &TopicPartition) -> bool {
+        if !self.known.contains_key(&partition.topic) {
+            let numbers = if self.is_answered { self.ask(&partition.topic) } else { None };
+            self.known.insert(Arc::clone(&partition.topic), numbers);
+        }
+        let numbers = self.known.get(&partition.topic).and_then(Option::as_ref);
+        numbers.is_some_and(|numbers| !numbers.contains(&partition.partition))
+    }
+
+    fn ask(&mut self, topic: &str) -> Option<BTreeSet<PartitionId>> {
+        match self.log_ends.partitions(topic) {
+            Ok(partitions) => Some(partitions.iter().map(|info| info.partition).collect()),
+            Err(MetadataError::UnknownTopic(_)) => Some(BTreeSet::new()),
+            Err(MetadataError::Partition(_)) => None,
+            Err(MetadataError::Unreachable(_)) => {
+                self.is_answered = false;
+                None
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -150,7 +168,7 @@ mod tests {
             ("a", at("t", 2)),
             ("a", at("old", 0)),
         ]);
-        let newest = ends.newest(vec!["b:1".into()], &wanted);
+        let newest = ends.newest(&["b:1".into()], &wanted);
         let expected = HashMap::from([
             (at("t", 0), LogEnd::Newest(1)),
             (at("t", 1), LogEnd::Unknown),
@@ -168,7 +186,7 @@ mod tests {
         let (mut ends, connections) = counted(&broker);
         let wanted = positions(&[("a", at("t", 0))]);
         let mut ask = |hosts: &[&str]| {
-            let newest = ends.newest(hosts.iter().map(|host| (*host).to_owned()).collect(), &wanted);
+            let newest = ends.newest(&hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>(), &wanted);
             (newest.ends[&at("t", 0)], connections.load(Ordering::Relaxed))
         };
         assert_eq!(ask(&["b:1", "a:1"]), (LogEnd::Newest(0), 1));
@@ -183,10 +201,10 @@ mod tests {
     #[test]
     fn what_cannot_connect_says_why_and_nothing_asked_needs_no_broker() {
         let mut ends = BrokerLogEnds::new(Box::new(|_| Err("no route".into())));
-        assert_eq!(ends.newest(vec![], &Positions::new()), NewestOffsets::default());
-        let newest = ends.newest(vec!["b:1".into()], &positions(&[("a", at("t", 0))]));
+        assert_eq!(ends.newest(&[], &Positions::new()), NewestOffsets::default());
+        let newest = ends.newest(&["b:1".into()], &positions(&[("a", at("t", 0))]));
         assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no route")));
-        let newest = ends.newest(vec![], &positions(&[("a", at("t", 0))]));
+        let newest = ends.newest(&[], &positions(&[("a", at("t", 0))]));
         assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no broker is there")));
     }
 }

@@ -10,7 +10,7 @@ use crate::keeper::{Keeper, KeeperError, paths};
 use crate::log_limited;
 use crate::shutdown::Stop;
 
-use super::delay::{Positions, StoredOffsets};
+use super::delay::StoredOffsets;
 
 /// Why the stored offsets were not read to the end.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,53 +23,57 @@ pub enum ReadError {
     Stopped,
 }
 
-/// Reads all of them. A node that vanishes meanwhile is left out; a cluster without consumers has none.
-pub fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<Positions, ReadError> {
-    let mut topics = Names::default();
-    let mut positions = Positions::new();
-    for group in children(keeper, paths::CONSUMERS)? {
-        // A consumer that never stored an offset has no such node, and no delay that could be known.
-        let Some(names) = existing(keeper.children(&paths::offset_topics(&group)))? else { continue };
+/// Reads the groups of one cluster, one after the other. A node that vanishes meanwhile is left out.
+pub struct GroupReader<'a> {
+    keeper: &'a dyn Keeper,
+    stop: &'a Stop,
+    topics: Names,
+}
+
+impl<'a> GroupReader<'a> {
+    /// Reads through this keeper until the stop.
+    pub fn new(keeper: &'a dyn Keeper, stop: &'a Stop) -> Self {
+        GroupReader { keeper, stop, topics: Names::default() }
+    }
+
+    /// Every group; a cluster without consumers has none.
+    pub fn names(&self) -> Result<Vec<String>, ReadError> {
+        Ok(existing(self.keeper.children(paths::CONSUMERS))?.unwrap_or_default())
+    }
+
+    /// What one group has stored. `None`: it never stored anything, so it has no delay that could be known.
+    pub fn stored(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
+        let Some(topics) = existing(self.keeper.children(&paths::offset_topics(group)))? else { return Ok(None) };
         let mut stored = StoredOffsets::new();
-        for topic in names {
-            read_topic(keeper, stop, &group, &topics.get(&topic), &mut stored)?;
+        for topic in topics {
+            self.read_topic(group, &topic, &mut stored)?;
         }
-        positions.insert(group.into(), stored);
+        Ok(Some(stored))
     }
-    Ok(positions)
-}
 
-fn read_topic(
-    keeper: &dyn Keeper,
-    stop: &Stop,
-    group: &str,
-    topic: &Arc<str>,
-    stored: &mut StoredOffsets,
-) -> Result<(), ReadError> {
-    let folder = paths::offsets(group, topic);
-    for name in children(keeper, &folder)? {
-        if stop.is_triggered() {
-            return Err(ReadError::Stopped);
-        }
-        let Some(partition) = paths::parse_partition(&name) else {
-            log_limited!(Level::Warn, "{folder}/{name} is passed over: its name is no partition");
-            continue;
-        };
-        let Some(node) = keeper.read(&paths::offset(group, topic, partition))? else { continue };
-        let offset = match paths::parse_offset(&node.data) {
-            Ok(offset) => offset,
-            Err(bad) => {
-                log_limited!(Level::Warn, "{folder}/{name}: {bad}; its delay is unknown");
-                None
+    fn read_topic(&mut self, group: &str, topic: &str, stored: &mut StoredOffsets) -> Result<(), ReadError> {
+        let folder = paths::offsets(group, topic);
+        let shared = self.topics.get(topic);
+        for name in existing(self.keeper.children(&folder))?.unwrap_or_default() {
+            if self.stop.is_triggered() {
+                return Err(ReadError::Stopped);
             }
-        };
-        stored.insert(TopicPartition { topic: Arc::clone(topic), partition }, offset);
+            let Some(partition) = paths::parse_partition(&name) else {
+                log_limited!(Level::Warn, "{folder}/{name} is passed over: its name is no partition");
+                continue;
+            };
+            let Some(node) = self.keeper.read(&paths::offset(group, topic, partition))? else { continue };
+            let offset = match paths::parse_offset(&node.data) {
+                Ok(offset) => offset,
+                Err(bad) => {
+                    log_limited!(Level::Warn, "{folder}/{name}: {bad}; its delay is unknown");
+                    None
+                }
+            };
+            stored.insert(TopicPartition { topic: Arc::clone(&shared), partition }, offset);
+        }
+        Ok(())
     }
-    Ok(())
-}
-
-fn children(keeper: &dyn Keeper, path: &str) -> Result<Vec<String>, KeeperError> {
-    Ok(existing(keeper.children(path))?.unwrap_or_default())
 }
 
 fn existing<T>(answer: Result<T, KeeperError>) -> Result<Option<T>, KeeperError> {
@@ -100,6 +104,7 @@ pub(super) mod tests {
     use super::*;
     use crate::keeper::Lifetime;
     use crate::keeper::memory::MemoryKeeper;
+    use crate::kmonitor::delay::Positions;
     use std::time::Duration;
 
     /// Writes a node and whatever is missing above it.
@@ -111,6 +116,15 @@ pub(super) mod tests {
             None => keeper.create(path, data.as_bytes(), Lifetime::Persistent).unwrap(),
             Some(node) => drop(keeper.write(path, data.as_bytes(), node.version).unwrap()),
         }
+    }
+
+    fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<Positions, ReadError> {
+        let mut reader = GroupReader::new(keeper, stop);
+        let mut positions = Positions::new();
+        for group in reader.names()? {
+            positions.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
+        }
+        Ok(positions)
     }
 
     fn at(topic: &str, partition: i32) -> TopicPartition {

@@ -81,7 +81,9 @@ impl Commits {
         let query = shown(head.query.as_deref().unwrap_or_default());
         log_limited!(
             Level::Warn,
-            "commit {query} refused status={} error={} peer={}: {}",
+            "{} {} {query} refused status={} error={} peer={}: {}",
+            shown(&head.method),
+            shown(&head.path),
             failure.status,
             failure.code,
             Peer(head.peer),
@@ -101,7 +103,7 @@ impl Handler for Commits {
                 "OPTIONS" if head.path == "*" => {
                     Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS")
                 }
-                _ => Failure::unknown_path().response(),
+                _ => self.refuse(head, &Failure::unknown_path()),
             });
         }
         match &*head.method {
@@ -110,7 +112,7 @@ impl Handler for Commits {
                 Err(failure) => Admission::Refuse(self.refuse(head, &failure)),
             },
             "OPTIONS" => Admission::Refuse(Response::new(200, "", "").with_header("Allow", "POST, OPTIONS")),
-            _ => Admission::Refuse(Failure::not_post().response()),
+            _ => Admission::Refuse(self.refuse(head, &Failure::not_post())),
         }
     }
 

@@ -29,7 +29,8 @@ use log::{info, warn};
 use crate::admin::{Admin, Component, Health};
 use crate::broker::{self, BrokerConfig, ProducerConfig};
 use crate::config::Problems;
-use crate::http::{ByteBudget, Handler, Limits, Listen, Server, ServerConfig, ServerMetrics, raise_file_limit};
+use crate::daemon::raise_open_files;
+use crate::http::{ByteBudget, Handler, Limits, Listen, Server, ServerConfig, ServerMetrics};
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
@@ -135,10 +136,9 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Commit>, 
 /// Says so when the descriptors will not do for the connections allowed; accepting pauses then, and goes on.
 fn check_file_limit(config: &Config) {
     let wanted = config.max_connections.get() as u64 + OTHER_DESCRIPTORS;
-    match raise_file_limit() {
-        Ok(limit) if limit >= wanted => {}
-        Ok(limit) => warn!("max_connections needs {wanted} file descriptors, but this process may have {limit}"),
-        Err(cause) => warn!("the limit of file descriptors cannot be raised: {cause}"),
+    let limit = raise_open_files();
+    if limit < wanted {
+        warn!("max_connections needs {wanted} open files, but this process may have {limit}");
     }
 }
 

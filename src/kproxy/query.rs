@@ -97,11 +97,14 @@ fn decode(text: &str) -> Option<Cow<'_, [u8]>> {
 mod tests {
     use super::*;
 
+    /// Topic, key and acks, or the word of the failure.
+    type Outcome<'a> = Result<(&'a str, Option<&'a [u8]>, Acks), &'a str>;
+
     #[test]
     fn a_query_is_understood_or_refused_by_name() {
         let longest = format!("topic={}", "a".repeat(249));
         let too_long = format!("topic={}", "a".repeat(250));
-        let rows: &[(&str, Result<(&str, Option<&[u8]>, Acks), &str>)] = &[
+        let rows: &[(&str, Outcome<'_>)] = &[
             ("topic=t", Ok(("t", None, Acks::Leader))),
             ("topic=t&key=k&acks=1", Ok(("t", Some(b"k"), Acks::Leader))),
             ("acks=0&key=&topic=a.b_c-D9", Ok(("a.b_c-D9", None, Acks::None))),

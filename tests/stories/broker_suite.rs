@@ -17,7 +17,8 @@ use kafka_http_wrapper::broker::{
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::{Ended, Supervisor};
 
-use crate::harness::{Kafka, cluster, kafka_wire, unique, wait_until};
+use crate::harness::jars::{Edition, java};
+use crate::harness::{Cluster, Kafka, cluster, kafka_wire, unique, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -240,8 +241,7 @@ fn what_does_not_exist_is_answered_soon(bench: &Bench) {
     let producer = bench.producer();
     let unknown: Arc<str> = unique("nowhere").into();
     let started = Instant::now();
-    let answers: Vec<_> =
-        (0..10).map(|_| start(&*producer, record(&unknown, Some("k"), "v"), Acks::Leader)).collect();
+    let answers: Vec<_> = (0..10).map(|_| start(&*producer, record(&unknown, Some("k"), "v"), Acks::Leader)).collect();
     for answer in &answers {
         let error = outcome(answer).expect_err("the topic does not exist");
         assert_eq!((error.kind, error.stored), (AppendFailure::UnknownTopic, Stored::No), "{error}");
@@ -469,3 +469,283 @@ over_every_engine!(
     headers_and_timestamps_travel_or_are_refused,
     after_the_close_nothing_is_taken,
 );
+
+/// Appends numbers one after the other until told to stop; gives each outcome.
+fn append_numbers(
+    producer: &Arc<dyn Producer<Report>>,
+    topic: &Arc<str>,
+    acks: Acks,
+    stop: &Arc<std::sync::atomic::AtomicBool>,
+) -> std::thread::JoinHandle<Vec<Receiver<AppendResult>>> {
+    let (producer, topic, stop) = (Arc::clone(producer), Arc::clone(topic), Arc::clone(stop));
+    std::thread::spawn(move || {
+        let mut answers = Vec::new();
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            let number = answers.len();
+            answers.push(start(&*producer, record(&topic, Some("k"), format!("{number}")), acks));
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        answers
+    })
+}
+
+/// The end of the only partition, once its leader tells it.
+fn end_of(cluster: &Cluster, topic: &str) -> i64 {
+    wait_until(SOON, "the log end is told", || cluster.log_ends(topic).get(&0).copied())
+}
+
+/// The whole life of a broker that dies, comes back and hangs, under one producer and one fetcher.
+fn a_broker_dies_comes_back_and_hangs(kind: Kind) {
+    let own = Cluster::start_with(1, &["auto.create.topics.enable=true"]);
+    let kafka = &own.kafka_servers[0];
+    let bench = Bench::with_hosts(kind, own.brokers.split(',').map(str::to_owned).collect());
+    let topic = bench.topic("killed", 1);
+    let producer = bench.producer_with(PartitionerKind::Fnv1a, Duration::from_secs(15));
+
+    // A topic that the broker makes itself is not "unknown".
+    let made: Arc<str> = unique("made_by_the_broker").into();
+    append(&*producer, record(&made, None, "v"), Acks::Leader).expect("the broker makes the topic");
+
+    let mut fetcher = bench.fetcher();
+    fetcher.assign(&at(&topic, 0), 0);
+    let mut found = Vec::new();
+    for acks in [Acks::Leader, Acks::All] {
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let before = end_of(&own, &topic);
+        let appending = append_numbers(&producer, &topic, acks, &stop);
+        wait_until(SOON, "some are stored", || end_of(&own, &topic) > before + 100);
+        kafka.kill9();
+        wait_until(SOON, "the producer notices", || producer.reachable().is_err());
+        kafka.restart();
+        wait_until(SOON, "the producer recovers", || producer.reachable().is_ok());
+        let after = end_of(&own, &topic);
+        wait_until(SOON, "appends go on", || end_of(&own, &topic) > after + 100);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let outcomes: Vec<AppendResult> = appending.join().expect("it does not panic").iter().map(outcome).collect();
+
+        let end = end_of(&own, &topic) as usize;
+        let missing = end - found.len();
+        found.extend(read(&mut *fetcher, missing));
+        let offsets: Vec<i64> = found.iter().map(|message| message.offset).collect();
+        assert_eq!(offsets, (0..end as i64).collect::<Vec<_>>(), "each once and in order, over the restart");
+        let (mut confirmed, mut lost) = (0, 0);
+        let mut last = None;
+        for (number, outcome) in outcomes.iter().enumerate() {
+            let stored = values(&found[before as usize..])
+                .iter()
+                .filter(|value| **value == format!("{number}").as_bytes())
+                .count();
+            match outcome {
+                Ok(done) => {
+                    let offset = done.offset.expect("the offset is known");
+                    assert_eq!(found[offset as usize].value.as_deref(), Some(format!("{number}").as_bytes()));
+                    assert!(last < Some(offset), "in the order of the appends");
+                    (last, confirmed) = (Some(offset), confirmed + 1);
+                    if acks == Acks::All && kind == Kind::Librdkafka {
+                        assert_eq!(stored, 1, "the idempotent producer repeats nothing");
+                    }
+                }
+                Err(error) => {
+                    assert!(error.kind.is_retriable(), "{error:?}");
+                    assert!(error.stored == Stored::Unknown || stored == 0, "{number} is there, {error:?}");
+                    lost += 1;
+                }
+            }
+        }
+        eprintln!("acks {acks:?}: {confirmed} confirmed, {lost} not, over a kill -9 and restart");
+        assert!(confirmed > 200);
+    }
+
+    // The broker hangs: connections stay open, nothing answers.
+    let hasty = bench.producer_with(PartitionerKind::Fnv1a, Duration::from_secs(3));
+    append(&*hasty, record(&topic, None, "v"), Acks::Leader).expect("it is stored");
+    kafka.stop_process();
+    let started = Instant::now();
+    let error = append(&*hasty, record(&topic, None, "hung"), Acks::Leader).expect_err("nothing answers");
+    assert_eq!((error.kind, error.stored), (AppendFailure::TimedOut, Stored::Unknown), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    wait_until(SOON, "the hanging broker is noticed", || hasty.reachable().is_err());
+    let closing = bench.log_ends().partitions(&topic);
+    assert!(matches!(closing, Err(MetadataError::Unreachable(_))), "{closing:?}");
+    kafka.continue_process();
+    wait_until(SOON, "the producer goes on", || append(&*hasty, record(&topic, None, "v"), Acks::Leader).is_ok());
+
+    // Closed while the broker hangs: everything completes, and nothing is said to be certain.
+    kafka.stop_process();
+    let answer = start(&*producer, record(&topic, None, "last"), Acks::Leader);
+    let started = Instant::now();
+    producer.close(Duration::from_millis(500));
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+    let error = answer.try_recv().expect("a close completes all").expect_err("nothing answers");
+    assert_eq!(error.kind, AppendFailure::Closed, "{error}");
+    kafka.continue_process();
+}
+
+fn a_broker_that_is_not_there_yet(kind: Kind) {
+    let own = Cluster::start(1);
+    let bench = Bench::with_hosts(kind, own.brokers.split(',').map(str::to_owned).collect());
+    let topic = bench.topic("absent", 1);
+    own.kafka_servers[0].kill9();
+    let producer = bench.producer();
+    let mut fetcher = bench.fetcher();
+    fetcher.assign(&at(&topic, 0), 0);
+    for round in 0..3 {
+        let started = Instant::now();
+        let error = append(&*producer, record(&topic, None, "early"), Acks::Leader).expect_err("there is no broker");
+        assert_eq!((error.kind, error.stored), (AppendFailure::Unreachable, Stored::No), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{round}: {:?}", started.elapsed());
+    }
+    wait_until(SOON, "appends are refused at once", || {
+        let started = Instant::now();
+        append(&*producer, record(&topic, None, "early"), Acks::Leader).expect_err("there is no broker");
+        started.elapsed() < Duration::from_millis(50)
+    });
+    assert!(producer.reachable().is_err());
+    assert!(bench.log_ends().newest(&[at(&topic, 0)])[0].is_err());
+    let started = Instant::now();
+    drop(fetcher.poll(Duration::from_millis(100), 10));
+    assert!(started.elapsed() < Duration::from_secs(10));
+    own.kafka_servers[0].restart();
+    wait_until(SOON, "an append succeeds", || append(&*producer, record(&topic, None, "late"), Acks::Leader).is_ok());
+    assert_eq!(read(&mut *fetcher, 1)[0].value.as_deref(), Some(&b"late"[..]), "nothing refused was stored");
+}
+
+/// One of two brokers dies: what the other leads is still told.
+fn log_ends_of_the_living_are_told(kind: Kind) {
+    let own = Cluster::start(2);
+    let bench = Bench::with_hosts(kind, own.brokers.split(',').map(str::to_owned).collect());
+    let topic = bench.topic("halved", 4);
+    let mut ends = bench.log_ends();
+    let asked: Vec<_> = (0..4).map(|partition| at(&topic, partition)).collect();
+    wait_until(SOON, "all are told", || ends.newest(&asked).iter().all(Result::is_ok));
+    let partitions = ends.partitions(&topic).expect("it exists");
+    let survivor = partitions[0].leader.expect("it has a leader");
+    let leaders: HashSet<_> = partitions.iter().map(|info| info.leader).collect();
+    assert_eq!(leaders.len(), 2, "both lead some");
+    own.kafka_servers[1 - survivor as usize].kill9();
+    wait_until(SOON, "the partitions of the survivor alone are told", || {
+        let started = Instant::now();
+        let newest = ends.newest(&asked);
+        assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+        partitions.iter().zip(&newest).all(|(info, newest)| newest.is_ok() == (info.leader == Some(survivor)))
+    });
+}
+
+/// Held for so long that what was prefetched is let go, and read to the end afterwards.
+#[cfg(feature = "librdkafka")]
+#[test]
+fn a_partition_held_for_long_loses_and_repeats_nothing() {
+    const COUNT: usize = 3_000;
+    let bench = Bench::new(Kind::Librdkafka);
+    let topic = bench.topic("long_held", 1);
+    let producer = bench.producer();
+    let answers: Vec<_> =
+        (0..COUNT).map(|number| start(&*producer, record(&topic, None, format!("{number}")), Acks::Leader)).collect();
+    for answer in &answers {
+        outcome(answer).expect("it is stored");
+    }
+    let mut fetcher = bench.fetcher();
+    fetcher.assign(&at(&topic, 0), 0);
+    let mut found = fetcher.poll(SOON, 100).expect("it can be read");
+    fetcher.hold(&at(&topic, 0), true);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(7) {
+        assert_eq!(fetcher.poll(Duration::from_millis(100), 100).expect("a held one is silent"), []);
+    }
+    fetcher.hold(&at(&topic, 0), false);
+    found.extend(read(&mut *fetcher, COUNT - found.len()));
+    let offsets: Vec<i64> = found.iter().map(|message| message.offset).collect();
+    assert_eq!(offsets, (0..COUNT as i64).collect::<Vec<_>>());
+}
+
+mod broken_brokers {
+    use super::Kind;
+
+    #[cfg(feature = "librdkafka")]
+    #[test]
+    fn librdkafka_tells_the_log_ends_of_the_living() {
+        super::log_ends_of_the_living_are_told(Kind::Librdkafka);
+    }
+
+    #[test]
+    fn kafka_rust_tells_the_log_ends_of_the_living() {
+        super::log_ends_of_the_living_are_told(Kind::KafkaRust);
+    }
+
+    #[cfg(feature = "librdkafka")]
+    #[test]
+    fn librdkafka_outlives_a_broker() {
+        super::a_broker_dies_comes_back_and_hangs(Kind::Librdkafka);
+    }
+
+    #[test]
+    fn kafka_rust_outlives_a_broker() {
+        super::a_broker_dies_comes_back_and_hangs(Kind::KafkaRust);
+    }
+
+    #[cfg(feature = "librdkafka")]
+    #[test]
+    fn librdkafka_waits_for_a_broker() {
+        super::a_broker_that_is_not_there_yet(Kind::Librdkafka);
+    }
+
+    #[test]
+    fn kafka_rust_waits_for_a_broker() {
+        super::a_broker_that_is_not_there_yet(Kind::KafkaRust);
+    }
+}
+
+#[test]
+fn the_pure_engine_says_that_a_broker_is_too_new() {
+    let bench = Bench::with_hosts(Kind::KafkaRust, vec![kraft().address()]);
+    let topic = bench.topic("too_new", 1);
+    let mut fetcher = bench.fetcher();
+    fetcher.assign(&at(&topic, 0), 0);
+    let told = |text: String| text.contains("4.0") && text.contains("kafka_client");
+    wait_until(SOON, "the fetcher says so", || {
+        fetcher.poll(Duration::from_millis(100), 1).is_err_and(|error| told(error.to_string()))
+    });
+    let producer = bench.producer();
+    let error = append(&*producer, record(&topic, None, "v"), Acks::Leader).expect_err("the broker is too new");
+    assert!(told(error.to_string()), "{error}");
+}
+
+/// Writes the hash of each line in hexadecimal digits.
+const JAVA_MURMUR2: &str = r"
+    import java.io.*;
+    import java.util.HexFormat;
+    public class Murmur2 {
+        public static void main(String[] arguments) throws IOException {
+            var lines = new BufferedReader(new InputStreamReader(System.in));
+            for (String line; (line = lines.readLine()) != null; ) {
+                byte[] key = HexFormat.of().parseHex(line);
+                System.out.println(org.apache.kafka.common.utils.Utils.murmur2(key));
+            }
+        }
+    }";
+
+#[test]
+fn murmur2_is_what_the_java_client_has() {
+    use kafka_http_wrapper::broker::partitioner::murmur2;
+    use std::io::Write;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = folder.path().join("Murmur2.java");
+    std::fs::write(&source, JAVA_MURMUR2).expect("a file in our own folder");
+    // Every length up to 300 bytes, so that each tail and the sign of bytes are met.
+    let keys: Vec<Vec<u8>> =
+        (1..=300_usize).map(|length| (0..length).map(|place| (place * 167 + length * 59) as u8).collect()).collect();
+    let hex = |key: &Vec<u8>| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+    let input: String = keys.iter().map(hex).collect();
+    let mut command = java(Edition::WithZooKeeper, &["-Xmx256m"]);
+    command.arg(&source).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().expect("java is there");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let writing = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().expect("java ends");
+    writing.join().expect("it does not panic").expect("java reads all");
+    assert!(output.status.success(), "{}", output.status);
+    let hashes: Vec<i32> =
+        String::from_utf8_lossy(&output.stdout).lines().map(|line| line.parse().expect("a number a line")).collect();
+    let ours: Vec<i32> = keys.iter().map(|key| murmur2(key).cast_signed()).collect();
+    assert_eq!(ours, hashes);
+}

@@ -144,7 +144,6 @@ fn topics_of_one_group_do_not_overwrite_each_other_and_a_deleted_topic_does_not_
         let monitor = Monitor::start(cluster.chroot, &[("tc", &cluster.zookeeper, engine)]);
         monitor.wait_for("tc", &module, &json!({"0": 23, "1": 4}));
     }
-    forget(cluster, &module, "never_existed", 1);
 }
 
 #[test]

@@ -2,14 +2,17 @@
 //!
 //! One binary for all of them, so that the shared cluster is started once: a new story is a module here.
 
+#![allow(clippy::unwrap_used, reason = "a story that cannot go on fails there")]
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
-mod daemon_options;
 mod broker_suite;
+mod daemon_options;
 mod group_story;
 mod harness;
 mod harness_story;
+mod http_story;
+mod keeper_story;
 mod kmonitor_delay;
+mod kproxy_story;
 mod ktransfer_push;
 mod path_story;
-mod keeper_story;

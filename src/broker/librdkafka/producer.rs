@@ -182,13 +182,12 @@ impl<C: Completion> Lanes<C> {
             Acks::Leader => "kafka-acks-1",
             Acks::All => "kafka-acks-all",
         };
-        let (served, state, stop) = (Arc::clone(&native), Arc::clone(&self.state), self.supervisor.stop().clone());
+        let (served, state) = (Arc::clone(&native), Arc::clone(&self.state));
         self.supervisor.spawn_task(name, move || {
             loop {
                 served.poll(POLL);
-                let asked_to_end = stop.is_triggered() || retired.load(Ordering::Acquire);
-                // After the stop, what is in flight is waited for until the producer is closed, which serves it itself.
-                if asked_to_end && (served.in_flight_count() == 0 || state.is_closed()) {
+                // A close serves what is left itself.
+                if state.is_closed() || (retired.load(Ordering::Acquire) && served.in_flight_count() == 0) {
                     break;
                 }
             }
@@ -385,5 +384,66 @@ impl Ask for AskingClient {
             Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => Answer::NotYet,
             Some(code) => Answer::Refused(RDKafkaErrorCode::from(code).to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::{AppendResult, Engine};
+    use crate::shutdown::Stop;
+    use crossbeam_channel::bounded;
+    use rdkafka::mocking::MockCluster;
+
+    struct Report(crossbeam_channel::Sender<AppendResult>);
+
+    impl Completion for Report {
+        fn complete(self, outcome: AppendResult) {
+            self.0.send(outcome).expect("the test listens");
+        }
+    }
+
+    fn append(producer: &RdProducer<Report>, acks: Acks) -> AppendResult {
+        let (sender, outcome) = bounded(1);
+        let (topic, value) = (Arc::from("t"), b"v".to_vec());
+        let record = Record { topic, partition: Some(0), key: None, value, headers: Vec::new(), timestamp_ms: None };
+        producer.append(record, acks, Report(sender));
+        outcome.recv_timeout(Duration::from_secs(60)).expect("an append completes")
+    }
+
+    #[test]
+    fn a_fatal_error_costs_one_append_and_leaves_the_other_levels_alone() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        let broker = BrokerConfig {
+            hosts: vec![cluster.bootstrap_servers()],
+            engine: Engine::Librdkafka,
+            client_id: "t".into(),
+            request_timeout: Duration::from_secs(5),
+        };
+        let config = ProducerConfig {
+            partitioner: PartitionerKind::Fnv1a,
+            max_message_bytes: 1_000,
+            max_in_flight: 10,
+            timeout: Duration::from_secs(30),
+        };
+        let group = Supervisor::new("t", Stop::new());
+        let producer = RdProducer::new(&broker, config, &group).expect("it can be made");
+        append(&producer, Acks::All).expect("it is stored");
+        append(&producer, Acks::Leader).expect("it is stored");
+        let native = producer.front.back.lane(Acks::All).current().expect("it was used");
+        // SAFETY: the client lives as long as `native`, and the text ends with a zero.
+        unsafe {
+            let code = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+            rdkafka::bindings::rd_kafka_test_fatal_error(native.client().native_ptr(), code, c"a test".as_ptr());
+        }
+        append(&producer, Acks::Leader).expect("it is stored");
+        let error = append(&producer, Acks::All).expect_err("its producer cannot go on");
+        assert_eq!((error.kind, error.stored), (AppendFailure::Unreachable, Stored::No), "{error}");
+        append(&producer, Acks::All).expect("a new producer stores it");
+        drop(native);
+        drop(producer);
+        group.stop().trigger();
+        assert_eq!(group.join(Duration::from_secs(30)), crate::supervise::Ended::Asked);
     }
 }

@@ -197,3 +197,31 @@ fn close(shared: &Shared, session_timeout: Duration) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_clients_live_and_no_more() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let mut living: Vec<_> = (0..MOST_LIVING).map(|_| Living::register(&count).expect("below the bound")).collect();
+        assert!(Living::register(&count).is_none());
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let begin = || {
+            let (wake, _woken) = bounded(1);
+            Incarnation::begin(silent.local_addr().unwrap(), Duration::from_millis(300), &count, wake)
+        };
+        assert!(begin().is_err_and(|reason| reason.contains("still hang")));
+        living.pop();
+        // A server that accepts and says nothing: the call ends at its deadline, and the client by itself once the server is gone.
+        let begun = begin().expect("one may live again");
+        let deadline = Instant::now() + Duration::from_millis(100);
+        assert!(matches!(begun.call(deadline, |client| client.exists("/", false)), Outcome::None("no answer in time")));
+        assert!(Instant::now() < deadline + Duration::from_secs(5));
+        begun.end(Duration::ZERO);
+        assert_eq!(count.load(Ordering::Relaxed), MOST_LIVING, "it hangs");
+        drop(silent);
+        assert!(begun.await_end(Duration::from_secs(60)));
+    }
+}

@@ -25,12 +25,14 @@ pub(super) struct Manager {
     woken: Receiver<()>,
     stop: Stop,
     pause: Duration,
+    /// When the present client, or the last one, was made.
+    begun: Option<Instant>,
     said: Option<Instant>,
 }
 
 impl Manager {
     pub(super) fn new(client: Arc<Client>, woken: Receiver<()>, stop: Stop) -> Manager {
-        Manager { client, woken, stop, pause: FIRST_PAUSE, said: None }
+        Manager { client, woken, stop, pause: FIRST_PAUSE, begun: None, said: None }
     }
 
     pub(super) fn run(mut self) {
@@ -49,8 +51,11 @@ impl Manager {
     }
 
     /// Sleeps until something may be amiss or the session needs a sign of life, and gives it.
-    fn watch(&self, current: &Current) {
+    fn watch(&mut self, current: &Current) {
         let session = self.client.session_timeout();
+        if self.begun.is_some_and(|begun| begun.elapsed() >= session) {
+            self.pause = FIRST_PAUSE;
+        }
         if current.incarnation.is_lost() {
             self.client.give_up(current.epoch, "the connection was lost".into());
             return;
@@ -63,22 +68,27 @@ impl Manager {
         }
     }
 
-    /// Tries once to make a client; after a failure sleeps the pause.
+    /// Tries once to make a client. Pauses after a failure, and before if the last client did not last: a server that takes
+    /// sessions and drops them again is no better than one that is away.
     fn replace(&mut self) {
+        if self.begun.take().is_some_and(|begun| begun.elapsed() < self.client.session_timeout()) {
+            self.back_off();
+        }
         match self.search().and_then(|server| self.begin(server)) {
-            Ok(()) => {
-                self.pause = FIRST_PAUSE;
-                self.said = None;
-            }
+            Ok(()) => (self.begun, self.said) = (Some(Instant::now()), None),
             Err(trouble) => {
                 self.say(trouble);
-                let shortened = self.pause.mul_f64(1.0 - 0.5 * (random() % 1000) as f64 / 1000.0);
-                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-                let until = Instant::now() + shortened;
-                while !self.is_ending() && Instant::now() < until {
-                    self.rest(until.saturating_duration_since(Instant::now()));
-                }
+                self.back_off();
             }
+        }
+    }
+
+    fn back_off(&mut self) {
+        let shortened = self.pause.mul_f64(1.0 - 0.5 * (random() % 1000) as f64 / 1000.0);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        let until = Instant::now() + shortened;
+        while !self.is_ending() && Instant::now() < until {
+            self.rest(until.saturating_duration_since(Instant::now()));
         }
     }
 

@@ -1,9 +1,9 @@
 //! ZooKeeper through the zookeeper crate, made fit for daemons: every call has a deadline, every lost client is replaced.
 //!
-//! Calls are made on a few threads of the current client ([`incarnation`]) rather than on a single one or on the caller's: several
+//! Calls are made on a few threads of the current client rather than on a single one or on the caller's: several
 //! are in flight at once, which a monitor with 100,000 nodes needs, and a thread that hangs in the crate is never ours. Each call must be
 //! answered within a third of the session timeout. Anything unclear (an overrun, any other state than connected, any error that is
-//! not an answer about a node) ends the client as a whole; [`manager`] makes the next one.
+//! not an answer about a node) ends the client as a whole; the manager makes the next one.
 //!
 //! Invariants: a session that is given up is not trusted from that moment on ([`Keeper::last_good`] is `None` before its nodes can vanish);
 //! a call of an earlier client never counts for a later one; nothing here blocks longer than the deadline.
@@ -81,10 +81,10 @@ impl Client {
         self.session_timeout() / 3
     }
 
-    /// How long the session of a client that was given up is left open: what was begun in trust of its claims a moment ago gets that
-    /// much time before others may take them over.
+    /// How long the session of a client that was given up is left open, about as long as it would have lasted without a sign of life:
+    /// what was begun in trust of its claims has that much time to end before others may take them over.
     fn farewell(&self) -> Duration {
-        self.session_timeout() / 6
+        self.session_timeout() * 2 / 3
     }
 
     fn full_path(&self, path: &str) -> String {

@@ -8,25 +8,22 @@
 //! plainly does not fit that of the others: a partition of ours is kept by another, or nobody takes one that is not ours. (Members that
 //! read the leaders at different moments may disagree; a new reading settles it.)
 
+mod holdings;
+mod membership;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, select};
 use log::{error, info, warn};
 
-use super::claim::{Claimant, Storing, Taking};
-use super::division::share_of;
+use super::claim::Claimant;
 use super::lease::KeeperFence;
-use super::member::{Names, registration};
+use super::member::Names;
 use super::{Generation, Group, GroupEvent, Lease, Mailbox, Said};
 use crate::broker::{Offset, PartitionId};
-use crate::keeper::discovery::{self, DiscoveryError};
-use crate::keeper::paths::{self, create_with_parents};
-use crate::keeper::{Epoch, KeeperError, Lifetime, SharedKeeper};
-
-/// How long the division may disagree with what others do before the leaders are read again.
-const DISAGREEMENT: Duration = Duration::from_secs(3);
+use crate::keeper::{Epoch, KeeperError, SharedKeeper};
 
 /// Trouble is logged only so often: the same, and another that follows it.
 const SAME_TROUBLE: Duration = Duration::from_secs(60);
@@ -58,6 +55,8 @@ pub struct ZookeeperGroup {
     /// Our share.
     wanted: BTreeSet<PartitionId>,
     held: BTreeMap<PartitionId, Held>,
+    /// Partitions that an owner node of ours may be at although they are not held: half-done and lost claims of this session.
+    strays: BTreeSet<PartitionId>,
     disagreeing_since: Option<Instant>,
     last_generation: u64,
     /// Events the dispatcher has not taken yet. Nothing is claimed while there is one, so there are at most two a partition.
@@ -109,6 +108,7 @@ impl ZookeeperGroup {
             partitions: Vec::new(),
             wanted: BTreeSet::new(),
             held: BTreeMap::new(),
+            strays: BTreeSet::new(),
             disagreeing_since: None,
             last_generation: 0,
             outbox: VecDeque::new(),
@@ -137,216 +137,6 @@ impl ZookeeperGroup {
         }
     }
 
-    /// Drops what was claimed in a session that is not the present one, then joins if there is a session.
-    fn join(&mut self) -> Round {
-        let epoch = self.keeper.epoch();
-        if self.member.as_ref().is_some_and(|member| member.epoch != epoch) {
-            warn!(
-                "group {}: the ZooKeeper session was lost, and with it {} claims",
-                self.config.group,
-                self.held.len()
-            );
-            for partition in self.held.keys().copied().collect::<Vec<_>>() {
-                self.lose(partition);
-            }
-            let member = self.member.take().expect("just looked at");
-            self.former.push_back((member.id, Instant::now()));
-            self.forget_members();
-        }
-        if self.member.is_none() {
-            // A call first: there may be no session yet, and the id belongs to one.
-            self.keeper.read("/").map_err(words)?;
-            self.member = Some(Member { id: self.names.next(), epoch: self.keeper.epoch() });
-        }
-        Ok(())
-    }
-
-    /// Looks who is there and works the division out anew if something has changed.
-    fn divide(&mut self) -> Round {
-        let Some(member) = &self.member else { return Ok(()) };
-        let mut members = match self.keeper.children(&paths::group_ids(&self.config.group)) {
-            Err(KeeperError::NoNode(_)) => Vec::new(),
-            members => members.map_err(words)?,
-        };
-        if !members.contains(&member.id) {
-            let path = paths::group_id(&self.config.group, &member.id);
-            let registration = registration(&self.config.topic, SystemTime::now());
-            match create_with_parents(&*self.keeper, &path, &registration, Lifetime::Ephemeral) {
-                Ok(()) | Err(KeeperError::NodeExists(_)) => {
-                    info!("group {}: joined as {}", self.config.group, member.id)
-                }
-                Err(error) => return Err(words(error)),
-            }
-            members.push(member.id.clone());
-        }
-        for (id, _) in self.former.iter().filter(|(id, _)| members.contains(id)) {
-            self.claimant(member).unregister(id).map_err(words)?;
-        }
-        members.retain(|id| self.former.iter().all(|(former, _)| former != id));
-        members.sort_unstable();
-        let topic = self.config.topic.clone();
-        let partitions = match discovery::partition_ids(&*self.keeper, &topic) {
-            // May come later; what is held of it cannot be read anyway.
-            Err(DiscoveryError::UnknownTopic(_)) => {
-                self.say(format!("topic {topic} does not exist; waiting for it"));
-                Vec::new()
-            }
-            partitions => partitions.map_err(|error| error.to_string())?,
-        };
-        let patience_is_over = self.disagreeing_since.is_some_and(|since| since.elapsed() >= DISAGREEMENT);
-        if members == self.members && partitions == self.partitions && !patience_is_over {
-            return Ok(());
-        }
-        let member = self.member.as_ref().expect("looked at above");
-        let leaders = match partitions.as_slice() {
-            [] => Vec::new(),
-            _ => discovery::partitions(&*self.keeper, &topic).map_err(|error| error.to_string())?,
-        };
-        let wanted: BTreeSet<_> = share_of(&member.id, &members, &leaders).into_iter().collect();
-        if wanted != self.wanted || members != self.members {
-            info!(
-                "group {}: {} members, {} of {} partitions are ours",
-                self.config.group,
-                members.len(),
-                wanted.len(),
-                leaders.len()
-            );
-        }
-        (self.members, self.partitions, self.wanted, self.disagreeing_since) = (members, partitions, wanted, None);
-        Ok(())
-    }
-
-    /// Brings what is held to what is wanted.
-    fn settle(&mut self) -> Round {
-        if self.member.is_none() {
-            return Ok(());
-        }
-        let owners = match self.keeper.children(&paths::owners(&self.config.group, &self.config.topic)) {
-            Err(KeeperError::NoNode(_)) => BTreeSet::new(),
-            owners => owners.map_err(words)?.iter().filter_map(|name| paths::parse_partition(name)).collect(),
-        };
-        for (partition, held) in &mut self.held {
-            if held.stage == Stage::Ours && !self.wanted.contains(partition) {
-                held.stage = Stage::Releasing;
-                self.outbox.push_back(GroupEvent::Releasing { partition: *partition, generation: held.generation });
-            }
-        }
-        // Somebody deleted the node by hand; the next round may claim it again.
-        for gone in self.held.keys().copied().filter(|held| !owners.contains(held)).collect::<Vec<_>>() {
-            warn!("group {}: the owner node of partition {gone} is gone", self.config.group);
-            self.lose(gone);
-        }
-        let unowned = self.partitions.iter().any(|known| !owners.contains(known) && !self.wanted.contains(known));
-        let mut disagrees = unowned;
-        if self.outbox.is_empty() {
-            let missing: Vec<_> =
-                self.wanted.iter().copied().filter(|wanted| !self.held.contains_key(wanted)).collect();
-            for partition in missing {
-                disagrees |= !self.claim(partition)?;
-            }
-        }
-        if disagrees {
-            self.disagreeing_since.get_or_insert_with(Instant::now);
-        } else {
-            self.disagreeing_since = None;
-        }
-        Ok(())
-    }
-
-    /// Claims one partition; false while another member has it.
-    fn claim(&mut self, partition: PartitionId) -> Result<bool, String> {
-        let member = self.member.as_ref().expect("only members claim");
-        let epoch = member.epoch;
-        let taking = self.claimant(member).take(partition).map_err(words)?;
-        if self.keeper.epoch() != epoch {
-            // Some of it was done in another session.
-            return Err("the session changed during a claim".into());
-        }
-        match taking {
-            Taking::Taken { version, position } => {
-                self.last_generation += 1;
-                let generation = Generation(self.last_generation);
-                let held = Held { generation, version, stored: position, committed: None, stage: Stage::Ours };
-                self.held.insert(partition, held);
-                self.fence.open(partition, generation, epoch);
-                self.outbox.push_back(GroupEvent::Gained { partition, generation, position });
-                Ok(true)
-            }
-            Taking::OwnedBy(owner) => self.sweep(partition, &owner).map(|()| false),
-            Taking::Unreadable(bad) => {
-                let path = paths::offset(&self.config.group, &self.config.topic, partition);
-                self.say(format!("{path}: {bad}; not read until that is put right"));
-                Ok(true)
-            }
-        }
-    }
-
-    /// An owner node of a former session of ours expires by itself, unless it was made so late that it belongs to a session
-    /// that lives: then it is removed when the former session certainly is no more.
-    fn sweep(&self, partition: PartitionId, owner: &str) -> Round {
-        let Some(member) = &self.member else { return Ok(()) };
-        let long_ago = |ended: &Instant| ended.elapsed() > 2 * self.keeper.session_timeout();
-        match self.former.iter().find(|(id, ended)| id == owner && long_ago(ended)) {
-            Some((id, _)) => self.claimant(member).clear_owner(partition, id).map_err(words),
-            None => Ok(()),
-        }
-    }
-
-    /// Stores what was committed; of `released` ones only, or of all.
-    fn store(&mut self, released_only: bool) -> Round {
-        for partition in self.held.keys().copied().collect::<Vec<_>>() {
-            let (Some(member), Some(held)) = (&self.member, self.held.get(&partition)) else { continue };
-            let Some(next) = held.committed.filter(|next| held.stored != Some(*next)) else { continue };
-            if released_only && held.stage != Stage::GivingBack {
-                continue;
-            }
-            match self.claimant(member).store(partition, next, held.version).map_err(words)? {
-                Storing::Stored(version) => {
-                    let held = self.held.get_mut(&partition).expect("looked at above");
-                    (held.version, held.stored) = (version, Some(next));
-                }
-                Storing::Fenced => {
-                    warn!(
-                        "group {}: the offset of partition {partition} was written by somebody else",
-                        self.config.group
-                    );
-                    self.lose(partition);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes the owner nodes of what was released and stored.
-    fn give_back(&mut self) -> Round {
-        let released =
-            self.held.iter().filter(|(_, held)| held.stage == Stage::GivingBack).map(|(partition, _)| *partition);
-        for partition in released.collect::<Vec<_>>() {
-            let Some(member) = &self.member else { break };
-            self.claimant(member).give_back(partition).map_err(words)?;
-            self.held.remove(&partition);
-        }
-        Ok(())
-    }
-
-    fn lose(&mut self, partition: PartitionId) {
-        self.fence.shut(partition);
-        if let Some(held) = self.held.remove(&partition)
-            && held.stage != Stage::GivingBack
-        {
-            self.outbox.push_back(GroupEvent::Lost { partition, generation: held.generation });
-        }
-    }
-
-    fn forget_members(&mut self) {
-        self.members.clear();
-        self.wanted.clear();
-        self.disagreeing_since = None;
-        // Late leftovers have certainly shown themselves by then.
-        let old = 20 * self.keeper.session_timeout();
-        self.former.retain(|(_, ended)| ended.elapsed() < old);
-    }
-
     fn round(&mut self) -> Round {
         self.join()?;
         self.divide()?;
@@ -364,6 +154,7 @@ impl ZookeeperGroup {
         let deadline = Instant::now() + self.keeper.session_timeout();
         let pause = self.keeper.session_timeout() / 12;
         self.hear(&commands.take());
+        self.wanted.clear();
         for (partition, held) in &mut self.held {
             held.stage = Stage::GivingBack;
             self.fence.shut(*partition);
@@ -372,7 +163,7 @@ impl ZookeeperGroup {
             if self.member.as_ref().is_none_or(|member| member.epoch != self.keeper.epoch()) {
                 return;
             }
-            let left = self.finish_released().and_then(|()| {
+            let left = self.finish_released().and_then(|()| self.clear_strays()).and_then(|()| {
                 let member = self.member.as_ref().expect("looked at above");
                 self.claimant(member).unregister(&member.id).map_err(words)
             });

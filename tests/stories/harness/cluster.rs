@@ -39,7 +39,7 @@ pub(crate) fn cluster() -> &'static Cluster {
     SHARED.get_or_init(|| {
         let started = Instant::now();
         let cluster = Cluster::start(1);
-        eprintln!("ZooKeeper and Kafka answer after {:.1} s", started.elapsed().as_secs_f64());
+        eprintln!("Kafka answers, {:.1} s after the start", started.elapsed().as_secs_f64());
         cluster
     })
 }
@@ -59,6 +59,7 @@ impl Cluster {
     /// As [`Cluster::start`], with more broker properties.
     pub(crate) fn start_with(n_brokers: i32, properties: &[&str]) -> Cluster {
         let zookeeper_server = ZooKeeper::start();
+        eprintln!("ZooKeeper answers; starting Kafka ...");
         let start = |id| Kafka::start(&zookeeper_server, CHROOT, id, properties);
         let kafka_servers: Vec<Kafka> = std::thread::scope(|scope| {
             let starting: Vec<_> = (0..n_brokers).map(|id| scope.spawn(move || start(id))).collect();

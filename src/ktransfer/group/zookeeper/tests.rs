@@ -1,6 +1,7 @@
 use super::*;
 use crate::keeper::memory::{MemoryKeeper, MemorySession};
-use crate::keeper::{Keeper, Node};
+use crate::keeper::paths::{self, create_with_parents};
+use crate::keeper::{Keeper, Lifetime, Node};
 use crate::ktransfer::group::{Commands, GroupCommand, mailbox};
 use crossbeam_channel::{Receiver, bounded};
 use std::thread::JoinHandle;
@@ -223,4 +224,23 @@ fn a_lost_answer_is_no_harm_and_the_topic_may_come_late() {
     one.leave();
     assert_eq!(look.children("/consumers/g/owners/t"), Ok(vec![]));
     assert_eq!(look.children("/consumers/g/ids"), Ok(vec![]));
+}
+
+#[test]
+fn a_partition_that_was_written_by_hand_is_given_back_all_the_same() {
+    let memory = MemoryKeeper::new();
+    let look = memory.session(SESSION);
+    topic_of(&*look, &[1, 1]);
+    let one = Running::start(&memory);
+    one.gains(&[0, 1]);
+    let two = Running::start(&memory);
+    let GroupEvent::Releasing { partition, generation } = one.next() else { panic!("one of two is released") };
+    let path = paths::offset("g", "t", partition);
+    let node = look.read(&path).unwrap().unwrap();
+    look.write(&path, b"100", node.version).unwrap();
+    one.commands.send(GroupCommand::Release { partition, generation, next: Some(8) });
+    assert_eq!(two.gains(&[partition])[&partition].1, Some(100));
+    one.leave();
+    two.leave();
+    assert_eq!(look.children("/consumers/g/owners/t"), Ok(vec![]));
 }
