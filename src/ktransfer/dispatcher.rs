@@ -179,20 +179,24 @@ impl Dispatcher {
         };
         let due = phase_due.into_iter().chain(self.next_drain_due).min();
         let deadline = due.map_or(no_deadline, at);
-        // A channel whose other side is gone means that a thread of this module ended: the module stops.
         let group_events = &self.ports.group_events;
         select! {
-            recv(group_events) -> event => event.map_or_else(|_| self.stop_or_wait(), Event::Group),
-            recv(self.ports.acks) -> ack => ack.map_or_else(|_| self.stop_or_wait(), Event::Ack),
-            recv(messages) -> fetched => fetched.map_or(Event::Stop, Event::Fetched),
+            recv(group_events) -> event => event.map_or_else(|_| self.alone(), Event::Group),
+            recv(self.ports.acks) -> ack => ack.map_or_else(|_| self.alone(), Event::Ack),
+            recv(messages) -> fetched => fetched.map_or_else(|_| self.alone(), Event::Fetched),
             recv(stop) -> _ => Event::Stop,
             recv(deadline) -> _ => Event::Deadline,
         }
     }
 
-    /// While ending there is nobody left to wait for on that channel.
-    fn stop_or_wait(&self) -> Event {
-        if self.phase == Phase::Working { Event::Stop } else { Event::Alone }
+    /// The other side of a channel is gone: while working, since its thread failed, which stops the module in a moment (the wait leaves
+    /// it to that thread to be named as the failure); while ending there is nobody left to wait for.
+    fn alone(&self) -> Event {
+        if self.phase == Phase::Working {
+            self.stop.wait();
+            return Event::Stop;
+        }
+        Event::Alone
     }
 
     fn has_room(&self) -> bool {
