@@ -72,6 +72,41 @@ fn the_reference_files_load_and_name_every_key() {
     }
 }
 
+#[test]
+fn what_the_reference_files_leave_out_is_as_they_show_it() {
+    let modules = [("test_module_1", REFERENCE_MODULES[0]), ("test_module_2", REFERENCE_MODULES[1])];
+    let as_it_is = load_texts(REFERENCE_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
+    let uncommented = with_comments_removed(REFERENCE_MODULES[0]);
+    let modules = [("test_module_1", uncommented.as_str()), ("test_module_2", REFERENCE_MODULES[1])];
+    let written_out =
+        load_texts(&with_comments_removed(REFERENCE_MAIN), &modules).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!((written_out.admin_port, written_out.broker_hosts.map(|hosts| hosts.len())), (Some(5040), Some(2)));
+    assert_eq!(as_it_is.retry_interval, written_out.retry_interval);
+    assert_eq!(as_it_is.engine, written_out.engine);
+    assert_eq!(as_it_is.shutdown_grace, written_out.shutdown_grace);
+    let [shown, default] = [&written_out.modules[0], &as_it_is.modules[0]];
+    assert_eq!(shown.retry, default.retry);
+    assert_eq!(shown.max_commit_gap, default.max_commit_gap);
+    assert_eq!(shown.start_from, default.start_from);
+    assert_eq!(shown.offset_update_interval, default.offset_update_interval);
+    assert_eq!(shown.waiting_queue_size, default.waiting_queue_size);
+    assert_eq!(shown.serialize_by_key, default.serialize_by_key);
+}
+
+/// The file with the keys that it shows behind a comment sign.
+fn with_comments_removed(file: &str) -> String {
+    let keys = keys_asked_for();
+    let is_left_out = |text: &str| {
+        text.starts_with(" - ")
+            || text.split_once(": ").or(text.split_once(':')).is_some_and(|(key, _)| keys.contains(&key))
+    };
+    let line = |line: &str| match line.strip_prefix("# ").or_else(|| line.strip_prefix('#')) {
+        Some(text) if is_left_out(text) => format!("{text}\n"),
+        _ => format!("{line}\n"),
+    };
+    file.lines().map(line).collect()
+}
+
 /// Every key that the code asks a section for.
 fn keys_asked_for() -> Vec<&'static str> {
     let sources = [include_str!("config.rs"), include_str!("../logging.rs"), include_str!("../daemon.rs")];

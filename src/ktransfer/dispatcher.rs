@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, at, never, select};
-use log::{Level, error, info, warn};
+use log::{Level, info, warn};
 use prometheus::IntGauge;
 
 use super::fetcher::{FetchCommand, Fetched};
@@ -59,8 +59,10 @@ enum Event {
     Fetched(Fetched),
     Ack(Ack),
     Stop,
-    /// The next step of the stop is due.
+    /// A step of the stop, or of giving a partition back, is due.
     Deadline,
+    /// The group or all workers have ended before they were asked to: nothing more can be awaited.
+    Alone,
 }
 
 /// How far the stop has come.
@@ -77,6 +79,18 @@ enum Phase {
     },
 }
 
+/// How far the giving back of a partition has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Release {
+    No,
+    /// What is with the workers is still tried once, until then.
+    Draining {
+        until: Instant,
+    },
+    /// Only attempts under way are awaited.
+    Awaiting,
+}
+
 /// The state of one claim.
 struct Partition {
     assignment: Arc<Assignment>,
@@ -86,7 +100,7 @@ struct Partition {
     in_flight: usize,
     /// Read, but held back by `max_commit_gap`. Bounded by what was queued when the fetcher was told to hold.
     held_back: VecDeque<Message>,
-    is_releasing: bool,
+    release: Release,
     commit_point: IntGauge,
 }
 
@@ -107,6 +121,8 @@ pub struct Dispatcher {
     in_flight_bytes: usize,
     last_window: u64,
     phase: Phase,
+    /// When the first of the partitions being given back has drained long enough.
+    next_drain_due: Option<Instant>,
 }
 
 impl Dispatcher {
@@ -124,6 +140,7 @@ impl Dispatcher {
             in_flight_bytes: 0,
             last_window: 0,
             phase: Phase::Working,
+            next_drain_due: None,
         }
     }
 
@@ -141,7 +158,8 @@ impl Dispatcher {
                     }
                 }
                 Event::Stop => self.begin_to_end(),
-                Event::Deadline => self.on_deadline(),
+                Event::Deadline => self.on_deadline(Instant::now()),
+                Event::Alone => self.give_everything_back(),
             }
             self.hand_out();
             self.shared.metrics.window_in_use.set(i64::try_from(self.in_flight).unwrap_or(i64::MAX));
@@ -155,24 +173,30 @@ impl Dispatcher {
         let takes_messages = is_working && self.batch.is_empty() && self.has_room();
         let messages = if takes_messages { &self.ports.fetched } else { &no_messages };
         let stop = if is_working { self.stop.closed() } else { &no_stop };
-        let deadline = match self.phase {
-            Phase::Working => no_deadline,
-            Phase::Ending { until } | Phase::Cut { until } => at(until),
+        let phase_due = match self.phase {
+            Phase::Working => None,
+            Phase::Ending { until } | Phase::Cut { until } => Some(until),
         };
-        // A channel whose other side is gone means that a thread of this module ended: the module stops.
+        let due = phase_due.into_iter().chain(self.next_drain_due).min();
+        let deadline = due.map_or(no_deadline, at);
         let group_events = &self.ports.group_events;
         select! {
-            recv(group_events) -> event => event.map_or_else(|_| self.stop_or_wait(), Event::Group),
-            recv(self.ports.acks) -> ack => ack.map_or_else(|_| self.stop_or_wait(), Event::Ack),
-            recv(messages) -> fetched => fetched.map_or(Event::Stop, Event::Fetched),
+            recv(group_events) -> event => event.map_or_else(|_| self.alone(), Event::Group),
+            recv(self.ports.acks) -> ack => ack.map_or_else(|_| self.alone(), Event::Ack),
+            recv(messages) -> fetched => fetched.map_or_else(|_| self.alone(), Event::Fetched),
             recv(stop) -> _ => Event::Stop,
             recv(deadline) -> _ => Event::Deadline,
         }
     }
 
-    /// While ending there is nobody left to wait for on that channel: go on to the next step.
-    fn stop_or_wait(&self) -> Event {
-        if self.phase == Phase::Working { Event::Stop } else { Event::Deadline }
+    /// The other side of a channel is gone: while working, since its thread failed, which stops the module in a moment (the wait leaves
+    /// it to that thread to be named as the failure); while ending there is nobody left to wait for.
+    fn alone(&self) -> Event {
+        if self.phase == Phase::Working {
+            self.stop.wait();
+            return Event::Stop;
+        }
+        Event::Alone
     }
 
     fn has_room(&self) -> bool {
@@ -207,8 +231,7 @@ impl Dispatcher {
 
     fn gain(&mut self, partition: PartitionId, generation: Generation, position: Option<Offset>) {
         self.forget(partition);
-        // A child of its own, not of the module's stop: how it ends is decided here.
-        let assignment = Arc::new(Assignment { partition, generation, stop: Stop::new() });
+        let assignment = Arc::new(Assignment::new(partition, generation));
         let window_id = self.new_window();
         let commit_point = self.shared.metrics.commit_point(partition);
         if let Some(position) = position {
@@ -220,7 +243,7 @@ impl Dispatcher {
             window: Window::new(),
             in_flight: 0,
             held_back: VecDeque::new(),
-            is_releasing: false,
+            release: Release::No,
             commit_point,
         };
         self.partitions.insert(partition, state);
@@ -238,21 +261,38 @@ impl Dispatcher {
         WindowId(self.last_window)
     }
 
-    /// Stops reading and pushing a partition; gives it back once the last attempt has ended.
+    /// Stops reading a partition; gives it back once nothing of it is with the workers.
     fn release(&mut self, partition: PartitionId) {
+        let until = Instant::now() + self.grace / 2;
         let Some(state) = self.partitions.get_mut(&partition) else { return };
-        if !state.is_releasing {
-            state.is_releasing = true;
+        if state.release == Release::No {
+            state.release = Release::Draining { until };
             state.held_back.clear();
-            state.assignment.stop.trigger();
+            state.assignment.ending.trigger();
             self.held.remove(&partition);
+            // All drains take equally long, so the first one is due first.
+            self.next_drain_due.get_or_insert(until);
             self.tell_fetcher(FetchCommand::Revoke(partition));
         }
         self.give_back_if_quiet(partition);
     }
 
+    /// Ends the drains that took too long.
+    fn end_drains(&mut self, now: Instant) {
+        self.next_drain_due = None;
+        for state in self.partitions.values_mut() {
+            let Release::Draining { until } = state.release else { continue };
+            if until <= now {
+                state.release = Release::Awaiting;
+                state.assignment.stop.trigger();
+            } else {
+                self.next_drain_due = Some(self.next_drain_due.map_or(until, |due| due.min(until)));
+            }
+        }
+    }
+
     fn give_back_if_quiet(&mut self, partition: PartitionId) {
-        if self.partitions.get(&partition).is_some_and(|state| state.is_releasing && state.in_flight == 0) {
+        if self.partitions.get(&partition).is_some_and(|state| state.release != Release::No && state.in_flight == 0) {
             self.give_back(partition);
         }
     }
@@ -269,11 +309,11 @@ impl Dispatcher {
     /// Forgets a claim. Its jobs end as abandoned, and their acks find no window.
     fn forget(&mut self, partition: PartitionId) {
         let Some(state) = self.partitions.remove(&partition) else { return };
-        state.assignment.stop.trigger();
+        state.assignment.end();
         self.held.remove(&partition);
         self.shared.metrics.forget_commit_point(partition);
         self.count_partitions();
-        if !state.is_releasing {
+        if state.release == Release::No {
             self.tell_fetcher(FetchCommand::Revoke(partition));
         }
     }
@@ -309,7 +349,7 @@ impl Dispatcher {
         let fresh = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
         let missed = oldest.saturating_sub(offset).max(0);
-        error!(
+        warn!(
             "module [{}]: offset {offset} of {}/{partition} is not kept (kept: {oldest} to {newest}): {missed} messages were \
              deleted before they were read; goes on at {oldest}",
             self.shared.config.name, self.shared.config.topic
@@ -360,7 +400,7 @@ impl Dispatcher {
             let partition = message.from.partition;
             let max_gap = self.shared.config.max_commit_gap.get();
             let Some(state) = self.partitions.get_mut(&partition) else { continue };
-            if state.window_id != window || state.is_releasing {
+            if state.window_id != window || state.release != Release::No {
                 continue;
             }
             if state.held_back.is_empty() && state.window.len() < max_gap {
@@ -434,21 +474,31 @@ impl Dispatcher {
 
     fn begin_to_end(&mut self) {
         self.phase = Phase::Ending { until: Instant::now() + self.grace };
-        let partitions: Vec<PartitionId> = self.partitions.keys().copied().collect();
-        for partition in partitions {
+        for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
             self.release(partition);
         }
     }
 
-    fn on_deadline(&mut self) {
-        if let Phase::Ending { .. } = self.phase {
-            warn!("module [{}]: {} pushes did not end in time and are cut", self.shared.config.name, self.in_flight);
-            self.shared.pusher.cut();
-            self.phase = Phase::Cut { until: Instant::now() + self.grace / 8 };
-            return;
+    fn on_deadline(&mut self, now: Instant) {
+        if self.next_drain_due.is_some_and(|due| due <= now) {
+            self.end_drains(now);
         }
-        let partitions: Vec<PartitionId> = self.partitions.keys().copied().collect();
-        for partition in partitions {
+        match self.phase {
+            Phase::Ending { until } if until <= now => {
+                warn!(
+                    "module [{}]: {} pushes did not end in time and are cut",
+                    self.shared.config.name, self.in_flight
+                );
+                self.shared.pusher.cut();
+                self.phase = Phase::Cut { until: now + self.grace / 8 };
+            }
+            Phase::Cut { until } if until <= now => self.give_everything_back(),
+            _ => {}
+        }
+    }
+
+    fn give_everything_back(&mut self) {
+        for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
             self.give_back(partition);
         }
     }

@@ -7,16 +7,32 @@ use crate::broker::{Message, Offset, PartitionId};
 use crate::shutdown::Stop;
 
 /// Our claim of a partition as the workers see it. One for each `Gained`, shared by its jobs.
+///
+/// It ends in two steps, so that a hand-over repeats little: first what is queued is still tried once, then
+/// nothing begins any more.
 pub struct Assignment {
     /// Which partition.
     pub partition: PartitionId,
     /// Which claim of it.
     pub generation: Generation,
-    /// Triggered when the partition is to be given back or was lost: no attempt of its jobs begins any more.
+    /// Triggered when the partition is to be given back: nothing is tried again.
+    pub ending: Stop,
+    /// Triggered when that took too long, or the partition was lost: no attempt begins.
     pub stop: Stop,
 }
 
 impl Assignment {
+    /// A claim that has not ended. Its stops are nobody's children: how it ends is the dispatcher's to decide.
+    pub fn new(partition: PartitionId, generation: Generation) -> Self {
+        Assignment { partition, generation, ending: Stop::new(), stop: Stop::new() }
+    }
+
+    /// Both steps of the end.
+    pub fn end(&self) {
+        self.ending.trigger();
+        self.stop.trigger();
+    }
+
     /// Whether an attempt may begin now.
     pub fn may_push(&self, lease: &Lease) -> bool {
         !self.stop.is_triggered() && lease.valid_for(self.partition, self.generation)

@@ -39,6 +39,9 @@ const RECOVERED_AFTER: Duration = Duration::from_secs(60);
 /// Threads that hang in something that nobody can end are waited for so much longer than the grace, then left.
 const MARGIN: Duration = Duration::from_millis(500);
 
+/// How the name of a group's thread begins.
+const GROUP_THREAD: &str = "group@";
+
 /// The sides of a module that touch Kafka and ZooKeeper.
 pub struct Parts {
     /// Membership in the group of the module.
@@ -66,7 +69,8 @@ pub struct Module {
 }
 
 impl Module {
-    /// Runs the module until the stop. It is started again whenever one of its threads has failed. `make` makes new parts, or says
+    /// Runs the module until the stop. It is started again whenever one of its threads has failed; it returns unasked only when the
+    /// group failed, see there. `make` makes new parts, or says
     /// why that is not possible yet; the threads of the parts belong to the supervisor it is given.
     pub fn run(&self, stop: &Stop, make: impl Fn(&Supervisor) -> Result<Parts, String>) {
         let name = &self.config.name;
@@ -91,13 +95,22 @@ impl Module {
                     self.start(parts, &threads);
                     self.health.set(Ok(()));
                     info!("module [{name}] start");
-                    let trouble = match threads.join(self.grace + MARGIN) {
+                    let ended = threads.join(self.grace + MARGIN);
+                    let group_failed =
+                        matches!(&ended, Ended::Failed(failure) if failure.thread.starts_with(GROUP_THREAD));
+                    let trouble = match ended {
                         Ended::Asked => "it was stopped".to_owned(),
                         Ended::Failed(failure) => failure.to_string(),
                         Ended::StillRunning(left) => format!("still running at the end: {}", left.join(", ")),
                     };
                     if stop.is_triggered() {
                         info!("module [{name}] end: {trouble}");
+                        return;
+                    }
+                    if group_failed {
+                        // What it claimed stays claimed as long as the session with ZooKeeper lives, which other modules share:
+                        // only the end of the daemon frees it for the other instances.
+                        error!("module [{name}] failed in its group, so the daemon ends: {trouble}");
                         return;
                     }
                     if RECOVERED_AFTER < began.elapsed() {
@@ -171,7 +184,7 @@ impl Module {
         threads.spawn(format!("dispatch@{name}"), move || dispatcher.run());
         // Last, so that everyone who acts on what it claims is there. It ends when the dispatcher tells it to leave.
         let membership = parts.group;
-        threads.spawn(format!("group@{name}"), move || membership.run(mailbox, event_sender));
+        threads.spawn(format!("{GROUP_THREAD}{name}"), move || membership.run(mailbox, event_sender));
     }
 }
 

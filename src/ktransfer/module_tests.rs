@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, select, tick};
+use crossbeam_channel::{Receiver, Sender, never, select, tick};
 
 use crate::admin::Health;
 use crate::broker::memory::MemoryBroker;
@@ -37,8 +37,7 @@ impl Fence for Told {
 /// Passes the events of the test on and records what it is told.
 struct PlayedGroup {
     told: Arc<Told>,
-    /// Without a script it fails at once.
-    script: Option<Receiver<GroupEvent>>,
+    script: Receiver<GroupEvent>,
 }
 
 impl Group for PlayedGroup {
@@ -47,11 +46,10 @@ impl Group for PlayedGroup {
     }
 
     fn run(self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>) {
-        let script = self.script.expect("a group without a script panics, as the test wants it");
         let ticks = tick(Duration::from_millis(5));
         loop {
             select! {
-                recv(script) -> event => if let Ok(event) = event { let _ = events.send(event); },
+                recv(self.script) -> event => if let Ok(event) = event { let _ = events.send(event); },
                 recv(commands.woken()) -> _ => {},
                 recv(ticks) -> _ => {},
             }
@@ -107,13 +105,14 @@ impl Rig {
         let (played_broker, played_told, module_stop) = (broker.clone(), Arc::clone(&told), stop.clone());
         let tries = AtomicU32::new(0);
         let thread = std::thread::spawn(move || {
-            module.run(&module_stop, |_| {
+            module.run(&module_stop, |threads| {
                 // The first start is not possible and the second fails, so that every test is also one of a module that comes back.
-                let script = match tries.fetch_add(1, Ordering::SeqCst) {
+                match tries.fetch_add(1, Ordering::SeqCst) {
                     0 => return Err("there is no broker yet".to_owned()),
-                    1 => None,
-                    _ => Some(script_receiver.clone()),
-                };
+                    1 => threads.spawn("fails", || panic!("as the test wants it")),
+                    _ => {}
+                }
+                let script = if tries.load(Ordering::SeqCst) == 2 { never() } else { script_receiver.clone() };
                 Ok(Parts {
                     group: Box::new(PlayedGroup { told: Arc::clone(&played_told), script }),
                     fetcher: Box::new(played_broker.fetcher()),
@@ -216,7 +215,7 @@ fn every_message_is_delivered_once_in_order_per_key_and_committed() {
     assert_one_at_a_time_in_order(delivered);
     rig.end();
     assert_eq!(rig.releases(), [(0, Some(500)), (1, Some(500)), (2, Some(500)), (3, Some(500))]);
-    assert!(rig.told.left.load(Ordering::SeqCst));
+    assert!(rig.told.left.load(Ordering::SeqCst), "the group was not left");
     let metrics = rig.metrics();
     assert!(metrics.contains("ktransfer_messages_total{module=\"m\",outcome=\"delivered\"} 2000"), "{metrics}");
     assert!(metrics.contains("ktransfer_module_restarts_total{module=\"m\"} 1"), "{metrics}");
@@ -338,6 +337,41 @@ fn a_partition_is_given_back_at_its_first_message_that_is_not_done() {
 }
 
 #[test]
+fn a_hand_over_repeats_nothing_while_the_backend_is_well() {
+    let rig = Rig::start(
+        1,
+        |config| config.worker_num = one(),
+        |_| {
+            std::thread::sleep(Duration::from_millis(5));
+            200
+        },
+    );
+    for number in 0..200u8 {
+        rig.broker.put("t", 0, Some(&[number]), &[number]);
+    }
+    rig.gain(0, 1, Some(0));
+    wait_until("it is under way", || 10 < rig.backend.arrived().len());
+    rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
+    wait_until("it is given back", || !rig.releases().is_empty());
+    let delivered = rig.backend.arrived().len();
+    assert!(delivered < 200, "it was to be in the middle");
+    assert_eq!(rig.releases(), [(0, Some(delivered as Offset))]);
+}
+
+#[test]
+fn nothing_of_a_key_overtakes_a_message_that_a_hand_over_left_undone() {
+    let rig = Rig::start(1, |_| {}, |request| if request.number("x-kafka-offset") == 3 { 500 } else { 200 });
+    for _ in 0..10 {
+        rig.broker.put("t", 0, Some(b"k"), b"x");
+    }
+    rig.gain(0, 1, Some(0));
+    wait_until("it is being retried", || 5 < rig.backend.arrived().len());
+    rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
+    wait_until("it is given back", || rig.releases() == [(0, Some(3))]);
+    assert_eq!(rig.backend.delivered().len(), 3);
+}
+
+#[test]
 fn a_lost_partition_is_not_pushed_on_and_without_a_lease_nothing_is() {
     let rig = Rig::start(1, |_| {}, |_| 500);
     rig.told.lease_is_valid.store(false, Ordering::SeqCst);
@@ -448,4 +482,37 @@ fn a_push_that_nobody_answers_is_cut_when_the_module_stops() {
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     assert_eq!(rig.releases(), [(0, Some(1))]);
     is_over.store(true, Ordering::SeqCst);
+}
+
+#[test]
+fn a_group_that_fails_ends_the_module_for_good() {
+    struct FailingGroup;
+    impl Group for FailingGroup {
+        fn lease(&self) -> Lease {
+            Arc::<Told>::default()
+        }
+
+        fn run(self: Box<Self>, _: Mailbox, _: Sender<GroupEvent>) {
+            panic!("as the test wants it");
+        }
+    }
+    let (registry, health, broker) = (Registry::new(), Health::new(), MemoryBroker::new());
+    let module = Module {
+        config: module_config(&["127.0.0.1:1"]),
+        metrics: Metrics::new(&registry).of_module("m", "t"),
+        health: health.component("module m"),
+        broker_health: health.component("broker of m"),
+        grace: Duration::from_secs(4),
+        longest_pause: Duration::from_millis(10),
+    };
+    let stop = Stop::new();
+    // Returns although nobody asks it to: who started it notices.
+    module.run(&stop, |_| {
+        Ok(Parts {
+            group: Box::new(FailingGroup),
+            fetcher: Box::new(broker.fetcher()),
+            log_ends: Box::new(broker.log_ends()),
+        })
+    });
+    assert!(!stop.is_triggered());
 }

@@ -10,7 +10,6 @@ use crate::ktransfer::config::{ProtocolConfig, StartFrom};
 use crate::ktransfer::group::Generation;
 use crate::ktransfer::job::{Assignment, WindowId};
 use crate::ktransfer::policy::RetryPolicy;
-use crate::shutdown::Stop;
 
 pub(crate) fn module_config(servers: &[&str]) -> ModuleConfig {
     ModuleConfig {
@@ -47,7 +46,7 @@ pub(crate) fn module_config(servers: &[&str]) -> ModuleConfig {
 fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> Job {
     let header = |(name, value): &(&str, Option<&[u8]>)| Header { name: (*name).into(), value: value.map(Into::into) };
     Job {
-        assignment: Arc::new(Assignment { partition: 3, generation: Generation(1), stop: Stop::new() }),
+        assignment: Arc::new(Assignment::new(3, Generation(1))),
         window: WindowId(1),
         message: Message {
             from: TopicPartition { topic: "t".into(), partition: 3 },

@@ -5,6 +5,7 @@
 //!
 //! Invariants: no attempt begins without a valid lease; every job is acknowledged exactly once.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,11 +15,12 @@ use log::info;
 
 use super::backends::Rotation;
 use super::config::ModuleConfig;
-use super::group::Lease;
-use super::job::{Ack, Job, JobEnd};
+use super::group::{Generation, Lease};
+use super::job::{Ack, Assignment, Job, JobEnd};
 use super::metrics::ModuleMetrics;
 use super::policy::{Attempt, Next};
 use super::push::Pusher;
+use crate::broker::PartitionId;
 use crate::log_limited;
 
 /// How often a worker asks again for a lease that is not valid at the moment.
@@ -42,12 +44,21 @@ pub struct Worker {
     shared: Arc<Shared>,
     rotation: Rotation,
     random: Random,
+    /// Claims of which a job was abandoned here. What is queued behind it may have its key, so it is abandoned as well.
+    /// One entry a partition at most.
+    abandoned: HashMap<PartitionId, Generation>,
 }
 
 impl Worker {
     /// Worker `number`, from 0.
     pub fn new(number: usize, shared: Arc<Shared>) -> Self {
-        Worker { number, shared, rotation: Rotation::starting_at(number), random: Random::new() }
+        Worker {
+            number,
+            shared,
+            rotation: Rotation::starting_at(number),
+            random: Random::new(),
+            abandoned: HashMap::new(),
+        }
     }
 
     /// Works until the dispatcher has dropped both queues and they are empty. Of both, its own goes first.
@@ -70,6 +81,18 @@ impl Worker {
     }
 
     fn work(&mut self, job: &Job) -> JobEnd {
+        let Assignment { partition, generation, .. } = *job.assignment;
+        if self.abandoned.get(&partition) == Some(&generation) {
+            return JobEnd::Abandoned;
+        }
+        let end = self.push_until_done(job);
+        if end == JobEnd::Abandoned {
+            self.abandoned.insert(partition, generation);
+        }
+        end
+    }
+
+    fn push_until_done(&mut self, job: &Job) -> JobEnd {
         for attempt in 1.. {
             while !job.assignment.may_push(&self.shared.lease) {
                 if !job.assignment.stop.sleep(LEASE_PAUSE) {
@@ -87,7 +110,7 @@ impl Worker {
             match next {
                 Next::Delivered | Next::GiveUp => return JobEnd::Done,
                 Next::Retry(pause) => {
-                    if !job.assignment.stop.sleep(pause) {
+                    if !job.assignment.ending.sleep(pause) {
                         return JobEnd::Abandoned;
                     }
                 }

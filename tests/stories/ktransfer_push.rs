@@ -155,7 +155,7 @@ fn a_module_without_its_backend_holds_up_no_other() {
 }
 
 #[test]
-fn sigterm_hands_over_at_once_and_repeats_no_more_than_a_window() {
+fn sigterm_hands_over_at_once_in_order_and_without_loss() {
     const N_PARTITIONS: i32 = 8;
     const N_OF_EACH: usize = 500;
     let cluster = cluster();
