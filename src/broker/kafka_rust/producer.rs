@@ -92,7 +92,7 @@ impl<C: Completion> RustProducer<C> {
         let start_worker = |number| {
             let (sender, jobs) = bounded(config.max_in_flight.max(1));
             let worker = Worker {
-                caller: Caller::new(broker, supervisor, "kafka-call", abort.clone()),
+                caller: Caller::new(broker, "kafka-call", abort.clone()),
                 state: Arc::clone(&state),
                 outstanding: Arc::clone(&outstanding),
                 abort: abort.clone(),
@@ -113,7 +113,7 @@ impl<C: Completion> RustProducer<C> {
             jobs: (0..WORKERS).map(start_worker).collect(),
             outstanding,
         };
-        let asking = Asking { caller: Caller::new(broker, supervisor, "kafka-ask-call", abort.clone()), names: 0 };
+        let asking = Asking { caller: Caller::new(broker, "kafka-ask-call", abort.clone()), names: 0 };
         let front = Front::new(workers, state, config, asking, broker.request_timeout, supervisor);
         RustProducer { front, abort }
     }
@@ -358,11 +358,10 @@ impl<C: Completion> Worker<C> {
                     format!("larger than the broker (message.max.bytes) or topic {topic} (max.message.bytes) takes");
                 (AppendFailure::TooLarge, Stored::No, reason)
             }
-            KafkaCode::RequestTimedOut | KafkaCode::NotEnoughReplicasAfterAppend => {
-                let reason = format!("{topic}/{partition} was not confirmed: {code:?}");
-                (AppendFailure::TimedOut, Stored::Unknown, reason)
+            code => {
+                let (kind, stored) = failure(code);
+                (kind, stored, format!("not confirmed for {topic}/{partition}: {code:?}"))
             }
-            code => (AppendFailure::Refused, Stored::No, format!("refused for {topic}/{partition}: {code:?}")),
         };
         for job in unsent.batch {
             self.complete(job, Err(AppendError { kind, stored, reason: reason.clone() }));
@@ -383,6 +382,17 @@ impl Sending {
     /// From now on the call sends nothing; false when it has begun to.
     fn prevent(&self) -> bool {
         !*self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(false)
+    }
+}
+
+/// What became of a batch for which a broker gave this code, where it is no use to try again.
+fn failure(code: KafkaCode) -> (AppendFailure, Stored) {
+    match code {
+        KafkaCode::RequestTimedOut | KafkaCode::NotEnoughReplicasAfterAppend | KafkaCode::NetworkException => {
+            (AppendFailure::TimedOut, Stored::Unknown)
+        }
+        KafkaCode::Unknown => (AppendFailure::Refused, Stored::Unknown),
+        _ => (AppendFailure::Refused, Stored::No),
     }
 }
 
@@ -509,6 +519,21 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
+    #[test]
+    fn a_code_that_does_not_tell_is_not_taken_for_a_refusal() {
+        for (code, kind, stored) in [
+            (KafkaCode::RequestTimedOut, AppendFailure::TimedOut, Stored::Unknown),
+            (KafkaCode::NotEnoughReplicasAfterAppend, AppendFailure::TimedOut, Stored::Unknown),
+            (KafkaCode::NetworkException, AppendFailure::TimedOut, Stored::Unknown),
+            // Also what the crate makes of every code above 35, that of a disk error among them.
+            (KafkaCode::Unknown, AppendFailure::Refused, Stored::Unknown),
+            (KafkaCode::TopicAuthorizationFailed, AppendFailure::Refused, Stored::No),
+            (KafkaCode::CorruptMessage, AppendFailure::Refused, Stored::No),
+        ] {
+            assert_eq!(failure(code), (kind, stored), "{code:?}");
+        }
+    }
+
     /// The next request, or nothing when the client closes.
     fn request(client: &mut TcpStream) -> Option<Vec<u8>> {
         let mut length = [0; 4];
@@ -560,14 +585,13 @@ mod tests {
             }
             next.map(|request| request[..2].to_vec())
         });
-        let stop = Stop::new();
         let config = BrokerConfig {
             hosts: vec![format!("127.0.0.1:{port}")],
             engine: Default::default(),
             client_id: "t".into(),
             request_timeout: Duration::from_secs(5),
         };
-        let mut caller = Caller::new(&config, &Supervisor::new("t", stop.clone()), "t", stop);
+        let mut caller = Caller::new(&config, "t", Stop::new());
         let (sending, records) = (Arc::<Sending>::default(), Arc::new(vec![(None, b"v".to_vec())]));
         let key = (Arc::from("t"), 0, Acks::Leader);
         let call = produce(&key, records, true, Duration::from_secs(5), Arc::clone(&sending));
