@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use log::{info, warn};
 
 use super::topics::{Answer, Known, Topics, Verdict};
@@ -19,6 +19,8 @@ use crate::supervise::Supervisor;
 
 /// How long one question to the brokers may take.
 const MOST_ASKING: Duration = Duration::from_secs(2);
+/// The same once the daemon is being stopped.
+const MOST_ASKING_AT_END: Duration = Duration::from_millis(500);
 /// How often it is found out whether a broker can be reached.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// After so many questions in a row without an answer, appends are refused at once.
@@ -134,7 +136,8 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         let front = Arc::new(Front { back, state, max_message_bytes: config.max_message_bytes, reach, wake });
         let asker = Asker { front: Arc::clone(&front), ask, wait: wait.min(MOST_ASKING), woken, failures: 0 };
         let stop = supervisor.stop().clone();
-        supervisor.spawn("kafka-ask", move || asker.run(&stop));
+        // It ends at the close; until then what was taken is looked up, after the stop as well.
+        supervisor.spawn_task("kafka-ask", move || asker.run(&stop));
         front
     }
 
@@ -154,6 +157,7 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         for waiting in waiting {
             waiting.ticket.complete(Err(closed_error()));
         }
+        let _ = self.wake.try_send(());
     }
 
     /// [`super::Producer::reachable`].
@@ -289,8 +293,13 @@ struct Asker<C: Completion, B, A> {
 impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
     fn run(mut self, stop: &Stop) {
         let mut next_probe = Instant::now();
-        while !stop.is_triggered() {
-            if Instant::now() >= next_probe {
+        let mut stopped = stop.closed().clone();
+        while !self.front.state.is_closed() {
+            if stop.is_triggered() {
+                // Nobody asks any more whether a broker can be reached, and the end is not held up for long.
+                (stopped, self.wait) = (never(), self.wait.min(MOST_ASKING_AT_END));
+                next_probe = Instant::now() + PROBE_EVERY;
+            } else if Instant::now() >= next_probe {
                 let outcome = self.ask.reach(self.wait);
                 self.failures = if outcome.is_ok() { 0 } else { self.failures.saturating_add(1) };
                 self.front.reach.set(outcome, self.failures >= FAILURES_TO_REFUSE);
@@ -300,7 +309,7 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
             let next = self.front.state.topics().next_due().map_or(next_probe, |due| due.min(next_probe));
             select! {
                 recv(self.woken) -> _ => {},
-                recv(stop.closed()) -> _ => break,
+                recv(stopped) -> _ => {},
                 default(next.saturating_duration_since(Instant::now())) => {},
             }
         }
@@ -310,6 +319,9 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
         let due = self.front.state.topics().due(Instant::now());
         let mut unreachable = None;
         for (topic, known_before) in due {
+            if self.front.state.is_closed() {
+                return;
+            }
             // One question without an answer is enough for all that are due.
             let answer = unreachable.clone().unwrap_or_else(|| self.ask.ask(&topic, self.wait));
             if matches!(answer, Answer::Unreachable(_)) {
