@@ -322,6 +322,11 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
             if self.front.state.is_closed() {
                 return;
             }
+            if self.front.state.topics().is_overdue(&topic, Instant::now()) {
+                let reason = "the brokers are slow to tell about other topics".to_owned();
+                self.front.settle(&topic, Answer::Unreachable(reason));
+                continue;
+            }
             // One question without an answer is enough for all that are due.
             let answer = unreachable.clone().unwrap_or_else(|| self.ask.ask(&topic, self.wait));
             if matches!(answer, Answer::Unreachable(_)) {
@@ -332,5 +337,68 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
             }
             self.front.settle(&topic, answer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::PartitionerKind;
+    use crate::supervise::Ended;
+
+    type Report = Box<dyn FnOnce(AppendResult) + Send>;
+
+    /// An engine that gets nothing to append.
+    struct NoBack;
+
+    impl Back<Report> for NoBack {
+        fn hand_over(&self, _: Waiting<Report>, _: i32) -> Result<(), Failed<Report>> {
+            panic!("no topic exists");
+        }
+    }
+
+    /// Brokers that take their time.
+    struct Slow(Duration);
+
+    impl Ask for Slow {
+        fn reach(&mut self, _: Duration) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn ask(&mut self, _: &str, _: Duration) -> Answer {
+            std::thread::sleep(self.0);
+            Answer::DoesNot
+        }
+    }
+
+    #[test]
+    fn who_waits_for_one_of_many_topics_is_answered_in_time_by_slow_brokers() {
+        let config = ProducerConfig {
+            partitioner: PartitionerKind::Fnv1a,
+            max_message_bytes: 10,
+            max_in_flight: 1_000,
+            timeout: Duration::from_millis(500),
+        };
+        let group = Supervisor::new("t", Stop::new());
+        let slow = Slow(Duration::from_millis(100));
+        let front = Front::new(NoBack, State::new(&config), &config, slow, Duration::from_secs(1), &group);
+        let (sender, outcomes) = crossbeam_channel::unbounded();
+        let started = Instant::now();
+        for number in 0..100 {
+            let topic = Arc::from(format!("t{number}"));
+            let value = b"v".to_vec();
+            let record = Record { topic, partition: None, key: None, value, headers: Vec::new(), timestamp_ms: None };
+            let sender = sender.clone();
+            let report: Report = Box::new(move |outcome| sender.send(outcome).expect("the test listens"));
+            front.append(record, Acks::Leader, report);
+        }
+        for _ in 0..100 {
+            let error = outcomes.recv().expect("each completes").expect_err("nothing exists");
+            assert_eq!(error.stored, Stored::No, "{error}");
+        }
+        assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+        front.close();
+        group.stop().trigger();
+        assert_eq!(group.join(Duration::from_secs(10)), Ended::Asked);
     }
 }
