@@ -5,7 +5,8 @@
 //!
 //! The old protocol hides trouble in good answers, so each is looked at: a message larger than asked for, and what
 //! the crate drops of a compacted or compressed log, show as an answer without messages below the log's end. Then
-//! more bytes are asked for, and at last the offset is passed over, with a line in the log. One unreadable message
+//! more bytes are asked for, then of this partition alone (a full answer has no room for the last ones), and at last the
+//! offset is passed over, with a line in the log. One unreadable message
 //! spoils the answer for all partitions in it; they are then fetched alone until the bad one is found.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -60,7 +61,7 @@ struct Reading {
     ready_bytes: usize,
     leader: Option<String>,
     is_fetching: bool,
-    /// It is fetched alone, because an answer that had it could not be read.
+    /// It is fetched alone, because an answer that had it could not be read, or had nothing of it.
     alone: bool,
     not_before: Instant,
     most_bytes: usize,
@@ -303,7 +304,7 @@ impl RustFetcher {
     }
 
     fn take_parts(&mut self, leader: &str, asked: &[Asked], parts: Vec<Part>) {
-        let largest = self.config.max_message_bytes;
+        let (largest, was_alone) = (self.config.max_message_bytes, asked.len() == 1);
         let mut by_name: HashMap<(String, PartitionId), _> =
             parts.into_iter().map(|part| ((part.topic, part.partition), part.outcome)).collect();
         for asked in asked {
@@ -312,8 +313,7 @@ impl RustFetcher {
             reading.is_fetching = false;
             match part {
                 Some(Ok((log_end, messages))) => {
-                    reading.alone = false;
-                    take_messages(asked, reading, log_end, messages, largest);
+                    take_messages(asked, was_alone, reading, log_end, messages, largest);
                 }
                 Some(Err(Trouble::Code(KafkaCode::OffsetOutOfRange))) => self.out_of_range(asked),
                 Some(Err(trouble)) => {
@@ -468,7 +468,15 @@ fn size_of_message(message: &Message) -> usize {
     message.value.as_ref().map_or(0, Vec::len) + message.key.as_ref().map_or(0, Vec::len) + size_of::<Message>()
 }
 
-fn take_messages(asked: &Asked, reading: &mut Reading, log_end: Offset, messages: Vec<RawMessage>, largest: usize) {
+/// Takes what an answer has of one partition; `was_alone` where nothing else was asked for with it.
+fn take_messages(
+    asked: &Asked,
+    was_alone: bool,
+    reading: &mut Reading,
+    log_end: Offset,
+    messages: Vec<RawMessage>,
+    largest: usize,
+) {
     let before = reading.next;
     for message in messages.into_iter() {
         if message.offset < reading.next {
@@ -487,10 +495,11 @@ fn take_messages(asked: &Asked, reading: &mut Reading, log_end: Offset, messages
         reading.ready.push_back(message);
     }
     if reading.next > before {
-        (reading.most_bytes, reading.empty_answers) = (0, 0);
+        (reading.most_bytes, reading.empty_answers, reading.alone) = (0, 0, false);
         return;
     }
     if log_end <= reading.next {
+        reading.alone = false;
         return;
     }
     reading.empty_answers += 1;
@@ -501,6 +510,10 @@ fn take_messages(asked: &Asked, reading: &mut Reading, log_end: Offset, messages
     let most = largest.saturating_add(1 << 20).min(i32::MAX as usize);
     if asked.most_bytes < most {
         reading.most_bytes = asked.most_bytes.saturating_mul(4).min(most);
+        return;
+    }
+    if !was_alone {
+        reading.alone = true;
         return;
     }
     let skipped = reading.next;
@@ -573,8 +586,15 @@ mod tests {
         let mut asked = Asked { partition, epoch: 1, offset: 7, most_bytes: 1 << 20 };
         let mut grown = Vec::new();
         let mut answers = 0;
+        // A broker whose answer is full with other partitions has nothing for this one: that proves nothing.
+        for _ in 0..100 {
+            take_messages(&asked, false, &mut reading, 9, Vec::new(), 4 << 20);
+            asked.most_bytes = reading.most_bytes.max(1 << 20);
+        }
+        assert_eq!((reading.next, reading.alone), (7, true));
+        (reading.most_bytes, reading.empty_answers, asked.most_bytes) = (0, 0, 1 << 20);
         while reading.next == 7 {
-            take_messages(&asked, &mut reading, 9, Vec::new(), 4 << 20);
+            take_messages(&asked, true, &mut reading, 9, Vec::new(), 4 << 20);
             asked.most_bytes = reading.most_bytes.max(1 << 20);
             grown.push(asked.most_bytes);
             answers += 1;
@@ -582,17 +602,18 @@ mod tests {
         }
         grown.dedup();
         assert_eq!(grown[..3], [1 << 20, 4 << 20, 5 << 20], "four times as much, up to the largest message");
-        assert_eq!((answers, reading.next), (3 * STUCK_AFTER, 8));
+        assert_eq!((answers, reading.next, reading.alone), (3 * STUCK_AFTER, 8, true), "alone until it is found");
         // At the end of the log an empty answer is just that.
         reading.next = 9;
         for _ in 0..10 {
-            take_messages(&asked, &mut reading, 9, Vec::new(), 4 << 20);
+            take_messages(&asked, true, &mut reading, 9, Vec::new(), 4 << 20);
         }
-        assert_eq!(reading.next, 9);
+        assert_eq!((reading.next, reading.alone), (9, false));
+        reading.alone = true;
         // What lies before the place is not given out again.
         let raw = |offset| RawMessage { offset, key: Vec::new(), value: vec![1] };
-        take_messages(&asked, &mut reading, 12, vec![raw(8), raw(9), raw(11)], 4 << 20);
+        take_messages(&asked, true, &mut reading, 12, vec![raw(8), raw(9), raw(11)], 4 << 20);
         assert_eq!(reading.ready.iter().map(|message| message.offset).collect::<Vec<_>>(), [9, 11]);
-        assert_eq!(reading.next, 12);
+        assert_eq!((reading.next, reading.alone), (12, false));
     }
 }
