@@ -504,6 +504,17 @@ impl Dispatcher {
     }
 }
 
+/// However the loop ends, by a panic too, no push begins or goes on after it: nobody would hear of its end, while the partition may be
+/// pushed by another soon.
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        for state in self.partitions.values() {
+            state.assignment.end();
+        }
+        self.shared.pusher.cut();
+    }
+}
+
 /// A message that is done without a push.
 struct NotOurs;
 
@@ -531,3 +542,7 @@ fn method_if_ours(shared: &Shared, message: &Message) -> Result<Option<Arc<str>>
         }
     }
 }
+
+#[cfg(test)]
+#[path = "dispatcher_tests.rs"]
+mod tests;
