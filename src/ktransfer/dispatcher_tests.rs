@@ -23,7 +23,7 @@ struct Rig {
     shared: Arc<Shared>,
     commands: Receiver<FetchCommand>,
     jobs: Receiver<Job>,
-    acks: Sender<Ack>,
+    _acks: Sender<Ack>,
 }
 
 fn rig(adapt: impl FnOnce(&mut crate::ktransfer::config::ModuleConfig)) -> Rig {
@@ -40,7 +40,7 @@ fn rig(adapt: impl FnOnce(&mut crate::ktransfer::config::ModuleConfig)) -> Rig {
     let ((fetch, commands), (anyone, jobs), (ack_sender, acks)) = (unbounded(), unbounded(), unbounded());
     let ports = Ports { group_events, group: mailbox().0, fetch, fetched, own: vec![anyone.clone()], anyone, acks };
     let dispatcher = Dispatcher::new(ports, Arc::clone(&shared), Stop::new(), Duration::from_secs(1));
-    Rig { dispatcher, shared, commands, jobs, acks: ack_sender }
+    Rig { dispatcher, shared, commands, jobs, _acks: ack_sender }
 }
 
 impl Rig {
@@ -85,4 +85,39 @@ fn a_dispatcher_that_fails_leaves_no_push_behind() {
     drop(rig.dispatcher);
     assert!(job.assignment.stop.is_triggered() && job.assignment.ending.is_triggered());
     assert!(rig.shared.pusher.is_cut());
+}
+
+#[test]
+fn what_was_read_before_a_gap_is_pushed_and_the_position_waits_for_it() {
+    let mut rig = rig(|config| config.max_commit_gap = 2.try_into().unwrap());
+    let window = rig.gain(1);
+    rig.fetched(window, 0..5);
+    assert_eq!(rig.jobs.try_iter().count(), 2, "the rest is held back");
+    let gone = Fetched::Gone { window, partition: 0, offset: 5, oldest: 50, newest: 90 };
+    rig.dispatcher.on_fetched(gone);
+    let orders: Vec<_> = rig.commands.try_iter().collect();
+    let again = FetchCommand::Assign { partition: 0, window, position: Some(50) };
+    assert!(orders.ends_with(&[again, FetchCommand::Hold(0, true)]), "read on, but held back still: {orders:?}");
+    rig.fetched(window, 50..52);
+    for done in [1, 0, 2, 3, 4, 50] {
+        let end = JobEnd::Done;
+        let ack = Ack { partition: 0, generation: Generation(1), window, offset: done, size: 202, end };
+        rig.dispatcher.on_ack(ack);
+        rig.dispatcher.hand_out();
+    }
+    let pushed: Vec<_> = rig.jobs.try_iter().map(|job| job.message.offset).collect();
+    assert_eq!(pushed, [2, 3, 4, 50, 51]);
+    assert_eq!(rig.dispatcher.partitions[&0].window.commit_point(), Some(51));
+}
+
+#[test]
+fn a_topic_made_anew_begins_with_a_window_of_its_own() {
+    let mut rig = rig(|_| {});
+    let window = rig.gain(1);
+    rig.fetched(window, 0..5);
+    rig.dispatcher.on_fetched(Fetched::Gone { window, partition: 0, offset: 5, oldest: 0, newest: 3 });
+    let (fresh, position) = rig.last_assigned();
+    assert!(fresh != window && position == Some(0));
+    rig.fetched(fresh, 0..3);
+    assert_eq!(rig.jobs.try_iter().map(|job| job.message.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 0, 1, 2]);
 }
