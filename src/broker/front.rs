@@ -33,7 +33,8 @@ pub(super) trait Back<C: Completion>: Send + Sync + 'static {
     fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>>;
 
     /// A topic that was known has been looked up again, perhaps it has grown.
-    fn looked_up_again(&self, _topic: &str) {}
+    /// Called by the asking thread, which it may hold for `wait`.
+    fn looked_up_again(&self, _topic: &str, _wait: Duration) {}
 }
 
 /// An engine that asks for metadata. It is used by one thread and rebuilds itself.
@@ -360,7 +361,7 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
                 unreachable = Some(answer.clone());
             }
             if known_before && matches!(answer, Answer::Exists(_)) {
-                self.front.back.looked_up_again(&topic);
+                self.front.back.looked_up_again(&topic, self.wait);
             }
             self.front.settle(&topic, answer);
         }

@@ -142,9 +142,11 @@ impl<C: Completion> Back<C> for Lanes<C> {
     }
 
     /// Lets the librdkafka producers look too; otherwise they do it once a minute.
-    fn looked_up_again(&self, topic: &str) {
+    fn looked_up_again(&self, topic: &str, wait: Duration) {
+        let deadline = Instant::now() + wait;
         for native in self.lanes.iter().filter_map(Lane::current) {
-            if let Err(error) = native.client().fetch_metadata(Some(topic), self.broker.request_timeout) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Err(error) = native.client().fetch_metadata(Some(topic), left) {
                 warn!("topic {topic} could not be looked at again: {}", in_words(&error));
             }
         }
