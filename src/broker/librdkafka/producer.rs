@@ -30,6 +30,8 @@ use crate::supervise::Supervisor;
 
 /// librdkafka keeps every name it was asked about for ever, so the client that asks is replaced after so many.
 const NAMES_PER_CLIENT: u32 = 1_000;
+/// A message up to this size is not itself what a topic finds too large, unless that is set to very little.
+const SMALL: usize = 64 * 1024;
 /// How long a poll may block; a stop is noticed that late.
 const POLL: Duration = Duration::from_millis(100);
 /// Room beside the value in a message: key, headers and framing.
@@ -321,6 +323,15 @@ impl<C: Completion> ProducerContext for Context<C> {
             Err((error, message)) => {
                 let error = append_error(code_of(error), persisted(message), message.topic());
                 let mut error = self.state.reconsider(message.topic(), error);
+                // librdkafka fails a whole batch (up to a megabyte) that is larger than the topic takes.
+                let size = message.payload_len() + message.key_len();
+                if error.kind == AppendFailure::TooLarge && size <= SMALL {
+                    error.kind = AppendFailure::Full;
+                    error.reason = format!(
+                        "it went in a batch larger than topic {} takes (max.message.bytes); sent again it may go with fewer",
+                        message.topic()
+                    );
+                }
                 // Purged because its producer was replaced, not because we close.
                 if error.kind == AppendFailure::Closed && !self.state.is_closed() {
                     error.kind = match error.stored {
@@ -396,6 +407,8 @@ mod tests {
     use crate::shutdown::Stop;
     use crossbeam_channel::bounded;
     use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+    use rdkafka::types::RDKafkaApiKey;
 
     struct Report(crossbeam_channel::Sender<AppendResult>);
 
@@ -418,7 +431,7 @@ mod tests {
     }
 
     /// Lets `use_it` use a producer of a cluster that has the topic `t`, and ends both.
-    fn with_producer(use_it: impl FnOnce(&RdProducer<Report>, &Stop)) {
+    fn with_producer(use_it: impl FnOnce(&RdProducer<Report>, &Stop, &MockCluster<'static, DefaultProducerContext>)) {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("a topic");
         let broker = BrokerConfig {
@@ -435,7 +448,7 @@ mod tests {
         };
         let group = Supervisor::new("t", Stop::new());
         let producer = RdProducer::new(&broker, config, &group).expect("it can be made");
-        use_it(&producer, group.stop());
+        use_it(&producer, group.stop(), &cluster);
         drop(producer);
         group.stop().trigger();
         assert_eq!(group.join(Duration::from_secs(30)), crate::supervise::Ended::Asked);
@@ -443,7 +456,7 @@ mod tests {
 
     #[test]
     fn without_acknowledgement_no_offset_is_made_up() {
-        with_producer(|producer, _| {
+        with_producer(|producer, _, _| {
             // They wait for the topic and then go in one request, whose messages librdkafka counts from -1001.
             let outcomes: Vec<_> = (0..3_000).map(|_| start(producer, Acks::None)).collect();
             for outcome in outcomes {
@@ -455,7 +468,7 @@ mod tests {
 
     #[test]
     fn a_topic_is_still_looked_up_after_the_stop_until_the_close() {
-        with_producer(|producer, stop| {
+        with_producer(|producer, stop, _| {
             stop.trigger();
             let outcome = start(producer, Acks::Leader).recv_timeout(Duration::from_secs(20));
             outcome.expect("it does not wait for the close").expect("it is stored");
@@ -463,8 +476,19 @@ mod tests {
     }
 
     #[test]
+    fn a_small_message_is_not_blamed_for_the_size_of_its_batch() {
+        with_producer(|producer, _, cluster| {
+            append(producer, Acks::Leader).expect("it is stored");
+            cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+            let error = append(producer, Acks::Leader).expect_err("its batch is refused");
+            assert_eq!((error.kind, error.stored), (AppendFailure::Full, Stored::No), "{error}");
+            append(producer, Acks::Leader).expect("it is stored with another batch");
+        });
+    }
+
+    #[test]
     fn a_fatal_error_costs_one_append_and_leaves_the_other_levels_alone() {
-        with_producer(|producer, _| {
+        with_producer(|producer, _, _| {
             append(producer, Acks::All).expect("it is stored");
             append(producer, Acks::Leader).expect("it is stored");
             let native = producer.front.back.lane(Acks::All).current().expect("it was used");
