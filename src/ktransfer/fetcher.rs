@@ -375,13 +375,13 @@ mod tests {
         };
         let (commands, obeyed) = bounded(1);
         let (queue, _fetched) = bounded(1);
-        std::thread::scope(|scope| {
-            scope.spawn(|| reader.run(&obeyed, &queue, &stop));
-            commands.send(FetchCommand::Assign { partition: 0, window: WindowId(1), position: Some(0) }).unwrap();
-            wait_until("it is told", || health.troubles().iter().any(|(_, reason)| reason.contains("no broker")));
-            commands.send(FetchCommand::Revoke(0)).unwrap();
-            wait_until("it is over", || health.troubles().is_empty());
-            stop.trigger();
-        });
+        let reader_stop = stop.clone();
+        let thread = std::thread::spawn(move || reader.run(&obeyed, &queue, &reader_stop));
+        commands.send(FetchCommand::Assign { partition: 0, window: WindowId(1), position: Some(0) }).unwrap();
+        wait_until("it is told", || health.troubles().iter().any(|(_, reason)| reason.contains("no broker")));
+        commands.send(FetchCommand::Revoke(0)).unwrap();
+        wait_until("it is over", || health.troubles().is_empty());
+        stop.trigger();
+        thread.join().unwrap();
     }
 }
