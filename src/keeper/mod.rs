@@ -55,6 +55,9 @@ pub enum KeeperError {
     /// `delete`: the node has children.
     #[error("node {0} has children")]
     NotEmpty(String),
+    /// The node's access list (ACL) shuts us out. The session is as good as before.
+    #[error("ZooKeeper refuses access to node {0}")]
+    Refused(String),
     /// No good answer in time, or no session at all; the call may still be carried out late.
     #[error("no answer from ZooKeeper: {0}")]
     Unreachable(String),

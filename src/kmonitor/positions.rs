@@ -41,8 +41,18 @@ impl<'a> GroupReader<'a> {
         Ok(existing(self.keeper.children(paths::CONSUMERS))?.unwrap_or_default())
     }
 
-    /// What one group has stored. `None`: it never stored anything, so it has no delay that could be known.
+    /// What one group has stored. `None`: nothing, or we may not read it, so it has no delay that could be known.
     pub fn stored(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
+        match self.read_group(group) {
+            Err(ReadError::Keeper(refused @ KeeperError::Refused(_))) => {
+                log_limited!(Level::Warn, "{refused}, so the delays of group {group} are unknown");
+                Ok(None)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn read_group(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
         let Some(topics) = existing(self.keeper.children(&paths::offset_topics(group)))? else { return Ok(None) };
         let mut stored = StoredOffsets::new();
         for topic in topics {
@@ -151,6 +161,19 @@ pub(super) mod tests {
             ("empty".into(), StoredOffsets::new()),
         ]);
         assert_eq!(positions, expected);
+    }
+
+    #[test]
+    fn a_group_that_may_not_be_read_hides_no_other() {
+        let tree = MemoryKeeper::new();
+        let keeper = tree.session(Duration::from_secs(6));
+        for group in ["a", "b", "c"] {
+            put(&*keeper, &format!("/consumers/{group}/offsets/t/0"), "1");
+        }
+        tree.refuse("/consumers/a/offsets");
+        tree.refuse("/consumers/b/offsets/t/0");
+        let expected = Positions::from([("c".into(), StoredOffsets::from([(at("t", 0), Some(1))]))]);
+        assert_eq!(read(&*keeper, &Stop::new()).unwrap(), expected);
     }
 
     #[test]

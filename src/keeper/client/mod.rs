@@ -168,8 +168,8 @@ impl Client {
 
 /// Whether the server answered the question. Every other error leaves open what the client is worth.
 fn is_answer<T>(outcome: &ZkResult<T>) -> bool {
-    use ZkError::{BadVersion, NoNode, NodeExists, NotEmpty};
-    matches!(outcome, Ok(_) | Err(NoNode | NodeExists | BadVersion | NotEmpty))
+    use ZkError::{BadVersion, NoAuth, NoNode, NodeExists, NotEmpty};
+    matches!(outcome, Ok(_) | Err(NoNode | NodeExists | BadVersion | NotEmpty | NoAuth))
 }
 
 fn about_node(error: ZkError, path: &str) -> KeeperError {
@@ -178,6 +178,7 @@ fn about_node(error: ZkError, path: &str) -> KeeperError {
         ZkError::NodeExists => KeeperError::NodeExists(path.to_owned()),
         ZkError::BadVersion => KeeperError::BadVersion(path.to_owned()),
         ZkError::NotEmpty => KeeperError::NotEmpty(path.to_owned()),
+        ZkError::NoAuth => KeeperError::Refused(path.to_owned()),
         other => KeeperError::Unreachable(format!("the client says {other:?}")),
     }
 }
@@ -270,6 +271,31 @@ impl Keeper for Client {
             current.incarnation.end(Duration::ZERO);
             if !current.incarnation.await_end(grace) {
                 log::warn!("ZooKeeper did not end the session in time; it ends by its timeout");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_node_is_no_trouble_of_the_session() {
+        let path = || "/a".to_owned();
+        for (error, said) in [
+            (ZkError::NoNode, Some(KeeperError::NoNode(path()))),
+            (ZkError::NodeExists, Some(KeeperError::NodeExists(path()))),
+            (ZkError::BadVersion, Some(KeeperError::BadVersion(path()))),
+            (ZkError::NotEmpty, Some(KeeperError::NotEmpty(path()))),
+            // Else one group with an access list would end the session of all modules again and again.
+            (ZkError::NoAuth, Some(KeeperError::Refused(path()))),
+            (ZkError::SessionExpired, None),
+            (ZkError::ConnectionLoss, None),
+        ] {
+            assert_eq!(is_answer::<()>(&Err(error)), said.is_some(), "{error:?}");
+            if let Some(said) = said {
+                assert_eq!(about_node(error, "/a"), said);
             }
         }
     }
