@@ -12,6 +12,9 @@ use crate::shutdown::Stop;
 
 use super::delay::StoredOffsets;
 
+/// Nodes asked for at once; a stop waits for so many at most.
+const READ_TOGETHER: usize = 256;
+
 /// Why the stored offsets were not read to the end.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -64,23 +67,29 @@ impl<'a> GroupReader<'a> {
     fn read_topic(&mut self, group: &str, topic: &str, stored: &mut StoredOffsets) -> Result<(), ReadError> {
         let folder = paths::offsets(group, topic);
         let shared = self.topics.get(topic);
+        let mut partitions = Vec::new();
         for name in existing(self.keeper.children(&folder))?.unwrap_or_default() {
+            match paths::parse_partition(&name) {
+                Some(partition) => partitions.push(partition),
+                None => log_limited!(Level::Warn, "{folder}/{name} is passed over: its name is no partition"),
+            }
+        }
+        for batch in partitions.chunks(READ_TOGETHER) {
             if self.stop.is_triggered() {
                 return Err(ReadError::Stopped);
             }
-            let Some(partition) = paths::parse_partition(&name) else {
-                log_limited!(Level::Warn, "{folder}/{name} is passed over: its name is no partition");
-                continue;
-            };
-            let Some(node) = self.keeper.read(&paths::offset(group, topic, partition))? else { continue };
-            let offset = match paths::parse_offset(&node.data) {
-                Ok(offset) => offset,
-                Err(bad) => {
-                    log_limited!(Level::Warn, "{folder}/{name}: {bad}; its delay is unknown");
-                    None
-                }
-            };
-            stored.insert(TopicPartition { topic: Arc::clone(&shared), partition }, offset);
+            let nodes: Vec<String> = batch.iter().map(|partition| paths::offset(group, topic, *partition)).collect();
+            for (partition, node) in batch.iter().zip(self.keeper.read_all(&nodes)) {
+                let Some(node) = node? else { continue };
+                let offset = match paths::parse_offset(&node.data) {
+                    Ok(offset) => offset,
+                    Err(bad) => {
+                        log_limited!(Level::Warn, "{folder}/{partition}: {bad}; its delay is unknown");
+                        None
+                    }
+                };
+                stored.insert(TopicPartition { topic: Arc::clone(&shared), partition: *partition }, offset);
+            }
         }
         Ok(())
     }
