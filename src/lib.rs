@@ -63,3 +63,6 @@ pub mod config;
 pub mod logging;
 pub mod shutdown;
 pub mod supervise;
+
+#[cfg(test)]
+mod documents;

@@ -24,9 +24,6 @@ pub struct DelayHandler {
     pub admin: Admin,
 }
 
-/// Answers the paths of operations alone, for `admin_port`.
-pub struct AdminHandler(pub Admin);
-
 impl Handler for DelayHandler {
     fn admit(&self, _: &Head) -> Admission {
         Admission::Read { most: MAX_BODY_BYTES }
@@ -36,20 +33,6 @@ impl Handler for DelayHandler {
         let response = self.answer(&request.head);
         debug!("{} {} {}", request.head.method, request.head.path, response.status);
         reply.send(response);
-    }
-
-    fn refusal(&self, status: u16, reason: &str) -> Response {
-        refusal(status, "bad_request", reason)
-    }
-}
-
-impl Handler for AdminHandler {
-    fn admit(&self, _: &Head) -> Admission {
-        Admission::Read { most: MAX_BODY_BYTES }
-    }
-
-    fn handle(&self, request: Request, reply: Reply) {
-        reply.send(self.0.answer(&request.head).unwrap_or_else(|| not_found(&request.head)));
     }
 
     fn refusal(&self, status: u16, reason: &str) -> Response {

@@ -36,7 +36,7 @@ use crate::supervise::Supervisor;
 use board::{Board, Place};
 use cluster::{FindBrokers, PollMetrics, Poller};
 use config::{ClusterConfig, Config};
-use handler::{AdminHandler, DelayHandler};
+use handler::DelayHandler;
 use log_ends::BrokerLogEnds;
 
 /// Bound of one question to a broker. A reading asks few: all partitions of a broker together.
@@ -104,8 +104,7 @@ fn listen(
     let delay = DelayHandler { board: board.clone(), admin: admin.clone() };
     let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
     if let Some(port) = config.http.admin_port {
-        let handler = AdminHandler(admin.clone());
-        servers.push(start("admin_port", "admin", port, 1, Limits::default(), Arc::new(handler))?);
+        servers.push(start("admin_port", "admin", port, 1, Limits::default(), Arc::new(admin.clone()))?);
     }
     Ok(servers)
 }

@@ -82,7 +82,7 @@ pub struct ModuleConfig {
     pub offset_update_interval: Duration,
     /// `waiting_queue_size`: messages read and not yet handed out.
     pub waiting_queue_size: NonZeroUsize,
-    /// `start_from`: where to begin without a stored position.
+    /// `start_from`: where to begin without a stored offset.
     pub start_from: StartFrom,
 }
 
@@ -101,7 +101,7 @@ pub struct ProtocolConfig {
     pub read_timeout: Option<Duration>,
 }
 
-/// Where a partition without a stored position begins.
+/// Where a partition without a stored offset begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartFrom {
     /// At the oldest message kept.
