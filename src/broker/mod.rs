@@ -54,7 +54,7 @@ impl fmt::Display for TopicPartition {
     }
 }
 
-/// How many replicas must have a message before it counts as stored (the seed's `acks`).
+/// How many replicas must have a message before it counts as stored (`acks` of a commit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Acks {
     /// `acks=0`: none; sent is enough, no offset is learned.

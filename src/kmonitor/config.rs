@@ -1,4 +1,4 @@
-//! `kmonitor.yaml` into final types: the seed's keys, and the optional ones that came later.
+//! `kmonitor.yaml` into final types: the keys of the original, and the optional ones that came later.
 
 use std::path::Path;
 use std::time::Duration;
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
     use crate::config::reference::{assert_has_all, in_force, keys_taken};
 
-    const SEED: &str = include_str!("../../tests/fixtures/seed/kmonitor.yaml");
+    const ORIGINAL: &str = include_str!("../../tests/fixtures/original/kmonitor.yaml");
     const REFERENCE: &str = include_str!("../../conf/kmonitor.yaml");
 
     fn load(text: &str) -> Result<Config, Vec<String>> {
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_file_of_the_original_loads_unchanged() {
-        let config = load(SEED).unwrap();
+        let config = load(ORIGINAL).unwrap();
         let names: Vec<_> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
         assert_eq!(names, ["test_cluster", "common_cluster"]);
         assert_eq!(config.http.port, 55325);
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn every_problem_is_told_at_once() {
-        let text = SEED
+        let text = ORIGINAL
             .replace("log_level: 4", "log_level: 17")
             .replace("chroot: /mq/test_cluster", "chroot: mq/")
             .replace(" port: 55325", " prot: 55325")
@@ -213,11 +213,11 @@ mod tests {
 
     #[test]
     fn a_section_of_a_cluster_that_is_not_listed_is_checked_and_left_alone() {
-        let text = SEED.replace("  - common_cluster\n", "");
+        let text = ORIGINAL.replace("  - common_cluster\n", "");
         assert_eq!(load(&text).unwrap().clusters.len(), 1);
         let problems = load(&text.replace("10.2.1.1:2181", "nowhere")).unwrap_err();
         assert!(problems[0].starts_with("common_cluster.zk_hosts"), "{problems:?}");
-        let problems = load(&format!("{SEED}\nstray:\n a: 1\n")).unwrap_err();
+        let problems = load(&format!("{ORIGINAL}\nstray:\n a: 1\n")).unwrap_err();
         assert_eq!(problems, ["stray: is not a known key here (misspelt?)"]);
     }
 
@@ -226,10 +226,10 @@ mod tests {
         for (chroot, good) in
             [("''", true), ("/", true), ("/a", true), ("a", false), ("/a/", true), ("/a//b", false), ("/a/../b", false)]
         {
-            let text = SEED.replace("chroot: /mq/test_cluster", &format!("chroot: {chroot}"));
+            let text = ORIGINAL.replace("chroot: /mq/test_cluster", &format!("chroot: {chroot}"));
             assert_eq!(load(&text).is_ok(), good, "{chroot}");
         }
-        assert_eq!(load(&SEED.replace(" chroot: /mq/test_cluster\n", "")).unwrap().clusters[0].keeper.chroot, "");
+        assert_eq!(load(&ORIGINAL.replace(" chroot: /mq/test_cluster\n", "")).unwrap().clusters[0].keeper.chroot, "");
     }
 
     #[test]

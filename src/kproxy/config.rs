@@ -136,7 +136,7 @@ mod tests {
     use crate::config::reference::{assert_has_all, in_force, keys_taken};
     use std::fs;
 
-    const SEED: &str = include_str!("../../tests/fixtures/seed/kproxy.yaml");
+    const ORIGINAL: &str = include_str!("../../tests/fixtures/original/kproxy.yaml");
     const REFERENCE: &str = include_str!("../../conf/kproxy.yaml");
 
     fn load(text: &str) -> Result<Config, Vec<String>> {
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_file_of_the_original_loads_unchanged() {
-        let config = load(SEED).unwrap();
+        let config = load(ORIGINAL).unwrap();
         assert_eq!(config.listen, Listen::Everywhere(5030));
         assert_eq!(config.read_timeout, Duration::from_millis(100));
         assert_eq!((config.max_commits.get(), config.max_message_bytes.get()), (10_240, 10_485_760));

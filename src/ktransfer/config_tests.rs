@@ -4,8 +4,8 @@ use std::fs;
 use crate::config::reference::{assert_has_all, in_force, keys_taken};
 use crate::ktransfer::template::Values;
 
-const SEED_MAIN: &str = include_str!("../../tests/fixtures/seed/ktransfer.yaml");
-const SEED_MODULE: &str = include_str!("../../tests/fixtures/seed/modules/test_module_1.yaml");
+const ORIGINAL_MAIN: &str = include_str!("../../tests/fixtures/original/ktransfer.yaml");
+const ORIGINAL_MODULE: &str = include_str!("../../tests/fixtures/original/modules/test_module_1.yaml");
 const REFERENCE_MAIN: &str = include_str!("../../conf/ktransfer.yaml");
 const REFERENCE_MODULES: [&str; 2] =
     [include_str!("../../conf/modules/test_module_1.yaml"), include_str!("../../conf/modules/test_module_2.yaml")];
@@ -33,8 +33,8 @@ fn texts(outcome: Result<Config, Problems>) -> Vec<String> {
 
 #[test]
 fn the_files_of_the_original_load_unchanged() {
-    let modules = [("test_mdoule_1", SEED_MODULE), ("test_module_2", SEED_MODULE)];
-    let config = load_texts(SEED_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
+    let modules = [("test_mdoule_1", ORIGINAL_MODULE), ("test_module_2", ORIGINAL_MODULE)];
+    let config = load_texts(ORIGINAL_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.keeper.hosts.len(), 5);
     assert_eq!(config.keeper.chroot, "/mq/test_cluster");
     assert_eq!(config.keeper.session_timeout, Duration::from_secs(3));
