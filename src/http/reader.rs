@@ -184,6 +184,8 @@ impl Reader {
     fn react(&mut self, key: usize, scratch: &mut [u8]) {
         let Some(index) = self.find(key) else { return };
         match self.client(index).connection.phase_or_wake() {
+            // Answered a moment ago: what was sent ahead comes before what has arrived since.
+            Phase::Reading if !self.client(index).pending.is_empty() => self.settle(index),
             Phase::Reading => self.read(index, scratch),
             Phase::Answering => {
                 let less =

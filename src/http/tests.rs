@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -13,11 +13,19 @@ use crate::supervise::{Ended, Supervisor};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Echoes bodies; keeps the replies of `/later` until they are released; panics, forgets and refuses on request.
-#[derive(Default)]
+/// Echoes bodies; keeps the replies of `/later` until they are released; panics, forgets, refuses and blocks on request.
 struct Echo {
     kept: Mutex<VecDeque<(Request, Reply)>>,
     arrived: Condvar,
+    /// Lets the reader go on that `/block` keeps.
+    go_on: (mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>),
+}
+
+impl Default for Echo {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        Echo { kept: Mutex::default(), arrived: Condvar::new(), go_on: (sender, Mutex::new(receiver)) }
+    }
 }
 
 impl Echo {
@@ -45,6 +53,12 @@ impl Handler for Echo {
                 self.arrived.notify_all();
             }
             "/panic" => panic!("as asked"),
+            "/block" => {
+                self.kept.lock().unwrap().push_back((request, reply));
+                self.arrived.notify_all();
+                // Keeps the reader itself, which no handler should, so that several things happen before it looks.
+                let _ = self.go_on.1.lock().unwrap().recv_timeout(PATIENCE);
+            }
             "/forget" => drop(reply),
             "/large" => reply.send(Response::text(200, vec![b'x'; 32 << 20])),
             "/close" => reply.send(Response::text(200, "bye").closing()),
@@ -179,6 +193,34 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
         assert_eq!(answer(&mut socket).1, next);
     }
     drop(socket);
+    fixture.end();
+}
+
+#[test]
+fn what_was_sent_ahead_is_read_before_what_comes_after_the_answer() {
+    let fixture = start(|_| ());
+    // Every second connection has the same reader.
+    let mut sockets: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
+    let next = post("/", "the next body");
+    let (begin, end) = next.split_at(20);
+    sockets[0].write_all(format!("{}{begin}", post("/later", "a")).as_bytes()).unwrap();
+    let (_, reply) = fixture.echo.release();
+    sockets[2].write_all(post("/block", "").as_bytes()).unwrap();
+    let (_, first_block) = fixture.echo.release();
+    // Both are found at once, in this order; the answer is given between the two.
+    sockets[4].write_all(post("/block", "").as_bytes()).unwrap();
+    sockets[0].write_all(end.as_bytes()).unwrap();
+    fixture.echo.go_on.0.send(()).unwrap();
+    let (_, second_block) = fixture.echo.release();
+    reply.send(Response::text(200, "first"));
+    assert_eq!(answer(&mut sockets[0]).1, "first");
+    fixture.echo.go_on.0.send(()).unwrap();
+    assert_eq!(answer(&mut sockets[0]), (200, "the next body".to_owned()));
+    for (reply, index) in [(first_block, 2), (second_block, 4)] {
+        reply.send(Response::text(200, "unblocked"));
+        assert_eq!(answer(&mut sockets[index]).1, "unblocked");
+    }
+    drop(sockets);
     fixture.end();
 }
 

@@ -344,7 +344,8 @@ impl Dispatcher {
         }
     }
 
-    /// Goes on at the oldest offset kept, with a new window: offsets may begin anew where a topic was made anew.
+    /// Goes on at the oldest offset kept. Where that lies behind what was read, it is a hole like any other: what was read is pushed, and
+    /// the position waits for it. Else offsets begin anew (a topic made anew), and so does the window.
     fn restart(&mut self, window: WindowId, partition: PartitionId, offset: Offset, oldest: Offset, newest: Offset) {
         let fresh = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
@@ -355,11 +356,18 @@ impl Dispatcher {
             self.shared.config.name, self.shared.config.topic
         );
         self.shared.metrics.offset_gap.inc_by(missed.unsigned_abs());
-        state.window_id = fresh;
-        state.window = Window::new();
-        state.held_back.clear();
-        self.held.remove(&partition);
-        self.tell_fetcher(FetchCommand::Assign { partition, window: fresh, position: Some(oldest) });
+        if oldest < offset {
+            state.window_id = fresh;
+            state.window = Window::new();
+            state.held_back.clear();
+            self.held.remove(&partition);
+        }
+        let window = state.window_id;
+        self.tell_fetcher(FetchCommand::Assign { partition, window, position: Some(oldest) });
+        if self.held.contains(&partition) {
+            // The assignment let it go.
+            self.tell_fetcher(FetchCommand::Hold(partition, true));
+        }
     }
 
     fn on_ack(&mut self, ack: Ack) {
@@ -504,6 +512,17 @@ impl Dispatcher {
     }
 }
 
+/// However the loop ends, by a panic too, no push begins or goes on after it: nobody would hear of its end, while the partition may be
+/// pushed by another soon.
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        for state in self.partitions.values() {
+            state.assignment.end();
+        }
+        self.shared.pusher.cut();
+    }
+}
+
 /// A message that is done without a push.
 struct NotOurs;
 
@@ -531,3 +550,7 @@ fn method_if_ours(shared: &Shared, message: &Message) -> Result<Option<Arc<str>>
         }
     }
 }
+
+#[cfg(test)]
+#[path = "dispatcher_tests.rs"]
+mod tests;

@@ -3,7 +3,7 @@
 //! Decides nothing: where to go on after an offset that is gone, and what is stale, is the dispatcher's. While the
 //! queue of batches is full it reads no further, yet goes on taking commands.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 use log::{Level, info};
@@ -95,6 +95,8 @@ pub struct Reader {
     pub assigned: Vec<(PartitionId, WindowId)>,
     /// Partitions whose beginning is not known yet. Empty at the start.
     pub unplaced: Vec<(PartitionId, WindowId)>,
+    /// Until then the broker is not asked where partitions begin. Any time in the past at the start.
+    pub place_after: Instant,
 }
 
 impl Reader {
@@ -116,9 +118,11 @@ impl Reader {
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
             }
-            let mut found = self.place();
+            let mut found: Vec<_> = self.place().into_iter().map(Ok).collect();
             if !self.assigned.is_empty() {
                 found.extend(self.poll(batch_messages));
+            } else if found.is_empty() {
+                found.push(Err(POLL_WAIT));
             }
             let mut pause = Duration::ZERO;
             for outcome in found {
@@ -169,10 +173,13 @@ impl Reader {
         info!("module [{}]: reads {}/{partition} from offset {offset}", self.module, self.topic);
     }
 
-    /// Asks where the partitions without a position begin.
-    fn place(&mut self) -> Vec<Result<Fetched, Duration>> {
+    /// Asks where the partitions without a position begin. A question without an answer takes long, and as long no command is obeyed and
+    /// nothing is read: it ends this turn, and most of the time goes to everything else.
+    fn place(&mut self) -> Vec<Fetched> {
         let mut found = Vec::new();
-        for (partition, window) in std::mem::take(&mut self.unplaced) {
+        while !self.unplaced.is_empty() && self.place_after <= Instant::now() {
+            let (partition, window) = self.unplaced.remove(0);
+            let asked = Instant::now();
             match self.log_ends.range(&self.named(partition)) {
                 Ok(range) => {
                     let offset = match self.start_from {
@@ -180,7 +187,7 @@ impl Reader {
                         StartFrom::Latest => range.newest,
                     };
                     self.assign(partition, window, offset);
-                    found.push(Ok(Fetched::Begins { window, partition, offset }));
+                    found.push(Fetched::Begins { window, partition, offset });
                 }
                 Err(cause) => {
                     let module = &self.module;
@@ -192,8 +199,9 @@ impl Reader {
                         self.health.set(Err(cause.to_string()));
                     }
                     self.metrics.fetch_errors.inc();
+                    // The others have their turn first.
                     self.unplaced.push((partition, window));
-                    found.push(Err(ERROR_PAUSE));
+                    self.place_after = Instant::now() + ERROR_PAUSE.max(asked.elapsed() * 4);
                 }
             }
         }
@@ -268,5 +276,80 @@ impl Reader {
                 recv(stop.closed()) -> _ => return false,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::Health;
+    use crate::broker::memory::MemoryBroker;
+    use crate::broker::{LogRange, PartitionInfo};
+    use crate::ktransfer::metrics::Metrics;
+    use crate::metrics::Registry;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Answers for all partitions but those below a number.
+    struct Partly {
+        silent: Arc<AtomicUsize>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    impl LogEnds for Partly {
+        fn partitions(&mut self, _: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
+            Ok(Vec::new())
+        }
+
+        fn newest(&mut self, _: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
+            Vec::new()
+        }
+
+        fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            match usize::try_from(partition.partition).unwrap() < self.silent.load(Ordering::SeqCst) {
+                true => Err(MetadataError::Unreachable("no answer".into())),
+                false => Ok(LogRange { oldest: 3, newest: 9 }),
+            }
+        }
+    }
+
+    #[test]
+    fn brokers_that_do_not_answer_are_asked_once_a_turn_and_then_left_alone_for_a_while() {
+        let (silent, asked) = (Arc::new(AtomicUsize::new(50)), Arc::new(AtomicUsize::new(0)));
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 50);
+        let mut reader = Reader {
+            fetcher: Box::new(broker.fetcher()),
+            log_ends: Box::new(Partly { silent: Arc::clone(&silent), asked: Arc::clone(&asked) }),
+            module: "m".into(),
+            topic: "t".into(),
+            start_from: StartFrom::Latest,
+            waiting_queue_size: 8,
+            metrics: Metrics::new(&Registry::new()).of_module("m", "t"),
+            health: Health::new().component("broker of m"),
+            assigned: Vec::new(),
+            unplaced: Vec::new(),
+            place_after: Instant::now(),
+        };
+        for partition in 0..50 {
+            reader.obey(FetchCommand::Assign { partition, window: WindowId(1), position: None });
+        }
+        // Each question may take seconds in which no command is obeyed.
+        assert!(reader.place().is_empty());
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        assert!(reader.place().is_empty());
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "at once again");
+        // One that stays silent does not keep the others waiting.
+        silent.store(1, Ordering::SeqCst);
+        reader.place_after = Instant::now();
+        let placed = reader.place().len();
+        reader.place_after = Instant::now();
+        assert_eq!(placed + reader.place().len(), 49);
+        assert_eq!(reader.unplaced, [(0, WindowId(1))]);
+        silent.store(0, Ordering::SeqCst);
+        reader.place_after = Instant::now();
+        let begins = Fetched::Begins { window: WindowId(1), partition: 0, offset: 9 };
+        assert_eq!(reader.place(), [begins]);
     }
 }

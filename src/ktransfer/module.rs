@@ -172,6 +172,7 @@ impl Module {
             health: self.broker_health.clone(),
             assigned: Vec::new(),
             unplaced: Vec::new(),
+            place_after: Instant::now(),
         };
         let reader_stop = stop.clone();
         threads.spawn(format!("fetch@{name}"), move || reader.run(&fetch_commands, &fetched_sender, &reader_stop));

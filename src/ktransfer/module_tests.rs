@@ -459,11 +459,20 @@ fn a_new_module_begins_where_it_is_told_and_stores_that_at_once() {
 
 #[test]
 fn a_push_that_nobody_answers_is_cut_when_the_module_stops() {
+    cut_at_the_stop(None);
+}
+
+#[test]
+fn a_push_that_the_stop_cuts_uses_no_retries_up() {
+    cut_at_the_stop(Some(0));
+}
+
+fn cut_at_the_stop(max_retry_times: Option<u32>) {
     let is_over = Arc::new(AtomicBool::new(false));
     let over = Arc::clone(&is_over);
     let mut rig = Rig::start(
         1,
-        |config| config.worker_num = one(),
+        |config| (config.worker_num, config.retry.max_retry_times) = (one(), max_retry_times),
         move |request| {
             if request.body == b"hangs" {
                 while !over.load(Ordering::SeqCst) {

@@ -11,6 +11,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ureq::Agent;
 use ureq::http::uri::Authority;
@@ -71,6 +72,7 @@ pub struct Pusher {
     headers: HeaderMap,
     /// `module/topic/`, the beginning of every idempotency key.
     identity: String,
+    is_cut: AtomicBool,
 }
 
 impl Pusher {
@@ -88,6 +90,7 @@ impl Pusher {
             uri: config.protocol.uri.clone(),
             headers,
             identity: format!("{}/{}/", config.name, config.topic),
+            is_cut: AtomicBool::new(false),
         }
     }
 
@@ -134,7 +137,14 @@ impl Pusher {
 
     /// Ends all requests under way, and fails all later ones at once.
     pub fn cut(&self) {
+        // First, so that no request that this ends is taken for the backend's failure.
+        self.is_cut.store(true, Ordering::SeqCst);
         self.agent.clone().shutdown();
+    }
+
+    /// Whether [`cut`](Self::cut) was called: then a failure says nothing of the backend or the message.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::SeqCst)
     }
 
     fn headers_of(&self, job: &Job, attempt: u32) -> HeaderMap {

@@ -104,6 +104,10 @@ impl Worker {
             let began = Instant::now();
             let outcome = self.shared.pusher.push(job, &url, attempt);
             let took = began.elapsed();
+            if matches!(outcome, Attempt::Failed { .. }) && self.shared.pusher.is_cut() {
+                // Ended by us. It must not use up the last retry: the message is not done.
+                return JobEnd::Abandoned;
+            }
             let next = self.shared.config.retry.next(attempt, &outcome, self.random.next());
             self.shared.count(&outcome, next, took);
             self.log(job, &url, attempt, &outcome, next, took);

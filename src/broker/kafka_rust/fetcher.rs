@@ -135,7 +135,7 @@ impl RustFetcher {
             supervisor: supervisor.clone(),
             reading: HashMap::new(),
             lanes: HashMap::new(),
-            metadata: Caller::new(broker, supervisor, "kafka-leaders", supervisor.stop().clone()),
+            metadata: Caller::new(broker, "kafka-leaders", supervisor.stop().clone()),
             answers: unbounded(),
             troubles: VecDeque::new(),
             number: 0,
@@ -215,7 +215,7 @@ impl RustFetcher {
         self.number += 1;
         let number = self.number;
         let lane = self.lanes.entry(leader.clone()).or_insert_with(|| Lane {
-            caller: Caller::new(&self.broker, &self.supervisor, "kafka-fetch", self.supervisor.stop().clone()),
+            caller: Caller::new(&self.broker, "kafka-fetch", self.supervisor.stop().clone()),
             under_way: None,
             asked: Vec::new(),
             reload: false,
