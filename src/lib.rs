@@ -38,9 +38,10 @@
 //! # What is deliberately absent
 //!
 //! There is no async runtime: threads are few, fixed in number, named, and started by [`supervise`] alone. No
-//! type of the Kafka, ZooKeeper and HTTP client crates is seen outside [`broker`], [`keeper`] and `ktransfer::push`. The
-//! three daemons never import one another. Decisions (window, template, method, division, delay, partitioner, request
-//! parser, status table) are pure functions with tables as tests; IO is at the edges.
+//! type of the Kafka, ZooKeeper and HTTP client crates is seen outside [`broker`], [`keeper`] and three files of
+//! [`ktransfer`] (`push`, `client`, `socket`). The three daemons never import one another. Decisions (window, template,
+//! method, division, delay, partitioner, request parser, status table) are pure functions with tables as tests; IO is at
+//! the edges.
 //!
 //! # Reading order
 //!

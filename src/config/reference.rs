@@ -23,8 +23,16 @@ const TAKERS: [&str; 14] = [
     "take",
 ];
 
-/// Names of the keys that code takes from a section.
-pub(crate) fn keys_taken(sources: &[&'static str]) -> BTreeSet<&'static str> {
+/// The code that takes keys for several daemons.
+const SHARED: [&str; 3] =
+    [include_str!("../logging.rs"), include_str!("../daemon.rs"), include_str!("../broker/mod.rs")];
+
+/// Names of the keys that a daemon's own code takes from its sections, and those that all daemons have.
+pub(crate) fn keys_of(own: &'static str) -> BTreeSet<&'static str> {
+    keys_taken(SHARED.iter().chain([&own]))
+}
+
+fn keys_taken<'a>(sources: impl IntoIterator<Item = &'a &'static str>) -> BTreeSet<&'static str> {
     let mut keys = BTreeSet::new();
     for source in sources {
         let code = source.split("#[cfg(test)]").next().unwrap_or_default();
@@ -72,7 +80,7 @@ pub(crate) fn assert_has_all(keys: &BTreeSet<&str>, in_force: &str) {
 fn keys_are_found_in_code_and_put_in_force_in_files() {
     let code = "let a = section.millis(\"a_ms\", x);\nsection.choice(\n    \"b\",\n);\nkeeper::chroot(\"c\", s);\nsection.note(\"d\", s);\n\
                 #[cfg(test)]\nsection.count(\"e\", x);";
-    let keys = keys_taken(&[code]);
+    let keys = keys_taken([&code]);
     assert_eq!(keys, BTreeSet::from(["a_ms", "b", "c"]));
     let file = "# About a_ms: words.\n# a_ms: 5\n#   - item\n  # b:\nd: 1 # b: no\n# c words\n# no_such: 1\n# so: it\n";
     let forced = in_force(file, &keys);

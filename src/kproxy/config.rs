@@ -133,7 +133,7 @@ fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reference::{assert_has_all, in_force, keys_taken};
+    use crate::config::reference::{assert_has_all, in_force, keys_of};
     use std::fs;
 
     const ORIGINAL: &str = include_str!("../../tests/fixtures/original/kproxy.yaml");
@@ -159,12 +159,7 @@ mod tests {
 
     #[test]
     fn the_reference_shows_every_key_with_its_default() {
-        let keys = keys_taken(&[
-            include_str!("config.rs"),
-            include_str!("../logging.rs"),
-            include_str!("../daemon.rs"),
-            include_str!("../broker/mod.rs"),
-        ]);
+        let keys = keys_of(include_str!("config.rs"));
         let in_force = in_force(REFERENCE, &keys);
         assert_has_all(&keys, &in_force);
         let hosts = &REFERENCE[REFERENCE.find("broker_hosts:\n").unwrap()..];

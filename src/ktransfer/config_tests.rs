@@ -1,7 +1,9 @@
+//! The configuration files, the original's and ours, and all that can be wrong with them.
+
 use super::*;
 use std::fs;
 
-use crate::config::reference::{assert_has_all, in_force, keys_taken};
+use crate::config::reference::{assert_has_all, in_force, keys_of};
 use crate::ktransfer::template::Values;
 
 const ORIGINAL_MAIN: &str = include_str!("../../tests/fixtures/original/ktransfer.yaml");
@@ -61,7 +63,7 @@ fn the_files_of_the_original_load_unchanged() {
 
 #[test]
 fn the_reference_shows_every_key_with_its_default() {
-    let keys = keys();
+    let keys = keys_of(include_str!("config.rs"));
     let [main, module] = [REFERENCE_MAIN, REFERENCE_MODULES[0]].map(|file| in_force(file, &keys));
     assert_has_all(&keys, &format!("{main}{module}"));
     let with_modules = |main: &str, first: &str| {
@@ -85,15 +87,6 @@ fn the_reference_shows_every_key_with_its_default() {
     assert_eq!(shown.offset_update_interval, default.offset_update_interval);
     assert_eq!(shown.waiting_queue_size, default.waiting_queue_size);
     assert_eq!(shown.serialize_by_key, default.serialize_by_key);
-}
-
-fn keys() -> BTreeSet<&'static str> {
-    keys_taken(&[
-        include_str!("config.rs"),
-        include_str!("../logging.rs"),
-        include_str!("../daemon.rs"),
-        include_str!("../broker/mod.rs"),
-    ])
 }
 
 #[test]
