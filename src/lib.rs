@@ -26,7 +26,7 @@
 //! 1. kproxy answers 200 only when Kafka confirmed the message at the level asked for. Every other answer says whether
 //!    it may have been stored and whether to try again.
 //! 2. ktransfer stores an offset only when every earlier message of that partition was delivered, filtered out, or given
-//!    up after the configured number of tries. A crash or a hand-over repeats messages; it never loses one.
+//!    up after the configured number of attempts. A crash or a hand-over repeats messages; it never loses one.
 //! 3. Messages with the same key are pushed one at a time, in the order of the partition.
 //! 4. At most one ktransfer pushes a partition. One that lost its claim stops before the claim can be taken over, and
 //!    cannot move the stored offset afterwards: every write is conditional on a version it moved when it claimed.

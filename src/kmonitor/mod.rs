@@ -5,7 +5,7 @@
 //!  brokers ────newest offsets──▶ (one a cluster)                        (on the reader threads)
 //! ```
 //!
-//! Reading order: `delay` (pure), `positions` and `log_ends` (what is read), `cluster` (one poller), `board`, `report`, `handler`.
+//! Reading order: `delay` (pure), `stored_offsets` and `log_ends` (what is read), `cluster` (one poller), `board`, `report`, `handler`.
 //!
 //! Invariants: a delay that is not known is left out; a cluster's trouble stays its own; an answer waits for nobody.
 
@@ -15,8 +15,8 @@ pub mod config;
 pub mod delay;
 pub mod handler;
 pub mod log_ends;
-pub mod positions;
 pub mod report;
+pub mod stored_offsets;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -63,9 +63,9 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     // A port that is taken ends the start before anything else has begun.
     let servers = listen(&config, &board, &admin, &registry, supervisor)?;
 
-    let meters = Meters::new(&registry);
+    let metrics = Metrics::new(&registry);
     for (cluster, place) in config.clusters.iter().zip(board.places()) {
-        let poller = poller(cluster, config.poll_interval, place, &health, &meters, supervisor);
+        let poller = poller(cluster, config.poll_interval, place, &health, &metrics, supervisor);
         let stop = supervisor.stop().clone();
         supervisor.spawn(format!("poll@{}", cluster.name), move || poller.run(&stop));
     }
@@ -110,14 +110,14 @@ fn listen(
 }
 
 /// What is counted, before it is told apart by cluster.
-struct Meters {
+struct Metrics {
     polls: IntCounterVec,
     seconds: HistogramVec,
 }
 
-impl Meters {
+impl Metrics {
     fn new(registry: &Registry) -> Self {
-        Meters {
+        Metrics {
             polls: registry.counter(
                 "kmonitor_polls_total",
                 "Readings of a cluster: complete, or incomplete where something stayed unknown.",
@@ -146,7 +146,7 @@ fn poller(
     interval: Duration,
     place: Place,
     health: &Health,
-    meters: &Meters,
+    metrics: &Metrics,
     supervisor: &Supervisor,
 ) -> Poller {
     let keeper = keeper::connect(cluster.keeper.clone(), supervisor);
@@ -176,6 +176,6 @@ fn poller(
         interval,
         place,
         component: health.component(format!("cluster {}", cluster.name)),
-        metrics: meters.of(&cluster.name),
+        metrics: metrics.of(&cluster.name),
     }
 }
