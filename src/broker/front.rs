@@ -5,8 +5,9 @@
 //! finds out whether any broker can be reached. Invariant: appends reach the engine in the order of the calls, for
 //! each topic; the lock of the table is held while one is handed over.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
@@ -75,14 +76,17 @@ pub(super) struct Front<C: Completion, B> {
     state: Arc<State<C>>,
     max_message_bytes: usize,
     reach: Reach,
-    /// Wakes the asking thread; one token is enough, so a full channel loses nothing.
-    wake: Sender<()>,
 }
 
 /// What front and engine share.
 pub(super) struct State<C> {
     topics: Table<C>,
     closed: AtomicBool,
+    /// Topics that an engine did not know although they existed; no more than there are known ones.
+    doubted: Mutex<HashSet<String>>,
+    /// Wakes the asking thread; one token is enough, so a full channel loses nothing.
+    wake: Sender<()>,
+    woken: Receiver<()>,
 }
 
 /// Whether a broker can be reached, as the asking thread last saw it.
@@ -96,7 +100,8 @@ impl<C: Completion> State<C> {
     pub(super) fn new(config: &ProducerConfig) -> Arc<Self> {
         let ask_for = (MOST_ASKING * 2).min(config.timeout);
         let topics = RwLock::new(Topics::new(config.max_in_flight.max(1), ask_for));
-        Arc::new(State { topics, closed: AtomicBool::new(false) })
+        let (wake, woken) = bounded(1);
+        Arc::new(State { topics, closed: AtomicBool::new(false), doubted: Mutex::default(), wake, woken })
     }
 
     /// Whether the producer is being closed.
@@ -104,9 +109,32 @@ impl<C: Completion> State<C> {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// An engine has learned that a topic is not there any more.
-    pub(super) fn forget(&self, topic: &str) {
-        self.topics_to_change().forget(topic);
+    /// Looks through an error that an engine gave for an append to a topic which was known to exist. A broker that has just
+    /// started does not know its topics yet, so an engine's "unknown topic" is taken for trouble that passes, and the
+    /// topic is asked for again: only that answer makes it unknown.
+    pub(super) fn reconsider(&self, topic: &str, error: AppendError) -> AppendError {
+        let kind = match (error.kind, error.stored) {
+            (AppendFailure::UnknownTopic | AppendFailure::UnknownPartition, Stored::No) => AppendFailure::Unreachable,
+            (AppendFailure::UnknownTopic | AppendFailure::UnknownPartition, Stored::Unknown) => AppendFailure::TimedOut,
+            _ => return error,
+        };
+        // The asking thread takes the name from here, since the lock of the topics may be held.
+        self.doubted().insert(topic.to_owned());
+        let _ = self.wake.try_send(());
+        AppendError { kind, reason: format!("the brokers do not know topic {topic} at the moment"), ..error }
+    }
+
+    /// Doubts what is known of the topics that engines did not know.
+    fn doubt(&self) {
+        let doubted = std::mem::take(&mut *self.doubted());
+        if !doubted.is_empty() {
+            let mut topics = self.topics_to_change();
+            doubted.iter().for_each(|topic| topics.doubt(topic, Instant::now()));
+        }
+    }
+
+    fn doubted(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn topics(&self) -> RwLockReadGuard<'_, Topics<Waiting<C>>> {
@@ -128,11 +156,10 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         wait: Duration,
         supervisor: &Supervisor,
     ) -> Arc<Self> {
-        let (wake, woken) = bounded(1);
         let reach =
             Reach { refusing: AtomicBool::new(false), state: Mutex::new(Err("no broker has answered yet".to_owned())) };
-        let front = Arc::new(Front { back, state, max_message_bytes: config.max_message_bytes, reach, wake });
-        let asker = Asker { front: Arc::clone(&front), ask, wait: wait.min(MOST_ASKING), woken, failures: 0 };
+        let front = Arc::new(Front { back, state, max_message_bytes: config.max_message_bytes, reach });
+        let asker = Asker { front: Arc::clone(&front), ask, wait: wait.min(MOST_ASKING), failures: 0 };
         let stop = supervisor.stop().clone();
         supervisor.spawn("kafka-ask", move || asker.run(&stop));
         front
@@ -201,7 +228,7 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
             refused(waiting, AppendFailure::Full, reason)
         })?;
         drop(topics);
-        let _ = self.wake.try_send(());
+        let _ = self.state.wake.try_send(());
         Ok(())
     }
 
@@ -282,7 +309,6 @@ struct Asker<C: Completion, B, A> {
     front: Arc<Front<C, B>>,
     ask: A,
     wait: Duration,
-    woken: Receiver<()>,
     failures: u32,
 }
 
@@ -299,7 +325,7 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
             self.ask_for_topics();
             let next = self.front.state.topics().next_due().map_or(next_probe, |due| due.min(next_probe));
             select! {
-                recv(self.woken) -> _ => {},
+                recv(self.front.state.woken) -> _ => {},
                 recv(stop.closed()) -> _ => break,
                 default(next.saturating_duration_since(Instant::now())) => {},
             }
@@ -307,6 +333,7 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
     }
 
     fn ask_for_topics(&mut self) {
+        self.front.state.doubt();
         let due = self.front.state.topics().due(Instant::now());
         let mut unreachable = None;
         for (topic, known_before) in due {

@@ -343,7 +343,6 @@ impl<C: Completion> Worker<C> {
                 if now.duration_since(*group.unknown_since.get_or_insert(now)) < Duration::from_secs(2) {
                     return self.again(group, unsent);
                 }
-                self.state.forget(topic);
                 (AppendFailure::UnknownTopic, Stored::No, format!("{topic}/{partition} does not exist"))
             }
             KafkaCode::MessageSizeTooLarge | KafkaCode::InvalidMessageSize | KafkaCode::RecordListTooLarge => {
@@ -363,8 +362,9 @@ impl<C: Completion> Worker<C> {
                 (kind, stored, format!("not confirmed for {topic}/{partition}: {code:?}"))
             }
         };
+        let error = self.state.reconsider(topic, AppendError { kind, stored, reason });
         for job in unsent.batch {
-            self.complete(job, Err(AppendError { kind, stored, reason: reason.clone() }));
+            self.complete(job, Err(error.clone()));
         }
     }
 }

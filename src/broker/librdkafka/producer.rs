@@ -136,7 +136,7 @@ impl<C: Completion> Back<C> for Lanes<C> {
                 let reason = "the idempotent producer had to be replaced".to_owned();
                 not_stored(AppendFailure::Unreachable, reason)
             }
-            code => append_error(code, Persisted::No, &record.topic),
+            code => self.state.reconsider(&record.topic, append_error(code, Persisted::No, &record.topic)),
         };
         Err((message.delivery_opaque, error))
     }
@@ -317,20 +317,15 @@ impl<C: Completion> ProducerContext for Context<C> {
                 Ok(Appended { partition: message.partition(), offset })
             }
             Err((error, message)) => {
-                let mut error = append_error(code_of(error), persisted(message), message.topic());
-                match error.kind {
-                    AppendFailure::UnknownTopic => {
-                        self.state.forget(message.topic());
-                    }
-                    // Purged because its producer was replaced, not because we close.
-                    AppendFailure::Closed if !self.state.is_closed() => {
-                        error.kind = match error.stored {
-                            Stored::No => AppendFailure::Unreachable,
-                            Stored::Unknown => AppendFailure::TimedOut,
-                        };
-                        error.reason = "the idempotent producer had to be replaced".to_owned();
-                    }
-                    _ => {}
+                let error = append_error(code_of(error), persisted(message), message.topic());
+                let mut error = self.state.reconsider(message.topic(), error);
+                // Purged because its producer was replaced, not because we close.
+                if error.kind == AppendFailure::Closed && !self.state.is_closed() {
+                    error.kind = match error.stored {
+                        Stored::No => AppendFailure::Unreachable,
+                        Stored::Unknown => AppendFailure::TimedOut,
+                    };
+                    error.reason = "the idempotent producer had to be replaced".to_owned();
                 }
                 Err(error)
             }
