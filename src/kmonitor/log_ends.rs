@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::broker::{LogEnds, MetadataError, PartitionId, TopicPartition};
 
-use super::delay::{LogEnd, StoredByModule};
+use super::delay::{LogEnd, Positions};
 
 /// Makes what asks the brokers at these addresses. An error is told in words and tried again later.
 pub type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
@@ -38,9 +38,9 @@ impl BrokerLogEnds {
         BrokerLogEnds { connect, connected: None }
     }
 
-    /// Asks the brokers at `hosts` for every partition in `stored`, each once.
-    pub fn newest(&mut self, hosts: &[String], stored: &StoredByModule) -> NewestOffsets {
-        let wanted: BTreeSet<&TopicPartition> = stored.values().flat_map(BTreeMap::keys).collect();
+    /// Asks the brokers at `hosts` for every partition in `positions`, each once.
+    pub fn newest(&mut self, hosts: &[String], positions: &Positions) -> NewestOffsets {
+        let wanted: BTreeSet<&TopicPartition> = positions.values().flat_map(BTreeMap::keys).collect();
         let wanted: Vec<TopicPartition> = wanted.into_iter().cloned().collect();
         if wanted.is_empty() {
             return NewestOffsets::default();
@@ -136,12 +136,12 @@ mod tests {
         TopicPartition { topic: topic.into(), partition }
     }
 
-    fn stored(partitions: &[(&str, TopicPartition)]) -> StoredByModule {
-        let mut stored = StoredByModule::new();
+    fn positions(partitions: &[(&str, TopicPartition)]) -> Positions {
+        let mut positions = Positions::new();
         for (module, partition) in partitions {
-            stored.entry((*module).into()).or_default().insert(partition.clone(), Some(0));
+            positions.entry((*module).into()).or_default().insert(partition.clone(), Some(0));
         }
-        stored
+        positions
     }
 
     fn counted(broker: &MemoryBroker) -> (BrokerLogEnds, Arc<AtomicUsize>) {
@@ -161,8 +161,13 @@ mod tests {
         broker.put("t", 0, None, b"x");
         broker.set_broken(&at("t", 1), Some("no leader"));
         let (mut ends, _) = counted(&broker);
-        let wanted =
-            stored(&[("a", at("t", 0)), ("b", at("t", 0)), ("a", at("t", 1)), ("a", at("t", 2)), ("a", at("old", 0))]);
+        let wanted = positions(&[
+            ("a", at("t", 0)),
+            ("b", at("t", 0)),
+            ("a", at("t", 1)),
+            ("a", at("t", 2)),
+            ("a", at("old", 0)),
+        ]);
         let newest = ends.newest(&["b:1".into()], &wanted);
         let expected = HashMap::from([
             (at("t", 0), LogEnd::Newest(1)),
@@ -179,7 +184,7 @@ mod tests {
         let broker = MemoryBroker::new();
         broker.create_topic("t", 1);
         let (mut ends, connections) = counted(&broker);
-        let wanted = stored(&[("a", at("t", 0))]);
+        let wanted = positions(&[("a", at("t", 0))]);
         let mut ask = |hosts: &[&str]| {
             let newest = ends.newest(&hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>(), &wanted);
             (newest.ends[&at("t", 0)], connections.load(Ordering::Relaxed))
@@ -196,10 +201,10 @@ mod tests {
     #[test]
     fn what_cannot_connect_says_why_and_nothing_asked_needs_no_broker() {
         let mut ends = BrokerLogEnds::new(Box::new(|_| Err("no route".into())));
-        assert_eq!(ends.newest(&[], &StoredByModule::new()), NewestOffsets::default());
-        let newest = ends.newest(&["b:1".into()], &stored(&[("a", at("t", 0))]));
+        assert_eq!(ends.newest(&[], &Positions::new()), NewestOffsets::default());
+        let newest = ends.newest(&["b:1".into()], &positions(&[("a", at("t", 0))]));
         assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no route")));
-        let newest = ends.newest(&[], &stored(&[("a", at("t", 0))]));
+        let newest = ends.newest(&[], &positions(&[("a", at("t", 0))]));
         assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no broker is there")));
     }
 }

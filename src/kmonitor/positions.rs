@@ -104,7 +104,7 @@ pub(super) mod tests {
     use super::*;
     use crate::keeper::Lifetime;
     use crate::keeper::memory::MemoryKeeper;
-    use crate::kmonitor::delay::StoredByModule;
+    use crate::kmonitor::delay::Positions;
     use std::time::Duration;
 
     /// Writes a node and whatever is missing above it.
@@ -118,13 +118,13 @@ pub(super) mod tests {
         }
     }
 
-    fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<StoredByModule, ReadError> {
+    fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<Positions, ReadError> {
         let mut reader = GroupReader::new(keeper, stop);
-        let mut by_module = StoredByModule::new();
+        let mut positions = Positions::new();
         for group in reader.names()? {
-            by_module.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
+            positions.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
         }
-        Ok(by_module)
+        Ok(positions)
     }
 
     fn at(topic: &str, partition: i32) -> TopicPartition {
@@ -134,7 +134,7 @@ pub(super) mod tests {
     #[test]
     fn every_group_with_offsets_is_a_module() {
         let keeper = MemoryKeeper::new().session(Duration::from_secs(6));
-        assert_eq!(read(&*keeper, &Stop::new()).unwrap(), StoredByModule::new());
+        assert_eq!(read(&*keeper, &Stop::new()).unwrap(), Positions::new());
         put(&*keeper, "/consumers/m1/offsets/t/0", "12");
         put(&*keeper, "/consumers/m1/offsets/t/10", "0");
         put(&*keeper, "/consumers/m1/offsets/u/0", " 7\n");
@@ -144,13 +144,13 @@ pub(super) mod tests {
         put(&*keeper, "/consumers/m2/offsets/t/1", "");
         put(&*keeper, "/consumers/empty/offsets", "");
         put(&*keeper, "/consumers/never/ids", "");
-        let stored = read(&*keeper, &Stop::new()).unwrap();
-        let expected = StoredByModule::from([
+        let positions = read(&*keeper, &Stop::new()).unwrap();
+        let expected = Positions::from([
             ("m1".into(), StoredOffsets::from([(at("t", 0), Some(12)), (at("t", 10), Some(0)), (at("u", 0), Some(7))])),
             ("m2".into(), StoredOffsets::from([(at("t", 0), None), (at("t", 1), None)])),
             ("empty".into(), StoredOffsets::new()),
         ]);
-        assert_eq!(stored, expected);
+        assert_eq!(positions, expected);
     }
 
     #[test]
