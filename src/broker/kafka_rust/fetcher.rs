@@ -72,6 +72,25 @@ struct Reading {
     empty_answers: u32,
 }
 
+impl Reading {
+    fn new(epoch: u64, next: Offset) -> Self {
+        Reading {
+            epoch,
+            next,
+            held: false,
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            taken_in: 0,
+            leader: None,
+            is_fetching: false,
+            alone: false,
+            not_before: Instant::now(),
+            most_bytes: 0,
+            empty_answers: 0,
+        }
+    }
+}
+
 struct Lane {
     caller: Caller,
     /// Number of the fetch under way and when it is given up.
@@ -402,21 +421,7 @@ impl Fetcher for RustFetcher {
     fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
         self.revoke(partition);
         self.number += 1;
-        let reading = Reading {
-            epoch: self.number,
-            next: offset,
-            held: false,
-            ready: VecDeque::new(),
-            ready_bytes: 0,
-            taken_in: 0,
-            leader: None,
-            is_fetching: false,
-            alone: false,
-            not_before: Instant::now(),
-            most_bytes: 0,
-            empty_answers: 0,
-        };
-        self.reading.insert(partition.clone(), reading);
+        self.reading.insert(partition.clone(), Reading::new(self.number, offset));
     }
 
     fn revoke(&mut self, partition: &TopicPartition) {
@@ -588,21 +593,7 @@ mod tests {
     #[test]
     fn an_answer_that_hides_a_message_is_asked_for_more_and_at_last_passed_over() {
         let partition = TopicPartition { topic: Arc::from("t"), partition: 0 };
-        let now = Instant::now();
-        let mut reading = Reading {
-            epoch: 1,
-            next: 7,
-            held: false,
-            ready: VecDeque::new(),
-            ready_bytes: 0,
-            taken_in: 0,
-            leader: None,
-            is_fetching: false,
-            alone: false,
-            not_before: now,
-            most_bytes: 0,
-            empty_answers: 0,
-        };
+        let mut reading = Reading::new(1, 7);
         let mut asked = Asked { partition, epoch: 1, offset: 7, most_bytes: 1 << 20 };
         let mut grown = Vec::new();
         let mut answers = 0;
