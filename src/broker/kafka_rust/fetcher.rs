@@ -665,7 +665,7 @@ mod tests {
             let taken = readings.iter().zip(before).map(|(reading, before)| before - reading.ready.len());
             assert!(taken.clone().all(|count| 0 < count), "most {most}: {:?}", taken.collect::<Vec<_>>());
         }
-        let mut short = vec![full(0, 2), full(1, 100)];
+        let mut short = [full(0, 2), full(1, 100)];
         let taken = take_in_turn(short.iter_mut(), 1, 10);
         assert!((7..=10).contains(&taken.len()), "{}", taken.len());
     }
