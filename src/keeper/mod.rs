@@ -17,6 +17,8 @@ pub use client::connect;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::config::{Problems, Section};
+
 /// Counts the sessions of one keeper, from 1; 0 while there was none. What was claimed (ephemeral nodes) in an earlier epoch is lost or about to be.
 pub type Epoch = u64;
 
@@ -55,6 +57,9 @@ pub enum KeeperError {
     /// `delete`: the node has children.
     #[error("node {0} has children")]
     NotEmpty(String),
+    /// The node's access list (ACL) shuts us out. The session is as good as before.
+    #[error("ZooKeeper refuses access to node {0}")]
+    Refused(String),
     /// No good answer in time, or no session at all; the call may still be carried out late.
     #[error("no answer from ZooKeeper: {0}")]
     Unreachable(String),
@@ -67,6 +72,12 @@ pub trait Keeper: Send + Sync {
 
     /// The node, or `None` where there is none.
     fn read(&self, path: &str) -> Result<Option<Node>, KeeperError>;
+
+    /// The nodes, in the same order, as many [`read`](Self::read)s: several are under way at the same time where that is quicker. After one
+    /// that got no answer the others are not waited for.
+    fn read_all(&self, paths: &[String]) -> Vec<Result<Option<Node>, KeeperError>> {
+        paths.iter().map(|path| self.read(path)).collect()
+    }
 
     /// Makes a node; its parent must be there.
     fn create(&self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<(), KeeperError>;
@@ -108,4 +119,13 @@ pub struct KeeperConfig {
     pub session_timeout: Duration,
     /// Bound on connecting to one server (`zk_connect_timeout_ms`).
     pub connect_timeout: Duration,
+}
+
+/// Takes the chroot from `key`: empty or absent, or `/a/b`.
+pub fn chroot(key: &str, section: &mut Section, problems: &mut Problems) -> String {
+    let chroot = section.string(key, Some(""), problems);
+    paths::normalise_chroot(&chroot).unwrap_or_else(|wrong| {
+        section.note(key, format!("{wrong}; it is empty or a path, as in /mq/test_cluster"), problems);
+        String::new()
+    })
 }

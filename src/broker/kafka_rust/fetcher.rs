@@ -50,6 +50,8 @@ pub(in crate::broker) struct RustFetcher {
     answers: (Sender<Answer>, Receiver<Answer>),
     troubles: VecDeque<FetchError>,
     number: u64,
+    /// Counts the polls.
+    turn: u64,
 }
 
 struct Reading {
@@ -59,6 +61,8 @@ struct Reading {
     held: bool,
     ready: VecDeque<Message>,
     ready_bytes: usize,
+    /// The poll that took from it last.
+    taken_in: u64,
     leader: Option<String>,
     is_fetching: bool,
     /// It is fetched alone, because an answer that had it could not be read, or had nothing of it.
@@ -66,6 +70,25 @@ struct Reading {
     not_before: Instant,
     most_bytes: usize,
     empty_answers: u32,
+}
+
+impl Reading {
+    fn new(epoch: u64, next: Offset) -> Self {
+        Reading {
+            epoch,
+            next,
+            held: false,
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            taken_in: 0,
+            leader: None,
+            is_fetching: false,
+            alone: false,
+            not_before: Instant::now(),
+            most_bytes: 0,
+            empty_answers: 0,
+        }
+    }
 }
 
 struct Lane {
@@ -122,6 +145,7 @@ impl RustFetcher {
             answers: unbounded(),
             troubles: VecDeque::new(),
             number: 0,
+            turn: 0,
         }
     }
 
@@ -137,15 +161,8 @@ impl RustFetcher {
     }
 
     fn take_ready(&mut self, most: usize) -> Vec<Message> {
-        let mut messages = Vec::new();
-        for reading in self.reading.values_mut().filter(|reading| !reading.held && !reading.ready.is_empty()) {
-            let count = reading.ready.len().min(most - messages.len());
-            for message in reading.ready.drain(..count) {
-                reading.ready_bytes -= size_of_message(&message);
-                messages.push(message);
-            }
-        }
-        messages
+        self.turn += 1;
+        take_in_turn(self.reading.values_mut(), self.turn, most)
     }
 
     /// Starts a fetch on each lane that has none and has something to fetch.
@@ -404,20 +421,7 @@ impl Fetcher for RustFetcher {
     fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
         self.revoke(partition);
         self.number += 1;
-        let reading = Reading {
-            epoch: self.number,
-            next: offset,
-            held: false,
-            ready: VecDeque::new(),
-            ready_bytes: 0,
-            leader: None,
-            is_fetching: false,
-            alone: false,
-            not_before: Instant::now(),
-            most_bytes: 0,
-            empty_answers: 0,
-        };
-        self.reading.insert(partition.clone(), reading);
+        self.reading.insert(partition.clone(), Reading::new(self.number, offset));
     }
 
     fn revoke(&mut self, partition: &TopicPartition) {
@@ -562,6 +566,26 @@ fn fetch(client: &mut KafkaClient, asked: &[Asked], reload: bool) -> kafka::Resu
     Ok(parts)
 }
 
+/// Up to `most` messages that are ready: a like share of each partition, and first of those that waited longest. One that is always
+/// full would else keep all others waiting.
+fn take_in_turn<'a>(readings: impl Iterator<Item = &'a mut Reading>, turn: u64, most: usize) -> Vec<Message> {
+    let mut ready: Vec<_> = readings.filter(|reading| !reading.held && !reading.ready.is_empty()).collect();
+    ready.sort_unstable_by_key(|reading| reading.taken_in);
+    let mut messages = Vec::new();
+    let mut left = ready.len();
+    for reading in ready {
+        let share = (most - messages.len()).div_ceil(left);
+        left -= 1;
+        let count = reading.ready.len().min(share);
+        for message in reading.ready.drain(..count) {
+            reading.ready_bytes -= size_of_message(&message);
+            messages.push(message);
+            reading.taken_in = turn;
+        }
+    }
+    messages
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -569,20 +593,7 @@ mod tests {
     #[test]
     fn an_answer_that_hides_a_message_is_asked_for_more_and_at_last_passed_over() {
         let partition = TopicPartition { topic: Arc::from("t"), partition: 0 };
-        let now = Instant::now();
-        let mut reading = Reading {
-            epoch: 1,
-            next: 7,
-            held: false,
-            ready: VecDeque::new(),
-            ready_bytes: 0,
-            leader: None,
-            is_fetching: false,
-            alone: false,
-            not_before: now,
-            most_bytes: 0,
-            empty_answers: 0,
-        };
+        let mut reading = Reading::new(1, 7);
         let mut asked = Asked { partition, epoch: 1, offset: 7, most_bytes: 1 << 20 };
         let mut grown = Vec::new();
         let mut answers = 0;
@@ -615,5 +626,47 @@ mod tests {
         take_messages(&asked, true, &mut reading, 12, vec![raw(8), raw(9), raw(11)], 4 << 20);
         assert_eq!(reading.ready.iter().map(|message| message.offset).collect::<Vec<_>>(), [9, 11]);
         assert_eq!((reading.next, reading.alone), (12, false));
+    }
+
+    #[test]
+    fn partitions_that_are_always_full_keep_no_other_waiting() {
+        let full = |partition: PartitionId, count: Offset| {
+            let from = TopicPartition { topic: Arc::from("t"), partition };
+            let message = |offset| Message {
+                from: from.clone(),
+                offset,
+                key: None,
+                value: None,
+                headers: Vec::new(),
+                timestamp_ms: None,
+            };
+            Reading {
+                epoch: 1,
+                next: 0,
+                held: false,
+                ready: (0..count).map(message).collect(),
+                ready_bytes: (0..count).map(|offset| size_of_message(&message(offset))).sum(),
+                taken_in: 0,
+                leader: None,
+                is_fetching: false,
+                alone: false,
+                not_before: Instant::now(),
+                most_bytes: 0,
+                empty_answers: 0,
+            }
+        };
+        let mut readings: Vec<_> = (0..10).map(|partition| full(partition, 1000)).collect();
+        for (most, turns) in [(20, 1), (3, 4), (1, 10)] {
+            let before: Vec<_> = readings.iter().map(|reading| reading.ready.len()).collect();
+            for _ in 0..turns {
+                let turn = readings.iter().map(|reading| reading.taken_in).max().unwrap_or(0) + 1;
+                assert_eq!(take_in_turn(readings.iter_mut(), turn, most).len(), most);
+            }
+            let taken = readings.iter().zip(before).map(|(reading, before)| before - reading.ready.len());
+            assert!(taken.clone().all(|count| 0 < count), "most {most}: {:?}", taken.collect::<Vec<_>>());
+        }
+        let mut short = [full(0, 2), full(1, 100)];
+        let taken = take_in_turn(short.iter_mut(), 1, 10);
+        assert!((7..=10).contains(&taken.len()), "{}", taken.len());
     }
 }
