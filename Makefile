@@ -1,6 +1,7 @@
 # make            release build; leaves kproxy_bin, ktransfer_bin and kmonitor_bin here
 # make demo       the three daemons at work on a Kafka of their own, until Ctrl-C (DEMO_SECONDS=30: that long)
 # make test       unit tests and stories on a real Kafka and ZooKeeper
+# make bench      how fast kproxy is on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512")
 # make check      formatting, lints and documentation
 # make pure       the build without C, proven and tested
 # make install    into $(DESTDIR)$(PREFIX)
@@ -13,11 +14,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: all demo test check pure install clean tools build-tools
+.PHONY: all demo test bench check pure install clean tools build-tools
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
+SECONDS_EACH ?= 10
+CONNECTIONS ?= 8 64 512
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := kproxy_bin ktransfer_bin kmonitor_bin
 
@@ -31,6 +34,10 @@ demo: tools all
 
 test: tools
 	$(CARGO) test --release --locked
+
+bench: tools
+	@.ci/tools bench
+	$(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
 
 check: build-tools
 	$(CARGO) fmt --check

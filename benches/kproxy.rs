@@ -1,6 +1,6 @@
 //! How fast kproxy is before a real broker: requests a second, latencies and CPU time for each request.
 //!
-//! `cargo bench --bench kproxy -- [SECONDS [CONNECTIONS...]]`; needs `wrk` (Debian: `apt-get install wrk`). Messages
+//! `make bench`, or `cargo bench --bench kproxy -- [SECONDS [CONNECTIONS...]]` where `wrk` is installed. Messages
 //! have 200 bytes, acks=1, the log line of each commit is on. Broker, load and kproxy share the machine. The row
 //! "no Kafka" is the same server answering `/healthz`, the most it could do.
 

@@ -5,6 +5,9 @@
 //!
 //! `${NAME}` in a string value is replaced by the environment variable NAME, `$${` stands for `${`.
 
+#[cfg(test)]
+pub(crate) mod reference;
+
 use std::fmt;
 use std::fs;
 use std::num::NonZeroUsize;

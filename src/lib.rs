@@ -26,7 +26,7 @@
 //! 1. kproxy answers 200 only when Kafka confirmed the message at the level asked for. Every other answer says whether
 //!    it may have been stored and whether to try again.
 //! 2. ktransfer stores an offset only when every earlier message of that partition was delivered, filtered out, or given
-//!    up after the configured number of tries. A crash or a hand-over repeats messages; it never loses one.
+//!    up after the configured number of attempts. A crash or a hand-over repeats messages; it never loses one.
 //! 3. Messages with the same key are pushed one at a time, in the order of the partition.
 //! 4. At most one ktransfer pushes a partition. One that lost its claim stops before the claim can be taken over, and
 //!    cannot move the stored offset afterwards: every write is conditional on a version it moved when it claimed.
@@ -38,9 +38,10 @@
 //! # What is deliberately absent
 //!
 //! There is no async runtime: threads are few, fixed in number, named, and started by [`supervise`] alone. No
-//! type of the Kafka, ZooKeeper and HTTP client crates is seen outside [`broker`], [`keeper`] and `ktransfer::push`. The
-//! three daemons never import one another. Decisions (window, template, method, division, delay, partitioner, request
-//! parser, status table) are pure functions with tables as tests; IO is at the edges.
+//! type of the Kafka, ZooKeeper and HTTP client crates is seen outside [`broker`], [`keeper`] and three files of
+//! [`ktransfer`] (`push`, `client`, `socket`). The three daemons never import one another. Decisions (window, template,
+//! method, division, delay, partitioner, request parser, status table) are pure functions with tables as tests; IO is at
+//! the edges.
 //!
 //! # Reading order
 //!
@@ -63,3 +64,6 @@ pub mod config;
 pub mod logging;
 pub mod shutdown;
 pub mod supervise;
+
+#[cfg(test)]
+mod documents;

@@ -92,11 +92,6 @@ impl MemoryBroker {
         }
     }
 
-    /// Forgets a topic with all it has.
-    pub fn delete_topic(&self, name: &str) {
-        self.change(|state| drop(state.topics.remove(name)));
-    }
-
     /// Appends to a topic that does not exist make it with so many partitions; 0, as at first, refuses them.
     pub fn set_auto_create(&self, partitions: i32) {
         self.change(|state| state.auto_create_partitions = partitions);

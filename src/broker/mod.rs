@@ -18,6 +18,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::{Problems, Section};
 use crate::supervise::Supervisor;
 
 /// Number of a partition within its topic, from 0.
@@ -25,6 +26,18 @@ pub type PartitionId = i32;
 
 /// Position of a message within its partition, from 0.
 pub type Offset = i64;
+
+/// Longest name of a topic that Kafka takes.
+const MAX_TOPIC_NAME: usize = 249;
+
+/// The names that [`is_topic_name`] takes, for messages.
+pub const TOPIC_NAMES: &str = "1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..";
+
+/// Whether Kafka takes `name` as the name of a topic.
+pub fn is_topic_name(name: &[u8]) -> bool {
+    let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+    (1..=MAX_TOPIC_NAME).contains(&name.len()) && !matches!(name, b"." | b"..") && name.iter().all(is_allowed)
+}
 
 /// One partition of one topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,7 +54,7 @@ impl fmt::Display for TopicPartition {
     }
 }
 
-/// How many replicas must have a message before it counts as stored (the seed's `acks`).
+/// How many replicas must have a message before it counts as stored (`acks` of a commit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Acks {
     /// `acks=0`: none; sent is enough, no offset is learned.
@@ -337,14 +350,23 @@ pub struct FetcherConfig {
 }
 
 impl Engine {
+    /// Takes `kafka_client` (default `auto`); an engine that is not built in is a problem.
+    pub fn from_section(section: &mut Section, problems: &mut Problems) -> Self {
+        let choices = [("auto", Self::Auto), ("librdkafka", Self::Librdkafka), ("kafka-rust", Self::KafkaRust)];
+        let engine = section.choice("kafka_client", &choices, problems);
+        if let Err(wrong) = engine.resolve() {
+            section.note("kafka_client", wrong, problems);
+        }
+        engine
+    }
+
     /// The engine to use: what `auto` means here, or why what was asked for cannot be had.
     pub fn resolve(self) -> Result<Engine, String> {
         match (self, cfg!(feature = "librdkafka")) {
             (Self::Auto | Self::Librdkafka, true) => Ok(Self::Librdkafka),
             (Self::Auto | Self::KafkaRust, _) => Ok(Self::KafkaRust),
             (Self::Librdkafka, false) => {
-                Err("kafka_client: librdkafka is not built in; use kafka-rust or auto, or build with the feature librdkafka"
-                    .to_owned())
+                Err("is librdkafka, which this build does not have; use auto or kafka-rust".to_owned())
             }
         }
     }

@@ -150,14 +150,24 @@ impl<W> Topics<W> {
         self.topics.values().filter_map(next).min()
     }
 
+    /// Whether those who wait for `topic` have waited for longer than its own questions take, so that nothing more is
+    /// to be asked for them.
+    pub(super) fn is_overdue(&self, topic: &str, now: Instant) -> bool {
+        // The last question that can matter comes before twice the time and a first pause, since pauses double.
+        let most = self.ask_for * 2 + FIRST_PAUSE * 2;
+        matches!(self.topics.get(topic), Some(Topic::Asked(asked)) if now.duration_since(asked.first) > most)
+    }
+
     /// Takes an answer in; gives all who waited once it is a verdict.
     pub(super) fn answer(&mut self, topic: &str, answer: Answer, now: Instant) -> Option<(Verdict, Vec<W>)> {
         let Some((name, Topic::Asked(asked))) = self.topics.get_key_value(topic) else { return None };
         let waited = now.duration_since(asked.first);
+        // A broker that has just started does not know its topics for a while.
+        let unknown_after = if asked.known_before { self.ask_for } else { UNKNOWN_AFTER.min(self.ask_for) };
         let name = Arc::clone(name);
         let verdict = match answer {
             Answer::Exists(partition_count) => Verdict::Exists(partition_count),
-            Answer::DoesNot if waited >= UNKNOWN_AFTER.min(self.ask_for) => Verdict::Unknown,
+            Answer::DoesNot if waited >= unknown_after => Verdict::Unknown,
             Answer::NotYet if waited >= self.ask_for => Verdict::Unreachable("it has no leader yet".to_owned()),
             Answer::Unreachable(reason) => Verdict::Unreachable(reason),
             Answer::Refused(reason) => Verdict::Refused(reason),
@@ -184,10 +194,12 @@ impl<W> Topics<W> {
         Some((verdict, asked.waiting))
     }
 
-    /// Forgets what is known of `topic`, unless it is being asked for.
-    pub(super) fn forget(&mut self, topic: &str) {
-        if let Some(Topic::Known { .. } | Topic::Unknown { .. }) = self.topics.get(topic) {
-            self.topics.remove(topic);
+    /// An engine does not know `topic`, which was known to exist: it is asked for again, and what arrives meanwhile waits.
+    pub(super) fn doubt(&mut self, topic: &str, now: Instant) {
+        if let Some(known @ Topic::Known { .. }) = self.topics.get_mut(topic) {
+            let waiting = Vec::new();
+            *known = Topic::Asked(Asked { first: now, next: now, pause: FIRST_PAUSE, known_before: true, waiting });
+            self.asked_count += 1;
         }
     }
 
@@ -226,6 +238,28 @@ mod tests {
 
     fn table() -> (Topics<u32>, Arc<str>, Instant) {
         (Topics::new(3, Duration::from_secs(4)), Arc::from("t"), Instant::now())
+    }
+
+    #[test]
+    fn a_known_topic_that_is_doubted_is_asked_for_and_called_unknown_only_after_the_whole_time() {
+        let (mut topics, name, start) = table();
+        topics.doubt("t", start);
+        assert!(topics.due(start).is_empty(), "what is not known cannot be doubted");
+        topics.wait(&name, 1, start).expect("there is room");
+        topics.answer("t", Answer::Exists(4), start).expect("a verdict");
+
+        topics.doubt("t", start);
+        assert_eq!(topics.known("t", None, start), Known::Ask);
+        assert_eq!(topics.due(start), [(Arc::clone(&name), true)]);
+        topics.wait(&name, 2, start).expect("there is room");
+        assert_eq!(topics.answer("t", Answer::DoesNot, at(start, 3_000)), None, "the broker may have started just now");
+        let again = topics.answer("t", Answer::Exists(4), at(start, 3_500));
+        assert_eq!(again, Some((Verdict::Exists(4), vec![2])));
+
+        topics.doubt("t", at(start, 4_000));
+        let gone = topics.answer("t", Answer::DoesNot, at(start, 8_000));
+        assert_eq!(gone, Some((Verdict::Unknown, vec![])));
+        assert_eq!(topics.known("t", None, at(start, 8_001)), Known::No);
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
-//! `connection` (who may write when), `reader`, `acceptor`, `server`. Kept out: what the requests mean.
+//! `connection` (who may write when), `reader`, `acceptor`, `server`; `query` serves the handlers. Kept out: what the
+//! requests mean.
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
 //! a request whose framing is in doubt is refused and its connection closed; memory grows with bytes that arrived,
@@ -26,6 +27,7 @@ mod head;
 mod listen;
 mod message;
 mod parser;
+mod query;
 mod reader;
 mod reply;
 mod scan;
@@ -36,6 +38,7 @@ mod tests;
 pub use budget::{ByteBudget, Lease};
 pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
+pub use query::percent_decode;
 pub use reply::Reply;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
 

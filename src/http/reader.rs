@@ -169,6 +169,9 @@ impl Reader {
         self.plan(index, self.now + self.limits.idle_timeout);
         // Most clients send at once: the request is often there.
         self.react(key, scratch);
+        if self.is_draining && self.find(key).is_some() {
+            self.close_if_idle(index);
+        }
     }
 
     fn find(&self, key: usize) -> Option<usize> {
@@ -184,6 +187,8 @@ impl Reader {
     fn react(&mut self, key: usize, scratch: &mut [u8]) {
         let Some(index) = self.find(key) else { return };
         match self.client(index).connection.phase_or_wake() {
+            // Answered a moment ago: what was sent ahead comes before what has arrived since.
+            Phase::Reading if !self.client(index).pending.is_empty() => self.settle(index),
             Phase::Reading => self.read(index, scratch),
             Phase::Answering => {
                 let less =

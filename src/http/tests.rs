@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Condvar, Mutex};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use super::connection::{Inbox, Message};
+use super::reader::Reader;
 use super::*;
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
@@ -13,11 +15,19 @@ use crate::supervise::{Ended, Supervisor};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Echoes bodies; keeps the replies of `/later` until they are released; panics, forgets and refuses on request.
-#[derive(Default)]
+/// Echoes bodies; keeps the replies of `/later` until they are released; panics, forgets, refuses and blocks on request.
 struct Echo {
     kept: Mutex<VecDeque<(Request, Reply)>>,
     arrived: Condvar,
+    /// Lets the reader go on that `/block` keeps.
+    go_on: (mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>),
+}
+
+impl Default for Echo {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        Echo { kept: Mutex::default(), arrived: Condvar::new(), go_on: (sender, Mutex::new(receiver)) }
+    }
 }
 
 impl Echo {
@@ -45,6 +55,12 @@ impl Handler for Echo {
                 self.arrived.notify_all();
             }
             "/panic" => panic!("as asked"),
+            "/block" => {
+                self.kept.lock().unwrap().push_back((request, reply));
+                self.arrived.notify_all();
+                // Keeps the reader itself, which no handler should, so that several things happen before it looks.
+                let _ = self.go_on.1.lock().unwrap().recv_timeout(PATIENCE);
+            }
             "/forget" => drop(reply),
             "/large" => reply.send(Response::text(200, vec![b'x'; 32 << 20])),
             "/close" => reply.send(Response::text(200, "bye").closing()),
@@ -179,6 +195,34 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
         assert_eq!(answer(&mut socket).1, next);
     }
     drop(socket);
+    fixture.end();
+}
+
+#[test]
+fn what_was_sent_ahead_is_read_before_what_comes_after_the_answer() {
+    let fixture = start(|_| ());
+    // Every second connection has the same reader.
+    let mut sockets: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
+    let next = post("/", "the next body");
+    let (begin, end) = next.split_at(20);
+    sockets[0].write_all(format!("{}{begin}", post("/later", "a")).as_bytes()).unwrap();
+    let (_, reply) = fixture.echo.release();
+    sockets[2].write_all(post("/block", "").as_bytes()).unwrap();
+    let (_, first_block) = fixture.echo.release();
+    // Both are found at once, in this order; the answer is given between the two.
+    sockets[4].write_all(post("/block", "").as_bytes()).unwrap();
+    sockets[0].write_all(end.as_bytes()).unwrap();
+    fixture.echo.go_on.0.send(()).unwrap();
+    let (_, second_block) = fixture.echo.release();
+    reply.send(Response::text(200, "first"));
+    assert_eq!(answer(&mut sockets[0]).1, "first");
+    fixture.echo.go_on.0.send(()).unwrap();
+    assert_eq!(answer(&mut sockets[0]), (200, "the next body".to_owned()));
+    for (reply, index) in [(first_block, 2), (second_block, 4)] {
+        reply.send(Response::text(200, "unblocked"));
+        assert_eq!(answer(&mut sockets[index]).1, "unblocked");
+    }
+    drop(sockets);
     fixture.end();
 }
 
@@ -376,4 +420,34 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
         assert_eq!(drained.join().unwrap(), 0);
     });
     fixture.end();
+}
+
+#[test]
+fn a_connection_that_arrives_during_a_drain_is_closed() {
+    let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
+    let (group, metrics) = (Supervisor::new("g", Stop::new()), ServerMetrics::new(&Registry::new()).of("http"));
+    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics);
+    group.spawn("reader", move || reader.run());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connect = || {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        assert!(inbox.control.connection_opened(10));
+        inbox.post(Message::New(socket, peer));
+        client
+    };
+    let mut before = connect();
+    inbox.control.drain();
+    inbox.wake();
+    assert_eq!(before.read(&mut [0]).unwrap(), 0, "the reader knows of the drain");
+    // Accepted in the moment before the acceptor learned of it.
+    let mut late = connect();
+    assert_eq!(late.read(&mut [0]).expect("it is closed soon"), 0);
+    assert_eq!(inbox.control.wait_until_closed(PATIENCE), 0);
+    group.stop().trigger();
+    inbox.control.end();
+    inbox.wake();
+    assert_eq!(group.join(PATIENCE), Ended::Asked);
 }

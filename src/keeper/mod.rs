@@ -17,6 +17,8 @@ pub use client::connect;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::config::{Problems, Section};
+
 /// Counts the sessions of one keeper, from 1; 0 while there was none. What was claimed (ephemeral nodes) in an earlier epoch is lost or about to be.
 pub type Epoch = u64;
 
@@ -117,4 +119,13 @@ pub struct KeeperConfig {
     pub session_timeout: Duration,
     /// Bound on connecting to one server (`zk_connect_timeout_ms`).
     pub connect_timeout: Duration,
+}
+
+/// Takes the chroot from `key`: empty or absent, or `/a/b`.
+pub fn chroot(key: &str, section: &mut Section, problems: &mut Problems) -> String {
+    let chroot = section.string(key, Some(""), problems);
+    paths::normalise_chroot(&chroot).unwrap_or_else(|wrong| {
+        section.note(key, format!("{wrong}; it is empty or a path, as in /mq/test_cluster"), problems);
+        String::new()
+    })
 }

@@ -1,4 +1,4 @@
-//! `kmonitor.yaml` into final types: the seed's keys, and the optional ones that came later.
+//! `kmonitor.yaml` into final types: the keys of the original, and the optional ones that came later.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::broker::Engine;
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
-use crate::keeper::{KeeperConfig, paths};
+use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
 /// An hour: longer is certainly meant to be something else.
@@ -144,72 +144,24 @@ impl ClusterConfig {
     fn take(name: &str, mut cluster: Section, problems: &mut Problems) -> Self {
         let keeper = KeeperConfig {
             hosts: cluster.hosts("zk_hosts", true, problems).unwrap_or_default(),
-            chroot: chroot(&mut cluster, problems),
+            chroot: keeper::chroot("chroot", &mut cluster, problems),
             session_timeout: cluster.millis("zk_session_timeout_ms", Some(6_000), 500..=MAX_MILLIS, problems),
             connect_timeout: cluster.millis("zk_connect_timeout_ms", Some(1_000), 1..=MAX_MILLIS, problems),
         };
-        let engine = engine(&mut cluster, problems);
+        let engine = Engine::from_section(&mut cluster, problems);
         let broker_hosts = cluster.hosts("broker_hosts", false, problems);
         cluster.finish(problems);
         ClusterConfig { name: name.to_owned(), keeper, engine, broker_hosts }
     }
 }
 
-/// `kafka_client`; an engine that is not built in is a problem.
-fn engine(cluster: &mut Section, problems: &mut Problems) -> Engine {
-    let choices = [("auto", Engine::Auto), ("librdkafka", Engine::Librdkafka), ("kafka-rust", Engine::KafkaRust)];
-    let engine = cluster.choice("kafka_client", &choices, problems);
-    if let Err(wrong) = engine.resolve() {
-        cluster.note("kafka_client", wrong.trim_start_matches("kafka_client: "), problems);
-    }
-    engine
-}
-
-/// `chroot`: empty or absent, or `/a/b`.
-fn chroot(cluster: &mut Section, problems: &mut Problems) -> String {
-    let chroot = cluster.string("chroot", Some(""), problems);
-    paths::normalise_chroot(&chroot).unwrap_or_else(|wrong| {
-        cluster.note("chroot", format!("{wrong}; it is empty or a path, as in /mq/test_cluster"), problems);
-        String::new()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::reference::{assert_has_all, in_force, keys_of};
 
-    const SEED: &str = "
-# base：基本配置
-base:
- # log目录及等级
- log_dir: ./log
- log_level: 4
- # 监控的mq cluster
- clusters:
-  - test_cluster
-  - common_cluster
-
-# kmonitor的listening port及读写超时
-http_server:
- port: 55325
- read_timeout_ms: 100
- write_timeout_ms: 100
-
-test_cluster:
- chroot: /mq/test_cluster
- zk_connect_timeout_ms: 1000
- zk_session_timeout_ms: 6000
- zk_hosts:
-  - 10.1.1.1:2181
-  - 10.1.2.1:2181
-
-common_cluster:
- chroot: /mq/common_cluster
- zk_connect_timeout_ms: 1000
- zk_session_timeout_ms: 6000
- zk_hosts:
-  - 10.2.1.1:2181
-";
+    const ORIGINAL: &str = include_str!("../../tests/fixtures/original/kmonitor.yaml");
+    const REFERENCE: &str = include_str!("../../conf/kmonitor.yaml");
 
     fn load(text: &str) -> Result<Config, Vec<String>> {
         let folder = tempfile::tempdir().unwrap();
@@ -220,8 +172,8 @@ common_cluster:
     }
 
     #[test]
-    fn the_seeds_file_loads_unchanged() {
-        let config = load(SEED).unwrap();
+    fn the_file_of_the_original_loads_unchanged() {
+        let config = load(ORIGINAL).unwrap();
         let names: Vec<_> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
         assert_eq!(names, ["test_cluster", "common_cluster"]);
         assert_eq!(config.http.port, 55325);
@@ -230,14 +182,14 @@ common_cluster:
         assert_eq!(config.log.level, 4);
         let cluster = &config.clusters[0];
         assert_eq!(cluster.keeper.chroot, "/mq/test_cluster");
-        assert_eq!(cluster.keeper.hosts, ["10.1.1.1:2181", "10.1.2.1:2181"]);
+        assert_eq!((cluster.keeper.hosts.len(), &*cluster.keeper.hosts[1]), (5, "10.1.2.1:2181"));
         assert_eq!(cluster.keeper.session_timeout, Duration::from_secs(6));
         assert_eq!((cluster.engine, &cluster.broker_hosts), (Engine::Auto, &None));
     }
 
     #[test]
     fn every_problem_is_told_at_once() {
-        let text = SEED
+        let text = ORIGINAL
             .replace("log_level: 4", "log_level: 17")
             .replace("chroot: /mq/test_cluster", "chroot: mq/")
             .replace(" port: 55325", " prot: 55325")
@@ -261,11 +213,11 @@ common_cluster:
 
     #[test]
     fn a_section_of_a_cluster_that_is_not_listed_is_checked_and_left_alone() {
-        let text = SEED.replace("  - common_cluster\n", "");
+        let text = ORIGINAL.replace("  - common_cluster\n", "");
         assert_eq!(load(&text).unwrap().clusters.len(), 1);
         let problems = load(&text.replace("10.2.1.1:2181", "nowhere")).unwrap_err();
         assert!(problems[0].starts_with("common_cluster.zk_hosts"), "{problems:?}");
-        let problems = load(&format!("{SEED}\nstray:\n a: 1\n")).unwrap_err();
+        let problems = load(&format!("{ORIGINAL}\nstray:\n a: 1\n")).unwrap_err();
         assert_eq!(problems, ["stray: is not a known key here (misspelt?)"]);
     }
 
@@ -274,10 +226,10 @@ common_cluster:
         for (chroot, good) in
             [("''", true), ("/", true), ("/a", true), ("a", false), ("/a/", true), ("/a//b", false), ("/a/../b", false)]
         {
-            let text = SEED.replace("chroot: /mq/test_cluster", &format!("chroot: {chroot}"));
+            let text = ORIGINAL.replace("chroot: /mq/test_cluster", &format!("chroot: {chroot}"));
             assert_eq!(load(&text).is_ok(), good, "{chroot}");
         }
-        assert_eq!(load(&SEED.replace(" chroot: /mq/test_cluster\n", "")).unwrap().clusters[0].keeper.chroot, "");
+        assert_eq!(load(&ORIGINAL.replace(" chroot: /mq/test_cluster\n", "")).unwrap().clusters[0].keeper.chroot, "");
     }
 
     #[test]
@@ -287,53 +239,28 @@ common_cluster:
         }
     }
 
-    /// The reference with the keys that are commented out put in force.
-    fn reference() -> String {
-        let is_key = |text: &str| {
-            let (key, _) = text.split_once(':').unwrap_or_default();
-            !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-        };
-        let in_force = |line: &str| match line.split_once("# ") {
-            Some((blank, text)) if blank.trim().is_empty() && (is_key(text) || text.trim().starts_with("- ")) => {
-                format!("{blank}{text}\n")
-            }
-            _ => format!("{line}\n"),
-        };
-        include_str!("../../conf/kmonitor.yaml").lines().map(in_force).collect()
-    }
-
-    /// Names of the keys that some code takes from a section.
-    fn keys_taken(source: &'static str) -> impl Iterator<Item = &'static str> {
-        let code = source.split("#[cfg(test)]").next().unwrap_or_default();
-        let takes = ["integer", "port", "optional_port", "millis", "string", "strings", "hosts", "choice", "section"];
-        takes.into_iter().flat_map(move |take| {
-            code.match_indices(take).filter_map(move |(at, _)| {
-                let after = code[at + take.len()..].strip_prefix("(\"")?;
-                code[..at].ends_with('.').then(|| after.split('"').next().unwrap_or_default())
-            })
-        })
-    }
-
     #[test]
-    fn the_reference_loads_as_it_is_and_with_every_key_in_force() {
-        let shipped = load(include_str!("../../conf/kmonitor.yaml")).unwrap();
-        assert_eq!((shipped.clusters.len(), shipped.http.admin_port), (2, None));
-        let all = load(&reference()).unwrap();
-        assert_eq!(all.http.admin_port, Some(55326));
-        assert_eq!(all.clusters[1].broker_hosts.as_deref(), Some(&["10.2.1.1:9092".to_owned()][..]));
-        // What is shown as a default is the default.
-        assert_eq!((all.poll_interval, all.shutdown_grace), (shipped.poll_interval, shipped.shutdown_grace));
-    }
-
-    #[test]
-    fn the_reference_has_every_key() {
-        let sources = [include_str!("config.rs"), include_str!("../logging.rs"), include_str!("../daemon.rs")];
-        let taken: std::collections::BTreeSet<_> = sources.into_iter().flat_map(keys_taken).collect();
-        assert!(taken.contains("shutdown_grace_ms") && taken.contains("log_dir") && taken.len() > 12, "{taken:?}");
-        let reference = reference();
-        for key in taken {
-            let is_there = reference.lines().any(|line| line.trim_start().starts_with(&format!("{key}:")));
-            assert!(is_there, "conf/kmonitor.yaml does not have {key}");
-        }
+    fn the_reference_shows_every_key_with_its_default() {
+        let keys = keys_of(include_str!("config.rs"));
+        let in_force = in_force(REFERENCE, &keys);
+        assert_has_all(&keys, &in_force);
+        let hosts = |net: u8| {
+            let host = |n: u8| format!("    - 10.{net}.{n}.1:2181\n");
+            format!(
+                "  chroot: /mq/{}_cluster\n  zk_hosts:\n{}",
+                ["test", "common"][usize::from(net - 1)],
+                (1..6).map(host).collect::<String>()
+            )
+        };
+        let (test, common) = (hosts(1), hosts(2));
+        let least = |port: &str, brokers: &str| {
+            let text = format!(
+                "base:\n  clusters: [test_cluster, common_cluster]\nhttp_server:\n  port: 55325\n{port}test_cluster:\n{test}common_cluster:\n{common}{brokers}"
+            );
+            format!("{:?}", load(&text).unwrap())
+        };
+        assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), least("", ""));
+        let examples = least("  admin_port: 55326\n", "  broker_hosts: ['10.2.1.1:9092']\n");
+        assert_eq!(format!("{:?}", load(&in_force).unwrap()), examples);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use log::debug;
 
 use crate::admin::Admin;
-use crate::http::{Admission, Handler, Head, Reply, Request, Response};
+use crate::http::{Admission, Handler, Head, Reply, Request, Response, percent_decode};
 
 use super::board::Board;
 use super::report::{Views, json, zabbix};
@@ -24,9 +24,6 @@ pub struct DelayHandler {
     pub admin: Admin,
 }
 
-/// Answers the paths of operations alone, for `admin_port`.
-pub struct AdminHandler(pub Admin);
-
 impl Handler for DelayHandler {
     fn admit(&self, _: &Head) -> Admission {
         Admission::Read { most: MAX_BODY_BYTES }
@@ -36,20 +33,6 @@ impl Handler for DelayHandler {
         let response = self.answer(&request.head);
         debug!("{} {} {}", request.head.method, request.head.path, response.status);
         reply.send(response);
-    }
-
-    fn refusal(&self, status: u16, reason: &str) -> Response {
-        refusal(status, "bad_request", reason)
-    }
-}
-
-impl Handler for AdminHandler {
-    fn admit(&self, _: &Head) -> Admission {
-        Admission::Read { most: MAX_BODY_BYTES }
-    }
-
-    fn handle(&self, request: Request, reply: Reply) {
-        reply.send(self.0.answer(&request.head).unwrap_or_else(|| not_found(&request.head)));
     }
 
     fn refusal(&self, status: u16, reason: &str) -> Response {
@@ -120,23 +103,9 @@ fn parameters(query: &str) -> Result<BTreeMap<String, String>, String> {
 }
 
 fn decoded(text: &str) -> Result<String, String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        bytes.push(match first {
-            b'+' => b' ',
-            b'%' => {
-                let digits = after.get(..2).and_then(|digits| str::from_utf8(digits).ok());
-                let byte =
-                    digits.filter(|digits| !digits.starts_with('+')).and_then(|d| u8::from_str_radix(d, 16).ok());
-                rest = after.get(2..).unwrap_or_default();
-                byte.ok_or_else(|| format!("{text:?} has a % that is not followed by two hexadecimal digits"))?
-            }
-            other => *other,
-        });
-    }
-    String::from_utf8(bytes).map_err(|_| format!("{text:?} is not UTF-8"))
+    let bytes =
+        percent_decode(text).ok_or_else(|| format!("{text:?} has a % that two hexadecimal digits do not follow"))?;
+    String::from_utf8(bytes.into_owned()).map_err(|_| format!("{text:?} is not UTF-8"))
 }
 
 #[cfg(test)]

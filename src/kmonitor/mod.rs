@@ -36,7 +36,7 @@ use crate::supervise::Supervisor;
 use board::{Board, Place};
 use cluster::{FindBrokers, PollMetrics, Poller};
 use config::{ClusterConfig, Config};
-use handler::{AdminHandler, DelayHandler};
+use handler::DelayHandler;
 use log_ends::BrokerLogEnds;
 
 /// Bound of one question to a broker. A reading asks few: all partitions of a broker together.
@@ -63,9 +63,9 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     // A port that is taken ends the start before anything else has begun.
     let servers = listen(&config, &board, &admin, &registry, supervisor)?;
 
-    let meters = Meters::new(&registry);
+    let metrics = Metrics::new(&registry);
     for (cluster, place) in config.clusters.iter().zip(board.places()) {
-        let poller = poller(cluster, config.poll_interval, place, &health, &meters, supervisor);
+        let poller = poller(cluster, config.poll_interval, place, &health, &metrics, supervisor);
         let stop = supervisor.stop().clone();
         supervisor.spawn(format!("poll@{}", cluster.name), move || poller.run(&stop));
     }
@@ -104,21 +104,20 @@ fn listen(
     let delay = DelayHandler { board: board.clone(), admin: admin.clone() };
     let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
     if let Some(port) = config.http.admin_port {
-        let handler = AdminHandler(admin.clone());
-        servers.push(start("admin_port", "admin", port, 1, Limits::default(), Arc::new(handler))?);
+        servers.push(start("admin_port", "admin", port, 1, Limits::default(), Arc::new(admin.clone()))?);
     }
     Ok(servers)
 }
 
 /// What is counted, before it is told apart by cluster.
-struct Meters {
+struct Metrics {
     polls: IntCounterVec,
     seconds: HistogramVec,
 }
 
-impl Meters {
+impl Metrics {
     fn new(registry: &Registry) -> Self {
-        Meters {
+        Metrics {
             polls: registry.counter(
                 "kmonitor_polls_total",
                 "Readings of a cluster: complete, or incomplete where something stayed unknown.",
@@ -147,7 +146,7 @@ fn poller(
     interval: Duration,
     place: Place,
     health: &Health,
-    meters: &Meters,
+    metrics: &Metrics,
     supervisor: &Supervisor,
 ) -> Poller {
     let keeper = keeper::connect(cluster.keeper.clone(), supervisor);
@@ -177,6 +176,6 @@ fn poller(
         interval,
         place,
         component: health.component(format!("cluster {}", cluster.name)),
-        metrics: meters.of(&cluster.name),
+        metrics: metrics.of(&cluster.name),
     }
 }

@@ -105,7 +105,7 @@ impl Config {
             max_message_bytes,
             commit_timeout: section.millis("commit_timeout_ms", Some(30_000), 10..=900_000, problems),
             broker_hosts: section.hosts("broker_hosts", true, problems).unwrap_or_default(),
-            engine: engine(section, problems),
+            engine: Engine::from_section(section, problems),
             partitioner: section.choice(
                 "partitioner",
                 &[("fnv1a", PartitionerKind::Fnv1a), ("murmur2", PartitionerKind::Murmur2)],
@@ -130,34 +130,14 @@ fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
     address
 }
 
-fn engine(section: &mut Section, problems: &mut Problems) -> Engine {
-    let choices = [("auto", Engine::Auto), ("librdkafka", Engine::Librdkafka), ("kafka-rust", Engine::KafkaRust)];
-    let engine = section.choice("kafka_client", &choices, problems);
-    if engine == Engine::Librdkafka && !cfg!(feature = "librdkafka") {
-        section.note("kafka_client", "is librdkafka, which this build does not have; use auto or kafka-rust", problems);
-    }
-    engine
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
+    use crate::config::reference::{assert_has_all, in_force, keys_of};
     use std::fs;
 
-    const SEEDS_FILE: &str = "
-log_dir: ./log
-log_level: 4
-port: 5030
-read_timeout_ms: 100
-write_timeout_ms: 100
-req_pool_size: 10240
-producer_num: 1
-max_request_size_bytes: 10485760
-broker_hosts:
- - 10.1.4.17:5031
- - 10.1.5.17:5031
-";
+    const ORIGINAL: &str = include_str!("../../tests/fixtures/original/kproxy.yaml");
+    const REFERENCE: &str = include_str!("../../conf/kproxy.yaml");
 
     fn load(text: &str) -> Result<Config, Vec<String>> {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -166,13 +146,9 @@ broker_hosts:
             .map_err(|problems| problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.text)).collect())
     }
 
-    fn reference() -> String {
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/kproxy.yaml")).unwrap()
-    }
-
     #[test]
-    fn the_original_file_loads_unchanged() {
-        let config = load(SEEDS_FILE).unwrap();
+    fn the_file_of_the_original_loads_unchanged() {
+        let config = load(ORIGINAL).unwrap();
         assert_eq!(config.listen, Listen::Everywhere(5030));
         assert_eq!(config.read_timeout, Duration::from_millis(100));
         assert_eq!((config.max_commits.get(), config.max_message_bytes.get()), (10_240, 10_485_760));
@@ -183,27 +159,14 @@ broker_hosts:
 
     #[test]
     fn the_reference_shows_every_key_with_its_default() {
-        // Each key, also one that is commented out because it has no default.
-        let keys: BTreeSet<String> = reference()
-            .lines()
-            .filter_map(|line| line.strip_prefix('#').unwrap_or(line).split_once(':'))
-            .map(|(key, _)| key.to_owned())
-            .filter(|key| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
-            .collect();
-        // The keys the code takes are those it does not complain of: every other name is an unknown key.
-        let text: String = keys.iter().map(|key| format!("{key}: ~\n")).collect();
-        let problems = load(&text).unwrap_err();
-        assert_eq!(problems.iter().filter(|problem| problem.contains("not a known key")).count(), 0, "{problems:?}");
-        let source = include_str!("config.rs").split("mod tests").next().unwrap();
-        for field in source.lines().filter_map(|line| line.trim().strip_prefix("/// `")) {
-            for key in field.split('`').step_by(2).filter(|key| key.contains('_') || *key == "port") {
-                let is_key = key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-                assert!(!is_key || keys.contains(key), "{key} is missing in conf/kproxy.yaml");
-            }
-        }
-        let with_all = load(&reference()).unwrap();
-        let hosts_only = load("broker_hosts: ['127.0.0.1:9092']\n").unwrap();
-        assert_eq!(format!("{with_all:?}"), format!("{hosts_only:?}"), "the values shown are the defaults");
+        let keys = keys_of(include_str!("config.rs"));
+        let in_force = in_force(REFERENCE, &keys);
+        assert_has_all(&keys, &in_force);
+        let hosts = &REFERENCE[REFERENCE.find("broker_hosts:\n").unwrap()..];
+        let least = load(hosts).unwrap();
+        assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), format!("{least:?}"));
+        let least_with_admin = load(&format!("admin_port: 5031\n{hosts}")).unwrap();
+        assert_eq!(format!("{:?}", load(&in_force).unwrap()), format!("{least_with_admin:?}"));
     }
 
     #[test]

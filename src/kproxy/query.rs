@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use super::answer::Failure;
-use crate::broker::Acks;
+use crate::broker::{Acks, TOPIC_NAMES, is_topic_name};
+use crate::http::percent_decode;
 
 /// What a client asks for besides the message itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -15,21 +16,18 @@ pub(super) struct Query<'a> {
     pub(super) acks: Acks,
 }
 
-/// Longest topic name Kafka allows.
-const MAX_TOPIC: usize = 249;
-
 /// Reads a query as sent. Parameters that are not ours are passed over, as the original did.
 pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
     let (mut topic, mut key, mut acks) = (None, None, None);
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let place = match decode(name).as_deref() {
+        let place = match percent_decode(name).as_deref() {
             Some(b"topic") => &mut topic,
             Some(b"key") => &mut key,
             Some(b"acks") => &mut acks,
             _ => continue,
         };
-        let value = decode(value).ok_or_else(|| {
+        let value = percent_decode(value).ok_or_else(|| {
             Failure::bad(
                 "bad_encoding",
                 format!("the value of {name} has a % that two hexadecimal digits do not follow"),
@@ -51,46 +49,12 @@ pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
 }
 
 fn legal(topic: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Failure> {
-    let is_legal = topic.len() <= MAX_TOPIC
-        && *topic != *b"."
-        && *topic != *b".."
-        && topic.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte));
+    let is_legal = is_topic_name(&topic);
     let text = match topic {
         Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
         Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
     };
-    text.filter(|_| is_legal).ok_or_else(|| {
-        Failure::bad("bad_topic", "topic must be 1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..")
-    })
-}
-
-/// Percent-decoding as in forms: `+` is a space. `None` where a `%` is not followed by two digits.
-fn decode(text: &str) -> Option<Cow<'_, [u8]>> {
-    let bytes = text.as_bytes();
-    if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
-        return Some(Cow::Borrowed(bytes));
-    }
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let [first, tail @ ..] = rest {
-        rest = match (first, tail) {
-            (b'%', [high, low, after @ ..]) => {
-                let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-                decoded.push(digit(high)? << 4 | digit(low)?);
-                after
-            }
-            (b'%', _) => return None,
-            (b'+', _) => {
-                decoded.push(b' ');
-                tail
-            }
-            _ => {
-                decoded.push(*first);
-                tail
-            }
-        };
-    }
-    Some(Cow::Owned(decoded))
+    text.filter(|_| is_legal).ok_or_else(|| Failure::bad("bad_topic", format!("topic must be {TOPIC_NAMES}")))
 }
 
 #[cfg(test)]

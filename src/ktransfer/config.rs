@@ -13,10 +13,10 @@ use serde_yaml::Value;
 use super::policy::RetryPolicy;
 use super::push;
 use super::template::Template;
-use crate::broker::Engine;
+use crate::broker::{self, Engine};
 use crate::config::{Problems, Section};
 use crate::daemon::{self, Settings};
-use crate::keeper::KeeperConfig;
+use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
 /// Longest duration a key may hold: a day.
@@ -82,7 +82,7 @@ pub struct ModuleConfig {
     pub offset_update_interval: Duration,
     /// `waiting_queue_size`: messages read and not yet handed out.
     pub waiting_queue_size: NonZeroUsize,
-    /// `start_from`: where to begin without a stored position.
+    /// `start_from`: where to begin without a stored offset.
     pub start_from: StartFrom,
 }
 
@@ -101,7 +101,7 @@ pub struct ProtocolConfig {
     pub read_timeout: Option<Duration>,
 }
 
-/// Where a partition without a stored position begins.
+/// Where a partition without a stored offset begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartFrom {
     /// At the oldest message kept.
@@ -120,18 +120,14 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     let log = LogConfig::from_section(&mut section, problems);
     let hosts = section.hosts("zk_hosts", true, problems).unwrap_or_default();
-    let chroot = chroot(&mut section, problems);
+    let chroot = keeper::chroot("zk_chroot", &mut section, problems);
     let session_timeout = section.millis("zk_timeout_ms", Some(30_000), 100..=600_000, problems);
     // The original has no key for it: a third of the session leaves time for two more servers.
     let connect_timeout = session_timeout / 3;
     let keeper = KeeperConfig { hosts, chroot, session_timeout, connect_timeout };
     let retry_interval = section.millis("zk_fail_retry_interval_ms", Some(30_000), 1..=LONGEST_MS, problems);
     let broker_hosts = section.hosts("broker_hosts", false, problems);
-    let engines = [("auto", Engine::Auto), ("librdkafka", Engine::Librdkafka), ("kafka-rust", Engine::KafkaRust)];
-    let engine = section.choice("kafka_client", &engines, problems);
-    if engine == Engine::Librdkafka && !cfg!(feature = "librdkafka") {
-        section.note("kafka_client", "is librdkafka, which is not built into this binary", problems);
-    }
+    let engine = Engine::from_section(&mut section, problems);
     let admin_port = section.optional_port("admin_port", problems);
     let shutdown_grace = daemon::shutdown_grace(&mut section, problems);
     let folder = PathBuf::from(section.string("module_conf_dir", None, problems));
@@ -156,22 +152,12 @@ fn is_module_name(name: &str) -> bool {
     !name.starts_with('.') && name.chars().all(|character| character.is_ascii_graphic() && !"/\\\"".contains(character))
 }
 
-fn chroot(section: &mut Section, problems: &mut Problems) -> String {
-    let given = section.string("zk_chroot", Some(""), problems);
-    let chroot = given.trim_end_matches('/');
-    let names_are_good = chroot.split('/').skip(1).all(|name| !matches!(name, "" | "." | ".."));
-    if !(chroot.is_empty() || chroot.starts_with('/') && names_are_good) {
-        section.note("zk_chroot", format!("is {given:?}, but must be a path as in /mq/cluster, or empty"), problems);
-    }
-    chroot.to_owned()
-}
-
 /// `None` only together with a problem.
 fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Option<ModuleConfig> {
+    let is_given = section.has("topic");
     let topic = section.string("topic", None, problems);
-    if section_has_text(&topic) && !is_topic(&topic) {
-        let text = format!("is {topic:?}, but must be 1 to 249 of letters, digits, dot, underscore and minus");
-        section.note("topic", text, problems);
+    if is_given && !broker::is_topic_name(topic.as_bytes()) {
+        section.note("topic", format!("is {topic:?}, but must be {}", broker::TOPIC_NAMES), problems);
     }
     let methods =
         section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());
@@ -212,17 +198,6 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         waiting_queue_size,
         start_from,
     })
-}
-
-/// A missing topic was noted already.
-fn section_has_text(text: &str) -> bool {
-    !text.is_empty()
-}
-
-/// What Kafka takes as the name of a topic.
-fn is_topic(name: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=249).contains(&name.len()) && !matches!(name, "." | "..") && name.bytes().all(is_allowed)
 }
 
 fn retry(section: &mut Section, problems: &mut Problems) -> RetryPolicy {

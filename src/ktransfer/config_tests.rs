@@ -1,10 +1,13 @@
+//! The configuration files, the original's and ours, and all that can be wrong with them.
+
 use super::*;
 use std::fs;
 
+use crate::config::reference::{assert_has_all, in_force, keys_of};
 use crate::ktransfer::template::Values;
 
-const SEED_MAIN: &str = include_str!("../../tests/fixtures/seed/ktransfer.yaml");
-const SEED_MODULE: &str = include_str!("../../tests/fixtures/seed/modules/test_module_1.yaml");
+const ORIGINAL_MAIN: &str = include_str!("../../tests/fixtures/original/ktransfer.yaml");
+const ORIGINAL_MODULE: &str = include_str!("../../tests/fixtures/original/modules/test_module_1.yaml");
 const REFERENCE_MAIN: &str = include_str!("../../conf/ktransfer.yaml");
 const REFERENCE_MODULES: [&str; 2] =
     [include_str!("../../conf/modules/test_module_1.yaml"), include_str!("../../conf/modules/test_module_2.yaml")];
@@ -32,8 +35,8 @@ fn texts(outcome: Result<Config, Problems>) -> Vec<String> {
 
 #[test]
 fn the_files_of_the_original_load_unchanged() {
-    let modules = [("test_mdoule_1", SEED_MODULE), ("test_module_2", SEED_MODULE)];
-    let config = load_texts(SEED_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
+    let modules = [("test_mdoule_1", ORIGINAL_MODULE), ("test_module_2", ORIGINAL_MODULE)];
+    let config = load_texts(ORIGINAL_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.keeper.hosts.len(), 5);
     assert_eq!(config.keeper.chroot, "/mq/test_cluster");
     assert_eq!(config.keeper.session_timeout, Duration::from_secs(3));
@@ -59,66 +62,31 @@ fn the_files_of_the_original_load_unchanged() {
 }
 
 #[test]
-fn the_reference_files_load_and_name_every_key() {
-    let modules = [("test_module_1", REFERENCE_MODULES[0]), ("test_module_2", REFERENCE_MODULES[1])];
-    let config = load_texts(REFERENCE_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(config.modules.len(), 2);
-    let everything = format!("{REFERENCE_MAIN}{}", REFERENCE_MODULES[0]);
-    let keys = keys_asked_for();
-    assert!(keys.len() > 25, "{keys:?}");
-    for key in keys {
-        let is_key = |line: &str| line.trim_start_matches([' ', '#']).starts_with(&format!("{key}:"));
-        assert!(everything.lines().any(is_key), "{key} does not occur in the files under conf/");
-    }
-}
-
-#[test]
-fn what_the_reference_files_leave_out_is_as_they_show_it() {
-    let modules = [("test_module_1", REFERENCE_MODULES[0]), ("test_module_2", REFERENCE_MODULES[1])];
-    let as_it_is = load_texts(REFERENCE_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
-    let uncommented = with_comments_removed(REFERENCE_MODULES[0]);
-    let modules = [("test_module_1", uncommented.as_str()), ("test_module_2", REFERENCE_MODULES[1])];
-    let written_out =
-        load_texts(&with_comments_removed(REFERENCE_MAIN), &modules).unwrap_or_else(|problems| panic!("{problems}"));
+fn the_reference_shows_every_key_with_its_default() {
+    let keys = keys_of(include_str!("config.rs"));
+    let [main, module] = [REFERENCE_MAIN, REFERENCE_MODULES[0]].map(|file| in_force(file, &keys));
+    assert_has_all(&keys, &format!("{main}{module}"));
+    let with_modules = |main: &str, first: &str| {
+        let modules = [("test_module_1", first), ("test_module_2", REFERENCE_MODULES[1])];
+        load_texts(main, &modules).unwrap_or_else(|problems| panic!("{problems}"))
+    };
+    let as_it_is = with_modules(REFERENCE_MAIN, REFERENCE_MODULES[0]);
+    let written_out = with_modules(&main, &module);
     assert_eq!((written_out.admin_port, written_out.broker_hosts.map(|hosts| hosts.len())), (Some(5040), Some(2)));
+    assert_eq!(as_it_is.log, written_out.log);
     assert_eq!(as_it_is.retry_interval, written_out.retry_interval);
     assert_eq!(as_it_is.engine, written_out.engine);
     assert_eq!(as_it_is.shutdown_grace, written_out.shutdown_grace);
-    let [shown, default] = [&written_out.modules[0], &as_it_is.modules[0]];
+    // The second module leaves out whatever can be.
+    let [shown, default] = [&written_out.modules[0], &written_out.modules[1]];
+    assert_eq!(shown.worker_num, default.worker_num);
+    assert_eq!(shown.window_size, default.window_size);
     assert_eq!(shown.retry, default.retry);
     assert_eq!(shown.max_commit_gap, default.max_commit_gap);
     assert_eq!(shown.start_from, default.start_from);
     assert_eq!(shown.offset_update_interval, default.offset_update_interval);
     assert_eq!(shown.waiting_queue_size, default.waiting_queue_size);
     assert_eq!(shown.serialize_by_key, default.serialize_by_key);
-}
-
-/// The file with the keys that it shows behind a comment sign.
-fn with_comments_removed(file: &str) -> String {
-    let keys = keys_asked_for();
-    let is_left_out = |text: &str| {
-        text.starts_with(" - ")
-            || text.split_once(": ").or(text.split_once(':')).is_some_and(|(key, _)| keys.contains(&key))
-    };
-    let line = |line: &str| match line.strip_prefix("# ").or_else(|| line.strip_prefix('#')) {
-        Some(text) if is_left_out(text) => format!("{text}\n"),
-        _ => format!("{line}\n"),
-    };
-    file.lines().map(line).collect()
-}
-
-/// Every key that the code asks a section for.
-fn keys_asked_for() -> Vec<&'static str> {
-    let sources = [include_str!("config.rs"), include_str!("../logging.rs"), include_str!("../daemon.rs")];
-    let calls = sources.iter().flat_map(|source| source.split("section.").skip(1));
-    let mut keys: Vec<_> = calls
-        .filter(|call| !call.starts_with("note") && !call.starts_with("has("))
-        .filter_map(|call| call.split_once('(')?.1.trim_start().strip_prefix('"')?.split('"').next())
-        .chain(["shutdown_grace_ms"])
-        .collect();
-    keys.sort_unstable();
-    keys.dedup();
-    keys
 }
 
 #[test]
@@ -146,9 +114,9 @@ fn all_problems_of_all_files_are_told_at_once() {
                   - T: \"secret\\n\"\n  red_timeout_ms: 1\n";
     let expected = [
         "ktransfer.yaml: zk_hosts: has \"a\", but each entry must be host:port, as in 10.1.1.1:2181",
-        "ktransfer.yaml: zk_chroot: is \"mq\", but must be a path as in /mq/cluster, or empty",
+        "ktransfer.yaml: zk_chroot: \"mq\" must begin with a slash; it is empty or a path, as in /mq/test_cluster",
         "ktransfer.yaml: zk_timeout_ms: is 0, but must be a whole number from 100 to 600000",
-        "m.yaml: topic: is \"a b\", but must be 1 to 249 of letters, digits, dot, underscore and minus",
+        "m.yaml: topic: is \"a b\", but must be 1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..",
         "m.yaml: methods: is [], but must be a list of at least one non-empty string, none twice",
         "m.yaml: protocol.name: is grpc, but must be one of http",
         "m.yaml: protocol.uri: is \"/{#TOPICS}\", but has \"{#TOPICS}\", but the places are {#TOPIC} {#KEY} {#TRANSID} {#PARTITION} {#METHOD}",

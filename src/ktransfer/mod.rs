@@ -51,7 +51,7 @@ const PREFETCH_BYTES: usize = 8 << 20;
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Pushes until the supervisor's stop. Modules first, each in its own order; then the session with ZooKeeper, which they
-/// needed to store their positions; `/readyz` and the rest last.
+/// needed to store their offsets; `/readyz` and the rest last.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     let server = serve_operations(&config, &registry, &health, supervisor)?;

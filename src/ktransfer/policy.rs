@@ -43,7 +43,7 @@ pub enum Next {
     Delivered,
     /// Wait so long, then try again.
     Retry(Duration),
-    /// Nothing more: the tries are used up.
+    /// Nothing more: the attempts are used up.
     GiveUp,
 }
 
@@ -54,7 +54,7 @@ pub struct RetryPolicy {
     pub first_pause: Duration,
     /// Longest pause (`max_retry_interval_ms`); at least the first one.
     pub longest_pause: Duration,
-    /// Tries after the first (`max_retry_times`); `None` tries for ever.
+    /// Attempts after the first (`max_retry_times`); `None` goes on for ever.
     pub max_retry_times: Option<u32>,
 }
 

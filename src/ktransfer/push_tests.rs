@@ -1,3 +1,5 @@
+//! A push over real sockets: what is sent, and what the end of an attempt is taken for.
+
 use super::*;
 use std::io::Write;
 use std::net::TcpListener;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, Daemon, Program, ZooKeeper, cluster, free_port, http, unique, wait_until};
+use crate::harness::{Cluster, Daemon, Program, Victim, ZooKeeper, cluster, free_port, http, unique, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -159,7 +159,7 @@ fn a_cluster_that_is_away_is_unknown_and_disturbs_nobody() {
     monitor.wait_for("there", "away", &json!({}));
     wait_until(SOON, "all is ready", || monitor.get("/readyz").status == 200);
 
-    for hurt in [ZooKeeper::kill9, ZooKeeper::stop_process] {
+    for hurt in [Victim::kill9, Victim::stop_process] {
         hurt(&other);
         wait_until(SOON, "there is not ready", || monitor.get("/readyz").status == 503);
         let readyz = monitor.get("/readyz").json();

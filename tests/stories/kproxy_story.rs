@@ -48,6 +48,15 @@ impl Kproxy {
         (answer.status, answer.text())
     }
 
+    /// Posts to a broker that stands still; the client gets the answer one day.
+    fn with_commit_under_way(&self, path: &str) -> Client {
+        let mut client = Client::connect(&self.address).unwrap();
+        let request = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nsecond");
+        client.send_raw(request.as_bytes()).unwrap();
+        wait_until(START_DEADLINE, "the commit is under way", || self.has_metric("kproxy_commits_in_flight 1"));
+        client
+    }
+
     pub(crate) fn has_metric(&self, line: &str) -> bool {
         http::get(&self.url("/metrics")).expect("kproxy answers").text().lines().any(|known| known == line)
     }
@@ -150,11 +159,7 @@ fn a_stop_confirms_what_is_under_way_and_exits_with_0() {
     assert_eq!(idle.post(&path, b"first").unwrap().status, 200);
     // The broker stands still, so that a commit is certainly under way.
     cluster.kafka_servers[0].stop_process();
-    let mut busy = Client::connect(&kproxy.address).unwrap();
-    busy.send_raw(format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nsecond").as_bytes()).unwrap();
-    wait_until(START_DEADLINE, "the commit is under way", || {
-        http::get(&kproxy.url("/metrics")).unwrap().text().contains("kproxy_commits_in_flight 1")
-    });
+    let mut busy = kproxy.with_commit_under_way(&path);
     kproxy.daemon.terminate();
     assert_eq!(idle.read_rest().unwrap(), b"", "an idle connection is closed at once");
     cluster.kafka_servers[0].continue_process();
@@ -172,11 +177,7 @@ fn a_stop_with_a_broker_that_stands_still_is_bounded_and_honest() {
     let path = format!("/commit?topic={topic}");
     assert_eq!(kproxy.post(&path, b"first").status, 200);
     cluster.kafka_servers[0].stop_process();
-    let mut busy = Client::connect(&kproxy.address).unwrap();
-    busy.send_raw(format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nsecond").as_bytes()).unwrap();
-    wait_until(START_DEADLINE, "the commit is under way", || {
-        http::get(&kproxy.url("/metrics")).unwrap().text().contains("kproxy_commits_in_flight 1")
-    });
+    let mut busy = kproxy.with_commit_under_way(&path);
     kproxy.daemon.terminate();
     let answer = busy.read_response().unwrap();
     assert_eq!(error_of(&answer), (504, "no_confirmation".into(), "unknown".into()), "{}", answer.text());

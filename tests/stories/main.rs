@@ -14,5 +14,6 @@ mod http_story;
 mod keeper_story;
 mod kmonitor_delay;
 mod kproxy_story;
+mod ktransfer_outage;
 mod ktransfer_push;
 mod path_story;

@@ -161,7 +161,7 @@ impl Path {
         });
     }
 
-    /// SIGTERM to all: each ends with 0, the positions are stored and no claim is left.
+    /// SIGTERM to all: each ends with 0, the offsets are stored and no claim is left.
     fn stop_all(mut self) {
         self.kproxy.end_well(STOP_DEADLINE);
         self.ktransfers.iter_mut().for_each(|daemon| daemon.end_well(STOP_DEADLINE));
@@ -200,7 +200,7 @@ fn four_thousand_messages_are_posted_stored_pushed_and_seen() {
     }
 
     path.wait_until_the_delay_is_zero();
-    wait_until(START_DEADLINE, "all positions are stored", || path.stored() == N_MESSAGES as i64);
+    wait_until(START_DEADLINE, "all offsets are stored", || path.stored() == N_MESSAGES as i64);
     path.stop_all();
 }
 

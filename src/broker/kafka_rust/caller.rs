@@ -17,7 +17,7 @@ use kafka::error::{Error, KafkaCode};
 use crate::broker::BrokerConfig;
 use crate::broker::partitioner::Spread;
 use crate::shutdown::Stop;
-use crate::supervise::{Supervisor, panic_text};
+use crate::supervise::{panic_text, spawn_expendable};
 
 /// Threads of one caller at a time: one that works and some that were abandoned. When so many hang, calls are refused.
 const MOST_THREADS: usize = 4;
@@ -52,7 +52,6 @@ impl CallError {
 /// A client and the thread that owns it; both are replaced as needed.
 pub(super) struct Caller {
     broker: BrokerConfig,
-    supervisor: Supervisor,
     name: &'static str,
     /// Ends the waiting at once.
     abort: Stop,
@@ -66,9 +65,8 @@ type Job = Box<dyn FnOnce(&mut Option<KafkaClient>) + Send>;
 
 impl Caller {
     /// A caller without a client yet; `abort` ends its waiting.
-    pub(super) fn new(broker: &BrokerConfig, supervisor: &Supervisor, name: &'static str, abort: Stop) -> Self {
-        let (broker, supervisor) = (broker.clone(), supervisor.clone());
-        Caller { broker, supervisor, name, abort, spread: Spread::default(), jobs: None, threads: Arc::new(()) }
+    pub(super) fn new(broker: &BrokerConfig, name: &'static str, abort: Stop) -> Self {
+        Caller { broker: broker.clone(), name, abort, spread: Spread::default(), jobs: None, threads: Arc::new(()) }
     }
 
     /// Makes a call and waits for it, for `wait` at most.
@@ -133,13 +131,15 @@ impl Caller {
         }
         let (sender, jobs) = bounded::<Job>(1);
         let alive = Arc::clone(&self.threads);
-        self.supervisor.spawn_task(self.name, move || {
+        // Not of the daemon's group, whose end must not wait for a call that hangs in the crate.
+        let started = spawn_expendable(self.name, move || {
             let mut client = None;
             for job in jobs {
                 job(&mut client);
             }
             drop(alive);
         });
+        started.map_err(|cause| CallError::Unreachable(format!("no thread: {cause}")))?;
         self.jobs = Some(sender.clone());
         Ok(sender)
     }
@@ -230,15 +230,19 @@ fn classified(error: &Error) -> CallError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::LogEnds as _;
+    use crate::broker::kafka_rust::RustLogEnds;
+    use crate::supervise::{Ended, Supervisor};
     use std::net::TcpListener;
     use std::time::Instant;
 
-    fn caller(host: String) -> Caller {
+    fn broker(host: String) -> BrokerConfig {
         let wait = Duration::from_millis(500);
-        let hosts = vec![host];
-        let broker = BrokerConfig { hosts, engine: Default::default(), client_id: "t".into(), request_timeout: wait };
-        let stop = Stop::new();
-        Caller::new(&broker, &Supervisor::new("t", stop.clone()), "t", stop)
+        BrokerConfig { hosts: vec![host], engine: Default::default(), client_id: "t".into(), request_timeout: wait }
+    }
+
+    fn caller(host: String) -> Caller {
+        Caller::new(&broker(host), "t", Stop::new())
     }
 
     #[test]
@@ -253,6 +257,16 @@ mod tests {
         let refused = caller.call(Duration::from_millis(50), |client| client.load_metadata(&["t"]));
         assert!(matches!(refused, Err(CallError::Unreachable(_))), "{refused:?}");
         assert!(started.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_call_that_hangs_does_not_hold_up_the_end_of_the_group() {
+        let silent = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
+        let group = Supervisor::new("t", Stop::new());
+        let mut ends = RustLogEnds::new(&broker(silent.local_addr().expect("it is bound").to_string()), &group);
+        ends.partitions("t").expect_err("nothing answers");
+        group.stop().trigger();
+        assert_eq!(group.join(Duration::from_secs(5)), Ended::Asked);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //!
 //! The old protocol hides trouble in good answers, so each is looked at: a message larger than asked for, and what
 //! the crate drops of a compacted or compressed log, show as an answer without messages below the log's end. Then
-//! more bytes are asked for, and at last the offset is passed over, with a line in the log. One unreadable message
+//! more bytes are asked for, then of this partition alone (a full answer has no room for the last ones), and at last the
+//! offset is passed over, with a line in the log. One unreadable message
 //! spoils the answer for all partitions in it; they are then fetched alone until the bad one is found.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -64,11 +65,30 @@ struct Reading {
     taken_in: u64,
     leader: Option<String>,
     is_fetching: bool,
-    /// It is fetched alone, because an answer that had it could not be read.
+    /// It is fetched alone, because an answer that had it could not be read, or had nothing of it.
     alone: bool,
     not_before: Instant,
     most_bytes: usize,
     empty_answers: u32,
+}
+
+impl Reading {
+    fn new(epoch: u64, next: Offset) -> Self {
+        Reading {
+            epoch,
+            next,
+            held: false,
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            taken_in: 0,
+            leader: None,
+            is_fetching: false,
+            alone: false,
+            not_before: Instant::now(),
+            most_bytes: 0,
+            empty_answers: 0,
+        }
+    }
 }
 
 struct Lane {
@@ -121,7 +141,7 @@ impl RustFetcher {
             supervisor: supervisor.clone(),
             reading: HashMap::new(),
             lanes: HashMap::new(),
-            metadata: Caller::new(broker, supervisor, "kafka-leaders", supervisor.stop().clone()),
+            metadata: Caller::new(broker, "kafka-leaders", supervisor.stop().clone()),
             answers: unbounded(),
             troubles: VecDeque::new(),
             number: 0,
@@ -195,7 +215,7 @@ impl RustFetcher {
         self.number += 1;
         let number = self.number;
         let lane = self.lanes.entry(leader.clone()).or_insert_with(|| Lane {
-            caller: Caller::new(&self.broker, &self.supervisor, "kafka-fetch", self.supervisor.stop().clone()),
+            caller: Caller::new(&self.broker, "kafka-fetch", self.supervisor.stop().clone()),
             under_way: None,
             asked: Vec::new(),
             reload: false,
@@ -301,7 +321,7 @@ impl RustFetcher {
     }
 
     fn take_parts(&mut self, leader: &str, asked: &[Asked], parts: Vec<Part>) {
-        let largest = self.config.max_message_bytes;
+        let (largest, was_alone) = (self.config.max_message_bytes, asked.len() == 1);
         let mut by_name: HashMap<(String, PartitionId), _> =
             parts.into_iter().map(|part| ((part.topic, part.partition), part.outcome)).collect();
         for asked in asked {
@@ -310,8 +330,7 @@ impl RustFetcher {
             reading.is_fetching = false;
             match part {
                 Some(Ok((log_end, messages))) => {
-                    reading.alone = false;
-                    take_messages(asked, reading, log_end, messages, largest);
+                    take_messages(asked, was_alone, reading, log_end, messages, largest);
                 }
                 Some(Err(Trouble::Code(KafkaCode::OffsetOutOfRange))) => self.out_of_range(asked),
                 Some(Err(trouble)) => {
@@ -402,21 +421,7 @@ impl Fetcher for RustFetcher {
     fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
         self.revoke(partition);
         self.number += 1;
-        let reading = Reading {
-            epoch: self.number,
-            next: offset,
-            held: false,
-            ready: VecDeque::new(),
-            ready_bytes: 0,
-            taken_in: 0,
-            leader: None,
-            is_fetching: false,
-            alone: false,
-            not_before: Instant::now(),
-            most_bytes: 0,
-            empty_answers: 0,
-        };
-        self.reading.insert(partition.clone(), reading);
+        self.reading.insert(partition.clone(), Reading::new(self.number, offset));
     }
 
     fn revoke(&mut self, partition: &TopicPartition) {
@@ -467,7 +472,15 @@ fn size_of_message(message: &Message) -> usize {
     message.value.as_ref().map_or(0, Vec::len) + message.key.as_ref().map_or(0, Vec::len) + size_of::<Message>()
 }
 
-fn take_messages(asked: &Asked, reading: &mut Reading, log_end: Offset, messages: Vec<RawMessage>, largest: usize) {
+/// Takes what an answer has of one partition; `was_alone` where nothing else was asked for with it.
+fn take_messages(
+    asked: &Asked,
+    was_alone: bool,
+    reading: &mut Reading,
+    log_end: Offset,
+    messages: Vec<RawMessage>,
+    largest: usize,
+) {
     let before = reading.next;
     for message in messages.into_iter() {
         if message.offset < reading.next {
@@ -486,10 +499,11 @@ fn take_messages(asked: &Asked, reading: &mut Reading, log_end: Offset, messages
         reading.ready.push_back(message);
     }
     if reading.next > before {
-        (reading.most_bytes, reading.empty_answers) = (0, 0);
+        (reading.most_bytes, reading.empty_answers, reading.alone) = (0, 0, false);
         return;
     }
     if log_end <= reading.next {
+        reading.alone = false;
         return;
     }
     reading.empty_answers += 1;
@@ -500,6 +514,10 @@ fn take_messages(asked: &Asked, reading: &mut Reading, log_end: Offset, messages
     let most = largest.saturating_add(1 << 20).min(i32::MAX as usize);
     if asked.most_bytes < most {
         reading.most_bytes = asked.most_bytes.saturating_mul(4).min(most);
+        return;
+    }
+    if !was_alone {
+        reading.alone = true;
         return;
     }
     let skipped = reading.next;
@@ -575,26 +593,19 @@ mod tests {
     #[test]
     fn an_answer_that_hides_a_message_is_asked_for_more_and_at_last_passed_over() {
         let partition = TopicPartition { topic: Arc::from("t"), partition: 0 };
-        let now = Instant::now();
-        let mut reading = Reading {
-            epoch: 1,
-            next: 7,
-            held: false,
-            ready: VecDeque::new(),
-            ready_bytes: 0,
-            taken_in: 0,
-            leader: None,
-            is_fetching: false,
-            alone: false,
-            not_before: now,
-            most_bytes: 0,
-            empty_answers: 0,
-        };
+        let mut reading = Reading::new(1, 7);
         let mut asked = Asked { partition, epoch: 1, offset: 7, most_bytes: 1 << 20 };
         let mut grown = Vec::new();
         let mut answers = 0;
+        // A broker whose answer is full with other partitions has nothing for this one: that proves nothing.
+        for _ in 0..100 {
+            take_messages(&asked, false, &mut reading, 9, Vec::new(), 4 << 20);
+            asked.most_bytes = reading.most_bytes.max(1 << 20);
+        }
+        assert_eq!((reading.next, reading.alone), (7, true));
+        (reading.most_bytes, reading.empty_answers, asked.most_bytes) = (0, 0, 1 << 20);
         while reading.next == 7 {
-            take_messages(&asked, &mut reading, 9, Vec::new(), 4 << 20);
+            take_messages(&asked, true, &mut reading, 9, Vec::new(), 4 << 20);
             asked.most_bytes = reading.most_bytes.max(1 << 20);
             grown.push(asked.most_bytes);
             answers += 1;
@@ -602,18 +613,19 @@ mod tests {
         }
         grown.dedup();
         assert_eq!(grown[..3], [1 << 20, 4 << 20, 5 << 20], "four times as much, up to the largest message");
-        assert_eq!((answers, reading.next), (3 * STUCK_AFTER, 8));
+        assert_eq!((answers, reading.next, reading.alone), (3 * STUCK_AFTER, 8, true), "alone until it is found");
         // At the end of the log an empty answer is just that.
         reading.next = 9;
         for _ in 0..10 {
-            take_messages(&asked, &mut reading, 9, Vec::new(), 4 << 20);
+            take_messages(&asked, true, &mut reading, 9, Vec::new(), 4 << 20);
         }
-        assert_eq!(reading.next, 9);
+        assert_eq!((reading.next, reading.alone), (9, false));
+        reading.alone = true;
         // What lies before the place is not given out again.
         let raw = |offset| RawMessage { offset, key: Vec::new(), value: vec![1] };
-        take_messages(&asked, &mut reading, 12, vec![raw(8), raw(9), raw(11)], 4 << 20);
+        take_messages(&asked, true, &mut reading, 12, vec![raw(8), raw(9), raw(11)], 4 << 20);
         assert_eq!(reading.ready.iter().map(|message| message.offset).collect::<Vec<_>>(), [9, 11]);
-        assert_eq!(reading.next, 12);
+        assert_eq!((reading.next, reading.alone), (12, false));
     }
 
     #[test]
@@ -653,7 +665,7 @@ mod tests {
             let taken = readings.iter().zip(before).map(|(reading, before)| before - reading.ready.len());
             assert!(taken.clone().all(|count| 0 < count), "most {most}: {:?}", taken.collect::<Vec<_>>());
         }
-        let mut short = vec![full(0, 2), full(1, 100)];
+        let mut short = [full(0, 2), full(1, 100)];
         let taken = take_in_turn(short.iter_mut(), 1, 10);
         assert!((7..=10).contains(&taken.len()), "{}", taken.len());
     }

@@ -27,7 +27,7 @@ type Found = HashMap<(String, PartitionId), Offset>;
 impl RustLogEnds {
     /// Makes the reader; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig, supervisor: &Supervisor) -> Self {
-        let caller = Caller::new(broker, supervisor, "kafka-ends", supervisor.stop().clone());
+        let caller = Caller::new(broker, "kafka-ends", supervisor.stop().clone());
         RustLogEnds { caller, wait: broker.request_timeout }
     }
 

@@ -7,7 +7,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroI32;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -93,7 +92,7 @@ impl<C: Completion> RustProducer<C> {
         let start_worker = |number| {
             let (sender, jobs) = bounded(config.max_in_flight.max(1));
             let worker = Worker {
-                caller: Caller::new(broker, supervisor, "kafka-call", abort.clone()),
+                caller: Caller::new(broker, "kafka-call", abort.clone()),
                 state: Arc::clone(&state),
                 outstanding: Arc::clone(&outstanding),
                 abort: abort.clone(),
@@ -114,7 +113,7 @@ impl<C: Completion> RustProducer<C> {
             jobs: (0..WORKERS).map(start_worker).collect(),
             outstanding,
         };
-        let asking = Asking { caller: Caller::new(broker, supervisor, "kafka-ask-call", abort.clone()), names: 0 };
+        let asking = Asking { caller: Caller::new(broker, "kafka-ask-call", abort.clone()), names: 0 };
         let front = Front::new(workers, state, config, asking, broker.request_timeout, supervisor);
         RustProducer { front, abort }
     }
@@ -292,9 +291,9 @@ impl<C: Completion> Worker<C> {
     fn send(&mut self, key: &Key, group: &mut Group<C>, mut batch: VecDeque<Job<C>>, left: Duration) {
         let records: Vec<KeyAndValue> =
             batch.iter_mut().map(|job| (job.record.key.take(), std::mem::take(&mut job.record.value))).collect();
-        let sent = Arc::new(AtomicBool::new(false));
+        let sending = Arc::<Sending>::default();
         let records = Arc::new(records);
-        let call = produce(key, Arc::clone(&records), std::mem::take(&mut group.reload), left, Arc::clone(&sent));
+        let call = produce(key, Arc::clone(&records), std::mem::take(&mut group.reload), left, Arc::clone(&sending));
         match self.caller.call(left.min(MOST_CONFIRMING + self.wait), call) {
             Ok(first_offset) => {
                 group.unknown_since = None;
@@ -305,7 +304,7 @@ impl<C: Completion> Worker<C> {
             }
             Err(CallError::Code(code)) => self.refused(key, group, Unsent { batch, records }, code),
             Err(CallError::Unreachable(_)) => self.again(group, Unsent { batch, records }),
-            Err(error) if sent.load(Ordering::Acquire) => {
+            Err(error) if !sending.prevent() => {
                 let kind = match self.abort.is_triggered() {
                     true => AppendFailure::Closed,
                     false => AppendFailure::TimedOut,
@@ -344,7 +343,6 @@ impl<C: Completion> Worker<C> {
                 if now.duration_since(*group.unknown_since.get_or_insert(now)) < Duration::from_secs(2) {
                     return self.again(group, unsent);
                 }
-                self.state.forget(topic);
                 (AppendFailure::UnknownTopic, Stored::No, format!("{topic}/{partition} does not exist"))
             }
             KafkaCode::MessageSizeTooLarge | KafkaCode::InvalidMessageSize | KafkaCode::RecordListTooLarge => {
@@ -359,15 +357,42 @@ impl<C: Completion> Worker<C> {
                     format!("larger than the broker (message.max.bytes) or topic {topic} (max.message.bytes) takes");
                 (AppendFailure::TooLarge, Stored::No, reason)
             }
-            KafkaCode::RequestTimedOut | KafkaCode::NotEnoughReplicasAfterAppend => {
-                let reason = format!("{topic}/{partition} was not confirmed: {code:?}");
-                (AppendFailure::TimedOut, Stored::Unknown, reason)
+            code => {
+                let (kind, stored) = failure(code);
+                (kind, stored, format!("not confirmed for {topic}/{partition}: {code:?}"))
             }
-            code => (AppendFailure::Refused, Stored::No, format!("refused for {topic}/{partition}: {code:?}")),
         };
+        let error = self.state.reconsider(topic, AppendError { kind, stored, reason });
         for job in unsent.batch {
-            self.complete(job, Err(AppendError { kind, stored, reason: reason.clone() }));
+            self.complete(job, Err(error.clone()));
         }
+    }
+}
+
+/// Whether a batch is sent, between the call that does it and the worker that may have given that call up.
+#[derive(Default)]
+struct Sending(Mutex<Option<bool>>);
+
+impl Sending {
+    /// The call is about to send; false when it must not any more.
+    fn begin(&self) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(true)
+    }
+
+    /// From now on the call sends nothing; false when it has begun to.
+    fn prevent(&self) -> bool {
+        !*self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(false)
+    }
+}
+
+/// What became of a batch for which a broker gave this code, where it is no use to try again.
+fn failure(code: KafkaCode) -> (AppendFailure, Stored) {
+    match code {
+        KafkaCode::RequestTimedOut | KafkaCode::NotEnoughReplicasAfterAppend | KafkaCode::NetworkException => {
+            (AppendFailure::TimedOut, Stored::Unknown)
+        }
+        KafkaCode::Unknown => (AppendFailure::Refused, Stored::Unknown),
+        _ => (AppendFailure::Refused, Stored::No),
     }
 }
 
@@ -415,7 +440,7 @@ fn produce(
     records: Arc<Vec<KeyAndValue>>,
     reload: bool,
     left: Duration,
-    sent: Arc<AtomicBool>,
+    sending: Arc<Sending>,
 ) -> impl FnOnce(&mut kafka::client::KafkaClient) -> kafka::Result<Option<Offset>> + Send + 'static {
     let (topic, partition, acks) = key.clone();
     move |client| {
@@ -433,7 +458,10 @@ fn produce(
             topic: &topic,
             partition,
         });
-        sent.store(true, Ordering::Release);
+        if !sending.begin() {
+            // Nobody waits for this call any more, and the messages go another way.
+            return Err(Error::NoHostReachable);
+        }
         let confirms = client.produce_messages(required, left.min(MOST_CONFIRMING), messages)?;
         if acks == Acks::None {
             return Ok(None);
@@ -482,5 +510,95 @@ impl Ask for Asking {
             Err(CallError::Code(code)) => Answer::Refused(format!("{code:?}")),
             Err(error) => Answer::Unreachable(error.in_words()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_code_that_does_not_tell_is_not_taken_for_a_refusal() {
+        for (code, kind, stored) in [
+            (KafkaCode::RequestTimedOut, AppendFailure::TimedOut, Stored::Unknown),
+            (KafkaCode::NotEnoughReplicasAfterAppend, AppendFailure::TimedOut, Stored::Unknown),
+            (KafkaCode::NetworkException, AppendFailure::TimedOut, Stored::Unknown),
+            // Also what the crate makes of every code above 35, that of a disk error among them.
+            (KafkaCode::Unknown, AppendFailure::Refused, Stored::Unknown),
+            (KafkaCode::TopicAuthorizationFailed, AppendFailure::Refused, Stored::No),
+            (KafkaCode::CorruptMessage, AppendFailure::Refused, Stored::No),
+        ] {
+            assert_eq!(failure(code), (kind, stored), "{code:?}");
+        }
+    }
+
+    /// The next request, or nothing when the client closes.
+    fn request(client: &mut TcpStream) -> Option<Vec<u8>> {
+        let mut length = [0; 4];
+        client.read_exact(&mut length).ok()?;
+        let mut request = vec![0; u32::from_be_bytes(length) as usize];
+        client.read_exact(&mut request).ok()?;
+        Some(request)
+    }
+
+    /// Answers a request for metadata: topic `t` has one partition, led by the broker at `port`.
+    fn metadata(request: &[u8], port: u16) -> Vec<u8> {
+        let mut answer = request[4..8].to_vec();
+        let numbers = |answer: &mut Vec<u8>, numbers: &[i32]| {
+            numbers.iter().for_each(|number| answer.extend(number.to_be_bytes()));
+        };
+        numbers(&mut answer, &[1, 0]);
+        answer.extend(b"\0\x09127.0.0.1");
+        numbers(&mut answer, &[i32::from(port), 1]);
+        answer.extend(b"\0\0\0\x01t");
+        numbers(&mut answer, &[1]);
+        answer.extend(b"\0\0");
+        numbers(&mut answer, &[0, 0, 1, 0, 1, 0]);
+        [&(answer.len() as u32).to_be_bytes(), &answer[..]].concat()
+    }
+
+    #[test]
+    fn a_call_that_was_given_up_before_it_sent_sends_nothing_later() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
+        let port = listener.local_addr().expect("it is bound").port();
+        let (go_on, late) = bounded::<()>(1);
+        // Answers late; then tells which kind of request came next, if any.
+        let broker = std::thread::spawn(move || {
+            let (mut client, asked) = loop {
+                let (mut client, _) = listener.accept().expect("a client comes");
+                // The first connection only finds out whether there is a broker.
+                if let Some(asked) = request(&mut client) {
+                    break (client, asked);
+                }
+            };
+            late.recv().expect("the test goes on");
+            client.write_all(&metadata(&asked, port)).expect("the client is there");
+            let mut next = request(&mut client);
+            listener.set_nonblocking(true).expect("a listener can be");
+            if next.is_none()
+                && let Ok((mut client, _)) = listener.accept()
+            {
+                client.set_nonblocking(false).expect("a socket can be");
+                next = request(&mut client);
+            }
+            next.map(|request| request[..2].to_vec())
+        });
+        let config = BrokerConfig {
+            hosts: vec![format!("127.0.0.1:{port}")],
+            engine: Default::default(),
+            client_id: "t".into(),
+            request_timeout: Duration::from_secs(5),
+        };
+        let mut caller = Caller::new(&config, "t", Stop::new());
+        let (sending, records) = (Arc::<Sending>::default(), Arc::new(vec![(None, b"v".to_vec())]));
+        let key = (Arc::from("t"), 0, Acks::Leader);
+        let call = produce(&key, records, true, Duration::from_secs(5), Arc::clone(&sending));
+        let outcome = caller.call(Duration::from_millis(200), call);
+        assert!(matches!(outcome, Err(CallError::Unclear(_))), "{outcome:?}");
+        assert!(sending.prevent(), "it waits for the metadata and has not begun to send");
+        go_on.send(()).expect("the broker waits");
+        assert_eq!(broker.join().expect("the broker does not panic"), None, "what is said not to be sent is not sent");
     }
 }

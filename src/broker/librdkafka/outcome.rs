@@ -18,9 +18,9 @@ pub(super) fn append_error(code: Code, persisted: Persisted, topic: &str) -> App
     let (kind, stored) = match code {
         Code::UnknownTopic | Code::UnknownTopicOrPartition => (AppendFailure::UnknownTopic, stored),
         Code::UnknownPartition => (AppendFailure::UnknownPartition, stored),
-        Code::MessageSizeTooLarge | Code::InvalidMessageSize => (AppendFailure::TooLarge, Stored::No),
+        Code::MessageSizeTooLarge | Code::InvalidMessageSize => (AppendFailure::TooLarge, stored),
         Code::QueueFull => (AppendFailure::Full, Stored::No),
-        Code::PurgeQueue => (AppendFailure::Closed, Stored::No),
+        Code::PurgeQueue => (AppendFailure::Closed, stored),
         Code::PurgeInflight => (AppendFailure::Closed, Stored::Unknown),
         Code::NotEnoughReplicasAfterAppend => (AppendFailure::TimedOut, Stored::Unknown),
         Code::NotEnoughReplicas => (AppendFailure::TimedOut, stored),
@@ -35,7 +35,12 @@ pub(super) fn append_error(code: Code, persisted: Persisted, topic: &str) -> App
         | Code::BrokerDestroy
         | Code::LeaderNotAvailable
         | Code::NotLeaderForPartition
-        | Code::BrokerNotAvailable => match stored {
+        | Code::BrokerNotAvailable
+        // The idempotent producer lost count; another takes its place.
+        | Code::Fatal
+        | Code::OutOfOrderSequenceNumber
+        | Code::UnknownProducerId
+        | Code::InvalidProducerEpoch => match stored {
             Stored::No => (AppendFailure::Unreachable, Stored::No),
             Stored::Unknown => (AppendFailure::TimedOut, Stored::Unknown),
         },
@@ -49,7 +54,7 @@ pub(super) fn append_error(code: Code, persisted: Persisted, topic: &str) -> App
         }
         AppendFailure::Full => "the producer's queue is full".to_owned(),
         AppendFailure::Closed => "the producer was closed before the broker confirmed".to_owned(),
-        AppendFailure::Unreachable => format!("no broker that leads topic {topic} could be reached: {code}"),
+        AppendFailure::Unreachable => format!("not sent to a broker that leads topic {topic}: {code}"),
         AppendFailure::TimedOut => format!("no acknowledgement for topic {topic}: {code}"),
         AppendFailure::Unsupported | AppendFailure::Refused => format!("refused for topic {topic}: {code}"),
     };
@@ -74,16 +79,22 @@ mod tests {
             (Code::UnknownTopicOrPartition, No, F::UnknownTopic, Stored::No),
             (Code::UnknownPartition, No, F::UnknownPartition, Stored::No),
             (Code::MessageSizeTooLarge, No, F::TooLarge, Stored::No),
-            (Code::MessageSizeTooLarge, Possibly, F::TooLarge, Stored::No),
+            // A batch that was sent before, and is too large now that more goes with it.
+            (Code::MessageSizeTooLarge, Possibly, F::TooLarge, Stored::Unknown),
             (Code::QueueFull, No, F::Full, Stored::No),
             (Code::PurgeQueue, No, F::Closed, Stored::No),
+            // It waited to be sent again.
+            (Code::PurgeQueue, Possibly, F::Closed, Stored::Unknown),
             (Code::PurgeInflight, Possibly, F::Closed, Stored::Unknown),
             (Code::NotEnoughReplicas, No, F::TimedOut, Stored::No),
             (Code::NotEnoughReplicasAfterAppend, Yes, F::TimedOut, Stored::Unknown),
             (Code::NotEnoughReplicasAfterAppend, No, F::TimedOut, Stored::Unknown),
             (Code::TopicAuthorizationFailed, No, F::Refused, Stored::No),
             (Code::InvalidTimestamp, No, F::Refused, Stored::No),
-            (Code::Fatal, Possibly, F::Refused, Stored::Unknown),
+            (Code::Fatal, Possibly, F::TimedOut, Stored::Unknown),
+            (Code::Fatal, No, F::Unreachable, Stored::No),
+            (Code::OutOfOrderSequenceNumber, Possibly, F::TimedOut, Stored::Unknown),
+            (Code::UnknownProducerId, Possibly, F::TimedOut, Stored::Unknown),
         ]
         .into_iter()
         .enumerate()

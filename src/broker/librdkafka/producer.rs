@@ -136,7 +136,7 @@ impl<C: Completion> Back<C> for Lanes<C> {
                 let reason = "the idempotent producer had to be replaced".to_owned();
                 not_stored(AppendFailure::Unreachable, reason)
             }
-            code => append_error(code, Persisted::No, &record.topic),
+            code => self.state.reconsider(&record.topic, append_error(code, Persisted::No, &record.topic)),
         };
         Err((message.delivery_opaque, error))
     }
@@ -171,8 +171,12 @@ impl<C: Completion> Lanes<C> {
             return Ok(Arc::clone(native));
         }
         let retired = Arc::new(AtomicBool::new(false));
-        let context =
-            Context { voice: Voice::new("producer"), state: Arc::clone(&self.state), retired: Arc::clone(&retired) };
+        let context = Context {
+            acks,
+            voice: Voice::new("producer"),
+            state: Arc::clone(&self.state),
+            retired: Arc::clone(&retired),
+        };
         let native: Native<C> = settings(&self.broker, &self.config, acks)
             .create_with_context(context)
             .map_err(|error| format!("the producer cannot be made: {}", in_words(&error)))?;
@@ -286,6 +290,7 @@ impl<C: Completion> IntoOpaque for Ticket<C> {
 
 /// Receives delivery reports and log lines of one librdkafka producer.
 struct Context<C: Completion> {
+    acks: Acks,
     voice: Voice,
     state: Arc<State<C>>,
     retired: Arc<AtomicBool>,
@@ -307,25 +312,20 @@ impl<C: Completion> ProducerContext for Context<C> {
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Ticket<C>) {
         let outcome = match result {
             Ok(message) => {
-                // Without acknowledgement librdkafka has a negative number here.
-                let offset = Some(message.offset()).filter(|&offset| offset >= 0);
+                // Without acknowledgement librdkafka counts a batch up from a negative number, past zero where it is large.
+                let offset = Some(message.offset()).filter(|&offset| self.acks != Acks::None && offset >= 0);
                 Ok(Appended { partition: message.partition(), offset })
             }
             Err((error, message)) => {
-                let mut error = append_error(code_of(error), persisted(message), message.topic());
-                match error.kind {
-                    AppendFailure::UnknownTopic => {
-                        self.state.forget(message.topic());
-                    }
-                    // Purged because its producer was replaced, not because we close.
-                    AppendFailure::Closed if !self.state.is_closed() => {
-                        error.kind = match error.stored {
-                            Stored::No => AppendFailure::Unreachable,
-                            Stored::Unknown => AppendFailure::TimedOut,
-                        };
-                        error.reason = "the idempotent producer had to be replaced".to_owned();
-                    }
-                    _ => {}
+                let error = append_error(code_of(error), persisted(message), message.topic());
+                let mut error = self.state.reconsider(message.topic(), error);
+                // Purged because its producer was replaced, not because we close.
+                if error.kind == AppendFailure::Closed && !self.state.is_closed() {
+                    error.kind = match error.stored {
+                        Stored::No => AppendFailure::Unreachable,
+                        Stored::Unknown => AppendFailure::TimedOut,
+                    };
+                    error.reason = "the idempotent producer had to be replaced".to_owned();
                 }
                 Err(error)
             }
@@ -403,16 +403,20 @@ mod tests {
         }
     }
 
-    fn append(producer: &RdProducer<Report>, acks: Acks) -> AppendResult {
+    fn start(producer: &RdProducer<Report>, acks: Acks) -> crossbeam_channel::Receiver<AppendResult> {
         let (sender, outcome) = bounded(1);
         let (topic, value) = (Arc::from("t"), b"v".to_vec());
         let record = Record { topic, partition: Some(0), key: None, value, headers: Vec::new(), timestamp_ms: None };
         producer.append(record, acks, Report(sender));
-        outcome.recv_timeout(Duration::from_secs(60)).expect("an append completes")
+        outcome
     }
 
-    #[test]
-    fn a_fatal_error_costs_one_append_and_leaves_the_other_levels_alone() {
+    fn append(producer: &RdProducer<Report>, acks: Acks) -> AppendResult {
+        start(producer, acks).recv_timeout(Duration::from_secs(60)).expect("an append completes")
+    }
+
+    /// Lets `use_it` use a producer of a cluster that has the topic `t`, and ends both.
+    fn with_producer(use_it: impl FnOnce(&RdProducer<Report>, &Stop)) {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("a topic");
         let broker = BrokerConfig {
@@ -424,26 +428,53 @@ mod tests {
         let config = ProducerConfig {
             partitioner: PartitionerKind::Fnv1a,
             max_message_bytes: 1_000,
-            max_in_flight: 10,
+            max_in_flight: 5_000,
             timeout: Duration::from_secs(30),
         };
         let group = Supervisor::new("t", Stop::new());
         let producer = RdProducer::new(&broker, config, &group).expect("it can be made");
-        append(&producer, Acks::All).expect("it is stored");
-        append(&producer, Acks::Leader).expect("it is stored");
-        let native = producer.front.back.lane(Acks::All).current().expect("it was used");
-        // SAFETY: the client lives as long as `native`, and the text ends with a zero.
-        unsafe {
-            let code = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
-            rdkafka::bindings::rd_kafka_test_fatal_error(native.client().native_ptr(), code, c"a test".as_ptr());
-        }
-        append(&producer, Acks::Leader).expect("it is stored");
-        let error = append(&producer, Acks::All).expect_err("its producer cannot go on");
-        assert_eq!((error.kind, error.stored), (AppendFailure::Unreachable, Stored::No), "{error}");
-        append(&producer, Acks::All).expect("a new producer stores it");
-        drop(native);
+        use_it(&producer, group.stop());
         drop(producer);
         group.stop().trigger();
         assert_eq!(group.join(Duration::from_secs(30)), crate::supervise::Ended::Asked);
+    }
+
+    #[test]
+    fn without_acknowledgement_no_offset_is_made_up() {
+        with_producer(|producer, _| {
+            // They wait for the topic and then go in one request, whose messages librdkafka counts from -1001.
+            let outcomes: Vec<_> = (0..3_000).map(|_| start(producer, Acks::None)).collect();
+            for outcome in outcomes {
+                let outcome = outcome.recv_timeout(Duration::from_secs(60)).expect("an append completes");
+                assert_eq!(outcome.expect("it is sent"), Appended { partition: 0, offset: None });
+            }
+        });
+    }
+
+    #[test]
+    fn a_topic_is_still_looked_up_after_the_stop_until_the_close() {
+        with_producer(|producer, stop| {
+            stop.trigger();
+            let outcome = start(producer, Acks::Leader).recv_timeout(Duration::from_secs(20));
+            outcome.expect("it does not wait for the close").expect("it is stored");
+        });
+    }
+
+    #[test]
+    fn a_fatal_error_costs_one_append_and_leaves_the_other_levels_alone() {
+        with_producer(|producer, _| {
+            append(producer, Acks::All).expect("it is stored");
+            append(producer, Acks::Leader).expect("it is stored");
+            let native = producer.front.back.lane(Acks::All).current().expect("it was used");
+            // SAFETY: the client lives as long as `native`, and the text ends with a zero.
+            unsafe {
+                let code = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+                rdkafka::bindings::rd_kafka_test_fatal_error(native.client().native_ptr(), code, c"a test".as_ptr());
+            }
+            append(producer, Acks::Leader).expect("it is stored");
+            let error = append(producer, Acks::All).expect_err("its producer cannot go on");
+            assert_eq!((error.kind, error.stored), (AppendFailure::Unreachable, Stored::No), "{error}");
+            append(producer, Acks::All).expect("a new producer stores it");
+        });
     }
 }

@@ -1,4 +1,4 @@
-//! `{"cluster":{"module":{"0":12}}}`: the map of the seed.
+//! `{"cluster":{"module":{"0":12}}}`: the map of the original.
 
 use serde::Serializer;
 use serde::ser::SerializeMap;

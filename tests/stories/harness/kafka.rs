@@ -1,14 +1,15 @@
 //! A real Kafka broker that a story may hurt.
 
 use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::jars::{Edition, java};
 use super::kafka_wire::metadata;
 use super::process::{Process, folder, free_port, tail};
+use super::victim::Victim;
 use super::{ZooKeeper, poll};
 
 /// How long a broker may take from start to its first answer, waits for its old ZooKeeper session included.
@@ -27,10 +28,9 @@ const COMMON_PROPERTIES: &str = "auto.create.topics.enable=false\n\
 
 /// One broker; dropped, it is gone with its data.
 pub(crate) struct Kafka {
-    edition: Edition,
     port: u16,
     folder: PathBuf,
-    process: Mutex<Process>,
+    victim: Victim,
 }
 
 impl Kafka {
@@ -69,8 +69,9 @@ impl Kafka {
         if matches!(edition, Edition::Kraft) {
             format_storage(&folder);
         }
-        let process = Mutex::new(launch(edition, &folder));
-        let broker = Kafka { edition, port, folder, process };
+        let launched = folder.clone();
+        let victim = Victim::new(move || launch(edition, &launched));
+        let broker = Kafka { port, folder, victim };
         broker.wait_ready();
         broker
     }
@@ -80,54 +81,33 @@ impl Kafka {
         format!("127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.process().pid()
-    }
-
-    /// Ends it at once.
-    pub(crate) fn kill9(&self) {
-        self.process().kill9();
-    }
-
     /// Starts it again, with the same port and data (ends it before if it still runs), and returns when it answers.
     pub(crate) fn restart(&self) {
-        {
-            let mut process = self.process();
-            process.kill9();
-            *process = launch(self.edition, &self.folder);
-        }
+        self.relaunch();
         self.wait_ready();
-    }
-
-    /// Freezes it: connections stay open and nothing answers.
-    pub(crate) fn stop_process(&self) {
-        self.process().signal(libc::SIGSTOP);
-    }
-
-    /// Lets it go on.
-    pub(crate) fn continue_process(&self) {
-        self.process().signal(libc::SIGCONT);
-    }
-
-    fn process(&self) -> MutexGuard<'_, Process> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_ready(&self) {
         let mut first_end = None;
         let answer = poll(START_DEADLINE, || {
-            let mut process = self.process();
-            if let Some(status) = process.ended() {
+            if let Some(status) = self.ended() {
                 // Killed, its node stays in ZooKeeper until its session ends; until then a new one gives up at once.
                 first_end.get_or_insert(status);
-                *process = launch(self.edition, &self.folder);
+                self.relaunch();
             }
-            drop(process);
             let metadata = metadata(&self.address(), &[]).ok()?;
             metadata.brokers.values().any(|address| *address == self.address()).then_some(())
         });
         let output = self.folder.join("output");
         assert!(answer.is_some(), "Kafka does not answer (first end: {first_end:?}):\n{}", tail(&output, 40));
+    }
+}
+
+impl Deref for Kafka {
+    type Target = Victim;
+
+    fn deref(&self) -> &Victim {
+        &self.victim
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) mod kafka_wire;
 pub(crate) mod message;
 pub(crate) mod oracle;
 pub(crate) mod process;
+pub(crate) mod victim;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
 
@@ -29,6 +30,7 @@ pub(crate) use cluster::{Cluster, cluster, unique};
 pub(crate) use daemon::{Daemon, Program, binary};
 pub(crate) use kafka::Kafka;
 pub(crate) use process::free_port;
+pub(crate) use victim::Victim;
 pub(crate) use zk::Zk;
 pub(crate) use zookeeper::ZooKeeper;
 

@@ -1,12 +1,13 @@
 //! A real ZooKeeper server that a story may hurt.
 
 use std::fs;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::jars::{Edition, java};
 use super::process::{Process, folder, free_port, tail};
+use super::victim::Victim;
 use super::{Zk, poll};
 
 /// How long a server may take from start to its first answer.
@@ -16,7 +17,7 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct ZooKeeper {
     port: u16,
     folder: PathBuf,
-    process: Mutex<Process>,
+    victim: Victim,
 }
 
 impl ZooKeeper {
@@ -30,8 +31,9 @@ impl ZooKeeper {
             folder.join("data").display()
         );
         fs::write(folder.join("zookeeper.properties"), properties).expect("a file in our own folder");
-        let process = Mutex::new(launch(&folder));
-        let server = ZooKeeper { port, folder, process };
+        let launched = folder.clone();
+        let victim = Victim::new(move || launch(&launched));
+        let server = ZooKeeper { port, folder, victim };
         server.wait_ready();
         server
     }
@@ -46,42 +48,15 @@ impl ZooKeeper {
         Zk::connect(&self.address()).expect("the server answers")
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.process().pid()
-    }
-
-    /// Ends it at once.
-    pub(crate) fn kill9(&self) {
-        self.process().kill9();
-    }
-
     /// Starts it again, with the same port and data (ends it before if it still runs), and returns when it answers.
     pub(crate) fn restart(&self) {
-        {
-            let mut process = self.process();
-            process.kill9();
-            *process = launch(&self.folder);
-        }
+        self.relaunch();
         self.wait_ready();
-    }
-
-    /// Freezes it: connections stay open and nothing answers.
-    pub(crate) fn stop_process(&self) {
-        self.process().signal(libc::SIGSTOP);
-    }
-
-    /// Lets it go on.
-    pub(crate) fn continue_process(&self) {
-        self.process().signal(libc::SIGCONT);
-    }
-
-    fn process(&self) -> std::sync::MutexGuard<'_, Process> {
-        self.process.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn wait_ready(&self) {
         let answer = poll(START_DEADLINE, || {
-            if let Some(status) = self.process().ended() {
+            if let Some(status) = self.ended() {
                 panic!("ZooKeeper ended ({status}):\n{}", tail(&self.folder.join("output"), 30));
             }
             Zk::connect(&self.address()).ok()
@@ -90,7 +65,15 @@ impl ZooKeeper {
     }
 }
 
-fn launch(folder: &std::path::Path) -> Process {
+impl Deref for ZooKeeper {
+    type Target = Victim;
+
+    fn deref(&self) -> &Victim {
+        &self.victim
+    }
+}
+
+fn launch(folder: &Path) -> Process {
     // Without forceSync a write waits for no disk. What is written survives a kill -9 all the same.
     let mut command =
         java(Edition::WithZooKeeper, &["-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dzookeeper.forceSync=no"]);

@@ -1,3 +1,5 @@
+//! Members of a group over a ZooKeeper in memory: joining, dividing, taking over, being fenced.
+
 use super::*;
 use crate::keeper::memory::{MemoryKeeper, MemorySession};
 use crate::keeper::paths::{self, create_with_parents};

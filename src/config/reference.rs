@@ -1,0 +1,93 @@
+//! For tests: holds a file under `conf/` against the code that reads it.
+//!
+//! In those files a key that may be left out stands behind `# `. Every key taken must stand there, in force or not; that
+//! no other does, is seen by loading the file with all of them in force.
+
+use std::collections::BTreeSet;
+
+/// What takes a key, which is its first argument.
+const TAKERS: [&str; 14] = [
+    "boolean",
+    "choice",
+    "chroot",
+    "count",
+    "hosts",
+    "integer",
+    "millis",
+    "optional_millis",
+    "optional_port",
+    "port",
+    "section",
+    "string",
+    "strings",
+    "take",
+];
+
+/// The code that takes keys for several daemons.
+const SHARED: [&str; 3] =
+    [include_str!("../logging.rs"), include_str!("../daemon.rs"), include_str!("../broker/mod.rs")];
+
+/// Names of the keys that a daemon's own code takes from its sections, and those that all daemons have.
+pub(crate) fn keys_of(own: &'static str) -> BTreeSet<&'static str> {
+    keys_taken(SHARED.iter().chain([&own]))
+}
+
+fn keys_taken<'a>(sources: impl IntoIterator<Item = &'a &'static str>) -> BTreeSet<&'static str> {
+    let mut keys = BTreeSet::new();
+    for source in sources {
+        let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+        for (at, _) in code.match_indices('(') {
+            let caller = code[..at].rsplit(|letter: char| !letter.is_ascii_lowercase() && letter != '_').next();
+            if caller.is_some_and(|caller| TAKERS.contains(&caller)) {
+                let argument = code[at + 1..].trim_start().strip_prefix('"');
+                keys.extend(argument.and_then(|text| text.split('"').next()));
+            }
+        }
+    }
+    keys
+}
+
+/// The file with the keys that stand behind `# `, and the lists below them, put in force.
+pub(crate) fn in_force(file: &str, keys: &BTreeSet<&str>) -> String {
+    let mut text = String::new();
+    for line in file.lines() {
+        let shown = line.split_once("# ").filter(|(indent, shown)| {
+            let is_item = shown.trim_start().starts_with("- ");
+            let is_key = shown.split_once(':').is_some_and(|(key, _)| keys.contains(key) || looks_like_a_key(key));
+            indent.trim().is_empty() && (is_item || is_key)
+        });
+        match shown {
+            Some((indent, shown)) => text.extend([indent, shown, "\n"]),
+            None => text.extend([line, "\n"]),
+        }
+    }
+    text
+}
+
+/// Whether it can be nothing else: words of a comment have no underscore.
+fn looks_like_a_key(text: &str) -> bool {
+    text.contains('_') && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
+/// Fails unless every key stands in the file, which has them all in force.
+pub(crate) fn assert_has_all(keys: &BTreeSet<&str>, in_force: &str) {
+    let stands = |key: &&str| in_force.lines().any(|line| line.trim_start().starts_with(&format!("{key}:")));
+    let absent: Vec<_> = keys.iter().filter(|key| !stands(key)).collect();
+    assert!(absent.is_empty(), "taken by the code and not in the reference: {absent:?}");
+}
+
+#[test]
+fn keys_are_found_in_code_and_put_in_force_in_files() {
+    let code = "let a = section.millis(\"a_ms\", x);\nsection.choice(\n    \"b\",\n);\nkeeper::chroot(\"c\", s);\nsection.note(\"d\", s);\n\
+                #[cfg(test)]\nsection.count(\"e\", x);";
+    let keys = keys_taken([&code]);
+    assert_eq!(keys, BTreeSet::from(["a_ms", "b", "c"]));
+    let file = "# About a_ms: words.\n# a_ms: 5\n#   - item\n  # b:\nd: 1 # b: no\n# c words\n# no_such: 1\n# so: it\n";
+    let forced = in_force(file, &keys);
+    assert_eq!(
+        forced,
+        "# About a_ms: words.\na_ms: 5\n  - item\n  b:\nd: 1 # b: no\n# c words\nno_such: 1\n# so: it\n"
+    );
+    let outcome = std::panic::catch_unwind(|| assert_has_all(&keys, &forced));
+    assert!(outcome.is_err(), "c is absent");
+}
