@@ -348,7 +348,8 @@ impl Dispatcher {
     /// the position waits for it. Else offsets begin anew (a topic made anew), and so does the window.
     fn restart(&mut self, window: WindowId, partition: PartitionId, offset: Offset, oldest: Offset, newest: Offset) {
         let fresh = self.new_window();
-        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
+        let is_read = |state: &&mut Partition| state.window_id == window && state.release == Release::No;
+        let Some(state) = self.partitions.get_mut(&partition).filter(is_read) else { return };
         let missed = oldest.saturating_sub(offset).max(0);
         warn!(
             "module [{}]: offset {offset} of {}/{partition} is not kept (kept: {oldest} to {newest}): {missed} messages were \
