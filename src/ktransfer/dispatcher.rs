@@ -280,9 +280,14 @@ impl Dispatcher {
     /// Ends the drains that took too long.
     fn end_drains(&mut self, now: Instant) {
         self.next_drain_due = None;
-        for state in self.partitions.values_mut() {
+        for (partition, state) in &mut self.partitions {
             let Release::Draining { until } = state.release else { continue };
             if until <= now {
+                // Nobody pushes the partition meanwhile, and without a read_timeout_ms that may take long.
+                warn!(
+                    "module [{}]: partition {partition} is given back when the pushes under way have ended",
+                    self.shared.config.name
+                );
                 state.release = Release::Awaiting;
                 state.assignment.stop.trigger();
             } else {
