@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::warn;
 use ureq::Agent;
@@ -26,6 +26,8 @@ const MAX_IDLE_AGE: Duration = Duration::from_secs(4);
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
 /// … or, while one could not be resolved, after this.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(2);
+/// A look-up that fails in the same way is told only so often.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// How long a request waits for the first look-up of a name. Long enough for a good server, no more.
 const FIRST_LOOKUP: Duration = Duration::from_secs(5);
 /// Addresses of one name that are tried; the client has no room for more.
@@ -89,6 +91,8 @@ impl Names {
 
     /// Looks names up again and again until the stop. A look-up that fails keeps the addresses known before.
     pub fn run(&self, stop: &Stop) {
+        // By name: what was said last, and when, so that a name server that is away does not fill the log.
+        let mut said: HashMap<String, (String, Instant)> = HashMap::new();
         loop {
             let mut all_are_known = true;
             for name in self.names() {
@@ -96,12 +100,16 @@ impl Names {
                 let mut table = self.lock();
                 match found {
                     Ok(addresses) if !addresses.is_empty() => {
+                        said.remove(&name);
                         table.insert(name, Known::Addresses(addresses));
                     }
                     failed => {
                         let reason = failed.err().map_or("it has no address".to_owned(), |cause| cause.to_string());
                         all_are_known = false;
-                        warn!("backend {name} cannot be looked up: {reason}");
+                        if said.get(&name).is_none_or(|(known, at)| *known != reason || SAY_AGAIN < at.elapsed()) {
+                            warn!("backend {name} cannot be looked up: {reason}");
+                            said.insert(name.clone(), (reason.clone(), Instant::now()));
+                        }
                         if !matches!(table.get(&name), Some(Known::Addresses(_))) {
                             table.insert(name, Known::Failed(reason));
                         }

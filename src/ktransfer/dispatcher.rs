@@ -280,9 +280,14 @@ impl Dispatcher {
     /// Ends the drains that took too long.
     fn end_drains(&mut self, now: Instant) {
         self.next_drain_due = None;
-        for state in self.partitions.values_mut() {
+        for (partition, state) in &mut self.partitions {
             let Release::Draining { until } = state.release else { continue };
             if until <= now {
+                // Nobody pushes the partition meanwhile, and without a read_timeout_ms that may take long.
+                warn!(
+                    "module [{}]: partition {partition} is given back when the pushes under way have ended",
+                    self.shared.config.name
+                );
                 state.release = Release::Awaiting;
                 state.assignment.stop.trigger();
             } else {
@@ -348,7 +353,8 @@ impl Dispatcher {
     /// the position waits for it. Else offsets begin anew (a topic made anew), and so does the window.
     fn restart(&mut self, window: WindowId, partition: PartitionId, offset: Offset, oldest: Offset, newest: Offset) {
         let fresh = self.new_window();
-        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
+        let is_read = |state: &&mut Partition| state.window_id == window && state.release == Release::No;
+        let Some(state) = self.partitions.get_mut(&partition).filter(is_read) else { return };
         let missed = oldest.saturating_sub(offset).max(0);
         warn!(
             "module [{}]: offset {offset} of {}/{partition} is not kept (kept: {oldest} to {newest}): {missed} messages were \

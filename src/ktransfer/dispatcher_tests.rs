@@ -121,3 +121,14 @@ fn a_topic_made_anew_begins_with_a_window_of_its_own() {
     rig.fetched(fresh, 0..3);
     assert_eq!(rig.jobs.try_iter().map(|job| job.message.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 0, 1, 2]);
 }
+
+#[test]
+fn a_partition_that_is_being_given_back_is_not_read_again() {
+    let mut rig = rig(|_| {});
+    let window = rig.gain(1);
+    rig.fetched(window, 0..1);
+    rig.dispatcher.on_group(GroupEvent::Releasing { partition: 0, generation: Generation(1) });
+    // Found before the fetcher was told.
+    rig.dispatcher.on_fetched(Fetched::Gone { window, partition: 0, offset: 1, oldest: 50, newest: 90 });
+    assert_eq!(rig.commands.try_iter().collect::<Vec<_>>(), [FetchCommand::Revoke(0)]);
+}

@@ -148,11 +148,13 @@ impl Worker {
                     self.number
                 );
             }
-            // Never limited: this is the only record of the message.
+            // Never limited: this is the only record of the message. Its place first, for a line is cut somewhere behind a long key.
             Next::GiveUp => log::warn!(
-                "module [{}]: worker[{}] gives up, the message is passed over: key={}, {text}",
+                "module [{}]: worker[{}] gives up, offset {} of {} is passed over: {text}, key={}",
                 config.name,
                 self.number,
+                message.offset,
+                message.from,
                 message.key.as_deref().unwrap_or_default().escape_ascii()
             ),
         }

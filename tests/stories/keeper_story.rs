@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kafka_http_wrapper::keeper::paths::create_with_parents;
-use kafka_http_wrapper::keeper::{self, KeeperConfig, KeeperError, Lifetime, SharedKeeper};
+use kafka_http_wrapper::keeper::{self, KeeperConfig, KeeperError, Lifetime, Node, SharedKeeper};
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::{Ended, Supervisor};
 
@@ -267,6 +267,19 @@ fn a_closed_session_takes_its_claims_with_it_at_once_and_the_chroot_is_made() {
         }
     });
     eprintln!("{:.0} reads a second", 3_000.0 / started.elapsed().as_secs_f64());
+
+    // One caller with many questions: as many at once, answers in order.
+    let paths: Vec<String> = (0..3_000).map(|number| format!("/a/{}", ["kept", "absent"][number % 2])).collect();
+    let started = Instant::now();
+    let nodes = keeper.read_all(&paths);
+    eprintln!("{:.0} reads a second together", 3_000.0 / started.elapsed().as_secs_f64());
+    assert_eq!(nodes.len(), paths.len());
+    let is_kept = |node: &Result<Option<Node>, _>| node.as_ref().is_ok_and(Option::is_some);
+    assert!(nodes.iter().enumerate().all(|(number, node)| node.is_ok() && is_kept(node) == (number % 2 == 0)));
+    let started = Instant::now();
+    (0..500).for_each(|_| drop(keeper.read("/a/kept").unwrap()));
+    eprintln!("{:.0} reads a second one by one", 500.0 / started.elapsed().as_secs_f64());
+    assert_eq!(keeper.epoch(), 1);
 
     end(&keeper, &supervisor);
     wait_until(SESSION / 3, "the claim is gone", || look.get("/mq/story/a/claim").is_none());
