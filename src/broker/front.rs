@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use log::{info, warn};
 
 use super::topics::{Answer, Known, Topics, Verdict};
@@ -20,6 +20,8 @@ use crate::supervise::Supervisor;
 
 /// How long one question to the brokers may take.
 const MOST_ASKING: Duration = Duration::from_secs(2);
+/// The same once the daemon is being stopped.
+const MOST_ASKING_AT_END: Duration = Duration::from_millis(500);
 /// How often it is found out whether a broker can be reached.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// After so many questions in a row without an answer, appends are refused at once.
@@ -161,7 +163,8 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         let front = Arc::new(Front { back, state, max_message_bytes: config.max_message_bytes, reach });
         let asker = Asker { front: Arc::clone(&front), ask, wait: wait.min(MOST_ASKING), failures: 0 };
         let stop = supervisor.stop().clone();
-        supervisor.spawn("kafka-ask", move || asker.run(&stop));
+        // It ends at the close; until then what was taken is looked up, after the stop as well.
+        supervisor.spawn_task("kafka-ask", move || asker.run(&stop));
         front
     }
 
@@ -181,6 +184,7 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         for waiting in waiting {
             waiting.ticket.complete(Err(closed_error()));
         }
+        let _ = self.state.wake.try_send(());
     }
 
     /// [`super::Producer::reachable`].
@@ -315,8 +319,13 @@ struct Asker<C: Completion, B, A> {
 impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
     fn run(mut self, stop: &Stop) {
         let mut next_probe = Instant::now();
-        while !stop.is_triggered() {
-            if Instant::now() >= next_probe {
+        let mut stopped = stop.closed().clone();
+        while !self.front.state.is_closed() {
+            if stop.is_triggered() {
+                // Nobody asks any more whether a broker can be reached, and the end is not held up for long.
+                (stopped, self.wait) = (never(), self.wait.min(MOST_ASKING_AT_END));
+                next_probe = Instant::now() + PROBE_EVERY;
+            } else if Instant::now() >= next_probe {
                 let outcome = self.ask.reach(self.wait);
                 self.failures = if outcome.is_ok() { 0 } else { self.failures.saturating_add(1) };
                 self.front.reach.set(outcome, self.failures >= FAILURES_TO_REFUSE);
@@ -326,7 +335,7 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
             let next = self.front.state.topics().next_due().map_or(next_probe, |due| due.min(next_probe));
             select! {
                 recv(self.front.state.woken) -> _ => {},
-                recv(stop.closed()) -> _ => break,
+                recv(stopped) -> _ => {},
                 default(next.saturating_duration_since(Instant::now())) => {},
             }
         }
@@ -337,6 +346,14 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
         let due = self.front.state.topics().due(Instant::now());
         let mut unreachable = None;
         for (topic, known_before) in due {
+            if self.front.state.is_closed() {
+                return;
+            }
+            if self.front.state.topics().is_overdue(&topic, Instant::now()) {
+                let reason = "the brokers are slow to tell about other topics".to_owned();
+                self.front.settle(&topic, Answer::Unreachable(reason));
+                continue;
+            }
             // One question without an answer is enough for all that are due.
             let answer = unreachable.clone().unwrap_or_else(|| self.ask.ask(&topic, self.wait));
             if matches!(answer, Answer::Unreachable(_)) {
@@ -347,5 +364,68 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
             }
             self.front.settle(&topic, answer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::PartitionerKind;
+    use crate::supervise::Ended;
+
+    type Report = Box<dyn FnOnce(AppendResult) + Send>;
+
+    /// An engine that gets nothing to append.
+    struct NoBack;
+
+    impl Back<Report> for NoBack {
+        fn hand_over(&self, _: Waiting<Report>, _: i32) -> Result<(), Failed<Report>> {
+            panic!("no topic exists");
+        }
+    }
+
+    /// Brokers that take their time.
+    struct Slow(Duration);
+
+    impl Ask for Slow {
+        fn reach(&mut self, _: Duration) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn ask(&mut self, _: &str, _: Duration) -> Answer {
+            std::thread::sleep(self.0);
+            Answer::DoesNot
+        }
+    }
+
+    #[test]
+    fn who_waits_for_one_of_many_topics_is_answered_in_time_by_slow_brokers() {
+        let config = ProducerConfig {
+            partitioner: PartitionerKind::Fnv1a,
+            max_message_bytes: 10,
+            max_in_flight: 1_000,
+            timeout: Duration::from_millis(500),
+        };
+        let group = Supervisor::new("t", Stop::new());
+        let slow = Slow(Duration::from_millis(100));
+        let front = Front::new(NoBack, State::new(&config), &config, slow, Duration::from_secs(1), &group);
+        let (sender, outcomes) = crossbeam_channel::unbounded();
+        let started = Instant::now();
+        for number in 0..100 {
+            let topic = Arc::from(format!("t{number}"));
+            let value = b"v".to_vec();
+            let record = Record { topic, partition: None, key: None, value, headers: Vec::new(), timestamp_ms: None };
+            let sender = sender.clone();
+            let report: Report = Box::new(move |outcome| sender.send(outcome).expect("the test listens"));
+            front.append(record, Acks::Leader, report);
+        }
+        for _ in 0..100 {
+            let error = outcomes.recv().expect("each completes").expect_err("nothing exists");
+            assert_eq!(error.stored, Stored::No, "{error}");
+        }
+        assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+        front.close();
+        group.stop().trigger();
+        assert_eq!(group.join(Duration::from_secs(10)), Ended::Asked);
     }
 }

@@ -150,6 +150,14 @@ impl<W> Topics<W> {
         self.topics.values().filter_map(next).min()
     }
 
+    /// Whether those who wait for `topic` have waited for longer than its own questions take, so that nothing more is
+    /// to be asked for them.
+    pub(super) fn is_overdue(&self, topic: &str, now: Instant) -> bool {
+        // The last question that can matter comes before twice the time and a first pause, since pauses double.
+        let most = self.ask_for * 2 + FIRST_PAUSE * 2;
+        matches!(self.topics.get(topic), Some(Topic::Asked(asked)) if now.duration_since(asked.first) > most)
+    }
+
     /// Takes an answer in; gives all who waited once it is a verdict.
     pub(super) fn answer(&mut self, topic: &str, answer: Answer, now: Instant) -> Option<(Verdict, Vec<W>)> {
         let Some((name, Topic::Asked(asked))) = self.topics.get_key_value(topic) else { return None };

@@ -139,7 +139,9 @@ impl Connection {
             }
             Err(cause) => self.fail(&mut state, &cause),
         }
-        let tell = !state.attended && (state.wake || state.phase != Phase::Reading);
+        // A drain that began since the answer was put together did not find this connection idle.
+        let is_left = state.wake || state.phase != Phase::Reading || self.reader.control.is_draining();
+        let tell = !state.attended && is_left;
         drop(state);
         if tell {
             self.reader.post(Message::Attend(self.key));
@@ -302,5 +304,26 @@ impl Control {
             .wait_timeout_while(self.open_count(), grace, |open| *open > 0)
             .unwrap_or_else(PoisonError::into_inner);
         *open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn an_answer_that_crosses_the_beginning_of_a_drain_is_told_to_the_reader() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
+        let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now());
+        connection.begin_answering();
+        assert_eq!(connection.leave(false), Phase::Answering);
+        // The answer was put together as one that keeps the connection; the reader has looked for idle ones since.
+        inbox.control.drain();
+        connection.write(b"HTTP/1.1 200 OK\r\n\r\n", false);
+        assert!(matches!(inbox.take()[..], [Message::Attend(7)]), "it would stay open until it is idle for too long");
     }
 }

@@ -169,6 +169,9 @@ impl Reader {
         self.plan(index, self.now + self.limits.idle_timeout);
         // Most clients send at once: the request is often there.
         self.react(key, scratch);
+        if self.is_draining && self.find(key).is_some() {
+            self.close_if_idle(index);
+        }
     }
 
     fn find(&self, key: usize) -> Option<usize> {

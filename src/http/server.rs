@@ -99,7 +99,7 @@ impl ServerMetrics {
         }
     }
 
-    fn of(&self, server: &'static str) -> Counters {
+    pub(super) fn of(&self, server: &'static str) -> Counters {
         Counters {
             connections: self.connections.with_label_values(&[server]),
             accepted: self.accepted.with_label_values(&[server]),

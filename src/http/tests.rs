@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use super::connection::{Inbox, Message};
+use super::reader::Reader;
 use super::*;
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
@@ -418,4 +420,34 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
         assert_eq!(drained.join().unwrap(), 0);
     });
     fixture.end();
+}
+
+#[test]
+fn a_connection_that_arrives_during_a_drain_is_closed() {
+    let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
+    let (group, metrics) = (Supervisor::new("g", Stop::new()), ServerMetrics::new(&Registry::new()).of("http"));
+    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics);
+    group.spawn("reader", move || reader.run());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connect = || {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        assert!(inbox.control.connection_opened(10));
+        inbox.post(Message::New(socket, peer));
+        client
+    };
+    let mut before = connect();
+    inbox.control.drain();
+    inbox.wake();
+    assert_eq!(before.read(&mut [0]).unwrap(), 0, "the reader knows of the drain");
+    // Accepted in the moment before the acceptor learned of it.
+    let mut late = connect();
+    assert_eq!(late.read(&mut [0]).expect("it is closed soon"), 0);
+    assert_eq!(inbox.control.wait_until_closed(PATIENCE), 0);
+    group.stop().trigger();
+    inbox.control.end();
+    inbox.wake();
+    assert_eq!(group.join(PATIENCE), Ended::Asked);
 }

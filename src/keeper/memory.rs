@@ -3,7 +3,7 @@
 //! Answers as the real one does: what exists, versions, ephemeral nodes and when they vanish. Time does not pass by
 //! itself here: a session ends when a test says so ([`MemoryKeeper::expire`]), never by its timeout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ struct State {
     clients: Vec<Client>,
     last_session: i64,
     reachable: bool,
+    /// Nodes whose access list shuts everybody out.
+    refused: BTreeSet<String>,
 }
 
 #[derive(Default)]
@@ -46,7 +48,13 @@ struct Client {
 impl Default for State {
     fn default() -> Self {
         let root = Node { data: Vec::new(), version: 0, ephemeral_owner: 0 };
-        State { nodes: BTreeMap::from([("/".into(), root)]), clients: Vec::new(), last_session: 0, reachable: true }
+        State {
+            nodes: BTreeMap::from([("/".into(), root)]),
+            clients: Vec::new(),
+            last_session: 0,
+            reachable: true,
+            refused: BTreeSet::new(),
+        }
     }
 }
 
@@ -67,6 +75,11 @@ impl MemoryKeeper {
     /// Ends the session as the server does after its timeout: its ephemeral nodes vanish. Its next call begins a new epoch.
     pub fn expire(&self, session: &MemorySession) {
         lock(&self.state).end_session(session.client);
+    }
+
+    /// From now on nobody may read this node or its children.
+    pub fn refuse(&self, path: &str) {
+        lock(&self.state).refused.insert(path.to_owned());
     }
 
     /// Whether any client gets answers.
@@ -162,6 +175,10 @@ impl State {
         Ok(())
     }
 
+    fn readable(&self, path: &str) -> Result<(), KeeperError> {
+        if self.refused.contains(path) { Err(KeeperError::Refused(path.into())) } else { Ok(()) }
+    }
+
     fn children(&self, path: &str) -> Result<Vec<String>, KeeperError> {
         if !self.nodes.contains_key(path) {
             return Err(KeeperError::NoNode(path.into()));
@@ -182,11 +199,11 @@ impl State {
 
 impl Keeper for MemorySession {
     fn children(&self, path: &str) -> Result<Vec<String>, KeeperError> {
-        self.call(false, |state, _| state.children(path))
+        self.call(false, |state, _| state.readable(path).and_then(|()| state.children(path)))
     }
 
     fn read(&self, path: &str) -> Result<Option<Node>, KeeperError> {
-        self.call(false, |state, _| Ok(state.nodes.get(path).cloned()))
+        self.call(false, |state, _| state.readable(path).map(|()| state.nodes.get(path).cloned()))
     }
 
     fn create(&self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<(), KeeperError> {

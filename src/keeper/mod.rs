@@ -57,6 +57,9 @@ pub enum KeeperError {
     /// `delete`: the node has children.
     #[error("node {0} has children")]
     NotEmpty(String),
+    /// The node's access list (ACL) shuts us out. The session is as good as before.
+    #[error("ZooKeeper refuses access to node {0}")]
+    Refused(String),
     /// No good answer in time, or no session at all; the call may still be carried out late.
     #[error("no answer from ZooKeeper: {0}")]
     Unreachable(String),
@@ -69,6 +72,12 @@ pub trait Keeper: Send + Sync {
 
     /// The node, or `None` where there is none.
     fn read(&self, path: &str) -> Result<Option<Node>, KeeperError>;
+
+    /// The nodes, in the same order, as many [`read`](Self::read)s: several are under way at the same time where that is quicker. After one
+    /// that got no answer the others are not waited for.
+    fn read_all(&self, paths: &[String]) -> Vec<Result<Option<Node>, KeeperError>> {
+        paths.iter().map(|path| self.read(path)).collect()
+    }
 
     /// Makes a node; its parent must be there.
     fn create(&self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<(), KeeperError>;

@@ -130,7 +130,7 @@ impl Poller {
             }
             let newest =
                 askable.as_ref().map_or_else(NewestOffsets::default, |hosts| self.log_ends.newest(hosts, &positions));
-            if newest.is_silence() {
+            if newest.is_silence {
                 // Each further question of this reading would wait in vain as well.
                 askable = None;
             }

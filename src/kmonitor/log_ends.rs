@@ -23,12 +23,14 @@ pub struct NewestOffsets {
     pub ends: HashMap<TopicPartition, LogEnd>,
     /// Why some or all of it is unknown, in words.
     pub trouble: Option<String>,
+    /// Whether no broker told anything: a further question would wait in vain as well.
+    pub is_silence: bool,
 }
 
 impl NewestOffsets {
-    /// Whether no broker told anything.
-    pub fn is_silence(&self) -> bool {
-        self.trouble.is_some() && self.ends.values().all(|end| *end == LogEnd::Unknown)
+    /// Nothing is known, and nobody can be asked.
+    fn silence(trouble: String) -> Self {
+        NewestOffsets { trouble: Some(trouble), is_silence: true, ..NewestOffsets::default() }
     }
 }
 
@@ -46,13 +48,13 @@ impl BrokerLogEnds {
             return NewestOffsets::default();
         }
         if hosts.is_empty() {
-            return NewestOffsets { trouble: Some("no broker is there".to_owned()), ..NewestOffsets::default() };
+            return NewestOffsets::silence("no broker is there".to_owned());
         }
         let mut hosts = hosts.to_vec();
         hosts.sort_unstable();
         let log_ends = match self.connected(hosts) {
             Ok(log_ends) => log_ends,
-            Err(cause) => return NewestOffsets { trouble: Some(cause), ..NewestOffsets::default() },
+            Err(cause) => return NewestOffsets::silence(cause),
         };
         let answers = log_ends.newest(&wanted);
         let mut topics = Topics { log_ends: &mut **log_ends, known: HashMap::new(), is_answered: true };
@@ -74,6 +76,7 @@ impl BrokerLogEnds {
         if n_unreachable == wanted.len() {
             // Nothing came through: the next time begins with a new connection.
             self.connected = None;
+            newest.is_silence = true;
         }
         newest
     }
@@ -177,6 +180,11 @@ mod tests {
         ]);
         assert_eq!(newest.ends, expected);
         assert!(newest.trouble.unwrap().contains("no leader"));
+        // A broker that knows no leader is not silent: what is asked next may well be answered.
+        let newest = ends.newest(&["b:1".into()], &positions(&[("a", at("t", 1))]));
+        assert_eq!((newest.ends[&at("t", 1)], newest.is_silence), (LogEnd::Unknown, false));
+        broker.set_reachable(false);
+        assert!(ends.newest(&["b:1".into()], &positions(&[("a", at("t", 1))])).is_silence);
     }
 
     #[test]

@@ -12,6 +12,9 @@ use crate::shutdown::Stop;
 
 use super::delay::StoredOffsets;
 
+/// Nodes asked for at once; a stop waits for so many at most.
+const READ_TOGETHER: usize = 256;
+
 /// Why the stored offsets were not read to the end.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -41,8 +44,18 @@ impl<'a> GroupReader<'a> {
         Ok(existing(self.keeper.children(paths::CONSUMERS))?.unwrap_or_default())
     }
 
-    /// What one group has stored. `None`: it never stored anything, so it has no delay that could be known.
+    /// What one group has stored. `None`: nothing, or we may not read it, so it has no delay that could be known.
     pub fn stored(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
+        match self.read_group(group) {
+            Err(ReadError::Keeper(refused @ KeeperError::Refused(_))) => {
+                log_limited!(Level::Warn, "{refused}, so the delays of group {group} are unknown");
+                Ok(None)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn read_group(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
         let Some(topics) = existing(self.keeper.children(&paths::offset_topics(group)))? else { return Ok(None) };
         let mut stored = StoredOffsets::new();
         for topic in topics {
@@ -54,23 +67,29 @@ impl<'a> GroupReader<'a> {
     fn read_topic(&mut self, group: &str, topic: &str, stored: &mut StoredOffsets) -> Result<(), ReadError> {
         let folder = paths::offsets(group, topic);
         let shared = self.topics.get(topic);
+        let mut partitions = Vec::new();
         for name in existing(self.keeper.children(&folder))?.unwrap_or_default() {
+            match paths::parse_partition(&name) {
+                Some(partition) => partitions.push(partition),
+                None => log_limited!(Level::Warn, "{folder}/{name} is passed over: its name is no partition"),
+            }
+        }
+        for batch in partitions.chunks(READ_TOGETHER) {
             if self.stop.is_triggered() {
                 return Err(ReadError::Stopped);
             }
-            let Some(partition) = paths::parse_partition(&name) else {
-                log_limited!(Level::Warn, "{folder}/{name} is passed over: its name is no partition");
-                continue;
-            };
-            let Some(node) = self.keeper.read(&paths::offset(group, topic, partition))? else { continue };
-            let offset = match paths::parse_offset(&node.data) {
-                Ok(offset) => offset,
-                Err(bad) => {
-                    log_limited!(Level::Warn, "{folder}/{name}: {bad}; its delay is unknown");
-                    None
-                }
-            };
-            stored.insert(TopicPartition { topic: Arc::clone(&shared), partition }, offset);
+            let nodes: Vec<String> = batch.iter().map(|partition| paths::offset(group, topic, *partition)).collect();
+            for (partition, node) in batch.iter().zip(self.keeper.read_all(&nodes)) {
+                let Some(node) = node? else { continue };
+                let offset = match paths::parse_offset(&node.data) {
+                    Ok(offset) => offset,
+                    Err(bad) => {
+                        log_limited!(Level::Warn, "{folder}/{partition}: {bad}; its delay is unknown");
+                        None
+                    }
+                };
+                stored.insert(TopicPartition { topic: Arc::clone(&shared), partition: *partition }, offset);
+            }
         }
         Ok(())
     }
@@ -151,6 +170,19 @@ pub(super) mod tests {
             ("empty".into(), StoredOffsets::new()),
         ]);
         assert_eq!(positions, expected);
+    }
+
+    #[test]
+    fn a_group_that_may_not_be_read_hides_no_other() {
+        let tree = MemoryKeeper::new();
+        let keeper = tree.session(Duration::from_secs(6));
+        for group in ["a", "b", "c"] {
+            put(&*keeper, &format!("/consumers/{group}/offsets/t/0"), "1");
+        }
+        tree.refuse("/consumers/a/offsets");
+        tree.refuse("/consumers/b/offsets/t/0");
+        let expected = Positions::from([("c".into(), StoredOffsets::from([(at("t", 0), Some(1))]))]);
+        assert_eq!(read(&*keeper, &Stop::new()).unwrap(), expected);
     }
 
     #[test]

@@ -42,9 +42,9 @@ pub(super) struct Commit {
     peer: Option<SocketAddr>,
     started: Instant,
     meters: Arc<Meters>,
-    _place: Place,
+    place: Place,
     /// The message's bytes within the budget.
-    _lease: Lease,
+    lease: Lease,
 }
 
 /// One of the `req_pool_size` places; given back when dropped.
@@ -148,8 +148,8 @@ impl Handler for Commits {
             peer: head.peer,
             started,
             meters: Arc::clone(&self.meters),
-            _place: place,
-            _lease: lease,
+            place,
+            lease,
         };
         self.lanes.append(record, acks, commit);
     }
@@ -162,12 +162,15 @@ impl Handler for Commits {
 
 impl Completion for Commit {
     fn complete(self, outcome: AppendResult) {
-        let took = self.started.elapsed();
-        let (query, bytes, peer, cost) = (shown(&self.query), self.bytes, Peer(self.peer), took.as_micros());
+        let Commit { reply, topic, acks, query, bytes, peer, started, meters, place, lease } = self;
+        // Before the answer: who gets it may send the next request at once.
+        drop((place, lease));
+        let took = started.elapsed();
+        let (query, peer, cost) = (shown(&query), Peer(peer), took.as_micros());
         match outcome {
             Ok(appended) => {
-                self.reply.send(stored(&self.topic.name, appended));
-                self.meters.stored(&self.topic, self.acks, took);
+                reply.send(stored(&topic.name, appended));
+                meters.stored(&topic, acks, took);
                 let (partition, offset) = (appended.partition, appended.offset.unwrap_or(-1));
                 info!(
                     "commit {query} stored partition={partition} offset={offset} bytes={bytes} cost_us={cost} peer={peer}"
@@ -175,8 +178,8 @@ impl Completion for Commit {
             }
             Err(error) => {
                 let failure = Failure::of_append(&error);
-                self.reply.send(failure.response());
-                self.meters.not_stored(&self.topic, self.acks, failure.status, took);
+                reply.send(failure.response());
+                meters.not_stored(&topic, acks, failure.status, took);
                 log_limited!(
                     Level::Warn,
                     "commit {query} failed status={} error={} stored={:?} bytes={bytes} cost_us={cost} peer={peer}: {}",
@@ -213,6 +216,7 @@ mod tests {
     use crate::admin::Health;
     use crate::broker::memory::MemoryBroker;
     use crate::broker::{AppendFailure, Message, Stored};
+    use crate::http::ByteBudget;
     use crate::metrics::Registry;
     use std::borrow::Cow;
     use std::sync::mpsc;
@@ -343,5 +347,23 @@ mod tests {
         assert!(waiting.iter().all(|answers| answers.try_recv().unwrap().status == 200));
         assert_eq!(fixture.commits.in_flight.load(Ordering::Relaxed), 0);
         assert_eq!(fixture.messages().len(), 2);
+    }
+
+    #[test]
+    fn who_is_answered_can_have_the_place_and_the_bytes_at_once() {
+        let fixture = fixture();
+        let budget = ByteBudget::new(100);
+        for (target, status) in [("/commit?topic=t", 200), ("/commit?topic=absent", 404)] {
+            let mut lease = budget.lease();
+            assert!(lease.grow_to(1));
+            let (seen, in_flight) = (budget.clone(), Arc::clone(&fixture.commits.in_flight));
+            let (sender, answers) = mpsc::channel();
+            let reply = Reply::to(move |response| {
+                sender.send((response.status, in_flight.load(Ordering::Relaxed), seen.used())).unwrap();
+            });
+            let request = Request { head: Fixture::head("POST", target), body: b"x".to_vec(), lease };
+            fixture.commits.handle(request, reply);
+            assert_eq!(answers.try_recv().unwrap(), (status, 0, 0));
+        }
     }
 }

@@ -46,7 +46,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Descriptors besides those of clients: brokers, logs, pollers, the endpoints of operations.
 const OTHER_DESCRIPTORS: u64 = 400;
-/// The end of the grace that is kept for telling clients what did not become of their messages.
+/// The end of the grace that is kept for telling clients what did not become of their messages, at most.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Reads the configuration, or tells everything that is wrong with it.
@@ -108,10 +108,16 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 fn stop_in_order(server: &Server, lanes: &Lanes<Commit>, grace: Duration) {
     let deadline = Instant::now() + grace;
     let left = || deadline.saturating_duration_since(Instant::now());
-    server.drain(grace.saturating_sub(2 * LAST_WORDS));
-    lanes.close(left().saturating_sub(LAST_WORDS));
+    let last_words = last_words(grace);
+    server.drain(grace.saturating_sub(2 * last_words));
+    lanes.close(left().saturating_sub(last_words));
     server.drain(left());
     server.close();
+}
+
+/// A short grace, too, is mostly for what is in progress.
+fn last_words(grace: Duration) -> Duration {
+    LAST_WORDS.min(grace / 8)
 }
 
 fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Commit>, String> {
@@ -161,6 +167,18 @@ impl Watch {
             if !stop.sleep(WATCH_INTERVAL) {
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn most_of_a_short_grace_is_for_what_is_in_progress() {
+        for (grace, end) in [(10_000, 500), (4_000, 500), (1_000, 125), (0, 0)] {
+            assert_eq!(last_words(Duration::from_millis(grace)), Duration::from_millis(end), "{grace}");
         }
     }
 }

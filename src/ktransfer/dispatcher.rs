@@ -460,9 +460,11 @@ impl Dispatcher {
             }
         };
         if !state.window.open(message.offset) {
-            warn!(
+            log_limited!(
+                Level::Warn,
                 "module [{}]: offset {} of partition {partition} came twice",
-                self.shared.config.name, message.offset
+                self.shared.config.name,
+                message.offset
             );
             return;
         }

@@ -102,11 +102,11 @@ pub struct Reader {
 impl Reader {
     /// Reads until the stop.
     pub fn run(mut self, commands: &Receiver<FetchCommand>, queue: &Sender<Fetched>, stop: &Stop) {
-        // Ready until shown otherwise: an instance without partitions never asks the broker.
-        self.health.set(Ok(()));
         let batch_messages = (self.waiting_queue_size / QUEUED_BATCHES).max(1);
         while !stop.is_triggered() {
             if self.assigned.is_empty() && self.unplaced.is_empty() {
+                // A trouble of before is nobody's any more, and nothing here would learn of its end.
+                self.health.set(Ok(()));
                 select! {
                     recv(commands) -> command => match command {
                         Ok(command) => self.obey(command),
@@ -285,8 +285,10 @@ mod tests {
     use crate::admin::Health;
     use crate::broker::memory::MemoryBroker;
     use crate::broker::{LogRange, PartitionInfo};
+    use crate::ktransfer::backend_for_tests::wait_until;
     use crate::ktransfer::metrics::Metrics;
     use crate::metrics::Registry;
+    use crossbeam_channel::bounded;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -351,5 +353,35 @@ mod tests {
         reader.place_after = Instant::now();
         let begins = Fetched::Begins { window: WindowId(1), partition: 0, offset: 9 };
         assert_eq!(reader.place(), [begins]);
+    }
+
+    #[test]
+    fn who_reads_nothing_has_no_trouble() {
+        let (broker, health, stop) = (MemoryBroker::new(), Health::new(), Stop::new());
+        broker.create_topic("t", 1);
+        broker.set_reachable(false);
+        let reader = Reader {
+            fetcher: Box::new(broker.fetcher()),
+            log_ends: Box::new(broker.log_ends()),
+            module: "m".into(),
+            topic: "t".into(),
+            start_from: StartFrom::Latest,
+            waiting_queue_size: 8,
+            metrics: Metrics::new(&Registry::new()).of_module("m", "t"),
+            health: health.component("broker of m"),
+            assigned: Vec::new(),
+            unplaced: Vec::new(),
+            place_after: Instant::now(),
+        };
+        let (commands, obeyed) = bounded(1);
+        let (queue, _fetched) = bounded(1);
+        let reader_stop = stop.clone();
+        let thread = std::thread::spawn(move || reader.run(&obeyed, &queue, &reader_stop));
+        commands.send(FetchCommand::Assign { partition: 0, window: WindowId(1), position: Some(0) }).unwrap();
+        wait_until("it is told", || health.troubles().iter().any(|(_, reason)| reason.contains("no broker")));
+        commands.send(FetchCommand::Revoke(0)).unwrap();
+        wait_until("it is over", || health.troubles().is_empty());
+        stop.trigger();
+        thread.join().unwrap();
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! The old protocol hides trouble in good answers, so each is looked at: a message larger than asked for, and what
 //! the crate drops of a compacted or compressed log, show as an answer without messages below the log's end. Then
-//! more bytes are asked for, and at last the offset is passed over, with a line in the log. One unreadable message
+//! more bytes are asked for, then of this partition alone (a full answer has no room for the last ones), and at last the
+//! offset is passed over, with a line in the log. One unreadable message
 //! spoils the answer for all partitions in it; they are then fetched alone until the bad one is found.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -49,6 +50,8 @@ pub(in crate::broker) struct RustFetcher {
     answers: (Sender<Answer>, Receiver<Answer>),
     troubles: VecDeque<FetchError>,
     number: u64,
+    /// Counts the polls.
+    turn: u64,
 }
 
 struct Reading {
@@ -58,9 +61,11 @@ struct Reading {
     held: bool,
     ready: VecDeque<Message>,
     ready_bytes: usize,
+    /// The poll that took from it last.
+    taken_in: u64,
     leader: Option<String>,
     is_fetching: bool,
-    /// It is fetched alone, because an answer that had it could not be read.
+    /// It is fetched alone, because an answer that had it could not be read, or had nothing of it.
     alone: bool,
     not_before: Instant,
     most_bytes: usize,
@@ -75,6 +80,7 @@ impl Reading {
             held: false,
             ready: VecDeque::new(),
             ready_bytes: 0,
+            taken_in: 0,
             leader: None,
             is_fetching: false,
             alone: false,
@@ -139,6 +145,7 @@ impl RustFetcher {
             answers: unbounded(),
             troubles: VecDeque::new(),
             number: 0,
+            turn: 0,
         }
     }
 
@@ -154,15 +161,8 @@ impl RustFetcher {
     }
 
     fn take_ready(&mut self, most: usize) -> Vec<Message> {
-        let mut messages = Vec::new();
-        for reading in self.reading.values_mut().filter(|reading| !reading.held && !reading.ready.is_empty()) {
-            let count = reading.ready.len().min(most - messages.len());
-            for message in reading.ready.drain(..count) {
-                reading.ready_bytes -= size_of_message(&message);
-                messages.push(message);
-            }
-        }
-        messages
+        self.turn += 1;
+        take_in_turn(self.reading.values_mut(), self.turn, most)
     }
 
     /// Starts a fetch on each lane that has none and has something to fetch.
@@ -321,7 +321,7 @@ impl RustFetcher {
     }
 
     fn take_parts(&mut self, leader: &str, asked: &[Asked], parts: Vec<Part>) {
-        let largest = self.config.max_message_bytes;
+        let (largest, was_alone) = (self.config.max_message_bytes, asked.len() == 1);
         let mut by_name: HashMap<(String, PartitionId), _> =
             parts.into_iter().map(|part| ((part.topic, part.partition), part.outcome)).collect();
         for asked in asked {
@@ -330,8 +330,7 @@ impl RustFetcher {
             reading.is_fetching = false;
             match part {
                 Some(Ok((log_end, messages))) => {
-                    reading.alone = false;
-                    take_messages(asked, reading, log_end, messages, largest);
+                    take_messages(asked, was_alone, reading, log_end, messages, largest);
                 }
                 Some(Err(Trouble::Code(KafkaCode::OffsetOutOfRange))) => self.out_of_range(asked),
                 Some(Err(trouble)) => {
@@ -473,7 +472,15 @@ fn size_of_message(message: &Message) -> usize {
     message.value.as_ref().map_or(0, Vec::len) + message.key.as_ref().map_or(0, Vec::len) + size_of::<Message>()
 }
 
-fn take_messages(asked: &Asked, reading: &mut Reading, log_end: Offset, messages: Vec<RawMessage>, largest: usize) {
+/// Takes what an answer has of one partition; `was_alone` where nothing else was asked for with it.
+fn take_messages(
+    asked: &Asked,
+    was_alone: bool,
+    reading: &mut Reading,
+    log_end: Offset,
+    messages: Vec<RawMessage>,
+    largest: usize,
+) {
     let before = reading.next;
     for message in messages.into_iter() {
         if message.offset < reading.next {
@@ -492,10 +499,11 @@ fn take_messages(asked: &Asked, reading: &mut Reading, log_end: Offset, messages
         reading.ready.push_back(message);
     }
     if reading.next > before {
-        (reading.most_bytes, reading.empty_answers) = (0, 0);
+        (reading.most_bytes, reading.empty_answers, reading.alone) = (0, 0, false);
         return;
     }
     if log_end <= reading.next {
+        reading.alone = false;
         return;
     }
     reading.empty_answers += 1;
@@ -506,6 +514,10 @@ fn take_messages(asked: &Asked, reading: &mut Reading, log_end: Offset, messages
     let most = largest.saturating_add(1 << 20).min(i32::MAX as usize);
     if asked.most_bytes < most {
         reading.most_bytes = asked.most_bytes.saturating_mul(4).min(most);
+        return;
+    }
+    if !was_alone {
+        reading.alone = true;
         return;
     }
     let skipped = reading.next;
@@ -554,6 +566,26 @@ fn fetch(client: &mut KafkaClient, asked: &[Asked], reload: bool) -> kafka::Resu
     Ok(parts)
 }
 
+/// Up to `most` messages that are ready: a like share of each partition, and first of those that waited longest. One that is always
+/// full would else keep all others waiting.
+fn take_in_turn<'a>(readings: impl Iterator<Item = &'a mut Reading>, turn: u64, most: usize) -> Vec<Message> {
+    let mut ready: Vec<_> = readings.filter(|reading| !reading.held && !reading.ready.is_empty()).collect();
+    ready.sort_unstable_by_key(|reading| reading.taken_in);
+    let mut messages = Vec::new();
+    let mut left = ready.len();
+    for reading in ready {
+        let share = (most - messages.len()).div_ceil(left);
+        left -= 1;
+        let count = reading.ready.len().min(share);
+        for message in reading.ready.drain(..count) {
+            reading.ready_bytes -= size_of_message(&message);
+            messages.push(message);
+            reading.taken_in = turn;
+        }
+    }
+    messages
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -565,8 +597,15 @@ mod tests {
         let mut asked = Asked { partition, epoch: 1, offset: 7, most_bytes: 1 << 20 };
         let mut grown = Vec::new();
         let mut answers = 0;
+        // A broker whose answer is full with other partitions has nothing for this one: that proves nothing.
+        for _ in 0..100 {
+            take_messages(&asked, false, &mut reading, 9, Vec::new(), 4 << 20);
+            asked.most_bytes = reading.most_bytes.max(1 << 20);
+        }
+        assert_eq!((reading.next, reading.alone), (7, true));
+        (reading.most_bytes, reading.empty_answers, asked.most_bytes) = (0, 0, 1 << 20);
         while reading.next == 7 {
-            take_messages(&asked, &mut reading, 9, Vec::new(), 4 << 20);
+            take_messages(&asked, true, &mut reading, 9, Vec::new(), 4 << 20);
             asked.most_bytes = reading.most_bytes.max(1 << 20);
             grown.push(asked.most_bytes);
             answers += 1;
@@ -574,17 +613,51 @@ mod tests {
         }
         grown.dedup();
         assert_eq!(grown[..3], [1 << 20, 4 << 20, 5 << 20], "four times as much, up to the largest message");
-        assert_eq!((answers, reading.next), (3 * STUCK_AFTER, 8));
+        assert_eq!((answers, reading.next, reading.alone), (3 * STUCK_AFTER, 8, true), "alone until it is found");
         // At the end of the log an empty answer is just that.
         reading.next = 9;
         for _ in 0..10 {
-            take_messages(&asked, &mut reading, 9, Vec::new(), 4 << 20);
+            take_messages(&asked, true, &mut reading, 9, Vec::new(), 4 << 20);
         }
-        assert_eq!(reading.next, 9);
+        assert_eq!((reading.next, reading.alone), (9, false));
+        reading.alone = true;
         // What lies before the place is not given out again.
         let raw = |offset| RawMessage { offset, key: Vec::new(), value: vec![1] };
-        take_messages(&asked, &mut reading, 12, vec![raw(8), raw(9), raw(11)], 4 << 20);
+        take_messages(&asked, true, &mut reading, 12, vec![raw(8), raw(9), raw(11)], 4 << 20);
         assert_eq!(reading.ready.iter().map(|message| message.offset).collect::<Vec<_>>(), [9, 11]);
-        assert_eq!(reading.next, 12);
+        assert_eq!((reading.next, reading.alone), (12, false));
+    }
+
+    #[test]
+    fn partitions_that_are_always_full_keep_no_other_waiting() {
+        let full = |partition: PartitionId, count: Offset| {
+            let from = TopicPartition { topic: Arc::from("t"), partition };
+            let message = |offset| Message {
+                from: from.clone(),
+                offset,
+                key: None,
+                value: None,
+                headers: Vec::new(),
+                timestamp_ms: None,
+            };
+            Reading {
+                ready: (0..count).map(message).collect(),
+                ready_bytes: (0..count).map(|offset| size_of_message(&message(offset))).sum(),
+                ..Reading::new(1, 0)
+            }
+        };
+        let mut readings: Vec<_> = (0..10).map(|partition| full(partition, 1000)).collect();
+        for (most, turns) in [(20, 1), (3, 4), (1, 10)] {
+            let before: Vec<_> = readings.iter().map(|reading| reading.ready.len()).collect();
+            for _ in 0..turns {
+                let turn = readings.iter().map(|reading| reading.taken_in).max().unwrap_or(0) + 1;
+                assert_eq!(take_in_turn(readings.iter_mut(), turn, most).len(), most);
+            }
+            let taken = readings.iter().zip(before).map(|(reading, before)| before - reading.ready.len());
+            assert!(taken.clone().all(|count| 0 < count), "most {most}: {:?}", taken.collect::<Vec<_>>());
+        }
+        let mut short = [full(0, 2), full(1, 100)];
+        let taken = take_in_turn(short.iter_mut(), 1, 10);
+        assert!((7..=10).contains(&taken.len()), "{}", taken.len());
     }
 }

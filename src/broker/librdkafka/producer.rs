@@ -416,7 +416,7 @@ mod tests {
     }
 
     /// Lets `use_it` use a producer of a cluster that has the topic `t`, and ends both.
-    fn with_producer(use_it: impl FnOnce(&RdProducer<Report>)) {
+    fn with_producer(use_it: impl FnOnce(&RdProducer<Report>, &Stop)) {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("a topic");
         let broker = BrokerConfig {
@@ -433,7 +433,7 @@ mod tests {
         };
         let group = Supervisor::new("t", Stop::new());
         let producer = RdProducer::new(&broker, config, &group).expect("it can be made");
-        use_it(&producer);
+        use_it(&producer, group.stop());
         drop(producer);
         group.stop().trigger();
         assert_eq!(group.join(Duration::from_secs(30)), crate::supervise::Ended::Asked);
@@ -441,7 +441,7 @@ mod tests {
 
     #[test]
     fn without_acknowledgement_no_offset_is_made_up() {
-        with_producer(|producer| {
+        with_producer(|producer, _| {
             // They wait for the topic and then go in one request, whose messages librdkafka counts from -1001.
             let outcomes: Vec<_> = (0..3_000).map(|_| start(producer, Acks::None)).collect();
             for outcome in outcomes {
@@ -452,8 +452,17 @@ mod tests {
     }
 
     #[test]
+    fn a_topic_is_still_looked_up_after_the_stop_until_the_close() {
+        with_producer(|producer, stop| {
+            stop.trigger();
+            let outcome = start(producer, Acks::Leader).recv_timeout(Duration::from_secs(20));
+            outcome.expect("it does not wait for the close").expect("it is stored");
+        });
+    }
+
+    #[test]
     fn a_fatal_error_costs_one_append_and_leaves_the_other_levels_alone() {
-        with_producer(|producer| {
+        with_producer(|producer, _| {
             append(producer, Acks::All).expect("it is stored");
             append(producer, Acks::Leader).expect("it is stored");
             let native = producer.front.back.lane(Acks::All).current().expect("it was used");

@@ -8,6 +8,7 @@
 //! that never answers, where it waits instead. And a closing request that falls into a reconnect is lost, while the client would keep its
 //! session, and so its ephemeral nodes, alive for ever: closing is repeated until the client is known to be closed.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -134,6 +135,18 @@ impl Incarnation {
         deadline: Instant,
         work: impl FnOnce(&ZooKeeper) -> ZkResult<T> + Send + 'static,
     ) -> Outcome<T> {
+        match self.ask(deadline, work) {
+            Some(answer) => Self::await_answer(&answer, deadline),
+            None => Outcome::None("all calls before it are still waiting"),
+        }
+    }
+
+    /// Hands `work` to a thread; `None` if none had room by the deadline.
+    fn ask<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(&ZooKeeper) -> ZkResult<T> + Send + 'static,
+    ) -> Option<Receiver<(Instant, ZkResult<T>)>> {
         let (reply, answer) = bounded(1);
         let job = Box::new(move |client: &ZooKeeper| {
             let sent = Instant::now();
@@ -144,13 +157,47 @@ impl Incarnation {
                 let _ = reply.try_send((sent, outcome));
             }
         });
-        if self.jobs.send_deadline(job, deadline).is_err() {
-            return Outcome::None("all calls before it are still waiting");
-        }
+        self.jobs.send_deadline(job, deadline).is_ok().then_some(answer)
+    }
+
+    fn await_answer<T>(answer: &Receiver<(Instant, ZkResult<T>)>, deadline: Instant) -> Outcome<T> {
         match answer.recv_deadline(deadline) {
             Ok((sent, outcome)) => Outcome::Answered(sent, outcome),
             Err(RecvTimeoutError::Timeout) => Outcome::None("no answer in time"),
             Err(RecvTimeoutError::Disconnected) => Outcome::None("the call was given up"),
+        }
+    }
+
+    /// Runs `works` with as many at the same time as there are threads; each must be answered within `timeout` of the one before it.
+    /// The outcomes are in order; after the first without an answer there are no more.
+    pub(super) fn call_all<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        works: Vec<impl FnOnce(&ZooKeeper) -> ZkResult<T> + Send + 'static>,
+    ) -> Vec<Outcome<T>> {
+        let mut outcomes: VecDeque<Receiver<(Instant, ZkResult<T>)>> = VecDeque::new();
+        let mut works = works.into_iter();
+        let mut answered = Vec::with_capacity(works.len());
+        loop {
+            let deadline = Instant::now() + timeout;
+            while outcomes.len() < CALLERS
+                && let Some(work) = works.next()
+            {
+                match self.ask(deadline, work) {
+                    Some(answer) => outcomes.push_back(answer),
+                    None => {
+                        answered.push(Outcome::None("all calls before it are still waiting"));
+                        return answered;
+                    }
+                }
+            }
+            let Some(answer) = outcomes.pop_front() else { return answered };
+            let outcome = Self::await_answer(&answer, deadline);
+            let is_none = matches!(outcome, Outcome::None(_));
+            answered.push(outcome);
+            if is_none {
+                return answered;
+            }
         }
     }
 

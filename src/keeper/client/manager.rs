@@ -160,7 +160,7 @@ impl Manager {
         }
         if self.said.is_none_or(|said| said.elapsed() >= SAME_TROUBLE) {
             self.said = Some(Instant::now());
-            log::error!("no ZooKeeper can be reached, trying on: {trouble}");
+            log::warn!("no ZooKeeper can be reached, trying on: {trouble}");
         }
         self.client.lock().trouble = trouble;
     }

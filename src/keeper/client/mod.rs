@@ -101,21 +101,32 @@ impl Client {
         work: impl FnOnce(&ZooKeeper) -> ZkResult<T> + Send + 'static,
     ) -> Result<ZkResult<T>, KeeperError> {
         let deadline = Instant::now() + self.call_timeout();
+        let current = self.current()?;
+        self.judge(current.epoch, current.incarnation.call(deadline, work))
+    }
+
+    /// The client that is trusted now.
+    fn current(&self) -> Result<Current, KeeperError> {
         let current = {
             let state = self.lock();
             state.current.clone().ok_or_else(|| KeeperError::Unreachable(state.trouble.clone()))?
         };
-        if current.incarnation.is_lost() {
-            return Err(self.give_up(current.epoch, "the connection was lost".into()));
+        match current.incarnation.is_lost() {
+            true => Err(self.give_up(current.epoch, "the connection was lost".into())),
+            false => Ok(current),
         }
-        match current.incarnation.call(deadline, work) {
-            Outcome::Answered(sent, outcome) if is_answer(&outcome) => match self.note_good(current.epoch, sent) {
+    }
+
+    /// What an outcome of the client of `epoch` means for who asked, and for the client.
+    fn judge<T>(&self, epoch: Epoch, outcome: Outcome<T>) -> Result<ZkResult<T>, KeeperError> {
+        match outcome {
+            Outcome::Answered(sent, outcome) if is_answer(&outcome) => match self.note_good(epoch, sent) {
                 true => Ok(outcome),
                 false => Err(KeeperError::Unreachable("the session was given up meanwhile".into())),
             },
-            Outcome::Answered(_, Err(error)) => Err(self.give_up(current.epoch, format!("the client says {error:?}"))),
+            Outcome::Answered(_, Err(error)) => Err(self.give_up(epoch, format!("the client says {error:?}"))),
             Outcome::Answered(_, Ok(_)) => unreachable!("a good outcome is an answer"),
-            Outcome::None(reason) => Err(self.give_up(current.epoch, reason.into())),
+            Outcome::None(reason) => Err(self.give_up(epoch, reason.into())),
         }
     }
 
@@ -168,8 +179,16 @@ impl Client {
 
 /// Whether the server answered the question. Every other error leaves open what the client is worth.
 fn is_answer<T>(outcome: &ZkResult<T>) -> bool {
-    use ZkError::{BadVersion, NoNode, NodeExists, NotEmpty};
-    matches!(outcome, Ok(_) | Err(NoNode | NodeExists | BadVersion | NotEmpty))
+    use ZkError::{BadVersion, NoAuth, NoNode, NodeExists, NotEmpty};
+    matches!(outcome, Ok(_) | Err(NoNode | NodeExists | BadVersion | NotEmpty | NoAuth))
+}
+
+fn as_node(answer: ZkResult<(Vec<u8>, zookeeper::Stat)>, path: &str) -> Result<Option<Node>, KeeperError> {
+    match answer {
+        Ok((data, stat)) => Ok(Some(Node { data, version: stat.version, ephemeral_owner: stat.ephemeral_owner })),
+        Err(ZkError::NoNode) => Ok(None),
+        Err(error) => Err(about_node(error, path)),
+    }
 }
 
 fn about_node(error: ZkError, path: &str) -> KeeperError {
@@ -178,6 +197,7 @@ fn about_node(error: ZkError, path: &str) -> KeeperError {
         ZkError::NodeExists => KeeperError::NodeExists(path.to_owned()),
         ZkError::BadVersion => KeeperError::BadVersion(path.to_owned()),
         ZkError::NotEmpty => KeeperError::NotEmpty(path.to_owned()),
+        ZkError::NoAuth => KeeperError::Refused(path.to_owned()),
         other => KeeperError::Unreachable(format!("the client says {other:?}")),
     }
 }
@@ -190,11 +210,26 @@ impl Keeper for Client {
 
     fn read(&self, path: &str) -> Result<Option<Node>, KeeperError> {
         let full = self.full_path(path);
-        match self.call(move |client| client.get_data(&full, false))? {
-            Ok((data, stat)) => Ok(Some(Node { data, version: stat.version, ephemeral_owner: stat.ephemeral_owner })),
-            Err(ZkError::NoNode) => Ok(None),
-            Err(error) => Err(about_node(error, path)),
-        }
+        as_node(self.call(move |client| client.get_data(&full, false))?, path)
+    }
+
+    fn read_all(&self, paths: &[String]) -> Vec<Result<Option<Node>, KeeperError>> {
+        let current = match self.current() {
+            Ok(current) => current,
+            Err(error) => return vec![Err(error); paths.len()],
+        };
+        let read = |path: &String| {
+            let full = self.full_path(path);
+            move |client: &ZooKeeper| client.get_data(&full, false)
+        };
+        let outcomes = current.incarnation.call_all(self.call_timeout(), paths.iter().map(read).collect());
+        let judged = paths
+            .iter()
+            .zip(outcomes)
+            .map(|(path, outcome)| self.judge(current.epoch, outcome).and_then(|answer| as_node(answer, path)));
+        let mut nodes: Vec<_> = judged.collect();
+        nodes.resize(paths.len(), Err(KeeperError::Unreachable("an earlier question got no answer".into())));
+        nodes
     }
 
     fn create(&self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<(), KeeperError> {
@@ -270,6 +305,31 @@ impl Keeper for Client {
             current.incarnation.end(Duration::ZERO);
             if !current.incarnation.await_end(grace) {
                 log::warn!("ZooKeeper did not end the session in time; it ends by its timeout");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_node_is_no_trouble_of_the_session() {
+        let path = || "/a".to_owned();
+        for (error, said) in [
+            (ZkError::NoNode, Some(KeeperError::NoNode(path()))),
+            (ZkError::NodeExists, Some(KeeperError::NodeExists(path()))),
+            (ZkError::BadVersion, Some(KeeperError::BadVersion(path()))),
+            (ZkError::NotEmpty, Some(KeeperError::NotEmpty(path()))),
+            // Else one group with an access list would end the session of all modules again and again.
+            (ZkError::NoAuth, Some(KeeperError::Refused(path()))),
+            (ZkError::SessionExpired, None),
+            (ZkError::ConnectionLoss, None),
+        ] {
+            assert_eq!(is_answer::<()>(&Err(error)), said.is_some(), "{error:?}");
+            if let Some(said) = said {
+                assert_eq!(about_node(error, "/a"), said);
             }
         }
     }

@@ -30,7 +30,8 @@ pub struct Generation(pub u64);
 /// awaited, though `Lost` may still come first) or `Lost`, which ends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupEvent {
-    /// The partition is ours: read and push it; but where pushes of an earlier generation of it are still under way, wait for them first.
+    /// The partition is ours: read and push it. A push of an earlier generation may still be under way; what must not overtake it (the same key)
+    /// waits for it at its worker, nothing else does.
     Gained {
         /// Which.
         partition: PartitionId,

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, select};
-use log::{error, info, warn};
+use log::{info, warn};
 
 use super::claim::Claimant;
 use super::lease::KeeperFence;
@@ -143,7 +143,7 @@ impl ZookeeperGroup {
         self.settle()
     }
 
-    /// Stores and gives back what the dispatcher released.
+    /// Stores what cannot wait, and gives back what the dispatcher released.
     fn finish_released(&mut self) -> Round {
         self.store(true)?;
         self.give_back()
@@ -185,7 +185,8 @@ impl ZookeeperGroup {
                 return;
             }
         }
-        error!("group {}: {trouble}", self.config.group);
+        // It is tried again and again, so it is no more than a warning.
+        warn!("group {}: {trouble}", self.config.group);
         self.said_trouble = Some((trouble, Instant::now()));
     }
 }

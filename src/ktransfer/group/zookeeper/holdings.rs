@@ -101,12 +101,13 @@ impl ZookeeperGroup {
         }
     }
 
-    /// Stores what was committed; of `released` ones only, or of all.
-    pub(super) fn store(&mut self, released_only: bool) -> Round {
+    /// Stores what was committed: of all, or only what cannot wait, which is of partitions that are given back and of those that have
+    /// nothing stored yet (lost before that, they would begin elsewhere).
+    pub(super) fn store(&mut self, urgent_only: bool) -> Round {
         for partition in self.held.keys().copied().collect::<Vec<_>>() {
             let (Some(member), Some(held)) = (&self.member, self.held.get(&partition)) else { continue };
             let Some(next) = held.committed.filter(|next| held.stored != Some(*next)) else { continue };
-            if released_only && held.stage != Stage::GivingBack {
+            if urgent_only && held.stage != Stage::GivingBack && held.stored.is_some() {
                 continue;
             }
             match self.claimant(member).store(partition, next, held.version).map_err(words)? {

@@ -33,12 +33,12 @@ struct Running {
 
 impl Running {
     fn start(memory: &MemoryKeeper) -> Running {
+        Running::storing_every(memory, Duration::from_millis(50))
+    }
+
+    fn storing_every(memory: &MemoryKeeper, offset_update_interval: Duration) -> Running {
         let session = memory.session(SESSION);
-        let config = ZookeeperGroupConfig {
-            group: "g".into(),
-            topic: "t".into(),
-            offset_update_interval: Duration::from_millis(50),
-        };
+        let config = ZookeeperGroupConfig { group: "g".into(), topic: "t".into(), offset_update_interval };
         let group = Box::new(ZookeeperGroup::new(config, Arc::clone(&session) as SharedKeeper));
         let lease = group.lease();
         let (commands, mailbox) = mailbox();
@@ -112,6 +112,18 @@ fn one_member_takes_all_stores_and_leaves_nothing_behind_but_offsets() {
         let node = look.read(&paths::offset("g", "t", partition)).unwrap().unwrap();
         assert_eq!(String::from_utf8_lossy(&node.data), text, "partition {partition}");
     }
+}
+
+#[test]
+fn the_first_position_of_a_partition_does_not_wait_for_the_interval() {
+    let memory = MemoryKeeper::new();
+    topic_of(&*memory.session(SESSION), &[1]);
+    let one = Running::storing_every(&memory, 100 * PATIENCE);
+    let (generation, _) = one.gains(&[0])[&0];
+    // Until it is stored, a start from latest would begin behind what came meanwhile.
+    one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 50 });
+    one.wait_for_text("/consumers/g/offsets/t/0", "50");
+    one.leave();
 }
 
 #[test]
