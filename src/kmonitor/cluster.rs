@@ -17,9 +17,9 @@ use crate::keeper::{KeeperError, SharedKeeper};
 use crate::shutdown::Stop;
 
 use super::board::{Place, View};
-use super::delay::{LogEnd, ModuleDelay, Positions, join};
+use super::delay::{LogEnd, ModuleDelay, StoredByModule, join};
 use super::log_ends::{BrokerLogEnds, NewestOffsets};
-use super::positions::{GroupReader, ReadError};
+use super::stored_offsets::{GroupReader, ReadError};
 
 /// The pause after a reading that took longer than the interval, so that ZooKeeper has one too.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -121,21 +121,21 @@ impl Poller {
         let mut modules = Modules::new();
         while groups.peek().is_some() {
             let batch_ends = Instant::now() + LONGEST_BATCH.min(self.interval / 2);
-            let mut positions = Positions::new();
+            let mut by_module = StoredByModule::new();
             for group in groups.by_ref() {
-                positions.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
+                by_module.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
                 if batch_ends <= Instant::now() {
                     break;
                 }
             }
             let newest =
-                askable.as_ref().map_or_else(NewestOffsets::default, |hosts| self.log_ends.newest(hosts, &positions));
+                askable.as_ref().map_or_else(NewestOffsets::default, |hosts| self.log_ends.newest(hosts, &by_module));
             if newest.is_silence {
                 // Each further question of this reading would wait in vain as well.
                 askable = None;
             }
             let end_of = |partition: &_| newest.ends.get(partition).copied().unwrap_or(LogEnd::Unknown);
-            modules.extend(join(positions, end_of));
+            modules.extend(join(by_module, end_of));
             trouble = trouble.or(newest.trouble);
         }
         Ok((modules, trouble))
@@ -185,7 +185,7 @@ mod tests {
     use crate::keeper::memory::{MemoryKeeper, MemorySession};
     use crate::keeper::{Keeper, Lifetime};
     use crate::kmonitor::board::Board;
-    use crate::kmonitor::positions::tests::put;
+    use crate::kmonitor::stored_offsets::tests::put;
     use crate::metrics::Registry;
 
     struct Rig {

@@ -12,7 +12,7 @@ use crate::broker::{Offset, PartitionId, TopicPartition};
 pub type StoredOffsets = BTreeMap<TopicPartition, Option<Offset>>;
 
 /// All modules of one cluster by name, as ZooKeeper has them.
-pub type Positions = BTreeMap<Arc<str>, StoredOffsets>;
+pub type StoredByModule = BTreeMap<Arc<str>, StoredOffsets>;
 
 /// Where the log of a partition ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl PartitionDelay {
 }
 
 /// Joins what was read.
-pub fn join(positions: Positions, end_of: impl Fn(&TopicPartition) -> LogEnd) -> BTreeMap<Arc<str>, ModuleDelay> {
+pub fn join(by_module: StoredByModule, end_of: impl Fn(&TopicPartition) -> LogEnd) -> BTreeMap<Arc<str>, ModuleDelay> {
     let module = |stored: StoredOffsets| {
         let partitions: Vec<_> = stored
             .into_iter()
@@ -65,7 +65,7 @@ pub fn join(positions: Positions, end_of: impl Fn(&TopicPartition) -> LogEnd) ->
             .collect();
         ModuleDelay { by_number: by_number(&partitions), partitions }
     };
-    positions.into_iter().map(|(name, stored)| (name, module(stored))).collect()
+    by_module.into_iter().map(|(name, stored)| (name, module(stored))).collect()
 }
 
 /// The delays by the number of the partition alone, as `/delay` has them.
@@ -128,8 +128,8 @@ mod tests {
             (at("gone", 0), Some(9)),
             (at("gone", 5), Some(9)),
         ];
-        let positions = Positions::from([("m".into(), stored.into_iter().collect())]);
-        let modules = join(positions, ends);
+        let by_module = StoredByModule::from([("m".into(), stored.into_iter().collect())]);
+        let modules = join(by_module, ends);
         // 0: the sum of a and b; 1: b is unknown, so is the sum; 2: unknown; 5: only a partition that is gone.
         assert_eq!(modules["m"].by_number, BTreeMap::from([(0, 12)]));
         assert_eq!(modules["m"].partitions.len(), 7);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::broker::{LogEnds, MetadataError, PartitionId, TopicPartition};
 
-use super::delay::{LogEnd, Positions};
+use super::delay::{LogEnd, StoredByModule};
 
 /// Makes what asks the brokers at these addresses. An error is told in words and tried again later.
 pub type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
@@ -40,9 +40,9 @@ impl BrokerLogEnds {
         BrokerLogEnds { connect, connected: None }
     }
 
-    /// Asks the brokers at `hosts` for every partition in `positions`, each once.
-    pub fn newest(&mut self, hosts: &[String], positions: &Positions) -> NewestOffsets {
-        let wanted: BTreeSet<&TopicPartition> = positions.values().flat_map(BTreeMap::keys).collect();
+    /// Asks the brokers at `hosts` for every partition in `by_module`, each once.
+    pub fn newest(&mut self, hosts: &[String], by_module: &StoredByModule) -> NewestOffsets {
+        let wanted: BTreeSet<&TopicPartition> = by_module.values().flat_map(BTreeMap::keys).collect();
         let wanted: Vec<TopicPartition> = wanted.into_iter().cloned().collect();
         if wanted.is_empty() {
             return NewestOffsets::default();
@@ -139,12 +139,12 @@ mod tests {
         TopicPartition { topic: topic.into(), partition }
     }
 
-    fn positions(partitions: &[(&str, TopicPartition)]) -> Positions {
-        let mut positions = Positions::new();
+    fn by_module(partitions: &[(&str, TopicPartition)]) -> StoredByModule {
+        let mut by_module = StoredByModule::new();
         for (module, partition) in partitions {
-            positions.entry((*module).into()).or_default().insert(partition.clone(), Some(0));
+            by_module.entry((*module).into()).or_default().insert(partition.clone(), Some(0));
         }
-        positions
+        by_module
     }
 
     fn counted(broker: &MemoryBroker) -> (BrokerLogEnds, Arc<AtomicUsize>) {
@@ -164,7 +164,7 @@ mod tests {
         broker.put("t", 0, None, b"x");
         broker.set_broken(&at("t", 1), Some("no leader"));
         let (mut ends, _) = counted(&broker);
-        let wanted = positions(&[
+        let wanted = by_module(&[
             ("a", at("t", 0)),
             ("b", at("t", 0)),
             ("a", at("t", 1)),
@@ -181,10 +181,10 @@ mod tests {
         assert_eq!(newest.ends, expected);
         assert!(newest.trouble.unwrap().contains("no leader"));
         // A broker that knows no leader is not silent: what is asked next may well be answered.
-        let newest = ends.newest(&["b:1".into()], &positions(&[("a", at("t", 1))]));
+        let newest = ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 1))]));
         assert_eq!((newest.ends[&at("t", 1)], newest.is_silence), (LogEnd::Unknown, false));
         broker.set_reachable(false);
-        assert!(ends.newest(&["b:1".into()], &positions(&[("a", at("t", 1))])).is_silence);
+        assert!(ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 1))])).is_silence);
     }
 
     #[test]
@@ -192,7 +192,7 @@ mod tests {
         let broker = MemoryBroker::new();
         broker.create_topic("t", 1);
         let (mut ends, connections) = counted(&broker);
-        let wanted = positions(&[("a", at("t", 0))]);
+        let wanted = by_module(&[("a", at("t", 0))]);
         let mut ask = |hosts: &[&str]| {
             let newest = ends.newest(&hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>(), &wanted);
             (newest.ends[&at("t", 0)], connections.load(Ordering::Relaxed))
@@ -209,10 +209,10 @@ mod tests {
     #[test]
     fn what_cannot_connect_says_why_and_nothing_asked_needs_no_broker() {
         let mut ends = BrokerLogEnds::new(Box::new(|_| Err("no route".into())));
-        assert_eq!(ends.newest(&[], &Positions::new()), NewestOffsets::default());
-        let newest = ends.newest(&["b:1".into()], &positions(&[("a", at("t", 0))]));
+        assert_eq!(ends.newest(&[], &StoredByModule::new()), NewestOffsets::default());
+        let newest = ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 0))]));
         assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no route")));
-        let newest = ends.newest(&[], &positions(&[("a", at("t", 0))]));
+        let newest = ends.newest(&[], &by_module(&[("a", at("t", 0))]));
         assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no broker is there")));
     }
 }

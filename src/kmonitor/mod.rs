@@ -5,7 +5,7 @@
 //!  brokers ────newest offsets──▶ (one a cluster)                        (on the reader threads)
 //! ```
 //!
-//! Reading order: `delay` (pure), `positions` and `log_ends` (what is read), `cluster` (one poller), `board`, `report`, `handler`.
+//! Reading order: `delay` (pure), `stored_offsets` and `log_ends` (what is read), `cluster` (one poller), `board`, `report`, `handler`.
 //!
 //! Invariants: a delay that is not known is left out; a cluster's trouble stays its own; an answer waits for nobody.
 
@@ -15,8 +15,8 @@ pub mod config;
 pub mod delay;
 pub mod handler;
 pub mod log_ends;
-pub mod positions;
 pub mod report;
+pub mod stored_offsets;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -641,18 +641,9 @@ mod tests {
                 timestamp_ms: None,
             };
             Reading {
-                epoch: 1,
-                next: 0,
-                held: false,
                 ready: (0..count).map(message).collect(),
                 ready_bytes: (0..count).map(|offset| size_of_message(&message(offset))).sum(),
-                taken_in: 0,
-                leader: None,
-                is_fetching: false,
-                alone: false,
-                not_before: Instant::now(),
-                most_bytes: 0,
-                empty_answers: 0,
+                ..Reading::new(1, 0)
             }
         };
         let mut readings: Vec<_> = (0..10).map(|partition| full(partition, 1000)).collect();

@@ -22,7 +22,7 @@ fn modules<'a>(view: Option<&'a View>, only: Option<&'a str>) -> impl Iterator<I
 pub(super) mod tests {
     use super::*;
     use crate::broker::{Offset, TopicPartition};
-    use crate::kmonitor::delay::{LogEnd, Positions, StoredOffsets, join};
+    use crate::kmonitor::delay::{LogEnd, StoredByModule, StoredOffsets, join};
     use std::time::{Duration, Instant};
 
     /// A view with these modules: name, then partitions of one topic by number, with stored and newest offset.
@@ -33,8 +33,8 @@ pub(super) mod tests {
         };
         let mut joined = std::collections::BTreeMap::new();
         for (name, offsets) in modules {
-            let positions = Positions::from([((*name).into(), stored(offsets))]);
-            joined.extend(join(positions, |partition| offsets[usize::try_from(partition.partition).unwrap()].1));
+            let by_module = StoredByModule::from([((*name).into(), stored(offsets))]);
+            joined.extend(join(by_module, |partition| offsets[usize::try_from(partition.partition).unwrap()].1));
         }
         Arc::new(View::new(joined, Instant::now(), Duration::from_secs(60)))
     }

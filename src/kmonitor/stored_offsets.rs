@@ -123,7 +123,7 @@ pub(super) mod tests {
     use super::*;
     use crate::keeper::Lifetime;
     use crate::keeper::memory::MemoryKeeper;
-    use crate::kmonitor::delay::Positions;
+    use crate::kmonitor::delay::StoredByModule;
     use std::time::Duration;
 
     /// Writes a node and whatever is missing above it.
@@ -137,13 +137,13 @@ pub(super) mod tests {
         }
     }
 
-    fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<Positions, ReadError> {
+    fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<StoredByModule, ReadError> {
         let mut reader = GroupReader::new(keeper, stop);
-        let mut positions = Positions::new();
+        let mut by_module = StoredByModule::new();
         for group in reader.names()? {
-            positions.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
+            by_module.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
         }
-        Ok(positions)
+        Ok(by_module)
     }
 
     fn at(topic: &str, partition: i32) -> TopicPartition {
@@ -153,7 +153,7 @@ pub(super) mod tests {
     #[test]
     fn every_group_with_offsets_is_a_module() {
         let keeper = MemoryKeeper::new().session(Duration::from_secs(6));
-        assert_eq!(read(&*keeper, &Stop::new()).unwrap(), Positions::new());
+        assert_eq!(read(&*keeper, &Stop::new()).unwrap(), StoredByModule::new());
         put(&*keeper, "/consumers/m1/offsets/t/0", "12");
         put(&*keeper, "/consumers/m1/offsets/t/10", "0");
         put(&*keeper, "/consumers/m1/offsets/u/0", " 7\n");
@@ -163,13 +163,13 @@ pub(super) mod tests {
         put(&*keeper, "/consumers/m2/offsets/t/1", "");
         put(&*keeper, "/consumers/empty/offsets", "");
         put(&*keeper, "/consumers/never/ids", "");
-        let positions = read(&*keeper, &Stop::new()).unwrap();
-        let expected = Positions::from([
+        let by_module = read(&*keeper, &Stop::new()).unwrap();
+        let expected = StoredByModule::from([
             ("m1".into(), StoredOffsets::from([(at("t", 0), Some(12)), (at("t", 10), Some(0)), (at("u", 0), Some(7))])),
             ("m2".into(), StoredOffsets::from([(at("t", 0), None), (at("t", 1), None)])),
             ("empty".into(), StoredOffsets::new()),
         ]);
-        assert_eq!(positions, expected);
+        assert_eq!(by_module, expected);
     }
 
     #[test]
@@ -181,7 +181,7 @@ pub(super) mod tests {
         }
         tree.refuse("/consumers/a/offsets");
         tree.refuse("/consumers/b/offsets/t/0");
-        let expected = Positions::from([("c".into(), StoredOffsets::from([(at("t", 0), Some(1))]))]);
+        let expected = StoredByModule::from([("c".into(), StoredOffsets::from([(at("t", 0), Some(1))]))]);
         assert_eq!(read(&*keeper, &Stop::new()).unwrap(), expected);
     }
 
