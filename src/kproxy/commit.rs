@@ -12,7 +12,7 @@ use log::{Level, info};
 
 use super::answer::{Failure, stored};
 use super::lanes::Lanes;
-use super::meters::{Meters, Topic};
+use super::metrics::{Metrics, Topic};
 use super::query::{Query, parse};
 use crate::admin::Admin;
 use crate::broker::{Acks, AppendResult, Completion, Record};
@@ -26,7 +26,7 @@ const LOGGED_QUERY: usize = 300;
 pub(super) struct Commits {
     pub(super) lanes: Lanes<Commit>,
     pub(super) admin: Admin,
-    pub(super) meters: Arc<Meters>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) max_commits: usize,
     pub(super) max_message_bytes: usize,
@@ -41,7 +41,7 @@ pub(super) struct Commit {
     bytes: usize,
     peer: Option<SocketAddr>,
     started: Instant,
-    meters: Arc<Meters>,
+    metrics: Arc<Metrics>,
     place: Place,
     /// The message's bytes within the budget.
     lease: Lease,
@@ -77,7 +77,7 @@ impl Commits {
     }
 
     fn refuse(&self, head: &Head, failure: &Failure) -> Response {
-        self.meters.refused(failure.status);
+        self.metrics.refused(failure.status);
         let query = shown(head.query.as_deref().unwrap_or_default());
         log_limited!(
             Level::Warn,
@@ -124,7 +124,7 @@ impl Handler for Commits {
                 return Err(Failure::bad("empty_body", "the body is the message and must not be empty"));
             }
             let place = self.take_place()?;
-            Ok((self.meters.topic(&query.topic), query.key.map(|key| key.into_owned()), query.acks, place))
+            Ok((self.metrics.topic(&query.topic), query.key.map(|key| key.into_owned()), query.acks, place))
         });
         let (topic, key, acks, place) = match prepared {
             Ok(prepared) => prepared,
@@ -147,7 +147,7 @@ impl Handler for Commits {
             bytes,
             peer: head.peer,
             started,
-            meters: Arc::clone(&self.meters),
+            metrics: Arc::clone(&self.metrics),
             place,
             lease,
         };
@@ -162,7 +162,7 @@ impl Handler for Commits {
 
 impl Completion for Commit {
     fn complete(self, outcome: AppendResult) {
-        let Commit { reply, topic, acks, query, bytes, peer, started, meters, place, lease } = self;
+        let Commit { reply, topic, acks, query, bytes, peer, started, metrics, place, lease } = self;
         // Before the answer: who gets it may send the next request at once.
         drop((place, lease));
         let took = started.elapsed();
@@ -170,7 +170,7 @@ impl Completion for Commit {
         match outcome {
             Ok(appended) => {
                 reply.send(stored(&topic.name, appended));
-                meters.stored(&topic, acks, took);
+                metrics.stored(&topic, acks, took);
                 let (partition, offset) = (appended.partition, appended.offset.unwrap_or(-1));
                 info!(
                     "commit {query} stored partition={partition} offset={offset} bytes={bytes} cost_us={cost} peer={peer}"
@@ -179,7 +179,7 @@ impl Completion for Commit {
             Err(error) => {
                 let failure = Failure::of_append(&error);
                 reply.send(failure.response());
-                meters.not_stored(&topic, acks, failure.status, took);
+                metrics.not_stored(&topic, acks, failure.status, took);
                 log_limited!(
                     Level::Warn,
                     "commit {query} failed status={} error={} stored={:?} bytes={bytes} cost_us={cost} peer={peer}: {}",
@@ -233,7 +233,7 @@ mod tests {
         let commits = Commits {
             lanes: Lanes::new(vec![Arc::new(broker.producer())]),
             admin: Admin::new(registry.clone(), Health::new()),
-            meters: Arc::new(Meters::new(&registry)),
+            metrics: Arc::new(Metrics::new(&registry)),
             in_flight: Arc::default(),
             max_commits: 2,
             max_message_bytes: 100,

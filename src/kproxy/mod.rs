@@ -6,7 +6,7 @@
 //!  clients ───────┘        watch: reachability and levels for /readyz and /metrics, once a second
 //! ```
 //!
-//! Reading order: `query` and `answer` (pure), `commit` (between HTTP and Kafka), `lanes`, `meters`, `config`; here the
+//! Reading order: `query` and `answer` (pure), `commit` (between HTTP and Kafka), `lanes`, `metrics`, `config`; here the
 //! parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
 //!
 //! Bounds: connections `max_connections` (more: 503), bodies `max_in_flight_bytes` (more: 503), commits `req_pool_size`
@@ -16,7 +16,7 @@ mod answer;
 mod commit;
 pub mod config;
 mod lanes;
-mod meters;
+mod metrics;
 mod query;
 
 use std::path::Path;
@@ -38,7 +38,7 @@ use crate::supervise::Supervisor;
 use commit::{Commit, Commits};
 use config::Config;
 use lanes::Lanes;
-use meters::Meters;
+use metrics::Metrics;
 
 /// Bound of a question to a broker and of connecting to one.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,7 +59,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     check_file_limit(&config);
     let (registry, health) = (Registry::new(), Health::new());
     let admin = Admin::new(registry.clone(), health.clone());
-    let meters = Arc::new(Meters::new(&registry));
+    let metrics = Arc::new(Metrics::new(&registry));
     let in_flight = Arc::new(AtomicUsize::new(0));
     let budget = ByteBudget::new(config.max_in_flight_bytes.get());
 
@@ -67,7 +67,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let commits = Arc::new(Commits {
         lanes: producers(&config, supervisor)?,
         admin: admin.clone(),
-        meters: Arc::clone(&meters),
+        metrics: Arc::clone(&metrics),
         in_flight: Arc::clone(&in_flight),
         max_commits: config.max_commits.get(),
         max_message_bytes: config.max_message_bytes.get(),
@@ -79,10 +79,11 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         max_connections: config.max_connections.get(),
         body_budget: Some(budget.clone()),
     };
-    let metrics = ServerMetrics::new(&registry);
+    let server_metrics = ServerMetrics::new(&registry);
     let start = |name, key, listen, readers, limits, handler: Arc<dyn Handler>| {
-        let server = Server::start(ServerConfig { listen, name, readers, limits }, handler, supervisor, &metrics)
-            .map_err(|cause| format!("{key}: cannot listen on {listen}: {cause}"))?;
+        let server =
+            Server::start(ServerConfig { listen, name, readers, limits }, handler, supervisor, &server_metrics)
+                .map_err(|cause| format!("{key}: cannot listen on {listen}: {cause}"))?;
         info!("{key}: listening on {}", server.local_addr());
         Ok::<Server, String>(server)
     };
@@ -93,7 +94,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let server =
         start("http", "port", config.listen, config.http_threads.get(), limits, Arc::<Commits>::clone(&commits))?;
 
-    let watch = Watch { commits: Arc::clone(&commits), broker: health.component("broker"), in_flight, budget, meters };
+    let watch = Watch { commits: Arc::clone(&commits), broker: health.component("broker"), in_flight, budget, metrics };
     let stop = supervisor.stop().clone();
     supervisor.spawn("watch", move || watch.run(&stop));
 
@@ -154,7 +155,7 @@ struct Watch {
     broker: Component,
     in_flight: Arc<AtomicUsize>,
     budget: ByteBudget,
-    meters: Arc<Meters>,
+    metrics: Arc<Metrics>,
 }
 
 impl Watch {
@@ -162,8 +163,8 @@ impl Watch {
         loop {
             self.broker.set(self.commits.lanes.reachable());
             let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-            self.meters.in_flight.set(gauge(self.in_flight.load(Ordering::Relaxed)));
-            self.meters.in_flight_bytes.set(gauge(self.budget.used()));
+            self.metrics.in_flight.set(gauge(self.in_flight.load(Ordering::Relaxed)));
+            self.metrics.in_flight_bytes.set(gauge(self.budget.used()));
             if !stop.sleep(WATCH_INTERVAL) {
                 return;
             }

@@ -19,7 +19,7 @@ const OTHER_TOPICS: &str = "other";
 const LEVELS: [Acks; 3] = [Acks::None, Acks::Leader, Acks::All];
 
 /// The metrics of kproxy.
-pub(super) struct Meters {
+pub(super) struct Metrics {
     commits: IntCounterVec,
     seconds: [Histogram; 3],
     pub(super) in_flight: IntGauge,
@@ -35,7 +35,7 @@ pub(super) struct Topic {
     stored: Option<Arc<[IntCounter; 3]>>,
 }
 
-impl Meters {
+impl Metrics {
     /// Registers them.
     pub(super) fn new(registry: &Registry) -> Self {
         let seconds: HistogramVec = registry.histogram(
@@ -45,7 +45,7 @@ impl Meters {
             SECONDS_BUCKETS,
         );
         let gauge = |name, help| registry.gauge(name, help, &[]).with_label_values::<&str>(&[]);
-        Meters {
+        Metrics {
             commits: registry.counter(
                 "kproxy_commits_total",
                 "Commits answered, by status; topics nothing was stored in are other.",
@@ -122,15 +122,15 @@ mod tests {
     #[test]
     fn only_topics_that_stored_something_get_a_label_and_not_too_many() {
         let registry = Registry::new();
-        let meters = Meters::new(&registry);
-        meters.not_stored(&meters.topic("made-up"), Acks::Leader, 404, Duration::ZERO);
+        let metrics = Metrics::new(&registry);
+        metrics.not_stored(&metrics.topic("made-up"), Acks::Leader, 404, Duration::ZERO);
         for number in 0..=MAX_TOPICS {
             for _ in 0..2 {
-                meters.stored(&meters.topic(&format!("t{number}")), Acks::All, Duration::ZERO);
+                metrics.stored(&metrics.topic(&format!("t{number}")), Acks::All, Duration::ZERO);
             }
         }
-        meters.not_stored(&meters.topic("t0"), Acks::None, 504, Duration::ZERO);
-        meters.refused(400);
+        metrics.not_stored(&metrics.topic("t0"), Acks::None, 504, Duration::ZERO);
+        metrics.refused(400);
         let text = String::from_utf8(registry.render()).unwrap();
         for line in [
             "kproxy_commits_total{acks=\"1\",code=\"404\",topic=\"other\"} 1",
