@@ -163,12 +163,26 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends a signal, unless the process has ended.
+    /// Sends a signal, unless the process has ended. After SIGSTOP it returns when every thread stands still, which each does
+    /// in its own time.
     pub(crate) fn signal(&mut self, signal: libc::c_int) {
         if self.ended().is_none() {
             // SAFETY: a plain system call; the child has not been waited for, so the pid is still its own.
             unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+            if signal == libc::SIGSTOP {
+                let stopped = poll(Duration::from_secs(10), || self.stands_still().then_some(()));
+                assert!(stopped.is_some(), "{} (pid {}) does not stop", self.name, self.pid());
+            }
         }
+    }
+
+    /// Whether all its threads are stopped (proc(5), the state in `stat`).
+    fn stands_still(&self) -> bool {
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return false };
+        threads.flatten().all(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|after_name| after_name.trim_start().starts_with('T'))
+        })
     }
 
     /// How it ended, if it has.
