@@ -554,7 +554,8 @@ fn a_broker_dies_comes_back_and_hangs(kind: Kind) {
             }
         }
         eprintln!("acks {acks:?}: {confirmed} confirmed, {lost} not, over a kill -9 and restart");
-        assert!(confirmed > 200);
+        // What was under way at the kill may have lost its confirmation; what was stored after it has not.
+        assert!(confirmed > 100);
     }
 
     // The broker hangs: connections stay open, nothing answers.
