@@ -20,7 +20,7 @@ pub mod stored_offsets;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::info;
 use prometheus::{HistogramVec, IntCounterVec};
@@ -71,9 +71,10 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     }
 
     supervisor.stop().wait();
-    // The pollers end by themselves; answers that are under way are still given.
+    // The pollers end by themselves; answers that are under way are still given, by both servers within the one grace.
+    let deadline = Instant::now() + config.shutdown_grace;
     for server in &servers {
-        server.drain(config.shutdown_grace);
+        server.drain(deadline.saturating_duration_since(Instant::now()));
         server.close();
     }
     Ok(())
