@@ -47,7 +47,7 @@ check: build-tools
 
 # Crates that compile C, or find C compiled by somebody else. `CC` is the second proof: a build script that called a compiler
 # after all would fail. (rustc links with `cc` all the same.)
-C_BUILDERS := cc cmake pkg-config vcpkg autotools bindgen openssl-sys rdkafka-sys libz-sys zstd-sys
+C_BUILDERS := cc cmake pkg-config vcpkg autotools bindgen curl-sys openssl-sys rdkafka-sys libz-sys ring zstd-sys
 PURE := --locked --no-default-features
 PURE_RELEASE := --release --target-dir $(TARGET)/pure
 

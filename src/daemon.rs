@@ -27,6 +27,7 @@ use signal_hook::iterator::Signals;
 
 use crate::config::{Problems, Section};
 use crate::logging::{self, LogConfig, to_stderr};
+use crate::reload::Reloads;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor, panic_text};
 
@@ -176,10 +177,10 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
     // The threads of the process outlive those of the daemon, to watch them end.
     let process = Supervisor::new("process", Stop::new());
     let daemon = Supervisor::new(name, process.stop().child());
-    let stop = daemon.stop().clone();
+    let (stop, reloads) = (daemon.stop().clone(), daemon.reloads().clone());
     process.spawn_task("signals", move || {
         take_signals_here(true);
-        watch_signals(signals, &stop);
+        watch_signals(signals, &stop, &reloads);
     });
     let stop = daemon.stop().clone();
     process.spawn_task("watchdog", move || {
@@ -241,12 +242,13 @@ fn serve<C>(daemon: &Supervisor, grace: Duration, config: C, run: fn(C, &Supervi
     }
 }
 
-fn watch_signals(mut signals: Signals, stop: &Stop) {
+fn watch_signals(mut signals: Signals, stop: &Stop, reloads: &Reloads) {
     for signal in signals.forever() {
         match signal {
             SIGHUP => {
                 logging::reopen();
                 info!("SIGHUP: the log files were opened anew");
+                reloads.run();
             }
             _ if stop.is_triggered() => {
                 warn!("a second signal ({signal}): stopping at once");

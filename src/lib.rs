@@ -46,7 +46,7 @@
 //! # Reading order
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`], [`metrics`] →
-//! [`config`], [`logging`], [`supervise`], [`shutdown`].
+//! [`config`], [`logging`], [`reload`], [`supervise`], [`shutdown`].
 
 pub mod daemon;
 
@@ -62,6 +62,7 @@ pub mod metrics;
 
 pub mod config;
 pub mod logging;
+pub mod reload;
 pub mod shutdown;
 pub mod supervise;
 

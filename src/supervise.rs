@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use log::error;
 
+use crate::reload::Reloads;
 use crate::shutdown::Stop;
 
 /// A group of threads with one stop.
@@ -25,6 +26,7 @@ pub struct Supervisor {
 struct Group {
     name: String,
     stop: Stop,
+    reloads: Reloads,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -61,13 +63,24 @@ pub enum Ended {
 impl Supervisor {
     /// An empty group; `stop` ends it.
     pub fn new(name: impl Into<String>, stop: Stop) -> Self {
-        let group = Group { name: name.into(), stop, state: Mutex::default(), changed: Condvar::new() };
+        let group = Group {
+            name: name.into(),
+            stop,
+            reloads: Reloads::default(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
         Supervisor { group: Arc::new(group) }
     }
 
     /// What stops this group.
     pub fn stop(&self) -> &Stop {
         &self.group.stop
+    }
+
+    /// What SIGHUP makes the group's parts read anew; a daemon's own group is asked.
+    pub fn reloads(&self) -> &Reloads {
+        &self.group.reloads
     }
 
     /// The name of the group, for log lines.
