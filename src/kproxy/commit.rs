@@ -3,6 +3,7 @@
 //! The connection travels with the message ([`Commit`] carries the [`Reply`]); whichever thread learns the outcome
 //! answers. Bounds: `req_pool_size` commits and `max_in_flight_bytes`; beyond them a client is told 503 at once.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,10 +14,10 @@ use log::{Level, info};
 use super::answer::{Failure, stored};
 use super::lanes::Lanes;
 use super::metrics::{Metrics, Topic};
-use super::query::{Query, parse};
+use super::query::parse;
 use crate::admin::Admin;
 use crate::broker::{Acks, AppendResult, Completion, Record};
-use crate::http::{Admission, Handler, Head, Lease, Reply, Request, Response};
+use crate::http::{Admission, Handler, Head, Lease, Notes, Reply, Request, Response};
 use crate::log_limited;
 
 /// Longest part of a query in a log line.
@@ -30,6 +31,24 @@ pub(super) struct Commits {
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) max_commits: usize,
     pub(super) max_message_bytes: usize,
+}
+
+/// What can be asked for by POST, by path. Everything else is the endpoints of operations', or 404.
+const WAYS: [(&str, Way); 1] = [("/commit", Way::One)];
+
+/// How messages come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The body is one message.
+    One,
+}
+
+/// What the head of an admitted request says; the message follows in its body.
+struct CommitNotes {
+    way: Way,
+    topic: Topic,
+    key: Option<Vec<u8>>,
+    acks: Acks,
 }
 
 /// A message on its way to Kafka, with whoever waits for the outcome.
@@ -67,69 +86,35 @@ impl Commits {
         Failure::overloaded(format!("{} commits are in flight, which is req_pool_size", self.max_commits))
     }
 
-    /// What can be told from the head alone.
-    fn check<'a>(&self, head: &'a Head) -> Result<Query<'a>, Failure> {
+    /// Everything that a head alone can be refused for, before a byte of the body is read.
+    fn check(&self, way: Way, head: &Head) -> Result<CommitNotes, Failure> {
+        // First who is asking,
         let query = parse(head.query.as_deref().unwrap_or_default())?;
-        if self.in_flight.load(Ordering::Relaxed) >= self.max_commits {
-            return Err(self.pool_is_full());
-        }
-        Ok(query)
+        // then whether they may do that, and how often, and at last whether there is room.
+        self.has_room()?;
+        Ok(CommitNotes {
+            way,
+            topic: self.metrics.topic(&query.topic),
+            key: query.key.map(Cow::into_owned),
+            acks: query.acks,
+        })
     }
 
-    fn refuse(&self, head: &Head, failure: &Failure) -> Response {
-        self.metrics.refused(failure.status);
-        let query = shown(head.query.as_deref().unwrap_or_default());
-        log_limited!(
-            Level::Warn,
-            "{} {} {query} refused status={} error={} peer={}: {}",
-            shown(&head.method),
-            shown(&head.path),
-            failure.status,
-            failure.code,
-            Peer(head.peer),
-            failure.message
-        );
-        failure.response()
-    }
-}
-
-impl Handler for Commits {
-    fn admit(&self, head: &Head) -> Admission {
-        if head.path != "/commit" {
-            if let Some(response) = self.admin.answer(head) {
-                return Admission::Refuse(response);
-            }
-            return Admission::Refuse(match &*head.method {
-                "OPTIONS" if head.path == "*" => {
-                    Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS")
-                }
-                _ => self.refuse(head, &Failure::unknown_path()),
-            });
-        }
-        match &*head.method {
-            "POST" => match self.check(head) {
-                Ok(_) => Admission::Read { most: self.max_message_bytes },
-                Err(failure) => Admission::Refuse(self.refuse(head, &failure)),
-            },
-            "OPTIONS" => Admission::Refuse(Response::new(200, "", "").with_header("Allow", "POST, OPTIONS")),
-            _ => Admission::Refuse(self.refuse(head, &Failure::not_post())),
-        }
+    /// Spares a client from sending a body in vain; the place itself is taken when the body is there.
+    fn has_room(&self) -> Result<(), Failure> {
+        let is_full = self.in_flight.load(Ordering::Relaxed) >= self.max_commits;
+        if is_full { Err(self.pool_is_full()) } else { Ok(()) }
     }
 
-    fn handle(&self, request: Request, reply: Reply) {
+    /// Hands the body of a request to the broker as one message.
+    fn commit(&self, notes: CommitNotes, request: Request, reply: Reply) {
         let started = Instant::now();
-        let Request { mut head, body, lease } = request;
-        let prepared = self.check(&head).and_then(|query| {
-            if body.is_empty() {
-                return Err(Failure::bad("empty_body", "the body is the message and must not be empty"));
-            }
-            let place = self.take_place()?;
-            Ok((self.metrics.topic(&query.topic), query.key.map(|key| key.into_owned()), query.acks, place))
-        });
-        let (topic, key, acks, place) = match prepared {
-            Ok(prepared) => prepared,
+        let Request { mut head, body, lease, .. } = request;
+        let place = match self.take_place_for(&body) {
+            Ok(place) => place,
             Err(failure) => return reply.send(self.refuse(&head, &failure)),
         };
+        let CommitNotes { topic, key, acks, .. } = notes;
         let bytes = body.len();
         let record = Record {
             topic: Arc::clone(&topic.name),
@@ -152,6 +137,68 @@ impl Handler for Commits {
             lease,
         };
         self.lanes.append(record, acks, commit);
+    }
+
+    fn take_place_for(&self, body: &[u8]) -> Result<Place, Failure> {
+        if body.is_empty() {
+            return Err(Failure::bad("empty_body", "the body is the message and must not be empty"));
+        }
+        self.take_place()
+    }
+
+    /// What is not one of the [`WAYS`].
+    fn elsewhere(&self, head: &Head) -> Response {
+        if let Some(response) = self.admin.answer(head) {
+            return response;
+        }
+        match &*head.method {
+            "OPTIONS" if head.path == "*" => {
+                Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS")
+            }
+            _ => self.refuse(head, &Failure::unknown_path()),
+        }
+    }
+
+    fn refuse(&self, head: &Head, failure: &Failure) -> Response {
+        self.metrics.refused(failure.status);
+        let query = shown(head.query.as_deref().unwrap_or_default());
+        log_limited!(
+            Level::Warn,
+            "{} {} {query} refused status={} error={} peer={}: {}",
+            shown(&head.method),
+            shown(&head.path),
+            failure.status,
+            failure.code,
+            Peer(head.peer),
+            failure.message
+        );
+        failure.response()
+    }
+}
+
+impl Handler for Commits {
+    fn admit(&self, head: &Head) -> Admission {
+        let Some((_, way)) = WAYS.iter().find(|(path, _)| *path == head.path) else {
+            return Admission::Refuse(self.elsewhere(head));
+        };
+        match &*head.method {
+            "POST" => match self.check(*way, head) {
+                Ok(notes) => Admission::Read { most: self.max_message_bytes, notes: Notes::of(notes) },
+                Err(failure) => Admission::Refuse(self.refuse(head, &failure)),
+            },
+            "OPTIONS" => Admission::Refuse(Response::new(200, "", "").with_header("Allow", "POST, OPTIONS")),
+            _ => Admission::Refuse(self.refuse(head, &Failure::not_post())),
+        }
+    }
+
+    fn handle(&self, mut request: Request, reply: Reply) {
+        let Some(notes) = request.notes.take::<CommitNotes>() else {
+            let failure = Failure::of_server(500, "a request came without having been admitted");
+            return reply.send(self.refuse(&request.head, &failure));
+        };
+        match notes.way {
+            Way::One => self.commit(*notes, request, reply),
+        }
     }
 
     fn refusal(&self, status: u16, reason: &str) -> Response {
@@ -218,7 +265,6 @@ mod tests {
     use crate::broker::{AppendFailure, Message, Stored};
     use crate::http::ByteBudget;
     use crate::metrics::Registry;
-    use std::borrow::Cow;
     use std::sync::mpsc;
 
     struct Fixture {
@@ -255,9 +301,9 @@ mod tests {
             let head = Self::head(method, target);
             match self.commits.admit(&head) {
                 Admission::Refuse(response) => deliver(response),
-                Admission::Read { most } => {
+                Admission::Read { most, notes } => {
                     assert!(body.len() <= most);
-                    let request = Request { head, body: body.to_vec(), lease: Lease::default() };
+                    let request = Request { head, body: body.to_vec(), notes, lease: Lease::default() };
                     self.commits.handle(request, Reply::to(deliver));
                 }
             }
@@ -361,7 +407,9 @@ mod tests {
             let reply = Reply::to(move |response| {
                 sender.send((response.status, in_flight.load(Ordering::Relaxed), seen.used())).unwrap();
             });
-            let request = Request { head: Fixture::head("POST", target), body: b"x".to_vec(), lease };
+            let head = Fixture::head("POST", target);
+            let Admission::Read { notes, .. } = fixture.commits.admit(&head) else { panic!("it is admitted") };
+            let request = Request { head, body: b"x".to_vec(), notes, lease };
             fixture.commits.handle(request, reply);
             assert_eq!(answers.try_recv().unwrap(), (status, 0, 0));
         }
