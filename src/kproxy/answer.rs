@@ -44,6 +44,11 @@ impl Failure {
         Self::new(405, "not_post", "messages are posted", false)
     }
 
+    /// 400: the same request would do with the other engine.
+    pub(super) fn unsupported() -> Self {
+        Self::bad("unsupported", "record headers and timestamps need kafka_client: librdkafka")
+    }
+
     /// 503: a bound is reached; `message` names the setting.
     pub(super) fn overloaded(message: impl Into<String>) -> Self {
         Self::new(503, "overloaded", message, true)

@@ -12,11 +12,12 @@ use std::time::Instant;
 use log::{Level, info};
 
 use super::answer::{Failure, stored};
+use super::headers;
 use super::lanes::Lanes;
 use super::metrics::{Metrics, Topic};
 use super::query::parse;
 use crate::admin::Admin;
-use crate::broker::{Acks, AppendResult, Completion, Record};
+use crate::broker::{Acks, AppendResult, Completion, Header, PartitionId, Record};
 use crate::http::{Admission, Handler, Head, Lease, Notes, Reply, Request, Response};
 use crate::log_limited;
 
@@ -31,6 +32,8 @@ pub(super) struct Commits {
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) max_commits: usize,
     pub(super) max_message_bytes: usize,
+    /// What the engine can carry.
+    pub(super) has_headers_and_timestamps: bool,
 }
 
 /// What can be asked for by POST, by path. Everything else is the endpoints of operations', or 404.
@@ -49,6 +52,9 @@ struct CommitNotes {
     topic: Topic,
     key: Option<Vec<u8>>,
     acks: Acks,
+    partition: Option<PartitionId>,
+    timestamp_ms: Option<i64>,
+    headers: Vec<Header>,
 }
 
 /// A message on its way to Kafka, with whoever waits for the outcome.
@@ -90,14 +96,35 @@ impl Commits {
     fn check(&self, way: Way, head: &Head) -> Result<CommitNotes, Failure> {
         // First who is asking,
         let query = parse(head.query.as_deref().unwrap_or_default())?;
-        // then whether they may do that, and how often, and at last whether there is room.
+        // then whether they may do that, and how often, and at last whether it can be done.
+        let headers = self.record_headers(head)?;
+        if query.timestamp_ms.is_some() && !self.has_headers_and_timestamps {
+            return Err(Failure::unsupported());
+        }
         self.has_room()?;
         Ok(CommitNotes {
             way,
             topic: self.metrics.topic(&query.topic),
             key: query.key.map(Cow::into_owned),
             acks: query.acks,
+            partition: query.partition,
+            timestamp_ms: query.timestamp_ms,
+            headers,
         })
+    }
+
+    fn record_headers(&self, head: &Head) -> Result<Vec<Header>, Failure> {
+        if !headers::are_there(&head.headers) {
+            return Ok(Vec::new());
+        }
+        let mut chosen = headers::chosen(&head.headers)?;
+        if self.has_headers_and_timestamps {
+            headers::add_trace(&mut chosen, &headers::trace_context(&head.headers));
+        } else if !chosen.is_empty() {
+            // A trace alone is no reason: many clients send it without having been told to.
+            return Err(Failure::unsupported());
+        }
+        Ok(chosen)
     }
 
     /// Spares a client from sending a body in vain; the place itself is taken when the body is there.
@@ -114,16 +141,9 @@ impl Commits {
             Ok(place) => place,
             Err(failure) => return reply.send(self.refuse(&head, &failure)),
         };
-        let CommitNotes { topic, key, acks, .. } = notes;
+        let CommitNotes { topic, key, acks, partition, timestamp_ms, headers, .. } = notes;
         let bytes = body.len();
-        let record = Record {
-            topic: Arc::clone(&topic.name),
-            partition: None,
-            key,
-            value: body,
-            headers: Vec::new(),
-            timestamp_ms: None,
-        };
+        let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
         let commit = Commit {
             reply,
             topic,
@@ -283,6 +303,7 @@ mod tests {
             in_flight: Arc::default(),
             max_commits: 2,
             max_message_bytes: 100,
+            has_headers_and_timestamps: true,
         };
         Fixture { commits, broker, registry }
     }
@@ -296,9 +317,20 @@ mod tests {
 
         /// What the server would do; `None` while the answer is still to come.
         fn request(&self, method: &'static str, target: &str, body: &[u8]) -> mpsc::Receiver<Response> {
+            self.request_with(method, target, &[], body)
+        }
+
+        fn request_with(
+            &self,
+            method: &'static str,
+            target: &str,
+            fields: &[(&str, &str)],
+            body: &[u8],
+        ) -> mpsc::Receiver<Response> {
             let (sender, answers) = mpsc::channel();
             let deliver = move |response| sender.send(response).unwrap();
-            let head = Self::head(method, target);
+            let mut head = Self::head(method, target);
+            fields.iter().for_each(|(name, value)| head.headers.push(name, value.as_bytes()));
             match self.commits.admit(&head) {
                 Admission::Refuse(response) => deliver(response),
                 Admission::Read { most, notes } => {
@@ -340,12 +372,42 @@ mod tests {
     }
 
     #[test]
+    fn partition_timestamp_and_headers_go_into_the_record() {
+        let mut fixture = fixture();
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let fields = [("X-Kafka-Header-Tenant", "blue"), ("Traceparent", parent)];
+        let target = "/commit?topic=t&partition=2&timestamp=1700000000123";
+        let answers = fixture.request_with("POST", target, &fields, b"x");
+        assert_eq!(answers.try_recv().unwrap().body, br#"{"topic":"t","partition":2,"offset":0}"#);
+        let [message] = &fixture.broker.messages("t", 2)[..] else { panic!("one message") };
+        let headers: Vec<_> = message.headers.iter().map(|header| (&*header.name, header.value.as_deref())).collect();
+        let expected = [("tenant", Some(&b"blue"[..])), ("traceparent", Some(parent.as_bytes()))];
+        assert_eq!((&headers[..], message.timestamp_ms), (&expected[..], Some(1_700_000_000_123)));
+
+        let (status, body) = fixture.answer("POST", "/commit?topic=t&partition=4", b"x");
+        assert!(status == 404 && body.contains("unknown_partition"), "{body}");
+
+        fixture.commits.has_headers_and_timestamps = false;
+        for (target, fields) in [("/commit?topic=t&timestamp=1", &fields[1..]), ("/commit?topic=t", &fields[..])] {
+            let response = fixture.request_with("POST", target, fields, b"x").try_recv().unwrap();
+            let body = String::from_utf8(response.body).unwrap();
+            assert!(response.status == 400 && body.contains("unsupported"), "{body}");
+        }
+        let answers = fixture.request_with("POST", "/commit?topic=t&partition=3", &fields[1..], b"x");
+        assert_eq!(answers.try_recv().unwrap().status, 200, "a trace nobody asked for is left out");
+        assert_eq!(fixture.broker.messages("t", 3)[0].headers, []);
+        assert_eq!(fixture.messages().len(), 2);
+    }
+
+    #[test]
     fn what_cannot_be_stored_is_told_and_nothing_is_stored() {
         let fixture = fixture();
         for (method, target, body, status, code) in [
             ("POST", "/commit", "x", 400, "no_topic"),
             ("POST", "/commit?topic=a/b", "x", 400, "bad_topic"),
             ("POST", "/commit?topic=t&acks=7", "x", 400, "bad_acks"),
+            ("POST", "/commit?topic=t&partition=x", "x", 400, "bad_partition"),
+            ("POST", "/commit?topic=t&timestamp=x", "x", 400, "bad_timestamp"),
             ("POST", "/commit?topic=t&topic=t", "x", 400, "repeated_parameter"),
             ("POST", "/commit?topic=t", "", 400, "empty_body"),
             ("POST", "/commit?topic=absent", "x", 404, "unknown_topic"),
