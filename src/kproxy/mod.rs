@@ -6,7 +6,7 @@
 //!  clients ───────┘        watch: reachability and levels for /readyz and /metrics, once a second
 //! ```
 //!
-//! Reading order: `query` and `answer` (pure), `commit` (between HTTP and Kafka), `lanes`, `metrics`, `config`; here the
+//! Reading order: `query`, `headers` and `answer` (pure), `commit` (between HTTP and Kafka), `lanes`, `metrics`, `config`; here the
 //! parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
 //!
 //! Bounds: connections `max_connections` (more: 503), bodies `max_in_flight_bytes` (more: 503), commits `req_pool_size`
@@ -15,6 +15,7 @@
 mod answer;
 mod commit;
 pub mod config;
+mod headers;
 mod lanes;
 mod metrics;
 mod query;
@@ -71,6 +72,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         in_flight: Arc::clone(&in_flight),
         max_commits: config.max_commits.get(),
         max_message_bytes: config.max_message_bytes.get(),
+        has_headers_and_timestamps: config.engine.has_headers_and_timestamps(),
     });
     let limits = Limits {
         read_timeout: config.read_timeout,
