@@ -420,13 +420,16 @@ impl CannotExpand {
     /// For a file of secrets. The name is shown only if it is surely one.
     fn without_value(&self) -> String {
         let is_name = |name: &str| {
-            name.contains('_') && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+            name.contains('_')
+                && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
         };
         match self {
             Self::Unset(text, name) if is_name(name) && text.len() == name.len() + "${}".len() => {
                 format!("the environment has no variable {name}")
             }
-            Self::Unset(..) => "a value has ${NAME} and the environment has no variable NAME ($${ stands for ${)".to_owned(),
+            Self::Unset(..) => {
+                "a value has ${NAME} and the environment has no variable NAME ($${ stands for ${)".to_owned()
+            }
             Self::Open(_) => "a value has ${ without a closing brace ($${ stands for ${)".to_owned(),
         }
     }
@@ -453,8 +456,7 @@ fn expand_text(text: &str) -> Result<String, CannotExpand> {
             continue;
         }
         expanded.push_str(&rest[..start]);
-        let (name, after) =
-            rest[start + 2..].split_once('}').ok_or_else(|| CannotExpand::Open(text.to_owned()))?;
+        let (name, after) = rest[start + 2..].split_once('}').ok_or_else(|| CannotExpand::Open(text.to_owned()))?;
         let value = std::env::var(name).map_err(|_| CannotExpand::Unset(text.to_owned(), name.to_owned()))?;
         expanded.push_str(&value);
         rest = after;
@@ -548,7 +550,8 @@ mod tests {
 
     #[test]
     fn a_list_of_maps_is_taken_apart_one_by_one() {
-        let (mut section, mut problems, _file) = section("rules:\n - n: 1\n - 7\n - n: x\n   m: 2\nnone: []\nmap: {}\n");
+        let (mut section, mut problems, _file) =
+            section("rules:\n - n: 1\n - 7\n - n: x\n   m: 2\nnone: []\nmap: {}\n");
         for mut rule in section.sections("rules", true, &mut problems).unwrap() {
             rule.count("n", None, 9, &mut problems);
             rule.finish(&mut problems);

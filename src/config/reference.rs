@@ -75,7 +75,10 @@ fn looks_like_a_key(text: &str) -> bool {
 
 /// Fails unless every key stands in the file, which has them all in force.
 pub(crate) fn assert_has_all(keys: &BTreeSet<&str>, in_force: &str) {
-    let stands = |key: &&str| in_force.lines().any(|line| line.trim_start().starts_with(&format!("{key}:")));
+    let stands = |key: &&str| {
+        let begins = format!("{key}:");
+        in_force.lines().any(|line| line.trim_start().trim_start_matches("- ").starts_with(&begins))
+    };
     let absent: Vec<_> = keys.iter().filter(|key| !stands(key)).collect();
     assert!(absent.is_empty(), "taken by the code and not in the reference: {absent:?}");
 }

@@ -100,7 +100,6 @@ impl Failure {
     }
 
     /// The same with a header field, instead of the one that the status brings along.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the next thing to be built"))]
     pub(super) fn with_header(self, name: &'static str, value: impl Into<String>) -> Self {
         Failure { header: Some((name, value.into())), ..self }
     }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use log::{Level, info};
 
+use super::access::{Access, Permit, without_secrets};
 use super::answer::{Failure, stored};
 use super::headers;
 use super::lanes::Lanes;
@@ -29,6 +30,8 @@ pub(super) struct Commits {
     pub(super) lanes: Lanes<Commit>,
     pub(super) admin: Admin,
     pub(super) metrics: Arc<Metrics>,
+    /// `None` where everybody may write anything.
+    pub(super) access: Option<Access>,
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) max_commits: usize,
     pub(super) max_message_bytes: usize,
@@ -52,6 +55,8 @@ struct CommitNotes {
     topic: Topic,
     key: Option<Vec<u8>>,
     acks: Acks,
+    /// `None` where everybody may write anything.
+    permit: Option<Permit>,
     partition: Option<PartitionId>,
     timestamp_ms: Option<i64>,
     headers: Vec<Header>,
@@ -64,7 +69,7 @@ pub(super) struct Commit {
     acks: Acks,
     query: String,
     bytes: usize,
-    peer: Option<SocketAddr>,
+    peer: Peer,
     started: Instant,
     metrics: Arc<Metrics>,
     place: Place,
@@ -94,15 +99,21 @@ impl Commits {
 
     /// Everything that a head alone can be refused for, before a byte of the body is read.
     fn check(&self, way: Way, head: &Head) -> Result<CommitNotes, Failure> {
-        // First who is asking,
+        // First who is asking, so that strangers learn nothing,
+        let access = self.access.as_ref();
+        let who = access.map_or(Ok(None), |access| access.identify(head))?;
         let query = parse(head.query.as_deref().unwrap_or_default())?;
-        // then whether they may do that, and how often, and at last whether it can be done.
+        // then whether they may do that, and whether it can be done,
+        access.map_or(Ok(()), |access| access.allow(who.as_deref(), &query.topic))?;
         let headers = self.record_headers(head)?;
         if query.timestamp_ms.is_some() && !self.has_headers_and_timestamps {
             return Err(Failure::unsupported());
         }
         self.has_room()?;
+        // and at last how often, so that nothing else that is refused is charged.
+        let permit = access.map(|access| access.charge(who, &query.topic, head)).transpose()?;
         Ok(CommitNotes {
+            permit,
             way,
             topic: self.metrics.topic(&query.topic),
             key: query.key.map(Cow::into_owned),
@@ -141,8 +152,12 @@ impl Commits {
             Ok(place) => place,
             Err(failure) => return reply.send(self.refuse(&head, &failure)),
         };
-        let CommitNotes { topic, key, acks, partition, timestamp_ms, headers, .. } = notes;
+        let CommitNotes { topic, key, acks, permit, partition, timestamp_ms, headers, .. } = notes;
         let bytes = body.len();
+        let peer = Peer(head.peer, permit.as_ref().and_then(Permit::name));
+        if let Some(permit) = permit {
+            permit.settle(1, bytes);
+        }
         let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
         let commit = Commit {
             reply,
@@ -150,7 +165,7 @@ impl Commits {
             acks,
             query: head.query.take().unwrap_or_default(),
             bytes,
-            peer: head.peer,
+            peer,
             started,
             metrics: Arc::clone(&self.metrics),
             place,
@@ -168,6 +183,12 @@ impl Commits {
 
     /// What is not one of the [`WAYS`].
     fn elsewhere(&self, head: &Head) -> Response {
+        // It tells the names of topics. Who watches the process (/healthz, /readyz) has no credentials.
+        if head.path == "/metrics"
+            && let Some(Err(failure)) = self.access.as_ref().map(|access| access.identify(head))
+        {
+            return self.refuse(head, &failure);
+        }
         if let Some(response) = self.admin.answer(head) {
             return response;
         }
@@ -181,7 +202,7 @@ impl Commits {
 
     fn refuse(&self, head: &Head, failure: &Failure) -> Response {
         self.metrics.refused(failure.status);
-        let query = shown(head.query.as_deref().unwrap_or_default());
+        let query = shown_query(head.query.as_deref().unwrap_or_default());
         log_limited!(
             Level::Warn,
             "{} {} {query} refused status={} error={} peer={}: {}",
@@ -189,7 +210,7 @@ impl Commits {
             shown(&head.path),
             failure.status,
             failure.code,
-            Peer(head.peer),
+            Peer(head.peer, None),
             failure.message
         );
         failure.response()
@@ -233,7 +254,7 @@ impl Completion for Commit {
         // Before the answer: who gets it may send the next request at once.
         drop((place, lease));
         let took = started.elapsed();
-        let (query, peer, cost) = (shown(&query), Peer(peer), took.as_micros());
+        let (query, cost) = (shown_query(&query), took.as_micros());
         match outcome {
             Ok(appended) => {
                 reply.send(stored(&topic.name, appended));
@@ -260,20 +281,26 @@ impl Completion for Commit {
     }
 }
 
-/// The beginning of a query; as sent it is visible ASCII, so that it can neither break a line nor a character.
-fn shown(query: &str) -> &str {
-    query.get(..LOGGED_QUERY).unwrap_or(query)
+/// The beginning of a part of a head; as sent it is visible ASCII, so that it can neither break a line nor a character.
+fn shown(text: &str) -> &str {
+    text.get(..LOGGED_QUERY).unwrap_or(text)
 }
 
-/// A client's address, or `-`.
-struct Peer(Option<SocketAddr>);
+/// The beginning of a query, without what may be a secret.
+fn shown_query(query: &str) -> Cow<'_, str> {
+    without_secrets(shown(query))
+}
+
+/// A client's address, or `-`, and the name of its credential if there is one.
+struct Peer(Option<SocketAddr>, Option<Arc<str>>);
 
 impl std::fmt::Display for Peer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Some(address) => std::fmt::Display::fmt(&address, formatter),
             None => formatter.write_str("-"),
-        }
+        }?;
+        self.1.as_ref().map_or(Ok(()), |name| write!(formatter, " credential={name}"))
     }
 }
 
@@ -300,6 +327,7 @@ mod tests {
             lanes: Lanes::new(vec![Arc::new(broker.producer())]),
             admin: Admin::new(registry.clone(), Health::new()),
             metrics: Arc::new(Metrics::new(&registry)),
+            access: None,
             in_flight: Arc::default(),
             max_commits: 2,
             max_message_bytes: 100,
@@ -430,6 +458,38 @@ mod tests {
         assert_eq!(fixture.answer("OPTIONS", "*", b"").0, 200);
         assert_eq!(fixture.answer("GET", "/healthz", b"").0, 200);
         assert_eq!(fixture.answer("GET", "/metrics", b"").0, 200);
+    }
+
+    #[test]
+    fn what_access_refuses_is_refused_before_anything_else_is_said() {
+        let mut fixture = fixture();
+        let (lines, credentials) = (
+            "rate_limits: [{topics: [t], requests_per_second: 2}]\n",
+            "credentials: [{name: n, token: s3cret, topics: [t]}]\n",
+        );
+        fixture.commits.access = Some(Access::for_tests(lines, credentials, &fixture.registry));
+        let good = [("authorization", "Bearer s3cret")];
+        for (method, target, fields, status) in [
+            ("POST", "/commit?topic=t", &[][..], 401),
+            ("POST", "/commit?topic=a/b", &[], 401),
+            ("POST", "/commit?topic=t", &[("authorization", "Bearer other")], 401),
+            ("GET", "/metrics", &[], 401),
+            ("GET", "/metrics", &good, 200),
+            ("GET", "/healthz", &[], 200),
+            ("GET", "/commit", &[], 405),
+            ("POST", "/commit?topic=absent", &good, 403),
+            ("POST", "/commit?topic=t&acks=7", &good, 400),
+            ("POST", "/commit?topic=t", &good, 200),
+            ("POST", "/commit?topic=t", &good, 200),
+            ("POST", "/commit?topic=t", &good, 429),
+        ] {
+            let response = fixture.request_with(method, target, fields, b"x").try_recv().unwrap();
+            let text = String::from_utf8(response.body).unwrap();
+            assert_eq!(response.status, status, "{method} {target} {fields:?}: {text}");
+            assert!(!text.contains("s3cret"), "{text}");
+        }
+        assert_eq!(fixture.messages().len(), 2);
+        assert_eq!(Peer(None, Some("n".into())).to_string(), "- credential=n");
     }
 
     #[test]

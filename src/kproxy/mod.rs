@@ -12,6 +12,7 @@
 //! Bounds: connections `max_connections` (more: 503), bodies `max_in_flight_bytes` (more: 503), commits `req_pool_size`
 //! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says.
 
+mod access;
 mod answer;
 mod commit;
 pub mod config;
@@ -36,6 +37,7 @@ use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
+use access::Access;
 use commit::{Commit, Commits};
 use config::Config;
 use lanes::Lanes;
@@ -69,6 +71,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         lanes: producers(&config, supervisor)?,
         admin: admin.clone(),
         metrics: Arc::clone(&metrics),
+        access: Access::new(config.access.clone(), &registry, supervisor.reloads()),
         in_flight: Arc::clone(&in_flight),
         max_commits: config.max_commits.get(),
         max_message_bytes: config.max_message_bytes.get(),

@@ -302,7 +302,8 @@ impl CredentialsFile {
     pub(super) fn exposure(&self) -> Option<String> {
         let mode = fs::metadata(&self.path).ok()?.permissions().mode();
         let path = self.path.display();
-        (mode & 0o044 != 0).then(|| format!("credentials_file: others than its owner can read {path} (mode {:o})", mode & 0o777))
+        (mode & 0o044 != 0)
+            .then(|| format!("credentials_file: others than its owner can read {path} (mode {:o})", mode & 0o777))
     }
 }
 

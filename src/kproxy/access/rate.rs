@@ -62,11 +62,7 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) fn new(limits: Limits) -> Self {
         let bucket = |rate: NonZeroU64| Bucket::new(rate, limits.burst_seconds);
-        Meter {
-            limits,
-            requests: limits.requests_per_second.map(bucket),
-            bytes: limits.bytes_per_second.map(bucket),
-        }
+        Meter { limits, requests: limits.requests_per_second.map(bucket), bytes: limits.bytes_per_second.map(bucket) }
     }
 
     pub(super) fn limits(&self) -> Limits {

@@ -57,7 +57,8 @@ impl TopicGlobs {
 }
 
 fn parse(glob: &str) -> Result<globset::Glob, String> {
-    let is_possible = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter) || SPECIAL.contains(letter);
+    let is_possible =
+        |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter) || SPECIAL.contains(letter);
     if let Some(letter) = glob.chars().find(|letter| !is_possible(*letter)) {
         return Err(format!("matches no topic, for no topic has {letter:?} in its name"));
     }
