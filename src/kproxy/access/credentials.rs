@@ -1,29 +1,23 @@
 //! `credentials_file`: who may write.
 //!
-//! What a client shows (a token, or a user with a password) becomes one digest under a key that only this process
-//! knows, and that is looked up in a table: an unknown user and a wrong password are the same miss, and how long
-//! a miss takes tells nothing that a client could have computed. Secrets are kept as SHA-256 alone.
+//! Who a client is, is one look-up of one digest ([`Secret::id`]): an unknown user and a wrong password are the same miss.
+//! Of the secrets nothing is kept but these digests.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq;
-
-use super::authorization::{Shown, is_token};
+use super::authorization::Shown;
 use super::rate::{Limits, Meter};
+use super::secret::{Digest, Secret};
 use super::topics::TopicGlobs;
 use crate::config::{Problems, Section};
 
 /// Longest name of a credential.
 const MAX_NAME: usize = 64;
-/// What is wrong where there is not exactly one secret.
-const ONE_SECRET: &str = "must have exactly one of token, token_sha256, or user with password or password_sha256";
 /// Challenges as `WWW-Authenticate` has them.
 const BEARER: &str = "Bearer realm=\"kproxy\"";
 const BASIC: &str = "Basic realm=\"kproxy\", charset=\"UTF-8\"";
@@ -53,87 +47,6 @@ impl fmt::Debug for Book {
     }
 }
 
-/// SHA-256 of something. Compared in constant time; `Debug` hides it.
-#[derive(Clone, Copy, Eq)]
-struct Digest([u8; 32]);
-
-impl PartialEq for Digest {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
-    }
-}
-
-impl Hash for Digest {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.hash(state);
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("(hidden)")
-    }
-}
-
-impl Digest {
-    fn of(bytes: &[u8]) -> Self {
-        Digest(Sha256::digest(bytes).into())
-    }
-
-    /// Parses 64 hexadecimal digits.
-    fn parse(text: &str) -> Option<Self> {
-        let mut bytes = [0; 32];
-        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return None;
-        }
-        for (index, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
-        }
-        Some(Digest(bytes))
-    }
-
-    /// Nobody can compute with it who does not have it: 256 bits out of the 128 random ones of the standard library.
-    fn random() -> Self {
-        let random = RandomState::new();
-        let mut hash = Sha256::new();
-        (0..4_u8).for_each(|number| hash.update(random.hash_one(number).to_ne_bytes()));
-        Digest(hash.finalize().into())
-    }
-}
-
-/// What identifies a client, as digests.
-#[derive(Clone, Copy)]
-enum Secret {
-    Bearer(Digest),
-    Basic(Digest, Digest),
-}
-
-impl Secret {
-    fn of(shown: &Shown<'_>) -> Self {
-        match shown {
-            Shown::Bearer(token) => Secret::Bearer(Digest::of(token)),
-            Shown::Basic(user, password) => Secret::Basic(Digest::of(user), Digest::of(password)),
-        }
-    }
-
-    /// The digest it is looked up by.
-    fn id(&self, key: &Digest) -> Digest {
-        let mut hash = Sha256::new_with_prefix(key.0);
-        match self {
-            Secret::Bearer(token) => {
-                hash.update(b"bearer");
-                hash.update(token.0);
-            }
-            Secret::Basic(user, password) => {
-                hash.update(b"basic");
-                hash.update(user.0);
-                hash.update(password.0);
-            }
-        }
-        Digest(hash.finalize().into())
-    }
-}
-
 impl Book {
     /// Reads a file, or notes everything that is wrong with it, never what is in it.
     pub(super) fn load(file: &Path, problems: &mut Problems) -> Book {
@@ -146,7 +59,7 @@ impl Book {
                 topics: TopicGlobs::from_section("topics", false, &mut entry, problems),
                 meter: Limits::from_section(&mut entry, problems).map(|limits| Arc::new(Meter::new(limits))),
             };
-            if let Some(secret) = secret(&mut entry, problems)
+            if let Some(secret) = Secret::from_section(&mut entry, problems)
                 && book.add(&secret, credential).is_err()
             {
                 entry.note("", "has the same secret as one before it", problems);
@@ -209,70 +122,6 @@ fn name(entry: &mut Section, names: &mut BTreeSet<Arc<str>>, problems: &mut Prob
         entry.note("name", "is the same as that of one before it", problems);
     }
     name
-}
-
-/// `None` only together with a problem.
-fn secret(entry: &mut Section, problems: &mut Problems) -> Option<Secret> {
-    let n_given = |keys: [&str; 2]| keys.iter().filter(|key| entry.has(key)).count();
-    let (n_tokens, n_passwords) = (n_given(["token", "token_sha256"]), n_given(["password", "password_sha256"]));
-    if n_tokens + n_passwords != 1 || entry.has("user") != (n_passwords == 1) {
-        for key in ["token", "token_sha256", "user", "password", "password_sha256"] {
-            entry.take(key);
-        }
-        entry.note("", ONE_SECRET, problems);
-        return None;
-    }
-    if n_tokens == 1 {
-        let good = (is_token as fn(&[u8]) -> bool, "made of a-z A-Z 0-9 - . _ ~ + /, and = at its end");
-        return digest("token", "token_sha256", good, entry, problems).map(Secret::Bearer);
-    }
-    let user = entry.string("user", None, problems);
-    let is_user = !user.is_empty() && is_text(user.as_bytes()) && !user.contains(':');
-    if !is_user {
-        entry.note("user", "must be a string that is not empty, without a colon and control characters", problems);
-    }
-    let good = (is_password as fn(&[u8]) -> bool, "not empty, and without control characters");
-    let password = digest("password", "password_sha256", good, entry, problems)?;
-    is_user.then(|| Secret::Basic(Digest::of(user.as_bytes()), password))
-}
-
-fn is_text(bytes: &[u8]) -> bool {
-    !bytes.iter().any(u8::is_ascii_control)
-}
-
-fn is_password(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && is_text(bytes)
-}
-
-/// The secret under whichever key it is; `good` says what it must be where it is given as it is.
-fn digest(
-    plain: &str,
-    hashed: &str,
-    good: (fn(&[u8]) -> bool, &str),
-    entry: &mut Section,
-    problems: &mut Problems,
-) -> Option<Digest> {
-    if entry.has(plain) {
-        let before = problems.0.len();
-        let secret = entry.string(plain, None, problems);
-        if good.0(secret.as_bytes()) {
-            return Some(Digest::of(secret.as_bytes()));
-        }
-        if problems.0.len() == before {
-            entry.note(plain, format!("must be {}", good.1), problems);
-        }
-        return None;
-    }
-    let before = problems.0.len();
-    let digest = Digest::parse(&entry.string(hashed, None, problems));
-    if digest == Some(Digest::of(b"")) {
-        entry.note(hashed, "is the SHA-256 of nothing", problems);
-        return None;
-    }
-    if digest.is_none() && problems.0.len() == before {
-        entry.note(hashed, "must be 64 hexadecimal digits, a SHA-256", problems);
-    }
-    digest
 }
 
 /// The file and what was read from it last.
@@ -367,29 +216,29 @@ mod tests {
 
     #[test]
     fn everything_wrong_is_told_at_once_and_nothing_of_a_secret() {
-        let problems = load(&format!(
+        let problems = load(
             "credentials:
- - {{name: a, token: SECRET!}}
- - {{name: a, token: 'SECRET SECRET'}}
- - {{name: 'SECRET SECRET', token: SECRET1}}
- - {{name: b}}
- - {{name: c, user: SECRET, token: SECRET2}}
- - {{name: d, user: SECRET}}
- - {{name: e, password: SECRET}}
- - {{name: f, token: SECRET3, token_sha256: SECRET}}
- - {{name: g, token_sha256: SECRET}}
- - {{name: h, user: 'SECRET:', password: \"SECRET\\n\"}}
- - {{name: i, user: u, password: 12345}}
- - {{name: j, user: u, password: ''}}
- - {{name: k, token: SECRET1}}
- - {{name: l, token: SECRET4, SECRET: SECRET, topics: []}}
- - {{token: SECRET5, requests_per_second: SECRET}}
+ - {name: a, token: SECRET!}
+ - {name: a, token: 'SECRET SECRET'}
+ - {name: 'SECRET SECRET', token: SECRET1}
+ - {name: b}
+ - {name: c, user: SECRET, token: SECRET2}
+ - {name: d, user: SECRET}
+ - {name: e, password: SECRET}
+ - {name: f, token: SECRET3, token_sha256: SECRET}
+ - {name: g, token_sha256: SECRET}
+ - {name: h, user: 'SECRET:', password: \"SECRET\\n\"}
+ - {name: i, user: u, password: 12345}
+ - {name: j, user: u, password: ''}
+ - {name: k, token: SECRET1}
+ - {name: l, token: SECRET4, SECRET: SECRET, topics: []}
+ - {token: SECRET5, requests_per_second: SECRET}
  - SECRET
- - {{name: m, token_sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}
- - {{name: n, token_sha256: [SECRET]}}
+ - {name: m, token_sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}
+ - {name: n, token_sha256: [SECRET]}
 SECRET: SECRET
-"
-        ))
+",
+        )
         .unwrap_err();
         let keys: Vec<_> = problems.iter().map(|problem| problem.split(": ").next().unwrap()).collect();
         assert_eq!(
