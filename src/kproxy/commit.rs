@@ -13,6 +13,7 @@ use log::{Level, info};
 
 use super::access::{Access, Permit, without_secrets};
 use super::answer::{Failure, stored};
+use super::batch::{Bounds, Format, Part};
 use super::headers;
 use super::lanes::Lanes;
 use super::metrics::{Metrics, Topic};
@@ -27,7 +28,7 @@ const LOGGED_QUERY: usize = 300;
 
 /// What serves `/commit` and, on the same port, the endpoints of operations.
 pub(super) struct Commits {
-    pub(super) lanes: Lanes<Commit>,
+    pub(super) lanes: Lanes<Delivery>,
     pub(super) admin: Admin,
     pub(super) metrics: Arc<Metrics>,
     /// `None` where everybody may write anything.
@@ -35,31 +36,50 @@ pub(super) struct Commits {
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) max_commits: usize,
     pub(super) max_message_bytes: usize,
+    pub(super) batches: Bounds,
     /// What the engine can carry.
     pub(super) has_headers_and_timestamps: bool,
 }
 
 /// What can be asked for by POST, by path. Everything else is the endpoints of operations', or 404.
-const WAYS: [(&str, Way); 1] = [("/commit", Way::One)];
+const WAYS: [(&str, Way); 2] = [("/commit", Way::One), ("/commit_batch", Way::Batch)];
 
 /// How messages come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// The body is one message.
     One,
+    /// The body holds many.
+    Batch,
 }
 
 /// What the head of an admitted request says; the message follows in its body.
-struct CommitNotes {
-    way: Way,
-    topic: Topic,
-    key: Option<Vec<u8>>,
-    acks: Acks,
+pub(super) struct CommitNotes {
+    /// `None`: the body is one message. Else the rest is for those messages of the batch that do not say it themselves.
+    format: Option<Format>,
+    pub(super) topic: Topic,
+    pub(super) key: Option<Vec<u8>>,
+    pub(super) acks: Acks,
     /// `None` where everybody may write anything.
-    permit: Option<Permit>,
-    partition: Option<PartitionId>,
-    timestamp_ms: Option<i64>,
-    headers: Vec<Header>,
+    pub(super) permit: Option<Permit>,
+    pub(super) partition: Option<PartitionId>,
+    pub(super) timestamp_ms: Option<i64>,
+    pub(super) headers: Vec<Header>,
+}
+
+/// One message that the broker has, by the way it came.
+pub(super) enum Delivery {
+    One(Commit),
+    Part(Part),
+}
+
+impl Completion for Delivery {
+    fn complete(self, outcome: AppendResult) {
+        match self {
+            Delivery::One(commit) => commit.complete(outcome),
+            Delivery::Part(part) => part.complete(outcome),
+        }
+    }
 }
 
 /// A message on its way to Kafka, with whoever waits for the outcome.
@@ -72,29 +92,46 @@ pub(super) struct Commit {
     peer: Peer,
     started: Instant,
     metrics: Arc<Metrics>,
-    place: Place,
+    place: Places,
     /// The message's bytes within the budget.
     lease: Lease,
 }
 
-/// One of the `req_pool_size` places; given back when dropped.
-struct Place(Arc<AtomicUsize>);
+/// Some of the `req_pool_size` places; given back when dropped.
+pub(super) struct Places {
+    in_flight: Arc<AtomicUsize>,
+    count: usize,
+}
 
-impl Drop for Place {
+impl Places {
+    /// One of them, to be given back on its own.
+    pub(super) fn take_one(&mut self) -> Places {
+        let count = self.count.min(1);
+        self.count -= count;
+        Places { in_flight: Arc::clone(&self.in_flight), count }
+    }
+}
+
+impl Drop for Places {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if self.count > 0 {
+            self.in_flight.fetch_sub(self.count, Ordering::Relaxed);
+        }
     }
 }
 
 impl Commits {
-    fn take_place(&self) -> Result<Place, Failure> {
-        let place = Place(Arc::clone(&self.in_flight));
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        if before < self.max_commits { Ok(place) } else { Err(self.pool_is_full()) }
+    /// So many places, or none.
+    pub(super) fn take_places(&self, count: usize) -> Result<Places, Failure> {
+        let grown = |used: usize| used.checked_add(count).filter(|used| *used <= self.max_commits);
+        match self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown) {
+            Ok(_) => Ok(Places { in_flight: Arc::clone(&self.in_flight), count }),
+            Err(used) => Err(self.pool_is_full(used)),
+        }
     }
 
-    fn pool_is_full(&self) -> Failure {
-        Failure::overloaded(format!("{} commits are in flight, which is req_pool_size", self.max_commits))
+    fn pool_is_full(&self, used: usize) -> Failure {
+        Failure::overloaded(format!("{used} commits are in flight, req_pool_size is {}", self.max_commits))
     }
 
     /// Everything that a head alone can be refused for, before a byte of the body is read.
@@ -105,7 +142,10 @@ impl Commits {
         let query = parse(head.query.as_deref().unwrap_or_default())?;
         // then whether they may do that, and whether it can be done,
         access.map_or(Ok(()), |access| access.allow(who.as_deref(), &query.topic))?;
-        let headers = self.record_headers(head)?;
+        let (format, headers) = match way {
+            Way::One => (None, self.record_headers(head)?),
+            Way::Batch => (Some(Format::of(head)?), self.trace_of_batch(head)?),
+        };
         if query.timestamp_ms.is_some() && !self.has_headers_and_timestamps {
             return Err(Failure::unsupported());
         }
@@ -114,7 +154,7 @@ impl Commits {
         let permit = access.map(|access| access.charge(who, &query.topic, head)).transpose()?;
         Ok(CommitNotes {
             permit,
-            way,
+            format,
             topic: self.metrics.topic(&query.topic),
             key: query.key.map(Cow::into_owned),
             acks: query.acks,
@@ -140,8 +180,19 @@ impl Commits {
 
     /// Spares a client from sending a body in vain; the place itself is taken when the body is there.
     fn has_room(&self) -> Result<(), Failure> {
-        let is_full = self.in_flight.load(Ordering::Relaxed) >= self.max_commits;
-        if is_full { Err(self.pool_is_full()) } else { Ok(()) }
+        let used = self.in_flight.load(Ordering::Relaxed);
+        if used < self.max_commits { Ok(()) } else { Err(self.pool_is_full(used)) }
+    }
+
+    fn trace_of_batch(&self, head: &Head) -> Result<Vec<Header>, Failure> {
+        if !headers::are_there(&head.headers) {
+            return Ok(Vec::new());
+        }
+        if !headers::chosen(&head.headers)?.is_empty() {
+            let reason = "X-Kafka-Header- is for /commit; the messages of a batch bring their own headers";
+            return Err(Failure::bad("bad_header", reason));
+        }
+        Ok(if self.has_headers_and_timestamps { headers::trace_context(&head.headers) } else { Vec::new() })
     }
 
     /// Hands the body of a request to the broker as one message.
@@ -150,14 +201,11 @@ impl Commits {
         let Request { mut head, body, lease, .. } = request;
         let place = match self.take_place_for(&body) {
             Ok(place) => place,
-            Err(failure) => return reply.send(self.refuse(&head, &failure)),
+            Err(failure) => return reply.send(self.refuse(&head, Some(Way::One), &failure)),
         };
         let CommitNotes { topic, key, acks, permit, partition, timestamp_ms, headers, .. } = notes;
         let bytes = body.len();
-        let peer = Peer(head.peer, permit.as_ref().and_then(Permit::name));
-        if let Some(permit) = permit {
-            permit.settle(1, bytes);
-        }
+        let peer = Peer::settled(head.peer, permit, 1, bytes);
         let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
         let commit = Commit {
             reply,
@@ -171,14 +219,14 @@ impl Commits {
             place,
             lease,
         };
-        self.lanes.append(record, acks, commit);
+        self.lanes.append(record, acks, Delivery::One(commit));
     }
 
-    fn take_place_for(&self, body: &[u8]) -> Result<Place, Failure> {
+    fn take_place_for(&self, body: &[u8]) -> Result<Places, Failure> {
         if body.is_empty() {
             return Err(Failure::bad("empty_body", "the body is the message and must not be empty"));
         }
-        self.take_place()
+        self.take_places(1)
     }
 
     /// What is not one of the [`WAYS`].
@@ -187,7 +235,7 @@ impl Commits {
         if head.path == "/metrics"
             && let Some(Err(failure)) = self.access.as_ref().map(|access| access.identify(head))
         {
-            return self.refuse(head, &failure);
+            return self.refuse(head, None, &failure);
         }
         if let Some(response) = self.admin.answer(head) {
             return response;
@@ -196,12 +244,16 @@ impl Commits {
             "OPTIONS" if head.path == "*" => {
                 Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS")
             }
-            _ => self.refuse(head, &Failure::unknown_path()),
+            _ => self.refuse(head, None, &Failure::unknown_path()),
         }
     }
 
-    fn refuse(&self, head: &Head, failure: &Failure) -> Response {
-        self.metrics.refused(failure.status);
+    /// The answer to what has not been given to Kafka.
+    pub(super) fn refuse(&self, head: &Head, way: Option<Way>, failure: &Failure) -> Response {
+        match way {
+            Some(Way::Batch) => self.metrics.batch(failure.status),
+            Some(Way::One) | None => self.metrics.refused(failure.status),
+        }
         let query = shown_query(head.query.as_deref().unwrap_or_default());
         log_limited!(
             Level::Warn,
@@ -219,26 +271,31 @@ impl Commits {
 
 impl Handler for Commits {
     fn admit(&self, head: &Head) -> Admission {
-        let Some((_, way)) = WAYS.iter().find(|(path, _)| *path == head.path) else {
+        let Some(&(_, way)) = WAYS.iter().find(|(path, _)| *path == head.path) else {
             return Admission::Refuse(self.elsewhere(head));
         };
+        let most = match way {
+            Way::One => self.max_message_bytes,
+            Way::Batch => self.batches.bytes,
+        };
         match &*head.method {
-            "POST" => match self.check(*way, head) {
-                Ok(notes) => Admission::Read { most: self.max_message_bytes, notes: Notes::of(notes) },
-                Err(failure) => Admission::Refuse(self.refuse(head, &failure)),
+            "POST" => match self.check(way, head) {
+                Ok(notes) => Admission::Read { most, notes: Notes::of(notes) },
+                Err(failure) => Admission::Refuse(self.refuse(head, Some(way), &failure)),
             },
             "OPTIONS" => Admission::Refuse(Response::new(200, "", "").with_header("Allow", "POST, OPTIONS")),
-            _ => Admission::Refuse(self.refuse(head, &Failure::not_post())),
+            _ => Admission::Refuse(self.refuse(head, Some(way), &Failure::not_post())),
         }
     }
 
     fn handle(&self, mut request: Request, reply: Reply) {
         let Some(notes) = request.notes.take::<CommitNotes>() else {
             let failure = Failure::of_server(500, "a request came without having been admitted");
-            return reply.send(self.refuse(&request.head, &failure));
+            return reply.send(self.refuse(&request.head, None, &failure));
         };
-        match notes.way {
-            Way::One => self.commit(*notes, request, reply),
+        match notes.format {
+            None => self.commit(*notes, request, reply),
+            Some(format) => self.commit_batch(format, *notes, request, reply),
         }
     }
 
@@ -248,7 +305,7 @@ impl Handler for Commits {
     }
 }
 
-impl Completion for Commit {
+impl Commit {
     fn complete(self, outcome: AppendResult) {
         let Commit { reply, topic, acks, query, bytes, peer, started, metrics, place, lease } = self;
         // Before the answer: who gets it may send the next request at once.
@@ -287,12 +344,19 @@ fn shown(text: &str) -> &str {
 }
 
 /// The beginning of a query, without what may be a secret.
-fn shown_query(query: &str) -> Cow<'_, str> {
+pub(super) fn shown_query(query: &str) -> Cow<'_, str> {
     without_secrets(shown(query))
 }
 
 /// A client's address, or `-`, and the name of its credential if there is one.
-struct Peer(Option<SocketAddr>, Option<Arc<str>>);
+pub(super) struct Peer(pub(super) Option<SocketAddr>, pub(super) Option<Arc<str>>);
+
+impl Peer {
+    /// Of a request that goes to the broker, as so many messages in so many bytes: its rates are charged for that.
+    pub(super) fn settled(address: Option<SocketAddr>, permit: Option<Permit>, messages: usize, bytes: usize) -> Peer {
+        Peer(address, permit.and_then(|permit| permit.settle(messages, bytes)))
+    }
+}
 
 impl std::fmt::Display for Peer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -305,7 +369,7 @@ impl std::fmt::Display for Peer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::admin::Health;
     use crate::broker::memory::MemoryBroker;
@@ -314,13 +378,13 @@ mod tests {
     use crate::metrics::Registry;
     use std::sync::mpsc;
 
-    struct Fixture {
-        commits: Commits,
-        broker: MemoryBroker,
-        registry: Registry,
+    pub(in crate::kproxy) struct Fixture {
+        pub(in crate::kproxy) commits: Commits,
+        pub(in crate::kproxy) broker: MemoryBroker,
+        pub(in crate::kproxy) registry: Registry,
     }
 
-    fn fixture() -> Fixture {
+    pub(in crate::kproxy) fn fixture() -> Fixture {
         let (registry, broker) = (Registry::new(), MemoryBroker::new());
         broker.create_topic("t", 4);
         let commits = Commits {
@@ -331,6 +395,7 @@ mod tests {
             in_flight: Arc::default(),
             max_commits: 2,
             max_message_bytes: 100,
+            batches: Bounds { messages: 4, bytes: 1000, value_bytes: 100, places: 2 },
             has_headers_and_timestamps: true,
         };
         Fixture { commits, broker, registry }
@@ -348,7 +413,7 @@ mod tests {
             self.request_with(method, target, &[], body)
         }
 
-        fn request_with(
+        pub(in crate::kproxy) fn request_with(
             &self,
             method: &'static str,
             target: &str,
@@ -375,7 +440,7 @@ mod tests {
             (response.status, String::from_utf8(response.body).unwrap())
         }
 
-        fn messages(&self) -> Vec<Message> {
+        pub(in crate::kproxy) fn messages(&self) -> Vec<Message> {
             (0..4).flat_map(|partition| self.broker.messages("t", partition)).collect()
         }
     }

@@ -57,6 +57,13 @@ fn post(client: &mut Client, path: &str, authorization: Option<&str>, body: &[u8
     client.request("POST", path, &headers, body).unwrap()
 }
 
+fn post_batch(client: &mut Client, topic: &str, authorization: Option<&str>, n_messages: usize) -> Response {
+    let mut headers = vec![("Content-Type", "application/x-ndjson")];
+    headers.extend(authorization.map(|value| ("Authorization", value)));
+    let body = "{\"value\":\"x\"}\n".repeat(n_messages);
+    client.request("POST", &format!("/commit_batch?topic={topic}"), &headers, body.as_bytes()).unwrap()
+}
+
 /// Status and the word for programs; checks what every refusal has to say.
 fn outcome(answer: &Response) -> (u16, String) {
     if answer.status == 200 {
@@ -144,6 +151,13 @@ fn only_who_may_writes_and_only_where() {
         assert_eq!((head.status, head.header("Connection")), (401, Some("close")));
     }
 
+    // A batch is asked the same.
+    for (topic, authorization, status) in [(&orders, None, 401), (&other, Some(&bob), 403), (&orders, Some(&bob), 200)]
+    {
+        let answer = post_batch(&mut client, topic, authorization.map(String::as_str), 2);
+        assert_eq!(answer.status, status, "{}", answer.text());
+    }
+
     // A secret where none belongs is of no use, and not in the log.
     let answer = post(&mut client, &format!("/commit?topic={orders}&access_token=plain-t0ken"), None, b"x");
     assert_eq!(answer.status, 401);
@@ -154,14 +168,14 @@ fn only_who_may_writes_and_only_where() {
         assert_eq!(client.get(path).unwrap().status, status, "{path}");
     }
     assert_eq!(client.request("GET", "/metrics", &[("Authorization", &bob)], b"").unwrap().status, 200);
-    assert!(guarded.has_metric("kproxy_unauthorized_total{reason=\"missing\"} 6"));
+    assert!(guarded.has_metric("kproxy_unauthorized_total{reason=\"missing\"} 7"));
 
-    assert_eq!(n_stored(cluster, &orders), 5);
+    assert_eq!(n_stored(cluster, &orders), 7);
     assert_eq!(n_stored(cluster, &audit), 1);
     assert_eq!(n_stored(cluster, &other), 0);
     guarded.kproxy.daemon.end_well(DEADLINE);
     let log = guarded.kproxy.daemon.log();
-    assert_eq!(log.matches(" credential=bob").count(), 1, "who wrote is in the log");
+    assert_eq!(log.matches(" credential=bob").count(), 2, "who wrote is in the log");
     texts.push(log);
     texts.push(guarded.kproxy.daemon.output());
     let encoded = STANDARD.encode("ann:pa:ss");
@@ -233,10 +247,12 @@ fn until_limited(client: &mut Client, path: &str, authorization: Option<&str>, b
 #[test]
 fn over_a_rate_one_is_told_when_to_come_back() {
     let cluster = cluster();
-    let [requests, bytes, free] = ["rate-requests", "rate-bytes", "free"].map(|prefix| cluster.new_topic(prefix, 1));
+    let [requests, bytes, batch, free] =
+        ["rate-requests", "rate-bytes", "rate-batch", "free"].map(|prefix| cluster.new_topic(prefix, 1));
     let lines = "rate_limits:
  - {topics: ['rate-requests*'], requests_per_second: 1, burst_seconds: 4}
  - {topics: ['rate-bytes*'], bytes_per_second: 1000}
+ - {topics: ['rate-batch*'], requests_per_second: 10}
 ";
     let credentials = "credentials:
  - {name: quick, token: quick}
@@ -277,6 +293,13 @@ fn over_a_rate_one_is_told_when_to_come_back() {
     assert_eq!(post(&mut client, &path, Some(&quick), b"small").status, 200);
     assert_eq!(n_stored(cluster, &bytes), 2);
 
+    // The messages of a batch are as many requests: they pass together, and the next one waits for them.
+    assert_eq!(post_batch(&mut client, &batch, Some(&quick), 100).status, 200);
+    let answer = post_batch(&mut client, &batch, Some(&quick), 1);
+    let wait: u64 = answer.header("Retry-After").unwrap().parse().unwrap();
+    assert!(answer.status == 429 && (2..=10).contains(&wait), "{wait} {}", answer.text());
+    assert_eq!(n_stored(cluster, &batch), 100);
+
     // A credential, whatever the topic; the other one is not in its way.
     let path = format!("/commit?topic={free}");
     let (passed, wait) = until_limited(&mut client, &path, Some(&slow), b"x");
@@ -288,7 +311,7 @@ fn over_a_rate_one_is_told_when_to_come_back() {
     assert_eq!(post(&mut client, &path, Some(&slow), b"x").status, 200);
     assert_eq!(n_stored(cluster, &free), passed + 21);
     assert!(guarded.has_metric("kproxy_rate_limited_total{by=\"credential\"} 1"));
-    assert!(guarded.has_metric("kproxy_rate_limited_total{by=\"topic\"} 3"));
+    assert!(guarded.has_metric("kproxy_rate_limited_total{by=\"topic\"} 4"));
 }
 
 #[test]

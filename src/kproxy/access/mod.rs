@@ -209,20 +209,16 @@ pub(super) struct Permit {
 }
 
 impl Permit {
-    /// The body is there: charges so many messages instead of one request, and the bytes it has. What is more than was
-    /// known from the head is a debt, which the next requests wait for.
-    pub(super) fn settle(mut self, messages: u64, bytes: usize) {
+    /// The body goes to the broker: charges so many messages instead of one request, and the bytes it has. What is more
+    /// than was known from the head is a debt, which the next requests wait for. Name of the credential, for the log.
+    pub(super) fn settle(mut self, messages: usize, bytes: usize) -> Option<Arc<str>> {
         let charged = std::mem::take(&mut self.bytes);
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        let cost = Cost { requests: messages.saturating_sub(1), bytes: bytes.saturating_sub(charged) };
+        let wide = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let cost = Cost { requests: wide(messages).saturating_sub(1), bytes: wide(bytes).saturating_sub(charged) };
         if cost != Cost::default() && self.meters().next().is_some() {
             let now = now();
             self.meters().for_each(|meter| meter.take_anyway(cost, now));
         }
-    }
-
-    /// Name of the credential.
-    pub(super) fn name(&self) -> Option<Arc<str>> {
         self.who.as_ref().map(|who| Arc::clone(&who.name))
     }
 

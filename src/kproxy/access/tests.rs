@@ -69,11 +69,7 @@ impl Fixture {
         }
         let who = self.access.identify(&head)?;
         self.access.allow(who.as_deref(), topic)?;
-        self.access.charge(who, topic, &head).map(|permit| {
-            let name = permit.name();
-            permit.settle(1, 10);
-            name
-        })
+        self.access.charge(who, topic, &head).map(|permit| permit.settle(1, 10))
     }
 
     fn has_metric(&self, line: &str) -> bool {
