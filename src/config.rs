@@ -505,7 +505,6 @@ mod tests {
             "a: !SECRET\n - 'SECRET\n",
             "a: SECRET${\n",
             "a: SECRET${X}\n",
-            "a: ${SECRET}\n",
             "a: ${SECRET SECRET}\n",
             "SECRET\n",
             "- SECRET\n",

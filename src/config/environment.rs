@@ -25,14 +25,11 @@ impl fmt::Display for CannotExpand {
 }
 
 impl CannotExpand {
-    /// For a file of secrets. The name is shown only if it is surely one.
+    /// For a file of secrets. The name is shown only where it is the whole value, and surely a name.
     pub(super) fn without_value(&self) -> String {
-        let is_name = |name: &str| {
-            name.contains('_')
-                && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
-        };
+        let is_upper = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
         match self {
-            Self::Unset(text, name) if is_name(name) && text.len() == name.len() + "${}".len() => {
+            Self::Unset(text, name) if name.bytes().all(is_upper) && text.len() == name.len() + "${}".len() => {
                 format!("the environment has no variable {name}")
             }
             Self::Unset(..) => {
