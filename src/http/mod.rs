@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
-//! `connection` (who may write when), `reader`, `acceptor`, `server`; `query` serves the handlers. Kept out: what the
+//! `connection` (who may write when), `tls`, `reader`, `acceptor`, `server`; `query` serves the handlers. Kept out: what the
 //! requests mean.
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
@@ -32,6 +32,7 @@ mod reader;
 mod reply;
 mod scan;
 mod server;
+mod tls;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +42,7 @@ pub use message::{Head, Headers, Request, Response};
 pub use query::percent_decode;
 pub use reply::Reply;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
+pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};
 
 /// What is to be done with the body of a request whose head is complete.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::error;
+use log::{error, warn};
 use polling::{Event, Events, PollMode};
 
 use super::connection::{Connection, Inbox, Message, Phase};
@@ -20,6 +20,7 @@ use super::head::Framing;
 use super::parser::{Parser, Progress};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
+use super::tls::{self, Tls};
 use super::{Admission, Handler, Lease, Reply, Request, Response};
 use crate::supervise::panic_text;
 
@@ -32,6 +33,8 @@ const DISCARDED_BODY: usize = 64 * 1024;
 /// After the last answer of a connection the client's bytes are thrown away for so long, and so many.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
+/// Handshakes that fail are logged at most so often.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 /// The poller is left at least so often.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
@@ -46,6 +49,12 @@ pub(super) struct Reader {
     deadlines: Deadlines,
     now: Instant,
     is_draining: bool,
+    tls: Option<Tls>,
+    /// What a read decrypted to; kept for its memory.
+    plain: Vec<u8>,
+    last_complaint: Option<Instant>,
+    /// Failed handshakes since then.
+    unsaid: u64,
 }
 
 #[derive(Default)]
@@ -70,6 +79,19 @@ struct Client {
     planned: Option<Instant>,
     /// Bytes thrown away after the last answer.
     discarded: usize,
+    handshake: Handshake,
+    /// TLS: the client said that it sends nothing more.
+    ended: bool,
+}
+
+/// How far a connection is with TLS. Until it is done, `started` is when the connection began.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Handshake {
+    /// Nothing arrived.
+    Awaited,
+    UnderWay,
+    /// It is done, or failed; and plain HTTP.
+    Over,
 }
 
 /// What the poller reports of a connection.
@@ -83,7 +105,13 @@ enum Watched {
 }
 
 impl Reader {
-    pub(super) fn new(inbox: Arc<Inbox>, handler: Arc<dyn Handler>, limits: Limits, metrics: Counters) -> Self {
+    pub(super) fn new(
+        inbox: Arc<Inbox>,
+        handler: Arc<dyn Handler>,
+        limits: Limits,
+        metrics: Counters,
+        tls: Option<Tls>,
+    ) -> Self {
         Reader {
             inbox,
             handler,
@@ -94,6 +122,10 @@ impl Reader {
             deadlines: Deadlines::default(),
             now: Instant::now(),
             is_draining: false,
+            tls,
+            plain: Vec::new(),
+            last_complaint: None,
+            unsaid: 0,
         }
     }
 
@@ -149,7 +181,9 @@ impl Reader {
         let _ = socket.set_nodelay(true);
         // SAFETY: the socket is deleted from the poller in `close`, before the reader lets go of it.
         let added = unsafe { self.inbox.poller.add_with_mode(&socket, Event::readable(key), PollMode::Level) };
-        let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now));
+        let session = self.tls.as_ref().map(Tls::session);
+        let first_deadline = self.now + self.tls.as_ref().map_or(self.limits.idle_timeout, Tls::handshake_timeout);
+        let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now, session));
         let client = Client {
             connection,
             parser: Parser::default(),
@@ -160,13 +194,15 @@ impl Reader {
             watched: if added.is_ok() { Watched::Bytes } else { Watched::Nothing },
             planned: None,
             discarded: 0,
+            handshake: if self.tls.is_some() { Handshake::Awaited } else { Handshake::Over },
+            ended: false,
         };
         self.slots[index].client = Some(Box::new(client));
         if let Err(cause) = added {
             error!("a connection cannot be watched: {cause}");
             return self.close(index);
         }
-        self.plan(index, self.now + self.limits.idle_timeout);
+        self.plan(index, first_deadline);
         // Most clients send at once: the request is often there.
         self.react(key, scratch);
         if self.is_draining && self.find(key).is_some() {
@@ -209,11 +245,89 @@ impl Reader {
         let most = usize::try_from(client.parser.missing()).unwrap_or(usize::MAX).clamp(READ, READ_BODY);
         match (&client.connection.socket).read(&mut scratch[..most]) {
             // The end of the stream: a request that is not complete never becomes one.
-            Ok(0) => self.close(index),
+            Ok(0) => self.lose(index, "the client closed the connection"),
+            Ok(count) if self.tls.is_some() => self.take_records(index, &scratch[..count]),
             Ok(count) => self.take_bytes(index, &scratch[..count]),
             Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(_) => self.close(index),
+            Err(cause) => self.lose(index, &cause.to_string()),
         }
+    }
+
+    /// Closes a connection that the client ended.
+    fn lose(&mut self, index: usize, why: &str) {
+        if self.client(index).handshake == Handshake::UnderWay {
+            self.handshake_failed(index, "failed", why);
+        }
+        self.close(index);
+    }
+
+    /// Takes what a client of TLS sent that may send.
+    fn take_records(&mut self, index: usize, records: &[u8]) {
+        let client = self.client(index);
+        let (connection, key) = (Arc::clone(&client.connection), client.connection.key);
+        if client.handshake == Handshake::Awaited {
+            client.handshake = Handshake::UnderWay;
+            if records.first() != Some(&tls::FIRST_BYTE) {
+                connection.give_up_tls();
+                self.handshake_failed(index, "failed", "the client does not speak TLS");
+                return self.refuse(index, Refused::bad("this port speaks TLS only: use https"));
+            }
+        }
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        match connection.decrypt(records, &mut plain) {
+            Err(why) => {
+                self.handshake_failed(index, "failed", &why);
+                let client = self.client(index);
+                client.parser = Parser::default();
+                client.lease = Lease::default();
+                self.settle(index);
+            }
+            Ok((received, phase)) => {
+                let client = self.client(index);
+                client.ended = received.ended;
+                if received.established && client.handshake == Handshake::UnderWay {
+                    client.handshake = Handshake::Over;
+                    connection.establish();
+                    self.metrics.handshake("ok");
+                    self.plan(index, self.now + self.limits.idle_timeout);
+                }
+                if phase != Phase::Reading {
+                    // What TLS has to say comes first.
+                    self.client(index).pending = plain.clone();
+                    self.settle(index);
+                } else if !plain.is_empty() {
+                    self.take_bytes(index, &plain);
+                }
+                // Half a request never becomes a whole one, and what is being answered closes the connection later.
+                if let Some(index) = self.find(key).filter(|_| received.ended && connection.phase().0 == Phase::Reading) {
+                    self.close(index);
+                }
+            }
+        }
+        self.plain = plain;
+    }
+
+    /// Counts a handshake that was under way and came to nothing.
+    fn handshake_failed(&mut self, index: usize, outcome: &str, why: &str) {
+        let client = self.client(index);
+        let (stage, peer) = (client.handshake, client.connection.peer);
+        client.handshake = Handshake::Over;
+        if stage == Handshake::Over {
+            return;
+        }
+        self.metrics.handshake(outcome);
+        // A connection on which nothing was said is a probe of the port, or kept for later.
+        if stage == Handshake::Awaited {
+            return;
+        }
+        if self.last_complaint.is_some_and(|last| self.now.duration_since(last) < COMPLAINT_INTERVAL) {
+            self.unsaid += 1;
+            return;
+        }
+        self.last_complaint = Some(self.now);
+        warn!("the TLS handshake with {peer} failed: {why} ({} more since the last such line)", self.unsaid);
+        self.unsaid = 0;
     }
 
     fn discard(&mut self, index: usize, scratch: &mut [u8]) {
@@ -301,7 +415,7 @@ impl Reader {
         let handler = Arc::clone(&self.handler);
         let next_lease = self.limits.lease();
         let client = self.client(index);
-        let connection = Arc::clone(&client.connection);
+        let (connection, ended) = (Arc::clone(&client.connection), client.ended);
         let Some((parsed, body)) = client.parser.take() else { return connection.phase().0 };
         let lease = std::mem::replace(&mut client.lease, next_lease);
         let form = Form {
@@ -319,7 +433,7 @@ impl Reader {
                 error!("handling a request panicked: {}", panic_text(panic.as_ref()));
             }
         }
-        connection.leave(has_more)
+        connection.leave(has_more || ended)
     }
 
     /// Answers in the handler's stead and ends the connection.
@@ -362,12 +476,12 @@ impl Reader {
                 self.plan(index, since + LINGER);
             }
             (Phase::Reading, since) => {
-                let pending = std::mem::take(&mut client.pending);
+                let (pending, ended) = (std::mem::take(&mut client.pending), client.ended);
                 self.watch(index, Watched::Bytes);
                 self.plan(index, since + limits.0);
                 if !pending.is_empty() {
                     self.take_bytes(index, &pending);
-                } else if self.is_draining {
+                } else if self.is_draining || ended {
                     self.close_if_idle(index);
                 }
             }
@@ -380,6 +494,10 @@ impl Reader {
         let client = self.client(index);
         let (phase, since) = client.connection.phase();
         let (deadline, kind) = match phase {
+            Phase::Reading | Phase::Writing if client.handshake != Handshake::Over => {
+                let most = self.tls.as_ref().map_or(read_timeout, Tls::handshake_timeout);
+                (self.client(index).started + most, "handshake")
+            }
             Phase::Reading if client.parser.is_idle() => (since + idle_timeout, "idle"),
             Phase::Reading => (client.started + read_timeout, "read"),
             // Bounded by the handler. The answer may leave the connection idle, so look again no later than that ends.
@@ -390,6 +508,10 @@ impl Reader {
         };
         if deadline > now {
             return self.plan(index, deadline);
+        }
+        if kind == "handshake" {
+            self.handshake_failed(index, "timeout", "it was not done in time");
+            return self.close(index);
         }
         self.metrics.timed_out(kind);
         if kind == "read" {
@@ -443,6 +565,9 @@ impl Reader {
         self.watch(index, Watched::Nothing);
         let slot = &mut self.slots[index];
         let Some(client) = slot.client.take() else { return };
+        if self.tls.is_some() && client.handshake == Handshake::Over {
+            client.connection.say_goodbye();
+        }
         slot.generation = slot.generation.wrapping_add(1);
         self.deadlines.forget(client.connection.key, client.planned);
         self.free.push(index);

@@ -88,7 +88,7 @@ fn start(change: impl FnOnce(&mut Limits)) -> Fixture {
     };
     change(&mut limits);
     let listen = Listen::At("127.0.0.1:0".parse().unwrap());
-    let config = ServerConfig { listen, name: "http", readers: 2, limits };
+    let config = ServerConfig { listen, name: "http", readers: 2, limits, tls: None };
     let (echo, group, registry) = (Arc::new(Echo::default()), Supervisor::new("g", Stop::new()), Registry::new());
     let server = Server::start(config, Arc::<Echo>::clone(&echo), &group, &ServerMetrics::new(&registry)).unwrap();
     Fixture { server, echo, group, registry, budget }
@@ -426,7 +426,7 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
 fn a_connection_that_arrives_during_a_drain_is_closed() {
     let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
     let (group, metrics) = (Supervisor::new("g", Stop::new()), ServerMetrics::new(&Registry::new()).of("http"));
-    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics);
+    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics, None);
     group.spawn("reader", move || reader.run());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connect = || {

@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::broker::{Engine, PartitionerKind};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
-use crate::http::Listen;
+use crate::http::{ClientCertificates, Listen, Tls, TlsSettings};
 use crate::logging::LogConfig;
 
 /// What librdkafka and brokers can be told at most.
@@ -23,6 +23,8 @@ pub struct Config {
     pub listen: Listen,
     /// `admin_port`: one more port for `/metrics`, `/healthz` and `/readyz`.
     pub admin: Option<Listen>,
+    /// `tls`: the certificates, where `listen` and `port` speak TLS.
+    pub tls: Option<Tls>,
     /// `http_threads`: threads that read requests.
     pub http_threads: NonZeroUsize,
     /// `read_timeout_ms`: from the first byte of a request to its last.
@@ -95,6 +97,7 @@ impl Config {
             log,
             listen: at(port),
             admin: admin_port.map(at),
+            tls: tls(section, problems),
             http_threads: section.count("http_threads", Some(2), 64, problems),
             read_timeout: section.millis("read_timeout_ms", Some(100), 1..=3_600_000, problems),
             write_timeout: section.millis("write_timeout_ms", Some(100), 1..=3_600_000, problems),
@@ -128,6 +131,33 @@ fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
         section.note("listen", format!("is {text:?}, but must be an IP address, or \"*\" for all"), problems);
     }
     address
+}
+
+/// `tls`, and what is in its files.
+fn tls(section: &mut Section, problems: &mut Problems) -> Option<Tls> {
+    let before = problems.0.len();
+    let mut tls = section.section("tls", false, problems)?;
+    if cfg!(not(feature = "tls")) {
+        section.note("tls", "is there, but this build has no TLS: it was made without the cargo feature tls", problems);
+        return None;
+    }
+    let certificate = PathBuf::from(tls.string("certificate_file", None, problems));
+    let key = PathBuf::from(tls.string("key_file", None, problems));
+    let client_ca = tls.has("client_ca_file").then(|| tls.string("client_ca_file", None, problems).into());
+    if client_ca.is_none() && tls.has("client_certificates") {
+        tls.note("client_certificates", "is there, but must not be without client_ca_file", problems);
+    }
+    let wanted = [("required", ClientCertificates::Required), ("optional", ClientCertificates::Optional)];
+    let client_certificates = tls.choice("client_certificates", &wanted, problems);
+    let handshake_timeout = tls.millis("handshake_timeout_ms", Some(10_000), 1..=3_600_000, problems);
+    if problems.0.len() > before {
+        tls.finish(problems);
+        return None;
+    }
+    let settings = TlsSettings { certificate, key, client_ca, client_certificates, handshake_timeout };
+    let loaded = Tls::load(settings).map_err(|wrong| wrong.iter().for_each(|(key, text)| tls.note(key, text, problems)));
+    tls.finish(problems);
+    loaded.ok()
 }
 
 #[cfg(test)]
