@@ -137,7 +137,9 @@ impl Connection {
     /// Tells a client that waits for it to send its body.
     pub(super) fn send_continue(&self) -> io::Result<()> {
         // The answer before is written, so that there is room; should there be none, the client sends anyway in time.
-        self.lock().send(&self.socket, b"HTTP/1.1 100 Continue\r\n\r\n").map(drop)
+        let mut state = self.lock();
+        state.send(&self.socket, b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        state.flush_tls(&self.socket).map(drop)
     }
 
     /// Decrypts what arrived while the phase is `Reading`, and writes what TLS has to say to it. After an error the phase

@@ -32,9 +32,9 @@ mod reader;
 mod reply;
 mod scan;
 mod server;
-mod tls;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use budget::{ByteBudget, Lease};
 pub use listen::Listen;
@@ -42,6 +42,8 @@ pub use message::{Head, Headers, Request, Response};
 pub use query::percent_decode;
 pub use reply::Reply;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
+#[cfg(all(test, feature = "tls"))]
+pub(crate) use tls::certificates;
 pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};
 
 /// What is to be done with the body of a request whose head is complete.

@@ -300,7 +300,8 @@ impl Reader {
                     self.take_bytes(index, &plain);
                 }
                 // Half a request never becomes a whole one, and what is being answered closes the connection later.
-                if let Some(index) = self.find(key).filter(|_| received.ended && connection.phase().0 == Phase::Reading) {
+                if let Some(index) = self.find(key).filter(|_| received.ended && connection.phase().0 == Phase::Reading)
+                {
                     self.close(index);
                 }
             }

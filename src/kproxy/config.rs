@@ -155,7 +155,8 @@ fn tls(section: &mut Section, problems: &mut Problems) -> Option<Tls> {
         return None;
     }
     let settings = TlsSettings { certificate, key, client_ca, client_certificates, handshake_timeout };
-    let loaded = Tls::load(settings).map_err(|wrong| wrong.iter().for_each(|(key, text)| tls.note(key, text, problems)));
+    let loaded =
+        Tls::load(settings).map_err(|wrong| wrong.iter().for_each(|(key, text)| tls.note(key, text, problems)));
     tls.finish(problems);
     loaded.ok()
 }
@@ -192,11 +193,60 @@ mod tests {
         let keys = keys_of(include_str!("config.rs"));
         let in_force = in_force(REFERENCE, &keys);
         assert_has_all(&keys, &in_force);
+        let in_force = without_tls(&in_force);
         let hosts = &REFERENCE[REFERENCE.find("broker_hosts:\n").unwrap()..];
         let least = load(hosts).unwrap();
         assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), format!("{least:?}"));
         let least_with_admin = load(&format!("admin_port: 5031\n{hosts}")).unwrap();
         assert_eq!(format!("{:?}", load(&in_force).unwrap()), format!("{least_with_admin:?}"));
+    }
+
+    /// The file without the part that names files.
+    fn without_tls(file: &str) -> String {
+        let mut is_inside = false;
+        let outside = file.lines().filter(|line| {
+            is_inside = *line == "tls:" || is_inside && line.starts_with(' ');
+            !is_inside
+        });
+        outside.map(|line| format!("{line}\n")).collect()
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn tls_is_taken_with_its_files_and_what_is_wrong_with_them_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let clients = crate::http::certificates::Authority::new(folder.path(), "clients");
+        clients.issue("server", 30);
+        let place = folder.path().to_str().unwrap();
+        let in_force = in_force(REFERENCE, &keys_of(include_str!("config.rs"))).replace("/etc/kproxy/tls", place);
+        let tls = load(&in_force).unwrap().tls.unwrap();
+        let least = format!(
+            "tls: {{certificate_file: {place}/server.pem, key_file: {place}/server.key}}\nbroker_hosts: ['a:1']\n"
+        );
+        let with_ca = least.replace("}", &format!(", client_ca_file: {place}/clients.pem}}"));
+        assert_eq!(format!("{tls:?}"), format!("{:?}", load(&with_ca).unwrap().tls.unwrap()));
+        assert!(load(&least).unwrap().tls.is_some());
+
+        for (from, to, starts) in [
+            ("server.key", "clients.key", &["tls.key_file: is /"][..]),
+            ("server.pem", "no.pem", &["tls.certificate_file: is /"]),
+            ("}", ", client_certificates: required}", &["tls.client_certificates: is there, but"]),
+            ("}", ", client_ca_file: 5, x: 1}", &["tls.client_ca_file: is 5", "tls.x: "]),
+            (&*format!("certificate_file: {place}/server.pem,"), "", &["tls.certificate_file: is missing"]),
+        ] {
+            let problems = load(&least.replace(from, to)).unwrap_err();
+            let as_told =
+                problems.len() == starts.len() && problems.iter().zip(starts).all(|(it, start)| it.starts_with(start));
+            assert!(as_told, "{from} {to}: {problems:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
+    fn tls_is_refused_where_it_is_not_built_in() {
+        let problems = load("tls: {certificate_file: a, key_file: b}\nbroker_hosts: ['a:1']\n").unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with("tls: is there, but this build has no TLS"), "{problems:?}");
     }
 
     #[test]

@@ -91,7 +91,9 @@ fn read(settings: &TlsSettings) -> Result<(Arc<ServerConfig>, String), Vec<FileP
         Some((file, roots)) => {
             news += &format!(", client authorities: {} from {}", roots.len(), file.display());
             let verifier = client_verifier(roots, settings.client_certificates, &provider);
-            Some(verifier.map_err(|text| vec![("client_ca_file", format!("is {}: {text}", file.display()))])?)
+            Some(verifier.map_err(|text| {
+                vec![("client_ca_file", format!("is {}, which cannot be used: {text}", file.display()))]
+            })?)
         }
     };
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -103,8 +105,9 @@ fn read(settings: &TlsSettings) -> Result<(Arc<ServerConfig>, String), Vec<FileP
     };
     let mut config = builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.ticketer = ring::Ticketer::new()
-        .map_err(|cause| vec![("key_file", format!("cannot be used, no key for session tickets can be made: {cause}"))])?;
+    config.ticketer = ring::Ticketer::new().map_err(|cause| {
+        vec![("key_file", format!("cannot be used, no key for session tickets can be made: {cause}"))]
+    })?;
     Ok((Arc::new(config), news))
 }
 
@@ -115,7 +118,7 @@ fn noted<T>(
     read: impl FnOnce(&Path) -> Result<T, String>,
     problems: &mut Vec<FileProblem>,
 ) -> Option<T> {
-    read(file).map_err(|text| problems.push((key, format!("is {}: {text}", file.display())))).ok()
+    read(file).map_err(|text| problems.push((key, format!("is {}, which {text}", file.display())))).ok()
 }
 
 fn content(file: &Path) -> Result<Vec<u8>, String> {
@@ -173,16 +176,16 @@ fn identity(
     let key = provider
         .key_provider
         .load_private_key(key)
-        .map_err(|_| ("key_file", format!("is {key_file}: its key is of a kind that cannot be used")))?;
+        .map_err(|_| ("key_file", format!("is {key_file}, which has a key of a kind that cannot be used")))?;
     let identity = CertifiedKey::new(chain, key);
     match identity.keys_match() {
         // Unknown: the kind of key does not tell its public half, and the handshakes will.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(identity),
         Err(rustls::Error::InconsistentKeys(_)) => {
-            Err(("key_file", format!("is {key_file}: is not the key of the first certificate in {certificate}")))
+            Err(("key_file", format!("is {key_file}, which is not the key of the first certificate in {certificate}")))
         }
         Err(cause) => {
-            Err(("certificate_file", format!("is {certificate}: its first certificate cannot be used: {cause}")))
+            Err(("certificate_file", format!("is {certificate}, whose first certificate cannot be used: {cause}")))
         }
     }
 }
@@ -198,4 +201,94 @@ fn client_verifier(
         ClientCertificates::Optional => builder.allow_unauthenticated(),
     };
     builder.build().map_err(|cause| cause.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::certificates::{Authority, Certificate};
+    use super::*;
+    use std::path::PathBuf;
+
+    fn settings(own: &Certificate, client_ca: Option<&Path>) -> TlsSettings {
+        TlsSettings {
+            certificate: own.certificate.clone(),
+            key: own.key.clone(),
+            client_ca: client_ca.map(Path::to_owned),
+            client_certificates: ClientCertificates::Required,
+            handshake_timeout: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_each_file_is_told_without_what_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new(folder.path(), "authority");
+        let (own, other) = (authority.issue("own", 30), authority.issue("other", 30));
+        assert!(Tls::load(settings(&own, Some(&authority.own.certificate))).is_ok());
+        let written = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let key = fs::read_to_string(&own.key).unwrap();
+        let secret = key.lines().nth(1).unwrap();
+        let empty = written("empty", "");
+        let no_end = written("no_end", &key.replace("END", "FIN"));
+        let no_base64 = written("no_base64", &key.replace(secret, &format!("*{secret}")));
+        let bad_start = written("bad_start", &format!("-----BEGIN {secret}\n"));
+        let not_der = written("not_der", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+        let no_certificate =
+            written("no_certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        let encrypted = written("encrypted", &key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
+        let large = folder.path().join("large");
+        fs::File::create(&large).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
+        let absent = folder.path().join("absent");
+        let with_key = |key: &PathBuf| settings(&Certificate { key: key.clone(), ..own.clone() }, None);
+        let with_certificate =
+            |certificate: &PathBuf| settings(&Certificate { certificate: certificate.clone(), ..own.clone() }, None);
+        let with_ca = |file: &PathBuf| settings(&own, Some(file));
+        let rows: &[(TlsSettings, &str, &str)] = &[
+            (with_key(&absent), "key_file", "cannot be read: No such file"),
+            (with_key(&folder.path().to_owned()), "key_file", "is not a file"),
+            (with_key(&large), "key_file", "bytes, but may have"),
+            (with_key(&empty), "key_file", "has no private key in it"),
+            (with_key(&encrypted), "key_file", "or an encrypted one only"),
+            (with_key(&no_end), "key_file", "a section has no end"),
+            (with_key(&no_base64), "key_file", "is not base64"),
+            (with_key(&bad_start), "key_file", "malformed line"),
+            (with_key(&not_der), "key_file", "of a kind that cannot be used"),
+            (with_key(&other.key), "key_file", "is not the key of the first certificate in"),
+            (with_certificate(&absent), "certificate_file", "cannot be read"),
+            (with_certificate(&own.key), "certificate_file", "has no certificate"),
+            (with_certificate(&no_certificate), "certificate_file", "cannot be used"),
+            (with_ca(&empty), "client_ca_file", "has no certificate"),
+            (with_ca(&no_certificate), "client_ca_file", "is no authority"),
+        ];
+        for (settings, key, text) in rows {
+            let problems = Tls::load(settings.clone()).unwrap_err();
+            let [(named, told)] = &problems[..] else { panic!("{key}, {text}: {problems:?}") };
+            assert!(named == key && told.starts_with("is /") && told.contains(text), "{key}, {text}: {told}");
+            assert!(!told.contains(secret) && !told.contains(&format!("{:?}", secret.as_bytes())), "{told}");
+        }
+        let all = settings(&Certificate { certificate: absent.clone(), key: absent.clone() }, Some(&absent));
+        assert_eq!(Tls::load(all).unwrap_err().len(), 3, "all at once");
+    }
+
+    #[test]
+    fn what_cannot_be_read_anew_leaves_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new(folder.path(), "authority");
+        let (own, other) = (authority.issue("own", 30), authority.issue("other", 30));
+        let tls = Tls::load(settings(&own, None)).unwrap();
+        let current = || Arc::clone(&tls.inner.current.read().unwrap());
+        let before = current();
+        fs::copy(&other.certificate, &own.certificate).unwrap();
+        let why = tls.reload().unwrap_err();
+        assert!(why.contains("key_file is /") && why.contains("is not the key"), "{why}");
+        assert!(Arc::ptr_eq(&before, &current()));
+        fs::copy(&other.key, &own.key).unwrap();
+        let news = tls.clone().reload().unwrap();
+        assert!(news.starts_with("certificates: 1 from /"), "{news}");
+        assert!(!Arc::ptr_eq(&before, &current()));
+    }
 }

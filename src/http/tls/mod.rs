@@ -12,14 +12,21 @@ mod absent;
 mod files;
 #[cfg(feature = "tls")]
 mod session;
+#[cfg(all(test, feature = "tls"))]
+mod tests;
+
+#[cfg(all(test, feature = "tls"))]
+#[path = "../../../tests/stories/harness/tls.rs"]
+#[allow(dead_code, reason = "the stories take more of it")]
+pub(crate) mod certificates;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 #[cfg(not(feature = "tls"))]
-pub use absent::Tls;
-#[cfg(not(feature = "tls"))]
 pub(super) use absent::Session;
+#[cfg(not(feature = "tls"))]
+pub use absent::Tls;
 #[cfg(feature = "tls")]
 pub use files::Tls;
 #[cfg(feature = "tls")]

@@ -44,7 +44,8 @@ impl Session {
         Ok(Received { established: !self.connection.is_handshaking(), ended })
     }
 
-    /// Encrypts `bytes` and writes what the socket takes; returns how many were taken, which may still be on their way.
+    /// Encrypts `bytes`, writing as the socket takes it; returns how many were taken. The last of them are written by
+    /// [`Self::flush`] only, together with what is said after them.
     pub(in crate::http) fn send(&mut self, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
         let mut taken = 0;
         while taken < bytes.len() && self.flush(socket)? {
