@@ -42,7 +42,8 @@ pub use message::{Head, Headers, Request, Response};
 pub use query::percent_decode;
 pub use reply::Reply;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
-#[cfg(all(test, feature = "tls"))]
+#[cfg(test)]
+#[cfg(feature = "tls")]
 pub(crate) use tls::certificates;
 pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};
 

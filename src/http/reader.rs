@@ -299,8 +299,10 @@ impl Reader {
                 } else if !plain.is_empty() {
                     self.take_bytes(index, &plain);
                 }
-                // Half a request never becomes a whole one, and what is being answered closes the connection later.
-                if let Some(index) = self.find(key).filter(|_| received.ended && connection.phase().0 == Phase::Reading)
+                // Half a request never becomes a whole one. What is being answered, or waits, closes the connection later.
+                if let Some(index) = self.find(key).filter(|_| received.ended)
+                    && connection.phase().0 == Phase::Reading
+                    && self.client(index).pending.is_empty()
                 {
                     self.close(index);
                 }
@@ -327,8 +329,11 @@ impl Reader {
             return;
         }
         self.last_complaint = Some(self.now);
-        warn!("the TLS handshake with {peer} failed: {why} ({} more since the last such line)", self.unsaid);
-        self.unsaid = 0;
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        match std::mem::take(&mut self.unsaid) {
+            0 => warn!("the TLS handshake with {peer} failed: {why}"),
+            unsaid => warn!("the TLS handshake with {peer} failed: {why}; so did {unsaid} since the last such line"),
+        }
     }
 
     fn discard(&mut self, index: usize, scratch: &mut [u8]) {
@@ -466,7 +471,7 @@ impl Reader {
         let client = self.client(index);
         match client.connection.phase() {
             (Phase::Answering, _) => {}
-            (Phase::Broken, _) => self.close(index),
+            (Phase::Broken, _) => self.lose(index, "it could not be written to"),
             (Phase::Writing, since) => {
                 self.watch(index, Watched::Room);
                 self.plan(index, since + limits.1);

@@ -17,3 +17,5 @@ mod kproxy_story;
 mod ktransfer_outage;
 mod ktransfer_push;
 mod path_story;
+#[cfg(feature = "tls")]
+mod tls_story;

@@ -12,10 +12,12 @@ mod absent;
 mod files;
 #[cfg(feature = "tls")]
 mod session;
-#[cfg(all(test, feature = "tls"))]
+#[cfg(test)]
+#[cfg(feature = "tls")]
 mod tests;
 
-#[cfg(all(test, feature = "tls"))]
+#[cfg(test)]
+#[cfg(feature = "tls")]
 #[path = "../../../tests/stories/harness/tls.rs"]
 #[allow(dead_code, reason = "the stories take more of it")]
 pub(crate) mod certificates;
