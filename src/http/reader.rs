@@ -4,13 +4,15 @@
 //! connection is watched for bytes all the time (level-triggered, so that nothing has to be armed for each request);
 //! only one that sends while its request is being answered, or that does not take its answer, is armed differently.
 
+mod secured;
+
 use std::io::{ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, warn};
+use log::error;
 use polling::{Event, Events, PollMode};
 
 use super::connection::{Connection, Inbox, Message, Phase};
@@ -20,9 +22,10 @@ use super::head::Framing;
 use super::parser::{Parser, Progress};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
-use super::tls::{self, Tls};
+use super::tls::Tls;
 use super::{Admission, Handler, Lease, Reply, Request, Response};
 use crate::supervise::panic_text;
+use secured::Handshake;
 
 /// Most bytes read at once; also what a client can send ahead of its answer.
 const READ: usize = 16 * 1024;
@@ -33,8 +36,6 @@ const DISCARDED_BODY: usize = 64 * 1024;
 /// After the last answer of a connection the client's bytes are thrown away for so long, and so many.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
-/// Handshakes that fail are logged at most so often.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 /// The poller is left at least so often.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
@@ -82,16 +83,6 @@ struct Client {
     handshake: Handshake,
     /// TLS: the client said that it sends nothing more.
     ended: bool,
-}
-
-/// How far a connection is with TLS. Until it is done, `started` is when the connection began.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Handshake {
-    /// Nothing arrived.
-    Awaited,
-    UnderWay,
-    /// It is done, or failed; and plain HTTP.
-    Over,
 }
 
 /// What the poller reports of a connection.
@@ -250,89 +241,6 @@ impl Reader {
             Ok(count) => self.take_bytes(index, &scratch[..count]),
             Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(cause) => self.lose(index, &cause.to_string()),
-        }
-    }
-
-    /// Closes a connection that the client ended.
-    fn lose(&mut self, index: usize, why: &str) {
-        if self.client(index).handshake == Handshake::UnderWay {
-            self.handshake_failed(index, "failed", why);
-        }
-        self.close(index);
-    }
-
-    /// Takes what a client of TLS sent that may send.
-    fn take_records(&mut self, index: usize, records: &[u8]) {
-        let client = self.client(index);
-        let (connection, key) = (Arc::clone(&client.connection), client.connection.key);
-        if client.handshake == Handshake::Awaited {
-            client.handshake = Handshake::UnderWay;
-            if records.first() != Some(&tls::FIRST_BYTE) {
-                connection.give_up_tls();
-                self.handshake_failed(index, "failed", "the client does not speak TLS");
-                return self.refuse(index, Refused::bad("this port speaks TLS only: use https"));
-            }
-        }
-        let mut plain = std::mem::take(&mut self.plain);
-        plain.clear();
-        match connection.decrypt(records, &mut plain) {
-            Err(why) => {
-                self.handshake_failed(index, "failed", &why);
-                let client = self.client(index);
-                client.parser = Parser::default();
-                client.lease = Lease::default();
-                self.settle(index);
-            }
-            Ok((received, phase)) => {
-                let client = self.client(index);
-                client.ended = received.ended;
-                if received.established && client.handshake == Handshake::UnderWay {
-                    client.handshake = Handshake::Over;
-                    connection.establish();
-                    self.metrics.handshake("ok");
-                    self.plan(index, self.now + self.limits.idle_timeout);
-                }
-                if phase != Phase::Reading {
-                    // What TLS has to say comes first.
-                    self.client(index).pending = plain.clone();
-                    self.settle(index);
-                } else if !plain.is_empty() {
-                    self.take_bytes(index, &plain);
-                }
-                // Half a request never becomes a whole one. What is being answered, or waits, closes the connection later.
-                if let Some(index) = self.find(key).filter(|_| received.ended)
-                    && connection.phase().0 == Phase::Reading
-                    && self.client(index).pending.is_empty()
-                {
-                    self.close(index);
-                }
-            }
-        }
-        self.plain = plain;
-    }
-
-    /// Counts a handshake that was under way and came to nothing.
-    fn handshake_failed(&mut self, index: usize, outcome: &str, why: &str) {
-        let client = self.client(index);
-        let (stage, peer) = (client.handshake, client.connection.peer);
-        client.handshake = Handshake::Over;
-        if stage == Handshake::Over {
-            return;
-        }
-        self.metrics.handshake(outcome);
-        // A connection on which nothing was said is a probe of the port, or kept for later.
-        if stage == Handshake::Awaited {
-            return;
-        }
-        if self.last_complaint.is_some_and(|last| self.now.duration_since(last) < COMPLAINT_INTERVAL) {
-            self.unsaid += 1;
-            return;
-        }
-        self.last_complaint = Some(self.now);
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        match std::mem::take(&mut self.unsaid) {
-            0 => warn!("the TLS handshake with {peer} failed: {why}"),
-            unsaid => warn!("the TLS handshake with {peer} failed: {why}; so did {unsaid} since the last such line"),
         }
     }
 
