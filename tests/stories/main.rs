@@ -17,3 +17,4 @@ mod kproxy_story;
 mod ktransfer_outage;
 mod ktransfer_push;
 mod path_story;
+mod ways_story;
