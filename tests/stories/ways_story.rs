@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::harness::http::{self, Client, Response};
 use crate::harness::{Daemon, Program, cluster, configs, free_port, wait_until};
@@ -19,30 +19,31 @@ fn lines(answer: &Response) -> Vec<Value> {
     answer.text().lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
 }
 
-/// One record of the binary form.
-fn record(key: Option<&[u8]>, headers: &[(&str, &[u8])], value: &[u8]) -> Vec<u8> {
-    let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_be_bytes();
-    let short = |number: usize| u16::try_from(number).unwrap().to_be_bytes();
-    let mut record = match key {
-        Some(key) => [&length(key), key].concat(),
-        None => vec![0xff; 4],
-    };
-    record.extend(short(headers.len()));
-    for (name, value) in headers {
-        record.extend([&short(name.len())[..], name.as_bytes(), &length(value), value].concat());
-    }
-    [&record[..], &length(value), value].concat()
-}
-
 #[cfg(feature = "librdkafka")]
 mod with_headers {
     use super::*;
     use kafka_http_wrapper::broker::{self, BrokerConfig, Engine, FetcherConfig, Message, TopicPartition};
     use kafka_http_wrapper::shutdown::Stop;
     use kafka_http_wrapper::supervise::Supervisor;
+    use serde_json::json;
     use std::time::Instant;
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    /// One record of the binary form.
+    fn record(key: Option<&[u8]>, headers: &[(&str, &[u8])], value: &[u8]) -> Vec<u8> {
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_be_bytes();
+        let short = |number: usize| u16::try_from(number).unwrap().to_be_bytes();
+        let mut record = match key {
+            Some(key) => [&length(key), key].concat(),
+            None => vec![0xff; 4],
+        };
+        record.extend(short(headers.len()));
+        for (name, value) in headers {
+            record.extend([&short(name.len())[..], name.as_bytes(), &length(value), value].concat());
+        }
+        [&record[..], &length(value), value].concat()
+    }
 
     /// The first `count` messages of a partition, with all that a record has.
     fn read(topic: &str, partition: i32, count: usize) -> Vec<Message> {
