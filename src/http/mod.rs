@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
-//! `connection` (who may write when), `tls`, `reader`, `acceptor`, `server`; `query` serves the handlers. Kept out: what the
+//! `connection` (who may write when), `tls`, `reader`, `acceptor`, `server`; `query` and `notes` serve the handlers. Kept out: what the
 //! requests mean.
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
@@ -26,6 +26,7 @@ mod encode;
 mod head;
 mod listen;
 mod message;
+mod notes;
 mod parser;
 mod query;
 mod reader;
@@ -39,6 +40,7 @@ mod tls;
 pub use budget::{ByteBudget, Lease};
 pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
+pub use notes::Notes;
 pub use query::percent_decode;
 pub use reply::Reply;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
@@ -54,6 +56,8 @@ pub enum Admission {
     Read {
         /// Largest body in bytes.
         most: usize,
+        /// What the handler found out meanwhile; it comes back in [`Request::notes`].
+        notes: Notes,
     },
     /// Answer without the body. A short body is read and thrown away, so that the connection can be kept.
     Refuse(Response),

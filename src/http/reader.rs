@@ -23,7 +23,7 @@ use super::parser::{Parser, Progress};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
 use super::tls::Tls;
-use super::{Admission, Handler, Lease, Reply, Request, Response};
+use super::{Admission, Handler, Lease, Notes, Reply, Request, Response};
 use crate::supervise::panic_text;
 use secured::Handshake;
 
@@ -73,6 +73,8 @@ struct Client {
     pending: Vec<u8>,
     /// The answer that is given in place of the handler's when the body has been thrown away.
     instead: Option<Response>,
+    /// The handler's, for the request whose body is arriving.
+    notes: Notes,
     lease: Lease,
     /// When the first byte of the current request arrived.
     started: Instant,
@@ -180,6 +182,7 @@ impl Reader {
             parser: Parser::default(),
             pending: Vec::new(),
             instead: None,
+            notes: Notes::none(),
             lease: self.limits.lease(),
             started: self.now,
             watched: if added.is_ok() { Watched::Bytes } else { Watched::Nothing },
@@ -304,8 +307,9 @@ impl Reader {
             Refused::new(500, "an internal error")
         })?;
         match admission {
-            Admission::Read { most } => {
+            Admission::Read { most, notes } => {
                 client.parser.read_body(most)?;
+                client.notes = notes;
                 if waits {
                     // Fails only when the connection broke, which the next read finds.
                     let _ = client.connection.send_continue();
@@ -342,7 +346,8 @@ impl Reader {
             connection.answer(&response, form);
         } else {
             let reply = Reply::on(Arc::clone(&connection), form);
-            let request = Request { head: parsed.head, body, lease };
+            let notes = std::mem::take(&mut client.notes);
+            let request = Request { head: parsed.head, body, notes, lease };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply))) {
                 error!("handling a request panicked: {}", panic_text(panic.as_ref()));
             }
@@ -363,6 +368,7 @@ impl Reader {
         });
         client.parser = Parser::default();
         client.lease = Lease::default();
+        client.notes = Notes::none();
         let connection = Arc::clone(&client.connection);
         connection.begin_answering();
         connection.answer(&response.closing(), Form { head_only, keep_alive: false, is_http10: false });

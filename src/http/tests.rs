@@ -44,11 +44,12 @@ impl Handler for Echo {
         match head.path.as_str() {
             "/refuse" => Admission::Refuse(Response::text(403, "no")),
             "/panic-early" => panic!("as asked"),
-            _ => Admission::Read { most: 1 << 20 },
+            path => Admission::Read { most: 1 << 20, notes: Notes::of(path.to_owned()) },
         }
     }
 
-    fn handle(&self, request: Request, reply: Reply) {
+    fn handle(&self, mut request: Request, reply: Reply) {
+        assert_eq!(request.notes.take().as_deref(), Some(&request.head.path), "each request brings its own notes");
         match request.head.path.as_str() {
             "/later" => {
                 self.kept.lock().unwrap().push_back((request, reply));

@@ -41,6 +41,10 @@ pub struct Config {
     pub max_in_flight_bytes: NonZeroUsize,
     /// `max_request_size_bytes`.
     pub max_message_bytes: NonZeroUsize,
+    /// `max_batch_messages`: messages of one `/commit_batch`.
+    pub max_batch_messages: NonZeroUsize,
+    /// `max_batch_bytes`: body of one `/commit_batch`.
+    pub max_batch_bytes: NonZeroUsize,
     /// `commit_timeout_ms`: from a complete request to Kafka's confirmation.
     pub commit_timeout: Duration,
     /// `broker_hosts`.
@@ -93,6 +97,15 @@ impl Config {
                 problems,
             );
         }
+        let max_batch_bytes =
+            section.count("max_batch_bytes", Some(max_message_bytes.get()), MOST_MESSAGE_BYTES, problems);
+        if max_batch_bytes > max_in_flight_bytes && max_message_bytes <= max_in_flight_bytes {
+            section.note(
+                "max_batch_bytes",
+                format!("is {max_batch_bytes}, but must be at most max_in_flight_bytes, {max_in_flight_bytes}"),
+                problems,
+            );
+        }
         Config {
             log,
             listen: at(port),
@@ -106,6 +119,8 @@ impl Config {
             max_commits: section.count("req_pool_size", Some(10_240), 1_000_000, problems),
             max_in_flight_bytes,
             max_message_bytes,
+            max_batch_messages: section.count("max_batch_messages", Some(1000), 100_000, problems),
+            max_batch_bytes,
             commit_timeout: section.millis("commit_timeout_ms", Some(30_000), 10..=900_000, problems),
             broker_hosts: section.hosts("broker_hosts", true, problems).unwrap_or_default(),
             engine: Engine::from_section(section, problems),
@@ -186,6 +201,7 @@ mod tests {
         assert_eq!(config.broker_hosts, ["10.1.4.17:5031", "10.1.5.17:5031"]);
         assert_eq!(config.commit_timeout, Duration::from_secs(30));
         assert_eq!(config.admin, None);
+        assert_eq!((config.max_batch_messages.get(), config.max_batch_bytes.get()), (1000, 10_485_760));
     }
 
     #[test]
@@ -270,6 +286,9 @@ mod tests {
             ],
             "{problems:?}"
         );
+        let batch =
+            load("max_in_flight_bytes: 20000000\nmax_batch_bytes: 20000001\nbroker_hosts: ['a:1']\n").unwrap_err();
+        assert!(batch.len() == 1 && batch[0].starts_with("max_batch_bytes: is 20000001, but"), "{batch:?}");
         assert_eq!(load("port: 80\nadmin_port: 80\nbroker_hosts: ['a:1']\n").unwrap_err().len(), 1);
     }
 }

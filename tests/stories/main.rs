@@ -19,3 +19,4 @@ mod ktransfer_push;
 mod path_story;
 #[cfg(feature = "tls")]
 mod tls_story;
+mod ways_story;
