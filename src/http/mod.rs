@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
-//! `connection` (who may write when), `reader`, `acceptor`, `server`; `query` and `notes` serve the handlers. Kept out: what the
+//! `connection` (who may write when), `tls`, `reader`, `acceptor`, `server`; `query` and `notes` serve the handlers. Kept out: what the
 //! requests mean.
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
@@ -35,6 +35,7 @@ mod scan;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use budget::{ByteBudget, Lease};
 pub use listen::Listen;
@@ -43,6 +44,10 @@ pub use notes::Notes;
 pub use query::percent_decode;
 pub use reply::Reply;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
+#[cfg(test)]
+#[cfg(feature = "tls")]
+pub(crate) use tls::certificates;
+pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};
 
 /// What is to be done with the body of a request whose head is complete.
 #[derive(Debug)]

@@ -93,19 +93,23 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         body_budget: Some(budget.clone()),
     };
     let server_metrics = ServerMetrics::new(&registry);
-    let start = |name, key, listen, readers, limits, handler: Arc<dyn Handler>| {
+    let tls = config.tls.clone();
+    if let Some(tls) = tls.clone() {
+        supervisor.reloads().add("tls", move || tls.reload());
+    }
+    let start = |name, key, listen, readers, limits, tls, handler: Arc<dyn Handler>| {
         let server =
-            Server::start(ServerConfig { listen, name, readers, limits }, handler, supervisor, &server_metrics)
+            Server::start(ServerConfig { listen, name, readers, limits, tls }, handler, supervisor, &server_metrics)
                 .map_err(|cause| format!("{key}: cannot listen on {listen}: {cause}"))?;
         info!("{key}: listening on {}", server.local_addr());
         Ok::<Server, String>(server)
     };
     let admin_server = config
         .admin
-        .map(|listen: Listen| start("admin", "admin_port", listen, 1, Limits::default(), Arc::new(admin)))
+        .map(|listen: Listen| start("admin", "admin_port", listen, 1, Limits::default(), None, Arc::new(admin)))
         .transpose()?;
     let server =
-        start("http", "port", config.listen, config.http_threads.get(), limits, Arc::<Commits>::clone(&commits))?;
+        start("http", "port", config.listen, config.http_threads.get(), limits, tls, Arc::<Commits>::clone(&commits))?;
 
     let watch = Watch { commits: Arc::clone(&commits), broker: health.component("broker"), in_flight, budget, metrics };
     let stop = supervisor.stop().clone();
