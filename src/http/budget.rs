@@ -1,6 +1,7 @@
-//! A bound, in bytes, on what all connections together keep in memory for bodies.
+//! A bound, in bytes, on what all connections together keep in memory: half-read heads, bodies, what was sent ahead.
 //!
-//! Bytes are taken as they arrive and given back when the [`Lease`] is dropped, wherever the body went meanwhile.
+//! Memory is counted as it is allocated, not as it is filled, and given back when the [`Lease`] is dropped, wherever the
+//! body went meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,6 +70,15 @@ impl Lease {
             _ => true,
         }
     }
+
+    /// As [`Lease::grow_to`], and gives back what is beyond `bytes`.
+    pub fn set_to(&mut self, bytes: usize) -> bool {
+        if let Some(budget) = self.budget.as_ref().filter(|_| bytes < self.bytes) {
+            budget.give(self.bytes - bytes);
+            self.bytes = bytes;
+        }
+        self.grow_to(bytes)
+    }
 }
 
 impl Drop for Lease {
@@ -93,6 +103,7 @@ mod tests {
         assert_eq!(budget.used(), 60, "a refusal takes nothing");
         assert!(second.grow_to(40));
         assert!(!first.grow_to(61));
+        assert!(first.set_to(10) && second.set_to(90) && !second.set_to(91) && second.set_to(40) && first.set_to(60));
         drop(first);
         assert_eq!(budget.used(), 40);
         drop(second);

@@ -20,7 +20,7 @@ use super::head::Framing;
 use super::parser::{Parser, Progress};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
-use super::{Admission, Handler, Lease, Reply, Request, Response};
+use super::{Admission, Handler, Lease, Reply, Request, Response, SHUTTING_DOWN};
 use crate::supervise::panic_text;
 
 /// Most bytes read at once; also what a client can send ahead of its answer.
@@ -32,8 +32,12 @@ const DISCARDED_BODY: usize = 64 * 1024;
 /// After the last answer of a connection the client's bytes are thrown away for so long, and so many.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
+/// Requests of one connection that are answered in one go; then it is the turn of others.
+const TURN: usize = 32;
 /// The poller is left at least so often.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+const TOO_MANY_BYTES: Refused = Refused::beyond("in_flight_bytes", 503, "too many bytes are in flight");
 
 pub(super) struct Reader {
     inbox: Arc<Inbox>,
@@ -63,13 +67,24 @@ struct Client {
     pending: Vec<u8>,
     /// The answer that is given in place of the handler's when the body has been thrown away.
     instead: Option<Response>,
+    /// The memory of the request that is being read.
     lease: Lease,
+    /// The memory of `pending`.
+    ahead: Lease,
     /// When the first byte of the current request arrived.
     started: Instant,
     watched: Watched,
     planned: Option<Instant>,
     /// Bytes thrown away after the last answer.
     discarded: usize,
+}
+
+impl Client {
+    /// Counts what is kept of the request until more of it arrives or it is answered; false where that is too much.
+    fn hold_what_is_read(&mut self) -> bool {
+        let instead = self.instead.as_ref().map_or(0, Response::allocated);
+        self.lease.set_to(self.parser.allocated() + instead)
+    }
 }
 
 /// What the poller reports of a connection.
@@ -152,10 +167,11 @@ impl Reader {
         let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now));
         let client = Client {
             connection,
-            parser: Parser::default(),
+            parser: Parser::new(self.limits.head),
             pending: Vec::new(),
             instead: None,
             lease: self.limits.lease(),
+            ahead: self.limits.lease(),
             started: self.now,
             watched: if added.is_ok() { Watched::Bytes } else { Watched::Nothing },
             planned: None,
@@ -210,7 +226,11 @@ impl Reader {
         match (&client.connection.socket).read(&mut scratch[..most]) {
             // The end of the stream: a request that is not complete never becomes one.
             Ok(0) => self.close(index),
-            Ok(count) => self.take_bytes(index, &scratch[..count]),
+            Ok(count) => {
+                if self.parse(index, &scratch[..count]) {
+                    self.settle(index);
+                }
+            }
             Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(_) => self.close(index),
         }
@@ -225,8 +245,10 @@ impl Reader {
         }
     }
 
-    /// Takes bytes of a client that may send: as many requests as are answered on the spot, then the rest waits.
-    fn take_bytes(&mut self, index: usize, mut input: &[u8]) {
+    /// Takes bytes of a client that may send: as many requests as are answered on the spot, then the rest waits. Whether
+    /// the phase has to be looked at.
+    fn parse(&mut self, index: usize, mut input: &[u8]) -> bool {
+        let mut turn = 0;
         loop {
             let now = self.now;
             let client = self.client(index);
@@ -240,20 +262,37 @@ impl Reader {
                 Err(refused) => return self.refuse(index, refused),
             };
             input = &input[taken..];
-            if !client.lease.grow_to(client.parser.body_len()) {
-                return self.refuse(index, Refused::new(503, "too many bytes are in flight"));
-            }
             match progress {
-                Progress::NeedsMore => return,
+                Progress::NeedsMore => {
+                    if !client.hold_what_is_read() {
+                        return self.refuse(index, TOO_MANY_BYTES);
+                    }
+                    client.ahead.set_to(0);
+                    return false;
+                }
                 Progress::Head => {
                     if let Err(refused) = self.admit(index, input.is_empty()) {
                         return self.refuse(index, refused);
                     }
                 }
                 Progress::Complete => {
-                    if self.hand_over(index, !input.is_empty()) != Phase::Reading {
-                        self.client(index).pending = input.to_vec();
-                        return self.settle(index);
+                    // What is answered without the handler is never held, so that operations go on when all is full.
+                    let fits = client.instead.is_some() || client.hold_what_is_read();
+                    // Before the hand-over, after which nothing can be refused.
+                    if !fits || !client.ahead.set_to(input.len()) {
+                        return self.refuse(index, TOO_MANY_BYTES);
+                    }
+                    turn += 1;
+                    let is_answered = self.hand_over(index, !input.is_empty()) == Phase::Reading;
+                    let has_had_its_turn = turn == TURN && !input.is_empty();
+                    if !is_answered || has_had_its_turn {
+                        let client = self.client(index);
+                        client.pending = input.to_vec();
+                        if is_answered {
+                            let key = client.connection.key;
+                            self.inbox.post(Message::Attend(key));
+                        }
+                        return !is_answered;
                     }
                 }
             }
@@ -263,7 +302,7 @@ impl Reader {
     /// Asks the handler whether the body is wanted.
     fn admit(&mut self, index: usize, nothing_follows: bool) -> Result<(), Refused> {
         if self.is_draining {
-            return Err(Refused::new(503, "shutting down"));
+            return Err(Refused::new(503, SHUTTING_DOWN));
         }
         let handler = Arc::clone(&self.handler);
         let client = self.client(index);
@@ -279,8 +318,7 @@ impl Reader {
             Admission::Read { most } => {
                 client.parser.read_body(most)?;
                 if waits {
-                    // Fails only when the connection broke, which the next read finds.
-                    let _ = client.connection.send_continue();
+                    client.connection.send_continue();
                 }
                 Ok(())
             }
@@ -288,7 +326,7 @@ impl Reader {
                 client.instead = Some(response);
                 let is_large = matches!(framing, Framing::Length(length) if length > DISCARDED_BODY as u64);
                 if !is_large && !waits {
-                    return client.parser.read_body(DISCARDED_BODY);
+                    return client.parser.skip_body(DISCARDED_BODY);
                 }
                 // `refuse` gives the answer that is ready instead of this one.
                 Err(Refused::bad("a body that is not wanted"))
@@ -322,31 +360,41 @@ impl Reader {
         connection.leave(has_more)
     }
 
-    /// Answers in the handler's stead and ends the connection.
-    fn refuse(&mut self, index: usize, refused: Refused) {
+    /// Answers in the handler's stead and ends the connection. Returns that the phase has to be looked at.
+    fn refuse(&mut self, index: usize, refused: Refused) -> bool {
         let handler = Arc::clone(&self.handler);
+        let head_limits = self.limits.head;
         let client = self.client(index);
-        let head_only = client.parser.head().is_some_and(|head| head.head.method == "HEAD");
+        let head_only = client.parser.is_head_method();
         let prepared = client.instead.take();
         let is_ours = prepared.is_none();
         let response = prepared.unwrap_or_else(|| {
             catch_unwind(AssertUnwindSafe(|| handler.refusal(refused.status, refused.reason)))
                 .unwrap_or_else(|_| Response::text(refused.status, refused.reason))
         });
-        client.parser = Parser::default();
+        client.parser = Parser::new(head_limits);
+        client.pending = Vec::new();
         client.lease = Lease::default();
+        client.ahead = Lease::default();
         let connection = Arc::clone(&client.connection);
         connection.begin_answering();
         connection.answer(&response.closing(), Form { head_only, keep_alive: false, is_http10: false });
         connection.leave(false);
         if is_ours {
             self.metrics.refused(refused.status);
+            if let Some(limit) = refused.limit {
+                self.metrics.limited(limit);
+            }
         }
-        self.settle(index);
+        true
     }
 
     /// Does what the phase asks of the reader after an answer.
     fn settle(&mut self, index: usize) {
+        while self.settle_once(index) {}
+    }
+
+    fn settle_once(&mut self, index: usize) -> bool {
         let limits = (self.limits.idle_timeout, self.limits.write_timeout);
         let client = self.client(index);
         match client.connection.phase() {
@@ -358,6 +406,7 @@ impl Reader {
             }
             (Phase::Lingering, since) => {
                 client.pending = Vec::new();
+                client.ahead.set_to(0);
                 self.watch(index, Watched::Bytes);
                 self.plan(index, since + LINGER);
             }
@@ -366,12 +415,14 @@ impl Reader {
                 self.watch(index, Watched::Bytes);
                 self.plan(index, since + limits.0);
                 if !pending.is_empty() {
-                    self.take_bytes(index, &pending);
-                } else if self.is_draining {
+                    return self.parse(index, &pending);
+                }
+                if self.is_draining {
                     self.close_if_idle(index);
                 }
             }
         }
+        false
     }
 
     fn check_deadline(&mut self, index: usize) {
@@ -394,6 +445,7 @@ impl Reader {
         self.metrics.timed_out(kind);
         if kind == "read" {
             self.refuse(index, Refused::new(408, "the request was not complete in time"));
+            self.settle(index);
         } else {
             self.close(index);
         }
@@ -446,8 +498,9 @@ impl Reader {
         slot.generation = slot.generation.wrapping_add(1);
         self.deadlines.forget(client.connection.key, client.planned);
         self.free.push(index);
+        let peer = client.connection.peer;
         drop(client);
         self.metrics.connections.dec();
-        self.inbox.control.connection_closed();
+        self.inbox.control.connection_closed(peer.ip());
     }
 }

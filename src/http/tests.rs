@@ -84,6 +84,8 @@ fn start(change: impl FnOnce(&mut Limits)) -> Fixture {
         write_timeout: PATIENCE,
         idle_timeout: PATIENCE,
         max_connections: 100,
+        max_connections_per_ip: None,
+        head: HeadLimits::default(),
         body_budget: Some(budget.clone()),
     };
     change(&mut limits);
@@ -434,7 +436,7 @@ fn a_connection_that_arrives_during_a_drain_is_closed() {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let (socket, peer) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        assert!(inbox.control.connection_opened(10));
+        inbox.control.connection_opened(peer.ip(), 10, None).unwrap();
         inbox.post(Message::New(socket, peer));
         client
     };

@@ -4,7 +4,7 @@
 //! succeed later (`retriable`).
 
 use crate::broker::{AppendError, AppendFailure, Appended, Stored};
-use crate::http::Response;
+use crate::http::{Response, SHUTTING_DOWN, UNANSWERED};
 
 /// Seconds after which a client that was told 503 may try again.
 const RETRY_AFTER: &str = "1";
@@ -46,9 +46,10 @@ impl Failure {
         Self::new(503, "overloaded", message, true)
     }
 
-    /// What the HTTP server refused on its own; nothing was given to Kafka.
+    /// What the HTTP server refused on its own.
     pub(super) fn of_server(status: u16, reason: &str) -> Self {
         let (code, retriable) = match status {
+            503 if reason == SHUTTING_DOWN => ("shutting_down", true),
             408 => ("request_timeout", true),
             413 => ("too_large", false),
             414 => ("uri_too_long", false),
@@ -60,7 +61,9 @@ impl Failure {
             505 => ("bad_version", false),
             _ => ("bad_request", false),
         };
-        Self::new(status, code, reason, retriable)
+        // A request that was handed over and never answered may have reached Kafka.
+        let stored = if reason == UNANSWERED { Stored::Unknown } else { Stored::No };
+        Failure { stored, ..Self::new(status, code, reason, retriable) }
     }
 
     /// What became of a message that was given to the broker.
@@ -157,6 +160,10 @@ mod tests {
         }
         assert_eq!(Failure::not_post().response().headers, [("Allow", "POST, OPTIONS".to_owned())]);
         assert!(Failure::of_server(408, "").retriable && !Failure::of_server(400, "").retriable);
+        assert_eq!(Failure::of_server(503, "too many connections").code, "overloaded");
+        assert_eq!(Failure::of_server(503, SHUTTING_DOWN).code, "shutting_down");
+        assert_eq!(Failure::of_server(500, "an internal error").stored, no);
+        assert_eq!(Failure::of_server(500, UNANSWERED).stored, unknown);
     }
 
     #[test]

@@ -64,6 +64,7 @@ impl Commits {
     }
 
     fn pool_is_full(&self) -> Failure {
+        self.metrics.pool_full.inc();
         Failure::overloaded(format!("{} commits are in flight, which is req_pool_size", self.max_commits))
     }
 
@@ -342,6 +343,7 @@ mod tests {
         let waiting: Vec<_> = (0..2).map(|_| fixture.request("POST", "/commit?topic=t", b"x")).collect();
         let (status, body) = fixture.answer("POST", "/commit?topic=t", b"x");
         assert!(status == 503 && body.contains("req_pool_size"), "{body}");
+        assert_eq!(fixture.commits.metrics.pool_full.get(), 1);
         assert!(waiting.iter().all(|answers| answers.try_recv().is_err()));
         fixture.broker.release_completions();
         assert!(waiting.iter().all(|answers| answers.try_recv().unwrap().status == 200));

@@ -22,6 +22,7 @@ const LEVELS: [Acks; 3] = [Acks::None, Acks::Leader, Acks::All];
 pub(super) struct Metrics {
     commits: IntCounterVec,
     seconds: [Histogram; 3],
+    pub(super) pool_full: IntCounter,
     pub(super) in_flight: IntGauge,
     pub(super) in_flight_bytes: IntGauge,
     known: RwLock<HashMap<Arc<str>, Topic>>,
@@ -51,6 +52,13 @@ impl Metrics {
                 "Commits answered, by status; topics nothing was stored in are other.",
                 &["topic", "acks", "code"],
             ),
+            pool_full: registry
+                .counter(
+                    "kproxy_pool_full_total",
+                    "Commits refused because req_pool_size of them waited for Kafka.",
+                    &[],
+                )
+                .with_label_values::<&str>(&[]),
             seconds: LEVELS.map(|acks| seconds.with_label_values(&[level(acks)])),
             in_flight: gauge("kproxy_commits_in_flight", "Commits that wait for Kafka, at most a second ago."),
             in_flight_bytes: gauge("kproxy_in_flight_bytes", "Bytes of bodies in memory, at most a second ago."),

@@ -15,6 +15,8 @@
 mod answer;
 mod commit;
 pub mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lanes;
 mod metrics;
 mod query;
@@ -56,7 +58,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 
 /// Serves until the supervisor's stop is triggered, then stops in order.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
-    check_file_limit(&config);
+    let max_connections = connections_within(config.max_connections.get(), raise_open_files());
     let (registry, health) = (Registry::new(), Health::new());
     let admin = Admin::new(registry.clone(), health.clone());
     let metrics = Arc::new(Metrics::new(&registry));
@@ -76,7 +78,9 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         read_timeout: config.read_timeout,
         write_timeout: config.write_timeout,
         idle_timeout: config.idle_timeout,
-        max_connections: config.max_connections.get(),
+        max_connections,
+        max_connections_per_ip: config.max_connections_per_ip,
+        head: config.head,
         body_budget: Some(budget.clone()),
     };
     let server_metrics = ServerMetrics::new(&registry);
@@ -140,13 +144,17 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Commit>, 
         .map(Lanes::new)
 }
 
-/// Says so when the descriptors will not do for the connections allowed; accepting pauses then, and goes on.
-fn check_file_limit(config: &Config) {
-    let wanted = config.max_connections.get() as u64 + OTHER_DESCRIPTORS;
-    let limit = raise_open_files();
-    if limit < wanted {
-        warn!("max_connections needs {wanted} open files, but this process may have {limit}");
+/// So many connections as there are descriptors for: clients must not take those that the way to the brokers needs.
+fn connections_within(wanted: usize, open_files: u64) -> usize {
+    let others = OTHER_DESCRIPTORS.min(open_files / 2);
+    let allowed = wanted.min(usize::try_from(open_files - others).unwrap_or(usize::MAX)).max(1);
+    if allowed < wanted {
+        warn!(
+            "max_connections is {wanted}, but this process may have {open_files} open files (ulimit -n, LimitNOFILE), so \
+             there are {allowed} at most"
+        );
     }
+    allowed
 }
 
 /// Looks once a second at what `/readyz` and the gauges show.
@@ -175,6 +183,15 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_leave_descriptors_for_the_brokers() {
+        for (wanted, open_files, allowed) in
+            [(16_384, 1 << 20, 16_384), (16_384, 1024, 624), (16_384, 100, 50), (600, 1024, 600), (5, 0, 1)]
+        {
+            assert_eq!(connections_within(wanted, open_files), allowed, "{wanted} of {open_files}");
+        }
+    }
 
     #[test]
     fn most_of_a_short_grace_is_for_what_is_in_progress() {
