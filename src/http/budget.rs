@@ -16,12 +16,14 @@ pub struct ByteBudget {
 struct Shared {
     most: usize,
     used: AtomicUsize,
+    /// The most that was used since somebody asked.
+    high: AtomicUsize,
 }
 
 impl ByteBudget {
     /// A budget of `most` bytes.
     pub fn new(most: usize) -> Self {
-        ByteBudget { shared: Arc::new(Shared { most, used: AtomicUsize::new(0) }) }
+        ByteBudget { shared: Arc::new(Shared { most, used: AtomicUsize::new(0), high: AtomicUsize::new(0) }) }
     }
 
     /// A lease of nothing, which can grow.
@@ -34,11 +36,18 @@ impl ByteBudget {
         self.shared.used.load(Ordering::Relaxed)
     }
 
+    /// The most bytes that were taken at a time since this was last asked.
+    pub fn take_high(&self) -> usize {
+        self.shared.high.swap(0, Ordering::Relaxed)
+    }
+
     fn take(&self, bytes: usize) -> bool {
         let used = self.shared.used.fetch_add(bytes, Ordering::Relaxed);
         let fits = used.saturating_add(bytes) <= self.shared.most;
         if !fits {
             self.give(bytes);
+        } else if used + bytes > self.shared.high.load(Ordering::Relaxed) {
+            self.shared.high.fetch_max(used + bytes, Ordering::Relaxed);
         }
         fits
     }
@@ -108,6 +117,7 @@ mod tests {
         assert_eq!(budget.used(), 40);
         drop(second);
         assert_eq!(budget.used(), 0);
+        assert_eq!((budget.take_high(), budget.take_high()), (100, 0));
         assert!(Lease::default().grow_to(usize::MAX), "a lease of no budget is not limited");
     }
 }

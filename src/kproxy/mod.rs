@@ -3,13 +3,13 @@
 //! ```text
 //!  accept ─▶ http-0 … http-N ──Commit (message, reply)──▶ producers (librdkafka's threads) ──outcome──▶ answer written
 //!                 ▲                                                                              (what does not fit: its reader)
-//!  clients ───────┘        watch: reachability and levels for /readyz and /metrics, once a second
+//!  clients ───────┘        watch: reachability, levels, memory after floods; once a second
 //! ```
 //!
-//! Reading order: `query` and `answer` (pure), `commit` (between HTTP and Kafka), `lanes`, `metrics`, `config`; here the
+//! Reading order: `query` and `answer` (pure), `commit` (between HTTP and Kafka), `lanes`, `metrics`, `memory`, `config`; here the
 //! parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
 //!
-//! Bounds: connections `max_connections` (more: 503), bodies `max_in_flight_bytes` (more: 503), commits `req_pool_size`
+//! Bounds: connections `max_connections` (more: 503), memory of requests `max_in_flight_bytes` (more: 503), commits `req_pool_size`
 //! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says.
 
 mod answer;
@@ -18,6 +18,7 @@ pub mod config;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod lanes;
+mod memory;
 mod metrics;
 mod query;
 
@@ -40,6 +41,7 @@ use crate::supervise::Supervisor;
 use commit::{Commit, Commits};
 use config::Config;
 use lanes::Lanes;
+use memory::Tide;
 use metrics::Metrics;
 
 /// Bound of a question to a broker and of connecting to one.
@@ -157,7 +159,7 @@ fn connections_within(wanted: usize, open_files: u64) -> usize {
     allowed
 }
 
-/// Looks once a second at what `/readyz` and the gauges show.
+/// Looks once a second at what `/readyz` and the gauges show, and after a flood gives its memory back.
 struct Watch {
     commits: Arc<Commits>,
     broker: Component,
@@ -168,11 +170,16 @@ struct Watch {
 
 impl Watch {
     fn run(&self, stop: &Stop) {
+        let mut tide = Tide::default();
         loop {
             self.broker.set(self.commits.lanes.reachable());
             let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
             self.metrics.in_flight.set(gauge(self.in_flight.load(Ordering::Relaxed)));
-            self.metrics.in_flight_bytes.set(gauge(self.budget.used()));
+            let used = self.budget.used();
+            self.metrics.in_flight_bytes.set(gauge(used));
+            if tide.has_fallen(self.budget.take_high(), used) {
+                memory::give_back();
+            }
             if !stop.sleep(WATCH_INTERVAL) {
                 return;
             }
