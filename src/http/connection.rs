@@ -355,7 +355,36 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::net::TcpListener;
+
+    #[test]
+    fn a_client_that_took_nothing_is_told_to_go_on_when_it_does() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut before = 0;
+        loop {
+            match send(&socket, &[b'x'; 100_000]).unwrap() {
+                0 => break,
+                count => before += count,
+            }
+        }
+        let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
+        let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now());
+        connection.send_continue();
+        assert_eq!(connection.phase().0, Phase::Writing);
+        assert!(matches!(inbox.take()[..], [Message::Attend(7)]), "the reader waits for room");
+        client.read_exact(&mut vec![0; before]).unwrap();
+        while connection.phase().0 == Phase::Writing {
+            connection.flush();
+        }
+        assert_eq!(connection.phase().0, Phase::Reading);
+        let mut told = [0; 25];
+        client.read_exact(&mut told).unwrap();
+        assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    }
 
     #[test]
     fn each_client_has_its_share_of_the_connections_and_leaves_nothing_behind() {

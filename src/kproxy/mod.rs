@@ -60,6 +60,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 
 /// Serves until the supervisor's stop is triggered, then stops in order.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
+    memory::keep_large_buffers_apart();
     let max_connections = connections_within(config.max_connections.get(), raise_open_files());
     let (registry, health) = (Registry::new(), Health::new());
     let admin = Admin::new(registry.clone(), health.clone());

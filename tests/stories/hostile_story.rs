@@ -108,11 +108,37 @@ impl Member {
     }
 }
 
+/// A thousand clients send this at once, until each is answered; how many got which status, and how long it took.
+fn flood(kproxy: &Kproxy, request: &[u8]) -> (BTreeMap<String, u64>, Duration) {
+    let threads = kproxy.daemon.threads();
+    let mut crowd: Vec<Member> = (0..1000)
+        .map(|_| {
+            let socket = connect(&kproxy.address);
+            socket.set_nonblocking(true).expect("it is open");
+            Member { socket, sent: 0, answer: Vec::new(), is_done: false }
+        })
+        .collect();
+    let started = Instant::now();
+    while crowd.iter().any(|member| !member.is_done) {
+        assert!(started.elapsed() < 2 * DEADLINE, "everybody is answered");
+        let mut moved = false;
+        for member in crowd.iter_mut().filter(|member| !member.is_done) {
+            moved |= member.go_on(request);
+        }
+        if !moved {
+            assert_eq!(kproxy.daemon.threads(), threads);
+        }
+    }
+    let mut statuses = BTreeMap::new();
+    crowd.iter().for_each(|member| *statuses.entry(member.status()).or_default() += 1);
+    (statuses, started.elapsed())
+}
+
 #[test]
 fn a_thousand_bodies_of_ten_megabytes_stay_within_the_budget_and_leave_nothing() {
     const BUDGET: u64 = 64 * MIB;
     /// Kafka's client holds each message that is on its way once more, and a request to the broker besides.
-    const SLACK: u64 = 96 * MIB;
+    const SLACK: u64 = 64 * MIB;
     kafka_http_wrapper::daemon::raise_open_files();
     let cluster = Cluster::start_with(1, &["message.max.bytes=11534336", "replica.fetch.max.bytes=11534336"]);
     let topic = cluster.new_topic("flood", 4);
@@ -126,56 +152,25 @@ fn a_thousand_bodies_of_ten_megabytes_stay_within_the_budget_and_leave_nothing()
     let head =
         format!("POST {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
     let request = [head.as_bytes(), &body].concat();
-    let mut crowd: Vec<Member> = (0..1000)
-        .map(|_| {
-            let socket = connect(&kproxy.address);
-            socket.set_nonblocking(true).expect("it is open");
-            Member { socket, sent: 0, answer: Vec::new(), is_done: false }
-        })
-        .collect();
-    let started = Instant::now();
-    let mut most_held = 0;
-    while crowd.iter().any(|member| !member.is_done) {
-        assert!(started.elapsed() < 2 * DEADLINE, "everybody is answered");
-        let mut moved = false;
-        for member in crowd.iter_mut().filter(|member| !member.is_done) {
-            moved |= member.go_on(&request);
-        }
-        if !moved {
-            most_held = most_held.max(metric(&kproxy, "kproxy_in_flight_bytes"));
-            assert_eq!(kproxy.daemon.threads(), threads);
-        }
+    let (mut n_stored, mut n_refused, mut after) = (1, 0, Vec::new());
+    for _ in 0..2 {
+        let (statuses, took) = flood(&kproxy, &request);
+        eprintln!("1000 x 10 MB in {:.1} s: {statuses:?}", took.as_secs_f64());
+        // A client that sends on for longer than kproxy listens to it may lose its answer.
+        assert!(statuses.keys().all(|status| ["200", "503", "none"].contains(&status.as_str())), "{statuses:?}");
+        assert!(statuses["200"] > 0 && statuses["503"] > 500, "{statuses:?}");
+        n_stored += statuses["200"];
+        n_refused += statuses["503"];
+        wait_until_nothing_is_left(&kproxy);
+        assert_eq!(cluster.log_ends(&topic).values().sum::<i64>(), n_stored as i64);
+        wait_until(DEADLINE, "the memory is given back", || kproxy.daemon.resident_bytes() < before + 16 * MIB);
+        after.push(kproxy.daemon.resident_bytes() / MIB);
     }
-    let took = started.elapsed();
-    let mut statuses = BTreeMap::<String, u64>::new();
-    crowd.iter().for_each(|member| *statuses.entry(member.status()).or_default() += 1);
     let peak = kproxy.daemon.peak_resident_bytes();
-    drop(crowd);
-    wait_until_nothing_is_left(&kproxy);
-    eprintln!(
-        "1000 x 10 MB in {:.1} s: {statuses:?}; held at most {} MiB as the gauge saw it; RSS {} MiB before, {} MiB at its \
-         peak, {} MiB right after",
-        took.as_secs_f64(),
-        most_held / MIB,
-        before / MIB,
-        peak / MIB,
-        kproxy.daemon.resident_bytes() / MIB
-    );
-    assert!(peak < before + BUDGET + SLACK, "{} MiB", peak / MIB);
-    assert!(most_held <= BUDGET + 4 * MIB, "{most_held}");
-    let n_stored = statuses.get("200").copied().unwrap_or(0);
-    let n_refused = statuses.get("503").copied().unwrap_or(0);
-    // A client that sends on for longer than kproxy listens to it may lose its answer.
-    assert!(n_stored > 0 && n_refused > 500, "{statuses:?}");
-    assert!(statuses.keys().all(|status| ["200", "503", "none"].contains(&status.as_str())), "{statuses:?}");
-    assert_eq!(cluster.log_ends(&topic).values().sum::<i64>(), 1 + n_stored as i64);
+    let before = before / MIB;
+    eprintln!("RSS {before} MiB before, {} MiB at its peak, {after:?} MiB after each flood", peak / MIB);
+    assert!(peak / MIB < before + (BUDGET + SLACK) / MIB, "{} MiB", peak / MIB);
     assert!(metric(&kproxy, "http_limits_total{limit=\"in_flight_bytes\",server=\"http\"}") >= n_refused);
-    let mut after = 0;
-    wait_until(DEADLINE, "the memory is given back", || {
-        after = kproxy.daemon.resident_bytes();
-        after < before + 24 * MIB
-    });
-    eprintln!("RSS {} MiB in the end", after / MIB);
     assert_eq!(kproxy.daemon.threads(), threads);
     kproxy.daemon.end_well(DEADLINE);
 }
