@@ -16,6 +16,7 @@ use super::connection::{Control, Inbox};
 use super::listen::Listen;
 use super::reader::Reader;
 use super::scan::HeadLimits;
+use super::tls::Tls;
 use crate::metrics::Registry;
 use crate::supervise::Supervisor;
 
@@ -70,6 +71,8 @@ pub struct ServerConfig {
     pub readers: usize,
     /// Bounds.
     pub limits: Limits,
+    /// Certificates: then it speaks TLS only. `None`: plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 /// Counters of all servers of a daemon, told apart by the label `server`.
@@ -81,6 +84,7 @@ pub struct ServerMetrics {
     refused: IntCounterVec,
     limits: IntCounterVec,
     timeouts: IntCounterVec,
+    handshakes: IntCounterVec,
 }
 
 impl ServerMetrics {
@@ -109,6 +113,11 @@ impl ServerMetrics {
                 "http_timeouts_total",
                 "Deadlines that passed: read, write, idle, linger.",
                 &["server", "deadline"],
+            ),
+            handshakes: registry.counter(
+                "http_tls_handshakes_total",
+                "TLS handshakes: ok, failed, timeout.",
+                &["server", "outcome"],
             ),
         }
     }
@@ -143,6 +152,10 @@ impl Counters {
         self.families.limits.with_label_values(&[self.server, limit]).inc();
     }
 
+    pub(super) fn handshake(&self, outcome: &str) {
+        self.families.handshakes.with_label_values(&[self.server, outcome]).inc();
+    }
+
     pub(super) fn timed_out(&self, deadline: &str) {
         self.families.timeouts.with_label_values(&[self.server, deadline]).inc();
     }
@@ -164,7 +177,7 @@ impl Server {
         supervisor: &Supervisor,
         metrics: &ServerMetrics,
     ) -> io::Result<Server> {
-        let ServerConfig { listen, name, readers, limits } = config;
+        let ServerConfig { listen, name, readers, limits, tls } = config;
         let listener = listen.open()?;
         let address = listener.local_addr()?;
         let metrics = metrics.of(name);
@@ -173,7 +186,8 @@ impl Server {
         let inboxes: Vec<_> =
             (0..readers.max(1)).map(|_| Inbox::new(Arc::clone(&control)).map(Arc::new)).collect::<io::Result<_>>()?;
         for (number, inbox) in inboxes.iter().enumerate() {
-            let reader = Reader::new(Arc::clone(inbox), Arc::clone(&handler), limits.clone(), metrics.clone());
+            let reader =
+                Reader::new(Arc::clone(inbox), Arc::clone(&handler), limits.clone(), metrics.clone(), tls.clone());
             supervisor.spawn(format!("{name}-{number}"), move || reader.run());
         }
         let accepts = Acceptor {
@@ -184,6 +198,7 @@ impl Server {
             next_reader: 0,
             max_connections: limits.max_connections,
             max_connections_per_ip: limits.max_connections_per_ip,
+            speaks_tls: tls.is_some(),
             handler,
             metrics,
             last_complaint: None,

@@ -19,3 +19,6 @@ mod kproxy_story;
 mod ktransfer_outage;
 mod ktransfer_push;
 mod path_story;
+#[cfg(feature = "tls")]
+mod tls_story;
+mod ways_story;
