@@ -2,6 +2,7 @@
 //!
 //! Each function takes any bytes and panics where an invariant does not hold.
 
+use super::batch::{self, Format};
 use super::query::parse;
 use crate::broker::is_topic_name;
 
@@ -15,4 +16,10 @@ pub fn query(data: &[u8]) {
         }
         Err(failure) => assert!(!failure.response().body.is_empty()),
     }
+}
+
+/// The body of a batch. The first byte chooses its format.
+pub fn batch(data: &[u8]) {
+    let [format, body @ ..] = data else { return };
+    batch::fuzz(if format % 2 == 0 { Format::Ndjson } else { Format::Binary }, body);
 }
