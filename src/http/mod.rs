@@ -15,7 +15,8 @@
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
 //! a request whose framing is in doubt is refused and its connection closed; memory grows with bytes that arrived,
-//! never with bytes that were announced; the number of threads is fixed.
+//! never with bytes that were announced, and all that is kept of requests is within one budget; the number of threads is
+//! fixed.
 
 mod acceptor;
 mod body;
@@ -23,6 +24,8 @@ mod budget;
 mod connection;
 mod deadlines;
 mod encode;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod head;
 mod listen;
 mod message;
@@ -43,11 +46,18 @@ pub use message::{Head, Headers, Request, Response};
 pub use notes::Notes;
 pub use query::percent_decode;
 pub use reply::Reply;
+pub use scan::HeadLimits;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
 #[cfg(test)]
 #[cfg(feature = "tls")]
 pub(crate) use tls::certificates;
 pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};
+
+/// The reason of the 503 that is given while the server drains.
+pub const SHUTTING_DOWN: &str = "shutting down";
+/// The reason of the 500 that is given when a request was handed over and its [`Reply`] dropped: a bug, after which nobody
+/// knows how far the request came.
+pub const UNANSWERED: &str = "the request was not answered";
 
 /// What is to be done with the body of a request whose head is complete.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use super::parser::{Parser, Progress};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
 use super::tls::Tls;
-use super::{Admission, Handler, Lease, Notes, Reply, Request, Response};
+use super::{Admission, Handler, Lease, Notes, Reply, Request, Response, SHUTTING_DOWN};
 use crate::supervise::panic_text;
 use secured::Handshake;
 
@@ -36,8 +36,12 @@ const DISCARDED_BODY: usize = 64 * 1024;
 /// After the last answer of a connection the client's bytes are thrown away for so long, and so many.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
+/// Requests of one connection that are answered in one go; then it is the turn of others.
+const TURN: usize = 32;
 /// The poller is left at least so often.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+const TOO_MANY_BYTES: Refused = Refused::beyond("in_flight_bytes", 503, "too many bytes are in flight");
 
 pub(super) struct Reader {
     inbox: Arc<Inbox>,
@@ -75,7 +79,10 @@ struct Client {
     instead: Option<Response>,
     /// The handler's, for the request whose body is arriving.
     notes: Notes,
+    /// The memory of the request that is being read.
     lease: Lease,
+    /// The memory of `pending`.
+    ahead: Lease,
     /// When the first byte of the current request arrived.
     started: Instant,
     watched: Watched,
@@ -85,6 +92,14 @@ struct Client {
     handshake: Handshake,
     /// TLS: the client said that it sends nothing more.
     ended: bool,
+}
+
+impl Client {
+    /// Counts what is kept of the request until more of it arrives or it is answered; false where that is too much.
+    fn hold_what_is_read(&mut self) -> bool {
+        let instead = self.instead.as_ref().map_or(0, Response::allocated);
+        self.lease.set_to(self.parser.allocated() + instead)
+    }
 }
 
 /// What the poller reports of a connection.
@@ -179,11 +194,12 @@ impl Reader {
         let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now, session));
         let client = Client {
             connection,
-            parser: Parser::default(),
+            parser: Parser::new(self.limits.head),
             pending: Vec::new(),
             instead: None,
             notes: Notes::none(),
             lease: self.limits.lease(),
+            ahead: self.limits.lease(),
             started: self.now,
             watched: if added.is_ok() { Watched::Bytes } else { Watched::Nothing },
             planned: None,
@@ -256,8 +272,17 @@ impl Reader {
         }
     }
 
-    /// Takes bytes of a client that may send: as many requests as are answered on the spot, then the rest waits.
-    fn take_bytes(&mut self, index: usize, mut input: &[u8]) {
+    /// Takes bytes of a client that may send.
+    fn take_bytes(&mut self, index: usize, input: &[u8]) {
+        if self.parse(index, input) {
+            self.settle(index);
+        }
+    }
+
+    /// Understands bytes of a client that may send: as many requests as are answered on the spot, then the rest waits. Whether
+    /// the phase has to be looked at.
+    fn parse(&mut self, index: usize, mut input: &[u8]) -> bool {
+        let mut turn = 0;
         loop {
             let now = self.now;
             let client = self.client(index);
@@ -271,20 +296,37 @@ impl Reader {
                 Err(refused) => return self.refuse(index, refused),
             };
             input = &input[taken..];
-            if !client.lease.grow_to(client.parser.body_len()) {
-                return self.refuse(index, Refused::new(503, "too many bytes are in flight"));
-            }
             match progress {
-                Progress::NeedsMore => return,
+                Progress::NeedsMore => {
+                    if !client.hold_what_is_read() {
+                        return self.refuse(index, TOO_MANY_BYTES);
+                    }
+                    client.ahead.set_to(0);
+                    return false;
+                }
                 Progress::Head => {
                     if let Err(refused) = self.admit(index, input.is_empty()) {
                         return self.refuse(index, refused);
                     }
                 }
                 Progress::Complete => {
-                    if self.hand_over(index, !input.is_empty()) != Phase::Reading {
-                        self.client(index).pending = input.to_vec();
-                        return self.settle(index);
+                    // What is answered without the handler is never held, so that operations go on when all is full.
+                    let fits = client.instead.is_some() || client.hold_what_is_read();
+                    // Before the hand-over, after which nothing can be refused.
+                    if !fits || !client.ahead.set_to(input.len()) {
+                        return self.refuse(index, TOO_MANY_BYTES);
+                    }
+                    turn += 1;
+                    let is_answered = self.hand_over(index, !input.is_empty()) == Phase::Reading;
+                    let has_had_its_turn = turn == TURN && !input.is_empty();
+                    if !is_answered || has_had_its_turn {
+                        let client = self.client(index);
+                        client.pending = input.to_vec();
+                        if is_answered {
+                            let key = client.connection.key;
+                            self.inbox.post(Message::Attend(key));
+                        }
+                        return !is_answered;
                     }
                 }
             }
@@ -294,7 +336,7 @@ impl Reader {
     /// Asks the handler whether the body is wanted.
     fn admit(&mut self, index: usize, nothing_follows: bool) -> Result<(), Refused> {
         if self.is_draining {
-            return Err(Refused::new(503, "shutting down"));
+            return Err(Refused::new(503, SHUTTING_DOWN));
         }
         let handler = Arc::clone(&self.handler);
         let client = self.client(index);
@@ -311,8 +353,7 @@ impl Reader {
                 client.parser.read_body(most)?;
                 client.notes = notes;
                 if waits {
-                    // Fails only when the connection broke, which the next read finds.
-                    let _ = client.connection.send_continue();
+                    client.connection.send_continue();
                 }
                 Ok(())
             }
@@ -320,7 +361,7 @@ impl Reader {
                 client.instead = Some(response);
                 let is_large = matches!(framing, Framing::Length(length) if length > DISCARDED_BODY as u64);
                 if !is_large && !waits {
-                    return client.parser.read_body(DISCARDED_BODY);
+                    return client.parser.skip_body(DISCARDED_BODY);
                 }
                 // `refuse` gives the answer that is ready instead of this one.
                 Err(Refused::bad("a body that is not wanted"))
@@ -355,19 +396,22 @@ impl Reader {
         connection.leave(has_more || ended)
     }
 
-    /// Answers in the handler's stead and ends the connection.
-    fn refuse(&mut self, index: usize, refused: Refused) {
+    /// Answers in the handler's stead and ends the connection. Returns that the phase has to be looked at.
+    fn refuse(&mut self, index: usize, refused: Refused) -> bool {
         let handler = Arc::clone(&self.handler);
+        let head_limits = self.limits.head;
         let client = self.client(index);
-        let head_only = client.parser.head().is_some_and(|head| head.head.method == "HEAD");
+        let head_only = client.parser.is_head_method();
         let prepared = client.instead.take();
         let is_ours = prepared.is_none();
         let response = prepared.unwrap_or_else(|| {
             catch_unwind(AssertUnwindSafe(|| handler.refusal(refused.status, refused.reason)))
                 .unwrap_or_else(|_| Response::text(refused.status, refused.reason))
         });
-        client.parser = Parser::default();
+        client.parser = Parser::new(head_limits);
+        client.pending = Vec::new();
         client.lease = Lease::default();
+        client.ahead = Lease::default();
         client.notes = Notes::none();
         let connection = Arc::clone(&client.connection);
         connection.begin_answering();
@@ -375,12 +419,19 @@ impl Reader {
         connection.leave(false);
         if is_ours {
             self.metrics.refused(refused.status);
+            if let Some(limit) = refused.limit {
+                self.metrics.limited(limit);
+            }
         }
-        self.settle(index);
+        true
     }
 
     /// Does what the phase asks of the reader after an answer.
     fn settle(&mut self, index: usize) {
+        while self.settle_once(index) {}
+    }
+
+    fn settle_once(&mut self, index: usize) -> bool {
         let limits = (self.limits.idle_timeout, self.limits.write_timeout);
         let client = self.client(index);
         match client.connection.phase() {
@@ -392,6 +443,7 @@ impl Reader {
             }
             (Phase::Lingering, since) => {
                 client.pending = Vec::new();
+                client.ahead.set_to(0);
                 self.watch(index, Watched::Bytes);
                 self.plan(index, since + LINGER);
             }
@@ -399,13 +451,15 @@ impl Reader {
                 let (pending, ended) = (std::mem::take(&mut client.pending), client.ended);
                 self.watch(index, Watched::Bytes);
                 self.plan(index, since + limits.0);
-                if !pending.is_empty() {
-                    self.take_bytes(index, &pending);
-                } else if self.is_draining || ended {
+                if !pending.is_empty() && self.parse(index, &pending) {
+                    return true;
+                }
+                if self.is_draining || ended {
                     self.close_if_idle(index);
                 }
             }
         }
+        false
     }
 
     fn check_deadline(&mut self, index: usize) {
@@ -436,6 +490,7 @@ impl Reader {
         self.metrics.timed_out(kind);
         if kind == "read" {
             self.refuse(index, Refused::new(408, "the request was not complete in time"));
+            self.settle(index);
         } else {
             self.close(index);
         }
@@ -491,8 +546,9 @@ impl Reader {
         slot.generation = slot.generation.wrapping_add(1);
         self.deadlines.forget(client.connection.key, client.planned);
         self.free.push(index);
+        let peer = client.connection.peer;
         drop(client);
         self.metrics.connections.dec();
-        self.inbox.control.connection_closed();
+        self.inbox.control.connection_closed(peer.ip());
     }
 }

@@ -48,6 +48,10 @@ impl Handler for Echo {
         }
     }
 
+    fn refusal(&self, status: u16, reason: &str) -> Response {
+        Response::text(status, format!("refusal: {reason}"))
+    }
+
     fn handle(&self, mut request: Request, reply: Reply) {
         assert_eq!(request.notes.take().as_deref(), Some(&request.head.path), "each request brings its own notes");
         match request.head.path.as_str() {
@@ -89,6 +93,8 @@ pub(super) fn start_with(tls: Option<Tls>, change: impl FnOnce(&mut Limits)) -> 
         write_timeout: PATIENCE,
         idle_timeout: PATIENCE,
         max_connections: 100,
+        max_connections_per_ip: None,
+        head: HeadLimits::default(),
         body_budget: Some(budget.clone()),
     };
     change(&mut limits);
@@ -341,6 +347,7 @@ fn deadlines_end_slow_senders_slow_takers_and_idle_connections() {
     assert!(started.elapsed() >= short && started.elapsed() < short * 20, "{:?}", started.elapsed());
     let answer = fixture.exchange(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(fixture.exchange(b"\r\n\r"), "", "empty lines are no beginning of a request, so it is just idle");
     let started = Instant::now();
     assert_eq!(fixture.exchange(b""), "", "an idle connection is closed without a word");
     assert!(started.elapsed() >= short * 3, "{:?}", started.elapsed());
@@ -398,6 +405,79 @@ fn connections_and_bytes_beyond_the_limits_are_told_503() {
 }
 
 #[test]
+fn whatever_is_kept_of_a_request_is_within_the_budget() {
+    let budget = ByteBudget::new(40_000);
+    let fixture = start(|limits| limits.body_budget = Some(budget.clone()));
+    let held = |least: usize| {
+        let deadline = Instant::now() + PATIENCE;
+        while budget.used() < least {
+            assert!(Instant::now() < deadline, "{} of {least} bytes", budget.used());
+            std::thread::yield_now();
+        }
+    };
+    // A half head.
+    let mut half = fixture.connect();
+    half.write_all(format!("POST / HTTP/1.1\r\nHost: h\r\nX: {}", "y".repeat(10_000)).as_bytes()).unwrap();
+    held(10_000);
+    // What was sent ahead of an answer.
+    let mut busy = fixture.connect();
+    let ahead = post("/", &"z".repeat(9_000));
+    busy.write_all(format!("{}{}", post("/later", "a"), &ahead[..ahead.len() - 1]).as_bytes()).unwrap();
+    let (request, reply) = fixture.echo.release();
+    held(19_000);
+    // A refused body is passed over and takes nothing, but what will be answered does.
+    let mut refused = fixture.connect();
+    let body = "b".repeat(30_000);
+    let head = format!("POST /refuse HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len() + 1);
+    refused.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    // No room for another body, nor half a head; an answer without one needs none.
+    let mut other = fixture.connect();
+    other.write_all(post("/", &"c".repeat(25_000)).as_bytes()).unwrap();
+    let (status, text) = answer(&mut other);
+    assert_eq!((status, text.as_str()), (503, "refusal: too many bytes are in flight"));
+    let mut filler = budget.lease();
+    assert!(filler.set_to(40_000 - budget.used() - 2_000));
+    let mut head_only = fixture.connect();
+    head_only.write_all(format!("GET / HTTP/1.1\r\nX: {}", "y".repeat(8_000)).as_bytes()).unwrap();
+    assert_eq!(answer(&mut head_only).0, 503);
+    let mut small = fixture.connect();
+    small.write_all(b"GET /refuse HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    assert_eq!(answer(&mut small).0, 403);
+    drop((filler, half, request));
+    refused.write_all(b"b").unwrap();
+    assert_eq!(answer(&mut refused).0, 403);
+    reply.send(Response::text(200, "later"));
+    assert_eq!(answer(&mut busy).1, "later");
+    busy.write_all(b"z").unwrap();
+    assert_eq!(answer(&mut busy), (200, "z".repeat(9_000)));
+    assert!(fixture.metric("http_limits_total{limit=\"in_flight_bytes\",server=\"http\"} 2"));
+    drop((busy, refused, other, head_only, small));
+    fixture.end();
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn one_connection_that_asks_much_at_once_gets_it_in_turns() {
+    let fixture = start(|_| ());
+    let mut socket = fixture.connect();
+    let many: String = (0..300).map(|number| post("/", &number.to_string())).collect();
+    socket.write_all(many.as_bytes()).unwrap();
+    for number in 0..300 {
+        assert_eq!(answer(&mut socket), (200, number.to_string()));
+    }
+    drop(socket);
+    fixture.end();
+}
+
+#[test]
+fn a_request_that_is_forgotten_is_answered_in_the_words_of_the_handler() {
+    let fixture = start(|_| ());
+    let answer = fixture.exchange(post("/forget", "a").as_bytes());
+    assert!(answer.ends_with(&format!("refusal: {UNANSWERED}")), "{answer}");
+    fixture.end();
+}
+
+#[test]
 fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
     let fixture = start(|_| ());
     let mut idle = fixture.connect();
@@ -439,7 +519,7 @@ fn a_connection_that_arrives_during_a_drain_is_closed() {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let (socket, peer) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        assert!(inbox.control.connection_opened(10));
+        inbox.control.connection_opened(peer.ip(), 10, None).unwrap();
         inbox.post(Message::New(socket, peer));
         client
     };

@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use serde_json::Value;
 
 use crate::broker::{AppendError, AppendFailure, Appended, Offset, Stored};
-use crate::http::Response;
+use crate::http::{Response, SHUTTING_DOWN, UNANSWERED};
 
 /// Seconds after which a client that was told 503 may try again.
 pub(super) const RETRY_AFTER: &str = "1";
@@ -58,9 +58,10 @@ impl Failure {
         Self::new(503, "overloaded", message, true)
     }
 
-    /// What the HTTP server refused on its own; nothing was given to Kafka.
+    /// What the HTTP server refused on its own.
     pub(super) fn of_server(status: u16, reason: &str) -> Self {
         let (code, retriable) = match status {
+            503 if reason == SHUTTING_DOWN => ("shutting_down", true),
             408 => ("request_timeout", true),
             413 => ("too_large", false),
             414 => ("uri_too_long", false),
@@ -72,7 +73,9 @@ impl Failure {
             505 => ("bad_version", false),
             _ => ("bad_request", false),
         };
-        Self::new(status, code, reason, retriable)
+        // A request that was handed over and never answered may have reached Kafka.
+        let stored = if reason == UNANSWERED { Stored::Unknown } else { Stored::No };
+        Failure { stored, ..Self::new(status, code, reason, retriable) }
     }
 
     /// What became of a message that was given to the broker.
@@ -191,6 +194,10 @@ mod tests {
         let later = Failure::new(429, "too_many", "", true).with_header("Retry-After", "7").response();
         assert_eq!(later.headers, [("Retry-After", "7".to_owned())]);
         assert!(Failure::of_server(408, "").retriable && !Failure::of_server(400, "").retriable);
+        assert_eq!(Failure::of_server(503, "too many connections").code, "overloaded");
+        assert_eq!(Failure::of_server(503, SHUTTING_DOWN).code, "shutting_down");
+        assert_eq!(Failure::of_server(500, "an internal error").stored, no);
+        assert_eq!(Failure::of_server(500, UNANSWERED).stored, unknown);
     }
 
     #[test]

@@ -131,6 +131,7 @@ impl Commits {
     }
 
     fn pool_is_full(&self, used: usize) -> Failure {
+        self.metrics.pool_full.inc();
         Failure::overloaded(format!("{used} commits are in flight, req_pool_size is {}", self.max_commits))
     }
 
@@ -575,6 +576,7 @@ pub(super) mod tests {
         let waiting: Vec<_> = (0..2).map(|_| fixture.request("POST", "/commit?topic=t", b"x")).collect();
         let (status, body) = fixture.answer("POST", "/commit?topic=t", b"x");
         assert!(status == 503 && body.contains("req_pool_size"), "{body}");
+        assert_eq!(fixture.commits.metrics.pool_full.get(), 1);
         assert!(waiting.iter().all(|answers| answers.try_recv().is_err()));
         fixture.broker.release_completions();
         assert!(waiting.iter().all(|answers| answers.try_recv().unwrap().status == 200));

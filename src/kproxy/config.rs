@@ -9,11 +9,14 @@ use super::access::AccessConfig;
 use crate::broker::{Engine, PartitionerKind};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
-use crate::http::{ClientCertificates, Listen, Tls, TlsSettings};
+use crate::http::{ClientCertificates, HeadLimits, Listen, Tls, TlsSettings};
 use crate::logging::LogConfig;
 
 /// What librdkafka and brokers can be told at most.
 const MOST_MESSAGE_BYTES: usize = 1_000_000_000;
+
+/// Largest head that can be allowed.
+const MOST_HEAD_BYTES: usize = 1 << 20;
 
 /// Everything kproxy is told.
 #[derive(Clone, Debug)]
@@ -36,9 +39,13 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// `max_connections`.
     pub max_connections: NonZeroUsize,
+    /// `max_connections_per_ip`; `None`, written 0, is no limit.
+    pub max_connections_per_ip: Option<usize>,
+    /// `max_uri_bytes` and `max_header_bytes`.
+    pub head: HeadLimits,
     /// `req_pool_size`: commits that wait for Kafka.
     pub max_commits: NonZeroUsize,
-    /// `max_in_flight_bytes`: bodies in memory, those that are still arriving included.
+    /// `max_in_flight_bytes`: memory of requests, those that are still arriving included.
     pub max_in_flight_bytes: NonZeroUsize,
     /// `max_request_size_bytes`.
     pub max_message_bytes: NonZeroUsize,
@@ -93,19 +100,28 @@ impl Config {
         let at = |port| address.map_or(Listen::Everywhere(port), |address| Listen::At((address, port).into()));
         let max_message_bytes = section.count("max_request_size_bytes", Some(10_485_760), MOST_MESSAGE_BYTES, problems);
         let max_in_flight_bytes = section.count("max_in_flight_bytes", Some(268_435_456), 1 << 40, problems);
-        if max_in_flight_bytes < max_message_bytes {
+        let head = head_limits(section, problems);
+        let largest_request = max_message_bytes.get() + 2 * head.head;
+        if max_in_flight_bytes.get() < largest_request {
             section.note(
                 "max_in_flight_bytes",
-                format!("is {max_in_flight_bytes}, but must be at least max_request_size_bytes, {max_message_bytes}"),
+                format!(
+                    "is {max_in_flight_bytes}, but must be at least max_request_size_bytes and twice max_header_bytes, \
+                     {largest_request}, so that the largest request fits"
+                ),
                 problems,
             );
         }
         let max_batch_bytes =
             section.count("max_batch_bytes", Some(max_message_bytes.get()), MOST_MESSAGE_BYTES, problems);
-        if max_batch_bytes > max_in_flight_bytes && max_message_bytes <= max_in_flight_bytes {
+        let most_of_batch = max_in_flight_bytes.get().saturating_sub(2 * head.head);
+        if max_batch_bytes.get() > most_of_batch && largest_request <= max_in_flight_bytes.get() {
             section.note(
                 "max_batch_bytes",
-                format!("is {max_batch_bytes}, but must be at most max_in_flight_bytes, {max_in_flight_bytes}"),
+                format!(
+                    "is {max_batch_bytes}, but must be at most max_in_flight_bytes without twice max_header_bytes, \
+                     {most_of_batch}"
+                ),
                 problems,
             );
         }
@@ -119,6 +135,10 @@ impl Config {
             write_timeout: section.millis("write_timeout_ms", Some(100), 1..=3_600_000, problems),
             idle_timeout: section.millis("idle_timeout_ms", Some(60_000), 1..=86_400_000, problems),
             max_connections: section.count("max_connections", Some(16_384), 1_000_000, problems),
+            max_connections_per_ip: Some(section.integer("max_connections_per_ip", Some(0), 0..=1_000_000, problems))
+                .and_then(|most| usize::try_from(most).ok())
+                .filter(|most| *most > 0),
+            head,
             max_commits: section.count("req_pool_size", Some(10_240), 1_000_000, problems),
             max_in_flight_bytes,
             max_message_bytes,
@@ -137,6 +157,18 @@ impl Config {
             shutdown_grace: shutdown_grace(section, problems),
         }
     }
+}
+
+/// `max_uri_bytes` and `max_header_bytes`, the one within the other.
+fn head_limits(section: &mut Section, problems: &mut Problems) -> HeadLimits {
+    let default = HeadLimits::default();
+    let uri = section.count("max_uri_bytes", Some(default.uri), MOST_HEAD_BYTES, problems).get();
+    let head = section.count("max_header_bytes", Some(default.head), MOST_HEAD_BYTES, problems).get();
+    if uri >= head {
+        let text = format!("is {uri}, but must be less than max_header_bytes, {head}, of which it is a part");
+        section.note("max_uri_bytes", text, problems);
+    }
+    HeadLimits { uri, head }
 }
 
 /// `listen`; `None` is every address.
@@ -303,6 +335,11 @@ rate_limits:
             ],
             "{problems:?}"
         );
+        let heads =
+            "max_uri_bytes: 9000\nmax_header_bytes: 9000\nmax_request_size_bytes: 1000\nmax_in_flight_bytes: 18999\n";
+        let problems = load(&format!("{heads}broker_hosts: ['a:1']\n")).unwrap_err();
+        assert!(problems.len() == 2 && problems[0].starts_with("max_uri_bytes: "), "{problems:?}");
+        assert!(problems[1].starts_with("max_in_flight_bytes: ") && problems[1].contains("19000"), "{problems:?}");
         let batch =
             load("max_in_flight_bytes: 20000000\nmax_batch_bytes: 20000001\nbroker_hosts: ['a:1']\n").unwrap_err();
         assert!(batch.len() == 1 && batch[0].starts_with("max_batch_bytes: is 20000001, but"), "{batch:?}");

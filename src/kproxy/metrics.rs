@@ -23,6 +23,7 @@ pub(super) struct Metrics {
     commits: IntCounterVec,
     batches: IntCounterVec,
     seconds: [Histogram; 3],
+    pub(super) pool_full: IntCounter,
     pub(super) in_flight: IntGauge,
     pub(super) in_flight_bytes: IntGauge,
     known: RwLock<HashMap<Arc<str>, Topic>>,
@@ -52,6 +53,13 @@ impl Metrics {
                 "Commits answered, by status; topics nothing was stored in are other.",
                 &["topic", "acks", "code"],
             ),
+            pool_full: registry
+                .counter(
+                    "kproxy_pool_full_total",
+                    "Commits refused because req_pool_size of them waited for Kafka.",
+                    &[],
+                )
+                .with_label_values::<&str>(&[]),
             batches: registry.counter(
                 "kproxy_batches_total",
                 "Requests to /commit_batch answered, by status.",

@@ -3,13 +3,14 @@
 //! ```text
 //!  accept ─▶ http-0 … http-N ──Commit (message, reply)──▶ producers (librdkafka's threads) ──outcome──▶ answer written
 //!                 ▲                                                                              (what does not fit: its reader)
-//!  clients ───────┘        watch: reachability and levels for /readyz and /metrics, once a second
+//!  clients ───────┘        watch: reachability, levels, memory after floods; once a second
 //! ```
 //!
-//! Reading order: `query`, `headers` and `answer` (pure), `commit` (between HTTP and Kafka), `batch` (many in one request), `lanes`, `metrics`, `config`; here the
+//! Reading order: `query`, `headers` and `answer` (pure), `commit` (between HTTP and Kafka), `batch` (many in one request),
+//! `lanes`, `metrics`, `memory`, `config`; here the
 //! parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
 //!
-//! Bounds: connections `max_connections` (more: 503), bodies `max_in_flight_bytes` (more: 503), commits `req_pool_size`
+//! Bounds: connections `max_connections` (more: 503), memory of requests `max_in_flight_bytes` (more: 503), commits `req_pool_size`
 //! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says.
 
 mod access;
@@ -17,8 +18,11 @@ mod answer;
 mod batch;
 mod commit;
 pub mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod headers;
 mod lanes;
+mod memory;
 mod metrics;
 mod query;
 
@@ -43,6 +47,7 @@ use batch::Bounds;
 use commit::{Commits, Delivery};
 use config::Config;
 use lanes::Lanes;
+use memory::Tide;
 use metrics::Metrics;
 
 /// Bound of a question to a broker and of connecting to one.
@@ -61,7 +66,8 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 
 /// Serves until the supervisor's stop is triggered, then stops in order.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
-    check_file_limit(&config);
+    memory::keep_large_buffers_apart();
+    let max_connections = connections_within(config.max_connections.get(), raise_open_files());
     let (registry, health) = (Registry::new(), Health::new());
     let admin = Admin::new(registry.clone(), health.clone());
     let metrics = Arc::new(Metrics::new(&registry));
@@ -89,7 +95,9 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         read_timeout: config.read_timeout,
         write_timeout: config.write_timeout,
         idle_timeout: config.idle_timeout,
-        max_connections: config.max_connections.get(),
+        max_connections,
+        max_connections_per_ip: config.max_connections_per_ip,
+        head: config.head,
         body_budget: Some(budget.clone()),
     };
     let server_metrics = ServerMetrics::new(&registry);
@@ -157,16 +165,20 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Delivery>
         .map(Lanes::new)
 }
 
-/// Says so when the descriptors will not do for the connections allowed; accepting pauses then, and goes on.
-fn check_file_limit(config: &Config) {
-    let wanted = config.max_connections.get() as u64 + OTHER_DESCRIPTORS;
-    let limit = raise_open_files();
-    if limit < wanted {
-        warn!("max_connections needs {wanted} open files, but this process may have {limit}");
+/// So many connections as there are descriptors for: clients must not take those that the way to the brokers needs.
+fn connections_within(wanted: usize, open_files: u64) -> usize {
+    let others = OTHER_DESCRIPTORS.min(open_files / 2);
+    let allowed = wanted.min(usize::try_from(open_files - others).unwrap_or(usize::MAX)).max(1);
+    if allowed < wanted {
+        warn!(
+            "max_connections is {wanted}, but this process may have {open_files} open files (ulimit -n, LimitNOFILE), so \
+             there are {allowed} at most"
+        );
     }
+    allowed
 }
 
-/// Looks once a second at what `/readyz` and the gauges show.
+/// Looks once a second at what `/readyz` and the gauges show, and after a flood gives its memory back.
 struct Watch {
     commits: Arc<Commits>,
     broker: Component,
@@ -177,11 +189,16 @@ struct Watch {
 
 impl Watch {
     fn run(&self, stop: &Stop) {
+        let mut tide = Tide::default();
         loop {
             self.broker.set(self.commits.lanes.reachable());
             let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
             self.metrics.in_flight.set(gauge(self.in_flight.load(Ordering::Relaxed)));
-            self.metrics.in_flight_bytes.set(gauge(self.budget.used()));
+            let used = self.budget.used();
+            self.metrics.in_flight_bytes.set(gauge(used));
+            if tide.has_fallen(self.budget.take_high(), used) {
+                memory::give_back();
+            }
             if !stop.sleep(WATCH_INTERVAL) {
                 return;
             }
@@ -192,6 +209,15 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_leave_descriptors_for_the_brokers() {
+        for (wanted, open_files, allowed) in
+            [(16_384, 1 << 20, 16_384), (16_384, 1024, 624), (16_384, 100, 50), (600, 1024, 600), (5, 0, 1)]
+        {
+            assert_eq!(connections_within(wanted, open_files), allowed, "{wanted} of {open_files}");
+        }
+    }
 
     #[test]
     fn most_of_a_short_grace_is_for_what_is_in_progress() {

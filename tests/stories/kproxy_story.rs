@@ -20,10 +20,17 @@ pub(crate) struct Kproxy {
 impl Kproxy {
     /// Starts one before a cluster, with more lines of configuration; returns when it listens.
     pub(crate) fn start(cluster: &Cluster, lines: &str) -> Kproxy {
-        let (port, admin_port) = (free_port(), free_port());
-        let file = format!("{}\n{lines}", configs::kproxy(cluster, port, admin_port));
-        let daemon = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &file)]);
-        let kproxy = Kproxy { daemon, address: format!("127.0.0.1:{port}"), admin: format!("127.0.0.1:{admin_port}") };
+        Kproxy::start_from(&format!("{}\n{lines}", configs::kproxy(cluster, free_port(), free_port())))
+    }
+
+    /// Starts one with this file; returns when it listens.
+    pub(crate) fn start_from(file: &str) -> Kproxy {
+        let address = |key: &str| {
+            let port = file.lines().find_map(|line| line.strip_prefix(key)).expect("the file names both ports");
+            format!("127.0.0.1:{}", port.trim())
+        };
+        let daemon = Daemon::start(Program::Kproxy, &[("kproxy.yaml", file)]);
+        let kproxy = Kproxy { daemon, address: address("port:"), admin: address("admin_port:") };
         wait_until(START_DEADLINE, "kproxy listens", || http::get(&kproxy.url("/healthz")).is_ok());
         kproxy
     }
@@ -58,7 +65,12 @@ impl Kproxy {
     }
 
     pub(crate) fn has_metric(&self, line: &str) -> bool {
-        http::get(&self.url("/metrics")).expect("kproxy answers").text().lines().any(|known| known == line)
+        self.metrics().lines().any(|known| known == line)
+    }
+
+    /// Its metrics, asked for at the port of clients.
+    pub(crate) fn metrics(&self) -> String {
+        http::get(&self.url("/metrics")).expect("kproxy answers").text()
     }
 }
 

@@ -46,7 +46,8 @@ impl Reader {
             if records.first() != Some(&tls::FIRST_BYTE) {
                 connection.give_up_tls();
                 self.handshake_failed(index, "failed", "the client does not speak TLS");
-                return self.refuse(index, Refused::bad("this port speaks TLS only: use https"));
+                self.refuse(index, Refused::bad("this port speaks TLS only: use https"));
+                return self.settle(index);
             }
         }
         let mut plain = std::mem::take(&mut self.plain);
@@ -54,8 +55,9 @@ impl Reader {
         match connection.decrypt(records, &mut plain) {
             Err(why) => {
                 self.handshake_failed(index, "failed", &why);
+                let head_limits = self.limits.head;
                 let client = self.client(index);
-                client.parser = Parser::default();
+                client.parser = Parser::new(head_limits);
                 client.lease = Lease::default();
                 self.settle(index);
             }
@@ -70,8 +72,14 @@ impl Reader {
                 }
                 if phase != Phase::Reading {
                     // What TLS has to say comes first.
-                    self.client(index).pending = plain.clone();
-                    self.settle(index);
+                    let client = self.client(index);
+                    if client.ahead.set_to(plain.len()) {
+                        client.pending = plain.clone();
+                        self.settle(index);
+                    } else {
+                        self.metrics.limited("in_flight_bytes");
+                        self.close(index);
+                    }
                 } else if !plain.is_empty() {
                     self.take_bytes(index, &plain);
                 }

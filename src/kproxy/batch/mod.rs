@@ -198,5 +198,24 @@ impl Commits {
     }
 }
 
+/// For fuzzing: what is taken is within the bounds and never more than its body; what is refused says why.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(format: Format, body: &[u8]) {
+    let bounds = Bounds { messages: 5, bytes: 1 << 20, value_bytes: 100, places: 1000 };
+    match format.parse(body, &bounds) {
+        Ok(entries) => {
+            assert!(!entries.is_empty() && entries.len() <= bounds.messages);
+            assert!(entries.iter().all(|entry| entry.value.len() <= bounds.value_bytes));
+            let bytes_of_entry = |entry: &Entry| {
+                entry.value.len()
+                    + entry.headers.iter().map(bytes_of).sum::<usize>()
+                    + entry.key.as_ref().map_or(0, Vec::len)
+            };
+            assert!(entries.iter().map(bytes_of_entry).sum::<usize>() <= body.len());
+        }
+        Err(failure) => assert!((400..500).contains(&failure.status) && !failure.message.is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests;
