@@ -559,6 +559,14 @@ mod tests {
 
     /// Lets `use_it` use a producer of a cluster that has the topic `t`, and ends both.
     fn with_producer(use_it: impl FnOnce(&RdProducer<Report>, &Stop, &MockCluster<'static, DefaultProducerContext>)) {
+        with_producer_of(Duration::from_secs(30), use_it);
+    }
+
+    /// The same with another timeout of an append.
+    fn with_producer_of(
+        timeout: Duration,
+        use_it: impl FnOnce(&RdProducer<Report>, &Stop, &MockCluster<'static, DefaultProducerContext>),
+    ) {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("a topic");
         let broker = BrokerConfig {
@@ -571,7 +579,7 @@ mod tests {
             partitioner: PartitionerKind::Fnv1a,
             max_message_bytes: 1_000,
             max_in_flight: 5_000,
-            timeout: Duration::from_secs(30),
+            timeout,
         };
         let group = Supervisor::new("t", Stop::new());
         let producer = RdProducer::new(&broker, config, &group).expect("it can be made");
@@ -599,6 +607,27 @@ mod tests {
             stop.trigger();
             let outcome = start(producer, Acks::Leader).recv_timeout(Duration::from_secs(20));
             outcome.expect("it does not wait for the close").expect("it is stored");
+        });
+    }
+
+    #[test]
+    fn the_time_that_a_topic_is_looked_up_counts() {
+        let (timeout, round_trip) = (Duration::from_secs(4), Duration::from_millis(1_500));
+        with_producer_of(timeout, |producer, _, cluster| {
+            append(producer, Acks::None).expect("the brokers are known");
+            cluster.create_topic("u", 1, 1).expect("a topic");
+            cluster.broker_round_trip_time(1, round_trip).expect("a broker");
+            let (sender, outcome) = bounded(1);
+            let (topic, value, headers) = (Arc::from("u"), b"v".to_vec(), Vec::new());
+            let record = Record { topic, partition: Some(0), key: None, value, headers, timestamp_ms: None };
+            let started = Instant::now();
+            producer.append(record, Acks::Leader, Report(sender));
+            // Looked up by us, looked up by librdkafka's other client, which connects first: not sent before it is too late.
+            let error =
+                outcome.recv_timeout(Duration::from_secs(60)).expect("it completes").expect_err("it took too long");
+            let took = started.elapsed();
+            assert_eq!((error.kind, error.stored), (AppendFailure::TimedOut, Stored::Unknown), "{error}");
+            assert!(took >= timeout && took < timeout + Duration::from_secs(1), "{took:?}");
         });
     }
 
