@@ -118,6 +118,8 @@ fn a_broker_killed_before_during_and_after_the_append() {
         eprintln!("retried until the broker came back, acks={acks}: {}", answer.status);
         late.push(is_stored);
     }
+    // It may answer before it knows its topics again.
+    cluster.wait_for_in_sync(&topic, 1);
     let stored = cluster.messages(&topic);
     for answer in &after {
         let at = place(answer, "after");

@@ -154,12 +154,11 @@ impl<C: Completion> Back<C> for Lanes<C> {
         match desk.enter(&book, waiting) {
             Entered::Send(waiting, sent) => {
                 let acks = waiting.acks;
-                send(&native, Arc::clone(&book), waiting, sent).map_err(|failed| {
-                    book.leave(&Sent { bytes: None, is_alone: false, is_chosen: false });
+                send(&native, Arc::clone(&book), waiting, sent).inspect_err(|_| {
+                    book.leave(None);
                     if native.client().fatal_error().is_some() {
                         self.lane(acks).retire(&native);
                     }
-                    failed
                 })
             }
             Entered::Parked => {
@@ -439,7 +438,7 @@ impl<C: Completion> ProducerContext for Context<C> {
                 self.state.look_again(&book.topic);
             }
         }
-        book.leave(&sent);
+        book.leave(sent.bytes);
         if book.is_narrow()
             && let Some(native) = self.native.get().and_then(Weak::upgrade)
         {
