@@ -80,8 +80,8 @@ pub(super) struct Ticket<C>(Whom<C>);
 /// Who is told how an append ended.
 enum Whom<C> {
     Caller(C),
-    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     /// Shared with a [`Reminder`]; whoever is first takes it out and tells.
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     Shared(Arc<Mutex<Option<C>>>),
 }
 
@@ -101,8 +101,8 @@ impl<C: Completion> Ticket<C> {
         }
     }
 
-    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     /// The same ticket, and what can tell in its place.
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     pub(super) fn with_reminder(self) -> (Self, Reminder<C>) {
         let shared = match self.0 {
             Whom::Caller(completion) => Arc::new(Mutex::new(Some(completion))),
@@ -121,8 +121,8 @@ impl<C: Completion> Reminder<C> {
         }
     }
 
-    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     /// Whether it has been told already.
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     pub(super) fn is_done(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }

@@ -1,7 +1,7 @@
 //! The thread that accepts connections and deals them to the readers in turn.
 //!
 //! What cannot be accepted now (descriptors or memory used up) is tried again after a pause; connections wait in the
-//! kernel meanwhile. A connection beyond `max_connections` is told 503 and closed.
+//! kernel meanwhile. A connection beyond `max_connections` is told 503 (with TLS: an alert) and closed.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -16,6 +16,7 @@ use super::connection::{Control, Inbox, Message};
 use super::encode::{Form, encode};
 use super::listen::accept;
 use super::server::Counters;
+use super::tls;
 
 /// After an accept that failed for want of something.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -32,6 +33,7 @@ pub(super) struct Acceptor {
     pub(super) readers: Vec<Arc<Inbox>>,
     pub(super) next_reader: usize,
     pub(super) max_connections: usize,
+    pub(super) speaks_tls: bool,
     pub(super) handler: Arc<dyn Handler>,
     pub(super) metrics: Counters,
     pub(super) last_complaint: Option<Instant>,
@@ -122,9 +124,14 @@ impl Acceptor {
 
     /// Answers 503 as well as it can be done without waiting for the client.
     fn turn_away(&self, mut socket: TcpStream) {
-        let response = self.handler.refusal(503, "too many connections");
         let mut bytes = Vec::new();
-        encode(&response, Form { head_only: false, keep_alive: false, is_http10: false }, &mut bytes);
+        if self.speaks_tls {
+            // The status could be told after a handshake only, which is what is to be spared.
+            bytes.extend(tls::TURNED_AWAY);
+        } else {
+            let response = self.handler.refusal(503, "too many connections");
+            encode(&response, Form { head_only: false, keep_alive: false, is_http10: false }, &mut bytes);
+        }
         // Unread bytes would make the kernel reset the connection and the answer be lost.
         let _ = socket.read(&mut [0; 4096]);
         let _ = socket.write(&bytes);

@@ -3,6 +3,8 @@
 //! The phase says who may do what: while `Reading` only the reader touches the socket; while `Answering` only the
 //! owner of the request's [`super::Reply`], once, to write the answer; in every other phase the reader again. An
 //! answer the socket takes at once costs the reader nothing; only when something is left to do is it told.
+//!
+//! With TLS the session lies beside the phase, under the same lock: whoever may touch the socket works with it.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, Write};
@@ -16,6 +18,7 @@ use polling::Poller;
 
 use super::Response;
 use super::encode::{Form, encode};
+use super::tls::{Received, Session};
 
 /// Encoding buffers larger than this are not kept for the next answer.
 const KEPT_BUFFER: usize = 64 * 1024;
@@ -27,7 +30,7 @@ pub(super) enum Phase {
     Reading,
     /// A request is complete and not answered.
     Answering,
-    /// The socket did not take the whole answer.
+    /// The socket did not take the whole answer, or not all that TLS itself has to say.
     Writing,
     /// Our last word is said; what the client still sends is thrown away for a while, so that it can read it.
     Lingering,
@@ -49,7 +52,9 @@ struct State {
     phase: Phase,
     /// When the phase began.
     since: Instant,
-    /// What the socket has not taken yet.
+    /// `None`: plain HTTP.
+    tls: Option<Box<Session>>,
+    /// What the socket (with TLS: the session) has not taken yet.
     unsent: Vec<u8>,
     sent: usize,
     /// Whether the connection ends with the answer.
@@ -61,10 +66,18 @@ struct State {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, peer: SocketAddr, key: usize, reader: Arc<Inbox>, now: Instant) -> Self {
+    pub(super) fn new(
+        socket: TcpStream,
+        peer: SocketAddr,
+        key: usize,
+        reader: Arc<Inbox>,
+        now: Instant,
+        tls: Option<Box<Session>>,
+    ) -> Self {
         let state = State {
             phase: Phase::Reading,
             since: now,
+            tls,
             unsent: Vec::new(),
             sent: 0,
             closes: false,
@@ -124,13 +137,57 @@ impl Connection {
     /// Tells a client that waits for it to send its body.
     pub(super) fn send_continue(&self) -> io::Result<()> {
         // The answer before is written, so that there is room; should there be none, the client sends anyway in time.
-        (&self.socket).write(b"HTTP/1.1 100 Continue\r\n\r\n").map(drop)
+        let mut state = self.lock();
+        state.send(&self.socket, b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        state.flush_tls(&self.socket).map(drop)
+    }
+
+    /// Decrypts what arrived while the phase is `Reading`, and writes what TLS has to say to it. After an error the phase
+    /// is `Lingering`; `Writing` where the socket does not take all that is to be said.
+    pub(super) fn decrypt(&self, records: &[u8], plain: &mut Vec<u8>) -> Result<(Received, Phase), String> {
+        let mut state = self.lock();
+        let Some(session) = &mut state.tls else { return Err("a connection without TLS".to_owned()) };
+        let received = session.receive(records, plain);
+        let flushed = session.flush(&self.socket);
+        if let Err(why) = received {
+            // Should the alert not fit, the client learns less.
+            let _ = self.socket.shutdown(Shutdown::Write);
+            state.enter(Phase::Lingering);
+            return Err(why);
+        }
+        match flushed {
+            Ok(true) => {}
+            Ok(false) => state.enter(Phase::Writing),
+            Err(cause) => self.fail(&mut state, &cause),
+        }
+        received.map(|received| (received, state.phase))
+    }
+
+    /// The handshake is done: from now on a request is waited for.
+    pub(super) fn establish(&self) {
+        let mut state = self.lock();
+        state.since = Instant::now();
+    }
+
+    /// The client does not speak TLS: it is answered in plain.
+    pub(super) fn give_up_tls(&self) {
+        self.lock().tls = None;
+    }
+
+    /// Ends TLS properly before an idle connection is closed, as far as the socket takes it.
+    pub(super) fn say_goodbye(&self) {
+        let mut state = self.lock();
+        if let (Phase::Reading, Some(session)) = (state.phase, &mut state.tls) {
+            session.close();
+            // Who does not take it gets an end without a goodbye.
+            let _ = session.flush(&self.socket);
+        }
     }
 
     fn write(&self, bytes: &[u8], closes: bool) {
         let mut state = self.lock();
         state.closes = closes;
-        match send(&self.socket, bytes) {
+        match state.send(&self.socket, bytes) {
             Ok(sent) if sent == bytes.len() => self.end_answer(&mut state),
             Ok(sent) => {
                 state.unsent = bytes[sent..].to_vec();
@@ -154,7 +211,7 @@ impl Connection {
         if state.phase != Phase::Writing {
             return;
         }
-        match send(&self.socket, &state.unsent[state.sent..]) {
+        match state.send_more(&self.socket) {
             Ok(sent) => {
                 state.sent += sent;
                 if state.sent == state.unsent.len() {
@@ -167,6 +224,12 @@ impl Connection {
     }
 
     fn end_answer(&self, state: &mut State) {
+        match state.flush_tls(&self.socket) {
+            Ok(true) => {}
+            Ok(false) if state.phase == Phase::Writing => return,
+            Ok(false) => return state.enter(Phase::Writing),
+            Err(cause) => return self.fail(state, &cause),
+        }
         if state.closes {
             // Fails only when the client is gone, which the reader will see.
             let _ = self.socket.shutdown(Shutdown::Write);
@@ -186,6 +249,32 @@ impl State {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
+    }
+
+    /// Sends what is taken of `bytes`.
+    fn send(&mut self, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.tls {
+            None => send(socket, bytes),
+            Some(session) => session.send(socket, bytes),
+        }
+    }
+
+    /// Sends what is taken of the rest.
+    fn send_more(&mut self, socket: &TcpStream) -> io::Result<usize> {
+        let rest = &self.unsent[self.sent..];
+        match &mut self.tls {
+            None => send(socket, rest),
+            Some(session) => session.send(socket, rest),
+        }
+    }
+
+    /// With TLS: whether the answer that was taken, and the goodbye after the last one, are in the socket.
+    fn flush_tls(&mut self, socket: &TcpStream) -> io::Result<bool> {
+        let Some(session) = &mut self.tls else { return Ok(true) };
+        if self.closes {
+            session.close();
+        }
+        session.flush(socket)
     }
 }
 
@@ -318,7 +407,7 @@ mod tests {
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, peer) = listener.accept().unwrap();
         let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
-        let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now());
+        let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
         connection.begin_answering();
         assert_eq!(connection.leave(false), Phase::Answering);
         // The answer was put together as one that keeps the connection; the reader has looked for idle ones since.

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
-//! `connection` (who may write when), `reader`, `acceptor`, `server`; `query` serves the handlers. Kept out: what the
+//! `connection` (who may write when), `tls`, `reader`, `acceptor`, `server`; `query` and `notes` serve the handlers. Kept out: what the
 //! requests mean.
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
@@ -26,6 +26,7 @@ mod encode;
 mod head;
 mod listen;
 mod message;
+mod notes;
 mod parser;
 mod query;
 mod reader;
@@ -34,13 +35,19 @@ mod scan;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use budget::{ByteBudget, Lease};
 pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
+pub use notes::Notes;
 pub use query::percent_decode;
 pub use reply::Reply;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
+#[cfg(test)]
+#[cfg(feature = "tls")]
+pub(crate) use tls::certificates;
+pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};
 
 /// What is to be done with the body of a request whose head is complete.
 #[derive(Debug)]
@@ -49,6 +56,8 @@ pub enum Admission {
     Read {
         /// Largest body in bytes.
         most: usize,
+        /// What the handler found out meanwhile; it comes back in [`Request::notes`].
+        notes: Notes,
     },
     /// Answer without the body. A short body is read and thrown away, so that the connection can be kept.
     Refuse(Response),

@@ -4,6 +4,8 @@
 //! connection is watched for bytes all the time (level-triggered, so that nothing has to be armed for each request);
 //! only one that sends while its request is being answered, or that does not take its answer, is armed differently.
 
+mod secured;
+
 use std::io::{ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,8 +22,10 @@ use super::head::Framing;
 use super::parser::{Parser, Progress};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
-use super::{Admission, Handler, Lease, Reply, Request, Response};
+use super::tls::Tls;
+use super::{Admission, Handler, Lease, Notes, Reply, Request, Response};
 use crate::supervise::panic_text;
+use secured::Handshake;
 
 /// Most bytes read at once; also what a client can send ahead of its answer.
 const READ: usize = 16 * 1024;
@@ -46,6 +50,12 @@ pub(super) struct Reader {
     deadlines: Deadlines,
     now: Instant,
     is_draining: bool,
+    tls: Option<Tls>,
+    /// What a read decrypted to; kept for its memory.
+    plain: Vec<u8>,
+    last_complaint: Option<Instant>,
+    /// Failed handshakes since then.
+    unsaid: u64,
 }
 
 #[derive(Default)]
@@ -63,6 +73,8 @@ struct Client {
     pending: Vec<u8>,
     /// The answer that is given in place of the handler's when the body has been thrown away.
     instead: Option<Response>,
+    /// The handler's, for the request whose body is arriving.
+    notes: Notes,
     lease: Lease,
     /// When the first byte of the current request arrived.
     started: Instant,
@@ -70,6 +82,9 @@ struct Client {
     planned: Option<Instant>,
     /// Bytes thrown away after the last answer.
     discarded: usize,
+    handshake: Handshake,
+    /// TLS: the client said that it sends nothing more.
+    ended: bool,
 }
 
 /// What the poller reports of a connection.
@@ -83,7 +98,13 @@ enum Watched {
 }
 
 impl Reader {
-    pub(super) fn new(inbox: Arc<Inbox>, handler: Arc<dyn Handler>, limits: Limits, metrics: Counters) -> Self {
+    pub(super) fn new(
+        inbox: Arc<Inbox>,
+        handler: Arc<dyn Handler>,
+        limits: Limits,
+        metrics: Counters,
+        tls: Option<Tls>,
+    ) -> Self {
         Reader {
             inbox,
             handler,
@@ -94,6 +115,10 @@ impl Reader {
             deadlines: Deadlines::default(),
             now: Instant::now(),
             is_draining: false,
+            tls,
+            plain: Vec::new(),
+            last_complaint: None,
+            unsaid: 0,
         }
     }
 
@@ -149,24 +174,29 @@ impl Reader {
         let _ = socket.set_nodelay(true);
         // SAFETY: the socket is deleted from the poller in `close`, before the reader lets go of it.
         let added = unsafe { self.inbox.poller.add_with_mode(&socket, Event::readable(key), PollMode::Level) };
-        let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now));
+        let session = self.tls.as_ref().map(Tls::session);
+        let first_deadline = self.now + self.tls.as_ref().map_or(self.limits.idle_timeout, Tls::handshake_timeout);
+        let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now, session));
         let client = Client {
             connection,
             parser: Parser::default(),
             pending: Vec::new(),
             instead: None,
+            notes: Notes::none(),
             lease: self.limits.lease(),
             started: self.now,
             watched: if added.is_ok() { Watched::Bytes } else { Watched::Nothing },
             planned: None,
             discarded: 0,
+            handshake: if self.tls.is_some() { Handshake::Awaited } else { Handshake::Over },
+            ended: false,
         };
         self.slots[index].client = Some(Box::new(client));
         if let Err(cause) = added {
             error!("a connection cannot be watched: {cause}");
             return self.close(index);
         }
-        self.plan(index, self.now + self.limits.idle_timeout);
+        self.plan(index, first_deadline);
         // Most clients send at once: the request is often there.
         self.react(key, scratch);
         if self.is_draining && self.find(key).is_some() {
@@ -209,10 +239,11 @@ impl Reader {
         let most = usize::try_from(client.parser.missing()).unwrap_or(usize::MAX).clamp(READ, READ_BODY);
         match (&client.connection.socket).read(&mut scratch[..most]) {
             // The end of the stream: a request that is not complete never becomes one.
-            Ok(0) => self.close(index),
+            Ok(0) => self.lose(index, "the client closed the connection"),
+            Ok(count) if self.tls.is_some() => self.take_records(index, &scratch[..count]),
             Ok(count) => self.take_bytes(index, &scratch[..count]),
             Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(_) => self.close(index),
+            Err(cause) => self.lose(index, &cause.to_string()),
         }
     }
 
@@ -276,8 +307,9 @@ impl Reader {
             Refused::new(500, "an internal error")
         })?;
         match admission {
-            Admission::Read { most } => {
+            Admission::Read { most, notes } => {
                 client.parser.read_body(most)?;
+                client.notes = notes;
                 if waits {
                     // Fails only when the connection broke, which the next read finds.
                     let _ = client.connection.send_continue();
@@ -301,7 +333,7 @@ impl Reader {
         let handler = Arc::clone(&self.handler);
         let next_lease = self.limits.lease();
         let client = self.client(index);
-        let connection = Arc::clone(&client.connection);
+        let (connection, ended) = (Arc::clone(&client.connection), client.ended);
         let Some((parsed, body)) = client.parser.take() else { return connection.phase().0 };
         let lease = std::mem::replace(&mut client.lease, next_lease);
         let form = Form {
@@ -314,12 +346,13 @@ impl Reader {
             connection.answer(&response, form);
         } else {
             let reply = Reply::on(Arc::clone(&connection), form);
-            let request = Request { head: parsed.head, body, lease };
+            let notes = std::mem::take(&mut client.notes);
+            let request = Request { head: parsed.head, body, notes, lease };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply))) {
                 error!("handling a request panicked: {}", panic_text(panic.as_ref()));
             }
         }
-        connection.leave(has_more)
+        connection.leave(has_more || ended)
     }
 
     /// Answers in the handler's stead and ends the connection.
@@ -335,6 +368,7 @@ impl Reader {
         });
         client.parser = Parser::default();
         client.lease = Lease::default();
+        client.notes = Notes::none();
         let connection = Arc::clone(&client.connection);
         connection.begin_answering();
         connection.answer(&response.closing(), Form { head_only, keep_alive: false, is_http10: false });
@@ -351,7 +385,7 @@ impl Reader {
         let client = self.client(index);
         match client.connection.phase() {
             (Phase::Answering, _) => {}
-            (Phase::Broken, _) => self.close(index),
+            (Phase::Broken, _) => self.lose(index, "it could not be written to"),
             (Phase::Writing, since) => {
                 self.watch(index, Watched::Room);
                 self.plan(index, since + limits.1);
@@ -362,12 +396,12 @@ impl Reader {
                 self.plan(index, since + LINGER);
             }
             (Phase::Reading, since) => {
-                let pending = std::mem::take(&mut client.pending);
+                let (pending, ended) = (std::mem::take(&mut client.pending), client.ended);
                 self.watch(index, Watched::Bytes);
                 self.plan(index, since + limits.0);
                 if !pending.is_empty() {
                     self.take_bytes(index, &pending);
-                } else if self.is_draining {
+                } else if self.is_draining || ended {
                     self.close_if_idle(index);
                 }
             }
@@ -380,6 +414,10 @@ impl Reader {
         let client = self.client(index);
         let (phase, since) = client.connection.phase();
         let (deadline, kind) = match phase {
+            Phase::Reading | Phase::Writing if client.handshake != Handshake::Over => {
+                let most = self.tls.as_ref().map_or(read_timeout, Tls::handshake_timeout);
+                (self.client(index).started + most, "handshake")
+            }
             Phase::Reading if client.parser.is_idle() => (since + idle_timeout, "idle"),
             Phase::Reading => (client.started + read_timeout, "read"),
             // Bounded by the handler. The answer may leave the connection idle, so look again no later than that ends.
@@ -390,6 +428,10 @@ impl Reader {
         };
         if deadline > now {
             return self.plan(index, deadline);
+        }
+        if kind == "handshake" {
+            self.handshake_failed(index, "timeout", "it was not done in time");
+            return self.close(index);
         }
         self.metrics.timed_out(kind);
         if kind == "read" {
@@ -443,6 +485,9 @@ impl Reader {
         self.watch(index, Watched::Nothing);
         let slot = &mut self.slots[index];
         let Some(client) = slot.client.take() else { return };
+        if self.tls.is_some() && client.handshake == Handshake::Over {
+            client.connection.say_goodbye();
+        }
         slot.generation = slot.generation.wrapping_add(1);
         self.deadlines.forget(client.connection.key, client.planned);
         self.free.push(index);

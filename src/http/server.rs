@@ -15,6 +15,7 @@ use super::budget::{ByteBudget, Lease};
 use super::connection::{Control, Inbox};
 use super::listen::Listen;
 use super::reader::Reader;
+use super::tls::Tls;
 use crate::metrics::Registry;
 use crate::supervise::Supervisor;
 
@@ -63,6 +64,8 @@ pub struct ServerConfig {
     pub readers: usize,
     /// Bounds.
     pub limits: Limits,
+    /// Certificates: then it speaks TLS only. `None`: plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 /// Counters of all servers of a daemon, told apart by the label `server`.
@@ -73,6 +76,7 @@ pub struct ServerMetrics {
     accept_failures: IntCounterVec,
     refused: IntCounterVec,
     timeouts: IntCounterVec,
+    handshakes: IntCounterVec,
 }
 
 impl ServerMetrics {
@@ -95,6 +99,11 @@ impl ServerMetrics {
                 "http_timeouts_total",
                 "Deadlines that passed: read, write, idle, linger.",
                 &["server", "deadline"],
+            ),
+            handshakes: registry.counter(
+                "http_tls_handshakes_total",
+                "TLS handshakes: ok, failed, timeout.",
+                &["server", "outcome"],
             ),
         }
     }
@@ -125,6 +134,10 @@ impl Counters {
         self.families.refused.with_label_values(&[self.server, &status.to_string()]).inc();
     }
 
+    pub(super) fn handshake(&self, outcome: &str) {
+        self.families.handshakes.with_label_values(&[self.server, outcome]).inc();
+    }
+
     pub(super) fn timed_out(&self, deadline: &str) {
         self.families.timeouts.with_label_values(&[self.server, deadline]).inc();
     }
@@ -146,7 +159,7 @@ impl Server {
         supervisor: &Supervisor,
         metrics: &ServerMetrics,
     ) -> io::Result<Server> {
-        let ServerConfig { listen, name, readers, limits } = config;
+        let ServerConfig { listen, name, readers, limits, tls } = config;
         let listener = listen.open()?;
         let address = listener.local_addr()?;
         let metrics = metrics.of(name);
@@ -155,7 +168,8 @@ impl Server {
         let inboxes: Vec<_> =
             (0..readers.max(1)).map(|_| Inbox::new(Arc::clone(&control)).map(Arc::new)).collect::<io::Result<_>>()?;
         for (number, inbox) in inboxes.iter().enumerate() {
-            let reader = Reader::new(Arc::clone(inbox), Arc::clone(&handler), limits.clone(), metrics.clone());
+            let reader =
+                Reader::new(Arc::clone(inbox), Arc::clone(&handler), limits.clone(), metrics.clone(), tls.clone());
             supervisor.spawn(format!("{name}-{number}"), move || reader.run());
         }
         let accepts = Acceptor {
@@ -165,6 +179,7 @@ impl Server {
             readers: inboxes.clone(),
             next_reader: 0,
             max_connections: limits.max_connections,
+            speaks_tls: tls.is_some(),
             handler,
             metrics,
             last_complaint: None,

@@ -13,11 +13,11 @@ use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Echoes bodies; keeps the replies of `/later` until they are released; panics, forgets, refuses and blocks on request.
-struct Echo {
-    kept: Mutex<VecDeque<(Request, Reply)>>,
+pub(super) struct Echo {
+    pub(super) kept: Mutex<VecDeque<(Request, Reply)>>,
     arrived: Condvar,
     /// Lets the reader go on that `/block` keeps.
     go_on: (mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>),
@@ -32,7 +32,7 @@ impl Default for Echo {
 
 impl Echo {
     /// Waits until a reply is kept and takes it.
-    fn release(&self) -> (Request, Reply) {
+    pub(super) fn release(&self) -> (Request, Reply) {
         let (mut kept, _) =
             self.arrived.wait_timeout_while(self.kept.lock().unwrap(), PATIENCE, |kept| kept.is_empty()).unwrap();
         kept.pop_front().expect("a request arrives in time")
@@ -44,11 +44,12 @@ impl Handler for Echo {
         match head.path.as_str() {
             "/refuse" => Admission::Refuse(Response::text(403, "no")),
             "/panic-early" => panic!("as asked"),
-            _ => Admission::Read { most: 1 << 20 },
+            path => Admission::Read { most: 1 << 20, notes: Notes::of(path.to_owned()) },
         }
     }
 
-    fn handle(&self, request: Request, reply: Reply) {
+    fn handle(&self, mut request: Request, reply: Reply) {
+        assert_eq!(request.notes.take().as_deref(), Some(&request.head.path), "each request brings its own notes");
         match request.head.path.as_str() {
             "/later" => {
                 self.kept.lock().unwrap().push_back((request, reply));
@@ -69,15 +70,19 @@ impl Handler for Echo {
     }
 }
 
-struct Fixture {
-    server: Server,
-    echo: Arc<Echo>,
+pub(super) struct Fixture {
+    pub(super) server: Server,
+    pub(super) echo: Arc<Echo>,
     group: Supervisor,
     registry: Registry,
     budget: ByteBudget,
 }
 
 fn start(change: impl FnOnce(&mut Limits)) -> Fixture {
+    start_with(None, change)
+}
+
+pub(super) fn start_with(tls: Option<Tls>, change: impl FnOnce(&mut Limits)) -> Fixture {
     let budget = ByteBudget::new(8 << 20);
     let mut limits = Limits {
         read_timeout: PATIENCE,
@@ -88,14 +93,14 @@ fn start(change: impl FnOnce(&mut Limits)) -> Fixture {
     };
     change(&mut limits);
     let listen = Listen::At("127.0.0.1:0".parse().unwrap());
-    let config = ServerConfig { listen, name: "http", readers: 2, limits };
+    let config = ServerConfig { listen, name: "http", readers: 2, limits, tls };
     let (echo, group, registry) = (Arc::new(Echo::default()), Supervisor::new("g", Stop::new()), Registry::new());
     let server = Server::start(config, Arc::<Echo>::clone(&echo), &group, &ServerMetrics::new(&registry)).unwrap();
     Fixture { server, echo, group, registry, budget }
 }
 
 impl Fixture {
-    fn connect(&self) -> TcpStream {
+    pub(super) fn connect(&self) -> TcpStream {
         let socket = TcpStream::connect(self.server.local_addr()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -111,12 +116,12 @@ impl Fixture {
         answer
     }
 
-    fn metric(&self, line: &str) -> bool {
+    pub(super) fn metric(&self, line: &str) -> bool {
         String::from_utf8(self.registry.render()).unwrap().lines().any(|known| known == line)
     }
 
     /// Ends the server; no connection and no byte may be left.
-    fn end(self) {
+    pub(super) fn end(self) {
         assert_eq!(self.server.drain(PATIENCE), 0);
         assert!(self.metric("http_connections{server=\"http\"} 0"));
         assert_eq!(self.budget.used(), 0);
@@ -127,13 +132,13 @@ impl Fixture {
 }
 
 /// Reads one answer with a Content-Length: status and body.
-fn answer(socket: &mut TcpStream) -> (u16, String) {
+pub(super) fn answer(socket: &mut impl Read) -> (u16, String) {
     let (status, head, body) = whole_answer(socket);
     assert!(head.contains("Content-Length: "), "{head}");
     (status, body)
 }
 
-fn whole_answer(socket: &mut TcpStream) -> (u16, String, String) {
+fn whole_answer(socket: &mut impl Read) -> (u16, String, String) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -149,7 +154,7 @@ fn whole_answer(socket: &mut TcpStream) -> (u16, String, String) {
     (status, head, String::from_utf8(body).unwrap())
 }
 
-fn post(path: &str, body: &str) -> String {
+pub(super) fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
@@ -426,7 +431,7 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
 fn a_connection_that_arrives_during_a_drain_is_closed() {
     let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
     let (group, metrics) = (Supervisor::new("g", Stop::new()), ServerMetrics::new(&Registry::new()).of("http"));
-    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics);
+    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics, None);
     group.spawn("reader", move || reader.run());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connect = || {

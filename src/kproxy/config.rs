@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::broker::{Engine, PartitionerKind};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
-use crate::http::Listen;
+use crate::http::{ClientCertificates, Listen, Tls, TlsSettings};
 use crate::logging::LogConfig;
 
 /// What librdkafka and brokers can be told at most.
@@ -23,6 +23,8 @@ pub struct Config {
     pub listen: Listen,
     /// `admin_port`: one more port for `/metrics`, `/healthz` and `/readyz`.
     pub admin: Option<Listen>,
+    /// `tls`: the certificates, where `listen` and `port` speak TLS.
+    pub tls: Option<Tls>,
     /// `http_threads`: threads that read requests.
     pub http_threads: NonZeroUsize,
     /// `read_timeout_ms`: from the first byte of a request to its last.
@@ -39,6 +41,10 @@ pub struct Config {
     pub max_in_flight_bytes: NonZeroUsize,
     /// `max_request_size_bytes`.
     pub max_message_bytes: NonZeroUsize,
+    /// `max_batch_messages`: messages of one `/commit_batch`.
+    pub max_batch_messages: NonZeroUsize,
+    /// `max_batch_bytes`: body of one `/commit_batch`.
+    pub max_batch_bytes: NonZeroUsize,
     /// `commit_timeout_ms`: from a complete request to Kafka's confirmation.
     pub commit_timeout: Duration,
     /// `broker_hosts`.
@@ -91,10 +97,20 @@ impl Config {
                 problems,
             );
         }
+        let max_batch_bytes =
+            section.count("max_batch_bytes", Some(max_message_bytes.get()), MOST_MESSAGE_BYTES, problems);
+        if max_batch_bytes > max_in_flight_bytes && max_message_bytes <= max_in_flight_bytes {
+            section.note(
+                "max_batch_bytes",
+                format!("is {max_batch_bytes}, but must be at most max_in_flight_bytes, {max_in_flight_bytes}"),
+                problems,
+            );
+        }
         Config {
             log,
             listen: at(port),
             admin: admin_port.map(at),
+            tls: tls(section, problems),
             http_threads: section.count("http_threads", Some(2), 64, problems),
             read_timeout: section.millis("read_timeout_ms", Some(100), 1..=3_600_000, problems),
             write_timeout: section.millis("write_timeout_ms", Some(100), 1..=3_600_000, problems),
@@ -103,6 +119,8 @@ impl Config {
             max_commits: section.count("req_pool_size", Some(10_240), 1_000_000, problems),
             max_in_flight_bytes,
             max_message_bytes,
+            max_batch_messages: section.count("max_batch_messages", Some(1000), 100_000, problems),
+            max_batch_bytes,
             commit_timeout: section.millis("commit_timeout_ms", Some(30_000), 10..=900_000, problems),
             broker_hosts: section.hosts("broker_hosts", true, problems).unwrap_or_default(),
             engine: Engine::from_section(section, problems),
@@ -130,6 +148,34 @@ fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
     address
 }
 
+/// `tls`, and what is in its files.
+fn tls(section: &mut Section, problems: &mut Problems) -> Option<Tls> {
+    let before = problems.0.len();
+    let mut tls = section.section("tls", false, problems)?;
+    if cfg!(not(feature = "tls")) {
+        section.note("tls", "is there, but this build has no TLS: it was made without the cargo feature tls", problems);
+        return None;
+    }
+    let certificate = PathBuf::from(tls.string("certificate_file", None, problems));
+    let key = PathBuf::from(tls.string("key_file", None, problems));
+    let client_ca = tls.has("client_ca_file").then(|| tls.string("client_ca_file", None, problems).into());
+    if client_ca.is_none() && tls.has("client_certificates") {
+        tls.note("client_certificates", "is there, but must not be without client_ca_file", problems);
+    }
+    let wanted = [("required", ClientCertificates::Required), ("optional", ClientCertificates::Optional)];
+    let client_certificates = tls.choice("client_certificates", &wanted, problems);
+    let handshake_timeout = tls.millis("handshake_timeout_ms", Some(10_000), 1..=3_600_000, problems);
+    if problems.0.len() > before {
+        tls.finish(problems);
+        return None;
+    }
+    let settings = TlsSettings { certificate, key, client_ca, client_certificates, handshake_timeout };
+    let loaded =
+        Tls::load(settings).map_err(|wrong| wrong.iter().for_each(|(key, text)| tls.note(key, text, problems)));
+    tls.finish(problems);
+    loaded.ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +201,7 @@ mod tests {
         assert_eq!(config.broker_hosts, ["10.1.4.17:5031", "10.1.5.17:5031"]);
         assert_eq!(config.commit_timeout, Duration::from_secs(30));
         assert_eq!(config.admin, None);
+        assert_eq!((config.max_batch_messages.get(), config.max_batch_bytes.get()), (1000, 10_485_760));
     }
 
     #[test]
@@ -162,11 +209,60 @@ mod tests {
         let keys = keys_of(include_str!("config.rs"));
         let in_force = in_force(REFERENCE, &keys);
         assert_has_all(&keys, &in_force);
+        let in_force = without_tls(&in_force);
         let hosts = &REFERENCE[REFERENCE.find("broker_hosts:\n").unwrap()..];
         let least = load(hosts).unwrap();
         assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), format!("{least:?}"));
         let least_with_admin = load(&format!("admin_port: 5031\n{hosts}")).unwrap();
         assert_eq!(format!("{:?}", load(&in_force).unwrap()), format!("{least_with_admin:?}"));
+    }
+
+    /// The file without the part that names files.
+    fn without_tls(file: &str) -> String {
+        let mut is_inside = false;
+        let outside = file.lines().filter(|line| {
+            is_inside = *line == "tls:" || is_inside && line.starts_with(' ');
+            !is_inside
+        });
+        outside.map(|line| format!("{line}\n")).collect()
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn tls_is_taken_with_its_files_and_what_is_wrong_with_them_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let clients = crate::http::certificates::Authority::new(folder.path(), "clients");
+        clients.issue("server", 30);
+        let place = folder.path().to_str().unwrap();
+        let in_force = in_force(REFERENCE, &keys_of(include_str!("config.rs"))).replace("/etc/kproxy/tls", place);
+        let tls = load(&in_force).unwrap().tls.unwrap();
+        let least = format!(
+            "tls: {{certificate_file: {place}/server.pem, key_file: {place}/server.key}}\nbroker_hosts: ['a:1']\n"
+        );
+        let with_ca = least.replace("}", &format!(", client_ca_file: {place}/clients.pem}}"));
+        assert_eq!(format!("{tls:?}"), format!("{:?}", load(&with_ca).unwrap().tls.unwrap()));
+        assert!(load(&least).unwrap().tls.is_some());
+
+        for (from, to, starts) in [
+            ("server.key", "clients.key", &["tls.key_file: is /"][..]),
+            ("server.pem", "no.pem", &["tls.certificate_file: is /"]),
+            ("}", ", client_certificates: required}", &["tls.client_certificates: is there, but"]),
+            ("}", ", client_ca_file: 5, x: 1}", &["tls.client_ca_file: is 5", "tls.x: "]),
+            (&*format!("certificate_file: {place}/server.pem,"), "", &["tls.certificate_file: is missing"]),
+        ] {
+            let problems = load(&least.replace(from, to)).unwrap_err();
+            let as_told =
+                problems.len() == starts.len() && problems.iter().zip(starts).all(|(it, start)| it.starts_with(start));
+            assert!(as_told, "{from} {to}: {problems:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
+    fn tls_is_refused_where_it_is_not_built_in() {
+        let problems = load("tls: {certificate_file: a, key_file: b}\nbroker_hosts: ['a:1']\n").unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with("tls: is there, but this build has no TLS"), "{problems:?}");
     }
 
     #[test]
@@ -190,6 +286,9 @@ mod tests {
             ],
             "{problems:?}"
         );
+        let batch =
+            load("max_in_flight_bytes: 20000000\nmax_batch_bytes: 20000001\nbroker_hosts: ['a:1']\n").unwrap_err();
+        assert!(batch.len() == 1 && batch[0].starts_with("max_batch_bytes: is 20000001, but"), "{batch:?}");
         assert_eq!(load("port: 80\nadmin_port: 80\nbroker_hosts: ['a:1']\n").unwrap_err().len(), 1);
     }
 }

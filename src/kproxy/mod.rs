@@ -6,15 +6,17 @@
 //!  clients ───────┘        watch: reachability and levels for /readyz and /metrics, once a second
 //! ```
 //!
-//! Reading order: `query` and `answer` (pure), `commit` (between HTTP and Kafka), `lanes`, `metrics`, `config`; here the
+//! Reading order: `query`, `headers` and `answer` (pure), `commit` (between HTTP and Kafka), `batch` (many in one request), `lanes`, `metrics`, `config`; here the
 //! parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
 //!
 //! Bounds: connections `max_connections` (more: 503), bodies `max_in_flight_bytes` (more: 503), commits `req_pool_size`
 //! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says.
 
 mod answer;
+mod batch;
 mod commit;
 pub mod config;
+mod headers;
 mod lanes;
 mod metrics;
 mod query;
@@ -35,7 +37,8 @@ use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
-use commit::{Commit, Commits};
+use batch::Bounds;
+use commit::{Commits, Delivery};
 use config::Config;
 use lanes::Lanes;
 use metrics::Metrics;
@@ -71,6 +74,13 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         in_flight: Arc::clone(&in_flight),
         max_commits: config.max_commits.get(),
         max_message_bytes: config.max_message_bytes.get(),
+        batches: Bounds {
+            messages: config.max_batch_messages.get(),
+            bytes: config.max_batch_bytes.get(),
+            value_bytes: config.max_message_bytes.get(),
+            places: config.max_commits.get(),
+        },
+        has_headers_and_timestamps: config.engine.has_headers_and_timestamps(),
     });
     let limits = Limits {
         read_timeout: config.read_timeout,
@@ -80,19 +90,23 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         body_budget: Some(budget.clone()),
     };
     let server_metrics = ServerMetrics::new(&registry);
-    let start = |name, key, listen, readers, limits, handler: Arc<dyn Handler>| {
+    let tls = config.tls.clone();
+    if let Some(tls) = tls.clone() {
+        supervisor.reloads().add("tls", move || tls.reload());
+    }
+    let start = |name, key, listen, readers, limits, tls, handler: Arc<dyn Handler>| {
         let server =
-            Server::start(ServerConfig { listen, name, readers, limits }, handler, supervisor, &server_metrics)
+            Server::start(ServerConfig { listen, name, readers, limits, tls }, handler, supervisor, &server_metrics)
                 .map_err(|cause| format!("{key}: cannot listen on {listen}: {cause}"))?;
         info!("{key}: listening on {}", server.local_addr());
         Ok::<Server, String>(server)
     };
     let admin_server = config
         .admin
-        .map(|listen: Listen| start("admin", "admin_port", listen, 1, Limits::default(), Arc::new(admin)))
+        .map(|listen: Listen| start("admin", "admin_port", listen, 1, Limits::default(), None, Arc::new(admin)))
         .transpose()?;
     let server =
-        start("http", "port", config.listen, config.http_threads.get(), limits, Arc::<Commits>::clone(&commits))?;
+        start("http", "port", config.listen, config.http_threads.get(), limits, tls, Arc::<Commits>::clone(&commits))?;
 
     let watch = Watch { commits: Arc::clone(&commits), broker: health.component("broker"), in_flight, budget, metrics };
     let stop = supervisor.stop().clone();
@@ -106,7 +120,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 }
 
 /// First no new requests, then the answers of those in progress, then the producers, whose closing answers what is left.
-fn stop_in_order(server: &Server, lanes: &Lanes<Commit>, grace: Duration) {
+fn stop_in_order(server: &Server, lanes: &Lanes<Delivery>, grace: Duration) {
     let deadline = Instant::now() + grace;
     let left = || deadline.saturating_duration_since(Instant::now());
     let last_words = last_words(grace);
@@ -121,7 +135,7 @@ fn last_words(grace: Duration) -> Duration {
     LAST_WORDS.min(grace / 8)
 }
 
-fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Commit>, String> {
+fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Delivery>, String> {
     let broker = BrokerConfig {
         hosts: config.broker_hosts.clone(),
         engine: config.engine,

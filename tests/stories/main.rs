@@ -19,3 +19,6 @@ mod ktransfer_outage;
 mod ktransfer_push;
 mod order_story;
 mod path_story;
+#[cfg(feature = "tls")]
+mod tls_story;
+mod ways_story;

@@ -159,6 +159,17 @@ fn every_answer_is_true_while_leaders_move_and_a_broker_dies() {
             cluster.move_leaders(topic);
         }
         load.wait_for_confirmed(200, "they are when all is well again");
+        // Every level of acks has been used, with three brokers.
+        let unconfirmed = cluster.new_topic("order_none", 3);
+        assert_eq!(kproxy.post(&format!("/commit?topic={unconfirmed}&acks=0"), b"x").status, 200);
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", kproxy.daemon.pid())).expect("it runs");
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let mut names: Vec<String> = tasks.flatten().map(|task| name(task).trim_end().to_owned()).collect();
+        names.sort();
+        eprintln!("kproxy has {} threads: {}", names.len(), names.join(", "));
+        // Two of them are for `admin_port`, which the default configuration does not have.
+        let n_admin = names.iter().filter(|name| name.contains("admin")).count();
+        assert!(names.len() - n_admin <= 32, "{names:?}");
     });
     assert!(all.is_true() && all.n_repeats == 0, "{all:?}");
     // What a leader alone had when it was killed may be gone, and its offsets given again.

@@ -19,6 +19,8 @@ pub(crate) mod kafka_wire;
 pub(crate) mod message;
 pub(crate) mod oracle;
 pub(crate) mod process;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod victim;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
