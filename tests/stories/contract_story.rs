@@ -232,8 +232,10 @@ fn a_topic_deleted_and_made_again() {
             );
             is_there
         });
+        let took = deleted.elapsed();
+        eprintln!("acks={acks}: 404 for a deleted topic after {took:.1?}");
+        assert!(took < Duration::from_secs(20), "acks={acks}: {took:?}");
     }
-    eprintln!("404 for a deleted topic after {:.1?}", deleted.elapsed());
     cluster.create_topic(&topic, 2);
     let made = Instant::now();
     for acks in levels {
