@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use log::{Level, info};
 
+use super::access::{Access, Permit, without_secrets};
 use super::answer::{Failure, stored};
 use super::batch::{Bounds, Format, Part};
 use super::headers;
@@ -30,6 +31,8 @@ pub(super) struct Commits {
     pub(super) lanes: Lanes<Delivery>,
     pub(super) admin: Admin,
     pub(super) metrics: Arc<Metrics>,
+    /// `None` where everybody may write anything.
+    pub(super) access: Option<Access>,
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) max_commits: usize,
     pub(super) max_message_bytes: usize,
@@ -57,6 +60,8 @@ pub(super) struct CommitNotes {
     pub(super) topic: Topic,
     pub(super) key: Option<Vec<u8>>,
     pub(super) acks: Acks,
+    /// `None` where everybody may write anything.
+    pub(super) permit: Option<Permit>,
     pub(super) partition: Option<PartitionId>,
     pub(super) timestamp_ms: Option<i64>,
     pub(super) headers: Vec<Header>,
@@ -84,7 +89,7 @@ pub(super) struct Commit {
     acks: Acks,
     query: String,
     bytes: usize,
-    peer: Option<SocketAddr>,
+    peer: Peer,
     started: Instant,
     metrics: Arc<Metrics>,
     place: Places,
@@ -131,9 +136,12 @@ impl Commits {
 
     /// Everything that a head alone can be refused for, before a byte of the body is read.
     fn check(&self, way: Way, head: &Head) -> Result<CommitNotes, Failure> {
-        // First who is asking,
+        // First who is asking, so that strangers learn nothing,
+        let access = self.access.as_ref();
+        let who = access.map_or(Ok(None), |access| access.identify(head))?;
         let query = parse(head.query.as_deref().unwrap_or_default())?;
-        // then whether they may do that, and how often, and at last whether it can be done.
+        // then whether they may do that, and whether it can be done,
+        access.map_or(Ok(()), |access| access.allow(who.as_deref(), &query.topic))?;
         let (format, headers) = match way {
             Way::One => (None, self.record_headers(head)?),
             Way::Batch => (Some(Format::of(head)?), self.trace_of_batch(head)?),
@@ -142,7 +150,10 @@ impl Commits {
             return Err(Failure::unsupported());
         }
         self.has_room()?;
+        // and at last how often, so that nothing else that is refused is charged.
+        let permit = access.map(|access| access.charge(who, &query.topic, head)).transpose()?;
         Ok(CommitNotes {
+            permit,
             format,
             topic: self.metrics.topic(&query.topic),
             key: query.key.map(Cow::into_owned),
@@ -192,8 +203,9 @@ impl Commits {
             Ok(place) => place,
             Err(failure) => return reply.send(self.refuse(&head, Some(Way::One), &failure)),
         };
-        let CommitNotes { topic, key, acks, partition, timestamp_ms, headers, .. } = notes;
+        let CommitNotes { topic, key, acks, permit, partition, timestamp_ms, headers, .. } = notes;
         let bytes = body.len();
+        let peer = Peer::settled(head.peer, permit, 1, bytes);
         let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
         let commit = Commit {
             reply,
@@ -201,7 +213,7 @@ impl Commits {
             acks,
             query: head.query.take().unwrap_or_default(),
             bytes,
-            peer: head.peer,
+            peer,
             started,
             metrics: Arc::clone(&self.metrics),
             place,
@@ -219,6 +231,12 @@ impl Commits {
 
     /// What is not one of the [`WAYS`].
     fn elsewhere(&self, head: &Head) -> Response {
+        // It tells the names of topics. Who watches the process (/healthz, /readyz) has no credentials.
+        if head.path == "/metrics"
+            && let Some(Err(failure)) = self.access.as_ref().map(|access| access.identify(head))
+        {
+            return self.refuse(head, None, &failure);
+        }
         if let Some(response) = self.admin.answer(head) {
             return response;
         }
@@ -236,7 +254,7 @@ impl Commits {
             Some(Way::Batch) => self.metrics.batch(failure.status),
             Some(Way::One) | None => self.metrics.refused(failure.status),
         }
-        let query = shown(head.query.as_deref().unwrap_or_default());
+        let query = shown_query(head.query.as_deref().unwrap_or_default());
         log_limited!(
             Level::Warn,
             "{} {} {query} refused status={} error={} peer={}: {}",
@@ -244,7 +262,7 @@ impl Commits {
             shown(&head.path),
             failure.status,
             failure.code,
-            Peer(head.peer),
+            Peer(head.peer, None),
             failure.message
         );
         failure.response()
@@ -293,7 +311,7 @@ impl Commit {
         // Before the answer: who gets it may send the next request at once.
         drop((place, lease));
         let took = started.elapsed();
-        let (query, peer, cost) = (shown(&query), Peer(peer), took.as_micros());
+        let (query, cost) = (shown_query(&query), took.as_micros());
         match outcome {
             Ok(appended) => {
                 reply.send(stored(&topic.name, appended));
@@ -320,20 +338,33 @@ impl Commit {
     }
 }
 
-/// The beginning of a query; as sent it is visible ASCII, so that it can neither break a line nor a character.
-pub(super) fn shown(query: &str) -> &str {
-    query.get(..LOGGED_QUERY).unwrap_or(query)
+/// The beginning of a part of a head; as sent it is visible ASCII, so that it can neither break a line nor a character.
+fn shown(text: &str) -> &str {
+    text.get(..LOGGED_QUERY).unwrap_or(text)
 }
 
-/// A client's address, or `-`.
-pub(super) struct Peer(pub(super) Option<SocketAddr>);
+/// The beginning of a query, without what may be a secret.
+pub(super) fn shown_query(query: &str) -> Cow<'_, str> {
+    without_secrets(shown(query))
+}
+
+/// A client's address, or `-`, and the name of its credential if there is one.
+pub(super) struct Peer(pub(super) Option<SocketAddr>, pub(super) Option<Arc<str>>);
+
+impl Peer {
+    /// Of a request that goes to the broker, as so many messages in so many bytes: its rates are charged for that.
+    pub(super) fn settled(address: Option<SocketAddr>, permit: Option<Permit>, messages: usize, bytes: usize) -> Peer {
+        Peer(address, permit.and_then(|permit| permit.settle(messages, bytes)))
+    }
+}
 
 impl std::fmt::Display for Peer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Some(address) => std::fmt::Display::fmt(&address, formatter),
             None => formatter.write_str("-"),
-        }
+        }?;
+        self.1.as_ref().map_or(Ok(()), |name| write!(formatter, " credential={name}"))
     }
 }
 
@@ -360,6 +391,7 @@ pub(super) mod tests {
             lanes: Lanes::new(vec![Arc::new(broker.producer())]),
             admin: Admin::new(registry.clone(), Health::new()),
             metrics: Arc::new(Metrics::new(&registry)),
+            access: None,
             in_flight: Arc::default(),
             max_commits: 2,
             max_message_bytes: 100,
@@ -491,6 +523,38 @@ pub(super) mod tests {
         assert_eq!(fixture.answer("OPTIONS", "*", b"").0, 200);
         assert_eq!(fixture.answer("GET", "/healthz", b"").0, 200);
         assert_eq!(fixture.answer("GET", "/metrics", b"").0, 200);
+    }
+
+    #[test]
+    fn what_access_refuses_is_refused_before_anything_else_is_said() {
+        let mut fixture = fixture();
+        let (lines, credentials) = (
+            "rate_limits: [{topics: [t], requests_per_second: 2}]\n",
+            "credentials: [{name: n, token: s3cret, topics: [t]}]\n",
+        );
+        fixture.commits.access = Some(Access::for_tests(lines, credentials, &fixture.registry));
+        let good = [("authorization", "Bearer s3cret")];
+        for (method, target, fields, status) in [
+            ("POST", "/commit?topic=t", &[][..], 401),
+            ("POST", "/commit?topic=a/b", &[], 401),
+            ("POST", "/commit?topic=t", &[("authorization", "Bearer other")], 401),
+            ("GET", "/metrics", &[], 401),
+            ("GET", "/metrics", &good, 200),
+            ("GET", "/healthz", &[], 200),
+            ("GET", "/commit", &[], 405),
+            ("POST", "/commit?topic=absent", &good, 403),
+            ("POST", "/commit?topic=t&acks=7", &good, 400),
+            ("POST", "/commit?topic=t", &good, 200),
+            ("POST", "/commit?topic=t", &good, 200),
+            ("POST", "/commit?topic=t", &good, 429),
+        ] {
+            let response = fixture.request_with(method, target, fields, b"x").try_recv().unwrap();
+            let text = String::from_utf8(response.body).unwrap();
+            assert_eq!(response.status, status, "{method} {target} {fields:?}: {text}");
+            assert!(!text.contains("s3cret"), "{text}");
+        }
+        assert_eq!(fixture.messages().len(), 2);
+        assert_eq!(Peer(None, Some("n".into())).to_string(), "- credential=n");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::access::AccessConfig;
 use crate::broker::{Engine, PartitionerKind};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
@@ -47,6 +48,8 @@ pub struct Config {
     pub max_batch_bytes: NonZeroUsize,
     /// `commit_timeout_ms`: from a complete request to Kafka's confirmation.
     pub commit_timeout: Duration,
+    /// `allowed_topics`, `credentials_file` and `rate_limits`: who may write what, and how much.
+    pub access: AccessConfig,
     /// `broker_hosts`.
     pub broker_hosts: Vec<String>,
     /// `kafka_client`.
@@ -122,6 +125,7 @@ impl Config {
             max_batch_messages: section.count("max_batch_messages", Some(1000), 100_000, problems),
             max_batch_bytes,
             commit_timeout: section.millis("commit_timeout_ms", Some(30_000), 10..=900_000, problems),
+            access: AccessConfig::from_section(section, problems),
             broker_hosts: section.hosts("broker_hosts", true, problems).unwrap_or_default(),
             engine: Engine::from_section(section, problems),
             partitioner: section.choice(
@@ -206,15 +210,28 @@ mod tests {
 
     #[test]
     fn the_reference_shows_every_key_with_its_default() {
-        let keys = keys_of(include_str!("config.rs"));
+        let mut keys = keys_of(include_str!("config.rs"));
+        for source in
+            [include_str!("access/mod.rs"), include_str!("access/topic_rates.rs"), include_str!("access/rate.rs")]
+        {
+            keys.extend(keys_of(source));
+        }
         let in_force = in_force(REFERENCE, &keys);
         assert_has_all(&keys, &in_force);
         let in_force = without_tls(&in_force);
         let hosts = &REFERENCE[REFERENCE.find("broker_hosts:\n").unwrap()..];
         let least = load(hosts).unwrap();
         assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), format!("{least:?}"));
-        let least_with_admin = load(&format!("admin_port: 5031\n{hosts}")).unwrap();
-        assert_eq!(format!("{:?}", load(&in_force).unwrap()), format!("{least_with_admin:?}"));
+        // What has no default: the reference shows an example.
+        let examples = "admin_port: 5031
+allowed_topics: [audit, 'orders.*']
+credentials_file: ./conf/kproxy.credentials.yaml
+rate_limits:
+ - {topics: ['orders.*'], requests_per_second: 2000, bytes_per_second: 10485760, burst_seconds: 2}
+ - {topics: ['*'], requests_per_second: 500}
+";
+        let least_with_examples = load(&format!("{examples}{hosts}")).unwrap();
+        assert_eq!(format!("{:?}", load(&in_force).unwrap()), format!("{least_with_examples:?}"));
     }
 
     /// The file without the part that names files.

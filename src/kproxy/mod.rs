@@ -12,6 +12,7 @@
 //! Bounds: connections `max_connections` (more: 503), bodies `max_in_flight_bytes` (more: 503), commits `req_pool_size`
 //! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says.
 
+mod access;
 mod answer;
 mod batch;
 mod commit;
@@ -37,6 +38,7 @@ use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
+use access::Access;
 use batch::Bounds;
 use commit::{Commits, Delivery};
 use config::Config;
@@ -71,6 +73,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         lanes: producers(&config, supervisor)?,
         admin: admin.clone(),
         metrics: Arc::clone(&metrics),
+        access: Access::new(config.access.clone(), &registry, supervisor.reloads()),
         in_flight: Arc::clone(&in_flight),
         max_commits: config.max_commits.get(),
         max_message_bytes: config.max_message_bytes.get(),

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a story that cannot go on fails there")]
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
+mod access_story;
 mod broker_suite;
 mod contract_story;
 mod daemon_options;

@@ -5,7 +5,6 @@
 //! status that a client which looks at nothing else would take for success.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -14,7 +13,7 @@ use log::{Level, info};
 use crate::broker::{Acks, AppendResult, Appended, Stored};
 use crate::http::{Lease, Reply, Response};
 use crate::kproxy::answer::{Failure, OffsetOrNull, RETRY_AFTER};
-use crate::kproxy::commit::{Peer, Places, shown};
+use crate::kproxy::commit::{Peer, Places, shown_query};
 use crate::kproxy::metrics::{Metrics, Topic};
 use crate::log_limited;
 
@@ -38,7 +37,7 @@ pub(super) struct Asked {
     pub(super) metrics: Arc<Metrics>,
     pub(super) query: String,
     pub(super) bytes: usize,
-    pub(super) peer: Option<SocketAddr>,
+    pub(super) peer: Peer,
     pub(super) started: Instant,
 }
 
@@ -100,7 +99,7 @@ impl Batch {
 
         let Asked { metrics, query, bytes, peer, started, .. } = asked;
         metrics.batch(status);
-        let (query, peer, cost, messages) = (shown(&query), Peer(peer), started.elapsed().as_micros(), outcomes.len());
+        let (query, cost, messages) = (shown_query(&query), started.elapsed().as_micros(), outcomes.len());
         match worst {
             None => {
                 info!("commit_batch {query} stored messages={messages} bytes={bytes} cost_us={cost} peer={peer}");

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::answer::Failure;
-use super::commit::{CommitNotes, Commits, Delivery, Places, Way};
+use super::commit::{CommitNotes, Commits, Delivery, Peer, Places, Way};
 use super::headers;
 use crate::broker::{Header, PartitionId, Record};
 use crate::http::{Head, Lease, Reply, Request};
@@ -146,9 +146,10 @@ impl Commits {
             Ok(prepared) => prepared,
             Err(failure) => return reply.send(self.refuse(&head, Some(Way::Batch), &failure)),
         };
-        let CommitNotes { topic, acks, key, partition, timestamp_ms, headers: trace, .. } = notes;
+        let CommitNotes { topic, acks, permit, key, partition, timestamp_ms, headers: trace, .. } = notes;
+        let peer = Peer::settled(head.peer, permit, entries.len(), bytes);
         let name = Arc::clone(&topic.name);
-        let (metrics, query, peer) = (Arc::clone(&self.metrics), head.query.unwrap_or_default(), head.peer);
+        let (metrics, query) = (Arc::clone(&self.metrics), head.query.unwrap_or_default());
         let asked = Asked { topic, acks, metrics, query, bytes, peer, started };
         let batch = Batch::new(entries.len(), asked, lease, reply);
         for (index, entry) in entries.into_iter().enumerate() {
