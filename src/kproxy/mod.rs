@@ -199,6 +199,8 @@ impl Watch {
             if tide.has_fallen(self.budget.take_high(), used) {
                 memory::give_back();
             }
+            let questions = self.commits.lanes.topic_questions();
+            self.metrics.topic_lookups.inc_by(questions.saturating_sub(self.metrics.topic_lookups.get()));
             if !stop.sleep(WATCH_INTERVAL) {
                 return;
             }

@@ -7,6 +7,7 @@
 
 mod access_story;
 mod broker_suite;
+mod contract_story;
 mod daemon_options;
 mod group_story;
 mod harness;
@@ -19,6 +20,7 @@ mod kmonitor_delay;
 mod kproxy_story;
 mod ktransfer_outage;
 mod ktransfer_push;
+mod order_story;
 mod path_story;
 #[cfg(feature = "tls")]
 mod tls_story;
