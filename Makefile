@@ -1,7 +1,7 @@
 # make            release build; leaves kproxy_bin, ktransfer_bin and kmonitor_bin here
 # make demo       the three daemons at work on a Kafka of their own, until Ctrl-C (DEMO_SECONDS=30: that long)
 # make test       unit tests and stories on a real Kafka and ZooKeeper
-# make bench      how fast kproxy is on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512")
+# make bench      how fast kproxy is on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096")
 # make fuzz       random bytes into the parsers of strangers' bytes (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make check      formatting, lints and documentation
 # make pure       the build without C, proven and tested
@@ -21,7 +21,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 SECONDS_EACH ?= 10
-CONNECTIONS ?= 8 64 512
+CONNECTIONS ?= 8 64 512 4096
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := kproxy_bin ktransfer_bin kmonitor_bin
 
