@@ -285,6 +285,11 @@ impl Section {
         self.map.get(key).and_then(Value::as_mapping).is_some_and(|map| map.contains_key(inner))
     }
 
+    /// The keys that are strings and that nobody took so far, in the order of the file.
+    pub fn keys(&self) -> Vec<String> {
+        self.map.keys().filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
     /// Keys that nobody took so far.
     pub fn remaining(&self) -> impl Iterator<Item = String> + '_ {
         self.map.keys().map(|key| key.as_str().map_or_else(|| shown(key), str::to_owned))
@@ -325,7 +330,7 @@ fn read(file: &Path) -> Result<Mapping, String> {
     let text = fs::read_to_string(file).map_err(|cause| format!("cannot be read: {cause}"))?;
     // Into a Value first: unlike maps and structs it refuses a key that occurs twice.
     let mut value: Value = serde_yaml::from_str(&text).map_err(|cause| format!("is not YAML: {cause}"))?;
-    expand(&mut value)?;
+    expand(&mut value, "")?;
     match value {
         Value::Mapping(map) => Ok(map),
         Value::Null => Err("is empty, but must be a map of keys".to_owned()),
@@ -333,11 +338,20 @@ fn read(file: &Path) -> Result<Mapping, String> {
     }
 }
 
-fn expand(value: &mut Value) -> Result<(), String> {
+/// `key` is that of the value, with its parents.
+fn expand(value: &mut Value, key: &str) -> Result<(), String> {
     match value {
-        Value::String(text) if text.contains("${") => *text = expand_text(text)?,
-        Value::Sequence(items) => items.iter_mut().try_for_each(expand)?,
-        Value::Mapping(map) => map.values_mut().try_for_each(expand)?,
+        // The value may be a secret, so the key is told.
+        Value::String(text) if text.contains("${") => {
+            *text = expand_text(text).map_err(|wrong| format!("{key} {wrong}"))?;
+        }
+        Value::Sequence(items) => items.iter_mut().try_for_each(|item| expand(item, key))?,
+        Value::Mapping(map) => {
+            for (name, inner) in map {
+                let name = name.as_str().unwrap_or("?");
+                expand(inner, &if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") })?;
+            }
+        }
         _ => {}
     }
     Ok(())
@@ -355,8 +369,8 @@ fn expand_text(text: &str) -> Result<String, String> {
         }
         expanded.push_str(&rest[..start]);
         let (name, after) =
-            rest[start + 2..].split_once('}').ok_or_else(|| format!("has {text:?}: ${{ without a closing brace"))?;
-        let value = std::env::var(name).map_err(|_| format!("has {text:?}: the environment has no variable {name}"))?;
+            rest[start + 2..].split_once('}').ok_or("has ${ without a closing brace (a literal one is written $${)")?;
+        let value = std::env::var(name).map_err(|_| format!("names {name}, which the environment does not have"))?;
         expanded.push_str(&value);
         rest = after;
     }

@@ -158,7 +158,7 @@ fn poller(
             Box::new(move || discovery::brokers(&*keeper))
         }
     };
-    let engine = cluster.engine;
+    let (engine, settings) = (cluster.engine, cluster.kafka.clone());
     let engine_threads = supervisor.clone();
     let connect = move |hosts: &[String]| {
         let broker = BrokerConfig {
@@ -166,6 +166,7 @@ fn poller(
             engine,
             client_id: "kmonitor".to_owned(),
             request_timeout: BROKER_TIMEOUT,
+            settings: settings.clone(),
         };
         broker::log_ends(&broker, &engine_threads)
     };

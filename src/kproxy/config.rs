@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::broker::{Engine, PartitionerKind};
+use crate::broker::{Engine, KafkaSettings, PartitionerKind, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
 use crate::http::Listen;
@@ -45,6 +45,8 @@ pub struct Config {
     pub broker_hosts: Vec<String>,
     /// `kafka_client`.
     pub engine: Engine,
+    /// `kafka`: settings of librdkafka.
+    pub kafka: KafkaSettings,
     /// `partitioner`.
     pub partitioner: PartitionerKind,
     /// `producer_num`.
@@ -91,6 +93,11 @@ impl Config {
                 problems,
             );
         }
+        let commit_timeout = section.millis("commit_timeout_ms", Some(30_000), 10..=900_000, problems);
+        let broker_hosts = section.hosts("broker_hosts", true, problems).unwrap_or_default();
+        let engine = Engine::from_section(section, problems);
+        let role = Role::Writes { timeout: commit_timeout };
+        let kafka = KafkaSettings::from_section(section, engine, role, problems);
         Config {
             log,
             listen: at(port),
@@ -103,9 +110,10 @@ impl Config {
             max_commits: section.count("req_pool_size", Some(10_240), 1_000_000, problems),
             max_in_flight_bytes,
             max_message_bytes,
-            commit_timeout: section.millis("commit_timeout_ms", Some(30_000), 10..=900_000, problems),
-            broker_hosts: section.hosts("broker_hosts", true, problems).unwrap_or_default(),
-            engine: Engine::from_section(section, problems),
+            commit_timeout,
+            broker_hosts,
+            engine,
+            kafka,
             partitioner: section.choice(
                 "partitioner",
                 &[("fnv1a", PartitionerKind::Fnv1a), ("murmur2", PartitionerKind::Murmur2)],

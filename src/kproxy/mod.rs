@@ -127,6 +127,7 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Commit>, 
         engine: config.engine,
         client_id: "kproxy".to_owned(),
         request_timeout: REQUEST_TIMEOUT.min(config.commit_timeout),
+        settings: config.kafka.clone(),
     };
     let producer = ProducerConfig {
         partitioner: config.partitioner,

@@ -137,6 +137,7 @@ fn parts(config: &Config, module: &ModuleConfig, keeper: &SharedKeeper, threads:
         engine: config.engine,
         client_id: "ktransfer".to_owned(),
         request_timeout: BROKER_TIMEOUT,
+        settings: config.kafka.clone(),
     };
     let fetcher_config = FetcherConfig { prefetch_bytes: PREFETCH_BYTES, max_message_bytes: MAX_MESSAGE_BYTES };
     let group = ZookeeperGroupConfig {

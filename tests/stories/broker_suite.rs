@@ -11,8 +11,8 @@ use kafka_http_wrapper::broker::memory::MemoryBroker;
 use kafka_http_wrapper::broker::partitioner::partition_of;
 use kafka_http_wrapper::broker::{
     self, Acks, AppendFailure, AppendResult, BrokerConfig, Completion, Engine, FetchError, Fetcher, FetcherConfig,
-    Header, LogEnds, LogRange, Message, MetadataError, PartitionerKind, Producer, ProducerConfig, Record, Stored,
-    TopicPartition,
+    Header, KafkaSettings, LogEnds, LogRange, Message, MetadataError, PartitionerKind, Producer, ProducerConfig,
+    Record, Stored, TopicPartition,
 };
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::{Ended, Supervisor};
@@ -75,6 +75,7 @@ impl Bench {
             },
             client_id: "suite".to_owned(),
             request_timeout: Duration::from_secs(5),
+            settings: KafkaSettings::default(),
         }
     }
 

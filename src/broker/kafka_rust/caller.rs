@@ -238,7 +238,13 @@ mod tests {
 
     fn broker(host: String) -> BrokerConfig {
         let wait = Duration::from_millis(500);
-        BrokerConfig { hosts: vec![host], engine: Default::default(), client_id: "t".into(), request_timeout: wait }
+        BrokerConfig {
+            hosts: vec![host],
+            engine: Default::default(),
+            client_id: "t".into(),
+            request_timeout: wait,
+            settings: Default::default(),
+        }
     }
 
     fn caller(host: String) -> Caller {

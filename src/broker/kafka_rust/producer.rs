@@ -590,6 +590,7 @@ mod tests {
             engine: Default::default(),
             client_id: "t".into(),
             request_timeout: Duration::from_secs(5),
+            settings: Default::default(),
         };
         let mut caller = Caller::new(&config, "t", Stop::new());
         let (sending, records) = (Arc::<Sending>::default(), Arc::new(vec![(None, b"v".to_vec())]));

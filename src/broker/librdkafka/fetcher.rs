@@ -17,7 +17,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 
 use super::native::{Event, Queue, RawMessage, Said};
-use super::{Voice, common_settings, in_words};
+use super::{Voice, common_settings, in_words, set_the_users};
 use crate::broker::{BrokerConfig, FetchError, Fetcher, FetcherConfig, Message, Offset, PartitionId, TopicPartition};
 
 /// A partition held for longer than this gives back what was prefetched of it.
@@ -317,8 +317,9 @@ fn client(broker: &BrokerConfig, config: &FetcherConfig) -> Result<(BaseConsumer
         .set("fetch.queue.backoff.ms", "10")
         .set("fetch.error.backoff.ms", "200")
         .set("fetch.wait.max.ms", "500");
+    set_the_users(&mut settings, broker);
     let native: BaseConsumer<Voice> = settings
-        .create_with_context(Voice::new("consumer"))
+        .create_with_context(Voice::new("consumer", broker))
         .map_err(|error| format!("the consumer cannot be made: {}", in_words(&error)))?;
     // SAFETY: the queue is kept beside its client and dropped before it.
     let queue = unsafe { Queue::of_consumer(native.client().native_ptr()) }.ok_or("the consumer has no queue")?;

@@ -19,7 +19,7 @@ use rdkafka::{ClientContext, IntoOpaque};
 
 use super::native::{Persisted, ask_any_broker, persisted};
 use super::outcome::append_error;
-use super::{Voice, common_settings, in_words};
+use super::{Voice, common_settings, in_words, set_the_users};
 use crate::broker::front::{Ask, Back, Failed, Front, State, Ticket, Waiting, not_stored};
 use crate::broker::topics::Answer;
 use crate::broker::{
@@ -177,7 +177,7 @@ impl<C: Completion> Lanes<C> {
         let retired = Arc::new(AtomicBool::new(false));
         let context = Context {
             acks,
-            voice: Voice::new("producer"),
+            voice: Voice::new("producer", &self.broker),
             state: Arc::clone(&self.state),
             retired: Arc::clone(&retired),
         };
@@ -260,6 +260,7 @@ fn settings(broker: &BrokerConfig, config: &ProducerConfig, acks: Acks) -> Clien
         .set("topic.metadata.refresh.interval.ms", "60000")
         // A known topic that vanishes is reported within the time that an unknown one is.
         .set("topic.metadata.propagation.max.ms", "4000");
+    set_the_users(&mut settings, broker);
     settings
 }
 
@@ -363,7 +364,7 @@ impl AskingClient {
         let mut settings = common_settings(broker);
         settings.set("topic.metadata.refresh.interval.ms", "-1");
         settings
-            .create_with_context(Voice::new("metadata"))
+            .create_with_context(Voice::new("metadata", broker))
             .map_err(|error| format!("the metadata client cannot be made: {}", in_words(&error)))
     }
 }
@@ -372,7 +373,15 @@ impl Ask for AskingClient {
     fn reach(&mut self, wait: Duration) -> Result<(), String> {
         let outcome = ask_any_broker(self.native.client().native_ptr(), wait);
         self.native.poll(Duration::ZERO);
-        outcome.map_err(|code| format!("none of {} answers: {code}", self.broker.hosts.join(", ")))
+        let voice = self.native.client().context();
+        match outcome {
+            Ok(()) => voice.forget_trouble(),
+            Err(code) => {
+                let what = format!("none of {} answers: {code}", self.broker.hosts.join(", "));
+                return Err(voice.with_trouble(what));
+            }
+        }
+        Ok(())
     }
 
     fn ask(&mut self, topic: &str, wait: Duration) -> Answer {
@@ -439,6 +448,7 @@ mod tests {
             engine: Engine::Librdkafka,
             client_id: "t".into(),
             request_timeout: Duration::from_secs(5),
+            settings: Default::default(),
         };
         let config = ProducerConfig {
             partitioner: PartitionerKind::Fnv1a,
