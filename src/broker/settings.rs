@@ -146,6 +146,11 @@ impl KafkaSettings {
         }
     }
 
+    /// How brokers are spoken to, as they call it in ZooKeeper: `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`.
+    pub fn protocol(&self) -> String {
+        self.get("security.protocol").unwrap_or("plaintext").to_ascii_uppercase()
+    }
+
     /// Name and value of each, as the engine gets them.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries.iter().map(|entry| (&*entry.name, &*entry.value))

@@ -154,8 +154,8 @@ fn poller(
     let find_brokers: FindBrokers = match cluster.broker_hosts.clone() {
         Some(hosts) => Box::new(move || Ok(hosts.clone())),
         None => {
-            let keeper = Arc::clone(&keeper);
-            Box::new(move || discovery::brokers(&*keeper))
+            let (keeper, protocol) = (Arc::clone(&keeper), cluster.kafka.protocol());
+            Box::new(move || discovery::brokers(&*keeper, &protocol))
         }
     };
     let (engine, settings) = (cluster.engine, cluster.kafka.clone());

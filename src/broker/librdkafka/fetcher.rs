@@ -117,11 +117,13 @@ impl RdFetcher {
                 self.partition_failed(partition, code, &reason)
             }
             Said::Error { code: RDKafkaErrorCode::AllBrokersDown, reason, .. } => {
-                self.trouble(FetchError::Unreachable(reason.into_owned()));
+                let reason = self.native.context().with_trouble(reason.into_owned());
+                self.trouble(FetchError::Unreachable(reason));
             }
             Said::Error { is_fatal: true, code, reason, .. } => self.rebuild(&format!("{code}: {reason}")),
             // One broker of several, or one attempt of many.
             Said::Error { code, reason, .. } => {
+                self.native.context().note_trouble(code, &reason);
                 self.native.context().say(rdkafka::config::RDKafkaLogLevel::Warning, &code.to_string(), &reason);
             }
             Said::Log { level, facility, line } => self.native.context().say(level, &facility, &line),

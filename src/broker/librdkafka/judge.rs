@@ -65,7 +65,8 @@ pub(in crate::broker) fn judge(settings: &KafkaSettings, role: Role) -> Vec<(Str
         }
         // "Configuration property NAME is a producer property and will be ignored by this consumer instance"
         Ok(lines) => {
-            let matters = |line: &&String| line.contains("will be ignored by this") || line.starts_with(NO_TOKEN);
+            let is_no_token = |line: &str| line.starts_with(NO_TOKEN) && !asks_for_tokens;
+            let matters = |line: &&String| line.contains("will be ignored by this") || is_no_token(line);
             for line in lines.iter().filter(matters) {
                 wrong.push((settings.key_in(line).to_owned(), settings.hide(line).into_owned()));
             }

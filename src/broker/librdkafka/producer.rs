@@ -19,7 +19,7 @@ use rdkafka::{ClientContext, IntoOpaque};
 
 use super::native::{Persisted, ask_any_broker, persisted};
 use super::outcome::append_error;
-use super::{Voice, common_settings, in_words, set_the_users};
+use super::{EVENTS_SERVED, Voice, common_settings, in_words, set_the_users};
 use crate::broker::front::{Ask, Back, Failed, Front, State, Ticket, Waiting, not_stored};
 use crate::broker::topics::Answer;
 use crate::broker::{
@@ -372,7 +372,7 @@ impl AskingClient {
 impl Ask for AskingClient {
     fn reach(&mut self, wait: Duration) -> Result<(), String> {
         let outcome = ask_any_broker(self.native.client().native_ptr(), wait);
-        self.native.poll(Duration::ZERO);
+        (0..EVENTS_SERVED).for_each(|_| self.native.poll(Duration::ZERO));
         let voice = self.native.client().context();
         match outcome {
             Ok(()) => voice.forget_trouble(),
