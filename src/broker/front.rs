@@ -2,18 +2,19 @@
 //! cannot work is answered at once.
 //!
 //! An append goes straight to the engine when its topic is known. Else it waits for the asking thread, which also
-//! finds out whether any broker can be reached. Invariant: appends reach the engine in the order of the calls, for
-//! each topic; the lock of the table is held while one is handed over.
+//! finds out whether any broker can be reached. Invariants: appends reach the engine in the order of the calls, for
+//! each topic (the lock of the table is held while one is handed over); the time an append waits here is part of its
+//! timeout, and at its deadline it is answered, whatever the asking thread waits for.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use log::{info, warn};
 
-use super::topics::{Answer, Known, Topics, Verdict};
+use super::topics::{Answer, Due, Known, Topics, Verdict};
 use super::{Acks, AppendError, AppendFailure, AppendResult, Completion, ProducerConfig, Record, Stored};
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
@@ -22,6 +23,10 @@ use crate::supervise::Supervisor;
 const MOST_ASKING: Duration = Duration::from_secs(2);
 /// The same once the daemon is being stopped.
 const MOST_ASKING_AT_END: Duration = Duration::from_millis(500);
+/// A question is cut short for who cannot wait longer, but not below this: so much later may the answer come.
+const LEAST_ASKING: Duration = Duration::from_millis(50);
+/// A shorter wait in vain does not show that no broker can be reached.
+const LEAST_PROOF: Duration = Duration::from_millis(500);
 /// How often it is found out whether a broker can be reached.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// After so many questions in a row without an answer, appends are refused at once.
@@ -51,6 +56,16 @@ pub(super) struct Waiting<C> {
     pub(super) record: Record,
     pub(super) acks: Acks,
     pub(super) ticket: Ticket<C>,
+    /// When it has to be answered.
+    pub(super) deadline: Instant,
+    /// Some of its time has passed already.
+    pub(super) has_waited: bool,
+}
+
+impl<C> Due for Waiting<C> {
+    fn deadline(&self) -> Instant {
+        self.deadline
+    }
 }
 
 /// An append that failed on the spot, with who has to be told.
@@ -60,7 +75,17 @@ pub(super) type Failed<C> = (Ticket<C>, AppendError);
 pub(super) type Table<C> = RwLock<Topics<Waiting<C>>>;
 
 /// A completion that can lie in a shared table.
-pub(super) struct Ticket<C>(pub(super) Box<C>);
+pub(super) struct Ticket<C>(Whom<C>);
+
+/// Who is told how an append ended.
+enum Whom<C> {
+    Caller(C),
+    /// Shared with a [`Reminder`]; whoever is first takes it out and tells.
+    Shared(Arc<Mutex<Option<C>>>),
+}
+
+/// Tells at a deadline what no engine has told by then.
+pub(super) struct Reminder<C>(Arc<Mutex<Option<C>>>);
 
 // SAFETY: nothing ever reads a completion through a shared ticket; it only moves from the appending thread to the
 // one that takes it out.
@@ -69,7 +94,34 @@ unsafe impl<C: Send> Sync for Ticket<C> {}
 impl<C: Completion> Ticket<C> {
     /// Tells how the append ended.
     pub(super) fn complete(self, outcome: AppendResult) {
-        (*self.0).complete(outcome);
+        match self.0 {
+            Whom::Caller(completion) => completion.complete(outcome),
+            Whom::Shared(shared) => Reminder(shared).complete(outcome),
+        }
+    }
+
+    /// The same ticket, and what can tell in its place.
+    pub(super) fn with_reminder(self) -> (Self, Reminder<C>) {
+        let shared = match self.0 {
+            Whom::Caller(completion) => Arc::new(Mutex::new(Some(completion))),
+            Whom::Shared(shared) => shared,
+        };
+        (Ticket(Whom::Shared(Arc::clone(&shared))), Reminder(shared))
+    }
+}
+
+impl<C: Completion> Reminder<C> {
+    /// Tells how the append ended, unless that was told before.
+    pub(super) fn complete(self, outcome: AppendResult) {
+        let completion = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(completion) = completion {
+            completion.complete(outcome);
+        }
+    }
+
+    /// Whether it has been told already.
+    pub(super) fn is_done(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 }
 
@@ -78,6 +130,7 @@ pub(super) struct Front<C: Completion, B> {
     pub(super) back: B,
     state: Arc<State<C>>,
     max_message_bytes: usize,
+    timeout: Duration,
     reach: Reach,
 }
 
@@ -90,6 +143,8 @@ pub(super) struct State<C> {
     /// Wakes the asking thread; one token is enough, so a full channel loses nothing.
     wake: Sender<()>,
     woken: Receiver<()>,
+    /// Questions about a topic so far.
+    questions: AtomicU64,
 }
 
 /// Whether a broker can be reached, as the asking thread last saw it.
@@ -104,7 +159,8 @@ impl<C: Completion> State<C> {
         let ask_for = (MOST_ASKING * 2).min(config.timeout);
         let topics = RwLock::new(Topics::new(config.max_in_flight.max(1), ask_for));
         let (wake, woken) = bounded(1);
-        Arc::new(State { topics, closed: AtomicBool::new(false), doubted: Mutex::default(), wake, woken })
+        let questions = AtomicU64::new(0);
+        Arc::new(State { topics, closed: AtomicBool::new(false), doubted: Mutex::default(), wake, woken, questions })
     }
 
     /// Whether the producer is being closed.
@@ -121,10 +177,15 @@ impl<C: Completion> State<C> {
             (AppendFailure::UnknownTopic | AppendFailure::UnknownPartition, Stored::Unknown) => AppendFailure::TimedOut,
             _ => return error,
         };
+        self.look_again(topic);
+        AppendError { kind, reason: format!("the brokers do not know topic {topic} at the moment"), ..error }
+    }
+
+    /// Lets a known topic be asked for again; what arrives meanwhile waits.
+    pub(super) fn look_again(&self, topic: &str) {
         // The asking thread takes the name from here, since the lock of the topics may be held.
         self.doubted().insert(topic.to_owned());
         let _ = self.wake.try_send(());
-        AppendError { kind, reason: format!("the brokers do not know topic {topic} at the moment"), ..error }
     }
 
     /// Doubts what is known of the topics that engines did not know.
@@ -161,7 +222,8 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
     ) -> Arc<Self> {
         let reach =
             Reach { refusing: AtomicBool::new(false), state: Mutex::new(Err("no broker has answered yet".to_owned())) };
-        let front = Arc::new(Front { back, state, max_message_bytes: config.max_message_bytes, reach });
+        let (max_message_bytes, timeout) = (config.max_message_bytes, config.timeout);
+        let front = Arc::new(Front { back, state, max_message_bytes, timeout, reach });
         let asker = Asker { front: Arc::clone(&front), ask, wait: wait.min(MOST_ASKING), failures: 0 };
         let stop = supervisor.stop().clone();
         // It ends at the close; until then what was taken is looked up, after the stop as well.
@@ -171,8 +233,9 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
 
     /// [`super::Producer::append`].
     pub(super) fn append(&self, record: Record, acks: Acks, completion: C) {
-        let waiting = Waiting { record, acks, ticket: Ticket(Box::new(completion)) };
-        if let Err((ticket, error)) = self.take(waiting) {
+        let now = Instant::now();
+        let (ticket, deadline) = (Ticket(Whom::Caller(completion)), now + self.timeout);
+        if let Err((ticket, error)) = self.take(Waiting { record, acks, ticket, deadline, has_waited: false }, now) {
             ticket.complete(Err(error));
         }
     }
@@ -193,13 +256,17 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         self.reach.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn take(&self, waiting: Waiting<C>) -> Result<(), Failed<C>> {
+    /// [`super::Producer::topic_questions`].
+    pub(super) fn topic_questions(&self) -> u64 {
+        self.state.questions.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, mut waiting: Waiting<C>, now: Instant) -> Result<(), Failed<C>> {
         let limit = self.max_message_bytes;
         if waiting.record.value.len() > limit {
             let reason = format!("larger than {limit} bytes (max_request_size_bytes)");
             return Err(refused(waiting, AppendFailure::TooLarge, reason));
         }
-        let now = Instant::now();
         let known = |topics: &Topics<Waiting<C>>, waiting: &Waiting<C>| {
             topics.known(&waiting.record.topic, waiting.record.partition, now)
         };
@@ -227,6 +294,7 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
             Known::No => return Err(unknown_topic(waiting)),
             Known::Ask => {}
         }
+        waiting.has_waited = true;
         let topic = Arc::clone(&waiting.record.topic);
         topics.wait(&topic, waiting, now).map_err(|waiting| {
             let reason = "too many messages wait for topics that are not known yet".to_owned();
@@ -246,6 +314,18 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
             return Err(refused(waiting, AppendFailure::UnknownPartition, reason));
         }
         self.back.hand_over(waiting, partition_count)
+    }
+
+    /// Answers those whose time ends while they wait for their topic.
+    fn expire(&self, now: Instant) {
+        if self.state.topics().next_deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        let expired = self.state.topics_to_change().expire(now);
+        for waiting in expired {
+            let reason = format!("topic {} could not be looked up in time", waiting.record.topic);
+            waiting.ticket.complete(Err(not_stored(AppendFailure::Unreachable, reason)));
+        }
     }
 
     fn settle(&self, topic: &str, answer: Answer) {
@@ -327,19 +407,35 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
                 (stopped, self.wait) = (never(), self.wait.min(MOST_ASKING_AT_END));
                 next_probe = Instant::now() + PROBE_EVERY;
             } else if Instant::now() >= next_probe {
-                let outcome = self.ask.reach(self.wait);
-                self.failures = if outcome.is_ok() { 0 } else { self.failures.saturating_add(1) };
+                let wait = self.patience();
+                let outcome = self.ask.reach(wait);
+                if outcome.is_ok() {
+                    self.failures = 0;
+                } else if wait >= self.wait.min(LEAST_PROOF) {
+                    self.failures = self.failures.saturating_add(1);
+                }
                 self.front.reach.set(outcome, self.failures >= FAILURES_TO_REFUSE);
                 next_probe = Instant::now() + PROBE_EVERY;
             }
             self.ask_for_topics();
-            let next = self.front.state.topics().next_due().map_or(next_probe, |due| due.min(next_probe));
+            let next = {
+                let topics = self.front.state.topics();
+                [topics.next_due(), topics.next_deadline()].into_iter().flatten().min()
+            };
+            let next = next.map_or(next_probe, |next| next.min(next_probe));
             select! {
                 recv(self.front.state.woken) -> _ => {},
                 recv(stopped) -> _ => {},
                 default(next.saturating_duration_since(Instant::now())) => {},
             }
         }
+    }
+
+    /// How long a question may take now: less when somebody has to be answered sooner.
+    fn patience(&self) -> Duration {
+        let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        let most = self.front.state.topics().next_deadline().map_or(self.wait, until);
+        most.max(LEAST_ASKING).min(self.wait)
     }
 
     fn ask_for_topics(&mut self) {
@@ -350,21 +446,36 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
             if self.front.state.is_closed() {
                 return;
             }
+            self.front.expire(Instant::now());
             if self.front.state.topics().is_overdue(&topic, Instant::now()) {
                 let reason = "the brokers are slow to tell about other topics".to_owned();
                 self.front.settle(&topic, Answer::Unreachable(reason));
                 continue;
             }
             // One question without an answer is enough for all that are due.
-            let answer = unreachable.clone().unwrap_or_else(|| self.ask.ask(&topic, self.wait));
+            let answer = match unreachable.clone() {
+                Some(answer) => answer,
+                None => {
+                    let (wait, asked) = (self.patience(), Instant::now());
+                    self.front.state.questions.fetch_add(1, Ordering::Relaxed);
+                    let answer = self.ask.ask(&topic, wait);
+                    let was_cut_short = wait < self.wait && asked.elapsed() >= wait;
+                    if was_cut_short && matches!(answer, Answer::Unreachable(_)) {
+                        // It says nothing to those who have more time.
+                        continue;
+                    }
+                    answer
+                }
+            };
             if matches!(answer, Answer::Unreachable(_)) {
                 unreachable = Some(answer.clone());
             }
             if known_before && matches!(answer, Answer::Exists(_)) {
-                self.front.back.looked_up_again(&topic, self.wait);
+                self.front.back.looked_up_again(&topic, self.patience());
             }
             self.front.settle(&topic, answer);
         }
+        self.front.expire(Instant::now());
     }
 }
 
@@ -425,6 +536,7 @@ mod tests {
             assert_eq!(error.stored, Stored::No, "{error}");
         }
         assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+        assert!(front.topic_questions() < 20, "nobody is asked about what nobody waits for");
         front.close();
         group.stop().trigger();
         assert_eq!(group.join(Duration::from_secs(10)), Ended::Asked);

@@ -320,6 +320,10 @@ impl<C: Completion> Producer<C> for MemoryProducer<C> {
             false => Ok(()),
         }
     }
+
+    fn topic_questions(&self) -> u64 {
+        0
+    }
 }
 
 /// Reads from a [`MemoryBroker`].

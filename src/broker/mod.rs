@@ -187,6 +187,9 @@ pub trait Producer<C: Completion>: Send + Sync {
 
     /// Whether a broker can be reached now, and if not, why; for `/readyz`.
     fn reachable(&self) -> Result<(), String>;
+
+    /// How often brokers were asked about a topic so far.
+    fn topic_questions(&self) -> u64;
 }
 
 /// A message as it was read.

@@ -3,6 +3,10 @@
 //! librdkafka itself lets a message for an unknown topic wait for tens of seconds, and keeps every name it was
 //! ever asked about. So a topic is asked for first, once for all who wait for it; what waits is kept in order and
 //! handed over before anything newer. Pure: time comes in, decisions go out.
+//!
+//! A name that does not exist costs the brokers a few questions within a second (some make a topic when it is asked for)
+//! and none in the three seconds after that; a topic made meanwhile is found within four seconds. Made-up names
+//! neither push known topics out nor hold up a new one: they give way.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,18 +18,28 @@ const UNKNOWN_FOR: Duration = Duration::from_secs(3);
 const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
 /// First pause before a topic is asked for again; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// Known and unknown topics kept; when full, one that nobody waits for is forgotten.
+/// Known and unknown topics kept; when full, some that nobody waits for are forgotten, unknown ones first.
 const MOST_TOPICS: usize = 10_000;
-/// Topics asked for at one time; when full, appends to further ones are refused as `Full`.
+/// Topics that no broker has said anything about yet; when full, appends to further ones are refused as `Full`.
 const MOST_ASKED: usize = 256;
+/// Topics of which brokers said that they do not exist, asked for again for a while; when full, that word counts at once.
+const MOST_MISSED: usize = 256;
 
 /// The table; `W` is what waits for a topic.
 pub(super) struct Topics<W> {
     topics: HashMap<Arc<str>, Topic<W>>,
     asked_count: usize,
+    /// Those of them that a broker did not know.
+    missed_count: usize,
     waiting_count: usize,
     most_waiting: usize,
     ask_for: Duration,
+}
+
+/// What waits for a topic has to be answered at some time.
+pub(super) trait Due {
+    /// When.
+    fn deadline(&self) -> Instant;
 }
 
 enum Topic<W> {
@@ -40,6 +54,8 @@ struct Asked<W> {
     pause: Duration,
     /// It existed before; perhaps it has grown.
     known_before: bool,
+    /// A broker did not know it.
+    missed: bool,
     waiting: Vec<W>,
 }
 
@@ -83,10 +99,16 @@ pub(super) enum Verdict {
     Refused(String),
 }
 
+impl<W> Asked<W> {
+    fn new(known_before: bool, waiting: Vec<W>, now: Instant) -> Self {
+        Asked { first: now, next: now, pause: FIRST_PAUSE, known_before, missed: false, waiting }
+    }
+}
+
 impl<W> Topics<W> {
     /// An empty table; at most `most_waiting` may wait in all, each for `ask_for` at most.
     pub(super) fn new(most_waiting: usize, ask_for: Duration) -> Self {
-        Topics { topics: HashMap::new(), asked_count: 0, waiting_count: 0, most_waiting, ask_for }
+        Topics { topics: HashMap::new(), asked_count: 0, missed_count: 0, waiting_count: 0, most_waiting, ask_for }
     }
 
     /// What is known of `topic` for an append to `partition`. A partition that the topic did not have a moment ago
@@ -113,13 +135,12 @@ impl<W> Topics<W> {
         if let Some(Topic::Asked(asked)) = self.topics.get_mut(topic) {
             asked.waiting.push(waiting);
         } else {
-            if self.asked_count >= MOST_ASKED {
+            if self.asked_count - self.missed_count >= MOST_ASKED {
                 return Err(waiting);
             }
             self.make_room(now);
             let known_before = matches!(self.topics.get(topic), Some(Topic::Known { .. }));
-            let asked = Asked { first: now, next: now, pause: FIRST_PAUSE, known_before, waiting: vec![waiting] };
-            self.topics.insert(Arc::clone(topic), Topic::Asked(asked));
+            self.topics.insert(Arc::clone(topic), Topic::Asked(Asked::new(known_before, vec![waiting], now)));
             self.asked_count += 1;
         }
         self.waiting_count += 1;
@@ -168,6 +189,9 @@ impl<W> Topics<W> {
         let verdict = match answer {
             Answer::Exists(partition_count) => Verdict::Exists(partition_count),
             Answer::DoesNot if waited >= unknown_after => Verdict::Unknown,
+            Answer::DoesNot if !asked.known_before && !asked.missed && self.missed_count >= MOST_MISSED => {
+                Verdict::Unknown
+            }
             Answer::NotYet if waited >= self.ask_for => Verdict::Unreachable("it has no leader yet".to_owned()),
             Answer::Unreachable(reason) => Verdict::Unreachable(reason),
             Answer::Refused(reason) => Verdict::Refused(reason),
@@ -175,6 +199,9 @@ impl<W> Topics<W> {
                 if let Some(Topic::Asked(asked)) = self.topics.get_mut(topic) {
                     asked.next = now + asked.pause;
                     asked.pause *= 2;
+                    if !std::mem::replace(&mut asked.missed, true) {
+                        self.missed_count += 1;
+                    }
                 }
                 return None;
             }
@@ -190,6 +217,7 @@ impl<W> Topics<W> {
         };
         let Some(Topic::Asked(asked)) = before else { return None };
         self.asked_count -= 1;
+        self.missed_count -= usize::from(asked.missed);
         self.waiting_count -= asked.waiting.len();
         Some((verdict, asked.waiting))
     }
@@ -197,8 +225,7 @@ impl<W> Topics<W> {
     /// An engine does not know `topic`, which was known to exist: it is asked for again, and what arrives meanwhile waits.
     pub(super) fn doubt(&mut self, topic: &str, now: Instant) {
         if let Some(known @ Topic::Known { .. }) = self.topics.get_mut(topic) {
-            let waiting = Vec::new();
-            *known = Topic::Asked(Asked { first: now, next: now, pause: FIRST_PAUSE, known_before: true, waiting });
+            *known = Topic::Asked(Asked::new(true, Vec::new(), now));
             self.asked_count += 1;
         }
     }
@@ -219,18 +246,99 @@ impl<W> Topics<W> {
             return;
         }
         self.topics.retain(|_, topic| !matches!(topic, Topic::Unknown { until } if *until <= now));
+        if self.topics.len() < MOST_TOPICS {
+            return;
+        }
+        // What does not exist gives way to what does; many at once, since each look through the table takes a while.
+        let mut left = MOST_TOPICS / 10;
+        self.topics.retain(|_, topic| {
+            let goes = left > 0 && matches!(topic, Topic::Unknown { .. });
+            left -= usize::from(goes);
+            !goes
+        });
         if self.topics.len() >= MOST_TOPICS {
-            let idle = self.topics.iter().find(|(_, topic)| !matches!(topic, Topic::Asked(_)));
-            if let Some(name) = idle.map(|(name, _)| Arc::clone(name)) {
+            let known = self.topics.iter().find(|(_, topic)| matches!(topic, Topic::Known { .. }));
+            if let Some(name) = known.map(|(name, _)| Arc::clone(name)) {
                 self.topics.remove(&name);
             }
         }
     }
 }
 
+impl<W: Due> Topics<W> {
+    /// When somebody who waits has to be answered, if anybody waits.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        if self.waiting_count == 0 {
+            return None;
+        }
+        let first = |topic: &Topic<W>| match topic {
+            Topic::Asked(asked) => asked.waiting.iter().map(Due::deadline).min(),
+            Topic::Known { .. } | Topic::Unknown { .. } => None,
+        };
+        self.topics.values().filter_map(first).min()
+    }
+
+    /// Takes out those whose time has come.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<W> {
+        let mut expired = Vec::new();
+        for topic in self.topics.values_mut() {
+            if let Topic::Asked(asked) = topic {
+                expired.extend(asked.waiting.extract_if(.., |waiting| waiting.deadline() <= now));
+            }
+        }
+        self.waiting_count -= expired.len();
+        expired
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Due for (u32, Instant) {
+        fn deadline(&self) -> Instant {
+            self.1
+        }
+    }
+
+    #[test]
+    fn who_cannot_wait_longer_leaves_and_the_others_stay() {
+        let start = Instant::now();
+        let mut topics: Topics<(u32, Instant)> = Topics::new(3, Duration::from_secs(4));
+        assert_eq!((topics.next_deadline(), topics.expire(start)), (None, vec![]));
+        for (number, topic, after) in [(1, "t", 20), (2, "t", 10), (3, "u", 30)] {
+            topics.wait(&topic.into(), (number, at(start, after)), start).expect("there is room");
+        }
+        assert_eq!(topics.next_deadline(), Some(at(start, 10)));
+        assert_eq!(topics.expire(at(start, 10)), [(2, at(start, 10))]);
+        topics.wait(&"v".into(), (4, at(start, 40)), start).expect("there is room again");
+        let verdict = topics.answer("t", Answer::Exists(1), start);
+        assert_eq!(verdict, Some((Verdict::Exists(1), vec![(1, at(start, 20))])));
+    }
+
+    #[test]
+    fn made_up_names_give_way_to_new_topics_and_known_ones() {
+        let start = Instant::now();
+        let mut topics = Topics::new(100_000, Duration::from_secs(4));
+        topics.wait(&"real".into(), 0, start).expect("there is room");
+        topics.answer("real", Answer::Exists(1), start).expect("a verdict");
+        for number in 0..MOST_TOPICS + 50 {
+            let name: Arc<str> = format!("t{number}").into();
+            topics.wait(&name, 1, start).expect("who was missed takes no place of who was not asked for");
+            let at_once = topics.answer(&name, Answer::DoesNot, start);
+            assert_eq!(at_once.is_some(), number >= MOST_MISSED, "{number}");
+        }
+        assert!(topics.topics.len() <= MOST_TOPICS, "{}", topics.topics.len());
+        assert_eq!(topics.known("real", None, start), Known::Yes(1));
+        for number in 0..MOST_ASKED {
+            topics.wait(&format!("u{number}").into(), 2, start).expect("there is room");
+        }
+        assert_eq!(topics.wait(&"more".into(), 3, start), Err(3));
+        for number in 0..MOST_MISSED {
+            topics.answer(&format!("t{number}"), Answer::DoesNot, at(start, 1_000)).expect("a verdict");
+        }
+        assert_eq!((topics.asked_count, topics.missed_count, topics.waiting_count), (MOST_ASKED, 0, MOST_ASKED));
+    }
 
     fn at(start: Instant, milliseconds: u64) -> Instant {
         start + Duration::from_millis(milliseconds)

@@ -34,6 +34,11 @@ impl<C: Completion> Lanes<C> {
         self.lanes[0].reachable()
     }
 
+    /// How often brokers were asked about a topic so far.
+    pub(super) fn topic_questions(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.topic_questions()).sum()
+    }
+
     /// Closes one after the other within `grace`; what is left at its end is completed as closed.
     pub(super) fn close(&self, grace: Duration) {
         let deadline = Instant::now() + grace;

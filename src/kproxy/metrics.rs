@@ -24,6 +24,7 @@ pub(super) struct Metrics {
     seconds: [Histogram; 3],
     pub(super) in_flight: IntGauge,
     pub(super) in_flight_bytes: IntGauge,
+    pub(super) topic_lookups: IntCounter,
     known: RwLock<HashMap<Arc<str>, Topic>>,
 }
 
@@ -54,6 +55,13 @@ impl Metrics {
             seconds: LEVELS.map(|acks| seconds.with_label_values(&[level(acks)])),
             in_flight: gauge("kproxy_commits_in_flight", "Commits that wait for Kafka, at most a second ago."),
             in_flight_bytes: gauge("kproxy_in_flight_bytes", "Bytes of bodies in memory, at most a second ago."),
+            topic_lookups: registry
+                .counter(
+                    "kproxy_topic_lookups_total",
+                    "Questions to the brokers about a topic, at most a second ago.",
+                    &[],
+                )
+                .with_label_values::<&str>(&[]),
             known: RwLock::default(),
         }
     }

@@ -166,6 +166,8 @@ impl Watch {
             let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
             self.metrics.in_flight.set(gauge(self.in_flight.load(Ordering::Relaxed)));
             self.metrics.in_flight_bytes.set(gauge(self.budget.used()));
+            let questions = self.commits.lanes.topic_questions();
+            self.metrics.topic_lookups.inc_by(questions.saturating_sub(self.metrics.topic_lookups.get()));
             if !stop.sleep(WATCH_INTERVAL) {
                 return;
             }

@@ -18,10 +18,13 @@ pub(crate) struct Kproxy {
 }
 
 impl Kproxy {
-    /// Starts one before a cluster, with more lines of configuration; returns when it listens.
+    /// Starts one before a cluster, with more lines of configuration, which win; returns when it listens.
     pub(crate) fn start(cluster: &Cluster, lines: &str) -> Kproxy {
         let (port, admin_port) = (free_port(), free_port());
-        let file = format!("{}\n{lines}", configs::kproxy(cluster, port, admin_port));
+        let own: Vec<&str> = lines.lines().filter_map(|line| line.split(':').next()).collect();
+        let usual = configs::kproxy(cluster, port, admin_port);
+        let usual: Vec<&str> = usual.lines().filter(|line| !own.iter().any(|key| line.starts_with(key))).collect();
+        let file = format!("{}\n{lines}", usual.join("\n"));
         let daemon = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &file)]);
         let kproxy = Kproxy { daemon, address: format!("127.0.0.1:{port}"), admin: format!("127.0.0.1:{admin_port}") };
         wait_until(START_DEADLINE, "kproxy listens", || http::get(&kproxy.url("/healthz")).is_ok());

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
 mod broker_suite;
+mod contract_story;
 mod daemon_options;
 mod group_story;
 mod harness;
@@ -17,5 +18,6 @@ mod kmonitor_delay;
 mod kproxy_story;
 mod ktransfer_outage;
 mod ktransfer_push;
+mod order_story;
 mod path_story;
 mod threads_story;

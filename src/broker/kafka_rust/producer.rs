@@ -47,7 +47,6 @@ pub(in crate::broker) struct RustProducer<C: Completion> {
 struct Workers<C> {
     partitioner: PartitionerKind,
     spread: Spread,
-    timeout: Duration,
     /// Each holds what one worker has not taken yet; when full, an append is refused as `Full`.
     jobs: Vec<Sender<Job<C>>>,
     outstanding: Arc<Outstanding>,
@@ -109,7 +108,6 @@ impl<C: Completion> RustProducer<C> {
         let workers = Workers {
             partitioner: config.partitioner,
             spread: Spread::default(),
-            timeout: config.timeout,
             jobs: (0..WORKERS).map(start_worker).collect(),
             outstanding,
         };
@@ -135,6 +133,10 @@ impl<C: Completion> Producer<C> for RustProducer<C> {
     fn reachable(&self) -> Result<(), String> {
         self.front.reachable()
     }
+
+    fn topic_questions(&self) -> u64 {
+        self.front.topic_questions()
+    }
 }
 
 impl<C: Completion> Drop for RustProducer<C> {
@@ -145,7 +147,7 @@ impl<C: Completion> Drop for RustProducer<C> {
 
 impl<C: Completion> Back<C> for Workers<C> {
     fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>> {
-        let Waiting { record, acks, ticket } = waiting;
+        let Waiting { record, acks, ticket, deadline, .. } = waiting;
         if !record.headers.is_empty() || record.timestamp_ms.is_some() {
             let reason = "record headers and timestamps need kafka_client: librdkafka".to_owned();
             return Err((ticket, not_stored(AppendFailure::Unsupported, reason)));
@@ -159,7 +161,7 @@ impl<C: Completion> Back<C> for Workers<C> {
             None => self.spread.next(count),
         });
         let worker = fnv1a(record.topic.as_bytes()).wrapping_add(partition.cast_unsigned()) % WORKERS;
-        let job = Job { record, acks, partition, ticket, deadline: Instant::now() + self.timeout };
+        let job = Job { record, acks, partition, ticket, deadline };
         self.outstanding.add();
         self.jobs[worker as usize].try_send(job).map_err(|refused| {
             self.outstanding.done();

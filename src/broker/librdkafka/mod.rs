@@ -4,6 +4,7 @@
 //! and retries inside; this engine adds what the seam promises beyond that (an unknown topic is answered soon,
 //! nothing waits for a broker that is not there, an offset that is gone names its partition).
 
+mod batches;
 mod fetcher;
 mod judge;
 mod log_ends;

@@ -296,6 +296,46 @@ pub(super) fn list_newest(
     }
 }
 
+/// Asks how large a batch of `topic` may be (`max.message.bytes`, which is the broker's where the topic has none).
+pub(super) fn most_batch_bytes(client: *mut RDKafka, topic: &str, wait: Duration) -> Result<usize, String> {
+    let topic = CString::new(topic).map_err(|_| "a name with a zero byte".to_owned())?;
+    // SAFETY: the client is alive during the call; each thing made here is given back here; the answer is read before
+    // its event is given back.
+    unsafe {
+        let queue = Queue::wrap(raw::rd_kafka_queue_new(client)).ok_or("no queue could be made")?;
+        let options =
+            raw::rd_kafka_AdminOptions_new(client, raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
+        let mut words = [0 as c_char; 256];
+        raw::rd_kafka_AdminOptions_set_request_timeout(options, milliseconds(wait), words.as_mut_ptr(), words.len());
+        let mut asked =
+            raw::rd_kafka_ConfigResource_new(raw::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, topic.as_ptr());
+        raw::rd_kafka_DescribeConfigs(client, &mut asked, 1, options, queue.0.as_ptr());
+        raw::rd_kafka_ConfigResource_destroy(asked);
+        raw::rd_kafka_AdminOptions_destroy(options);
+        // The request ends by its own time limit; the second more is for its answer to be passed on.
+        let event = queue.poll(wait + Duration::from_secs(1)).ok_or("no answer in time")?;
+        let result = raw::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr());
+        if result.is_null() || raw::rd_kafka_event_error(event.0.as_ptr()) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+        {
+            return Err(text(raw::rd_kafka_event_error_string(event.0.as_ptr())).into_owned());
+        }
+        let mut count = 0;
+        let resources = raw::rd_kafka_DescribeConfigs_result_resources(result, &mut count);
+        if count == 0 {
+            return Err("an answer about nothing".to_owned());
+        }
+        if raw::rd_kafka_ConfigResource_error(*resources) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(text(raw::rd_kafka_ConfigResource_error_string(*resources)).into_owned());
+        }
+        let entries = raw::rd_kafka_ConfigResource_configs(*resources, &mut count);
+        (0..count)
+            .map(|place| *entries.add(place))
+            .find(|&entry| text(raw::rd_kafka_ConfigEntry_name(entry)) == "max.message.bytes")
+            .and_then(|entry| text(raw::rd_kafka_ConfigEntry_value(entry)).parse().ok())
+            .ok_or_else(|| "the brokers do not tell max.message.bytes".to_owned())
+    }
+}
+
 unsafe fn place_of(event: *mut raw::rd_kafka_event_t) -> Option<(TopicPartition, Offset)> {
     // SAFETY: the caller's event is alive; what is made here is copied and given back.
     unsafe {

@@ -18,6 +18,8 @@ pub(super) fn append_error(code: Code, persisted: Persisted, topic: &str) -> App
     let (kind, stored) = match code {
         Code::UnknownTopic | Code::UnknownTopicOrPartition => (AppendFailure::UnknownTopic, stored),
         Code::UnknownPartition => (AppendFailure::UnknownPartition, stored),
+        // What was sent before was not too large then; it is now that more goes with it.
+        Code::MessageSizeTooLarge if stored == Stored::Unknown => (AppendFailure::TimedOut, stored),
         Code::MessageSizeTooLarge | Code::InvalidMessageSize => (AppendFailure::TooLarge, stored),
         Code::QueueFull => (AppendFailure::Full, Stored::No),
         Code::PurgeQueue => (AppendFailure::Closed, stored),
@@ -80,7 +82,7 @@ mod tests {
             (Code::UnknownPartition, No, F::UnknownPartition, Stored::No),
             (Code::MessageSizeTooLarge, No, F::TooLarge, Stored::No),
             // A batch that was sent before, and is too large now that more goes with it.
-            (Code::MessageSizeTooLarge, Possibly, F::TooLarge, Stored::Unknown),
+            (Code::MessageSizeTooLarge, Possibly, F::TimedOut, Stored::Unknown),
             (Code::QueueFull, No, F::Full, Stored::No),
             (Code::PurgeQueue, No, F::Closed, Stored::No),
             // It waited to be sent again.

@@ -9,7 +9,7 @@ use kafka::client::{FetchPartition, KafkaClient, ProduceMessage, RequiredAcks};
 
 use super::kafka_wire;
 use super::secured::Certificates;
-use super::{Kafka, Zk, ZooKeeper};
+use super::{Kafka, Zk, ZooKeeper, poll};
 
 /// Where the clusters live in their ZooKeeper.
 pub(crate) const CHROOT: &str = "/mq/test_cluster";
@@ -104,6 +104,80 @@ impl Cluster {
     /// As [`Cluster::create_topic`], with so many replicas.
     pub(crate) fn create_replicated_topic(&self, name: &str, partitions: i32, replication: i16) {
         kafka_wire::create_topic(&self.brokers, name, partitions, replication);
+    }
+
+    /// A fresh topic with a name, replicas and settings of its own.
+    pub(crate) fn new_topic_with(
+        &self,
+        prefix: &str,
+        partitions: i32,
+        replication: i16,
+        settings: &[(&str, &str)],
+    ) -> String {
+        let name = unique(prefix);
+        kafka_wire::create_topic_with(&self.brokers, &name, partitions, replication, settings);
+        name
+    }
+
+    /// Deletes a topic and returns when the brokers have forgotten it.
+    pub(crate) fn delete_topic(&self, name: &str) {
+        kafka_wire::delete_topic(&self.brokers, name);
+    }
+
+    /// The leader of each partition; `None` while no broker answers.
+    pub(crate) fn leaders(&self, topic: &str) -> Option<BTreeMap<i32, i32>> {
+        kafka_wire::metadata(&self.brokers, &[topic]).ok()?.leaders.remove(topic)
+    }
+
+    /// The replicas in sync of each partition; `None` while no broker answers.
+    pub(crate) fn in_sync(&self, topic: &str) -> Option<BTreeMap<i32, Vec<i32>>> {
+        kafka_wire::metadata(&self.brokers, &[topic]).ok()?.in_sync.remove(topic)
+    }
+
+    /// Waits until every partition has so many replicas in sync.
+    #[track_caller]
+    pub(crate) fn wait_for_in_sync(&self, topic: &str, n_replicas: usize) {
+        let mut last = None;
+        let met = poll(Duration::from_secs(60), || {
+            last = self.in_sync(topic);
+            last.as_ref()?.values().all(|replicas| replicas.len() == n_replicas).then_some(())
+        });
+        assert!(met.is_some(), "{topic} has not {n_replicas} replicas in sync but {last:?}");
+    }
+
+    /// Makes the next broker of each partition's replicas its leader, as an operator would, and returns when it is done; all
+    /// replicas must be in sync.
+    pub(crate) fn move_leaders(&self, topic: &str) {
+        let zk = self.zk();
+        let node = format!("{}/brokers/topics/{topic}", self.chroot);
+        let text = zk.read(&node).expect("the topic is in ZooKeeper");
+        let document: serde_json::Value = serde_json::from_str(&text).expect("Kafka writes JSON");
+        let partitions = document["partitions"].as_object().expect("partitions by number");
+        let mut wanted = BTreeMap::new();
+        let (mut moved, mut elected) = (Vec::new(), Vec::new());
+        for (partition, replicas) in partitions {
+            let partition: i32 = partition.parse().expect("a number");
+            let mut replicas: Vec<i64> =
+                replicas.as_array().expect("a list").iter().filter_map(|id| id.as_i64()).collect();
+            replicas.rotate_left(1);
+            wanted.insert(partition, replicas[0] as i32);
+            moved.push(serde_json::json!({"topic": topic, "partition": partition, "replicas": replicas}));
+            elected.push(serde_json::json!({"topic": topic, "partition": partition}));
+        }
+        for (name, list) in [("reassign_partitions", moved), ("preferred_replica_election", elected)] {
+            let path = format!("{}/admin/{name}", self.chroot);
+            let order = serde_json::json!({"version": 1, "partitions": list}).to_string();
+            assert!(zk.create(&path, &order), "another {name} is under way");
+            // The controller takes the node away when it has done so.
+            let done = poll(Duration::from_secs(60), || zk.get(&path).is_none().then_some(()));
+            assert!(done.is_some(), "the controller does not do {name}");
+        }
+        let mut last = None;
+        let met = poll(Duration::from_secs(60), || {
+            last = self.leaders(topic);
+            (last.as_ref()? == &wanted).then_some(())
+        });
+        assert!(met.is_some(), "leaders of {topic} should be {wanted:?}, are {last:?}");
     }
 
     /// A fresh topic with a name of its own.

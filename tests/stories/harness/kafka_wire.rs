@@ -14,6 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
 const CREATE_TOPICS: i16 = 19;
+const DELETE_TOPICS: i16 = 20;
 
 const TOPIC_ALREADY_EXISTS: i16 = 36;
 const NOT_CONTROLLER: i16 = 41;
@@ -26,6 +27,8 @@ pub(crate) struct Metadata {
     pub(crate) controller: i32,
     /// By topic: the leader of each partition, by partition; -1 for none.
     pub(crate) leaders: BTreeMap<String, BTreeMap<i32, i32>>,
+    /// By topic and partition: the brokers that have all of it.
+    pub(crate) in_sync: BTreeMap<String, BTreeMap<i32, Vec<i32>>>,
 }
 
 /// What the first broker of the list that answers says; `topics` empty asks for all.
@@ -49,8 +52,19 @@ pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
 
 /// Creates a topic and returns when every partition has a leader that all brokers know of.
 pub(crate) fn create_topic(brokers: &str, name: &str, partitions: i32, replication: i16) {
+    create_topic_with(brokers, name, partitions, replication, &[]);
+}
+
+/// As [`create_topic`], with settings of its own.
+pub(crate) fn create_topic_with(
+    brokers: &str,
+    name: &str,
+    partitions: i32,
+    replication: i16,
+    settings: &[(&str, &str)],
+) {
     let mut last = String::new();
-    let created = poll(DEADLINE, || match try_create(brokers, name, partitions, replication) {
+    let created = poll(DEADLINE, || match try_create(brokers, name, partitions, replication, settings) {
         Ok(0 | TOPIC_ALREADY_EXISTS) => Some(()),
         Ok(code) => {
             last = format!("Kafka's error {code}");
@@ -110,7 +124,39 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
     Ok(ends)
 }
 
-fn try_create(brokers: &str, name: &str, partitions: i32, replication: i16) -> io::Result<i16> {
+/// Deletes a topic and returns when no broker of the list names it any more.
+pub(crate) fn delete_topic(brokers: &str, name: &str) {
+    let deleted = poll(DEADLINE, || {
+        let metadata = metadata(brokers, &[]).ok()?;
+        let controller = metadata.brokers.get(&metadata.controller)?;
+        let mut request = Writer::default();
+        request.int(1);
+        request.text(name);
+        request.int(DEADLINE.as_millis() as i32);
+        let answer = call(controller, DELETE_TOPICS, 1, &request.0).ok()?;
+        let mut reader = Reader(&answer);
+        reader.int().ok()?; // Throttled for so long.
+        reader.int().ok()?;
+        reader.text().ok()?;
+        (reader.short().ok()? == 0).then_some(())
+    });
+    assert!(deleted.is_some(), "cannot delete topic {name}");
+    for broker in brokers.split(',') {
+        let gone = poll(DEADLINE, || {
+            let metadata = metadata(broker, &[]).ok()?;
+            (!metadata.leaders.contains_key(name)).then_some(())
+        });
+        assert!(gone.is_some(), "{broker} still names {name}");
+    }
+}
+
+fn try_create(
+    brokers: &str,
+    name: &str,
+    partitions: i32,
+    replication: i16,
+    settings: &[(&str, &str)],
+) -> io::Result<i16> {
     let metadata = metadata(brokers, &[])?;
     let controller =
         metadata.brokers.get(&metadata.controller).ok_or_else(|| io::Error::other("no controller is known yet"))?;
@@ -120,7 +166,11 @@ fn try_create(brokers: &str, name: &str, partitions: i32, replication: i16) -> i
     request.int(partitions);
     request.short(replication);
     request.int(0); // No assignment of our own.
-    request.int(0); // No settings.
+    request.int(settings.len() as i32);
+    for (name, value) in settings {
+        request.text(name);
+        request.text(value);
+    }
     request.int(DEADLINE.as_millis() as i32);
     request.0.push(0); // Not only validated.
     let answer = call(controller, CREATE_TOPICS, 2, &request.0)?;
@@ -145,16 +195,17 @@ fn read_metadata(reader: &mut Reader<'_>) -> io::Result<Metadata> {
         reader.short()?;
         let name = reader.text()?;
         reader.take(1)?; // Whether it is internal.
-        let mut leaders = BTreeMap::new();
+        let (mut leaders, mut in_sync) = (BTreeMap::new(), BTreeMap::new());
         for _ in 0..reader.int()? {
             reader.short()?;
             let partition = reader.int()?;
             leaders.insert(partition, reader.int()?);
-            for _ in 0..2 {
-                let n = reader.int()?;
-                reader.take(4 * n as usize)?; // Replicas, and those in sync.
-            }
+            let n = reader.int()?;
+            reader.take(4 * n as usize)?; // The replicas.
+            let n = reader.int()?;
+            in_sync.insert(partition, (0..n).map(|_| reader.int()).collect::<io::Result<Vec<i32>>>()?);
         }
+        metadata.in_sync.insert(name.clone(), in_sync);
         metadata.leaders.insert(name, leaders);
     }
     Ok(metadata)
