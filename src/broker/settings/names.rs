@@ -73,6 +73,7 @@ const REFUSED: &[(&str, Of, &str)] = &[
     ("message.max.bytes", Of::All, "max_request_size_bytes says how large a message may be"),
     ("message.timeout.ms", Of::Writing, "commit_timeout_ms says how long a commit may take"),
     ("message.send.max.retries", Of::Writing, RETRIED),
+    ("batch.size", Of::Writing, "what failed for the size of its batch is found and sent again by it"),
     ("partitioner", Of::Writing, "the key partitioner chooses it"),
     ("queue.buffering.max.messages", Of::Writing, QUEUES),
     ("queue.buffering.max.kbytes", Of::Writing, QUEUES),
