@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use serde_yaml::Value;
 
-pub(super) use names::is_secret;
-use names::{ALIASES, refused};
+use names::ALIASES;
+pub(super) use names::{is_secret, refused};
 
 use super::Engine;
 use crate::config::{Problems, Section};

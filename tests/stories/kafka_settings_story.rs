@@ -161,15 +161,17 @@ fn each_compression_is_stored_and_can_be_read() {
     let cluster = cluster();
     let value = b"the same words again and again, ".repeat(2_000);
     let topic = cluster.new_topic("compressed", 1);
-    let kinds = ["none", "gzip", "snappy", "lz4", "zstd"];
+    let kinds = ["none", "gzip", "snappy", "lz4", "zstd", "gzip by kafka-rust", "snappy by kafka-rust"];
     let mut bytes_received = Vec::new();
     for (number, kind) in kinds.iter().enumerate() {
         // The original's key, and librdkafka's other name for it.
         let name = if number % 2 == 0 { "compression.type" } else { "compression.codec" };
-        let mut proxy = Kproxy::start_ready(cluster, &format!("kafka:\n {name}: {kind}"));
+        let (word, engine) = kind.split_once(" by ").unwrap_or((kind, "librdkafka"));
+        let mut proxy = Kproxy::start_ready(cluster, &format!("kafka_client: {engine}\nkafka:\n {name}: {word}"));
         let before = log_bytes(cluster, &topic);
         for acks in ["1", "-1"] {
-            let answer = proxy.post(&format!("/commit?topic={topic}&acks={acks}&key={kind}"), &value);
+            let answer =
+                proxy.post(&format!("/commit?topic={topic}&acks={acks}&key={}", kind.replace(' ', "+")), &value);
             assert_eq!(answer.status, 200, "{kind}: {}", answer.text());
         }
         bytes_received.push(log_bytes(cluster, &topic) - before);

@@ -95,14 +95,12 @@ impl<X: ProducerContext + HasVoice + 'static> Asking<X> {
 
 impl<X: ProducerContext + HasVoice + 'static> Ask for Asking<X> {
     fn reach(&mut self, wait: Duration) -> Result<(), String> {
-        let deadline = Instant::now() + wait;
-        let outcome = match self.ask_one_or_another(wait * 2 / 3, describe_cluster) {
-            Ok(brokers) => Ok(brokers),
-            // Neither of two answers; any other one will do, also one that came in the meantime.
-            Err(_) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                ask_any_broker(self.native.client().native_ptr(), left)
-            }
+        let client = self.native.client().native_ptr();
+        let outcome = if self.brokers.is_empty() {
+            ask_any_broker(client, wait)
+        } else {
+            // Where neither of two answers, any other one will do; one that works takes no time to speak of.
+            self.ask_one_or_another(wait, describe_cluster).or_else(|_| ask_any_broker(client, wait / 4))
         };
         match outcome {
             Ok(brokers) => {
@@ -110,7 +108,10 @@ impl<X: ProducerContext + HasVoice + 'static> Ask for Asking<X> {
                 self.voice().forget_trouble();
                 Ok(())
             }
-            Err(code) => Err(self.voice().with_trouble(format!("none of {} answers: {code}", self.hosts))),
+            Err(code) => {
+                self.brokers.clear();
+                Err(self.voice().with_trouble(format!("none of {} answers: {code}", self.hosts)))
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 use rdkafka::TopicPartitionList;
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 
@@ -295,7 +296,7 @@ fn one(partition: &TopicPartition, offset: Option<Offset>) -> KafkaResult<TopicP
     Ok(list)
 }
 
-fn client(broker: &BrokerConfig, config: &FetcherConfig) -> Result<(BaseConsumer<Voice>, Queue), String> {
+pub(super) fn settings(broker: &BrokerConfig, config: &FetcherConfig) -> ClientConfig {
     let prefetch_kilobytes = (config.prefetch_bytes / 1024).clamp(1, 2_097_151);
     // A broker gives at least one message, however large, so these bound an answer, not a message.
     let most_in_answer = config.max_message_bytes.max(config.prefetch_bytes.min(50 << 20)).clamp(1_024, 1_000_000_000);
@@ -320,7 +321,11 @@ fn client(broker: &BrokerConfig, config: &FetcherConfig) -> Result<(BaseConsumer
         .set("fetch.error.backoff.ms", "200")
         .set("fetch.wait.max.ms", "500");
     set_the_users(&mut settings, broker);
-    let native: BaseConsumer<Voice> = settings
+    settings
+}
+
+fn client(broker: &BrokerConfig, config: &FetcherConfig) -> Result<(BaseConsumer<Voice>, Queue), String> {
+    let native: BaseConsumer<Voice> = settings(broker, config)
         .create_with_context(Voice::new("consumer", broker))
         .map_err(|error| format!("the consumer cannot be made: {}", in_words(&error)))?;
     // SAFETY: the queue is kept beside its client and dropped before it.

@@ -155,3 +155,50 @@ impl ConsumerContext for Voice {}
 trait HasVoice {
     fn voice(&self) -> &Voice;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::settings::refused;
+    use crate::broker::{Acks, FetcherConfig, PartitionerKind, ProducerConfig, Role};
+
+    /// What we set as well and users may change: no promise depends on it.
+    const MAY_BE_CHANGED: [&str; 11] = [
+        "client.id",
+        "socket.keepalive.enable",
+        "socket.connection.setup.timeout.ms",
+        "reconnect.backoff.ms",
+        "reconnect.backoff.max.ms",
+        "log.connection.close",
+        "linger.ms",
+        "sticky.partitioning.linger.ms",
+        "retry.backoff.ms",
+        "fetch.error.backoff.ms",
+        "fetch.wait.max.ms",
+    ];
+
+    #[test]
+    fn what_we_set_is_refused_from_users_or_meant_to_be_changed() {
+        let broker = BrokerConfig {
+            hosts: vec!["a:1".into()],
+            engine: Default::default(),
+            client_id: "t".into(),
+            request_timeout: Duration::from_secs(5),
+            settings: Default::default(),
+        };
+        let timeout = Duration::from_secs(30);
+        let partitioner = PartitionerKind::Fnv1a;
+        let writing = ProducerConfig { partitioner, max_message_bytes: 1_000, max_in_flight: 10, timeout };
+        let reading = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1_000 };
+        let all = [
+            (Role::Writes { timeout }, producer::settings(&broker, &writing, Acks::All)),
+            (Role::Reads, fetcher::settings(&broker, &reading)),
+        ];
+        for (role, settings) in all {
+            for name in settings.config_map().keys().copied() {
+                let is_free = MAY_BE_CHANGED.contains(&name);
+                assert_eq!(refused(name, role).is_none(), is_free, "{role:?} {name}");
+            }
+        }
+    }
+}

@@ -267,7 +267,7 @@ impl<C: Completion> Lane<C> {
     }
 }
 
-fn settings(broker: &BrokerConfig, config: &ProducerConfig, acks: Acks) -> ClientConfig {
+pub(super) fn settings(broker: &BrokerConfig, config: &ProducerConfig, acks: Acks) -> ClientConfig {
     let message_bytes = config.max_message_bytes.saturating_add(BESIDE_VALUE);
     let queue_kilobytes = message_bytes.saturating_mul(config.max_in_flight.max(1)) / 1024 + 1;
     let mut settings = common_settings(broker);
@@ -566,7 +566,7 @@ mod tests {
 
     #[test]
     fn the_time_that_a_topic_is_looked_up_counts() {
-        let (timeout, round_trip) = (Duration::from_secs(4), Duration::from_millis(1_500));
+        let (timeout, round_trip) = (Duration::from_millis(2_500), Duration::from_millis(1_500));
         with_producer_of(timeout, |producer, _, cluster| {
             append(producer, Acks::None).expect("the brokers are known");
             cluster.create_topic("u", 1, 1).expect("a topic");

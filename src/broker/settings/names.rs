@@ -110,7 +110,7 @@ const REFUSED: &[(&str, Of, &str)] = &[
 ];
 
 /// Why a setting may not be in the file of a daemon with this role.
-pub(super) fn refused(name: &str, role: Role) -> Option<String> {
+pub(in crate::broker) fn refused(name: &str, role: Role) -> Option<String> {
     if name.ends_with("_cb") {
         return Some(format!("may not be set: {NOT_CODE}"));
     }
