@@ -2,6 +2,7 @@
 # make demo       the three daemons at work on a Kafka of their own, until Ctrl-C (DEMO_SECONDS=30: that long)
 # make test       unit tests and stories on a real Kafka and ZooKeeper
 # make bench      how fast kproxy is on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512")
+# make fuzz       random bytes into the parsers of strangers' bytes (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make check      formatting, lints and documentation
 # make pure       the build without C, proven and tested
 # make install    into $(DESTDIR)$(PREFIX)
@@ -14,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: all demo test bench check pure install clean tools build-tools
+.PHONY: all demo test bench fuzz check pure install clean tools build-tools
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
@@ -38,6 +39,9 @@ test: tools
 bench: tools
 	@.ci/tools bench
 	$(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
+
+fuzz: build-tools
+	fuzz/run $(SECONDS_EACH)
 
 check: build-tools
 	$(CARGO) fmt --check

@@ -5,6 +5,7 @@
 //!
 //! `${NAME}` in a string value is replaced by the environment variable NAME, `$${` stands for `${`.
 
+mod environment;
 #[cfg(test)]
 pub(crate) mod reference;
 
@@ -16,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_yaml::{Mapping, Value};
+
+use environment::expand;
 
 /// Larger files are refused: a configuration is small, and YAML aliases can be made to explode.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -71,13 +74,25 @@ pub struct Section {
     map: Mapping,
     /// Set when the file or the map itself was wrong: every further complaint about it would only be noise.
     mute: bool,
+    /// Set for a file of secrets: no problem shows a value, or a key that is not ours.
+    is_secret: bool,
 }
 
 impl Section {
     /// Reads a file: one YAML map, environment variables replaced.
     pub fn load(file: &Path, problems: &mut Problems) -> Section {
-        let mut section = Section { file: file.to_owned(), prefix: String::new(), map: Mapping::new(), mute: false };
-        match read(file) {
+        Self::load_as(file, false, problems)
+    }
+
+    /// As [`Section::load`], for a file of secrets: problems tell the place and what is allowed, never what is there.
+    pub fn load_secrets(file: &Path, problems: &mut Problems) -> Section {
+        Self::load_as(file, true, problems)
+    }
+
+    fn load_as(file: &Path, is_secret: bool, problems: &mut Problems) -> Section {
+        let mut section =
+            Section { file: file.to_owned(), prefix: String::new(), map: Mapping::new(), mute: false, is_secret };
+        match read(file, is_secret) {
             Ok(map) => section.map = map,
             Err(text) => {
                 section.note("", text, problems);
@@ -119,7 +134,9 @@ impl Section {
     }
 
     fn wrong(&self, key: &str, value: &Value, what: &str, problems: &mut Problems) {
-        self.note(key, format!("is {}, but must be {what}", shown(value)), problems);
+        let text =
+            if self.is_secret { format!("must be {what}") } else { format!("is {}, but must be {what}", shown(value)) };
+        self.note(key, text, problems);
     }
 
     /// An integer within `range`; no default means the key is required.
@@ -141,6 +158,11 @@ impl Section {
             },
         }
         stand_in
+    }
+
+    /// An integer within `range`; `None` when the key is absent.
+    pub fn optional_integer(&mut self, key: &str, range: RangeInclusive<i64>, problems: &mut Problems) -> Option<i64> {
+        self.has(key).then(|| self.integer(key, None, range, problems))
     }
 
     /// A count of at least one and at most `most`.
@@ -271,13 +293,45 @@ impl Section {
             }
             Some(Value::Mapping(map)) => {
                 let prefix = format!("{}{key}.", self.prefix);
-                Some(Section { file: self.file.clone(), prefix, map, mute: self.mute })
+                Some(self.inner(prefix, map))
             }
             Some(value) => {
                 self.wrong(key, &value, "a map", problems);
                 None
             }
         }
+    }
+
+    /// A list of maps, at least one; `None` when the key is absent. In problems they are counted from 1, as in `rules[1]`.
+    pub fn sections(&mut self, key: &str, required: bool, problems: &mut Problems) -> Option<Vec<Section>> {
+        let what = "a list of at least one map";
+        let Some(value) = self.take(key) else {
+            if required {
+                self.missing(key, what, problems);
+            }
+            return None;
+        };
+        let Value::Sequence(items) = value else {
+            self.wrong(key, &value, what, problems);
+            return None;
+        };
+        if items.is_empty() {
+            self.note(key, format!("is empty, but must be {what}"), problems);
+            return None;
+        }
+        let mut sections = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            let key = format!("{key}[{}]", index + 1);
+            match item {
+                Value::Mapping(map) => sections.push(self.inner(format!("{}{key}.", self.prefix), map)),
+                other => self.wrong(&key, &other, "a map", problems),
+            }
+        }
+        Some(sections)
+    }
+
+    fn inner(&self, prefix: String, map: Mapping) -> Section {
+        Section { file: self.file.clone(), prefix, map, mute: self.mute, is_secret: self.is_secret }
     }
 
     /// Whether the value of `key` is a map that has `inner`.
@@ -297,6 +351,14 @@ impl Section {
 
     /// Ends the reading: every key that was not asked for is a problem.
     pub fn finish(self, problems: &mut Problems) {
+        if self.is_secret {
+            // What stands where a key belongs may be a secret whose key was forgotten.
+            if !self.map.is_empty() {
+                let text = format!("has {} keys that are not known here (misspelt?)", self.map.len());
+                self.note("", text, problems);
+            }
+            return;
+        }
         for key in self.remaining() {
             self.note(&key, "is not a known key here (misspelt?)", problems);
         }
@@ -322,60 +384,27 @@ fn shown(value: &Value) -> String {
     if line.chars().count() <= 60 { line } else { line.chars().take(57).chain("...".chars()).collect() }
 }
 
-fn read(file: &Path) -> Result<Mapping, String> {
+fn read(file: &Path, is_secret: bool) -> Result<Mapping, String> {
     let size = fs::metadata(file).map_err(|cause| format!("cannot be read: {cause}"))?.len();
     if MAX_FILE_BYTES < size {
         return Err(format!("has {size} bytes, but a configuration has at most {MAX_FILE_BYTES}"));
     }
     let text = fs::read_to_string(file).map_err(|cause| format!("cannot be read: {cause}"))?;
     // Into a Value first: unlike maps and structs it refuses a key that occurs twice.
-    let mut value: Value = serde_yaml::from_str(&text).map_err(|cause| format!("is not YAML: {cause}"))?;
-    expand(&mut value, "")?;
+    let mut value: Value = serde_yaml::from_str(&text).map_err(|cause| match cause.location() {
+        _ if !is_secret => format!("is not YAML: {cause}"),
+        Some(place) => format!("is not YAML, or has a key twice: line {}, column {}", place.line(), place.column()),
+        None => "is not YAML, or has a key twice".to_owned(),
+    })?;
+    expand(&mut value).map_err(|(key, wrong)| match is_secret {
+        true => wrong.without_value(),
+        false => format!("{key}: {}", wrong.without_value()),
+    })?;
     match value {
         Value::Mapping(map) => Ok(map),
         Value::Null => Err("is empty, but must be a map of keys".to_owned()),
         _ => Err("must be a map of keys".to_owned()),
     }
-}
-
-/// `key` is that of the value, with its parents.
-fn expand(value: &mut Value, key: &str) -> Result<(), String> {
-    match value {
-        // The value may be a secret, so the key is told.
-        Value::String(text) if text.contains("${") => {
-            *text = expand_text(text).map_err(|wrong| format!("{key} {wrong}"))?;
-        }
-        Value::Sequence(items) => items.iter_mut().try_for_each(|item| expand(item, key))?,
-        Value::Mapping(map) => {
-            for (name, inner) in map {
-                let name = name.as_str().unwrap_or("?");
-                expand(inner, &if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") })?;
-            }
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-fn expand_text(text: &str) -> Result<String, String> {
-    let mut expanded = String::new();
-    let mut rest = text;
-    while let Some(start) = rest.find("${") {
-        if let Some(literal) = rest[..start].strip_suffix('$') {
-            expanded.push_str(literal);
-            expanded.push_str("${");
-            rest = &rest[start + 2..];
-            continue;
-        }
-        expanded.push_str(&rest[..start]);
-        let (name, after) =
-            rest[start + 2..].split_once('}').ok_or("has ${ without a closing brace (a literal one is written $${)")?;
-        let value = std::env::var(name).map_err(|_| format!("names {name}, which the environment does not have"))?;
-        expanded.push_str(&value);
-        rest = after;
-    }
-    expanded.push_str(rest);
-    Ok(expanded)
 }
 
 #[cfg(test)]
@@ -448,14 +477,57 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_expanded_and_can_be_escaped() {
-        let home = std::env::var("PATH").unwrap();
-        for (text, expanded) in
-            [("a ${PATH} b", format!("a {home} b")), ("$${PATH}", "${PATH}".into()), ("$5 {#KEY}", "$5 {#KEY}".into())]
-        {
-            assert_eq!(expand_text(text).unwrap(), expanded);
+    fn a_list_of_maps_is_taken_apart_one_by_one() {
+        let (mut section, mut problems, _file) =
+            section("rules:\n - n: 1\n - 7\n - n: x\n   m: 2\nnone: []\nmap: {}\n");
+        for mut rule in section.sections("rules", true, &mut problems).unwrap() {
+            rule.count("n", None, 9, &mut problems);
+            rule.finish(&mut problems);
         }
-        assert!(expand_text("${SURELY_NOT_SET_ANYWHERE}").unwrap_err().contains("SURELY_NOT_SET_ANYWHERE"));
-        assert!(expand_text("${PATH").is_err());
+        for key in ["none", "map", "absent"] {
+            assert!(section.sections(key, true, &mut problems).is_none());
+        }
+        let texts: Vec<_> = problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.text)).collect();
+        assert_eq!(
+            texts,
+            [
+                "rules[2]: is 7, but must be a map",
+                "rules[3].n: is x, but must be a whole number from 1 to 9",
+                "rules[3].m: is not a known key here (misspelt?)",
+                "none: is empty, but must be a list of at least one map",
+                "map: is {}, but must be a list of at least one map",
+                "absent: is missing; it must be a list of at least one map",
+            ]
+        );
+    }
+
+    #[test]
+    fn problems_of_a_file_of_secrets_show_nothing_of_it() {
+        for text in [
+            "secret: {a: SECRET}\n",
+            "secret: [SECRET, SECRET]\n",
+            "SECRET:\n",
+            "SECRET: 1\nSECRET: 2\n",
+            "a: &SECRET [\n",
+            "a: *SECRET\n",
+            "a: !SECRET\n - 'SECRET\n",
+            "a: SECRET${\n",
+            "a: SECRET${X}\n",
+            "a: ${SECRET SECRET}\n",
+            "SECRET\n",
+            "- SECRET\n",
+            "rules: [SECRET]\n",
+            "rules: SECRET\n",
+        ] {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            let mut problems = Problems::default();
+            let mut section = Section::load_secrets(file.path(), &mut problems);
+            section.string("secret", Some(""), &mut problems);
+            section.sections("rules", false, &mut problems);
+            section.finish(&mut problems);
+            let told = problems.to_string();
+            assert!(!told.is_empty() && !told.contains("SECRET"), "{text:?}: {told}");
+        }
     }
 }

@@ -368,6 +368,12 @@ impl Engine {
         engine
     }
 
+    /// Whether records can have headers and timestamps; where not, such a record is refused as
+    /// [`AppendFailure::Unsupported`].
+    pub fn has_headers_and_timestamps(self) -> bool {
+        self.resolve() == Ok(Self::Librdkafka)
+    }
+
     /// The engine to use: what `auto` means here, or why what was asked for cannot be had.
     pub fn resolve(self) -> Result<Engine, String> {
         match (self, cfg!(feature = "librdkafka")) {

@@ -6,18 +6,21 @@
 use std::collections::BTreeSet;
 
 /// What takes a key, which is its first argument.
-const TAKERS: [&str; 14] = [
+const TAKERS: [&str; 17] = [
     "boolean",
     "choice",
     "chroot",
     "count",
+    "from_section",
     "hosts",
     "integer",
     "millis",
+    "optional_integer",
     "optional_millis",
     "optional_port",
     "port",
     "section",
+    "sections",
     "string",
     "strings",
     "take",
@@ -57,7 +60,8 @@ pub(crate) fn in_force(file: &str, keys: &BTreeSet<&str>) -> String {
     for line in file.lines() {
         let shown = line.split_once("# ").filter(|(indent, shown)| {
             let is_item = shown.trim_start().starts_with("- ");
-            let is_key = shown.split_once(':').is_some_and(|(key, _)| keys.contains(key) || looks_like_a_key(key));
+            let is_key = shown.split_once(':').map(|(key, _)| key.trim_start());
+            let is_key = is_key.is_some_and(|key| keys.contains(key) || looks_like_a_key(key));
             indent.trim().is_empty() && (is_item || is_key)
         });
         match shown {
@@ -75,7 +79,10 @@ fn looks_like_a_key(text: &str) -> bool {
 
 /// Fails unless every key stands in the file, which has them all in force.
 pub(crate) fn assert_has_all(keys: &BTreeSet<&str>, in_force: &str) {
-    let stands = |key: &&str| in_force.lines().any(|line| line.trim_start().starts_with(&format!("{key}:")));
+    let stands = |key: &&str| {
+        let begins = format!("{key}:");
+        in_force.lines().any(|line| line.trim_start().trim_start_matches("- ").starts_with(&begins))
+    };
     let absent: Vec<_> = keys.iter().filter(|key| !stands(key)).collect();
     assert!(absent.is_empty(), "taken by the code and not in the reference: {absent:?}");
 }

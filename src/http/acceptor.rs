@@ -1,7 +1,8 @@
 //! The thread that accepts connections and deals them to the readers in turn.
 //!
 //! What cannot be accepted now (descriptors or memory used up) is tried again after a pause; connections wait in the
-//! kernel meanwhile. A connection beyond `max_connections` is told 503 and closed.
+//! kernel meanwhile. A connection beyond `max_connections`, or beyond those of one address, is told 503 (with TLS: an alert)
+//! and closed.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,7 +16,9 @@ use super::Handler;
 use super::connection::{Control, Inbox, Message};
 use super::encode::{Form, encode};
 use super::listen::accept;
+use super::scan::Refused;
 use super::server::Counters;
+use super::tls;
 
 /// After an accept that failed for want of something.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -32,6 +35,8 @@ pub(super) struct Acceptor {
     pub(super) readers: Vec<Arc<Inbox>>,
     pub(super) next_reader: usize,
     pub(super) max_connections: usize,
+    pub(super) max_connections_per_ip: Option<usize>,
+    pub(super) speaks_tls: bool,
     pub(super) handler: Arc<dyn Handler>,
     pub(super) metrics: Counters,
     pub(super) last_complaint: Option<Instant>,
@@ -108,9 +113,11 @@ impl Acceptor {
     }
 
     fn deal(&mut self, socket: TcpStream, peer: SocketAddr) {
-        if !self.control.connection_opened(self.max_connections) {
-            self.metrics.refused(503);
-            self.turn_away(socket);
+        let (most, most_each) = (self.max_connections, self.max_connections_per_ip);
+        if let Err(refused) = self.control.connection_opened(peer.ip(), most, most_each) {
+            self.metrics.refused(refused.status);
+            self.metrics.limited(refused.limit.unwrap_or_default());
+            self.turn_away(socket, refused);
             return;
         }
         self.metrics.accepted.inc();
@@ -121,10 +128,15 @@ impl Acceptor {
     }
 
     /// Answers 503 as well as it can be done without waiting for the client.
-    fn turn_away(&self, mut socket: TcpStream) {
-        let response = self.handler.refusal(503, "too many connections");
+    fn turn_away(&self, mut socket: TcpStream, refused: Refused) {
         let mut bytes = Vec::new();
-        encode(&response, Form { head_only: false, keep_alive: false, is_http10: false }, &mut bytes);
+        if self.speaks_tls {
+            // The status could be told after a handshake only, which is what is to be spared.
+            bytes.extend(tls::TURNED_AWAY);
+        } else {
+            let response = self.handler.refusal(refused.status, refused.reason);
+            encode(&response, Form { head_only: false, keep_alive: false, is_http10: false }, &mut bytes);
+        }
         // Unread bytes would make the kernel reset the connection and the answer be lost.
         let _ = socket.read(&mut [0; 4096]);
         let _ = socket.write(&bytes);

@@ -18,8 +18,18 @@ const MAX_STEP: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct BodyDecoder {
     framing: Progress,
+    sink: Sink,
+}
+
+/// Where the bytes of a body go.
+#[derive(Debug)]
+struct Sink {
     /// Largest body.
     most: usize,
+    /// Bytes of the body so far.
+    length: usize,
+    /// Whether they are wanted.
+    keeps: bool,
 }
 
 #[derive(Debug)]
@@ -61,15 +71,15 @@ enum ChunkState {
 }
 
 impl BodyDecoder {
-    /// Begins a body of at most `most` bytes; a length beyond it is refused at once.
-    pub(super) fn new(framing: Framing, most: usize) -> Result<Self, Refused> {
+    /// Begins a body of at most `most` bytes; a length beyond it is refused at once. Without `keeps` it is only passed over.
+    pub(super) fn new(framing: Framing, most: usize, keeps: bool) -> Result<Self, Refused> {
         let framing = match framing {
             Framing::None => Progress::Length { missing: 0 },
             Framing::Length(length) if length > most as u64 => return Err(too_large()),
             Framing::Length(length) => Progress::Length { missing: length },
             Framing::Chunked => Progress::Chunked(Chunks::default()),
         };
-        Ok(BodyDecoder { framing, most })
+        Ok(BodyDecoder { framing, sink: Sink { most, length: 0, keeps } })
     }
 
     /// Takes bytes from the front of `input` and appends what is body; the number taken, and whether the body is complete.
@@ -77,11 +87,11 @@ impl BodyDecoder {
         match &mut self.framing {
             Progress::Length { missing } => {
                 let taken = usize::try_from(*missing).unwrap_or(usize::MAX).min(input.len());
-                append(body, &input[..taken], *missing);
+                self.sink.append(body, &input[..taken], *missing);
                 *missing -= taken as u64;
                 Ok((taken, *missing == 0))
             }
-            Progress::Chunked(chunks) => chunks.advance(input, body, self.most),
+            Progress::Chunked(chunks) => chunks.advance(input, body, &mut self.sink),
         }
     }
 
@@ -96,26 +106,35 @@ impl BodyDecoder {
 }
 
 fn too_large() -> Refused {
-    Refused::new(413, "the body is larger than allowed")
+    Refused::beyond("request_size", 413, "the body is larger than allowed")
 }
 
-/// Appends without making ready more memory than has arrived and one step, nor more than is missing.
-fn append(body: &mut Vec<u8>, bytes: &[u8], missing: u64) {
-    if body.capacity() - body.len() < bytes.len() {
-        let missing = usize::try_from(missing).unwrap_or(usize::MAX);
-        let step = body.len().clamp(1024, MAX_STEP);
-        body.reserve_exact(missing.min(bytes.len() + step).max(bytes.len()));
+impl Sink {
+    /// Appends without making ready more memory than has arrived and one step, nor more than is missing of what is
+    /// `announced`.
+    fn append(&mut self, body: &mut Vec<u8>, bytes: &[u8], announced: u64) {
+        self.length += bytes.len();
+        if !self.keeps {
+            return;
+        }
+        if body.capacity() - body.len() < bytes.len() {
+            let announced = usize::try_from(announced).unwrap_or(usize::MAX);
+            let step = body.len().clamp(1024, MAX_STEP);
+            body.reserve_exact(announced.min(bytes.len() + step).max(bytes.len()));
+        }
+        body.extend_from_slice(bytes);
     }
-    body.extend_from_slice(bytes);
 }
 
 impl Chunks {
-    fn advance(&mut self, input: &[u8], body: &mut Vec<u8>, most: usize) -> Result<(usize, bool), Refused> {
+    fn advance(&mut self, input: &[u8], body: &mut Vec<u8>, sink: &mut Sink) -> Result<(usize, bool), Refused> {
         let mut at = 0;
         while let Some(byte) = input.get(at) {
             if self.state == ChunkState::Data {
                 let taken = usize::try_from(self.size).unwrap_or(usize::MAX).min(input.len() - at);
-                append(body, &input[at..at + taken], self.size);
+                // More chunks may come, up to the most there can be: small ones must not each allocate.
+                let room = (sink.most - sink.length) as u64;
+                sink.append(body, &input[at..at + taken], room);
                 self.size -= taken as u64;
                 at += taken;
                 if self.size == 0 {
@@ -125,10 +144,10 @@ impl Chunks {
             }
             at += 1;
             self.overhead += 1;
-            if self.overhead > MAX_OVERHEAD + MAX_OVERHEAD_PER_BYTE * body.len() as u64 {
-                return Err(Refused::bad("chunk extensions or trailers that are too large"));
+            if self.overhead > MAX_OVERHEAD + MAX_OVERHEAD_PER_BYTE * sink.length as u64 {
+                return Err(Refused::beyond("chunks", 400, "chunk extensions or trailers that are too large"));
             }
-            if self.step(*byte, body.len(), most)? {
+            if self.step(*byte, sink.length, sink.most)? {
                 return Ok((at, true));
             }
         }
@@ -141,7 +160,7 @@ impl Chunks {
         self.line += 1;
         let in_size_line = matches!(self.state, Size | BeforeExtension | Extension | Quoted(_));
         if in_size_line && self.line > MAX_CHUNK_LINE {
-            return Err(Refused::bad("a chunk-size line that is too long"));
+            return Err(Refused::beyond("chunks", 400, "a chunk-size line that is too long"));
         }
         self.state = match (self.state, byte) {
             (FirstDigit | Size, digit) if digit.is_ascii_hexdigit() => {
@@ -190,7 +209,7 @@ mod tests {
     type Outcome = Result<Option<(Vec<u8>, usize)>, u16>;
 
     fn decode(framing: Framing, most: usize, pieces: &[&[u8]]) -> Outcome {
-        let mut decoder = BodyDecoder::new(framing, most).map_err(|refused| refused.status)?;
+        let mut decoder = BodyDecoder::new(framing, most, true).map_err(|refused| refused.status)?;
         let mut body = Vec::new();
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
         let mut used = 0;
@@ -261,7 +280,7 @@ mod tests {
         assert_eq!(decode(Framing::None, 5, &[b"GET"]), Ok(Some((Vec::new(), 3))));
 
         for framing in [Framing::Length(1 << 40), Framing::Chunked] {
-            let mut decoder = BodyDecoder::new(framing, 1 << 41).unwrap();
+            let mut decoder = BodyDecoder::new(framing, 1 << 41, true).unwrap();
             let mut body = Vec::new();
             let announced: &[u8] = if framing == Framing::Chunked { b"10000000000\r\nabc" } else { b"abc" };
             decoder.advance(announced, &mut body).unwrap();
@@ -269,5 +288,28 @@ mod tests {
             assert!(body.capacity() < 64 * 1024, "{framing:?}: {}", body.capacity());
             assert_eq!(decoder.missing(), (1 << 40) - 3);
         }
+    }
+
+    #[test]
+    fn a_body_never_takes_more_memory_than_the_largest_and_one_that_is_passed_over_none() {
+        let one_chunk = format!("7d0\r\n{}\r\n0\r\n\r\n", "a".repeat(2000));
+        let many_chunks = format!("{}0\r\n\r\n", "a\r\nbbbbbbbbbb\r\n".repeat(200));
+        let rows =
+            [(Framing::Length(2000), "a".repeat(2000)), (Framing::Chunked, one_chunk), (Framing::Chunked, many_chunks)];
+        for (framing, bytes) in rows {
+            for keeps in [true, false] {
+                let mut decoder = BodyDecoder::new(framing, 2000, keeps).unwrap();
+                let mut body = Vec::new();
+                let mut is_complete = false;
+                for piece in bytes.as_bytes().chunks(300) {
+                    is_complete = decoder.advance(piece, &mut body).unwrap().1;
+                    assert!(body.capacity() <= 2000, "{framing:?}: {}", body.capacity());
+                }
+                assert!(is_complete);
+                assert_eq!((body.len(), body.capacity() > 0), if keeps { (2000, true) } else { (0, false) });
+            }
+        }
+        let mut decoder = BodyDecoder::new(Framing::Chunked, 5, false).unwrap();
+        assert_eq!(decoder.advance(b"3\r\nabc\r\n3\r\n", &mut Vec::new()).unwrap_err().status, 413);
     }
 }

@@ -1,6 +1,7 @@
-//! A bound, in bytes, on what all connections together keep in memory for bodies.
+//! A bound, in bytes, on what all connections together keep in memory: half-read heads, bodies, what was sent ahead.
 //!
-//! Bytes are taken as they arrive and given back when the [`Lease`] is dropped, wherever the body went meanwhile.
+//! Memory is counted as it is allocated, not as it is filled, and given back when the [`Lease`] is dropped, wherever the
+//! body went meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,12 +16,14 @@ pub struct ByteBudget {
 struct Shared {
     most: usize,
     used: AtomicUsize,
+    /// The most that was used since somebody asked.
+    high: AtomicUsize,
 }
 
 impl ByteBudget {
     /// A budget of `most` bytes.
     pub fn new(most: usize) -> Self {
-        ByteBudget { shared: Arc::new(Shared { most, used: AtomicUsize::new(0) }) }
+        ByteBudget { shared: Arc::new(Shared { most, used: AtomicUsize::new(0), high: AtomicUsize::new(0) }) }
     }
 
     /// A lease of nothing, which can grow.
@@ -33,11 +36,18 @@ impl ByteBudget {
         self.shared.used.load(Ordering::Relaxed)
     }
 
+    /// The most bytes that were taken at a time since this was last asked.
+    pub fn take_high(&self) -> usize {
+        self.shared.high.swap(0, Ordering::Relaxed)
+    }
+
     fn take(&self, bytes: usize) -> bool {
         let used = self.shared.used.fetch_add(bytes, Ordering::Relaxed);
         let fits = used.saturating_add(bytes) <= self.shared.most;
         if !fits {
             self.give(bytes);
+        } else if used + bytes > self.shared.high.load(Ordering::Relaxed) {
+            self.shared.high.fetch_max(used + bytes, Ordering::Relaxed);
         }
         fits
     }
@@ -69,6 +79,15 @@ impl Lease {
             _ => true,
         }
     }
+
+    /// As [`Lease::grow_to`], and gives back what is beyond `bytes`.
+    pub fn set_to(&mut self, bytes: usize) -> bool {
+        if let Some(budget) = self.budget.as_ref().filter(|_| bytes < self.bytes) {
+            budget.give(self.bytes - bytes);
+            self.bytes = bytes;
+        }
+        self.grow_to(bytes)
+    }
 }
 
 impl Drop for Lease {
@@ -93,10 +112,12 @@ mod tests {
         assert_eq!(budget.used(), 60, "a refusal takes nothing");
         assert!(second.grow_to(40));
         assert!(!first.grow_to(61));
+        assert!(first.set_to(10) && second.set_to(90) && !second.set_to(91) && second.set_to(40) && first.set_to(60));
         drop(first);
         assert_eq!(budget.used(), 40);
         drop(second);
         assert_eq!(budget.used(), 0);
+        assert_eq!((budget.take_high(), budget.take_high()), (100, 0));
         assert!(Lease::default().grow_to(usize::MAX), "a lease of no budget is not limited");
     }
 }

@@ -3,19 +3,25 @@
 //! The phase says who may do what: while `Reading` only the reader touches the socket; while `Answering` only the
 //! owner of the request's [`super::Reply`], once, to write the answer; in every other phase the reader again. An
 //! answer the socket takes at once costs the reader nothing; only when something is left to do is it told.
+//!
+//! With TLS the session lies beside the phase, under the same lock: whoever may touch the socket works with it.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, ErrorKind, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::debug;
 use polling::Poller;
 
-use super::Response;
 use super::encode::{Form, encode};
+use super::scan::Refused;
+use super::tls::{Received, Session};
+use super::{Handler, Response, UNANSWERED};
 
 /// Encoding buffers larger than this are not kept for the next answer.
 const KEPT_BUFFER: usize = 64 * 1024;
@@ -27,7 +33,7 @@ pub(super) enum Phase {
     Reading,
     /// A request is complete and not answered.
     Answering,
-    /// The socket did not take the whole answer.
+    /// The socket did not take the whole answer, or not all that TLS itself has to say.
     Writing,
     /// Our last word is said; what the client still sends is thrown away for a while, so that it can read it.
     Lingering,
@@ -49,7 +55,9 @@ struct State {
     phase: Phase,
     /// When the phase began.
     since: Instant,
-    /// What the socket has not taken yet.
+    /// `None`: plain HTTP.
+    tls: Option<Box<Session>>,
+    /// What the socket (with TLS: the session) has not taken yet.
     unsent: Vec<u8>,
     sent: usize,
     /// Whether the connection ends with the answer.
@@ -61,10 +69,18 @@ struct State {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, peer: SocketAddr, key: usize, reader: Arc<Inbox>, now: Instant) -> Self {
+    pub(super) fn new(
+        socket: TcpStream,
+        peer: SocketAddr,
+        key: usize,
+        reader: Arc<Inbox>,
+        now: Instant,
+        tls: Option<Box<Session>>,
+    ) -> Self {
         let state = State {
             phase: Phase::Reading,
             since: now,
+            tls,
             unsent: Vec::new(),
             sent: 0,
             closes: false,
@@ -121,16 +137,63 @@ impl Connection {
         });
     }
 
-    /// Tells a client that waits for it to send its body.
-    pub(super) fn send_continue(&self) -> io::Result<()> {
-        // The answer before is written, so that there is room; should there be none, the client sends anyway in time.
-        (&self.socket).write(b"HTTP/1.1 100 Continue\r\n\r\n").map(drop)
+    /// Tells a client that waits for it to send its body. What the socket does not take is written before anything else.
+    pub(super) fn send_continue(&self) {
+        self.write(b"HTTP/1.1 100 Continue\r\n\r\n", false);
+    }
+
+    /// The answer to a request that nobody answered.
+    pub(super) fn unanswered(&self) -> Response {
+        let handler = self.reader.control.handler.get();
+        handler.map_or_else(|| Response::text(500, UNANSWERED), |handler| handler.refusal(500, UNANSWERED)).closing()
+    }
+
+    /// Decrypts what arrived while the phase is `Reading`, and writes what TLS has to say to it. After an error the phase
+    /// is `Lingering`; `Writing` where the socket does not take all that is to be said.
+    pub(super) fn decrypt(&self, records: &[u8], plain: &mut Vec<u8>) -> Result<(Received, Phase), String> {
+        let mut state = self.lock();
+        let Some(session) = &mut state.tls else { return Err("a connection without TLS".to_owned()) };
+        let received = session.receive(records, plain);
+        let flushed = session.flush(&self.socket);
+        if let Err(why) = received {
+            // Should the alert not fit, the client learns less.
+            let _ = self.socket.shutdown(Shutdown::Write);
+            state.enter(Phase::Lingering);
+            return Err(why);
+        }
+        match flushed {
+            Ok(true) => {}
+            Ok(false) => state.enter(Phase::Writing),
+            Err(cause) => self.fail(&mut state, &cause),
+        }
+        received.map(|received| (received, state.phase))
+    }
+
+    /// The handshake is done: from now on a request is waited for.
+    pub(super) fn establish(&self) {
+        let mut state = self.lock();
+        state.since = Instant::now();
+    }
+
+    /// The client does not speak TLS: it is answered in plain.
+    pub(super) fn give_up_tls(&self) {
+        self.lock().tls = None;
+    }
+
+    /// Ends TLS properly before an idle connection is closed, as far as the socket takes it.
+    pub(super) fn say_goodbye(&self) {
+        let mut state = self.lock();
+        if let (Phase::Reading, Some(session)) = (state.phase, &mut state.tls) {
+            session.close();
+            // Who does not take it gets an end without a goodbye.
+            let _ = session.flush(&self.socket);
+        }
     }
 
     fn write(&self, bytes: &[u8], closes: bool) {
         let mut state = self.lock();
         state.closes = closes;
-        match send(&self.socket, bytes) {
+        match state.send(&self.socket, bytes) {
             Ok(sent) if sent == bytes.len() => self.end_answer(&mut state),
             Ok(sent) => {
                 state.unsent = bytes[sent..].to_vec();
@@ -154,7 +217,7 @@ impl Connection {
         if state.phase != Phase::Writing {
             return;
         }
-        match send(&self.socket, &state.unsent[state.sent..]) {
+        match state.send_more(&self.socket) {
             Ok(sent) => {
                 state.sent += sent;
                 if state.sent == state.unsent.len() {
@@ -167,6 +230,12 @@ impl Connection {
     }
 
     fn end_answer(&self, state: &mut State) {
+        match state.flush_tls(&self.socket) {
+            Ok(true) => {}
+            Ok(false) if state.phase == Phase::Writing => return,
+            Ok(false) => return state.enter(Phase::Writing),
+            Err(cause) => return self.fail(state, &cause),
+        }
         if state.closes {
             // Fails only when the client is gone, which the reader will see.
             let _ = self.socket.shutdown(Shutdown::Write);
@@ -186,6 +255,32 @@ impl State {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
+    }
+
+    /// Sends what is taken of `bytes`.
+    fn send(&mut self, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.tls {
+            None => send(socket, bytes),
+            Some(session) => session.send(socket, bytes),
+        }
+    }
+
+    /// Sends what is taken of the rest.
+    fn send_more(&mut self, socket: &TcpStream) -> io::Result<usize> {
+        let rest = &self.unsent[self.sent..];
+        match &mut self.tls {
+            None => send(socket, rest),
+            Some(session) => session.send(socket, rest),
+        }
+    }
+
+    /// With TLS: whether the answer that was taken, and the goodbye after the last one, are in the socket.
+    fn flush_tls(&mut self, socket: &TcpStream) -> io::Result<bool> {
+        let Some(session) = &mut self.tls else { return Ok(true) };
+        if self.closes {
+            session.close();
+        }
+        session.flush(socket)
     }
 }
 
@@ -213,7 +308,8 @@ pub(super) enum Message {
 pub(super) struct Inbox {
     pub(super) poller: Poller,
     pub(super) control: Arc<Control>,
-    /// At most two for each connection (its beginning, and the end of its one answer), and connections are limited.
+    /// At most three for each connection (its beginning, the end of its one answer, its next turn), and connections are
+    /// limited.
     messages: Mutex<Vec<Message>>,
 }
 
@@ -245,11 +341,26 @@ pub(super) struct Control {
     deaf: AtomicBool,
     draining: AtomicBool,
     ended: AtomicBool,
-    open: Mutex<usize>,
+    open: Mutex<Open>,
     closed: Condvar,
+    /// Who words the answers that the server itself gives.
+    handler: OnceLock<Arc<dyn Handler>>,
+}
+
+/// The connections that are open.
+#[derive(Default)]
+struct Open {
+    count: usize,
+    /// By client; kept only where each client has a limit. No address is here without a connection, so that there are at
+    /// most as many as connections.
+    by_address: HashMap<IpAddr, usize>,
 }
 
 impl Control {
+    pub(super) fn for_handler(handler: Arc<dyn Handler>) -> Self {
+        Control { handler: handler.into(), ..Control::default() }
+    }
+
     /// No connection is accepted any more.
     pub(super) fn is_deaf(&self) -> bool {
         self.deaf.load(Ordering::Acquire)
@@ -277,22 +388,43 @@ impl Control {
         self.ended.store(true, Ordering::Release);
     }
 
-    fn open_count(&self) -> MutexGuard<'_, usize> {
+    fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a new connection, unless there are `most`.
-    pub(super) fn connection_opened(&self, most: usize) -> bool {
-        let mut open = self.open_count();
-        let fits = *open < most;
-        *open += usize::from(fits);
-        fits
+    /// Counts a new connection, unless there are `most`, or as many from this client as it may have.
+    pub(super) fn connection_opened(
+        &self,
+        client: IpAddr,
+        most: usize,
+        most_each: Option<usize>,
+    ) -> Result<(), Refused> {
+        let mut open = self.open();
+        if open.count >= most {
+            return Err(Refused::beyond("connections", 503, "too many connections"));
+        }
+        if let Some(most_each) = most_each {
+            let client = client.to_canonical();
+            let count = open.by_address.get(&client).copied().unwrap_or(0);
+            if count >= most_each {
+                return Err(Refused::beyond("connections_per_ip", 503, "too many connections from this address"));
+            }
+            open.by_address.insert(client, count + 1);
+        }
+        open.count += 1;
+        Ok(())
     }
 
-    pub(super) fn connection_closed(&self) {
-        let mut open = self.open_count();
-        *open -= 1;
-        if *open == 0 {
+    pub(super) fn connection_closed(&self, client: IpAddr) {
+        let mut open = self.open();
+        open.count -= 1;
+        if let Entry::Occupied(mut entry) = open.by_address.entry(client.to_canonical()) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+        if open.count == 0 {
             self.closed.notify_all();
         }
     }
@@ -301,16 +433,75 @@ impl Control {
     pub(super) fn wait_until_closed(&self, grace: Duration) -> usize {
         let (open, _) = self
             .closed
-            .wait_timeout_while(self.open_count(), grace, |open| *open > 0)
+            .wait_timeout_while(self.open(), grace, |open| open.count > 0)
             .unwrap_or_else(PoisonError::into_inner);
-        *open
+        open.count
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::net::TcpListener;
+
+    #[test]
+    fn a_client_that_took_nothing_is_told_to_go_on_when_it_does() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut before = 0;
+        loop {
+            match send(&socket, &[b'x'; 100_000]).unwrap() {
+                0 => break,
+                count => before += count,
+            }
+        }
+        let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
+        let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
+        connection.send_continue();
+        assert_eq!(connection.phase().0, Phase::Writing);
+        assert!(matches!(inbox.take()[..], [Message::Attend(7)]), "the reader waits for room");
+        client.read_exact(&mut vec![0; before]).unwrap();
+        while connection.phase().0 == Phase::Writing {
+            connection.flush();
+        }
+        assert_eq!(connection.phase().0, Phase::Reading);
+        let mut told = [0; 25];
+        client.read_exact(&mut told).unwrap();
+        assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    }
+
+    #[test]
+    fn each_client_has_its_share_of_the_connections_and_leaves_nothing_behind() {
+        let control = Control::default();
+        let open = |address: &str, most_each| {
+            let outcome = control.connection_opened(address.parse().unwrap(), 4, most_each);
+            outcome.map_err(|refused| refused.limit.unwrap())
+        };
+        for (address, outcome) in [
+            ("10.0.0.1", Ok(())),
+            ("::ffff:10.0.0.1", Ok(())),
+            ("10.0.0.1", Err("connections_per_ip")),
+            ("::ffff:10.0.0.1", Err("connections_per_ip")),
+            ("fe80::1", Ok(())),
+            ("fe80::2", Ok(())),
+            ("10.0.0.2", Err("connections")),
+        ] {
+            assert_eq!(open(address, Some(2)), outcome, "{address}");
+        }
+        control.connection_closed("::ffff:10.0.0.1".parse().unwrap());
+        assert_eq!(open("10.0.0.1", Some(2)), Ok(()));
+        for address in ["10.0.0.1", "10.0.0.1", "fe80::1", "fe80::2"] {
+            control.connection_closed(address.parse().unwrap());
+        }
+        let left = control.open();
+        assert_eq!((left.count, left.by_address.len()), (0, 0));
+        drop(left);
+        assert!((0..4).all(|_| open("10.0.0.1", None).is_ok()));
+        assert_eq!(control.open().by_address.len(), 0, "without a limit nobody is noted");
+    }
 
     #[test]
     fn an_answer_that_crosses_the_beginning_of_a_drain_is_told_to_the_reader() {
@@ -318,7 +509,7 @@ mod tests {
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, peer) = listener.accept().unwrap();
         let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
-        let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now());
+        let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
         connection.begin_answering();
         assert_eq!(connection.leave(false), Phase::Answering);
         // The answer was put together as one that keeps the connection; the reader has looked for idle ones since.

@@ -38,6 +38,18 @@ pub(super) struct ParsedHead {
 
 /// Takes apart the bytes of one head, from its request line to the empty line at its end.
 pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refused> {
+    match later_minor_version(bytes) {
+        // RFC 9110 2.5: what is newer within HTTP/1 is taken as the newest that is understood here.
+        Some(place) => {
+            let mut bytes = bytes.to_vec();
+            bytes[place] = b'1';
+            parse_known(&bytes)
+        }
+        None => parse_known(bytes),
+    }
+}
+
+fn parse_known(bytes: &[u8]) -> Result<ParsedHead, Refused> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
@@ -46,13 +58,15 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refused> {
         Err(httparse::Error::Version) if has_other_version(bytes) => {
             return Err(Refused::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"));
         }
-        Err(httparse::Error::TooManyHeaders) => return Err(Refused::new(431, "more than 100 header fields")),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(Refused::beyond("header_fields", 431, "more than 100 header fields"));
+        }
         Err(httparse::Error::HeaderName) => return Err(Refused::bad("a malformed header name")),
         Err(httparse::Error::HeaderValue) => return Err(Refused::bad("a malformed header value")),
         Err(_) => return Err(Refused::bad("a malformed request line")),
     }
     let is_http10 = request.version == Some(0);
-    let method = method(request.method.unwrap_or_default());
+    let method = method(request.method.unwrap_or_default())?;
     let (path, query) = target(&method, request.path.unwrap_or_default())?;
 
     let size = request.headers.iter().map(|field| field.name.len() + field.value.len()).sum();
@@ -63,6 +77,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refused> {
         headers.push(field.name, field.value);
     }
     let framing = rules.framing(is_http10)?;
+    if rules.expects_unknown && !is_http10 {
+        return Err(Refused::new(417, "only 100-continue can be expected"));
+    }
     if rules.hosts > 1 {
         return Err(Refused::bad("more than one Host"));
     }
@@ -84,6 +101,7 @@ struct Rules {
     says_close: bool,
     says_keep_alive: bool,
     expects_continue: bool,
+    expects_unknown: bool,
 }
 
 /// What `Transfer-Encoding` amounts to.
@@ -107,10 +125,9 @@ impl Rules {
                 }
             }
             6 if name.eq_ignore_ascii_case("expect") => {
-                if !value.eq_ignore_ascii_case(b"100-continue") {
-                    return Err(Refused::new(417, "only 100-continue can be expected"));
-                }
-                self.expects_continue = true;
+                let is_known = value.eq_ignore_ascii_case(b"100-continue");
+                self.expects_continue |= is_known;
+                self.expects_unknown |= !is_known;
             }
             10 if name.eq_ignore_ascii_case("connection") => {
                 for option in list(value) {
@@ -150,23 +167,31 @@ impl Rules {
     }
 }
 
-/// RFC 9112 2.3: a request line in order but for its version.
-fn has_other_version(bytes: &[u8]) -> bool {
-    let mut lines = bytes.split(|byte| *byte == b'\r').map(|line| line.trim_ascii_start());
-    let words: Vec<_> = lines.find(|line| !line.is_empty()).unwrap_or_default().split(|byte| *byte == b' ').collect();
-    let [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]] = words[..] else { return false };
-    major.is_ascii_digit() && minor.is_ascii_digit() && (*major != b'1' || *minor > b'1')
+/// The request line, and where it ends.
+fn request_line(bytes: &[u8]) -> (&[u8], usize) {
+    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
+    let length = bytes[start..].iter().position(|byte| *byte == b'\r').unwrap_or(bytes.len() - start);
+    (&bytes[start..start + length], start + length)
 }
 
-fn method(name: &str) -> Cow<'static, str> {
-    match name {
-        "POST" => Cow::Borrowed("POST"),
-        "GET" => Cow::Borrowed("GET"),
-        "HEAD" => Cow::Borrowed("HEAD"),
-        "OPTIONS" => Cow::Borrowed("OPTIONS"),
-        "PUT" => Cow::Borrowed("PUT"),
-        other => Cow::Owned(other.to_owned()),
-    }
+/// Where the minor version of a request line of HTTP/1.2 to 1.9 is.
+fn later_minor_version(bytes: &[u8]) -> Option<usize> {
+    let (line, end) = request_line(bytes);
+    matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9']).then(|| end - 1)
+}
+
+/// RFC 9112 2.3: a request line in order but for its version.
+fn has_other_version(bytes: &[u8]) -> bool {
+    let words: Vec<_> = request_line(bytes).0.split(|byte| *byte == b' ').collect();
+    let [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]] = words[..] else { return false };
+    major.is_ascii_digit() && minor.is_ascii_digit()
+}
+
+/// RFC 9110 9.1: what nobody knows is 501; whether a known method is allowed says the handler.
+fn method(name: &str) -> Result<Cow<'static, str>, Refused> {
+    const KNOWN: [&str; 9] = ["POST", "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT"];
+    let known = KNOWN.into_iter().find(|known| *known == name);
+    known.map(Cow::Borrowed).ok_or(Refused::new(501, "an unknown method"))
 }
 
 /// Path and query of a request target (RFC 9112 3.2): origin-form, absolute-form, or `*` for OPTIONS.
@@ -234,7 +259,7 @@ fn length(value: &[u8]) -> Result<u64, Refused> {
         .ok()
         .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
     let digits = digits.ok_or(Refused::bad("a Content-Length that is not a number"))?;
-    digits.parse().map_err(|_| Refused::new(413, "a Content-Length beyond every limit"))
+    digits.parse().map_err(|_| Refused::beyond("request_size", 413, "a Content-Length beyond every limit"))
 }
 
 fn codings(value: &[u8]) -> Codings {
@@ -294,7 +319,12 @@ mod tests {
             ("9112 3.1", "G@T / HTTP/1.1", Err(400)),
             ("9112 2.3", "GET / HTTP/2.0", Err(505)),
             ("9112 2.3", "PRI * HTTP/2.0", Err(505)),
-            ("9112 2.3", "GET / HTTP/1.2", Err(505)),
+            ("9112 2.3", "GET / HTTP/0.9", Err(505)),
+            ("9110 2.5", "GET /a HTTP/1.2", Ok(("/a", None))),
+            ("9110 2.5", "GET /a HTTP/1.9", Ok(("/a", None))),
+            ("9110 9.1", "FOO / HTTP/1.1", Err(501)),
+            ("9110 9.1", "post / HTTP/1.1", Err(501)),
+            ("9110 9.3.8", "TRACE /a HTTP/1.1", Ok(("/a", None))),
             ("9112 2.3", "GET / http/1.1", Err(400)),
             ("9112 2.3", "GET / HTTP/1.10", Err(400)),
             ("9112 2.3", "GET / XTTP/1.1", Err(400)),
@@ -358,6 +388,7 @@ mod tests {
             let outcome = outcome(&format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n")).map(|outcome| outcome.3);
             assert_eq!(outcome, *expected, "RFC {section}: {fields:?}");
         }
+        assert!(outcome("POST / HTTP/1.0\r\nExpect: 200-ok\r\n\r\n").is_ok(), "RFC 9110 10.1.1");
         assert_eq!(outcome("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap_err(), 400, "RFC 9112 6.1");
     }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use super::Lease;
+use super::{Lease, Notes};
 
 /// The request line and headers of a request.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,13 @@ pub struct Head {
 }
 
 impl Head {
+    /// Memory it takes besides its own size.
+    pub(super) fn allocated(&self) -> usize {
+        let method = if let Cow::Owned(method) = &self.method { method.capacity() } else { 0 };
+        let query = self.query.as_ref().map_or(0, String::capacity);
+        method + self.path.capacity() + query + self.headers.allocated()
+    }
+
     /// The value of the only header of that name (lower case); `None` where there is none or several.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.only(name)
@@ -36,6 +43,10 @@ pub struct Headers {
 }
 
 impl Headers {
+    fn allocated(&self) -> usize {
+        self.bytes.capacity() + self.ends.capacity() * size_of::<(u32, u32)>()
+    }
+
     /// Room for so many fields and bytes.
     pub(super) fn with_capacity(fields: usize, bytes: usize) -> Self {
         Headers { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(fields) }
@@ -79,7 +90,9 @@ pub struct Request {
     pub head: Head,
     /// Body, decoded from chunks where it was chunked.
     pub body: Vec<u8>,
-    /// The bytes of `body` within the server's budget; whoever keeps the body keeps this.
+    /// What [`super::Handler::admit`] found out about the head.
+    pub notes: Notes,
+    /// The memory of head and body within the server's budget; whoever keeps the body keeps this.
     pub lease: Lease,
 }
 
@@ -99,6 +112,11 @@ pub struct Response {
 }
 
 impl Response {
+    /// Memory it takes besides its own size.
+    pub(super) fn allocated(&self) -> usize {
+        self.body.capacity() + self.headers.iter().map(|(_, value)| value.capacity()).sum::<usize>()
+    }
+
     /// An answer without further headers that keeps the connection open.
     pub fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
         Response { status, content_type, headers: Vec::new(), body: body.into(), close: false }

@@ -10,12 +10,13 @@
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
-//! `connection` (who may write when), `reader`, `acceptor`, `server`; `query` serves the handlers. Kept out: what the
+//! `connection` (who may write when), `tls`, `reader`, `acceptor`, `server`; `query` and `notes` serve the handlers. Kept out: what the
 //! requests mean.
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
 //! a request whose framing is in doubt is refused and its connection closed; memory grows with bytes that arrived,
-//! never with bytes that were announced; the number of threads is fixed.
+//! never with bytes that were announced, and all that is kept of requests is within one budget; the number of threads is
+//! fixed.
 
 mod acceptor;
 mod body;
@@ -23,9 +24,12 @@ mod budget;
 mod connection;
 mod deadlines;
 mod encode;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod head;
 mod listen;
 mod message;
+mod notes;
 mod parser;
 mod query;
 mod reader;
@@ -34,13 +38,26 @@ mod scan;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use budget::{ByteBudget, Lease};
 pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
+pub use notes::Notes;
 pub use query::percent_decode;
 pub use reply::Reply;
+pub use scan::HeadLimits;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
+#[cfg(test)]
+#[cfg(feature = "tls")]
+pub(crate) use tls::certificates;
+pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};
+
+/// The reason of the 503 that is given while the server drains.
+pub const SHUTTING_DOWN: &str = "shutting down";
+/// The reason of the 500 that is given when a request was handed over and its [`Reply`] dropped: a bug, after which nobody
+/// knows how far the request came.
+pub const UNANSWERED: &str = "the request was not answered";
 
 /// What is to be done with the body of a request whose head is complete.
 #[derive(Debug)]
@@ -49,6 +66,8 @@ pub enum Admission {
     Read {
         /// Largest body in bytes.
         most: usize,
+        /// What the handler found out meanwhile; it comes back in [`Request::notes`].
+        notes: Notes,
     },
     /// Answer without the body. A short body is read and thrown away, so that the connection can be kept.
     Refuse(Response),

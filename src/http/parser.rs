@@ -5,7 +5,7 @@
 
 use super::body::BodyDecoder;
 use super::head::{ParsedHead, parse};
-use super::scan::{HeadScan, Refused};
+use super::scan::{HeadLimits, HeadScan, Refused};
 
 /// What the bytes so far amount to.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,7 +21,10 @@ pub(super) enum Progress {
 /// Reads one request after the other.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
+    limits: HeadLimits,
     stage: Stage,
+    /// Set with a refusal whose request can be seen to be HEAD, which is answered without a body.
+    refused_head: bool,
 }
 
 #[derive(Debug)]
@@ -49,11 +52,29 @@ impl Default for Stage {
 }
 
 impl Parser {
+    /// A parser of heads within these limits.
+    pub(super) fn new(limits: HeadLimits) -> Self {
+        Parser { limits, ..Parser::default() }
+    }
+
     /// Takes bytes from the front of `input`; returns how many, and what it comes to. After a refusal nothing
     /// of the connection can be understood any more.
     pub(super) fn advance(&mut self, input: &[u8]) -> Result<(usize, Progress), Refused> {
+        self.step(input).inspect_err(|_| {
+            self.refused_head = match &self.stage {
+                Stage::Head { scan, arrived } => {
+                    let seen = arrived.iter().chain(input).take(scan.seen());
+                    let mut bytes = seen.skip_while(|byte| matches!(byte, b'\r' | b'\n'));
+                    b"HEAD ".iter().all(|expected| bytes.next() == Some(expected))
+                }
+                Stage::Body(body) => body.head.head.method == "HEAD",
+            }
+        })
+    }
+
+    fn step(&mut self, input: &[u8]) -> Result<(usize, Progress), Refused> {
         match &mut self.stage {
-            Stage::Head { scan, arrived } => match scan.advance(input)? {
+            Stage::Head { scan, arrived } => match scan.advance(input, self.limits)? {
                 None => {
                     arrived.extend_from_slice(input);
                     Ok((input.len(), Progress::NeedsMore))
@@ -95,8 +116,17 @@ impl Parser {
 
     /// Admits a body of at most `most` bytes; one that is announced to be larger is refused now.
     pub(super) fn read_body(&mut self, most: usize) -> Result<(), Refused> {
+        self.begin_body(most, true)
+    }
+
+    /// Passes over a body of at most `most` bytes; the request will have an empty one.
+    pub(super) fn skip_body(&mut self, most: usize) -> Result<(), Refused> {
+        self.begin_body(most, false)
+    }
+
+    fn begin_body(&mut self, most: usize, keeps: bool) -> Result<(), Refused> {
         if let Stage::Body(body) = &mut self.stage {
-            body.decoder = Some(BodyDecoder::new(body.head.framing, most)?);
+            body.decoder = Some(BodyDecoder::new(body.head.framing, most, keeps)?);
         }
         Ok(())
     }
@@ -114,11 +144,16 @@ impl Parser {
         matches!(&self.stage, Stage::Head { scan, .. } if scan.is_untouched())
     }
 
-    /// Bytes of the body so far.
-    pub(super) fn body_len(&self) -> usize {
+    /// Whether the request that is being read, or was refused, is HEAD.
+    pub(super) fn is_head_method(&self) -> bool {
+        self.refused_head || self.head().is_some_and(|head| head.head.method == "HEAD")
+    }
+
+    /// Memory it holds besides its own size.
+    pub(super) fn allocated(&self) -> usize {
         match &self.stage {
-            Stage::Head { .. } => 0,
-            Stage::Body(body) => body.bytes.len(),
+            Stage::Head { arrived, .. } => arrived.capacity(),
+            Stage::Body(body) => size_of::<Body>() + body.head.head.allocated() + body.bytes.capacity(),
         }
     }
 
@@ -134,37 +169,11 @@ impl Parser {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::fuzzing::{End, read as read_within};
     use proptest::prelude::*;
 
-    const MOST: usize = 10_000;
-
-    /// Every request as text, and how it ended: a refusal's status, or 0.
-    fn read(pieces: &[&[u8]]) -> (Vec<String>, u16) {
-        let mut parser = Parser::default();
-        let mut requests = Vec::new();
-        for piece in pieces {
-            let mut input = *piece;
-            loop {
-                let (taken, progress) = match parser.advance(input) {
-                    Ok(step) => step,
-                    Err(refused) => return (requests, refused.status),
-                };
-                input = &input[taken..];
-                match progress {
-                    Progress::NeedsMore => break,
-                    Progress::Head => {
-                        if let Err(refused) = parser.read_body(MOST) {
-                            return (requests, refused.status);
-                        }
-                    }
-                    Progress::Complete => {
-                        let (head, body) = parser.take().unwrap();
-                        requests.push(format!("{head:?} {body:?}"));
-                    }
-                }
-            }
-        }
-        (requests, 0)
+    fn read(pieces: &[&[u8]]) -> (Vec<String>, End) {
+        read_within(HeadLimits::default(), pieces)
     }
 
     #[test]
@@ -172,8 +181,8 @@ mod tests {
         let bytes =
             b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n\r\nPOST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc\
             POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\nGARBAGE\n";
-        let (requests, status) = read(&[bytes]);
-        assert_eq!((requests.len(), status), (3, 400), "{requests:?}");
+        let (requests, end) = read(&[bytes]);
+        assert_eq!((requests.len(), end.map(|end| end.0.status)), (3, Some(400)), "{requests:?}");
         assert!(requests[1].ends_with("[97, 98, 99]") && requests[2].ends_with(" [97]"), "{requests:?}");
     }
 
@@ -203,11 +212,42 @@ mod tests {
         let body = prop_oneof![
             3 => prop::collection::vec(any::<u8>(), 0..40),
             3 => Just(b"3;x=\"y\"\r\nabc\r\n0\r\nA: b\r\n\r\n".to_vec()),
+            3 => chunks(),
             1 => Just(b"3\r\nabcd\r\n0\r\n\r\n".to_vec()),
             1 => Just(b"fffff\r\n".to_vec()),
         ];
         (line, fields, body)
             .prop_map(|(line, fields, body)| [line.as_bytes(), fields.concat().as_bytes(), b"\r\n", &body].concat())
+    }
+
+    /// Chunks with sizes, extensions and trailers of all kinds, most of them right.
+    fn chunks() -> impl Strategy<Value = Vec<u8>> {
+        let extension = prop_oneof![
+            4 => Just(String::new()),
+            2 => "( |\t)?;( )?[a-z]{1,4}(=[a-z]{1,4})?",
+            2 => ";[a-z]=\"[ -~]{0,6}\"",
+            1 => ";[ -~]{0,6}",
+        ];
+        let chunk = (prop::collection::vec(any::<u8>(), 1..20), 0..3usize, extension.clone(), 0..20u8);
+        let field = prop_oneof![
+            4 => "[A-Za-z-]{1,8}:[ -~]{0,8}\r\n",
+            1 => Just("Content-Length: 3\r\n".to_owned()),
+            1 => Just("Transfer-Encoding: chunked\r\n".to_owned()),
+            1 => "[ -~]{0,8}\r\n",
+        ];
+        (prop::collection::vec(chunk, 0..4), extension, prop::collection::vec(field, 0..3)).prop_map(
+            |(chunks, last_extension, trailers)| {
+                let mut bytes = Vec::new();
+                for (data, zeros, extension, flaw) in chunks {
+                    let size = data.len() + usize::from(flaw == 0);
+                    bytes.extend(format!("{}{size:x}{extension}\r\n", "0".repeat(zeros)).bytes());
+                    bytes.extend(data);
+                    bytes.extend(if flaw == 1 { "\n" } else { "\r\n" }.bytes());
+                }
+                bytes.extend(format!("0{last_extension}\r\n{}\r\n", trailers.concat()).bytes());
+                bytes
+            },
+        )
     }
 
     proptest! {

@@ -4,6 +4,8 @@
 //! connection is watched for bytes all the time (level-triggered, so that nothing has to be armed for each request);
 //! only one that sends while its request is being answered, or that does not take its answer, is armed differently.
 
+mod secured;
+
 use std::io::{ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,8 +22,10 @@ use super::head::Framing;
 use super::parser::{Parser, Progress};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
-use super::{Admission, Handler, Lease, Reply, Request, Response};
+use super::tls::Tls;
+use super::{Admission, Handler, Lease, Notes, Reply, Request, Response, SHUTTING_DOWN};
 use crate::supervise::panic_text;
+use secured::Handshake;
 
 /// Most bytes read at once; also what a client can send ahead of its answer.
 const READ: usize = 16 * 1024;
@@ -32,8 +36,12 @@ const DISCARDED_BODY: usize = 64 * 1024;
 /// After the last answer of a connection the client's bytes are thrown away for so long, and so many.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
+/// Requests of one connection that are answered in one go; then it is the turn of others.
+const TURN: usize = 32;
 /// The poller is left at least so often.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+const TOO_MANY_BYTES: Refused = Refused::beyond("in_flight_bytes", 503, "too many bytes are in flight");
 
 pub(super) struct Reader {
     inbox: Arc<Inbox>,
@@ -46,6 +54,12 @@ pub(super) struct Reader {
     deadlines: Deadlines,
     now: Instant,
     is_draining: bool,
+    tls: Option<Tls>,
+    /// What a read decrypted to; kept for its memory.
+    plain: Vec<u8>,
+    last_complaint: Option<Instant>,
+    /// Failed handshakes since then.
+    unsaid: u64,
 }
 
 #[derive(Default)]
@@ -63,13 +77,29 @@ struct Client {
     pending: Vec<u8>,
     /// The answer that is given in place of the handler's when the body has been thrown away.
     instead: Option<Response>,
+    /// The handler's, for the request whose body is arriving.
+    notes: Notes,
+    /// The memory of the request that is being read.
     lease: Lease,
+    /// The memory of `pending`.
+    ahead: Lease,
     /// When the first byte of the current request arrived.
     started: Instant,
     watched: Watched,
     planned: Option<Instant>,
     /// Bytes thrown away after the last answer.
     discarded: usize,
+    handshake: Handshake,
+    /// TLS: the client said that it sends nothing more.
+    ended: bool,
+}
+
+impl Client {
+    /// Counts what is kept of the request until more of it arrives or it is answered; false where that is too much.
+    fn hold_what_is_read(&mut self) -> bool {
+        let instead = self.instead.as_ref().map_or(0, Response::allocated);
+        self.lease.set_to(self.parser.allocated() + instead)
+    }
 }
 
 /// What the poller reports of a connection.
@@ -83,7 +113,13 @@ enum Watched {
 }
 
 impl Reader {
-    pub(super) fn new(inbox: Arc<Inbox>, handler: Arc<dyn Handler>, limits: Limits, metrics: Counters) -> Self {
+    pub(super) fn new(
+        inbox: Arc<Inbox>,
+        handler: Arc<dyn Handler>,
+        limits: Limits,
+        metrics: Counters,
+        tls: Option<Tls>,
+    ) -> Self {
         Reader {
             inbox,
             handler,
@@ -94,6 +130,10 @@ impl Reader {
             deadlines: Deadlines::default(),
             now: Instant::now(),
             is_draining: false,
+            tls,
+            plain: Vec::new(),
+            last_complaint: None,
+            unsaid: 0,
         }
     }
 
@@ -149,24 +189,30 @@ impl Reader {
         let _ = socket.set_nodelay(true);
         // SAFETY: the socket is deleted from the poller in `close`, before the reader lets go of it.
         let added = unsafe { self.inbox.poller.add_with_mode(&socket, Event::readable(key), PollMode::Level) };
-        let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now));
+        let session = self.tls.as_ref().map(Tls::session);
+        let first_deadline = self.now + self.tls.as_ref().map_or(self.limits.idle_timeout, Tls::handshake_timeout);
+        let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now, session));
         let client = Client {
             connection,
-            parser: Parser::default(),
+            parser: Parser::new(self.limits.head),
             pending: Vec::new(),
             instead: None,
+            notes: Notes::none(),
             lease: self.limits.lease(),
+            ahead: self.limits.lease(),
             started: self.now,
             watched: if added.is_ok() { Watched::Bytes } else { Watched::Nothing },
             planned: None,
             discarded: 0,
+            handshake: if self.tls.is_some() { Handshake::Awaited } else { Handshake::Over },
+            ended: false,
         };
         self.slots[index].client = Some(Box::new(client));
         if let Err(cause) = added {
             error!("a connection cannot be watched: {cause}");
             return self.close(index);
         }
-        self.plan(index, self.now + self.limits.idle_timeout);
+        self.plan(index, first_deadline);
         // Most clients send at once: the request is often there.
         self.react(key, scratch);
         if self.is_draining && self.find(key).is_some() {
@@ -209,10 +255,11 @@ impl Reader {
         let most = usize::try_from(client.parser.missing()).unwrap_or(usize::MAX).clamp(READ, READ_BODY);
         match (&client.connection.socket).read(&mut scratch[..most]) {
             // The end of the stream: a request that is not complete never becomes one.
-            Ok(0) => self.close(index),
+            Ok(0) => self.lose(index, "the client closed the connection"),
+            Ok(count) if self.tls.is_some() => self.take_records(index, &scratch[..count]),
             Ok(count) => self.take_bytes(index, &scratch[..count]),
             Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(_) => self.close(index),
+            Err(cause) => self.lose(index, &cause.to_string()),
         }
     }
 
@@ -225,8 +272,17 @@ impl Reader {
         }
     }
 
-    /// Takes bytes of a client that may send: as many requests as are answered on the spot, then the rest waits.
-    fn take_bytes(&mut self, index: usize, mut input: &[u8]) {
+    /// Takes bytes of a client that may send.
+    fn take_bytes(&mut self, index: usize, input: &[u8]) {
+        if self.parse(index, input) {
+            self.settle(index);
+        }
+    }
+
+    /// Understands bytes of a client that may send: as many requests as are answered on the spot, then the rest waits. Whether
+    /// the phase has to be looked at.
+    fn parse(&mut self, index: usize, mut input: &[u8]) -> bool {
+        let mut turn = 0;
         loop {
             let now = self.now;
             let client = self.client(index);
@@ -240,20 +296,37 @@ impl Reader {
                 Err(refused) => return self.refuse(index, refused),
             };
             input = &input[taken..];
-            if !client.lease.grow_to(client.parser.body_len()) {
-                return self.refuse(index, Refused::new(503, "too many bytes are in flight"));
-            }
             match progress {
-                Progress::NeedsMore => return,
+                Progress::NeedsMore => {
+                    if !client.hold_what_is_read() {
+                        return self.refuse(index, TOO_MANY_BYTES);
+                    }
+                    client.ahead.set_to(0);
+                    return false;
+                }
                 Progress::Head => {
                     if let Err(refused) = self.admit(index, input.is_empty()) {
                         return self.refuse(index, refused);
                     }
                 }
                 Progress::Complete => {
-                    if self.hand_over(index, !input.is_empty()) != Phase::Reading {
-                        self.client(index).pending = input.to_vec();
-                        return self.settle(index);
+                    // What is answered without the handler is never held, so that operations go on when all is full.
+                    let fits = client.instead.is_some() || client.hold_what_is_read();
+                    // Before the hand-over, after which nothing can be refused.
+                    if !fits || !client.ahead.set_to(input.len()) {
+                        return self.refuse(index, TOO_MANY_BYTES);
+                    }
+                    turn += 1;
+                    let is_answered = self.hand_over(index, !input.is_empty()) == Phase::Reading;
+                    let has_had_its_turn = turn == TURN && !input.is_empty();
+                    if !is_answered || has_had_its_turn {
+                        let client = self.client(index);
+                        client.pending = input.to_vec();
+                        if is_answered {
+                            let key = client.connection.key;
+                            self.inbox.post(Message::Attend(key));
+                        }
+                        return !is_answered;
                     }
                 }
             }
@@ -263,7 +336,7 @@ impl Reader {
     /// Asks the handler whether the body is wanted.
     fn admit(&mut self, index: usize, nothing_follows: bool) -> Result<(), Refused> {
         if self.is_draining {
-            return Err(Refused::new(503, "shutting down"));
+            return Err(Refused::new(503, SHUTTING_DOWN));
         }
         let handler = Arc::clone(&self.handler);
         let client = self.client(index);
@@ -276,11 +349,11 @@ impl Reader {
             Refused::new(500, "an internal error")
         })?;
         match admission {
-            Admission::Read { most } => {
+            Admission::Read { most, notes } => {
                 client.parser.read_body(most)?;
+                client.notes = notes;
                 if waits {
-                    // Fails only when the connection broke, which the next read finds.
-                    let _ = client.connection.send_continue();
+                    client.connection.send_continue();
                 }
                 Ok(())
             }
@@ -288,7 +361,7 @@ impl Reader {
                 client.instead = Some(response);
                 let is_large = matches!(framing, Framing::Length(length) if length > DISCARDED_BODY as u64);
                 if !is_large && !waits {
-                    return client.parser.read_body(DISCARDED_BODY);
+                    return client.parser.skip_body(DISCARDED_BODY);
                 }
                 // `refuse` gives the answer that is ready instead of this one.
                 Err(Refused::bad("a body that is not wanted"))
@@ -301,7 +374,7 @@ impl Reader {
         let handler = Arc::clone(&self.handler);
         let next_lease = self.limits.lease();
         let client = self.client(index);
-        let connection = Arc::clone(&client.connection);
+        let (connection, ended) = (Arc::clone(&client.connection), client.ended);
         let Some((parsed, body)) = client.parser.take() else { return connection.phase().0 };
         let lease = std::mem::replace(&mut client.lease, next_lease);
         let form = Form {
@@ -314,64 +387,79 @@ impl Reader {
             connection.answer(&response, form);
         } else {
             let reply = Reply::on(Arc::clone(&connection), form);
-            let request = Request { head: parsed.head, body, lease };
+            let notes = std::mem::take(&mut client.notes);
+            let request = Request { head: parsed.head, body, notes, lease };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply))) {
                 error!("handling a request panicked: {}", panic_text(panic.as_ref()));
             }
         }
-        connection.leave(has_more)
+        connection.leave(has_more || ended)
     }
 
-    /// Answers in the handler's stead and ends the connection.
-    fn refuse(&mut self, index: usize, refused: Refused) {
+    /// Answers in the handler's stead and ends the connection. Returns that the phase has to be looked at.
+    fn refuse(&mut self, index: usize, refused: Refused) -> bool {
         let handler = Arc::clone(&self.handler);
+        let head_limits = self.limits.head;
         let client = self.client(index);
-        let head_only = client.parser.head().is_some_and(|head| head.head.method == "HEAD");
+        let head_only = client.parser.is_head_method();
         let prepared = client.instead.take();
         let is_ours = prepared.is_none();
         let response = prepared.unwrap_or_else(|| {
             catch_unwind(AssertUnwindSafe(|| handler.refusal(refused.status, refused.reason)))
                 .unwrap_or_else(|_| Response::text(refused.status, refused.reason))
         });
-        client.parser = Parser::default();
+        client.parser = Parser::new(head_limits);
+        client.pending = Vec::new();
         client.lease = Lease::default();
+        client.ahead = Lease::default();
+        client.notes = Notes::none();
         let connection = Arc::clone(&client.connection);
         connection.begin_answering();
         connection.answer(&response.closing(), Form { head_only, keep_alive: false, is_http10: false });
         connection.leave(false);
         if is_ours {
             self.metrics.refused(refused.status);
+            if let Some(limit) = refused.limit {
+                self.metrics.limited(limit);
+            }
         }
-        self.settle(index);
+        true
     }
 
     /// Does what the phase asks of the reader after an answer.
     fn settle(&mut self, index: usize) {
+        while self.settle_once(index) {}
+    }
+
+    fn settle_once(&mut self, index: usize) -> bool {
         let limits = (self.limits.idle_timeout, self.limits.write_timeout);
         let client = self.client(index);
         match client.connection.phase() {
             (Phase::Answering, _) => {}
-            (Phase::Broken, _) => self.close(index),
+            (Phase::Broken, _) => self.lose(index, "it could not be written to"),
             (Phase::Writing, since) => {
                 self.watch(index, Watched::Room);
                 self.plan(index, since + limits.1);
             }
             (Phase::Lingering, since) => {
                 client.pending = Vec::new();
+                client.ahead.set_to(0);
                 self.watch(index, Watched::Bytes);
                 self.plan(index, since + LINGER);
             }
             (Phase::Reading, since) => {
-                let pending = std::mem::take(&mut client.pending);
+                let (pending, ended) = (std::mem::take(&mut client.pending), client.ended);
                 self.watch(index, Watched::Bytes);
                 self.plan(index, since + limits.0);
-                if !pending.is_empty() {
-                    self.take_bytes(index, &pending);
-                } else if self.is_draining {
+                if !pending.is_empty() && self.parse(index, &pending) {
+                    return true;
+                }
+                if self.is_draining || ended {
                     self.close_if_idle(index);
                 }
             }
         }
+        false
     }
 
     fn check_deadline(&mut self, index: usize) {
@@ -380,6 +468,10 @@ impl Reader {
         let client = self.client(index);
         let (phase, since) = client.connection.phase();
         let (deadline, kind) = match phase {
+            Phase::Reading | Phase::Writing if client.handshake != Handshake::Over => {
+                let most = self.tls.as_ref().map_or(read_timeout, Tls::handshake_timeout);
+                (self.client(index).started + most, "handshake")
+            }
             Phase::Reading if client.parser.is_idle() => (since + idle_timeout, "idle"),
             Phase::Reading => (client.started + read_timeout, "read"),
             // Bounded by the handler. The answer may leave the connection idle, so look again no later than that ends.
@@ -391,9 +483,14 @@ impl Reader {
         if deadline > now {
             return self.plan(index, deadline);
         }
+        if kind == "handshake" {
+            self.handshake_failed(index, "timeout", "it was not done in time");
+            return self.close(index);
+        }
         self.metrics.timed_out(kind);
         if kind == "read" {
             self.refuse(index, Refused::new(408, "the request was not complete in time"));
+            self.settle(index);
         } else {
             self.close(index);
         }
@@ -443,11 +540,15 @@ impl Reader {
         self.watch(index, Watched::Nothing);
         let slot = &mut self.slots[index];
         let Some(client) = slot.client.take() else { return };
+        if self.tls.is_some() && client.handshake == Handshake::Over {
+            client.connection.say_goodbye();
+        }
         slot.generation = slot.generation.wrapping_add(1);
         self.deadlines.forget(client.connection.key, client.planned);
         self.free.push(index);
+        let peer = client.connection.peer;
         drop(client);
         self.metrics.connections.dec();
-        self.inbox.control.connection_closed();
+        self.inbox.control.connection_closed(peer.ip());
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Response;
 use super::connection::Connection;
 use super::encode::Form;
+use super::{Response, UNANSWERED};
 
 /// Owns a connection until its request is answered. Dropped without an answer (a bug) it answers 500.
 pub struct Reply {
@@ -43,7 +43,11 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if self.target.is_some() {
-            self.deliver(Response::text(500, "the request was not answered\n").closing());
+            let response = match &self.target {
+                Some(Target::Connection(connection, _)) => connection.unanswered(),
+                _ => Response::text(500, UNANSWERED).closing(),
+            };
+            self.deliver(response);
         }
     }
 }

@@ -15,6 +15,8 @@ use super::budget::{ByteBudget, Lease};
 use super::connection::{Control, Inbox};
 use super::listen::Listen;
 use super::reader::Reader;
+use super::scan::HeadLimits;
+use super::tls::Tls;
 use crate::metrics::Registry;
 use crate::supervise::Supervisor;
 
@@ -29,7 +31,11 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Connections at the same time; one more is told 503 and closed.
     pub max_connections: usize,
-    /// Bytes of bodies in memory, from their arrival until the handler drops [`super::Request::lease`]; beyond it 503.
+    /// The same for each client's address, an IPv4 address in IPv6 clothes being the IPv4 address.
+    pub max_connections_per_ip: Option<usize>,
+    /// Sizes of request line and headers.
+    pub head: HeadLimits,
+    /// Memory of requests, from their arrival until the handler drops [`super::Request::lease`]; beyond it 503.
     pub body_budget: Option<ByteBudget>,
 }
 
@@ -41,6 +47,8 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
             max_connections: 256,
+            max_connections_per_ip: None,
+            head: HeadLimits::default(),
             body_budget: None,
         }
     }
@@ -63,6 +71,8 @@ pub struct ServerConfig {
     pub readers: usize,
     /// Bounds.
     pub limits: Limits,
+    /// Certificates: then it speaks TLS only. `None`: plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 /// Counters of all servers of a daemon, told apart by the label `server`.
@@ -72,7 +82,9 @@ pub struct ServerMetrics {
     accepted: IntCounterVec,
     accept_failures: IntCounterVec,
     refused: IntCounterVec,
+    limits: IntCounterVec,
     timeouts: IntCounterVec,
+    handshakes: IntCounterVec,
 }
 
 impl ServerMetrics {
@@ -91,10 +103,21 @@ impl ServerMetrics {
                 "Requests and connections the server itself refused, by status.",
                 &["server", "status"],
             ),
+            limits: registry.counter(
+                "http_limits_total",
+                "Requests and connections refused because a limit was reached, by limit: connections, connections_per_ip, \
+                 uri, headers, header_fields, request_size, chunks, in_flight_bytes.",
+                &["server", "limit"],
+            ),
             timeouts: registry.counter(
                 "http_timeouts_total",
                 "Deadlines that passed: read, write, idle, linger.",
                 &["server", "deadline"],
+            ),
+            handshakes: registry.counter(
+                "http_tls_handshakes_total",
+                "TLS handshakes: ok, failed, timeout.",
+                &["server", "outcome"],
             ),
         }
     }
@@ -125,6 +148,14 @@ impl Counters {
         self.families.refused.with_label_values(&[self.server, &status.to_string()]).inc();
     }
 
+    pub(super) fn limited(&self, limit: &str) {
+        self.families.limits.with_label_values(&[self.server, limit]).inc();
+    }
+
+    pub(super) fn handshake(&self, outcome: &str) {
+        self.families.handshakes.with_label_values(&[self.server, outcome]).inc();
+    }
+
     pub(super) fn timed_out(&self, deadline: &str) {
         self.families.timeouts.with_label_values(&[self.server, deadline]).inc();
     }
@@ -146,16 +177,17 @@ impl Server {
         supervisor: &Supervisor,
         metrics: &ServerMetrics,
     ) -> io::Result<Server> {
-        let ServerConfig { listen, name, readers, limits } = config;
+        let ServerConfig { listen, name, readers, limits, tls } = config;
         let listener = listen.open()?;
         let address = listener.local_addr()?;
         let metrics = metrics.of(name);
-        let control = Arc::new(Control::default());
+        let control = Arc::new(Control::for_handler(Arc::clone(&handler)));
         let acceptor = Arc::new(Poller::new()?);
         let inboxes: Vec<_> =
             (0..readers.max(1)).map(|_| Inbox::new(Arc::clone(&control)).map(Arc::new)).collect::<io::Result<_>>()?;
         for (number, inbox) in inboxes.iter().enumerate() {
-            let reader = Reader::new(Arc::clone(inbox), Arc::clone(&handler), limits.clone(), metrics.clone());
+            let reader =
+                Reader::new(Arc::clone(inbox), Arc::clone(&handler), limits.clone(), metrics.clone(), tls.clone());
             supervisor.spawn(format!("{name}-{number}"), move || reader.run());
         }
         let accepts = Acceptor {
@@ -165,6 +197,8 @@ impl Server {
             readers: inboxes.clone(),
             next_reader: 0,
             max_connections: limits.max_connections,
+            max_connections_per_ip: limits.max_connections_per_ip,
+            speaks_tls: tls.is_some(),
             handler,
             metrics,
             last_complaint: None,

@@ -13,11 +13,11 @@ use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Echoes bodies; keeps the replies of `/later` until they are released; panics, forgets, refuses and blocks on request.
-struct Echo {
-    kept: Mutex<VecDeque<(Request, Reply)>>,
+pub(super) struct Echo {
+    pub(super) kept: Mutex<VecDeque<(Request, Reply)>>,
     arrived: Condvar,
     /// Lets the reader go on that `/block` keeps.
     go_on: (mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>),
@@ -32,7 +32,7 @@ impl Default for Echo {
 
 impl Echo {
     /// Waits until a reply is kept and takes it.
-    fn release(&self) -> (Request, Reply) {
+    pub(super) fn release(&self) -> (Request, Reply) {
         let (mut kept, _) =
             self.arrived.wait_timeout_while(self.kept.lock().unwrap(), PATIENCE, |kept| kept.is_empty()).unwrap();
         kept.pop_front().expect("a request arrives in time")
@@ -44,11 +44,16 @@ impl Handler for Echo {
         match head.path.as_str() {
             "/refuse" => Admission::Refuse(Response::text(403, "no")),
             "/panic-early" => panic!("as asked"),
-            _ => Admission::Read { most: 1 << 20 },
+            path => Admission::Read { most: 1 << 20, notes: Notes::of(path.to_owned()) },
         }
     }
 
-    fn handle(&self, request: Request, reply: Reply) {
+    fn refusal(&self, status: u16, reason: &str) -> Response {
+        Response::text(status, format!("refusal: {reason}"))
+    }
+
+    fn handle(&self, mut request: Request, reply: Reply) {
+        assert_eq!(request.notes.take().as_deref(), Some(&request.head.path), "each request brings its own notes");
         match request.head.path.as_str() {
             "/later" => {
                 self.kept.lock().unwrap().push_back((request, reply));
@@ -69,33 +74,39 @@ impl Handler for Echo {
     }
 }
 
-struct Fixture {
-    server: Server,
-    echo: Arc<Echo>,
+pub(super) struct Fixture {
+    pub(super) server: Server,
+    pub(super) echo: Arc<Echo>,
     group: Supervisor,
     registry: Registry,
     budget: ByteBudget,
 }
 
 fn start(change: impl FnOnce(&mut Limits)) -> Fixture {
+    start_with(None, change)
+}
+
+pub(super) fn start_with(tls: Option<Tls>, change: impl FnOnce(&mut Limits)) -> Fixture {
     let budget = ByteBudget::new(8 << 20);
     let mut limits = Limits {
         read_timeout: PATIENCE,
         write_timeout: PATIENCE,
         idle_timeout: PATIENCE,
         max_connections: 100,
+        max_connections_per_ip: None,
+        head: HeadLimits::default(),
         body_budget: Some(budget.clone()),
     };
     change(&mut limits);
     let listen = Listen::At("127.0.0.1:0".parse().unwrap());
-    let config = ServerConfig { listen, name: "http", readers: 2, limits };
+    let config = ServerConfig { listen, name: "http", readers: 2, limits, tls };
     let (echo, group, registry) = (Arc::new(Echo::default()), Supervisor::new("g", Stop::new()), Registry::new());
     let server = Server::start(config, Arc::<Echo>::clone(&echo), &group, &ServerMetrics::new(&registry)).unwrap();
     Fixture { server, echo, group, registry, budget }
 }
 
 impl Fixture {
-    fn connect(&self) -> TcpStream {
+    pub(super) fn connect(&self) -> TcpStream {
         let socket = TcpStream::connect(self.server.local_addr()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -111,12 +122,12 @@ impl Fixture {
         answer
     }
 
-    fn metric(&self, line: &str) -> bool {
+    pub(super) fn metric(&self, line: &str) -> bool {
         String::from_utf8(self.registry.render()).unwrap().lines().any(|known| known == line)
     }
 
     /// Ends the server; no connection and no byte may be left.
-    fn end(self) {
+    pub(super) fn end(self) {
         assert_eq!(self.server.drain(PATIENCE), 0);
         assert!(self.metric("http_connections{server=\"http\"} 0"));
         assert_eq!(self.budget.used(), 0);
@@ -127,13 +138,13 @@ impl Fixture {
 }
 
 /// Reads one answer with a Content-Length: status and body.
-fn answer(socket: &mut TcpStream) -> (u16, String) {
+pub(super) fn answer(socket: &mut impl Read) -> (u16, String) {
     let (status, head, body) = whole_answer(socket);
     assert!(head.contains("Content-Length: "), "{head}");
     (status, body)
 }
 
-fn whole_answer(socket: &mut TcpStream) -> (u16, String, String) {
+fn whole_answer(socket: &mut impl Read) -> (u16, String, String) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -149,7 +160,7 @@ fn whole_answer(socket: &mut TcpStream) -> (u16, String, String) {
     (status, head, String::from_utf8(body).unwrap())
 }
 
-fn post(path: &str, body: &str) -> String {
+pub(super) fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
@@ -336,6 +347,7 @@ fn deadlines_end_slow_senders_slow_takers_and_idle_connections() {
     assert!(started.elapsed() >= short && started.elapsed() < short * 20, "{:?}", started.elapsed());
     let answer = fixture.exchange(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(fixture.exchange(b"\r\n\r"), "", "empty lines are no beginning of a request, so it is just idle");
     let started = Instant::now();
     assert_eq!(fixture.exchange(b""), "", "an idle connection is closed without a word");
     assert!(started.elapsed() >= short * 3, "{:?}", started.elapsed());
@@ -393,6 +405,79 @@ fn connections_and_bytes_beyond_the_limits_are_told_503() {
 }
 
 #[test]
+fn whatever_is_kept_of_a_request_is_within_the_budget() {
+    let budget = ByteBudget::new(40_000);
+    let fixture = start(|limits| limits.body_budget = Some(budget.clone()));
+    let held = |least: usize| {
+        let deadline = Instant::now() + PATIENCE;
+        while budget.used() < least {
+            assert!(Instant::now() < deadline, "{} of {least} bytes", budget.used());
+            std::thread::yield_now();
+        }
+    };
+    // A half head.
+    let mut half = fixture.connect();
+    half.write_all(format!("POST / HTTP/1.1\r\nHost: h\r\nX: {}", "y".repeat(10_000)).as_bytes()).unwrap();
+    held(10_000);
+    // What was sent ahead of an answer.
+    let mut busy = fixture.connect();
+    let ahead = post("/", &"z".repeat(9_000));
+    busy.write_all(format!("{}{}", post("/later", "a"), &ahead[..ahead.len() - 1]).as_bytes()).unwrap();
+    let (request, reply) = fixture.echo.release();
+    held(19_000);
+    // A refused body is passed over and takes nothing, but what will be answered does.
+    let mut refused = fixture.connect();
+    let body = "b".repeat(30_000);
+    let head = format!("POST /refuse HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len() + 1);
+    refused.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    // No room for another body, nor half a head; an answer without one needs none.
+    let mut other = fixture.connect();
+    other.write_all(post("/", &"c".repeat(25_000)).as_bytes()).unwrap();
+    let (status, text) = answer(&mut other);
+    assert_eq!((status, text.as_str()), (503, "refusal: too many bytes are in flight"));
+    let mut filler = budget.lease();
+    assert!(filler.set_to(40_000 - budget.used() - 2_000));
+    let mut head_only = fixture.connect();
+    head_only.write_all(format!("GET / HTTP/1.1\r\nX: {}", "y".repeat(8_000)).as_bytes()).unwrap();
+    assert_eq!(answer(&mut head_only).0, 503);
+    let mut small = fixture.connect();
+    small.write_all(b"GET /refuse HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    assert_eq!(answer(&mut small).0, 403);
+    drop((filler, half, request));
+    refused.write_all(b"b").unwrap();
+    assert_eq!(answer(&mut refused).0, 403);
+    reply.send(Response::text(200, "later"));
+    assert_eq!(answer(&mut busy).1, "later");
+    busy.write_all(b"z").unwrap();
+    assert_eq!(answer(&mut busy), (200, "z".repeat(9_000)));
+    assert!(fixture.metric("http_limits_total{limit=\"in_flight_bytes\",server=\"http\"} 2"));
+    drop((busy, refused, other, head_only, small));
+    fixture.end();
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn one_connection_that_asks_much_at_once_gets_it_in_turns() {
+    let fixture = start(|_| ());
+    let mut socket = fixture.connect();
+    let many: String = (0..300).map(|number| post("/", &number.to_string())).collect();
+    socket.write_all(many.as_bytes()).unwrap();
+    for number in 0..300 {
+        assert_eq!(answer(&mut socket), (200, number.to_string()));
+    }
+    drop(socket);
+    fixture.end();
+}
+
+#[test]
+fn a_request_that_is_forgotten_is_answered_in_the_words_of_the_handler() {
+    let fixture = start(|_| ());
+    let answer = fixture.exchange(post("/forget", "a").as_bytes());
+    assert!(answer.ends_with(&format!("refusal: {UNANSWERED}")), "{answer}");
+    fixture.end();
+}
+
+#[test]
 fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
     let fixture = start(|_| ());
     let mut idle = fixture.connect();
@@ -426,7 +511,7 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
 fn a_connection_that_arrives_during_a_drain_is_closed() {
     let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
     let (group, metrics) = (Supervisor::new("g", Stop::new()), ServerMetrics::new(&Registry::new()).of("http"));
-    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics);
+    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics, None);
     group.spawn("reader", move || reader.run());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connect = || {
@@ -434,7 +519,7 @@ fn a_connection_that_arrives_during_a_drain_is_closed() {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let (socket, peer) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        assert!(inbox.control.connection_opened(10));
+        inbox.control.connection_opened(peer.ip(), 10, None).unwrap();
         inbox.post(Message::New(socket, peer));
         client
     };

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use log::debug;
 
 use crate::admin::Admin;
-use crate::http::{Admission, Handler, Head, Reply, Request, Response, percent_decode};
+use crate::http::{Admission, Handler, Head, Notes, Reply, Request, Response, percent_decode};
 
 use super::board::Board;
 use super::report::{Views, json, zabbix};
@@ -26,7 +26,7 @@ pub struct DelayHandler {
 
 impl Handler for DelayHandler {
     fn admit(&self, _: &Head) -> Admission {
-        Admission::Read { most: MAX_BODY_BYTES }
+        Admission::Read { most: MAX_BODY_BYTES, notes: Notes::none() }
     }
 
     fn handle(&self, request: Request, reply: Reply) {

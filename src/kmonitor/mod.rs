@@ -91,8 +91,9 @@ fn listen(
     let metrics = ServerMetrics::new(registry);
     let start = |key: &str, name, port, readers, limits, handler: Arc<dyn Handler>| {
         let listen = Listen::Everywhere(port);
-        let server = Server::start(ServerConfig { listen, name, readers, limits }, handler, supervisor, &metrics)
-            .map_err(|cause| format!("http_server.{key}: cannot listen on port {port}: {cause}"))?;
+        let server =
+            Server::start(ServerConfig { listen, name, readers, limits, tls: None }, handler, supervisor, &metrics)
+                .map_err(|cause| format!("http_server.{key}: cannot listen on port {port}: {cause}"))?;
         info!("{name} listens on {}", server.local_addr());
         Ok::<_, String>(server)
     };

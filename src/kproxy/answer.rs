@@ -3,11 +3,15 @@
 //! Every answer but 200 says whether the message may be in the topic (`stored`) and whether the same request may
 //! succeed later (`retriable`).
 
-use crate::broker::{AppendError, AppendFailure, Appended, Stored};
-use crate::http::Response;
+use std::fmt::{self, Display};
+
+use serde_json::Value;
+
+use crate::broker::{AppendError, AppendFailure, Appended, Offset, Stored};
+use crate::http::{Response, SHUTTING_DOWN, UNANSWERED};
 
 /// Seconds after which a client that was told 503 may try again.
-const RETRY_AFTER: &str = "1";
+pub(super) const RETRY_AFTER: &str = "1";
 
 /// Everything but success.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,11 +23,14 @@ pub(super) struct Failure {
     pub(super) message: String,
     pub(super) retriable: bool,
     pub(super) stored: Stored,
+    /// A header field besides those that belong to the status, for instance `WWW-Authenticate`.
+    pub(super) header: Option<(&'static str, String)>,
 }
 
 impl Failure {
-    fn new(status: u16, code: &'static str, message: impl Into<String>, retriable: bool) -> Self {
-        Failure { status, code, message: message.into(), retriable, stored: Stored::No }
+    /// Refused before Kafka had to do with it.
+    pub(super) fn new(status: u16, code: &'static str, message: impl Into<String>, retriable: bool) -> Self {
+        Failure { status, code, message: message.into(), retriable, stored: Stored::No, header: None }
     }
 
     /// 400: the request has to be changed.
@@ -33,7 +40,7 @@ impl Failure {
 
     /// 404: another path.
     pub(super) fn unknown_path() -> Self {
-        Self::new(404, "unknown_path", "only /commit, /metrics, /healthz and /readyz are here", false)
+        Self::new(404, "unknown_path", "only /commit, /commit_batch, /metrics, /healthz and /readyz are here", false)
     }
 
     /// 405: another method.
@@ -41,14 +48,20 @@ impl Failure {
         Self::new(405, "not_post", "messages are posted", false)
     }
 
+    /// 400: the same request would do with the other engine.
+    pub(super) fn unsupported() -> Self {
+        Self::bad("unsupported", "record headers and timestamps need kafka_client: librdkafka")
+    }
+
     /// 503: a bound is reached; `message` names the setting.
     pub(super) fn overloaded(message: impl Into<String>) -> Self {
         Self::new(503, "overloaded", message, true)
     }
 
-    /// What the HTTP server refused on its own; nothing was given to Kafka.
+    /// What the HTTP server refused on its own.
     pub(super) fn of_server(status: u16, reason: &str) -> Self {
         let (code, retriable) = match status {
+            503 if reason == SHUTTING_DOWN => ("shutting_down", true),
             408 => ("request_timeout", true),
             413 => ("too_large", false),
             414 => ("uri_too_long", false),
@@ -60,7 +73,9 @@ impl Failure {
             505 => ("bad_version", false),
             _ => ("bad_request", false),
         };
-        Self::new(status, code, reason, retriable)
+        // A request that was handed over and never answered may have reached Kafka.
+        let stored = if reason == UNANSWERED { Stored::Unknown } else { Stored::No };
+        Failure { stored, ..Self::new(status, code, reason, retriable) }
     }
 
     /// What became of a message that was given to the broker.
@@ -87,44 +102,64 @@ impl Failure {
             message: error.reason.clone(),
             retriable: error.kind.is_retriable(),
             stored: error.stored,
+            header: None,
         }
     }
 
-    /// The answer itself.
-    pub(super) fn response(&self) -> Response {
+    /// The same with a header field, instead of the one that the status brings along.
+    pub(super) fn with_header(self, name: &'static str, value: impl Into<String>) -> Self {
+        Failure { header: Some((name, value.into())), ..self }
+    }
+
+    /// What a client is told, in JSON.
+    pub(super) fn object(&self) -> serde_json::Map<String, Value> {
         let stored = match self.stored {
             Stored::No => "no",
             Stored::Unknown => "unknown",
         };
-        let body = serde_json::json!({
-            "error": self.code,
-            "message": self.message,
-            "retriable": self.retriable,
-            "stored": stored,
-        });
-        let response = Response::json(self.status, body.to_string());
-        match self.status {
-            503 => response.with_header("Retry-After", RETRY_AFTER),
-            405 => response.with_header("Allow", "POST, OPTIONS"),
-            _ => response,
+        let members: [(&str, Value); 4] = [
+            ("error", self.code.into()),
+            ("message", self.message.as_str().into()),
+            ("retriable", self.retriable.into()),
+            ("stored", stored.into()),
+        ];
+        members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// The answer itself.
+    pub(super) fn response(&self) -> Response {
+        let response = Response::json(self.status, Value::Object(self.object()).to_string());
+        match (&self.header, self.status) {
+            (Some((name, value)), _) => response.with_header(name, value.as_str()),
+            (None, 503) => response.with_header("Retry-After", RETRY_AFTER),
+            (None, 405) => response.with_header("Allow", "POST, OPTIONS"),
+            (None, _) => response,
         }
     }
 }
 
 /// 200: stored at the level asked for. A legal topic name needs no escaping.
 pub(super) fn stored(topic: &str, appended: Appended) -> Response {
-    let partition = appended.partition;
-    let body = match appended.offset {
-        Some(offset) => format!(r#"{{"topic":"{topic}","partition":{partition},"offset":{offset}}}"#),
-        None => format!(r#"{{"topic":"{topic}","partition":{partition},"offset":null}}"#),
-    };
-    Response::json(200, body)
+    let (partition, offset) = (appended.partition, OffsetOrNull(appended.offset));
+    Response::json(200, format!(r#"{{"topic":"{topic}","partition":{partition},"offset":{offset}}}"#))
+}
+
+/// An offset as JSON; it is not known after `acks=0`.
+pub(super) struct OffsetOrNull(pub(super) Option<Offset>);
+
+impl Display for OffsetOrNull {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(offset) => offset.fmt(formatter),
+            None => formatter.write_str("null"),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     #[test]
     fn every_outcome_has_its_status_and_says_what_became_of_the_message() {
@@ -156,7 +191,13 @@ mod tests {
             assert_eq!(response.headers.iter().any(|(name, _)| *name == "Retry-After"), status == 503, "{error:?}");
         }
         assert_eq!(Failure::not_post().response().headers, [("Allow", "POST, OPTIONS".to_owned())]);
+        let later = Failure::new(429, "too_many", "", true).with_header("Retry-After", "7").response();
+        assert_eq!(later.headers, [("Retry-After", "7".to_owned())]);
         assert!(Failure::of_server(408, "").retriable && !Failure::of_server(400, "").retriable);
+        assert_eq!(Failure::of_server(503, "too many connections").code, "overloaded");
+        assert_eq!(Failure::of_server(503, SHUTTING_DOWN).code, "shutting_down");
+        assert_eq!(Failure::of_server(500, "an internal error").stored, no);
+        assert_eq!(Failure::of_server(500, UNANSWERED).stored, unknown);
     }
 
     #[test]

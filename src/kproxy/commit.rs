@@ -3,6 +3,7 @@
 //! The connection travels with the message ([`Commit`] carries the [`Reply`]); whichever thread learns the outcome
 //! answers. Bounds: `req_pool_size` commits and `max_in_flight_bytes`; beyond them a client is told 503 at once.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,13 +11,16 @@ use std::time::Instant;
 
 use log::{Level, info};
 
+use super::access::{Access, Permit, without_secrets};
 use super::answer::{Failure, stored};
+use super::batch::{Bounds, Format, Part};
+use super::headers;
 use super::lanes::Lanes;
 use super::metrics::{Metrics, Topic};
-use super::query::{Query, parse};
+use super::query::parse;
 use crate::admin::Admin;
-use crate::broker::{Acks, AppendResult, Completion, Record};
-use crate::http::{Admission, Handler, Head, Lease, Reply, Request, Response};
+use crate::broker::{Acks, AppendResult, Completion, Header, PartitionId, Record};
+use crate::http::{Admission, Handler, Head, Lease, Notes, Reply, Request, Response};
 use crate::log_limited;
 
 /// Longest part of a query in a log line.
@@ -24,12 +28,58 @@ const LOGGED_QUERY: usize = 300;
 
 /// What serves `/commit` and, on the same port, the endpoints of operations.
 pub(super) struct Commits {
-    pub(super) lanes: Lanes<Commit>,
+    pub(super) lanes: Lanes<Delivery>,
     pub(super) admin: Admin,
     pub(super) metrics: Arc<Metrics>,
+    /// `None` where everybody may write anything.
+    pub(super) access: Option<Access>,
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) max_commits: usize,
     pub(super) max_message_bytes: usize,
+    pub(super) batches: Bounds,
+    /// What the engine can carry.
+    pub(super) has_headers_and_timestamps: bool,
+}
+
+/// What can be asked for by POST, by path. Everything else is the endpoints of operations', or 404.
+const WAYS: [(&str, Way); 2] = [("/commit", Way::One), ("/commit_batch", Way::Batch)];
+
+/// How messages come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The body is one message.
+    One,
+    /// The body holds many.
+    Batch,
+}
+
+/// What the head of an admitted request says; the message follows in its body.
+pub(super) struct CommitNotes {
+    /// `None`: the body is one message. Else the rest is for those messages of the batch that do not say it themselves.
+    format: Option<Format>,
+    pub(super) topic: Topic,
+    pub(super) key: Option<Vec<u8>>,
+    pub(super) acks: Acks,
+    /// `None` where everybody may write anything.
+    pub(super) permit: Option<Permit>,
+    pub(super) partition: Option<PartitionId>,
+    pub(super) timestamp_ms: Option<i64>,
+    pub(super) headers: Vec<Header>,
+}
+
+/// One message that the broker has, by the way it came.
+pub(super) enum Delivery {
+    One(Commit),
+    Part(Part),
+}
+
+impl Completion for Delivery {
+    fn complete(self, outcome: AppendResult) {
+        match self {
+            Delivery::One(commit) => commit.complete(outcome),
+            Delivery::Part(part) => part.complete(outcome),
+        }
+    }
 }
 
 /// A message on its way to Kafka, with whoever waits for the outcome.
@@ -39,46 +89,173 @@ pub(super) struct Commit {
     acks: Acks,
     query: String,
     bytes: usize,
-    peer: Option<SocketAddr>,
+    peer: Peer,
     started: Instant,
     metrics: Arc<Metrics>,
-    place: Place,
+    place: Places,
     /// The message's bytes within the budget.
     lease: Lease,
 }
 
-/// One of the `req_pool_size` places; given back when dropped.
-struct Place(Arc<AtomicUsize>);
+/// Some of the `req_pool_size` places; given back when dropped.
+pub(super) struct Places {
+    in_flight: Arc<AtomicUsize>,
+    count: usize,
+}
 
-impl Drop for Place {
+impl Places {
+    /// One of them, to be given back on its own.
+    pub(super) fn take_one(&mut self) -> Places {
+        let count = self.count.min(1);
+        self.count -= count;
+        Places { in_flight: Arc::clone(&self.in_flight), count }
+    }
+}
+
+impl Drop for Places {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if self.count > 0 {
+            self.in_flight.fetch_sub(self.count, Ordering::Relaxed);
+        }
     }
 }
 
 impl Commits {
-    fn take_place(&self) -> Result<Place, Failure> {
-        let place = Place(Arc::clone(&self.in_flight));
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        if before < self.max_commits { Ok(place) } else { Err(self.pool_is_full()) }
-    }
-
-    fn pool_is_full(&self) -> Failure {
-        Failure::overloaded(format!("{} commits are in flight, which is req_pool_size", self.max_commits))
-    }
-
-    /// What can be told from the head alone.
-    fn check<'a>(&self, head: &'a Head) -> Result<Query<'a>, Failure> {
-        let query = parse(head.query.as_deref().unwrap_or_default())?;
-        if self.in_flight.load(Ordering::Relaxed) >= self.max_commits {
-            return Err(self.pool_is_full());
+    /// So many places, or none.
+    pub(super) fn take_places(&self, count: usize) -> Result<Places, Failure> {
+        let grown = |used: usize| used.checked_add(count).filter(|used| *used <= self.max_commits);
+        match self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown) {
+            Ok(_) => Ok(Places { in_flight: Arc::clone(&self.in_flight), count }),
+            Err(used) => Err(self.pool_is_full(used)),
         }
-        Ok(query)
     }
 
-    fn refuse(&self, head: &Head, failure: &Failure) -> Response {
-        self.metrics.refused(failure.status);
-        let query = shown(head.query.as_deref().unwrap_or_default());
+    fn pool_is_full(&self, used: usize) -> Failure {
+        self.metrics.pool_full.inc();
+        Failure::overloaded(format!("{used} commits are in flight, req_pool_size is {}", self.max_commits))
+    }
+
+    /// Everything that a head alone can be refused for, before a byte of the body is read.
+    fn check(&self, way: Way, head: &Head) -> Result<CommitNotes, Failure> {
+        // First who is asking, so that strangers learn nothing,
+        let access = self.access.as_ref();
+        let who = access.map_or(Ok(None), |access| access.identify(head))?;
+        let query = parse(head.query.as_deref().unwrap_or_default())?;
+        // then whether they may do that, and whether it can be done,
+        access.map_or(Ok(()), |access| access.allow(who.as_deref(), &query.topic))?;
+        let (format, headers) = match way {
+            Way::One => (None, self.record_headers(head)?),
+            Way::Batch => (Some(Format::of(head)?), self.trace_of_batch(head)?),
+        };
+        if query.timestamp_ms.is_some() && !self.has_headers_and_timestamps {
+            return Err(Failure::unsupported());
+        }
+        self.has_room()?;
+        // and at last how often, so that nothing else that is refused is charged.
+        let permit = access.map(|access| access.charge(who, &query.topic, head)).transpose()?;
+        Ok(CommitNotes {
+            permit,
+            format,
+            topic: self.metrics.topic(&query.topic),
+            key: query.key.map(Cow::into_owned),
+            acks: query.acks,
+            partition: query.partition,
+            timestamp_ms: query.timestamp_ms,
+            headers,
+        })
+    }
+
+    fn record_headers(&self, head: &Head) -> Result<Vec<Header>, Failure> {
+        if !headers::are_there(&head.headers) {
+            return Ok(Vec::new());
+        }
+        let mut chosen = headers::chosen(&head.headers)?;
+        if self.has_headers_and_timestamps {
+            headers::add_trace(&mut chosen, &headers::trace_context(&head.headers));
+        } else if !chosen.is_empty() {
+            // A trace alone is no reason: many clients send it without having been told to.
+            return Err(Failure::unsupported());
+        }
+        Ok(chosen)
+    }
+
+    /// Spares a client from sending a body in vain; the place itself is taken when the body is there.
+    fn has_room(&self) -> Result<(), Failure> {
+        let used = self.in_flight.load(Ordering::Relaxed);
+        if used < self.max_commits { Ok(()) } else { Err(self.pool_is_full(used)) }
+    }
+
+    fn trace_of_batch(&self, head: &Head) -> Result<Vec<Header>, Failure> {
+        if !headers::are_there(&head.headers) {
+            return Ok(Vec::new());
+        }
+        if !headers::chosen(&head.headers)?.is_empty() {
+            let reason = "X-Kafka-Header- is for /commit; the messages of a batch bring their own headers";
+            return Err(Failure::bad("bad_header", reason));
+        }
+        Ok(if self.has_headers_and_timestamps { headers::trace_context(&head.headers) } else { Vec::new() })
+    }
+
+    /// Hands the body of a request to the broker as one message.
+    fn commit(&self, notes: CommitNotes, request: Request, reply: Reply) {
+        let started = Instant::now();
+        let Request { mut head, body, lease, .. } = request;
+        let place = match self.take_place_for(&body) {
+            Ok(place) => place,
+            Err(failure) => return reply.send(self.refuse(&head, Some(Way::One), &failure)),
+        };
+        let CommitNotes { topic, key, acks, permit, partition, timestamp_ms, headers, .. } = notes;
+        let bytes = body.len();
+        let peer = Peer::settled(head.peer, permit, 1, bytes);
+        let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
+        let commit = Commit {
+            reply,
+            topic,
+            acks,
+            query: head.query.take().unwrap_or_default(),
+            bytes,
+            peer,
+            started,
+            metrics: Arc::clone(&self.metrics),
+            place,
+            lease,
+        };
+        self.lanes.append(record, acks, Delivery::One(commit));
+    }
+
+    fn take_place_for(&self, body: &[u8]) -> Result<Places, Failure> {
+        if body.is_empty() {
+            return Err(Failure::bad("empty_body", "the body is the message and must not be empty"));
+        }
+        self.take_places(1)
+    }
+
+    /// What is not one of the [`WAYS`].
+    fn elsewhere(&self, head: &Head) -> Response {
+        // It tells the names of topics. Who watches the process (/healthz, /readyz) has no credentials.
+        if head.path == "/metrics"
+            && let Some(Err(failure)) = self.access.as_ref().map(|access| access.identify(head))
+        {
+            return self.refuse(head, None, &failure);
+        }
+        if let Some(response) = self.admin.answer(head) {
+            return response;
+        }
+        match &*head.method {
+            "OPTIONS" if head.path == "*" => {
+                Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS")
+            }
+            _ => self.refuse(head, None, &Failure::unknown_path()),
+        }
+    }
+
+    /// The answer to what has not been given to Kafka.
+    pub(super) fn refuse(&self, head: &Head, way: Option<Way>, failure: &Failure) -> Response {
+        match way {
+            Some(Way::Batch) => self.metrics.batch(failure.status),
+            Some(Way::One) | None => self.metrics.refused(failure.status),
+        }
+        let query = shown_query(head.query.as_deref().unwrap_or_default());
         log_limited!(
             Level::Warn,
             "{} {} {query} refused status={} error={} peer={}: {}",
@@ -86,7 +263,7 @@ impl Commits {
             shown(&head.path),
             failure.status,
             failure.code,
-            Peer(head.peer),
+            Peer(head.peer, None),
             failure.message
         );
         failure.response()
@@ -95,63 +272,32 @@ impl Commits {
 
 impl Handler for Commits {
     fn admit(&self, head: &Head) -> Admission {
-        if head.path != "/commit" {
-            if let Some(response) = self.admin.answer(head) {
-                return Admission::Refuse(response);
-            }
-            return Admission::Refuse(match &*head.method {
-                "OPTIONS" if head.path == "*" => {
-                    Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS")
-                }
-                _ => self.refuse(head, &Failure::unknown_path()),
-            });
-        }
+        let Some(&(_, way)) = WAYS.iter().find(|(path, _)| *path == head.path) else {
+            return Admission::Refuse(self.elsewhere(head));
+        };
+        let most = match way {
+            Way::One => self.max_message_bytes,
+            Way::Batch => self.batches.bytes,
+        };
         match &*head.method {
-            "POST" => match self.check(head) {
-                Ok(_) => Admission::Read { most: self.max_message_bytes },
-                Err(failure) => Admission::Refuse(self.refuse(head, &failure)),
+            "POST" => match self.check(way, head) {
+                Ok(notes) => Admission::Read { most, notes: Notes::of(notes) },
+                Err(failure) => Admission::Refuse(self.refuse(head, Some(way), &failure)),
             },
             "OPTIONS" => Admission::Refuse(Response::new(200, "", "").with_header("Allow", "POST, OPTIONS")),
-            _ => Admission::Refuse(self.refuse(head, &Failure::not_post())),
+            _ => Admission::Refuse(self.refuse(head, Some(way), &Failure::not_post())),
         }
     }
 
-    fn handle(&self, request: Request, reply: Reply) {
-        let started = Instant::now();
-        let Request { mut head, body, lease } = request;
-        let prepared = self.check(&head).and_then(|query| {
-            if body.is_empty() {
-                return Err(Failure::bad("empty_body", "the body is the message and must not be empty"));
-            }
-            let place = self.take_place()?;
-            Ok((self.metrics.topic(&query.topic), query.key.map(|key| key.into_owned()), query.acks, place))
-        });
-        let (topic, key, acks, place) = match prepared {
-            Ok(prepared) => prepared,
-            Err(failure) => return reply.send(self.refuse(&head, &failure)),
+    fn handle(&self, mut request: Request, reply: Reply) {
+        let Some(notes) = request.notes.take::<CommitNotes>() else {
+            let failure = Failure::of_server(500, "a request came without having been admitted");
+            return reply.send(self.refuse(&request.head, None, &failure));
         };
-        let bytes = body.len();
-        let record = Record {
-            topic: Arc::clone(&topic.name),
-            partition: None,
-            key,
-            value: body,
-            headers: Vec::new(),
-            timestamp_ms: None,
-        };
-        let commit = Commit {
-            reply,
-            topic,
-            acks,
-            query: head.query.take().unwrap_or_default(),
-            bytes,
-            peer: head.peer,
-            started,
-            metrics: Arc::clone(&self.metrics),
-            place,
-            lease,
-        };
-        self.lanes.append(record, acks, commit);
+        match notes.format {
+            None => self.commit(*notes, request, reply),
+            Some(format) => self.commit_batch(format, *notes, request, reply),
+        }
     }
 
     fn refusal(&self, status: u16, reason: &str) -> Response {
@@ -160,13 +306,13 @@ impl Handler for Commits {
     }
 }
 
-impl Completion for Commit {
+impl Commit {
     fn complete(self, outcome: AppendResult) {
         let Commit { reply, topic, acks, query, bytes, peer, started, metrics, place, lease } = self;
         // Before the answer: who gets it may send the next request at once.
         drop((place, lease));
         let took = started.elapsed();
-        let (query, peer, cost) = (shown(&query), Peer(peer), took.as_micros());
+        let (query, cost) = (shown_query(&query), took.as_micros());
         match outcome {
             Ok(appended) => {
                 reply.send(stored(&topic.name, appended));
@@ -193,50 +339,65 @@ impl Completion for Commit {
     }
 }
 
-/// The beginning of a query; as sent it is visible ASCII, so that it can neither break a line nor a character.
-fn shown(query: &str) -> &str {
-    query.get(..LOGGED_QUERY).unwrap_or(query)
+/// The beginning of a part of a head; as sent it is visible ASCII, so that it can neither break a line nor a character.
+fn shown(text: &str) -> &str {
+    text.get(..LOGGED_QUERY).unwrap_or(text)
 }
 
-/// A client's address, or `-`.
-struct Peer(Option<SocketAddr>);
+/// The beginning of a query, without what may be a secret.
+pub(super) fn shown_query(query: &str) -> Cow<'_, str> {
+    without_secrets(shown(query))
+}
+
+/// A client's address, or `-`, and the name of its credential if there is one.
+pub(super) struct Peer(pub(super) Option<SocketAddr>, pub(super) Option<Arc<str>>);
+
+impl Peer {
+    /// Of a request that goes to the broker, as so many messages in so many bytes: its rates are charged for that.
+    pub(super) fn settled(address: Option<SocketAddr>, permit: Option<Permit>, messages: usize, bytes: usize) -> Peer {
+        Peer(address, permit.and_then(|permit| permit.settle(messages, bytes)))
+    }
+}
 
 impl std::fmt::Display for Peer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Some(address) => std::fmt::Display::fmt(&address, formatter),
             None => formatter.write_str("-"),
-        }
+        }?;
+        self.1.as_ref().map_or(Ok(()), |name| write!(formatter, " credential={name}"))
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::admin::Health;
     use crate::broker::memory::MemoryBroker;
     use crate::broker::{AppendFailure, Message, Stored};
     use crate::http::ByteBudget;
     use crate::metrics::Registry;
-    use std::borrow::Cow;
     use std::sync::mpsc;
 
-    struct Fixture {
-        commits: Commits,
-        broker: MemoryBroker,
-        registry: Registry,
+    pub(in crate::kproxy) struct Fixture {
+        pub(in crate::kproxy) commits: Commits,
+        pub(in crate::kproxy) broker: MemoryBroker,
+        pub(in crate::kproxy) registry: Registry,
     }
 
-    fn fixture() -> Fixture {
+    pub(in crate::kproxy) fn fixture() -> Fixture {
         let (registry, broker) = (Registry::new(), MemoryBroker::new());
         broker.create_topic("t", 4);
         let commits = Commits {
             lanes: Lanes::new(vec![Arc::new(broker.producer())]),
             admin: Admin::new(registry.clone(), Health::new()),
             metrics: Arc::new(Metrics::new(&registry)),
+            access: None,
             in_flight: Arc::default(),
             max_commits: 2,
             max_message_bytes: 100,
+            batches: Bounds { messages: 4, bytes: 1000, value_bytes: 100, places: 2 },
+            has_headers_and_timestamps: true,
         };
         Fixture { commits, broker, registry }
     }
@@ -250,14 +411,25 @@ mod tests {
 
         /// What the server would do; `None` while the answer is still to come.
         fn request(&self, method: &'static str, target: &str, body: &[u8]) -> mpsc::Receiver<Response> {
+            self.request_with(method, target, &[], body)
+        }
+
+        pub(in crate::kproxy) fn request_with(
+            &self,
+            method: &'static str,
+            target: &str,
+            fields: &[(&str, &str)],
+            body: &[u8],
+        ) -> mpsc::Receiver<Response> {
             let (sender, answers) = mpsc::channel();
             let deliver = move |response| sender.send(response).unwrap();
-            let head = Self::head(method, target);
+            let mut head = Self::head(method, target);
+            fields.iter().for_each(|(name, value)| head.headers.push(name, value.as_bytes()));
             match self.commits.admit(&head) {
                 Admission::Refuse(response) => deliver(response),
-                Admission::Read { most } => {
+                Admission::Read { most, notes } => {
                     assert!(body.len() <= most);
-                    let request = Request { head, body: body.to_vec(), lease: Lease::default() };
+                    let request = Request { head, body: body.to_vec(), notes, lease: Lease::default() };
                     self.commits.handle(request, Reply::to(deliver));
                 }
             }
@@ -269,7 +441,7 @@ mod tests {
             (response.status, String::from_utf8(response.body).unwrap())
         }
 
-        fn messages(&self) -> Vec<Message> {
+        pub(in crate::kproxy) fn messages(&self) -> Vec<Message> {
             (0..4).flat_map(|partition| self.broker.messages("t", partition)).collect()
         }
     }
@@ -294,12 +466,42 @@ mod tests {
     }
 
     #[test]
+    fn partition_timestamp_and_headers_go_into_the_record() {
+        let mut fixture = fixture();
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let fields = [("X-Kafka-Header-Tenant", "blue"), ("Traceparent", parent)];
+        let target = "/commit?topic=t&partition=2&timestamp=1700000000123";
+        let answers = fixture.request_with("POST", target, &fields, b"x");
+        assert_eq!(answers.try_recv().unwrap().body, br#"{"topic":"t","partition":2,"offset":0}"#);
+        let [message] = &fixture.broker.messages("t", 2)[..] else { panic!("one message") };
+        let headers: Vec<_> = message.headers.iter().map(|header| (&*header.name, header.value.as_deref())).collect();
+        let expected = [("tenant", Some(&b"blue"[..])), ("traceparent", Some(parent.as_bytes()))];
+        assert_eq!((&headers[..], message.timestamp_ms), (&expected[..], Some(1_700_000_000_123)));
+
+        let (status, body) = fixture.answer("POST", "/commit?topic=t&partition=4", b"x");
+        assert!(status == 404 && body.contains("unknown_partition"), "{body}");
+
+        fixture.commits.has_headers_and_timestamps = false;
+        for (target, fields) in [("/commit?topic=t&timestamp=1", &fields[1..]), ("/commit?topic=t", &fields[..])] {
+            let response = fixture.request_with("POST", target, fields, b"x").try_recv().unwrap();
+            let body = String::from_utf8(response.body).unwrap();
+            assert!(response.status == 400 && body.contains("unsupported"), "{body}");
+        }
+        let answers = fixture.request_with("POST", "/commit?topic=t&partition=3", &fields[1..], b"x");
+        assert_eq!(answers.try_recv().unwrap().status, 200, "a trace nobody asked for is left out");
+        assert_eq!(fixture.broker.messages("t", 3)[0].headers, []);
+        assert_eq!(fixture.messages().len(), 2);
+    }
+
+    #[test]
     fn what_cannot_be_stored_is_told_and_nothing_is_stored() {
         let fixture = fixture();
         for (method, target, body, status, code) in [
             ("POST", "/commit", "x", 400, "no_topic"),
             ("POST", "/commit?topic=a/b", "x", 400, "bad_topic"),
             ("POST", "/commit?topic=t&acks=7", "x", 400, "bad_acks"),
+            ("POST", "/commit?topic=t&partition=x", "x", 400, "bad_partition"),
+            ("POST", "/commit?topic=t&timestamp=x", "x", 400, "bad_timestamp"),
             ("POST", "/commit?topic=t&topic=t", "x", 400, "repeated_parameter"),
             ("POST", "/commit?topic=t", "", 400, "empty_body"),
             ("POST", "/commit?topic=absent", "x", 404, "unknown_topic"),
@@ -325,6 +527,38 @@ mod tests {
     }
 
     #[test]
+    fn what_access_refuses_is_refused_before_anything_else_is_said() {
+        let mut fixture = fixture();
+        let (lines, credentials) = (
+            "rate_limits: [{topics: [t], requests_per_second: 2}]\n",
+            "credentials: [{name: n, token: s3cret, topics: [t]}]\n",
+        );
+        fixture.commits.access = Some(Access::for_tests(lines, credentials, &fixture.registry));
+        let good = [("authorization", "Bearer s3cret")];
+        for (method, target, fields, status) in [
+            ("POST", "/commit?topic=t", &[][..], 401),
+            ("POST", "/commit?topic=a/b", &[], 401),
+            ("POST", "/commit?topic=t", &[("authorization", "Bearer other")], 401),
+            ("GET", "/metrics", &[], 401),
+            ("GET", "/metrics", &good, 200),
+            ("GET", "/healthz", &[], 200),
+            ("GET", "/commit", &[], 405),
+            ("POST", "/commit?topic=absent", &good, 403),
+            ("POST", "/commit?topic=t&acks=7", &good, 400),
+            ("POST", "/commit?topic=t", &good, 200),
+            ("POST", "/commit?topic=t", &good, 200),
+            ("POST", "/commit?topic=t", &good, 429),
+        ] {
+            let response = fixture.request_with(method, target, fields, b"x").try_recv().unwrap();
+            let text = String::from_utf8(response.body).unwrap();
+            assert_eq!(response.status, status, "{method} {target} {fields:?}: {text}");
+            assert!(!text.contains("s3cret"), "{text}");
+        }
+        assert_eq!(fixture.messages().len(), 2);
+        assert_eq!(Peer(None, Some("n".into())).to_string(), "- credential=n");
+    }
+
+    #[test]
     fn a_broker_that_fails_is_answered_honestly() {
         let fixture = fixture();
         fixture.broker.fail_next(AppendFailure::TimedOut, Stored::Unknown);
@@ -342,6 +576,7 @@ mod tests {
         let waiting: Vec<_> = (0..2).map(|_| fixture.request("POST", "/commit?topic=t", b"x")).collect();
         let (status, body) = fixture.answer("POST", "/commit?topic=t", b"x");
         assert!(status == 503 && body.contains("req_pool_size"), "{body}");
+        assert_eq!(fixture.commits.metrics.pool_full.get(), 1);
         assert!(waiting.iter().all(|answers| answers.try_recv().is_err()));
         fixture.broker.release_completions();
         assert!(waiting.iter().all(|answers| answers.try_recv().unwrap().status == 200));
@@ -361,7 +596,9 @@ mod tests {
             let reply = Reply::to(move |response| {
                 sender.send((response.status, in_flight.load(Ordering::Relaxed), seen.used())).unwrap();
             });
-            let request = Request { head: Fixture::head("POST", target), body: b"x".to_vec(), lease };
+            let head = Fixture::head("POST", target);
+            let Admission::Read { notes, .. } = fixture.commits.admit(&head) else { panic!("it is admitted") };
+            let request = Request { head, body: b"x".to_vec(), notes, lease };
             fixture.commits.handle(request, reply);
             assert_eq!(answers.try_recv().unwrap(), (status, 0, 0));
         }

@@ -2,17 +2,21 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::access::AccessConfig;
 use crate::broker::{Engine, KafkaSettings, PartitionerKind, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
-use crate::http::Listen;
+use crate::http::{ClientCertificates, HeadLimits, Listen, Tls, TlsSettings};
 use crate::logging::LogConfig;
 
 /// What librdkafka and brokers can be told at most.
 const MOST_MESSAGE_BYTES: usize = 1_000_000_000;
+
+/// Largest head that can be allowed.
+const MOST_HEAD_BYTES: usize = 1 << 20;
 
 /// Everything kproxy is told.
 #[derive(Clone, Debug)]
@@ -23,6 +27,8 @@ pub struct Config {
     pub listen: Listen,
     /// `admin_port`: one more port for `/metrics`, `/healthz` and `/readyz`.
     pub admin: Option<Listen>,
+    /// `tls`: the certificates, where `listen` and `port` speak TLS.
+    pub tls: Option<Tls>,
     /// `http_threads`: threads that read requests.
     pub http_threads: NonZeroUsize,
     /// `read_timeout_ms`: from the first byte of a request to its last.
@@ -33,14 +39,24 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// `max_connections`.
     pub max_connections: NonZeroUsize,
+    /// `max_connections_per_ip`; `None`, written 0, is no limit.
+    pub max_connections_per_ip: Option<usize>,
+    /// `max_uri_bytes` and `max_header_bytes`.
+    pub head: HeadLimits,
     /// `req_pool_size`: commits that wait for Kafka.
     pub max_commits: NonZeroUsize,
-    /// `max_in_flight_bytes`: bodies in memory, those that are still arriving included.
+    /// `max_in_flight_bytes`: memory of requests, those that are still arriving included.
     pub max_in_flight_bytes: NonZeroUsize,
     /// `max_request_size_bytes`.
     pub max_message_bytes: NonZeroUsize,
+    /// `max_batch_messages`: messages of one `/commit_batch`.
+    pub max_batch_messages: NonZeroUsize,
+    /// `max_batch_bytes`: body of one `/commit_batch`.
+    pub max_batch_bytes: NonZeroUsize,
     /// `commit_timeout_ms`: from a complete request to Kafka's confirmation.
     pub commit_timeout: Duration,
+    /// `allowed_topics`, `credentials_file` and `rate_limits`: who may write what, and how much.
+    pub access: AccessConfig,
     /// `broker_hosts`.
     pub broker_hosts: Vec<String>,
     /// `kafka_client`.
@@ -86,10 +102,28 @@ impl Config {
         let at = |port| address.map_or(Listen::Everywhere(port), |address| Listen::At((address, port).into()));
         let max_message_bytes = section.count("max_request_size_bytes", Some(10_485_760), MOST_MESSAGE_BYTES, problems);
         let max_in_flight_bytes = section.count("max_in_flight_bytes", Some(268_435_456), 1 << 40, problems);
-        if max_in_flight_bytes < max_message_bytes {
+        let head = head_limits(section, problems);
+        let largest_request = max_message_bytes.get() + 2 * head.head;
+        if max_in_flight_bytes.get() < largest_request {
             section.note(
                 "max_in_flight_bytes",
-                format!("is {max_in_flight_bytes}, but must be at least max_request_size_bytes, {max_message_bytes}"),
+                format!(
+                    "is {max_in_flight_bytes}, but must be at least max_request_size_bytes and twice max_header_bytes, \
+                     {largest_request}, so that the largest request fits"
+                ),
+                problems,
+            );
+        }
+        let max_batch_bytes =
+            section.count("max_batch_bytes", Some(max_message_bytes.get()), MOST_MESSAGE_BYTES, problems);
+        let most_of_batch = max_in_flight_bytes.get().saturating_sub(2 * head.head);
+        if max_batch_bytes.get() > most_of_batch && largest_request <= max_in_flight_bytes.get() {
+            section.note(
+                "max_batch_bytes",
+                format!(
+                    "is {max_batch_bytes}, but must be at most max_in_flight_bytes without twice max_header_bytes, \
+                     {most_of_batch}"
+                ),
                 problems,
             );
         }
@@ -102,15 +136,23 @@ impl Config {
             log,
             listen: at(port),
             admin: admin_port.map(at),
+            tls: tls(section, problems),
             http_threads: section.count("http_threads", Some(2), 64, problems),
             read_timeout: section.millis("read_timeout_ms", Some(100), 1..=3_600_000, problems),
             write_timeout: section.millis("write_timeout_ms", Some(100), 1..=3_600_000, problems),
             idle_timeout: section.millis("idle_timeout_ms", Some(60_000), 1..=86_400_000, problems),
             max_connections: section.count("max_connections", Some(16_384), 1_000_000, problems),
+            max_connections_per_ip: Some(section.integer("max_connections_per_ip", Some(0), 0..=1_000_000, problems))
+                .and_then(|most| usize::try_from(most).ok())
+                .filter(|most| *most > 0),
+            head,
             max_commits: section.count("req_pool_size", Some(10_240), 1_000_000, problems),
             max_in_flight_bytes,
             max_message_bytes,
+            max_batch_messages: section.count("max_batch_messages", Some(1000), 100_000, problems),
+            max_batch_bytes,
             commit_timeout,
+            access: AccessConfig::from_section(section, problems),
             broker_hosts,
             engine,
             kafka,
@@ -125,6 +167,18 @@ impl Config {
     }
 }
 
+/// `max_uri_bytes` and `max_header_bytes`, the one within the other.
+fn head_limits(section: &mut Section, problems: &mut Problems) -> HeadLimits {
+    let default = HeadLimits::default();
+    let uri = section.count("max_uri_bytes", Some(default.uri), MOST_HEAD_BYTES, problems).get();
+    let head = section.count("max_header_bytes", Some(default.head), MOST_HEAD_BYTES, problems).get();
+    if uri >= head {
+        let text = format!("is {uri}, but must be less than max_header_bytes, {head}, of which it is a part");
+        section.note("max_uri_bytes", text, problems);
+    }
+    HeadLimits { uri, head }
+}
+
 /// `listen`; `None` is every address.
 fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
     let text = section.string("listen", Some("*"), problems);
@@ -136,6 +190,34 @@ fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
         section.note("listen", format!("is {text:?}, but must be an IP address, or \"*\" for all"), problems);
     }
     address
+}
+
+/// `tls`, and what is in its files.
+fn tls(section: &mut Section, problems: &mut Problems) -> Option<Tls> {
+    let before = problems.0.len();
+    let mut tls = section.section("tls", false, problems)?;
+    if cfg!(not(feature = "tls")) {
+        section.note("tls", "is there, but this build has no TLS: it was made without the cargo feature tls", problems);
+        return None;
+    }
+    let certificate = PathBuf::from(tls.string("certificate_file", None, problems));
+    let key = PathBuf::from(tls.string("key_file", None, problems));
+    let client_ca = tls.has("client_ca_file").then(|| tls.string("client_ca_file", None, problems).into());
+    if client_ca.is_none() && tls.has("client_certificates") {
+        tls.note("client_certificates", "is there, but must not be without client_ca_file", problems);
+    }
+    let wanted = [("required", ClientCertificates::Required), ("optional", ClientCertificates::Optional)];
+    let client_certificates = tls.choice("client_certificates", &wanted, problems);
+    let handshake_timeout = tls.millis("handshake_timeout_ms", Some(10_000), 1..=3_600_000, problems);
+    if problems.0.len() > before {
+        tls.finish(problems);
+        return None;
+    }
+    let settings = TlsSettings { certificate, key, client_ca, client_certificates, handshake_timeout };
+    let loaded =
+        Tls::load(settings).map_err(|wrong| wrong.iter().for_each(|(key, text)| tls.note(key, text, problems)));
+    tls.finish(problems);
+    loaded.ok()
 }
 
 #[cfg(test)]
@@ -163,18 +245,81 @@ mod tests {
         assert_eq!(config.broker_hosts, ["10.1.4.17:5031", "10.1.5.17:5031"]);
         assert_eq!(config.commit_timeout, Duration::from_secs(30));
         assert_eq!(config.admin, None);
+        assert_eq!((config.max_batch_messages.get(), config.max_batch_bytes.get()), (1000, 10_485_760));
     }
 
     #[test]
     fn the_reference_shows_every_key_with_its_default() {
-        let keys = keys_of(include_str!("config.rs"));
+        let mut keys = keys_of(include_str!("config.rs"));
+        for source in
+            [include_str!("access/mod.rs"), include_str!("access/topic_rates.rs"), include_str!("access/rate.rs")]
+        {
+            keys.extend(keys_of(source));
+        }
         let in_force = in_force(REFERENCE, &keys);
         assert_has_all(&keys, &in_force);
+        let in_force = without_tls(&in_force);
         let hosts = &REFERENCE[REFERENCE.find("broker_hosts:\n").unwrap()..];
         let least = load(hosts).unwrap();
         assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), format!("{least:?}"));
-        let least_with_admin = load(&format!("admin_port: 5031\n{hosts}")).unwrap();
-        assert_eq!(format!("{:?}", load(&in_force).unwrap()), format!("{least_with_admin:?}"));
+        // What has no default: the reference shows an example.
+        let examples = "admin_port: 5031
+allowed_topics: [audit, 'orders.*']
+credentials_file: ./conf/kproxy.credentials.yaml
+rate_limits:
+ - {topics: ['orders.*'], requests_per_second: 2000, bytes_per_second: 10485760, burst_seconds: 2}
+ - {topics: ['*'], requests_per_second: 500}
+";
+        let least_with_examples = load(&format!("{examples}{hosts}")).unwrap();
+        assert_eq!(format!("{:?}", load(&in_force).unwrap()), format!("{least_with_examples:?}"));
+    }
+
+    /// The file without the part that names files.
+    fn without_tls(file: &str) -> String {
+        let mut is_inside = false;
+        let outside = file.lines().filter(|line| {
+            is_inside = *line == "tls:" || is_inside && line.starts_with(' ');
+            !is_inside
+        });
+        outside.map(|line| format!("{line}\n")).collect()
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn tls_is_taken_with_its_files_and_what_is_wrong_with_them_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let clients = crate::http::certificates::Authority::new(folder.path(), "clients");
+        clients.issue("server", 30);
+        let place = folder.path().to_str().unwrap();
+        let in_force = in_force(REFERENCE, &keys_of(include_str!("config.rs"))).replace("/etc/kproxy/tls", place);
+        let tls = load(&in_force).unwrap().tls.unwrap();
+        let least = format!(
+            "tls: {{certificate_file: {place}/server.pem, key_file: {place}/server.key}}\nbroker_hosts: ['a:1']\n"
+        );
+        let with_ca = least.replace("}", &format!(", client_ca_file: {place}/clients.pem}}"));
+        assert_eq!(format!("{tls:?}"), format!("{:?}", load(&with_ca).unwrap().tls.unwrap()));
+        assert!(load(&least).unwrap().tls.is_some());
+
+        for (from, to, starts) in [
+            ("server.key", "clients.key", &["tls.key_file: is /"][..]),
+            ("server.pem", "no.pem", &["tls.certificate_file: is /"]),
+            ("}", ", client_certificates: required}", &["tls.client_certificates: is there, but"]),
+            ("}", ", client_ca_file: 5, x: 1}", &["tls.client_ca_file: is 5", "tls.x: "]),
+            (&*format!("certificate_file: {place}/server.pem,"), "", &["tls.certificate_file: is missing"]),
+        ] {
+            let problems = load(&least.replace(from, to)).unwrap_err();
+            let as_told =
+                problems.len() == starts.len() && problems.iter().zip(starts).all(|(it, start)| it.starts_with(start));
+            assert!(as_told, "{from} {to}: {problems:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
+    fn tls_is_refused_where_it_is_not_built_in() {
+        let problems = load("tls: {certificate_file: a, key_file: b}\nbroker_hosts: ['a:1']\n").unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with("tls: is there, but this build has no TLS"), "{problems:?}");
     }
 
     #[test]
@@ -198,6 +343,14 @@ mod tests {
             ],
             "{problems:?}"
         );
+        let heads =
+            "max_uri_bytes: 9000\nmax_header_bytes: 9000\nmax_request_size_bytes: 1000\nmax_in_flight_bytes: 18999\n";
+        let problems = load(&format!("{heads}broker_hosts: ['a:1']\n")).unwrap_err();
+        assert!(problems.len() == 2 && problems[0].starts_with("max_uri_bytes: "), "{problems:?}");
+        assert!(problems[1].starts_with("max_in_flight_bytes: ") && problems[1].contains("19000"), "{problems:?}");
+        let batch =
+            load("max_in_flight_bytes: 20000000\nmax_batch_bytes: 20000001\nbroker_hosts: ['a:1']\n").unwrap_err();
+        assert!(batch.len() == 1 && batch[0].starts_with("max_batch_bytes: is 20000001, but"), "{batch:?}");
         assert_eq!(load("port: 80\nadmin_port: 80\nbroker_hosts: ['a:1']\n").unwrap_err().len(), 1);
     }
 }

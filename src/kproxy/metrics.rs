@@ -21,7 +21,9 @@ const LEVELS: [Acks; 3] = [Acks::None, Acks::Leader, Acks::All];
 /// The metrics of kproxy.
 pub(super) struct Metrics {
     commits: IntCounterVec,
+    batches: IntCounterVec,
     seconds: [Histogram; 3],
+    pub(super) pool_full: IntCounter,
     pub(super) in_flight: IntGauge,
     pub(super) in_flight_bytes: IntGauge,
     pub(super) topic_lookups: IntCounter,
@@ -51,6 +53,18 @@ impl Metrics {
                 "kproxy_commits_total",
                 "Commits answered, by status; topics nothing was stored in are other.",
                 &["topic", "acks", "code"],
+            ),
+            pool_full: registry
+                .counter(
+                    "kproxy_pool_full_total",
+                    "Commits refused because req_pool_size of them waited for Kafka.",
+                    &[],
+                )
+                .with_label_values::<&str>(&[]),
+            batches: registry.counter(
+                "kproxy_batches_total",
+                "Requests to /commit_batch answered, by status.",
+                &["code"],
             ),
             seconds: LEVELS.map(|acks| seconds.with_label_values(&[level(acks)])),
             in_flight: gauge("kproxy_commits_in_flight", "Commits that wait for Kafka, at most a second ago."),
@@ -99,6 +113,11 @@ impl Metrics {
         self.seconds[index(acks)].observe(took.as_secs_f64());
         let label = if topic.stored.is_some() { &*topic.name } else { OTHER_TOPICS };
         self.commits.with_label_values(&[label, level(acks), &status.to_string()]).inc();
+    }
+
+    /// A batch was answered; its messages, where it had any for Kafka, are counted on their own.
+    pub(super) fn batch(&self, status: u16) {
+        self.batches.with_label_values(&[&status.to_string()]).inc();
     }
 
     /// A request was refused before Kafka had to do with it.

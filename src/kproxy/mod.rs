@@ -3,19 +3,26 @@
 //! ```text
 //!  accept ─▶ http-0 … http-N ──Commit (message, reply)──▶ producers (librdkafka's threads) ──outcome──▶ answer written
 //!                 ▲                                                                              (what does not fit: its reader)
-//!  clients ───────┘        watch: reachability and levels for /readyz and /metrics, once a second
+//!  clients ───────┘        watch: reachability, levels, memory after floods; once a second
 //! ```
 //!
-//! Reading order: `query` and `answer` (pure), `commit` (between HTTP and Kafka), `lanes`, `metrics`, `config`; here the
+//! Reading order: `query`, `headers` and `answer` (pure), `commit` (between HTTP and Kafka), `batch` (many in one request),
+//! `lanes`, `metrics`, `memory`, `config`; here the
 //! parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
 //!
-//! Bounds: connections `max_connections` (more: 503), bodies `max_in_flight_bytes` (more: 503), commits `req_pool_size`
+//! Bounds: connections `max_connections` (more: 503), memory of requests `max_in_flight_bytes` (more: 503), commits `req_pool_size`
 //! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says.
 
+mod access;
 mod answer;
+mod batch;
 mod commit;
 pub mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod headers;
 mod lanes;
+mod memory;
 mod metrics;
 mod query;
 
@@ -35,9 +42,12 @@ use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
-use commit::{Commit, Commits};
+use access::Access;
+use batch::Bounds;
+use commit::{Commits, Delivery};
 use config::Config;
 use lanes::Lanes;
+use memory::Tide;
 use metrics::Metrics;
 
 /// Bound of a question to a broker and of connecting to one.
@@ -56,7 +66,8 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 
 /// Serves until the supervisor's stop is triggered, then stops in order.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
-    check_file_limit(&config);
+    memory::keep_large_buffers_apart();
+    let max_connections = connections_within(config.max_connections.get(), raise_open_files());
     let (registry, health) = (Registry::new(), Health::new());
     let admin = Admin::new(registry.clone(), health.clone());
     let metrics = Arc::new(Metrics::new(&registry));
@@ -68,31 +79,45 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         lanes: producers(&config, supervisor)?,
         admin: admin.clone(),
         metrics: Arc::clone(&metrics),
+        access: Access::new(config.access.clone(), &registry, supervisor.reloads()),
         in_flight: Arc::clone(&in_flight),
         max_commits: config.max_commits.get(),
         max_message_bytes: config.max_message_bytes.get(),
+        batches: Bounds {
+            messages: config.max_batch_messages.get(),
+            bytes: config.max_batch_bytes.get(),
+            value_bytes: config.max_message_bytes.get(),
+            places: config.max_commits.get(),
+        },
+        has_headers_and_timestamps: config.engine.has_headers_and_timestamps(),
     });
     let limits = Limits {
         read_timeout: config.read_timeout,
         write_timeout: config.write_timeout,
         idle_timeout: config.idle_timeout,
-        max_connections: config.max_connections.get(),
+        max_connections,
+        max_connections_per_ip: config.max_connections_per_ip,
+        head: config.head,
         body_budget: Some(budget.clone()),
     };
     let server_metrics = ServerMetrics::new(&registry);
-    let start = |name, key, listen, readers, limits, handler: Arc<dyn Handler>| {
+    let tls = config.tls.clone();
+    if let Some(tls) = tls.clone() {
+        supervisor.reloads().add("tls", move || tls.reload());
+    }
+    let start = |name, key, listen, readers, limits, tls, handler: Arc<dyn Handler>| {
         let server =
-            Server::start(ServerConfig { listen, name, readers, limits }, handler, supervisor, &server_metrics)
+            Server::start(ServerConfig { listen, name, readers, limits, tls }, handler, supervisor, &server_metrics)
                 .map_err(|cause| format!("{key}: cannot listen on {listen}: {cause}"))?;
         info!("{key}: listening on {}", server.local_addr());
         Ok::<Server, String>(server)
     };
     let admin_server = config
         .admin
-        .map(|listen: Listen| start("admin", "admin_port", listen, 1, Limits::default(), Arc::new(admin)))
+        .map(|listen: Listen| start("admin", "admin_port", listen, 1, Limits::default(), None, Arc::new(admin)))
         .transpose()?;
     let server =
-        start("http", "port", config.listen, config.http_threads.get(), limits, Arc::<Commits>::clone(&commits))?;
+        start("http", "port", config.listen, config.http_threads.get(), limits, tls, Arc::<Commits>::clone(&commits))?;
 
     let watch = Watch { commits: Arc::clone(&commits), broker: health.component("broker"), in_flight, budget, metrics };
     let stop = supervisor.stop().clone();
@@ -106,7 +131,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 }
 
 /// First no new requests, then the answers of those in progress, then the producers, whose closing answers what is left.
-fn stop_in_order(server: &Server, lanes: &Lanes<Commit>, grace: Duration) {
+fn stop_in_order(server: &Server, lanes: &Lanes<Delivery>, grace: Duration) {
     let deadline = Instant::now() + grace;
     let left = || deadline.saturating_duration_since(Instant::now());
     let last_words = last_words(grace);
@@ -121,7 +146,7 @@ fn last_words(grace: Duration) -> Duration {
     LAST_WORDS.min(grace / 8)
 }
 
-fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Commit>, String> {
+fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Delivery>, String> {
     let broker = BrokerConfig {
         hosts: config.broker_hosts.clone(),
         engine: config.engine,
@@ -141,16 +166,20 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Commit>, 
         .map(Lanes::new)
 }
 
-/// Says so when the descriptors will not do for the connections allowed; accepting pauses then, and goes on.
-fn check_file_limit(config: &Config) {
-    let wanted = config.max_connections.get() as u64 + OTHER_DESCRIPTORS;
-    let limit = raise_open_files();
-    if limit < wanted {
-        warn!("max_connections needs {wanted} open files, but this process may have {limit}");
+/// So many connections as there are descriptors for: clients must not take those that the way to the brokers needs.
+fn connections_within(wanted: usize, open_files: u64) -> usize {
+    let others = OTHER_DESCRIPTORS.min(open_files / 2);
+    let allowed = wanted.min(usize::try_from(open_files - others).unwrap_or(usize::MAX)).max(1);
+    if allowed < wanted {
+        warn!(
+            "max_connections is {wanted}, but this process may have {open_files} open files (ulimit -n, LimitNOFILE), so \
+             there are {allowed} at most"
+        );
     }
+    allowed
 }
 
-/// Looks once a second at what `/readyz` and the gauges show.
+/// Looks once a second at what `/readyz` and the gauges show, and after a flood gives its memory back.
 struct Watch {
     commits: Arc<Commits>,
     broker: Component,
@@ -161,11 +190,16 @@ struct Watch {
 
 impl Watch {
     fn run(&self, stop: &Stop) {
+        let mut tide = Tide::default();
         loop {
             self.broker.set(self.commits.lanes.reachable());
             let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
             self.metrics.in_flight.set(gauge(self.in_flight.load(Ordering::Relaxed)));
-            self.metrics.in_flight_bytes.set(gauge(self.budget.used()));
+            let used = self.budget.used();
+            self.metrics.in_flight_bytes.set(gauge(used));
+            if tide.has_fallen(self.budget.take_high(), used) {
+                memory::give_back();
+            }
             let questions = self.commits.lanes.topic_questions();
             self.metrics.topic_lookups.inc_by(questions.saturating_sub(self.metrics.topic_lookups.get()));
             if !stop.sleep(WATCH_INTERVAL) {
@@ -178,6 +212,15 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_leave_descriptors_for_the_brokers() {
+        for (wanted, open_files, allowed) in
+            [(16_384, 1 << 20, 16_384), (16_384, 1024, 624), (16_384, 100, 50), (600, 1024, 600), (5, 0, 1)]
+        {
+            assert_eq!(connections_within(wanted, open_files), allowed, "{wanted} of {open_files}");
+        }
+    }
 
     #[test]
     fn most_of_a_short_grace_is_for_what_is_in_progress() {

@@ -1,9 +1,10 @@
-//! The query of `/commit` into topic, key and acks.
+//! The query of `/commit` and `/commit_batch` into topic, key, acks, partition and timestamp.
 
 use std::borrow::Cow;
+use std::str::FromStr;
 
 use super::answer::Failure;
-use crate::broker::{Acks, TOPIC_NAMES, is_topic_name};
+use crate::broker::{Acks, PartitionId, TOPIC_NAMES, is_topic_name};
 use crate::http::percent_decode;
 
 /// What a client asks for besides the message itself.
@@ -14,17 +15,23 @@ pub(super) struct Query<'a> {
     /// `None`: absent or empty.
     pub(super) key: Option<Cow<'a, [u8]>>,
     pub(super) acks: Acks,
+    /// Not negative.
+    pub(super) partition: Option<PartitionId>,
+    /// Not negative.
+    pub(super) timestamp_ms: Option<i64>,
 }
 
 /// Reads a query as sent. Parameters that are not ours are passed over, as the original did.
 pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
-    let (mut topic, mut key, mut acks) = (None, None, None);
+    let (mut topic, mut key, mut acks, mut partition, mut timestamp) = (None, None, None, None, None);
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let place = match percent_decode(name).as_deref() {
             Some(b"topic") => &mut topic,
             Some(b"key") => &mut key,
             Some(b"acks") => &mut acks,
+            Some(b"partition") => &mut partition,
+            Some(b"timestamp") => &mut timestamp,
             _ => continue,
         };
         let value = percent_decode(value).ok_or_else(|| {
@@ -43,9 +50,22 @@ pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
         Some(b"-1") => Acks::All,
         Some(_) => return Err(Failure::bad("bad_acks", "acks must be 0, 1 or -1")),
     };
+    let partition = number(partition.as_deref())
+        .map_err(|_| Failure::bad("bad_partition", "partition must be a whole number from 0 to 2147483647"))?;
+    let timestamp_ms = number(timestamp.as_deref()).map_err(|_| {
+        Failure::bad("bad_timestamp", "timestamp must be milliseconds since 1970, a whole number from 0")
+    })?;
     let topic = topic.filter(|topic| !topic.is_empty());
     let topic = topic.ok_or_else(|| Failure::bad("no_topic", "the parameter topic is missing"))?;
-    Ok(Query { topic: legal(topic)?, key: key.filter(|key| !key.is_empty()), acks })
+    Ok(Query { topic: legal(topic)?, key: key.filter(|key| !key.is_empty()), acks, partition, timestamp_ms })
+}
+
+/// Decimal digits and nothing else. Unlike a key, an empty one is not taken for none: where the message goes, or what
+/// time it gets, would come as a surprise.
+fn number<T: FromStr>(value: Option<&[u8]>) -> Result<Option<T>, ()> {
+    let Some(value) = value else { return Ok(None) };
+    let digits = str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or(())
 }
 
 fn legal(topic: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Failure> {
@@ -101,6 +121,17 @@ mod tests {
             ("topic=t&key=%4", Err("bad_encoding")),
             ("topic=t&key=%4g", Err("bad_encoding")),
             ("topic=%+1", Err("bad_encoding")),
+            ("topic=t&partition=-1", Err("bad_partition")),
+            ("topic=t&partition=", Err("bad_partition")),
+            ("topic=t&partition=%2B1", Err("bad_partition")),
+            ("topic=t&partition=1.0", Err("bad_partition")),
+            ("topic=t&partition=2147483648", Err("bad_partition")),
+            ("topic=t&partition=1&partition=1", Err("repeated_parameter")),
+            ("topic=t&timestamp=", Err("bad_timestamp")),
+            ("topic=t&timestamp=-1", Err("bad_timestamp")),
+            ("topic=t&timestamp=now", Err("bad_timestamp")),
+            ("topic=t&timestamp=9223372036854775808", Err("bad_timestamp")),
+            ("topic=t&timestamp=1&timestamp=2", Err("repeated_parameter")),
         ];
         for (text, expected) in rows {
             let query = parse(text);
@@ -109,6 +140,18 @@ mod tests {
                 Err(failure) => Err(failure.code),
             };
             assert_eq!(outcome, *expected, "{text}");
+        }
+    }
+    #[test]
+    fn partition_and_timestamp_are_whole_numbers() {
+        for (text, partition, timestamp_ms) in [
+            ("topic=t", None, None),
+            ("topic=t&partition=0&timestamp=0", Some(0), Some(0)),
+            ("topic=t&partition=2147483647", Some(i32::MAX), None),
+            ("topic=t&timestamp=%39223372036854775807", None, Some(i64::MAX)),
+        ] {
+            let query = parse(text).expect("it is well formed");
+            assert_eq!((query.partition, query.timestamp_ms), (partition, timestamp_ms), "{text}");
         }
     }
 }

@@ -113,8 +113,13 @@ fn serve_operations(
     supervisor: &Supervisor,
 ) -> Result<Option<Server>, String> {
     let Some(port) = config.admin_port else { return Ok(None) };
-    let server_config =
-        ServerConfig { listen: Listen::Everywhere(port), name: "admin", readers: 1, limits: Limits::default() };
+    let server_config = ServerConfig {
+        listen: Listen::Everywhere(port),
+        name: "admin",
+        readers: 1,
+        limits: Limits::default(),
+        tls: None,
+    };
     let handler = Arc::new(Admin::new(registry.clone(), health.clone()));
     let server = Server::start(server_config, handler, supervisor, &ServerMetrics::new(registry))
         .map_err(|cause| format!("admin_port: cannot listen on port {port}: {cause}"))?;

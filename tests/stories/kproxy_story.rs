@@ -20,13 +20,20 @@ pub(crate) struct Kproxy {
 impl Kproxy {
     /// Starts one before a cluster, with more lines of configuration, which win; returns when it listens.
     pub(crate) fn start(cluster: &Cluster, lines: &str) -> Kproxy {
-        let (port, admin_port) = (free_port(), free_port());
         let own: Vec<&str> = lines.lines().filter_map(|line| line.split(':').next()).collect();
-        let usual = configs::kproxy(cluster, port, admin_port);
+        let usual = configs::kproxy(cluster, free_port(), free_port());
         let usual: Vec<&str> = usual.lines().filter(|line| !own.iter().any(|key| line.starts_with(key))).collect();
-        let file = format!("{}\n{lines}", usual.join("\n"));
-        let daemon = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &file)]);
-        let kproxy = Kproxy { daemon, address: format!("127.0.0.1:{port}"), admin: format!("127.0.0.1:{admin_port}") };
+        Kproxy::start_from(&format!("{}\n{lines}", usual.join("\n")))
+    }
+
+    /// Starts one with this file; returns when it listens.
+    pub(crate) fn start_from(file: &str) -> Kproxy {
+        let address = |key: &str| {
+            let port = file.lines().find_map(|line| line.strip_prefix(key)).expect("the file names both ports");
+            format!("127.0.0.1:{}", port.trim())
+        };
+        let daemon = Daemon::start(Program::Kproxy, &[("kproxy.yaml", file)]);
+        let kproxy = Kproxy { daemon, address: address("port:"), admin: address("admin_port:") };
         wait_until(START_DEADLINE, "kproxy listens", || http::get(&kproxy.url("/healthz")).is_ok());
         kproxy
     }
@@ -61,7 +68,12 @@ impl Kproxy {
     }
 
     pub(crate) fn has_metric(&self, line: &str) -> bool {
-        http::get(&self.url("/metrics")).expect("kproxy answers").text().lines().any(|known| known == line)
+        self.metrics().lines().any(|known| known == line)
+    }
+
+    /// Its metrics, asked for at the port of clients.
+    pub(crate) fn metrics(&self) -> String {
+        http::get(&self.url("/metrics")).expect("kproxy answers").text()
     }
 }
 

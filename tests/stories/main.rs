@@ -5,13 +5,16 @@
 #![allow(clippy::unwrap_used, reason = "a story that cannot go on fails there")]
 #![allow(clippy::print_stderr, reason = "a story may say what it measured")]
 
+mod access_story;
 mod broker_suite;
 mod contract_story;
 mod daemon_options;
 mod group_story;
 mod harness;
 mod harness_story;
+mod hostile_story;
 mod http_story;
+mod http_table;
 mod kafka_settings_story;
 mod keeper_story;
 mod kmonitor_delay;
@@ -21,3 +24,6 @@ mod ktransfer_push;
 mod order_story;
 mod path_story;
 mod threads_story;
+#[cfg(feature = "tls")]
+mod tls_story;
+mod ways_story;

@@ -163,10 +163,24 @@ impl Daemon {
 
     /// The memory it uses now (resident), in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
+        self.status_of_process("VmRSS:") * 1024
+    }
+
+    /// The most memory it ever used (resident), in bytes.
+    pub(crate) fn peak_resident_bytes(&self) -> u64 {
+        self.status_of_process("VmHWM:") * 1024
+    }
+
+    /// Its threads.
+    pub(crate) fn threads(&self) -> u64 {
+        self.status_of_process("Threads:")
+    }
+
+    /// A number out of proc(5), `status`.
+    fn status_of_process(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel says so");
-        let kib: u64 = line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
-        kib * 1024
+        let line = status.lines().find(|line| line.starts_with(name)).expect("the kernel says so");
+        line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
     }
 
     /// The names of its threads now, sorted.

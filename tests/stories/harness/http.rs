@@ -53,24 +53,39 @@ fn split(url: &str) -> (&str, &str) {
     rest.find('/').map_or((rest, "/"), |at| rest.split_at(at))
 }
 
+/// What a connection is spoken over.
+pub(crate) trait Stream: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Stream for T {}
+
 /// One connection that is kept.
 pub(crate) struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Stream>>,
+    socket: TcpStream,
     address: String,
 }
 
 impl Client {
     pub(crate) fn connect(address: &str) -> io::Result<Client> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(READ_TIMEOUT))?;
-        stream.set_write_timeout(Some(READ_TIMEOUT))?;
-        Ok(Client { stream: BufReader::new(stream), address: address.to_owned() })
+        Client::over(address, |socket| Ok(Box::new(socket)))
+    }
+
+    /// As [`Client::connect`], and what `wrap` makes of the socket is spoken over.
+    pub(crate) fn over(
+        address: &str,
+        wrap: impl FnOnce(TcpStream) -> io::Result<Box<dyn Stream>>,
+    ) -> io::Result<Client> {
+        let socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(READ_TIMEOUT))?;
+        socket.set_write_timeout(Some(READ_TIMEOUT))?;
+        let stream = BufReader::new(wrap(socket.try_clone()?)?);
+        Ok(Client { stream, socket, address: address.to_owned() })
     }
 
     /// The socket below, for its options and for being cut.
     pub(crate) fn socket(&self) -> &TcpStream {
-        self.stream.get_ref()
+        &self.socket
     }
 
     pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> io::Result<Response> {

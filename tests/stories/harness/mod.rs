@@ -20,6 +20,8 @@ pub(crate) mod message;
 pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod secured;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod victim;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;

@@ -1,0 +1,4 @@
+//! The decoder of chunked bodies.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| kafka_http_wrapper::http::fuzzing::chunked_body(data));

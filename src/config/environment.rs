@@ -1,0 +1,91 @@
+//! `${NAME}` in string values is replaced by the environment variable NAME, `$${` stands for `${`.
+
+use serde_yaml::Value;
+
+/// Why a string with `${` cannot be expanded.
+#[derive(Debug)]
+pub(super) enum CannotExpand {
+    /// A closing brace is missing.
+    Open,
+    /// There is no such variable; the whole text and the name.
+    Unset(String, String),
+}
+
+impl CannotExpand {
+    /// The value may be a secret. The name is shown only where it is the whole value, and surely a name.
+    pub(super) fn without_value(&self) -> String {
+        let is_upper = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+        match self {
+            Self::Unset(text, name) if name.bytes().all(is_upper) && text.len() == name.len() + "${}".len() => {
+                format!("the environment has no variable {name}")
+            }
+            Self::Unset(..) => {
+                "a value has ${NAME} and the environment has no variable NAME ($${ stands for ${)".to_owned()
+            }
+            Self::Open => "a value has ${ without a closing brace ($${ stands for ${)".to_owned(),
+        }
+    }
+}
+
+/// Replaces them in all strings of a value; an error comes with the key of the string, with its parents.
+pub(super) fn expand(value: &mut Value) -> Result<(), (String, CannotExpand)> {
+    match value {
+        Value::String(text) if text.contains("${") => {
+            *text = expand_text(text).map_err(|wrong| (String::new(), wrong))?;
+        }
+        Value::Sequence(items) => items.iter_mut().try_for_each(expand)?,
+        Value::Mapping(map) => {
+            for (name, inner) in map {
+                let name = name.as_str().unwrap_or("?");
+                expand(inner).map_err(|(key, wrong)| match key.as_str() {
+                    "" => (name.to_owned(), wrong),
+                    inner => (format!("{name}.{inner}"), wrong),
+                })?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn expand_text(text: &str) -> Result<String, CannotExpand> {
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        if let Some(literal) = rest[..start].strip_suffix('$') {
+            expanded.push_str(literal);
+            expanded.push_str("${");
+            rest = &rest[start + 2..];
+            continue;
+        }
+        expanded.push_str(&rest[..start]);
+        let (name, after) = rest[start + 2..].split_once('}').ok_or(CannotExpand::Open)?;
+        let value = std::env::var(name).map_err(|_| CannotExpand::Unset(text.to_owned(), name.to_owned()))?;
+        expanded.push_str(&value);
+        rest = after;
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_is_expanded_and_can_be_escaped() {
+        let home = std::env::var("PATH").unwrap();
+        for (text, expanded) in
+            [("a ${PATH} b", format!("a {home} b")), ("$${PATH}", "${PATH}".into()), ("$5 {#KEY}", "$5 {#KEY}".into())]
+        {
+            assert_eq!(expand_text(text).unwrap(), expanded);
+        }
+        let unset = expand_text("${SURELY_NOT_SET_ANYWHERE}").unwrap_err();
+        assert!(unset.without_value().contains("SURELY_NOT_SET_ANYWHERE"));
+        assert!(expand_text("${PATH").is_err());
+        let mut value: Value = serde_yaml::from_str("kafka:\n  sasl.password: 'secret${PATH'").unwrap();
+        let (key, wrong) = expand(&mut value).unwrap_err();
+        assert_eq!(key, "kafka.sasl.password");
+        assert!(!wrong.without_value().contains("secret"));
+    }
+}

@@ -1,0 +1,294 @@
+//! Certificates from their files, at the start and whenever they are read anew.
+//!
+//! Each reading makes a configuration of its own, with a key of its own for session tickets: a client that was known
+//! before has to shake hands in full, so that its certificate is held against the client CA that is in force.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+
+use super::session::Session;
+use super::{ClientCertificates, FileProblem, TlsSettings};
+
+/// More than any chain or list of authorities.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// What connections of a server begin with. Clones are the same; [`Tls::reload`] is seen by all of them.
+#[derive(Clone)]
+pub struct Tls {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: TlsSettings,
+    current: RwLock<Arc<ServerConfig>>,
+}
+
+impl Tls {
+    /// Reads the files, or tells everything that is wrong with them.
+    pub fn load(settings: TlsSettings) -> Result<Tls, Vec<FileProblem>> {
+        let current = RwLock::new(read(&settings)?.0);
+        Ok(Tls { inner: Arc::new(Inner { settings, current }) })
+    }
+
+    /// Reads the files anew, for connections that begin from now on. What is in them in words, or why it stays as it was.
+    pub fn reload(&self) -> Result<String, String> {
+        let settings = &self.inner.settings;
+        let (config, news) = read(settings).map_err(|problems| {
+            let texts: Vec<_> = problems.iter().map(|(key, text)| format!("{key} {text}")).collect();
+            texts.join("; ")
+        })?;
+        *self.inner.current.write().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(news)
+    }
+
+    pub(in crate::http) fn handshake_timeout(&self) -> Duration {
+        self.inner.settings.handshake_timeout
+    }
+
+    /// The state of a connection that begins.
+    pub(in crate::http) fn session(&self) -> Box<Session> {
+        let current = self.inner.current.read().unwrap_or_else(PoisonError::into_inner);
+        Box::new(Session::new(Arc::clone(&current)))
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.settings.fmt(formatter)
+    }
+}
+
+/// The configuration that the files make, and a word on what is in them.
+fn read(settings: &TlsSettings) -> Result<(Arc<ServerConfig>, String), Vec<FileProblem>> {
+    let provider = Arc::new(ring::default_provider());
+    let mut problems = Vec::new();
+    let chain = noted("certificate_file", &settings.certificate, certificates, &mut problems);
+    let key = noted("key_file", &settings.key, private_key, &mut problems);
+    let roots = settings.client_ca.as_deref().and_then(|file| {
+        noted("client_ca_file", file, |file| authorities(file).map(|roots| (file.to_owned(), roots)), &mut problems)
+    });
+    // Those that are no good are not held against each other.
+    let identity = chain.zip(key).and_then(|(chain, key)| {
+        let length = chain.len();
+        identity(chain, key, settings, &provider).map_err(|problem| problems.push(problem)).ok().map(|it| (it, length))
+    });
+    let (Some((identity, length)), true) = (identity, problems.is_empty()) else { return Err(problems) };
+
+    let mut news = format!("certificates: {length} from {}", settings.certificate.display());
+    let verifier = match roots {
+        None => None,
+        Some((file, roots)) => {
+            news += &format!(", client authorities: {} from {}", roots.len(), file.display());
+            let verifier = client_verifier(roots, settings.client_certificates, &provider);
+            Some(verifier.map_err(|text| {
+                vec![("client_ca_file", format!("is {}, which cannot be used: {text}", file.display()))]
+            })?)
+        }
+    };
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("the provider's cipher suites are of both versions");
+    let builder = match verifier {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.ticketer = ring::Ticketer::new().map_err(|cause| {
+        vec![("key_file", format!("cannot be used, no key for session tickets can be made: {cause}"))]
+    })?;
+    Ok((Arc::new(config), news))
+}
+
+/// Reads one file; what is wrong with it goes to `problems`, with its name.
+fn noted<T>(
+    key: &'static str,
+    file: &Path,
+    read: impl FnOnce(&Path) -> Result<T, String>,
+    problems: &mut Vec<FileProblem>,
+) -> Option<T> {
+    read(file).map_err(|text| problems.push((key, format!("is {}, which {text}", file.display())))).ok()
+}
+
+fn content(file: &Path) -> Result<Vec<u8>, String> {
+    let facts = fs::metadata(file).map_err(|cause| format!("cannot be read: {cause}"))?;
+    if !facts.is_file() {
+        return Err("is not a file".to_owned());
+    }
+    if facts.len() > MAX_FILE_BYTES {
+        return Err(format!("has {} bytes, but may have {MAX_FILE_BYTES}", facts.len()));
+    }
+    fs::read(file).map_err(|cause| format!("cannot be read: {cause}"))
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let content = content(file)?;
+    let chain = CertificateDer::pem_slice_iter(&content)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|cause| in_words(&cause).to_owned())?;
+    if chain.is_empty() { Err("has no certificate (BEGIN CERTIFICATE) in it".to_owned()) } else { Ok(chain) }
+}
+
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(&content(file)?).map_err(|cause| match cause {
+        pem::Error::NoItemsFound => "has no private key in it, or an encrypted one only".to_owned(),
+        other => in_words(&other).to_owned(),
+    })
+}
+
+fn authorities(file: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file)? {
+        roots.add(certificate).map_err(|cause| format!("has a certificate that is no authority: {cause}"))?;
+    }
+    Ok(roots)
+}
+
+/// The error without the line it is about: what stands in the file of a key is shown to nobody.
+fn in_words(cause: &pem::Error) -> &'static str {
+    match cause {
+        pem::Error::MissingSectionEnd { .. } => "is not PEM: a section has no end",
+        pem::Error::IllegalSectionStart { .. } => "is not PEM: a section begins with a malformed line",
+        pem::Error::Base64Decode(_) => "is not PEM: a section is not base64",
+        _ => "is not PEM",
+    }
+}
+
+/// Certificate and key together; they must belong together.
+fn identity(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    settings: &TlsSettings,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, FileProblem> {
+    let (certificate, key_file) = (settings.certificate.display(), settings.key.display());
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|_| ("key_file", format!("is {key_file}, which has a key of a kind that cannot be used")))?;
+    let identity = CertifiedKey::new(chain, key);
+    match identity.keys_match() {
+        // Unknown: the kind of key does not tell its public half, and the handshakes will.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(identity),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err(("key_file", format!("is {key_file}, which is not the key of the first certificate in {certificate}")))
+        }
+        Err(cause) => {
+            Err(("certificate_file", format!("is {certificate}, whose first certificate cannot be used: {cause}")))
+        }
+    }
+}
+
+fn client_verifier(
+    roots: RootCertStore,
+    wanted: ClientCertificates,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    let builder = match wanted {
+        ClientCertificates::Required => builder,
+        ClientCertificates::Optional => builder.allow_unauthenticated(),
+    };
+    builder.build().map_err(|cause| cause.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::certificates::{Authority, Certificate};
+    use super::*;
+    use std::path::PathBuf;
+
+    fn settings(own: &Certificate, client_ca: Option<&Path>) -> TlsSettings {
+        TlsSettings {
+            certificate: own.certificate.clone(),
+            key: own.key.clone(),
+            client_ca: client_ca.map(Path::to_owned),
+            client_certificates: ClientCertificates::Required,
+            handshake_timeout: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_each_file_is_told_without_what_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new(folder.path(), "authority");
+        let (own, other) = (authority.issue("own", 30), authority.issue("other", 30));
+        assert!(Tls::load(settings(&own, Some(&authority.own.certificate))).is_ok());
+        let written = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let key = fs::read_to_string(&own.key).unwrap();
+        let secret = key.lines().nth(1).unwrap();
+        let empty = written("empty", "");
+        let no_end = written("no_end", &key.replace("END", "FIN"));
+        let no_base64 = written("no_base64", &key.replace(secret, &format!("*{secret}")));
+        let bad_start = written("bad_start", &format!("-----BEGIN {secret}\n"));
+        let not_der = written("not_der", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+        let no_certificate =
+            written("no_certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        let encrypted = written("encrypted", &key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
+        let large = folder.path().join("large");
+        fs::File::create(&large).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
+        let absent = folder.path().join("absent");
+        let with_key = |key: &PathBuf| settings(&Certificate { key: key.clone(), ..own.clone() }, None);
+        let with_certificate =
+            |certificate: &PathBuf| settings(&Certificate { certificate: certificate.clone(), ..own.clone() }, None);
+        let with_ca = |file: &PathBuf| settings(&own, Some(file));
+        let rows: &[(TlsSettings, &str, &str)] = &[
+            (with_key(&absent), "key_file", "cannot be read: No such file"),
+            (with_key(&folder.path().to_owned()), "key_file", "is not a file"),
+            (with_key(&large), "key_file", "bytes, but may have"),
+            (with_key(&empty), "key_file", "has no private key in it"),
+            (with_key(&encrypted), "key_file", "or an encrypted one only"),
+            (with_key(&no_end), "key_file", "a section has no end"),
+            (with_key(&no_base64), "key_file", "is not base64"),
+            (with_key(&bad_start), "key_file", "malformed line"),
+            (with_key(&not_der), "key_file", "of a kind that cannot be used"),
+            (with_key(&other.key), "key_file", "is not the key of the first certificate in"),
+            (with_certificate(&absent), "certificate_file", "cannot be read"),
+            (with_certificate(&own.key), "certificate_file", "has no certificate"),
+            (with_certificate(&no_certificate), "certificate_file", "cannot be used"),
+            (with_ca(&empty), "client_ca_file", "has no certificate"),
+            (with_ca(&no_certificate), "client_ca_file", "is no authority"),
+        ];
+        for (settings, key, text) in rows {
+            let problems = Tls::load(settings.clone()).unwrap_err();
+            let [(named, told)] = &problems[..] else { panic!("{key}, {text}: {problems:?}") };
+            assert!(named == key && told.starts_with("is /") && told.contains(text), "{key}, {text}: {told}");
+            assert!(!told.contains(secret) && !told.contains(&format!("{:?}", secret.as_bytes())), "{told}");
+        }
+        let all = settings(&Certificate { certificate: absent.clone(), key: absent.clone() }, Some(&absent));
+        assert_eq!(Tls::load(all).unwrap_err().len(), 3, "all at once");
+    }
+
+    #[test]
+    fn what_cannot_be_read_anew_leaves_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new(folder.path(), "authority");
+        let (own, other) = (authority.issue("own", 30), authority.issue("other", 30));
+        let tls = Tls::load(settings(&own, None)).unwrap();
+        let current = || Arc::clone(&tls.inner.current.read().unwrap());
+        let before = current();
+        fs::copy(&other.certificate, &own.certificate).unwrap();
+        let why = tls.reload().unwrap_err();
+        assert!(why.contains("key_file is /") && why.contains("is not the key"), "{why}");
+        assert!(Arc::ptr_eq(&before, &current()));
+        fs::copy(&other.key, &own.key).unwrap();
+        let news = tls.clone().reload().unwrap();
+        assert!(news.starts_with("certificates: 1 from /"), "{news}");
+        assert!(!Arc::ptr_eq(&before, &current()));
+    }
+}

@@ -1,0 +1,128 @@
+//! Lists of topics as configurations have them: globs over names.
+//!
+//! In a glob `*` stands for any characters, `?` for one, `[ab]` for one of these, `{a,b}` for either; case matters.
+
+use std::fmt;
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+
+use crate::config::{Problems, Section};
+
+/// What a glob has besides characters of names.
+const SPECIAL: &str = "*?[]{}!^,\\";
+
+/// Topics, by globs.
+#[derive(Clone)]
+pub(in crate::kproxy) struct TopicGlobs {
+    globs: Vec<String>,
+    set: GlobSet,
+}
+
+impl TopicGlobs {
+    /// Takes a list of globs; `None` when the key is absent, or together with a problem.
+    pub(in crate::kproxy) fn from_section(
+        key: &str,
+        required: bool,
+        section: &mut Section,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let globs = section.strings(key, required, problems)?;
+        let mut set = GlobSetBuilder::new();
+        let mut is_good = true;
+        for glob in &globs {
+            match parse(glob) {
+                Ok(glob) => {
+                    set.add(glob);
+                }
+                Err(why) => {
+                    section.note(key, format!("has {glob:?}, which {why}"), problems);
+                    is_good = false;
+                }
+            }
+        }
+        match set.build() {
+            Ok(set) if is_good => Some(TopicGlobs { globs, set }),
+            Ok(_) => None,
+            Err(cause) => {
+                section.note(key, format!("cannot be used: {}", cause.kind()), problems);
+                None
+            }
+        }
+    }
+
+    /// Whether the topic is one of them.
+    pub(in crate::kproxy) fn contain(&self, topic: &str) -> bool {
+        self.set.is_match(topic)
+    }
+}
+
+fn parse(glob: &str) -> Result<globset::Glob, String> {
+    let is_possible =
+        |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter) || SPECIAL.contains(letter);
+    if let Some(letter) = glob.chars().find(|letter| !is_possible(*letter)) {
+        return Err(format!("matches no topic, for no topic has {letter:?} in its name"));
+    }
+    GlobBuilder::new(glob).backslash_escape(true).build().map_err(|cause| format!("is no glob: {}", cause.kind()))
+}
+
+impl fmt::Debug for TopicGlobs {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.globs.fmt(formatter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::section;
+    use super::*;
+
+    fn globs(list: &str) -> Result<TopicGlobs, String> {
+        let (mut section, mut problems) = section(&format!("topics: {list}\n"));
+        let globs = TopicGlobs::from_section("topics", true, &mut section, &mut problems);
+        globs.ok_or_else(|| problems.0.into_iter().map(|problem| problem.text).collect::<Vec<_>>().join("; "))
+    }
+
+    #[test]
+    fn a_topic_is_in_a_list_of_globs_or_not() {
+        for (list, topic, is_in) in [
+            ("[t]", "t", true),
+            ("[t]", "T", false),
+            ("[t]", "tt", false),
+            ("['*']", "any.thing_at-all", true),
+            ("[a, 'b*']", "b.c.d", true),
+            ("[a, 'b*']", "ab", false),
+            ("['orders.*']", "orders.eu.de", true),
+            ("['orders.*']", "orders", false),
+            ("['*.audit']", "a.b.audit", true),
+            ("['a?c']", "abc", true),
+            ("['a?c']", "ac", false),
+            ("['a[0-9]']", "a7", true),
+            ("['a[!0-9]']", "a7", false),
+            ("['{a,b.*}.c']", "b.x.c", true),
+            ("['**']", "a.b", true),
+        ] {
+            assert_eq!(globs(list).unwrap().contain(topic), is_in, "{list} {topic}");
+        }
+        assert_eq!(format!("{:?}", globs("[a, 'b*']").unwrap()), r#"["a", "b*"]"#);
+    }
+
+    #[test]
+    fn what_is_no_glob_or_matches_nothing_is_refused_by_name() {
+        for (list, told) in [
+            ("[]", "at least one"),
+            ("['']", "non-empty"),
+            ("t", "a list"),
+            ("[a, a]", "none twice"),
+            ("['a[']", "\"a[\""),
+            ("['a{b']", "\"a{b\""),
+            ("['a]b', 'c[']", "\"c[\""),
+            ("['[z-a]']", "\"[z-a]\""),
+            ("['a/*']", "'/'"),
+            ("['a b']", "' '"),
+            ("['\u{fc}*']", "'\u{fc}'"),
+        ] {
+            let text = globs(list).unwrap_err();
+            assert!(text.contains(told), "{list}: {text}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Header fields of a request into headers of a record.
+//!
+//! `X-Kafka-Header-NAME: value` becomes the header NAME, in lower case since the names of HTTP have no case; order and
+//! repetition are kept. `traceparent` and `tracestate` (W3C Trace Context) are passed on when they are well formed, so
+//! that whoever reads the message goes on with the client's trace. How many and how large: as a request's head may be.
+
+use super::answer::Failure;
+use crate::broker::Header;
+use crate::http::Headers;
+
+const PREFIX: &str = "x-kafka-header-";
+const TRACE_PARENT: &str = "traceparent";
+const TRACE_STATE: &str = "tracestate";
+
+/// The headers a client chose, in the order of the fields. Takes no memory where there are none.
+pub(super) fn chosen(fields: &Headers) -> Result<Vec<Header>, Failure> {
+    let mut headers = Vec::new();
+    for (name, value) in fields.iter() {
+        match name.strip_prefix(PREFIX) {
+            Some("") => return Err(Failure::bad("bad_header", "X-Kafka-Header- must be followed by a name")),
+            Some(name) => headers.push(header(name, value.to_vec())),
+            None => {}
+        }
+    }
+    Ok(headers)
+}
+
+/// Whether anything here may have to go into a record; most requests are done with this.
+pub(super) fn are_there(fields: &Headers) -> bool {
+    fields.iter().any(|(name, _)| name.starts_with(PREFIX) || name == TRACE_PARENT)
+}
+
+/// The trace context of a request; empty where there is none, or one that is not well formed.
+pub(super) fn trace_context(fields: &Headers) -> Vec<Header> {
+    let Some(parent) = fields.only(TRACE_PARENT).filter(|parent| is_trace_parent(parent)) else { return Vec::new() };
+    let mut headers = vec![header(TRACE_PARENT, parent.to_vec())];
+    // It may come in several fields, which mean the same as one (W3C Trace Context 3.3.1.1).
+    let states: Vec<_> = fields.iter().filter(|(name, _)| *name == TRACE_STATE).map(|(_, value)| value).collect();
+    if !states.is_empty() {
+        headers.push(header(TRACE_STATE, states.join(&b',')));
+    }
+    headers
+}
+
+/// Adds the trace context of a request to the headers of a message that does not bring its own.
+pub(super) fn add_trace(headers: &mut Vec<Header>, context: &[Header]) {
+    let is_trace =
+        |header: &Header| [TRACE_PARENT, TRACE_STATE].iter().any(|name| header.name.eq_ignore_ascii_case(name));
+    if !headers.iter().any(is_trace) {
+        headers.extend_from_slice(context);
+    }
+}
+
+fn header(name: &str, value: Vec<u8>) -> Header {
+    Header { name: name.to_owned(), value: Some(value) }
+}
+
+/// `00-TRACE-PARENT-FLAGS` in lower-case hexadecimal, neither id all zero; a later version may have more behind it
+/// (W3C Trace Context 3.2.2, 3.2.4).
+fn is_trace_parent(value: &[u8]) -> bool {
+    let is_hex = |bytes: &[u8]| bytes.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_id = |bytes: &[u8]| is_hex(bytes) && bytes.iter().any(|&byte| byte != b'0');
+    let Some((fixed, more)) = value.split_at_checked(55) else { return false };
+    let (version, trace, parent, flags) = (&fixed[..2], &fixed[3..35], &fixed[36..52], &fixed[53..]);
+    [2, 35, 52].iter().all(|&dash| fixed[dash] == b'-')
+        && is_hex(version)
+        && version != b"ff"
+        && is_id(trace)
+        && is_id(parent)
+        && is_hex(flags)
+        && (more.is_empty() || (version != b"00" && more[0] == b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn fields(fields: &[(&str, &[u8])]) -> Headers {
+        let mut headers = Headers::default();
+        fields.iter().for_each(|(name, value)| headers.push(name, value));
+        headers
+    }
+
+    fn shown(headers: &[Header]) -> Vec<(&str, &[u8])> {
+        headers.iter().map(|header| (&*header.name, header.value.as_deref().expect("never null"))).collect()
+    }
+
+    #[test]
+    fn chosen_headers_keep_bytes_order_and_repetition() {
+        let request = fields(&[
+            ("Host", b"h"),
+            ("X-Kafka-Header-Tenant", b"b\xc3\xa4"),
+            ("X-Kafka-Header", b"no"),
+            ("x-kafka-header-a", b""),
+            ("X-KAFKA-HEADER-TENANT", b"a"),
+            ("traceparent", PARENT.as_bytes()),
+        ]);
+        let headers = chosen(&request).expect("all have names");
+        assert_eq!(shown(&headers), [("tenant", &b"b\xc3\xa4"[..]), ("a", b""), ("tenant", b"a")]);
+        assert!(are_there(&request));
+
+        let none = fields(&[("Host", b"h"), ("X-Kafka-Header", b"no")]);
+        assert_eq!(chosen(&none).expect("there are none").capacity(), 0);
+        assert!(!are_there(&none) && are_there(&fields(&[("TraceParent", b"x")])));
+        let nameless = chosen(&fields(&[("X-Kafka-Header-", b"v")]));
+        assert_eq!(nameless.expect_err("it has no name").code, "bad_header");
+    }
+
+    #[test]
+    fn only_a_well_formed_trace_goes_on() {
+        let later = format!("cc{}-more", &PARENT[2..]);
+        for (parent, passes) in [
+            (PARENT, true),
+            (&*later, true),
+            (&later[..later.len() - 5], true),
+            ("", false),
+            (&PARENT[..54], false),
+            (&format!("{PARENT}-"), false),
+            (&format!("{PARENT}0"), false),
+            (&format!("cc{}0", &PARENT[2..]), false),
+            (&format!("ff{}", &PARENT[2..]), false),
+            (&PARENT.to_uppercase(), false),
+            (&PARENT.replace('-', "_"), false),
+            ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e473g-00f067aa0ba902b7-01", false),
+        ] {
+            let state: (&str, &[u8]) = ("TraceState", b"v=1");
+            let context = trace_context(&fields(&[("TraceParent", parent.as_bytes()), state]));
+            let expected: &[(&str, &[u8])] = &[("traceparent", parent.as_bytes()), ("tracestate", b"v=1")];
+            assert_eq!(shown(&context), if passes { expected } else { &[] }, "{parent}");
+        }
+        let parent = ("traceparent", PARENT.as_bytes());
+        assert_eq!(shown(&trace_context(&fields(&[parent]))), [parent]);
+        assert_eq!(trace_context(&fields(&[parent, parent])), [], "one of two cannot be chosen");
+        assert_eq!(trace_context(&fields(&[("tracestate", b"v=1")])), [], "a state of no trace");
+        let joined = trace_context(&fields(&[("tracestate", b"a=1"), parent, ("tracestate", b"b=2")]));
+        assert_eq!(shown(&joined), [parent, ("tracestate", b"a=1,b=2")]);
+    }
+
+    #[test]
+    fn a_message_may_bring_its_own_trace() {
+        let context = trace_context(&fields(&[("traceparent", PARENT.as_bytes()), ("tracestate", b"v=1")]));
+        let mut headers = vec![header("traceparent", b"mine".to_vec())];
+        add_trace(&mut headers, &context);
+        assert_eq!(shown(&headers), [("traceparent", &b"mine"[..])], "two traces are not mixed");
+        headers[0].name = "other".to_owned();
+        add_trace(&mut headers, &context);
+        let expected = [("other", &b"mine"[..]), ("traceparent", PARENT.as_bytes()), ("tracestate", b"v=1")];
+        assert_eq!(shown(&headers), expected);
+    }
+}
