@@ -335,10 +335,10 @@ rate_limits:
                 "listen",
                 "port",
                 "max_in_flight_bytes",
-                "read_timeout_ms",
-                "req_pool_size",
                 "broker_hosts",
                 "kafka_client",
+                "read_timeout_ms",
+                "req_pool_size",
                 "prot"
             ],
             "{problems:?}"
