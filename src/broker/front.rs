@@ -87,6 +87,7 @@ pub(super) struct Ticket<C>(Whom<C>);
 enum Whom<C> {
     Caller(C),
     /// Shared with a [`Reminder`]; whoever is first takes it out and tells.
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     Shared(Arc<Mutex<Option<C>>>),
 }
 
@@ -107,6 +108,7 @@ impl<C: Completion> Ticket<C> {
     }
 
     /// The same ticket, and what can tell in its place.
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     pub(super) fn with_reminder(self) -> (Self, Reminder<C>) {
         let shared = match self.0 {
             Whom::Caller(completion) => Arc::new(Mutex::new(Some(completion))),
@@ -126,6 +128,7 @@ impl<C: Completion> Reminder<C> {
     }
 
     /// Whether it has been told already.
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     pub(super) fn is_done(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 const UNKNOWN_FOR: Duration = Duration::from_secs(3);
 /// A topic is called unknown when it was so for this long: a broker that creates it says so at first.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
-/// First pause before a topic is asked for again; it doubles.
+/// First pause before a topic is asked for again; it doubles up to [`MOST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const MOST_PAUSE: Duration = Duration::from_secs(1);
 /// Known and unknown topics kept; when full, some that nobody waits for are forgotten, unknown ones first.
 const MOST_TOPICS: usize = 10_000;
 /// Topics that no broker has said anything about yet; when full, appends to further ones are refused as `Full`.
@@ -174,7 +175,7 @@ impl<W> Topics<W> {
     /// Whether those who wait for `topic` have waited for longer than its own questions take, so that nothing more is
     /// to be asked for them.
     pub(super) fn is_overdue(&self, topic: &str, now: Instant) -> bool {
-        // The last question that can matter comes before twice the time and a first pause, since pauses double.
+        // The last question that can matter comes before twice the time and a first pause, since pauses at most double.
         let most = self.ask_for * 2 + FIRST_PAUSE * 2;
         matches!(self.topics.get(topic), Some(Topic::Asked(asked)) if now.duration_since(asked.first) > most)
     }
@@ -198,7 +199,7 @@ impl<W> Topics<W> {
             Answer::DoesNot | Answer::NotYet => {
                 if let Some(Topic::Asked(asked)) = self.topics.get_mut(topic) {
                     asked.next = now + asked.pause;
-                    asked.pause *= 2;
+                    asked.pause = (asked.pause * 2).min(MOST_PAUSE);
                     if !std::mem::replace(&mut asked.missed, true) {
                         self.missed_count += 1;
                     }

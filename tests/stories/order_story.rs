@@ -207,6 +207,7 @@ fn every_answer_is_true_while_the_only_broker_is_killed_three_times() {
         load.wait_for_confirmed(500, "messages are stored again");
         wait_until(whole + DEADLINE, "the time is over", || started.elapsed() >= whole);
         eprintln!("posted for {:.1?}, broker killed three times", started.elapsed());
+        load.topics.iter().for_each(|(_, topic)| cluster.wait_for_in_sync(topic, 1));
     });
     assert!(all.is_true() && all.n_repeats == 0, "{all:?}");
     assert!(leader.is_true(), "{leader:?}");

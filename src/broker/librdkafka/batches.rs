@@ -104,9 +104,10 @@ impl<C: Completion> Book<C> {
         self.is_narrow.load(Ordering::SeqCst)
     }
 
-    /// A message that librdkafka had is with it no more. Then [`Desk::pump`], where the topic is narrow.
-    pub(super) fn leave(&self, sent: &Sent) {
-        if let Some(bytes) = sent.bytes {
+    /// A message that librdkafka had, with this part of the window, is with it no more. Then [`Desk::pump`], where the topic is
+    /// narrow.
+    pub(super) fn leave(&self, bytes: Option<usize>) {
+        if let Some(bytes) = bytes {
             self.lock().out_bytes -= bytes;
         }
         self.outstanding.fetch_sub(1, Ordering::SeqCst);

@@ -151,7 +151,7 @@ impl<C: Completion> Back<C> for Lanes<C> {
             Entered::Send(waiting, sent) => {
                 let acks = waiting.acks;
                 send(&native, Arc::clone(&book), waiting, sent).inspect_err(|_| {
-                    book.leave(&Sent { bytes: None, is_alone: false, is_chosen: false });
+                    book.leave(None);
                     if native.client().fatal_error().is_some() {
                         self.lane(acks).retire(&native);
                     }
@@ -441,7 +441,7 @@ impl<C: Completion> ProducerContext for Context<C> {
                 self.state.look_again(&book.topic);
             }
         }
-        book.leave(&sent);
+        book.leave(sent.bytes);
         if book.is_narrow()
             && let Some(native) = self.native.get().and_then(Weak::upgrade)
         {

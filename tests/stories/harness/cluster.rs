@@ -140,7 +140,9 @@ impl Cluster {
         let mut last = None;
         let met = poll(Duration::from_secs(60), || {
             last = self.in_sync(topic);
-            last.as_ref()?.values().all(|replicas| replicas.len() == n_replicas).then_some(())
+            let partitions = last.as_ref()?;
+            let is_met = partitions.values().all(|replicas| replicas.len() == n_replicas);
+            (is_met && !partitions.is_empty()).then_some(())
         });
         assert!(met.is_some(), "{topic} has not {n_replicas} replicas in sync but {last:?}");
     }
