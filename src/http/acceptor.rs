@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
-use polling::{Event, Events, PollMode, Poller};
 
 use super::Handler;
 use super::connection::{Control, Inbox, Message};
 use super::encode::{Form, encode};
 use super::listen::accept;
+use super::poller::{Events, Interest, Poller};
 use super::scan::Refused;
 use super::server::Counters;
 use super::tls;
@@ -45,21 +45,18 @@ pub(super) struct Acceptor {
 impl Acceptor {
     /// Returns when the server ends; the listener is closed earlier, when it stops accepting.
     pub(super) fn run(mut self) {
-        // SAFETY: the listener is deleted from the poller below, before it is dropped.
-        let added =
-            unsafe { self.poller.add_with_mode(&self.listener, Event::readable(LISTENER_KEY), PollMode::Level) };
+        let added = self.poller.add(&self.listener, LISTENER_KEY, Interest::Bytes);
         if let Err(cause) = added {
             error!("the listening socket cannot be watched: {cause}");
             return;
         }
         let ended = self.accept_until_deaf();
         // Fails only when the poller is beyond use, and then nothing is reported for it any more.
-        let _ = self.poller.delete(&self.listener);
+        let _ = self.poller.remove(&self.listener);
         let Acceptor { listener, poller, control, .. } = self;
         drop(listener);
-        let mut events = Events::new();
+        let mut events = Events::default();
         while ended.is_ok() && !control.has_ended() {
-            events.clear();
             if let Err(cause) = poller.wait(&mut events, None) {
                 error!("the acceptor cannot wait: {cause}");
                 return;
@@ -68,19 +65,18 @@ impl Acceptor {
     }
 
     fn accept_until_deaf(&mut self) -> io::Result<()> {
-        let mut events = Events::new();
+        let mut events = Events::default();
         let mut is_pausing = false;
         while !self.control.is_deaf() {
-            events.clear();
             self.poller.wait(&mut events, is_pausing.then_some(PAUSE)).inspect_err(|cause| {
                 error!("the acceptor cannot wait: {cause}");
             })?;
-            if is_pausing || !events.is_empty() {
+            if is_pausing || events.keys().next().is_some() {
                 let must_pause = !self.accept_some();
                 if must_pause != is_pausing {
                     is_pausing = must_pause;
-                    let interest = if is_pausing { Event::none(LISTENER_KEY) } else { Event::readable(LISTENER_KEY) };
-                    self.poller.modify_with_mode(&self.listener, interest, PollMode::Level)?;
+                    let interest = if is_pausing { Interest::Breaks } else { Interest::Bytes };
+                    self.poller.modify(&self.listener, LISTENER_KEY, interest)?;
                 }
             }
         }

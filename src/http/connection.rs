@@ -16,9 +16,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::debug;
-use polling::Poller;
 
 use super::encode::{Form, encode};
+use super::poller::Poller;
 use super::scan::Refused;
 use super::tls::{Received, Session};
 use super::{Handler, Response, UNANSWERED};
@@ -319,13 +319,19 @@ impl Inbox {
     }
 
     pub(super) fn post(&self, message: Message) {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
-        self.wake();
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.push(message);
+        let is_first = messages.len() == 1;
+        drop(messages);
+        // The reader takes all at once: whoever put the first one there has woken it.
+        if is_first {
+            self.wake();
+        }
     }
 
     /// Makes the reader look at its messages and at the control.
     pub(super) fn wake(&self) {
-        if let Err(cause) = self.poller.notify() {
+        if let Err(cause) = self.poller.wake() {
             log::error!("a reader cannot be woken: {cause}");
         }
     }

@@ -31,6 +31,7 @@ mod listen;
 mod message;
 mod notes;
 mod parser;
+mod poller;
 mod query;
 mod reader;
 mod reply;

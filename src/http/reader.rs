@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::error;
-use polling::{Event, Events, PollMode};
 
 use super::connection::{Connection, Inbox, Message, Phase};
 use super::deadlines::Deadlines;
 use super::encode::Form;
 use super::head::Framing;
 use super::parser::{Parser, Progress};
+use super::poller::{Events, Interest};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
 use super::tls::Tls;
@@ -85,7 +85,8 @@ struct Client {
     ahead: Lease,
     /// When the first byte of the current request arrived.
     started: Instant,
-    watched: Watched,
+    /// What the poller reports of it.
+    watched: Option<Interest>,
     planned: Option<Instant>,
     /// Bytes thrown away after the last answer.
     discarded: usize,
@@ -100,16 +101,6 @@ impl Client {
         let instead = self.instead.as_ref().map_or(0, Response::allocated);
         self.lease.set_to(self.parser.allocated() + instead)
     }
-}
-
-/// What the poller reports of a connection.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Watched {
-    Bytes,
-    Room,
-    /// Only that it broke.
-    Breaks,
-    Nothing,
 }
 
 impl Reader {
@@ -139,18 +130,17 @@ impl Reader {
 
     /// Returns when the server ends.
     pub(super) fn run(mut self) {
-        let mut events = Events::new();
+        let mut events = Events::default();
         let mut scratch = vec![0; READ_BODY];
         while !self.inbox.control.has_ended() {
-            events.clear();
             let wait = self.deadlines.wait(self.now, LONGEST_WAIT);
             if let Err(cause) = self.inbox.poller.wait(&mut events, Some(wait)) {
                 error!("a reader cannot wait: {cause}");
                 return;
             }
             self.now = Instant::now();
-            for event in events.iter() {
-                self.react(event.key, &mut scratch);
+            for key in events.keys() {
+                self.react(key, &mut scratch);
             }
             for message in self.inbox.take() {
                 match message {
@@ -187,8 +177,7 @@ impl Reader {
         let key = index | (self.slots[index].generation as usize) << 32;
         // Fails only when the client is gone already.
         let _ = socket.set_nodelay(true);
-        // SAFETY: the socket is deleted from the poller in `close`, before the reader lets go of it.
-        let added = unsafe { self.inbox.poller.add_with_mode(&socket, Event::readable(key), PollMode::Level) };
+        let added = self.inbox.poller.add(&socket, key, Interest::Bytes);
         let session = self.tls.as_ref().map(Tls::session);
         let first_deadline = self.now + self.tls.as_ref().map_or(self.limits.idle_timeout, Tls::handshake_timeout);
         let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now, session));
@@ -201,7 +190,7 @@ impl Reader {
             lease: self.limits.lease(),
             ahead: self.limits.lease(),
             started: self.now,
-            watched: if added.is_ok() { Watched::Bytes } else { Watched::Nothing },
+            watched: added.is_ok().then_some(Interest::Bytes),
             planned: None,
             discarded: 0,
             handshake: if self.tls.is_some() { Handshake::Awaited } else { Handshake::Over },
@@ -237,8 +226,7 @@ impl Reader {
             Phase::Reading if !self.client(index).pending.is_empty() => self.settle(index),
             Phase::Reading => self.read(index, scratch),
             Phase::Answering => {
-                let less =
-                    if self.client(index).watched == Watched::Bytes { Watched::Breaks } else { Watched::Nothing };
+                let less = (self.client(index).watched == Some(Interest::Bytes)).then_some(Interest::Breaks);
                 self.watch(index, less);
             }
             Phase::Writing => {
@@ -438,18 +426,18 @@ impl Reader {
             (Phase::Answering, _) => {}
             (Phase::Broken, _) => self.lose(index, "it could not be written to"),
             (Phase::Writing, since) => {
-                self.watch(index, Watched::Room);
+                self.watch(index, Some(Interest::Room));
                 self.plan(index, since + limits.1);
             }
             (Phase::Lingering, since) => {
                 client.pending = Vec::new();
                 client.ahead.set_to(0);
-                self.watch(index, Watched::Bytes);
+                self.watch(index, Some(Interest::Bytes));
                 self.plan(index, since + LINGER);
             }
             (Phase::Reading, since) => {
                 let (pending, ended) = (std::mem::take(&mut client.pending), client.ended);
-                self.watch(index, Watched::Bytes);
+                self.watch(index, Some(Interest::Bytes));
                 self.plan(index, since + limits.0);
                 if !pending.is_empty() && self.parse(index, &pending) {
                     return true;
@@ -502,28 +490,23 @@ impl Reader {
         }
     }
 
-    fn watch(&mut self, index: usize, watched: Watched) {
+    /// Has the poller report something of a connection, or nothing.
+    fn watch(&mut self, index: usize, watched: Option<Interest>) {
         let poller = &self.inbox.poller;
         let Some(client) = &mut self.slots[index].client else { return };
         if client.watched == watched {
             return;
         }
         let (socket, key) = (&client.connection.socket, client.connection.key);
-        let event = match watched {
-            Watched::Bytes => Event::readable(key),
-            Watched::Room => Event::writable(key),
-            Watched::Breaks | Watched::Nothing => Event::none(key),
-        };
         let outcome = match (client.watched, watched) {
-            (_, Watched::Nothing) => poller.delete(socket),
-            // SAFETY: the socket is deleted from the poller in `close`, before the reader lets go of it.
-            (Watched::Nothing, _) => unsafe { poller.add_with_mode(socket, event, PollMode::Level) },
-            _ => poller.modify_with_mode(socket, event, PollMode::Level),
+            (_, None) => poller.remove(socket),
+            (None, Some(interest)) => poller.add(socket, key, interest),
+            (Some(_), Some(interest)) => poller.modify(socket, key, interest),
         };
         client.watched = watched;
         if let Err(cause) = outcome {
             error!("a connection cannot be watched: {cause}");
-            client.watched = Watched::Nothing;
+            client.watched = None;
         }
     }
 
@@ -537,7 +520,7 @@ impl Reader {
     }
 
     fn close(&mut self, index: usize) {
-        self.watch(index, Watched::Nothing);
+        self.watch(index, None);
         let slot = &mut self.slots[index];
         let Some(client) = slot.client.take() else { return };
         if self.tls.is_some() && client.handshake == Handshake::Over {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::warn;
-use polling::Poller;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::Handler;
@@ -14,6 +13,7 @@ use super::acceptor::Acceptor;
 use super::budget::{ByteBudget, Lease};
 use super::connection::{Control, Inbox};
 use super::listen::Listen;
+use super::poller::Poller;
 use super::reader::Reader;
 use super::scan::HeadLimits;
 use super::tls::Tls;
@@ -240,7 +240,7 @@ impl Server {
 
     fn wake(&self) {
         self.readers.iter().for_each(|reader| reader.wake());
-        if let Err(cause) = self.acceptor.notify() {
+        if let Err(cause) = self.acceptor.wake() {
             warn!("the acceptor cannot be woken: {cause}");
         }
     }

@@ -20,7 +20,8 @@ pub(crate) struct Kproxy {
 impl Kproxy {
     /// Starts one before a cluster, with more lines of configuration, which win; returns when it listens.
     pub(crate) fn start(cluster: &Cluster, lines: &str) -> Kproxy {
-        let own: Vec<&str> = lines.lines().filter_map(|line| line.split(':').next()).collect();
+        let own: Vec<&str> =
+            lines.lines().filter_map(|line| line.split(':').next()).filter(|key| !key.is_empty()).collect();
         let usual = configs::kproxy(cluster, free_port(), free_port());
         let usual: Vec<&str> = usual.lines().filter(|line| !own.iter().any(|key| line.starts_with(key))).collect();
         Kproxy::start_from(&format!("{}\n{lines}", usual.join("\n")))

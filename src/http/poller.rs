@@ -1,0 +1,175 @@
+//! Waiting for many sockets at once: epoll(7), level-triggered, one system call for each wait.
+//!
+//! Who waits is one thread; any thread may change what is watched, and wake the one that waits.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::io::Errno;
+
+/// Reports taken with one wait; more come with the next.
+const MOST_EVENTS: usize = 1024;
+/// The key of the waker; sockets have smaller ones.
+const WAKER: u64 = u64::MAX;
+
+/// What is reported of a socket. That it broke is always reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interest {
+    /// That bytes, or connections, have arrived.
+    Bytes,
+    /// That there is room for bytes to be sent.
+    Room,
+    /// Only that it broke.
+    Breaks,
+}
+
+impl Interest {
+    fn flags(self) -> epoll::EventFlags {
+        match self {
+            Interest::Bytes => epoll::EventFlags::IN | epoll::EventFlags::RDHUP,
+            Interest::Room => epoll::EventFlags::OUT,
+            Interest::Breaks => epoll::EventFlags::empty(),
+        }
+    }
+}
+
+/// The sockets one thread waits for.
+#[derive(Debug)]
+pub(super) struct Poller {
+    epoll: OwnedFd,
+    waker: OwnedFd,
+}
+
+/// The keys of the sockets something is to be reported of.
+pub(super) struct Events(Vec<epoll::Event>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Events(Vec::with_capacity(MOST_EVENTS))
+    }
+}
+
+impl Events {
+    /// The keys, each at most once.
+    pub(super) fn keys(&self) -> impl Iterator<Item = usize> {
+        let keys = self.0.iter().map(|event| event.data.u64()).filter(|key| *key != WAKER);
+        keys.map(|key| usize::try_from(key).expect("a key was given as one"))
+    }
+}
+
+impl Poller {
+    /// Watches nothing yet.
+    pub(super) fn new() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // By the edge: each wake is reported once, and nobody has to read it away.
+        epoll::add(&epoll, &waker, epoll::EventData::new_u64(WAKER), epoll::EventFlags::IN | epoll::EventFlags::ET)?;
+        Ok(Poller { epoll, waker })
+    }
+
+    /// Watches a socket under `key`. The kernel forgets it when it is closed, and not before, if it is not removed.
+    pub(super) fn add(&self, socket: &impl Watchable, key: usize, interest: Interest) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, socket, data(key), interest.flags())?)
+    }
+
+    /// Watches a socket for something else.
+    pub(super) fn modify(&self, socket: &impl Watchable, key: usize, interest: Interest) -> io::Result<()> {
+        Ok(epoll::modify(&self.epoll, socket, data(key), interest.flags())?)
+    }
+
+    /// Watches a socket no more.
+    pub(super) fn remove(&self, socket: &impl Watchable) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, socket)?)
+    }
+
+    /// Waits until something is to be reported, somebody wakes, or `most` has passed (`None`: for ever).
+    pub(super) fn wait(&self, events: &mut Events, most: Option<Duration>) -> io::Result<()> {
+        events.0.clear();
+        // Rounded up, so that a wait of less than a millisecond does not become a busy loop.
+        let most = most.map(|most| {
+            let millis = i64::try_from(most.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX);
+            Timespec { tv_sec: millis / 1_000, tv_nsec: millis % 1_000 * 1_000_000 }
+        });
+        match epoll::wait(&self.epoll, spare_capacity(&mut events.0), most.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(cause) => Err(cause.into()),
+        }
+    }
+
+    /// Ends the wait that is under way, or the next one.
+    pub(super) fn wake(&self) -> io::Result<()> {
+        match rustix::io::write(&self.waker, &1_u64.to_ne_bytes()) {
+            // The counter is full of wakes, and each was reported.
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(cause) => Err(cause.into()),
+        }
+    }
+}
+
+/// What can be watched.
+pub(super) trait Watchable: AsFd {}
+
+impl Watchable for TcpStream {}
+impl Watchable for TcpListener {}
+
+fn data(key: usize) -> epoll::EventData {
+    epoll::EventData::new_u64(key as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    const NONE: [usize; 0] = [];
+
+    fn keys(poller: &Poller, most: Duration) -> Vec<usize> {
+        let mut events = Events::default();
+        poller.wait(&mut events, Some(most)).unwrap();
+        events.keys().collect()
+    }
+
+    #[test]
+    fn what_is_watched_is_reported_until_it_is_taken() {
+        const SOON: Duration = Duration::from_secs(30);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let poller = Poller::new().unwrap();
+        poller.add(&listener, 7, Interest::Bytes).unwrap();
+        assert_eq!(keys(&poller, Duration::ZERO), NONE);
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(keys(&poller, SOON), [7]);
+        let (mut socket, _) = listener.accept().unwrap();
+        poller.remove(&listener).unwrap();
+
+        poller.add(&socket, 8, Interest::Bytes).unwrap();
+        assert_eq!(keys(&poller, Duration::ZERO), NONE);
+        client.write_all(b"x").unwrap();
+        assert_eq!((keys(&poller, SOON), keys(&poller, SOON)), (vec![8], vec![8]), "level-triggered");
+        poller.modify(&socket, 8, Interest::Breaks).unwrap();
+        assert_eq!(keys(&poller, Duration::ZERO), NONE);
+        poller.modify(&socket, 9, Interest::Room).unwrap();
+        assert_eq!(keys(&poller, SOON), [9]);
+        poller.modify(&socket, 8, Interest::Bytes).unwrap();
+        socket.read_exact(&mut [0]).unwrap();
+        assert_eq!(keys(&poller, Duration::ZERO), NONE);
+        drop(client);
+        assert_eq!(keys(&poller, SOON), [8], "the end of the stream is something to read");
+    }
+
+    #[test]
+    fn a_wake_ends_one_wait_even_one_that_has_not_begun() {
+        let poller = Poller::new().unwrap();
+        poller.wake().unwrap();
+        poller.wake().unwrap();
+        assert_eq!(keys(&poller, Duration::from_secs(3600)), NONE);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| keys(&poller, Duration::from_secs(3600)));
+            poller.wake().unwrap();
+            assert_eq!(waiting.join().unwrap(), NONE);
+        });
+    }
+}
