@@ -29,6 +29,8 @@ const LEAST_ASKING: Duration = Duration::from_millis(50);
 const LEAST_PROOF: Duration = Duration::from_millis(500);
 /// How often it is found out whether a broker can be reached.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// From the end of one such question to the next at least.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// After so many questions in a row without an answer, appends are refused at once.
 const FAILURES_TO_REFUSE: u32 = 2;
 /// How often a known topic is looked at for new partitions, where the engine does not do it, and how many each time.
@@ -416,7 +418,7 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
                 (stopped, self.wait) = (never(), self.wait.min(MOST_ASKING_AT_END));
                 next_probe = Instant::now() + PROBE_EVERY;
             } else if Instant::now() >= next_probe {
-                let wait = self.patience();
+                let (wait, asked) = (self.patience(), Instant::now());
                 let outcome = self.ask.reach(wait);
                 if outcome.is_ok() {
                     self.failures = 0;
@@ -424,7 +426,8 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
                     self.failures = self.failures.saturating_add(1);
                 }
                 self.front.reach.set(outcome, self.failures >= FAILURES_TO_REFUSE);
-                next_probe = Instant::now() + PROBE_EVERY;
+                // While none answers there is nearly always a question out, so that the first sign of life is heard.
+                next_probe = (asked + PROBE_EVERY).max(Instant::now() + LEAST_PAUSE);
             }
             self.ask_for_topics();
             if B::COUNTS_PARTITIONS && !stop.is_triggered() {

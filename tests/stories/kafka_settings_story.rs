@@ -68,9 +68,7 @@ fn all_three_daemons_reach_a_broker_by_sasl_ssl() {
 
     // The brokers are found in ZooKeeper, where they listen with SASL_SSL.
     let (module, backend, admin, port) = (unique("module"), Backend::start(), free_port(), free_port());
-    let module_file = configs::module(&topic, &[backend.address()]);
-    let module_file: String =
-        module_file.lines().skip_while(|line| !line.starts_with("protocol:")).map(|line| format!("{line}\n")).collect();
+    let module_file = every_method(&configs::module(&topic, &[backend.address()]));
     let transfer_file = configs::ktransfer(&cluster, admin, &[&module]) + &right("");
     let mut transfer = Daemon::start(
         Program::Ktransfer,

@@ -1,6 +1,7 @@
-//! Asks the brokers which topics there are, and whether any broker answers, by the producer of the default level.
+//! Asks the brokers which topics there are, and whether any broker answers, by the producer of acks=0.
 //!
-//! A client of its own would cost a thread for each broker. But librdkafka keeps every name that a producer was asked
+//! A client of its own would cost a thread for each broker. A producer has one request at a time under way with a broker, but
+//! those of acks=0 are not answered, so that no question waits behind them. But librdkafka keeps every name that a producer was asked
 //! about for ever, so topics are looked up with questions of administration, which leave nothing behind. Those never
 //! make a topic; where the brokers are to make it (`auto.create.topics.enable`), the name is asked for in the ordinary
 //! way too. Invariant: of the names that strangers try, the producer keeps no more than [`MOST_NAMES_IN_VAIN`].

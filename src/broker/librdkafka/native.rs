@@ -66,6 +66,10 @@ pub(super) fn ask_any_broker(client: *mut RDKafka, wait: Duration) -> Result<Vec
     }
 }
 
+/// A question that librdkafka itself gives up costs the connection with what is under way there, so it is left to wait for
+/// longer than who asks; those of half a minute gather at most.
+const UNTIL_DISCONNECTED: Duration = Duration::from_secs(30);
+
 /// What a broker said of a topic.
 pub(super) enum Described {
     /// So many partitions.
@@ -136,13 +140,14 @@ unsafe fn ask_administration(
         let queue = Queue::wrap(raw::rd_kafka_queue_new(client)).ok_or("no queue could be made")?;
         let options = raw::rd_kafka_AdminOptions_new(client, op);
         let mut words = [0 as c_char; 256];
-        raw::rd_kafka_AdminOptions_set_request_timeout(options, milliseconds(wait), words.as_mut_ptr(), words.len());
+        let most = milliseconds(wait.max(UNTIL_DISCONNECTED));
+        raw::rd_kafka_AdminOptions_set_request_timeout(options, most, words.as_mut_ptr(), words.len());
         // Else it would be the controller, which may be away.
         raw::rd_kafka_AdminOptions_set_broker(options, broker, words.as_mut_ptr(), words.len());
         ask(options, queue.0.as_ptr());
         raw::rd_kafka_AdminOptions_destroy(options);
-        // The question ends by its own time limit; the second more is for its answer to be passed on.
-        let event = queue.poll(wait + Duration::from_secs(1)).ok_or("no answer in time")?;
+        // An answer that comes later finds the queue gone and is dropped.
+        let event = queue.poll(wait).ok_or("no answer in time")?;
         match RDKafkaErrorCode::from(raw::rd_kafka_event_error(event.0.as_ptr())) {
             RDKafkaErrorCode::NoError => Ok(event),
             _ => Err(text(raw::rd_kafka_event_error_string(event.0.as_ptr())).into_owned()),
