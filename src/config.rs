@@ -339,6 +339,11 @@ impl Section {
         self.map.get(key).and_then(Value::as_mapping).is_some_and(|map| map.contains_key(inner))
     }
 
+    /// The keys that are strings and that nobody took so far, in the order of the file.
+    pub fn keys(&self) -> Vec<String> {
+        self.map.keys().filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
     /// Keys that nobody took so far.
     pub fn remaining(&self) -> impl Iterator<Item = String> + '_ {
         self.map.keys().map(|key| key.as_str().map_or_else(|| shown(key), str::to_owned))
@@ -391,7 +396,10 @@ fn read(file: &Path, is_secret: bool) -> Result<Mapping, String> {
         Some(place) => format!("is not YAML, or has a key twice: line {}, column {}", place.line(), place.column()),
         None => "is not YAML, or has a key twice".to_owned(),
     })?;
-    expand(&mut value).map_err(|unset| if is_secret { unset.without_value() } else { unset.to_string() })?;
+    expand(&mut value).map_err(|(key, wrong)| match is_secret {
+        true => wrong.without_value(),
+        false => format!("{key}: {}", wrong.without_value()),
+    })?;
     match value {
         Value::Mapping(map) => Ok(map),
         Value::Null => Err("is empty, but must be a map of keys".to_owned()),

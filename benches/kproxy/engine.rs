@@ -27,6 +27,7 @@ pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks:
         engine: Engine::Auto,
         client_id: "bench".to_owned(),
         request_timeout: Duration::from_secs(5),
+        settings: Default::default(),
     };
     let config = ProducerConfig {
         partitioner: PartitionerKind::Fnv1a,

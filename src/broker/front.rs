@@ -29,13 +29,21 @@ const LEAST_ASKING: Duration = Duration::from_millis(50);
 const LEAST_PROOF: Duration = Duration::from_millis(500);
 /// How often it is found out whether a broker can be reached.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// From the end of one such question to the next at least.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// After so many questions in a row without an answer, appends are refused at once.
 const FAILURES_TO_REFUSE: u32 = 2;
+/// How often a known topic is looked at for new partitions, where the engine does not do it, and how many each time.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
+const COUNTED_AT_ONCE: usize = 16;
 
 /// An engine that appends.
 pub(super) trait Back<C: Completion>: Send + Sync + 'static {
     /// Takes an append for a topic that has so many partitions; never blocks. A chosen partition exists.
     fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>>;
+
+    /// Whether the engine chooses partitions itself, by the count it is given, so that it must hear of new ones.
+    const COUNTS_PARTITIONS: bool = false;
 
     /// A topic that was known has been looked up again, perhaps it has grown.
     /// Called by the asking thread, which it may hold for `wait`.
@@ -410,7 +418,7 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
                 (stopped, self.wait) = (never(), self.wait.min(MOST_ASKING_AT_END));
                 next_probe = Instant::now() + PROBE_EVERY;
             } else if Instant::now() >= next_probe {
-                let wait = self.patience();
+                let (wait, asked) = (self.patience(), Instant::now());
                 let outcome = self.ask.reach(wait);
                 if outcome.is_ok() {
                     self.failures = 0;
@@ -418,9 +426,13 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
                     self.failures = self.failures.saturating_add(1);
                 }
                 self.front.reach.set(outcome, self.failures >= FAILURES_TO_REFUSE);
-                next_probe = Instant::now() + PROBE_EVERY;
+                // While none answers there is nearly always a question out, so that the first sign of life is heard.
+                next_probe = (asked + PROBE_EVERY).max(Instant::now() + LEAST_PAUSE);
             }
             self.ask_for_topics();
+            if B::COUNTS_PARTITIONS && !stop.is_triggered() {
+                self.count_partitions();
+            }
             let next = {
                 let topics = self.front.state.topics();
                 [topics.next_due(), topics.next_deadline()].into_iter().flatten().min()
@@ -431,6 +443,22 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
                 recv(stopped) -> _ => {},
                 default(next.saturating_duration_since(Instant::now())) => {},
             }
+        }
+    }
+
+    /// Looks at some known topics whose count of partitions is old. Their messages go on meanwhile.
+    fn count_partitions(&mut self) {
+        let old = self.front.state.topics().not_seen_for(COUNT_EVERY, COUNTED_AT_ONCE, Instant::now());
+        for topic in old {
+            // Whoever waits for a topic comes first.
+            if self.failures > 0 || self.front.state.topics().next_due().is_some_and(|due| due <= Instant::now()) {
+                return;
+            }
+            let count = match self.ask.ask(&topic, self.patience()) {
+                Answer::Exists(count) => Some(count),
+                Answer::DoesNot | Answer::NotYet | Answer::Unreachable(_) | Answer::Refused(_) => None,
+            };
+            self.front.state.topics_to_change().seen(&topic, count, Instant::now());
         }
     }
 

@@ -12,6 +12,7 @@ mod kafka_rust;
 mod librdkafka;
 pub mod memory;
 pub mod partitioner;
+mod settings;
 mod topics;
 
 use std::fmt;
@@ -20,6 +21,8 @@ use std::time::Duration;
 
 use crate::config::{Problems, Section};
 use crate::supervise::Supervisor;
+
+pub use settings::{KafkaSettings, Role};
 
 /// Number of a partition within its topic, from 0.
 pub type PartitionId = i32;
@@ -328,6 +331,8 @@ pub struct BrokerConfig {
     pub client_id: String,
     /// Bound of one metadata or log-end question, and of connecting.
     pub request_timeout: Duration,
+    /// What the user sets besides (`kafka`).
+    pub settings: KafkaSettings,
 }
 
 /// What a producer needs besides.

@@ -223,6 +223,23 @@ impl<W> Topics<W> {
         Some((verdict, asked.waiting))
     }
 
+    /// Some of the known topics that were not looked at for so long.
+    pub(super) fn not_seen_for(&self, long: Duration, most: usize, now: Instant) -> Vec<Arc<str>> {
+        let is_old = |(name, topic): (&Arc<str>, &Topic<W>)| match topic {
+            Topic::Known { since, .. } if now.duration_since(*since) >= long => Some(Arc::clone(name)),
+            Topic::Known { .. } | Topic::Unknown { .. } | Topic::Asked(_) => None,
+        };
+        self.topics.iter().filter_map(is_old).take(most).collect()
+    }
+
+    /// A known topic was looked at while its messages went on; perhaps it has other partitions now. Without a count nothing is
+    /// learned but that it was tried.
+    pub(super) fn seen(&mut self, topic: &str, count: Option<i32>, now: Instant) {
+        if let Some(Topic::Known { partition_count, since }) = self.topics.get_mut(topic) {
+            (*partition_count, *since) = (count.unwrap_or(*partition_count), now);
+        }
+    }
+
     /// An engine does not know `topic`, which was known to exist: it is asked for again, and what arrives meanwhile waits.
     pub(super) fn doubt(&mut self, topic: &str, now: Instant) {
         if let Some(known @ Topic::Known { .. }) = self.topics.get_mut(topic) {
@@ -369,6 +386,23 @@ mod tests {
         let gone = topics.answer("t", Answer::DoesNot, at(start, 8_000));
         assert_eq!(gone, Some((Verdict::Unknown, vec![])));
         assert_eq!(topics.known("t", None, at(start, 8_001)), Known::No);
+    }
+
+    #[test]
+    fn a_known_topic_is_looked_at_now_and_then_and_grows() {
+        let (mut topics, name, start) = table();
+        let long = Duration::from_secs(10);
+        topics.wait(&name, 1, start).expect("there is room");
+        assert!(topics.not_seen_for(Duration::ZERO, 9, start).is_empty(), "it is not known yet");
+        topics.answer("t", Answer::Exists(2), start).expect("a verdict");
+        assert!(topics.not_seen_for(long, 9, at(start, 9_999)).is_empty());
+        assert_eq!(topics.not_seen_for(long, 9, at(start, 10_000)), [Arc::clone(&name)]);
+        assert!(topics.not_seen_for(long, 0, at(start, 10_000)).is_empty());
+        topics.seen("t", None, at(start, 10_000));
+        assert_eq!(topics.known("t", None, at(start, 10_000)), Known::Yes(2));
+        topics.seen("t", Some(5), at(start, 20_000));
+        assert_eq!(topics.known("t", Some(4), at(start, 20_001)), Known::Yes(5));
+        assert!(topics.not_seen_for(long, 9, at(start, 29_999)).is_empty());
     }
 
     #[test]

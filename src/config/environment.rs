@@ -1,31 +1,18 @@
 //! `${NAME}` in string values is replaced by the environment variable NAME, `$${` stands for `${`.
 
-use std::fmt;
-
 use serde_yaml::Value;
 
 /// Why a string with `${` cannot be expanded.
 #[derive(Debug)]
 pub(super) enum CannotExpand {
-    /// A closing brace is missing; the whole text.
-    Open(String),
+    /// A closing brace is missing.
+    Open,
     /// There is no such variable; the whole text and the name.
     Unset(String, String),
 }
 
-impl fmt::Display for CannotExpand {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Open(text) => write!(formatter, "has {text:?}: ${{ without a closing brace"),
-            Self::Unset(text, name) => {
-                write!(formatter, "has {text:?}: the environment has no variable {name}")
-            }
-        }
-    }
-}
-
 impl CannotExpand {
-    /// For a file of secrets. The name is shown only where it is the whole value, and surely a name.
+    /// The value may be a secret. The name is shown only where it is the whole value, and surely a name.
     pub(super) fn without_value(&self) -> String {
         let is_upper = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
         match self {
@@ -35,17 +22,27 @@ impl CannotExpand {
             Self::Unset(..) => {
                 "a value has ${NAME} and the environment has no variable NAME ($${ stands for ${)".to_owned()
             }
-            Self::Open(_) => "a value has ${ without a closing brace ($${ stands for ${)".to_owned(),
+            Self::Open => "a value has ${ without a closing brace ($${ stands for ${)".to_owned(),
         }
     }
 }
 
-/// Replaces them in all strings of a value.
-pub(super) fn expand(value: &mut Value) -> Result<(), CannotExpand> {
+/// Replaces them in all strings of a value; an error comes with the key of the string, with its parents.
+pub(super) fn expand(value: &mut Value) -> Result<(), (String, CannotExpand)> {
     match value {
-        Value::String(text) if text.contains("${") => *text = expand_text(text)?,
+        Value::String(text) if text.contains("${") => {
+            *text = expand_text(text).map_err(|wrong| (String::new(), wrong))?;
+        }
         Value::Sequence(items) => items.iter_mut().try_for_each(expand)?,
-        Value::Mapping(map) => map.values_mut().try_for_each(expand)?,
+        Value::Mapping(map) => {
+            for (name, inner) in map {
+                let name = name.as_str().unwrap_or("?");
+                expand(inner).map_err(|(key, wrong)| match key.as_str() {
+                    "" => (name.to_owned(), wrong),
+                    inner => (format!("{name}.{inner}"), wrong),
+                })?;
+            }
+        }
         _ => {}
     }
     Ok(())
@@ -62,7 +59,7 @@ fn expand_text(text: &str) -> Result<String, CannotExpand> {
             continue;
         }
         expanded.push_str(&rest[..start]);
-        let (name, after) = rest[start + 2..].split_once('}').ok_or_else(|| CannotExpand::Open(text.to_owned()))?;
+        let (name, after) = rest[start + 2..].split_once('}').ok_or(CannotExpand::Open)?;
         let value = std::env::var(name).map_err(|_| CannotExpand::Unset(text.to_owned(), name.to_owned()))?;
         expanded.push_str(&value);
         rest = after;
@@ -84,8 +81,11 @@ mod tests {
             assert_eq!(expand_text(text).unwrap(), expanded);
         }
         let unset = expand_text("${SURELY_NOT_SET_ANYWHERE}").unwrap_err();
-        assert!(unset.to_string().contains("SURELY_NOT_SET_ANYWHERE"));
         assert!(unset.without_value().contains("SURELY_NOT_SET_ANYWHERE"));
         assert!(expand_text("${PATH").is_err());
+        let mut value: Value = serde_yaml::from_str("kafka:\n  sasl.password: 'secret${PATH'").unwrap();
+        let (key, wrong) = expand(&mut value).unwrap_err();
+        assert_eq!(key, "kafka.sasl.password");
+        assert!(!wrong.without_value().contains("secret"));
     }
 }

@@ -27,8 +27,12 @@ const TAKERS: [&str; 17] = [
 ];
 
 /// The code that takes keys for several daemons.
-const SHARED: [&str; 3] =
-    [include_str!("../logging.rs"), include_str!("../daemon.rs"), include_str!("../broker/mod.rs")];
+const SHARED: [&str; 4] = [
+    include_str!("../logging.rs"),
+    include_str!("../daemon.rs"),
+    include_str!("../broker/mod.rs"),
+    include_str!("../broker/settings.rs"),
+];
 
 /// Names of the keys that a daemon's own code takes from its sections, and those that all daemons have.
 pub(crate) fn keys_of(own: &'static str) -> BTreeSet<&'static str> {

@@ -18,6 +18,9 @@ struct BrokerNode {
     port: i64,
     #[serde(default)]
     endpoints: Vec<String>,
+    /// What each listener of `endpoints` speaks; without an entry, what it is called.
+    #[serde(default)]
+    listener_security_protocol_map: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -44,8 +47,9 @@ pub enum DiscoveryError {
     Keeper(#[from] KeeperError),
 }
 
-/// `host:port` of the live brokers, sorted; empty while there is none. A broker without a plaintext address is left out.
-pub fn brokers(keeper: &dyn Keeper) -> Result<Vec<String>, KeeperError> {
+/// `host:port` of the live brokers where they speak `protocol` (`PLAINTEXT`, `SASL_SSL`, …), sorted; empty while there is none. A
+/// broker without such an address is left out.
+pub fn brokers(keeper: &dyn Keeper, protocol: &str) -> Result<Vec<String>, KeeperError> {
     let ids = match keeper.children(paths::BROKER_IDS) {
         Err(KeeperError::NoNode(_)) => return Ok(Vec::new()),
         ids => ids?,
@@ -54,24 +58,28 @@ pub fn brokers(keeper: &dyn Keeper) -> Result<Vec<String>, KeeperError> {
     for id in ids {
         // One that went away meanwhile is none.
         let Some(node) = keeper.read(&paths::broker(&id))? else { continue };
-        match broker_address(&node.data) {
+        match broker_address(&node.data, protocol) {
             Some(address) => addresses.push(address),
-            None => log::warn!("broker {id} has no plaintext address in ZooKeeper and is left out"),
+            None => log::warn!("broker {id} has no {protocol} address in ZooKeeper and is left out"),
         }
     }
     addresses.sort_unstable();
     Ok(addresses)
 }
 
-/// The plaintext endpoint where there is one, else host and port of old brokers. Newer brokers write `null` and -1 there if
-/// they listen with TLS alone.
-fn broker_address(data: &[u8]) -> Option<String> {
+/// The endpoint that speaks `protocol` (one that is called so first); for plaintext also host and port of old brokers.
+/// Newer brokers write `null` and -1 there if they listen with TLS alone.
+fn broker_address(data: &[u8], protocol: &str) -> Option<String> {
     let node: BrokerNode = serde_json::from_slice(data).ok()?;
-    let endpoint = node.endpoints.iter().find_map(|endpoint| endpoint.strip_prefix("PLAINTEXT://"));
+    let endpoints = || node.endpoints.iter().filter_map(|endpoint| endpoint.split_once("://"));
+    let spoken =
+        |name: &str| node.listener_security_protocol_map.get(name).map_or(name.to_owned(), String::clone) == protocol;
+    let called_so = endpoints().find(|(name, _)| *name == protocol);
+    let endpoint = called_so.or_else(|| endpoints().find(|(name, _)| spoken(name))).map(|(_, address)| address);
     if let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.starts_with(':')) {
         return Some(endpoint.to_owned());
     }
-    let host = node.host.filter(|host| !host.is_empty())?;
+    let host = node.host.filter(|host| !host.is_empty() && protocol == "PLAINTEXT")?;
     let port = u16::try_from(node.port).ok().filter(|port| *port > 0)?;
     Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
 }
@@ -127,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_is_found_where_it_listens_in_plaintext() {
+    fn a_broker_is_found_where_it_speaks_the_protocol() {
         let cases = [
             (r#"{"endpoints":["PLAINTEXT://127.0.0.1:9092"],"host":"h","port":1,"version":5}"#, Some("127.0.0.1:9092")),
             (r#"{"endpoints":["SSL://h:9093","PLAINTEXT://[::1]:9092"],"host":null,"port":-1}"#, Some("[::1]:9092")),
@@ -138,16 +146,21 @@ mod tests {
             ("garbage", None),
         ];
         for (data, address) in cases {
-            assert_eq!(broker_address(data.as_bytes()).as_deref(), address, "{data}");
+            assert_eq!(broker_address(data.as_bytes(), "PLAINTEXT").as_deref(), address, "{data}");
+        }
+        let named = r#"{"endpoints":["INSIDE://h:1","OUTSIDE://h:2"],"host":"old","port":9,
+            "listener_security_protocol_map":{"INSIDE":"PLAINTEXT","OUTSIDE":"SASL_SSL"}}"#;
+        for (protocol, address) in [("PLAINTEXT", Some("h:1")), ("SASL_SSL", Some("h:2")), ("SSL", None)] {
+            assert_eq!(broker_address(named.as_bytes(), protocol).as_deref(), address, "{protocol}");
         }
         let none = keeper_with(&[]);
-        assert_eq!(brokers(&*none), Ok(vec![]));
+        assert_eq!(brokers(&*none, "PLAINTEXT"), Ok(vec![]));
         let two = keeper_with(&[
             ("/brokers/ids/2", r#"{"host":"b","port":2}"#),
             ("/brokers/ids/1", r#"{"host":"a","port":1}"#),
             ("/brokers/ids/3", "garbage"),
         ]);
-        assert_eq!(brokers(&*two), Ok(vec!["a:1".into(), "b:2".into()]));
+        assert_eq!(brokers(&*two, "PLAINTEXT"), Ok(vec!["a:1".into(), "b:2".into()]));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::broker::Engine;
+use crate::broker::{Engine, KafkaSettings, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
 use crate::keeper::{self, KeeperConfig};
@@ -49,6 +49,8 @@ pub struct ClusterConfig {
     pub keeper: KeeperConfig,
     /// Which Kafka client reads the newest offsets (`kafka_client`).
     pub engine: Engine,
+    /// Settings of librdkafka (`kafka`).
+    pub kafka: KafkaSettings,
     /// Some of its brokers (`broker_hosts`); `None` finds them in ZooKeeper.
     pub broker_hosts: Option<Vec<String>>,
 }
@@ -149,9 +151,10 @@ impl ClusterConfig {
             connect_timeout: cluster.millis("zk_connect_timeout_ms", Some(1_000), 1..=MAX_MILLIS, problems),
         };
         let engine = Engine::from_section(&mut cluster, problems);
+        let kafka = KafkaSettings::from_section(&mut cluster, engine, Role::Reads, problems);
         let broker_hosts = cluster.hosts("broker_hosts", false, problems);
         cluster.finish(problems);
-        ClusterConfig { name: name.to_owned(), keeper, engine, broker_hosts }
+        ClusterConfig { name: name.to_owned(), keeper, engine, kafka, broker_hosts }
     }
 }
 

@@ -155,11 +155,11 @@ fn poller(
     let find_brokers: FindBrokers = match cluster.broker_hosts.clone() {
         Some(hosts) => Box::new(move || Ok(hosts.clone())),
         None => {
-            let keeper = Arc::clone(&keeper);
-            Box::new(move || discovery::brokers(&*keeper))
+            let (keeper, protocol) = (Arc::clone(&keeper), cluster.kafka.protocol());
+            Box::new(move || discovery::brokers(&*keeper, &protocol))
         }
     };
-    let engine = cluster.engine;
+    let (engine, settings) = (cluster.engine, cluster.kafka.clone());
     let engine_threads = supervisor.clone();
     let connect = move |hosts: &[String]| {
         let broker = BrokerConfig {
@@ -167,6 +167,7 @@ fn poller(
             engine,
             client_id: "kmonitor".to_owned(),
             request_timeout: BROKER_TIMEOUT,
+            settings: settings.clone(),
         };
         broker::log_ends(&broker, &engine_threads)
     };

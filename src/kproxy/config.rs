@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::access::AccessConfig;
-use crate::broker::{Engine, PartitionerKind};
+use crate::broker::{Engine, KafkaSettings, PartitionerKind, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
 use crate::http::{ClientCertificates, HeadLimits, Listen, Tls, TlsSettings};
@@ -61,6 +61,8 @@ pub struct Config {
     pub broker_hosts: Vec<String>,
     /// `kafka_client`.
     pub engine: Engine,
+    /// `kafka`: settings of librdkafka.
+    pub kafka: KafkaSettings,
     /// `partitioner`.
     pub partitioner: PartitionerKind,
     /// `producer_num`.
@@ -125,6 +127,11 @@ impl Config {
                 problems,
             );
         }
+        let commit_timeout = section.millis("commit_timeout_ms", Some(30_000), 10..=900_000, problems);
+        let broker_hosts = section.hosts("broker_hosts", true, problems).unwrap_or_default();
+        let engine = Engine::from_section(section, problems);
+        let role = Role::Writes { timeout: commit_timeout };
+        let kafka = KafkaSettings::from_section(section, engine, role, problems);
         Config {
             log,
             listen: at(port),
@@ -144,10 +151,11 @@ impl Config {
             max_message_bytes,
             max_batch_messages: section.count("max_batch_messages", Some(1000), 100_000, problems),
             max_batch_bytes,
-            commit_timeout: section.millis("commit_timeout_ms", Some(30_000), 10..=900_000, problems),
+            commit_timeout,
             access: AccessConfig::from_section(section, problems),
-            broker_hosts: section.hosts("broker_hosts", true, problems).unwrap_or_default(),
-            engine: Engine::from_section(section, problems),
+            broker_hosts,
+            engine,
+            kafka,
             partitioner: section.choice(
                 "partitioner",
                 &[("fnv1a", PartitionerKind::Fnv1a), ("murmur2", PartitionerKind::Murmur2)],
@@ -327,10 +335,10 @@ rate_limits:
                 "listen",
                 "port",
                 "max_in_flight_bytes",
-                "read_timeout_ms",
-                "req_pool_size",
                 "broker_hosts",
                 "kafka_client",
+                "read_timeout_ms",
+                "req_pool_size",
                 "prot"
             ],
             "{problems:?}"

@@ -11,7 +11,11 @@
 //! parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
 //!
 //! Bounds: connections `max_connections` (more: 503), memory of requests `max_in_flight_bytes` (more: 503), commits `req_pool_size`
-//! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says.
+//! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says: `main`, `signals`,
+//! `watchdog`, `watch`, `http-accept`, the readers; for each of `producer_num` a `kafka-ask`, and for each level of acks in use a
+//! `kafka-acks-…` with librdkafka's `rdk:main`, an internal `rdk:broker-1` and an `rdk:brokerN` for each broker (with three of them and
+//! the default configuration 26 in all, never more than 32; a new producer has one more for each host it was given, until the
+//! first answer of a broker).
 
 mod access;
 mod answer;
@@ -152,6 +156,7 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Delivery>
         engine: config.engine,
         client_id: "kproxy".to_owned(),
         request_timeout: REQUEST_TIMEOUT.min(config.commit_timeout),
+        settings: config.kafka.clone(),
     };
     let producer = ProducerConfig {
         partitioner: config.partitioner,

@@ -13,7 +13,7 @@ use serde_yaml::Value;
 use super::policy::RetryPolicy;
 use super::push;
 use super::template::Template;
-use crate::broker::{self, Engine};
+use crate::broker::{self, Engine, KafkaSettings, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{self, Settings};
 use crate::keeper::{self, KeeperConfig};
@@ -37,6 +37,8 @@ pub struct Config {
     pub broker_hosts: Option<Vec<String>>,
     /// `kafka_client`.
     pub engine: Engine,
+    /// `kafka`: settings of librdkafka.
+    pub kafka: KafkaSettings,
     /// `admin_port`: where `/metrics`, `/healthz` and `/readyz` are served, if at all.
     pub admin_port: Option<u16>,
     /// `shutdown_grace_ms`.
@@ -128,6 +130,7 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     let retry_interval = section.millis("zk_fail_retry_interval_ms", Some(30_000), 1..=LONGEST_MS, problems);
     let broker_hosts = section.hosts("broker_hosts", false, problems);
     let engine = Engine::from_section(&mut section, problems);
+    let kafka = KafkaSettings::from_section(&mut section, engine, Role::Reads, problems);
     let admin_port = section.optional_port("admin_port", problems);
     let shutdown_grace = daemon::shutdown_grace(&mut section, problems);
     let folder = PathBuf::from(section.string("module_conf_dir", None, problems));
@@ -144,7 +147,7 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
         }
     }
     section.finish(problems);
-    Config { log, keeper, retry_interval, broker_hosts, engine, admin_port, shutdown_grace, modules }
+    Config { log, keeper, retry_interval, broker_hosts, engine, kafka, admin_port, shutdown_grace, modules }
 }
 
 /// A name that is also one node in ZooKeeper and one value of a header.

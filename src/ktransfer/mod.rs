@@ -131,17 +131,21 @@ fn serve_operations(
 fn parts(config: &Config, module: &ModuleConfig, keeper: &SharedKeeper, threads: &Supervisor) -> Result<Parts, String> {
     let hosts = match &config.broker_hosts {
         Some(hosts) => hosts.clone(),
-        None => discovery::brokers(keeper.as_ref()).map_err(|cause| cause.to_string())?,
+        None => discovery::brokers(keeper.as_ref(), &config.kafka.protocol()).map_err(|cause| cause.to_string())?,
     };
     if hosts.is_empty() {
         let chroot = &config.keeper.chroot;
-        return Err(format!("no broker is registered in ZooKeeper under zk_chroot {chroot:?}; is it the cluster's?"));
+        let protocol = config.kafka.protocol();
+        return Err(format!(
+            "no broker with {protocol} is registered in ZooKeeper under zk_chroot {chroot:?}; is it the cluster's?"
+        ));
     }
     let broker = BrokerConfig {
         hosts,
         engine: config.engine,
         client_id: "ktransfer".to_owned(),
         request_timeout: BROKER_TIMEOUT,
+        settings: config.kafka.clone(),
     };
     let fetcher_config = FetcherConfig { prefetch_bytes: PREFETCH_BYTES, max_message_bytes: MAX_MESSAGE_BYTES };
     let group = ZookeeperGroupConfig {

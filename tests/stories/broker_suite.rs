@@ -11,8 +11,8 @@ use kafka_http_wrapper::broker::memory::MemoryBroker;
 use kafka_http_wrapper::broker::partitioner::partition_of;
 use kafka_http_wrapper::broker::{
     self, Acks, AppendFailure, AppendResult, BrokerConfig, Completion, Engine, FetchError, Fetcher, FetcherConfig,
-    Header, LogEnds, LogRange, Message, MetadataError, PartitionerKind, Producer, ProducerConfig, Record, Stored,
-    TopicPartition,
+    Header, KafkaSettings, LogEnds, LogRange, Message, MetadataError, PartitionerKind, Producer, ProducerConfig,
+    Record, Stored, TopicPartition,
 };
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::{Ended, Supervisor};
@@ -75,6 +75,7 @@ impl Bench {
             },
             client_id: "suite".to_owned(),
             request_timeout: Duration::from_secs(5),
+            settings: KafkaSettings::default(),
         }
     }
 
@@ -631,6 +632,27 @@ fn log_ends_of_the_living_are_told(kind: Kind) {
         assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
         partitions.iter().zip(&newest).all(|(info, newest)| newest.is_ok() == (info.leader == Some(survivor)))
     });
+}
+
+/// The engine chooses partitions by itself and hears of new ones without a restart; librdkafka looks once a minute.
+#[test]
+fn the_pure_engine_uses_the_partitions_that_a_topic_gains() {
+    let bench = Bench::new(Kind::KafkaRust);
+    let topic = bench.topic("growing", 1);
+    let producer = bench.producer();
+    assert_eq!(append(&*producer, record(&topic, Some("k"), "v"), Acks::Leader).expect("it is stored").partition, 0);
+    kafka_wire::grow_topic(&bench.hosts.join(","), &topic, 3);
+    let count = NonZeroI32::new(3).expect("three");
+    let keys: Vec<String> = (0..20).map(|number| format!("key {number}")).collect();
+    wait_until(SOON, "messages go where their keys belong among three", || {
+        keys.iter().all(|key| {
+            let done =
+                append(&*producer, record(&topic, Some(key), "v"), Acks::All).expect("none is refused meanwhile");
+            done.partition == partition_of(PartitionerKind::Fnv1a, key.as_bytes(), count)
+        })
+    });
+    let chosen = Record { partition: Some(2), ..record(&topic, None, "v") };
+    assert_eq!(append(&*producer, chosen, Acks::Leader).expect("it is stored").partition, 2);
 }
 
 /// Held for so long that what was prefetched is let go, and read to the end afterwards.

@@ -261,7 +261,7 @@ fn what_a_real_broker_writes_is_understood() {
         connect_timeout: Duration::from_secs(1),
     };
     let keeper = keeper::connect(config, &supervisor);
-    let brokers = wait_until(PATIENCE, "it answers", || discovery::brokers(&*keeper).ok());
+    let brokers = wait_until(PATIENCE, "it answers", || discovery::brokers(&*keeper, "PLAINTEXT").ok());
     assert_eq!(brokers.join(","), cluster.brokers);
     let known: Vec<_> = (0..3).map(|partition| PartitionInfo { partition, leader: Some(0) }).collect();
     wait_until(PATIENCE, "all partitions are there", || {

@@ -15,6 +15,7 @@ mod harness_story;
 mod hostile_story;
 mod http_story;
 mod http_table;
+mod kafka_settings_story;
 mod keeper_story;
 mod kmonitor_delay;
 mod kproxy_story;
@@ -22,6 +23,7 @@ mod ktransfer_outage;
 mod ktransfer_push;
 mod order_story;
 mod path_story;
+mod threads_story;
 #[cfg(feature = "tls")]
 mod tls_story;
 mod ways_story;

@@ -137,15 +137,39 @@ fn told_by(answer: &Response) -> Told {
 
 #[test]
 fn every_answer_is_true_while_leaders_move_and_a_broker_dies() {
+    let [leader, all] = leaders_move_and_a_broker_dies("");
+    assert!(all.is_true() && all.n_repeats == 0, "{all:?}");
+    assert_honest_of_a_leader_alone(&leader);
+}
+
+/// The pure-Rust engine has no idempotent producer: what its leader had and did not confirm when it lost its office may be
+/// there twice.
+#[test]
+fn every_answer_of_the_pure_engine_is_true_while_leaders_move_and_a_broker_dies() {
+    let [leader, all] = leaders_move_and_a_broker_dies("kafka_client: kafka-rust");
+    assert!(all.is_true() && all.n_repeats * 20 < all.n_stored, "{all:?}");
+    assert_honest_of_a_leader_alone(&leader);
+}
+
+/// What a leader alone had when it was killed may be gone, and its offsets given again.
+#[track_caller]
+fn assert_honest_of_a_leader_alone(leader: &Account) {
+    let n_gone = leader.lost.len() + leader.misplaced.len();
+    assert!(leader.denied.is_empty() && leader.invented.is_empty(), "{leader:?}");
+    assert!(leader.out_of_order.len() <= n_gone, "{leader:?}");
+    assert!(n_gone * 10 < leader.n_stored, "{leader:?}");
+}
+
+fn leaders_move_and_a_broker_dies(lines: &str) -> [Account; 2] {
     let cluster = Cluster::start(3);
     // Two replicas must have what is told to be stored with acks=-1, so that the loss of any broker loses none of it.
     let settings = [("min.insync.replicas", "2"), ("unclean.leader.election.enable", "false")];
     let topic = |prefix| cluster.new_topic_with(prefix, 6, 3, &settings);
     let topics = [("1", topic("order_leader")), ("-1", topic("order_all"))];
     topics.iter().for_each(|(_, topic)| cluster.wait_for_in_sync(topic, 3));
-    let kproxy = Kproxy::start_ready(&cluster, "commit_timeout_ms: 10000");
+    let kproxy = Kproxy::start_ready(&cluster, &format!("commit_timeout_ms: 10000\n{lines}"));
     let load = Load::new(&cluster, &kproxy, topics);
-    let [leader, all] = load.run(16, || {
+    load.run(16, || {
         load.wait_for_confirmed(500, "messages are stored");
         for (_, topic) in &load.topics {
             cluster.move_leaders(topic);
@@ -159,24 +183,7 @@ fn every_answer_is_true_while_leaders_move_and_a_broker_dies() {
             cluster.move_leaders(topic);
         }
         load.wait_for_confirmed(200, "they are when all is well again");
-        // Every level of acks has been used, with three brokers.
-        let unconfirmed = cluster.new_topic("order_none", 3);
-        assert_eq!(kproxy.post(&format!("/commit?topic={unconfirmed}&acks=0"), b"x").status, 200);
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", kproxy.daemon.pid())).expect("it runs");
-        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        let mut names: Vec<String> = tasks.flatten().map(|task| name(task).trim_end().to_owned()).collect();
-        names.sort();
-        eprintln!("kproxy has {} threads: {}", names.len(), names.join(", "));
-        // Two of them are for `admin_port`, which the default configuration does not have.
-        let n_admin = names.iter().filter(|name| name.contains("admin")).count();
-        assert!(names.len() - n_admin <= 32, "{names:?}");
-    });
-    assert!(all.is_true() && all.n_repeats == 0, "{all:?}");
-    // What a leader alone had when it was killed may be gone, and its offsets given again.
-    let n_gone = leader.lost.len() + leader.misplaced.len();
-    assert!(leader.denied.is_empty() && leader.invented.is_empty(), "{leader:?}");
-    assert!(leader.out_of_order.len() <= n_gone, "{leader:?}");
-    assert!(n_gone * 10 < leader.n_stored, "{leader:?}");
+    })
 }
 
 #[test]

@@ -52,6 +52,7 @@ mod with_headers {
             engine: Engine::Librdkafka,
             client_id: "ways".to_owned(),
             request_timeout: Duration::from_secs(5),
+            settings: Default::default(),
         };
         let supervisor = Supervisor::new("ways", Stop::new());
         let sizes = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 20 };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded, select};
-use kafka::client::KafkaClient;
+use kafka::client::{Compression, KafkaClient};
 use kafka::error::{Error, KafkaCode};
 
 use crate::broker::BrokerConfig;
@@ -99,12 +99,23 @@ impl Caller {
         done: impl FnOnce(Result<T, CallError>) + Send + 'static,
     ) -> Result<(), CallError> {
         let hosts = self.shuffled_hosts();
-        let (client_id, connect_wait) =
-            (self.broker.client_id.clone(), self.broker.request_timeout.min(MOST_CONNECTING));
+        let settings = &self.broker.settings;
+        let client_id = settings.get("client.id").unwrap_or(&self.broker.client_id).to_owned();
+        let compression = match settings.get("compression.type") {
+            Some("gzip") => Compression::GZIP,
+            Some("snappy") => Compression::SNAPPY,
+            // The others were refused at load.
+            _ => Compression::NONE,
+        };
+        let connect_wait = self.broker.request_timeout.min(MOST_CONNECTING);
         let job: Job = Box::new(move |slot| {
             let outcome = match slot {
                 Some(client) => guarded(client, call),
-                None => connect(&hosts, client_id, connect_wait).and_then(|client| guarded(slot.insert(client), call)),
+                None => connect(&hosts, connect_wait).and_then(|mut client| {
+                    client.set_client_id(client_id);
+                    client.set_compression(compression);
+                    guarded(slot.insert(client), call)
+                }),
             };
             if !matches!(outcome, Ok(_) | Err(CallError::Code(_))) {
                 *slot = None;
@@ -157,7 +168,7 @@ impl Caller {
 }
 
 /// A client for the hosts that take connections now. The crate itself would wait for minutes.
-fn connect(hosts: &[String], client_id: String, wait: Duration) -> Result<KafkaClient, CallError> {
+fn connect(hosts: &[String], wait: Duration) -> Result<KafkaClient, CallError> {
     let mut found = Vec::new();
     let mut last = "there is no host".to_owned();
     for host in hosts {
@@ -184,7 +195,6 @@ fn connect(hosts: &[String], client_id: String, wait: Duration) -> Result<KafkaC
         return Err(CallError::Unreachable(format!("none of {} can be connected to ({last})", hosts.join(", "))));
     }
     let mut client = KafkaClient::new(found);
-    client.set_client_id(client_id);
     client.set_connection_idle_timeout(MOST_IDLE);
     client.set_retry_max_attempts(1);
     Ok(client)
@@ -238,7 +248,13 @@ mod tests {
 
     fn broker(host: String) -> BrokerConfig {
         let wait = Duration::from_millis(500);
-        BrokerConfig { hosts: vec![host], engine: Default::default(), client_id: "t".into(), request_timeout: wait }
+        BrokerConfig {
+            hosts: vec![host],
+            engine: Default::default(),
+            client_id: "t".into(),
+            request_timeout: wait,
+            settings: Default::default(),
+        }
     }
 
     fn caller(host: String) -> Caller {

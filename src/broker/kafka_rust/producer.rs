@@ -65,6 +65,8 @@ struct Job<C> {
     partition: PartitionId,
     ticket: Ticket<C>,
     deadline: Instant,
+    /// A leader had it when it lost its office: the next one may have it, too.
+    may_be_stored: bool,
 }
 
 impl Outstanding {
@@ -146,6 +148,8 @@ impl<C: Completion> Drop for RustProducer<C> {
 }
 
 impl<C: Completion> Back<C> for Workers<C> {
+    const COUNTS_PARTITIONS: bool = true;
+
     fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>> {
         let Waiting { record, acks, ticket, deadline, .. } = waiting;
         if !record.headers.is_empty() || record.timestamp_ms.is_some() {
@@ -161,7 +165,7 @@ impl<C: Completion> Back<C> for Workers<C> {
             None => self.spread.next(count),
         });
         let worker = fnv1a(record.topic.as_bytes()).wrapping_add(partition.cast_unsigned()) % WORKERS;
-        let job = Job { record, acks, partition, ticket, deadline };
+        let job = Job { record, acks, partition, ticket, deadline, may_be_stored: false };
         self.outstanding.add();
         self.jobs[worker as usize].try_send(job).map_err(|refused| {
             self.outstanding.done();
@@ -263,7 +267,15 @@ impl<C: Completion> Worker<C> {
         }
     }
 
-    fn complete(&self, job: Job<C>, outcome: AppendResult) {
+    fn complete(&self, job: Job<C>, mut outcome: AppendResult) {
+        if job.may_be_stored
+            && let Err(error) = &mut outcome
+        {
+            error.stored = Stored::Unknown;
+            if error.kind == AppendFailure::Unreachable {
+                error.kind = AppendFailure::TimedOut;
+            }
+        }
         job.ticket.complete(outcome);
         self.outstanding.done();
     }
@@ -332,8 +344,12 @@ impl<C: Completion> Worker<C> {
         group.not_before = Instant::now() + PAUSE;
     }
 
-    fn refused(&mut self, key: &Key, group: &mut Group<C>, unsent: Unsent<C>, code: KafkaCode) {
-        let (topic, partition, _) = key;
+    fn refused(&mut self, key: &Key, group: &mut Group<C>, mut unsent: Unsent<C>, code: KafkaCode) {
+        let (topic, partition, acks) = key;
+        // Also said of what was appended and not yet replicated. Sent again it may be there twice, but nothing is lost.
+        if code == KafkaCode::NotLeaderForPartition && *acks == Acks::All {
+            unsent.batch.iter_mut().for_each(|job| job.may_be_stored = true);
+        }
         let now = Instant::now();
         let (kind, stored, reason) = match code {
             KafkaCode::LeaderNotAvailable
@@ -592,6 +608,7 @@ mod tests {
             engine: Default::default(),
             client_id: "t".into(),
             request_timeout: Duration::from_secs(5),
+            settings: Default::default(),
         };
         let mut caller = Caller::new(&config, "t", Stop::new());
         let (sending, records) = (Arc::<Sending>::default(), Arc::new(vec![(None, b"v".to_vec())]));

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 use rdkafka::TopicPartitionList;
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 
 use super::native::{Event, Queue, RawMessage, Said};
-use super::{Voice, common_settings, in_words};
+use super::{Voice, common_settings, in_words, set_the_users};
 use crate::broker::{BrokerConfig, FetchError, Fetcher, FetcherConfig, Message, Offset, PartitionId, TopicPartition};
 
 /// A partition held for longer than this gives back what was prefetched of it.
@@ -117,11 +118,13 @@ impl RdFetcher {
                 self.partition_failed(partition, code, &reason)
             }
             Said::Error { code: RDKafkaErrorCode::AllBrokersDown, reason, .. } => {
-                self.trouble(FetchError::Unreachable(reason.into_owned()));
+                let reason = self.native.context().with_trouble(reason.into_owned());
+                self.trouble(FetchError::Unreachable(reason));
             }
             Said::Error { is_fatal: true, code, reason, .. } => self.rebuild(&format!("{code}: {reason}")),
             // One broker of several, or one attempt of many.
             Said::Error { code, reason, .. } => {
+                self.native.context().note_trouble(code, &reason);
                 self.native.context().say(rdkafka::config::RDKafkaLogLevel::Warning, &code.to_string(), &reason);
             }
             Said::Log { level, facility, line } => self.native.context().say(level, &facility, &line),
@@ -293,7 +296,7 @@ fn one(partition: &TopicPartition, offset: Option<Offset>) -> KafkaResult<TopicP
     Ok(list)
 }
 
-fn client(broker: &BrokerConfig, config: &FetcherConfig) -> Result<(BaseConsumer<Voice>, Queue), String> {
+pub(super) fn settings(broker: &BrokerConfig, config: &FetcherConfig) -> ClientConfig {
     let prefetch_kilobytes = (config.prefetch_bytes / 1024).clamp(1, 2_097_151);
     // A broker gives at least one message, however large, so these bound an answer, not a message.
     let most_in_answer = config.max_message_bytes.max(config.prefetch_bytes.min(50 << 20)).clamp(1_024, 1_000_000_000);
@@ -317,8 +320,13 @@ fn client(broker: &BrokerConfig, config: &FetcherConfig) -> Result<(BaseConsumer
         .set("fetch.queue.backoff.ms", "10")
         .set("fetch.error.backoff.ms", "200")
         .set("fetch.wait.max.ms", "500");
-    let native: BaseConsumer<Voice> = settings
-        .create_with_context(Voice::new("consumer"))
+    set_the_users(&mut settings, broker);
+    settings
+}
+
+fn client(broker: &BrokerConfig, config: &FetcherConfig) -> Result<(BaseConsumer<Voice>, Queue), String> {
+    let native: BaseConsumer<Voice> = settings(broker, config)
+        .create_with_context(Voice::new("consumer", broker))
         .map_err(|error| format!("the consumer cannot be made: {}", in_words(&error)))?;
     // SAFETY: the queue is kept beside its client and dropped before it.
     let queue = unsafe { Queue::of_consumer(native.client().native_ptr()) }.ok_or("the consumer has no queue")?;

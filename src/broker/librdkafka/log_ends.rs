@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::native::list_newest;
-use super::{Voice, common_settings, in_words};
+use super::{EVENTS_SERVED, Voice, common_settings, in_words};
 use crate::broker::{BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionInfo, TopicPartition};
 
 /// Partitions in one question; librdkafka's work for a question grows with the square of it.
@@ -32,15 +32,20 @@ impl RdLogEnds {
             // The end of the log is wanted, also while a transaction is open.
             .set("isolation.level", "read_uncommitted");
         let native = settings
-            .create_with_context(Voice::new("log ends"))
+            .create_with_context(Voice::new("log ends", broker))
             .map_err(|error| format!("the reader of log ends cannot be made: {}", in_words(&error)))?;
         Ok(RdLogEnds { native, wait: broker.request_timeout })
+    }
+
+    /// What failed, with why no broker lets us in where that is known.
+    fn with_trouble(&self, what: String) -> String {
+        self.native.client().context().with_trouble(what)
     }
 
     /// Lets the client's log lines out.
     fn serve(&self) {
         // Such a client gets no messages.
-        drop(self.native.poll(Duration::ZERO));
+        (0..EVENTS_SERVED).for_each(|_| drop(self.native.poll(Duration::ZERO)));
     }
 }
 
@@ -48,7 +53,7 @@ impl LogEnds for RdLogEnds {
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
         let answer = self.native.fetch_metadata(Some(topic), self.wait);
         self.serve();
-        let metadata = answer.map_err(|error| MetadataError::Unreachable(in_words(&error)))?;
+        let metadata = answer.map_err(|error| MetadataError::Unreachable(self.with_trouble(in_words(&error))))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let found = found.ok_or_else(|| MetadataError::Unreachable(format!("the answer lacks topic {topic}")))?;
         match found.error() {
@@ -93,6 +98,11 @@ impl LogEnds for RdLogEnds {
             }
         }
         self.serve();
+        for answer in answers.values_mut() {
+            if let Err(MetadataError::Unreachable(words)) = answer {
+                *words = self.with_trouble(std::mem::take(words));
+            }
+        }
         let answer = |partition: &TopicPartition| match answers.get(partition) {
             Some(answer) => answer.clone(),
             None => Err(MetadataError::Partition(format!("{partition} was not answered for"))),
@@ -106,7 +116,7 @@ impl LogEnds for RdLogEnds {
         match answer {
             Ok((oldest, newest)) => Ok(LogRange { oldest, newest }),
             Err(KafkaError::MetadataFetch(code)) => Err(partition_error(partition, code)),
-            Err(error) => Err(MetadataError::Unreachable(in_words(&error))),
+            Err(error) => Err(MetadataError::Unreachable(self.with_trouble(in_words(&error)))),
         }
     }
 }

@@ -44,19 +44,114 @@ fn milliseconds(wait: Duration) -> c_int {
     c_int::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(c_int::MAX)
 }
 
-/// Asks any broker for the list of brokers, nothing else. The client must be alive during the call.
-pub(super) fn ask_any_broker(client: *mut RDKafka, wait: Duration) -> Result<(), RDKafkaErrorCode> {
+/// Asks any broker for the list of brokers, and for the topics that the client uses; gives the numbers of the brokers. The
+/// client must be alive during the call.
+pub(super) fn ask_any_broker(client: *mut RDKafka, wait: Duration) -> Result<Vec<i32>, RDKafkaErrorCode> {
     let mut metadata = ptr::null();
-    // SAFETY: `client` is alive; a null topic with 0 asks for the topics known to the client only; what is returned
-    // is given back below.
-    let code = unsafe { raw::rd_kafka_metadata(client, 0, ptr::null_mut(), &mut metadata, milliseconds(wait)) };
-    if !metadata.is_null() {
-        // SAFETY: made by the call above and not used.
-        unsafe { raw::rd_kafka_metadata_destroy(metadata) };
-    }
+    let mut brokers = Vec::new();
+    // SAFETY: `client` is alive; a null topic with 0 asks for the topics known to the client only; what is returned is read
+    // and given back here.
+    let code = unsafe {
+        let code = raw::rd_kafka_metadata(client, 0, ptr::null_mut(), &mut metadata, milliseconds(wait));
+        if let Some(known) = metadata.as_ref() {
+            let count = usize::try_from(known.broker_cnt).unwrap_or_default();
+            brokers.extend((0..count).map(|place| (*known.brokers.add(place)).id));
+            raw::rd_kafka_metadata_destroy(metadata);
+        }
+        code
+    };
     match RDKafkaErrorCode::from(code) {
-        RDKafkaErrorCode::NoError => Ok(()),
+        RDKafkaErrorCode::NoError => Ok(brokers),
         code => Err(code),
+    }
+}
+
+/// A question that librdkafka itself gives up costs the connection with what is under way there, so it is left to wait for
+/// longer than who asks; those of half a minute gather at most.
+const UNTIL_DISCONNECTED: Duration = Duration::from_secs(30);
+
+/// What a broker said of a topic.
+pub(super) enum Described {
+    /// So many partitions.
+    Partitions(usize),
+    /// An error instead.
+    Error(RDKafkaErrorCode),
+}
+
+/// The numbers of the brokers of the cluster. Nothing about topics is asked or kept.
+pub(super) fn describe_cluster(client: *mut RDKafka, broker: i32, wait: Duration) -> Result<Vec<i32>, String> {
+    // SAFETY: the client is alive during the call; each thing made here is given back here, in `ask_administration` or with
+    // the event; the answer is copied before that.
+    unsafe {
+        let op = raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER;
+        let ask = |options: *const _, queue: *mut _| raw::rd_kafka_DescribeCluster(client, options, queue);
+        let event = ask_administration(client, op, broker, wait, ask)?;
+        let result = raw::rd_kafka_event_DescribeCluster_result(event.0.as_ptr());
+        let mut count = 0;
+        let nodes = raw::rd_kafka_DescribeCluster_result_nodes(result, &mut count);
+        Ok((0..count).map(|place| raw::rd_kafka_Node_id(*nodes.add(place))).collect())
+    }
+}
+
+/// Looks a topic up without making it, and without the client keeping its name.
+pub(super) fn describe_topic(
+    client: *mut RDKafka,
+    topic: &str,
+    broker: i32,
+    wait: Duration,
+) -> Result<Described, String> {
+    let name = CString::new(topic).map_err(|_| "a name with a zero byte".to_owned())?;
+    // SAFETY: as above; the name lives during the call, which copies it.
+    unsafe {
+        let topics = raw::rd_kafka_TopicCollection_of_topic_names(&mut name.as_ptr(), 1);
+        let op = raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+        let ask = |options: *const _, queue: *mut _| raw::rd_kafka_DescribeTopics(client, topics, options, queue);
+        let event = ask_administration(client, op, broker, wait, ask);
+        raw::rd_kafka_TopicCollection_destroy(topics);
+        let event = event?;
+        let result = raw::rd_kafka_event_DescribeTopics_result(event.0.as_ptr());
+        let mut count = 0;
+        let found = raw::rd_kafka_DescribeTopics_result_topics(result, &mut count);
+        if count == 0 {
+            return Err("an answer about nothing".to_owned());
+        }
+        let code = raw::rd_kafka_error_code(raw::rd_kafka_TopicDescription_error(*found));
+        if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Ok(Described::Error(code.into()));
+        }
+        raw::rd_kafka_TopicDescription_partitions(*found, &mut count);
+        Ok(Described::Partitions(count))
+    }
+}
+
+/// Asks one broker a question of administration and waits for the answer.
+///
+/// # Safety
+/// `client` is alive, and `ask` only starts the question `op` on it.
+unsafe fn ask_administration(
+    client: *mut RDKafka,
+    op: raw::rd_kafka_admin_op_t,
+    broker: i32,
+    wait: Duration,
+    ask: impl FnOnce(*const raw::rd_kafka_AdminOptions_t, *mut raw::rd_kafka_queue_t),
+) -> Result<Event, String> {
+    // SAFETY: the client is alive; options and queue are given back here, the event by `Event`.
+    unsafe {
+        let queue = Queue::wrap(raw::rd_kafka_queue_new(client)).ok_or("no queue could be made")?;
+        let options = raw::rd_kafka_AdminOptions_new(client, op);
+        let mut words = [0 as c_char; 256];
+        let most = milliseconds(wait.max(UNTIL_DISCONNECTED));
+        raw::rd_kafka_AdminOptions_set_request_timeout(options, most, words.as_mut_ptr(), words.len());
+        // Else it would be the controller, which may be away.
+        raw::rd_kafka_AdminOptions_set_broker(options, broker, words.as_mut_ptr(), words.len());
+        ask(options, queue.0.as_ptr());
+        raw::rd_kafka_AdminOptions_destroy(options);
+        // An answer that comes later finds the queue gone and is dropped.
+        let event = queue.poll(wait).ok_or("no answer in time")?;
+        match RDKafkaErrorCode::from(raw::rd_kafka_event_error(event.0.as_ptr())) {
+            RDKafkaErrorCode::NoError => Ok(event),
+            _ => Err(text(raw::rd_kafka_event_error_string(event.0.as_ptr())).into_owned()),
+        }
     }
 }
 

@@ -18,23 +18,20 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header as NativeHeader, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig};
-use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, IntoOpaque};
 
+use super::asking::Asking;
 use super::batches::{BATCH_BYTES, Book, Desk, Entered, Sent};
-use super::native::{Persisted, ask_any_broker, most_batch_bytes, persisted};
+use super::native::{Persisted, most_batch_bytes, persisted};
 use super::outcome::append_error;
-use super::{Voice, common_settings, in_words};
-use crate::broker::front::{Ask, Back, Failed, Front, State, Ticket, Waiting, not_stored};
-use crate::broker::topics::Answer;
+use super::{HasVoice, Voice, common_settings, in_words, set_the_users};
+use crate::broker::front::{Back, Failed, Front, State, Ticket, Waiting, not_stored};
 use crate::broker::{
     Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, Header, PartitionerKind,
     Producer, ProducerConfig, Record, Stored,
 };
 use crate::supervise::Supervisor;
 
-/// librdkafka keeps every name it was asked about for ever, so the client that asks is replaced after so many.
-const NAMES_PER_CLIENT: u32 = 1_000;
 const REPLACED: &str = "the idempotent producer had to be replaced";
 /// How long a poll may block; a stop is noticed that late.
 const POLL: Duration = Duration::from_millis(100);
@@ -96,9 +93,10 @@ impl<C: Completion> RdProducer<C> {
             state: Arc::clone(&state),
             lanes: [lane(Acks::None), lane(Acks::Leader), lane(Acks::All)],
         };
-        // The default level is made now, so that settings librdkafka does not take are told at the start.
+        // The default level is made now, so that settings librdkafka does not take are told at the start. Questions go by the
+        // one whose messages are not confirmed: there they never wait behind messages that a broker is slow to confirm.
         lanes.native(Acks::Leader)?;
-        let asking = AskingClient::new(broker)?;
+        let asking = Asking::new(lanes.native(Acks::None)?, &broker.hosts);
         let front = Front::new(lanes, state, &config, asking, broker.request_timeout, supervisor);
         Ok(RdProducer { front })
     }
@@ -214,7 +212,7 @@ impl<C: Completion> Lanes<C> {
         let retired = Arc::new(AtomicBool::new(false));
         let context = Context {
             acks,
-            voice: Voice::new("producer"),
+            voice: Voice::new("producer", &self.broker),
             state: Arc::clone(&self.state),
             desk: Arc::clone(&lane.desk),
             native: OnceLock::new(),
@@ -271,7 +269,7 @@ impl<C: Completion> Lane<C> {
     }
 }
 
-fn settings(broker: &BrokerConfig, config: &ProducerConfig, acks: Acks) -> ClientConfig {
+pub(super) fn settings(broker: &BrokerConfig, config: &ProducerConfig, acks: Acks) -> ClientConfig {
     let message_bytes = config.max_message_bytes.saturating_add(BESIDE_VALUE);
     let queue_kilobytes = message_bytes.saturating_mul(config.max_in_flight.max(1)) / 1024 + 1;
     let mut settings = common_settings(broker);
@@ -307,6 +305,7 @@ fn settings(broker: &BrokerConfig, config: &ProducerConfig, acks: Acks) -> Clien
         .set("topic.metadata.refresh.interval.ms", "60000")
         // A known topic that vanishes is reported within the time that an unknown one is.
         .set("topic.metadata.propagation.max.ms", "4000");
+    set_the_users(&mut settings, broker);
     settings
 }
 
@@ -413,6 +412,12 @@ impl<C: Completion> ClientContext for Context<C> {
     }
 }
 
+impl<C: Completion> HasVoice for Context<C> {
+    fn voice(&self) -> &Voice {
+        &self.voice
+    }
+}
+
 impl<C: Completion> ProducerContext for Context<C> {
     type DeliveryOpaque = Carried<C>;
 
@@ -477,59 +482,6 @@ impl<C: Completion> Context<C> {
     }
 }
 
-/// A client that asks for metadata alone, so that names tried by strangers do not stay in the others.
-struct AskingClient {
-    broker: BrokerConfig,
-    native: BaseProducer<Voice>,
-    names: u32,
-}
-
-impl AskingClient {
-    fn new(broker: &BrokerConfig) -> Result<Self, String> {
-        Ok(AskingClient { broker: broker.clone(), native: Self::native(broker)?, names: 0 })
-    }
-
-    fn native(broker: &BrokerConfig) -> Result<BaseProducer<Voice>, String> {
-        let mut settings = common_settings(broker);
-        settings.set("topic.metadata.refresh.interval.ms", "-1");
-        settings
-            .create_with_context(Voice::new("metadata"))
-            .map_err(|error| format!("the metadata client cannot be made: {}", in_words(&error)))
-    }
-}
-
-impl Ask for AskingClient {
-    fn reach(&mut self, wait: Duration) -> Result<(), String> {
-        let outcome = ask_any_broker(self.native.client().native_ptr(), wait);
-        self.native.poll(Duration::ZERO);
-        outcome.map_err(|code| format!("none of {} answers: {code}", self.broker.hosts.join(", ")))
-    }
-
-    fn ask(&mut self, topic: &str, wait: Duration) -> Answer {
-        self.names += 1;
-        if self.names > NAMES_PER_CLIENT {
-            match Self::native(&self.broker) {
-                Ok(native) => (self.native, self.names) = (native, 1),
-                Err(reason) => return Answer::Unreachable(reason),
-            }
-        }
-        let answer = self.native.client().fetch_metadata(Some(topic), wait);
-        self.native.poll(Duration::ZERO);
-        let metadata = match answer {
-            Ok(metadata) => metadata,
-            Err(error) => return Answer::Unreachable(in_words(&error)),
-        };
-        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Answer::NotYet };
-        match found.error() {
-            None if found.partitions().is_empty() => Answer::NotYet,
-            None => Answer::Exists(found.partitions().len() as i32),
-            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => Answer::DoesNot,
-            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => Answer::NotYet,
-            Some(code) => Answer::Refused(RDKafkaErrorCode::from(code).to_string()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -538,7 +490,7 @@ mod tests {
     use crossbeam_channel::bounded;
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::DefaultProducerContext;
-    use rdkafka::types::RDKafkaApiKey;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     struct Report(crossbeam_channel::Sender<AppendResult>);
 
@@ -577,6 +529,7 @@ mod tests {
             engine: Engine::Librdkafka,
             client_id: "t".into(),
             request_timeout: Duration::from_secs(5),
+            settings: Default::default(),
         };
         let config = ProducerConfig {
             partitioner: PartitionerKind::Fnv1a,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kafka::client::{FetchPartition, KafkaClient, ProduceMessage, RequiredAcks};
 
 use super::kafka_wire;
+use super::secured::Certificates;
 use super::{Kafka, Zk, ZooKeeper, poll};
 
 /// Where the clusters live in their ZooKeeper.
@@ -73,6 +74,21 @@ impl Cluster {
             zookeeper_server,
             kafka_servers,
         }
+    }
+
+    /// As [`Cluster::start`], one broker that listens with SASL_SSL besides; gives that address, too. What the harness itself
+    /// does goes by the plaintext address.
+    pub(crate) fn start_secured(certificates: &Certificates) -> (Cluster, String) {
+        let zookeeper_server = ZooKeeper::start();
+        let (broker, secured) = Kafka::start_secured(&zookeeper_server, CHROOT, certificates);
+        let cluster = Cluster {
+            zookeeper: zookeeper_server.address(),
+            chroot: CHROOT,
+            brokers: broker.address(),
+            zookeeper_server,
+            kafka_servers: vec![broker],
+        };
+        (cluster, secured)
     }
 
     /// The same name as the free function, for who has a cluster at hand.

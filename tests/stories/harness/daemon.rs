@@ -183,6 +183,15 @@ impl Daemon {
         line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
     }
 
+    /// The names of its threads now, sorted.
+    pub(crate) fn thread_names(&self) -> Vec<String> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs").flatten();
+        let name = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("comm")).ok();
+        let mut names: Vec<String> = threads.filter_map(name).map(|name| name.trim_end().to_owned()).collect();
+        names.sort();
+        names
+    }
+
     /// The CPU time it has used so far.
     pub(crate) fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");

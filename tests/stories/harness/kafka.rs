@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::jars::{Edition, java};
 use super::kafka_wire::metadata;
 use super::process::{Process, folder, free_port, tail};
+use super::secured::{self, Certificates};
 use super::victim::Victim;
 use super::{ZooKeeper, poll};
 
@@ -46,6 +47,38 @@ impl Kafka {
         Kafka::start_with(Edition::WithZooKeeper, port, &own, properties)
     }
 
+    /// As [`Kafka::start`], and it listens with SASL_SSL besides; gives that address, `host:port`, too.
+    pub(crate) fn start_secured(zookeeper: &ZooKeeper, chroot: &str, certificates: &Certificates) -> (Kafka, String) {
+        let (port, secured_port) = (free_port(), free_port());
+        let own = format!(
+            "broker.id=0\nzookeeper.connect={}{chroot}\nzookeeper.session.timeout.ms=3000\n\
+             listeners=INSIDE://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secured_port}\n\
+             listener.security.protocol.map=INSIDE:PLAINTEXT,SASL_SSL:SASL_SSL\n\
+             inter.broker.listener.name=INSIDE\n{}",
+            zookeeper.address(),
+            certificates.broker_properties()
+        );
+        let broker = Kafka::start_with(Edition::WithZooKeeper, port, &own, &[]);
+        secured::add_scram_user(Edition::WithZooKeeper, &broker.address());
+        (broker, format!("127.0.0.1:{secured_port}"))
+    }
+
+    /// As [`Kafka::start_kraft`], and it listens with SASL_SSL besides; gives that address, `host:port`, too.
+    pub(crate) fn start_kraft_secured(certificates: &Certificates) -> (Kafka, String) {
+        let (port, controller_port, secured_port) = (free_port(), free_port(), free_port());
+        let own = format!(
+            "process.roles=broker,controller\nnode.id=1\n\
+             controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port},SASL_SSL://127.0.0.1:{secured_port}\n\
+             controller.listener.names=CONTROLLER\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL\n{}",
+            certificates.broker_properties()
+        );
+        let broker = Kafka::start_with(Edition::Kraft, port, &own, &[]);
+        secured::add_scram_user(Edition::Kraft, &broker.address());
+        (broker, format!("127.0.0.1:{secured_port}"))
+    }
+
     /// Starts a broker 4.x alone, its own controller; returns when it answers.
     pub(crate) fn start_kraft() -> Kafka {
         let (port, controller_port) = (free_port(), free_port());
@@ -79,6 +112,11 @@ impl Kafka {
     /// `host:port` of the broker.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where it keeps its partitions.
+    pub(crate) fn data_folder(&self) -> PathBuf {
+        self.folder.join("data")
     }
 
     /// Starts it again, with the same port and data (ends it before if it still runs), and returns when it answers.

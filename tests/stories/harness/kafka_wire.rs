@@ -15,6 +15,7 @@ const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
 const CREATE_TOPICS: i16 = 19;
 const DELETE_TOPICS: i16 = 20;
+const CREATE_PARTITIONS: i16 = 37;
 
 const TOPIC_ALREADY_EXISTS: i16 = 36;
 const NOT_CONTROLLER: i16 = 41;
@@ -122,6 +123,37 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
         ends.insert(partition, end);
     }
     Ok(ends)
+}
+
+/// Lets a topic have so many partitions in all and returns when every broker of the list names a leader for each.
+pub(crate) fn grow_topic(brokers: &str, name: &str, partitions: i32) {
+    let grown = poll(DEADLINE, || {
+        let metadata = metadata(brokers, &[]).ok()?;
+        let controller = metadata.brokers.get(&metadata.controller)?;
+        let mut request = Writer::default();
+        request.int(1);
+        request.text(name);
+        request.int(partitions);
+        request.int(-1); // No assignment of our own.
+        request.int(DEADLINE.as_millis() as i32);
+        request.0.push(0); // Not only validated.
+        let answer = call(controller, CREATE_PARTITIONS, 0, &request.0).ok()?;
+        let mut reader = Reader(&answer);
+        reader.int().ok()?; // Throttled for so long.
+        reader.int().ok()?;
+        reader.text().ok()?;
+        (reader.short().ok()? == 0).then_some(())
+    });
+    assert!(grown.is_some(), "topic {name} does not get {partitions} partitions");
+    for broker in brokers.split(',') {
+        let ready = poll(DEADLINE, || {
+            let metadata = metadata(broker, &[name]).ok()?;
+            let leaders = metadata.leaders.get(name)?;
+            let is_led = |leader: &i32| metadata.brokers.contains_key(leader);
+            (leaders.len() == partitions as usize && leaders.values().all(is_led)).then_some(())
+        });
+        assert!(ready.is_some(), "the new partitions of {name} have no leaders at {broker}");
+    }
 }
 
 /// Deletes a topic and returns when no broker of the list names it any more.

@@ -19,6 +19,7 @@ pub(crate) mod kafka_wire;
 pub(crate) mod message;
 pub(crate) mod oracle;
 pub(crate) mod process;
+pub(crate) mod secured;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 pub(crate) mod victim;

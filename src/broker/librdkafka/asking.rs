@@ -1,0 +1,138 @@
+//! Asks the brokers which topics there are, and whether any broker answers, by the producer of acks=0.
+//!
+//! A client of its own would cost a thread for each broker. A producer has one request at a time under way with a broker, but
+//! those of acks=0 are not answered, so that no question waits behind them. But librdkafka keeps every name that a producer was asked
+//! about for ever, so topics are looked up with questions of administration, which leave nothing behind. Those never
+//! make a topic; where the brokers are to make it (`auto.create.topics.enable`), the name is asked for in the ordinary
+//! way too. Invariant: of the names that strangers try, the producer keeps no more than [`MOST_NAMES_IN_VAIN`].
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::warn;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
+use rdkafka::types::{RDKafka, RDKafkaRespErr};
+
+use super::native::{Described, ask_any_broker, describe_cluster, describe_topic};
+use super::{HasVoice, Voice, in_words};
+use crate::broker::front::Ask;
+use crate::broker::topics::Answer;
+
+/// After so many names that no broker made, brokers are not asked to make any more; those that do make them leave none.
+const MOST_NAMES_IN_VAIN: usize = 1_000;
+
+/// The questions of one producer.
+pub(super) struct Asking<X: ProducerContext + HasVoice + 'static> {
+    native: Arc<BaseProducer<X>>,
+    hosts: String,
+    /// Brokers that were there last, and which of them is asked.
+    brokers: Vec<i32>,
+    turn: usize,
+    /// Names that brokers were asked to make and that were not there afterwards.
+    in_vain: HashSet<String>,
+}
+
+impl<X: ProducerContext + HasVoice + 'static> Asking<X> {
+    /// Asks by this producer, which somebody else polls.
+    pub(super) fn new(native: Arc<BaseProducer<X>>, hosts: &[String]) -> Self {
+        Asking { native, hosts: hosts.join(", "), brokers: Vec::new(), turn: 0, in_vain: HashSet::new() }
+    }
+
+    fn voice(&self) -> &Voice {
+        self.native.client().context().voice()
+    }
+
+    /// Asks the broker that answered last; when it does not, the next one in the second half of the time.
+    fn ask_one_or_another<T>(
+        &mut self,
+        wait: Duration,
+        ask: impl Fn(*mut RDKafka, i32, Duration) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let deadline = Instant::now() + wait;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let client = self.native.client().native_ptr();
+        if self.brokers.is_empty() {
+            self.brokers = ask_any_broker(client, wait / 2).map_err(|code| code.to_string())?;
+        }
+        let Some(&first) = self.brokers.get(self.turn % self.brokers.len().max(1)) else {
+            return Err("no broker is known".to_owned());
+        };
+        if self.brokers.len() == 1 {
+            return ask(client, first, left());
+        }
+        ask(client, first, left() / 2).or_else(|_| {
+            self.turn = (self.turn + 1) % self.brokers.len();
+            ask(client, self.brokers[self.turn], left())
+        })
+    }
+
+    /// Lets the brokers make the topic, if they do such a thing.
+    fn let_it_be_made(&mut self, topic: &str, wait: Duration) -> Answer {
+        if !self.in_vain.contains(topic) {
+            if self.in_vain.len() >= MOST_NAMES_IN_VAIN {
+                return Answer::DoesNot;
+            }
+            self.in_vain.insert(topic.to_owned());
+            if self.in_vain.len() == MOST_NAMES_IN_VAIN {
+                warn!("brokers are not asked to make topics any more: they made none of the last {MOST_NAMES_IN_VAIN}");
+            }
+        }
+        let metadata = match self.native.client().fetch_metadata(Some(topic), wait) {
+            Ok(metadata) => metadata,
+            Err(error) => return Answer::Unreachable(self.voice().with_trouble(in_words(&error))),
+        };
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Answer::NotYet };
+        match found.error() {
+            None if found.partitions().is_empty() => Answer::NotYet,
+            None => Answer::Exists(found.partitions().len() as i32),
+            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => Answer::NotYet,
+            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => Answer::DoesNot,
+            Some(code) => Answer::Refused(RDKafkaErrorCode::from(code).to_string()),
+        }
+    }
+}
+
+impl<X: ProducerContext + HasVoice + 'static> Ask for Asking<X> {
+    fn reach(&mut self, wait: Duration) -> Result<(), String> {
+        let client = self.native.client().native_ptr();
+        let outcome = if self.brokers.is_empty() {
+            ask_any_broker(client, wait)
+        } else {
+            // Where neither of two answers, any other one will do; one that works takes no time to speak of.
+            self.ask_one_or_another(wait, describe_cluster).or_else(|_| ask_any_broker(client, wait / 4))
+        };
+        match outcome {
+            Ok(brokers) => {
+                self.brokers = brokers;
+                self.voice().forget_trouble();
+                Ok(())
+            }
+            Err(code) => {
+                self.brokers.clear();
+                Err(self.voice().with_trouble(format!("none of {} answers: {code}", self.hosts)))
+            }
+        }
+    }
+
+    fn ask(&mut self, topic: &str, wait: Duration) -> Answer {
+        let deadline = Instant::now() + wait;
+        let described =
+            self.ask_one_or_another(wait, |client, target, wait| describe_topic(client, topic, target, wait));
+        let answer = match described {
+            Err(reason) => Answer::Unreachable(self.voice().with_trouble(reason)),
+            Ok(Described::Partitions(0)) => Answer::NotYet,
+            Ok(Described::Partitions(count)) => Answer::Exists(count as i32),
+            Ok(Described::Error(RDKafkaErrorCode::LeaderNotAvailable)) => Answer::NotYet,
+            Ok(Described::Error(RDKafkaErrorCode::UnknownTopicOrPartition)) => {
+                self.let_it_be_made(topic, deadline.saturating_duration_since(Instant::now()))
+            }
+            Ok(Described::Error(code)) => Answer::Refused(code.to_string()),
+        };
+        if matches!(answer, Answer::Exists(_)) {
+            self.in_vain.remove(topic);
+        }
+        answer
+    }
+}

@@ -1,0 +1,208 @@
+use super::*;
+
+const WRITES: Role = Role::Writes { timeout: Duration::from_secs(30) };
+
+/// Takes the lines of a `kafka` map.
+fn take(lines: &str, engine: Engine, role: Role) -> (KafkaSettings, Vec<String>) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let indented: String = lines.lines().map(|line| format!("  {line}\n")).collect();
+    std::fs::write(file.path(), format!("kafka:\n{indented}")).unwrap();
+    let mut problems = Problems::default();
+    let mut section = Section::load(file.path(), &mut problems);
+    let settings = KafkaSettings::from_section(&mut section, engine, role, &mut problems);
+    (settings, problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.text)).collect())
+}
+
+/// Fails unless each of the lines is refused with a text that has the words.
+fn assert_refused(engine: Engine, role: Role, cases: &[(&str, &[&str])]) {
+    for (lines, words) in cases {
+        let (_, problems) = take(lines, engine, role);
+        assert_eq!(problems.len(), 1, "{role:?} {lines:?}: {problems:?}");
+        for word in *words {
+            assert!(problems[0].contains(word), "{role:?} {lines:?}: {problems:?} has no {word:?}");
+        }
+        assert!(!problems[0].contains("topsecret"), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_value_is_one_scalar_and_a_secret_one_string() {
+    for role in [WRITES, Role::Reads] {
+        assert_refused(
+            Engine::Auto,
+            role,
+            &[
+                ("sasl.password: [topsecret]", &["kafka.sasl.password: must be a string"]),
+                ("sasl:\n  password: topsecret", &["kafka.sasl: must be", "with its dots"]),
+                ("sasl.password:", &["kafka.sasl.password: has no value"]),
+                ("client.id: ''", &["kafka.client.id: is empty"]),
+                ("client.id: \"a\\0b\"", &["kafka.client.id: holds a zero byte"]),
+                ("sasl.password: 0x10", &["kafka.sasl.password: must be a string: put it in quotes"]),
+                ("socket.timeout.ms: 1.5", &["kafka.socket.timeout.ms: must be"]),
+                ("5: a", &["kafka.5: is not a known key"]),
+            ],
+        );
+    }
+}
+
+#[test]
+fn what_would_break_a_promise_is_refused_with_the_reason() {
+    assert_refused(
+        Engine::Auto,
+        WRITES,
+        &[
+            ("bootstrap.servers: a:1", &["kafka.bootstrap.servers: may not be set", "broker_hosts"]),
+            ("metadata.broker.list: a:1", &["kafka.metadata.broker.list: may not be set", "broker_hosts"]),
+            ("acks: 1", &["kafka.acks", "each commit"]),
+            ("max.in.flight: 5", &["kafka.max.in.flight: may not be set", "order"]),
+            ("delivery.timeout.ms: 1", &["kafka.delivery.timeout.ms", "commit_timeout_ms"]),
+            ("message.max.bytes: 5000", &["max_request_size_bytes"]),
+            ("retries: 0", &["kafka.retries", "commit_timeout_ms"]),
+            ("dr_msg_cb: x", &["kafka.dr_msg_cb", "in a file"]),
+            ("group.id: x", &["kafka.group.id: is for reading"]),
+            ("plugin.library.paths: x", &["foreign code"]),
+        ],
+    );
+    assert_refused(
+        Engine::Auto,
+        Role::Reads,
+        &[
+            ("group.id: x", &["kafka.group.id: may not be set", "ZooKeeper"]),
+            ("enable.auto.commit: true", &["ZooKeeper"]),
+            ("auto.offset.reset: latest", &["start_from"]),
+            ("receive.message.max.bytes: 5000", &["64 MiB"]),
+            ("acks: 1", &["kafka.acks: is for writing"]),
+        ],
+    );
+    let (_, problems) = take("receive.message.max.bytes: 5000", Engine::Auto, WRITES);
+    let told_by_engine = cfg!(not(feature = "librdkafka"));
+    assert_eq!(problems.is_empty(), !told_by_engine, "{problems:?}");
+}
+
+#[test]
+fn what_would_be_in_vain_is_refused() {
+    assert_refused(
+        Engine::Auto,
+        WRITES,
+        &[
+            ("sasl.password: topsecret", &["kafka.sasl.password: needs security.protocol: sasl"]),
+            ("security.protocol: ssl\nsasl.username: topsecret", &["kafka.sasl.username: needs"]),
+            ("security.protocol: sasl_plaintext\nssl.ca.pem: topsecret", &["kafka.ssl.ca.pem: needs"]),
+            (
+                "security.protocol: SASL_SSL\nsasl.mechanism: OAUTHBEARER",
+                &["kafka.sasl.mechanism: is OAUTHBEARER", "oidc"],
+            ),
+            (
+                "security.protocol: ssl\nssl.ca.location: /nowhere/ca.pem",
+                &["kafka.ssl.ca.location: is \"/nowhere/ca.pem\"", "No such file"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn the_pure_engine_says_what_it_cannot_do() {
+    assert_refused(
+        Engine::KafkaRust,
+        WRITES,
+        &[
+            ("security.protocol: ssl", &["kafka.security.protocol: needs kafka_client: librdkafka"]),
+            ("linger.ms: 5", &["kafka.linger.ms: needs kafka_client: librdkafka"]),
+            ("compression.type: zstd", &["kafka.compression.type: is \"zstd\"", "gzip"]),
+            ("compression.codec: lz4", &["kafka.compression.codec: is \"lz4\"", "snappy"]),
+        ],
+    );
+    assert_refused(Engine::KafkaRust, Role::Reads, &[("compression.type: gzip", &["needs kafka_client: librdkafka"])]);
+    for kind in ["none", "gzip", "snappy"] {
+        let (settings, problems) =
+            take(&format!("compression.codec: {kind}\nclient.id: me"), Engine::KafkaRust, WRITES);
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!((settings.get("compression.type"), settings.get("client.id")), (Some(kind), Some("me")));
+    }
+}
+
+#[test]
+fn two_names_of_one_setting_are_one_and_secrets_are_not_shown() {
+    let lines = "security.protocol: sasl_ssl\nsasl.mechanism: PLAIN\nsasl.mechanisms: PLAIN\nsasl.username: user-name\nsasl.password: topsecret";
+    let (settings, problems) = take(lines, Engine::Auto, WRITES);
+    assert_eq!(problems, ["kafka.sasl.mechanisms: is the same setting as sasl.mechanism"]);
+    let shown = format!("{settings:?}");
+    assert!(shown.contains("sasl_ssl") && !shown.contains("topsecret") && !shown.contains("user-name"), "{shown}");
+    for (name, secret) in [
+        ("sasl.password", true),
+        ("ssl.key.password", true),
+        ("ssl.key.pem", true),
+        ("ssl.keystore.password", true),
+        ("sasl.oauthbearer.config", true),
+        ("sasl.oauthbearer.client.secret", true),
+        ("sasl.oauthbearer.assertion.private.key.passphrase", true),
+        ("sasl.jaas.config", true),
+        ("ssl.ca.location", false),
+        ("ssl.key.location", false),
+        ("compression.type", false),
+    ] {
+        assert_eq!(is_secret(name), secret, "{name}");
+    }
+}
+
+#[cfg(feature = "librdkafka")]
+#[test]
+fn librdkafka_judges_the_rest() {
+    const OAUTH: &str = "security.protocol: sasl_ssl\nsasl.mechanism: OAUTHBEARER\n";
+    let with = |lines: &str| format!("{OAUTH}{lines}");
+    let (no_url, bad_own) = (
+        with("sasl.oauthbearer.method: oidc\nsasl.oauthbearer.client.id: a\nsasl.oauthbearer.client.secret: topsecret"),
+        with("enable.sasl.oauthbearer.unsecure.jwt: true\nsasl.oauthbearer.config: principal=me nonsense=topsecret"),
+    );
+    for role in [WRITES, Role::Reads] {
+        assert_refused(
+            Engine::Librdkafka,
+            role,
+            &[
+                ("security.protcol: ssl", &["kafka.security.protcol: is \"ssl\": No such configuration property"]),
+                ("security.protocol: tls", &["kafka.security.protocol: is \"tls\": Invalid value"]),
+                ("socket.timeout.ms: 1", &["kafka.socket.timeout.ms: is \"1\"", "outside allowed range 10..300000"]),
+                ("socket.keepalive.enable: maybe", &["kafka.socket.keepalive.enable", "true or false"]),
+                ("security.protocol: ssl\nssl.ca.pem: topsecret", &["kafka.ssl.ca.pem: failed to read"]),
+                ("security.protocol: ssl\nssl.cipher.suites: none", &["kafka.ssl.cipher.suites", "no cipher match"]),
+                ("security.protocol: sasl_ssl", &["kafka: ", "GSSAPI"]),
+                (
+                    "security.protocol: sasl_ssl\nsasl.mechanism: SCRAM-SHA-512",
+                    &["kafka: ", "sasl.username and sasl.password must be set"],
+                ),
+                (
+                    "security.protocol: sasl_ssl\nsasl.mechanism: OTHER\nsasl.username: a\nsasl.password: topsecret",
+                    &["kafka: ", "Unsupported SASL mechanism: OTHER"],
+                ),
+                (&no_url, &["kafka.sasl.oauthbearer.method", "token.endpoint.url` is mandatory"]),
+                (&bad_own, &["kafka", "Unrecognized"]),
+            ],
+        );
+        let good = [
+            "socket.timeout.ms: 6000\nclient.id: me\nlog.connection.close: true",
+            "security.protocol: sasl_plaintext\nsasl.mechanism: SCRAM-SHA-256\nsasl.username: a\nsasl.password: topsecret",
+            &format!("{no_url}\nsasl.oauthbearer.token.endpoint.url: https://nowhere.invalid/token"),
+            &with("enable.sasl.oauthbearer.unsecure.jwt: true\nsasl.oauthbearer.config: principal=me"),
+        ];
+        for lines in good {
+            let (_, problems) = take(lines, Engine::Librdkafka, role);
+            assert!(problems.is_empty(), "{role:?} {lines:?}: {problems:?}");
+        }
+    }
+    let ignored: &[&str] = &["will be ignored by this consumer"];
+    assert_refused(Engine::Librdkafka, Role::Reads, &[("compression.codec: zstd", ignored), ("linger.ms: 5", ignored)]);
+    assert_refused(
+        Engine::Librdkafka,
+        WRITES,
+        &[
+            ("fetch.min.bytes: 5", &["kafka.fetch.min.bytes", "will be ignored by this producer"]),
+            ("linger.ms: 40000", &["kafka.linger.ms", "`message.timeout.ms` must be greater than `linger.ms`"]),
+            ("compression.type: brotli", &["kafka.compression.type: is \"brotli\": Invalid value"]),
+            ("compression.level: 99", &["kafka.compression.level", "outside allowed range -1..12"]),
+        ],
+    );
+    for kind in ["none", "gzip", "snappy", "lz4", "zstd"] {
+        let (_, problems) = take(&format!("compression.type: {kind}"), Engine::Librdkafka, WRITES);
+        assert!(problems.is_empty(), "{kind}: {problems:?}");
+    }
+}
