@@ -456,7 +456,9 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
             }
             let count = match self.ask.ask(&topic, self.patience()) {
                 Answer::Exists(count) => Some(count),
-                Answer::DoesNot | Answer::NotYet | Answer::Unreachable(_) | Answer::Refused(_) => None,
+                // The others would be asked for in vain, too, one after the other.
+                Answer::Unreachable(_) => return,
+                Answer::DoesNot | Answer::NotYet | Answer::Refused(_) => None,
             };
             self.front.state.topics_to_change().seen(&topic, count, Instant::now());
         }

@@ -183,15 +183,27 @@ impl KafkaSettings {
     /// A text of the engine without the secrets it may carry.
     #[cfg(feature = "librdkafka")]
     pub(super) fn hide<'text>(&self, text: &'text str) -> Cow<'text, str> {
-        let mut text = Cow::Borrowed(text);
+        let mut secrets: Vec<&str> = Vec::new();
         for (name, value) in self.iter().filter(|(name, _)| is_secret(name)) {
+            secrets.push(value);
             // librdkafka shows the rest of a list from where it is wrong.
-            let pieces: Vec<&str> =
-                if name == "sasl.oauthbearer.config" { value.split(' ').collect() } else { Vec::new() };
-            for secret in [value].into_iter().chain(pieces).filter(|secret| secret.len() >= LEAST_TO_HIDE) {
-                if text.contains(secret) {
-                    text = Cow::Owned(text.replace(secret, HIDDEN));
-                }
+            if name == "sasl.oauthbearer.config" {
+                secrets.extend(value.split(' '));
+            }
+        }
+        secrets.retain(|secret| secret.len() >= LEAST_TO_HIDE);
+        // One that is part of another must not leave the rest of it.
+        secrets.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
+        let mut text = Cow::Borrowed(text);
+        for secret in secrets {
+            if text.contains(secret) {
+                text = Cow::Owned(text.replace(secret, HIDDEN));
+            }
+            // A long one is cut off at the end of the text.
+            let cut = (LEAST_TO_HIDE..secret.len()).rev().filter(|&end| secret.is_char_boundary(end));
+            if let Some(end) = cut.into_iter().find(|&end| text.ends_with(&secret[..end])) {
+                let kept = text.len() - end;
+                text = Cow::Owned(format!("{}{HIDDEN}", &text[..kept]));
             }
         }
         text

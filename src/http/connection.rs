@@ -221,7 +221,7 @@ impl Connection {
             Ok(sent) => {
                 state.sent += sent;
                 if state.sent == state.unsent.len() {
-                    state.unsent = Vec::new();
+                    (state.unsent, state.sent) = (Vec::new(), 0);
                     self.end_answer(&mut state);
                 }
             }

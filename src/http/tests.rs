@@ -13,6 +13,8 @@ use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
+/// Size of the answer to `/medium`: rustls takes it whole, also while the socket is full.
+pub(super) const MEDIUM: usize = 50_000;
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Echoes bodies; keeps the replies of `/later` until they are released; panics, forgets, refuses and blocks on request.
@@ -68,6 +70,7 @@ impl Handler for Echo {
             }
             "/forget" => drop(reply),
             "/large" => reply.send(Response::text(200, vec![b'x'; 32 << 20])),
+            "/medium" => reply.send(Response::text(200, vec![b'x'; MEDIUM])),
             "/close" => reply.send(Response::text(200, "bye").closing()),
             _ => reply.send(Response::text(200, request.body)),
         }

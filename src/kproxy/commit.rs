@@ -136,7 +136,7 @@ impl Commits {
     }
 
     /// Everything that a head alone can be refused for, before a byte of the body is read.
-    fn check(&self, way: Way, head: &Head) -> Result<CommitNotes, Failure> {
+    fn check(&self, way: Way, head: &Head, most: usize) -> Result<CommitNotes, Failure> {
         // First who is asking, so that strangers learn nothing,
         let access = self.access.as_ref();
         let who = access.map_or(Ok(None), |access| access.identify(head))?;
@@ -152,7 +152,7 @@ impl Commits {
         }
         self.has_room()?;
         // and at last how often, so that nothing else that is refused is charged.
-        let permit = access.map(|access| access.charge(who, &query.topic, head)).transpose()?;
+        let permit = access.map(|access| access.charge(who, &query.topic, head, most)).transpose()?;
         Ok(CommitNotes {
             permit,
             format,
@@ -280,7 +280,7 @@ impl Handler for Commits {
             Way::Batch => self.batches.bytes,
         };
         match &*head.method {
-            "POST" => match self.check(way, head) {
+            "POST" => match self.check(way, head, most) {
                 Ok(notes) => Admission::Read { most, notes: Notes::of(notes) },
                 Err(failure) => Admission::Refuse(self.refuse(head, Some(way), &failure)),
             },

@@ -52,9 +52,11 @@ pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
     };
     let partition = number(partition.as_deref())
         .map_err(|_| Failure::bad("bad_partition", "partition must be a whole number from 0 to 2147483647"))?;
-    let timestamp_ms = number(timestamp.as_deref()).map_err(|_| {
-        Failure::bad("bad_timestamp", "timestamp must be milliseconds since 1970, a whole number from 0")
-    })?;
+    // Kafka's clients read 0 as no timestamp.
+    let timestamp_ms =
+        number(timestamp.as_deref()).ok().filter(|timestamp| *timestamp != Some(0)).ok_or_else(|| {
+            Failure::bad("bad_timestamp", "timestamp must be milliseconds since 1970, a whole number from 1")
+        })?;
     let topic = topic.filter(|topic| !topic.is_empty());
     let topic = topic.ok_or_else(|| Failure::bad("no_topic", "the parameter topic is missing"))?;
     Ok(Query { topic: legal(topic)?, key: key.filter(|key| !key.is_empty()), acks, partition, timestamp_ms })
@@ -129,6 +131,7 @@ mod tests {
             ("topic=t&partition=1&partition=1", Err("repeated_parameter")),
             ("topic=t&timestamp=", Err("bad_timestamp")),
             ("topic=t&timestamp=-1", Err("bad_timestamp")),
+            ("topic=t&timestamp=0", Err("bad_timestamp")),
             ("topic=t&timestamp=now", Err("bad_timestamp")),
             ("topic=t&timestamp=9223372036854775808", Err("bad_timestamp")),
             ("topic=t&timestamp=1&timestamp=2", Err("repeated_parameter")),
@@ -146,7 +149,7 @@ mod tests {
     fn partition_and_timestamp_are_whole_numbers() {
         for (text, partition, timestamp_ms) in [
             ("topic=t", None, None),
-            ("topic=t&partition=0&timestamp=0", Some(0), Some(0)),
+            ("topic=t&partition=0&timestamp=1", Some(0), Some(1)),
             ("topic=t&partition=2147483647", Some(i32::MAX), None),
             ("topic=t&timestamp=%39223372036854775807", None, Some(i64::MAX)),
         ] {

@@ -28,6 +28,8 @@ pub(super) const BATCH_BYTES: usize = 1_000_000;
 const FRAMING: usize = 100;
 /// A narrow topic whose limit nobody tells is tried in the ordinary way again after so long; a known limit is asked for anew.
 const NARROW_FOR: Duration = Duration::from_secs(600);
+/// A limit that nobody told is asked for again so often.
+const ASK_EVERY: Duration = Duration::from_secs(5);
 /// Topics remembered; when full, those with nothing under way are forgotten.
 const MOST_BOOKS: usize = 10_000;
 
@@ -120,7 +122,8 @@ impl<C: Completion> Book<C> {
 
     /// The topic takes batches of so many bytes.
     pub(super) fn learn(&self, limit: usize) {
-        self.lock().limit = Some(limit);
+        let mut narrow = self.lock();
+        (narrow.limit, narrow.since) = (Some(limit), Instant::now());
     }
 }
 
@@ -324,7 +327,10 @@ struct Narrow<W> {
     out_bytes: usize,
     /// What the topic takes in one batch; `None` while nobody knows.
     limit: Option<usize>,
+    /// The last failure, or when the limit was learned.
     since: Instant,
+    /// When the limit was asked for while nobody knew it.
+    asked: Instant,
 }
 
 /// A message that failed and is sent again.
@@ -352,6 +358,7 @@ impl<W> Narrow<W> {
             out_bytes: 0,
             limit: None,
             since: Instant::now(),
+            asked: Instant::now(),
         }
     }
 
@@ -362,6 +369,7 @@ impl<W> Narrow<W> {
     fn fail(&mut self, again: Again<W>) {
         // What was known of the limit was wrong, or this is the first that is heard of it.
         (self.limit, self.is_draining) = (None, true);
+        (self.since, self.asked) = (Instant::now(), Instant::now());
         self.failed.push_back(again);
     }
 
@@ -401,11 +409,22 @@ impl<W> Narrow<W> {
         failed.chain(std::mem::take(&mut self.waiting).into_iter().map(|(what, _)| what))
     }
 
-    /// Whether the limit was learned long ago; true once.
+    /// Whether the limit is to be asked for: it was learned long ago, or it could not be learned. Where nobody tells it for
+    /// long, the topic is taken to be wide again, so that it does not go one by one for ever.
     fn grew_old(&mut self, now: Instant) -> bool {
-        let is_old = self.limit.is_some() && now.duration_since(self.since) >= NARROW_FOR;
-        if is_old {
+        let is_long_ago = now.duration_since(self.since) >= NARROW_FOR;
+        if self.limit.is_none() && is_long_ago {
+            (self.limit, self.since) = (Some(BATCH_BYTES + FRAMING), now);
+            return false;
+        }
+        let is_old = match self.limit {
+            Some(_) => is_long_ago,
+            None => now.duration_since(self.asked) >= ASK_EVERY,
+        };
+        if is_old && self.limit.is_some() {
             self.since = now;
+        } else if is_old {
+            self.asked = now;
         }
         is_old
     }

@@ -423,10 +423,14 @@ pub(super) fn most_batch_bytes(client: *mut RDKafka, topic: &str, wait: Duration
             return Err(text(raw::rd_kafka_ConfigResource_error_string(*resources)).into_owned());
         }
         let entries = raw::rd_kafka_ConfigResource_configs(*resources, &mut count);
+        // A batch has to fit into a segment of the log, too.
         (0..count)
             .map(|place| *entries.add(place))
-            .find(|&entry| text(raw::rd_kafka_ConfigEntry_name(entry)) == "max.message.bytes")
-            .and_then(|entry| text(raw::rd_kafka_ConfigEntry_value(entry)).parse().ok())
+            .filter(|&entry| {
+                matches!(&*text(raw::rd_kafka_ConfigEntry_name(entry)), "max.message.bytes" | "segment.bytes")
+            })
+            .filter_map(|entry| text(raw::rd_kafka_ConfigEntry_value(entry)).parse().ok())
+            .min()
             .ok_or_else(|| "the brokers do not tell max.message.bytes".to_owned())
     }
 }

@@ -19,8 +19,12 @@ pub(super) fn append_error(code: Code, persisted: Persisted, topic: &str) -> App
         Code::UnknownTopic | Code::UnknownTopicOrPartition => (AppendFailure::UnknownTopic, stored),
         Code::UnknownPartition => (AppendFailure::UnknownPartition, stored),
         // What was sent before was not too large then; it is now that more goes with it.
-        Code::MessageSizeTooLarge if stored == Stored::Unknown => (AppendFailure::TimedOut, stored),
-        Code::MessageSizeTooLarge | Code::InvalidMessageSize => (AppendFailure::TooLarge, stored),
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge if stored == Stored::Unknown => {
+            (AppendFailure::TimedOut, stored)
+        }
+        Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge => {
+            (AppendFailure::TooLarge, stored)
+        }
         Code::QueueFull => (AppendFailure::Full, Stored::No),
         Code::PurgeQueue => (AppendFailure::Closed, stored),
         Code::PurgeInflight => (AppendFailure::Closed, Stored::Unknown),
@@ -38,6 +42,8 @@ pub(super) fn append_error(code: Code, persisted: Persisted, topic: &str) -> App
         | Code::LeaderNotAvailable
         | Code::NotLeaderForPartition
         | Code::BrokerNotAvailable
+        // Another message of its batch was refused, this one was not looked at.
+        | Code::InvalidDifferentRecord
         // The idempotent producer lost count; another takes its place.
         | Code::Fatal
         | Code::OutOfOrderSequenceNumber

@@ -111,7 +111,11 @@ impl<C: Completion> Producer<C> for RdProducer<C> {
         let deadline = Instant::now() + grace;
         self.front.close();
         for lane in &self.front.back.lanes {
-            let Some(native) = lane.current() else { continue };
+            let Some(native) = lane.current() else {
+                // Its producer was put away; what that left is told here.
+                lane.desk.end();
+                continue;
+            };
             // What waits in a narrow topic is sent on by the delivery reports that this serves.
             let flushed = native.flush(deadline.saturating_duration_since(Instant::now()));
             lane.desk.end();
@@ -236,9 +240,11 @@ impl<C: Completion> Lanes<C> {
                 if state.is_closed() {
                     break;
                 }
+                // Looked at before the last round, which then tells all that is left.
+                let is_over = retired.load(Ordering::Acquire) && served.in_flight_count() == 0;
                 let old = desk.tend(|book, waiting, sent| send(&served, Arc::clone(book), waiting, sent));
                 old.iter().for_each(|topic| state.look_again(topic));
-                if retired.load(Ordering::Acquire) && served.in_flight_count() == 0 {
+                if is_over {
                     break;
                 }
             }
@@ -262,9 +268,10 @@ impl<C: Completion> Lane<C> {
             drop(slot);
             let why = broken.client().fatal_error().map_or_else(String::new, |(_, reason)| reason);
             warn!("the producer for acks {:?} is replaced: {why}", self.acks);
-            broken.context().retired.store(true, Ordering::Release);
-            broken.purge(PurgeConfig::default().queue().inflight());
             self.desk.give_up(&not_stored(AppendFailure::Unreachable, REPLACED.to_owned()));
+            broken.context().retired.store(true, Ordering::Release);
+            // Not to wait for its threads, one of which may be looking a name up: appends wait for us.
+            broken.purge(PurgeConfig::default().queue().inflight().non_blocking());
         }
     }
 }
@@ -435,10 +442,7 @@ impl<C: Completion> ProducerContext for Context<C> {
                 let record = record_of(message, &book.topic, sent.is_chosen);
                 let waiting = Waiting { record, acks: self.acks, ticket, deadline, has_waited: true };
                 if self.desk.send_again(&book, waiting, &sent) {
-                    info!(
-                        "topic {} takes smaller batches than were sent; what did not go in is sent again",
-                        book.topic
-                    );
+                    info!("topic {} did not take a batch; what only went with others is sent again", book.topic);
                 }
                 self.state.look_again(&book.topic);
             }
@@ -464,11 +468,21 @@ impl<C: Completion> Context<C> {
             }
             Err((error, message)) => (error, message),
         };
-        let error = append_error(code_of(error), persisted(message), message.topic());
+        let code = code_of(error);
+        let error = append_error(code, persisted(message), message.topic());
         let mut error = self.state.reconsider(message.topic(), error);
         let may_be_sent_again = !self.desk.has_ended() && !self.retired.load(Ordering::Acquire);
-        if error.kind == AppendFailure::TooLarge && !sent.is_alone && may_be_sent_again {
+        let failed_for_others = match code {
+            RDKafkaErrorCode::InvalidDifferentRecord => error.stored == Stored::No,
+            _ => error.kind == AppendFailure::TooLarge && !sent.is_alone,
+        };
+        if failed_for_others && may_be_sent_again {
             return None;
+        }
+        if failed_for_others {
+            // Nobody knows whether it would have been taken by itself.
+            error.kind = if self.state.is_closed() { AppendFailure::Closed } else { AppendFailure::Unreachable };
+            error.reason = "the producer ended before the message could be sent again without its batch".to_owned();
         }
         // Purged because its producer was replaced, not because we close.
         if error.kind == AppendFailure::Closed && !self.state.is_closed() {

@@ -9,7 +9,7 @@ use rustls::version::{TLS12, TLS13};
 
 use super::certificates::{Authority, TlsStream, begin, rest, shake};
 use super::{ClientCertificates, TURNED_AWAY, Tls, TlsSettings};
-use crate::http::tests::{Fixture, PATIENCE, answer, post, start_with};
+use crate::http::tests::{Fixture, MEDIUM, PATIENCE, answer, post, start_with};
 use crate::http::{Limits, Response};
 
 /// A server, and who signed its certificate.
@@ -149,6 +149,30 @@ fn large_bodies_come_and_go_whole() {
     assert_eq!(answer(&mut stream).1.len(), 32 << 20);
     assert_eq!(answer(&mut stream).1, "next");
     drop(stream);
+    secured.fixture.end();
+}
+
+#[test]
+fn a_client_that_reads_slowly_gets_everything() {
+    let secured = start(PATIENCE, |_| ());
+    let mut stream = secured.connect();
+    const COUNT: usize = 300;
+    let requests = post("/large", "") + &post("/medium", "").repeat(COUNT) + &post("/close", "");
+    stream.write_all(requests.as_bytes()).unwrap();
+    let (mut piece, mut bytes) = ([0; 64 * 1024], Vec::new());
+    loop {
+        let count = stream.read(&mut piece).unwrap();
+        if count == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&piece[..count]);
+        // Its slowness: the server meets a full socket again and again, also at the end of an answer.
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    assert!(bytes.ends_with(b"bye"), "it is all there");
+    // With the one in the "text/plain" of each answer.
+    let expected = (32 << 20) + COUNT * MEDIUM + COUNT + 2;
+    assert_eq!(bytes.iter().filter(|byte| **byte == b'x').count(), expected);
     secured.fixture.end();
 }
 

@@ -147,15 +147,22 @@ impl Access {
         }
     }
 
-    /// Charges one request and the bytes that are announced: to who is asking and to the topic, or to neither.
-    pub(super) fn charge(&self, who: Option<Arc<Credential>>, topic: &str, head: &Head) -> Result<Permit, Failure> {
+    /// Charges one request and the bytes that are announced, of which at most `most` will be read: to who is asking and to
+    /// the topic, or to neither.
+    pub(super) fn charge(
+        &self,
+        who: Option<Arc<Credential>>,
+        topic: &str,
+        head: &Head,
+        most: usize,
+    ) -> Result<Permit, Failure> {
         let mut permit = Permit { who, topic: None, bytes: 0 };
         let limits_who = permit.who.as_ref().is_some_and(|who| who.meter.is_some());
         if self.topic_rates.is_none() && !limits_who {
             return Ok(permit);
         }
         let now = now();
-        let cost = Cost { requests: 1, bytes: content_length(head) };
+        let cost = Cost { requests: 1, bytes: content_length(head).min(most as u64) };
         let topic_meter = self.topic_rates.as_ref().and_then(|rates| rates.meter(topic, now));
         let ask = |meter: Option<&Meter>| meter.map_or(Ok(()), |meter| meter.take(cost, now));
         let of_who = permit.meter_of_who();

@@ -69,7 +69,7 @@ impl Fixture {
         }
         let who = self.access.identify(&head)?;
         self.access.allow(who.as_deref(), topic)?;
-        self.access.charge(who, topic, &head).map(|permit| permit.settle(1, 10))
+        self.access.charge(who, topic, &head, 1_000_000).map(|permit| permit.settle(1, 10))
     }
 
     fn has_metric(&self, line: &str) -> bool {
@@ -157,7 +157,7 @@ fn what_never_came_is_given_back_and_what_came_unannounced_is_a_debt() {
         "rate_limits: [{topics: ['*'], requests_per_second: 1, bytes_per_second: 1, burst_seconds: 100}]\n",
         "",
     );
-    let charge = |topic: &str, length| fixture.access.charge(None, topic, &announcing(length));
+    let charge = |topic: &str, length| fixture.access.charge(None, topic, &announcing(length), 1_000_000);
     for _ in 0..3 {
         drop(charge("gone", Some(90)).unwrap());
     }

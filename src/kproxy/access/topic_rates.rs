@@ -20,6 +20,9 @@ use crate::log_limited;
 const MAX_METERS: usize = 10_000;
 /// The full table is searched for meters that are full again at most so often, in nanoseconds.
 const SWEEP_INTERVAL: u64 = 100_000_000;
+/// A meter that has been full for so many nanoseconds is not in use and makes room for another; one that is only full between
+/// two requests is.
+const REST: u64 = 60_000_000_000;
 
 /// One entry of `rate_limits`.
 #[derive(Clone, Debug)]
@@ -99,7 +102,8 @@ impl TopicRates {
         }
         let mut meters = self.meters.write().unwrap_or_else(PoisonError::into_inner);
         // One that is in someone's hands may be about to be taken from.
-        meters.retain(|_, meter| !meter.is_full(now) || Arc::strong_count(meter) > 1);
+        let rested = now.saturating_sub(REST);
+        meters.retain(|_, meter| !meter.is_full(rested) || Arc::strong_count(meter) > 1);
         meters.len() < self.most
     }
 }
@@ -145,6 +149,11 @@ mod tests {
         assert!(rates.meter("a", now).unwrap().take(ONE, now).is_err());
         assert_eq!(rates.meters.read().unwrap().len(), 3);
 
+        now += REST;
+        assert!(
+            rates.meter("e", now).unwrap().take(ONE, now).is_ok(),
+            "shared, for the others have not rested for long"
+        );
         now += SECOND;
         let held = rates.meter("a", now).unwrap();
         assert!(rates.meter("b", now).unwrap().take(ONE, now).is_ok());

@@ -91,6 +91,10 @@ impl<'de> Visitor<'de> for Line {
                 }
             }
         }
+        // Kafka's clients read 0 as no timestamp.
+        if timestamp_ms == Some(0) {
+            return Err(A::Error::custom("timestamp must be from 1"));
+        }
         let value = value.ok_or_else(|| A::Error::custom("one of value, value_json and value_base64 is needed"))?;
         Ok(Entry { key, value, headers: headers.unwrap_or_default(), partition, timestamp_ms })
     }
