@@ -6,16 +6,15 @@
 //!  clients ───────┘        watch: reachability, levels, memory after floods; once a second
 //! ```
 //!
-//! Reading order: `query`, `headers` and `answer` (pure), `commit` (between HTTP and Kafka), `batch` (many in one request),
-//! `lanes`, `metrics`, `memory`, `config`; here the
-//! parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
+//! Reading order: `query`, `headers` and `answer` (pure), `access` (who may write what, and how much), `commit` (between HTTP and
+//! Kafka), `batch` (many in one request), `lanes`, `metrics`, `memory`, `config`; here the parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
 //!
 //! Bounds: connections `max_connections` (more: 503), memory of requests `max_in_flight_bytes` (more: 503), commits `req_pool_size`
 //! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says: `main`, `signals`,
 //! `watchdog`, `watch`, `http-accept`, the readers; for each of `producer_num` a `kafka-ask`, and for each level of acks in use a
 //! `kafka-acks-…` with librdkafka's `rdk:main`, an internal `rdk:broker-1` and an `rdk:brokerN` for each broker (with three of them and
-//! the default configuration 26 in all, never more than 32; a new producer has one more for each host it was given, until the
-//! first answer of a broker).
+//! the default configuration 26 in all, never more than 32 under any load; while no broker answers, librdkafka tries each host of
+//! the configuration with one more).
 
 mod access;
 mod answer;
