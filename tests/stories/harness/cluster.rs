@@ -14,6 +14,9 @@ use super::{Kafka, Zk, ZooKeeper, poll};
 /// Where the clusters live in their ZooKeeper.
 pub(crate) const CHROOT: &str = "/mq/test_cluster";
 
+/// How long brokers may take until all of them know who leads.
+const LEADERS_DEADLINE: Duration = Duration::from_secs(30);
+
 /// ZooKeeper and the brokers that belong to it.
 pub(crate) struct Cluster {
     /// `host:port` of ZooKeeper.
@@ -189,15 +192,24 @@ impl Cluster {
         name
     }
 
-    /// The end of the log by partition.
+    /// The end of the log by partition. A broker that has just started may not know the leaders yet: it is asked again.
     pub(crate) fn log_ends(&self, topic: &str) -> BTreeMap<i32, i64> {
-        kafka_wire::log_ends(&self.brokers, topic).unwrap_or_else(|error| panic!("log ends of {topic}: {error}"))
+        let mut trouble = None;
+        let ends = poll(LEADERS_DEADLINE, || match kafka_wire::log_ends(&self.brokers, topic) {
+            Ok(ends) => Some(ends),
+            Err(error) => {
+                trouble = Some(error);
+                None
+            }
+        });
+        ends.unwrap_or_else(|| panic!("log ends of {topic}: {trouble:?}"))
     }
 
     /// All messages of a topic that Kafka has now, by partition and offset. The client that reads them sees neither headers
     /// nor timestamps.
     pub(crate) fn messages(&self, topic: &str) -> Vec<StoredMessage> {
         let ends = self.log_ends(topic);
+        let started = Instant::now();
         let mut client = self.kafka_client();
         let mut messages = Vec::new();
         for (&partition, &end) in &ends {
@@ -206,7 +218,13 @@ impl Cluster {
                 let request = FetchPartition::new(topic, partition, next).with_max_bytes(16 << 20);
                 let answers = client.fetch_messages([request]).expect("the broker answers a fetch");
                 for part in answers.iter().flat_map(|answer| answer.topics()).flat_map(|topic| topic.partitions()) {
-                    let data = part.data().unwrap_or_else(|error| panic!("fetch of {topic}: {error}"));
+                    let Ok(data) = part.data() else {
+                        // The client was told of a leader that is none any more.
+                        let error = part.data().err();
+                        assert!(started.elapsed() < LEADERS_DEADLINE, "fetch of {topic}: {error:?}");
+                        client.load_metadata_all().expect("the broker answers");
+                        continue;
+                    };
                     for message in data.messages() {
                         // An answer may begin before the offset asked for.
                         if message.offset < next {
