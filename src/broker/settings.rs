@@ -200,10 +200,9 @@ impl KafkaSettings {
                 text = Cow::Owned(text.replace(secret, HIDDEN));
             }
             // A long one is cut off at the end of the text.
-            let cut = (LEAST_TO_HIDE..secret.len()).rev().filter(|&end| secret.is_char_boundary(end));
-            if let Some(end) = cut.into_iter().find(|&end| text.ends_with(&secret[..end])) {
-                let kept = text.len() - end;
-                text = Cow::Owned(format!("{}{HIDDEN}", &text[..kept]));
+            let mut cut = (LEAST_TO_HIDE..secret.len()).rev().filter_map(|end| secret.get(..end));
+            if let Some(kept) = cut.find_map(|beginning| text.strip_suffix(beginning)) {
+                text = Cow::Owned(format!("{kept}{HIDDEN}"));
             }
         }
         text

@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufRead, Cursor, ErrorKind, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -57,9 +57,8 @@ struct State {
     since: Instant,
     /// `None`: plain HTTP.
     tls: Option<Box<Session>>,
-    /// What the socket (with TLS: the session) has not taken yet.
-    unsent: Vec<u8>,
-    sent: usize,
+    /// An answer whose rest, from the position on, the socket (with TLS: the session) has not taken yet.
+    unsent: Cursor<Vec<u8>>,
     /// Whether the connection ends with the answer.
     closes: bool,
     /// The reader is in the middle of handing the request over and looks at the phase itself afterwards.
@@ -81,8 +80,7 @@ impl Connection {
             phase: Phase::Reading,
             since: now,
             tls,
-            unsent: Vec::new(),
-            sent: 0,
+            unsent: Cursor::default(),
             closes: false,
             attended: false,
             wake: false,
@@ -193,11 +191,10 @@ impl Connection {
     fn write(&self, bytes: &[u8], closes: bool) {
         let mut state = self.lock();
         state.closes = closes;
-        match state.send(&self.socket, bytes) {
+        match send_by(&mut state.tls, &self.socket, bytes) {
             Ok(sent) if sent == bytes.len() => self.end_answer(&mut state),
             Ok(sent) => {
-                state.unsent = bytes[sent..].to_vec();
-                state.sent = 0;
+                state.unsent = Cursor::new(bytes[sent..].to_vec());
                 state.enter(Phase::Writing);
             }
             Err(cause) => self.fail(&mut state, &cause),
@@ -218,13 +215,11 @@ impl Connection {
             return;
         }
         match state.send_more(&self.socket) {
-            Ok(sent) => {
-                state.sent += sent;
-                if state.sent == state.unsent.len() {
-                    (state.unsent, state.sent) = (Vec::new(), 0);
-                    self.end_answer(&mut state);
-                }
+            Ok(true) => {
+                state.unsent = Cursor::default();
+                self.end_answer(&mut state);
             }
+            Ok(false) => {}
             Err(cause) => self.fail(&mut state, &cause),
         }
     }
@@ -257,21 +252,12 @@ impl State {
         self.since = Instant::now();
     }
 
-    /// Sends what is taken of `bytes`.
-    fn send(&mut self, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.tls {
-            None => send(socket, bytes),
-            Some(session) => session.send(socket, bytes),
-        }
-    }
-
-    /// Sends what is taken of the rest.
-    fn send_more(&mut self, socket: &TcpStream) -> io::Result<usize> {
-        let rest = &self.unsent[self.sent..];
-        match &mut self.tls {
-            None => send(socket, rest),
-            Some(session) => session.send(socket, rest),
-        }
+    /// Sends what is taken of the rest; whether that was all.
+    fn send_more(&mut self, socket: &TcpStream) -> io::Result<bool> {
+        let rest = self.unsent.fill_buf()?;
+        let (sent, length) = (send_by(&mut self.tls, socket, rest)?, rest.len());
+        self.unsent.consume(sent);
+        Ok(sent == length)
     }
 
     /// With TLS: whether the answer that was taken, and the goodbye after the last one, are in the socket.
@@ -281,6 +267,14 @@ impl State {
             session.close();
         }
         session.flush(socket)
+    }
+}
+
+/// Sends what is taken of `bytes`, by TLS or in plain.
+fn send_by(tls: &mut Option<Box<Session>>, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match tls {
+        None => send(socket, bytes),
+        Some(session) => session.send(socket, bytes),
     }
 }
 

@@ -38,26 +38,12 @@ pub(super) struct ParsedHead {
 
 /// Takes apart the bytes of one head, from its request line to the empty line at its end.
 pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refused> {
-    match later_minor_version(bytes) {
-        // RFC 9110 2.5: what is newer within HTTP/1 is taken as the newest that is understood here.
-        Some(place) => {
-            let mut bytes = bytes.to_vec();
-            bytes[place] = b'1';
-            parse_known(&bytes)
-        }
-        None => parse_known(bytes),
-    }
-}
-
-fn parse_known(bytes: &[u8]) -> Result<ParsedHead, Refused> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Err(Refused::bad("an incomplete head")),
-        Err(httparse::Error::Version) if has_other_version(bytes) => {
-            return Err(Refused::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"));
-        }
+        Err(httparse::Error::Version) => return parse_other_version(bytes),
         Err(httparse::Error::TooManyHeaders) => {
             return Err(Refused::beyond("header_fields", 431, "more than 100 header fields"));
         }
@@ -90,6 +76,21 @@ fn parse_known(bytes: &[u8]) -> Result<ParsedHead, Refused> {
     let head = Head { method, path, query, headers, peer: None };
     let expects_continue = rules.expects_continue && !is_http10 && framing != Framing::None;
     Ok(ParsedHead { head, framing, keep_alive, expects_continue, is_http10 })
+}
+
+/// The same where the version of the request line is neither 1.0 nor 1.1.
+fn parse_other_version(bytes: &[u8]) -> Result<ParsedHead, Refused> {
+    if let Some(place) = later_minor_version(bytes) {
+        // RFC 9110 2.5: what is newer within HTTP/1 is taken as the newest that is understood here.
+        let mut bytes = bytes.to_vec();
+        bytes[place] = b'1';
+        return parse(&bytes);
+    }
+    Err(if has_other_version(bytes) {
+        Refused::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    } else {
+        Refused::bad("a malformed request line")
+    })
 }
 
 /// The fields that decide about framing and the connection, as they are met.

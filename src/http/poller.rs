@@ -3,7 +3,6 @@
 //! Who waits is one thread; any thread may change what is watched, and wake the one that waits.
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -72,17 +71,17 @@ impl Poller {
     }
 
     /// Watches a socket under `key`. The kernel forgets it when it is closed, and not before, if it is not removed.
-    pub(super) fn add(&self, socket: &impl Watchable, key: usize, interest: Interest) -> io::Result<()> {
+    pub(super) fn add(&self, socket: &impl AsFd, key: usize, interest: Interest) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, socket, data(key), interest.flags())?)
     }
 
     /// Watches a socket for something else.
-    pub(super) fn modify(&self, socket: &impl Watchable, key: usize, interest: Interest) -> io::Result<()> {
+    pub(super) fn modify(&self, socket: &impl AsFd, key: usize, interest: Interest) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, socket, data(key), interest.flags())?)
     }
 
     /// Watches a socket no more.
-    pub(super) fn remove(&self, socket: &impl Watchable) -> io::Result<()> {
+    pub(super) fn remove(&self, socket: &impl AsFd) -> io::Result<()> {
         Ok(epoll::delete(&self.epoll, socket)?)
     }
 
@@ -110,12 +109,6 @@ impl Poller {
     }
 }
 
-/// What can be watched.
-pub(super) trait Watchable: AsFd {}
-
-impl Watchable for TcpStream {}
-impl Watchable for TcpListener {}
-
 fn data(key: usize) -> epoll::EventData {
     epoll::EventData::new_u64(key as u64)
 }
@@ -124,6 +117,7 @@ fn data(key: usize) -> epoll::EventData {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
 
     const NONE: [usize; 0] = [];
 

@@ -55,7 +55,7 @@ fn all_three_daemons_reach_a_broker_by_sasl_ssl() {
     let certificates = Certificates::make();
     let (cluster, secured) = Cluster::start_secured(&certificates);
     let topic = cluster.new_topic("secured", 2);
-    let right = |indent: &str| map(indent, "SCRAM-SHA-512", PASSWORD, &certificates.authority());
+    let right = |indent: &str| map(indent, "SCRAM-SHA-512", PASSWORD, certificates.authority());
 
     let mut proxy = kproxy(&[&secured], &right(""));
     wait_until(DEADLINE, "kproxy is ready", || proxy.readiness().0 == 200);
@@ -92,10 +92,10 @@ fn all_three_daemons_reach_a_broker_by_sasl_ssl() {
     // Not let in: kproxy runs, says why it is not ready, and nothing is taken.
     let wrong = "not-the-password-of-alice";
     for (lines, words) in [
-        (map("", "SCRAM-SHA-512", wrong, &certificates.authority()), ["authentication failed", "SCRAM-SHA-512"]),
-        (map("", "PLAIN", wrong, &certificates.authority()), ["authentication failed", "Invalid username or password"]),
+        (map("", "SCRAM-SHA-512", wrong, certificates.authority()), ["authentication failed", "SCRAM-SHA-512"]),
+        (map("", "PLAIN", wrong, certificates.authority()), ["authentication failed", "Invalid username or password"]),
         (
-            map("", "SCRAM-SHA-512", PASSWORD, &certificates.other_authority()),
+            map("", "SCRAM-SHA-512", PASSWORD, certificates.other_authority()),
             ["TLS failed", "certificate verify failed"],
         ),
     ] {
@@ -119,7 +119,7 @@ fn all_three_daemons_reach_a_broker_by_sasl_ssl() {
         proxy.daemon.end_well(STOP_DEADLINE);
     }
     // kmonitor and ktransfer say why, too.
-    let lines = map(" ", "SCRAM-SHA-512", wrong, &certificates.authority());
+    let lines = map(" ", "SCRAM-SHA-512", wrong, certificates.authority());
     let port = free_port();
     let monitor = Daemon::start(Program::Kmonitor, &[("kmonitor.yaml", &(configs::kmonitor(&cluster, port) + &lines))]);
     monitor.wait_for_log("authentication failed", DEADLINE);
@@ -144,7 +144,7 @@ fn a_broker_4_is_reached_by_sasl_ssl() {
     let (broker, secured) = Kafka::start_kraft_secured(&certificates);
     let topic = unique("secured");
     kafka_wire::create_topic(&broker.address(), &topic, 1, 1);
-    let mut proxy = kproxy(&[&secured], &map("", "SCRAM-SHA-512", PASSWORD, &certificates.authority()));
+    let mut proxy = kproxy(&[&secured], &map("", "SCRAM-SHA-512", PASSWORD, certificates.authority()));
     wait_until(DEADLINE, "kproxy is ready", || proxy.readiness().0 == 200);
     for (number, acks) in ["1", "-1"].iter().enumerate() {
         let answer = proxy.post(&format!("/commit?topic={topic}&acks={acks}"), b"x");

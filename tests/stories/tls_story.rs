@@ -11,9 +11,10 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls::version::{TLS12, TLS13};
 
+use crate::harness::certificates::{Authority, Certificate};
 use crate::harness::http::{self, Client};
 use crate::harness::process::folder;
-use crate::harness::tls::{Authority, Certificate, begin, certificate, rest, shake};
+use crate::harness::tls::{begin, certificate, rest, shake};
 use crate::harness::{Cluster, Daemon, Program, cluster, configs, free_port, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);

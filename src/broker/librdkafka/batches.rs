@@ -123,7 +123,7 @@ impl<C: Completion> Book<C> {
     /// The topic takes batches of so many bytes.
     pub(super) fn learn(&self, limit: usize) {
         let mut narrow = self.lock();
-        (narrow.limit, narrow.since) = (Some(limit), Instant::now());
+        (narrow.limit, narrow.asked) = (Some(limit), Instant::now());
     }
 }
 
@@ -327,9 +327,9 @@ struct Narrow<W> {
     out_bytes: usize,
     /// What the topic takes in one batch; `None` while nobody knows.
     limit: Option<usize>,
-    /// The last failure, or when the limit was learned.
+    /// When a message failed last.
     since: Instant,
-    /// When the limit was asked for while nobody knew it.
+    /// When the limit was last asked for, or learned.
     asked: Instant,
 }
 
@@ -412,18 +412,12 @@ impl<W> Narrow<W> {
     /// Whether the limit is to be asked for: it was learned long ago, or it could not be learned. Where nobody tells it for
     /// long, the topic is taken to be wide again, so that it does not go one by one for ever.
     fn grew_old(&mut self, now: Instant) -> bool {
-        let is_long_ago = now.duration_since(self.since) >= NARROW_FOR;
-        if self.limit.is_none() && is_long_ago {
-            (self.limit, self.since) = (Some(BATCH_BYTES + FRAMING), now);
-            return false;
+        if self.limit.is_none() && now.duration_since(self.since) >= NARROW_FOR {
+            (self.limit, self.asked) = (Some(BATCH_BYTES + FRAMING), now);
         }
-        let is_old = match self.limit {
-            Some(_) => is_long_ago,
-            None => now.duration_since(self.asked) >= ASK_EVERY,
-        };
-        if is_old && self.limit.is_some() {
-            self.since = now;
-        } else if is_old {
+        let every = if self.limit.is_some() { NARROW_FOR } else { ASK_EVERY };
+        let is_old = now.duration_since(self.asked) >= every;
+        if is_old {
             self.asked = now;
         }
         is_old
@@ -518,6 +512,21 @@ mod tests {
         assert!(!narrow.may_end(narrow.since + NARROW_FOR));
         narrow.limit = Some(BATCH_BYTES + FRAMING);
         assert!(narrow.may_end(narrow.since));
+    }
+
+    #[test]
+    fn a_limit_that_nobody_tells_is_asked_for_often_and_taken_for_wide_in_the_end() {
+        let mut narrow = Narrow::new();
+        narrow.fail(again(1, None));
+        narrow.asked = narrow.since;
+        let failed = narrow.since;
+        for (after_ms, asks) in [(4_999, false), (5_000, true), (9_999, false), (10_000, true), (10_001, false)] {
+            assert_eq!(narrow.grew_old(failed + Duration::from_millis(after_ms)), asks, "{after_ms}");
+        }
+        assert_eq!(narrow.limit, None, "each message goes alone");
+        assert!(!narrow.grew_old(failed + NARROW_FOR));
+        assert_eq!(narrow.limit, Some(BATCH_BYTES + FRAMING), "else it would for ever");
+        assert!(narrow.grew_old(failed + NARROW_FOR * 2), "a limit is asked for anew, too");
     }
 
     #[test]

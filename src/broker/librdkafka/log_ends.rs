@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::native::list_newest;
-use super::{EVENTS_SERVED, Voice, common_settings, in_words};
+use super::{EVENTS_SERVED, Voice, common_settings, in_words, set_the_users};
 use crate::broker::{BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionInfo, TopicPartition};
 
 /// Partitions in one question; librdkafka's work for a question grows with the square of it.
@@ -27,6 +27,7 @@ impl RdLogEnds {
     /// Makes the reader; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig) -> Result<Self, String> {
         let mut settings = common_settings(broker);
+        set_the_users(&mut settings, broker);
         settings
             .set("topic.metadata.refresh.interval.ms", "-1")
             // The end of the log is wanted, also while a transaction is open.

@@ -35,7 +35,7 @@ const QUIET_FOR: Duration = Duration::from_secs(30);
 /// Lines and errors of a client that only asks, taken in after each question; librdkafka gives out one at a time.
 const EVENTS_SERVED: usize = 32;
 
-/// What every client of this engine is told.
+/// What every client of this engine is told, before the `kafka` map.
 fn common_settings(broker: &BrokerConfig) -> ClientConfig {
     let connect_ms = broker.request_timeout.as_millis().clamp(1_000, 30_000);
     let mut settings = ClientConfig::new();
@@ -48,7 +48,6 @@ fn common_settings(broker: &BrokerConfig) -> ClientConfig {
         .set("reconnect.backoff.max.ms", "1000")
         .set("log.connection.close", "false")
         .set_log_level(RDKafkaLogLevel::Info);
-    set_the_users(&mut settings, broker);
     settings
 }
 

@@ -85,7 +85,7 @@ pub(super) fn describe_cluster(client: *mut RDKafka, broker: i32, wait: Duration
     unsafe {
         let op = raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER;
         let ask = |options: *const _, queue: *mut _| raw::rd_kafka_DescribeCluster(client, options, queue);
-        let event = ask_administration(client, op, broker, wait, ask)?;
+        let event = ask_administration(client, op, To::Broker(broker), wait, ask)?;
         let result = raw::rd_kafka_event_DescribeCluster_result(event.0.as_ptr());
         let mut count = 0;
         let nodes = raw::rd_kafka_DescribeCluster_result_nodes(result, &mut count);
@@ -106,7 +106,7 @@ pub(super) fn describe_topic(
         let topics = raw::rd_kafka_TopicCollection_of_topic_names(&mut name.as_ptr(), 1);
         let op = raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
         let ask = |options: *const _, queue: *mut _| raw::rd_kafka_DescribeTopics(client, topics, options, queue);
-        let event = ask_administration(client, op, broker, wait, ask);
+        let event = ask_administration(client, op, To::Broker(broker), wait, ask);
         raw::rd_kafka_TopicCollection_destroy(topics);
         let event = event?;
         let result = raw::rd_kafka_event_DescribeTopics_result(event.0.as_ptr());
@@ -124,14 +124,23 @@ pub(super) fn describe_topic(
     }
 }
 
-/// Asks one broker a question of administration and waits for the answer.
+/// Whom a question of administration is for.
+#[derive(Clone, Copy)]
+enum To {
+    /// This broker; else it would be the controller, which may be away.
+    Broker(i32),
+    /// Whom librdkafka asks such things.
+    Its,
+}
+
+/// Asks a question of administration and waits for the answer.
 ///
 /// # Safety
 /// `client` is alive, and `ask` only starts the question `op` on it.
 unsafe fn ask_administration(
     client: *mut RDKafka,
     op: raw::rd_kafka_admin_op_t,
-    broker: i32,
+    to: To,
     wait: Duration,
     ask: impl FnOnce(*const raw::rd_kafka_AdminOptions_t, *mut raw::rd_kafka_queue_t),
 ) -> Result<Event, String> {
@@ -140,14 +149,20 @@ unsafe fn ask_administration(
         let queue = Queue::wrap(raw::rd_kafka_queue_new(client)).ok_or("no queue could be made")?;
         let options = raw::rd_kafka_AdminOptions_new(client, op);
         let mut words = [0 as c_char; 256];
-        let most = milliseconds(wait.max(UNTIL_DISCONNECTED));
-        raw::rd_kafka_AdminOptions_set_request_timeout(options, most, words.as_mut_ptr(), words.len());
-        // Else it would be the controller, which may be away.
-        raw::rd_kafka_AdminOptions_set_broker(options, broker, words.as_mut_ptr(), words.len());
+        let (given_up_after, waited) = match to {
+            To::Broker(_) => (wait.max(UNTIL_DISCONNECTED), wait),
+            // It ends by its own time limit; the second more is for its answer to be passed on.
+            To::Its => (wait, wait + Duration::from_secs(1)),
+        };
+        let given_up_after = milliseconds(given_up_after);
+        raw::rd_kafka_AdminOptions_set_request_timeout(options, given_up_after, words.as_mut_ptr(), words.len());
+        if let To::Broker(broker) = to {
+            raw::rd_kafka_AdminOptions_set_broker(options, broker, words.as_mut_ptr(), words.len());
+        }
         ask(options, queue.0.as_ptr());
         raw::rd_kafka_AdminOptions_destroy(options);
         // An answer that comes later finds the queue gone and is dropped.
-        let event = queue.poll(wait).ok_or("no answer in time")?;
+        let event = queue.poll(waited).ok_or("no answer in time")?;
         match RDKafkaErrorCode::from(raw::rd_kafka_event_error(event.0.as_ptr())) {
             RDKafkaErrorCode::NoError => Ok(event),
             _ => Err(text(raw::rd_kafka_event_error_string(event.0.as_ptr())).into_owned()),
@@ -360,18 +375,12 @@ pub(super) fn list_newest(
         for place in 0..partitions.len() {
             (*(*asked).elems.add(place)).offset = raw::rd_kafka_OffsetSpec_t::RD_KAFKA_OFFSET_SPEC_LATEST as i64;
         }
-        let queue = Queue::wrap(raw::rd_kafka_queue_new(client)).ok_or("no queue could be made")?;
-        let options = raw::rd_kafka_AdminOptions_new(client, raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS);
-        let mut words = [0 as c_char; 256];
-        raw::rd_kafka_AdminOptions_set_request_timeout(options, milliseconds(wait), words.as_mut_ptr(), words.len());
-        raw::rd_kafka_ListOffsets(client, asked, options, queue.0.as_ptr());
-        raw::rd_kafka_AdminOptions_destroy(options);
-        // The request ends by its own time limit; the second more is for its answer to be passed on.
-        let event = queue.poll(wait + Duration::from_secs(1)).ok_or("no answer in time")?;
+        let op = raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
+        let ask = |options: *const _, queue: *mut _| raw::rd_kafka_ListOffsets(client, asked, options, queue);
+        let event = ask_administration(client, op, To::Its, wait, ask)?;
         let result = raw::rd_kafka_event_ListOffsets_result(event.0.as_ptr());
-        let code = RDKafkaErrorCode::from(raw::rd_kafka_event_error(event.0.as_ptr()));
-        if result.is_null() || code != RDKafkaErrorCode::NoError {
-            return Err(text(raw::rd_kafka_event_error_string(event.0.as_ptr())).into_owned());
+        if result.is_null() {
+            return Err("an answer about nothing".to_owned());
         }
         let mut count = 0;
         let infos = raw::rd_kafka_ListOffsets_result_infos(result, &mut count);
@@ -397,22 +406,17 @@ pub(super) fn most_batch_bytes(client: *mut RDKafka, topic: &str, wait: Duration
     // SAFETY: the client is alive during the call; each thing made here is given back here; the answer is read before
     // its event is given back.
     unsafe {
-        let queue = Queue::wrap(raw::rd_kafka_queue_new(client)).ok_or("no queue could be made")?;
-        let options =
-            raw::rd_kafka_AdminOptions_new(client, raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
-        let mut words = [0 as c_char; 256];
-        raw::rd_kafka_AdminOptions_set_request_timeout(options, milliseconds(wait), words.as_mut_ptr(), words.len());
         let mut asked =
             raw::rd_kafka_ConfigResource_new(raw::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, topic.as_ptr());
-        raw::rd_kafka_DescribeConfigs(client, &mut asked, 1, options, queue.0.as_ptr());
+        let op = raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS;
+        let ask =
+            |options: *const _, queue: *mut _| raw::rd_kafka_DescribeConfigs(client, &mut asked, 1, options, queue);
+        let event = ask_administration(client, op, To::Its, wait, ask);
         raw::rd_kafka_ConfigResource_destroy(asked);
-        raw::rd_kafka_AdminOptions_destroy(options);
-        // The request ends by its own time limit; the second more is for its answer to be passed on.
-        let event = queue.poll(wait + Duration::from_secs(1)).ok_or("no answer in time")?;
+        let event = event?;
         let result = raw::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr());
-        if result.is_null() || raw::rd_kafka_event_error(event.0.as_ptr()) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
-        {
-            return Err(text(raw::rd_kafka_event_error_string(event.0.as_ptr())).into_owned());
+        if result.is_null() {
+            return Err("an answer about nothing".to_owned());
         }
         let mut count = 0;
         let resources = raw::rd_kafka_DescribeConfigs_result_resources(result, &mut count);

@@ -18,9 +18,14 @@ mod tests;
 
 #[cfg(test)]
 #[cfg(feature = "tls")]
-#[path = "../../../tests/stories/harness/tls.rs"]
+#[path = "../../../tests/stories/harness/certificates.rs"]
 #[allow(dead_code, reason = "the stories take more of it")]
 pub(crate) mod certificates;
+#[cfg(test)]
+#[cfg(feature = "tls")]
+#[path = "../../../tests/stories/harness/tls.rs"]
+#[allow(dead_code, reason = "the stories take more of it")]
+mod clients;
 
 use std::path::PathBuf;
 use std::time::Duration;

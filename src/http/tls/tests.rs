@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use rustls::ClientConnection;
 use rustls::version::{TLS12, TLS13};
 
-use super::certificates::{Authority, TlsStream, begin, rest, shake};
+use super::certificates::Authority;
+use super::clients::{TlsStream, begin, rest, shake};
 use super::{ClientCertificates, TURNED_AWAY, Tls, TlsSettings};
 use crate::http::tests::{Fixture, MEDIUM, PATIENCE, answer, post, start_with};
 use crate::http::{Limits, Response};

@@ -9,6 +9,7 @@
 #![allow(clippy::print_stderr, reason = "starting takes seconds: whoever waits is told what for")]
 
 pub(crate) mod backend;
+pub(crate) mod certificates;
 pub(crate) mod cluster;
 pub(crate) mod configs;
 pub(crate) mod daemon;

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use super::certificates::{Authority, Certificate};
 use super::jars::{Edition, java};
 use super::process::{Process, folder, tail};
 
@@ -15,53 +15,33 @@ pub(crate) const PASSWORD: &str = "the-password-of-alice";
 
 /// An authority and the certificate of a broker at 127.0.0.1, in files.
 pub(crate) struct Certificates {
-    folder: PathBuf,
+    authority: Certificate,
+    other_authority: Certificate,
+    /// Key and certificate in one file.
+    broker_store: PathBuf,
 }
 
 impl Certificates {
-    /// Makes them with the `openssl` command.
+    /// Makes them.
     pub(crate) fn make() -> Certificates {
         let folder = folder("certificates");
-        fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-            .expect("a file in our own folder");
-        let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-        let run = |arguments: &[&str]| openssl(&folder, arguments);
-        for (name, subject) in [("ca", "/CN=the authority of the stories"), ("other", "/CN=another authority")] {
-            let (key_file, file) = (format!("{name}.key"), format!("{name}.pem"));
-            let own = ["req", "-x509", "-days", "30", "-keyout", &key_file, "-out", &file, "-subj", subject];
-            run(&[&own[..], &key].concat());
-        }
-        run(&[&["req", "-keyout", "broker.key", "-out", "broker.csr", "-subj", "/CN=127.0.0.1"][..], &key].concat());
-        run(&[
-            "x509",
-            "-req",
-            "-in",
-            "broker.csr",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "30",
-            "-extfile",
-            "names",
-            "-out",
-            "broker.pem",
-        ]);
-        let read = |name: &str| fs::read_to_string(folder.join(name)).expect("openssl made it");
-        fs::write(folder.join("broker_store.pem"), read("broker.key") + &read("broker.pem")).expect("our own folder");
-        Certificates { folder }
+        let authority = Authority::new(&folder, "authority");
+        let broker = authority.issue("broker", 30);
+        let broker_store = folder.join("broker_store.pem");
+        let read = |file: &Path| fs::read_to_string(file).expect("openssl made it");
+        fs::write(&broker_store, read(&broker.key) + &read(&broker.certificate)).expect("our own folder");
+        let other_authority = Authority::new(&folder, "another").own;
+        Certificates { authority: authority.own, other_authority, broker_store }
     }
 
     /// The certificate of the authority that signed the broker's.
-    pub(crate) fn authority(&self) -> PathBuf {
-        self.folder.join("ca.pem")
+    pub(crate) fn authority(&self) -> &Path {
+        &self.authority.certificate
     }
 
     /// The certificate of an authority that signed nothing.
-    pub(crate) fn other_authority(&self) -> PathBuf {
-        self.folder.join("other.pem")
+    pub(crate) fn other_authority(&self) -> &Path {
+        &self.other_authority.certificate
     }
 
     /// Lines of a broker's properties.
@@ -75,7 +55,7 @@ impl Certificates {
              user_{USER}=\"{PASSWORD}\";\n\
              listener.name.sasl_ssl.oauthbearer.sasl.jaas.config={modules}.oauthbearer.OAuthBearerLoginModule required \
              unsecuredLoginStringClaim_sub=\"broker\";\n",
-            self.folder.join("broker_store.pem").display()
+            self.broker_store.display()
         )
     }
 }
@@ -89,10 +69,4 @@ pub(super) fn add_scram_user(edition: Edition, broker: &str) {
     let output = folder("add-user").join("output");
     let status = Process::start("Kafka's ConfigCommand", command, &output).wait(Duration::from_secs(60));
     assert!(status.success(), "adding a user ({status}):\n{}", tail(&output, 40));
-}
-
-fn openssl(folder: &Path, arguments: &[&str]) {
-    let mut command = Command::new("openssl");
-    let output = command.args(arguments).current_dir(folder).stdin(Stdio::null()).output().expect("openssl is there");
-    assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
