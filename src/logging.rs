@@ -11,14 +11,14 @@
 //! A `log_level` between two of these is the lower one; 0 writes nothing and makes no file.
 //!
 //! Invariants: a log call never panics, never waits for a disk or a reader, and writes whole lines, each with one
-//! `write(2)`. What cannot be written is dropped, counted, and reported by the first line that can be written again.
+//! `write(2)`, or [some together](together) where a thread has many at once. What cannot be written is dropped, counted, and reported by the first line that can be written again.
 //! Lines that others cause go through [`log_limited!`](crate::log_limited).
 
 mod file;
 mod line;
 mod rate;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::panic;
@@ -104,6 +104,36 @@ pub fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
     Ok(())
 }
 
+/// Lines written together are at most so many bytes, and one line.
+const MOST_TOGETHER: usize = 16 << 10;
+
+thread_local! {
+    /// Lines of `NAME.log` that this thread writes together; `None`: each goes by itself.
+    static TOGETHER: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+}
+
+/// Lets this thread write what it says to `NAME.log` together, until this is dropped: a system call for some hundred lines
+/// instead of one for each. For work that says much in a short time and does not wait meanwhile.
+#[must_use]
+pub struct Together(());
+
+/// See [`Together`].
+pub fn together() -> Together {
+    let _ = TOGETHER.try_with(|lines| {
+        lines.borrow_mut().get_or_insert_default();
+    });
+    Together(())
+}
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        let lines = TOGETHER.try_with(RefCell::take).ok().flatten();
+        if let (Some(lines), Some(logger)) = (lines, LOGGER.get()) {
+            logger.append_together(&lines);
+        }
+    }
+}
+
 /// Opens the files anew, after a rotation. A file that cannot be opened stays the old one, with a warning.
 pub fn reopen() {
     if let Some(logger) = LOGGER.get() {
@@ -166,13 +196,41 @@ impl Logger {
         let current = thread::current();
         line::format_line(&mut buffer, word(level), current.name().unwrap_or("?"), origin, text);
         let files = if level <= Level::Warn { self.files.len() } else { 1.min(self.files.len()) };
-        for file in &self.files[..files] {
-            file.append(&buffer);
-            if file.has_dropped() {
-                report_dropped(file);
-            }
+        let is_kept = self.keep(&buffer);
+        for file in &self.files[usize::from(is_kept).min(files)..files] {
+            append(file, &buffer);
         }
         let _ = BUFFER.try_with(|place| place.set(buffer));
+    }
+
+    /// Keeps a line of `NAME.log` to be written with others, where this thread writes them together.
+    fn keep(&self, line: &[u8]) -> bool {
+        TOGETHER
+            .try_with(|lines| {
+                let mut lines = lines.borrow_mut();
+                let Some(lines) = &mut *lines else { return false };
+                lines.extend_from_slice(line);
+                if lines.len() >= MOST_TOGETHER {
+                    self.append_together(lines);
+                    lines.clear();
+                }
+                true
+            })
+            .unwrap_or(false)
+    }
+
+    fn append_together(&self, lines: &[u8]) {
+        if let (Some(file), false) = (self.files.first(), lines.is_empty()) {
+            append(file, lines);
+        }
+    }
+}
+
+/// Writes lines, and one about those that could not be written.
+fn append(file: &LogFile, lines: &[u8]) {
+    file.append(lines);
+    if file.has_dropped() {
+        report_dropped(file);
     }
 }
 

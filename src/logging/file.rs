@@ -1,4 +1,4 @@
-//! One log file: a line is one `write(2)`, from any thread, without a lock and without ever blocking.
+//! One log file: whole lines, one or some with one `write(2)`, from any thread, without a lock and without ever blocking.
 
 use std::ffi::c_int;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -40,25 +40,27 @@ impl LogFile {
         &self.path
     }
 
-    /// Writes one line, which ends with a newline.
-    pub(super) fn append(&self, line: &[u8]) {
+    /// Writes lines, each of which ends with a newline.
+    pub(super) fn append(&self, lines: &[u8]) {
         if self.torn.load(Ordering::Relaxed) && self.torn.swap(false, Ordering::Relaxed) {
-            // Ends the half line, so that this one begins on its own.
+            // Ends the half line, so that the next begins on its own.
             let _ = (&self.file).write(b"\n");
         }
-        match (&self.file).write(line) {
-            Ok(written) if written == line.len() => {}
+        match (&self.file).write(lines) {
+            Ok(written) if written == lines.len() => {}
             Ok(written) => {
-                self.torn.store(0 < written, Ordering::Relaxed);
-                self.drop_one(libc::ENOSPC);
+                let (before, rest) = lines.split_at(written);
+                self.torn.store(before.last().is_some_and(|&last| last != b'\n'), Ordering::Relaxed);
+                self.drop_lines(rest, libc::ENOSPC);
             }
-            Err(cause) => self.drop_one(cause.raw_os_error().unwrap_or(0)),
+            Err(cause) => self.drop_lines(lines, cause.raw_os_error().unwrap_or(0)),
         }
     }
 
-    fn drop_one(&self, error: c_int) {
+    fn drop_lines(&self, lines: &[u8], error: c_int) {
         self.last_error.store(error, Ordering::Relaxed);
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+        let count = lines.iter().filter(|byte| **byte == b'\n').count();
+        self.dropped.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     /// Whether lines were dropped that nobody reported so far.
@@ -123,9 +125,9 @@ mod tests {
     fn what_a_full_disk_refuses_is_counted() {
         let log = LogFile::open(PathBuf::from("/dev/full")).unwrap();
         log.append(b"one\n");
-        log.append(b"two\n");
+        log.append(b"two\nthree\n");
         let (dropped, cause) = log.take_dropped();
-        assert_eq!((dropped, cause.raw_os_error()), (2, Some(libc::ENOSPC)));
+        assert_eq!((dropped, cause.raw_os_error()), (3, Some(libc::ENOSPC)));
         assert!(!log.has_dropped());
         log.put_back(dropped);
         assert!(log.has_dropped());

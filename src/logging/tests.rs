@@ -96,6 +96,27 @@ fn threads_write_whole_lines() {
 }
 
 #[test]
+fn lines_said_together_are_written_by_and_by_and_what_matters_at_once() {
+    let (logger, folder) = logger(4);
+    let together = together();
+    say(&logger, Level::Info, OWN, "one");
+    say(&logger, Level::Warn, OWN, "two");
+    assert_eq!(lines(&folder, "kproxy.log"), [""; 0]);
+    assert_eq!(lines(&folder, "kproxy.log.wf"), ["WARNING two"]);
+    let long = "x".repeat(MOST_TOGETHER / 2);
+    (0..2).for_each(|_| say(&logger, Level::Info, OWN, &long));
+    assert_eq!(lines(&folder, "kproxy.log").len(), 4, "no more than so many bytes wait");
+    say(&logger, Level::Info, OWN, "four");
+    let left = TOGETHER.take();
+    logger.append_together(&left.unwrap());
+    drop(together);
+    say(&logger, Level::Info, OWN, "five");
+    let long = format!("NOTICE {long}");
+    let expected = ["NOTICE one", "WARNING two", &long, &long, "NOTICE four", "NOTICE five"];
+    assert_eq!(lines(&folder, "kproxy.log"), expected);
+}
+
+#[test]
 fn a_file_that_cannot_be_opened_is_named() {
     let config = LogConfig { dir: "/proc/nowhere".into(), level: 4 };
     let error = Logger::open("kproxy", &config).map(|_| ()).unwrap_err().to_string();
