@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use log::{error, warn};
 
 use super::Handler;
-use super::connection::{Control, Inbox, Message};
+use super::control::Control;
 use super::encode::{Form, encode};
+use super::inbox::{Inbox, Message};
 use super::listen::accept;
 use super::poller::{Events, Interest, Poller};
 use super::scan::Refused;

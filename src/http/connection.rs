@@ -7,21 +7,17 @@
 //! With TLS the session lies beside the phase, under the same lock: whoever may touch the socket works with it.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io::{self, BufRead, Cursor, ErrorKind, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use log::debug;
 
 use super::encode::{Form, encode};
-use super::poller::Poller;
-use super::scan::Refused;
+use super::inbox::{Inbox, Message};
 use super::tls::{Received, Session};
-use super::{Handler, Response, UNANSWERED};
+use super::{Response, UNANSWERED};
 
 /// Encoding buffers larger than this are not kept for the next answer.
 const KEPT_BUFFER: usize = 64 * 1024;
@@ -47,7 +43,7 @@ pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     /// Its name at the reader.
     pub(super) key: usize,
-    reader: Arc<Inbox>,
+    pub(super) reader: Arc<Inbox>,
     state: Mutex<State>,
 }
 
@@ -289,161 +285,17 @@ fn send(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// What others want of a reader.
-#[derive(Debug)]
-pub(super) enum Message {
-    /// A new connection.
-    New(TcpStream, SocketAddr),
-    /// An answer was given and something is left to do.
-    Attend(usize),
-}
-
-/// Where a reader is reached.
-pub(super) struct Inbox {
-    pub(super) poller: Poller,
-    pub(super) control: Arc<Control>,
-    /// At most three for each connection (its beginning, the end of its one answer, its next turn), and connections are
-    /// limited.
-    messages: Mutex<Vec<Message>>,
-}
-
-impl Inbox {
-    pub(super) fn new(control: Arc<Control>) -> io::Result<Self> {
-        Ok(Inbox { poller: Poller::new()?, control, messages: Mutex::default() })
-    }
-
-    pub(super) fn post(&self, message: Message) {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        messages.push(message);
-        let is_first = messages.len() == 1;
-        drop(messages);
-        // The reader takes all at once: whoever put the first one there has woken it.
-        if is_first {
-            self.wake();
-        }
-    }
-
-    /// Makes the reader look at its messages and at the control.
-    pub(super) fn wake(&self) {
-        if let Err(cause) = self.poller.wake() {
-            log::error!("a reader cannot be woken: {cause}");
-        }
-    }
-
-    pub(super) fn take(&self) -> Vec<Message> {
-        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// What a server and its threads have in common.
-#[derive(Default)]
-pub(super) struct Control {
-    deaf: AtomicBool,
-    draining: AtomicBool,
-    ended: AtomicBool,
-    open: Mutex<Open>,
-    closed: Condvar,
-    /// Who words the answers that the server itself gives.
-    handler: OnceLock<Arc<dyn Handler>>,
-}
-
-/// The connections that are open.
-#[derive(Default)]
-struct Open {
-    count: usize,
-    /// By client; kept only where each client has a limit. No address is here without a connection, so that there are at
-    /// most as many as connections.
-    by_address: HashMap<IpAddr, usize>,
-}
-
-impl Control {
-    pub(super) fn for_handler(handler: Arc<dyn Handler>) -> Self {
-        Control { handler: handler.into(), ..Control::default() }
-    }
-
-    /// No connection is accepted any more.
-    pub(super) fn is_deaf(&self) -> bool {
-        self.deaf.load(Ordering::Acquire)
-    }
-
-    pub(super) fn stop_accepting(&self) {
-        self.deaf.store(true, Ordering::Release);
-    }
-
-    /// Each answer is the last of its connection, and idle ones are closed.
-    pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
-    }
-
-    /// The threads end.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
-    }
-
-    pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::Release);
-    }
-
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts a new connection, unless there are `most`, or as many from this client as it may have.
-    pub(super) fn connection_opened(
-        &self,
-        client: IpAddr,
-        most: usize,
-        most_each: Option<usize>,
-    ) -> Result<(), Refused> {
-        let mut open = self.open();
-        if open.count >= most {
-            return Err(Refused::beyond("connections", 503, "too many connections"));
-        }
-        if let Some(most_each) = most_each {
-            let client = client.to_canonical();
-            let count = open.by_address.get(&client).copied().unwrap_or(0);
-            if count >= most_each {
-                return Err(Refused::beyond("connections_per_ip", 503, "too many connections from this address"));
-            }
-            open.by_address.insert(client, count + 1);
-        }
-        open.count += 1;
-        Ok(())
-    }
-
-    pub(super) fn connection_closed(&self, client: IpAddr) {
-        let mut open = self.open();
-        open.count -= 1;
-        if let Entry::Occupied(mut entry) = open.by_address.entry(client.to_canonical()) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
-        if open.count == 0 {
-            self.closed.notify_all();
-        }
-    }
-
-    /// Waits until no connection is open; the number that still are at the deadline.
-    pub(super) fn wait_until_closed(&self, grace: Duration) -> usize {
-        let (open, _) = self
-            .closed
-            .wait_timeout_while(self.open(), grace, |open| open.count > 0)
-            .unwrap_or_else(PoisonError::into_inner);
-        open.count
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Read;
     use std::net::TcpListener;
+
+    fn mail(inbox: &Inbox) -> Vec<Message> {
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        messages
+    }
 
     #[test]
     fn a_client_that_took_nothing_is_told_to_go_on_when_it_does() {
@@ -462,7 +314,7 @@ mod tests {
         let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
         connection.send_continue();
         assert_eq!(connection.phase().0, Phase::Writing);
-        assert!(matches!(inbox.take()[..], [Message::Attend(7)]), "the reader waits for room");
+        assert!(matches!(mail(&inbox)[..], [Message::Attend(7)]), "the reader waits for room");
         client.read_exact(&mut vec![0; before]).unwrap();
         while connection.phase().0 == Phase::Writing {
             connection.flush();
@@ -471,36 +323,6 @@ mod tests {
         let mut told = [0; 25];
         client.read_exact(&mut told).unwrap();
         assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
-    }
-
-    #[test]
-    fn each_client_has_its_share_of_the_connections_and_leaves_nothing_behind() {
-        let control = Control::default();
-        let open = |address: &str, most_each| {
-            let outcome = control.connection_opened(address.parse().unwrap(), 4, most_each);
-            outcome.map_err(|refused| refused.limit.unwrap())
-        };
-        for (address, outcome) in [
-            ("10.0.0.1", Ok(())),
-            ("::ffff:10.0.0.1", Ok(())),
-            ("10.0.0.1", Err("connections_per_ip")),
-            ("::ffff:10.0.0.1", Err("connections_per_ip")),
-            ("fe80::1", Ok(())),
-            ("fe80::2", Ok(())),
-            ("10.0.0.2", Err("connections")),
-        ] {
-            assert_eq!(open(address, Some(2)), outcome, "{address}");
-        }
-        control.connection_closed("::ffff:10.0.0.1".parse().unwrap());
-        assert_eq!(open("10.0.0.1", Some(2)), Ok(()));
-        for address in ["10.0.0.1", "10.0.0.1", "fe80::1", "fe80::2"] {
-            control.connection_closed(address.parse().unwrap());
-        }
-        let left = control.open();
-        assert_eq!((left.count, left.by_address.len()), (0, 0));
-        drop(left);
-        assert!((0..4).all(|_| open("10.0.0.1", None).is_ok()));
-        assert_eq!(control.open().by_address.len(), 0, "without a limit nobody is noted");
     }
 
     #[test]
@@ -515,6 +337,6 @@ mod tests {
         // The answer was put together as one that keeps the connection; the reader has looked for idle ones since.
         inbox.control.drain();
         connection.write(b"HTTP/1.1 200 OK\r\n\r\n", false);
-        assert!(matches!(inbox.take()[..], [Message::Attend(7)]), "it would stay open until it is idle for too long");
+        assert!(matches!(mail(&inbox)[..], [Message::Attend(7)]), "it would stay open until it is idle for too long");
     }
 }

@@ -7,10 +7,11 @@
 //!  acceptor ──socket──▶ reader http-i: poller, connections, deadlines
 //!                          │ bytes ▶ parser (pure) ▶ Handler::admit, Handler::handle(request, reply)
 //!                          ◀── told only when bytes or events are left for it ── Reply::send writes the answer itself
+//!                          ◀── given whole answers to put together and write ───── Reply::leave_to_reader, for many at once
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
-//! `connection` (who may write when), `tls`, `reader`, `acceptor`, `server`; `query` and `notes` serve the handlers. Kept out: what the
+//! `connection` (who may write when), `inbox`, `tls`, `reader`, `acceptor`, `control`, `server`; `query` and `notes` serve the handlers. Kept out: what the
 //! requests mean.
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
@@ -22,11 +23,13 @@ mod acceptor;
 mod body;
 mod budget;
 mod connection;
+mod control;
 mod deadlines;
 mod encode;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod head;
+mod inbox;
 mod listen;
 mod message;
 mod notes;
@@ -46,7 +49,7 @@ pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
 pub use notes::Notes;
 pub use query::percent_decode;
-pub use reply::Reply;
+pub use reply::{Errand, Reply};
 pub use scan::HeadLimits;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
 #[cfg(test)]

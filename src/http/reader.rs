@@ -14,16 +14,18 @@ use std::time::{Duration, Instant};
 
 use log::error;
 
-use super::connection::{Connection, Inbox, Message, Phase};
+use super::connection::{Connection, Phase};
 use super::deadlines::Deadlines;
 use super::encode::Form;
 use super::head::Framing;
+use super::inbox::{self, Inbox, Message};
 use super::parser::{Parser, Progress};
 use super::poller::{Events, Interest};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
 use super::tls::Tls;
 use super::{Admission, Handler, Lease, Notes, Reply, Request, Response, SHUTTING_DOWN};
+use crate::logging;
 use crate::supervise::panic_text;
 use secured::Handshake;
 
@@ -130,27 +132,38 @@ impl Reader {
 
     /// Returns when the server ends.
     pub(super) fn run(mut self) {
+        /// However it ends: who waits for an answer gets it.
+        struct EndOfMail(Arc<Inbox>);
+        impl Drop for EndOfMail {
+            fn drop(&mut self) {
+                self.0.end();
+            }
+        }
+        let end_of_mail = EndOfMail(Arc::clone(&self.inbox));
+        self.serve();
+        drop(end_of_mail);
+        for client in self.slots.iter().filter_map(|slot| slot.client.as_ref()) {
+            // Whoever still holds the connection for an answer finds it closed.
+            let _ = client.connection.socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn serve(&mut self) {
         let mut events = Events::default();
+        let mut messages = Vec::new();
         let mut scratch = vec![0; READ_BODY];
         while !self.inbox.control.has_ended() {
-            let wait = self.deadlines.wait(self.now, LONGEST_WAIT);
+            let may_wait = self.inbox.may_wait();
+            let wait = if may_wait { self.deadlines.wait(self.now, LONGEST_WAIT) } else { Duration::ZERO };
             if let Err(cause) = self.inbox.poller.wait(&mut events, Some(wait)) {
                 error!("a reader cannot wait: {cause}");
                 return;
             }
+            self.inbox.take(&mut messages);
             self.now = Instant::now();
+            self.follow(&mut messages, &mut scratch);
             for key in events.keys() {
                 self.react(key, &mut scratch);
-            }
-            for message in self.inbox.take() {
-                match message {
-                    Message::New(socket, peer) => self.open(socket, peer, &mut scratch),
-                    Message::Attend(key) => {
-                        if let Some(index) = self.find(key) {
-                            self.settle(index);
-                        }
-                    }
-                }
             }
             while let Some(key) = self.deadlines.due(self.now) {
                 if let Some(index) = self.find(key) {
@@ -163,9 +176,21 @@ impl Reader {
                 (0..self.slots.len()).for_each(|index| self.close_if_idle(index));
             }
         }
-        for client in self.slots.iter().filter_map(|slot| slot.client.as_ref()) {
-            // Whoever still holds the connection for an answer finds it closed.
-            let _ = client.connection.socket.shutdown(Shutdown::Both);
+    }
+
+    fn follow(&mut self, messages: &mut Vec<Message>, scratch: &mut [u8]) {
+        // Of many answers each says a line.
+        let _together = (messages.len() > 1).then(logging::together);
+        for message in messages.drain(..) {
+            match message {
+                Message::New(socket, peer) => self.open(socket, peer, scratch),
+                Message::Attend(key) => {
+                    if let Some(index) = self.find(key) {
+                        self.settle(index);
+                    }
+                }
+                Message::Answer(errand) => inbox::run(errand),
+            }
         }
     }
 

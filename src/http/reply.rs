@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::connection::Connection;
 use super::encode::Form;
+use super::inbox::Message;
 use super::{Response, UNANSWERED};
 
 /// Owns a connection until its request is answered. Dropped without an answer (a bug) it answers 500.
@@ -14,6 +15,15 @@ pub struct Reply {
 enum Target {
     Connection(Arc<Connection>, Form),
     Closure(Box<dyn FnOnce(Response) + Send>),
+}
+
+/// An answer that is still to be put together.
+pub trait Errand: Send {
+    /// The reply it ends with.
+    fn reply(&self) -> &Reply;
+
+    /// Puts the answer together and gives it. Must be quick: other connections of the reader wait meanwhile.
+    fn run(self: Box<Self>);
 }
 
 impl Reply {
@@ -29,6 +39,18 @@ impl Reply {
     /// Answers. May be called from any thread; does not block.
     pub fn send(mut self, response: Response) {
         self.deliver(response);
+    }
+
+    /// Leaves the work of answering to the reader of the connection, soon. Spares a thread that learns of many outcomes at
+    /// once; for one outcome, waking the reader costs more than [`Reply::send`].
+    pub fn leave_to_reader(errand: Box<dyn Errand>) {
+        match &errand.reply().target {
+            Some(Target::Connection(connection, _)) => {
+                let connection = Arc::clone(connection);
+                connection.reader.post(Message::Answer(errand));
+            }
+            _ => errand.run(),
+        }
     }
 
     fn deliver(&mut self, response: Response) {

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use super::connection::{Inbox, Message};
+use super::inbox::{Inbox, Message};
 use super::reader::Reader;
 use super::*;
 use crate::metrics::Registry;
@@ -508,6 +508,48 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
         assert_eq!(drained.join().unwrap(), 0);
     });
     fixture.end();
+}
+
+/// Says which thread runs it.
+struct WhoRunsIt(Reply);
+
+impl Errand for WhoRunsIt {
+    fn reply(&self) -> &Reply {
+        &self.0
+    }
+
+    fn run(self: Box<Self>) {
+        let name = std::thread::current().name().unwrap_or("?").to_owned();
+        self.0.send(Response::text(200, name));
+    }
+}
+
+#[test]
+fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the_same() {
+    let fixture = start(|_| ());
+    let mut sockets: Vec<_> = (0..8).map(|_| fixture.connect()).collect();
+    for socket in &mut sockets {
+        // Two requests at once: the second is found when the first is answered.
+        let (first, second) = (post("/later", "1"), post("/", "2"));
+        socket.write_all([first, second].concat().as_bytes()).unwrap();
+    }
+    for _ in 0..8 {
+        let (_, reply) = fixture.echo.release();
+        Reply::leave_to_reader(Box::new(WhoRunsIt(reply)));
+    }
+    for socket in &mut sockets {
+        let by = answer(socket).1;
+        assert!(by.starts_with("http-"), "{by}");
+        assert_eq!(answer(socket).1, "2");
+    }
+    sockets[0].write_all(post("/later", "3").as_bytes()).unwrap();
+    let (_, late) = fixture.echo.release();
+    fixture.group.stop().trigger();
+    fixture.server.close();
+    assert_eq!(fixture.group.join(PATIENCE), Ended::Asked);
+    // Its socket is closed; that it ends without a panic is all that can be seen.
+    Reply::leave_to_reader(Box::new(WhoRunsIt(late)));
+    assert_eq!(sockets[0].read(&mut [0]).unwrap_or(0), 0);
 }
 
 #[test]

@@ -106,6 +106,11 @@ impl Failure {
         }
     }
 
+    /// Of a message whose outcome was never told, which no engine leaves.
+    pub(super) fn lost() -> Self {
+        Failure { stored: Stored::Unknown, ..Self::of_server(500, "what became of the message is not known") }
+    }
+
     /// The same with a header field, instead of the one that the status brings along.
     pub(super) fn with_header(self, name: &'static str, value: impl Into<String>) -> Self {
         Failure { header: Some((name, value.into())), ..self }

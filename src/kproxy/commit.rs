@@ -1,30 +1,28 @@
-//! A request becomes a message for Kafka, and its outcome becomes the answer.
+//! A request is checked, from its head alone, and becomes a message for Kafka.
 //!
-//! The connection travels with the message ([`Commit`] carries the [`Reply`]); whichever thread learns the outcome
-//! answers. Bounds: `req_pool_size` commits and `max_in_flight_bytes`; beyond them a client is told 503 at once.
+//! The connection travels with the message ([`Commit`] carries the [`Reply`]). Bounds: `req_pool_size` commits and
+//! `max_in_flight_bytes`; beyond them a client is told 503 at once.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use log::{Level, info};
+use log::Level;
 
-use super::access::{Access, Permit, without_secrets};
-use super::answer::{Failure, stored};
-use super::batch::{Bounds, Format, Part};
+use super::access::{Access, Permit};
+use super::answer::Failure;
+use super::batch::{Bounds, Format};
 use super::headers;
+use super::in_flight::{Commit, Delivery, Places};
 use super::lanes::Lanes;
 use super::metrics::{Metrics, Topic};
 use super::query::parse;
+use super::shown::{Peer, shown, shown_query};
 use crate::admin::Admin;
-use crate::broker::{Acks, AppendResult, Completion, Header, PartitionId, Record};
-use crate::http::{Admission, Handler, Head, Lease, Notes, Reply, Request, Response};
+use crate::broker::{Acks, Header, PartitionId, Record};
+use crate::http::{Admission, Handler, Head, Notes, Reply, Request, Response};
 use crate::log_limited;
-
-/// Longest part of a query in a log line.
-const LOGGED_QUERY: usize = 300;
 
 /// What serves `/commit` and, on the same port, the endpoints of operations.
 pub(super) struct Commits {
@@ -67,65 +65,12 @@ pub(super) struct CommitNotes {
     pub(super) headers: Vec<Header>,
 }
 
-/// One message that the broker has, by the way it came.
-pub(super) enum Delivery {
-    One(Commit),
-    Part(Part),
-}
-
-impl Completion for Delivery {
-    fn complete(self, outcome: AppendResult) {
-        match self {
-            Delivery::One(commit) => commit.complete(outcome),
-            Delivery::Part(part) => part.complete(outcome),
-        }
-    }
-}
-
-/// A message on its way to Kafka, with whoever waits for the outcome.
-pub(super) struct Commit {
-    reply: Reply,
-    topic: Topic,
-    acks: Acks,
-    query: String,
-    bytes: usize,
-    peer: Peer,
-    started: Instant,
-    metrics: Arc<Metrics>,
-    place: Places,
-    /// The message's bytes within the budget.
-    lease: Lease,
-}
-
-/// Some of the `req_pool_size` places; given back when dropped.
-pub(super) struct Places {
-    in_flight: Arc<AtomicUsize>,
-    count: usize,
-}
-
-impl Places {
-    /// One of them, to be given back on its own.
-    pub(super) fn take_one(&mut self) -> Places {
-        let count = self.count.min(1);
-        self.count -= count;
-        Places { in_flight: Arc::clone(&self.in_flight), count }
-    }
-}
-
-impl Drop for Places {
-    fn drop(&mut self) {
-        if self.count > 0 {
-            self.in_flight.fetch_sub(self.count, Ordering::Relaxed);
-        }
-    }
-}
-
 impl Commits {
     /// So many places, or none.
     pub(super) fn take_places(&self, count: usize) -> Result<Places, Failure> {
         let grown = |used: usize| used.checked_add(count).filter(|used| *used <= self.max_commits);
         match self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown) {
-            Ok(_) => Ok(Places { in_flight: Arc::clone(&self.in_flight), count }),
+            Ok(_) => Ok(Places::taken(&self.in_flight, count)),
             Err(used) => Err(self.pool_is_full(used)),
         }
     }
@@ -208,7 +153,7 @@ impl Commits {
         let bytes = body.len();
         let peer = Peer::settled(head.peer, permit, 1, bytes);
         let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
-        let commit = Commit {
+        let commit = Box::new(Commit {
             reply,
             topic,
             acks,
@@ -219,7 +164,8 @@ impl Commits {
             metrics: Arc::clone(&self.metrics),
             place,
             lease,
-        };
+            outcome: None,
+        });
         self.lanes.append(record, acks, Delivery::One(commit));
     }
 
@@ -306,76 +252,13 @@ impl Handler for Commits {
     }
 }
 
-impl Commit {
-    fn complete(self, outcome: AppendResult) {
-        let Commit { reply, topic, acks, query, bytes, peer, started, metrics, place, lease } = self;
-        // Before the answer: who gets it may send the next request at once.
-        drop((place, lease));
-        let took = started.elapsed();
-        let (query, cost) = (shown_query(&query), took.as_micros());
-        match outcome {
-            Ok(appended) => {
-                reply.send(stored(&topic.name, appended));
-                metrics.stored(&topic, acks, took);
-                let (partition, offset) = (appended.partition, appended.offset.unwrap_or(-1));
-                info!(
-                    "commit {query} stored partition={partition} offset={offset} bytes={bytes} cost_us={cost} peer={peer}"
-                );
-            }
-            Err(error) => {
-                let failure = Failure::of_append(&error);
-                reply.send(failure.response());
-                metrics.not_stored(&topic, acks, failure.status, took);
-                log_limited!(
-                    Level::Warn,
-                    "commit {query} failed status={} error={} stored={:?} bytes={bytes} cost_us={cost} peer={peer}: {}",
-                    failure.status,
-                    failure.code,
-                    failure.stored,
-                    failure.message
-                );
-            }
-        }
-    }
-}
-
-/// The beginning of a part of a head; as sent it is visible ASCII, so that it can neither break a line nor a character.
-fn shown(text: &str) -> &str {
-    text.get(..LOGGED_QUERY).unwrap_or(text)
-}
-
-/// The beginning of a query, without what may be a secret.
-pub(super) fn shown_query(query: &str) -> Cow<'_, str> {
-    without_secrets(shown(query))
-}
-
-/// A client's address, or `-`, and the name of its credential if there is one.
-pub(super) struct Peer(pub(super) Option<SocketAddr>, pub(super) Option<Arc<str>>);
-
-impl Peer {
-    /// Of a request that goes to the broker, as so many messages in so many bytes: its rates are charged for that.
-    pub(super) fn settled(address: Option<SocketAddr>, permit: Option<Permit>, messages: usize, bytes: usize) -> Peer {
-        Peer(address, permit.and_then(|permit| permit.settle(messages, bytes)))
-    }
-}
-
-impl std::fmt::Display for Peer {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(address) => std::fmt::Display::fmt(&address, formatter),
-            None => formatter.write_str("-"),
-        }?;
-        self.1.as_ref().map_or(Ok(()), |name| write!(formatter, " credential={name}"))
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::admin::Health;
     use crate::broker::memory::MemoryBroker;
     use crate::broker::{AppendFailure, Message, Stored};
-    use crate::http::ByteBudget;
+    use crate::http::{ByteBudget, Lease};
     use crate::metrics::Registry;
     use std::sync::mpsc;
 

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!  accept ─▶ http-0 … http-N ──Commit (message, reply)──▶ producers (librdkafka's threads) ──outcome──▶ answer written
-//!                 ▲                                                                              (what does not fit: its reader)
+//!                 ▲    ▲                                                                        │   (what does not fit: its reader)
+//!                 │    └────────────────── outcomes, when there are many at a time ─────────────┘
 //!  clients ───────┘        watch: reachability, levels, memory after floods; once a second
 //! ```
 //!
 //! Reading order: `query`, `headers` and `answer` (pure), `access` (who may write what, and how much), `commit` (between HTTP and
-//! Kafka), `batch` (many in one request), `lanes`, `metrics`, `memory`, `config`; here the parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
+//! Kafka), `in_flight` (from the outcome to the answer), `batch` (many in one request), `lanes`, `metrics`, `memory`, `config`; here
+//! the parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
 //!
 //! Bounds: connections `max_connections` (more: 503), memory of requests `max_in_flight_bytes` (more: 503), commits `req_pool_size`
 //! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says: `main`, `signals`,
@@ -24,10 +26,12 @@ pub mod config;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod headers;
+mod in_flight;
 mod lanes;
 mod memory;
 mod metrics;
 mod query;
+mod shown;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,8 +51,9 @@ use crate::supervise::Supervisor;
 
 use access::Access;
 use batch::Bounds;
-use commit::{Commits, Delivery};
+use commit::Commits;
 use config::Config;
+use in_flight::Delivery;
 use lanes::Lanes;
 use memory::Tide;
 use metrics::Metrics;

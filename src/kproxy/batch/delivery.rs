@@ -10,11 +10,12 @@ use std::time::Instant;
 
 use log::{Level, info};
 
-use crate::broker::{Acks, AppendResult, Appended, Stored};
-use crate::http::{Lease, Reply, Response};
+use crate::broker::{Acks, AppendResult, Appended};
+use crate::http::{Errand, Lease, Reply, Response};
 use crate::kproxy::answer::{Failure, OffsetOrNull, RETRY_AFTER};
-use crate::kproxy::commit::{Peer, Places, shown_query};
+use crate::kproxy::in_flight::Places;
 use crate::kproxy::metrics::{Metrics, Topic};
+use crate::kproxy::shown::{Peer, shown_query};
 use crate::log_limited;
 
 type Outcome = Result<Appended, Failure>;
@@ -27,6 +28,14 @@ pub(super) struct Batch {
     outcomes: Box<[OnceLock<Outcome>]>,
     asked: Asked,
     /// The messages' bytes within the budget.
+    lease: Lease,
+}
+
+/// A batch whose last message has completed.
+struct Ended {
+    reply: Reply,
+    outcomes: Box<[OnceLock<Outcome>]>,
+    asked: Asked,
     lease: Lease,
 }
 
@@ -79,15 +88,24 @@ impl Batch {
     /// Ends one holder's interest; the last one's answers.
     pub(super) fn let_go(batch: Arc<Self>) {
         if let Some(batch) = Arc::into_inner(batch) {
-            batch.answer();
+            let Batch { reply, outcomes, asked, lease } = batch;
+            let reply = reply.into_inner().unwrap_or_else(PoisonError::into_inner);
+            // Its answer is long: not on the engine's thread.
+            Reply::leave_to_reader(Box::new(Ended { reply, outcomes, asked, lease }));
         }
     }
+}
 
-    fn answer(self) {
-        let Batch { reply, outcomes, asked, lease } = self;
+impl Errand for Ended {
+    fn reply(&self) -> &Reply {
+        &self.reply
+    }
+
+    fn run(self: Box<Self>) {
+        let Ended { reply, outcomes, asked, lease } = *self;
         drop(lease);
         let outcomes: Vec<Outcome> =
-            outcomes.into_iter().map(|outcome| outcome.into_inner().unwrap_or_else(|| Err(lost()))).collect();
+            outcomes.into_iter().map(|outcome| outcome.into_inner().unwrap_or_else(|| Err(Failure::lost()))).collect();
         let failed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
         let worst = failed.clone().max_by_key(|failure| failure.status);
         let status = worst.map_or(200, |failure| failure.status);
@@ -95,7 +113,7 @@ impl Batch {
         if status == 503 {
             response = response.with_header("Retry-After", RETRY_AFTER);
         }
-        reply.into_inner().unwrap_or_else(PoisonError::into_inner).send(response);
+        reply.send(response);
 
         let Asked { metrics, query, bytes, peer, started, .. } = asked;
         metrics.batch(status);
@@ -113,12 +131,6 @@ impl Batch {
             ),
         }
     }
-}
-
-/// A message that never completed, which no engine leaves.
-fn lost() -> Failure {
-    let stored = Stored::Unknown;
-    Failure { stored, ..Failure::of_server(500, "what became of the message is not known") }
 }
 
 /// One line for each outcome.

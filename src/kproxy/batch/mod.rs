@@ -17,8 +17,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::answer::Failure;
-use super::commit::{CommitNotes, Commits, Delivery, Peer, Places, Way};
+use super::commit::{CommitNotes, Commits, Way};
 use super::headers;
+use super::in_flight::{Delivery, Places};
+use super::shown::Peer;
 use crate::broker::{Header, PartitionId, Record};
 use crate::http::{Head, Lease, Reply, Request};
 
