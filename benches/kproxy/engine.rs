@@ -10,7 +10,7 @@ use kafka_http_wrapper::broker::{
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::Supervisor;
 
-use crate::load::Row;
+use crate::load::{Row, cpu_time};
 
 /// Tells the loop when the message was handed over and how it ended.
 struct Done(Sender<(Instant, AppendResult)>, Instant);
@@ -55,7 +55,7 @@ pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks:
     append();
     done.recv().expect("it completes").1.expect("it is stored");
 
-    let (started, cpu) = (Instant::now(), cpu_time());
+    let (started, cpu) = (Instant::now(), cpu_time(libc::RUSAGE_SELF));
     (0..in_flight).for_each(|_| append());
     let mut latencies_us: Vec<u32> = Vec::new();
     let mut left = in_flight;
@@ -69,7 +69,7 @@ pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks:
             left -= 1;
         }
     }
-    let (took, cpu) = (started.elapsed(), cpu_time() - cpu);
+    let (took, cpu) = (started.elapsed(), cpu_time(libc::RUSAGE_SELF) - cpu);
     producer.close(Duration::from_secs(5));
     drop(producer);
     group.stop().trigger();
@@ -82,20 +82,8 @@ pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks:
         rate: count as f64 / took.as_secs_f64(),
         p50: percentile(50),
         p99: percentile(99),
-        cpu_us: cpu.as_secs_f64() * 1e6 / count as f64,
+        cpu_us: [Some(cpu.as_secs_f64() * 1e6 / count as f64), None, None],
         daemon: None,
         troubles: String::new(),
     }
-}
-
-/// CPU time of this process so far.
-fn cpu_time() -> Duration {
-    // SAFETY: the pointer is valid for the call, and the kernel fills what it points to.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
-        usage
-    };
-    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
-    time(usage.ru_utime) + time(usage.ru_stime)
 }

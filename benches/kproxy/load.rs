@@ -1,16 +1,18 @@
-//! Load from `wrk`, and what it cost the daemon.
+//! Load from `wrk`, and what it cost whom.
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
-use crate::harness::Daemon;
+use crate::harness::{Daemon, Kafka};
 
 /// What one run came to.
 pub(crate) struct Row {
     pub(crate) rate: f64,
     pub(crate) p50: String,
     pub(crate) p99: String,
-    pub(crate) cpu_us: f64,
+    /// CPU time for each request of the daemon, of the load and of the broker.
+    pub(crate) cpu_us: [Option<f64>; 3],
     /// Resident memory and threads of the daemon at the end of the run.
     pub(crate) daemon: Option<(u64, usize)>,
     /// Answers other than 2xx and 3xx, and errors of sockets, as wrk tells them.
@@ -18,30 +20,45 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    pub(crate) fn print_heading() {
+        println!(
+            "{:<18} {:>6} {:>10} {:>9} {:>9}   us of CPU a request {:>12} {:>8}\n{:<18} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
+            "", "conns", "requests/s", "p50", "p99", "RSS", "threads", "", "", "", "", "", "kproxy", "load", "broker"
+        );
+    }
+
     pub(crate) fn print(&self, what: &str, connections: u32) {
         let (rss, threads) = match self.daemon {
             Some((mib, threads)) => (format!("{mib} MiB"), threads.to_string()),
             None => Default::default(),
         };
+        let [daemon, load, broker] = self.cpu_us.map(|us| us.map_or_else(String::new, |us| format!("{us:.1}")));
         println!(
-            "{what:<18} {connections:>6} {:>10.0} {:>10} {:>10} {:>9.1} us {rss:>9} {threads:>8}{}",
-            self.rate, self.p50, self.p99, self.cpu_us, self.troubles
+            "{what:<18} {connections:>6} {:>10.0} {:>9} {:>9} {daemon:>7} {load:>6} {broker:>6} {rss:>12} {threads:>8}{}",
+            self.rate, self.p50, self.p99, self.troubles
         );
     }
 }
 
 /// Lets wrk load `url` of the daemon for some seconds.
-pub(crate) fn run(daemon: &Daemon, url: &str, arguments: &[&str], connections: u32, seconds: u32) -> Row {
-    let before = daemon.cpu_time();
+pub(crate) fn run(
+    (daemon, broker): (&Daemon, &Kafka),
+    url: &str,
+    arguments: &[&str],
+    connections: u32,
+    seconds: u32,
+) -> Row {
+    let used = || [daemon.cpu_time(), cpu_time(libc::RUSAGE_CHILDREN), broker.cpu_time()];
+    let before = used();
     let output = Command::new("wrk")
         .args(["--latency", "-t", "2", "-c", &connections.to_string(), "-d", &format!("{seconds}s")])
         .args(arguments)
         .arg(url)
         .output()
         .expect("wrk is installed");
-    let cpu = daemon.cpu_time() - before;
+    let after = used();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let after = |start: &str| {
+    let value = |start: &str| {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(start));
         line.unwrap_or_else(|| panic!("wrk says nothing of {start}: {text}")).trim().to_owned()
     };
@@ -54,11 +71,23 @@ pub(crate) fn run(daemon: &Daemon, url: &str, arguments: &[&str], connections: u
         text.lines().map(str::trim).filter(|line| line.starts_with("Non-2xx") || line.starts_with("Socket")).collect();
     let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).map_or(0, Iterator::count);
     Row {
-        rate: after("Requests/sec:").parse().expect("wrk tells a number"),
-        p50: after("50%"),
-        p99: after("99%"),
-        cpu_us: cpu.as_secs_f64() * 1e6 / requests,
+        rate: value("Requests/sec:").parse().expect("wrk tells a number"),
+        p50: value("50%"),
+        p99: value("99%"),
+        cpu_us: [0, 1, 2].map(|who| Some((after[who] - before[who]).as_secs_f64() * 1e6 / requests)),
         daemon: Some((daemon.resident_bytes() >> 20, threads)),
         troubles: troubles.iter().map(|line| format!("  {line}")).collect(),
     }
+}
+
+/// CPU time so far: of this process (`RUSAGE_SELF`), or of its children that have ended (`RUSAGE_CHILDREN`).
+pub(crate) fn cpu_time(whose: libc::c_int) -> Duration {
+    // SAFETY: the pointer is valid for the call, and the kernel fills what it points to.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(whose, &raw mut usage);
+        usage
+    };
+    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    time(usage.ru_utime) + time(usage.ru_stime)
 }

@@ -7,7 +7,9 @@
 //! - "no Kafka": the same server answering `/healthz`, the most it could do;
 //! - "engine alone": librdkafka within this process, as many messages under way as there are connections, no HTTP.
 //!
-//! Then a table of body sizes and levels of acks at 64 connections, and what ten thousand idle connections cost.
+//! What the load and the broker took of the machine is shown beside it: more connections cost the load as well, which shares
+//! the cores. Then the same number of requests a second over few and many connections, so that nobody is short of a core; a
+//! table of body sizes and levels of acks at 64 connections; and what ten thousand idle connections cost.
 
 #![allow(clippy::print_stdout, reason = "the figures are what it is for")]
 
@@ -20,7 +22,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use harness::{Cluster, Daemon, Program, configs, free_port, http, wait_until};
+use harness::{Cluster, Daemon, Kafka, Program, configs, free_port, http, wait_until};
 use kafka_http_wrapper::broker::Acks;
 use kafka_http_wrapper::daemon::raise_open_files;
 
@@ -28,6 +30,8 @@ const PARTITIONS: i32 = 8;
 const WAIT: Duration = Duration::from_secs(30);
 /// Connections of the rows that compare sizes, levels and idle connections.
 const USUAL: u32 = 64;
+/// Connections that come near to what kproxy can do.
+const MANY: u32 = 512;
 const IDLE: usize = 10_000;
 const SMALL: usize = 200;
 const LARGE: usize = 10 * 1024;
@@ -35,6 +39,7 @@ const LARGE: usize = 10 * 1024;
 /// A kproxy under measurement.
 struct Bench {
     daemon: Daemon,
+    cluster: Cluster,
     port: u16,
     topic: String,
     seconds: u32,
@@ -54,7 +59,7 @@ fn main() {
     // The idle connections outlast the run.
     let file = format!("{file}\nidle_timeout_ms: 3600000\n");
     let daemon = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &file)]);
-    let bench = Bench { daemon, port, topic, seconds };
+    let bench = Bench { daemon, cluster, port, topic, seconds };
     // Each level has a producer of its own, made when it is first used.
     for acks in [1, 0, -1] {
         let commit = bench.commit_url(acks);
@@ -62,17 +67,20 @@ fn main() {
     }
     bench.commits(USUAL, SMALL, 1, 2);
 
-    print_heading();
+    load::Row::print_heading();
     for &count in connections {
         bench.commits(count, SMALL, 1, seconds).print(&format!("{SMALL} B, acks=1"), count);
         bench.no_kafka(count).print("no Kafka", count);
-        engine::run(&cluster.brokers, &bench.topic, count, SMALL, Acks::Leader, seconds).print("engine alone", count);
+        engine::run(&bench.cluster.brokers, &bench.topic, count, SMALL, Acks::Leader, seconds)
+            .print("engine alone", count);
     }
+    println!();
+    bench.same_rate(connections);
     println!();
     for size in [SMALL, LARGE] {
         for (acks, level) in [(0, Acks::None), (1, Acks::Leader), (-1, Acks::All)] {
             bench.commits(USUAL, size, acks, seconds).print(&format!("{size} B, acks={acks}"), USUAL);
-            engine::run(&cluster.brokers, &bench.topic, USUAL, size, level, seconds).print("engine alone", USUAL);
+            engine::run(&bench.cluster.brokers, &bench.topic, USUAL, size, level, seconds).print("engine alone", USUAL);
         }
     }
     println!();
@@ -85,16 +93,38 @@ impl Bench {
     }
 
     fn commits(&self, connections: u32, size: usize, acks: i32, seconds: u32) -> load::Row {
+        self.posts(connections, size, acks, seconds, "")
+    }
+
+    /// Posts by a script of wrk that has `more` in it.
+    fn posts(&self, connections: u32, size: usize, acks: i32, seconds: u32, more: &str) -> load::Row {
         let script = self.daemon.folder().join("post.lua");
-        let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n");
+        let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n{more}");
         fs::write(&script, text).expect("a file in our own folder");
         let script = script.to_str().expect("a path of ours");
-        load::run(&self.daemon, &self.commit_url(acks), &["-s", script], connections, seconds)
+        load::run(self.parties(), &self.commit_url(acks), &["-s", script], connections, seconds)
     }
 
     fn no_kafka(&self, connections: u32) -> load::Row {
         let url = format!("http://127.0.0.1:{}/healthz", self.port);
-        load::run(&self.daemon, &url, &[], connections, self.seconds)
+        load::run(self.parties(), &url, &[], connections, self.seconds)
+    }
+
+    fn parties(&self) -> (&Daemon, &Kafka) {
+        (&self.daemon, &self.cluster.kafka_servers[0])
+    }
+
+    /// Half of what [`MANY`] connections can do, spread over each number of connections: every one waits between an answer and
+    /// its next request, half to one and a half times as long as it has to on average.
+    fn same_rate(&self, connections: &[u32]) {
+        let rate = self.commits(MANY, SMALL, 1, self.seconds).rate / 2.0;
+        // Pauses are whole milliseconds, so few connections cannot be held back to this rate.
+        for &count in connections.iter().filter(|&&count| f64::from(count) > rate * 0.005) {
+            let pause_ms = f64::from(count) * 1_000.0 / rate;
+            let (least, most) = ((pause_ms / 2.0).floor(), (pause_ms * 1.5).ceil());
+            let pause = format!("function delay() return math.random({least}, {most}) end\n");
+            self.posts(count, SMALL, 1, self.seconds, &pause).print("half of the rate", count);
+        }
     }
 
     /// In turn without and with them, so that a machine that grows slower in the meantime does not decide.
@@ -128,11 +158,4 @@ fn print_machine() {
         .trim_start_matches(['\t', ':', ' ']);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     println!("{cores} cores, {model}; all figures are of one run, broker and load on the same cores");
-}
-
-fn print_heading() {
-    println!(
-        "{:<18} {:>6} {:>10} {:>10} {:>10} {:>12} {:>9} {:>8}",
-        "", "conns", "requests/s", "p50", "p99", "CPU/request", "RSS", "threads"
-    );
 }

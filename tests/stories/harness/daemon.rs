@@ -194,11 +194,7 @@ impl Daemon {
 
     /// The CPU time it has used so far.
     pub(crate) fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
-        let after_name = stat.rsplit(')').next().expect("a line");
-        let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
-        // The kernel's unit for user space is a hundredth of a second.
-        Duration::from_millis(ticks * 10)
+        self.process.cpu_time()
     }
 }
 

@@ -163,6 +163,15 @@ impl Process {
         self.child.id()
     }
 
+    /// The CPU time it has used so far.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        let after_name = stat.rsplit(')').next().expect("a line");
+        let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+        // The kernel's unit for user space is a hundredth of a second.
+        Duration::from_millis(ticks * 10)
+    }
+
     /// Sends a signal, unless the process has ended. After SIGSTOP it returns when every thread stands still, which each does
     /// in its own time.
     pub(crate) fn signal(&mut self, signal: libc::c_int) {

@@ -2,6 +2,7 @@
 
 use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::process::Process;
 
@@ -18,6 +19,11 @@ impl Victim {
 
     pub(crate) fn pid(&self) -> u32 {
         self.process().pid()
+    }
+
+    /// The CPU time it has used so far.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        self.process().cpu_time()
     }
 
     /// Ends it at once.
