@@ -11,8 +11,9 @@
 //! A `log_level` between two of these is the lower one; 0 writes nothing and makes no file.
 //!
 //! Invariants: a log call never panics, never waits for a disk or a reader, and writes whole lines, each with one
-//! `write(2)`, or [some together](together) where a thread has many at once. What cannot be written is dropped, counted, and reported by the first line that can be written again.
-//! Lines that others cause go through [`log_limited!`](crate::log_limited).
+//! `write(2)`, or [some together](together) where a thread says many at once: those stand behind later lines of other threads,
+//! and an end without notice (`kill -9`, a second SIGTERM) takes them along. What cannot be written is dropped, counted, and
+//! reported by the first line that can be written again. Lines that others cause go through [`log_limited!`](crate::log_limited).
 
 mod file;
 mod line;
@@ -113,7 +114,7 @@ thread_local! {
 }
 
 /// Lets this thread write what it says to `NAME.log` together, until this is dropped: a system call for some hundred lines
-/// instead of one for each. For work that says much in a short time and does not wait meanwhile.
+/// instead of one for each. For work that says much in a short time and does not wait meanwhile. Not to be nested.
 #[must_use]
 pub struct Together(());
 
@@ -196,21 +197,22 @@ impl Logger {
         let current = thread::current();
         line::format_line(&mut buffer, word(level), current.name().unwrap_or("?"), origin, text);
         let files = if level <= Level::Warn { self.files.len() } else { 1.min(self.files.len()) };
-        let is_kept = self.keep(&buffer);
+        let is_kept = self.keep(level, &buffer);
         for file in &self.files[usize::from(is_kept).min(files)..files] {
             append(file, &buffer);
         }
         let _ = BUFFER.try_with(|place| place.set(buffer));
     }
 
-    /// Keeps a line of `NAME.log` to be written with others, where this thread writes them together.
-    fn keep(&self, line: &[u8]) -> bool {
+    /// Keeps a line of `NAME.log` to be written with others, where this thread writes them together. What may be the last
+    /// line is not kept for long.
+    fn keep(&self, level: Level, line: &[u8]) -> bool {
         TOGETHER
             .try_with(|lines| {
                 let mut lines = lines.borrow_mut();
                 let Some(lines) = &mut *lines else { return false };
                 lines.extend_from_slice(line);
-                if lines.len() >= MOST_TOGETHER {
+                if lines.len() >= MOST_TOGETHER || level == Level::Error {
                     self.append_together(lines);
                     lines.clear();
                 }

@@ -2,7 +2,8 @@
 //!
 //! The phase says who may do what: while `Reading` only the reader touches the socket; while `Answering` only the
 //! owner of the request's [`super::Reply`], once, to write the answer; in every other phase the reader again. An
-//! answer the socket takes at once costs the reader nothing; only when something is left to do is it told.
+//! answer that another thread gives costs the reader nothing if the socket takes it at once; only when something is left to
+//! do is it told.
 //!
 //! With TLS the session lies beside the phase, under the same lock: whoever may touch the socket works with it.
 
@@ -288,13 +289,14 @@ fn send(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::inbox::Letters;
     use std::io::Read;
     use std::net::TcpListener;
 
     fn mail(inbox: &Inbox) -> Vec<Message> {
-        let mut messages = Vec::new();
-        inbox.take(&mut messages);
-        messages
+        let mut letters = Letters::default();
+        inbox.take(&mut letters);
+        std::mem::take(&mut letters.messages)
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Where the other threads reach a reader.
 //!
-//! A reader looks here each time before it waits. So only one that waits has to be woken, and only once.
+//! A reader looks here each time before it waits. So only one that waits has to be woken, and only once. Answers that were
+//! left here are given in any case, also when the reader ends or panics in the middle of them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,8 +22,6 @@ pub(super) enum Message {
     New(TcpStream, SocketAddr),
     /// An answer was given and something is left to do.
     Attend(usize),
-    /// An answer is to be put together and given.
-    Answer(Box<dyn Errand>),
 }
 
 /// Where a reader is reached.
@@ -33,13 +33,39 @@ pub(super) struct Inbox {
 
 #[derive(Default)]
 struct Mail {
-    /// At most four for each connection (its beginning, its one answer, the end of that answer, its next turn), and
-    /// connections are limited.
-    messages: Vec<Message>,
+    here: Letters,
     /// The reader waits or is about to: whoever leaves something here wakes it.
     is_waiting: bool,
     /// Nobody looks here any more.
     has_ended: bool,
+}
+
+/// What lies in an inbox, or was taken from there. Answers that are still in it when it is dropped are given then.
+#[derive(Default)]
+pub(super) struct Letters {
+    /// Answers to be put together and given, at most one for each connection.
+    pub(super) answers: VecDeque<Box<dyn Errand>>,
+    /// At most three for each connection (its beginning, the end of its one answer, its next turn).
+    pub(super) messages: Vec<Message>,
+}
+
+impl Letters {
+    fn are_none(&self) -> bool {
+        self.answers.is_empty() && self.messages.is_empty()
+    }
+
+    /// Gives the answers.
+    pub(super) fn give_answers(&mut self) {
+        while let Some(errand) = self.answers.pop_front() {
+            run(errand);
+        }
+    }
+}
+
+impl Drop for Letters {
+    fn drop(&mut self) {
+        self.give_answers();
+    }
 }
 
 impl Inbox {
@@ -51,14 +77,28 @@ impl Inbox {
         self.mail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves a message. Once the reader has ended, an answer is given here and the rest is dropped.
+    /// Leaves a message; nobody reads it once the reader has ended.
     pub(super) fn post(&self, message: Message) {
+        let mut mail = self.mail();
+        if !mail.has_ended {
+            mail.here.messages.push(message);
+            self.wake_if_waiting(mail);
+        }
+    }
+
+    /// Leaves an answer to be given; once the reader has ended it is given here.
+    pub(super) fn post_answer(&self, errand: Box<dyn Errand>) {
         let mut mail = self.mail();
         if mail.has_ended {
             drop(mail);
-            return give(message);
+            run(errand);
+        } else {
+            mail.here.answers.push_back(errand);
+            self.wake_if_waiting(mail);
         }
-        mail.messages.push(message);
+    }
+
+    fn wake_if_waiting(&self, mut mail: MutexGuard<'_, Mail>) {
         let is_waiting = std::mem::take(&mut mail.is_waiting);
         drop(mail);
         if is_waiting {
@@ -76,35 +116,30 @@ impl Inbox {
     /// Whether nothing is here, so that the reader may wait; it is woken then when something comes.
     pub(super) fn may_wait(&self) -> bool {
         let mut mail = self.mail();
-        mail.is_waiting = mail.messages.is_empty();
+        mail.is_waiting = mail.here.are_none();
         mail.is_waiting
     }
 
     /// The reader is awake and takes what is here. `into` is empty; its memory is used for what comes next.
-    pub(super) fn take(&self, into: &mut Vec<Message>) {
+    pub(super) fn take(&self, into: &mut Letters) {
         let mut mail = self.mail();
         mail.is_waiting = false;
-        std::mem::swap(&mut mail.messages, into);
+        std::mem::swap(&mut mail.here, into);
     }
 
-    /// The reader looks here no more. Answers that are left are given now.
+    /// The reader looks here no more.
     pub(super) fn end(&self) {
         let mut mail = self.mail();
         mail.has_ended = true;
-        let messages = std::mem::take(&mut mail.messages);
+        let left = std::mem::take(&mut mail.here);
+        // Not under the lock: an answer may want to leave a message here.
         drop(mail);
-        messages.into_iter().for_each(give);
-    }
-}
-
-fn give(message: Message) {
-    if let Message::Answer(errand) = message {
-        run(errand);
+        drop(left);
     }
 }
 
 /// Runs an errand; should it panic, its reply is dropped and thereby answered.
-pub(super) fn run(errand: Box<dyn Errand>) {
+fn run(errand: Box<dyn Errand>) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| errand.run())) {
         error!("answering a request panicked: {}", panic_text(panic.as_ref()));
     }
@@ -116,7 +151,7 @@ mod tests {
     use crate::http::poller::Events;
     use crate::http::{Reply, Response};
     use std::sync::mpsc;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     struct Answer {
         reply: Reply,
@@ -138,29 +173,31 @@ mod tests {
         Inbox::new(Arc::default()).unwrap()
     }
 
-    fn is_woken(inbox: &Inbox) -> bool {
-        // The waker is no socket, so it is seen only by how long a wait takes.
-        let started = std::time::Instant::now();
-        inbox.poller.wait(&mut Events::default(), Some(Duration::from_millis(200))).unwrap();
-        started.elapsed() < Duration::from_millis(200)
+    /// The waker is no socket, so it is seen only by a wait that is not as long as it may be.
+    fn is_woken(inbox: &Inbox, most: Duration) -> bool {
+        let started = Instant::now();
+        inbox.poller.wait(&mut Events::default(), Some(most)).unwrap();
+        started.elapsed() < most
     }
 
     #[test]
     fn only_a_reader_that_waits_is_woken_and_only_once() {
-        let (inbox, mut messages) = (inbox(), Vec::new());
+        const LONG: Duration = Duration::from_secs(60);
+        const SHORT: Duration = Duration::from_millis(100);
+        let (inbox, mut letters) = (inbox(), Letters::default());
         inbox.post(Message::Attend(1));
-        assert!(!is_woken(&inbox), "it looks before it waits");
+        assert!(!is_woken(&inbox, SHORT), "it looks before it waits");
         assert!(!inbox.may_wait());
-        inbox.take(&mut messages);
-        assert!(matches!(messages[..], [Message::Attend(1)]));
-        messages.clear();
+        inbox.take(&mut letters);
+        assert!(matches!(letters.messages[..], [Message::Attend(1)]));
+        letters.messages.clear();
         assert!(inbox.may_wait());
         inbox.post(Message::Attend(2));
-        assert!(is_woken(&inbox));
+        assert!(is_woken(&inbox, LONG));
         inbox.post(Message::Attend(3));
-        assert!(!is_woken(&inbox), "it is awake already");
-        inbox.take(&mut messages);
-        assert!(matches!(messages[..], [Message::Attend(2), Message::Attend(3)]));
+        assert!(!is_woken(&inbox, SHORT), "it is awake already");
+        inbox.take(&mut letters);
+        assert!(matches!(letters.messages[..], [Message::Attend(2), Message::Attend(3)]));
     }
 
     #[test]
@@ -169,13 +206,21 @@ mod tests {
         let post = |panics| {
             let sender = sender.clone();
             let reply = Reply::to(move |response| sender.send(response.status).unwrap());
-            inbox.post(Message::Answer(Box::new(Answer { reply, panics })));
+            inbox.post_answer(Box::new(Answer { reply, panics }));
         };
+        let given = || answers.try_iter().collect::<Vec<_>>();
+        post(false);
         post(true);
         post(false);
-        assert!(answers.try_recv().is_err(), "they wait for the reader");
-        inbox.end();
+        let mut letters = Letters::default();
+        inbox.take(&mut letters);
         post(false);
-        assert_eq!(answers.try_iter().collect::<Vec<_>>(), [500, 200, 200]);
+        assert_eq!(given(), [0; 0], "they wait for the reader");
+        drop(letters);
+        assert_eq!(given(), [200, 500, 200], "which panicked with them in its hands");
+        inbox.end();
+        assert_eq!(given(), [200]);
+        post(false);
+        assert_eq!(given(), [200], "who comes too late gives it");
     }
 }

@@ -1,6 +1,7 @@
 //! A reader: one thread, one poller, its own connections.
 //!
-//! It reads, parses, admits and hands over requests, and it does whatever an answer could not do on the spot. A
+//! It reads, parses, admits and hands over requests, gives the answers that are left to it, and does whatever an answer
+//! could not do on the spot. A
 //! connection is watched for bytes all the time (level-triggered, so that nothing has to be armed for each request);
 //! only one that sends while its request is being answered, or that does not take its answer, is armed differently.
 
@@ -18,7 +19,7 @@ use super::connection::{Connection, Phase};
 use super::deadlines::Deadlines;
 use super::encode::Form;
 use super::head::Framing;
-use super::inbox::{self, Inbox, Message};
+use super::inbox::{Inbox, Letters, Message};
 use super::parser::{Parser, Progress};
 use super::poller::{Events, Interest};
 use super::scan::Refused;
@@ -142,6 +143,10 @@ impl Reader {
         let end_of_mail = EndOfMail(Arc::clone(&self.inbox));
         self.serve();
         drop(end_of_mail);
+        if !self.inbox.control.has_ended() {
+            // It cannot wait any more. What is under way is still answered.
+            return;
+        }
         for client in self.slots.iter().filter_map(|slot| slot.client.as_ref()) {
             // Whoever still holds the connection for an answer finds it closed.
             let _ = client.connection.socket.shutdown(Shutdown::Both);
@@ -150,7 +155,7 @@ impl Reader {
 
     fn serve(&mut self) {
         let mut events = Events::default();
-        let mut messages = Vec::new();
+        let mut letters = Letters::default();
         let mut scratch = vec![0; READ_BODY];
         while !self.inbox.control.has_ended() {
             let may_wait = self.inbox.may_wait();
@@ -159,9 +164,23 @@ impl Reader {
                 error!("a reader cannot wait: {cause}");
                 return;
             }
-            self.inbox.take(&mut messages);
+            self.inbox.take(&mut letters);
             self.now = Instant::now();
-            self.follow(&mut messages, &mut scratch);
+            if !letters.answers.is_empty() {
+                // Each says a line.
+                let _together = logging::together();
+                letters.give_answers();
+            }
+            for message in letters.messages.drain(..) {
+                match message {
+                    Message::New(socket, peer) => self.open(socket, peer, &mut scratch),
+                    Message::Attend(key) => {
+                        if let Some(index) = self.find(key) {
+                            self.settle(index);
+                        }
+                    }
+                }
+            }
             for key in events.keys() {
                 self.react(key, &mut scratch);
             }
@@ -174,22 +193,6 @@ impl Reader {
             if !self.is_draining && self.inbox.control.is_draining() {
                 self.is_draining = true;
                 (0..self.slots.len()).for_each(|index| self.close_if_idle(index));
-            }
-        }
-    }
-
-    fn follow(&mut self, messages: &mut Vec<Message>, scratch: &mut [u8]) {
-        // Of many answers each says a line.
-        let _together = (messages.len() > 1).then(logging::together);
-        for message in messages.drain(..) {
-            match message {
-                Message::New(socket, peer) => self.open(socket, peer, scratch),
-                Message::Attend(key) => {
-                    if let Some(index) = self.find(key) {
-                        self.settle(index);
-                    }
-                }
-                Message::Answer(errand) => inbox::run(errand),
             }
         }
     }
@@ -247,8 +250,8 @@ impl Reader {
     fn react(&mut self, key: usize, scratch: &mut [u8]) {
         let Some(index) = self.find(key) else { return };
         match self.client(index).connection.phase_or_wake() {
-            // Answered a moment ago: what was sent ahead comes before what has arrived since.
-            Phase::Reading if !self.client(index).pending.is_empty() => self.settle(index),
+            // What was sent ahead comes before what has arrived since; a message to attend to it is on its way.
+            Phase::Reading if !self.client(index).pending.is_empty() => {}
             Phase::Reading => self.read(index, scratch),
             Phase::Answering => {
                 let less = (self.client(index).watched == Some(Interest::Bytes)).then_some(Interest::Breaks);

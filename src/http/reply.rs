@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::connection::Connection;
 use super::encode::Form;
-use super::inbox::Message;
 use super::{Response, UNANSWERED};
 
 /// Owns a connection until its request is answered. Dropped without an answer (a bug) it answers 500.
@@ -47,7 +46,7 @@ impl Reply {
         match &errand.reply().target {
             Some(Target::Connection(connection, _)) => {
                 let connection = Arc::clone(connection);
-                connection.reader.post(Message::Answer(errand));
+                connection.reader.post_answer(errand);
             }
             _ => errand.run(),
         }

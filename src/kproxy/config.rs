@@ -29,7 +29,7 @@ pub struct Config {
     pub admin: Option<Listen>,
     /// `tls`: the certificates, where `listen` and `port` speak TLS.
     pub tls: Option<Tls>,
-    /// `http_threads`: threads that read requests.
+    /// `http_threads`: threads that read requests and, when many are under way, answer them.
     pub http_threads: NonZeroUsize,
     /// `read_timeout_ms`: from the first byte of a request to its last.
     pub read_timeout: Duration,

@@ -1,8 +1,8 @@
 //! A message on its way to Kafka, and what its client is told of the outcome.
 //!
-//! An engine tells many outcomes in a row, on one thread. While few commits are in flight, that thread answers itself: to
-//! wake the reader of each connection would take longer. When there are many, it leaves the answers to the readers, which
-//! are awake then, and the engine gets on.
+//! An engine tells many outcomes in a row, on one thread. While few messages are in flight, that thread answers itself: to
+//! wake the reader of each connection would take longer. When there are many, it leaves the answers to the readers, most of
+//! which are awake then or worth waking, and the engine gets on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use crate::broker::{Acks, AppendResult, Completion};
 use crate::http::{Errand, Lease, Reply};
 use crate::log_limited;
 
-/// With more commits in flight than this the readers answer. Measured at acks=1: with 8 connections a tenth fewer requests
+/// With more messages in flight than this the readers answer. Measured at acks=1: with 8 connections a tenth fewer requests
 /// a second, and a fifth more CPU time for each, if they always did; with 512 a fifth more than if they never did.
 const FEW: usize = 32;
 

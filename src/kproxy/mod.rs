@@ -138,7 +138,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     Ok(())
 }
 
-/// First no new requests, then the answers of those in progress, then the producers, whose closing answers what is left.
+/// First no new requests, then the answers of those in progress, then the producers, whose closing tells the outcome of what is
+/// left. The readers, which may have to answer that, end last.
 fn stop_in_order(server: &Server, lanes: &Lanes<Delivery>, grace: Duration) {
     let deadline = Instant::now() + grace;
     let left = || deadline.saturating_duration_since(Instant::now());

@@ -125,6 +125,49 @@ fn a_200_names_where_the_message_is_and_there_it_is() {
 }
 
 #[test]
+fn when_many_are_under_way_the_readers_answer_and_each_answer_has_its_line() {
+    const CLIENTS: usize = 64;
+    const EACH: usize = 100;
+    let cluster = cluster();
+    let topic = cluster.new_topic("many", 4);
+    let mut kproxy = Kproxy::start_ready(cluster, "");
+    let mut places: Vec<String> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                let (kproxy, topic) = (&kproxy, &topic);
+                scope.spawn(move || {
+                    let mut connection = Client::connect(&kproxy.address).unwrap();
+                    let path = format!("/commit?topic={topic}&key={client}");
+                    let place = |number: usize| {
+                        let answer = connection.post(&path, number.to_string().as_bytes()).unwrap();
+                        assert_eq!(answer.status, 200, "{}", answer.text());
+                        let body = answer.json();
+                        format!("partition={} offset={}", body["partition"], body["offset"])
+                    };
+                    (0..EACH).map(place).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    kproxy.daemon.end_well(STOP_DEADLINE);
+    let log = kproxy.daemon.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains(" stored partition=")).collect();
+    let said = |line: &&str| {
+        let (place, _) = line.split_once(" stored ")?.1.split_once(" bytes=")?;
+        Some(place.to_owned())
+    };
+    let mut logged: Vec<_> = lines.iter().filter_map(said).collect();
+    places.sort_unstable();
+    logged.sort_unstable();
+    assert_eq!(places.len(), CLIENTS * EACH);
+    assert!(logged == places, "{} lines for {} answers", logged.len(), places.len());
+    for thread in ["[http-0] ", "[http-1] "] {
+        assert!(lines.iter().any(|line| line.contains(thread)), "{thread} answered nothing");
+    }
+}
+
+#[test]
 fn an_unknown_topic_is_404_in_time_and_nothing_is_created() {
     let cluster = Cluster::start_with(1, &["auto.create.topics.enable=false"]);
     let kproxy = Kproxy::start_ready(&cluster, "");
