@@ -6,6 +6,7 @@
 //! daemon. Nobody limps on with a part missing.
 
 use std::any::Any;
+use std::fmt::Display;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -167,11 +168,16 @@ impl Group {
 pub fn spawn_expendable(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let name = name.into();
     thread::Builder::new().name(name.clone()).spawn(move || {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
-            error!("thread {name} panicked: {}", panic_text(panic.as_ref()));
-        }
+        caught(format_args!("thread {name}"), body);
     })?;
     Ok(())
+}
+
+/// What `work` gives; `None` where it panics, which is said of `what` in the log and ends nothing else.
+pub fn caught<T>(what: impl Display, work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .inspect_err(|panic| error!("{what} panicked: {}", panic_text(panic.as_ref())))
+        .ok()
 }
 
 /// The text of a panic, where it has one.

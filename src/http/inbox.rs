@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::error;
@@ -14,7 +13,7 @@ use log::error;
 use super::Errand;
 use super::control::Control;
 use super::poller::Poller;
-use crate::supervise::panic_text;
+use crate::supervise::caught;
 
 /// What others want of a reader.
 pub(super) enum Message {
@@ -140,9 +139,7 @@ impl Inbox {
 
 /// Runs an errand; should it panic, its reply is dropped and thereby answered.
 fn run(errand: Box<dyn Errand>) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| errand.run())) {
-        error!("answering a request panicked: {}", panic_text(panic.as_ref()));
-    }
+    caught("answering a request", || errand.run());
 }
 
 #[cfg(test)]
@@ -159,7 +156,7 @@ mod tests {
     }
 
     impl Errand for Answer {
-        fn reply(&self) -> &Reply {
+        fn reply(&mut self) -> &Reply {
             &self.reply
         }
 

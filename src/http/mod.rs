@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
-//! `connection` (who may write when), `inbox`, `tls`, `reader`, `acceptor`, `control`, `server`; `query` and `notes` serve the handlers. Kept out: what the
-//! requests mean.
+//! `connection` (who may write when), `inbox`, `tls`, `reader`, `acceptor`, `control`, `server`; `query` and `notes` serve
+//! the handlers. Kept out: what the requests mean.
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
 //! a request whose framing is in doubt is refused and its connection closed; memory grows with bytes that arrived,

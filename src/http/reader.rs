@@ -1,9 +1,9 @@
 //! A reader: one thread, one poller, its own connections.
 //!
 //! It reads, parses, admits and hands over requests, gives the answers that are left to it, and does whatever an answer
-//! could not do on the spot. A
-//! connection is watched for bytes all the time (level-triggered, so that nothing has to be armed for each request);
-//! only one that sends while its request is being answered, or that does not take its answer, is armed differently.
+//! could not do on the spot. A connection is watched for bytes all the time (level-triggered, so that nothing has to be
+//! armed for each request); only one that sends while its request is being answered, or that does not take its answer, is
+//! armed differently.
 
 mod secured;
 
@@ -27,7 +27,7 @@ use super::server::{Counters, Limits};
 use super::tls::Tls;
 use super::{Admission, Handler, Lease, Notes, Reply, Request, Response, SHUTTING_DOWN};
 use crate::logging;
-use crate::supervise::panic_text;
+use crate::supervise::caught;
 use secured::Handshake;
 
 /// Most bytes read at once; also what a client can send ahead of its answer.
@@ -360,10 +360,8 @@ impl Reader {
         let Some(head) = client.parser.head_mut() else { return Ok(()) };
         head.head.peer = Some(peer);
         let (framing, waits) = (head.framing, head.expects_continue && nothing_follows);
-        let admission = catch_unwind(AssertUnwindSafe(|| handler.admit(&head.head))).map_err(|panic| {
-            error!("admitting a request panicked: {}", panic_text(panic.as_ref()));
-            Refused::new(500, "an internal error")
-        })?;
+        let admission = caught("admitting a request", || handler.admit(&head.head));
+        let admission = admission.ok_or(Refused::new(500, "an internal error"))?;
         match admission {
             Admission::Read { most, notes } => {
                 client.parser.read_body(most)?;
@@ -405,9 +403,7 @@ impl Reader {
             let reply = Reply::on(Arc::clone(&connection), form);
             let notes = std::mem::take(&mut client.notes);
             let request = Request { head: parsed.head, body, notes, lease };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply))) {
-                error!("handling a request panicked: {}", panic_text(panic.as_ref()));
-            }
+            caught("handling a request", || handler.handle(request, reply));
         }
         connection.leave(has_more || ended)
     }

@@ -18,8 +18,8 @@ enum Target {
 
 /// An answer that is still to be put together.
 pub trait Errand: Send {
-    /// The reply it ends with.
-    fn reply(&self) -> &Reply;
+    /// The reply it ends with; nobody else has the errand, so it may lie in a lock.
+    fn reply(&mut self) -> &Reply;
 
     /// Puts the answer together and gives it. Must be quick: other connections of the reader wait meanwhile.
     fn run(self: Box<Self>);
@@ -42,7 +42,7 @@ impl Reply {
 
     /// Leaves the work of answering to the reader of the connection, soon. Spares a thread that learns of many outcomes at
     /// once; for one outcome, waking the reader costs more than [`Reply::send`].
-    pub fn leave_to_reader(errand: Box<dyn Errand>) {
+    pub fn leave_to_reader(mut errand: Box<dyn Errand>) {
         match &errand.reply().target {
             Some(Target::Connection(connection, _)) => {
                 let connection = Arc::clone(connection);

@@ -514,7 +514,7 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
 struct WhoRunsIt(Reply);
 
 impl Errand for WhoRunsIt {
-    fn reply(&self) -> &Reply {
+    fn reply(&mut self) -> &Reply {
         &self.0
     }
 

@@ -95,7 +95,7 @@ impl Commit {
 }
 
 impl Errand for Commit {
-    fn reply(&self) -> &Reply {
+    fn reply(&mut self) -> &Reply {
         &self.reply
     }
 
@@ -105,8 +105,9 @@ impl Errand for Commit {
         drop((place, lease));
         let took = started.elapsed();
         let (query, cost) = (shown_query(&query), took.as_micros());
-        let outcome = outcome.map(|outcome| outcome.map_err(|error| Failure::of_append(&error)));
-        match outcome.unwrap_or_else(|| Err(Failure::lost())) {
+        let outcome =
+            outcome.map_or_else(|| Err(Failure::lost()), |outcome| outcome.map_err(|error| Failure::of_append(&error)));
+        match outcome {
             Ok(appended) => {
                 reply.send(stored(&topic.name, appended));
                 metrics.stored(&topic, acks, took);

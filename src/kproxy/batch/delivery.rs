@@ -31,14 +31,6 @@ pub(super) struct Batch {
     lease: Lease,
 }
 
-/// A batch whose last message has completed.
-struct Ended {
-    reply: Reply,
-    outcomes: Box<[OnceLock<Outcome>]>,
-    asked: Asked,
-    lease: Lease,
-}
-
 /// What is said of the request in metrics and log.
 pub(super) struct Asked {
     pub(super) topic: Topic,
@@ -88,21 +80,19 @@ impl Batch {
     /// Ends one holder's interest; the last one's answers.
     pub(super) fn let_go(batch: Arc<Self>) {
         if let Some(batch) = Arc::into_inner(batch) {
-            let Batch { reply, outcomes, asked, lease } = batch;
-            let reply = reply.into_inner().unwrap_or_else(PoisonError::into_inner);
             // Its answer is long: not on the engine's thread.
-            Reply::leave_to_reader(Box::new(Ended { reply, outcomes, asked, lease }));
+            Reply::leave_to_reader(Box::new(batch));
         }
     }
 }
 
-impl Errand for Ended {
-    fn reply(&self) -> &Reply {
-        &self.reply
+impl Errand for Batch {
+    fn reply(&mut self) -> &Reply {
+        self.reply.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(self: Box<Self>) {
-        let Ended { reply, outcomes, asked, lease } = *self;
+        let Batch { reply, outcomes, asked, lease } = *self;
         drop(lease);
         let outcomes: Vec<Outcome> =
             outcomes.into_iter().map(|outcome| outcome.into_inner().unwrap_or_else(|| Err(Failure::lost()))).collect();
@@ -113,7 +103,7 @@ impl Errand for Ended {
         if status == 503 {
             response = response.with_header("Retry-After", RETRY_AFTER);
         }
-        reply.send(response);
+        reply.into_inner().unwrap_or_else(PoisonError::into_inner).send(response);
 
         let Asked { metrics, query, bytes, peer, started, .. } = asked;
         metrics.batch(status);
