@@ -1,8 +1,9 @@
 //! What every daemon shows of itself: `/metrics`, `/healthz` and `/readyz`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::http::{Admission, Handler, Head, Reply, Request, Response};
+use crate::locks::lock;
 use crate::metrics::Registry;
 
 /// Whether each part a daemon needs can do its job now. Clones share the state.
@@ -30,14 +31,14 @@ impl Health {
 
     /// A component that is not ready until it says so.
     pub fn component(&self, name: impl Into<String>) -> Component {
-        let mut components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut components = lock(&self.components);
         components.push((name.into(), Err("starting".to_owned())));
         Component { health: self.clone(), index: components.len() - 1 }
     }
 
     /// Every component that is not ready, and why.
     pub fn troubles(&self) -> Vec<(String, String)> {
-        let components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+        let components = lock(&self.components);
         components
             .iter()
             .filter_map(|(name, state)| state.as_ref().err().map(|reason| (name.clone(), reason.clone())))
@@ -48,7 +49,7 @@ impl Health {
 impl Component {
     /// Says how it is now.
     pub fn set(&self, state: Result<(), String>) {
-        let mut components = self.health.components.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut components = lock(&self.health.components);
         components[self.index].1 = state;
     }
 }

@@ -15,7 +15,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::time::{Duration, Instant};
@@ -27,9 +26,10 @@ use signal_hook::iterator::Signals;
 
 use crate::config::{Problems, Section};
 use crate::logging::{self, LogConfig, to_stderr};
+use crate::panics;
 use crate::reload::Reloads;
 use crate::shutdown::Stop;
-use crate::supervise::{Ended, Supervisor, panic_text};
+use crate::supervise::{Ended, Supervisor};
 
 /// What the watchdog adds to the grace, for the threads to end after the ordered stop used all of it.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -199,11 +199,11 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
 }
 
 fn serve<C>(daemon: &Supervisor, grace: Duration, config: C, run: fn(C, &Supervisor) -> Result<(), String>) -> Exit {
-    let outcome = catch_unwind(AssertUnwindSafe(|| run(config, daemon)));
+    let outcome = panics::catch(|| run(config, daemon));
     let was_asked = daemon.stop().is_triggered() && daemon.failure().is_none();
     let exit = match outcome {
-        Err(panic) => {
-            error!("thread main panicked: {}", panic_text(panic.as_ref()));
+        Err(text) => {
+            error!("thread main panicked: {text}");
             Exit::PartEnded
         }
         Ok(Err(cause)) if was_asked => {

@@ -61,7 +61,9 @@ pub mod keeper;
 pub mod metrics;
 
 pub mod config;
+pub mod locks;
 pub mod logging;
+pub mod panics;
 pub mod reload;
 pub mod shutdown;
 pub mod supervise;

@@ -24,14 +24,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::panic;
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::config::{Problems, Section};
-use crate::supervise::panic_text;
+use crate::panics::panic_text;
 
+use crate::locks::lock;
 use file::LogFile;
 pub use rate::{LIMITED_LINES_PER_SECOND, RateLimit};
 
@@ -106,7 +107,7 @@ pub fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
 }
 
 /// Lines written together are at most so many bytes, and one line.
-const MOST_TOGETHER: usize = 16 << 10;
+const MAX_JOINED_BYTES: usize = 16 << 10;
 
 thread_local! {
     /// Lines of `NAME.log` that this thread writes together; `None`: each goes by itself.
@@ -179,7 +180,7 @@ impl Logger {
     }
 
     fn reopen(&self) {
-        let _one_at_a_time = self.reopening.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.reopening);
         for file in &self.files {
             if let Err(cause) = file.reopen() {
                 self.write(Level::Warn, None, format_args!("{} stays open as it was: {cause}", file.path().display()));
@@ -212,7 +213,7 @@ impl Logger {
                 let mut lines = lines.borrow_mut();
                 let Some(lines) = &mut *lines else { return false };
                 lines.extend_from_slice(line);
-                if lines.len() >= MOST_TOGETHER || level == Level::Error {
+                if lines.len() >= MAX_JOINED_BYTES || level == Level::Error {
                     self.append_together(lines);
                     lines.clear();
                 }

@@ -4,12 +4,12 @@
 //! registration. An action that fails leaves what was there before in force.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use log::{error, info, warn};
 
-use crate::supervise::panic_text;
+use crate::locks::lock;
+use crate::panics;
 
 /// Reads something anew; what is new in words, or why what was there stays.
 type Action = Box<dyn FnMut() -> Result<String, String> + Send>;
@@ -23,16 +23,16 @@ pub struct Reloads {
 impl Reloads {
     /// From now on `action` is run on SIGHUP; `what` names in the log what it reads. It must be quick.
     pub fn add(&self, what: &'static str, action: impl FnMut() -> Result<String, String> + Send + 'static) {
-        self.actions.lock().unwrap_or_else(PoisonError::into_inner).push((what, Box::new(action)));
+        lock(&self.actions).push((what, Box::new(action)));
     }
 
     /// Runs them all; says in the log what came of each.
     pub fn run(&self) {
-        for (what, action) in self.actions.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
-            match catch_unwind(AssertUnwindSafe(action)) {
+        for (what, action) in lock(&self.actions).iter_mut() {
+            match panics::catch(action) {
                 Ok(Ok(news)) => info!("{what} read anew: {news}"),
                 Ok(Err(why)) => warn!("{what} could not be read anew, what was there stays in force: {why}"),
-                Err(panic) => error!("{what} could not be read anew, it panicked: {}", panic_text(panic.as_ref())),
+                Err(text) => error!("{what} could not be read anew, it panicked: {text}"),
             }
         }
     }

@@ -4,9 +4,10 @@
 //! clone, and for all its children; nothing ever opens it again. Which thing is stopped before which is decided
 //! where the threads are born (each daemon's `mod.rs`), by giving them different stops.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use crate::locks::lock;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 /// Never sent: the channel of a [`Stop`] only closes.
@@ -89,7 +90,7 @@ impl Stop {
 
 impl Inner {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn trigger(&self) {

@@ -5,16 +5,15 @@
 //! stops the whole group; who runs the group learns it from [`Supervisor::join`] and starts it anew or ends the
 //! daemon. Nobody limps on with a part missing.
 
-use std::any::Any;
-use std::fmt::Display;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::error;
 
+use crate::locks::{lock, wait_timeout};
+use crate::panics;
 use crate::reload::Reloads;
 use crate::shutdown::Stop;
 
@@ -105,9 +104,8 @@ impl Supervisor {
         let group = Arc::clone(&self.group);
         let thread_name = name.clone();
         let spawned = thread::Builder::new().name(name.clone()).spawn(move || {
-            let outcome = catch_unwind(AssertUnwindSafe(body));
-            let how = match outcome {
-                Err(panic) => Some(format!("panicked: {}", panic_text(panic.as_ref()))),
+            let how = match panics::catch(body) {
+                Err(text) => Some(format!("panicked: {text}")),
                 Ok(()) if must_stay && !group.stop.is_triggered() => Some("returned unasked".to_owned()),
                 Ok(()) => None,
             };
@@ -132,7 +130,7 @@ impl Supervisor {
             if left.is_zero() {
                 return Ended::StillRunning(state.running.clone());
             }
-            state = self.group.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.group.changed, state, left);
         }
     }
 
@@ -144,7 +142,7 @@ impl Supervisor {
 
 impl Group {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn ended(&self, name: &str, how: Option<String>) {
@@ -168,25 +166,9 @@ impl Group {
 pub fn spawn_expendable(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let name = name.into();
     thread::Builder::new().name(name.clone()).spawn(move || {
-        caught(format_args!("thread {name}"), body);
+        panics::caught(format_args!("thread {name}"), body);
     })?;
     Ok(())
-}
-
-/// What `work` gives; `None` where it panics, which is said of `what` in the log and ends nothing else.
-pub fn caught<T>(what: impl Display, work: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(work))
-        .inspect_err(|panic| error!("{what} panicked: {}", panic_text(panic.as_ref())))
-        .ok()
-}
-
-/// The text of a panic, where it has one.
-pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("a panic without a text")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
@@ -16,21 +16,22 @@ use log::{info, warn};
 
 use super::topics::{Answer, Due, Known, Topics, Verdict};
 use super::{Acks, AppendError, AppendFailure, AppendResult, Completion, ProducerConfig, Record, Stored};
+use crate::locks::{lock, read, write};
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
 /// How long one question to the brokers may take.
-const MOST_ASKING: Duration = Duration::from_secs(2);
+const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
 /// The same once the daemon is being stopped.
-const MOST_ASKING_AT_END: Duration = Duration::from_millis(500);
+const MAX_LOOKUP_TIME_AT_CLOSE: Duration = Duration::from_millis(500);
 /// A question is cut short for who cannot wait longer, but not below this: so much later may the answer come.
-const LEAST_ASKING: Duration = Duration::from_millis(50);
+const MIN_LOOKUP_TIME: Duration = Duration::from_millis(50);
 /// A shorter wait in vain does not show that no broker can be reached.
-const LEAST_PROOF: Duration = Duration::from_millis(500);
+const MIN_PROOF: Duration = Duration::from_millis(500);
 /// How often it is found out whether a broker can be reached.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// From the end of one such question to the next at least.
-const LEAST_PAUSE: Duration = Duration::from_millis(100);
+const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// After so many questions in a row without an answer, appends are refused at once.
 const FAILURES_TO_REFUSE: u32 = 2;
 /// How often a known topic is looked at for new partitions, where the engine does not do it, and how many each time.
@@ -123,7 +124,7 @@ impl<C: Completion> Ticket<C> {
 impl<C: Completion> Reminder<C> {
     /// Tells how the append ended, unless that was told before.
     pub(super) fn complete(self, outcome: AppendResult) {
-        let completion = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let completion = lock(&self.0).take();
         if let Some(completion) = completion {
             completion.complete(outcome);
         }
@@ -132,7 +133,7 @@ impl<C: Completion> Reminder<C> {
     /// Whether it has been told already.
     #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     pub(super) fn is_done(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        lock(&self.0).is_none()
     }
 }
 
@@ -167,7 +168,7 @@ struct Reach {
 impl<C: Completion> State<C> {
     /// Nothing known yet.
     pub(super) fn new(config: &ProducerConfig) -> Arc<Self> {
-        let ask_for = (MOST_ASKING * 2).min(config.timeout);
+        let ask_for = (MAX_LOOKUP_TIME * 2).min(config.timeout);
         let topics = RwLock::new(Topics::new(config.max_in_flight.max(1), ask_for));
         let (wake, woken) = bounded(1);
         let questions = AtomicU64::new(0);
@@ -209,15 +210,15 @@ impl<C: Completion> State<C> {
     }
 
     fn doubted(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.doubted)
     }
 
     fn topics(&self) -> RwLockReadGuard<'_, Topics<Waiting<C>>> {
-        self.topics.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.topics)
     }
 
     fn topics_to_change(&self) -> RwLockWriteGuard<'_, Topics<Waiting<C>>> {
-        self.topics.write().unwrap_or_else(PoisonError::into_inner)
+        write(&self.topics)
     }
 }
 
@@ -235,7 +236,7 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
             Reach { refusing: AtomicBool::new(false), state: Mutex::new(Err("no broker has answered yet".to_owned())) };
         let (max_message_bytes, timeout) = (config.max_message_bytes, config.timeout);
         let front = Arc::new(Front { back, state, max_message_bytes, timeout, reach });
-        let asker = Asker { front: Arc::clone(&front), ask, wait: wait.min(MOST_ASKING), failures: 0 };
+        let asker = Asker { front: Arc::clone(&front), ask, wait: wait.min(MAX_LOOKUP_TIME), failures: 0 };
         let stop = supervisor.stop().clone();
         // It ends at the close; until then what was taken is looked up, after the stop as well.
         supervisor.spawn_task("kafka-ask", move || asker.run(&stop));
@@ -264,7 +265,7 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
 
     /// [`super::Producer::reachable`].
     pub(super) fn reachable(&self) -> Result<(), String> {
-        self.reach.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.reach.state).clone()
     }
 
     /// [`super::Producer::topic_questions`].
@@ -367,7 +368,7 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
 
 impl Reach {
     fn reason(&self) -> String {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         state.clone().err().unwrap_or_else(|| "no broker can be reached".to_owned())
     }
 
@@ -378,7 +379,7 @@ impl Reach {
             (Ok(()), true, _) => info!("a broker can be reached again"),
             _ => {}
         }
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+        *lock(&self.state) = outcome;
     }
 }
 
@@ -415,19 +416,19 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
         while !self.front.state.is_closed() {
             if stop.is_triggered() {
                 // Nobody asks any more whether a broker can be reached, and the end is not held up for long.
-                (stopped, self.wait) = (never(), self.wait.min(MOST_ASKING_AT_END));
+                (stopped, self.wait) = (never(), self.wait.min(MAX_LOOKUP_TIME_AT_CLOSE));
                 next_probe = Instant::now() + PROBE_EVERY;
             } else if Instant::now() >= next_probe {
                 let (wait, asked) = (self.patience(), Instant::now());
                 let outcome = self.ask.reach(wait);
                 if outcome.is_ok() {
                     self.failures = 0;
-                } else if wait >= self.wait.min(LEAST_PROOF) {
+                } else if wait >= self.wait.min(MIN_PROOF) {
                     self.failures = self.failures.saturating_add(1);
                 }
                 self.front.reach.set(outcome, self.failures >= FAILURES_TO_REFUSE);
                 // While none answers there is nearly always a question out, so that the first sign of life is heard.
-                next_probe = (asked + PROBE_EVERY).max(Instant::now() + LEAST_PAUSE);
+                next_probe = (asked + PROBE_EVERY).max(Instant::now() + MIN_PAUSE);
             }
             self.ask_for_topics();
             if B::COUNTS_PARTITIONS && !stop.is_triggered() {
@@ -468,7 +469,7 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
     fn patience(&self) -> Duration {
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         let most = self.front.state.topics().next_deadline().map_or(self.wait, until);
-        most.max(LEAST_ASKING).min(self.wait)
+        most.max(MIN_LOOKUP_TIME).min(self.wait)
     }
 
     fn ask_for_topics(&mut self) {

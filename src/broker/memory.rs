@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::marker::PhantomData;
 use std::num::NonZeroI32;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::partitioner::{Spread, partition_of};
@@ -17,6 +17,7 @@ use super::{
     Message, MetadataError, Offset, PartitionId, PartitionInfo, PartitionerKind, Producer, Record, Stored,
     TopicPartition,
 };
+use crate::locks::{lock, wait_timeout};
 
 /// A handle on the broker; clones share it.
 #[derive(Clone, Default)]
@@ -73,7 +74,7 @@ impl Log {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -305,7 +306,7 @@ impl<C: Completion> Producer<C> for MemoryProducer<C> {
             if left.is_zero() {
                 break;
             }
-            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.shared.changed, state, left);
         }
         let abandoned: Vec<_> = state.held.extract_if(.., |held| held.producer == self.number).collect();
         drop(state);
@@ -367,7 +368,7 @@ impl Fetcher for MemoryFetcher {
                     false => Ok(found),
                 };
             }
-            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&shared.changed, state, left);
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::config::{Problems, Section};
 
 /// A shorter secret would be found in any text.
 #[cfg(feature = "librdkafka")]
-const LEAST_TO_HIDE: usize = 4;
+const MIN_HIDDEN_BYTES: usize = 4;
 const HIDDEN: &str = "[hidden]";
 
 /// What a daemon does with Kafka; some settings are for one of the two only.
@@ -191,7 +191,7 @@ impl KafkaSettings {
                 secrets.extend(value.split(' '));
             }
         }
-        secrets.retain(|secret| secret.len() >= LEAST_TO_HIDE);
+        secrets.retain(|secret| secret.len() >= MIN_HIDDEN_BYTES);
         // One that is part of another must not leave the rest of it.
         secrets.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
         let mut text = Cow::Borrowed(text);
@@ -200,7 +200,7 @@ impl KafkaSettings {
                 text = Cow::Owned(text.replace(secret, HIDDEN));
             }
             // A long one is cut off at the end of the text.
-            let mut cut = (LEAST_TO_HIDE..secret.len()).rev().filter_map(|end| secret.get(..end));
+            let mut cut = (MIN_HIDDEN_BYTES..secret.len()).rev().filter_map(|end| secret.get(..end));
             if let Some(kept) = cut.find_map(|beginning| text.strip_suffix(beginning)) {
                 text = Cow::Owned(format!("{kept}{HIDDEN}"));
             }

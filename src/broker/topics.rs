@@ -16,15 +16,15 @@ use std::time::{Duration, Instant};
 const UNKNOWN_FOR: Duration = Duration::from_secs(3);
 /// A topic is called unknown when it was so for this long: a broker that creates it says so at first.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
-/// First pause before a topic is asked for again; it doubles up to [`MOST_PAUSE`].
+/// First pause before a topic is asked for again; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const MOST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Known and unknown topics kept; when full, some that nobody waits for are forgotten, unknown ones first.
-const MOST_TOPICS: usize = 10_000;
+const MAX_TOPICS: usize = 10_000;
 /// Topics that no broker has said anything about yet; when full, appends to further ones are refused as `Full`.
-const MOST_ASKED: usize = 256;
+const MAX_LOOKUPS: usize = 256;
 /// Topics of which brokers said that they do not exist, asked for again for a while; when full, that word counts at once.
-const MOST_MISSED: usize = 256;
+const MAX_MISSED: usize = 256;
 
 /// The table; `W` is what waits for a topic.
 pub(super) struct Topics<W> {
@@ -136,7 +136,7 @@ impl<W> Topics<W> {
         if let Some(Topic::Asked(asked)) = self.topics.get_mut(topic) {
             asked.waiting.push(waiting);
         } else {
-            if self.asked_count - self.missed_count >= MOST_ASKED {
+            if self.asked_count - self.missed_count >= MAX_LOOKUPS {
                 return Err(waiting);
             }
             self.make_room(now);
@@ -190,7 +190,7 @@ impl<W> Topics<W> {
         let verdict = match answer {
             Answer::Exists(partition_count) => Verdict::Exists(partition_count),
             Answer::DoesNot if waited >= unknown_after => Verdict::Unknown,
-            Answer::DoesNot if !asked.known_before && !asked.missed && self.missed_count >= MOST_MISSED => {
+            Answer::DoesNot if !asked.known_before && !asked.missed && self.missed_count >= MAX_MISSED => {
                 Verdict::Unknown
             }
             Answer::NotYet if waited >= self.ask_for => Verdict::Unreachable("it has no leader yet".to_owned()),
@@ -199,7 +199,7 @@ impl<W> Topics<W> {
             Answer::DoesNot | Answer::NotYet => {
                 if let Some(Topic::Asked(asked)) = self.topics.get_mut(topic) {
                     asked.next = now + asked.pause;
-                    asked.pause = (asked.pause * 2).min(MOST_PAUSE);
+                    asked.pause = (asked.pause * 2).min(MAX_PAUSE);
                     if !std::mem::replace(&mut asked.missed, true) {
                         self.missed_count += 1;
                     }
@@ -260,21 +260,21 @@ impl<W> Topics<W> {
     }
 
     fn make_room(&mut self, now: Instant) {
-        if self.topics.len() < MOST_TOPICS {
+        if self.topics.len() < MAX_TOPICS {
             return;
         }
         self.topics.retain(|_, topic| !matches!(topic, Topic::Unknown { until } if *until <= now));
-        if self.topics.len() < MOST_TOPICS {
+        if self.topics.len() < MAX_TOPICS {
             return;
         }
         // What does not exist gives way to what does; many at once, since each look through the table takes a while.
-        let mut left = MOST_TOPICS / 10;
+        let mut left = MAX_TOPICS / 10;
         self.topics.retain(|_, topic| {
             let goes = left > 0 && matches!(topic, Topic::Unknown { .. });
             left -= usize::from(goes);
             !goes
         });
-        if self.topics.len() >= MOST_TOPICS {
+        if self.topics.len() >= MAX_TOPICS {
             let known = self.topics.iter().find(|(_, topic)| matches!(topic, Topic::Known { .. }));
             if let Some(name) = known.map(|(name, _)| Arc::clone(name)) {
                 self.topics.remove(&name);
@@ -340,22 +340,22 @@ mod tests {
         let mut topics = Topics::new(100_000, Duration::from_secs(4));
         topics.wait(&"real".into(), 0, start).expect("there is room");
         topics.answer("real", Answer::Exists(1), start).expect("a verdict");
-        for number in 0..MOST_TOPICS + 50 {
+        for number in 0..MAX_TOPICS + 50 {
             let name: Arc<str> = format!("t{number}").into();
             topics.wait(&name, 1, start).expect("who was missed takes no place of who was not asked for");
             let at_once = topics.answer(&name, Answer::DoesNot, start);
-            assert_eq!(at_once.is_some(), number >= MOST_MISSED, "{number}");
+            assert_eq!(at_once.is_some(), number >= MAX_MISSED, "{number}");
         }
-        assert!(topics.topics.len() <= MOST_TOPICS, "{}", topics.topics.len());
+        assert!(topics.topics.len() <= MAX_TOPICS, "{}", topics.topics.len());
         assert_eq!(topics.known("real", None, start), Known::Yes(1));
-        for number in 0..MOST_ASKED {
+        for number in 0..MAX_LOOKUPS {
             topics.wait(&format!("u{number}").into(), 2, start).expect("there is room");
         }
         assert_eq!(topics.wait(&"more".into(), 3, start), Err(3));
-        for number in 0..MOST_MISSED {
+        for number in 0..MAX_MISSED {
             topics.answer(&format!("t{number}"), Answer::DoesNot, at(start, 1_000)).expect("a verdict");
         }
-        assert_eq!((topics.asked_count, topics.missed_count, topics.waiting_count), (MOST_ASKED, 0, MOST_ASKED));
+        assert_eq!((topics.asked_count, topics.missed_count, topics.waiting_count), (MAX_LOOKUPS, 0, MAX_LOOKUPS));
     }
 
     fn at(start: Instant, milliseconds: u64) -> Instant {
@@ -459,11 +459,11 @@ mod tests {
     #[test]
     fn the_table_does_not_grow_with_the_names_that_were_tried() {
         let (mut topics, _, start) = table();
-        for number in 0..MOST_TOPICS + 50 {
+        for number in 0..MAX_TOPICS + 50 {
             let name: Arc<str> = format!("t{number}").into();
             topics.wait(&name, 1, start).expect("there is room");
             topics.answer(&name, Answer::Exists(1), start).expect("that is a verdict");
         }
-        assert_eq!(topics.topics.len(), MOST_TOPICS);
+        assert_eq!(topics.topics.len(), MAX_TOPICS);
     }
 }

@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::io::{self, BufRead, Cursor, ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use log::debug;
@@ -19,6 +19,7 @@ use super::encode::{Form, encode};
 use super::inbox::{Inbox, Message};
 use super::tls::{Received, Session};
 use super::{Response, UNANSWERED};
+use crate::locks::lock;
 
 /// Encoding buffers larger than this are not kept for the next answer.
 const KEPT_BUFFER: usize = 64 * 1024;
@@ -86,7 +87,7 @@ impl Connection {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The phase, and since when.

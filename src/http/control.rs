@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use super::Handler;
 use super::scan::Refused;
+use crate::locks::{lock, wait_timeout_while};
 
 /// What a server and its threads have in common.
 #[derive(Default)]
@@ -64,7 +65,7 @@ impl Control {
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 
     /// Counts a new connection, unless there are `most`, or as many from this client as it may have.
@@ -106,10 +107,7 @@ impl Control {
 
     /// Waits until no connection is open; the number that still are at the deadline.
     pub(super) fn wait_until_closed(&self, grace: Duration) -> usize {
-        let (open, _) = self
-            .closed
-            .wait_timeout_while(self.open(), grace, |open| open.count > 0)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (open, _) = wait_timeout_while(&self.closed, self.open(), grace, |open| open.count > 0);
         open.count
     }
 }

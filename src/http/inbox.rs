@@ -6,14 +6,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use log::error;
 
 use super::Errand;
 use super::control::Control;
 use super::poller::Poller;
-use crate::supervise::caught;
+use crate::locks::lock;
+use crate::panics::caught;
 
 /// What others want of a reader.
 pub(super) enum Message {
@@ -73,7 +74,7 @@ impl Inbox {
     }
 
     fn mail(&self) -> MutexGuard<'_, Mail> {
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.mail)
     }
 
     /// Leaves a message; nobody reads it once the reader has ended.

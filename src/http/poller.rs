@@ -11,7 +11,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 
 /// Reports taken with one wait; more come with the next.
-const MOST_EVENTS: usize = 1024;
+const MAX_EVENTS: usize = 1024;
 /// The key of the waker; sockets have smaller ones.
 const WAKER: u64 = u64::MAX;
 
@@ -48,7 +48,7 @@ pub(super) struct Events(Vec<epoll::Event>);
 
 impl Default for Events {
     fn default() -> Self {
-        Events(Vec::with_capacity(MOST_EVENTS))
+        Events(Vec::with_capacity(MAX_EVENTS))
     }
 }
 

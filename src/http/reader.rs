@@ -9,7 +9,6 @@ mod secured;
 
 use std::io::{ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,7 @@ use super::server::{Counters, Limits};
 use super::tls::Tls;
 use super::{Admission, Handler, Lease, Notes, Reply, Request, Response, SHUTTING_DOWN};
 use crate::logging;
-use crate::supervise::caught;
+use crate::panics::{self, caught};
 use secured::Handshake;
 
 /// Most bytes read at once; also what a client can send ahead of its answer.
@@ -417,7 +416,7 @@ impl Reader {
         let prepared = client.instead.take();
         let is_ours = prepared.is_none();
         let response = prepared.unwrap_or_else(|| {
-            catch_unwind(AssertUnwindSafe(|| handler.refusal(refused.status, refused.reason)))
+            panics::catch(|| handler.refusal(refused.status, refused.reason))
                 .unwrap_or_else(|_| Response::text(refused.status, refused.reason))
         });
         client.parser = Parser::new(head_limits);

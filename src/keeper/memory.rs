@@ -4,11 +4,12 @@
 //! itself here: a session ends when a test says so ([`MemoryKeeper::expire`]), never by its timeout.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::paths::parent_of;
 use super::{Epoch, Keeper, KeeperError, Lifetime, Node};
+use crate::locks::lock;
 
 /// The tree and its sessions. Clones share it.
 #[derive(Clone, Default)]
@@ -256,10 +257,6 @@ impl Keeper for MemorySession {
         state.end_session(self.client);
         state.clients[self.client].closed = true;
     }
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

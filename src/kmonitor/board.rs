@@ -6,10 +6,11 @@
 //! Invariant: a view that is too old is not shown. A poller that hangs makes its delays unknown, not frozen.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::delay::ModuleDelay;
+use crate::locks::lock;
 
 /// A view older than so many times the time between two readings is not shown.
 const STALE_AFTER: u32 = 3;
@@ -79,7 +80,7 @@ impl Place {
 
 impl Cluster {
     fn lock(&self) -> MutexGuard<'_, Option<Arc<View>>> {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.view)
     }
 }
 

@@ -13,10 +13,10 @@ use crate::http::{ClientCertificates, HeadLimits, Listen, Tls, TlsSettings};
 use crate::logging::LogConfig;
 
 /// What librdkafka and brokers can be told at most.
-const MOST_MESSAGE_BYTES: usize = 1_000_000_000;
+const MAX_MESSAGE_BYTES: usize = 1_000_000_000;
 
 /// Largest head that can be allowed.
-const MOST_HEAD_BYTES: usize = 1 << 20;
+const MAX_HEAD_BYTES: usize = 1 << 20;
 
 /// Everything kproxy is told.
 #[derive(Clone, Debug)]
@@ -100,7 +100,7 @@ impl Config {
             section.note("admin_port", "is the same as port, but must be another one", problems);
         }
         let at = |port| address.map_or(Listen::Everywhere(port), |address| Listen::At((address, port).into()));
-        let max_message_bytes = section.count("max_request_size_bytes", Some(10_485_760), MOST_MESSAGE_BYTES, problems);
+        let max_message_bytes = section.count("max_request_size_bytes", Some(10_485_760), MAX_MESSAGE_BYTES, problems);
         let max_in_flight_bytes = section.count("max_in_flight_bytes", Some(268_435_456), 1 << 40, problems);
         let head = head_limits(section, problems);
         let largest_request = max_message_bytes.get() + 2 * head.head;
@@ -115,7 +115,7 @@ impl Config {
             );
         }
         let max_batch_bytes =
-            section.count("max_batch_bytes", Some(max_message_bytes.get()), MOST_MESSAGE_BYTES, problems);
+            section.count("max_batch_bytes", Some(max_message_bytes.get()), MAX_MESSAGE_BYTES, problems);
         let most_of_batch = max_in_flight_bytes.get().saturating_sub(2 * head.head);
         if max_batch_bytes.get() > most_of_batch && largest_request <= max_in_flight_bytes.get() {
             section.note(
@@ -170,8 +170,8 @@ impl Config {
 /// `max_uri_bytes` and `max_header_bytes`, the one within the other.
 fn head_limits(section: &mut Section, problems: &mut Problems) -> HeadLimits {
     let default = HeadLimits::default();
-    let uri = section.count("max_uri_bytes", Some(default.uri), MOST_HEAD_BYTES, problems).get();
-    let head = section.count("max_header_bytes", Some(default.head), MOST_HEAD_BYTES, problems).get();
+    let uri = section.count("max_uri_bytes", Some(default.uri), MAX_HEAD_BYTES, problems).get();
+    let head = section.count("max_header_bytes", Some(default.head), MAX_HEAD_BYTES, problems).get();
     if uri >= head {
         let text = format!("is {uri}, but must be less than max_header_bytes, {head}, of which it is a part");
         section.note("max_uri_bytes", text, problems);

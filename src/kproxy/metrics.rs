@@ -4,12 +4,13 @@
 //! strangers make up take neither memory nor labels.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 use crate::broker::Acks;
+use crate::locks::{read, write};
 use crate::metrics::{Registry, SECONDS_BUCKETS};
 
 /// Topics with a label of their own.
@@ -82,7 +83,7 @@ impl Metrics {
 
     /// The topic of this name.
     pub(super) fn topic(&self, name: &str) -> Topic {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = read(&self.known);
         known.get(name).cloned().unwrap_or_else(|| Topic { name: name.into(), stored: None })
     }
 
@@ -98,7 +99,7 @@ impl Metrics {
     fn learn(&self, topic: &Topic) -> Arc<[IntCounter; 3]> {
         let counters =
             |label: &str| Arc::new(LEVELS.map(|acks| self.commits.with_label_values(&[label, level(acks), "200"])));
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = write(&self.known);
         if known.len() >= MAX_TOPICS && !known.contains_key(&topic.name) {
             return counters(OTHER_TOPICS);
         }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use log::warn;
@@ -17,6 +17,7 @@ use ureq::unversioned::transport::NextTimeout;
 
 use super::config::ProtocolConfig;
 use super::socket::TcpConnector;
+use crate::locks::{lock, wait_timeout_while};
 use crate::shutdown::Stop;
 
 /// Idle connections are closed before the backend closes them: five seconds is the shortest usual keep-alive time, and a
@@ -125,7 +126,7 @@ impl Names {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     fn names(&self) -> Vec<String> {
@@ -134,8 +135,7 @@ impl Names {
 
     fn addresses(&self, authority: &str) -> Result<Vec<SocketAddr>, String> {
         let is_pending = |table: &mut HashMap<String, Known>| matches!(table.get(authority), Some(Known::NotYet));
-        let waited = self.changed.wait_timeout_while(self.lock(), FIRST_LOOKUP, is_pending);
-        let (table, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (table, _) = wait_timeout_while(&self.changed, self.lock(), FIRST_LOOKUP, is_pending);
         match table.get(authority) {
             Some(Known::Addresses(addresses)) => Ok(addresses.clone()),
             Some(Known::Failed(reason)) => Err(format!("{authority} cannot be looked up: {reason}")),

@@ -2,8 +2,9 @@
 
 use std::cell::Cell;
 use std::fmt::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::panics;
 
 /// A message is cut after so many bytes, so that no value can make a line without a bound.
 const MAX_MESSAGE_BYTES: usize = 16 << 10;
@@ -22,7 +23,7 @@ pub(super) fn format_line(line: &mut Vec<u8>, word: &str, thread: &str, origin: 
         let _ = message.write_str(origin);
         let _ = message.write_str(": ");
     }
-    match catch_unwind(AssertUnwindSafe(|| message.write_fmt(text))) {
+    match panics::catch(|| message.write_fmt(text)) {
         Ok(Ok(())) => {}
         Ok(Err(_)) => message.line.extend_from_slice(b" (a value could not be shown)"),
         Err(_) => message.line.extend_from_slice(b" (showing a value panicked)"),

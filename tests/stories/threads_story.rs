@@ -9,9 +9,9 @@ use crate::harness::http::{self, Client};
 use crate::harness::{Cluster, Daemon, Program, free_port, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const MOST_THREADS: usize = 32;
+const MAX_THREADS: usize = 32;
 /// As long as no broker at all can be reached, each of the three producers tries the three hosts of the configuration besides.
-const MOST_WITHOUT_BROKERS: usize = MOST_THREADS + 9;
+const MAX_WITHOUT_BROKERS: usize = MAX_THREADS + 9;
 const CLIENTS: usize = 64;
 
 /// What happens to the brokers meanwhile.
@@ -111,7 +111,7 @@ fn a_kproxy_before_three_brokers_has_at_most_32_threads_under_any_load() {
     let is_rdk = |name: &&String| name.starts_with("rdk:");
     assert!(peaks[0].iter().any(|name| is_rdk(&name)), "the names are not what they were: {:?}", peaks[0]);
     for (number, (name, peak)) in PHASES.iter().zip(&peaks).enumerate() {
-        let most = if number == PHASES.len() - 1 { MOST_WITHOUT_BROKERS } else { MOST_THREADS };
+        let most = if number == PHASES.len() - 1 { MAX_WITHOUT_BROKERS } else { MAX_THREADS };
         assert!(peak.len() <= most, "{name}: {} threads: {peak:?}", peak.len());
     }
     kproxy.end_well(Duration::from_secs(12));

@@ -6,7 +6,6 @@
 //! anything else an answer may still be under way, which the crate would take for the answer to the next question.
 
 use std::net::{TcpStream, ToSocketAddrs};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,15 +15,16 @@ use kafka::error::{Error, KafkaCode};
 
 use crate::broker::BrokerConfig;
 use crate::broker::partitioner::Spread;
+use crate::panics;
 use crate::shutdown::Stop;
-use crate::supervise::{panic_text, spawn_expendable};
+use crate::supervise::spawn_expendable;
 
 /// Threads of one caller at a time: one that works and some that were abandoned. When so many hang, calls are refused.
-const MOST_THREADS: usize = 4;
+const MAX_THREADS: usize = 4;
 /// A connection that was idle for longer is not used again; brokers close theirs after ten minutes.
-const MOST_IDLE: Duration = Duration::from_secs(60);
+const MAX_IDLE: Duration = Duration::from_secs(60);
 /// How long a host may take to accept a connection.
-const MOST_CONNECTING: Duration = Duration::from_secs(1);
+const MAX_CONNECTING: Duration = Duration::from_secs(1);
 
 /// Why a call gave no result.
 #[derive(Clone, Debug)]
@@ -107,7 +107,7 @@ impl Caller {
             // The others were refused at load.
             _ => Compression::NONE,
         };
-        let connect_wait = self.broker.request_timeout.min(MOST_CONNECTING);
+        let connect_wait = self.broker.request_timeout.min(MAX_CONNECTING);
         let job: Job = Box::new(move |slot| {
             let outcome = match slot {
                 Some(client) => guarded(client, call),
@@ -136,7 +136,7 @@ impl Caller {
         if let Some(jobs) = &self.jobs {
             return Ok(jobs.clone());
         }
-        if Arc::strong_count(&self.threads) > MOST_THREADS {
+        if Arc::strong_count(&self.threads) > MAX_THREADS {
             let reason = "too many earlier calls still hang, it is tried again when one has ended".to_owned();
             return Err(CallError::Unreachable(reason));
         }
@@ -195,7 +195,7 @@ fn connect(hosts: &[String], wait: Duration) -> Result<KafkaClient, CallError> {
         return Err(CallError::Unreachable(format!("none of {} can be connected to ({last})", hosts.join(", "))));
     }
     let mut client = KafkaClient::new(found);
-    client.set_connection_idle_timeout(MOST_IDLE);
+    client.set_connection_idle_timeout(MAX_IDLE);
     client.set_retry_max_attempts(1);
     Ok(client)
 }
@@ -204,9 +204,9 @@ fn guarded<T>(
     client: &mut KafkaClient,
     call: impl FnOnce(&mut KafkaClient) -> kafka::Result<T>,
 ) -> Result<T, CallError> {
-    match catch_unwind(AssertUnwindSafe(|| call(client))) {
+    match panics::catch(|| call(client)) {
         Ok(outcome) => outcome.map_err(|error| classified(&error)),
-        Err(panic) => Err(CallError::Unclear(format!("the client panicked: {}", panic_text(panic.as_ref())))),
+        Err(text) => Err(CallError::Unclear(format!("the client panicked: {text}"))),
     }
 }
 
@@ -266,7 +266,7 @@ mod tests {
         let silent = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
         let mut caller = caller(silent.local_addr().expect("it is bound").to_string());
         let started = Instant::now();
-        for _ in 0..MOST_THREADS {
+        for _ in 0..MAX_THREADS {
             let outcome = caller.call(Duration::from_millis(50), |client| client.load_metadata(&["t"]));
             assert!(matches!(outcome, Err(CallError::Unclear(_))), "{outcome:?}");
         }

@@ -35,7 +35,7 @@ const STUCK_AFTER: u32 = 3;
 /// Bytes asked for of one partition at first.
 const FIRST_BYTES: (usize, usize) = (64 << 10, 1 << 20);
 /// Troubles kept for the next polls; further ones are left out, since each comes again while it lasts.
-const MOST_TROUBLES: usize = 64;
+const MAX_TROUBLES: usize = 64;
 
 /// The fetcher of this engine.
 pub(in crate::broker) struct RustFetcher {
@@ -150,7 +150,7 @@ impl RustFetcher {
     }
 
     fn trouble(&mut self, trouble: FetchError) {
-        if self.troubles.len() < MOST_TROUBLES {
+        if self.troubles.len() < MAX_TROUBLES {
             self.troubles.push_back(trouble);
         }
     }

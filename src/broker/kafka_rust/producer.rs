@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroI32;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
@@ -22,16 +22,17 @@ use crate::broker::{
     Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, Offset, PartitionId,
     PartitionerKind, Producer, ProducerConfig, Record, Stored,
 };
+use crate::locks::lock;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
 const WORKERS: u32 = 4;
 /// Messages in one call.
-const MOST_IN_BATCH: usize = 400;
+const MAX_IN_BATCH: usize = 400;
 /// Bytes in one call, unless one message alone is larger.
-const MOST_BATCH_BYTES: usize = 512 * 1024;
+const MAX_BATCH_BYTES: usize = 512 * 1024;
 /// How long the broker may take to confirm a call.
-const MOST_CONFIRMING: Duration = Duration::from_secs(10);
+const MAX_CONFIRMING: Duration = Duration::from_secs(10);
 /// Pause before a partition is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Names asked for by one client, which keeps each.
@@ -71,17 +72,17 @@ struct Job<C> {
 
 impl Outstanding {
     fn add(&self) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *lock(&self.count) += 1;
     }
 
     fn done(&self) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *lock(&self.count) -= 1;
         self.changed.notify_all();
     }
 
     /// Waits until there are none, or for `wait`.
     fn wait_for_none(&self, wait: Duration) {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = lock(&self.count);
         drop(self.changed.wait_timeout_while(count, wait, |count| *count > 0));
     }
 }
@@ -308,7 +309,7 @@ impl<C: Completion> Worker<C> {
         let sending = Arc::<Sending>::default();
         let records = Arc::new(records);
         let call = produce(key, Arc::clone(&records), std::mem::take(&mut group.reload), left, Arc::clone(&sending));
-        match self.caller.call(left.min(MOST_CONFIRMING + self.wait), call) {
+        match self.caller.call(left.min(MAX_CONFIRMING + self.wait), call) {
             Ok(first_offset) => {
                 group.unknown_since = None;
                 for (place, job) in batch.into_iter().enumerate() {
@@ -394,12 +395,12 @@ struct Sending(Mutex<Option<bool>>);
 impl Sending {
     /// The call is about to send; false when it must not any more.
     fn begin(&self) -> bool {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(true)
+        *lock(&self.0).get_or_insert(true)
     }
 
     /// From now on the call sends nothing; false when it has begun to.
     fn prevent(&self) -> bool {
-        !*self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(false)
+        !*lock(&self.0).get_or_insert(false)
     }
 }
 
@@ -436,14 +437,14 @@ impl<C> Unsent<C> {
 }
 
 fn next_batch<C>(group: &mut Group<C>) -> VecDeque<Job<C>> {
-    let most = if group.one_by_one > 0 { 1 } else { MOST_IN_BATCH };
+    let most = if group.one_by_one > 0 { 1 } else { MAX_IN_BATCH };
     let mut bytes = 0;
     let mut batch = VecDeque::new();
     while batch.len() < most
         && let Some(job) = group.jobs.front()
     {
         bytes += job.record.value.len() + job.record.key.as_ref().map_or(0, Vec::len);
-        if !batch.is_empty() && bytes > MOST_BATCH_BYTES {
+        if !batch.is_empty() && bytes > MAX_BATCH_BYTES {
             break;
         }
         batch.extend(group.jobs.pop_front());
@@ -480,7 +481,7 @@ fn produce(
             // Nobody waits for this call any more, and the messages go another way.
             return Err(Error::NoHostReachable);
         }
-        let confirms = client.produce_messages(required, left.min(MOST_CONFIRMING), messages)?;
+        let confirms = client.produce_messages(required, left.min(MAX_CONFIRMING), messages)?;
         if acks == Acks::None {
             return Ok(None);
         }

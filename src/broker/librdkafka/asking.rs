@@ -4,7 +4,7 @@
 //! those of acks=0 are not answered, so that no question waits behind them. But librdkafka keeps every name that a producer was asked
 //! about for ever, so topics are looked up with questions of administration, which leave nothing behind. Those never
 //! make a topic; where the brokers are to make it (`auto.create.topics.enable`), the name is asked for in the ordinary
-//! way too. Invariant: of the names that strangers try, the producer keeps no more than [`MOST_NAMES_IN_VAIN`].
+//! way too. Invariant: of the names that strangers try, the producer keeps no more than [`MAX_UNKNOWN_NAMES`].
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::broker::front::Ask;
 use crate::broker::topics::Answer;
 
 /// After so many names that no broker made, brokers are not asked to make any more; those that do make them leave none.
-const MOST_NAMES_IN_VAIN: usize = 1_000;
+const MAX_UNKNOWN_NAMES: usize = 1_000;
 
 /// The questions of one producer.
 pub(super) struct Asking<X: ProducerContext + HasVoice + 'static> {
@@ -71,12 +71,12 @@ impl<X: ProducerContext + HasVoice + 'static> Asking<X> {
     /// Lets the brokers make the topic, if they do such a thing.
     fn let_it_be_made(&mut self, topic: &str, wait: Duration) -> Answer {
         if !self.in_vain.contains(topic) {
-            if self.in_vain.len() >= MOST_NAMES_IN_VAIN {
+            if self.in_vain.len() >= MAX_UNKNOWN_NAMES {
                 return Answer::DoesNot;
             }
             self.in_vain.insert(topic.to_owned());
-            if self.in_vain.len() == MOST_NAMES_IN_VAIN {
-                warn!("brokers are not asked to make topics any more: they made none of the last {MOST_NAMES_IN_VAIN}");
+            if self.in_vain.len() == MAX_UNKNOWN_NAMES {
+                warn!("brokers are not asked to make topics any more: they made none of the last {MAX_UNKNOWN_NAMES}");
             }
         }
         let metadata = match self.native.client().fetch_metadata(Some(topic), wait) {

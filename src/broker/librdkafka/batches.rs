@@ -16,11 +16,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::broker::front::{Failed, Reminder, Waiting, not_stored};
 use crate::broker::{AppendError, AppendFailure, Completion, PartitionId, Record, Stored};
+use crate::locks::{lock, read, write};
 
 /// What librdkafka puts into one batch at most, unless one message alone is larger.
 pub(super) const BATCH_BYTES: usize = 1_000_000;
@@ -31,7 +32,7 @@ const NARROW_FOR: Duration = Duration::from_secs(600);
 /// A limit that nobody told is asked for again so often.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// Topics remembered; when full, those with nothing under way are forgotten.
-const MOST_BOOKS: usize = 10_000;
+const MAX_LIMITED_TOPICS: usize = 10_000;
 
 /// What one message takes of a batch, rather more than less.
 pub(super) fn size_of(record: &Record) -> usize {
@@ -98,7 +99,7 @@ impl<C: Completion> Book<C> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Narrow<Waiting<C>>> {
-        self.narrow.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.narrow)
     }
 
     /// Whether the topic is narrow.
@@ -142,11 +143,11 @@ impl<C: Completion> Desk<C> {
 
     /// The book of a topic.
     pub(super) fn book(&self, topic: &Arc<str>) -> Arc<Book<C>> {
-        if let Some(book) = self.books.read().unwrap_or_else(PoisonError::into_inner).get(topic) {
+        if let Some(book) = read(&self.books).get(topic) {
             return Arc::clone(book);
         }
-        let mut books = self.books.write().unwrap_or_else(PoisonError::into_inner);
-        if books.len() >= MOST_BOOKS {
+        let mut books = write(&self.books);
+        if books.len() >= MAX_LIMITED_TOPICS {
             books.retain(|_, book| Arc::strong_count(book) > 1);
         }
         Arc::clone(books.entry(Arc::clone(topic)).or_insert_with(|| Book::new(topic)))
@@ -230,7 +231,7 @@ impl<C: Completion> Desk<C> {
 
     /// Lets an append be answered at its deadline even if librdkafka gives it more time.
     pub(super) fn remind(&self, at: Instant, reminder: Reminder<C>) {
-        self.reminders.lock().unwrap_or_else(PoisonError::into_inner).push((at, reminder));
+        lock(&self.reminders).push((at, reminder));
     }
 
     /// To be called a few times a second: tells what is due to be told, and sends what may be sent. Gives the topics
@@ -255,7 +256,7 @@ impl<C: Completion> Desk<C> {
             self.narrow().retain(|book| book.is_narrow());
         }
         let due: Vec<_> = {
-            let mut reminders = self.reminders.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut reminders = lock(&self.reminders);
             reminders.extract_if(.., |(at, reminder)| *at <= now || reminder.is_done()).collect()
         };
         for (_, reminder) in due {
@@ -295,11 +296,11 @@ impl<C: Completion> Desk<C> {
     }
 
     fn narrow(&self) -> MutexGuard<'_, Vec<Arc<Book<C>>>> {
-        self.narrow.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.narrow)
     }
 
     fn untold(&self) -> MutexGuard<'_, Vec<Failed<C>>> {
-        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.untold)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::broker::{BrokerConfig, FetchError, Fetcher, FetcherConfig, Message, O
 /// A partition held for longer than this gives back what was prefetched of it.
 const HELD_WITH_PREFETCHED: Duration = Duration::from_secs(5);
 /// Troubles kept for the next polls; further ones are left out, since each comes again while it lasts.
-const MOST_TROUBLES: usize = 64;
+const MAX_TROUBLES: usize = 64;
 /// Messages that still arrive for a held partition until it is cut off once more.
 const CUT_OFF_EVERY: usize = 64;
 
@@ -78,7 +78,7 @@ impl RdFetcher {
     }
 
     fn trouble(&mut self, trouble: FetchError) {
-        if self.troubles.len() < MOST_TROUBLES {
+        if self.troubles.len() < MAX_TROUBLES {
             self.troubles.push_back(trouble);
         }
     }

@@ -3,7 +3,7 @@
 //! Each setting first, alone; then all together, with a client that is made, listened to and put away: what does not
 //! go together, files that are not there, and settings of producers in a consumer are found that way.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -14,12 +14,13 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerCon
 
 use crate::broker::settings::is_secret;
 use crate::broker::{KafkaSettings, Role};
+use crate::locks::lock;
 
 /// Where a client that is only being judged asks for a token: nobody is there.
 const NOBODY: &str = "http://127.0.0.1:1/";
 
 /// Lines of one client that are looked at; librdkafka has fewer settings than this.
-const MOST_LINES: usize = 200;
+const MAX_LINES: usize = 200;
 /// How librdkafka begins when its own token, made of the settings alone, cannot be made.
 const NO_TOKEN: &str = "Failed to acquire SASL OAUTHBEARER token";
 
@@ -49,12 +50,12 @@ pub(in crate::broker) fn judge(settings: &KafkaSettings, role: Role) -> Vec<(Str
             together.set("message.timeout.ms", timeout_ms).set("acks", "all").set("enable.idempotence", "true");
             together.create_with_context(Listener::default()).map(|client: BaseProducer<Listener>| {
                 // One event a call.
-                (0..MOST_LINES).for_each(|_| client.poll(Duration::ZERO));
+                (0..MAX_LINES).for_each(|_| client.poll(Duration::ZERO));
                 client.client().context().take()
             })
         }
         Role::Reads => together.create_with_context(Listener::default()).map(|client: BaseConsumer<Listener>| {
-            (0..MOST_LINES).for_each(|_| drop(client.poll(Duration::ZERO)));
+            (0..MAX_LINES).for_each(|_| drop(client.poll(Duration::ZERO)));
             client.client().context().take()
         }),
     };
@@ -90,17 +91,17 @@ struct Listener(Mutex<Vec<String>>);
 
 impl Listener {
     fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.0))
     }
 }
 
 impl ClientContext for Listener {
     fn log(&self, _: RDKafkaLogLevel, _: &str, line: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
+        lock(&self.0).push(line.to_owned());
     }
 
     fn error(&self, _: KafkaError, reason: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(reason.to_owned());
+        lock(&self.0).push(reason.to_owned());
     }
 }
 

@@ -15,7 +15,7 @@ use super::{EVENTS_SERVED, Voice, common_settings, in_words, set_the_users};
 use crate::broker::{BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionInfo, TopicPartition};
 
 /// Partitions in one question; librdkafka's work for a question grows with the square of it.
-const MOST_IN_A_QUESTION: usize = 1_000;
+const MAX_TOPICS_PER_LOOKUP: usize = 1_000;
 
 /// The reader of log ends of this engine.
 pub(in crate::broker) struct RdLogEnds {
@@ -82,7 +82,7 @@ impl LogEnds for RdLogEnds {
         let asked: Vec<&TopicPartition> =
             partitions.iter().filter(|partition| partition.partition >= 0 && seen.insert(*partition)).collect();
         let mut answers: HashMap<TopicPartition, Result<Offset, MetadataError>> = HashMap::with_capacity(asked.len());
-        for question in asked.chunks(MOST_IN_A_QUESTION) {
+        for question in asked.chunks(MAX_TOPICS_PER_LOOKUP) {
             let left = deadline.saturating_duration_since(Instant::now());
             let outcome = match left.is_zero() {
                 true => Err("no time was left".to_owned()),

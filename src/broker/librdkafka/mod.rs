@@ -13,7 +13,7 @@ mod native;
 mod outcome;
 mod producer;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use log::{Level, log};
@@ -23,6 +23,7 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{BrokerConfig, KafkaSettings};
+use crate::locks::lock;
 
 pub(super) use fetcher::RdFetcher;
 pub(super) use judge::judge;
@@ -30,7 +31,7 @@ pub(super) use log_ends::RdLogEnds;
 pub(super) use producer::RdProducer;
 
 /// Lines logged for one client in [`QUIET_FOR`]; an unreachable broker would write several a second.
-const MOST_LINES: u32 = 4;
+const MAX_LINES: u32 = 4;
 const QUIET_FOR: Duration = Duration::from_secs(30);
 /// Lines and errors of a client that only asks, taken in after each question; librdkafka gives out one at a time.
 const EVENTS_SERVED: usize = 32;
@@ -91,7 +92,7 @@ impl Voice {
 
     /// Adds to `what` failed the reason that is known, unless it is old.
     fn with_trouble(&self, what: String) -> String {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let trouble = lock(&self.trouble);
         match &*trouble {
             Some(trouble) if trouble.since.elapsed() < QUIET_FOR => format!("{what} ({})", trouble.words),
             _ => what,
@@ -100,7 +101,7 @@ impl Voice {
 
     /// A connection works: what was said before is over.
     fn forget_trouble(&self) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.trouble) = None;
     }
 
     fn note_trouble(&self, code: RDKafkaErrorCode, reason: &str) {
@@ -111,7 +112,7 @@ impl Voice {
             _ => return,
         };
         let words = format!("{what}: {}", self.settings.hide(reason));
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(Trouble { since: Instant::now(), words });
+        *lock(&self.trouble) = Some(Trouble { since: Instant::now(), words });
     }
 
     fn say(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
@@ -122,16 +123,16 @@ impl Voice {
             RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => Level::Info,
             RDKafkaLogLevel::Debug => Level::Debug,
         };
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.said);
         if said.since.elapsed() > QUIET_FOR {
-            let left_out = said.lines.saturating_sub(MOST_LINES);
+            let left_out = said.lines.saturating_sub(MAX_LINES);
             *said = Said { since: Instant::now(), lines: 0 };
             if left_out > 0 {
                 log!(target: "librdkafka", level, "{}: {left_out} further lines were left out", self.name);
             }
         }
         said.lines += 1;
-        if said.lines <= MOST_LINES {
+        if said.lines <= MAX_LINES {
             log!(target: "librdkafka", level, "{} {facility}: {}", self.name, self.settings.hide(line));
         }
     }

@@ -10,7 +10,7 @@
 //! do two of one key that were called one after the other and both confirmed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, OnceLock, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -30,6 +30,7 @@ use crate::broker::{
     Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, Header, PartitionerKind,
     Producer, ProducerConfig, Record, Stored,
 };
+use crate::locks::{read, write};
 use crate::supervise::Supervisor;
 
 const REPLACED: &str = "the idempotent producer had to be replaced";
@@ -209,7 +210,7 @@ impl<C: Completion> Lanes<C> {
         if let Some(native) = lane.current() {
             return Ok(native);
         }
-        let mut slot = lane.native.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = write(&lane.native);
         if let Some(native) = &*slot {
             return Ok(Arc::clone(native));
         }
@@ -256,13 +257,13 @@ impl<C: Completion> Lanes<C> {
 
 impl<C: Completion> Lane<C> {
     fn current(&self) -> Option<Arc<Native<C>>> {
-        self.native.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read(&self.native).clone()
     }
 
     /// Puts a producer away that cannot go on; the next append makes a new one. What it holds is completed with
     /// what librdkafka knows of each.
     fn retire(&self, broken: &Arc<Native<C>>) {
-        let mut slot = self.native.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = write(&self.native);
         if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, broken)) {
             *slot = None;
             drop(slot);

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, ring};
@@ -19,6 +19,7 @@ use rustls::{RootCertStore, ServerConfig};
 
 use super::session::Session;
 use super::{ClientCertificates, FileProblem, TlsSettings};
+use crate::locks;
 
 /// More than any chain or list of authorities.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -48,7 +49,7 @@ impl Tls {
             let texts: Vec<_> = problems.iter().map(|(key, text)| format!("{key} {text}")).collect();
             texts.join("; ")
         })?;
-        *self.inner.current.write().unwrap_or_else(PoisonError::into_inner) = config;
+        *locks::write(&self.inner.current) = config;
         Ok(news)
     }
 
@@ -58,7 +59,7 @@ impl Tls {
 
     /// The state of a connection that begins.
     pub(in crate::http) fn session(&self) -> Box<Session> {
-        let current = self.inner.current.read().unwrap_or_else(PoisonError::into_inner);
+        let current = locks::read(&self.inner.current);
         Box::new(Session::new(Arc::clone(&current)))
     }
 }

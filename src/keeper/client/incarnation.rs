@@ -10,7 +10,6 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -19,14 +18,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use zookeeper::{WatchedEvent, ZkError, ZkResult, ZkState, ZooKeeper};
 
+use crate::panics;
 use crate::shutdown::Never;
-use crate::supervise::{panic_text, spawn_expendable};
+use crate::supervise::spawn_expendable;
 
 /// Calls in flight on one client; what comes on top waits its turn.
 const CALLERS: usize = 6;
 
 /// Clients that live, ended ones whose threads still hang included. With [`CALLERS`] this bounds the threads: 9 a client.
-pub(super) const MOST_LIVING: usize = 8;
+pub(super) const MAX_LIVING_THREADS: usize = 8;
 
 /// Pause between two tries to close.
 const CLOSE_PAUSE: Duration = Duration::from_millis(300);
@@ -55,7 +55,7 @@ struct Living(Arc<AtomicUsize>);
 
 impl Living {
     fn register(count: &Arc<AtomicUsize>) -> Option<Living> {
-        let below = |living| (living < MOST_LIVING).then_some(living + 1);
+        let below = |living| (living < MAX_LIVING_THREADS).then_some(living + 1);
         count.fetch_update(Ordering::AcqRel, Ordering::Acquire, below).ok()?;
         Some(Living(Arc::clone(count)))
     }
@@ -85,15 +85,16 @@ impl Incarnation {
         living: &Arc<AtomicUsize>,
         wake: Sender<()>,
     ) -> Result<Incarnation, String> {
-        let living = Living::register(living)
-            .ok_or_else(|| format!("{MOST_LIVING} lost clients still hang; no more are made until one of them ends"))?;
+        let living = Living::register(living).ok_or_else(|| {
+            format!("{MAX_LIVING_THREADS} lost clients still hang; no more are made until one of them ends")
+        })?;
         let parking = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|cause| format!("no socket: {cause}"))?;
         let silent = parking.local_addr().map_err(|cause| format!("no socket: {cause}"))?;
         let servers = format!("{address},{silent}");
         let ignore = |_: WatchedEvent| ();
         // It panics where it gets no socket.
-        let client = catch_unwind(AssertUnwindSafe(|| ZooKeeper::connect(&servers, session_timeout, ignore)))
-            .map_err(|panic| format!("the client panicked: {}", panic_text(panic.as_ref())))?
+        let client = panics::catch(|| ZooKeeper::connect(&servers, session_timeout, ignore))
+            .map_err(|text| format!("the client panicked: {text}"))?
             .map_err(|error| format!("the client could not be made: {error:?}"))?;
         let lost = Arc::new(AtomicBool::new(false));
         let closed = Arc::new(AtomicBool::new(false));
@@ -151,7 +152,7 @@ impl Incarnation {
         let job = Box::new(move |client: &ZooKeeper| {
             let sent = Instant::now();
             if sent < deadline
-                && let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| work(client)))
+                && let Ok(outcome) = panics::catch(|| work(client))
             {
                 // Nobody may be waiting any more.
                 let _ = reply.try_send((sent, outcome));
@@ -238,7 +239,7 @@ fn listen(client: &ZooKeeper, closed: &Arc<AtomicBool>, lost: &Arc<AtomicBool>, 
 fn close(shared: &Shared, session_timeout: Duration) {
     let started = Instant::now();
     while !shared.closed.load(Ordering::Acquire) && started.elapsed() < 3 * session_timeout {
-        match catch_unwind(AssertUnwindSafe(|| shared.client.close())) {
+        match panics::catch(|| shared.client.close()) {
             Ok(Err(ZkError::ConnectionLoss)) => thread::sleep(CLOSE_PAUSE),
             _ => return,
         }
@@ -252,7 +253,8 @@ mod tests {
     #[test]
     fn so_many_clients_live_and_no_more() {
         let count = Arc::new(AtomicUsize::new(0));
-        let mut living: Vec<_> = (0..MOST_LIVING).map(|_| Living::register(&count).expect("below the bound")).collect();
+        let mut living: Vec<_> =
+            (0..MAX_LIVING_THREADS).map(|_| Living::register(&count).expect("below the bound")).collect();
         assert!(Living::register(&count).is_none());
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let begin = || {
@@ -267,7 +269,7 @@ mod tests {
         assert!(matches!(begun.call(deadline, |client| client.exists("/", false)), Outcome::None("no answer in time")));
         assert!(Instant::now() < deadline + Duration::from_secs(5));
         begun.end(Duration::ZERO);
-        assert_eq!(count.load(Ordering::Relaxed), MOST_LIVING, "it hangs");
+        assert_eq!(count.load(Ordering::Relaxed), MAX_LIVING_THREADS, "it hangs");
         drop(silent);
         assert!(begun.await_end(Duration::from_secs(60)));
     }

@@ -13,7 +13,7 @@ mod manager;
 mod probe;
 
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
@@ -22,6 +22,7 @@ use zookeeper::{Acl, CreateMode, ZkError, ZkResult, ZooKeeper};
 use self::incarnation::{Incarnation, Outcome};
 use self::manager::Manager;
 use super::{Epoch, Keeper, KeeperConfig, KeeperError, Lifetime, Node, SharedKeeper, paths};
+use crate::locks::lock;
 use crate::supervise::Supervisor;
 
 /// Begins to keep a session with the ensemble. Never fails and never blocks: while no server answers, calls fail as unreachable.
@@ -74,7 +75,7 @@ struct Current {
 
 impl Client {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn call_timeout(&self) -> Duration {

@@ -23,7 +23,7 @@ mod tests;
 mod topic_rates;
 mod topics;
 
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -35,6 +35,7 @@ use crate::http::Head;
 use crate::metrics::Registry;
 use crate::reload::Reloads;
 
+use crate::locks::{read, write};
 use authorization::Unusable;
 pub(super) use credentials::Credential;
 use credentials::{Book, CredentialsFile};
@@ -114,7 +115,7 @@ impl Access {
     /// Who is asking; `None` where nobody needs to say.
     pub(super) fn identify(&self, head: &Head) -> Result<Option<Arc<Credential>>, Failure> {
         let Some(credentials) = &self.credentials else { return Ok(None) };
-        let book = Arc::clone(&credentials.read().unwrap_or_else(PoisonError::into_inner));
+        let book = Arc::clone(&read(credentials));
         let (counter, why) = match authorization::read(&head.headers) {
             Ok(shown) => match book.find(&shown) {
                 Some(credential) => return Ok(Some(Arc::clone(credential))),
@@ -273,10 +274,10 @@ fn watch(file: CredentialsFile, stale: IntGauge, reloads: &Reloads) -> Arc<RwLoc
             let texts: Vec<_> = problems.0.iter().map(ToString::to_string).collect();
             return Err(texts.join("; "));
         }
-        let former = Arc::clone(&place.read().unwrap_or_else(PoisonError::into_inner));
+        let former = Arc::clone(&read(&place));
         book.go_on_from(&former);
         let news = format!("{} credentials, {} before", book.len(), former.len());
-        *place.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(book);
+        *write(&place) = Arc::new(book);
         stale.set(0);
         Ok(news)
     });

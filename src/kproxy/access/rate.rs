@@ -15,8 +15,8 @@ use crate::config::{Problems, Section};
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 /// Highest rates that can be configured.
-const MOST_REQUESTS: i64 = 1_000_000_000;
-const MOST_BYTES: i64 = 1_000_000_000_000;
+const MAX_REQUESTS: i64 = 1_000_000_000;
+const MAX_BYTES: i64 = 1_000_000_000_000;
 
 /// Keys `requests_per_second`, `bytes_per_second` and `burst_seconds`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +29,8 @@ pub(in crate::kproxy) struct Limits {
 impl Limits {
     /// Takes the three keys; `None` where nothing is limited.
     pub(in crate::kproxy) fn from_section(section: &mut Section, problems: &mut Problems) -> Option<Self> {
-        let requests = section.optional_integer("requests_per_second", 1..=MOST_REQUESTS, problems);
-        let bytes = section.optional_integer("bytes_per_second", 1..=MOST_BYTES, problems);
+        let requests = section.optional_integer("requests_per_second", 1..=MAX_REQUESTS, problems);
+        let bytes = section.optional_integer("bytes_per_second", 1..=MAX_BYTES, problems);
         let rate = |number: i64| NonZeroU64::new(number.unsigned_abs()).unwrap_or(NonZeroU64::MIN);
         let (requests_per_second, bytes_per_second) = (requests.map(rate), bytes.map(rate));
         let has_rate = requests_per_second.is_some() || bytes_per_second.is_some();

@@ -7,13 +7,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use log::Level;
 
 use super::rate::{Limits, Meter};
 use super::topics::TopicGlobs;
 use crate::config::{Problems, Section};
+use crate::locks::{read, write};
 use crate::log_limited;
 
 /// Topics that have a meter of their own at the same time.
@@ -74,7 +75,7 @@ impl TopicRates {
 
     /// The meter of this topic; `None` if it is not limited.
     pub(super) fn meter(&self, topic: &str, now: u64) -> Option<Arc<Meter>> {
-        if let Some(meter) = self.meters.read().unwrap_or_else(PoisonError::into_inner).get(topic) {
+        if let Some(meter) = read(&self.meters).get(topic) {
             return Some(Arc::clone(meter));
         }
         let (rule, shared) = self.rules.iter().find(|(rule, _)| rule.topics.contain(topic))?;
@@ -82,7 +83,7 @@ impl TopicRates {
             log_limited!(Level::Warn, "rate_limits: {} topics are in use at once, {topic} shares a limit", self.most);
             return Some(Arc::clone(shared));
         }
-        let mut meters = self.meters.write().unwrap_or_else(PoisonError::into_inner);
+        let mut meters = write(&self.meters);
         let meter = meters.entry(topic.into()).or_insert_with(|| Arc::new(Meter::new(rule.limits)));
         Some(Arc::clone(meter))
     }
@@ -90,7 +91,7 @@ impl TopicRates {
     /// Whether there is room for one more, after meters that are as new were thrown away if need be. Readers that come
     /// at once may all be told so: the table grows beyond its bound by one for each of them at most.
     fn has_room(&self, now: u64) -> bool {
-        if self.meters.read().unwrap_or_else(PoisonError::into_inner).len() < self.most {
+        if read(&self.meters).len() < self.most {
             return true;
         }
         let swept_at = self.swept_at.load(Ordering::Relaxed);
@@ -100,7 +101,7 @@ impl TopicRates {
         if !is_mine {
             return false;
         }
-        let mut meters = self.meters.write().unwrap_or_else(PoisonError::into_inner);
+        let mut meters = write(&self.meters);
         // One that is in someone's hands may be about to be taken from.
         let rested = now.saturating_sub(REST);
         meters.retain(|_, meter| !meter.is_full(rested) || Arc::strong_count(meter) > 1);

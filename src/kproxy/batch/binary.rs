@@ -8,7 +8,7 @@
 //! u32 length of the value │ value
 //! ```
 
-use super::{Bounds, Entry, MOST_HEADERS, malformed};
+use super::{Bounds, Entry, MAX_HEADERS, malformed};
 use crate::broker::Header;
 use crate::kproxy::answer::Failure;
 
@@ -44,8 +44,8 @@ impl<'a> Rest<'a> {
             length => Some(self.bytes(length, "the key")?.to_vec()),
         };
         let header_count = usize::from(self.u16("the number of headers")?);
-        if header_count > MOST_HEADERS {
-            return Err(self.malformed(format!("there are {header_count} headers, at most {MOST_HEADERS} can be")));
+        if header_count > MAX_HEADERS {
+            return Err(self.malformed(format!("there are {header_count} headers, at most {MAX_HEADERS} can be")));
         }
         let headers = (0..header_count).map(|_| self.header()).collect::<Result<_, _>>()?;
         let length = self.u32("the length of the value")?;

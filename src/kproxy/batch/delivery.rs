@@ -5,7 +5,7 @@
 //! status that a client which looks at nothing else would take for success.
 
 use std::fmt::Write;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use log::{Level, info};
@@ -16,6 +16,7 @@ use crate::kproxy::answer::{Failure, OffsetOrNull, RETRY_AFTER};
 use crate::kproxy::in_flight::Places;
 use crate::kproxy::metrics::{Metrics, Topic};
 use crate::kproxy::shown::{Peer, shown_query};
+use crate::locks;
 use crate::log_limited;
 
 type Outcome = Result<Appended, Failure>;
@@ -88,7 +89,7 @@ impl Batch {
 
 impl Errand for Batch {
     fn reply(&mut self) -> &Reply {
-        self.reply.get_mut().unwrap_or_else(PoisonError::into_inner)
+        locks::get_mut(&mut self.reply)
     }
 
     fn run(self: Box<Self>) {
@@ -103,7 +104,7 @@ impl Errand for Batch {
         if status == 503 {
             response = response.with_header("Retry-After", RETRY_AFTER);
         }
-        reply.into_inner().unwrap_or_else(PoisonError::into_inner).send(response);
+        locks::into_inner(reply).send(response);
 
         let Asked { metrics, query, bytes, peer, started, .. } = asked;
         metrics.batch(status);

@@ -28,8 +28,8 @@ pub(super) use delivery::Part;
 use delivery::{Asked, Batch};
 
 /// Headers of one message, and bytes of its key and headers: about what a head, of one `/commit`, can bring.
-const MOST_HEADERS: usize = 100;
-const MOST_BESIDE_VALUE: usize = 16 * 1024;
+const MAX_HEADERS: usize = 100;
+const MAX_KEY_AND_HEADERS_BYTES: usize = 16 * 1024;
 /// What a header takes besides its bytes: two pieces of memory and who owns them.
 const HEADER_OVERHEAD: usize = 96;
 
@@ -114,13 +114,13 @@ impl Bounds {
             let most = self.value_bytes;
             return too_large(format!("{place}: the value has {size} bytes, max_request_size_bytes is {most}"));
         }
-        if beside > MOST_BESIDE_VALUE {
+        if beside > MAX_KEY_AND_HEADERS_BYTES {
             return too_large(format!(
-                "{place}: key and headers have {beside} bytes, at most {MOST_BESIDE_VALUE} can be"
+                "{place}: key and headers have {beside} bytes, at most {MAX_KEY_AND_HEADERS_BYTES} can be"
             ));
         }
-        if entry.headers.len() > MOST_HEADERS {
-            return too_large(format!("{place}: there are more than {MOST_HEADERS} headers"));
+        if entry.headers.len() > MAX_HEADERS {
+            return too_large(format!("{place}: there are more than {MAX_HEADERS} headers"));
         }
         if entry.headers.iter().any(|header| header.name.is_empty() || header.name.contains('\0')) {
             return Err(malformed(place, "a header's name is empty or has a zero byte"));

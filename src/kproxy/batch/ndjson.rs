@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Bounds, Entry, MOST_HEADERS, malformed};
+use super::{Bounds, Entry, MAX_HEADERS, malformed};
 use crate::broker::Header;
 use crate::kproxy::answer::Failure;
 
@@ -210,8 +210,8 @@ impl<'de> Visitor<'de> for HeaderMap {
                 return Err(A::Error::custom(format_args!("the header {name:?} is given twice")));
             }
             // One more than may be is kept, so that the caller complains; the others would only cost.
-            if headers.len() > MOST_HEADERS {
-                return Err(A::Error::custom(format_args!("there are more than {MOST_HEADERS} headers")));
+            if headers.len() > MAX_HEADERS {
+                return Err(A::Error::custom(format_args!("there are more than {MAX_HEADERS} headers")));
             }
             let value = Some(map.next_value_seed(Text)?);
             headers.push(Header { name, value });

@@ -57,9 +57,9 @@ fn a_line_is_a_message_or_is_refused_with_its_place() {
         ..of_value(b"v")
     };
     let full = r#" { "key":"k", "value":"v", "headers":{"b":"\u00e4","a":""}, "partition":2147483647, "timestamp":9223372036854775807 } "#;
-    let many_headers: Vec<_> = (0..=MOST_HEADERS).map(|number| format!(r#""{number}":"""#)).collect();
+    let many_headers: Vec<_> = (0..=MAX_HEADERS).map(|number| format!(r#""{number}":"""#)).collect();
     let many_headers = format!(r#"{{"value":"v","headers":{{{}}}}}"#, many_headers.join(","));
-    let large_key = format!(r#"{{"value":"v","key":"{}"}}"#, "k".repeat(MOST_BESIDE_VALUE + 1));
+    let large_key = format!(r#"{{"value":"v","key":"{}"}}"#, "k".repeat(MAX_KEY_AND_HEADERS_BYTES + 1));
     let unknown = format!(r#"{{"{}":1}}"#, "\u{e4}".repeat(1_000));
     let wrong = format!(r#"{{"partition":"{}"}}"#, "\u{e4}".repeat(1_000));
     // The body; its messages, or the word and the beginning of the message of the refusal.

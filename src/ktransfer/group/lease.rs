@@ -1,12 +1,13 @@
 //! The fence of a ZooKeeper group: a claim holds while its session is the present one and has been confirmed of late.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use super::{Fence, Generation};
 use crate::broker::PartitionId;
 use crate::keeper::{Epoch, SharedKeeper};
+use crate::locks::{read, write};
 
 /// The claims of one group, written by its loop and read by every worker.
 pub(super) struct KeeperFence {
@@ -25,18 +26,18 @@ impl KeeperFence {
     }
 
     pub(super) fn open(&self, partition: PartitionId, generation: Generation, epoch: Epoch) {
-        let mut claims = self.claims.write().unwrap_or_else(PoisonError::into_inner);
+        let mut claims = write(&self.claims);
         claims.insert(partition, (generation, epoch));
     }
 
     pub(super) fn shut(&self, partition: PartitionId) {
-        self.claims.write().unwrap_or_else(PoisonError::into_inner).remove(&partition);
+        write(&self.claims).remove(&partition);
     }
 }
 
 impl Fence for KeeperFence {
     fn may_begin_until(&self, partition: PartitionId, generation: Generation) -> Option<Instant> {
-        let claim = self.claims.read().unwrap_or_else(PoisonError::into_inner).get(&partition).copied();
+        let claim = read(&self.claims).get(&partition).copied();
         let (claimed, epoch) = claim?;
         // The server counts the session's timeout from when it got a request, so never from before it was sent. Read before the epoch:
         // then this cannot be of a later session than the one compared.

@@ -4,12 +4,13 @@
 //! one another, nothing grows, and sending never blocks.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Generation, GroupCommand};
 use crate::broker::{Offset, PartitionId};
+use crate::locks::lock;
 
 /// The dispatcher's end. Dropping the last clone is taken as `Leave`.
 #[derive(Clone)]
@@ -73,10 +74,6 @@ impl Mailbox {
     pub fn take(&self) -> Said {
         std::mem::take(&mut lock(&self.table))
     }
-}
-
-fn lock(table: &Mutex<Said>) -> MutexGuard<'_, Said> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
