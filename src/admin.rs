@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::http::{Admission, Handler, Head, Reply, Request, Response};
+use crate::http::{Admission, Handler, Head, Response};
 use crate::locks::lock;
 use crate::metrics::Registry;
 
@@ -95,15 +95,9 @@ impl Admin {
 
 /// A port of its own: these endpoints and nothing else.
 impl Handler for Admin {
-    fn admit(&self, head: &Head) -> Admission {
+    fn admit(self: Arc<Self>, head: &Head) -> Admission {
         let elsewhere = || Response::text(404, "only /metrics, /healthz and /readyz are here\n");
         Admission::Refuse(self.answer(head).unwrap_or_else(elsewhere))
-    }
-
-    fn handle(&self, request: Request, reply: Reply) {
-        if let Admission::Refuse(response) = self.admit(&request.head) {
-            reply.send(response);
-        }
     }
 }
 

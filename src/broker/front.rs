@@ -268,8 +268,8 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         lock(&self.reach.state).clone()
     }
 
-    /// [`super::Producer::topic_questions`].
-    pub(super) fn topic_questions(&self) -> u64 {
+    /// [`super::Producer::topic_lookups`].
+    pub(super) fn topic_lookups(&self) -> u64 {
         self.state.questions.load(Ordering::Relaxed)
     }
 
@@ -570,7 +570,7 @@ mod tests {
             assert_eq!(error.stored, Stored::No, "{error}");
         }
         assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
-        assert!(front.topic_questions() < 20, "nobody is asked about what nobody waits for");
+        assert!(front.topic_lookups() < 20, "nobody is asked about what nobody waits for");
         front.close();
         group.stop().trigger();
         assert_eq!(group.join(Duration::from_secs(10)), Ended::Asked);

@@ -322,7 +322,7 @@ impl<C: Completion> Producer<C> for MemoryProducer<C> {
         }
     }
 
-    fn topic_questions(&self) -> u64 {
+    fn topic_lookups(&self) -> u64 {
         0
     }
 }

@@ -189,7 +189,7 @@ pub trait Producer<C: Completion>: Send + Sync {
     fn reachable(&self) -> Result<(), String>;
 
     /// How often brokers were asked about a topic so far.
-    fn topic_questions(&self) -> u64;
+    fn topic_lookups(&self) -> u64;
 }
 
 /// A message as it was read.

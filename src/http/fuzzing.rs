@@ -34,13 +34,13 @@ pub(super) fn read(limits: HeadLimits, pieces: &[&[u8]]) -> (Vec<String>, End) {
                 }
                 Progress::Head => {
                     let skips = parser.head().is_some_and(|head| head.head.path == "/skip");
-                    let begun = if skips { parser.skip_body(MOST) } else { parser.read_body(MOST) };
+                    let begun = if skips { parser.skip_body(MOST, ()) } else { parser.read_body(MOST, ()) };
                     if let Err(refused) = begun {
                         return (requests, Some((refused, parser.is_head_method())));
                     }
                 }
                 Progress::Complete => {
-                    let (head, body) = parser.take().expect("it is complete");
+                    let (head, body, ()) = parser.take().expect("it is complete");
                     assert!(body.len() <= MOST);
                     requests.push(format!("{head:?} {body:?}"));
                 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use log::error;
 
-use super::Errand;
+use super::DeferredResponse;
 use super::control::Control;
 use super::poller::Poller;
 use crate::locks::lock;
@@ -44,7 +44,7 @@ struct Mail {
 #[derive(Default)]
 pub(super) struct Letters {
     /// Answers to be put together and given, at most one for each connection.
-    pub(super) answers: VecDeque<Box<dyn Errand>>,
+    pub(super) answers: VecDeque<Box<dyn DeferredResponse>>,
     /// At most three for each connection (its beginning, the end of its one answer, its next turn).
     pub(super) messages: Vec<Message>,
 }
@@ -87,7 +87,7 @@ impl Inbox {
     }
 
     /// Leaves an answer to be given; once the reader has ended it is given here.
-    pub(super) fn post_answer(&self, errand: Box<dyn Errand>) {
+    pub(super) fn post_answer(&self, errand: Box<dyn DeferredResponse>) {
         let mut mail = self.mail();
         if mail.has_ended {
             drop(mail);
@@ -139,7 +139,7 @@ impl Inbox {
 }
 
 /// Runs an errand; should it panic, its reply is dropped and thereby answered.
-fn run(errand: Box<dyn Errand>) {
+fn run(errand: Box<dyn DeferredResponse>) {
     caught("answering a request", || errand.run());
 }
 
@@ -156,7 +156,7 @@ mod tests {
         panics: bool,
     }
 
-    impl Errand for Answer {
+    impl DeferredResponse for Answer {
         fn reply(&mut self) -> &Reply {
             &self.reply
         }

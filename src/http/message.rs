@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use super::{Lease, Notes};
+use super::Lease;
 
 /// The request line and headers of a request.
 #[derive(Clone, Debug, Default)]
@@ -90,8 +90,6 @@ pub struct Request {
     pub head: Head,
     /// Body, decoded from chunks where it was chunked.
     pub body: Vec<u8>,
-    /// What [`super::Handler::admit`] found out about the head.
-    pub notes: Notes,
     /// The memory of head and body within the server's budget; whoever keeps the body keeps this.
     pub lease: Lease,
 }

@@ -5,14 +5,14 @@
 //!
 //! ```text
 //!  acceptor ──socket──▶ reader http-i: poller, connections, deadlines
-//!                          │ bytes ▶ parser (pure) ▶ Handler::admit, Handler::handle(request, reply)
+//!                          │ bytes ▶ parser (pure) ▶ Handler::admit(head) ▶ then(request, reply)
 //!                          ◀── told only when bytes or events are left for it ── Reply::send writes the answer itself
-//!                          ◀── given whole answers to put together and write ───── Reply::leave_to_reader, for many at once
+//!                          ◀── given whole answers to put together and write ───── Reply::defer_to_reader, for many at once
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three put together, pure),
-//! `connection` (who may write when), `inbox`, `tls`, `reader`, `acceptor`, `control`, `server`; `query` and `notes` serve
-//! the handlers. Kept out: what the requests mean.
+//! `connection` (who may write when), `inbox`, `tls`, `reader`, `acceptor`, `control`, `server`; `query` serves the
+//! handlers. Kept out: what the requests mean.
 //!
 //! Invariants: one request of a connection is in progress at a time and answers leave in the order of the requests;
 //! a request whose framing is in doubt is refused and its connection closed; memory grows with bytes that arrived,
@@ -32,7 +32,6 @@ mod head;
 mod inbox;
 mod listen;
 mod message;
-mod notes;
 mod parser;
 mod poller;
 mod query;
@@ -44,12 +43,13 @@ mod server;
 mod tests;
 mod tls;
 
+use std::sync::Arc;
+
 pub use budget::{ByteBudget, Lease};
 pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
-pub use notes::Notes;
 pub use query::percent_decode;
-pub use reply::{Errand, Reply};
+pub use reply::{DeferredResponse, Reply};
 pub use scan::HeadLimits;
 pub use server::{Limits, Server, ServerConfig, ServerMetrics};
 #[cfg(test)]
@@ -63,15 +63,18 @@ pub const SHUTTING_DOWN: &str = "shutting down";
 /// knows how far the request came.
 pub const UNANSWERED: &str = "the request was not answered";
 
+/// Takes a complete request; the reply is answered now or later, from any thread. Called on a reader thread: must not
+/// block.
+pub type RequestHandler = Box<dyn FnOnce(Request, Reply) + Send>;
+
 /// What is to be done with the body of a request whose head is complete.
-#[derive(Debug)]
 pub enum Admission {
-    /// Read it, at most so many bytes (more: 413), then call [`Handler::handle`].
+    /// Read the body, then call `then`.
     Read {
-        /// Largest body in bytes.
-        most: usize,
-        /// What the handler found out meanwhile; it comes back in [`Request::notes`].
-        notes: Notes,
+        /// Largest body in bytes; a larger one is answered with 413.
+        max_body_bytes: usize,
+        /// Called once the body is complete, with what was found out about the head inside; dropped where it never is.
+        then: RequestHandler,
     },
     /// Answer without the body. A short body is read and thrown away, so that the connection can be kept.
     Refuse(Response),
@@ -80,10 +83,7 @@ pub enum Admission {
 /// What a daemon does with requests. Called on the reader threads: must not block.
 pub trait Handler: Send + Sync + 'static {
     /// Decides from the head alone, before any of the body is read or allocated.
-    fn admit(&self, head: &Head) -> Admission;
-
-    /// Takes a complete request; `reply` is answered now or later, from any thread.
-    fn handle(&self, request: Request, reply: Reply);
+    fn admit(self: Arc<Self>, head: &Head) -> Admission;
 
     /// The body of an answer the server itself has to give (400, 408, 413, 414, 417, 431, 500, 501, 503, 505); `reason` in words.
     fn refusal(&self, status: u16, reason: &str) -> Response {

@@ -18,43 +18,44 @@ pub(super) enum Progress {
     Complete,
 }
 
-/// Reads one request after the other.
-#[derive(Debug, Default)]
-pub(super) struct Parser {
+/// Reads one request after the other. `T` is what the caller does with a request whose body is complete; it is given with
+/// the admission and comes back with the body.
+#[derive(Debug)]
+pub(super) struct Parser<T> {
     limits: HeadLimits,
-    stage: Stage,
+    stage: Stage<T>,
     /// Set with a refusal whose request can be seen to be HEAD, which is answered without a body.
     refused_head: bool,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum Stage<T> {
     /// `arrived` is empty as long as the head fits into the first read.
     Head {
         scan: HeadScan,
         arrived: Vec<u8>,
     },
-    Body(Box<Body>),
+    Body(Box<Body<T>>),
 }
 
 #[derive(Debug)]
-struct Body {
+struct Body<T> {
     head: ParsedHead,
     /// `None` until the body is admitted.
-    decoder: Option<BodyDecoder>,
+    admitted: Option<(BodyDecoder, T)>,
     bytes: Vec<u8>,
 }
 
-impl Default for Stage {
+impl<T> Default for Stage<T> {
     fn default() -> Self {
         Stage::Head { scan: HeadScan::default(), arrived: Vec::new() }
     }
 }
 
-impl Parser {
+impl<T> Parser<T> {
     /// A parser of heads within these limits.
     pub(super) fn new(limits: HeadLimits) -> Self {
-        Parser { limits, ..Parser::default() }
+        Parser { limits, stage: Stage::default(), refused_head: false }
     }
 
     /// Takes bytes from the front of `input`; returns how many, and what it comes to. After a refusal nothing
@@ -86,12 +87,12 @@ impl Parser {
                         arrived.extend_from_slice(&input[..end]);
                         parse(arrived)?
                     };
-                    self.stage = Stage::Body(Box::new(Body { head, decoder: None, bytes: Vec::new() }));
+                    self.stage = Stage::Body(Box::new(Body { head, admitted: None, bytes: Vec::new() }));
                     Ok((end, Progress::Head))
                 }
             },
             Stage::Body(body) => {
-                let Some(decoder) = &mut body.decoder else { return Ok((0, Progress::Head)) };
+                let Some((decoder, _)) = &mut body.admitted else { return Ok((0, Progress::Head)) };
                 let (taken, complete) = decoder.advance(input, &mut body.bytes)?;
                 Ok((taken, if complete { Progress::Complete } else { Progress::NeedsMore }))
             }
@@ -114,28 +115,40 @@ impl Parser {
         }
     }
 
-    /// Admits a body of at most `most` bytes; one that is announced to be larger is refused now.
-    pub(super) fn read_body(&mut self, most: usize) -> Result<(), Refused> {
-        self.begin_body(most, true)
+    /// Admits a body of at most `max` bytes; one that is announced to be larger is refused now.
+    pub(super) fn read_body(&mut self, max: usize, then: T) -> Result<(), Refused> {
+        self.begin_body(max, true, then)
     }
 
-    /// Passes over a body of at most `most` bytes; the request will have an empty one.
-    pub(super) fn skip_body(&mut self, most: usize) -> Result<(), Refused> {
-        self.begin_body(most, false)
+    /// Discards a body of at most `max` bytes; the request will have an empty one.
+    pub(super) fn skip_body(&mut self, max: usize, then: T) -> Result<(), Refused> {
+        self.begin_body(max, false, then)
     }
 
-    fn begin_body(&mut self, most: usize, keeps: bool) -> Result<(), Refused> {
+    fn begin_body(&mut self, max: usize, keeps: bool, then: T) -> Result<(), Refused> {
         if let Stage::Body(body) = &mut self.stage {
-            body.decoder = Some(BodyDecoder::new(body.head.framing, most, keeps)?);
+            body.admitted = Some((BodyDecoder::new(body.head.framing, max, keeps)?, then));
         }
         Ok(())
     }
 
-    /// The request, which must be complete; the next one can begin.
-    pub(super) fn take(&mut self) -> Option<(ParsedHead, Vec<u8>)> {
+    /// What was given with the admission of the body that is being read.
+    pub(super) fn admitted(&self) -> Option<&T> {
+        match &self.stage {
+            Stage::Body(body) => body.admitted.as_ref().map(|(_, then)| then),
+            Stage::Head { .. } => None,
+        }
+    }
+
+    /// The request, which must be complete, with what was given at its admission; the next one can begin. Before its
+    /// end, it is given up and nothing of the connection can be understood any more.
+    pub(super) fn take(&mut self) -> Option<(ParsedHead, Vec<u8>, T)> {
         match std::mem::take(&mut self.stage) {
             Stage::Head { .. } => None,
-            Stage::Body(body) => Some((body.head, body.bytes)),
+            Stage::Body(body) => {
+                let Body { head, admitted, bytes } = *body;
+                admitted.map(|(_, then)| (head, bytes, then))
+            }
         }
     }
 
@@ -153,14 +166,14 @@ impl Parser {
     pub(super) fn allocated(&self) -> usize {
         match &self.stage {
             Stage::Head { arrived, .. } => arrived.capacity(),
-            Stage::Body(body) => size_of::<Body>() + body.head.head.allocated() + body.bytes.capacity(),
+            Stage::Body(body) => size_of::<Body<T>>() + body.head.head.allocated() + body.bytes.capacity(),
         }
     }
 
     /// Bytes that certainly still belong to this request.
     pub(super) fn missing(&self) -> u64 {
         match &self.stage {
-            Stage::Body(body) => body.decoder.as_ref().map_or(0, BodyDecoder::missing),
+            Stage::Body(body) => body.admitted.as_ref().map_or(0, |(decoder, _)| decoder.missing()),
             Stage::Head { .. } => 0,
         }
     }

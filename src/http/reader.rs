@@ -24,7 +24,7 @@ use super::poller::{Events, Interest};
 use super::scan::Refused;
 use super::server::{Counters, Limits};
 use super::tls::Tls;
-use super::{Admission, Handler, Lease, Notes, Reply, Request, Response, SHUTTING_DOWN};
+use super::{Admission, Handler, Lease, Reply, Request, RequestHandler, Response, SHUTTING_DOWN};
 use crate::logging;
 use crate::panics::{self, caught};
 use secured::Handshake;
@@ -71,16 +71,34 @@ struct Slot {
     client: Option<Box<Client>>,
 }
 
+/// What is done when the body of a request is complete.
+pub(super) enum OnComplete {
+    /// It goes to the handler.
+    Handle(RequestHandler),
+    /// The handler refused the head; the body was discarded.
+    Answer(Response),
+}
+
+/// Why a head is not followed by its body.
+enum Rejection {
+    /// The server refuses the request.
+    Server(Refused),
+    /// The handler does, and the body is not waited for.
+    Handler(Response),
+}
+
+impl From<Refused> for Rejection {
+    fn from(refused: Refused) -> Self {
+        Rejection::Server(refused)
+    }
+}
+
 /// What only the reader knows of a connection.
 struct Client {
     connection: Arc<Connection>,
-    parser: Parser,
+    parser: Parser<OnComplete>,
     /// Bytes after the request that is being answered; at most one read.
     pending: Vec<u8>,
-    /// The answer that is given in place of the handler's when the body has been thrown away.
-    instead: Option<Response>,
-    /// The handler's, for the request whose body is arriving.
-    notes: Notes,
     /// The memory of the request that is being read.
     lease: Lease,
     /// The memory of `pending`.
@@ -100,8 +118,16 @@ struct Client {
 impl Client {
     /// Counts what is kept of the request until more of it arrives or it is answered; false where that is too much.
     fn hold_what_is_read(&mut self) -> bool {
-        let instead = self.instead.as_ref().map_or(0, Response::allocated);
-        self.lease.set_to(self.parser.allocated() + instead)
+        let response = match self.parser.admitted() {
+            Some(OnComplete::Answer(response)) => response.allocated(),
+            _ => 0,
+        };
+        self.lease.set_to(self.parser.allocated() + response)
+    }
+
+    /// Whether the request that is being read was refused by the handler.
+    fn is_refused(&self) -> bool {
+        matches!(self.parser.admitted(), Some(OnComplete::Answer(_)))
     }
 }
 
@@ -212,8 +238,6 @@ impl Reader {
             connection,
             parser: Parser::new(self.limits.head),
             pending: Vec::new(),
-            instead: None,
-            notes: Notes::none(),
             lease: self.limits.lease(),
             ahead: self.limits.lease(),
             started: self.now,
@@ -319,14 +343,14 @@ impl Reader {
                     client.ahead.set_to(0);
                     return false;
                 }
-                Progress::Head => {
-                    if let Err(refused) = self.admit(index, input.is_empty()) {
-                        return self.refuse(index, refused);
-                    }
-                }
+                Progress::Head => match self.admit(index, input.is_empty()) {
+                    Ok(()) => {}
+                    Err(Rejection::Server(refused)) => return self.refuse(index, refused),
+                    Err(Rejection::Handler(response)) => return self.answer_and_close(index, response),
+                },
                 Progress::Complete => {
                     // What is answered without the handler is never held, so that operations go on when all is full.
-                    let fits = client.instead.is_some() || client.hold_what_is_read();
+                    let fits = client.is_refused() || client.hold_what_is_read();
                     // Before the hand-over, after which nothing can be refused.
                     if !fits || !client.ahead.set_to(input.len()) {
                         return self.refuse(index, TOO_MANY_BYTES);
@@ -349,9 +373,9 @@ impl Reader {
     }
 
     /// Asks the handler whether the body is wanted.
-    fn admit(&mut self, index: usize, nothing_follows: bool) -> Result<(), Refused> {
+    fn admit(&mut self, index: usize, nothing_follows: bool) -> Result<(), Rejection> {
         if self.is_draining {
-            return Err(Refused::new(503, SHUTTING_DOWN));
+            return Err(Refused::new(503, SHUTTING_DOWN).into());
         }
         let handler = Arc::clone(&self.handler);
         let client = self.client(index);
@@ -359,36 +383,33 @@ impl Reader {
         let Some(head) = client.parser.head_mut() else { return Ok(()) };
         head.head.peer = Some(peer);
         let (framing, waits) = (head.framing, head.expects_continue && nothing_follows);
-        let admission = caught("admitting a request", || handler.admit(&head.head));
+        let admission = caught("admitting a request", move || handler.admit(&head.head));
         let admission = admission.ok_or(Refused::new(500, "an internal error"))?;
         match admission {
-            Admission::Read { most, notes } => {
-                client.parser.read_body(most)?;
-                client.notes = notes;
+            Admission::Read { max_body_bytes, then } => {
+                client.parser.read_body(max_body_bytes, OnComplete::Handle(then))?;
                 if waits {
                     client.connection.send_continue();
                 }
                 Ok(())
             }
             Admission::Refuse(response) => {
-                client.instead = Some(response);
                 let is_large = matches!(framing, Framing::Length(length) if length > DISCARDED_BODY as u64);
-                if !is_large && !waits {
-                    return client.parser.skip_body(DISCARDED_BODY);
+                if is_large || waits {
+                    return Err(Rejection::Handler(response));
                 }
-                // `refuse` gives the answer that is ready instead of this one.
-                Err(Refused::bad("a body that is not wanted"))
+                client.parser.skip_body(DISCARDED_BODY, OnComplete::Answer(response))?;
+                Ok(())
             }
         }
     }
 
     /// Gives a complete request to the handler; the phase afterwards.
     fn hand_over(&mut self, index: usize, has_more: bool) -> Phase {
-        let handler = Arc::clone(&self.handler);
         let next_lease = self.limits.lease();
         let client = self.client(index);
         let (connection, ended) = (Arc::clone(&client.connection), client.ended);
-        let Some((parsed, body)) = client.parser.take() else { return connection.phase().0 };
+        let Some((parsed, body, then)) = client.parser.take() else { return connection.phase().0 };
         let lease = std::mem::replace(&mut client.lease, next_lease);
         let form = Form {
             head_only: parsed.head.method == "HEAD",
@@ -396,44 +417,48 @@ impl Reader {
             is_http10: parsed.is_http10,
         };
         connection.begin_answering();
-        if let Some(response) = client.instead.take() {
-            connection.answer(&response, form);
-        } else {
-            let reply = Reply::on(Arc::clone(&connection), form);
-            let notes = std::mem::take(&mut client.notes);
-            let request = Request { head: parsed.head, body, notes, lease };
-            caught("handling a request", || handler.handle(request, reply));
+        match then {
+            OnComplete::Answer(response) => connection.answer(&response, form),
+            OnComplete::Handle(then) => {
+                let reply = Reply::on(Arc::clone(&connection), form);
+                let request = Request { head: parsed.head, body, lease };
+                caught("handling a request", || then(request, reply));
+            }
         }
         connection.leave(has_more || ended)
     }
 
     /// Answers in the handler's stead and ends the connection. Returns that the phase has to be looked at.
     fn refuse(&mut self, index: usize, refused: Refused) -> bool {
-        let handler = Arc::clone(&self.handler);
+        // A request that the handler refused before keeps the handler's answer.
+        let client = self.client(index);
+        if client.is_refused()
+            && let Some((_, _, OnComplete::Answer(response))) = client.parser.take()
+        {
+            return self.answer_and_close(index, response);
+        }
+        self.metrics.refused(refused.status);
+        if let Some(limit) = refused.limit {
+            self.metrics.limited(limit);
+        }
+        let response = panics::catch(|| self.handler.refusal(refused.status, refused.reason))
+            .unwrap_or_else(|_| Response::text(refused.status, refused.reason));
+        self.answer_and_close(index, response)
+    }
+
+    /// Gives the last answer of a connection. Returns that the phase has to be looked at.
+    fn answer_and_close(&mut self, index: usize, response: Response) -> bool {
         let head_limits = self.limits.head;
         let client = self.client(index);
         let head_only = client.parser.is_head_method();
-        let prepared = client.instead.take();
-        let is_ours = prepared.is_none();
-        let response = prepared.unwrap_or_else(|| {
-            panics::catch(|| handler.refusal(refused.status, refused.reason))
-                .unwrap_or_else(|_| Response::text(refused.status, refused.reason))
-        });
         client.parser = Parser::new(head_limits);
         client.pending = Vec::new();
         client.lease = Lease::default();
         client.ahead = Lease::default();
-        client.notes = Notes::none();
         let connection = Arc::clone(&client.connection);
         connection.begin_answering();
         connection.answer(&response.closing(), Form { head_only, keep_alive: false, is_http10: false });
         connection.leave(false);
-        if is_ours {
-            self.metrics.refused(refused.status);
-            if let Some(limit) = refused.limit {
-                self.metrics.limited(limit);
-            }
-        }
         true
     }
 

@@ -17,7 +17,7 @@ enum Target {
 }
 
 /// An answer that is still to be put together.
-pub trait Errand: Send {
+pub trait DeferredResponse: Send {
     /// The reply it ends with; nobody else has the errand, so it may lie in a lock.
     fn reply(&mut self) -> &Reply;
 
@@ -42,7 +42,7 @@ impl Reply {
 
     /// Leaves the work of answering to the reader of the connection, soon. Spares a thread that learns of many outcomes at
     /// once; for one outcome, waking the reader costs more than [`Reply::send`].
-    pub fn leave_to_reader(mut errand: Box<dyn Errand>) {
+    pub fn defer_to_reader(mut errand: Box<dyn DeferredResponse>) {
         match &errand.reply().target {
             Some(Target::Connection(connection, _)) => {
                 let connection = Arc::clone(connection);

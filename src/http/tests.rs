@@ -42,20 +42,28 @@ impl Echo {
 }
 
 impl Handler for Echo {
-    fn admit(&self, head: &Head) -> Admission {
+    fn admit(self: Arc<Self>, head: &Head) -> Admission {
         match head.path.as_str() {
             "/refuse" => Admission::Refuse(Response::text(403, "no")),
             "/panic-early" => panic!("as asked"),
-            path => Admission::Read { most: 1 << 20, notes: Notes::of(path.to_owned()) },
+            path => {
+                let path = path.to_owned();
+                let then = Box::new(move |request: Request, reply| {
+                    assert_eq!(request.head.path, path, "each request has its own handler");
+                    self.handle(request, reply);
+                });
+                Admission::Read { max_body_bytes: 1 << 20, then }
+            }
         }
     }
 
     fn refusal(&self, status: u16, reason: &str) -> Response {
         Response::text(status, format!("refusal: {reason}"))
     }
+}
 
-    fn handle(&self, mut request: Request, reply: Reply) {
-        assert_eq!(request.notes.take().as_deref(), Some(&request.head.path), "each request brings its own notes");
+impl Echo {
+    fn handle(&self, request: Request, reply: Reply) {
         match request.head.path.as_str() {
             "/later" => {
                 self.kept.lock().unwrap().push_back((request, reply));
@@ -513,7 +521,7 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
 /// Says which thread runs it.
 struct WhoRunsIt(Reply);
 
-impl Errand for WhoRunsIt {
+impl DeferredResponse for WhoRunsIt {
     fn reply(&mut self) -> &Reply {
         &self.0
     }
@@ -535,7 +543,7 @@ fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the
     }
     for _ in 0..8 {
         let (_, reply) = fixture.echo.release();
-        Reply::leave_to_reader(Box::new(WhoRunsIt(reply)));
+        Reply::defer_to_reader(Box::new(WhoRunsIt(reply)));
     }
     for socket in &mut sockets {
         let by = answer(socket).1;
@@ -548,7 +556,7 @@ fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the
     fixture.server.close();
     assert_eq!(fixture.group.join(PATIENCE), Ended::Asked);
     // Its socket is closed; that it ends without a panic is all that can be seen.
-    Reply::leave_to_reader(Box::new(WhoRunsIt(late)));
+    Reply::defer_to_reader(Box::new(WhoRunsIt(late)));
     assert_eq!(sockets[0].read(&mut [0]).unwrap_or(0), 0);
 }
 

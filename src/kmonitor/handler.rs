@@ -4,17 +4,15 @@
 //! A module is not known to be absent while one of the chosen clusters is: then the answer is what is known.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use log::debug;
 
 use crate::admin::Admin;
-use crate::http::{Admission, Handler, Head, Notes, Reply, Request, Response, percent_decode};
+use crate::http::{Admission, Handler, Head, Response, percent_decode};
 
 use super::board::Board;
 use super::report::{Views, json, zabbix};
-
-/// Bodies mean nothing here; a small one is read and ignored.
-const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// Answers from the board.
 pub struct DelayHandler {
@@ -25,14 +23,10 @@ pub struct DelayHandler {
 }
 
 impl Handler for DelayHandler {
-    fn admit(&self, _: &Head) -> Admission {
-        Admission::Read { most: MAX_BODY_BYTES, notes: Notes::none() }
-    }
-
-    fn handle(&self, request: Request, reply: Reply) {
-        let response = self.answer(&request.head);
-        debug!("{} {} {}", request.head.method, request.head.path, response.status);
-        reply.send(response);
+    fn admit(self: Arc<Self>, head: &Head) -> Admission {
+        let response = self.answer(head);
+        debug!("{} {} {}", head.method, head.path, response.status);
+        Admission::Refuse(response)
     }
 
     fn refusal(&self, status: u16, reason: &str) -> Response {

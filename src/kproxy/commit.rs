@@ -21,11 +21,11 @@ use super::query::parse;
 use super::shown::{Peer, shown, shown_query};
 use crate::admin::Admin;
 use crate::broker::{Acks, Header, PartitionId, Record};
-use crate::http::{Admission, Handler, Head, Notes, Reply, Request, Response};
+use crate::http::{Admission, Handler, Head, Reply, Request, Response};
 use crate::log_limited;
 
 /// What serves `/commit` and, on the same port, the endpoints of operations.
-pub(super) struct Commits {
+pub(super) struct CommitHandler {
     pub(super) lanes: Lanes<Delivery>,
     pub(super) admin: Admin,
     pub(super) metrics: Arc<Metrics>,
@@ -52,7 +52,7 @@ pub(super) enum Way {
 }
 
 /// What the head of an admitted request says; the message follows in its body.
-pub(super) struct CommitNotes {
+pub(super) struct AdmittedCommit {
     /// `None`: the body is one message. Else the rest is for those messages of the batch that do not say it themselves.
     format: Option<Format>,
     pub(super) topic: Topic,
@@ -65,7 +65,7 @@ pub(super) struct CommitNotes {
     pub(super) headers: Vec<Header>,
 }
 
-impl Commits {
+impl CommitHandler {
     /// So many places, or none.
     pub(super) fn take_places(&self, count: usize) -> Result<Places, Failure> {
         let grown = |used: usize| used.checked_add(count).filter(|used| *used <= self.max_commits);
@@ -81,7 +81,7 @@ impl Commits {
     }
 
     /// Everything that a head alone can be refused for, before a byte of the body is read.
-    fn check(&self, way: Way, head: &Head, most: usize) -> Result<CommitNotes, Failure> {
+    fn check(&self, way: Way, head: &Head, most: usize) -> Result<AdmittedCommit, Failure> {
         // First who is asking, so that strangers learn nothing,
         let access = self.access.as_ref();
         let who = access.map_or(Ok(None), |access| access.identify(head))?;
@@ -98,7 +98,7 @@ impl Commits {
         self.has_room()?;
         // and at last how often, so that nothing else that is refused is charged.
         let permit = access.map(|access| access.charge(who, &query.topic, head, most)).transpose()?;
-        Ok(CommitNotes {
+        Ok(AdmittedCommit {
             permit,
             format,
             topic: self.metrics.topic(&query.topic),
@@ -142,14 +142,14 @@ impl Commits {
     }
 
     /// Hands the body of a request to the broker as one message.
-    fn commit(&self, notes: CommitNotes, request: Request, reply: Reply) {
+    fn commit(&self, notes: AdmittedCommit, request: Request, reply: Reply) {
         let started = Instant::now();
         let Request { mut head, body, lease, .. } = request;
         let place = match self.take_place_for(&body) {
             Ok(place) => place,
             Err(failure) => return reply.send(self.refuse(&head, Some(Way::One), &failure)),
         };
-        let CommitNotes { topic, key, acks, permit, partition, timestamp_ms, headers, .. } = notes;
+        let AdmittedCommit { topic, key, acks, permit, partition, timestamp_ms, headers, .. } = notes;
         let bytes = body.len();
         let peer = Peer::settled(head.peer, permit, 1, bytes);
         let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
@@ -216,8 +216,8 @@ impl Commits {
     }
 }
 
-impl Handler for Commits {
-    fn admit(&self, head: &Head) -> Admission {
+impl Handler for CommitHandler {
+    fn admit(self: Arc<Self>, head: &Head) -> Admission {
         let Some(&(_, way)) = WAYS.iter().find(|(path, _)| *path == head.path) else {
             return Admission::Refuse(self.elsewhere(head));
         };
@@ -227,22 +227,17 @@ impl Handler for Commits {
         };
         match &*head.method {
             "POST" => match self.check(way, head, most) {
-                Ok(notes) => Admission::Read { most, notes: Notes::of(notes) },
+                Ok(notes) => {
+                    let then = Box::new(move |request, reply| match notes.format {
+                        None => self.commit(notes, request, reply),
+                        Some(format) => self.commit_batch(format, notes, request, reply),
+                    });
+                    Admission::Read { max_body_bytes: most, then }
+                }
                 Err(failure) => Admission::Refuse(self.refuse(head, Some(way), &failure)),
             },
             "OPTIONS" => Admission::Refuse(Response::new(200, "", "").with_header("Allow", "POST, OPTIONS")),
             _ => Admission::Refuse(self.refuse(head, Some(way), &Failure::not_post())),
-        }
-    }
-
-    fn handle(&self, mut request: Request, reply: Reply) {
-        let Some(notes) = request.notes.take::<CommitNotes>() else {
-            let failure = Failure::of_server(500, "a request came without having been admitted");
-            return reply.send(self.refuse(&request.head, None, &failure));
-        };
-        match notes.format {
-            None => self.commit(*notes, request, reply),
-            Some(format) => self.commit_batch(format, *notes, request, reply),
         }
     }
 
@@ -263,7 +258,7 @@ pub(super) mod tests {
     use std::sync::mpsc;
 
     pub(in crate::kproxy) struct Fixture {
-        pub(in crate::kproxy) commits: Commits,
+        pub(in crate::kproxy) commits: Arc<CommitHandler>,
         pub(in crate::kproxy) broker: MemoryBroker,
         pub(in crate::kproxy) registry: Registry,
     }
@@ -271,7 +266,7 @@ pub(super) mod tests {
     pub(in crate::kproxy) fn fixture() -> Fixture {
         let (registry, broker) = (Registry::new(), MemoryBroker::new());
         broker.create_topic("t", 4);
-        let commits = Commits {
+        let commits = CommitHandler {
             lanes: Lanes::new(vec![Arc::new(broker.producer())]),
             admin: Admin::new(registry.clone(), Health::new()),
             metrics: Arc::new(Metrics::new(&registry)),
@@ -282,7 +277,7 @@ pub(super) mod tests {
             batches: Bounds { messages: 4, bytes: 1000, value_bytes: 100, places: 2 },
             has_headers_and_timestamps: true,
         };
-        Fixture { commits, broker, registry }
+        Fixture { commits: Arc::new(commits), broker, registry }
     }
 
     impl Fixture {
@@ -290,6 +285,11 @@ pub(super) mod tests {
             let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
             let method = Cow::Borrowed(method);
             Head { method, path: path.to_owned(), query: query.map(str::to_owned), ..Head::default() }
+        }
+
+        /// For a change before the first request.
+        pub(in crate::kproxy) fn commits(&mut self) -> &mut CommitHandler {
+            Arc::get_mut(&mut self.commits).unwrap()
         }
 
         /// What the server would do; `None` while the answer is still to come.
@@ -308,12 +308,12 @@ pub(super) mod tests {
             let deliver = move |response| sender.send(response).unwrap();
             let mut head = Self::head(method, target);
             fields.iter().for_each(|(name, value)| head.headers.push(name, value.as_bytes()));
-            match self.commits.admit(&head) {
+            match Arc::clone(&self.commits).admit(&head) {
                 Admission::Refuse(response) => deliver(response),
-                Admission::Read { most, notes } => {
-                    assert!(body.len() <= most);
-                    let request = Request { head, body: body.to_vec(), notes, lease: Lease::default() };
-                    self.commits.handle(request, Reply::to(deliver));
+                Admission::Read { max_body_bytes, then } => {
+                    assert!(body.len() <= max_body_bytes);
+                    let request = Request { head, body: body.to_vec(), lease: Lease::default() };
+                    then(request, Reply::to(deliver));
                 }
             }
             answers
@@ -364,7 +364,7 @@ pub(super) mod tests {
         let (status, body) = fixture.answer("POST", "/commit?topic=t&partition=4", b"x");
         assert!(status == 404 && body.contains("unknown_partition"), "{body}");
 
-        fixture.commits.has_headers_and_timestamps = false;
+        fixture.commits().has_headers_and_timestamps = false;
         for (target, fields) in [("/commit?topic=t&timestamp=1", &fields[1..]), ("/commit?topic=t", &fields[..])] {
             let response = fixture.request_with("POST", target, fields, b"x").try_recv().unwrap();
             let body = String::from_utf8(response.body).unwrap();
@@ -416,7 +416,7 @@ pub(super) mod tests {
             "rate_limits: [{topics: [t], requests_per_second: 2}]\n",
             "credentials: [{name: n, token: s3cret, topics: [t]}]\n",
         );
-        fixture.commits.access = Some(Access::for_tests(lines, credentials, &fixture.registry));
+        fixture.commits().access = Some(Access::for_tests(lines, credentials, &fixture.registry));
         let good = [("authorization", "Bearer s3cret")];
         for (method, target, fields, status) in [
             ("POST", "/commit?topic=t", &[][..], 401),
@@ -480,9 +480,11 @@ pub(super) mod tests {
                 sender.send((response.status, in_flight.load(Ordering::Relaxed), seen.used())).unwrap();
             });
             let head = Fixture::head("POST", target);
-            let Admission::Read { notes, .. } = fixture.commits.admit(&head) else { panic!("it is admitted") };
-            let request = Request { head, body: b"x".to_vec(), notes, lease };
-            fixture.commits.handle(request, reply);
+            let Admission::Read { then, .. } = Arc::clone(&fixture.commits).admit(&head) else {
+                panic!("it is admitted")
+            };
+            let request = Request { head, body: b"x".to_vec(), lease };
+            then(request, reply);
             assert_eq!(answers.try_recv().unwrap(), (status, 0, 0));
         }
     }

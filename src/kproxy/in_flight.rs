@@ -15,7 +15,7 @@ use super::batch::Part;
 use super::metrics::{Metrics, Topic};
 use super::shown::{Peer, shown_query};
 use crate::broker::{Acks, AppendResult, Completion};
-use crate::http::{Errand, Lease, Reply};
+use crate::http::{DeferredResponse, Lease, Reply};
 use crate::log_limited;
 
 /// With more messages in flight than this the readers answer. Measured at acks=1: with 8 connections a tenth fewer requests
@@ -90,11 +90,11 @@ impl Drop for Places {
 impl Commit {
     fn complete(mut self: Box<Self>, outcome: AppendResult) {
         self.outcome = Some(outcome);
-        if self.place.in_all() > FEW { Reply::leave_to_reader(self) } else { self.run() }
+        if self.place.in_all() > FEW { Reply::defer_to_reader(self) } else { self.run() }
     }
 }
 
-impl Errand for Commit {
+impl DeferredResponse for Commit {
     fn reply(&mut self) -> &Reply {
         &self.reply
     }

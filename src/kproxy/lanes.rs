@@ -43,8 +43,8 @@ impl<C: Completion> Lanes<C> {
     }
 
     /// How often brokers were asked about a topic so far.
-    pub(super) fn topic_questions(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.topic_questions()).sum()
+    pub(super) fn topic_lookups(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.topic_lookups()).sum()
     }
 
     /// Closes one after the other within `grace`; what is left at its end is completed as closed.

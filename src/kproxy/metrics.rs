@@ -52,13 +52,13 @@ impl Metrics {
         Metrics {
             commits: registry.counter(
                 "kproxy_commits_total",
-                "Commits answered, by status; topics nothing was stored in are other.",
+                "CommitHandler answered, by status; topics nothing was stored in are other.",
                 &["topic", "acks", "code"],
             ),
             pool_full: registry
                 .counter(
                     "kproxy_pool_full_total",
-                    "Commits refused because req_pool_size of them waited for Kafka.",
+                    "CommitHandler refused because req_pool_size of them waited for Kafka.",
                     &[],
                 )
                 .with_label_values::<&str>(&[]),
@@ -68,7 +68,7 @@ impl Metrics {
                 &["code"],
             ),
             seconds: LEVELS.map(|acks| seconds.with_label_values(&[level(acks)])),
-            in_flight: gauge("kproxy_commits_in_flight", "Commits that wait for Kafka, at most a second ago."),
+            in_flight: gauge("kproxy_commits_in_flight", "CommitHandler that wait for Kafka, at most a second ago."),
             in_flight_bytes: gauge("kproxy_in_flight_bytes", "Bytes of bodies in memory, at most a second ago."),
             topic_lookups: registry
                 .counter(

@@ -51,7 +51,7 @@ use crate::supervise::Supervisor;
 
 use access::Access;
 use batch::Bounds;
-use commit::Commits;
+use commit::CommitHandler;
 use config::Config;
 use in_flight::Delivery;
 use lanes::Lanes;
@@ -83,7 +83,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let budget = ByteBudget::new(config.max_in_flight_bytes.get());
 
     // What a daemon cannot do without comes first: a port that is taken must end the start before threads run.
-    let commits = Arc::new(Commits {
+    let commits = Arc::new(CommitHandler {
         lanes: producers(&config, supervisor)?,
         admin: admin.clone(),
         metrics: Arc::clone(&metrics),
@@ -124,8 +124,15 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         .admin
         .map(|listen: Listen| start("admin", "admin_port", listen, 1, Limits::default(), None, Arc::new(admin)))
         .transpose()?;
-    let server =
-        start("http", "port", config.listen, config.http_threads.get(), limits, tls, Arc::<Commits>::clone(&commits))?;
+    let server = start(
+        "http",
+        "port",
+        config.listen,
+        config.http_threads.get(),
+        limits,
+        tls,
+        Arc::<CommitHandler>::clone(&commits),
+    )?;
 
     let watch = Watch { commits: Arc::clone(&commits), broker: health.component("broker"), in_flight, budget, metrics };
     let stop = supervisor.stop().clone();
@@ -190,7 +197,7 @@ fn connections_within(wanted: usize, open_files: u64) -> usize {
 
 /// Looks once a second at what `/readyz` and the gauges show, and after a flood gives its memory back.
 struct Watch {
-    commits: Arc<Commits>,
+    commits: Arc<CommitHandler>,
     broker: Component,
     in_flight: Arc<AtomicUsize>,
     budget: ByteBudget,
@@ -209,7 +216,7 @@ impl Watch {
             if tide.has_fallen(self.budget.take_high(), used) {
                 memory::give_back();
             }
-            let questions = self.commits.lanes.topic_questions();
+            let questions = self.commits.lanes.topic_lookups();
             self.metrics.topic_lookups.inc_by(questions.saturating_sub(self.metrics.topic_lookups.get()));
             if !stop.sleep(WATCH_INTERVAL) {
                 return;

@@ -137,8 +137,8 @@ impl<C: Completion> Producer<C> for RustProducer<C> {
         self.front.reachable()
     }
 
-    fn topic_questions(&self) -> u64 {
-        self.front.topic_questions()
+    fn topic_lookups(&self) -> u64 {
+        self.front.topic_lookups()
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use log::{Level, info};
 
 use crate::broker::{Acks, AppendResult, Appended};
-use crate::http::{Errand, Lease, Reply, Response};
+use crate::http::{DeferredResponse, Lease, Reply, Response};
 use crate::kproxy::answer::{Failure, OffsetOrNull, RETRY_AFTER};
 use crate::kproxy::in_flight::Places;
 use crate::kproxy::metrics::{Metrics, Topic};
@@ -82,12 +82,12 @@ impl Batch {
     pub(super) fn let_go(batch: Arc<Self>) {
         if let Some(batch) = Arc::into_inner(batch) {
             // Its answer is long: not on the engine's thread.
-            Reply::leave_to_reader(Box::new(batch));
+            Reply::defer_to_reader(Box::new(batch));
         }
     }
 }
 
-impl Errand for Batch {
+impl DeferredResponse for Batch {
     fn reply(&mut self) -> &Reply {
         locks::get_mut(&mut self.reply)
     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::answer::Failure;
-use super::commit::{CommitNotes, Commits, Way};
+use super::commit::{AdmittedCommit, CommitHandler, Way};
 use super::headers;
 use super::in_flight::{Delivery, Places};
 use super::shown::Peer;
@@ -138,9 +138,9 @@ fn malformed(place: impl Display, what: impl Display) -> Failure {
     Failure::bad("bad_batch", format!("{place}: {what}"))
 }
 
-impl Commits {
+impl CommitHandler {
     /// Hands the messages of a request's body to the broker.
-    pub(super) fn commit_batch(&self, format: Format, notes: CommitNotes, request: Request, reply: Reply) {
+    pub(super) fn commit_batch(&self, format: Format, notes: AdmittedCommit, request: Request, reply: Reply) {
         let started = Instant::now();
         let Request { head, body, mut lease, .. } = request;
         let (bytes, prepared) = (body.len(), self.take_apart(format, &notes, body, &mut lease));
@@ -148,7 +148,7 @@ impl Commits {
             Ok(prepared) => prepared,
             Err(failure) => return reply.send(self.refuse(&head, Some(Way::Batch), &failure)),
         };
-        let CommitNotes { topic, acks, permit, key, partition, timestamp_ms, headers: trace, .. } = notes;
+        let AdmittedCommit { topic, acks, permit, key, partition, timestamp_ms, headers: trace, .. } = notes;
         let peer = Peer::settled(head.peer, permit, entries.len(), bytes);
         let name = Arc::clone(&topic.name);
         let (metrics, query) = (Arc::clone(&self.metrics), head.query.unwrap_or_default());
@@ -175,7 +175,7 @@ impl Commits {
     fn take_apart(
         &self,
         format: Format,
-        notes: &CommitNotes,
+        notes: &AdmittedCommit,
         body: Vec<u8>,
         lease: &mut Lease,
     ) -> Result<(Vec<Entry>, Places), Failure> {

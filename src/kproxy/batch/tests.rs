@@ -280,8 +280,8 @@ proptest! {
 
 fn batches() -> Fixture {
     let mut fixture = fixture();
-    fixture.commits.max_commits = 5;
-    fixture.commits.batches = Bounds { messages: 4, bytes: 1000, value_bytes: 100, places: 5 };
+    fixture.commits().max_commits = 5;
+    fixture.commits().batches = Bounds { messages: 4, bytes: 1000, value_bytes: 100, places: 5 };
     fixture
 }
 
@@ -379,7 +379,7 @@ fn a_batch_that_is_refused_is_refused_whole() {
         let expected = (status, &Value::from(code), &Value::from("no"));
         assert_eq!((seen, &lines[0]["error"], &lines[0]["stored"]), expected, "{target} {body}");
     }
-    fixture.commits.has_headers_and_timestamps = false;
+    fixture.commits().has_headers_and_timestamps = false;
     for body in [r#"{"value":"a","headers":{"h":"1"}}"#, r#"{"value":"a","timestamp":1}"#] {
         let (status, lines) = post(&fixture, "/commit_batch?topic=t", &[NDJSON], format!("{good}{body}").as_bytes());
         assert_eq!((status, &lines[0]["error"]), (400, &"unsupported".into()));

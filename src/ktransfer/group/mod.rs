@@ -47,7 +47,7 @@ pub enum GroupEvent {
         /// The claim that ends.
         generation: Generation,
     },
-    /// It is not ours any more: stop at once. Commits of this generation are not stored; `Release` is not awaited.
+    /// It is not ours any more: stop at once. CommitHandler of this generation are not stored; `Release` is not awaited.
     Lost {
         /// Which.
         partition: PartitionId,
