@@ -325,7 +325,8 @@ rate_limits:
     #[test]
     fn every_problem_is_reported_at_once() {
         let problems = load(
-            "port: 70000\nlisten: here\nreq_pool_size: 0\nread_timeout_ms: 0\nmax_in_flight_bytes: 5\nprot: 1\nkafka_client: x\n",
+            "port: 70000\nlisten: here\nreq_pool_size: 0\nread_timeout_ms: 0\nmax_in_flight_bytes: 5\n\
+             prot: 1\nkafka_client: x\n",
         )
         .unwrap_err();
         let keys: Vec<_> = problems.iter().map(|problem| problem.split(':').next().unwrap()).collect();

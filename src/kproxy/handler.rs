@@ -1,7 +1,8 @@
 //! The requests of kproxy: `/commit`, `/commit_batch`, and the operations endpoints on the same port.
 //!
 //! A request is checked from its head alone; its body then becomes one message or many, handed to the broker together
-//! with the [`Reply`]. Bounds: `req_pool_size` messages and `max_in_flight_bytes`; beyond them the answer is 503 at once.
+//! with the [`Reply`]. Bounds: `req_pool_size` messages and `max_in_flight_bytes`; beyond them the answer is 503 at
+//! once.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -119,7 +120,7 @@ impl CommitHandler {
         Ok(if self.has_headers_and_timestamps { headers::trace_context(&head.headers) } else { Vec::new() })
     }
 
-    /// Refuses early, so that a client does not send a body for nothing; the slot is acquired once the body is there.
+    /// Refuses before the body is sent; a slot is acquired only once the body has arrived.
     fn check_free_slot(&self) -> Result<(), Failure> {
         let used = self.slots.used();
         if used < self.slots.size() { Ok(()) } else { Err(self.pool_full(used)) }
@@ -252,7 +253,7 @@ impl CommitHandler {
     }
 }
 
-/// The client of a request whose messages go to the broker: only now their real number and size are charged.
+/// The client of a request whose messages go to the broker. Charges their real number and size.
 fn client_of(head: &Head, charge: Option<RateCharge>, message_count: usize, bytes: usize) -> ClientLabel {
     let credential = charge.and_then(|charge| charge.finalize(message_count, bytes));
     ClientLabel { address: head.peer, credential }

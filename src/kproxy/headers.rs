@@ -1,8 +1,9 @@
 //! Header fields of a request that become headers of the record.
 //!
-//! `X-Kafka-Header-NAME: value` becomes the header NAME, in lower case since HTTP field names are case-insensitive; order
-//! and repetition are kept. `traceparent` and `tracestate` (W3C Trace Context) are copied when they are well formed, so
-//! that a consumer can continue the client's trace. Number and size are bounded by those of a request's head.
+//! `X-Kafka-Header-NAME: value` becomes the header NAME, in lower case since HTTP field names are case-insensitive;
+//! order and repetition are kept. `traceparent` and `tracestate` (W3C Trace Context) are copied when they are well
+//! formed, so that a consumer can continue the client's trace. Number and size are bounded by those of a request's
+//! head.
 
 use super::answer::Failure;
 use crate::broker::Header;
@@ -55,8 +56,8 @@ fn header(name: &str, value: Vec<u8>) -> Header {
     Header { name: name.to_owned(), value: Some(value) }
 }
 
-/// `VERSION-TRACE-PARENT-FLAGS` in lower-case hexadecimal, neither id all zero; versions after 00 may append more fields
-/// (W3C Trace Context 3.2.2, 3.2.4).
+/// `VERSION-TRACE-PARENT-FLAGS` in lower-case hexadecimal, neither id all zero; versions after 00 may append more
+/// fields (W3C Trace Context 3.2.2, 3.2.4).
 fn is_trace_parent(value: &[u8]) -> bool {
     let is_hex = |bytes: &[u8]| bytes.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let is_id = |bytes: &[u8]| is_hex(bytes) && bytes.iter().any(|&byte| byte != b'0');

@@ -1,9 +1,9 @@
 //! Gives freed memory back to the operating system.
 //!
 //! glibc's allocator keeps freed memory. Chunks of many sizes, freed by other threads than allocated them, leave most
-//! pages of an arena partly in use, so that after a flood of large bodies the process would stay as large as its budget.
-//! `malloc_trim` releases whole free pages; it walks the heap for some milliseconds, so it is called only after much was
-//! freed.
+//! pages of an arena partly in use, so that after a flood of large bodies the process would stay as large as its
+//! budget. `malloc_trim` releases whole free pages; it walks the heap for some milliseconds, so it is called only
+//! after much was freed.
 
 /// A peak below this is not worth a walk through the heap.
 const MIN_PEAK_BYTES: usize = 16 << 20;
@@ -11,10 +11,10 @@ const MIN_PEAK_BYTES: usize = 16 << 20;
 #[cfg(target_env = "gnu")]
 const MMAP_THRESHOLD_BYTES: libc::c_int = 256 * 1024;
 
-/// Makes large buffers memory mappings of their own, which grow without being copied and are unmapped when freed. That is
-/// also glibc's default, but once the first one is freed glibc raises its threshold up to 32 MiB and takes later ones
-/// from the heap. The holes between them then come on top of `max_in_flight_bytes` (seen: 174 MiB instead of 125 in a flood of
-/// 10 MB bodies within 64 MiB).
+/// Makes large buffers memory mappings of their own, which grow without being copied and are unmapped when freed.
+/// That is also glibc's default, but once the first one is freed glibc raises its threshold up to 32 MiB and takes
+/// later ones from the heap. The holes between them then come on top of `max_in_flight_bytes` (seen: 174 MiB instead
+/// of 125 in a flood of 10 MB bodies within 64 MiB).
 pub(super) fn map_large_buffers() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt has no preconditions.

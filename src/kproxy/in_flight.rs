@@ -1,8 +1,9 @@
 //! Messages that wait for Kafka, and the answer to a single one.
 //!
-//! An engine delivers many delivery reports in a row, on one thread. While few messages are in flight, that thread writes
-//! the answer itself: waking the reader of each connection would take longer. When many are in flight, it leaves the
-//! answers to the readers, most of which are awake then or worth waking, and continues with the next report.
+//! An engine delivers many delivery reports in a row, on one thread. While few messages are in flight, that thread
+//! writes the answer itself: waking the reader of each connection would take longer. When many are in flight, it
+//! leaves the answers to the readers, most of which are awake then or worth waking, and continues with the next
+//! report.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,8 +19,9 @@ use crate::broker::{Acks, AppendResult, Completion};
 use crate::http::{DeferredResponse, Lease, Reply};
 use crate::log_limited;
 
-/// With more messages in flight than this the readers answer. Measured at acks=1: with 8 connections a tenth fewer requests
-/// a second, and a fifth more CPU time for each, if they always did; with 512 a fifth more than if they never did.
+/// With more messages in flight than this the readers answer. Measured at acks=1: with 8 connections a tenth fewer
+/// requests a second, and a fifth more CPU time for each, if they always did; with 512 a fifth more than if they
+/// never did.
 const MAX_ANSWERED_BY_ENGINE: usize = 32;
 
 /// One message that was handed to the broker, by the endpoint it came from.
@@ -93,7 +95,8 @@ impl DeferredResponse for PendingCommit {
                 metrics.not_stored(&topic, acks, failure.status, took);
                 log_limited!(
                     Level::Warn,
-                    "commit {query} failed status={} error={} stored={:?} bytes={bytes} cost_us={cost} peer={client}: {}",
+                    "commit {query} failed status={} error={} stored={:?} bytes={bytes} cost_us={cost} \
+                     peer={client}: {}",
                     failure.status,
                     failure.code,
                     failure.stored,

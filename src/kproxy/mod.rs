@@ -1,23 +1,25 @@
 //! kproxy: takes messages over HTTP and answers each when Kafka has it.
 //!
 //! ```text
-//!  accept ─▶ http-0 … http-N ──PendingMessage, Record──▶ producers (librdkafka's threads) ──delivery report──▶ answer written
-//!                 ▲    ▲                                                                              │ (the rest: by its reader)
-//!                 │    └──────────────────────── answers, when many messages are in flight ───────────┘
+//!  accept ─▶ http-0 … http-N ──Record, PendingMessage──▶ producers (librdkafka's threads) ──delivery report──▶ answer
+//!                 ▲    ▲                                                                          │
+//!                 │    └────────────── answers, when many messages are in flight ─────────────────┘
 //!  clients ───────┘        watch: readiness, gauges, memory after floods; once a second
 //! ```
 //!
-//! Reading order: `query`, `headers` and `answer` (pure), `access` (which client may write what, and how much), `handler`
-//! (between HTTP and Kafka), `in_flight` (from the delivery report to the answer), `batch` (many messages in one request),
-//! `in_flight_slots`, `producer_pool`, `metrics`, `log_fields`, `heap_trim`, `config`; this file only wires them.
-//! Invariant: 200 is answered only for messages that Kafka confirmed at the acks level of the request.
+//! Reading order: `query`, `headers` and `answer` (pure), `access` (which client may write what, and how much),
+//! `handler` (between HTTP and Kafka), `in_flight` (from the delivery report to the answer), `batch` (many messages
+//! in one request), `in_flight_slots`, `producer_pool`, `metrics`, `log_fields`, `heap_trim`, `config`; this file
+//! only wires them. Invariant: 200 is answered only for messages that Kafka confirmed at the acks level of the
+//! request.
 //!
 //! Bounds, each answered with 503 when it is reached: connections `max_connections`, memory of requests
-//! `max_in_flight_bytes`, messages in flight `req_pool_size`; the producers' own queues are larger than that. The number of
-//! threads is fixed by the configuration: `main`, `signals`, `watchdog`, `watch`, `http-accept`, the readers; for each of
-//! `producer_num` a `kafka-ask`, and for each acks level in use a `kafka-acks-…` with librdkafka's `rdk:main`, an internal
-//! `rdk:broker-1` and an `rdk:brokerN` for each broker (with three of them and the default configuration 26 in all, never more
-//! than 32 under any load; while no broker answers, librdkafka tries each host of the configuration with one more).
+//! `max_in_flight_bytes`, messages in flight `req_pool_size`; the producers' own queues are larger than that. The
+//! number of threads is fixed by the configuration: `main`, `signals`, `watchdog`, `watch`, `http-accept`, the
+//! readers; for each of `producer_num` a `kafka-ask`, and for each acks level in use a `kafka-acks-…` with
+//! librdkafka's `rdk:main`, an internal `rdk:broker-1` and an `rdk:brokerN` for each broker (with three of them and
+//! the default configuration 26 in all, never more than 32 under any load; while no broker answers, librdkafka tries
+//! each host of the configuration with one more).
 
 mod access;
 mod answer;
@@ -144,8 +146,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     Ok(())
 }
 
-/// No new requests; then the answers of those in progress; then the producers, which complete the messages that are left
-/// as closed. The readers end last, because they may have to answer those.
+/// No new requests; then the answers of those in progress; then the producers, which complete the messages that are
+/// left as closed. The readers end last, because they may have to answer those.
 fn stop_in_order(server: &Server, producers: &ProducerPool<PendingMessage>, grace: Duration) {
     let deadline = Instant::now() + grace;
     let left = || deadline.saturating_duration_since(Instant::now());
@@ -182,14 +184,14 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<ProducerPool<Pe
         .map(ProducerPool::new)
 }
 
-/// `max_connections`, reduced to the file descriptors of the process: clients must not use up those of the connections to
-/// brokers.
+/// `max_connections`, reduced to the file descriptors of the process: clients must not use up those of the
+/// connections to brokers.
 fn connections_within(max_connections: usize, open_files: u64) -> usize {
     let others = OTHER_DESCRIPTORS.min(open_files / 2);
     let allowed = max_connections.min(usize::try_from(open_files - others).unwrap_or(usize::MAX)).max(1);
     if allowed < max_connections {
         warn!(
-            "max_connections: {max_connections} is reduced to {allowed}, because the limit of open files is {open_files} \
+            "max_connections: {max_connections} is reduced to {allowed}, because this process may open {open_files} files \
              (ulimit -n, LimitNOFILE)"
         );
     }

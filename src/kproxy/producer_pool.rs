@@ -1,7 +1,7 @@
 //! Several producers used as one (`producer_num`), with the order of messages kept.
 //!
-//! Messages of one partition chosen by `partition=`, else those of one key, always take the same producer. So a key that
-//! is sent both with and without a partition is in order within each of the two only.
+//! Messages of one partition chosen by `partition=`, else those of one key, always take the same producer. So a key
+//! that is sent both with and without a partition is in order within each of the two only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

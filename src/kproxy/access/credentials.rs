@@ -1,7 +1,7 @@
 //! `credentials_file`: the clients that may write.
 //!
-//! A client is found by one look-up of one digest ([`HashedSecret::id`]), so an unknown user and a wrong password are the
-//! same miss. Only these digests of the secrets are kept.
+//! A client is found by one look-up of one digest ([`HashedSecret::id`]), so an unknown user and a wrong password are
+//! the same miss. Only these digests of the secrets are kept.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;

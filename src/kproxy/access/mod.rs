@@ -7,8 +7,8 @@
 //! | `rate_limits`, rates of a credential | its rate: [`AccessControl::charge`] | 429 `rate_limited` |
 //!
 //! All three decide from the head of a request, before a byte of its body is read. What the body turns out to be is
-//! charged afterwards by [`RateCharge::finalize`]. Reading order: `topics`, `rate` and `authorization` (pure), `secret`,
-//! `credentials`, `topic_rates`. Where none of the keys is configured there is no [`AccessControl`].
+//! charged afterwards by [`RateCharge::finalize`]. Reading order: `topics`, `rate` and `authorization` (pure),
+//! `secret`, `credentials`, `topic_rates`. Where none of the keys is configured there is no [`AccessControl`].
 //!
 //! Invariant: no secret, and nothing a client presented as one, is kept, logged or answered. TLS client certificates
 //! do not identify a client here; they could be one more kind of credential.
@@ -121,7 +121,7 @@ impl AccessControl {
         let (counter, message) = match authorization::read(&head.headers) {
             Ok(presented) => match store.find(&presented) {
                 Some(credential) => return Ok(Some(Arc::clone(credential))),
-                // A wrong password gets the same answer, so that nobody learns which users exist.
+                // A wrong password gets the same answer, so that it does not reveal which users exist.
                 None => (&self.refusals.unknown, "unknown credentials"),
             },
             Err(AuthorizationError::Missing) => (&self.refusals.missing, "missing Authorization header"),
@@ -148,8 +148,8 @@ impl AccessControl {
         }
     }
 
-    /// Charges one request and its announced bytes, of which at most `max_body_bytes` will be read: to the credential and to
-    /// the topic, or to neither.
+    /// Charges one request and its announced bytes, of which at most `max_body_bytes` will be read: to the credential
+    /// and to the topic, or to neither.
     pub(super) fn charge(
         &self,
         credential: Option<Arc<Credential>>,
@@ -217,9 +217,9 @@ pub(super) struct RateCharge {
 }
 
 impl RateCharge {
-    /// Charges the messages and bytes of a body that goes to the broker, instead of one request and the announced bytes. The
-    /// difference may exceed the limit: it becomes a debt that later requests wait for. Returns the name of the
-    /// credential, for the log.
+    /// Charges the messages and bytes of a body that goes to the broker, instead of one request and the announced
+    /// bytes. The difference may exceed the limit: it becomes a debt that later requests wait for. Returns the name
+    /// of the credential, for the log.
     pub(super) fn finalize(mut self, message_count: usize, bytes: usize) -> Option<Arc<str>> {
         // Taken out, so that `Drop` gives back nothing.
         let charged = std::mem::take(&mut self.bytes);

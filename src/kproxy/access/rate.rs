@@ -165,8 +165,9 @@ impl TokenBucket {
     }
 }
 
-/// The rule, with units as the time in which the rate gives them: returns the next `full_at` of a bucket that has `time`, or
-/// how long to wait until it has. A cost larger than `capacity` is granted by a full bucket and leaves a debt.
+/// The rule, with units as the time in which the rate gives them: returns the next `full_at` of a bucket that has
+/// `time`, or how long to wait until it has. A cost larger than `capacity` is granted by a full bucket and leaves a
+/// debt.
 fn take(capacity: u64, full_at: u64, now: u64, time: u64) -> Result<u64, Duration> {
     let start = full_at.max(now);
     let missing = start - now;
@@ -203,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_bucket_gives_what_it_has_and_tells_how_long_the_rest_takes() {
-        // Capacity, full at, now, time for what is asked; full at afterwards, or the wait.
+        // Capacity, full at, now, time of the cost; full at afterwards, or the wait.
         for (capacity, full_at, now, time, outcome) in [
             (10, 0, 100, 10, Ok(110)),
             (10, 0, 100, 3, Ok(103)),

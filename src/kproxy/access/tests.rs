@@ -137,7 +137,8 @@ fn without_credentials_topics_and_rates_apply_to_all_clients() {
 #[test]
 fn a_refusal_by_one_limit_uses_up_nothing_of_the_other() {
     let fixture = Fixture::new(
-        "rate_limits: [{topics: [slow], requests_per_second: 1}, {topics: [bytes], bytes_per_second: 10, burst_seconds: 60}]\n",
+        "rate_limits:\n - {topics: [slow], requests_per_second: 1}\n \
+         - {topics: [bytes], bytes_per_second: 10, burst_seconds: 60}\n",
         "credentials: [{name: n, token: t, requests_per_second: 1, burst_seconds: 3}]\n",
     );
     let ask = |topic: &str| fixture.check(Some("Bearer t"), topic);

@@ -1,9 +1,9 @@
 //! `rate_limits`: limits per topic, for all clients together.
 //!
 //! The first rule whose globs match a topic applies, and each topic has a [`RateMeter`] of its own. Bounds: at most
-//! [`MAX_METERS`] topics have one at a time; a meter that is full again equals a new one and is removed to make room. With
-//! more topics in use, the rest share one meter for each rule. So topic names that a stranger makes up can slow down
-//! new topics, but take no memory and nothing from the topics that have a meter.
+//! [`MAX_METERS`] topics have one at a time; a meter that is full again equals a new one and is removed to make room.
+//! With more topics in use, the rest share one meter for each rule. So topic names that a stranger makes up can slow
+//! down new topics, but take no memory and nothing from the topics that have a meter.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,8 +21,8 @@ use crate::log_limited;
 const MAX_METERS: usize = 10_000;
 /// Shortest time between two searches of the full table for meters to remove.
 const SWEEP_INTERVAL_NANOS: u64 = 100_000_000;
-/// A meter that has been full for this long is not in use and may be removed; a shorter time may be the pause between two
-/// requests.
+/// A meter that has been full for this long is not in use and may be removed; a shorter time may be the pause between
+/// two requests.
 const IDLE_NANOS: u64 = 60_000_000_000;
 
 /// One entry of `rate_limits`.
@@ -82,7 +82,7 @@ impl TopicRates {
         if !self.has_room(now) {
             log_limited!(
                 Level::Warn,
-                "rate_limits: {} topics are in use at the same time, topic {topic} shares the limit of its rule with others",
+                "rate_limits: {} topics are in use, topic {topic} shares its limit with others",
                 self.max_meters
             );
             return Some(Arc::clone(shared));
@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn the_first_matching_rule_applies_to_each_topic_separately() {
         let rates = rates(
-            "rate_limits:\n - {topics: [a, 'b*'], requests_per_second: 2}\n - {topics: ['*a*'], requests_per_second: 1}\n",
+            "rate_limits:\n - {topics: [a, 'b*'], requests_per_second: 2}\n \
+             - {topics: ['*a*'], requests_per_second: 1}\n",
         );
         for (topic, expected) in [("a", 2), ("b1", 2), ("b2", 2), ("ba", 2), ("xa", 1)] {
             let passed = (0..5).filter(|_| rates.meter(topic, SECOND).unwrap().take(ONE, SECOND).is_ok()).count();
@@ -172,7 +173,8 @@ mod tests {
     #[test]
     fn every_problem_of_the_rules_is_reported_at_once() {
         let (mut section, mut problems) = section(
-            "rate_limits:\n - requests_per_second: 1\n - topics: [a]\n - topics: ['a[']\n   bytes_per_second: 0\n   speed: 7\n",
+            "rate_limits:\n - requests_per_second: 1\n - topics: [a]\n \
+             - {topics: ['a['], bytes_per_second: 0, speed: 7}\n",
         );
         rules(&mut section, &mut problems);
         let keys: Vec<_> = problems.0.iter().map(|problem| problem.key.as_str()).collect();

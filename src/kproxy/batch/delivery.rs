@@ -1,8 +1,8 @@
 //! The outcomes of a batch's messages, gathered into one answer.
 //!
-//! Every message holds the batch; the one that completes last answers. The status is 200 only when all messages are stored,
-//! else the highest status among those that are not. So it is 503 or 504 as soon as one message is worth a retry, and never
-//! a status that a client which reads nothing else would take for success.
+//! Every message holds the batch; the one that completes last answers. The status is 200 only when all messages are
+//! stored, else the highest status among those that are not. So it is 503 or 504 as soon as one message is worth a
+//! retry, and never a status that a client which reads nothing else would take for success.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, OnceLock};

@@ -55,7 +55,10 @@ fn a_line_is_a_message_or_is_refused_with_its_number() {
         timestamp_ms: Some(i64::MAX),
         ..of_value(b"v")
     };
-    let full = r#" { "key":"k", "value":"v", "headers":{"b":"\u00e4","a":""}, "partition":2147483647, "timestamp":9223372036854775807 } "#;
+    let full = concat!(
+        r#" { "key":"k", "value":"v", "headers":{"b":"\u00e4","a":""}, "#,
+        r#""partition":2147483647, "timestamp":9223372036854775807 } "#
+    );
     let many_headers: Vec<_> = (0..=MAX_HEADERS).map(|number| format!(r#""{number}":"""#)).collect();
     let many_headers = format!(r#"{{"value":"v","headers":{{{}}}}}"#, many_headers.join(","));
     let large_key = format!(r#"{{"value":"v","key":"{}"}}"#, "k".repeat(MAX_KEY_AND_HEADERS_BYTES + 1));
@@ -275,7 +278,8 @@ proptest! {
         let _ = BatchFormat::Binary.parse(&bytes, &LIMITS);
         let _ = BatchFormat::Ndjson.parse(&bytes, &LIMITS);
         let _ = BatchFormat::Ndjson.parse(format!("{{\"value\":{text}}}").as_bytes(), &LIMITS);
-        let _ = BatchFormat::Ndjson.parse(format!("{{\"key\":\"{text}\",\"value_base64\":\"{text}\"}}").as_bytes(), &LIMITS);
+        let line = format!("{{\"key\":\"{text}\",\"value_base64\":\"{text}\"}}");
+        let _ = BatchFormat::Ndjson.parse(line.as_bytes(), &LIMITS);
     }
 
     #[test]
