@@ -42,27 +42,27 @@ impl Failure {
         Failure { header: Some((name, value.into())), ..self }
     }
 
-    /// 400.
+    /// 400: `topic` is absent or empty.
     pub(super) fn missing_topic() -> Self {
         Self::bad_request("no_topic", "missing parameter topic")
     }
 
-    /// 400.
+    /// 400: not a legal topic name.
     pub(super) fn bad_topic() -> Self {
         Self::bad_request("bad_topic", format!("topic must be {TOPIC_NAMES}"))
     }
 
-    /// 400.
+    /// 400: unknown acks level.
     pub(super) fn bad_acks() -> Self {
         Self::bad_request("bad_acks", "acks must be 0, 1 or -1")
     }
 
-    /// 400.
+    /// 400: not a partition number.
     pub(super) fn bad_partition() -> Self {
         Self::bad_request("bad_partition", "partition must be an integer from 0 to 2147483647")
     }
 
-    /// 400.
+    /// 400: not a timestamp in milliseconds.
     pub(super) fn bad_timestamp() -> Self {
         Self::bad_request("bad_timestamp", "timestamp must be milliseconds since 1970, an integer from 1")
     }
@@ -87,7 +87,7 @@ impl Failure {
         Self::bad_request("unsupported", "record headers and timestamps need kafka_client: librdkafka")
     }
 
-    /// 400.
+    /// 400: a body without a message.
     pub(super) fn empty_body(message: &'static str) -> Self {
         Self::bad_request("empty_body", message)
     }
@@ -102,7 +102,7 @@ impl Failure {
         Self::new(401, "unauthorized", message, false).with_header("WWW-Authenticate", challenges)
     }
 
-    /// 403.
+    /// 403: the topic is not allowed, to all clients or to this one.
     pub(super) fn topic_not_allowed(message: String) -> Self {
         Self::new(403, "topic_not_allowed", message, false)
     }
@@ -135,7 +135,7 @@ impl Failure {
             .with_header("Accept", "application/x-ndjson, application/octet-stream")
     }
 
-    /// 429.
+    /// 429: over the rate of the credential or the topic.
     pub(super) fn rate_limited(message: String, retry_after_seconds: u64) -> Self {
         Self::new(429, "rate_limited", message, true).with_header("Retry-After", retry_after_seconds.to_string())
     }

@@ -117,6 +117,7 @@ impl Config {
         let max_batch_bytes =
             section.count("max_batch_bytes", Some(max_message_bytes.get()), MAX_MESSAGE_BYTES, problems);
         let largest_batch = max_in_flight_bytes.get().saturating_sub(2 * head.head);
+        // Where max_in_flight_bytes is too small itself, that problem is enough.
         if max_batch_bytes.get() > largest_batch && largest_request <= max_in_flight_bytes.get() {
             section.note(
                 "max_batch_bytes",
@@ -209,6 +210,7 @@ fn tls(section: &mut Section, problems: &mut Problems) -> Option<Tls> {
     let choices = [("required", ClientCertificates::Required), ("optional", ClientCertificates::Optional)];
     let client_certificates = tls.choice("client_certificates", &choices, problems);
     let handshake_timeout = tls.millis("handshake_timeout_ms", Some(10_000), 1..=3_600_000, problems);
+    // With a problem in the keys the files are not opened.
     if problems.0.len() > before {
         tls.finish(problems);
         return None;

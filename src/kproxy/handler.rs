@@ -68,7 +68,7 @@ struct AdmittedCommit {
 impl CommitHandler {
     /// Checks a head, before a byte of the body is read.
     fn check(&self, endpoint: Endpoint, head: &Head, max_body_bytes: usize) -> Result<AdmittedCommit, Failure> {
-        // Authentication comes first, so that a client without credentials gets no other answer than 401.
+        // Authentication comes first: without valid credentials the answer is 401, whatever else is wrong.
         let access = self.access.as_ref();
         let credential = access.map_or(Ok(None), |access| access.authenticate(head))?;
         let query = parse(head.query.as_deref().unwrap_or_default())?;

@@ -101,6 +101,7 @@ impl KproxyMetrics {
         if topics.len() >= MAX_TOPICS && !topics.contains_key(&topic.name) {
             return counters(OTHER_TOPICS);
         }
+        // Another thread may have added the topic meanwhile.
         let entry = topics
             .entry(Arc::clone(&topic.name))
             .or_insert_with(|| TopicCounters { name: Arc::clone(&topic.name), stored: Some(counters(&topic.name)) });
@@ -110,6 +111,7 @@ impl KproxyMetrics {
     /// Counts a message that Kafka did not confirm.
     pub(super) fn not_stored(&self, topic: &TopicCounters, acks: Acks, status: u16, took: Duration) {
         self.seconds[index(acks)].observe(took.as_secs_f64());
+        // A topic without a stored message may not exist at all.
         let label = if topic.stored.is_some() { &*topic.name } else { OTHER_TOPICS };
         self.commits.with_label_values(&[label, acks_label(acks), &status.to_string()]).inc();
     }

@@ -140,8 +140,10 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     supervisor.spawn("watch", move || watch.run(&stop));
 
     supervisor.stop().wait();
+    // From now on /readyz fails, so that a load balancer sends no more requests.
     health.component("kproxy").set(Err("shutting down".to_owned()));
     stop_in_order(&server, &handler.producers, config.shutdown_grace);
+    // The admin port is open to the end, so that the shutdown can be observed.
     drop(admin_server);
     Ok(())
 }
@@ -169,6 +171,7 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<ProducerPool<Pe
         hosts: config.broker_hosts.clone(),
         engine: config.engine,
         client_id: "kproxy".to_owned(),
+        // A metadata request must not take longer than a message may wait.
         request_timeout: REQUEST_TIMEOUT.min(config.commit_timeout),
         settings: config.kafka.clone(),
     };
@@ -187,6 +190,7 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<ProducerPool<Pe
 /// `max_connections`, reduced to the file descriptors of the process: clients must not use up those of the
 /// connections to brokers.
 fn connections_within(max_connections: usize, open_files: u64) -> usize {
+    // With a very low limit half of it is for clients.
     let others = OTHER_DESCRIPTORS.min(open_files / 2);
     let allowed = max_connections.min(usize::try_from(open_files - others).unwrap_or(usize::MAX)).max(1);
     if allowed < max_connections {
@@ -218,6 +222,7 @@ impl Watch {
             if trim_trigger.fires(self.budget.take_high(), used) {
                 heap_trim::trim();
             }
+            // The producers count from their start, so the counter gets the difference.
             let lookups = self.handler.producers.topic_lookups();
             self.metrics.topic_lookups.inc_by(lookups.saturating_sub(self.metrics.topic_lookups.get()));
             if !stop.sleep(WATCH_INTERVAL) {

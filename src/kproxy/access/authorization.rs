@@ -54,6 +54,7 @@ pub(super) fn read(headers: &Headers) -> Result<PresentedCredentials<'_>, Author
     }
     let end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());
     let (scheme, rest) = value.split_at(end);
+    // The scheme may be followed by several spaces (RFC 9110 11.4).
     let rest = rest.trim_ascii_start();
     if scheme.eq_ignore_ascii_case(b"bearer") {
         return if is_token(rest) {
@@ -68,6 +69,7 @@ pub(super) fn read(headers: &Headers) -> Result<PresentedCredentials<'_>, Author
     let mut user = BASE64.decode(rest).map_err(|_| AuthorizationError::Malformed)?;
     let colon = user.iter().position(|byte| *byte == b':').ok_or(AuthorizationError::Malformed)?;
     let password = user.split_off(colon + 1);
+    // The colon itself.
     user.pop();
     Ok(PresentedCredentials::Basic(user, password))
 }

@@ -132,6 +132,7 @@ impl TokenBucket {
         let mut full_at = self.full_at.load(Ordering::Relaxed);
         loop {
             let next = take(self.capacity_nanos, full_at, now, time)?;
+            // Relaxed here and below: the number guards no other memory.
             match self.full_at.compare_exchange_weak(full_at, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(seen) => full_at = seen,
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_gives_what_it_has_and_tells_how_long_the_rest_takes() {
+    fn a_bucket_grants_a_cost_or_returns_the_wait() {
         // Capacity, full at, now, time of the cost; full at afterwards, or the wait.
         for (capacity, full_at, now, time, outcome) in [
             (10, 0, 100, 10, Ok(110)),

@@ -57,6 +57,7 @@ impl SecretDigest {
 
     /// A random key: SHA-256 of the 128 random bits of the standard library's [`RandomState`].
     pub(super) fn random() -> Self {
+        // Four hashes of 64 bits spread the random bits over the whole key.
         let random = RandomState::new();
         let mut hash = Sha256::new();
         (0..4_u8).for_each(|number| hash.update(random.hash_one(number).to_ne_bytes()));

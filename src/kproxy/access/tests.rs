@@ -141,13 +141,13 @@ fn a_refusal_by_one_limit_uses_up_nothing_of_the_other() {
          - {topics: [bytes], bytes_per_second: 10, burst_seconds: 60}\n",
         "credentials: [{name: n, token: t, requests_per_second: 1, burst_seconds: 3}]\n",
     );
-    let ask = |topic: &str| fixture.check(Some("Bearer t"), topic);
-    assert!(ask("slow").is_ok());
-    let refused = ask("slow").unwrap_err();
+    let check = |topic: &str| fixture.check(Some("Bearer t"), topic);
+    assert!(check("slow").is_ok());
+    let refused = check("slow").unwrap_err();
     assert_eq!((refused.status, refused.retriable), (429, true));
     assert_eq!(refused.header, Some(("Retry-After", "1".to_owned())));
-    assert!(ask("bytes").is_ok() && ask("bytes").is_ok(), "the refusal by the topic cost nothing");
-    let refused = ask("other").unwrap_err();
+    assert!(check("bytes").is_ok() && check("bytes").is_ok(), "the refusal by the topic cost nothing");
+    let refused = check("other").unwrap_err();
     assert!(refused.message.contains("credential n "), "{}", refused.message);
     assert!(fixture.has_metric("kproxy_rate_limited_total{by=\"credential\"} 1"));
     assert!(fixture.has_metric("kproxy_rate_limited_total{by=\"topic\"} 1"));
@@ -182,18 +182,18 @@ fn bytes_that_never_arrive_are_given_back_and_unannounced_bytes_are_a_debt() {
 fn a_reloaded_file_is_in_force_at_once_and_an_invalid_one_is_not() {
     let fixture =
         Fixture::new("", "credentials:\n - {name: a, token: a, requests_per_second: 1}\n - {name: b, token: b}\n");
-    let ask = |token: &str| code(&fixture.check(Some(&format!("Bearer {token}")), "t")).map(|(status, _)| status);
-    assert_eq!([ask("a"), ask("b"), ask("c")], [None, None, Some(401)]);
+    let check = |token: &str| code(&fixture.check(Some(&format!("Bearer {token}")), "t")).map(|(status, _)| status);
+    assert_eq!([check("a"), check("b"), check("c")], [None, None, Some(401)]);
 
     let write = |text: &str| std::fs::write(fixture.file.path(), text).unwrap();
     write("credentials:\n - {name: b, token: SECRET, tokn: x}\n");
     fixture.reloads.run();
-    assert_eq!([ask("b"), ask("c")], [None, Some(401)]);
+    assert_eq!([check("b"), check("c")], [None, Some(401)]);
     assert!(fixture.has_metric("kproxy_credentials_stale 1"));
 
     write("credentials:\n - {name: c, token: c}\n - {name: a, token: a2, requests_per_second: 1}\n");
     fixture.reloads.run();
-    assert_eq!([ask("a"), ask("b"), ask("c")], [Some(401), Some(401), None]);
-    assert_eq!(ask("a2"), Some(429), "a new token of the same name keeps what is left of the rate");
+    assert_eq!([check("a"), check("b"), check("c")], [Some(401), Some(401), None]);
+    assert_eq!(check("a2"), Some(429), "a new token of the same name keeps what is left of the rate");
     assert!(fixture.has_metric("kproxy_credentials_stale 0"));
 }

@@ -75,6 +75,7 @@ impl TopicRates {
 
     /// The meter of this topic; `None`: no rule matches it.
     pub(super) fn meter(&self, topic: &str, now: u64) -> Option<Arc<RateMeter>> {
+        // A topic in use needs only the read lock.
         if let Some(meter) = read(&self.meters).get(topic) {
             return Some(Arc::clone(meter));
         }

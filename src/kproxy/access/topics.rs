@@ -35,7 +35,7 @@ impl TopicGlobs {
                     set.add(glob);
                 }
                 Err(why) => {
-                    section.note(key, format!("contains {glob:?}, which {why}"), problems);
+                    section.note(key, format!("has {glob:?}, which {why}"), problems);
                     all_valid = false;
                 }
             }
