@@ -254,7 +254,7 @@ mod tests {
     fn the_reference_shows_every_key_with_its_default() {
         let mut keys = keys_of(include_str!("config.rs"));
         for source in
-            [include_str!("access/mod.rs"), include_str!("access/topic_rates.rs"), include_str!("access/rate.rs")]
+            [include_str!("access/control.rs"), include_str!("access/topic_rates.rs"), include_str!("access/rate.rs")]
         {
             keys.extend(keys_of(source));
         }

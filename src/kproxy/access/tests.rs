@@ -1,8 +1,16 @@
 //! Access control as a whole, in the order of the checks of a request.
 
-use super::*;
 use std::io::Write;
+use std::sync::Arc;
+
 use tempfile::NamedTempFile;
+
+use super::*;
+use crate::config::{Problems, Section};
+use crate::http::Head;
+use crate::kproxy::answer::Failure;
+use crate::metrics::Registry;
+use crate::reload::Reloads;
 
 /// A section with this text, and the problems of loading it.
 pub(super) fn section(text: &str) -> (Section, Problems) {
