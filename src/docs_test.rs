@@ -80,9 +80,12 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// The text of each file of the program, without the files of tests.
 fn sources() -> Vec<String> {
     let mut files = Vec::new();
     rust_files(&root().join("src"), &mut files);
+    let is_test = |file: &Path| file.iter().any(|name| name == "tests" || name == "tests.rs");
+    files.retain(|file| !is_test(file.strip_prefix(root()).expect("it is below the root")));
     files.into_iter().map(|file| fs::read_to_string(file).unwrap()).collect()
 }
 
