@@ -69,4 +69,4 @@ pub mod shutdown;
 pub mod supervise;
 
 #[cfg(test)]
-mod documents;
+mod docs_test;
