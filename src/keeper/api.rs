@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Counts the sessions of one keeper, from 1; 0 before the first. Ephemeral nodes of an earlier epoch are gone or will
-/// be.
+/// Number of a session of one keeper, from 1; 0 before the first. Ephemeral nodes end with the epoch they belong to.
 pub type Epoch = u64;
 
 /// A node as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its data.
+    /// The data as it was last written.
     pub data: Vec<u8>,
     /// Version of the data: it grows by one with each write.
     pub version: i32,
@@ -27,8 +26,7 @@ pub enum Lifetime {
     Ephemeral,
 }
 
-/// Why a call failed. The variants about a node have ZooKeeper's names; all but `Unreachable` are responses of the
-/// server.
+/// Why a call failed. All variants but `Unreachable` are responses of the server, under ZooKeeper's names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeeperError {
     /// The node does not exist (for `create`: its parent does not).

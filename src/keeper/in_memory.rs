@@ -157,8 +157,7 @@ impl EnsembleState {
         }
     }
 
-    /// Sets `last_confirmed` to now for every client whose heartbeats succeed. Called before a change that may stop
-    /// them.
+    /// Sets `last_confirmed` to now where heartbeats succeed. Called before a change that may stop them.
     fn update_confirmed(&mut self) {
         for client in 0..self.clients.len() {
             if self.check_reachable(client).is_ok() && self.clients[client].session.is_some() {

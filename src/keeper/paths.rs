@@ -80,8 +80,7 @@ pub(crate) const NOTHING_STORED: &[u8] = b"-1";
 #[error("invalid stored offset {0:?}: it must be a decimal number from 0 on, or -1 for none")]
 pub struct BadOffset(pub String);
 
-/// A stored offset; `None` for [`NOTHING_STORED`]. White space around it is ignored: offsets written by hand may have
-/// it.
+/// A stored offset; `None` for [`NOTHING_STORED`]. White space around it, as in offsets written by hand, is ignored.
 pub(crate) fn parse_offset(data: &[u8]) -> Result<Option<Offset>, BadOffset> {
     let text = data.trim_ascii();
     if text == NOTHING_STORED {
@@ -106,8 +105,9 @@ pub(crate) fn normalise_chroot(chroot: &str) -> Result<String, String> {
     Ok(trimmed.to_owned())
 }
 
-/// Checks that ZooKeeper accepts `name` as the name of a node. The error continues "the chroot ...".
+/// Checks that ZooKeeper accepts `name` as the name of a node. The error says what the path contains instead.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    // The characters that ZooKeeper's data model excludes from paths.
     let is_control = |letter| matches!(letter, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}');
     let is_private_or_special = |letter| matches!(letter, '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..='\u{ffff}');
     let invalid = |letter: char| is_control(letter) || is_private_or_special(letter);

@@ -1,5 +1,4 @@
-//! Finds an available server: resolves the hosts and makes a ZooKeeper handshake with one after the other, with
-//! deadlines.
+//! Finds an available server: resolves the hosts and tries a ZooKeeper handshake with each, with deadlines.
 //!
 //! The zookeeper crate spins, hangs or panics when an address is down, silent, without quorum or of another protocol,
 //! so it gets only addresses that were found here. It also hides the session timeout that the server grants. That may

@@ -244,8 +244,8 @@ fn watch_state(client: &ZooKeeper, is_closed: &Arc<AtomicBool>, lost: &Arc<Atomi
     });
 }
 
-/// Closes the session, again until the client is closed; after three session timeouts the crate's IO thread must be
-/// gone.
+/// Closes the session, again until the client is closed, at most for three session timeouts: the crate's IO thread must
+/// have ended by then.
 fn close_session(shared: &SharedClient, session_timeout: Duration) {
     let started = Instant::now();
     while !shared.is_closed.load(Ordering::Acquire) && started.elapsed() < 3 * session_timeout {
@@ -273,8 +273,7 @@ mod tests {
         };
         assert!(start().is_err_and(|reason| reason.contains("still hang")));
         slots.pop();
-        // This server accepts and never responds: the call ends at its deadline; the client ends only when the server
-        // is gone.
+        // This server accepts and never responds: the call ends at its deadline, the client when the server closes.
         let instance = start().expect("one slot is free");
         let deadline = Instant::now() + Duration::from_millis(100);
         let outcome = instance.call(deadline, |client| client.exists("/", false));

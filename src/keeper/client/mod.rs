@@ -51,8 +51,8 @@ use super::config::KeeperConfig;
 use crate::supervise::Supervisor;
 
 /// Starts to keep a session with the ensemble. Never fails and never blocks: without a session, calls fail as
-/// unreachable. The session ends with [`Keeper::close`](super::Keeper::close) or when `supervisor` stops, so stop it
-/// after all users.
+/// unreachable. The session ends with [`Keeper::close`](super::Keeper::close) or with the stop of `supervisor`, which
+/// must come after the end of all users.
 pub fn connect(config: KeeperConfig, supervisor: &Supervisor) -> SharedKeeper {
     // One pending wake-up is enough: the manager checks everything when it wakes.
     let (wake, woken) = bounded(1);

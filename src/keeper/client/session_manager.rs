@@ -11,8 +11,7 @@ use super::sessions::{CurrentSession, Phase, Sessions};
 use crate::shutdown::Stop;
 use crate::supervise::spawn_expendable;
 
-/// Back-off between attempts to connect: it doubles up to the maximum; each pause is shortened by up to a half at
-/// random.
+/// Back-off between attempts to connect: it doubles up to the maximum; random jitter shortens each by up to a half.
 const MIN_BACK_OFF: Duration = Duration::from_millis(100);
 const MAX_BACK_OFF: Duration = Duration::from_secs(2);
 
@@ -96,8 +95,7 @@ impl SessionManager {
         let (hosts, session, connect) = (config.hosts.clone(), config.session_timeout, config.connect_timeout);
         let body = move || drop(found.send(find_server(&hosts, session, connect)));
         spawn_expendable("zk-search", body).map_err(|cause| format!("cannot start a thread: {cause}"))?;
-        // One search at a time: the next begins when this one has ended, so a daemon that ends leaves at most one
-        // behind.
+        // The next search begins when this one has ended, so a daemon that stops leaves at most one such thread behind.
         loop {
             select! {
                 recv(result) -> server => return server.unwrap_or_else(|_| Err("the search thread failed".into())),

@@ -160,8 +160,7 @@ impl Sessions {
         }
     }
 
-    /// Records what the outcome of a call in the session of `epoch` says about that session, and returns the call's
-    /// result.
+    /// Records the outcome of a call in the session of `epoch`: confirms the session or gives it up.
     pub(super) fn record<T>(&self, epoch: Epoch, outcome: CallOutcome<T>) -> Result<ZkResult<T>, KeeperError> {
         match outcome {
             CallOutcome::Response(sent, result) if is_about_node(&result) => match self.confirm(epoch, sent) {

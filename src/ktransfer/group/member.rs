@@ -8,9 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-/// Generates the ids of one member: another one for each session, so that an id in a node identifies the session that
-/// created it. All start with the same half, so the member keeps its position in the sorted list that assigns
-/// partitions.
+/// Generates the ids of one member: another one for each session, so that an id in a node identifies its session. All
+/// start with the same half, so the member keeps its position among the sorted members that share the partitions.
 pub(super) struct MemberIds {
     hostname: String,
     first_half: u64,

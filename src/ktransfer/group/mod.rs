@@ -76,7 +76,8 @@ pub enum GroupEvent {
 /// From the dispatcher to the group; sent with [`CommandSender::send`], which never blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupCommand {
-    /// All messages before `next` are done. Stored at the next store interval; of several commits the latest counts.
+    /// All messages before `next` are done. Stored at the next store interval, the first of a partition at the next
+    /// poll; of several commits the latest counts.
     Commit {
         /// Number of the partition.
         partition: PartitionId,
@@ -105,8 +106,7 @@ pub trait Fence: Send + Sync {
     fn valid_until(&self, partition: PartitionId, generation: Generation) -> Option<Instant>;
 
     /// Whether a push of this claim may begin now. While ZooKeeper is unreachable this becomes false before another
-    /// member can claim the partition, and true again if the claim has survived. So wait and check again, until `Lost`
-    /// arrives.
+    /// member can claim the partition, and true again if the claim has survived. Check again until `Lost` arrives.
     fn is_valid(&self, partition: PartitionId, generation: Generation) -> bool {
         self.valid_until(partition, generation).is_some_and(|until| Instant::now() < until)
     }

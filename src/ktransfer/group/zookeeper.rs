@@ -7,10 +7,10 @@
 //! under another id in the next session. A partition is claimed only while it has no owner node. So an earlier owner,
 //! even this process in its former session, has released it or its session has expired.
 //!
-//! The assignment is computed again when the members or the partitions change, as in the original, and also when it
-//! does not fit that of the other members for a while: another member keeps a partition of ours, or no member claims
-//! one that is not ours. Members that read the leaders at different moments may disagree; reading them again settles
-//! that.
+//! The assignment is computed again when the members or the partitions change, as in the original. It is also computed
+//! again after a conflict that lasts: another member keeps a partition that is assigned to this one, or no member
+//! claims a partition of the others. Members that read the leaders at different moments may disagree until they read
+//! them again.
 
 mod held_partitions;
 mod membership;
@@ -52,8 +52,7 @@ pub struct ZookeeperGroup {
     fence: Arc<KeeperFence>,
     member_ids: MemberIds,
     member: Option<Member>,
-    /// Ids of ended sessions, and when they ended. Their registrations and owner nodes are deleted if they were created
-    /// late.
+    /// Ids of ended sessions, and when they ended. Nodes with these ids that were created late are deleted.
     former_ids: VecDeque<(String, Instant)>,
     /// The sorted ids and partitions from which `assigned` was computed.
     members: Vec<String>,
@@ -66,8 +65,7 @@ pub struct ZookeeperGroup {
     /// Since when the claims of other members contradict `assigned`.
     conflict_since: Option<Instant>,
     last_generation: u64,
-    /// Events that the dispatcher has not received. Nothing is claimed meanwhile, so there are at most two for a
-    /// partition.
+    /// Events that the dispatcher has not received: at most two for a partition, since nothing is claimed meanwhile.
     pending_events: VecDeque<GroupEvent>,
     /// The latest warning and when it was logged.
     last_warning: Option<(String, Instant)>,
@@ -172,11 +170,12 @@ impl ZookeeperGroup {
         }
         loop {
             if self.member.as_ref().is_none_or(|member| member.epoch != self.keeper.epoch()) {
+                // Claims and registration have ended with their session.
                 return;
             }
             let result = self.finish_released().and_then(|()| self.delete_stray_claims()).and_then(|()| {
                 let member = self.member.as_ref().expect("a member, checked above");
-                self.claimant(member).unregister(&member.id).map_err(text)
+                self.claimant(member).unregister(&member.id).map_err(to_reason)
             });
             match result {
                 Ok(()) => return info!("group {}: left", self.config.group),
@@ -205,7 +204,7 @@ impl ZookeeperGroup {
     }
 }
 
-fn text(error: KeeperError) -> String {
+fn to_reason(error: KeeperError) -> String {
     error.to_string()
 }
 

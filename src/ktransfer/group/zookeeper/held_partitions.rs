@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use log::warn;
 
-use super::{ClaimStage, HeldPartition, RoundResult, ZookeeperGroup, text};
+use super::{ClaimStage, HeldPartition, RoundResult, ZookeeperGroup, to_reason};
 use crate::broker::PartitionId;
 use crate::keeper::{KeeperError, paths};
 use crate::ktransfer::group::claim::{ClaimOutcome, StoreOutcome};
@@ -19,7 +19,7 @@ impl ZookeeperGroup {
         }
         let owners = match self.keeper.children(&paths::owners(&self.config.group, &self.config.topic)) {
             Err(KeeperError::NoNode(_)) => BTreeSet::new(),
-            owners => owners.map_err(text)?.iter().filter_map(|name| paths::parse_partition(name)).collect(),
+            owners => owners.map_err(to_reason)?.iter().filter_map(|name| paths::parse_partition(name)).collect(),
         };
         for (partition, held) in &mut self.held {
             if held.stage == ClaimStage::Active && !self.assigned.contains(partition) {
@@ -57,7 +57,7 @@ impl ZookeeperGroup {
         // Before the attempt: it may create the owner node and then fail.
         self.stray_claims.insert(partition);
         let outcome = match self.claimant(member).claim(partition) {
-            Err(error @ KeeperError::Unreachable(_)) => return Err(text(error)),
+            Err(error @ KeeperError::Unreachable(_)) => return Err(to_reason(error)),
             // Another client wrote at the same moment. The next round retries; the other partitions do not wait for it.
             Err(error) => {
                 self.warn_rate_limited(format!("cannot claim partition {partition} yet, retrying: {error}"));
@@ -102,14 +102,13 @@ impl ZookeeperGroup {
         let Some(member) = &self.member else { return Ok(()) };
         let has_expired = |ended: &Instant| ended.elapsed() > 2 * self.keeper.session_timeout();
         match self.former_ids.iter().find(|(id, ended)| id == owner && has_expired(ended)) {
-            Some((id, _)) => self.claimant(member).delete_owner(partition, id).map_err(text),
+            Some((id, _)) => self.claimant(member).delete_owner(partition, id).map_err(to_reason),
             None => Ok(()),
         }
     }
 
-    /// Stores the commits of all partitions or only the urgent ones. Urgent are released partitions, and partitions
-    /// without a stored offset: if they were lost before the first store, the next owner could start elsewhere
-    /// (`start_from`).
+    /// Stores the commits of all partitions, or only of released ones and of those without a stored offset. If one of
+    /// the latter were lost before its first store, the next owner would start at `start_from`, perhaps elsewhere.
     pub(super) fn store(&mut self, urgent_only: bool) -> RoundResult {
         for partition in self.held.keys().copied().collect::<Vec<_>>() {
             let (Some(member), Some(held)) = (&self.member, self.held.get(&partition)) else { continue };
@@ -117,7 +116,7 @@ impl ZookeeperGroup {
             if urgent_only && held.stage != ClaimStage::Released && held.stored.is_some() {
                 continue;
             }
-            match self.claimant(member).store(partition, next, held.version).map_err(text)? {
+            match self.claimant(member).store(partition, next, held.version).map_err(to_reason)? {
                 StoreOutcome::Stored(version) => {
                     let held = self.held.get_mut(&partition).expect("held, checked above");
                     (held.version, held.stored) = (version, Some(next));
@@ -134,14 +133,13 @@ impl ZookeeperGroup {
         Ok(())
     }
 
-    /// Deletes the owner nodes of released partitions. Call after [`Self::store`]: the next owner reads the stored
-    /// offset.
+    /// Deletes the owner nodes of released partitions. Only after [`Self::store`]: the next owner reads that offset.
     pub(super) fn delete_released(&mut self) -> RoundResult {
         let released =
             self.held.iter().filter(|(_, held)| held.stage == ClaimStage::Released).map(|(partition, _)| *partition);
         for partition in released.collect::<Vec<_>>() {
             let Some(member) = &self.member else { break };
-            self.claimant(member).release(partition).map_err(text)?;
+            self.claimant(member).release(partition).map_err(to_reason)?;
             self.held.remove(&partition);
         }
         Ok(())
@@ -151,7 +149,7 @@ impl ZookeeperGroup {
     pub(super) fn delete_stray_claims(&mut self) -> RoundResult {
         for partition in self.stray_claims.difference(&self.assigned).copied().collect::<Vec<_>>() {
             let Some(member) = &self.member else { break };
-            self.claimant(member).release(partition).map_err(text)?;
+            self.claimant(member).release(partition).map_err(to_reason)?;
             self.stray_claims.remove(&partition);
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 
-use super::{Member, RoundResult, ZookeeperGroup, text};
+use super::{Member, RoundResult, ZookeeperGroup, to_reason};
 use crate::keeper::discovery::{self, DiscoveryError};
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{KeeperError, Lifetime};
@@ -34,7 +34,7 @@ impl ZookeeperGroup {
         }
         if self.member.is_none() {
             // A successful call proves that a session exists; the id must belong to one.
-            self.keeper.read("/").map_err(text)?;
+            self.keeper.read("/").map_err(to_reason)?;
             self.member = Some(Member { id: self.member_ids.next(), epoch: self.keeper.epoch() });
         }
         Ok(())
@@ -45,7 +45,7 @@ impl ZookeeperGroup {
         let Some(member) = &self.member else { return Ok(()) };
         let mut members = match self.keeper.children(&paths::group_ids(&self.config.group)) {
             Err(KeeperError::NoNode(_)) => Vec::new(),
-            members => members.map_err(text)?,
+            members => members.map_err(to_reason)?,
         };
         if !members.contains(&member.id) {
             let path = paths::group_id(&self.config.group, &member.id);
@@ -54,14 +54,13 @@ impl ZookeeperGroup {
                 Ok(()) | Err(KeeperError::NodeExists(_)) => {
                     info!("group {}: joined as {}", self.config.group, member.id)
                 }
-                Err(error) => return Err(text(error)),
+                Err(error) => return Err(to_reason(error)),
             }
             members.push(member.id.clone());
         }
-        // Registered under a former id while the session changed: the node belongs to a later session and would not
-        // expire.
+        // Registered under a former id while the session changed: such a node may belong to a session that is alive.
         for (id, _) in self.former_ids.iter().filter(|(id, _)| members.contains(id)) {
-            self.claimant(member).unregister(id).map_err(text)?;
+            self.claimant(member).unregister(id).map_err(to_reason)?;
         }
         members.retain(|id| self.former_ids.iter().all(|(former, _)| former != id));
         members.sort_unstable();

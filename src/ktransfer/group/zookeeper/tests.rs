@@ -1,4 +1,4 @@
-//! Members of a group over an in-ensemble ensemble: join, assignment, take-over, fencing.
+//! Members of a group over an in-memory ensemble: join, assignment, take-over, fencing.
 
 use super::*;
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
