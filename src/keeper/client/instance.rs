@@ -31,7 +31,7 @@ const N_CALL_THREADS: usize = 6;
 
 /// Bound on instances whose threads have not ended, including those that were given up and hang. An instance has
 /// [`N_CALL_THREADS`], one to close it and two of the crate: 9 threads.
-pub(super) const MAX_INSTANCES: usize = 8;
+const MAX_INSTANCES: usize = 8;
 
 /// Pause between two attempts to close.
 const CLOSE_RETRY_PAUSE: Duration = Duration::from_millis(300);
