@@ -182,23 +182,23 @@ mod tests {
     use crate::admin::Health;
     use crate::broker::LogEnds;
     use crate::broker::memory::MemoryBroker;
-    use crate::keeper::memory::{MemoryKeeper, MemorySession};
+    use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
     use crate::keeper::{Keeper, Lifetime};
     use crate::kmonitor::board::Board;
     use crate::kmonitor::stored_offsets::tests::put;
     use crate::metrics::Registry;
 
     struct Rig {
-        tree: MemoryKeeper,
-        keeper: Arc<MemorySession>,
+        tree: InMemoryEnsemble,
+        keeper: Arc<InMemoryKeeper>,
         broker: MemoryBroker,
         board: Board,
         poller: Poller,
     }
 
     fn rig() -> Rig {
-        let tree = MemoryKeeper::new();
-        let keeper = tree.session(Duration::from_secs(6));
+        let tree = InMemoryEnsemble::new();
+        let keeper = tree.connect(Duration::from_secs(6));
         let broker = MemoryBroker::new();
         broker.create_topic("t", 2);
         let board = Board::new(["c"]);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     /// Moves the stored offset, as a pusher does, at the moment the newest offsets are asked for.
-    struct Meddling(Arc<MemorySession>, Box<dyn LogEnds>);
+    struct Meddling(Arc<InMemoryKeeper>, Box<dyn LogEnds>);
 
     impl LogEnds for Meddling {
         fn partitions(

@@ -47,7 +47,7 @@ impl<'a> GroupReader<'a> {
     /// What one group has stored. `None`: nothing, or we may not read it, so it has no delay that could be known.
     pub fn stored(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
         match self.read_group(group) {
-            Err(ReadError::Keeper(refused @ KeeperError::Refused(_))) => {
+            Err(ReadError::Keeper(refused @ KeeperError::NoAuth(_))) => {
                 log_limited!(Level::Warn, "{refused}, so the delays of group {group} are unknown");
                 Ok(None)
             }
@@ -122,7 +122,7 @@ impl Names {
 pub(super) mod tests {
     use super::*;
     use crate::keeper::Lifetime;
-    use crate::keeper::memory::MemoryKeeper;
+    use crate::keeper::in_memory::InMemoryEnsemble;
     use crate::kmonitor::delay::StoredByModule;
     use std::time::Duration;
 
@@ -152,7 +152,7 @@ pub(super) mod tests {
 
     #[test]
     fn every_group_with_offsets_is_a_module() {
-        let keeper = MemoryKeeper::new().session(Duration::from_secs(6));
+        let keeper = InMemoryEnsemble::new().connect(Duration::from_secs(6));
         assert_eq!(read(&*keeper, &Stop::new()).unwrap(), StoredByModule::new());
         put(&*keeper, "/consumers/m1/offsets/t/0", "12");
         put(&*keeper, "/consumers/m1/offsets/t/10", "0");
@@ -174,8 +174,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_group_that_may_not_be_read_hides_no_other() {
-        let tree = MemoryKeeper::new();
-        let keeper = tree.session(Duration::from_secs(6));
+        let tree = InMemoryEnsemble::new();
+        let keeper = tree.connect(Duration::from_secs(6));
         for group in ["a", "b", "c"] {
             put(&*keeper, &format!("/consumers/{group}/offsets/t/0"), "1");
         }
@@ -187,8 +187,8 @@ pub(super) mod tests {
 
     #[test]
     fn no_answer_and_a_stop_end_the_reading() {
-        let tree = MemoryKeeper::new();
-        let keeper = tree.session(Duration::from_secs(6));
+        let tree = InMemoryEnsemble::new();
+        let keeper = tree.connect(Duration::from_secs(6));
         put(&*keeper, "/consumers/m/offsets/t/0", "1");
         let stop = Stop::new();
         stop.trigger();

@@ -75,7 +75,7 @@ fn be_a_member(address: &str, stop: &Stop) {
             Err(RecvTimeoutError::Timeout) => {
                 for (partition, (generation, next)) in &mut held {
                     let before = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros();
-                    if lease.valid_for(*partition, *generation) {
+                    if lease.is_valid(*partition, *generation) {
                         eprintln!("@ {before} pushed {partition} {next}");
                         *next += 1;
                         commands.send(GroupCommand::Commit {
