@@ -229,7 +229,7 @@ fn serve<C>(daemon: &Supervisor, grace: Duration, config: C, run: fn(C, &Supervi
     let began = Instant::now();
     daemon.stop().trigger();
     match daemon.join(grace) {
-        Ended::Asked => exit,
+        Ended::Stopped => exit,
         Ended::Failed(failure) => {
             error!("{failure}, so {} ends", daemon.name());
             to_stderr(&format!("{}: {failure}\n", daemon.name()));

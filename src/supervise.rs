@@ -53,7 +53,7 @@ pub struct Failure {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// All threads ended after the stop.
-    Asked,
+    Stopped,
     /// A thread ended unasked; the others were then stopped.
     Failed(Failure),
     /// These threads were still running at the deadline.
@@ -124,7 +124,7 @@ impl Supervisor {
         let mut state = self.group.lock();
         loop {
             if state.running.is_empty() {
-                return state.failure.clone().map_or(Ended::Asked, Ended::Failed);
+                return state.failure.clone().map_or(Ended::Stopped, Ended::Failed);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -201,6 +201,6 @@ mod tests {
         group.stop().trigger();
         assert_eq!(group.join(Duration::from_millis(50)), Ended::StillRunning(vec!["sticky".into()]));
         held.trigger();
-        assert_eq!(group.join(GRACE), Ended::Asked);
+        assert_eq!(group.join(GRACE), Ended::Stopped);
     }
 }
