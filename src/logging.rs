@@ -107,31 +107,31 @@ pub fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
 }
 
 /// Lines written together are at most so many bytes, and one line.
-const MAX_JOINED_BYTES: usize = 16 << 10;
+const MAX_BATCH_BYTES: usize = 16 << 10;
 
 thread_local! {
     /// Lines of `NAME.log` that this thread writes together; `None`: each goes by itself.
-    static TOGETHER: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+    static BATCHED_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
 /// Lets this thread write what it says to `NAME.log` together, until this is dropped: a system call for some hundred lines
 /// instead of one for each. For work that says much in a short time and does not wait meanwhile. Not to be nested.
 #[must_use]
-pub struct Together(());
+pub struct LineBatch(());
 
-/// See [`Together`].
-pub fn together() -> Together {
-    let _ = TOGETHER.try_with(|lines| {
+/// See [`LineBatch`].
+pub fn batch_lines() -> LineBatch {
+    let _ = BATCHED_LINES.try_with(|lines| {
         lines.borrow_mut().get_or_insert_default();
     });
-    Together(())
+    LineBatch(())
 }
 
-impl Drop for Together {
+impl Drop for LineBatch {
     fn drop(&mut self) {
-        let lines = TOGETHER.try_with(RefCell::take).ok().flatten();
+        let lines = BATCHED_LINES.try_with(RefCell::take).ok().flatten();
         if let (Some(lines), Some(logger)) = (lines, LOGGER.get()) {
-            logger.append_together(&lines);
+            logger.append_batch(&lines);
         }
     }
 }
@@ -208,13 +208,13 @@ impl Logger {
     /// Keeps a line of `NAME.log` to be written with others, where this thread writes them together. What may be the last
     /// line is not kept for long.
     fn keep(&self, level: Level, line: &[u8]) -> bool {
-        TOGETHER
+        BATCHED_LINES
             .try_with(|lines| {
                 let mut lines = lines.borrow_mut();
                 let Some(lines) = &mut *lines else { return false };
                 lines.extend_from_slice(line);
-                if lines.len() >= MAX_JOINED_BYTES || level == Level::Error {
-                    self.append_together(lines);
+                if lines.len() >= MAX_BATCH_BYTES || level == Level::Error {
+                    self.append_batch(lines);
                     lines.clear();
                 }
                 true
@@ -222,7 +222,7 @@ impl Logger {
             .unwrap_or(false)
     }
 
-    fn append_together(&self, lines: &[u8]) {
+    fn append_batch(&self, lines: &[u8]) {
         if let (Some(file), false) = (self.files.first(), lines.is_empty()) {
             append(file, lines);
         }

@@ -98,12 +98,12 @@ fn threads_write_whole_lines() {
 #[test]
 fn lines_said_together_are_written_by_and_by_and_what_matters_at_once() {
     let (logger, folder) = logger(4);
-    let together = together();
+    let together = batch_lines();
     say(&logger, Level::Info, OWN, "one");
     say(&logger, Level::Warn, OWN, "two");
     assert_eq!(lines(&folder, "kproxy.log"), [""; 0]);
     assert_eq!(lines(&folder, "kproxy.log.wf"), ["WARNING two"]);
-    let long = "x".repeat(MAX_JOINED_BYTES / 2);
+    let long = "x".repeat(MAX_BATCH_BYTES / 2);
     (0..2).for_each(|_| say(&logger, Level::Info, OWN, &long));
     assert_eq!(lines(&folder, "kproxy.log").len(), 4, "no more than so many bytes wait");
     say(&logger, Level::Info, OWN, "three");
