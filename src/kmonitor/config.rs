@@ -221,7 +221,7 @@ mod tests {
         let problems = load(&text.replace("10.2.1.1:2181", "nowhere")).unwrap_err();
         assert!(problems[0].starts_with("common_cluster.zk_hosts"), "{problems:?}");
         let problems = load(&format!("{ORIGINAL}\nstray:\n a: 1\n")).unwrap_err();
-        assert_eq!(problems, ["stray: is not a known key here (misspelt?)"]);
+        assert_eq!(problems, ["stray: unknown key (misspelt?)"]);
     }
 
     #[test]
