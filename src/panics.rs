@@ -1,4 +1,4 @@
-//! Panics caught at an edge: of a thread, a request, a reload.
+//! Catches panics at the edge of a thread, a request or a reload.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -16,7 +16,7 @@ pub fn caught<T>(what: impl Display, work: impl FnOnce() -> T) -> Option<T> {
     catch(work).inspect_err(|text| error!("{what} panicked: {text}")).ok()
 }
 
-/// The text of a panic, where it has one.
+/// The text of a panic, or a substitute where the panic has no text.
 pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
