@@ -9,8 +9,8 @@
 //! | 4 | the stop took longer than `shutdown_grace_ms` (and one second), so threads were abandoned |
 //! | 5 | a second SIGTERM or SIGINT ended an ordered stop |
 //!
-//! SIGHUP reopens the log files and runs the [`Reloads`]. SIGPIPE is ignored. One thread receives all signals. SIGTERM and
-//! SIGINT only trigger a [`Stop`]; each daemon decides the order in which its parts stop.
+//! SIGHUP reopens the log files and runs the reload actions. SIGPIPE is ignored. One thread receives all signals.
+//! SIGTERM and SIGINT only trigger a [`Stop`]; each daemon decides the order in which its parts stop.
 
 use std::ffi::{OsStr, OsString, c_int};
 use std::fmt::Display;
@@ -122,8 +122,8 @@ fn parse(name: &str, default_file: &str, arguments: impl Iterator<Item = OsStrin
     options.optflag("V", "version", "print the version and exit");
     options.optflag("h", "help", "print this and exit");
     let originals: Vec<OsString> = arguments.collect();
-    // getopts accepts UTF-8 only, but a path may be any bytes. An argument that is not UTF-8 is replaced, while parsing,
-    // by a stand-in that no argument can equal: NUL and its index.
+    // getopts accepts UTF-8 only, but a path may be any bytes. An argument that is not UTF-8 is replaced, while
+    // parsing, by a stand-in that no argument can equal: NUL and its index.
     let stand_ins = originals.iter().enumerate().map(|(index, original)| match original.to_str() {
         Some(text) => text.to_owned(),
         None => format!("\0{index}"),
@@ -160,8 +160,8 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
         Ok(signals) => signals,
         Err(cause) => return cannot_start(&format!("cannot install signal handlers: {cause}")),
     };
-    // Every thread inherits this mask. A signal in the middle of a write would cut the write short, and the `kafka` crate
-    // takes a short write for a complete one. Only the thread `signals` receives signals.
+    // Every thread inherits this mask. A signal in the middle of a write would cut the write short, and the `kafka`
+    // crate takes a short write for a complete one. Only the thread `signals` receives signals.
     mask_signals(libc::SIG_BLOCK);
     if let Err(cause) = logging::start(name, config.log()) {
         return cannot_start(&cause);

@@ -11,10 +11,10 @@
 //! A `log_level` between two of these counts as the lower one; 0 writes nothing and creates no file.
 //!
 //! Invariants: a log call never panics, never waits for a disk or a reader, and writes whole lines, each with one
-//! `write(2)`. A thread that logs many lines at once may write them [as a batch](batch_lines): they may then stand behind
-//! later lines of other threads, and are lost on `kill -9` or a second SIGTERM. A line that cannot be written is dropped and
-//! counted; the first line that can be written again is followed by a report. Lines that clients, messages or peers can
-//! cause go through [`log_limited!`](crate::log_limited).
+//! `write(2)`. A thread that logs many lines at once may write them [as a batch](batch_lines): they may then stand
+//! behind later lines of other threads, and are lost on `kill -9` or a second SIGTERM. A line that cannot be written is
+//! dropped and counted; the first line that can be written again is followed by a report. Lines that clients, messages
+//! or peers can cause go through [`log_limited!`](crate::log_limited).
 
 mod file;
 mod line;
@@ -115,8 +115,8 @@ thread_local! {
     static BATCHED_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// While it exists, this thread writes its lines to `NAME.log` in batches: one system call for some hundred lines instead of
-/// one for each. For work that logs much in a short time and does not block meanwhile. Must not be nested.
+/// While it exists, this thread writes its lines to `NAME.log` in batches: one system call for some hundred lines
+/// instead of one for each. For work that logs much in a short time and does not block meanwhile. Must not be nested.
 #[must_use]
 pub struct LineBatch(());
 
@@ -144,8 +144,8 @@ pub fn reopen() {
     }
 }
 
-/// Writes to stderr, unless that would block or fail. For errors before the log is open, and those that a terminal should
-/// show too.
+/// Writes to stderr, unless that would block or fail. For errors before the log is open, and those that a terminal
+/// should show too.
 pub fn to_stderr(text: &str) {
     // A pipe that reports room takes up to PIPE_BUF bytes at once.
     for part in text.as_bytes().chunks(libc::PIPE_BUF) {
@@ -212,8 +212,8 @@ impl Logger {
         let _ = BUFFER.try_with(|place| place.set(buffer));
     }
 
-    /// Adds a line of `NAME.log` to this thread's batch, if it has one; returns whether it has. An error may be the last line of
-    /// the process, so it is written at once, with the batch before it.
+    /// Adds a line of `NAME.log` to this thread's batch, if it has one; returns whether it has. An error may be the
+    /// last line of the process, so it is written at once, with the batch before it.
     fn add_to_batch(&self, level: Level, line: &[u8]) -> bool {
         BATCHED_LINES
             .try_with(|lines| {
@@ -273,8 +273,8 @@ impl Log for Logger {
         if is_own(record.target()) {
             return self.write(record.level(), None, *record.args());
         }
-        // A library's error becomes a warning: only the daemon knows which errors end it. The zookeeper crate floods the
-        // log, and the keeper reports every failure of ZooKeeper itself.
+        // A library's error becomes a warning: only the daemon knows which errors end it. The zookeeper crate floods
+        // the log, and the keeper reports every failure of ZooKeeper itself.
         let library = record.target().split("::").next().unwrap_or_default();
         let is_flood = matches!(library, "zookeeper" | "mio");
         if is_flood || self.level < LevelFilter::Warn {

@@ -1,7 +1,7 @@
 //! Reloading on SIGHUP: credentials, certificates and other files that change while a daemon runs.
 //!
-//! Each part that can be reloaded registers an action. The thread that receives signals runs all actions, in the order of
-//! registration. After a failed action the previous state stays in force.
+//! Each part that can be reloaded registers an action. The thread that receives signals runs all actions, in the order
+//! of registration. After a failed action the previous state stays in force.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -16,19 +16,19 @@ type Action = Box<dyn FnMut() -> Result<String, String> + Send>;
 
 /// The actions of one daemon, at most one for each part. Clones share them.
 #[derive(Clone, Default)]
-pub struct Reloads {
+pub(crate) struct Reloads {
     actions: Arc<Mutex<Vec<(&'static str, Action)>>>,
 }
 
 impl Reloads {
-    /// Runs `action` on each SIGHUP from now on. `what` names in the log what it reloads. The action must be quick, since
-    /// signals wait for it.
-    pub fn add(&self, what: &'static str, action: impl FnMut() -> Result<String, String> + Send + 'static) {
+    /// Runs `action` on each SIGHUP from now on. `what` names in the log what it reloads. The action must be quick,
+    /// since signals wait for it.
+    pub(crate) fn add(&self, what: &'static str, action: impl FnMut() -> Result<String, String> + Send + 'static) {
         lock(&self.actions).push((what, Box::new(action)));
     }
 
     /// Runs all actions and logs the outcome of each.
-    pub fn run(&self) {
+    pub(crate) fn run(&self) {
         for (what, action) in lock(&self.actions).iter_mut() {
             match panics::catch(action) {
                 Ok(Ok(loaded)) => info!("{what} reloaded: {loaded}"),

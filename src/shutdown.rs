@@ -1,8 +1,8 @@
 //! Stopping: a channel that closes, never a flag that is polled.
 //!
-//! Every loop and every wait holds a [`Stop`]. Triggering it closes the channel of all its clones and all its children, for
-//! good. The order of a stop is decided where the threads are started (each daemon's `mod.rs`), by giving them different
-//! stops.
+//! Every loop and every wait holds a [`Stop`]. Triggering it closes the channel of all its clones and all its children,
+//! for good. The order of a stop is decided where the threads are started (each daemon's `mod.rs`), by giving them
+//! different stops.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! Starts every thread of our own; librdkafka and the `zookeeper` crate start theirs themselves.
 //!
 //! A [`Supervisor`] is a group of named threads that end together: a daemon, or one module of it. A thread that returns
-//! before the group was stopped, or panics, is named in the log and stops the whole group. [`Supervisor::join`] returns it
-//! as a [`Failure`], and the owner of the group starts a new one or ends the daemon. No group runs on with a thread missing.
+//! before the group was stopped, or panics, is named in the log and stops the whole group. [`Supervisor::join`] returns
+//! it as a [`Failure`], and the owner of the group starts a new one or ends the daemon. No group runs on with a thread
+//! missing.
 //!
 //! [`spawn_expendable`] starts a thread outside of all groups, for a call that may hang.
 
@@ -80,7 +81,7 @@ impl Supervisor {
     }
 
     /// The actions that SIGHUP runs. Only those of the daemon's own group are run.
-    pub fn reloads(&self) -> &Reloads {
+    pub(crate) fn reloads(&self) -> &Reloads {
         &self.group.reloads
     }
 
@@ -89,8 +90,8 @@ impl Supervisor {
         &self.group.name
     }
 
-    /// Starts a thread of the group. It must return soon after the group's stop, or a child of that stop, is triggered. A
-    /// thread that returns earlier, or panics, fails the group. The kernel shows the first 15 bytes of `name`.
+    /// Starts a thread of the group. It must return soon after the group's stop, or a child of that stop, is triggered.
+    /// A thread that returns earlier, or panics, fails the group. The kernel shows the first 15 bytes of `name`.
     pub fn spawn(&self, name: impl Into<String>, body: impl FnOnce() + Send + 'static) {
         self.start(name.into(), true, body);
     }
@@ -117,8 +118,8 @@ impl Supervisor {
         }
     }
 
-    /// Waits until every thread of the group has ended: first for the stop, without a limit, then at most `grace` for the
-    /// threads.
+    /// Waits until every thread of the group has ended: first for the stop, without a limit, then at most `grace` for
+    /// the threads.
     pub fn join(&self, grace: Duration) -> Ended {
         self.group.stop.wait();
         let deadline = Instant::now() + grace;
@@ -163,8 +164,9 @@ impl Group {
     }
 }
 
-/// Starts a thread that belongs to no group and that no join waits for: its body calls a library without deadlines, so the
-/// thread may have to be abandoned. The caller bounds the number of such threads. A panic is logged and ends that thread alone.
+/// Starts a thread that belongs to no group and that no join waits for: its body calls a library without deadlines, so
+/// the thread may have to be abandoned. The caller bounds the number of such threads. A panic is logged and ends that
+/// thread alone.
 pub fn spawn_expendable(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let name = name.into();
     thread::Builder::new().name(name.clone()).spawn(move || {

@@ -1,7 +1,7 @@
 //! Polls one cluster: reads the stored offsets, then the newest ones, and writes the snapshot.
 //!
-//! The order matters, since both offsets only grow. A stored offset that was read first can make the delay larger than it
-//! was at any moment in between, never smaller; a delay is never hidden.
+//! The order matters, since both offsets only grow. A stored offset that was read first can make the delay larger than
+//! it was at any moment in between, never smaller; a delay is never hidden.
 //!
 //! Clusters share nothing but the snapshot store, so a cluster that cannot be reached delays no other.
 
@@ -109,8 +109,8 @@ impl Poller {
 
     /// All modules, and why some of their newest offsets are unknown, if so.
     ///
-    /// Groups are read in batches, each followed by its newest offsets: however many groups a cluster has, the stored and
-    /// the newest offset of a partition are read at nearly the same time.
+    /// Groups are read in batches, each followed by its newest offsets: however many groups a cluster has, the stored
+    /// and the newest offset of a partition are read at nearly the same time.
     fn read(&mut self, stop: &Stop) -> Result<(Modules, Option<String>), ReadError> {
         let keeper = self.keeper.clone();
         let mut reader = GroupReader::new(&*keeper, stop);
@@ -163,7 +163,8 @@ impl FailureLog {
                 self.last_logged = None;
             }
             Err(cause) => {
-                // The first failure may be a ZooKeeper session that is not established yet; only the next one is a warning.
+                // The first failure may be a ZooKeeper session that is not established yet; only the next one is a
+                // warning.
                 let Some(_) = self.failing_since else {
                     self.failing_since = Some(now);
                     return debug!("cluster {cluster}: {cause}");

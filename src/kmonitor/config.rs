@@ -258,7 +258,8 @@ mod tests {
         let (test, common) = (hosts(1), hosts(2));
         let minimal = |port: &str, brokers: &str| {
             let text = format!(
-                "base:\n  clusters: [test_cluster, common_cluster]\nhttp_server:\n  port: 55325\n{port}test_cluster:\n{test}common_cluster:\n{common}{brokers}"
+                "base:\n  clusters: [test_cluster, common_cluster]\nhttp_server:\n  port: 55325\n{port}\
+                 test_cluster:\n{test}common_cluster:\n{common}{brokers}"
             );
             format!("{:?}", load(&text).unwrap())
         };

@@ -147,7 +147,8 @@ mod tests {
             ends.sort_unstable();
             let delays: Vec<_> = ends.iter().map(|end| one(Some(stored), LogEnd::Newest(*end)).messages()).collect();
             prop_assert!(delays.is_sorted());
-            prop_assert_eq!(delays.last().copied().flatten(), Some(u64::try_from((ends[ends.len() - 1] - stored).max(0)).unwrap()));
+            let last = u64::try_from((ends[ends.len() - 1] - stored).max(0)).unwrap();
+            prop_assert_eq!(delays.last().copied().flatten(), Some(last));
         }
     }
 }

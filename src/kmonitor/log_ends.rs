@@ -10,7 +10,8 @@ use super::delay::{LogEnd, StoredByModule};
 /// Connects to the brokers at these addresses. After an error the next poll connects again.
 pub(super) type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
 
-/// Requests log ends from the brokers of one cluster, over one client that is kept until the brokers change or none answers.
+/// Requests log ends from the brokers of one cluster, over one client that is kept until the brokers change or none
+/// answers.
 pub(super) struct BrokerLogEnds {
     connect: Connect,
     connected: Option<(Vec<String>, Box<dyn LogEnds>)>,

@@ -16,7 +16,8 @@ pub(super) fn format_line(line: &mut Vec<u8>, word: &str, thread: &str, origin: 
         line.extend_from_slice(part.as_bytes());
     }
     let mut message = Message { line, left_bytes: MAX_MESSAGE_BYTES, cut_bytes: 0 };
-    // Writing into memory does not fail. Only the Display of a value can fail or panic; that cuts the message short there.
+    // Writing into memory does not fail. Only the Display of a value can fail or panic; that cuts the message short
+    // there.
     let _ = message.write_str(thread);
     let _ = message.write_str("] ");
     if let Some(origin) = origin {
@@ -65,7 +66,8 @@ impl Write for Message<'_> {
     }
 }
 
-/// Whether the byte belongs to printable ASCII or to a character that is surely no C1 control and no Unicode line separator.
+/// Whether the byte belongs to printable ASCII or to a character that is surely no C1 control and no Unicode line
+/// separator.
 fn is_harmless(byte: u8) -> bool {
     !matches!(byte, 0..=0x1f | 0x7f | 0xc2 | 0xe2)
 }

@@ -9,8 +9,8 @@ pub const LIMITED_LINES_PER_SECOND: u32 = 10;
 
 /// Admits `per_second` lines in each second and counts the rest. One for each place in the code that logs.
 ///
-/// The first line of a later second carries the count of suppressed lines. So the end of a flood is reported with the next
-/// line of the same place, whenever that comes.
+/// The first line of a later second carries the count of suppressed lines. So the end of a flood is reported with the
+/// next line of the same place, whenever that comes.
 #[derive(Debug)]
 pub struct RateLimit {
     per_second: u32,
@@ -52,8 +52,9 @@ impl RateLimit {
     }
 }
 
-/// Logs like `log::log!`, but at most [`LIMITED_LINES_PER_SECOND`] lines a second from each place in the code; the first line
-/// of a later second has the number of suppressed ones. For every line that a client, a message or a peer can cause.
+/// Logs like `log::log!`, but at most [`LIMITED_LINES_PER_SECOND`] lines a second from each place in the code; the
+/// first line of a later second has the number of suppressed ones. For every line that a client, a message or a peer
+/// can cause.
 ///
 /// ```
 /// kafka_http_wrapper::log_limited!(log::Level::Warn, "the key of {} is not UTF-8", "t/3");

@@ -1,4 +1,5 @@
-//! The same delays as metrics, with the topic. Each scrape reads the snapshots, so a deleted group has no metric either.
+//! The same delays as metrics, with the topic. Each scrape reads the snapshots, so a deleted group has no metric
+//! either.
 
 use std::sync::Arc;
 
