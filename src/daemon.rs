@@ -203,13 +203,13 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
 
 fn serve<C>(daemon: &Supervisor, grace: Duration, config: C, run: fn(C, &Supervisor) -> Result<(), String>) -> Exit {
     let outcome = panics::catch(|| run(config, daemon));
-    let is_requested = daemon.stop().is_triggered() && daemon.failure().is_none();
+    let is_stop_requested = daemon.stop().is_triggered() && daemon.failure().is_none();
     let exit = match outcome {
         Err(text) => {
             error!("thread main panicked: {text}");
             Exit::ThreadFailed
         }
-        Ok(Err(cause)) if is_requested => {
+        Ok(Err(cause)) if is_stop_requested => {
             error!("incomplete stop: {cause}");
             Exit::GraceExceeded
         }
@@ -222,7 +222,7 @@ fn serve<C>(daemon: &Supervisor, grace: Duration, config: C, run: fn(C, &Supervi
             error!("{cause}");
             Exit::ThreadFailed
         }
-        Ok(Ok(())) if is_requested => Exit::Success,
+        Ok(Ok(())) if is_stop_requested => Exit::Success,
         Ok(Ok(())) if daemon.failure().is_none() => {
             error!("thread main exited unexpectedly");
             Exit::ThreadFailed

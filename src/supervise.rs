@@ -35,7 +35,7 @@ struct Group {
 
 #[derive(Default)]
 struct State {
-    /// Names of the running threads; as many as `spawn` and `spawn_task` started.
+    /// Names of the threads that have not ended.
     running: Vec<String>,
     /// The first thread that exited unexpectedly.
     failure: Option<Failure>,

@@ -11,7 +11,7 @@ use super::delay::{LogEnd, StoredByModule};
 pub(super) type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
 
 /// Requests log ends from the brokers of one cluster, over one client that is kept until the brokers change or none
-/// answers.
+/// responds.
 pub(super) struct BrokerLogEnds {
     connect: Connect,
     connected: Option<(Vec<String>, Box<dyn LogEnds>)>,
@@ -24,7 +24,7 @@ pub(super) struct NewestOffsets {
     pub ends: HashMap<TopicPartition, LogEnd>,
     /// Why some or all log ends are unknown.
     pub failure: Option<String>,
-    /// Whether no broker answered at all: a further request would time out as well.
+    /// Whether no broker responded at all: a further request would time out as well.
     pub is_unreachable: bool,
 }
 
@@ -57,12 +57,12 @@ impl BrokerLogEnds {
             Ok(log_ends) => log_ends,
             Err(cause) => return NewestOffsets::unreachable(cause),
         };
-        let answers = log_ends.newest(&wanted);
+        let results = log_ends.newest(&wanted);
         let mut metadata = TopicMetadata { log_ends: &mut **log_ends, partitions: HashMap::new(), is_reachable: true };
         let mut newest = NewestOffsets::default();
         let mut n_unreachable = 0;
-        for (partition, answer) in wanted.iter().zip(answers) {
-            let end = match answer {
+        for (partition, result) in wanted.iter().zip(results) {
+            let end = match result {
                 Ok(offset) => LogEnd::Newest(offset),
                 Err(MetadataError::UnknownTopic(_)) => LogEnd::Gone,
                 Err(MetadataError::Partition(_)) if metadata.lacks(partition) => LogEnd::Gone,
@@ -75,7 +75,7 @@ impl BrokerLogEnds {
             newest.ends.insert(partition.clone(), end);
         }
         if n_unreachable == wanted.len() {
-            // No broker answered: the next request begins with a new client.
+            // No broker responded: the next request begins with a new client.
             self.connected = None;
             newest.is_unreachable = true;
         }
@@ -102,7 +102,7 @@ struct TopicMetadata<'a> {
     log_ends: &'a mut dyn LogEnds,
     /// Partition numbers by topic; `None` where the metadata request failed.
     partitions: HashMap<Arc<str>, Option<BTreeSet<PartitionId>>>,
-    /// Cleared by the first request without an answer: further ones would time out as well.
+    /// Cleared by the first request without a response: further ones would time out as well.
     is_reachable: bool,
 }
 
@@ -181,7 +181,7 @@ mod tests {
         ]);
         assert_eq!(newest.ends, expected);
         assert!(newest.failure.unwrap().contains("no leader"));
-        // A broker without a leader for one partition answers all the same: further requests make sense.
+        // A broker without a leader for one partition responds all the same: further requests make sense.
         let newest = ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 1))]));
         assert_eq!((newest.ends[&at("t", 1)], newest.is_unreachable), (LogEnd::Unknown, false));
         broker.set_reachable(false);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_kept_until_the_brokers_change_or_none_answers() {
+    fn a_client_is_kept_until_the_brokers_change_or_none_responds() {
         let broker = MemoryBroker::new();
         broker.create_topic("t", 1);
         let (mut ends, connections) = counted(&broker);

@@ -124,7 +124,7 @@ impl Metrics {
         Metrics {
             polls: registry.counter(
                 "kmonitor_polls_total",
-                "Polls of a cluster: complete, or incomplete if a delay stayed unknown.",
+                "Polls of a cluster: complete, or incomplete if offsets could not be read.",
                 &["cluster", "outcome"],
             ),
             seconds: registry.histogram(
