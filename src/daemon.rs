@@ -44,7 +44,7 @@ pub trait Settings {
 }
 
 /// Takes the key `shutdown_grace_ms` (default 10,000, at most ten minutes).
-pub fn shutdown_grace(section: &mut Section, problems: &mut Problems) -> Duration {
+pub(crate) fn shutdown_grace(section: &mut Section, problems: &mut Problems) -> Duration {
     section.millis("shutdown_grace_ms", Some(10_000), 0..=600_000, problems)
 }
 

@@ -57,10 +57,10 @@
 //!
 //! - The threads of a [`Supervisor`](supervise::Supervisor) do the work; the configuration fixes their number. One is
 //!   started on first use: `kafka-acks-…`, for each acks level of each librdkafka producer.
-//! - Expendable threads ([`spawn_expendable`](supervise::spawn_expendable)) make the calls that have no deadline: those
-//!   of the `kafka` crate (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-end`), and
-//!   the search for a ZooKeeper server (`zk-search`). They start when a client is needed, may be abandoned while they
-//!   hang, and are bounded where they are started.
+//! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: those of the `kafka` crate
+//!   (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-end`), and the search for a
+//!   ZooKeeper server (`zk-search`). They start when a client is needed, may be abandoned while they hang, and are
+//!   bounded where they are started.
 //!
 //! Libraries start others: librdkafka `rdk:main` and one `rdk:broker…` per broker for each client, the `zookeeper`
 //! crate two for each client.

@@ -11,7 +11,7 @@
 //! A `log_level` between two of these counts as the lower one; 0 writes nothing and creates no file.
 //!
 //! Invariants: a log call never panics, never waits for a disk or a reader, and writes whole lines, each with one
-//! `write(2)`. A thread that logs many lines at once may write them [as a batch](batch_lines): they may then stand
+//! `write(2)`. A thread that logs many lines at once may write them as a batch (`batch_lines`): they may then stand
 //! behind later lines of other threads, and are lost on `kill -9` or a second SIGTERM. A line that cannot be written is
 //! dropped and counted; the first line that can be written again is followed by a report. Lines that clients, messages
 //! or peers can cause go through [`log_limited!`](crate::log_limited).
@@ -77,7 +77,7 @@ impl LogConfig {
 
 /// Why no log can be written. The daemon then does not start.
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
+pub(crate) enum LogError {
     /// A log file cannot be opened.
     #[error("log_dir: {path} cannot be opened for writing: {cause}")]
     Open {
@@ -92,7 +92,7 @@ pub enum LogError {
 }
 
 /// Opens the files of the daemon `name`; from now on all lines of the process, and its panics, go there.
-pub fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
+pub(crate) fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
     let logger = Logger::open(name, config)?;
     LOGGER.set(logger).map_err(|_| LogError::StartedTwice)?;
     let logger = LOGGER.get().ok_or(LogError::StartedTwice)?;
@@ -118,10 +118,10 @@ thread_local! {
 /// While it exists, this thread writes its lines to `NAME.log` in batches: one system call for some hundred lines
 /// instead of one for each. For work that logs much in a short time and does not block meanwhile. Must not be nested.
 #[must_use]
-pub struct LineBatch(());
+pub(crate) struct LineBatch(());
 
 /// Begins a [`LineBatch`] of this thread.
-pub fn batch_lines() -> LineBatch {
+pub(crate) fn batch_lines() -> LineBatch {
     let _ = BATCHED_LINES.try_with(|lines| {
         lines.borrow_mut().get_or_insert_default();
     });
@@ -138,7 +138,7 @@ impl Drop for LineBatch {
 }
 
 /// Reopens the files, after a rotation. If one cannot be opened, the old file stays in use and a warning is logged.
-pub fn reopen() {
+pub(crate) fn reopen() {
     if let Some(logger) = LOGGER.get() {
         logger.reopen();
     }
@@ -146,7 +146,7 @@ pub fn reopen() {
 
 /// Writes to stderr, unless that would block or fail. For errors before the log is open, and those that a terminal
 /// should show too.
-pub fn to_stderr(text: &str) {
+pub(crate) fn to_stderr(text: &str) {
     // A pipe that reports room takes up to PIPE_BUF bytes at once.
     for part in text.as_bytes().chunks(libc::PIPE_BUF) {
         let mut ready = libc::pollfd { fd: io::stderr().as_raw_fd(), events: libc::POLLOUT, revents: 0 };

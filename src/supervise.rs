@@ -5,7 +5,7 @@
 //! it as a [`Failure`], and the owner of the group starts a new one or ends the daemon. No group runs on with a thread
 //! missing.
 //!
-//! [`spawn_expendable`] starts a thread outside of all groups, for a call that may hang.
+//! `spawn_expendable` starts a thread outside of all groups, for a call that may hang.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -137,7 +137,7 @@ impl Supervisor {
     }
 
     /// The thread that exited unexpectedly, if any.
-    pub fn failure(&self) -> Option<Failure> {
+    pub(crate) fn failure(&self) -> Option<Failure> {
         self.group.lock().failure.clone()
     }
 }
@@ -167,7 +167,7 @@ impl Group {
 /// Starts a thread that belongs to no group and that no join waits for: its body calls a library without deadlines, so
 /// the thread may have to be abandoned. The caller bounds the number of such threads. A panic is logged and ends that
 /// thread alone.
-pub fn spawn_expendable(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub(crate) fn spawn_expendable(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let name = name.into();
     thread::Builder::new().name(name.clone()).spawn(move || {
         panics::caught(format_args!("thread {name}"), body);
