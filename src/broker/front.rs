@@ -573,6 +573,6 @@ mod tests {
         assert!(front.topic_lookups() < 20, "nobody is asked about what nobody waits for");
         front.close();
         group.stop().trigger();
-        assert_eq!(group.join(Duration::from_secs(10)), Ended::Asked);
+        assert_eq!(group.join(Duration::from_secs(10)), Ended::Stopped);
     }
 }

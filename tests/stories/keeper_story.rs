@@ -106,7 +106,7 @@ fn end(keeper: &SharedKeeper, supervisor: &Supervisor) {
     keeper.close(Duration::from_secs(5));
     assert!(matches!(keeper.read("/"), Err(KeeperError::Unreachable(_))));
     supervisor.stop().trigger();
-    assert_eq!(supervisor.join(Duration::from_secs(5)), Ended::Asked);
+    assert_eq!(supervisor.join(Duration::from_secs(5)), Ended::Stopped);
 }
 
 #[test]

@@ -282,7 +282,7 @@ mod tests {
         let mut ends = RustLogEnds::new(&broker(silent.local_addr().expect("it is bound").to_string()), &group);
         ends.partitions("t").expect_err("nothing answers");
         group.stop().trigger();
-        assert_eq!(group.join(Duration::from_secs(5)), Ended::Asked);
+        assert_eq!(group.join(Duration::from_secs(5)), Ended::Stopped);
     }
 
     #[test]

@@ -115,7 +115,7 @@ mod tests {
             ("[]", "at least one"),
             ("['']", "non-empty"),
             ("t", "a list"),
-            ("[a, a]", "none twice"),
+            ("[a, a]", "distinct"),
             ("['a[']", "\"a[\""),
             ("['a{b']", "\"a{b\""),
             ("['a]b', 'c[']", "\"c[\""),
