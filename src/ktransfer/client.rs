@@ -20,8 +20,8 @@ use super::socket::TcpConnector;
 use crate::locks::{lock, wait_timeout_while};
 use crate::shutdown::Stop;
 
-/// Idle timeout of a connection. It is below five seconds, the shortest keep-alive timeout in common use: a request that is
-/// sent while the backend closes the connection fails and is retried.
+/// Idle timeout of a connection. It is below five seconds, the shortest keep-alive timeout in common use: a request
+/// that is sent while the backend closes the connection fails and is retried.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(4);
 /// Pause between two look-ups of all names …
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -40,7 +40,8 @@ pub(super) fn agent(protocol: &ProtocolConfig, worker_num: usize, resolver: Arc<
 }
 
 fn agent_config(protocol: &ProtocolConfig, worker_num: usize) -> AgentConfig {
-    // Only timeouts of single phases: with a global, per-call or resolve timeout the client starts a thread for each request.
+    // Only timeouts of single phases: with a global, per-call or resolve timeout the client starts a thread for each
+    // request.
     Agent::config_builder()
         .proxy(None)
         .max_redirects(0)

@@ -178,7 +178,8 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         }
     }
     let serialize_by_key = section.boolean("serialize_by_key", true, problems);
-    // Accepted so that files of the original load unchanged: it passed the value to its Kafka client, ours has no use for it.
+    // Accepted so that files of the original load unchanged: it passed the value to its Kafka client, ours has no use
+    // for it.
     section.integer("expected_processing_time_ms", Some(100), 0..=i64::MAX, problems);
     let seconds = section.integer("zk_offset_update_interval_sec", Some(10), 1..=3600, problems);
     let waiting_queue_size = section.count("waiting_queue_size", Some(256), 1_000_000, problems);

@@ -123,9 +123,9 @@ impl Dispatcher {
         }
     }
 
-    /// The other end of a channel was dropped. While working, its thread has failed and the supervisor stops the module in a moment.
-    /// The wait for that stop matters: if this thread returned first, it would be reported as the failure. During the stop
-    /// nothing further comes from that end.
+    /// The other end of a channel was dropped. While working, its thread has failed and the supervisor stops the module
+    /// in a moment. The wait for that stop matters: if this thread returned first, it would be reported as the failure.
+    /// During the stop nothing further comes from that end.
     fn on_disconnect(&self) -> Event {
         if self.phase == StopPhase::Working {
             self.stop.wait();
@@ -271,9 +271,9 @@ impl Dispatcher {
         }
     }
 
-    /// Goes on at the oldest offset kept. If that is not below the requested offset, the gap is a hole like any other: messages
-    /// read before it are pushed, and the commit point follows. Otherwise offsets start over (the topic was deleted
-    /// and created again), and so does the window.
+    /// Goes on at the oldest offset kept. If that is not below the requested offset, the gap is a hole like any other:
+    /// messages read before it are pushed, and the commit point follows. Otherwise offsets start over (the topic was
+    /// deleted and created again), and so does the window.
     fn read_from_oldest(&mut self, gap: OffsetGap) {
         let OffsetGap { window, partition, offset, oldest, newest } = gap;
         let fresh = self.new_window();
@@ -281,8 +281,8 @@ impl Dispatcher {
         let Some(state) = self.partitions.get_mut(&partition).filter(is_reading) else { return };
         let missed = oldest.saturating_sub(offset).max(0);
         warn!(
-            "module [{}]: offset {offset} of {}/{partition} is not kept (kept: {oldest} to {newest}), {missed} messages were \
-             deleted before they were read; continues at {oldest}",
+            "module [{}]: offset {offset} of {}/{partition} is not kept (kept: {oldest} to {newest}), {missed} \
+             messages were deleted before they were read; continues at {oldest}",
             self.context.config.name, self.context.config.topic
         );
         self.context.metrics.offset_gap.inc_by(missed.unsigned_abs());
@@ -347,8 +347,8 @@ impl Dispatcher {
                 let first_open = state.window.first();
                 log_limited!(
                     Level::Warn,
-                    "module [{}]: partition {partition} is paused: max_commit_gap ({max_gap} messages) is reached behind offset \
-                     {first_open:?}, which is not done",
+                    "module [{}]: partition {partition} is paused: max_commit_gap ({max_gap} messages) is reached \
+                     behind offset {first_open:?}, which is not done",
                     self.context.config.name
                 );
                 self.command_fetch_loop(FetchCommand::Pause(partition));
@@ -421,7 +421,8 @@ impl Dispatcher {
         match self.phase {
             StopPhase::Ending { until } if until <= now => {
                 warn!(
-                    "module [{}]: {} pushes did not end within the grace (shutdown_grace_ms), their connections are closed",
+                    "module [{}]: {} pushes did not end within the grace (shutdown_grace_ms), their connections \
+                     are closed",
                     self.context.config.name,
                     self.in_flight.jobs()
                 );
@@ -434,8 +435,8 @@ impl Dispatcher {
     }
 }
 
-/// However the loop ends, also by a panic, no push begins or goes on after it: its acknowledgement would be lost, while another
-/// instance may soon push the partition.
+/// However the loop ends, also by a panic, no push begins or goes on after it: its acknowledgement would be lost, while
+/// another instance may soon push the partition.
 impl Drop for Dispatcher {
     fn drop(&mut self) {
         for state in self.partitions.values() {

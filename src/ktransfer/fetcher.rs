@@ -1,7 +1,7 @@
 //! The thread that reads the topic: it takes offsets to read from, and returns batches of messages.
 //!
-//! It makes no decisions: the dispatcher chooses where to go on after an offset that is gone, and drops stale batches. While the
-//! channel of batches is full nothing more is read, but commands are still taken.
+//! It makes no decisions: the dispatcher chooses where to go on after an offset that is gone, and drops stale batches.
+//! While the channel of batches is full nothing more is read, but commands are still taken.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -200,8 +200,9 @@ impl FetchLoop {
         info!("module [{}]: reads {}/{partition} from offset {offset}", self.module, self.topic);
     }
 
-    /// Looks up where the partitions without a position start. A look-up that times out takes seconds, in which no command is
-    /// taken and nothing is read. So it ends this turn, and the pause before the next is four times as long as it took.
+    /// Looks up where the partitions without a position start. A look-up that times out takes seconds, in which no
+    /// command is taken and nothing is read. So it ends this turn, and the pause before the next is four times as long
+    /// as it took.
     fn look_up_start_offsets(&mut self) -> Vec<Fetched> {
         let mut found = Vec::new();
         while !self.unpositioned.is_empty() && self.next_lookup_at <= Instant::now() {
@@ -264,7 +265,7 @@ impl FetchLoop {
         self.assigned.iter().find(|(known, _)| *known == partition).map(|(_, window)| *window)
     }
 
-    /// Counts and logs an error. Returns what the dispatcher needs to know of it, or the pause before the next poll.
+    /// Counts and logs an error. Returns an event for the dispatcher, or the pause before the next poll.
     fn report_error(&mut self, cause: FetchError) -> Result<Fetched, Duration> {
         self.metrics.fetch_errors.inc();
         let module = &self.module;
@@ -286,8 +287,8 @@ impl FetchLoop {
         }
     }
 
-    /// Waits for room in the channel. Commands are applied meanwhile: the dispatcher recognises by the window what a command
-    /// made stale. Returns false when the loop must end.
+    /// Waits for room in the channel. Commands are applied meanwhile: the dispatcher recognises by the window what a
+    /// command made stale. Returns false when the loop must end.
     fn hand_over(
         &mut self,
         fetched: Fetched,

@@ -8,16 +8,16 @@ use crate::shutdown::Stop;
 
 /// Our claim of a partition as the workers see it. One for each `Gained`, shared by its jobs.
 ///
-/// It ends in two steps, so that a hand-over repeats few messages: at first each queued job still gets one attempt, then
-/// no attempt begins.
+/// It ends in two steps, so that a hand-over repeats few messages: at first each queued job still gets one attempt,
+/// then no attempt begins.
 pub(super) struct Assignment {
     /// The claimed partition.
     pub(super) partition: PartitionId,
-    /// Tells this claim of the partition from earlier and later ones.
+    /// Number of this claim; an earlier or later claim of the partition has another.
     pub(super) generation: Generation,
-    /// Triggered when the partition is to be given back: no job is retried.
+    /// Triggered when the release of the partition begins: no job is retried.
     pub(super) ending: Stop,
-    /// Triggered when giving back took too long, or the partition was lost: no attempt begins.
+    /// Triggered when the release took too long, or the partition was lost: no attempt begins.
     pub(super) stop: Stop,
 }
 

@@ -103,8 +103,8 @@ impl<'message> MsgpackReader<'message> {
         Ok(skipped)
     }
 
-    /// For the value behind `marker`: bytes that follow marker and length, number of values inside, and whether the bytes
-    /// are a string or bytes (older writers have only one type for both).
+    /// For the value behind `marker`: bytes that follow marker and length, number of values inside, and whether the
+    /// bytes are a string or bytes (older writers have only one type for both).
     fn shape(&mut self, marker: Marker) -> Result<(u64, u64, bool), NoMethod> {
         Ok(match marker {
             Marker::Reserved => return Err(NoMethod::Malformed),
@@ -240,7 +240,9 @@ mod tests {
         }
 
         #[test]
-        fn every_cut_of_a_good_message_is_truncated(cut in 0usize..40, junk in prop::collection::vec(any::<u8>(), 0..20)) {
+        fn every_cut_of_a_good_message_is_truncated(
+            cut in 0usize..40, junk in prop::collection::vec(any::<u8>(), 0..20)
+        ) {
             let mut value = vec![0xc4, u8::try_from(junk.len()).unwrap()];
             value.extend_from_slice(&junk);
             let message = map(&[(b"\xa4data", &value), (METHOD, REPLY)]);

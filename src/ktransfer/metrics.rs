@@ -67,7 +67,8 @@ impl Metrics {
             ),
             messages: counter(
                 "ktransfer_messages_total",
-                "Messages done: delivered, filtered out by their method, undecodable, or given up after the last retry.",
+                "Messages done: delivered, filtered out by their method, undecodable, or given up after the last \
+                 retry.",
                 &["module", "outcome"],
             ),
             window_in_use: registry.gauge(

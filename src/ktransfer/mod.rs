@@ -1,29 +1,34 @@
 //! ktransfer: posts each message of a topic to the backends of a module, in order per key.
 //!
 //! ```text
-//!  for each module M                                                        module@M starts these threads and restarts them
+//!  for each module M:
 //!
-//!              events (64)                 commands (64)
-//!   group@M ────────────────▶ dispatch@M ─────────────────▶ fetch@M ◀─ messages ─ Kafka
-//!    ▲ │ ▲                     │ │ ▲  ▲   batches (8)         │
-//!    │ │ └─────────────────────┘ │ │  └─────────────────────-─┘
-//!    │ │   commands (a table)    │ │ acks (window_size)
-//!    │ ▼                    jobs │ │
-//!  ZooKeeper       (window_size) ▼ │
-//!                           push-0@M … push-n@M ─POST─▶ backends
-//!                                     ▲ addresses (a table)
-//!                                  names@M
+//!             events (64)                commands (64)
+//!   group@M ───────────────▶ dispatch@M ──────────────▶ fetch@M ◀── messages ── Kafka
+//!    │ ▲ ▲                    │ │ ▲ ▲                      │
+//!    │ │ └────────────────────┘ │ │ └──────────────────────┘
+//!    │ │  commands (a table)    │ │       batches (8)
+//!    ▼ │                   jobs │ │ acks
+//!  ZooKeeper      (window_size) │ │ (window_size)
+//!                               ▼ │
+//!                        push-0@M … push-n@M ── POST ──▶ backends
+//!                                 ▲
+//!                                 │ addresses (a table)
+//!                              names@M
 //! ```
 //!
-//! Each worker (`push-…`) has a queue of its own for jobs with a key, and all share one for the others; together they hold at most
-//! `window_size` jobs. Batches hold at most `waiting_queue_size` messages together. While the window is full `dispatch` takes no
-//! batch; while the channel of batches is full `fetch` reads nothing. `names` runs only where a backend is configured by name. The
-//! daemon adds `health`, `keeper@…` (the session with ZooKeeper) and, with `admin_port`, `admin-accept` and `admin-0`.
+//! `module@M` starts these threads and restarts all of them when one fails. Each worker (`push-…`) has a queue of its
+//! own for jobs with a key, and all workers share one for the others; all queues together hold at most `window_size`
+//! jobs. All batches together hold at most `waiting_queue_size` messages. While the window is full the dispatcher takes
+//! no batch, and while the channel of batches is full nothing is read from Kafka. `names@M` runs only where a backend
+//! is configured by name. The daemon adds `health`, `keeper@…` (the session with ZooKeeper) and, with `admin_port`,
+//! `admin-accept` and `admin-0`.
 //!
-//! Reading order: [`config`], [`module`] (the threads and channels of a module), [`dispatcher`] (its loop), [`window`], [`group`],
-//! [`fetcher`], [`worker`], [`request`] and [`push`] (an attempt), [`policy`] (retries), [`give_up`].
+//! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (its loop), `window`,
+//! `group`, `fetcher`, `worker`, `request` and `push` (an attempt), `policy` (retries), `give_up`.
 //!
-//! Invariant: a message is done only when a backend answered 2xx, when its method is not configured, or when it was given up.
+//! Invariant: a message is done only when a backend answered 2xx, when its method is not configured, or when it was
+//! given up.
 
 mod backends;
 mod client;
@@ -77,8 +82,8 @@ const PREFETCH_BYTES: usize = 8 << 20;
 /// Largest message that can be read.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// Pushes until the supervisor's stop, then stops in order: first the modules, then the session with ZooKeeper, in which they
-/// store their offsets, then the HTTP server of `admin_port`.
+/// Pushes until the supervisor's stop, then stops in order: first the modules, then the session with ZooKeeper, in
+/// which they store their offsets, then the HTTP server of `admin_port`.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     let server = serve_operations(&config, &registry, &health, supervisor)?;
@@ -106,8 +111,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         });
     }
 
-    // A failure in one of the two groups ends the daemon: its stop lets the thread here return early, which the daemon's own
-    // supervisor takes for a failure.
+    // A failure in one of the two groups ends the daemon: its stop lets the thread here return early, which the
+    // daemon's own supervisor takes for a failure.
     for group in [session.clone(), modules.clone()] {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
@@ -170,7 +175,8 @@ fn connect(
         let chroot = &config.keeper.chroot;
         let protocol = config.kafka.protocol();
         return Err(format!(
-            "no broker with {protocol} is registered in ZooKeeper under zk_chroot {chroot:?}: check zk_chroot and security.protocol"
+            "no broker with {protocol} is registered in ZooKeeper under zk_chroot {chroot:?}: check zk_chroot and \
+             security.protocol"
         ));
     }
     let broker = BrokerConfig {

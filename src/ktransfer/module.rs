@@ -1,7 +1,7 @@
 //! One module: its threads and channels, and its restart after a failure.
 //!
-//! The diagram of the threads is in [`ktransfer`](super). Invariant: a module shares nothing with other modules but the session
-//! with ZooKeeper and the registry of metrics.
+//! The diagram of the threads is in [`ktransfer`](super). Invariant: a module shares nothing with other modules but the
+//! session with ZooKeeper and the registry of metrics.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,8 @@ use crate::broker::{Fetcher, LogEnds};
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-/// Queued events of the group. When the channel is full the group blocks, so it claims nothing that the dispatcher does not take.
+/// Queued events of the group. When the channel is full the group blocks, so it claims nothing that the dispatcher does
+/// not take.
 const GROUP_EVENTS: usize = 64;
 /// Queued commands to the fetch loop. When the channel is full the dispatcher blocks, for one poll at most.
 const FETCH_COMMANDS: usize = 64;
@@ -66,8 +67,8 @@ pub(super) struct Module {
 }
 
 impl Module {
-    /// Runs the module until the stop, and starts it again whenever one of its threads fails. Returns early only if the group
-    /// thread failed. `connect` makes the connections, or returns why it cannot yet; their threads belong to the
+    /// Runs the module until the stop, and starts it again whenever one of its threads fails. Returns early only if the
+    /// group thread failed. `connect` makes the connections, or returns why it cannot yet; their threads belong to the
     /// supervisor it is given.
     pub(super) fn run(&self, stop: &Stop, connect: impl Fn(&Supervisor) -> Result<Connectors, String>) {
         let name = &self.config.name;
@@ -145,10 +146,10 @@ impl Module {
             config: config.clone(),
         });
 
-        // Channels of jobs and acks are unbounded, but the window bounds them: the dispatcher hands out a job only while fewer
-        // than window_size are in flight, and takes it off that count only with its ack. So all job channels together hold at
-        // most window_size jobs, the ack channel as many acks, and no send blocks. (A bounded channel allocates its slots up
-        // front: window_size of them for each worker.)
+        // Channels of jobs and acks are unbounded, but the window bounds them: the dispatcher hands out a job only
+        // while fewer than window_size are in flight, and takes it off that count only with its ack. So all job
+        // channels together hold at most window_size jobs, the ack channel as many acks, and no send blocks. (A bounded
+        // channel allocates its slots up front: window_size of them for each worker.)
         let (shared_job_sender, shared_jobs) = unbounded();
         let (ack_sender, acks) = unbounded();
         let mut own_job_senders = Vec::new();
@@ -178,10 +179,12 @@ impl Module {
         let (group_commands, mailbox) = mailbox();
         let jobs = JobQueues { own: own_job_senders, shared: shared_job_sender };
         let channels = Channels { group_events, group_commands, fetch_commands, fetched, jobs, acks };
-        // Half of the grace for pushes in flight; the rest for closing their connections, storing offsets and leaving the group.
+        // Half of the grace for pushes in flight; the rest for closing their connections, storing offsets and leaving
+        // the group.
         let dispatcher = Dispatcher::new(channels, context, stop.clone(), self.grace / 2);
         threads.spawn(format!("dispatch@{name}"), move || dispatcher.run());
-        // Last, so that all threads that act on a claim exist before the first claim. It ends with the dispatcher's Leave.
+        // Last, so that all threads that act on a claim exist before the first claim. It ends with the dispatcher's
+        // Leave.
         let group = connectors.group;
         threads.spawn(format!("{GROUP_THREAD}{name}"), move || group.run(mailbox, event_sender));
     }

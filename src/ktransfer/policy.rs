@@ -77,8 +77,8 @@ impl RetryPolicy {
         NextStep::Retry(self.pause(attempt, random).max(requested.min(self.max_pause)))
     }
 
-    /// The first pause doubled with each attempt, up to the longest, minus a random part of at most a fifth, so that workers
-    /// that failed together do not retry together. The first pause is exactly as configured.
+    /// The first pause doubled with each attempt, up to the longest, minus a random part of at most a fifth, so that
+    /// workers that failed together do not retry together. The first pause is exactly as configured.
     fn pause(&self, attempt: u32, random: f64) -> Duration {
         // At most 31, so that the shift does not overflow.
         let doublings = attempt.saturating_sub(1).min(31);
@@ -197,7 +197,8 @@ mod tests {
             let first_pause = Duration::from_millis(first);
             let max_pause = Duration::from_millis(first + more);
             let policy = RetryPolicy { first_pause, max_pause, max_retry_times: None };
-            let NextStep::Retry(pause) = policy.next(attempt, &failed(), random) else { panic!("it retries without end") };
+            let next = policy.next(attempt, &failed(), random);
+            let NextStep::Retry(pause) = next else { panic!("{next:?} although retries are unlimited") };
             prop_assert!(first_pause.mul_f64(0.8) <= pause && pause <= max_pause, "{pause:?}");
         }
     }

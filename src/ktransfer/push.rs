@@ -1,4 +1,5 @@
-//! One attempt to push one message: sends the request that [`request`](super::request) makes of it, and reports the outcome.
+//! One attempt to push one message: sends the request that [`request`](super::request) makes of it, and reports the
+//! outcome.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use super::job::Job;
 use super::policy::{AttemptOutcome, retry_after};
 use super::request::RequestBuilder;
 
-/// Bytes of a response body that are read so that the connection can be reused. A connection with a longer body is closed.
+/// Bytes of a response body that are read so that the connection can be reused. A connection with a longer body is
+/// closed.
 const MAX_RESPONSE_BYTES: u64 = 64 * 1024;
 
 /// Pushes the messages of one module; shared by its workers.
@@ -62,8 +64,8 @@ impl Pusher {
 
     /// Ends all requests in flight, and makes every later one fail at once.
     pub(super) fn abort(&self) {
-        // Before the shutdown: a worker whose request the shutdown ends must see the flag, or the attempt would count as a
-        // failure of the backend.
+        // Before the shutdown: a worker whose request the shutdown ends must see the flag, or the attempt would count
+        // as a failure of the backend.
         self.is_aborted.store(true, Ordering::SeqCst);
         self.agent.clone().shutdown();
     }

@@ -1,14 +1,16 @@
-//! What a push looks like on the wire: the request made of a message, and the checks of what the configuration adds to it.
+//! What a push looks like on the wire: the request made of a message, and the checks of what the configuration adds to
+//! it.
 //!
-//! Pure: no socket is opened here. A request is a POST whose body is the message verbatim. Its headers are the configured
-//! ones and
-//! - `X-Kafka-Topic`, `X-Kafka-Partition`, `X-Kafka-Offset`, `X-Kafka-Attempt` (from 1), and `X-Kafka-Timestamp` (ms since
-//!   1970) where the message has one;
+//! Pure: no socket is opened here. A request is a POST whose body is the message verbatim. Its headers are the
+//! configured ones and
+//! - `X-Kafka-Topic`, `X-Kafka-Partition`, `X-Kafka-Offset`, `X-Kafka-Attempt` (from 1), and `X-Kafka-Timestamp` (ms
+//!   since 1970) where the message has one;
 //! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent for a message without a key or with one
 //!   longer than [`MAX_KEY_BYTES`];
-//! - `Idempotency-Key: module/topic/partition/offset`, the same for every attempt, so that a backend recognises a repeat;
-//! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP cannot
-//!   carry its name or value, or if it would exceed [`MAX_RECORD_HEADER_BYTES`].
+//! - `Idempotency-Key: module/topic/partition/offset`, the same for every attempt, so that a backend recognises a
+//!   repeat;
+//! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
+//!   cannot carry its name or value, or if it would exceed [`MAX_RECORD_HEADER_BYTES`].
 
 use ureq::http::uri::Authority;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
@@ -98,7 +100,7 @@ impl RequestBuilder {
         url
     }
 
-    /// The request for attempt number `attempt`, from 1. An error says why no request can carry the message.
+    /// The request for attempt number `attempt`, from 1. An error is the reason why no request can carry it.
     pub(super) fn request<'job>(&self, job: &'job Job, url: &str, attempt: u32) -> Result<Request<&'job [u8]>, String> {
         let uri = match url.parse::<Uri>() {
             Ok(uri) if url.len() <= MAX_URI_BYTES => uri,

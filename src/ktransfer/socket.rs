@@ -1,7 +1,7 @@
 //! The TCP connections of pushes, in the form that the HTTP client needs.
 //!
-//! The client's own connector cannot switch TCP keep-alive on, and writes head and body of a request with two calls. Here a
-//! dead peer is noticed without any timeout configured, and a small request is sent with one write.
+//! The client's own connector cannot switch TCP keep-alive on, and writes head and body of a request with two calls.
+//! Here a dead peer is noticed without any timeout configured, and a small request is sent with one write.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -94,7 +94,8 @@ impl TcpConnection {
         options.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT))?;
         Ok(TcpConnection {
             socket: Arc::new(SharedSocket(stream)),
-            // Both are allocated with the first request and kept as long as the connection. There is a connection for each worker.
+            // Both are allocated with the first request and kept as long as the connection. There is a connection for
+            // each worker.
             buffers: LazyBuffers::new(16 * 1024, 32 * 1024),
             unsent: Vec::new(),
             send_limit: NextTimeout::default(),
@@ -156,8 +157,8 @@ impl Transport for TcpConnection {
         Ok(0 < n_read)
     }
 
-    /// Whether the connection is open and has received nothing since the last response. Unexpected bytes would be taken for
-    /// the response to the next request.
+    /// Whether the connection is open and has received nothing since the last response. Unexpected bytes would be taken
+    /// for the response to the next request.
     fn is_open(&mut self) -> bool {
         let mut byte = [mem::MaybeUninit::uninit()];
         let options = SockRef::from(&self.socket.0);

@@ -1,6 +1,6 @@
 //! The messages of one partition that are handed out and not done, and the commit point that follows from them.
 //!
-//! Knows nothing of Kafka, ZooKeeper or time: the dispatcher calls it and acts on the result.
+//! Depends on neither Kafka, ZooKeeper nor time: the dispatcher calls it and acts on the result.
 //!
 //! Invariant: the commit point never passes a message that was opened and is not done. Offsets rise, but need
 //! not be contiguous: compaction and transactions leave holes, which the commit point skips.
@@ -34,7 +34,8 @@ impl Window {
         Self::default()
     }
 
-    /// Enters a message that is about to be handed out. Returns false and changes nothing if its offset was entered before.
+    /// Enters a message that is about to be handed out. Returns false and changes nothing if its offset, or a higher one,
+    /// was entered before.
     #[must_use]
     pub(super) fn open(&mut self, offset: Offset) -> bool {
         self.enter(offset, false)
@@ -103,7 +104,8 @@ impl Window {
             self.slots.pop_front();
             self.done -= 1;
         }
-        // With an open message left, its offset: reading may skip a hole before it. Otherwise the offset after the last done one.
+        // With an open message left, its offset: reading may skip a hole before it. Otherwise the offset after the last
+        // done one.
         let next = self.slots.front().map_or(newest_done?.saturating_add(1), |slot| slot.offset);
         self.commit_point = Some(next);
         Some(next)
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_that_was_entered_before_is_refused() {
+    fn an_offset_that_does_not_rise_is_refused() {
         let mut window = Window::new();
         assert!(window.open(5));
         assert!(!window.open(5));

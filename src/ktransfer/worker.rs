@@ -32,8 +32,8 @@ pub(super) struct Worker {
     context: Arc<WorkerContext>,
     rotation: BackendRotation,
     random: Random,
-    /// Claims of which this worker abandoned a job. Jobs queued behind it may have the same key, so they are abandoned too.
-    /// At most one entry for each partition.
+    /// Claims of which this worker abandoned a job. Jobs queued behind it may have the same key, so they are abandoned
+    /// too. At most one entry for each partition.
     abandoned: HashMap<PartitionId, Generation>,
 }
 
@@ -155,7 +155,8 @@ impl fmt::Display for AttemptFields<'_> {
         let message = &job.message;
         write!(
             formatter,
-            "url={url}, topic={}, partition={}, transid={}, method={}, datalen={}, attempt={attempt}, {outcome}, proctime={}ms",
+            "url={url}, topic={}, partition={}, transid={}, method={}, datalen={}, attempt={attempt}, \
+             {outcome}, proctime={}ms",
             message.from.topic,
             message.from.partition,
             message.offset,

@@ -1,4 +1,5 @@
-//! The ends of the channels that the dispatcher holds. They are made in `module.rs`, which gives the reason for each bound.
+//! The ends of the channels that the dispatcher holds. They are made in `module.rs`, which gives the reason for each
+//! bound.
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -13,8 +14,8 @@ pub(crate) struct Channels {
     pub(crate) group_events: Receiver<GroupEvent>,
     /// To the group; never blocks.
     pub(crate) group_commands: Commands,
-    /// To the fetch loop. When it is full the dispatcher blocks, for one poll at most: the fetch loop takes commands even while
-    /// its batches find no room.
+    /// To the fetch loop. When it is full the dispatcher blocks, for one poll at most: the fetch loop takes commands
+    /// even while its batches find no room.
     pub(crate) fetch_commands: Sender<FetchCommand>,
     /// From the fetch loop; not received from while the window is full.
     pub(crate) fetched: Receiver<Fetched>,

@@ -32,8 +32,8 @@ pub(super) struct ClaimedPartition {
     pub(super) window: Window,
     /// Jobs of this claim that workers have.
     pub(super) in_flight: usize,
-    /// Messages read but held back by `max_commit_gap`. Bounded: the partition is paused, so there are only those that were
-    /// queued at that time.
+    /// Messages read but held back by `max_commit_gap`. Bounded: the partition is paused, so there are only those that
+    /// were queued at that time.
     pub(super) held_back: VecDeque<Message>,
     pub(super) release: ReleaseState,
     pub(super) commit_point: IntGauge,

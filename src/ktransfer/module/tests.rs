@@ -106,7 +106,8 @@ impl ModuleRig {
         let starts = AtomicU32::new(0);
         let thread = std::thread::spawn(move || {
             module.run(&module_stop, |threads| {
-                // The first start is not possible and the second fails, so every test also covers the restart of a module.
+                // The first start is not possible and the second fails, so every test also covers the restart of a
+                // module.
                 match starts.fetch_add(1, Ordering::SeqCst) {
                     0 => return Err("no broker yet".to_owned()),
                     1 => threads.spawn("fails", || panic!("on behalf of the test")),
