@@ -31,7 +31,7 @@ use in_flight::InFlight;
 use partition::{ClaimedPartition, ReleaseState};
 use stop_phase::StopPhase;
 
-/// What wakes the loop.
+/// The events that wake the loop.
 enum Event {
     Group(GroupEvent),
     Fetched(Fetched),

@@ -49,7 +49,7 @@ pub(super) enum FetchCommand {
     Resume(PartitionId),
 }
 
-/// What the fetch loop sends to the dispatcher.
+/// A report of the fetch loop to the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fetched {
     /// Messages with their windows; those of one partition in the order of offsets.

@@ -32,7 +32,7 @@ pub(super) enum GiveUpReason<'a> {
     Impossible {
         /// Attempts made, this one included.
         attempts: u32,
-        /// What stands against it.
+        /// Why no request can carry it.
         cause: &'a str,
         /// The url of the request.
         url: &'a str,

@@ -1,4 +1,4 @@
-//! What passes between the dispatcher and the workers: a job there, an acknowledgement back.
+//! The traffic between dispatcher and workers: jobs one way, acknowledgements back.
 
 use std::sync::Arc;
 

@@ -19,10 +19,10 @@
 //!
 //! `module@M` starts these threads and restarts all of them when one fails. Each worker (`push-…`) has a queue of its
 //! own for jobs with a key, and all workers share one for the others; all queues together hold at most `window_size`
-//! jobs. All batches together hold at most `waiting_queue_size` messages. While the window is full the dispatcher takes
-//! no batch, and while the channel of batches is full nothing is read from Kafka. `names@M` runs only where a backend
-//! is configured by name. The daemon adds `health`, `keeper@…` (the session with ZooKeeper) and, with `admin_port`,
-//! `admin-accept` and `admin-0`.
+//! jobs. The batches in the channel hold at most `waiting_queue_size` messages. While the window is full the dispatcher
+//! takes no batch, and while the channel of batches is full nothing is read from Kafka. `names@M` runs only where a
+//! backend is configured by name. The daemon adds `health`, `keeper@…` (the session with ZooKeeper) and, with
+//! `admin_port`, `admin-accept` and `admin-0`.
 //!
 //! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (its loop), `window`,
 //! `group`, `fetcher`, `worker`, `request` and `push` (an attempt), `policy` (retries), `give_up`.

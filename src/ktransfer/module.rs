@@ -50,7 +50,7 @@ pub(super) struct Connectors {
     pub(super) log_ends: Box<dyn LogEnds>,
 }
 
-/// What a module gets from the daemon.
+/// A module, with what the daemon provides for it.
 pub(super) struct Module {
     /// Its configuration.
     pub(super) config: ModuleConfig,

@@ -1,5 +1,4 @@
-//! What a push looks like on the wire: the request made of a message, and the checks of what the configuration adds to
-//! it.
+//! The wire format of a push: the request made of a message, and the checks of configured headers and servers.
 //!
 //! Pure: no socket is opened here. A request is a POST whose body is the message verbatim. Its headers are the
 //! configured ones and

@@ -1,4 +1,4 @@
-//! What dispatcher and workers of a module share, read-only.
+//! The read-only state that the dispatcher and the workers of a module share.
 
 use super::config::ModuleConfig;
 use super::group::Lease;

@@ -1,4 +1,4 @@
-//! The state of one claimed partition: its window, what is held back of it, and how far its release has come.
+//! The state of one claimed partition: its window, its messages held back, and the progress of its release.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
