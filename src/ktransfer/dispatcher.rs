@@ -325,10 +325,8 @@ impl Dispatcher {
             self.batch.clear();
             return;
         }
-        if !self.paused.is_empty() {
-            for partition in self.paused.clone() {
-                self.hand_out_held_back(partition);
-            }
+        for partition in self.paused.clone() {
+            self.hand_out_held_back(partition);
         }
         while self.in_flight.has_room() {
             let Some((window, message)) = self.batch.pop_front() else { return };
