@@ -313,6 +313,6 @@ fn the_quick_starts_have_good_configurations() {
     let ktransfer = crate::ktransfer::load(&file("ktransfer.yaml")).unwrap_or_else(|problems| panic!("{problems}"));
     let kmonitor = crate::kmonitor::load(&file("kmonitor.yaml")).unwrap();
     assert_eq!(kproxy.broker_hosts, ["localhost:9092"]);
-    assert_eq!(&*ktransfer.modules[0].topic, "events");
+    assert_eq!(ktransfer.module_names().collect::<Vec<_>>(), ["copy"]);
     assert_eq!(kmonitor.clusters[0].name, "quickstart");
 }

@@ -1,4 +1,4 @@
-//! A whole module over a broker in memory, a group that the test plays, and a real HTTP backend.
+//! A whole module with a broker in memory, a group that follows the test, and a real HTTP backend.
 
 use super::*;
 use std::collections::{BTreeMap, HashMap};
@@ -12,37 +12,37 @@ use crossbeam_channel::{Receiver, Sender, never, select, tick};
 use crate::admin::Health;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::{Offset, PartitionId, TopicPartition};
-use crate::ktransfer::backend_for_tests::{Arrived, Backend, wait_until};
 use crate::ktransfer::group::{Fence, Generation, GroupEvent, Lease, Mailbox};
 use crate::ktransfer::metrics::Metrics;
-use crate::ktransfer::push::tests::module_config;
+use crate::ktransfer::test_backend::{ReceivedRequest, TestBackend, wait_until};
+use crate::ktransfer::test_fixtures::module_config;
 use crate::metrics::Registry;
 
-/// What the dispatcher told its group.
+/// The commands that the group received from the dispatcher.
 #[derive(Default)]
-struct Told {
+struct GroupRecord {
     commits: Mutex<BTreeMap<PartitionId, Offset>>,
     releases: Mutex<Vec<(PartitionId, Option<Offset>)>>,
     left: AtomicBool,
     lease_is_valid: AtomicBool,
 }
 
-impl Fence for Told {
+impl Fence for GroupRecord {
     fn valid_until(&self, _: PartitionId, _: Generation) -> Option<Instant> {
         let is_valid = self.lease_is_valid.load(Ordering::SeqCst);
         Some(Instant::now() + Duration::from_secs(u64::from(is_valid)))
     }
 }
 
-/// Passes the events of the test on and records what it is told.
-struct PlayedGroup {
-    told: Arc<Told>,
+/// Sends the events of the test and records the commands.
+struct ScriptedGroup {
+    record: Arc<GroupRecord>,
     script: Receiver<GroupEvent>,
 }
 
-impl Group for PlayedGroup {
+impl Group for ScriptedGroup {
     fn lease(&self) -> Lease {
-        Arc::clone(&self.told) as Lease
+        Arc::clone(&self.record) as Lease
     }
 
     fn run(self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>) {
@@ -53,43 +53,43 @@ impl Group for PlayedGroup {
                 recv(commands.woken()) -> _ => {},
                 recv(ticks) -> _ => {},
             }
-            let said = commands.take();
-            let commits = said.commits.into_iter().map(|(partition, (_, next))| (partition, next));
-            self.told.commits.lock().unwrap().extend(commits);
-            let releases = said.releases.into_iter().map(|(partition, (_, next))| (partition, next));
-            self.told.releases.lock().unwrap().extend(releases);
-            if said.leave {
-                self.told.left.store(true, Ordering::SeqCst);
+            let pending = commands.take();
+            let commits = pending.commits.into_iter().map(|(partition, (_, next))| (partition, next));
+            self.record.commits.lock().unwrap().extend(commits);
+            let releases = pending.releases.into_iter().map(|(partition, (_, next))| (partition, next));
+            self.record.releases.lock().unwrap().extend(releases);
+            if pending.leave {
+                self.record.left.store(true, Ordering::SeqCst);
                 return;
             }
         }
     }
 }
 
-struct Rig {
+struct ModuleRig {
     broker: MemoryBroker,
-    backend: Backend,
-    told: Arc<Told>,
+    backend: TestBackend,
+    record: Arc<GroupRecord>,
     script: Sender<GroupEvent>,
     registry: Registry,
     stop: Stop,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Rig {
+impl ModuleRig {
     fn start(
         partitions: i32,
         adapt: impl FnOnce(&mut ModuleConfig),
-        answer: impl Fn(&Arrived) -> u16 + Send + Sync + 'static,
-    ) -> Rig {
-        let backend = Backend::start(answer);
+        answer: impl Fn(&ReceivedRequest) -> u16 + Send + Sync + 'static,
+    ) -> ModuleRig {
+        let backend = TestBackend::start(answer);
         let mut config = module_config(&[&backend.server]);
         config.protocol.read_timeout = None;
         adapt(&mut config);
         let broker = MemoryBroker::new();
         broker.create_topic("t", partitions);
-        let told = Arc::<Told>::default();
-        told.lease_is_valid.store(true, Ordering::SeqCst);
+        let record = Arc::<GroupRecord>::default();
+        record.lease_is_valid.store(true, Ordering::SeqCst);
         let (script, script_receiver) = bounded(100);
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).of_module(&config.name, &config.topic);
@@ -100,27 +100,28 @@ impl Rig {
             health: health.component("module m"),
             broker_health: health.component("broker of m"),
             grace: Duration::from_secs(4),
-            longest_pause: Duration::from_millis(10),
+            max_pause: Duration::from_millis(10),
         };
-        let (played_broker, played_told, module_stop) = (broker.clone(), Arc::clone(&told), stop.clone());
-        let tries = AtomicU32::new(0);
+        let (module_broker, module_record, module_stop) = (broker.clone(), Arc::clone(&record), stop.clone());
+        let starts = AtomicU32::new(0);
         let thread = std::thread::spawn(move || {
             module.run(&module_stop, |threads| {
-                // The first start is not possible and the second fails, so that every test is also one of a module that comes back.
-                match tries.fetch_add(1, Ordering::SeqCst) {
-                    0 => return Err("there is no broker yet".to_owned()),
-                    1 => threads.spawn("fails", || panic!("as the test wants it")),
+                // The first start is not possible and the second fails, so every test also covers the restart of a
+                // module.
+                match starts.fetch_add(1, Ordering::SeqCst) {
+                    0 => return Err("no broker yet".to_owned()),
+                    1 => threads.spawn("fails", || panic!("on behalf of the test")),
                     _ => {}
                 }
-                let script = if tries.load(Ordering::SeqCst) == 2 { never() } else { script_receiver.clone() };
-                Ok(Parts {
-                    group: Box::new(PlayedGroup { told: Arc::clone(&played_told), script }),
-                    fetcher: Box::new(played_broker.fetcher()),
-                    log_ends: Box::new(played_broker.log_ends()),
+                let script = if starts.load(Ordering::SeqCst) == 2 { never() } else { script_receiver.clone() };
+                Ok(Connectors {
+                    group: Box::new(ScriptedGroup { record: Arc::clone(&module_record), script }),
+                    fetcher: Box::new(module_broker.fetcher()),
+                    log_ends: Box::new(module_broker.log_ends()),
                 })
             });
         });
-        Rig { broker, backend, told, script, registry, stop, thread: Some(thread) }
+        ModuleRig { broker, backend, record, script, registry, stop, thread: Some(thread) }
     }
 
     fn gain(&self, partition: PartitionId, generation: u64, position: Option<Offset>) {
@@ -129,11 +130,11 @@ impl Rig {
     }
 
     fn commit_point(&self, partition: PartitionId) -> Option<Offset> {
-        self.told.commits.lock().unwrap().get(&partition).copied()
+        self.record.commits.lock().unwrap().get(&partition).copied()
     }
 
     fn releases(&self) -> Vec<(PartitionId, Option<Offset>)> {
-        let mut releases = self.told.releases.lock().unwrap().clone();
+        let mut releases = self.record.releases.lock().unwrap().clone();
         releases.sort_unstable();
         releases
     }
@@ -150,23 +151,23 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
+impl Drop for ModuleRig {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("{}\n{:?}", self.metrics(), self.told.commits.lock().unwrap());
+            println!("{}\n{:?}", self.metrics(), self.record.commits.lock().unwrap());
             println!(
                 "{} requests answered, the last: {:?}",
-                self.backend.arrived().len(),
-                self.backend.arrived().last()
+                self.backend.received().len(),
+                self.backend.received().last()
             );
         }
         self.end();
     }
 }
 
-/// Requests by key; within each in the order in which they arrived.
-fn by_key(requests: Vec<Arrived>) -> HashMap<String, Vec<Arrived>> {
-    let mut keys: HashMap<String, Vec<Arrived>> = HashMap::new();
+/// Requests by key; those of one key in the order of their arrival.
+fn by_key(requests: Vec<ReceivedRequest>) -> HashMap<String, Vec<ReceivedRequest>> {
+    let mut keys: HashMap<String, Vec<ReceivedRequest>> = HashMap::new();
     for request in requests {
         keys.entry(request.header("x-kafka-key").unwrap_or_default().to_owned()).or_default().push(request);
     }
@@ -176,7 +177,7 @@ fn by_key(requests: Vec<Arrived>) -> HashMap<String, Vec<Arrived>> {
     keys
 }
 
-fn assert_one_at_a_time_in_order(requests: Vec<Arrived>) {
+fn assert_one_at_a_time_in_order(requests: Vec<ReceivedRequest>) {
     for (key, requests) in by_key(requests) {
         for pair in requests.windows(2) {
             assert!(pair[0].ended <= pair[1].began, "two of key {key} at the same time");
@@ -192,7 +193,7 @@ fn one() -> NonZeroUsize {
 
 #[test]
 fn every_message_is_delivered_once_in_order_per_key_and_committed() {
-    let mut rig = Rig::start(
+    let mut rig = ModuleRig::start(
         4,
         |_| {},
         |request| {
@@ -205,17 +206,17 @@ fn every_message_is_delivered_once_in_order_per_key_and_committed() {
         let key = format!("key-{partition}-{}", number / 4 % 25);
         rig.broker.put("t", partition, Some(key.as_bytes()), number.to_string().as_bytes());
     }
-    // Equal offsets in several partitions, far apart positions: each has its own window.
+    // The partitions have equal offsets, so each needs its own window.
     for partition in 0..4 {
         rig.gain(partition, 1, if partition == 0 { Some(0) } else { None });
     }
     wait_until("all are committed", || (0..4).all(|partition| rig.commit_point(partition) == Some(500)));
-    let delivered = rig.backend.arrived();
+    let delivered = rig.backend.received();
     assert_eq!(delivered.len(), 2000);
     assert_one_at_a_time_in_order(delivered);
     rig.end();
     assert_eq!(rig.releases(), [(0, Some(500)), (1, Some(500)), (2, Some(500)), (3, Some(500))]);
-    assert!(rig.told.left.load(Ordering::SeqCst), "the group was not left");
+    assert!(rig.record.left.load(Ordering::SeqCst), "the group was not left");
     let metrics = rig.metrics();
     assert!(metrics.contains("ktransfer_messages_total{module=\"m\",outcome=\"delivered\"} 2000"), "{metrics}");
     assert!(metrics.contains("ktransfer_module_restarts_total{module=\"m\"} 1"), "{metrics}");
@@ -224,9 +225,9 @@ fn every_message_is_delivered_once_in_order_per_key_and_committed() {
 
 #[test]
 fn messages_without_a_key_are_spread_over_all_workers() {
-    // Two at a time or this never ends: each of a pair waits for the other.
+    // Each push waits for a second one: with only one worker this would never end.
     let barrier = std::sync::Barrier::new(2);
-    let rig = Rig::start(
+    let rig = ModuleRig::start(
         1,
         |_| {},
         move |_| {
@@ -242,8 +243,8 @@ fn messages_without_a_key_are_spread_over_all_workers() {
 }
 
 #[test]
-fn messages_that_are_not_ours_or_no_msgpack_pass_and_stop_nothing() {
-    let rig = Rig::start(1, |config| config.methods = Some(["mine".into()].into()), |_| 200);
+fn messages_of_other_methods_or_not_msgpack_are_skipped() {
+    let rig = ModuleRig::start(1, |config| config.methods = Some(["mine".into()].into()), |_| 200);
     let contents: [&[u8]; 6] = [
         b"\x81\xa6method\xa4mine",
         b"{\"method\":\"mine\"}",
@@ -259,9 +260,9 @@ fn messages_that_are_not_ours_or_no_msgpack_pass_and_stop_nothing() {
     }
     rig.gain(0, 1, Some(0));
     wait_until("the commit point passes all", || rig.commit_point(0) == Some(120));
-    let arrived = rig.backend.arrived();
-    assert_eq!(arrived.len(), 20);
-    assert!(arrived.iter().all(|request| request.url.ends_with("method=mine")));
+    let received = rig.backend.received();
+    assert_eq!(received.len(), 20);
+    assert!(received.iter().all(|request| request.url.ends_with("method=mine")));
     let metrics = rig.metrics();
     for line in ["outcome=\"filtered\"} 20", "outcome=\"undecodable\"} 80", "outcome=\"delivered\"} 20"] {
         assert!(metrics.contains(line), "{line} in {metrics}");
@@ -270,7 +271,7 @@ fn messages_that_are_not_ours_or_no_msgpack_pass_and_stop_nothing() {
 
 #[test]
 fn a_message_is_retried_before_the_next_of_its_key_and_holds_up_no_other() {
-    let rig = Rig::start(
+    let rig = ModuleRig::start(
         1,
         |_| {},
         |request| {
@@ -283,14 +284,14 @@ fn a_message_is_retried_before_the_next_of_its_key_and_holds_up_no_other() {
     }
     rig.gain(0, 1, Some(0));
     wait_until("all are committed", || rig.commit_point(0) == Some(200));
-    let arrived = rig.backend.arrived();
-    assert_eq!(arrived.len(), 200 + 20 * 3);
-    assert_one_at_a_time_in_order(arrived);
+    let received = rig.backend.received();
+    assert_eq!(received.len(), 200 + 20 * 3);
+    assert_one_at_a_time_in_order(received);
 }
 
 #[test]
-fn a_message_whose_retries_are_used_up_is_counted_and_passed_over() {
-    let rig = Rig::start(
+fn a_message_whose_retries_are_used_up_is_counted_and_given_up() {
+    let rig = ModuleRig::start(
         1,
         |config| config.retry.max_retry_times = Some(2),
         |request| {
@@ -302,21 +303,21 @@ fn a_message_whose_retries_are_used_up_is_counted_and_passed_over() {
     }
     rig.gain(0, 1, Some(0));
     wait_until("all are committed", || rig.commit_point(0) == Some(3));
-    let attempts: Vec<_> = rig.backend.arrived().iter().map(|request| request.number("x-kafka-offset")).collect();
+    let attempts: Vec<_> = rig.backend.received().iter().map(|request| request.number("x-kafka-offset")).collect();
     assert_eq!(attempts, [0, 1, 1, 1, 2]);
     assert!(rig.metrics().contains("outcome=\"given_up\"} 1"));
 }
 
 #[test]
-fn a_partition_is_given_back_at_its_first_message_that_is_not_done() {
-    let backend_is_well = Arc::new(AtomicBool::new(false));
-    let wellness = Arc::clone(&backend_is_well);
-    let rig = Rig::start(
+fn a_partition_is_released_at_its_first_message_that_is_not_done() {
+    let backend_is_healthy = Arc::new(AtomicBool::new(false));
+    let is_healthy = Arc::clone(&backend_is_healthy);
+    let rig = ModuleRig::start(
         2,
         |_| {},
         move |request| {
             let is_stuck = request.number("x-kafka-partition") == 0 && request.number("x-kafka-offset") == 5;
-            if is_stuck && !wellness.load(Ordering::SeqCst) { 500 } else { 200 }
+            if is_stuck && !is_healthy.load(Ordering::SeqCst) { 500 } else { 200 }
         },
     );
     for number in 0..10u8 {
@@ -328,17 +329,17 @@ fn a_partition_is_given_back_at_its_first_message_that_is_not_done() {
     wait_until("the rest is done", || rig.backend.delivered().len() == 19 && rig.commit_point(1) == Some(10));
     assert_eq!(rig.commit_point(0), Some(5));
     rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
-    wait_until("it is given back although a message is being retried", || rig.releases() == [(0, Some(5))]);
-    // Gained again, it begins there: 5 is delivered now, 6 to 9 once more.
-    backend_is_well.store(true, Ordering::SeqCst);
+    wait_until("it is released although a message is being retried", || rig.releases() == [(0, Some(5))]);
+    // Gained again, it begins at 5, which is delivered now; 6 to 9 are repeated.
+    backend_is_healthy.store(true, Ordering::SeqCst);
     rig.gain(0, 3, Some(5));
     wait_until("it is done", || rig.commit_point(0) == Some(10));
     assert_eq!(rig.backend.delivered().len(), 19 + 5);
 }
 
 #[test]
-fn a_hand_over_repeats_nothing_while_the_backend_is_well() {
-    let rig = Rig::start(
+fn a_hand_over_repeats_nothing_while_the_backend_is_healthy() {
+    let rig = ModuleRig::start(
         1,
         |config| config.worker_num = one(),
         |_| {
@@ -350,61 +351,61 @@ fn a_hand_over_repeats_nothing_while_the_backend_is_well() {
         rig.broker.put("t", 0, Some(&[number]), &[number]);
     }
     rig.gain(0, 1, Some(0));
-    wait_until("it is under way", || 10 < rig.backend.arrived().len());
+    wait_until("it has begun", || 10 < rig.backend.received().len());
     rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
-    wait_until("it is given back", || !rig.releases().is_empty());
-    let delivered = rig.backend.arrived().len();
-    assert!(delivered < 200, "it was to be in the middle");
+    wait_until("it is released", || !rig.releases().is_empty());
+    let delivered = rig.backend.received().len();
+    assert!(delivered < 200, "the release came too late to test anything");
     assert_eq!(rig.releases(), [(0, Some(delivered as Offset))]);
 }
 
 #[test]
-fn nothing_of_a_key_overtakes_a_message_that_a_hand_over_left_undone() {
-    let rig = Rig::start(1, |_| {}, |request| if request.number("x-kafka-offset") == 3 { 500 } else { 200 });
+fn no_message_overtakes_one_of_its_key_that_a_hand_over_left_undone() {
+    let rig = ModuleRig::start(1, |_| {}, |request| if request.number("x-kafka-offset") == 3 { 500 } else { 200 });
     for _ in 0..10 {
         rig.broker.put("t", 0, Some(b"k"), b"x");
     }
     rig.gain(0, 1, Some(0));
-    wait_until("it is being retried", || 5 < rig.backend.arrived().len());
+    wait_until("it is being retried", || 5 < rig.backend.received().len());
     rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
-    wait_until("it is given back", || rig.releases() == [(0, Some(3))]);
+    wait_until("it is released", || rig.releases() == [(0, Some(3))]);
     assert_eq!(rig.backend.delivered().len(), 3);
 }
 
 #[test]
-fn a_lost_partition_is_not_pushed_on_and_without_a_lease_nothing_is() {
-    let rig = Rig::start(1, |_| {}, |_| 500);
-    rig.told.lease_is_valid.store(false, Ordering::SeqCst);
+fn no_push_begins_for_a_lost_partition_or_without_a_lease() {
+    let rig = ModuleRig::start(1, |_| {}, |_| 500);
+    rig.record.lease_is_valid.store(false, Ordering::SeqCst);
     rig.broker.put("t", 0, Some(b"k"), b"x");
     rig.gain(0, 1, Some(0));
     wait_until("it is handed out", || rig.metrics().contains("ktransfer_window_in_use{module=\"m\"} 1"));
-    assert!(rig.backend.arrived().is_empty(), "pushed without a lease");
-    rig.told.lease_is_valid.store(true, Ordering::SeqCst);
-    wait_until("it is tried", || 1 < rig.backend.arrived().len());
+    assert!(rig.backend.received().is_empty(), "pushed without a lease");
+    rig.record.lease_is_valid.store(true, Ordering::SeqCst);
+    wait_until("it is pushed", || 1 < rig.backend.received().len());
     rig.script.send(GroupEvent::Lost { partition: 0, generation: Generation(1) }).unwrap();
-    wait_until("it is given up", || rig.metrics().contains("ktransfer_window_in_use{module=\"m\"} 0"));
-    let attempts = rig.backend.arrived().len();
+    wait_until("it is abandoned", || rig.metrics().contains("ktransfer_window_in_use{module=\"m\"} 0"));
+    let attempts = rig.backend.received().len();
     assert_eq!((rig.releases(), rig.commit_point(0)), (Vec::new(), None));
-    // A later claim begins anew, and only then is it tried again.
+    // Only a later claim pushes it again, with attempt 1.
     rig.gain(0, 2, None);
-    wait_until("it is tried again", || attempts < rig.backend.arrived().len());
-    let first_again = rig.backend.arrived()[attempts].number("x-kafka-attempt");
+    wait_until("it is pushed again", || attempts < rig.backend.received().len());
+    let first_again = rig.backend.received()[attempts].number("x-kafka-attempt");
     assert_eq!(first_again, 1);
 }
 
 #[test]
-fn a_stuck_message_holds_its_partition_back_within_the_gap_and_no_other() {
-    let backend_is_well = Arc::new(AtomicBool::new(false));
-    let wellness = Arc::clone(&backend_is_well);
+fn a_stuck_message_pauses_its_partition_at_max_commit_gap_and_no_other() {
+    let backend_is_healthy = Arc::new(AtomicBool::new(false));
+    let is_healthy = Arc::clone(&backend_is_healthy);
     let adapt = |config: &mut ModuleConfig| {
         config.max_commit_gap = NonZeroUsize::new(10).unwrap();
         config.waiting_queue_size = NonZeroUsize::new(16).unwrap();
     };
-    let rig = Rig::start(2, adapt, move |request| {
+    let rig = ModuleRig::start(2, adapt, move |request| {
         let is_stuck = request.number("x-kafka-partition") == 0 && request.number("x-kafka-offset") == 0;
-        if is_stuck && !wellness.load(Ordering::SeqCst) { 500 } else { 200 }
+        if is_stuck && !is_healthy.load(Ordering::SeqCst) { 500 } else { 200 }
     });
-    // The others have a worker of their own: none whose key hashes to that of the stuck one.
+    // The key of the others must not hash to the worker of the stuck message.
     let stuck_worker = crate::broker::partitioner::fnv1a(b"stuck") % 8;
     let other = (0u8..).find(|key| crate::broker::partitioner::fnv1a(&[*key]) % 8 != stuck_worker).unwrap();
     rig.broker.put("t", 0, Some(b"stuck"), b"");
@@ -419,24 +420,24 @@ fn a_stuck_message_holds_its_partition_back_within_the_gap_and_no_other() {
         || rig.backend.delivered().iter().filter(|request| request.number("x-kafka-partition") == 0).count();
     assert!(delivered_of_0() <= 9, "{} would be repeated", delivered_of_0());
     assert_eq!(rig.commit_point(0), None);
-    backend_is_well.store(true, Ordering::SeqCst);
-    wait_until("it goes on", || rig.commit_point(0) == Some(301));
+    backend_is_healthy.store(true, Ordering::SeqCst);
+    wait_until("it continues", || rig.commit_point(0) == Some(301));
     assert_eq!(delivered_of_0(), 301);
     assert_one_at_a_time_in_order(
-        rig.backend.arrived().into_iter().filter(|r| r.number("x-kafka-partition") == 0).collect(),
+        rig.backend.received().into_iter().filter(|r| r.number("x-kafka-partition") == 0).collect(),
     );
 }
 
 #[test]
-fn an_offset_that_is_gone_goes_on_at_the_oldest_and_is_told() {
-    let rig = Rig::start(2, |_| {}, |_| 200);
+fn reading_continues_at_the_oldest_offset_when_the_stored_one_is_gone() {
+    let rig = ModuleRig::start(2, |_| {}, |_| 200);
     for number in 0..100 {
         rig.broker.put("t", 0, None, &[number]);
         rig.broker.put("t", 1, None, &[number]);
     }
     rig.broker.trim(&TopicPartition { topic: "t".into(), partition: 0 }, 60);
     rig.gain(0, 1, Some(10));
-    // A topic that was made anew ends before the stored offset.
+    // A recreated topic ends before the stored offset.
     rig.gain(1, 1, Some(5000));
     wait_until("both are done", || rig.commit_point(0) == Some(100) && rig.commit_point(1) == Some(100));
     assert_eq!(rig.backend.delivered().len(), 40 + 100);
@@ -444,33 +445,33 @@ fn an_offset_that_is_gone_goes_on_at_the_oldest_and_is_told() {
 }
 
 #[test]
-fn a_new_module_begins_where_it_is_told_and_stores_that_at_once() {
+fn a_new_module_begins_at_start_from_and_stores_that_at_once() {
     let latest = |config: &mut ModuleConfig| config.start_from = crate::ktransfer::config::StartFrom::Latest;
-    let rig = Rig::start(1, latest, |_| 200);
+    let rig = ModuleRig::start(1, latest, |_| 200);
     for number in 0..50 {
         rig.broker.put("t", 0, None, &[number]);
     }
     rig.gain(0, 1, None);
-    wait_until("its beginning is stored", || rig.commit_point(0) == Some(50));
-    assert!(rig.backend.arrived().is_empty());
+    wait_until("its start offset is stored", || rig.commit_point(0) == Some(50));
+    assert!(rig.backend.received().is_empty());
     rig.broker.put("t", 0, None, b"new");
     wait_until("the new one is done", || rig.commit_point(0) == Some(51));
 }
 
 #[test]
-fn a_push_that_nobody_answers_is_cut_when_the_module_stops() {
-    cut_at_the_stop(None);
+fn a_push_without_an_answer_is_aborted_when_the_module_stops() {
+    abort_at_the_stop(None);
 }
 
 #[test]
-fn a_push_that_the_stop_cuts_uses_no_retries_up() {
-    cut_at_the_stop(Some(0));
+fn a_push_that_the_stop_aborts_uses_up_no_retry() {
+    abort_at_the_stop(Some(0));
 }
 
-fn cut_at_the_stop(max_retry_times: Option<u32>) {
+fn abort_at_the_stop(max_retry_times: Option<u32>) {
     let is_over = Arc::new(AtomicBool::new(false));
     let over = Arc::clone(&is_over);
-    let mut rig = Rig::start(
+    let mut rig = ModuleRig::start(
         1,
         |config| (config.worker_num, config.retry.max_retry_times) = (one(), max_retry_times),
         move |request| {
@@ -494,15 +495,15 @@ fn cut_at_the_stop(max_retry_times: Option<u32>) {
 }
 
 #[test]
-fn a_group_that_fails_ends_the_module_for_good() {
+fn a_module_whose_group_fails_is_not_restarted() {
     struct FailingGroup;
     impl Group for FailingGroup {
         fn lease(&self) -> Lease {
-            Arc::<Told>::default()
+            Arc::<GroupRecord>::default()
         }
 
         fn run(self: Box<Self>, _: Mailbox, _: Sender<GroupEvent>) {
-            panic!("as the test wants it");
+            panic!("on behalf of the test");
         }
     }
     let (registry, health, broker) = (Registry::new(), Health::new(), MemoryBroker::new());
@@ -512,12 +513,12 @@ fn a_group_that_fails_ends_the_module_for_good() {
         health: health.component("module m"),
         broker_health: health.component("broker of m"),
         grace: Duration::from_secs(4),
-        longest_pause: Duration::from_millis(10),
+        max_pause: Duration::from_millis(10),
     };
     let stop = Stop::new();
-    // Returns although nobody asks it to: who started it notices.
+    // Returns without a stop, which its supervisor takes for a failure.
     module.run(&stop, |_| {
-        Ok(Parts {
+        Ok(Connectors {
             group: Box::new(FailingGroup),
             fetcher: Box::new(broker.fetcher()),
             log_ends: Box::new(broker.log_ends()),

@@ -1,18 +1,20 @@
-//! The configuration files, the original's and ours, and all that can be wrong with them.
+//! The configuration files, the original's and ours, and the problems of bad ones.
 
 use super::*;
 use std::fs;
 
 use crate::config::reference::{assert_has_all, in_force, keys_of};
-use crate::ktransfer::template::Values;
+use crate::ktransfer::template::PlaceholderValues;
 
-const ORIGINAL_MAIN: &str = include_str!("../../tests/fixtures/original/ktransfer.yaml");
-const ORIGINAL_MODULE: &str = include_str!("../../tests/fixtures/original/modules/test_module_1.yaml");
-const REFERENCE_MAIN: &str = include_str!("../../conf/ktransfer.yaml");
-const REFERENCE_MODULES: [&str; 2] =
-    [include_str!("../../conf/modules/test_module_1.yaml"), include_str!("../../conf/modules/test_module_2.yaml")];
+const ORIGINAL_MAIN: &str = include_str!("../../../tests/fixtures/original/ktransfer.yaml");
+const ORIGINAL_MODULE: &str = include_str!("../../../tests/fixtures/original/modules/test_module_1.yaml");
+const REFERENCE_MAIN: &str = include_str!("../../../conf/ktransfer.yaml");
+const REFERENCE_MODULES: [&str; 2] = [
+    include_str!("../../../conf/modules/test_module_1.yaml"),
+    include_str!("../../../conf/modules/test_module_2.yaml"),
+];
 
-/// Loads a main file and module files from a folder of their own; `./conf/modules` is taken to be in it.
+/// Loads a main file and module files from a temporary folder; `./conf/modules` is replaced by a folder in it.
 fn load_texts(main: &str, modules: &[(&str, &str)]) -> Result<Config, Problems> {
     let folder = tempfile::tempdir().unwrap();
     let module_folder = folder.path().join("conf/modules");
@@ -51,19 +53,19 @@ fn the_files_of_the_original_load_unchanged() {
     assert_eq!((module.worker_num.get(), module.window_size.get(), module.waiting_queue_size.get()), (100, 200, 256));
     assert_eq!(module.retry.max_retry_times, None);
     assert_eq!(module.retry.first_pause, Duration::from_millis(200));
-    assert_eq!(module.retry.longest_pause, Duration::from_secs(10));
+    assert_eq!(module.retry.max_pause, Duration::from_secs(10));
     assert_eq!(module.offset_update_interval, Duration::from_secs(10));
     assert!(module.serialize_by_key);
     assert_eq!(module.backend_servers[3], "10.1.2.4:80");
     let mut uri = String::new();
-    let values = Values { topic: "t", key: b"k", transid: 1, partition: 0, method: "m" };
+    let values = PlaceholderValues { topic: "t", key: b"k", transid: 1, partition: 0, method: "m" };
     module.protocol.uri.fill_into(&mut uri, &values);
     assert_eq!(uri, "/XXX/t?key=k&transid=1&format=msgpack");
 }
 
 #[test]
 fn the_reference_shows_every_key_with_its_default() {
-    let keys = keys_of(include_str!("config.rs"));
+    let keys = keys_of(include_str!("../config.rs"));
     let [main, module] = [REFERENCE_MAIN, REFERENCE_MODULES[0]].map(|file| in_force(file, &keys));
     assert_has_all(&keys, &format!("{main}{module}"));
     let with_modules = |main: &str, first: &str| {
@@ -77,7 +79,7 @@ fn the_reference_shows_every_key_with_its_default() {
     assert_eq!(as_it_is.retry_interval, written_out.retry_interval);
     assert_eq!(as_it_is.engine, written_out.engine);
     assert_eq!(as_it_is.shutdown_grace, written_out.shutdown_grace);
-    // The second module leaves out whatever can be.
+    // The second module leaves out every optional key.
     let [shown, default] = [&written_out.modules[0], &written_out.modules[1]];
     assert_eq!(shown.worker_num, default.worker_num);
     assert_eq!(shown.window_size, default.window_size);
@@ -106,7 +108,7 @@ fn every_optional_key_may_be_left_out() {
 }
 
 #[test]
-fn all_problems_of_all_files_are_told_at_once() {
+fn all_problems_of_all_files_are_reported_together() {
     let main = "zk_hosts: [a]\nzk_chroot: mq\nzk_timeout_ms: 0\nmodule_conf_dir: ./conf/modules\nmodule_enabled: [m, n, ../x]\nzk_host: 1\n";
     let module = "topic: a b\nmethods: []\nworker_num: 0\nwindow_size: -1\nmax_retry_times: -2\nfail_retry_interval_ms: 500\n\
                   max_retry_interval_ms: 100\nserialize_by_key: 1\nbackend_servers: ['http://a', 'b:0']\nprotocol:\n  name: grpc\n  uri: \
@@ -117,16 +119,16 @@ fn all_problems_of_all_files_are_told_at_once() {
         "ktransfer.yaml: zk_chroot: \"mq\" must begin with a slash; it is empty or a path, as in /mq/test_cluster",
         "ktransfer.yaml: zk_timeout_ms: is 0, but must be a whole number from 100 to 600000",
         "m.yaml: topic: is \"a b\", but must be 1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..",
-        "m.yaml: methods: is [], but must be a list of distinct, non-empty strings, at least one",
-        "m.yaml: protocol.name: is \"grpc\", but must be one of http",
-        "m.yaml: protocol.uri: is \"/{#TOPICS}\", but has \"{#TOPICS}\", but the places are {#TOPIC} {#KEY} {#TRANSID} {#PARTITION} {#METHOD}",
+        "m.yaml: methods: is [], but must be a list of at least one non-empty string, none twice",
+        "m.yaml: protocol.name: is grpc, but must be one of http",
+        "m.yaml: protocol.uri: is \"/{#TOPICS}\", but has \"{#TOPICS}\", but the placeholders are {#TOPIC} {#KEY} {#TRANSID} {#PARTITION} {#METHOD}",
         "m.yaml: protocol.headers: has Host twice",
         "m.yaml: protocol.headers: entry 2 is not a map with one key",
         "m.yaml: protocol.headers: has Content-Length, which ktransfer sets itself",
         "m.yaml: protocol.headers: entry 4 must have a string as name and value (put them in quotes)",
         "m.yaml: protocol.headers: has \"a b\", which is not the name of a header",
         "m.yaml: protocol.headers: has a value for T with characters that a header cannot carry",
-        "m.yaml: protocol.red_timeout_ms: unknown key (misspelt?)",
+        "m.yaml: protocol.red_timeout_ms: is not a known key here (misspelt?)",
         "m.yaml: worker_num: is 0, but must be a whole number from 1 to 10000",
         "m.yaml: window_size: is -1, but must be a whole number from 1 to 1000000",
         "m.yaml: max_retry_times: is -2, but must be a whole number from -1 to 4294967295",
@@ -135,8 +137,8 @@ fn all_problems_of_all_files_are_told_at_once() {
         "m.yaml: backend_servers: has \"b:0\", but each entry must be host:port, as in 10.1.2.1:80",
         "m.yaml: serialize_by_key: is 1, but must be true or false",
         "n.yaml: : cannot be read: No such file or directory (os error 2)",
-        "ktransfer.yaml: module_enabled: has \"../x\", but a module has the name of its file, so no slash, and no dot before it",
-        "ktransfer.yaml: zk_host: unknown key (misspelt?)",
+        "ktransfer.yaml: module_enabled: has \"../x\", but a module is named after its file: no slash, and no leading dot",
+        "ktransfer.yaml: zk_host: is not a known key here (misspelt?)",
     ];
     let found = texts(load_texts(main, &[("m", module)]));
     for (index, text) in expected.iter().enumerate() {
@@ -147,7 +149,7 @@ fn all_problems_of_all_files_are_told_at_once() {
 }
 
 #[test]
-fn a_main_file_that_is_not_there_is_one_problem() {
+fn a_missing_main_file_is_one_problem() {
     let problems = load(Path::new("/nowhere/ktransfer.yaml")).err().expect("a problem");
     assert_eq!(problems.0.len(), 1, "{problems}");
     assert!(problems.to_string().starts_with("/nowhere/ktransfer.yaml: cannot be read"));

@@ -1,79 +1,25 @@
-//! A push over real sockets: what is sent, and what the end of an attempt is taken for.
+//! A push over real sockets: the bytes that arrive at a backend, and the outcome of the attempt.
 
 use super::*;
 use std::io::Write;
 use std::net::TcpListener;
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use crate::broker::{Header, Message, TopicPartition};
-use crate::ktransfer::backend_for_tests::Backend;
-use crate::ktransfer::config::{ProtocolConfig, StartFrom};
-use crate::ktransfer::group::Generation;
-use crate::ktransfer::job::{Assignment, WindowId};
-use crate::ktransfer::policy::RetryPolicy;
-
-pub(crate) fn module_config(servers: &[&str]) -> ModuleConfig {
-    ModuleConfig {
-        name: "m".into(),
-        topic: "t".into(),
-        methods: None,
-        protocol: ProtocolConfig {
-            uri: Template::parse("/p?key={#KEY}&transid={#TRANSID}&method={#METHOD}").unwrap(),
-            headers: vec![
-                ("Host".into(), "www.example.org".into()),
-                ("X-Two".into(), "a".into()),
-                ("X-Two".into(), "b".into()),
-            ],
-            connect_timeout: Some(Duration::from_secs(5)),
-            write_timeout: Some(Duration::from_secs(5)),
-            read_timeout: Some(Duration::from_millis(500)),
-        },
-        worker_num: NonZeroUsize::new(8).unwrap(),
-        window_size: NonZeroUsize::new(20).unwrap(),
-        max_commit_gap: NonZeroUsize::new(10_000).unwrap(),
-        retry: RetryPolicy {
-            first_pause: Duration::from_millis(10),
-            longest_pause: Duration::from_millis(40),
-            max_retry_times: None,
-        },
-        backend_servers: servers.iter().map(|server| (*server).to_owned()).collect(),
-        serialize_by_key: true,
-        offset_update_interval: Duration::from_secs(1),
-        waiting_queue_size: NonZeroUsize::new(256).unwrap(),
-        start_from: StartFrom::Earliest,
-    }
-}
-
-fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> Job {
-    let header = |(name, value): &(&str, Option<&[u8]>)| Header { name: (*name).into(), value: value.map(Into::into) };
-    Job {
-        assignment: Arc::new(Assignment::new(3, Generation(1))),
-        window: WindowId(1),
-        message: Message {
-            from: TopicPartition { topic: "t".into(), partition: 3 },
-            offset: 42,
-            key: key.map(Into::into),
-            value: value.map(Into::into),
-            headers: headers.iter().map(header).collect(),
-            timestamp_ms: Some(1_700_000_000_123),
-        },
-        method: None,
-    }
-}
+use crate::ktransfer::test_backend::TestBackend;
+use crate::ktransfer::test_fixtures::{job, module_config};
 
 fn pusher(server: &str) -> Pusher {
     let config = module_config(&[server]);
-    Pusher::new(&config, Names::new(&config.backend_servers))
+    Pusher::new(&config, BackendResolver::new(&config.backend_servers))
 }
 
-fn answered(status: u16) -> Attempt {
-    Attempt::Answered { status, retry_after: Some(Duration::from_secs(7)) }
+fn answered(status: u16) -> AttemptOutcome {
+    AttemptOutcome::Answered { status, retry_after: Some(Duration::from_secs(7)) }
 }
 
 #[test]
-fn a_push_carries_the_message_and_where_it_is_from() {
-    let backend = Backend::start(|_| 200);
+fn a_push_carries_the_message_and_its_origin() {
+    let backend = TestBackend::start(|_| 200);
     let pusher = pusher(&backend.server);
     let body: Vec<u8> = (0..=255).cycle().take(100_000).collect();
     let headers: &[(&str, Option<&[u8]>)] = &[
@@ -86,7 +32,7 @@ fn a_push_carries_the_message_and_where_it_is_from() {
     let job = job(Some(b"k/\xff"), Some(&body), headers);
     let url = pusher.url(&job, &backend.server);
     assert_eq!(pusher.push(&job, &url, 2), answered(200));
-    let request = &backend.arrived()[0];
+    let request = &backend.received()[0];
     assert_eq!(request.url, "/p?key=k%2F%FF&transid=42&method=%2A");
     assert!(request.body == body);
     for (name, value) in [
@@ -117,18 +63,18 @@ fn a_push_carries_the_message_and_where_it_is_from() {
 
 #[test]
 fn a_message_without_key_and_value_is_an_empty_post() {
-    let backend = Backend::start(|_| 204);
+    let backend = TestBackend::start(|_| 204);
     let pusher = pusher(&backend.server);
     let job = job(None, None, &[]);
     let url = pusher.url(&job, &backend.server);
-    assert!(matches!(pusher.push(&job, &url, 1), Attempt::Answered { status: 204, .. }));
-    let request = &backend.arrived()[0];
+    assert!(matches!(pusher.push(&job, &url, 1), AttemptOutcome::Answered { status: 204, .. }));
+    let request = &backend.received()[0];
     assert_eq!((request.url.as_str(), request.body.len()), ("/p?key=&transid=42&method=%2A", 0));
     assert_eq!((request.header("x-kafka-key"), request.header("content-length")), (None, Some("0")));
 }
 
 #[test]
-fn every_status_is_an_answer_and_the_connection_is_used_again() {
+fn every_status_is_an_answer_and_the_connection_is_reused() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = listener.local_addr().unwrap().to_string();
     let pusher = pusher(&server);
@@ -148,7 +94,7 @@ fn every_status_is_an_answer_and_the_connection_is_used_again() {
     let job = job(Some(b"k"), Some(b"body"), &[]);
     let url = pusher.url(&job, &server);
     for status in statuses {
-        assert_eq!(pusher.push(&job, &url, 1), Attempt::Answered { status, retry_after: None });
+        assert_eq!(pusher.push(&job, &url, 1), AttemptOutcome::Answered { status, retry_after: None });
     }
     let first_reads = serving.join().unwrap();
     assert!(
@@ -158,65 +104,46 @@ fn every_status_is_an_answer_and_the_connection_is_used_again() {
 }
 
 #[test]
-fn without_an_answer_the_attempt_failed_within_its_limits() {
+fn an_attempt_without_an_answer_fails_within_its_timeouts() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = listener.local_addr().unwrap().to_string();
     let began = Instant::now();
     let job = job(None, Some(b"body"), &[]);
     let pusher_of_silent = pusher(&silent);
     let outcome = pusher_of_silent.push(&job, &pusher_of_silent.url(&job, &silent), 1);
-    assert!(matches!(&outcome, Attempt::Failed { reason } if reason.contains("timeout")), "{outcome:?}");
+    assert!(matches!(&outcome, AttemptOutcome::Failed { reason } if reason.contains("timeout")), "{outcome:?}");
     assert!(began.elapsed() < Duration::from_secs(5));
-    // Nobody listens there any more.
+    // The port is closed now.
     drop(listener);
     let outcome = pusher_of_silent.push(&job, &pusher_of_silent.url(&job, &silent), 1);
-    assert!(matches!(&outcome, Attempt::Failed { reason } if reason.contains("refused")), "{outcome:?}");
+    assert!(matches!(&outcome, AttemptOutcome::Failed { reason } if reason.contains("refused")), "{outcome:?}");
 }
 
 #[test]
 fn a_message_that_no_request_can_carry_is_impossible_and_nothing_is_sent() {
-    let backend = Backend::start(|_| 200);
+    let backend = TestBackend::start(|_| 200);
     let pusher = pusher(&backend.server);
     let long_key = vec![b'/'; 20_000];
     let job = job(Some(&long_key), Some(b"body"), &[]);
     let url = pusher.url(&job, &backend.server);
-    assert!(matches!(pusher.push(&job, &url, 1), Attempt::Impossible { .. }));
-    assert!(backend.arrived().is_empty());
+    assert!(matches!(pusher.push(&job, &url, 1), AttemptOutcome::Impossible { .. }));
+    assert!(backend.received().is_empty());
 }
 
 #[test]
-fn a_cut_ends_a_push_that_nobody_answers() {
+fn an_abort_ends_a_push_without_an_answer() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = listener.local_addr().unwrap().to_string();
     let mut config = module_config(&[&silent]);
     config.protocol.read_timeout = None;
-    let pusher = Arc::new(Pusher::new(&config, Names::new(&config.backend_servers)));
+    let pusher = Arc::new(Pusher::new(&config, BackendResolver::new(&config.backend_servers)));
     let job = job(None, Some(b"body"), &[]);
     let url = pusher.url(&job, &silent);
     let pushing = Arc::clone(&pusher);
     let thread = std::thread::spawn(move || pushing.push(&job, &url, 1));
-    // It has been sent once it is here.
+    // Readable here: the request was sent.
     let (stream, _) = listener.accept().unwrap();
     stream.peek(&mut [0]).unwrap();
-    pusher.cut();
-    assert!(matches!(thread.join().unwrap(), Attempt::Failed { .. }));
-}
-
-#[test]
-fn backends_are_checked() {
-    for (server, is_good) in [
-        ("10.1.2.1:80", true),
-        ("www.example.org", true),
-        ("[::1]:8080", true),
-        ("", false),
-        ("a:0", false),
-        ("a:70000", false),
-        ("a:b", false),
-        ("http://a:80", false),
-        ("a:80/path", false),
-        ("user@a:80", false),
-        ("a b", false),
-    ] {
-        assert_eq!(check_server(server).is_ok(), is_good, "{server}");
-    }
+    pusher.abort();
+    assert!(matches!(thread.join().unwrap(), AttemptOutcome::Failed { .. }));
 }
