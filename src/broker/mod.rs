@@ -6,11 +6,11 @@
 //! Invariants: a [`Producer`] completes every append exactly once; a [`Fetcher`] hands out the messages of a
 //! partition in rising offset order, each one at most once for an assignment, and never passes one over silently.
 
-mod front;
+pub mod in_memory;
 mod kafka_rust;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
-pub mod memory;
+mod metadata_gate;
 pub mod partitioner;
 mod settings;
 mod topics;
@@ -34,7 +34,7 @@ pub type Offset = i64;
 const MAX_TOPIC_NAME: usize = 249;
 
 /// The names that [`is_topic_name`] takes, for messages.
-pub const TOPIC_NAMES: &str = "1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..";
+pub const TOPIC_NAME_RULE: &str = "1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..";
 
 /// Whether Kafka takes `name` as the name of a topic.
 pub fn is_topic_name(name: &[u8]) -> bool {
@@ -247,7 +247,7 @@ pub trait Fetcher: Send {
     fn revoke(&mut self, partition: &TopicPartition);
 
     /// Holds `partition` back, or goes on with it, without losing its place or what was prefetched.
-    fn hold(&mut self, partition: &TopicPartition, held: bool);
+    fn set_paused(&mut self, partition: &TopicPartition, paused: bool);
 
     /// Messages that are there, waiting for `wait` at most for the first one. An empty answer is none in time.
     /// `most` bounds their number.
@@ -396,8 +396,8 @@ pub fn producer<C: Completion>(
 ) -> Result<Arc<dyn Producer<C>>, String> {
     match broker.engine.resolve()? {
         #[cfg(feature = "librdkafka")]
-        Engine::Librdkafka => Ok(Arc::new(librdkafka::RdProducer::new(broker, config, supervisor)?)),
-        _ => Ok(Arc::new(kafka_rust::RustProducer::new(broker, &config, supervisor))),
+        Engine::Librdkafka => Ok(Arc::new(librdkafka::LibrdkafkaProducer::new(broker, config, supervisor)?)),
+        _ => Ok(Arc::new(kafka_rust::KafkaRustProducer::new(broker, &config, supervisor))),
     }
 }
 
@@ -409,8 +409,8 @@ pub fn fetcher(
 ) -> Result<Box<dyn Fetcher>, String> {
     match broker.engine.resolve()? {
         #[cfg(feature = "librdkafka")]
-        Engine::Librdkafka => Ok(Box::new(librdkafka::RdFetcher::new(broker, config)?)),
-        _ => Ok(Box::new(kafka_rust::RustFetcher::new(broker, config, supervisor))),
+        Engine::Librdkafka => Ok(Box::new(librdkafka::LibrdkafkaFetcher::new(broker, config)?)),
+        _ => Ok(Box::new(kafka_rust::KafkaRustFetcher::new(broker, config, supervisor))),
     }
 }
 
@@ -418,7 +418,7 @@ pub fn fetcher(
 pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
     match broker.engine.resolve()? {
         #[cfg(feature = "librdkafka")]
-        Engine::Librdkafka => Ok(Box::new(librdkafka::RdLogEnds::new(broker)?)),
-        _ => Ok(Box::new(kafka_rust::RustLogEnds::new(broker, supervisor))),
+        Engine::Librdkafka => Ok(Box::new(librdkafka::LibrdkafkaLogEnds::new(broker)?)),
+        _ => Ok(Box::new(kafka_rust::KafkaRustLogEnds::new(broker, supervisor))),
     }
 }

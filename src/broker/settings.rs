@@ -120,7 +120,7 @@ impl KafkaSettings {
     fn judged_by(&self, engine: Engine, role: Role) -> Vec<(String, String)> {
         match engine.resolve() {
             #[cfg(feature = "librdkafka")]
-            Ok(Engine::Librdkafka) => super::librdkafka::judge(self, role),
+            Ok(Engine::Librdkafka) => super::librdkafka::validate(self, role),
             Ok(_) => {
                 let known = |name: &str| match role {
                     Role::Writes { .. } => matches!(name, "compression.type" | "client.id"),

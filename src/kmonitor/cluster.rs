@@ -181,7 +181,7 @@ mod tests {
     use super::*;
     use crate::admin::Health;
     use crate::broker::LogEnds;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::in_memory::MemoryBroker;
     use crate::keeper::memory::{MemoryKeeper, MemorySession};
     use crate::keeper::{Keeper, Lifetime};
     use crate::kmonitor::board::Board;

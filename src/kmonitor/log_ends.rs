@@ -132,7 +132,7 @@ impl Topics<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::in_memory::MemoryBroker;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn at(topic: &str, partition: PartitionId) -> TopicPartition {

@@ -60,7 +60,7 @@ impl<C: Completion> Lanes<C> {
 mod tests {
     use super::*;
     use crate::broker::AppendResult;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::in_memory::MemoryBroker;
 
     type Ignore = Box<dyn FnOnce(AppendResult) + Send>;
 

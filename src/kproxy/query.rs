@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::str::FromStr;
 
 use super::answer::Failure;
-use crate::broker::{Acks, PartitionId, TOPIC_NAMES, is_topic_name};
+use crate::broker::{Acks, PartitionId, TOPIC_NAME_RULE, is_topic_name};
 use crate::http::percent_decode;
 
 /// What a client asks for besides the message itself.
@@ -76,7 +76,7 @@ fn legal(topic: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Failure> {
         Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
         Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
     };
-    text.filter(|_| is_legal).ok_or_else(|| Failure::bad("bad_topic", format!("topic must be {TOPIC_NAMES}")))
+    text.filter(|_| is_legal).ok_or_else(|| Failure::bad("bad_topic", format!("topic must be {TOPIC_NAME_RULE}")))
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let is_given = section.has("topic");
     let topic = section.string("topic", None, problems);
     if is_given && !broker::is_topic_name(topic.as_bytes()) {
-        section.note("topic", format!("is {topic:?}, but must be {}", broker::TOPIC_NAMES), problems);
+        section.note("topic", format!("is {topic:?}, but must be {}", broker::TOPIC_NAME_RULE), problems);
     }
     let methods =
         section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());

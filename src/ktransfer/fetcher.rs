@@ -154,7 +154,7 @@ impl Reader {
                 self.forget(partition);
                 self.fetcher.revoke(&self.named(partition));
             }
-            FetchCommand::Hold(partition, held) => self.fetcher.hold(&self.named(partition), held),
+            FetchCommand::Hold(partition, held) => self.fetcher.set_paused(&self.named(partition), held),
         }
     }
 
@@ -283,7 +283,7 @@ impl Reader {
 mod tests {
     use super::*;
     use crate::admin::Health;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::in_memory::MemoryBroker;
     use crate::broker::{LogRange, PartitionInfo};
     use crate::ktransfer::backend_for_tests::wait_until;
     use crate::ktransfer::metrics::Metrics;

@@ -18,7 +18,7 @@ use kafka::client::{FetchOffset, FetchPartition, KafkaClient};
 use kafka::error::{Error, KafkaCode};
 use log::{error, warn};
 
-use super::caller::{CallError, Caller};
+use super::guarded_client::{CallError, GuardedClient};
 use crate::broker::{
     BrokerConfig, FetchError, Fetcher, FetcherConfig, LogRange, Message, Offset, PartitionId, TopicPartition,
 };
@@ -38,14 +38,14 @@ const FIRST_BYTES: (usize, usize) = (64 << 10, 1 << 20);
 const MAX_TROUBLES: usize = 64;
 
 /// The fetcher of this engine.
-pub(in crate::broker) struct RustFetcher {
+pub(in crate::broker) struct KafkaRustFetcher {
     broker: BrokerConfig,
     config: FetcherConfig,
     supervisor: Supervisor,
     reading: HashMap<TopicPartition, Reading>,
     lanes: HashMap<String, Lane>,
     /// Asks for leaders and log ends.
-    metadata: Caller,
+    metadata: GuardedClient,
     // Bounded by one answer for each lane.
     answers: (Sender<Answer>, Receiver<Answer>),
     troubles: VecDeque<FetchError>,
@@ -58,7 +58,7 @@ struct Reading {
     /// Tells this assignment of the partition from earlier ones.
     epoch: u64,
     next: Offset,
-    held: bool,
+    is_paused: bool,
     ready: VecDeque<Message>,
     ready_bytes: usize,
     /// The poll that took from it last.
@@ -77,7 +77,7 @@ impl Reading {
         Reading {
             epoch,
             next,
-            held: false,
+            is_paused: false,
             ready: VecDeque::new(),
             ready_bytes: 0,
             taken_in: 0,
@@ -92,7 +92,7 @@ impl Reading {
 }
 
 struct Lane {
-    caller: Caller,
+    caller: GuardedClient,
     /// Number of the fetch under way and when it is given up.
     under_way: Option<(u64, Instant)>,
     asked: Vec<Asked>,
@@ -132,16 +132,16 @@ enum Trouble {
     Other(String),
 }
 
-impl RustFetcher {
+impl KafkaRustFetcher {
     /// Makes the fetcher; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig, config: FetcherConfig, supervisor: &Supervisor) -> Self {
-        RustFetcher {
+        KafkaRustFetcher {
             broker: broker.clone(),
             config,
             supervisor: supervisor.clone(),
             reading: HashMap::new(),
             lanes: HashMap::new(),
-            metadata: Caller::new(broker, "kafka-leaders", supervisor.stop().clone()),
+            metadata: GuardedClient::new(broker, "kafka-leaders", supervisor.stop().clone()),
             answers: unbounded(),
             troubles: VecDeque::new(),
             number: 0,
@@ -175,7 +175,7 @@ impl RustFetcher {
         let first_bytes = self.first_bytes();
         let wants = |reading: &Reading| {
             let has_room = reading.ready_bytes < reading.most_bytes.max(first_bytes);
-            !reading.held && !reading.is_fetching && reading.not_before <= now && has_room
+            !reading.is_paused && !reading.is_fetching && reading.not_before <= now && has_room
         };
         let homeless: BTreeSet<Arc<str>> = self
             .reading
@@ -215,7 +215,7 @@ impl RustFetcher {
         self.number += 1;
         let number = self.number;
         let lane = self.lanes.entry(leader.clone()).or_insert_with(|| Lane {
-            caller: Caller::new(&self.broker, "kafka-fetch", self.supervisor.stop().clone()),
+            caller: GuardedClient::new(&self.broker, "kafka-fetch", self.supervisor.stop().clone()),
             under_way: None,
             asked: Vec::new(),
             reload: false,
@@ -417,7 +417,7 @@ impl RustFetcher {
     }
 }
 
-impl Fetcher for RustFetcher {
+impl Fetcher for KafkaRustFetcher {
     fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
         self.revoke(partition);
         self.number += 1;
@@ -434,9 +434,9 @@ impl Fetcher for RustFetcher {
         });
     }
 
-    fn hold(&mut self, partition: &TopicPartition, held: bool) {
+    fn set_paused(&mut self, partition: &TopicPartition, paused: bool) {
         if let Some(reading) = self.reading.get_mut(partition) {
-            reading.held = held;
+            reading.is_paused = paused;
         }
     }
 
@@ -569,7 +569,7 @@ fn fetch(client: &mut KafkaClient, asked: &[Asked], reload: bool) -> kafka::Resu
 /// Up to `most` messages that are ready: a like share of each partition, and first of those that waited longest. One that is always
 /// full would else keep all others waiting.
 fn take_in_turn<'a>(readings: impl Iterator<Item = &'a mut Reading>, turn: u64, most: usize) -> Vec<Message> {
-    let mut ready: Vec<_> = readings.filter(|reading| !reading.held && !reading.ready.is_empty()).collect();
+    let mut ready: Vec<_> = readings.filter(|reading| !reading.is_paused && !reading.ready.is_empty()).collect();
     ready.sort_unstable_by_key(|reading| reading.taken_in);
     let mut messages = Vec::new();
     let mut left = ready.len();

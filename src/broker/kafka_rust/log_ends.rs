@@ -9,26 +9,26 @@ use std::time::{Duration, Instant};
 
 use kafka::client::FetchOffset;
 
-use super::caller::{CallError, Caller};
+use super::guarded_client::{CallError, GuardedClient};
 use crate::broker::{
     BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionId, PartitionInfo, TopicPartition,
 };
 use crate::supervise::Supervisor;
 
 /// The reader of log ends of this engine.
-pub(in crate::broker) struct RustLogEnds {
-    caller: Caller,
+pub(in crate::broker) struct KafkaRustLogEnds {
+    caller: GuardedClient,
     wait: Duration,
 }
 
 /// Offsets by topic and partition.
 type Found = HashMap<(String, PartitionId), Offset>;
 
-impl RustLogEnds {
+impl KafkaRustLogEnds {
     /// Makes the reader; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig, supervisor: &Supervisor) -> Self {
-        let caller = Caller::new(broker, "kafka-ends", supervisor.stop().clone());
-        RustLogEnds { caller, wait: broker.request_timeout }
+        let caller = GuardedClient::new(broker, "kafka-ends", supervisor.stop().clone());
+        KafkaRustLogEnds { caller, wait: broker.request_timeout }
     }
 
     /// All offsets of these topics.
@@ -46,7 +46,7 @@ impl RustLogEnds {
     }
 }
 
-impl LogEnds for RustLogEnds {
+impl LogEnds for KafkaRustLogEnds {
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
         let asked = topic.to_owned();
         let found = self.caller.call(self.wait, move |client| {

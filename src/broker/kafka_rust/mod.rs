@@ -8,11 +8,11 @@
 //! Limits: brokers 0.9 to 3.9 (4.0 dropped the old protocol), plaintext, messages plain or in gzip or snappy, no
 //! headers, no timestamps, and what an aborted transaction wrote is read.
 
-mod caller;
 mod fetcher;
+mod guarded_client;
 mod log_ends;
 mod producer;
 
-pub(super) use fetcher::RustFetcher;
-pub(super) use log_ends::RustLogEnds;
-pub(super) use producer::RustProducer;
+pub(super) use fetcher::KafkaRustFetcher;
+pub(super) use log_ends::KafkaRustLogEnds;
+pub(super) use producer::KafkaRustProducer;

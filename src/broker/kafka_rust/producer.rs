@@ -14,10 +14,12 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use kafka::client::{ProduceMessage, RequiredAcks};
 use kafka::error::{Error, KafkaCode};
 
-use super::caller::{CallError, Caller};
-use crate::broker::front::{Ask, Back, Failed, Front, State, Ticket, Waiting, not_stored};
+use super::guarded_client::{CallError, GuardedClient};
+use crate::broker::metadata_gate::{
+    FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, SharedCompletion, not_stored,
+};
 use crate::broker::partitioner::{Spread, fnv1a, partition_of};
-use crate::broker::topics::Answer;
+use crate::broker::topics::LookupAnswer;
 use crate::broker::{
     Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, Offset, PartitionId,
     PartitionerKind, Producer, ProducerConfig, Record, Stored,
@@ -39,8 +41,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const NAMES_PER_CLIENT: u32 = 1_000;
 
 /// The producer of this engine.
-pub(in crate::broker) struct RustProducer<C: Completion> {
-    front: Arc<Front<C, Workers<C>>>,
+pub(in crate::broker) struct KafkaRustProducer<C: Completion> {
+    gate: Arc<MetadataGate<C, Workers<C>>>,
     abort: Stop,
 }
 
@@ -64,7 +66,7 @@ struct Job<C> {
     record: Record,
     acks: Acks,
     partition: PartitionId,
-    ticket: Ticket<C>,
+    completion: SharedCompletion<C>,
     deadline: Instant,
     /// A leader had it when it lost its office: the next one may have it, too.
     may_be_stored: bool,
@@ -87,14 +89,14 @@ impl Outstanding {
     }
 }
 
-impl<C: Completion> RustProducer<C> {
+impl<C: Completion> KafkaRustProducer<C> {
     /// Makes the producer and starts its threads; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig, config: &ProducerConfig, supervisor: &Supervisor) -> Self {
-        let (state, abort, outstanding) = (State::new(config), Stop::new(), Arc::<Outstanding>::default());
+        let (state, abort, outstanding) = (GateState::new(config), Stop::new(), Arc::<Outstanding>::default());
         let start_worker = |number| {
             let (sender, jobs) = bounded(config.max_in_flight.max(1));
             let worker = Worker {
-                caller: Caller::new(broker, "kafka-call", abort.clone()),
+                caller: GuardedClient::new(broker, "kafka-call", abort.clone()),
                 state: Arc::clone(&state),
                 outstanding: Arc::clone(&outstanding),
                 abort: abort.clone(),
@@ -114,68 +116,68 @@ impl<C: Completion> RustProducer<C> {
             jobs: (0..WORKERS).map(start_worker).collect(),
             outstanding,
         };
-        let asking = Asking { caller: Caller::new(broker, "kafka-ask-call", abort.clone()), names: 0 };
-        let front = Front::new(workers, state, config, asking, broker.request_timeout, supervisor);
-        RustProducer { front, abort }
+        let asking = Asking { caller: GuardedClient::new(broker, "kafka-ask-call", abort.clone()), names: 0 };
+        let gate = MetadataGate::new(workers, state, config, asking, broker.request_timeout, supervisor);
+        KafkaRustProducer { gate, abort }
     }
 }
 
-impl<C: Completion> Producer<C> for RustProducer<C> {
+impl<C: Completion> Producer<C> for KafkaRustProducer<C> {
     fn append(&self, record: Record, acks: Acks, completion: C) {
-        self.front.append(record, acks, completion);
+        self.gate.append(record, acks, completion);
     }
 
     fn close(&self, grace: Duration) {
-        self.front.close();
-        self.front.back.outstanding.wait_for_none(grace);
+        self.gate.close();
+        self.gate.engine.outstanding.wait_for_none(grace);
         // The workers complete what is left, without waiting for any answer.
         self.abort.trigger();
-        self.front.back.outstanding.wait_for_none(Duration::from_secs(5));
+        self.gate.engine.outstanding.wait_for_none(Duration::from_secs(5));
     }
 
     fn reachable(&self) -> Result<(), String> {
-        self.front.reachable()
+        self.gate.reachable()
     }
 
     fn topic_lookups(&self) -> u64 {
-        self.front.topic_lookups()
+        self.gate.topic_lookups()
     }
 }
 
-impl<C: Completion> Drop for RustProducer<C> {
+impl<C: Completion> Drop for KafkaRustProducer<C> {
     fn drop(&mut self) {
         self.close(Duration::ZERO);
     }
 }
 
-impl<C: Completion> Back<C> for Workers<C> {
-    const COUNTS_PARTITIONS: bool = true;
+impl<C: Completion> ProducerEngine<C> for Workers<C> {
+    const CHOOSES_PARTITIONS: bool = true;
 
-    fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>> {
-        let Waiting { record, acks, ticket, deadline, .. } = waiting;
+    fn submit(&self, waiting: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
+        let PendingAppend { record, acks, completion, deadline, .. } = waiting;
         if !record.headers.is_empty() || record.timestamp_ms.is_some() {
             let reason = "record headers and timestamps need kafka_client: librdkafka".to_owned();
-            return Err((ticket, not_stored(AppendFailure::Unsupported, reason)));
+            return Err((completion, not_stored(AppendFailure::Unsupported, reason)));
         }
         let Some(count) = NonZeroI32::new(partition_count) else {
             let reason = format!("topic {} has no partitions", record.topic);
-            return Err((ticket, not_stored(AppendFailure::UnknownTopic, reason)));
+            return Err((completion, not_stored(AppendFailure::UnknownTopic, reason)));
         };
         let partition = record.partition.unwrap_or_else(|| match &record.key {
             Some(key) => partition_of(self.partitioner, key, count),
             None => self.spread.next(count),
         });
         let worker = fnv1a(record.topic.as_bytes()).wrapping_add(partition.cast_unsigned()) % WORKERS;
-        let job = Job { record, acks, partition, ticket, deadline, may_be_stored: false };
+        let job = Job { record, acks, partition, completion, deadline, may_be_stored: false };
         self.outstanding.add();
         self.jobs[worker as usize].try_send(job).map_err(|refused| {
             self.outstanding.done();
             match refused {
                 TrySendError::Full(job) => {
-                    (job.ticket, not_stored(AppendFailure::Full, "the producer's queue is full".to_owned()))
+                    (job.completion, not_stored(AppendFailure::Full, "the producer's queue is full".to_owned()))
                 }
                 TrySendError::Disconnected(job) => {
-                    (job.ticket, not_stored(AppendFailure::Closed, "the producer has ended".to_owned()))
+                    (job.completion, not_stored(AppendFailure::Closed, "the producer has ended".to_owned()))
                 }
             }
         })
@@ -197,8 +199,8 @@ struct Group<C> {
 }
 
 struct Worker<C: Completion> {
-    caller: Caller,
-    state: Arc<State<C>>,
+    caller: GuardedClient,
+    state: Arc<GateState<C>>,
     outstanding: Arc<Outstanding>,
     abort: Stop,
     jobs: Receiver<Job<C>>,
@@ -277,7 +279,7 @@ impl<C: Completion> Worker<C> {
                 error.kind = AppendFailure::TimedOut;
             }
         }
-        job.ticket.complete(outcome);
+        job.completion.complete(outcome);
         self.outstanding.done();
     }
 
@@ -334,7 +336,7 @@ impl<C: Completion> Worker<C> {
         }
     }
 
-    /// Puts a batch that was certainly not stored back to the front.
+    /// Puts a batch that was certainly not stored back to the gate.
     fn again(&mut self, group: &mut Group<C>, unsent: Unsent<C>) {
         let batch = unsent.jobs();
         self.held += batch.len();
@@ -497,12 +499,12 @@ fn produce(
 
 /// Asks for metadata on a client of its own.
 struct Asking {
-    caller: Caller,
+    caller: GuardedClient,
     names: u32,
 }
 
-impl Ask for Asking {
-    fn reach(&mut self, wait: Duration) -> Result<(), String> {
+impl MetadataClient for Asking {
+    fn check_reachable(&mut self, wait: Duration) -> Result<(), String> {
         // The crate asks for all topics when it is given none; one that cannot exist keeps the answer small.
         let outcome = self.caller.call(wait, |client| client.load_metadata(&["."]));
         outcome.or_else(|error| match error {
@@ -511,7 +513,7 @@ impl Ask for Asking {
         })
     }
 
-    fn ask(&mut self, topic: &str, wait: Duration) -> Answer {
+    fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
         self.names += 1;
         if self.names > NAMES_PER_CLIENT {
             self.caller.abandon();
@@ -524,10 +526,10 @@ impl Ask for Asking {
         });
         match found {
             // Version 0 of the answer, as the crate reads it, cannot tell "being made" from "does not exist".
-            Ok(0) => Answer::DoesNot,
-            Ok(count) => Answer::Exists(count as i32),
-            Err(CallError::Code(code)) => Answer::Refused(format!("{code:?}")),
-            Err(error) => Answer::Unreachable(error.in_words()),
+            Ok(0) => LookupAnswer::DoesNot,
+            Ok(count) => LookupAnswer::Exists(count as i32),
+            Err(CallError::Code(code)) => LookupAnswer::Refused(format!("{code:?}")),
+            Err(error) => LookupAnswer::Unreachable(error.in_words()),
         }
     }
 }
@@ -611,7 +613,7 @@ mod tests {
             request_timeout: Duration::from_secs(5),
             settings: Default::default(),
         };
-        let mut caller = Caller::new(&config, "t", Stop::new());
+        let mut caller = GuardedClient::new(&config, "t", Stop::new());
         let (sending, records) = (Arc::<Sending>::default(), Arc::new(vec![(None, b"v".to_vec())]));
         let key = (Arc::from("t"), 0, Acks::Leader);
         let call = produce(&key, records, true, Duration::from_secs(5), Arc::clone(&sending));

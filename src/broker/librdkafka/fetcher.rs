@@ -29,7 +29,7 @@ const MAX_TROUBLES: usize = 64;
 const CUT_OFF_EVERY: usize = 64;
 
 /// The fetcher of this engine.
-pub(in crate::broker) struct RdFetcher {
+pub(in crate::broker) struct LibrdkafkaFetcher {
     broker: BrokerConfig,
     config: FetcherConfig,
     reading: HashMap<TopicPartition, Reading>,
@@ -54,12 +54,12 @@ struct Held {
     queue: Option<Queue>,
 }
 
-impl RdFetcher {
+impl LibrdkafkaFetcher {
     /// Makes the fetcher; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig, config: FetcherConfig) -> Result<Self, String> {
         let (native, queue) = client(broker, &config)?;
         let (broker, reading, names) = (broker.clone(), HashMap::new(), HashMap::new());
-        Ok(RdFetcher { broker, config, reading, names, troubles: VecDeque::new(), queue, native })
+        Ok(LibrdkafkaFetcher { broker, config, reading, names, troubles: VecDeque::new(), queue, native })
     }
 
     fn start(&mut self, partition: &TopicPartition, offset: Offset) {
@@ -213,7 +213,7 @@ impl RdFetcher {
     }
 }
 
-impl Fetcher for RdFetcher {
+impl Fetcher for LibrdkafkaFetcher {
     fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
         self.revoke(partition);
         self.reading.insert(partition.clone(), Reading { next: offset, held: None, stash: VecDeque::new() });
@@ -235,9 +235,9 @@ impl Fetcher for RdFetcher {
         });
     }
 
-    fn hold(&mut self, partition: &TopicPartition, held: bool) {
+    fn set_paused(&mut self, partition: &TopicPartition, paused: bool) {
         let Some(reading) = self.reading.get_mut(partition) else { return };
-        match (held, reading.held.take()) {
+        match (paused, reading.held.take()) {
             (true, Some(already)) => reading.held = Some(already),
             (true, None) => {
                 // SAFETY: the client lives until `self.native` is replaced or dropped, which lets the queues go first.

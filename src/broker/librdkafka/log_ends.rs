@@ -18,12 +18,12 @@ use crate::broker::{BrokerConfig, LogEnds, LogRange, MetadataError, Offset, Part
 const MAX_TOPICS_PER_LOOKUP: usize = 1_000;
 
 /// The reader of log ends of this engine.
-pub(in crate::broker) struct RdLogEnds {
+pub(in crate::broker) struct LibrdkafkaLogEnds {
     native: BaseConsumer<Voice>,
     wait: Duration,
 }
 
-impl RdLogEnds {
+impl LibrdkafkaLogEnds {
     /// Makes the reader; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig) -> Result<Self, String> {
         let mut settings = common_settings(broker);
@@ -35,7 +35,7 @@ impl RdLogEnds {
         let native = settings
             .create_with_context(Voice::new("log ends", broker))
             .map_err(|error| format!("the reader of log ends cannot be made: {}", in_words(&error)))?;
-        Ok(RdLogEnds { native, wait: broker.request_timeout })
+        Ok(LibrdkafkaLogEnds { native, wait: broker.request_timeout })
     }
 
     /// What failed, with why no broker lets us in where that is known.
@@ -50,7 +50,7 @@ impl RdLogEnds {
     }
 }
 
-impl LogEnds for RdLogEnds {
+impl LogEnds for LibrdkafkaLogEnds {
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
         let answer = self.native.fetch_metadata(Some(topic), self.wait);
         self.serve();

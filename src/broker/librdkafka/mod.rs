@@ -7,11 +7,11 @@
 mod asking;
 mod batches;
 mod fetcher;
-mod judge;
 mod log_ends;
 mod native;
 mod outcome;
 mod producer;
+mod validate;
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -25,10 +25,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::{BrokerConfig, KafkaSettings};
 use crate::locks::lock;
 
-pub(super) use fetcher::RdFetcher;
-pub(super) use judge::judge;
-pub(super) use log_ends::RdLogEnds;
-pub(super) use producer::RdProducer;
+pub(super) use fetcher::LibrdkafkaFetcher;
+pub(super) use log_ends::LibrdkafkaLogEnds;
+pub(super) use producer::LibrdkafkaProducer;
+pub(super) use validate::validate;
 
 /// Lines logged for one client in [`QUIET_FOR`]; an unreachable broker would write several a second.
 const MAX_LINES: u32 = 4;

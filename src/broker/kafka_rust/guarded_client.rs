@@ -1,6 +1,6 @@
 //! Calls of a Kafka client that end in time and never meet a spoiled connection.
 //!
-//! A [`Caller`] has a thread that owns the client. The call runs there, caught if it panics; who called waits up to a
+//! A [`GuardedClient`] has a thread that owns the client. The call runs there, caught if it panics; who called waits up to a
 //! deadline and then abandons the thread with its client (it ends when the crate's own limit of two minutes strikes).
 //! Invariant: a client is used again only if its last call ended well or with an error code that Kafka sent: after
 //! anything else an answer may still be under way, which the crate would take for the answer to the next question.
@@ -50,7 +50,7 @@ impl CallError {
 }
 
 /// A client and the thread that owns it; both are replaced as needed.
-pub(super) struct Caller {
+pub(super) struct GuardedClient {
     broker: BrokerConfig,
     name: &'static str,
     /// Ends the waiting at once.
@@ -63,10 +63,17 @@ pub(super) struct Caller {
 
 type Job = Box<dyn FnOnce(&mut Option<KafkaClient>) + Send>;
 
-impl Caller {
+impl GuardedClient {
     /// A caller without a client yet; `abort` ends its waiting.
     pub(super) fn new(broker: &BrokerConfig, name: &'static str, abort: Stop) -> Self {
-        Caller { broker: broker.clone(), name, abort, spread: Spread::default(), jobs: None, threads: Arc::new(()) }
+        GuardedClient {
+            broker: broker.clone(),
+            name,
+            abort,
+            spread: Spread::default(),
+            jobs: None,
+            threads: Arc::new(()),
+        }
     }
 
     /// Makes a call and waits for it, for `wait` at most.
@@ -241,7 +248,7 @@ fn classified(error: &Error) -> CallError {
 mod tests {
     use super::*;
     use crate::broker::LogEnds as _;
-    use crate::broker::kafka_rust::RustLogEnds;
+    use crate::broker::kafka_rust::KafkaRustLogEnds;
     use crate::supervise::{Ended, Supervisor};
     use std::net::TcpListener;
     use std::time::Instant;
@@ -257,8 +264,8 @@ mod tests {
         }
     }
 
-    fn caller(host: String) -> Caller {
-        Caller::new(&broker(host), "t", Stop::new())
+    fn caller(host: String) -> GuardedClient {
+        GuardedClient::new(&broker(host), "t", Stop::new())
     }
 
     #[test]
@@ -279,7 +286,7 @@ mod tests {
     fn a_call_that_hangs_does_not_hold_up_the_end_of_the_group() {
         let silent = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
         let group = Supervisor::new("t", Stop::new());
-        let mut ends = RustLogEnds::new(&broker(silent.local_addr().expect("it is bound").to_string()), &group);
+        let mut ends = KafkaRustLogEnds::new(&broker(silent.local_addr().expect("it is bound").to_string()), &group);
         ends.partitions("t").expect_err("nothing answers");
         group.stop().trigger();
         assert_eq!(group.join(Duration::from_secs(5)), Ended::Asked);

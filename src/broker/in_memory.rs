@@ -337,21 +337,21 @@ pub struct MemoryFetcher {
 
 struct Reading {
     next: Offset,
-    held: bool,
+    is_paused: bool,
 }
 
 impl Fetcher for MemoryFetcher {
     fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
-        self.assigned.insert(partition.clone(), Reading { next: offset, held: false });
+        self.assigned.insert(partition.clone(), Reading { next: offset, is_paused: false });
     }
 
     fn revoke(&mut self, partition: &TopicPartition) {
         self.assigned.remove(partition);
     }
 
-    fn hold(&mut self, partition: &TopicPartition, held: bool) {
+    fn set_paused(&mut self, partition: &TopicPartition, paused: bool) {
         if let Some(reading) = self.assigned.get_mut(partition) {
-            reading.held = held;
+            reading.is_paused = paused;
         }
     }
 
@@ -381,7 +381,9 @@ impl MemoryFetcher {
         let order: Vec<TopicPartition> =
             self.assigned.keys().skip(first).chain(self.assigned.keys().take(first)).cloned().collect();
         for partition in order {
-            let Some(reading) = self.assigned.get_mut(&partition).filter(|reading| !reading.held) else { continue };
+            let Some(reading) = self.assigned.get_mut(&partition).filter(|reading| !reading.is_paused) else {
+                continue;
+            };
             let broken = state.broken.get(&partition).cloned();
             let reason = match (broken, state.log(&partition)) {
                 (Some(reason), _) => reason,
