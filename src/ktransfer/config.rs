@@ -130,7 +130,7 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     let retry_interval = section.millis("zk_fail_retry_interval_ms", Some(30_000), 1..=LONGEST_MS, problems);
     let broker_hosts = section.hosts("broker_hosts", false, problems);
     let engine = Engine::from_section(&mut section, problems);
-    let kafka = KafkaSettings::from_section(&mut section, engine, Role::Reads, problems);
+    let kafka = engine.settings_from_section(&mut section, Role::Reads, problems);
     let admin_port = section.optional_port("admin_port", problems);
     let shutdown_grace = daemon::shutdown_grace(&mut section, problems);
     let folder = PathBuf::from(section.string("module_conf_dir", None, problems));
