@@ -1,119 +1,68 @@
-//! A broker in memory, for unit tests of what stands on the seam.
+//! A broker in memory, for unit tests of the modules above the seam.
 //!
-//! It keeps topics, appends, offsets and trimmed logs as a real one does, and can be told to be unreachable, to
-//! hold confirmations back, to refuse the next appends and to forget old messages. It keeps no threads, no
-//! limits and no time: what was appended stays until [`MemoryBroker::trim`], so its user bounds the memory.
+//! It has topics, offsets and trimmed logs as a real broker does. A test can make it unreachable, hold completions back,
+//! fail the next appends and trim logs. It has no threads, no limits and no clock: a message stays until
+//! [`MemoryBroker::trim`], so the test bounds the memory.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod producer;
+mod reading;
+mod state;
+
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::num::NonZeroI32;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use super::partitioner::{Spread, partition_of};
+use self::state::{BrokerState, PartitionLog, Release, SharedBroker};
 use super::{
-    Acks, AppendError, AppendFailure, AppendResult, Appended, Completion, FetchError, Fetcher, LogEnds, LogRange,
-    Message, MetadataError, Offset, PartitionId, PartitionInfo, PartitionerKind, Producer, Record, Stored,
-    TopicPartition,
+    AppendError, AppendFailure, Completion, Message, Offset, PartitionId, PartitionerKind, Stored, TopicPartition,
 };
-use crate::locks::{lock, wait_timeout};
+
+pub use producer::MemoryProducer;
+pub use reading::{MemoryFetcher, MemoryLogEnds};
 
 /// A handle on the broker; clones share it.
 #[derive(Clone, Default)]
 pub struct MemoryBroker {
-    shared: Arc<Shared>,
-}
-
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-    spread: Spread,
-}
-
-#[derive(Default)]
-struct State {
-    topics: HashMap<Arc<str>, Vec<Log>>,
-    /// Partitions that answer with an error, and their words.
-    broken: HashMap<TopicPartition, String>,
-    unreachable: bool,
-    holds_completions: bool,
-    /// Partitions of a topic made by an append to it; 0 makes none.
-    auto_create_partitions: i32,
-    max_message_bytes: Option<usize>,
-    /// Outcomes of the next appends, made up by the test; nothing is stored for them.
-    failures: VecDeque<AppendError>,
-    /// Completions held back; bounded by the test that holds them.
-    held: Vec<HeldCompletion>,
-    producers_made: u64,
-}
-
-struct HeldCompletion {
-    producer: u64,
-    /// Tells the outcome of the append, or that the producer was closed before it was known.
-    finish: Box<dyn FnOnce(Release) + Send>,
-}
-
-enum Release {
-    Confirmed,
-    Closed,
-}
-
-#[derive(Default)]
-struct Log {
-    oldest: Offset,
-    messages: VecDeque<Message>,
-}
-
-impl Log {
-    fn newest(&self) -> Offset {
-        self.oldest + self.messages.len() as Offset
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
+    shared: Arc<SharedBroker>,
 }
 
 impl MemoryBroker {
-    /// A broker without topics that can be reached.
+    /// A reachable broker without topics.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes a topic, or gives an existing one more partitions.
+    /// Creates a topic, or adds partitions to an existing one.
     pub fn create_topic(&self, name: &str, partitions: i32) {
         let mut state = self.shared.lock();
         let logs = state.topics.entry(Arc::from(name)).or_default();
         while (logs.len() as i32) < partitions {
-            logs.push(Log::default());
+            logs.push(PartitionLog::default());
         }
     }
 
-    /// Appends to a topic that does not exist make it with so many partitions; 0, as at first, refuses them.
+    /// An append to a topic that does not exist creates it with this number of partitions. With 0 (default) it fails.
     pub fn set_auto_create(&self, partitions: i32) {
         self.change(|state| state.auto_create_partitions = partitions);
     }
 
-    /// Values larger than this are refused as too large; `None`, as at first, takes all.
+    /// An append with a larger value fails as too large; `None` (default) is no limit.
     pub fn set_max_message_bytes(&self, limit: Option<usize>) {
         self.change(|state| state.max_message_bytes = limit);
     }
 
-    /// Whether anything gets through.
+    /// Makes the broker reachable or unreachable.
     pub fn set_reachable(&self, reachable: bool) {
         self.change(|state| state.unreachable = !reachable);
     }
 
-    /// While held, appends are stored but their completions wait for [`MemoryBroker::release_completions`].
+    /// From now on appends are stored, but their completions wait for [`MemoryBroker::release_completions`].
     pub fn hold_completions(&self) {
         self.change(|state| state.holds_completions = true);
     }
 
-    /// Runs the completions held so far and ends the holding; returns how many ran.
+    /// Runs the completions held so far and holds no further ones; returns how many ran.
     pub fn release_completions(&self) -> usize {
         let mut state = self.shared.lock();
         state.holds_completions = false;
@@ -127,18 +76,18 @@ impl MemoryBroker {
         ready_count
     }
 
-    /// How many completions are being held.
+    /// Number of completions held now.
     pub fn held_count(&self) -> usize {
         self.shared.lock().held.len()
     }
 
-    /// The next append fails like this and stores nothing; several are kept in order.
+    /// Makes the next append fail like this and store nothing. Several failures are used in the order of the calls.
     pub fn fail_next(&self, kind: AppendFailure, stored: Stored) {
-        let reason = format!("the test wanted {kind:?}");
+        let reason = format!("{kind:?} was set by the test");
         self.change(|state| state.failures.push_back(AppendError { kind, stored, reason }));
     }
 
-    /// Makes reading a partition fail with these words, or succeed again.
+    /// Makes reading a partition fail with this error text, or succeed again.
     pub fn set_broken(&self, partition: &TopicPartition, reason: Option<&str>) {
         self.change(|state| match reason {
             Some(reason) => drop(state.broken.insert(partition.clone(), reason.to_owned())),
@@ -146,10 +95,10 @@ impl MemoryBroker {
         });
     }
 
-    /// Forgets the messages of a partition below `oldest`.
+    /// Removes the messages of a partition below `oldest`.
     pub fn trim(&self, partition: &TopicPartition, oldest: Offset) {
         self.change(|state| {
-            if let Some(log) = state.log(partition) {
+            if let Some(log) = state.log_mut(partition) {
                 while log.oldest < oldest && log.messages.pop_front().is_some() {
                     log.oldest += 1;
                 }
@@ -158,14 +107,14 @@ impl MemoryBroker {
         });
     }
 
-    /// Appends without a producer and gives the offset.
+    /// Appends without a producer and returns the offset.
     ///
     /// # Panics
     /// When the partition does not exist.
     pub fn put(&self, topic: &str, partition: PartitionId, key: Option<&[u8]>, value: &[u8]) -> Offset {
         let from = TopicPartition { topic: Arc::from(topic), partition };
         let mut state = self.shared.lock();
-        let log = state.log(&from).expect("a test puts into a partition it has made");
+        let log = state.log_mut(&from).expect("a test puts messages into a partition that it has created");
         let offset = log.newest();
         let (key, value) = (key.map(<[u8]>::to_vec), Some(value.to_vec()));
         log.messages.push_back(Message { from, offset, key, value, headers: Vec::new(), timestamp_ms: Some(0) });
@@ -174,10 +123,10 @@ impl MemoryBroker {
         offset
     }
 
-    /// Everything a partition keeps now; empty when it does not exist.
+    /// The messages that a partition keeps now; empty when it does not exist.
     pub fn messages(&self, topic: &str, partition: PartitionId) -> Vec<Message> {
-        let wanted = TopicPartition { topic: Arc::from(topic), partition };
-        self.shared.lock().log(&wanted).map_or_else(Vec::new, |log| log.messages.iter().cloned().collect())
+        let partition = TopicPartition { topic: Arc::from(topic), partition };
+        self.shared.lock().log_mut(&partition).map_or_else(Vec::new, |log| log.messages.iter().cloned().collect())
     }
 
     /// A producer with the default partitioner.
@@ -199,255 +148,28 @@ impl MemoryBroker {
         }
     }
 
-    /// A fetcher with nothing assigned.
+    /// A fetcher without assigned partitions.
     pub fn fetcher(&self) -> MemoryFetcher {
         MemoryFetcher { shared: Arc::clone(&self.shared), assigned: BTreeMap::new(), turn: 0 }
     }
 
-    /// A reader of log ends.
+    /// A reader of log end offsets.
     pub fn log_ends(&self) -> MemoryLogEnds {
         MemoryLogEnds { shared: Arc::clone(&self.shared) }
     }
 
-    fn change(&self, apply: impl FnOnce(&mut State)) {
+    fn change(&self, apply: impl FnOnce(&mut BrokerState)) {
         apply(&mut self.shared.lock());
         self.shared.changed.notify_all();
-    }
-}
-
-impl State {
-    fn log(&mut self, partition: &TopicPartition) -> Option<&mut Log> {
-        let place = usize::try_from(partition.partition).ok()?;
-        self.topics.get_mut(&partition.topic)?.get_mut(place)
-    }
-
-    fn append(&mut self, record: Record, acks: Acks, partitioner: PartitionerKind, spread: &Spread) -> AppendResult {
-        let refuse = |kind, reason| Err(AppendError { kind, stored: Stored::No, reason });
-        if let Some(failure) = self.failures.pop_front() {
-            return Err(failure);
-        }
-        if self.unreachable {
-            return refuse(AppendFailure::Unreachable, "no broker can be reached".to_owned());
-        }
-        if let Some(limit) = self.max_message_bytes.filter(|&limit| record.value.len() > limit) {
-            return refuse(AppendFailure::TooLarge, format!("topic {} takes at most {limit} bytes", record.topic));
-        }
-        let made_at_once = self.auto_create_partitions;
-        if !self.topics.contains_key(&record.topic) && made_at_once > 0 {
-            let logs = std::iter::repeat_with(Log::default).take(made_at_once as usize).collect();
-            self.topics.insert(Arc::clone(&record.topic), logs);
-        }
-        let known = self.topics.get_mut(&record.topic).map(|logs| (NonZeroI32::new(logs.len() as i32), logs));
-        let Some((Some(count), logs)) = known else {
-            return refuse(AppendFailure::UnknownTopic, format!("topic {} does not exist", record.topic));
-        };
-        let partition = record.partition.unwrap_or_else(|| match &record.key {
-            Some(key) => partition_of(partitioner, key, count),
-            None => spread.next(count),
-        });
-        let Some(log) = usize::try_from(partition).ok().and_then(|place| logs.get_mut(place)) else {
-            let reason = format!("topic {} has no partition {partition}, it has {count}", record.topic);
-            return refuse(AppendFailure::UnknownPartition, reason);
-        };
-        let offset = log.newest();
-        log.messages.push_back(Message {
-            from: TopicPartition { topic: record.topic, partition },
-            offset,
-            key: record.key,
-            value: Some(record.value),
-            headers: record.headers,
-            timestamp_ms: Some(record.timestamp_ms.unwrap_or(0)),
-        });
-        Ok(Appended { partition, offset: (acks != Acks::None).then_some(offset) })
-    }
-}
-
-/// Appends to a [`MemoryBroker`]; completions run before `append` returns unless they are held.
-pub struct MemoryProducer<C> {
-    shared: Arc<Shared>,
-    partitioner: PartitionerKind,
-    number: u64,
-    closed: AtomicBool,
-    completion: PhantomData<fn(C)>,
-}
-
-impl<C: Completion> Producer<C> for MemoryProducer<C> {
-    fn append(&self, record: Record, acks: Acks, completion: C) {
-        if self.closed.load(Ordering::Acquire) {
-            let reason = "the producer is being closed".to_owned();
-            return completion.complete(Err(AppendError { kind: AppendFailure::Closed, stored: Stored::No, reason }));
-        }
-        let mut state = self.shared.lock();
-        let outcome = state.append(record, acks, self.partitioner, &self.shared.spread);
-        if state.holds_completions {
-            let finish = Box::new(|release| match release {
-                Release::Confirmed => completion.complete(outcome),
-                Release::Closed => {
-                    let reason = "the producer was closed before the broker confirmed".to_owned();
-                    let (kind, stored) = (AppendFailure::Closed, Stored::Unknown);
-                    completion.complete(Err(AppendError { kind, stored, reason }));
-                }
-            });
-            state.held.push(HeldCompletion { producer: self.number, finish });
-            drop(state);
-        } else {
-            drop(state);
-            completion.complete(outcome);
-        }
-        self.shared.changed.notify_all();
-    }
-
-    fn close(&self, grace: Duration) {
-        self.closed.store(true, Ordering::Release);
-        let deadline = Instant::now() + grace;
-        let mut state = self.shared.lock();
-        while state.held.iter().any(|held| held.producer == self.number) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            state = wait_timeout(&self.shared.changed, state, left);
-        }
-        let abandoned: Vec<_> = state.held.extract_if(.., |held| held.producer == self.number).collect();
-        drop(state);
-        for held in abandoned {
-            (held.finish)(Release::Closed);
-        }
-    }
-
-    fn reachable(&self) -> Result<(), String> {
-        match self.shared.lock().unreachable {
-            true => Err("no broker can be reached".to_owned()),
-            false => Ok(()),
-        }
-    }
-
-    fn topic_lookups(&self) -> u64 {
-        0
-    }
-}
-
-/// Reads from a [`MemoryBroker`].
-pub struct MemoryFetcher {
-    shared: Arc<Shared>,
-    assigned: BTreeMap<TopicPartition, Reading>,
-    /// Which partition is read first, so that each gets its turn.
-    turn: usize,
-}
-
-struct Reading {
-    next: Offset,
-    is_paused: bool,
-}
-
-impl Fetcher for MemoryFetcher {
-    fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
-        self.assigned.insert(partition.clone(), Reading { next: offset, is_paused: false });
-    }
-
-    fn revoke(&mut self, partition: &TopicPartition) {
-        self.assigned.remove(partition);
-    }
-
-    fn set_paused(&mut self, partition: &TopicPartition, paused: bool) {
-        if let Some(reading) = self.assigned.get_mut(partition) {
-            reading.is_paused = paused;
-        }
-    }
-
-    fn poll(&mut self, wait: Duration, most: usize) -> Result<Vec<Message>, FetchError> {
-        let deadline = Instant::now() + wait;
-        let shared = Arc::clone(&self.shared);
-        let mut state = shared.lock();
-        loop {
-            let found = if state.unreachable { Vec::new() } else { self.read(&mut state, most)? };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !found.is_empty() || left.is_zero() {
-                return match state.unreachable {
-                    true => Err(FetchError::Unreachable("the test wanted it".to_owned())),
-                    false => Ok(found),
-                };
-            }
-            state = wait_timeout(&shared.changed, state, left);
-        }
-    }
-}
-
-impl MemoryFetcher {
-    fn read(&mut self, state: &mut State, most: usize) -> Result<Vec<Message>, FetchError> {
-        let mut found = Vec::new();
-        self.turn += 1;
-        let first = self.turn % self.assigned.len().max(1);
-        let order: Vec<TopicPartition> =
-            self.assigned.keys().skip(first).chain(self.assigned.keys().take(first)).cloned().collect();
-        for partition in order {
-            let Some(reading) = self.assigned.get_mut(&partition).filter(|reading| !reading.is_paused) else {
-                continue;
-            };
-            let broken = state.broken.get(&partition).cloned();
-            let reason = match (broken, state.log(&partition)) {
-                (Some(reason), _) => reason,
-                (None, None) => "it does not exist".to_owned(),
-                (None, Some(log)) if (log.oldest..=log.newest()).contains(&reading.next) => {
-                    let skipped = (reading.next - log.oldest) as usize;
-                    found.extend(log.messages.iter().skip(skipped).take(most - found.len()).cloned());
-                    if let Some(last) = found.last().filter(|last| last.from == partition) {
-                        reading.next = last.offset + 1;
-                    }
-                    continue;
-                }
-                (None, Some(log)) if found.is_empty() => {
-                    let (offset, oldest, newest) = (reading.next, log.oldest, log.newest());
-                    self.assigned.remove(&partition);
-                    return Err(FetchError::OffsetGone { partition, offset, oldest, newest });
-                }
-                (None, Some(_)) => continue,
-            };
-            if found.is_empty() {
-                return Err(FetchError::Partition { partition, reason });
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// Reads the ends of a [`MemoryBroker`]'s logs.
-pub struct MemoryLogEnds {
-    shared: Arc<Shared>,
-}
-
-impl LogEnds for MemoryLogEnds {
-    fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
-        let state = self.shared.lock();
-        if state.unreachable {
-            return Err(MetadataError::Unreachable("the test wanted it".to_owned()));
-        }
-        let logs = state.topics.get(topic).ok_or_else(|| MetadataError::UnknownTopic(topic.to_owned()))?;
-        Ok((0..logs.len() as i32).map(|partition| PartitionInfo { partition, leader: Some(1) }).collect())
-    }
-
-    fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
-        partitions.iter().map(|partition| self.range(partition).map(|range| range.newest)).collect()
-    }
-
-    fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError> {
-        let mut state = self.shared.lock();
-        if state.unreachable {
-            return Err(MetadataError::Unreachable("the test wanted it".to_owned()));
-        }
-        if let Some(reason) = state.broken.get(partition) {
-            return Err(MetadataError::Partition(format!("{partition}: {reason}")));
-        }
-        match state.log(partition) {
-            Some(log) => Ok(LogRange { oldest: log.oldest, newest: log.newest() }),
-            None => Err(MetadataError::Partition(format!("{partition} does not exist"))),
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::{Acks, AppendResult, FetchError, Fetcher as _, LogEnds as _, LogRange, Producer as _, Record};
+    use std::time::Duration;
+
     use crossbeam_channel::{Receiver, unbounded};
 
     type Boxed = Box<dyn FnOnce(AppendResult) + Send>;
@@ -484,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_come_in_the_order_they_were_wanted() {
+    fn failures_come_in_the_order_they_were_set() {
         let broker = MemoryBroker::new();
         let producer = broker.producer();
         broker.fail_next(AppendFailure::TimedOut, Stored::Unknown);
