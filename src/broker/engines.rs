@@ -1,7 +1,7 @@
 //! Which engine runs: the choice by `kafka_client`, its factories, and its check of the settings.
 //!
-//! Every `match` here is over [`BuiltInEngine`], whose variants are the engines of this build, and is exhaustive. So a new
-//! engine is a compile error in each place that has to know it.
+//! Every `match` here is over [`BuiltInEngine`], whose variants are the engines of this build, and is exhaustive. So a
+//! new engine is a compile error in each place that has to know it.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! A broker in memory, for unit tests of the modules above the seam.
 //!
-//! It has topics, offsets and trimmed logs as a real broker does. A test can make it unreachable, hold completions back,
-//! fail the next appends and trim logs. It has no threads, no limits and no clock: a message stays until
+//! It has topics, offsets and trimmed logs as a real broker does. A test can make it unreachable, hold completions
+//! back, fail the next appends and trim logs. It has no threads, no limits and no clock: a message stays until
 //! [`MemoryBroker::trim`], so the test bounds the memory.
 
 mod producer;

@@ -137,7 +137,7 @@ impl<C: Completion> DeadlineCompletion<C> {
     }
 }
 
-/// The front of a producer whose engine is `B`.
+/// The gate of a producer whose engine is `B`.
 pub(super) struct MetadataGate<C: Completion, B> {
     pub(super) engine: B,
     state: Arc<GateState<C>>,
@@ -146,7 +146,7 @@ pub(super) struct MetadataGate<C: Completion, B> {
     reach: Reachability,
 }
 
-/// What front and engine share.
+/// What the gate and the engine share.
 pub(super) struct GateState<C> {
     topics: Table<C>,
     closed: AtomicBool,
@@ -187,9 +187,9 @@ impl<C: Completion> GateState<C> {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Looks through an error that an engine gave for an append to a topic which was known to exist. A broker that has just
-    /// started does not know its topics yet, so an engine's "unknown topic" is taken for trouble that passes, and the
-    /// topic is asked for again: only that answer makes it unknown.
+    /// Looks through an error that an engine gave for an append to a topic which was known to exist. A broker that has
+    /// just started does not know its topics yet, so an engine's "unknown topic" is taken for trouble that passes, and
+    /// the topic is asked for again: only that answer makes it unknown.
     pub(super) fn reconsider(&self, topic: &str, error: AppendError) -> AppendError {
         let kind = match (error.kind, error.stored) {
             (AppendFailure::UnknownTopic | AppendFailure::UnknownPartition, Stored::No) => AppendFailure::Unreachable,
@@ -197,7 +197,7 @@ impl<C: Completion> GateState<C> {
             _ => return error,
         };
         self.invalidate(topic);
-        AppendError { kind, reason: format!("the brokers do not know topic {topic} at the moment"), ..error }
+        AppendError { kind, reason: format!("the brokers currently report topic {topic} as unknown"), ..error }
     }
 
     /// Lets a known topic be asked for again; what arrives meanwhile waits.
@@ -230,7 +230,7 @@ impl<C: Completion> GateState<C> {
 }
 
 impl<C: Completion, B: ProducerEngine<C>> MetadataGate<C, B> {
-    /// Puts a front before `engine` and starts the asking thread.
+    /// Puts a gate before `engine` and starts the asking thread.
     pub(super) fn new(
         engine: B,
         state: Arc<GateState<C>>,
@@ -241,7 +241,7 @@ impl<C: Completion, B: ProducerEngine<C>> MetadataGate<C, B> {
     ) -> Arc<Self> {
         let reach = Reachability {
             refusing: AtomicBool::new(false),
-            state: Mutex::new(Err("no broker has answered yet".to_owned())),
+            state: Mutex::new(Err("no broker has responded yet".to_owned())),
         };
         let (max_message_bytes, timeout) = (config.max_message_bytes, config.timeout);
         let gate = Arc::new(MetadataGate { engine, state, max_message_bytes, timeout, reach });
@@ -249,7 +249,7 @@ impl<C: Completion, B: ProducerEngine<C>> MetadataGate<C, B> {
             MetadataLoop { gate: Arc::clone(&gate), client, wait: wait.min(MAX_LOOKUP_TIME), failures: 0 };
         let stop = supervisor.stop().clone();
         // It ends at the close; until then what was taken is looked up, after the stop as well.
-        supervisor.spawn_task("kafka-ask", move || metadata_loop.run(&stop));
+        supervisor.spawn_task("kafka-metadata", move || metadata_loop.run(&stop));
         gate
     }
 
@@ -321,7 +321,7 @@ impl<C: Completion, B: ProducerEngine<C>> MetadataGate<C, B> {
         waiting.has_waited = true;
         let topic = Arc::clone(&waiting.record.topic);
         topics.wait(&topic, waiting, now).map_err(|waiting| {
-            let reason = "too many messages wait for topics that are not known yet".to_owned();
+            let reason = "too many messages wait for a topic lookup".to_owned();
             refused(waiting, AppendFailure::Full, reason)
         })?;
         drop(topics);
@@ -334,7 +334,8 @@ impl<C: Completion, B: ProducerEngine<C>> MetadataGate<C, B> {
         if let Some(partition) = waiting.record.partition.filter(|partition| !(0..partition_count).contains(partition))
         {
             let topic = &waiting.record.topic;
-            let reason = format!("topic {topic} has no partition {partition}, it has {partition_count} from 0");
+            let reason =
+                format!("topic {topic} has no partition {partition}: it has {partition_count} partitions from 0");
             return Err(refused(waiting, AppendFailure::UnknownPartition, reason));
         }
         self.engine.submit(waiting, partition_count)
@@ -347,7 +348,7 @@ impl<C: Completion, B: ProducerEngine<C>> MetadataGate<C, B> {
         }
         let expired = self.state.topics_to_change().expire(now);
         for waiting in expired {
-            let reason = format!("topic {} could not be looked up in time", waiting.record.topic);
+            let reason = format!("the lookup of topic {} timed out", waiting.record.topic);
             waiting.completion.complete(Err(not_stored(AppendFailure::Unreachable, reason)));
         }
     }
@@ -361,11 +362,11 @@ impl<C: Completion, B: ProducerEngine<C>> MetadataGate<C, B> {
                 LookupResult::Exists(partition_count) => self.submit(waiting, *partition_count),
                 LookupResult::Unknown => Err(unknown_topic(waiting)),
                 LookupResult::Unreachable(reason) => {
-                    let reason = format!("topic {topic} could not be looked up: {reason}");
+                    let reason = format!("the lookup of topic {topic} failed: {reason}");
                     Err(refused(waiting, AppendFailure::Unreachable, reason))
                 }
                 LookupResult::Refused(reason) => {
-                    let reason = format!("topic {topic} may not be used: {reason}");
+                    let reason = format!("the brokers refused topic {topic}: {reason}");
                     Err(refused(waiting, AppendFailure::Refused, reason))
                 }
             };
@@ -387,7 +388,7 @@ impl Reachability {
     fn set(&self, outcome: Result<(), String>, refuse: bool) {
         let refused_before = self.refusing.swap(refuse, Ordering::Relaxed);
         match (&outcome, refused_before, refuse) {
-            (Err(reason), false, true) => warn!("no broker can be reached, appends are refused: {reason}"),
+            (Err(reason), false, true) => warn!("no broker can be reached, commits fail until one can: {reason}"),
             (Ok(()), true, _) => info!("a broker can be reached again"),
             _ => {}
         }
@@ -494,7 +495,7 @@ impl<C: Completion, B: ProducerEngine<C>, A: MetadataClient> MetadataLoop<C, B, 
             }
             self.gate.expire(Instant::now());
             if self.gate.state.topics().is_overdue(&topic, Instant::now()) {
-                let reason = "the brokers are slow to tell about other topics".to_owned();
+                let reason = "the brokers are slow to answer the lookups of other topics".to_owned();
                 self.gate.settle(&topic, LookupAnswer::Unreachable(reason));
                 continue;
             }

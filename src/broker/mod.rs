@@ -1,18 +1,19 @@
 //! The Kafka seam: the few traits through which the daemons use Kafka, and the types in them.
 //!
-//! Three engines implement the traits: `librdkafka` (default), `kafka_rust` (no C code) and `in_memory` (unit tests). One
-//! conformance suite runs over all of them. No type of the rdkafka or kafka crate leaves this folder.
+//! Three engines implement the traits: `librdkafka` (default), `kafka_rust` (no C code) and `in_memory` (unit tests).
+//! One conformance suite runs over all of them. No type of the rdkafka or kafka crate leaves this folder.
 //!
 //! Invariants: a [`Producer`] completes every append exactly once. A [`Fetcher`] returns the messages of a partition in
 //! rising offset order, each at most once per assignment, and skips none without a line in the log.
 //!
 //! To add an engine:
 //!
-//! 1. A folder `broker/NAME/` with a [`Producer`], a [`Fetcher`] and a [`LogEnds`]. [`metadata_gate`] gives a producer the
-//!    topic lookups, the size limit and the deadline of an append: supply its `ProducerEngine` and `MetadataClient`.
+//! 1. A folder `broker/NAME/` with a [`Producer`], a [`Fetcher`] and a [`LogEnds`]. `metadata_gate.rs` gives a producer
+//!    the topic lookups, the size limit and the deadline of an append: supply its `ProducerEngine` and
+//!    `MetadataClient`.
 //! 2. `validate(settings, role)` in that folder: what the engine has against the settings in the `kafka` map.
-//! 3. A variant in `BuiltInEngine` (`engines.rs`); the compiler then names every `match` to extend: the three factories,
-//!    the check of the settings, and what the engine can carry.
+//! 3. A variant in `BuiltInEngine` (`engines.rs`); the compiler then names every `match` to extend: the three
+//!    factories, the check of the settings, and what the engine can carry.
 //! 4. Its word for `kafka_client` in [`Engine`] and [`Engine::from_section`]; where it needs C code, a Cargo feature.
 //! 5. A line in the conformance suite (`tests/stories/broker_suite.rs`).
 
@@ -191,8 +192,8 @@ pub trait Producer<C: Completion>: Send + Sync {
     /// Starts an append; never blocks. `completion` runs within [`ProducerConfig::timeout`].
     fn append(&self, record: Record, acks: Acks, completion: C);
 
-    /// Waits at most `grace` until every append has completed, then completes the rest with [`AppendFailure::Closed`] and
-    /// a [`Stored`] that is true. Later appends fail at once.
+    /// Waits at most `grace` until every append has completed, then completes the rest with [`AppendFailure::Closed`]
+    /// and a [`Stored`] that is true. Later appends fail at once.
     fn close(&self, grace: Duration);
 
     /// Whether a broker can be reached now, or the reason why not; for `/readyz`.
@@ -301,7 +302,8 @@ pub trait LogEnds: Send {
     /// The partitions of a topic, sorted by number.
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError>;
 
-    /// The log end offset of each of `partitions`, in the same order. A failure of one partition leaves the others valid.
+    /// The log end offset of each of `partitions`, in the same order. A failure of one partition leaves the others
+    /// valid.
     fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>>;
 
     /// The kept range of one partition.

@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn a_negative_hash_is_handled_as_in_go_and_in_java() {
-        // "abc" hashes to 0x1a47e90b (positive), "a" to 0xe40c292c (negative) under FNV-1a; "21" to -973932308 under murmur2.
+        // "abc" hashes to 0x1a47e90b (positive), "a" to 0xe40c292c (negative) under FNV-1a; "21" to -973932308 under
+        // murmur2.
         for (key, partitions, expected) in
             [("abc", 7, 0x1a47_e90b % 7), ("a", 7, (0xe40c_292c_u32.cast_signed() % 7).abs())]
         {

@@ -1,7 +1,8 @@
 //! The `kafka:` map: settings of librdkafka by its own names, for TLS, SASL, compression and the like.
 //!
-//! A setting that would break a guarantee of the daemons is refused here, with the reason. The engine checks all others,
-//! at load too ([`super::engines`]). Invariant: the value of a secret is in no error, no log line and no `Debug`.
+//! A setting that would break a guarantee of the daemons is refused here, with the reason. The engine checks all
+//! others, at load too ([`super::engines`]). Invariant: the value of a secret is in no error, no log line and no
+//! `Debug`.
 
 mod names;
 
@@ -185,9 +186,7 @@ impl Entry {
             Some(Value::Bool(truth)) => truth.to_string(),
             None => return Err("has no value"),
             Some(_) => {
-                return Err(
-                    "must be a string, a whole number, true or false; write the name of a setting in one piece, with its dots",
-                );
+                return Err("must be a string, a whole number, true or false; write a name as one key, with its dots");
             }
         };
         if value.is_empty() {

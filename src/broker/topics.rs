@@ -4,8 +4,8 @@
 //! ever asked about. So a topic is asked for first, once for all who wait for it; what waits is kept in order and
 //! handed over before anything newer. Pure: time comes in, decisions go out.
 //!
-//! A name that does not exist costs the brokers a few questions within a second (some make a topic when it is asked for)
-//! and none in the three seconds after that; a topic made meanwhile is found within four seconds. Made-up names
+//! A name that does not exist costs the brokers a few questions within a second (some make a topic when it is asked
+//! for) and none in the three seconds after that; a topic made meanwhile is found within four seconds. Made-up names
 //! neither push known topics out nor hold up a new one: they give way.
 
 use std::collections::HashMap;
@@ -23,7 +23,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 const MAX_TOPICS: usize = 10_000;
 /// Topics that no broker has said anything about yet; when full, appends to further ones are refused as `Full`.
 const MAX_LOOKUPS: usize = 256;
-/// Topics of which brokers said that they do not exist, asked for again for a while; when full, that word counts at once.
+/// Topics of which brokers said that they do not exist, asked for again for a while; when full, that word counts at
+/// once.
 const MAX_MISSED: usize = 256;
 
 /// The table; `W` is what waits for a topic.
@@ -194,7 +195,7 @@ impl<W> TopicTable<W> {
                 LookupResult::Unknown
             }
             LookupAnswer::NotYet if waited >= self.ask_for => {
-                LookupResult::Unreachable("it has no leader yet".to_owned())
+                LookupResult::Unreachable("it is being created or has no leader yet".to_owned())
             }
             LookupAnswer::Unreachable(reason) => LookupResult::Unreachable(reason),
             LookupAnswer::Refused(reason) => LookupResult::Refused(reason),
@@ -236,15 +237,16 @@ impl<W> TopicTable<W> {
         self.topics.iter().filter_map(is_old).take(most).collect()
     }
 
-    /// A known topic was looked at while its messages went on; perhaps it has other partitions now. Without a count nothing is
-    /// learned but that it was tried.
+    /// A known topic was looked at while its messages went on; perhaps it has other partitions now. Without a count
+    /// nothing is learned but that it was tried.
     pub(super) fn seen(&mut self, topic: &str, count: Option<i32>, now: Instant) {
         if let Some(Topic::Known { partition_count, since }) = self.topics.get_mut(topic) {
             (*partition_count, *since) = (count.unwrap_or(*partition_count), now);
         }
     }
 
-    /// An engine does not know `topic`, which was known to exist: it is asked for again, and what arrives meanwhile waits.
+    /// An engine does not know `topic`, which was known to exist: it is asked for again, and what arrives meanwhile
+    /// waits.
     pub(super) fn doubt(&mut self, topic: &str, now: Instant) {
         if let Some(known @ Topic::Known { .. }) = self.topics.get_mut(topic) {
             *known = Topic::Pending(PendingLookup::new(true, Vec::new(), now));

@@ -1,8 +1,8 @@
 //! Reads through the `kafka` crate.
 //!
-//! One connection for each leader: a client on a thread of its own, with one fetch request in flight. Fetched messages are
-//! kept by partition ([`super::partition_reader`]) until they are polled. No more is fetched, of a partition or in total,
-//! than the bounds allow.
+//! One connection for each leader: a client on a thread of its own, with one fetch request in flight. Fetched messages
+//! are kept by partition ([`super::partition_reader`]) until they are polled. No more is fetched, of a partition or in
+//! total, than the bounds allow.
 //!
 //! One message that cannot be decoded makes the whole response unreadable, for all its partitions. Each of them is then
 //! fetched alone until the bad one is found.

@@ -2,9 +2,9 @@
 //!
 //! A [`GuardedClient`] has a thread that owns the client of the crate. The call runs there, and a panic is caught. The
 //! caller waits up to a deadline and then abandons the thread together with its client; the thread ends at the crate's
-//! own timeout of two minutes. Invariant: a client is used again only if its last call succeeded or failed with an error
-//! code of Kafka. After anything else a late response may arrive, and the crate would take it for the response to the
-//! next request.
+//! own timeout of two minutes. Invariant: a client is used again only if its last call succeeded or failed with an
+//! error code of Kafka. After anything else a late response may arrive, and the crate would take it for the response to
+//! the next request.
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -103,8 +103,8 @@ impl GuardedClient {
         }
     }
 
-    /// Starts a call; `done` receives its result on the client's thread. A caller that gives the call up must [`Self::abandon`]
-    /// the client.
+    /// Starts a call; `done` receives its result on the client's thread. A caller that gives the call up must
+    /// [`Self::abandon`] the client.
     pub(super) fn start<T: Send + 'static>(
         &mut self,
         call: impl FnOnce(&mut KafkaClient) -> kafka::Result<T> + Send + 'static,
@@ -169,7 +169,8 @@ impl GuardedClient {
         Ok(sender)
     }
 
-    /// The hosts in random order, since the crate would always choose a host that accepts connections and never responds.
+    /// The hosts in random order, since the crate would always choose a host that accepts connections and never
+    /// responds.
     fn shuffled_hosts(&self) -> Vec<String> {
         let mut hosts = self.broker.hosts.clone();
         for end in (1..hosts.len()).rev() {

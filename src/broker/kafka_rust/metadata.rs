@@ -46,7 +46,8 @@ impl MetadataClient for KafkaRustMetadata {
             Ok(client.topics().partitions(&name).map_or(0, |partitions| partitions.len()))
         });
         match found {
-            // The crate reads version 0 of the response, which does not distinguish "being created" from "does not exist".
+            // The crate reads version 0 of the response, which does not distinguish "being created" from "does not
+            // exist".
             Ok(0) => LookupAnswer::DoesNot,
             Ok(count) => LookupAnswer::Exists(count as i32),
             Err(CallError::Code(code)) => LookupAnswer::Refused(format!("{code:?}")),

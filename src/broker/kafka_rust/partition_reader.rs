@@ -1,9 +1,9 @@
 //! Where one assigned partition is being read, and its messages that were fetched and not polled yet.
 //!
 //! The old protocol hides trouble in responses without an error. A message larger than the request allows, and messages
-//! that the crate drops from a compacted or compressed log, both look like a response without messages below the log end.
-//! Then, in this order: more bytes are requested; the partition is requested alone (a response full of other partitions has
-//! no room for it); the offset is skipped, with a line in the log.
+//! that the crate drops from a compacted or compressed log, both look like a response without messages below the log
+//! end. Then, in this order: more bytes are requested; the partition is requested alone (a response full of other
+//! partitions has no room for it); the offset is skipped, with a line in the log.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -120,8 +120,8 @@ impl PartitionReader {
     }
 }
 
-/// Takes at most `max` ready messages: an equal share of each partition, the longest waiting partition first. Otherwise a
-/// partition that is always full would starve all others. `poll` is the number of this poll.
+/// Takes at most `max` ready messages: an equal share of each partition, the longest waiting partition first. Otherwise
+/// a partition that is always full would starve all others. `poll` is the number of this poll.
 pub(super) fn take_in_turn<'a>(
     readers: impl Iterator<Item = &'a mut PartitionReader>,
     poll: u64,

@@ -1,7 +1,7 @@
 //! A worker of the producer: batches the messages of its partitions and sends them, one produce request at a time.
 //!
-//! All that waits for a partition at one acks level goes in one request, up to a limit. A batch that was sent and got no
-//! response is not retried: its appends complete as [`Stored::Unknown`], and the sender of the commit decides.
+//! All that waits for a partition at one acks level goes in one request, up to a limit. A batch that was sent and got
+//! no response is not retried: its appends complete as [`Stored::Unknown`], and the sender of the commit decides.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -99,7 +99,8 @@ impl<C: Completion> ProduceWorker<C> {
             }
             let now = Instant::now();
             let ready = self.queues.iter().filter(|(_, queue)| queue.not_before <= now);
-            // Every append has the same timeout, so the earliest deadline is that of the message that has waited longest.
+            // Every append has the same timeout, so the earliest deadline is that of the message that has waited
+            // longest.
             let next = ready.min_by_key(|(_, queue)| queue.jobs.front().map(|job| job.deadline));
             match next.map(|(key, _)| key.clone()) {
                 Some(key) => self.serve(&key),

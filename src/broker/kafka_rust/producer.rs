@@ -1,8 +1,8 @@
 //! Appends through the `kafka` crate.
 //!
-//! A few workers, each with a client of its own, send the messages ([`super::produce_worker`]). A partition always belongs
-//! to the same worker, which keeps the order of its messages, also when its leader changes. A leader that does not
-//! respond delays the partitions of its worker only.
+//! A few workers, each with a client of its own, send the messages ([`super::produce_worker`]). A partition always
+//! belongs to the same worker, which keeps the order of its messages, also when its leader changes. A leader that does
+//! not respond delays the partitions of its worker only.
 
 use std::num::NonZeroI32;
 use std::sync::Arc;

@@ -76,7 +76,7 @@ impl<X: ProducerContext + HasVoice + 'static> Asking<X> {
             }
             self.in_vain.insert(topic.to_owned());
             if self.in_vain.len() == MAX_UNKNOWN_NAMES {
-                warn!("brokers are not asked to make topics any more: they made none of the last {MAX_UNKNOWN_NAMES}");
+                warn!("topics are not auto-created any more: the brokers created none of the last {MAX_UNKNOWN_NAMES}");
             }
         }
         let metadata = match self.native.client().fetch_metadata(Some(topic), wait) {
@@ -113,7 +113,7 @@ impl<X: ProducerContext + HasVoice + 'static> MetadataClient for Asking<X> {
             }
             Err(code) => {
                 self.brokers.clear();
-                Err(self.voice().with_trouble(format!("none of {} answers: {code}", self.hosts)))
+                Err(self.voice().with_trouble(format!("none of {} responds: {code}", self.hosts)))
             }
         }
     }

@@ -65,7 +65,7 @@ impl LibrdkafkaFetcher {
     fn start(&mut self, partition: &TopicPartition, offset: Offset) {
         let outcome = one(partition, Some(offset)).and_then(|list| self.native.incremental_assign(&list));
         if let Err(error) = outcome {
-            let reason = format!("it could not be assigned: {}", in_words(&error));
+            let reason = format!("cannot assign it to the consumer: {}", in_words(&error));
             self.trouble(FetchError::Partition { partition: partition.clone(), reason });
         }
     }
@@ -73,7 +73,7 @@ impl LibrdkafkaFetcher {
     fn stop(&mut self, partition: &TopicPartition) {
         let outcome = one(partition, None).and_then(|list| self.native.incremental_unassign(&list));
         if let Err(error) = outcome {
-            warn!("{partition} could not be taken from the consumer: {}", in_words(&error));
+            warn!("cannot unassign {partition} from the consumer: {}", in_words(&error));
         }
     }
 
@@ -138,7 +138,7 @@ impl LibrdkafkaFetcher {
         let partition = self.names.entry(identity).or_insert_with(named);
         if message.code() != RDKafkaErrorCode::NoError {
             let partition = partition.clone();
-            return self.partition_failed(partition, message.code(), "the message cannot be read");
+            return self.partition_failed(partition, message.code(), "unreadable message");
         }
         let Some(reading) = self.reading.get_mut(partition) else { return };
         let offset = message.offset();
@@ -185,7 +185,7 @@ impl LibrdkafkaFetcher {
             Ok(_) => self.start(&partition, offset),
             Err(error) => {
                 self.start(&partition, offset);
-                let reason = format!("its kept offsets could not be asked for: {}", in_words(&error));
+                let reason = format!("cannot get its kept offsets: {}", in_words(&error));
                 self.trouble(FetchError::Partition { partition, reason });
             }
         }
@@ -193,7 +193,7 @@ impl LibrdkafkaFetcher {
 
     /// Begins with a new client where the old one cannot go on.
     fn rebuild(&mut self, reason: &str) {
-        warn!("the consumer is replaced: {reason}");
+        warn!("replacing the consumer: {reason}");
         match client(&self.broker, &self.config) {
             Ok((native, queue)) => {
                 for held in self.reading.values_mut().filter_map(|reading| reading.held.as_mut()) {
@@ -327,7 +327,7 @@ pub(super) fn settings(broker: &BrokerConfig, config: &FetcherConfig) -> ClientC
 fn client(broker: &BrokerConfig, config: &FetcherConfig) -> Result<(BaseConsumer<Voice>, Queue), String> {
     let native: BaseConsumer<Voice> = settings(broker, config)
         .create_with_context(Voice::new("consumer", broker))
-        .map_err(|error| format!("the consumer cannot be made: {}", in_words(&error)))?;
+        .map_err(|error| format!("cannot create the consumer: {}", in_words(&error)))?;
     // SAFETY: the queue is kept beside its client and dropped before it.
     let queue = unsafe { Queue::of_consumer(native.client().native_ptr()) }.ok_or("the consumer has no queue")?;
     Ok((native, queue))

@@ -34,7 +34,7 @@ impl LibrdkafkaLogEnds {
             .set("isolation.level", "read_uncommitted");
         let native = settings
             .create_with_context(Voice::new("log ends", broker))
-            .map_err(|error| format!("the reader of log ends cannot be made: {}", in_words(&error)))?;
+            .map_err(|error| format!("cannot create the consumer for log end offsets: {}", in_words(&error)))?;
         Ok(LibrdkafkaLogEnds { native, wait: broker.request_timeout })
     }
 
@@ -56,7 +56,8 @@ impl LogEnds for LibrdkafkaLogEnds {
         self.serve();
         let metadata = answer.map_err(|error| MetadataError::Unreachable(self.with_trouble(in_words(&error))))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
-        let found = found.ok_or_else(|| MetadataError::Unreachable(format!("the answer lacks topic {topic}")))?;
+        let found =
+            found.ok_or_else(|| MetadataError::Unreachable(format!("the metadata response lacks topic {topic}")))?;
         match found.error() {
             None | Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => {}
             Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => {
@@ -85,7 +86,7 @@ impl LogEnds for LibrdkafkaLogEnds {
         for question in asked.chunks(MAX_TOPICS_PER_LOOKUP) {
             let left = deadline.saturating_duration_since(Instant::now());
             let outcome = match left.is_zero() {
-                true => Err("no time was left".to_owned()),
+                true => Err("timed out before the request".to_owned()),
                 false => list_newest(self.native.client().native_ptr(), question, left),
             };
             match outcome {
@@ -106,7 +107,7 @@ impl LogEnds for LibrdkafkaLogEnds {
         }
         let answer = |partition: &TopicPartition| match answers.get(partition) {
             Some(answer) => answer.clone(),
-            None => Err(MetadataError::Partition(format!("{partition} was not answered for"))),
+            None => Err(MetadataError::Partition(format!("the response lacks {partition}"))),
         };
         partitions.iter().map(answer).collect()
     }

@@ -108,7 +108,7 @@ impl Voice {
         let what = match code {
             RDKafkaErrorCode::Authentication => "authentication failed",
             RDKafkaErrorCode::SSL => "TLS failed",
-            RDKafkaErrorCode::Resolve => "the name cannot be resolved",
+            RDKafkaErrorCode::Resolve => "the host name cannot be resolved",
             _ => return,
         };
         let words = format!("{what}: {}", self.settings.hide(reason));
@@ -128,7 +128,7 @@ impl Voice {
             let left_out = said.lines.saturating_sub(MAX_LINES);
             *said = Said { since: Instant::now(), lines: 0 };
             if left_out > 0 {
-                log!(target: "librdkafka", level, "{}: {left_out} further lines were left out", self.name);
+                log!(target: "librdkafka", level, "{}: {left_out} more lines suppressed", self.name);
             }
         }
         said.lines += 1;

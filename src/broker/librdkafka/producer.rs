@@ -35,7 +35,7 @@ use crate::broker::{
 use crate::locks::{read, write};
 use crate::supervise::Supervisor;
 
-const REPLACED: &str = "the idempotent producer had to be replaced";
+const REPLACED: &str = "the idempotent producer was replaced after a fatal error";
 /// How long a poll may block; a stop is noticed that late.
 const POLL: Duration = Duration::from_millis(100);
 /// With messages of a partition under way librdkafka's idempotent producer holds the next ones back and, where they need
@@ -126,7 +126,7 @@ impl<C: Completion> Producer<C> for LibrdkafkaProducer<C> {
                 native.purge(PurgeConfig::default().queue().inflight());
                 // Runs the completions of what was purged, which takes no broker.
                 if native.flush(Duration::from_secs(5)).is_err() {
-                    warn!("{} appends could not be completed", native.in_flight_count());
+                    warn!("{} messages have no delivery report at the close", native.in_flight_count());
                 }
             }
             lane.desk.tell();
@@ -186,12 +186,16 @@ impl<C: Completion> ProducerEngine<C> for Lanes<C> {
             if let Some(book) = lane.desk.narrow_book(topic) {
                 match most_batch_bytes(native.client().native_ptr(), topic, left) {
                     Ok(limit) => book.learn(limit),
-                    Err(reason) => warn!("the messages of topic {topic} go one by one: {reason}"),
+                    Err(reason) => {
+                        warn!(
+                            "max.message.bytes of topic {topic} is unknown, sending its messages one by one: {reason}"
+                        )
+                    }
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if let Err(error) = native.client().fetch_metadata(Some(topic), left) {
-                warn!("topic {topic} could not be looked at again: {}", in_words(&error));
+                warn!("cannot refresh the metadata of topic {topic}: {}", in_words(&error));
             }
         }
     }
@@ -227,7 +231,7 @@ impl<C: Completion> Lanes<C> {
         };
         let native: Native<C> = settings(&self.broker, &self.config, acks)
             .create_with_context(context)
-            .map_err(|error| format!("the producer cannot be made: {}", in_words(&error)))?;
+            .map_err(|error| format!("cannot create the producer: {}", in_words(&error)))?;
         let native = Arc::new(native);
         let _ = native.context().native.set(Arc::downgrade(&native));
         let name = match acks {
@@ -270,7 +274,7 @@ impl<C: Completion> Lane<C> {
             *slot = None;
             drop(slot);
             let why = broken.client().fatal_error().map_or_else(String::new, |(_, reason)| reason);
-            warn!("the producer for acks {:?} is replaced: {why}", self.acks);
+            warn!("replacing the producer for acks {:?}: {why}", self.acks);
             self.desk.give_up(&not_stored(AppendFailure::Unreachable, REPLACED.to_owned()));
             broken.context().retired.store(true, Ordering::Release);
             // Not to wait for its threads, one of which may be looking a name up: appends wait for us.
@@ -359,7 +363,7 @@ fn native_headers(record: &Record) -> Result<Option<OwnedHeaders>, AppendError> 
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
     for header in &record.headers {
         if header.name.contains('\0') {
-            return Err(not_stored(AppendFailure::Unsupported, "a header name holds a zero byte".to_owned()));
+            return Err(not_stored(AppendFailure::Unsupported, "a header name contains a zero byte".to_owned()));
         }
         headers = headers.insert(NativeHeader { key: &header.name, value: header.value.as_ref() });
     }
@@ -445,7 +449,7 @@ impl<C: Completion> ProducerContext for Context<C> {
                 let record = record_of(message, &book.topic, sent.is_chosen);
                 let waiting = PendingAppend { record, acks: self.acks, completion, deadline, has_waited: true };
                 if self.desk.send_again(&book, waiting, &sent) {
-                    info!("topic {} did not take a batch; what only went with others is sent again", book.topic);
+                    info!("a batch exceeded max.message.bytes of topic {}, retrying in smaller batches", book.topic);
                 }
                 self.state.invalidate(&book.topic);
             }
@@ -485,7 +489,8 @@ impl<C: Completion> Context<C> {
         if failed_for_others {
             // Nobody knows whether it would have been taken by itself.
             error.kind = if self.state.is_closed() { AppendFailure::Closed } else { AppendFailure::Unreachable };
-            error.reason = "the producer ended before the message could be sent again without its batch".to_owned();
+            error.reason =
+                "the producer was closed before the retry of the message (its batch was too large)".to_owned();
         }
         // Purged because its producer was replaced, not because we close.
         if error.kind == AppendFailure::Closed && !self.state.is_closed() {

@@ -22,7 +22,7 @@ const NOBODY: &str = "http://127.0.0.1:1/";
 /// Lines of one client that are looked at; librdkafka has fewer settings than this.
 const MAX_LINES: usize = 200;
 /// How librdkafka begins when its own token, made of the settings alone, cannot be made.
-const NO_TOKEN: &str = "FailedAppend to acquire SASL OAUTHBEARER token";
+const NO_TOKEN: &str = "Failed to acquire SASL OAUTHBEARER token";
 
 /// What is wrong: the key as it stands in the file (empty for the whole map) and librdkafka's words, without secrets.
 pub(in crate::broker) fn validate(settings: &KafkaSettings, role: Role) -> Vec<(String, String)> {

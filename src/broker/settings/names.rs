@@ -1,5 +1,5 @@
-//! What the daemons know of librdkafka's settings: which have several names, which hold secrets, and which would break a
-//! guarantee of the daemons.
+//! What the daemons know of librdkafka's settings: which have several names, which hold secrets, and which would break
+//! a guarantee of the daemons.
 
 /// Settings with several names: the name in the file, the name in use here. Of two names of one setting in one map,
 /// librdkafka would use either.
@@ -43,8 +43,8 @@ const PREFETCH: &str = "prefetching is bounded so that a message of 64 MiB can b
 const API_VERSIONS: &str = "brokers are always asked for their API versions (ApiVersions request)";
 pub(super) const NOT_IN_FILE: &str = "it cannot be set in a file";
 
-/// Settings that would break a guarantee, and why. A unit test checks that every setting which the engine itself makes is
-/// in this table or meant to be changed by users.
+/// Settings that would break a guarantee, and why. A unit test checks that every setting which the engine itself makes
+/// is in this table or meant to be changed by users.
 pub(super) const REFUSED: &[(&str, Scope, &str)] = &[
     ("bootstrap.servers", Scope::Any, "broker_hosts names the brokers"),
     ("topic.blacklist", Scope::Any, "a listed topic would seem not to exist"),
