@@ -472,7 +472,7 @@ impl<C: Completion, B: ProducerEngine<C>, A: MetadataClient> MetadataLoop<C, B, 
                 LookupAnswer::Exists(count) => Some(count),
                 // The others would be asked for in vain, too, one after the other.
                 LookupAnswer::Unreachable(_) => return,
-                LookupAnswer::DoesNot | LookupAnswer::NotYet | LookupAnswer::Refused(_) => None,
+                LookupAnswer::DoesNotExist | LookupAnswer::NotYet | LookupAnswer::Refused(_) => None,
             };
             self.gate.state.topics_to_change().seen(&topic, count, Instant::now());
         }
@@ -553,7 +553,7 @@ mod tests {
 
         fn look_up(&mut self, _: &str, _: Duration) -> LookupAnswer {
             std::thread::sleep(self.0);
-            LookupAnswer::DoesNot
+            LookupAnswer::DoesNotExist
         }
     }
 

@@ -143,7 +143,7 @@ pub enum AppendFailure {
     UnknownPartition,
     /// Larger than the limit of the broker, the topic or the engine.
     TooLarge,
-    /// The engine cannot carry this record (for instance headers with the pure-Rust engine).
+    /// The engine cannot carry this record (for instance headers with the `kafka_rust` engine).
     Unsupported,
     /// The engine's own queue is full.
     Full,
@@ -288,8 +288,8 @@ pub enum MetadataError {
     /// The topic does not exist.
     #[error("topic {0} does not exist")]
     UnknownTopic(String),
-    /// No broker answered in time, for this reason.
-    #[error("no broker answered: {0}")]
+    /// No broker responded in time, for this reason.
+    #[error("no broker responded: {0}")]
     Unreachable(String),
     /// One partition failed (no leader, unknown); the text names it.
     #[error("{0}")]

@@ -78,7 +78,7 @@ pub(super) enum LookupAnswer {
     /// It exists with so many partitions.
     Exists(i32),
     /// It does not.
-    DoesNot,
+    DoesNotExist,
     /// It is being made, or has no leader yet.
     #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine cannot tell it"))]
     NotYet,
@@ -190,8 +190,8 @@ impl<W> TopicTable<W> {
         let name = Arc::clone(name);
         let verdict = match answer {
             LookupAnswer::Exists(partition_count) => LookupResult::Exists(partition_count),
-            LookupAnswer::DoesNot if waited >= unknown_after => LookupResult::Unknown,
-            LookupAnswer::DoesNot if !asked.known_before && !asked.missed && self.missed_count >= MAX_MISSED => {
+            LookupAnswer::DoesNotExist if waited >= unknown_after => LookupResult::Unknown,
+            LookupAnswer::DoesNotExist if !asked.known_before && !asked.missed && self.missed_count >= MAX_MISSED => {
                 LookupResult::Unknown
             }
             LookupAnswer::NotYet if waited >= self.ask_for => {
@@ -199,7 +199,7 @@ impl<W> TopicTable<W> {
             }
             LookupAnswer::Unreachable(reason) => LookupResult::Unreachable(reason),
             LookupAnswer::Refused(reason) => LookupResult::Refused(reason),
-            LookupAnswer::DoesNot | LookupAnswer::NotYet => {
+            LookupAnswer::DoesNotExist | LookupAnswer::NotYet => {
                 if let Some(Topic::Pending(asked)) = self.topics.get_mut(topic) {
                     asked.next = now + asked.pause;
                     asked.pause = (asked.pause * 2).min(MAX_PAUSE);
@@ -349,7 +349,7 @@ mod tests {
         for number in 0..MAX_TOPICS + 50 {
             let name: Arc<str> = format!("t{number}").into();
             topics.wait(&name, 1, start).expect("who was missed takes no place of who was not asked for");
-            let at_once = topics.answer(&name, LookupAnswer::DoesNot, start);
+            let at_once = topics.answer(&name, LookupAnswer::DoesNotExist, start);
             assert_eq!(at_once.is_some(), number >= MAX_MISSED, "{number}");
         }
         assert!(topics.topics.len() <= MAX_TOPICS, "{}", topics.topics.len());
@@ -359,7 +359,7 @@ mod tests {
         }
         assert_eq!(topics.wait(&"more".into(), 3, start), Err(3));
         for number in 0..MAX_MISSED {
-            topics.answer(&format!("t{number}"), LookupAnswer::DoesNot, at(start, 1_000)).expect("a verdict");
+            topics.answer(&format!("t{number}"), LookupAnswer::DoesNotExist, at(start, 1_000)).expect("a verdict");
         }
         assert_eq!((topics.asked_count, topics.missed_count, topics.waiting_count), (MAX_LOOKUPS, 0, MAX_LOOKUPS));
     }
@@ -385,7 +385,7 @@ mod tests {
         assert_eq!(topics.due(start), [(Arc::clone(&name), true)]);
         topics.wait(&name, 2, start).expect("there is room");
         assert_eq!(
-            topics.answer("t", LookupAnswer::DoesNot, at(start, 3_000)),
+            topics.answer("t", LookupAnswer::DoesNotExist, at(start, 3_000)),
             None,
             "the broker may have started just now"
         );
@@ -393,7 +393,7 @@ mod tests {
         assert_eq!(again, Some((LookupResult::Exists(4), vec![2])));
 
         topics.doubt("t", at(start, 4_000));
-        let gone = topics.answer("t", LookupAnswer::DoesNot, at(start, 8_000));
+        let gone = topics.answer("t", LookupAnswer::DoesNotExist, at(start, 8_000));
         assert_eq!(gone, Some((LookupResult::Unknown, vec![])));
         assert_eq!(topics.known("t", None, at(start, 8_001)), Known::No);
     }
@@ -435,9 +435,12 @@ mod tests {
         let (mut topics, name, start) = table();
         topics.wait(&name, 1, start).expect("there is room");
         for after in [0, 50, 150, 999] {
-            assert_eq!(topics.answer("t", LookupAnswer::DoesNot, at(start, after)), None, "after {after} ms");
+            assert_eq!(topics.answer("t", LookupAnswer::DoesNotExist, at(start, after)), None, "after {after} ms");
         }
-        assert_eq!(topics.answer("t", LookupAnswer::DoesNot, at(start, 1_000)), Some((LookupResult::Unknown, vec![1])));
+        assert_eq!(
+            topics.answer("t", LookupAnswer::DoesNotExist, at(start, 1_000)),
+            Some((LookupResult::Unknown, vec![1]))
+        );
         assert_eq!(topics.known("t", None, at(start, 3_999)), Known::No);
         assert_eq!(topics.known("t", None, at(start, 4_000)), Known::NeedsLookup);
     }

@@ -48,7 +48,7 @@ impl MetadataClient for KafkaRustMetadata {
         match found {
             // The crate reads version 0 of the response, which does not distinguish "being created" from "does not
             // exist".
-            Ok(0) => LookupAnswer::DoesNot,
+            Ok(0) => LookupAnswer::DoesNotExist,
             Ok(count) => LookupAnswer::Exists(count as i32),
             Err(CallError::Code(code)) => LookupAnswer::Refused(format!("{code:?}")),
             Err(error) => LookupAnswer::Unreachable(error.in_words()),

@@ -72,7 +72,7 @@ impl<X: ProducerContext + HasVoice + 'static> Asking<X> {
     fn let_it_be_made(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
         if !self.in_vain.contains(topic) {
             if self.in_vain.len() >= MAX_UNKNOWN_NAMES {
-                return LookupAnswer::DoesNot;
+                return LookupAnswer::DoesNotExist;
             }
             self.in_vain.insert(topic.to_owned());
             if self.in_vain.len() == MAX_UNKNOWN_NAMES {
@@ -90,7 +90,7 @@ impl<X: ProducerContext + HasVoice + 'static> Asking<X> {
             None if found.partitions().is_empty() => LookupAnswer::NotYet,
             None => LookupAnswer::Exists(found.partitions().len() as i32),
             Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => LookupAnswer::NotYet,
-            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => LookupAnswer::DoesNot,
+            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => LookupAnswer::DoesNotExist,
             Some(code) => LookupAnswer::Refused(RDKafkaErrorCode::from(code).to_string()),
         }
     }

@@ -1,5 +1,5 @@
-//! What the daemons know of librdkafka's settings: which have several names, which hold secrets, and which would break
-//! a guarantee of the daemons.
+//! Facts about librdkafka's settings: which have several names, which hold secrets, and which would break a guarantee of
+//! the daemons.
 
 /// Settings with several names: the name in the file, the name in use here. Of two names of one setting in one map,
 /// librdkafka would use either.
@@ -40,7 +40,7 @@ const IDEMPOTENT: &str = "acks=-1 always uses the idempotent producer, and trans
 const NO_GROUP: &str = "partitions are assigned and offsets stored in ZooKeeper; Kafka consumer groups are not used";
 const START_OFFSET: &str = "the offsets in ZooKeeper and start_from decide where reading starts";
 const PREFETCH: &str = "prefetching is bounded so that a message of 64 MiB can be read";
-const API_VERSIONS: &str = "brokers are always asked for their API versions (ApiVersions request)";
+const API_VERSIONS: &str = "the API versions of the brokers are always requested";
 pub(super) const NOT_IN_FILE: &str = "it cannot be set in a file";
 
 /// Settings that would break a guarantee, and why. A unit test checks that every setting which the engine itself makes
