@@ -586,6 +586,6 @@ mod tests {
         assert!(gate.topic_lookups() < 20, "nobody is asked about what nobody waits for");
         gate.close();
         group.stop().trigger();
-        assert_eq!(group.join(Duration::from_secs(10)), Ended::Asked);
+        assert_eq!(group.join(Duration::from_secs(10)), Ended::Stopped);
     }
 }

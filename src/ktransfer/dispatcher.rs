@@ -21,7 +21,7 @@ use log::{Level, info, warn};
 use prometheus::IntGauge;
 
 use super::fetcher::{FetchCommand, Fetched};
-use super::group::{Commands, Generation, GroupCommand, GroupEvent};
+use super::group::{CommandSender, Generation, GroupCommand, GroupEvent};
 use super::job::{Ack, Assignment, Job, JobEnd, WindowId};
 use super::method::method_of;
 use super::window::Window;
@@ -39,7 +39,7 @@ pub struct Ports {
     /// From the group.
     pub group_events: Receiver<GroupEvent>,
     /// To the group; never blocks.
-    pub group: Commands,
+    pub group: CommandSender,
     /// To the fetcher. When it is full the dispatcher waits, for one poll at most: the fetcher takes commands even while it cannot
     /// hand over.
     pub fetch: Sender<FetchCommand>,

@@ -13,7 +13,7 @@ use crossbeam_channel::unbounded;
 struct Always;
 
 impl Fence for Always {
-    fn may_begin_until(&self, _: PartitionId, _: Generation) -> Option<Instant> {
+    fn valid_until(&self, _: PartitionId, _: Generation) -> Option<Instant> {
         Some(Instant::now() + Duration::from_secs(60))
     }
 }

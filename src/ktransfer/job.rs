@@ -35,7 +35,7 @@ impl Assignment {
 
     /// Whether an attempt may begin now.
     pub fn may_push(&self, lease: &Lease) -> bool {
-        !self.stop.is_triggered() && lease.valid_for(self.partition, self.generation)
+        !self.stop.is_triggered() && lease.is_valid(self.partition, self.generation)
     }
 }
 

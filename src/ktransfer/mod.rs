@@ -99,7 +99,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         server.close();
     }
     match ended {
-        Ended::Asked => Ok(()),
+        Ended::Stopped => Ok(()),
         Ended::Failed(failure) => Err(failure.to_string()),
         Ended::StillRunning(left) => Err(format!("still running at the end of the grace: {}", left.join(", "))),
     }

@@ -99,7 +99,7 @@ impl Module {
                     let group_failed =
                         matches!(&ended, Ended::Failed(failure) if failure.thread.starts_with(GROUP_THREAD));
                     let trouble = match ended {
-                        Ended::Asked => "it was stopped".to_owned(),
+                        Ended::Stopped => "it was stopped".to_owned(),
                         Ended::Failed(failure) => failure.to_string(),
                         Ended::StillRunning(left) => format!("still running at the end: {}", left.join(", ")),
                     };

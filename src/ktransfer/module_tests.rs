@@ -28,7 +28,7 @@ struct Told {
 }
 
 impl Fence for Told {
-    fn may_begin_until(&self, _: PartitionId, _: Generation) -> Option<Instant> {
+    fn valid_until(&self, _: PartitionId, _: Generation) -> Option<Instant> {
         let is_valid = self.lease_is_valid.load(Ordering::SeqCst);
         Some(Instant::now() + Duration::from_secs(u64::from(is_valid)))
     }

@@ -122,7 +122,7 @@ impl Drop for Bench {
         self.supervisor.stop().trigger();
         let ended = self.supervisor.join(SOON);
         if !std::thread::panicking() {
-            assert_eq!(ended, Ended::Asked);
+            assert_eq!(ended, Ended::Stopped);
         }
     }
 }

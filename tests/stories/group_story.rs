@@ -75,7 +75,7 @@ fn be_a_member(address: &str, stop: &Stop) {
             Err(RecvTimeoutError::Timeout) => {
                 for (partition, (generation, next)) in &mut held {
                     let before = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros();
-                    if lease.valid_for(*partition, *generation) {
+                    if lease.is_valid(*partition, *generation) {
                         eprintln!("@ {before} pushed {partition} {next}");
                         *next += 1;
                         commands.send(GroupCommand::Commit {
@@ -94,10 +94,10 @@ fn be_a_member(address: &str, stop: &Stop) {
     }
     commands.send(GroupCommand::Leave);
     loops.stop().trigger();
-    assert_eq!(loops.join(PATIENCE), Ended::Asked);
+    assert_eq!(loops.join(PATIENCE), Ended::Stopped);
     keeper.close(SESSION);
     keepers.stop().trigger();
-    assert_eq!(keepers.join(PATIENCE), Ended::Asked);
+    assert_eq!(keepers.join(PATIENCE), Ended::Stopped);
 }
 
 /// One line of a member.
@@ -269,5 +269,5 @@ fn what_a_real_broker_writes_is_understood() {
     });
     keeper.close(SESSION);
     supervisor.stop().trigger();
-    assert_eq!(supervisor.join(PATIENCE), Ended::Asked);
+    assert_eq!(supervisor.join(PATIENCE), Ended::Stopped);
 }

@@ -106,7 +106,7 @@ fn end(keeper: &SharedKeeper, supervisor: &Supervisor) {
     keeper.close(Duration::from_secs(5));
     assert!(matches!(keeper.read("/"), Err(KeeperError::Unreachable(_))));
     supervisor.stop().trigger();
-    assert_eq!(supervisor.join(Duration::from_secs(5)), Ended::Asked);
+    assert_eq!(supervisor.join(Duration::from_secs(5)), Ended::Stopped);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_server_that_is_away_killed_or_frozen_delays_no_call_and_is_found_again() {
     wait_until(RECOVERY, "the refusal is known", || {
         keeper.reachable().is_err_and(|reason| reason.contains(&server.address()))
     });
-    assert_eq!((keeper.epoch(), keeper.last_good()), (0, None));
+    assert_eq!((keeper.epoch(), keeper.last_confirmed()), (0, None));
     server.restart();
     busy.recovers("down at start");
     assert!(keeper.epoch() >= 1);
@@ -129,14 +129,14 @@ fn a_server_that_is_away_killed_or_frozen_delays_no_call_and_is_found_again() {
     let old = Instant::now() + SESSION + Duration::from_secs(1);
     let first = keeper.epoch();
     wait_until(RECOVERY, "time passes", || {
-        let age = keeper.last_good().map_or(Duration::ZERO, |good| good.elapsed());
+        let age = keeper.last_confirmed().map_or(Duration::ZERO, |good| good.elapsed());
         assert!(age < SESSION / 2, "the last good answer is {age:?} old");
         Instant::now() > old
     });
     // One may be lost to a machine that stalls for a second, but they do not come and go.
     assert!(keeper.epoch() <= first + 1, "nothing happened, so the session stays");
     server.kill9();
-    wait_until(SESSION, "the loss is noticed", || keeper.last_good().is_none() && keeper.reachable().is_err());
+    wait_until(SESSION, "the loss is noticed", || keeper.last_confirmed().is_none() && keeper.reachable().is_err());
     server.restart();
     busy.recovers("kill -9 and restart");
     let second = keeper.epoch();
@@ -146,7 +146,7 @@ fn a_server_that_is_away_killed_or_frozen_delays_no_call_and_is_found_again() {
     keeper.create("/second", b"", Lifetime::Ephemeral).unwrap();
     server.stop_process();
     let frozen = Instant::now();
-    wait_until(SESSION / 2, "the silence is noticed", || keeper.last_good().is_none());
+    wait_until(SESSION / 2, "the silence is noticed", || keeper.last_confirmed().is_none());
     wait_until(RECOVERY, "it stays frozen for two sessions", || {
         assert!(keeper.read("/").is_err());
         frozen.elapsed() > 2 * SESSION

@@ -296,7 +296,7 @@ mod tests {
         let mut ends = KafkaRustLogEnds::new(&broker(silent.local_addr().expect("it is bound").to_string()), &group);
         ends.partitions("t").expect_err("nothing responds");
         group.stop().trigger();
-        assert_eq!(group.join(Duration::from_secs(5)), Ended::Asked);
+        assert_eq!(group.join(Duration::from_secs(5)), Ended::Stopped);
     }
 
     #[test]

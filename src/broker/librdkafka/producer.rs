@@ -566,7 +566,7 @@ mod tests {
         use_it(&producer, group.stop(), &cluster);
         drop(producer);
         group.stop().trigger();
-        assert_eq!(group.join(Duration::from_secs(30)), crate::supervise::Ended::Asked);
+        assert_eq!(group.join(Duration::from_secs(30)), crate::supervise::Ended::Stopped);
     }
 
     #[test]

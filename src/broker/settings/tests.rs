@@ -40,7 +40,7 @@ fn a_value_is_one_scalar_and_a_secret_one_string() {
                 ("client.id: \"a\\0b\"", &["kafka.client.id: holds a zero byte"]),
                 ("sasl.password: 0x10", &["kafka.sasl.password: must be a string: put it in quotes"]),
                 ("socket.timeout.ms: 1.5", &["kafka.socket.timeout.ms: must be"]),
-                ("5: a", &["kafka.5: is not a known key"]),
+                ("5: a", &["kafka.5: unknown key"]),
             ],
         );
     }

@@ -1,131 +1,134 @@
-//! A ZooKeeper in memory, for unit tests: one tree, several sessions, faults on demand.
+//! An in-memory ZooKeeper ensemble for unit tests: one tree, several sessions, faults on demand.
 //!
-//! Answers as the real one does: what exists, versions, ephemeral nodes and when they vanish. Time does not pass by
-//! itself here: a session ends when a test says so ([`MemoryKeeper::expire`]), never by its timeout.
+//! Nodes, versions and ephemeral nodes behave as those of a real ensemble. Sessions do not time out: a session ends
+//! only with [`InMemoryEnsemble::expire`] or [`Keeper::close`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::api::{Epoch, Keeper, KeeperError, Lifetime, Node};
 use super::paths::parent_of;
-use super::{Epoch, Keeper, KeeperError, Lifetime, Node};
 use crate::locks::lock;
 
 /// The tree and its sessions. Clones share it.
 #[derive(Clone, Default)]
-pub struct MemoryKeeper {
-    state: Arc<Mutex<State>>,
+pub(crate) struct InMemoryEnsemble {
+    state: Arc<Mutex<EnsembleState>>,
 }
 
-/// One client of a [`MemoryKeeper`]. After its session ended it gets a new one with its next call, as the real client does.
-pub struct MemorySession {
-    state: Arc<Mutex<State>>,
+/// One client of an [`InMemoryEnsemble`]. After its session has ended, its next call begins a new one.
+pub(crate) struct InMemoryKeeper {
+    state: Arc<Mutex<EnsembleState>>,
+    /// Index into [`EnsembleState::clients`].
     client: usize,
-    timeout: Duration,
+    session_timeout: Duration,
 }
 
-struct State {
+struct EnsembleState {
     nodes: BTreeMap<String, Node>,
-    clients: Vec<Client>,
+    clients: Vec<ClientState>,
+    /// Id of the latest session of all clients.
     last_session: i64,
     reachable: bool,
-    /// Nodes whose access list shuts everybody out.
-    refused: BTreeSet<String>,
+    /// Nodes whose access list (ACL) denies all reads.
+    denied: BTreeSet<String>,
 }
 
 #[derive(Default)]
-struct Client {
+struct ClientState {
     /// Id of its session; `None` before the first call and after the end.
     session: Option<i64>,
     epoch: Epoch,
-    /// Frozen while the ensemble does not answer; else the heartbeat keeps it at now.
-    last_good: Option<Instant>,
+    /// Does not move while the client is unreachable; otherwise heartbeats keep it at now.
+    last_confirmed: Option<Instant>,
     cut_off: bool,
     closed: bool,
-    /// So many next writes are carried out while their answer is lost.
-    lost_answers: usize,
+    /// Number of coming creates, writes and deletes that are carried out, but whose response is lost.
+    lost_responses: usize,
 }
 
-impl Default for State {
+impl Default for EnsembleState {
     fn default() -> Self {
         let root = Node { data: Vec::new(), version: 0, ephemeral_owner: 0 };
-        State {
+        EnsembleState {
             nodes: BTreeMap::from([("/".into(), root)]),
             clients: Vec::new(),
             last_session: 0,
             reachable: true,
-            refused: BTreeSet::new(),
+            denied: BTreeSet::new(),
         }
     }
 }
 
-impl MemoryKeeper {
-    /// An empty tree that answers.
-    pub fn new() -> Self {
+impl InMemoryEnsemble {
+    /// An empty tree, reachable.
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    /// A client of its own, with a session of its own.
-    pub fn session(&self, timeout: Duration) -> Arc<MemorySession> {
+    /// A new client; its first call begins its session.
+    pub(crate) fn connect(&self, session_timeout: Duration) -> Arc<InMemoryKeeper> {
         let mut state = lock(&self.state);
-        state.clients.push(Client::default());
+        state.clients.push(ClientState::default());
         let client = state.clients.len() - 1;
-        Arc::new(MemorySession { state: Arc::clone(&self.state), client, timeout })
+        Arc::new(InMemoryKeeper { state: Arc::clone(&self.state), client, session_timeout })
     }
 
-    /// Ends the session as the server does after its timeout: its ephemeral nodes vanish. Its next call begins a new epoch.
-    pub fn expire(&self, session: &MemorySession) {
-        lock(&self.state).end_session(session.client);
+    /// Ends the session of `keeper` as the server does after the timeout: its ephemeral nodes vanish. The next call of
+    /// `keeper` begins a session with the next epoch.
+    pub(crate) fn expire(&self, keeper: &InMemoryKeeper) {
+        lock(&self.state).end_session(keeper.client);
     }
 
-    /// From now on nobody may read this node or its children.
-    pub fn refuse(&self, path: &str) {
-        lock(&self.state).refused.insert(path.to_owned());
+    /// From now on the ACL of `path` denies reading it and listing its children.
+    pub(crate) fn refuse(&self, path: &str) {
+        lock(&self.state).denied.insert(path.to_owned());
     }
 
-    /// Whether any client gets answers.
-    pub fn set_reachable(&self, reachable: bool) {
+    /// Whether the ensemble responds to any client.
+    pub(crate) fn set_reachable(&self, reachable: bool) {
         let mut state = lock(&self.state);
-        state.settle();
+        state.update_confirmed();
         state.reachable = reachable;
     }
 }
 
-impl MemorySession {
-    /// Whether this client alone gets answers; the others are not touched. Cut off, it keeps its session until that is expired.
-    pub fn set_reachable(&self, reachable: bool) {
+impl InMemoryKeeper {
+    /// Whether the ensemble responds to this client. An unreachable client keeps its session until the test expires it.
+    pub(crate) fn set_reachable(&self, reachable: bool) {
         let mut state = lock(&self.state);
-        state.settle();
+        state.update_confirmed();
         state.clients[self.client].cut_off = !reachable;
     }
 
     /// The next `count` creates, writes and deletes are carried out, but fail as unreachable.
-    pub fn lose_answers(&self, count: usize) {
-        lock(&self.state).clients[self.client].lost_answers = count;
+    pub(crate) fn lose_responses(&self, count: usize) {
+        lock(&self.state).clients[self.client].lost_responses = count;
     }
 
     /// Runs one call, beginning a session if there is none.
     fn call<T>(
         &self,
-        changes: bool,
-        work: impl FnOnce(&mut State, i64) -> Result<T, KeeperError>,
+        is_change: bool,
+        work: impl FnOnce(&mut EnsembleState, i64) -> Result<T, KeeperError>,
     ) -> Result<T, KeeperError> {
         let mut state = lock(&self.state);
-        state.answers(self.client).map_err(KeeperError::Unreachable)?;
+        state.check_reachable(self.client).map_err(KeeperError::Unreachable)?;
         let session = state.begin_session(self.client);
-        let outcome = work(&mut state, session);
+        let result = work(&mut state, session);
         let client = &mut state.clients[self.client];
-        if changes && client.lost_answers > 0 {
-            client.lost_answers -= 1;
-            return Err(KeeperError::Unreachable("the answer was lost".into()));
+        if is_change && client.lost_responses > 0 {
+            client.lost_responses -= 1;
+            return Err(KeeperError::Unreachable("the response was lost".into()));
         }
-        client.last_good = Some(Instant::now());
-        outcome
+        client.last_confirmed = Some(Instant::now());
+        result
     }
 }
 
-impl State {
-    fn answers(&self, client: usize) -> Result<(), String> {
+impl EnsembleState {
+    fn check_reachable(&self, client: usize) -> Result<(), String> {
         let client = &self.clients[client];
         if client.closed {
             return Err("closed".into());
@@ -148,17 +151,17 @@ impl State {
     }
 
     fn end_session(&mut self, client: usize) {
-        self.settle();
+        self.update_confirmed();
         if let Some(session) = self.clients[client].session.take() {
             self.nodes.retain(|_, node| node.ephemeral_owner != session);
         }
     }
 
-    /// Writes down what the heartbeats have reached, before something changes that stops them.
-    fn settle(&mut self) {
+    /// Sets `last_confirmed` to now where heartbeats succeed. Called before a change that may stop them.
+    fn update_confirmed(&mut self) {
         for client in 0..self.clients.len() {
-            if self.answers(client).is_ok() && self.clients[client].session.is_some() {
-                self.clients[client].last_good = Some(Instant::now());
+            if self.check_reachable(client).is_ok() && self.clients[client].session.is_some() {
+                self.clients[client].last_confirmed = Some(Instant::now());
             }
         }
     }
@@ -176,8 +179,8 @@ impl State {
         Ok(())
     }
 
-    fn readable(&self, path: &str) -> Result<(), KeeperError> {
-        if self.refused.contains(path) { Err(KeeperError::Refused(path.into())) } else { Ok(()) }
+    fn check_readable(&self, path: &str) -> Result<(), KeeperError> {
+        if self.denied.contains(path) { Err(KeeperError::NoAuth(path.into())) } else { Ok(()) }
     }
 
     fn children(&self, path: &str) -> Result<Vec<String>, KeeperError> {
@@ -185,26 +188,26 @@ impl State {
             return Err(KeeperError::NoNode(path.into()));
         }
         let prefix = if path == "/" { "/".to_owned() } else { format!("{path}/") };
-        let below = self.nodes.range(prefix.clone()..).map(|(path, _)| path);
-        let below = below.take_while(|path| path.starts_with(&prefix)).map(|path| &path[prefix.len()..]);
-        Ok(below.filter(|name| !name.is_empty() && !name.contains('/')).map(str::to_owned).collect())
+        let descendants = self.nodes.range(prefix.clone()..).map(|(path, _)| path);
+        let relative = descendants.take_while(|path| path.starts_with(&prefix)).map(|path| &path[prefix.len()..]);
+        Ok(relative.filter(|name| !name.is_empty() && !name.contains('/')).map(str::to_owned).collect())
     }
 
-    /// The node if it has this version. A negative version, which means "any" to a real server, never matches: the seam has no
-    /// unconditional writes.
+    /// The node if it has this version. A negative version, "any" for a real server, never matches: the seam has no
+    /// unconditional write.
     fn versioned(&mut self, path: &str, version: i32) -> Result<&mut Node, KeeperError> {
         let node = self.nodes.get_mut(path).ok_or_else(|| KeeperError::NoNode(path.into()))?;
         if node.version == version { Ok(node) } else { Err(KeeperError::BadVersion(path.into())) }
     }
 }
 
-impl Keeper for MemorySession {
+impl Keeper for InMemoryKeeper {
     fn children(&self, path: &str) -> Result<Vec<String>, KeeperError> {
-        self.call(false, |state, _| state.readable(path).and_then(|()| state.children(path)))
+        self.call(false, |state, _| state.check_readable(path).and_then(|()| state.children(path)))
     }
 
     fn read(&self, path: &str) -> Result<Option<Node>, KeeperError> {
-        self.call(false, |state, _| state.readable(path).map(|()| state.nodes.get(path).cloned()))
+        self.call(false, |state, _| state.check_readable(path).map(|()| state.nodes.get(path).cloned()))
     }
 
     fn create(&self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<(), KeeperError> {
@@ -238,18 +241,18 @@ impl Keeper for MemorySession {
         lock(&self.state).clients[self.client].epoch
     }
 
-    fn last_good(&self) -> Option<Instant> {
+    fn last_confirmed(&self) -> Option<Instant> {
         let mut state = lock(&self.state);
-        state.settle();
-        state.clients[self.client].last_good
+        state.update_confirmed();
+        state.clients[self.client].last_confirmed
     }
 
     fn session_timeout(&self) -> Duration {
-        self.timeout
+        self.session_timeout
     }
 
     fn reachable(&self) -> Result<(), String> {
-        lock(&self.state).answers(self.client)
+        lock(&self.state).check_reachable(self.client)
     }
 
     fn close(&self, _grace: Duration) {
@@ -267,9 +270,9 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(6);
 
     #[test]
-    fn answers_as_a_server_does() {
-        let keeper = MemoryKeeper::new();
-        let one = keeper.session(TIMEOUT);
+    fn nodes_and_versions_behave_as_those_of_a_server() {
+        let ensemble = InMemoryEnsemble::new();
+        let one = ensemble.connect(TIMEOUT);
         assert_eq!(one.create("/a/b", b"", Persistent), Err(KeeperError::NoNode("/a/b".into())));
         assert_eq!(one.create("/a", b"x", Persistent), Ok(()));
         assert_eq!(one.create("/a", b"y", Persistent), Err(KeeperError::NodeExists("/a".into())));
@@ -294,18 +297,18 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_session_takes_its_ephemeral_nodes_and_the_next_is_a_new_epoch() {
-        let keeper = MemoryKeeper::new();
-        let (one, other) = (keeper.session(TIMEOUT), keeper.session(TIMEOUT));
-        assert_eq!((one.epoch(), one.last_good()), (0, None));
+    fn ephemeral_nodes_end_with_their_session_and_the_next_session_is_a_new_epoch() {
+        let ensemble = InMemoryEnsemble::new();
+        let (one, other) = (ensemble.connect(TIMEOUT), ensemble.connect(TIMEOUT));
+        assert_eq!((one.epoch(), one.last_confirmed()), (0, None));
         one.create("/mine", b"", Ephemeral).unwrap();
         one.create("/kept", b"", Persistent).unwrap();
         other.create("/other", b"", Ephemeral).unwrap();
         assert_ne!(one.read("/mine").unwrap().unwrap().ephemeral_owner, 0);
         assert_eq!(one.epoch(), 1);
-        keeper.expire(&one);
+        ensemble.expire(&one);
         assert_eq!(other.children("/"), Ok(vec!["kept".into(), "other".into()]));
-        assert_eq!(one.epoch(), 1, "it learns of its new session with a call");
+        assert_eq!(one.epoch(), 1, "the next call begins the session");
         one.read("/").unwrap();
         assert_eq!(one.epoch(), 2);
         other.close(TIMEOUT);
@@ -314,19 +317,19 @@ mod tests {
     }
 
     #[test]
-    fn without_answers_the_last_good_one_grows_old_and_a_lost_answer_was_carried_out() {
-        let keeper = MemoryKeeper::new();
-        let (one, other) = (keeper.session(TIMEOUT), keeper.session(TIMEOUT));
-        one.lose_answers(1);
+    fn an_unreachable_client_is_not_confirmed_and_a_write_with_a_lost_response_is_carried_out() {
+        let ensemble = InMemoryEnsemble::new();
+        let (one, other) = (ensemble.connect(TIMEOUT), ensemble.connect(TIMEOUT));
+        one.lose_responses(1);
         assert!(matches!(one.create("/late", b"", Ephemeral), Err(KeeperError::Unreachable(_))));
         assert!(other.read("/late").unwrap().is_some());
         one.set_reachable(false);
-        let frozen = one.last_good();
+        let frozen = one.last_confirmed();
         assert!(one.reachable().is_err() && one.read("/").is_err() && other.read("/").is_ok());
-        assert_eq!(one.last_good(), frozen);
+        assert_eq!(one.last_confirmed(), frozen);
         one.set_reachable(true);
-        assert!(one.last_good() > frozen);
-        keeper.set_reachable(false);
+        assert!(one.last_confirmed() > frozen);
+        ensemble.set_reachable(false);
         assert!(one.reachable().is_err() && other.read("/").is_err());
     }
 }
