@@ -151,7 +151,7 @@ impl ClusterConfig {
             connect_timeout: cluster.millis("zk_connect_timeout_ms", Some(1_000), 1..=MAX_MILLIS, problems),
         };
         let engine = Engine::from_section(&mut cluster, problems);
-        let kafka = KafkaSettings::from_section(&mut cluster, engine, Role::Reads, problems);
+        let kafka = engine.settings_from_section(&mut cluster, Role::Reads, problems);
         let broker_hosts = cluster.hosts("broker_hosts", false, problems);
         cluster.finish(problems);
         ClusterConfig { name: name.to_owned(), keeper, engine, kafka, broker_hosts }

@@ -133,7 +133,7 @@ impl TopicMetadata<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::in_memory::MemoryBroker;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn at(topic: &str, partition: PartitionId) -> TopicPartition {

@@ -7,7 +7,7 @@ use std::fmt::{self, Display};
 
 use serde_json::Value;
 
-use crate::broker::{AppendError, AppendFailure, Appended, Offset, Stored, TOPIC_NAMES};
+use crate::broker::{AppendError, AppendFailure, Appended, Offset, Stored, TOPIC_NAME_RULE};
 use crate::http::{Response, SHUTTING_DOWN, UNANSWERED};
 
 /// `Retry-After` of a 503, in seconds.
@@ -49,7 +49,7 @@ impl Failure {
 
     /// 400: not a legal topic name.
     pub(super) fn bad_topic() -> Self {
-        Self::bad_request("bad_topic", format!("topic must be {TOPIC_NAMES}"))
+        Self::bad_request("bad_topic", format!("topic must be {TOPIC_NAME_RULE}"))
     }
 
     /// 400: unknown acks level.

@@ -132,7 +132,7 @@ impl Config {
         let broker_hosts = section.hosts("broker_hosts", true, problems).unwrap_or_default();
         let engine = Engine::from_section(section, problems);
         let role = Role::Writes { timeout: commit_timeout };
-        let kafka = KafkaSettings::from_section(section, engine, role, problems);
+        let kafka = engine.settings_from_section(section, role, problems);
         Config {
             log,
             listen: at(port),

@@ -61,7 +61,7 @@ impl<C: Completion> ProducerPool<C> {
 mod tests {
     use super::*;
     use crate::broker::AppendResult;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::in_memory::MemoryBroker;
 
     type Discard = Box<dyn FnOnce(AppendResult) + Send>;
 

@@ -138,7 +138,7 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     let retry_interval = section.millis("zk_fail_retry_interval_ms", Some(30_000), 1..=MAX_DURATION_MS, problems);
     let broker_hosts = section.hosts("broker_hosts", false, problems);
     let engine = Engine::from_section(&mut section, problems);
-    let kafka = KafkaSettings::from_section(&mut section, engine, Role::Reads, problems);
+    let kafka = engine.settings_from_section(&mut section, Role::Reads, problems);
     let admin_port = section.optional_port("admin_port", problems);
     let shutdown_grace = daemon::shutdown_grace(&mut section, problems);
     let folder = PathBuf::from(section.string("module_conf_dir", None, problems));
@@ -167,7 +167,7 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let is_given = section.has("topic");
     let topic = section.string("topic", None, problems);
     if is_given && !broker::is_topic_name(topic.as_bytes()) {
-        section.note("topic", format!("is {topic:?}, but must be {}", broker::TOPIC_NAMES), problems);
+        section.note("topic", format!("is {topic:?}, but must be {}", broker::TOPIC_NAME_RULE), problems);
     }
     let methods =
         section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());

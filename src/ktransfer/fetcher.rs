@@ -180,8 +180,8 @@ impl FetchLoop {
                 self.forget(partition);
                 self.fetcher.revoke(&self.topic_partition(partition));
             }
-            FetchCommand::Pause(partition) => self.fetcher.hold(&self.topic_partition(partition), true),
-            FetchCommand::Resume(partition) => self.fetcher.hold(&self.topic_partition(partition), false),
+            FetchCommand::Pause(partition) => self.fetcher.set_paused(&self.topic_partition(partition), true),
+            FetchCommand::Resume(partition) => self.fetcher.set_paused(&self.topic_partition(partition), false),
         }
     }
 
@@ -313,7 +313,7 @@ impl FetchLoop {
 mod tests {
     use super::*;
     use crate::admin::Health;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::in_memory::MemoryBroker;
     use crate::broker::{LogRange, PartitionInfo};
     use crate::ktransfer::metrics::Metrics;
     use crate::ktransfer::test_backend::wait_until;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::admin::Health;
-use crate::broker::memory::MemoryBroker;
+use crate::broker::in_memory::MemoryBroker;
 use crate::broker::{LogEnds, LogRange, MetadataError, PartitionInfo, TopicPartition};
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::{Keeper, Lifetime};

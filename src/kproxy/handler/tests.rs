@@ -4,7 +4,7 @@ mod batch;
 
 use super::*;
 use crate::admin::Health;
-use crate::broker::memory::MemoryBroker;
+use crate::broker::in_memory::MemoryBroker;
 use crate::broker::{AppendFailure, Message, Stored};
 use crate::http::{ByteBudget, Lease};
 use crate::metrics::Registry;

@@ -119,8 +119,8 @@ fn all_problems_of_all_files_are_reported_together() {
         "ktransfer.yaml: zk_chroot: \"mq\" must begin with a slash; it is empty or a path, as in /mq/test_cluster",
         "ktransfer.yaml: zk_timeout_ms: is 0, but must be a whole number from 100 to 600000",
         "m.yaml: topic: is \"a b\", but must be 1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..",
-        "m.yaml: methods: is [], but must be a list of at least one non-empty string, none twice",
-        "m.yaml: protocol.name: is grpc, but must be one of http",
+        "m.yaml: methods: is [], but must be a list of distinct, non-empty strings, at least one",
+        "m.yaml: protocol.name: is \"grpc\", but must be one of http",
         "m.yaml: protocol.uri: is \"/{#TOPICS}\", but has \"{#TOPICS}\", but the placeholders are {#TOPIC} {#KEY} {#TRANSID} {#PARTITION} {#METHOD}",
         "m.yaml: protocol.headers: has Host twice",
         "m.yaml: protocol.headers: entry 2 is not a map with one key",
@@ -128,7 +128,7 @@ fn all_problems_of_all_files_are_reported_together() {
         "m.yaml: protocol.headers: entry 4 must have a string as name and value (put them in quotes)",
         "m.yaml: protocol.headers: has \"a b\", which is not the name of a header",
         "m.yaml: protocol.headers: has a value for T with characters that a header cannot carry",
-        "m.yaml: protocol.red_timeout_ms: is not a known key here (misspelt?)",
+        "m.yaml: protocol.red_timeout_ms: unknown key (misspelt?)",
         "m.yaml: worker_num: is 0, but must be a whole number from 1 to 10000",
         "m.yaml: window_size: is -1, but must be a whole number from 1 to 1000000",
         "m.yaml: max_retry_times: is -2, but must be a whole number from -1 to 4294967295",
@@ -138,7 +138,7 @@ fn all_problems_of_all_files_are_reported_together() {
         "m.yaml: serialize_by_key: is 1, but must be true or false",
         "n.yaml: : cannot be read: No such file or directory (os error 2)",
         "ktransfer.yaml: module_enabled: has \"../x\", but a module is named after its file: no slash, and no leading dot",
-        "ktransfer.yaml: zk_host: is not a known key here (misspelt?)",
+        "ktransfer.yaml: zk_host: unknown key (misspelt?)",
     ];
     let found = texts(load_texts(main, &[("m", module)]));
     for (index, text) in expected.iter().enumerate() {

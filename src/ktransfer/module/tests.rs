@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, never, select, tick};
 
 use crate::admin::Health;
-use crate::broker::memory::MemoryBroker;
+use crate::broker::in_memory::MemoryBroker;
 use crate::broker::{Offset, PartitionId, TopicPartition};
 use crate::ktransfer::group::{Fence, Generation, GroupEvent, Lease, Mailbox};
 use crate::ktransfer::metrics::Metrics;

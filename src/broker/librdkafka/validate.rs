@@ -25,7 +25,7 @@ const MAX_LINES: usize = 200;
 const NO_TOKEN: &str = "Failed to acquire SASL OAUTHBEARER token";
 
 /// What is wrong: the key as it stands in the file (empty for the whole map) and librdkafka's words, without secrets.
-pub(in crate::broker) fn judge(settings: &KafkaSettings, role: Role) -> Vec<(String, String)> {
+pub(in crate::broker) fn validate(settings: &KafkaSettings, role: Role) -> Vec<(String, String)> {
     let mut wrong = Vec::new();
     for (name, value) in settings.iter() {
         if let Err(error) = ClientConfig::new().set(name, value).create_native_config() {

@@ -1,9 +1,10 @@
-//! Calls of a Kafka client that end in time and never meet a spoiled connection.
+//! A Kafka client whose calls end at a deadline and never use a connection that a failed call left behind.
 //!
-//! A [`Caller`] has a thread that owns the client. The call runs there, caught if it panics; who called waits up to a
-//! deadline and then abandons the thread with its client (it ends when the crate's own limit of two minutes strikes).
-//! Invariant: a client is used again only if its last call ended well or with an error code that Kafka sent: after
-//! anything else an answer may still be under way, which the crate would take for the answer to the next question.
+//! A [`GuardedClient`] has a thread that owns the client of the crate. The call runs there, and a panic is caught. The
+//! caller waits up to a deadline and then abandons the thread together with its client; the thread ends at the crate's
+//! own timeout of two minutes. Invariant: a client is used again only if its last call succeeded or failed with an
+//! error code of Kafka. After anything else a late response may arrive, and the crate would take it for the response to
+//! the next request.
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -19,28 +20,28 @@ use crate::panics;
 use crate::shutdown::Stop;
 use crate::supervise::spawn_expendable;
 
-/// Threads of one caller at a time: one that works and some that were abandoned. When so many hang, calls are refused.
+/// Threads of one guarded client, at most: one in use and the others abandoned. When all hang, calls fail at once.
 const MAX_THREADS: usize = 4;
-/// A connection that was idle for longer is not used again; brokers close theirs after ten minutes.
+/// Idle timeout of a connection; brokers close theirs after ten minutes.
 const MAX_IDLE: Duration = Duration::from_secs(60);
 /// How long a host may take to accept a connection.
-const MAX_CONNECTING: Duration = Duration::from_secs(1);
+const MAX_CONNECT_TIME: Duration = Duration::from_secs(1);
 
-/// Why a call gave no result.
+/// Why a call failed.
 #[derive(Clone, Debug)]
 pub(super) enum CallError {
     /// No broker could be reached; the call was not made.
     Unreachable(String),
-    /// The broker said so.
+    /// The broker returned this error code.
     Code(KafkaCode),
-    /// The answer came and cannot be read.
+    /// A response came and cannot be decoded.
     Unreadable(String),
-    /// No answer, or the connection broke: what the broker did is not known.
+    /// No response, or the connection broke: the broker may have handled the request.
     Unclear(String),
 }
 
 impl CallError {
-    /// In words.
+    /// The error text.
     pub(super) fn in_words(&self) -> String {
         match self {
             Self::Unreachable(reason) | Self::Unreadable(reason) | Self::Unclear(reason) => reason.clone(),
@@ -49,50 +50,61 @@ impl CallError {
     }
 }
 
-/// A client and the thread that owns it; both are replaced as needed.
-pub(super) struct Caller {
+/// A client and the thread that owns it; both are replaced when a call fails.
+pub(super) struct GuardedClient {
     broker: BrokerConfig,
-    name: &'static str,
-    /// Ends the waiting at once.
+    thread_name: &'static str,
+    /// Ends the waiting of [`Self::call`] at once.
     abort: Stop,
+    /// Source of random numbers, for the order of the hosts.
     spread: Spread,
-    jobs: Option<Sender<Job>>,
-    /// Each thread of ours holds a clone.
-    threads: Arc<()>,
+    /// To the thread in use. Holds one call, since at most one is in flight.
+    calls: Option<Sender<ClientCall>>,
+    /// Each thread holds a clone, so the reference count is the number of threads plus one.
+    thread_count: Arc<()>,
 }
 
-type Job = Box<dyn FnOnce(&mut Option<KafkaClient>) + Send>;
+/// A call, with the client of its thread as the argument; it empties the slot when the client must not be used again.
+type ClientCall = Box<dyn FnOnce(&mut Option<KafkaClient>) + Send>;
 
-impl Caller {
-    /// A caller without a client yet; `abort` ends its waiting.
-    pub(super) fn new(broker: &BrokerConfig, name: &'static str, abort: Stop) -> Self {
-        Caller { broker: broker.clone(), name, abort, spread: Spread::default(), jobs: None, threads: Arc::new(()) }
+impl GuardedClient {
+    /// A guarded client without a connection or a thread yet; `abort` ends its waiting.
+    pub(super) fn new(broker: &BrokerConfig, thread_name: &'static str, abort: Stop) -> Self {
+        GuardedClient {
+            broker: broker.clone(),
+            thread_name,
+            abort,
+            spread: Spread::default(),
+            calls: None,
+            thread_count: Arc::new(()),
+        }
     }
 
-    /// Makes a call and waits for it, for `wait` at most.
+    /// Makes a call and waits at most `wait` for its result.
     pub(super) fn call<T: Send + 'static>(
         &mut self,
         wait: Duration,
         call: impl FnOnce(&mut KafkaClient) -> kafka::Result<T> + Send + 'static,
     ) -> Result<T, CallError> {
-        let (answer, answers) = bounded(1);
-        self.start(call, move |outcome| drop(answer.send(outcome)))?;
+        let (result, results) = bounded(1);
+        self.start(call, move |outcome| drop(result.send(outcome)))?;
         select! {
-            recv(answers) -> outcome => {
-                outcome.unwrap_or_else(|_| Err(CallError::Unclear("the calling thread ended".to_owned())))
+            recv(results) -> outcome => {
+                outcome.unwrap_or_else(|_| Err(CallError::Unclear("the client thread ended".to_owned())))
             }
             recv(self.abort.closed()) -> _ => {
                 self.abandon();
-                Err(CallError::Unclear("stopped while waiting for an answer".to_owned()))
+                Err(CallError::Unclear("stopped while waiting for a response".to_owned()))
             }
             default(wait) => {
                 self.abandon();
-                Err(CallError::Unclear(format!("no answer within {} ms", wait.as_millis())))
+                Err(CallError::Unclear(format!("no response within {} ms", wait.as_millis())))
             }
         }
     }
 
-    /// Starts a call whose outcome is told to `done` on the calling thread. Who waits too long must [`Self::abandon`].
+    /// Starts a call; `done` receives its result on the client's thread. A caller that gives the call up must
+    /// [`Self::abandon`] the client.
     pub(super) fn start<T: Send + 'static>(
         &mut self,
         call: impl FnOnce(&mut KafkaClient) -> kafka::Result<T> + Send + 'static,
@@ -104,58 +116,61 @@ impl Caller {
         let compression = match settings.get("compression.type") {
             Some("gzip") => Compression::GZIP,
             Some("snappy") => Compression::SNAPPY,
-            // The others were refused at load.
+            // The settings were checked at load; `none` remains.
             _ => Compression::NONE,
         };
-        let connect_wait = self.broker.request_timeout.min(MAX_CONNECTING);
-        let job: Job = Box::new(move |slot| {
+        let connect_timeout = self.broker.request_timeout.min(MAX_CONNECT_TIME);
+        let client_call: ClientCall = Box::new(move |slot| {
             let outcome = match slot {
                 Some(client) => guarded(client, call),
-                None => connect(&hosts, connect_wait).and_then(|mut client| {
+                None => connect(&hosts, connect_timeout).and_then(|mut client| {
                     client.set_client_id(client_id);
                     client.set_compression(compression);
                     guarded(slot.insert(client), call)
                 }),
             };
+            // A late response may still arrive on its connections.
             if !matches!(outcome, Ok(_) | Err(CallError::Code(_))) {
                 *slot = None;
             }
             done(outcome);
         });
-        let jobs = self.jobs()?;
-        // One call at a time is under way, so there is room; a thread that ended took its client along.
-        jobs.send(job).map_err(|_| CallError::Unreachable("the calling thread has ended".to_owned()))
+        let calls = self.client_thread()?;
+        // Never blocks: at most one call is in flight, and the channel has room for one.
+        calls.send(client_call).map_err(|_| CallError::Unreachable("the client thread has ended".to_owned()))
     }
 
-    /// Leaves the client and its thread to themselves; the next call gets new ones.
+    /// Gives the client and its thread up; the next call gets new ones.
     pub(super) fn abandon(&mut self) {
-        self.jobs = None;
+        self.calls = None;
     }
 
-    fn jobs(&mut self) -> Result<Sender<Job>, CallError> {
-        if let Some(jobs) = &self.jobs {
-            return Ok(jobs.clone());
+    /// The channel to the thread in use; starts a thread if there is none.
+    fn client_thread(&mut self) -> Result<Sender<ClientCall>, CallError> {
+        if let Some(calls) = &self.calls {
+            return Ok(calls.clone());
         }
-        if Arc::strong_count(&self.threads) > MAX_THREADS {
-            let reason = "too many earlier calls still hang, it is tried again when one has ended".to_owned();
+        if Arc::strong_count(&self.thread_count) > MAX_THREADS {
+            let reason = "too many earlier calls still hang; retrying when one of them has ended".to_owned();
             return Err(CallError::Unreachable(reason));
         }
-        let (sender, jobs) = bounded::<Job>(1);
-        let alive = Arc::clone(&self.threads);
-        // Not of the daemon's group, whose end must not wait for a call that hangs in the crate.
-        let started = spawn_expendable(self.name, move || {
+        let (sender, calls) = bounded::<ClientCall>(1);
+        let alive = Arc::clone(&self.thread_count);
+        // Not a thread of the daemon's group, whose end must not wait for a call that hangs in the crate.
+        let started = spawn_expendable(self.thread_name, move || {
             let mut client = None;
-            for job in jobs {
-                job(&mut client);
+            for call in calls {
+                call(&mut client);
             }
             drop(alive);
         });
-        started.map_err(|cause| CallError::Unreachable(format!("no thread: {cause}")))?;
-        self.jobs = Some(sender.clone());
+        started.map_err(|cause| CallError::Unreachable(format!("cannot start the client thread: {cause}")))?;
+        self.calls = Some(sender.clone());
         Ok(sender)
     }
 
-    /// The hosts in another order each time, since the crate stays with one that takes connections and never answers.
+    /// The hosts in random order, since the crate would always choose a host that accepts connections and never
+    /// responds.
     fn shuffled_hosts(&self) -> Vec<String> {
         let mut hosts = self.broker.hosts.clone();
         for end in (1..hosts.len()).rev() {
@@ -167,24 +182,24 @@ impl Caller {
     }
 }
 
-/// A client for the hosts that take connections now. The crate itself would wait for minutes.
-fn connect(hosts: &[String], wait: Duration) -> Result<KafkaClient, CallError> {
+/// A client for the first host that accepts a connection within `timeout`. The crate itself would wait for minutes.
+fn connect(hosts: &[String], timeout: Duration) -> Result<KafkaClient, CallError> {
     let mut found = Vec::new();
-    let mut last = "there is no host".to_owned();
+    let mut last = "no host is configured".to_owned();
     for host in hosts {
         let addresses = host.to_socket_addrs().map_err(|error| error.to_string());
         let outcome = addresses.and_then(|mut addresses| {
-            let mut reached = Err("it has no address".to_owned());
+            let mut reached = Err("no address".to_owned());
             while reached.is_err()
                 && let Some(address) = addresses.next()
             {
-                reached = TcpStream::connect_timeout(&address, wait).map_err(|error| error.to_string());
+                reached = TcpStream::connect_timeout(&address, timeout).map_err(|error| error.to_string());
             }
             reached
         });
         match outcome {
             Ok(_) => {
-                // One will do; the next client may get another.
+                // One host is enough; the next client may use another.
                 found.push(host.clone());
                 break;
             }
@@ -192,7 +207,7 @@ fn connect(hosts: &[String], wait: Duration) -> Result<KafkaClient, CallError> {
         }
     }
     if found.is_empty() {
-        return Err(CallError::Unreachable(format!("none of {} can be connected to ({last})", hosts.join(", "))));
+        return Err(CallError::Unreachable(format!("cannot connect to any of {} ({last})", hosts.join(", "))));
     }
     let mut client = KafkaClient::new(found);
     client.set_connection_idle_timeout(MAX_IDLE);
@@ -215,13 +230,12 @@ fn classified(error: &Error) -> CallError {
         Error::Kafka(code) => CallError::Code(*code),
         Error::TopicPartitionError { error_code, .. } => CallError::Code(*error_code),
         Error::ArcSelf(error) => classified(error),
-        Error::NoHostReachable => CallError::Unreachable("no host answers".to_owned()),
+        Error::NoHostReachable => CallError::Unreachable("no host responds".to_owned()),
         Error::Io(error) => match error.kind() {
-            // A refused connection: nothing was sent over it.
+            // Nothing was sent over a connection that was refused.
             std::io::ErrorKind::ConnectionRefused => CallError::Unreachable(error.to_string()),
             std::io::ErrorKind::UnexpectedEof => CallError::Unclear(
-                "the broker closed the connection (one of Kafka 4.0 or later always does; it needs kafka_client: librdkafka)"
-                    .to_owned(),
+                "the broker closed the connection (Kafka 4.0 or later needs kafka_client: librdkafka)".to_owned(),
             ),
             _ => CallError::Unclear(error.to_string()),
         },
@@ -241,7 +255,7 @@ fn classified(error: &Error) -> CallError {
 mod tests {
     use super::*;
     use crate::broker::LogEnds as _;
-    use crate::broker::kafka_rust::RustLogEnds;
+    use crate::broker::kafka_rust::KafkaRustLogEnds;
     use crate::supervise::{Ended, Supervisor};
     use std::net::TcpListener;
     use std::time::Instant;
@@ -257,30 +271,30 @@ mod tests {
         }
     }
 
-    fn caller(host: String) -> Caller {
-        Caller::new(&broker(host), "t", Stop::new())
+    fn guarded_client(host: String) -> GuardedClient {
+        GuardedClient::new(&broker(host), "t", Stop::new())
     }
 
     #[test]
-    fn a_peer_that_never_answers_holds_nobody_and_not_for_ever_more_threads() {
+    fn a_peer_that_never_responds_blocks_no_caller_and_uses_a_bounded_number_of_threads() {
         let silent = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
-        let mut caller = caller(silent.local_addr().expect("it is bound").to_string());
+        let mut client = guarded_client(silent.local_addr().expect("it is bound").to_string());
         let started = Instant::now();
         for _ in 0..MAX_THREADS {
-            let outcome = caller.call(Duration::from_millis(50), |client| client.load_metadata(&["t"]));
+            let outcome = client.call(Duration::from_millis(50), |client| client.load_metadata(&["t"]));
             assert!(matches!(outcome, Err(CallError::Unclear(_))), "{outcome:?}");
         }
-        let refused = caller.call(Duration::from_millis(50), |client| client.load_metadata(&["t"]));
+        let refused = client.call(Duration::from_millis(50), |client| client.load_metadata(&["t"]));
         assert!(matches!(refused, Err(CallError::Unreachable(_))), "{refused:?}");
         assert!(started.elapsed() < Duration::from_secs(20));
     }
 
     #[test]
-    fn a_call_that_hangs_does_not_hold_up_the_end_of_the_group() {
+    fn a_call_that_hangs_does_not_delay_the_end_of_the_group() {
         let silent = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
         let group = Supervisor::new("t", Stop::new());
-        let mut ends = RustLogEnds::new(&broker(silent.local_addr().expect("it is bound").to_string()), &group);
-        ends.partitions("t").expect_err("nothing answers");
+        let mut ends = KafkaRustLogEnds::new(&broker(silent.local_addr().expect("it is bound").to_string()), &group);
+        ends.partitions("t").expect_err("nothing responds");
         group.stop().trigger();
         assert_eq!(group.join(Duration::from_secs(5)), Ended::Stopped);
     }
@@ -288,13 +302,14 @@ mod tests {
     #[test]
     fn a_closed_port_is_unreachable_and_a_panic_is_caught() {
         let closed = TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).expect("loopback has ports");
-        let outcome = caller(closed.to_string()).call(Duration::from_secs(10), |client| client.load_metadata(&["t"]));
+        let outcome =
+            guarded_client(closed.to_string()).call(Duration::from_secs(10), |client| client.load_metadata(&["t"]));
         assert!(matches!(outcome, Err(CallError::Unreachable(_))), "{outcome:?}");
 
         let open = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
-        let mut caller = caller(open.local_addr().expect("it is bound").to_string());
-        let outcome: Result<(), _> = caller.call(Duration::from_secs(10), |_| panic!("a bad array length"));
+        let mut client = guarded_client(open.local_addr().expect("it is bound").to_string());
+        let outcome: Result<(), _> = client.call(Duration::from_secs(10), |_| panic!("a bad array length"));
         assert!(matches!(outcome, Err(CallError::Unclear(reason)) if reason.contains("a bad array length")));
-        assert!(caller.call(Duration::from_secs(10), |_| Ok(7)).is_ok_and(|seven| seven == 7));
+        assert!(client.call(Duration::from_secs(10), |_| Ok(7)).is_ok_and(|seven| seven == 7));
     }
 }

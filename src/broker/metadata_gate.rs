@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use log::{info, warn};
 
-use super::topics::{Answer, Due, Known, Topics, Verdict};
+use super::topics::{HasDeadline, Known, LookupAnswer, LookupResult, TopicTable};
 use super::{Acks, AppendError, AppendFailure, AppendResult, Completion, ProducerConfig, Record, Stored};
 use crate::locks::{lock, read, write};
 use crate::shutdown::Stop;
@@ -39,89 +39,89 @@ const COUNT_EVERY: Duration = Duration::from_secs(10);
 const COUNTED_AT_ONCE: usize = 16;
 
 /// An engine that appends.
-pub(super) trait Back<C: Completion>: Send + Sync + 'static {
+pub(super) trait ProducerEngine<C: Completion>: Send + Sync + 'static {
     /// Takes an append for a topic that has so many partitions; never blocks. A chosen partition exists.
-    fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>>;
+    fn submit(&self, waiting: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>>;
 
     /// Whether the engine chooses partitions itself, by the count it is given, so that it must hear of new ones.
-    const COUNTS_PARTITIONS: bool = false;
+    const CHOOSES_PARTITIONS: bool = false;
 
     /// A topic that was known has been looked up again, perhaps it has grown.
     /// Called by the asking thread, which it may hold for `wait`.
-    fn looked_up_again(&self, _topic: &str, _wait: Duration) {}
+    fn refresh_topic(&self, _topic: &str, _wait: Duration) {}
 }
 
 /// An engine that asks for metadata. It is used by one thread and rebuilds itself.
-pub(super) trait Ask: Send + 'static {
+pub(super) trait MetadataClient: Send + 'static {
     /// Whether any broker answers within `wait`.
-    fn reach(&mut self, wait: Duration) -> Result<(), String>;
+    fn check_reachable(&mut self, wait: Duration) -> Result<(), String>;
 
     /// Looks a topic up.
-    fn ask(&mut self, topic: &str, wait: Duration) -> Answer;
+    fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer;
 }
 
 /// An append on its way.
-pub(super) struct Waiting<C> {
+pub(super) struct PendingAppend<C> {
     pub(super) record: Record,
     pub(super) acks: Acks,
-    pub(super) ticket: Ticket<C>,
+    pub(super) completion: SharedCompletion<C>,
     /// When it has to be answered.
     pub(super) deadline: Instant,
     /// Some of its time has passed already.
     pub(super) has_waited: bool,
 }
 
-impl<C> Due for Waiting<C> {
+impl<C> HasDeadline for PendingAppend<C> {
     fn deadline(&self) -> Instant {
         self.deadline
     }
 }
 
 /// An append that failed on the spot, with who has to be told.
-pub(super) type Failed<C> = (Ticket<C>, AppendError);
+pub(super) type FailedAppend<C> = (SharedCompletion<C>, AppendError);
 
 /// The topics and who waits for them.
-pub(super) type Table<C> = RwLock<Topics<Waiting<C>>>;
+pub(super) type Table<C> = RwLock<TopicTable<PendingAppend<C>>>;
 
 /// A completion that can lie in a shared table.
-pub(super) struct Ticket<C>(Whom<C>);
+pub(super) struct SharedCompletion<C>(Whom<C>);
 
 /// Who is told how an append ended.
 enum Whom<C> {
     Caller(C),
-    /// Shared with a [`Reminder`]; whoever is first takes it out and tells.
+    /// Shared with a [`DeadlineCompletion`]; whoever is first takes it out and tells.
     #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
     Shared(Arc<Mutex<Option<C>>>),
 }
 
 /// Tells at a deadline what no engine has told by then.
-pub(super) struct Reminder<C>(Arc<Mutex<Option<C>>>);
+pub(super) struct DeadlineCompletion<C>(Arc<Mutex<Option<C>>>);
 
-// SAFETY: nothing ever reads a completion through a shared ticket; it only moves from the appending thread to the
+// SAFETY: nothing ever reads a completion through a shared completion; it only moves from the appending thread to the
 // one that takes it out.
-unsafe impl<C: Send> Sync for Ticket<C> {}
+unsafe impl<C: Send> Sync for SharedCompletion<C> {}
 
-impl<C: Completion> Ticket<C> {
+impl<C: Completion> SharedCompletion<C> {
     /// Tells how the append ended.
     pub(super) fn complete(self, outcome: AppendResult) {
         match self.0 {
             Whom::Caller(completion) => completion.complete(outcome),
-            Whom::Shared(shared) => Reminder(shared).complete(outcome),
+            Whom::Shared(shared) => DeadlineCompletion(shared).complete(outcome),
         }
     }
 
-    /// The same ticket, and what can tell in its place.
+    /// The same completion, and what can tell in its place.
     #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the pure-Rust engine has a deadline for each"))]
-    pub(super) fn with_reminder(self) -> (Self, Reminder<C>) {
+    pub(super) fn with_deadline_completion(self) -> (Self, DeadlineCompletion<C>) {
         let shared = match self.0 {
             Whom::Caller(completion) => Arc::new(Mutex::new(Some(completion))),
             Whom::Shared(shared) => shared,
         };
-        (Ticket(Whom::Shared(Arc::clone(&shared))), Reminder(shared))
+        (SharedCompletion(Whom::Shared(Arc::clone(&shared))), DeadlineCompletion(shared))
     }
 }
 
-impl<C: Completion> Reminder<C> {
+impl<C: Completion> DeadlineCompletion<C> {
     /// Tells how the append ended, unless that was told before.
     pub(super) fn complete(self, outcome: AppendResult) {
         let completion = lock(&self.0).take();
@@ -137,17 +137,17 @@ impl<C: Completion> Reminder<C> {
     }
 }
 
-/// The front of a producer whose engine is `B`.
-pub(super) struct Front<C: Completion, B> {
-    pub(super) back: B,
-    state: Arc<State<C>>,
+/// The gate of a producer whose engine is `B`.
+pub(super) struct MetadataGate<C: Completion, B> {
+    pub(super) engine: B,
+    state: Arc<GateState<C>>,
     max_message_bytes: usize,
     timeout: Duration,
-    reach: Reach,
+    reach: Reachability,
 }
 
-/// What front and engine share.
-pub(super) struct State<C> {
+/// What the gate and the engine share.
+pub(super) struct GateState<C> {
     topics: Table<C>,
     closed: AtomicBool,
     /// Topics that an engine did not know although they existed; no more than there are known ones.
@@ -160,19 +160,26 @@ pub(super) struct State<C> {
 }
 
 /// Whether a broker can be reached, as the asking thread last saw it.
-struct Reach {
+struct Reachability {
     refusing: AtomicBool,
     state: Mutex<Result<(), String>>,
 }
 
-impl<C: Completion> State<C> {
+impl<C: Completion> GateState<C> {
     /// Nothing known yet.
     pub(super) fn new(config: &ProducerConfig) -> Arc<Self> {
         let ask_for = (MAX_LOOKUP_TIME * 2).min(config.timeout);
-        let topics = RwLock::new(Topics::new(config.max_in_flight.max(1), ask_for));
+        let topics = RwLock::new(TopicTable::new(config.max_in_flight.max(1), ask_for));
         let (wake, woken) = bounded(1);
         let questions = AtomicU64::new(0);
-        Arc::new(State { topics, closed: AtomicBool::new(false), doubted: Mutex::default(), wake, woken, questions })
+        Arc::new(GateState {
+            topics,
+            closed: AtomicBool::new(false),
+            doubted: Mutex::default(),
+            wake,
+            woken,
+            questions,
+        })
     }
 
     /// Whether the producer is being closed.
@@ -180,21 +187,21 @@ impl<C: Completion> State<C> {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Looks through an error that an engine gave for an append to a topic which was known to exist. A broker that has just
-    /// started does not know its topics yet, so an engine's "unknown topic" is taken for trouble that passes, and the
-    /// topic is asked for again: only that answer makes it unknown.
+    /// Looks through an error that an engine gave for an append to a topic which was known to exist. A broker that has
+    /// just started does not know its topics yet, so an engine's "unknown topic" is taken for trouble that passes, and
+    /// the topic is asked for again: only that answer makes it unknown.
     pub(super) fn reconsider(&self, topic: &str, error: AppendError) -> AppendError {
         let kind = match (error.kind, error.stored) {
             (AppendFailure::UnknownTopic | AppendFailure::UnknownPartition, Stored::No) => AppendFailure::Unreachable,
             (AppendFailure::UnknownTopic | AppendFailure::UnknownPartition, Stored::Unknown) => AppendFailure::TimedOut,
             _ => return error,
         };
-        self.look_again(topic);
-        AppendError { kind, reason: format!("the brokers do not know topic {topic} at the moment"), ..error }
+        self.invalidate(topic);
+        AppendError { kind, reason: format!("the brokers currently report topic {topic} as unknown"), ..error }
     }
 
     /// Lets a known topic be asked for again; what arrives meanwhile waits.
-    pub(super) fn look_again(&self, topic: &str) {
+    pub(super) fn invalidate(&self, topic: &str) {
         // The asking thread takes the name from here, since the lock of the topics may be held.
         self.doubted().insert(topic.to_owned());
         let _ = self.wake.try_send(());
@@ -213,42 +220,47 @@ impl<C: Completion> State<C> {
         lock(&self.doubted)
     }
 
-    fn topics(&self) -> RwLockReadGuard<'_, Topics<Waiting<C>>> {
+    fn topics(&self) -> RwLockReadGuard<'_, TopicTable<PendingAppend<C>>> {
         read(&self.topics)
     }
 
-    fn topics_to_change(&self) -> RwLockWriteGuard<'_, Topics<Waiting<C>>> {
+    fn topics_to_change(&self) -> RwLockWriteGuard<'_, TopicTable<PendingAppend<C>>> {
         write(&self.topics)
     }
 }
 
-impl<C: Completion, B: Back<C>> Front<C, B> {
-    /// Puts a front before `back` and starts the asking thread.
+impl<C: Completion, B: ProducerEngine<C>> MetadataGate<C, B> {
+    /// Puts a gate before `engine` and starts the asking thread.
     pub(super) fn new(
-        back: B,
-        state: Arc<State<C>>,
+        engine: B,
+        state: Arc<GateState<C>>,
         config: &ProducerConfig,
-        ask: impl Ask,
+        client: impl MetadataClient,
         wait: Duration,
         supervisor: &Supervisor,
     ) -> Arc<Self> {
-        let reach =
-            Reach { refusing: AtomicBool::new(false), state: Mutex::new(Err("no broker has answered yet".to_owned())) };
+        let reach = Reachability {
+            refusing: AtomicBool::new(false),
+            state: Mutex::new(Err("no broker has responded yet".to_owned())),
+        };
         let (max_message_bytes, timeout) = (config.max_message_bytes, config.timeout);
-        let front = Arc::new(Front { back, state, max_message_bytes, timeout, reach });
-        let asker = Asker { front: Arc::clone(&front), ask, wait: wait.min(MAX_LOOKUP_TIME), failures: 0 };
+        let gate = Arc::new(MetadataGate { engine, state, max_message_bytes, timeout, reach });
+        let metadata_loop =
+            MetadataLoop { gate: Arc::clone(&gate), client, wait: wait.min(MAX_LOOKUP_TIME), failures: 0 };
         let stop = supervisor.stop().clone();
         // It ends at the close; until then what was taken is looked up, after the stop as well.
-        supervisor.spawn_task("kafka-ask", move || asker.run(&stop));
-        front
+        supervisor.spawn_task("kafka-metadata", move || metadata_loop.run(&stop));
+        gate
     }
 
     /// [`super::Producer::append`].
     pub(super) fn append(&self, record: Record, acks: Acks, completion: C) {
         let now = Instant::now();
-        let (ticket, deadline) = (Ticket(Whom::Caller(completion)), now + self.timeout);
-        if let Err((ticket, error)) = self.take(Waiting { record, acks, ticket, deadline, has_waited: false }, now) {
-            ticket.complete(Err(error));
+        let (completion, deadline) = (SharedCompletion(Whom::Caller(completion)), now + self.timeout);
+        if let Err((completion, error)) =
+            self.take(PendingAppend { record, acks, completion, deadline, has_waited: false }, now)
+        {
+            completion.complete(Err(error));
         }
     }
 
@@ -258,7 +270,7 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         // Every append looks at `closed` under this lock: after it, nothing more reaches the engine.
         let waiting = self.state.topics_to_change().drain();
         for waiting in waiting {
-            waiting.ticket.complete(Err(closed_error()));
+            waiting.completion.complete(Err(closed_error()));
         }
         let _ = self.state.wake.try_send(());
     }
@@ -273,43 +285,43 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         self.state.questions.load(Ordering::Relaxed)
     }
 
-    fn take(&self, mut waiting: Waiting<C>, now: Instant) -> Result<(), Failed<C>> {
+    fn take(&self, mut waiting: PendingAppend<C>, now: Instant) -> Result<(), FailedAppend<C>> {
         let limit = self.max_message_bytes;
         if waiting.record.value.len() > limit {
             let reason = format!("larger than {limit} bytes (max_request_size_bytes)");
             return Err(refused(waiting, AppendFailure::TooLarge, reason));
         }
-        let known = |topics: &Topics<Waiting<C>>, waiting: &Waiting<C>| {
+        let known = |topics: &TopicTable<PendingAppend<C>>, waiting: &PendingAppend<C>| {
             topics.known(&waiting.record.topic, waiting.record.partition, now)
         };
         {
             let topics = self.state.topics();
             if self.state.is_closed() {
-                return Err((waiting.ticket, closed_error()));
+                return Err((waiting.completion, closed_error()));
             }
             if self.reach.refusing.load(Ordering::Relaxed) {
                 return Err(refused(waiting, AppendFailure::Unreachable, self.reach.reason()));
             }
             match known(&topics, &waiting) {
-                Known::Yes(partition_count) => return self.hand_over(waiting, partition_count),
+                Known::Yes(partition_count) => return self.submit(waiting, partition_count),
                 Known::No => return Err(unknown_topic(waiting)),
-                Known::Ask => {}
+                Known::NeedsLookup => {}
             }
         }
         let mut topics = self.state.topics_to_change();
         if self.state.is_closed() {
-            return Err((waiting.ticket, closed_error()));
+            return Err((waiting.completion, closed_error()));
         }
         // It may have become known between the locks.
         match known(&topics, &waiting) {
-            Known::Yes(partition_count) => return self.hand_over(waiting, partition_count),
+            Known::Yes(partition_count) => return self.submit(waiting, partition_count),
             Known::No => return Err(unknown_topic(waiting)),
-            Known::Ask => {}
+            Known::NeedsLookup => {}
         }
         waiting.has_waited = true;
         let topic = Arc::clone(&waiting.record.topic);
         topics.wait(&topic, waiting, now).map_err(|waiting| {
-            let reason = "too many messages wait for topics that are not known yet".to_owned();
+            let reason = "too many messages wait for a topic lookup".to_owned();
             refused(waiting, AppendFailure::Full, reason)
         })?;
         drop(topics);
@@ -318,14 +330,15 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
     }
 
     /// Gives an append to the engine; the lock of the topics is held by the caller, which keeps the order.
-    fn hand_over(&self, waiting: Waiting<C>, partition_count: i32) -> Result<(), Failed<C>> {
+    fn submit(&self, waiting: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
         if let Some(partition) = waiting.record.partition.filter(|partition| !(0..partition_count).contains(partition))
         {
             let topic = &waiting.record.topic;
-            let reason = format!("topic {topic} has no partition {partition}, it has {partition_count} from 0");
+            let reason =
+                format!("topic {topic} has no partition {partition}: it has {partition_count} partitions from 0");
             return Err(refused(waiting, AppendFailure::UnknownPartition, reason));
         }
-        self.back.hand_over(waiting, partition_count)
+        self.engine.submit(waiting, partition_count)
     }
 
     /// Answers those whose time ends while they wait for their topic.
@@ -335,38 +348,38 @@ impl<C: Completion, B: Back<C>> Front<C, B> {
         }
         let expired = self.state.topics_to_change().expire(now);
         for waiting in expired {
-            let reason = format!("topic {} could not be looked up in time", waiting.record.topic);
-            waiting.ticket.complete(Err(not_stored(AppendFailure::Unreachable, reason)));
+            let reason = format!("the lookup of topic {} timed out", waiting.record.topic);
+            waiting.completion.complete(Err(not_stored(AppendFailure::Unreachable, reason)));
         }
     }
 
-    fn settle(&self, topic: &str, answer: Answer) {
+    fn settle(&self, topic: &str, answer: LookupAnswer) {
         let mut failed = Vec::new();
         let mut topics = self.state.topics_to_change();
         let Some((verdict, waiting)) = topics.answer(topic, answer, Instant::now()) else { return };
         for waiting in waiting {
             let handed_over = match &verdict {
-                Verdict::Exists(partition_count) => self.hand_over(waiting, *partition_count),
-                Verdict::Unknown => Err(unknown_topic(waiting)),
-                Verdict::Unreachable(reason) => {
-                    let reason = format!("topic {topic} could not be looked up: {reason}");
+                LookupResult::Exists(partition_count) => self.submit(waiting, *partition_count),
+                LookupResult::Unknown => Err(unknown_topic(waiting)),
+                LookupResult::Unreachable(reason) => {
+                    let reason = format!("the lookup of topic {topic} failed: {reason}");
                     Err(refused(waiting, AppendFailure::Unreachable, reason))
                 }
-                Verdict::Refused(reason) => {
-                    let reason = format!("topic {topic} may not be used: {reason}");
+                LookupResult::Refused(reason) => {
+                    let reason = format!("the brokers refused topic {topic}: {reason}");
                     Err(refused(waiting, AppendFailure::Refused, reason))
                 }
             };
             failed.extend(handed_over.err());
         }
         drop(topics);
-        for (ticket, error) in failed {
-            ticket.complete(Err(error));
+        for (completion, error) in failed {
+            completion.complete(Err(error));
         }
     }
 }
 
-impl Reach {
+impl Reachability {
     fn reason(&self) -> String {
         let state = lock(&self.state);
         state.clone().err().unwrap_or_else(|| "no broker can be reached".to_owned())
@@ -375,7 +388,7 @@ impl Reach {
     fn set(&self, outcome: Result<(), String>, refuse: bool) {
         let refused_before = self.refusing.swap(refuse, Ordering::Relaxed);
         match (&outcome, refused_before, refuse) {
-            (Err(reason), false, true) => warn!("no broker can be reached, appends are refused: {reason}"),
+            (Err(reason), false, true) => warn!("no broker can be reached, commits fail until one can: {reason}"),
             (Ok(()), true, _) => info!("a broker can be reached again"),
             _ => {}
         }
@@ -388,11 +401,11 @@ pub(super) fn not_stored(kind: AppendFailure, reason: String) -> AppendError {
     AppendError { kind, stored: Stored::No, reason }
 }
 
-fn refused<C>(waiting: Waiting<C>, kind: AppendFailure, reason: String) -> Failed<C> {
-    (waiting.ticket, not_stored(kind, reason))
+fn refused<C>(waiting: PendingAppend<C>, kind: AppendFailure, reason: String) -> FailedAppend<C> {
+    (waiting.completion, not_stored(kind, reason))
 }
 
-fn unknown_topic<C>(waiting: Waiting<C>) -> Failed<C> {
+fn unknown_topic<C>(waiting: PendingAppend<C>) -> FailedAppend<C> {
     let reason = format!("topic {} does not exist", waiting.record.topic);
     refused(waiting, AppendFailure::UnknownTopic, reason)
 }
@@ -402,45 +415,45 @@ fn closed_error() -> AppendError {
 }
 
 /// The thread that asks for topics and for any broker at all.
-struct Asker<C: Completion, B, A> {
-    front: Arc<Front<C, B>>,
-    ask: A,
+struct MetadataLoop<C: Completion, B, A> {
+    gate: Arc<MetadataGate<C, B>>,
+    client: A,
     wait: Duration,
     failures: u32,
 }
 
-impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
+impl<C: Completion, B: ProducerEngine<C>, A: MetadataClient> MetadataLoop<C, B, A> {
     fn run(mut self, stop: &Stop) {
         let mut next_probe = Instant::now();
         let mut stopped = stop.closed().clone();
-        while !self.front.state.is_closed() {
+        while !self.gate.state.is_closed() {
             if stop.is_triggered() {
                 // Nobody asks any more whether a broker can be reached, and the end is not held up for long.
                 (stopped, self.wait) = (never(), self.wait.min(MAX_LOOKUP_TIME_AT_CLOSE));
                 next_probe = Instant::now() + PROBE_EVERY;
             } else if Instant::now() >= next_probe {
                 let (wait, asked) = (self.patience(), Instant::now());
-                let outcome = self.ask.reach(wait);
+                let outcome = self.client.check_reachable(wait);
                 if outcome.is_ok() {
                     self.failures = 0;
                 } else if wait >= self.wait.min(MIN_PROOF) {
                     self.failures = self.failures.saturating_add(1);
                 }
-                self.front.reach.set(outcome, self.failures >= FAILURES_TO_REFUSE);
+                self.gate.reach.set(outcome, self.failures >= FAILURES_TO_REFUSE);
                 // While none answers there is nearly always a question out, so that the first sign of life is heard.
                 next_probe = (asked + PROBE_EVERY).max(Instant::now() + MIN_PAUSE);
             }
             self.ask_for_topics();
-            if B::COUNTS_PARTITIONS && !stop.is_triggered() {
+            if B::CHOOSES_PARTITIONS && !stop.is_triggered() {
                 self.count_partitions();
             }
             let next = {
-                let topics = self.front.state.topics();
+                let topics = self.gate.state.topics();
                 [topics.next_due(), topics.next_deadline()].into_iter().flatten().min()
             };
             let next = next.map_or(next_probe, |next| next.min(next_probe));
             select! {
-                recv(self.front.state.woken) -> _ => {},
+                recv(self.gate.state.woken) -> _ => {},
                 recv(stopped) -> _ => {},
                 default(next.saturating_duration_since(Instant::now())) => {},
             }
@@ -449,41 +462,41 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
 
     /// Looks at some known topics whose count of partitions is old. Their messages go on meanwhile.
     fn count_partitions(&mut self) {
-        let old = self.front.state.topics().not_seen_for(COUNT_EVERY, COUNTED_AT_ONCE, Instant::now());
+        let old = self.gate.state.topics().not_seen_for(COUNT_EVERY, COUNTED_AT_ONCE, Instant::now());
         for topic in old {
             // Whoever waits for a topic comes first.
-            if self.failures > 0 || self.front.state.topics().next_due().is_some_and(|due| due <= Instant::now()) {
+            if self.failures > 0 || self.gate.state.topics().next_due().is_some_and(|due| due <= Instant::now()) {
                 return;
             }
-            let count = match self.ask.ask(&topic, self.patience()) {
-                Answer::Exists(count) => Some(count),
+            let count = match self.client.look_up(&topic, self.patience()) {
+                LookupAnswer::Exists(count) => Some(count),
                 // The others would be asked for in vain, too, one after the other.
-                Answer::Unreachable(_) => return,
-                Answer::DoesNot | Answer::NotYet | Answer::Refused(_) => None,
+                LookupAnswer::Unreachable(_) => return,
+                LookupAnswer::DoesNotExist | LookupAnswer::NotYet | LookupAnswer::Refused(_) => None,
             };
-            self.front.state.topics_to_change().seen(&topic, count, Instant::now());
+            self.gate.state.topics_to_change().seen(&topic, count, Instant::now());
         }
     }
 
     /// How long a question may take now: less when somebody has to be answered sooner.
     fn patience(&self) -> Duration {
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        let most = self.front.state.topics().next_deadline().map_or(self.wait, until);
+        let most = self.gate.state.topics().next_deadline().map_or(self.wait, until);
         most.max(MIN_LOOKUP_TIME).min(self.wait)
     }
 
     fn ask_for_topics(&mut self) {
-        self.front.state.doubt();
-        let due = self.front.state.topics().due(Instant::now());
+        self.gate.state.doubt();
+        let due = self.gate.state.topics().due(Instant::now());
         let mut unreachable = None;
         for (topic, known_before) in due {
-            if self.front.state.is_closed() {
+            if self.gate.state.is_closed() {
                 return;
             }
-            self.front.expire(Instant::now());
-            if self.front.state.topics().is_overdue(&topic, Instant::now()) {
-                let reason = "the brokers are slow to tell about other topics".to_owned();
-                self.front.settle(&topic, Answer::Unreachable(reason));
+            self.gate.expire(Instant::now());
+            if self.gate.state.topics().is_overdue(&topic, Instant::now()) {
+                let reason = "the brokers are slow to answer the lookups of other topics".to_owned();
+                self.gate.settle(&topic, LookupAnswer::Unreachable(reason));
                 continue;
             }
             // One question without an answer is enough for all that are due.
@@ -491,25 +504,25 @@ impl<C: Completion, B: Back<C>, A: Ask> Asker<C, B, A> {
                 Some(answer) => answer,
                 None => {
                     let (wait, asked) = (self.patience(), Instant::now());
-                    self.front.state.questions.fetch_add(1, Ordering::Relaxed);
-                    let answer = self.ask.ask(&topic, wait);
+                    self.gate.state.questions.fetch_add(1, Ordering::Relaxed);
+                    let answer = self.client.look_up(&topic, wait);
                     let was_cut_short = wait < self.wait && asked.elapsed() >= wait;
-                    if was_cut_short && matches!(answer, Answer::Unreachable(_)) {
+                    if was_cut_short && matches!(answer, LookupAnswer::Unreachable(_)) {
                         // It says nothing to those who have more time.
                         continue;
                     }
                     answer
                 }
             };
-            if matches!(answer, Answer::Unreachable(_)) {
+            if matches!(answer, LookupAnswer::Unreachable(_)) {
                 unreachable = Some(answer.clone());
             }
-            if known_before && matches!(answer, Answer::Exists(_)) {
-                self.front.back.looked_up_again(&topic, self.patience());
+            if known_before && matches!(answer, LookupAnswer::Exists(_)) {
+                self.gate.engine.refresh_topic(&topic, self.patience());
             }
-            self.front.settle(&topic, answer);
+            self.gate.settle(&topic, answer);
         }
-        self.front.expire(Instant::now());
+        self.gate.expire(Instant::now());
     }
 }
 
@@ -522,10 +535,10 @@ mod tests {
     type Report = Box<dyn FnOnce(AppendResult) + Send>;
 
     /// An engine that gets nothing to append.
-    struct NoBack;
+    struct NoEngine;
 
-    impl Back<Report> for NoBack {
-        fn hand_over(&self, _: Waiting<Report>, _: i32) -> Result<(), Failed<Report>> {
+    impl ProducerEngine<Report> for NoEngine {
+        fn submit(&self, _: PendingAppend<Report>, _: i32) -> Result<(), FailedAppend<Report>> {
             panic!("no topic exists");
         }
     }
@@ -533,14 +546,14 @@ mod tests {
     /// Brokers that take their time.
     struct Slow(Duration);
 
-    impl Ask for Slow {
-        fn reach(&mut self, _: Duration) -> Result<(), String> {
+    impl MetadataClient for Slow {
+        fn check_reachable(&mut self, _: Duration) -> Result<(), String> {
             Ok(())
         }
 
-        fn ask(&mut self, _: &str, _: Duration) -> Answer {
+        fn look_up(&mut self, _: &str, _: Duration) -> LookupAnswer {
             std::thread::sleep(self.0);
-            Answer::DoesNot
+            LookupAnswer::DoesNotExist
         }
     }
 
@@ -554,7 +567,7 @@ mod tests {
         };
         let group = Supervisor::new("t", Stop::new());
         let slow = Slow(Duration::from_millis(100));
-        let front = Front::new(NoBack, State::new(&config), &config, slow, Duration::from_secs(1), &group);
+        let gate = MetadataGate::new(NoEngine, GateState::new(&config), &config, slow, Duration::from_secs(1), &group);
         let (sender, outcomes) = crossbeam_channel::unbounded();
         let started = Instant::now();
         for number in 0..100 {
@@ -563,15 +576,15 @@ mod tests {
             let record = Record { topic, partition: None, key: None, value, headers: Vec::new(), timestamp_ms: None };
             let sender = sender.clone();
             let report: Report = Box::new(move |outcome| sender.send(outcome).expect("the test listens"));
-            front.append(record, Acks::Leader, report);
+            gate.append(record, Acks::Leader, report);
         }
         for _ in 0..100 {
             let error = outcomes.recv().expect("each completes").expect_err("nothing exists");
             assert_eq!(error.stored, Stored::No, "{error}");
         }
         assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
-        assert!(front.topic_lookups() < 20, "nobody is asked about what nobody waits for");
-        front.close();
+        assert!(gate.topic_lookups() < 20, "nobody is asked about what nobody waits for");
+        gate.close();
         group.stop().trigger();
         assert_eq!(group.join(Duration::from_secs(10)), Ended::Stopped);
     }
