@@ -58,7 +58,7 @@
 //! - The threads of a [`Supervisor`](supervise::Supervisor) do the work; the configuration fixes their number. One is
 //!   started on first use: `kafka-acks-…`, for each acks level of each librdkafka producer.
 //! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: those of the `kafka` crate
-//!   (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-end`), and the search for a
+//!   (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-close`), and the search for a
 //!   ZooKeeper server (`zk-search`). They start when a client is needed, may be abandoned while they hang, and are
 //!   bounded where they are started.
 //!
@@ -75,7 +75,7 @@
 //! # Reading order
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
-//! [`metrics`] → [`config`], [`logging`], `reload`, [`supervise`], [`shutdown`], `locks`, `panics`.
+//! [`metrics`] → [`config`], [`logging`], `reload`, [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
 
 pub mod daemon;
 
@@ -93,6 +93,7 @@ pub mod config;
 mod locks;
 pub mod logging;
 mod panics;
+mod random;
 mod reload;
 pub mod shutdown;
 pub mod supervise;

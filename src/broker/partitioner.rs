@@ -5,12 +5,11 @@
 //! the Java client; a story compares with the real Java client. librdkafka has both partitioners built in; the broker
 //! suite shows that they agree with these. [`Spread`] distributes messages without a key evenly.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::num::NonZeroI32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{PartitionId, PartitionerKind};
+use crate::random::random;
 
 /// The partition of `key` among `partition_count`, which is positive.
 pub fn partition_of(kind: PartitionerKind, key: &[u8], partition_count: NonZeroI32) -> PartitionId {
@@ -55,7 +54,7 @@ pub struct Spread {
 
 impl Default for Spread {
     fn default() -> Self {
-        Self::seeded(RandomState::new().build_hasher().finish())
+        Self::seeded(random())
     }
 }
 

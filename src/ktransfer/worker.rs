@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use super::policy::{AttemptOutcome, NextStep};
 use super::worker_context::WorkerContext;
 use crate::broker::PartitionId;
 use crate::log_limited;
+use crate::random::random;
 
 /// How often a worker checks a lease that is not valid at the moment.
 const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -188,7 +188,7 @@ struct Random(u64);
 
 impl Random {
     fn new() -> Self {
-        Random(RandomState::new().hash_one(0u8) | 1)
+        Random(random() | 1)
     }
 
     /// Uniform in 0..1.

@@ -4,7 +4,7 @@
 //! so it gets only addresses that were found here. It also hides the session timeout that the server grants. That may
 //! be shorter than the requested one and then limits every lease, so the handshake here reads it.
 
-use std::hash::{BuildHasher, RandomState};
+use crate::random::random;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -122,11 +122,6 @@ fn shuffle<T>(items: &mut [T]) {
         let chosen = random() % (end as u64 + 1);
         items.swap(end, usize::try_from(chosen).expect("at most the index `end`"));
     }
-}
-
-/// A random number, good enough to spread load and back-off. Each `RandomState` has other keys, seeded by the system.
-pub(super) fn random() -> u64 {
-    RandomState::new().hash_one(0_u8)
 }
 
 #[cfg(test)]

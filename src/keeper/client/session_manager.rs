@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select};
 
-use super::handshake::{AvailableServer, find_server, random};
+use super::handshake::{AvailableServer, find_server};
 use super::instance::{CallOutcome, ClientInstance};
 use super::sessions::{CurrentSession, Phase, Sessions};
+use crate::random::random;
 use crate::shutdown::Stop;
 use crate::supervise::spawn_expendable;
 

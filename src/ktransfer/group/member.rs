@@ -3,9 +3,9 @@
 //! Members of both kinds share a group while the original is replaced.
 
 use std::fs;
-use std::hash::{BuildHasher, RandomState};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::random::random;
 use serde_json::json;
 
 /// Generates the ids of one member: another one for each session, so that an id in a node identifies its session. All
@@ -49,11 +49,6 @@ pub(super) fn registration(topic: &str, now: SystemTime) -> Vec<u8> {
     json!({ "pattern": "static", "subscription": subscription, "timestamp": timestamp, "version": 1 })
         .to_string()
         .into_bytes()
-}
-
-/// Each `RandomState` has other keys, seeded by the system.
-fn random() -> u64 {
-    RandomState::new().hash_one(std::process::id())
 }
 
 #[cfg(test)]
