@@ -1,6 +1,6 @@
 //! A bound, in bytes, on what all connections together keep in memory: half-read heads, bodies, what was sent ahead.
 //!
-//! Memory is counted as it is allocated, not as it is filled, and given back when the [`Lease`] is dropped, wherever the
+//! Memory is counted as it is allocated, not as it is filled, and given back when the [`ByteLease`] is dropped, wherever the
 //! body went meanwhile.
 
 use std::sync::Arc;
@@ -27,8 +27,8 @@ impl ByteBudget {
     }
 
     /// A lease of nothing, which can grow.
-    pub fn lease(&self) -> Lease {
-        Lease { budget: Some(self.clone()), bytes: 0 }
+    pub fn lease(&self) -> ByteLease {
+        ByteLease { budget: Some(self.clone()), bytes: 0 }
     }
 
     /// Bytes that are taken now.
@@ -59,12 +59,12 @@ impl ByteBudget {
 
 /// Bytes taken from a budget; dropping it gives them back.
 #[derive(Debug, Default)]
-pub struct Lease {
+pub struct ByteLease {
     budget: Option<ByteBudget>,
     bytes: usize,
 }
 
-impl Lease {
+impl ByteLease {
     /// Takes what is missing to `bytes` in all; false, and nothing taken, where the budget has not got it.
     pub fn grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
@@ -80,7 +80,7 @@ impl Lease {
         }
     }
 
-    /// As [`Lease::grow_to`], and gives back what is beyond `bytes`.
+    /// As [`ByteLease::grow_to`], and gives back what is beyond `bytes`.
     pub fn set_to(&mut self, bytes: usize) -> bool {
         if let Some(budget) = self.budget.as_ref().filter(|_| bytes < self.bytes) {
             budget.give(self.bytes - bytes);
@@ -90,7 +90,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for ByteLease {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.as_ref().filter(|_| self.bytes > 0) {
             budget.give(self.bytes);
@@ -118,6 +118,6 @@ mod tests {
         drop(second);
         assert_eq!(budget.used(), 0);
         assert_eq!((budget.take_high(), budget.take_high()), (100, 0));
-        assert!(Lease::default().grow_to(usize::MAX), "a lease of no budget is not limited");
+        assert!(ByteLease::default().grow_to(usize::MAX), "a lease of no budget is not limited");
     }
 }

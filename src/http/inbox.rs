@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use log::error;
 
-use super::DeferredResponse;
 use super::control::Control;
+use super::deferred::DeferredResponse;
 use super::poller::Poller;
 use crate::locks::lock;
 use crate::panics::caught;
@@ -157,10 +157,6 @@ mod tests {
     }
 
     impl DeferredResponse for Answer {
-        fn reply(&mut self) -> &Reply {
-            &self.reply
-        }
-
         fn run(self: Box<Self>) {
             assert!(!self.panics, "as asked");
             self.reply.send(Response::text(200, ""));

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use super::Lease;
+use super::ByteLease;
 
 /// The request line and headers of a request.
 #[derive(Clone, Debug, Default)]
@@ -91,7 +91,7 @@ pub struct Request {
     /// Body, decoded from chunks where it was chunked.
     pub body: Vec<u8>,
     /// The memory of head and body within the server's budget; whoever keeps the body keeps this.
-    pub lease: Lease,
+    pub lease: ByteLease,
 }
 
 /// An answer. Always sent with a Content-Length.

@@ -25,6 +25,7 @@ mod budget;
 mod connection;
 mod control;
 mod deadlines;
+mod deferred;
 mod encode;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -45,13 +46,14 @@ mod tls;
 
 use std::sync::Arc;
 
-pub use budget::{ByteBudget, Lease};
+pub use budget::{ByteBudget, ByteLease};
+pub use deferred::DeferredResponse;
 pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
 pub use query::percent_decode;
-pub use reply::{DeferredResponse, Reply};
+pub use reply::{ReaderHandle, Reply};
 pub use scan::HeadLimits;
-pub use server::{Limits, Server, ServerConfig, ServerMetrics};
+pub use server::{Server, ServerConfig, ServerLimits, ServerMetrics};
 #[cfg(test)]
 #[cfg(feature = "tls")]
 pub(crate) use tls::certificates;

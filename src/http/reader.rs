@@ -22,9 +22,9 @@ use super::inbox::{Inbox, Letters, Message};
 use super::parser::{Parser, Progress};
 use super::poller::{Events, Interest};
 use super::scan::Refused;
-use super::server::{Counters, Limits};
+use super::server::{Counters, ServerLimits};
 use super::tls::Tls;
-use super::{Admission, Handler, Lease, Reply, Request, RequestHandler, Response, SHUTTING_DOWN};
+use super::{Admission, ByteLease, Handler, Reply, Request, RequestHandler, Response, SHUTTING_DOWN};
 use crate::logging;
 use crate::panics::{self, caught};
 use secured::Handshake;
@@ -48,7 +48,7 @@ const TOO_MANY_BYTES: Refused = Refused::beyond("in_flight_bytes", 503, "too man
 pub(super) struct Reader {
     inbox: Arc<Inbox>,
     handler: Arc<dyn Handler>,
-    limits: Limits,
+    limits: ServerLimits,
     metrics: Counters,
     slots: Vec<Slot>,
     /// Slots without a connection.
@@ -100,9 +100,9 @@ struct Client {
     /// Bytes after the request that is being answered; at most one read.
     pending: Vec<u8>,
     /// The memory of the request that is being read.
-    lease: Lease,
+    lease: ByteLease,
     /// The memory of `pending`.
-    ahead: Lease,
+    ahead: ByteLease,
     /// When the first byte of the current request arrived.
     started: Instant,
     /// What the poller reports of it.
@@ -135,7 +135,7 @@ impl Reader {
     pub(super) fn new(
         inbox: Arc<Inbox>,
         handler: Arc<dyn Handler>,
-        limits: Limits,
+        limits: ServerLimits,
         metrics: Counters,
         tls: Option<Tls>,
     ) -> Self {
@@ -453,8 +453,8 @@ impl Reader {
         let head_only = client.parser.is_head_method();
         client.parser = Parser::new(head_limits);
         client.pending = Vec::new();
-        client.lease = Lease::default();
-        client.ahead = Lease::default();
+        client.lease = ByteLease::default();
+        client.ahead = ByteLease::default();
         let connection = Arc::clone(&client.connection);
         connection.begin_answering();
         connection.answer(&response.closing(), Form { head_only, keep_alive: false, is_http10: false });
@@ -500,7 +500,7 @@ impl Reader {
 
     fn check_deadline(&mut self, index: usize) {
         let now = self.now;
-        let Limits { read_timeout, write_timeout, idle_timeout, .. } = self.limits;
+        let ServerLimits { read_timeout, write_timeout, idle_timeout, .. } = self.limits;
         let client = self.client(index);
         let (phase, since) = client.connection.phase();
         let (deadline, kind) = match phase {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::connection::Connection;
 use super::encode::Form;
-use super::{Response, UNANSWERED};
+use super::{DeferredResponse, Response, UNANSWERED};
 
 /// Owns a connection until its request is answered. Dropped without an answer (a bug) it answers 500.
 pub struct Reply {
@@ -16,13 +16,21 @@ enum Target {
     Closure(Box<dyn FnOnce(Response) + Send>),
 }
 
-/// An answer that is still to be put together.
-pub trait DeferredResponse: Send {
-    /// The reply it ends with; nobody else has the errand, so it may lie in a lock.
-    fn reply(&mut self) -> &Reply;
+/// The reader thread that owns the connection of a [`Reply`].
+pub struct ReaderHandle {
+    /// `None`: the reply has no connection.
+    connection: Option<Arc<Connection>>,
+}
 
-    /// Puts the answer together and gives it. Must be quick: other connections of the reader wait meanwhile.
-    fn run(self: Box<Self>);
+impl ReaderHandle {
+    /// Has the reader run `response` soon, or runs it here if the reader has ended. Saves time on a thread that receives
+    /// many outcomes in a row; for a single outcome, waking the reader costs more than [`Reply::send`].
+    pub fn defer(self, response: Box<dyn DeferredResponse>) {
+        match self.connection {
+            Some(connection) => connection.reader.post_answer(response),
+            None => response.run(),
+        }
+    }
 }
 
 impl Reply {
@@ -40,16 +48,13 @@ impl Reply {
         self.deliver(response);
     }
 
-    /// Leaves the work of answering to the reader of the connection, soon. Spares a thread that learns of many outcomes at
-    /// once; for one outcome, waking the reader costs more than [`Reply::send`].
-    pub fn defer_to_reader(mut errand: Box<dyn DeferredResponse>) {
-        match &errand.reply().target {
-            Some(Target::Connection(connection, _)) => {
-                let connection = Arc::clone(connection);
-                connection.reader.post_answer(errand);
-            }
-            _ => errand.run(),
-        }
+    /// The reader thread of the connection, which can build and send the response later.
+    pub fn reader(&self) -> ReaderHandle {
+        let connection = match &self.target {
+            Some(Target::Connection(connection, _)) => Some(Arc::clone(connection)),
+            _ => None,
+        };
+        ReaderHandle { connection }
     }
 
     fn deliver(&mut self, response: Response) {

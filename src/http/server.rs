@@ -10,7 +10,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::Handler;
 use super::acceptor::Acceptor;
-use super::budget::{ByteBudget, Lease};
+use super::budget::{ByteBudget, ByteLease};
 use super::control::Control;
 use super::inbox::Inbox;
 use super::listen::Listen;
@@ -23,7 +23,7 @@ use crate::supervise::Supervisor;
 
 /// Bounds of one server.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct ServerLimits {
     /// From the first byte of a request to its last.
     pub read_timeout: Duration,
     /// From an answer to its last byte being taken.
@@ -40,10 +40,10 @@ pub struct Limits {
     pub body_budget: Option<ByteBudget>,
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     /// What suits an endpoint of operations.
     fn default() -> Self {
-        Limits {
+        ServerLimits {
             read_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
@@ -55,9 +55,9 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
-    pub(super) fn lease(&self) -> Lease {
-        self.body_budget.as_ref().map_or_else(Lease::default, ByteBudget::lease)
+impl ServerLimits {
+    pub(super) fn lease(&self) -> ByteLease {
+        self.body_budget.as_ref().map_or_else(ByteLease::default, ByteBudget::lease)
     }
 }
 
@@ -71,7 +71,7 @@ pub struct ServerConfig {
     /// Reader threads, at least one.
     pub readers: usize,
     /// Bounds.
-    pub limits: Limits,
+    pub limits: ServerLimits,
     /// Certificates: then it speaks TLS only. `None`: plain HTTP.
     pub tls: Option<Tls>,
 }

@@ -93,13 +93,13 @@ pub(super) struct Fixture {
     budget: ByteBudget,
 }
 
-fn start(change: impl FnOnce(&mut Limits)) -> Fixture {
+fn start(change: impl FnOnce(&mut ServerLimits)) -> Fixture {
     start_with(None, change)
 }
 
-pub(super) fn start_with(tls: Option<Tls>, change: impl FnOnce(&mut Limits)) -> Fixture {
+pub(super) fn start_with(tls: Option<Tls>, change: impl FnOnce(&mut ServerLimits)) -> Fixture {
     let budget = ByteBudget::new(8 << 20);
-    let mut limits = Limits {
+    let mut limits = ServerLimits {
         read_timeout: PATIENCE,
         write_timeout: PATIENCE,
         idle_timeout: PATIENCE,
@@ -522,10 +522,6 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
 struct WhoRunsIt(Reply);
 
 impl DeferredResponse for WhoRunsIt {
-    fn reply(&mut self) -> &Reply {
-        &self.0
-    }
-
     fn run(self: Box<Self>) {
         let name = std::thread::current().name().unwrap_or("?").to_owned();
         self.0.send(Response::text(200, name));
@@ -543,7 +539,7 @@ fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the
     }
     for _ in 0..8 {
         let (_, reply) = fixture.echo.release();
-        Reply::defer_to_reader(Box::new(WhoRunsIt(reply)));
+        reply.reader().defer(Box::new(WhoRunsIt(reply)));
     }
     for socket in &mut sockets {
         let by = answer(socket).1;
@@ -556,7 +552,7 @@ fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the
     fixture.server.close();
     assert_eq!(fixture.group.join(PATIENCE), Ended::Asked);
     // Its socket is closed; that it ends without a panic is all that can be seen.
-    Reply::defer_to_reader(Box::new(WhoRunsIt(late)));
+    late.reader().defer(Box::new(WhoRunsIt(late)));
     assert_eq!(sockets[0].read(&mut [0]).unwrap_or(0), 0);
 }
 
@@ -564,7 +560,7 @@ fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the
 fn a_connection_that_arrives_during_a_drain_is_closed() {
     let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
     let (group, metrics) = (Supervisor::new("g", Stop::new()), ServerMetrics::new(&Registry::new()).of("http"));
-    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics, None);
+    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), ServerLimits::default(), metrics, None);
     group.spawn("reader", move || reader.run());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connect = || {

@@ -253,7 +253,7 @@ pub(super) mod tests {
     use crate::admin::Health;
     use crate::broker::memory::MemoryBroker;
     use crate::broker::{AppendFailure, Message, Stored};
-    use crate::http::{ByteBudget, Lease};
+    use crate::http::{ByteBudget, ByteLease};
     use crate::metrics::Registry;
     use std::sync::mpsc;
 
@@ -312,7 +312,7 @@ pub(super) mod tests {
                 Admission::Refuse(response) => deliver(response),
                 Admission::Read { max_body_bytes, then } => {
                     assert!(body.len() <= max_body_bytes);
-                    let request = Request { head, body: body.to_vec(), lease: Lease::default() };
+                    let request = Request { head, body: body.to_vec(), lease: ByteLease::default() };
                     then(request, Reply::to(deliver));
                 }
             }

@@ -15,7 +15,7 @@ use super::batch::Part;
 use super::metrics::{Metrics, Topic};
 use super::shown::{Peer, shown_query};
 use crate::broker::{Acks, AppendResult, Completion};
-use crate::http::{DeferredResponse, Lease, Reply};
+use crate::http::{ByteLease, DeferredResponse, Reply};
 use crate::log_limited;
 
 /// With more messages in flight than this the readers answer. Measured at acks=1: with 8 connections a tenth fewer requests
@@ -49,7 +49,7 @@ pub(super) struct Commit {
     pub(super) metrics: Arc<Metrics>,
     pub(super) place: Places,
     /// The message's bytes within the budget.
-    pub(super) lease: Lease,
+    pub(super) lease: ByteLease,
     /// `None` until it is known.
     pub(super) outcome: Option<AppendResult>,
 }
@@ -90,15 +90,11 @@ impl Drop for Places {
 impl Commit {
     fn complete(mut self: Box<Self>, outcome: AppendResult) {
         self.outcome = Some(outcome);
-        if self.place.in_all() > FEW { Reply::defer_to_reader(self) } else { self.run() }
+        if self.place.in_all() > FEW { self.reply.reader().defer(self) } else { self.run() }
     }
 }
 
 impl DeferredResponse for Commit {
-    fn reply(&mut self) -> &Reply {
-        &self.reply
-    }
-
     fn run(self: Box<Self>) {
         let Commit { reply, topic, acks, query, bytes, peer, started, metrics, place, lease, outcome } = *self;
         // Before the answer: who gets it may send the next request at once.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use log::warn;
 
 use super::Reader;
-use crate::http::Lease;
+use crate::http::ByteLease;
 use crate::http::connection::Phase;
 use crate::http::parser::Parser;
 use crate::http::scan::Refused;
@@ -58,7 +58,7 @@ impl Reader {
                 let head_limits = self.limits.head;
                 let client = self.client(index);
                 client.parser = Parser::new(head_limits);
-                client.lease = Lease::default();
+                client.lease = ByteLease::default();
                 self.settle(index);
             }
             Ok((received, phase)) => {

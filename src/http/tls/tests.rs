@@ -11,7 +11,7 @@ use super::certificates::Authority;
 use super::clients::{TlsStream, begin, rest, shake};
 use super::{ClientCertificates, TURNED_AWAY, Tls, TlsSettings};
 use crate::http::tests::{Fixture, MEDIUM, PATIENCE, answer, post, start_with};
-use crate::http::{Limits, Response};
+use crate::http::{Response, ServerLimits};
 
 /// A server, and who signed its certificate.
 struct Secured {
@@ -20,7 +20,7 @@ struct Secured {
     _folder: tempfile::TempDir,
 }
 
-fn start(handshake_timeout: Duration, change: impl FnOnce(&mut Limits)) -> Secured {
+fn start(handshake_timeout: Duration, change: impl FnOnce(&mut ServerLimits)) -> Secured {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "authority");
     let own = authority.issue("server", 30);

@@ -11,7 +11,7 @@ use std::time::Instant;
 use log::{Level, info};
 
 use crate::broker::{Acks, AppendResult, Appended};
-use crate::http::{DeferredResponse, Lease, Reply, Response};
+use crate::http::{ByteLease, DeferredResponse, Reply, Response};
 use crate::kproxy::answer::{Failure, OffsetOrNull, RETRY_AFTER};
 use crate::kproxy::in_flight::Places;
 use crate::kproxy::metrics::{Metrics, Topic};
@@ -29,7 +29,7 @@ pub(super) struct Batch {
     outcomes: Box<[OnceLock<Outcome>]>,
     asked: Asked,
     /// The messages' bytes within the budget.
-    lease: Lease,
+    lease: ByteLease,
 }
 
 /// What is said of the request in metrics and log.
@@ -73,25 +73,22 @@ impl Part {
 }
 
 impl Batch {
-    pub(super) fn new(count: usize, asked: Asked, lease: Lease, reply: Reply) -> Arc<Self> {
+    pub(super) fn new(count: usize, asked: Asked, lease: ByteLease, reply: Reply) -> Arc<Self> {
         let outcomes = (0..count).map(|_| OnceLock::new()).collect();
         Arc::new(Batch { reply: Mutex::new(reply), outcomes, asked, lease })
     }
 
     /// Ends one holder's interest; the last one's answers.
     pub(super) fn let_go(batch: Arc<Self>) {
-        if let Some(batch) = Arc::into_inner(batch) {
+        if let Some(mut batch) = Arc::into_inner(batch) {
             // Its answer is long: not on the engine's thread.
-            Reply::defer_to_reader(Box::new(batch));
+            let reader = locks::get_mut(&mut batch.reply).reader();
+            reader.defer(Box::new(batch));
         }
     }
 }
 
 impl DeferredResponse for Batch {
-    fn reply(&mut self) -> &Reply {
-        locks::get_mut(&mut self.reply)
-    }
-
     fn run(self: Box<Self>) {
         let Batch { reply, outcomes, asked, lease } = *self;
         drop(lease);

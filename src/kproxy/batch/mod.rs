@@ -22,7 +22,7 @@ use super::headers;
 use super::in_flight::{Delivery, Places};
 use super::shown::Peer;
 use crate::broker::{Header, PartitionId, Record};
-use crate::http::{Head, Lease, Reply, Request};
+use crate::http::{ByteLease, Head, Reply, Request};
 
 pub(super) use delivery::Part;
 use delivery::{Asked, Batch};
@@ -177,7 +177,7 @@ impl CommitHandler {
         format: Format,
         notes: &AdmittedCommit,
         body: Vec<u8>,
-        lease: &mut Lease,
+        lease: &mut ByteLease,
     ) -> Result<(Vec<Entry>, Places), Failure> {
         let entries = format.parse(&body, &self.batches)?;
         drop(body);
