@@ -1,8 +1,8 @@
-//! A response that another thread than the one with the outcome builds and sends.
+//! Responses that a reader thread builds and sends for another thread.
 
-/// The work that ends one request: builds the response and sends it with the [`super::Reply`] inside. A reply that is
-/// dropped unsent (after a panic) answers 500, so a request is answered even if this work fails.
+/// The last work on one request: builds the response and sends it with the [`super::Reply`] that it holds. A reply that is
+/// dropped unsent answers 500, so the request is answered even if this work panics.
 pub trait DeferredResponse: Send {
-    /// Builds the response and sends it. Must be quick: the reader's other connections wait meanwhile.
+    /// Builds the response and sends it. Must be quick: the other connections of the reader wait meanwhile.
     fn run(self: Box<Self>);
 }

@@ -213,7 +213,7 @@ impl Watch {
             self.metrics.in_flight.set(gauge(self.in_flight.load(Ordering::Relaxed)));
             let used = self.budget.used();
             self.metrics.in_flight_bytes.set(gauge(used));
-            if tide.has_fallen(self.budget.take_high(), used) {
+            if tide.has_fallen(self.budget.take_peak(), used) {
                 memory::give_back();
             }
             let questions = self.commits.lanes.topic_lookups();
