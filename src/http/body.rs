@@ -8,8 +8,8 @@ use super::scan::is_token;
 
 /// Longest chunk size line with its extensions.
 const MAX_CHUNK_LINE_BYTES: usize = 256;
-/// Most bytes that are not data: size lines, extensions and trailers. A body in chunks of one byte has five such bytes for
-/// each byte of data and must pass, so the bound grows with the data.
+/// Most bytes that are not data: size lines, extensions and trailers. A body in chunks of one byte has five such bytes
+/// for each byte of data and must pass, so the bound grows with the data.
 const MAX_OVERHEAD_BYTES: u64 = 16 * 1024;
 const MAX_OVERHEAD_PER_BYTE: u64 = 8;
 /// Most bytes allocated at once beyond what has arrived of a body.
@@ -72,7 +72,8 @@ enum ChunkState {
 }
 
 impl BodyDecoder {
-    /// A decoder of a body of at most `max` bytes; a larger length is refused at once. Without `keeps` the body is discarded.
+    /// A decoder of a body of at most `max` bytes; a larger length is refused at once. Without `keeps` the body is
+    /// discarded.
     pub(super) fn new(framing: Framing, max: usize, keeps: bool) -> Result<Self, Refusal> {
         let state = match framing {
             Framing::None => DecoderState::Length { missing: 0 },

@@ -1,7 +1,7 @@
 //! A bound, in bytes, on what all connections together keep in memory: incomplete heads, bodies, pipelined bytes.
 //!
-//! Memory is counted as it is allocated, not as it is filled, and released when the [`ByteLease`] is dropped, which travels
-//! with the body.
+//! Memory is counted as it is allocated, not as it is filled, and released when the [`ByteLease`] is dropped, which
+//! travels with the body.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -33,8 +33,8 @@ pub(super) enum Phase {
     Answering,
     /// The socket has not taken the whole response, or not all records that TLS itself sends.
     Writing,
-    /// The sending half is closed. What the client still sends is discarded for a while, so that the client can read the
-    /// last response before the connection is reset.
+    /// The sending half is closed. What the client still sends is discarded for a while, so that the client can read
+    /// the last response before the connection is reset.
     Lingering,
     /// Writing failed.
     Broken,
@@ -106,8 +106,8 @@ impl Connection {
         state.recheck = false;
     }
 
-    /// The reader has handed the request over. If the request is still unanswered and `has_more`, the reader gets a message
-    /// when it is answered. Returns the phase.
+    /// The reader has handed the request over. If the request is still unanswered and `has_more`, the reader gets a
+    /// message when it is answered. Returns the phase.
     pub(super) fn end_hand_over(&self, has_more: bool) -> Phase {
         let mut state = self.lock();
         state.in_hand_over = false;
@@ -142,8 +142,8 @@ impl Connection {
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n", false);
     }
 
-    /// Decrypts what arrived while the phase is `Reading`, and writes the records with which TLS itself responds. After an
-    /// error the phase is `Lingering`; it is `Writing` if the socket does not take all these records.
+    /// Decrypts what arrived while the phase is `Reading`, and writes the records with which TLS itself responds. After
+    /// an error the phase is `Lingering`; it is `Writing` if the socket does not take all these records.
     pub(super) fn decrypt(&self, records: &[u8], plaintext: &mut Vec<u8>) -> Result<(Received, Phase), String> {
         let mut state = self.lock();
         let Some(session) = &mut state.tls else { return Err("a connection without TLS".to_owned()) };
@@ -257,7 +257,8 @@ impl State {
         Ok(sent == length)
     }
 
-    /// With TLS: writes the records of the response, and the close_notify after the last one; true if the socket took all.
+    /// With TLS: writes the records of the response, and the close_notify after the last one; true if the socket took
+    /// all.
     fn flush_tls(&mut self, socket: &TcpStream) -> io::Result<bool> {
         let Some(session) = &mut self.tls else { return Ok(true) };
         if self.closes {

@@ -14,8 +14,8 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Schedules a check of `key` at `at`, unless an earlier one is scheduled. `scheduled` is the time of the current entry
-    /// of `key`, and is updated.
+    /// Schedules a check of `key` at `at`, unless an earlier one is scheduled. `scheduled` is the time of the current
+    /// entry of `key`, and is updated.
     pub(super) fn schedule(&mut self, key: usize, scheduled: &mut Option<Instant>, at: Instant) {
         if let Some(before) = *scheduled {
             if before <= at {

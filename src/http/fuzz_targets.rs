@@ -63,8 +63,8 @@ pub fn http_parser(data: &[u8]) {
     assert_eq!(read(limits, &single), whole);
 }
 
-/// A chunked body does not depend on how its bytes are cut, and ends at the same byte when it is discarded. The first byte
-/// chooses the cuts.
+/// A chunked body does not depend on how its bytes are cut, and ends at the same byte when it is discarded. The first
+/// byte chooses the cuts.
 pub fn chunked_body(data: &[u8]) {
     let [cut, bytes @ ..] = data else { return };
     let decode = |size: usize, keeps: bool| {

@@ -1,7 +1,7 @@
 //! Parses a complete request head, and determines the framing of its body.
 //!
-//! `httparse` splits the lines; the rules on their combination are here, strictly by RFC 9110 and RFC 9112. A head that two
-//! implementations could read differently is refused (request smuggling).
+//! `httparse` splits the lines; the rules on their combination are here, strictly by RFC 9110 and RFC 9112. A head that
+//! two implementations could read differently is refused (request smuggling).
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
@@ -191,7 +191,8 @@ fn has_other_version(bytes: &[u8]) -> bool {
     major.is_ascii_digit() && minor.is_ascii_digit()
 }
 
-/// RFC 9110 9.1: an unrecognized method is answered with 501; whether a known one is allowed (405) is up to the handler.
+/// RFC 9110 9.1: an unrecognized method is answered with 501; whether a known one is allowed (405) is up to the
+/// handler.
 fn method(name: &str) -> Result<Cow<'static, str>, Refusal> {
     const KNOWN: [&str; 9] = ["POST", "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT"];
     let known = KNOWN.into_iter().find(|known| *known == name);

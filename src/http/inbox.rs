@@ -1,7 +1,7 @@
 //! The queue through which other threads reach a reader.
 //!
-//! A reader takes the queue before each wait, so it is woken only while it waits, and only once. Deferred responses in the
-//! queue are sent in any case, also when the reader ends or panics in the middle of them.
+//! A reader takes the queue before each wait, so it is woken only while it waits, and only once. Deferred responses in
+//! the queue are sent in any case, also when the reader ends or panics in the middle of them.
 
 use std::collections::VecDeque;
 use std::io;

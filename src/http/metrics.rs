@@ -34,8 +34,8 @@ impl ServerMetrics {
             ),
             limits: registry.counter(
                 "http_limits_total",
-                "Requests and connections refused because a limit was reached, by limit: connections, connections_per_ip, \
-                 uri, headers, header_fields, request_size, chunks, in_flight_bytes.",
+                "Requests and connections refused because a limit was reached, by limit: connections, \
+                 connections_per_ip, uri, headers, header_fields, request_size, chunks, in_flight_bytes.",
                 &["server", "limit"],
             ),
             timeouts: registry.counter(

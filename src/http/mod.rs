@@ -10,8 +10,8 @@
 //!                          ◀── a DeferredResponse to build and send ──────────── ReaderHandle::defer, for many at once
 //! ```
 //!
-//! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three combined, pure),
-//! `handler`, `connection` (which thread may write when), `reply`, `inbox`, `tls`, `reader`, `acceptor`, `control`, `server`;
+//! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three combined, pure), `handler`,
+//! `connection` (which thread may write when), `reply`, `inbox`, `tls`, `reader`, `acceptor`, `control`, `server`;
 //! `query` is for the handlers. Kept out: the meaning of the requests.
 //!
 //! Invariants: one request of a connection is in progress at a time, and responses leave in the order of the requests;

@@ -1,7 +1,7 @@
 //! Parses the bytes of one connection into requests: head, then, once admitted, body.
 //!
-//! Pure: the same bytes give the same requests and refusals however they are cut. The parser holds what has arrived of one
-//! request; bytes after its end stay with the caller.
+//! Pure: the same bytes give the same requests and refusals however they are cut. The parser holds what has arrived of
+//! one request; bytes after its end stay with the caller.
 
 use super::body::BodyDecoder;
 use super::head::{ParsedHead, parse};

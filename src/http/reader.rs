@@ -1,8 +1,9 @@
 //! A reader: one thread, one poller, its own connections.
 //!
-//! It reads, parses, admits and hands over requests, runs deferred responses, and does what a response could not do at once.
-//! A connection is always watched for bytes (level-triggered, so that a request needs no system call for it); the interest
-//! changes only for a client that sends while its request is being answered, or that does not take its response.
+//! It reads, parses, admits and hands over requests, runs deferred responses, and does what a response could not do at
+//! once. A connection is always watched for bytes (level-triggered, so that a request needs no system call for it); the
+//! interest changes only for a client that sends while its request is being answered, or that does not take its
+//! response.
 
 mod clients;
 mod requests;
@@ -182,13 +183,13 @@ impl Reader {
     fn on_event(&mut self, key: usize, scratch: &mut [u8]) {
         let Some(index) = self.clients.find(key) else { return };
         match self.client(index).connection.phase_at_event() {
-            // The request was answered meanwhile, and the message to recheck it is queued: pending bytes come before new
-            // ones.
+            // The request was answered meanwhile, and the message to recheck it is queued: pending bytes come before
+            // new ones.
             Phase::Reading if !self.client(index).pending.is_empty() => {}
             Phase::Reading => self.read(index, scratch),
             Phase::Answering => {
-                // Level-triggered: without this, unread bytes would end every wait. A second event can only be an error:
-                // then the socket is not watched at all until the request is answered.
+                // Level-triggered: without this, unread bytes would end every wait. A second event can only be an
+                // error: then the socket is not watched at all until the request is answered.
                 let is_first = self.client(index).interest == Some(Interest::Readable);
                 self.watch(index, is_first.then_some(Interest::ErrorsOnly));
             }
@@ -276,7 +277,8 @@ impl Reader {
             }
             Phase::Reading if client.parser.is_idle() => (since + idle_timeout, "idle"),
             Phase::Reading => (client.started + read_timeout, "read"),
-            // The handler bounds this phase. A response sent just now starts the idle timeout, so check again by its end.
+            // The handler bounds this phase. A response sent just now starts the idle timeout, so check again by its
+            // end.
             Phase::Answering => (now + idle_timeout, ""),
             Phase::Writing => (since + write_timeout, "write"),
             Phase::Lingering => (since + LINGER, "linger"),

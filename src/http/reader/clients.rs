@@ -70,8 +70,8 @@ pub(super) enum Handshake {
 }
 
 impl ClientState {
-    /// Leases the memory that is held for the request until more of it arrives or it is answered; false if the budget is
-    /// exhausted.
+    /// Leases the memory that is held for the request until more of it arrives or it is answered; false if the budget
+    /// is exhausted.
     pub(super) fn lease_request(&mut self) -> bool {
         let response = match self.parser.admitted() {
             Some(OnComplete::Answer(response)) => response.allocated(),

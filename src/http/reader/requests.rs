@@ -46,8 +46,8 @@ impl Reader {
         }
     }
 
-    /// Parses bytes of a client in phase `Reading`, and hands requests over as long as each is answered at once; the rest is
-    /// kept in `pending`. Returns whether the phase must be applied.
+    /// Parses bytes of a client in phase `Reading`, and hands requests over as long as each is answered at once; the
+    /// rest is kept in `pending`. Returns whether the phase must be applied.
     pub(super) fn parse(&mut self, index: usize, mut input: &[u8]) -> bool {
         let mut requests = 0;
         loop {
@@ -77,8 +77,8 @@ impl Reader {
                     Err(Rejection::Handler(response)) => return self.answer_and_close(index, response),
                 },
                 Progress::Complete => {
-                    // A request that is refused already needs no lease: /healthz and /metrics work also when the budget is
-                    // exhausted.
+                    // A request that is refused already needs no lease: /healthz and /metrics work also when the budget
+                    // is exhausted.
                     let fits = client.is_refused() || client.lease_request();
                     // Leased before the hand-over, after which the request cannot be refused.
                     if !fits || !client.pending_lease.set_to(input.len()) {

@@ -74,8 +74,8 @@ impl Reader {
                 } else if !plaintext.is_empty() {
                     self.on_bytes(index, &plaintext);
                 }
-                // After the client's close_notify an incomplete request never completes. In any other phase, and with bytes
-                // pending, the connection is closed when these are done.
+                // After the client's close_notify an incomplete request never completes. In any other phase, and with
+                // bytes pending, the connection is closed when these are done.
                 if let Some(index) = self.clients.find(key).filter(|_| received.peer_closed)
                     && connection.phase().0 == Phase::Reading
                     && self.client(index).pending.is_empty()

@@ -1,7 +1,7 @@
 //! Reads the certificates from their files, at the start and on each reload.
 //!
-//! Each reload makes a new rustls configuration with a new session ticket key: a client with a ticket from before needs a full
-//! handshake, so that its certificate is verified against the current client CA.
+//! Each reload makes a new rustls configuration with a new session ticket key: a client with a ticket from before needs
+//! a full handshake, so that its certificate is verified against the current client CA.
 
 use std::fmt;
 use std::fs;
@@ -42,8 +42,8 @@ impl Tls {
         Ok(Tls { shared: Arc::new(SharedConfig { settings, current }) })
     }
 
-    /// Reads the files again, for new connections. Returns a summary of the files; after an error the configuration stays as
-    /// it was.
+    /// Reads the files again, for new connections. Returns a summary of the files; after an error the configuration
+    /// stays as it was.
     pub fn reload(&self) -> Result<String, String> {
         let settings = &self.shared.settings;
         let (config, summary) = read(settings).map_err(|problems| {

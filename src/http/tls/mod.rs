@@ -1,8 +1,8 @@
 //! TLS of a server: [`Tls`] is the server's current configuration, `Session` the TLS state of one connection.
 //!
-//! A session does no IO of its own: a connection's phase says which thread may use the socket, and that thread also uses the
-//! session, which is under the same lock as the phase. All bytes of a read are decrypted and taken out of the session at
-//! once, so that no request stays in it unnoticed.
+//! A session writes only when it is called: a connection's phase says which thread may use the socket, and that thread
+//! also uses the session, which is under the same lock as the phase. All bytes of a read are decrypted and taken out of
+//! the session at once, so that no request stays in it unnoticed.
 //!
 //! In a build without the cargo feature `tls` the two types have no values, and the code that uses them never runs.
 
@@ -60,7 +60,8 @@ pub struct TlsSettings {
     pub certificate: PathBuf,
     /// `key_file`: its private key, PEM, not encrypted.
     pub key: PathBuf,
-    /// `client_ca_file`: the authorities that sign client certificates, PEM; `None`: no client certificate is requested.
+    /// `client_ca_file`: the authorities that sign client certificates, PEM; `None`: no client certificate is
+    /// requested.
     pub client_ca: Option<PathBuf>,
     /// Has an effect only with `client_ca`.
     pub client_certificates: ClientCertificates,

@@ -1,7 +1,7 @@
 //! The TLS state of one connection: decrypts what arrived, encrypts what is sent.
 //!
-//! Its memory is bounded: of received bytes at most an incomplete record (17 KB; in the handshake 64 KB), since decrypted
-//! bytes are taken out at once; of bytes to send [`MAX_UNSENT_BYTES`] and the handshake's own records.
+//! Its memory is bounded: of received bytes at most an incomplete record (17 KB; in the handshake 64 KB), since
+//! decrypted bytes are taken out at once; of bytes to send [`MAX_UNSENT_BYTES`] and the handshake's own records.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -45,8 +45,8 @@ impl Session {
         Ok(Received { handshake_done: !self.connection.is_handshaking(), peer_closed })
     }
 
-    /// Encrypts `bytes` and writes records as the socket takes them. Returns how many bytes were taken; the records of the
-    /// last ones are written only by [`Self::flush`], together with a close_notify that may follow.
+    /// Encrypts `bytes` and writes records as the socket takes them. Returns how many bytes were taken; the records of
+    /// the last ones are written only by [`Self::flush`], together with a close_notify that may follow.
     pub(in crate::http) fn send(&mut self, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
         let mut taken = 0;
         while taken < bytes.len() && self.flush(socket)? {
