@@ -8,11 +8,11 @@ use super::scan::is_token;
 
 /// Longest chunk size line with its extensions.
 const MAX_CHUNK_LINE_BYTES: usize = 256;
-/// Most bytes that are not data: size lines, extensions and trailers. A body in chunks of one byte has five such bytes
-/// for each byte of data and must pass, so the bound grows with the data.
+/// Limit on the bytes that are not data: size lines, extensions and trailers. A body in chunks of one byte has five
+/// such bytes for each byte of data and must pass, so the bound grows with the data.
 const MAX_OVERHEAD_BYTES: u64 = 16 * 1024;
 const MAX_OVERHEAD_PER_BYTE: u64 = 8;
-/// Most bytes allocated at once beyond what has arrived of a body.
+/// Largest allocation at once beyond what has arrived of a body.
 const MAX_STEP_BYTES: usize = 1 << 20;
 
 /// Decodes one body.

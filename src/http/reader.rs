@@ -28,9 +28,9 @@ use super::tls::Tls;
 use crate::logging;
 use clients::{ClientState, ClientTable, Handshake};
 
-/// Bytes of one read; also the most that a client can send ahead of its response.
+/// Size of one read, which also bounds the bytes that a client can pipeline.
 const READ_BYTES: usize = 16 * 1024;
-/// Most bytes of one read in the middle of a large body.
+/// Size of one read in the middle of a large body.
 const MAX_READ_BYTES: usize = 256 * 1024;
 /// After the last response of a connection, bytes of the client are discarded for this time, and up to this number.
 const LINGER: Duration = Duration::from_secs(2);

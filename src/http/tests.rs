@@ -1,6 +1,6 @@
 //! The server as clients see it, through real sockets.
 
-mod fixture;
+pub(super) mod fixture;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -13,8 +13,7 @@ use super::*;
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
-use fixture::{Echo, start, whole_answer};
-pub(super) use fixture::{Fixture, MEDIUM_BYTES, PATIENCE, answer, post, start_with};
+use fixture::{Echo, PATIENCE, answer, post, start, whole_answer};
 
 #[test]
 fn a_connection_serves_one_request_after_another() {

@@ -1,4 +1,4 @@
-//! The connections of one reader: what the reader alone keeps of each, and when it checks which next.
+//! The connections of one reader: their state that no other thread uses, and their deadlines.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use crate::http::message::Response;
 use crate::http::parser::Parser;
 use crate::http::poller::Interest;
 
-/// The clients of one reader by slot. A slot is reused; the generation in a connection's key tells an event for its
-/// former connection.
+/// The clients of one reader by slot. Slots are reused; the generation in a connection's key distinguishes its events
+/// from those of the slot's next connection.
 #[derive(Default)]
 pub(super) struct ClientTable {
     slots: Vec<ClientSlot>,
@@ -28,7 +28,7 @@ struct ClientSlot {
     client: Option<Box<ClientState>>,
 }
 
-/// What the reader alone keeps of a connection.
+/// The state of a connection that only the reader uses.
 pub(super) struct ClientState {
     pub(super) connection: Arc<Connection>,
     pub(super) parser: Parser<OnComplete>,

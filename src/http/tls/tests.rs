@@ -10,7 +10,7 @@ use rustls::version::{TLS12, TLS13};
 use super::certificates::Authority;
 use super::clients::{TlsStream, begin, rest, shake};
 use super::{ClientCertificates, REFUSAL_ALERT, Tls, TlsSettings};
-use crate::http::tests::{Fixture, MEDIUM_BYTES, PATIENCE, answer, post, start_with};
+use crate::http::tests::fixture::{Fixture, MEDIUM_BYTES, PATIENCE, answer, post, start_with};
 use crate::http::{Response, ServerLimits};
 
 /// A server, and the authority that signed its certificate.
