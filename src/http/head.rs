@@ -10,7 +10,7 @@ use super::message::{Head, Headers};
 use super::refusal::Refusal;
 use super::scan::is_token;
 
-/// Most header fields of a request.
+/// Limit on the header fields of a request.
 const MAX_FIELDS: usize = 100;
 
 /// How the body of a request is delimited (RFC 9112 6.3).
