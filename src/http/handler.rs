@@ -6,7 +6,7 @@ use super::message::{Head, Request, Response};
 use super::reply::Reply;
 
 /// Processes a complete request. The reply is sent now or later, from any thread. Called on a reader thread: must not
-/// block.
+/// block. A panic drops the reply, which answers 500 with [`super::UNANSWERED`].
 pub type RequestHandler = Box<dyn FnOnce(Request, Reply) + Send>;
 
 /// What the server does with the body of a request whose head is complete.
@@ -19,7 +19,9 @@ pub enum Admission {
         /// completes.
         then: RequestHandler,
     },
-    /// Answer without the body. A short body is read and discarded, so that the connection can be kept.
+    /// Answer without the body. A body of at most 64 KiB is read and discarded, so that the connection can be kept; after
+    /// a larger one, or one that waits for 100 Continue, the connection is closed. If the body turns out malformed or
+    /// late, this answer is sent all the same.
     Refuse(Response),
 }
 

@@ -1,4 +1,4 @@
-//! Bounds of one server.
+//! Bounds of one server: timeouts, connections, sizes, memory.
 
 use std::time::Duration;
 

@@ -198,6 +198,9 @@ fn deadlines_close_slow_senders_slow_readers_and_idle_connections() {
     assert!(started.elapsed() >= short && started.elapsed() < short * 20, "{:?}", started.elapsed());
     let answer = fixture.exchange(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let answer = fixture.exchange(b"HEAD /refuse HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc");
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "a response to HEAD has no body: {answer}");
     assert_eq!(fixture.exchange(b"\r\n\r"), "", "empty lines start no request, so the connection is idle");
     let started = Instant::now();
     assert_eq!(fixture.exchange(b""), "", "an idle connection is closed without a response");

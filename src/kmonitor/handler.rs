@@ -9,10 +9,13 @@ use std::sync::Arc;
 use log::debug;
 
 use crate::admin::Admin;
-use crate::http::{Admission, Handler, Head, Response, percent_decode};
+use crate::http::{Admission, Handler, Head, Reply, Request, Response, percent_decode};
 
 use super::report::{json, zabbix};
 use super::snapshot::{SnapshotStore, Snapshots};
+
+/// Largest body of a request, bytes.
+const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// Answers from the newest snapshots.
 pub(super) struct DelayHandler {
@@ -23,10 +26,15 @@ pub(super) struct DelayHandler {
 }
 
 impl Handler for DelayHandler {
-    fn admit(self: Arc<Self>, head: &Head) -> Admission {
-        let response = self.answer(head);
-        debug!("{} {} {}", head.method, head.path, response.status);
-        Admission::Refuse(response)
+    /// Reads a body, which no endpoint uses, so that an incomplete or large one is answered as everywhere: 408, 413.
+    fn admit(self: Arc<Self>, _: &Head) -> Admission {
+        let then = Box::new(move |request: Request, reply: Reply| {
+            let head = &request.head;
+            let response = self.answer(head);
+            debug!("{} {} {}", head.method, head.path, response.status);
+            reply.send(response);
+        });
+        Admission::Read { max_body_bytes: MAX_BODY_BYTES, then }
     }
 
     fn refusal(&self, status: u16, reason: &str) -> Response {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::delay::ModuleDelay;
 use crate::locks::lock;
 
-/// A snapshot older than this number of polls, each with its pause, is not shown.
+/// A snapshot is shown for this number of poll intervals, each prolonged by the duration of its poll.
 const STALE_AFTER_POLLS: u32 = 3;
 
 /// The delays of one cluster at one poll.

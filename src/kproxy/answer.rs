@@ -1,4 +1,4 @@
-//! The answers of kproxy: the one table of all statuses, error codes and header fields.
+//! The answers of kproxy: the one table of failures, with status, error code and header fields.
 //!
 //! Every failure has a named constructor here; no other file builds one. Every answer but 200 says whether the message
 //! may be in the topic (`stored`) and whether the same request may succeed later (`retriable`).

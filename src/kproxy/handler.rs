@@ -123,16 +123,17 @@ impl CommitHandler {
     /// Refuses before the body is sent; a slot is acquired only once the body has arrived.
     fn check_free_slot(&self) -> Result<(), Failure> {
         let used = self.slots.used();
-        if used < self.slots.size() { Ok(()) } else { Err(self.pool_full(used)) }
+        if used < self.slots.size() { Ok(()) } else { Err(self.pool_full(used, 1)) }
     }
 
     fn acquire_slots(&self, count: usize) -> Result<InFlightSlots, Failure> {
-        self.slots.acquire(count).map_err(|used| self.pool_full(used))
+        self.slots.acquire(count).map_err(|used| self.pool_full(used, count))
     }
 
-    fn pool_full(&self, used: usize) -> Failure {
+    fn pool_full(&self, used: usize, wanted: usize) -> Failure {
         self.metrics.pool_full.inc();
-        Failure::overloaded(format!("{used} commits are in flight, req_pool_size is {}", self.slots.size()))
+        let size = self.slots.size();
+        Failure::overloaded(format!("req_pool_size is {size}: no room for {wanted} more, {used} are in flight"))
     }
 
     /// Hands the body of a request to the broker as one message.

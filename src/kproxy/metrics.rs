@@ -52,7 +52,7 @@ impl KproxyMetrics {
         KproxyMetrics {
             commits: registry.counter(
                 "kproxy_commits_total",
-                "Commits answered, by status; topic is other until a message was stored in it.",
+                "Commits answered, by status; topic is other until a message was stored in it, and beyond 1000 topics.",
                 &["topic", "acks", "code"],
             ),
             pool_full: registry

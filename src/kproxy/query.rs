@@ -76,7 +76,7 @@ fn legal(topic: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Failure> {
 mod tests {
     use super::*;
 
-    /// TopicCounters, key and acks, or the word of the failure.
+    /// Topic, key and acks, or the code of the failure.
     type Outcome<'a> = Result<(&'a str, Option<&'a [u8]>, Acks), &'a str>;
 
     #[test]

@@ -56,7 +56,7 @@ pub(super) enum OnComplete {
     /// The request goes to the handler.
     Handle(RequestHandler),
     /// The handler refused the head, and the body was discarded: this response is sent.
-    Answer(Response),
+    Respond(Box<Response>),
 }
 
 /// Progress of a connection's TLS handshake.
@@ -74,7 +74,7 @@ impl ClientState {
     /// is exhausted.
     pub(super) fn lease_request(&mut self) -> bool {
         let response = match self.parser.admitted() {
-            Some(OnComplete::Answer(response)) => response.allocated(),
+            Some(OnComplete::Respond(response)) => response.allocated(),
             _ => 0,
         };
         self.request_lease.set_to(self.parser.allocated() + response)
@@ -82,7 +82,7 @@ impl ClientState {
 
     /// Whether the handler refused the request that is being received.
     pub(super) fn is_refused(&self) -> bool {
-        matches!(self.parser.admitted(), Some(OnComplete::Answer(_)))
+        matches!(self.parser.admitted(), Some(OnComplete::Respond(_)))
     }
 }
 

@@ -74,7 +74,10 @@ impl Reader {
                 Progress::Head => match self.admit(index, input.is_empty()) {
                     Ok(()) => {}
                     Err(Rejection::Server(refusal)) => return self.refuse(index, refusal),
-                    Err(Rejection::Handler(response)) => return self.answer_and_close(index, response),
+                    Err(Rejection::Handler(response)) => {
+                        let head_only = self.client(index).parser.is_head_method();
+                        return self.answer_and_close(index, response, head_only);
+                    }
                 },
                 Progress::Complete => {
                     // A request that is refused already needs no lease: /healthz and /metrics work also when the budget
@@ -128,7 +131,7 @@ impl Reader {
                 if is_large || awaits_continue {
                     return Err(Rejection::Handler(response));
                 }
-                client.parser.skip_body(MAX_DISCARDED_BODY_BYTES, OnComplete::Answer(response))?;
+                client.parser.skip_body(MAX_DISCARDED_BODY_BYTES, OnComplete::Respond(Box::new(response)))?;
                 Ok(())
             }
         }
@@ -148,7 +151,7 @@ impl Reader {
         };
         connection.begin_hand_over();
         match then {
-            OnComplete::Answer(response) => connection.answer(&response, options),
+            OnComplete::Respond(response) => connection.answer(&response, options),
             OnComplete::Handle(then) => {
                 let reply = Reply::on(Arc::clone(&connection), options);
                 let request = Request { head: parsed.head, body, lease };
@@ -163,10 +166,12 @@ impl Reader {
     pub(super) fn refuse(&mut self, index: usize, refusal: Refusal) -> bool {
         // If the handler refused the request already, its response is sent.
         let client = self.client(index);
+        // Before the parser gives the request up.
+        let head_only = client.parser.is_head_method();
         if client.is_refused()
-            && let Some((_, _, OnComplete::Answer(response))) = client.parser.take()
+            && let Some((_, _, OnComplete::Respond(response))) = client.parser.take()
         {
-            return self.answer_and_close(index, response);
+            return self.answer_and_close(index, *response, head_only);
         }
         self.metrics.refused(refusal.status);
         if let Some(limit) = refusal.limit {
@@ -174,14 +179,13 @@ impl Reader {
         }
         let response = panics::catch(|| self.handler.refusal(refusal.status, refusal.reason))
             .unwrap_or_else(|_| Response::text(refusal.status, refusal.reason));
-        self.answer_and_close(index, response)
+        self.answer_and_close(index, response, head_only)
     }
 
     /// Sends the last response of a connection. Returns true: the phase must be applied.
-    fn answer_and_close(&mut self, index: usize, response: Response) -> bool {
+    fn answer_and_close(&mut self, index: usize, response: Response, head_only: bool) -> bool {
         let head_limits = self.limits.head;
         let client = self.client(index);
-        let head_only = client.parser.is_head_method();
         client.parser = Parser::new(head_limits);
         client.pending = Vec::new();
         client.request_lease = ByteLease::default();

@@ -25,7 +25,7 @@ pub(crate) fn register(registry: &Registry, store: &SnapshotStore) {
     let source = store.clone();
     registry.table(
         "kmonitor_cluster_known",
-        "1 while the stored offsets of the cluster are being read, else 0.",
+        "1 while the stored offsets of the cluster can be read, else 0.",
         &["cluster"],
         move || known(&source),
     );

@@ -107,7 +107,7 @@ mod tests {
             (&["Basic dXA="], Err(AuthorizationError::Malformed)),
             (&["Basic !"], Err(AuthorizationError::Malformed)),
             (&["Basic"], Err(AuthorizationError::Malformed)),
-            (&["SecretDigest username=x"], Err(AuthorizationError::OtherScheme)),
+            (&["Digest username=x"], Err(AuthorizationError::OtherScheme)),
             (&[""], Err(AuthorizationError::OtherScheme)),
         ];
         for (values, expected) in rows {

@@ -17,8 +17,8 @@ pub(crate) struct RateCharge {
 }
 
 impl RateCharge {
-    /// Charges the messages and bytes of a body that goes to the broker, instead of one request and the announced
-    /// bytes. The difference may exceed the limit: it becomes a debt that later requests wait for. Returns the name
+    /// Charges what a body that goes to the broker has beyond one message and the bytes that the head announced. The
+    /// difference may exceed the limit: it becomes a debt that later requests wait for. Returns the name
     /// of the credential, for the log.
     pub(crate) fn finalize(mut self, message_count: usize, bytes: usize) -> Option<Arc<str>> {
         // Taken out, so that `Drop` gives back nothing.

@@ -114,7 +114,7 @@ fn a_refusal_does_not_reveal_which_users_exist() {
         (None, "c", Some((401, "unauthorized"))),
         (Some("Bearer t2"), "a1", Some((401, "unauthorized"))),
         (Some("Bearer"), "a1", Some((401, "unauthorized"))),
-        (Some("SecretDigest t1"), "a1", Some((401, "unauthorized"))),
+        (Some("Digest t1"), "a1", Some((401, "unauthorized"))),
     ] {
         assert_eq!(code(&fixture.check(authorization, topic)), outcome, "{authorization:?} {topic}");
     }

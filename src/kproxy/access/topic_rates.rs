@@ -1,7 +1,8 @@
 //! `rate_limits`: limits per topic, for all clients together.
 //!
 //! The first rule whose globs match a topic applies, and each topic has a [`RateMeter`] of its own. Bounds: at most
-//! [`MAX_METERS`] topics have one at a time; a meter that is full again equals a new one and is removed to make room.
+//! [`MAX_METERS`] topics have one at a time; a meter that has been full for a minute equals a new one and is
+//! removed to make room.
 //! With more topics in use, the rest share one meter for each rule. So topic names that a stranger makes up can slow
 //! down new topics, but take no memory and nothing from the topics that have a meter.
 

@@ -137,7 +137,7 @@ fn each_invalid_request_has_its_error_code_and_stores_nothing() {
         ("POST", "/commit?topic=t&topic=t", "x", 400, "repeated_parameter"),
         ("POST", "/commit?topic=t", "", 400, "empty_body"),
         ("POST", "/commit?topic=absent", "x", 404, "unknown_topic"),
-        ("POST", "/PendingCommit?topic=t", "x", 404, "unknown_path"),
+        ("POST", "/Commit?topic=t", "x", 404, "unknown_path"),
         ("GET", "/", "", 404, "unknown_path"),
         ("GET", "/commit?topic=t", "", 405, "not_post"),
         ("HEAD", "/commit?topic=t", "", 405, "not_post"),
