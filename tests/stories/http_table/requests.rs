@@ -73,20 +73,20 @@ fn lines() -> Vec<Row> {
 
 fn targets() -> Vec<Row> {
     let to = |target: &str| with_line(&format!("POST {target} HTTP/1.1"));
-    let taken = |section, target: &str| answered(section, to(target), &["200"], &["{B}"]);
-    let told = |section, target: &str, what: &str| answered(section, to(target), &[what], &[]);
+    let stored_at = |section, target: &str| answered(section, to(target), &["200"], &["{B}"]);
+    let answered_at = |section, target: &str, expected: &str| answered(section, to(target), &[expected], &[]);
     let bad = |section, target: &str| refused(section, to(target), "400 bad_request");
     // The topic's name is short; the rest of the target is filled up to the limit.
     let long = |length: usize| format!("/{}", "a".repeat(length - 1));
     let long_key = format!("/commit?topic={{T}}&key={}", "%41".repeat(2000));
     vec![
-        taken("9112 3.2.2", "http://other:80/commit?topic={T}"),
-        taken("9112 3.2.2", "HTTPS://[::1]/commit?topic={T}"),
+        stored_at("9112 3.2.2", "http://other:80/commit?topic={T}"),
+        stored_at("9112 3.2.2", "HTTPS://[::1]/commit?topic={T}"),
         bad("9112 3.2.2", "ftp://h/commit?topic={T}"),
         bad("9112 3.2.2", "http:///commit?topic={T}"),
         bad("9112 3.2.2", "http:/commit?topic={T}"),
         bad("9110 4.2.4", "http://user@h/commit?topic={T}"),
-        told("9112 3.2.2", "http://h?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2.2", "http://h?topic={T}", "404 unknown_path"),
         bad("9112 3.2.3", "h:80"),
         bad("9112 3.2.1", "commit?topic={T}"),
         bad("9112 3.2.4", "*"),
@@ -95,35 +95,35 @@ fn targets() -> Vec<Row> {
         bad("9112 3.2", "/commit?topic={T}&key=\u{0}"),
         bad("9112 3.2", "/commit?topic={T}&key=\u{7f}"),
         bad("9112 3.2", "/commit?topic={T}&key=a b"),
-        told("9112 3.2", "/commit/?topic={T}", "404 unknown_path"),
-        told("9112 3.2", "//commit?topic={T}", "404 unknown_path"),
-        told("9112 3.2", "/./commit?topic={T}", "404 unknown_path"),
-        told("9112 3.2", "/%63ommit?topic={T}", "404 unknown_path"),
-        told("9112 3.2", "/COMMIT?topic={T}", "404 unknown_path"),
-        told("9110 15.5.15", &long(8192), "404 unknown_path"),
+        answered_at("9112 3.2", "/commit/?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2", "//commit?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2", "/./commit?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2", "/%63ommit?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2", "/COMMIT?topic={T}", "404 unknown_path"),
+        answered_at("9110 15.5.15", &long(8192), "404 unknown_path"),
         refused("9110 15.5.15", to(&long(8193)), "414 uri_too_long"),
         refused("9110 15.5.15", format!("GET /{}", "a".repeat(20_000)), "414 uri_too_long"),
         refused("9110 15.5.15", format!("HEAD /{}", "a".repeat(20_000)), "414 -"),
-        taken("3986 2.1", &long_key),
-        taken("3986 2.1", "/commit?%74opic={T}&key=%00%fF+%2B&acks=%31"),
-        taken("3986 3.4", "/commit?topic={T}&other=%zz&&="),
-        taken("3986 3.4", "/commit?topic={T}&key=a?b/c"),
-        taken("3986 3.4", "/commit?acks=-1&topic={T}"),
-        taken("3986 3.4", "/commit?acks=0&topic={T}"),
-        told("3986 2.1", "/commit?topic={T}&key=%", "400 bad_encoding"),
-        told("3986 2.1", "/commit?topic={T}&key=%4", "400 bad_encoding"),
-        told("3986 2.1", "/commit?topic={T}%", "400 bad_encoding"),
-        told("3986 2.1", "/commit?topic={T}&acks=%3", "400 bad_encoding"),
-        told("3986 2.1", "/commit?topic={T}%00", "400 bad_topic"),
-        told("3986 2.1", "/commit?topic=%2e%2e", "400 bad_topic"),
-        told("3986 2.1", "/commit?topic=%C3%A4", "400 bad_topic"),
-        told("3986 3.4", "/commit?topic={T}?x", "400 bad_topic"),
-        told("3986 3.4", "/commit", "400 no_topic"),
-        told("3986 3.4", "/commit?", "400 no_topic"),
-        told("3986 3.4", "/commit?topic=", "400 no_topic"),
-        told("3986 3.4", "/commit?topic={T}&topic={T}", "400 repeated_parameter"),
-        told("3986 3.4", "/commit?topic={T}&acks=1&ack%73=1", "400 repeated_parameter"),
-        told("3986 3.4", "/commit?topic={T}&acks=2", "400 bad_acks"),
+        stored_at("3986 2.1", &long_key),
+        stored_at("3986 2.1", "/commit?%74opic={T}&key=%00%fF+%2B&acks=%31"),
+        stored_at("3986 3.4", "/commit?topic={T}&other=%zz&&="),
+        stored_at("3986 3.4", "/commit?topic={T}&key=a?b/c"),
+        stored_at("3986 3.4", "/commit?acks=-1&topic={T}"),
+        stored_at("3986 3.4", "/commit?acks=0&topic={T}"),
+        answered_at("3986 2.1", "/commit?topic={T}&key=%", "400 bad_encoding"),
+        answered_at("3986 2.1", "/commit?topic={T}&key=%4", "400 bad_encoding"),
+        answered_at("3986 2.1", "/commit?topic={T}%", "400 bad_encoding"),
+        answered_at("3986 2.1", "/commit?topic={T}&acks=%3", "400 bad_encoding"),
+        answered_at("3986 2.1", "/commit?topic={T}%00", "400 bad_topic"),
+        answered_at("3986 2.1", "/commit?topic=%2e%2e", "400 bad_topic"),
+        answered_at("3986 2.1", "/commit?topic=%C3%A4", "400 bad_topic"),
+        answered_at("3986 3.4", "/commit?topic={T}?x", "400 bad_topic"),
+        answered_at("3986 3.4", "/commit", "400 no_topic"),
+        answered_at("3986 3.4", "/commit?", "400 no_topic"),
+        answered_at("3986 3.4", "/commit?topic=", "400 no_topic"),
+        answered_at("3986 3.4", "/commit?topic={T}&topic={T}", "400 repeated_parameter"),
+        answered_at("3986 3.4", "/commit?topic={T}&acks=1&ack%73=1", "400 repeated_parameter"),
+        answered_at("3986 3.4", "/commit?topic={T}&acks=2", "400 bad_acks"),
     ]
 }
 
@@ -152,7 +152,7 @@ fn hosts() -> Vec<Row> {
 fn fields() -> Vec<Row> {
     let bad = |section, field: &str| refused_post(section, &format!("{field}\r\n{MESSAGE}"), "400 bad_request");
     let good = |section, field: &str| stored(section, &format!("{field}\r\n{MESSAGE}"));
-    // With Host and Content-Length there are so many fields.
+    // Host and Content-Length make the number of fields complete.
     let many = |count: usize| "X: y\r\n".repeat(count - 2);
     vec![
         bad("9112 5.1", "X : y"),
