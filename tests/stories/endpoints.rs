@@ -143,11 +143,10 @@ mod with_headers {
 /// A message of the pipelined batches: its key, if any, and its value.
 type Posted = (Option<String>, String);
 
-/// The messages of one batch: its value is `ROUND/NUMBER`, and every fourth message has no key.
+/// The messages of one batch. A value is `ROUND/NUMBER`; every fourth message has no key.
 fn batch(round: usize) -> Vec<Posted> {
-    let message =
-        |number: usize| ((number % 4 > 0).then(|| format!("key {}", number % 4)), format!("{round}/{number}"));
-    (0..200).map(message).collect()
+    let key = |number: usize| (!number.is_multiple_of(4)).then(|| format!("key {}", number % 4));
+    (0..200).map(|number| (key(number), format!("{round}/{number}"))).collect()
 }
 
 fn ndjson(messages: &[Posted]) -> String {

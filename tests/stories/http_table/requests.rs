@@ -5,7 +5,7 @@ use super::script::{Row, answered, refused, refused_post, stored};
 const MESSAGE: &str = "Content-Length: 5\r\n\r\n{B}";
 
 pub(super) fn rows() -> Vec<Row> {
-    [lines(), targets(), hosts(), fields()].concat()
+    [lines(), methods(), versions(), other_protocols(), targets(), queries(), hosts(), fields()].concat()
 }
 
 /// A request for /commit with this request line.
@@ -15,9 +15,6 @@ fn with_line(line: &str) -> String {
 
 fn lines() -> Vec<Row> {
     let bad = |section, line: &str| refused(section, with_line(line), "400 bad_request");
-    let mut client_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
-    client_hello.extend([0x5a; 500]);
-    let long_method = format!("{} /commit?topic={{T}} HTTP/1.1", "X".repeat(33));
     vec![
         stored("9112 3", MESSAGE),
         answered("9112 2.2", format!("\r\n\r\n{{P}}{MESSAGE}"), &["200"], &["{B}"]),
@@ -35,6 +32,12 @@ fn lines() -> Vec<Row> {
         bad("9112 3", "POST /commit?topic={T} x HTTP/1.1"),
         bad("9112 3.1", "P@ST /commit?topic={T} HTTP/1.1"),
         bad("9112 3.1", "POST\u{0} /commit?topic={T} HTTP/1.1"),
+    ]
+}
+
+fn methods() -> Vec<Row> {
+    let long_method = format!("{} /commit?topic={{T}} HTTP/1.1", "X".repeat(33));
+    vec![
         refused("9110 9.1", with_line("post /commit?topic={T} HTTP/1.1"), "501 not_implemented"),
         refused("9110 9.1", with_line("BREW /commit?topic={T} HTTP/1.1"), "501 not_implemented"),
         refused("9112 3", with_line(&long_method), "501 not_implemented"),
@@ -53,7 +56,12 @@ fn lines() -> Vec<Row> {
         refused("9110 9.3.2", "HEAD /healthz HTTP/1.1\r\nHost: h\r\nX : y\r\n\r\n", "400 -"),
         refused("9112 3.2.3", "CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n", "501 not_implemented"),
         refused("9110 9.3.6", with_line("CONNECT /commit?topic={T} HTTP/1.1"), "501 not_implemented"),
-        // Versions.
+    ]
+}
+
+fn versions() -> Vec<Row> {
+    let bad = |section, line: &str| refused(section, with_line(line), "400 bad_request");
+    vec![
         answered("9110 2.5", with_line("POST /commit?topic={T} HTTP/1.2"), &["200"], &["{B}"]),
         refused("9112 2.3", with_line("POST /commit?topic={T} HTTP/2.0"), "505 bad_version"),
         refused("9112 2.3", with_line("POST /commit?topic={T} HTTP/0.9"), "505 bad_version"),
@@ -62,7 +70,13 @@ fn lines() -> Vec<Row> {
         bad("9112 2.3", "POST /commit?topic={T} HTTP/11"),
         bad("9112 2.3", "POST /commit?topic={T} http/1.1"),
         bad("9112 2.3", "POST /commit?topic={T} HTTPS/1.1"),
-        // Other protocols.
+    ]
+}
+
+fn other_protocols() -> Vec<Row> {
+    let mut client_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
+    client_hello.extend([0x5a; 500]);
+    vec![
         refused("8446 4.1.2", client_hello, "400 bad_request"),
         refused("4253 4.2", "SSH-2.0-OpenSSH_9.6\r\n", "400 bad_request"),
         refused("9112 3", "\u{0}\u{0}\u{0}\u{14}", "400 bad_request"),
@@ -71,14 +85,22 @@ fn lines() -> Vec<Row> {
     ]
 }
 
+/// A request for /commit at this target.
+fn to(target: &str) -> String {
+    with_line(&format!("POST {target} HTTP/1.1"))
+}
+
+fn stored_at(section: &'static str, target: &str) -> Row {
+    answered(section, to(target), &["200"], &["{B}"])
+}
+
+fn answered_at(section: &'static str, target: &str, expected: &str) -> Row {
+    answered(section, to(target), &[expected], &[])
+}
+
 fn targets() -> Vec<Row> {
-    let to = |target: &str| with_line(&format!("POST {target} HTTP/1.1"));
-    let stored_at = |section, target: &str| answered(section, to(target), &["200"], &["{B}"]);
-    let answered_at = |section, target: &str, expected: &str| answered(section, to(target), &[expected], &[]);
     let bad = |section, target: &str| refused(section, to(target), "400 bad_request");
-    // The topic's name is short; the rest of the target is filled up to the limit.
     let long = |length: usize| format!("/{}", "a".repeat(length - 1));
-    let long_key = format!("/commit?topic={{T}}&key={}", "%41".repeat(2000));
     vec![
         stored_at("9112 3.2.2", "http://other:80/commit?topic={T}"),
         stored_at("9112 3.2.2", "HTTPS://[::1]/commit?topic={T}"),
@@ -104,6 +126,12 @@ fn targets() -> Vec<Row> {
         refused("9110 15.5.15", to(&long(8193)), "414 uri_too_long"),
         refused("9110 15.5.15", format!("GET /{}", "a".repeat(20_000)), "414 uri_too_long"),
         refused("9110 15.5.15", format!("HEAD /{}", "a".repeat(20_000)), "414 -"),
+    ]
+}
+
+fn queries() -> Vec<Row> {
+    let long_key = format!("/commit?topic={{T}}&key={}", "%41".repeat(2000));
+    vec![
         stored_at("3986 2.1", &long_key),
         stored_at("3986 2.1", "/commit?%74opic={T}&key=%00%fF+%2B&acks=%31"),
         stored_at("3986 3.4", "/commit?topic={T}&other=%zz&&="),
