@@ -9,8 +9,8 @@
 # make tools      install what the other targets need (Debian, as root), or print the command that does
 # make clean
 #
-# Everything is built with the release profile, tests and lints included: the tested code is the shipped code, measurements
-# are meaningful, and librdkafka (a minute of C) is compiled once.
+# Everything is built with the release profile, tests and lints included: the tested code is the shipped code,
+# measurements are meaningful, and librdkafka (a minute of C) is compiled once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -49,8 +49,8 @@ check: build-tools
 	$(CARGO) clippy --release --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --release --locked --no-deps
 
-# Crates that compile C or link compiled C. `CC=/bin/false` is the second check: a build script that calls a compiler fails.
-# (rustc itself still links with `cc`.)
+# Crates that compile C or link compiled C. `CC=/bin/false` is the second check: a build script that calls a compiler
+# fails. (rustc itself still links with `cc`.)
 C_BUILDERS := cc cmake pkg-config vcpkg autotools bindgen curl-sys openssl-sys rdkafka-sys libz-sys ring zstd-sys
 PURE := --locked --no-default-features
 PURE_RELEASE := --release --target-dir $(TARGET)/pure

@@ -1,9 +1,9 @@
 //! A demonstration of the three daemons: `make demo`.
 //!
-//! Starts ZooKeeper, Kafka, two small backends and the daemons; posts messages to kproxy, prints the pushes that the backends
-//! receive from ktransfer and the delay that kmonitor shows. Runs until Ctrl-C, or for `DEMO_SECONDS`; then it waits until
-//! every message is delivered, prints a summary, and exits with 0 if no message was lost and every key stayed in order. It
-//! leaves no process and no folder behind.
+//! Starts ZooKeeper, Kafka, two small backends and the daemons; posts messages to kproxy, prints the pushes that the
+//! backends receive from ktransfer and the delay that kmonitor shows. Runs until Ctrl-C, or for `DEMO_SECONDS`; then it
+//! waits until every message is delivered, prints a summary, and exits with 0 if no message was lost and every key
+//! stayed in order. It leaves no process and no folder behind.
 
 #![allow(clippy::print_stdout, reason = "the demo prints what happens")]
 

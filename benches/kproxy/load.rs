@@ -22,7 +22,7 @@ pub(crate) struct Row {
 impl Row {
     pub(crate) fn print_heading() {
         println!(
-            "{:<18} {:>6} {:>10} {:>9} {:>9}   CPU us per request {:>12} {:>8}\n{:<18} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
+            "{:<18} {:>6} {:>10} {:>9} {:>9}    CPU us per request {:>12} {:>8}\n{:<18} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
             "", "conns", "requests/s", "p50", "p99", "RSS", "threads", "", "", "", "", "", "kproxy", "load", "broker"
         );
     }

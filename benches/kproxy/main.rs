@@ -1,15 +1,15 @@
 //! How fast kproxy is with a real broker: requests per second, latencies and CPU time per request.
 //!
-//! `make bench`, or `cargo bench --bench kproxy -- [SECONDS [CONNECTIONS...]]` where `wrk` is installed. Broker, load and
-//! kproxy share the machine, and kproxy logs a line for each commit. Machines differ from run to run, so the upper bounds are
-//! measured in the same run:
+//! `make bench`, or `cargo bench --bench kproxy -- [SECONDS [CONNECTIONS...]]` where `wrk` is installed. Broker, load
+//! and kproxy share the machine, and kproxy logs a line for each commit. Machines differ from run to run, so the upper
+//! bounds are measured in the same run:
 //!
 //! - "no Kafka": the same server answering `/healthz`;
 //! - "engine alone": librdkafka in this process, with one message in flight for each connection and no HTTP.
 //!
-//! The CPU time of the load and the broker is shown too, since they share the cores with kproxy. The further tables: the same
-//! rate over few and many connections, so that every process has CPU to spare; body sizes and acks levels at 64 connections;
-//! and the cost of ten thousand idle connections.
+//! The CPU time of the load and the broker is shown too, since they share the cores with kproxy. The further tables:
+//! the same rate over few and many connections, so that every process has CPU to spare; body sizes and acks levels at
+//! 64 connections; and the cost of ten thousand idle connections.
 
 #![allow(clippy::print_stdout, reason = "the benchmark prints its results")]
 
@@ -97,7 +97,7 @@ impl Bench {
     fn posts(&self, connections: u32, size: usize, acks: i32, seconds: u32, lua: &str) -> load::Row {
         let script = self.kproxy.daemon.folder().join("post.lua");
         let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n{lua}");
-        fs::write(&script, text).expect("a file in our own folder");
+        fs::write(&script, text).expect("a file in a temporary folder");
         let script = script.to_str().expect("a temporary path is UTF-8");
         load::run(self.processes(), &self.kproxy.url(&self.commit_path(acks)), &["-s", script], connections, seconds)
     }
@@ -110,8 +110,8 @@ impl Bench {
         (&self.kproxy.daemon, &self.cluster.kafka_servers[0])
     }
 
-    /// Half of the rate of [`MANY`] connections, over each number of connections: every connection pauses between an answer and
-    /// its next request, for a random time between half and one and a half of the average.
+    /// Half of the rate of [`MANY`] connections, over each number of connections: every connection pauses between an
+    /// answer and its next request, for a random time between half and one and a half of the average.
     fn same_rate(&self, connections: &[u32]) {
         let rate = self.commits(MANY, SMALL, 1, self.seconds).rate / 2.0;
         // wrk pauses whole milliseconds, so a few connections cannot be limited to this rate.
@@ -123,7 +123,8 @@ impl Bench {
         }
     }
 
-    /// Alternates runs without and with idle connections, so that a machine that slows down does not distort the result.
+    /// Alternates runs without and with idle connections, so that a machine that slows down does not distort the
+    /// result.
     fn idle_connections(&self) {
         for _ in 0..2 {
             self.commits(USUAL, SMALL, 1, self.seconds).print("none idle", USUAL);

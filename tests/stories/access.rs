@@ -231,13 +231,13 @@ fn post_until_limited(client: &mut Client, path: &str, authorization: &str, body
     panic!("{passed} requests passed and none was limited");
 }
 
-/// The seconds that a 429 tells the client to wait.
+/// The `Retry-After` of a 429, in seconds.
 fn retry_after(answer: &Response) -> u64 {
     assert_refused(answer, RATE_LIMITED, "over the rate");
     answer.header("Retry-After").unwrap().parse().unwrap()
 }
 
-/// Does what the client of a 429 does: it waits. The tokens of the rate come back with time, so nothing else can be awaited.
+/// Waits as long as a client has to after a 429: only time refills the rate.
 fn wait_seconds(seconds: u64) {
     std::thread::sleep(Duration::from_secs(seconds));
 }

@@ -1,5 +1,5 @@
-//! The contract of kproxy's answers with real brokers: status, `error`, `stored` and `retriable` of each answer, compared
-//! with the topic afterwards.
+//! The contract of kproxy's answers with real brokers: status, `error`, `stored` and `retriable` of each answer,
+//! compared with the topic afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,8 @@ fn a_broker_killed_before_during_and_after_the_append() {
     }
     let before_kill = LEVELS.map(|acks| kproxy.post(&commit(&topic, acks, "k"), b"confirmed"));
 
-    // Frozen, so that the messages are sent and not answered when the broker is killed. Both retry until their deadline.
+    // Frozen, so that the messages are sent and not answered when the broker is killed. Both retry until their
+    // deadline.
     broker.freeze();
     let started = Instant::now();
     let start = |kproxy: &Kproxy, value: &str| {
@@ -298,8 +299,8 @@ fn thousands_of_unknown_topics_do_not_delay_existing_ones() {
         }
     }
     eprintln!(
-        "{n_unknown} topics answered with 404, {n_overloaded} with 503 in {:.1?}; a known topic took at most {slowest:.1?}, a \
-         new one {new_topic_tries} tries",
+        "{n_unknown} topics answered with 404, {n_overloaded} with 503 in {:.1?}; a known topic took at most {slowest:.1?}, \
+         a new one {new_topic_tries} tries",
         started.elapsed()
     );
     assert_eq!(n_unknown + n_overloaded, N_CONNECTIONS * N_ROUNDS);

@@ -1,4 +1,5 @@
-//! What all three daemons share, with kmonitor as the example: options, configuration errors, signals, exit codes, logs.
+//! What all three daemons share, with kmonitor as the example: options, configuration errors, signals, exit codes,
+//! logs.
 
 use std::fs;
 use std::io::Write;

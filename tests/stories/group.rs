@@ -1,7 +1,7 @@
 //! Members of a ktransfer group, as processes that are killed and paused, with a real ZooKeeper.
 //!
-//! The members are copies of this test binary. Each prints, with the time, which partitions it gained, pushed and lost. The
-//! story then checks over all of them that no member pushed a partition that another one had taken over.
+//! The members are copies of this test binary. Each prints, with the time, which partitions it gained, pushed and lost.
+//! The story then checks over all of them that no member pushed a partition that another one had taken over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -136,7 +136,8 @@ fn read_entries(member: usize, path: &Path) -> Vec<Entry> {
     text.lines().filter_map(parse).collect()
 }
 
-/// No member pushed a partition after another one had gained it, and no offset was skipped. Returns the number of pushes.
+/// No member pushed a partition after another one had gained it, and no offset was skipped. Returns the number of
+/// pushes.
 fn check_entries(outputs: &[PathBuf]) -> usize {
     let read = |(member, path): (usize, &PathBuf)| read_entries(member, path);
     let mut entries: Vec<Entry> = outputs.iter().enumerate().flat_map(read).collect();

@@ -1,4 +1,5 @@
-//! Crowds of hostile clients: how much memory, time and how many threads of kproxy they take, and that all of it is freed.
+//! Crowds of hostile clients: how much memory, time and how many threads of kproxy they take, and that all of it is
+//! freed.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -46,8 +47,7 @@ fn reset(socket: TcpStream) {
     drop(socket);
 }
 
-/// A client that one thread drives with many others: it sends its whole request, even after an answer, and reads to the
-/// end.
+/// One of many clients of one thread: it sends its whole request, even after an answer, and reads to the end.
 struct FloodClient {
     socket: TcpStream,
     sent: usize,

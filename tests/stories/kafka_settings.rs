@@ -1,5 +1,5 @@
-//! The `kafka:` map with the real daemons: TLS and SASL with a real broker, wrong passwords and authorities, compression,
-//! and bootstrap hosts that are mostly dead.
+//! The `kafka:` map with the real daemons: TLS and SASL with a real broker, wrong passwords and authorities,
+//! compression, and bootstrap hosts that are mostly dead.
 #![cfg(feature = "librdkafka")]
 
 use std::net::TcpListener;
@@ -51,7 +51,7 @@ fn assert_no_secret(daemon: &Daemon, answers: &[String]) {
     }
 }
 
-/// A broker with a SASL_SSL listener, and three messages that kproxy has stored over it.
+/// A cluster whose broker has a SASL_SSL listener, and a topic.
 struct Secured {
     certificates: Certificates,
     cluster: Cluster,

@@ -1,7 +1,7 @@
 //! The keeper with a real ZooKeeper that is down, killed, frozen, or not a ZooKeeper at all.
 //!
-//! Every caller relies on two promises: a call returns within a third of the session timeout, and the session recovers by
-//! itself.
+//! Every caller relies on two promises: a call returns within a third of the session timeout, and the session recovers
+//! by itself.
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -1,12 +1,12 @@
-//! Order and correct answers while leaders move and brokers die: many connections post numbered messages, and every answer
-//! is compared with the topic afterwards.
+//! Order and correct answers while leaders move and brokers die: many connections post numbered messages, and every
+//! answer is compared with the topic afterwards.
 //!
 //! `OUTAGE_SECONDS` (default 20) is how long the story of the outage posts.
 //!
-//! A broker that is killed with `kill -9` loses no data: the kernel has it. So with one broker no confirmed message may be
-//! missing, even with acks=1. With acks=1 a message may be stored twice: the broker stored it and died before the answer, and
-//! it was sent again. With acks=-1 the broker detects duplicates. With replicas, acks=1 may lose confirmed messages whose
-//! leader dies before a follower has them; later messages get their offsets.
+//! A broker that is killed with `kill -9` loses no data: the kernel has it. So with one broker no confirmed message may
+//! be missing, even with acks=1. With acks=1 a message may be stored twice: the broker stored it and died before the
+//! answer, and it was sent again. With acks=-1 the broker detects duplicates. With replicas, acks=1 may lose confirmed
+//! messages whose leader dies before a follower has them; later messages get their offsets.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -36,8 +36,8 @@ impl<'a> Load<'a> {
         Load { cluster, kproxy, topics, stop: AtomicBool::new(false), n_confirmed: AtomicUsize::new(0) }
     }
 
-    /// Posts to one topic until the stop: `depth` pipelined requests, over two keys in turn. A number is posted once, whatever
-    /// the answer.
+    /// Posts to one topic until the stop: `depth` pipelined requests, over two keys in turn. A number is posted once,
+    /// whatever the answer.
     fn post(&self, poster: usize, topic: &str, acks: &str, depth: u64) -> Answers {
         let mut answers = Vec::new();
         let mut numbers = 0..;
@@ -99,8 +99,8 @@ impl<'a> Load<'a> {
             let (acks, topic) = &self.topics[level];
             let check = check_answers(&levels[level], &self.cluster.messages(topic));
             eprintln!(
-                "acks={acks}: {} confirmed, {} not stored, {} unknown ({} of them stored), {} duplicates, {} lost, {} at another \
-                 position",
+                "acks={acks}: {} confirmed, {} not stored, {} unknown ({} of them stored), {} duplicates, {} lost, \
+                 {} at another position",
                 check.n_stored,
                 check.n_not_stored,
                 check.n_unknown,
@@ -140,8 +140,8 @@ fn every_answer_is_correct_while_leaders_move_and_a_broker_dies() {
     assert_correct_for_acks_1(&leader);
 }
 
-/// kafka-rust has no idempotent producer: a message that a leader stored and did not confirm before it moved may be stored
-/// twice.
+/// kafka-rust has no idempotent producer: a message that a leader stored and did not confirm before it moved may be
+/// stored twice.
 #[test]
 fn every_answer_of_kafka_rust_is_correct_while_leaders_move_and_a_broker_dies() {
     let [leader, all] = move_leaders_and_kill_a_broker(|config| config.set("kafka_client", "kafka-rust"));

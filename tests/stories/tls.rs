@@ -178,7 +178,7 @@ fn connections_without_a_handshake_are_refused_and_freed() {
     secured.stop_idle();
 }
 
-/// Plain HTTP is answered in plain HTTP.
+/// Plain HTTP gets a plain HTTP answer.
 fn send_plain_http(secured: &Secured, topic: &str) {
     let answer = http::post(&secured.kproxy.url(&format!("/commit?topic={topic}")), b"plain").unwrap();
     let body = answer.json();
@@ -231,7 +231,7 @@ fn never_read(secured: &Secured) {
     secured.kproxy.wait_for_metric("http_timeouts_total{deadline=\"write\",server=\"http\"} 1", DEADLINE);
 }
 
-/// Lets the end of the connection be a reset.
+/// Makes closing the socket a reset.
 fn reset_on_drop(socket: &TcpStream) {
     socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
 }

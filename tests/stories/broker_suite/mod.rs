@@ -1,5 +1,5 @@
-//! The promises of the Kafka seam, checked for every engine: the in-memory broker, librdkafka (with Kafka 3.9 and 4.x) and
-//! kafka-rust (with Kafka 3.9).
+//! The promises of the Kafka seam, checked for every engine: the in-memory broker, librdkafka (with Kafka 3.9 and 4.x)
+//! and kafka-rust (with Kafka 3.9).
 
 /// A broker with the engine under test.
 mod fixture;

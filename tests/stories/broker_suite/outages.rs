@@ -26,7 +26,7 @@ fn append_numbers(
         while !stop.load(Ordering::Relaxed) {
             let number = answers.len();
             answers.push(start(&*producer, record(&topic, Some("k"), format!("{number}")), acks));
-            // The pace: about 2000 a second.
+            // The rate: about 2000 a second.
             std::thread::sleep(Duration::from_micros(500));
         }
         answers

@@ -115,8 +115,8 @@ struct JournalState {
     max_concurrent: usize,
 }
 
-/// The pushes in the order of arrival. Several backends may share one journal, so that order and concurrency are checked
-/// across them.
+/// The pushes in the order of arrival. Several backends may share one journal, so that order and concurrency are
+/// checked across them.
 #[derive(Clone, Default)]
 pub(crate) struct Journal(Arc<Mutex<JournalState>>);
 

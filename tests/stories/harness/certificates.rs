@@ -43,7 +43,7 @@ impl Authority {
         let mut arguments = vec!["req", "-new", "-subj", &subject, "-out", &request, "-keyout", &key];
         arguments.extend(NEW_KEY);
         openssl(&arguments);
-        fs::write(&extensions, NAMES).expect("a file in our own folder");
+        fs::write(&extensions, NAMES).expect("a file in a temporary folder");
         let (authority, authority_key) = (text(&self.own.certificate), text(&self.own.key));
         let mut arguments = vec!["x509", "-req", "-in", &request, "-out", &certificate, "-extfile", &extensions];
         let days = days.to_string();
@@ -61,7 +61,7 @@ fn files(folder: &Path, name: &str) -> Certificate {
 }
 
 fn text(path: &Path) -> String {
-    path.to_str().expect("our own folders have plain names").to_owned()
+    path.to_str().expect("temporary paths are UTF-8").to_owned()
 }
 
 fn openssl(arguments: &[&str]) {

@@ -79,8 +79,8 @@ impl Cluster {
         }
     }
 
-    /// As [`Cluster::start`], with one broker that has a second listener for SASL_SSL, whose `host:port` is returned. The
-    /// harness itself uses the plaintext listener.
+    /// As [`Cluster::start`], with one broker that has a second listener for SASL_SSL, whose `host:port` is returned.
+    /// The harness itself uses the plaintext listener.
     pub(crate) fn start_secured(certificates: &Certificates) -> (Cluster, String) {
         let zookeeper_server = ZooKeeper::start();
         let (broker, secured) = Kafka::start_secured(&zookeeper_server, CHROOT, certificates);
@@ -150,8 +150,8 @@ impl Cluster {
         assert!(met.is_some(), "{topic}: expected {n_replicas} replicas in sync, got {last:?}");
     }
 
-    /// Makes the next replica of each partition its leader, as an operator would; returns when it is. All replicas must be
-    /// in sync.
+    /// Makes the next replica of each partition its leader, as an operator would; returns when it is. All replicas must
+    /// be in sync.
     pub(crate) fn move_leaders(&self, topic: &str) {
         let zk = self.zk();
         let node = format!("{}/brokers/topics/{topic}", self.chroot);
@@ -210,7 +210,8 @@ impl Cluster {
         self.log_ends(topic).values().sum()
     }
 
-    /// All messages of a topic, by partition and offset. The client that reads them knows neither headers nor timestamps.
+    /// All messages of a topic, by partition and offset. The client that reads them knows neither headers nor
+    /// timestamps.
     pub(crate) fn messages(&self, topic: &str) -> Vec<StoredMessage> {
         let ends = self.log_ends(topic);
         let started = Instant::now();

@@ -48,7 +48,7 @@ impl ConfigFile {
         self.set_unchecked(path, value)
     }
 
-    /// Leaves out a key that is there.
+    /// Removes a key that the file has.
     #[track_caller]
     pub(crate) fn remove(mut self, path: &str) -> ConfigFile {
         let (section, key) = split(path);

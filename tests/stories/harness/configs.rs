@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Cluster, ConfigFile, free_port};
 
-/// The name under which [`kmonitor`] knows the cluster.
+/// The name of the cluster in the configuration of [`kmonitor`].
 pub(crate) const CLUSTER_NAME: &str = "test_cluster";
 
 /// `kproxy.yaml` for the brokers of a cluster, at two free ports.

@@ -49,14 +49,14 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Writes the files (name and text; the first is the one given with `-f`) into a folder of its own and runs the daemon
-    /// in that folder, so `./log` and `./conf/modules` are below it. Returns at once.
+    /// Writes the files (name and text; the first is the one given with `-f`) into a folder of its own and runs the
+    /// daemon in that folder, so `./log` and `./conf/modules` are below it. Returns at once.
     pub(crate) fn start(program: Program, files: &[(&str, &str)]) -> Daemon {
         let folder = folder(program.file_name());
         for (name, text) in files {
             let path = folder.join(name);
-            fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a folder under our own");
-            fs::write(path, text).expect("a file in our own folder");
+            fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a temporary folder");
+            fs::write(path, text).expect("a file in a temporary folder");
         }
         let process = launch(program, &folder, &["-f", files[0].0]);
         Daemon { program, folder, process }
@@ -84,8 +84,8 @@ impl Daemon {
         &self.folder
     }
 
-    /// Waits until a GET of `path` (`/healthz`, `/readyz`) at `host:port` is answered with 200; panics at the deadline, or
-    /// at once when the daemon has ended.
+    /// Waits until a GET of `path` (`/healthz`, `/readyz`) at `host:port` is answered with 200; panics at the deadline,
+    /// or at once when the daemon has ended.
     #[track_caller]
     pub(crate) fn wait_until_ok(&mut self, address: &str, path: &str, deadline: Duration) {
         let name = self.program.file_name();

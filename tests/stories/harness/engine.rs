@@ -1,4 +1,4 @@
-//! The library's own Kafka clients, for stories that look at one engine alone.
+//! The Kafka clients of the library, for stories about one engine.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub(crate) fn broker_config(brokers: &str, engine: Engine) -> BrokerConfig {
     }
 }
 
-/// Polls until `count` messages have come.
+/// Polls until `count` messages are read.
 #[track_caller]
 pub(crate) fn read_messages(fetcher: &mut dyn Fetcher, count: usize) -> Vec<Message> {
     let mut messages = Vec::new();

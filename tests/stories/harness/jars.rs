@@ -83,7 +83,7 @@ fn download(pom: &Path) -> PathBuf {
     let unfinished = cache().join(format!("kafka-{version}.unfinished"));
     let _ = fs::remove_dir_all(&unfinished);
     run_maven(pom, &unfinished);
-    // slf4j wants one binding; the simple one, which writes to stderr, is kept.
+    // slf4j warns about a second binding; the simple one, which writes to stderr, is kept.
     for jar in fs::read_dir(&unfinished).expect("Maven made the folder").flatten() {
         if jar.file_name().to_string_lossy().starts_with("slf4j-reload4j") {
             fs::remove_file(jar.path()).expect("a jar can be removed");

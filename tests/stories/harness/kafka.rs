@@ -97,7 +97,7 @@ impl Kafka {
         let folder = folder("kafka");
         let properties =
             format!("{COMMON_PROPERTIES}log.dirs={}\n{own}{}\n", folder.join("data").display(), overrides.join("\n"));
-        fs::write(properties_of(&folder), properties).expect("a file in our own folder");
+        fs::write(properties_of(&folder), properties).expect("a file in a temporary folder");
         if matches!(edition, Edition::Kraft) {
             format_storage(&folder);
         }
@@ -128,7 +128,8 @@ impl Kafka {
         let mut first_end = None;
         let answer = poll(START_DEADLINE, || {
             if let Some(status) = self.ended() {
-                // A killed broker leaves its node in ZooKeeper until its session ends; until then the next one exits at once.
+                // A killed broker leaves its node in ZooKeeper until its session ends; until then the next one exits at
+                // once.
                 first_end.get_or_insert(status);
                 self.relaunch();
             }

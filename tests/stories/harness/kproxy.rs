@@ -1,4 +1,4 @@
-//! A running kproxy, and what its error answers have to say.
+//! A running kproxy, and its error answers.
 
 use std::time::Duration;
 

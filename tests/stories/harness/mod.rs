@@ -2,7 +2,8 @@
 //! client.
 //!
 //! The test binary of the stories, the demo and the benchmark use it. Invariant: when the process that uses it ends, in
-//! whatever way (also by `kill -9`), none of the processes it started and none of its folders are left; see [`process`].
+//! whatever way (also by `kill -9`), none of the processes it started and none of its folders are left; see
+//! [`process`].
 
 #![allow(dead_code, unused_imports, reason = "none of its users needs all of it")]
 #![allow(clippy::print_stderr, reason = "starting takes seconds, and the user should see why")]

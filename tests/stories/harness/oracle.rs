@@ -1,6 +1,7 @@
 //! Compares posted messages with pushed ones (lost, repeated, out of order), and the answers of kproxy with a topic.
 //!
-//! Pure functions. A message is identified by its key and its number within the key, which grows in the order of posting.
+//! Pure functions. A message is identified by its key and its number within the key, which grows in the order of
+//! posting.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,8 +33,8 @@ impl PushCheck {
     }
 }
 
-/// Compares `pushed`, in the order of arrival, with `posted`, the messages that kproxy confirmed. Messages are `uncertain`
-/// where kproxy did not report whether they were stored: they may be pushed or not.
+/// Compares `pushed`, in the order of arrival, with `posted`, the messages that kproxy confirmed. Messages are
+/// `uncertain` where kproxy did not report whether they were stored: they may be pushed or not.
 pub(crate) fn check_pushes(posted: &[MessageId], uncertain: &[MessageId], pushed: &[MessageId]) -> PushCheck {
     let expected: BTreeSet<&MessageId> = posted.iter().collect();
     let possible: BTreeSet<&MessageId> = posted.iter().chain(uncertain).collect();

@@ -1,9 +1,9 @@
 //! Processes and folders that never outlive this process.
 //!
-//! Three mechanisms: dropping a [`Process`] kills it; the kernel kills a child when the thread that forked it ends (so one
-//! thread forks all of them and lives as long as this process); and a watchdog shell, which reads a pipe from this process,
-//! kills the remaining ones and removes the folders when that pipe closes. Rust never drops statics, so the watchdog
-//! cleans up at an ordinary end as well.
+//! Three mechanisms: dropping a [`Process`] kills it; the kernel kills a child when the thread that forked it ends (so
+//! one thread forks all of them and lives as long as this process); and a watchdog shell, which reads a pipe from this
+//! process, kills the remaining ones and removes the folders when that pipe closes. Rust never drops statics, so the
+//! watchdog cleans up at an ordinary end as well.
 
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
@@ -60,7 +60,7 @@ fn watchdog() -> &'static Watchdog {
             .process_group(0)
             .spawn()
             .expect("sh starts");
-        fs::create_dir_all(&folder).expect("a folder under the temporary one");
+        fs::create_dir_all(&folder).expect("a temporary folder");
         let pipe = Mutex::new(shell.stdin.take().expect("stdin is piped"));
         Watchdog { pipe, folder, _shell: shell }
     })
@@ -81,7 +81,7 @@ pub(crate) fn root() -> &'static Path {
 pub(crate) fn folder(name: &str) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let path = root().join(format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
-    fs::create_dir_all(&path).expect("a folder under our own");
+    fs::create_dir_all(&path).expect("a temporary folder");
     path
 }
 
@@ -172,8 +172,8 @@ impl Process {
         Duration::from_millis(ticks * 10)
     }
 
-    /// Sends a signal, unless the process has ended. After SIGSTOP it returns when every thread is stopped, since threads
-    /// stop one by one.
+    /// Sends a signal, unless the process has ended. After SIGSTOP it returns when every thread is stopped, since
+    /// threads stop one by one.
     pub(crate) fn signal(&mut self, signal: libc::c_int) {
         if self.ended().is_none() {
             // SAFETY: a plain system call; the child has not been waited for, so the pid is still its own.
@@ -197,7 +197,7 @@ impl Process {
     /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
-            self.ended = self.child.try_wait().expect("our own child");
+            self.ended = self.child.try_wait().expect("a child of this process");
             if self.ended.is_some() {
                 notify_watchdog("end", self.child.id());
             }

@@ -28,7 +28,7 @@ impl Certificates {
         let broker = authority.issue("broker", 30);
         let broker_store = folder.join("broker_store.pem");
         let read = |file: &Path| fs::read_to_string(file).expect("openssl made it");
-        fs::write(&broker_store, read(&broker.key) + &read(&broker.certificate)).expect("our own folder");
+        fs::write(&broker_store, read(&broker.key) + &read(&broker.certificate)).expect("a file in a temporary folder");
         let other_authority = Authority::new(&folder, "another").own;
         Certificates { authority: authority.own, other_authority, broker_store }
     }

@@ -28,7 +28,7 @@ impl Authority {
         roots.add(certificate(&self.own.certificate)).expect("it is an authority");
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(versions)
-            .expect("versions the provider knows")
+            .expect("versions that the provider supports")
             .with_root_certificates(roots);
         let mut config = match identity {
             None => builder.with_no_client_auth(),

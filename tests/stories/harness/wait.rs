@@ -42,7 +42,8 @@ pub(crate) fn poll<T>(deadline: Duration, mut condition: impl FnMut() -> Option<
     let started = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
-        // Checked once more after the deadline, so that a machine that stalled during the pause does not fail the story.
+        // Checked once more after the deadline, so that a machine that stalled during the pause does not fail the
+        // story.
         let is_last = started.elapsed() >= deadline;
         if let Some(value) = condition() {
             return Some(value);

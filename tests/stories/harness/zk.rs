@@ -1,7 +1,7 @@
 //! A small ZooKeeper client, written from the protocol.
 //!
-//! It does not use the crate that the daemons use, so that the stories check them independently. Every call has a deadline.
-//! It sends no pings: its session lasts [`SESSION`] after the last call.
+//! It does not use the crate that the daemons use, so that the stories check them independently. Every call has a
+//! deadline. It sends no pings: its session lasts [`SESSION`] after the last call.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;

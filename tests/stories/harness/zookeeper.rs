@@ -29,7 +29,7 @@ impl ZooKeeper {
              tickTime=500\nminSessionTimeout=1000\nmaxSessionTimeout=60000\nmaxClientCnxns=0\n",
             folder.join("data").display()
         );
-        fs::write(folder.join("zookeeper.properties"), properties).expect("a file in our own folder");
+        fs::write(folder.join("zookeeper.properties"), properties).expect("a file in a temporary folder");
         let launched = folder.clone();
         let process = ServerProcess::new(move || launch(&launched));
         let server = ZooKeeper { port, folder, process };

@@ -1,7 +1,7 @@
 //! A table of odd and hostile requests, each with the section of its RFC, sent to one kproxy with a real Kafka.
 //!
-//! A row is a small script of bytes and answers. After it the connection either serves another request or is closed. At the
-//! end the topic has exactly the messages that the rows expect.
+//! A row is a small script of bytes and answers. After it the connection either serves another request or is closed. At
+//! the end the topic has exactly the messages that the rows expect.
 
 mod connections;
 mod framing;

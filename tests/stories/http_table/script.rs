@@ -10,8 +10,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// One step of a script.
 ///
-/// In bytes and bodies, `{T}` stands for the topic, `{B}` for five letters that are unique to the row, and `{P}` for the
-/// request line and Host of a POST.
+/// In bytes and bodies, `{T}` stands for the topic, `{B}` for five letters that are unique to the row, and `{P}` for
+/// the request line and Host of a POST.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Send(Vec<u8>),
