@@ -11,7 +11,7 @@ use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::Supervisor;
 
 use crate::harness::engine::broker_config;
-use crate::load::{Row, cpu_time};
+use crate::load::{Measurement, cpu_time};
 
 /// Sends the start time and the outcome of an append to the loop.
 struct Done(Sender<(Instant, AppendResult)>, Instant);
@@ -71,7 +71,7 @@ impl ClosedLoop {
     }
 }
 
-pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks: Acks, seconds: u32) -> Row {
+pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks: Acks, seconds: u32) -> Measurement {
     let config = ProducerConfig {
         partitioner: PartitionerKind::Fnv1a,
         max_message_bytes: 10 << 20,
@@ -97,7 +97,7 @@ pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks:
 
     let count = latencies_us.len();
     let percentile = |percent: usize| format!("{:.2}ms", f64::from(latencies_us[(count - 1) * percent / 100]) / 1e3);
-    Row {
+    Measurement {
         rate: count as f64 / took.as_secs_f64(),
         p50: percentile(50),
         p99: percentile(99),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::harness::{Daemon, Kafka};
 
 /// The results of one run.
-pub(crate) struct Row {
+pub(crate) struct Measurement {
     pub(crate) rate: f64,
     pub(crate) p50: String,
     pub(crate) p99: String,
@@ -19,7 +19,7 @@ pub(crate) struct Row {
     pub(crate) errors: String,
 }
 
-impl Row {
+impl Measurement {
     pub(crate) fn print_heading() {
         println!(
             "{:<18} {:>6} {:>10} {:>9} {:>9}    CPU us per request {:>12} {:>8}\n{:<18} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
@@ -47,7 +47,7 @@ pub(crate) fn run(
     arguments: &[&str],
     connections: u32,
     seconds: u32,
-) -> Row {
+) -> Measurement {
     let used = || [daemon.cpu_time(), cpu_time(libc::RUSAGE_CHILDREN), broker.cpu_time()];
     let before = used();
     let output = Command::new("wrk")
@@ -70,7 +70,7 @@ pub(crate) fn run(
     let errors: Vec<_> =
         text.lines().map(str::trim).filter(|line| line.starts_with("Non-2xx") || line.starts_with("Socket")).collect();
     let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).map_or(0, Iterator::count);
-    Row {
+    Measurement {
         rate: value("Requests/sec:").parse().expect("wrk prints a number"),
         p50: value("50%"),
         p99: value("99%"),

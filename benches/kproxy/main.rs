@@ -64,7 +64,7 @@ fn main() {
     }
     bench.commits(USUAL, SMALL, 1, 2);
 
-    load::Row::print_heading();
+    load::Measurement::print_heading();
     for &count in connections {
         bench.commits(count, SMALL, 1, seconds).print(&format!("{SMALL} B, acks=1"), count);
         bench.no_kafka(count).print("no Kafka", count);
@@ -89,12 +89,12 @@ impl Bench {
         format!("/commit?topic={}&acks={acks}", self.topic)
     }
 
-    fn commits(&self, connections: u32, size: usize, acks: i32, seconds: u32) -> load::Row {
+    fn commits(&self, connections: u32, size: usize, acks: i32, seconds: u32) -> load::Measurement {
         self.posts(connections, size, acks, seconds, "")
     }
 
     /// Posts with a script of wrk that ends with `lua`.
-    fn posts(&self, connections: u32, size: usize, acks: i32, seconds: u32, lua: &str) -> load::Row {
+    fn posts(&self, connections: u32, size: usize, acks: i32, seconds: u32, lua: &str) -> load::Measurement {
         let script = self.kproxy.daemon.folder().join("post.lua");
         let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n{lua}");
         fs::write(&script, text).expect("a file in a temporary folder");
@@ -102,7 +102,7 @@ impl Bench {
         load::run(self.processes(), &self.kproxy.url(&self.commit_path(acks)), &["-s", script], connections, seconds)
     }
 
-    fn no_kafka(&self, connections: u32) -> load::Row {
+    fn no_kafka(&self, connections: u32) -> load::Measurement {
         load::run(self.processes(), &self.kproxy.url("/healthz"), &[], connections, self.seconds)
     }
 

@@ -52,7 +52,7 @@ fn assert_no_secret(daemon: &Daemon, answers: &[String]) {
 }
 
 /// A cluster whose broker has a SASL_SSL listener, and a topic.
-struct Secured {
+struct SaslCluster {
     certificates: Certificates,
     cluster: Cluster,
     /// `host:port` of the SASL_SSL listener.
@@ -60,12 +60,12 @@ struct Secured {
     topic: String,
 }
 
-impl Secured {
-    fn start() -> Secured {
+impl SaslCluster {
+    fn start() -> SaslCluster {
         let certificates = Certificates::make();
         let (cluster, listener) = Cluster::start_secured(&certificates);
         let topic = cluster.new_topic("secured", 2);
-        Secured { certificates, cluster, listener, topic }
+        SaslCluster { certificates, cluster, listener, topic }
     }
 
     fn with_password(&self, password: &str) -> Value {
@@ -109,7 +109,7 @@ impl Secured {
 
 #[test]
 fn all_three_daemons_connect_with_sasl_ssl() {
-    let secured = Secured::start();
+    let secured = SaslCluster::start();
     secured.post_three();
     // ktransfer and kmonitor find the brokers in ZooKeeper, with their SASL_SSL listener.
     let kafka = secured.with_password(PASSWORD);
@@ -134,7 +134,7 @@ fn all_three_daemons_connect_with_sasl_ssl() {
 
 #[test]
 fn a_wrong_password_or_authority_is_named_and_nothing_is_stored() {
-    let secured = Secured::start();
+    let secured = SaslCluster::start();
     let (authority, other_authority) = (secured.certificates.authority(), secured.certificates.other_authority());
     let failed = "authentication failed";
     for (kafka, reasons) in [
@@ -157,7 +157,7 @@ fn a_wrong_password_or_authority_is_named_and_nothing_is_stored() {
 
 #[test]
 fn kproxy_connects_with_tokens_of_librdkafka() {
-    let secured = Secured::start();
+    let secured = SaslCluster::start();
     let mut proxy = kproxy(&secured.listener, oauthbearer(secured.certificates.authority()));
     proxy.wait_until_ready();
     assert_eq!(proxy.post(&format!("/commit?topic={}&acks=-1", secured.topic), b"by token").status, 200);

@@ -17,18 +17,18 @@ const N_KEYS: u64 = 8;
 const MODULE: &str = "outage_module";
 
 /// A cluster with one topic, one module and one backend.
-struct Fixture {
+struct ModuleFixture {
     cluster: Cluster,
     topic: String,
     backend: Backend,
     ids: Vec<MessageId>,
 }
 
-impl Fixture {
-    fn new() -> Fixture {
+impl ModuleFixture {
+    fn new() -> ModuleFixture {
         let cluster = Cluster::start(1);
         let topic = cluster.new_topic("outage", N_PARTITIONS);
-        Fixture { cluster, topic, backend: Backend::start(), ids: Vec::new() }
+        ModuleFixture { cluster, topic, backend: Backend::start(), ids: Vec::new() }
     }
 
     /// Appends `n` more messages of each key to the topic.
@@ -75,7 +75,7 @@ impl Fixture {
 
 #[test]
 fn a_zookeeper_that_is_down_at_the_start_is_retried_and_one_that_restarts_costs_no_message() {
-    let mut fixture = Fixture::new();
+    let mut fixture = ModuleFixture::new();
     fixture.produce(20);
     fixture.cluster.zookeeper_server.kill9();
     let mut ktransfer = fixture.start_ktransfer();
@@ -99,7 +99,7 @@ fn a_zookeeper_that_is_down_at_the_start_is_retried_and_one_that_restarts_costs_
 
 #[test]
 fn reading_continues_where_it_was_after_a_broker_restarts() {
-    let mut fixture = Fixture::new();
+    let mut fixture = ModuleFixture::new();
     let mut ktransfer = fixture.start_ktransfer();
     ktransfer.wait_until_ready();
     fixture.produce(20);

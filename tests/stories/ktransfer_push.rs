@@ -6,24 +6,24 @@ use std::time::{Duration, Instant};
 use crate::harness::backend::Journal;
 use crate::harness::message::{METHODS, Message};
 use crate::harness::{
-    Answer, Backend, Cluster, Ktransfer, Record, Request, STOP_DEADLINE, cluster, configs, free_port, unique,
+    Answer, Backend, Cluster, Ktransfer, PushRecord, Request, STOP_DEADLINE, cluster, configs, free_port, unique,
     wait_until,
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-fn is_done(record: &&Record) -> bool {
+fn is_done(record: &&PushRecord) -> bool {
     record.status == Some(200)
 }
 
 /// Partition and offset of a push.
-fn position(record: &Record) -> (i64, i64) {
+fn position(record: &PushRecord) -> (i64, i64) {
     let number = |name: &str| record.request.header(name).expect(name).parse().expect(name);
     (number("X-Kafka-Partition"), number("X-Kafka-Offset"))
 }
 
 /// The deliveries of each key must be in the order of the partition; repeats do not count.
-fn assert_order_per_key(records: &[Record]) {
+fn assert_order_per_key(records: &[PushRecord]) {
     let mut newest: BTreeMap<String, i64> = BTreeMap::new();
     let mut seen = HashSet::new();
     for record in records.iter().filter(is_done) {

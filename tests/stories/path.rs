@@ -27,7 +27,7 @@ const PUSH_DEADLINE: Duration = Duration::from_secs(90);
 const TAKEOVER_DEADLINE: Duration = Duration::from_secs(3 + 3);
 
 /// A topic, a module, two backends, and the daemons between them.
-struct Path {
+struct Pipeline {
     cluster: &'static Cluster,
     topic: String,
     module: String,
@@ -38,8 +38,8 @@ struct Path {
     kmonitor: Kmonitor,
 }
 
-impl Path {
-    fn start(n_ktransfers: usize, push_takes: Duration) -> Path {
+impl Pipeline {
+    fn start(n_ktransfers: usize, push_takes: Duration) -> Pipeline {
         let cluster = cluster();
         let topic = cluster.new_topic("path", N_PARTITIONS);
         let module = unique("module");
@@ -54,7 +54,7 @@ impl Path {
         let kproxy = Kproxy::start_usual(cluster);
         kmonitor.wait_until_ready();
         ktransfers.iter_mut().for_each(Ktransfer::wait_until_ready);
-        Path { cluster, topic, module, journal, backends, kproxy, ktransfers, kmonitor }
+        Pipeline { cluster, topic, module, journal, backends, kproxy, ktransfers, kmonitor }
     }
 
     /// Posts all messages, each key by one poster and in order; returns their identities.
@@ -135,18 +135,18 @@ impl Path {
 
 #[test]
 fn four_thousand_messages_are_posted_stored_pushed_and_shown() {
-    let path = Path::start(1, Duration::ZERO);
-    let posted = path.post_all();
-    assert_eq!(path.cluster.message_count(&path.topic), N_MESSAGES as i64);
-    let n_repeats = path.wait_until_all_is_pushed(&posted);
+    let pipeline = Pipeline::start(1, Duration::ZERO);
+    let posted = pipeline.post_all();
+    assert_eq!(pipeline.cluster.message_count(&pipeline.topic), N_MESSAGES as i64);
+    let n_repeats = pipeline.wait_until_all_is_pushed(&posted);
     assert_eq!(n_repeats, 0, "no push failed, so there are no repeats");
 
-    let records = path.journal.records();
+    let records = pipeline.journal.records();
     for record in records.iter().take(100) {
         let request = &record.request;
         let message = Message::decode(&request.body).expect("the body as posted");
         assert_eq!(request.method, "POST");
-        assert_eq!(request.path(), format!("/push/{}", path.topic));
+        assert_eq!(request.path(), format!("/push/{}", pipeline.topic));
         assert_eq!(request.query("key"), Some(message.id.0));
         assert_eq!(request.query("method"), Some(message.method));
         assert_eq!(request.header("Host"), Some("backend.example"));
@@ -154,43 +154,45 @@ fn four_thousand_messages_are_posted_stored_pushed_and_shown() {
     let positions: BTreeSet<_> =
         records.iter().map(|record| (record.request.query("partition"), record.request.query("transid"))).collect();
     assert_eq!(positions.len(), N_MESSAGES, "partition and offset identify each message");
-    for backend in &path.backends {
+    for backend in &pipeline.backends {
         let n = records.iter().filter(|record| record.backend == backend.address()).count();
         assert!(n > N_MESSAGES / 4, "{n} pushes at one of two backends");
     }
 
-    path.wait_until_the_delay_is_zero();
-    wait_until(DEADLINE, "all offsets are stored", || path.stored() == N_MESSAGES as i64);
-    path.stop_all();
+    pipeline.wait_until_the_delay_is_zero();
+    wait_until(DEADLINE, "all offsets are stored", || pipeline.stored() == N_MESSAGES as i64);
+    pipeline.stop_all();
 }
 
 #[test]
 fn no_message_is_lost_when_one_of_two_ktransfers_is_killed() {
-    let mut path = Path::start(2, Duration::from_millis(20));
+    let mut pipeline = Pipeline::start(2, Duration::from_millis(20));
     wait_until(DEADLINE, "two instances own four partitions each", || {
-        let owners: Vec<String> = path.owners().into_values().collect();
+        let owners: Vec<String> = pipeline.owners().into_values().collect();
         let first = owners.iter().filter(|owner| **owner == owners[0]).count();
         owners.len() == N_PARTITIONS as usize && first == N_PARTITIONS as usize / 2
     });
-    let owners_before: BTreeSet<String> = path.owners().into_values().collect();
-    let mut killed = path.ktransfers.remove(0);
+    let owners_before: BTreeSet<String> = pipeline.owners().into_values().collect();
+    let mut killed = pipeline.ktransfers.remove(0);
     let (posted, took) = std::thread::scope(|scope| {
-        let posting = scope.spawn(|| path.post_all());
-        wait_until(PUSH_DEADLINE, "a quarter of the messages is pushed", || path.journal.n_requests() > N_MESSAGES / 4);
+        let posting = scope.spawn(|| pipeline.post_all());
+        wait_until(PUSH_DEADLINE, "a quarter of the messages is pushed", || {
+            pipeline.journal.n_requests() > N_MESSAGES / 4
+        });
         let killed_at = Instant::now();
         killed.daemon.kill9();
         wait_until(TAKEOVER_DEADLINE, "the other instance owns every partition", || {
-            let owners = path.owners();
+            let owners = pipeline.owners();
             let members: BTreeSet<&String> = owners.values().collect();
             owners.len() == N_PARTITIONS as usize && members.len() == 1
         });
         let took = killed_at.elapsed();
         (posting.join().expect("all is posted"), took)
     });
-    let owners: BTreeSet<String> = path.owners().into_values().collect();
+    let owners: BTreeSet<String> = pipeline.owners().into_values().collect();
     assert!(owners.is_subset(&owners_before), "the remaining member owns all: {owners:?} of {owners_before:?}");
-    let n_repeats = path.wait_until_all_is_pushed(&posted);
+    let n_repeats = pipeline.wait_until_all_is_pushed(&posted);
     eprintln!("taken over after {:.1} s, {n_repeats} repeats", took.as_secs_f64());
-    path.wait_until_the_delay_is_zero();
-    path.stop_all();
+    pipeline.wait_until_the_delay_is_zero();
+    pipeline.stop_all();
 }

@@ -20,19 +20,19 @@ use crate::harness::{Cluster, ConfigFile, Daemon, Kproxy, Program, cluster, conf
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A kproxy with TLS and the authority of its certificate.
-struct Secured {
+struct TlsKproxy {
     kproxy: Kproxy,
     authority: Authority,
     own: Certificate,
 }
 
-impl Secured {
-    fn start(cluster: &Cluster) -> Secured {
-        Secured::start_with(configs::kproxy(cluster))
+impl TlsKproxy {
+    fn start(cluster: &Cluster) -> TlsKproxy {
+        TlsKproxy::start_with(configs::kproxy(cluster))
     }
 
     /// Starts one with this configuration and a certificate; returns when it is ready.
-    fn start_with(config: ConfigFile) -> Secured {
+    fn start_with(config: ConfigFile) -> TlsKproxy {
         let folder = folder("certificates");
         let authority = Authority::new(&folder, "authority");
         let own = authority.issue("server", 30);
@@ -40,7 +40,7 @@ impl Secured {
             .set("read_timeout_ms", 20_000)
             .set("tls.certificate_file", &own.certificate)
             .set("tls.key_file", &own.key);
-        Secured { kproxy: Kproxy::start_ready(config), authority, own }
+        TlsKproxy { kproxy: Kproxy::start_ready(config), authority, own }
     }
 
     fn client(&self) -> Client {
@@ -92,7 +92,7 @@ fn values(cluster: &Cluster, topic: &str, count: usize) -> Vec<String> {
 fn commits_over_tls_12_and_13_are_stored_one_by_one_pipelined_and_large() {
     let cluster = cluster();
     let topic = cluster.new_topic("tls", 1);
-    let secured = Secured::start(cluster);
+    let secured = TlsKproxy::start(cluster);
     let mut expected = Vec::new();
     for version in [&TLS12, &TLS13] {
         let mut client = secured.client_as(&secured.authority.client(&[version])).unwrap();
@@ -139,7 +139,7 @@ fn commits_over_tls_12_and_13_are_stored_one_by_one_pipelined_and_large() {
 fn openssl_s_client_is_served() {
     let cluster = cluster();
     let topic = cluster.new_topic("tls_openssl", 1);
-    let secured = Secured::start(cluster);
+    let secured = TlsKproxy::start(cluster);
     for version in ["-tls1_2", "-tls1_3"] {
         let mut openssl = Command::new("openssl")
             .args(["s_client", "-quiet", "-verify_return_error", "-servername", "localhost", "-alpn", "h2,http/1.1"])
@@ -166,7 +166,7 @@ fn openssl_s_client_is_served() {
 fn connections_without_a_handshake_are_refused_and_freed() {
     let cluster = cluster();
     let topic = cluster.new_topic("tls_hostile", 1);
-    let secured = Secured::start_with(configs::kproxy(cluster).set("tls.handshake_timeout_ms", 500));
+    let secured = TlsKproxy::start_with(configs::kproxy(cluster).set("tls.handshake_timeout_ms", 500));
     send_plain_http(&secured, &topic);
     break_handshakes(&secured);
     break_connections(&secured, &topic);
@@ -179,7 +179,7 @@ fn connections_without_a_handshake_are_refused_and_freed() {
 }
 
 /// Plain HTTP gets a plain HTTP answer.
-fn send_plain_http(secured: &Secured, topic: &str) {
+fn send_plain_http(secured: &TlsKproxy, topic: &str) {
     let answer = http::post(&secured.kproxy.url(&format!("/commit?topic={topic}")), b"plain").unwrap();
     let body = answer.json();
     assert_eq!((answer.status, &body["stored"]), (400, &"no".into()), "{body}");
@@ -189,7 +189,7 @@ fn send_plain_http(secured: &Secured, topic: &str) {
 }
 
 /// Garbage in a record, half a ClientHello, no byte at all, and a reset.
-fn break_handshakes(secured: &Secured) {
+fn break_handshakes(secured: &TlsKproxy) {
     let mut garbage = secured.socket();
     garbage.write_all(b"\x16\x03\x01\x00\x10garbage! garbage").unwrap();
     garbage.shutdown(Shutdown::Write).unwrap();
@@ -209,7 +209,7 @@ fn break_handshakes(secured: &Secured) {
 }
 
 /// A reset in the middle of the answers, and a body that TCP ends without close_notify.
-fn break_connections(secured: &Secured, topic: &str) {
+fn break_connections(secured: &TlsKproxy, topic: &str) {
     let mut client = secured.client();
     client.send_raw(&commit(topic, "cut").repeat(50)).unwrap();
     reset_on_drop(client.socket());
@@ -223,7 +223,7 @@ fn break_connections(secured: &Secured, topic: &str) {
 }
 
 /// A client that reads no answers, which are more than the sockets hold, is closed at the write deadline.
-fn never_read(secured: &Secured) {
+fn never_read(secured: &TlsKproxy) {
     let mut slow = shake(&secured.authority.client(&[&TLS13]), secured.socket()).unwrap();
     let requests = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(500);
     // Writing fails once kproxy has closed the connection.
@@ -247,7 +247,7 @@ fn client_certificates_are_requested_and_verified() {
         let config = configs::kproxy(cluster)
             .set("tls.client_ca_file", &clients.own.certificate)
             .set("tls.client_certificates", mode);
-        let secured = Secured::start_with(config);
+        let secured = TlsKproxy::start_with(config);
         let commit = |version, identity: Option<&Certificate>| {
             let mut client = secured.client_as(&secured.authority.client_with(&[version], identity))?;
             client.post(&format!("/commit?topic={topic}"), mode.as_bytes()).map(|answer| answer.status)
@@ -274,10 +274,10 @@ fn client_certificates_are_requested_and_verified() {
 fn sighup_loads_a_new_certificate_for_new_connections_and_rejects_a_bad_one() {
     let cluster = cluster();
     let topic = cluster.new_topic("tls_reload", 1);
-    let mut secured = Secured::start(cluster);
+    let mut secured = TlsKproxy::start(cluster);
     let path = format!("/commit?topic={topic}");
     let config = secured.authority.client(&[&TLS13]);
-    let served_certificate = |secured: &Secured| {
+    let served_certificate = |secured: &TlsKproxy| {
         let stream = shake(&config, secured.socket()).expect("the handshake succeeds");
         stream.conn.peer_certificates().expect("the server has one")[0].clone()
     };
@@ -308,7 +308,7 @@ fn sighup_loads_a_new_certificate_for_new_connections_and_rejects_a_bad_one() {
 fn a_stop_answers_the_commits_in_flight_sends_close_notify_and_exits_with_0() {
     let cluster = Cluster::start(1);
     let topic = cluster.new_topic("tls_stop", 1);
-    let mut secured = Secured::start_with(configs::kproxy(&cluster).set("shutdown_grace_ms", 10_000));
+    let mut secured = TlsKproxy::start_with(configs::kproxy(&cluster).set("shutdown_grace_ms", 10_000));
     let config = secured.authority.client(&[&TLS13]);
     let mut idle = shake(&config, secured.socket()).unwrap();
     let mut busy = shake(&config, secured.socket()).unwrap();
@@ -357,7 +357,7 @@ fn a_test_of_the_configuration_names_the_wrong_file_and_prints_no_key() {
 
 #[test]
 fn an_idle_connection_costs_little_memory() {
-    let secured = Secured::start(cluster());
+    let secured = TlsKproxy::start(cluster());
     let config = secured.authority.client(&[&TLS13]);
     let open = |count: usize| -> Vec<_> {
         let connections = (0..count).map(|_| shake(&config, secured.socket()).expect("the handshake succeeds"));

@@ -95,7 +95,7 @@ impl Answer {
 
 /// One push.
 #[derive(Debug, Clone)]
-pub(crate) struct Record {
+pub(crate) struct PushRecord {
     pub(crate) request: Request,
     /// `host:port` of the backend that received it.
     pub(crate) backend: String,
@@ -109,7 +109,7 @@ pub(crate) struct Record {
 /// The records of all backends that share a journal.
 #[derive(Default)]
 struct JournalState {
-    records: Vec<Record>,
+    records: Vec<PushRecord>,
     in_progress: HashMap<String, usize>,
     max_per_key: usize,
     max_concurrent: usize,
@@ -122,7 +122,7 @@ pub(crate) struct Journal(Arc<Mutex<JournalState>>);
 
 impl Journal {
     /// All requests so far, in the order of their arrival.
-    pub(crate) fn records(&self) -> Vec<Record> {
+    pub(crate) fn records(&self) -> Vec<PushRecord> {
         self.lock().records.clone()
     }
 
@@ -150,7 +150,7 @@ impl Journal {
             state.max_per_key = state.max_per_key.max(*of_this_key);
         }
         state.max_concurrent = state.max_concurrent.max(state.in_progress.values().sum());
-        state.records.push(Record {
+        state.records.push(PushRecord {
             request: request.clone(),
             backend: backend.to_owned(),
             arrived: Instant::now(),
@@ -233,7 +233,7 @@ impl Backend {
     }
 
     /// All requests so far, in the order of their arrival.
-    pub(crate) fn records(&self) -> Vec<Record> {
+    pub(crate) fn records(&self) -> Vec<PushRecord> {
         self.journal.records()
     }
 

@@ -34,7 +34,7 @@ pub(crate) struct Metadata {
 
 /// Metadata from the first broker of the list that answers; of all topics where `topics` is empty.
 pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
-    let mut request = Writer::default();
+    let mut request = KafkaRequest::default();
     if topics.is_empty() {
         request.int(-1);
     } else {
@@ -43,7 +43,7 @@ pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
     }
     let mut last_error = io::Error::other("no broker given");
     for broker in brokers.split(',') {
-        match call(broker, METADATA, 1, &request.0).and_then(|answer| read_metadata(&mut Reader(&answer))) {
+        match call(broker, METADATA, 1, &request.0).and_then(|answer| read_metadata(&mut KafkaResponse(&answer))) {
             Ok(metadata) => return Ok(metadata),
             Err(error) => last_error = error,
         }
@@ -93,7 +93,7 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
     let mut ends = BTreeMap::new();
     for (&partition, leader) in metadata.leaders.get(topic).into_iter().flatten() {
         let broker = metadata.brokers.get(leader).ok_or_else(|| io::Error::other("a partition without leader"))?;
-        let mut request = Writer::default();
+        let mut request = KafkaRequest::default();
         request.int(-1);
         request.int(1);
         request.text(topic);
@@ -101,7 +101,7 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
         request.int(partition);
         request.long(-1);
         let answer = call(broker, LIST_OFFSETS, 1, &request.0)?;
-        let mut reader = Reader(&answer);
+        let mut reader = KafkaResponse(&answer);
         reader.int()?;
         reader.text()?;
         reader.int()?;
@@ -119,7 +119,7 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
 
 /// Adds partitions to a topic, up to `partitions` in all; returns when every broker of the list names a leader of each.
 pub(crate) fn grow_topic(brokers: &str, name: &str, partitions: i32) {
-    let mut request = Writer::default();
+    let mut request = KafkaRequest::default();
     request.int(1);
     request.text(name);
     request.int(partitions);
@@ -151,7 +151,7 @@ fn call_controller(brokers: &str, api: i16, version: i16, body: &[u8]) -> io::Re
     let controller = metadata.brokers.get(&metadata.controller);
     let controller = controller.ok_or_else(|| io::Error::other("no controller is elected yet"))?;
     let answer = call(controller, api, version, body)?;
-    let mut reader = Reader(&answer);
+    let mut reader = KafkaResponse(&answer);
     reader.int()?; // The throttle time.
     reader.int()?; // The number of topics.
     reader.text()?;
@@ -160,7 +160,7 @@ fn call_controller(brokers: &str, api: i16, version: i16, body: &[u8]) -> io::Re
 
 /// Deletes a topic; returns when no broker of the list names it any more.
 pub(crate) fn delete_topic(brokers: &str, name: &str) {
-    let mut request = Writer::default();
+    let mut request = KafkaRequest::default();
     request.int(1);
     request.text(name);
     request.int(DEADLINE.as_millis() as i32);
@@ -183,7 +183,7 @@ fn try_create(
     replication: i16,
     settings: &[(&str, &str)],
 ) -> io::Result<i16> {
-    let mut request = Writer::default();
+    let mut request = KafkaRequest::default();
     request.int(1);
     request.text(name);
     request.int(partitions);
@@ -199,7 +199,7 @@ fn try_create(
     call_controller(brokers, CREATE_TOPICS, 2, &request.0)
 }
 
-fn read_metadata(reader: &mut Reader<'_>) -> io::Result<Metadata> {
+fn read_metadata(reader: &mut KafkaResponse<'_>) -> io::Result<Metadata> {
     let mut metadata = Metadata::default();
     for _ in 0..reader.int()? {
         let id = reader.int()?;
@@ -230,7 +230,7 @@ fn read_metadata(reader: &mut Reader<'_>) -> io::Result<Metadata> {
 }
 
 fn call(broker: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Vec<u8>> {
-    let mut request = Writer::default();
+    let mut request = KafkaRequest::default();
     request.short(api);
     request.short(version);
     request.int(1);
@@ -253,9 +253,9 @@ fn call(broker: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Vec<u8>
 }
 
 #[derive(Default)]
-struct Writer(Vec<u8>);
+struct KafkaRequest(Vec<u8>);
 
-impl Writer {
+impl KafkaRequest {
     fn short(&mut self, value: i16) {
         self.0.extend_from_slice(&value.to_be_bytes());
     }
@@ -271,9 +271,9 @@ impl Writer {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct KafkaResponse<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> KafkaResponse<'a> {
     fn take(&mut self, n_bytes: usize) -> io::Result<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(n_bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.0 = rest;

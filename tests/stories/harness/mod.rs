@@ -37,7 +37,7 @@ pub(crate) mod zookeeper;
 
 use std::time::Duration;
 
-pub(crate) use backend::{Answer, Backend, Record, Request};
+pub(crate) use backend::{Answer, Backend, PushRecord, Request};
 pub(crate) use cluster::{Cluster, cluster, unique};
 pub(crate) use config_file::ConfigFile;
 pub(crate) use daemon::{Daemon, Program, binary};

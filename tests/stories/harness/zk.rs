@@ -45,7 +45,7 @@ impl ZkClient {
         stream.set_read_timeout(Some(CALL_DEADLINE))?;
         stream.set_write_timeout(Some(CALL_DEADLINE))?;
         stream.set_nodelay(true)?;
-        let mut connect = Bytes::default();
+        let mut connect = ZkRequest::default();
         connect.int(0).long(0).int(SESSION.as_millis() as i32).long(0).buffer(&[0; 16]);
         send(&mut stream, &connect)?;
         receive(&mut stream)?;
@@ -54,14 +54,14 @@ impl ZkClient {
 
     /// The node, if it exists.
     pub(crate) fn get(&self, path: &str) -> Option<Node> {
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).bool(false);
         let (code, answer) = self.call(GET_DATA, &request);
         if code == NO_NODE {
             return None;
         }
         expect(code, OK, "get", path);
-        let mut answer = Reader(&answer);
+        let mut answer = ZkResponse(&answer);
         let data = answer.buffer();
         answer.skip(32); // czxid, mzxid, ctime, mtime.
         let version = answer.int();
@@ -76,14 +76,14 @@ impl ZkClient {
 
     /// The names of the node's children, sorted; none if the node does not exist.
     pub(crate) fn children(&self, path: &str) -> Vec<String> {
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).bool(false);
         let (code, answer) = self.call(GET_CHILDREN, &request);
         if code == NO_NODE {
             return Vec::new();
         }
         expect(code, OK, "children", path);
-        let mut answer = Reader(&answer);
+        let mut answer = ZkResponse(&answer);
         let n = answer.int();
         let mut names: Vec<String> = (0..n).map(|_| String::from_utf8_lossy(&answer.buffer()).into_owned()).collect();
         names.sort();
@@ -105,14 +105,14 @@ impl ZkClient {
 
     /// Overwrites an existing node.
     pub(crate) fn write(&self, path: &str, data: &str) {
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).buffer(data.as_bytes()).int(-1);
         expect(self.call(SET_DATA, &request).0, OK, "write", path);
     }
 
     /// Deletes a node without children. False if it does not exist.
     pub(crate) fn delete(&self, path: &str) -> bool {
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).int(-1);
         let code = self.call(DELETE, &request).0;
         if code != NO_NODE {
@@ -123,7 +123,7 @@ impl ZkClient {
 
     fn create_one(&self, path: &str, data: &str, ephemeral: bool) -> bool {
         let all_rights = 31;
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).buffer(data.as_bytes());
         request.int(1).int(all_rights).text("world").text("anyone").int(i32::from(ephemeral));
         let code = self.call(CREATE, &request).0;
@@ -133,14 +133,14 @@ impl ZkClient {
         code == OK
     }
 
-    fn call(&self, operation: i32, request: &Bytes) -> (i32, Vec<u8>) {
+    fn call(&self, operation: i32, request: &ZkRequest) -> (i32, Vec<u8>) {
         let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut frame = Bytes::default();
+        let mut frame = ZkRequest::default();
         frame.int(1).int(operation);
         frame.0.extend_from_slice(&request.0);
         let answer = send(&mut stream, &frame).and_then(|()| receive(&mut stream));
         let answer = answer.unwrap_or_else(|error| panic!("no answer from ZooKeeper: {error}"));
-        let mut reader = Reader(&answer);
+        let mut reader = ZkResponse(&answer);
         reader.skip(12); // The xid and the zxid.
         (reader.int(), reader.0.to_vec())
     }
@@ -148,7 +148,7 @@ impl ZkClient {
 
 impl Drop for ZkClient {
     fn drop(&mut self) {
-        let mut frame = Bytes::default();
+        let mut frame = ZkRequest::default();
         frame.int(1).int(CLOSE);
         let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if send(&mut stream, &frame).is_ok() {
@@ -163,7 +163,7 @@ fn expect(code: i32, expected: i32, verb: &str, path: &str) {
     assert_eq!(code, expected, "ZooKeeper: {verb} {path}");
 }
 
-fn send(stream: &mut TcpStream, bytes: &Bytes) -> io::Result<()> {
+fn send(stream: &mut TcpStream, bytes: &ZkRequest) -> io::Result<()> {
     let mut frame = (bytes.0.len() as i32).to_be_bytes().to_vec();
     frame.extend_from_slice(&bytes.0);
     stream.write_all(&frame)
@@ -182,9 +182,9 @@ fn receive(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 }
 
 #[derive(Default)]
-struct Bytes(Vec<u8>);
+struct ZkRequest(Vec<u8>);
 
-impl Bytes {
+impl ZkRequest {
     fn int(&mut self, value: i32) -> &mut Self {
         self.0.extend_from_slice(&value.to_be_bytes());
         self
@@ -207,9 +207,9 @@ impl Bytes {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct ZkResponse<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl ZkResponse<'_> {
     fn skip(&mut self, n_bytes: usize) {
         self.0 = &self.0[n_bytes..];
     }
