@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use harness::backend::Journal;
 use harness::configs::{self, CLUSTER_NAME};
+use harness::delivery::delivered;
 use harness::http::Client;
 use harness::message::{METHODS, Message};
 use harness::oracle::{MessageId, PushCheck, check_pushes};
@@ -165,13 +166,7 @@ impl Posted {
         // Read before the records, so that messages posted meanwhile do not count as lost.
         let confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let records = journal.records();
-        let pushed: Vec<MessageId> = records
-            .iter()
-            .filter(|record| record.status == Some(200))
-            .filter_map(|record| Message::decode(&record.request.body))
-            .map(|message| message.id)
-            .collect();
+        let pushed = delivered(journal);
         // A push may be recorded before the answer to its post.
         unconfirmed
             .extend(self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)[confirmed.len()..].iter().cloned());

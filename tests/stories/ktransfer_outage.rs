@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::harness::delivery::wait_until_delivered;
 use crate::harness::message::{METHODS, Message};
-use crate::harness::oracle::{MessageId, check_pushes};
+use crate::harness::oracle::MessageId;
 use crate::harness::{
     Backend, Cluster, ConfigFile, Daemon, Ktransfer, Program, STOP_DEADLINE, configs, kafka_wire, wait_until,
 };
@@ -56,20 +57,9 @@ impl ModuleFixture {
         Ktransfer::start(configs::ktransfer(&self.cluster), &[(MODULE, module_file)])
     }
 
-    fn pushed(&self) -> Vec<MessageId> {
-        let records = self.backend.records();
-        let bodies = records.iter().filter(|record| record.status == Some(200)).map(|record| &record.request.body);
-        bodies.map(|body| Message::decode(body).expect("as it was produced").id).collect()
-    }
-
-    /// Waits until every message is pushed, each key in order. Returns the number of repeats.
-    fn wait_until_all_is_pushed(&self) -> usize {
-        wait_until(DEADLINE, "all messages are pushed", || {
-            self.backend.n_requests() >= self.ids.len() && check_pushes(&self.ids, &[], &self.pushed()).lost.is_empty()
-        });
-        let check = check_pushes(&self.ids, &[], &self.pushed());
-        assert!(check.is_good(), "{check:?}");
-        check.n_repeats
+    /// Waits until every message is delivered. Returns the number of repeats.
+    fn wait_until_delivered(&self) -> usize {
+        wait_until_delivered(self.backend.journal(), &self.ids, DEADLINE)
     }
 }
 
@@ -87,12 +77,12 @@ fn a_zookeeper_that_is_down_at_the_start_is_retried_and_one_that_restarts_costs_
 
     fixture.cluster.zookeeper_server.restart();
     ktransfer.wait_until_ready();
-    assert_eq!(fixture.wait_until_all_is_pushed(), 0);
+    assert_eq!(fixture.wait_until_delivered(), 0);
 
     fixture.cluster.zookeeper_server.kill9();
     fixture.cluster.zookeeper_server.restart();
     fixture.produce(20);
-    let n_repeats = fixture.wait_until_all_is_pushed();
+    let n_repeats = fixture.wait_until_delivered();
     assert!(n_repeats <= fixture.ids.len() / 2, "{n_repeats} repeats although the offsets were stored long before");
     ktransfer.daemon.stop(STOP_DEADLINE);
 }
@@ -103,7 +93,7 @@ fn reading_continues_where_it_was_after_a_broker_restarts() {
     let mut ktransfer = fixture.start_ktransfer();
     ktransfer.wait_until_ready();
     fixture.produce(20);
-    assert_eq!(fixture.wait_until_all_is_pushed(), 0);
+    assert_eq!(fixture.wait_until_delivered(), 0);
 
     let broker = &fixture.cluster.kafka_servers[0];
     broker.kill9();
@@ -113,7 +103,7 @@ fn reading_continues_where_it_was_after_a_broker_restarts() {
         ends.is_ok_and(|ends| ends.len() == N_PARTITIONS as usize)
     });
     fixture.produce(20);
-    assert_eq!(fixture.wait_until_all_is_pushed(), 0, "the claims were kept, so there are no repeats");
+    assert_eq!(fixture.wait_until_delivered(), 0, "the claims were kept, so there are no repeats");
     ktransfer.daemon.stop(STOP_DEADLINE);
     let stored = fixture.cluster.stored_offsets_sum(MODULE, &fixture.topic, N_PARTITIONS);
     assert_eq!(stored, fixture.ids.len() as i64);

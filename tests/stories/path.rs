@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use crate::harness::backend::Journal;
 use crate::harness::configs::{self, CLUSTER_NAME};
+use crate::harness::delivery::wait_until_delivered;
 use crate::harness::http::Client;
 use crate::harness::message::{METHODS, Message};
-use crate::harness::oracle::{MessageId, check_pushes};
+use crate::harness::oracle::MessageId;
 use crate::harness::{
     Answer, Backend, Cluster, Kmonitor, Kproxy, Ktransfer, STOP_DEADLINE, cluster, unique, wait_until,
 };
@@ -89,22 +90,11 @@ impl Pipeline {
         assert!(document["offset"].is_u64() && document["partition"].is_u64(), "{document}");
     }
 
-    fn pushed(&self) -> Vec<MessageId> {
-        let records = self.journal.records();
-        let done = records.iter().filter(|record| record.status == Some(200));
-        done.map(|record| Message::decode(&record.request.body).expect("the body as posted").id).collect()
-    }
-
-    /// Waits until every message is pushed. Returns the number of repeats.
-    fn wait_until_all_is_pushed(&self, posted: &[MessageId]) -> usize {
-        wait_until(PUSH_DEADLINE, "all messages are pushed", || {
-            // The cheap condition first: the exact one copies the records of thousands of requests.
-            self.journal.n_requests() >= posted.len() && check_pushes(posted, &[], &self.pushed()).lost.is_empty()
-        });
-        let check = check_pushes(posted, &[], &self.pushed());
-        assert!(check.is_good(), "{check:?}");
+    /// Waits until every message is delivered. Returns the number of repeats.
+    fn wait_until_delivered(&self, posted: &[MessageId]) -> usize {
+        let n_repeats = wait_until_delivered(&self.journal, posted, PUSH_DEADLINE);
         assert_eq!(self.journal.max_per_key(), 1, "concurrent pushes of one key");
-        check.n_repeats
+        n_repeats
     }
 
     fn stored(&self) -> i64 {
@@ -138,7 +128,7 @@ fn four_thousand_messages_are_posted_stored_pushed_and_shown() {
     let pipeline = Pipeline::start(1, Duration::ZERO);
     let posted = pipeline.post_all();
     assert_eq!(pipeline.cluster.message_count(&pipeline.topic), N_MESSAGES as i64);
-    let n_repeats = pipeline.wait_until_all_is_pushed(&posted);
+    let n_repeats = pipeline.wait_until_delivered(&posted);
     assert_eq!(n_repeats, 0, "no push failed, so there are no repeats");
 
     let records = pipeline.journal.records();
@@ -191,7 +181,7 @@ fn no_message_is_lost_when_one_of_two_ktransfers_is_killed() {
     });
     let owners: BTreeSet<String> = pipeline.owners().into_values().collect();
     assert!(owners.is_subset(&owners_before), "the remaining member owns all: {owners:?} of {owners_before:?}");
-    let n_repeats = pipeline.wait_until_all_is_pushed(&posted);
+    let n_repeats = pipeline.wait_until_delivered(&posted);
     eprintln!("taken over after {:.1} s, {n_repeats} repeats", took.as_secs_f64());
     pipeline.wait_until_the_delay_is_zero();
     pipeline.stop_all();

@@ -14,6 +14,7 @@ pub(crate) mod cluster;
 pub(crate) mod config_file;
 pub(crate) mod configs;
 pub(crate) mod daemon;
+pub(crate) mod delivery;
 pub(crate) mod engine;
 pub(crate) mod http;
 pub(crate) mod jars;
