@@ -72,8 +72,8 @@ install:
 	done
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/kafka-http-wrapper
 	install -m755 $(BINARIES) $(DESTDIR)$(PREFIX)/bin
-	install -m644 README.md LICENSE CHANGELOG.md $(DESTDIR)$(PREFIX)/share/kafka-http-wrapper
-	cp -r conf $(DESTDIR)$(PREFIX)/share/kafka-http-wrapper
+	install -m644 *.md LICENSE $(DESTDIR)$(PREFIX)/share/kafka-http-wrapper
+	cp -r conf docs $(DESTDIR)$(PREFIX)/share/kafka-http-wrapper
 
 clean:
 	$(CARGO) clean

@@ -1,4 +1,4 @@
-//! Doorway of kmonitor.
+//! Entry point of kmonitor: the delay between Kafka and ktransfer.
 
 use std::process::ExitCode;
 

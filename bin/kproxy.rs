@@ -1,4 +1,4 @@
-//! Doorway of kproxy: HTTP to Kafka.
+//! Entry point of kproxy: HTTP to Kafka.
 
 use std::process::ExitCode;
 

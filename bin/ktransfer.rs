@@ -1,4 +1,4 @@
-//! Doorway of ktransfer: Kafka to HTTP.
+//! Entry point of ktransfer: Kafka to HTTP.
 
 use std::process::ExitCode;
 

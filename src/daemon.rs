@@ -1,18 +1,18 @@
-//! What the mains of the three daemons share: options, log, signals, the ordered stop and the exit code.
+//! The main function of all three daemons: options, log, signals, the ordered stop and the exit code.
 //!
 //! | exit code | when |
 //! |---|---|
-//! | 0 | stopped as asked by SIGTERM or SIGINT; `-h`, `-V`; `-t` of a good configuration |
-//! | 1 | the configuration is wrong (all its problems are on stderr), or the daemon cannot start |
-//! | 2 | the command line is wrong |
-//! | 3 | a part of the daemon ended unasked; it is named in the log, and the rest was stopped in order |
-//! | 4 | the stop took longer than `shutdown_grace_ms` (and one second), so the rest was abandoned |
-//! | 5 | a second SIGTERM or SIGINT ended a stop that was under way |
+//! | 0 | stopped by SIGTERM or SIGINT; `-h`, `-V`; `-t` with a valid configuration |
+//! | 1 | the configuration is invalid (all its problems are on stderr), or the daemon cannot start |
+//! | 2 | the command line is invalid |
+//! | 3 | a thread exited unexpectedly; the log names it, and the other threads were stopped in order |
+//! | 4 | the stop took longer than `shutdown_grace_ms` (and one second), so threads were abandoned |
+//! | 5 | a second SIGTERM or SIGINT ended an ordered stop |
 //!
-//! SIGHUP reopens the log files. SIGPIPE is ignored. Signals are taken by one thread and only trigger a
-//! [`Stop`]; the order of the stop is the daemon's own.
+//! SIGHUP reopens the log files and runs the reload actions. SIGPIPE is ignored. One thread receives all signals.
+//! SIGTERM and SIGINT only trigger a [`Stop`]; each daemon decides the order in which its parts stop.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{OsStr, OsString, c_int};
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -31,32 +31,32 @@ use crate::reload::Reloads;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-/// What the watchdog adds to the grace, for the threads to end after the ordered stop used all of it.
-const MARGIN: Duration = Duration::from_secs(1);
+/// Time the watchdog adds to the grace, so that threads can end after an ordered stop that used all of it.
+const WATCHDOG_MARGIN: Duration = Duration::from_secs(1);
 
-/// What every daemon's configuration has.
+/// Settings that every daemon's configuration has.
 pub trait Settings {
-    /// Where the log goes.
+    /// The log files and their level.
     fn log(&self) -> &LogConfig;
 
     /// How long an ordered stop may take.
     fn shutdown_grace(&self) -> Duration;
 }
 
-/// Takes `shutdown_grace_ms` (default 10,000, at most ten minutes).
-pub fn shutdown_grace(section: &mut Section, problems: &mut Problems) -> Duration {
+/// Takes the key `shutdown_grace_ms` (default 10,000, at most ten minutes).
+pub(crate) fn shutdown_grace(section: &mut Section, problems: &mut Problems) -> Duration {
     section.millis("shutdown_grace_ms", Some(10_000), 0..=600_000, problems)
 }
 
-/// How a process ends; the numbers are in the head of this module.
+/// The exit codes; the table at the head of this module says when each is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
-    Asked = 0,
+    Success = 0,
     CannotStart = 1,
     Usage = 2,
-    PartEnded = 3,
+    ThreadFailed = 3,
     GraceExceeded = 4,
-    StoppedAtOnce = 5,
+    SecondSignal = 5,
 }
 
 impl From<Exit> for ExitCode {
@@ -65,28 +65,28 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// The whole main of a daemon.
+/// The main function of the daemon `name`.
 ///
-/// `load` reads a configuration or tells all that is wrong with it. `run` starts the daemon's threads under
-/// the supervisor, serves until the supervisor's stop is triggered, stops in its own order within the grace, and returns.
-/// An error it returns before the stop was asked for means that it cannot start.
+/// `load` returns the configuration, or everything that is wrong with it. `run` starts the daemon's threads under the
+/// supervisor, serves until the supervisor's stop is triggered, stops its parts in order within the grace, and returns.
+/// An error that `run` returns before the stop was triggered means that the daemon cannot start.
 pub fn main<C: Settings>(
     name: &str,
     default_file: &str,
     load: fn(&Path) -> Result<C, Problems>,
     run: fn(C, &Supervisor) -> Result<(), String>,
 ) -> ExitCode {
-    let order = match parse(name, default_file, std::env::args_os().skip(1)) {
-        Ok(order) => order,
+    let command = match parse(name, default_file, std::env::args_os().skip(1)) {
+        Ok(command) => command,
         Err(text) => {
             to_stderr(&format!("{name}: {text}\nTry {name} -h\n"));
             return Exit::Usage.into();
         }
     };
-    let (file, only_check) = match order {
-        Order::Show(text) => return show(&text),
-        Order::Check(file) => (file, true),
-        Order::Run(file) => (file, false),
+    let (file, only_check) = match command {
+        Command::Print(text) => return print(&text),
+        Command::Check(file) => (file, true),
+        Command::Run(file) => (file, false),
     };
     match load(&file) {
         Err(problems) => {
@@ -95,35 +95,35 @@ pub fn main<C: Settings>(
             to_stderr(&format!("{problems}{name}: {count} problem{plural} in the configuration\n"));
             Exit::CannotStart.into()
         }
-        Ok(_) if only_check => show(&format!("{}: the configuration is good\n", file.display())),
+        Ok(_) if only_check => print(&format!("{}: the configuration is valid\n", file.display())),
         Ok(config) => start(name, &file, config, run).into(),
     }
 }
 
-/// Prints to stdout; whoever does not read it has not asked.
-fn show(text: &str) -> ExitCode {
+/// Prints to stdout. A reader that closed the pipe is no error.
+fn print(text: &str) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    Exit::Asked.into()
+    Exit::Success.into()
 }
 
-/// What the command line asks for.
+/// A parsed command line.
 #[derive(Debug, PartialEq, Eq)]
-enum Order {
-    Show(String),
+enum Command {
+    Print(String),
     Check(PathBuf),
     Run(PathBuf),
 }
 
-fn parse(name: &str, default_file: &str, arguments: impl Iterator<Item = OsString>) -> Result<Order, String> {
+fn parse(name: &str, default_file: &str, arguments: impl Iterator<Item = OsString>) -> Result<Command, String> {
     let mut options = Options::new();
     options.optopt("f", "file", &format!("configuration file (default {default_file})"), "FILE");
     options.optflag("t", "test", "check the configuration, print every problem, and exit with 0 or 1");
     options.optflag("V", "version", "print the version and exit");
     options.optflag("h", "help", "print this and exit");
     let originals: Vec<OsString> = arguments.collect();
-    // getopts takes UTF-8 only, but a path may be any bytes: such an argument is parsed under a name that no
-    // argument can have, since none contains a NUL.
+    // getopts accepts UTF-8 only, but a path may be any bytes. An argument that is not UTF-8 is replaced, while
+    // parsing, by a stand-in that no argument can equal: NUL and its index.
     let stand_ins = originals.iter().enumerate().map(|(index, original)| match original.to_str() {
         Some(text) => text.to_owned(),
         None => format!("\0{index}"),
@@ -134,20 +134,20 @@ fn parse(name: &str, default_file: &str, arguments: impl Iterator<Item = OsStrin
     };
     let matches = options.parse(stand_ins).map_err(|problem| problem.to_string())?;
     if let Some(unknown) = matches.free.first() {
-        return Err(format!("takes no argument {}", original(unknown.clone()).display()));
+        return Err(format!("unexpected argument {:?}", original(unknown.clone()).display()));
     }
     if matches.opt_present("h") {
-        return Ok(Order::Show(options.usage(&format!("Usage: {name} [-f FILE] [-t]"))));
+        return Ok(Command::Print(options.usage(&format!("Usage: {name} [-f FILE] [-t]"))));
     }
     if matches.opt_present("V") {
-        return Ok(Order::Show(format!("{name} {}\n", env!("CARGO_PKG_VERSION"))));
+        return Ok(Command::Print(format!("{name} {}\n", env!("CARGO_PKG_VERSION"))));
     }
     let file = matches.opt_str("f").map_or_else(|| default_file.into(), original);
     if file.as_os_str() == OsStr::new("") {
-        return Err("-f needs the name of a file".to_owned());
+        return Err("-f needs a file name".to_owned());
     }
     let file = PathBuf::from(file);
-    Ok(if matches.opt_present("t") { Order::Check(file) } else { Order::Run(file) })
+    Ok(if matches.opt_present("t") { Command::Check(file) } else { Command::Run(file) })
 }
 
 fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor) -> Result<(), String>) -> Exit {
@@ -155,59 +155,62 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
         to_stderr(&format!("{name}: cannot start: {cause}\n"));
         Exit::CannotStart
     };
-    // Before anything else, so that a signal during the start is an ordered stop as well.
+    // First, so that a signal during the start leads to an ordered stop as well.
     let signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         Ok(signals) => signals,
-        Err(cause) => return cannot_start(&format!("signals cannot be handled: {cause}")),
+        Err(cause) => return cannot_start(&format!("cannot install signal handlers: {cause}")),
     };
-    // Inherited by every thread: a signal in the middle of a write would cut it short, and the `kafka` crate
-    // takes a short write for a whole one. The thread that waits for signals takes them all.
-    take_signals_here(false);
+    // Every thread inherits this mask. A signal in the middle of a write would cut the write short, and the `kafka`
+    // crate takes a short write for a complete one. Only the thread `signals` receives signals.
+    mask_signals(libc::SIG_BLOCK);
     if let Err(cause) = logging::start(name, config.log()) {
         return cannot_start(&cause);
     }
     let open_files = raise_open_files();
     info!(
-        "{name} {} starts: process {}, configuration {}, open files at most {open_files}",
+        "{name} {} starts: process {}, configuration {}, open file limit {open_files}",
         env!("CARGO_PKG_VERSION"),
         process::id(),
         file.display()
     );
     let grace = config.shutdown_grace();
-    // The threads of the process outlive those of the daemon, to watch them end.
+    // A supervisor of their own, since these two threads outlive the daemon's threads.
     let process = Supervisor::new("process", Stop::new());
     let daemon = Supervisor::new(name, process.stop().child());
     let (stop, reloads) = (daemon.stop().clone(), daemon.reloads().clone());
     process.spawn_task("signals", move || {
-        take_signals_here(true);
+        mask_signals(libc::SIG_UNBLOCK);
         watch_signals(signals, &stop, &reloads);
     });
     let stop = daemon.stop().clone();
     process.spawn_task("watchdog", move || {
         stop.wait();
-        std::thread::sleep(grace + MARGIN);
-        error!("the stop took longer than shutdown_grace_ms = {}; the rest is abandoned", grace.as_millis());
-        leave(Exit::GraceExceeded);
+        std::thread::sleep(grace + WATCHDOG_MARGIN);
+        error!(
+            "the stop took longer than shutdown_grace_ms = {}; threads still running are abandoned",
+            grace.as_millis()
+        );
+        exit_now(Exit::GraceExceeded);
     });
     let exit = serve(&daemon, grace, config, run);
     info!("{name} ends with exit code {}", exit as u8);
     if exit == Exit::GraceExceeded {
-        // Threads still run, and what they use must not be taken down under them.
-        leave(exit);
+        // Threads are still running: destructors would free what they use.
+        exit_now(exit);
     }
     exit
 }
 
 fn serve<C>(daemon: &Supervisor, grace: Duration, config: C, run: fn(C, &Supervisor) -> Result<(), String>) -> Exit {
     let outcome = panics::catch(|| run(config, daemon));
-    let was_asked = daemon.stop().is_triggered() && daemon.failure().is_none();
+    let is_stop_requested = daemon.stop().is_triggered() && daemon.failure().is_none();
     let exit = match outcome {
         Err(text) => {
             error!("thread main panicked: {text}");
-            Exit::PartEnded
+            Exit::ThreadFailed
         }
-        Ok(Err(cause)) if was_asked => {
-            error!("the stop was not complete: {cause}");
+        Ok(Err(cause)) if is_stop_requested => {
+            error!("incomplete stop: {cause}");
             Exit::GraceExceeded
         }
         Ok(Err(cause)) if daemon.failure().is_none() => {
@@ -217,26 +220,26 @@ fn serve<C>(daemon: &Supervisor, grace: Duration, config: C, run: fn(C, &Supervi
         }
         Ok(Err(cause)) => {
             error!("{cause}");
-            Exit::PartEnded
+            Exit::ThreadFailed
         }
-        Ok(Ok(())) if was_asked => Exit::Asked,
+        Ok(Ok(())) if is_stop_requested => Exit::Success,
         Ok(Ok(())) if daemon.failure().is_none() => {
-            error!("thread main returned unasked");
-            Exit::PartEnded
+            error!("thread main exited unexpectedly");
+            Exit::ThreadFailed
         }
-        Ok(Ok(())) => Exit::PartEnded,
+        Ok(Ok(())) => Exit::ThreadFailed,
     };
     let began = Instant::now();
     daemon.stop().trigger();
     match daemon.join(grace) {
-        Ended::Asked => exit,
+        Ended::Stopped => exit,
         Ended::Failed(failure) => {
-            error!("{failure}, so {} ends", daemon.name());
+            error!("{} ends: {failure}", daemon.name());
             to_stderr(&format!("{}: {failure}\n", daemon.name()));
-            if exit == Exit::Asked { Exit::PartEnded } else { exit }
+            if exit == Exit::Success { Exit::ThreadFailed } else { exit }
         }
         Ended::StillRunning(threads) => {
-            error!("still running {} ms after the stop: {}", began.elapsed().as_millis(), threads.join(", "));
+            error!("threads still running {} ms after the stop: {}", began.elapsed().as_millis(), threads.join(", "));
             Exit::GraceExceeded
         }
     }
@@ -247,12 +250,12 @@ fn watch_signals(mut signals: Signals, stop: &Stop, reloads: &Reloads) {
         match signal {
             SIGHUP => {
                 logging::reopen();
-                info!("SIGHUP: the log files were opened anew");
+                info!("SIGHUP: log files reopened");
                 reloads.run();
             }
             _ if stop.is_triggered() => {
                 warn!("a second signal ({signal}): stopping at once");
-                leave(Exit::StoppedAtOnce);
+                exit_now(Exit::SecondSignal);
             }
             _ => {
                 info!("signal {signal}: stopping");
@@ -262,9 +265,9 @@ fn watch_signals(mut signals: Signals, stop: &Stop, reloads: &Reloads) {
     }
 }
 
-/// Whether the signals of a daemon may interrupt the calling thread, and those it starts from now on.
-fn take_signals_here(taken: bool) {
-    let how = if taken { libc::SIG_UNBLOCK } else { libc::SIG_BLOCK };
+/// Blocks or unblocks (`SIG_BLOCK`, `SIG_UNBLOCK`) the signals of a daemon for the calling thread and the threads it
+/// starts later.
+fn mask_signals(how: c_int) {
     // SAFETY: the set is emptied before it is used, and lives through the calls.
     unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
@@ -276,13 +279,13 @@ fn take_signals_here(taken: bool) {
     }
 }
 
-/// Ends the process at once, while its threads run: no destructor and no `atexit` function is called.
-fn leave(exit: Exit) -> ! {
+/// Ends the process at once, although threads are running: no destructor and no `atexit` function is called.
+fn exit_now(exit: Exit) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(exit as i32) }
 }
 
-/// Allows as many open files as the system lets this process have; returns how many. Idempotent.
+/// Raises the limit of open files to the maximum for this process; returns the new limit. Idempotent.
 pub fn raise_open_files() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is valid for the call.
@@ -303,32 +306,32 @@ mod tests {
     use super::*;
     use std::os::unix::ffi::OsStringExt;
 
-    fn order(arguments: &[&str]) -> Result<Order, String> {
+    fn parsed(arguments: &[&str]) -> Result<Command, String> {
         parse("kproxy", "./conf/kproxy.yaml", arguments.iter().map(OsString::from))
     }
 
     #[test]
-    fn the_command_line_is_an_order_or_a_complaint() {
+    fn a_command_line_is_a_command_or_an_error() {
         for (arguments, expected) in [
-            (&[][..], Order::Run("./conf/kproxy.yaml".into())),
-            (&["-f", "a.yaml"], Order::Run("a.yaml".into())),
-            (&["-fa.yaml", "-t"], Order::Check("a.yaml".into())),
-            (&["--test", "--file=a b"], Order::Check("a b".into())),
-            (&["-V", "-f", "x"], Order::Show(concat!("kproxy ", env!("CARGO_PKG_VERSION"), "\n").into())),
+            (&[][..], Command::Run("./conf/kproxy.yaml".into())),
+            (&["-f", "a.yaml"], Command::Run("a.yaml".into())),
+            (&["-fa.yaml", "-t"], Command::Check("a.yaml".into())),
+            (&["--test", "--file=a b"], Command::Check("a b".into())),
+            (&["-V", "-f", "x"], Command::Print(concat!("kproxy ", env!("CARGO_PKG_VERSION"), "\n").into())),
         ] {
-            assert_eq!(order(arguments), Ok(expected), "{arguments:?}");
+            assert_eq!(parsed(arguments), Ok(expected), "{arguments:?}");
         }
-        assert!(matches!(order(&["-h"]), Ok(Order::Show(text)) if text.contains("-f, --file FILE")));
+        assert!(matches!(parsed(&["-h"]), Ok(Command::Print(text)) if text.contains("-f, --file FILE")));
         for arguments in [&["-x"][..], &["-f"], &["-f", ""], &["-f", "a", "-f", "b"], &["stray"], &["-t", "a.yaml"]] {
-            assert!(order(arguments).is_err(), "{arguments:?}");
+            assert!(parsed(arguments).is_err(), "{arguments:?}");
         }
     }
 
     #[test]
     fn a_path_may_be_any_bytes() {
         let path = OsString::from_vec(b"/tmp/\xff.yaml".to_vec());
-        let order = parse("kproxy", "x", [OsString::from("-f"), path.clone()].into_iter());
-        assert_eq!(order, Ok(Order::Run(path.clone().into())));
+        let command = parse("kproxy", "x", [OsString::from("-f"), path.clone()].into_iter());
+        assert_eq!(command, Ok(Command::Run(path.clone().into())));
         assert!(parse("kproxy", "x", [path].into_iter()).is_err());
     }
 
@@ -348,22 +351,22 @@ mod tests {
             (
                 |_, group| {
                     let stop = group.stop().clone();
-                    group.spawn("obeys", move || stop.wait());
+                    group.spawn("stops", move || stop.wait());
                     group.stop().trigger();
                     Ok(())
                 },
-                Exit::Asked,
+                Exit::Success,
             ),
-            (|_, _| Ok(()), Exit::PartEnded),
+            (|_, _| Ok(()), Exit::ThreadFailed),
             (|_, _| Err("port taken".into()), Exit::CannotStart),
-            (|_, _| panic!("at once"), Exit::PartEnded),
+            (|_, _| panic!("at once"), Exit::ThreadFailed),
             (
                 |_, group| {
-                    group.spawn("leaves", || ());
+                    group.spawn("exits", || ());
                     group.stop().wait();
                     Ok(())
                 },
-                Exit::PartEnded,
+                Exit::ThreadFailed,
             ),
             (
                 |_, group| {
@@ -371,7 +374,7 @@ mod tests {
                     group.stop().wait();
                     Err("half stopped".into())
                 },
-                Exit::PartEnded,
+                Exit::ThreadFailed,
             ),
             (
                 |_, group| {
@@ -382,7 +385,7 @@ mod tests {
             ),
             (
                 |_, group| {
-                    group.spawn("sticky", || std::thread::sleep(GRACE * 20));
+                    group.spawn("hangs", || std::thread::sleep(GRACE * 20));
                     group.stop().trigger();
                     Ok(())
                 },

@@ -7,46 +7,75 @@
 //!                              people, Zabbix ◀── kmonitor ◀────── ZooKeeper
 //! ```
 //!
+//! # Glossary
+//!
+//! - **module**: one topic that ktransfer pushes to one set of backends; its name is the consumer group in ZooKeeper.
+//! - **claim**: the ephemeral node of a partition in ZooKeeper that makes a ktransfer its owner. **generation**: the
+//!   number of a claim, so that events of an earlier claim can be recognized. **lease**: the time until which a claim
+//!   is surely held. **hand-over**: one ktransfer releases a partition, another claims it.
+//! - **window**: the messages of one partition that are being pushed. **commit point**: the end of its contiguous done
+//!   prefix, which is the offset to store. **give up** (a message): skip it after the configured number of attempts.
+//! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: the newest offset of a
+//!   partition minus the stored one.
+//! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
+//!   kproxy may have between request and answer.
+//! - **seam**: the module that hides a client library, [`broker`] for Kafka and [`keeper`] for ZooKeeper. **engine**:
+//!   one of the Kafka clients behind the seam: librdkafka, the `kafka` crate, or memory for unit tests.
+//! - **the original**: the Go programs that this replaces. **story**: an end-to-end test, in `tests/stories`.
+//!
 //! # The three flows
 //!
-//! **kproxy**: a *reader* thread owns its connections, parses a request and hands the message, together with the
-//! connection, to the broker seam. The outcome arrives on the engine's thread and the answer is written there; only what
-//! does not fit into the socket waits for the reader. No thread waits for an acknowledgement.
+//! **kproxy**: a *reader* thread owns its connections, parses a request, and hands the message and the connection to
+//! the broker seam. The outcome arrives on the engine's thread, which writes the answer; only the part that does not
+//! fit into the socket is left to the reader. No thread waits for an acknowledgement.
 //!
-//! **ktransfer**, for each module: the *group* claims partitions in ZooKeeper and tells the *dispatcher*; the dispatcher
-//! tells the *fetcher* where to read, opens a slot of the partition's *window* for each message and hands it to the *worker*
-//! of its key; the worker pushes until it is done; the end of the contiguous done prefix is the commit point,
-//! which goes back to the group to be stored.
+//! **ktransfer**, for each module: the *group* claims partitions in ZooKeeper and reports them to the *dispatcher*. The
+//! dispatcher sends the *fetcher* the start offsets, opens a slot of the partition's *window* for each fetched message,
+//! and hands the message to the *worker* of its key. The worker pushes it until it is done. The commit point goes back
+//! to the group, which stores it.
 //!
-//! **kmonitor**, for each cluster: one thread reads all stored offsets from ZooKeeper, then the newest offsets from
-//! the brokers, and swaps in a new snapshot that the HTTP handler answers from.
+//! **kmonitor**, for each cluster: a *poller* reads all stored offsets from ZooKeeper, then the newest offsets from the
+//! brokers, and replaces the snapshot that the HTTP handler answers from.
 //!
 //! # Invariants
 //!
-//! 1. kproxy answers 200 only when Kafka confirmed the message at the level asked for. Every other answer says whether
-//!    it may have been stored and whether to try again.
-//! 2. ktransfer stores an offset only when every earlier message of that partition was delivered, filtered out, or given
-//!    up after the configured number of attempts. A crash or a hand-over repeats messages; it never loses one.
+//! 1. kproxy answers 200 only when Kafka confirmed the message at the requested acks level. Every other answer says
+//!    whether the message may have been stored and whether a retry makes sense.
+//! 2. ktransfer stores an offset only when every earlier message of that partition was delivered, filtered out, or
+//!    given up. A crash or a hand-over repeats messages; it never loses one.
 //! 3. Messages with the same key are pushed one at a time, in the order of the partition.
 //! 4. At most one ktransfer pushes a partition. One that lost its claim stops before the claim can be taken over, and
-//!    cannot move the stored offset afterwards: every write is conditional on a version it moved when it claimed.
-//! 5. kmonitor leaves a delay it does not know out; it never shows it as 0, negative or frozen.
-//! 6. No request, message, configuration file or peer's answer ends a daemon or makes it use memory without a bound.
-//!    Every queue has a bound, and the place that makes it says what happens when it is full.
-//! 7. SIGTERM: stop taking, finish what is in flight (bounded by `shutdown_grace_ms`), store, release, exit 0.
+//!    cannot move the stored offset afterwards: every write is conditional on a version that the claim itself changed.
+//! 5. kmonitor leaves an unknown delay out; it never shows it as 0, negative or frozen.
+//! 6. No request, message, configuration file or answer of a peer ends a daemon or makes its memory grow without a
+//!    bound. Every queue has a bound, and the code that creates it says what happens when it is full.
+//! 7. SIGTERM: accept nothing new, finish what is in flight (within `shutdown_grace_ms`), store, release, exit 0.
+//!
+//! # Threads
+//!
+//! There is no async runtime. Our own threads are named and started by [`supervise`] alone:
+//!
+//! - The threads of a [`Supervisor`](supervise::Supervisor) do the work; the configuration fixes their number. One is
+//!   started on first use: `kafka-acks-…`, for each acks level of each librdkafka producer.
+//! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: those of the `kafka` crate
+//!   (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-close`), and the search for a
+//!   ZooKeeper server (`zk-search`). They start when a client is needed, may be abandoned while they hang, and are
+//!   bounded where they are started.
+//!
+//! Libraries start others: librdkafka `rdk:main` and one `rdk:broker…` per broker for each client, the `zookeeper`
+//! crate two for each client.
 //!
 //! # What is deliberately absent
 //!
-//! There is no async runtime: threads are few, fixed in number, named, and started by [`supervise`] alone. No
-//! type of the Kafka, ZooKeeper and HTTP client crates is seen outside [`broker`], [`keeper`] and three files of
+//! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and three files of
 //! [`ktransfer`] (`push`, `client`, `socket`). The three daemons never import one another. Decisions (window, template,
-//! method, division, delay, partitioner, request parser, status table) are pure functions with tables as tests; IO is at
-//! the edges.
+//! method, assignment, delay, partitioner, request parser, status table) are pure functions with tables as tests; IO is
+//! at the edges.
 //!
 //! # Reading order
 //!
-//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`], [`metrics`] →
-//! [`config`], [`logging`], [`reload`], [`supervise`], [`shutdown`].
+//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
+//! [`metrics`] → [`config`], [`logging`], `reload`, [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
 
 pub mod daemon;
 
@@ -61,12 +90,13 @@ pub mod keeper;
 pub mod metrics;
 
 pub mod config;
-pub mod locks;
+mod locks;
 pub mod logging;
-pub mod panics;
-pub mod reload;
+mod panics;
+mod random;
+mod reload;
 pub mod shutdown;
 pub mod supervise;
 
 #[cfg(test)]
-mod documents;
+mod docs_test;

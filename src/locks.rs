@@ -1,45 +1,45 @@
-//! Locking without poison.
+//! Locks that ignore poisoning.
 //!
-//! A panic in one request or one module must not take the others along, and no lock here is held across code whose panic
-//! would leave its value half changed. So a poisoned lock is used as it is.
+//! A panic in one request or one module must not fail the others, and no lock is held across code whose panic would
+//! leave its value half changed. So a poisoned lock is used as it is.
 
 use std::sync::{
     Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, WaitTimeoutResult,
 };
 use std::time::Duration;
 
-/// Locks `mutex`, also after a panic of another holder.
-pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks `mutex`, even if another holder panicked.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The value of a mutex that nobody else can hold, also after a panic of an earlier holder.
-pub fn get_mut<T: ?Sized>(mutex: &mut Mutex<T>) -> &mut T {
+/// The value of a mutex that is not shared, even if an earlier holder panicked.
+pub(crate) fn get_mut<T: ?Sized>(mutex: &mut Mutex<T>) -> &mut T {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The value out of its mutex, also after a panic of an earlier holder.
-pub fn into_inner<T>(mutex: Mutex<T>) -> T {
+/// Takes the value out of its mutex, even if an earlier holder panicked.
+pub(crate) fn into_inner<T>(mutex: Mutex<T>) -> T {
     mutex.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Locks `lock` for reading, also after a panic of a writer.
-pub fn read<T: ?Sized>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+/// Locks `lock` for reading, even if a writer panicked.
+pub(crate) fn read<T: ?Sized>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Locks `lock` for writing, also after a panic of another writer.
-pub fn write<T: ?Sized>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+/// Locks `lock` for writing, even if another writer panicked.
+pub(crate) fn write<T: ?Sized>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for a notification of `changed`, at most `timeout`; spurious wake-ups are possible.
-pub fn wait_timeout<'a, T>(changed: &Condvar, guard: MutexGuard<'a, T>, timeout: Duration) -> MutexGuard<'a, T> {
+pub(crate) fn wait_timeout<'a, T>(changed: &Condvar, guard: MutexGuard<'a, T>, timeout: Duration) -> MutexGuard<'a, T> {
     changed.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner).0
 }
 
 /// Waits until `condition` is false, at most `timeout`.
-pub fn wait_timeout_while<'a, T>(
+pub(crate) fn wait_timeout_while<'a, T>(
     changed: &Condvar,
     guard: MutexGuard<'a, T>,
     timeout: Duration,

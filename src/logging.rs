@@ -1,4 +1,4 @@
-//! Where the lines of the `log` macros go: `NAME.log`, and once more, when they matter, `NAME.log.wf`.
+//! Writes the lines of the `log` macros to `NAME.log`, and warnings and errors also to `NAME.log.wf`.
 //!
 //! | macro | word in the line | written from `log_level` | files |
 //! |---|---|---|---|
@@ -8,12 +8,13 @@
 //! | `debug!` | TRACE | 8 | `NAME.log` |
 //! | `trace!` | DEBUG | 16 | `NAME.log` |
 //!
-//! A `log_level` between two of these is the lower one; 0 writes nothing and makes no file.
+//! A `log_level` between two of these counts as the lower one; 0 writes nothing and creates no file.
 //!
 //! Invariants: a log call never panics, never waits for a disk or a reader, and writes whole lines, each with one
-//! `write(2)`, or [some together](together) where a thread says many at once: those stand behind later lines of other threads,
-//! and an end without notice (`kill -9`, a second SIGTERM) takes them along. What cannot be written is dropped, counted, and
-//! reported by the first line that can be written again. Lines that others cause go through [`log_limited!`](crate::log_limited).
+//! `write(2)`. A thread that logs many lines at once may write them as a batch (`batch_lines`): they may then stand
+//! behind later lines of other threads, and are lost on `kill -9` or a second SIGTERM. A line that cannot be written is
+//! dropped and counted; the first line that can be written again is followed by a report. Lines that clients, messages
+//! or peers can cause go through [`log_limited!`](crate::log_limited).
 
 mod file;
 mod line;
@@ -30,29 +31,29 @@ use std::thread;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::config::{Problems, Section};
+use crate::locks::lock;
 use crate::panics::panic_text;
 
-use crate::locks::lock;
 use file::LogFile;
 pub use rate::{LIMITED_LINES_PER_SECOND, RateLimit};
 
-/// Lines a second that all libraries together may write; they are not ours to shorten at the source.
-static FOREIGN_LIMIT: RateLimit = RateLimit::new(5);
+/// At most 5 lines a second from all libraries together: their log calls cannot be limited at the source.
+static LIBRARY_LIMIT: RateLimit = RateLimit::new(5);
 
-/// The logger of this process, once [`start`] was called.
+/// The logger of this process, from [`start`] on.
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 /// Keys `log_dir` and `log_level`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// Folder of the log files; made if it is not there. Relative to the folder the daemon was started in.
+    /// Folder of the log files; created if it does not exist. Relative to the folder in which the daemon was started.
     pub dir: PathBuf,
-    /// 0 to 16, see the head of this module.
+    /// The level, 0 to 16; the table at the head of this module lists them.
     pub level: u8,
 }
 
 impl LogConfig {
-    /// Takes `log_dir` (default `./log`) and `log_level` (default 4).
+    /// Takes the keys `log_dir` (default `./log`) and `log_level` (default 4).
     pub fn from_section(section: &mut Section, problems: &mut Problems) -> Self {
         let dir = section.string("log_dir", Some("./log"), problems);
         if dir.is_empty() {
@@ -74,15 +75,15 @@ impl LogConfig {
     }
 }
 
-/// Why no log can be written. The start of a daemon ends with it.
+/// Why no log can be written. The daemon then does not start.
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
+pub(crate) enum LogError {
     /// A log file cannot be opened.
     #[error("log_dir: {path} cannot be opened for writing: {cause}")]
     Open {
-        /// The file.
+        /// The log file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         cause: io::Error,
     },
     /// This process has a logger already.
@@ -90,8 +91,8 @@ pub enum LogError {
     StartedTwice,
 }
 
-/// Opens the files of the daemon `name` and sends all lines of the process there, those of its panics too.
-pub fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
+/// Opens the files of the daemon `name`; from now on all lines of the process, and its panics, go there.
+pub(crate) fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
     let logger = Logger::open(name, config)?;
     LOGGER.set(logger).map_err(|_| LogError::StartedTwice)?;
     let logger = LOGGER.get().ok_or(LogError::StartedTwice)?;
@@ -106,52 +107,54 @@ pub fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Lines written together are at most so many bytes, and one line.
-const MAX_JOINED_BYTES: usize = 16 << 10;
+/// A batch is written when it has this size; it can exceed it by one line.
+const MAX_BATCH_BYTES: usize = 16 << 10;
 
 thread_local! {
-    /// Lines of `NAME.log` that this thread writes together; `None`: each goes by itself.
-    static TOGETHER: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+    /// The lines of `NAME.log` in this thread's batch; `None`: each line is written at once.
+    static BATCHED_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// Lets this thread write what it says to `NAME.log` together, until this is dropped: a system call for some hundred lines
-/// instead of one for each. For work that says much in a short time and does not wait meanwhile. Not to be nested.
+/// While it exists, this thread writes its lines to `NAME.log` in batches: one system call for some hundred lines
+/// instead of one for each. For work that logs much in a short time and does not block meanwhile. Must not be nested.
 #[must_use]
-pub struct Together(());
+pub(crate) struct LineBatch(());
 
-/// See [`Together`].
-pub fn together() -> Together {
-    let _ = TOGETHER.try_with(|lines| {
+/// Begins a [`LineBatch`] of this thread.
+pub(crate) fn batch_lines() -> LineBatch {
+    let _ = BATCHED_LINES.try_with(|lines| {
         lines.borrow_mut().get_or_insert_default();
     });
-    Together(())
+    LineBatch(())
 }
 
-impl Drop for Together {
+impl Drop for LineBatch {
     fn drop(&mut self) {
-        let lines = TOGETHER.try_with(RefCell::take).ok().flatten();
+        let lines = BATCHED_LINES.try_with(RefCell::take).ok().flatten();
         if let (Some(lines), Some(logger)) = (lines, LOGGER.get()) {
-            logger.append_together(&lines);
+            logger.append_batch(&lines);
         }
     }
 }
 
-/// Opens the files anew, after a rotation. A file that cannot be opened stays the old one, with a warning.
-pub fn reopen() {
+/// Reopens the files, after a rotation. If one cannot be opened, the old file stays in use and a warning is logged.
+pub(crate) fn reopen() {
     if let Some(logger) = LOGGER.get() {
         logger.reopen();
     }
 }
 
-/// Writes to the standard error output unless that would block or fail. For what happens before and beside the log.
-pub fn to_stderr(text: &str) {
+/// Writes to stderr, unless that would block or fail. For errors before the log is open, and those that a terminal
+/// should show too.
+pub(crate) fn to_stderr(text: &str) {
     // A pipe that reports room takes up to PIPE_BUF bytes at once.
     for part in text.as_bytes().chunks(libc::PIPE_BUF) {
         let mut ready = libc::pollfd { fd: io::stderr().as_raw_fd(), events: libc::POLLOUT, revents: 0 };
         // SAFETY: one valid pollfd; a zero timeout never waits.
         let has_room = unsafe { libc::poll(&raw mut ready, 1, 0) } == 1 && ready.revents & libc::POLLOUT != 0;
         if has_room {
-            // SAFETY: the pointer and length are those of `part`. std's stderr would wait for its lock, which a blocked thread may hold.
+            // Not through std's stderr, which would wait for its lock: a blocked thread may hold it.
+            // SAFETY: the pointer and length are those of `part`.
             unsafe { libc::write(ready.fd, part.as_ptr().cast(), part.len()) };
         }
     }
@@ -160,9 +163,9 @@ pub fn to_stderr(text: &str) {
 /// The files of one daemon.
 struct Logger {
     level: LevelFilter,
-    /// `NAME.log`, then `NAME.log.wf`; empty at level 0.
+    /// `NAME.log`, then `NAME.log.wf`; none at level 0.
     files: Vec<LogFile>,
-    /// One reopening at a time.
+    /// Held while the files are reopened.
     reopening: Mutex<()>,
 }
 
@@ -183,38 +186,42 @@ impl Logger {
         let _one_at_a_time = lock(&self.reopening);
         for file in &self.files {
             if let Err(cause) = file.reopen() {
-                self.write(Level::Warn, None, format_args!("{} stays open as it was: {cause}", file.path().display()));
+                self.write(
+                    Level::Warn,
+                    None,
+                    format_args!("cannot reopen {}, the old file stays in use: {cause}", file.path().display()),
+                );
             }
         }
     }
 
     fn write(&self, level: Level, origin: Option<&str>, text: std::fmt::Arguments) {
         thread_local! {
-            /// Taken while a line is made: a value that logs while it is shown finds an empty one.
+            /// Reused for each line. Taken while a line is formatted: a value whose Display logs finds an empty one.
             static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
         }
         let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
         buffer.clear();
         let current = thread::current();
-        line::format_line(&mut buffer, word(level), current.name().unwrap_or("?"), origin, text);
+        line::format_line(&mut buffer, level_word(level), current.name().unwrap_or("?"), origin, text);
         let files = if level <= Level::Warn { self.files.len() } else { 1.min(self.files.len()) };
-        let is_kept = self.keep(level, &buffer);
-        for file in &self.files[usize::from(is_kept).min(files)..files] {
+        let is_batched = self.add_to_batch(level, &buffer);
+        for file in &self.files[usize::from(is_batched).min(files)..files] {
             append(file, &buffer);
         }
         let _ = BUFFER.try_with(|place| place.set(buffer));
     }
 
-    /// Keeps a line of `NAME.log` to be written with others, where this thread writes them together. What may be the last
-    /// line is not kept for long.
-    fn keep(&self, level: Level, line: &[u8]) -> bool {
-        TOGETHER
+    /// Adds a line of `NAME.log` to this thread's batch, if it has one; returns whether it has. An error may be the
+    /// last line of the process, so it is written at once, with the batch before it.
+    fn add_to_batch(&self, level: Level, line: &[u8]) -> bool {
+        BATCHED_LINES
             .try_with(|lines| {
                 let mut lines = lines.borrow_mut();
                 let Some(lines) = &mut *lines else { return false };
                 lines.extend_from_slice(line);
-                if lines.len() >= MAX_JOINED_BYTES || level == Level::Error {
-                    self.append_together(lines);
+                if lines.len() >= MAX_BATCH_BYTES || level == Level::Error {
+                    self.append_batch(lines);
                     lines.clear();
                 }
                 true
@@ -222,14 +229,14 @@ impl Logger {
             .unwrap_or(false)
     }
 
-    fn append_together(&self, lines: &[u8]) {
+    fn append_batch(&self, lines: &[u8]) {
         if let (Some(file), false) = (self.files.first(), lines.is_empty()) {
             append(file, lines);
         }
     }
 }
 
-/// Writes lines, and one about those that could not be written.
+/// Writes lines, and a report of earlier ones that could not be written.
 fn append(file: &LogFile, lines: &[u8]) {
     file.append(lines);
     if file.has_dropped() {
@@ -237,7 +244,7 @@ fn append(file: &LogFile, lines: &[u8]) {
     }
 }
 
-/// Tries to write a line about the lines that could not be written.
+/// Tries to write a report of the dropped lines.
 fn report_dropped(file: &LogFile) {
     let (dropped, cause) = file.take_dropped();
     if dropped == 0 {
@@ -245,10 +252,10 @@ fn report_dropped(file: &LogFile) {
     }
     let mut report = Vec::new();
     let text = format_args!("{dropped} lines could not be written here: {cause}");
-    line::format_line(&mut report, word(Level::Warn), "log", None, text);
+    line::format_line(&mut report, level_word(Level::Warn), "log", None, text);
     file.append(&report);
     if file.has_dropped() {
-        // The report itself was dropped, and counted as a line; it is none of anybody's.
+        // The report itself was dropped and counted, but is no line of the caller.
         let (with_report, _) = file.take_dropped();
         file.put_back(dropped + with_report.saturating_sub(1));
     }
@@ -266,18 +273,18 @@ impl Log for Logger {
         if is_own(record.target()) {
             return self.write(record.level(), None, *record.args());
         }
-        // A library's error is a warning of ours: only we know what ends the daemon. The zookeeper crate
-        // floods, and what is to be said of ZooKeeper the keeper says.
+        // A library's error becomes a warning: only the daemon knows which errors end it. The zookeeper crate floods
+        // the log, and the keeper reports every failure of ZooKeeper itself.
         let library = record.target().split("::").next().unwrap_or_default();
         let is_flood = matches!(library, "zookeeper" | "mio");
         if is_flood || self.level < LevelFilter::Warn {
             return;
         }
-        match FOREIGN_LIMIT.admit() {
+        match LIBRARY_LIMIT.admit() {
             None => {}
             Some(0) => self.write(Level::Warn, Some(library), *record.args()),
-            Some(held_back) => {
-                let text = format_args!("{} ({held_back} more lines of libraries were left out)", record.args());
+            Some(suppressed) => {
+                let text = format_args!("{} ({suppressed} more lines of libraries suppressed)", record.args());
                 self.write(Level::Warn, Some(library), text);
             }
         }
@@ -290,7 +297,7 @@ fn is_own(target: &str) -> bool {
     target.starts_with(env!("CARGO_CRATE_NAME"))
 }
 
-fn word(level: Level) -> &'static str {
+fn level_word(level: Level) -> &'static str {
     match level {
         Level::Error => "FATAL",
         Level::Warn => "WARNING",

@@ -1,4 +1,4 @@
-//! Panics caught at an edge: of a thread, a request, a reload.
+//! Catches panics at the edge of a thread, a request or a reload.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -7,17 +7,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use log::error;
 
 /// Runs `work`; a panic is returned as its text instead of unwinding further.
-pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_text(panic.as_ref()).to_owned())
 }
 
 /// Runs `work`; `None` after a panic, which is logged with `what`.
-pub fn caught<T>(what: impl Display, work: impl FnOnce() -> T) -> Option<T> {
+pub(crate) fn caught<T>(what: impl Display, work: impl FnOnce() -> T) -> Option<T> {
     catch(work).inspect_err(|text| error!("{what} panicked: {text}")).ok()
 }
 
-/// The text of a panic, where it has one.
-pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+/// The text of a panic, or a substitute where the panic has no text.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()

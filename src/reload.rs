@@ -1,7 +1,7 @@
-//! What SIGHUP makes a daemon read anew: credentials, certificates and other files that change while it runs.
+//! Reloading on SIGHUP: credentials, certificates and other files that change while a daemon runs.
 //!
-//! A part that can be reloaded registers an action; the thread that waits for signals runs them all, in the order of
-//! registration. An action that fails leaves what was there before in force.
+//! Each part that can be reloaded registers an action. The thread that receives signals runs all actions, in the order
+//! of registration. After a failed action the previous state stays in force.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -11,28 +11,29 @@ use log::{error, info, warn};
 use crate::locks::lock;
 use crate::panics;
 
-/// Reads something anew; what is new in words, or why what was there stays.
+/// Reloads something; returns, for the log, what was loaded, or why nothing was.
 type Action = Box<dyn FnMut() -> Result<String, String> + Send>;
 
-/// The actions of one daemon. Clones share them; there are as many as parts were started.
+/// The actions of one daemon, at most one for each part. Clones share them.
 #[derive(Clone, Default)]
-pub struct Reloads {
+pub(crate) struct Reloads {
     actions: Arc<Mutex<Vec<(&'static str, Action)>>>,
 }
 
 impl Reloads {
-    /// From now on `action` is run on SIGHUP; `what` names in the log what it reads. It must be quick.
-    pub fn add(&self, what: &'static str, action: impl FnMut() -> Result<String, String> + Send + 'static) {
+    /// Runs `action` on each SIGHUP from now on. `what` names in the log what it reloads. The action must be quick,
+    /// since signals wait for it.
+    pub(crate) fn add(&self, what: &'static str, action: impl FnMut() -> Result<String, String> + Send + 'static) {
         lock(&self.actions).push((what, Box::new(action)));
     }
 
-    /// Runs them all; says in the log what came of each.
-    pub fn run(&self) {
+    /// Runs all actions and logs the outcome of each.
+    pub(crate) fn run(&self) {
         for (what, action) in lock(&self.actions).iter_mut() {
             match panics::catch(action) {
-                Ok(Ok(news)) => info!("{what} read anew: {news}"),
-                Ok(Err(why)) => warn!("{what} could not be read anew, what was there stays in force: {why}"),
-                Err(text) => error!("{what} could not be read anew, it panicked: {text}"),
+                Ok(Ok(loaded)) => info!("{what} reloaded: {loaded}"),
+                Ok(Err(why)) => warn!("{what} could not be reloaded, the previous state stays in force: {why}"),
+                Err(text) => error!("{what} could not be reloaded: panicked: {text}"),
             }
         }
     }

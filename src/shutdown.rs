@@ -1,8 +1,8 @@
 //! Stopping: a channel that closes, never a flag that is polled.
 //!
-//! A [`Stop`] is handed to everything that loops or waits. Triggering it closes its channel for all who hold a
-//! clone, and for all its children; nothing ever opens it again. Which thing is stopped before which is decided
-//! where the threads are born (each daemon's `mod.rs`), by giving them different stops.
+//! Every loop and every wait holds a [`Stop`]. Triggering it closes the channel of all its clones and all its children,
+//! for good. The order of a stop is decided where the threads are started (each daemon's `mod.rs`), by giving them
+//! different stops.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 #[derive(Debug)]
 pub enum Never {}
 
-/// A request to stop, seen by everyone who holds a clone.
+/// A request to stop. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Stop {
     inner: Arc<Inner>,
@@ -28,7 +28,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct State {
-    /// Dropped by the trigger, which closes the channel.
+    /// Dropped by the trigger; that closes the channel.
     open: Option<Sender<Never>>,
     children: Vec<Weak<Inner>>,
 }
@@ -40,14 +40,14 @@ impl Default for Stop {
 }
 
 impl Stop {
-    /// A stop that nothing has triggered yet.
+    /// A stop that is not triggered.
     pub fn new() -> Self {
         let (open, closed) = bounded(0);
         let state = Mutex::new(State { open: Some(open), children: Vec::new() });
         Stop { inner: Arc::new(Inner { closed, state }) }
     }
 
-    /// A stop that is triggered with this one, or alone.
+    /// A stop that is triggered together with this one, or alone.
     pub fn child(&self) -> Self {
         let child = Stop::new();
         let mut state = self.inner.lock();
@@ -55,13 +55,14 @@ impl Stop {
             drop(state);
             child.trigger();
         } else {
+            // Each start of a module makes a child: without this, those of earlier starts would pile up.
             state.children.retain(|known| known.strong_count() > 0);
             state.children.push(Arc::downgrade(&child.inner));
         }
         child
     }
 
-    /// Asks everyone who holds this stop, or a child of it, to end. Idempotent.
+    /// Triggers this stop and all its children. Idempotent.
     pub fn trigger(&self) {
         self.inner.trigger();
     }
@@ -83,7 +84,7 @@ impl Stop {
 
     /// Blocks until the stop is triggered.
     pub fn wait(&self) {
-        // The channel carries no value, so the only answer is that it closed.
+        // No value is ever sent, so this returns only when the channel is closed.
         let _ = self.inner.closed.recv();
     }
 }

@@ -1,9 +1,11 @@
-//! The only place that starts threads.
+//! Starts every thread of our own; librdkafka and the `zookeeper` crate start theirs themselves.
 //!
-//! A [`Supervisor`] is a group of named threads that live and die together: a daemon, or one module of it. A
-//! thread that ends before the group was asked to stop, by returning or by a panic, is named in the log and
-//! stops the whole group; who runs the group learns it from [`Supervisor::join`] and starts it anew or ends the
-//! daemon. Nobody limps on with a part missing.
+//! A [`Supervisor`] is a group of named threads that end together: a daemon, or one module of it. A thread that returns
+//! before the group was stopped, or panics, is named in the log and stops the whole group. [`Supervisor::join`] returns
+//! it as a [`Failure`], and the owner of the group starts a new one or ends the daemon. No group runs on with a thread
+//! missing.
+//!
+//! `spawn_expendable` starts a thread outside of all groups, for a call that may hang.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -33,35 +35,35 @@ struct Group {
 
 #[derive(Default)]
 struct State {
-    /// Names of the threads that still run; bounded by the number of `spawn` calls, which is fixed.
+    /// Names of the threads that have not ended.
     running: Vec<String>,
-    /// The first thread that ended unasked, and how.
+    /// The first thread that exited unexpectedly.
     failure: Option<Failure>,
 }
 
-/// A thread that ended although nobody had asked it to.
+/// A thread that exited before its group was stopped, or that could not be started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("thread {thread} {how}")]
 pub struct Failure {
     /// Name of the thread.
     pub thread: String,
-    /// "returned unasked", or "panicked: …", or why it could not be started.
+    /// "exited unexpectedly", "panicked: …" or "could not be started: …".
     pub how: String,
 }
 
 /// How a group ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// All threads ended after the stop.
-    Asked,
-    /// A thread ended unasked; the others were then stopped.
+    /// Stopped on request: all threads ended after the stop.
+    Stopped,
+    /// A thread exited unexpectedly; the others were then stopped.
     Failed(Failure),
     /// These threads were still running at the deadline.
     StillRunning(Vec<String>),
 }
 
 impl Supervisor {
-    /// An empty group; `stop` ends it.
+    /// An empty group that `stop` ends.
     pub fn new(name: impl Into<String>, stop: Stop) -> Self {
         let group = Group {
             name: name.into(),
@@ -73,13 +75,13 @@ impl Supervisor {
         Supervisor { group: Arc::new(group) }
     }
 
-    /// What stops this group.
+    /// The stop of this group.
     pub fn stop(&self) -> &Stop {
         &self.group.stop
     }
 
-    /// What SIGHUP makes the group's parts read anew; a daemon's own group is asked.
-    pub fn reloads(&self) -> &Reloads {
+    /// The actions that SIGHUP runs. Only those of the daemon's own group are run.
+    pub(crate) fn reloads(&self) -> &Reloads {
         &self.group.reloads
     }
 
@@ -88,25 +90,25 @@ impl Supervisor {
         &self.group.name
     }
 
-    /// Starts a thread of the group. It must return soon after the group's stop, or a child stop of it that
-    /// the body holds, is triggered; returning earlier, or panicking, fails the group. The kernel shows the first 15 bytes of `name`.
+    /// Starts a thread of the group. It must return soon after the group's stop, or a child of that stop, is triggered.
+    /// A thread that returns earlier, or panics, fails the group. The kernel shows the first 15 bytes of `name`.
     pub fn spawn(&self, name: impl Into<String>, body: impl FnOnce() + Send + 'static) {
         self.start(name.into(), true, body);
     }
 
-    /// Like [`spawn`](Self::spawn), for a thread that may end when its work is done; only a panic fails the group.
+    /// Like [`spawn`](Self::spawn), for a thread that may return at any time; only a panic fails the group.
     pub fn spawn_task(&self, name: impl Into<String>, body: impl FnOnce() + Send + 'static) {
         self.start(name.into(), false, body);
     }
 
-    fn start(&self, name: String, must_stay: bool, body: impl FnOnce() + Send + 'static) {
+    fn start(&self, name: String, must_run: bool, body: impl FnOnce() + Send + 'static) {
         self.group.lock().running.push(name.clone());
         let group = Arc::clone(&self.group);
         let thread_name = name.clone();
         let spawned = thread::Builder::new().name(name.clone()).spawn(move || {
             let how = match panics::catch(body) {
                 Err(text) => Some(format!("panicked: {text}")),
-                Ok(()) if must_stay && !group.stop.is_triggered() => Some("returned unasked".to_owned()),
+                Ok(()) if must_run && !group.stop.is_triggered() => Some("exited unexpectedly".to_owned()),
                 Ok(()) => None,
             };
             group.ended(&thread_name, how);
@@ -116,15 +118,15 @@ impl Supervisor {
         }
     }
 
-    /// Waits until every thread of the group has ended: first for the stop, without a limit, then for the threads,
-    /// for `grace` at most.
+    /// Waits until every thread of the group has ended: first for the stop, without a limit, then at most `grace` for
+    /// the threads.
     pub fn join(&self, grace: Duration) -> Ended {
         self.group.stop.wait();
         let deadline = Instant::now() + grace;
         let mut state = self.group.lock();
         loop {
             if state.running.is_empty() {
-                return state.failure.clone().map_or(Ended::Asked, Ended::Failed);
+                return state.failure.clone().map_or(Ended::Stopped, Ended::Failed);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -134,8 +136,8 @@ impl Supervisor {
         }
     }
 
-    /// The thread that ended unasked, if one did.
-    pub fn failure(&self) -> Option<Failure> {
+    /// The thread that exited unexpectedly, if any.
+    pub(crate) fn failure(&self) -> Option<Failure> {
         self.group.lock().failure.clone()
     }
 }
@@ -147,13 +149,14 @@ impl Group {
 
     fn ended(&self, name: &str, how: Option<String>) {
         let mut state = self.lock();
-        if let Some(place) = state.running.iter().position(|running| running == name) {
-            state.running.swap_remove(place);
+        if let Some(index) = state.running.iter().position(|running| running == name) {
+            state.running.swap_remove(index);
         }
         if let Some(how) = how {
             error!("thread {name} of {} {how}", self.name);
             let failure = Failure { thread: name.to_owned(), how };
             state.failure.get_or_insert(failure);
+            // Unlocked first: a thread that the stop ends takes this lock.
             drop(state);
             self.stop.trigger();
         }
@@ -161,9 +164,10 @@ impl Group {
     }
 }
 
-/// Starts a thread that belongs to no group and that nobody waits for: its body sits in a library without deadlines and may
-/// have to be given up. Who calls this bounds the number of such threads. A panic is named in the log and ends that thread alone.
-pub fn spawn_expendable(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// Starts a thread that belongs to no group and that no join waits for: its body calls a library without deadlines, so
+/// the thread may have to be abandoned. The caller bounds the number of such threads. A panic is logged and ends that
+/// thread alone.
+pub(crate) fn spawn_expendable(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let name = name.into();
     thread::Builder::new().name(name.clone()).spawn(move || {
         panics::caught(format_args!("thread {name}"), body);
@@ -178,29 +182,29 @@ mod tests {
     const GRACE: Duration = Duration::from_secs(30);
 
     #[test]
-    fn a_thread_that_ends_unasked_stops_the_group_and_is_named() {
-        for (panics, how) in [(true, "panicked: at the disco"), (false, "returned unasked")] {
+    fn a_thread_that_exits_unexpectedly_stops_the_group_and_is_named() {
+        for (panics, how) in [(true, "panicked: at the disco"), (false, "exited unexpectedly")] {
             let group = Supervisor::new("g", Stop::new());
             let stop = group.stop().clone();
             group.spawn("stays", move || stop.wait());
-            group.spawn("leaves", move || assert!(!panics, "at the disco"));
-            let failure = Failure { thread: "leaves".into(), how: how.into() };
+            group.spawn("exits", move || assert!(!panics, "at the disco"));
+            let failure = Failure { thread: "exits".into(), how: how.into() };
             assert_eq!(group.join(GRACE), Ended::Failed(failure));
         }
     }
 
     #[test]
-    fn an_asked_stop_is_not_a_failure_and_a_sticky_thread_is_named() {
+    fn a_stop_is_not_a_failure_and_a_thread_that_hangs_is_named() {
         let group = Supervisor::new("g", Stop::new());
         let stop = group.stop().clone();
-        group.spawn("obeys", move || stop.wait());
+        group.spawn("stops", move || stop.wait());
         group.spawn_task("task", || ());
         let held = Stop::new();
         let hold = held.clone();
-        group.spawn("sticky", move || hold.wait());
+        group.spawn("hangs", move || hold.wait());
         group.stop().trigger();
-        assert_eq!(group.join(Duration::from_millis(50)), Ended::StillRunning(vec!["sticky".into()]));
+        assert_eq!(group.join(Duration::from_millis(50)), Ended::StillRunning(vec!["hangs".into()]));
         held.trigger();
-        assert_eq!(group.join(GRACE), Ended::Asked);
+        assert_eq!(group.join(GRACE), Ended::Stopped);
     }
 }

@@ -1,4 +1,4 @@
 //! The query of kproxy.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| kafka_http_wrapper::kproxy::fuzzing::query(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| kafka_http_wrapper::kproxy::fuzz_targets::query(data));

@@ -1,16 +1,28 @@
-//! The Kafka seam: what the daemons need of a broker, in our own words.
+//! The Kafka seam: the few traits through which the daemons use Kafka, and the types in them.
 //!
-//! Three engines stand behind it: `librdkafka` (default), `kafka_rust` (no C) and `memory` (unit tests); one
-//! conformance suite runs over all of them. No type of the rdkafka or kafka crate leaves this folder.
+//! Three engines implement the traits: `librdkafka` (default), `kafka_rust` (no C code) and `in_memory` (unit tests).
+//! One conformance suite runs over all of them. No type of the rdkafka or kafka crate leaves this folder.
 //!
-//! Invariants: a [`Producer`] completes every append exactly once; a [`Fetcher`] hands out the messages of a
-//! partition in rising offset order, each one at most once for an assignment, and never passes one over silently.
+//! Invariants: a [`Producer`] completes every append exactly once. A [`Fetcher`] returns the messages of a partition in
+//! rising offset order, each at most once per assignment, and skips none without a line in the log.
+//!
+//! To add an engine:
+//!
+//! 1. A folder `broker/NAME/` with a [`Producer`], a [`Fetcher`] and a [`LogEnds`]. `metadata_gate.rs` gives a producer
+//!    the topic lookups, the size limit and the deadline of an append: supply its `ProducerEngine` and
+//!    `MetadataClient`.
+//! 2. `validate(settings, role)` in that folder: what the engine has against the settings in the `kafka` map.
+//! 3. A variant in `BuiltInEngine` (`engines.rs`); the compiler then names every `match` to extend: the three
+//!    factories, the check of the settings, and what the engine can carry.
+//! 4. Its word for `kafka_client` in [`Engine`] and [`Engine::from_section`]; where it needs C code, a Cargo feature.
+//! 5. A line in the conformance suite (`tests/stories/broker_suite.rs`).
 
-mod front;
+mod engines;
+pub mod in_memory;
 mod kafka_rust;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
-pub mod memory;
+mod metadata_gate;
 pub mod partitioner;
 mod settings;
 mod topics;
@@ -19,9 +31,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Problems, Section};
-use crate::supervise::Supervisor;
-
+pub use engines::{fetcher, log_ends, producer};
 pub use settings::{KafkaSettings, Role};
 
 /// Number of a partition within its topic, from 0.
@@ -30,16 +40,16 @@ pub type PartitionId = i32;
 /// Position of a message within its partition, from 0.
 pub type Offset = i64;
 
-/// Longest name of a topic that Kafka takes.
-const MAX_TOPIC_NAME: usize = 249;
+/// Longest legal name of a topic in Kafka.
+const MAX_TOPIC_NAME_BYTES: usize = 249;
 
-/// The names that [`is_topic_name`] takes, for messages.
-pub const TOPIC_NAMES: &str = "1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..";
+/// The rule of [`is_topic_name`] in words, for error texts.
+pub const TOPIC_NAME_RULE: &str = "1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..";
 
-/// Whether Kafka takes `name` as the name of a topic.
+/// Whether `name` is a legal name of a topic in Kafka.
 pub fn is_topic_name(name: &[u8]) -> bool {
     let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
-    (1..=MAX_TOPIC_NAME).contains(&name.len()) && !matches!(name, b"." | b"..") && name.iter().all(is_allowed)
+    (1..=MAX_TOPIC_NAME_BYTES).contains(&name.len()) && !matches!(name, b"." | b"..") && name.iter().all(is_allowed)
 }
 
 /// One partition of one topic.
@@ -57,58 +67,58 @@ impl fmt::Display for TopicPartition {
     }
 }
 
-/// How many replicas must have a message before it counts as stored (`acks` of a commit).
+/// The acks level of an append: how many replicas must have a message before it is confirmed (`acks` of a commit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Acks {
-    /// `acks=0`: none; sent is enough, no offset is learned.
+    /// `acks=0`: none. Sending is enough, and the offset stays unknown.
     None,
     /// `acks=1`: the leader of the partition.
     Leader,
-    /// `acks=-1`: all in-sync replicas; appended by the idempotent producer where the engine has one.
+    /// `acks=-1`: all in-sync replicas. Uses the idempotent producer if the engine has one.
     All,
 }
 
-/// A header of a record. The value is bytes; `None` is Kafka's null.
+/// A header of a record or message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Name, UTF-8.
     pub name: String,
-    /// Value.
+    /// Value in bytes; `None` is Kafka's null.
     pub value: Option<Vec<u8>>,
 }
 
-/// A message to be appended.
+/// A message to append.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Topic, already checked to be a legal name.
+    /// Topic; the caller has checked that its name is legal.
     pub topic: Arc<str>,
     /// The partition to append to; `None` lets the partitioner choose.
     pub partition: Option<PartitionId>,
-    /// Key; `None` spreads at random. Never empty.
+    /// Key, never empty; `None` lets the partitioner choose at random.
     pub key: Option<Vec<u8>>,
     /// The message, verbatim.
     pub value: Vec<u8>,
-    /// Headers, in order. The `kafka_rust` engine refuses them (its message format has none).
+    /// Headers, in order. The `kafka_rust` engine refuses a record with headers (its message format has none).
     pub headers: Vec<Header>,
-    /// Milliseconds since 1970; `None` is now.
+    /// Milliseconds since 1970; `None` is the time of the append.
     pub timestamp_ms: Option<i64>,
 }
 
 /// Where a message was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// Partition.
+    /// The partition that was chosen.
     pub partition: PartitionId,
-    /// Offset; unknown after `acks=0`.
+    /// The offset there; unknown after `acks=0`.
     pub offset: Option<Offset>,
 }
 
-/// Whether a message that was not confirmed may be in the topic all the same.
+/// Whether a message whose append failed may be in the topic all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// It certainly is not.
+    /// Certainly not.
     No,
-    /// Nobody can tell: it was sent and no answer came, or it was appended and then not replicated.
+    /// It was sent and no response came, or it was appended and then not replicated.
     Unknown,
 }
 
@@ -116,32 +126,32 @@ pub enum Stored {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct AppendError {
-    /// What the caller does differently.
+    /// What a caller acts on.
     pub kind: AppendFailure,
     /// Whether the message may be in the topic.
     pub stored: Stored,
-    /// In words, lower case, no full stop, names the topic or the limit.
+    /// The error text: lower case, no full stop, names the topic or the limit.
     pub reason: String,
 }
 
-/// What a caller may tell apart about a failed append.
+/// Why an append failed, as far as a caller acts differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AppendFailure {
     /// The topic does not exist and is not auto-created.
     UnknownTopic,
     /// The topic has no such partition.
     UnknownPartition,
-    /// Larger than the broker, the topic or the engine takes.
+    /// Larger than the limit of the broker, the topic or the engine.
     TooLarge,
-    /// The engine cannot carry this record (for instance headers with the pure-Rust engine).
+    /// The engine cannot carry this record (for instance headers with the `kafka_rust` engine).
     Unsupported,
     /// The engine's own queue is full.
     Full,
-    /// No broker could be reached in time; nothing was sent.
+    /// No broker could be reached before the deadline; nothing was sent.
     Unreachable,
-    /// No acknowledgement in time.
+    /// No acknowledgement before the deadline.
     TimedOut,
-    /// The broker refused it; the reason has its words.
+    /// The broker refused it; the reason quotes the broker's error.
     Refused,
     /// The producer is being closed.
     Closed,
@@ -160,14 +170,14 @@ impl AppendFailure {
 /// How an append ended.
 pub type AppendResult = Result<Appended, AppendError>;
 
-/// Receives how an append ended. Must be quick and must not call the producer: it may run on the engine's
-/// thread, or on the caller's before `append` has returned.
+/// Receives the result of an append. It must return quickly and must not call the producer: it may run on the engine's
+/// thread, or on the caller's thread before `append` has returned.
 pub trait Completion: Send + 'static {
     /// Called exactly once.
     fn complete(self, outcome: AppendResult);
 }
 
-/// Any quick closure will do, where an allocation more does not matter.
+/// Lets a quick closure be a completion, for one more allocation.
 impl Completion for Box<dyn FnOnce(AppendResult) + Send> {
     fn complete(self, outcome: AppendResult) {
         self(outcome);
@@ -176,85 +186,85 @@ impl Completion for Box<dyn FnOnce(AppendResult) + Send> {
 
 /// Appends messages; shared by all threads.
 ///
-/// Appends of one key (or one chosen partition) at one acks level are stored in the order of the `append` calls, also through retries.
+/// Appends of one key (or one chosen partition) at one acks level are stored in the order of the `append` calls, also
+/// through retries.
 pub trait Producer<C: Completion>: Send + Sync {
-    /// Hands a message over; never blocks. `completion` learns how it ended, within the timeout the producer was made with.
+    /// Starts an append; never blocks. `completion` runs within [`ProducerConfig::timeout`].
     fn append(&self, record: Record, acks: Acks, completion: C);
 
-    /// Waits until everything handed over has completed, for `grace` at most, then completes what is left with
-    /// [`AppendFailure::Closed`] and its honest [`Stored`]. Appends after it fail at once.
+    /// Waits at most `grace` until every append has completed, then completes the rest with [`AppendFailure::Closed`]
+    /// and a [`Stored`] that is true. Later appends fail at once.
     fn close(&self, grace: Duration);
 
-    /// Whether a broker can be reached now, and if not, why; for `/readyz`.
+    /// Whether a broker can be reached now, or the reason why not; for `/readyz`.
     fn reachable(&self) -> Result<(), String>;
 
-    /// How often brokers were asked about a topic so far.
+    /// Number of topic lookups sent to brokers so far.
     fn topic_lookups(&self) -> u64;
 }
 
-/// A message as it was read.
+/// A message that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Where it was read from.
+    /// The partition it was read from.
     pub from: TopicPartition,
-    /// Its offset.
+    /// Its offset there.
     pub offset: Offset,
-    /// Key; `None` for null (the pure-Rust engine cannot tell null from empty and gives `None`).
+    /// Key; `None` for null. The `kafka_rust` engine cannot distinguish null from empty and returns `None` for both.
     pub key: Option<Vec<u8>>,
-    /// The message; `None` is a tombstone (the pure-Rust engine gives an empty value).
+    /// The message; `None` is a tombstone, for which the `kafka_rust` engine returns an empty value.
     pub value: Option<Vec<u8>>,
-    /// Headers; always empty with the pure-Rust engine.
+    /// Headers; always empty with the `kafka_rust` engine.
     pub headers: Vec<Header>,
-    /// Milliseconds since 1970, where the broker has one.
+    /// Milliseconds since 1970, if the broker sent a timestamp.
     pub timestamp_ms: Option<i64>,
 }
 
-/// Why messages could not be read. The fetcher stays usable: it rebuilds itself with back-off inside.
+/// Why messages could not be read. The fetcher stays usable: it reconnects and retries with back-off by itself.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The broker does not keep this offset any more, or not yet. That partition is no longer read until it is
-    /// assigned anew, for instance from its oldest offset.
+    /// The offset is outside of the kept range of the partition (OFFSET_OUT_OF_RANGE). The partition is not read any
+    /// further until it is assigned again, for instance at its oldest offset.
     #[error("offset {offset} of {partition} is not kept (kept: {oldest} to {newest})")]
     OffsetGone {
         /// The partition.
         partition: TopicPartition,
-        /// The offset asked for.
+        /// The offset to read next.
         offset: Offset,
-        /// Oldest offset kept now.
+        /// Offset of the oldest message kept.
         oldest: Offset,
-        /// The offset after the newest message.
+        /// The log end offset: that of the newest message plus one.
         newest: Offset,
     },
-    /// One partition cannot be read (unknown, no leader, not authorised, undecodable); others go on. It is tried again inside.
+    /// One partition cannot be read (unknown, no leader, not authorised, undecodable) and is retried; others go on.
     #[error("{partition} cannot be read: {reason}")]
     Partition {
         /// The partition.
         partition: TopicPartition,
-        /// In words.
+        /// The cause, as an error text.
         reason: String,
     },
-    /// No broker could be reached; it is tried again inside.
-    #[error("no broker can be read from: {0}")]
+    /// No broker could be reached; the fetcher retries.
+    #[error("no broker can be reached for reading: {0}")]
     Unreachable(String),
 }
 
-/// Reads messages from positions its owner chooses. Used by one thread.
+/// Reads messages from offsets that its owner chooses. Used by one thread.
 pub trait Fetcher: Send {
-    /// Starts to read `partition` at `offset`, anew if it is being read already.
+    /// Starts to read `partition` at `offset`, also if it is assigned already.
     fn assign(&mut self, partition: &TopicPartition, offset: Offset);
 
     /// Stops reading `partition`; none of its messages is returned afterwards.
     fn revoke(&mut self, partition: &TopicPartition);
 
-    /// Holds `partition` back, or goes on with it, without losing its place or what was prefetched.
-    fn hold(&mut self, partition: &TopicPartition, held: bool);
+    /// Pauses or resumes `partition` without losing its position or the messages prefetched of it.
+    fn set_paused(&mut self, partition: &TopicPartition, paused: bool);
 
-    /// Messages that are there, waiting for `wait` at most for the first one. An empty answer is none in time.
-    /// `most` bounds their number.
-    fn poll(&mut self, wait: Duration, most: usize) -> Result<Vec<Message>, FetchError>;
+    /// Returns at most `max` messages. Waits at most `wait` for the first; none in that time is an empty list.
+    fn poll(&mut self, wait: Duration, max: usize) -> Result<Vec<Message>, FetchError>;
 }
 
-/// What is known of one partition without reading it.
+/// A partition in the metadata of its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionInfo {
     /// Number of the partition.
@@ -263,35 +273,37 @@ pub struct PartitionInfo {
     pub leader: Option<i32>,
 }
 
-/// The offsets one partition keeps.
+/// The range of offsets that a partition keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogRange {
     /// Offset of the oldest message kept.
     pub oldest: Offset,
-    /// Offset the next message will get.
+    /// Log end offset: the offset of the next message.
     pub newest: Offset,
 }
 
-/// Why the state of a topic could not be read.
+/// Why metadata or log end offsets could not be read.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum MetadataError {
     /// The topic does not exist.
     #[error("topic {0} does not exist")]
     UnknownTopic(String),
-    /// No answer in time; the reason in words.
-    #[error("no broker answered: {0}")]
+    /// No broker responded in time, for this reason.
+    #[error("no broker responded: {0}")]
     Unreachable(String),
-    /// One partition gave no answer (no leader, unknown).
+    /// One partition failed (no leader, unknown); the text names it.
     #[error("{0}")]
     Partition(String),
 }
 
-/// Reads where logs begin and end. Used by one thread; each call is bounded by the timeout it was made with.
+/// Reads the oldest and newest offsets of partitions. Used by one thread; each call returns within
+/// [`BrokerConfig::request_timeout`].
 pub trait LogEnds: Send {
-    /// The partitions of a topic, by rising number.
+    /// The partitions of a topic, sorted by number.
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError>;
 
-    /// The newest offset of each partition asked for, in the same order. One partition's failure is not the others'.
+    /// The log end offset of each of `partitions`, in the same order. A failure of one partition leaves the others
+    /// valid.
     fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>>;
 
     /// The kept range of one partition.
@@ -301,124 +313,58 @@ pub trait LogEnds: Send {
 /// How the partition of a keyed message is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PartitionerKind {
-    /// 32-bit FNV-1a of the key as the original has it (`partitioner: fnv1a`).
+    /// 32-bit FNV-1a of the key, as in the original (`partitioner: fnv1a`).
     #[default]
     Fnv1a,
-    /// What the Java client does (`partitioner: murmur2`).
+    /// MurmurHash2 of the key, as in the Java client (`partitioner: murmur2`).
     Murmur2,
 }
 
-/// Which engine is asked for (`kafka_client`).
+/// The engine that the configuration names (`kafka_client`); `engines.rs` resolves it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
-    /// librdkafka where it is built in, else the pure-Rust engine.
+    /// librdkafka if this build has it, else `kafka_rust`.
     #[default]
     Auto,
-    /// librdkafka; refused at load where it is not built in.
+    /// librdkafka; an error at load if this build does not have it.
     Librdkafka,
     /// The pure-Rust `kafka` crate: brokers 0.9 to 3.9, plaintext, no headers, no timestamps.
     KafkaRust,
 }
 
-/// What every engine needs to find a cluster.
+/// How to connect to a cluster.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
     /// `host:port` of some brokers; at least one.
     pub hosts: Vec<String>,
-    /// Engine.
+    /// The engine to use (`kafka_client`).
     pub engine: Engine,
-    /// Name the broker sees (`client.id`).
+    /// Name of this client at the broker (`client.id`).
     pub client_id: String,
-    /// Bound of one metadata or log-end question, and of connecting.
+    /// Timeout of a metadata or ListOffsets request, and of connecting.
     pub request_timeout: Duration,
-    /// What the user sets besides (`kafka`).
+    /// Settings of the user (`kafka`).
     pub settings: KafkaSettings,
 }
 
-/// What a producer needs besides.
+/// What a producer needs beside a [`BrokerConfig`].
 #[derive(Clone, Debug)]
 pub struct ProducerConfig {
     /// Partitioner of keyed messages.
     pub partitioner: PartitionerKind,
     /// Largest value in bytes (`max_request_size_bytes`).
     pub max_message_bytes: usize,
-    /// Messages handed over and not complete (`req_pool_size`); the engine's own queues are larger than this.
+    /// Appends that have not completed, at most (`req_pool_size`); an engine's own queues are larger than this.
     pub max_in_flight: usize,
-    /// From `append` to the completion (`commit_timeout_ms`).
+    /// Longest time from `append` to the completion (`commit_timeout_ms`).
     pub timeout: Duration,
 }
 
-/// What a fetcher needs besides.
+/// What a fetcher needs beside a [`BrokerConfig`].
 #[derive(Clone, Debug)]
 pub struct FetcherConfig {
-    /// Bound in bytes on what is prefetched, over all partitions, before more is asked for.
+    /// Bytes prefetched over all partitions, at most, before the next fetch request.
     pub prefetch_bytes: usize,
-    /// Largest message that must be readable, bytes.
+    /// Size in bytes of the largest message that must be readable.
     pub max_message_bytes: usize,
-}
-
-impl Engine {
-    /// Takes `kafka_client` (default `auto`); an engine that is not built in is a problem.
-    pub fn from_section(section: &mut Section, problems: &mut Problems) -> Self {
-        let choices = [("auto", Self::Auto), ("librdkafka", Self::Librdkafka), ("kafka-rust", Self::KafkaRust)];
-        let engine = section.choice("kafka_client", &choices, problems);
-        if let Err(wrong) = engine.resolve() {
-            section.note("kafka_client", wrong, problems);
-        }
-        engine
-    }
-
-    /// Whether records can have headers and timestamps; where not, such a record is refused as
-    /// [`AppendFailure::Unsupported`].
-    pub fn has_headers_and_timestamps(self) -> bool {
-        self.resolve() == Ok(Self::Librdkafka)
-    }
-
-    /// The engine to use: what `auto` means here, or why what was asked for cannot be had.
-    pub fn resolve(self) -> Result<Engine, String> {
-        match (self, cfg!(feature = "librdkafka")) {
-            (Self::Auto | Self::Librdkafka, true) => Ok(Self::Librdkafka),
-            (Self::Auto | Self::KafkaRust, _) => Ok(Self::KafkaRust),
-            (Self::Librdkafka, false) => {
-                Err("is librdkafka, which this build does not have; use auto or kafka-rust".to_owned())
-            }
-        }
-    }
-}
-
-/// A producer of the engine asked for. Needs no reachable broker; its threads belong to `supervisor`. Those that run
-/// completions outlive the stop until [`Producer::close`] or the drop of the producer, which must come before the
-/// group is joined.
-pub fn producer<C: Completion>(
-    broker: &BrokerConfig,
-    config: ProducerConfig,
-    supervisor: &Supervisor,
-) -> Result<Arc<dyn Producer<C>>, String> {
-    match broker.engine.resolve()? {
-        #[cfg(feature = "librdkafka")]
-        Engine::Librdkafka => Ok(Arc::new(librdkafka::RdProducer::new(broker, config, supervisor)?)),
-        _ => Ok(Arc::new(kafka_rust::RustProducer::new(broker, &config, supervisor))),
-    }
-}
-
-/// A fetcher of the engine asked for, with nothing assigned. Needs no reachable broker.
-pub fn fetcher(
-    broker: &BrokerConfig,
-    config: FetcherConfig,
-    supervisor: &Supervisor,
-) -> Result<Box<dyn Fetcher>, String> {
-    match broker.engine.resolve()? {
-        #[cfg(feature = "librdkafka")]
-        Engine::Librdkafka => Ok(Box::new(librdkafka::RdFetcher::new(broker, config)?)),
-        _ => Ok(Box::new(kafka_rust::RustFetcher::new(broker, config, supervisor))),
-    }
-}
-
-/// A reader of log ends of the engine asked for. Needs no reachable broker.
-pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
-    match broker.engine.resolve()? {
-        #[cfg(feature = "librdkafka")]
-        Engine::Librdkafka => Ok(Box::new(librdkafka::RdLogEnds::new(broker)?)),
-        _ => Ok(Box::new(kafka_rust::RustLogEnds::new(broker, supervisor))),
-    }
 }

@@ -1,16 +1,15 @@
-//! Which partition a message goes to: values in, a number out.
+//! The partitioners: pure functions from a key to a partition.
 //!
-//! Two rules for keyed messages: `fnv1a`, the original's (32-bit FNV-1a read as a signed number, remainder, then
-//! absolute value), and `murmur2`, the Java client's. The tables below were made by the Go standard library and
-//! by the Java client; a story asks the real Java client again. librdkafka has both rules inside; the broker
-//! suite shows that they agree with these. Messages without a key are spread evenly by [`Spread`].
+//! Two partitioners for messages with a key: `fnv1a` of the original (32-bit FNV-1a read as a signed number, remainder,
+//! then absolute value) and `murmur2` of the Java client. The tables in the tests come from the Go standard library and
+//! the Java client; a story compares with the real Java client. librdkafka has both partitioners built in; the broker
+//! suite shows that they agree with these. [`Spread`] distributes messages without a key evenly.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::num::NonZeroI32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{PartitionId, PartitionerKind};
+use crate::random::random;
 
 /// The partition of `key` among `partition_count`, which is positive.
 pub fn partition_of(kind: PartitionerKind, key: &[u8], partition_count: NonZeroI32) -> PartitionId {
@@ -30,7 +29,7 @@ pub fn murmur2(bytes: &[u8]) -> u32 {
     const MULTIPLIER: u32 = 0x5bd1_e995;
     const SEED: u32 = 0x9747_b28c;
 
-    // The length enters modulo 2^32, as Java's `int` has it.
+    // The length modulo 2^32, like Java's `int`.
     let mut hash = SEED ^ (bytes.len() as u32);
     let (words, tail) = bytes.as_chunks::<4>();
     for word in words {
@@ -47,7 +46,7 @@ pub fn murmur2(bytes: &[u8]) -> u32 {
     hash ^ (hash >> 15)
 }
 
-/// Spreads messages without a key uniformly; shared by threads. Not for secrets.
+/// A uniform random partitioner for messages without a key; shared by threads. Not for secrets.
 #[derive(Debug)]
 pub struct Spread {
     state: AtomicU64,
@@ -55,19 +54,19 @@ pub struct Spread {
 
 impl Default for Spread {
     fn default() -> Self {
-        Self::seeded(RandomState::new().build_hasher().finish())
+        Self::seeded(random())
     }
 }
 
 impl Spread {
-    /// A sequence that can be had again.
+    /// A sequence that depends on the seed only.
     pub fn seeded(seed: u64) -> Self {
         Spread { state: AtomicU64::new(seed) }
     }
 
-    /// The next partition of `partition_count`.
+    /// A random partition out of `partition_count`.
     pub fn next(&self, partition_count: NonZeroI32) -> PartitionId {
-        // Splitmix64: one atomic add for all threads, then mixing.
+        // SplitMix64: the only shared step is one atomic add.
         let mut mixed = self.state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -115,8 +114,9 @@ mod tests {
     }
 
     #[test]
-    fn the_sign_is_handled_as_each_original_does() {
-        // "abc" hashes to 0x1a47e90b (positive), "a" to 0xe40c292c (negative) under FNV-1a; "21" to -973932308 under murmur2.
+    fn a_negative_hash_is_handled_as_in_go_and_in_java() {
+        // "abc" hashes to 0x1a47e90b (positive), "a" to 0xe40c292c (negative) under FNV-1a; "21" to -973932308 under
+        // murmur2.
         for (key, partitions, expected) in
             [("abc", 7, 0x1a47_e90b % 7), ("a", 7, (0xe40c_292c_u32.cast_signed() % 7).abs())]
         {
@@ -127,7 +127,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_key_has_a_partition_that_exists(key: Vec<u8>, partitions in 1..=i32::MAX) {
+        fn every_key_goes_to_an_existing_partition(key: Vec<u8>, partitions in 1..=i32::MAX) {
             for kind in [PartitionerKind::Fnv1a, PartitionerKind::Murmur2] {
                 let chosen = partition_of(kind, &key, count(partitions));
                 prop_assert!((0..partitions).contains(&chosen));

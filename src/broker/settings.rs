@@ -1,7 +1,8 @@
 //! The `kafka:` map: settings of librdkafka by its own names, for TLS, SASL, compression and the like.
 //!
-//! What would break a promise of ours is refused with the reason, here; everything else is judged by librdkafka, at
-//! load. Invariant: the value of a secret is in no error, no log line and no `Debug`.
+//! A setting that would break a guarantee of the daemons is refused here, with the reason. The engine checks all
+//! others, at load too ([`super::engines`]). Invariant: the value of a secret is in no error, no log line and no
+//! `Debug`.
 
 mod names;
 
@@ -13,41 +14,43 @@ use std::time::Duration;
 use serde_yaml::Value;
 
 use names::ALIASES;
-pub(super) use names::{is_secret, refused};
+pub(super) use names::is_secret;
+use names::{NOT_IN_FILE, REFUSED, Scope};
 
-use super::Engine;
 use crate::config::{Problems, Section};
 
-/// A shorter secret would be found in any text.
+/// A shorter secret occurs in any text by chance, so it is not replaced in error texts.
 #[cfg(feature = "librdkafka")]
 const MIN_HIDDEN_BYTES: usize = 4;
 const HIDDEN: &str = "[hidden]";
 
-/// What a daemon does with Kafka; some settings are for one of the two only.
+/// Whether a daemon produces or consumes; some settings are for one of the two only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It appends, and gives up after so long.
+    /// It appends messages.
     Writes {
-        /// `commit_timeout_ms`.
+        /// Timeout of an append (`commit_timeout_ms`).
         timeout: Duration,
     },
-    /// It reads messages or asks for log ends.
+    /// It reads messages or log end offsets.
     Reads,
 }
 
-/// Settings that librdkafka has taken, or the few that the pure-Rust engine knows.
+/// A key as it stands in the file (empty for the whole map), and what is wrong with its value.
+pub(super) type SettingProblem = (String, String);
+
+/// Settings that librdkafka accepted, or the few that the `kafka_rust` engine has.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct KafkaSettings {
-    /// In the order of the file; none twice, also not under another name.
+    /// In the order of the file. No setting occurs twice, also not by two of its names.
     entries: Vec<Entry>,
 }
 
-/// One setting.
 #[derive(Clone, PartialEq, Eq)]
 struct Entry {
-    /// As it stands in the file.
+    /// The name in the file.
     key: String,
-    /// The one name that we use for it where it has several.
+    /// The same, or the one of several names that is in use here.
     name: String,
     value: String,
 }
@@ -61,14 +64,12 @@ impl fmt::Debug for KafkaSettings {
 }
 
 impl KafkaSettings {
-    /// Takes the key `kafka`, a map, and checks it for an engine and a role.
-    pub fn from_section(section: &mut Section, engine: Engine, role: Role, problems: &mut Problems) -> Self {
-        let Some(mut map) = section.section("kafka", false, problems) else { return Self::default() };
-        let before = problems.0.len();
+    /// Takes all settings out of the map `kafka`. A setting that is refused for `role`, or has no effect, is a problem.
+    pub(super) fn from_map(map: &mut Section, role: Role, problems: &mut Problems) -> Self {
         let mut settings = Self::default();
         for key in map.keys() {
             match Entry::read(&key, map.take(&key)) {
-                Err(wrong) => map.note(&key, wrong, problems),
+                Err(text) => map.note(&key, text, problems),
                 Ok(entry) => match settings.entries.iter().find(|other| other.name == entry.name) {
                     Some(other) => map.note(&key, format!("is the same setting as {}", other.key), problems),
                     None => settings.entries.push(entry),
@@ -76,26 +77,19 @@ impl KafkaSettings {
             }
         }
         for entry in &settings.entries {
-            if let Some(why) = refused(&entry.name, role).or_else(|| settings.is_vain(entry)) {
-                map.note(&entry.key, why, problems);
+            if let Some(text) = refused(&entry.name, role).or_else(|| settings.has_no_effect(entry)) {
+                map.note(&entry.key, text, problems);
             }
         }
-        if problems.0.len() == before {
-            for (key, wrong) in settings.judged_by(engine, role) {
-                map.note(&key, wrong, problems);
-            }
-        }
-        // What is left has a key that is not a string.
-        map.finish(problems);
         settings
     }
 
-    /// Why a setting would do nothing, although who wrote it counts on it: a connection would be in clear text, or no token
-    /// would ever come.
-    fn is_vain(&self, entry: &Entry) -> Option<String> {
+    /// Why a setting would have no effect although its author relies on it: the connection would be in clear text, or
+    /// no token would ever be fetched. A file that cannot be read counts too.
+    fn has_no_effect(&self, entry: &Entry) -> Option<String> {
         let protocol = self.get("security.protocol").unwrap_or("plaintext").to_ascii_lowercase();
         let mechanism = self.get("sasl.mechanisms").unwrap_or_default();
-        let has_token = ["sasl.oauthbearer.method", "enable.sasl.oauthbearer.unsecure.jwt"];
+        let token_sources = ["sasl.oauthbearer.method", "enable.sasl.oauthbearer.unsecure.jwt"];
         match &*entry.name {
             name if name.starts_with("sasl.") && !protocol.contains("sasl") => {
                 Some("needs security.protocol: sasl_ssl or sasl_plaintext".to_owned())
@@ -104,10 +98,11 @@ impl KafkaSettings {
                 Some("needs security.protocol: ssl or sasl_ssl".to_owned())
             }
             "sasl.mechanisms"
-                if mechanism == "OAUTHBEARER" && has_token.iter().all(|name| self.get(name).is_none()) =>
+                if mechanism == "OAUTHBEARER" && token_sources.iter().all(|name| self.get(name).is_none()) =>
             {
                 Some("is OAUTHBEARER, which needs sasl.oauthbearer.method: oidc to get tokens".to_owned())
             }
+            // "probe" is a word of librdkafka: it looks for the CA certificates of the system.
             name if (name.ends_with(".location") || name.ends_with(".file")) && entry.value != "probe" => {
                 let cause = std::fs::File::open(&entry.value).err()?;
                 Some(format!("is {:?}, which cannot be read: {cause}", entry.value))
@@ -116,92 +111,62 @@ impl KafkaSettings {
         }
     }
 
-    /// What an engine has against them: key (empty for the whole) and words.
-    fn judged_by(&self, engine: Engine, role: Role) -> Vec<(String, String)> {
-        match engine.resolve() {
-            #[cfg(feature = "librdkafka")]
-            Ok(Engine::Librdkafka) => super::librdkafka::judge(self, role),
-            Ok(_) => {
-                let known = |name: &str| match role {
-                    Role::Writes { .. } => matches!(name, "compression.type" | "client.id"),
-                    Role::Reads => name == "client.id",
-                };
-                let wrong = |entry: &Entry| {
-                    if !known(&entry.name) {
-                        let text = "needs kafka_client: librdkafka; kafka-rust has neither TLS nor SASL, and of the settings only";
-                        let which = if role == Role::Reads { "client.id" } else { "client.id and compression.type" };
-                        Some((entry.key.clone(), format!("{text} {which}")))
-                    } else if entry.name == "compression.type" && !matches!(&*entry.value, "none" | "gzip" | "snappy") {
-                        let text =
-                            "but kafka-rust has only none, gzip and snappy; the others need kafka_client: librdkafka";
-                        Some((entry.key.clone(), format!("is {:?}, {text}", entry.value)))
-                    } else {
-                        None
-                    }
-                };
-                self.entries.iter().filter_map(wrong).collect()
-            }
-            // `kafka_client` itself is told to be wrong.
-            Err(_) => Vec::new(),
-        }
-    }
-
-    /// How brokers are spoken to, as they call it in ZooKeeper: `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`.
+    /// The security protocol, as brokers write it in ZooKeeper: `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`.
     pub fn protocol(&self) -> String {
         self.get("security.protocol").unwrap_or("plaintext").to_ascii_uppercase()
     }
 
-    /// Name and value of each, as the engine gets them.
+    /// Name and value of each setting, for the engine.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries.iter().map(|entry| (&*entry.name, &*entry.value))
     }
 
-    /// The value of a setting, by the name that we use.
+    /// The value of a setting, by the name in use here.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 
-    /// The setting as it stands in the file.
-    #[cfg(feature = "librdkafka")]
+    /// The name of a setting in the file, by the name in use here.
     pub(super) fn key_of(&self, name: &str) -> &str {
         self.entries.iter().find(|entry| entry.name == name).map_or("", |entry| &entry.key)
     }
 
-    /// The setting that a text of librdkafka is about, as it stands in the file: the one named first, and of those that begin
-    /// at the same place the longest. Empty when none is named.
+    /// The setting, by its name in the file, that a text of librdkafka is about: the first that it names, and of names
+    /// that begin at the same place the longest. Empty when it names none.
     #[cfg(feature = "librdkafka")]
     pub(super) fn key_in(&self, text: &str) -> &str {
-        let place = |name: &str| text.find(name).map(|at| (at, usize::MAX - name.len()));
-        let place_of = |entry: &Entry| {
+        // The minimum is the first place, and there the longest name.
+        let position = |name: &str| text.find(name).map(|at| (at, usize::MAX - name.len()));
+        let position_of = |entry: &Entry| {
             let aliases = ALIASES.iter().filter(|(_, name)| *name == entry.name).map(|(alias, _)| *alias);
-            aliases.chain([&*entry.name]).filter_map(place).min()
+            aliases.chain([&*entry.name]).filter_map(position).min()
         };
-        let named = self.entries.iter().filter_map(|entry| Some((place_of(entry)?, &*entry.key)));
+        let named = self.entries.iter().filter_map(|entry| Some((position_of(entry)?, &*entry.key)));
         named.min().map_or("", |(_, key)| key)
     }
 
-    /// A text of the engine without the secrets it may carry.
+    /// Replaces the secrets in a text of the engine.
     #[cfg(feature = "librdkafka")]
     pub(super) fn hide<'text>(&self, text: &'text str) -> Cow<'text, str> {
         let mut secrets: Vec<&str> = Vec::new();
         for (name, value) in self.iter().filter(|(name, _)| is_secret(name)) {
             secrets.push(value);
-            // librdkafka shows the rest of a list from where it is wrong.
+            // An error of librdkafka quotes the rest of this list from the entry that is wrong.
             if name == "sasl.oauthbearer.config" {
                 secrets.extend(value.split(' '));
             }
         }
         secrets.retain(|secret| secret.len() >= MIN_HIDDEN_BYTES);
-        // One that is part of another must not leave the rest of it.
+        // The longest first: a secret that is part of another must not leave the rest of that one in the text.
         secrets.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
         let mut text = Cow::Borrowed(text);
         for secret in secrets {
             if text.contains(secret) {
                 text = Cow::Owned(text.replace(secret, HIDDEN));
             }
-            // A long one is cut off at the end of the text.
-            let mut cut = (MIN_HIDDEN_BYTES..secret.len()).rev().filter_map(|end| secret.get(..end));
-            if let Some(kept) = cut.find_map(|beginning| text.strip_suffix(beginning)) {
+            // librdkafka cuts long texts off, so the text may end with the beginning of a secret.
+            let mut beginnings = (MIN_HIDDEN_BYTES..secret.len()).rev().filter_map(|end| secret.get(..end));
+            if let Some(kept) = beginnings.find_map(|beginning| text.strip_suffix(beginning)) {
                 text = Cow::Owned(format!("{kept}{HIDDEN}"));
             }
         }
@@ -213,7 +178,7 @@ impl Entry {
     fn read(key: &str, value: Option<Value>) -> Result<Self, &'static str> {
         let value = match value {
             Some(Value::String(text)) => text,
-            // A number may be written in several ways, and only one of them is the secret.
+            // YAML reads 0x10 and 16 as the same number, so the secret itself would be lost.
             Some(Value::Number(_) | Value::Bool(_)) if is_secret(key) => {
                 return Err("must be a string: put it in quotes");
             }
@@ -221,9 +186,7 @@ impl Entry {
             Some(Value::Bool(truth)) => truth.to_string(),
             None => return Err("has no value"),
             Some(_) => {
-                return Err(
-                    "must be a string, a whole number, true or false; a name is written as a whole, with its dots",
-                );
+                return Err("must be a string, a whole number, true or false; write a name as one key, with its dots");
             }
         };
         if value.is_empty() {
@@ -235,6 +198,22 @@ impl Entry {
         let name = ALIASES.iter().find(|(alias, _)| *alias == key).map_or(key, |(_, name)| name);
         Ok(Entry { key: key.to_owned(), name: name.to_owned(), value })
     }
+}
+
+/// Why the file of a daemon with this role must not have a setting, if it is one of [`REFUSED`].
+pub(super) fn refused(name: &str, role: Role) -> Option<String> {
+    if name.ends_with("_cb") {
+        return Some(format!("may not be set: {NOT_IN_FILE}"));
+    }
+    let (_, scope, reason) = REFUSED.iter().find(|(refused, _, _)| *refused == name)?;
+    Some(match (scope, role) {
+        (Scope::FixedInConsumer, Role::Writes { .. }) => return None,
+        (Scope::Consumer, Role::Writes { .. }) => "is for reading, but kproxy only writes".to_owned(),
+        (Scope::Producer, Role::Reads) => "is for writing, but this daemon only reads".to_owned(),
+        (Scope::Any | Scope::FixedInConsumer | Scope::Producer | Scope::Consumer, _) => {
+            format!("may not be set: {reason}")
+        }
+    })
 }
 
 #[cfg(test)]

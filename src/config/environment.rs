@@ -1,33 +1,32 @@
-//! `${NAME}` in string values is replaced by the environment variable NAME, `$${` stands for `${`.
+//! Replaces `${NAME}` in string values by the environment variable NAME; `$${` stands for `${`.
 
 use serde_yaml::Value;
 
-/// Why a string with `${` cannot be expanded.
+/// Why a string that contains `${` cannot be expanded.
 #[derive(Debug)]
 pub(super) enum CannotExpand {
     /// A closing brace is missing.
-    Open,
-    /// There is no such variable; the whole text and the name.
+    Unclosed,
+    /// The variable is not set; the whole string and the name of the variable.
     Unset(String, String),
 }
 
 impl CannotExpand {
-    /// The value may be a secret. The name is shown only where it is the whole value, and surely a name.
+    /// The error without the string, which may be a secret. The name is shown only if it is the whole string and looks
+    /// like one.
     pub(super) fn without_value(&self) -> String {
         let is_upper = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
         match self {
             Self::Unset(text, name) if name.bytes().all(is_upper) && text.len() == name.len() + "${}".len() => {
-                format!("the environment has no variable {name}")
+                format!("environment variable {name} is not set")
             }
-            Self::Unset(..) => {
-                "a value has ${NAME} and the environment has no variable NAME ($${ stands for ${)".to_owned()
-            }
-            Self::Open => "a value has ${ without a closing brace ($${ stands for ${)".to_owned(),
+            Self::Unset(..) => "has ${NAME}, but environment variable NAME is not set ($${ stands for ${)".to_owned(),
+            Self::Unclosed => "has ${ without a closing brace ($${ stands for ${)".to_owned(),
         }
     }
 }
 
-/// Replaces them in all strings of a value; an error comes with the key of the string, with its parents.
+/// Expands all strings of a value in place. An error names the key of the string, with its parents.
 pub(super) fn expand(value: &mut Value) -> Result<(), (String, CannotExpand)> {
     match value {
         Value::String(text) if text.contains("${") => {
@@ -59,7 +58,7 @@ fn expand_text(text: &str) -> Result<String, CannotExpand> {
             continue;
         }
         expanded.push_str(&rest[..start]);
-        let (name, after) = rest[start + 2..].split_once('}').ok_or(CannotExpand::Open)?;
+        let (name, after) = rest[start + 2..].split_once('}').ok_or(CannotExpand::Unclosed)?;
         let value = std::env::var(name).map_err(|_| CannotExpand::Unset(text.to_owned(), name.to_owned()))?;
         expanded.push_str(&value);
         rest = after;

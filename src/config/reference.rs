@@ -1,11 +1,11 @@
-//! For tests: holds a file under `conf/` against the code that reads it.
+//! For tests: compares a reference file under `conf/` with the code that takes its keys.
 //!
-//! In those files a key that may be left out stands behind `# `. Every key taken must stand there, in force or not; that
-//! no other does, is seen by loading the file with all of them in force.
+//! In these files an optional key is commented out with `# `. The tests assert that each key that the code takes is in
+//! the file, commented out or not. They also load the file with all keys uncommented, which fails for an unknown key.
 
 use std::collections::BTreeSet;
 
-/// What takes a key, which is its first argument.
+/// The functions whose first argument is a key.
 const TAKERS: [&str; 17] = [
     "boolean",
     "choice",
@@ -26,7 +26,7 @@ const TAKERS: [&str; 17] = [
     "take",
 ];
 
-/// The code that takes keys for several daemons.
+/// The sources that take keys for several daemons.
 const SHARED: [&str; 4] = [
     include_str!("../logging.rs"),
     include_str!("../daemon.rs"),
@@ -34,7 +34,7 @@ const SHARED: [&str; 4] = [
     include_str!("../broker/settings.rs"),
 ];
 
-/// Names of the keys that a daemon's own code takes from its sections, and those that all daemons have.
+/// The keys that a daemon's own source takes, and those that several daemons share.
 pub(crate) fn keys_of(own: &'static str) -> BTreeSet<&'static str> {
     keys_taken(SHARED.iter().chain([&own]))
 }
@@ -54,42 +54,43 @@ fn keys_taken<'a>(sources: impl IntoIterator<Item = &'a &'static str>) -> BTreeS
     keys
 }
 
-/// The file with the keys that stand behind `# `, and the lists below them, put in force.
+/// The file with its optional keys, and the lists below them, uncommented.
 pub(crate) fn in_force(file: &str, keys: &BTreeSet<&str>) -> String {
-    let mut text = String::new();
+    let mut uncommented = String::new();
     for line in file.lines() {
-        let shown = line.split_once("# ").filter(|(indent, shown)| {
-            let is_item = shown.trim_start().starts_with("- ");
-            let is_key = shown.split_once(':').map(|(key, _)| key.trim_start());
+        let optional = line.split_once("# ").filter(|(indent, text)| {
+            let is_item = text.trim_start().starts_with("- ");
+            let is_key = text.split_once(':').map(|(key, _)| key.trim_start());
             let is_key = is_key.is_some_and(|key| keys.contains(key) || looks_like_a_key(key));
             indent.trim().is_empty() && (is_item || is_key)
         });
-        match shown {
-            Some((indent, shown)) => text.extend([indent, shown, "\n"]),
-            None => text.extend([line, "\n"]),
+        match optional {
+            Some((indent, rest)) => uncommented.extend([indent, rest, "\n"]),
+            None => uncommented.extend([line, "\n"]),
         }
     }
-    text
+    uncommented
 }
 
-/// Whether it can be nothing else: words of a comment have no underscore.
+/// Whether the text is a key for sure: the words of a comment have no underscore.
 fn looks_like_a_key(text: &str) -> bool {
     text.contains('_') && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
 }
 
-/// Fails unless every key stands in the file, which has them all in force.
+/// Fails unless every key is in the file, which has them all uncommented.
 pub(crate) fn assert_has_all(keys: &BTreeSet<&str>, in_force: &str) {
-    let stands = |key: &&str| {
+    let is_there = |key: &&str| {
         let begins = format!("{key}:");
         in_force.lines().any(|line| line.trim_start().trim_start_matches("- ").starts_with(&begins))
     };
-    let absent: Vec<_> = keys.iter().filter(|key| !stands(key)).collect();
-    assert!(absent.is_empty(), "taken by the code and not in the reference: {absent:?}");
+    let absent: Vec<_> = keys.iter().filter(|key| !is_there(key)).collect();
+    assert!(absent.is_empty(), "taken by the code but not in the reference file: {absent:?}");
 }
 
 #[test]
-fn keys_are_found_in_code_and_put_in_force_in_files() {
-    let code = "let a = section.millis(\"a_ms\", x);\nsection.choice(\n    \"b\",\n);\nkeeper::chroot(\"c\", s);\nsection.note(\"d\", s);\n\
+fn keys_are_found_in_code_and_uncommented_in_files() {
+    let code = "let a = section.millis(\"a_ms\", x);\nsection.choice(\n    \"b\",\n);\nkeeper::chroot(\"c\", s);\n\
+                section.note(\"d\", s);\n\
                 #[cfg(test)]\nsection.count(\"e\", x);";
     let keys = keys_taken([&code]);
     assert_eq!(keys, BTreeSet::from(["a_ms", "b", "c"]));

@@ -193,7 +193,7 @@ impl Reader {
             self.now = Instant::now();
             if !letters.answers.is_empty() {
                 // Each says a line.
-                let _together = logging::together();
+                let _together = logging::batch_lines();
                 letters.give_answers();
             }
             for message in letters.messages.drain(..) {

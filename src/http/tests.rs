@@ -144,7 +144,7 @@ impl Fixture {
         assert_eq!(self.budget.used(), 0);
         self.group.stop().trigger();
         self.server.close();
-        assert_eq!(self.group.join(PATIENCE), Ended::Asked);
+        assert_eq!(self.group.join(PATIENCE), Ended::Stopped);
     }
 }
 
@@ -554,7 +554,7 @@ fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the
     let (_, late) = fixture.echo.release();
     fixture.group.stop().trigger();
     fixture.server.close();
-    assert_eq!(fixture.group.join(PATIENCE), Ended::Asked);
+    assert_eq!(fixture.group.join(PATIENCE), Ended::Stopped);
     // Its socket is closed; that it ends without a panic is all that can be seen.
     Reply::defer_to_reader(Box::new(WhoRunsIt(late)));
     assert_eq!(sockets[0].read(&mut [0]).unwrap_or(0), 0);
@@ -587,5 +587,5 @@ fn a_connection_that_arrives_during_a_drain_is_closed() {
     group.stop().trigger();
     inbox.control.end();
     inbox.wake();
-    assert_eq!(group.join(PATIENCE), Ended::Asked);
+    assert_eq!(group.join(PATIENCE), Ended::Stopped);
 }

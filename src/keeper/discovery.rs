@@ -1,16 +1,17 @@
-//! What brokers tell in ZooKeeper: where they listen, which partitions a topic has and who leads them.
+//! What brokers write to ZooKeeper: their endpoints, the partitions of each topic and the leaders of these.
 //!
-//! The division of a group is worked out from this and nothing else, as the original's is: members that saw
-//! different leaders would claim the same partitions.
+//! The assignment of partitions to group members uses leaders from here only, as the original does: members that used
+//! other sources could see other leaders, and would then claim the same partitions.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Keeper, KeeperError, paths};
+use super::api::{Keeper, KeeperError};
+use super::paths;
 use crate::broker::{PartitionId, PartitionInfo};
 
-/// What a broker writes of itself; fields we do not use are passed over.
+/// The node of a broker; unused fields are left out.
 #[derive(Deserialize)]
 struct BrokerNode {
     host: Option<String>,
@@ -18,37 +19,39 @@ struct BrokerNode {
     port: i64,
     #[serde(default)]
     endpoints: Vec<String>,
-    /// What each listener of `endpoints` speaks; without an entry, what it is called.
+    /// Protocol of each listener name in `endpoints`; without an entry, the listener name is the protocol.
     #[serde(default)]
     listener_security_protocol_map: BTreeMap<String, String>,
 }
 
+/// The node of a topic: the replicas of each partition.
 #[derive(Deserialize)]
 struct TopicNode {
     partitions: BTreeMap<String, Vec<i32>>,
 }
 
+/// The state node of a partition.
 #[derive(Deserialize)]
 struct StateNode {
     leader: i32,
 }
 
-/// Why something could not be learned.
+/// Why the partitions of a topic could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DiscoveryError {
-    /// ZooKeeper knows no such topic (a topic exists there once it was created).
+    /// The topic has no node: it was not created yet.
     #[error("topic {0} does not exist")]
     UnknownTopic(String),
-    /// A node does not hold what brokers write there, or a partition has no state yet; worth trying again.
-    #[error("node {0} is not as brokers write it")]
+    /// A node is not what brokers write, or a partition that is being created has no state yet; a retry may succeed.
+    #[error("node {0} is missing or is not the JSON of a broker")]
     Unreadable(String),
-    /// ZooKeeper gave no answer.
+    /// A read failed.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
 }
 
-/// `host:port` of the live brokers where they speak `protocol` (`PLAINTEXT`, `SASL_SSL`, …), sorted; empty while there is none. A
-/// broker without such an address is left out.
+/// `host:port` of the live brokers for `protocol` (`PLAINTEXT`, `SASL_SSL`, …), sorted; empty if no broker is live. A
+/// broker without such an endpoint is skipped.
 pub fn brokers(keeper: &dyn Keeper, protocol: &str) -> Result<Vec<String>, KeeperError> {
     let ids = match keeper.children(paths::BROKER_IDS) {
         Err(KeeperError::NoNode(_)) => return Ok(Vec::new()),
@@ -56,26 +59,29 @@ pub fn brokers(keeper: &dyn Keeper, protocol: &str) -> Result<Vec<String>, Keepe
     };
     let mut addresses = Vec::new();
     for id in ids {
-        // One that went away meanwhile is none.
+        // The broker may have stopped since the children were listed.
         let Some(node) = keeper.read(&paths::broker(&id))? else { continue };
         match broker_address(&node.data, protocol) {
             Some(address) => addresses.push(address),
-            None => log::warn!("broker {id} has no {protocol} address in ZooKeeper and is left out"),
+            None => {
+                log::warn!("broker {id} skipped: no {protocol} endpoint in its ZooKeeper node {}", paths::broker(&id))
+            }
         }
     }
     addresses.sort_unstable();
     Ok(addresses)
 }
 
-/// The endpoint that speaks `protocol` (one that is called so first); for plaintext also host and port of old brokers.
-/// Newer brokers write `null` and -1 there if they listen with TLS alone.
+/// The endpoint for `protocol`, a listener of that name first. For `PLAINTEXT` otherwise `host` and `port`, all that
+/// old brokers write; newer ones write `null` and -1 there if they listen with TLS only.
 fn broker_address(data: &[u8], protocol: &str) -> Option<String> {
     let node: BrokerNode = serde_json::from_slice(data).ok()?;
     let endpoints = || node.endpoints.iter().filter_map(|endpoint| endpoint.split_once("://"));
-    let spoken =
+    let has_protocol =
         |name: &str| node.listener_security_protocol_map.get(name).map_or(name.to_owned(), String::clone) == protocol;
-    let called_so = endpoints().find(|(name, _)| *name == protocol);
-    let endpoint = called_so.or_else(|| endpoints().find(|(name, _)| spoken(name))).map(|(_, address)| address);
+    let by_name = endpoints().find(|(name, _)| *name == protocol);
+    let endpoint = by_name.or_else(|| endpoints().find(|(name, _)| has_protocol(name))).map(|(_, address)| address);
+    // An endpoint without a host (`PLAINTEXT://:9092`) cannot be connected to.
     if let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.starts_with(':')) {
         return Some(endpoint.to_owned());
     }
@@ -84,16 +90,16 @@ fn broker_address(data: &[u8], protocol: &str) -> Option<String> {
     Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
 }
 
-/// The partitions of a topic with their leaders, by rising number.
+/// The partitions of a topic with their leaders, sorted by number.
 pub fn partitions(keeper: &dyn Keeper, topic: &str) -> Result<Vec<PartitionInfo>, DiscoveryError> {
-    let mut known = Vec::new();
+    let mut partitions = Vec::new();
     for partition in partition_ids(keeper, topic)? {
-        known.push(PartitionInfo { partition, leader: leader(keeper, topic, partition)? });
+        partitions.push(PartitionInfo { partition, leader: leader(keeper, topic, partition)? });
     }
-    Ok(known)
+    Ok(partitions)
 }
 
-/// The numbers of the partitions of a topic, rising.
+/// The numbers of the partitions of a topic, sorted.
 pub fn partition_ids(keeper: &dyn Keeper, topic: &str) -> Result<Vec<PartitionId>, DiscoveryError> {
     let path = paths::topic(topic);
     let node = keeper.read(&path)?.ok_or_else(|| DiscoveryError::UnknownTopic(topic.to_owned()))?;
@@ -108,7 +114,7 @@ fn parse_topic(data: &[u8]) -> Option<Vec<PartitionId>> {
     Some(ids)
 }
 
-/// The leader of a partition; `None` while it has none. A partition without a state is one that is just being made.
+/// The leader of a partition; `None` without one. A partition that is being created has no state node yet.
 fn leader(keeper: &dyn Keeper, topic: &str, partition: PartitionId) -> Result<Option<i32>, DiscoveryError> {
     let path = paths::partition_state(topic, partition);
     let node = keeper.read(&path)?;
@@ -121,13 +127,13 @@ fn leader(keeper: &dyn Keeper, topic: &str, partition: PartitionId) -> Result<Op
 mod tests {
     use super::*;
     use crate::keeper::Lifetime;
-    use crate::keeper::memory::{MemoryKeeper, MemorySession};
+    use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
     use crate::keeper::paths::create_with_parents;
     use std::sync::Arc;
     use std::time::Duration;
 
-    fn keeper_with(nodes: &[(&str, &str)]) -> Arc<MemorySession> {
-        let keeper = MemoryKeeper::new().session(Duration::from_secs(6));
+    fn keeper_with(nodes: &[(&str, &str)]) -> Arc<InMemoryKeeper> {
+        let keeper = InMemoryEnsemble::new().connect(Duration::from_secs(6));
         for (path, data) in nodes {
             create_with_parents(&*keeper, path, data.as_bytes(), Lifetime::Persistent).unwrap();
         }
@@ -135,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_is_found_where_it_speaks_the_protocol() {
+    fn the_endpoint_of_a_broker_is_chosen_by_protocol() {
         let cases = [
             (r#"{"endpoints":["PLAINTEXT://127.0.0.1:9092"],"host":"h","port":1,"version":5}"#, Some("127.0.0.1:9092")),
             (r#"{"endpoints":["SSL://h:9093","PLAINTEXT://[::1]:9092"],"host":null,"port":-1}"#, Some("[::1]:9092")),
@@ -164,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_come_with_their_leaders_or_not_at_all() {
+    fn partitions_are_read_with_their_leaders_or_not_at_all() {
         let topic = r#"{"removing_replicas":{},"partitions":{"10":[1],"2":[0,1]},"topic_id":"x","version":3}"#;
         let state = |leader: i32| format!(r#"{{"controller_epoch":1,"leader":{leader},"version":1,"isr":[0]}}"#);
         let keeper = keeper_with(&[
@@ -174,8 +180,8 @@ mod tests {
             ("/brokers/topics/new", topic),
             ("/brokers/topics/bad", r#"{"partitions":{"x":[]}}"#),
         ]);
-        let known = [PartitionInfo { partition: 2, leader: Some(4) }, PartitionInfo { partition: 10, leader: None }];
-        assert_eq!(partitions(&*keeper, "t"), Ok(known.to_vec()));
+        let expected = [PartitionInfo { partition: 2, leader: Some(4) }, PartitionInfo { partition: 10, leader: None }];
+        assert_eq!(partitions(&*keeper, "t"), Ok(expected.to_vec()));
         assert_eq!(partitions(&*keeper, "absent"), Err(DiscoveryError::UnknownTopic("absent".into())));
         let no_state = DiscoveryError::Unreadable("/brokers/topics/new/partitions/2/state".into());
         assert_eq!(partitions(&*keeper, "new"), Err(no_state));

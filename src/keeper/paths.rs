@@ -1,104 +1,99 @@
-//! Where things are in ZooKeeper: the classic layout of consumer groups, and what brokers write there.
+//! The layout of ZooKeeper: paths and data of consumer groups (that of Kafka's old high-level consumer) and of brokers.
 //!
-//! Paths are below the chroot. Everything is pure but [`create_with_parents`], which uses the seam alone.
+//! Paths are below the chroot. All functions are pure except [`create_with_parents`].
 
-use super::{Keeper, KeeperError, Lifetime};
+use super::api::{Keeper, KeeperError, Lifetime};
 use crate::broker::{Offset, PartitionId};
 
 /// Parent of all groups.
-pub const CONSUMERS: &str = "/consumers";
+pub(crate) const CONSUMERS: &str = "/consumers";
 
 /// Parent of the live brokers.
-pub const BROKER_IDS: &str = "/brokers/ids";
+pub(crate) const BROKER_IDS: &str = "/brokers/ids";
 
 /// Parent of the live members of a group.
-pub fn group_ids(group: &str) -> String {
+pub(crate) fn group_ids(group: &str) -> String {
     format!("{CONSUMERS}/{group}/ids")
 }
 
-/// A live member of a group: ephemeral, made by itself.
-pub fn group_id(group: &str, member: &str) -> String {
+/// A live member of a group: an ephemeral node that the member creates.
+pub(crate) fn group_id(group: &str, member: &str) -> String {
     format!("{CONSUMERS}/{group}/ids/{member}")
 }
 
 /// Parent of the claims on a topic.
-pub fn owners(group: &str, topic: &str) -> String {
+pub(crate) fn owners(group: &str, topic: &str) -> String {
     format!("{CONSUMERS}/{group}/owners/{topic}")
 }
 
-/// The claim on a partition: ephemeral, its data is the member's id.
-pub fn owner(group: &str, topic: &str, partition: PartitionId) -> String {
+/// The claim on a partition: an ephemeral node that holds the member's id.
+pub(crate) fn owner(group: &str, topic: &str, partition: PartitionId) -> String {
     format!("{CONSUMERS}/{group}/owners/{topic}/{partition}")
 }
 
-/// Parent of the topics that a group has stored offsets of.
-pub fn offset_topics(group: &str) -> String {
+/// Parent of the topics for which a group has stored offsets.
+pub(crate) fn offset_topics(group: &str) -> String {
     format!("{CONSUMERS}/{group}/offsets")
 }
 
 /// Parent of the stored offsets of a topic.
-pub fn offsets(group: &str, topic: &str) -> String {
+pub(crate) fn offsets(group: &str, topic: &str) -> String {
     format!("{CONSUMERS}/{group}/offsets/{topic}")
 }
 
 /// The stored offset of a partition: the next message to read, see [`offset_text`].
-pub fn offset(group: &str, topic: &str, partition: PartitionId) -> String {
+pub(crate) fn offset(group: &str, topic: &str, partition: PartitionId) -> String {
     format!("{CONSUMERS}/{group}/offsets/{topic}/{partition}")
 }
 
-/// A live broker.
-pub fn broker(id: &str) -> String {
+/// A live broker: an ephemeral node with its endpoints.
+pub(crate) fn broker(id: &str) -> String {
     format!("{BROKER_IDS}/{id}")
 }
 
 /// A topic, with its partitions and replicas.
-pub fn topic(topic: &str) -> String {
+pub(crate) fn topic(topic: &str) -> String {
     format!("/brokers/topics/{topic}")
 }
 
-/// Parent of the partitions of a topic.
-pub fn partitions(topic: &str) -> String {
-    format!("/brokers/topics/{topic}/partitions")
-}
-
-/// Leader and replicas in sync of a partition.
-pub fn partition_state(topic: &str, partition: PartitionId) -> String {
+/// Leader and in-sync replicas of a partition.
+pub(crate) fn partition_state(topic: &str, partition: PartitionId) -> String {
     format!("/brokers/topics/{topic}/partitions/{partition}/state")
 }
 
-/// The partition that a node is named after; `None` for other names.
-pub fn parse_partition(name: &str) -> Option<PartitionId> {
+/// The partition number in the name of a node; `None` for other names.
+pub(crate) fn parse_partition(name: &str) -> Option<PartitionId> {
     let digits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| name.parse().ok()).flatten()
 }
 
 /// An offset as it is stored: decimal text.
-pub fn offset_text(offset: Offset) -> Vec<u8> {
+pub(crate) fn offset_text(offset: Offset) -> Vec<u8> {
     offset.to_string().into_bytes()
 }
 
-/// What stands in an offset node while nothing was stored yet; the original, too, takes -1 for that.
-pub const NOTHING_STORED: &[u8] = b"-1";
+/// Data of an offset node before the first store; the original, too, reads -1 as "nothing stored".
+pub(crate) const NOTHING_STORED: &[u8] = b"-1";
 
-/// What is wrong with a stored offset.
+/// The data of an offset node is not an offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a stored offset must be a decimal number from 0 on (or -1 for none), not {0:?}")]
+#[error("invalid stored offset {0:?}: it must be a decimal number from 0 on, or -1 for none")]
 pub struct BadOffset(pub String);
 
-/// A stored offset; `None` for [`NOTHING_STORED`]. White space around it (as hand-made ones have) does no harm.
-pub fn parse_offset(data: &[u8]) -> Result<Option<Offset>, BadOffset> {
+/// A stored offset; `None` for [`NOTHING_STORED`]. White space around it, as in offsets written by hand, is ignored.
+pub(crate) fn parse_offset(data: &[u8]) -> Result<Option<Offset>, BadOffset> {
     let text = data.trim_ascii();
     if text == NOTHING_STORED {
         return Ok(None);
     }
     let digits = str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    // Only the beginning is quoted: the node may hold anything.
+    // Quote only the beginning: the node may hold anything.
     let bad = || BadOffset(String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned());
     digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or_else(bad)
 }
 
-/// The chroot as it is put before each path: empty, or `/a/b` without a slash at the end. The error says what is wrong.
-pub fn normalise_chroot(chroot: &str) -> Result<String, String> {
+/// The chroot as prefix of a path: empty, or `/a/b` without a slash at the end. The error says what is wrong.
+pub(crate) fn normalise_chroot(chroot: &str) -> Result<String, String> {
     let trimmed = chroot.strip_suffix('/').unwrap_or(chroot);
     if trimmed.is_empty() {
         return Ok(String::new());
@@ -110,20 +105,23 @@ pub fn normalise_chroot(chroot: &str) -> Result<String, String> {
     Ok(trimmed.to_owned())
 }
 
-/// Whether ZooKeeper takes `name` as the name of a node; groups and topics become such names. The error says what is wrong.
-pub fn check_name(name: &str) -> Result<(), String> {
-    let refused = |letter: char| matches!(letter, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..='\u{ffff}');
+/// Checks that ZooKeeper accepts `name` as the name of a node. The error says what the path contains instead.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    // The characters that ZooKeeper's data model excludes from paths.
+    let is_control = |letter| matches!(letter, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}');
+    let is_private_or_special = |letter| matches!(letter, '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..='\u{ffff}');
+    let invalid = |letter: char| is_control(letter) || is_private_or_special(letter);
     match name {
-        "" => Err("has an empty name in it".into()),
-        "." | ".." => Err(format!("has the name {name:?} in it, which ZooKeeper refuses")),
-        name if name.contains('/') => Err("has a slash in a name".into()),
-        name if name.contains(refused) => Err("has a character in it that ZooKeeper refuses".into()),
+        "" => Err("contains an empty node name".into()),
+        "." | ".." => Err(format!("contains the node name {name:?}, which ZooKeeper does not allow")),
+        name if name.contains('/') => Err("contains a slash in a node name".into()),
+        name if name.contains(invalid) => Err("contains a character that ZooKeeper does not allow".into()),
         _ => Ok(()),
     }
 }
 
-/// The path above; `None` for `/`.
-pub fn parent_of(path: &str) -> Option<&str> {
+/// The path of the parent node; `None` for `/`.
+pub(crate) fn parent_of(path: &str) -> Option<&str> {
     match path.rfind('/') {
         _ if path == "/" => None,
         Some(0) | None => Some("/"),
@@ -131,7 +129,7 @@ pub fn parent_of(path: &str) -> Option<&str> {
     }
 }
 
-/// Makes a node and, where they are missing, those above it (persistent, empty).
+/// Creates a node and, as persistent and empty nodes, the ancestors that do not exist.
 pub fn create_with_parents(
     keeper: &dyn Keeper,
     path: &str,
@@ -140,10 +138,11 @@ pub fn create_with_parents(
 ) -> Result<(), KeeperError> {
     match keeper.create(path, data, lifetime) {
         Err(KeeperError::NoNode(_)) => {}
-        outcome => return outcome,
+        result => return result,
     }
     if let Some(parent) = parent_of(path) {
         match create_with_parents(keeper, parent, b"", Lifetime::Persistent) {
+            // Another client may create the same parent at the same moment.
             Ok(()) | Err(KeeperError::NodeExists(_)) => {}
             Err(error) => return Err(error),
         }
@@ -154,11 +153,11 @@ pub fn create_with_parents(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keeper::memory::MemoryKeeper;
+    use crate::keeper::in_memory::InMemoryEnsemble;
     use std::time::Duration;
 
     #[test]
-    fn paths_are_the_classic_ones() {
+    fn paths_are_those_of_the_old_consumer() {
         assert_eq!(group_id("g", "h:1"), "/consumers/g/ids/h:1");
         assert_eq!(owner("g", "t", 3), "/consumers/g/owners/t/3");
         assert_eq!(offset("g", "t", 3), "/consumers/g/offsets/t/3");
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn chroots_are_normalised_or_refused() {
+    fn chroots_are_normalised_or_rejected() {
         for (given, normal) in
             [("", ""), ("/", ""), ("/a", "/a"), ("/a/", "/a"), ("/mq/test_cluster", "/mq/test_cluster")]
         {
@@ -197,12 +196,12 @@ mod tests {
     }
 
     #[test]
-    fn missing_parents_are_made() {
-        let keeper = MemoryKeeper::new().session(Duration::from_secs(6));
-        let make = |path: &str| create_with_parents(&*keeper, path, b"x", Lifetime::Ephemeral);
-        assert_eq!(make("/a/b/c/d"), Ok(()));
-        assert_eq!(make("/a/b/c/d"), Err(KeeperError::NodeExists("/a/b/c/d".into())));
-        assert_eq!(make("/a/b/e"), Ok(()));
+    fn missing_parents_are_created() {
+        let keeper = InMemoryEnsemble::new().connect(Duration::from_secs(6));
+        let create = |path: &str| create_with_parents(&*keeper, path, b"x", Lifetime::Ephemeral);
+        assert_eq!(create("/a/b/c/d"), Ok(()));
+        assert_eq!(create("/a/b/c/d"), Err(KeeperError::NodeExists("/a/b/c/d".into())));
+        assert_eq!(create("/a/b/e"), Ok(()));
         assert_eq!(keeper.read("/a/b").unwrap().unwrap().ephemeral_owner, 0);
         assert_ne!(keeper.read("/a/b/e").unwrap().unwrap().ephemeral_owner, 0);
     }

@@ -1,4 +1,4 @@
-//! `kmonitor.yaml` into final types: the keys of the original, and the optional ones that came later.
+//! The configuration `kmonitor.yaml`: the keys of the original, and optional ones that the original does not have.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::daemon::{Settings, shutdown_grace};
 use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
-/// An hour: longer is certainly meant to be something else.
+/// The longest time a key can have: an hour. A longer one is surely a mistake in the unit.
 const MAX_MILLIS: u64 = 3_600_000;
 
 /// The whole configuration.
@@ -19,7 +19,7 @@ pub struct Config {
     pub log: LogConfig,
     /// The clusters that `base.clusters` names, in its order; at least one.
     pub clusters: Vec<ClusterConfig>,
-    /// From the beginning of one reading of a cluster to that of the next (`base.poll_interval_ms`).
+    /// From the beginning of one poll of a cluster to that of the next (`base.poll_interval_ms`).
     pub poll_interval: Duration,
     /// How long an ordered stop may take (`base.shutdown_grace_ms`).
     pub shutdown_grace: Duration,
@@ -32,26 +32,26 @@ pub struct Config {
 pub struct HttpConfig {
     /// Port of `/delay`.
     pub port: u16,
-    /// A second port for `/metrics`, `/healthz` and `/readyz` alone; they are on `port` too.
+    /// A second port with `/metrics`, `/healthz` and `/readyz` alone; `port` has them too.
     pub admin_port: Option<u16>,
-    /// From the first byte of a request to its end.
+    /// From the first byte of a request to its last (`read_timeout_ms`).
     pub read_timeout: Duration,
-    /// For a client to take an answer.
+    /// Time for a client to receive an answer (`write_timeout_ms`).
     pub write_timeout: Duration,
 }
 
 /// The section of one cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
-    /// Its name, the first key of the answers.
+    /// The name of the section, and of the cluster in all answers.
     pub name: String,
-    /// Its ZooKeeper: `zk_hosts`, `chroot`, `zk_connect_timeout_ms`, `zk_session_timeout_ms`.
+    /// The ZooKeeper of the cluster: `zk_hosts`, `chroot`, `zk_connect_timeout_ms`, `zk_session_timeout_ms`.
     pub keeper: KeeperConfig,
     /// Which Kafka client reads the newest offsets (`kafka_client`).
     pub engine: Engine,
     /// Settings of librdkafka (`kafka`).
     pub kafka: KafkaSettings,
-    /// Some of its brokers (`broker_hosts`); `None` finds them in ZooKeeper.
+    /// Some brokers of the cluster (`broker_hosts`); with `None` they are found in ZooKeeper.
     pub broker_hosts: Option<Vec<String>>,
 }
 
@@ -66,7 +66,7 @@ impl Settings for Config {
 }
 
 impl Config {
-    /// Reads a file, or tells all that is wrong with it.
+    /// Loads a file, or returns everything that is wrong with it.
     pub fn load(file: &Path) -> Result<Config, Problems> {
         let mut problems = Problems::default();
         let mut whole = Section::load(file, &mut problems);
@@ -80,7 +80,7 @@ impl Config {
                 clusters.push(ClusterConfig::take(name, section, &mut problems));
             }
         }
-        // A cluster that was taken out of `clusters` for a while keeps its section, which is checked all the same.
+        // A cluster can be switched off by removing it from `clusters` alone: its section is allowed, and checked.
         let others: Vec<String> = whole.remaining().collect();
         for name in others {
             if whole.is_map_with(&name, "zk_hosts")
@@ -99,7 +99,7 @@ impl Config {
         });
         match config {
             Some(config) => problems.or(config),
-            // Without a base or a server there is a problem that says so.
+            // The absence of either section is one of the problems.
             None => Err(problems),
         }
     }
@@ -117,7 +117,7 @@ impl Base {
         let log = LogConfig::from_section(&mut base, problems);
         let clusters = base.strings("clusters", true, problems).unwrap_or_default();
         for name in clusters.iter().filter(|name| ["base", "http_server"].contains(&name.as_str())) {
-            base.note("clusters", format!("has {name}, which is another section's name"), problems);
+            base.note("clusters", format!("has {name:?}, but that section is not a cluster"), problems);
         }
         let poll_interval = base.millis("poll_interval_ms", Some(5_000), 100..=MAX_MILLIS, problems);
         let shutdown_grace = shutdown_grace(&mut base, problems);
@@ -135,7 +135,7 @@ impl HttpConfig {
             write_timeout: http.millis("write_timeout_ms", Some(100), 1..=MAX_MILLIS, problems),
         };
         if config.port != 0 && config.admin_port == Some(config.port) {
-            http.note("admin_port", format!("is {}, but port has that already", config.port), problems);
+            http.note("admin_port", format!("is {}, but must differ from port", config.port), problems);
         }
         http.finish(problems);
         config
@@ -151,7 +151,7 @@ impl ClusterConfig {
             connect_timeout: cluster.millis("zk_connect_timeout_ms", Some(1_000), 1..=MAX_MILLIS, problems),
         };
         let engine = Engine::from_section(&mut cluster, problems);
-        let kafka = KafkaSettings::from_section(&mut cluster, engine, Role::Reads, problems);
+        let kafka = engine.settings_from_section(&mut cluster, Role::Reads, problems);
         let broker_hosts = cluster.hosts("broker_hosts", false, problems);
         cluster.finish(problems);
         ClusterConfig { name: name.to_owned(), keeper, engine, kafka, broker_hosts }
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_is_told_at_once() {
+    fn all_problems_are_returned_at_once() {
         let text = ORIGINAL
             .replace("log_level: 4", "log_level: 17")
             .replace("chroot: /mq/test_cluster", "chroot: mq/")
@@ -215,13 +215,13 @@ mod tests {
     }
 
     #[test]
-    fn a_section_of_a_cluster_that_is_not_listed_is_checked_and_left_alone() {
+    fn the_section_of_a_cluster_that_is_not_listed_is_checked_but_unused() {
         let text = ORIGINAL.replace("  - common_cluster\n", "");
         assert_eq!(load(&text).unwrap().clusters.len(), 1);
         let problems = load(&text.replace("10.2.1.1:2181", "nowhere")).unwrap_err();
         assert!(problems[0].starts_with("common_cluster.zk_hosts"), "{problems:?}");
         let problems = load(&format!("{ORIGINAL}\nstray:\n a: 1\n")).unwrap_err();
-        assert_eq!(problems, ["stray: is not a known key here (misspelt?)"]);
+        assert_eq!(problems, ["stray: unknown key (misspelt?)"]);
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_its_sections_is_told_so() {
+    fn a_file_without_its_sections_is_refused() {
         for text in ["", "base: 1\n", "base:\n clusters: []\nhttp_server:\n port: 1\n", "http_server:\n port: 1\n"] {
             assert!(!load(text).unwrap_err().is_empty(), "{text:?}");
         }
@@ -256,14 +256,15 @@ mod tests {
             )
         };
         let (test, common) = (hosts(1), hosts(2));
-        let least = |port: &str, brokers: &str| {
+        let minimal = |port: &str, brokers: &str| {
             let text = format!(
-                "base:\n  clusters: [test_cluster, common_cluster]\nhttp_server:\n  port: 55325\n{port}test_cluster:\n{test}common_cluster:\n{common}{brokers}"
+                "base:\n  clusters: [test_cluster, common_cluster]\nhttp_server:\n  port: 55325\n{port}\
+                 test_cluster:\n{test}common_cluster:\n{common}{brokers}"
             );
             format!("{:?}", load(&text).unwrap())
         };
-        assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), least("", ""));
-        let examples = least("  admin_port: 55326\n", "  broker_hosts: ['10.2.1.1:9092']\n");
+        assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), minimal("", ""));
+        let examples = minimal("  admin_port: 55326\n", "  broker_hosts: ['10.2.1.1:9092']\n");
         assert_eq!(format!("{:?}", load(&in_force).unwrap()), examples);
     }
 }

@@ -1,63 +1,66 @@
-//! From stored and newest offsets to delays. Pure.
+//! Computes delays from stored and newest offsets. Pure.
 //!
-//! delay = newest offset − stored offset, never below 0. What is not known is left out, never guessed: neither 0 nor
-//! the value of the last time.
+//! delay = newest offset − stored offset, never below 0. An unknown delay is left out: it is neither 0 nor the value of
+//! the previous poll.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::broker::{Offset, PartitionId, TopicPartition};
 
-/// What was read of a module's stored offsets. `None` is a node whose text is no offset.
-pub type StoredOffsets = BTreeMap<TopicPartition, Option<Offset>>;
+/// The stored offsets of one module. `None` is a node whose text is not an offset.
+pub(super) type StoredOffsets = BTreeMap<TopicPartition, Option<Offset>>;
 
-/// All modules of one cluster by name, as ZooKeeper has them.
-pub type StoredByModule = BTreeMap<Arc<str>, StoredOffsets>;
+/// The stored offsets of all modules of one cluster, by the name of the module.
+pub(super) type StoredByModule = BTreeMap<Arc<str>, StoredOffsets>;
 
 /// Where the log of a partition ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogEnd {
-    /// Offset the next message will get.
+pub(super) enum LogEnd {
+    /// Offset that the next appended message will get.
     Newest(Offset),
-    /// The cluster has no such topic or partition (any more).
+    /// The topic or partition does not exist (any more).
     Gone,
-    /// No broker told.
+    /// No broker returned the log end.
     Unknown,
 }
 
 /// One partition a module has a stored offset for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartitionDelay {
-    /// Which.
+pub(super) struct PartitionDelay {
+    /// Topic and number.
     pub partition: TopicPartition,
     /// Offset of the next message to be pushed.
     pub stored: Option<Offset>,
-    /// Where its log ends.
+    /// Where the log of the partition ends.
     pub end: LogEnd,
 }
 
-/// One module at one moment.
+/// The delays of one module at one poll.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ModuleDelay {
+pub(super) struct ModuleDelay {
     /// Every partition, by topic and number.
     pub partitions: Vec<PartitionDelay>,
-    /// What `/delay` shows: the delays by the number of the partition alone; several topics are added up.
+    /// The delays that `/delay` shows, by the number of the partition alone; those of several topics are added up.
     pub by_number: BTreeMap<PartitionId, u64>,
 }
 
 impl PartitionDelay {
     /// Messages between the stored and the newest offset, where both are known.
-    pub fn messages(&self) -> Option<u64> {
+    pub(super) fn messages(&self) -> Option<u64> {
         match (self.stored, self.end) {
-            // A stored offset beyond the end (a topic made anew) is no delay, and 0 is the truth.
+            // A stored offset beyond the log end means that the topic was deleted and created again: no message waits.
             (Some(stored), LogEnd::Newest(newest)) => Some(u64::try_from(newest.saturating_sub(stored)).unwrap_or(0)),
             _ => None,
         }
     }
 }
 
-/// Joins what was read.
-pub fn join(by_module: StoredByModule, end_of: impl Fn(&TopicPartition) -> LogEnd) -> BTreeMap<Arc<str>, ModuleDelay> {
+/// Joins the stored offsets with the log ends.
+pub(super) fn join(
+    by_module: StoredByModule,
+    end_of: impl Fn(&TopicPartition) -> LogEnd,
+) -> BTreeMap<Arc<str>, ModuleDelay> {
     let module = |stored: StoredOffsets| {
         let partitions: Vec<_> = stored
             .into_iter()
@@ -70,9 +73,9 @@ pub fn join(by_module: StoredByModule, end_of: impl Fn(&TopicPartition) -> LogEn
 
 /// The delays by the number of the partition alone, as `/delay` has them.
 ///
-/// A module pushes one topic, so there is one partition of a number. If it changed its topic, or is another consumer
-/// of several, the delays of the same number are added up, so that the module's total is right and nothing is hidden.
-/// One of them unknown leaves the number out, since the sum is unknown too; a partition that is gone does not count.
+/// A module pushes one topic, so each number has one partition. A module that changed its topic, or another consumer of
+/// several topics, has more: their delays are added up, so that the module's total is right and no delay is hidden. If
+/// one of them is unknown, so is the sum, and the number is left out. A partition that is gone does not count.
 fn by_number(partitions: &[PartitionDelay]) -> BTreeMap<PartitionId, u64> {
     let mut sums: BTreeMap<PartitionId, Option<u64>> = BTreeMap::new();
     for delay in partitions.iter().filter(|delay| delay.end != LogEnd::Gone) {
@@ -137,14 +140,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn while_nothing_is_stored_the_delay_never_falls(
+        fn the_delay_never_falls_while_the_stored_offset_stays(
             stored in 0..1000_i64,
             mut ends in proptest::collection::vec(0..2000_i64, 1..20),
         ) {
             ends.sort_unstable();
             let delays: Vec<_> = ends.iter().map(|end| one(Some(stored), LogEnd::Newest(*end)).messages()).collect();
             prop_assert!(delays.is_sorted());
-            prop_assert_eq!(delays.last().copied().flatten(), Some(u64::try_from((ends[ends.len() - 1] - stored).max(0)).unwrap()));
+            let last = u64::try_from((ends[ends.len() - 1] - stored).max(0)).unwrap();
+            prop_assert_eq!(delays.last().copied().flatten(), Some(last));
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The HTTP face of kmonitor: `GET /delay`, and what every daemon shows of itself.
+//! `GET /delay`, and the endpoints that every daemon has.
 //!
-//! `?format=json` (default) or `zabbix`; `?cluster=C` and `?module=M` choose, and are 404 where there is no such one.
-//! A module is not known to be absent while one of the chosen clusters is: then the answer is what is known.
+//! `format` is `json` (default) or `zabbix`. `cluster` and `module` select one; an unknown one is 404. While a selected
+//! cluster has no snapshot, no module is known to be absent: the answer is then 200 with the known delays.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use log::debug;
 use crate::admin::Admin;
 use crate::http::{Admission, Handler, Head, Response, percent_decode};
 
-use super::board::Board;
-use super::report::{Views, json, zabbix};
+use super::report::{json, zabbix};
+use super::snapshot::{SnapshotStore, Snapshots};
 
-/// Answers from the board.
-pub struct DelayHandler {
-    /// What is known.
-    pub board: Board,
+/// Answers from the newest snapshots.
+pub(super) struct DelayHandler {
+    /// The delays of all clusters.
+    pub store: SnapshotStore,
     /// `/metrics`, `/healthz`, `/readyz`.
     pub admin: Admin,
 }
@@ -40,10 +40,11 @@ impl DelayHandler {
             return response;
         }
         if head.path != "/delay" {
-            return not_found(head);
+            return refusal(404, "not_found", &format!("no such path: {:?}", head.path));
         }
         if head.method != "GET" && head.method != "HEAD" {
-            return refusal(405, "method_not_allowed", "only GET and HEAD").with_header("Allow", "GET, HEAD");
+            let message = "method not allowed: use GET or HEAD";
+            return refusal(405, "method_not_allowed", message).with_header("Allow", "GET, HEAD");
         }
         self.delay(head.query.as_deref().unwrap_or_default()).unwrap_or_else(|response| response)
     }
@@ -51,54 +52,54 @@ impl DelayHandler {
     fn delay(&self, query: &str) -> Result<Response, Response> {
         let parameters = parameters(query).map_err(|reason| refusal(400, "bad_query", &reason))?;
         let parameter = |name: &str| parameters.get(name).map(String::as_str).filter(|value| !value.is_empty());
-        let mut views = self.board.views();
+        let mut snapshots = self.store.snapshots();
         if let Some(cluster) = parameter("cluster") {
-            views.retain(|(name, _)| **name == *cluster);
-            if views.is_empty() {
-                return Err(refusal(404, "unknown_cluster", &format!("no cluster {cluster:?} is configured")));
+            snapshots.retain(|(name, _)| **name == *cluster);
+            if snapshots.is_empty() {
+                return Err(refusal(
+                    404,
+                    "unknown_cluster",
+                    &format!("unknown cluster {cluster:?}: base.clusters does not name it"),
+                ));
             }
         }
         let module = parameter("module");
-        if let Some(module) = module.filter(|module| is_absent(&views, module)) {
-            return Err(refusal(404, "unknown_module", &format!("no module {module:?} has stored offsets")));
+        if let Some(module) = module.filter(|module| is_absent(&snapshots, module)) {
+            let message = format!("unknown module {module:?}: it has no stored offsets in ZooKeeper");
+            return Err(refusal(404, "unknown_module", &message));
         }
         match parameter("format").unwrap_or("json") {
-            "json" => Ok(Response::json(200, json::render(&views, module))),
-            "zabbix" => Ok(Response::text(200, zabbix::render(&views, module))),
+            "json" => Ok(Response::json(200, json::render(&snapshots, module))),
+            "zabbix" => Ok(Response::text(200, zabbix::render(&snapshots, module))),
             other => Err(refusal(400, "bad_format", &format!("format is {other:?}, but must be json or zabbix"))),
         }
     }
 }
 
-/// Whether every cluster is known and none has the module.
-fn is_absent(views: &Views, module: &str) -> bool {
-    views.iter().all(|(_, view)| view.as_ref().is_some_and(|view| !view.modules.contains_key(module)))
+/// Whether every cluster has a snapshot and none has the module.
+fn is_absent(snapshots: &Snapshots, module: &str) -> bool {
+    snapshots.iter().all(|(_, snapshot)| snapshot.as_ref().is_some_and(|known| !known.modules.contains_key(module)))
 }
 
 fn refusal(status: u16, error: &str, message: &str) -> Response {
     Response::json(status, serde_json::json!({"error": error, "message": message}).to_string())
 }
 
-fn not_found(head: &Head) -> Response {
-    refusal(404, "not_found", &format!("there is nothing at {:?}", head.path))
-}
-
-/// `a=1&b=2` decoded; a name given twice, or an escape that is none, is an error in words.
+/// `a=1&b=2` decoded. A duplicate parameter and an invalid percent-encoding are errors.
 fn parameters(query: &str) -> Result<BTreeMap<String, String>, String> {
     let mut parameters = BTreeMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = decoded(name)?;
         if parameters.insert(name.clone(), decoded(value)?).is_some() {
-            return Err(format!("the parameter {name:?} is there twice"));
+            return Err(format!("duplicate parameter {name:?}"));
         }
     }
     Ok(parameters)
 }
 
 fn decoded(text: &str) -> Result<String, String> {
-    let bytes =
-        percent_decode(text).ok_or_else(|| format!("{text:?} has a % that two hexadecimal digits do not follow"))?;
+    let bytes = percent_decode(text).ok_or_else(|| format!("invalid percent-encoding in {text:?}"))?;
     String::from_utf8(bytes.into_owned()).map_err(|_| format!("{text:?} is not UTF-8"))
 }
 
@@ -107,11 +108,10 @@ mod tests {
     use super::*;
     use crate::admin::Health;
     use crate::kmonitor::delay::LogEnd::Newest;
-    use crate::kmonitor::report::tests::view;
+    use crate::kmonitor::snapshot::tests::snapshot;
     use crate::metrics::Registry;
-    use std::sync::Arc;
 
-    fn ask(handler: &DelayHandler, method: &str, target: &str) -> (u16, String) {
+    fn respond(handler: &DelayHandler, method: &str, target: &str) -> (u16, String) {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let mut head = Head { path: path.into(), query: Some(query.into()), ..Head::default() };
         head.method = method.to_owned().into();
@@ -120,12 +120,12 @@ mod tests {
     }
 
     #[test]
-    fn every_question_has_its_answer() {
-        let board = Board::new(["c", "c 2", "away"]);
-        let places = board.places();
-        places[0].put(Arc::into_inner(view(&[("m", &[(3, Newest(15))]), ("n", &[(0, Newest(1))])])));
-        places[1].put(Arc::into_inner(view(&[("m", &[(0, Newest(0))])])));
-        let handler = DelayHandler { board, admin: Admin::new(Registry::new(), Health::new()) };
+    fn every_request_has_its_answer() {
+        let store = SnapshotStore::new(["c", "c 2", "away"]);
+        let writers = store.writers();
+        writers[0].put(Some(snapshot(&[("m", &[(3, Newest(15))]), ("n", &[(0, Newest(1))])])));
+        writers[1].put(Some(snapshot(&[("m", &[(0, Newest(0))])])));
+        let handler = DelayHandler { store, admin: Admin::new(Registry::new(), Health::new()) };
         let all = r#"{"c":{"m":{"0":12},"n":{"0":1}},"c 2":{"m":{"0":0}},"away":{}}"#;
         for (target, status, body) in [
             ("/delay", 200, all),
@@ -137,11 +137,11 @@ mod tests {
             ("/delay?cluster=away", 200, r#"{"away":{}}"#),
             ("/delay?cluster=c&format=zabbix", 200, "- c.m.0.delay 12\n- c.n.0.delay 1\n"),
             ("/delay?format=zabbix&module=n", 200, "- c.n.0.delay 1\n"),
-            // One cluster is away: whether it has the module is not known.
+            // One cluster has no snapshot, so it may have the module.
             ("/delay?module=x", 200, r#"{"c":{},"c 2":{},"away":{}}"#),
             ("/healthz", 200, r#"{"status":"ok"}"#),
         ] {
-            assert_eq!(ask(&handler, "GET", target), (status, body.into()), "{target}");
+            assert_eq!(respond(&handler, "GET", target), (status, body.into()), "{target}");
         }
         for (method, target, status, error) in [
             ("GET", "/delay?cluster=x", 404, "unknown_cluster"),
@@ -155,7 +155,7 @@ mod tests {
             ("GET", "/delays", 404, "not_found"),
             ("POST", "/delay", 405, "method_not_allowed"),
         ] {
-            let (answered, body) = ask(&handler, method, target);
+            let (answered, body) = respond(&handler, method, target);
             let body: serde_json::Value = serde_json::from_str(&body).unwrap();
             assert_eq!((answered, body["error"].as_str()), (status, Some(error)), "{target}");
         }

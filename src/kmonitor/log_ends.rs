@@ -7,76 +7,77 @@ use crate::broker::{LogEnds, MetadataError, PartitionId, TopicPartition};
 
 use super::delay::{LogEnd, StoredByModule};
 
-/// Makes what asks the brokers at these addresses. An error is told in words and tried again later.
-pub type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
+/// Connects to the brokers at these addresses. After an error the next poll connects again.
+pub(super) type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
 
-/// Asks the brokers of one cluster. The connection is made anew when the brokers changed or gave no answer.
-pub struct BrokerLogEnds {
+/// Requests log ends from the brokers of one cluster, over one client that is kept until the brokers change or none
+/// responds.
+pub(super) struct BrokerLogEnds {
     connect: Connect,
     connected: Option<(Vec<String>, Box<dyn LogEnds>)>,
 }
 
-/// What the brokers told.
+/// The log ends of one request.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct NewestOffsets {
-    /// One entry a partition asked for; what is missing is unknown.
+pub(super) struct NewestOffsets {
+    /// One entry for each requested partition; a partition without an entry is unknown.
     pub ends: HashMap<TopicPartition, LogEnd>,
-    /// Why some or all of it is unknown, in words.
-    pub trouble: Option<String>,
-    /// Whether no broker told anything: a further question would wait in vain as well.
-    pub is_silence: bool,
+    /// Why some or all log ends are unknown.
+    pub failure: Option<String>,
+    /// Whether no broker responded at all: a further request would time out as well.
+    pub is_unreachable: bool,
 }
 
 impl NewestOffsets {
-    /// Nothing is known, and nobody can be asked.
-    fn silence(trouble: String) -> Self {
-        NewestOffsets { trouble: Some(trouble), is_silence: true, ..NewestOffsets::default() }
+    /// No log end is known, since no broker can be reached.
+    fn unreachable(failure: String) -> Self {
+        NewestOffsets { failure: Some(failure), is_unreachable: true, ..NewestOffsets::default() }
     }
 }
 
 impl BrokerLogEnds {
-    /// Connects when first asked.
-    pub fn new(connect: Connect) -> Self {
+    /// Connects with the first request.
+    pub(super) fn new(connect: Connect) -> Self {
         BrokerLogEnds { connect, connected: None }
     }
 
-    /// Asks the brokers at `hosts` for every partition in `by_module`, each once.
-    pub fn newest(&mut self, hosts: &[String], by_module: &StoredByModule) -> NewestOffsets {
+    /// Requests the newest offset of every partition in `by_module`, each once, from the brokers at `hosts`.
+    pub(super) fn newest(&mut self, hosts: &[String], by_module: &StoredByModule) -> NewestOffsets {
         let wanted: BTreeSet<&TopicPartition> = by_module.values().flat_map(BTreeMap::keys).collect();
         let wanted: Vec<TopicPartition> = wanted.into_iter().cloned().collect();
         if wanted.is_empty() {
             return NewestOffsets::default();
         }
         if hosts.is_empty() {
-            return NewestOffsets::silence("no broker is there".to_owned());
+            return NewestOffsets::unreachable("no broker found in ZooKeeper".to_owned());
         }
         let mut hosts = hosts.to_vec();
         hosts.sort_unstable();
         let log_ends = match self.connected(hosts) {
             Ok(log_ends) => log_ends,
-            Err(cause) => return NewestOffsets::silence(cause),
+            Err(cause) => return NewestOffsets::unreachable(cause),
         };
-        let answers = log_ends.newest(&wanted);
-        let mut topics = Topics { log_ends: &mut **log_ends, known: HashMap::new(), is_answered: true };
+        let results = log_ends.newest(&wanted);
+        let mut metadata = TopicMetadata { log_ends: &mut **log_ends, partitions: HashMap::new(), is_reachable: true };
         let mut newest = NewestOffsets::default();
         let mut n_unreachable = 0;
-        for (partition, answer) in wanted.iter().zip(answers) {
-            let end = match answer {
+        for (partition, result) in wanted.iter().zip(results) {
+            let end = match result {
                 Ok(offset) => LogEnd::Newest(offset),
                 Err(MetadataError::UnknownTopic(_)) => LogEnd::Gone,
-                Err(MetadataError::Partition(_)) if topics.lacks(partition) => LogEnd::Gone,
+                Err(MetadataError::Partition(_)) if metadata.lacks(partition) => LogEnd::Gone,
                 Err(cause) => {
                     n_unreachable += usize::from(matches!(cause, MetadataError::Unreachable(_)));
-                    newest.trouble.get_or_insert(cause.to_string());
+                    newest.failure.get_or_insert(cause.to_string());
                     LogEnd::Unknown
                 }
             };
             newest.ends.insert(partition.clone(), end);
         }
         if n_unreachable == wanted.len() {
-            // Nothing came through: the next time begins with a new connection.
+            // No broker responded: the next request begins with a new client.
             self.connected = None;
-            newest.is_silence = true;
+            newest.is_unreachable = true;
         }
         newest
     }
@@ -96,33 +97,33 @@ impl BrokerLogEnds {
     }
 }
 
-/// Which partitions there are, asked only for topics of which one gave no answer.
-struct Topics<'a> {
+/// The partitions of topics; requested only for a topic with a partition whose newest offset is missing.
+struct TopicMetadata<'a> {
     log_ends: &'a mut dyn LogEnds,
-    /// By topic; `None` where nobody could tell.
-    known: HashMap<Arc<str>, Option<BTreeSet<PartitionId>>>,
-    /// Cleared by the first question without an answer: the others would wait in vain as well.
-    is_answered: bool,
+    /// Partition numbers by topic; `None` where the metadata request failed.
+    partitions: HashMap<Arc<str>, Option<BTreeSet<PartitionId>>>,
+    /// Cleared by the first request without a response: further ones would time out as well.
+    is_reachable: bool,
 }
 
-impl Topics<'_> {
+impl TopicMetadata<'_> {
     /// Whether the partition certainly does not exist.
     fn lacks(&mut self, partition: &TopicPartition) -> bool {
-        if !self.known.contains_key(&partition.topic) {
-            let numbers = if self.is_answered { self.ask(&partition.topic) } else { None };
-            self.known.insert(Arc::clone(&partition.topic), numbers);
+        if !self.partitions.contains_key(&partition.topic) {
+            let numbers = if self.is_reachable { self.request(&partition.topic) } else { None };
+            self.partitions.insert(Arc::clone(&partition.topic), numbers);
         }
-        let numbers = self.known.get(&partition.topic).and_then(Option::as_ref);
+        let numbers = self.partitions.get(&partition.topic).and_then(Option::as_ref);
         numbers.is_some_and(|numbers| !numbers.contains(&partition.partition))
     }
 
-    fn ask(&mut self, topic: &str) -> Option<BTreeSet<PartitionId>> {
+    fn request(&mut self, topic: &str) -> Option<BTreeSet<PartitionId>> {
         match self.log_ends.partitions(topic) {
             Ok(partitions) => Some(partitions.iter().map(|info| info.partition).collect()),
             Err(MetadataError::UnknownTopic(_)) => Some(BTreeSet::new()),
             Err(MetadataError::Partition(_)) => None,
             Err(MetadataError::Unreachable(_)) => {
-                self.is_answered = false;
+                self.is_reachable = false;
                 None
             }
         }
@@ -132,7 +133,7 @@ impl Topics<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::in_memory::MemoryBroker;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn at(topic: &str, partition: PartitionId) -> TopicPartition {
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn gone_is_told_from_unknown() {
+    fn a_partition_that_is_gone_differs_from_an_unknown_one() {
         let broker = MemoryBroker::new();
         broker.create_topic("t", 2);
         broker.put("t", 0, None, b"x");
@@ -179,40 +180,40 @@ mod tests {
             (at("old", 0), LogEnd::Gone),
         ]);
         assert_eq!(newest.ends, expected);
-        assert!(newest.trouble.unwrap().contains("no leader"));
-        // A broker that knows no leader is not silent: what is asked next may well be answered.
+        assert!(newest.failure.unwrap().contains("no leader"));
+        // A broker without a leader for one partition responds all the same: further requests make sense.
         let newest = ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 1))]));
-        assert_eq!((newest.ends[&at("t", 1)], newest.is_silence), (LogEnd::Unknown, false));
+        assert_eq!((newest.ends[&at("t", 1)], newest.is_unreachable), (LogEnd::Unknown, false));
         broker.set_reachable(false);
-        assert!(ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 1))])).is_silence);
+        assert!(ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 1))])).is_unreachable);
     }
 
     #[test]
-    fn a_connection_is_kept_until_brokers_change_or_nothing_answers() {
+    fn a_client_is_kept_until_the_brokers_change_or_none_responds() {
         let broker = MemoryBroker::new();
         broker.create_topic("t", 1);
         let (mut ends, connections) = counted(&broker);
         let wanted = by_module(&[("a", at("t", 0))]);
-        let mut ask = |hosts: &[&str]| {
+        let mut request = |hosts: &[&str]| {
             let newest = ends.newest(&hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>(), &wanted);
             (newest.ends[&at("t", 0)], connections.load(Ordering::Relaxed))
         };
-        assert_eq!(ask(&["b:1", "a:1"]), (LogEnd::Newest(0), 1));
-        assert_eq!(ask(&["a:1", "b:1"]), (LogEnd::Newest(0), 1));
-        assert_eq!(ask(&["a:1"]), (LogEnd::Newest(0), 2));
+        assert_eq!(request(&["b:1", "a:1"]), (LogEnd::Newest(0), 1));
+        assert_eq!(request(&["a:1", "b:1"]), (LogEnd::Newest(0), 1));
+        assert_eq!(request(&["a:1"]), (LogEnd::Newest(0), 2));
         broker.set_reachable(false);
-        assert_eq!(ask(&["a:1"]), (LogEnd::Unknown, 2));
+        assert_eq!(request(&["a:1"]), (LogEnd::Unknown, 2));
         broker.set_reachable(true);
-        assert_eq!(ask(&["a:1"]), (LogEnd::Newest(0), 3));
+        assert_eq!(request(&["a:1"]), (LogEnd::Newest(0), 3));
     }
 
     #[test]
-    fn what_cannot_connect_says_why_and_nothing_asked_needs_no_broker() {
+    fn a_failure_to_connect_is_returned_and_no_partition_needs_no_broker() {
         let mut ends = BrokerLogEnds::new(Box::new(|_| Err("no route".into())));
         assert_eq!(ends.newest(&[], &StoredByModule::new()), NewestOffsets::default());
         let newest = ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 0))]));
-        assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no route")));
+        assert_eq!((newest.ends.len(), newest.failure.as_deref()), (0, Some("no route")));
         let newest = ends.newest(&[], &by_module(&[("a", at("t", 0))]));
-        assert_eq!((newest.ends.len(), newest.trouble.as_deref()), (0, Some("no broker is there")));
+        assert_eq!((newest.ends.len(), newest.failure.as_deref()), (0, Some("no broker found in ZooKeeper")));
     }
 }

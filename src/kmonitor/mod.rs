@@ -1,22 +1,24 @@
-//! kmonitor shows how far the pushers are behind: for each module and partition, how many messages wait.
+//! kmonitor shows the delay of every module and partition: how many messages are not delivered yet.
 //!
 //! ```text
-//!  ZooKeeper ──stored offsets──▶ poll@CLUSTER ──view──▶ board ◀──views── DelayHandler ◀── GET /delay, /metrics
-//!  brokers ────newest offsets──▶ (one a cluster)                        (on the reader threads)
+//!  ZooKeeper ──stored offsets──▶ poll@CLUSTER ─────────▶ SnapshotStore ──────▶ DelayHandler ◀── GET /delay, /metrics
+//!  brokers ────newest offsets──▶ (one per cluster)  (newest per cluster)     (on the reader threads)
 //! ```
 //!
-//! Reading order: `delay` (pure), `stored_offsets` and `log_ends` (what is read), `cluster` (one poller), `board`, `report`, `handler`.
+//! Reading order: `delay` (pure), `stored_offsets` and `log_ends` (what a poll reads), `cluster` (the poller of one
+//! cluster), `snapshot`, `report`, `handler`.
 //!
-//! Invariants: a delay that is not known is left out; a cluster's trouble stays its own; an answer waits for nobody.
+//! Invariants: an unknown delay is left out; one cluster's failure does not affect another; a request never waits for
+//! ZooKeeper or Kafka.
 
-pub mod board;
-pub mod cluster;
-pub mod config;
-pub mod delay;
-pub mod handler;
-pub mod log_ends;
-pub mod report;
-pub mod stored_offsets;
+mod cluster;
+mod config;
+mod delay;
+mod handler;
+mod log_ends;
+mod report;
+mod snapshot;
+mod stored_offsets;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,45 +35,45 @@ use crate::keeper::{self, discovery};
 use crate::metrics::{Registry, SECONDS_BUCKETS};
 use crate::supervise::Supervisor;
 
-use board::{Board, Place};
 use cluster::{FindBrokers, PollMetrics, Poller};
 use config::{ClusterConfig, Config};
 use handler::DelayHandler;
 use log_ends::BrokerLogEnds;
+use snapshot::{SnapshotStore, SnapshotWriter};
 
-/// Bound of one question to a broker. A reading asks few: all partitions of a broker together.
+/// Timeout of one request to a broker. A poll makes few: one request covers all partitions of a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Threads that read requests and format answers.
+/// Threads that read requests and format the answers.
 const READERS: usize = 2;
 
-/// More connections than this at the same time are refused with 503.
+/// At more connections than this, a new one is refused with 503.
 const MAX_CONNECTIONS: usize = 1024;
 
-/// Reads the configuration, or tells all that is wrong with it.
+/// Loads the configuration, or returns everything that is wrong with it.
 pub fn load(file: &Path) -> Result<Config, Problems> {
     Config::load(file)
 }
 
-/// Serves until the supervisor's stop: port, then pollers; ends in the same order.
+/// Runs until the supervisor's stop: opens the ports, starts the pollers, and drains the ports at the end.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
-    let board = Board::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
-    report::prometheus::register(&registry, &board);
+    let store = SnapshotStore::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
+    report::prometheus::register(&registry, &store);
     let admin = Admin::new(registry.clone(), health.clone());
 
-    // A port that is taken ends the start before anything else has begun.
-    let servers = listen(&config, &board, &admin, &registry, supervisor)?;
+    // First, so that a port already in use ends the start before a poller runs.
+    let servers = listen(&config, &store, &admin, &registry, supervisor)?;
 
     let metrics = Metrics::new(&registry);
-    for (cluster, place) in config.clusters.iter().zip(board.places()) {
-        let poller = poller(cluster, config.poll_interval, place, &health, &metrics, supervisor);
+    for (cluster, writer) in config.clusters.iter().zip(store.writers()) {
+        let poller = poller(cluster, config.poll_interval, writer, &health, &metrics, supervisor);
         let stop = supervisor.stop().clone();
         supervisor.spawn(format!("poll@{}", cluster.name), move || poller.run(&stop));
     }
 
     supervisor.stop().wait();
-    // The pollers end by themselves; answers that are under way are still given, by both servers within the one grace.
+    // The pollers end with the same stop. Requests in flight are still answered, by both servers within one grace.
     let deadline = Instant::now() + config.shutdown_grace;
     for server in &servers {
         server.drain(deadline.saturating_duration_since(Instant::now()));
@@ -80,10 +82,10 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     Ok(())
 }
 
-/// Opens the ports: `/delay` with all the rest, and operations alone where `admin_port` asks for it.
+/// Opens `port` with all endpoints, and `admin_port`, if configured, with the operational ones alone.
 fn listen(
     config: &Config,
-    board: &Board,
+    store: &SnapshotStore,
     admin: &Admin,
     registry: &Registry,
     supervisor: &Supervisor,
@@ -103,7 +105,7 @@ fn listen(
         max_connections: MAX_CONNECTIONS,
         ..Limits::default()
     };
-    let delay = DelayHandler { board: board.clone(), admin: admin.clone() };
+    let delay = DelayHandler { store: store.clone(), admin: admin.clone() };
     let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
     if let Some(port) = config.http.admin_port {
         servers.push(start("admin_port", "admin", port, 1, Limits::default(), Arc::new(admin.clone()))?);
@@ -111,7 +113,7 @@ fn listen(
     Ok(servers)
 }
 
-/// What is counted, before it is told apart by cluster.
+/// The metrics of all clusters, labelled by cluster.
 struct Metrics {
     polls: IntCounterVec,
     seconds: HistogramVec,
@@ -122,12 +124,12 @@ impl Metrics {
         Metrics {
             polls: registry.counter(
                 "kmonitor_polls_total",
-                "Readings of a cluster: complete, or incomplete where something stayed unknown.",
+                "Polls of a cluster: complete, or incomplete if offsets could not be read.",
                 &["cluster", "outcome"],
             ),
             seconds: registry.histogram(
                 "kmonitor_poll_seconds",
-                "How long a reading of a cluster took.",
+                "Duration of a poll of a cluster.",
                 &["cluster"],
                 SECONDS_BUCKETS,
             ),
@@ -146,7 +148,7 @@ impl Metrics {
 fn poller(
     cluster: &ClusterConfig,
     interval: Duration,
-    place: Place,
+    writer: SnapshotWriter,
     health: &Health,
     metrics: &Metrics,
     supervisor: &Supervisor,
@@ -177,7 +179,7 @@ fn poller(
         find_brokers,
         log_ends: BrokerLogEnds::new(Box::new(connect)),
         interval,
-        place,
+        writer,
         component: health.component(format!("cluster {}", cluster.name)),
         metrics: metrics.of(&cluster.name),
     }

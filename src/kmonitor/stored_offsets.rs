@@ -12,13 +12,13 @@ use crate::shutdown::Stop;
 
 use super::delay::StoredOffsets;
 
-/// Nodes asked for at once; a stop waits for so many at most.
-const READ_TOGETHER: usize = 256;
+/// Nodes read with one request; the stop is checked in between.
+const NODES_PER_READ: usize = 256;
 
-/// Why the stored offsets were not read to the end.
+/// Why the stored offsets could not be read completely.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    /// ZooKeeper did not answer one of the questions.
+pub(super) enum ReadError {
+    /// A request to ZooKeeper failed.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
     /// The daemon is stopping.
@@ -26,29 +26,29 @@ pub enum ReadError {
     Stopped,
 }
 
-/// Reads the groups of one cluster, one after the other. A node that vanishes meanwhile is left out.
-pub struct GroupReader<'a> {
+/// Reads the groups of one cluster, one after the other. A node that is deleted meanwhile is left out.
+pub(super) struct GroupReader<'a> {
     keeper: &'a dyn Keeper,
     stop: &'a Stop,
-    topics: Names,
+    topics: NameInterner,
 }
 
 impl<'a> GroupReader<'a> {
-    /// Reads through this keeper until the stop.
-    pub fn new(keeper: &'a dyn Keeper, stop: &'a Stop) -> Self {
-        GroupReader { keeper, stop, topics: Names::default() }
+    /// A reader that uses `keeper`, until the stop.
+    pub(super) fn new(keeper: &'a dyn Keeper, stop: &'a Stop) -> Self {
+        GroupReader { keeper, stop, topics: NameInterner::default() }
     }
 
-    /// Every group; a cluster without consumers has none.
-    pub fn names(&self) -> Result<Vec<String>, ReadError> {
+    /// The names of all groups; a cluster without consumers has none.
+    pub(super) fn group_names(&self) -> Result<Vec<String>, ReadError> {
         Ok(existing(self.keeper.children(paths::CONSUMERS))?.unwrap_or_default())
     }
 
-    /// What one group has stored. `None`: nothing, or we may not read it, so it has no delay that could be known.
-    pub fn stored(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
+    /// The stored offsets of one group. `None`: it has none, or ZooKeeper refuses to show them.
+    pub(super) fn stored_offsets(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
         match self.read_group(group) {
-            Err(ReadError::Keeper(refused @ KeeperError::Refused(_))) => {
-                log_limited!(Level::Warn, "{refused}, so the delays of group {group} are unknown");
+            Err(ReadError::Keeper(refused @ KeeperError::NoAuth(_))) => {
+                log_limited!(Level::Warn, "{refused}; the delays of group {group} are unknown");
                 Ok(None)
             }
             outcome => outcome,
@@ -66,15 +66,15 @@ impl<'a> GroupReader<'a> {
 
     fn read_topic(&mut self, group: &str, topic: &str, stored: &mut StoredOffsets) -> Result<(), ReadError> {
         let folder = paths::offsets(group, topic);
-        let shared = self.topics.get(topic);
+        let shared = self.topics.intern(topic);
         let mut partitions = Vec::new();
         for name in existing(self.keeper.children(&folder))?.unwrap_or_default() {
             match paths::parse_partition(&name) {
                 Some(partition) => partitions.push(partition),
-                None => log_limited!(Level::Warn, "{folder}/{name} is passed over: its name is no partition"),
+                None => log_limited!(Level::Warn, "{folder}/{name} is skipped: its name is not a partition number"),
             }
         }
-        for batch in partitions.chunks(READ_TOGETHER) {
+        for batch in partitions.chunks(NODES_PER_READ) {
             if self.stop.is_triggered() {
                 return Err(ReadError::Stopped);
             }
@@ -95,20 +95,21 @@ impl<'a> GroupReader<'a> {
     }
 }
 
-fn existing<T>(answer: Result<T, KeeperError>) -> Result<Option<T>, KeeperError> {
-    match answer {
+/// `None` for a node that does not exist.
+fn existing<T>(outcome: Result<T, KeeperError>) -> Result<Option<T>, KeeperError> {
+    match outcome {
         Ok(value) => Ok(Some(value)),
         Err(KeeperError::NoNode(_)) => Ok(None),
         Err(other) => Err(other),
     }
 }
 
-/// One copy of each topic's name, however many partitions and modules have it.
+/// Keeps one copy of each topic name, however many partitions and modules share it.
 #[derive(Default)]
-struct Names(HashSet<Arc<str>>);
+struct NameInterner(HashSet<Arc<str>>);
 
-impl Names {
-    fn get(&mut self, name: &str) -> Arc<str> {
+impl NameInterner {
+    fn intern(&mut self, name: &str) -> Arc<str> {
         if let Some(known) = self.0.get(name) {
             return Arc::clone(known);
         }
@@ -119,14 +120,14 @@ impl Names {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::keeper::Lifetime;
-    use crate::keeper::memory::MemoryKeeper;
+    use crate::keeper::in_memory::InMemoryEnsemble;
     use crate::kmonitor::delay::StoredByModule;
     use std::time::Duration;
 
-    /// Writes a node and whatever is missing above it.
+    /// Writes a node, and creates its parents.
     pub(in crate::kmonitor) fn put(keeper: &dyn Keeper, path: &str, data: &str) {
         for (end, _) in path.match_indices('/').skip(1) {
             let _ = keeper.create(&path[..end], b"", Lifetime::Persistent);
@@ -140,8 +141,8 @@ pub(super) mod tests {
     fn read(keeper: &dyn Keeper, stop: &Stop) -> Result<StoredByModule, ReadError> {
         let mut reader = GroupReader::new(keeper, stop);
         let mut by_module = StoredByModule::new();
-        for group in reader.names()? {
-            by_module.extend(reader.stored(&group)?.map(|stored| (group.into(), stored)));
+        for group in reader.group_names()? {
+            by_module.extend(reader.stored_offsets(&group)?.map(|stored| (group.into(), stored)));
         }
         Ok(by_module)
     }
@@ -152,7 +153,7 @@ pub(super) mod tests {
 
     #[test]
     fn every_group_with_offsets_is_a_module() {
-        let keeper = MemoryKeeper::new().session(Duration::from_secs(6));
+        let keeper = InMemoryEnsemble::new().connect(Duration::from_secs(6));
         assert_eq!(read(&*keeper, &Stop::new()).unwrap(), StoredByModule::new());
         put(&*keeper, "/consumers/m1/offsets/t/0", "12");
         put(&*keeper, "/consumers/m1/offsets/t/10", "0");
@@ -173,9 +174,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_group_that_may_not_be_read_hides_no_other() {
-        let tree = MemoryKeeper::new();
-        let keeper = tree.session(Duration::from_secs(6));
+    fn a_refused_group_hides_no_other() {
+        let tree = InMemoryEnsemble::new();
+        let keeper = tree.connect(Duration::from_secs(6));
         for group in ["a", "b", "c"] {
             put(&*keeper, &format!("/consumers/{group}/offsets/t/0"), "1");
         }
@@ -186,9 +187,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn no_answer_and_a_stop_end_the_reading() {
-        let tree = MemoryKeeper::new();
-        let keeper = tree.session(Duration::from_secs(6));
+    fn reading_ends_with_the_stop_or_a_failed_request() {
+        let tree = InMemoryEnsemble::new();
+        let keeper = tree.connect(Duration::from_secs(6));
         put(&*keeper, "/consumers/m/offsets/t/0", "1");
         let stop = Stop::new();
         stop.trigger();

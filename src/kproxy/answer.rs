@@ -1,65 +1,158 @@
-//! The answers of kproxy: one table from what happened to status and body.
+//! The answers of kproxy: the one table of all statuses, error codes and header fields.
 //!
-//! Every answer but 200 says whether the message may be in the topic (`stored`) and whether the same request may
-//! succeed later (`retriable`).
+//! Every failure has a named constructor here; no other file builds one. Every answer but 200 says whether the message
+//! may be in the topic (`stored`) and whether the same request may succeed later (`retriable`).
 
 use std::fmt::{self, Display};
 
 use serde_json::Value;
 
-use crate::broker::{AppendError, AppendFailure, Appended, Offset, Stored};
+use crate::broker::{AppendError, AppendFailure, Appended, Offset, Stored, TOPIC_NAME_RULE};
 use crate::http::{Response, SHUTTING_DOWN, UNANSWERED};
 
-/// Seconds after which a client that was told 503 may try again.
+/// `Retry-After` of a 503, in seconds.
 pub(super) const RETRY_AFTER: &str = "1";
 
 /// Everything but success.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) status: u16,
-    /// A word for programs.
+    /// `error` in the JSON: a fixed word for programs.
     pub(super) code: &'static str,
-    /// Words for people.
+    /// `message` in the JSON: a sentence for people.
     pub(super) message: String,
     pub(super) retriable: bool,
     pub(super) stored: Stored,
-    /// A header field besides those that belong to the status, for instance `WWW-Authenticate`.
+    /// A header field of this failure, for instance `WWW-Authenticate`; it replaces the one of the status.
     pub(super) header: Option<(&'static str, String)>,
 }
 
 impl Failure {
-    /// Refused before Kafka had to do with it.
-    pub(super) fn new(status: u16, code: &'static str, message: impl Into<String>, retriable: bool) -> Self {
+    /// Refused before anything was sent to Kafka.
+    fn new(status: u16, code: &'static str, message: impl Into<String>, retriable: bool) -> Self {
         Failure { status, code, message: message.into(), retriable, stored: Stored::No, header: None }
     }
 
-    /// 400: the request has to be changed.
-    pub(super) fn bad(code: &'static str, message: impl Into<String>) -> Self {
+    /// 400: the same request always fails.
+    fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(400, code, message, false)
     }
 
-    /// 404: another path.
-    pub(super) fn unknown_path() -> Self {
-        Self::new(404, "unknown_path", "only /commit, /commit_batch, /metrics, /healthz and /readyz are here", false)
+    fn with_header(self, name: &'static str, value: impl Into<String>) -> Self {
+        Failure { header: Some((name, value.into())), ..self }
     }
 
-    /// 405: another method.
-    pub(super) fn not_post() -> Self {
-        Self::new(405, "not_post", "messages are posted", false)
+    /// 400: `topic` is absent or empty.
+    pub(super) fn missing_topic() -> Self {
+        Self::bad_request("no_topic", "missing parameter topic")
     }
 
-    /// 400: the same request would do with the other engine.
+    /// 400: not a legal topic name.
+    pub(super) fn bad_topic() -> Self {
+        Self::bad_request("bad_topic", format!("topic must be {TOPIC_NAME_RULE}"))
+    }
+
+    /// 400: unknown acks level.
+    pub(super) fn bad_acks() -> Self {
+        Self::bad_request("bad_acks", "acks must be 0, 1 or -1")
+    }
+
+    /// 400: not a partition number.
+    pub(super) fn bad_partition() -> Self {
+        Self::bad_request("bad_partition", "partition must be an integer from 0 to 2147483647")
+    }
+
+    /// 400: not a timestamp in milliseconds.
+    pub(super) fn bad_timestamp() -> Self {
+        Self::bad_request("bad_timestamp", "timestamp must be milliseconds since 1970, an integer from 1")
+    }
+
+    /// 400: `parameter` is the name as sent.
+    pub(super) fn bad_encoding(parameter: &str) -> Self {
+        Self::bad_request("bad_encoding", format!("invalid percent-encoding in the value of {parameter}"))
+    }
+
+    /// 400: `parameter` is the name as sent.
+    pub(super) fn repeated_parameter(parameter: &str) -> Self {
+        Self::bad_request("repeated_parameter", format!("parameter {parameter} is given more than once"))
+    }
+
+    /// 400: an `X-Kafka-Header-` field that cannot become a record header.
+    pub(super) fn bad_header(message: &'static str) -> Self {
+        Self::bad_request("bad_header", message)
+    }
+
+    /// 400: the request works with the other engine only.
     pub(super) fn unsupported() -> Self {
-        Self::bad("unsupported", "record headers and timestamps need kafka_client: librdkafka")
+        Self::bad_request("unsupported", "record headers and timestamps need kafka_client: librdkafka")
     }
 
-    /// 503: a bound is reached; `message` names the setting.
+    /// 400: a body without a message.
+    pub(super) fn empty_body(message: &'static str) -> Self {
+        Self::bad_request("empty_body", message)
+    }
+
+    /// 400: `place` is the line, record or byte of a batch's body that cannot be parsed.
+    pub(super) fn bad_batch(place: impl Display, problem: impl Display) -> Self {
+        Self::bad_request("bad_batch", format!("{place}: {problem}"))
+    }
+
+    /// 401: `challenges` is the value of `WWW-Authenticate`.
+    pub(super) fn unauthorized(message: &'static str, challenges: String) -> Self {
+        Self::new(401, "unauthorized", message, false).with_header("WWW-Authenticate", challenges)
+    }
+
+    /// 403: the topic is not allowed, to all clients or to this one.
+    pub(super) fn topic_not_allowed(message: String) -> Self {
+        Self::new(403, "topic_not_allowed", message, false)
+    }
+
+    /// 404: no such endpoint.
+    pub(super) fn unknown_path() -> Self {
+        let message = "unknown path: use /commit, /commit_batch, /metrics, /healthz or /readyz";
+        Self::new(404, "unknown_path", message, false)
+    }
+
+    /// 405: the endpoint takes POST only.
+    pub(super) fn method_not_allowed() -> Self {
+        Self::new(405, "not_post", "method not allowed: use POST", false)
+    }
+
+    /// 413: a message of a batch; the server itself refuses a body that is too large.
+    pub(super) fn too_large(message: String) -> Self {
+        Self::new(413, "too_large", message, false)
+    }
+
+    /// 413: `setting` is the key of the configuration that bounds a batch to `max` messages.
+    pub(super) fn too_many_messages(max: usize, setting: &str) -> Self {
+        Self::new(413, "too_many_messages", format!("the batch has more than {max} messages ({setting})"), false)
+    }
+
+    /// 415: the format of a batch.
+    pub(super) fn unsupported_media_type() -> Self {
+        let message = "the Content-Type of a batch must be application/x-ndjson or application/octet-stream";
+        Self::new(415, "unsupported_media_type", message, false)
+            .with_header("Accept", "application/x-ndjson, application/octet-stream")
+    }
+
+    /// 429: over the rate of the credential or the topic.
+    pub(super) fn rate_limited(message: String, retry_after_seconds: u64) -> Self {
+        Self::new(429, "rate_limited", message, true).with_header("Retry-After", retry_after_seconds.to_string())
+    }
+
+    /// 503: a bound is reached; `message` names its key of the configuration.
     pub(super) fn overloaded(message: impl Into<String>) -> Self {
         Self::new(503, "overloaded", message, true)
     }
 
-    /// What the HTTP server refused on its own.
-    pub(super) fn of_server(status: u16, reason: &str) -> Self {
+    /// 500: a message without a delivery report, which no engine leaves.
+    pub(super) fn no_delivery_report() -> Self {
+        let message = "no delivery report: the message may have been stored";
+        Failure { stored: Stored::Unknown, ..Self::from_server(500, message) }
+    }
+
+    /// A request that the HTTP server refused by itself.
+    pub(super) fn from_server(status: u16, reason: &str) -> Self {
         let (code, retriable) = match status {
             503 if reason == SHUTTING_DOWN => ("shutting_down", true),
             408 => ("request_timeout", true),
@@ -78,8 +171,8 @@ impl Failure {
         Failure { stored, ..Self::new(status, code, reason, retriable) }
     }
 
-    /// What became of a message that was given to the broker.
-    pub(super) fn of_append(error: &AppendError) -> Self {
+    /// A message that the broker seam did not append.
+    pub(super) fn from_append(error: &AppendError) -> Self {
         let (status, code) = match error.kind {
             AppendFailure::UnknownTopic => (404, "unknown_topic"),
             AppendFailure::UnknownPartition => (404, "unknown_partition"),
@@ -106,17 +199,7 @@ impl Failure {
         }
     }
 
-    /// Of a message whose outcome was never told, which no engine leaves.
-    pub(super) fn lost() -> Self {
-        Failure { stored: Stored::Unknown, ..Self::of_server(500, "what became of the message is not known") }
-    }
-
-    /// The same with a header field, instead of the one that the status brings along.
-    pub(super) fn with_header(self, name: &'static str, value: impl Into<String>) -> Self {
-        Failure { header: Some((name, value.into())), ..self }
-    }
-
-    /// What a client is told, in JSON.
+    /// The JSON object of the answer.
     pub(super) fn object(&self) -> serde_json::Map<String, Value> {
         let stored = match self.stored {
             Stored::No => "no",
@@ -131,7 +214,7 @@ impl Failure {
         members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// The answer itself.
+    /// The whole answer.
     pub(super) fn response(&self) -> Response {
         let response = Response::json(self.status, Value::Object(self.object()).to_string());
         match (&self.header, self.status) {
@@ -143,13 +226,13 @@ impl Failure {
     }
 }
 
-/// 200: stored at the level asked for. A legal topic name needs no escaping.
+/// 200: stored at the acks level of the request. A legal topic name needs no escaping.
 pub(super) fn stored(topic: &str, appended: Appended) -> Response {
     let (partition, offset) = (appended.partition, OffsetOrNull(appended.offset));
     Response::json(200, format!(r#"{{"topic":"{topic}","partition":{partition},"offset":{offset}}}"#))
 }
 
-/// An offset as JSON; it is not known after `acks=0`.
+/// An offset as JSON; a broker returns none for `acks=0`.
 pub(super) struct OffsetOrNull(pub(super) Option<Offset>);
 
 impl Display for OffsetOrNull {
@@ -166,11 +249,87 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    /// Asserts the whole answer; `header` is its only header field.
+    fn assert_answer(failure: &Failure, expected: (u16, &str, bool, Stored), header: Option<(&str, &str)>) {
+        let (status, code, retriable, stored) = expected;
+        let response = failure.response();
+        let body = json!({
+            "error": code, "message": failure.message, "retriable": retriable,
+            "stored": if stored == Stored::No { "no" } else { "unknown" },
+        });
+        assert_eq!(response.status, status, "{failure:?}");
+        assert_eq!(serde_json::from_slice::<Value>(&response.body).unwrap(), body);
+        let headers: Vec<_> = response.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(headers, header.into_iter().collect::<Vec<_>>(), "{failure:?}");
+        assert!(!failure.message.is_empty());
+    }
+
+    const RETRY: Option<(&str, &str)> = Some(("Retry-After", "1"));
+
     #[test]
-    fn every_outcome_has_its_status_and_says_what_became_of_the_message() {
+    fn every_constructor_has_its_status_code_and_header() {
+        let accept = Some(("Accept", "application/x-ndjson, application/octet-stream"));
+        let text = || "why".to_owned();
+        // Failure; status, code, retriable; header.
+        for (failure, status, code, retriable, header) in [
+            (Failure::missing_topic(), 400, "no_topic", false, None),
+            (Failure::bad_topic(), 400, "bad_topic", false, None),
+            (Failure::bad_acks(), 400, "bad_acks", false, None),
+            (Failure::bad_partition(), 400, "bad_partition", false, None),
+            (Failure::bad_timestamp(), 400, "bad_timestamp", false, None),
+            (Failure::bad_encoding("key"), 400, "bad_encoding", false, None),
+            (Failure::repeated_parameter("key"), 400, "repeated_parameter", false, None),
+            (Failure::bad_header("why"), 400, "bad_header", false, None),
+            (Failure::unsupported(), 400, "unsupported", false, None),
+            (Failure::empty_body("why"), 400, "empty_body", false, None),
+            (Failure::bad_batch("line 1", "why"), 400, "bad_batch", false, None),
+            (
+                Failure::unauthorized("why", "Bearer".into()),
+                401,
+                "unauthorized",
+                false,
+                Some(("WWW-Authenticate", "Bearer")),
+            ),
+            (Failure::topic_not_allowed(text()), 403, "topic_not_allowed", false, None),
+            (Failure::unknown_path(), 404, "unknown_path", false, None),
+            (Failure::method_not_allowed(), 405, "not_post", false, Some(("Allow", "POST, OPTIONS"))),
+            (Failure::too_large(text()), 413, "too_large", false, None),
+            (Failure::too_many_messages(7, "req_pool_size"), 413, "too_many_messages", false, None),
+            (Failure::unsupported_media_type(), 415, "unsupported_media_type", false, accept),
+            (Failure::rate_limited(text(), 7), 429, "rate_limited", true, Some(("Retry-After", "7"))),
+            (Failure::overloaded("why"), 503, "overloaded", true, RETRY),
+        ] {
+            assert_answer(&failure, (status, code, retriable, Stored::No), header);
+        }
+        assert_answer(&Failure::no_delivery_report(), (500, "internal", true, Stored::Unknown), None);
+    }
+
+    #[test]
+    fn every_refusal_of_the_server_has_its_code() {
+        for (status, reason, code, retriable, stored) in [
+            (400, "invalid header", "bad_request", false, Stored::No),
+            (408, "timeout", "request_timeout", true, Stored::No),
+            (413, "too large", "too_large", false, Stored::No),
+            (414, "too long", "uri_too_long", false, Stored::No),
+            (417, "expectation", "bad_expectation", false, Stored::No),
+            (431, "too large", "headers_too_large", false, Stored::No),
+            (500, "an internal error", "internal", true, Stored::No),
+            (500, UNANSWERED, "internal", true, Stored::Unknown),
+            (501, "not implemented", "not_implemented", false, Stored::No),
+            (503, "too many connections", "overloaded", true, Stored::No),
+            (503, SHUTTING_DOWN, "shutting_down", true, Stored::No),
+            (505, "version", "bad_version", false, Stored::No),
+        ] {
+            let header = if status == 503 { RETRY } else { None };
+            assert_answer(&Failure::from_server(status, reason), (status, code, retriable, stored), header);
+        }
+    }
+
+    #[test]
+    fn every_append_failure_has_its_status_and_says_whether_the_message_is_stored() {
         use AppendFailure::*;
         let (no, unknown) = (Stored::No, Stored::Unknown);
-        // Outcome; status, code, retriable.
+        // Append failure; status, code, retriable.
         for (kind, stored, status, code, retriable) in [
             (UnknownTopic, no, 404, "unknown_topic", false),
             (UnknownPartition, no, 404, "unknown_partition", false),
@@ -185,28 +344,14 @@ mod tests {
             (Closed, no, 503, "shutting_down", true),
             (Closed, unknown, 504, "no_confirmation", true),
         ] {
-            let error = AppendError { kind, stored, reason: "say \"why\"".to_owned() };
-            let response = Failure::of_append(&error).response();
-            let expected = json!({
-                "error": code, "message": "say \"why\"", "retriable": retriable,
-                "stored": if stored == no { "no" } else { "unknown" },
-            });
-            assert_eq!(response.status, status, "{error:?}");
-            assert_eq!(serde_json::from_slice::<Value>(&response.body).unwrap(), expected);
-            assert_eq!(response.headers.iter().any(|(name, _)| *name == "Retry-After"), status == 503, "{error:?}");
+            let failure = Failure::from_append(&AppendError { kind, stored, reason: "say \"why\"".to_owned() });
+            let header = if status == 503 { RETRY } else { None };
+            assert_answer(&failure, (status, code, retriable, stored), header);
         }
-        assert_eq!(Failure::not_post().response().headers, [("Allow", "POST, OPTIONS".to_owned())]);
-        let later = Failure::new(429, "too_many", "", true).with_header("Retry-After", "7").response();
-        assert_eq!(later.headers, [("Retry-After", "7".to_owned())]);
-        assert!(Failure::of_server(408, "").retriable && !Failure::of_server(400, "").retriable);
-        assert_eq!(Failure::of_server(503, "too many connections").code, "overloaded");
-        assert_eq!(Failure::of_server(503, SHUTTING_DOWN).code, "shutting_down");
-        assert_eq!(Failure::of_server(500, "an internal error").stored, no);
-        assert_eq!(Failure::of_server(500, UNANSWERED).stored, unknown);
     }
 
     #[test]
-    fn success_tells_where_the_message_is() {
+    fn a_success_has_partition_and_offset() {
         for (offset, text) in [
             (Some(42), r#"{"topic":"t","partition":3,"offset":42}"#),
             (None, r#"{"topic":"t","partition":3,"offset":null}"#),

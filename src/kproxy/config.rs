@@ -12,62 +12,62 @@ use crate::daemon::{Settings, shutdown_grace};
 use crate::http::{ClientCertificates, HeadLimits, Listen, Tls, TlsSettings};
 use crate::logging::LogConfig;
 
-/// What librdkafka and brokers can be told at most.
+/// Largest `message.max.bytes` of librdkafka.
 const MAX_MESSAGE_BYTES: usize = 1_000_000_000;
 
-/// Largest head that can be allowed.
+/// Largest `max_uri_bytes` and `max_header_bytes`.
 const MAX_HEAD_BYTES: usize = 1 << 20;
 
-/// Everything kproxy is told.
+/// The whole configuration of kproxy.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `log_dir`, `log_level`.
     pub log: LogConfig,
-    /// `listen` and `port`: where clients post to.
+    /// `listen` and `port`: the address for clients.
     pub listen: Listen,
-    /// `admin_port`: one more port for `/metrics`, `/healthz` and `/readyz`.
+    /// `admin_port`: a separate port for `/metrics`, `/healthz` and `/readyz`.
     pub admin: Option<Listen>,
-    /// `tls`: the certificates, where `listen` and `port` speak TLS.
+    /// `tls`: the certificates; `None`: plain HTTP.
     pub tls: Option<Tls>,
-    /// `http_threads`: threads that read requests and, when many are under way, answer them.
+    /// `http_threads`: threads that read requests and, when many are in flight, answer them.
     pub http_threads: NonZeroUsize,
     /// `read_timeout_ms`: from the first byte of a request to its last.
     pub read_timeout: Duration,
-    /// `write_timeout_ms`: for an answer to be taken.
+    /// `write_timeout_ms`: for the client to take an answer.
     pub write_timeout: Duration,
     /// `idle_timeout_ms`: from an answer to the next request.
     pub idle_timeout: Duration,
-    /// `max_connections`.
+    /// `max_connections`: client connections at the same time.
     pub max_connections: NonZeroUsize,
     /// `max_connections_per_ip`; `None`, written 0, is no limit.
     pub max_connections_per_ip: Option<usize>,
-    /// `max_uri_bytes` and `max_header_bytes`.
+    /// `max_uri_bytes` and `max_header_bytes`: bounds of a request's head.
     pub head: HeadLimits,
-    /// `req_pool_size`: commits that wait for Kafka.
+    /// `req_pool_size`: messages in flight to Kafka.
     pub max_commits: NonZeroUsize,
-    /// `max_in_flight_bytes`: memory of requests, those that are still arriving included.
+    /// `max_in_flight_bytes`: memory of requests, including those still arriving.
     pub max_in_flight_bytes: NonZeroUsize,
-    /// `max_request_size_bytes`.
+    /// `max_request_size_bytes`: one message.
     pub max_message_bytes: NonZeroUsize,
-    /// `max_batch_messages`: messages of one `/commit_batch`.
+    /// `max_batch_messages`: messages in one `/commit_batch`.
     pub max_batch_messages: NonZeroUsize,
-    /// `max_batch_bytes`: body of one `/commit_batch`.
+    /// `max_batch_bytes`: the body of one `/commit_batch`.
     pub max_batch_bytes: NonZeroUsize,
     /// `commit_timeout_ms`: from a complete request to Kafka's confirmation.
     pub commit_timeout: Duration,
-    /// `allowed_topics`, `credentials_file` and `rate_limits`: who may write what, and how much.
+    /// `allowed_topics`, `credentials_file` and `rate_limits`.
     pub access: AccessConfig,
-    /// `broker_hosts`.
+    /// `broker_hosts`: bootstrap servers.
     pub broker_hosts: Vec<String>,
-    /// `kafka_client`.
+    /// `kafka_client`: the client library.
     pub engine: Engine,
     /// `kafka`: settings of librdkafka.
     pub kafka: KafkaSettings,
-    /// `partitioner`.
+    /// `partitioner`: the partition of a message with a key.
     pub partitioner: PartitionerKind,
-    /// `producer_num`.
+    /// `producer_num`: number of producers.
     pub producers: NonZeroUsize,
-    /// `shutdown_grace_ms`.
+    /// `shutdown_grace_ms`: for requests in progress when the daemon stops.
     pub shutdown_grace: Duration,
 }
 
@@ -82,7 +82,7 @@ impl Settings for Config {
 }
 
 impl Config {
-    /// Reads a file, or tells everything that is wrong with it.
+    /// Loads a file, or returns all its problems.
     pub fn load(file: &Path) -> Result<Config, Problems> {
         let mut problems = Problems::default();
         let mut section = Section::load(file, &mut problems);
@@ -97,7 +97,7 @@ impl Config {
         let port = section.port("port", Some(5030), problems);
         let admin_port = section.optional_port("admin_port", problems);
         if admin_port.is_some_and(|admin| admin == port && port != 0) {
-            section.note("admin_port", "is the same as port, but must be another one", problems);
+            section.note("admin_port", "must differ from port", problems);
         }
         let at = |port| address.map_or(Listen::Everywhere(port), |address| Listen::At((address, port).into()));
         let max_message_bytes = section.count("max_request_size_bytes", Some(10_485_760), MAX_MESSAGE_BYTES, problems);
@@ -108,21 +108,22 @@ impl Config {
             section.note(
                 "max_in_flight_bytes",
                 format!(
-                    "is {max_in_flight_bytes}, but must be at least max_request_size_bytes and twice max_header_bytes, \
-                     {largest_request}, so that the largest request fits"
+                    "is {max_in_flight_bytes}, but must be at least {largest_request}, the largest request \
+                     (max_request_size_bytes + 2 * max_header_bytes)"
                 ),
                 problems,
             );
         }
         let max_batch_bytes =
             section.count("max_batch_bytes", Some(max_message_bytes.get()), MAX_MESSAGE_BYTES, problems);
-        let most_of_batch = max_in_flight_bytes.get().saturating_sub(2 * head.head);
-        if max_batch_bytes.get() > most_of_batch && largest_request <= max_in_flight_bytes.get() {
+        let largest_batch = max_in_flight_bytes.get().saturating_sub(2 * head.head);
+        // Where max_in_flight_bytes is too small itself, that problem is enough.
+        if max_batch_bytes.get() > largest_batch && largest_request <= max_in_flight_bytes.get() {
             section.note(
                 "max_batch_bytes",
                 format!(
-                    "is {max_batch_bytes}, but must be at most max_in_flight_bytes without twice max_header_bytes, \
-                     {most_of_batch}"
+                    "is {max_batch_bytes}, but must be at most {largest_batch} \
+                     (max_in_flight_bytes - 2 * max_header_bytes)"
                 ),
                 problems,
             );
@@ -131,7 +132,7 @@ impl Config {
         let broker_hosts = section.hosts("broker_hosts", true, problems).unwrap_or_default();
         let engine = Engine::from_section(section, problems);
         let role = Role::Writes { timeout: commit_timeout };
-        let kafka = KafkaSettings::from_section(section, engine, role, problems);
+        let kafka = engine.settings_from_section(section, role, problems);
         Config {
             log,
             listen: at(port),
@@ -143,8 +144,8 @@ impl Config {
             idle_timeout: section.millis("idle_timeout_ms", Some(60_000), 1..=86_400_000, problems),
             max_connections: section.count("max_connections", Some(16_384), 1_000_000, problems),
             max_connections_per_ip: Some(section.integer("max_connections_per_ip", Some(0), 0..=1_000_000, problems))
-                .and_then(|most| usize::try_from(most).ok())
-                .filter(|most| *most > 0),
+                .and_then(|max| usize::try_from(max).ok())
+                .filter(|max| *max > 0),
             head,
             max_commits: section.count("req_pool_size", Some(10_240), 1_000_000, problems),
             max_in_flight_bytes,
@@ -167,19 +168,19 @@ impl Config {
     }
 }
 
-/// `max_uri_bytes` and `max_header_bytes`, the one within the other.
+/// `max_uri_bytes` and `max_header_bytes`; the URI is part of the head.
 fn head_limits(section: &mut Section, problems: &mut Problems) -> HeadLimits {
     let default = HeadLimits::default();
     let uri = section.count("max_uri_bytes", Some(default.uri), MAX_HEAD_BYTES, problems).get();
     let head = section.count("max_header_bytes", Some(default.head), MAX_HEAD_BYTES, problems).get();
     if uri >= head {
-        let text = format!("is {uri}, but must be less than max_header_bytes, {head}, of which it is a part");
+        let text = format!("is {uri}, but must be less than max_header_bytes ({head}), which includes the URI");
         section.note("max_uri_bytes", text, problems);
     }
     HeadLimits { uri, head }
 }
 
-/// `listen`; `None` is every address.
+/// `listen`; `None`: all addresses.
 fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
     let text = section.string("listen", Some("*"), problems);
     if text == "*" {
@@ -187,28 +188,29 @@ fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
     }
     let address = text.parse().ok();
     if address.is_none() {
-        section.note("listen", format!("is {text:?}, but must be an IP address, or \"*\" for all"), problems);
+        section.note("listen", format!("is {text:?}, but must be an IP address, or \"*\" for all addresses"), problems);
     }
     address
 }
 
-/// `tls`, and what is in its files.
+/// `tls`, with its files loaded.
 fn tls(section: &mut Section, problems: &mut Problems) -> Option<Tls> {
     let before = problems.0.len();
     let mut tls = section.section("tls", false, problems)?;
     if cfg!(not(feature = "tls")) {
-        section.note("tls", "is there, but this build has no TLS: it was made without the cargo feature tls", problems);
+        section.note("tls", "is set, but this build has no TLS (cargo feature tls)", problems);
         return None;
     }
     let certificate = PathBuf::from(tls.string("certificate_file", None, problems));
     let key = PathBuf::from(tls.string("key_file", None, problems));
     let client_ca = tls.has("client_ca_file").then(|| tls.string("client_ca_file", None, problems).into());
     if client_ca.is_none() && tls.has("client_certificates") {
-        tls.note("client_certificates", "is there, but must not be without client_ca_file", problems);
+        tls.note("client_certificates", "needs client_ca_file", problems);
     }
-    let wanted = [("required", ClientCertificates::Required), ("optional", ClientCertificates::Optional)];
-    let client_certificates = tls.choice("client_certificates", &wanted, problems);
+    let choices = [("required", ClientCertificates::Required), ("optional", ClientCertificates::Optional)];
+    let client_certificates = tls.choice("client_certificates", &choices, problems);
     let handshake_timeout = tls.millis("handshake_timeout_ms", Some(10_000), 1..=3_600_000, problems);
+    // With a problem in the keys the files are not opened.
     if problems.0.len() > before {
         tls.finish(problems);
         return None;
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_the_original_loads_unchanged() {
+    fn the_configuration_of_the_original_loads_unchanged() {
         let config = load(ORIGINAL).unwrap();
         assert_eq!(config.listen, Listen::Everywhere(5030));
         assert_eq!(config.read_timeout, Duration::from_millis(100));
@@ -252,7 +254,7 @@ mod tests {
     fn the_reference_shows_every_key_with_its_default() {
         let mut keys = keys_of(include_str!("config.rs"));
         for source in
-            [include_str!("access/mod.rs"), include_str!("access/topic_rates.rs"), include_str!("access/rate.rs")]
+            [include_str!("access/control.rs"), include_str!("access/topic_rates.rs"), include_str!("access/rate.rs")]
         {
             keys.extend(keys_of(source));
         }
@@ -260,9 +262,9 @@ mod tests {
         assert_has_all(&keys, &in_force);
         let in_force = without_tls(&in_force);
         let hosts = &REFERENCE[REFERENCE.find("broker_hosts:\n").unwrap()..];
-        let least = load(hosts).unwrap();
-        assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), format!("{least:?}"));
-        // What has no default: the reference shows an example.
+        let minimal = load(hosts).unwrap();
+        assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), format!("{minimal:?}"));
+        // The keys without a default, with the examples of the reference.
         let examples = "admin_port: 5031
 allowed_topics: [audit, 'orders.*']
 credentials_file: ./conf/kproxy.credentials.yaml
@@ -270,11 +272,11 @@ rate_limits:
  - {topics: ['orders.*'], requests_per_second: 2000, bytes_per_second: 10485760, burst_seconds: 2}
  - {topics: ['*'], requests_per_second: 500}
 ";
-        let least_with_examples = load(&format!("{examples}{hosts}")).unwrap();
-        assert_eq!(format!("{:?}", load(&in_force).unwrap()), format!("{least_with_examples:?}"));
+        let minimal_with_examples = load(&format!("{examples}{hosts}")).unwrap();
+        assert_eq!(format!("{:?}", load(&in_force).unwrap()), format!("{minimal_with_examples:?}"));
     }
 
-    /// The file without the part that names files.
+    /// The configuration without its `tls` section.
     fn without_tls(file: &str) -> String {
         let mut is_inside = false;
         let outside = file.lines().filter(|line| {
@@ -286,46 +288,47 @@ rate_limits:
 
     #[test]
     #[cfg(feature = "tls")]
-    fn tls_is_taken_with_its_files_and_what_is_wrong_with_them_is_told() {
+    fn tls_is_loaded_with_its_files_or_their_problems_are_reported() {
         let folder = tempfile::tempdir().unwrap();
         let clients = crate::http::certificates::Authority::new(folder.path(), "clients");
         clients.issue("server", 30);
         let place = folder.path().to_str().unwrap();
         let in_force = in_force(REFERENCE, &keys_of(include_str!("config.rs"))).replace("/etc/kproxy/tls", place);
         let tls = load(&in_force).unwrap().tls.unwrap();
-        let least = format!(
+        let minimal = format!(
             "tls: {{certificate_file: {place}/server.pem, key_file: {place}/server.key}}\nbroker_hosts: ['a:1']\n"
         );
-        let with_ca = least.replace("}", &format!(", client_ca_file: {place}/clients.pem}}"));
+        let with_ca = minimal.replace("}", &format!(", client_ca_file: {place}/clients.pem}}"));
         assert_eq!(format!("{tls:?}"), format!("{:?}", load(&with_ca).unwrap().tls.unwrap()));
-        assert!(load(&least).unwrap().tls.is_some());
+        assert!(load(&minimal).unwrap().tls.is_some());
 
         for (from, to, starts) in [
             ("server.key", "clients.key", &["tls.key_file: is /"][..]),
             ("server.pem", "no.pem", &["tls.certificate_file: is /"]),
-            ("}", ", client_certificates: required}", &["tls.client_certificates: is there, but"]),
+            ("}", ", client_certificates: required}", &["tls.client_certificates: needs client_ca_file"]),
             ("}", ", client_ca_file: 5, x: 1}", &["tls.client_ca_file: is 5", "tls.x: "]),
             (&*format!("certificate_file: {place}/server.pem,"), "", &["tls.certificate_file: is missing"]),
         ] {
-            let problems = load(&least.replace(from, to)).unwrap_err();
-            let as_told =
+            let problems = load(&minimal.replace(from, to)).unwrap_err();
+            let as_expected =
                 problems.len() == starts.len() && problems.iter().zip(starts).all(|(it, start)| it.starts_with(start));
-            assert!(as_told, "{from} {to}: {problems:?}");
+            assert!(as_expected, "{from} {to}: {problems:?}");
         }
     }
 
     #[test]
     #[cfg(not(feature = "tls"))]
-    fn tls_is_refused_where_it_is_not_built_in() {
+    fn tls_is_a_problem_where_it_is_not_built_in() {
         let problems = load("tls: {certificate_file: a, key_file: b}\nbroker_hosts: ['a:1']\n").unwrap_err();
         assert_eq!(problems.len(), 1, "{problems:?}");
-        assert!(problems[0].starts_with("tls: is there, but this build has no TLS"), "{problems:?}");
+        assert!(problems[0].starts_with("tls: is set, but this build has no TLS"), "{problems:?}");
     }
 
     #[test]
-    fn everything_wrong_is_told_at_once() {
+    fn every_problem_is_reported_at_once() {
         let problems = load(
-            "port: 70000\nlisten: here\nreq_pool_size: 0\nread_timeout_ms: 0\nmax_in_flight_bytes: 5\nprot: 1\nkafka_client: x\n",
+            "port: 70000\nlisten: here\nreq_pool_size: 0\nread_timeout_ms: 0\nmax_in_flight_bytes: 5\n\
+             prot: 1\nkafka_client: x\n",
         )
         .unwrap_err();
         let keys: Vec<_> = problems.iter().map(|problem| problem.split(':').next().unwrap()).collect();

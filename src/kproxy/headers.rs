@@ -1,8 +1,9 @@
-//! Header fields of a request into headers of a record.
+//! Header fields of a request that become headers of the record.
 //!
-//! `X-Kafka-Header-NAME: value` becomes the header NAME, in lower case since the names of HTTP have no case; order and
-//! repetition are kept. `traceparent` and `tracestate` (W3C Trace Context) are passed on when they are well formed, so
-//! that whoever reads the message goes on with the client's trace. How many and how large: as a request's head may be.
+//! `X-Kafka-Header-NAME: value` becomes the header NAME, in lower case since HTTP field names are case-insensitive;
+//! order and repetition are kept. `traceparent` and `tracestate` (W3C Trace Context) are copied when they are well
+//! formed, so that a consumer can continue the client's trace. Number and size are bounded by those of a request's
+//! head.
 
 use super::answer::Failure;
 use crate::broker::Header;
@@ -12,12 +13,12 @@ const PREFIX: &str = "x-kafka-header-";
 const TRACE_PARENT: &str = "traceparent";
 const TRACE_STATE: &str = "tracestate";
 
-/// The headers a client chose, in the order of the fields. Takes no memory where there are none.
-pub(super) fn chosen(fields: &Headers) -> Result<Vec<Header>, Failure> {
+/// The `X-Kafka-Header-` fields as record headers, in their order. Allocates nothing where there are none.
+pub(super) fn custom(fields: &Headers) -> Result<Vec<Header>, Failure> {
     let mut headers = Vec::new();
     for (name, value) in fields.iter() {
         match name.strip_prefix(PREFIX) {
-            Some("") => return Err(Failure::bad("bad_header", "X-Kafka-Header- must be followed by a name")),
+            Some("") => return Err(Failure::bad_header("X-Kafka-Header- must be followed by a name")),
             Some(name) => headers.push(header(name, value.to_vec())),
             None => {}
         }
@@ -25,16 +26,16 @@ pub(super) fn chosen(fields: &Headers) -> Result<Vec<Header>, Failure> {
     Ok(headers)
 }
 
-/// Whether anything here may have to go into a record; most requests are done with this.
-pub(super) fn are_there(fields: &Headers) -> bool {
+/// Whether any field may become a record header. Most requests have none and need no further look.
+pub(super) fn any_for_record(fields: &Headers) -> bool {
     fields.iter().any(|(name, _)| name.starts_with(PREFIX) || name == TRACE_PARENT)
 }
 
-/// The trace context of a request; empty where there is none, or one that is not well formed.
+/// The trace context of a request; empty where it is absent or malformed.
 pub(super) fn trace_context(fields: &Headers) -> Vec<Header> {
     let Some(parent) = fields.only(TRACE_PARENT).filter(|parent| is_trace_parent(parent)) else { return Vec::new() };
     let mut headers = vec![header(TRACE_PARENT, parent.to_vec())];
-    // It may come in several fields, which mean the same as one (W3C Trace Context 3.3.1.1).
+    // Several `tracestate` fields mean the same as one with their values joined (W3C Trace Context 3.3.1.1).
     let states: Vec<_> = fields.iter().filter(|(name, _)| *name == TRACE_STATE).map(|(_, value)| value).collect();
     if !states.is_empty() {
         headers.push(header(TRACE_STATE, states.join(&b',')));
@@ -42,7 +43,7 @@ pub(super) fn trace_context(fields: &Headers) -> Vec<Header> {
     headers
 }
 
-/// Adds the trace context of a request to the headers of a message that does not bring its own.
+/// Adds the trace context of a request to the headers of a message, unless the message has its own.
 pub(super) fn add_trace(headers: &mut Vec<Header>, context: &[Header]) {
     let is_trace =
         |header: &Header| [TRACE_PARENT, TRACE_STATE].iter().any(|name| header.name.eq_ignore_ascii_case(name));
@@ -55,8 +56,8 @@ fn header(name: &str, value: Vec<u8>) -> Header {
     Header { name: name.to_owned(), value: Some(value) }
 }
 
-/// `00-TRACE-PARENT-FLAGS` in lower-case hexadecimal, neither id all zero; a later version may have more behind it
-/// (W3C Trace Context 3.2.2, 3.2.4).
+/// `VERSION-TRACE-PARENT-FLAGS` in lower-case hexadecimal, neither id all zero; versions after 00 may append more
+/// fields (W3C Trace Context 3.2.2, 3.2.4).
 fn is_trace_parent(value: &[u8]) -> bool {
     let is_hex = |bytes: &[u8]| bytes.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let is_id = |bytes: &[u8]| is_hex(bytes) && bytes.iter().any(|&byte| byte != b'0');
@@ -83,12 +84,12 @@ mod tests {
         headers
     }
 
-    fn shown(headers: &[Header]) -> Vec<(&str, &[u8])> {
+    fn pairs(headers: &[Header]) -> Vec<(&str, &[u8])> {
         headers.iter().map(|header| (&*header.name, header.value.as_deref().expect("never null"))).collect()
     }
 
     #[test]
-    fn chosen_headers_keep_bytes_order_and_repetition() {
+    fn custom_headers_keep_bytes_order_and_repetition() {
         let request = fields(&[
             ("Host", b"h"),
             ("X-Kafka-Header-Tenant", b"b\xc3\xa4"),
@@ -97,21 +98,21 @@ mod tests {
             ("X-KAFKA-HEADER-TENANT", b"a"),
             ("traceparent", PARENT.as_bytes()),
         ]);
-        let headers = chosen(&request).expect("all have names");
-        assert_eq!(shown(&headers), [("tenant", &b"b\xc3\xa4"[..]), ("a", b""), ("tenant", b"a")]);
-        assert!(are_there(&request));
+        let headers = custom(&request).expect("all have names");
+        assert_eq!(pairs(&headers), [("tenant", &b"b\xc3\xa4"[..]), ("a", b""), ("tenant", b"a")]);
+        assert!(any_for_record(&request));
 
         let none = fields(&[("Host", b"h"), ("X-Kafka-Header", b"no")]);
-        assert_eq!(chosen(&none).expect("there are none").capacity(), 0);
-        assert!(!are_there(&none) && are_there(&fields(&[("TraceParent", b"x")])));
-        let nameless = chosen(&fields(&[("X-Kafka-Header-", b"v")]));
+        assert_eq!(custom(&none).expect("there are none").capacity(), 0);
+        assert!(!any_for_record(&none) && any_for_record(&fields(&[("TraceParent", b"x")])));
+        let nameless = custom(&fields(&[("X-Kafka-Header-", b"v")]));
         assert_eq!(nameless.expect_err("it has no name").code, "bad_header");
     }
 
     #[test]
-    fn only_a_well_formed_trace_goes_on() {
+    fn only_a_well_formed_trace_is_copied() {
         let later = format!("cc{}-more", &PARENT[2..]);
-        for (parent, passes) in [
+        for (parent, is_copied) in [
             (PARENT, true),
             (&*later, true),
             (&later[..later.len() - 5], true),
@@ -130,14 +131,14 @@ mod tests {
             let state: (&str, &[u8]) = ("TraceState", b"v=1");
             let context = trace_context(&fields(&[("TraceParent", parent.as_bytes()), state]));
             let expected: &[(&str, &[u8])] = &[("traceparent", parent.as_bytes()), ("tracestate", b"v=1")];
-            assert_eq!(shown(&context), if passes { expected } else { &[] }, "{parent}");
+            assert_eq!(pairs(&context), if is_copied { expected } else { &[] }, "{parent}");
         }
         let parent = ("traceparent", PARENT.as_bytes());
-        assert_eq!(shown(&trace_context(&fields(&[parent]))), [parent]);
-        assert_eq!(trace_context(&fields(&[parent, parent])), [], "one of two cannot be chosen");
-        assert_eq!(trace_context(&fields(&[("tracestate", b"v=1")])), [], "a state of no trace");
+        assert_eq!(pairs(&trace_context(&fields(&[parent]))), [parent]);
+        assert_eq!(trace_context(&fields(&[parent, parent])), [], "which of the two is unknown");
+        assert_eq!(trace_context(&fields(&[("tracestate", b"v=1")])), [], "a tracestate without a traceparent");
         let joined = trace_context(&fields(&[("tracestate", b"a=1"), parent, ("tracestate", b"b=2")]));
-        assert_eq!(shown(&joined), [parent, ("tracestate", b"a=1,b=2")]);
+        assert_eq!(pairs(&joined), [parent, ("tracestate", b"a=1,b=2")]);
     }
 
     #[test]
@@ -145,10 +146,10 @@ mod tests {
         let context = trace_context(&fields(&[("traceparent", PARENT.as_bytes()), ("tracestate", b"v=1")]));
         let mut headers = vec![header("traceparent", b"mine".to_vec())];
         add_trace(&mut headers, &context);
-        assert_eq!(shown(&headers), [("traceparent", &b"mine"[..])], "two traces are not mixed");
+        assert_eq!(pairs(&headers), [("traceparent", &b"mine"[..])], "two traces are not mixed");
         headers[0].name = "other".to_owned();
         add_trace(&mut headers, &context);
         let expected = [("other", &b"mine"[..]), ("traceparent", PARENT.as_bytes()), ("tracestate", b"v=1")];
-        assert_eq!(shown(&headers), expected);
+        assert_eq!(pairs(&headers), expected);
     }
 }

@@ -1,119 +1,93 @@
-//! A message on its way to Kafka, and what its client is told of the outcome.
+//! Messages that wait for Kafka, and the answer to a single one.
 //!
-//! An engine tells many outcomes in a row, on one thread. While few messages are in flight, that thread answers itself: to
-//! wake the reader of each connection would take longer. When there are many, it leaves the answers to the readers, most of
-//! which are awake then or worth waking, and the engine gets on.
+//! An engine delivers many delivery reports in a row, on one thread. While few messages are in flight, that thread
+//! writes the answer itself: waking the reader of each connection would take longer. When many are in flight, it
+//! leaves the answers to the readers, most of which are awake then or worth waking, and continues with the next
+//! report.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use log::{Level, info};
 
 use super::answer::{Failure, stored};
-use super::batch::Part;
-use super::metrics::{Metrics, Topic};
-use super::shown::{Peer, shown_query};
+use super::batch::BatchItem;
+use super::in_flight_slots::InFlightSlots;
+use super::log_fields::{ClientLabel, redacted_query};
+use super::metrics::{KproxyMetrics, TopicCounters};
 use crate::broker::{Acks, AppendResult, Completion};
 use crate::http::{DeferredResponse, Lease, Reply};
 use crate::log_limited;
 
-/// With more messages in flight than this the readers answer. Measured at acks=1: with 8 connections a tenth fewer requests
-/// a second, and a fifth more CPU time for each, if they always did; with 512 a fifth more than if they never did.
-const FEW: usize = 32;
+/// With more messages in flight than this the readers answer. Measured at acks=1: with 8 connections a tenth fewer
+/// requests a second, and a fifth more CPU time for each, if they always did; with 512 a fifth more than if they
+/// never did.
+const MAX_ANSWERED_BY_ENGINE: usize = 32;
 
-/// One message that the broker has, by the way it came.
-pub(super) enum Delivery {
-    One(Box<Commit>),
-    Part(Part),
+/// One message that was handed to the broker, by the endpoint it came from.
+pub(super) enum PendingMessage {
+    /// `/commit`.
+    Commit(Box<PendingCommit>),
+    /// `/commit_batch`.
+    BatchItem(BatchItem),
 }
 
-impl Completion for Delivery {
+impl Completion for PendingMessage {
     fn complete(self, outcome: AppendResult) {
         match self {
-            Delivery::One(commit) => commit.complete(outcome),
-            Delivery::Part(part) => part.complete(outcome),
+            PendingMessage::Commit(commit) => commit.complete(outcome),
+            PendingMessage::BatchItem(item) => item.complete(outcome),
         }
     }
 }
 
-/// A message on its way to Kafka, with whoever waits for the outcome.
-pub(super) struct Commit {
+/// The message of one `/commit`, with the connection that waits for its answer.
+pub(super) struct PendingCommit {
     pub(super) reply: Reply,
-    pub(super) topic: Topic,
+    pub(super) topic: TopicCounters,
     pub(super) acks: Acks,
     pub(super) query: String,
     pub(super) bytes: usize,
-    pub(super) peer: Peer,
+    pub(super) client: ClientLabel,
     pub(super) started: Instant,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) place: Places,
-    /// The message's bytes within the budget.
+    pub(super) metrics: Arc<KproxyMetrics>,
+    pub(super) slot: InFlightSlots,
+    /// The message's bytes within `max_in_flight_bytes`.
     pub(super) lease: Lease,
-    /// `None` until it is known.
+    /// `None` until the delivery report arrives.
     pub(super) outcome: Option<AppendResult>,
 }
 
-/// Some of the `req_pool_size` places; given back when dropped.
-pub(super) struct Places {
-    in_flight: Arc<AtomicUsize>,
-    count: usize,
-}
-
-impl Places {
-    /// So many that were taken.
-    pub(super) fn taken(in_flight: &Arc<AtomicUsize>, count: usize) -> Places {
-        Places { in_flight: Arc::clone(in_flight), count }
-    }
-
-    /// Places that are taken, these and all others.
-    fn in_all(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// One of them, to be given back on its own.
-    pub(super) fn take_one(&mut self) -> Places {
-        let count = self.count.min(1);
-        self.count -= count;
-        Places { in_flight: Arc::clone(&self.in_flight), count }
-    }
-}
-
-impl Drop for Places {
-    fn drop(&mut self) {
-        if self.count > 0 {
-            self.in_flight.fetch_sub(self.count, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Commit {
+impl PendingCommit {
     fn complete(mut self: Box<Self>, outcome: AppendResult) {
         self.outcome = Some(outcome);
-        if self.place.in_all() > FEW { Reply::defer_to_reader(self) } else { self.run() }
+        if self.slot.used_in_pool() > MAX_ANSWERED_BY_ENGINE { Reply::defer_to_reader(self) } else { self.run() }
     }
 }
 
-impl DeferredResponse for Commit {
+impl DeferredResponse for PendingCommit {
     fn reply(&mut self) -> &Reply {
         &self.reply
     }
 
     fn run(self: Box<Self>) {
-        let Commit { reply, topic, acks, query, bytes, peer, started, metrics, place, lease, outcome } = *self;
-        // Before the answer: who gets it may send the next request at once.
-        drop((place, lease));
+        let PendingCommit { reply, topic, acks, query, bytes, client, started, metrics, slot, lease, outcome } = *self;
+        // Released before the answer: a client may send its next request as soon as it has the answer.
+        drop((slot, lease));
         let took = started.elapsed();
-        let (query, cost) = (shown_query(&query), took.as_micros());
-        let outcome =
-            outcome.map_or_else(|| Err(Failure::lost()), |outcome| outcome.map_err(|error| Failure::of_append(&error)));
+        let (query, cost) = (redacted_query(&query), took.as_micros());
+        let outcome = outcome.map_or_else(
+            || Err(Failure::no_delivery_report()),
+            |outcome| outcome.map_err(|error| Failure::from_append(&error)),
+        );
         match outcome {
             Ok(appended) => {
                 reply.send(stored(&topic.name, appended));
                 metrics.stored(&topic, acks, took);
                 let (partition, offset) = (appended.partition, appended.offset.unwrap_or(-1));
                 info!(
-                    "commit {query} stored partition={partition} offset={offset} bytes={bytes} cost_us={cost} peer={peer}"
+                    "commit {query} stored partition={partition} offset={offset} bytes={bytes} cost_us={cost} \
+                     peer={client}"
                 );
             }
             Err(failure) => {
@@ -121,7 +95,8 @@ impl DeferredResponse for Commit {
                 metrics.not_stored(&topic, acks, failure.status, took);
                 log_limited!(
                     Level::Warn,
-                    "commit {query} failed status={} error={} stored={:?} bytes={bytes} cost_us={cost} peer={peer}: {}",
+                    "commit {query} failed status={} error={} stored={:?} bytes={bytes} cost_us={cost} \
+                     peer={client}: {}",
                     failure.status,
                     failure.code,
                     failure.stored,

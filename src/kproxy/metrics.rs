@@ -1,7 +1,7 @@
-//! What kproxy counts, and the topics it counts by name.
+//! The metrics of kproxy, and the topics that have a label of their own in them.
 //!
-//! A topic gets a label of its own once a message was stored in it, and only the first [`MAX_TOPICS`] do: names that
-//! strangers make up take neither memory nor labels.
+//! A topic gets a label once a message was stored in it, and only the first [`MAX_TOPICS`] do. So topic names that a
+//! stranger makes up take neither memory nor labels.
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -13,14 +13,14 @@ use crate::broker::Acks;
 use crate::locks::{read, write};
 use crate::metrics::{Registry, SECONDS_BUCKETS};
 
-/// Topics with a label of their own.
+/// Largest number of topics with a label of their own.
 const MAX_TOPICS: usize = 1000;
-/// The label of all others.
+/// The label of all other topics.
 const OTHER_TOPICS: &str = "other";
-const LEVELS: [Acks; 3] = [Acks::None, Acks::Leader, Acks::All];
+const ACKS_LEVELS: [Acks; 3] = [Acks::None, Acks::Leader, Acks::All];
 
 /// The metrics of kproxy.
-pub(super) struct Metrics {
+pub(super) struct KproxyMetrics {
     commits: IntCounterVec,
     batches: IntCounterVec,
     seconds: [Histogram; 3],
@@ -28,100 +28,100 @@ pub(super) struct Metrics {
     pub(super) in_flight: IntGauge,
     pub(super) in_flight_bytes: IntGauge,
     pub(super) topic_lookups: IntCounter,
-    known: RwLock<HashMap<Arc<str>, Topic>>,
+    topics: RwLock<HashMap<Arc<str>, TopicCounters>>,
 }
 
-/// A topic as commits carry it.
+/// A topic's name, and its counters if it has a label of its own.
 #[derive(Clone)]
-pub(super) struct Topic {
+pub(super) struct TopicCounters {
     pub(super) name: Arc<str>,
-    /// Counters of successes by level; `None` until the topic is known.
+    /// Counters of stored messages by acks level; `None` until the first one.
     stored: Option<Arc<[IntCounter; 3]>>,
 }
 
-impl Metrics {
-    /// Registers them.
+impl KproxyMetrics {
+    /// Registers all metrics.
     pub(super) fn new(registry: &Registry) -> Self {
         let seconds: HistogramVec = registry.histogram(
             "kproxy_commit_seconds",
-            "From a complete request to its answer, for messages given to Kafka.",
+            "Time from a complete request to its answer, for messages handed to Kafka.",
             &["acks"],
             SECONDS_BUCKETS,
         );
         let gauge = |name, help| registry.gauge(name, help, &[]).with_label_values::<&str>(&[]);
-        Metrics {
+        KproxyMetrics {
             commits: registry.counter(
                 "kproxy_commits_total",
-                "CommitHandler answered, by status; topics nothing was stored in are other.",
+                "Commits answered, by status; topic is other until a message was stored in it.",
                 &["topic", "acks", "code"],
             ),
             pool_full: registry
-                .counter(
-                    "kproxy_pool_full_total",
-                    "CommitHandler refused because req_pool_size of them waited for Kafka.",
-                    &[],
-                )
+                .counter("kproxy_pool_full_total", "Commits refused because req_pool_size of them were in flight.", &[])
                 .with_label_values::<&str>(&[]),
             batches: registry.counter(
                 "kproxy_batches_total",
                 "Requests to /commit_batch answered, by status.",
                 &["code"],
             ),
-            seconds: LEVELS.map(|acks| seconds.with_label_values(&[level(acks)])),
-            in_flight: gauge("kproxy_commits_in_flight", "CommitHandler that wait for Kafka, at most a second ago."),
-            in_flight_bytes: gauge("kproxy_in_flight_bytes", "Bytes of bodies in memory, at most a second ago."),
+            seconds: ACKS_LEVELS.map(|acks| seconds.with_label_values(&[acks_label(acks)])),
+            in_flight: gauge("kproxy_commits_in_flight", "Commits in flight to Kafka, sampled once a second."),
+            in_flight_bytes: gauge("kproxy_in_flight_bytes", "Bytes of requests in memory, sampled once a second."),
             topic_lookups: registry
                 .counter(
                     "kproxy_topic_lookups_total",
-                    "Questions to the brokers about a topic, at most a second ago.",
+                    "Metadata requests to the brokers about a topic, sampled once a second.",
                     &[],
                 )
                 .with_label_values::<&str>(&[]),
-            known: RwLock::default(),
+            topics: RwLock::default(),
         }
     }
 
-    /// The topic of this name.
-    pub(super) fn topic(&self, name: &str) -> Topic {
-        let known = read(&self.known);
-        known.get(name).cloned().unwrap_or_else(|| Topic { name: name.into(), stored: None })
+    /// The topic of this name, with its counters where it has a label.
+    pub(super) fn topic(&self, name: &str) -> TopicCounters {
+        let topics = read(&self.topics);
+        topics.get(name).cloned().unwrap_or_else(|| TopicCounters { name: name.into(), stored: None })
     }
 
-    /// A message was stored.
-    pub(super) fn stored(&self, topic: &Topic, acks: Acks, took: Duration) {
+    /// Counts a message that Kafka confirmed.
+    pub(super) fn stored(&self, topic: &TopicCounters, acks: Acks, took: Duration) {
         self.seconds[index(acks)].observe(took.as_secs_f64());
         match &topic.stored {
             Some(counters) => counters[index(acks)].inc(),
-            None => self.learn(topic)[index(acks)].inc(),
+            None => self.add_topic(topic)[index(acks)].inc(),
         }
     }
 
-    fn learn(&self, topic: &Topic) -> Arc<[IntCounter; 3]> {
-        let counters =
-            |label: &str| Arc::new(LEVELS.map(|acks| self.commits.with_label_values(&[label, level(acks), "200"])));
-        let mut known = write(&self.known);
-        if known.len() >= MAX_TOPICS && !known.contains_key(&topic.name) {
+    /// Gives a topic its label, as long as there are labels left.
+    fn add_topic(&self, topic: &TopicCounters) -> Arc<[IntCounter; 3]> {
+        let counters = |label: &str| {
+            Arc::new(ACKS_LEVELS.map(|acks| self.commits.with_label_values(&[label, acks_label(acks), "200"])))
+        };
+        let mut topics = write(&self.topics);
+        if topics.len() >= MAX_TOPICS && !topics.contains_key(&topic.name) {
             return counters(OTHER_TOPICS);
         }
-        let entry = known
+        // Another thread may have added the topic meanwhile.
+        let entry = topics
             .entry(Arc::clone(&topic.name))
-            .or_insert_with(|| Topic { name: Arc::clone(&topic.name), stored: Some(counters(&topic.name)) });
+            .or_insert_with(|| TopicCounters { name: Arc::clone(&topic.name), stored: Some(counters(&topic.name)) });
         entry.stored.clone().unwrap_or_else(|| counters(OTHER_TOPICS))
     }
 
-    /// Kafka did not confirm a message.
-    pub(super) fn not_stored(&self, topic: &Topic, acks: Acks, status: u16, took: Duration) {
+    /// Counts a message that Kafka did not confirm.
+    pub(super) fn not_stored(&self, topic: &TopicCounters, acks: Acks, status: u16, took: Duration) {
         self.seconds[index(acks)].observe(took.as_secs_f64());
+        // A topic without a stored message may not exist at all.
         let label = if topic.stored.is_some() { &*topic.name } else { OTHER_TOPICS };
-        self.commits.with_label_values(&[label, level(acks), &status.to_string()]).inc();
+        self.commits.with_label_values(&[label, acks_label(acks), &status.to_string()]).inc();
     }
 
-    /// A batch was answered; its messages, where it had any for Kafka, are counted on their own.
+    /// Counts an answered batch; its messages that were handed to Kafka are counted one by one as well.
     pub(super) fn batch(&self, status: u16) {
         self.batches.with_label_values(&[&status.to_string()]).inc();
     }
 
-    /// A request was refused before Kafka had to do with it.
+    /// Counts a request that was refused before anything was sent to Kafka.
     pub(super) fn refused(&self, status: u16) {
         self.commits.with_label_values(&["", "", &status.to_string()]).inc();
     }
@@ -135,7 +135,7 @@ fn index(acks: Acks) -> usize {
     }
 }
 
-fn level(acks: Acks) -> &'static str {
+fn acks_label(acks: Acks) -> &'static str {
     match acks {
         Acks::None => "0",
         Acks::Leader => "1",
@@ -148,9 +148,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_topics_that_stored_something_get_a_label_and_not_too_many() {
+    fn only_topics_with_a_stored_message_get_a_label_up_to_the_maximum() {
         let registry = Registry::new();
-        let metrics = Metrics::new(&registry);
+        let metrics = KproxyMetrics::new(&registry);
         metrics.not_stored(&metrics.topic("made-up"), Acks::Leader, 404, Duration::ZERO);
         for number in 0..=MAX_TOPICS {
             for _ in 0..2 {
@@ -167,7 +167,7 @@ mod tests {
             "kproxy_commits_total{acks=\"0\",code=\"504\",topic=\"t0\"} 1",
             "kproxy_commits_total{acks=\"\",code=\"400\",topic=\"\"} 1",
         ] {
-            assert!(text.lines().any(|known| known == line), "{line} is missing");
+            assert!(text.lines().any(|found| found == line), "{line} is missing");
         }
         assert!(!text.contains("made-up") && !text.contains("t1000"));
     }

@@ -1,41 +1,44 @@
-//! kproxy: takes messages by HTTP and answers when Kafka has them.
+//! kproxy: takes messages over HTTP and answers each when Kafka has it.
 //!
 //! ```text
-//!  accept ─▶ http-0 … http-N ──Commit (message, reply)──▶ producers (librdkafka's threads) ──outcome──▶ answer written
-//!                 ▲    ▲                                                                        │   (what does not fit: its reader)
-//!                 │    └────────────────── outcomes, when there are many at a time ─────────────┘
-//!  clients ───────┘        watch: reachability, levels, memory after floods; once a second
+//!  accept ─▶ http-0 … http-N ──Record, PendingMessage──▶ producers (librdkafka's threads) ──delivery report──▶ answer
+//!                 ▲    ▲                                                                          │
+//!                 │    └────────────── answers, when many messages are in flight ─────────────────┘
+//!  clients ───────┘        watch: readiness, gauges, memory after floods; once a second
 //! ```
 //!
-//! Reading order: `query`, `headers` and `answer` (pure), `access` (who may write what, and how much), `commit` (between HTTP and
-//! Kafka), `in_flight` (from the outcome to the answer), `batch` (many in one request), `lanes`, `metrics`, `memory`, `config`; here
-//! the parts are put together. Invariant: a 200 is given only for what Kafka confirmed at the level asked for.
+//! Reading order: `query`, `headers` and `answer` (pure), `access` (which client may write what, and how much),
+//! `handler` (between HTTP and Kafka), `in_flight` (from the delivery report to the answer), `batch` (many messages
+//! in one request), `in_flight_slots`, `producer_pool`, `metrics`, `log_fields`, `heap_trim`, `config`; this file
+//! only wires them. Invariant: 200 is answered only for messages that Kafka confirmed at the acks level of the
+//! request.
 //!
-//! Bounds: connections `max_connections` (more: 503), memory of requests `max_in_flight_bytes` (more: 503), commits `req_pool_size`
-//! (more: 503); the producers' own queues are larger than that. Threads are as many as the configuration says: `main`, `signals`,
-//! `watchdog`, `watch`, `http-accept`, the readers; for each of `producer_num` a `kafka-ask`, and for each level of acks in use a
-//! `kafka-acks-…` with librdkafka's `rdk:main`, an internal `rdk:broker-1` and an `rdk:brokerN` for each broker (with three of them and
-//! the default configuration 26 in all, never more than 32 under any load; while no broker answers, librdkafka tries each host of
-//! the configuration with one more).
+//! Bounds, each answered with 503 when it is reached: connections `max_connections`, memory of requests
+//! `max_in_flight_bytes`, messages in flight `req_pool_size`; the producers' own queues are larger than that. The
+//! number of threads is fixed by the configuration: `main`, `signals`, `watchdog`, `watch`, `http-accept`, the
+//! readers; for each of `producer_num` a `kafka-ask`, and for each acks level in use a `kafka-acks-…` with
+//! librdkafka's `rdk:main`, an internal `rdk:broker-1` and an `rdk:brokerN` for each broker (with three of them and
+//! the default configuration 26 in all, never more than 32 under any load; while no broker answers, librdkafka tries
+//! each host of the configuration with one more).
 
 mod access;
 mod answer;
 mod batch;
-mod commit;
 pub mod config;
 #[cfg(fuzzing)]
-pub mod fuzzing;
+pub mod fuzz_targets;
+mod handler;
 mod headers;
+mod heap_trim;
 mod in_flight;
-mod lanes;
-mod memory;
+mod in_flight_slots;
+mod log_fields;
 mod metrics;
+mod producer_pool;
 mod query;
-mod shown;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -49,53 +52,51 @@ use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
-use access::Access;
-use batch::Bounds;
-use commit::CommitHandler;
+use access::AccessControl;
+use batch::BatchLimits;
 use config::Config;
-use in_flight::Delivery;
-use lanes::Lanes;
-use memory::Tide;
-use metrics::Metrics;
+use handler::CommitHandler;
+use heap_trim::TrimTrigger;
+use in_flight::PendingMessage;
+use in_flight_slots::SlotPool;
+use metrics::KproxyMetrics;
+use producer_pool::ProducerPool;
 
-/// Bound of a question to a broker and of connecting to one.
+/// Timeout of connecting to a broker and of a metadata request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often reachability is looked at.
+/// Interval of the checks of `Watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// Descriptors besides those of clients: brokers, logs, pollers, the endpoints of operations.
+/// File descriptors kept for everything but clients: brokers, logs, pollers, the admin port.
 const OTHER_DESCRIPTORS: u64 = 400;
-/// The end of the grace that is kept for telling clients what did not become of their messages, at most.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Part of `shutdown_grace_ms` reserved, at most, for answering clients whose messages were not confirmed.
+const MAX_ANSWER_RESERVE: Duration = Duration::from_millis(500);
 
-/// Reads the configuration, or tells everything that is wrong with it.
+/// Loads the configuration, or returns all its problems.
 pub fn load(file: &Path) -> Result<Config, Problems> {
     Config::load(file)
 }
 
-/// Serves until the supervisor's stop is triggered, then stops in order.
+/// Serves until the supervisor's stop is triggered, then shuts down in order.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
-    memory::keep_large_buffers_apart();
+    heap_trim::map_large_buffers();
     let max_connections = connections_within(config.max_connections.get(), raise_open_files());
     let (registry, health) = (Registry::new(), Health::new());
     let admin = Admin::new(registry.clone(), health.clone());
-    let metrics = Arc::new(Metrics::new(&registry));
-    let in_flight = Arc::new(AtomicUsize::new(0));
+    let metrics = Arc::new(KproxyMetrics::new(&registry));
     let budget = ByteBudget::new(config.max_in_flight_bytes.get());
 
-    // What a daemon cannot do without comes first: a port that is taken must end the start before threads run.
-    let commits = Arc::new(CommitHandler {
-        lanes: producers(&config, supervisor)?,
+    let handler = Arc::new(CommitHandler {
+        producers: producers(&config, supervisor)?,
         admin: admin.clone(),
         metrics: Arc::clone(&metrics),
-        access: Access::new(config.access.clone(), &registry, supervisor.reloads()),
-        in_flight: Arc::clone(&in_flight),
-        max_commits: config.max_commits.get(),
+        access: AccessControl::new(config.access.clone(), &registry, supervisor.reloads()),
+        slots: SlotPool::new(config.max_commits.get()),
         max_message_bytes: config.max_message_bytes.get(),
-        batches: Bounds {
-            messages: config.max_batch_messages.get(),
-            bytes: config.max_batch_bytes.get(),
-            value_bytes: config.max_message_bytes.get(),
-            places: config.max_commits.get(),
+        batch_limits: BatchLimits {
+            max_messages: config.max_batch_messages.get(),
+            max_body_bytes: config.max_batch_bytes.get(),
+            max_value_bytes: config.max_message_bytes.get(),
+            max_slots: config.max_commits.get(),
         },
         has_headers_and_timestamps: config.engine.has_headers_and_timestamps(),
     });
@@ -131,42 +132,46 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         config.http_threads.get(),
         limits,
         tls,
-        Arc::<CommitHandler>::clone(&commits),
+        Arc::<CommitHandler>::clone(&handler),
     )?;
 
-    let watch = Watch { commits: Arc::clone(&commits), broker: health.component("broker"), in_flight, budget, metrics };
+    let watch = Watch { handler: Arc::clone(&handler), broker: health.component("broker"), budget, metrics };
     let stop = supervisor.stop().clone();
     supervisor.spawn("watch", move || watch.run(&stop));
 
     supervisor.stop().wait();
+    // From now on /readyz fails, so that a load balancer sends no more requests.
     health.component("kproxy").set(Err("shutting down".to_owned()));
-    stop_in_order(&server, &commits.lanes, config.shutdown_grace);
+    stop_in_order(&server, &handler.producers, config.shutdown_grace);
+    // The admin port is open to the end, so that the shutdown can be observed.
     drop(admin_server);
     Ok(())
 }
 
-/// First no new requests, then the answers of those in progress, then the producers, whose closing tells the outcome of what is
-/// left. The readers, which may have to answer that, end last.
-fn stop_in_order(server: &Server, lanes: &Lanes<Delivery>, grace: Duration) {
+/// No new requests; then the answers of those in progress; then the producers, which complete the messages that are
+/// left as closed. The readers end last, because they may have to answer those.
+fn stop_in_order(server: &Server, producers: &ProducerPool<PendingMessage>, grace: Duration) {
     let deadline = Instant::now() + grace;
     let left = || deadline.saturating_duration_since(Instant::now());
-    let last_words = last_words(grace);
-    server.drain(grace.saturating_sub(2 * last_words));
-    lanes.close(left().saturating_sub(last_words));
+    let reserve = answer_reserve(grace);
+    // One reserve is for the producers to flush once no more requests come, one for the answers after that.
+    server.drain(grace.saturating_sub(2 * reserve));
+    producers.close(left().saturating_sub(reserve));
     server.drain(left());
     server.close();
 }
 
-/// A short grace, too, is mostly for what is in progress.
-fn last_words(grace: Duration) -> Duration {
-    LAST_WORDS.min(grace / 8)
+/// At most an eighth of the grace, so that most of a short one is left for requests in progress.
+fn answer_reserve(grace: Duration) -> Duration {
+    MAX_ANSWER_RESERVE.min(grace / 8)
 }
 
-fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Delivery>, String> {
+fn producers(config: &Config, supervisor: &Supervisor) -> Result<ProducerPool<PendingMessage>, String> {
     let broker = BrokerConfig {
         hosts: config.broker_hosts.clone(),
         engine: config.engine,
         client_id: "kproxy".to_owned(),
+        // A metadata request must not take longer than a message may wait.
         request_timeout: REQUEST_TIMEOUT.min(config.commit_timeout),
         settings: config.kafka.clone(),
     };
@@ -179,45 +184,47 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<Lanes<Delivery>
     (0..config.producers.get())
         .map(|_| broker::producer(&broker, producer.clone(), supervisor))
         .collect::<Result<_, _>>()
-        .map(Lanes::new)
+        .map(ProducerPool::new)
 }
 
-/// So many connections as there are descriptors for: clients must not take those that the way to the brokers needs.
-fn connections_within(wanted: usize, open_files: u64) -> usize {
+/// `max_connections`, reduced to the file descriptors of the process: clients must not use up those of the
+/// connections to brokers.
+fn connections_within(max_connections: usize, open_files: u64) -> usize {
+    // With a very low limit half of it is for clients.
     let others = OTHER_DESCRIPTORS.min(open_files / 2);
-    let allowed = wanted.min(usize::try_from(open_files - others).unwrap_or(usize::MAX)).max(1);
-    if allowed < wanted {
+    let allowed = max_connections.min(usize::try_from(open_files - others).unwrap_or(usize::MAX)).max(1);
+    if allowed < max_connections {
         warn!(
-            "max_connections is {wanted}, but this process may have {open_files} open files (ulimit -n, LimitNOFILE), so \
-             there are {allowed} at most"
+            "max_connections: {max_connections} is reduced to {allowed}, because this process may open {open_files} files \
+             (ulimit -n, LimitNOFILE)"
         );
     }
     allowed
 }
 
-/// Looks once a second at what `/readyz` and the gauges show, and after a flood gives its memory back.
+/// Once a second updates `/readyz` and the gauges, and after a flood of large bodies trims the heap.
 struct Watch {
-    commits: Arc<CommitHandler>,
+    handler: Arc<CommitHandler>,
     broker: Component,
-    in_flight: Arc<AtomicUsize>,
     budget: ByteBudget,
-    metrics: Arc<Metrics>,
+    metrics: Arc<KproxyMetrics>,
 }
 
 impl Watch {
     fn run(&self, stop: &Stop) {
-        let mut tide = Tide::default();
+        let mut trim_trigger = TrimTrigger::default();
         loop {
-            self.broker.set(self.commits.lanes.reachable());
+            self.broker.set(self.handler.producers.reachable());
             let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-            self.metrics.in_flight.set(gauge(self.in_flight.load(Ordering::Relaxed)));
+            self.metrics.in_flight.set(gauge(self.handler.slots.used()));
             let used = self.budget.used();
             self.metrics.in_flight_bytes.set(gauge(used));
-            if tide.has_fallen(self.budget.take_high(), used) {
-                memory::give_back();
+            if trim_trigger.fires(self.budget.take_high(), used) {
+                heap_trim::trim();
             }
-            let questions = self.commits.lanes.topic_lookups();
-            self.metrics.topic_lookups.inc_by(questions.saturating_sub(self.metrics.topic_lookups.get()));
+            // The producers count from their start, so the counter gets the difference.
+            let lookups = self.handler.producers.topic_lookups();
+            self.metrics.topic_lookups.inc_by(lookups.saturating_sub(self.metrics.topic_lookups.get()));
             if !stop.sleep(WATCH_INTERVAL) {
                 return;
             }
@@ -231,17 +238,17 @@ mod tests {
 
     #[test]
     fn clients_leave_descriptors_for_the_brokers() {
-        for (wanted, open_files, allowed) in
+        for (max_connections, open_files, allowed) in
             [(16_384, 1 << 20, 16_384), (16_384, 1024, 624), (16_384, 100, 50), (600, 1024, 600), (5, 0, 1)]
         {
-            assert_eq!(connections_within(wanted, open_files), allowed, "{wanted} of {open_files}");
+            assert_eq!(connections_within(max_connections, open_files), allowed, "{max_connections} of {open_files}");
         }
     }
 
     #[test]
-    fn most_of_a_short_grace_is_for_what_is_in_progress() {
-        for (grace, end) in [(10_000, 500), (4_000, 500), (1_000, 125), (0, 0)] {
-            assert_eq!(last_words(Duration::from_millis(grace)), Duration::from_millis(end), "{grace}");
+    fn most_of_a_short_grace_is_for_requests_in_progress() {
+        for (grace, reserve) in [(10_000, 500), (4_000, 500), (1_000, 125), (0, 0)] {
+            assert_eq!(answer_reserve(Duration::from_millis(grace)), Duration::from_millis(reserve), "{grace}");
         }
     }
 }

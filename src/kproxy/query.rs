@@ -1,13 +1,13 @@
-//! The query of `/commit` and `/commit_batch` into topic, key, acks, partition and timestamp.
+//! Parses the query of `/commit` and `/commit_batch`: topic, key, acks, partition and timestamp.
 
 use std::borrow::Cow;
 use std::str::FromStr;
 
 use super::answer::Failure;
-use crate::broker::{Acks, PartitionId, TOPIC_NAMES, is_topic_name};
+use crate::broker::{Acks, PartitionId, is_topic_name};
 use crate::http::percent_decode;
 
-/// What a client asks for besides the message itself.
+/// The parameters of a request, checked.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Query<'a> {
     /// A legal name.
@@ -17,16 +17,16 @@ pub(super) struct Query<'a> {
     pub(super) acks: Acks,
     /// Not negative.
     pub(super) partition: Option<PartitionId>,
-    /// Not negative.
+    /// At least 1.
     pub(super) timestamp_ms: Option<i64>,
 }
 
-/// Reads a query as sent. Parameters that are not ours are passed over, as the original did.
+/// Parses a query as sent. Unknown parameters are ignored, as the original did.
 pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
     let (mut topic, mut key, mut acks, mut partition, mut timestamp) = (None, None, None, None, None);
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let place = match percent_decode(name).as_deref() {
+        let parameter = match percent_decode(name).as_deref() {
             Some(b"topic") => &mut topic,
             Some(b"key") => &mut key,
             Some(b"acks") => &mut acks,
@@ -34,36 +34,29 @@ pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
             Some(b"timestamp") => &mut timestamp,
             _ => continue,
         };
-        let value = percent_decode(value).ok_or_else(|| {
-            Failure::bad(
-                "bad_encoding",
-                format!("the value of {name} has a % that two hexadecimal digits do not follow"),
-            )
-        })?;
-        if place.replace(value).is_some() {
-            return Err(Failure::bad("repeated_parameter", format!("{name} is given more than once")));
+        let value = percent_decode(value).ok_or_else(|| Failure::bad_encoding(name))?;
+        if parameter.replace(value).is_some() {
+            return Err(Failure::repeated_parameter(name));
         }
     }
     let acks = match acks.as_deref() {
         None | Some(b"" | b"1") => Acks::Leader,
         Some(b"0") => Acks::None,
         Some(b"-1") => Acks::All,
-        Some(_) => return Err(Failure::bad("bad_acks", "acks must be 0, 1 or -1")),
+        Some(_) => return Err(Failure::bad_acks()),
     };
-    let partition = number(partition.as_deref())
-        .map_err(|_| Failure::bad("bad_partition", "partition must be a whole number from 0 to 2147483647"))?;
-    // Kafka's clients read 0 as no timestamp.
-    let timestamp_ms =
-        number(timestamp.as_deref()).ok().filter(|timestamp| *timestamp != Some(0)).ok_or_else(|| {
-            Failure::bad("bad_timestamp", "timestamp must be milliseconds since 1970, a whole number from 1")
-        })?;
-    let topic = topic.filter(|topic| !topic.is_empty());
-    let topic = topic.ok_or_else(|| Failure::bad("no_topic", "the parameter topic is missing"))?;
+    let partition = number(partition.as_deref()).map_err(|_| Failure::bad_partition())?;
+    let timestamp_ms = number(timestamp.as_deref())
+        .ok()
+        // Kafka clients take a timestamp of 0 for none.
+        .filter(|timestamp| *timestamp != Some(0))
+        .ok_or_else(Failure::bad_timestamp)?;
+    let topic = topic.filter(|topic| !topic.is_empty()).ok_or_else(Failure::missing_topic)?;
     Ok(Query { topic: legal(topic)?, key: key.filter(|key| !key.is_empty()), acks, partition, timestamp_ms })
 }
 
-/// Decimal digits and nothing else. Unlike a key, an empty one is not taken for none: where the message goes, or what
-/// time it gets, would come as a surprise.
+/// Decimal digits only. An empty number is an error, other than an empty key: the message would get a partition or a
+/// time that the client did not choose.
 fn number<T: FromStr>(value: Option<&[u8]>) -> Result<Option<T>, ()> {
     let Some(value) = value else { return Ok(None) };
     let digits = str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
@@ -76,18 +69,18 @@ fn legal(topic: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Failure> {
         Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
         Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
     };
-    text.filter(|_| is_legal).ok_or_else(|| Failure::bad("bad_topic", format!("topic must be {TOPIC_NAMES}")))
+    text.filter(|_| is_legal).ok_or_else(Failure::bad_topic)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Topic, key and acks, or the word of the failure.
+    /// TopicCounters, key and acks, or the word of the failure.
     type Outcome<'a> = Result<(&'a str, Option<&'a [u8]>, Acks), &'a str>;
 
     #[test]
-    fn a_query_is_understood_or_refused_by_name() {
+    fn a_query_is_parsed_or_refused_with_a_code() {
         let longest = format!("topic={}", "a".repeat(249));
         let too_long = format!("topic={}", "a".repeat(250));
         let rows: &[(&str, Outcome<'_>)] = &[
@@ -145,8 +138,9 @@ mod tests {
             assert_eq!(outcome, *expected, "{text}");
         }
     }
+
     #[test]
-    fn partition_and_timestamp_are_whole_numbers() {
+    fn partition_and_timestamp_are_integers() {
         for (text, partition, timestamp_ms) in [
             ("topic=t", None, None),
             ("topic=t&partition=0&timestamp=1", Some(0), Some(1)),

@@ -1,19 +1,19 @@
-//! Which backend gets the next attempt.
+//! The choice of the backend for the next attempt.
 
-/// A worker's own walk round the backends. Workers begin at different ones, so that together they spread evenly.
+/// A worker's round robin over the backends. Workers start at different backends, so the load is spread evenly.
 #[derive(Clone, Debug)]
-pub struct Rotation {
+pub(super) struct BackendRotation {
     next: usize,
 }
 
-impl Rotation {
-    /// The walk of worker number `worker`.
-    pub fn starting_at(worker: usize) -> Self {
-        Rotation { next: worker }
+impl BackendRotation {
+    /// The round robin of worker number `worker`.
+    pub(super) fn starting_at(worker: usize) -> Self {
+        BackendRotation { next: worker }
     }
 
-    /// The next backend. Never the same twice in a row while there is another: a retry moves on.
-    pub fn next<'servers>(&mut self, servers: &'servers [String]) -> &'servers str {
+    /// The next backend. With two or more it is never the same twice in a row, so a retry goes to another one.
+    pub(super) fn next<'servers>(&mut self, servers: &'servers [String]) -> &'servers str {
         let chosen = self.next % servers.len();
         self.next = chosen + 1;
         &servers[chosen]
@@ -25,14 +25,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_walks_round_from_its_own_start() {
+    fn each_worker_goes_round_from_its_own_start() {
         let servers = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
         for (worker, expected) in [(0, "abcabc"), (1, "bcabca"), (5, "cabcab"), (usize::MAX, "abcabc")] {
-            let mut rotation = Rotation::starting_at(worker);
-            let walk: String = (0..6).map(|_| rotation.next(&servers)).collect();
-            assert_eq!(walk, expected, "worker {worker}");
+            let mut rotation = BackendRotation::starting_at(worker);
+            let order: String = (0..6).map(|_| rotation.next(&servers)).collect();
+            assert_eq!(order, expected, "worker {worker}");
         }
-        let mut alone = Rotation::starting_at(3);
+        let mut alone = BackendRotation::starting_at(3);
         assert_eq!([alone.next(&servers[..1]), alone.next(&servers[..1])], ["a", "a"]);
     }
 }

@@ -1,7 +1,7 @@
-//! The HTTP client of the pushes, with every setting that its defaults get wrong for us.
+//! The HTTP client of the pushes: its settings, and the addresses of the backends.
 //!
-//! Invariants: a request is sent once (the client never repeats one by itself), a redirect is an answer
-//! like any other, no proxy is used whatever the environment says, and no thread is started for a request.
+//! Invariants: a request is sent once (the client never retries by itself), a redirect is an answer
+//! like any other, no proxy is used even if the environment names one, and no thread is started for a request.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -20,27 +20,28 @@ use super::socket::TcpConnector;
 use crate::locks::{lock, wait_timeout_while};
 use crate::shutdown::Stop;
 
-/// Idle connections are closed before the backend closes them: five seconds is the shortest usual keep-alive time, and a
-/// request that crosses the backend's closing is lost and repeated.
+/// Idle timeout of a connection. It is below five seconds, the shortest keep-alive timeout in common use: a request
+/// that is sent while the backend closes the connection fails and is retried.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(4);
-/// Names are resolved anew after this time …
-const RESOLVE_EVERY: Duration = Duration::from_secs(30);
-/// … or, while one could not be resolved, after this.
-const RESOLVE_AGAIN: Duration = Duration::from_secs(2);
-/// A look-up that fails in the same way is told only so often.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
-/// How long a request waits for the first look-up of a name. Long enough for a good server, no more.
-const FIRST_LOOKUP: Duration = Duration::from_secs(5);
-/// Addresses of one name that are tried; the client has no room for more.
+/// Pause between two look-ups of all names …
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+/// … and the pause while a look-up fails.
+const RESOLVE_RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// A look-up that keeps failing for the same reason is logged at this interval.
+const REPEAT_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a request waits for the first look-up of a name; a name server that works answers much sooner.
+const FIRST_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses of one name that are tried. The client holds no more.
 const MAX_ADDRESSES: usize = 16;
 
-/// The client of one module: one pool, a connection for each worker.
-pub(super) fn agent(protocol: &ProtocolConfig, worker_num: usize, names: Arc<Names>) -> Agent {
-    Agent::with_parts(agent_config(protocol, worker_num), TcpConnector, NameTable(names))
+/// The client of one module: a pool with a connection for each worker.
+pub(super) fn agent(protocol: &ProtocolConfig, worker_num: usize, resolver: Arc<BackendResolver>) -> Agent {
+    Agent::with_parts(agent_config(protocol, worker_num), TcpConnector, AgentResolver(resolver))
 }
 
 fn agent_config(protocol: &ProtocolConfig, worker_num: usize) -> AgentConfig {
-    // Only the timeouts of phases: any of global, per call and resolve would start a thread for each request.
+    // Only timeouts of single phases: with a global, per-call or resolve timeout the client starts a thread for each
+    // request.
     Agent::config_builder()
         .proxy(None)
         .max_redirects(0)
@@ -60,72 +61,75 @@ fn agent_config(protocol: &ProtocolConfig, worker_num: usize) -> AgentConfig {
         .build()
 }
 
-/// The addresses of a module's backends. IP addresses are there from the start; names are looked up by
+/// The addresses of a module's backends. IP addresses are known from the start; names are looked up by
 /// [`run`](Self::run) on one thread, so that a slow name server holds up no push to another backend.
-pub struct Names {
-    /// By `host:port` as in the uri; fixed at the start. Overwritten and read, never held across IO.
-    table: Mutex<HashMap<String, Known>>,
+pub(super) struct BackendResolver {
+    /// The key is `host:port` as in the uri; the set of keys never changes. The lock is never held across IO.
+    table: Mutex<HashMap<String, LookupState>>,
     changed: Condvar,
 }
 
-enum Known {
-    NotYet,
-    Addresses(Vec<SocketAddr>),
+/// The result of the latest look-up that matters.
+enum LookupState {
+    Pending,
+    Resolved(Vec<SocketAddr>),
     Failed(String),
 }
 
-impl Names {
-    /// The table for these servers, `host` or `host:port` each.
-    pub fn new(servers: &[String]) -> Arc<Names> {
+impl BackendResolver {
+    /// A resolver for these servers, each `host` or `host:port`.
+    pub(super) fn new(servers: &[String]) -> Arc<BackendResolver> {
         let entry = |server: &String| {
             let authority = with_port(server);
-            let known = authority.parse().map_or(Known::NotYet, |address| Known::Addresses(vec![address]));
-            (authority, known)
+            let state = authority.parse().map_or(LookupState::Pending, |address| LookupState::Resolved(vec![address]));
+            (authority, state)
         };
-        Arc::new(Names { table: Mutex::new(servers.iter().map(entry).collect()), changed: Condvar::new() })
+        Arc::new(BackendResolver { table: Mutex::new(servers.iter().map(entry).collect()), changed: Condvar::new() })
     }
 
-    /// Whether there is anything to look up, so whether [`run`](Self::run) is needed.
-    pub fn has_names(&self) -> bool {
+    /// Whether a backend is configured by name, so that [`run`](Self::run) is needed.
+    pub(super) fn has_names(&self) -> bool {
         !self.names().is_empty()
     }
 
-    /// Looks names up again and again until the stop. A look-up that fails keeps the addresses known before.
-    pub fn run(&self, stop: &Stop) {
-        // By name: what was said last, and when, so that a name server that is away does not fill the log.
-        let mut said: HashMap<String, (String, Instant)> = HashMap::new();
+    /// Looks all names up at intervals until the stop. When a look-up fails, the addresses found before stay in use.
+    pub(super) fn run(&self, stop: &Stop) {
+        // The last warning of each name and its time, so that a name server that is down does not fill the log.
+        let mut warned: HashMap<String, (String, Instant)> = HashMap::new();
         loop {
-            let mut all_are_known = true;
+            let mut all_resolved = true;
             for name in self.names() {
                 let found = name.to_socket_addrs().map(Iterator::collect::<Vec<_>>);
                 let mut table = self.lock();
                 match found {
                     Ok(addresses) if !addresses.is_empty() => {
-                        said.remove(&name);
-                        table.insert(name, Known::Addresses(addresses));
+                        warned.remove(&name);
+                        table.insert(name, LookupState::Resolved(addresses));
                     }
                     failed => {
                         let reason = failed.err().map_or("it has no address".to_owned(), |cause| cause.to_string());
-                        all_are_known = false;
-                        if said.get(&name).is_none_or(|(known, at)| *known != reason || SAY_AGAIN < at.elapsed()) {
-                            warn!("backend {name} cannot be looked up: {reason}");
-                            said.insert(name.clone(), (reason.clone(), Instant::now()));
+                        all_resolved = false;
+                        let is_repeat =
+                            |(last, at): &(String, Instant)| *last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;
+                        if !warned.get(&name).is_some_and(is_repeat) {
+                            warn!("backend_servers: cannot resolve {name:?}: {reason}");
+                            warned.insert(name.clone(), (reason.clone(), Instant::now()));
                         }
-                        if !matches!(table.get(&name), Some(Known::Addresses(_))) {
-                            table.insert(name, Known::Failed(reason));
+                        if !matches!(table.get(&name), Some(LookupState::Resolved(_))) {
+                            table.insert(name, LookupState::Failed(reason));
                         }
                     }
                 }
                 drop(table);
                 self.changed.notify_all();
             }
-            if !stop.sleep(if all_are_known { RESOLVE_EVERY } else { RESOLVE_AGAIN }) {
+            if !stop.sleep(if all_resolved { RESOLVE_INTERVAL } else { RESOLVE_RETRY_INTERVAL }) {
                 return;
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, LookupState>> {
         lock(&self.table)
     }
 
@@ -134,13 +138,14 @@ impl Names {
     }
 
     fn addresses(&self, authority: &str) -> Result<Vec<SocketAddr>, String> {
-        let is_pending = |table: &mut HashMap<String, Known>| matches!(table.get(authority), Some(Known::NotYet));
-        let (table, _) = wait_timeout_while(&self.changed, self.lock(), FIRST_LOOKUP, is_pending);
+        let is_pending =
+            |table: &mut HashMap<String, LookupState>| matches!(table.get(authority), Some(LookupState::Pending));
+        let (table, _) = wait_timeout_while(&self.changed, self.lock(), FIRST_LOOKUP_TIMEOUT, is_pending);
         match table.get(authority) {
-            Some(Known::Addresses(addresses)) => Ok(addresses.clone()),
-            Some(Known::Failed(reason)) => Err(format!("{authority} cannot be looked up: {reason}")),
-            Some(Known::NotYet) => Err(format!("{authority} is still being looked up")),
-            None => Err(format!("{authority} is not a backend")),
+            Some(LookupState::Resolved(addresses)) => Ok(addresses.clone()),
+            Some(LookupState::Failed(reason)) => Err(format!("cannot resolve {authority:?}: {reason}")),
+            Some(LookupState::Pending) => Err(format!("{authority:?} is not resolved yet")),
+            None => Err(format!("{authority:?} is not one of backend_servers")),
         }
     }
 }
@@ -150,16 +155,16 @@ fn with_port(server: &str) -> String {
     if has_port { server.to_owned() } else { format!("{server}:80") }
 }
 
-/// The table as the client asks it.
-struct NameTable(Arc<Names>);
+/// The resolver in the client's terms.
+struct AgentResolver(Arc<BackendResolver>);
 
-impl std::fmt::Debug for NameTable {
+impl std::fmt::Debug for AgentResolver {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("NameTable")
+        formatter.write_str("AgentResolver")
     }
 }
 
-impl Resolver for NameTable {
+impl Resolver for AgentResolver {
     fn resolve(&self, uri: &Uri, _: &AgentConfig, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let authority = uri.authority().ok_or(ureq::Error::HostNotFound)?.as_str();
         let failed = |reason: String| ureq::Error::Io(std::io::Error::other(reason));
@@ -174,12 +179,12 @@ impl Resolver for NameTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ktransfer::template::Template;
+    use crate::ktransfer::template::UriTemplate;
 
     #[test]
-    fn every_setting_that_matters_is_ours() {
+    fn no_setting_that_matters_is_left_to_the_default() {
         let protocol = ProtocolConfig {
-            uri: Template::parse("/").unwrap(),
+            uri: UriTemplate::parse("/").unwrap(),
             headers: Vec::new(),
             connect_timeout: Some(Duration::from_millis(1)),
             write_timeout: Some(Duration::from_millis(2)),
@@ -201,19 +206,24 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_known_at_once_and_names_after_the_first_look_up() {
-        let names = Names::new(&["127.0.0.1".into(), "[::1]:81".into(), "localhost:82".into(), "no.invalid:1".into()]);
-        assert_eq!(names.addresses("127.0.0.1:80").unwrap(), ["127.0.0.1:80".parse().unwrap()]);
-        assert_eq!(names.addresses("[::1]:81").unwrap(), ["[::1]:81".parse().unwrap()]);
-        assert!(names.addresses("127.0.0.1:81").unwrap_err().contains("not a backend"));
-        assert!(names.has_names());
-        assert!(!Names::new(&["10.0.0.1:80".into()]).has_names());
+    fn addresses_resolve_at_once_and_names_after_the_first_look_up() {
+        let resolver = BackendResolver::new(&[
+            "127.0.0.1".into(),
+            "[::1]:81".into(),
+            "localhost:82".into(),
+            "no.invalid:1".into(),
+        ]);
+        assert_eq!(resolver.addresses("127.0.0.1:80").unwrap(), ["127.0.0.1:80".parse().unwrap()]);
+        assert_eq!(resolver.addresses("[::1]:81").unwrap(), ["[::1]:81".parse().unwrap()]);
+        assert!(resolver.addresses("127.0.0.1:81").unwrap_err().contains("not one of backend_servers"));
+        assert!(resolver.has_names());
+        assert!(!BackendResolver::new(&["10.0.0.1:80".into()]).has_names());
         let stop = Stop::new();
         std::thread::scope(|scope| {
-            scope.spawn(|| names.run(&stop));
+            scope.spawn(|| resolver.run(&stop));
             // A request waits for the first look-up.
-            assert!(names.addresses("localhost:82").unwrap().iter().all(|address| address.port() == 82));
-            assert!(names.addresses("no.invalid:1").is_err());
+            assert!(resolver.addresses("localhost:82").unwrap().iter().all(|address| address.port() == 82));
+            assert!(resolver.addresses("no.invalid:1").is_err());
             stop.trigger();
         });
     }

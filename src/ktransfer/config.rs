@@ -1,4 +1,4 @@
-//! `ktransfer.yaml` and the files of its modules into final types.
+//! Loads `ktransfer.yaml` and the files of its modules into final types.
 //!
 //! The reference with every key, its meaning, unit and default is `conf/ktransfer.yaml` and `conf/modules/`.
 
@@ -11,40 +11,48 @@ use std::time::Duration;
 use serde_yaml::Value;
 
 use super::policy::RetryPolicy;
-use super::push;
-use super::template::Template;
+use super::request::{check_header, check_server};
+use super::template::UriTemplate;
 use crate::broker::{self, Engine, KafkaSettings, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{self, Settings};
 use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
-/// Longest duration a key may hold: a day.
-const LONGEST_MS: u64 = 86_400_000;
+/// Longest duration a key accepts: a day.
+const MAX_DURATION_MS: u64 = 86_400_000;
 /// Default of `max_retry_interval_ms`, unless `fail_retry_interval_ms` is longer.
-const DEFAULT_LONGEST_PAUSE_MS: u64 = 10_000;
+const DEFAULT_MAX_PAUSE_MS: u64 = 10_000;
 
 /// The configuration of ktransfer.
 #[derive(Clone)]
 pub struct Config {
     /// `log_dir`, `log_level`.
-    pub log: LogConfig,
+    pub(super) log: LogConfig,
     /// `zk_hosts`, `zk_chroot`, `zk_timeout_ms`.
-    pub keeper: KeeperConfig,
-    /// `zk_fail_retry_interval_ms`: longest pause before a module that failed, or could not start, is tried again.
-    pub retry_interval: Duration,
-    /// `broker_hosts`; `None` finds the brokers in ZooKeeper.
-    pub broker_hosts: Option<Vec<String>>,
+    pub(super) keeper: KeeperConfig,
+    /// `zk_fail_retry_interval_ms`: longest pause before a module that failed, or could not start, is started again.
+    pub(super) retry_interval: Duration,
+    /// `broker_hosts`; `None` takes the brokers from ZooKeeper.
+    pub(super) broker_hosts: Option<Vec<String>>,
     /// `kafka_client`.
-    pub engine: Engine,
+    pub(super) engine: Engine,
     /// `kafka`: settings of librdkafka.
-    pub kafka: KafkaSettings,
-    /// `admin_port`: where `/metrics`, `/healthz` and `/readyz` are served, if at all.
-    pub admin_port: Option<u16>,
+    pub(super) kafka: KafkaSettings,
+    /// `admin_port`: serves `/metrics`, `/healthz` and `/readyz`; `None` serves none of them.
+    pub(super) admin_port: Option<u16>,
     /// `shutdown_grace_ms`.
-    pub shutdown_grace: Duration,
+    pub(super) shutdown_grace: Duration,
     /// One for each entry of `module_enabled`.
-    pub modules: Vec<ModuleConfig>,
+    pub(super) modules: Vec<ModuleConfig>,
+}
+
+#[cfg(test)]
+impl Config {
+    /// The names of the modules that are enabled.
+    pub(crate) fn module_names(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(|module| &*module.name)
+    }
 }
 
 impl Settings for Config {
@@ -59,60 +67,60 @@ impl Settings for Config {
 
 /// The configuration of one module. No `Debug`: the headers may hold secrets.
 #[derive(Clone)]
-pub struct ModuleConfig {
+pub(super) struct ModuleConfig {
     /// Name: the group in ZooKeeper, and the name of its file.
-    pub name: Arc<str>,
+    pub(super) name: Arc<str>,
     /// `topic`.
-    pub topic: Arc<str>,
-    /// `methods`; `None` pushes every message, whatever it is.
-    pub methods: Option<BTreeSet<Arc<str>>>,
+    pub(super) topic: Arc<str>,
+    /// `methods`; `None` pushes every message.
+    pub(super) methods: Option<BTreeSet<Arc<str>>>,
     /// `protocol`.
-    pub protocol: ProtocolConfig,
-    /// `worker_num`: threads that push.
-    pub worker_num: NonZeroUsize,
+    pub(super) protocol: ProtocolConfig,
+    /// `worker_num`: threads that push, so the number of concurrent pushes.
+    pub(super) worker_num: NonZeroUsize,
     /// `window_size`: messages handed out and not done, over all partitions.
-    pub window_size: NonZeroUsize,
+    pub(super) window_size: NonZeroUsize,
     /// `max_commit_gap`: messages of one partition that may be repeated after a hand-over.
-    pub max_commit_gap: NonZeroUsize,
+    pub(super) max_commit_gap: NonZeroUsize,
     /// `max_retry_times`, `fail_retry_interval_ms`, `max_retry_interval_ms`.
-    pub retry: RetryPolicy,
+    pub(super) retry: RetryPolicy,
     /// `backend_servers`, as in the file.
-    pub backend_servers: Vec<String>,
+    pub(super) backend_servers: Vec<String>,
     /// `serialize_by_key`: whether messages of one key are pushed one at a time, in order.
-    pub serialize_by_key: bool,
+    pub(super) serialize_by_key: bool,
     /// `zk_offset_update_interval_sec`: how often commit points are stored.
-    pub offset_update_interval: Duration,
+    pub(super) offset_update_interval: Duration,
     /// `waiting_queue_size`: messages read and not yet handed out.
-    pub waiting_queue_size: NonZeroUsize,
-    /// `start_from`: where to begin without a stored offset.
-    pub start_from: StartFrom,
+    pub(super) waiting_queue_size: NonZeroUsize,
+    /// `start_from`: where a partition without a stored offset begins.
+    pub(super) start_from: StartFrom,
 }
 
 /// `protocol`: how a message is pushed.
 #[derive(Clone)]
-pub struct ProtocolConfig {
+pub(super) struct ProtocolConfig {
     /// `uri`.
-    pub uri: Template,
+    pub(super) uri: UriTemplate,
     /// `headers`, checked.
-    pub headers: Vec<(String, String)>,
-    /// `conn_timeout_ms`; `None` leaves it to the system.
-    pub connect_timeout: Option<Duration>,
-    /// `write_timeout_ms`: for sending a request; `None` waits for ever.
-    pub write_timeout: Option<Duration>,
-    /// `read_timeout_ms`: from the end of the request to the end of the answer; `None` waits for ever.
-    pub read_timeout: Option<Duration>,
+    pub(super) headers: Vec<(String, String)>,
+    /// `conn_timeout_ms`; `None` is the timeout of the operating system.
+    pub(super) connect_timeout: Option<Duration>,
+    /// `write_timeout_ms`: for sending a request; `None` is no limit.
+    pub(super) write_timeout: Option<Duration>,
+    /// `read_timeout_ms`: from the end of the request to the end of the answer; `None` is no limit.
+    pub(super) read_timeout: Option<Duration>,
 }
 
 /// Where a partition without a stored offset begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartFrom {
+pub(super) enum StartFrom {
     /// At the oldest message kept.
     Earliest,
     /// At the next message to come.
     Latest,
 }
 
-/// Loads the main file and the file of each enabled module, or tells everything that is wrong with them.
+/// Loads the main file and the file of each enabled module, or returns all problems of all files.
 pub fn load(path: &Path) -> Result<Config, Problems> {
     let mut problems = Problems::default();
     let config = main_file(Section::load(path, &mut problems), &mut problems);
@@ -124,13 +132,13 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     let hosts = section.hosts("zk_hosts", true, problems).unwrap_or_default();
     let chroot = keeper::chroot("zk_chroot", &mut section, problems);
     let session_timeout = section.millis("zk_timeout_ms", Some(30_000), 100..=600_000, problems);
-    // The original has no key for it: a third of the session leaves time for two more servers.
+    // The original has no key for the connect timeout: a third of the session timeout leaves time for two more servers.
     let connect_timeout = session_timeout / 3;
     let keeper = KeeperConfig { hosts, chroot, session_timeout, connect_timeout };
-    let retry_interval = section.millis("zk_fail_retry_interval_ms", Some(30_000), 1..=LONGEST_MS, problems);
+    let retry_interval = section.millis("zk_fail_retry_interval_ms", Some(30_000), 1..=MAX_DURATION_MS, problems);
     let broker_hosts = section.hosts("broker_hosts", false, problems);
     let engine = Engine::from_section(&mut section, problems);
-    let kafka = KafkaSettings::from_section(&mut section, engine, Role::Reads, problems);
+    let kafka = engine.settings_from_section(&mut section, Role::Reads, problems);
     let admin_port = section.optional_port("admin_port", problems);
     let shutdown_grace = daemon::shutdown_grace(&mut section, problems);
     let folder = PathBuf::from(section.string("module_conf_dir", None, problems));
@@ -141,8 +149,7 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
             let file = folder.join(format!("{name}.yaml"));
             modules.extend(module_file(&name, Section::load(&file, problems), problems));
         } else {
-            let text =
-                format!("has {name:?}, but a module has the name of its file, so no slash, and no dot before it");
+            let text = format!("has {name:?}, but a module is named after its file: no slash, and no leading dot");
             section.note("module_enabled", text, problems);
         }
     }
@@ -150,7 +157,7 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     Config { log, keeper, retry_interval, broker_hosts, engine, kafka, admin_port, shutdown_grace, modules }
 }
 
-/// A name that is also one node in ZooKeeper and one value of a header.
+/// Whether `name` can be a file, a node in ZooKeeper and part of a header value.
 fn is_module_name(name: &str) -> bool {
     !name.starts_with('.') && name.chars().all(|character| character.is_ascii_graphic() && !"/\\\"".contains(character))
 }
@@ -160,7 +167,7 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let is_given = section.has("topic");
     let topic = section.string("topic", None, problems);
     if is_given && !broker::is_topic_name(topic.as_bytes()) {
-        section.note("topic", format!("is {topic:?}, but must be {}", broker::TOPIC_NAMES), problems);
+        section.note("topic", format!("is {topic:?}, but must be {}", broker::TOPIC_NAME_RULE), problems);
     }
     let methods =
         section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());
@@ -174,12 +181,13 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let retry = retry(&mut section, problems);
     let backend_servers = section.strings("backend_servers", true, problems).unwrap_or_default();
     for server in &backend_servers {
-        if let Err(text) = push::check_server(server) {
+        if let Err(text) = check_server(server) {
             section.note("backend_servers", text, problems);
         }
     }
     let serialize_by_key = section.boolean("serialize_by_key", true, problems);
-    // Accepted for the sake of old files: the original gave it to its Kafka client, ours needs no such guess.
+    // Accepted so that files of the original load unchanged: it passed the value to its Kafka client, ours has no use
+    // for it.
     section.integer("expected_processing_time_ms", Some(100), 0..=i64::MAX, problems);
     let seconds = section.integer("zk_offset_update_interval_sec", Some(10), 1..=3600, problems);
     let waiting_queue_size = section.count("waiting_queue_size", Some(256), 1_000_000, problems);
@@ -205,38 +213,36 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
 
 fn retry(section: &mut Section, problems: &mut Problems) -> RetryPolicy {
     let times = section.integer("max_retry_times", Some(-1), -1..=i64::from(u32::MAX), problems);
-    let first_pause = section.millis("fail_retry_interval_ms", Some(200), 1..=LONGEST_MS, problems);
-    let first_ms = u64::try_from(first_pause.as_millis()).unwrap_or(LONGEST_MS);
-    let default = first_ms.max(DEFAULT_LONGEST_PAUSE_MS);
-    let longest_pause = section.millis("max_retry_interval_ms", Some(default), 1..=LONGEST_MS, problems);
-    if longest_pause < first_pause {
-        let text = format!(
-            "is {}, but must not be below fail_retry_interval_ms, which is {first_ms}",
-            longest_pause.as_millis()
-        );
+    let first_pause = section.millis("fail_retry_interval_ms", Some(200), 1..=MAX_DURATION_MS, problems);
+    let first_ms = u64::try_from(first_pause.as_millis()).unwrap_or(MAX_DURATION_MS);
+    let default = first_ms.max(DEFAULT_MAX_PAUSE_MS);
+    let max_pause = section.millis("max_retry_interval_ms", Some(default), 1..=MAX_DURATION_MS, problems);
+    if max_pause < first_pause {
+        let text =
+            format!("is {}, but must not be below fail_retry_interval_ms, which is {first_ms}", max_pause.as_millis());
         section.note("max_retry_interval_ms", text, problems);
     }
-    RetryPolicy { first_pause, longest_pause, max_retry_times: u32::try_from(times).ok() }
+    RetryPolicy { first_pause, max_pause, max_retry_times: u32::try_from(times).ok() }
 }
 
 fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolConfig> {
     section.choice("name", &[("http", ())], problems);
     let uri = if section.has("uri") {
         let uri = section.string("uri", None, problems);
-        Template::parse(&uri).map_err(|text| section.note("uri", format!("is {uri:?}, but {text}"), problems)).ok()
+        UriTemplate::parse(&uri).map_err(|text| section.note("uri", format!("is {uri:?}, but {text}"), problems)).ok()
     } else {
         section.string("uri", None, problems);
         None
     };
     let headers = headers(&mut section, problems);
-    let connect_timeout = section.optional_millis("conn_timeout_ms", LONGEST_MS, problems);
-    let write_timeout = section.optional_millis("write_timeout_ms", LONGEST_MS, problems);
-    let read_timeout = section.optional_millis("read_timeout_ms", LONGEST_MS, problems);
+    let connect_timeout = section.optional_millis("conn_timeout_ms", MAX_DURATION_MS, problems);
+    let write_timeout = section.optional_millis("write_timeout_ms", MAX_DURATION_MS, problems);
+    let read_timeout = section.optional_millis("read_timeout_ms", MAX_DURATION_MS, problems);
     section.finish(problems);
     Some(ProtocolConfig { uri: uri?, headers, connect_timeout, write_timeout, read_timeout })
 }
 
-/// A list of maps with one key each, as the original has it. The values may be secrets: no problem shows them.
+/// A list of maps with one key each, as in the original. The values may be secrets, so no problem shows them.
 fn headers(section: &mut Section, problems: &mut Problems) -> Vec<(String, String)> {
     let Some(value) = section.take("headers") else { return Vec::new() };
     let Value::Sequence(items) = value else {
@@ -262,7 +268,7 @@ fn headers(section: &mut Section, problems: &mut Problems) -> Vec<(String, Strin
             };
             let is_second_host = name.eq_ignore_ascii_case("host")
                 && headers.iter().any(|(known, _)| known.eq_ignore_ascii_case("host"));
-            match push::check_header(name, value) {
+            match check_header(name, value) {
                 Err(text) => section.note("headers", text, problems),
                 Ok(()) if is_second_host => section.note("headers", "has Host twice", problems),
                 Ok(()) => headers.push((name.to_owned(), value.to_owned())),
@@ -273,5 +279,4 @@ fn headers(section: &mut Section, problems: &mut Problems) -> Vec<(String, Strin
 }
 
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

@@ -1,211 +1,141 @@
-//! The loop that owns the windows of a module: what is handed out, what is done, what is committed, what is given back.
+//! The loop that owns the windows of a module: it hands messages out, closes them, commits, and releases partitions.
 //!
-//! ```text
-//!  group ──events──▶ dispatcher ──commands──▶ fetcher          own: one queue a worker, for messages with a key
-//!    ▲ commands         │  ▲ ▲                   │             anyone: one queue for all, for the others
-//!    └──────────────────┘  │ └──── messages ─────┘
-//!        own, anyone ▼     │ acks
-//!               push-0 … push-n
-//! ```
-//!
-//! Invariants: at most `window_size` jobs exist (so neither the queues of jobs nor that of acks need another bound); a
-//! partition is committed up to its first message that is not done; a partition is given back only when
-//! none of its jobs is with a worker. What the loop waits for never waits for the loop, except that it takes what it is sent.
+//! The diagram of its channels is in [`ktransfer`](super). Invariants: at most `window_size` jobs exist; a partition is
+//! committed up to its first message that is not done; a partition is released only when no worker has a job of it.
+//! The loop never blocks on a thread that may be blocked on the loop.
+
+mod channels;
+mod filter;
+mod in_flight;
+mod partition;
+mod stop_phase;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, at, never, select};
+use crossbeam_channel::{at, never, select};
 use log::{Level, info, warn};
-use prometheus::IntGauge;
 
-use super::fetcher::{FetchCommand, Fetched};
-use super::group::{Commands, Generation, GroupCommand, GroupEvent};
+use super::fetcher::{FetchCommand, Fetched, OffsetGap};
+use super::group::{Generation, GroupCommand, GroupEvent};
 use super::job::{Ack, Assignment, Job, JobEnd, WindowId};
-use super::method::method_of;
-use super::window::Window;
-use super::worker::Shared;
-use crate::broker::partitioner::fnv1a;
+use super::worker_context::WorkerContext;
 use crate::broker::{Message, Offset, PartitionId};
 use crate::log_limited;
 use crate::shutdown::{Never, Stop};
 
-/// Bodies handed out and not done, in bytes; a single message may be larger.
-const MAX_IN_FLIGHT_BYTES: usize = 64 << 20;
+pub(super) use channels::{Channels, JobQueues};
+use filter::{Filtered, filter};
+use in_flight::InFlight;
+use partition::{ClaimedPartition, ReleaseState};
+use stop_phase::StopPhase;
 
-/// The ends of the channels that the dispatcher holds.
-pub struct Ports {
-    /// From the group.
-    pub group_events: Receiver<GroupEvent>,
-    /// To the group; never blocks.
-    pub group: Commands,
-    /// To the fetcher. When it is full the dispatcher waits, for one poll at most: the fetcher takes commands even while it cannot
-    /// hand over.
-    pub fetch: Sender<FetchCommand>,
-    /// From the fetcher; not taken while the window is full.
-    pub fetched: Receiver<Fetched>,
-    /// To each worker; holds at most `window_size` jobs, see the invariants.
-    pub own: Vec<Sender<Job>>,
-    /// To all workers; as above.
-    pub anyone: Sender<Job>,
-    /// From the workers; as above.
-    pub acks: Receiver<Ack>,
-}
-
-/// What wakes the loop.
+/// The events that wake the loop.
 enum Event {
     Group(GroupEvent),
     Fetched(Fetched),
     Ack(Ack),
     Stop,
-    /// A step of the stop, or of giving a partition back, is due.
+    /// A step of the stop, or of the release of a partition, is due.
     Deadline,
-    /// The group or all workers have ended before they were asked to: nothing more can be awaited.
-    Alone,
+    /// The group or all workers ended early, during the stop: no further event will come from them.
+    Disconnected,
 }
 
-/// How far the stop has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Working,
-    /// Pushes under way may end until then; after it their connections are cut.
-    Ending {
-        until: Instant,
-    },
-    /// Connections were cut; the acks of those pushes are awaited until then.
-    Cut {
-        until: Instant,
-    },
-}
-
-/// How far the giving back of a partition has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Release {
-    No,
-    /// What is with the workers is still tried once, until then.
-    Draining {
-        until: Instant,
-    },
-    /// Only attempts under way are awaited.
-    Awaiting,
-}
-
-/// The state of one claim.
-struct Partition {
-    assignment: Arc<Assignment>,
-    window_id: WindowId,
-    window: Window,
-    /// Jobs of this claim with the workers.
-    in_flight: usize,
-    /// Read, but held back by `max_commit_gap`. Bounded by what was queued when the fetcher was told to hold.
-    held_back: VecDeque<Message>,
-    release: Release,
-    commit_point: IntGauge,
-}
-
-/// The loop and what it owns.
-pub struct Dispatcher {
-    ports: Ports,
-    shared: Arc<Shared>,
+/// The loop and its state.
+pub(super) struct Dispatcher {
+    channels: Channels,
+    context: Arc<WorkerContext>,
     stop: Stop,
-    /// For the end of pushes when the module stops; what follows it needs some of the grace as well.
+    /// For pushes in flight when the module stops; the rest of the module's grace is for the steps after it.
     grace: Duration,
-    partitions: HashMap<PartitionId, Partition>,
-    /// Partitions that the fetcher holds.
-    held: BTreeSet<PartitionId>,
-    /// The batch being handed out.
+    partitions: HashMap<PartitionId, ClaimedPartition>,
+    /// Partitions that are paused because of `max_commit_gap`.
+    paused: BTreeSet<PartitionId>,
+    /// Messages that were received and not handed out yet.
     batch: VecDeque<(WindowId, Message)>,
-    /// Jobs with the workers, also those of claims that ended.
-    in_flight: usize,
-    in_flight_bytes: usize,
+    /// Jobs that workers have, those of earlier claims included.
+    in_flight: InFlight,
     last_window: u64,
-    phase: Phase,
-    /// When the first of the partitions being given back has drained long enough.
+    phase: StopPhase,
+    /// The earliest deadline of the partitions being drained.
     next_drain_due: Option<Instant>,
 }
 
 impl Dispatcher {
-    /// A dispatcher that owns no partition yet.
-    pub fn new(ports: Ports, shared: Arc<Shared>, stop: Stop, grace: Duration) -> Self {
+    /// A dispatcher without partitions.
+    pub(super) fn new(channels: Channels, context: Arc<WorkerContext>, stop: Stop, grace: Duration) -> Self {
+        let in_flight = InFlight::new(context.config.window_size.get());
         Dispatcher {
-            ports,
-            shared,
+            channels,
+            context,
             stop,
             grace,
             partitions: HashMap::new(),
-            held: BTreeSet::new(),
+            paused: BTreeSet::new(),
             batch: VecDeque::new(),
-            in_flight: 0,
-            in_flight_bytes: 0,
+            in_flight,
             last_window: 0,
-            phase: Phase::Working,
+            phase: StopPhase::Working,
             next_drain_due: None,
         }
     }
 
-    /// Works until the stop, then ends in order: no new attempts, pushes under way end, commit points are handed to
-    /// the group, which leaves.
-    pub fn run(mut self) {
+    /// Works until the stop, then ends in order: no attempt begins, pushes in flight end, commit points are sent to
+    /// the group, and the group leaves.
+    pub(super) fn run(mut self) {
         while !self.has_ended() {
             match self.next() {
                 Event::Group(event) => self.on_group(event),
                 Event::Fetched(fetched) => self.on_fetched(fetched),
                 Event::Ack(ack) => {
                     self.on_ack(ack);
-                    while let Ok(ack) = self.ports.acks.try_recv() {
+                    while let Ok(ack) = self.channels.acks.try_recv() {
                         self.on_ack(ack);
                     }
                 }
-                Event::Stop => self.begin_to_end(),
+                Event::Stop => self.begin_stop(),
                 Event::Deadline => self.on_deadline(Instant::now()),
-                Event::Alone => self.give_everything_back(),
+                Event::Disconnected => self.release_all_now(),
             }
             self.hand_out();
-            self.shared.metrics.window_in_use.set(i64::try_from(self.in_flight).unwrap_or(i64::MAX));
+            self.context.metrics.window_in_use.set(i64::try_from(self.in_flight.jobs()).unwrap_or(i64::MAX));
         }
-        self.ports.group.send(GroupCommand::Leave);
+        self.channels.group_commands.send(GroupCommand::Leave);
     }
 
     fn next(&self) -> Event {
-        let (no_messages, no_stop, no_deadline) = (never(), never::<Never>(), never());
-        let is_working = self.phase == Phase::Working;
-        let takes_messages = is_working && self.batch.is_empty() && self.has_room();
-        let messages = if takes_messages { &self.ports.fetched } else { &no_messages };
+        let (no_batches, no_stop, no_deadline) = (never(), never::<Never>(), never());
+        let is_working = self.phase == StopPhase::Working;
+        let takes_batches = is_working && self.batch.is_empty() && self.in_flight.has_room();
+        let batches = if takes_batches { &self.channels.fetched } else { &no_batches };
         let stop = if is_working { self.stop.closed() } else { &no_stop };
-        let phase_due = match self.phase {
-            Phase::Working => None,
-            Phase::Ending { until } | Phase::Cut { until } => Some(until),
-        };
-        let due = phase_due.into_iter().chain(self.next_drain_due).min();
+        let due = self.phase.deadline().into_iter().chain(self.next_drain_due).min();
         let deadline = due.map_or(no_deadline, at);
-        let group_events = &self.ports.group_events;
+        let group_events = &self.channels.group_events;
         select! {
-            recv(group_events) -> event => event.map_or_else(|_| self.alone(), Event::Group),
-            recv(self.ports.acks) -> ack => ack.map_or_else(|_| self.alone(), Event::Ack),
-            recv(messages) -> fetched => fetched.map_or_else(|_| self.alone(), Event::Fetched),
+            recv(group_events) -> event => event.map_or_else(|_| self.on_disconnect(), Event::Group),
+            recv(self.channels.acks) -> ack => ack.map_or_else(|_| self.on_disconnect(), Event::Ack),
+            recv(batches) -> fetched => fetched.map_or_else(|_| self.on_disconnect(), Event::Fetched),
             recv(stop) -> _ => Event::Stop,
             recv(deadline) -> _ => Event::Deadline,
         }
     }
 
-    /// The other side of a channel is gone: while working, since its thread failed, which stops the module in a moment (the wait leaves
-    /// it to that thread to be named as the failure); while ending there is nobody left to wait for.
-    fn alone(&self) -> Event {
-        if self.phase == Phase::Working {
+    /// The other end of a channel was dropped. While working, its thread has failed and the supervisor stops the module
+    /// in a moment. The wait for that stop matters: if this thread returned first, it would be reported as the failure.
+    /// During the stop nothing further comes from that end.
+    fn on_disconnect(&self) -> Event {
+        if self.phase == StopPhase::Working {
             self.stop.wait();
             return Event::Stop;
         }
-        Event::Alone
-    }
-
-    fn has_room(&self) -> bool {
-        let has_room_in_bytes = self.in_flight == 0 || self.in_flight_bytes < MAX_IN_FLIGHT_BYTES;
-        self.in_flight < self.shared.config.window_size.get() && has_room_in_bytes
+        Event::Disconnected
     }
 
     fn has_ended(&self) -> bool {
-        self.phase != Phase::Working && self.partitions.is_empty()
+        self.phase != StopPhase::Working && self.partitions.is_empty()
     }
 
     fn on_group(&mut self, event: GroupEvent) {
@@ -213,12 +143,12 @@ impl Dispatcher {
             GroupEvent::Gained { partition, generation, position } => self.gain(partition, generation, position),
             GroupEvent::Releasing { partition, generation } => {
                 if self.is_current(partition, generation) {
-                    self.release(partition);
+                    self.begin_release(partition);
                 }
             }
             GroupEvent::Lost { partition, generation } => {
                 if self.is_current(partition, generation) {
-                    warn!("module [{}]: lost partition {partition}", self.shared.config.name);
+                    warn!("module [{}]: lost partition {partition}", self.context.config.name);
                     self.forget(partition);
                 }
             }
@@ -226,33 +156,24 @@ impl Dispatcher {
     }
 
     fn is_current(&self, partition: PartitionId, generation: Generation) -> bool {
-        self.partitions.get(&partition).is_some_and(|state| state.assignment.generation == generation)
+        self.partitions.get(&partition).is_some_and(|state| state.generation() == generation)
     }
 
     fn gain(&mut self, partition: PartitionId, generation: Generation, position: Option<Offset>) {
         self.forget(partition);
-        let assignment = Arc::new(Assignment::new(partition, generation));
-        let window_id = self.new_window();
-        let commit_point = self.shared.metrics.commit_point(partition);
+        let window = self.new_window();
+        let commit_point = self.context.metrics.commit_point(partition);
         if let Some(position) = position {
             commit_point.set(position);
         }
-        let state = Partition {
-            assignment,
-            window_id,
-            window: Window::new(),
-            in_flight: 0,
-            held_back: VecDeque::new(),
-            release: Release::No,
-            commit_point,
-        };
+        let state = ClaimedPartition::new(Assignment::new(partition, generation), window, commit_point);
         self.partitions.insert(partition, state);
         self.count_partitions();
-        if self.phase == Phase::Working {
-            info!("module [{}]: gained partition {partition}", self.shared.config.name);
-            self.tell_fetcher(FetchCommand::Assign { partition, window: window_id, position });
+        if self.phase == StopPhase::Working {
+            info!("module [{}]: gained partition {partition}", self.context.config.name);
+            self.command_fetch_loop(FetchCommand::Assign { partition, window, position });
         } else {
-            self.release(partition);
+            self.begin_release(partition);
         }
     }
 
@@ -261,126 +182,126 @@ impl Dispatcher {
         WindowId(self.last_window)
     }
 
-    /// Stops reading a partition; gives it back once nothing of it is with the workers.
-    fn release(&mut self, partition: PartitionId) {
+    /// Stops reading a partition, and releases it once no worker has a job of it.
+    fn begin_release(&mut self, partition: PartitionId) {
         let until = Instant::now() + self.grace / 2;
         let Some(state) = self.partitions.get_mut(&partition) else { return };
-        if state.release == Release::No {
-            state.release = Release::Draining { until };
-            state.held_back.clear();
-            state.assignment.ending.trigger();
-            self.held.remove(&partition);
-            // All drains take equally long, so the first one is due first.
+        if state.release == ReleaseState::Owned {
+            state.begin_drain(until);
+            self.paused.remove(&partition);
+            // All drains take equally long, so an earlier one is due first.
             self.next_drain_due.get_or_insert(until);
-            self.tell_fetcher(FetchCommand::Revoke(partition));
+            self.command_fetch_loop(FetchCommand::Revoke(partition));
         }
-        self.give_back_if_quiet(partition);
+        self.release_if_drained(partition);
     }
 
-    /// Ends the drains that took too long.
+    /// Ends the drains whose deadline has passed.
     fn end_drains(&mut self, now: Instant) {
         self.next_drain_due = None;
         for (partition, state) in &mut self.partitions {
-            let Release::Draining { until } = state.release else { continue };
+            let ReleaseState::Draining { until } = state.release else { continue };
             if until <= now {
-                // Nobody pushes the partition meanwhile, and without a read_timeout_ms that may take long.
+                // Until then no instance pushes the partition; without a read_timeout_ms that may take long.
                 warn!(
-                    "module [{}]: partition {partition} is given back when the pushes under way have ended",
-                    self.shared.config.name
+                    "module [{}]: partition {partition} is released when its pushes in flight have ended \
+                     (read_timeout_ms bounds them)",
+                    self.context.config.name
                 );
-                state.release = Release::Awaiting;
-                state.assignment.stop.trigger();
+                state.end_drain();
             } else {
                 self.next_drain_due = Some(self.next_drain_due.map_or(until, |due| due.min(until)));
             }
         }
     }
 
-    fn give_back_if_quiet(&mut self, partition: PartitionId) {
-        if self.partitions.get(&partition).is_some_and(|state| state.release != Release::No && state.in_flight == 0) {
-            self.give_back(partition);
+    fn release_if_drained(&mut self, partition: PartitionId) {
+        if self.partitions.get(&partition).is_some_and(ClaimedPartition::is_drained) {
+            self.release_now(partition);
         }
     }
 
-    fn give_back(&mut self, partition: PartitionId) {
+    fn release_now(&mut self, partition: PartitionId) {
         let Some(state) = self.partitions.get(&partition) else { return };
-        let generation = state.assignment.generation;
+        let generation = state.generation();
         let next = state.window.commit_point();
-        info!("module [{}]: gives partition {partition} back, next offset {next:?}", self.shared.config.name);
-        self.ports.group.send(GroupCommand::Release { partition, generation, next });
+        info!("module [{}]: releases partition {partition}, next offset {next:?}", self.context.config.name);
+        self.channels.group_commands.send(GroupCommand::Release { partition, generation, next });
         self.forget(partition);
     }
 
-    /// Forgets a claim. Its jobs end as abandoned, and their acks find no window.
+    fn release_all_now(&mut self) {
+        for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
+            self.release_now(partition);
+        }
+    }
+
+    /// Drops a claim. Its jobs end as abandoned, and their acknowledgements find no window.
     fn forget(&mut self, partition: PartitionId) {
         let Some(state) = self.partitions.remove(&partition) else { return };
         state.assignment.end();
-        self.held.remove(&partition);
-        self.shared.metrics.forget_commit_point(partition);
+        self.paused.remove(&partition);
+        self.context.metrics.forget_commit_point(partition);
         self.count_partitions();
-        if state.release == Release::No {
-            self.tell_fetcher(FetchCommand::Revoke(partition));
+        // While it is being released, it was revoked already.
+        if state.release == ReleaseState::Owned {
+            self.command_fetch_loop(FetchCommand::Revoke(partition));
         }
     }
 
     fn count_partitions(&self) {
-        self.shared.metrics.assigned.set(i64::try_from(self.partitions.len()).unwrap_or(i64::MAX));
+        self.context.metrics.assigned.set(i64::try_from(self.partitions.len()).unwrap_or(i64::MAX));
     }
 
-    fn tell_fetcher(&self, command: FetchCommand) {
-        // It fails only after the fetcher has ended, when there is nothing left to tell.
-        let _ = self.ports.fetch.send(command);
+    fn command_fetch_loop(&self, command: FetchCommand) {
+        // Fails only after the fetch loop has ended; then the command has no purpose.
+        let _ = self.channels.fetch_commands.send(command);
     }
 
     fn on_fetched(&mut self, fetched: Fetched) {
         match fetched {
             Fetched::Messages(messages) => self.batch.extend(messages),
-            Fetched::Begins { window, partition, offset } => {
-                // Stored at once: a restart before the first message must not begin elsewhere.
-                if let Some(state) = self.partitions.get(&partition).filter(|state| state.window_id == window) {
-                    state.commit_point.set(offset);
-                    let generation = state.assignment.generation;
-                    self.ports.group.send(GroupCommand::Commit { partition, generation, next: offset });
+            Fetched::StartsAt { window, partition, offset } => {
+                // Stored at once: a restart before the first message must start at the same offset.
+                if self.partitions.get(&partition).is_some_and(|state| state.window_id == window) {
+                    self.commit(partition, Some(offset));
                 }
             }
-            Fetched::Gone { window, partition, offset, oldest, newest } => {
-                self.restart(window, partition, offset, oldest, newest);
-            }
+            Fetched::OffsetGone(gap) => self.read_from_oldest(gap),
         }
     }
 
-    /// Goes on at the oldest offset kept. Where that lies behind what was read, it is a hole like any other: what was read is pushed, and
-    /// the position waits for it. Else offsets begin anew (a topic made anew), and so does the window.
-    fn restart(&mut self, window: WindowId, partition: PartitionId, offset: Offset, oldest: Offset, newest: Offset) {
+    /// Goes on at the oldest offset kept. If that is not below the requested offset, the gap is a hole like any other:
+    /// messages read before it are pushed, and the commit point follows. Otherwise offsets start over (the topic was
+    /// deleted and created again), and so does the window.
+    fn read_from_oldest(&mut self, gap: OffsetGap) {
+        let OffsetGap { window, partition, offset, oldest, newest } = gap;
         let fresh = self.new_window();
-        let is_read = |state: &&mut Partition| state.window_id == window && state.release == Release::No;
-        let Some(state) = self.partitions.get_mut(&partition).filter(is_read) else { return };
+        let is_reading = |state: &&mut ClaimedPartition| state.is_reading_for(window);
+        let Some(state) = self.partitions.get_mut(&partition).filter(is_reading) else { return };
         let missed = oldest.saturating_sub(offset).max(0);
         warn!(
-            "module [{}]: offset {offset} of {}/{partition} is not kept (kept: {oldest} to {newest}): {missed} messages were \
-             deleted before they were read; goes on at {oldest}",
-            self.shared.config.name, self.shared.config.topic
+            "module [{}]: offset {offset} of {}/{partition} is not kept (kept: {oldest} to {newest}), {missed} \
+             messages were deleted before they were read; continues at {oldest}",
+            self.context.config.name, self.context.config.topic
         );
-        self.shared.metrics.offset_gap.inc_by(missed.unsigned_abs());
+        self.context.metrics.offset_gap.inc_by(missed.unsigned_abs());
         if oldest < offset {
-            state.window_id = fresh;
-            state.window = Window::new();
-            state.held_back.clear();
-            self.held.remove(&partition);
+            state.replace_window(fresh);
+            self.paused.remove(&partition);
         }
         let window = state.window_id;
-        self.tell_fetcher(FetchCommand::Assign { partition, window, position: Some(oldest) });
-        if self.held.contains(&partition) {
-            // The assignment let it go.
-            self.tell_fetcher(FetchCommand::Hold(partition, true));
+        self.command_fetch_loop(FetchCommand::Assign { partition, window, position: Some(oldest) });
+        if self.paused.contains(&partition) {
+            // The assignment ended the pause in the fetch loop.
+            self.command_fetch_loop(FetchCommand::Pause(partition));
         }
     }
 
     fn on_ack(&mut self, ack: Ack) {
-        self.in_flight -= 1;
-        self.in_flight_bytes -= ack.size;
+        self.in_flight.remove(ack.size_bytes);
         let Some(state) = self.partitions.get_mut(&ack.partition) else { return };
-        if state.assignment.generation != ack.generation {
+        if state.generation() != ack.generation {
             return;
         }
         state.in_flight -= 1;
@@ -388,33 +309,31 @@ impl Dispatcher {
             let moved = state.window.close(ack.offset);
             self.commit(ack.partition, moved);
         }
-        self.give_back_if_quiet(ack.partition);
+        self.release_if_drained(ack.partition);
     }
 
     fn commit(&self, partition: PartitionId, moved: Option<Offset>) {
         let (Some(state), Some(next)) = (self.partitions.get(&partition), moved) else { return };
         state.commit_point.set(next);
-        let generation = state.assignment.generation;
-        self.ports.group.send(GroupCommand::Commit { partition, generation, next });
+        let generation = state.generation();
+        self.channels.group_commands.send(GroupCommand::Commit { partition, generation, next });
     }
 
-    /// Hands out what there is room for: first what was held back, then the batch.
+    /// Hands messages out while there is room: first those held back, then the batch.
     fn hand_out(&mut self) {
-        if self.phase != Phase::Working {
+        if self.phase != StopPhase::Working {
             self.batch.clear();
             return;
         }
-        if !self.held.is_empty() {
-            for partition in self.held.clone() {
-                self.hand_out_held_back(partition);
-            }
+        for partition in self.paused.clone() {
+            self.hand_out_held_back(partition);
         }
-        while self.has_room() {
+        while self.in_flight.has_room() {
             let Some((window, message)) = self.batch.pop_front() else { return };
             let partition = message.from.partition;
-            let max_gap = self.shared.config.max_commit_gap.get();
+            let max_gap = self.context.config.max_commit_gap.get();
             let Some(state) = self.partitions.get_mut(&partition) else { continue };
-            if state.window_id != window || state.release != Release::No {
+            if !state.is_reading_for(window) {
                 continue;
             }
             if state.held_back.is_empty() && state.window.len() < max_gap {
@@ -422,31 +341,32 @@ impl Dispatcher {
                 continue;
             }
             state.held_back.push_back(message);
-            if self.held.insert(partition) {
-                let waits_for = state.window.first();
+            if self.paused.insert(partition) {
+                let first_open = state.window.first();
                 log_limited!(
                     Level::Warn,
-                    "module [{}]: partition {partition} is held back: {max_gap} messages (max_commit_gap) wait for offset {waits_for:?}",
-                    self.shared.config.name
+                    "module [{}]: partition {partition} is paused: max_commit_gap ({max_gap} messages) is reached \
+                     behind offset {first_open:?}, which is not done",
+                    self.context.config.name
                 );
-                self.tell_fetcher(FetchCommand::Hold(partition, true));
+                self.command_fetch_loop(FetchCommand::Pause(partition));
             }
         }
     }
 
     fn hand_out_held_back(&mut self, partition: PartitionId) {
-        let max_gap = self.shared.config.max_commit_gap.get();
-        while self.has_room() {
+        let max_gap = self.context.config.max_commit_gap.get();
+        while self.in_flight.has_room() {
             let Some(state) = self.partitions.get_mut(&partition) else { return };
             if max_gap <= state.window.len() {
                 return;
             }
             match state.held_back.pop_front() {
                 Some(message) => self.hand_out_message(message),
-                // The fetcher goes on only when there is some way to go.
+                // Only at half of the gap, so that the partition does not pause and resume with every message.
                 None if state.window.len() <= max_gap / 2 => {
-                    self.held.remove(&partition);
-                    self.tell_fetcher(FetchCommand::Hold(partition, false));
+                    self.paused.remove(&partition);
+                    self.command_fetch_loop(FetchCommand::Resume(partition));
                     return;
                 }
                 None => return,
@@ -457,9 +377,9 @@ impl Dispatcher {
     fn hand_out_message(&mut self, message: Message) {
         let partition = message.from.partition;
         let Some(state) = self.partitions.get_mut(&partition) else { return };
-        let method = match method_if_ours(&self.shared, &message) {
-            Ok(method) => method,
-            Err(NotOurs) => {
+        let method = match filter(&self.context, &message) {
+            Filtered::Push(method) => method,
+            Filtered::Pass => {
                 let moved = state.window.pass(message.offset);
                 self.commit(partition, moved);
                 return;
@@ -468,30 +388,22 @@ impl Dispatcher {
         if !state.window.open(message.offset) {
             log_limited!(
                 Level::Warn,
-                "module [{}]: offset {} of partition {partition} came twice",
-                self.shared.config.name,
+                "module [{}]: offset {} of partition {partition} was read twice, the second is ignored",
+                self.context.config.name,
                 message.offset
             );
             return;
         }
         state.in_flight += 1;
         let job = Job { assignment: Arc::clone(&state.assignment), window: state.window_id, message, method };
-        self.in_flight += 1;
-        self.in_flight_bytes += job.size();
-        let queue = match job.message.key.as_deref() {
-            Some(key) if !key.is_empty() && self.shared.config.serialize_by_key => {
-                &self.ports.own[fnv1a(key) as usize % self.ports.own.len()]
-            }
-            _ => &self.ports.anyone,
-        };
-        // It fails only when the workers are gone, and then the module is being stopped.
-        let _ = queue.send(job);
+        self.in_flight.add(job.size_bytes());
+        self.channels.jobs.send(job, self.context.config.serialize_by_key);
     }
 
-    fn begin_to_end(&mut self) {
-        self.phase = Phase::Ending { until: Instant::now() + self.grace };
+    fn begin_stop(&mut self) {
+        self.phase = StopPhase::Ending { until: Instant::now() + self.grace };
         for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
-            self.release(partition);
+            self.begin_release(partition);
         }
     }
 
@@ -500,65 +412,32 @@ impl Dispatcher {
             self.end_drains(now);
         }
         match self.phase {
-            Phase::Ending { until } if until <= now => {
+            StopPhase::Ending { until } if until <= now => {
                 warn!(
-                    "module [{}]: {} pushes did not end in time and are cut",
-                    self.shared.config.name, self.in_flight
+                    "module [{}]: {} pushes did not end within the grace (shutdown_grace_ms), their connections \
+                     are closed",
+                    self.context.config.name,
+                    self.in_flight.jobs()
                 );
-                self.shared.pusher.cut();
-                self.phase = Phase::Cut { until: now + self.grace / 8 };
+                self.context.pusher.abort();
+                self.phase = StopPhase::Aborted { until: now + self.grace / 8 };
             }
-            Phase::Cut { until } if until <= now => self.give_everything_back(),
+            StopPhase::Aborted { until } if until <= now => self.release_all_now(),
             _ => {}
-        }
-    }
-
-    fn give_everything_back(&mut self) {
-        for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
-            self.give_back(partition);
         }
     }
 }
 
-/// However the loop ends, by a panic too, no push begins or goes on after it: nobody would hear of its end, while the partition may be
-/// pushed by another soon.
+/// However the loop ends, also by a panic, no push begins or goes on after it: its acknowledgement would be lost, while
+/// another instance may soon push the partition.
 impl Drop for Dispatcher {
     fn drop(&mut self) {
         for state in self.partitions.values() {
             state.assignment.end();
         }
-        self.shared.pusher.cut();
-    }
-}
-
-/// A message that is done without a push.
-struct NotOurs;
-
-/// Decides by the method whether a message is to be pushed, and counts it if not.
-fn method_if_ours(shared: &Shared, message: &Message) -> Result<Option<Arc<str>>, NotOurs> {
-    let Some(methods) = &shared.config.methods else { return Ok(None) };
-    match method_of(message.value.as_deref().unwrap_or_default()) {
-        Ok(method) => match methods.get(method) {
-            Some(ours) => Ok(Some(Arc::clone(ours))),
-            None => {
-                shared.metrics.filtered.inc();
-                Err(NotOurs)
-            }
-        },
-        Err(reason) => {
-            shared.metrics.undecodable.inc();
-            log_limited!(
-                Level::Warn,
-                "module [{}]: {} offset {} is passed over, since methods are configured: {reason}",
-                shared.config.name,
-                message.from,
-                message.offset
-            );
-            Err(NotOurs)
-        }
+        self.context.pusher.abort();
     }
 }
 
 #[cfg(test)]
-#[path = "dispatcher_tests.rs"]
 mod tests;

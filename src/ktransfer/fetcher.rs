@@ -1,138 +1,164 @@
-//! The thread that reads: positions in, batches of messages out.
+//! The thread that reads the topic: it takes offsets to read from, and returns batches of messages.
 //!
-//! Decides nothing: where to go on after an offset that is gone, and what is stale, is the dispatcher's. While the
-//! queue of batches is full it reads no further, yet goes on taking commands.
+//! It makes no decisions: the dispatcher chooses where to go on after an offset that is gone, and drops stale batches.
+//! While the channel of batches is full nothing more is read, but commands are still taken.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 use log::{Level, info};
 
-use super::config::StartFrom;
-use super::job::{WindowId, size_of_message};
+use super::config::{ModuleConfig, StartFrom};
+use super::job::{WindowId, message_size_bytes};
 use super::metrics::ModuleMetrics;
 use crate::admin::Component;
-use crate::broker::{FetchError, Fetcher, LogEnds, MetadataError, Offset, PartitionId, TopicPartition};
+use crate::broker::{FetchError, Fetcher, LogEnds, Message, MetadataError, Offset, PartitionId, TopicPartition};
 use crate::log_limited;
 use crate::shutdown::Stop;
 
-/// Batches in the queue to the dispatcher. Together they hold `waiting_queue_size` messages at most.
-pub const QUEUED_BATCHES: usize = 8;
-/// A batch ends once it has so many bytes, so the queue is bounded in bytes too: by eight of these, or by eight messages that are
+/// Batches in the channel to the dispatcher. Together they hold at most `waiting_queue_size` messages.
+pub(super) const QUEUED_BATCHES: usize = 8;
+/// A batch ends once it has this size, so the channel is bounded in bytes too: by 8 MiB, or by eight messages that are
 /// larger.
 const BATCH_BYTES: usize = 1 << 20;
-/// How long a command may have to wait while there is nothing to read.
+/// How long one poll waits for messages, and so how long a command waits to be taken.
 const POLL_WAIT: Duration = Duration::from_millis(100);
-/// Pause after an error that stops everything, so that an engine that fails at once does not spin.
+/// Pause after an error that concerns all partitions, so that an engine that fails at once does not spin.
 const ERROR_PAUSE: Duration = Duration::from_millis(200);
+/// Pause after an error of one partition. Short, since the other partitions are read on.
+const PARTITION_ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// What the dispatcher wants read.
+/// A command of the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FetchCommand {
-    /// Read the partition, and mark its messages with this window.
+pub(super) enum FetchCommand {
+    /// Read the partition, and return its messages with this window. It is not paused then, even if it was before.
     Assign {
-        /// Which.
+        /// Number of the partition.
         partition: PartitionId,
-        /// The mark.
+        /// The window that its messages belong to.
         window: WindowId,
-        /// From here; `None` asks the broker where `start_from` is.
+        /// The first offset to read; `None` looks up the offset that `start_from` means.
         position: Option<Offset>,
     },
-    /// Read it no more.
+    /// Stop reading the partition.
     Revoke(PartitionId),
-    /// Hold it back, or go on with it.
-    Hold(PartitionId, bool),
+    /// Read nothing of the partition until `Resume`; its position and what was prefetched are kept.
+    Pause(PartitionId),
+    /// Go on reading a paused partition.
+    Resume(PartitionId),
 }
 
-/// What was read.
+/// A report of the fetch loop to the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fetched {
-    /// Messages, of each partition by rising offset.
-    Messages(Vec<(WindowId, crate::broker::Message)>),
-    /// There was no position, so reading begins here.
-    Begins {
-        /// Which partition, under its mark.
+pub(super) enum Fetched {
+    /// Messages with their windows; those of one partition in the order of offsets.
+    Messages(Vec<(WindowId, Message)>),
+    /// A partition that was assigned without a position is read from this offset.
+    StartsAt {
+        /// The window of the assignment.
         window: WindowId,
         /// Number of the partition.
         partition: PartitionId,
         /// The first offset that is read.
         offset: Offset,
     },
-    /// The offset asked for is not kept. The partition is not read until it is assigned anew.
-    Gone {
-        /// Which partition, under its mark.
-        window: WindowId,
-        /// Number of the partition.
-        partition: PartitionId,
-        /// The offset asked for.
-        offset: Offset,
-        /// Oldest offset kept.
-        oldest: Offset,
-        /// The offset after the newest message.
-        newest: Offset,
-    },
+    /// Kafka does not keep the requested offset. The partition is not read until the next `Assign`.
+    OffsetGone(OffsetGap),
 }
 
-/// The reading side of a module.
-pub struct Reader {
-    /// The engine.
-    pub fetcher: Box<dyn Fetcher>,
-    /// Knows where logs begin and end.
-    pub log_ends: Box<dyn LogEnds>,
-    /// Name of the module, for log lines.
-    pub module: std::sync::Arc<str>,
-    /// The topic that is read.
-    pub topic: std::sync::Arc<str>,
-    /// Where to begin without a position.
-    pub start_from: StartFrom,
-    /// `waiting_queue_size`.
-    pub waiting_queue_size: usize,
-    /// What is counted.
-    pub metrics: ModuleMetrics,
+/// An offset that Kafka does not keep, and those that it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OffsetGap {
+    /// The window of the assignment.
+    pub(super) window: WindowId,
+    /// Number of the partition.
+    pub(super) partition: PartitionId,
+    /// The requested offset.
+    pub(super) offset: Offset,
+    /// Oldest offset kept.
+    pub(super) oldest: Offset,
+    /// The offset after the newest message.
+    pub(super) newest: Offset,
+}
+
+/// The loop that reads the topic of a module.
+pub(super) struct FetchLoop {
+    fetcher: Box<dyn Fetcher>,
+    log_ends: Box<dyn LogEnds>,
+    module: Arc<str>,
+    topic: Arc<str>,
+    start_from: StartFrom,
+    waiting_queue_size: usize,
+    metrics: ModuleMetrics,
     /// Whether the broker can be read, for `/readyz`.
-    pub health: Component,
-    /// The partitions being read, with their marks; a handful, so a list. Empty at the start.
-    pub assigned: Vec<(PartitionId, WindowId)>,
-    /// Partitions whose beginning is not known yet. Empty at the start.
-    pub unplaced: Vec<(PartitionId, WindowId)>,
-    /// Until then the broker is not asked where partitions begin. Any time in the past at the start.
-    pub place_after: Instant,
+    health: Component,
+    /// The partitions being read, with their windows. A list, since they are few.
+    assigned: Vec<(PartitionId, WindowId)>,
+    /// Partitions assigned without a position whose start offset is not known yet.
+    unpositioned: Vec<(PartitionId, WindowId)>,
+    /// No start offset is looked up before this time.
+    next_lookup_at: Instant,
 }
 
-impl Reader {
+impl FetchLoop {
+    /// A loop that reads no partition yet.
+    pub(super) fn new(
+        fetcher: Box<dyn Fetcher>,
+        log_ends: Box<dyn LogEnds>,
+        config: &ModuleConfig,
+        metrics: ModuleMetrics,
+        health: Component,
+    ) -> FetchLoop {
+        FetchLoop {
+            fetcher,
+            log_ends,
+            module: Arc::clone(&config.name),
+            topic: Arc::clone(&config.topic),
+            start_from: config.start_from,
+            waiting_queue_size: config.waiting_queue_size.get(),
+            metrics,
+            health,
+            assigned: Vec::new(),
+            unpositioned: Vec::new(),
+            next_lookup_at: Instant::now(),
+        }
+    }
+
     /// Reads until the stop.
-    pub fn run(mut self, commands: &Receiver<FetchCommand>, queue: &Sender<Fetched>, stop: &Stop) {
+    pub(super) fn run(mut self, commands: &Receiver<FetchCommand>, batches: &Sender<Fetched>, stop: &Stop) {
         let batch_messages = (self.waiting_queue_size / QUEUED_BATCHES).max(1);
         while !stop.is_triggered() {
-            if self.assigned.is_empty() && self.unplaced.is_empty() {
-                // A trouble of before is nobody's any more, and nothing here would learn of its end.
+            if self.assigned.is_empty() && self.unpositioned.is_empty() {
+                // Nothing is read, so an earlier error concerns no partition of ours, and no read would show its end.
                 self.health.set(Ok(()));
                 select! {
                     recv(commands) -> command => match command {
-                        Ok(command) => self.obey(command),
+                        Ok(command) => self.apply(command),
+                        // The dispatcher ended early; its supervisor stops this thread in a moment.
                         Err(_) => return stop.wait(),
                     },
                     recv(stop.closed()) -> _ => return,
                 }
             }
             while let Ok(command) = commands.try_recv() {
-                self.obey(command);
+                self.apply(command);
             }
-            let mut found: Vec<_> = self.place().into_iter().map(Ok).collect();
+            let mut outcomes: Vec<_> = self.look_up_start_offsets().into_iter().map(Ok).collect();
             if !self.assigned.is_empty() {
-                found.extend(self.poll(batch_messages));
-            } else if found.is_empty() {
-                found.push(Err(POLL_WAIT));
+                outcomes.extend(self.poll(batch_messages));
+            } else if outcomes.is_empty() {
+                outcomes.push(Err(POLL_WAIT));
             }
             let mut pause = Duration::ZERO;
-            for outcome in found {
+            for outcome in outcomes {
                 match outcome {
                     Ok(fetched) => {
-                        if !self.hand_over(fetched, commands, queue, stop) {
+                        if !self.hand_over(fetched, commands, batches, stop) {
                             return stop.wait();
                         }
                     }
-                    Err(asked) => pause = pause.max(asked),
+                    Err(wanted_pause) => pause = pause.max(wanted_pause),
                 }
             }
             if !pause.is_zero() && !stop.sleep(pause) {
@@ -141,90 +167,92 @@ impl Reader {
         }
     }
 
-    fn obey(&mut self, command: FetchCommand) {
+    fn apply(&mut self, command: FetchCommand) {
         match command {
             FetchCommand::Assign { partition, window, position } => {
                 self.forget(partition);
                 match position {
                     Some(offset) => self.assign(partition, window, offset),
-                    None => self.unplaced.push((partition, window)),
+                    None => self.unpositioned.push((partition, window)),
                 }
             }
             FetchCommand::Revoke(partition) => {
                 self.forget(partition);
-                self.fetcher.revoke(&self.named(partition));
+                self.fetcher.revoke(&self.topic_partition(partition));
             }
-            FetchCommand::Hold(partition, held) => self.fetcher.hold(&self.named(partition), held),
+            FetchCommand::Pause(partition) => self.fetcher.set_paused(&self.topic_partition(partition), true),
+            FetchCommand::Resume(partition) => self.fetcher.set_paused(&self.topic_partition(partition), false),
         }
     }
 
-    fn named(&self, partition: PartitionId) -> TopicPartition {
+    fn topic_partition(&self, partition: PartitionId) -> TopicPartition {
         TopicPartition { topic: self.topic.clone(), partition }
     }
 
     fn forget(&mut self, partition: PartitionId) {
         self.assigned.retain(|(known, _)| *known != partition);
-        self.unplaced.retain(|(known, _)| *known != partition);
+        self.unpositioned.retain(|(known, _)| *known != partition);
     }
 
     fn assign(&mut self, partition: PartitionId, window: WindowId, offset: Offset) {
-        self.fetcher.assign(&self.named(partition), offset);
+        self.fetcher.assign(&self.topic_partition(partition), offset);
         self.assigned.push((partition, window));
         info!("module [{}]: reads {}/{partition} from offset {offset}", self.module, self.topic);
     }
 
-    /// Asks where the partitions without a position begin. A question without an answer takes long, and as long no command is obeyed and
-    /// nothing is read: it ends this turn, and most of the time goes to everything else.
-    fn place(&mut self) -> Vec<Fetched> {
+    /// Looks up where the partitions without a position start. A look-up that times out takes seconds, in which no
+    /// command is taken and nothing is read. So it ends this turn, and the pause before the next is four times as long
+    /// as it took.
+    fn look_up_start_offsets(&mut self) -> Vec<Fetched> {
         let mut found = Vec::new();
-        while !self.unplaced.is_empty() && self.place_after <= Instant::now() {
-            let (partition, window) = self.unplaced.remove(0);
-            let asked = Instant::now();
-            match self.log_ends.range(&self.named(partition)) {
+        while !self.unpositioned.is_empty() && self.next_lookup_at <= Instant::now() {
+            let (partition, window) = self.unpositioned.remove(0);
+            let began = Instant::now();
+            match self.log_ends.range(&self.topic_partition(partition)) {
                 Ok(range) => {
                     let offset = match self.start_from {
                         StartFrom::Earliest => range.oldest,
                         StartFrom::Latest => range.newest,
                     };
                     self.assign(partition, window, offset);
-                    found.push(Fetched::Begins { window, partition, offset });
+                    found.push(Fetched::StartsAt { window, partition, offset });
                 }
                 Err(cause) => {
-                    let module = &self.module;
+                    let (module, topic) = (&self.module, &self.topic);
                     log_limited!(
                         Level::Warn,
-                        "module [{module}]: does not know where partition {partition} begins: {cause}"
+                        "module [{module}]: cannot get the start offset of {topic}/{partition}: {cause}"
                     );
                     if matches!(cause, MetadataError::Unreachable(_)) {
                         self.health.set(Err(cause.to_string()));
                     }
                     self.metrics.fetch_errors.inc();
-                    // The others have their turn first.
-                    self.unplaced.push((partition, window));
-                    self.place_after = Instant::now() + ERROR_PAUSE.max(asked.elapsed() * 4);
+                    // At the end of the list, so that the other partitions get their turn first.
+                    self.unpositioned.push((partition, window));
+                    self.next_lookup_at = Instant::now() + ERROR_PAUSE.max(began.elapsed() * 4);
                 }
             }
         }
         found
     }
 
-    /// What is there, in batches; or how long to pause after an error.
-    fn poll(&mut self, most: usize) -> Vec<Result<Fetched, Duration>> {
-        let messages = match self.fetcher.poll(POLL_WAIT, most) {
+    /// The messages available now, in batches; or the pause that an error needs.
+    fn poll(&mut self, max_messages: usize) -> Vec<Result<Fetched, Duration>> {
+        let messages = match self.fetcher.poll(POLL_WAIT, max_messages) {
             Ok(messages) => messages,
-            Err(cause) => return vec![self.explain(cause)],
+            Err(cause) => return vec![self.report_error(cause)],
         };
         self.health.set(Ok(()));
         let mut batches = Vec::new();
         let mut batch = Vec::with_capacity(messages.len());
-        let mut bytes = 0;
+        let mut batch_bytes = 0;
         for message in messages {
             let Some(window) = self.window_of(message.from.partition) else { continue };
-            bytes += size_of_message(&message);
+            batch_bytes += message_size_bytes(&message);
             batch.push((window, message));
-            if BATCH_BYTES <= bytes {
+            if BATCH_BYTES <= batch_bytes {
                 batches.push(Ok(Fetched::Messages(std::mem::take(&mut batch))));
-                bytes = 0;
+                batch_bytes = 0;
             }
         }
         if !batch.is_empty() {
@@ -237,18 +265,19 @@ impl Reader {
         self.assigned.iter().find(|(known, _)| *known == partition).map(|(_, window)| *window)
     }
 
-    fn explain(&mut self, cause: FetchError) -> Result<Fetched, Duration> {
+    /// Counts and logs an error. Returns an event for the dispatcher, or the pause before the next poll.
+    fn report_error(&mut self, cause: FetchError) -> Result<Fetched, Duration> {
         self.metrics.fetch_errors.inc();
         let module = &self.module;
         match cause {
             FetchError::OffsetGone { partition, offset, oldest, newest } => {
                 let window = self.window_of(partition.partition).ok_or(Duration::ZERO)?;
-                Ok(Fetched::Gone { window, partition: partition.partition, offset, oldest, newest })
+                let partition = partition.partition;
+                Ok(Fetched::OffsetGone(OffsetGap { window, partition, offset, oldest, newest }))
             }
             FetchError::Partition { .. } => {
                 log_limited!(Level::Warn, "module [{module}]: {cause}");
-                // The other partitions go on.
-                Err(Duration::from_millis(10))
+                Err(PARTITION_ERROR_PAUSE)
             }
             FetchError::Unreachable(_) => {
                 log_limited!(Level::Warn, "module [{module}]: {cause}");
@@ -258,19 +287,20 @@ impl Reader {
         }
     }
 
-    /// Waits for room in the queue, obeying meanwhile: what a command made stale is recognised by its mark. False at the end.
+    /// Waits for room in the channel. CommandSender are applied meanwhile: the dispatcher recognises by the window what a
+    /// command made stale. Returns false when the loop must end.
     fn hand_over(
         &mut self,
         fetched: Fetched,
         commands: &Receiver<FetchCommand>,
-        queue: &Sender<Fetched>,
+        batches: &Sender<Fetched>,
         stop: &Stop,
     ) -> bool {
         loop {
             select! {
-                send(queue, fetched) -> sent => return sent.is_ok(),
+                send(batches, fetched) -> sent => return sent.is_ok(),
                 recv(commands) -> command => match command {
-                    Ok(command) => self.obey(command),
+                    Ok(command) => self.apply(command),
                     Err(_) => return false,
                 },
                 recv(stop.closed()) -> _ => return false,
@@ -283,22 +313,22 @@ impl Reader {
 mod tests {
     use super::*;
     use crate::admin::Health;
-    use crate::broker::memory::MemoryBroker;
+    use crate::broker::in_memory::MemoryBroker;
     use crate::broker::{LogRange, PartitionInfo};
-    use crate::ktransfer::backend_for_tests::wait_until;
     use crate::ktransfer::metrics::Metrics;
+    use crate::ktransfer::test_backend::wait_until;
+    use crate::ktransfer::test_fixtures::module_config;
     use crate::metrics::Registry;
     use crossbeam_channel::bounded;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Answers for all partitions but those below a number.
-    struct Partly {
-        silent: Arc<AtomicUsize>,
-        asked: Arc<AtomicUsize>,
+    /// Fails for the partitions below a number, and counts the requests.
+    struct FailingLogEnds {
+        failing: Arc<AtomicUsize>,
+        requests: Arc<AtomicUsize>,
     }
 
-    impl LogEnds for Partly {
+    impl LogEnds for FailingLogEnds {
         fn partitions(&mut self, _: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
             Ok(Vec::new())
         }
@@ -308,77 +338,63 @@ mod tests {
         }
 
         fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError> {
-            self.asked.fetch_add(1, Ordering::SeqCst);
-            match usize::try_from(partition.partition).unwrap() < self.silent.load(Ordering::SeqCst) {
+            self.requests.fetch_add(1, Ordering::SeqCst);
+            match usize::try_from(partition.partition).unwrap() < self.failing.load(Ordering::SeqCst) {
                 true => Err(MetadataError::Unreachable("no answer".into())),
                 false => Ok(LogRange { oldest: 3, newest: 9 }),
             }
         }
     }
 
-    #[test]
-    fn brokers_that_do_not_answer_are_asked_once_a_turn_and_then_left_alone_for_a_while() {
-        let (silent, asked) = (Arc::new(AtomicUsize::new(50)), Arc::new(AtomicUsize::new(0)));
-        let broker = MemoryBroker::new();
-        broker.create_topic("t", 50);
-        let mut reader = Reader {
-            fetcher: Box::new(broker.fetcher()),
-            log_ends: Box::new(Partly { silent: Arc::clone(&silent), asked: Arc::clone(&asked) }),
-            module: "m".into(),
-            topic: "t".into(),
-            start_from: StartFrom::Latest,
-            waiting_queue_size: 8,
-            metrics: Metrics::new(&Registry::new()).of_module("m", "t"),
-            health: Health::new().component("broker of m"),
-            assigned: Vec::new(),
-            unplaced: Vec::new(),
-            place_after: Instant::now(),
-        };
-        for partition in 0..50 {
-            reader.obey(FetchCommand::Assign { partition, window: WindowId(1), position: None });
-        }
-        // Each question may take seconds in which no command is obeyed.
-        assert!(reader.place().is_empty());
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
-        assert!(reader.place().is_empty());
-        assert_eq!(asked.load(Ordering::SeqCst), 1, "at once again");
-        // One that stays silent does not keep the others waiting.
-        silent.store(1, Ordering::SeqCst);
-        reader.place_after = Instant::now();
-        let placed = reader.place().len();
-        reader.place_after = Instant::now();
-        assert_eq!(placed + reader.place().len(), 49);
-        assert_eq!(reader.unplaced, [(0, WindowId(1))]);
-        silent.store(0, Ordering::SeqCst);
-        reader.place_after = Instant::now();
-        let begins = Fetched::Begins { window: WindowId(1), partition: 0, offset: 9 };
-        assert_eq!(reader.place(), [begins]);
+    fn fetch_loop(broker: &MemoryBroker, log_ends: Box<dyn LogEnds>, health: &Health) -> FetchLoop {
+        let mut config = module_config(&[]);
+        config.start_from = StartFrom::Latest;
+        config.waiting_queue_size = 8.try_into().unwrap();
+        let metrics = Metrics::new(&Registry::new()).of_module("m", "t");
+        FetchLoop::new(Box::new(broker.fetcher()), log_ends, &config, metrics, health.component("broker of m"))
     }
 
     #[test]
-    fn who_reads_nothing_has_no_trouble() {
+    fn a_start_offset_lookup_that_fails_ends_the_turn_and_is_retried_after_a_pause() {
+        let (failing, requests) = (Arc::new(AtomicUsize::new(50)), Arc::new(AtomicUsize::new(0)));
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 50);
+        let log_ends = FailingLogEnds { failing: Arc::clone(&failing), requests: Arc::clone(&requests) };
+        let mut fetch_loop = fetch_loop(&broker, Box::new(log_ends), &Health::new());
+        for partition in 0..50 {
+            fetch_loop.apply(FetchCommand::Assign { partition, window: WindowId(1), position: None });
+        }
+        // Each request may take seconds, in which no command is taken.
+        assert!(fetch_loop.look_up_start_offsets().is_empty());
+        assert_eq!(requests.load(Ordering::SeqCst), 1);
+        assert!(fetch_loop.look_up_start_offsets().is_empty());
+        assert_eq!(requests.load(Ordering::SeqCst), 1, "retried at once");
+        // One partition without an answer does not keep the others waiting.
+        failing.store(1, Ordering::SeqCst);
+        fetch_loop.next_lookup_at = Instant::now();
+        let found = fetch_loop.look_up_start_offsets().len();
+        fetch_loop.next_lookup_at = Instant::now();
+        assert_eq!(found + fetch_loop.look_up_start_offsets().len(), 49);
+        assert_eq!(fetch_loop.unpositioned, [(0, WindowId(1))]);
+        failing.store(0, Ordering::SeqCst);
+        fetch_loop.next_lookup_at = Instant::now();
+        let starts_at = Fetched::StartsAt { window: WindowId(1), partition: 0, offset: 9 };
+        assert_eq!(fetch_loop.look_up_start_offsets(), [starts_at]);
+    }
+
+    #[test]
+    fn without_partitions_the_broker_counts_as_healthy() {
         let (broker, health, stop) = (MemoryBroker::new(), Health::new(), Stop::new());
         broker.create_topic("t", 1);
         broker.set_reachable(false);
-        let reader = Reader {
-            fetcher: Box::new(broker.fetcher()),
-            log_ends: Box::new(broker.log_ends()),
-            module: "m".into(),
-            topic: "t".into(),
-            start_from: StartFrom::Latest,
-            waiting_queue_size: 8,
-            metrics: Metrics::new(&Registry::new()).of_module("m", "t"),
-            health: health.component("broker of m"),
-            assigned: Vec::new(),
-            unplaced: Vec::new(),
-            place_after: Instant::now(),
-        };
-        let (commands, obeyed) = bounded(1);
-        let (queue, _fetched) = bounded(1);
-        let reader_stop = stop.clone();
-        let thread = std::thread::spawn(move || reader.run(&obeyed, &queue, &reader_stop));
+        let fetch_loop = fetch_loop(&broker, Box::new(broker.log_ends()), &health);
+        let (commands, command_receiver) = bounded(1);
+        let (batches, _batch_receiver) = bounded(1);
+        let loop_stop = stop.clone();
+        let thread = std::thread::spawn(move || fetch_loop.run(&command_receiver, &batches, &loop_stop));
         commands.send(FetchCommand::Assign { partition: 0, window: WindowId(1), position: Some(0) }).unwrap();
-        wait_until("it is told", || health.troubles().iter().any(|(_, reason)| reason.contains("no broker")));
+        let is_reported = || health.troubles().iter().any(|(_, reason)| reason.contains("no broker"));
+        wait_until("the error is reported", is_reported);
         commands.send(FetchCommand::Revoke(0)).unwrap();
         wait_until("it is over", || health.troubles().is_empty());
         stop.trigger();

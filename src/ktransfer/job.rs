@@ -1,4 +1,4 @@
-//! What passes between the dispatcher and the workers: a job there, an acknowledgement back.
+//! The traffic between dispatcher and workers: jobs one way, acknowledgements back.
 
 use std::sync::Arc;
 
@@ -8,92 +8,92 @@ use crate::shutdown::Stop;
 
 /// Our claim of a partition as the workers see it. One for each `Gained`, shared by its jobs.
 ///
-/// It ends in two steps, so that a hand-over repeats little: first what is queued is still tried once, then
-/// nothing begins any more.
-pub struct Assignment {
-    /// Which partition.
-    pub partition: PartitionId,
-    /// Which claim of it.
-    pub generation: Generation,
-    /// Triggered when the partition is to be given back: nothing is tried again.
-    pub ending: Stop,
-    /// Triggered when that took too long, or the partition was lost: no attempt begins.
-    pub stop: Stop,
+/// It ends in two steps, so that a hand-over repeats few messages: at first each queued job still gets one attempt,
+/// then no attempt begins.
+pub(super) struct Assignment {
+    /// The claimed partition.
+    pub(super) partition: PartitionId,
+    /// Number of this claim; an earlier or later claim of the partition has another.
+    pub(super) generation: Generation,
+    /// Triggered when the release of the partition begins: no job is retried.
+    pub(super) ending: Stop,
+    /// Triggered when the release took too long, or the partition was lost: no attempt begins.
+    pub(super) stop: Stop,
 }
 
 impl Assignment {
-    /// A claim that has not ended. Its stops are nobody's children: how it ends is the dispatcher's to decide.
-    pub fn new(partition: PartitionId, generation: Generation) -> Self {
+    /// A claim that has not ended. Its stops have no parent: only the dispatcher ends it.
+    pub(super) fn new(partition: PartitionId, generation: Generation) -> Self {
         Assignment { partition, generation, ending: Stop::new(), stop: Stop::new() }
     }
 
-    /// Both steps of the end.
-    pub fn end(&self) {
+    /// Takes both steps of the end.
+    pub(super) fn end(&self) {
         self.ending.trigger();
         self.stop.trigger();
     }
 
     /// Whether an attempt may begin now.
-    pub fn may_push(&self, lease: &Lease) -> bool {
-        !self.stop.is_triggered() && lease.valid_for(self.partition, self.generation)
+    pub(super) fn may_push(&self, lease: &Lease) -> bool {
+        !self.stop.is_triggered() && lease.is_valid(self.partition, self.generation)
     }
 }
 
-/// Distinguishes the windows of a dispatcher: a late acknowledgement finds its own window or none.
+/// Identifies a window of a dispatcher, never reused: a late batch or acknowledgement matches its own window or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct WindowId(pub u64);
+pub(super) struct WindowId(pub u64);
 
 /// A message to be pushed.
-pub struct Job {
-    /// Under which claim.
-    pub assignment: Arc<Assignment>,
-    /// The window it is open in.
-    pub window: WindowId,
-    /// The message.
-    pub message: Message,
+pub(super) struct Job {
+    /// The claim under which it was read.
+    pub(super) assignment: Arc<Assignment>,
+    /// The window in which its offset is open.
+    pub(super) window: WindowId,
+    /// The message as read from Kafka.
+    pub(super) message: Message,
     /// Its method; `None` where no methods are configured.
-    pub method: Option<Arc<str>>,
+    pub(super) method: Option<Arc<str>>,
 }
 
 impl Job {
-    /// What it counts for against the memory budget.
-    pub fn size(&self) -> usize {
-        size_of_message(&self.message)
+    /// Bytes that the job counts for against the memory budget of the dispatcher.
+    pub(super) fn size_bytes(&self) -> usize {
+        message_size_bytes(&self.message)
     }
 }
 
-/// Bytes of a message with what surrounds it, about.
-pub fn size_of_message(message: &Message) -> usize {
-    const SURROUNDINGS: usize = 200;
+/// Approximate bytes that a message takes in memory.
+pub(super) fn message_size_bytes(message: &Message) -> usize {
+    const OVERHEAD_BYTES: usize = 200;
     let headers = message.headers.iter().map(|header| header.name.len() + header.value.as_ref().map_or(0, Vec::len));
-    SURROUNDINGS
+    OVERHEAD_BYTES
         + message.key.as_ref().map_or(0, Vec::len)
         + message.value.as_ref().map_or(0, Vec::len)
         + headers.sum::<usize>()
 }
 
-/// How a job ended.
+/// How the work on a message ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobEnd {
-    /// Delivered, or given up for good: the message is done.
+pub(super) enum JobEnd {
+    /// Delivered, or given up: the commit point may move past it.
     Done,
-    /// The claim ended first: the message is not done, whoever has the partition next pushes it.
+    /// The claim ended first: the next owner of the partition pushes it.
     Abandoned,
 }
 
-/// What a worker reports of each job, exactly once.
+/// A worker's acknowledgement of a job; exactly one for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ack {
+pub(super) struct Ack {
     /// Partition of the job.
-    pub partition: PartitionId,
+    pub(super) partition: PartitionId,
     /// Claim of the job.
-    pub generation: Generation,
+    pub(super) generation: Generation,
     /// Window of the job.
-    pub window: WindowId,
+    pub(super) window: WindowId,
     /// Offset of the message.
-    pub offset: Offset,
-    /// [`Job::size`].
-    pub size: usize,
-    /// How it ended.
-    pub end: JobEnd,
+    pub(super) offset: Offset,
+    /// [`Job::size_bytes`].
+    pub(super) size_bytes: usize,
+    /// How the job ended.
+    pub(super) end: JobEnd,
 }

@@ -1,24 +1,24 @@
 //! The `method` of a msgpack message, found without decoding the message.
 //!
-//! Walks over the values of a top-level map until it meets the key `method`. No recursion and no allocation: how
-//! deep values are nested and what lengths they declare does not matter, a declared length is only compared with
-//! the bytes that are there. Time is linear in the size of the message, since each value takes at least a byte.
+//! Skips the values of a top-level map up to the key `method`. There is no recursion and no allocation, so deep nesting
+//! and huge declared lengths do no harm: a declared length is only compared with the bytes left. Time is linear in
+//! the size of the message, since each value takes at least a byte.
 
 use rmp::Marker;
 
-/// Why a message has no method. Such a message is not ours to judge.
+/// Why a message has no method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoMethod {
-    /// It is null (a tombstone) or has no bytes.
+pub(super) enum NoMethod {
+    /// The message is null (a tombstone) or has no bytes.
     #[error("the message is empty")]
     Empty,
-    /// Its first value is something else.
+    /// Its first value is not a map.
     #[error("the message is not a msgpack map")]
     NotMap,
     /// It ends within a value, or declares more values than it has bytes.
     #[error("the msgpack map ends too early")]
     Truncated,
-    /// It has the byte 0xc1, which msgpack never uses.
+    /// It contains the byte 0xc1 as a type, which msgpack never uses.
     #[error("the message is not msgpack")]
     Malformed,
     /// The map has no such key.
@@ -30,8 +30,8 @@ pub enum NoMethod {
 }
 
 /// The string under the first key `method` of the message.
-pub fn method_of(message: &[u8]) -> Result<&str, NoMethod> {
-    let mut reader = Reader { rest: message };
+pub(super) fn method_of(message: &[u8]) -> Result<&str, NoMethod> {
+    let mut reader = MsgpackReader { rest: message };
     let marker = reader.marker().map_err(|_| NoMethod::Empty)?;
     let entries = match marker {
         Marker::FixMap(entries) => u64::from(entries),
@@ -40,7 +40,7 @@ pub fn method_of(message: &[u8]) -> Result<&str, NoMethod> {
         _ => return Err(NoMethod::NotMap),
     };
     for _ in 0..entries {
-        // Each round reads at least a byte, so a map that declares more than there is ends as truncated.
+        // Each round reads at least a byte, so a map that declares too many entries ends as truncated.
         let key = reader.value()?;
         if key.is_text_or_bytes && key.content == b"method" {
             let value = reader.value()?;
@@ -52,17 +52,17 @@ pub fn method_of(message: &[u8]) -> Result<&str, NoMethod> {
     Err(NoMethod::Absent)
 }
 
-/// A value that was walked over. `content` is empty unless it is a string or bytes.
-struct Walked<'message> {
+/// A value that was skipped. `content` is empty unless the value is a string or bytes.
+struct SkippedValue<'message> {
     is_text_or_bytes: bool,
     content: &'message [u8],
 }
 
-struct Reader<'message> {
+struct MsgpackReader<'message> {
     rest: &'message [u8],
 }
 
-impl<'message> Reader<'message> {
+impl<'message> MsgpackReader<'message> {
     fn take(&mut self, n_bytes: u64) -> Result<&'message [u8], NoMethod> {
         let n_bytes = usize::try_from(n_bytes).map_err(|_| NoMethod::Truncated)?;
         let (taken, rest) = self.rest.split_at_checked(n_bytes).ok_or(NoMethod::Truncated)?;
@@ -79,10 +79,10 @@ impl<'message> Reader<'message> {
         Ok(self.take(n_bytes)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
     }
 
-    /// Walks over one value with everything inside it.
-    fn value(&mut self) -> Result<Walked<'message>, NoMethod> {
-        let mut walked = Walked { is_text_or_bytes: false, content: &[] };
-        // Values still to be walked over. Instead of a stack: it does not matter which container a value belongs to.
+    /// Skips one value with everything inside it.
+    fn value(&mut self) -> Result<SkippedValue<'message>, NoMethod> {
+        let mut skipped = SkippedValue { is_text_or_bytes: false, content: &[] };
+        // Values left to skip. A count is enough, no stack: it does not matter which container a value belongs to.
         let mut left: u64 = 1;
         let mut is_outermost = true;
         while 0 < left {
@@ -91,19 +91,20 @@ impl<'message> Reader<'message> {
             let (n_bytes, inside, is_text_or_bytes) = self.shape(marker)?;
             let content = self.take(n_bytes)?;
             left = left.saturating_add(inside);
+            // Each value takes at least a byte, so this message is truncated already.
             if (self.rest.len() as u64) < left {
                 return Err(NoMethod::Truncated);
             }
             if is_outermost && is_text_or_bytes {
-                walked = Walked { is_text_or_bytes, content };
+                skipped = SkippedValue { is_text_or_bytes, content };
             }
             is_outermost = false;
         }
-        Ok(walked)
+        Ok(skipped)
     }
 
-    /// Bytes that follow the marker and its length, values inside it, and whether the bytes are a string or bytes
-    /// (older writers have only one type for both).
+    /// For the value behind `marker`: bytes that follow marker and length, number of values inside, and whether the
+    /// bytes are a string or bytes (older writers have only one type for both).
     fn shape(&mut self, marker: Marker) -> Result<(u64, u64, bool), NoMethod> {
         Ok(match marker {
             Marker::Reserved => return Err(NoMethod::Malformed),
@@ -116,7 +117,7 @@ impl<'message> Reader<'message> {
             Marker::Str8 | Marker::Bin8 => (self.number(1)?, 0, true),
             Marker::Str16 | Marker::Bin16 => (self.number(2)?, 0, true),
             Marker::Str32 | Marker::Bin32 => (self.number(4)?, 0, true),
-            // An extension has a byte for its type.
+            // One byte more than the length: the type of the extension.
             Marker::FixExt1 => (2, 0, false),
             Marker::FixExt2 => (3, 0, false),
             Marker::FixExt4 => (5, 0, false),
@@ -154,7 +155,7 @@ mod tests {
     const REPLY: &[u8] = b"\xa9TestReply";
 
     #[test]
-    fn it_is_found_behind_values_of_every_type() {
+    fn the_method_is_found_behind_values_of_every_type() {
         let long = [b"\xd9\x30".as_slice(), &[b'x'; 48]].concat();
         let nested = [vec![0x91; 100_000], vec![0xc0]].concat();
         let values: &[&[u8]] = &[
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_method_says_why() {
+    fn a_message_without_a_method_has_a_reason() {
         for (message, reason) in [
             (b"".as_slice(), NoMethod::Empty),
             (b"{\"method\":\"TestReply\"}", NoMethod::NotMap),
@@ -239,7 +240,9 @@ mod tests {
         }
 
         #[test]
-        fn every_cut_of_a_good_message_is_truncated(cut in 0usize..40, junk in prop::collection::vec(any::<u8>(), 0..20)) {
+        fn every_cut_of_a_good_message_is_truncated(
+            cut in 0usize..40, junk in prop::collection::vec(any::<u8>(), 0..20)
+        ) {
             let mut value = vec![0xc4, u8::try_from(junk.len()).unwrap()];
             value.extend_from_slice(&junk);
             let message = map(&[(b"\xa4data", &value), (METHOD, REPLY)]);

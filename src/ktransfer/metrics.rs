@@ -1,4 +1,4 @@
-//! What ktransfer counts, and the part of it that belongs to one module.
+//! The metrics of ktransfer, and those of one module with their labels filled in.
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
@@ -7,7 +7,7 @@ use crate::metrics::{Registry, SECONDS_BUCKETS};
 
 /// The metrics of the daemon. Made once; clones share them.
 #[derive(Clone)]
-pub struct Metrics {
+pub(super) struct Metrics {
     pushes: IntCounterVec,
     push_seconds: HistogramVec,
     messages: IntCounterVec,
@@ -21,41 +21,41 @@ pub struct Metrics {
 
 /// The metrics of one module, looked up once.
 #[derive(Clone)]
-pub struct ModuleMetrics {
+pub(super) struct ModuleMetrics {
     module: String,
     topic: String,
     /// Attempts that were answered 2xx.
-    pub pushes_ok: IntCounter,
+    pub(super) pushes_ok: IntCounter,
     /// Attempts answered otherwise.
-    pub pushes_refused: IntCounter,
+    pub(super) pushes_refused: IntCounter,
     /// Attempts without an answer.
-    pub pushes_failed: IntCounter,
+    pub(super) pushes_failed: IntCounter,
     /// Duration of the attempts.
-    pub push_seconds: Histogram,
+    pub(super) push_seconds: Histogram,
     /// Messages delivered.
-    pub delivered: IntCounter,
-    /// Messages whose method is not one of ours.
-    pub filtered: IntCounter,
+    pub(super) delivered: IntCounter,
+    /// Messages whose method is not configured.
+    pub(super) filtered: IntCounter,
     /// Messages without a method where methods are configured.
-    pub undecodable: IntCounter,
-    /// Messages passed over after the last retry.
-    pub given_up: IntCounter,
+    pub(super) undecodable: IntCounter,
+    /// Messages given up after the last retry, or because no request can carry them.
+    pub(super) given_up: IntCounter,
     /// Messages handed out and not done.
-    pub window_in_use: IntGauge,
+    pub(super) window_in_use: IntGauge,
     /// Partitions this process pushes.
-    pub assigned: IntGauge,
+    pub(super) assigned: IntGauge,
     /// Messages that were deleted before they were read.
-    pub offset_gap: IntCounter,
-    /// Answers of the broker that were errors.
-    pub fetch_errors: IntCounter,
-    /// Restarts after a failure inside.
-    pub restarts: IntCounter,
+    pub(super) offset_gap: IntCounter,
+    /// Errors while reading from the broker.
+    pub(super) fetch_errors: IntCounter,
+    /// Restarts after one of the module's threads failed.
+    pub(super) restarts: IntCounter,
     stored_offset: IntGaugeVec,
 }
 
 impl Metrics {
-    /// Registers them.
-    pub fn new(registry: &Registry) -> Self {
+    /// Registers all of them.
+    pub(super) fn new(registry: &Registry) -> Self {
         let counter = |name: &str, help: &str, labels: &[&str]| registry.counter(name, help, labels);
         Metrics {
             pushes: counter("ktransfer_pushes_total", "Attempts to push, by how they ended.", &["module", "outcome"]),
@@ -67,7 +67,8 @@ impl Metrics {
             ),
             messages: counter(
                 "ktransfer_messages_total",
-                "Messages done: delivered, filtered out by their method, undecodable, or given up after the last retry.",
+                "Messages done: delivered, filtered out by their method, undecodable, or given up after the last \
+                 retry.",
                 &["module", "outcome"],
             ),
             window_in_use: registry.gauge(
@@ -91,8 +92,8 @@ impl Metrics {
         }
     }
 
-    /// The part of one module.
-    pub fn of_module(&self, module: &str, topic: &str) -> ModuleMetrics {
+    /// The metrics of one module.
+    pub(super) fn of_module(&self, module: &str, topic: &str) -> ModuleMetrics {
         let pushes = |outcome: &str| self.pushes.with_label_values(&[module, outcome]);
         let messages = |outcome: &str| self.messages.with_label_values(&[module, outcome]);
         ModuleMetrics {
@@ -117,15 +118,15 @@ impl Metrics {
 }
 
 impl ModuleMetrics {
-    /// Shows the commit point of a partition.
-    pub fn commit_point(&self, partition: PartitionId) -> IntGauge {
+    /// The gauge with the commit point of a partition.
+    pub(super) fn commit_point(&self, partition: PartitionId) -> IntGauge {
         self.stored_offset.with_label_values(&[self.module.as_str(), &self.topic, &partition.to_string()])
     }
 
-    /// Shows it no more: the partition is not ours.
-    pub fn forget_commit_point(&self, partition: PartitionId) {
+    /// Removes the gauge: the partition is not ours any more.
+    pub(super) fn forget_commit_point(&self, partition: PartitionId) {
         let labels = [self.module.as_str(), &self.topic, &partition.to_string()];
-        // It is gone already where a dispatcher that was given up ends after its successor.
+        // An error means that it is removed already: a dispatcher that outlived the grace may end after its successor.
         let _ = self.stored_offset.remove_label_values(&labels);
     }
 }

@@ -1,26 +1,58 @@
-//! Kafka to HTTP: each message of a topic posted to the module's backends, in order per key, never lost.
+//! ktransfer: posts each message of a topic to the backends of a module, in order per key.
 //!
-//! Reading order: [`config`], [`module`] (the threads of a module), [`dispatcher`] (its loop), [`window`], [`group`],
-//! [`fetcher`], [`worker`], [`push`], [`policy`].
+//! ```text
+//!  for each module M:
+//!
+//!             events (64)                commands (64)
+//!   group@M ───────────────▶ dispatch@M ──────────────▶ fetch@M ◀── messages ── Kafka
+//!    │ ▲ ▲                    │ │ ▲ ▲                      │
+//!    │ │ └────────────────────┘ │ │ └──────────────────────┘
+//!    │ │  commands (a table)    │ │       batches (8)
+//!    ▼ │                   jobs │ │ acks
+//!  ZooKeeper      (window_size) │ │ (window_size)
+//!                               ▼ │
+//!                        push-0@M … push-n@M ── POST ──▶ backends
+//!                                 ▲
+//!                                 │ addresses (a table)
+//!                              names@M
+//! ```
+//!
+//! `module@M` starts these threads and restarts all of them when one fails. Each worker (`push-…`) has a queue of its
+//! own for jobs with a key, and all workers share one for the others; all queues together hold at most `window_size`
+//! jobs. The batches in the channel hold at most `waiting_queue_size` messages. While the window is full the dispatcher
+//! takes no batch, and while the channel of batches is full nothing is read from Kafka. `names@M` runs only where a
+//! backend is configured by name. The daemon adds `health`, `keeper@…` (the session with ZooKeeper) and, with
+//! `admin_port`, `admin-accept` and `admin-0`.
+//!
+//! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (its loop), `window`,
+//! `group`, `fetcher`, `worker`, `request` and `push` (an attempt), `policy` (retries), `give_up`.
+//!
+//! Invariant: a message is done only when a backend answered 2xx, when its method is not configured, or when it was
+//! given up.
 
-#[cfg(test)]
-mod backend_for_tests;
-pub mod backends;
+mod backends;
 mod client;
-pub mod config;
-pub mod dispatcher;
-pub mod fetcher;
+mod config;
+mod dispatcher;
+mod fetcher;
+mod give_up;
 pub mod group;
-pub mod job;
-pub mod method;
-pub mod metrics;
-pub mod module;
-pub mod policy;
-pub mod push;
+mod job;
+mod method;
+mod metrics;
+mod module;
+mod policy;
+mod push;
+mod request;
 mod socket;
-pub mod template;
-pub mod window;
-pub mod worker;
+mod template;
+#[cfg(test)]
+mod test_backend;
+#[cfg(test)]
+mod test_fixtures;
+mod window;
+mod worker;
+mod worker_context;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,24 +71,24 @@ use config::ModuleConfig;
 pub use config::{Config, load};
 use group::zookeeper::{ZookeeperGroup, ZookeeperGroupConfig};
 use metrics::Metrics;
-use module::{Module, Parts};
+use module::{Connectors, Module};
 
-/// Bound of one question to a broker.
+/// Timeout of one request to a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often `/readyz` learns whether ZooKeeper answers.
+/// How often the session with ZooKeeper is checked for `/readyz`.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
-/// What an engine may prefetch, in bytes, for each module.
+/// Bytes that an engine may prefetch for each module.
 const PREFETCH_BYTES: usize = 8 << 20;
 /// Largest message that can be read.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// Pushes until the supervisor's stop. Modules first, each in its own order; then the session with ZooKeeper, which they
-/// needed to store their offsets; `/readyz` and the rest last.
+/// Pushes until the supervisor's stop, then stops in order: first the modules, then the session with ZooKeeper, in
+/// which they store their offsets, then the HTTP server of `admin_port`.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     let server = serve_operations(&config, &registry, &health, supervisor)?;
 
-    // Groups of their own: the modules end before the session does, which they need to give everything back.
+    // Two groups, since the modules must end before the session: they need it to release their partitions.
     let session = Supervisor::new("ktransfer", Stop::new());
     let keeper = keeper::connect(config.keeper.clone(), &session);
     let modules = Supervisor::new("modules", supervisor.stop().child());
@@ -69,17 +101,18 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
             metrics: metrics.of_module(&module_config.name, &module_config.topic),
             health: health.component(format!("module {}", module_config.name)),
             broker_health: health.component(format!("broker of {}", module_config.name)),
-            // Some of the grace is left for the session to end.
+            // The rest of the grace is for the end of the session.
             grace: shared.shutdown_grace * 4 / 5,
-            longest_pause: shared.retry_interval,
+            max_pause: shared.retry_interval,
         };
         let (shared, keeper, stop) = (Arc::clone(&shared), Arc::clone(&keeper), modules.stop().clone());
         modules.spawn(format!("module@{}", module_config.name), move || {
-            module.run(&stop, |threads| parts(&shared, &module.config, &keeper, threads));
+            module.run(&stop, |threads| connect(&shared, &module.config, &keeper, threads));
         });
     }
 
-    // What fails in one of the two groups ends the daemon: these threads then return unasked.
+    // A failure in one of the two groups ends the daemon: its stop lets the thread here return early, which the
+    // daemon's own supervisor takes for a failure.
     for group in [session.clone(), modules.clone()] {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
@@ -99,13 +132,13 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         server.close();
     }
     match ended {
-        Ended::Asked => Ok(()),
+        Ended::Stopped => Ok(()),
         Ended::Failed(failure) => Err(failure.to_string()),
-        Ended::StillRunning(left) => Err(format!("still running at the end of the grace: {}", left.join(", "))),
+        Ended::StillRunning(left) => Err(format!("threads still running after shutdown_grace_ms: {}", left.join(", "))),
     }
 }
 
-/// Opens `admin_port`, where it is given.
+/// Serves `admin_port`, if it is configured.
 fn serve_operations(
     config: &Config,
     registry: &Registry,
@@ -123,12 +156,17 @@ fn serve_operations(
     let handler = Arc::new(Admin::new(registry.clone(), health.clone()));
     let server = Server::start(server_config, handler, supervisor, &ServerMetrics::new(registry))
         .map_err(|cause| format!("admin_port: cannot listen on port {port}: {cause}"))?;
-    info!("operations are served on {}", server.local_addr());
+    info!("admin_port: listening on {}", server.local_addr());
     Ok(Some(server))
 }
 
-/// The real parts of a module: a group in ZooKeeper, an engine for the brokers it knows or the file names.
-fn parts(config: &Config, module: &ModuleConfig, keeper: &SharedKeeper, threads: &Supervisor) -> Result<Parts, String> {
+/// Connects a module: to its group in ZooKeeper, and to the brokers of `broker_hosts` or else of ZooKeeper.
+fn connect(
+    config: &Config,
+    module: &ModuleConfig,
+    keeper: &SharedKeeper,
+    threads: &Supervisor,
+) -> Result<Connectors, String> {
     let hosts = match &config.broker_hosts {
         Some(hosts) => hosts.clone(),
         None => discovery::brokers(keeper.as_ref(), &config.kafka.protocol()).map_err(|cause| cause.to_string())?,
@@ -137,7 +175,8 @@ fn parts(config: &Config, module: &ModuleConfig, keeper: &SharedKeeper, threads:
         let chroot = &config.keeper.chroot;
         let protocol = config.kafka.protocol();
         return Err(format!(
-            "no broker with {protocol} is registered in ZooKeeper under zk_chroot {chroot:?}; is it the cluster's?"
+            "no broker with {protocol} is registered in ZooKeeper under zk_chroot {chroot:?}: check zk_chroot and \
+             security.protocol"
         ));
     }
     let broker = BrokerConfig {
@@ -153,7 +192,7 @@ fn parts(config: &Config, module: &ModuleConfig, keeper: &SharedKeeper, threads:
         topic: module.topic.to_string(),
         offset_update_interval: module.offset_update_interval,
     };
-    Ok(Parts {
+    Ok(Connectors {
         fetcher: broker::fetcher(&broker, fetcher_config, threads)?,
         log_ends: broker::log_ends(&broker, threads)?,
         group: Box::new(ZookeeperGroup::new(group, Arc::clone(keeper))),

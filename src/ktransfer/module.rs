@@ -1,11 +1,7 @@
-//! One module: its threads and channels, and that it comes back after a failure.
+//! One module: its threads and channels, and its restart after a failure.
 //!
-//! ```text
-//!  group@M ──events──▶ dispatch@M ──commands──▶ fetch@M ──batches──▶ dispatch@M
-//!  dispatch@M ──jobs──▶ push-0@M … push-n@M ──acks──▶ dispatch@M      names@M looks names of backends up
-//! ```
-//!
-//! Invariant: nothing here is shared with another module but the session with ZooKeeper and the registry of metrics.
+//! The diagram of the threads is in [`ktransfer`](super). Invariant: a module shares nothing with other modules but the
+//! session with ZooKeeper and the registry of metrics.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,113 +9,118 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
-use super::client::Names;
+use super::client::BackendResolver;
 use super::config::ModuleConfig;
-use super::dispatcher::{Dispatcher, Ports};
-use super::fetcher::{QUEUED_BATCHES, Reader};
+use super::dispatcher::{Channels, Dispatcher, JobQueues};
+use super::fetcher::{FetchLoop, QUEUED_BATCHES};
 use super::group::{Group, mailbox};
 use super::metrics::ModuleMetrics;
 use super::push::Pusher;
-use super::worker::{Shared, Worker};
+use super::worker::Worker;
+use super::worker_context::WorkerContext;
 use crate::admin::Component;
 use crate::broker::{Fetcher, LogEnds};
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-/// Events of the group that may wait. When it is full the group waits: it claims nothing while nobody takes what it claimed.
+/// Queued events of the group. When the channel is full the group blocks, so it claims nothing that the dispatcher does
+/// not take.
 const GROUP_EVENTS: usize = 64;
-/// Commands to the fetcher that may wait. When it is full the dispatcher waits, for one poll at most.
+/// Queued commands to the fetch loop. When the channel is full the dispatcher blocks, for one poll at most.
 const FETCH_COMMANDS: usize = 64;
-/// Pause before a module that could not be started yet (no ZooKeeper, no broker) is tried again.
+/// Pause before the next try of a module that cannot start yet (no ZooKeeper, no broker).
 const NOT_YET_PAUSE: Duration = Duration::from_secs(1);
-/// Pause before the first restart of a module; doubles with each failure soon after the last.
+/// Pause before the first restart of a module; it doubles with each failure soon after the last.
 const FIRST_RESTART_PAUSE: Duration = Duration::from_secs(1);
-/// A module that ran so long has recovered: the next failure counts as the first.
+/// After running for this long, a module counts as recovered: the next failure counts as the first.
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);
-/// Threads that hang in something that nobody can end are waited for so much longer than the grace, then left.
-const MARGIN: Duration = Duration::from_millis(500);
+/// Threads that still block in a library after the grace get this much longer, then they are abandoned.
+const GRACE_MARGIN: Duration = Duration::from_millis(500);
 
-/// How the name of a group's thread begins.
+/// Prefix of the name of a group's thread.
 const GROUP_THREAD: &str = "group@";
 
-/// The sides of a module that touch Kafka and ZooKeeper.
-pub struct Parts {
-    /// Membership in the group of the module.
-    pub group: Box<dyn Group>,
+/// The connections of a module to Kafka and ZooKeeper.
+pub(super) struct Connectors {
+    /// The membership in the module's consumer group.
+    pub(super) group: Box<dyn Group>,
     /// Reads the topic.
-    pub fetcher: Box<dyn Fetcher>,
-    /// Knows where its partitions begin and end.
-    pub log_ends: Box<dyn LogEnds>,
+    pub(super) fetcher: Box<dyn Fetcher>,
+    /// Looks up the oldest and newest offsets of partitions.
+    pub(super) log_ends: Box<dyn LogEnds>,
 }
 
-/// What a module needs from the daemon.
-pub struct Module {
+/// A module, with what the daemon provides for it.
+pub(super) struct Module {
     /// Its configuration.
-    pub config: ModuleConfig,
-    /// What it counts.
-    pub metrics: ModuleMetrics,
+    pub(super) config: ModuleConfig,
+    /// Its metrics.
+    pub(super) metrics: ModuleMetrics,
     /// Whether it runs, for `/readyz`.
-    pub health: Component,
+    pub(super) health: Component,
     /// Whether its broker can be read, for `/readyz`.
-    pub broker_health: Component,
+    pub(super) broker_health: Component,
     /// How long its ordered stop may take.
-    pub grace: Duration,
+    pub(super) grace: Duration,
     /// Longest pause before it is started again after a failure.
-    pub longest_pause: Duration,
+    pub(super) max_pause: Duration,
 }
 
 impl Module {
-    /// Runs the module until the stop. It is started again whenever one of its threads has failed; it returns unasked only when the
-    /// group failed, see there. `make` makes new parts, or says
-    /// why that is not possible yet; the threads of the parts belong to the supervisor it is given.
-    pub fn run(&self, stop: &Stop, make: impl Fn(&Supervisor) -> Result<Parts, String>) {
+    /// Runs the module until the stop, and starts it again whenever one of its threads fails. Returns early only if the
+    /// group thread failed. `connect` makes the connections, or returns why it cannot yet; their threads belong to the
+    /// supervisor it is given.
+    pub(super) fn run(&self, stop: &Stop, connect: impl Fn(&Supervisor) -> Result<Connectors, String>) {
         let name = &self.config.name;
-        let mut failure_pause = FIRST_RESTART_PAUSE.min(self.longest_pause);
-        let mut last_trouble = String::new();
+        let mut failure_pause = FIRST_RESTART_PAUSE.min(self.max_pause);
+        let mut last_reason = String::new();
         while !stop.is_triggered() {
             let began = Instant::now();
             let threads = Supervisor::new(format!("module {name}"), stop.child());
-            let pause = match make(&threads) {
-                Err(trouble) => {
+            let pause = match connect(&threads) {
+                Err(reason) => {
                     threads.stop().trigger();
                     threads.join(self.grace);
-                    if trouble != last_trouble {
-                        warn!("module [{name}] cannot start yet, it is tried again and again: {trouble}");
+                    // Once for each reason, since it is tried every second.
+                    if reason != last_reason {
+                        warn!("module [{name}] cannot start yet, retrying: {reason}");
                     }
-                    self.health.set(Err(trouble.clone()));
-                    last_trouble = trouble;
-                    NOT_YET_PAUSE.min(self.longest_pause)
+                    self.health.set(Err(reason.clone()));
+                    last_reason = reason;
+                    NOT_YET_PAUSE.min(self.max_pause)
                 }
-                Ok(parts) => {
-                    last_trouble.clear();
-                    self.start(parts, &threads);
+                Ok(connectors) => {
+                    last_reason.clear();
+                    self.start(connectors, &threads);
                     self.health.set(Ok(()));
                     info!("module [{name}] start");
-                    let ended = threads.join(self.grace + MARGIN);
+                    let ended = threads.join(self.grace + GRACE_MARGIN);
                     let group_failed =
                         matches!(&ended, Ended::Failed(failure) if failure.thread.starts_with(GROUP_THREAD));
-                    let trouble = match ended {
-                        Ended::Asked => "it was stopped".to_owned(),
+                    let reason = match ended {
+                        Ended::Stopped => "stopped on request".to_owned(),
                         Ended::Failed(failure) => failure.to_string(),
-                        Ended::StillRunning(left) => format!("still running at the end: {}", left.join(", ")),
+                        Ended::StillRunning(threads) => {
+                            format!("threads still running after the grace: {}", threads.join(", "))
+                        }
                     };
                     if stop.is_triggered() {
-                        info!("module [{name}] end: {trouble}");
+                        info!("module [{name}] end: {reason}");
                         return;
                     }
                     if group_failed {
-                        // What it claimed stays claimed as long as the session with ZooKeeper lives, which other modules share:
-                        // only the end of the daemon frees it for the other instances.
-                        error!("module [{name}] failed in its group, so the daemon ends: {trouble}");
+                        // Its partitions stay claimed as long as the session with ZooKeeper, which other modules share:
+                        // only the end of the daemon frees them for the other instances.
+                        error!("module [{name}] failed in its group thread, so the daemon ends: {reason}");
                         return;
                     }
                     if RECOVERED_AFTER < began.elapsed() {
-                        failure_pause = FIRST_RESTART_PAUSE.min(self.longest_pause);
+                        failure_pause = FIRST_RESTART_PAUSE.min(self.max_pause);
                     }
                     let pause = failure_pause;
-                    failure_pause = (pause * 2).min(self.longest_pause);
-                    error!("module [{name}] failed and starts again in {} ms: {trouble}", pause.as_millis());
-                    self.health.set(Err(trouble));
+                    failure_pause = (pause * 2).min(self.max_pause);
+                    error!("module [{name}] failed and restarts in {} ms: {reason}", pause.as_millis());
+                    self.health.set(Err(reason));
                     self.metrics.restarts.inc();
                     pause
                 }
@@ -128,67 +129,66 @@ impl Module {
         }
     }
 
-    /// Makes the channels and starts the threads. Everything that works on a module is born here.
-    fn start(&self, parts: Parts, threads: &Supervisor) {
+    /// Makes the channels and starts the threads, all of them.
+    fn start(&self, connectors: Connectors, threads: &Supervisor) {
         let config = &self.config;
         let name = &config.name;
         let stop = threads.stop();
-        let names = Names::new(&config.backend_servers);
-        if names.has_names() {
-            let (names, stop) = (Arc::clone(&names), stop.clone());
-            threads.spawn(format!("names@{name}"), move || names.run(&stop));
+        let resolver = BackendResolver::new(&config.backend_servers);
+        if resolver.has_names() {
+            let (resolver, stop) = (Arc::clone(&resolver), stop.clone());
+            threads.spawn(format!("names@{name}"), move || resolver.run(&stop));
         }
-        let shared = Arc::new(Shared {
-            pusher: Pusher::new(config, names),
-            lease: parts.group.lease(),
+        let context = Arc::new(WorkerContext {
+            pusher: Pusher::new(config, resolver),
+            lease: connectors.group.lease(),
             metrics: self.metrics.clone(),
             config: config.clone(),
         });
 
-        // Jobs and acks need no bound of their own: the dispatcher hands out a job only for an open slot of the window, so of
-        // both there are at most window_size, and no send waits. (A bound would reserve window_size slots for each worker.)
-        let (anyone_sender, anyone) = unbounded();
+        // Channels of jobs and acks are unbounded, but the window bounds them: the dispatcher hands out a job only
+        // while fewer than window_size are in flight, and takes it off that count only with its ack. So all job
+        // channels together hold at most window_size jobs, the ack channel as many acks, and no send blocks. (A bounded
+        // channel allocates its slots up front: window_size of them for each worker.)
+        let (shared_job_sender, shared_jobs) = unbounded();
         let (ack_sender, acks) = unbounded();
-        let mut own = Vec::new();
+        let mut own_job_senders = Vec::new();
         for number in 0..config.worker_num.get() {
-            let (job_sender, jobs) = unbounded();
-            own.push(job_sender);
-            let worker = Worker::new(number, Arc::clone(&shared));
-            let (anyone, acks) = (anyone.clone(), ack_sender.clone());
-            threads.spawn(format!("push-{number}@{name}"), move || worker.run(&jobs, &anyone, &acks));
+            let (own_job_sender, own_jobs) = unbounded();
+            own_job_senders.push(own_job_sender);
+            let worker = Worker::new(number, Arc::clone(&context));
+            let (shared_jobs, acks) = (shared_jobs.clone(), ack_sender.clone());
+            threads.spawn(format!("push-{number}@{name}"), move || worker.run(&own_jobs, &shared_jobs, &acks));
         }
 
-        let (fetch, fetch_commands) = bounded(FETCH_COMMANDS);
-        // Full while the window is: then the fetcher reads no further.
-        let (fetched_sender, fetched) = bounded(QUEUED_BATCHES.min(config.waiting_queue_size.get()));
-        let reader = Reader {
-            fetcher: parts.fetcher,
-            log_ends: parts.log_ends,
-            module: Arc::clone(name),
-            topic: Arc::clone(&config.topic),
-            start_from: config.start_from,
-            waiting_queue_size: config.waiting_queue_size.get(),
-            metrics: self.metrics.clone(),
-            health: self.broker_health.clone(),
-            assigned: Vec::new(),
-            unplaced: Vec::new(),
-            place_after: Instant::now(),
-        };
-        let reader_stop = stop.clone();
-        threads.spawn(format!("fetch@{name}"), move || reader.run(&fetch_commands, &fetched_sender, &reader_stop));
+        let (fetch_commands, fetch_command_receiver) = bounded(FETCH_COMMANDS);
+        // Full while the window is: then the fetch loop reads no further.
+        let (batches, fetched) = bounded(QUEUED_BATCHES.min(config.waiting_queue_size.get()));
+        let fetch_loop = FetchLoop::new(
+            connectors.fetcher,
+            connectors.log_ends,
+            config,
+            self.metrics.clone(),
+            self.broker_health.clone(),
+        );
+        let fetch_stop = stop.clone();
+        threads.spawn(format!("fetch@{name}"), move || fetch_loop.run(&fetch_command_receiver, &batches, &fetch_stop));
 
         let (event_sender, group_events) = bounded(GROUP_EVENTS);
-        let (group, mailbox) = mailbox();
-        let ports = Ports { group_events, group, fetch, fetched, own, anyone: anyone_sender, acks };
-        // Half of the grace for pushes under way; the rest for cutting them, storing offsets and leaving the group.
-        let dispatcher = Dispatcher::new(ports, shared, stop.clone(), self.grace / 2);
+        // A table, not a queue: a commit overwrites an earlier one of the same partition.
+        let (group_commands, mailbox) = mailbox();
+        let jobs = JobQueues { own: own_job_senders, shared: shared_job_sender };
+        let channels = Channels { group_events, group_commands, fetch_commands, fetched, jobs, acks };
+        // Half of the grace for pushes in flight; the rest for closing their connections, storing offsets and leaving
+        // the group.
+        let dispatcher = Dispatcher::new(channels, context, stop.clone(), self.grace / 2);
         threads.spawn(format!("dispatch@{name}"), move || dispatcher.run());
-        // Last, so that everyone who acts on what it claims is there. It ends when the dispatcher tells it to leave.
-        let membership = parts.group;
-        threads.spawn(format!("{GROUP_THREAD}{name}"), move || membership.run(mailbox, event_sender));
+        // Last, so that all threads that act on a claim exist before the first claim. It ends with the dispatcher's
+        // Leave.
+        let group = connectors.group;
+        threads.spawn(format!("{GROUP_THREAD}{name}"), move || group.run(mailbox, event_sender));
     }
 }
 
 #[cfg(test)]
-#[path = "module_tests.rs"]
 mod tests;

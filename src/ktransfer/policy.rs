@@ -1,4 +1,4 @@
-//! What the end of an attempt means, and how long to wait before the next one.
+//! Whether a message is delivered, retried or given up after an attempt, and the back-off before a retry.
 //!
 //! Values in, values out: randomness and time come from the caller.
 
@@ -7,90 +7,93 @@ use std::time::Duration;
 
 /// How one attempt to push a message ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Attempt {
+pub(super) enum AttemptOutcome {
     /// The backend answered.
     Answered {
         /// Its status code.
         status: u16,
-        /// How long it asks to be left alone (`Retry-After` in seconds).
+        /// The pause that its `Retry-After` header asks for.
         retry_after: Option<Duration>,
     },
-    /// No answer came. Whether the backend got the message is unknown.
+    /// No answer was received. Whether the backend received the message is unknown.
     Failed {
-        /// In words.
+        /// For the log.
         reason: String,
     },
-    /// No request can be made of this message, so that no attempt will ever do better.
+    /// No request can carry this message, so every further attempt would fail too.
     Impossible {
-        /// In words.
+        /// For the log.
         reason: String,
     },
 }
 
-impl fmt::Display for Attempt {
+impl fmt::Display for AttemptOutcome {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Attempt::Answered { status, .. } => write!(formatter, "http_status_code={status}"),
-            Attempt::Failed { reason } | Attempt::Impossible { reason } => write!(formatter, "err={reason}"),
+            AttemptOutcome::Answered { status, .. } => write!(formatter, "http_status_code={status}"),
+            AttemptOutcome::Failed { reason } | AttemptOutcome::Impossible { reason } => {
+                write!(formatter, "err={reason}")
+            }
         }
     }
 }
 
-/// What is to be done after an attempt.
+/// The next step after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Nothing: the message is delivered.
+pub(super) enum NextStep {
+    /// None: the message is delivered.
     Delivered,
-    /// Wait so long, then try again.
+    /// Wait for this pause, then make another attempt.
     Retry(Duration),
-    /// Nothing more: the attempts are used up.
+    /// No further attempt: the retries are used up, or would be useless.
     GiveUp,
 }
 
-/// When to try again, and how often.
+/// When to retry, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RetryPolicy {
+pub(super) struct RetryPolicy {
     /// Pause after the first failure (`fail_retry_interval_ms`).
-    pub first_pause: Duration,
-    /// Longest pause (`max_retry_interval_ms`); at least the first one.
-    pub longest_pause: Duration,
-    /// Attempts after the first (`max_retry_times`); `None` goes on for ever.
-    pub max_retry_times: Option<u32>,
+    pub(super) first_pause: Duration,
+    /// Longest pause (`max_retry_interval_ms`); not below `first_pause`.
+    pub(super) max_pause: Duration,
+    /// Attempts after the first (`max_retry_times`); `None` retries without end.
+    pub(super) max_retry_times: Option<u32>,
 }
 
 impl RetryPolicy {
     /// Decides after attempt number `attempt`, counted from 1. `random` is uniform in 0..1.
-    pub fn next(&self, attempt: u32, outcome: &Attempt, random: f64) -> Next {
+    pub(super) fn next(&self, attempt: u32, outcome: &AttemptOutcome, random: f64) -> NextStep {
         if is_delivered(outcome) {
-            return Next::Delivered;
+            return NextStep::Delivered;
         }
-        if self.max_retry_times.is_some_and(|most| most < attempt) {
-            return Next::GiveUp;
+        if self.max_retry_times.is_some_and(|max_retries| max_retries < attempt) {
+            return NextStep::GiveUp;
         }
-        let asked = match outcome {
-            Attempt::Answered { retry_after, .. } => retry_after.unwrap_or_default(),
-            Attempt::Failed { .. } => Duration::ZERO,
-            Attempt::Impossible { .. } => return Next::GiveUp,
+        let requested = match outcome {
+            AttemptOutcome::Answered { retry_after, .. } => retry_after.unwrap_or_default(),
+            AttemptOutcome::Failed { .. } => Duration::ZERO,
+            AttemptOutcome::Impossible { .. } => return NextStep::GiveUp,
         };
-        Next::Retry(self.pause(attempt, random).max(asked.min(self.longest_pause)))
+        NextStep::Retry(self.pause(attempt, random).max(requested.min(self.max_pause)))
     }
 
-    /// The first pause doubled with each attempt, up to the longest. Up to a fifth less by chance, so that workers that
-    /// failed together do not come back together; the first one is as configured.
+    /// The first pause doubled with each attempt, up to the longest, minus a random part of at most a fifth, so that
+    /// workers that failed together do not retry together. The first pause is exactly as configured.
     fn pause(&self, attempt: u32, random: f64) -> Duration {
+        // At most 31, so that the shift does not overflow.
         let doublings = attempt.saturating_sub(1).min(31);
-        let pause = self.first_pause.saturating_mul(1 << doublings).min(self.longest_pause);
+        let pause = self.first_pause.saturating_mul(1 << doublings).min(self.max_pause);
         if doublings == 0 { pause } else { pause.mul_f64(1.0 - 0.2 * random.clamp(0.0, 1.0)) }
     }
 }
 
-/// Statuses from 200 to 299 are a delivery, nothing else is.
-fn is_delivered(outcome: &Attempt) -> bool {
-    matches!(outcome, Attempt::Answered { status: 200..=299, .. })
+/// Only a status from 200 to 299 is a delivery.
+fn is_delivered(outcome: &AttemptOutcome) -> bool {
+    matches!(outcome, AttemptOutcome::Answered { status: 200..=299, .. })
 }
 
-/// The pause that a `Retry-After` header asks for. Only the form in seconds is understood; a date is left out.
-pub fn retry_after(value: &[u8]) -> Option<Duration> {
+/// The pause in the value of a `Retry-After` header. Only the form in seconds is understood; a date is ignored.
+pub(super) fn retry_after(value: &[u8]) -> Option<Duration> {
     std::str::from_utf8(value).ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
@@ -100,19 +103,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn policy(max_retry_times: Option<u32>) -> RetryPolicy {
-        RetryPolicy {
-            first_pause: Duration::from_millis(200),
-            longest_pause: Duration::from_millis(1500),
-            max_retry_times,
-        }
+        RetryPolicy { first_pause: Duration::from_millis(200), max_pause: Duration::from_millis(1500), max_retry_times }
     }
 
-    fn answered(status: u16) -> Attempt {
-        Attempt::Answered { status, retry_after: None }
+    fn answered(status: u16) -> AttemptOutcome {
+        AttemptOutcome::Answered { status, retry_after: None }
     }
 
-    fn failed() -> Attempt {
-        Attempt::Failed { reason: "connection refused".to_owned() }
+    fn failed() -> AttemptOutcome {
+        AttemptOutcome::Failed { reason: "connection refused".to_owned() }
     }
 
     #[test]
@@ -127,13 +126,13 @@ mod tests {
             (404, false),
             (503, false),
         ] {
-            assert_eq!(policy(None).next(1, &answered(status), 0.0) == Next::Delivered, delivered, "{status}");
+            assert_eq!(policy(None).next(1, &answered(status), 0.0) == NextStep::Delivered, delivered, "{status}");
         }
-        assert_ne!(policy(None).next(1, &failed(), 0.0), Next::Delivered);
+        assert_ne!(policy(None).next(1, &failed(), 0.0), NextStep::Delivered);
     }
 
     #[test]
-    fn pauses_double_up_to_the_longest_and_shrink_by_chance() {
+    fn pauses_double_up_to_the_longest_with_random_jitter() {
         for (attempt, random, pause) in [
             (1, 0.0, 200),
             (1, 1.0, 200),
@@ -144,7 +143,7 @@ mod tests {
             (5, 1.0, 1200),
             (u32::MAX, 0.0, 1500),
         ] {
-            let next = Next::Retry(Duration::from_millis(pause));
+            let next = NextStep::Retry(Duration::from_millis(pause));
             assert_eq!(policy(None).next(attempt, &failed(), random), next, "attempt {attempt}, {random}");
         }
     }
@@ -160,18 +159,22 @@ mod tests {
             (None, u32::MAX, false),
         ] {
             let next = policy(max_retry_times).next(attempt, &answered(500), 0.0);
-            assert_eq!(next == Next::GiveUp, gives_up, "{max_retry_times:?}, attempt {attempt}");
+            assert_eq!(next == NextStep::GiveUp, gives_up, "{max_retry_times:?}, attempt {attempt}");
         }
-        assert_eq!(policy(Some(0)).next(1, &answered(204), 0.0), Next::Delivered);
-        let impossible = Attempt::Impossible { reason: "the uri is too long".to_owned() };
-        assert_eq!(policy(None).next(1, &impossible, 0.0), Next::GiveUp, "else it would hold its key up for ever");
+        assert_eq!(policy(Some(0)).next(1, &answered(204), 0.0), NextStep::Delivered);
+        let impossible = AttemptOutcome::Impossible { reason: "the uri is too long".to_owned() };
+        assert_eq!(policy(None).next(1, &impossible, 0.0), NextStep::GiveUp, "else it would block its key without end");
     }
 
     #[test]
     fn retry_after_lengthens_a_pause_within_the_bounds() {
-        for (asked_s, pause) in [(0, 200), (1, 1000), (3600, 1500)] {
-            let outcome = Attempt::Answered { status: 503, retry_after: Some(Duration::from_secs(asked_s)) };
-            assert_eq!(policy(None).next(1, &outcome, 0.0), Next::Retry(Duration::from_millis(pause)), "{asked_s}");
+        for (requested_s, pause) in [(0, 200), (1, 1000), (3600, 1500)] {
+            let outcome = AttemptOutcome::Answered { status: 503, retry_after: Some(Duration::from_secs(requested_s)) };
+            assert_eq!(
+                policy(None).next(1, &outcome, 0.0),
+                NextStep::Retry(Duration::from_millis(pause)),
+                "{requested_s}"
+            );
         }
         for (value, seconds) in [
             (b"3".as_slice(), Some(3)),
@@ -192,10 +195,11 @@ mod tests {
             first in 0u64..100_000, more in 0u64..100_000, attempt in 1u32.., random in 0.0f64..1.0
         ) {
             let first_pause = Duration::from_millis(first);
-            let longest_pause = Duration::from_millis(first + more);
-            let policy = RetryPolicy { first_pause, longest_pause, max_retry_times: None };
-            let Next::Retry(pause) = policy.next(attempt, &failed(), random) else { panic!("it retries for ever") };
-            prop_assert!(first_pause.mul_f64(0.8) <= pause && pause <= longest_pause, "{pause:?}");
+            let max_pause = Duration::from_millis(first + more);
+            let policy = RetryPolicy { first_pause, max_pause, max_retry_times: None };
+            let next = policy.next(attempt, &failed(), random);
+            let NextStep::Retry(pause) = next else { panic!("{next:?} although retries are unlimited") };
+            prop_assert!(first_pause.mul_f64(0.8) <= pause && pause <= max_pause, "{pause:?}");
         }
     }
 }

@@ -1,8 +1,7 @@
-//! The TCP connections of pushes, as the HTTP client wants them made.
+//! The TCP connections of pushes, in the form that the HTTP client needs.
 //!
-//! Its own connector cannot switch TCP keep-alive on, and writes head and body of a request with two calls. Here a
-//! dead peer is noticed without any timeout configured, and a small request leaves in one piece. No type of
-//! the HTTP client leaves this file and `client.rs`.
+//! The client's own connector cannot switch TCP keep-alive on, and writes head and body of a request with two calls.
+//! Here a dead peer is noticed without any timeout configured, and a small request is sent with one write.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -16,164 +15,166 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
-/// An idle connection, or one whose answer takes long, is probed after this time …
+/// A connection without traffic, also one that waits for a response, is probed after this time …
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(30);
-/// … and then so often …
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
-/// … until so many probes in a row got no answer: a dead peer is noticed within a minute and a half.
+/// … then at this interval …
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// … and is closed after this number of probes without a reply: 30 s + 6 × 10 s, so a dead peer is noticed within 90 s.
 const KEEP_ALIVE_PROBES: u32 = 6;
-/// As long for bytes that were sent and are not acknowledged.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(90);
-/// Output is gathered up to this size before it is sent.
-const GATHERED_BYTES: usize = 16 * 1024;
+/// The same 90 s for sent bytes that the peer does not acknowledge.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(90);
+/// Output is collected up to this size before it is sent.
+const MAX_UNSENT_BYTES: usize = 16 * 1024;
 
-/// Makes the connections.
+/// Opens the connections.
 #[derive(Debug)]
 pub(super) struct TcpConnector;
 
 impl Connector for TcpConnector {
-    type Out = Connection;
+    type Out = TcpConnection;
 
-    fn connect(&self, details: &ConnectionDetails, _chained: Option<()>) -> Result<Option<Connection>, Error> {
+    fn connect(&self, details: &ConnectionDetails, _chained: Option<()>) -> Result<Option<TcpConnection>, Error> {
         let deadline = details.timeout.not_zero().and_then(|limit| Instant::now().checked_add(*limit));
-        let mut failure = io::Error::new(ErrorKind::AddrNotAvailable, "the name has no address");
+        let mut failure = io::Error::new(ErrorKind::AddrNotAvailable, "the backend's name has no address");
         for (index, address) in details.addrs.iter().enumerate() {
             let addresses_left = u32::try_from(details.addrs.len() - index).unwrap_or(u32::MAX);
             let connected = match deadline {
                 None => TcpStream::connect(address),
                 Some(deadline) => {
-                    // What is left is shared by the addresses that are left; zero would be refused.
+                    // The time left is divided among the addresses left. A timeout of zero would be an error.
                     let share = deadline.saturating_duration_since(Instant::now()) / addresses_left;
                     TcpStream::connect_timeout(address, share.max(Duration::from_millis(1)))
                 }
             };
-            match connected.and_then(Connection::new) {
+            match connected.and_then(TcpConnection::new) {
                 Err(cause) => failure = cause,
                 Ok(connection) => {
-                    let socket: Weak<Socket> = Arc::downgrade(&connection.socket);
+                    let socket: Weak<SharedSocket> = Arc::downgrade(&connection.socket);
                     (details.register_shutdown)(socket)?;
                     return Ok(Some(connection));
                 }
             }
         }
-        Err(named(failure, Timeout::Connect))
+        Err(client_error(failure, Timeout::Connect))
     }
 }
 
-/// A socket that the client may shut down from another thread while it is in use.
-struct Socket(TcpStream);
+/// A socket that the client may shut down from another thread while it is used.
+struct SharedSocket(TcpStream);
 
-impl ShutdownHandle for Socket {
+impl ShutdownHandle for SharedSocket {
     fn shutdown(&self) {
-        // An error means that it is closed already.
+        // An error means that the socket is closed already.
         let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 
-/// One connection.
-pub(super) struct Connection {
-    socket: Arc<Socket>,
+/// One connection to a backend.
+pub(super) struct TcpConnection {
+    socket: Arc<SharedSocket>,
     buffers: LazyBuffers,
-    /// Output not sent yet; it is sent before anything is waited for.
-    gathered: Vec<u8>,
-    /// The limit that holds for sending what was gathered.
+    /// Output not sent yet. It is sent before input is awaited.
+    unsent: Vec<u8>,
+    /// The timeout for sending `unsent`.
     send_limit: NextTimeout,
-    /// What the socket is set to, so that it is set only when it changes.
+    /// The timeouts that the socket is set to; a system call is made only when one changes.
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
 }
 
-impl Connection {
-    fn new(stream: TcpStream) -> io::Result<Connection> {
+impl TcpConnection {
+    fn new(stream: TcpStream) -> io::Result<TcpConnection> {
         stream.set_nodelay(true)?;
         let keep_alive = TcpKeepalive::new()
             .with_time(KEEP_ALIVE_AFTER)
-            .with_interval(KEEP_ALIVE_EVERY)
+            .with_interval(KEEP_ALIVE_INTERVAL)
             .with_retries(KEEP_ALIVE_PROBES);
         let options = SockRef::from(&stream);
         options.set_tcp_keepalive(&keep_alive)?;
-        options.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-        Ok(Connection {
-            socket: Arc::new(Socket(stream)),
-            // Both are allocated with the first request; a connection a worker keeps them for its life.
+        options.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT))?;
+        Ok(TcpConnection {
+            socket: Arc::new(SharedSocket(stream)),
+            // Both are allocated with the first request and kept as long as the connection. There is a connection for
+            // each worker.
             buffers: LazyBuffers::new(16 * 1024, 32 * 1024),
-            gathered: Vec::new(),
+            unsent: Vec::new(),
             send_limit: NextTimeout::default(),
             read_timeout: None,
             write_timeout: None,
         })
     }
 
-    /// Sets the limit of the next write; returns what a failure of it is called.
+    /// Sets the timeout of the next write, and returns the phase that an expired timeout is reported under.
     fn limit_write(&mut self, limit: NextTimeout) -> Result<Timeout, Error> {
         let limit = limit.for_write();
         let stream = &self.socket.0;
-        set_if_changed(&mut self.write_timeout, allowed(limit)?, |timeout| stream.set_write_timeout(timeout))?;
+        set_if_changed(&mut self.write_timeout, socket_timeout(limit)?, |timeout| stream.set_write_timeout(timeout))?;
         Ok(limit.reason)
     }
 
-    fn send_gathered(&mut self) -> Result<(), Error> {
-        if self.gathered.is_empty() {
+    fn send_unsent(&mut self) -> Result<(), Error> {
+        if self.unsent.is_empty() {
             return Ok(());
         }
         let reason = self.limit_write(self.send_limit)?;
-        let sent = (&self.socket.0).write_all(&self.gathered);
-        self.gathered.clear();
-        sent.map_err(|cause| named(cause, reason))
+        let sent = (&self.socket.0).write_all(&self.unsent);
+        self.unsent.clear();
+        sent.map_err(|cause| client_error(cause, reason))
     }
 }
 
-impl Transport for Connection {
+impl Transport for TcpConnection {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
 
     fn transmit_output(&mut self, amount: usize, limit: NextTimeout) -> Result<(), Error> {
         self.send_limit = limit;
-        if self.gathered.len() + amount <= GATHERED_BYTES {
-            self.gathered.extend_from_slice(&self.buffers.output()[..amount]);
+        if self.unsent.len() + amount <= MAX_UNSENT_BYTES {
+            self.unsent.extend_from_slice(&self.buffers.output()[..amount]);
             return Ok(());
         }
-        self.send_gathered()?;
+        self.send_unsent()?;
         let reason = self.limit_write(limit)?;
         let output = &self.buffers.output()[..amount];
-        (&self.socket.0).write_all(output).map_err(|cause| named(cause, reason))
+        (&self.socket.0).write_all(output).map_err(|cause| client_error(cause, reason))
     }
 
     fn await_input(&mut self, limit: NextTimeout) -> Result<bool, Error> {
-        self.send_gathered()?;
+        self.send_unsent()?;
         let limit = limit.for_read();
         let stream = &self.socket.0;
-        set_if_changed(&mut self.read_timeout, allowed(limit)?, |timeout| stream.set_read_timeout(timeout))?;
+        set_if_changed(&mut self.read_timeout, socket_timeout(limit)?, |timeout| stream.set_read_timeout(timeout))?;
         let buffer = self.buffers.input_append_buf();
         let n_read = loop {
             match (&mut &*stream).read(buffer) {
-                // A signal: it starts the limit anew, which signals are too rare for to matter.
+                // Interrupted by a signal. The retry begins with the full timeout again; signals are rare enough.
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-                outcome => break outcome.map_err(|cause| named(cause, limit.reason))?,
+                outcome => break outcome.map_err(|cause| client_error(cause, limit.reason))?,
             }
         };
         self.buffers.input_appended(n_read);
         Ok(0 < n_read)
     }
 
-    /// Open, and nothing came that was not asked for.
+    /// Whether the connection is open and has received nothing since the last response. Unexpected bytes would be taken
+    /// for the response to the next request.
     fn is_open(&mut self) -> bool {
         let mut byte = [mem::MaybeUninit::uninit()];
         let options = SockRef::from(&self.socket.0);
         let peeked = options.recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT);
-        self.gathered.is_empty() && matches!(peeked, Err(cause) if cause.kind() == ErrorKind::WouldBlock)
+        self.unsent.is_empty() && matches!(peeked, Err(cause) if cause.kind() == ErrorKind::WouldBlock)
     }
 }
 
-impl fmt::Debug for Connection {
+impl fmt::Debug for TcpConnection {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Connection").field("peer", &self.socket.0.peer_addr().ok()).finish()
+        formatter.debug_struct("TcpConnection").field("peer", &self.socket.0.peer_addr().ok()).finish()
     }
 }
 
-/// `None` is no limit. A limit that is over is an error.
-fn allowed(limit: NextTimeout) -> Result<Option<Duration>, Error> {
+/// The socket timeout for a limit; `None` is no timeout. A limit that has expired is an error.
+fn socket_timeout(limit: NextTimeout) -> Result<Option<Duration>, Error> {
     match limit.after {
         time::Duration::NotHappening => Ok(None),
         time::Duration::Exact(Duration::ZERO) => Err(Error::Timeout(limit.reason)),
@@ -193,8 +194,8 @@ fn set_if_changed(
     Ok(())
 }
 
-/// A socket's way to say that its timeout was reached differs by call.
-fn named(cause: io::Error, reason: Timeout) -> Error {
+/// The client's error for an error of a socket. An expired timeout has one of two kinds, depending on the call.
+fn client_error(cause: io::Error, reason: Timeout) -> Error {
     match cause.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::Timeout(reason),
         _ => Error::Io(cause),

@@ -1,12 +1,12 @@
-//! The uri of a push: a text with places for what a message brings.
+//! The uri template of a push: literal text with placeholders for fields of the message.
 //!
-//! Parsed once. Every value is percent-encoded: whatever a key holds, it can end neither the path nor a parameter.
+//! Parsed once. Every value is percent-encoded, so no key can end the path or a query parameter.
 
 use std::fmt::Write;
 
-/// A part of the uri that a message fills.
+/// A field of the message that a uri can contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Placeholder {
     Topic,
     Key,
     Transid,
@@ -14,61 +14,63 @@ enum Place {
     Method,
 }
 
-const PLACES: [(&str, Place); 5] = [
-    ("{#TOPIC}", Place::Topic),
-    ("{#KEY}", Place::Key),
-    ("{#TRANSID}", Place::Transid),
-    ("{#PARTITION}", Place::Partition),
-    ("{#METHOD}", Place::Method),
+const PLACEHOLDERS: [(&str, Placeholder); 5] = [
+    ("{#TOPIC}", Placeholder::Topic),
+    ("{#KEY}", Placeholder::Key),
+    ("{#TRANSID}", Placeholder::Transid),
+    ("{#PARTITION}", Placeholder::Partition),
+    ("{#METHOD}", Placeholder::Method),
 ];
 
+/// A piece of a parsed uri.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
+enum Segment {
     Literal(String),
-    Place(Place),
+    Placeholder(Placeholder),
 }
 
 /// A parsed uri.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template {
-    parts: Vec<Part>,
+pub(super) struct UriTemplate {
+    segments: Vec<Segment>,
 }
 
-/// What a message puts into the places.
+/// The values of a message for the placeholders.
 #[derive(Clone, Copy, Debug)]
-pub struct Values<'message> {
+pub(super) struct PlaceholderValues<'message> {
     /// `{#TOPIC}`
-    pub topic: &'message str,
+    pub(super) topic: &'message str,
     /// `{#KEY}`; empty for a message without one.
-    pub key: &'message [u8],
+    pub(super) key: &'message [u8],
     /// `{#TRANSID}`: the offset.
-    pub transid: i64,
+    pub(super) transid: i64,
     /// `{#PARTITION}`
-    pub partition: i32,
+    pub(super) partition: i32,
     /// `{#METHOD}`; `*` where no methods are configured.
-    pub method: &'message str,
+    pub(super) method: &'message str,
 }
 
-impl Template {
-    /// Parses a uri, or says what is wrong with it.
-    pub fn parse(uri: &str) -> Result<Template, String> {
+impl UriTemplate {
+    /// Parses a uri; an error is the end of a sentence that begins with the uri.
+    pub(super) fn parse(uri: &str) -> Result<UriTemplate, String> {
         if !uri.starts_with('/') {
             return Err("must begin with a slash".to_owned());
         }
-        let mut parts = Vec::new();
+        let mut segments = Vec::new();
         let mut literal = String::new();
         let mut rest = uri;
         while let Some(character) = rest.chars().next() {
             if rest.starts_with("{#") {
-                let (name, place) = PLACES.into_iter().find(|(name, _)| rest.starts_with(name)).ok_or_else(|| {
-                    let end = rest.find('}').map_or(rest.len(), |end| end + 1);
-                    let known: Vec<_> = PLACES.iter().map(|(name, _)| *name).collect();
-                    format!("has {:?}, but the places are {}", &rest[..end], known.join(" "))
-                })?;
+                let (name, placeholder) =
+                    PLACEHOLDERS.into_iter().find(|(name, _)| rest.starts_with(name)).ok_or_else(|| {
+                        let end = rest.find('}').map_or(rest.len(), |end| end + 1);
+                        let known: Vec<_> = PLACEHOLDERS.iter().map(|(name, _)| *name).collect();
+                        format!("has {:?}, but the placeholders are {}", &rest[..end], known.join(" "))
+                    })?;
                 if !literal.is_empty() {
-                    parts.push(Part::Literal(std::mem::take(&mut literal)));
+                    segments.push(Segment::Literal(std::mem::take(&mut literal)));
                 }
-                parts.push(Part::Place(place));
+                segments.push(Segment::Placeholder(placeholder));
                 rest = &rest[name.len()..];
                 continue;
             }
@@ -87,27 +89,27 @@ impl Template {
             rest = &rest[character.len_utf8()..];
         }
         if !literal.is_empty() {
-            parts.push(Part::Literal(literal));
+            segments.push(Segment::Literal(literal));
         }
-        Ok(Template { parts })
+        Ok(UriTemplate { segments })
     }
 
     /// Appends the uri of a message to `uri`.
-    pub fn fill_into(&self, uri: &mut String, values: &Values<'_>) {
-        for part in &self.parts {
-            match part {
-                Part::Literal(text) => uri.push_str(text),
-                Part::Place(Place::Topic) => encode_into(uri, values.topic.as_bytes()),
-                Part::Place(Place::Key) => encode_into(uri, values.key),
-                Part::Place(Place::Method) => encode_into(uri, values.method.as_bytes()),
-                Part::Place(Place::Transid) => number_into(uri, values.transid),
-                Part::Place(Place::Partition) => number_into(uri, values.partition.into()),
+    pub(super) fn fill_into(&self, uri: &mut String, values: &PlaceholderValues<'_>) {
+        for segment in &self.segments {
+            match segment {
+                Segment::Literal(text) => uri.push_str(text),
+                Segment::Placeholder(Placeholder::Topic) => encode_into(uri, values.topic.as_bytes()),
+                Segment::Placeholder(Placeholder::Key) => encode_into(uri, values.key),
+                Segment::Placeholder(Placeholder::Method) => encode_into(uri, values.method.as_bytes()),
+                Segment::Placeholder(Placeholder::Transid) => number_into(uri, values.transid),
+                Segment::Placeholder(Placeholder::Partition) => number_into(uri, values.partition.into()),
             }
         }
     }
 }
 
-/// What the uri of the file may hold as it is; the rest is percent-encoded once, at the parse.
+/// Whether a character of the configured uri stays as it is; others are percent-encoded once, when the uri is parsed.
 fn is_literal(character: char) -> bool {
     character.is_ascii_graphic() && !matches!(character, '"' | '<' | '>' | '\\' | '^' | '`' | '{' | '|' | '}')
 }
@@ -117,7 +119,7 @@ fn number_into(text: &mut String, number: i64) {
 }
 
 /// Appends bytes percent-encoded: letters, digits and `-._~` stay (the unreserved characters of RFC 3986).
-pub fn encode_into(text: &mut String, bytes: &[u8]) {
+pub(super) fn encode_into(text: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for byte in bytes {
         match byte {
@@ -139,13 +141,13 @@ mod tests {
 
     fn filled(uri: &str, key: &[u8]) -> String {
         let mut text = String::new();
-        let values = Values { topic: "t-1", key, transid: 42, partition: 3, method: "*" };
-        Template::parse(uri).unwrap().fill_into(&mut text, &values);
+        let values = PlaceholderValues { topic: "t-1", key, transid: 42, partition: 3, method: "*" };
+        UriTemplate::parse(uri).unwrap().fill_into(&mut text, &values);
         text
     }
 
     #[test]
-    fn places_are_filled_and_encoded() {
+    fn placeholders_are_filled_and_encoded() {
         for (uri, key, expected) in [
             ("/", b"k".as_slice(), "/"),
             (
@@ -163,23 +165,26 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_uri_says_why() {
+    fn a_bad_uri_is_refused_with_the_reason() {
         for (uri, reason) in [
             ("", "must begin with a slash"),
             ("push", "must begin with a slash"),
-            ("/{#TOPICS}", "has \"{#TOPICS}\", but the places are {#TOPIC} {#KEY} {#TRANSID} {#PARTITION} {#METHOD}"),
-            ("/{#key", "has \"{#key\", but the places are {#TOPIC} {#KEY} {#TRANSID} {#PARTITION} {#METHOD}"),
+            (
+                "/{#TOPICS}",
+                "has \"{#TOPICS}\", but the placeholders are {#TOPIC} {#KEY} {#TRANSID} {#PARTITION} {#METHOD}",
+            ),
+            ("/{#key", "has \"{#key\", but the placeholders are {#TOPIC} {#KEY} {#TRANSID} {#PARTITION} {#METHOD}"),
             ("/a b", "has ' ', which a uri cannot carry (write it as %20)"),
             ("/a\r\nHost: b", "has '\\r', which a uri cannot carry (write it as %0D)"),
             ("/a#b", "has '#', which a uri cannot carry (write it as %23)"),
         ] {
-            assert_eq!(Template::parse(uri).unwrap_err(), reason, "{uri:?}");
+            assert_eq!(UriTemplate::parse(uri).unwrap_err(), reason, "{uri:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn what_is_encoded_can_be_decoded_and_is_unreserved(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn encoded_bytes_are_unreserved_and_decode_to_the_same(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let mut text = String::new();
             encode_into(&mut text, &bytes);
             prop_assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte)));

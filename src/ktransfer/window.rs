@@ -1,24 +1,24 @@
-//! Which messages of one partition are handed out and not done, and up to where the partition may be committed.
+//! The messages of one partition that are handed out and not done, and the commit point that follows from them.
 //!
-//! Knows nothing of Kafka, ZooKeeper or time; the dispatcher asks and acts.
+//! Depends on neither Kafka, ZooKeeper nor time: the dispatcher calls it and acts on the result.
 //!
 //! Invariant: the commit point never passes a message that was opened and is not done. Offsets rise, but need
-//! not be contiguous: compaction and transactions leave holes, and a hole is never waited for.
+//! not be contiguous: compaction and transactions leave holes, which the commit point skips.
 
 use std::collections::VecDeque;
 
 use crate::broker::Offset;
 
-/// The messages of one partition from the first that is not done on.
+/// The messages of one partition, beginning with the first that is not done.
 #[derive(Debug, Default)]
-pub struct Window {
-    /// By rising offset; the first one is never done.
+pub(super) struct Window {
+    /// In the order of offsets; the first one is never done.
     slots: VecDeque<Slot>,
-    /// How many of the slots are done: they wait for an earlier one.
+    /// Number of slots that are done, behind one that is not.
     done: usize,
     /// The next offset to read after a restart; `None` while nothing was done.
     commit_point: Option<Offset>,
-    /// The offset after the newest one seen; a lower one is refused.
+    /// The offset after the newest one entered; lower offsets are refused.
     end: Option<Offset>,
 }
 
@@ -29,19 +29,20 @@ struct Slot {
 }
 
 impl Window {
-    /// A window in which nothing was opened yet.
-    pub fn new() -> Self {
+    /// An empty window without a commit point.
+    pub(super) fn new() -> Self {
         Self::default()
     }
 
-    /// Enters a message that is about to be handed out. False, and nothing changes, if its offset does not rise.
+    /// Enters a message that is about to be handed out. Returns false and changes nothing if its offset, or a higher one,
+    /// was entered before.
     #[must_use]
-    pub fn open(&mut self, offset: Offset) -> bool {
+    pub(super) fn open(&mut self, offset: Offset) -> bool {
         self.enter(offset, false)
     }
 
-    /// Enters a message that needs no push. Returns the commit point, if that moved.
-    pub fn pass(&mut self, offset: Offset) -> Option<Offset> {
+    /// Enters a message that is done without a push. Returns the commit point if that moved.
+    pub(super) fn pass(&mut self, offset: Offset) -> Option<Offset> {
         if !self.enter(offset, true) {
             return None;
         }
@@ -49,10 +50,10 @@ impl Window {
         self.advance()
     }
 
-    /// Marks `offset` done. Returns the commit point, if that moved. An offset that is not open changes nothing.
-    pub fn close(&mut self, offset: Offset) -> Option<Offset> {
-        let place = self.place_of(offset)?;
-        let slot = &mut self.slots[place];
+    /// Marks `offset` done. Returns the commit point if that moved. An offset that is not open changes nothing.
+    pub(super) fn close(&mut self, offset: Offset) -> Option<Offset> {
+        let index = self.index_of(offset)?;
+        let slot = &mut self.slots[index];
         if slot.done {
             return None;
         }
@@ -62,28 +63,18 @@ impl Window {
     }
 
     /// The next offset to read after a restart; `None` while nothing was done.
-    pub fn commit_point(&self) -> Option<Offset> {
+    pub(super) fn commit_point(&self) -> Option<Offset> {
         self.commit_point
     }
 
-    /// How many messages a restart would read again at most: those not done and those done behind them.
-    pub fn len(&self) -> usize {
+    /// Number of messages that a restart would read again: those not done, and those done behind them.
+    pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// The first message that is not done; the commit point waits for it.
-    pub fn first(&self) -> Option<Offset> {
+    /// The first message that is not done, which the commit point cannot pass.
+    pub(super) fn first(&self) -> Option<Offset> {
         self.slots.front().map(|slot| slot.offset)
-    }
-
-    /// Whether everything that was opened is done.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    /// Messages done behind one that is not: they would be repeated after a restart.
-    pub fn done_ahead(&self) -> usize {
-        self.done
     }
 
     fn enter(&mut self, offset: Offset, done: bool) -> bool {
@@ -95,8 +86,8 @@ impl Window {
         true
     }
 
-    /// Without holes the place is the distance from the first offset; a hole moves it towards the front.
-    fn place_of(&self, offset: Offset) -> Option<usize> {
+    /// Without holes the index is the distance from the first offset. A hole makes it smaller; then a search finds it.
+    fn index_of(&self, offset: Offset) -> Option<usize> {
         let first = self.slots.front()?.offset;
         let distance = usize::try_from(offset.checked_sub(first)?).ok()?;
         if self.slots.get(distance).is_some_and(|slot| slot.offset == offset) {
@@ -105,6 +96,7 @@ impl Window {
         self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()
     }
 
+    /// Drops the done slots at the front. Returns the commit point if that moved.
     fn advance(&mut self) -> Option<Offset> {
         let mut newest_done = None;
         while let Some(slot) = self.slots.front().filter(|slot| slot.done) {
@@ -112,7 +104,8 @@ impl Window {
             self.slots.pop_front();
             self.done -= 1;
         }
-        // With a message open behind a hole, reading may go on at that message; else right behind the newest done one.
+        // With an open message left, its offset: reading may skip a hole before it. Otherwise the offset after the last
+        // done one.
         let next = self.slots.front().map_or(newest_done?.saturating_add(1), |slot| slot.offset);
         self.commit_point = Some(next);
         Some(next)
@@ -134,23 +127,23 @@ mod tests {
             [(301, None, 4, 1), (300, Some(302), 2, 0), (300, None, 2, 0), (303, None, 2, 1), (302, Some(304), 0, 0)]
         {
             assert_eq!(window.close(offset), resume_at, "close {offset}");
-            assert_eq!((window.len(), window.done_ahead()), (left, ahead), "after {offset}");
+            assert_eq!((window.len(), window.done), (left, ahead), "after {offset}");
         }
         assert_eq!(window.commit_point(), Some(304));
     }
 
     #[test]
-    fn holes_are_not_waited_for_and_filtered_messages_move_the_commit_point() {
+    fn the_commit_point_skips_holes_and_filtered_messages() {
         let mut window = Window::new();
         assert_eq!(window.commit_point(), None);
-        assert_eq!(window.pass(7), Some(8), "an empty window follows what passes");
+        assert_eq!(window.pass(7), Some(8), "an empty window follows each message that passes");
         assert!(window.open(20));
         assert_eq!(window.pass(21), None);
         assert!(window.open(40));
         assert_eq!(window.close(30), None, "30 was never there");
         assert_eq!(window.close(20), Some(40), "over the hole to the next open message");
         assert_eq!(window.close(40), Some(41));
-        assert!(window.is_empty());
+        assert_eq!(window.len(), 0);
     }
 
     #[test]
@@ -161,7 +154,7 @@ mod tests {
         assert!(!window.open(4));
         assert_eq!(window.pass(3), None);
         assert_eq!(window.close(5), Some(6));
-        assert!(!window.open(5), "not even when it is done");
+        assert!(!window.open(5), "also after it is done");
         assert!(window.open(Offset::MAX));
         assert_eq!(window.close(Offset::MAX), Some(Offset::MAX));
         assert_eq!(window.close(Offset::MIN), None);
@@ -185,9 +178,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that keeps every message for ever and searches from the start.
+        /// Compares with a model that keeps every message and searches from the start.
         #[test]
-        fn it_agrees_with_a_model_that_forgets_nothing(start in -5i64..1000, steps in steps()) {
+        fn the_window_agrees_with_a_model_that_keeps_everything(start in -5i64..1000, steps in steps()) {
             let mut window = Window::new();
             let mut all: Vec<(Offset, bool)> = Vec::new();
             let mut next = start;
@@ -216,14 +209,14 @@ mod tests {
                 let prefix = all.iter().take_while(|(_, done)| *done).count();
                 let behind = &all[prefix..];
                 prop_assert_eq!(window.len(), behind.len());
-                prop_assert_eq!(window.done_ahead(), behind.iter().filter(|(_, done)| *done).count());
+                prop_assert_eq!(window.done, behind.iter().filter(|(_, done)| *done).count());
                 if let Some(point) = moved {
                     prop_assert!(before.is_none_or(|before| before < point));
                     let expected = behind.first().map_or(all[prefix - 1].0 + 1, |(offset, _)| *offset);
                     prop_assert_eq!(point, expected);
                 }
                 prop_assert_eq!(window.commit_point().is_some(), prefix > 0);
-                // Nothing open lies before it, nothing that is done and before it is missing from the prefix.
+                // All open messages are at or after the commit point, and the done prefix is before it.
                 if let Some(point) = window.commit_point() {
                     prop_assert!(behind.iter().all(|(offset, _)| point <= *offset));
                     prop_assert!(all[..prefix].iter().all(|(offset, _)| *offset < point));

@@ -1,79 +1,67 @@
-//! A thread that pushes one message at a time, and again until it is delivered or given up.
+//! A thread that pushes one message at a time, and retries it until it is delivered or given up.
 //!
-//! Messages of one key all go to one worker's own queue, in order; a message that is being retried holds up
-//! that queue and no other. Messages without a key wait in a queue that all workers share.
+//! All messages of one key go to the own queue of one worker, in order; a message that is being retried holds up
+//! that queue and no other. Messages without a key go to a queue that all workers share.
 //!
 //! Invariants: no attempt begins without a valid lease; every job is acknowledged exactly once.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
-use log::info;
+use log::{Level, info};
 
-use super::backends::Rotation;
-use super::config::ModuleConfig;
-use super::group::{Generation, Lease};
+use super::backends::BackendRotation;
+use super::give_up::{GiveUpReason, LastAttempt, give_up};
+use super::group::Generation;
 use super::job::{Ack, Assignment, Job, JobEnd};
-use super::metrics::ModuleMetrics;
-use super::policy::{Attempt, Next};
-use super::push::Pusher;
+use super::policy::{AttemptOutcome, NextStep};
+use super::worker_context::WorkerContext;
 use crate::broker::PartitionId;
 use crate::log_limited;
+use crate::random::random;
 
-/// How often a worker asks again for a lease that is not valid at the moment.
-const LEASE_PAUSE: Duration = Duration::from_millis(50);
-
-/// What the workers of a module share.
-pub struct Shared {
-    /// The module's configuration.
-    pub config: ModuleConfig,
-    /// Sends the requests.
-    pub pusher: Pusher,
-    /// Whether a push may begin.
-    pub lease: Lease,
-    /// What is counted.
-    pub metrics: ModuleMetrics,
-}
+/// How often a worker checks a lease that is not valid at the moment.
+const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// One worker.
-pub struct Worker {
+pub(super) struct Worker {
     number: usize,
-    shared: Arc<Shared>,
-    rotation: Rotation,
+    context: Arc<WorkerContext>,
+    rotation: BackendRotation,
     random: Random,
-    /// Claims of which a job was abandoned here. What is queued behind it may have its key, so it is abandoned as well.
-    /// One entry a partition at most.
+    /// Claims of which this worker abandoned a job. Jobs queued behind it may have the same key, so they are abandoned
+    /// too. At most one entry for each partition.
     abandoned: HashMap<PartitionId, Generation>,
 }
 
 impl Worker {
     /// Worker `number`, from 0.
-    pub fn new(number: usize, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(number: usize, context: Arc<WorkerContext>) -> Self {
         Worker {
             number,
-            shared,
-            rotation: Rotation::starting_at(number),
+            context,
+            rotation: BackendRotation::starting_at(number),
             random: Random::new(),
             abandoned: HashMap::new(),
         }
     }
 
-    /// Works until the dispatcher has dropped both queues and they are empty. Of both, its own goes first.
-    pub fn run(mut self, own: &Receiver<Job>, anyone: &Receiver<Job>, acks: &Sender<Ack>) {
-        while let Some(job) = next_job(own, anyone) {
+    /// Works until the dispatcher has dropped both queues and they are empty. The worker's own queue goes first.
+    pub(super) fn run(mut self, own_jobs: &Receiver<Job>, shared_jobs: &Receiver<Job>, acks: &Sender<Ack>) {
+        while let Some(job) = next_job(own_jobs, shared_jobs) {
             let end = self.work(&job);
             let ack = Ack {
                 partition: job.assignment.partition,
                 generation: job.assignment.generation,
                 window: job.window,
                 offset: job.message.offset,
-                size: job.size(),
+                size_bytes: job.size_bytes(),
                 end,
             };
-            // Never full: it has room for every job of the window. Nobody listens only after the dispatcher ended.
+            // Never blocks: the channel is unbounded. It fails only after the dispatcher has ended.
             if acks.send(ack).is_err() {
                 return;
             }
@@ -94,110 +82,113 @@ impl Worker {
 
     fn push_until_done(&mut self, job: &Job) -> JobEnd {
         for attempt in 1.. {
-            while !job.assignment.may_push(&self.shared.lease) {
-                if !job.assignment.stop.sleep(LEASE_PAUSE) {
+            while !job.assignment.may_push(&self.context.lease) {
+                if !job.assignment.stop.sleep(LEASE_CHECK_INTERVAL) {
                     return JobEnd::Abandoned;
                 }
             }
-            let server = self.rotation.next(&self.shared.config.backend_servers);
-            let url = self.shared.pusher.url(job, server);
+            let server = self.rotation.next(&self.context.config.backend_servers);
+            let url = self.context.pusher.url(job, server);
             let began = Instant::now();
-            let outcome = self.shared.pusher.push(job, &url, attempt);
+            let outcome = self.context.pusher.push(job, &url, attempt);
             let took = began.elapsed();
-            if matches!(outcome, Attempt::Failed { .. }) && self.shared.pusher.is_cut() {
-                // Ended by us. It must not use up the last retry: the message is not done.
+            if matches!(outcome, AttemptOutcome::Failed { .. }) && self.context.pusher.is_aborted() {
+                // The stop ended the request. That must not use up the last retry: the message is not done.
                 return JobEnd::Abandoned;
             }
-            let next = self.shared.config.retry.next(attempt, &outcome, self.random.next());
-            self.shared.count(&outcome, next, took);
-            self.log(job, &url, attempt, &outcome, next, took);
+            let next = self.context.config.retry.next(attempt, &outcome, self.random.next());
+            self.count(&outcome, next, took);
+            let (module, number) = (&self.context.config.name, self.number);
+            let fields = AttemptFields { job, url: &url, attempt, outcome: &outcome, took };
             match next {
-                Next::Delivered | Next::GiveUp => return JobEnd::Done,
-                Next::Retry(pause) => {
+                NextStep::Delivered => {
+                    info!("module [{module}]: worker[{number}] success push: {fields}");
+                    return JobEnd::Done;
+                }
+                NextStep::Retry(pause) => {
+                    let pause_ms = pause.as_millis();
+                    log_limited!(
+                        Level::Warn,
+                        "module [{module}]: worker[{number}] fail push, retry in {pause_ms}ms: {fields}"
+                    );
                     if !job.assignment.ending.sleep(pause) {
                         return JobEnd::Abandoned;
                     }
                 }
+                NextStep::GiveUp => {
+                    let last = LastAttempt { number: attempt, outcome: &outcome, url: &url, took };
+                    let reason = GiveUpReason::after_attempt(last);
+                    give_up(&self.context, &job.message, job.method.as_deref(), reason);
+                    return JobEnd::Done;
+                }
             }
         }
-        // Only after four thousand million attempts, which take years.
+        // Only after 2^32 attempts, which take years.
         JobEnd::Abandoned
     }
 
-    /// One line an attempt, as the original has it.
-    fn log(&self, job: &Job, url: &str, attempt: u32, outcome: &Attempt, next: Next, took: Duration) {
-        let config = &self.shared.config;
+    /// Counts an attempt, and the message where that is delivered; a message given up is counted by [`give_up`].
+    fn count(&self, outcome: &AttemptOutcome, next: NextStep, took: Duration) {
+        let metrics = &self.context.metrics;
+        metrics.push_seconds.observe(took.as_secs_f64());
+        match (outcome, next) {
+            (AttemptOutcome::Answered { .. }, NextStep::Delivered) => metrics.pushes_ok.inc(),
+            (AttemptOutcome::Answered { .. }, _) => metrics.pushes_refused.inc(),
+            (AttemptOutcome::Failed { .. } | AttemptOutcome::Impossible { .. }, _) => metrics.pushes_failed.inc(),
+        }
+        if next == NextStep::Delivered {
+            metrics.delivered.inc();
+        }
+    }
+}
+
+/// The fields of an attempt's log line, named as the original names them.
+struct AttemptFields<'a> {
+    job: &'a Job,
+    url: &'a str,
+    attempt: u32,
+    outcome: &'a AttemptOutcome,
+    took: Duration,
+}
+
+impl fmt::Display for AttemptFields<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AttemptFields { job, url, attempt, outcome, took } = self;
         let message = &job.message;
-        let datalen = message.value.as_ref().map_or(0, Vec::len);
-        let text = format_args!(
-            "url={url}, topic={}, partition={}, transid={}, method={}, datalen={datalen}, attempt={attempt}, {outcome}, proctime={}ms",
+        write!(
+            formatter,
+            "url={url}, topic={}, partition={}, transid={}, method={}, datalen={}, attempt={attempt}, \
+             {outcome}, proctime={}ms",
             message.from.topic,
             message.from.partition,
             message.offset,
             job.method.as_deref().unwrap_or("*"),
+            message.value.as_ref().map_or(0, Vec::len),
             took.as_millis()
-        );
-        match next {
-            Next::Delivered => info!("module [{}]: worker[{}] success push: {text}", config.name, self.number),
-            Next::Retry(pause) => {
-                let pause_ms = pause.as_millis();
-                log_limited!(
-                    log::Level::Warn,
-                    "module [{}]: worker[{}] fail push, retry in {pause_ms}ms: {text}",
-                    config.name,
-                    self.number
-                );
-            }
-            // Never limited: this is the only record of the message. Its place first, for a line is cut somewhere behind a long key.
-            Next::GiveUp => log::warn!(
-                "module [{}]: worker[{}] gives up, offset {} of {} is passed over: {text}, key={}",
-                config.name,
-                self.number,
-                message.offset,
-                message.from,
-                message.key.as_deref().unwrap_or_default().escape_ascii()
-            ),
-        }
+        )
     }
 }
 
-impl Shared {
-    fn count(&self, outcome: &Attempt, next: Next, took: Duration) {
-        let metrics = &self.metrics;
-        metrics.push_seconds.observe(took.as_secs_f64());
-        match (outcome, next) {
-            (Attempt::Answered { .. }, Next::Delivered) => metrics.pushes_ok.inc(),
-            (Attempt::Answered { .. }, _) => metrics.pushes_refused.inc(),
-            (Attempt::Failed { .. } | Attempt::Impossible { .. }, _) => metrics.pushes_failed.inc(),
-        }
-        match next {
-            Next::Delivered => metrics.delivered.inc(),
-            Next::GiveUp => metrics.given_up.inc(),
-            Next::Retry(_) => {}
-        }
-    }
-}
-
-/// The next job; `None` when there will be none.
-fn next_job<T>(own: &Receiver<T>, anyone: &Receiver<T>) -> Option<T> {
-    match own.try_recv() {
+/// The next job; `None` once both queues are closed and empty.
+fn next_job<T>(own_jobs: &Receiver<T>, shared_jobs: &Receiver<T>) -> Option<T> {
+    match own_jobs.try_recv() {
         Ok(job) => return Some(job),
-        // The dispatcher drops all queues together.
-        Err(TryRecvError::Disconnected) => return anyone.recv().ok(),
+        // The dispatcher drops all queues together, so the shared one is closed too; it may still hold jobs.
+        Err(TryRecvError::Disconnected) => return shared_jobs.recv().ok(),
         Err(TryRecvError::Empty) => {}
     }
     select! {
-        recv(own) -> job => job.ok().or_else(|| anyone.recv().ok()),
-        recv(anyone) -> job => job.ok().or_else(|| own.recv().ok()),
+        recv(own_jobs) -> job => job.ok().or_else(|| shared_jobs.recv().ok()),
+        recv(shared_jobs) -> job => job.ok().or_else(|| own_jobs.recv().ok()),
     }
 }
 
-/// Chance for the jitter: the numbers of xorshift64*, seeded by the standard library's random state.
+/// Random numbers for the jitter of back-off: xorshift64*, seeded by the standard library's random state.
 struct Random(u64);
 
 impl Random {
     fn new() -> Self {
-        Random(RandomState::new().hash_one(0u8) | 1)
+        Random(random() | 1)
     }
 
     /// Uniform in 0..1.
@@ -215,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chance_is_spread_over_all_of_its_range() {
+    fn random_numbers_are_spread_over_the_whole_range() {
         let mut random = Random::new();
         let mut tenths = [0; 10];
         for _ in 0..10_000 {
@@ -227,18 +218,18 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_takes_its_own_jobs_first_and_ends_when_both_queues_have_ended() {
-        // The queues of jobs and this function know nothing of what a job is.
-        let (own_sender, own) = crossbeam_channel::unbounded();
-        let (anyone_sender, anyone) = crossbeam_channel::unbounded();
+    fn a_worker_takes_its_own_jobs_first_and_ends_when_both_queues_are_closed() {
+        // next_job works for any type, so numbers stand for jobs.
+        let (own_sender, own_jobs) = crossbeam_channel::unbounded();
+        let (shared_sender, shared_jobs) = crossbeam_channel::unbounded();
         for number in 0..3 {
-            anyone_sender.send(number).unwrap();
+            shared_sender.send(number).unwrap();
             own_sender.send(number + 10).unwrap();
         }
-        let first: Vec<i32> = (0..4).filter_map(|_| next_job(&own, &anyone)).collect();
+        let first: Vec<i32> = (0..4).filter_map(|_| next_job(&own_jobs, &shared_jobs)).collect();
         assert_eq!(first, [10, 11, 12, 0]);
-        drop((own_sender, anyone_sender));
-        let rest: Vec<i32> = std::iter::from_fn(|| next_job(&own, &anyone)).collect();
+        drop((own_sender, shared_sender));
+        let rest: Vec<i32> = std::iter::from_fn(|| next_job(&own_jobs, &shared_jobs)).collect();
         assert_eq!(rest, [1, 2]);
     }
 }

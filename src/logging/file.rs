@@ -1,4 +1,4 @@
-//! One log file: whole lines, one or some with one `write(2)`, from any thread, without a lock and without ever blocking.
+//! One log file: each append is one `write(2)` of whole lines, from any thread, without a lock and without blocking.
 
 use std::ffi::c_int;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -8,23 +8,23 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
-/// A file that is only appended to. What cannot be written (full disk) is dropped and counted, never waited for.
+/// A file that is only appended to. Lines that cannot be written (full disk) are dropped and counted.
 ///
-/// The file descriptor keeps its number for the life of the process: reopening puts the new file under it.
+/// The file descriptor keeps its number for the life of the process: reopening replaces the file behind it.
 #[derive(Debug)]
 pub(super) struct LogFile {
     path: PathBuf,
     file: File,
-    /// Lines that could not be written and have not been reported yet.
+    /// Lines that were dropped and have not been reported yet.
     dropped: AtomicU64,
     /// `errno` of the last failed write; 0 before the first.
     last_error: AtomicI32,
-    /// The last write ended in the middle of a line.
-    torn: AtomicBool,
+    /// Whether the last write ended in the middle of a line.
+    is_torn: AtomicBool,
 }
 
 impl LogFile {
-    /// Opens or makes the file, and its folder.
+    /// Opens the file, or creates it and its folder.
     pub(super) fn open(path: PathBuf) -> io::Result<Self> {
         let file = open(&path)?;
         Ok(LogFile {
@@ -32,7 +32,7 @@ impl LogFile {
             file,
             dropped: AtomicU64::new(0),
             last_error: AtomicI32::new(0),
-            torn: AtomicBool::new(false),
+            is_torn: AtomicBool::new(false),
         })
     }
 
@@ -40,17 +40,17 @@ impl LogFile {
         &self.path
     }
 
-    /// Writes lines, each of which ends with a newline.
+    /// Writes lines; each ends with a newline.
     pub(super) fn append(&self, lines: &[u8]) {
-        if self.torn.load(Ordering::Relaxed) && self.torn.swap(false, Ordering::Relaxed) {
-            // Ends the half line, so that the next begins on its own.
+        if self.is_torn.load(Ordering::Relaxed) && self.is_torn.swap(false, Ordering::Relaxed) {
+            // Ends the half line, so that the next line begins at the start of one.
             let _ = (&self.file).write(b"\n");
         }
         match (&self.file).write(lines) {
             Ok(written) if written == lines.len() => {}
             Ok(written) => {
                 let (before, rest) = lines.split_at(written);
-                self.torn.store(before.last().is_some_and(|&last| last != b'\n'), Ordering::Relaxed);
+                self.is_torn.store(before.last().is_some_and(|&last| last != b'\n'), Ordering::Relaxed);
                 self.drop_lines(rest, libc::ENOSPC);
             }
             Err(cause) => self.drop_lines(lines, cause.raw_os_error().unwrap_or(0)),
@@ -63,23 +63,23 @@ impl LogFile {
         self.dropped.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// Whether lines were dropped that nobody reported so far.
+    /// Whether dropped lines have not been reported yet.
     pub(super) fn has_dropped(&self) -> bool {
         self.dropped.load(Ordering::Relaxed) != 0
     }
 
-    /// Takes the number of dropped lines, to report them, and why the last one was.
+    /// Takes the number of dropped lines, to report them, and the error of the last one.
     pub(super) fn take_dropped(&self) -> (u64, io::Error) {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         (dropped, io::Error::from_raw_os_error(self.last_error.load(Ordering::Relaxed)))
     }
 
-    /// Gives a number back that could not be reported.
+    /// Puts back a number that could not be reported.
     pub(super) fn put_back(&self, dropped: u64) {
         self.dropped.fetch_add(dropped, Ordering::Relaxed);
     }
 
-    /// Opens the path anew (after a rotation). On an error the old file stays in use.
+    /// Reopens the path (after a rotation). On an error the old file stays in use.
     pub(super) fn reopen(&self) -> io::Result<()> {
         let fresh = open(&self.path)?;
         // SAFETY: both descriptors are open and owned here; dup3 replaces the old file under its number atomically.
@@ -92,7 +92,7 @@ fn open(path: &Path) -> io::Result<File> {
     if let Some(folder) = path.parent() {
         DirBuilder::new().recursive(true).create(folder)?;
     }
-    // Non-blocking for the case that somebody put a named pipe there.
+    // Non-blocking, in case the path is a named pipe.
     OpenOptions::new().append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_disk_refuses_is_counted() {
+    fn lines_that_a_full_disk_refuses_are_counted() {
         let log = LogFile::open(PathBuf::from("/dev/full")).unwrap();
         log.append(b"one\n");
         log.append(b"two\nthree\n");

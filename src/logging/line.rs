@@ -1,4 +1,4 @@
-//! How a line looks: `2026-01-02T15:04:05.678+08:00 NOTICE [http-0] message`, always exactly one line.
+//! The format of a line: `2026-01-02T15:04:05.678+08:00 NOTICE [http-0] message`, always exactly one line.
 
 use std::cell::Cell;
 use std::fmt::{self, Write};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::panics;
 
-/// A message is cut after so many bytes, so that no value can make a line without a bound.
+/// A longer message is cut, so that no value can make a line without a bound.
 const MAX_MESSAGE_BYTES: usize = 16 << 10;
 
 /// Appends the whole line, newline included.
@@ -15,8 +15,9 @@ pub(super) fn format_line(line: &mut Vec<u8>, word: &str, thread: &str, origin: 
     for part in [" ", word, " ["] {
         line.extend_from_slice(part.as_bytes());
     }
-    let mut message = Message { line, left: MAX_MESSAGE_BYTES, cut: 0 };
-    // Writing into memory does not fail; a value whose Display fails or panics is the only way, and costs its text alone.
+    let mut message = Message { line, left_bytes: MAX_MESSAGE_BYTES, cut_bytes: 0 };
+    // Writing into memory does not fail. Only the Display of a value can fail or panic; that cuts the message short
+    // there.
     let _ = message.write_str(thread);
     let _ = message.write_str("] ");
     if let Some(origin) = origin {
@@ -25,35 +26,35 @@ pub(super) fn format_line(line: &mut Vec<u8>, word: &str, thread: &str, origin: 
     }
     match panics::catch(|| message.write_fmt(text)) {
         Ok(Ok(())) => {}
-        Ok(Err(_)) => message.line.extend_from_slice(b" (a value could not be shown)"),
-        Err(_) => message.line.extend_from_slice(b" (showing a value panicked)"),
+        Ok(Err(_)) => message.line.extend_from_slice(b" (formatting a value failed)"),
+        Err(_) => message.line.extend_from_slice(b" (formatting a value panicked)"),
     }
-    if message.cut != 0 {
-        let note = format!(" ({} bytes more)", message.cut);
+    if message.cut_bytes != 0 {
+        let note = format!(" ({} bytes more)", message.cut_bytes);
         message.line.extend_from_slice(note.as_bytes());
     }
     line.push(b'\n');
 }
 
-/// Escapes whatever could end a line or steer a terminal, so that no value can forge a line.
+/// Escapes characters that could end a line or control a terminal, so that no value can forge a line.
 struct Message<'a> {
     line: &'a mut Vec<u8>,
-    left: usize,
-    cut: usize,
+    left_bytes: usize,
+    cut_bytes: usize,
 }
 
 impl Write for Message<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let kept = text.floor_char_boundary(self.left);
-        self.cut += text.len() - kept;
+        let kept = text.floor_char_boundary(self.left_bytes);
+        self.cut_bytes += text.len() - kept;
         let text = &text[..kept];
-        self.left = if kept < self.left && self.cut != 0 { 0 } else { self.left - kept };
+        self.left_bytes = if kept < self.left_bytes && self.cut_bytes != 0 { 0 } else { self.left_bytes - kept };
         if text.bytes().all(is_harmless) {
             self.line.extend_from_slice(text.as_bytes());
             return Ok(());
         }
         for character in text.chars() {
-            // Control characters, and the two Unicode line ends.
+            // Control characters, and the two Unicode line separators.
             if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') {
                 self.line.extend(character.escape_default().map(|escaped| escaped as u8));
             } else {
@@ -65,18 +66,19 @@ impl Write for Message<'_> {
     }
 }
 
-/// Printable ASCII, and the bytes of those characters that are certainly not C1 controls or Unicode line ends.
+/// Whether the byte belongs to printable ASCII or to a character that is surely no C1 control and no Unicode line
+/// separator.
 fn is_harmless(byte: u8) -> bool {
     !matches!(byte, 0..=0x1f | 0x7f | 0xc2 | 0xe2)
 }
 
 fn append_time(line: &mut Vec<u8>, since_1970: Duration) {
     thread_local! {
-        /// The second this thread last wrote a line in, as text: the local time is asked for once a second.
+        /// The second of this thread's last line, as text: localtime_r is called once a second.
         static SECOND: Cell<(u64, [u8; 19], [u8; 6])> = const { Cell::new((u64::MAX, [b'?'; 19], [b'?'; 6])) };
     }
     let seconds = since_1970.as_secs();
-    // A thread that is ending has no cache any more, and pays for it.
+    // A thread that is ending has no thread-locals any more, and formats the time each time.
     let cached = SECOND.try_with(Cell::get).ok().filter(|(second, ..)| *second == seconds);
     let (_, clock, zone) = cached.unwrap_or_else(|| {
         let (clock, zone) = local_time(seconds);
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_can_end_a_line_or_steer_a_terminal() {
+    fn no_value_can_end_a_line_or_control_a_terminal() {
         let text = line(format_args!("{}", "a\r\n\u{1b}[31m\u{85}\u{2028}\u{7f}é€ \0"));
         assert!(text.ends_with("] a\\r\\n\\u{1b}[31m\\u{85}\\u{2028}\\u{7f}é€ \\u{0}\n"), "{text}");
     }
@@ -146,9 +148,9 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_panics_costs_its_own_text_alone() {
-        struct Rude;
-        impl fmt::Display for Rude {
+    fn a_value_that_panics_cuts_the_message_there() {
+        struct Panicking;
+        impl fmt::Display for Panicking {
             fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
                 panic!("not me")
             }
@@ -159,8 +161,8 @@ mod tests {
                 Err(fmt::Error)
             }
         }
-        assert!(line(format_args!("a {Rude} b")).ends_with("a  (showing a value panicked)\n"));
-        assert!(line(format_args!("a {Failing} b")).ends_with("a  (a value could not be shown)\n"));
+        assert!(line(format_args!("a {Panicking} b")).ends_with("a  (formatting a value panicked)\n"));
+        assert!(line(format_args!("a {Failing} b")).ends_with("a  (formatting a value failed)\n"));
         assert!(line(format_args!("fine")).ends_with("] fine\n"));
     }
 }

@@ -1,30 +1,30 @@
-//! Keeps a flood of lines that strangers can cause from filling a disk.
+//! Limits lines that clients, messages and peers can cause, so that they cannot fill a disk.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Lines a second that [`log_limited!`](crate::log_limited) lets through at each place it is written.
+/// Lines a second that [`log_limited!`](crate::log_limited) writes, for each place in the code that uses it.
 pub const LIMITED_LINES_PER_SECOND: u32 = 10;
 
-/// Lets `per_second` through in each second and counts the rest. One for each place in the code that logs.
+/// Admits `per_second` lines in each second and counts the rest. One for each place in the code that logs.
 ///
-/// The count of what was held back is told with the first line of a later second, so a flood that ends is reported
-/// with the next line of the same place, whenever that is.
+/// The first line of a later second carries the count of suppressed lines. So the end of a flood is reported with the
+/// next line of the same place, whenever that comes.
 #[derive(Debug)]
 pub struct RateLimit {
     per_second: u32,
-    /// The current second in the upper half, how many were asked for in it in the lower half.
+    /// Upper half: the current second. Lower half: the number of lines in it, admitted or not.
     window: AtomicU64,
 }
 
 impl RateLimit {
-    /// Lets `per_second` through.
+    /// A limit of `per_second` lines.
     pub const fn new(per_second: u32) -> Self {
         RateLimit { per_second, window: AtomicU64::new(0) }
     }
 
-    /// `None`: hold this one back. Otherwise how many were held back since the last one that was let through.
+    /// `None`: suppress this line. Otherwise the number of lines suppressed since the last one that was admitted.
     pub fn admit(&self) -> Option<u32> {
         static START: OnceLock<Instant> = OnceLock::new();
         // Seconds since the first use, from 1, so that the initial window is over.
@@ -36,28 +36,28 @@ impl RateLimit {
         loop {
             // A thread that was paused between reading the clock and here must not turn the window back.
             let second = (second & u64::from(u32::MAX)).max(seen >> 32);
-            let asked = u32::try_from(seen & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+            let n_lines = u32::try_from(seen & u64::from(u32::MAX)).unwrap_or(u32::MAX);
             let is_new_second = second != seen >> 32;
-            let (next, answer) = if is_new_second {
-                (1, Some(asked.saturating_sub(self.per_second)))
+            let (next, admission) = if is_new_second {
+                (1, Some(n_lines.saturating_sub(self.per_second)))
             } else {
-                (asked.saturating_add(1), (asked < self.per_second).then_some(0))
+                (n_lines.saturating_add(1), (n_lines < self.per_second).then_some(0))
             };
             let packed = second << 32 | u64::from(next);
             match self.window.compare_exchange_weak(seen, packed, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return answer,
+                Ok(_) => return admission,
                 Err(now) => seen = now,
             }
         }
     }
 }
 
-/// Logs like `log::log!`, but at most [`LIMITED_LINES_PER_SECOND`] lines a second
-/// from each place it is written; the line after a pause says how many were left out. For everything that a
-/// client, a message or a peer can cause.
+/// Logs like `log::log!`, but at most [`LIMITED_LINES_PER_SECOND`] lines a second from each place in the code; the
+/// first line of a later second has the number of suppressed ones. For every line that a client, a message or a peer
+/// can cause.
 ///
 /// ```
-/// kafka_http_wrapper::log_limited!(log::Level::Warn, "the key of {} is no text", "t/3");
+/// kafka_http_wrapper::log_limited!(log::Level::Warn, "the key of {} is not UTF-8", "t/3");
 /// ```
 #[macro_export]
 macro_rules! log_limited {
@@ -69,8 +69,8 @@ macro_rules! log_limited {
             match LIMIT.admit() {
                 None => {}
                 Some(0) => ::log::log!(level, $($text)+),
-                Some(held_back) => {
-                    ::log::log!(level, "{} ({held_back} more lines like this were left out)", ::std::format_args!($($text)+));
+                Some(suppressed) => {
+                    ::log::log!(level, "{} ({suppressed} similar lines suppressed)", ::std::format_args!($($text)+));
                 }
             }
         }
@@ -82,11 +82,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_a_second_pass_and_the_rest_is_counted() {
+    fn the_limit_is_admitted_each_second_and_the_rest_is_counted() {
         let limit = RateLimit::new(2);
-        let answers: Vec<_> = [1, 1, 1, 1, 2, 2, 2, 1, 9, 9].iter().map(|second| limit.admit_at(*second)).collect();
-        // The 1 among the twos belongs to the second that has begun: time does not go back.
-        assert_eq!(answers, [Some(0), Some(0), None, None, Some(2), Some(0), None, None, Some(2), Some(0)]);
+        let admitted: Vec<_> = [1, 1, 1, 1, 2, 2, 2, 1, 9, 9].iter().map(|second| limit.admit_at(*second)).collect();
+        // The 1 among the twos counts for second 2: a limit never goes back to an earlier second.
+        assert_eq!(admitted, [Some(0), Some(0), None, None, Some(2), Some(0), None, None, Some(2), Some(0)]);
     }
 
     #[test]

@@ -60,7 +60,7 @@ fn run_member(address: &str, stop: &Stop) {
                 for (partition, (generation, next)) in &mut held.0 {
                     // Taken before the lease is checked: the push counts from then.
                     let before_us = now_us();
-                    if lease.valid_for(*partition, *generation) {
+                    if lease.is_valid(*partition, *generation) {
                         eprintln!("@ {before_us} pushed {partition} {next}");
                         *next += 1;
                         let (partition, generation, next) = (*partition, *generation, *next);
@@ -76,7 +76,7 @@ fn run_member(address: &str, stop: &Stop) {
     }
     commands.send(GroupCommand::Leave);
     loops.stop().trigger();
-    assert_eq!(loops.join(DEADLINE), Ended::Asked);
+    assert_eq!(loops.join(DEADLINE), Ended::Stopped);
     session.close();
 }
 

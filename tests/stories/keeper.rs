@@ -122,7 +122,7 @@ fn start_a_server_that_was_down(server: &ZooKeeper, busy: &BusyKeeper) {
     wait_until(DEADLINE, "the keeper names the server that refuses it", || {
         keeper.reachable().is_err_and(|reason| reason.contains(&server.address()))
     });
-    assert_eq!((keeper.epoch(), keeper.last_good()), (0, None));
+    assert_eq!((keeper.epoch(), keeper.last_confirmed()), (0, None));
     server.restart();
     busy.wait_until_recovered("down at the start");
     assert!(keeper.epoch() >= 1);
@@ -135,14 +135,14 @@ fn kill_a_server_with_an_old_session(server: &ZooKeeper, busy: &BusyKeeper) {
     let old = Instant::now() + SESSION + Duration::from_secs(1);
     let first = keeper.epoch();
     wait_until(DEADLINE, "the session is older than its timeout", || {
-        let age = keeper.last_good().map_or(Duration::ZERO, |good| good.elapsed());
+        let age = keeper.last_confirmed().map_or(Duration::ZERO, |good| good.elapsed());
         assert!(age < SESSION / 2, "the last good answer is {age:?} old");
         Instant::now() > old
     });
     // One session may be lost to a machine that stalls for a second.
     assert!(keeper.epoch() <= first + 1, "sessions are lost without a reason");
     server.kill9();
-    wait_until(SESSION, "the loss is noticed", || keeper.last_good().is_none() && keeper.reachable().is_err());
+    wait_until(SESSION, "the loss is noticed", || keeper.last_confirmed().is_none() && keeper.reachable().is_err());
     server.restart();
     busy.wait_until_recovered("kill -9 and restart");
     assert!(keeper.epoch() > first);
@@ -155,7 +155,7 @@ fn freeze_a_server_for_two_sessions(server: &ZooKeeper, busy: &BusyKeeper) {
     keeper.create("/second", b"", Lifetime::Ephemeral).unwrap();
     server.freeze();
     let frozen = Instant::now();
-    wait_until(SESSION / 2, "the silence is noticed", || keeper.last_good().is_none());
+    wait_until(SESSION / 2, "the silence is noticed", || keeper.last_confirmed().is_none());
     wait_until(DEADLINE, "the server stays frozen for two sessions", || {
         assert!(keeper.read("/").is_err());
         frozen.elapsed() > 2 * SESSION

@@ -1,62 +1,67 @@
-//! Where logs begin and end, asked through the `kafka` crate.
+//! Oldest and newest offsets through the `kafka` crate (ListOffsets requests).
 //!
-//! The crate asks for whole topics, leaves partitions without a leader out, and fails all topics for one partition's
-//! error. So what came back is compared with what was asked, and after an error each topic is asked for alone. While a
-//! leader is down and not replaced, its whole topics have no answer: the crate cannot ask for some partitions only.
+//! The crate requests whole topics, leaves partitions without a leader out, and fails all topics for the error of one
+//! partition. So the response is compared with the request, and after an error each topic is requested alone. While a
+//! leader is down and not replaced, none of its topics has offsets: the crate cannot request single partitions.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use kafka::client::FetchOffset;
 
-use super::caller::{CallError, Caller};
+use super::guarded_client::{CallError, GuardedClient};
 use crate::broker::{
     BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionId, PartitionInfo, TopicPartition,
 };
 use crate::supervise::Supervisor;
 
 /// The reader of log ends of this engine.
-pub(in crate::broker) struct RustLogEnds {
-    caller: Caller,
-    wait: Duration,
+pub(in crate::broker) struct KafkaRustLogEnds {
+    client: GuardedClient,
+    request_timeout: Duration,
 }
 
 /// Offsets by topic and partition.
-type Found = HashMap<(String, PartitionId), Offset>;
+type OffsetsByPartition = HashMap<(String, PartitionId), Offset>;
 
-impl RustLogEnds {
+impl KafkaRustLogEnds {
     /// Makes the reader; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig, supervisor: &Supervisor) -> Self {
-        let caller = Caller::new(broker, "kafka-ends", supervisor.stop().clone());
-        RustLogEnds { caller, wait: broker.request_timeout }
+        let client = GuardedClient::new(broker, "kafka-ends", supervisor.stop().clone());
+        KafkaRustLogEnds { client, request_timeout: broker.request_timeout }
     }
 
-    /// All offsets of these topics.
-    fn offsets(&mut self, topics: Vec<String>, end: FetchOffset, wait: Duration) -> Result<Found, CallError> {
-        self.caller.call(wait, move |client| {
-            // Leaders change: they are asked for each time, which costs one more small question.
+    /// The oldest or newest offset of each partition of these topics.
+    fn offsets(
+        &mut self,
+        topics: Vec<String>,
+        end: FetchOffset,
+        wait: Duration,
+    ) -> Result<OffsetsByPartition, CallError> {
+        self.client.call(wait, move |client| {
+            // Leaders change, so each call looks them up first, for one more small request.
             client.load_metadata(&topics)?;
             let found = client.fetch_offsets(&topics, end)?;
             let each = |(topic, offsets): (String, Vec<kafka::client::PartitionOffset>)| {
                 offsets.into_iter().map(move |found| ((topic.clone(), found.partition), found.offset))
             };
-            // -1 is what the crate makes of an empty answer.
+            // The crate turns an empty response into -1.
             Ok(found.into_iter().flat_map(each).filter(|(_, offset)| *offset >= 0).collect())
         })
     }
 }
 
-impl LogEnds for RustLogEnds {
+impl LogEnds for KafkaRustLogEnds {
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
-        let asked = topic.to_owned();
-        let found = self.caller.call(self.wait, move |client| {
-            client.load_metadata(&[&asked])?;
+        let name = topic.to_owned();
+        let found = self.client.call(self.request_timeout, move |client| {
+            client.load_metadata(&[&name])?;
             let info = |partition: kafka::client::metadata::Partition<'_>| PartitionInfo {
                 partition: partition.id(),
                 leader: partition.leader().map(|leader| leader.id()),
             };
             let topics = client.topics();
-            Ok(topics.partitions(&asked).map(|found| found.iter().map(info).collect::<Vec<_>>()).unwrap_or_default())
+            Ok(topics.partitions(&name).map(|found| found.iter().map(info).collect::<Vec<_>>()).unwrap_or_default())
         });
         let mut partitions = found.map_err(|error| MetadataError::Unreachable(error.in_words()))?;
         if partitions.is_empty() {
@@ -70,14 +75,14 @@ impl LogEnds for RustLogEnds {
         if partitions.is_empty() {
             return Vec::new();
         }
-        let deadline = Instant::now() + self.wait;
+        let deadline = Instant::now() + self.request_timeout;
         let topics: BTreeSet<&str> = partitions.iter().map(|partition| &*partition.topic).collect();
         let topics: Vec<String> = topics.into_iter().map(str::to_owned).collect();
         let mut failed: HashMap<String, CallError> = HashMap::new();
-        let found = match self.offsets(topics.clone(), FetchOffset::Latest, self.wait) {
+        let found = match self.offsets(topics.clone(), FetchOffset::Latest, self.request_timeout) {
             Ok(found) => found,
             Err(_) => {
-                let mut found = Found::new();
+                let mut found = OffsetsByPartition::new();
                 for topic in topics {
                     let left = deadline.saturating_duration_since(Instant::now());
                     match self.offsets(vec![topic.clone()], FetchOffset::Latest, left) {
@@ -88,20 +93,20 @@ impl LogEnds for RustLogEnds {
                 found
             }
         };
-        let answer = |asked: &TopicPartition| match found.get(&(asked.topic.to_string(), asked.partition)) {
+        let result = |partition: &TopicPartition| match found.get(&(partition.topic.to_string(), partition.partition)) {
             Some(offset) => Ok(*offset),
-            None => Err(match failed.get(&*asked.topic) {
-                Some(CallError::Code(code)) => MetadataError::Partition(format!("{asked}: {code:?}")),
+            None => Err(match failed.get(&*partition.topic) {
+                Some(CallError::Code(code)) => MetadataError::Partition(format!("{partition}: {code:?}")),
                 Some(error) => MetadataError::Unreachable(error.in_words()),
-                None => MetadataError::Partition(format!("{asked} does not exist or has no leader")),
+                None => MetadataError::Partition(format!("{partition} does not exist or has no leader")),
             }),
         };
-        partitions.iter().map(answer).collect()
+        partitions.iter().map(result).collect()
     }
 
     fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError> {
         let mut end = |end| {
-            let found = self.offsets(vec![partition.topic.to_string()], end, self.wait);
+            let found = self.offsets(vec![partition.topic.to_string()], end, self.request_timeout);
             let found = found.map_err(|error| match error {
                 CallError::Code(code) => MetadataError::Partition(format!("{partition}: {code:?}")),
                 error => MetadataError::Unreachable(error.in_words()),

@@ -1,18 +1,26 @@
-//! The engine without C: the pure-Rust `kafka` crate under guards.
+//! The engine without C code: the pure-Rust `kafka` crate, used with precautions.
 //!
-//! The crate has constant time limits of two minutes, does not compare the numbers of questions and answers, never
-//! mends a broken connection, and panics on answers it does not expect. So nothing but four calls of its client are
-//! used (metadata, offsets, fetch, produce), each on a thread that owns the client and may be abandoned, and a
-//! client is thrown away after anything but an error code of Kafka's own: see [`caller`].
+//! The crate has fixed timeouts of two minutes, does not compare correlation ids, never repairs a broken connection,
+//! and panics on responses it does not expect. So the engine uses four calls of the crate's client only (metadata,
+//! offsets, fetch, produce). Each runs on a thread that owns the client and may be abandoned, and a client is dropped
+//! after anything but an error code of Kafka: see [`guarded_client`].
 //!
-//! Limits: brokers 0.9 to 3.9 (4.0 dropped the old protocol), plaintext, messages plain or in gzip or snappy, no
-//! headers, no timestamps, and what an aborted transaction wrote is read.
+//! Limits: brokers 0.9 to 3.9 (4.0 removed the old protocol versions), plaintext, messages uncompressed or in gzip or
+//! snappy, no headers, no timestamps. Messages of aborted transactions are read.
 
-mod caller;
+mod fetch_request;
 mod fetcher;
+mod guarded_client;
 mod log_ends;
+mod metadata;
+mod partition_reader;
+mod produce_job;
+mod produce_request;
+mod produce_worker;
 mod producer;
+mod validate;
 
-pub(super) use fetcher::RustFetcher;
-pub(super) use log_ends::RustLogEnds;
-pub(super) use producer::RustProducer;
+pub(super) use fetcher::KafkaRustFetcher;
+pub(super) use log_ends::KafkaRustLogEnds;
+pub(super) use producer::KafkaRustProducer;
+pub(super) use validate::validate;

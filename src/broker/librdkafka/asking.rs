@@ -17,8 +17,8 @@ use rdkafka::types::{RDKafka, RDKafkaRespErr};
 
 use super::native::{Described, ask_any_broker, describe_cluster, describe_topic};
 use super::{HasVoice, Voice, in_words};
-use crate::broker::front::Ask;
-use crate::broker::topics::Answer;
+use crate::broker::metadata_gate::MetadataClient;
+use crate::broker::topics::LookupAnswer;
 
 /// After so many names that no broker made, brokers are not asked to make any more; those that do make them leave none.
 const MAX_UNKNOWN_NAMES: usize = 1_000;
@@ -69,33 +69,35 @@ impl<X: ProducerContext + HasVoice + 'static> Asking<X> {
     }
 
     /// Lets the brokers make the topic, if they do such a thing.
-    fn let_it_be_made(&mut self, topic: &str, wait: Duration) -> Answer {
+    fn let_it_be_made(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
         if !self.in_vain.contains(topic) {
             if self.in_vain.len() >= MAX_UNKNOWN_NAMES {
-                return Answer::DoesNot;
+                return LookupAnswer::DoesNotExist;
             }
             self.in_vain.insert(topic.to_owned());
             if self.in_vain.len() == MAX_UNKNOWN_NAMES {
-                warn!("brokers are not asked to make topics any more: they made none of the last {MAX_UNKNOWN_NAMES}");
+                warn!("topics are not auto-created any more: the brokers created none of the last {MAX_UNKNOWN_NAMES}");
             }
         }
         let metadata = match self.native.client().fetch_metadata(Some(topic), wait) {
             Ok(metadata) => metadata,
-            Err(error) => return Answer::Unreachable(self.voice().with_trouble(in_words(&error))),
+            Err(error) => return LookupAnswer::Unreachable(self.voice().with_trouble(in_words(&error))),
         };
-        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Answer::NotYet };
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+            return LookupAnswer::NotYet;
+        };
         match found.error() {
-            None if found.partitions().is_empty() => Answer::NotYet,
-            None => Answer::Exists(found.partitions().len() as i32),
-            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => Answer::NotYet,
-            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => Answer::DoesNot,
-            Some(code) => Answer::Refused(RDKafkaErrorCode::from(code).to_string()),
+            None if found.partitions().is_empty() => LookupAnswer::NotYet,
+            None => LookupAnswer::Exists(found.partitions().len() as i32),
+            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => LookupAnswer::NotYet,
+            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => LookupAnswer::DoesNotExist,
+            Some(code) => LookupAnswer::Refused(RDKafkaErrorCode::from(code).to_string()),
         }
     }
 }
 
-impl<X: ProducerContext + HasVoice + 'static> Ask for Asking<X> {
-    fn reach(&mut self, wait: Duration) -> Result<(), String> {
+impl<X: ProducerContext + HasVoice + 'static> MetadataClient for Asking<X> {
+    fn check_reachable(&mut self, wait: Duration) -> Result<(), String> {
         let client = self.native.client().native_ptr();
         let outcome = if self.brokers.is_empty() {
             ask_any_broker(client, wait)
@@ -111,26 +113,26 @@ impl<X: ProducerContext + HasVoice + 'static> Ask for Asking<X> {
             }
             Err(code) => {
                 self.brokers.clear();
-                Err(self.voice().with_trouble(format!("none of {} answers: {code}", self.hosts)))
+                Err(self.voice().with_trouble(format!("none of {} responds: {code}", self.hosts)))
             }
         }
     }
 
-    fn ask(&mut self, topic: &str, wait: Duration) -> Answer {
+    fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
         let deadline = Instant::now() + wait;
         let described =
             self.ask_one_or_another(wait, |client, target, wait| describe_topic(client, topic, target, wait));
         let answer = match described {
-            Err(reason) => Answer::Unreachable(self.voice().with_trouble(reason)),
-            Ok(Described::Partitions(0)) => Answer::NotYet,
-            Ok(Described::Partitions(count)) => Answer::Exists(count as i32),
-            Ok(Described::Error(RDKafkaErrorCode::LeaderNotAvailable)) => Answer::NotYet,
+            Err(reason) => LookupAnswer::Unreachable(self.voice().with_trouble(reason)),
+            Ok(Described::Partitions(0)) => LookupAnswer::NotYet,
+            Ok(Described::Partitions(count)) => LookupAnswer::Exists(count as i32),
+            Ok(Described::Error(RDKafkaErrorCode::LeaderNotAvailable)) => LookupAnswer::NotYet,
             Ok(Described::Error(RDKafkaErrorCode::UnknownTopicOrPartition)) => {
                 self.let_it_be_made(topic, deadline.saturating_duration_since(Instant::now()))
             }
-            Ok(Described::Error(code)) => Answer::Refused(code.to_string()),
+            Ok(Described::Error(code)) => LookupAnswer::Refused(code.to_string()),
         };
-        if matches!(answer, Answer::Exists(_)) {
+        if matches!(answer, LookupAnswer::Exists(_)) {
             self.in_vain.remove(topic);
         }
         answer

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
-use crate::broker::front::{Failed, Reminder, Waiting, not_stored};
+use crate::broker::metadata_gate::{DeadlineCompletion, FailedAppend, PendingAppend, not_stored};
 use crate::broker::{AppendError, AppendFailure, Completion, PartitionId, Record, Stored};
 use crate::locks::{lock, read, write};
 
@@ -50,7 +50,7 @@ pub(super) struct Book<C> {
     /// Messages that librdkafka has.
     outstanding: AtomicUsize,
     is_narrow: AtomicBool,
-    narrow: Mutex<Narrow<Waiting<C>>>,
+    narrow: Mutex<Narrow<PendingAppend<C>>>,
 }
 
 /// All topics of one level.
@@ -58,9 +58,9 @@ pub(super) struct Desk<C> {
     books: RwLock<HashMap<Arc<str>, Arc<Book<C>>>>,
     /// The narrow ones, and what is to be told at its deadline; looked through a few times a second.
     narrow: Mutex<Vec<Arc<Book<C>>>>,
-    reminders: Mutex<Vec<(Instant, Reminder<C>)>>,
+    reminders: Mutex<Vec<(Instant, DeadlineCompletion<C>)>>,
     /// What failed where it could not be told at once.
-    untold: Mutex<Vec<Failed<C>>>,
+    untold: Mutex<Vec<FailedAppend<C>>>,
     most_parked: usize,
     /// Nothing more is sent.
     ended: AtomicBool,
@@ -85,11 +85,11 @@ impl Sent {
 /// What to do with an append.
 pub(super) enum Entered<C> {
     /// To be given to librdkafka; it has been counted.
-    Send(Waiting<C>, Sent),
+    Send(PendingAppend<C>, Sent),
     /// It waits in the book; [`Desk::pump`] sends it.
     Parked,
     /// Too much waits.
-    Full(Failed<C>),
+    Full(FailedAppend<C>),
 }
 
 impl<C: Completion> Book<C> {
@@ -98,7 +98,7 @@ impl<C: Completion> Book<C> {
         Arc::new(Book { topic: Arc::clone(topic), outstanding, is_narrow, narrow: Mutex::new(Narrow::new()) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Narrow<Waiting<C>>> {
+    fn lock(&self) -> MutexGuard<'_, Narrow<PendingAppend<C>>> {
         lock(&self.narrow)
     }
 
@@ -159,7 +159,7 @@ impl<C: Completion> Desk<C> {
     }
 
     /// Whether an append may go on at once.
-    pub(super) fn enter(&self, book: &Book<C>, waiting: Waiting<C>) -> Entered<C> {
+    pub(super) fn enter(&self, book: &Book<C>, waiting: PendingAppend<C>) -> Entered<C> {
         // Counted before the look: who makes the topic narrow sees either the count or the append coming back here.
         book.outstanding.fetch_add(1, Ordering::SeqCst);
         if !book.is_narrow() {
@@ -175,15 +175,15 @@ impl<C: Completion> Desk<C> {
         }
         if narrow.parked_count() >= self.most_parked {
             let reason = "the producer's queue is full".to_owned();
-            return Entered::Full((waiting.ticket, not_stored(AppendFailure::Full, reason)));
+            return Entered::Full((waiting.completion, not_stored(AppendFailure::Full, reason)));
         }
         let size = size_of(&waiting.record);
-        narrow.waiting.push_back((Waiting { has_waited: true, ..waiting }, size));
+        narrow.waiting.push_back((PendingAppend { has_waited: true, ..waiting }, size));
         Entered::Parked
     }
 
     /// A message that failed for the size of its batch waits to be sent again. True if the topic was not narrow before.
-    pub(super) fn send_again(&self, book: &Arc<Book<C>>, waiting: Waiting<C>, sent: &Sent) -> bool {
+    pub(super) fn send_again(&self, book: &Arc<Book<C>>, waiting: PendingAppend<C>, sent: &Sent) -> bool {
         let mut narrow = book.lock();
         let partition = waiting.record.partition.unwrap_or(-1);
         let key = waiting.record.key.clone();
@@ -199,11 +199,11 @@ impl<C: Completion> Desk<C> {
     }
 
     /// Gives to librdkafka what may go now.
-    pub(super) fn pump(&self, book: &Book<C>, send: impl Fn(Waiting<C>, Sent) -> Result<(), Failed<C>>) {
+    pub(super) fn pump(&self, book: &Book<C>, send: impl Fn(PendingAppend<C>, Sent) -> Result<(), FailedAppend<C>>) {
         let mut failed = Vec::new();
         let mut narrow = book.lock();
         if self.ended.load(Ordering::SeqCst) {
-            failed.extend(narrow.drain().map(|waiting| (waiting.ticket, closed())));
+            failed.extend(narrow.drain().map(|waiting| (waiting.completion, closed())));
         }
         loop {
             match narrow.next(book.outstanding.load(Ordering::SeqCst)) {
@@ -217,7 +217,7 @@ impl<C: Completion> Desk<C> {
                         failed.push(refused);
                     }
                 }
-                Next::Overtaken(waiting) => failed.push((waiting.ticket, overtaken(&book.topic))),
+                Next::Overtaken(waiting) => failed.push((waiting.completion, overtaken(&book.topic))),
                 Next::Nothing => break,
             }
         }
@@ -230,7 +230,7 @@ impl<C: Completion> Desk<C> {
     }
 
     /// Lets an append be answered at its deadline even if librdkafka gives it more time.
-    pub(super) fn remind(&self, at: Instant, reminder: Reminder<C>) {
+    pub(super) fn remind(&self, at: Instant, reminder: DeadlineCompletion<C>) {
         lock(&self.reminders).push((at, reminder));
     }
 
@@ -238,7 +238,7 @@ impl<C: Completion> Desk<C> {
     /// whose limit may have changed.
     pub(super) fn tend(
         &self,
-        send: impl Fn(&Arc<Book<C>>, Waiting<C>, Sent) -> Result<(), Failed<C>>,
+        send: impl Fn(&Arc<Book<C>>, PendingAppend<C>, Sent) -> Result<(), FailedAppend<C>>,
     ) -> Vec<Arc<str>> {
         let now = Instant::now();
         let books: Vec<_> = self.narrow().clone();
@@ -246,8 +246,8 @@ impl<C: Completion> Desk<C> {
         for book in &books {
             let expired = book.lock().expire(now);
             self.untold().extend(expired.into_iter().map(|waiting| {
-                let reason = format!("it could not be sent to topic {} in time", book.topic);
-                (waiting.ticket, not_stored(AppendFailure::TimedOut, reason))
+                let reason = format!("not sent to topic {} in time", book.topic);
+                (waiting.completion, not_stored(AppendFailure::TimedOut, reason))
             }));
             self.pump(book, |waiting, sent| send(book, waiting, sent));
             old.extend(book.lock().grew_old(now).then(|| Arc::clone(&book.topic)));
@@ -260,7 +260,7 @@ impl<C: Completion> Desk<C> {
             reminders.extract_if(.., |(at, reminder)| *at <= now || reminder.is_done()).collect()
         };
         for (_, reminder) in due {
-            let reason = "no acknowledgement in time, part of which passed before it could be sent".to_owned();
+            let reason = "no acknowledgement in time (the message was sent late)".to_owned();
             reminder.complete(Err(AppendError { kind: AppendFailure::TimedOut, stored: Stored::Unknown, reason }));
         }
         self.tell();
@@ -270,8 +270,8 @@ impl<C: Completion> Desk<C> {
     /// Completes what failed under a lock.
     pub(super) fn tell(&self) {
         let untold = std::mem::take(&mut *self.untold());
-        for (ticket, error) in untold {
-            ticket.complete(Err(error));
+        for (completion, error) in untold {
+            completion.complete(Err(error));
         }
     }
 
@@ -279,7 +279,7 @@ impl<C: Completion> Desk<C> {
     pub(super) fn give_up(&self, error: &AppendError) {
         for book in self.narrow().iter() {
             let waiting: Vec<_> = book.lock().drain().collect();
-            self.untold().extend(waiting.into_iter().map(|waiting| (waiting.ticket, error.clone())));
+            self.untold().extend(waiting.into_iter().map(|waiting| (waiting.completion, error.clone())));
         }
     }
 
@@ -299,7 +299,7 @@ impl<C: Completion> Desk<C> {
         lock(&self.narrow)
     }
 
-    fn untold(&self) -> MutexGuard<'_, Vec<Failed<C>>> {
+    fn untold(&self) -> MutexGuard<'_, Vec<FailedAppend<C>>> {
         lock(&self.untold)
     }
 }
@@ -310,8 +310,8 @@ fn closed() -> AppendError {
 
 fn overtaken(topic: &str) -> AppendError {
     let reason = format!(
-        "it went in a batch larger than topic {topic} takes (max.message.bytes), and a later message of its key was stored \
-         before it could be sent again"
+        "its batch was larger than the limit of topic {topic} (max.message.bytes), and a later message with its key \
+         was stored before the retry"
     );
     not_stored(AppendFailure::Full, reason)
 }
@@ -434,9 +434,9 @@ impl<W> Narrow<W> {
     }
 }
 
-impl<C> Narrow<Waiting<C>> {
-    fn expire(&mut self, now: Instant) -> Vec<Waiting<C>> {
-        let is_due = |waiting: &Waiting<C>| waiting.deadline <= now;
+impl<C> Narrow<PendingAppend<C>> {
+    fn expire(&mut self, now: Instant) -> Vec<PendingAppend<C>> {
+        let is_due = |waiting: &PendingAppend<C>| waiting.deadline <= now;
         let mut expired = Vec::new();
         if self.failed.iter().any(|again| is_due(&again.what)) {
             let (due, left) = std::mem::take(&mut self.failed).into_iter().partition(|again| is_due(&again.what));

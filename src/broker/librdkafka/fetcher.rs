@@ -29,7 +29,7 @@ const MAX_TROUBLES: usize = 64;
 const CUT_OFF_EVERY: usize = 64;
 
 /// The fetcher of this engine.
-pub(in crate::broker) struct RdFetcher {
+pub(in crate::broker) struct LibrdkafkaFetcher {
     broker: BrokerConfig,
     config: FetcherConfig,
     reading: HashMap<TopicPartition, Reading>,
@@ -54,18 +54,18 @@ struct Held {
     queue: Option<Queue>,
 }
 
-impl RdFetcher {
+impl LibrdkafkaFetcher {
     /// Makes the fetcher; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig, config: FetcherConfig) -> Result<Self, String> {
         let (native, queue) = client(broker, &config)?;
         let (broker, reading, names) = (broker.clone(), HashMap::new(), HashMap::new());
-        Ok(RdFetcher { broker, config, reading, names, troubles: VecDeque::new(), queue, native })
+        Ok(LibrdkafkaFetcher { broker, config, reading, names, troubles: VecDeque::new(), queue, native })
     }
 
     fn start(&mut self, partition: &TopicPartition, offset: Offset) {
         let outcome = one(partition, Some(offset)).and_then(|list| self.native.incremental_assign(&list));
         if let Err(error) = outcome {
-            let reason = format!("it could not be assigned: {}", in_words(&error));
+            let reason = format!("cannot assign it to the consumer: {}", in_words(&error));
             self.trouble(FetchError::Partition { partition: partition.clone(), reason });
         }
     }
@@ -73,7 +73,7 @@ impl RdFetcher {
     fn stop(&mut self, partition: &TopicPartition) {
         let outcome = one(partition, None).and_then(|list| self.native.incremental_unassign(&list));
         if let Err(error) = outcome {
-            warn!("{partition} could not be taken from the consumer: {}", in_words(&error));
+            warn!("cannot unassign {partition} from the consumer: {}", in_words(&error));
         }
     }
 
@@ -138,7 +138,7 @@ impl RdFetcher {
         let partition = self.names.entry(identity).or_insert_with(named);
         if message.code() != RDKafkaErrorCode::NoError {
             let partition = partition.clone();
-            return self.partition_failed(partition, message.code(), "the message cannot be read");
+            return self.partition_failed(partition, message.code(), "unreadable message");
         }
         let Some(reading) = self.reading.get_mut(partition) else { return };
         let offset = message.offset();
@@ -185,7 +185,7 @@ impl RdFetcher {
             Ok(_) => self.start(&partition, offset),
             Err(error) => {
                 self.start(&partition, offset);
-                let reason = format!("its kept offsets could not be asked for: {}", in_words(&error));
+                let reason = format!("cannot get its kept offsets: {}", in_words(&error));
                 self.trouble(FetchError::Partition { partition, reason });
             }
         }
@@ -193,7 +193,7 @@ impl RdFetcher {
 
     /// Begins with a new client where the old one cannot go on.
     fn rebuild(&mut self, reason: &str) {
-        warn!("the consumer is replaced: {reason}");
+        warn!("replacing the consumer: {reason}");
         match client(&self.broker, &self.config) {
             Ok((native, queue)) => {
                 for held in self.reading.values_mut().filter_map(|reading| reading.held.as_mut()) {
@@ -213,7 +213,7 @@ impl RdFetcher {
     }
 }
 
-impl Fetcher for RdFetcher {
+impl Fetcher for LibrdkafkaFetcher {
     fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
         self.revoke(partition);
         self.reading.insert(partition.clone(), Reading { next: offset, held: None, stash: VecDeque::new() });
@@ -235,9 +235,9 @@ impl Fetcher for RdFetcher {
         });
     }
 
-    fn hold(&mut self, partition: &TopicPartition, held: bool) {
+    fn set_paused(&mut self, partition: &TopicPartition, paused: bool) {
         let Some(reading) = self.reading.get_mut(partition) else { return };
-        match (held, reading.held.take()) {
+        match (paused, reading.held.take()) {
             (true, Some(already)) => reading.held = Some(already),
             (true, None) => {
                 // SAFETY: the client lives until `self.native` is replaced or dropped, which lets the queues go first.
@@ -327,7 +327,7 @@ pub(super) fn settings(broker: &BrokerConfig, config: &FetcherConfig) -> ClientC
 fn client(broker: &BrokerConfig, config: &FetcherConfig) -> Result<(BaseConsumer<Voice>, Queue), String> {
     let native: BaseConsumer<Voice> = settings(broker, config)
         .create_with_context(Voice::new("consumer", broker))
-        .map_err(|error| format!("the consumer cannot be made: {}", in_words(&error)))?;
+        .map_err(|error| format!("cannot create the consumer: {}", in_words(&error)))?;
     // SAFETY: the queue is kept beside its client and dropped before it.
     let queue = unsafe { Queue::of_consumer(native.client().native_ptr()) }.ok_or("the consumer has no queue")?;
     Ok((native, queue))

@@ -18,12 +18,12 @@ use crate::broker::{BrokerConfig, LogEnds, LogRange, MetadataError, Offset, Part
 const MAX_TOPICS_PER_LOOKUP: usize = 1_000;
 
 /// The reader of log ends of this engine.
-pub(in crate::broker) struct RdLogEnds {
+pub(in crate::broker) struct LibrdkafkaLogEnds {
     native: BaseConsumer<Voice>,
     wait: Duration,
 }
 
-impl RdLogEnds {
+impl LibrdkafkaLogEnds {
     /// Makes the reader; no broker need be reachable.
     pub(in crate::broker) fn new(broker: &BrokerConfig) -> Result<Self, String> {
         let mut settings = common_settings(broker);
@@ -34,8 +34,8 @@ impl RdLogEnds {
             .set("isolation.level", "read_uncommitted");
         let native = settings
             .create_with_context(Voice::new("log ends", broker))
-            .map_err(|error| format!("the reader of log ends cannot be made: {}", in_words(&error)))?;
-        Ok(RdLogEnds { native, wait: broker.request_timeout })
+            .map_err(|error| format!("cannot create the consumer for log end offsets: {}", in_words(&error)))?;
+        Ok(LibrdkafkaLogEnds { native, wait: broker.request_timeout })
     }
 
     /// What failed, with why no broker lets us in where that is known.
@@ -50,13 +50,14 @@ impl RdLogEnds {
     }
 }
 
-impl LogEnds for RdLogEnds {
+impl LogEnds for LibrdkafkaLogEnds {
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
         let answer = self.native.fetch_metadata(Some(topic), self.wait);
         self.serve();
         let metadata = answer.map_err(|error| MetadataError::Unreachable(self.with_trouble(in_words(&error))))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
-        let found = found.ok_or_else(|| MetadataError::Unreachable(format!("the answer lacks topic {topic}")))?;
+        let found =
+            found.ok_or_else(|| MetadataError::Unreachable(format!("the metadata response lacks topic {topic}")))?;
         match found.error() {
             None | Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => {}
             Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => {
@@ -85,7 +86,7 @@ impl LogEnds for RdLogEnds {
         for question in asked.chunks(MAX_TOPICS_PER_LOOKUP) {
             let left = deadline.saturating_duration_since(Instant::now());
             let outcome = match left.is_zero() {
-                true => Err("no time was left".to_owned()),
+                true => Err("timed out before the request".to_owned()),
                 false => list_newest(self.native.client().native_ptr(), question, left),
             };
             match outcome {
@@ -106,7 +107,7 @@ impl LogEnds for RdLogEnds {
         }
         let answer = |partition: &TopicPartition| match answers.get(partition) {
             Some(answer) => answer.clone(),
-            None => Err(MetadataError::Partition(format!("{partition} was not answered for"))),
+            None => Err(MetadataError::Partition(format!("the response lacks {partition}"))),
         };
         partitions.iter().map(answer).collect()
     }

@@ -7,11 +7,11 @@
 mod asking;
 mod batches;
 mod fetcher;
-mod judge;
 mod log_ends;
 mod native;
 mod outcome;
 mod producer;
+mod validate;
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -25,10 +25,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::{BrokerConfig, KafkaSettings};
 use crate::locks::lock;
 
-pub(super) use fetcher::RdFetcher;
-pub(super) use judge::judge;
-pub(super) use log_ends::RdLogEnds;
-pub(super) use producer::RdProducer;
+pub(super) use fetcher::LibrdkafkaFetcher;
+pub(super) use log_ends::LibrdkafkaLogEnds;
+pub(super) use producer::LibrdkafkaProducer;
+pub(super) use validate::validate;
 
 /// Lines logged for one client in [`QUIET_FOR`]; an unreachable broker would write several a second.
 const MAX_LINES: u32 = 4;
@@ -108,7 +108,7 @@ impl Voice {
         let what = match code {
             RDKafkaErrorCode::Authentication => "authentication failed",
             RDKafkaErrorCode::SSL => "TLS failed",
-            RDKafkaErrorCode::Resolve => "the name cannot be resolved",
+            RDKafkaErrorCode::Resolve => "the host name cannot be resolved",
             _ => return,
         };
         let words = format!("{what}: {}", self.settings.hide(reason));
@@ -128,7 +128,7 @@ impl Voice {
             let left_out = said.lines.saturating_sub(MAX_LINES);
             *said = Said { since: Instant::now(), lines: 0 };
             if left_out > 0 {
-                log!(target: "librdkafka", level, "{}: {left_out} further lines were left out", self.name);
+                log!(target: "librdkafka", level, "{}: {left_out} more lines suppressed", self.name);
             }
         }
         said.lines += 1;

@@ -100,7 +100,7 @@ pub(super) fn describe_topic(
     broker: i32,
     wait: Duration,
 ) -> Result<Described, String> {
-    let name = CString::new(topic).map_err(|_| "a name with a zero byte".to_owned())?;
+    let name = CString::new(topic).map_err(|_| "the topic name contains a zero byte".to_owned())?;
     // SAFETY: as above; the name lives during the call, which copies it.
     unsafe {
         let topics = raw::rd_kafka_TopicCollection_of_topic_names(&mut name.as_ptr(), 1);
@@ -113,7 +113,7 @@ pub(super) fn describe_topic(
         let mut count = 0;
         let found = raw::rd_kafka_DescribeTopics_result_topics(result, &mut count);
         if count == 0 {
-            return Err("an answer about nothing".to_owned());
+            return Err("empty response".to_owned());
         }
         let code = raw::rd_kafka_error_code(raw::rd_kafka_TopicDescription_error(*found));
         if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
@@ -146,7 +146,7 @@ unsafe fn ask_administration(
 ) -> Result<Event, String> {
     // SAFETY: the client is alive; options and queue are given back here, the event by `Event`.
     unsafe {
-        let queue = Queue::wrap(raw::rd_kafka_queue_new(client)).ok_or("no queue could be made")?;
+        let queue = Queue::wrap(raw::rd_kafka_queue_new(client)).ok_or("cannot create a queue")?;
         let options = raw::rd_kafka_AdminOptions_new(client, op);
         let mut words = [0 as c_char; 256];
         let (given_up_after, waited) = match to {
@@ -162,7 +162,7 @@ unsafe fn ask_administration(
         ask(options, queue.0.as_ptr());
         raw::rd_kafka_AdminOptions_destroy(options);
         // An answer that comes later finds the queue gone and is dropped.
-        let event = queue.poll(waited).ok_or("no answer in time")?;
+        let event = queue.poll(waited).ok_or("no response in time")?;
         match RDKafkaErrorCode::from(raw::rd_kafka_event_error(event.0.as_ptr())) {
             RDKafkaErrorCode::NoError => Ok(event),
             _ => Err(text(raw::rd_kafka_event_error_string(event.0.as_ptr())).into_owned()),
@@ -380,7 +380,7 @@ pub(super) fn list_newest(
         let event = ask_administration(client, op, To::Its, wait, ask)?;
         let result = raw::rd_kafka_event_ListOffsets_result(event.0.as_ptr());
         if result.is_null() {
-            return Err("an answer about nothing".to_owned());
+            return Err("empty response".to_owned());
         }
         let mut count = 0;
         let infos = raw::rd_kafka_ListOffsets_result_infos(result, &mut count);
@@ -402,7 +402,7 @@ pub(super) fn list_newest(
 
 /// Asks how large a batch of `topic` may be (`max.message.bytes`, which is the broker's where the topic has none).
 pub(super) fn most_batch_bytes(client: *mut RDKafka, topic: &str, wait: Duration) -> Result<usize, String> {
-    let topic = CString::new(topic).map_err(|_| "a name with a zero byte".to_owned())?;
+    let topic = CString::new(topic).map_err(|_| "the topic name contains a zero byte".to_owned())?;
     // SAFETY: the client is alive during the call; each thing made here is given back here; the answer is read before
     // its event is given back.
     unsafe {
@@ -416,12 +416,12 @@ pub(super) fn most_batch_bytes(client: *mut RDKafka, topic: &str, wait: Duration
         let event = event?;
         let result = raw::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr());
         if result.is_null() {
-            return Err("an answer about nothing".to_owned());
+            return Err("empty response".to_owned());
         }
         let mut count = 0;
         let resources = raw::rd_kafka_DescribeConfigs_result_resources(result, &mut count);
         if count == 0 {
-            return Err("an answer about nothing".to_owned());
+            return Err("empty response".to_owned());
         }
         if raw::rd_kafka_ConfigResource_error(*resources) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(text(raw::rd_kafka_ConfigResource_error_string(*resources)).into_owned());
@@ -435,7 +435,7 @@ pub(super) fn most_batch_bytes(client: *mut RDKafka, topic: &str, wait: Duration
             })
             .filter_map(|entry| text(raw::rd_kafka_ConfigEntry_value(entry)).parse().ok())
             .min()
-            .ok_or_else(|| "the brokers do not tell max.message.bytes".to_owned())
+            .ok_or_else(|| "the brokers do not return max.message.bytes".to_owned())
     }
 }
 

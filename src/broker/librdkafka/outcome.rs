@@ -58,11 +58,11 @@ pub(super) fn append_error(code: Code, persisted: Persisted, topic: &str) -> App
         AppendFailure::UnknownTopic => format!("topic {topic} does not exist"),
         AppendFailure::UnknownPartition => format!("topic {topic} has no such partition"),
         AppendFailure::TooLarge => {
-            format!("larger than the broker (message.max.bytes) or topic {topic} (max.message.bytes) takes")
+            format!("larger than the limit of the broker (message.max.bytes) or of topic {topic} (max.message.bytes)")
         }
         AppendFailure::Full => "the producer's queue is full".to_owned(),
-        AppendFailure::Closed => "the producer was closed before the broker confirmed".to_owned(),
-        AppendFailure::Unreachable => format!("not sent to a broker that leads topic {topic}: {code}"),
+        AppendFailure::Closed => "the producer was closed before the broker confirmed the message".to_owned(),
+        AppendFailure::Unreachable => format!("not sent to the leader of the partition of topic {topic}: {code}"),
         AppendFailure::TimedOut => format!("no acknowledgement for topic {topic}: {code}"),
         AppendFailure::Unsupported | AppendFailure::Refused => format!("refused for topic {topic}: {code}"),
     };

@@ -3,7 +3,7 @@
 //! One librdkafka producer for each level of acks, made when first used, each with a thread that runs the
 //! completions as the delivery reports arrive. With one request in flight a broker, what gathers while a request is
 //! under way goes together in the next, and a retry cannot reorder; acks=-1 has the idempotent producer besides.
-//! Which topics exist is found out by the [`Front`]; what failed for the size of its batch alone is sent again by
+//! Which topics exist is found out by the [`MetadataGate`]; what failed for the size of its batch alone is sent again by
 //! [`super::batches`].
 //!
 //! What is promised of the order: what was answered before another append of its key was called stands before it, and so
@@ -25,7 +25,9 @@ use super::batches::{BATCH_BYTES, Book, Desk, Entered, Sent};
 use super::native::{Persisted, most_batch_bytes, persisted};
 use super::outcome::append_error;
 use super::{HasVoice, Voice, common_settings, in_words, set_the_users};
-use crate::broker::front::{Back, Failed, Front, State, Ticket, Waiting, not_stored};
+use crate::broker::metadata_gate::{
+    FailedAppend, GateState, MetadataGate, PendingAppend, ProducerEngine, SharedCompletion, not_stored,
+};
 use crate::broker::{
     Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, Header, PartitionerKind,
     Producer, ProducerConfig, Record, Stored,
@@ -33,7 +35,7 @@ use crate::broker::{
 use crate::locks::{read, write};
 use crate::supervise::Supervisor;
 
-const REPLACED: &str = "the idempotent producer had to be replaced";
+const REPLACED: &str = "the idempotent producer was replaced after a fatal error";
 /// How long a poll may block; a stop is noticed that late.
 const POLL: Duration = Duration::from_millis(100);
 /// With messages of a partition under way librdkafka's idempotent producer holds the next ones back and, where they need
@@ -44,8 +46,8 @@ const IDEMPOTENT_LINGER_MS: &str = "0.5";
 const BESIDE_VALUE: usize = 64 * 1024;
 
 /// The producer of this engine.
-pub(in crate::broker) struct RdProducer<C: Completion> {
-    front: Arc<Front<C, Lanes<C>>>,
+pub(in crate::broker) struct LibrdkafkaProducer<C: Completion> {
+    gate: Arc<MetadataGate<C, Lanes<C>>>,
 }
 
 /// The librdkafka producers.
@@ -53,7 +55,7 @@ struct Lanes<C: Completion> {
     broker: BrokerConfig,
     config: ProducerConfig,
     supervisor: Supervisor,
-    state: Arc<State<C>>,
+    state: Arc<GateState<C>>,
     lanes: [Lane<C>; 3],
 }
 
@@ -69,7 +71,7 @@ struct Lane<C: Completion> {
 
 /// A message that librdkafka has.
 struct InFlight<C> {
-    ticket: Ticket<C>,
+    completion: SharedCompletion<C>,
     book: Arc<Book<C>>,
     deadline: Instant,
     sent: Sent,
@@ -78,14 +80,14 @@ struct InFlight<C> {
 /// The same as librdkafka carries it.
 struct Carried<C>(Box<InFlight<C>>);
 
-impl<C: Completion> RdProducer<C> {
+impl<C: Completion> LibrdkafkaProducer<C> {
     /// Makes the producer and starts its threads; no broker need be reachable.
     pub(in crate::broker) fn new(
         broker: &BrokerConfig,
         config: ProducerConfig,
         supervisor: &Supervisor,
     ) -> Result<Self, String> {
-        let state = State::new(&config);
+        let state = GateState::new(&config);
         let lane = |acks| Lane { acks, native: RwLock::new(None), desk: Desk::new(config.max_in_flight.max(1)) };
         let lanes = Lanes {
             broker: broker.clone(),
@@ -98,20 +100,20 @@ impl<C: Completion> RdProducer<C> {
         // one whose messages are not confirmed: there they never wait behind messages that a broker is slow to confirm.
         lanes.native(Acks::Leader)?;
         let asking = Asking::new(lanes.native(Acks::None)?, &broker.hosts);
-        let front = Front::new(lanes, state, &config, asking, broker.request_timeout, supervisor);
-        Ok(RdProducer { front })
+        let gate = MetadataGate::new(lanes, state, &config, asking, broker.request_timeout, supervisor);
+        Ok(LibrdkafkaProducer { gate })
     }
 }
 
-impl<C: Completion> Producer<C> for RdProducer<C> {
+impl<C: Completion> Producer<C> for LibrdkafkaProducer<C> {
     fn append(&self, record: Record, acks: Acks, completion: C) {
-        self.front.append(record, acks, completion);
+        self.gate.append(record, acks, completion);
     }
 
     fn close(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        self.front.close();
-        for lane in &self.front.back.lanes {
+        self.gate.close();
+        for lane in &self.gate.engine.lanes {
             let Some(native) = lane.current() else {
                 // Its producer was put away; what that left is told here.
                 lane.desk.end();
@@ -124,7 +126,7 @@ impl<C: Completion> Producer<C> for RdProducer<C> {
                 native.purge(PurgeConfig::default().queue().inflight());
                 // Runs the completions of what was purged, which takes no broker.
                 if native.flush(Duration::from_secs(5)).is_err() {
-                    warn!("{} appends could not be completed", native.in_flight_count());
+                    warn!("{} messages have no delivery report at the close", native.in_flight_count());
                 }
             }
             lane.desk.tell();
@@ -132,25 +134,25 @@ impl<C: Completion> Producer<C> for RdProducer<C> {
     }
 
     fn reachable(&self) -> Result<(), String> {
-        self.front.reachable()
+        self.gate.reachable()
     }
 
     fn topic_lookups(&self) -> u64 {
-        self.front.topic_lookups()
+        self.gate.topic_lookups()
     }
 }
 
-impl<C: Completion> Drop for RdProducer<C> {
+impl<C: Completion> Drop for LibrdkafkaProducer<C> {
     fn drop(&mut self) {
         self.close(Duration::ZERO);
     }
 }
 
-impl<C: Completion> Back<C> for Lanes<C> {
-    fn hand_over(&self, waiting: Waiting<C>, _partition_count: i32) -> Result<(), Failed<C>> {
+impl<C: Completion> ProducerEngine<C> for Lanes<C> {
+    fn submit(&self, waiting: PendingAppend<C>, _partition_count: i32) -> Result<(), FailedAppend<C>> {
         let native = match self.native(waiting.acks) {
             Ok(native) => native,
-            Err(reason) => return Err((waiting.ticket, not_stored(AppendFailure::Unreachable, reason))),
+            Err(reason) => return Err((waiting.completion, not_stored(AppendFailure::Unreachable, reason))),
         };
         let desk = &self.lane(waiting.acks).desk;
         let book = desk.book(&waiting.record.topic);
@@ -176,7 +178,7 @@ impl<C: Completion> Back<C> for Lanes<C> {
     }
 
     /// Lets the librdkafka producers look too; otherwise they do it once a minute. Also asks how much a narrow topic takes.
-    fn looked_up_again(&self, topic: &str, wait: Duration) {
+    fn refresh_topic(&self, topic: &str, wait: Duration) {
         let deadline = Instant::now() + wait;
         for lane in &self.lanes {
             let Some(native) = lane.current() else { continue };
@@ -184,12 +186,16 @@ impl<C: Completion> Back<C> for Lanes<C> {
             if let Some(book) = lane.desk.narrow_book(topic) {
                 match most_batch_bytes(native.client().native_ptr(), topic, left) {
                     Ok(limit) => book.learn(limit),
-                    Err(reason) => warn!("the messages of topic {topic} go one by one: {reason}"),
+                    Err(reason) => {
+                        warn!(
+                            "max.message.bytes of topic {topic} is unknown, sending its messages one by one: {reason}"
+                        )
+                    }
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if let Err(error) = native.client().fetch_metadata(Some(topic), left) {
-                warn!("topic {topic} could not be looked at again: {}", in_words(&error));
+                warn!("cannot refresh the metadata of topic {topic}: {}", in_words(&error));
             }
         }
     }
@@ -225,7 +231,7 @@ impl<C: Completion> Lanes<C> {
         };
         let native: Native<C> = settings(&self.broker, &self.config, acks)
             .create_with_context(context)
-            .map_err(|error| format!("the producer cannot be made: {}", in_words(&error)))?;
+            .map_err(|error| format!("cannot create the producer: {}", in_words(&error)))?;
         let native = Arc::new(native);
         let _ = native.context().native.set(Arc::downgrade(&native));
         let name = match acks {
@@ -244,7 +250,7 @@ impl<C: Completion> Lanes<C> {
                 // Looked at before the last round, which then tells all that is left.
                 let is_over = retired.load(Ordering::Acquire) && served.in_flight_count() == 0;
                 let old = desk.tend(|book, waiting, sent| send(&served, Arc::clone(book), waiting, sent));
-                old.iter().for_each(|topic| state.look_again(topic));
+                old.iter().for_each(|topic| state.invalidate(topic));
                 if is_over {
                     break;
                 }
@@ -268,7 +274,7 @@ impl<C: Completion> Lane<C> {
             *slot = None;
             drop(slot);
             let why = broken.client().fatal_error().map_or_else(String::new, |(_, reason)| reason);
-            warn!("the producer for acks {:?} is replaced: {why}", self.acks);
+            warn!("replacing the producer for acks {:?}: {why}", self.acks);
             self.desk.give_up(&not_stored(AppendFailure::Unreachable, REPLACED.to_owned()));
             broken.context().retired.store(true, Ordering::Release);
             // Not to wait for its threads, one of which may be looking a name up: appends wait for us.
@@ -321,22 +327,22 @@ pub(super) fn settings(broker: &BrokerConfig, config: &ProducerConfig, acks: Ack
 fn send<C: Completion>(
     native: &Native<C>,
     book: Arc<Book<C>>,
-    waiting: Waiting<C>,
+    waiting: PendingAppend<C>,
     sent: Sent,
-) -> Result<(), Failed<C>> {
-    let Waiting { record, acks: _, mut ticket, deadline, has_waited } = waiting;
+) -> Result<(), FailedAppend<C>> {
+    let PendingAppend { record, acks: _, mut completion, deadline, has_waited } = waiting;
     let headers = match native_headers(&record) {
         Ok(headers) => headers,
-        Err(error) => return Err((ticket, error)),
+        Err(error) => return Err((completion, error)),
     };
     let context = native.context();
     if has_waited {
         // librdkafka gives every message the whole timeout, from now on.
-        let (same, reminder) = ticket.with_reminder();
+        let (same, reminder) = completion.with_deadline_completion();
         context.desk.remind(deadline, reminder);
-        ticket = same;
+        completion = same;
     }
-    let carried = Carried(Box::new(InFlight { ticket, book, deadline, sent }));
+    let carried = Carried(Box::new(InFlight { completion, book, deadline, sent }));
     let mut message = BaseRecord::with_opaque_to(&record.topic, carried).payload(&record.value[..]);
     message.key = record.key.as_deref();
     message.partition = record.partition;
@@ -347,7 +353,7 @@ fn send<C: Completion>(
         RDKafkaErrorCode::Fatal => not_stored(AppendFailure::Unreachable, REPLACED.to_owned()),
         code => context.state.reconsider(&record.topic, append_error(code, Persisted::No, &record.topic)),
     };
-    Err((message.delivery_opaque.0.ticket, error))
+    Err((message.delivery_opaque.0.completion, error))
 }
 
 fn native_headers(record: &Record) -> Result<Option<OwnedHeaders>, AppendError> {
@@ -357,7 +363,7 @@ fn native_headers(record: &Record) -> Result<Option<OwnedHeaders>, AppendError> 
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
     for header in &record.headers {
         if header.name.contains('\0') {
-            return Err(not_stored(AppendFailure::Unsupported, "a header name holds a zero byte".to_owned()));
+            return Err(not_stored(AppendFailure::Unsupported, "a header name contains a zero byte".to_owned()));
         }
         headers = headers.insert(NativeHeader { key: &header.name, value: header.value.as_ref() });
     }
@@ -403,7 +409,7 @@ impl<C: Completion> IntoOpaque for Carried<C> {
 struct Context<C: Completion> {
     acks: Acks,
     voice: Voice,
-    state: Arc<State<C>>,
+    state: Arc<GateState<C>>,
     desk: Arc<Desk<C>>,
     /// The producer whose reports these are; set once it is made.
     native: OnceLock<Weak<Native<C>>>,
@@ -430,22 +436,22 @@ impl<C: Completion> ProducerContext for Context<C> {
     type DeliveryOpaque = Carried<C>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, carried: Carried<C>) {
-        let InFlight { ticket, book, deadline, sent } = *carried.0;
+        let InFlight { completion, book, deadline, sent } = *carried.0;
         match self.outcome(result, &sent) {
             Some(outcome) => {
                 if let (Ok(message), true) = (result, book.is_narrow()) {
                     book.overtake(message.partition(), message.key());
                 }
-                ticket.complete(outcome);
+                completion.complete(outcome);
             }
             None => {
                 let (Ok(message) | Err((_, message))) = result;
                 let record = record_of(message, &book.topic, sent.is_chosen);
-                let waiting = Waiting { record, acks: self.acks, ticket, deadline, has_waited: true };
+                let waiting = PendingAppend { record, acks: self.acks, completion, deadline, has_waited: true };
                 if self.desk.send_again(&book, waiting, &sent) {
-                    info!("topic {} did not take a batch; what only went with others is sent again", book.topic);
+                    info!("a batch exceeded max.message.bytes of topic {}, retrying in smaller batches", book.topic);
                 }
-                self.state.look_again(&book.topic);
+                self.state.invalidate(&book.topic);
             }
         }
         book.leave(sent.bytes);
@@ -483,7 +489,8 @@ impl<C: Completion> Context<C> {
         if failed_for_others {
             // Nobody knows whether it would have been taken by itself.
             error.kind = if self.state.is_closed() { AppendFailure::Closed } else { AppendFailure::Unreachable };
-            error.reason = "the producer ended before the message could be sent again without its batch".to_owned();
+            error.reason =
+                "the producer was closed before the retry of the message (its batch was too large)".to_owned();
         }
         // Purged because its producer was replaced, not because we close.
         if error.kind == AppendFailure::Closed && !self.state.is_closed() {
@@ -515,7 +522,7 @@ mod tests {
         }
     }
 
-    fn start(producer: &RdProducer<Report>, acks: Acks) -> crossbeam_channel::Receiver<AppendResult> {
+    fn start(producer: &LibrdkafkaProducer<Report>, acks: Acks) -> crossbeam_channel::Receiver<AppendResult> {
         let (sender, outcome) = bounded(1);
         let (topic, value) = (Arc::from("t"), b"v".to_vec());
         let record = Record { topic, partition: Some(0), key: None, value, headers: Vec::new(), timestamp_ms: None };
@@ -523,19 +530,21 @@ mod tests {
         outcome
     }
 
-    fn append(producer: &RdProducer<Report>, acks: Acks) -> AppendResult {
+    fn append(producer: &LibrdkafkaProducer<Report>, acks: Acks) -> AppendResult {
         start(producer, acks).recv_timeout(Duration::from_secs(60)).expect("an append completes")
     }
 
     /// Lets `use_it` use a producer of a cluster that has the topic `t`, and ends both.
-    fn with_producer(use_it: impl FnOnce(&RdProducer<Report>, &Stop, &MockCluster<'static, DefaultProducerContext>)) {
+    fn with_producer(
+        use_it: impl FnOnce(&LibrdkafkaProducer<Report>, &Stop, &MockCluster<'static, DefaultProducerContext>),
+    ) {
         with_producer_of(Duration::from_secs(30), use_it);
     }
 
     /// The same with another timeout of an append.
     fn with_producer_of(
         timeout: Duration,
-        use_it: impl FnOnce(&RdProducer<Report>, &Stop, &MockCluster<'static, DefaultProducerContext>),
+        use_it: impl FnOnce(&LibrdkafkaProducer<Report>, &Stop, &MockCluster<'static, DefaultProducerContext>),
     ) {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("a topic");
@@ -553,11 +562,11 @@ mod tests {
             timeout,
         };
         let group = Supervisor::new("t", Stop::new());
-        let producer = RdProducer::new(&broker, config, &group).expect("it can be made");
+        let producer = LibrdkafkaProducer::new(&broker, config, &group).expect("it can be made");
         use_it(&producer, group.stop(), &cluster);
         drop(producer);
         group.stop().trigger();
-        assert_eq!(group.join(Duration::from_secs(30)), crate::supervise::Ended::Asked);
+        assert_eq!(group.join(Duration::from_secs(30)), crate::supervise::Ended::Stopped);
     }
 
     #[test]
@@ -624,7 +633,7 @@ mod tests {
         with_producer(|producer, _, _| {
             append(producer, Acks::All).expect("it is stored");
             append(producer, Acks::Leader).expect("it is stored");
-            let native = producer.front.back.lane(Acks::All).current().expect("it was used");
+            let native = producer.gate.engine.lane(Acks::All).current().expect("it was used");
             // SAFETY: the client lives as long as `native`, and the text ends with a zero.
             unsafe {
                 let code = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;

@@ -1,19 +1,20 @@
 use super::*;
+use crate::broker::Engine;
 
 const WRITES: Role = Role::Writes { timeout: Duration::from_secs(30) };
 
-/// Takes the lines of a `kafka` map.
+/// Reads the lines of a `kafka` map: the settings, and the problems as `key: text`.
 fn take(lines: &str, engine: Engine, role: Role) -> (KafkaSettings, Vec<String>) {
     let file = tempfile::NamedTempFile::new().unwrap();
     let indented: String = lines.lines().map(|line| format!("  {line}\n")).collect();
     std::fs::write(file.path(), format!("kafka:\n{indented}")).unwrap();
     let mut problems = Problems::default();
     let mut section = Section::load(file.path(), &mut problems);
-    let settings = KafkaSettings::from_section(&mut section, engine, role, &mut problems);
+    let settings = engine.settings_from_section(&mut section, role, &mut problems);
     (settings, problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.text)).collect())
 }
 
-/// Fails unless each of the lines is refused with a text that has the words.
+/// Fails unless each of the cases is one problem, whose text contains all the words.
 fn assert_refused(engine: Engine, role: Role, cases: &[(&str, &[&str])]) {
     for (lines, words) in cases {
         let (_, problems) = take(lines, engine, role);
@@ -39,14 +40,14 @@ fn a_value_is_one_scalar_and_a_secret_one_string() {
                 ("client.id: \"a\\0b\"", &["kafka.client.id: holds a zero byte"]),
                 ("sasl.password: 0x10", &["kafka.sasl.password: must be a string: put it in quotes"]),
                 ("socket.timeout.ms: 1.5", &["kafka.socket.timeout.ms: must be"]),
-                ("5: a", &["kafka.5: is not a known key"]),
+                ("5: a", &["kafka.5: unknown key"]),
             ],
         );
     }
 }
 
 #[test]
-fn what_would_break_a_promise_is_refused_with_the_reason() {
+fn settings_that_would_break_a_guarantee_are_refused_with_the_reason() {
     assert_refused(
         Engine::Auto,
         WRITES,
@@ -75,12 +76,12 @@ fn what_would_break_a_promise_is_refused_with_the_reason() {
         ],
     );
     let (_, problems) = take("receive.message.max.bytes: 5000", Engine::Auto, WRITES);
-    let told_by_engine = cfg!(not(feature = "librdkafka"));
-    assert_eq!(problems.is_empty(), !told_by_engine, "{problems:?}");
+    let is_checked_by_engine = cfg!(not(feature = "librdkafka"));
+    assert_eq!(problems.is_empty(), !is_checked_by_engine, "{problems:?}");
 }
 
 #[test]
-fn what_would_be_in_vain_is_refused() {
+fn settings_without_effect_are_refused() {
     assert_refused(
         Engine::Auto,
         WRITES,
@@ -101,7 +102,7 @@ fn what_would_be_in_vain_is_refused() {
 }
 
 #[test]
-fn the_pure_engine_says_what_it_cannot_do() {
+fn kafka_rust_refuses_the_settings_it_does_not_have() {
     assert_refused(
         Engine::KafkaRust,
         WRITES,
@@ -147,7 +148,7 @@ fn two_names_of_one_setting_are_one_and_secrets_are_not_shown() {
 
 #[cfg(feature = "librdkafka")]
 #[test]
-fn librdkafka_judges_the_rest() {
+fn librdkafka_checks_all_other_settings() {
     const OAUTH: &str = "security.protocol: sasl_ssl\nsasl.mechanism: OAUTHBEARER\n";
     let with = |lines: &str| format!("{OAUTH}{lines}");
     let (no_url, bad_own) = (

@@ -1,45 +1,41 @@
-//! The same delays as metrics, with the topic: read from the board at each scrape, so what disappeared is gone here too.
+//! The same delays as metrics, with the topic. Each scrape reads the snapshots, so a deleted group has no metric
+//! either.
 
-use crate::kmonitor::board::Board;
+use std::sync::Arc;
+
+use crate::kmonitor::snapshot::{ClusterSnapshot, SnapshotStore};
 use crate::metrics::{Registry, Row};
 
-/// Adds the tables of the board to the registry.
-pub fn register(registry: &Registry, board: &Board) {
-    let shown = board.clone();
+/// Adds the tables of the store to the registry.
+pub(crate) fn register(registry: &Registry, store: &SnapshotStore) {
+    let source = store.clone();
     registry.table(
         "kmonitor_delay_messages",
         "Messages between the stored and the newest offset of a partition; absent while unknown.",
         &["cluster", "module", "topic", "partition"],
-        move || delays(&shown),
+        move || delays(&source),
     );
-    let shown = board.clone();
+    let source = store.clone();
     registry.table(
         "kmonitor_unknown_partitions",
         "Partitions with a stored offset whose delay is unknown now.",
         &["cluster"],
-        move || unknown(&shown),
+        move || unknown(&source),
     );
-    let shown = board.clone();
+    let source = store.clone();
     registry.table(
         "kmonitor_cluster_known",
         "1 while the stored offsets of the cluster are being read, else 0.",
         &["cluster"],
-        move || {
-            let known = |view: &Option<_>| if view.is_some() { 1.0 } else { 0.0 };
-            shown
-                .views()
-                .iter()
-                .map(|(name, view)| Row { labels: vec![name.to_string()], value: known(view) })
-                .collect()
-        },
+        move || known(&source),
     );
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a delay beyond 2^53 messages may be off by a few")]
-fn delays(board: &Board) -> Vec<Row> {
+fn delays(store: &SnapshotStore) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (cluster, view) in board.views() {
-        for (module, delay) in view.iter().flat_map(|view| &view.modules) {
+    for (cluster, snapshot) in store.snapshots() {
+        for (module, delay) in snapshot.iter().flat_map(|snapshot| &snapshot.modules) {
             for partition in &delay.partitions {
                 if let Some(messages) = partition.messages() {
                     let at = &partition.partition;
@@ -52,38 +48,44 @@ fn delays(board: &Board) -> Vec<Row> {
     rows
 }
 
-fn unknown(board: &Board) -> Vec<Row> {
-    let row = |(cluster, view): (std::sync::Arc<str>, Option<std::sync::Arc<crate::kmonitor::board::View>>)| {
+fn unknown(store: &SnapshotStore) -> Vec<Row> {
+    let row = |(cluster, snapshot): (Arc<str>, Option<Arc<ClusterSnapshot>>)| {
         let partitions =
-            view?.modules.values().flat_map(|module| &module.partitions).filter(|p| p.messages().is_none()).count();
+            snapshot?.modules.values().flat_map(|module| &module.partitions).filter(|p| p.messages().is_none()).count();
         Some(Row { labels: vec![cluster.to_string()], value: f64::from(u32::try_from(partitions).unwrap_or(u32::MAX)) })
     };
-    board.views().into_iter().filter_map(row).collect()
+    store.snapshots().into_iter().filter_map(row).collect()
+}
+
+fn known(store: &SnapshotStore) -> Vec<Row> {
+    let row = |(cluster, snapshot): (Arc<str>, Option<Arc<ClusterSnapshot>>)| Row {
+        labels: vec![cluster.to_string()],
+        value: if snapshot.is_some() { 1.0 } else { 0.0 },
+    };
+    store.snapshots().into_iter().map(row).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::view;
     use super::*;
     use crate::kmonitor::delay::LogEnd::{Newest, Unknown};
-    use std::sync::Arc;
+    use crate::kmonitor::snapshot::tests::snapshot;
 
     #[test]
-    fn a_group_that_disappeared_is_no_metric_any_more() {
-        let board = Board::new(["c", "away"]);
-        let places = board.places();
+    fn a_deleted_group_has_no_metric() {
+        let store = SnapshotStore::new(["c", "away"]);
+        let writers = store.writers();
         let registry = Registry::new();
-        register(&registry, &board);
+        register(&registry, &store);
         let text = || String::from_utf8(registry.render()).unwrap();
-        let only = |modules: &[(&str, &[(i64, crate::kmonitor::delay::LogEnd)])]| Arc::into_inner(view(modules));
-        places[0].put(only(&[("m", &[(3, Newest(15)), (0, Unknown)])]));
+        writers[0].put(Some(snapshot(&[("m", &[(3, Newest(15)), (0, Unknown)])])));
         let shown = text();
         let line = r#"kmonitor_delay_messages{cluster="c",module="m",partition="0",topic="t"} 12"#;
         assert!(shown.contains(line), "{shown}");
         assert!(!shown.contains(r#"partition="1""#), "{shown}");
         assert!(shown.contains(r#"kmonitor_unknown_partitions{cluster="c"} 1"#), "{shown}");
         assert!(shown.contains(r#"kmonitor_cluster_known{cluster="away"} 0"#), "{shown}");
-        places[0].put(only(&[]));
+        writers[0].put(Some(snapshot(&[])));
         assert!(!text().contains("kmonitor_delay_messages{"), "{}", text());
     }
 }

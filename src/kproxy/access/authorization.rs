@@ -1,4 +1,4 @@
-//! The header `Authorization` into what a client shows of itself (RFC 9110 11.6.2, RFC 6750 2.1, RFC 7617 2).
+//! Parses the `Authorization` header (RFC 9110 11.6.2, RFC 6750 2.1, RFC 7617 2).
 
 use std::fmt;
 
@@ -8,67 +8,73 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::http::Headers;
 
-/// The padding of base64 is taken as it comes.
+/// Base64 with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What a client shows. `Debug` hides it.
+/// The credentials of a request, unchecked. `Debug` hides them.
 #[derive(PartialEq, Eq)]
-pub(super) enum Shown<'a> {
-    /// A token, which is what a client has.
+pub(super) enum PresentedCredentials<'a> {
+    /// A token.
     Bearer(&'a [u8]),
-    /// The bytes before and after the first colon.
+    /// User and password: the bytes before and after the first colon.
     Basic(Vec<u8>, Vec<u8>),
 }
 
-impl fmt::Debug for Shown<'_> {
+impl fmt::Debug for PresentedCredentials<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Shown::Bearer(_) => "Bearer (hidden)",
-            Shown::Basic(..) => "Basic (hidden)",
+            PresentedCredentials::Bearer(_) => "Bearer (hidden)",
+            PresentedCredentials::Basic(..) => "Basic (hidden)",
         })
     }
 }
 
-/// Why there is nothing to look up.
+/// Why a request has no credentials to look up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unusable {
-    /// There is no such header.
+pub(super) enum AuthorizationError {
+    /// No `Authorization` header.
     Missing,
-    /// There are several.
+    /// Several `Authorization` headers.
     Repeated,
     /// Neither Bearer nor Basic.
     OtherScheme,
-    /// Not in the form of its scheme.
+    /// Does not follow the syntax of its scheme.
     Malformed,
 }
 
-/// Reads the header.
-pub(super) fn read(headers: &Headers) -> Result<Shown<'_>, Unusable> {
+/// The credentials in the `Authorization` header of a request.
+pub(super) fn read(headers: &Headers) -> Result<PresentedCredentials<'_>, AuthorizationError> {
     let mut values = headers.iter().filter(|(name, _)| *name == "authorization").map(|(_, value)| value);
-    let value = values.next().ok_or(Unusable::Missing)?;
+    let value = values.next().ok_or(AuthorizationError::Missing)?;
     if values.next().is_some() {
-        return Err(Unusable::Repeated);
+        return Err(AuthorizationError::Repeated);
     }
     let end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());
     let (scheme, rest) = value.split_at(end);
+    // The scheme may be followed by several spaces (RFC 9110 11.4).
     let rest = rest.trim_ascii_start();
     if scheme.eq_ignore_ascii_case(b"bearer") {
-        return if is_token(rest) { Ok(Shown::Bearer(rest)) } else { Err(Unusable::Malformed) };
+        return if is_token(rest) {
+            Ok(PresentedCredentials::Bearer(rest))
+        } else {
+            Err(AuthorizationError::Malformed)
+        };
     }
     if !scheme.eq_ignore_ascii_case(b"basic") {
-        return Err(Unusable::OtherScheme);
+        return Err(AuthorizationError::OtherScheme);
     }
-    let mut user = BASE64.decode(rest).map_err(|_| Unusable::Malformed)?;
-    let colon = user.iter().position(|byte| *byte == b':').ok_or(Unusable::Malformed)?;
+    let mut user = BASE64.decode(rest).map_err(|_| AuthorizationError::Malformed)?;
+    let colon = user.iter().position(|byte| *byte == b':').ok_or(AuthorizationError::Malformed)?;
     let password = user.split_off(colon + 1);
+    // The colon itself.
     user.pop();
-    Ok(Shown::Basic(user, password))
+    Ok(PresentedCredentials::Basic(user, password))
 }
 
-/// `b64token` of RFC 6750 2.1: what can be sent as a bearer token.
+/// Whether `bytes` is a `b64token` (RFC 6750 2.1), the syntax of a bearer token.
 pub(super) fn is_token(bytes: &[u8]) -> bool {
     let padding = bytes.iter().rev().take_while(|byte| **byte == b'=').count();
     let token = &bytes[..bytes.len() - padding];
@@ -80,37 +86,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_shows_a_token_a_user_or_nothing_of_use() {
-        let basic = |user: &[u8], password: &[u8]| Ok(Shown::Basic(user.to_vec(), password.to_vec()));
-        let rows: [(&[&str], Result<Shown<'_>, Unusable>); 20] = [
-            (&[], Err(Unusable::Missing)),
-            (&["Bearer abc"], Ok(Shown::Bearer(b"abc"))),
-            (&["bEARER   a-._~+/9=="], Ok(Shown::Bearer(b"a-._~+/9=="))),
-            (&["Bearer"], Err(Unusable::Malformed)),
-            (&["Bearer "], Err(Unusable::Malformed)),
-            (&["Bearer =="], Err(Unusable::Malformed)),
-            (&["Bearer a=b"], Err(Unusable::Malformed)),
-            (&["Bearer a b"], Err(Unusable::Malformed)),
-            (&["Bearer a,b"], Err(Unusable::Malformed)),
-            (&["Bearer a", "Bearer a"], Err(Unusable::Repeated)),
+    fn a_header_has_a_token_a_user_or_an_error() {
+        let basic = |user: &[u8], password: &[u8]| Ok(PresentedCredentials::Basic(user.to_vec(), password.to_vec()));
+        let rows: [(&[&str], Result<PresentedCredentials<'_>, AuthorizationError>); 20] = [
+            (&[], Err(AuthorizationError::Missing)),
+            (&["Bearer abc"], Ok(PresentedCredentials::Bearer(b"abc"))),
+            (&["bEARER   a-._~+/9=="], Ok(PresentedCredentials::Bearer(b"a-._~+/9=="))),
+            (&["Bearer"], Err(AuthorizationError::Malformed)),
+            (&["Bearer "], Err(AuthorizationError::Malformed)),
+            (&["Bearer =="], Err(AuthorizationError::Malformed)),
+            (&["Bearer a=b"], Err(AuthorizationError::Malformed)),
+            (&["Bearer a b"], Err(AuthorizationError::Malformed)),
+            (&["Bearer a,b"], Err(AuthorizationError::Malformed)),
+            (&["Bearer a", "Bearer a"], Err(AuthorizationError::Repeated)),
             (&["Basic dTpw"], basic(b"u", b"p")),
             (&["basic dTpwOnE="], basic(b"u", b"p:q")),
             (&["Basic dTpwOnE"], basic(b"u", b"p:q")),
             (&["Basic Og=="], basic(b"", b"")),
             (&["Basic w7w6w7w="], basic("\u{fc}".as_bytes(), "\u{fc}".as_bytes())),
-            (&["Basic dXA="], Err(Unusable::Malformed)),
-            (&["Basic !"], Err(Unusable::Malformed)),
-            (&["Basic"], Err(Unusable::Malformed)),
-            (&["Digest username=x"], Err(Unusable::OtherScheme)),
-            (&[""], Err(Unusable::OtherScheme)),
+            (&["Basic dXA="], Err(AuthorizationError::Malformed)),
+            (&["Basic !"], Err(AuthorizationError::Malformed)),
+            (&["Basic"], Err(AuthorizationError::Malformed)),
+            (&["SecretDigest username=x"], Err(AuthorizationError::OtherScheme)),
+            (&[""], Err(AuthorizationError::OtherScheme)),
         ];
         for (values, expected) in rows {
             let mut headers = Headers::default();
             headers.push("Host", b"h");
             values.iter().for_each(|value| headers.push("Authorization", value.as_bytes()));
-            let shown = read(&headers);
-            assert!(shown == expected, "{values:?}");
-            assert!(!format!("{shown:?}").contains("abc"));
+            let presented = read(&headers);
+            assert!(presented == expected, "{values:?}");
+            assert!(!format!("{presented:?}").contains("abc"));
         }
     }
 }

@@ -1,7 +1,7 @@
-//! `credentials_file`: who may write.
+//! `credentials_file`: the clients that may write.
 //!
-//! Who a client is, is one look-up of one digest ([`Secret::id`]): an unknown user and a wrong password are the same miss.
-//! Of the secrets nothing is kept but these digests.
+//! A client is found by one look-up of one digest ([`HashedSecret::id`]), so an unknown user and a wrong password are
+//! the same miss. Only these digests of the secrets are kept.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -10,70 +10,71 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::authorization::Shown;
-use super::rate::{Limits, Meter};
-use super::secret::{Digest, Secret};
+use super::authorization::PresentedCredentials;
+use super::rate::{RateLimits, RateMeter};
+use super::secret::{HashedSecret, SecretDigest};
 use super::topics::TopicGlobs;
 use crate::config::{Problems, Section};
 
-/// Longest name of a credential.
-const MAX_NAME: usize = 64;
-/// Challenges as `WWW-Authenticate` has them.
+/// Longest `name` of a credential, in bytes.
+const MAX_NAME_BYTES: usize = 64;
+/// Challenges of `WWW-Authenticate`.
 const BEARER: &str = "Bearer realm=\"kproxy\"";
 const BASIC: &str = "Basic realm=\"kproxy\", charset=\"UTF-8\"";
 
-/// Someone who may write.
+/// A client that may write.
 #[derive(Debug)]
-pub(in crate::kproxy) struct Credential {
-    /// `name`: for people who read the log.
-    pub(in crate::kproxy) name: Arc<str>,
-    /// `topics`; `None` is every topic that is allowed at all.
+pub(crate) struct Credential {
+    /// `name`, for log and answers.
+    pub(crate) name: Arc<str>,
+    /// `topics`; `None` is every topic of `allowed_topics`.
     pub(super) topics: Option<TopicGlobs>,
-    /// What is left of `requests_per_second` and `bytes_per_second`.
-    pub(super) meter: Option<Arc<Meter>>,
+    /// What is left of `requests_per_second` and `bytes_per_second`; `None` is no limit.
+    pub(super) meter: Option<Arc<RateMeter>>,
 }
 
-/// The credentials of one reading of the file. `Debug` shows no more than how many there are.
-pub(in crate::kproxy) struct Book {
-    key: Digest,
-    by_id: HashMap<Digest, Arc<Credential>>,
-    /// What clients are told to show.
+/// The credentials of one load of the file. `Debug` shows only their number.
+pub(crate) struct CredentialStore {
+    /// Random for each load: digests of different loads cannot be compared.
+    key: SecretDigest,
+    by_id: HashMap<SecretDigest, Arc<Credential>>,
+    /// The schemes in use, for `WWW-Authenticate`.
     pub(super) challenges: Vec<&'static str>,
 }
 
-impl fmt::Debug for Book {
+impl fmt::Debug for CredentialStore {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Book of {}", self.by_id.len())
+        write!(formatter, "CredentialStore of {}", self.by_id.len())
     }
 }
 
-impl Book {
-    /// Reads a file, or notes everything that is wrong with it, never what is in it.
-    pub(super) fn load(file: &Path, problems: &mut Problems) -> Book {
+impl CredentialStore {
+    /// Loads a file, or adds all its problems to `problems`; their texts hold no value of the file.
+    pub(super) fn load(file: &Path, problems: &mut Problems) -> CredentialStore {
         let mut section = Section::load_secrets(file, problems);
-        let mut book = Book { key: Digest::random(), by_id: HashMap::new(), challenges: Vec::new() };
+        let mut store = CredentialStore { key: SecretDigest::random(), by_id: HashMap::new(), challenges: Vec::new() };
         let mut names = BTreeSet::new();
         for mut entry in section.sections("credentials", true, problems).unwrap_or_default() {
             let credential = Credential {
                 name: name(&mut entry, &mut names, problems),
                 topics: TopicGlobs::from_section("topics", false, &mut entry, problems),
-                meter: Limits::from_section(&mut entry, problems).map(|limits| Arc::new(Meter::new(limits))),
+                meter: RateLimits::from_section(&mut entry, problems).map(|limits| Arc::new(RateMeter::new(limits))),
             };
-            if let Some(secret) = Secret::from_section(&mut entry, problems)
-                && book.add(&secret, credential).is_err()
+            if let Some(secret) = HashedSecret::from_section(&mut entry, problems)
+                && store.add(&secret, credential).is_err()
             {
-                entry.note("", "has the same secret as one before it", problems);
+                entry.note("", "has the same secret as an earlier credential", problems);
             }
             entry.finish(problems);
         }
         section.finish(problems);
-        book
+        store
     }
 
-    fn add(&mut self, secret: &Secret, credential: Credential) -> Result<(), ()> {
+    fn add(&mut self, secret: &HashedSecret, credential: Credential) -> Result<(), ()> {
         let challenge = match secret {
-            Secret::Bearer(_) => BEARER,
-            Secret::Basic(..) => BASIC,
+            HashedSecret::Bearer(_) => BEARER,
+            HashedSecret::Basic(..) => BASIC,
         };
         if !self.challenges.contains(&challenge) {
             self.challenges.push(challenge);
@@ -82,26 +83,26 @@ impl Book {
         if before.is_some() { Err(()) } else { Ok(()) }
     }
 
-    /// Whose it is.
-    pub(super) fn find(&self, shown: &Shown<'_>) -> Option<&Arc<Credential>> {
-        self.by_id.get(&Secret::of(shown).id(&self.key))
+    /// The credential with these secrets.
+    pub(super) fn find(&self, presented: &PresentedCredentials<'_>) -> Option<&Arc<Credential>> {
+        self.by_id.get(&HashedSecret::of(presented).id(&self.key))
     }
 
-    /// How many there are.
+    /// Number of credentials.
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// A credential that has the name and limits of one in `former` goes on with what that one had left.
-    pub(super) fn go_on_from(&mut self, former: &Book) {
-        let meters: HashMap<&str, &Arc<Meter>> = former
+    /// A credential with name and limits of one in `former` keeps what is left of its rates.
+    pub(super) fn keep_meters_of(&mut self, former: &CredentialStore) {
+        let meters: HashMap<&str, &Arc<RateMeter>> = former
             .by_id
             .values()
             .filter_map(|credential| Some((&*credential.name, credential.meter.as_ref()?)))
             .collect();
         for credential in self.by_id.values_mut() {
             let former = meters.get(&*credential.name);
-            // Nobody else has it yet, so it can be changed.
+            // This store is not in force yet, so `get_mut` finds no other owner.
             if let (Some(former), Some(Credential { meter: Some(meter), .. })) = (former, Arc::get_mut(credential))
                 && former.limits() == meter.limits()
             {
@@ -114,25 +115,25 @@ impl Book {
 fn name(entry: &mut Section, names: &mut BTreeSet<Arc<str>>, problems: &mut Problems) -> Arc<str> {
     let is_given = entry.has("name");
     let name: Arc<str> = entry.string("name", None, problems).into();
-    let is_name = (1..=MAX_NAME).contains(&name.len())
+    let is_name = (1..=MAX_NAME_BYTES).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if is_given && !is_name {
-        entry.note("name", format!("must be 1 to {MAX_NAME} of the characters a-z A-Z 0-9 . _ -"), problems);
+        entry.note("name", format!("must be 1 to {MAX_NAME_BYTES} characters of a-z A-Z 0-9 . _ -"), problems);
     } else if is_given && !names.insert(Arc::clone(&name)) {
-        entry.note("name", "is the same as that of one before it", problems);
+        entry.note("name", "is the name of an earlier credential", problems);
     }
     name
 }
 
-/// The file and what was read from it last.
+/// The file and the credentials loaded from it at start.
 #[derive(Clone, Debug)]
-pub(in crate::kproxy) struct CredentialsFile {
+pub(crate) struct CredentialsFile {
     pub(super) path: PathBuf,
-    pub(super) book: Arc<Book>,
+    pub(super) store: Arc<CredentialStore>,
 }
 
 impl CredentialsFile {
-    /// Takes `credentials_file` and reads it; `None` where the key is absent.
+    /// Takes `credentials_file` and loads it; `None` where the key is absent.
     pub(super) fn from_section(section: &mut Section, problems: &mut Problems) -> Option<Self> {
         if !section.has("credentials_file") {
             section.take("credentials_file");
@@ -140,19 +141,19 @@ impl CredentialsFile {
         }
         let path = PathBuf::from(section.string("credentials_file", None, problems));
         if path.as_os_str().is_empty() {
-            section.note("credentials_file", "must be the name of a file", problems);
+            section.note("credentials_file", "must be a file name", problems);
             return None;
         }
-        let book = Arc::new(Book::load(&path, problems));
-        Some(CredentialsFile { path, book })
+        let store = Arc::new(CredentialStore::load(&path, problems));
+        Some(CredentialsFile { path, store })
     }
 
-    /// What is to be said of a file that others than its owner can read.
+    /// A warning, where other users can read the file.
     pub(super) fn exposure(&self) -> Option<String> {
         let mode = fs::metadata(&self.path).ok()?.permissions().mode();
         let path = self.path.display();
         (mode & 0o044 != 0)
-            .then(|| format!("credentials_file: others than its owner can read {path} (mode {:o})", mode & 0o777))
+            .then(|| format!("credentials_file: other users can read {path}, its mode is {:o}, use 600", mode & 0o777))
     }
 }
 
@@ -161,24 +162,24 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn load(text: &str) -> Result<Book, Vec<String>> {
+    fn load(text: &str) -> Result<CredentialStore, Vec<String>> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let mut problems = Problems::default();
-        let book = Book::load(file.path(), &mut problems);
+        let store = CredentialStore::load(file.path(), &mut problems);
         let texts: Vec<_> = problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.text)).collect();
-        if texts.is_empty() { Ok(book) } else { Err(texts) }
+        if texts.is_empty() { Ok(store) } else { Err(texts) }
     }
 
-    fn who<'a>(book: &'a Book, shown: Shown<'_>) -> Option<&'a str> {
-        book.find(&shown).map(|credential| &*credential.name)
+    fn name_of<'a>(store: &'a CredentialStore, presented: PresentedCredentials<'_>) -> Option<&'a str> {
+        store.find(&presented).map(|credential| &*credential.name)
     }
 
     const SHA256_OF_ABC: &str = "BA7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     #[test]
-    fn a_client_is_found_by_what_it_shows_and_by_nothing_else() {
-        let book = load(&format!(
+    fn a_client_is_found_by_its_credentials_only() {
+        let store = load(&format!(
             "credentials:
  - {{name: plain-token, token: t0ken}}
  - {{name: hashed-token, token_sha256: {SHA256_OF_ABC}}}
@@ -188,15 +189,15 @@ mod tests {
 "
         ))
         .unwrap();
-        let basic = |user: &str, password: &str| Shown::Basic(user.into(), password.into());
-        for (shown, name) in [
-            (Shown::Bearer(b"t0ken"), Some("plain-token")),
-            (Shown::Bearer(b"abc"), Some("hashed-token")),
-            (Shown::Bearer(b"T0ken"), None),
-            (Shown::Bearer(b"t0ke"), None),
-            (Shown::Bearer(b""), None),
-            (Shown::Bearer(SHA256_OF_ABC.as_bytes()), None),
-            (Shown::Bearer(b"p:w"), None),
+        let basic = |user: &str, password: &str| PresentedCredentials::Basic(user.into(), password.into());
+        for (presented, name) in [
+            (PresentedCredentials::Bearer(b"t0ken"), Some("plain-token")),
+            (PresentedCredentials::Bearer(b"abc"), Some("hashed-token")),
+            (PresentedCredentials::Bearer(b"T0ken"), None),
+            (PresentedCredentials::Bearer(b"t0ke"), None),
+            (PresentedCredentials::Bearer(b""), None),
+            (PresentedCredentials::Bearer(SHA256_OF_ABC.as_bytes()), None),
+            (PresentedCredentials::Bearer(b"p:w"), None),
             (basic("ann", "p:w"), Some("plain-user")),
             (basic("ann", "other"), Some("second-password")),
             (basic("bob", "abc"), Some("hashed-user")),
@@ -207,15 +208,18 @@ mod tests {
             (basic("", "t0ken"), None),
             (basic("ann:p", "w"), None),
         ] {
-            assert_eq!(who(&book, shown), name);
+            assert_eq!(name_of(&store, presented), name);
         }
-        assert_eq!(book.challenges, [BEARER, BASIC]);
-        let shown = format!("{book:?} {:?}", book.by_id);
-        assert!(shown.contains("Book of 5") && !shown.contains("ann") && !shown.contains("t0ken"), "{shown}");
+        assert_eq!(store.challenges, [BEARER, BASIC]);
+        let debug = format!("{store:?} {:?}", store.by_id);
+        assert!(
+            debug.contains("CredentialStore of 5") && !debug.contains("ann") && !debug.contains("t0ken"),
+            "{debug}"
+        );
     }
 
     #[test]
-    fn everything_wrong_is_told_at_once_and_nothing_of_a_secret() {
+    fn every_problem_is_reported_at_once_without_any_secret() {
         let problems = load(
             "credentials:
  - {name: a, token: SECRET!}
@@ -270,8 +274,8 @@ SECRET: SECRET
             ],
             "{problems:#?}"
         );
-        let told = problems.join("\n");
-        assert!(!told.contains("SECRET") && !told.contains("12345"), "{told}");
+        let text = problems.join("\n");
+        assert!(!text.contains("SECRET") && !text.contains("12345"), "{text}");
     }
 
     #[test]
@@ -281,19 +285,19 @@ SECRET: SECRET
             assert!(!problems.join("").contains("SECRET"), "{text:?}: {problems:?}");
         }
         let mut problems = Problems::default();
-        Book::load(Path::new("/no/such/file"), &mut problems);
+        CredentialStore::load(Path::new("/no/such/file"), &mut problems);
         assert_eq!(problems.0.len(), 1);
     }
 
     #[test]
-    fn what_is_left_of_a_rate_survives_a_reading_unless_the_rate_is_another() {
-        let read = |rates: &str| load(&format!("credentials:\n - {{name: a, token: a{rates}}}\n")).unwrap();
-        let meter = |book: &Book| book.find(&Shown::Bearer(b"a")).unwrap().meter.clone();
-        let former = read(", requests_per_second: 5");
+    fn what_is_left_of_a_rate_survives_a_reload_unless_the_rate_changed() {
+        let load_with = |rates: &str| load(&format!("credentials:\n - {{name: a, token: a{rates}}}\n")).unwrap();
+        let meter = |store: &CredentialStore| store.find(&PresentedCredentials::Bearer(b"a")).unwrap().meter.clone();
+        let former = load_with(", requests_per_second: 5");
         for (rates, is_kept) in [(", requests_per_second: 5", true), (", requests_per_second: 6", false), ("", false)] {
-            let mut book = read(rates);
-            book.go_on_from(&former);
-            let (old, new) = (meter(&former).unwrap(), meter(&book));
+            let mut store = load_with(rates);
+            store.keep_meters_of(&former);
+            let (old, new) = (meter(&former).unwrap(), meter(&store));
             assert_eq!(new.is_some_and(|new| Arc::ptr_eq(&old, &new)), is_kept, "{rates}");
         }
     }
@@ -313,13 +317,13 @@ SECRET: SECRET
     }
 
     #[test]
-    fn a_file_that_others_can_read_is_told() {
+    fn a_file_that_other_users_can_read_gets_a_warning() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let book = Arc::new(load("credentials: [{name: a, token: a}]").unwrap());
-        let credentials = CredentialsFile { path: file.path().to_owned(), book };
-        for (mode, is_told) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o700, false)] {
+        let store = Arc::new(load("credentials: [{name: a, token: a}]").unwrap());
+        let credentials = CredentialsFile { path: file.path().to_owned(), store };
+        for (mode, is_reported) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o700, false)] {
             fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(credentials.exposure().is_some(), is_told, "{mode:o}");
+            assert_eq!(credentials.exposure().is_some(), is_reported, "{mode:o}");
         }
     }
 }

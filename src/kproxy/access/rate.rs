@@ -1,11 +1,11 @@
-//! How much in how much time: token buckets.
+//! Rate limits: token buckets.
 //!
-//! A bucket is full at first and fills at a steady rate; what is asked for is taken out, and what is not there has to
-//! be waited for. Its whole state is one number, the moment at which it will be full again, so that taking is one
+//! A bucket is full at first and fills at a steady rate; a request takes tokens out or has to wait until they are
+//! there. The whole state of a bucket is one number, the time at which it will be full again, so that taking is one
 //! atomic operation and an idle bucket equals a new one.
 //!
-//! Time is nanoseconds since any fixed moment. Invariant: over any time, no more is let through than the rate
-//! allows in it, and `burst`, and one request, and what [`Bucket::take_anyway`] was told of afterwards.
+//! Time is nanoseconds since any fixed moment. Invariant: the units let through in any period are at most those of the
+//! rate, plus the burst, plus one request, plus what [`TokenBucket::take_anyway`] takes afterwards.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,64 +14,68 @@ use std::time::Duration;
 use crate::config::{Problems, Section};
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
-/// Highest rates that can be configured.
+/// Largest `requests_per_second` and `bytes_per_second`.
 const MAX_REQUESTS: i64 = 1_000_000_000;
 const MAX_BYTES: i64 = 1_000_000_000_000;
 
-/// Keys `requests_per_second`, `bytes_per_second` and `burst_seconds`.
+/// The keys `requests_per_second`, `bytes_per_second` and `burst_seconds`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::kproxy) struct Limits {
+pub(crate) struct RateLimits {
     requests_per_second: Option<NonZeroU64>,
     bytes_per_second: Option<NonZeroU64>,
     burst_seconds: u32,
 }
 
-impl Limits {
-    /// Takes the three keys; `None` where nothing is limited.
-    pub(in crate::kproxy) fn from_section(section: &mut Section, problems: &mut Problems) -> Option<Self> {
+impl RateLimits {
+    /// Takes the three keys; `None` where neither rate is given.
+    pub(crate) fn from_section(section: &mut Section, problems: &mut Problems) -> Option<Self> {
         let requests = section.optional_integer("requests_per_second", 1..=MAX_REQUESTS, problems);
         let bytes = section.optional_integer("bytes_per_second", 1..=MAX_BYTES, problems);
         let rate = |number: i64| NonZeroU64::new(number.unsigned_abs()).unwrap_or(NonZeroU64::MIN);
         let (requests_per_second, bytes_per_second) = (requests.map(rate), bytes.map(rate));
         let has_rate = requests_per_second.is_some() || bytes_per_second.is_some();
         if !has_rate && section.has("burst_seconds") {
-            section.note("burst_seconds", "has no meaning without requests_per_second or bytes_per_second", problems);
+            section.note("burst_seconds", "has no effect without requests_per_second or bytes_per_second", problems);
         }
-        // 1 to 3600: an hour of a rate at once is no limit any more.
+        // At most an hour: a burst that large is hardly a limit any more.
         let burst_seconds = section.integer("burst_seconds", Some(1), 1..=3600, problems);
         let burst_seconds = u32::try_from(burst_seconds).unwrap_or(1);
-        has_rate.then_some(Limits { requests_per_second, bytes_per_second, burst_seconds })
+        has_rate.then_some(RateLimits { requests_per_second, bytes_per_second, burst_seconds })
     }
 }
 
-/// What a request costs.
+/// The units a request takes from its buckets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::kproxy) struct Cost {
-    pub(in crate::kproxy) requests: u64,
-    pub(in crate::kproxy) bytes: u64,
+pub(crate) struct RateCost {
+    pub(crate) requests: u64,
+    pub(crate) bytes: u64,
 }
 
-/// The buckets of whoever, or whatever, [`Limits`] are for.
+/// The buckets of one credential or topic, one for each of its [`RateLimits`].
 #[derive(Debug)]
-pub(super) struct Meter {
-    limits: Limits,
-    requests: Option<Bucket>,
-    bytes: Option<Bucket>,
+pub(super) struct RateMeter {
+    limits: RateLimits,
+    requests: Option<TokenBucket>,
+    bytes: Option<TokenBucket>,
 }
 
-impl Meter {
-    pub(super) fn new(limits: Limits) -> Self {
-        let bucket = |rate: NonZeroU64| Bucket::new(rate, limits.burst_seconds);
-        Meter { limits, requests: limits.requests_per_second.map(bucket), bytes: limits.bytes_per_second.map(bucket) }
+impl RateMeter {
+    pub(super) fn new(limits: RateLimits) -> Self {
+        let bucket = |rate: NonZeroU64| TokenBucket::new(rate, limits.burst_seconds);
+        RateMeter {
+            limits,
+            requests: limits.requests_per_second.map(bucket),
+            bytes: limits.bytes_per_second.map(bucket),
+        }
     }
 
-    pub(super) fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> RateLimits {
         self.limits
     }
 
-    /// Takes all of the cost or nothing of it; how long to wait when it is not there.
-    pub(super) fn take(&self, cost: Cost, now: u64) -> Result<(), Duration> {
-        // Both are asked even if the first refuses: whoever waits is to wait long enough.
+    /// Takes the whole cost, or nothing and returns how long to wait for it.
+    pub(super) fn take(&self, cost: RateCost, now: u64) -> Result<(), Duration> {
+        // Both buckets are tried even if the first refuses: the longer wait counts.
         let outcomes = [(&self.requests, cost.requests), (&self.bytes, cost.bytes)]
             .map(|(bucket, units)| (bucket, units, bucket.as_ref().map_or(Ok(()), |bucket| bucket.take(units, now))));
         let Some(longest) = outcomes.iter().filter_map(|(_, _, outcome)| outcome.err()).max() else { return Ok(()) };
@@ -83,22 +87,22 @@ impl Meter {
         Err(longest)
     }
 
-    /// Puts back what was taken a moment ago.
-    pub(super) fn give_back(&self, cost: Cost) {
-        self.each(cost, Bucket::give_back);
+    /// Puts a cost back that was taken a moment ago.
+    pub(super) fn give_back(&self, cost: RateCost) {
+        self.each(cost, TokenBucket::give_back);
     }
 
-    /// Takes what is known only now, whether it is there or not.
-    pub(super) fn take_anyway(&self, cost: Cost, now: u64) {
+    /// Takes a cost also where the buckets do not have it; what is missing is a debt.
+    pub(super) fn take_anyway(&self, cost: RateCost, now: u64) {
         self.each(cost, |bucket, units| bucket.take_anyway(units, now));
     }
 
-    /// Whether it could as well be a new one.
+    /// Whether the meter equals a new one.
     pub(super) fn is_full(&self, now: u64) -> bool {
         [&self.requests, &self.bytes].into_iter().flatten().all(|bucket| bucket.is_full(now))
     }
 
-    fn each(&self, cost: Cost, act: impl Fn(&Bucket, u64)) {
+    fn each(&self, cost: RateCost, act: impl Fn(&TokenBucket, u64)) {
         for (bucket, units) in [(&self.requests, cost.requests), (&self.bytes, cost.bytes)] {
             if let Some(bucket) = bucket {
                 act(bucket, units);
@@ -109,25 +113,26 @@ impl Meter {
 
 /// A token bucket for one kind of unit.
 #[derive(Debug)]
-struct Bucket {
+struct TokenBucket {
     per_second: NonZeroU64,
-    /// How long it takes to fill from empty.
-    capacity: u64,
-    /// When it will be full again; in the past if it is.
+    /// Time to fill from empty.
+    capacity_nanos: u64,
+    /// Time at which it will be full again; in the past if it is full.
     full_at: AtomicU64,
 }
 
-impl Bucket {
+impl TokenBucket {
     fn new(per_second: NonZeroU64, burst_seconds: u32) -> Self {
-        let capacity = u64::from(burst_seconds) * NANOS_PER_SECOND;
-        Bucket { per_second, capacity, full_at: AtomicU64::new(0) }
+        let capacity_nanos = u64::from(burst_seconds) * NANOS_PER_SECOND;
+        TokenBucket { per_second, capacity_nanos, full_at: AtomicU64::new(0) }
     }
 
     fn take(&self, units: u64, now: u64) -> Result<(), Duration> {
         let time = self.time_for(units);
         let mut full_at = self.full_at.load(Ordering::Relaxed);
         loop {
-            let next = take(self.capacity, full_at, now, time)?;
+            let next = take(self.capacity_nanos, full_at, now, time)?;
+            // Relaxed here and below: the number guards no other memory.
             match self.full_at.compare_exchange_weak(full_at, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(seen) => full_at = seen,
@@ -146,7 +151,7 @@ impl Bucket {
     }
 
     fn change(&self, to: impl Fn(u64) -> u64) {
-        // The closure always gives a value, so this cannot fail.
+        // The closure always returns a value, so this cannot fail.
         let _ = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| Some(to(full_at)));
     }
 
@@ -154,16 +159,16 @@ impl Bucket {
         self.full_at.load(Ordering::Relaxed) <= now
     }
 
-    /// How long it takes for so many units to come in; rounded up.
+    /// Time in which the rate gives `units`, rounded up.
     fn time_for(&self, units: u64) -> u64 {
         let nanos = u128::from(units) * u128::from(NANOS_PER_SECOND);
         u64::try_from(nanos.div_ceil(u128::from(self.per_second.get()))).unwrap_or(u64::MAX)
     }
 }
 
-/// The rule: a bucket that takes `capacity` to fill and is full at `full_at` gives what takes `time` to come in if it has
-/// that much. What is more than it can ever have, it gives when it is full, and is empty for the longer. Otherwise
-/// it tells how long it takes until it would give it.
+/// The rule, with units as the time in which the rate gives them: returns the next `full_at` of a bucket that has
+/// `time`, or how long to wait until it has. A cost larger than `capacity` is granted by a full bucket and leaves a
+/// debt.
 fn take(capacity: u64, full_at: u64, now: u64, time: u64) -> Result<u64, Duration> {
     let start = full_at.max(now);
     let missing = start - now;
@@ -186,21 +191,21 @@ mod tests {
 
     const SECOND: u64 = NANOS_PER_SECOND;
 
-    fn limits(text: &str) -> Option<Limits> {
+    fn limits(text: &str) -> Option<RateLimits> {
         let (mut section, mut problems) = section(text);
-        let limits = Limits::from_section(&mut section, &mut problems);
+        let limits = RateLimits::from_section(&mut section, &mut problems);
         section.finish(&mut problems);
         assert!(problems.0.is_empty(), "{text}: {problems}");
         limits
     }
 
-    fn cost(requests: u64, bytes: u64) -> Cost {
-        Cost { requests, bytes }
+    fn cost(requests: u64, bytes: u64) -> RateCost {
+        RateCost { requests, bytes }
     }
 
     #[test]
-    fn a_bucket_gives_what_it_has_and_tells_how_long_the_rest_takes() {
-        // Capacity, full at, now, time for what is asked; full at afterwards, or the wait.
+    fn a_bucket_grants_a_cost_or_returns_the_wait() {
+        // Capacity, full at, now, time of the cost; full at afterwards, or the wait.
         for (capacity, full_at, now, time, outcome) in [
             (10, 0, 100, 10, Ok(110)),
             (10, 0, 100, 3, Ok(103)),
@@ -209,12 +214,12 @@ mod tests {
             (10, 110, 100, 1, Err(1)),
             (10, 110, 100, 10, Err(10)),
             (10, 110, 109, 9, Ok(119)),
-            // More than it can hold: when it is full, and then it is in debt.
+            // More than the capacity: granted when full, then a debt.
             (10, 100, 100, 50, Ok(150)),
             (10, 150, 100, 50, Err(50)),
             (10, 150, 100, 1, Err(41)),
             (10, 101, 100, 50, Err(1)),
-            // What costs nothing passes unless there is a debt.
+            // A cost of zero passes unless there is a debt.
             (10, 110, 100, 0, Ok(110)),
             (10, 111, 100, 0, Err(1)),
             (10, 0, 0, u64::MAX, Ok(u64::MAX)),
@@ -227,7 +232,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn who_waits_as_long_as_told_gets_it_and_not_sooner(
+        fn the_returned_wait_is_enough_and_not_too_long(
             capacity in 1..1_000_u64, full_at in 0..5_000_u64, now in 0..5_000_u64, time in 0..3_000_u64
         ) {
             if let Err(wait) = take(capacity, full_at, now, time) {
@@ -241,7 +246,7 @@ mod tests {
         fn no_more_passes_than_the_rate_the_burst_and_one_request(
             rate in 1..50_u64, burst in 1..4_u32, steps in proptest::collection::vec((0..SECOND, 0..120_u64), 1..200)
         ) {
-            let bucket = Bucket::new(NonZeroU64::new(rate).unwrap(), burst);
+            let bucket = TokenBucket::new(NonZeroU64::new(rate).unwrap(), burst);
             let (mut now, mut passed, mut largest) = (0, 0, 0);
             for (pause, units) in steps {
                 now += pause;
@@ -257,9 +262,9 @@ mod tests {
 
     #[test]
     fn a_meter_takes_all_of_a_cost_or_nothing() {
-        let meter = Meter::new(limits("requests_per_second: 10\nbytes_per_second: 100\n").unwrap());
+        let meter = RateMeter::new(limits("requests_per_second: 10\nbytes_per_second: 100\n").unwrap());
         assert_eq!(meter.take(cost(1, 90), SECOND), Ok(()));
-        // The bytes are not there; nine requests are left all the same.
+        // The bytes are refused; nine requests are left nevertheless.
         assert_eq!(meter.take(cost(1, 20), SECOND), Err(Duration::from_millis(100)));
         assert_eq!(meter.take(cost(9, 0), SECOND), Ok(()));
         assert_eq!(meter.take(cost(1, 90), SECOND), Err(Duration::from_millis(800)), "the longer wait counts");
@@ -272,8 +277,8 @@ mod tests {
     }
 
     #[test]
-    fn threads_share_a_bucket_and_get_no_more_together() {
-        let bucket = Bucket::new(NonZeroU64::new(100).unwrap(), 3);
+    fn threads_that_share_a_bucket_get_no_more_together() {
+        let bucket = TokenBucket::new(NonZeroU64::new(100).unwrap(), 3);
         let got: usize = std::thread::scope(|scope| {
             let threads: Vec<_> =
                 (0..4).map(|_| scope.spawn(|| (0..1000).filter(|_| bucket.take(1, SECOND).is_ok()).count())).collect();
@@ -283,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_taken_or_refused_by_key() {
+    fn limits_are_parsed_or_a_problem_of_their_key() {
         assert_eq!(limits("{}"), None);
         let both = limits("requests_per_second: 5\nbytes_per_second: 1000000000000\nburst_seconds: 3600\n").unwrap();
         assert_eq!((both.requests_per_second.unwrap().get(), both.burst_seconds), (5, 3600));
@@ -298,7 +303,7 @@ mod tests {
             "burst_seconds: 2",
         ] {
             let (mut section, mut problems) = section(text);
-            Limits::from_section(&mut section, &mut problems);
+            RateLimits::from_section(&mut section, &mut problems);
             assert_eq!(problems.0.len(), 1, "{text}: {problems}");
         }
     }

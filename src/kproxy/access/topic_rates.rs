@@ -1,9 +1,9 @@
-//! `rate_limits`: how much may be written to a topic, whoever writes.
+//! `rate_limits`: limits per topic, for all clients together.
 //!
-//! The first rule whose globs match a topic is its rule, and each topic has a [`Meter`] of its own. Bounds: at most
-//! [`MAX_METERS`] topics have one at a time; one that is full again equals a new one and makes room. If there are more
-//! topics in use at the same time than that, the rest share one meter for each rule: names that strangers make up
-//! can slow down new names, never take memory or anything from the topics that have theirs.
+//! The first rule whose globs match a topic applies, and each topic has a [`RateMeter`] of its own. Bounds: at most
+//! [`MAX_METERS`] topics have one at a time; a meter that is full again equals a new one and is removed to make room.
+//! With more topics in use, the rest share one meter for each rule. So topic names that a stranger makes up can slow
+//! down new topics, but take no memory and nothing from the topics that have a meter.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,112 +11,117 @@ use std::sync::{Arc, RwLock};
 
 use log::Level;
 
-use super::rate::{Limits, Meter};
+use super::rate::{RateLimits, RateMeter};
 use super::topics::TopicGlobs;
 use crate::config::{Problems, Section};
 use crate::locks::{read, write};
 use crate::log_limited;
 
-/// Topics that have a meter of their own at the same time.
+/// Topics with a meter of their own.
 const MAX_METERS: usize = 10_000;
-/// The full table is searched for meters that are full again at most so often, in nanoseconds.
-const SWEEP_INTERVAL: u64 = 100_000_000;
-/// A meter that has been full for so many nanoseconds is not in use and makes room for another; one that is only full between
-/// two requests is.
-const REST: u64 = 60_000_000_000;
+/// Shortest time between two searches of the full table for meters to remove.
+const SWEEP_INTERVAL_NANOS: u64 = 100_000_000;
+/// A meter that has been full for this long is not in use and may be removed; a shorter time may be the pause between
+/// two requests.
+const IDLE_NANOS: u64 = 60_000_000_000;
 
 /// One entry of `rate_limits`.
 #[derive(Clone, Debug)]
-pub(in crate::kproxy) struct Rule {
+pub(crate) struct TopicRateRule {
     topics: TopicGlobs,
-    limits: Limits,
+    limits: RateLimits,
 }
 
 /// Takes `rate_limits`; `None` when it is absent.
-pub(in crate::kproxy) fn rules(section: &mut Section, problems: &mut Problems) -> Option<Vec<Rule>> {
+pub(crate) fn rules(section: &mut Section, problems: &mut Problems) -> Option<Vec<TopicRateRule>> {
     let mut rules = Vec::new();
     for mut entry in section.sections("rate_limits", false, problems)? {
         let topics = TopicGlobs::from_section("topics", true, &mut entry, problems);
         let before = problems.0.len();
-        let limits = Limits::from_section(&mut entry, problems);
+        let limits = RateLimits::from_section(&mut entry, problems);
         if limits.is_none() && problems.0.len() == before {
             entry.note("", "must have requests_per_second, bytes_per_second or both", problems);
         }
         entry.finish(problems);
         if let (Some(topics), Some(limits)) = (topics, limits) {
-            rules.push(Rule { topics, limits });
+            rules.push(TopicRateRule { topics, limits });
         }
     }
     Some(rules)
 }
 
-/// The meters of topics.
+/// The meters of all topics in use.
 pub(super) struct TopicRates {
-    /// Each with the meter that topics without one of their own share.
-    rules: Vec<(Rule, Arc<Meter>)>,
-    meters: RwLock<HashMap<Box<str>, Arc<Meter>>>,
-    most: usize,
+    /// Each with the meter shared by the topics that have none of their own.
+    rules: Vec<(TopicRateRule, Arc<RateMeter>)>,
+    meters: RwLock<HashMap<Box<str>, Arc<RateMeter>>>,
+    max_meters: usize,
     swept_at: AtomicU64,
 }
 
 impl TopicRates {
-    pub(super) fn new(rules: Vec<Rule>) -> Self {
-        let with_shared = |rule: Rule| {
-            let shared = Arc::new(Meter::new(rule.limits));
+    pub(super) fn new(rules: Vec<TopicRateRule>) -> Self {
+        let with_shared = |rule: TopicRateRule| {
+            let shared = Arc::new(RateMeter::new(rule.limits));
             (rule, shared)
         };
         TopicRates {
             rules: rules.into_iter().map(with_shared).collect(),
             meters: RwLock::default(),
-            most: MAX_METERS,
+            max_meters: MAX_METERS,
             swept_at: AtomicU64::new(0),
         }
     }
 
-    /// The meter of this topic; `None` if it is not limited.
-    pub(super) fn meter(&self, topic: &str, now: u64) -> Option<Arc<Meter>> {
+    /// The meter of this topic; `None`: no rule matches it.
+    pub(super) fn meter(&self, topic: &str, now: u64) -> Option<Arc<RateMeter>> {
+        // A topic in use needs only the read lock.
         if let Some(meter) = read(&self.meters).get(topic) {
             return Some(Arc::clone(meter));
         }
         let (rule, shared) = self.rules.iter().find(|(rule, _)| rule.topics.contain(topic))?;
         if !self.has_room(now) {
-            log_limited!(Level::Warn, "rate_limits: {} topics are in use at once, {topic} shares a limit", self.most);
+            log_limited!(
+                Level::Warn,
+                "rate_limits: {} topics are in use, topic {topic} shares its limit with others",
+                self.max_meters
+            );
             return Some(Arc::clone(shared));
         }
         let mut meters = write(&self.meters);
-        let meter = meters.entry(topic.into()).or_insert_with(|| Arc::new(Meter::new(rule.limits)));
+        let meter = meters.entry(topic.into()).or_insert_with(|| Arc::new(RateMeter::new(rule.limits)));
         Some(Arc::clone(meter))
     }
 
-    /// Whether there is room for one more, after meters that are as new were thrown away if need be. Readers that come
-    /// at once may all be told so: the table grows beyond its bound by one for each of them at most.
+    /// Whether the table has room for one more meter, if need be after idle ones are removed. Threads that call it at
+    /// the same time may all get true: the table exceeds its bound by at most one meter for each of them.
     fn has_room(&self, now: u64) -> bool {
-        if read(&self.meters).len() < self.most {
+        if read(&self.meters).len() < self.max_meters {
             return true;
         }
         let swept_at = self.swept_at.load(Ordering::Relaxed);
-        let is_due = now.saturating_sub(swept_at) >= SWEEP_INTERVAL;
-        let is_mine =
+        let is_due = now.saturating_sub(swept_at) >= SWEEP_INTERVAL_NANOS;
+        let is_claimed =
             is_due && self.swept_at.compare_exchange(swept_at, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if !is_mine {
+        if !is_claimed {
             return false;
         }
         let mut meters = write(&self.meters);
-        // One that is in someone's hands may be about to be taken from.
-        let rested = now.saturating_sub(REST);
-        meters.retain(|_, meter| !meter.is_full(rested) || Arc::strong_count(meter) > 1);
-        meters.len() < self.most
+        // A meter with another owner belongs to a request that is about to take from it.
+        let idle_since = now.saturating_sub(IDLE_NANOS);
+        meters.retain(|_, meter| !meter.is_full(idle_since) || Arc::strong_count(meter) > 1);
+        meters.len() < self.max_meters
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::rate::Cost;
+    use super::super::rate::RateCost;
     use super::super::tests::section;
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
-    const ONE: Cost = Cost { requests: 1, bytes: 0 };
+    const ONE: RateCost = RateCost { requests: 1, bytes: 0 };
 
     fn rates(text: &str) -> TopicRates {
         let (mut section, mut problems) = section(text);
@@ -126,22 +131,23 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_that_matches_counts_and_each_topic_for_itself() {
+    fn the_first_matching_rule_applies_to_each_topic_separately() {
         let rates = rates(
-            "rate_limits:\n - {topics: [a, 'b*'], requests_per_second: 2}\n - {topics: ['*a*'], requests_per_second: 1}\n",
+            "rate_limits:\n - {topics: [a, 'b*'], requests_per_second: 2}\n \
+             - {topics: ['*a*'], requests_per_second: 1}\n",
         );
-        for (topic, most) in [("a", 2), ("b1", 2), ("b2", 2), ("ba", 2), ("xa", 1)] {
+        for (topic, expected) in [("a", 2), ("b1", 2), ("b2", 2), ("ba", 2), ("xa", 1)] {
             let passed = (0..5).filter(|_| rates.meter(topic, SECOND).unwrap().take(ONE, SECOND).is_ok()).count();
-            assert_eq!(passed, most, "{topic}");
+            assert_eq!(passed, expected, "{topic}");
         }
         assert!(rates.meter("other", SECOND).is_none());
         assert!(rates.meter("a", SECOND + SECOND / 2).unwrap().take(ONE, SECOND + SECOND / 2).is_ok());
     }
 
     #[test]
-    fn names_beyond_the_bound_share_a_meter_until_others_rest() {
+    fn topics_beyond_the_bound_share_a_meter_until_others_are_idle() {
         let mut rates = rates("rate_limits:\n - {topics: ['*'], requests_per_second: 1}\n");
-        rates.most = 3;
+        rates.max_meters = 3;
         let mut now = SECOND;
         for topic in ["a", "b", "c", "d"] {
             assert!(rates.meter(topic, now).unwrap().take(ONE, now).is_ok(), "{topic}");
@@ -150,10 +156,10 @@ mod tests {
         assert!(rates.meter("a", now).unwrap().take(ONE, now).is_err());
         assert_eq!(rates.meters.read().unwrap().len(), 3);
 
-        now += REST;
+        now += IDLE_NANOS;
         assert!(
             rates.meter("e", now).unwrap().take(ONE, now).is_ok(),
-            "shared, for the others have not rested for long"
+            "shared: the others are not idle for long enough"
         );
         now += SECOND;
         let held = rates.meter("a", now).unwrap();
@@ -161,14 +167,15 @@ mod tests {
         assert!(rates.meter("e", now).unwrap().take(ONE, now).is_ok());
         let mut names: Vec<_> = rates.meters.read().unwrap().keys().map(ToString::to_string).collect();
         names.sort();
-        assert_eq!(names, ["a", "b", "e"], "c was full and in nobody's hands");
+        assert_eq!(names, ["a", "b", "e"], "c was idle and had no other owner");
         drop(held);
     }
 
     #[test]
-    fn wrong_rules_are_told_all_at_once() {
+    fn every_problem_of_the_rules_is_reported_at_once() {
         let (mut section, mut problems) = section(
-            "rate_limits:\n - requests_per_second: 1\n - topics: [a]\n - topics: ['a[']\n   bytes_per_second: 0\n   speed: 7\n",
+            "rate_limits:\n - requests_per_second: 1\n - topics: [a]\n \
+             - {topics: ['a['], bytes_per_second: 0, speed: 7}\n",
         );
         rules(&mut section, &mut problems);
         let keys: Vec<_> = problems.0.iter().map(|problem| problem.key.as_str()).collect();

@@ -1,4 +1,4 @@
-//! Lists of topics as configurations have them: globs over names.
+//! Lists of topics in the configuration: globs over topic names.
 //!
 //! In a glob `*` stands for any characters, `?` for one, `[ab]` for one of these, `{a,b}` for either; case matters.
 
@@ -8,19 +8,19 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::config::{Problems, Section};
 
-/// What a glob has besides characters of names.
-const SPECIAL: &str = "*?[]{}!^,\\";
+/// Characters of globs that topic names do not have.
+const GLOB_CHARACTERS: &str = "*?[]{}!^,\\";
 
-/// Topics, by globs.
+/// A set of topics.
 #[derive(Clone)]
-pub(in crate::kproxy) struct TopicGlobs {
+pub(crate) struct TopicGlobs {
     globs: Vec<String>,
     set: GlobSet,
 }
 
 impl TopicGlobs {
-    /// Takes a list of globs; `None` when the key is absent, or together with a problem.
-    pub(in crate::kproxy) fn from_section(
+    /// Takes a list of globs; `None` when the key is absent, or with a problem.
+    pub(crate) fn from_section(
         key: &str,
         required: bool,
         section: &mut Section,
@@ -28,7 +28,7 @@ impl TopicGlobs {
     ) -> Option<Self> {
         let globs = section.strings(key, required, problems)?;
         let mut set = GlobSetBuilder::new();
-        let mut is_good = true;
+        let mut all_valid = true;
         for glob in &globs {
             match parse(glob) {
                 Ok(glob) => {
@@ -36,33 +36,36 @@ impl TopicGlobs {
                 }
                 Err(why) => {
                     section.note(key, format!("has {glob:?}, which {why}"), problems);
-                    is_good = false;
+                    all_valid = false;
                 }
             }
         }
         match set.build() {
-            Ok(set) if is_good => Some(TopicGlobs { globs, set }),
+            Ok(set) if all_valid => Some(TopicGlobs { globs, set }),
             Ok(_) => None,
             Err(cause) => {
-                section.note(key, format!("cannot be used: {}", cause.kind()), problems);
+                section.note(key, format!("cannot be compiled: {}", cause.kind()), problems);
                 None
             }
         }
     }
 
-    /// Whether the topic is one of them.
-    pub(in crate::kproxy) fn contain(&self, topic: &str) -> bool {
+    /// Whether any glob matches the topic.
+    pub(crate) fn contain(&self, topic: &str) -> bool {
         self.set.is_match(topic)
     }
 }
 
 fn parse(glob: &str) -> Result<globset::Glob, String> {
-    let is_possible =
-        |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter) || SPECIAL.contains(letter);
-    if let Some(letter) = glob.chars().find(|letter| !is_possible(*letter)) {
-        return Err(format!("matches no topic, for no topic has {letter:?} in its name"));
+    let is_allowed =
+        |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter) || GLOB_CHARACTERS.contains(letter);
+    if let Some(letter) = glob.chars().find(|letter| !is_allowed(*letter)) {
+        return Err(format!("matches no topic: topic names cannot contain {letter:?}"));
     }
-    GlobBuilder::new(glob).backslash_escape(true).build().map_err(|cause| format!("is no glob: {}", cause.kind()))
+    GlobBuilder::new(glob)
+        .backslash_escape(true)
+        .build()
+        .map_err(|cause| format!("is not a valid glob: {}", cause.kind()))
 }
 
 impl fmt::Debug for TopicGlobs {
@@ -107,12 +110,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_glob_or_matches_nothing_is_refused_by_name() {
-        for (list, told) in [
+    fn a_glob_that_is_invalid_or_matches_no_topic_is_a_problem() {
+        for (list, expected) in [
             ("[]", "at least one"),
             ("['']", "non-empty"),
             ("t", "a list"),
-            ("[a, a]", "none twice"),
+            ("[a, a]", "distinct"),
             ("['a[']", "\"a[\""),
             ("['a{b']", "\"a{b\""),
             ("['a]b', 'c[']", "\"c[\""),
@@ -122,7 +125,7 @@ mod tests {
             ("['\u{fc}*']", "'\u{fc}'"),
         ] {
             let text = globs(list).unwrap_err();
-            assert!(text.contains(told), "{list}: {text}");
+            assert!(text.contains(expected), "{list}: {text}");
         }
     }
 }

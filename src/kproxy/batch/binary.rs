@@ -1,93 +1,99 @@
-//! `application/octet-stream`: lengths and bytes into messages.
+//! Parses `application/octet-stream`: length-prefixed records.
 //!
-//! One record after the other, without anything between them; numbers are big-endian and not negative:
+//! Records follow one another without separators; numbers are unsigned and big-endian:
 //!
 //! ```text
-//! u32 length of the key, or 0xffffffff where there is none │ key
-//! u16 number of headers │ for each: u16 length of the name │ name, UTF-8 │ u32 length of the value │ value
-//! u32 length of the value │ value
+//! u32 key length, or 0xffffffff for the default key │ key
+//! u16 header count │ for each: u16 name length │ name, UTF-8 │ u32 value length │ value
+//! u32 value length │ value
 //! ```
 
-use super::{Bounds, Entry, MAX_HEADERS, malformed};
+use std::fmt::Display;
+
+use super::limits::{BatchLimits, MAX_HEADERS};
+use super::message::ParsedMessage;
 use crate::broker::Header;
 use crate::kproxy::answer::Failure;
 
-/// In the place of a key's length: the record says nothing of a key.
+/// Key length of a record that leaves its key to the default.
 const NO_KEY: u32 = u32::MAX;
 
 /// The messages of a body that is not empty.
-pub(super) fn parse(body: &[u8], bounds: &Bounds) -> Result<Vec<Entry>, Failure> {
-    let mut rest = Rest { left: body, total: body.len(), record: 0 };
-    let mut entries = Vec::new();
-    while !rest.left.is_empty() {
-        bounds.check_count(entries.len())?;
-        rest.record += 1;
-        let entry = rest.entry()?;
-        bounds.check(&entry, format_args!("record {}", rest.record))?;
-        entries.push(entry);
+pub(super) fn parse(body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessage>, Failure> {
+    let mut reader = RecordReader { left: body, total: body.len(), record: 0 };
+    let mut messages = Vec::new();
+    while !reader.left.is_empty() {
+        limits.check_count(messages.len())?;
+        reader.record += 1;
+        let message = reader.message()?;
+        limits.check(&message, format_args!("record {}", reader.record))?;
+        messages.push(message);
     }
-    Ok(entries)
+    Ok(messages)
 }
 
-/// What of a body has not been read yet.
-struct Rest<'a> {
+/// Reads fields off the front of a body.
+struct RecordReader<'a> {
     left: &'a [u8],
+    /// Bytes of the whole body.
     total: usize,
-    /// Number of the record that is being read, from 1.
+    /// Number of the current record, from 1.
     record: usize,
 }
 
-impl<'a> Rest<'a> {
-    fn entry(&mut self) -> Result<Entry, Failure> {
-        let key = match self.u32("the length of the key")? {
+impl<'a> RecordReader<'a> {
+    fn message(&mut self) -> Result<ParsedMessage, Failure> {
+        let key = match self.u32("the key length")? {
             NO_KEY => None,
             length => Some(self.bytes(length, "the key")?.to_vec()),
         };
-        let header_count = usize::from(self.u16("the number of headers")?);
+        let header_count = usize::from(self.u16("the header count")?);
+        // Checked before the headers are read: a count that is a lie must not cost work or memory.
         if header_count > MAX_HEADERS {
-            return Err(self.malformed(format!("there are {header_count} headers, at most {MAX_HEADERS} can be")));
+            return Err(self.malformed(format!("{header_count} headers, the maximum is {MAX_HEADERS}")));
         }
         let headers = (0..header_count).map(|_| self.header()).collect::<Result<_, _>>()?;
-        let length = self.u32("the length of the value")?;
+        let length = self.u32("the value length")?;
         let value = self.bytes(length, "the value")?.to_vec();
-        Ok(Entry { key, value, headers, partition: None, timestamp_ms: None })
+        Ok(ParsedMessage { key, value, headers, partition: None, timestamp_ms: None })
     }
 
     fn header(&mut self) -> Result<Header, Failure> {
-        let length = self.u16("the length of a header's name")?;
-        let name = self.bytes(length.into(), "a header's name")?;
-        let Ok(name) = str::from_utf8(name) else { return Err(self.malformed("a header's name is not UTF-8")) };
-        let length = self.u32("the length of a header's value")?;
-        let value = self.bytes(length, "a header's value")?;
+        let length = self.u16("a header name length")?;
+        let name = self.bytes(length.into(), "a header name")?;
+        let Ok(name) = str::from_utf8(name) else { return Err(self.malformed("a header name is not UTF-8")) };
+        let length = self.u32("a header value length")?;
+        let value = self.bytes(length, "a header value")?;
         Ok(Header { name: name.to_owned(), value: Some(value.to_vec()) })
     }
 
-    fn u16(&mut self, what: &str) -> Result<u16, Failure> {
-        self.array(what).map(u16::from_be_bytes)
+    fn u16(&mut self, field: &str) -> Result<u16, Failure> {
+        self.array(field).map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self, what: &str) -> Result<u32, Failure> {
-        self.array(what).map(u32::from_be_bytes)
+    fn u32(&mut self, field: &str) -> Result<u32, Failure> {
+        self.array(field).map(u32::from_be_bytes)
     }
 
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], Failure> {
-        let Some((array, left)) = self.left.split_first_chunk() else { return Err(self.too_short(N, what)) };
+    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N], Failure> {
+        let Some((array, left)) = self.left.split_first_chunk() else { return Err(self.too_short(N, field)) };
         self.left = left;
         Ok(*array)
     }
 
-    fn bytes(&mut self, length: u32, what: &str) -> Result<&'a [u8], Failure> {
+    fn bytes(&mut self, length: u32, field: &str) -> Result<&'a [u8], Failure> {
         let length = length as usize;
-        let Some((bytes, left)) = self.left.split_at_checked(length) else { return Err(self.too_short(length, what)) };
+        let Some((bytes, left)) = self.left.split_at_checked(length) else { return Err(self.too_short(length, field)) };
         self.left = left;
         Ok(bytes)
     }
 
-    fn too_short(&self, length: usize, what: &str) -> Failure {
-        self.malformed(format!("{what} has {length} bytes, but the body has only {} more", self.left.len()))
+    fn too_short(&self, length: usize, field: &str) -> Failure {
+        self.malformed(format!("{field} needs {length} bytes, the body has {} left", self.left.len()))
     }
 
-    fn malformed(&self, what: impl std::fmt::Display) -> Failure {
-        malformed(format_args!("record {}, byte {}", self.record, self.total - self.left.len() + 1), what)
+    fn malformed(&self, problem: impl Display) -> Failure {
+        let place = format_args!("record {}, byte {}", self.record, self.total - self.left.len() + 1);
+        Failure::bad_batch(place, problem)
     }
 }

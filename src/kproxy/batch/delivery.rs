@@ -1,8 +1,8 @@
 //! The outcomes of a batch's messages, gathered into one answer.
 //!
-//! Every message holds the batch; whichever completes last answers. The status is 200 only when all are stored, else
-//! the highest among those of the messages that are not: 503 and 504 as soon as one is worth another try, and never a
-//! status that a client which looks at nothing else would take for success.
+//! Every message holds the batch; the one that completes last answers. The status is 200 only when all messages are
+//! stored, else the highest status among those that are not. So it is 503 or 504 as soon as one message is worth a
+//! retry, and never a status that a client which reads nothing else would take for success.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -13,109 +13,112 @@ use log::{Level, info};
 use crate::broker::{Acks, AppendResult, Appended};
 use crate::http::{DeferredResponse, Lease, Reply, Response};
 use crate::kproxy::answer::{Failure, OffsetOrNull, RETRY_AFTER};
-use crate::kproxy::in_flight::Places;
-use crate::kproxy::metrics::{Metrics, Topic};
-use crate::kproxy::shown::{Peer, shown_query};
+use crate::kproxy::in_flight_slots::InFlightSlots;
+use crate::kproxy::log_fields::{ClientLabel, redacted_query};
+use crate::kproxy::metrics::{KproxyMetrics, TopicCounters};
 use crate::locks;
 use crate::log_limited;
 
 type Outcome = Result<Appended, Failure>;
 
-/// A batch under way.
-pub(super) struct Batch {
-    /// Only in a lock so that threads may share the batch; taken once, at the end.
+/// A batch that waits for the outcomes of its messages.
+pub(crate) struct PendingBatch {
+    /// In a lock only so that threads may share the batch; taken once, at the end.
     reply: Mutex<Reply>,
-    /// By the message's place in the batch.
+    /// By the index of the message in the batch.
     outcomes: Box<[OnceLock<Outcome>]>,
-    asked: Asked,
-    /// The messages' bytes within the budget.
+    request: BatchRequest,
+    /// The messages' memory within `max_in_flight_bytes`.
     lease: Lease,
 }
 
-/// What is said of the request in metrics and log.
-pub(super) struct Asked {
-    pub(super) topic: Topic,
-    pub(super) acks: Acks,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) query: String,
-    pub(super) bytes: usize,
-    pub(super) peer: Peer,
-    pub(super) started: Instant,
+/// The request of a batch, for metrics and log.
+pub(crate) struct BatchRequest {
+    pub(crate) topic: TopicCounters,
+    pub(crate) acks: Acks,
+    pub(crate) metrics: Arc<KproxyMetrics>,
+    pub(crate) query: String,
+    pub(crate) bytes: usize,
+    pub(crate) client: ClientLabel,
+    pub(crate) started: Instant,
 }
 
-/// One message of a batch on its way to Kafka.
-pub(in crate::kproxy) struct Part {
-    batch: Arc<Batch>,
+/// One message of a batch that was handed to the broker.
+pub(crate) struct BatchItem {
+    batch: Arc<PendingBatch>,
     index: usize,
-    place: Places,
+    slot: InFlightSlots,
 }
 
-impl Part {
-    pub(super) fn new(batch: &Arc<Batch>, index: usize, place: Places) -> Self {
-        Part { batch: Arc::clone(batch), index, place }
+impl BatchItem {
+    pub(crate) fn new(batch: &Arc<PendingBatch>, index: usize, slot: InFlightSlots) -> Self {
+        BatchItem { batch: Arc::clone(batch), index, slot }
     }
 
-    /// Learns how the message ended.
-    pub(in crate::kproxy) fn complete(self, outcome: AppendResult) {
-        let Part { batch, index, place } = self;
-        // Before the answer: who gets it may send the next request at once.
-        drop(place);
-        let outcome = outcome.map_err(|error| Failure::of_append(&error));
-        let Asked { topic, acks, metrics, started, .. } = &batch.asked;
+    /// Records the outcome of the message; the last one answers the request.
+    pub(crate) fn complete(self, outcome: AppendResult) {
+        let BatchItem { batch, index, slot } = self;
+        // Released before the answer: a client may send its next request as soon as it has the answer.
+        drop(slot);
+        let outcome = outcome.map_err(|error| Failure::from_append(&error));
+        let BatchRequest { topic, acks, metrics, started, .. } = &batch.request;
         match &outcome {
             Ok(_) => metrics.stored(topic, *acks, started.elapsed()),
             Err(failure) => metrics.not_stored(topic, *acks, failure.status, started.elapsed()),
         }
         // Fails only for a message that completed before, which no engine does.
         let _ = batch.outcomes[index].set(outcome);
-        Batch::let_go(batch);
+        PendingBatch::release(batch);
     }
 }
 
-impl Batch {
-    pub(super) fn new(count: usize, asked: Asked, lease: Lease, reply: Reply) -> Arc<Self> {
-        let outcomes = (0..count).map(|_| OnceLock::new()).collect();
-        Arc::new(Batch { reply: Mutex::new(reply), outcomes, asked, lease })
+impl PendingBatch {
+    pub(crate) fn new(message_count: usize, request: BatchRequest, lease: Lease, reply: Reply) -> Arc<Self> {
+        let outcomes = (0..message_count).map(|_| OnceLock::new()).collect();
+        Arc::new(PendingBatch { reply: Mutex::new(reply), outcomes, request, lease })
     }
 
-    /// Ends one holder's interest; the last one's answers.
-    pub(super) fn let_go(batch: Arc<Self>) {
+    /// Gives up one holder's reference; the last holder answers.
+    pub(crate) fn release(batch: Arc<Self>) {
         if let Some(batch) = Arc::into_inner(batch) {
-            // Its answer is long: not on the engine's thread.
+            // The answer is long, so it is not put together on the engine's thread.
             Reply::defer_to_reader(Box::new(batch));
         }
     }
 }
 
-impl DeferredResponse for Batch {
+impl DeferredResponse for PendingBatch {
     fn reply(&mut self) -> &Reply {
         locks::get_mut(&mut self.reply)
     }
 
     fn run(self: Box<Self>) {
-        let Batch { reply, outcomes, asked, lease } = *self;
+        let PendingBatch { reply, outcomes, request, lease } = *self;
         drop(lease);
-        let outcomes: Vec<Outcome> =
-            outcomes.into_iter().map(|outcome| outcome.into_inner().unwrap_or_else(|| Err(Failure::lost()))).collect();
+        let outcomes: Vec<Outcome> = outcomes
+            .into_iter()
+            .map(|outcome| outcome.into_inner().unwrap_or_else(|| Err(Failure::no_delivery_report())))
+            .collect();
         let failed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
         let worst = failed.clone().max_by_key(|failure| failure.status);
         let status = worst.map_or(200, |failure| failure.status);
-        let mut response = Response::new(status, "application/x-ndjson", lines(&outcomes));
+        let mut response = Response::new(status, "application/x-ndjson", result_lines(&outcomes));
         if status == 503 {
             response = response.with_header("Retry-After", RETRY_AFTER);
         }
         locks::into_inner(reply).send(response);
 
-        let Asked { metrics, query, bytes, peer, started, .. } = asked;
+        let BatchRequest { metrics, query, bytes, client, started, .. } = request;
         metrics.batch(status);
-        let (query, cost, messages) = (shown_query(&query), started.elapsed().as_micros(), outcomes.len());
+        let (query, cost, messages) = (redacted_query(&query), started.elapsed().as_micros(), outcomes.len());
         match worst {
             None => {
-                info!("commit_batch {query} stored messages={messages} bytes={bytes} cost_us={cost} peer={peer}");
+                info!("commit_batch {query} stored messages={messages} bytes={bytes} cost_us={cost} peer={client}");
             }
             Some(failure) => log_limited!(
                 Level::Warn,
-                "commit_batch {query} failed status={status} error={} messages={messages} failed={} bytes={bytes} cost_us={cost} peer={peer}: {}",
+                "commit_batch {query} failed status={status} error={} messages={messages} failed={} bytes={bytes} \
+                 cost_us={cost} peer={client}: {}",
                 failure.code,
                 failed.count(),
                 failure.message
@@ -124,11 +127,11 @@ impl DeferredResponse for Batch {
     }
 }
 
-/// One line for each outcome.
-fn lines(outcomes: &[Outcome]) -> String {
+/// One line of JSON for each outcome.
+fn result_lines(outcomes: &[Outcome]) -> String {
     let mut lines = String::with_capacity(outcomes.len() * 40);
     for outcome in outcomes {
-        // Writing to memory does not fail.
+        // Writing to a `String` cannot fail.
         let _ = match outcome {
             Ok(Appended { partition, offset }) => {
                 writeln!(lines, r#"{{"partition":{partition},"offset":{}}}"#, OffsetOrNull(*offset))

@@ -1,8 +1,8 @@
-//! `application/x-ndjson`: one JSON object a line into messages.
+//! Parses `application/x-ndjson`: one JSON object per line.
 //!
-//! Members: exactly one of `value` (a string: its UTF-8), `value_json` (any JSON: its text as it stands in the line) and
+//! Members: exactly one of `value` (a string: its UTF-8), `value_json` (any JSON: its text verbatim) and
 //! `value_base64`; at most one of `key` and `key_base64`; `headers` (an object of strings), `partition`, `timestamp`.
-//! Whatever could be read in two ways is refused: other members, one given twice, `null`, empty lines.
+//! Anything ambiguous is refused: unknown members, repeated members, `null`, empty lines.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,41 +12,44 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Bounds, Entry, MAX_HEADERS, malformed};
+use super::limits::{BatchLimits, MAX_HEADERS};
+use super::message::ParsedMessage;
 use crate::broker::Header;
 use crate::kproxy::answer::Failure;
 
-/// Longest part of a complaint, which may hold something of the line.
-const SHOWN: usize = 160;
+/// Longest problem text of serde, which may quote the line.
+const MAX_PROBLEM_BYTES: usize = 160;
+/// Longest name of a member or header in a problem text.
+const MAX_QUOTED_BYTES: usize = 40;
 
-/// The messages of a body that is not empty. A line end after the last line may be there or not.
-pub(super) fn parse(body: &[u8], bounds: &Bounds) -> Result<Vec<Entry>, Failure> {
+/// The messages of a body that is not empty. The newline after the last line is optional.
+pub(super) fn parse(body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessage>, Failure> {
     let body = body.strip_suffix(b"\n").unwrap_or(body);
-    let mut entries = Vec::new();
+    let mut messages = Vec::new();
     for (number, line) in (1..).zip(body.split(|&byte| byte == b'\n')) {
-        bounds.check_count(entries.len())?;
+        limits.check_count(messages.len())?;
         if line.trim_ascii().is_empty() {
-            return Err(malformed(format_args!("line {number}"), "it is empty"));
+            return Err(Failure::bad_batch(format_args!("line {number}"), "empty line"));
         }
-        let entry = entry(line).map_err(|error| {
-            // The byte that was looked at when it was noticed.
-            let (column, words) = (error.column().max(1), error.to_string());
-            // The place is told in our own words.
-            let words = words.rsplit_once(" at line ").map_or(&*words, |(words, _)| words);
-            let words = &words[..words.floor_char_boundary(SHOWN)];
-            malformed(format_args!("line {number}, byte {column}"), words)
+        let message = message(line).map_err(|error| {
+            // serde_json counts columns from 1, but may report 0 for an error before the first byte.
+            let (column, text) = (error.column().max(1), error.to_string());
+            // serde's own place is cut off: it has seen one line only and always says line 1.
+            let problem = text.rsplit_once(" at line ").map_or(&*text, |(problem, _)| problem);
+            let problem = &problem[..problem.floor_char_boundary(MAX_PROBLEM_BYTES)];
+            Failure::bad_batch(format_args!("line {number}, byte {column}"), problem)
         })?;
-        bounds.check(&entry, format_args!("line {number}"))?;
-        entries.push(entry);
+        limits.check(&message, format_args!("line {number}"))?;
+        messages.push(message);
     }
-    Ok(entries)
+    Ok(messages)
 }
 
-fn entry(line: &[u8]) -> serde_json::Result<Entry> {
-    let mut reader = serde_json::Deserializer::from_slice(line);
-    let entry = reader.deserialize_map(Line)?;
-    reader.end()?;
-    Ok(entry)
+fn message(line: &[u8]) -> serde_json::Result<ParsedMessage> {
+    let mut deserializer = serde_json::Deserializer::from_slice(line);
+    let message = deserializer.deserialize_map(MessageVisitor)?;
+    deserializer.end()?;
+    Ok(message)
 }
 
 #[derive(serde::Deserialize)]
@@ -63,17 +66,17 @@ enum Member {
     Other(String),
 }
 
-/// An object into an [`Entry`].
-struct Line;
+/// A JSON object into a [`ParsedMessage`].
+struct MessageVisitor;
 
-impl<'de> Visitor<'de> for Line {
-    type Value = Entry;
+impl<'de> Visitor<'de> for MessageVisitor {
+    type Value = ParsedMessage;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ParsedMessage, A::Error> {
         let (mut key, mut value, mut headers, mut partition, mut timestamp_ms) = (None, None, None, None, None);
         while let Some(member) = map.next_key()? {
             match member {
@@ -83,31 +86,33 @@ impl<'de> Visitor<'de> for Line {
                 Member::ValueJson => once("the value", &mut value, map.next_value::<&RawValue>()?.get().into())?,
                 Member::ValueBase64 => once("the value", &mut value, map.next_value_seed(Base64)?)?,
                 Member::Headers => once("headers", &mut headers, map.next_value_seed(HeaderMap)?)?,
-                Member::Partition => once("partition", &mut partition, map.next_value_seed(Whole::new())?)?,
-                Member::Timestamp => once("timestamp", &mut timestamp_ms, map.next_value_seed(Whole::new())?)?,
+                Member::Partition => once("partition", &mut partition, map.next_value_seed(Integer::new())?)?,
+                Member::Timestamp => once("timestamp", &mut timestamp_ms, map.next_value_seed(Integer::new())?)?,
                 Member::Other(name) => {
-                    let name = &name[..name.floor_char_boundary(40)];
-                    return Err(A::Error::custom(format_args!("there is no member {name:?}")));
+                    let name = &name[..name.floor_char_boundary(MAX_QUOTED_BYTES)];
+                    return Err(A::Error::custom(format_args!("unknown member {name:?}")));
                 }
             }
         }
-        // Kafka's clients read 0 as no timestamp.
+        // Kafka clients take a timestamp of 0 for none.
         if timestamp_ms == Some(0) {
-            return Err(A::Error::custom("timestamp must be from 1"));
+            return Err(A::Error::custom("timestamp must be at least 1"));
         }
-        let value = value.ok_or_else(|| A::Error::custom("one of value, value_json and value_base64 is needed"))?;
-        Ok(Entry { key, value, headers: headers.unwrap_or_default(), partition, timestamp_ms })
+        let value = value
+            .ok_or_else(|| A::Error::custom("missing value: one of value, value_json and value_base64 is required"))?;
+        Ok(ParsedMessage { key, value, headers: headers.unwrap_or_default(), partition, timestamp_ms })
     }
 }
 
-fn once<T, E: Error>(what: &str, slot: &mut Option<T>, value: T) -> Result<(), E> {
-    match slot.replace(value) {
+/// Sets a member that must not be set yet.
+fn once<T, E: Error>(name: &str, member: &mut Option<T>, value: T) -> Result<(), E> {
+    match member.replace(value) {
         None => Ok(()),
-        Some(_) => Err(E::custom(format_args!("{what} is given twice"))),
+        Some(_) => Err(E::custom(format_args!("{name} is given more than once"))),
     }
 }
 
-/// A string into its bytes.
+/// A string into its UTF-8.
 struct Text;
 
 impl<'de> DeserializeSeed<'de> for Text {
@@ -130,7 +135,7 @@ impl Visitor<'_> for Text {
     }
 }
 
-/// A string in base64 into the bytes it stands for.
+/// A base64 string into the bytes it encodes.
 struct Base64;
 
 impl<'de> DeserializeSeed<'de> for Base64 {
@@ -145,7 +150,7 @@ impl Visitor<'_> for Base64 {
     type Value = Vec<u8>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a string in base64, with padding")
+        formatter.write_str("a base64 string with padding")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Vec<u8>, E> {
@@ -153,16 +158,16 @@ impl Visitor<'_> for Base64 {
     }
 }
 
-/// A number that is not negative.
-struct Whole<T>(PhantomData<T>);
+/// An integer that is not negative.
+struct Integer<T>(PhantomData<T>);
 
-impl<T> Whole<T> {
+impl<T> Integer<T> {
     fn new() -> Self {
-        Whole(PhantomData)
+        Integer(PhantomData)
     }
 }
 
-impl<'de, T: TryFrom<i64>> DeserializeSeed<'de> for Whole<T> {
+impl<'de, T: TryFrom<i64>> DeserializeSeed<'de> for Integer<T> {
     type Value = T;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
@@ -170,12 +175,12 @@ impl<'de, T: TryFrom<i64>> DeserializeSeed<'de> for Whole<T> {
     }
 }
 
-impl<T: TryFrom<i64>> Visitor<'_> for Whole<T> {
+impl<T: TryFrom<i64>> Visitor<'_> for Integer<T> {
     type Value = T;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let most = if size_of::<T>() == 4 { i64::from(i32::MAX) } else { i64::MAX };
-        write!(formatter, "a whole number from 0 to {most}")
+        let max = if size_of::<T>() == 4 { i64::from(i32::MAX) } else { i64::MAX };
+        write!(formatter, "an integer from 0 to {max}")
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
@@ -184,7 +189,7 @@ impl<T: TryFrom<i64>> Visitor<'_> for Whole<T> {
     }
 }
 
-/// An object of strings into headers, in its order.
+/// An object of strings into headers, in the order of its members.
 struct HeaderMap;
 
 impl<'de> DeserializeSeed<'de> for HeaderMap {
@@ -206,12 +211,13 @@ impl<'de> Visitor<'de> for HeaderMap {
         let mut headers: Vec<Header> = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
             if headers.iter().any(|header| header.name == name) {
-                let name = &name[..name.floor_char_boundary(40)];
-                return Err(A::Error::custom(format_args!("the header {name:?} is given twice")));
+                let name = &name[..name.floor_char_boundary(MAX_QUOTED_BYTES)];
+                return Err(A::Error::custom(format_args!("header {name:?} is given more than once")));
             }
-            // One more than may be is kept, so that the caller complains; the others would only cost.
+            // One header too many is accepted, so that `BatchLimits::check` refuses the message with 413. Here the
+            // number only bounds the work: each header is compared with all before it.
             if headers.len() > MAX_HEADERS {
-                return Err(A::Error::custom(format_args!("there are more than {MAX_HEADERS} headers")));
+                return Err(A::Error::custom(format_args!("more than {MAX_HEADERS} headers")));
             }
             let value = Some(map.next_value_seed(Text)?);
             headers.push(Header { name, value });

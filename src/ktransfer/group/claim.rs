@@ -1,108 +1,116 @@
-//! Taking, using and giving back the claim on one partition: the protocol over ZooKeeper's nodes.
+//! Taking, using and releasing the claim on one partition: the protocol over ZooKeeper nodes.
 //!
-//! A claim is an ephemeral owner node with the member's id, and the version of the offset node. Taking it writes the offset
-//! node once without changing it: its version moves, so whatever an earlier owner still tries to store is refused. Every step may
-//! fail or be carried out late, and may then be repeated.
+//! A claim is an ephemeral owner node with the member's id, and the version of the offset node. Claiming writes the
+//! offset node once without changing its data. That moves its version, so a later store of an earlier owner fails
+//! (fencing). Every step may fail or be carried out late, and may then be repeated.
 
 use crate::broker::{Offset, PartitionId};
 use crate::keeper::paths::{self, BadOffset, create_with_parents};
 use crate::keeper::{Keeper, KeeperError, Lifetime};
 
-/// Which partitions are meant, and for whom.
+/// A member that claims partitions of a topic.
 #[derive(Clone, Copy)]
 pub(super) struct Claimant<'a> {
     pub(super) keeper: &'a dyn Keeper,
     pub(super) group: &'a str,
     pub(super) topic: &'a str,
-    /// Id of this member in the present session.
+    /// Id of this member in the current session.
     pub(super) id: &'a str,
 }
 
-/// How an attempt to take a partition ended.
+/// How an attempt to claim a partition ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Taking {
-    /// It is ours.
-    Taken {
+pub(super) enum ClaimOutcome {
+    /// The partition is claimed.
+    Claimed {
         /// Version of the offset node; the next store is conditional on it.
         version: i32,
         /// The stored offset.
         position: Option<Offset>,
     },
-    /// Another owner's node is there.
+    /// The owner node of another member exists; its id, empty if the node vanished before it was read.
     OwnedBy(String),
-    /// It is ours, but its offset node holds something else; guessing a position could lose messages.
+    /// The owner node is created, but the offset node holds no offset; a guessed position could lose messages.
     Unreadable(BadOffset),
 }
 
-/// How a store ended.
+/// How an attempt to store an offset ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Storing {
-    /// Stored; the version of the node now.
+pub(super) enum StoreOutcome {
+    /// Stored; the new version of the offset node.
     Stored(i32),
-    /// Somebody else wrote or deleted the node: the claim is not ours any more.
+    /// Another client wrote or deleted the offset node: the claim has ended.
     Fenced,
 }
 
 impl Claimant<'_> {
-    /// Takes `partition`, unless another owner's node is there.
-    pub(super) fn take(&self, partition: PartitionId) -> Result<Taking, KeeperError> {
+    /// Claims `partition`, unless the owner node of another member exists.
+    pub(super) fn claim(&self, partition: PartitionId) -> Result<ClaimOutcome, KeeperError> {
         let owner = paths::owner(self.group, self.topic, partition);
         match create_with_parents(self.keeper, &owner, self.id.as_bytes(), Lifetime::Ephemeral) {
             Ok(()) => {}
-            // Perhaps by our own earlier try whose answer was lost.
+            // Perhaps it was created by an earlier attempt whose response was lost.
             Err(KeeperError::NodeExists(_)) => match self.keeper.read(&owner)? {
                 Some(node) if node.data == self.id.as_bytes() => {}
-                Some(node) => return Ok(Taking::OwnedBy(String::from_utf8_lossy(&node.data).into_owned())),
-                None => return Ok(Taking::OwnedBy(String::new())),
+                Some(node) => return Ok(ClaimOutcome::OwnedBy(String::from_utf8_lossy(&node.data).into_owned())),
+                None => return Ok(ClaimOutcome::OwnedBy(String::new())),
             },
             Err(error) => return Err(error),
         }
         let offset = paths::offset(self.group, self.topic, partition);
         let Some(node) = self.keeper.read(&offset)? else {
             create_with_parents(self.keeper, &offset, paths::NOTHING_STORED, Lifetime::Persistent)?;
-            return Ok(Taking::Taken { version: 0, position: None });
+            return Ok(ClaimOutcome::Claimed { version: 0, position: None });
         };
         let position = match paths::parse_offset(&node.data) {
             Ok(position) => position,
-            Err(bad) => return Ok(Taking::Unreadable(bad)),
+            Err(bad) => return Ok(ClaimOutcome::Unreadable(bad)),
         };
-        // Fails if an earlier owner's store came in between: then the next try reads that.
+        // Fails if a store of an earlier owner came in between: the next attempt reads its offset.
         let version = self.keeper.write(&offset, &node.data, node.version)?;
-        Ok(Taking::Taken { version, position })
+        Ok(ClaimOutcome::Claimed { version, position })
     }
 
-    /// Stores `next`, if nobody else has written since `version`.
-    pub(super) fn store(&self, partition: PartitionId, next: Offset, version: i32) -> Result<Storing, KeeperError> {
+    /// Stores `next`, if the offset node still has `version`.
+    pub(super) fn store(
+        &self,
+        partition: PartitionId,
+        next: Offset,
+        version: i32,
+    ) -> Result<StoreOutcome, KeeperError> {
         let offset = paths::offset(self.group, self.topic, partition);
         match self.keeper.write(&offset, &paths::offset_text(next), version) {
-            Ok(version) => Ok(Storing::Stored(version)),
-            Err(KeeperError::BadVersion(_) | KeeperError::NoNode(_)) => Ok(Storing::Fenced),
+            Ok(version) => Ok(StoreOutcome::Stored(version)),
+            Err(KeeperError::BadVersion(_) | KeeperError::NoNode(_)) => Ok(StoreOutcome::Fenced),
             Err(error) => Err(error),
         }
     }
 
-    /// Deletes the owner node, if it is ours. Within one session nobody can put another in its place in between.
-    pub(super) fn give_back(&self, partition: PartitionId) -> Result<(), KeeperError> {
-        self.clear_owner(partition, self.id)
+    /// Deletes the owner node, if it holds our id.
+    pub(super) fn release(&self, partition: PartitionId) -> Result<(), KeeperError> {
+        self.delete_owner(partition, self.id)
     }
 
-    /// Deletes the owner node that holds `id`, if there is one.
-    pub(super) fn clear_owner(&self, partition: PartitionId, id: &str) -> Result<(), KeeperError> {
-        self.clear(&paths::owner(self.group, self.topic, partition), |data| data == id.as_bytes())
+    /// Deletes the owner node, if it holds `id`.
+    pub(super) fn delete_owner(&self, partition: PartitionId, id: &str) -> Result<(), KeeperError> {
+        self.delete_ephemeral(&paths::owner(self.group, self.topic, partition), |data| data == id.as_bytes())
     }
 
-    /// Deletes the registration of `id`, if there is one.
+    /// Deletes the registration of `id`, if it exists.
     pub(super) fn unregister(&self, id: &str) -> Result<(), KeeperError> {
-        self.clear(&paths::group_id(self.group, id), |_| true)
+        self.delete_ephemeral(&paths::group_id(self.group, id), |_| true)
     }
 
-    fn clear(&self, path: &str, ours: impl Fn(&[u8]) -> bool) -> Result<(), KeeperError> {
+    /// Deletes an ephemeral node whose data fulfils `condition`. Between the read and the delete no other member can
+    /// replace it, as long as the session that created it lives.
+    fn delete_ephemeral(&self, path: &str, condition: impl Fn(&[u8]) -> bool) -> Result<(), KeeperError> {
         match self.keeper.read(path)? {
-            Some(node) if node.ephemeral_owner != 0 && ours(&node.data) => match self.keeper.delete(path, node.version)
-            {
-                Err(KeeperError::NoNode(_) | KeeperError::BadVersion(_)) => Ok(()),
-                outcome => outcome,
-            },
+            Some(node) if node.ephemeral_owner != 0 && condition(&node.data) => {
+                match self.keeper.delete(path, node.version) {
+                    Err(KeeperError::NoNode(_) | KeeperError::BadVersion(_)) => Ok(()),
+                    result => result,
+                }
+            }
             _ => Ok(()),
         }
     }
@@ -111,7 +119,7 @@ impl Claimant<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keeper::memory::MemoryKeeper;
+    use crate::keeper::in_memory::InMemoryEnsemble;
     use std::time::Duration;
 
     const TIMEOUT: Duration = Duration::from_secs(6);
@@ -121,36 +129,40 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_taken_once_and_fences_the_one_before() {
-        let memory = MemoryKeeper::new();
-        let (one, other) = (memory.session(TIMEOUT), memory.session(TIMEOUT));
+    fn a_partition_is_claimed_once_and_the_earlier_owner_is_fenced() {
+        let ensemble = InMemoryEnsemble::new();
+        let (one, other) = (ensemble.connect(TIMEOUT), ensemble.connect(TIMEOUT));
         let (first, second) = (claimant(&*one, "h:1"), claimant(&*other, "h:2"));
-        assert_eq!(first.take(0), Ok(Taking::Taken { version: 0, position: None }));
+        assert_eq!(first.claim(0), Ok(ClaimOutcome::Claimed { version: 0, position: None }));
         assert_eq!(one.read("/consumers/g/offsets/t/0").unwrap().unwrap().data, b"-1");
-        assert_eq!(first.take(0), Ok(Taking::Taken { version: 1, position: None }), "again, after a lost answer");
-        assert_eq!(second.take(0), Ok(Taking::OwnedBy("h:1".into())));
-        assert_eq!(first.store(0, 7, 1), Ok(Storing::Stored(2)));
+        assert_eq!(
+            first.claim(0),
+            Ok(ClaimOutcome::Claimed { version: 1, position: None }),
+            "again, after a lost response"
+        );
+        assert_eq!(second.claim(0), Ok(ClaimOutcome::OwnedBy("h:1".into())));
+        assert_eq!(first.store(0, 7, 1), Ok(StoreOutcome::Stored(2)));
 
-        memory.expire(&one);
-        assert_eq!(second.take(0), Ok(Taking::Taken { version: 3, position: Some(7) }));
-        assert_eq!(first.store(0, 9, 2), Ok(Storing::Fenced));
-        assert_eq!(first.give_back(0), Ok(()));
-        assert!(other.read("/consumers/g/owners/t/0").unwrap().is_some(), "not ours to delete");
-        assert_eq!(second.store(0, 8, 3), Ok(Storing::Stored(4)));
-        assert_eq!(second.give_back(0), Ok(()));
+        ensemble.expire(&one);
+        assert_eq!(second.claim(0), Ok(ClaimOutcome::Claimed { version: 3, position: Some(7) }));
+        assert_eq!(first.store(0, 9, 2), Ok(StoreOutcome::Fenced));
+        assert_eq!(first.release(0), Ok(()));
+        assert!(other.read("/consumers/g/owners/t/0").unwrap().is_some(), "the node of another member is kept");
+        assert_eq!(second.store(0, 8, 3), Ok(StoreOutcome::Stored(4)));
+        assert_eq!(second.release(0), Ok(()));
         assert_eq!(other.read("/consumers/g/owners/t/0"), Ok(None));
         assert_eq!(other.read("/consumers/g/offsets/t/0").unwrap().unwrap().data, b"8");
     }
 
     #[test]
-    fn a_deleted_or_unreadable_offset_node_is_noticed() {
-        let keeper = MemoryKeeper::new().session(TIMEOUT);
-        let me = claimant(&*keeper, "h:1");
+    fn a_deleted_or_invalid_offset_node_is_detected() {
+        let keeper = InMemoryEnsemble::new().connect(TIMEOUT);
+        let member = claimant(&*keeper, "h:1");
         create_with_parents(&*keeper, "/consumers/g/offsets/t/0", b"soon", Lifetime::Persistent).unwrap();
-        assert_eq!(me.take(0), Ok(Taking::Unreadable(BadOffset("soon".into()))));
+        assert_eq!(member.claim(0), Ok(ClaimOutcome::Unreadable(BadOffset("soon".into()))));
         keeper.delete("/consumers/g/offsets/t/0", 0).unwrap();
-        assert_eq!(me.take(0), Ok(Taking::Taken { version: 0, position: None }));
+        assert_eq!(member.claim(0), Ok(ClaimOutcome::Claimed { version: 0, position: None }));
         keeper.delete("/consumers/g/offsets/t/0", 0).unwrap();
-        assert_eq!(me.store(0, 1, 0), Ok(Storing::Fenced));
+        assert_eq!(member.store(0, 1, 0), Ok(StoreOutcome::Fenced));
     }
 }

@@ -1,4 +1,4 @@
-//! The fence of a ZooKeeper group: a claim holds while its session is the present one and has been confirmed of late.
+//! The fence of a ZooKeeper group: a claim is valid while its session is the current one and was confirmed recently.
 
 use std::collections::HashMap;
 use std::sync::RwLock;
@@ -9,13 +9,13 @@ use crate::broker::PartitionId;
 use crate::keeper::{Epoch, SharedKeeper};
 use crate::locks::{read, write};
 
-/// The claims of one group, written by its loop and read by every worker.
+/// The claims of one group, written by the group's thread and read by every worker.
 pub(super) struct KeeperFence {
     keeper: SharedKeeper,
     claims: RwLock<HashMap<PartitionId, (Generation, Epoch)>>,
 }
 
-/// The part of the session timeout at whose end no push may begin any more: clocks and threads are never quite on time.
+/// The last part of the session timeout, in which no push may begin: clocks and threads are never exactly on time.
 fn margin(session_timeout: Duration) -> Duration {
     session_timeout / 6
 }
@@ -25,65 +25,67 @@ impl KeeperFence {
         KeeperFence { keeper, claims: RwLock::default() }
     }
 
-    pub(super) fn open(&self, partition: PartitionId, generation: Generation, epoch: Epoch) {
+    /// Makes the lease of a claim valid while `epoch` is the current session.
+    pub(super) fn grant(&self, partition: PartitionId, generation: Generation, epoch: Epoch) {
         let mut claims = write(&self.claims);
         claims.insert(partition, (generation, epoch));
     }
 
-    pub(super) fn shut(&self, partition: PartitionId) {
+    /// Ends the lease of a partition.
+    pub(super) fn revoke(&self, partition: PartitionId) {
         write(&self.claims).remove(&partition);
     }
 }
 
 impl Fence for KeeperFence {
-    fn may_begin_until(&self, partition: PartitionId, generation: Generation) -> Option<Instant> {
+    fn valid_until(&self, partition: PartitionId, generation: Generation) -> Option<Instant> {
         let claim = read(&self.claims).get(&partition).copied();
         let (claimed, epoch) = claim?;
-        // The server counts the session's timeout from when it got a request, so never from before it was sent. Read before the epoch:
-        // then this cannot be of a later session than the one compared.
-        let good = self.keeper.last_good()?;
+        // The server starts the timeout when it gets a request, so never before the request was sent. This is read
+        // before the epoch, so it cannot belong to a later session than the epoch that is compared.
+        let confirmed = self.keeper.last_confirmed()?;
         if claimed != generation || self.keeper.epoch() != epoch {
             return None;
         }
-        let session = self.keeper.session_timeout();
-        Some(good + (session - margin(session)))
+        let session_timeout = self.keeper.session_timeout();
+        Some(confirmed + (session_timeout - margin(session_timeout)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keeper::memory::MemoryKeeper;
+    use crate::keeper::in_memory::InMemoryEnsemble;
     use crate::keeper::{Keeper, Lifetime};
     use std::sync::Arc;
 
     #[test]
-    fn a_lease_ends_with_its_claim_its_session_or_its_time() {
-        let memory = MemoryKeeper::new();
-        let session = memory.session(Duration::from_millis(240));
+    fn a_lease_ends_with_its_claim_its_session_or_its_deadline() {
+        let ensemble = InMemoryEnsemble::new();
+        let session = ensemble.connect(Duration::from_millis(240));
         session.create("/x", b"", Lifetime::Persistent).unwrap();
         let fence = KeeperFence::new(Arc::clone(&session) as SharedKeeper);
         let (first, second) = (Generation(1), Generation(2));
-        assert!(!fence.valid_for(3, first), "never claimed");
-        fence.open(3, first, session.epoch());
-        assert!(fence.valid_for(3, first) && !fence.valid_for(3, second) && !fence.valid_for(4, first));
+        assert!(!fence.is_valid(3, first), "never claimed");
+        fence.grant(3, first, session.epoch());
+        assert!(fence.is_valid(3, first) && !fence.is_valid(3, second) && !fence.is_valid(4, first));
 
         session.set_reachable(false);
-        let until = fence.may_begin_until(3, first).unwrap();
-        assert!(until < Instant::now() + Duration::from_millis(201), "five sixths of the session");
+        let until = fence.valid_until(3, first).unwrap();
+        assert!(until < Instant::now() + Duration::from_millis(201), "five sixths of the session timeout");
         while Instant::now() < until {
             std::thread::yield_now();
         }
-        assert!(!fence.valid_for(3, first), "its time is over");
+        assert!(!fence.is_valid(3, first), "the lease has run out");
         session.set_reachable(true);
-        assert!(fence.valid_for(3, first), "the session has survived");
+        assert!(fence.is_valid(3, first), "the session has survived");
 
-        memory.expire(&session);
+        ensemble.expire(&session);
         session.read("/").unwrap();
-        assert!(!fence.valid_for(3, first), "another session");
-        fence.open(3, second, session.epoch());
-        assert!(fence.valid_for(3, second) && !fence.valid_for(3, first));
-        fence.shut(3);
-        assert!(!fence.valid_for(3, second));
+        assert!(!fence.is_valid(3, first), "another session");
+        fence.grant(3, second, session.epoch());
+        assert!(fence.is_valid(3, second) && !fence.is_valid(3, first));
+        fence.revoke(3);
+        assert!(!fence.is_valid(3, second));
     }
 }

@@ -1,7 +1,7 @@
-//! The way from the dispatcher to the group: a table of the latest word on each partition, not a queue.
+//! Commands from the dispatcher to the group: a table with the latest command for each partition, not a queue.
 //!
-//! The dispatcher commits thousands of times a second while the group may be waiting for ZooKeeper. So commits overwrite
-//! one another, nothing grows, and sending never blocks.
+//! The dispatcher commits thousands of times a second while the group may wait for ZooKeeper. So a commit overwrites
+//! the earlier one of its partition: the table is bounded by the number of partitions, and sending never blocks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,40 +12,40 @@ use super::{Generation, GroupCommand};
 use crate::broker::{Offset, PartitionId};
 use crate::locks::lock;
 
-/// The dispatcher's end. Dropping the last clone is taken as `Leave`.
+/// The dispatcher's end. The drop of the last clone counts as `Leave`.
 #[derive(Clone)]
-pub struct Commands {
-    table: Arc<Mutex<Said>>,
+pub struct CommandSender {
+    table: Arc<Mutex<PendingCommands>>,
     wake: Sender<()>,
 }
 
 /// The group's end.
 pub struct Mailbox {
-    table: Arc<Mutex<Said>>,
+    table: Arc<Mutex<PendingCommands>>,
     woken: Receiver<()>,
 }
 
-/// What was said since the group last looked. One entry a partition at most.
+/// The commands since the last [`Mailbox::take`]; at most one commit and one release for each partition.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Said {
-    /// Commit points: stored in the next round.
-    pub commits: BTreeMap<PartitionId, (Generation, Offset)>,
-    /// Partitions to give back.
-    pub releases: BTreeMap<PartitionId, (Generation, Option<Offset>)>,
-    /// Whether to leave.
-    pub leave: bool,
+pub(crate) struct PendingCommands {
+    /// Commit points, stored at the next store interval.
+    pub(crate) commits: BTreeMap<PartitionId, (Generation, Offset)>,
+    /// Partitions to release, each with the offset to store before that.
+    pub(crate) releases: BTreeMap<PartitionId, (Generation, Option<Offset>)>,
+    /// Whether to leave the group.
+    pub(crate) leave: bool,
 }
 
 /// Both ends of a new mailbox.
-pub fn mailbox() -> (Commands, Mailbox) {
-    // One wake-up is enough for any number of changes; a second one that does not fit is not missed.
+pub fn mailbox() -> (CommandSender, Mailbox) {
+    // One pending wake-up is enough for any number of changes, so a second one may be dropped.
     let (wake, woken) = bounded(1);
     let table = Arc::new(Mutex::default());
-    (Commands { table: Arc::clone(&table), wake }, Mailbox { table, woken })
+    (CommandSender { table: Arc::clone(&table), wake }, Mailbox { table, woken })
 }
 
-impl Commands {
-    /// Leaves the command for the group; never blocks. A commit alone does not wake it.
+impl CommandSender {
+    /// Puts the command into the table; never blocks. A commit does not wake the group: it stores at intervals.
     pub fn send(&self, command: GroupCommand) {
         let mut table = lock(&self.table);
         match command {
@@ -59,19 +59,19 @@ impl Commands {
             GroupCommand::Leave => table.leave = true,
         }
         drop(table);
-        // Full means that the group is about to look anyway.
+        // Full means that the group is about to take the commands anyway.
         let _ = self.wake.try_send(());
     }
 }
 
 impl Mailbox {
-    /// Becomes ready when there is something to do; disconnected when nobody can send any more.
-    pub fn woken(&self) -> &Receiver<()> {
+    /// Gets a message after a release or `Leave`; disconnected when the last [`CommandSender`] is dropped.
+    pub(crate) fn woken(&self) -> &Receiver<()> {
         &self.woken
     }
 
-    /// Takes everything, leaving the table empty.
-    pub fn take(&self) -> Said {
+    /// Takes all pending commands.
+    pub(crate) fn take(&self) -> PendingCommands {
         std::mem::take(&mut lock(&self.table))
     }
 }
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commits_overwrite_one_another_and_only_the_rest_wakes() {
+    fn commits_overwrite_one_another_and_only_other_commands_wake() {
         let (commands, mailbox) = mailbox();
         for next in 0..10_000 {
             commands.send(GroupCommand::Commit { partition: 3, generation: Generation(1), next });
@@ -91,10 +91,10 @@ mod tests {
         commands.send(GroupCommand::Leave);
         assert_eq!(mailbox.woken().try_recv(), Ok(()));
         assert!(mailbox.woken().try_recv().is_err());
-        let said = mailbox.take();
-        assert_eq!(said.commits, BTreeMap::from([(3, (Generation(1), 9_999))]));
-        assert_eq!(said.releases, BTreeMap::from([(3, (Generation(1), None))]));
-        assert!(said.leave);
-        assert_eq!(mailbox.take(), Said::default());
+        let pending = mailbox.take();
+        assert_eq!(pending.commits, BTreeMap::from([(3, (Generation(1), 9_999))]));
+        assert_eq!(pending.releases, BTreeMap::from([(3, (Generation(1), None))]));
+        assert!(pending.leave);
+        assert_eq!(mailbox.take(), PendingCommands::default());
     }
 }

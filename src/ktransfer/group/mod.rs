@@ -1,13 +1,30 @@
-//! Which partitions this process pushes: membership in a consumer group, seen by the dispatcher and the workers.
+//! Which partitions this process pushes: its membership in a consumer group.
 //!
-//! A group is one loop on one thread (`group@MODULE`). It tells the dispatcher what it gained and lost over a bounded
-//! channel and is told what to store and give back through [`Commands`]. Workers ask the [`Lease`] before every push.
+//! # Threads and locks
 //!
-//! Invariant: between `Gained` and `Lost`, or the command `Release`, no other member of the group pushes
-//! the partition, as long as nobody starts a push for which the lease is not valid.
+//! A group is one loop on one thread, `group@MODULE`, which owns the state of the membership. It sends [`GroupEvent`]s
+//! to the dispatcher over a bounded channel. The dispatcher sends [`GroupCommand`]s with a [`CommandSender`], which
+//! never blocks. Workers check the [`Lease`] before every push. The two locks, in the mailbox and in the fence, are
+//! held for one table access, never across a ZooKeeper call.
+//!
+//! # Invariants
+//!
+//! - **Claim**: a member owns a partition from `Gained` until `Lost` or its command `Release`. No other member of the
+//!   group pushes the partition in that time, provided that no push begins without a valid lease.
+//! - **Fencing**: a claim moves the version of the offset node, and every store is conditional on that version. So a
+//!   store of an earlier owner fails, however late it is carried out.
+//! - **Lease**: a claim is valid for five sixths of the session timeout after the latest request that confirmed its
+//!   session. The last sixth is a margin, since clocks and threads are never exactly on time.
+//! - **Generation**: each claim of a partition has another number, and commands of an earlier one are ignored.
+//!
+//! # Session loss
+//!
+//! When the keeper gives the ZooKeeper session up, every lease ends at once and no push begins. In the next session the
+//! group sends `Lost` for each partition, registers under a new id and claims its partitions again, as new generations.
+//! A push that began before the loss has at least the margin to end before another member can claim its partition.
 
+mod assignor;
 mod claim;
-pub mod division;
 mod lease;
 mod mailbox;
 mod member;
@@ -19,89 +36,91 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use crate::broker::{Offset, PartitionId};
-pub use mailbox::{Commands, Mailbox, Said, mailbox};
+pub use mailbox::{CommandSender, Mailbox, mailbox};
 
-/// Counts the claims of one group, from 1: a partition that is lost and gained again has another generation, so
-/// that late words about the earlier one can be told apart.
+/// Counts the claims of one group, from 1. A partition that is lost and gained again has another generation, so that
+/// late commands and acks of the earlier claim are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation(pub u64);
 
-/// What the group tells the dispatcher. `Gained` begins a generation; after it comes either `Releasing` (then `Release` is
-/// awaited, though `Lost` may still come first) or `Lost`, which ends it.
+/// From the group to the dispatcher. `Gained` begins a generation and `Lost` ends it. `Releasing` asks for the command
+/// `Release`, which ends it too; `Lost` may still come first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupEvent {
-    /// The partition is ours: read and push it. A push of an earlier generation may still be under way; what must not overtake it (the same key)
-    /// waits for it at its worker, nothing else does.
+    /// The partition is claimed: read and push it. A push of an earlier generation may still be in flight; only
+    /// messages with the same key wait for it, at their worker.
     Gained {
-        /// Which.
+        /// Number of the partition.
         partition: PartitionId,
-        /// This claim of it.
+        /// This claim.
         generation: Generation,
         /// The next message to read; `None` if nothing is stored (then `start_from` decides).
         position: Option<Offset>,
     },
-    /// Somebody else shall have it: read no more, finish what is in flight, then send `Release`.
+    /// The partition is assigned to another member: read no more, finish what is in flight, then send `Release`.
     Releasing {
-        /// Which.
+        /// Number of the partition.
         partition: PartitionId,
         /// The claim that ends.
         generation: Generation,
     },
-    /// It is not ours any more: stop at once. CommitHandler of this generation are not stored; `Release` is not awaited.
+    /// The claim has ended: stop at once. Commits of this generation are not stored, and no `Release` is expected.
     Lost {
-        /// Which.
+        /// Number of the partition.
         partition: PartitionId,
         /// The claim that ended.
         generation: Generation,
     },
 }
 
-/// What the dispatcher tells the group; sent with [`Commands::send`], which never blocks.
+/// From the dispatcher to the group; sent with [`CommandSender::send`], which never blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupCommand {
-    /// Everything before `next` is done. Stored with the next round of stores; of several, the latest counts.
+    /// All messages before `next` are done. Stored at the next store interval, the first of a partition at the next
+    /// poll; of several commits the latest counts.
     Commit {
-        /// Which.
+        /// Number of the partition.
         partition: PartitionId,
-        /// The claim; one that ended is ignored.
+        /// The claim; the command is ignored if it has ended.
         generation: Generation,
         /// The next message to read.
         next: Offset,
     },
-    /// Nothing of the partition is in flight any more: store `next` and give the partition back.
+    /// Nothing of the partition is in flight: store `next` and release the claim.
     Release {
-        /// Which.
+        /// Number of the partition.
         partition: PartitionId,
-        /// The claim; one that ended is ignored.
+        /// The claim; the command is ignored if it has ended.
         generation: Generation,
-        /// The next message to read; `None` stores what was committed last.
+        /// The next message to read; `None` stores the latest commit.
         next: Option<Offset>,
     },
-    /// Give back what is left, leave the group and end the loop. Send a `Release` for each partition before it.
+    /// Release all claims, leave the group and end the loop. Send a `Release` for each partition first.
     Leave,
 }
 
-/// Whether a push may begin. Quick enough to ask before each one.
+/// Whether a push may begin. Cheap enough to check before each one.
 pub trait Fence: Send + Sync {
-    /// Until when pushes of this claim may begin, as known now; `None` if the claim ended. It moves on with every good answer of the group's keeper.
-    fn may_begin_until(&self, partition: PartitionId, generation: Generation) -> Option<Instant>;
+    /// Until when pushes of this claim may begin; `None` if the claim has ended or its session is not trusted. It moves
+    /// forward with every response that confirms the session.
+    fn valid_until(&self, partition: PartitionId, generation: Generation) -> Option<Instant>;
 
-    /// Whether a push of this claim may begin now. While the group's keeper is away this turns false before anyone else can take the
-    /// partition over, and true again if the claim has survived: wait and ask again until `Lost` comes.
-    fn valid_for(&self, partition: PartitionId, generation: Generation) -> bool {
-        self.may_begin_until(partition, generation).is_some_and(|until| Instant::now() < until)
+    /// Whether a push of this claim may begin now. While ZooKeeper is unreachable this becomes false before another
+    /// member can claim the partition, and true again if the claim has survived. Check again until `Lost` arrives.
+    fn is_valid(&self, partition: PartitionId, generation: Generation) -> bool {
+        self.valid_until(partition, generation).is_some_and(|until| Instant::now() < until)
     }
 }
 
-/// The fence as it is handed to each worker.
+/// A fence that the workers share.
 pub type Lease = Arc<dyn Fence>;
 
-/// A kind of group membership: by ZooKeeper, later by Kafka itself.
+/// A kind of group membership, such as the one in ZooKeeper.
 pub trait Group: Send {
     /// The fence of this membership, for the workers.
     fn lease(&self) -> Lease;
 
-    /// Joins, and runs until the command `Leave` (or until the dispatcher has dropped its [`Commands`]) and a bounded farewell. The dispatcher takes
-    /// the events as they come; while it does not, nothing more is claimed.
+    /// Joins, and runs until the command `Leave` or until all [`CommandSender`]s are dropped; then it leaves, within a
+    /// bounded time. While the dispatcher does not receive events, nothing more is claimed.
     fn run(self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>);
 }

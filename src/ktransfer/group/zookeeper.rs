@@ -1,14 +1,18 @@
-//! The consumer group by ZooKeeper: joins, divides, claims, stores, gives back; the classic layout, as the original.
+//! Group membership in ZooKeeper, in the layout of the original: registers, assigns, claims, stores, releases.
 //!
-//! One loop owns all state and polls (no watches). What ends a session ends everything that was claimed in it: the claims are
-//! reported lost, and the member joins anew under another id once a new session is there. Partitions are claimed only where no owner
-//! node is, so an earlier owner, even this very process in its former session, has released them or has expired.
+//! One loop owns all state and polls; there are no watches. It has three parts: this file (the loop, the commands and
+//! the leave), `membership` (sessions, members and the assignment) and `held_partitions` (claims, stores and releases).
 //!
-//! The division is worked out anew when the members or the partitions change, as the original does, and besides when it
-//! plainly does not fit that of the others: a partition of ours is kept by another, or nobody takes one that is not ours. (Members that
-//! read the leaders at different moments may disagree; a new reading settles it.)
+//! A session loss ends everything that was claimed in it: the claims are reported as lost, and the member registers
+//! under another id in the next session. A partition is claimed only while it has no owner node. So an earlier owner,
+//! even this process in its former session, has released it or its session has expired.
+//!
+//! The assignment is computed again when the members or the partitions change, as in the original. It is also computed
+//! again after a conflict that lasts: another member keeps a partition that is assigned to this one, or no member
+//! claims a partition of the others. Members that read the leaders at different moments may disagree until they read
+//! them again.
 
-mod holdings;
+mod held_partitions;
 mod membership;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,48 +24,51 @@ use log::{info, warn};
 
 use super::claim::Claimant;
 use super::lease::KeeperFence;
-use super::member::Names;
-use super::{Generation, Group, GroupEvent, Lease, Mailbox, Said};
+use super::mailbox::PendingCommands;
+use super::member::MemberIds;
+use super::{Generation, Group, GroupEvent, Lease, Mailbox};
 use crate::broker::{Offset, PartitionId};
 use crate::keeper::{Epoch, KeeperError, SharedKeeper};
 
-/// Trouble is logged only so often: the same, and another that follows it.
-const SAME_TROUBLE: Duration = Duration::from_secs(60);
-const OTHER_TROUBLE: Duration = Duration::from_secs(5);
+/// Pause before a warning is logged again, and before a different one.
+const REPEATED_WARNING_PAUSE: Duration = Duration::from_secs(60);
+const OTHER_WARNING_PAUSE: Duration = Duration::from_secs(5);
 
-/// What a group needs to know.
+/// The group, its topic and how often offsets are stored.
 #[derive(Clone, Debug)]
 pub struct ZookeeperGroupConfig {
-    /// Name of the group: the module's.
+    /// Name of the group: that of the module.
     pub group: String,
-    /// The topic it reads.
+    /// The topic of the group.
     pub topic: String,
-    /// Pause between two rounds of stores (`zk_offset_update_interval_sec`).
+    /// Interval between two stores of all offsets (`zk_offset_update_interval_sec`).
     pub offset_update_interval: Duration,
 }
 
-/// A member of a group; see the module's head.
+/// A member of a group; see the head of the file.
 pub struct ZookeeperGroup {
     config: ZookeeperGroupConfig,
     keeper: SharedKeeper,
     fence: Arc<KeeperFence>,
-    names: Names,
+    member_ids: MemberIds,
     member: Option<Member>,
-    /// Ids of sessions that ended, and when: their registrations are removed, and late leftovers of their claims.
-    former: VecDeque<(String, Instant)>,
-    /// Sorted; what the division was worked out from.
+    /// Ids of ended sessions, and when they ended. Nodes with these ids that were created late are deleted.
+    former_ids: VecDeque<(String, Instant)>,
+    /// The sorted ids and partitions from which `assigned` was computed.
     members: Vec<String>,
     partitions: Vec<PartitionId>,
-    /// Our share.
-    wanted: BTreeSet<PartitionId>,
-    held: BTreeMap<PartitionId, Held>,
-    /// Partitions that an owner node of ours may be at although they are not held: half-done and lost claims of this session.
-    strays: BTreeSet<PartitionId>,
-    disagreeing_since: Option<Instant>,
+    /// The partitions assigned to this member.
+    assigned: BTreeSet<PartitionId>,
+    held: BTreeMap<PartitionId, HeldPartition>,
+    /// Partitions that are not held, but may have an owner node of this session: incomplete and ended claims.
+    stray_claims: BTreeSet<PartitionId>,
+    /// Since when the claims of other members contradict `assigned`.
+    conflict_since: Option<Instant>,
     last_generation: u64,
-    /// Events the dispatcher has not taken yet. Nothing is claimed while there is one, so there are at most two a partition.
-    outbox: VecDeque<GroupEvent>,
-    said_trouble: Option<(String, Instant)>,
+    /// Events that the dispatcher has not received: at most two for a partition, since nothing is claimed meanwhile.
+    pending_events: VecDeque<GroupEvent>,
+    /// The latest warning and when it was logged.
+    last_warning: Option<(String, Instant)>,
 }
 
 /// The membership in one session.
@@ -71,27 +78,27 @@ struct Member {
 }
 
 /// A partition that is claimed.
-struct Held {
+struct HeldPartition {
     generation: Generation,
-    /// Of the offset node, at our last write.
+    /// Version of the offset node after our latest write.
     version: i32,
     stored: Option<Offset>,
-    /// What is to be stored.
+    /// The latest commit, to be stored if it differs from `stored`.
     committed: Option<Offset>,
-    stage: Stage,
+    stage: ClaimStage,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Ours,
-    /// The dispatcher was asked to finish it.
+enum ClaimStage {
+    Active,
+    /// `Releasing` was sent: the dispatcher finishes what is in flight.
     Releasing,
-    /// It has finished: what is left is between us and ZooKeeper.
-    GivingBack,
+    /// The dispatcher has finished: store the offset, then delete the owner node.
+    Released,
 }
 
-/// Why a round was not completed; the next one begins anew.
-type Round = Result<(), String>;
+/// The error is the reason why a round was not completed; the next round starts from the beginning.
+type RoundResult = Result<(), String>;
 
 impl ZookeeperGroup {
     /// A member that has not joined yet; see [`Group::run`].
@@ -101,18 +108,18 @@ impl ZookeeperGroup {
             config,
             keeper,
             fence,
-            names: Names::new(),
+            member_ids: MemberIds::new(),
             member: None,
-            former: VecDeque::new(),
+            former_ids: VecDeque::new(),
             members: Vec::new(),
             partitions: Vec::new(),
-            wanted: BTreeSet::new(),
+            assigned: BTreeSet::new(),
             held: BTreeMap::new(),
-            strays: BTreeSet::new(),
-            disagreeing_since: None,
+            stray_claims: BTreeSet::new(),
+            conflict_since: None,
             last_generation: 0,
-            outbox: VecDeque::new(),
-            said_trouble: None,
+            pending_events: VecDeque::new(),
+            last_warning: None,
         }
     }
 
@@ -120,78 +127,84 @@ impl ZookeeperGroup {
         Claimant { keeper: &*self.keeper, group: &self.config.group, topic: &self.config.topic, id: &member.id }
     }
 
-    /// Notes what the dispatcher said. Words about claims that ended are passed over.
-    fn hear(&mut self, said: &Said) {
+    /// Applies commits and releases. Those of ended claims are ignored.
+    fn apply(&mut self, pending: &PendingCommands) {
         let commits =
-            said.commits.iter().map(|(partition, (generation, next))| (partition, generation, Some(*next), false));
-        let releases = said.releases.iter().map(|(partition, (generation, next))| (partition, generation, *next, true));
-        for (partition, generation, next, releases) in commits.chain(releases) {
+            pending.commits.iter().map(|(partition, (generation, next))| (partition, generation, Some(*next), false));
+        let releases =
+            pending.releases.iter().map(|(partition, (generation, next))| (partition, generation, *next, true));
+        // Releases second: their offset is the later one.
+        for (partition, generation, next, is_release) in commits.chain(releases) {
             let Some(held) = self.held.get_mut(partition).filter(|held| held.generation == *generation) else {
                 continue;
             };
             held.committed = next.or(held.committed);
-            if releases {
-                held.stage = Stage::GivingBack;
-                self.fence.shut(*partition);
+            if is_release {
+                held.stage = ClaimStage::Released;
+                self.fence.revoke(*partition);
             }
         }
     }
 
-    fn round(&mut self) -> Round {
-        self.join()?;
-        self.divide()?;
-        self.settle()
+    fn round(&mut self) -> RoundResult {
+        self.follow_session()?;
+        self.update_assignment()?;
+        self.reconcile()
     }
 
-    /// Stores what cannot wait, and gives back what the dispatcher released.
-    fn finish_released(&mut self) -> Round {
+    /// Stores the urgent offsets, then deletes the owner nodes of released partitions.
+    fn finish_released(&mut self) -> RoundResult {
         self.store(true)?;
-        self.give_back()
+        self.delete_released()
     }
 
-    /// Gives everything back and leaves, within one session timeout; after that the end of the session does it.
-    fn farewell(&mut self, commands: &Mailbox) {
+    /// Releases all claims and leaves, within one session timeout; otherwise the end of the session deletes the nodes.
+    fn leave(&mut self, commands: &Mailbox) {
         let deadline = Instant::now() + self.keeper.session_timeout();
         let pause = self.keeper.session_timeout() / 12;
-        self.hear(&commands.take());
-        self.wanted.clear();
+        self.apply(&commands.take());
+        self.assigned.clear();
         for (partition, held) in &mut self.held {
-            held.stage = Stage::GivingBack;
-            self.fence.shut(*partition);
+            held.stage = ClaimStage::Released;
+            self.fence.revoke(*partition);
         }
         loop {
             if self.member.as_ref().is_none_or(|member| member.epoch != self.keeper.epoch()) {
+                // Claims and registration have ended with their session.
                 return;
             }
-            let left = self.finish_released().and_then(|()| self.clear_strays()).and_then(|()| {
-                let member = self.member.as_ref().expect("looked at above");
-                self.claimant(member).unregister(&member.id).map_err(words)
+            let result = self.finish_released().and_then(|()| self.delete_stray_claims()).and_then(|()| {
+                let member = self.member.as_ref().expect("a member, checked above");
+                self.claimant(member).unregister(&member.id).map_err(to_reason)
             });
-            match left {
+            match result {
                 Ok(()) => return info!("group {}: left", self.config.group),
-                Err(trouble) if Instant::now() + pause > deadline => {
-                    return warn!("group {}: could not leave properly: {trouble}", self.config.group);
+                Err(reason) if Instant::now() + pause > deadline => {
+                    return warn!(
+                        "group {}: could not leave, its nodes vanish with the ZooKeeper session: {reason}",
+                        self.config.group
+                    );
                 }
-                // The dispatcher has nothing to say any more: only time can help.
+                // No more commands arrive, so there is nothing to wait for but the next attempt.
                 Err(_) => std::thread::sleep(pause),
             }
         }
     }
 
-    fn say(&mut self, trouble: String) {
-        if let Some((said, at)) = &self.said_trouble {
-            let quiet = if *said == trouble { SAME_TROUBLE } else { OTHER_TROUBLE };
-            if at.elapsed() < quiet {
+    fn warn_rate_limited(&mut self, text: String) {
+        if let Some((last, at)) = &self.last_warning {
+            let pause = if *last == text { REPEATED_WARNING_PAUSE } else { OTHER_WARNING_PAUSE };
+            if at.elapsed() < pause {
                 return;
             }
         }
-        // It is tried again and again, so it is no more than a warning.
-        warn!("group {}: {trouble}", self.config.group);
-        self.said_trouble = Some((trouble, Instant::now()));
+        // Every round retries, so this is not an error.
+        warn!("group {}: {text}", self.config.group);
+        self.last_warning = Some((text, Instant::now()));
     }
 }
 
-fn words(error: KeeperError) -> String {
+fn to_reason(error: KeeperError) -> String {
     error.to_string()
 }
 
@@ -205,10 +218,10 @@ impl Group for ZookeeperGroup {
         let mut next_poll = Instant::now();
         let mut next_store = Instant::now() + self.config.offset_update_interval;
         loop {
-            let said = commands.take();
-            self.hear(&said);
-            if said.leave {
-                return self.farewell(&commands);
+            let pending = commands.take();
+            self.apply(&pending);
+            if pending.leave {
+                return self.leave(&commands);
             }
             let mut outcome = self.finish_released();
             if Instant::now() >= next_store {
@@ -216,16 +229,17 @@ impl Group for ZookeeperGroup {
                 next_store = Instant::now() + self.config.offset_update_interval;
             }
             if Instant::now() >= next_poll {
+                // Also after a failed store: only a round notices that the session was lost.
                 outcome = outcome.and(self.round());
                 next_poll = Instant::now() + poll;
             }
-            if let Err(trouble) = outcome {
-                self.say(trouble);
+            if let Err(reason) = outcome {
+                self.warn_rate_limited(reason);
             }
             let pause = next_poll.min(next_store).saturating_duration_since(Instant::now());
-            let goes_on = match self.outbox.front().cloned() {
+            let is_connected = match self.pending_events.front().cloned() {
                 Some(event) => select! {
-                    send(events, event) -> sent => { self.outbox.pop_front(); sent.is_ok() }
+                    send(events, event) -> sent => { self.pending_events.pop_front(); sent.is_ok() }
                     recv(commands.woken()) -> woken => woken.is_ok(),
                     default(pause) => true,
                 },
@@ -234,8 +248,9 @@ impl Group for ZookeeperGroup {
                     default(pause) => true,
                 },
             };
-            if !goes_on {
-                return self.farewell(&commands);
+            // The dispatcher has dropped its end.
+            if !is_connected {
+                return self.leave(&commands);
             }
         }
     }

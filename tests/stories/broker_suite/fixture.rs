@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use kafka_http_wrapper::broker::memory::MemoryBroker;
+use kafka_http_wrapper::broker::in_memory::MemoryBroker;
 use kafka_http_wrapper::broker::{
     self, Acks, AppendResult, BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, LogEnds, Message,
     PartitionerKind, Producer, ProducerConfig, Record, TopicPartition,
@@ -117,7 +117,7 @@ impl Drop for Fixture {
         self.supervisor.stop().trigger();
         let ended = self.supervisor.join(DEADLINE);
         if !std::thread::panicking() {
-            assert_eq!(ended, Ended::Asked);
+            assert_eq!(ended, Ended::Stopped);
         }
     }
 }

@@ -209,7 +209,7 @@ fn a_held_partition_pauses_and_a_revoked_one_ends(fixture: &Fixture) {
     let first = fetcher.poll(DEADLINE, 100).expect("it can be read");
     assert!((1..=100).contains(&first.len()), "{} are at most 100", first.len());
     take(&first);
-    fetcher.hold(&at(&topic, 0), true);
+    fetcher.set_paused(&at(&topic, 0), true);
     fetcher.revoke(&at(&topic, 1));
     let held_at = take(&[]).get(&0).map_or(0, Vec::len);
     let revoked_at = take(&[]).get(&1).map_or(0, Vec::len);
@@ -222,7 +222,7 @@ fn a_held_partition_pauses_and_a_revoked_one_ends(fixture: &Fixture) {
         assert_eq!(so_far.get(&1).map_or(0, Vec::len), revoked_at, "a revoked partition returns nothing");
         so_far.get(&2).is_some_and(|offsets| offsets.len() == EACH) && idle > 3
     });
-    fetcher.hold(&at(&topic, 0), false);
+    fetcher.set_paused(&at(&topic, 0), false);
     wait_until(DEADLINE, "the partition continues after the hold", || {
         let messages = fetcher.poll(Duration::from_millis(50), 500).expect("it can be read");
         take(&messages).get(&0).is_some_and(|offsets| offsets.len() == EACH)
@@ -344,12 +344,12 @@ fn a_partition_held_for_seconds_loses_and_repeats_no_message() {
     let mut fetcher = fixture.fetcher();
     fetcher.assign(&at(&topic, 0), 0);
     let mut found = fetcher.poll(DEADLINE, 100).expect("it can be read");
-    fetcher.hold(&at(&topic, 0), true);
+    fetcher.set_paused(&at(&topic, 0), true);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(7) {
         assert_eq!(fetcher.poll(Duration::from_millis(100), 100).expect("a held partition is no error"), []);
     }
-    fetcher.hold(&at(&topic, 0), false);
+    fetcher.set_paused(&at(&topic, 0), false);
     found.extend(read(&mut *fetcher, COUNT - found.len()));
     let offsets: Vec<i64> = found.iter().map(|message| message.offset).collect();
     assert_eq!(offsets, (0..COUNT as i64).collect::<Vec<_>>());

@@ -32,6 +32,6 @@ impl KeeperSession {
     pub(crate) fn close(&self) {
         self.keeper.close(Duration::from_secs(5));
         self.supervisor.stop().trigger();
-        assert_eq!(self.supervisor.join(CLOSE_DEADLINE), Ended::Asked);
+        assert_eq!(self.supervisor.join(CLOSE_DEADLINE), Ended::Stopped);
     }
 }

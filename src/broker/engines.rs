@@ -1,0 +1,121 @@
+//! Which engine runs: the choice by `kafka_client`, its factories, and its check of the settings.
+//!
+//! Every `match` here is over [`BuiltInEngine`], whose variants are the engines of this build, and is exhaustive. So a
+//! new engine is a compile error in each place that has to know it.
+
+use std::sync::Arc;
+
+use super::kafka_rust;
+#[cfg(feature = "librdkafka")]
+use super::librdkafka;
+use super::settings::{KafkaSettings, Role, SettingProblem};
+use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, LogEnds, Producer, ProducerConfig};
+use crate::config::{Problems, Section};
+use crate::supervise::Supervisor;
+
+/// An engine that this build has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BuiltInEngine {
+    #[cfg(feature = "librdkafka")]
+    Librdkafka,
+    KafkaRust,
+}
+
+impl Engine {
+    /// Takes `kafka_client` (default `auto`); an engine that this build does not have is a problem.
+    pub fn from_section(section: &mut Section, problems: &mut Problems) -> Self {
+        let choices = [("auto", Self::Auto), ("librdkafka", Self::Librdkafka), ("kafka-rust", Self::KafkaRust)];
+        let engine = section.choice("kafka_client", &choices, problems);
+        if let Err(text) = engine.resolve() {
+            section.note("kafka_client", text, problems);
+        }
+        engine
+    }
+
+    /// Takes the map `kafka` and checks it for this engine and `role`.
+    pub fn settings_from_section(self, section: &mut Section, role: Role, problems: &mut Problems) -> KafkaSettings {
+        let Some(mut map) = section.section("kafka", false, problems) else { return KafkaSettings::default() };
+        let problems_before = problems.0.len();
+        let settings = KafkaSettings::from_map(&mut map, role, problems);
+        // The engine would report the same mistakes again, in other words.
+        if problems.0.len() == problems_before {
+            for (key, text) in self.validate(&settings, role) {
+                map.note(&key, text, problems);
+            }
+        }
+        // A key that is still in the map is not a string.
+        map.finish(problems);
+        settings
+    }
+
+    /// Whether records can have headers and timestamps. Without, such a record fails as
+    /// [`AppendFailure::Unsupported`](super::AppendFailure::Unsupported).
+    pub fn has_headers_and_timestamps(self) -> bool {
+        match self.resolve() {
+            #[cfg(feature = "librdkafka")]
+            Ok(BuiltInEngine::Librdkafka) => true,
+            Ok(BuiltInEngine::KafkaRust) | Err(_) => false,
+        }
+    }
+
+    fn validate(self, settings: &KafkaSettings, role: Role) -> Vec<SettingProblem> {
+        match self.resolve() {
+            #[cfg(feature = "librdkafka")]
+            Ok(BuiltInEngine::Librdkafka) => librdkafka::validate(settings, role),
+            Ok(BuiltInEngine::KafkaRust) => kafka_rust::validate(settings, role),
+            // `from_section` has noted the problem with `kafka_client`.
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// The engine that runs, or why this build cannot run the one that was chosen.
+    fn resolve(self) -> Result<BuiltInEngine, String> {
+        match self {
+            #[cfg(feature = "librdkafka")]
+            Self::Auto | Self::Librdkafka => Ok(BuiltInEngine::Librdkafka),
+            #[cfg(not(feature = "librdkafka"))]
+            Self::Auto => Ok(BuiltInEngine::KafkaRust),
+            #[cfg(not(feature = "librdkafka"))]
+            Self::Librdkafka => {
+                Err("is \"librdkafka\", which this build does not have: use auto or kafka-rust".to_owned())
+            }
+            Self::KafkaRust => Ok(BuiltInEngine::KafkaRust),
+        }
+    }
+}
+
+/// Makes a producer; no broker need be reachable. Its threads belong to `supervisor`. The threads that run completions
+/// outlive the stop until [`Producer::close`] or the drop of the producer, which must come before the group is joined.
+pub fn producer<C: Completion>(
+    broker: &BrokerConfig,
+    config: ProducerConfig,
+    supervisor: &Supervisor,
+) -> Result<Arc<dyn Producer<C>>, String> {
+    match broker.engine.resolve()? {
+        #[cfg(feature = "librdkafka")]
+        BuiltInEngine::Librdkafka => Ok(Arc::new(librdkafka::LibrdkafkaProducer::new(broker, config, supervisor)?)),
+        BuiltInEngine::KafkaRust => Ok(Arc::new(kafka_rust::KafkaRustProducer::new(broker, &config, supervisor))),
+    }
+}
+
+/// Makes a fetcher without any assigned partition; no broker need be reachable.
+pub fn fetcher(
+    broker: &BrokerConfig,
+    config: FetcherConfig,
+    supervisor: &Supervisor,
+) -> Result<Box<dyn Fetcher>, String> {
+    match broker.engine.resolve()? {
+        #[cfg(feature = "librdkafka")]
+        BuiltInEngine::Librdkafka => Ok(Box::new(librdkafka::LibrdkafkaFetcher::new(broker, config)?)),
+        BuiltInEngine::KafkaRust => Ok(Box::new(kafka_rust::KafkaRustFetcher::new(broker, config, supervisor))),
+    }
+}
+
+/// Makes a reader of log end offsets; no broker need be reachable.
+pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
+    match broker.engine.resolve()? {
+        #[cfg(feature = "librdkafka")]
+        BuiltInEngine::Librdkafka => Ok(Box::new(librdkafka::LibrdkafkaLogEnds::new(broker)?)),
+        BuiltInEngine::KafkaRust => Ok(Box::new(kafka_rust::KafkaRustLogEnds::new(broker, supervisor))),
+    }
+}

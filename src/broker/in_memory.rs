@@ -1,0 +1,239 @@
+//! A broker in memory, for unit tests of the modules above the seam.
+//!
+//! It has topics, offsets and trimmed logs as a real broker does. A test can make it unreachable, hold completions
+//! back, fail the next appends and trim logs. It has no threads, no limits and no clock: a message stays until
+//! [`MemoryBroker::trim`], so the test bounds the memory.
+
+mod producer;
+mod reading;
+mod state;
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use self::state::{BrokerState, PartitionLog, Release, SharedBroker};
+use super::{
+    AppendError, AppendFailure, Completion, Message, Offset, PartitionId, PartitionerKind, Stored, TopicPartition,
+};
+
+pub use producer::MemoryProducer;
+pub use reading::{MemoryFetcher, MemoryLogEnds};
+
+/// A handle on the broker; clones share it.
+#[derive(Clone, Default)]
+pub struct MemoryBroker {
+    shared: Arc<SharedBroker>,
+}
+
+impl MemoryBroker {
+    /// A reachable broker without topics.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Creates a topic, or adds partitions to an existing one.
+    pub fn create_topic(&self, name: &str, partitions: i32) {
+        let mut state = self.shared.lock();
+        let logs = state.topics.entry(Arc::from(name)).or_default();
+        while (logs.len() as i32) < partitions {
+            logs.push(PartitionLog::default());
+        }
+    }
+
+    /// An append to a topic that does not exist creates it with this number of partitions. With 0 (default) it fails.
+    pub fn set_auto_create(&self, partitions: i32) {
+        self.change(|state| state.auto_create_partitions = partitions);
+    }
+
+    /// An append with a larger value fails as too large; `None` (default) is no limit.
+    pub fn set_max_message_bytes(&self, limit: Option<usize>) {
+        self.change(|state| state.max_message_bytes = limit);
+    }
+
+    /// Makes the broker reachable or unreachable.
+    pub fn set_reachable(&self, reachable: bool) {
+        self.change(|state| state.unreachable = !reachable);
+    }
+
+    /// From now on appends are stored, but their completions wait for [`MemoryBroker::release_completions`].
+    pub fn hold_completions(&self) {
+        self.change(|state| state.holds_completions = true);
+    }
+
+    /// Runs the completions held so far and holds no further ones; returns how many ran.
+    pub fn release_completions(&self) -> usize {
+        let mut state = self.shared.lock();
+        state.holds_completions = false;
+        let ready = std::mem::take(&mut state.held);
+        drop(state);
+        let ready_count = ready.len();
+        for held in ready {
+            (held.finish)(Release::Confirmed);
+        }
+        self.shared.changed.notify_all();
+        ready_count
+    }
+
+    /// Number of completions held now.
+    pub fn held_count(&self) -> usize {
+        self.shared.lock().held.len()
+    }
+
+    /// Makes the next append fail like this and store nothing. Several failures are used in the order of the calls.
+    pub fn fail_next(&self, kind: AppendFailure, stored: Stored) {
+        let reason = format!("{kind:?} was set by the test");
+        self.change(|state| state.failures.push_back(AppendError { kind, stored, reason }));
+    }
+
+    /// Makes reading a partition fail with this error text, or succeed again.
+    pub fn set_broken(&self, partition: &TopicPartition, reason: Option<&str>) {
+        self.change(|state| match reason {
+            Some(reason) => drop(state.broken.insert(partition.clone(), reason.to_owned())),
+            None => drop(state.broken.remove(partition)),
+        });
+    }
+
+    /// Removes the messages of a partition below `oldest`.
+    pub fn trim(&self, partition: &TopicPartition, oldest: Offset) {
+        self.change(|state| {
+            if let Some(log) = state.log_mut(partition) {
+                while log.oldest < oldest && log.messages.pop_front().is_some() {
+                    log.oldest += 1;
+                }
+                log.oldest = log.oldest.max(oldest);
+            }
+        });
+    }
+
+    /// Appends without a producer and returns the offset.
+    ///
+    /// # Panics
+    /// When the partition does not exist.
+    pub fn put(&self, topic: &str, partition: PartitionId, key: Option<&[u8]>, value: &[u8]) -> Offset {
+        let from = TopicPartition { topic: Arc::from(topic), partition };
+        let mut state = self.shared.lock();
+        let log = state.log_mut(&from).expect("a test puts messages into a partition that it has created");
+        let offset = log.newest();
+        let (key, value) = (key.map(<[u8]>::to_vec), Some(value.to_vec()));
+        log.messages.push_back(Message { from, offset, key, value, headers: Vec::new(), timestamp_ms: Some(0) });
+        drop(state);
+        self.shared.changed.notify_all();
+        offset
+    }
+
+    /// The messages that a partition keeps now; empty when it does not exist.
+    pub fn messages(&self, topic: &str, partition: PartitionId) -> Vec<Message> {
+        let partition = TopicPartition { topic: Arc::from(topic), partition };
+        self.shared.lock().log_mut(&partition).map_or_else(Vec::new, |log| log.messages.iter().cloned().collect())
+    }
+
+    /// A producer with the default partitioner.
+    pub fn producer<C: Completion>(&self) -> MemoryProducer<C> {
+        self.producer_with(PartitionerKind::default())
+    }
+
+    /// A producer with this partitioner.
+    pub fn producer_with<C: Completion>(&self, partitioner: PartitionerKind) -> MemoryProducer<C> {
+        let mut state = self.shared.lock();
+        state.producers_made += 1;
+        let number = state.producers_made;
+        MemoryProducer {
+            shared: Arc::clone(&self.shared),
+            partitioner,
+            number,
+            closed: AtomicBool::new(false),
+            completion: PhantomData,
+        }
+    }
+
+    /// A fetcher without assigned partitions.
+    pub fn fetcher(&self) -> MemoryFetcher {
+        MemoryFetcher { shared: Arc::clone(&self.shared), assigned: BTreeMap::new(), turn: 0 }
+    }
+
+    /// A reader of log end offsets.
+    pub fn log_ends(&self) -> MemoryLogEnds {
+        MemoryLogEnds { shared: Arc::clone(&self.shared) }
+    }
+
+    fn change(&self, apply: impl FnOnce(&mut BrokerState)) {
+        apply(&mut self.shared.lock());
+        self.shared.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::{Acks, AppendResult, FetchError, Fetcher as _, LogEnds as _, LogRange, Producer as _, Record};
+    use std::time::Duration;
+
+    use crossbeam_channel::{Receiver, unbounded};
+
+    type Boxed = Box<dyn FnOnce(AppendResult) + Send>;
+
+    fn append(producer: &MemoryProducer<Boxed>, topic: &str) -> Receiver<AppendResult> {
+        let (sender, receiver) = unbounded();
+        let (topic, value) = (Arc::from(topic), b"v".to_vec());
+        let record = Record { topic, partition: None, key: None, value, headers: Vec::new(), timestamp_ms: None };
+        producer.append(record, Acks::Leader, Box::new(move |outcome| drop(sender.send(outcome))));
+        receiver
+    }
+
+    fn failure(outcome: &Receiver<AppendResult>) -> (AppendFailure, Stored) {
+        let error = outcome.try_recv().expect("it has completed").expect_err("it fails");
+        (error.kind, error.stored)
+    }
+
+    #[test]
+    fn held_completions_run_at_the_release_and_are_closed_otherwise() {
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 1);
+        let producer = broker.producer();
+        broker.hold_completions();
+        let first = append(&producer, "t");
+        assert!(first.try_recv().is_err());
+        assert_eq!((broker.held_count(), broker.messages("t", 0).len()), (1, 1));
+        assert_eq!(broker.release_completions(), 1);
+        assert_eq!(first.try_recv().expect("it has completed").expect("it is stored").offset, Some(0));
+        broker.hold_completions();
+        let second = append(&producer, "t");
+        producer.close(Duration::ZERO);
+        assert_eq!(failure(&second), (AppendFailure::Closed, Stored::Unknown));
+        assert_eq!(failure(&append(&producer, "t")), (AppendFailure::Closed, Stored::No));
+    }
+
+    #[test]
+    fn failures_come_in_the_order_they_were_set() {
+        let broker = MemoryBroker::new();
+        let producer = broker.producer();
+        broker.fail_next(AppendFailure::TimedOut, Stored::Unknown);
+        assert_eq!(failure(&append(&producer, "t")), (AppendFailure::TimedOut, Stored::Unknown));
+        assert_eq!(failure(&append(&producer, "t")), (AppendFailure::UnknownTopic, Stored::No));
+        broker.set_auto_create(2);
+        broker.set_reachable(false);
+        assert_eq!(failure(&append(&producer, "t")), (AppendFailure::Unreachable, Stored::No));
+        assert!(producer.reachable().is_err());
+        broker.set_reachable(true);
+        assert!(append(&producer, "t").try_recv().expect("it has completed").is_ok());
+    }
+
+    #[test]
+    fn trimmed_offsets_are_gone_and_the_range_moves() {
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 1);
+        let partition = TopicPartition { topic: Arc::from("t"), partition: 0 };
+        for _ in 0..5 {
+            broker.put("t", 0, None, b"v");
+        }
+        broker.trim(&partition, 3);
+        let mut fetcher = broker.fetcher();
+        fetcher.assign(&partition, 1);
+        let gone = fetcher.poll(Duration::ZERO, 10);
+        assert!(matches!(gone, Err(FetchError::OffsetGone { offset: 1, oldest: 3, newest: 5, .. })), "{gone:?}");
+        assert_eq!(fetcher.poll(Duration::ZERO, 10).expect("nothing is assigned"), []);
+        assert_eq!(broker.log_ends().range(&partition).expect("it exists"), LogRange { oldest: 3, newest: 5 });
+    }
+}

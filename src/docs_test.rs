@@ -1,0 +1,318 @@
+//! For tests: the documents are about this program. The metrics, keys, paths, links and make targets they name exist,
+//! every metric is documented, and the two languages of the README have the same commands and names.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Prefixes of the names of metrics.
+const FAMILIES: [&str; 4] = ["kproxy_", "ktransfer_", "kmonitor_", "http_"];
+/// Folders whose paths are checked wherever a document names them.
+const FOLDERS: [&str; 8] = ["src/", "conf/", "docs/", "tests/", "benches/", "demo/", "fuzz/", "bin/"];
+/// The README is read in one go.
+const MAX_README_LINES: usize = 150;
+/// A decision is a summary.
+const MAX_DECISION_LINES: usize = 8;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A Markdown file.
+struct Document {
+    /// Path from the root.
+    path: PathBuf,
+    text: String,
+}
+
+impl Document {
+    fn read(path: impl Into<PathBuf>) -> Document {
+        let path = path.into();
+        let text = fs::read_to_string(root().join(&path)).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()));
+        Document { path, text }
+    }
+
+    /// The README and the pages under `docs/`: what users read.
+    fn for_users() -> Vec<Document> {
+        let mut pages: Vec<PathBuf> = fs::read_dir(root().join("docs"))
+            .unwrap()
+            .map(|entry| Path::new("docs").join(entry.unwrap().file_name()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+            .collect();
+        pages.sort();
+        pages.extend(["README.md".into(), "README.zh-CN.md".into()]);
+        pages.into_iter().map(Document::read).collect()
+    }
+
+    fn all() -> Vec<Document> {
+        let mut documents = Document::for_users();
+        documents.extend(["CONTRIBUTING.md", "conf/zabbix/README.md"].map(Document::read));
+        documents
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    /// The text outside of fenced code blocks.
+    fn prose(&self) -> String {
+        self.text.split("```").step_by(2).collect()
+    }
+
+    /// The fenced code blocks, each with its language in the first line.
+    fn blocks(&self) -> Vec<&str> {
+        self.text.split("```").skip(1).step_by(2).collect()
+    }
+
+    /// What stands between backticks in the prose.
+    fn inline_code(&self) -> BTreeSet<String> {
+        self.prose().split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        match entry.extension() {
+            None if entry.is_dir() => rust_files(&entry, found),
+            Some(extension) if extension == "rs" => found.push(entry),
+            _ => {}
+        }
+    }
+}
+
+/// The text of each file of the program, without the files of tests.
+fn sources() -> Vec<String> {
+    let mut files = Vec::new();
+    rust_files(&root().join("src"), &mut files);
+    let is_test = |file: &Path| file.iter().any(|name| name == "tests" || name == "tests.rs");
+    files.retain(|file| !is_test(file.strip_prefix(root()).expect("it is below the root")));
+    files.into_iter().map(|file| fs::read_to_string(file).unwrap()).collect()
+}
+
+/// The words of a text that are named like metrics, without the names of binaries.
+fn metrics_in(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    words
+        .filter(|word| {
+            FAMILIES.iter().any(|family| word.starts_with(family)) && !word.ends_with("_bin") && !word.ends_with('_')
+        })
+        .collect()
+}
+
+/// The names that code registers: whole string literals, in a call that has a help text after them.
+fn registered_metrics() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for text in sources() {
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let mut literals = code.split('"').skip(1).step_by(2);
+        let mut after = code.split('"').skip(2).step_by(2);
+        while let (Some(literal), Some(after)) = (literals.next(), after.next()) {
+            let is_name = metrics_in(literal).contains(literal);
+            if is_name && after.trim() == "," {
+                names.insert(literal.to_owned());
+            }
+        }
+    }
+    names
+}
+
+/// The reference files of the configuration.
+fn reference_files() -> [String; 5] {
+    ["kproxy.yaml", "kproxy.credentials.yaml", "ktransfer.yaml", "modules/test_module_1.yaml", "kmonitor.yaml"]
+        .map(|name| fs::read_to_string(root().join("conf").join(name)).unwrap())
+}
+
+/// The keys of the reference files, those behind `# ` included.
+fn config_keys() -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    for file in reference_files() {
+        for line in file.lines() {
+            let line = line.trim_start().trim_start_matches("# ").trim_start().trim_start_matches("- ");
+            if let Some((key, rest)) = line.split_once(':')
+                && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                && (rest.is_empty() || rest.starts_with(' '))
+            {
+                keys.insert(key.to_owned());
+            }
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_docs_list_every_metric_and_no_other() {
+    let registered = registered_metrics();
+    assert!(registered.len() > 20, "{registered:?}");
+    let keys = config_keys();
+    let documents = Document::for_users();
+    let named: BTreeSet<String> = documents
+        .iter()
+        .flat_map(|document| metrics_in(&document.text))
+        .filter(|name| !keys.contains(*name))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(named, registered);
+}
+
+#[test]
+fn the_alerts_are_over_metrics_that_exist() {
+    let rules = fs::read_to_string(root().join("conf/prometheus/rules.yml")).unwrap();
+    let registered = registered_metrics();
+    let named = metrics_in(&rules);
+    assert!(!named.is_empty());
+    for name in named {
+        assert!(registered.contains(name), "{name}");
+    }
+}
+
+/// The paths that a text names, from the root.
+fn paths_in(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && !"_./-".contains(letter));
+    words
+        .map(|word| word.trim_start_matches("../").trim_start_matches("./").trim_end_matches('.'))
+        .filter(|word| FOLDERS.iter().any(|folder| word.starts_with(folder)) && !word.contains("NAME"))
+        .collect()
+}
+
+#[test]
+fn every_path_in_the_docs_exists() {
+    let mut absent = Vec::new();
+    for document in Document::all() {
+        for path in paths_in(&document.text) {
+            if !root().join(path).exists() {
+                absent.push(format!("{}: {path}", document.name()));
+            }
+        }
+    }
+    assert!(absent.is_empty(), "{absent:#?}");
+}
+
+/// The anchor that GitHub makes of a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
+    kept.map(|letter| if letter == ' ' { '-' } else { letter.to_ascii_lowercase() }).collect()
+}
+
+#[test]
+fn every_link_in_the_docs_leads_somewhere() {
+    let mut broken = Vec::new();
+    let mut documents = Document::all();
+    documents.push(Document::read("CHANGELOG.md"));
+    for document in documents {
+        let prose = document.prose();
+        let targets = prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.starts_with("https://")) {
+            let (file, wanted) = target.split_once('#').unwrap_or((target, ""));
+            let folder = document.path.parent().unwrap_or(Path::new(""));
+            let path = if file.is_empty() { document.path.clone() } else { folder.join(file) };
+            let leads_somewhere = root().join(&path).exists()
+                && (wanted.is_empty() || {
+                    let linked = Document::read(path);
+                    let prose = linked.prose();
+                    let mut headings = prose.lines().filter(|line| line.starts_with('#'));
+                    headings.any(|line| anchor(line.trim_start_matches('#')) == wanted)
+                });
+            if !leads_somewhere {
+                broken.push(format!("{}: {target}", document.name()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// The targets that a command gives to make; settings before and after it are left out.
+fn make_targets(command: &str) -> Vec<&str> {
+    let mut words = command.split_whitespace().skip_while(|word| *word == "#" || word.contains('='));
+    match words.next() {
+        Some("make") => words
+            .filter(|word| !word.contains('='))
+            .take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn every_make_target_in_the_docs_exists() {
+    assert_eq!(make_targets("# DEMO_SECONDS=30 make tools demo A=5 # words"), ["tools", "demo"]);
+    assert_eq!(make_targets("apt-get install make"), [""; 0]);
+    let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
+    let targets: BTreeSet<&str> = makefile.lines().filter_map(|line| line.split_once(':')).map(|pair| pair.0).collect();
+    for document in Document::all() {
+        let inline = document.inline_code();
+        let lines = document.blocks().into_iter().flat_map(str::lines);
+        for command in inline.iter().map(String::as_str).chain(lines) {
+            for target in make_targets(command) {
+                assert!(targets.contains(target), "{}: make {target}", document.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_keys_in_tables_of_the_docs_are_in_the_reference_files() {
+    let keys = config_keys();
+    assert!(keys.contains("max_connections") && keys.contains("window_size") && keys.contains("token"), "{keys:?}");
+    let mut count = 0;
+    for document in Document::for_users() {
+        let mut is_inside = false;
+        for line in document.text.lines() {
+            is_inside = line.starts_with("| key |") || is_inside && line.starts_with('|');
+            let cell = line.split('|').nth(1).filter(|_| is_inside).unwrap_or_default();
+            for key in cell.split('`').skip(1).step_by(2) {
+                assert!(keys.contains(key), "{}: {key}", document.name());
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 10, "{count}");
+}
+
+#[test]
+fn no_name_in_the_docs_is_invented() {
+    let mut program = sources();
+    program.extend(reference_files());
+    program.extend(["Cargo.toml", "conf/zabbix/README.md"].map(|file| Document::read(file).text));
+    // The decisions name what other programs and crates have.
+    let decisions = Path::new("docs/decisions.md");
+    for document in Document::for_users().iter().filter(|document| document.path != decisions) {
+        for code in document.inline_code() {
+            let is_name = code.contains('_') && code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+            let is_known = !is_name || program.iter().any(|text| text.contains(&code));
+            assert!(is_known, "{}: {code}", document.name());
+        }
+    }
+}
+
+#[test]
+fn the_readme_and_the_decisions_are_short() {
+    let lines = Document::read("README.md").text.lines().count();
+    assert!(lines <= MAX_README_LINES, "{lines} lines");
+    let decisions = Document::read("docs/decisions.md").text;
+    let mut sections = decisions.split("\n## ");
+    let _introduction = sections.next();
+    for section in sections {
+        let (title, body) = section.split_once('\n').unwrap();
+        let lines = body.lines().filter(|line| !line.is_empty()).count();
+        assert!(lines <= MAX_DECISION_LINES, "{title}: {lines} lines");
+    }
+}
+
+#[test]
+fn the_chinese_readme_has_the_commands_and_names_of_the_english_one() {
+    let [english, chinese] = ["README.md", "README.zh-CN.md"].map(Document::read);
+    assert_eq!(chinese.blocks(), english.blocks());
+    assert_eq!(chinese.inline_code(), english.inline_code());
+}
+
+#[test]
+fn the_quick_starts_have_good_configurations() {
+    let file = |name| root().join("docs/quickstart").join(name);
+    let kproxy = crate::kproxy::load(&file("kproxy.yaml")).unwrap();
+    // The module's file is relative to the root of the checkout, where tests run as well.
+    let ktransfer = crate::ktransfer::load(&file("ktransfer.yaml")).unwrap_or_else(|problems| panic!("{problems}"));
+    let kmonitor = crate::kmonitor::load(&file("kmonitor.yaml")).unwrap();
+    assert_eq!(kproxy.broker_hosts, ["localhost:9092"]);
+    assert_eq!(ktransfer.module_names().collect::<Vec<_>>(), ["copy"]);
+    assert_eq!(kmonitor.clusters[0].name, "quickstart");
+}

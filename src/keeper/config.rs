@@ -1,0 +1,39 @@
+//! How to reach an ensemble: hosts, chroot and timeouts.
+
+use std::time::Duration;
+
+use super::paths;
+use crate::config::{Problems, Section};
+
+/// How to reach an ensemble.
+#[derive(Clone, Debug)]
+pub struct KeeperConfig {
+    /// `host:port` of the servers; at least one.
+    pub hosts: Vec<String>,
+    /// Prefix of every path, `/a/b` or empty. Added here, never passed to the zookeeper crate.
+    pub chroot: String,
+    /// Requested session timeout (`zk_timeout_ms`, `zk_session_timeout_ms`).
+    pub session_timeout: Duration,
+    /// Bound on connecting to one server (`zk_connect_timeout_ms`).
+    pub connect_timeout: Duration,
+}
+
+impl KeeperConfig {
+    /// `path` with the chroot before it.
+    pub(super) fn full_path(&self, path: &str) -> String {
+        match (self.chroot.as_str(), path) {
+            ("", path) => path.to_owned(),
+            (chroot, "/") => chroot.to_owned(),
+            (chroot, path) => format!("{chroot}{path}"),
+        }
+    }
+}
+
+/// Reads the chroot from `key`: empty or absent, or `/a/b`.
+pub fn chroot(key: &str, section: &mut Section, problems: &mut Problems) -> String {
+    let chroot = section.string(key, Some(""), problems);
+    paths::normalise_chroot(&chroot).unwrap_or_else(|wrong| {
+        section.note(key, format!("{wrong}; it is empty or a path, as in /mq/test_cluster"), problems);
+        String::new()
+    })
+}

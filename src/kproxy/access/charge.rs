@@ -1,0 +1,60 @@
+//! What a request is charged, from its head to its body.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::credentials::Credential;
+use super::rate::{RateCost, RateMeter};
+
+/// What an admitted request was charged. Dropped without [`RateCharge::finalize`], because its body never came or was
+/// refused, it gives back the bytes; the request stays charged.
+pub(crate) struct RateCharge {
+    pub(super) credential: Option<Arc<Credential>>,
+    /// The meter of the topic; `None`: the topic has no limit.
+    pub(super) topic: Option<Arc<RateMeter>>,
+    /// Charged so far.
+    pub(super) bytes: u64,
+}
+
+impl RateCharge {
+    /// Charges the messages and bytes of a body that goes to the broker, instead of one request and the announced
+    /// bytes. The difference may exceed the limit: it becomes a debt that later requests wait for. Returns the name
+    /// of the credential, for the log.
+    pub(crate) fn finalize(mut self, message_count: usize, bytes: usize) -> Option<Arc<str>> {
+        // Taken out, so that `Drop` gives back nothing.
+        let charged = std::mem::take(&mut self.bytes);
+        let wide = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let cost =
+            RateCost { requests: wide(message_count).saturating_sub(1), bytes: wide(bytes).saturating_sub(charged) };
+        if cost != RateCost::default() && self.meters().next().is_some() {
+            let now = now();
+            self.meters().for_each(|meter| meter.take_anyway(cost, now));
+        }
+        self.credential.as_ref().map(|credential| Arc::clone(&credential.name))
+    }
+
+    pub(super) fn credential_meter(&self) -> Option<&RateMeter> {
+        self.credential.as_ref().and_then(|credential| credential.meter.as_deref())
+    }
+
+    fn meters(&self) -> impl Iterator<Item = &RateMeter> {
+        self.credential_meter().into_iter().chain(self.topic.as_deref())
+    }
+}
+
+impl Drop for RateCharge {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            let cost = RateCost { requests: 0, bytes: self.bytes };
+            self.meters().for_each(|meter| meter.give_back(cost));
+        }
+    }
+}
+
+/// The clock of the meters: nanoseconds since the first call, plus one second, so that time 0, at which a new bucket is
+/// full, is in the past.
+pub(super) fn now() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let since = START.get_or_init(Instant::now).elapsed() + Duration::from_secs(1);
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,73 @@
+//! A message of a batch on its way from the body to a record.
+
+use std::sync::Arc;
+
+use crate::broker::{Header, PartitionId, Record};
+use crate::kproxy::headers;
+
+/// Memory of a header besides its bytes: the allocations of name and value, and their owners in the `Vec`.
+const HEADER_OVERHEAD_BYTES: usize = 96;
+
+/// One message as the body has it. What it leaves out comes from [`BatchDefaults`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ParsedMessage {
+    /// `None`: the default key. Empty: no key, whatever the default.
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) headers: Vec<Header>,
+    pub(crate) partition: Option<PartitionId>,
+    pub(crate) timestamp_ms: Option<i64>,
+}
+
+impl ParsedMessage {
+    pub(crate) fn has_headers_or_timestamp(&self) -> bool {
+        !self.headers.is_empty() || self.timestamp_ms.is_some()
+    }
+
+    pub(crate) fn key_and_headers_bytes(&self) -> usize {
+        self.key.as_ref().map_or(0, Vec::len) + self.headers.iter().map(header_bytes).sum::<usize>()
+    }
+}
+
+/// Topic of all messages of a batch, and what the request's head says for those that leave it out.
+pub(crate) struct BatchDefaults {
+    pub(crate) topic: Arc<str>,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) partition: Option<PartitionId>,
+    pub(crate) timestamp_ms: Option<i64>,
+    /// Trace context for messages without their own.
+    pub(crate) trace: Vec<Header>,
+}
+
+impl BatchDefaults {
+    /// Memory of the records that `messages` become.
+    pub(crate) fn bytes_of_records(&self, messages: &[ParsedMessage]) -> usize {
+        let in_memory = |headers: &[Header]| -> usize {
+            headers.iter().map(|header| header_bytes(header) + HEADER_OVERHEAD_BYTES).sum()
+        };
+        let trace_bytes = in_memory(&self.trace);
+        let default_key_bytes = self.key.as_ref().map_or(0, Vec::len);
+        let record_bytes = |message: &ParsedMessage| {
+            let key_bytes = message.key.as_ref().map_or(default_key_bytes, Vec::len);
+            message.value.len() + key_bytes + in_memory(&message.headers) + trace_bytes
+        };
+        messages.iter().map(record_bytes).sum()
+    }
+
+    pub(crate) fn record(&self, message: ParsedMessage) -> Record {
+        let mut headers = message.headers;
+        headers::add_trace(&mut headers, &self.trace);
+        Record {
+            topic: Arc::clone(&self.topic),
+            partition: message.partition.or(self.partition),
+            key: message.key.or_else(|| self.key.clone()).filter(|key| !key.is_empty()),
+            value: message.value,
+            headers,
+            timestamp_ms: message.timestamp_ms.or(self.timestamp_ms),
+        }
+    }
+}
+
+fn header_bytes(header: &Header) -> usize {
+    header.name.len() + header.value.as_ref().map_or(0, Vec::len)
+}

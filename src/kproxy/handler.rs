@@ -1,0 +1,294 @@
+//! The requests of kproxy: `/commit`, `/commit_batch`, and the operations endpoints on the same port.
+//!
+//! A request is checked from its head alone; its body then becomes one message or many, handed to the broker together
+//! with the [`Reply`]. Bounds: `req_pool_size` messages and `max_in_flight_bytes`; beyond them the answer is 503 at
+//! once.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use log::Level;
+
+use super::access::{AccessControl, RateCharge};
+use super::answer::Failure;
+use super::batch::{BatchDefaults, BatchFormat, BatchItem, BatchLimits, BatchRequest, ParsedMessage, PendingBatch};
+use super::headers;
+use super::in_flight::{PendingCommit, PendingMessage};
+use super::in_flight_slots::{InFlightSlots, SlotPool};
+use super::log_fields::{ClientLabel, redacted_query, truncated};
+use super::metrics::{KproxyMetrics, TopicCounters};
+use super::producer_pool::ProducerPool;
+use super::query::parse;
+use crate::admin::Admin;
+use crate::broker::{Acks, Header, PartitionId, Record};
+use crate::http::{Admission, Handler, Head, Lease, Reply, Request, Response};
+use crate::log_limited;
+
+/// Answers every request of kproxy's port.
+pub(super) struct CommitHandler {
+    pub(super) producers: ProducerPool<PendingMessage>,
+    pub(super) admin: Admin,
+    pub(super) metrics: Arc<KproxyMetrics>,
+    /// `None`: no access control is configured.
+    pub(super) access: Option<AccessControl>,
+    pub(super) slots: SlotPool,
+    pub(super) max_message_bytes: usize,
+    pub(super) batch_limits: BatchLimits,
+    /// Whether the engine supports record headers and timestamps.
+    pub(super) has_headers_and_timestamps: bool,
+}
+
+/// The endpoints that take POST, by path.
+const ENDPOINTS: [(&str, Endpoint); 2] = [("/commit", Endpoint::Commit), ("/commit_batch", Endpoint::CommitBatch)];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint {
+    /// The body is one message.
+    Commit,
+    /// The body holds many messages.
+    CommitBatch,
+}
+
+/// What the head of an admitted request says; the message follows in its body.
+struct AdmittedCommit {
+    /// `None`: the body is one message. For a batch, key, partition, timestamp and headers are those of the messages
+    /// that have none of their own.
+    format: Option<BatchFormat>,
+    topic: TopicCounters,
+    key: Option<Vec<u8>>,
+    acks: Acks,
+    /// `None`: no access control is configured.
+    charge: Option<RateCharge>,
+    partition: Option<PartitionId>,
+    timestamp_ms: Option<i64>,
+    headers: Vec<Header>,
+}
+
+impl CommitHandler {
+    /// Checks a head, before a byte of the body is read.
+    fn check(&self, endpoint: Endpoint, head: &Head, max_body_bytes: usize) -> Result<AdmittedCommit, Failure> {
+        // Authentication comes first: without valid credentials the answer is 401, whatever else is wrong.
+        let access = self.access.as_ref();
+        let credential = access.map_or(Ok(None), |access| access.authenticate(head))?;
+        let query = parse(head.query.as_deref().unwrap_or_default())?;
+        access.map_or(Ok(()), |access| access.authorize(credential.as_deref(), &query.topic))?;
+        let (format, headers) = match endpoint {
+            Endpoint::Commit => (None, self.record_headers(head)?),
+            Endpoint::CommitBatch => (Some(BatchFormat::of(head)?), self.batch_trace(head)?),
+        };
+        if query.timestamp_ms.is_some() && !self.has_headers_and_timestamps {
+            return Err(Failure::unsupported());
+        }
+        self.check_free_slot()?;
+        // Rates come last, so that a request refused for another reason is not charged.
+        let charge = access.map(|access| access.charge(credential, &query.topic, head, max_body_bytes)).transpose()?;
+        Ok(AdmittedCommit {
+            charge,
+            format,
+            topic: self.metrics.topic(&query.topic),
+            key: query.key.map(Cow::into_owned),
+            acks: query.acks,
+            partition: query.partition,
+            timestamp_ms: query.timestamp_ms,
+            headers,
+        })
+    }
+
+    fn record_headers(&self, head: &Head) -> Result<Vec<Header>, Failure> {
+        if !headers::any_for_record(&head.headers) {
+            return Ok(Vec::new());
+        }
+        let mut custom = headers::custom(&head.headers)?;
+        if self.has_headers_and_timestamps {
+            headers::add_trace(&mut custom, &headers::trace_context(&head.headers));
+        } else if !custom.is_empty() {
+            // A trace context alone is dropped instead: many HTTP clients send one by default.
+            return Err(Failure::unsupported());
+        }
+        Ok(custom)
+    }
+
+    fn batch_trace(&self, head: &Head) -> Result<Vec<Header>, Failure> {
+        if !headers::any_for_record(&head.headers) {
+            return Ok(Vec::new());
+        }
+        if !headers::custom(&head.headers)?.is_empty() {
+            let message = "X-Kafka-Header- is for /commit only: put headers into the messages of the batch";
+            return Err(Failure::bad_header(message));
+        }
+        Ok(if self.has_headers_and_timestamps { headers::trace_context(&head.headers) } else { Vec::new() })
+    }
+
+    /// Refuses before the body is sent; a slot is acquired only once the body has arrived.
+    fn check_free_slot(&self) -> Result<(), Failure> {
+        let used = self.slots.used();
+        if used < self.slots.size() { Ok(()) } else { Err(self.pool_full(used)) }
+    }
+
+    fn acquire_slots(&self, count: usize) -> Result<InFlightSlots, Failure> {
+        self.slots.acquire(count).map_err(|used| self.pool_full(used))
+    }
+
+    fn pool_full(&self, used: usize) -> Failure {
+        self.metrics.pool_full.inc();
+        Failure::overloaded(format!("{used} commits are in flight, req_pool_size is {}", self.slots.size()))
+    }
+
+    /// Hands the body of a request to the broker as one message.
+    fn commit(&self, admitted: AdmittedCommit, request: Request, reply: Reply) {
+        let started = Instant::now();
+        let Request { mut head, body, lease, .. } = request;
+        let slot = match self.acquire_slot_for(&body) {
+            Ok(slot) => slot,
+            Err(failure) => return reply.send(self.refuse(&head, Some(Endpoint::Commit), &failure)),
+        };
+        let AdmittedCommit { topic, key, acks, charge, partition, timestamp_ms, headers, .. } = admitted;
+        let bytes = body.len();
+        let client = client_of(&head, charge, 1, bytes);
+        let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
+        let commit = Box::new(PendingCommit {
+            reply,
+            topic,
+            acks,
+            query: head.query.take().unwrap_or_default(),
+            bytes,
+            client,
+            started,
+            metrics: Arc::clone(&self.metrics),
+            slot,
+            lease,
+            outcome: None,
+        });
+        self.producers.append(record, acks, PendingMessage::Commit(commit));
+    }
+
+    fn acquire_slot_for(&self, body: &[u8]) -> Result<InFlightSlots, Failure> {
+        if body.is_empty() {
+            return Err(Failure::empty_body("empty body: the body is the message"));
+        }
+        self.acquire_slots(1)
+    }
+
+    /// Hands the messages of a request's body to the broker, in their order.
+    fn commit_batch(&self, format: BatchFormat, admitted: AdmittedCommit, request: Request, reply: Reply) {
+        let started = Instant::now();
+        let Request { head, body, mut lease, .. } = request;
+        let AdmittedCommit { topic, acks, charge, key, partition, timestamp_ms, headers: trace, .. } = admitted;
+        let defaults = BatchDefaults { topic: Arc::clone(&topic.name), key, partition, timestamp_ms, trace };
+        let bytes = body.len();
+        let (messages, mut slots) = match self.prepare_batch(format, &defaults, body, &mut lease) {
+            Ok(prepared) => prepared,
+            Err(failure) => return reply.send(self.refuse(&head, Some(Endpoint::CommitBatch), &failure)),
+        };
+        let client = client_of(&head, charge, messages.len(), bytes);
+        let (metrics, query) = (Arc::clone(&self.metrics), head.query.unwrap_or_default());
+        let request = BatchRequest { topic, acks, metrics, query, bytes, client, started };
+        let batch = PendingBatch::new(messages.len(), request, lease, reply);
+        for (index, message) in messages.into_iter().enumerate() {
+            let record = defaults.record(message);
+            let item = BatchItem::new(&batch, index, slots.split_one());
+            self.producers.append(record, acks, PendingMessage::BatchItem(item));
+        }
+        PendingBatch::release(batch);
+    }
+
+    /// The messages of a body, with memory and slots for all of them. When it fails, none has been handed over.
+    fn prepare_batch(
+        &self,
+        format: BatchFormat,
+        defaults: &BatchDefaults,
+        body: Vec<u8>,
+        lease: &mut Lease,
+    ) -> Result<(Vec<ParsedMessage>, InFlightSlots), Failure> {
+        let messages = format.parse(&body, &self.batch_limits)?;
+        drop(body);
+        if !self.has_headers_and_timestamps && messages.iter().any(ParsedMessage::has_headers_or_timestamp) {
+            return Err(Failure::unsupported());
+        }
+        if !lease.grow_to(defaults.bytes_of_records(&messages)) {
+            return Err(Failure::overloaded("max_in_flight_bytes is reached: no memory for the messages of the batch"));
+        }
+        let slots = self.acquire_slots(messages.len())?;
+        Ok((messages, slots))
+    }
+
+    /// Answers a path that is none of the [`ENDPOINTS`].
+    fn other_path(&self, head: &Head) -> Response {
+        // The labels of /metrics are names of topics. Probes of /healthz and /readyz have no credentials.
+        if head.path == "/metrics"
+            && let Some(Err(failure)) = self.access.as_ref().map(|access| access.authenticate(head))
+        {
+            return self.refuse(head, None, &failure);
+        }
+        if let Some(response) = self.admin.answer(head) {
+            return response;
+        }
+        match &*head.method {
+            "OPTIONS" if head.path == "*" => {
+                Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS")
+            }
+            _ => self.refuse(head, None, &Failure::unknown_path()),
+        }
+    }
+
+    /// Counts and logs a request of which nothing was handed to Kafka, and makes its answer.
+    fn refuse(&self, head: &Head, endpoint: Option<Endpoint>, failure: &Failure) -> Response {
+        match endpoint {
+            Some(Endpoint::CommitBatch) => self.metrics.batch(failure.status),
+            Some(Endpoint::Commit) | None => self.metrics.refused(failure.status),
+        }
+        let query = redacted_query(head.query.as_deref().unwrap_or_default());
+        log_limited!(
+            Level::Warn,
+            "{} {} {query} refused status={} error={} peer={}: {}",
+            truncated(&head.method),
+            truncated(&head.path),
+            failure.status,
+            failure.code,
+            ClientLabel { address: head.peer, credential: None },
+            failure.message
+        );
+        failure.response()
+    }
+}
+
+/// The client of a request whose messages go to the broker. Charges their real number and size.
+fn client_of(head: &Head, charge: Option<RateCharge>, message_count: usize, bytes: usize) -> ClientLabel {
+    let credential = charge.and_then(|charge| charge.finalize(message_count, bytes));
+    ClientLabel { address: head.peer, credential }
+}
+
+impl Handler for CommitHandler {
+    fn admit(self: Arc<Self>, head: &Head) -> Admission {
+        let Some(&(_, endpoint)) = ENDPOINTS.iter().find(|(path, _)| *path == head.path) else {
+            return Admission::Refuse(self.other_path(head));
+        };
+        let max_body_bytes = match endpoint {
+            Endpoint::Commit => self.max_message_bytes,
+            Endpoint::CommitBatch => self.batch_limits.max_body_bytes,
+        };
+        match &*head.method {
+            "POST" => match self.check(endpoint, head, max_body_bytes) {
+                Ok(admitted) => {
+                    let then = Box::new(move |request, reply| match admitted.format {
+                        None => self.commit(admitted, request, reply),
+                        Some(format) => self.commit_batch(format, admitted, request, reply),
+                    });
+                    Admission::Read { max_body_bytes, then }
+                }
+                Err(failure) => Admission::Refuse(self.refuse(head, Some(endpoint), &failure)),
+            },
+            "OPTIONS" => Admission::Refuse(Response::new(200, "", "").with_header("Allow", "POST, OPTIONS")),
+            _ => Admission::Refuse(self.refuse(head, Some(endpoint), &Failure::method_not_allowed())),
+        }
+    }
+
+    fn refusal(&self, status: u16, reason: &str) -> Response {
+        log_limited!(Level::Warn, "request refused status={status}: {reason}");
+        Failure::from_server(status, reason).response()
+    }
+}
+
+#[cfg(test)]
+mod tests;

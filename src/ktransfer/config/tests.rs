@@ -1,0 +1,156 @@
+//! The configuration files, the original's and ours, and the problems of bad ones.
+
+use super::*;
+use std::fs;
+
+use crate::config::reference::{assert_has_all, in_force, keys_of};
+use crate::ktransfer::template::PlaceholderValues;
+
+const ORIGINAL_MAIN: &str = include_str!("../../../tests/fixtures/original/ktransfer.yaml");
+const ORIGINAL_MODULE: &str = include_str!("../../../tests/fixtures/original/modules/test_module_1.yaml");
+const REFERENCE_MAIN: &str = include_str!("../../../conf/ktransfer.yaml");
+const REFERENCE_MODULES: [&str; 2] = [
+    include_str!("../../../conf/modules/test_module_1.yaml"),
+    include_str!("../../../conf/modules/test_module_2.yaml"),
+];
+
+/// Loads a main file and module files from a temporary folder; `./conf/modules` is replaced by a folder in it.
+fn load_texts(main: &str, modules: &[(&str, &str)]) -> Result<Config, Problems> {
+    let folder = tempfile::tempdir().unwrap();
+    let module_folder = folder.path().join("conf/modules");
+    fs::create_dir_all(&module_folder).unwrap();
+    for (name, text) in modules {
+        fs::write(module_folder.join(format!("{name}.yaml")), text).unwrap();
+    }
+    let file = folder.path().join("ktransfer.yaml");
+    fs::write(&file, main.replace("./conf/modules", module_folder.to_str().unwrap())).unwrap();
+    load(&file)
+}
+
+fn texts(outcome: Result<Config, Problems>) -> Vec<String> {
+    let problems = outcome.err().expect("problems");
+    let shown = |problem: &crate::config::Problem| {
+        format!("{}: {}: {}", problem.file.file_name().unwrap().display(), problem.key, problem.text)
+    };
+    problems.0.iter().map(shown).collect()
+}
+
+#[test]
+fn the_files_of_the_original_load_unchanged() {
+    let modules = [("test_mdoule_1", ORIGINAL_MODULE), ("test_module_2", ORIGINAL_MODULE)];
+    let config = load_texts(ORIGINAL_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(config.keeper.hosts.len(), 5);
+    assert_eq!(config.keeper.chroot, "/mq/test_cluster");
+    assert_eq!(config.keeper.session_timeout, Duration::from_secs(3));
+    assert_eq!(config.retry_interval, Duration::from_secs(30));
+    assert_eq!((config.admin_port, config.broker_hosts), (None, None));
+    let module = &config.modules[0];
+    assert_eq!((&*module.name, &*module.topic), ("test_mdoule_1", "test_topic"));
+    assert!(module.methods.as_ref().unwrap().contains("TestReply"));
+    assert_eq!(module.protocol.headers, [("Host".to_owned(), "www.myhug.cn".to_owned())]);
+    assert_eq!(module.protocol.read_timeout, None, "0 is none");
+    assert_eq!(module.protocol.connect_timeout, Some(Duration::from_millis(100)));
+    assert_eq!((module.worker_num.get(), module.window_size.get(), module.waiting_queue_size.get()), (100, 200, 256));
+    assert_eq!(module.retry.max_retry_times, None);
+    assert_eq!(module.retry.first_pause, Duration::from_millis(200));
+    assert_eq!(module.retry.max_pause, Duration::from_secs(10));
+    assert_eq!(module.offset_update_interval, Duration::from_secs(10));
+    assert!(module.serialize_by_key);
+    assert_eq!(module.backend_servers[3], "10.1.2.4:80");
+    let mut uri = String::new();
+    let values = PlaceholderValues { topic: "t", key: b"k", transid: 1, partition: 0, method: "m" };
+    module.protocol.uri.fill_into(&mut uri, &values);
+    assert_eq!(uri, "/XXX/t?key=k&transid=1&format=msgpack");
+}
+
+#[test]
+fn the_reference_shows_every_key_with_its_default() {
+    let keys = keys_of(include_str!("../config.rs"));
+    let [main, module] = [REFERENCE_MAIN, REFERENCE_MODULES[0]].map(|file| in_force(file, &keys));
+    assert_has_all(&keys, &format!("{main}{module}"));
+    let with_modules = |main: &str, first: &str| {
+        let modules = [("test_module_1", first), ("test_module_2", REFERENCE_MODULES[1])];
+        load_texts(main, &modules).unwrap_or_else(|problems| panic!("{problems}"))
+    };
+    let as_it_is = with_modules(REFERENCE_MAIN, REFERENCE_MODULES[0]);
+    let written_out = with_modules(&main, &module);
+    assert_eq!((written_out.admin_port, written_out.broker_hosts.map(|hosts| hosts.len())), (Some(5040), Some(2)));
+    assert_eq!(as_it_is.log, written_out.log);
+    assert_eq!(as_it_is.retry_interval, written_out.retry_interval);
+    assert_eq!(as_it_is.engine, written_out.engine);
+    assert_eq!(as_it_is.shutdown_grace, written_out.shutdown_grace);
+    // The second module leaves out every optional key.
+    let [shown, default] = [&written_out.modules[0], &written_out.modules[1]];
+    assert_eq!(shown.worker_num, default.worker_num);
+    assert_eq!(shown.window_size, default.window_size);
+    assert_eq!(shown.retry, default.retry);
+    assert_eq!(shown.max_commit_gap, default.max_commit_gap);
+    assert_eq!(shown.start_from, default.start_from);
+    assert_eq!(shown.offset_update_interval, default.offset_update_interval);
+    assert_eq!(shown.waiting_queue_size, default.waiting_queue_size);
+    assert_eq!(shown.serialize_by_key, default.serialize_by_key);
+}
+
+#[test]
+fn every_optional_key_may_be_left_out() {
+    let main = "zk_hosts: ['a:1']\nmodule_conf_dir: ./conf/modules\nmodule_enabled: [m]\nzk_chroot:\n";
+    let module = "topic: t\nprotocol: {uri: /}\nbackend_servers: [localhost]\n";
+    let config = load_texts(main, &[("m", module)]).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!((config.log.dir.to_str(), config.log.level), (Some("./log"), 4));
+    assert_eq!(config.keeper.chroot, "");
+    assert_eq!(config.keeper.session_timeout, Duration::from_secs(30));
+    assert_eq!(config.shutdown_grace, Duration::from_secs(10));
+    let module = &config.modules[0];
+    assert!(module.methods.is_none());
+    assert_eq!((module.worker_num.get(), module.window_size.get(), module.max_commit_gap.get()), (100, 200, 10_000));
+    assert_eq!(module.start_from, StartFrom::Earliest);
+    assert_eq!(module.protocol.write_timeout, None);
+}
+
+#[test]
+fn all_problems_of_all_files_are_reported_together() {
+    let main = "zk_hosts: [a]\nzk_chroot: mq\nzk_timeout_ms: 0\nmodule_conf_dir: ./conf/modules\nmodule_enabled: [m, n, ../x]\nzk_host: 1\n";
+    let module = "topic: a b\nmethods: []\nworker_num: 0\nwindow_size: -1\nmax_retry_times: -2\nfail_retry_interval_ms: 500\n\
+                  max_retry_interval_ms: 100\nserialize_by_key: 1\nbackend_servers: ['http://a', 'b:0']\nprotocol:\n  name: grpc\n  uri: \
+                  /{#TOPICS}\n  headers:\n  - {Host: a, host: b}\n  - 'Content-Length: 1'\n  - Content-Length: '1'\n  - X: 1\n  - 'a b': c\n  \
+                  - T: \"secret\\n\"\n  red_timeout_ms: 1\n";
+    let expected = [
+        "ktransfer.yaml: zk_hosts: has \"a\", but each entry must be host:port, as in 10.1.1.1:2181",
+        "ktransfer.yaml: zk_chroot: \"mq\" must begin with a slash; it is empty or a path, as in /mq/test_cluster",
+        "ktransfer.yaml: zk_timeout_ms: is 0, but must be a whole number from 100 to 600000",
+        "m.yaml: topic: is \"a b\", but must be 1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..",
+        "m.yaml: methods: is [], but must be a list of distinct, non-empty strings, at least one",
+        "m.yaml: protocol.name: is \"grpc\", but must be one of http",
+        "m.yaml: protocol.uri: is \"/{#TOPICS}\", but has \"{#TOPICS}\", but the placeholders are {#TOPIC} {#KEY} {#TRANSID} {#PARTITION} {#METHOD}",
+        "m.yaml: protocol.headers: has Host twice",
+        "m.yaml: protocol.headers: entry 2 is not a map with one key",
+        "m.yaml: protocol.headers: has Content-Length, which ktransfer sets itself",
+        "m.yaml: protocol.headers: entry 4 must have a string as name and value (put them in quotes)",
+        "m.yaml: protocol.headers: has \"a b\", which is not the name of a header",
+        "m.yaml: protocol.headers: has a value for T with characters that a header cannot carry",
+        "m.yaml: protocol.red_timeout_ms: unknown key (misspelt?)",
+        "m.yaml: worker_num: is 0, but must be a whole number from 1 to 10000",
+        "m.yaml: window_size: is -1, but must be a whole number from 1 to 1000000",
+        "m.yaml: max_retry_times: is -2, but must be a whole number from -1 to 4294967295",
+        "m.yaml: max_retry_interval_ms: is 100, but must not be below fail_retry_interval_ms, which is 500",
+        "m.yaml: backend_servers: has \"http://a\", but each entry must be host:port, as in 10.1.2.1:80",
+        "m.yaml: backend_servers: has \"b:0\", but each entry must be host:port, as in 10.1.2.1:80",
+        "m.yaml: serialize_by_key: is 1, but must be true or false",
+        "n.yaml: : cannot be read: No such file or directory (os error 2)",
+        "ktransfer.yaml: module_enabled: has \"../x\", but a module is named after its file: no slash, and no leading dot",
+        "ktransfer.yaml: zk_host: unknown key (misspelt?)",
+    ];
+    let found = texts(load_texts(main, &[("m", module)]));
+    for (index, text) in expected.iter().enumerate() {
+        assert_eq!(found.get(index).map(String::as_str), Some(*text), "problem {index} of {found:#?}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    assert!(!format!("{found:?}").contains("secret"));
+}
+
+#[test]
+fn a_missing_main_file_is_one_problem() {
+    let problems = load(Path::new("/nowhere/ktransfer.yaml")).err().expect("a problem");
+    assert_eq!(problems.0.len(), 1, "{problems}");
+    assert!(problems.to_string().starts_with("/nowhere/ktransfer.yaml: cannot be read"));
+}

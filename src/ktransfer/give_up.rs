@@ -1,0 +1,173 @@
+//! The one place where a message is given up: no further attempt is made, and the commit point moves past it.
+//!
+//! Dispatcher and workers find such messages; [`give_up`] alone logs and counts them. The message is done afterwards.
+//! Invariant: each message given up is counted exactly once, and logged with topic, partition, offset and key.
+
+use std::fmt;
+use std::time::Duration;
+
+use log::{Level, warn};
+
+use super::method::NoMethod;
+use super::policy::AttemptOutcome;
+use super::worker_context::WorkerContext;
+use crate::broker::Message;
+use crate::log_limited;
+
+/// Why a message is given up.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum GiveUpReason<'a> {
+    /// `methods` is configured and the message has no method to compare.
+    Undecodable(NoMethod),
+    /// The last attempt failed, and `max_retry_times` allows no further one.
+    AttemptsUsedUp(LastAttempt<'a>),
+    /// No request can carry the message (for instance, its url is too long), so every further attempt would fail too.
+    Impossible(LastAttempt<'a>),
+}
+
+/// The attempt after which a message is given up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LastAttempt<'a> {
+    /// Number of the attempt, from 1.
+    pub(super) number: u32,
+    /// How it ended.
+    pub(super) outcome: &'a AttemptOutcome,
+    /// The url of the request.
+    pub(super) url: &'a str,
+    /// From the begin of the attempt to its end.
+    pub(super) took: Duration,
+}
+
+impl fmt::Display for LastAttempt<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LastAttempt { number, outcome, url, took } = self;
+        write!(formatter, "attempt={number}, {outcome}, proctime={}ms, url={url}", took.as_millis())
+    }
+}
+
+impl<'a> GiveUpReason<'a> {
+    /// The reason when the retry policy gives up after `last`.
+    pub(super) fn after_attempt(last: LastAttempt<'a>) -> GiveUpReason<'a> {
+        match last.outcome {
+            AttemptOutcome::Impossible { .. } => GiveUpReason::Impossible(last),
+            AttemptOutcome::Answered { .. } | AttemptOutcome::Failed { .. } => GiveUpReason::AttemptsUsedUp(last),
+        }
+    }
+}
+
+impl fmt::Display for GiveUpReason<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GiveUpReason::Undecodable(cause) => write!(formatter, "methods is configured, but {cause}"),
+            GiveUpReason::AttemptsUsedUp(last) => write!(formatter, "max_retry_times is used up, {last}"),
+            GiveUpReason::Impossible(last) => write!(formatter, "no request can carry it, {last}"),
+        }
+    }
+}
+
+/// Gives `message` up: logs and counts it. `method` is that of the message where `methods` is configured.
+pub(super) fn give_up(context: &WorkerContext, message: &Message, method: Option<&str>, reason: GiveUpReason<'_>) {
+    let line = GiveUpLine { module: &context.config.name, message, method: method.unwrap_or("*"), reason };
+    match reason {
+        GiveUpReason::Undecodable(_) => {
+            context.metrics.undecodable.inc();
+            // Limited: a topic may hold nothing but such messages, and no push slows them down.
+            log_limited!(Level::Warn, "{line}");
+        }
+        GiveUpReason::AttemptsUsedUp(_) | GiveUpReason::Impossible(_) => {
+            context.metrics.given_up.inc();
+            // Not limited: this line is the only record of the message.
+            warn!("{line}");
+        }
+    }
+}
+
+/// The log line of one message. The key comes last, since a long line is cut at its end.
+struct GiveUpLine<'a> {
+    module: &'a str,
+    message: &'a Message,
+    method: &'a str,
+    reason: GiveUpReason<'a>,
+}
+
+impl fmt::Display for GiveUpLine<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = self.message;
+        write!(
+            formatter,
+            "module [{}]: gave up topic={}, partition={}, transid={}, method={}, datalen={}: {}, key={}",
+            self.module,
+            message.from.topic,
+            message.from.partition,
+            message.offset,
+            self.method,
+            message.value.as_ref().map_or(0, Vec::len),
+            self.reason,
+            message.key.as_deref().unwrap_or_default().escape_ascii()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ktransfer::test_fixtures::{job, module_config, worker_context};
+    use crate::metrics::Registry;
+    use std::time::Duration;
+
+    #[test]
+    fn each_reason_has_its_line_and_its_metric() {
+        let answered = AttemptOutcome::Answered { status: 503, retry_after: Some(Duration::from_secs(1)) };
+        let failed = AttemptOutcome::Failed { reason: "connection refused".to_owned() };
+        let impossible = AttemptOutcome::Impossible { reason: "the uri is too long".to_owned() };
+        let (url, took) = ("http://a/p", Duration::from_millis(5));
+        let after = |number, outcome| GiveUpReason::after_attempt(LastAttempt { number, outcome, url, took });
+        for (reason, text, outcome) in [
+            (
+                GiveUpReason::Undecodable(NoMethod::NotMap),
+                "methods is configured, but the message is not a msgpack map",
+                "undecodable",
+            ),
+            (
+                after(3, &answered),
+                "max_retry_times is used up, attempt=3, http_status_code=503, proctime=5ms, url=http://a/p",
+                "given_up",
+            ),
+            (
+                after(1, &failed),
+                "max_retry_times is used up, attempt=1, err=connection refused, proctime=5ms, url=http://a/p",
+                "given_up",
+            ),
+            (
+                after(1, &impossible),
+                "no request can carry it, attempt=1, err=the uri is too long, proctime=5ms, url=http://a/p",
+                "given_up",
+            ),
+        ] {
+            let job = job(Some(b"k\n\xff"), Some(b"body"), &[]);
+            let line = GiveUpLine { module: "m", message: &job.message, method: "*", reason }.to_string();
+            let expected = format!(
+                "module [m]: gave up topic=t, partition=3, transid=42, method=*, datalen=4: {text}, key=k\\n\\xff"
+            );
+            assert_eq!(line, expected);
+
+            let registry = Registry::new();
+            let context = worker_context(module_config(&["a"]), &registry);
+            give_up(&context, &job.message, None, reason);
+            let metrics = String::from_utf8(registry.render()).unwrap();
+            for known in ["delivered", "filtered", "undecodable", "given_up"] {
+                let count = u8::from(known == outcome);
+                let line = format!("ktransfer_messages_total{{module=\"m\",outcome=\"{known}\"}} {count}\n");
+                assert!(metrics.contains(&line), "{text}: {line} in {metrics}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_without_key_and_value_is_logged_too() {
+        let job = job(None, None, &[]);
+        let reason = GiveUpReason::Undecodable(NoMethod::Empty);
+        let line = GiveUpLine { module: "m", message: &job.message, method: "*", reason }.to_string();
+        assert!(line.ends_with("datalen=0: methods is configured, but the message is empty, key="), "{line}");
+    }
+}

@@ -1,0 +1,169 @@
+//! Claims, stores and releases partitions until the held partitions are the assigned ones.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use log::warn;
+
+use super::{ClaimStage, HeldPartition, RoundResult, ZookeeperGroup, to_reason};
+use crate::broker::PartitionId;
+use crate::keeper::{KeeperError, paths};
+use crate::ktransfer::group::claim::{ClaimOutcome, StoreOutcome};
+use crate::ktransfer::group::{Generation, GroupEvent};
+
+impl ZookeeperGroup {
+    /// Starts to release held partitions that are not assigned, and claims assigned ones that are not held.
+    pub(super) fn reconcile(&mut self) -> RoundResult {
+        if self.member.is_none() {
+            return Ok(());
+        }
+        let owners = match self.keeper.children(&paths::owners(&self.config.group, &self.config.topic)) {
+            Err(KeeperError::NoNode(_)) => BTreeSet::new(),
+            owners => owners.map_err(to_reason)?.iter().filter_map(|name| paths::parse_partition(name)).collect(),
+        };
+        for (partition, held) in &mut self.held {
+            if held.stage == ClaimStage::Active && !self.assigned.contains(partition) {
+                held.stage = ClaimStage::Releasing;
+                self.pending_events
+                    .push_back(GroupEvent::Releasing { partition: *partition, generation: held.generation });
+            }
+        }
+        // The owner node was deleted by hand; a later round may claim the partition again.
+        for deleted in self.held.keys().copied().filter(|held| !owners.contains(held)).collect::<Vec<_>>() {
+            warn!("group {}: claim on partition {deleted} lost, its owner node was deleted", self.config.group);
+            self.end_claim(deleted);
+        }
+        let mut has_conflict =
+            self.partitions.iter().any(|partition| !owners.contains(partition) && !self.assigned.contains(partition));
+        if self.pending_events.is_empty() {
+            let missing: Vec<_> =
+                self.assigned.iter().copied().filter(|assigned| !self.held.contains_key(assigned)).collect();
+            for partition in missing {
+                has_conflict |= !self.claim(partition)?;
+            }
+        }
+        if has_conflict {
+            self.conflict_since.get_or_insert_with(Instant::now);
+        } else {
+            self.conflict_since = None;
+        }
+        self.delete_stray_claims()
+    }
+
+    /// Claims one partition; false while another member owns it.
+    fn claim(&mut self, partition: PartitionId) -> Result<bool, String> {
+        let member = self.member.as_ref().expect("only a member claims");
+        let epoch = member.epoch;
+        // Before the attempt: it may create the owner node and then fail.
+        self.stray_claims.insert(partition);
+        let outcome = match self.claimant(member).claim(partition) {
+            Err(error @ KeeperError::Unreachable(_)) => return Err(to_reason(error)),
+            // Another client wrote at the same moment. The next round retries; the other partitions do not wait for it.
+            Err(error) => {
+                self.warn_rate_limited(format!("cannot claim partition {partition} yet, retrying: {error}"));
+                return Ok(true);
+            }
+            Ok(outcome) => outcome,
+        };
+        if self.keeper.epoch() != epoch {
+            // A part of the claim may belong to another session, so the lease of this epoch would not cover it.
+            return Err(format!("ZooKeeper session lost while claiming partition {partition}, retrying"));
+        }
+        match outcome {
+            ClaimOutcome::Claimed { version, position } => {
+                self.last_generation += 1;
+                let generation = Generation(self.last_generation);
+                let held =
+                    HeldPartition { generation, version, stored: position, committed: None, stage: ClaimStage::Active };
+                self.held.insert(partition, held);
+                self.stray_claims.remove(&partition);
+                self.fence.grant(partition, generation, epoch);
+                self.pending_events.push_back(GroupEvent::Gained { partition, generation, position });
+                Ok(true)
+            }
+            ClaimOutcome::OwnedBy(owner) => {
+                self.stray_claims.remove(&partition);
+                self.delete_former_owner(partition, &owner).map(|()| false)
+            }
+            ClaimOutcome::Unreadable(bad) => {
+                let path = paths::offset(&self.config.group, &self.config.topic, partition);
+                self.warn_rate_limited(format!(
+                    "partition {partition} is not read until node {path} is corrected: {bad}"
+                ));
+                Ok(true)
+            }
+        }
+    }
+
+    /// Deletes an owner node with an id of a former session of this member. Such a node normally expires with that
+    /// session. But it may have been created late, in a later session that is alive; so it is deleted when the former
+    /// session has certainly ended.
+    fn delete_former_owner(&self, partition: PartitionId, owner: &str) -> RoundResult {
+        let Some(member) = &self.member else { return Ok(()) };
+        let has_expired = |ended: &Instant| ended.elapsed() > 2 * self.keeper.session_timeout();
+        match self.former_ids.iter().find(|(id, ended)| id == owner && has_expired(ended)) {
+            Some((id, _)) => self.claimant(member).delete_owner(partition, id).map_err(to_reason),
+            None => Ok(()),
+        }
+    }
+
+    /// Stores the commits of all partitions, or only of released ones and of those without a stored offset. If one of
+    /// the latter were lost before its first store, the next owner would start at `start_from`, perhaps elsewhere.
+    pub(super) fn store(&mut self, urgent_only: bool) -> RoundResult {
+        for partition in self.held.keys().copied().collect::<Vec<_>>() {
+            let (Some(member), Some(held)) = (&self.member, self.held.get(&partition)) else { continue };
+            let Some(next) = held.committed.filter(|next| held.stored != Some(*next)) else { continue };
+            if urgent_only && held.stage != ClaimStage::Released && held.stored.is_some() {
+                continue;
+            }
+            match self.claimant(member).store(partition, next, held.version).map_err(to_reason)? {
+                StoreOutcome::Stored(version) => {
+                    let held = self.held.get_mut(&partition).expect("held, checked above");
+                    (held.version, held.stored) = (version, Some(next));
+                }
+                StoreOutcome::Fenced => {
+                    warn!(
+                        "group {}: claim on partition {partition} lost, another client wrote its offset node",
+                        self.config.group
+                    );
+                    self.end_claim(partition);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the owner nodes of released partitions. Only after [`Self::store`]: the next owner reads that offset.
+    pub(super) fn delete_released(&mut self) -> RoundResult {
+        let released =
+            self.held.iter().filter(|(_, held)| held.stage == ClaimStage::Released).map(|(partition, _)| *partition);
+        for partition in released.collect::<Vec<_>>() {
+            let Some(member) = &self.member else { break };
+            self.claimant(member).release(partition).map_err(to_reason)?;
+            self.held.remove(&partition);
+        }
+        Ok(())
+    }
+
+    /// Deletes our owner nodes without a claim, unless the partition is assigned and will soon be claimed again.
+    pub(super) fn delete_stray_claims(&mut self) -> RoundResult {
+        for partition in self.stray_claims.difference(&self.assigned).copied().collect::<Vec<_>>() {
+            let Some(member) = &self.member else { break };
+            self.claimant(member).release(partition).map_err(to_reason)?;
+            self.stray_claims.remove(&partition);
+        }
+        Ok(())
+    }
+
+    /// Ends a claim that was lost, and reports that. Its owner node may still exist.
+    pub(super) fn end_claim(&mut self, partition: PartitionId) {
+        self.fence.revoke(partition);
+        self.stray_claims.insert(partition);
+        if let Some(held) = self.held.remove(&partition)
+            // After `Release` the dispatcher has forgotten this generation.
+            && held.stage != ClaimStage::Released
+        {
+            self.pending_events.push_back(GroupEvent::Lost { partition, generation: held.generation });
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The wire format of a push: the request made of a message, and the checks of configured headers and servers.
+//!
+//! Pure: no socket is opened here. A request is a POST whose body is the message verbatim. Its headers are the
+//! configured ones and
+//! - `X-Kafka-Topic`, `X-Kafka-Partition`, `X-Kafka-Offset`, `X-Kafka-Attempt` (from 1), and `X-Kafka-Timestamp` (ms
+//!   since 1970) where the message has one;
+//! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent for a message without a key or with one
+//!   longer than [`MAX_KEY_BYTES`];
+//! - `Idempotency-Key: module/topic/partition/offset`, the same for every attempt, so that a backend recognises a
+//!   repeat;
+//! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
+//!   cannot carry its name or value, or if it would exceed [`MAX_RECORD_HEADER_BYTES`].
+
+use ureq::http::uri::Authority;
+use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+
+use super::job::Job;
+use super::template::{PlaceholderValues, UriTemplate, encode_into};
+use crate::broker::Message;
+
+/// Longest key that `X-Kafka-Key` carries, in bytes before the encoding.
+const MAX_KEY_BYTES: usize = 2048;
+/// Bytes of record headers, names and values, that are passed on with a message.
+const MAX_RECORD_HEADER_BYTES: usize = 8 * 1024;
+/// Longest uri that is sent. Most backends accept no more than 8 KiB.
+const MAX_URI_BYTES: usize = 16 * 1024;
+/// `{#METHOD}` of a message where no methods are configured.
+const ANY_METHOD: &str = "*";
+/// Headers that the HTTP client sets for the framing of the request.
+const RESERVED: [&str; 5] = ["content-length", "transfer-encoding", "expect", "connection", "upgrade"];
+
+/// Checks an entry of `backend_servers`; an error is the text of the configuration problem.
+pub(super) fn check_server(server: &str) -> Result<(), String> {
+    let authority: Option<Authority> = server.parse().ok();
+    let is_good = authority.is_some_and(|authority| {
+        let port_is_good = match server.rsplit_once(':') {
+            // A colon inside brackets belongs to an IPv6 address without a port.
+            Some((_, port)) if !port.contains(']') => authority.port_u16().is_some_and(|port| port != 0),
+            _ => true,
+        };
+        port_is_good && !authority.host().is_empty() && !server.contains('@')
+    });
+    if is_good { Ok(()) } else { Err(format!("has {server:?}, but each entry must be host:port, as in 10.1.2.1:80")) }
+}
+
+/// Checks an entry of `protocol.headers`; an error is the text of the configuration problem and never shows the value.
+pub(super) fn check_header(name: &str, value: &str) -> Result<(), String> {
+    let lower = name.to_ascii_lowercase();
+    if HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return Err(format!("has {name:?}, which is not the name of a header"));
+    }
+    if RESERVED.contains(&lower.as_str()) || lower == "idempotency-key" || lower.starts_with("x-kafka-") {
+        return Err(format!("has {name}, which ktransfer sets itself"));
+    }
+    if HeaderValue::from_str(value).is_err() {
+        return Err(format!("has a value for {name} with characters that a header cannot carry"));
+    }
+    Ok(())
+}
+
+/// Makes the requests of one module.
+pub(super) struct RequestBuilder {
+    uri: UriTemplate,
+    /// Headers of every request: the configured ones and the topic.
+    common_headers: HeaderMap,
+    /// `module/topic/`, the beginning of every idempotency key.
+    idempotency_prefix: String,
+}
+
+impl RequestBuilder {
+    /// `headers` passed [`check_header`], and `topic` is the name of a topic.
+    pub(super) fn new(module: &str, topic: &str, uri: UriTemplate, headers: &[(String, String)]) -> RequestBuilder {
+        let mut common_headers = HeaderMap::new();
+        for (name, value) in headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("checked when the configuration was loaded");
+            let value = HeaderValue::from_str(value).expect("checked when the configuration was loaded");
+            common_headers.append(name, value);
+        }
+        let topic_value =
+            HeaderValue::from_str(topic).expect("topic names are checked when the configuration is loaded");
+        common_headers.insert(HeaderName::from_static("x-kafka-topic"), topic_value);
+        RequestBuilder { uri, common_headers, idempotency_prefix: format!("{module}/{topic}/") }
+    }
+
+    /// The url of a message at `server`, for the request and for the log.
+    pub(super) fn url(&self, job: &Job, server: &str) -> String {
+        let mut url = String::with_capacity(128);
+        url.push_str("http://");
+        url.push_str(server);
+        let message = &job.message;
+        let values = PlaceholderValues {
+            topic: &message.from.topic,
+            key: message.key.as_deref().unwrap_or_default(),
+            transid: message.offset,
+            partition: message.from.partition,
+            method: job.method.as_deref().unwrap_or(ANY_METHOD),
+        };
+        self.uri.fill_into(&mut url, &values);
+        url
+    }
+
+    /// The request for attempt number `attempt`, from 1. An error is the reason why no request can carry it.
+    pub(super) fn request<'job>(&self, job: &'job Job, url: &str, attempt: u32) -> Result<Request<&'job [u8]>, String> {
+        let uri = match url.parse::<Uri>() {
+            Ok(uri) if url.len() <= MAX_URI_BYTES => uri,
+            Ok(_) => return Err(format!("the uri has {} bytes, but at most {MAX_URI_BYTES} are sent", url.len())),
+            Err(cause) => return Err(format!("the uri cannot be sent: {cause}")),
+        };
+        let mut request = Request::new(job.message.value.as_deref().unwrap_or_default());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = self.headers(&job.message, attempt);
+        Ok(request)
+    }
+
+    fn headers(&self, message: &Message, attempt: u32) -> HeaderMap {
+        let mut headers = self.common_headers.clone();
+        headers.insert(HeaderName::from_static("x-kafka-partition"), message.from.partition.into());
+        headers.insert(HeaderName::from_static("x-kafka-offset"), message.offset.into());
+        headers.insert(HeaderName::from_static("x-kafka-attempt"), attempt.into());
+        if let Some(timestamp_ms) = message.timestamp_ms {
+            headers.insert(HeaderName::from_static("x-kafka-timestamp"), timestamp_ms.into());
+        }
+        if let Some(key) = message.key.as_ref().filter(|key| key.len() <= MAX_KEY_BYTES) {
+            let mut encoded = String::with_capacity(key.len());
+            encode_into(&mut encoded, key);
+            headers.insert(HeaderName::from_static("x-kafka-key"), ascii_value(encoded));
+        }
+        let identity = format!("{}{}/{}", self.idempotency_prefix, message.from.partition, message.offset);
+        headers.insert(HeaderName::from_static("idempotency-key"), ascii_value(identity));
+        append_record_headers(&mut headers, message);
+        headers
+    }
+}
+
+/// Adds the record headers of the message as far as HTTP carries them and there is room.
+fn append_record_headers(headers: &mut HeaderMap, message: &Message) {
+    let mut room_bytes = MAX_RECORD_HEADER_BYTES;
+    for header in &message.headers {
+        let value = header.value.as_deref().unwrap_or_default();
+        let name = HeaderName::from_bytes(format!("x-kafka-header-{}", header.name).as_bytes());
+        let size_bytes = header.name.len() + value.len();
+        match (name, HeaderValue::from_bytes(value)) {
+            (Ok(name), Ok(value)) if size_bytes <= room_bytes => {
+                room_bytes -= size_bytes;
+                headers.append(name, value);
+            }
+            _ => {
+                let from = &message.from;
+                log::debug!("header {:?} of {from} offset {} is not passed on", header.name, message.offset);
+            }
+        }
+    }
+}
+
+/// A header value of percent-encoded text, or of names that the configuration limits to visible ASCII.
+fn ascii_value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).expect("only visible ASCII")
+}
+
+#[cfg(test)]
+mod tests;

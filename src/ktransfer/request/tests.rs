@@ -1,0 +1,133 @@
+//! Requests as values: url, headers and limits by table, without a socket.
+
+use super::*;
+use crate::ktransfer::test_fixtures::job;
+
+fn builder(uri: &str) -> RequestBuilder {
+    let headers = [("Host", "www.example.org"), ("X-Two", "a"), ("X-Two", "b")];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    RequestBuilder::new("m", "t", UriTemplate::parse(uri).unwrap(), &headers)
+}
+
+#[test]
+fn the_url_is_made_of_server_template_and_message() {
+    for (server, uri, key, method, expected) in [
+        ("a:80", "/", None, None, "http://a:80/"),
+        ("a", "/{#TOPIC}/{#PARTITION}?id={#TRANSID}", None, None, "http://a/t/3?id=42"),
+        ("[::1]:81", "/p?key={#KEY}", Some(b"k/\xff".as_slice()), None, "http://[::1]:81/p?key=k%2F%FF"),
+        ("a:80", "/p?key={#KEY}&m={#METHOD}", None, None, "http://a:80/p?key=&m=%2A"),
+        ("a:80", "/{#METHOD}", None, Some("Test Reply"), "http://a:80/Test%20Reply"),
+    ] {
+        let mut job = job(key, None, &[]);
+        job.method = method.map(Into::into);
+        assert_eq!(builder(uri).url(&job, server), expected, "{uri}");
+    }
+}
+
+#[test]
+fn a_request_has_the_headers_of_message_module_and_configuration() {
+    let headers: &[(&str, Option<&[u8]>)] = &[
+        ("trace", Some(b"a b/c")),
+        ("null", None),
+        ("bad name", Some(b"x")),
+        ("bad-value", Some(b"x\r\ny: z")),
+        ("long", Some(&[b'x'; 9000])),
+        ("utf8", Some("\u{e9}".as_bytes())),
+    ];
+    let job = job(Some(b"k/\xff"), Some(b"body"), headers);
+    let request = builder("/p").request(&job, "http://a:80/p", 2).unwrap();
+    assert_eq!((request.method(), request.uri().to_string().as_str()), (&Method::POST, "http://a:80/p"));
+    assert_eq!(*request.body(), b"body");
+    for (name, values) in [
+        ("host", &["www.example.org"] as &[&str]),
+        ("x-two", &["a", "b"]),
+        ("x-kafka-topic", &["t"]),
+        ("x-kafka-partition", &["3"]),
+        ("x-kafka-offset", &["42"]),
+        ("x-kafka-attempt", &["2"]),
+        ("x-kafka-timestamp", &["1700000000123"]),
+        ("x-kafka-key", &["k%2F%FF"]),
+        ("idempotency-key", &["m/t/3/42"]),
+        ("x-kafka-header-trace", &["a b/c"]),
+        ("x-kafka-header-null", &[""]),
+        ("x-kafka-header-bad-value", &[]),
+        ("x-kafka-header-long", &[]),
+        ("x-kafka-header-utf8", &["\u{e9}"]),
+    ] {
+        let found: Vec<_> = request.headers().get_all(name).iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(found, values.iter().map(|value| value.as_bytes()).collect::<Vec<_>>(), "{name}");
+    }
+    assert_eq!(request.headers().len(), 13, "and no other: {:?}", request.headers());
+}
+
+#[test]
+fn a_message_without_key_value_and_timestamp_has_no_headers_for_them_and_an_empty_body() {
+    let mut job = job(None, None, &[]);
+    job.message.timestamp_ms = None;
+    let request = builder("/p").request(&job, "http://a:80/p", 1).unwrap();
+    assert!(request.body().is_empty());
+    assert!(!request.headers().contains_key("x-kafka-key"));
+    assert!(!request.headers().contains_key("x-kafka-timestamp"));
+}
+
+#[test]
+fn keys_record_headers_and_uris_have_limits() {
+    for (key_bytes, is_sent) in [(0, true), (MAX_KEY_BYTES, true), (MAX_KEY_BYTES + 1, false)] {
+        let job = job(Some(&vec![b'/'; key_bytes]), None, &[]);
+        let request = builder("/p").request(&job, "http://a:80/p", 1).unwrap();
+        assert_eq!(request.headers().contains_key("x-kafka-key"), is_sent, "{key_bytes}");
+    }
+    // The limit is on all of them together, and a header that does not fit leaves its room to a shorter one.
+    let (half, rest) = (vec![b'x'; MAX_RECORD_HEADER_BYTES / 2], vec![b'x'; MAX_RECORD_HEADER_BYTES / 2 - 4]);
+    let headers = [("a", Some(half.as_slice())), ("b", Some(&half)), ("cc", Some(&rest)), ("d", None)];
+    let job = job(None, None, &headers);
+    let request = builder("/p").request(&job, "http://a:80/p", 1).unwrap();
+    let is_sent = ["a", "b", "cc", "d"].map(|name| request.headers().contains_key(format!("x-kafka-header-{name}")));
+    assert_eq!(is_sent, [true, false, true, true]);
+    for (url_bytes, reason) in [
+        (MAX_URI_BYTES, None),
+        (MAX_URI_BYTES + 1, Some("the uri has 16385 bytes, but at most 16384 are sent")),
+        (100_000, Some("the uri cannot be sent: uri too long")),
+    ] {
+        let url = format!("http://a:80/{}", "x".repeat(url_bytes - 12));
+        let refused = builder("/p").request(&job, &url, 1).err();
+        assert_eq!(refused.as_deref(), reason, "{url_bytes}");
+    }
+}
+
+#[test]
+fn configured_headers_are_checked() {
+    for (name, value, problem) in [
+        ("Host", "www.example.org", None),
+        ("X-Token", "a b", None),
+        ("a b", "c", Some("has \"a b\", which is not the name of a header")),
+        ("", "c", Some("has \"\", which is not the name of a header")),
+        ("Content-Length", "1", Some("has Content-Length, which ktransfer sets itself")),
+        ("CONNECTION", "close", Some("has CONNECTION, which ktransfer sets itself")),
+        ("Idempotency-Key", "1", Some("has Idempotency-Key, which ktransfer sets itself")),
+        ("X-Kafka-Anything", "1", Some("has X-Kafka-Anything, which ktransfer sets itself")),
+        ("T", "secret\n", Some("has a value for T with characters that a header cannot carry")),
+    ] {
+        assert_eq!(check_header(name, value).err().as_deref(), problem, "{name}");
+    }
+}
+
+#[test]
+fn configured_backends_are_checked() {
+    for (server, is_good) in [
+        ("10.1.2.1:80", true),
+        ("www.example.org", true),
+        ("[::1]:8080", true),
+        ("[::1]", true),
+        ("", false),
+        ("a:0", false),
+        ("a:70000", false),
+        ("a:b", false),
+        ("http://a:80", false),
+        ("a:80/path", false),
+        ("user@a:80", false),
+        ("a b", false),
+    ] {
+        assert_eq!(check_server(server).is_ok(), is_good, "{server}");
+    }
+}

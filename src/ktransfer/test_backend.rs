@@ -1,0 +1,137 @@
+//! For unit tests: an HTTP backend that records requests and answers with the statuses of a script.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A request as received.
+#[derive(Clone, Debug)]
+pub(super) struct ReceivedRequest {
+    pub(super) url: String,
+    /// Names in lower case.
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Vec<u8>,
+    pub(super) began: Instant,
+    /// When the response was ready to be sent.
+    pub(super) ended: Instant,
+    pub(super) status: u16,
+}
+
+impl ReceivedRequest {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(super) fn number(&self, name: &str) -> i64 {
+        self.header(name).expect(name).parse().expect(name)
+    }
+}
+
+type Script = dyn Fn(&ReceivedRequest) -> u16 + Send + Sync;
+
+/// Serves each connection on a thread of its own until the client closes it.
+pub(super) struct TestBackend {
+    /// Its `host:port`.
+    pub(super) server: String,
+    received: Arc<Mutex<Vec<ReceivedRequest>>>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl TestBackend {
+    /// `script` returns the status, and may block.
+    pub(super) fn start(script: impl Fn(&ReceivedRequest) -> u16 + Send + Sync + 'static) -> TestBackend {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap().to_string();
+        let backend = TestBackend { server, received: Arc::default(), is_over: Arc::default() };
+        let (received, is_over) = (Arc::clone(&backend.received), Arc::clone(&backend.is_over));
+        let script: Arc<Script> = Arc::new(script);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (received, script) = (Arc::clone(&received), Arc::clone(&script));
+                std::thread::spawn(move || serve(stream, &received, &*script));
+            }
+        });
+        backend
+    }
+
+    /// The requests that were answered so far, in the order of their answers.
+    pub(super) fn received(&self) -> Vec<ReceivedRequest> {
+        self.received.lock().unwrap().clone()
+    }
+
+    /// The requests that were answered with 200.
+    pub(super) fn delivered(&self) -> Vec<ReceivedRequest> {
+        self.received().into_iter().filter(|request| request.status == 200).collect()
+    }
+}
+
+impl Drop for TestBackend {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts connections, so that it sees the flag.
+        let _ = TcpStream::connect(&self.server);
+    }
+}
+
+fn serve(stream: TcpStream, received: &Mutex<Vec<ReceivedRequest>>, script: &Script) {
+    let mut reader = BufReader::new(&stream);
+    while let Some(mut request) = receive(&mut reader) {
+        request.status = script(&request);
+        request.ended = Instant::now();
+        let answer = format!("HTTP/1.1 {} X\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nok", request.status);
+        // A 204 must have no body.
+        let answer = if request.status == 204 { "HTTP/1.1 204 X\r\n\r\n".to_owned() } else { answer };
+        received.lock().unwrap().push(request);
+        if (&stream).write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// The next request; `None` once the client has closed the connection.
+fn receive(reader: &mut impl BufRead) -> Option<ReceivedRequest> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim_end_matches("\r\n");
+        if line.is_empty() {
+            break;
+        }
+        lines.push(line.to_owned());
+    }
+    let began = Instant::now();
+    let url = lines.first()?.strip_prefix("POST ")?.strip_suffix(" HTTP/1.1")?.to_owned();
+    let header =
+        |line: &String| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers =
+        lines[1..].iter().map(|line| header(line).or_else(|| Some((line.trim_end_matches(':').into(), "".into()))));
+    let mut request = ReceivedRequest {
+        url,
+        headers: headers.collect::<Option<_>>()?,
+        body: Vec::new(),
+        began,
+        ended: began,
+        status: 0,
+    };
+    request.body = vec![0; usize::try_from(request.number("content-length")).unwrap()];
+    reader.read_exact(&mut request.body).ok()?;
+    Some(request)
+}
+
+/// Waits until the condition holds; fails after 30 s.
+#[track_caller]
+pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,87 @@
+//! For unit tests: a module `m` of topic `t` with its context, and a job of it.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::client::BackendResolver;
+use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
+use super::group::{Fence, Generation};
+use super::job::{Assignment, Job, WindowId};
+use super::metrics::Metrics;
+use super::policy::RetryPolicy;
+use super::push::Pusher;
+use super::template::UriTemplate;
+use super::worker_context::WorkerContext;
+use crate::broker::{Header, Message, PartitionId, TopicPartition};
+use crate::metrics::Registry;
+
+/// A module that pushes to these servers.
+pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
+    ModuleConfig {
+        name: "m".into(),
+        topic: "t".into(),
+        methods: None,
+        protocol: ProtocolConfig {
+            uri: UriTemplate::parse("/p?key={#KEY}&transid={#TRANSID}&method={#METHOD}").unwrap(),
+            headers: vec![
+                ("Host".into(), "www.example.org".into()),
+                ("X-Two".into(), "a".into()),
+                ("X-Two".into(), "b".into()),
+            ],
+            connect_timeout: Some(Duration::from_secs(5)),
+            write_timeout: Some(Duration::from_secs(5)),
+            read_timeout: Some(Duration::from_millis(500)),
+        },
+        worker_num: NonZeroUsize::new(8).unwrap(),
+        window_size: NonZeroUsize::new(20).unwrap(),
+        max_commit_gap: NonZeroUsize::new(10_000).unwrap(),
+        retry: RetryPolicy {
+            first_pause: Duration::from_millis(10),
+            max_pause: Duration::from_millis(40),
+            max_retry_times: None,
+        },
+        backend_servers: servers.iter().map(|server| (*server).to_owned()).collect(),
+        serialize_by_key: true,
+        offset_update_interval: Duration::from_secs(1),
+        waiting_queue_size: NonZeroUsize::new(256).unwrap(),
+        start_from: StartFrom::Earliest,
+    }
+}
+
+/// A lease that never ends.
+struct EndlessLease;
+
+impl Fence for EndlessLease {
+    fn valid_until(&self, _: PartitionId, _: Generation) -> Option<Instant> {
+        Some(Instant::now() + Duration::from_secs(60))
+    }
+}
+
+/// The context of this module; its metrics are in `registry`.
+pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
+    WorkerContext {
+        pusher: Pusher::new(&config, BackendResolver::new(&config.backend_servers)),
+        lease: Arc::new(EndlessLease),
+        metrics: Metrics::new(registry).of_module(&config.name, &config.topic),
+        config,
+    }
+}
+
+/// The message at offset 42 of partition 3, under a claim that has not ended.
+pub(super) fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> Job {
+    let header = |(name, value): &(&str, Option<&[u8]>)| Header { name: (*name).into(), value: value.map(Into::into) };
+    Job {
+        assignment: Arc::new(Assignment::new(3, Generation(1))),
+        window: WindowId(1),
+        message: Message {
+            from: TopicPartition { topic: "t".into(), partition: 3 },
+            offset: 42,
+            key: key.map(Into::into),
+            value: value.map(Into::into),
+            headers: headers.iter().map(header).collect(),
+            timestamp_ms: Some(1_700_000_000_123),
+        },
+        method: None,
+    }
+}
