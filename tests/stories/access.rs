@@ -194,7 +194,7 @@ fn sighup_reloads_the_credentials_and_a_bad_file_keeps_the_old_ones() {
         || ["token-a", "token-b", "token-c"].map(|token| post(&mut client, &path, Some(&bearer(token)), b"x").status);
     assert_eq!(statuses(), [200, 200, 401]);
 
-    guarded.reload(&credentials(json!([credential("b"), credential("c")])), " read anew: 2 credentials");
+    guarded.reload(&credentials(json!([credential("b"), credential("c")])), " reloaded: 2 credentials");
     assert_eq!(statuses(), [401, 200, 200], "on a connection that is older than the reload");
 
     let bad = json!([credential("a"), {"name": "a", "token": "token-b", "tpics": ["x"]}]);
@@ -206,13 +206,13 @@ fn sighup_reloads_the_credentials_and_a_bad_file_keeps_the_old_ones() {
     wait_until(DEADLINE, "the missing file is logged", || guarded.kproxy.daemon.log().contains("cannot be read"));
     assert_eq!(statuses(), [401, 200, 200]);
 
-    guarded.reload(&credentials(json!([credential("a")])), " read anew: 1 credentials");
+    guarded.reload(&credentials(json!([credential("a")])), " reloaded: 1 credentials");
     assert_eq!(statuses(), [200, 401, 401]);
     assert!(guarded.kproxy.has_metric("kproxy_credentials_stale 0"));
     assert_eq!(cluster.message_count(&topic), 9);
     guarded.kproxy.daemon.stop(DEADLINE);
     let log = guarded.kproxy.daemon.log();
-    let problem = "credentials[2].name: is the same as that of one before it";
+    let problem = "credentials[2].name: is the name of an earlier credential";
     assert!(log.contains(problem), "every problem of the file is logged");
     assert!(!log.contains("token-"), "no secret is logged");
 }

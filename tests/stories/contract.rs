@@ -153,8 +153,8 @@ fn only_a_message_that_exceeds_the_limit_itself_is_answered_with_413() {
         }
     }
     let log = kproxy.daemon.log();
-    assert!(log.contains("did not take a batch"), "batches were too large");
-    assert!(!log.contains("go one by one"), "the limit is learned:\n{log}");
+    assert!(log.contains("a batch exceeded max.message.bytes of topic"), "batches were too large");
+    assert!(!log.contains("sending its messages one by one"), "the limit is learned:\n{log}");
 }
 
 fn post_one_too_large_among_others(

@@ -72,7 +72,7 @@ fn a_test_of_the_configuration_lists_every_problem_and_creates_no_log() {
     }
     assert!(output.contains("4 problems"), "{output}");
     let (code, output) = run(&["-t", "-f", &path("good.yaml")]);
-    assert_eq!((code, output), (0, format!("{}: the configuration is good", path("good.yaml"))));
+    assert_eq!((code, output), (0, format!("{}: the configuration is valid", path("good.yaml"))));
     assert!(!daemon.folder().join("log").exists(), "neither -t nor a wrong configuration creates a log");
 }
 

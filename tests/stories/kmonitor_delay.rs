@@ -173,7 +173,7 @@ fn a_zookeeper_that_is_down_at_the_start_is_retried() {
     server.client().create("/consumers/m/offsets", "");
     wait_for(&monitor, "late", "m", &json!({}));
     wait_for_readiness(&monitor, 200);
-    monitor.daemon.wait_for_log("cluster late: all is read again", DEADLINE);
+    monitor.daemon.wait_for_log("cluster late: all offsets can be read again", DEADLINE);
 }
 
 #[test]

@@ -189,7 +189,7 @@ fn without_zookeeper_ktransfer_waits_names_the_reason_and_can_be_stopped() {
     let mut ktransfer = Ktransfer::start(config, &[(&module, module_file)]);
     wait_until(DEADLINE, "/readyz names ZooKeeper", || {
         let (status, body) = ktransfer.readiness();
-        status == 503 && body.contains("no answer from ZooKeeper")
+        status == 503 && body.contains("ZooKeeper is unreachable")
     });
     ktransfer.daemon.wait_for_log("cannot start yet", DEADLINE);
     ktransfer.daemon.stop(STOP_DEADLINE);

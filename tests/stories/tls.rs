@@ -290,7 +290,7 @@ fn sighup_loads_a_new_certificate_for_new_connections_and_rejects_a_bad_one() {
     let after = certificate(&next.certificate);
     fs::copy(&next.certificate, &secured.own.certificate).unwrap();
     secured.kproxy.daemon.signal(libc::SIGHUP);
-    secured.kproxy.daemon.wait_for_log("tls could not be read anew", DEADLINE);
+    secured.kproxy.daemon.wait_for_log("tls could not be reloaded", DEADLINE);
     let log = secured.kproxy.daemon.log();
     assert!(log.contains("which is not the key of the first certificate in"), "{log}");
     assert_eq!(served_certificate(&secured), before, "a certificate without its key is rejected");
