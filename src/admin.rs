@@ -1,4 +1,4 @@
-//! What every daemon shows of itself: `/metrics`, `/healthz` and `/readyz`.
+//! The admin endpoints of every daemon: `/metrics`, `/healthz` and `/readyz`.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,17 +6,17 @@ use crate::http::{Admission, Handler, Head, Response};
 use crate::locks::lock;
 use crate::metrics::Registry;
 
-/// Whether each part a daemon needs can do its job now. Clones share the state.
+/// Readiness of the components of a daemon. Clones share the state.
 #[derive(Clone, Default)]
 pub struct Health {
-    /// One entry a component, in the order they were made; overwritten and read, never held across IO.
-    components: Arc<Mutex<Vec<Entry>>>,
+    /// In the order of creation. The lock is never held across IO.
+    components: Arc<Mutex<Vec<ComponentState>>>,
 }
 
-/// Name of a component, and how it is: ready, or not and why.
-type Entry = (String, Result<(), String>);
+/// Name of a component, and whether it is ready or why it is not.
+type ComponentState = (String, Result<(), String>);
 
-/// One part whose state is shown by `/readyz`.
+/// One component whose readiness is part of `/readyz`.
 #[derive(Clone)]
 pub struct Component {
     health: Health,
@@ -24,19 +24,19 @@ pub struct Component {
 }
 
 impl Health {
-    /// A daemon without components, which is ready.
+    /// The health of a daemon without components, which is ready.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A component that is not ready until it says so.
+    /// Adds a component, which is not ready ("starting") until [`Component::set`].
     pub fn component(&self, name: impl Into<String>) -> Component {
         let mut components = lock(&self.components);
         components.push((name.into(), Err("starting".to_owned())));
         Component { health: self.clone(), index: components.len() - 1 }
     }
 
-    /// Every component that is not ready, and why.
+    /// Every component that is not ready, and the reason.
     pub fn troubles(&self) -> Vec<(String, String)> {
         let components = lock(&self.components);
         components
@@ -47,14 +47,14 @@ impl Health {
 }
 
 impl Component {
-    /// Says how it is now.
+    /// Replaces the state: ready, or the reason why it is not.
     pub fn set(&self, state: Result<(), String>) {
         let mut components = lock(&self.health.components);
         components[self.index].1 = state;
     }
 }
 
-/// The endpoints of operations, wherever they are mounted.
+/// The admin endpoints, on a port of their own or beside others.
 #[derive(Clone)]
 pub struct Admin {
     registry: Registry,
@@ -62,23 +62,24 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Shows this registry and this health.
+    /// Endpoints for this registry and this health.
     pub fn new(registry: Registry, health: Health) -> Self {
         Admin { registry, health }
     }
 
-    /// The answer to a GET or HEAD of one of the three paths; `None` for every other path. Another method is 405.
+    /// The response to a request for one of the three paths; `None` for every other path. Methods other than GET and
+    /// HEAD get a 405.
     pub fn answer(&self, head: &Head) -> Option<Response> {
-        let answer: fn(&Self) -> Response = match head.path.as_str() {
+        let endpoint: fn(&Self) -> Response = match head.path.as_str() {
             "/metrics" => Self::metrics,
             "/healthz" => |_| Response::json(200, br#"{"status":"ok"}"#.to_vec()),
             "/readyz" => Self::readiness,
             _ => return None,
         };
         if head.method == "GET" || head.method == "HEAD" {
-            return Some(answer(self));
+            return Some(endpoint(self));
         }
-        Some(Response::text(405, "only GET and HEAD\n").with_header("Allow", "GET, HEAD"))
+        Some(Response::text(405, "method not allowed: use GET or HEAD\n").with_header("Allow", "GET, HEAD"))
     }
 
     fn metrics(&self) -> Response {
@@ -93,11 +94,11 @@ impl Admin {
     }
 }
 
-/// A port of its own: these endpoints and nothing else.
+/// The handler of an admin port: these endpoints, and 404 for every other path.
 impl Handler for Admin {
     fn admit(self: Arc<Self>, head: &Head) -> Admission {
-        let elsewhere = || Response::text(404, "only /metrics, /healthz and /readyz are here\n");
-        Admission::Refuse(self.answer(head).unwrap_or_else(elsewhere))
+        let not_found = || Response::text(404, "not found: use /metrics, /healthz or /readyz\n");
+        Admission::Refuse(self.answer(head).unwrap_or_else(not_found))
     }
 }
 
@@ -105,23 +106,23 @@ impl Handler for Admin {
 mod tests {
     use super::*;
 
-    fn ask(admin: &Admin, method: &'static str, path: &str) -> Option<(u16, String)> {
+    fn request(admin: &Admin, method: &'static str, path: &str) -> Option<(u16, String)> {
         let head = Head { method: method.into(), path: path.into(), ..Head::default() };
         admin.answer(&head).map(|response| (response.status, String::from_utf8(response.body).unwrap()))
     }
 
     #[test]
-    fn readiness_names_what_is_missing() {
+    fn readiness_names_the_components_that_are_not_ready() {
         let health = Health::new();
         let admin = Admin::new(Registry::new(), health.clone());
-        assert_eq!(ask(&admin, "GET", "/readyz").unwrap().0, 200);
+        assert_eq!(request(&admin, "GET", "/readyz").unwrap().0, 200);
         let broker = health.component("broker");
-        let (status, body) = ask(&admin, "GET", "/readyz").unwrap();
+        let (status, body) = request(&admin, "GET", "/readyz").unwrap();
         assert_eq!((status, body.contains("\"broker\":\"starting\"")), (503, true), "{body}");
         broker.set(Ok(()));
-        assert_eq!(ask(&admin, "GET", "/readyz").unwrap().0, 200);
-        assert_eq!(ask(&admin, "GET", "/healthz").unwrap().0, 200);
-        assert_eq!(ask(&admin, "POST", "/healthz").unwrap().0, 405);
-        assert_eq!(ask(&admin, "GET", "/other"), None);
+        assert_eq!(request(&admin, "GET", "/readyz").unwrap().0, 200);
+        assert_eq!(request(&admin, "GET", "/healthz").unwrap().0, 200);
+        assert_eq!(request(&admin, "POST", "/healthz").unwrap().0, 405);
+        assert_eq!(request(&admin, "GET", "/other"), None);
     }
 }

@@ -100,3 +100,5 @@ pub mod supervise;
 
 #[cfg(test)]
 mod docs_test;
+#[cfg(test)]
+mod import_circles;

@@ -1,7 +1,7 @@
 //! The registry of one daemon's metrics, in the Prometheus text format.
 //!
-//! A daemon makes one [`Registry`], keeps the counters it hands out in structs of its own and looks label
-//! combinations up once, outside hot paths. Label values must come from a bounded set.
+//! A daemon creates one [`Registry`], keeps the returned counters in structs of its own, and looks up label
+//! combinations once, outside hot paths. Label values must come from a bounded set.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
@@ -30,14 +30,14 @@ impl Registry {
         counter
     }
 
-    /// A value that goes up and down, for each combination of `labels`.
+    /// A gauge for each combination of `labels`.
     pub fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         let gauge = IntGaugeVec::new(Opts::new(name, help), labels).expect("metric names are constants");
         self.register(gauge.clone());
         gauge
     }
 
-    /// A distribution over `buckets` (upper bounds, in the unit the name ends with), for each combination of `labels`.
+    /// A histogram with `buckets` (upper bounds, in the unit at the end of the name) for each combination of `labels`.
     pub fn histogram(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
         let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         let histogram = HistogramVec::new(options, labels).expect("metric names are constants");
@@ -45,8 +45,8 @@ impl Registry {
         histogram
     }
 
-    /// Values that are read when the metrics are asked for: `rows` gives all there are at that moment, each label
-    /// combination once. For what appears and disappears with something outside.
+    /// A gauge whose values are computed at each scrape: `rows` returns all current ones, each label combination once.
+    /// For series that appear and disappear, for instance with partitions.
     pub fn table(&self, name: &str, help: &str, labels: &[&str], rows: impl Fn() -> Vec<Row> + Send + Sync + 'static) {
         let names: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
         let description = Desc::new(name.to_owned(), help.to_owned(), names.clone(), std::collections::HashMap::new())
@@ -66,12 +66,12 @@ impl Registry {
     }
 }
 
-/// One value of a [`Registry::table`].
+/// One series of a [`Registry::table`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// Values of the labels, in the order of their names.
     pub labels: Vec<String>,
-    /// The value.
+    /// Current value of the series.
     pub value: f64,
 }
 
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_counted_is_rendered() {
+    fn counters_and_gauges_are_rendered() {
         let registry = Registry::new();
         registry.counter("things_total", "Things.", &["kind"]).with_label_values(&["a"]).inc_by(3);
         registry.gauge("level", "Level.", &[]).with_label_values::<&str>(&[]).set(-2);

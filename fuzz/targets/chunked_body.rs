@@ -1,4 +1,4 @@
-//! The decoder of chunked bodies.
+//! Fuzzes the decoder of chunked bodies.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| kafka_http_wrapper::http::fuzzing::chunked_body(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| kafka_http_wrapper::http::fuzz_targets::chunked_body(data));

@@ -1,4 +1,4 @@
-//! The decoder of query values.
+//! Fuzzes the percent-decoding of query strings.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| kafka_http_wrapper::http::fuzzing::decode_percent(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| kafka_http_wrapper::http::fuzz_targets::percent_decoding(data));

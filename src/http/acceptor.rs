@@ -1,8 +1,8 @@
-//! The thread that accepts connections and deals them to the readers in turn.
+//! The thread that accepts connections and distributes them over the readers in turn.
 //!
-//! What cannot be accepted now (descriptors or memory used up) is tried again after a pause; connections wait in the
-//! kernel meanwhile. A connection beyond `max_connections`, or beyond those of one address, is told 503 (with TLS: an alert)
-//! and closed.
+//! When accepting fails for want of descriptors or memory it is retried after a pause; connections wait in the kernel
+//! meanwhile. A connection beyond `max_connections` or `max_connections_per_ip` gets a 503 (with TLS: an alert) and is
+//! closed.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,22 +11,22 @@ use std::time::{Duration, Instant};
 
 use log::{error, warn};
 
-use super::Handler;
 use super::control::Control;
-use super::encode::{Form, encode};
-use super::inbox::{Inbox, Message};
+use super::encode::{EncodeOptions, encode};
+use super::handler::Handler;
+use super::inbox::{Inbox, InboxMessage};
 use super::listen::accept;
+use super::metrics::ServerCounters;
 use super::poller::{Events, Interest, Poller};
-use super::scan::Refused;
-use super::server::Counters;
+use super::refusal::Refusal;
 use super::tls;
 
-/// After an accept that failed for want of something.
+/// Pause after an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Accept failures are logged at most so often.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
-/// Connections accepted before the poller is asked again.
-const BATCH: usize = 64;
+/// At most one accept failure is logged in this time.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+/// Connections accepted for one report of the poller.
+const MAX_ACCEPTS_PER_EVENT: usize = 64;
 const LISTENER_KEY: usize = 0;
 
 pub(super) struct Acceptor {
@@ -37,46 +37,48 @@ pub(super) struct Acceptor {
     pub(super) next_reader: usize,
     pub(super) max_connections: usize,
     pub(super) max_connections_per_ip: Option<usize>,
-    pub(super) speaks_tls: bool,
+    pub(super) has_tls: bool,
     pub(super) handler: Arc<dyn Handler>,
-    pub(super) metrics: Counters,
-    pub(super) last_complaint: Option<Instant>,
+    pub(super) metrics: ServerCounters,
+    pub(super) last_warning: Option<Instant>,
 }
 
 impl Acceptor {
-    /// Returns when the server ends; the listener is closed earlier, when it stops accepting.
+    /// Returns when the server ends. The listener is closed earlier, when the server stops accepting.
     pub(super) fn run(mut self) {
-        let added = self.poller.add(&self.listener, LISTENER_KEY, Interest::Bytes);
+        let added = self.poller.add(&self.listener, LISTENER_KEY, Interest::Readable);
         if let Err(cause) = added {
-            error!("the listening socket cannot be watched: {cause}");
+            error!("cannot watch the listening socket, no connections are accepted: {cause}");
             return;
         }
-        let ended = self.accept_until_deaf();
-        // Fails only when the poller is beyond use, and then nothing is reported for it any more.
+        let accepted = self.accept_until_stopped();
+        // Fails only when the poller is unusable; then it reports nothing more for the socket either.
         let _ = self.poller.remove(&self.listener);
         let Acceptor { listener, poller, control, .. } = self;
         drop(listener);
+        // A thread that returns early counts as failed, so this one stays until the server ends.
         let mut events = Events::default();
-        while ended.is_ok() && !control.has_ended() {
+        while accepted.is_ok() && !control.has_ended() {
             if let Err(cause) = poller.wait(&mut events, None) {
-                error!("the acceptor cannot wait: {cause}");
+                error!("the acceptor thread cannot wait for events: {cause}");
                 return;
             }
         }
     }
 
-    fn accept_until_deaf(&mut self) -> io::Result<()> {
+    fn accept_until_stopped(&mut self) -> io::Result<()> {
         let mut events = Events::default();
         let mut is_pausing = false;
-        while !self.control.is_deaf() {
+        while self.control.is_accepting() {
             self.poller.wait(&mut events, is_pausing.then_some(PAUSE)).inspect_err(|cause| {
-                error!("the acceptor cannot wait: {cause}");
+                error!("the acceptor thread cannot wait for events: {cause}");
             })?;
             if is_pausing || events.keys().next().is_some() {
-                let must_pause = !self.accept_some();
+                let must_pause = !self.accept_pending();
                 if must_pause != is_pausing {
                     is_pausing = must_pause;
-                    let interest = if is_pausing { Interest::Breaks } else { Interest::Bytes };
+                    // A level-triggered listener would end each pause at once.
+                    let interest = if is_pausing { Interest::ErrorsOnly } else { Interest::Readable };
                     self.poller.modify(&self.listener, LISTENER_KEY, interest)?;
                 }
             }
@@ -84,22 +86,22 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Accepts what is there; false when it has to wait for descriptors or memory.
-    fn accept_some(&mut self) -> bool {
-        for _ in 0..BATCH {
+    /// Accepts pending connections; false when descriptors or memory are used up.
+    fn accept_pending(&mut self) -> bool {
+        for _ in 0..MAX_ACCEPTS_PER_EVENT {
             match accept(&self.listener) {
-                Ok((socket, peer)) => self.deal(socket, peer),
+                Ok((socket, peer)) => self.dispatch(socket, peer),
                 Err(cause) => match cause.kind() {
                     ErrorKind::WouldBlock => return true,
-                    // The client went away before it was accepted; others may be there.
+                    // The client closed before the accept; other connections may be pending.
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
-                    _ if is_of_one_connection(&cause) => {}
+                    _ if is_error_of_one_connection(&cause) => {}
                     _ => {
                         self.metrics.accept_failures.inc();
                         let now = Instant::now();
-                        if self.last_complaint.is_none_or(|last| now.duration_since(last) >= COMPLAINT_INTERVAL) {
-                            self.last_complaint = Some(now);
-                            warn!("no connection can be accepted now, trying on: {cause}");
+                        if self.last_warning.is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL) {
+                            self.last_warning = Some(now);
+                            warn!("cannot accept connections, retrying: {cause}");
                         }
                         return false;
                     }
@@ -109,40 +111,40 @@ impl Acceptor {
         true
     }
 
-    fn deal(&mut self, socket: TcpStream, peer: SocketAddr) {
-        let (most, most_each) = (self.max_connections, self.max_connections_per_ip);
-        if let Err(refused) = self.control.connection_opened(peer.ip(), most, most_each) {
-            self.metrics.refused(refused.status);
-            self.metrics.limited(refused.limit.unwrap_or_default());
-            self.turn_away(socket, refused);
+    fn dispatch(&mut self, socket: TcpStream, peer: SocketAddr) {
+        let (max, max_per_ip) = (self.max_connections, self.max_connections_per_ip);
+        if let Err(refusal) = self.control.connection_opened(peer.ip(), max, max_per_ip) {
+            self.metrics.refused(refusal.status);
+            self.metrics.limit_reached(refusal.limit.unwrap_or_default());
+            self.refuse(socket, refusal);
             return;
         }
         self.metrics.accepted.inc();
         self.metrics.connections.inc();
         let reader = &self.readers[self.next_reader];
         self.next_reader = (self.next_reader + 1) % self.readers.len();
-        reader.post(Message::New(socket, peer));
+        reader.post(InboxMessage::NewConnection(socket, peer));
     }
 
-    /// Answers 503 as well as it can be done without waiting for the client.
-    fn turn_away(&self, mut socket: TcpStream, refused: Refused) {
+    /// Answers 503 as far as that is possible without waiting for the client.
+    fn refuse(&self, mut socket: TcpStream, refusal: Refusal) {
         let mut bytes = Vec::new();
-        if self.speaks_tls {
-            // The status could be told after a handshake only, which is what is to be spared.
-            bytes.extend(tls::TURNED_AWAY);
+        if self.has_tls {
+            // A status could be sent only after a handshake, whose cost is what the limit saves.
+            bytes.extend(tls::REFUSAL_ALERT);
         } else {
-            let response = self.handler.refusal(refused.status, refused.reason);
-            encode(&response, Form { head_only: false, keep_alive: false, is_http10: false }, &mut bytes);
+            let response = self.handler.refusal(refusal.status, refusal.reason);
+            encode(&response, EncodeOptions { head_only: false, keep_alive: false, is_http10: false }, &mut bytes);
         }
-        // Unread bytes would make the kernel reset the connection and the answer be lost.
+        // With unread bytes the kernel resets the connection, and the response is lost.
         let _ = socket.read(&mut [0; 4096]);
         let _ = socket.write(&bytes);
         let _ = socket.shutdown(Shutdown::Write);
     }
 }
 
-/// Errors of the network that accept reports for a connection that is not ours any more (accept(2)).
-fn is_of_one_connection(cause: &io::Error) -> bool {
+/// Network errors that accept reports for a connection that is gone already (accept(2)).
+fn is_error_of_one_connection(cause: &io::Error) -> bool {
     matches!(
         cause.raw_os_error(),
         Some(

@@ -1,47 +1,48 @@
-//! The body of a request out of the bytes after its head: by length, or from chunks (RFC 9112 6 and 7.1).
+//! Decodes the body of a request from the bytes after its head: by length, or from chunks (RFC 9112 6 and 7.1).
 //!
-//! Memory is taken as bytes arrive, never for what a length or a chunk size announces.
+//! Memory is allocated as bytes arrive, never for what a length or a chunk size announces.
 
 use super::head::Framing;
-use super::scan::{Refused, is_token};
+use super::refusal::Refusal;
+use super::scan::is_token;
 
-/// Longest chunk-size line with its extensions.
-const MAX_CHUNK_LINE: usize = 256;
-/// Largest sum of everything that is not data: size lines, extensions and trailers. A body in chunks of one byte
-/// costs five bytes each of it and must pass, hence so many for each byte of data besides.
-const MAX_OVERHEAD: u64 = 16 * 1024;
+/// Longest chunk size line with its extensions.
+const MAX_CHUNK_LINE_BYTES: usize = 256;
+/// Limit on the bytes that are not data: size lines, extensions and trailers. A body in chunks of one byte has five
+/// such bytes for each byte of data and must pass, so the bound grows with the data.
+const MAX_OVERHEAD_BYTES: u64 = 16 * 1024;
 const MAX_OVERHEAD_PER_BYTE: u64 = 8;
-/// Memory for a body is made ready in steps of at most this beyond what has arrived.
-const MAX_STEP: usize = 1 << 20;
+/// Largest allocation at once beyond what has arrived of a body.
+const MAX_STEP_BYTES: usize = 1 << 20;
 
-/// Takes a body out of its framing.
+/// Decodes one body.
 #[derive(Debug)]
 pub(super) struct BodyDecoder {
-    framing: Progress,
-    sink: Sink,
+    state: DecoderState,
+    sink: BodySink,
 }
 
 /// Where the bytes of a body go.
 #[derive(Debug)]
-struct Sink {
-    /// Largest body.
-    most: usize,
+struct BodySink {
+    /// Largest body in bytes.
+    max: usize,
     /// Bytes of the body so far.
     length: usize,
-    /// Whether they are wanted.
+    /// False: the bytes are discarded.
     keeps: bool,
 }
 
 #[derive(Debug)]
-enum Progress {
+enum DecoderState {
     Length { missing: u64 },
-    Chunked(Chunks),
+    Chunked(ChunkDecoder),
 }
 
 #[derive(Debug, Default)]
-struct Chunks {
+struct ChunkDecoder {
     state: ChunkState,
-    /// Size of the current chunk as read so far, then what is missing of it.
+    /// Size of the current chunk as far as its digits were read, then the missing bytes of the chunk.
     size: u64,
     /// Bytes of the current size or trailer line so far.
     line: usize,
@@ -54,10 +55,10 @@ enum ChunkState {
     #[default]
     FirstDigit,
     Size,
-    /// White space before an extension ("bad" white space, which must be understood).
+    /// White space before an extension ("bad" white space, which a recipient must accept: RFC 9110 5.6.3).
     BeforeExtension,
     Extension,
-    /// Within quotes, where a semicolon means nothing; the flag is set after a backslash.
+    /// In a quoted string, where a semicolon starts no extension; true after a backslash.
     Quoted(bool),
     SizeLf,
     Data,
@@ -71,47 +72,47 @@ enum ChunkState {
 }
 
 impl BodyDecoder {
-    /// Begins a body of at most `most` bytes; a length beyond it is refused at once. Without `keeps` it is only passed over.
-    pub(super) fn new(framing: Framing, most: usize, keeps: bool) -> Result<Self, Refused> {
-        let framing = match framing {
-            Framing::None => Progress::Length { missing: 0 },
-            Framing::Length(length) if length > most as u64 => return Err(too_large()),
-            Framing::Length(length) => Progress::Length { missing: length },
-            Framing::Chunked => Progress::Chunked(Chunks::default()),
+    /// A decoder of a body of at most `max` bytes; a larger length is refused at once. Without `keeps` the body is
+    /// discarded.
+    pub(super) fn new(framing: Framing, max: usize, keeps: bool) -> Result<Self, Refusal> {
+        let state = match framing {
+            Framing::None => DecoderState::Length { missing: 0 },
+            Framing::Length(length) if length > max as u64 => return Err(too_large()),
+            Framing::Length(length) => DecoderState::Length { missing: length },
+            Framing::Chunked => DecoderState::Chunked(ChunkDecoder::default()),
         };
-        Ok(BodyDecoder { framing, sink: Sink { most, length: 0, keeps } })
+        Ok(BodyDecoder { state, sink: BodySink { max, length: 0, keeps } })
     }
 
-    /// Takes bytes from the front of `input` and appends what is body; the number taken, and whether the body is complete.
-    pub(super) fn advance(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<(usize, bool), Refused> {
-        match &mut self.framing {
-            Progress::Length { missing } => {
+    /// Decodes bytes from the front of `input` into `body`. Returns how many, and whether the body is complete.
+    pub(super) fn advance(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<(usize, bool), Refusal> {
+        match &mut self.state {
+            DecoderState::Length { missing } => {
                 let taken = usize::try_from(*missing).unwrap_or(usize::MAX).min(input.len());
                 self.sink.append(body, &input[..taken], *missing);
                 *missing -= taken as u64;
                 Ok((taken, *missing == 0))
             }
-            Progress::Chunked(chunks) => chunks.advance(input, body, &mut self.sink),
+            DecoderState::Chunked(chunks) => chunks.advance(input, body, &mut self.sink),
         }
     }
 
-    /// Bytes of the body that are certainly still to come.
+    /// A lower bound of the bytes that are missing of the body.
     pub(super) fn missing(&self) -> u64 {
-        match &self.framing {
-            Progress::Length { missing } => *missing,
-            Progress::Chunked(chunks) if chunks.state == ChunkState::Data => chunks.size,
-            Progress::Chunked(_) => 0,
+        match &self.state {
+            DecoderState::Length { missing } => *missing,
+            DecoderState::Chunked(chunks) if chunks.state == ChunkState::Data => chunks.size,
+            DecoderState::Chunked(_) => 0,
         }
     }
 }
 
-fn too_large() -> Refused {
-    Refused::beyond("request_size", 413, "the body is larger than allowed")
+fn too_large() -> Refusal {
+    Refusal::over_limit("request_size", 413, "the body is larger than allowed")
 }
 
-impl Sink {
-    /// Appends without making ready more memory than has arrived and one step, nor more than is missing of what is
-    /// `announced`.
+impl BodySink {
+    /// Appends `bytes`. Allocates at most one step beyond them, and no more than the `announced` bytes.
     fn append(&mut self, body: &mut Vec<u8>, bytes: &[u8], announced: u64) {
         self.length += bytes.len();
         if !self.keeps {
@@ -119,21 +120,21 @@ impl Sink {
         }
         if body.capacity() - body.len() < bytes.len() {
             let announced = usize::try_from(announced).unwrap_or(usize::MAX);
-            let step = body.len().clamp(1024, MAX_STEP);
+            let step = body.len().clamp(1024, MAX_STEP_BYTES);
             body.reserve_exact(announced.min(bytes.len() + step).max(bytes.len()));
         }
         body.extend_from_slice(bytes);
     }
 }
 
-impl Chunks {
-    fn advance(&mut self, input: &[u8], body: &mut Vec<u8>, sink: &mut Sink) -> Result<(usize, bool), Refused> {
+impl ChunkDecoder {
+    fn advance(&mut self, input: &[u8], body: &mut Vec<u8>, sink: &mut BodySink) -> Result<(usize, bool), Refusal> {
         let mut at = 0;
         while let Some(byte) = input.get(at) {
             if self.state == ChunkState::Data {
                 let taken = usize::try_from(self.size).unwrap_or(usize::MAX).min(input.len() - at);
-                // More chunks may come, up to the most there can be: small ones must not each allocate.
-                let room = (sink.most - sink.length) as u64;
+                // More chunks may follow, up to the largest body; small chunks must not each allocate.
+                let room = (sink.max - sink.length) as u64;
                 sink.append(body, &input[at..at + taken], room);
                 self.size -= taken as u64;
                 at += taken;
@@ -144,23 +145,23 @@ impl Chunks {
             }
             at += 1;
             self.overhead += 1;
-            if self.overhead > MAX_OVERHEAD + MAX_OVERHEAD_PER_BYTE * sink.length as u64 {
-                return Err(Refused::beyond("chunks", 400, "chunk extensions or trailers that are too large"));
+            if self.overhead > MAX_OVERHEAD_BYTES + MAX_OVERHEAD_PER_BYTE * sink.length as u64 {
+                return Err(Refusal::over_limit("chunks", 400, "chunk extensions or trailers are too large"));
             }
-            if self.step(*byte, sink.length, sink.most)? {
+            if self.step(*byte, sink.length, sink.max)? {
                 return Ok((at, true));
             }
         }
         Ok((at, false))
     }
 
-    /// Takes one byte that is not data; true at the end of the body.
-    fn step(&mut self, byte: u8, length: usize, most: usize) -> Result<bool, Refused> {
+    /// Decodes one byte that is not data; true at the end of the body.
+    fn step(&mut self, byte: u8, length: usize, max: usize) -> Result<bool, Refusal> {
         use ChunkState::*;
         self.line += 1;
         let in_size_line = matches!(self.state, Size | BeforeExtension | Extension | Quoted(_));
-        if in_size_line && self.line > MAX_CHUNK_LINE {
-            return Err(Refused::beyond("chunks", 400, "a chunk-size line that is too long"));
+        if in_size_line && self.line > MAX_CHUNK_LINE_BYTES {
+            return Err(Refusal::over_limit("chunks", 400, "chunk size line is too long"));
         }
         self.state = match (self.state, byte) {
             (FirstDigit | Size, digit) if digit.is_ascii_hexdigit() => {
@@ -170,7 +171,7 @@ impl Chunks {
                 let value = char::from(digit).to_digit(16).unwrap_or_default();
                 // Checked at each digit, so that the number cannot overflow.
                 self.size = self.size * 16 + u64::from(value);
-                if self.size > (most - length) as u64 {
+                if self.size > (max - length) as u64 {
                     return Err(too_large());
                 }
                 Size
@@ -195,7 +196,7 @@ impl Chunks {
             (TrailerValue, b'\r') => TrailerLf,
             (TrailerLf, b'\n') => TrailerStart,
             (EndLf, b'\n') => return Ok(true),
-            _ => return Err(Refused::bad("malformed chunks")),
+            _ => return Err(Refusal::bad_request("malformed chunked body")),
         };
         Ok(false)
     }
@@ -208,13 +209,13 @@ mod tests {
     /// Body and bytes left over, or the status of the refusal; `None` while it is incomplete.
     type Outcome = Result<Option<(Vec<u8>, usize)>, u16>;
 
-    fn decode(framing: Framing, most: usize, pieces: &[&[u8]]) -> Outcome {
-        let mut decoder = BodyDecoder::new(framing, most, true).map_err(|refused| refused.status)?;
+    fn decode(framing: Framing, max: usize, pieces: &[&[u8]]) -> Outcome {
+        let mut decoder = BodyDecoder::new(framing, max, true).map_err(|refusal| refusal.status)?;
         let mut body = Vec::new();
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
         let mut used = 0;
         for piece in pieces {
-            let (taken, complete) = decoder.advance(piece, &mut body).map_err(|refused| refused.status)?;
+            let (taken, complete) = decoder.advance(piece, &mut body).map_err(|refusal| refusal.status)?;
             used += taken;
             if complete {
                 return Ok(Some((body, total - used)));
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_kept_to_and_never_allocated() {
+    fn a_body_has_its_length_which_is_not_allocated_ahead() {
         assert_eq!(decode(Framing::Length(5), 5, &[b"ab", b"cdeGET"]), Ok(Some((b"abcde".to_vec(), 3))));
         assert_eq!(decode(Framing::Length(5), 5, &[b"abcd"]), Ok(None));
         assert_eq!(decode(Framing::Length(6), 5, &[]), Err(413));
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_never_takes_more_memory_than_the_largest_and_one_that_is_passed_over_none() {
+    fn a_body_takes_at_most_the_maximum_memory_and_a_discarded_body_none() {
         let one_chunk = format!("7d0\r\n{}\r\n0\r\n\r\n", "a".repeat(2000));
         let many_chunks = format!("{}0\r\n\r\n", "a\r\nbbbbbbbbbb\r\n".repeat(200));
         let rows =

@@ -1,76 +1,76 @@
-//! A bound, in bytes, on what all connections together keep in memory: half-read heads, bodies, what was sent ahead.
+//! A bound, in bytes, on what all connections together keep in memory: incomplete heads, bodies, pipelined bytes.
 //!
-//! Memory is counted as it is allocated, not as it is filled, and given back when the [`Lease`] is dropped, wherever the
-//! body went meanwhile.
+//! Memory is counted as it is allocated, not as it is filled, and released when the [`ByteLease`] is dropped, which
+//! travels with the body.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// So many bytes and no more. Clones share the bytes.
+/// A number of bytes that leases share. Clones are the same budget.
 #[derive(Clone, Debug)]
 pub struct ByteBudget {
-    shared: Arc<Shared>,
+    counters: Arc<BudgetCounters>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    most: usize,
+struct BudgetCounters {
+    max: usize,
     used: AtomicUsize,
-    /// The most that was used since somebody asked.
-    high: AtomicUsize,
+    /// Highest `used` since the last [`ByteBudget::take_peak`].
+    peak: AtomicUsize,
 }
 
 impl ByteBudget {
-    /// A budget of `most` bytes.
-    pub fn new(most: usize) -> Self {
-        ByteBudget { shared: Arc::new(Shared { most, used: AtomicUsize::new(0), high: AtomicUsize::new(0) }) }
+    /// A budget of `max` bytes.
+    pub fn new(max: usize) -> Self {
+        ByteBudget { counters: Arc::new(BudgetCounters { max, used: AtomicUsize::new(0), peak: AtomicUsize::new(0) }) }
     }
 
-    /// A lease of nothing, which can grow.
-    pub fn lease(&self) -> Lease {
-        Lease { budget: Some(self.clone()), bytes: 0 }
+    /// A lease of 0 bytes, which can grow.
+    pub fn lease(&self) -> ByteLease {
+        ByteLease { budget: Some(self.clone()), bytes: 0 }
     }
 
-    /// Bytes that are taken now.
+    /// Bytes leased now.
     pub fn used(&self) -> usize {
-        self.shared.used.load(Ordering::Relaxed)
+        self.counters.used.load(Ordering::Relaxed)
     }
 
-    /// The most bytes that were taken at a time since this was last asked.
-    pub fn take_high(&self) -> usize {
-        self.shared.high.swap(0, Ordering::Relaxed)
+    /// The highest number of bytes leased at a time since the last call.
+    pub fn take_peak(&self) -> usize {
+        self.counters.peak.swap(0, Ordering::Relaxed)
     }
 
-    fn take(&self, bytes: usize) -> bool {
-        let used = self.shared.used.fetch_add(bytes, Ordering::Relaxed);
-        let fits = used.saturating_add(bytes) <= self.shared.most;
+    fn reserve(&self, bytes: usize) -> bool {
+        let used = self.counters.used.fetch_add(bytes, Ordering::Relaxed);
+        let fits = used.saturating_add(bytes) <= self.counters.max;
         if !fits {
-            self.give(bytes);
-        } else if used + bytes > self.shared.high.load(Ordering::Relaxed) {
-            self.shared.high.fetch_max(used + bytes, Ordering::Relaxed);
+            self.release(bytes);
+        } else if used + bytes > self.counters.peak.load(Ordering::Relaxed) {
+            self.counters.peak.fetch_max(used + bytes, Ordering::Relaxed);
         }
         fits
     }
 
-    fn give(&self, bytes: usize) {
-        self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
+    fn release(&self, bytes: usize) {
+        self.counters.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-/// Bytes taken from a budget; dropping it gives them back.
+/// Bytes leased from a budget; dropping the lease releases them.
 #[derive(Debug, Default)]
-pub struct Lease {
+pub struct ByteLease {
     budget: Option<ByteBudget>,
     bytes: usize,
 }
 
-impl Lease {
-    /// Takes what is missing to `bytes` in all; false, and nothing taken, where the budget has not got it.
+impl ByteLease {
+    /// Grows the lease to `bytes`; false, and unchanged, if the budget is exhausted.
     pub fn grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         match &self.budget {
             Some(budget) if more > 0 => {
-                let fits = budget.take(more);
+                let fits = budget.reserve(more);
                 if fits {
                     self.bytes = bytes;
                 }
@@ -80,20 +80,20 @@ impl Lease {
         }
     }
 
-    /// As [`Lease::grow_to`], and gives back what is beyond `bytes`.
+    /// As [`ByteLease::grow_to`], but also shrinks a larger lease.
     pub fn set_to(&mut self, bytes: usize) -> bool {
         if let Some(budget) = self.budget.as_ref().filter(|_| bytes < self.bytes) {
-            budget.give(self.bytes - bytes);
+            budget.release(self.bytes - bytes);
             self.bytes = bytes;
         }
         self.grow_to(bytes)
     }
 }
 
-impl Drop for Lease {
+impl Drop for ByteLease {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.as_ref().filter(|_| self.bytes > 0) {
-            budget.give(self.bytes);
+            budget.release(self.bytes);
         }
     }
 }
@@ -103,13 +103,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_takes_what_is_missing_and_gives_all_back() {
+    fn a_lease_grows_by_the_difference_and_releases_all() {
         let budget = ByteBudget::new(100);
         let mut first = budget.lease();
         let mut second = budget.lease();
         assert!(first.grow_to(60) && first.grow_to(50) && first.grow_to(60));
         assert!(!second.grow_to(41));
-        assert_eq!(budget.used(), 60, "a refusal takes nothing");
+        assert_eq!(budget.used(), 60, "a refusal reserves nothing");
         assert!(second.grow_to(40));
         assert!(!first.grow_to(61));
         assert!(first.set_to(10) && second.set_to(90) && !second.set_to(91) && second.set_to(40) && first.set_to(60));
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(budget.used(), 40);
         drop(second);
         assert_eq!(budget.used(), 0);
-        assert_eq!((budget.take_high(), budget.take_high()), (100, 0));
-        assert!(Lease::default().grow_to(usize::MAX), "a lease of no budget is not limited");
+        assert_eq!((budget.take_peak(), budget.take_peak()), (100, 0));
+        assert!(ByteLease::default().grow_to(usize::MAX), "a lease without a budget is not limited");
     }
 }

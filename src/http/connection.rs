@@ -1,11 +1,11 @@
-//! One connection as its reader and whoever answers its request share it.
+//! One connection, as shared by its reader and the thread that answers its request.
 //!
-//! The phase says who may do what: while `Reading` only the reader touches the socket; while `Answering` only the
-//! owner of the request's [`super::Reply`], once, to write the answer; in every other phase the reader again. An
-//! answer that another thread gives costs the reader nothing if the socket takes it at once; only when something is left to
-//! do is it told.
+//! The phase says which thread may use the socket: while `Reading` only the reader; while `Answering` only the owner of
+//! the request's [`super::Reply`], once, to write the response; in every other phase the reader again. A response from
+//! another thread costs the reader nothing if the socket takes it at once; the reader gets a message only when it has
+//! work left.
 //!
-//! With TLS the session lies beside the phase, under the same lock: whoever may touch the socket works with it.
+//! With TLS the session is under the same lock as the phase: the thread that may use the socket also uses the session.
 
 use std::cell::RefCell;
 use std::io::{self, BufRead, Cursor, ErrorKind, Write};
@@ -15,25 +15,26 @@ use std::time::Instant;
 
 use log::debug;
 
-use super::encode::{Form, encode};
-use super::inbox::{Inbox, Message};
+use super::encode::{EncodeOptions, encode};
+use super::inbox::{Inbox, InboxMessage};
+use super::message::Response;
 use super::tls::{Received, Session};
-use super::{Response, UNANSWERED};
 use crate::locks::lock;
 
-/// Encoding buffers larger than this are not kept for the next answer.
-const KEPT_BUFFER: usize = 64 * 1024;
+/// An encoding buffer is shrunk to this size after each response.
+const MAX_KEPT_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Waiting for a request, or in the middle of one.
+    /// Between requests, or in the middle of receiving one.
     Reading,
     /// A request is complete and not answered.
     Answering,
-    /// The socket did not take the whole answer, or not all that TLS itself has to say.
+    /// The socket has not taken the whole response, or not all records that TLS itself sends.
     Writing,
-    /// Our last word is said; what the client still sends is thrown away for a while, so that it can read it.
+    /// The sending half is closed. What the client still sends is discarded for a while, so that the client can read
+    /// the last response before the connection is reset.
     Lingering,
     /// Writing failed.
     Broken,
@@ -43,9 +44,10 @@ pub(super) enum Phase {
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     pub(super) peer: SocketAddr,
-    /// Its name at the reader.
+    /// Identifies the connection at its reader.
     pub(super) key: usize,
-    pub(super) reader: Arc<Inbox>,
+    /// The inbox of its reader.
+    pub(super) inbox: Arc<Inbox>,
     state: Mutex<State>,
 }
 
@@ -55,14 +57,14 @@ struct State {
     since: Instant,
     /// `None`: plain HTTP.
     tls: Option<Box<Session>>,
-    /// An answer whose rest, from the position on, the socket (with TLS: the session) has not taken yet.
+    /// A response whose rest, from the position on, the socket (with TLS: the session) has not taken yet.
     unsent: Cursor<Vec<u8>>,
-    /// Whether the connection ends with the answer.
+    /// Whether the connection is closed after the response.
     closes: bool,
-    /// The reader is in the middle of handing the request over and looks at the phase itself afterwards.
-    attended: bool,
-    /// The reader has bytes or events left for when the answer is given.
-    wake: bool,
+    /// The reader is handing the request over, and checks the phase itself afterwards.
+    in_hand_over: bool,
+    /// The reader has bytes or events to handle once the request is answered.
+    recheck: bool,
 }
 
 impl Connection {
@@ -70,7 +72,7 @@ impl Connection {
         socket: TcpStream,
         peer: SocketAddr,
         key: usize,
-        reader: Arc<Inbox>,
+        inbox: Arc<Inbox>,
         now: Instant,
         tls: Option<Box<Session>>,
     ) -> Self {
@@ -80,82 +82,78 @@ impl Connection {
             tls,
             unsent: Cursor::default(),
             closes: false,
-            attended: false,
-            wake: false,
+            in_hand_over: false,
+            recheck: false,
         };
-        Connection { socket, peer, key, reader, state: Mutex::new(state) }
+        Connection { socket, peer, key, inbox, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
-    /// The phase, and since when.
+    /// The phase, and when it began.
     pub(super) fn phase(&self) -> (Phase, Instant) {
         let state = self.lock();
         (state.phase, state.since)
     }
 
-    /// The reader hands a request over; it calls [`Self::leave`] when that is done.
-    pub(super) fn begin_answering(&self) {
+    /// The reader hands a request over; it calls [`Self::end_hand_over`] afterwards.
+    pub(super) fn begin_hand_over(&self) {
         let mut state = self.lock();
         state.phase = Phase::Answering;
-        state.attended = true;
-        state.wake = false;
+        state.in_hand_over = true;
+        state.recheck = false;
     }
 
-    /// The reader has handed the request over. Where it is still unanswered, the answer tells the reader if `has_more`.
-    pub(super) fn leave(&self, has_more: bool) -> Phase {
+    /// The reader has handed the request over. If the request is still unanswered and `has_more`, the reader gets a
+    /// message when it is answered. Returns the phase.
+    pub(super) fn end_hand_over(&self, has_more: bool) -> Phase {
         let mut state = self.lock();
-        state.attended = false;
-        state.wake = has_more;
+        state.in_hand_over = false;
+        state.recheck = has_more;
         state.phase
     }
 
-    /// Something arrived: if a request is still being answered, the reader is told when it is. Returns the phase.
-    pub(super) fn phase_or_wake(&self) -> Phase {
+    /// The poller reported an event: if a request is being answered, the reader gets a message when it is. Returns the
+    /// phase.
+    pub(super) fn phase_at_event(&self) -> Phase {
         let mut state = self.lock();
-        state.wake |= state.phase == Phase::Answering;
+        state.recheck |= state.phase == Phase::Answering;
         state.phase
     }
 
-    /// Gives the answer.
-    pub(super) fn answer(&self, response: &Response, mut form: Form) {
-        form.keep_alive &= !response.close && !self.reader.control.is_draining();
+    /// Encodes and writes the response; the rest that the socket does not take is left to the reader.
+    pub(super) fn answer(&self, response: &Response, mut options: EncodeOptions) {
+        options.keep_alive &= !response.close && !self.inbox.control.is_draining();
         thread_local! {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
-            encode(response, form, buffer);
-            self.write(buffer, !form.keep_alive);
-            buffer.shrink_to(KEPT_BUFFER);
+            encode(response, options, buffer);
+            self.write(buffer, !options.keep_alive);
+            buffer.shrink_to(MAX_KEPT_BUFFER_BYTES);
         });
     }
 
-    /// Tells a client that waits for it to send its body. What the socket does not take is written before anything else.
+    /// Sends 100 Continue. What the socket does not take is written before anything else.
     pub(super) fn send_continue(&self) {
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n", false);
     }
 
-    /// The answer to a request that nobody answered.
-    pub(super) fn unanswered(&self) -> Response {
-        let handler = self.reader.control.handler.get();
-        handler.map_or_else(|| Response::text(500, UNANSWERED), |handler| handler.refusal(500, UNANSWERED)).closing()
-    }
-
-    /// Decrypts what arrived while the phase is `Reading`, and writes what TLS has to say to it. After an error the phase
-    /// is `Lingering`; `Writing` where the socket does not take all that is to be said.
-    pub(super) fn decrypt(&self, records: &[u8], plain: &mut Vec<u8>) -> Result<(Received, Phase), String> {
+    /// Decrypts what arrived while the phase is `Reading`, and writes the records with which TLS itself responds. After
+    /// an error the phase is `Lingering`; it is `Writing` if the socket does not take all these records.
+    pub(super) fn decrypt(&self, records: &[u8], plaintext: &mut Vec<u8>) -> Result<(Received, Phase), String> {
         let mut state = self.lock();
         let Some(session) = &mut state.tls else { return Err("a connection without TLS".to_owned()) };
-        let received = session.receive(records, plain);
+        let received = session.receive(records, plaintext);
         let flushed = session.flush(&self.socket);
-        if let Err(why) = received {
-            // Should the alert not fit, the client learns less.
+        if let Err(reason) = received {
+            // An alert that the socket did not take is lost.
             let _ = self.socket.shutdown(Shutdown::Write);
             state.enter(Phase::Lingering);
-            return Err(why);
+            return Err(reason);
         }
         match flushed {
             Ok(true) => {}
@@ -165,23 +163,23 @@ impl Connection {
         received.map(|received| (received, state.phase))
     }
 
-    /// The handshake is done: from now on a request is waited for.
-    pub(super) fn establish(&self) {
+    /// The TLS handshake is done: the idle timeout starts now.
+    pub(super) fn handshake_done(&self) {
         let mut state = self.lock();
         state.since = Instant::now();
     }
 
-    /// The client does not speak TLS: it is answered in plain.
-    pub(super) fn give_up_tls(&self) {
+    /// The client does not use TLS: it gets its error response as plain HTTP.
+    pub(super) fn drop_tls(&self) {
         self.lock().tls = None;
     }
 
-    /// Ends TLS properly before an idle connection is closed, as far as the socket takes it.
-    pub(super) fn say_goodbye(&self) {
+    /// Sends the TLS close_notify of an idle connection, if the socket takes it.
+    pub(super) fn send_close_notify(&self) {
         let mut state = self.lock();
         if let (Phase::Reading, Some(session)) = (state.phase, &mut state.tls) {
             session.close();
-            // Who does not take it gets an end without a goodbye.
+            // Closing an idle connection does not wait for a full socket.
             let _ = session.flush(&self.socket);
         }
     }
@@ -190,19 +188,19 @@ impl Connection {
         let mut state = self.lock();
         state.closes = closes;
         match send_by(&mut state.tls, &self.socket, bytes) {
-            Ok(sent) if sent == bytes.len() => self.end_answer(&mut state),
+            Ok(sent) if sent == bytes.len() => self.end_response(&mut state),
             Ok(sent) => {
                 state.unsent = Cursor::new(bytes[sent..].to_vec());
                 state.enter(Phase::Writing);
             }
             Err(cause) => self.fail(&mut state, &cause),
         }
-        // A drain that began since the answer was put together did not find this connection idle.
-        let is_left = state.wake || state.phase != Phase::Reading || self.reader.control.is_draining();
-        let tell = !state.attended && is_left;
+        // A drain that began after the response was encoded as keep-alive did not find this connection idle.
+        let has_work = state.recheck || state.phase != Phase::Reading || self.inbox.control.is_draining();
+        let notifies_reader = !state.in_hand_over && has_work;
         drop(state);
-        if tell {
-            self.reader.post(Message::Attend(self.key));
+        if notifies_reader {
+            self.inbox.post(InboxMessage::Recheck(self.key));
         }
     }
 
@@ -215,22 +213,23 @@ impl Connection {
         match state.send_more(&self.socket) {
             Ok(true) => {
                 state.unsent = Cursor::default();
-                self.end_answer(&mut state);
+                self.end_response(&mut state);
             }
             Ok(false) => {}
             Err(cause) => self.fail(&mut state, &cause),
         }
     }
 
-    fn end_answer(&self, state: &mut State) {
+    fn end_response(&self, state: &mut State) {
         match state.flush_tls(&self.socket) {
             Ok(true) => {}
+            // `since` stays: the write timeout counts from the beginning of the response.
             Ok(false) if state.phase == Phase::Writing => return,
             Ok(false) => return state.enter(Phase::Writing),
             Err(cause) => return self.fail(state, &cause),
         }
         if state.closes {
-            // Fails only when the client is gone, which the reader will see.
+            // Fails only when the client is gone, which the reader's next read reports.
             let _ = self.socket.shutdown(Shutdown::Write);
             state.enter(Phase::Lingering);
         } else {
@@ -239,7 +238,7 @@ impl Connection {
     }
 
     fn fail(&self, state: &mut State, cause: &io::Error) {
-        debug!("the answer to {} could not be written: {cause}", self.peer);
+        debug!("cannot write the response to {}: {cause}", self.peer);
         state.enter(Phase::Broken);
     }
 }
@@ -250,7 +249,7 @@ impl State {
         self.since = Instant::now();
     }
 
-    /// Sends what is taken of the rest; whether that was all.
+    /// Sends as much of the rest as is taken; true if that was all of it.
     fn send_more(&mut self, socket: &TcpStream) -> io::Result<bool> {
         let rest = self.unsent.fill_buf()?;
         let (sent, length) = (send_by(&mut self.tls, socket, rest)?, rest.len());
@@ -258,7 +257,8 @@ impl State {
         Ok(sent == length)
     }
 
-    /// With TLS: whether the answer that was taken, and the goodbye after the last one, are in the socket.
+    /// With TLS: writes the records of the response, and the close_notify after the last one; true if the socket took
+    /// all.
     fn flush_tls(&mut self, socket: &TcpStream) -> io::Result<bool> {
         let Some(session) = &mut self.tls else { return Ok(true) };
         if self.closes {
@@ -268,7 +268,7 @@ impl State {
     }
 }
 
-/// Sends what is taken of `bytes`, by TLS or in plain.
+/// Sends as much of `bytes` as is taken, by TLS or plain; returns how many bytes.
 fn send_by(tls: &mut Option<Box<Session>>, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     match tls {
         None => send(socket, bytes),
@@ -276,7 +276,7 @@ fn send_by(tls: &mut Option<Box<Session>>, socket: &TcpStream, bytes: &[u8]) -> 
     }
 }
 
-/// Writes what the socket takes; 0 when it takes nothing now.
+/// Writes what the socket takes now; 0 if it is full.
 fn send(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     loop {
         match socket.write(bytes) {
@@ -290,18 +290,18 @@ fn send(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::inbox::Letters;
+    use crate::http::inbox::InboxBatch;
     use std::io::Read;
     use std::net::TcpListener;
 
-    fn mail(inbox: &Inbox) -> Vec<Message> {
-        let mut letters = Letters::default();
-        inbox.take(&mut letters);
-        std::mem::take(&mut letters.messages)
+    fn messages(inbox: &Inbox) -> Vec<InboxMessage> {
+        let mut batch = InboxBatch::default();
+        inbox.take(&mut batch);
+        std::mem::take(&mut batch.messages)
     }
 
     #[test]
-    fn a_client_that_took_nothing_is_told_to_go_on_when_it_does() {
+    fn a_100_continue_that_a_full_socket_refuses_is_sent_later() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, peer) = listener.accept().unwrap();
@@ -317,29 +317,32 @@ mod tests {
         let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
         connection.send_continue();
         assert_eq!(connection.phase().0, Phase::Writing);
-        assert!(matches!(mail(&inbox)[..], [Message::Attend(7)]), "the reader waits for room");
+        assert!(matches!(messages(&inbox)[..], [InboxMessage::Recheck(7)]), "the reader waits for room");
         client.read_exact(&mut vec![0; before]).unwrap();
         while connection.phase().0 == Phase::Writing {
             connection.flush();
         }
         assert_eq!(connection.phase().0, Phase::Reading);
-        let mut told = [0; 25];
-        client.read_exact(&mut told).unwrap();
-        assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+        let mut received = [0; 25];
+        client.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"HTTP/1.1 100 Continue\r\n\r\n");
     }
 
     #[test]
-    fn an_answer_that_crosses_the_beginning_of_a_drain_is_told_to_the_reader() {
+    fn a_response_that_crosses_the_start_of_a_drain_notifies_the_reader() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, peer) = listener.accept().unwrap();
         let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
         let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
-        connection.begin_answering();
-        assert_eq!(connection.leave(false), Phase::Answering);
-        // The answer was put together as one that keeps the connection; the reader has looked for idle ones since.
+        connection.begin_hand_over();
+        assert_eq!(connection.end_hand_over(false), Phase::Answering);
+        // The response was encoded as keep-alive; the reader has closed the idle connections since.
         inbox.control.drain();
         connection.write(b"HTTP/1.1 200 OK\r\n\r\n", false);
-        assert!(matches!(mail(&inbox)[..], [Message::Attend(7)]), "it would stay open until it is idle for too long");
+        assert!(
+            matches!(messages(&inbox)[..], [InboxMessage::Recheck(7)]),
+            "else it would stay open until the idle timeout"
+        );
     }
 }

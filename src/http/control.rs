@@ -1,52 +1,56 @@
-//! What a server and its threads have in common: whether it goes on, and how many connections there are.
+//! State that a server shares with its threads: whether it accepts, drains or has ended, and the open connections.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::Handler;
-use super::scan::Refused;
+use super::message::Response;
+use super::refusal::{Refusal, UNANSWERED};
 use crate::locks::{lock, wait_timeout_while};
 
-/// What a server and its threads have in common.
+/// Builds the response to a request whose reply was dropped unsent.
+type UnansweredResponse = Box<dyn Fn() -> Response + Send + Sync>;
+
+/// State that a server shares with its threads.
 #[derive(Default)]
 pub(super) struct Control {
-    deaf: AtomicBool,
+    stopped_accepting: AtomicBool,
     draining: AtomicBool,
     ended: AtomicBool,
-    open: Mutex<Open>,
-    closed: Condvar,
-    /// Who words the answers that the server itself gives.
-    pub(super) handler: OnceLock<Arc<dyn Handler>>,
+    open: Mutex<OpenConnections>,
+    all_closed: Condvar,
+    /// `None`: a plain text.
+    unanswered: Option<UnansweredResponse>,
 }
 
-/// The connections that are open.
+/// The number of open connections.
 #[derive(Default)]
-struct Open {
+struct OpenConnections {
     count: usize,
-    /// By client; kept only where each client has a limit. No address is here without a connection, so that there are at
-    /// most as many as connections.
+    /// By client address; empty without a limit for each address. Only addresses with an open connection have an entry,
+    /// so there are at most as many entries as connections.
     by_address: HashMap<IpAddr, usize>,
 }
 
 impl Control {
-    pub(super) fn for_handler(handler: Arc<dyn Handler>) -> Self {
-        Control { handler: handler.into(), ..Control::default() }
+    /// `unanswered` builds the response to a request whose reply was dropped unsent.
+    pub(super) fn new(unanswered: impl Fn() -> Response + Send + Sync + 'static) -> Self {
+        Control { unanswered: Some(Box::new(unanswered)), ..Control::default() }
     }
 
-    /// No connection is accepted any more.
-    pub(super) fn is_deaf(&self) -> bool {
-        self.deaf.load(Ordering::Acquire)
+    /// False once the listening socket is to be closed.
+    pub(super) fn is_accepting(&self) -> bool {
+        !self.stopped_accepting.load(Ordering::Acquire)
     }
 
     pub(super) fn stop_accepting(&self) {
-        self.deaf.store(true, Ordering::Release);
+        self.stopped_accepting.store(true, Ordering::Release);
     }
 
-    /// Each answer is the last of its connection, and idle ones are closed.
+    /// While draining, every response closes its connection, and idle connections are closed.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -55,7 +59,7 @@ impl Control {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// The threads end.
+    /// Whether the threads must end.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
@@ -64,26 +68,31 @@ impl Control {
         self.ended.store(true, Ordering::Release);
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    /// The response to a request whose reply was dropped unsent.
+    pub(super) fn unanswered_response(&self) -> Response {
+        self.unanswered.as_ref().map_or_else(|| Response::text(500, UNANSWERED), |build| build()).closing()
+    }
+
+    fn open(&self) -> MutexGuard<'_, OpenConnections> {
         lock(&self.open)
     }
 
-    /// Counts a new connection, unless there are `most`, or as many from this client as it may have.
+    /// Counts a new connection, unless `max` are open or `max_per_ip` of this client's address.
     pub(super) fn connection_opened(
         &self,
         client: IpAddr,
-        most: usize,
-        most_each: Option<usize>,
-    ) -> Result<(), Refused> {
+        max: usize,
+        max_per_ip: Option<usize>,
+    ) -> Result<(), Refusal> {
         let mut open = self.open();
-        if open.count >= most {
-            return Err(Refused::beyond("connections", 503, "too many connections"));
+        if open.count >= max {
+            return Err(Refusal::over_limit("connections", 503, "too many connections"));
         }
-        if let Some(most_each) = most_each {
+        if let Some(max_per_ip) = max_per_ip {
             let client = client.to_canonical();
             let count = open.by_address.get(&client).copied().unwrap_or(0);
-            if count >= most_each {
-                return Err(Refused::beyond("connections_per_ip", 503, "too many connections from this address"));
+            if count >= max_per_ip {
+                return Err(Refusal::over_limit("connections_per_ip", 503, "too many connections from this address"));
             }
             open.by_address.insert(client, count + 1);
         }
@@ -101,13 +110,13 @@ impl Control {
             }
         }
         if open.count == 0 {
-            self.closed.notify_all();
+            self.all_closed.notify_all();
         }
     }
 
-    /// Waits until no connection is open; the number that still are at the deadline.
+    /// Waits until no connection is open, at most `grace`; returns the number of open connections.
     pub(super) fn wait_until_closed(&self, grace: Duration) -> usize {
-        let (open, _) = wait_timeout_while(&self.closed, self.open(), grace, |open| open.count > 0);
+        let (open, _) = wait_timeout_while(&self.all_closed, self.open(), grace, |open| open.count > 0);
         open.count
     }
 }
@@ -117,11 +126,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_client_has_its_share_of_the_connections_and_leaves_nothing_behind() {
+    fn connections_are_limited_by_address_and_closed_ones_leave_no_entry() {
         let control = Control::default();
-        let open = |address: &str, most_each| {
-            let outcome = control.connection_opened(address.parse().unwrap(), 4, most_each);
-            outcome.map_err(|refused| refused.limit.unwrap())
+        let open = |address: &str, max_per_ip| {
+            let outcome = control.connection_opened(address.parse().unwrap(), 4, max_per_ip);
+            outcome.map_err(|refusal| refusal.limit.unwrap())
         };
         for (address, outcome) in [
             ("10.0.0.1", Ok(())),
@@ -139,10 +148,10 @@ mod tests {
         for address in ["10.0.0.1", "10.0.0.1", "fe80::1", "fe80::2"] {
             control.connection_closed(address.parse().unwrap());
         }
-        let left = control.open();
-        assert_eq!((left.count, left.by_address.len()), (0, 0));
-        drop(left);
+        let remaining = control.open();
+        assert_eq!((remaining.count, remaining.by_address.len()), (0, 0));
+        drop(remaining);
         assert!((0..4).all(|_| open("10.0.0.1", None).is_ok()));
-        assert_eq!(control.open().by_address.len(), 0, "without a limit nobody is noted");
+        assert_eq!(control.open().by_address.len(), 0, "no entry for an address without a limit");
     }
 }

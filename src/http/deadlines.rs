@@ -1,40 +1,41 @@
-//! When to look at which connection next.
+//! When a reader checks which connection next.
 //!
-//! Each connection has exactly one entry, so that the size is that of the connections. An entry is never later than
-//! the connection's true deadline and may be earlier: whoever takes it out looks, and puts it back where it belongs.
-//! A deadline that only moves away, as on every request of a busy connection, thereby costs nothing.
+//! Each connection has exactly one entry, so there are as many entries as connections. An entry is never later than
+//! the connection's true deadline and may be earlier: the check schedules the connection again if its deadline has not
+//! passed. A deadline that only moves away, as on every request of a busy connection, thereby costs nothing.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// The connections of one reader by the time at which they are looked at.
+/// The connections of one reader, ordered by the time of their next check.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
     entries: BTreeSet<(Instant, usize)>,
 }
 
 impl Deadlines {
-    /// Looks at `key` at `at`; `planned` is when it was to be looked at so far, and is brought up to date.
-    pub(super) fn plan(&mut self, key: usize, planned: &mut Option<Instant>, at: Instant) {
-        if let Some(before) = *planned {
+    /// Schedules a check of `key` at `at`, unless an earlier one is scheduled. `scheduled` is the time of the current
+    /// entry of `key`, and is updated.
+    pub(super) fn schedule(&mut self, key: usize, scheduled: &mut Option<Instant>, at: Instant) {
+        if let Some(before) = *scheduled {
             if before <= at {
                 return;
             }
             self.entries.remove(&(before, key));
         }
         self.entries.insert((at, key));
-        *planned = Some(at);
+        *scheduled = Some(at);
     }
 
-    /// Forgets `key`.
-    pub(super) fn forget(&mut self, key: usize, planned: Option<Instant>) {
-        if let Some(planned) = planned {
-            self.entries.remove(&(planned, key));
+    /// Removes the entry of `key`.
+    pub(super) fn remove(&mut self, key: usize, scheduled: Option<Instant>) {
+        if let Some(scheduled) = scheduled {
+            self.entries.remove(&(scheduled, key));
         }
     }
 
-    /// Takes out a connection whose time has come.
-    pub(super) fn due(&mut self, now: Instant) -> Option<usize> {
+    /// Takes out a connection that is due for a check.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<usize> {
         let first = *self.entries.first()?;
         if first.0 > now {
             return None;
@@ -43,9 +44,9 @@ impl Deadlines {
         Some(first.1)
     }
 
-    /// How long until the first one is due, at most `most`.
-    pub(super) fn wait(&self, now: Instant, most: Duration) -> Duration {
-        self.entries.first().map_or(most, |(at, _)| at.saturating_duration_since(now).min(most))
+    /// The time until the next check, at most `max`.
+    pub(super) fn time_to_next(&self, now: Instant, max: Duration) -> Duration {
+        self.entries.first().map_or(max, |(at, _)| at.saturating_duration_since(now).min(max))
     }
 }
 
@@ -59,17 +60,17 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut deadlines = Deadlines::default();
         let (mut one, mut two) = (None, None);
-        deadlines.plan(1, &mut one, at(60));
-        deadlines.plan(2, &mut two, at(50));
-        deadlines.plan(1, &mut one, at(10));
-        deadlines.plan(1, &mut one, at(90));
+        deadlines.schedule(1, &mut one, at(60));
+        deadlines.schedule(2, &mut two, at(50));
+        deadlines.schedule(1, &mut one, at(10));
+        deadlines.schedule(1, &mut one, at(90));
         assert_eq!(one, Some(at(10)));
-        assert_eq!(deadlines.wait(start, Duration::from_secs(1)), Duration::from_millis(10));
-        assert_eq!(deadlines.due(at(9)), None);
-        assert_eq!(deadlines.due(at(10)), Some(1));
-        assert_eq!(deadlines.due(at(40)), None);
-        deadlines.forget(2, two);
-        assert_eq!(deadlines.due(at(1000)), None);
-        assert_eq!(deadlines.wait(start, Duration::from_secs(1)), Duration::from_secs(1));
+        assert_eq!(deadlines.time_to_next(start, Duration::from_secs(1)), Duration::from_millis(10));
+        assert_eq!(deadlines.pop_due(at(9)), None);
+        assert_eq!(deadlines.pop_due(at(10)), Some(1));
+        assert_eq!(deadlines.pop_due(at(40)), None);
+        deadlines.remove(2, two);
+        assert_eq!(deadlines.pop_due(at(1000)), None);
+        assert_eq!(deadlines.time_to_next(start, Duration::from_secs(1)), Duration::from_secs(1));
     }
 }

@@ -1,24 +1,24 @@
-//! Answers into bytes.
+//! Encoding of responses.
 
 use std::cell::RefCell;
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Response;
+use super::message::Response;
 
-/// What of a request decides about the form of its answer.
+/// What the request and the connection decide about the encoding of the response.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Form {
-    /// The request was HEAD: the answer has no body.
+pub(super) struct EncodeOptions {
+    /// The request was HEAD: the response has no body.
     pub(super) head_only: bool,
-    /// The connection stays open after it.
+    /// The connection stays open after the response.
     pub(super) keep_alive: bool,
     /// The request was HTTP/1.0.
     pub(super) is_http10: bool,
 }
 
-/// Writes an answer to the end of `out`.
-pub(super) fn encode(response: &Response, form: Form, out: &mut Vec<u8>) {
+/// Appends a response to `out`.
+pub(super) fn encode(response: &Response, options: EncodeOptions, out: &mut Vec<u8>) {
     let status = response.status;
     put(out, format_args!("HTTP/1.1 {status} {}\r\n", reason(status)));
     out.extend_from_slice(b"Date: ");
@@ -34,13 +34,13 @@ pub(super) fn encode(response: &Response, form: Form, out: &mut Vec<u8>) {
     for (name, value) in &response.headers {
         put(out, format_args!("{name}: {value}\r\n"));
     }
-    if !form.keep_alive {
+    if !options.keep_alive {
         out.extend_from_slice(b"Connection: close\r\n");
-    } else if form.is_http10 {
+    } else if options.is_http10 {
         out.extend_from_slice(b"Connection: keep-alive\r\n");
     }
     out.extend_from_slice(b"\r\n");
-    if has_body && !form.head_only {
+    if has_body && !options.head_only {
         out.extend_from_slice(&response.body);
     }
 }
@@ -76,7 +76,7 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// The time of day, put together once a second on each thread.
+/// The field value of `Date`, formatted once a second on each thread.
 fn put_date(out: &mut Vec<u8>) {
     thread_local! {
         static LAST: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
@@ -90,7 +90,7 @@ fn put_date(out: &mut Vec<u8>) {
     });
 }
 
-/// Seconds since 1970 as RFC 9110 5.6.7 wants it.
+/// Seconds since 1970 as an IMF-fixdate (RFC 9110 5.6.7).
 fn date(seconds: u64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
@@ -118,14 +118,14 @@ mod tests {
 
     fn encoded(response: &Response, head_only: bool, keep_alive: bool, is_http10: bool) -> String {
         let mut out = Vec::new();
-        encode(response, Form { head_only, keep_alive, is_http10 }, &mut out);
+        encode(response, EncodeOptions { head_only, keep_alive, is_http10 }, &mut out);
         let text = String::from_utf8(out).unwrap();
         let (start, rest) = text.split_once("Date: ").unwrap();
         format!("{start}{}", rest.split_once("\r\n").unwrap().1)
     }
 
     #[test]
-    fn an_answer_has_a_length_and_says_what_becomes_of_the_connection() {
+    fn a_response_has_its_length_and_a_connection_header_where_needed() {
         let response = Response::text(200, "abc").with_header("Allow", "GET");
         let fields = "Content-Type: text/plain; charset=utf-8\r\nContent-Length: 3\r\nAllow: GET\r\n";
         assert_eq!(encoded(&response, false, true, false), format!("HTTP/1.1 200 OK\r\n{fields}\r\nabc"));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_right() {
+    fn dates_are_formatted() {
         for (seconds, text) in [
             (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
             (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),

@@ -1,15 +1,16 @@
-//! A complete request head into its parts, and the framing of the body it announces.
+//! Parses a complete request head, and determines the framing of its body.
 //!
-//! `httparse` cuts the lines; every rule about what they may say together is here, by the letter of RFC 9110 and
-//! RFC 9112. What two readers of the same bytes could understand differently is refused.
+//! `httparse` splits the lines; the rules on their combination are here, strictly by RFC 9110 and RFC 9112. A head that
+//! two implementations could read differently is refused (request smuggling).
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
 use super::message::{Head, Headers};
-use super::scan::{Refused, is_token};
+use super::refusal::Refusal;
+use super::scan::is_token;
 
-/// Most header fields of a request.
+/// Limit on the header fields of a request.
 const MAX_FIELDS: usize = 100;
 
 /// How the body of a request is delimited (RFC 9112 6.3).
@@ -17,39 +18,39 @@ const MAX_FIELDS: usize = 100;
 pub(super) enum Framing {
     /// No body.
     None,
-    /// So many bytes.
+    /// A body of that number of bytes.
     Length(u64),
-    /// Chunks.
+    /// Transfer-Encoding: chunked.
     Chunked,
 }
 
-/// A request head that is in order.
+/// A valid request head.
 #[derive(Debug)]
 pub(super) struct ParsedHead {
     pub(super) head: Head,
     pub(super) framing: Framing,
-    /// Whether the client lets the connection be used again.
+    /// Whether the client allows another request on the connection.
     pub(super) keep_alive: bool,
-    /// Whether the client waits for 100 before it sends the body.
+    /// Whether the client waits for 100 Continue before it sends the body.
     pub(super) expects_continue: bool,
-    /// Whether the request is of HTTP/1.0, whose clients must be told that a connection stays open.
+    /// Whether the request is HTTP/1.0, whose persistent connections need `Connection: keep-alive` in the response.
     pub(super) is_http10: bool,
 }
 
-/// Takes apart the bytes of one head, from its request line to the empty line at its end.
-pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refused> {
+/// Parses one head, from the request line to the empty line at its end.
+pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Err(Refused::bad("an incomplete head")),
+        Ok(httparse::Status::Partial) => return Err(Refusal::bad_request("incomplete request head")),
         Err(httparse::Error::Version) => return parse_other_version(bytes),
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(Refused::beyond("header_fields", 431, "more than 100 header fields"));
+            return Err(Refusal::over_limit("header_fields", 431, "more than 100 header fields"));
         }
-        Err(httparse::Error::HeaderName) => return Err(Refused::bad("a malformed header name")),
-        Err(httparse::Error::HeaderValue) => return Err(Refused::bad("a malformed header value")),
-        Err(_) => return Err(Refused::bad("a malformed request line")),
+        Err(httparse::Error::HeaderName) => return Err(Refusal::bad_request("malformed header name")),
+        Err(httparse::Error::HeaderValue) => return Err(Refusal::bad_request("malformed header value")),
+        Err(_) => return Err(Refusal::bad_request("malformed request line")),
     }
     let is_http10 = request.version == Some(0);
     let method = method(request.method.unwrap_or_default())?;
@@ -57,72 +58,72 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refused> {
 
     let size = request.headers.iter().map(|field| field.name.len() + field.value.len()).sum();
     let mut headers = Headers::with_capacity(request.headers.len(), size);
-    let mut rules = Rules::default();
+    let mut known = KnownFields::default();
     for field in request.headers.iter() {
-        rules.meet(field.name, field.value)?;
+        known.record(field.name, field.value)?;
         headers.push(field.name, field.value);
     }
-    let framing = rules.framing(is_http10)?;
-    if rules.expects_unknown && !is_http10 {
-        return Err(Refused::new(417, "only 100-continue can be expected"));
+    let framing = known.framing(is_http10)?;
+    if known.expects_unknown && !is_http10 {
+        return Err(Refusal::new(417, "unsupported Expect header: only 100-continue is supported"));
     }
-    if rules.hosts > 1 {
-        return Err(Refused::bad("more than one Host"));
+    if known.hosts > 1 {
+        return Err(Refusal::bad_request("more than one Host header"));
     }
-    if rules.hosts == 0 && !is_http10 {
-        return Err(Refused::bad("no Host"));
+    if known.hosts == 0 && !is_http10 {
+        return Err(Refusal::bad_request("missing Host header"));
     }
-    let keep_alive = if is_http10 { rules.says_keep_alive && !rules.says_close } else { !rules.says_close };
+    let keep_alive = if is_http10 { known.keep_alive && !known.close } else { !known.close };
     let head = Head { method, path, query, headers, peer: None };
-    let expects_continue = rules.expects_continue && !is_http10 && framing != Framing::None;
+    let expects_continue = known.expects_continue && !is_http10 && framing != Framing::None;
     Ok(ParsedHead { head, framing, keep_alive, expects_continue, is_http10 })
 }
 
-/// The same where the version of the request line is neither 1.0 nor 1.1.
-fn parse_other_version(bytes: &[u8]) -> Result<ParsedHead, Refused> {
-    if let Some(place) = later_minor_version(bytes) {
-        // RFC 9110 2.5: what is newer within HTTP/1 is taken as the newest that is understood here.
+/// Parses a head whose version is neither 1.0 nor 1.1.
+fn parse_other_version(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
+    if let Some(digit) = later_minor_version(bytes) {
+        // RFC 9110 2.5: a later minor version is processed as the highest one that is implemented.
         let mut bytes = bytes.to_vec();
-        bytes[place] = b'1';
+        bytes[digit] = b'1';
         return parse(&bytes);
     }
     Err(if has_other_version(bytes) {
-        Refused::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        Refusal::new(505, "unsupported HTTP version: use HTTP/1.1")
     } else {
-        Refused::bad("a malformed request line")
+        Refusal::bad_request("malformed request line")
     })
 }
 
-/// The fields that decide about framing and the connection, as they are met.
+/// The fields that decide about framing and the connection.
 #[derive(Default)]
-struct Rules {
+struct KnownFields {
     length: Option<u64>,
-    codings: Option<Codings>,
+    codings: Option<TransferCodings>,
     hosts: usize,
-    says_close: bool,
-    says_keep_alive: bool,
+    close: bool,
+    keep_alive: bool,
     expects_continue: bool,
     expects_unknown: bool,
 }
 
-/// What `Transfer-Encoding` amounts to.
+/// The value of `Transfer-Encoding`.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Codings {
+enum TransferCodings {
     Chunked,
-    /// Chunked comes last, after codings we do not know.
+    /// Chunked is last, after unsupported codings.
     UnknownThenChunked,
-    /// The end of the body could not be found.
+    /// The end of the body cannot be determined.
     NotChunkedLast,
 }
 
-impl Rules {
-    fn meet(&mut self, name: &str, value: &[u8]) -> Result<(), Refused> {
-        // The length alone sorts out nearly every field before a comparison.
+impl KnownFields {
+    fn record(&mut self, name: &str, value: &[u8]) -> Result<(), Refusal> {
+        // The length of the name rules out nearly every field before a comparison.
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => {
                 self.hosts += 1;
                 if !is_host(value) {
-                    return Err(Refused::bad("a malformed Host"));
+                    return Err(Refusal::bad_request("malformed Host header"));
                 }
             }
             6 if name.eq_ignore_ascii_case("expect") => {
@@ -132,19 +133,19 @@ impl Rules {
             }
             10 if name.eq_ignore_ascii_case("connection") => {
                 for option in list(value) {
-                    self.says_close |= option.eq_ignore_ascii_case(b"close");
-                    self.says_keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                    self.close |= option.eq_ignore_ascii_case(b"close");
+                    self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
                 }
             }
             14 if name.eq_ignore_ascii_case("content-length") => {
                 if self.length.is_some() {
-                    return Err(Refused::bad("more than one Content-Length"));
+                    return Err(Refusal::bad_request("more than one Content-Length header"));
                 }
                 self.length = Some(length(value)?);
             }
             17 if name.eq_ignore_ascii_case("transfer-encoding") => {
                 if self.codings.is_some() {
-                    return Err(Refused::bad("more than one Transfer-Encoding"));
+                    return Err(Refusal::bad_request("more than one Transfer-Encoding header"));
                 }
                 self.codings = Some(codings(value));
             }
@@ -153,14 +154,16 @@ impl Rules {
         Ok(())
     }
 
-    fn framing(&self, is_http10: bool) -> Result<Framing, Refused> {
+    fn framing(&self, is_http10: bool) -> Result<Framing, Refusal> {
         match (self.codings, self.length) {
-            (Some(_), Some(_)) => Err(Refused::bad("both Content-Length and Transfer-Encoding")),
-            (Some(_), None) if is_http10 => Err(Refused::bad("Transfer-Encoding in HTTP/1.0")),
-            (Some(Codings::Chunked), None) => Ok(Framing::Chunked),
-            (Some(Codings::UnknownThenChunked), None) => Err(Refused::new(501, "a transfer coding other than chunked")),
-            (Some(Codings::NotChunkedLast), None) => {
-                Err(Refused::bad("a Transfer-Encoding that does not end in chunked"))
+            (Some(_), Some(_)) => Err(Refusal::bad_request("both Content-Length and Transfer-Encoding headers")),
+            (Some(_), None) if is_http10 => Err(Refusal::bad_request("Transfer-Encoding is not allowed in HTTP/1.0")),
+            (Some(TransferCodings::Chunked), None) => Ok(Framing::Chunked),
+            (Some(TransferCodings::UnknownThenChunked), None) => {
+                Err(Refusal::new(501, "unsupported transfer coding: only chunked is supported"))
+            }
+            (Some(TransferCodings::NotChunkedLast), None) => {
+                Err(Refusal::bad_request("the last transfer coding must be chunked"))
             }
             (None, Some(0)) | (None, None) => Ok(Framing::None),
             (None, Some(length)) => Ok(Framing::Length(length)),
@@ -168,43 +171,44 @@ impl Rules {
     }
 }
 
-/// The request line, and where it ends.
+/// The request line, and the index of its end.
 fn request_line(bytes: &[u8]) -> (&[u8], usize) {
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
     let length = bytes[start..].iter().position(|byte| *byte == b'\r').unwrap_or(bytes.len() - start);
     (&bytes[start..start + length], start + length)
 }
 
-/// Where the minor version of a request line of HTTP/1.2 to 1.9 is.
+/// The index of the minor version in a request line of HTTP/1.2 to 1.9.
 fn later_minor_version(bytes: &[u8]) -> Option<usize> {
     let (line, end) = request_line(bytes);
     matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9']).then(|| end - 1)
 }
 
-/// RFC 9112 2.3: a request line in order but for its version.
+/// Whether the request line is valid except for its version (RFC 9112 2.3).
 fn has_other_version(bytes: &[u8]) -> bool {
     let words: Vec<_> = request_line(bytes).0.split(|byte| *byte == b' ').collect();
     let [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]] = words[..] else { return false };
     major.is_ascii_digit() && minor.is_ascii_digit()
 }
 
-/// RFC 9110 9.1: what nobody knows is 501; whether a known method is allowed says the handler.
-fn method(name: &str) -> Result<Cow<'static, str>, Refused> {
+/// RFC 9110 9.1: an unrecognized method is answered with 501; whether a known one is allowed (405) is up to the
+/// handler.
+fn method(name: &str) -> Result<Cow<'static, str>, Refusal> {
     const KNOWN: [&str; 9] = ["POST", "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT"];
     let known = KNOWN.into_iter().find(|known| *known == name);
-    known.map(Cow::Borrowed).ok_or(Refused::new(501, "an unknown method"))
+    known.map(Cow::Borrowed).ok_or(Refusal::new(501, "unknown method"))
 }
 
 /// Path and query of a request target (RFC 9112 3.2): origin-form, absolute-form, or `*` for OPTIONS.
-fn target(method: &str, target: &str) -> Result<(String, Option<String>), Refused> {
+fn target(method: &str, target: &str) -> Result<(String, Option<String>), Refusal> {
     if target.contains('#') || !target.is_ascii() {
-        return Err(Refused::bad("a malformed request target"));
+        return Err(Refusal::bad_request("malformed request target"));
     }
     if target == "*" && method == "OPTIONS" {
         return Ok(("*".to_owned(), None));
     }
     if method == "CONNECT" {
-        return Err(Refused::new(501, "CONNECT is not offered"));
+        return Err(Refusal::new(501, "method CONNECT is not supported"));
     }
     let origin = if target.starts_with('/') { target } else { after_authority(target)? };
     let (path, query) = match origin.split_once('?') {
@@ -215,9 +219,9 @@ fn target(method: &str, target: &str) -> Result<(String, Option<String>), Refuse
     Ok((path.to_owned(), query))
 }
 
-/// What follows the authority of an absolute-form target.
-fn after_authority(target: &str) -> Result<&str, Refused> {
-    let malformed = Refused::bad("a malformed request target");
+/// The part of an absolute-form target after its authority.
+fn after_authority(target: &str) -> Result<&str, Refusal> {
+    let malformed = Refusal::bad_request("malformed request target");
     let (scheme, rest) = target.split_once("://").ok_or(malformed)?;
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
         return Err(malformed);
@@ -229,7 +233,7 @@ fn after_authority(target: &str) -> Result<&str, Refused> {
     Ok(&rest[end..])
 }
 
-/// `uri-host [":" port]` (RFC 9110 7.2); empty is allowed, it says that the target has no authority.
+/// `uri-host [":" port]` (RFC 9110 7.2); empty if the target has no authority.
 fn is_host(value: &[u8]) -> bool {
     if let [b'[', rest @ ..] = value {
         let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
@@ -249,31 +253,31 @@ fn is_port(text: &[u8]) -> bool {
     }
 }
 
-/// The elements of a comma-separated list (RFC 9110 5.6.1); empty ones are passed over.
+/// The elements of a comma-separated list (RFC 9110 5.6.1), without empty ones.
 fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }
 
 /// Digits only (RFC 9110 8.6): no sign, no list, no white space within.
-fn length(value: &[u8]) -> Result<u64, Refused> {
+fn length(value: &[u8]) -> Result<u64, Refusal> {
     let digits = std::str::from_utf8(value)
         .ok()
         .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
-    let digits = digits.ok_or(Refused::bad("a Content-Length that is not a number"))?;
-    digits.parse().map_err(|_| Refused::beyond("request_size", 413, "a Content-Length beyond every limit"))
+    let digits = digits.ok_or(Refusal::bad_request("Content-Length must be a decimal number"))?;
+    digits.parse().map_err(|_| Refusal::over_limit("request_size", 413, "Content-Length is too large"))
 }
 
-fn codings(value: &[u8]) -> Codings {
+fn codings(value: &[u8]) -> TransferCodings {
     let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
     let codings: Vec<_> = list(value).collect();
     match codings.split_last() {
-        Some((last, [])) if is_chunked(last) => Codings::Chunked,
+        Some((last, [])) if is_chunked(last) => TransferCodings::Chunked,
         Some((last, before))
             if is_chunked(last) && before.iter().all(|coding| is_coding(coding) && !is_chunked(coding)) =>
         {
-            Codings::UnknownThenChunked
+            TransferCodings::UnknownThenChunked
         }
-        _ => Codings::NotChunkedLast,
+        _ => TransferCodings::NotChunkedLast,
     }
 }
 
@@ -286,9 +290,9 @@ fn is_coding(coding: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// What the head amounts to: the status of the refusal, or method, path, query and framing.
+    /// Method, path, query and framing, or the status of the refusal.
     fn outcome(head: &str) -> Result<(String, String, Option<String>, Framing), u16> {
-        let parsed = parse(head.as_bytes()).map_err(|refused| refused.status)?;
+        let parsed = parse(head.as_bytes()).map_err(|refusal| refusal.status)?;
         Ok((parsed.head.method.into_owned(), parsed.head.path, parsed.head.query, parsed.framing))
     }
 
@@ -296,7 +300,7 @@ mod tests {
     type Target<'a> = Result<(&'a str, Option<&'a str>), u16>;
 
     #[test]
-    fn a_request_line_is_taken_apart_or_refused() {
+    fn a_request_line_is_parsed_or_refused() {
         // Section, request line, path and query or status.
         let rows: &[(&str, &str, Target<'_>)] = &[
             ("9112 3.2.1", "GET /a/b?c=d HTTP/1.1", Ok(("/a/b", Some("c=d")))),
@@ -394,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_there_once_and_is_one() {
+    fn a_host_header_is_required_once_and_valid() {
         for (head, good) in [
             ("GET / HTTP/1.1\r\n\r\n", false),
             ("GET / HTTP/1.0\r\n\r\n", true),
@@ -413,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_kept_as_the_version_and_the_options_say() {
+    fn version_and_connection_options_decide_whether_a_connection_is_kept() {
         for (version, connection, kept) in [
             ("1.1", "", true),
             ("1.1", "Connection: close\r\n", false),

@@ -1,7 +1,7 @@
-//! Where the other threads reach a reader.
+//! The queue through which other threads reach a reader.
 //!
-//! A reader looks here each time before it waits. So only one that waits has to be woken, and only once. Answers that were
-//! left here are given in any case, also when the reader ends or panics in the middle of them.
+//! A reader takes the queue before each wait, so it is woken only while it waits, and only once. Deferred responses in
+//! the queue are sent in any case, also when the reader ends or panics in the middle of them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,137 +10,140 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use log::error;
 
-use super::DeferredResponse;
 use super::control::Control;
+use super::deferred::DeferredResponse;
 use super::poller::Poller;
 use crate::locks::lock;
 use crate::panics::caught;
 
-/// What others want of a reader.
-pub(super) enum Message {
-    /// A new connection.
-    New(TcpStream, SocketAddr),
-    /// An answer was given and something is left to do.
-    Attend(usize),
+/// A message to a reader.
+pub(super) enum InboxMessage {
+    /// A connection was accepted.
+    NewConnection(TcpStream, SocketAddr),
+    /// The phase of the connection with this key may need the reader: its response was sent from another thread, or its
+    /// turn was over.
+    Recheck(usize),
 }
 
-/// Where a reader is reached.
+/// The queue of one reader, and the poller it waits on.
 pub(super) struct Inbox {
     pub(super) poller: Poller,
     pub(super) control: Arc<Control>,
-    mail: Mutex<Mail>,
+    state: Mutex<InboxState>,
 }
 
 #[derive(Default)]
-struct Mail {
-    here: Letters,
-    /// The reader waits or is about to: whoever leaves something here wakes it.
+struct InboxState {
+    queued: InboxBatch,
+    /// The reader waits or is about to: a thread that queues something wakes it.
     is_waiting: bool,
-    /// Nobody looks here any more.
-    has_ended: bool,
+    /// The reader has ended.
+    is_closed: bool,
 }
 
-/// What lies in an inbox, or was taken from there. Answers that are still in it when it is dropped are given then.
+/// Content of an inbox. Dropping it runs its deferred responses.
 #[derive(Default)]
-pub(super) struct Letters {
-    /// Answers to be put together and given, at most one for each connection.
-    pub(super) answers: VecDeque<Box<dyn DeferredResponse>>,
-    /// At most three for each connection (its beginning, the end of its one answer, its next turn).
-    pub(super) messages: Vec<Message>,
+pub(super) struct InboxBatch {
+    /// At most one for each connection.
+    pub(super) responses: VecDeque<Box<dyn DeferredResponse>>,
+    /// At most three for each connection: new, response sent, turn over.
+    pub(super) messages: Vec<InboxMessage>,
 }
 
-impl Letters {
-    fn are_none(&self) -> bool {
-        self.answers.is_empty() && self.messages.is_empty()
+impl InboxBatch {
+    fn is_empty(&self) -> bool {
+        self.responses.is_empty() && self.messages.is_empty()
     }
 
-    /// Gives the answers.
-    pub(super) fn give_answers(&mut self) {
-        while let Some(errand) = self.answers.pop_front() {
-            run(errand);
+    /// Builds and sends the deferred responses.
+    pub(super) fn run_responses(&mut self) {
+        while let Some(response) = self.responses.pop_front() {
+            run(response);
         }
     }
 }
 
-impl Drop for Letters {
+impl Drop for InboxBatch {
     fn drop(&mut self) {
-        self.give_answers();
+        self.run_responses();
     }
 }
 
 impl Inbox {
     pub(super) fn new(control: Arc<Control>) -> io::Result<Self> {
-        Ok(Inbox { poller: Poller::new()?, control, mail: Mutex::default() })
+        Ok(Inbox { poller: Poller::new()?, control, state: Mutex::default() })
     }
 
-    fn mail(&self) -> MutexGuard<'_, Mail> {
-        lock(&self.mail)
+    fn state(&self) -> MutexGuard<'_, InboxState> {
+        lock(&self.state)
     }
 
-    /// Leaves a message; nobody reads it once the reader has ended.
-    pub(super) fn post(&self, message: Message) {
-        let mut mail = self.mail();
-        if !mail.has_ended {
-            mail.here.messages.push(message);
-            self.wake_if_waiting(mail);
+    /// Queues a message; it is dropped once the reader has ended.
+    pub(super) fn post(&self, message: InboxMessage) {
+        let mut state = self.state();
+        if !state.is_closed {
+            state.queued.messages.push(message);
+            self.wake_if_waiting(state);
         }
     }
 
-    /// Leaves an answer to be given; once the reader has ended it is given here.
-    pub(super) fn post_answer(&self, errand: Box<dyn DeferredResponse>) {
-        let mut mail = self.mail();
-        if mail.has_ended {
-            drop(mail);
-            run(errand);
+    /// Queues a deferred response; once the reader has ended it runs here.
+    pub(super) fn post_response(&self, response: Box<dyn DeferredResponse>) {
+        let mut state = self.state();
+        if state.is_closed {
+            // A response may post to this inbox.
+            drop(state);
+            run(response);
         } else {
-            mail.here.answers.push_back(errand);
-            self.wake_if_waiting(mail);
+            state.queued.responses.push_back(response);
+            self.wake_if_waiting(state);
         }
     }
 
-    fn wake_if_waiting(&self, mut mail: MutexGuard<'_, Mail>) {
-        let is_waiting = std::mem::take(&mut mail.is_waiting);
-        drop(mail);
+    fn wake_if_waiting(&self, mut state: MutexGuard<'_, InboxState>) {
+        let is_waiting = std::mem::take(&mut state.is_waiting);
+        // Waking is a system call: not under the lock.
+        drop(state);
         if is_waiting {
             self.wake();
         }
     }
 
-    /// Makes the reader look at its messages and at the control.
+    /// Makes the reader take its inbox and check the control.
     pub(super) fn wake(&self) {
         if let Err(cause) = self.poller.wake() {
-            error!("a reader cannot be woken: {cause}");
+            error!("cannot wake a reader thread: {cause}");
         }
     }
 
-    /// Whether nothing is here, so that the reader may wait; it is woken then when something comes.
+    /// True if the inbox is empty: the reader may wait, and is woken by whatever is queued from now on.
     pub(super) fn may_wait(&self) -> bool {
-        let mut mail = self.mail();
-        mail.is_waiting = mail.here.are_none();
-        mail.is_waiting
+        let mut state = self.state();
+        state.is_waiting = state.queued.is_empty();
+        state.is_waiting
     }
 
-    /// The reader is awake and takes what is here. `into` is empty; its memory is used for what comes next.
-    pub(super) fn take(&self, into: &mut Letters) {
-        let mut mail = self.mail();
-        mail.is_waiting = false;
-        std::mem::swap(&mut mail.here, into);
+    /// Swaps the content with `batch`, which must be empty; its memory is reused for what is queued next.
+    pub(super) fn take(&self, batch: &mut InboxBatch) {
+        let mut state = self.state();
+        state.is_waiting = false;
+        std::mem::swap(&mut state.queued, batch);
     }
 
-    /// The reader looks here no more.
-    pub(super) fn end(&self) {
-        let mut mail = self.mail();
-        mail.has_ended = true;
-        let left = std::mem::take(&mut mail.here);
-        // Not under the lock: an answer may want to leave a message here.
-        drop(mail);
-        drop(left);
+    /// The reader has ended: runs the queued responses here, drops the queued messages, and queues nothing from now on.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.is_closed = true;
+        let remaining = std::mem::take(&mut state.queued);
+        // A response may post to this inbox, so the lock is released first.
+        drop(state);
+        drop(remaining);
     }
 }
 
-/// Runs an errand; should it panic, its reply is dropped and thereby answered.
-fn run(errand: Box<dyn DeferredResponse>) {
-    caught("answering a request", || errand.run());
+/// Runs a deferred response. After a panic its reply is dropped, which answers 500.
+fn run(response: Box<dyn DeferredResponse>) {
+    caught("answering a request", || response.run());
 }
 
 #[cfg(test)]
@@ -151,18 +154,14 @@ mod tests {
     use std::sync::mpsc;
     use std::time::{Duration, Instant};
 
-    struct Answer {
+    struct TestResponse {
         reply: Reply,
         panics: bool,
     }
 
-    impl DeferredResponse for Answer {
-        fn reply(&mut self) -> &Reply {
-            &self.reply
-        }
-
+    impl DeferredResponse for TestResponse {
         fn run(self: Box<Self>) {
-            assert!(!self.panics, "as asked");
+            assert!(!self.panics, "a panic of the test");
             self.reply.send(Response::text(200, ""));
         }
     }
@@ -171,54 +170,54 @@ mod tests {
         Inbox::new(Arc::default()).unwrap()
     }
 
-    /// The waker is no socket, so it is seen only by a wait that is not as long as it may be.
-    fn is_woken(inbox: &Inbox, most: Duration) -> bool {
+    /// A wake is not reported as an event; it shows in a wait that ends before its timeout.
+    fn is_woken(inbox: &Inbox, timeout: Duration) -> bool {
         let started = Instant::now();
-        inbox.poller.wait(&mut Events::default(), Some(most)).unwrap();
-        started.elapsed() < most
+        inbox.poller.wait(&mut Events::default(), Some(timeout)).unwrap();
+        started.elapsed() < timeout
     }
 
     #[test]
-    fn only_a_reader_that_waits_is_woken_and_only_once() {
+    fn only_a_waiting_reader_is_woken_and_only_once() {
         const LONG: Duration = Duration::from_secs(60);
         const SHORT: Duration = Duration::from_millis(100);
-        let (inbox, mut letters) = (inbox(), Letters::default());
-        inbox.post(Message::Attend(1));
-        assert!(!is_woken(&inbox, SHORT), "it looks before it waits");
+        let (inbox, mut batch) = (inbox(), InboxBatch::default());
+        inbox.post(InboxMessage::Recheck(1));
+        assert!(!is_woken(&inbox, SHORT), "the reader takes its inbox before it waits");
         assert!(!inbox.may_wait());
-        inbox.take(&mut letters);
-        assert!(matches!(letters.messages[..], [Message::Attend(1)]));
-        letters.messages.clear();
+        inbox.take(&mut batch);
+        assert!(matches!(batch.messages[..], [InboxMessage::Recheck(1)]));
+        batch.messages.clear();
         assert!(inbox.may_wait());
-        inbox.post(Message::Attend(2));
+        inbox.post(InboxMessage::Recheck(2));
         assert!(is_woken(&inbox, LONG));
-        inbox.post(Message::Attend(3));
-        assert!(!is_woken(&inbox, SHORT), "it is awake already");
-        inbox.take(&mut letters);
-        assert!(matches!(letters.messages[..], [Message::Attend(2), Message::Attend(3)]));
+        inbox.post(InboxMessage::Recheck(3));
+        assert!(!is_woken(&inbox, SHORT), "the reader is awake already");
+        inbox.take(&mut batch);
+        assert!(matches!(batch.messages[..], [InboxMessage::Recheck(2), InboxMessage::Recheck(3)]));
     }
 
     #[test]
-    fn no_answer_is_lost_when_the_reader_ends_nor_when_one_panics() {
+    fn no_response_is_lost_when_the_reader_ends_or_a_response_panics() {
         let (inbox, (sender, answers)) = (inbox(), mpsc::channel());
         let post = |panics| {
             let sender = sender.clone();
             let reply = Reply::to(move |response| sender.send(response.status).unwrap());
-            inbox.post_answer(Box::new(Answer { reply, panics }));
+            inbox.post_response(Box::new(TestResponse { reply, panics }));
         };
-        let given = || answers.try_iter().collect::<Vec<_>>();
+        let sent = || answers.try_iter().collect::<Vec<_>>();
         post(false);
         post(true);
         post(false);
-        let mut letters = Letters::default();
-        inbox.take(&mut letters);
+        let mut batch = InboxBatch::default();
+        inbox.take(&mut batch);
         post(false);
-        assert_eq!(given(), [0; 0], "they wait for the reader");
-        drop(letters);
-        assert_eq!(given(), [200, 500, 200], "which panicked with them in its hands");
-        inbox.end();
-        assert_eq!(given(), [200]);
+        assert_eq!(sent(), [0; 0], "queued for the reader");
+        drop(batch);
+        assert_eq!(sent(), [200, 500, 200], "the reader panicked with the batch");
+        inbox.close();
+        assert_eq!(sent(), [200]);
         post(false);
-        assert_eq!(given(), [200], "who comes too late gives it");
+        assert_eq!(sent(), [200], "after the reader has ended, the posting thread runs it");
     }
 }

@@ -1,4 +1,4 @@
-//! Sockets to listen on, and accepting from them.
+//! Listening sockets, and accepting connections from them.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -6,25 +6,25 @@ use std::os::fd::{AsRawFd, FromRawFd};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-/// Connections that wait in the kernel until they are accepted; the kernel cuts it to `net.core.somaxconn`.
+/// Connections that wait in the kernel to be accepted; the kernel caps the number at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// Where a server listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// One address.
+    /// One address and port.
     At(SocketAddr),
-    /// All addresses of the machine at this port, IPv6 and IPv4.
+    /// This port on all addresses of the machine, IPv6 and IPv4.
     Everywhere(u16),
 }
 
 impl Listen {
-    /// A listening, non-blocking socket.
+    /// Opens a non-blocking listening socket.
     pub(super) fn open(self) -> io::Result<TcpListener> {
         match self {
             Listen::At(address) => listen(address, None),
             Listen::Everywhere(port) => listen((Ipv6Addr::UNSPECIFIED, port).into(), Some(false))
-                // A machine without IPv6.
+                // The machine has no IPv6.
                 .or_else(|_| listen((Ipv4Addr::UNSPECIFIED, port).into(), None)),
         }
     }
@@ -34,7 +34,7 @@ impl std::fmt::Display for Listen {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Listen::At(address) => write!(formatter, "{address}"),
-            Listen::Everywhere(port) => write!(formatter, "port {port} of all addresses"),
+            Listen::Everywhere(port) => write!(formatter, "port {port} on all addresses"),
         }
     }
 }
@@ -51,10 +51,10 @@ fn listen(address: SocketAddr, only_v6: Option<bool>) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
-/// Accepts a connection that is non-blocking and closed on exec from its first moment.
+/// Accepts a connection, which is non-blocking and close-on-exec from the start.
 pub(super) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     // SAFETY: accept4 writes an address of at most `length` bytes into `storage` and its length into `length`; both
-    // live through the call. The descriptor it returns is new and owned by nobody else.
+    // live through the call. The descriptor it returns is new and has no other owner.
     let (socket, address) = unsafe {
         SockAddr::try_init(|storage, length| {
             let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -64,6 +64,6 @@ pub(super) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAdd
             }
         })?
     };
-    let peer = address.as_socket().ok_or_else(|| io::Error::other("a peer without an internet address"))?;
+    let peer = address.as_socket().ok_or_else(|| io::Error::other("the peer has no IP address"))?;
     Ok((socket, peer))
 }

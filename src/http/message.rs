@@ -1,9 +1,9 @@
-//! Requests and answers as handlers see them.
+//! Requests and responses as handlers see them.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use super::Lease;
+use super::budget::ByteLease;
 
 /// The request line and headers of a request.
 #[derive(Clone, Debug, Default)]
@@ -12,7 +12,7 @@ pub struct Head {
     pub method: Cow<'static, str>,
     /// Path as sent (not decoded), beginning with `/`, or `*`.
     pub path: String,
-    /// What followed the `?`, as sent: visible ASCII only.
+    /// Query string after the `?`, as sent: visible ASCII only.
     pub query: Option<String>,
     /// Header fields in order.
     pub headers: Headers,
@@ -21,20 +21,20 @@ pub struct Head {
 }
 
 impl Head {
-    /// Memory it takes besides its own size.
+    /// Heap memory in bytes.
     pub(super) fn allocated(&self) -> usize {
         let method = if let Cow::Owned(method) = &self.method { method.capacity() } else { 0 };
         let query = self.query.as_ref().map_or(0, String::capacity);
         method + self.path.capacity() + query + self.headers.allocated()
     }
 
-    /// The value of the only header of that name (lower case); `None` where there is none or several.
+    /// The value of the only header of that name (lower case); `None` if the header is absent or repeated.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.only(name)
     }
 }
 
-/// Header fields in order, in one piece of memory.
+/// Header fields in order, in two allocations.
 #[derive(Clone, Debug, Default)]
 pub struct Headers {
     bytes: Vec<u8>,
@@ -47,20 +47,20 @@ impl Headers {
         self.bytes.capacity() + self.ends.capacity() * size_of::<(u32, u32)>()
     }
 
-    /// Room for so many fields and bytes.
+    /// Room for that number of fields, and of bytes of names and values.
     pub(super) fn with_capacity(fields: usize, bytes: usize) -> Self {
         Headers { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(fields) }
     }
 
-    /// Adds a field; the name is put in lower case.
+    /// Adds a field; its name is stored in lower case.
     pub fn push(&mut self, name: &str, value: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes[start..].make_ascii_lowercase();
         let middle = self.bytes.len();
         self.bytes.extend_from_slice(value);
-        let place = |at: usize| u32::try_from(at).expect("a head has at most some kilobytes");
-        self.ends.push((place(middle), place(self.bytes.len())));
+        let position = |at: usize| u32::try_from(at).expect("a head has at most some kilobytes");
+        self.ends.push((position(middle), position(self.bytes.len())));
     }
 
     /// Every field: the name in lower case, the value without surrounding white space.
@@ -68,12 +68,12 @@ impl Headers {
         let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end as usize));
         starts.zip(&self.ends).map(|(start, (middle, end))| {
             let (middle, end) = (*middle as usize, *end as usize);
-            let name = std::str::from_utf8(&self.bytes[start..middle]).expect("a name came as a string");
+            let name = std::str::from_utf8(&self.bytes[start..middle]).expect("a name was pushed as a string");
             (name, &self.bytes[middle..end])
         })
     }
 
-    /// The value of the only field of that name (lower case); `None` where there is none or several.
+    /// The value of the only field of that name (lower case); `None` if the field is absent or repeated.
     pub fn only(&self, name: &str) -> Option<&[u8]> {
         let mut values = self.iter().filter(|(known, _)| *known == name);
         match (values.next(), values.next()) {
@@ -88,13 +88,13 @@ impl Headers {
 pub struct Request {
     /// Request line and headers.
     pub head: Head,
-    /// Body, decoded from chunks where it was chunked.
+    /// Body; a chunked one is decoded.
     pub body: Vec<u8>,
-    /// The memory of head and body within the server's budget; whoever keeps the body keeps this.
-    pub lease: Lease,
+    /// The memory of head and body within the server's budget; to be kept as long as the body.
+    pub lease: ByteLease,
 }
 
-/// An answer. Always sent with a Content-Length.
+/// A response. Always sent with a Content-Length, except 204 and 304.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Status code.
@@ -103,19 +103,19 @@ pub struct Response {
     pub content_type: &'static str,
     /// Further header fields.
     pub headers: Vec<(&'static str, String)>,
-    /// Body; left out when the request was HEAD.
+    /// Body; not sent in response to HEAD.
     pub body: Vec<u8>,
-    /// Whether the connection is closed after it.
+    /// Whether the connection is closed after the response.
     pub close: bool,
 }
 
 impl Response {
-    /// Memory it takes besides its own size.
+    /// Heap memory in bytes.
     pub(super) fn allocated(&self) -> usize {
         self.body.capacity() + self.headers.iter().map(|(_, value)| value.capacity()).sum::<usize>()
     }
 
-    /// An answer without further headers that keeps the connection open.
+    /// A response without further headers that keeps the connection open.
     pub fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
         Response { status, content_type, headers: Vec::new(), body: body.into(), close: false }
     }
@@ -130,14 +130,14 @@ impl Response {
         Self::new(status, "application/json", body)
     }
 
-    /// The same answer with one header more.
+    /// The same response with one more header.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// The same answer, and the connection is closed after it.
+    /// The same response, after which the connection is closed.
     #[must_use]
     pub fn closing(mut self) -> Self {
         self.close = true;
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_keep_their_order_and_a_repeated_one_is_not_the_only_one() {
+    fn headers_keep_their_order_and_a_repeated_header_is_not_returned() {
         let mut headers = Headers::default();
         for (name, value) in [("Host", "a"), ("X-One", ""), ("x-two", "1"), ("X-TWO", "2")] {
             headers.push(name, value.as_bytes());

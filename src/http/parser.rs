@@ -1,45 +1,46 @@
-//! Bytes of one connection into requests: head, then, when admitted, body.
+//! Parses the bytes of one connection into requests: head, then, once admitted, body.
 //!
-//! Pure: the same bytes give the same requests and refusals however they are cut. It holds what has arrived of one
-//! request; bytes after its end stay with the caller.
+//! Pure: the same bytes give the same requests and refusals however they are cut. The parser holds what has arrived of
+//! one request; bytes after its end stay with the caller.
 
 use super::body::BodyDecoder;
 use super::head::{ParsedHead, parse};
-use super::scan::{HeadLimits, HeadScan, Refused};
+use super::refusal::Refusal;
+use super::scan::{HeadLimits, HeadScan};
 
-/// What the bytes so far amount to.
+/// How far the current request is.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// Everything given was taken; more is needed.
+    /// The whole input was consumed; the request needs more.
     NeedsMore,
-    /// A head is complete: ask [`Parser::head`] and call [`Parser::read_body`].
+    /// The head is complete: [`Parser::head`] returns it; call [`Parser::read_body`] or [`Parser::skip_body`].
     Head,
     /// The request is complete: call [`Parser::take`].
     Complete,
 }
 
-/// Reads one request after the other. `T` is what the caller does with a request whose body is complete; it is given with
-/// the admission and comes back with the body.
+/// Parses one request after the other. `T` is what the caller does with a complete request: passed in when the body is
+/// admitted, returned with the body.
 #[derive(Debug)]
 pub(super) struct Parser<T> {
     limits: HeadLimits,
     stage: Stage<T>,
-    /// Set with a refusal whose request can be seen to be HEAD, which is answered without a body.
+    /// The refused request is HEAD, which is answered without a body.
     refused_head: bool,
 }
 
 #[derive(Debug)]
 enum Stage<T> {
-    /// `arrived` is empty as long as the head fits into the first read.
+    /// `arrived` stays empty if the head is complete in the first read.
     Head {
         scan: HeadScan,
         arrived: Vec<u8>,
     },
-    Body(Box<Body<T>>),
+    Body(Box<BodyStage<T>>),
 }
 
 #[derive(Debug)]
-struct Body<T> {
+struct BodyStage<T> {
     head: ParsedHead,
     /// `None` until the body is admitted.
     admitted: Option<(BodyDecoder, T)>,
@@ -53,19 +54,19 @@ impl<T> Default for Stage<T> {
 }
 
 impl<T> Parser<T> {
-    /// A parser of heads within these limits.
+    /// A parser of requests whose heads are within `limits`.
     pub(super) fn new(limits: HeadLimits) -> Self {
         Parser { limits, stage: Stage::default(), refused_head: false }
     }
 
-    /// Takes bytes from the front of `input`; returns how many, and what it comes to. After a refusal nothing
-    /// of the connection can be understood any more.
-    pub(super) fn advance(&mut self, input: &[u8]) -> Result<(usize, Progress), Refused> {
+    /// Parses bytes from the front of `input`. Returns how many, and how far the request is. After a refusal the
+    /// connection's bytes cannot be parsed further.
+    pub(super) fn advance(&mut self, input: &[u8]) -> Result<(usize, Progress), Refusal> {
         self.step(input).inspect_err(|_| {
             self.refused_head = match &self.stage {
                 Stage::Head { scan, arrived } => {
-                    let seen = arrived.iter().chain(input).take(scan.seen());
-                    let mut bytes = seen.skip_while(|byte| matches!(byte, b'\r' | b'\n'));
+                    let scanned = arrived.iter().chain(input).take(scan.scanned());
+                    let mut bytes = scanned.skip_while(|byte| matches!(byte, b'\r' | b'\n'));
                     b"HEAD ".iter().all(|expected| bytes.next() == Some(expected))
                 }
                 Stage::Body(body) => body.head.head.method == "HEAD",
@@ -73,7 +74,7 @@ impl<T> Parser<T> {
         })
     }
 
-    fn step(&mut self, input: &[u8]) -> Result<(usize, Progress), Refused> {
+    fn step(&mut self, input: &[u8]) -> Result<(usize, Progress), Refusal> {
         match &mut self.stage {
             Stage::Head { scan, arrived } => match scan.advance(input, self.limits)? {
                 None => {
@@ -87,7 +88,7 @@ impl<T> Parser<T> {
                         arrived.extend_from_slice(&input[..end]);
                         parse(arrived)?
                     };
-                    self.stage = Stage::Body(Box::new(Body { head, admitted: None, bytes: Vec::new() }));
+                    self.stage = Stage::Body(Box::new(BodyStage { head, admitted: None, bytes: Vec::new() }));
                     Ok((end, Progress::Head))
                 }
             },
@@ -99,7 +100,7 @@ impl<T> Parser<T> {
         }
     }
 
-    /// The head that is complete, if one is.
+    /// The head, if it is complete.
     pub(super) fn head(&self) -> Option<&ParsedHead> {
         match &self.stage {
             Stage::Head { .. } => None,
@@ -107,7 +108,7 @@ impl<T> Parser<T> {
         }
     }
 
-    /// The same, to be completed.
+    /// The head, if it is complete, for the caller to set its peer.
     pub(super) fn head_mut(&mut self) -> Option<&mut ParsedHead> {
         match &mut self.stage {
             Stage::Head { .. } => None,
@@ -115,24 +116,24 @@ impl<T> Parser<T> {
         }
     }
 
-    /// Admits a body of at most `max` bytes; one that is announced to be larger is refused now.
-    pub(super) fn read_body(&mut self, max: usize, then: T) -> Result<(), Refused> {
+    /// Admits a body of at most `max` bytes; a larger Content-Length is refused now.
+    pub(super) fn read_body(&mut self, max: usize, then: T) -> Result<(), Refusal> {
         self.begin_body(max, true, then)
     }
 
-    /// Discards a body of at most `max` bytes; the request will have an empty one.
-    pub(super) fn skip_body(&mut self, max: usize, then: T) -> Result<(), Refused> {
+    /// Discards a body of at most `max` bytes; the request then has an empty one.
+    pub(super) fn skip_body(&mut self, max: usize, then: T) -> Result<(), Refusal> {
         self.begin_body(max, false, then)
     }
 
-    fn begin_body(&mut self, max: usize, keeps: bool, then: T) -> Result<(), Refused> {
+    fn begin_body(&mut self, max: usize, keeps: bool, then: T) -> Result<(), Refusal> {
         if let Stage::Body(body) = &mut self.stage {
             body.admitted = Some((BodyDecoder::new(body.head.framing, max, keeps)?, then));
         }
         Ok(())
     }
 
-    /// What was given with the admission of the body that is being read.
+    /// What was passed when the current body was admitted.
     pub(super) fn admitted(&self) -> Option<&T> {
         match &self.stage {
             Stage::Body(body) => body.admitted.as_ref().map(|(_, then)| then),
@@ -140,13 +141,13 @@ impl<T> Parser<T> {
         }
     }
 
-    /// The request, which must be complete, with what was given at its admission; the next one can begin. Before its
-    /// end, it is given up and nothing of the connection can be understood any more.
+    /// Takes the complete request, with what was passed at its admission; the next one can begin. If the request is not
+    /// complete, the connection's bytes cannot be parsed further.
     pub(super) fn take(&mut self) -> Option<(ParsedHead, Vec<u8>, T)> {
         match std::mem::take(&mut self.stage) {
             Stage::Head { .. } => None,
             Stage::Body(body) => {
-                let Body { head, admitted, bytes } = *body;
+                let BodyStage { head, admitted, bytes } = *body;
                 admitted.map(|(_, then)| (head, bytes, then))
             }
         }
@@ -154,23 +155,23 @@ impl<T> Parser<T> {
 
     /// Whether no byte of a request has arrived.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(&self.stage, Stage::Head { scan, .. } if scan.is_untouched())
+        matches!(&self.stage, Stage::Head { scan, .. } if scan.is_blank())
     }
 
-    /// Whether the request that is being read, or was refused, is HEAD.
+    /// Whether the current or refused request is HEAD.
     pub(super) fn is_head_method(&self) -> bool {
         self.refused_head || self.head().is_some_and(|head| head.head.method == "HEAD")
     }
 
-    /// Memory it holds besides its own size.
+    /// Heap memory in bytes.
     pub(super) fn allocated(&self) -> usize {
         match &self.stage {
             Stage::Head { arrived, .. } => arrived.capacity(),
-            Stage::Body(body) => size_of::<Body<T>>() + body.head.head.allocated() + body.bytes.capacity(),
+            Stage::Body(body) => size_of::<BodyStage<T>>() + body.head.head.allocated() + body.bytes.capacity(),
         }
     }
 
-    /// Bytes that certainly still belong to this request.
+    /// A lower bound of the bytes that are missing of this request.
     pub(super) fn missing(&self) -> u64 {
         match &self.stage {
             Stage::Body(body) => body.admitted.as_ref().map_or(0, |(decoder, _)| decoder.missing()),
@@ -182,15 +183,15 @@ impl<T> Parser<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::fuzzing::{End, read as read_within};
+    use crate::http::fuzz_targets::{ConnectionEnd, read as read_within};
     use proptest::prelude::*;
 
-    fn read(pieces: &[&[u8]]) -> (Vec<String>, End) {
+    fn read(pieces: &[&[u8]]) -> (Vec<String>, ConnectionEnd) {
         read_within(HeadLimits::default(), pieces)
     }
 
     #[test]
-    fn requests_that_follow_one_another_are_told_apart() {
+    fn pipelined_requests_are_separated() {
         let bytes =
             b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n\r\nPOST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc\
             POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\nGARBAGE\n";
@@ -199,7 +200,7 @@ mod tests {
         assert!(requests[1].ends_with("[97, 98, 99]") && requests[2].ends_with(" [97]"), "{requests:?}");
     }
 
-    /// A request, or bytes that look like one with something odd in it.
+    /// A request, often with a flaw.
     fn request() -> impl Strategy<Value = Vec<u8>> {
         let line = prop_oneof![
             Just("GET / HTTP/1.1\r\n"),
@@ -233,7 +234,7 @@ mod tests {
             .prop_map(|(line, fields, body)| [line.as_bytes(), fields.concat().as_bytes(), b"\r\n", &body].concat())
     }
 
-    /// Chunks with sizes, extensions and trailers of all kinds, most of them right.
+    /// Chunks with sizes, extensions and trailers of all kinds, mostly valid.
     fn chunks() -> impl Strategy<Value = Vec<u8>> {
         let extension = prop_oneof![
             4 => Just(String::new()),
@@ -265,15 +266,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn how_the_bytes_are_cut_makes_no_difference(
+        fn the_cuts_of_the_bytes_make_no_difference(
             requests in prop::collection::vec(request(), 1..5),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
         ) {
             let bytes = requests.concat();
-            let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
-            places.extend([0, bytes.len()]);
-            places.sort_unstable();
-            let pieces: Vec<&[u8]> = places.windows(2).map(|ends| &bytes[ends[0]..ends[1]]).collect();
+            let mut positions: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            positions.extend([0, bytes.len()]);
+            positions.sort_unstable();
+            let pieces: Vec<&[u8]> = positions.windows(2).map(|ends| &bytes[ends[0]..ends[1]]).collect();
             let expected = read(&[&bytes]);
             prop_assert_eq!(read(&pieces), expected.clone());
             let single: Vec<&[u8]> = bytes.chunks(1).collect();
@@ -281,7 +282,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn random_bytes_cause_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             read(&[&bytes]);
         }
     }

@@ -1,8 +1,8 @@
-//! Values of a query string.
+//! Percent-decoding of query strings.
 
 use std::borrow::Cow;
 
-/// Percent-decoding as in forms: `+` is a space. `None` where two hexadecimal digits do not follow a `%`.
+/// Percent-decoding as in HTML forms: `+` is a space. `None` if a `%` is not followed by two hexadecimal digits.
 pub fn percent_decode(text: &str) -> Option<Cow<'_, [u8]>> {
     let bytes = text.as_bytes();
     if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escapes_are_decoded_or_refused() {
+    fn percent_encoding_is_decoded_or_refused() {
         for (text, decoded) in [
             ("", Some(&b""[..])),
             ("a-b", Some(b"a-b")),

@@ -1,16 +1,18 @@
-//! Finds the end of a request head in bytes that arrive in any pieces, and stops early at bytes that cannot be one.
+//! Finds the end of a request head in bytes that arrive in any pieces, and refuses bytes that cannot be a head early.
 //!
-//! Every byte is looked at once and the verdict depends on the bytes alone, not on how they were cut.
+//! Every byte is scanned once, and the result depends on the bytes alone, not on how they were cut.
 
-/// Longest method that is read on; the longest one registered has 17 letters.
-const MAX_METHOD: usize = 32;
+use super::refusal::Refusal;
 
-/// What a request head may take.
+/// Longest method; the longest registered one has 17 letters.
+const MAX_METHOD_BYTES: usize = 32;
+
+/// Largest request heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadLimits {
-    /// Longest request target in bytes; more is 414.
+    /// Longest request target in bytes; a longer one is answered with 414.
     pub uri: usize,
-    /// Largest request line and headers together in bytes; more is 431.
+    /// Largest request line and headers together in bytes; larger ones are answered with 431.
     pub head: usize,
 }
 
@@ -20,46 +22,23 @@ impl Default for HeadLimits {
     }
 }
 
-/// Why a request is answered by the server itself, and its connection closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Refused {
-    pub(super) status: u16,
-    pub(super) reason: &'static str,
-    /// The limit that was reached, as the metrics name it.
-    pub(super) limit: Option<&'static str>,
-}
-
-impl Refused {
-    pub(super) const fn new(status: u16, reason: &'static str) -> Self {
-        Refused { status, reason, limit: None }
-    }
-
-    pub(super) const fn bad(reason: &'static str) -> Self {
-        Self::new(400, reason)
-    }
-
-    pub(super) const fn beyond(limit: &'static str, status: u16, reason: &'static str) -> Self {
-        Refused { status, reason, limit: Some(limit) }
-    }
-}
-
-/// Where the scan of one head stands.
+/// State of the scan of one head.
 #[derive(Debug, Default)]
 pub(super) struct HeadScan {
-    /// Bytes looked at, empty lines before the request line included.
-    seen: usize,
+    /// Bytes scanned, including empty lines before the request line.
+    scanned: usize,
     /// Bytes of the current line so far.
     line: usize,
-    /// Which word of the request line this is; beyond it, the headers.
-    part: Part,
+    /// Where the next byte belongs.
+    part: HeadPart,
     /// Bytes of the request line before its target.
     before_target: usize,
-    /// Whether the byte before was a CR.
-    carriage: bool,
+    /// Whether the last byte was a CR.
+    after_cr: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Part {
+enum HeadPart {
     #[default]
     Method,
     Target,
@@ -68,31 +47,35 @@ enum Part {
 }
 
 impl HeadScan {
-    /// Looks at the next bytes. `Some(n)`: the head ends with the first n of them.
-    pub(super) fn advance(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Option<usize>, Refused> {
+    /// Scans the next bytes. `Some(n)`: the head ends with the first n of them.
+    pub(super) fn advance(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Option<usize>, Refusal> {
         for (index, byte) in bytes.iter().enumerate() {
-            self.seen += 1;
-            if self.seen > limits.head {
-                return Err(Refused::beyond("headers", 431, "the request line and headers are larger than allowed"));
+            self.scanned += 1;
+            if self.scanned > limits.head {
+                return Err(Refusal::over_limit(
+                    "headers",
+                    431,
+                    "the request line and headers are larger than allowed",
+                ));
             }
             match byte {
-                b'\n' if self.carriage => {
-                    self.carriage = false;
+                b'\n' if self.after_cr => {
+                    self.after_cr = false;
                     if self.line > 0 {
-                        self.part = Part::Headers;
-                    } else if self.part == Part::Headers {
+                        self.part = HeadPart::Headers;
+                    } else if self.part == HeadPart::Headers {
                         return Ok(Some(index + 1));
                     }
-                    // RFC 9112 2.2: empty lines before the request line are passed over.
+                    // RFC 9112 2.2: empty lines before the request line are ignored.
                     self.line = 0;
                 }
-                _ if self.carriage => return Err(Refused::bad("a CR that no LF follows")),
-                b'\n' => return Err(Refused::bad("a line that ends without CR")),
-                b'\r' => self.carriage = true,
+                _ if self.after_cr => return Err(Refusal::bad_request("CR without LF in the request head")),
+                b'\n' => return Err(Refusal::bad_request("LF without CR in the request head")),
+                b'\r' => self.after_cr = true,
                 _ => {
                     self.line += 1;
-                    if self.part != Part::Headers {
-                        self.look_at_request_line(*byte, limits)?;
+                    if self.part != HeadPart::Headers {
+                        self.scan_request_line(*byte, limits)?;
                     }
                 }
             }
@@ -100,32 +83,32 @@ impl HeadScan {
         Ok(None)
     }
 
-    /// Ends early what would be collected in vain.
-    fn look_at_request_line(&mut self, byte: u8, limits: HeadLimits) -> Result<(), Refused> {
+    /// Refuses a method or target before it is collected whole.
+    fn scan_request_line(&mut self, byte: u8, limits: HeadLimits) -> Result<(), Refusal> {
         match self.part {
-            Part::Method if byte == b' ' && self.line > 1 => {
-                self.part = Part::Target;
+            HeadPart::Method if byte == b' ' && self.line > 1 => {
+                self.part = HeadPart::Target;
                 self.before_target = self.line;
             }
-            Part::Method if !is_token(byte) => return Err(Refused::bad("not an HTTP request")),
-            Part::Method if self.line > MAX_METHOD => return Err(Refused::new(501, "an unknown method")),
-            Part::Target if byte == b' ' => self.part = Part::Version,
-            Part::Target if self.line - self.before_target > limits.uri => {
-                return Err(Refused::beyond("uri", 414, "the request target is longer than allowed"));
+            HeadPart::Method if !is_token(byte) => return Err(Refusal::bad_request("not an HTTP request")),
+            HeadPart::Method if self.line > MAX_METHOD_BYTES => return Err(Refusal::new(501, "unknown method")),
+            HeadPart::Target if byte == b' ' => self.part = HeadPart::Version,
+            HeadPart::Target if self.line - self.before_target > limits.uri => {
+                return Err(Refusal::over_limit("uri", 414, "the request target is longer than allowed"));
             }
             _ => {}
         }
         Ok(())
     }
 
-    /// Bytes looked at, a refused one included.
-    pub(super) fn seen(&self) -> usize {
-        self.seen
+    /// Bytes scanned, including one that was refused.
+    pub(super) fn scanned(&self) -> usize {
+        self.scanned
     }
 
-    /// Whether nothing but empty lines has been seen yet.
-    pub(super) fn is_untouched(&self) -> bool {
-        self.line == 0 && self.part == Part::Method
+    /// Whether no byte but those of empty lines has been scanned.
+    pub(super) fn is_blank(&self) -> bool {
+        self.line == 0 && self.part == HeadPart::Method
     }
 }
 
@@ -139,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_is_found_and_what_cannot_be_a_head_is_refused() {
+    fn the_end_of_a_head_is_found_and_other_bytes_are_refused() {
         let limits = HeadLimits { uri: 100, head: 300 };
         let uri = |length: usize| format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(length - 1));
         let head = |length: usize| format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(length - 23));
@@ -166,7 +149,7 @@ mod tests {
             (&empty_lines, Err(431)),
         ];
         for (bytes, expected) in rows {
-            let whole = HeadScan::default().advance(bytes.as_bytes(), limits).map_err(|refused| refused.status);
+            let whole = HeadScan::default().advance(bytes.as_bytes(), limits).map_err(|refusal| refusal.status);
             assert_eq!(whole, *expected, "{:.40}", bytes);
             let mut scan = HeadScan::default();
             let mut piecewise = Ok(None);
@@ -174,7 +157,7 @@ mod tests {
                 match scan.advance(&[*byte], limits) {
                     Ok(None) => continue,
                     Ok(Some(_)) => piecewise = Ok(Some(index + 1)),
-                    Err(refused) => piecewise = Err(refused.status),
+                    Err(refusal) => piecewise = Err(refusal.status),
                 }
                 break;
             }
@@ -183,11 +166,11 @@ mod tests {
     }
 
     #[test]
-    fn empty_lines_are_no_beginning() {
-        for (bytes, untouched) in [("", true), ("\r", true), ("\r\n\r\n", true), ("\r\nG", false), ("G\r\n", false)] {
+    fn empty_lines_do_not_start_a_request() {
+        for (bytes, blank) in [("", true), ("\r", true), ("\r\n\r\n", true), ("\r\nG", false), ("G\r\n", false)] {
             let mut scan = HeadScan::default();
             assert_eq!(scan.advance(bytes.as_bytes(), HeadLimits::default()), Ok(None));
-            assert_eq!(scan.is_untouched(), untouched, "{bytes:?}");
+            assert_eq!(scan.is_blank(), blank, "{bytes:?}");
         }
     }
 }

@@ -1,182 +1,22 @@
 //! The server as clients see it, through real sockets.
 
-use std::collections::VecDeque;
+pub(super) mod fixture;
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::inbox::{Inbox, Message};
+use super::inbox::{Inbox, InboxMessage};
 use super::reader::Reader;
 use super::*;
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
-
-/// Size of the answer to `/medium`: rustls takes it whole, also while the socket is full.
-pub(super) const MEDIUM: usize = 50_000;
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Echoes bodies; keeps the replies of `/later` until they are released; panics, forgets, refuses and blocks on request.
-pub(super) struct Echo {
-    pub(super) kept: Mutex<VecDeque<(Request, Reply)>>,
-    arrived: Condvar,
-    /// Lets the reader go on that `/block` keeps.
-    go_on: (mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>),
-}
-
-impl Default for Echo {
-    fn default() -> Self {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        Echo { kept: Mutex::default(), arrived: Condvar::new(), go_on: (sender, Mutex::new(receiver)) }
-    }
-}
-
-impl Echo {
-    /// Waits until a reply is kept and takes it.
-    pub(super) fn release(&self) -> (Request, Reply) {
-        let (mut kept, _) =
-            self.arrived.wait_timeout_while(self.kept.lock().unwrap(), PATIENCE, |kept| kept.is_empty()).unwrap();
-        kept.pop_front().expect("a request arrives in time")
-    }
-}
-
-impl Handler for Echo {
-    fn admit(self: Arc<Self>, head: &Head) -> Admission {
-        match head.path.as_str() {
-            "/refuse" => Admission::Refuse(Response::text(403, "no")),
-            "/panic-early" => panic!("as asked"),
-            path => {
-                let path = path.to_owned();
-                let then = Box::new(move |request: Request, reply| {
-                    assert_eq!(request.head.path, path, "each request has its own handler");
-                    self.handle(request, reply);
-                });
-                Admission::Read { max_body_bytes: 1 << 20, then }
-            }
-        }
-    }
-
-    fn refusal(&self, status: u16, reason: &str) -> Response {
-        Response::text(status, format!("refusal: {reason}"))
-    }
-}
-
-impl Echo {
-    fn handle(&self, request: Request, reply: Reply) {
-        match request.head.path.as_str() {
-            "/later" => {
-                self.kept.lock().unwrap().push_back((request, reply));
-                self.arrived.notify_all();
-            }
-            "/panic" => panic!("as asked"),
-            "/block" => {
-                self.kept.lock().unwrap().push_back((request, reply));
-                self.arrived.notify_all();
-                // Keeps the reader itself, which no handler should, so that several things happen before it looks.
-                let _ = self.go_on.1.lock().unwrap().recv_timeout(PATIENCE);
-            }
-            "/forget" => drop(reply),
-            "/large" => reply.send(Response::text(200, vec![b'x'; 32 << 20])),
-            "/medium" => reply.send(Response::text(200, vec![b'x'; MEDIUM])),
-            "/close" => reply.send(Response::text(200, "bye").closing()),
-            _ => reply.send(Response::text(200, request.body)),
-        }
-    }
-}
-
-pub(super) struct Fixture {
-    pub(super) server: Server,
-    pub(super) echo: Arc<Echo>,
-    group: Supervisor,
-    registry: Registry,
-    budget: ByteBudget,
-}
-
-fn start(change: impl FnOnce(&mut Limits)) -> Fixture {
-    start_with(None, change)
-}
-
-pub(super) fn start_with(tls: Option<Tls>, change: impl FnOnce(&mut Limits)) -> Fixture {
-    let budget = ByteBudget::new(8 << 20);
-    let mut limits = Limits {
-        read_timeout: PATIENCE,
-        write_timeout: PATIENCE,
-        idle_timeout: PATIENCE,
-        max_connections: 100,
-        max_connections_per_ip: None,
-        head: HeadLimits::default(),
-        body_budget: Some(budget.clone()),
-    };
-    change(&mut limits);
-    let listen = Listen::At("127.0.0.1:0".parse().unwrap());
-    let config = ServerConfig { listen, name: "http", readers: 2, limits, tls };
-    let (echo, group, registry) = (Arc::new(Echo::default()), Supervisor::new("g", Stop::new()), Registry::new());
-    let server = Server::start(config, Arc::<Echo>::clone(&echo), &group, &ServerMetrics::new(&registry)).unwrap();
-    Fixture { server, echo, group, registry, budget }
-}
-
-impl Fixture {
-    pub(super) fn connect(&self) -> TcpStream {
-        let socket = TcpStream::connect(self.server.local_addr()).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        socket
-    }
-
-    /// Sends bytes and reads until the server closes.
-    fn exchange(&self, bytes: &[u8]) -> String {
-        let mut socket = self.connect();
-        socket.write_all(bytes).unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).expect("the server closes in time, without a reset");
-        answer
-    }
-
-    pub(super) fn metric(&self, line: &str) -> bool {
-        String::from_utf8(self.registry.render()).unwrap().lines().any(|known| known == line)
-    }
-
-    /// Ends the server; no connection and no byte may be left.
-    pub(super) fn end(self) {
-        assert_eq!(self.server.drain(PATIENCE), 0);
-        assert!(self.metric("http_connections{server=\"http\"} 0"));
-        assert_eq!(self.budget.used(), 0);
-        self.group.stop().trigger();
-        self.server.close();
-        assert_eq!(self.group.join(PATIENCE), Ended::Stopped);
-    }
-}
-
-/// Reads one answer with a Content-Length: status and body.
-pub(super) fn answer(socket: &mut impl Read) -> (u16, String) {
-    let (status, head, body) = whole_answer(socket);
-    assert!(head.contains("Content-Length: "), "{head}");
-    (status, body)
-}
-
-fn whole_answer(socket: &mut impl Read) -> (u16, String, String) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        assert_eq!(socket.read(&mut byte).unwrap(), 1, "closed after {:?}", String::from_utf8_lossy(&head));
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let length =
-        head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).map_or(0, |text| text.parse().unwrap());
-    let mut body = vec![0; length];
-    socket.read_exact(&mut body).unwrap();
-    (status, head, String::from_utf8(body).unwrap())
-}
-
-pub(super) fn post(path: &str, body: &str) -> String {
-    format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-}
+use fixture::{Echo, PATIENCE, answer, post, start, whole_answer};
 
 #[test]
-fn a_connection_serves_one_request_after_the_other() {
+fn a_connection_serves_one_request_after_another() {
     let fixture = start(|_| ());
     let mut socket = fixture.connect();
     for body in ["one", "two"] {
@@ -195,7 +35,7 @@ fn a_connection_serves_one_request_after_the_other() {
     assert_eq!(answer(&mut socket), (200, "abc".to_owned()));
     socket.write_all(post("/close", "").as_bytes()).unwrap();
     assert_eq!(answer(&mut socket), (200, "bye".to_owned()));
-    assert_eq!(socket.read(&mut [0]).unwrap(), 0, "closed as the handler said");
+    assert_eq!(socket.read(&mut [0]).unwrap(), 0, "the handler closes the connection");
     drop(socket);
     fixture.end();
 }
@@ -211,7 +51,7 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
         let (request, reply) = fixture.echo.release();
         assert_eq!(request.body, kept.as_bytes());
         assert!(fixture.echo.kept.lock().unwrap().is_empty(), "one request of a connection at a time");
-        // More arrives while it is being answered.
+        // Further requests are pending while this one is answered.
         reply.send(Response::text(200, request.body));
         assert_eq!(answer(&mut socket).1, kept);
         assert_eq!(answer(&mut socket).1, next);
@@ -221,7 +61,7 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
 }
 
 #[test]
-fn what_was_sent_ahead_is_read_before_what_comes_after_the_answer() {
+fn pipelined_bytes_are_parsed_before_bytes_that_arrive_after_the_response() {
     let fixture = start(|_| ());
     // Every second connection has the same reader.
     let mut sockets: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
@@ -231,14 +71,14 @@ fn what_was_sent_ahead_is_read_before_what_comes_after_the_answer() {
     let (_, reply) = fixture.echo.release();
     sockets[2].write_all(post("/block", "").as_bytes()).unwrap();
     let (_, first_block) = fixture.echo.release();
-    // Both are found at once, in this order; the answer is given between the two.
+    // The reader finds both events in one wait, in this order; the response is sent between the two.
     sockets[4].write_all(post("/block", "").as_bytes()).unwrap();
     sockets[0].write_all(end.as_bytes()).unwrap();
-    fixture.echo.go_on.0.send(()).unwrap();
+    fixture.echo.unblock.0.send(()).unwrap();
     let (_, second_block) = fixture.echo.release();
     reply.send(Response::text(200, "first"));
     assert_eq!(answer(&mut sockets[0]).1, "first");
-    fixture.echo.go_on.0.send(()).unwrap();
+    fixture.echo.unblock.0.send(()).unwrap();
     assert_eq!(answer(&mut sockets[0]), (200, "the next body".to_owned()));
     for (reply, index) in [(first_block, 2), (second_block, 4)] {
         reply.send(Response::text(200, "unblocked"));
@@ -249,14 +89,14 @@ fn what_was_sent_ahead_is_read_before_what_comes_after_the_answer() {
 }
 
 #[test]
-fn a_client_that_leaves_or_closes_its_half_while_it_is_answered_does_no_harm() {
+fn a_client_may_disconnect_or_half_close_while_it_is_answered() {
     let fixture = start(|_| ());
     let mut socket = fixture.connect();
     socket.write_all(post("/later", "a").as_bytes()).unwrap();
     let (_, reply) = fixture.echo.release();
     socket.shutdown(Shutdown::Write).unwrap();
-    reply.send(Response::text(200, "still heard"));
-    assert_eq!(answer(&mut socket).1, "still heard");
+    reply.send(Response::text(200, "still received"));
+    assert_eq!(answer(&mut socket).1, "still received");
     assert_eq!(socket.read(&mut [0]).unwrap(), 0);
 
     let mut socket = fixture.connect();
@@ -265,12 +105,12 @@ fn a_client_that_leaves_or_closes_its_half_while_it_is_answered_does_no_harm() {
     socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
     drop(socket);
     drop(request);
-    reply.send(Response::text(200, "not heard"));
+    reply.send(Response::text(200, "not received"));
     fixture.end();
 }
 
 #[test]
-fn what_is_ambiguous_or_too_large_is_refused_and_the_connection_closed() {
+fn ambiguous_or_too_large_requests_are_refused_and_the_connection_closed() {
     let fixture = start(|_| ());
     let large = format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{}", 3 << 20, "x".repeat(3 << 20));
     let rows: &[(&str, u16)] = &[
@@ -308,7 +148,7 @@ fn a_refused_request_with_a_short_body_keeps_the_connection() {
 }
 
 #[test]
-fn a_client_is_told_to_go_on_and_head_and_old_clients_get_their_form() {
+fn expect_continue_head_and_http_1_0_get_their_forms_of_response() {
     let fixture = start(|_| ());
     let mut socket = fixture.connect();
     socket.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n").unwrap();
@@ -329,7 +169,7 @@ fn a_client_is_told_to_go_on_and_head_and_old_clients_get_their_form() {
 }
 
 #[test]
-fn a_truncated_body_is_no_request() {
+fn a_request_with_a_truncated_body_is_dropped() {
     let fixture = start(|_| ());
     for bytes in [
         "POST /later HTTP/1.1\r\nHost: h\r\nContent-Length: 5000\r\n\r\nabc",
@@ -348,7 +188,7 @@ fn a_truncated_body_is_no_request() {
 }
 
 #[test]
-fn deadlines_end_slow_senders_slow_takers_and_idle_connections() {
+fn deadlines_close_slow_senders_slow_readers_and_idle_connections() {
     let short = Duration::from_millis(150);
     let fixture =
         start(|limits| (limits.read_timeout, limits.write_timeout, limits.idle_timeout) = (short, short, short * 3));
@@ -358,12 +198,12 @@ fn deadlines_end_slow_senders_slow_takers_and_idle_connections() {
     assert!(started.elapsed() >= short && started.elapsed() < short * 20, "{:?}", started.elapsed());
     let answer = fixture.exchange(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    assert_eq!(fixture.exchange(b"\r\n\r"), "", "empty lines are no beginning of a request, so it is just idle");
+    assert_eq!(fixture.exchange(b"\r\n\r"), "", "empty lines start no request, so the connection is idle");
     let started = Instant::now();
-    assert_eq!(fixture.exchange(b""), "", "an idle connection is closed without a word");
+    assert_eq!(fixture.exchange(b""), "", "an idle connection is closed without a response");
     assert!(started.elapsed() >= short * 3, "{:?}", started.elapsed());
 
-    // Takes nothing of an answer that no socket buffer holds.
+    // A client that reads nothing of a response that is larger than the socket buffers.
     let mut socket = fixture.connect();
     socket.write_all(post("/large", "").as_bytes()).unwrap();
     let deadline = Instant::now() + PATIENCE;
@@ -376,7 +216,7 @@ fn deadlines_end_slow_senders_slow_takers_and_idle_connections() {
 }
 
 #[test]
-fn a_large_answer_arrives_whole_and_the_connection_goes_on() {
+fn a_large_response_arrives_whole_and_the_connection_is_kept() {
     let fixture = start(|_| ());
     let mut socket = fixture.connect();
     socket.write_all(format!("{}{}", post("/large", ""), post("/", "next")).as_bytes()).unwrap();
@@ -387,7 +227,7 @@ fn a_large_answer_arrives_whole_and_the_connection_goes_on() {
 }
 
 #[test]
-fn connections_and_bytes_beyond_the_limits_are_told_503() {
+fn connections_and_bytes_beyond_the_limits_get_a_503() {
     let fixture = start(|limits| {
         limits.max_connections = 2;
         limits.body_budget = Some(ByteBudget::new(1000));
@@ -404,48 +244,48 @@ fn connections_and_bytes_beyond_the_limits_are_told_503() {
     first.write_all(post("/later", &"a".repeat(600)).as_bytes()).unwrap();
     let (request, reply) = fixture.echo.release();
     second.write_all(post("/", &"b".repeat(600)).as_bytes()).unwrap();
-    assert_eq!(answer(&mut second).0, 503, "600 of 1000 bytes are taken");
+    assert_eq!(answer(&mut second).0, 503, "600 of 1000 bytes are leased");
     drop(request);
     reply.send(Response::text(200, "done"));
     assert_eq!(answer(&mut first).0, 200);
     drop(second);
     first.write_all(post("/", &"b".repeat(600)).as_bytes()).unwrap();
-    assert_eq!(answer(&mut first).0, 200, "they were given back");
+    assert_eq!(answer(&mut first).0, 200, "they were released");
     drop(first);
     fixture.end();
 }
 
 #[test]
-fn whatever_is_kept_of_a_request_is_within_the_budget() {
+fn all_memory_of_requests_is_within_the_budget() {
     let budget = ByteBudget::new(40_000);
     let fixture = start(|limits| limits.body_budget = Some(budget.clone()));
-    let held = |least: usize| {
+    let wait_until_used = |min: usize| {
         let deadline = Instant::now() + PATIENCE;
-        while budget.used() < least {
-            assert!(Instant::now() < deadline, "{} of {least} bytes", budget.used());
+        while budget.used() < min {
+            assert!(Instant::now() < deadline, "{} of {min} bytes", budget.used());
             std::thread::yield_now();
         }
     };
-    // A half head.
+    // An incomplete head.
     let mut half = fixture.connect();
     half.write_all(format!("POST / HTTP/1.1\r\nHost: h\r\nX: {}", "y".repeat(10_000)).as_bytes()).unwrap();
-    held(10_000);
-    // What was sent ahead of an answer.
+    wait_until_used(10_000);
+    // Pipelined bytes.
     let mut busy = fixture.connect();
     let ahead = post("/", &"z".repeat(9_000));
     busy.write_all(format!("{}{}", post("/later", "a"), &ahead[..ahead.len() - 1]).as_bytes()).unwrap();
     let (request, reply) = fixture.echo.release();
-    held(19_000);
-    // A refused body is passed over and takes nothing, but what will be answered does.
+    wait_until_used(19_000);
+    // A refused body is discarded and takes nothing, but the kept response does.
     let mut refused = fixture.connect();
     let body = "b".repeat(30_000);
     let head = format!("POST /refuse HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len() + 1);
     refused.write_all(format!("{head}{body}").as_bytes()).unwrap();
-    // No room for another body, nor half a head; an answer without one needs none.
+    // No room for another body, nor for an incomplete head; a refused request without a body needs none.
     let mut other = fixture.connect();
     other.write_all(post("/", &"c".repeat(25_000)).as_bytes()).unwrap();
     let (status, text) = answer(&mut other);
-    assert_eq!((status, text.as_str()), (503, "refusal: too many bytes are in flight"));
+    assert_eq!((status, text.as_str()), (503, "refusal: too many request bytes in flight, retry later"));
     let mut filler = budget.lease();
     assert!(filler.set_to(40_000 - budget.used() - 2_000));
     let mut head_only = fixture.connect();
@@ -468,7 +308,7 @@ fn whatever_is_kept_of_a_request_is_within_the_budget() {
 }
 
 #[test]
-fn one_connection_that_asks_much_at_once_gets_it_in_turns() {
+fn many_pipelined_requests_of_one_connection_are_answered_in_turns() {
     let fixture = start(|_| ());
     let mut socket = fixture.connect();
     let many: String = (0..300).map(|number| post("/", &number.to_string())).collect();
@@ -481,7 +321,7 @@ fn one_connection_that_asks_much_at_once_gets_it_in_turns() {
 }
 
 #[test]
-fn a_request_that_is_forgotten_is_answered_in_the_words_of_the_handler() {
+fn a_dropped_reply_answers_500_with_the_refusal_of_the_handler() {
     let fixture = start(|_| ());
     let answer = fixture.exchange(post("/forget", "a").as_bytes());
     assert!(answer.ends_with(&format!("refusal: {UNANSWERED}")), "{answer}");
@@ -489,7 +329,7 @@ fn a_request_that_is_forgotten_is_answered_in_the_words_of_the_handler() {
 }
 
 #[test]
-fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
+fn a_drain_answers_requests_in_progress_and_closes_idle_connections() {
     let fixture = start(|_| ());
     let mut idle = fixture.connect();
     let mut busy = fixture.connect();
@@ -505,7 +345,7 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
         assert_eq!(idle.read(&mut [0]).unwrap(), 0, "an idle connection is closed");
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(fixture.server.local_addr()).is_ok() {
-            assert!(Instant::now() < deadline, "nobody is accepted any more");
+            assert!(Instant::now() < deadline, "connections are not accepted any more");
         }
         begun.write_all(b"k").unwrap();
         let (status, head, body) = whole_answer(&mut begun);
@@ -518,14 +358,10 @@ fn a_drain_answers_what_is_in_progress_and_closes_the_rest() {
     fixture.end();
 }
 
-/// Says which thread runs it.
-struct WhoRunsIt(Reply);
+/// Answers with the name of the thread that runs it.
+struct AnswerWithThreadName(Reply);
 
-impl DeferredResponse for WhoRunsIt {
-    fn reply(&mut self) -> &Reply {
-        &self.0
-    }
-
+impl DeferredResponse for AnswerWithThreadName {
     fn run(self: Box<Self>) {
         let name = std::thread::current().name().unwrap_or("?").to_owned();
         self.0.send(Response::text(200, name));
@@ -533,21 +369,21 @@ impl DeferredResponse for WhoRunsIt {
 }
 
 #[test]
-fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the_same() {
+fn the_reader_runs_deferred_responses_in_order_and_the_caller_after_its_end() {
     let fixture = start(|_| ());
     let mut sockets: Vec<_> = (0..8).map(|_| fixture.connect()).collect();
     for socket in &mut sockets {
-        // Two requests at once: the second is found when the first is answered.
+        // Two requests in one write: the second is parsed when the first is answered.
         let (first, second) = (post("/later", "1"), post("/", "2"));
         socket.write_all([first, second].concat().as_bytes()).unwrap();
     }
     for _ in 0..8 {
         let (_, reply) = fixture.echo.release();
-        Reply::defer_to_reader(Box::new(WhoRunsIt(reply)));
+        reply.reader().defer(Box::new(AnswerWithThreadName(reply)));
     }
     for socket in &mut sockets {
-        let by = answer(socket).1;
-        assert!(by.starts_with("http-"), "{by}");
+        let thread_name = answer(socket).1;
+        assert!(thread_name.starts_with("http-"), "{thread_name}");
         assert_eq!(answer(socket).1, "2");
     }
     sockets[0].write_all(post("/later", "3").as_bytes()).unwrap();
@@ -555,8 +391,8 @@ fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the
     fixture.group.stop().trigger();
     fixture.server.close();
     assert_eq!(fixture.group.join(PATIENCE), Ended::Stopped);
-    // Its socket is closed; that it ends without a panic is all that can be seen.
-    Reply::defer_to_reader(Box::new(WhoRunsIt(late)));
+    // The socket is closed, so the test sees only that this does not panic.
+    late.reader().defer(Box::new(AnswerWithThreadName(late)));
     assert_eq!(sockets[0].read(&mut [0]).unwrap_or(0), 0);
 }
 
@@ -564,7 +400,7 @@ fn answers_left_to_the_reader_are_given_by_it_in_order_and_after_its_end_all_the
 fn a_connection_that_arrives_during_a_drain_is_closed() {
     let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
     let (group, metrics) = (Supervisor::new("g", Stop::new()), ServerMetrics::new(&Registry::new()).of("http"));
-    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), Limits::default(), metrics, None);
+    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), ServerLimits::default(), metrics, None);
     group.spawn("reader", move || reader.run());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connect = || {
@@ -573,16 +409,16 @@ fn a_connection_that_arrives_during_a_drain_is_closed() {
         let (socket, peer) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
         inbox.control.connection_opened(peer.ip(), 10, None).unwrap();
-        inbox.post(Message::New(socket, peer));
+        inbox.post(InboxMessage::NewConnection(socket, peer));
         client
     };
     let mut before = connect();
     inbox.control.drain();
     inbox.wake();
-    assert_eq!(before.read(&mut [0]).unwrap(), 0, "the reader knows of the drain");
-    // Accepted in the moment before the acceptor learned of it.
+    assert_eq!(before.read(&mut [0]).unwrap(), 0, "the reader drains");
+    // As if accepted just before the acceptor stopped.
     let mut late = connect();
-    assert_eq!(late.read(&mut [0]).expect("it is closed soon"), 0);
+    assert_eq!(late.read(&mut [0]).expect("the reader closes it"), 0);
     assert_eq!(inbox.control.wait_until_closed(PATIENCE), 0);
     group.stop().trigger();
     inbox.control.end();

@@ -30,7 +30,7 @@ use prometheus::{HistogramVec, IntCounterVec};
 use crate::admin::{Admin, Health};
 use crate::broker::{self, BrokerConfig};
 use crate::config::Problems;
-use crate::http::{Handler, Limits, Listen, Server, ServerConfig, ServerMetrics};
+use crate::http::{Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
 use crate::keeper::{self, discovery};
 use crate::metrics::{Registry, SECONDS_BUCKETS};
 use crate::supervise::Supervisor;
@@ -99,16 +99,16 @@ fn listen(
         info!("{name} listens on {}", server.local_addr());
         Ok::<_, String>(server)
     };
-    let limits = Limits {
+    let limits = ServerLimits {
         read_timeout: config.http.read_timeout,
         write_timeout: config.http.write_timeout,
         max_connections: MAX_CONNECTIONS,
-        ..Limits::default()
+        ..ServerLimits::default()
     };
     let delay = DelayHandler { store: store.clone(), admin: admin.clone() };
     let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
     if let Some(port) = config.http.admin_port {
-        servers.push(start("admin_port", "admin", port, 1, Limits::default(), Arc::new(admin.clone()))?);
+        servers.push(start("admin_port", "admin", port, 1, ServerLimits::default(), Arc::new(admin.clone()))?);
     }
     Ok(servers)
 }

@@ -22,7 +22,7 @@ use super::producer_pool::ProducerPool;
 use super::query::parse;
 use crate::admin::Admin;
 use crate::broker::{Acks, Header, PartitionId, Record};
-use crate::http::{Admission, Handler, Head, Lease, Reply, Request, Response};
+use crate::http::{Admission, ByteLease, Handler, Head, Reply, Request, Response};
 use crate::log_limited;
 
 /// Answers every request of kproxy's port.
@@ -199,7 +199,7 @@ impl CommitHandler {
         format: BatchFormat,
         defaults: &BatchDefaults,
         body: Vec<u8>,
-        lease: &mut Lease,
+        lease: &mut ByteLease,
     ) -> Result<(Vec<ParsedMessage>, InFlightSlots), Failure> {
         let messages = format.parse(&body, &self.batch_limits)?;
         drop(body);

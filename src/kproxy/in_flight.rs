@@ -16,7 +16,7 @@ use super::in_flight_slots::InFlightSlots;
 use super::log_fields::{ClientLabel, redacted_query};
 use super::metrics::{KproxyMetrics, TopicCounters};
 use crate::broker::{Acks, AppendResult, Completion};
-use crate::http::{DeferredResponse, Lease, Reply};
+use crate::http::{ByteLease, DeferredResponse, Reply};
 use crate::log_limited;
 
 /// With more messages in flight than this the readers answer. Measured at acks=1: with 8 connections a tenth fewer
@@ -53,7 +53,7 @@ pub(super) struct PendingCommit {
     pub(super) metrics: Arc<KproxyMetrics>,
     pub(super) slot: InFlightSlots,
     /// The message's bytes within `max_in_flight_bytes`.
-    pub(super) lease: Lease,
+    pub(super) lease: ByteLease,
     /// `None` until the delivery report arrives.
     pub(super) outcome: Option<AppendResult>,
 }
@@ -61,15 +61,11 @@ pub(super) struct PendingCommit {
 impl PendingCommit {
     fn complete(mut self: Box<Self>, outcome: AppendResult) {
         self.outcome = Some(outcome);
-        if self.slot.used_in_pool() > MAX_ANSWERED_BY_ENGINE { Reply::defer_to_reader(self) } else { self.run() }
+        if self.slot.used_in_pool() > MAX_ANSWERED_BY_ENGINE { self.reply.reader().defer(self) } else { self.run() }
     }
 }
 
 impl DeferredResponse for PendingCommit {
-    fn reply(&mut self) -> &Reply {
-        &self.reply
-    }
-
     fn run(self: Box<Self>) {
         let PendingCommit { reply, topic, acks, query, bytes, client, started, metrics, slot, lease, outcome } = *self;
         // Released before the answer: a client may send its next request as soon as it has the answer.

@@ -47,7 +47,7 @@ use crate::admin::{Admin, Component, Health};
 use crate::broker::{self, BrokerConfig, ProducerConfig};
 use crate::config::Problems;
 use crate::daemon::raise_open_files;
-use crate::http::{ByteBudget, Handler, Limits, Listen, Server, ServerConfig, ServerMetrics};
+use crate::http::{ByteBudget, Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
@@ -100,7 +100,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         },
         has_headers_and_timestamps: config.engine.has_headers_and_timestamps(),
     });
-    let limits = Limits {
+    let limits = ServerLimits {
         read_timeout: config.read_timeout,
         write_timeout: config.write_timeout,
         idle_timeout: config.idle_timeout,
@@ -123,7 +123,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     };
     let admin_server = config
         .admin
-        .map(|listen: Listen| start("admin", "admin_port", listen, 1, Limits::default(), None, Arc::new(admin)))
+        .map(|listen: Listen| start("admin", "admin_port", listen, 1, ServerLimits::default(), None, Arc::new(admin)))
         .transpose()?;
     let server = start(
         "http",
@@ -219,7 +219,7 @@ impl Watch {
             self.metrics.in_flight.set(gauge(self.handler.slots.used()));
             let used = self.budget.used();
             self.metrics.in_flight_bytes.set(gauge(used));
-            if trim_trigger.fires(self.budget.take_high(), used) {
+            if trim_trigger.fires(self.budget.take_peak(), used) {
                 heap_trim::trim();
             }
             // The producers count from their start, so the counter gets the difference.

@@ -61,7 +61,7 @@ use log::info;
 
 use crate::admin::{Admin, Health};
 use crate::broker::{self, BrokerConfig, FetcherConfig};
-use crate::http::{Limits, Listen, Server, ServerConfig, ServerMetrics};
+use crate::http::{Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
 use crate::keeper::{self, SharedKeeper, discovery};
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
@@ -150,7 +150,7 @@ fn serve_operations(
         listen: Listen::Everywhere(port),
         name: "admin",
         readers: 1,
-        limits: Limits::default(),
+        limits: ServerLimits::default(),
         tls: None,
     };
     let handler = Arc::new(Admin::new(registry.clone(), health.clone()));

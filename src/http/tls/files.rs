@@ -1,7 +1,7 @@
-//! Certificates from their files, at the start and whenever they are read anew.
+//! Reads the certificates from their files, at the start and on each reload.
 //!
-//! Each reading makes a configuration of its own, with a key of its own for session tickets: a client that was known
-//! before has to shake hands in full, so that its certificate is held against the client CA that is in force.
+//! Each reload makes a new rustls configuration with a new session ticket key: a client with a ticket from before needs
+//! a full handshake, so that its certificate is verified against the current client CA.
 
 use std::fmt;
 use std::fs;
@@ -21,76 +21,82 @@ use super::session::Session;
 use super::{ClientCertificates, FileProblem, TlsSettings};
 use crate::locks;
 
-/// More than any chain or list of authorities.
+/// Larger than any certificate chain or list of authorities.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// What connections of a server begin with. Clones are the same; [`Tls::reload`] is seen by all of them.
+/// The TLS configuration for new connections of a server. Clones share it; [`Tls::reload`] changes it for all of them.
 #[derive(Clone)]
 pub struct Tls {
-    inner: Arc<Inner>,
+    shared: Arc<SharedConfig>,
 }
 
-struct Inner {
+struct SharedConfig {
     settings: TlsSettings,
     current: RwLock<Arc<ServerConfig>>,
 }
 
 impl Tls {
-    /// Reads the files, or tells everything that is wrong with them.
+    /// Reads the files; the error has every problem found in them.
     pub fn load(settings: TlsSettings) -> Result<Tls, Vec<FileProblem>> {
         let current = RwLock::new(read(&settings)?.0);
-        Ok(Tls { inner: Arc::new(Inner { settings, current }) })
+        Ok(Tls { shared: Arc::new(SharedConfig { settings, current }) })
     }
 
-    /// Reads the files anew, for connections that begin from now on. What is in them in words, or why it stays as it was.
+    /// Reads the files again, for new connections. Returns a summary of the files; after an error the configuration
+    /// stays as it was.
     pub fn reload(&self) -> Result<String, String> {
-        let settings = &self.inner.settings;
-        let (config, news) = read(settings).map_err(|problems| {
+        let settings = &self.shared.settings;
+        let (config, summary) = read(settings).map_err(|problems| {
             let texts: Vec<_> = problems.iter().map(|(key, text)| format!("{key} {text}")).collect();
             texts.join("; ")
         })?;
-        *locks::write(&self.inner.current) = config;
-        Ok(news)
+        *locks::write(&self.shared.current) = config;
+        Ok(summary)
     }
 
     pub(in crate::http) fn handshake_timeout(&self) -> Duration {
-        self.inner.settings.handshake_timeout
+        self.shared.settings.handshake_timeout
     }
 
-    /// The state of a connection that begins.
+    /// The TLS state of a new connection.
     pub(in crate::http) fn session(&self) -> Box<Session> {
-        let current = locks::read(&self.inner.current);
+        let current = locks::read(&self.shared.current);
         Box::new(Session::new(Arc::clone(&current)))
     }
 }
 
 impl fmt::Debug for Tls {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.settings.fmt(formatter)
+        self.shared.settings.fmt(formatter)
     }
 }
 
-/// The configuration that the files make, and a word on what is in them.
+/// The configuration from the files, and a summary of them.
 fn read(settings: &TlsSettings) -> Result<(Arc<ServerConfig>, String), Vec<FileProblem>> {
     let provider = Arc::new(ring::default_provider());
     let mut problems = Vec::new();
-    let chain = noted("certificate_file", &settings.certificate, certificates, &mut problems);
-    let key = noted("key_file", &settings.key, private_key, &mut problems);
+    let chain = record_problem("certificate_file", &settings.certificate, certificates, &mut problems);
+    let key = record_problem("key_file", &settings.key, private_key, &mut problems);
     let roots = settings.client_ca.as_deref().and_then(|file| {
-        noted("client_ca_file", file, |file| authorities(file).map(|roots| (file.to_owned(), roots)), &mut problems)
+        record_problem(
+            "client_ca_file",
+            file,
+            |file| authorities(file).map(|roots| (file.to_owned(), roots)),
+            &mut problems,
+        )
     });
-    // Those that are no good are not held against each other.
+    // Key and certificate are compared only if both could be read.
     let identity = chain.zip(key).and_then(|(chain, key)| {
         let length = chain.len();
         identity(chain, key, settings, &provider).map_err(|problem| problems.push(problem)).ok().map(|it| (it, length))
     });
     let (Some((identity, length)), true) = (identity, problems.is_empty()) else { return Err(problems) };
 
-    let mut news = format!("certificates: {length} from {}", settings.certificate.display());
+    let mut summary = format!("certificates: {length} from {}", settings.certificate.display());
     let verifier = match roots {
         None => None,
         Some((file, roots)) => {
-            news += &format!(", client authorities: {} from {}", roots.len(), file.display());
+            summary += &format!(", client authorities: {} from {}", roots.len(), file.display());
             let verifier = client_verifier(roots, settings.client_certificates, &provider);
             Some(verifier.map_err(|text| {
                 vec![("client_ca_file", format!("is {}, which cannot be used: {text}", file.display()))]
@@ -99,7 +105,7 @@ fn read(settings: &TlsSettings) -> Result<(Arc<ServerConfig>, String), Vec<FileP
     };
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .expect("the provider's cipher suites are of both versions");
+        .expect("the provider has cipher suites for TLS 1.2 and 1.3");
     let builder = match verifier {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
@@ -107,13 +113,13 @@ fn read(settings: &TlsSettings) -> Result<(Arc<ServerConfig>, String), Vec<FileP
     let mut config = builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.ticketer = ring::Ticketer::new().map_err(|cause| {
-        vec![("key_file", format!("cannot be used, no key for session tickets can be made: {cause}"))]
+        vec![("key_file", format!("cannot be used: creating the session ticket key failed: {cause}"))]
     })?;
-    Ok((Arc::new(config), news))
+    Ok((Arc::new(config), summary))
 }
 
-/// Reads one file; what is wrong with it goes to `problems`, with its name.
-fn noted<T>(
+/// Reads one file; a problem goes to `problems`, with the config key and the path.
+fn record_problem<T>(
     key: &'static str,
     file: &Path,
     read: impl FnOnce(&Path) -> Result<T, String>,
@@ -123,12 +129,12 @@ fn noted<T>(
 }
 
 fn content(file: &Path) -> Result<Vec<u8>, String> {
-    let facts = fs::metadata(file).map_err(|cause| format!("cannot be read: {cause}"))?;
-    if !facts.is_file() {
+    let metadata = fs::metadata(file).map_err(|cause| format!("cannot be read: {cause}"))?;
+    if !metadata.is_file() {
         return Err("is not a file".to_owned());
     }
-    if facts.len() > MAX_FILE_BYTES {
-        return Err(format!("has {} bytes, but may have {MAX_FILE_BYTES}", facts.len()));
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(format!("has {} bytes, more than the maximum of {MAX_FILE_BYTES}", metadata.len()));
     }
     fs::read(file).map_err(|cause| format!("cannot be read: {cause}"))
 }
@@ -137,27 +143,29 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let content = content(file)?;
     let chain = CertificateDer::pem_slice_iter(&content)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|cause| in_words(&cause).to_owned())?;
-    if chain.is_empty() { Err("has no certificate (BEGIN CERTIFICATE) in it".to_owned()) } else { Ok(chain) }
+        .map_err(|cause| pem_problem(&cause).to_owned())?;
+    if chain.is_empty() { Err("contains no certificate (BEGIN CERTIFICATE)".to_owned()) } else { Ok(chain) }
 }
 
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_slice(&content(file)?).map_err(|cause| match cause {
-        pem::Error::NoItemsFound => "has no private key in it, or an encrypted one only".to_owned(),
-        other => in_words(&other).to_owned(),
+        pem::Error::NoItemsFound => "contains no private key, or only an encrypted one".to_owned(),
+        other => pem_problem(&other).to_owned(),
     })
 }
 
 fn authorities(file: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(file)? {
-        roots.add(certificate).map_err(|cause| format!("has a certificate that is no authority: {cause}"))?;
+        roots
+            .add(certificate)
+            .map_err(|cause| format!("contains a certificate that cannot be used as an authority: {cause}"))?;
     }
     Ok(roots)
 }
 
-/// The error without the line it is about: what stands in the file of a key is shown to nobody.
-fn in_words(cause: &pem::Error) -> &'static str {
+/// The error without the line of the file: content of a key file must not get into a log.
+fn pem_problem(cause: &pem::Error) -> &'static str {
     match cause {
         pem::Error::MissingSectionEnd { .. } => "is not PEM: a section has no end",
         pem::Error::IllegalSectionStart { .. } => "is not PEM: a section begins with a malformed line",
@@ -166,7 +174,7 @@ fn in_words(cause: &pem::Error) -> &'static str {
     }
 }
 
-/// Certificate and key together; they must belong together.
+/// Certificate chain and key, which must match.
 fn identity(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -177,10 +185,10 @@ fn identity(
     let key = provider
         .key_provider
         .load_private_key(key)
-        .map_err(|_| ("key_file", format!("is {key_file}, which has a key of a kind that cannot be used")))?;
+        .map_err(|_| ("key_file", format!("is {key_file}, which has a private key of an unsupported type")))?;
     let identity = CertifiedKey::new(chain, key);
     match identity.keys_match() {
-        // Unknown: the kind of key does not tell its public half, and the handshakes will.
+        // Unknown: this type of key does not reveal its public key; a mismatch would show in the handshakes.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(identity),
         Err(rustls::Error::InconsistentKeys(_)) => {
             Err(("key_file", format!("is {key_file}, which is not the key of the first certificate in {certificate}")))
@@ -193,11 +201,11 @@ fn identity(
 
 fn client_verifier(
     roots: RootCertStore,
-    wanted: ClientCertificates,
+    mode: ClientCertificates,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
-    let builder = match wanted {
+    let builder = match mode {
         ClientCertificates::Required => builder,
         ClientCertificates::Optional => builder.allow_unauthenticated(),
     };
@@ -221,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_each_file_is_told_without_what_is_in_it() {
+    fn each_file_problem_is_reported_without_file_content() {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new(folder.path(), "authority");
         let (own, other) = (authority.issue("own", 30), authority.issue("other", 30));
@@ -251,45 +259,45 @@ mod tests {
         let rows: &[(TlsSettings, &str, &str)] = &[
             (with_key(&absent), "key_file", "cannot be read: No such file"),
             (with_key(&folder.path().to_owned()), "key_file", "is not a file"),
-            (with_key(&large), "key_file", "bytes, but may have"),
-            (with_key(&empty), "key_file", "has no private key in it"),
-            (with_key(&encrypted), "key_file", "or an encrypted one only"),
+            (with_key(&large), "key_file", "bytes, more than the maximum of"),
+            (with_key(&empty), "key_file", "contains no private key"),
+            (with_key(&encrypted), "key_file", "or only an encrypted one"),
             (with_key(&no_end), "key_file", "a section has no end"),
             (with_key(&no_base64), "key_file", "is not base64"),
             (with_key(&bad_start), "key_file", "malformed line"),
-            (with_key(&not_der), "key_file", "of a kind that cannot be used"),
+            (with_key(&not_der), "key_file", "of an unsupported type"),
             (with_key(&other.key), "key_file", "is not the key of the first certificate in"),
             (with_certificate(&absent), "certificate_file", "cannot be read"),
-            (with_certificate(&own.key), "certificate_file", "has no certificate"),
+            (with_certificate(&own.key), "certificate_file", "contains no certificate"),
             (with_certificate(&no_certificate), "certificate_file", "cannot be used"),
-            (with_ca(&empty), "client_ca_file", "has no certificate"),
-            (with_ca(&no_certificate), "client_ca_file", "is no authority"),
+            (with_ca(&empty), "client_ca_file", "contains no certificate"),
+            (with_ca(&no_certificate), "client_ca_file", "cannot be used as an authority"),
         ];
         for (settings, key, text) in rows {
             let problems = Tls::load(settings.clone()).unwrap_err();
-            let [(named, told)] = &problems[..] else { panic!("{key}, {text}: {problems:?}") };
-            assert!(named == key && told.starts_with("is /") && told.contains(text), "{key}, {text}: {told}");
-            assert!(!told.contains(secret) && !told.contains(&format!("{:?}", secret.as_bytes())), "{told}");
+            let [(named, problem)] = &problems[..] else { panic!("{key}, {text}: {problems:?}") };
+            assert!(named == key && problem.starts_with("is /") && problem.contains(text), "{key}, {text}: {problem}");
+            assert!(!problem.contains(secret) && !problem.contains(&format!("{:?}", secret.as_bytes())), "{problem}");
         }
         let all = settings(&Certificate { certificate: absent.clone(), key: absent.clone() }, Some(&absent));
         assert_eq!(Tls::load(all).unwrap_err().len(), 3, "all at once");
     }
 
     #[test]
-    fn what_cannot_be_read_anew_leaves_what_was_there() {
+    fn a_failed_reload_keeps_the_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new(folder.path(), "authority");
         let (own, other) = (authority.issue("own", 30), authority.issue("other", 30));
         let tls = Tls::load(settings(&own, None)).unwrap();
-        let current = || Arc::clone(&tls.inner.current.read().unwrap());
+        let current = || Arc::clone(&tls.shared.current.read().unwrap());
         let before = current();
         fs::copy(&other.certificate, &own.certificate).unwrap();
-        let why = tls.reload().unwrap_err();
-        assert!(why.contains("key_file is /") && why.contains("is not the key"), "{why}");
+        let reason = tls.reload().unwrap_err();
+        assert!(reason.contains("key_file is /") && reason.contains("is not the key"), "{reason}");
         assert!(Arc::ptr_eq(&before, &current()));
         fs::copy(&other.key, &own.key).unwrap();
-        let news = tls.clone().reload().unwrap();
-        assert!(news.starts_with("certificates: 1 from /"), "{news}");
+        let summary = tls.clone().reload().unwrap();
+        assert!(summary.starts_with("certificates: 1 from /"), "{summary}");
         assert!(!Arc::ptr_eq(&before, &current()));
     }
 }

@@ -1,4 +1,4 @@
-//! The server as clients of TLS see it, through real sockets.
+//! The server as TLS clients see it, through real sockets.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -9,18 +9,18 @@ use rustls::version::{TLS12, TLS13};
 
 use super::certificates::Authority;
 use super::clients::{TlsStream, begin, rest, shake};
-use super::{ClientCertificates, TURNED_AWAY, Tls, TlsSettings};
-use crate::http::tests::{Fixture, MEDIUM, PATIENCE, answer, post, start_with};
-use crate::http::{Limits, Response};
+use super::{ClientCertificates, REFUSAL_ALERT, Tls, TlsSettings};
+use crate::http::tests::fixture::{Fixture, MEDIUM_BYTES, PATIENCE, answer, post, start_with};
+use crate::http::{Response, ServerLimits};
 
-/// A server, and who signed its certificate.
+/// A server, and the authority that signed its certificate.
 struct Secured {
     fixture: Fixture,
     authority: Authority,
     _folder: tempfile::TempDir,
 }
 
-fn start(handshake_timeout: Duration, change: impl FnOnce(&mut Limits)) -> Secured {
+fn start(handshake_timeout: Duration, change: impl FnOnce(&mut ServerLimits)) -> Secured {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "authority");
     let own = authority.issue("server", 30);
@@ -51,18 +51,18 @@ impl Secured {
         self.wait_for_metric(&format!("http_tls_handshakes_total{{outcome=\"{outcome}\",server=\"http\"}} {count}"));
     }
 
-    /// Sends bytes, closes the sending half, and reads all there is.
+    /// Sends bytes, closes the sending half, and reads to the end of the stream.
     fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
         let mut socket = self.fixture.connect();
         socket.write_all(bytes).unwrap();
         socket.shutdown(Shutdown::Write).unwrap();
         let mut rest = Vec::new();
-        socket.read_to_end(&mut rest).expect("it ends in time, without a reset");
+        socket.read_to_end(&mut rest).expect("the server closes in time, without a reset");
         rest
     }
 }
 
-/// What the client has to say, in bytes.
+/// The bytes that the client has to send.
 fn records(client: &mut ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while client.wants_write() {
@@ -98,15 +98,15 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
             }
         }
         stream.write_all(post("/close", "").as_bytes()).unwrap();
-        let (last, goodbye) = rest(&mut stream);
-        assert!(last.ends_with(b"bye") && goodbye, "{}", String::from_utf8_lossy(&last));
+        let (last, close_notify) = rest(&mut stream);
+        assert!(last.ends_with(b"bye") && close_notify, "{}", String::from_utf8_lossy(&last));
     }
     secured.wait_for_handshakes("ok", 2);
     secured.fixture.end();
 }
 
 #[test]
-fn handshake_and_requests_may_come_byte_by_byte() {
+fn handshake_and_requests_may_arrive_byte_by_byte() {
     let secured = start(PATIENCE, |_| ());
     let mut client = begin(&secured.authority.client(&[&TLS13]));
     let mut socket = secured.fixture.connect();
@@ -118,7 +118,7 @@ fn handshake_and_requests_may_come_byte_by_byte() {
         }
     }
     client.writer().write_all(format!("{}{}", post("/", "a"), post("/", "b")).as_bytes()).unwrap();
-    // With the end of the handshake.
+    // The end of the handshake and the requests.
     send_by_bytes(&mut socket, &records(&mut client));
     let mut stream = TlsStream::new(client, socket);
     assert_eq!(answer(&mut stream), (200, "a".to_owned()));
@@ -127,9 +127,9 @@ fn handshake_and_requests_may_come_byte_by_byte() {
     stream.write_all(post("/", "with new keys").as_bytes()).unwrap();
     assert_eq!(answer(&mut stream), (200, "with new keys".to_owned()));
     stream.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n").unwrap();
-    let mut told = [0; 25];
-    stream.read_exact(&mut told).unwrap();
-    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let mut received = [0; 25];
+    stream.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"HTTP/1.1 100 Continue\r\n\r\n");
     stream.write_all(b"ok").unwrap();
     assert_eq!(answer(&mut stream), (200, "ok".to_owned()));
     drop(stream);
@@ -137,7 +137,7 @@ fn handshake_and_requests_may_come_byte_by_byte() {
 }
 
 #[test]
-fn large_bodies_come_and_go_whole() {
+fn large_bodies_are_received_and_sent_whole() {
     let secured = start(PATIENCE, |_| ());
     let mut stream = secured.connect();
     let body = "0123456789abcdef".repeat((1 << 20) / 16);
@@ -167,33 +167,33 @@ fn a_client_that_reads_slowly_gets_everything() {
             break;
         }
         bytes.extend_from_slice(&piece[..count]);
-        // Its slowness: the server meets a full socket again and again, also at the end of an answer.
+        // The server often finds the socket full, also at the end of a response.
         std::thread::sleep(Duration::from_micros(200));
     }
-    assert!(bytes.ends_with(b"bye"), "it is all there");
-    // With the one in the "text/plain" of each answer.
-    let expected = (32 << 20) + COUNT * MEDIUM + COUNT + 2;
+    assert!(bytes.ends_with(b"bye"), "the last response is complete");
+    // Including the x in the "text/plain" of each response.
+    let expected = (32 << 20) + COUNT * MEDIUM_BYTES + COUNT + 2;
     assert_eq!(bytes.iter().filter(|byte| **byte == b'x').count(), expected);
     secured.fixture.end();
 }
 
 #[test]
-fn an_end_in_the_middle_is_no_request_and_an_end_after_one_is_waited_for() {
+fn a_truncated_request_is_dropped_and_one_before_a_close_notify_is_answered() {
     let secured = start(PATIENCE, |_| ());
-    for goodbye in [true, false] {
+    for close_notify in [true, false] {
         let mut stream = secured.connect();
         stream.write_all(b"POST /later HTTP/1.1\r\nHost: h\r\nContent-Length: 5000\r\n\r\nabc").unwrap();
-        if goodbye {
+        if close_notify {
             stream.conn.send_close_notify();
             stream.conn.complete_io(&mut stream.sock).unwrap();
         } else {
             stream.sock.shutdown(Shutdown::Write).unwrap();
         }
-        assert_eq!(rest(&mut stream).0, b"", "goodbye: {goodbye}");
+        assert_eq!(rest(&mut stream).0, b"", "close_notify: {close_notify}");
     }
     assert!(secured.fixture.echo.kept.lock().unwrap().is_empty());
 
-    // The goodbye comes with the request, or while it is being answered; the socket stays open.
+    // The close_notify arrives with the request, or while it is being answered; the socket stays open.
     for together in [true, false] {
         let mut stream = secured.connect();
         let mut bytes = Vec::new();
@@ -210,18 +210,18 @@ fn an_end_in_the_middle_is_no_request_and_an_end_after_one_is_waited_for() {
         if !together {
             stream.sock.write_all(&bytes).unwrap();
         }
-        reply.send(Response::text(200, "heard"));
-        let (heard, goodbye) = rest(&mut stream);
-        assert!(heard.ends_with(b"heard") && goodbye, "{}", String::from_utf8_lossy(&heard));
+        reply.send(Response::text(200, "answered"));
+        let (response, close_notify) = rest(&mut stream);
+        assert!(response.ends_with(b"answered") && close_notify, "{}", String::from_utf8_lossy(&response));
     }
     secured.fixture.end();
 }
 
 #[test]
-fn who_does_not_speak_tls_is_told_so_and_garbage_ends_the_connection() {
+fn plain_http_gets_a_400_and_garbage_closes_the_connection() {
     let secured = start(PATIENCE, |_| ());
-    let told = String::from_utf8(secured.exchange(post("/", "hello").as_bytes())).unwrap();
-    assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("https"), "{told}");
+    let response = String::from_utf8(secured.exchange(post("/", "hello").as_bytes())).unwrap();
+    assert!(response.starts_with("HTTP/1.1 400 ") && response.contains("https"), "{response}");
     secured.wait_for_handshakes("failed", 1);
     // A fatal alert: record type, version, length, level.
     let alert = secured.exchange(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00");
@@ -229,13 +229,13 @@ fn who_does_not_speak_tls_is_told_so_and_garbage_ends_the_connection() {
     secured.wait_for_handshakes("failed", 2);
     secured.exchange(&[0x16, 3, 1, 0xff, 0xff, 1, 2, 3]);
     secured.wait_for_handshakes("failed", 3);
-    // A handshake that the client ends, and a connection that says nothing, which is none.
+    // A handshake that the client ends; a connection without a byte counts as no handshake.
     let hello = records(&mut begin(&secured.authority.client(&[&TLS13])));
     secured.exchange(&hello[..hello.len() / 2]);
     secured.wait_for_handshakes("failed", 4);
     assert_eq!(secured.exchange(b""), b"");
 
-    // A record that was tampered with, after requests that were answered.
+    // A record that was tampered with, after a request that was answered.
     let mut stream = secured.connect();
     stream.write_all(post("/", "good").as_bytes()).unwrap();
     assert_eq!(answer(&mut stream).1, "good");
@@ -251,14 +251,14 @@ fn who_does_not_speak_tls_is_told_so_and_garbage_ends_the_connection() {
 }
 
 #[test]
-fn deadlines_hold_for_handshakes_slow_takers_and_idle_connections() {
+fn deadlines_close_slow_handshakes_slow_readers_and_idle_connections() {
     let short = Duration::from_millis(200);
     let secured = start(short, |limits| (limits.write_timeout, limits.idle_timeout) = (short, short * 2));
     let hello = records(&mut begin(&secured.authority.client(&[&TLS13])));
     for (bytes, count) in [(&hello[..hello.len() / 2], 1), (&hello[..], 2), (b"", 3)] {
         let mut socket = secured.fixture.connect();
         socket.write_all(bytes).unwrap();
-        socket.read_to_end(&mut Vec::new()).expect("it is closed in time");
+        socket.read_to_end(&mut Vec::new()).expect("the server closes in time");
         secured.wait_for_handshakes("timeout", count);
     }
     let started = Instant::now();
@@ -274,7 +274,7 @@ fn deadlines_hold_for_handshakes_slow_takers_and_idle_connections() {
 }
 
 #[test]
-fn a_drain_says_goodbye_to_idle_connections_and_answers_the_others() {
+fn a_drain_sends_close_notify_to_idle_connections_and_answers_the_others() {
     let secured = start(PATIENCE, |_| ());
     let (mut idle, mut busy) = (secured.connect(), secured.connect());
     idle.write_all(post("/", "hello").as_bytes()).unwrap();
@@ -288,8 +288,8 @@ fn a_drain_says_goodbye_to_idle_connections_and_answers_the_others() {
         let drained = scope.spawn(|| secured.fixture.server.drain(PATIENCE));
         assert_eq!(rest(&mut idle), (Vec::new(), true));
         reply.send(Response::text(200, "done"));
-        let (last, goodbye) = rest(&mut busy);
-        assert!(last.ends_with(b"done") && goodbye, "{}", String::from_utf8_lossy(&last));
+        let (last, close_notify) = rest(&mut busy);
+        assert!(last.ends_with(b"done") && close_notify, "{}", String::from_utf8_lossy(&last));
         drop(busy);
         assert_eq!(drained.join().unwrap(), 0);
     });
@@ -297,16 +297,16 @@ fn a_drain_says_goodbye_to_idle_connections_and_answers_the_others() {
 }
 
 #[test]
-fn a_connection_too_many_gets_an_alert() {
+fn a_connection_beyond_the_limit_gets_an_alert() {
     let secured = start(PATIENCE, |limits| limits.max_connections = 1);
     let first = secured.connect();
     let mut second = secured.fixture.connect();
-    let mut told = Vec::new();
-    second.read_to_end(&mut told).unwrap();
-    assert_eq!(told, TURNED_AWAY);
+    let mut received = Vec::new();
+    second.read_to_end(&mut received).unwrap();
+    assert_eq!(received, REFUSAL_ALERT);
     let error = {
         let mut client = begin(&secured.authority.client(&[&TLS13]));
-        client.read_tls(&mut &told[..]).unwrap();
+        client.read_tls(&mut &received[..]).unwrap();
         client.process_new_packets().unwrap_err()
     };
     assert_eq!(error, rustls::Error::AlertReceived(rustls::AlertDescription::InternalError));

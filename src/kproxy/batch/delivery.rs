@@ -11,7 +11,7 @@ use std::time::Instant;
 use log::{Level, info};
 
 use crate::broker::{Acks, AppendResult, Appended};
-use crate::http::{DeferredResponse, Lease, Reply, Response};
+use crate::http::{ByteLease, DeferredResponse, Reply, Response};
 use crate::kproxy::answer::{Failure, OffsetOrNull, RETRY_AFTER};
 use crate::kproxy::in_flight_slots::InFlightSlots;
 use crate::kproxy::log_fields::{ClientLabel, redacted_query};
@@ -29,7 +29,7 @@ pub(crate) struct PendingBatch {
     outcomes: Box<[OnceLock<Outcome>]>,
     request: BatchRequest,
     /// The messages' memory within `max_in_flight_bytes`.
-    lease: Lease,
+    lease: ByteLease,
 }
 
 /// The request of a batch, for metrics and log.
@@ -73,25 +73,22 @@ impl BatchItem {
 }
 
 impl PendingBatch {
-    pub(crate) fn new(message_count: usize, request: BatchRequest, lease: Lease, reply: Reply) -> Arc<Self> {
+    pub(crate) fn new(message_count: usize, request: BatchRequest, lease: ByteLease, reply: Reply) -> Arc<Self> {
         let outcomes = (0..message_count).map(|_| OnceLock::new()).collect();
         Arc::new(PendingBatch { reply: Mutex::new(reply), outcomes, request, lease })
     }
 
     /// Gives up one holder's reference; the last holder answers.
     pub(crate) fn release(batch: Arc<Self>) {
-        if let Some(batch) = Arc::into_inner(batch) {
+        if let Some(mut batch) = Arc::into_inner(batch) {
             // The answer is long, so it is not put together on the engine's thread.
-            Reply::defer_to_reader(Box::new(batch));
+            let reader = locks::get_mut(&mut batch.reply).reader();
+            reader.defer(Box::new(batch));
         }
     }
 }
 
 impl DeferredResponse for PendingBatch {
-    fn reply(&mut self) -> &Reply {
-        locks::get_mut(&mut self.reply)
-    }
-
     fn run(self: Box<Self>) {
         let PendingBatch { reply, outcomes, request, lease } = *self;
         drop(lease);

@@ -6,7 +6,7 @@ use super::*;
 use crate::admin::Health;
 use crate::broker::in_memory::MemoryBroker;
 use crate::broker::{AppendFailure, Message, Stored};
-use crate::http::{ByteBudget, Lease};
+use crate::http::{ByteBudget, ByteLease};
 use crate::metrics::Registry;
 use std::sync::mpsc;
 
@@ -64,7 +64,7 @@ impl Fixture {
             Admission::Refuse(response) => deliver(response),
             Admission::Read { max_body_bytes, then } => {
                 assert!(body.len() <= max_body_bytes);
-                let request = Request { head, body: body.to_vec(), lease: Lease::default() };
+                let request = Request { head, body: body.to_vec(), lease: ByteLease::default() };
                 then(request, Reply::to(deliver));
             }
         }

@@ -1,4 +1,4 @@
-//! What stands for TLS in a build without it: types without values.
+//! The TLS types of a build without the cargo feature `tls`: enums without variants, so that no value exists.
 
 use std::io;
 use std::net::TcpStream;
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::{FileProblem, Received, TlsSettings};
 
-/// There is none in this build.
+/// TLS settings of a server; there are none in this build.
 #[derive(Clone, Debug)]
 pub enum Tls {}
 
 impl Tls {
-    /// Refuses.
+    /// Always fails.
     pub fn load(_: TlsSettings) -> Result<Tls, Vec<FileProblem>> {
-        Err(vec![("certificate_file", "is given, but this build has no TLS".to_owned())])
+        Err(vec![("certificate_file", "is set, but this build has no TLS (cargo feature tls)".to_owned())])
     }
 
     /// Never called.
@@ -30,7 +30,7 @@ impl Tls {
     }
 }
 
-/// There is none in this build.
+/// The TLS state of one connection; there is none in this build.
 pub(in crate::http) enum Session {}
 
 impl Session {
