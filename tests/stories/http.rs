@@ -59,6 +59,6 @@ fn without_descriptors_accepting_is_retried_with_pauses_and_recovers() {
         let answer = Client::connect(&kproxy.address).and_then(|mut client| client.get("/healthz"));
         answer.is_ok_and(|answer| answer.status == 200)
     });
-    assert!(kproxy.daemon.log().contains("no connection can be accepted now"));
+    assert!(kproxy.daemon.log().contains("cannot accept connections, retrying"));
     kproxy.daemon.stop(DEADLINE);
 }
