@@ -14,7 +14,7 @@ use rustls::version::{TLS12, TLS13};
 use crate::harness::certificates::{Authority, Certificate};
 use crate::harness::http::{self, Client, connect_raw, post_request};
 use crate::harness::process::folder;
-use crate::harness::tls::{begin, certificate, rest, shake};
+use crate::harness::tls::{certificate, handshake, new_client, read_until_closed};
 use crate::harness::{Cluster, ConfigFile, Daemon, Kproxy, Program, cluster, configs, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -48,7 +48,7 @@ impl TlsKproxy {
     }
 
     fn client_as(&self, config: &Arc<ClientConfig>) -> io::Result<Client> {
-        Client::over(&self.kproxy.address, |socket| Ok(Box::new(shake(config, socket)?)))
+        Client::over(&self.kproxy.address, |socket| Ok(Box::new(handshake(config, socket)?)))
     }
 
     fn socket(&self) -> TcpStream {
@@ -69,7 +69,7 @@ impl TlsKproxy {
     /// The first half of a ClientHello, which is not a whole record.
     fn half_a_hello(&self) -> Vec<u8> {
         let mut hello = Vec::new();
-        begin(&self.authority.client(&[&TLS13])).write_tls(&mut hello).unwrap();
+        new_client(&self.authority.client(&[&TLS13])).write_tls(&mut hello).unwrap();
         hello.truncate(hello.len() / 2);
         hello
     }
@@ -124,11 +124,11 @@ fn commits_over_tls_12_and_13_are_stored_one_by_one_pipelined_and_large() {
     }
     assert!(values(cluster, &large_topic, 5).iter().all(|value| *value == large));
     // A body that is too large is sent whole before the answer is read.
-    let mut stream = shake(&secured.authority.client(&[&TLS13]), secured.socket()).unwrap();
+    let mut stream = handshake(&secured.authority.client(&[&TLS13]), secured.socket()).unwrap();
     let head = format!("POST /commit?topic={topic} HTTP/1.1\r\nHost: h\r\nContent-Length: 12000000\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&vec![b'x'; 12_000_000]).unwrap();
-    let (answer, has_close_notify) = rest(&mut stream);
+    let (answer, has_close_notify) = read_until_closed(&mut stream);
     assert!(answer.starts_with(b"HTTP/1.1 413 ") && has_close_notify, "{}", String::from_utf8_lossy(&answer));
     drop((client, stream));
     assert_eq!(cluster.messages(&topic).len(), expected.len());
@@ -215,16 +215,16 @@ fn break_connections(secured: &TlsKproxy, topic: &str) {
     reset_on_drop(client.socket());
     drop(client);
 
-    let mut stream = shake(&secured.authority.client(&[&TLS13]), secured.socket()).unwrap();
+    let mut stream = handshake(&secured.authority.client(&[&TLS13]), secured.socket()).unwrap();
     let whole = commit(topic, "truncated");
     stream.write_all(&whole[..whole.len() - 1]).unwrap();
     stream.sock.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(rest(&mut stream).0, b"");
+    assert_eq!(read_until_closed(&mut stream).0, b"");
 }
 
 /// A client that reads no answers, which are more than the sockets hold, is closed at the write deadline.
 fn never_read(secured: &TlsKproxy) {
-    let mut slow = shake(&secured.authority.client(&[&TLS13]), secured.socket()).unwrap();
+    let mut slow = handshake(&secured.authority.client(&[&TLS13]), secured.socket()).unwrap();
     let requests = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(500);
     // Writing fails once kproxy has closed the connection.
     let _ = (0..100).try_for_each(|_| slow.write_all(&requests));
@@ -278,7 +278,7 @@ fn sighup_loads_a_new_certificate_for_new_connections_and_rejects_a_bad_one() {
     let path = format!("/commit?topic={topic}");
     let config = secured.authority.client(&[&TLS13]);
     let served_certificate = |secured: &TlsKproxy| {
-        let stream = shake(&config, secured.socket()).expect("the handshake succeeds");
+        let stream = handshake(&config, secured.socket()).expect("the handshake succeeds");
         stream.conn.peer_certificates().expect("the server has one")[0].clone()
     };
     let before = certificate(&secured.own.certificate);
@@ -310,8 +310,8 @@ fn a_stop_answers_the_commits_in_flight_sends_close_notify_and_exits_with_0() {
     let topic = cluster.new_topic("tls_stop", 1);
     let mut secured = TlsKproxy::start_with(configs::kproxy(&cluster).set("shutdown_grace_ms", 10_000));
     let config = secured.authority.client(&[&TLS13]);
-    let mut idle = shake(&config, secured.socket()).unwrap();
-    let mut busy = shake(&config, secured.socket()).unwrap();
+    let mut idle = handshake(&config, secured.socket()).unwrap();
+    let mut busy = handshake(&config, secured.socket()).unwrap();
     let mut begun = secured.socket();
     begun.write_all(&secured.half_a_hello()).unwrap();
     assert_eq!(secured.client().post(&format!("/commit?topic={topic}"), b"first").unwrap().status, 200);
@@ -319,9 +319,13 @@ fn a_stop_answers_the_commits_in_flight_sends_close_notify_and_exits_with_0() {
     busy.write_all(&commit(&topic, "second")).unwrap();
     secured.kproxy.wait_for_commits_in_flight(1);
     secured.kproxy.daemon.terminate();
-    assert_eq!(rest(&mut idle), (Vec::new(), true), "an idle connection is closed at once, with close_notify");
+    assert_eq!(
+        read_until_closed(&mut idle),
+        (Vec::new(), true),
+        "an idle connection is closed at once, with close_notify"
+    );
     cluster.kafka_servers[0].unfreeze();
-    let (answer, has_close_notify) = rest(&mut busy);
+    let (answer, has_close_notify) = read_until_closed(&mut busy);
     assert!(answer.starts_with(b"HTTP/1.1 200 ") && has_close_notify, "{}", String::from_utf8_lossy(&answer));
     drop(busy);
     assert_eq!(secured.kproxy.daemon.wait(DEADLINE).code(), Some(0));
@@ -360,7 +364,7 @@ fn an_idle_connection_costs_little_memory() {
     let secured = TlsKproxy::start(cluster());
     let config = secured.authority.client(&[&TLS13]);
     let open = |count: usize| -> Vec<_> {
-        let connections = (0..count).map(|_| shake(&config, secured.socket()).expect("the handshake succeeds"));
+        let connections = (0..count).map(|_| handshake(&config, secured.socket()).expect("the handshake succeeds"));
         connections
             .map(|mut stream| {
                 // A connection is idle only after a request.

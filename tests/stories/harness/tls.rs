@@ -51,14 +51,14 @@ pub(crate) fn certificate(file: &Path) -> CertificateDer<'static> {
 pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
 /// The client's side of a connection before the handshake.
-pub(crate) fn begin(config: &Arc<ClientConfig>) -> ClientConnection {
+pub(crate) fn new_client(config: &Arc<ClientConfig>) -> ClientConnection {
     let name = ServerName::try_from("localhost").expect("a name");
     ClientConnection::new(Arc::clone(config), name).expect("the configuration is good")
 }
 
 /// Does the handshake.
-pub(crate) fn shake(config: &Arc<ClientConfig>, socket: TcpStream) -> io::Result<TlsStream> {
-    let mut stream = StreamOwned::new(begin(config), socket);
+pub(crate) fn handshake(config: &Arc<ClientConfig>, socket: TcpStream) -> io::Result<TlsStream> {
+    let mut stream = StreamOwned::new(new_client(config), socket);
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
     }
@@ -66,7 +66,7 @@ pub(crate) fn shake(config: &Arc<ClientConfig>, socket: TcpStream) -> io::Result
 }
 
 /// Reads to the end: the bytes, and whether the other side sent close_notify.
-pub(crate) fn rest(stream: &mut TlsStream) -> (Vec<u8>, bool) {
+pub(crate) fn read_until_closed(stream: &mut TlsStream) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let ended = stream.read_to_end(&mut bytes);
     (bytes, ended.is_ok())
