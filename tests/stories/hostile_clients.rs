@@ -141,7 +141,7 @@ fn a_thousand_bodies_of_ten_megabytes_stay_within_the_byte_budget_which_is_freed
         n_stored += statuses["200"];
         n_refused += statuses["503"];
         wait_until_all_is_freed(&kproxy);
-        assert_eq!(cluster.log_ends(&topic).values().sum::<i64>(), n_stored as i64);
+        assert_eq!(cluster.message_count(&topic), n_stored as i64);
         wait_until(DEADLINE, "the memory is freed", || kproxy.daemon.resident_bytes() < before + 16 * MIB);
         after.push(kproxy.daemon.resident_bytes() / MIB);
     }
@@ -158,8 +158,8 @@ fn a_thousand_bodies_of_ten_megabytes_stay_within_the_byte_budget_which_is_freed
 fn with_a_full_byte_budget_new_requests_get_503_and_begun_ones_finish() {
     let cluster = cluster();
     let topic = cluster.new_topic("full", 1);
-    let lines = [("max_request_size_bytes", 400_000), ("max_in_flight_bytes", 900_000), ("read_timeout_ms", 60_000)];
-    let kproxy = start(cluster, &lines);
+    let settings = [("max_request_size_bytes", 400_000), ("max_in_flight_bytes", 900_000), ("read_timeout_ms", 60_000)];
+    let kproxy = start(cluster, &settings);
     let path = format!("/commit?topic={topic}");
     let request = post_request(&path, &[], &[b'x'; 400_000]);
     let (begin, end) = request.split_at(request.len() - 1000);

@@ -181,9 +181,9 @@ fn log_ends_are_returned_for_each_partition(fixture: &Fixture) {
     assert!(ends.newest(&[]).is_empty());
 }
 
-fn a_held_partition_pauses_and_a_revoked_one_ends(fixture: &Fixture) {
+fn a_paused_partition_resumes_and_a_revoked_one_ends(fixture: &Fixture) {
     const EACH: usize = 2_000;
-    let topic = fixture.topic("held", 3);
+    let topic = fixture.topic("paused", 3);
     let producer = fixture.producer();
     let append = |number: usize| {
         let partition = Some((number % 3) as i32);
@@ -198,7 +198,7 @@ fn a_held_partition_pauses_and_a_revoked_one_ends(fixture: &Fixture) {
     for partition in 0..3 {
         fetcher.assign(&at(&topic, partition), 0);
     }
-    // Some messages first, so that the fetch is running when it is held.
+    // Some messages first, so that the fetch is running when it is paused.
     let mut found: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
     let mut take = |messages: &[Message]| {
         for message in messages {
@@ -211,19 +211,19 @@ fn a_held_partition_pauses_and_a_revoked_one_ends(fixture: &Fixture) {
     take(&first);
     fetcher.set_paused(&at(&topic, 0), true);
     fetcher.revoke(&at(&topic, 1));
-    let held_at = take(&[]).get(&0).map_or(0, Vec::len);
+    let paused_at = take(&[]).get(&0).map_or(0, Vec::len);
     let revoked_at = take(&[]).get(&1).map_or(0, Vec::len);
     let mut idle = 0;
     wait_until(DEADLINE, "the third partition is read to its end", || {
         let messages = fetcher.poll(Duration::from_millis(50), 500).expect("it can be read");
         idle = if messages.is_empty() { idle + 1 } else { 0 };
         let so_far = take(&messages);
-        assert_eq!(so_far.get(&0).map_or(0, Vec::len), held_at, "a held partition returns nothing");
+        assert_eq!(so_far.get(&0).map_or(0, Vec::len), paused_at, "a paused partition returns nothing");
         assert_eq!(so_far.get(&1).map_or(0, Vec::len), revoked_at, "a revoked partition returns nothing");
         so_far.get(&2).is_some_and(|offsets| offsets.len() == EACH) && idle > 3
     });
     fetcher.set_paused(&at(&topic, 0), false);
-    wait_until(DEADLINE, "the partition continues after the hold", || {
+    wait_until(DEADLINE, "the paused partition resumes", || {
         let messages = fetcher.poll(Duration::from_millis(50), 500).expect("it can be read");
         take(&messages).get(&0).is_some_and(|offsets| offsets.len() == EACH)
     });
@@ -302,7 +302,7 @@ over_every_engine!(
     a_message_too_large_is_refused_and_others_are_stored,
     an_offset_out_of_range_is_reported_with_the_range,
     log_ends_are_returned_for_each_partition,
-    a_held_partition_pauses_and_a_revoked_one_ends,
+    a_paused_partition_resumes_and_a_revoked_one_ends,
     headers_and_timestamps_are_stored_or_refused,
     a_closed_producer_refuses_appends,
 );
@@ -328,13 +328,13 @@ fn kafka_rust_uses_partitions_that_are_added_to_a_topic() {
     assert_eq!(append(&*producer, chosen, Acks::Leader).expect("it is stored").partition, 2);
 }
 
-/// The hold lasts until prefetched messages are discarded; afterwards the partition is read to its end.
+/// The pause lasts until prefetched messages are discarded; afterwards the partition is read to its end.
 #[cfg(feature = "librdkafka")]
 #[test]
-fn a_partition_held_for_seconds_loses_and_repeats_no_message() {
+fn a_partition_paused_for_seconds_loses_and_repeats_no_message() {
     const COUNT: usize = 3_000;
     let fixture = Fixture::new(Kind::Librdkafka);
-    let topic = fixture.topic("long_held", 1);
+    let topic = fixture.topic("long_paused", 1);
     let producer = fixture.producer();
     let answers: Vec<_> =
         (0..COUNT).map(|number| start(&*producer, record(&topic, None, format!("{number}")), Acks::Leader)).collect();
@@ -347,7 +347,7 @@ fn a_partition_held_for_seconds_loses_and_repeats_no_message() {
     fetcher.set_paused(&at(&topic, 0), true);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(7) {
-        assert_eq!(fetcher.poll(Duration::from_millis(100), 100).expect("a held partition is no error"), []);
+        assert_eq!(fetcher.poll(Duration::from_millis(100), 100).expect("a paused partition is no error"), []);
     }
     fetcher.set_paused(&at(&topic, 0), false);
     found.extend(read(&mut *fetcher, COUNT - found.len()));
