@@ -1,16 +1,16 @@
 # make            release build; leaves kproxy_bin, ktransfer_bin and kmonitor_bin here
-# make demo       the three daemons at work on a Kafka of their own, until Ctrl-C (DEMO_SECONDS=30: that long)
+# make demo       the three daemons with a Kafka of their own, until Ctrl-C (or for DEMO_SECONDS=30)
 # make test       unit tests and stories on a real Kafka and ZooKeeper
 # make bench      how fast kproxy is on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096")
-# make fuzz       random bytes into the parsers of strangers' bytes (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
+# make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make check      formatting, lints and documentation
-# make pure       the build without C, proven and tested
+# make pure       the build without C code, verified and tested
 # make install    into $(DESTDIR)$(PREFIX)
-# make tools      what the above need, installed on Debian as root, else named
+# make tools      install what the other targets need (Debian, as root), or print the command that does
 # make clean
 #
-# Everything is built with the release profile, tests and lints included: what is tested is what is shipped, the broker and
-# HTTP figures mean something, and librdkafka (a minute of C) is compiled once instead of twice.
+# Everything is built with the release profile, tests and lints included: the tested code is the shipped code,
+# measurements are meaningful, and librdkafka (a minute of C) is compiled once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -49,8 +49,8 @@ check: build-tools
 	$(CARGO) clippy --release --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --release --locked --no-deps
 
-# Crates that compile C, or find C compiled by somebody else. `CC` is the second proof: a build script that called a compiler
-# after all would fail. (rustc links with `cc` all the same.)
+# Crates that compile C or link compiled C. `CC=/bin/false` is the second check: a build script that calls a compiler
+# fails. (rustc itself still links with `cc`.)
 C_BUILDERS := cc cmake pkg-config vcpkg autotools bindgen curl-sys openssl-sys rdkafka-sys libz-sys ring zstd-sys
 PURE := --locked --no-default-features
 PURE_RELEASE := --release --target-dir $(TARGET)/pure
@@ -58,11 +58,11 @@ PURE_RELEASE := --release --target-dir $(TARGET)/pure
 pure: tools
 	@tree=$$($(CARGO) tree $(PURE) -e normal,build --prefix none --format '{p}'); \
 	for crate in $(C_BUILDERS); do \
-	    if grep -q "^$$crate v" <<<"$$tree"; then echo "not pure: $$crate is in the tree"; exit 1; fi; \
+	    if grep -q "^$$crate v" <<<"$$tree"; then echo "not pure: $$crate is a dependency"; exit 1; fi; \
 	done; \
-	echo "$$(sort -u <<<"$$tree" | wc -l) packages in the tree; none of them compiles C ($(C_BUILDERS))"
+	echo "$$(sort -u <<<"$$tree" | wc -l) dependencies; none of them compiles C ($(C_BUILDERS))"
 	CC=/bin/false CXX=/bin/false $(CARGO) build $(PURE) $(PURE_RELEASE) --bins
-	set -o pipefail; CC=/bin/false CXX=/bin/false $(CARGO) test $(PURE) $(PURE_RELEASE) --test stories path_story:: \
+	set -o pipefail; CC=/bin/false CXX=/bin/false $(CARGO) test $(PURE) $(PURE_RELEASE) --test stories path:: \
 	    | tee $(TARGET)/pure/output
 	@grep -Eq '^test result: ok\. [1-9]' $(TARGET)/pure/output || { echo "the path stories did not run"; exit 1; }
 

@@ -1,10 +1,11 @@
-//! The three daemons at work, to be looked at: `make demo`.
+//! A demonstration of the three daemons: `make demo`.
 //!
-//! Starts ZooKeeper, Kafka, two small backends and the daemons; posts messages through kproxy, prints what the backends get
-//! from ktransfer and what kmonitor says of the delay. Runs until Ctrl-C, or for `DEMO_SECONDS`; then it waits until all is
-//! delivered, sums up, and ends with 0 if nothing was lost and every key stayed in order. It leaves nothing behind.
+//! Starts ZooKeeper, Kafka, two small backends and the daemons; posts messages to kproxy, prints the pushes that the
+//! backends receive from ktransfer and the delay that kmonitor shows. Runs until Ctrl-C, or for `DEMO_SECONDS`; then it
+//! waits until every message is delivered, prints a summary, and exits with 0 if no message was lost and every key
+//! stayed in order. It leaves no process and no folder behind.
 
-#![allow(clippy::print_stdout, reason = "printing is what it is for")]
+#![allow(clippy::print_stdout, reason = "the demo prints what happens")]
 
 #[path = "../tests/stories/harness/mod.rs"]
 mod harness;
@@ -17,19 +18,19 @@ use std::time::{Duration, Instant};
 
 use harness::backend::Journal;
 use harness::configs::{self, CLUSTER_NAME};
-use harness::http::{self, Client};
+use harness::delivery::delivered;
+use harness::http::Client;
 use harness::message::{METHODS, Message};
-use harness::oracle::{Id, Verdict, judge};
-use harness::{Answer, Backend, Cluster, Daemon, Program, Request, binary, cluster, free_port, poll};
+use harness::oracle::{MessageId, PushCheck, check_pushes};
+use harness::{Answer, Backend, Cluster, Daemon, Kmonitor, Kproxy, Ktransfer, Program, Request, binary, cluster, poll};
 
 const TOPIC: &str = "demo_topic";
 const MODULE: &str = "demo_module";
 const N_PARTITIONS: i32 = 8;
 const N_USERS: u64 = 12;
-/// Slow enough that one can read along.
+/// Slow enough to follow on the screen.
 const PAUSE_BETWEEN_MESSAGES: Duration = Duration::from_millis(50);
-const START_DEADLINE: Duration = Duration::from_secs(30);
-/// How long the last messages may take to arrive, and the delay to fall to 0.
+/// How long the last messages may take to be delivered, and the delay to fall to 0.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Found missing now rather than after Kafka has started.
+    // A missing binary is reported before Kafka starts.
     for program in [Program::Kproxy, Program::Ktransfer, Program::Kmonitor] {
         binary(program);
     }
@@ -59,10 +60,27 @@ fn main() -> ExitCode {
     daemons.wait_until_ready();
     daemons.print_addresses(&backends);
 
-    // Until here Ctrl-C simply ends us and the watchdog cleans up; from here it asks for the summary.
+    let posted = Posted::default();
+    post_and_report(seconds, &daemons, &backends, &journal, &posted);
+    let is_settled = wait_until_settled(&daemons, &journal, &posted);
+
+    step("Stopping the daemons (SIGTERM) ...");
+    let all_ended_with_0 = daemons.stop();
+    let check = posted.check(&journal);
+    summary(&check, &journal, posted.n_unconfirmed());
+    let is_good = check.is_good() && is_settled && all_ended_with_0 && journal.max_per_key() <= 1;
+    if !is_good {
+        daemons.print_logs();
+    }
+    ExitCode::from(u8::from(!is_good))
+}
+
+/// Posts for `seconds`, or until Ctrl-C.
+fn post_and_report(seconds: Option<u64>, daemons: &Daemons, backends: &[Backend], journal: &Journal, posted: &Posted) {
+    // Before this, Ctrl-C ends the process and the watchdog cleans up; from here on it leads to the summary.
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The second one does not wait.
+        // The second signal ends the process at once.
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop)).expect("a signal that exists");
         signal_hook::flag::register(signal, Arc::clone(&stop)).expect("a signal that exists");
     }
@@ -70,44 +88,33 @@ fn main() -> ExitCode {
         Some(seconds) => format!("for {seconds} s"),
         None => "until Ctrl-C".to_owned(),
     };
-    step(&format!(
-        "Posting {} messages a second over {N_USERS} keys {until} ...",
-        1000 / PAUSE_BETWEEN_MESSAGES.as_millis()
-    ));
-    let posted = Posted::default();
+    let per_second = 1000 / PAUSE_BETWEEN_MESSAGES.as_millis();
+    step(&format!("Posting {per_second} messages per second over {N_USERS} keys {until} ..."));
     std::thread::scope(|scope| {
-        scope.spawn(|| post_until(&stop, &daemons.kproxy_address, &posted));
-        watch(&stop, seconds.map(Duration::from_secs), &daemons, &backends, &journal, &posted);
+        scope.spawn(|| post_until(&stop, &daemons.kproxy.address, posted));
+        supervise(&stop, seconds.map(Duration::from_secs), daemons, backends, journal, posted);
     });
+}
 
-    step("Posting has ended; waiting until all is delivered and the delay is 0 ...");
+/// Waits until every message is delivered and the delay is 0; false at the deadline.
+fn wait_until_settled(daemons: &Daemons, journal: &Journal, posted: &Posted) -> bool {
+    step("Posting has ended; waiting until every message is delivered and the delay is 0 ...");
     let settled = poll(SETTLE_DEADLINE, || {
-        let verdict = posted.verdict(&journal);
-        let delay = daemons.delay();
-        let done = verdict.lost.is_empty() && delay.as_ref().is_some_and(|delay| delay.is_zero());
-        done.then_some(delay)
+        let is_delivered = posted.check(journal).lost.is_empty();
+        daemons.delay().filter(|delay| is_delivered && delay.is_zero())
     });
     match &settled {
-        Some(delay) => println!("  delay: {}", show(delay.as_ref())),
+        Some(delay) => println!("  delay: {}", show(Some(delay))),
         None => println!("  not within {SETTLE_DEADLINE:?}; delay: {}", show(daemons.delay().as_ref())),
     }
-
-    step("Stopping the daemons (SIGTERM) ...");
-    let stopped_well = daemons.stop();
-    let verdict = posted.verdict(&journal);
-    summary(&verdict, &journal, posted.n_refused());
-    let good = verdict.is_good() && settled.is_some() && stopped_well && journal.most_of_one_key() <= 1;
-    if !good {
-        daemons.print_logs();
-    }
-    ExitCode::from(u8::from(!good))
+    settled.is_some()
 }
 
 fn step(text: &str) {
     println!("\n== {text}");
 }
 
-/// Prints a push as it arrives, and takes it.
+/// Prints a push and answers it with 200.
 fn print_push(backend: u32, request: &Request) -> Answer {
     match Message::decode(&request.body) {
         Some(message) => println!(
@@ -115,58 +122,55 @@ fn print_push(backend: u32, request: &Request) -> Answer {
             message.id.0, message.id.1, message.method, request.target
         ),
         None => {
-            println!("  backend {backend} <- {} bytes that are none of ours: {}", request.body.len(), request.target)
+            println!("  backend {backend} <- {} bytes of another format: {}", request.body.len(), request.target)
         }
     }
     Answer::ok()
 }
 
-fn summary(verdict: &Verdict, journal: &Journal, n_refused: usize) {
+fn summary(check: &PushCheck, journal: &Journal, n_unconfirmed: usize) {
     step("Summary");
-    println!("  posted        {}", verdict.n_posted);
-    println!("  pushed        {}", verdict.n_pushed);
-    println!("  repeats       {}", verdict.n_repeats);
-    println!("  lost          {}", verdict.lost.len());
-    println!("  out of order  {}", verdict.out_of_order.len());
-    println!("  at most {} of one key at the same time", journal.most_of_one_key());
-    if n_refused > 0 {
-        println!("  not answered with 200 by kproxy: {n_refused}");
+    println!("  posted        {}", check.n_posted);
+    println!("  pushed        {}", check.n_pushed);
+    println!("  repeats       {}", check.n_repeats);
+    println!("  lost          {}", check.lost.len());
+    println!("  out of order  {}", check.out_of_order.len());
+    println!("  at most {} concurrent pushes of one key", journal.max_per_key());
+    if n_unconfirmed > 0 {
+        println!("  not answered with 200 by kproxy: {n_unconfirmed}");
     }
-    if !verdict.unknown.is_empty() {
-        println!("  pushed but never posted: {:?}", verdict.unknown);
+    if !check.unknown.is_empty() {
+        println!("  pushed but never posted: {:?}", check.unknown);
     }
 }
 
-/// What kproxy took, and what it did not say 200 to.
+/// The posted messages.
 #[derive(Default)]
 struct Posted {
-    taken: Mutex<Vec<Id>>,
-    refused: Mutex<Vec<Id>>,
+    /// Answered with 200.
+    confirmed: Mutex<Vec<MessageId>>,
+    /// Answered otherwise, or not at all.
+    unconfirmed: Mutex<Vec<MessageId>>,
 }
 
 impl Posted {
-    fn add(list: &Mutex<Vec<Id>>, id: Id) {
+    fn add(list: &Mutex<Vec<MessageId>>, id: MessageId) {
         list.lock().unwrap_or_else(PoisonError::into_inner).push(id);
     }
 
-    fn n_refused(&self) -> usize {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).len()
+    fn n_unconfirmed(&self) -> usize {
+        self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    fn verdict(&self, journal: &Journal) -> Verdict {
-        // Taken before the records: what is posted meanwhile is not missed.
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let records = journal.records();
-        let pushed: Vec<Id> = records
-            .iter()
-            .filter(|record| record.status == Some(200))
-            .filter_map(|record| Message::decode(&record.request.body))
-            .map(|message| message.id)
-            .collect();
-        // A push may be seen before the answer to its post is.
-        refused.extend(self.taken.lock().unwrap_or_else(PoisonError::into_inner)[taken.len()..].iter().cloned());
-        judge(&taken, &refused, &pushed)
+    fn check(&self, journal: &Journal) -> PushCheck {
+        // Read before the records, so that messages posted meanwhile do not count as lost.
+        let confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let pushed = delivered(journal);
+        // A push may be recorded before the answer to its post.
+        unconfirmed
+            .extend(self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)[confirmed.len()..].iter().cloned());
+        check_pushes(&confirmed, &unconfirmed, &pushed)
     }
 }
 
@@ -186,14 +190,14 @@ fn post_until(stop: &AtomicBool, kproxy: &str, posted: &Posted) {
         }
         .and_then(|client: &mut Client| client.post(&path, &message.encode()));
         match answer {
-            Ok(answer) if answer.status == 200 => Posted::add(&posted.taken, message.id),
+            Ok(answer) if answer.status == 200 => Posted::add(&posted.confirmed, message.id),
             Ok(answer) => {
                 println!("  kproxy answers {} {}", answer.status, answer.text());
-                Posted::add(&posted.refused, message.id);
+                Posted::add(&posted.unconfirmed, message.id);
             }
             Err(error) => {
                 println!("  kproxy: {error}");
-                Posted::add(&posted.refused, message.id);
+                Posted::add(&posted.unconfirmed, message.id);
                 client = None;
             }
         }
@@ -201,8 +205,8 @@ fn post_until(stop: &AtomicBool, kproxy: &str, posted: &Posted) {
     }
 }
 
-/// Prints how it goes every two seconds, switches the backends off for a while, and sets `stop` at the end.
-fn watch(
+/// Prints the progress every two seconds, stops the backends for a while, and sets `stop` at the end.
+fn supervise(
     stop: &AtomicBool,
     length: Option<Duration>,
     daemons: &Daemons,
@@ -213,33 +217,33 @@ fn watch(
     let started = Instant::now();
     let off_at = length.map_or(Duration::from_secs(10), |length| length / 3);
     let on_at = off_at + length.map_or(Duration::from_secs(6), |length| (length / 5).min(Duration::from_secs(6)));
-    let (mut switched_off, mut switched_on) = (false, false);
+    let (mut are_down, mut are_up_again) = (false, false);
     let mut next_report = Duration::from_secs(2);
     while !stop.load(Ordering::SeqCst) {
         let elapsed = started.elapsed();
         if length.is_some_and(|length| elapsed >= length) {
             stop.store(true, Ordering::SeqCst);
         }
-        if elapsed >= off_at && !switched_off {
-            switched_off = true;
-            println!("-- both backends are switched off: the delay grows");
+        if elapsed >= off_at && !are_down {
+            are_down = true;
+            println!("-- both backends are down: the delay grows");
             backends.iter().for_each(Backend::stop_listening);
         }
-        if elapsed >= on_at && !switched_on {
-            switched_on = true;
-            println!("-- both backends are switched on again: the delay falls");
+        if elapsed >= on_at && !are_up_again {
+            are_up_again = true;
+            println!("-- both backends are up again: the delay falls");
             backends.iter().for_each(Backend::listen_again);
         }
         if elapsed >= next_report {
             next_report = elapsed + Duration::from_secs(2);
-            let verdict = posted.verdict(journal);
+            let check = posted.check(journal);
             let delay = daemons.delay();
             println!(
                 "-- {:.0} s: posted {}, pushed {}, repeats {}, delay {}",
                 elapsed.as_secs_f64(),
-                verdict.n_posted,
-                verdict.n_pushed,
-                verdict.n_repeats,
+                check.n_posted,
+                check.n_pushed,
+                check.n_repeats,
                 show(delay.as_ref())
             );
         }
@@ -248,11 +252,11 @@ fn watch(
     backends.iter().for_each(Backend::listen_again);
 }
 
-/// What kmonitor says of the module: messages not yet pushed, by partition.
+/// The delay that kmonitor shows for the module: messages not yet pushed, by partition.
 struct Delay(BTreeMap<i32, i64>);
 
 impl Delay {
-    /// Every partition is known and has none.
+    /// Every partition is known and has a delay of 0.
     fn is_zero(&self) -> bool {
         self.0.len() == N_PARTITIONS as usize && self.0.values().all(|delay| *delay == 0)
     }
@@ -270,52 +274,36 @@ fn show(delay: Option<&Delay>) -> String {
 }
 
 struct Daemons {
-    kproxy: Daemon,
-    ktransfer: Daemon,
-    kmonitor: Daemon,
-    kproxy_address: String,
-    kproxy_admin: String,
-    ktransfer_admin: String,
-    kmonitor_address: String,
+    kproxy: Kproxy,
+    ktransfer: Ktransfer,
+    kmonitor: Kmonitor,
 }
 
 impl Daemons {
-    /// Starts the three with the configurations of the README, at ports of this run.
+    /// Starts the three with the reference configurations.
     fn start(cluster: &Cluster, backends: &[Backend]) -> Daemons {
-        let [kproxy_port, kproxy_admin_port, ktransfer_admin_port, kmonitor_port] =
-            std::array::from_fn(|_| free_port());
         let servers: Vec<String> = backends.iter().map(Backend::address).collect();
-        let kproxy = configs::kproxy(cluster, kproxy_port, kproxy_admin_port);
-        let ktransfer = configs::ktransfer(cluster, ktransfer_admin_port, &[MODULE]);
-        let module = configs::module(TOPIC, &servers);
-        // Looked at every half second, so that one sees the delay move.
-        let kmonitor = configs::kmonitor(cluster, kmonitor_port).replace("base:\n", "base:\n poll_interval_ms: 500\n");
-        let module_file = format!("conf/modules/{MODULE}.yaml");
+        let module = configs::filtered_module(TOPIC, &servers);
+        // Every half second, so that changes of the delay are visible.
+        let kmonitor = configs::kmonitor(cluster).set("base.poll_interval_ms", 500);
         Daemons {
-            kproxy: Daemon::start(Program::Kproxy, &[("kproxy.yaml", &kproxy)]),
-            ktransfer: Daemon::start(
-                Program::Ktransfer,
-                &[("conf/ktransfer.yaml", &ktransfer), (&module_file, &module)],
-            ),
-            kmonitor: Daemon::start(Program::Kmonitor, &[("kmonitor.yaml", &kmonitor)]),
-            kproxy_address: format!("127.0.0.1:{kproxy_port}"),
-            kproxy_admin: format!("127.0.0.1:{kproxy_admin_port}"),
-            ktransfer_admin: format!("127.0.0.1:{ktransfer_admin_port}"),
-            kmonitor_address: format!("127.0.0.1:{kmonitor_port}"),
+            kproxy: Kproxy::start(configs::kproxy(cluster)),
+            ktransfer: Ktransfer::start(configs::ktransfer(cluster), &[(MODULE, module)]),
+            kmonitor: Kmonitor::start(&kmonitor),
         }
     }
 
     fn wait_until_ready(&mut self) {
-        self.kproxy.wait_until_ready(&self.kproxy_admin, START_DEADLINE);
-        self.ktransfer.wait_until_ready(&self.ktransfer_admin, START_DEADLINE);
-        self.kmonitor.wait_until_ready(&self.kmonitor_address, START_DEADLINE);
+        self.kproxy.wait_until_ready();
+        self.ktransfer.wait_until_ready();
+        self.kmonitor.wait_until_ready();
     }
 
     fn print_addresses(&self, backends: &[Backend]) {
-        let (kproxy, kmonitor) = (&self.kproxy_address, &self.kmonitor_address);
+        let (kproxy, kmonitor) = (&self.kproxy.address, &self.kmonitor.address);
         println!("  kproxy     http://{kproxy}/commit?topic={TOPIC}&key=K&acks=1   (POST)");
-        println!("             http://{}/metrics  /readyz  /healthz", self.kproxy_admin);
-        println!("  ktransfer  http://{}/metrics  /readyz  /healthz", self.ktransfer_admin);
+        println!("             http://{}/metrics  /readyz  /healthz", self.kproxy.admin);
+        println!("  ktransfer  http://{}/metrics  /readyz  /healthz", self.ktransfer.admin);
         println!("  kmonitor   http://{kmonitor}/delay");
         println!("             http://{kmonitor}/delay?format=zabbix");
         println!("             http://{kmonitor}/metrics  /readyz  /healthz");
@@ -323,41 +311,45 @@ impl Daemons {
         println!("  backends   {}", addresses.join("  "));
     }
 
-    /// What kmonitor says now; `None` while it does not know the module.
+    /// The delay now; `None` while kmonitor does not know the module.
     fn delay(&self) -> Option<Delay> {
-        let answer = http::get(&format!("http://{}/delay", self.kmonitor_address)).ok()?;
-        let document: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
-        let partitions = document.get(CLUSTER_NAME)?.get(MODULE)?.as_object()?;
+        let partitions = self.kmonitor.delay(CLUSTER_NAME, MODULE);
         let pair = |(partition, delay): (&String, &serde_json::Value)| Some((partition.parse().ok()?, delay.as_i64()?));
-        partitions.iter().map(pair).collect::<Option<_>>().map(Delay)
+        partitions.as_object()?.iter().map(pair).collect::<Option<_>>().map(Delay)
     }
 
-    /// Stops them in order, the first in the flow first; false if one did not end with 0.
+    fn by_name(&mut self) -> [(&'static str, &mut Daemon); 3] {
+        [
+            ("kproxy", &mut self.kproxy.daemon),
+            ("ktransfer", &mut self.ktransfer.daemon),
+            ("kmonitor", &mut self.kmonitor.daemon),
+        ]
+    }
+
+    /// Stops them in the order of the flow of messages; false if one did not end with 0.
     fn stop(&mut self) -> bool {
-        let mut all_well = true;
-        for (name, daemon) in
-            [("kproxy", &mut self.kproxy), ("ktransfer", &mut self.ktransfer), ("kmonitor", &mut self.kmonitor)]
-        {
+        let mut all_ended_with_0 = true;
+        for (name, daemon) in self.by_name() {
             daemon.terminate();
             match poll(Duration::from_secs(20), || daemon.ended()) {
                 Some(status) => {
                     println!("  {name}: {status}");
-                    all_well &= status.code() == Some(0);
+                    all_ended_with_0 &= status.code() == Some(0);
                 }
                 None => {
                     println!("  {name} did not end");
-                    all_well = false;
+                    all_ended_with_0 = false;
                 }
             }
         }
-        all_well
+        all_ended_with_0
     }
 
-    fn print_logs(&self) {
-        for (name, daemon) in [("kproxy", &self.kproxy), ("ktransfer", &self.ktransfer), ("kmonitor", &self.kmonitor)] {
+    fn print_logs(&mut self) {
+        for (name, daemon) in self.by_name() {
             let log = daemon.log();
             let lines: Vec<&str> = log.lines().collect();
-            println!("---- {name}: outputs and the last log lines\n{}", daemon.output());
+            println!("---- {name}: output and the last log lines\n{}", daemon.output());
             println!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
         }
     }

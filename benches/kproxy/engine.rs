@@ -1,34 +1,77 @@
-//! The engine alone in a closed loop: what Kafka's client itself can do with as many messages under way.
+//! The engine alone in a closed loop: the rate of librdkafka with the same number of messages in flight, without HTTP.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use kafka_http_wrapper::broker::{
-    self, Acks, AppendResult, BrokerConfig, Completion, Engine, PartitionerKind, ProducerConfig, Record,
+    self, Acks, AppendResult, Completion, Engine, PartitionerKind, Producer, ProducerConfig, Record,
 };
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::Supervisor;
 
-use crate::load::{Row, cpu_time};
+use crate::harness::engine::broker_config;
+use crate::load::{Measurement, cpu_time};
 
-/// Tells the loop when the message was handed over and how it ended.
+/// Sends the start time and the outcome of an append to the loop.
 struct Done(Sender<(Instant, AppendResult)>, Instant);
 
 impl Completion for Done {
     fn complete(self, outcome: AppendResult) {
-        self.0.send((self.1, outcome)).expect("the loop listens until all have ended");
+        self.0.send((self.1, outcome)).expect("the loop receives until all appends have completed");
     }
 }
 
-pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks: Acks, seconds: u32) -> Row {
-    let broker = BrokerConfig {
-        hosts: brokers.split(',').map(str::to_owned).collect(),
-        engine: Engine::Auto,
-        client_id: "bench".to_owned(),
-        request_timeout: Duration::from_secs(5),
-        settings: Default::default(),
-    };
+/// A loop that keeps the same number of messages in flight.
+struct ClosedLoop {
+    producer: Arc<dyn Producer<Done>>,
+    topic: Arc<str>,
+    size: usize,
+    acks: Acks,
+    sender: Sender<(Instant, AppendResult)>,
+    done: Receiver<(Instant, AppendResult)>,
+}
+
+impl ClosedLoop {
+    fn append(&self) {
+        let record = Record {
+            topic: Arc::clone(&self.topic),
+            partition: None,
+            key: None,
+            value: vec![b'x'; self.size],
+            headers: Vec::new(),
+            timestamp_ms: None,
+        };
+        self.producer.append(record, self.acks, Done(self.sender.clone(), Instant::now()));
+    }
+
+    /// Waits for one append to complete; its latency.
+    fn wait_for_one(&self) -> Duration {
+        let (started, outcome) = self.done.recv().expect("every append completes");
+        outcome.expect("it is stored");
+        started.elapsed()
+    }
+
+    /// The latencies of all appends in this time, in microseconds, sorted.
+    fn run(&self, in_flight: u32, time: Duration) -> Vec<u32> {
+        let started = Instant::now();
+        (0..in_flight).for_each(|_| self.append());
+        let mut latencies_us = Vec::new();
+        let mut left = in_flight;
+        while left > 0 {
+            latencies_us.push(u32::try_from(self.wait_for_one().as_micros()).unwrap_or(u32::MAX));
+            if started.elapsed() < time {
+                self.append();
+            } else {
+                left -= 1;
+            }
+        }
+        latencies_us.sort_unstable();
+        latencies_us
+    }
+}
+
+pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks: Acks, seconds: u32) -> Measurement {
     let config = ProducerConfig {
         partitioner: PartitionerKind::Fnv1a,
         max_message_bytes: 10 << 20,
@@ -36,54 +79,30 @@ pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks:
         timeout: Duration::from_secs(30),
     };
     let group = Supervisor::new("engine", Stop::new());
-    let producer = broker::producer(&broker, config, &group).expect("a producer");
-    // As many as are under way, so that sending never blocks.
+    let producer = broker::producer(&broker_config(brokers, Engine::Auto), config, &group).expect("a producer");
+    // One place for each message in flight, so that sending never blocks.
     let (sender, done) = bounded(in_flight as usize);
-    let topic: Arc<str> = topic.into();
-    let append = || {
-        let record = Record {
-            topic: Arc::clone(&topic),
-            partition: None,
-            key: None,
-            value: vec![b'x'; size],
-            headers: Vec::new(),
-            timestamp_ms: None,
-        };
-        producer.append(record, acks, Done(sender.clone(), Instant::now()));
-    };
-    // The first one waits for the topic to be looked up.
-    append();
-    done.recv().expect("it completes").1.expect("it is stored");
+    let closed_loop = ClosedLoop { producer, topic: topic.into(), size, acks, sender, done };
+    // The first append waits for the topic lookup.
+    closed_loop.append();
+    closed_loop.wait_for_one();
 
     let (started, cpu) = (Instant::now(), cpu_time(libc::RUSAGE_SELF));
-    (0..in_flight).for_each(|_| append());
-    let mut latencies_us: Vec<u32> = Vec::new();
-    let mut left = in_flight;
-    while left > 0 {
-        let (handed_over, outcome) = done.recv().expect("it completes");
-        outcome.expect("it is stored");
-        latencies_us.push(u32::try_from(handed_over.elapsed().as_micros()).unwrap_or(u32::MAX));
-        if started.elapsed() < Duration::from_secs(seconds.into()) {
-            append();
-        } else {
-            left -= 1;
-        }
-    }
+    let latencies_us = closed_loop.run(in_flight, Duration::from_secs(seconds.into()));
     let (took, cpu) = (started.elapsed(), cpu_time(libc::RUSAGE_SELF) - cpu);
-    producer.close(Duration::from_secs(5));
-    drop(producer);
+    closed_loop.producer.close(Duration::from_secs(5));
+    drop(closed_loop);
     group.stop().trigger();
     group.join(Duration::from_secs(10));
 
-    latencies_us.sort_unstable();
     let count = latencies_us.len();
     let percentile = |percent: usize| format!("{:.2}ms", f64::from(latencies_us[(count - 1) * percent / 100]) / 1e3);
-    Row {
+    Measurement {
         rate: count as f64 / took.as_secs_f64(),
         p50: percentile(50),
         p99: percentile(99),
         cpu_us: [Some(cpu.as_secs_f64() * 1e6 / count as f64), None, None],
         daemon: None,
-        troubles: String::new(),
+        errors: String::new(),
     }
 }

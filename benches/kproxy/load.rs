@@ -1,4 +1,4 @@
-//! Load from `wrk`, and what it cost whom.
+//! Load from `wrk`, and the CPU time of the daemon, the load and the broker.
 
 use std::fs;
 use std::process::Command;
@@ -6,48 +6,48 @@ use std::time::Duration;
 
 use crate::harness::{Daemon, Kafka};
 
-/// What one run came to.
-pub(crate) struct Row {
+/// The results of one run.
+pub(crate) struct Measurement {
     pub(crate) rate: f64,
     pub(crate) p50: String,
     pub(crate) p99: String,
-    /// CPU time for each request of the daemon, of the load and of the broker.
+    /// CPU time for each request: of the daemon, of the load and of the broker.
     pub(crate) cpu_us: [Option<f64>; 3],
     /// Resident memory and threads of the daemon at the end of the run.
     pub(crate) daemon: Option<(u64, usize)>,
-    /// Answers other than 2xx and 3xx, and errors of sockets, as wrk tells them.
-    pub(crate) troubles: String,
+    /// Answers other than 2xx and 3xx, and socket errors, as wrk reports them.
+    pub(crate) errors: String,
 }
 
-impl Row {
+impl Measurement {
     pub(crate) fn print_heading() {
         println!(
-            "{:<18} {:>6} {:>10} {:>9} {:>9}   us of CPU a request {:>12} {:>8}\n{:<18} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
+            "{:<18} {:>6} {:>10} {:>9} {:>9}    CPU us per request {:>12} {:>8}\n{:<18} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
             "", "conns", "requests/s", "p50", "p99", "RSS", "threads", "", "", "", "", "", "kproxy", "load", "broker"
         );
     }
 
-    pub(crate) fn print(&self, what: &str, connections: u32) {
+    pub(crate) fn print(&self, name: &str, connections: u32) {
         let (rss, threads) = match self.daemon {
             Some((mib, threads)) => (format!("{mib} MiB"), threads.to_string()),
             None => Default::default(),
         };
         let [daemon, load, broker] = self.cpu_us.map(|us| us.map_or_else(String::new, |us| format!("{us:.1}")));
         println!(
-            "{what:<18} {connections:>6} {:>10.0} {:>9} {:>9} {daemon:>7} {load:>6} {broker:>6} {rss:>12} {threads:>8}{}",
-            self.rate, self.p50, self.p99, self.troubles
+            "{name:<18} {connections:>6} {:>10.0} {:>9} {:>9} {daemon:>7} {load:>6} {broker:>6} {rss:>12} {threads:>8}{}",
+            self.rate, self.p50, self.p99, self.errors
         );
     }
 }
 
-/// Lets wrk load `url` of the daemon for some seconds.
+/// Runs wrk against `url` of the daemon for `seconds`.
 pub(crate) fn run(
     (daemon, broker): (&Daemon, &Kafka),
     url: &str,
     arguments: &[&str],
     connections: u32,
     seconds: u32,
-) -> Row {
+) -> Measurement {
     let used = || [daemon.cpu_time(), cpu_time(libc::RUSAGE_CHILDREN), broker.cpu_time()];
     let before = used();
     let output = Command::new("wrk")
@@ -60,23 +60,23 @@ pub(crate) fn run(
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let value = |start: &str| {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(start));
-        line.unwrap_or_else(|| panic!("wrk says nothing of {start}: {text}")).trim().to_owned()
+        line.unwrap_or_else(|| panic!("wrk prints no {start}: {text}")).trim().to_owned()
     };
     let requests: f64 = text
         .lines()
         .find_map(|line| line.trim().split_once(" requests in "))
         .and_then(|(count, _)| count.parse().ok())
-        .expect("wrk counts");
-    let troubles: Vec<_> =
+        .expect("wrk prints the number of requests");
+    let errors: Vec<_> =
         text.lines().map(str::trim).filter(|line| line.starts_with("Non-2xx") || line.starts_with("Socket")).collect();
     let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).map_or(0, Iterator::count);
-    Row {
-        rate: value("Requests/sec:").parse().expect("wrk tells a number"),
+    Measurement {
+        rate: value("Requests/sec:").parse().expect("wrk prints a number"),
         p50: value("50%"),
         p99: value("99%"),
-        cpu_us: [0, 1, 2].map(|who| Some((after[who] - before[who]).as_secs_f64() * 1e6 / requests)),
+        cpu_us: [0, 1, 2].map(|process| Some((after[process] - before[process]).as_secs_f64() * 1e6 / requests)),
         daemon: Some((daemon.resident_bytes() >> 20, threads)),
-        troubles: troubles.iter().map(|line| format!("  {line}")).collect(),
+        errors: errors.iter().map(|line| format!("  {line}")).collect(),
     }
 }
 

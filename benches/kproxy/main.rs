@@ -1,17 +1,17 @@
-//! How fast kproxy is before a real broker: requests a second, latencies and CPU time for each request.
+//! How fast kproxy is with a real broker: requests per second, latencies and CPU time per request.
 //!
-//! `make bench`, or `cargo bench --bench kproxy -- [SECONDS [CONNECTIONS...]]` where `wrk` is installed. Broker, load and
-//! kproxy share the machine, and kproxy writes the log line of each commit. So that figures can be compared although the
-//! machine is never the same twice, the limits are measured in the same run:
+//! `make bench`, or `cargo bench --bench kproxy -- [SECONDS [CONNECTIONS...]]` where `wrk` is installed. Broker, load
+//! and kproxy share the machine, and kproxy logs a line for each commit. Machines differ from run to run, so the upper
+//! bounds are measured in the same run:
 //!
-//! - "no Kafka": the same server answering `/healthz`, the most it could do;
-//! - "engine alone": librdkafka within this process, as many messages under way as there are connections, no HTTP.
+//! - "no Kafka": the same server answering `/healthz`;
+//! - "engine alone": librdkafka in this process, with one message in flight for each connection and no HTTP.
 //!
-//! What the load and the broker took of the machine is shown beside it: more connections cost the load as well, which shares
-//! the cores. Then the same number of requests a second over few and many connections, so that nobody is short of a core; a
-//! table of body sizes and levels of acks at 64 connections; and what ten thousand idle connections cost.
+//! The CPU time of the load and the broker is shown too, since they share the cores with kproxy. The further tables:
+//! the same rate over few and many connections, so that every process has CPU to spare; body sizes and acks levels at
+//! 64 connections; and the cost of ten thousand idle connections.
 
-#![allow(clippy::print_stdout, reason = "the figures are what it is for")]
+#![allow(clippy::print_stdout, reason = "the benchmark prints its results")]
 
 mod engine;
 #[path = "../../tests/stories/harness/mod.rs"]
@@ -22,15 +22,15 @@ use std::fs;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use harness::{Cluster, Daemon, Kafka, Program, configs, free_port, http, wait_until};
+use harness::{Cluster, Daemon, Kafka, Kproxy, configs, wait_until};
 use kafka_http_wrapper::broker::Acks;
 use kafka_http_wrapper::daemon::raise_open_files;
 
 const PARTITIONS: i32 = 8;
-const WAIT: Duration = Duration::from_secs(30);
-/// Connections of the rows that compare sizes, levels and idle connections.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Connections of the rows that compare sizes, acks levels and idle connections.
 const USUAL: u32 = 64;
-/// Connections that come near to what kproxy can do.
+/// Connections that bring kproxy close to its maximum rate.
 const MANY: u32 = 512;
 const IDLE: usize = 10_000;
 const SMALL: usize = 200;
@@ -38,9 +38,8 @@ const LARGE: usize = 10 * 1024;
 
 /// A kproxy under measurement.
 struct Bench {
-    daemon: Daemon,
+    kproxy: Kproxy,
     cluster: Cluster,
-    port: u16,
     topic: String,
     seconds: u32,
 }
@@ -54,20 +53,18 @@ fn main() {
 
     let cluster = Cluster::start(1);
     let topic = cluster.new_topic("bench", PARTITIONS);
-    let (port, admin) = (free_port(), free_port());
-    let file = configs::kproxy(&cluster, port, admin).replace("_timeout_ms: 100", "_timeout_ms: 10000");
-    // The idle connections outlast the run.
-    let file = format!("{file}\nidle_timeout_ms: 3600000\n");
-    let daemon = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &file)]);
-    let bench = Bench { daemon, cluster, port, topic, seconds };
-    // Each level has a producer of its own, made when it is first used.
+    let config = configs::kproxy(&cluster).set("read_timeout_ms", 10_000).set("write_timeout_ms", 10_000);
+    // The idle connections stay open to the end of the run.
+    let kproxy = Kproxy::start(config.set("idle_timeout_ms", 3_600_000));
+    let bench = Bench { kproxy, cluster, topic, seconds };
+    // Each acks level has a producer of its own, created when it is first used.
     for acks in [1, 0, -1] {
-        let commit = bench.commit_url(acks);
-        wait_until(WAIT, "kproxy commits", || http::post(&commit, b"warm").is_ok_and(|answer| answer.status == 200));
+        let path = bench.commit_path(acks);
+        wait_until(DEADLINE, "kproxy commits", || bench.kproxy.post(&path, b"warm").status == 200);
     }
     bench.commits(USUAL, SMALL, 1, 2);
 
-    load::Row::print_heading();
+    load::Measurement::print_heading();
     for &count in connections {
         bench.commits(count, SMALL, 1, seconds).print(&format!("{SMALL} B, acks=1"), count);
         bench.no_kafka(count).print("no Kafka", count);
@@ -88,63 +85,55 @@ fn main() {
 }
 
 impl Bench {
-    fn commit_url(&self, acks: i32) -> String {
-        format!("http://127.0.0.1:{}/commit?topic={}&acks={acks}", self.port, self.topic)
+    fn commit_path(&self, acks: i32) -> String {
+        format!("/commit?topic={}&acks={acks}", self.topic)
     }
 
-    fn commits(&self, connections: u32, size: usize, acks: i32, seconds: u32) -> load::Row {
+    fn commits(&self, connections: u32, size: usize, acks: i32, seconds: u32) -> load::Measurement {
         self.posts(connections, size, acks, seconds, "")
     }
 
-    /// Posts by a script of wrk that has `more` in it.
-    fn posts(&self, connections: u32, size: usize, acks: i32, seconds: u32, more: &str) -> load::Row {
-        let script = self.daemon.folder().join("post.lua");
-        let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n{more}");
-        fs::write(&script, text).expect("a file in our own folder");
-        let script = script.to_str().expect("a path of ours");
-        load::run(self.parties(), &self.commit_url(acks), &["-s", script], connections, seconds)
+    /// Posts with a script of wrk that ends with `lua`.
+    fn posts(&self, connections: u32, size: usize, acks: i32, seconds: u32, lua: &str) -> load::Measurement {
+        let script = self.kproxy.daemon.folder().join("post.lua");
+        let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n{lua}");
+        fs::write(&script, text).expect("a file in a temporary folder");
+        let script = script.to_str().expect("a temporary path is UTF-8");
+        load::run(self.processes(), &self.kproxy.url(&self.commit_path(acks)), &["-s", script], connections, seconds)
     }
 
-    fn no_kafka(&self, connections: u32) -> load::Row {
-        let url = format!("http://127.0.0.1:{}/healthz", self.port);
-        load::run(self.parties(), &url, &[], connections, self.seconds)
+    fn no_kafka(&self, connections: u32) -> load::Measurement {
+        load::run(self.processes(), &self.kproxy.url("/healthz"), &[], connections, self.seconds)
     }
 
-    fn parties(&self) -> (&Daemon, &Kafka) {
-        (&self.daemon, &self.cluster.kafka_servers[0])
+    fn processes(&self) -> (&Daemon, &Kafka) {
+        (&self.kproxy.daemon, &self.cluster.kafka_servers[0])
     }
 
-    /// Half of what [`MANY`] connections can do, spread over each number of connections: every one waits between an answer and
-    /// its next request, half to one and a half times as long as it has to on average.
+    /// Half of the rate of [`MANY`] connections, over each number of connections: every connection pauses between an
+    /// answer and its next request, for a random time between half and one and a half of the average.
     fn same_rate(&self, connections: &[u32]) {
         let rate = self.commits(MANY, SMALL, 1, self.seconds).rate / 2.0;
-        // Pauses are whole milliseconds, so few connections cannot be held back to this rate.
+        // wrk pauses whole milliseconds, so a few connections cannot be limited to this rate.
         for &count in connections.iter().filter(|&&count| f64::from(count) > rate * 0.005) {
             let pause_ms = f64::from(count) * 1_000.0 / rate;
-            let (least, most) = ((pause_ms / 2.0).floor(), (pause_ms * 1.5).ceil());
-            let pause = format!("function delay() return math.random({least}, {most}) end\n");
+            let (min_ms, max_ms) = ((pause_ms / 2.0).floor(), (pause_ms * 1.5).ceil());
+            let pause = format!("function delay() return math.random({min_ms}, {max_ms}) end\n");
             self.posts(count, SMALL, 1, self.seconds, &pause).print("half of the rate", count);
         }
     }
 
-    /// In turn without and with them, so that a machine that grows slower in the meantime does not decide.
+    /// Alternates runs without and with idle connections, so that a machine that slows down does not distort the
+    /// result.
     fn idle_connections(&self) {
         for _ in 0..2 {
             self.commits(USUAL, SMALL, 1, self.seconds).print("none idle", USUAL);
-            let address = format!("127.0.0.1:{}", self.port);
             let idle: Vec<TcpStream> =
-                (0..IDLE).map(|_| TcpStream::connect(&address).expect("kproxy accepts")).collect();
-            let metric = format!("http_connections{{server=\"http\"}} {}", IDLE + 1);
-            let metrics = format!("http://{address}/metrics");
-            wait_until(WAIT, "all are open", || {
-                http::get(&metrics).is_ok_and(|answer| answer.text().lines().any(|line| line == metric))
-            });
+                (0..IDLE).map(|_| TcpStream::connect(&self.kproxy.address).expect("kproxy accepts")).collect();
+            self.kproxy.wait_for_metric(&format!("http_connections{{server=\"http\"}} {IDLE}"), DEADLINE);
             self.commits(USUAL, SMALL, 1, self.seconds).print(&format!("{IDLE} idle"), USUAL);
             drop(idle);
-            let metric = "http_connections{server=\"http\"} 1";
-            wait_until(WAIT, "all are closed", || {
-                http::get(&metrics).is_ok_and(|answer| answer.text().lines().any(|line| line == metric))
-            });
+            self.kproxy.wait_for_metric("http_connections{server=\"http\"} 0", DEADLINE);
         }
     }
 }
@@ -157,5 +146,5 @@ fn print_machine() {
         .unwrap_or("")
         .trim_start_matches(['\t', ':', ' ']);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    println!("{cores} cores, {model}; all figures are of one run, broker and load on the same cores");
+    println!("{cores} cores, {model}; one run, with broker and load on the same cores");
 }

@@ -1,4 +1,5 @@
-//! What all three daemons share, told with kmonitor: options, configuration problems, signals, exit codes, log files.
+//! What all three daemons share, with kmonitor as the example: options, configuration errors, signals, exit codes,
+//! logs.
 
 use std::fs;
 use std::io::Write;
@@ -6,151 +7,148 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Daemon, Program, free_port, http, wait_until};
+use crate::harness::{ConfigFile, Daemon, Kmonitor, Program, configs, free_port, http, wait_until};
 
-const SOON: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A configuration whose ZooKeeper is not there, which is no reason not to run.
-fn config(port: u16) -> String {
-    format!(
-        "base:\n log_dir: ./log\n log_level: 8\n clusters: [c]\n shutdown_grace_ms: 3000\n\
-         http_server:\n port: {port}\n read_timeout_ms: 1000\n write_timeout_ms: 1000\n\
-         c:\n chroot: ''\n zk_connect_timeout_ms: 500\n zk_session_timeout_ms: 2000\n zk_hosts: ['127.0.0.1:{}']\n",
-        free_port()
-    )
+/// A configuration without a ZooKeeper behind it; kmonitor runs all the same.
+fn config() -> ConfigFile {
+    configs::kmonitor_for("", &[("c", &format!("127.0.0.1:{}", free_port()))])
+        .set("base.log_level", 8)
+        .set("base.shutdown_grace_ms", 3000)
+        .set("http_server.read_timeout_ms", 1000)
+        .set("http_server.write_timeout_ms", 1000)
+        .set("c.zk_connect_timeout_ms", 500)
+        .set("c.zk_session_timeout_ms", 2000)
 }
 
-fn running() -> Daemon {
-    let daemon = Daemon::start(Program::Kmonitor, &[("kmonitor.yaml", &config(free_port()))]);
-    daemon.wait_for_log("http listens on", SOON);
+/// Runs kmonitor to its end: its exit code, and its stdout and stderr.
+fn run(arguments: &[&str]) -> (i32, String) {
+    let mut daemon = Daemon::start_with_arguments(Program::Kmonitor, arguments);
+    let status = daemon.wait(DEADLINE);
+    (status.code().expect("it was not killed"), daemon.output())
+}
+
+/// Starts kmonitor where it cannot run: it exits with 1.
+fn run_and_fail(config: &ConfigFile) -> Daemon {
+    let mut daemon = Daemon::start(Program::Kmonitor, &[("k.yaml", &config.text())]);
+    assert_eq!(daemon.wait(DEADLINE).code(), Some(1));
     daemon
 }
 
-/// Runs it to its end: exit code, and what it wrote to stdout and stderr.
-fn outcome(arguments: &[&str]) -> (i32, String) {
-    let mut daemon = Daemon::start_with_arguments(Program::Kmonitor, arguments);
-    let status = daemon.wait(SOON);
-    (status.code().expect("it ended by itself"), daemon.output())
-}
-
 #[test]
-fn the_options_say_what_they_say() {
-    let (code, output) = outcome(&["-h"]);
+fn each_option_does_what_the_help_says() {
+    let (code, output) = run(&["-h"]);
     assert_eq!(code, 0);
     for option in ["-f", "-t", "-V", "-h", "./conf/kmonitor.yaml"] {
         assert!(output.contains(option), "{output}");
     }
-    assert_eq!(outcome(&["-V"]), (0, concat!("kmonitor ", env!("CARGO_PKG_VERSION")).to_owned()));
+    assert_eq!(run(&["-V"]), (0, concat!("kmonitor ", env!("CARGO_PKG_VERSION")).to_owned()));
     for wrong in [&["-x"][..], &["-f"], &["stray"], &["-f", "a", "-f", "b"]] {
-        let (code, output) = outcome(wrong);
+        let (code, output) = run(wrong);
         assert_eq!(code, 2, "{wrong:?}: {output}");
         assert!(output.starts_with("kmonitor: "), "{wrong:?}: {output}");
     }
-    let (code, output) = outcome(&[]);
+    let (code, output) = run(&[]);
     assert_eq!(code, 1, "{output}");
     assert!(output.contains("./conf/kmonitor.yaml"), "the default file is named: {output}");
 }
 
 #[test]
-fn a_test_of_the_configuration_lists_every_problem_and_leaves_nothing_behind() {
-    let text = config(1).replace("log_level: 8", "log_level: 99").replace("port: 1", "prot: 1") + "stray: 1\n";
-    let daemon = Daemon::start(Program::Kmonitor, &[("bad.yaml", &text), ("good.yaml", &config(1))]);
+fn a_test_of_the_configuration_lists_every_problem_and_creates_no_log() {
+    let bad = config()
+        .set("base.log_level", 99)
+        .remove("http_server.port")
+        .set_unknown("http_server.prot", 1)
+        .set_unknown("stray", 1);
+    let files = [("bad.yaml", bad.text()), ("good.yaml", config().text())];
+    let daemon = Daemon::start(Program::Kmonitor, &files.each_ref().map(|(name, text)| (*name, text.as_str())));
     let path = |name: &str| daemon.folder().join(name).display().to_string();
-    let (code, output) = outcome(&["-t", "-f", &path("bad.yaml")]);
+    let (code, output) = run(&["-t", "-f", &path("bad.yaml")]);
     assert_eq!(code, 1, "{output}");
     let bad = path("bad.yaml");
     for start in ["base.log_level: is 99", "http_server.port: is missing", "http_server.prot: ", "stray: "] {
         assert!(output.lines().any(|line| line.starts_with(&format!("{bad}: {start}"))), "{start}: {output}");
     }
     assert!(output.contains("4 problems"), "{output}");
-    let (code, output) = outcome(&["-t", "-f", &path("good.yaml")]);
-    assert_eq!((code, output), (0, format!("{}: the configuration is good", path("good.yaml"))));
-    assert!(!daemon.folder().join("log").exists(), "neither a test nor a wrong configuration makes a log");
+    let (code, output) = run(&["-t", "-f", &path("good.yaml")]);
+    assert_eq!((code, output), (0, format!("{}: the configuration is valid", path("good.yaml"))));
+    assert!(!daemon.folder().join("log").exists(), "neither -t nor a wrong configuration creates a log");
 }
 
 #[test]
-fn what_keeps_it_from_starting_is_said_and_is_1() {
+fn a_port_in_use_or_an_unwritable_log_is_named_and_exits_with_1() {
     let taken = std::net::TcpListener::bind("0.0.0.0:0").expect("a free port");
     let port = taken.local_addr().expect("it is bound").port();
-    let mut daemon = Daemon::start(Program::Kmonitor, &[("k.yaml", &config(port))]);
-    assert_eq!(daemon.wait(SOON).code(), Some(1));
-    assert!(
-        daemon.output().contains(&format!("http_server.port: cannot listen on port {port}")),
-        "{}",
-        daemon.output()
-    );
+    let daemon = run_and_fail(&config().set("http_server.port", port));
+    let output = daemon.output();
+    assert!(output.contains(&format!("http_server.port: cannot listen on port {port}")), "{output}");
     assert!(daemon.log().contains("FATAL [main] cannot start: "), "{}", daemon.log());
 
-    let unwritable = config(free_port()).replace("./log", "/proc/nowhere");
-    let mut daemon = Daemon::start(Program::Kmonitor, &[("k.yaml", &unwritable)]);
-    assert_eq!(daemon.wait(SOON).code(), Some(1));
-    assert!(daemon.output().contains("log_dir: /proc/nowhere/kmonitor.log"), "{}", daemon.output());
+    let output = run_and_fail(&config().set("base.log_dir", "/proc/nowhere")).output();
+    assert!(output.contains("log_dir: /proc/nowhere/kmonitor.log"), "{output}");
 }
 
 #[test]
-fn both_stop_signals_end_it_in_order_with_0() {
+fn both_stop_signals_end_in_order_with_0() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
-        let mut daemon = running();
+        let mut daemon = Kmonitor::start(&config()).daemon;
         daemon.signal(signal);
-        assert_eq!(daemon.wait(SOON).code(), Some(0), "signal {signal}");
-        daemon.wait_for_log("kmonitor ends with exit code 0", SOON);
+        assert_eq!(daemon.wait(DEADLINE).code(), Some(0), "signal {signal}");
+        daemon.wait_for_log("kmonitor ends with exit code 0", DEADLINE);
     }
 }
 
-/// A running daemon whose stop waits, for `grace_ms`, for the rest of a request that never comes.
+/// A daemon whose stop waits, for `grace_ms`, for the rest of a request that never arrives.
 fn slow_to_stop(grace_ms: u32) -> (Daemon, TcpStream) {
-    let port = free_port();
-    let text = config(port)
-        .replace("shutdown_grace_ms: 3000", &format!("shutdown_grace_ms: {grace_ms}"))
-        .replace("read_timeout_ms: 1000", "read_timeout_ms: 600000");
-    let mut daemon = Daemon::start(Program::Kmonitor, &[("k.yaml", &text)]);
-    daemon.wait_for_log("http listens on", SOON);
-    let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    let config = config().set("base.shutdown_grace_ms", grace_ms).set("http_server.read_timeout_ms", 600_000);
+    let mut kmonitor = Kmonitor::start(&config);
+    let mut client = TcpStream::connect(&kmonitor.address).expect("it listens");
     client.write_all(b"GET /delay HTTP/1.1\r\nHost: a\r\n").expect("it reads");
-    // An answer on a later connection: the half request was seen.
-    http::get(&format!("http://127.0.0.1:{port}/healthz")).expect("it answers");
-    daemon.terminate();
-    daemon.wait_for_log("stopping", SOON);
-    (daemon, client)
+    // An answer on a later connection proves that the half request was read.
+    kmonitor.get("/healthz");
+    kmonitor.daemon.terminate();
+    kmonitor.daemon.wait_for_log("stopping", DEADLINE);
+    (kmonitor.daemon, client)
 }
 
 #[test]
-fn a_second_signal_ends_a_stop_that_takes_long() {
+fn a_second_signal_ends_a_slow_stop() {
     let (mut daemon, _client) = slow_to_stop(600_000);
     daemon.signal(libc::SIGINT);
-    assert_eq!(daemon.wait(SOON).code(), Some(5));
+    assert_eq!(daemon.wait(DEADLINE).code(), Some(5));
     assert!(daemon.log().contains("WARNING [signals] a second signal"), "{}", daemon.log());
 }
 
 #[test]
 fn a_stop_takes_no_longer_than_the_grace() {
     let (mut daemon, _client) = slow_to_stop(500);
-    let began = Instant::now();
-    assert_eq!(daemon.wait(SOON).code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let started = Instant::now();
+    assert_eq!(daemon.wait(DEADLINE).code(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[test]
-fn a_hang_up_opens_the_logs_anew() {
-    let mut daemon = running();
+fn sighup_reopens_the_log_files() {
+    let mut daemon = Kmonitor::start(&config()).daemon;
     let log = daemon.folder().join("log/kmonitor.log");
     let rotated = daemon.folder().join("log/kmonitor.log.1");
-    fs::rename(&log, &rotated).expect("it is there");
+    fs::rename(&log, &rotated).expect("the log exists");
     daemon.signal(libc::SIGHUP);
-    wait_until(SOON, "a new log file", || fs::read_to_string(&log).is_ok_and(|text| text.contains("SIGHUP")));
-    let old = fs::read_to_string(&rotated).expect("it was moved");
+    wait_until(DEADLINE, "a new log file", || fs::read_to_string(&log).is_ok_and(|text| text.contains("SIGHUP")));
+    let old = fs::read_to_string(&rotated).expect("it was renamed");
     assert!(old.contains("kmonitor") && !old.contains("SIGHUP"), "{old}");
-    // Still there, and still the same process.
-    daemon.end_well(SOON);
+    // It is still the same process.
+    daemon.stop(DEADLINE);
     assert!(fs::read_to_string(&log).is_ok_and(|text| text.contains("ends with exit code 0")));
 }
 
 #[test]
-fn lines_carry_time_level_and_thread_and_warnings_are_in_both_files() {
-    let daemon = running();
-    // ZooKeeper is not there, and the log says so.
-    daemon.wait_for_log("WARNING [poll@c] cluster c: ", SOON);
-    let read = |name: &str| fs::read_to_string(daemon.folder().join("log").join(name)).expect("it is there");
+fn log_lines_have_time_level_and_thread_and_warnings_are_in_both_files() {
+    let daemon = Kmonitor::start(&config()).daemon;
+    // ZooKeeper does not answer, which is logged.
+    daemon.wait_for_log("WARNING [poll@c] cluster c: ", DEADLINE);
+    let read = |name: &str| fs::read_to_string(daemon.folder().join("log").join(name)).expect("the log exists");
     let (all, important) = (read("kmonitor.log"), read("kmonitor.log.wf"));
     assert!(all.contains(" NOTICE [main] kmonitor "), "{all}");
     for line in important.lines() {
@@ -161,22 +159,20 @@ fn lines_carry_time_level_and_thread_and_warnings_are_in_both_files() {
 
 #[test]
 fn a_full_disk_costs_log_lines_and_nothing_else() {
-    let port = free_port();
-    let text = config(port).replace("log_level: 8", "log_level: 16");
-    let mut daemon = Daemon::start(Program::Kmonitor, &[("k.yaml", &text)]);
-    daemon.wait_for_log("http listens on", SOON);
+    let kmonitor = Kmonitor::start(&config().set("base.log_level", 16));
+    let mut daemon = kmonitor.daemon;
     let log = daemon.folder().join("log/kmonitor.log");
-    let ask = || http::get(&format!("http://127.0.0.1:{port}/delay")).expect("it answers").status;
-    fs::remove_file(&log).expect("it is there");
-    std::os::unix::fs::symlink("/dev/full", &log).expect("the place is free");
+    let status = || http::get(&format!("http://{}/delay", kmonitor.address)).expect("it answers").status;
+    fs::remove_file(&log).expect("the log exists");
+    std::os::unix::fs::symlink("/dev/full", &log).expect("the name is free");
     daemon.signal(libc::SIGHUP);
-    wait_until(SOON, "the log is on a full disk", || {
+    wait_until(DEADLINE, "the log is on a full disk", || {
         let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs");
         open.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| target == Path::new("/dev/full")))
     });
-    assert!((0..20).all(|_| ask() == 200));
-    fs::remove_file(&log).expect("it is there");
+    assert!((0..20).all(|_| status() == 200));
+    fs::remove_file(&log).expect("the link exists");
     daemon.signal(libc::SIGHUP);
-    daemon.wait_for_log("lines could not be written here: No space left on device", SOON);
-    daemon.end_well(SOON);
+    daemon.wait_for_log("lines could not be written here: No space left on device", DEADLINE);
+    daemon.stop(DEADLINE);
 }

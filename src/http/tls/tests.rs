@@ -8,7 +8,7 @@ use rustls::ClientConnection;
 use rustls::version::{TLS12, TLS13};
 
 use super::certificates::Authority;
-use super::clients::{TlsStream, begin, rest, shake};
+use super::clients::{TlsStream, handshake, new_client, read_until_closed};
 use super::{ClientCertificates, REFUSAL_ALERT, Tls, TlsSettings};
 use crate::http::tests::fixture::{Fixture, MEDIUM_BYTES, PATIENCE, answer, post, start_with};
 use crate::http::{Response, ServerLimits};
@@ -36,7 +36,7 @@ fn start(handshake_timeout: Duration, change: impl FnOnce(&mut ServerLimits)) ->
 
 impl Secured {
     fn connect(&self) -> TlsStream {
-        shake(&self.authority.client(&[&TLS13]), self.fixture.connect()).unwrap()
+        handshake(&self.authority.client(&[&TLS13]), self.fixture.connect()).unwrap()
     }
 
     fn wait_for_metric(&self, line: &str) {
@@ -79,7 +79,7 @@ fn send_by_bytes(socket: &mut TcpStream, bytes: &[u8]) {
 fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
     let secured = start(PATIENCE, |_| ());
     for version in [&TLS12, &TLS13] {
-        let mut stream = shake(&secured.authority.client(&[version]), secured.fixture.connect()).unwrap();
+        let mut stream = handshake(&secured.authority.client(&[version]), secured.fixture.connect()).unwrap();
         assert_eq!(stream.conn.protocol_version(), Some(version.version));
         assert_eq!(stream.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
         let paths = [("/", "1"), ("/later", "2"), ("/", "3"), ("/later", "4"), ("/", "5")];
@@ -98,7 +98,7 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
             }
         }
         stream.write_all(post("/close", "").as_bytes()).unwrap();
-        let (last, close_notify) = rest(&mut stream);
+        let (last, close_notify) = read_until_closed(&mut stream);
         assert!(last.ends_with(b"bye") && close_notify, "{}", String::from_utf8_lossy(&last));
     }
     secured.wait_for_handshakes("ok", 2);
@@ -108,7 +108,7 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
 #[test]
 fn handshake_and_requests_may_arrive_byte_by_byte() {
     let secured = start(PATIENCE, |_| ());
-    let mut client = begin(&secured.authority.client(&[&TLS13]));
+    let mut client = new_client(&secured.authority.client(&[&TLS13]));
     let mut socket = secured.fixture.connect();
     while client.is_handshaking() {
         send_by_bytes(&mut socket, &records(&mut client));
@@ -189,7 +189,7 @@ fn a_truncated_request_is_dropped_and_one_before_a_close_notify_is_answered() {
         } else {
             stream.sock.shutdown(Shutdown::Write).unwrap();
         }
-        assert_eq!(rest(&mut stream).0, b"", "close_notify: {close_notify}");
+        assert_eq!(read_until_closed(&mut stream).0, b"", "close_notify: {close_notify}");
     }
     assert!(secured.fixture.echo.kept.lock().unwrap().is_empty());
 
@@ -211,7 +211,7 @@ fn a_truncated_request_is_dropped_and_one_before_a_close_notify_is_answered() {
             stream.sock.write_all(&bytes).unwrap();
         }
         reply.send(Response::text(200, "answered"));
-        let (response, close_notify) = rest(&mut stream);
+        let (response, close_notify) = read_until_closed(&mut stream);
         assert!(response.ends_with(b"answered") && close_notify, "{}", String::from_utf8_lossy(&response));
     }
     secured.fixture.end();
@@ -230,7 +230,7 @@ fn plain_http_gets_a_400_and_garbage_closes_the_connection() {
     secured.exchange(&[0x16, 3, 1, 0xff, 0xff, 1, 2, 3]);
     secured.wait_for_handshakes("failed", 3);
     // A handshake that the client ends; a connection without a byte counts as no handshake.
-    let hello = records(&mut begin(&secured.authority.client(&[&TLS13])));
+    let hello = records(&mut new_client(&secured.authority.client(&[&TLS13])));
     secured.exchange(&hello[..hello.len() / 2]);
     secured.wait_for_handshakes("failed", 4);
     assert_eq!(secured.exchange(b""), b"");
@@ -254,7 +254,7 @@ fn plain_http_gets_a_400_and_garbage_closes_the_connection() {
 fn deadlines_close_slow_handshakes_slow_readers_and_idle_connections() {
     let short = Duration::from_millis(200);
     let secured = start(short, |limits| (limits.write_timeout, limits.idle_timeout) = (short, short * 2));
-    let hello = records(&mut begin(&secured.authority.client(&[&TLS13])));
+    let hello = records(&mut new_client(&secured.authority.client(&[&TLS13])));
     for (bytes, count) in [(&hello[..hello.len() / 2], 1), (&hello[..], 2), (b"", 3)] {
         let mut socket = secured.fixture.connect();
         socket.write_all(bytes).unwrap();
@@ -263,7 +263,7 @@ fn deadlines_close_slow_handshakes_slow_readers_and_idle_connections() {
     }
     let started = Instant::now();
     let mut idle = secured.connect();
-    assert_eq!(rest(&mut idle), (Vec::new(), true));
+    assert_eq!(read_until_closed(&mut idle), (Vec::new(), true));
     assert!(started.elapsed() >= short * 2, "{:?}", started.elapsed());
 
     let mut slow = secured.connect();
@@ -282,13 +282,13 @@ fn a_drain_sends_close_notify_to_idle_connections_and_answers_the_others() {
     busy.write_all(post("/later", "x").as_bytes()).unwrap();
     let (_, reply) = secured.fixture.echo.release();
     let half = secured.fixture.connect();
-    let hello = records(&mut begin(&secured.authority.client(&[&TLS13])));
+    let hello = records(&mut new_client(&secured.authority.client(&[&TLS13])));
     (&half).write_all(&hello[..20]).unwrap();
     std::thread::scope(|scope| {
         let drained = scope.spawn(|| secured.fixture.server.drain(PATIENCE));
-        assert_eq!(rest(&mut idle), (Vec::new(), true));
+        assert_eq!(read_until_closed(&mut idle), (Vec::new(), true));
         reply.send(Response::text(200, "done"));
-        let (last, close_notify) = rest(&mut busy);
+        let (last, close_notify) = read_until_closed(&mut busy);
         assert!(last.ends_with(b"done") && close_notify, "{}", String::from_utf8_lossy(&last));
         drop(busy);
         assert_eq!(drained.join().unwrap(), 0);
@@ -305,7 +305,7 @@ fn a_connection_beyond_the_limit_gets_an_alert() {
     second.read_to_end(&mut received).unwrap();
     assert_eq!(received, REFUSAL_ALERT);
     let error = {
-        let mut client = begin(&secured.authority.client(&[&TLS13]));
+        let mut client = new_client(&secured.authority.client(&[&TLS13]));
         client.read_tls(&mut &received[..]).unwrap();
         client.process_new_packets().unwrap_err()
     };

@@ -1,6 +1,6 @@
-//! A backend of ktransfer that remembers every push and answers as its story says.
+//! A backend for ktransfer that records every push and answers by a script of the story.
 //!
-//! A thread a connection: simple, and plenty for a few hundred of them. It must never be what limits a story.
+//! It has one thread for each connection, which is fast enough for a few hundred: it must never limit a story.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::http::read_chunked_body;
 use super::{free_port, wait_until};
 
-/// A request as it came.
+/// A request as it was received.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) method: String,
@@ -40,7 +41,7 @@ impl Request {
         parameters.find(|(have, _)| *have == name).map(|(_, value)| percent_decode(value))
     }
 
-    /// The message's key: the parameter `key` of the query, else the header `X-Kafka-Key`; empty if there is neither.
+    /// The message's key: the parameter `key` of the query, else the header `X-Kafka-Key`, else empty.
     pub(crate) fn key(&self) -> String {
         self.query("key").or_else(|| self.header("X-Kafka-Key").map(str::to_owned)).unwrap_or_default()
     }
@@ -51,12 +52,12 @@ impl Request {
     }
 }
 
-/// How a request is answered.
+/// The answer to a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     /// The status; `None` closes the connection without an answer.
     pub(crate) status: Option<u16>,
-    /// How long the answer is kept back.
+    /// The time from the request to the answer.
     pub(crate) delay: Duration,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
@@ -71,8 +72,8 @@ impl Answer {
         Answer { status: Some(status), delay: Duration::ZERO, headers: Vec::new(), body: b"done".to_vec() }
     }
 
-    /// Hangs up instead of answering.
-    pub(crate) fn hang_up() -> Answer {
+    /// Closes the connection instead of answering.
+    pub(crate) fn close() -> Answer {
         Answer { status: None, ..Answer::ok() }
     }
 
@@ -92,95 +93,96 @@ impl Answer {
     }
 }
 
-/// One push, from the moment it was read to the moment before its answer was written.
+/// One push.
 #[derive(Debug, Clone)]
-pub(crate) struct Record {
+pub(crate) struct PushRecord {
     pub(crate) request: Request,
-    /// `host:port` of the backend it came to.
+    /// `host:port` of the backend that received it.
     pub(crate) backend: String,
     pub(crate) arrived: Instant,
-    /// `None` while it is in progress.
+    /// Just before the answer was written; `None` while the push is in progress.
     pub(crate) completed: Option<Instant>,
-    /// What was answered; `None` while it is in progress, and for who was hung up on.
+    /// The status of the answer; `None` while the push is in progress, and where the connection was closed instead.
     pub(crate) status: Option<u16>,
 }
 
-/// What is remembered over all backends that share it; one mutex, held for a few pushes of a pointer.
+/// The records of all backends that share a journal.
 #[derive(Default)]
-struct Notes {
-    records: Vec<Record>,
+struct JournalState {
+    records: Vec<PushRecord>,
     in_progress: HashMap<String, usize>,
-    most_of_one_key: usize,
-    most_at_once: usize,
+    max_per_key: usize,
+    max_concurrent: usize,
 }
 
-/// What was pushed. Several backends may write into one journal, so that order and concurrency hold across them.
+/// The pushes in the order of arrival. Several backends may share one journal, so that order and concurrency are
+/// checked across them.
 #[derive(Clone, Default)]
-pub(crate) struct Journal(Arc<Mutex<Notes>>);
+pub(crate) struct Journal(Arc<Mutex<JournalState>>);
 
 impl Journal {
     /// All requests so far, in the order of their arrival.
-    pub(crate) fn records(&self) -> Vec<Record> {
-        self.notes().records.clone()
+    pub(crate) fn records(&self) -> Vec<PushRecord> {
+        self.lock().records.clone()
     }
 
     pub(crate) fn n_requests(&self) -> usize {
-        self.notes().records.len()
+        self.lock().records.len()
     }
 
-    /// How many requests with the same key were in progress at the same time, at most. Requests without a key do not count.
-    pub(crate) fn most_of_one_key(&self) -> usize {
-        self.notes().most_of_one_key
+    /// The highest number of concurrent requests with the same key. Requests without a key do not count.
+    pub(crate) fn max_per_key(&self) -> usize {
+        self.lock().max_per_key
     }
 
-    /// How many requests were in progress at the same time, at most.
-    pub(crate) fn most_at_once(&self) -> usize {
-        self.notes().most_at_once
+    /// The highest number of concurrent requests.
+    pub(crate) fn max_concurrent(&self) -> usize {
+        self.lock().max_concurrent
     }
 
     fn arrive(&self, backend: &str, request: &Request) -> usize {
-        let mut notes = self.notes();
-        let notes = &mut *notes;
+        let mut state = self.lock();
+        let state = &mut *state;
         let key = request.key();
-        let of_this_key = notes.in_progress.entry(key.clone()).or_default();
+        let of_this_key = state.in_progress.entry(key.clone()).or_default();
         *of_this_key += 1;
         if !key.is_empty() {
-            notes.most_of_one_key = notes.most_of_one_key.max(*of_this_key);
+            state.max_per_key = state.max_per_key.max(*of_this_key);
         }
-        notes.most_at_once = notes.most_at_once.max(notes.in_progress.values().sum());
-        notes.records.push(Record {
+        state.max_concurrent = state.max_concurrent.max(state.in_progress.values().sum());
+        state.records.push(PushRecord {
             request: request.clone(),
             backend: backend.to_owned(),
             arrived: Instant::now(),
             completed: None,
             status: None,
         });
-        notes.records.len() - 1
+        state.records.len() - 1
     }
 
     fn complete(&self, number: usize, status: Option<u16>) {
-        let mut notes = self.notes();
-        let notes = &mut *notes;
-        let record = &mut notes.records[number];
+        let mut state = self.lock();
+        let state = &mut *state;
+        let record = &mut state.records[number];
         record.completed = Some(Instant::now());
         record.status = status;
         let key = record.request.key();
-        if let Some(count) = notes.in_progress.get_mut(&key) {
+        if let Some(count) = state.in_progress.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
-                notes.in_progress.remove(&key);
+                state.in_progress.remove(&key);
             }
         }
     }
 
-    fn notes(&self) -> MutexGuard<'_, Notes> {
+    fn lock(&self) -> MutexGuard<'_, JournalState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 type Script = dyn Fn(&Request) -> Answer + Send + Sync;
 
-/// A backend on a loopback port of its own; dropped, it is gone.
+/// A backend on a loopback port of its own; dropped, it stops listening.
 pub(crate) struct Backend {
     port: u16,
     journal: Journal,
@@ -188,7 +190,7 @@ pub(crate) struct Backend {
     listener: Mutex<Option<Listener>>,
 }
 
-/// An open listening socket with all that came through it.
+/// An open listening socket with the connections it accepted.
 struct Listener {
     closing: Arc<AtomicBool>,
     connections: Arc<Mutex<Vec<TcpStream>>>,
@@ -201,7 +203,7 @@ impl Backend {
         Backend::start_with(|_| Answer::ok())
     }
 
-    /// A backend that answers as `script` says. The script runs on the connection's thread, many at once.
+    /// A backend that answers by `script`, which runs on the threads of the connections, concurrently.
     pub(crate) fn start_with(script: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Backend {
         Backend::start_sharing(&Journal::default(), script)
     }
@@ -231,7 +233,7 @@ impl Backend {
     }
 
     /// All requests so far, in the order of their arrival.
-    pub(crate) fn records(&self) -> Vec<Record> {
+    pub(crate) fn records(&self) -> Vec<PushRecord> {
         self.journal.records()
     }
 
@@ -239,19 +241,19 @@ impl Backend {
         self.journal.n_requests()
     }
 
-    /// Waits until at least so many requests have come.
+    /// Waits until at least `n` requests have arrived.
     #[track_caller]
     pub(crate) fn wait_for_requests(&self, n: usize, deadline: Duration) {
         wait_until(deadline, &format!("{n} requests at the backend"), || self.n_requests() >= n);
     }
 
-    /// Closes the port and every connection: who connects is refused.
+    /// Closes the port and every connection; new connections are refused.
     pub(crate) fn stop_listening(&self) {
         let Some(listener) = self.listener().take() else {
             return;
         };
         listener.closing.store(true, Ordering::SeqCst);
-        // The thread waits in accept; a connection wakes it.
+        // The thread blocks in accept; a connection wakes it.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
         let _ = listener.thread.join();
         for connection in listener.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -265,23 +267,23 @@ impl Backend {
         if slot.is_some() {
             return;
         }
-        let socket = wait_until(Duration::from_secs(10), "the backend's port is free again", || {
+        let socket = wait_until(Duration::from_secs(10), "the backend can bind its port again", || {
             TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).ok()
         });
         let closing = Arc::new(AtomicBool::new(false));
         let connections = Arc::new(Mutex::new(Vec::new()));
         let (address, journal, script) = (self.address(), self.journal.clone(), Arc::clone(&self.script));
-        let (closing_seen, list) = (Arc::clone(&closing), Arc::clone(&connections));
+        let (is_closing, accepted) = (Arc::clone(&closing), Arc::clone(&connections));
         let thread = std::thread::spawn(move || {
             for stream in socket.incoming().flatten() {
-                if closing_seen.load(Ordering::SeqCst) {
+                if is_closing.load(Ordering::SeqCst) {
                     return;
                 }
                 let copy = stream.try_clone().expect("a second handle");
-                list.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+                accepted.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
                 let (address, journal, script) = (address.clone(), journal.clone(), Arc::clone(&script));
                 std::thread::spawn(move || {
-                    // The list holds a handle as well, so dropping ours alone would not close the connection.
+                    // `accepted` holds a handle as well, so dropping this one alone would not close the connection.
                     let handle = stream.try_clone();
                     let _ = serve(stream, &address, &journal, &*script);
                     let _ = handle.map(|handle| handle.shutdown(Shutdown::Both));
@@ -315,7 +317,7 @@ fn serve(stream: TcpStream, address: &str, journal: &Journal, script: &Script) -
         let Some(status) = answer.status else {
             return Ok(());
         };
-        let mut bytes = format!("HTTP/1.1 {status} As scripted\r\nContent-Length: {}\r\n", answer.body.len());
+        let mut bytes = format!("HTTP/1.1 {status} Scripted\r\nContent-Length: {}\r\n", answer.body.len());
         for (name, value) in &answer.headers {
             bytes.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -323,17 +325,17 @@ fn serve(stream: TcpStream, address: &str, journal: &Journal, script: &Script) -
         let mut bytes = bytes.into_bytes();
         bytes.extend_from_slice(&answer.body);
         stream.get_mut().write_all(&bytes)?;
-        let asked_to_close = |(name, value): &(String, String)| {
+        let wants_close = |(name, value): &(String, String)| {
             name.eq_ignore_ascii_case("Connection") && value.eq_ignore_ascii_case("close")
         };
-        if answer.headers.iter().any(asked_to_close) || request.headers.iter().any(asked_to_close) {
+        if answer.headers.iter().any(wants_close) || request.headers.iter().any(wants_close) {
             return Ok(());
         }
     }
     Ok(())
 }
 
-/// Reads one request; `None` when the other side closed between two of them.
+/// Reads one request; `None` if the client closed the connection before it.
 fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {
@@ -357,19 +359,7 @@ fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
         stream.read_exact(&mut body)?;
         request.body = body;
     } else if request.header("Transfer-Encoding").is_some() {
-        loop {
-            line.clear();
-            stream.read_line(&mut line)?;
-            let length = usize::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
-            let start = request.body.len();
-            request.body.resize(start + length, 0);
-            stream.read_exact(&mut request.body[start..])?;
-            line.clear();
-            stream.read_line(&mut line)?;
-            if length == 0 {
-                break;
-            }
-        }
+        request.body = read_chunked_body(stream)?;
     }
     Ok(Some(request))
 }

@@ -1,10 +1,10 @@
-//! Certificates as the `openssl` command makes them. The library's own tests use this file, too.
+//! Certificates made with the `openssl` command. The unit tests of the library use this file, too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What the certificates of servers are for.
+/// Extensions of issued certificates: names for this machine, no authority.
 const NAMES: &str = "basicConstraints=CA:FALSE\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n";
 
 /// A certificate and its key, as files.
@@ -21,7 +21,7 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// A new one, whose files are in `folder`.
+    /// A new authority, whose files are in `folder`.
     pub(crate) fn new(folder: &Path, name: &str) -> Authority {
         let own = files(folder, name);
         let (certificate, key) = (text(&own.certificate), text(&own.key));
@@ -34,7 +34,7 @@ impl Authority {
         Authority { folder: folder.to_owned(), own }
     }
 
-    /// A certificate of a server at this machine or of a client, which holds for `days` (less than 0: held before now).
+    /// A certificate for a server at this machine or a client, valid for `days` (below 0: expired).
     pub(crate) fn issue(&self, name: &str, days: i32) -> Certificate {
         let issued = files(&self.folder, name);
         let (certificate, key) = (text(&issued.certificate), text(&issued.key));
@@ -43,7 +43,7 @@ impl Authority {
         let mut arguments = vec!["req", "-new", "-subj", &subject, "-out", &request, "-keyout", &key];
         arguments.extend(NEW_KEY);
         openssl(&arguments);
-        fs::write(&extensions, NAMES).expect("a file in our own folder");
+        fs::write(&extensions, NAMES).expect("a file in a temporary folder");
         let (authority, authority_key) = (text(&self.own.certificate), text(&self.own.key));
         let mut arguments = vec!["x509", "-req", "-in", &request, "-out", &certificate, "-extfile", &extensions];
         let days = days.to_string();
@@ -61,7 +61,7 @@ fn files(folder: &Path, name: &str) -> Certificate {
 }
 
 fn text(path: &Path) -> String {
-    path.to_str().expect("our own folders have plain names").to_owned()
+    path.to_str().expect("temporary paths are UTF-8").to_owned()
 }
 
 fn openssl(arguments: &[&str]) {

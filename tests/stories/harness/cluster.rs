@@ -1,4 +1,4 @@
-//! A cluster with all that belongs to it, and the one that the stories share.
+//! A Kafka cluster with its ZooKeeper, and the one that the stories share.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -9,12 +9,12 @@ use kafka::client::{FetchPartition, KafkaClient, ProduceMessage, RequiredAcks};
 
 use super::kafka_wire;
 use super::secured::Certificates;
-use super::{Kafka, Zk, ZooKeeper, poll};
+use super::{Kafka, ZkClient, ZooKeeper, poll};
 
-/// Where the clusters live in their ZooKeeper.
+/// The chroot of the clusters in their ZooKeeper.
 pub(crate) const CHROOT: &str = "/mq/test_cluster";
 
-/// How long brokers may take until all of them know who leads.
+/// How long the brokers may take to elect the leaders and to propagate them.
 const LEADERS_DEADLINE: Duration = Duration::from_secs(30);
 
 /// ZooKeeper and the brokers that belong to it.
@@ -28,7 +28,7 @@ pub(crate) struct Cluster {
     pub(crate) kafka_servers: Vec<Kafka>,
 }
 
-/// A message as it lies in Kafka.
+/// A message as it is stored in Kafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StoredMessage {
     pub(crate) partition: i32,
@@ -37,33 +37,33 @@ pub(crate) struct StoredMessage {
     pub(crate) value: Vec<u8>,
 }
 
-/// The cluster that all stories share, one broker; started at the first call. Nobody may hurt it.
+/// The cluster that the stories share, with one broker; started at the first call. No story may kill or freeze it.
 pub(crate) fn cluster() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
     SHARED.get_or_init(|| {
         let started = Instant::now();
         let cluster = Cluster::start(1);
-        eprintln!("Kafka answers, {:.1} s after the start", started.elapsed().as_secs_f64());
+        eprintln!("Kafka is ready after {:.1} s", started.elapsed().as_secs_f64());
         cluster
     })
 }
 
-/// A name that nobody else in this process gets: for topics and modules.
+/// A name, for a topic or module, that is unique in this process.
 pub(crate) fn unique(prefix: &str) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     format!("{prefix}_{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Cluster {
-    /// Starts a cluster of one's own, with so many brokers, which a story may hurt.
+    /// Starts a cluster that belongs to the story, which may kill and freeze its servers.
     pub(crate) fn start(n_brokers: i32) -> Cluster {
         Cluster::start_with(n_brokers, &[])
     }
 
-    /// As [`Cluster::start`], with more broker properties.
+    /// As [`Cluster::start`], with further broker properties.
     pub(crate) fn start_with(n_brokers: i32, properties: &[&str]) -> Cluster {
         let zookeeper_server = ZooKeeper::start();
-        eprintln!("ZooKeeper answers; starting Kafka ...");
+        eprintln!("ZooKeeper is ready; starting Kafka ...");
         let start = |id| Kafka::start(&zookeeper_server, CHROOT, id, properties);
         let kafka_servers: Vec<Kafka> = std::thread::scope(|scope| {
             let starting: Vec<_> = (0..n_brokers).map(|id| scope.spawn(move || start(id))).collect();
@@ -79,8 +79,8 @@ impl Cluster {
         }
     }
 
-    /// As [`Cluster::start`], one broker that listens with SASL_SSL besides; gives that address, too. What the harness itself
-    /// does goes by the plaintext address.
+    /// As [`Cluster::start`], with one broker that has a second listener for SASL_SSL, whose `host:port` is returned.
+    /// The harness itself uses the plaintext listener.
     pub(crate) fn start_secured(certificates: &Certificates) -> (Cluster, String) {
         let zookeeper_server = ZooKeeper::start();
         let (broker, secured) = Kafka::start_secured(&zookeeper_server, CHROOT, certificates);
@@ -94,22 +94,22 @@ impl Cluster {
         (cluster, secured)
     }
 
-    /// The same name as the free function, for who has a cluster at hand.
-    pub(crate) fn unique(&self, prefix: &str) -> String {
-        unique(prefix)
+    /// `host:port` of each broker.
+    pub(crate) fn broker_list(&self) -> Vec<&str> {
+        self.brokers.split(',').collect()
     }
 
-    /// Creates a topic with one replica and returns when it can be used.
+    /// Creates a topic with one replica; returns when it can be used.
     pub(crate) fn create_topic(&self, name: &str, partitions: i32) {
         kafka_wire::create_topic(&self.brokers, name, partitions, 1);
     }
 
-    /// As [`Cluster::create_topic`], with so many replicas.
+    /// As [`Cluster::create_topic`], with `replication` replicas.
     pub(crate) fn create_replicated_topic(&self, name: &str, partitions: i32, replication: i16) {
         kafka_wire::create_topic(&self.brokers, name, partitions, replication);
     }
 
-    /// A fresh topic with a name, replicas and settings of its own.
+    /// As [`Cluster::new_topic`], with replicas and settings.
     pub(crate) fn new_topic_with(
         &self,
         prefix: &str,
@@ -122,7 +122,7 @@ impl Cluster {
         name
     }
 
-    /// Deletes a topic and returns when the brokers have forgotten it.
+    /// Deletes a topic; returns when no broker lists it any more.
     pub(crate) fn delete_topic(&self, name: &str) {
         kafka_wire::delete_topic(&self.brokers, name);
     }
@@ -137,7 +137,7 @@ impl Cluster {
         kafka_wire::metadata(&self.brokers, &[topic]).ok()?.in_sync.remove(topic)
     }
 
-    /// Waits until every partition has so many replicas in sync.
+    /// Waits until every partition has `n_replicas` replicas in sync.
     #[track_caller]
     pub(crate) fn wait_for_in_sync(&self, topic: &str, n_replicas: usize) {
         let mut last = None;
@@ -147,11 +147,11 @@ impl Cluster {
             let is_met = partitions.values().all(|replicas| replicas.len() == n_replicas);
             (is_met && !partitions.is_empty()).then_some(())
         });
-        assert!(met.is_some(), "{topic} has not {n_replicas} replicas in sync but {last:?}");
+        assert!(met.is_some(), "{topic}: expected {n_replicas} replicas in sync, got {last:?}");
     }
 
-    /// Makes the next broker of each partition's replicas its leader, as an operator would, and returns when it is done; all
-    /// replicas must be in sync.
+    /// Makes the next replica of each partition its leader, as an operator would; returns when it is. All replicas must
+    /// be in sync.
     pub(crate) fn move_leaders(&self, topic: &str) {
         let zk = self.zk();
         let node = format!("{}/brokers/topics/{topic}", self.chroot);
@@ -159,54 +159,59 @@ impl Cluster {
         let document: serde_json::Value = serde_json::from_str(&text).expect("Kafka writes JSON");
         let partitions = document["partitions"].as_object().expect("partitions by number");
         let mut wanted = BTreeMap::new();
-        let (mut moved, mut elected) = (Vec::new(), Vec::new());
+        let (mut reassignments, mut elections) = (Vec::new(), Vec::new());
         for (partition, replicas) in partitions {
             let partition: i32 = partition.parse().expect("a number");
             let mut replicas: Vec<i64> =
                 replicas.as_array().expect("a list").iter().filter_map(|id| id.as_i64()).collect();
             replicas.rotate_left(1);
             wanted.insert(partition, replicas[0] as i32);
-            moved.push(serde_json::json!({"topic": topic, "partition": partition, "replicas": replicas}));
-            elected.push(serde_json::json!({"topic": topic, "partition": partition}));
+            reassignments.push(serde_json::json!({"topic": topic, "partition": partition, "replicas": replicas}));
+            elections.push(serde_json::json!({"topic": topic, "partition": partition}));
         }
-        for (name, list) in [("reassign_partitions", moved), ("preferred_replica_election", elected)] {
+        for (name, list) in [("reassign_partitions", reassignments), ("preferred_replica_election", elections)] {
             let path = format!("{}/admin/{name}", self.chroot);
             let order = serde_json::json!({"version": 1, "partitions": list}).to_string();
-            assert!(zk.create(&path, &order), "another {name} is under way");
-            // The controller takes the node away when it has done so.
+            assert!(zk.create(&path, &order), "another {name} is in progress");
+            // The controller deletes the node when it is done.
             let done = poll(Duration::from_secs(60), || zk.get(&path).is_none().then_some(()));
-            assert!(done.is_some(), "the controller does not do {name}");
+            assert!(done.is_some(), "the controller does not finish {name}");
         }
         let mut last = None;
         let met = poll(Duration::from_secs(60), || {
             last = self.leaders(topic);
             (last.as_ref()? == &wanted).then_some(())
         });
-        assert!(met.is_some(), "leaders of {topic} should be {wanted:?}, are {last:?}");
+        assert!(met.is_some(), "leaders of {topic}: expected {wanted:?}, got {last:?}");
     }
 
-    /// A fresh topic with a name of its own.
+    /// Creates a topic with a unique name.
     pub(crate) fn new_topic(&self, prefix: &str, partitions: i32) -> String {
         let name = unique(prefix);
         self.create_topic(&name, partitions);
         name
     }
 
-    /// The end of the log by partition. A broker that has just started may not know the leaders yet: it is asked again.
+    /// The log end offset by partition. Retries: a broker that has just started may not know the leaders yet.
     pub(crate) fn log_ends(&self, topic: &str) -> BTreeMap<i32, i64> {
-        let mut trouble = None;
+        let mut last_error = None;
         let ends = poll(LEADERS_DEADLINE, || match kafka_wire::log_ends(&self.brokers, topic) {
             Ok(ends) => Some(ends),
             Err(error) => {
-                trouble = Some(error);
+                last_error = Some(error);
                 None
             }
         });
-        ends.unwrap_or_else(|| panic!("log ends of {topic}: {trouble:?}"))
+        ends.unwrap_or_else(|| panic!("log ends of {topic}: {last_error:?}"))
     }
 
-    /// All messages of a topic that Kafka has now, by partition and offset. The client that reads them sees neither headers
-    /// nor timestamps.
+    /// The number of messages in a topic that never lost any.
+    pub(crate) fn message_count(&self, topic: &str) -> i64 {
+        self.log_ends(topic).values().sum()
+    }
+
+    /// All messages of a topic, by partition and offset. The client that reads them knows neither headers nor
+    /// timestamps.
     pub(crate) fn messages(&self, topic: &str) -> Vec<StoredMessage> {
         let ends = self.log_ends(topic);
         let started = Instant::now();
@@ -219,14 +224,14 @@ impl Cluster {
                 let answers = client.fetch_messages([request]).expect("the broker answers a fetch");
                 for part in answers.iter().flat_map(|answer| answer.topics()).flat_map(|topic| topic.partitions()) {
                     let Ok(data) = part.data() else {
-                        // The client was told of a leader that is none any more.
+                        // The leader has moved since the metadata were read.
                         let error = part.data().err();
                         assert!(started.elapsed() < LEADERS_DEADLINE, "fetch of {topic}: {error:?}");
                         client.load_metadata_all().expect("the broker answers");
                         continue;
                     };
                     for message in data.messages() {
-                        // An answer may begin before the offset asked for.
+                        // A response may begin before the requested offset.
                         if message.offset < next {
                             continue;
                         }
@@ -244,7 +249,7 @@ impl Cluster {
         messages
     }
 
-    /// Puts messages into a partition, past kproxy.
+    /// Appends messages to a partition without kproxy.
     pub(crate) fn produce(&self, topic: &str, partition: i32, messages: &[(&[u8], &[u8])]) {
         let mut client = self.kafka_client();
         for chunk in messages.chunks(400) {
@@ -254,7 +259,7 @@ impl Cluster {
             });
             let confirms = client
                 .produce_messages(RequiredAcks::All, Duration::from_secs(10), batch)
-                .expect("the broker takes messages");
+                .expect("the broker stores the messages");
             for confirm in confirms.iter().flat_map(|confirm| &confirm.partition_confirms) {
                 confirm.offset.as_ref().unwrap_or_else(|code| panic!("produce to {topic}: {code:?}"));
             }
@@ -267,24 +272,37 @@ impl Cluster {
         client
     }
 
-    /// A client of our own in ZooKeeper; its paths are whole, chroot included.
-    pub(crate) fn zk(&self) -> Zk {
+    /// A session with ZooKeeper; its paths include the chroot.
+    pub(crate) fn zk(&self) -> ZkClient {
         self.zookeeper_server.client()
     }
 
-    /// The text of a node; `path` is taken below the chroot.
+    /// The text of a node; `path` is relative to the chroot.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
         self.zk().read(&format!("{}{path}", self.chroot))
     }
 
-    /// The names of a node's children, sorted; `path` is taken below the chroot.
+    /// The names of a node's children, sorted; `path` is relative to the chroot.
     pub(crate) fn children(&self, path: &str) -> Vec<String> {
         self.zk().children(&format!("{}{path}", self.chroot))
+    }
+
+    /// Which member owns which partition of a module's topic.
+    pub(crate) fn owners(&self, module: &str, topic: &str) -> BTreeMap<String, String> {
+        let zk = self.zk();
+        let parent = format!("{}/consumers/{module}/owners/{topic}", self.chroot);
+        let owner = |partition: String| Some((zk.read(&format!("{parent}/{partition}"))?, partition));
+        zk.children(&parent).into_iter().filter_map(owner).map(|(owner, partition)| (partition, owner)).collect()
+    }
+
+    /// The sum of the offsets stored for a module's topic.
+    pub(crate) fn stored_offsets_sum(&self, module: &str, topic: &str, n_partitions: i32) -> i64 {
+        (0..n_partitions).filter_map(|partition| self.stored_offset(module, topic, partition)).sum()
     }
 
     /// The offset stored for a module's partition, if any.
     pub(crate) fn stored_offset(&self, module: &str, topic: &str, partition: i32) -> Option<i64> {
         let text = self.read(&format!("/consumers/{module}/offsets/{topic}/{partition}"))?;
-        Some(text.parse().unwrap_or_else(|_| panic!("the stored offset {text:?} is no number")))
+        Some(text.parse().unwrap_or_else(|_| panic!("the stored offset {text:?} is not a number")))
     }
 }

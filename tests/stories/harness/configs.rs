@@ -1,97 +1,60 @@
-//! The daemons' configuration files as their users know them, with the addresses of this run.
-//!
-//! A story that wants another value replaces it in the text (`.replace("worker_num: 100", "worker_num: 8")`) or adds lines.
+//! The configuration files that the stories start from: the reference files, with the addresses of this run.
 
-use super::Cluster;
+use std::collections::BTreeMap;
 
-/// The name under which [`kmonitor`] knows the cluster.
+use super::{Cluster, ConfigFile, free_port};
+
+/// The name of the cluster in the configuration of [`kmonitor`].
 pub(crate) const CLUSTER_NAME: &str = "test_cluster";
 
-/// `kproxy.yaml`.
-pub(crate) fn kproxy(cluster: &Cluster, port: u16, admin_port: u16) -> String {
-    format!(
-        "log_dir: ./log
-log_level: 4
-port: {port}
-admin_port: {admin_port}
-read_timeout_ms: 100
-write_timeout_ms: 100
-req_pool_size: 10240
-producer_num: 1
-max_request_size_bytes: 10485760
-broker_hosts:
-{}",
-        list(cluster.brokers.split(','))
-    )
+/// `kproxy.yaml` for the brokers of a cluster, at two free ports.
+pub(crate) fn kproxy(cluster: &Cluster) -> ConfigFile {
+    kproxy_for(&cluster.broker_list())
 }
 
-/// `conf/ktransfer.yaml`; the modules' files belong into `conf/modules`.
-pub(crate) fn ktransfer(cluster: &Cluster, admin_port: u16, modules: &[&str]) -> String {
-    format!(
-        "log_dir: ./log
-log_level: 4
-admin_port: {admin_port}
-zk_chroot: {}
-zk_timeout_ms: 3000
-zk_hosts:
-{}module_conf_dir: ./conf/modules
-module_enabled:
-{}",
-        cluster.chroot,
-        list([cluster.zookeeper.as_str()]),
-        list(modules.iter().copied())
-    )
+/// `kproxy.yaml` for these brokers, at two free ports.
+pub(crate) fn kproxy_for(brokers: &[&str]) -> ConfigFile {
+    ConfigFile::of("kproxy").set("port", free_port()).set("admin_port", free_port()).set("broker_hosts", brokers)
 }
 
-/// `conf/modules/MODULE.yaml`, with the methods of [`super::message::METHODS`].
-pub(crate) fn module(topic: &str, servers: &[String]) -> String {
-    format!(
-        "topic: {topic}
-methods:
-{}protocol:
- name: http
- uri: /push/{{#TOPIC}}?key={{#KEY}}&transid={{#TRANSID}}&partition={{#PARTITION}}&method={{#METHOD}}
- headers:
-  - Host: backend.example
- read_timeout_ms: 0
- write_timeout_ms: 100
- conn_timeout_ms: 100
-worker_num: 100
-window_size: 200
-max_retry_times: -1
-fail_retry_interval_ms: 200
-zk_offset_update_interval_sec: 1
-backend_servers:
-{}",
-        list(super::message::METHODS),
-        list(servers.iter().map(String::as_str))
-    )
+/// `ktransfer.yaml`, at a free port; [`super::Ktransfer::start`] adds the names of the modules.
+pub(crate) fn ktransfer(cluster: &Cluster) -> ConfigFile {
+    ConfigFile::of("ktransfer")
+        .set("admin_port", free_port())
+        .set("zk_chroot", cluster.chroot)
+        .set("zk_hosts", [&cluster.zookeeper])
 }
 
-/// `kmonitor.yaml`.
-pub(crate) fn kmonitor(cluster: &Cluster, port: u16) -> String {
-    format!(
-        "base:
- log_dir: ./log
- log_level: 4
- clusters:
-  - {CLUSTER_NAME}
-http_server:
- port: {port}
- read_timeout_ms: 100
- write_timeout_ms: 100
-{CLUSTER_NAME}:
- chroot: {}
- zk_connect_timeout_ms: 1000
- zk_session_timeout_ms: 6000
- zk_hosts:
-{}",
-        cluster.chroot,
-        list([cluster.zookeeper.as_str()])
-    )
+/// A module's file that filters by [`super::message::METHODS`].
+pub(crate) fn filtered_module(topic: &str, servers: &[String]) -> ConfigFile {
+    module(topic, servers).set("methods", super::message::METHODS)
 }
 
-/// A YAML list, indented enough for every key above.
-fn list<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
-    values.into_iter().map(|value| format!("  - {value}\n")).collect()
+/// A module's file that pushes every message.
+pub(crate) fn module(topic: &str, servers: &[String]) -> ConfigFile {
+    let uri = "/push/{#TOPIC}?key={#KEY}&transid={#TRANSID}&partition={#PARTITION}&method={#METHOD}";
+    ConfigFile::of("module")
+        .set("topic", topic)
+        .remove("methods")
+        .set("protocol.uri", uri)
+        .set("protocol.headers", [BTreeMap::from([("Host", "backend.example")])])
+        .set("zk_offset_update_interval_sec", 1)
+        .set("backend_servers", servers)
+}
+
+/// `kmonitor.yaml` for one cluster, [`CLUSTER_NAME`], at a free port.
+pub(crate) fn kmonitor(cluster: &Cluster) -> ConfigFile {
+    kmonitor_for(cluster.chroot, &[(CLUSTER_NAME, &cluster.zookeeper)])
+}
+
+/// `kmonitor.yaml` for clusters by name, each with its ZooKeeper (`host:port`), at a free port.
+pub(crate) fn kmonitor_for(chroot: &str, clusters: &[(&str, &str)]) -> ConfigFile {
+    let names: Vec<&str> = clusters.iter().map(|(name, _)| *name).collect();
+    let file = ConfigFile::of("kmonitor")
+        .set("http_server.port", free_port())
+        .set("base.clusters", &names)
+        .replace_sections(&["test_cluster", "common_cluster"], &names);
+    clusters.iter().fold(file, |file, (name, zookeeper)| {
+        file.set(&format!("{name}.chroot"), chroot).set(&format!("{name}.zk_hosts"), [zookeeper])
+    })
 }

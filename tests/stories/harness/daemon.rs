@@ -26,12 +26,12 @@ impl Program {
     }
 }
 
-/// Where the binary is: in the folder `KAFKA_HTTP_WRAPPER_BIN_DIR` names, or as cargo built it for this run.
+/// The path of the binary: in the folder `KAFKA_HTTP_WRAPPER_BIN_DIR`, or as cargo built it for this run.
 pub(crate) fn binary(program: Program) -> PathBuf {
     if let Some(folder) = std::env::var_os("KAFKA_HTTP_WRAPPER_BIN_DIR") {
         let path = Path::new(&folder).join(program.file_name());
-        assert!(path.is_file(), "KAFKA_HTTP_WRAPPER_BIN_DIR: there is no {}", path.display());
-        return path.canonicalize().expect("a file that is there");
+        assert!(path.is_file(), "KAFKA_HTTP_WRAPPER_BIN_DIR has no {}", path.display());
+        return path.canonicalize().expect("an existing file has a path");
     }
     let built = match program {
         Program::Kproxy => option_env!("CARGO_BIN_EXE_kproxy_bin"),
@@ -41,7 +41,7 @@ pub(crate) fn binary(program: Program) -> PathBuf {
     built.expect("cargo names the binaries to tests only; set KAFKA_HTTP_WRAPPER_BIN_DIR").into()
 }
 
-/// One running daemon; dropped, it is killed. If its story fails, all it wrote is printed.
+/// One running daemon; dropped, it is killed. If its story fails, its output and the end of its log are printed.
 pub(crate) struct Daemon {
     program: Program,
     folder: PathBuf,
@@ -49,14 +49,14 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Writes the files (name and text; the first is the one given with `-f`) into a folder of its own and runs the daemon
-    /// in that folder, so `./log` and `./conf/modules` are below it. Returns at once.
+    /// Writes the files (name and text; the first is the one given with `-f`) into a folder of its own and runs the
+    /// daemon in that folder, so `./log` and `./conf/modules` are below it. Returns at once.
     pub(crate) fn start(program: Program, files: &[(&str, &str)]) -> Daemon {
         let folder = folder(program.file_name());
         for (name, text) in files {
             let path = folder.join(name);
-            fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a folder under our own");
-            fs::write(path, text).expect("a file in our own folder");
+            fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a temporary folder");
+            fs::write(path, text).expect("a file in a temporary folder");
         }
         let process = launch(program, &folder, &["-f", files[0].0]);
         Daemon { program, folder, process }
@@ -84,15 +84,16 @@ impl Daemon {
         &self.folder
     }
 
-    /// Waits until `/readyz` at `host:port` says yes; panics when it does not, or at once when the daemon has ended.
+    /// Waits until a GET of `path` (`/healthz`, `/readyz`) at `host:port` is answered with 200; panics at the deadline,
+    /// or at once when the daemon has ended.
     #[track_caller]
-    pub(crate) fn wait_until_ready(&mut self, address: &str, deadline: Duration) {
+    pub(crate) fn wait_until_ok(&mut self, address: &str, path: &str, deadline: Duration) {
         let name = self.program.file_name();
-        let url = format!("http://{address}/readyz");
+        let url = format!("http://{address}{path}");
         let mut last = String::new();
         let ready = poll(deadline, || {
             if let Some(status) = self.ended() {
-                panic!("{name} ended before it was ready: {status}");
+                panic!("{name} ended before {path} was answered with 200: {status}");
             }
             last = match http::get(&url) {
                 Ok(answer) if answer.status == 200 => return Some(()),
@@ -101,15 +102,15 @@ impl Daemon {
             };
             None
         });
-        assert!(ready.is_some(), "{name} is not ready after {deadline:?}: {last}");
+        assert!(ready.is_some(), "{name} does not answer {path} with 200 after {deadline:?}: {last}");
     }
 
-    /// Asks it to end (SIGTERM).
+    /// Sends SIGTERM.
     pub(crate) fn terminate(&mut self) {
         self.process.signal(libc::SIGTERM);
     }
 
-    /// Ends it at once; returns when it is gone.
+    /// Sends SIGKILL; returns when the process is gone.
     pub(crate) fn kill9(&mut self) {
         self.process.kill9();
     }
@@ -118,26 +119,26 @@ impl Daemon {
         self.process.signal(signal);
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the daemon has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.process.ended()
     }
 
-    /// Waits for its end; panics when it does not come.
+    /// Waits for the daemon to end; panics at the deadline.
     #[track_caller]
     pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
         self.process.wait(deadline)
     }
 
-    /// SIGTERM, and it must end with exit code 0 in time.
+    /// Sends SIGTERM; the daemon must end with exit code 0 within the deadline.
     #[track_caller]
-    pub(crate) fn end_well(&mut self, deadline: Duration) {
+    pub(crate) fn stop(&mut self, deadline: Duration) {
         self.terminate();
         let status = self.wait(deadline);
         assert_eq!(status.code(), Some(0), "{} after SIGTERM: {status}", self.program.file_name());
     }
 
-    /// All it wrote into the files of `./log`.
+    /// The text of all files in `./log`.
     pub(crate) fn log(&self) -> String {
         let Ok(entries) = fs::read_dir(self.folder.join("log")) else {
             return String::new();
@@ -148,7 +149,7 @@ impl Daemon {
         paths.iter().map(read).collect()
     }
 
-    /// All it wrote to stdout and stderr.
+    /// The text that it wrote to stdout and stderr.
     pub(crate) fn output(&self) -> String {
         tail(&self.folder.join("output"), usize::MAX)
     }
@@ -161,31 +162,31 @@ impl Daemon {
         });
     }
 
-    /// The memory it uses now (resident), in bytes.
+    /// The resident memory now.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.status_of_process("VmRSS:") * 1024
     }
 
-    /// The most memory it ever used (resident), in bytes.
+    /// The highest resident memory so far.
     pub(crate) fn peak_resident_bytes(&self) -> u64 {
         self.status_of_process("VmHWM:") * 1024
     }
 
-    /// Its threads.
+    /// The number of its threads.
     pub(crate) fn threads(&self) -> u64 {
         self.status_of_process("Threads:")
     }
 
-    /// A number out of proc(5), `status`.
+    /// A number in `/proc/PID/status`, see proc(5).
     fn status_of_process(&self, name: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with(name)).expect("the kernel says so");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
+        let line = status.lines().find(|line| line.starts_with(name)).expect("a line of proc(5)");
         line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
     }
 
     /// The names of its threads now, sorted.
     pub(crate) fn thread_names(&self) -> Vec<String> {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs").flatten();
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the daemon runs").flatten();
         let name = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("comm")).ok();
         let mut names: Vec<String> = threads.filter_map(name).map(|name| name.trim_end().to_owned()).collect();
         names.sort();
@@ -209,8 +210,8 @@ impl Drop for Daemon {
             eprintln!("---- {name} (pid {}, {state}), outputs:\n{}", self.pid(), self.output());
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            let shown = lines[lines.len().saturating_sub(200)..].join("\n");
-            eprintln!("---- {name}, the last of {} log lines:\n{shown}\n----", lines.len());
+            let last_lines = lines[lines.len().saturating_sub(200)..].join("\n");
+            eprintln!("---- {name}, the last of {} log lines:\n{last_lines}\n----", lines.len());
         }
     }
 }

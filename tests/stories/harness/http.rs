@@ -1,19 +1,19 @@
 //! A small HTTP/1.1 client for the stories: one request, thousands on one connection, or raw bytes.
 //!
-//! It checks nothing for its user: what it is told to send is sent, however wrong.
+//! It sends what the story gives it, valid or not.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// How long one read may take; a story that wants less sets it on its [`Client`].
+/// How long one read or write may take; a story changes it on [`Client::socket`].
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone)]
 pub(crate) struct Response {
     pub(crate) status: u16,
-    /// In the order they came.
+    /// In the order of arrival.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
@@ -29,10 +29,10 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON; panics if it is none.
+    /// The body as JSON; panics if it is not JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {:?}", self.text()))
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {:?}", self.text()))
     }
 }
 
@@ -49,16 +49,32 @@ pub(crate) fn post(url: &str, body: &[u8]) -> io::Result<Response> {
 }
 
 fn split(url: &str) -> (&str, &str) {
-    let rest = url.strip_prefix("http://").expect("only http:// is spoken here");
+    let rest = url.strip_prefix("http://").expect("an http:// URL");
     rest.find('/').map_or((rest, "/"), |at| rest.split_at(at))
 }
 
-/// What a connection is spoken over.
+/// The bytes of a POST with `Host` and `Content-Length`.
+pub(crate) fn post_request(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+/// A plain socket whose reads and writes fail after `timeout`.
+#[track_caller]
+pub(crate) fn connect_raw(address: &str, timeout: Duration) -> TcpStream {
+    let socket = TcpStream::connect(address).expect("the server listens");
+    socket.set_read_timeout(Some(timeout)).expect("a timeout over zero");
+    socket.set_write_timeout(Some(timeout)).expect("a timeout over zero");
+    socket
+}
+
+/// A plain TCP stream, or TLS over one.
 pub(crate) trait Stream: Read + Write + Send {}
 
 impl<T: Read + Write + Send> Stream for T {}
 
-/// One connection that is kept.
+/// One persistent connection.
 pub(crate) struct Client {
     stream: BufReader<Box<dyn Stream>>,
     socket: TcpStream,
@@ -70,7 +86,7 @@ impl Client {
         Client::over(address, |socket| Ok(Box::new(socket)))
     }
 
-    /// As [`Client::connect`], and what `wrap` makes of the socket is spoken over.
+    /// As [`Client::connect`], over the stream that `wrap` makes of the socket.
     pub(crate) fn over(
         address: &str,
         wrap: impl FnOnce(TcpStream) -> io::Result<Box<dyn Stream>>,
@@ -83,7 +99,7 @@ impl Client {
         Ok(Client { stream, socket, address: address.to_owned() })
     }
 
-    /// The socket below, for its options and for being cut.
+    /// The socket, for its options.
     pub(crate) fn socket(&self) -> &TcpStream {
         &self.socket
     }
@@ -96,7 +112,7 @@ impl Client {
         self.request("GET", path, &[], b"")
     }
 
-    /// One request and its answer. `Host` and `Content-Length` are added.
+    /// Sends one request, with `Host` and `Content-Length`, and reads its response.
     pub(crate) fn request(
         &mut self,
         method: &str,
@@ -122,7 +138,7 @@ impl Client {
         self.stream.get_mut().write_all(bytes)
     }
 
-    /// Reads one answer; those before 200 (`100 Continue`) are passed over.
+    /// Reads one response; interim ones (`100 Continue`) are skipped.
     pub(crate) fn read_response(&mut self) -> io::Result<Response> {
         loop {
             let (version, mut response) = self.read_head()?;
@@ -132,22 +148,22 @@ impl Client {
             let chunked = response.header("Transfer-Encoding").is_some_and(|value| value == "chunked");
             let length = response.header("Content-Length").map(str::to_owned);
             response.body = match length {
-                _ if chunked => self.read_chunks()?,
+                _ if chunked => read_chunked_body(&mut self.stream)?,
                 Some(length) => {
-                    let length = length.parse().map_err(|_| io::Error::other("Content-Length is no number"))?;
+                    let length = length.parse().map_err(|_| io::Error::other("Content-Length is not a number"))?;
                     let mut body = vec![0; length];
                     self.stream.read_exact(&mut body)?;
                     body
                 }
                 None if response.status == 204 || response.status == 304 => Vec::new(),
                 None if version == "HTTP/1.0" || response.header("Connection") == Some("close") => self.read_rest()?,
-                None => return Err(io::Error::other("an answer without a length")),
+                None => return Err(io::Error::other("a response without Content-Length")),
             };
             return Ok(response);
         }
     }
 
-    /// Reads the status line and headers of one answer.
+    /// Reads the status line and headers of one response.
     pub(crate) fn read_head(&mut self) -> io::Result<(String, Response)> {
         let line = self.read_line()?;
         let mut words = line.split(' ');
@@ -165,37 +181,42 @@ impl Client {
         }
     }
 
-    /// Reads until the other side closes.
+    /// Reads until the server closes the connection.
     pub(crate) fn read_rest(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest)?;
         Ok(rest)
     }
 
-    fn read_chunks(&mut self) -> io::Result<Vec<u8>> {
-        let mut body = Vec::new();
-        loop {
-            let line = self.read_line()?;
-            let length = usize::from_str_radix(line.trim(), 16).map_err(|_| io::Error::other("a bad chunk"))?;
-            let start = body.len();
-            body.resize(start + length, 0);
-            self.stream.read_exact(&mut body[start..])?;
-            self.read_line()?;
-            if length == 0 {
-                return Ok(body);
-            }
-        }
-    }
-
     fn read_line(&mut self) -> io::Result<String> {
-        let mut line = Vec::new();
-        self.stream.read_until(b'\n', &mut line)?;
-        if line.pop() != Some(b'\n') {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if line.last() == Some(&b'\r') {
-            line.pop();
-        }
-        Ok(String::from_utf8_lossy(&line).into_owned())
+        read_line(&mut self.stream)
     }
+}
+
+/// Reads a body in chunks; trailers are not expected.
+pub(super) fn read_chunked_body(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let length = usize::from_str_radix(read_line(stream)?.trim(), 16).map_err(io::Error::other)?;
+        let start = body.len();
+        body.resize(start + length, 0);
+        stream.read_exact(&mut body[start..])?;
+        read_line(stream)?;
+        if length == 0 {
+            return Ok(body);
+        }
+    }
+}
+
+/// Reads a line without its end.
+fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
+    let mut line = Vec::new();
+    stream.read_until(b'\n', &mut line)?;
+    if line.pop() != Some(b'\n') {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
 }

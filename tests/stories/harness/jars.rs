@@ -1,7 +1,7 @@
-//! The jars of Kafka and ZooKeeper, brought once by Maven into a cache that git does not see.
+//! The jars of Kafka and ZooKeeper, downloaded once by Maven into a cache that git ignores.
 //!
-//! Invariant: a folder under its final name is complete. What is being brought lies elsewhere and is renamed when done,
-//! under a lock that concurrent users wait for.
+//! Invariant: a folder under its final name is complete. A download goes to another folder, which is renamed when it is
+//! done, under a lock that concurrent processes wait for.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::process::{Process, folder, tail};
 /// Which Kafka.
 #[derive(Clone, Copy)]
 pub(crate) enum Edition {
-    /// 3.9, the last one with ZooKeeper, which comes with it.
+    /// 3.9, the last one that runs with ZooKeeper; the jars include it.
     WithZooKeeper,
     /// 4.x, without ZooKeeper.
     Kraft,
@@ -30,7 +30,7 @@ impl Edition {
     }
 }
 
-/// The folder with the jars of this edition; brings them when they are not there yet.
+/// The folder with the jars of this edition; they are downloaded if they are missing.
 pub(crate) fn jars(edition: Edition) -> &'static Path {
     static WITH_ZOOKEEPER: OnceLock<PathBuf> = OnceLock::new();
     static KRAFT: OnceLock<PathBuf> = OnceLock::new();
@@ -38,7 +38,7 @@ pub(crate) fn jars(edition: Edition) -> &'static Path {
         Edition::WithZooKeeper => &WITH_ZOOKEEPER,
         Edition::Kraft => &KRAFT,
     };
-    slot.get_or_init(|| bring(&edition.pom()))
+    slot.get_or_init(|| download(&edition.pom()))
 }
 
 /// A `java` command with these jars on its class path.
@@ -56,42 +56,42 @@ pub(crate) fn java(edition: Edition, options: &[&str]) -> Command {
     command
 }
 
-/// Where the jars are kept: `KAFKA_HTTP_WRAPPER_CACHE`, or `target/` of the checkout.
+/// The folder of the jars: `KAFKA_HTTP_WRAPPER_CACHE`, or `target/` of the checkout.
 fn cache() -> PathBuf {
     match std::env::var_os("KAFKA_HTTP_WRAPPER_CACHE") {
-        // Maven takes a relative path from the pom's folder, we from ours.
+        // Maven would take a relative path from the folder of the pom.
         Some(path) => std::path::absolute(path).expect("a path that is not empty"),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
     }
 }
 
-fn bring(pom: &Path) -> PathBuf {
+fn download(pom: &Path) -> PathBuf {
     let text = fs::read_to_string(pom).expect("the pom is part of the tree");
     let version = between(&text, "<kafka.version>", "</kafka.version>");
-    let place = cache().join(format!("kafka-{version}"));
-    if place.is_dir() {
-        return place;
+    let complete = cache().join(format!("kafka-{version}"));
+    if complete.is_dir() {
+        return complete;
     }
     fs::create_dir_all(cache()).expect("the cache folder can be made");
     let lock = File::create(cache().join(format!("kafka-{version}.lock"))).expect("a lock file in the cache");
     lock.lock().expect("files can be locked");
-    if place.is_dir() {
-        return place;
+    if complete.is_dir() {
+        return complete;
     }
-    eprintln!("bringing Kafka {version} with Maven into {} (once, about 56 MB) ...", place.display());
+    eprintln!("downloading Kafka {version} with Maven to {} (once, about 56 MB) ...", complete.display());
     let started = Instant::now();
     let unfinished = cache().join(format!("kafka-{version}.unfinished"));
     let _ = fs::remove_dir_all(&unfinished);
     run_maven(pom, &unfinished);
-    // Two bindings of slf4j would quarrel; the simple one, which writes to stderr, stays.
+    // slf4j warns about a second binding; the simple one, which writes to stderr, is kept.
     for jar in fs::read_dir(&unfinished).expect("Maven made the folder").flatten() {
         if jar.file_name().to_string_lossy().starts_with("slf4j-reload4j") {
             fs::remove_file(jar.path()).expect("a jar can be removed");
         }
     }
-    fs::rename(&unfinished, &place).expect("a rename inside the cache");
-    eprintln!("Kafka {version} is there after {:.1} s", started.elapsed().as_secs_f64());
-    place
+    fs::rename(&unfinished, &complete).expect("a rename inside the cache");
+    eprintln!("Kafka {version} was downloaded in {:.1} s", started.elapsed().as_secs_f64());
+    complete
 }
 
 fn run_maven(pom: &Path, into: &Path) {
@@ -110,7 +110,7 @@ fn run_maven(pom: &Path, into: &Path) {
         eprintln!("  {waited} s, {n_jars} jars so far ...");
         assert!(waited < 600, "Maven takes more than 10 minutes:\n{}", tail(&output, 20));
     }
-    let status = maven.ended().expect("it has ended");
+    let status = maven.ended().expect("Maven has ended");
     assert!(status.success(), "Maven failed ({status}):\n{}", tail(&output, 40));
 }
 

@@ -1,4 +1,4 @@
-//! A real Kafka broker that a story may hurt.
+//! A real Kafka broker that a story may kill, freeze and restart.
 
 use std::fs;
 use std::ops::Deref;
@@ -10,13 +10,12 @@ use super::jars::{Edition, java};
 use super::kafka_wire::metadata;
 use super::process::{Process, folder, free_port, tail};
 use super::secured::{self, Certificates};
-use super::victim::Victim;
-use super::{ZooKeeper, poll};
+use super::{ServerProcess, ZooKeeper, poll};
 
-/// How long a broker may take from start to its first answer, waits for its old ZooKeeper session included.
+/// How long a broker may take from start to its first answer, the end of its old ZooKeeper session included.
 const START_DEADLINE: Duration = Duration::from_secs(90);
 
-/// What every broker of ours is told: nothing is created unasked, nothing waits, little is written.
+/// Properties of every broker: no topic is created by itself, group members do not wait, internal topics are small.
 const COMMON_PROPERTIES: &str = "auto.create.topics.enable=false\n\
     group.initial.rebalance.delay.ms=0\n\
     offsets.topic.replication.factor=1\n\
@@ -27,16 +26,16 @@ const COMMON_PROPERTIES: &str = "auto.create.topics.enable=false\n\
     log.cleaner.dedupe.buffer.size=8388608\n\
     controlled.shutdown.enable=false\n";
 
-/// One broker; dropped, it is gone with its data.
+/// One broker; dropped, it is killed.
 pub(crate) struct Kafka {
     port: u16,
     folder: PathBuf,
-    victim: Victim,
+    process: ServerProcess,
 }
 
 impl Kafka {
-    /// Starts a broker 3.9 that belongs to the cluster under `chroot` of this ZooKeeper; returns when it answers.
-    /// `properties` are more lines, `key=value`, which win over ours.
+    /// Starts a broker 3.9 of the cluster under `chroot` of this ZooKeeper; returns when it answers. `properties` are
+    /// lines, `key=value`, that override those of the harness.
     pub(crate) fn start(zookeeper: &ZooKeeper, chroot: &str, broker_id: i32, properties: &[&str]) -> Kafka {
         let port = free_port();
         let own = format!(
@@ -47,7 +46,7 @@ impl Kafka {
         Kafka::start_with(Edition::WithZooKeeper, port, &own, properties)
     }
 
-    /// As [`Kafka::start`], and it listens with SASL_SSL besides; gives that address, `host:port`, too.
+    /// As [`Kafka::start`], with a second listener for SASL_SSL, whose `host:port` is returned.
     pub(crate) fn start_secured(zookeeper: &ZooKeeper, chroot: &str, certificates: &Certificates) -> (Kafka, String) {
         let (port, secured_port) = (free_port(), free_port());
         let own = format!(
@@ -63,7 +62,7 @@ impl Kafka {
         (broker, format!("127.0.0.1:{secured_port}"))
     }
 
-    /// As [`Kafka::start_kraft`], and it listens with SASL_SSL besides; gives that address, `host:port`, too.
+    /// As [`Kafka::start_kraft`], with a second listener for SASL_SSL, whose `host:port` is returned.
     pub(crate) fn start_kraft_secured(certificates: &Certificates) -> (Kafka, String) {
         let (port, controller_port, secured_port) = (free_port(), free_port(), free_port());
         let own = format!(
@@ -79,7 +78,7 @@ impl Kafka {
         (broker, format!("127.0.0.1:{secured_port}"))
     }
 
-    /// Starts a broker 4.x alone, its own controller; returns when it answers.
+    /// Starts a single broker 4.x that is its own controller; returns when it answers.
     pub(crate) fn start_kraft() -> Kafka {
         let (port, controller_port) = (free_port(), free_port());
         let own = format!(
@@ -94,17 +93,17 @@ impl Kafka {
         Kafka::start_with(Edition::Kraft, port, &own, &[])
     }
 
-    fn start_with(edition: Edition, port: u16, own: &str, more: &[&str]) -> Kafka {
+    fn start_with(edition: Edition, port: u16, own: &str, overrides: &[&str]) -> Kafka {
         let folder = folder("kafka");
         let properties =
-            format!("{COMMON_PROPERTIES}log.dirs={}\n{own}{}\n", folder.join("data").display(), more.join("\n"));
-        fs::write(properties_of(&folder), properties).expect("a file in our own folder");
+            format!("{COMMON_PROPERTIES}log.dirs={}\n{own}{}\n", folder.join("data").display(), overrides.join("\n"));
+        fs::write(properties_of(&folder), properties).expect("a file in a temporary folder");
         if matches!(edition, Edition::Kraft) {
             format_storage(&folder);
         }
         let launched = folder.clone();
-        let victim = Victim::new(move || launch(edition, &launched));
-        let broker = Kafka { port, folder, victim };
+        let process = ServerProcess::new(move || launch(edition, &launched));
+        let broker = Kafka { port, folder, process };
         broker.wait_ready();
         broker
     }
@@ -114,12 +113,12 @@ impl Kafka {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Where it keeps its partitions.
+    /// The folder of its partitions.
     pub(crate) fn data_folder(&self) -> PathBuf {
         self.folder.join("data")
     }
 
-    /// Starts it again, with the same port and data (ends it before if it still runs), and returns when it answers.
+    /// Starts it again with the same port and data (killed before if it still runs); returns when it answers.
     pub(crate) fn restart(&self) {
         self.relaunch();
         self.wait_ready();
@@ -129,7 +128,8 @@ impl Kafka {
         let mut first_end = None;
         let answer = poll(START_DEADLINE, || {
             if let Some(status) = self.ended() {
-                // Killed, its node stays in ZooKeeper until its session ends; until then a new one gives up at once.
+                // A killed broker leaves its node in ZooKeeper until its session ends; until then the next one exits at
+                // once.
                 first_end.get_or_insert(status);
                 self.relaunch();
             }
@@ -142,10 +142,10 @@ impl Kafka {
 }
 
 impl Deref for Kafka {
-    type Target = Victim;
+    type Target = ServerProcess;
 
-    fn deref(&self) -> &Victim {
-        &self.victim
+    fn deref(&self) -> &ServerProcess {
+        &self.process
     }
 }
 

@@ -1,13 +1,13 @@
-//! The few Kafka requests the harness itself makes, written from the protocol: metadata, create a topic, ends of the logs.
+//! The Kafka requests that the harness itself sends, written from the protocol: metadata, topics, log end offsets.
 //!
-//! They depend on neither engine of the daemons, need no Java process (a second each) and are understood by 3.9 and 4.x alike.
+//! They use neither engine of the daemons and no Java process (a second each), and work with 3.9 and 4.x.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use super::poll;
+use super::{poll, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -20,7 +20,7 @@ const CREATE_PARTITIONS: i16 = 37;
 const TOPIC_ALREADY_EXISTS: i16 = 36;
 const NOT_CONTROLLER: i16 = 41;
 
-/// What a broker says of its cluster.
+/// A metadata response.
 #[derive(Debug, Default)]
 pub(crate) struct Metadata {
     /// `host:port` by broker id.
@@ -28,13 +28,13 @@ pub(crate) struct Metadata {
     pub(crate) controller: i32,
     /// By topic: the leader of each partition, by partition; -1 for none.
     pub(crate) leaders: BTreeMap<String, BTreeMap<i32, i32>>,
-    /// By topic and partition: the brokers that have all of it.
+    /// By topic and partition: the replicas in sync.
     pub(crate) in_sync: BTreeMap<String, BTreeMap<i32, Vec<i32>>>,
 }
 
-/// What the first broker of the list that answers says; `topics` empty asks for all.
+/// Metadata from the first broker of the list that answers; of all topics where `topics` is empty.
 pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
-    let mut request = Writer::default();
+    let mut request = KafkaRequest::default();
     if topics.is_empty() {
         request.int(-1);
     } else {
@@ -43,7 +43,7 @@ pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
     }
     let mut last_error = io::Error::other("no broker given");
     for broker in brokers.split(',') {
-        match call(broker, METADATA, 1, &request.0).and_then(|answer| read_metadata(&mut Reader(&answer))) {
+        match call(broker, METADATA, 1, &request.0).and_then(|answer| read_metadata(&mut KafkaResponse(&answer))) {
             Ok(metadata) => return Ok(metadata),
             Err(error) => last_error = error,
         }
@@ -51,12 +51,12 @@ pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
     Err(last_error)
 }
 
-/// Creates a topic and returns when every partition has a leader that all brokers know of.
+/// Creates a topic; returns when all brokers name a leader of every partition and every leader serves its partitions.
 pub(crate) fn create_topic(brokers: &str, name: &str, partitions: i32, replication: i16) {
     create_topic_with(brokers, name, partitions, replication, &[]);
 }
 
-/// As [`create_topic`], with settings of its own.
+/// As [`create_topic`], with topic settings.
 pub(crate) fn create_topic_with(
     brokers: &str,
     name: &str,
@@ -68,7 +68,7 @@ pub(crate) fn create_topic_with(
     let created = poll(DEADLINE, || match try_create(brokers, name, partitions, replication, settings) {
         Ok(0 | TOPIC_ALREADY_EXISTS) => Some(()),
         Ok(code) => {
-            last = format!("Kafka's error {code}");
+            last = format!("Kafka error {code}");
             assert_eq!(code, NOT_CONTROLLER, "creating topic {name}");
             None
         }
@@ -78,30 +78,22 @@ pub(crate) fn create_topic_with(
         }
     });
     assert!(created.is_some(), "cannot create topic {name}: {last}");
-    for broker in brokers.split(',') {
-        let ready = poll(DEADLINE, || {
-            let metadata = metadata(broker, &[name]).ok()?;
-            let leaders = metadata.leaders.get(name)?;
-            let all_led = leaders.values().all(|leader| metadata.brokers.contains_key(leader));
-            (leaders.len() == partitions as usize && all_led).then_some(())
-        });
-        assert!(ready.is_some(), "the partitions of {name} have no leaders at {broker}");
-    }
-    // A leader that is named may not have taken office yet; once it tells the end of its log it serves everything.
+    wait_for_leaders(brokers, name, partitions);
+    // A broker may be named before it has become the leader; once it returns the log end offset it serves everything.
     let led = poll(DEADLINE, || {
         let ends = log_ends(brokers, name).ok()?;
         (ends.len() == partitions as usize).then_some(())
     });
-    assert!(led.is_some(), "the leaders of {name} do not serve it");
+    assert!(led.is_some(), "the leaders of {name} do not return its log end offsets");
 }
 
-/// The end of the log of each partition: the offset the next message will have.
+/// The log end offset of each partition: the offset of the next message.
 pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i64>> {
     let metadata = metadata(brokers, &[topic])?;
     let mut ends = BTreeMap::new();
     for (&partition, leader) in metadata.leaders.get(topic).into_iter().flatten() {
         let broker = metadata.brokers.get(leader).ok_or_else(|| io::Error::other("a partition without leader"))?;
-        let mut request = Writer::default();
+        let mut request = KafkaRequest::default();
         request.int(-1);
         request.int(1);
         request.text(topic);
@@ -109,7 +101,7 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
         request.int(partition);
         request.long(-1);
         let answer = call(broker, LIST_OFFSETS, 1, &request.0)?;
-        let mut reader = Reader(&answer);
+        let mut reader = KafkaResponse(&answer);
         reader.int()?;
         reader.text()?;
         reader.int()?;
@@ -118,61 +110,63 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
         reader.long()?;
         let end = reader.long()?;
         if code != 0 {
-            return Err(io::Error::other(format!("Kafka's error {code}")));
+            return Err(io::Error::other(format!("Kafka error {code}")));
         }
         ends.insert(partition, end);
     }
     Ok(ends)
 }
 
-/// Lets a topic have so many partitions in all and returns when every broker of the list names a leader for each.
+/// Adds partitions to a topic, up to `partitions` in all; returns when every broker of the list names a leader of each.
 pub(crate) fn grow_topic(brokers: &str, name: &str, partitions: i32) {
-    let grown = poll(DEADLINE, || {
-        let metadata = metadata(brokers, &[]).ok()?;
-        let controller = metadata.brokers.get(&metadata.controller)?;
-        let mut request = Writer::default();
-        request.int(1);
-        request.text(name);
-        request.int(partitions);
-        request.int(-1); // No assignment of our own.
-        request.int(DEADLINE.as_millis() as i32);
-        request.0.push(0); // Not only validated.
-        let answer = call(controller, CREATE_PARTITIONS, 0, &request.0).ok()?;
-        let mut reader = Reader(&answer);
-        reader.int().ok()?; // Throttled for so long.
-        reader.int().ok()?;
-        reader.text().ok()?;
-        (reader.short().ok()? == 0).then_some(())
+    let mut request = KafkaRequest::default();
+    request.int(1);
+    request.text(name);
+    request.int(partitions);
+    request.int(-1); // No replica assignment.
+    request.int(DEADLINE.as_millis() as i32);
+    request.0.push(0); // Not validate_only.
+    wait_until(DEADLINE, &format!("topic {name} has {partitions} partitions"), || {
+        call_controller(brokers, CREATE_PARTITIONS, 0, &request.0).is_ok_and(|code| code == 0)
     });
-    assert!(grown.is_some(), "topic {name} does not get {partitions} partitions");
+    wait_for_leaders(brokers, name, partitions);
+}
+
+/// Waits until every broker of the list names a leader of each of these partitions.
+fn wait_for_leaders(brokers: &str, name: &str, partitions: i32) {
     for broker in brokers.split(',') {
         let ready = poll(DEADLINE, || {
             let metadata = metadata(broker, &[name]).ok()?;
             let leaders = metadata.leaders.get(name)?;
-            let is_led = |leader: &i32| metadata.brokers.contains_key(leader);
-            (leaders.len() == partitions as usize && leaders.values().all(is_led)).then_some(())
+            let is_live = |leader: &i32| metadata.brokers.contains_key(leader);
+            (leaders.len() == partitions as usize && leaders.values().all(is_live)).then_some(())
         });
-        assert!(ready.is_some(), "the new partitions of {name} have no leaders at {broker}");
+        assert!(ready.is_some(), "{broker} names no leaders for the {partitions} partitions of {name}");
     }
 }
 
-/// Deletes a topic and returns when no broker of the list names it any more.
+/// Sends a request about one topic to the controller; the error code of its response.
+fn call_controller(brokers: &str, api: i16, version: i16, body: &[u8]) -> io::Result<i16> {
+    let metadata = metadata(brokers, &[])?;
+    let controller = metadata.brokers.get(&metadata.controller);
+    let controller = controller.ok_or_else(|| io::Error::other("no controller is elected yet"))?;
+    let answer = call(controller, api, version, body)?;
+    let mut reader = KafkaResponse(&answer);
+    reader.int()?; // The throttle time.
+    reader.int()?; // The number of topics.
+    reader.text()?;
+    reader.short()
+}
+
+/// Deletes a topic; returns when no broker of the list names it any more.
 pub(crate) fn delete_topic(brokers: &str, name: &str) {
-    let deleted = poll(DEADLINE, || {
-        let metadata = metadata(brokers, &[]).ok()?;
-        let controller = metadata.brokers.get(&metadata.controller)?;
-        let mut request = Writer::default();
-        request.int(1);
-        request.text(name);
-        request.int(DEADLINE.as_millis() as i32);
-        let answer = call(controller, DELETE_TOPICS, 1, &request.0).ok()?;
-        let mut reader = Reader(&answer);
-        reader.int().ok()?; // Throttled for so long.
-        reader.int().ok()?;
-        reader.text().ok()?;
-        (reader.short().ok()? == 0).then_some(())
+    let mut request = KafkaRequest::default();
+    request.int(1);
+    request.text(name);
+    request.int(DEADLINE.as_millis() as i32);
+    wait_until(DEADLINE, &format!("topic {name} is deleted"), || {
+        call_controller(brokers, DELETE_TOPICS, 1, &request.0).is_ok_and(|code| code == 0)
     });
-    assert!(deleted.is_some(), "cannot delete topic {name}");
     for broker in brokers.split(',') {
         let gone = poll(DEADLINE, || {
             let metadata = metadata(broker, &[]).ok()?;
@@ -189,31 +183,23 @@ fn try_create(
     replication: i16,
     settings: &[(&str, &str)],
 ) -> io::Result<i16> {
-    let metadata = metadata(brokers, &[])?;
-    let controller =
-        metadata.brokers.get(&metadata.controller).ok_or_else(|| io::Error::other("no controller is known yet"))?;
-    let mut request = Writer::default();
+    let mut request = KafkaRequest::default();
     request.int(1);
     request.text(name);
     request.int(partitions);
     request.short(replication);
-    request.int(0); // No assignment of our own.
+    request.int(0); // No replica assignment.
     request.int(settings.len() as i32);
     for (name, value) in settings {
         request.text(name);
         request.text(value);
     }
     request.int(DEADLINE.as_millis() as i32);
-    request.0.push(0); // Not only validated.
-    let answer = call(controller, CREATE_TOPICS, 2, &request.0)?;
-    let mut reader = Reader(&answer);
-    reader.int()?; // Throttled for so long.
-    reader.int()?;
-    reader.text()?;
-    reader.short()
+    request.0.push(0); // Not validate_only.
+    call_controller(brokers, CREATE_TOPICS, 2, &request.0)
 }
 
-fn read_metadata(reader: &mut Reader<'_>) -> io::Result<Metadata> {
+fn read_metadata(reader: &mut KafkaResponse<'_>) -> io::Result<Metadata> {
     let mut metadata = Metadata::default();
     for _ in 0..reader.int()? {
         let id = reader.int()?;
@@ -244,7 +230,7 @@ fn read_metadata(reader: &mut Reader<'_>) -> io::Result<Metadata> {
 }
 
 fn call(broker: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Vec<u8>> {
-    let mut request = Writer::default();
+    let mut request = KafkaRequest::default();
     request.short(api);
     request.short(version);
     request.int(1);
@@ -259,7 +245,7 @@ fn call(broker: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Vec<u8>
     stream.read_exact(&mut length)?;
     let length = u32::from_be_bytes(length) as usize;
     if !(4..64 << 20).contains(&length) {
-        return Err(io::Error::other("not a Kafka answer"));
+        return Err(io::Error::other("not a Kafka response"));
     }
     let mut answer = vec![0; length];
     stream.read_exact(&mut answer)?;
@@ -267,9 +253,9 @@ fn call(broker: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Vec<u8>
 }
 
 #[derive(Default)]
-struct Writer(Vec<u8>);
+struct KafkaRequest(Vec<u8>);
 
-impl Writer {
+impl KafkaRequest {
     fn short(&mut self, value: i16) {
         self.0.extend_from_slice(&value.to_be_bytes());
     }
@@ -285,9 +271,9 @@ impl Writer {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct KafkaResponse<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> KafkaResponse<'a> {
     fn take(&mut self, n_bytes: usize) -> io::Result<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(n_bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.0 = rest;

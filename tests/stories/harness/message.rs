@@ -1,11 +1,11 @@
-//! Messages of the stories and the demo: msgpack documents as an application would post them.
+//! Messages of the stories and the demo: msgpack maps as an application would post them.
 
 use std::io::Cursor;
 
 use rmp::decode::{read_int, read_map_len, read_str_len};
 use rmp::encode::{write_map_len, write_str, write_uint};
 
-use super::oracle::Id;
+use super::oracle::MessageId;
 
 /// The methods of these messages.
 pub(crate) const METHODS: [&str; 2] = ["Greeting", "Farewell"];
@@ -14,7 +14,7 @@ pub(crate) const METHODS: [&str; 2] = ["Greeting", "Farewell"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) method: String,
-    pub(crate) id: Id,
+    pub(crate) id: MessageId,
 }
 
 impl Message {
@@ -27,11 +27,11 @@ impl Message {
             .and_then(|()| write_str(&mut bytes, &self.id.0))
             .and_then(|()| write_str(&mut bytes, "number"))
             .and_then(|()| write_uint(&mut bytes, self.id.1));
-        written.expect("a vector takes all");
+        written.expect("writing to a vector does not fail");
         bytes
     }
 
-    /// Reads what [`Message::encode`] wrote; `None` for anything else.
+    /// The reverse of [`Message::encode`]; `None` for any other bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Message> {
         let mut bytes = Cursor::new(bytes);
         let 3 = read_map_len(&mut bytes).ok()? else { return None };

@@ -1,88 +1,59 @@
-//! What the stories stand on: real Kafka and ZooKeeper, the daemons as real processes, a recording backend, an HTTP
+//! What the stories run on: a real Kafka and ZooKeeper, the daemons as real processes, a recording backend, an HTTP
 //! client.
 //!
-//! Used by the one test binary of the stories, so that one shared cluster serves them all, and by the demo. Invariant:
-//! when the process that uses it ends, in whatever way (also by `kill -9`), none of the processes it started and none of
-//! its folders stay behind; see [`process`].
+//! The test binary of the stories, the demo and the benchmark use it. Invariant: when the process that uses it ends, in
+//! whatever way (also by `kill -9`), none of the processes it started and none of its folders are left; see
+//! [`process`].
 
-#![allow(dead_code, unused_imports, reason = "it offers more than each of its two users takes")]
-#![allow(clippy::print_stderr, reason = "starting takes seconds: whoever waits is told what for")]
+#![allow(dead_code, unused_imports, reason = "none of its users needs all of it")]
+#![allow(clippy::print_stderr, reason = "starting takes seconds, and the user should see why")]
 
 pub(crate) mod backend;
 pub(crate) mod certificates;
 pub(crate) mod cluster;
+pub(crate) mod config_file;
 pub(crate) mod configs;
 pub(crate) mod daemon;
+pub(crate) mod delivery;
+pub(crate) mod engine;
 pub(crate) mod http;
 pub(crate) mod jars;
 pub(crate) mod kafka;
 pub(crate) mod kafka_wire;
+pub(crate) mod keeper;
+pub(crate) mod kmonitor;
+pub(crate) mod kproxy;
+pub(crate) mod ktransfer;
 pub(crate) mod message;
+pub(crate) mod metrics;
 pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod secured;
+pub(crate) mod server_process;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
-pub(crate) mod victim;
+pub(crate) mod wait;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-pub(crate) use backend::{Answer, Backend, Record, Request};
+pub(crate) use backend::{Answer, Backend, PushRecord, Request};
 pub(crate) use cluster::{Cluster, cluster, unique};
+pub(crate) use config_file::ConfigFile;
 pub(crate) use daemon::{Daemon, Program, binary};
 pub(crate) use kafka::Kafka;
+pub(crate) use kmonitor::Kmonitor;
+pub(crate) use kproxy::Kproxy;
+pub(crate) use ktransfer::Ktransfer;
 pub(crate) use process::free_port;
-pub(crate) use victim::Victim;
-pub(crate) use zk::Zk;
+pub(crate) use server_process::ServerProcess;
+pub(crate) use wait::{poll, wait_until};
+pub(crate) use zk::ZkClient;
 pub(crate) use zookeeper::ZooKeeper;
 
-/// An answer of a condition one waits for: `true`, or a value that is there.
-pub(crate) trait Met {
-    /// What the waiting returns.
-    type Value;
-    /// The value, if the condition is met.
-    fn met(self) -> Option<Self::Value>;
-}
+/// How long a daemon may take to listen, and to become ready where its cluster answers.
+pub(crate) const START_DEADLINE: Duration = Duration::from_secs(60);
 
-impl Met for bool {
-    type Value = ();
-    fn met(self) -> Option<()> {
-        self.then_some(())
-    }
-}
-
-impl<T> Met for Option<T> {
-    type Value = T;
-    fn met(self) -> Option<T> {
-        self
-    }
-}
-
-/// Asks again and again until the condition is met; panics with `what` once `deadline` has passed.
-#[track_caller]
-pub(crate) fn wait_until<M: Met>(deadline: Duration, what: &str, mut condition: impl FnMut() -> M) -> M::Value {
-    match poll(deadline, || condition().met()) {
-        Some(value) => value,
-        None => panic!("waited {:.1} s in vain: {what}", deadline.as_secs_f64()),
-    }
-}
-
-/// As [`wait_until`], for who goes on without it.
-pub(crate) fn poll<T>(deadline: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
-    let started = Instant::now();
-    let mut pause = Duration::from_millis(1);
-    loop {
-        // Asked once more after the deadline, so that a slow machine does not lose by its own scheduling.
-        let last = started.elapsed() >= deadline;
-        if let Some(value) = condition() {
-            return Some(value);
-        }
-        if last {
-            return None;
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
-}
+/// How long a daemon may take to end after SIGTERM: its default `shutdown_grace_ms`, and two seconds.
+pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(12);

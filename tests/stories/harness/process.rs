@@ -1,9 +1,9 @@
-//! Processes and folders that never outlive this one.
+//! Processes and folders that never outlive this process.
 //!
-//! Three nets, each for what the others miss: dropping a [`Process`] ends it; the kernel ends a child when the thread that
-//! forked it ends (so one thread forks all and lives as long as the process); and a watchdog shell, which reads a pipe from
-//! us, ends what is left and removes the folders when that pipe closes. Statics are never dropped in Rust, so the
-//! watchdog is what cleans up at an ordinary end as well.
+//! Three mechanisms: dropping a [`Process`] kills it; the kernel kills a child when the thread that forked it ends (so
+//! one thread forks all of them and lives as long as this process); and a watchdog shell, which reads a pipe from this
+//! process, kills the remaining ones and removes the folders when that pipe closes. Rust never drops statics, so the
+//! watchdog cleans up at an ordinary end as well.
 
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use super::poll;
 
-/// What the shell does that outlives us for a moment. `$1` is the folder to remove.
+/// The script of the shell, which outlives this process for a moment. `$1` is the folder to remove.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP QUIT
 pids=' '
@@ -60,15 +60,15 @@ fn watchdog() -> &'static Watchdog {
             .process_group(0)
             .spawn()
             .expect("sh starts");
-        fs::create_dir_all(&folder).expect("a folder under the temporary one");
+        fs::create_dir_all(&folder).expect("a temporary folder");
         let pipe = Mutex::new(shell.stdin.take().expect("stdin is piped"));
         Watchdog { pipe, folder, _shell: shell }
     })
 }
 
-fn tell_watchdog(word: &str, pid: u32) {
-    let mut pipe = watchdog().pipe.lock().expect("nobody panics while writing a line");
-    // A watchdog somebody killed costs the last net only.
+fn notify_watchdog(word: &str, pid: u32) {
+    let mut pipe = watchdog().pipe.lock().expect("writing a line does not panic");
+    // Without the watchdog (somebody killed it) the other two mechanisms remain.
     let _ = writeln!(pipe, "{word} {pid}");
 }
 
@@ -81,19 +81,19 @@ pub(crate) fn root() -> &'static Path {
 pub(crate) fn folder(name: &str) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let path = root().join(format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
-    fs::create_dir_all(&path).expect("a folder under our own");
+    fs::create_dir_all(&path).expect("a temporary folder");
     path
 }
 
-/// A number nobody foresees.
+/// A random number.
 pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// A loopback port that is free, and that this and other users of the harness will not choose again while we live.
+/// A free loopback port. No process that uses the harness chooses it again while this one lives.
 ///
-/// It lies below the range the system takes for outgoing connections: a client that retries a stopped server's port from
-/// within that range sooner or later connects to itself, and the server cannot come back.
+/// It is below the range of ephemeral ports: a client that retries a stopped server's port within that range sooner or
+/// later connects to itself, and the server cannot bind the port again.
 pub(crate) fn free_port() -> u16 {
     static CLAIMS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     loop {
@@ -111,7 +111,7 @@ pub(crate) fn free_port() -> u16 {
 
 type Job = (Command, Sender<io::Result<Child>>);
 
-/// Starts the command so that it ends with us, whatever ends us.
+/// Starts the command so that the kernel kills it when this process ends.
 fn spawn(mut command: Command) -> io::Result<Child> {
     static JOBS: OnceLock<Sender<Job>> = OnceLock::new();
     let own_pid = std::process::id();
@@ -138,7 +138,7 @@ fn spawn(mut command: Command) -> io::Result<Child> {
     let (done, child) = channel();
     jobs.send((command, done)).expect("the forking thread lives");
     let child = child.recv().expect("the forking thread answers")?;
-    tell_watchdog("start", child.id());
+    notify_watchdog("start", child.id());
     Ok(child)
 }
 
@@ -150,7 +150,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command` with both its outputs appended to the file `output`.
+    /// Starts `command`; its stdout and stderr are appended to the file `output`.
     pub(crate) fn start(name: &str, mut command: Command, output: &Path) -> Process {
         let file = File::options().create(true).append(true).open(output).expect("an output file");
         let errors = file.try_clone().expect("a second handle");
@@ -165,28 +165,28 @@ impl Process {
 
     /// The CPU time it has used so far.
     pub(crate) fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the process runs");
         let after_name = stat.rsplit(')').next().expect("a line");
         let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
         // The kernel's unit for user space is a hundredth of a second.
         Duration::from_millis(ticks * 10)
     }
 
-    /// Sends a signal, unless the process has ended. After SIGSTOP it returns when every thread stands still, which each does
-    /// in its own time.
+    /// Sends a signal, unless the process has ended. After SIGSTOP it returns when every thread is stopped, since
+    /// threads stop one by one.
     pub(crate) fn signal(&mut self, signal: libc::c_int) {
         if self.ended().is_none() {
             // SAFETY: a plain system call; the child has not been waited for, so the pid is still its own.
             unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
             if signal == libc::SIGSTOP {
-                let stopped = poll(Duration::from_secs(10), || self.stands_still().then_some(()));
+                let stopped = poll(Duration::from_secs(10), || self.is_stopped().then_some(()));
                 assert!(stopped.is_some(), "{} (pid {}) does not stop", self.name, self.pid());
             }
         }
     }
 
     /// Whether all its threads are stopped (proc(5), the state in `stat`).
-    fn stands_still(&self) -> bool {
+    fn is_stopped(&self) -> bool {
         let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return false };
         threads.flatten().all(|thread| {
             let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
@@ -194,18 +194,18 @@ impl Process {
         })
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
-            self.ended = self.child.try_wait().expect("our own child");
+            self.ended = self.child.try_wait().expect("a child of this process");
             if self.ended.is_some() {
-                tell_watchdog("end", self.child.id());
+                notify_watchdog("end", self.child.id());
             }
         }
         self.ended
     }
 
-    /// Waits until it has ended, and panics when it does not.
+    /// Waits for the process to end; panics at the deadline.
     #[track_caller]
     pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
         match poll(deadline, || self.ended()) {
@@ -214,7 +214,7 @@ impl Process {
         }
     }
 
-    /// Kills it, and returns when it is gone.
+    /// Sends SIGKILL; returns when the process is gone.
     pub(crate) fn kill9(&mut self) {
         self.signal(libc::SIGKILL);
         if self.ended.is_none() {
@@ -230,7 +230,15 @@ impl Drop for Process {
     }
 }
 
-/// The last `n_lines` of a file, or why not.
+/// A command that runs one test of this test binary in a process of its own. `module` is `module_path!()`.
+pub(crate) fn rerun_test(module: &str, test: &str) -> Command {
+    let module = module.split_once("::").map_or("", |(_, module)| module);
+    let mut command = Command::new(std::env::current_exe().expect("the path of this binary"));
+    command.args(["--exact", &format!("{module}::{test}"), "--nocapture"]);
+    command
+}
+
+/// The last `n_lines` of a file, or a note that it cannot be read.
 pub(crate) fn tail(path: &Path, n_lines: usize) -> String {
     let Ok(bytes) = fs::read(path) else {
         return format!("({} cannot be read)", path.display());

@@ -8,9 +8,9 @@ use super::certificates::{Authority, Certificate};
 use super::jars::{Edition, java};
 use super::process::{Process, folder, tail};
 
-/// The user that every secured broker knows, by SCRAM-SHA-512 and PLAIN.
+/// The user of every secured broker, for SCRAM-SHA-512 and PLAIN.
 pub(crate) const USER: &str = "alice-of-the-stories";
-/// Her password; it may not appear in any log.
+/// The password of [`USER`]; it must not appear in any log.
 pub(crate) const PASSWORD: &str = "the-password-of-alice";
 
 /// An authority and the certificate of a broker at 127.0.0.1, in files.
@@ -22,19 +22,18 @@ pub(crate) struct Certificates {
 }
 
 impl Certificates {
-    /// Makes them.
     pub(crate) fn make() -> Certificates {
         let folder = folder("certificates");
         let authority = Authority::new(&folder, "authority");
         let broker = authority.issue("broker", 30);
         let broker_store = folder.join("broker_store.pem");
         let read = |file: &Path| fs::read_to_string(file).expect("openssl made it");
-        fs::write(&broker_store, read(&broker.key) + &read(&broker.certificate)).expect("our own folder");
+        fs::write(&broker_store, read(&broker.key) + &read(&broker.certificate)).expect("a file in a temporary folder");
         let other_authority = Authority::new(&folder, "another").own;
         Certificates { authority: authority.own, other_authority, broker_store }
     }
 
-    /// The certificate of the authority that signed the broker's.
+    /// The certificate of the authority that signed the broker's certificate.
     pub(crate) fn authority(&self) -> &Path {
         &self.authority.certificate
     }
@@ -60,7 +59,7 @@ impl Certificates {
     }
 }
 
-/// Makes [`USER`] known to a cluster for SCRAM-SHA-512, through a listener that asks for nothing.
+/// Adds [`USER`] for SCRAM-SHA-512, through the plaintext listener.
 pub(super) fn add_scram_user(edition: Edition, broker: &str) {
     let mut command = java(edition, &["-Xmx256m", "-XX:TieredStopAtLevel=1"]);
     command.args(["kafka.admin.ConfigCommand", "--bootstrap-server", broker, "--alter", "--entity-type", "users"]);

@@ -1,4 +1,4 @@
-//! Clients of TLS that trust our certificates. The library's own tests use this file, too.
+//! TLS clients that trust the certificates of the tests. The unit tests of the library use this file, too.
 
 use std::io::{self, Read};
 use std::net::TcpStream;
@@ -18,7 +18,7 @@ impl Authority {
         self.client_with(versions, None)
     }
 
-    /// The same, with a certificate of its own.
+    /// The same, with a client certificate.
     pub(crate) fn client_with(
         &self,
         versions: &[&'static SupportedProtocolVersion],
@@ -28,7 +28,7 @@ impl Authority {
         roots.add(certificate(&self.own.certificate)).expect("it is an authority");
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(versions)
-            .expect("versions the provider knows")
+            .expect("versions that the provider supports")
             .with_root_certificates(roots);
         let mut config = match identity {
             None => builder.with_no_client_auth(),
@@ -42,31 +42,31 @@ impl Authority {
     }
 }
 
-/// What stands in a file with one certificate.
+/// The certificate in a file.
 pub(crate) fn certificate(file: &Path) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(file).expect("a certificate")
 }
 
-/// A connection of TLS; reading its end fails unless the other side said goodbye.
+/// A TLS connection; reading its end fails unless the other side sent close_notify.
 pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
-/// The client's end before anything is said.
-pub(crate) fn begin(config: &Arc<ClientConfig>) -> ClientConnection {
+/// The client's side of a connection before the handshake.
+pub(crate) fn new_client(config: &Arc<ClientConfig>) -> ClientConnection {
     let name = ServerName::try_from("localhost").expect("a name");
     ClientConnection::new(Arc::clone(config), name).expect("the configuration is good")
 }
 
-/// Shakes hands.
-pub(crate) fn shake(config: &Arc<ClientConfig>, socket: TcpStream) -> io::Result<TlsStream> {
-    let mut stream = StreamOwned::new(begin(config), socket);
+/// Does the handshake.
+pub(crate) fn handshake(config: &Arc<ClientConfig>, socket: TcpStream) -> io::Result<TlsStream> {
+    let mut stream = StreamOwned::new(new_client(config), socket);
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
     }
     Ok(stream)
 }
 
-/// Reads to the end: what came, and whether the other side said goodbye.
-pub(crate) fn rest(stream: &mut TlsStream) -> (Vec<u8>, bool) {
+/// Reads to the end: the bytes, and whether the other side sent close_notify.
+pub(crate) fn read_until_closed(stream: &mut TlsStream) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let ended = stream.read_to_end(&mut bytes);
     (bytes, ended.is_ok())

@@ -1,6 +1,6 @@
-//! A very small ZooKeeper client, written from the protocol.
+//! A small ZooKeeper client, written from the protocol.
 //!
-//! The stories look at ZooKeeper through other eyes than the daemons do, so it does not use their crate. Every call has a
+//! It does not use the crate that the daemons use, so that the stories check them independently. Every call has a
 //! deadline. It sends no pings: its session lasts [`SESSION`] after the last call.
 
 use std::io::{self, Read, Write};
@@ -23,74 +23,74 @@ const OK: i32 = 0;
 const NO_NODE: i32 = -101;
 const NODE_EXISTS: i32 = -110;
 
-/// One connected session; dropped, it is closed and its ephemeral nodes vanish.
-pub(crate) struct Zk {
+/// One session; dropped, it is closed, which deletes its ephemeral nodes.
+pub(crate) struct ZkClient {
     stream: Mutex<TcpStream>,
 }
 
-/// A node's data and what the stories ask about it.
+/// A node's data, version and owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) data: Vec<u8>,
     pub(crate) version: i32,
-    /// The session an ephemeral node belongs to; 0 for a lasting one.
+    /// The session that owns an ephemeral node; 0 for a persistent one.
     pub(crate) ephemeral_owner: i64,
 }
 
-impl Zk {
+impl ZkClient {
     /// Opens a session with the server at `host:port`.
-    pub(crate) fn connect(address: &str) -> io::Result<Zk> {
+    pub(crate) fn connect(address: &str) -> io::Result<ZkClient> {
         let address = address.parse().map_err(|_| io::Error::other(format!("{address} is not IP:PORT")))?;
         let mut stream = TcpStream::connect_timeout(&address, CALL_DEADLINE)?;
         stream.set_read_timeout(Some(CALL_DEADLINE))?;
         stream.set_write_timeout(Some(CALL_DEADLINE))?;
         stream.set_nodelay(true)?;
-        let mut hello = Bytes::default();
-        hello.int(0).long(0).int(SESSION.as_millis() as i32).long(0).buffer(&[0; 16]);
-        send(&mut stream, &hello)?;
+        let mut connect = ZkRequest::default();
+        connect.int(0).long(0).int(SESSION.as_millis() as i32).long(0).buffer(&[0; 16]);
+        send(&mut stream, &connect)?;
         receive(&mut stream)?;
-        Ok(Zk { stream: Mutex::new(stream) })
+        Ok(ZkClient { stream: Mutex::new(stream) })
     }
 
-    /// The node, if it is there.
+    /// The node, if it exists.
     pub(crate) fn get(&self, path: &str) -> Option<Node> {
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).bool(false);
         let (code, answer) = self.call(GET_DATA, &request);
         if code == NO_NODE {
             return None;
         }
         expect(code, OK, "get", path);
-        let mut answer = Reader(&answer);
+        let mut answer = ZkResponse(&answer);
         let data = answer.buffer();
-        answer.skip(32); // Two transaction ids and two times.
+        answer.skip(32); // czxid, mzxid, ctime, mtime.
         let version = answer.int();
         answer.skip(8);
         Some(Node { data, version, ephemeral_owner: answer.long() })
     }
 
-    /// The node's data as text, if it is there.
+    /// The node's data as text, if it exists.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
         self.get(path).map(|node| String::from_utf8_lossy(&node.data).into_owned())
     }
 
-    /// The names of the node's children, sorted; none also if the node is not there.
+    /// The names of the node's children, sorted; none if the node does not exist.
     pub(crate) fn children(&self, path: &str) -> Vec<String> {
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).bool(false);
         let (code, answer) = self.call(GET_CHILDREN, &request);
         if code == NO_NODE {
             return Vec::new();
         }
         expect(code, OK, "children", path);
-        let mut answer = Reader(&answer);
+        let mut answer = ZkResponse(&answer);
         let n = answer.int();
         let mut names: Vec<String> = (0..n).map(|_| String::from_utf8_lossy(&answer.buffer()).into_owned()).collect();
         names.sort();
         names
     }
 
-    /// Creates a lasting node and the missing ones above it. False if it is there already.
+    /// Creates a persistent node and its missing parents. False if it exists already.
     pub(crate) fn create(&self, path: &str, data: &str) -> bool {
         for (at, _) in path.match_indices('/').skip(1) {
             self.create_one(&path[..at], "", false);
@@ -98,21 +98,21 @@ impl Zk {
         self.create_one(path, data, false)
     }
 
-    /// Creates a node that vanishes with this session. False if it is there already.
+    /// Creates an ephemeral node of this session. False if it exists already.
     pub(crate) fn create_ephemeral(&self, path: &str, data: &str) -> bool {
         self.create_one(path, data, true)
     }
 
-    /// Overwrites a node that is there.
+    /// Overwrites an existing node.
     pub(crate) fn write(&self, path: &str, data: &str) {
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).buffer(data.as_bytes()).int(-1);
         expect(self.call(SET_DATA, &request).0, OK, "write", path);
     }
 
-    /// Deletes a node without children. False if it is not there.
+    /// Deletes a node without children. False if it does not exist.
     pub(crate) fn delete(&self, path: &str) -> bool {
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).int(-1);
         let code = self.call(DELETE, &request).0;
         if code != NO_NODE {
@@ -123,7 +123,7 @@ impl Zk {
 
     fn create_one(&self, path: &str, data: &str, ephemeral: bool) -> bool {
         let all_rights = 31;
-        let mut request = Bytes::default();
+        let mut request = ZkRequest::default();
         request.text(path).buffer(data.as_bytes());
         request.int(1).int(all_rights).text("world").text("anyone").int(i32::from(ephemeral));
         let code = self.call(CREATE, &request).0;
@@ -133,26 +133,26 @@ impl Zk {
         code == OK
     }
 
-    fn call(&self, operation: i32, request: &Bytes) -> (i32, Vec<u8>) {
+    fn call(&self, operation: i32, request: &ZkRequest) -> (i32, Vec<u8>) {
         let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut frame = Bytes::default();
+        let mut frame = ZkRequest::default();
         frame.int(1).int(operation);
         frame.0.extend_from_slice(&request.0);
         let answer = send(&mut stream, &frame).and_then(|()| receive(&mut stream));
-        let answer = answer.unwrap_or_else(|error| panic!("ZooKeeper does not answer the story: {error}"));
-        let mut reader = Reader(&answer);
-        reader.skip(12); // Our number of the call and the transaction id.
+        let answer = answer.unwrap_or_else(|error| panic!("no answer from ZooKeeper: {error}"));
+        let mut reader = ZkResponse(&answer);
+        reader.skip(12); // The xid and the zxid.
         (reader.int(), reader.0.to_vec())
     }
 }
 
-impl Drop for Zk {
+impl Drop for ZkClient {
     fn drop(&mut self) {
-        let mut frame = Bytes::default();
+        let mut frame = ZkRequest::default();
         frame.int(1).int(CLOSE);
         let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if send(&mut stream, &frame).is_ok() {
-            // Waiting for the answer means: the ephemeral nodes are gone when this returns.
+            // After the response the ephemeral nodes are deleted.
             let _ = receive(&mut stream);
         }
     }
@@ -160,10 +160,10 @@ impl Drop for Zk {
 
 #[track_caller]
 fn expect(code: i32, expected: i32, verb: &str, path: &str) {
-    assert_eq!(code, expected, "ZooKeeper refuses to {verb} {path}");
+    assert_eq!(code, expected, "ZooKeeper: {verb} {path}");
 }
 
-fn send(stream: &mut TcpStream, bytes: &Bytes) -> io::Result<()> {
+fn send(stream: &mut TcpStream, bytes: &ZkRequest) -> io::Result<()> {
     let mut frame = (bytes.0.len() as i32).to_be_bytes().to_vec();
     frame.extend_from_slice(&bytes.0);
     stream.write_all(&frame)
@@ -182,9 +182,9 @@ fn receive(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 }
 
 #[derive(Default)]
-struct Bytes(Vec<u8>);
+struct ZkRequest(Vec<u8>);
 
-impl Bytes {
+impl ZkRequest {
     fn int(&mut self, value: i32) -> &mut Self {
         self.0.extend_from_slice(&value.to_be_bytes());
         self
@@ -207,9 +207,9 @@ impl Bytes {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct ZkResponse<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl ZkResponse<'_> {
     fn skip(&mut self, n_bytes: usize) {
         self.0 = &self.0[n_bytes..];
     }

@@ -1,4 +1,4 @@
-//! A real ZooKeeper server that a story may hurt.
+//! A real ZooKeeper server that a story may kill, freeze and restart.
 
 use std::fs;
 use std::ops::Deref;
@@ -7,21 +7,20 @@ use std::time::Duration;
 
 use super::jars::{Edition, java};
 use super::process::{Process, folder, free_port, tail};
-use super::victim::Victim;
-use super::{Zk, poll};
+use super::{ServerProcess, ZkClient, poll};
 
 /// How long a server may take from start to its first answer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// One server, alone, on a port of its own; dropped, it is gone with its data.
+/// One standalone server on a free port; dropped, it is killed.
 pub(crate) struct ZooKeeper {
     port: u16,
     folder: PathBuf,
-    victim: Victim,
+    process: ServerProcess,
 }
 
 impl ZooKeeper {
-    /// Starts one and returns when it answers.
+    /// Starts one; returns when it answers.
     pub(crate) fn start() -> ZooKeeper {
         let port = free_port();
         let folder = folder("zookeeper");
@@ -30,10 +29,10 @@ impl ZooKeeper {
              tickTime=500\nminSessionTimeout=1000\nmaxSessionTimeout=60000\nmaxClientCnxns=0\n",
             folder.join("data").display()
         );
-        fs::write(folder.join("zookeeper.properties"), properties).expect("a file in our own folder");
+        fs::write(folder.join("zookeeper.properties"), properties).expect("a file in a temporary folder");
         let launched = folder.clone();
-        let victim = Victim::new(move || launch(&launched));
-        let server = ZooKeeper { port, folder, victim };
+        let process = ServerProcess::new(move || launch(&launched));
+        let server = ZooKeeper { port, folder, process };
         server.wait_ready();
         server
     }
@@ -43,12 +42,12 @@ impl ZooKeeper {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// A client of our own for looking and meddling.
-    pub(crate) fn client(&self) -> Zk {
-        Zk::connect(&self.address()).expect("the server answers")
+    /// A session of the harness with this server.
+    pub(crate) fn client(&self) -> ZkClient {
+        ZkClient::connect(&self.address()).expect("the server answers")
     }
 
-    /// Starts it again, with the same port and data (ends it before if it still runs), and returns when it answers.
+    /// Starts it again with the same port and data (killed before if it still runs); returns when it answers.
     pub(crate) fn restart(&self) {
         self.relaunch();
         self.wait_ready();
@@ -59,22 +58,22 @@ impl ZooKeeper {
             if let Some(status) = self.ended() {
                 panic!("ZooKeeper ended ({status}):\n{}", tail(&self.folder.join("output"), 30));
             }
-            Zk::connect(&self.address()).ok()
+            ZkClient::connect(&self.address()).ok()
         });
         assert!(answer.is_some(), "ZooKeeper does not answer:\n{}", tail(&self.folder.join("output"), 30));
     }
 }
 
 impl Deref for ZooKeeper {
-    type Target = Victim;
+    type Target = ServerProcess;
 
-    fn deref(&self) -> &Victim {
-        &self.victim
+    fn deref(&self) -> &ServerProcess {
+        &self.process
     }
 }
 
 fn launch(folder: &Path) -> Process {
-    // Without forceSync a write waits for no disk. What is written survives a kill -9 all the same.
+    // Without forceSync no write waits for the disk. Data still survives a kill -9: the kernel has it.
     let mut command =
         java(Edition::WithZooKeeper, &["-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dzookeeper.forceSync=no"]);
     command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(folder.join("zookeeper.properties"));

@@ -2,8 +2,8 @@
 
 use super::script::{End, Row, Step, answer, answered, refused, refused_post, script, send, stored};
 
-/// `max_request_size_bytes` of the table's kproxy.
-const MOST: usize = 100_000;
+/// `max_request_size_bytes` of the kproxy.
+pub(super) const MAX_BODY: usize = 100_000;
 
 pub(super) fn rows() -> Vec<Row> {
     [lengths(), codings(), chunks(), trailers(), sizes(), truncated()].concat()
@@ -73,7 +73,7 @@ fn codings() -> Vec<Row> {
             "POST /commit?topic={T} HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{B}\r\n0\r\n\r\n",
             "400 bad_request",
         ),
-        // TE says what the client takes in answers and has nothing to do with the request.
+        // TE is about the answer and does not affect the request.
         stored("9110 10.1.4", "TE: trailers, gzip\r\nConnection: TE\r\nContent-Length: 5\r\n\r\n{B}"),
     ]
 }
@@ -140,7 +140,7 @@ fn trailers() -> Vec<Row> {
     vec![
         good("9112 7.1.2", "X: y\r\nZ:\r\n"),
         good("9112 7.1.2", "X: \u{e4}\r\n"),
-        // What decides about framing has no meaning here, and is thrown away with the rest.
+        // Framing fields in a trailer have no effect; trailers are discarded.
         good("9110 6.5.1", "Content-Length: 3\r\n"),
         good("9110 6.5.1", "Transfer-Encoding: gzip\r\nHost: other\r\n"),
         bad("9112 7.1.2", "X : y\r\n"),
@@ -155,26 +155,26 @@ fn trailers() -> Vec<Row> {
 }
 
 fn sizes() -> Vec<Row> {
-    let body = "x".repeat(MOST);
+    let body = "x".repeat(MAX_BODY);
     let by_length = |length: usize| format!("Content-Length: {length}\r\n\r\n{}", "x".repeat(length));
     let by_chunks = |length: usize| {
         let half = "x".repeat(length / 2);
         format!("{:x}\r\n{half}\r\n{:x}\r\n{half}\r\n0\r\n\r\n", length / 2, length / 2)
     };
     vec![
-        answered("9110 15.5.14", format!("{{P}}{}", by_length(MOST)), &["200"], &[&body]),
-        refused_post("9110 15.5.14", &by_length(MOST + 1), "413 too_large"),
-        good_chunks("9110 15.5.14", &by_chunks(MOST), &body),
-        refused("9110 15.5.14", chunked(&by_chunks(MOST + 2)), "413 too_large"),
-        // Before any of the body is there, and while all of it is being sent.
+        answered("9110 15.5.14", format!("{{P}}{}", by_length(MAX_BODY)), &["200"], &[&body]),
+        refused_post("9110 15.5.14", &by_length(MAX_BODY + 1), "413 too_large"),
+        good_chunks("9110 15.5.14", &by_chunks(MAX_BODY), &body),
+        refused("9110 15.5.14", chunked(&by_chunks(MAX_BODY + 2)), "413 too_large"),
+        // Answered before any of the body arrives, and while the whole body is being sent.
         script(
             "9110 15.5.14",
-            &[send(format!("{{P}}Content-Length: {}\r\n\r\n", MOST + 1)), answer("413 too_large")],
+            &[send(format!("{{P}}Content-Length: {}\r\n\r\n", MAX_BODY + 1)), answer("413 too_large")],
             End::Closed,
             &[],
         ),
         refused_post("9112 9.6", &by_length(5_000_000), "413 too_large"),
-        // What is not wanted is passed over if it is short; else the connection is closed.
+        // The body of a refused request is skipped if it is short; else the connection is closed.
         answered(
             "9112 9.3",
             format!("PUT /commit HTTP/1.1\r\nHost: h\r\n{}", by_length(60_000)),
@@ -184,7 +184,7 @@ fn sizes() -> Vec<Row> {
         refused("9112 9.3", format!("PUT /commit HTTP/1.1\r\nHost: h\r\n{}", by_length(70_000)), "405 not_post"),
         refused(
             "9112 9.3",
-            format!("PUT /commit HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{}", by_chunks(MOST)),
+            format!("PUT /commit HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{}", by_chunks(MAX_BODY)),
             "405 not_post",
         ),
         answered("9112 9.3", format!("GET /healthz HTTP/1.1\r\nHost: h\r\n{}", by_length(10)), &["200"], &[]),

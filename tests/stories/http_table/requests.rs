@@ -5,7 +5,7 @@ use super::script::{Row, answered, refused, refused_post, stored};
 const MESSAGE: &str = "Content-Length: 5\r\n\r\n{B}";
 
 pub(super) fn rows() -> Vec<Row> {
-    [lines(), targets(), hosts(), fields()].concat()
+    [lines(), methods(), versions(), other_protocols(), targets(), queries(), hosts(), fields()].concat()
 }
 
 /// A request for /commit with this request line.
@@ -15,9 +15,6 @@ fn with_line(line: &str) -> String {
 
 fn lines() -> Vec<Row> {
     let bad = |section, line: &str| refused(section, with_line(line), "400 bad_request");
-    let mut client_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
-    client_hello.extend([0x5a; 500]);
-    let long_method = format!("{} /commit?topic={{T}} HTTP/1.1", "X".repeat(33));
     vec![
         stored("9112 3", MESSAGE),
         answered("9112 2.2", format!("\r\n\r\n{{P}}{MESSAGE}"), &["200"], &["{B}"]),
@@ -35,6 +32,12 @@ fn lines() -> Vec<Row> {
         bad("9112 3", "POST /commit?topic={T} x HTTP/1.1"),
         bad("9112 3.1", "P@ST /commit?topic={T} HTTP/1.1"),
         bad("9112 3.1", "POST\u{0} /commit?topic={T} HTTP/1.1"),
+    ]
+}
+
+fn methods() -> Vec<Row> {
+    let long_method = format!("{} /commit?topic={{T}} HTTP/1.1", "X".repeat(33));
+    vec![
         refused("9110 9.1", with_line("post /commit?topic={T} HTTP/1.1"), "501 not_implemented"),
         refused("9110 9.1", with_line("BREW /commit?topic={T} HTTP/1.1"), "501 not_implemented"),
         refused("9112 3", with_line(&long_method), "501 not_implemented"),
@@ -53,7 +56,12 @@ fn lines() -> Vec<Row> {
         refused("9110 9.3.2", "HEAD /healthz HTTP/1.1\r\nHost: h\r\nX : y\r\n\r\n", "400 -"),
         refused("9112 3.2.3", "CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n", "501 not_implemented"),
         refused("9110 9.3.6", with_line("CONNECT /commit?topic={T} HTTP/1.1"), "501 not_implemented"),
-        // Versions.
+    ]
+}
+
+fn versions() -> Vec<Row> {
+    let bad = |section, line: &str| refused(section, with_line(line), "400 bad_request");
+    vec![
         answered("9110 2.5", with_line("POST /commit?topic={T} HTTP/1.2"), &["200"], &["{B}"]),
         refused("9112 2.3", with_line("POST /commit?topic={T} HTTP/2.0"), "505 bad_version"),
         refused("9112 2.3", with_line("POST /commit?topic={T} HTTP/0.9"), "505 bad_version"),
@@ -62,7 +70,13 @@ fn lines() -> Vec<Row> {
         bad("9112 2.3", "POST /commit?topic={T} HTTP/11"),
         bad("9112 2.3", "POST /commit?topic={T} http/1.1"),
         bad("9112 2.3", "POST /commit?topic={T} HTTPS/1.1"),
-        // Other protocols.
+    ]
+}
+
+fn other_protocols() -> Vec<Row> {
+    let mut client_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
+    client_hello.extend([0x5a; 500]);
+    vec![
         refused("8446 4.1.2", client_hello, "400 bad_request"),
         refused("4253 4.2", "SSH-2.0-OpenSSH_9.6\r\n", "400 bad_request"),
         refused("9112 3", "\u{0}\u{0}\u{0}\u{14}", "400 bad_request"),
@@ -71,22 +85,30 @@ fn lines() -> Vec<Row> {
     ]
 }
 
+/// A request for /commit at this target.
+fn to(target: &str) -> String {
+    with_line(&format!("POST {target} HTTP/1.1"))
+}
+
+fn stored_at(section: &'static str, target: &str) -> Row {
+    answered(section, to(target), &["200"], &["{B}"])
+}
+
+fn answered_at(section: &'static str, target: &str, expected: &str) -> Row {
+    answered(section, to(target), &[expected], &[])
+}
+
 fn targets() -> Vec<Row> {
-    let to = |target: &str| with_line(&format!("POST {target} HTTP/1.1"));
-    let taken = |section, target: &str| answered(section, to(target), &["200"], &["{B}"]);
-    let told = |section, target: &str, what: &str| answered(section, to(target), &[what], &[]);
     let bad = |section, target: &str| refused(section, to(target), "400 bad_request");
-    // The topic's name is short; the rest of the target is filled up to the limit.
     let long = |length: usize| format!("/{}", "a".repeat(length - 1));
-    let long_key = format!("/commit?topic={{T}}&key={}", "%41".repeat(2000));
     vec![
-        taken("9112 3.2.2", "http://other:80/commit?topic={T}"),
-        taken("9112 3.2.2", "HTTPS://[::1]/commit?topic={T}"),
+        stored_at("9112 3.2.2", "http://other:80/commit?topic={T}"),
+        stored_at("9112 3.2.2", "HTTPS://[::1]/commit?topic={T}"),
         bad("9112 3.2.2", "ftp://h/commit?topic={T}"),
         bad("9112 3.2.2", "http:///commit?topic={T}"),
         bad("9112 3.2.2", "http:/commit?topic={T}"),
         bad("9110 4.2.4", "http://user@h/commit?topic={T}"),
-        told("9112 3.2.2", "http://h?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2.2", "http://h?topic={T}", "404 unknown_path"),
         bad("9112 3.2.3", "h:80"),
         bad("9112 3.2.1", "commit?topic={T}"),
         bad("9112 3.2.4", "*"),
@@ -95,35 +117,41 @@ fn targets() -> Vec<Row> {
         bad("9112 3.2", "/commit?topic={T}&key=\u{0}"),
         bad("9112 3.2", "/commit?topic={T}&key=\u{7f}"),
         bad("9112 3.2", "/commit?topic={T}&key=a b"),
-        told("9112 3.2", "/commit/?topic={T}", "404 unknown_path"),
-        told("9112 3.2", "//commit?topic={T}", "404 unknown_path"),
-        told("9112 3.2", "/./commit?topic={T}", "404 unknown_path"),
-        told("9112 3.2", "/%63ommit?topic={T}", "404 unknown_path"),
-        told("9112 3.2", "/COMMIT?topic={T}", "404 unknown_path"),
-        told("9110 15.5.15", &long(8192), "404 unknown_path"),
+        answered_at("9112 3.2", "/commit/?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2", "//commit?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2", "/./commit?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2", "/%63ommit?topic={T}", "404 unknown_path"),
+        answered_at("9112 3.2", "/COMMIT?topic={T}", "404 unknown_path"),
+        answered_at("9110 15.5.15", &long(8192), "404 unknown_path"),
         refused("9110 15.5.15", to(&long(8193)), "414 uri_too_long"),
         refused("9110 15.5.15", format!("GET /{}", "a".repeat(20_000)), "414 uri_too_long"),
         refused("9110 15.5.15", format!("HEAD /{}", "a".repeat(20_000)), "414 -"),
-        taken("3986 2.1", &long_key),
-        taken("3986 2.1", "/commit?%74opic={T}&key=%00%fF+%2B&acks=%31"),
-        taken("3986 3.4", "/commit?topic={T}&other=%zz&&="),
-        taken("3986 3.4", "/commit?topic={T}&key=a?b/c"),
-        taken("3986 3.4", "/commit?acks=-1&topic={T}"),
-        taken("3986 3.4", "/commit?acks=0&topic={T}"),
-        told("3986 2.1", "/commit?topic={T}&key=%", "400 bad_encoding"),
-        told("3986 2.1", "/commit?topic={T}&key=%4", "400 bad_encoding"),
-        told("3986 2.1", "/commit?topic={T}%", "400 bad_encoding"),
-        told("3986 2.1", "/commit?topic={T}&acks=%3", "400 bad_encoding"),
-        told("3986 2.1", "/commit?topic={T}%00", "400 bad_topic"),
-        told("3986 2.1", "/commit?topic=%2e%2e", "400 bad_topic"),
-        told("3986 2.1", "/commit?topic=%C3%A4", "400 bad_topic"),
-        told("3986 3.4", "/commit?topic={T}?x", "400 bad_topic"),
-        told("3986 3.4", "/commit", "400 no_topic"),
-        told("3986 3.4", "/commit?", "400 no_topic"),
-        told("3986 3.4", "/commit?topic=", "400 no_topic"),
-        told("3986 3.4", "/commit?topic={T}&topic={T}", "400 repeated_parameter"),
-        told("3986 3.4", "/commit?topic={T}&acks=1&ack%73=1", "400 repeated_parameter"),
-        told("3986 3.4", "/commit?topic={T}&acks=2", "400 bad_acks"),
+    ]
+}
+
+fn queries() -> Vec<Row> {
+    let long_key = format!("/commit?topic={{T}}&key={}", "%41".repeat(2000));
+    vec![
+        stored_at("3986 2.1", &long_key),
+        stored_at("3986 2.1", "/commit?%74opic={T}&key=%00%fF+%2B&acks=%31"),
+        stored_at("3986 3.4", "/commit?topic={T}&other=%zz&&="),
+        stored_at("3986 3.4", "/commit?topic={T}&key=a?b/c"),
+        stored_at("3986 3.4", "/commit?acks=-1&topic={T}"),
+        stored_at("3986 3.4", "/commit?acks=0&topic={T}"),
+        answered_at("3986 2.1", "/commit?topic={T}&key=%", "400 bad_encoding"),
+        answered_at("3986 2.1", "/commit?topic={T}&key=%4", "400 bad_encoding"),
+        answered_at("3986 2.1", "/commit?topic={T}%", "400 bad_encoding"),
+        answered_at("3986 2.1", "/commit?topic={T}&acks=%3", "400 bad_encoding"),
+        answered_at("3986 2.1", "/commit?topic={T}%00", "400 bad_topic"),
+        answered_at("3986 2.1", "/commit?topic=%2e%2e", "400 bad_topic"),
+        answered_at("3986 2.1", "/commit?topic=%C3%A4", "400 bad_topic"),
+        answered_at("3986 3.4", "/commit?topic={T}?x", "400 bad_topic"),
+        answered_at("3986 3.4", "/commit", "400 no_topic"),
+        answered_at("3986 3.4", "/commit?", "400 no_topic"),
+        answered_at("3986 3.4", "/commit?topic=", "400 no_topic"),
+        answered_at("3986 3.4", "/commit?topic={T}&topic={T}", "400 repeated_parameter"),
+        answered_at("3986 3.4", "/commit?topic={T}&acks=1&ack%73=1", "400 repeated_parameter"),
+        answered_at("3986 3.4", "/commit?topic={T}&acks=2", "400 bad_acks"),
     ]
 }
 
@@ -152,7 +180,7 @@ fn hosts() -> Vec<Row> {
 fn fields() -> Vec<Row> {
     let bad = |section, field: &str| refused_post(section, &format!("{field}\r\n{MESSAGE}"), "400 bad_request");
     let good = |section, field: &str| stored(section, &format!("{field}\r\n{MESSAGE}"));
-    // With Host and Content-Length there are so many fields.
+    // Host and Content-Length make the number of fields complete.
     let many = |count: usize| "X: y\r\n".repeat(count - 2);
     vec![
         bad("9112 5.1", "X : y"),

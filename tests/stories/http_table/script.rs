@@ -1,27 +1,27 @@
-//! A row of the table, and how it is played.
+//! A row of the table, and how it is run.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-/// What follows a request that is refused, in the same write: it must never be taken for a request of its own.
+/// Sent behind a refused request, in the same write: it must never be handled as a request.
 const SMUGGLED: &str = "POST /commit?topic={T} HTTP/1.1\r\nHost: h\r\nContent-Length: 8\r\n\r\nsmuggled";
-const PATIENCE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// One step of a script.
 ///
-/// In bytes and bodies `{T}` is the topic, `{B}` five letters that only this row has, `{P}` the beginning of a POST with its
-/// Host.
+/// In bytes and bodies, `{T}` stands for the topic, `{B}` for five letters that are unique to the row, and `{P}` for
+/// the request line and Host of a POST.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Send(Vec<u8>),
-    /// A status; then the word of the error, whose answer says that nothing was stored, or `-` where no body may follow.
+    /// A status; then an error code, whose answer must have `stored: no`, or `-` where no body may follow.
     Answer(String),
-    /// No more is sent.
+    /// The client closes its sending side.
     HalfClose,
 }
 
-/// What becomes of the connection.
+/// The state of the connection after the row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// It serves the next request.
@@ -35,7 +35,7 @@ pub(super) struct Row {
     pub(super) section: &'static str,
     steps: Vec<Step>,
     end: End,
-    /// Bodies that are stored.
+    /// The stored bodies.
     stored: Vec<String>,
 }
 
@@ -52,39 +52,39 @@ pub(super) fn script(section: &'static str, steps: &[Step], end: End, stored: &[
     Row { section, steps: steps.to_vec(), end, stored: stored.iter().map(|body| (*body).to_owned()).collect() }
 }
 
-/// Bytes, their answers, and the connection goes on.
+/// Bytes and their answers; the connection stays open.
 pub(super) fn answered(section: &'static str, bytes: impl AsRef<[u8]>, answers: &[&str], stored: &[&str]) -> Row {
     let answers = answers.iter().map(|what| answer(what));
     script(section, &[send(bytes)].into_iter().chain(answers).collect::<Vec<_>>(), End::Open, stored)
 }
 
-/// A POST with these further fields and what follows them, which is stored as `{B}`.
+/// A POST with further fields and a body, stored as `{B}`.
 pub(super) fn stored(section: &'static str, rest: &str) -> Row {
     answered(section, format!("{{P}}{rest}"), &["200"], &["{B}"])
 }
 
-/// Bytes that are refused, and the connection is closed, whatever follows.
+/// Bytes that are refused; the connection is closed although another request follows.
 pub(super) fn refused(section: &'static str, bytes: impl AsRef<[u8]>, what: &str) -> Row {
     let bytes = [bytes.as_ref(), SMUGGLED.as_bytes()].concat();
     script(section, &[send(bytes), answer(what)], End::Closed, &[])
 }
 
-/// The same for a POST with these further fields and what follows them.
+/// As [`refused`], for a POST with further fields and a body.
 pub(super) fn refused_post(section: &'static str, rest: &str, what: &str) -> Row {
     refused(section, format!("{{P}}{rest}"), what)
 }
 
 impl Row {
-    /// What it sends first.
-    pub(super) fn shown(&self) -> String {
+    /// The beginning of the bytes that it sends first.
+    pub(super) fn excerpt(&self) -> String {
         match &self.steps[..] {
             [Step::Send(bytes), ..] => format!("{:.150}", format!("{:?}", String::from_utf8_lossy(bytes))),
             _ => String::new(),
         }
     }
 
-    /// Plays it, and returns what must have been stored.
-    pub(super) fn play(&self, address: &str, topic: &str, number: usize) -> Result<Vec<Vec<u8>>, String> {
+    /// Runs the row; returns the bodies that must be stored.
+    pub(super) fn run(&self, address: &str, topic: &str, number: usize) -> Result<Vec<Vec<u8>>, String> {
         let fill = |bytes: &[u8]| {
             let post = format!("POST /commit?topic={topic} HTTP/1.1\r\nHost: h\r\n");
             let bytes = replace(bytes, b"{P}", post.as_bytes());
@@ -100,22 +100,22 @@ impl Row {
                     wire.0.get_ref().shutdown(Shutdown::Write).map_err(|error| error.to_string())?;
                 }
                 Step::Answer(what) => {
-                    wire.expect(what).map_err(|error| format!("instead of the answer {what}: {error}"))?;
+                    wire.expect(what).map_err(|error| format!("expected the answer {what}: {error}"))?;
                 }
             }
         }
         if self.end == End::Open {
-            let ask = wire.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").map_err(|error| error.to_string());
-            ask.and_then(|()| wire.expect("200")).map_err(|error| format!("the next request: {error}"))?;
+            let sent = wire.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").map_err(|error| error.to_string());
+            sent.and_then(|()| wire.expect("200")).map_err(|error| format!("the next request: {error}"))?;
         } else {
             if sends {
-                // It may be gone already; what matters is what comes back.
+                // The connection may be closed already.
                 let _ = wire.send(&fill(SMUGGLED.as_bytes()));
             }
             let mut rest = Vec::new();
-            wire.0.read_to_end(&mut rest).map_err(|error| format!("instead of the end: {error}"))?;
+            wire.0.read_to_end(&mut rest).map_err(|error| format!("expected the end of the connection: {error}"))?;
             if !rest.is_empty() {
-                return Err(format!("one answer too many: {:.200}", String::from_utf8_lossy(&rest)));
+                return Err(format!("an unexpected further answer: {:.200}", String::from_utf8_lossy(&rest)));
             }
         }
         Ok(self.stored.iter().map(|body| fill(body.as_bytes())).collect())
@@ -134,15 +134,15 @@ fn replace(bytes: &[u8], mark: &[u8], with: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A connection whose answers are read strictly.
+/// A connection whose answers are parsed strictly.
 struct Wire(BufReader<TcpStream>);
 
 impl Wire {
     fn connect(address: &str) -> io::Result<Wire> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
         Ok(Wire(BufReader::new(stream)))
     }
 
@@ -153,7 +153,7 @@ impl Wire {
     fn line(&mut self) -> Result<String, String> {
         let mut line = String::new();
         self.0.read_line(&mut line).map_err(|error| error.to_string())?;
-        line.strip_suffix("\r\n").map(str::to_owned).ok_or(format!("the end after {line:?}"))
+        line.strip_suffix("\r\n").map(str::to_owned).ok_or(format!("the connection ended after {line:?}"))
     }
 
     fn expect(&mut self, what: &str) -> Result<(), String> {

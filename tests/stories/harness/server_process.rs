@@ -1,4 +1,4 @@
-//! The process of a server that a story may kill, freeze and start again.
+//! The process of a server (Kafka, ZooKeeper) that a story may kill, freeze and start again.
 
 use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use super::process::Process;
 
-pub(crate) struct Victim {
+pub(crate) struct ServerProcess {
     process: Mutex<Process>,
     launch: Box<dyn Fn() -> Process + Send + Sync>,
 }
 
-impl Victim {
-    /// Launches it; so does every [`Victim::relaunch`].
-    pub(crate) fn new(launch: impl Fn() -> Process + Send + Sync + 'static) -> Victim {
-        Victim { process: Mutex::new(launch()), launch: Box::new(launch) }
+impl ServerProcess {
+    /// Starts the process with `launch`; [`ServerProcess::relaunch`] uses it again.
+    pub(crate) fn new(launch: impl Fn() -> Process + Send + Sync + 'static) -> ServerProcess {
+        ServerProcess { process: Mutex::new(launch()), launch: Box::new(launch) }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -26,30 +26,30 @@ impl Victim {
         self.process().cpu_time()
     }
 
-    /// Ends it at once.
+    /// Sends SIGKILL; returns when the process is gone.
     pub(crate) fn kill9(&self) {
         self.process().kill9();
     }
 
-    /// Launches it again; ends it before if it still runs.
+    /// Kills the process if it still runs, and starts another.
     pub(crate) fn relaunch(&self) {
         let mut process = self.process();
         process.kill9();
         *process = (self.launch)();
     }
 
-    /// How it ended, if it did.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&self) -> Option<ExitStatus> {
         self.process().ended()
     }
 
-    /// Freezes it: connections stay open and nothing answers.
-    pub(crate) fn stop_process(&self) {
+    /// Sends SIGSTOP: connections stay open and nothing answers.
+    pub(crate) fn freeze(&self) {
         self.process().signal(libc::SIGSTOP);
     }
 
-    /// Lets it go on.
-    pub(crate) fn continue_process(&self) {
+    /// Sends SIGCONT.
+    pub(crate) fn unfreeze(&self) {
         self.process().signal(libc::SIGCONT);
     }
 

@@ -1,4 +1,5 @@
-//! Clients that mean kproxy ill, in crowds: what they can take of its memory, threads and time, and that all of it comes back.
+//! Crowds of hostile clients: how much memory, time and how many threads of kproxy they take, and that all of it is
+//! freed.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -8,52 +9,32 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::harness::http::{self, Client};
-use crate::harness::{Cluster, cluster, configs, free_port, wait_until};
-use crate::kproxy_story::Kproxy;
+use crate::harness::http::{self, Client, connect_raw, post_request};
+use crate::harness::kproxy::{OVERLOADED, assert_refused};
+use crate::harness::{Cluster, Kproxy, cluster, configs, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 
-/// A kproxy that has these lines instead of those of the same keys.
-fn start(cluster: &Cluster, lines: &[(&str, u64)]) -> Kproxy {
-    let mut file = configs::kproxy(cluster, free_port(), free_port());
-    for (key, value) in lines {
-        let others: Vec<&str> = file.lines().filter(|line| !line.starts_with(&format!("{key}:"))).collect();
-        file = format!("{key}: {value}\n{}\n", others.join("\n"));
-    }
-    let kproxy = Kproxy::start_from(&file);
-    wait_until(DEADLINE, "kproxy is ready", || kproxy.readiness().0 == 200);
-    kproxy
-}
-
-/// A number among the metrics, asked for at the other port, so that nobody but the story's clients is counted.
-fn metric(kproxy: &Kproxy, name: &str) -> u64 {
-    let text = http::get(&format!("http://{}/metrics", kproxy.admin)).expect("kproxy answers").text();
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.map_or(0, |value| value.parse().expect("a number"))
+/// A kproxy with these numbers in its configuration.
+fn start(cluster: &Cluster, settings: &[(&str, u64)]) -> Kproxy {
+    let config = settings.iter().fold(configs::kproxy(cluster), |file, (key, value)| file.set(key, value));
+    Kproxy::start_ready(config)
 }
 
 fn connections(kproxy: &Kproxy) -> u64 {
-    metric(kproxy, "http_connections{server=\"http\"}")
+    kproxy.metric("http_connections{server=\"http\"}")
 }
 
-/// Nobody is connected, nothing is in flight and no byte is held.
-fn wait_until_nothing_is_left(kproxy: &Kproxy) {
+/// Waits until no client is connected, no commit is in flight and no byte is counted.
+fn wait_until_all_is_freed(kproxy: &Kproxy) {
     for name in ["http_connections{server=\"http\"}", "kproxy_commits_in_flight", "kproxy_in_flight_bytes"] {
-        wait_until(DEADLINE, &format!("{name} is 0"), || metric(kproxy, name) == 0);
+        wait_until(DEADLINE, &format!("{name} is 0"), || kproxy.metric(name) == 0);
     }
 }
 
-fn connect(address: &str) -> TcpStream {
-    let socket = TcpStream::connect(address).expect("kproxy listens");
-    socket.set_read_timeout(Some(DEADLINE)).expect("not zero");
-    socket.set_write_timeout(Some(DEADLINE)).expect("not zero");
-    socket
-}
-
-/// A connection with so small a buffer that what it does not read soon stops the sender.
-fn connect_narrow(address: &str) -> TcpStream {
+/// A connection with a receive buffer so small that kproxy soon cannot write if the client does not read.
+fn connect_small_buffer(address: &str) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a small buffer");
     socket.connect(&address.parse::<SocketAddr>().expect("an address").into()).expect("kproxy listens");
@@ -66,27 +47,27 @@ fn reset(socket: TcpStream) {
     drop(socket);
 }
 
-/// A client of a crowd that one thread drives: it sends all it has, whatever it is told meanwhile, and reads until the end.
-struct Member {
+/// One of many clients of one thread: it sends its whole request, even after an answer, and reads to the end.
+struct FloodClient {
     socket: TcpStream,
     sent: usize,
     answer: Vec<u8>,
     is_done: bool,
 }
 
-impl Member {
-    /// Does what can be done now; whether that was something.
-    fn go_on(&mut self, request: &[u8]) -> bool {
+impl FloodClient {
+    /// Reads and writes without blocking; whether anything was possible.
+    fn advance(&mut self, request: &[u8]) -> bool {
         let mut piece = [0; 4096];
-        let mut moved = false;
+        let mut progressed = false;
         match self.socket.read(&mut piece) {
             Ok(0) => self.is_done = true,
             Ok(count) => {
                 self.answer.extend_from_slice(&piece[..count]);
-                moved = true;
+                progressed = true;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            // After a reset the answer that came before it is what counts.
+            // An answer may have arrived before the reset.
             Err(_) => self.is_done = true,
         }
         if !self.is_done && self.sent < request.len() {
@@ -94,13 +75,13 @@ impl Member {
             match self.socket.write(&request[self.sent..end]) {
                 Ok(count) => {
                     self.sent += count;
-                    moved = true;
+                    progressed = true;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => self.sent = request.len(),
             }
         }
-        moved || self.is_done
+        progressed || self.is_done
     }
 
     fn status(&self) -> String {
@@ -108,36 +89,36 @@ impl Member {
     }
 }
 
-/// A thousand clients send this at once, until each is answered; how many got which status, and how long it took.
+/// Sends the request from a thousand clients at once. Returns the number of answers by status, and the time they took.
 fn flood(kproxy: &Kproxy, request: &[u8]) -> (BTreeMap<String, u64>, Duration) {
     let threads = kproxy.daemon.threads();
-    let mut crowd: Vec<Member> = (0..1000)
+    let mut crowd: Vec<FloodClient> = (0..1000)
         .map(|_| {
-            let socket = connect(&kproxy.address);
+            let socket = connect_raw(&kproxy.address, DEADLINE);
             socket.set_nonblocking(true).expect("it is open");
-            Member { socket, sent: 0, answer: Vec::new(), is_done: false }
+            FloodClient { socket, sent: 0, answer: Vec::new(), is_done: false }
         })
         .collect();
     let started = Instant::now();
-    while crowd.iter().any(|member| !member.is_done) {
-        assert!(started.elapsed() < 2 * DEADLINE, "everybody is answered");
-        let mut moved = false;
-        for member in crowd.iter_mut().filter(|member| !member.is_done) {
-            moved |= member.go_on(request);
+    while crowd.iter().any(|client| !client.is_done) {
+        assert!(started.elapsed() < 2 * DEADLINE, "not every client is answered");
+        let mut progressed = false;
+        for client in crowd.iter_mut().filter(|client| !client.is_done) {
+            progressed |= client.advance(request);
         }
-        if !moved {
+        if !progressed {
             assert_eq!(kproxy.daemon.threads(), threads);
         }
     }
     let mut statuses = BTreeMap::new();
-    crowd.iter().for_each(|member| *statuses.entry(member.status()).or_default() += 1);
+    crowd.iter().for_each(|client| *statuses.entry(client.status()).or_default() += 1);
     (statuses, started.elapsed())
 }
 
 #[test]
-fn a_thousand_bodies_of_ten_megabytes_stay_within_the_budget_and_leave_nothing() {
+fn a_thousand_bodies_of_ten_megabytes_stay_within_the_byte_budget_which_is_freed() {
     const BUDGET: u64 = 64 * MIB;
-    /// Kafka's client holds each message that is on its way once more, and a request to the broker besides.
+    /// librdkafka copies each message in flight, and each request to the broker.
     const SLACK: u64 = 64 * MIB;
     kafka_http_wrapper::daemon::raise_open_files();
     let cluster = Cluster::start_with(1, &["message.max.bytes=11534336", "replica.fetch.max.bytes=11534336"]);
@@ -149,66 +130,64 @@ fn a_thousand_bodies_of_ten_megabytes_stay_within_the_budget_and_leave_nothing()
     let (before, threads) = (kproxy.daemon.resident_bytes(), kproxy.daemon.threads());
 
     let body = vec![b'x'; 10_000_000];
-    let head =
-        format!("POST {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-    let request = [head.as_bytes(), &body].concat();
+    let request = post_request(&path, &[("Connection", "close")], &body);
     let (mut n_stored, mut n_refused, mut after) = (1, 0, Vec::new());
     for _ in 0..2 {
         let (statuses, took) = flood(&kproxy, &request);
         eprintln!("1000 x 10 MB in {:.1} s: {statuses:?}", took.as_secs_f64());
-        // A client that sends on for longer than kproxy listens to it may lose its answer.
+        // A client that sends for longer than kproxy lingers may lose its answer.
         assert!(statuses.keys().all(|status| ["200", "503", "none"].contains(&status.as_str())), "{statuses:?}");
         assert!(statuses["200"] > 0 && statuses["503"] > 500, "{statuses:?}");
         n_stored += statuses["200"];
         n_refused += statuses["503"];
-        wait_until_nothing_is_left(&kproxy);
-        assert_eq!(cluster.log_ends(&topic).values().sum::<i64>(), n_stored as i64);
-        wait_until(DEADLINE, "the memory is given back", || kproxy.daemon.resident_bytes() < before + 16 * MIB);
+        wait_until_all_is_freed(&kproxy);
+        assert_eq!(cluster.message_count(&topic), n_stored as i64);
+        wait_until(DEADLINE, "the memory is freed", || kproxy.daemon.resident_bytes() < before + 16 * MIB);
         after.push(kproxy.daemon.resident_bytes() / MIB);
     }
     let peak = kproxy.daemon.peak_resident_bytes();
     let before = before / MIB;
     eprintln!("RSS {before} MiB before, {} MiB at its peak, {after:?} MiB after each flood", peak / MIB);
     assert!(peak / MIB < before + (BUDGET + SLACK) / MIB, "{} MiB", peak / MIB);
-    assert!(metric(&kproxy, "http_limits_total{limit=\"in_flight_bytes\",server=\"http\"}") >= n_refused);
+    assert!(kproxy.metric("http_limits_total{limit=\"in_flight_bytes\",server=\"http\"}") >= n_refused);
     assert_eq!(kproxy.daemon.threads(), threads);
-    kproxy.daemon.end_well(DEADLINE);
+    kproxy.daemon.stop(DEADLINE);
 }
 
 #[test]
-fn a_full_budget_refuses_what_is_new_and_lets_the_rest_finish() {
+fn with_a_full_byte_budget_new_requests_get_503_and_begun_ones_finish() {
     let cluster = cluster();
     let topic = cluster.new_topic("full", 1);
-    let lines = [("max_request_size_bytes", 400_000), ("max_in_flight_bytes", 900_000), ("read_timeout_ms", 60_000)];
-    let kproxy = start(cluster, &lines);
+    let settings = [("max_request_size_bytes", 400_000), ("max_in_flight_bytes", 900_000), ("read_timeout_ms", 60_000)];
+    let kproxy = start(cluster, &settings);
     let path = format!("/commit?topic={topic}");
-    let request = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 400000\r\n\r\n{}", "x".repeat(400_000));
-    let (begin, end) = request.as_bytes().split_at(request.len() - 1000);
+    let request = post_request(&path, &[], &[b'x'; 400_000]);
+    let (begin, end) = request.split_at(request.len() - 1000);
     let mut halves: Vec<Client> = (0..2)
         .map(|_| {
-            let mut client = Client::connect(&kproxy.address).unwrap();
+            let mut client = kproxy.connect();
             client.send_raw(begin).unwrap();
             client
         })
         .collect();
-    wait_until(DEADLINE, "both are nearly there", || metric(&kproxy, "kproxy_in_flight_bytes") > 790_000);
+    wait_until(DEADLINE, "both bodies are nearly complete", || kproxy.metric("kproxy_in_flight_bytes") > 790_000);
     let refused = kproxy.post(&path, &[b'y'; 300_000]);
-    assert_eq!((refused.status, refused.header("Retry-After")), (503, Some("1")));
-    assert_eq!((&refused.json()["error"], &refused.json()["stored"]), (&"overloaded".into(), &"no".into()));
-    assert_eq!(http::get(&kproxy.url("/healthz")).unwrap().status, 200, "operations go on");
+    assert_refused(&refused, OVERLOADED, "the budget is full");
+    assert_eq!(refused.header("Retry-After"), Some("1"));
+    assert_eq!(http::get(&kproxy.url("/healthz")).unwrap().status, 200, "health checks are answered");
     for client in &mut halves {
         client.send_raw(end).unwrap();
         assert_eq!(client.read_response().unwrap().status, 200);
     }
     assert_eq!(kproxy.post(&path, &[b'z'; 300_000]).status, 200);
     assert_eq!(cluster.messages(&topic).len(), 3);
-    assert_eq!(metric(&kproxy, "http_limits_total{limit=\"in_flight_bytes\",server=\"http\"}"), 1);
+    assert_eq!(kproxy.metric("http_limits_total{limit=\"in_flight_bytes\",server=\"http\"}"), 1);
     drop(halves);
-    wait_until_nothing_is_left(&kproxy);
+    wait_until_all_is_freed(&kproxy);
 }
 
 #[test]
-fn two_thousand_slow_senders_slow_nobody_and_are_ended_in_time() {
+fn two_thousand_slow_senders_delay_no_other_client_and_get_408() {
     const EACH: usize = 1000;
     kafka_http_wrapper::daemon::raise_open_files();
     let cluster = cluster();
@@ -218,62 +197,69 @@ fn two_thousand_slow_senders_slow_nobody_and_are_ended_in_time() {
     assert_eq!(kproxy.post(&path, b"warm").status, 200);
     let (before, threads) = (kproxy.daemon.resident_bytes(), kproxy.daemon.threads());
 
-    let slow = |start: &str| {
-        let mut socket = connect(&kproxy.address);
+    let start_slowly = |start: String| {
+        let mut socket = connect_raw(&kproxy.address, DEADLINE);
         socket.write_all(start.as_bytes()).unwrap();
         socket
     };
     let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n");
-    let mut crowd: Vec<TcpStream> = (0..EACH).map(|_| slow(&format!("{head}X-Slow: "))).collect();
-    crowd.extend((0..EACH).map(|_| slow(&format!("{head}Content-Length: 90000\r\n\r\n"))));
-    wait_until(DEADLINE, "all are open", || connections(&kproxy) == 2 * EACH as u64);
+    let mut crowd: Vec<TcpStream> = (0..EACH).map(|_| start_slowly(format!("{head}X-Slow: "))).collect();
+    crowd.extend((0..EACH).map(|_| start_slowly(format!("{head}Content-Length: 90000\r\n\r\n"))));
+    wait_until(DEADLINE, "all are connected", || connections(&kproxy) == 2 * EACH as u64);
 
     let is_over = AtomicBool::new(false);
-    let (took, resident) = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // Byte by byte, which must not buy any of them more time.
-            while !is_over.load(Ordering::Relaxed) {
-                for mut socket in &crowd {
-                    // Some have been ended already.
-                    let _ = socket.write(b"x");
-                }
-                std::thread::yield_now();
-            }
-        });
-        let mut took: Vec<Duration> = (0..50)
-            .map(|_| {
-                let started = Instant::now();
-                assert_eq!(kproxy.post(&path, b"fresh").status, 200);
-                started.elapsed()
-            })
-            .collect();
-        took.sort_unstable();
+    let (latencies, resident) = std::thread::scope(|scope| {
+        scope.spawn(|| send_byte_by_byte(&crowd, &is_over));
+        let latencies = post_latencies(&kproxy, &path);
         let resident = kproxy.daemon.resident_bytes();
         assert_eq!(kproxy.daemon.threads(), threads);
-        wait_until(DEADLINE, "each was told 408", || {
-            metric(&kproxy, "http_timeouts_total{deadline=\"read\",server=\"http\"}") == 2 * EACH as u64
+        wait_until(DEADLINE, "each got 408", || {
+            kproxy.metric("http_timeouts_total{deadline=\"read\",server=\"http\"}") == 2 * EACH as u64
         });
         is_over.store(true, Ordering::Relaxed);
-        (took, resident)
+        (latencies, resident)
     });
     eprintln!(
-        "2000 slow senders: a fresh request takes {:?} (median), {:?} (slowest of 50); RSS {} MiB before, {} MiB with them",
-        took[25],
-        took[49],
+        "2000 slow senders: another request takes {:?} (median), {:?} (slowest of 50); RSS {} MiB before, {} MiB with them",
+        latencies[25],
+        latencies[49],
         before / MIB,
         resident / MIB
     );
-    // The median: other stories share the machine.
-    assert!(took[25] < Duration::from_millis(250), "{took:?}");
+    // The median, because other stories share the machine.
+    assert!(latencies[25] < Duration::from_millis(250), "{latencies:?}");
     assert!(resident < before + 64 * MIB, "{resident} bytes");
     drop(crowd);
-    wait_until_nothing_is_left(&kproxy);
-    assert_eq!(cluster.log_ends(&topic)[&0], 51, "the warm one and the fresh ones");
-    kproxy.daemon.end_well(DEADLINE);
+    wait_until_all_is_freed(&kproxy);
+    assert_eq!(cluster.log_ends(&topic)[&0], 51, "the warm one and the fifty others");
+    kproxy.daemon.stop(DEADLINE);
+}
+
+/// Sends one byte after the other on every connection, which must not prolong its deadline.
+fn send_byte_by_byte(crowd: &[TcpStream], is_over: &AtomicBool) {
+    while !is_over.load(Ordering::Relaxed) {
+        for mut socket in crowd {
+            // Some are closed already.
+            let _ = socket.write(b"x");
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// The latencies of fifty commits on connections of their own, sorted.
+fn post_latencies(kproxy: &Kproxy, path: &str) -> Vec<Duration> {
+    let post = |_| {
+        let started = Instant::now();
+        assert_eq!(kproxy.post(path, b"other").status, 200);
+        started.elapsed()
+    };
+    let mut latencies: Vec<Duration> = (0..50).map(post).collect();
+    latencies.sort_unstable();
+    latencies
 }
 
 #[test]
-fn clients_that_never_read_take_little_and_are_ended() {
+fn clients_that_never_read_take_little_memory_and_are_closed() {
     const CROWD: u64 = 30;
     let cluster = cluster();
     let kproxy = start(cluster, &[("write_timeout_ms", 1500), ("read_timeout_ms", 60_000)]);
@@ -281,31 +267,31 @@ fn clients_that_never_read_take_little_and_are_ended() {
     let requests = "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(3000);
     let crowd: Vec<TcpStream> = (0..CROWD)
         .map(|_| {
-            let mut socket = connect_narrow(&kproxy.address);
+            let mut socket = connect_small_buffer(&kproxy.address);
             socket.set_nonblocking(true).unwrap();
-            // As much as is taken; the rest of what it wanted does not matter.
+            // As much as the buffers hold is enough.
             let _ = socket.write(requests.as_bytes());
             socket
         })
         .collect();
-    wait_until(DEADLINE, "all were ended", || {
-        metric(&kproxy, "http_timeouts_total{deadline=\"write\",server=\"http\"}") == CROWD
+    wait_until(DEADLINE, "all are closed", || {
+        kproxy.metric("http_timeouts_total{deadline=\"write\",server=\"http\"}") == CROWD
     });
     let peak = kproxy.daemon.peak_resident_bytes();
     eprintln!("{CROWD} clients that never read: RSS {} MiB before, {} MiB at its peak", before / MIB, peak / MIB);
     assert!(peak < before + 64 * MIB, "{peak} bytes");
     assert_eq!(kproxy.daemon.threads(), threads);
     drop(crowd);
-    wait_until_nothing_is_left(&kproxy);
+    wait_until_all_is_freed(&kproxy);
 }
 
 #[test]
-fn a_slow_reader_gets_every_answer_in_order_and_others_theirs_meanwhile() {
+fn a_slow_reader_gets_every_answer_in_order_while_others_are_served() {
     const PAIRS: usize = 150;
     let cluster = cluster();
     let topic = cluster.new_topic("reader", 1);
     let kproxy = start(cluster, &[("write_timeout_ms", 60_000), ("read_timeout_ms", 60_000)]);
-    let mut socket = connect_narrow(&kproxy.address);
+    let mut socket = connect_small_buffer(&kproxy.address);
     let pair = "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\nGET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n";
     let last = "GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
     let mut writer = socket.try_clone().unwrap();
@@ -313,7 +299,7 @@ fn a_slow_reader_gets_every_answer_in_order_and_others_theirs_meanwhile() {
         scope.spawn(move || writer.write_all(format!("{}{last}", pair.repeat(PAIRS)).as_bytes()).unwrap());
         let (mut answers, mut piece, mut n_others) = (Vec::new(), vec![0; 32 * 1024], 0);
         loop {
-            match socket.read(&mut piece).expect("the answers come") {
+            match socket.read(&mut piece).expect("the answers arrive in time") {
                 0 => return (String::from_utf8(answers).unwrap(), n_others),
                 count => answers.extend_from_slice(&piece[..count]),
             }
@@ -328,78 +314,98 @@ fn a_slow_reader_gets_every_answer_in_order_and_others_theirs_meanwhile() {
     assert_eq!(statuses, expected);
     assert!(n_others > 5, "{n_others}");
     eprintln!("{} KiB of answers read slowly, {n_others} other clients served meanwhile", answers.len() / 1024);
-    wait_until_nothing_is_left(&kproxy);
+    wait_until_all_is_freed(&kproxy);
+}
+
+/// Forty clients that reset their connections.
+struct ResetCrowd<'a> {
+    kproxy: &'a Kproxy,
+    threads: u64,
+}
+
+impl ResetCrowd<'_> {
+    const SIZE: usize = 40;
+
+    /// Connections that each send these bytes.
+    fn connect(&self, bytes: &str) -> Vec<TcpStream> {
+        let connect = |_| {
+            let mut socket = connect_small_buffer(&self.kproxy.address);
+            socket.write_all(bytes.as_bytes()).unwrap();
+            socket
+        };
+        (0..Self::SIZE).map(connect).collect()
+    }
+
+    fn wait_until_connected(&self) {
+        wait_until(DEADLINE, "all are connected", || connections(self.kproxy) == Self::SIZE as u64);
+    }
+
+    fn reset(&self, phase: &str, sockets: Vec<TcpStream>) {
+        sockets.into_iter().for_each(reset);
+        wait_until_all_is_freed(self.kproxy);
+        assert_eq!(self.kproxy.daemon.threads(), self.threads, "after resets in phase {phase}");
+    }
 }
 
 #[test]
-fn a_reset_in_any_phase_leaves_nothing_behind() {
-    const CROWD: usize = 40;
+fn a_reset_in_any_phase_frees_the_connection() {
     let cluster = Cluster::start(1);
     let topic = cluster.new_topic("reset", 1);
     let mut kproxy = start(&cluster, &[("read_timeout_ms", 60_000), ("write_timeout_ms", 60_000)]);
     let path = format!("/commit?topic={topic}");
     assert_eq!(kproxy.post(&path, b"warm").status, 200);
-    let threads = kproxy.daemon.threads();
+    let crowd = ResetCrowd { kproxy: &kproxy, threads: kproxy.daemon.threads() };
     let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n");
-    let crowd = |bytes: &str| -> Vec<TcpStream> {
-        (0..CROWD)
-            .map(|_| {
-                let mut socket = connect_narrow(&kproxy.address);
-                socket.write_all(bytes.as_bytes()).unwrap();
-                socket
-            })
-            .collect()
-    };
-    let end = |phase: &str, crowd: Vec<TcpStream>| {
-        crowd.into_iter().for_each(reset);
-        wait_until_nothing_is_left(&kproxy);
-        assert_eq!(kproxy.daemon.threads(), threads, "after resets in phase {phase}");
-    };
-    let all_open = || wait_until(DEADLINE, "all are open", || connections(&kproxy) == CROWD as u64);
 
     // Before it is accepted, or just after.
-    for _ in 0..CROWD {
-        reset(connect(&kproxy.address));
+    for _ in 0..ResetCrowd::SIZE {
+        reset(connect_raw(&kproxy.address, DEADLINE));
     }
-    end("accept", Vec::new());
+    crowd.reset("accept", Vec::new());
     for (phase, bytes) in [
         ("idle", String::new()),
         ("head", format!("{head}Content-")),
         ("body", format!("{head}Content-Length: 50000\r\n\r\n{}", "x".repeat(20_000))),
         ("chunks", format!("{head}Transfer-Encoding: chunked\r\n\r\nffff\r\n{}", "x".repeat(20_000))),
+        ("writing", "GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(400)),
     ] {
-        let crowd = crowd(&bytes);
-        all_open();
-        end(phase, crowd);
+        let sockets = crowd.connect(&bytes);
+        crowd.wait_until_connected();
+        crowd.reset(phase, sockets);
     }
+    reset_while_answering(&crowd, &cluster, &topic, &head);
+    reset_while_lingering(&crowd, &head);
+    assert_eq!(kproxy.post(&path, b"alive").status, 200);
+    kproxy.daemon.stop(DEADLINE);
+}
 
-    // A broker that stands still keeps them in the middle of being answered.
-    cluster.kafka_servers[0].stop_process();
-    let answering = crowd(&format!("{head}Content-Length: 4\r\n\r\nlost{head}Content-Length: 5\r\n\r\nahead"));
-    wait_until(DEADLINE, "all are answering", || metric(&kproxy, "kproxy_commits_in_flight") == CROWD as u64);
-    answering.into_iter().for_each(reset);
-    cluster.kafka_servers[0].continue_process();
-    end("answering", Vec::new());
-    let bodies: Vec<Vec<u8>> = cluster.messages(&topic).into_iter().map(|message| message.value).collect();
-    assert_eq!(bodies.iter().filter(|body| *body == b"lost").count(), CROWD, "what was complete is stored");
+/// A frozen broker keeps the connections in the middle of an answer.
+fn reset_while_answering(crowd: &ResetCrowd, cluster: &Cluster, topic: &str, head: &str) {
+    cluster.kafka_servers[0].freeze();
+    let commit_and_next = format!("{head}Content-Length: 4\r\n\r\nlost{head}Content-Length: 5\r\n\r\nahead");
+    let sockets = crowd.connect(&commit_and_next);
+    crowd.kproxy.wait_for_commits_in_flight(ResetCrowd::SIZE);
+    sockets.into_iter().for_each(reset);
+    cluster.kafka_servers[0].unfreeze();
+    crowd.reset("answering", Vec::new());
+    let values: Vec<Vec<u8>> = cluster.messages(topic).into_iter().map(|message| message.value).collect();
+    let n_stored = values.iter().filter(|value| *value == b"lost").count();
+    assert_eq!(n_stored, ResetCrowd::SIZE, "complete requests are stored");
+}
 
-    let writing = crowd(&"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(400));
-    all_open();
-    end("writing", writing);
-
-    let lingering = crowd(&format!("{head}Content-Length: 99999999\r\n\r\n"));
-    for mut socket in &lingering {
+/// A refused request whose body kproxy still reads.
+fn reset_while_lingering(crowd: &ResetCrowd, head: &str) {
+    let sockets = crowd.connect(&format!("{head}Content-Length: 99999999\r\n\r\n"));
+    for mut socket in &sockets {
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).unwrap();
         assert!(answer.starts_with(b"HTTP/1.1 413 "));
     }
-    end("lingering", lingering);
-    assert_eq!(kproxy.post(&path, b"alive").status, 200);
-    kproxy.daemon.end_well(DEADLINE);
+    crowd.reset("lingering", sockets);
 }
 
 #[test]
-fn one_address_has_its_share_of_the_connections() {
+fn each_address_has_its_own_limit_of_connections() {
     let cluster = cluster();
     let kproxy = start(cluster, &[("max_connections_per_ip", 5), ("idle_timeout_ms", 600_000)]);
     let port = kproxy.address.rsplit(':').next().unwrap();
@@ -409,7 +415,7 @@ fn one_address_has_its_share_of_the_connections() {
         socket.connect(&format!("127.0.0.1:{port}").parse::<SocketAddr>().unwrap().into()).unwrap();
         let mut socket: TcpStream = socket.into();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        // Asked once, so that it is certainly accepted.
+        // After a request the connection is certainly accepted.
         let _ = socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
         let mut start = [0; 12];
         socket.read_exact(&mut start).unwrap();
@@ -418,8 +424,8 @@ fn one_address_has_its_share_of_the_connections() {
     let kept: Vec<_> = (0..5).map(|_| connect_from("127.0.0.7")).collect();
     assert!(kept.iter().all(|(_, status)| status == "200"));
     assert_eq!(connect_from("127.0.0.7").1, "503");
-    assert_eq!(connect_from("127.0.0.8").1, "200", "others have their own share");
-    assert_eq!(metric(&kproxy, "http_limits_total{limit=\"connections_per_ip\",server=\"http\"}"), 1);
+    assert_eq!(connect_from("127.0.0.8").1, "200", "another address has a limit of its own");
+    assert_eq!(kproxy.metric("http_limits_total{limit=\"connections_per_ip\",server=\"http\"}"), 1);
     drop(kept);
-    wait_until(DEADLINE, "the share comes back", || connect_from("127.0.0.7").1 == "200");
+    wait_until(DEADLINE, "the connections of the address are freed", || connect_from("127.0.0.7").1 == "200");
 }

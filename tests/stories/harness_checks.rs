@@ -1,20 +1,23 @@
-//! The harness itself: it starts what it says, and leaves nothing behind.
+//! The harness itself: its servers work, its backend records correctly, and it leaves no process and no folder.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::harness::backend::Journal;
 use crate::harness::http::Client;
 use crate::harness::kafka_wire::{create_topic, log_ends};
-use crate::harness::{Answer, Backend, Cluster, Kafka, ZooKeeper, cluster, http, process, unique, wait_until};
+use crate::harness::process::{self, rerun_test};
+use crate::harness::{
+    Answer, Backend, Cluster, ConfigFile, Kafka, Request, ZooKeeper, cluster, http, unique, wait_until,
+};
 
-/// Set for the copy of this test binary that is to be killed.
+/// Set for the copy of this test binary that is killed.
 const TO_BE_KILLED: &str = "KAFKA_HTTP_WRAPPER_STORY_TO_BE_KILLED";
 
 #[test]
-fn a_message_goes_into_a_new_topic_and_comes_out() {
+fn a_produced_message_is_read_back() {
     let cluster = cluster();
     let topic = cluster.new_topic("harness", 3);
     cluster.produce(&topic, 2, &[(b"a key", b"a value"), (b"", b"no key")]);
@@ -31,7 +34,7 @@ fn a_message_goes_into_a_new_topic_and_comes_out() {
 }
 
 #[test]
-fn zookeeper_keeps_its_data_over_a_kill() {
+fn zookeeper_keeps_its_data_after_a_kill() {
     let server = ZooKeeper::start();
     {
         let client = server.client();
@@ -46,14 +49,14 @@ fn zookeeper_keeps_its_data_over_a_kill() {
     server.restart();
     let client = server.client();
     assert_eq!(client.read("/a/b").as_deref(), Some("second"));
-    assert_eq!(client.get("/a/b").expect("it is there").version, 1);
-    assert_eq!(client.children("/a"), ["b"], "the ephemeral node went with its session");
+    assert_eq!(client.get("/a/b").expect("it exists").version, 1);
+    assert_eq!(client.children("/a"), ["b"], "the ephemeral node is deleted with its session");
     assert!(client.delete("/a/b"));
     assert!(!client.delete("/a/b"));
 }
 
 #[test]
-fn three_brokers_share_a_topic_and_one_comes_back_after_a_kill() {
+fn three_brokers_replicate_a_topic_and_one_restarts_after_a_kill() {
     let cluster = Cluster::start(3);
     let topic = unique("replicated");
     cluster.create_replicated_topic(&topic, 3, 3);
@@ -70,7 +73,7 @@ fn three_brokers_share_a_topic_and_one_comes_back_after_a_kill() {
 }
 
 #[test]
-fn a_broker_without_zookeeper_takes_a_topic() {
+fn a_kraft_broker_creates_a_topic() {
     let broker = Kafka::start_kraft();
     let topic = unique("kraft");
     create_topic(&broker.address(), &topic, 2, 1);
@@ -79,12 +82,12 @@ fn a_broker_without_zookeeper_takes_a_topic() {
 }
 
 #[test]
-fn the_backend_remembers_order_and_concurrency_and_answers_as_told() {
+fn the_backend_records_order_and_concurrency_and_answers_by_its_script() {
     let journal = Journal::default();
-    let script = |request: &crate::harness::Request| match request.path() {
+    let script = |request: &Request| match request.path() {
         "/slow" => Answer::ok().after(Duration::from_millis(200)),
         "/no" => Answer::status(503).header("Retry-After", "1"),
-        "/gone" => Answer::hang_up(),
+        "/gone" => Answer::close(),
         _ => Answer::ok(),
     };
     let backends = [Backend::start_sharing(&journal, script), Backend::start_sharing(&journal, script)];
@@ -92,14 +95,14 @@ fn the_backend_remembers_order_and_concurrency_and_answers_as_told() {
     assert_eq!(client.post("/push?key=a%2Fb&x=1", b"body").expect("an answer").status, 200);
     let refused = client.post("/no?key=a", b"x").expect("an answer");
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
-    client.post("/gone?key=a", b"x").expect_err("hung up");
-    assert_eq!(journal.most_of_one_key(), 1);
+    client.post("/gone?key=a", b"x").expect_err("the connection is closed");
+    assert_eq!(journal.max_per_key(), 1);
     std::thread::scope(|scope| {
         for backend in &backends {
             scope.spawn(|| http::post(&format!("http://{}/slow?key=same", backend.address()), b"x"));
         }
     });
-    assert_eq!(journal.most_of_one_key(), 2, "two of one key at once are noticed across backends");
+    assert_eq!(journal.max_per_key(), 2, "concurrent requests of one key are counted across backends");
     let records = journal.records();
     assert_eq!(records[0].request.key(), "a/b");
     assert_eq!(records[0].request.text(), "body");
@@ -107,13 +110,13 @@ fn the_backend_remembers_order_and_concurrency_and_answers_as_told() {
     assert_eq!(statuses, [Some(200), Some(503), None, Some(200), Some(200)]);
 
     backends[0].stop_listening();
-    http::get(&format!("http://{}/", backends[0].address())).expect_err("nobody listens");
+    http::get(&format!("http://{}/", backends[0].address())).expect_err("the port is closed");
     backends[0].listen_again();
     assert_eq!(http::get(&format!("http://{}/", backends[0].address())).expect("it listens again").status, 200);
 }
 
 #[test]
-fn the_backend_is_quick_enough() {
+fn the_backend_serves_two_hundred_connections() {
     let backend = Backend::start();
     let (n_connections, n_each) = (200, 50);
     let started = Instant::now();
@@ -128,21 +131,21 @@ fn the_backend_is_quick_enough() {
         }
     });
     let per_second = (n_connections * n_each) as f64 / started.elapsed().as_secs_f64();
-    eprintln!("the backend took {per_second:.0} requests/s over {n_connections} connections");
+    eprintln!("the backend served {per_second:.0} requests/s over {n_connections} connections");
     assert_eq!(backend.n_requests(), n_connections * n_each);
 }
 
 #[test]
-fn nothing_is_left_when_the_test_process_is_killed() {
-    let own_name = "harness_story::nothing_is_left_when_the_test_process_is_killed";
+fn no_process_and_no_folder_is_left_when_the_test_process_is_killed() {
     if std::env::var_os(TO_BE_KILLED).is_some() {
         let server = ZooKeeper::start();
         eprintln!("started {} {}", server.pid(), process::root().display());
-        std::thread::sleep(Duration::from_secs(600));
-        return;
+        // Until the kill.
+        loop {
+            std::thread::park();
+        }
     }
-    let mut copy = Command::new(std::env::current_exe().expect("our own path"))
-        .args(["--exact", own_name, "--nocapture"])
+    let mut copy = rerun_test(module_path!(), "no_process_and_no_folder_is_left_when_the_test_process_is_killed")
         .env(TO_BE_KILLED, "1")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -150,7 +153,7 @@ fn nothing_is_left_when_the_test_process_is_killed() {
         .expect("the test binary starts");
     let stderr = BufReader::new(copy.stderr.take().expect("stderr is piped"));
     let line = stderr.lines().map_while(Result::ok).find(|line| line.starts_with("started "));
-    let line = line.expect("the copy says what it started");
+    let line = line.expect("the copy prints what it started");
     let mut words = line.split(' ').skip(1);
     let (pid, folder) = (words.next().expect("a pid"), words.next().expect("a folder"));
     let process = format!("/proc/{pid}");
@@ -158,7 +161,25 @@ fn nothing_is_left_when_the_test_process_is_killed() {
 
     copy.kill().expect("it still runs");
     copy.wait().expect("it ends");
-    wait_until(Duration::from_secs(10), "its ZooKeeper and its folder are gone", || {
+    wait_until(Duration::from_secs(10), "its ZooKeeper and its folder are removed", || {
         !Path::new(&process).exists() && !Path::new(folder).exists()
     });
+}
+
+#[test]
+fn a_config_file_has_only_the_keys_of_its_reference() {
+    let file = ConfigFile::of("kproxy").set("port", 1).set("tls.key_file", "k.pem").remove("producer_num");
+    let parsed: serde_yaml::Value = serde_yaml::from_str(&file.text()).expect("it is YAML");
+    assert_eq!((&parsed["port"], &parsed["tls"]["key_file"]), (&1.into(), &"k.pem".into()));
+    assert!(parsed.get("producer_num").is_none());
+    assert_eq!(file.address("port").as_deref(), Some("127.0.0.1:1"));
+    for mistake in [
+        |file: ConfigFile| file.set("prot", 1),
+        |file: ConfigFile| file.set("tls.keyfile", "k.pem"),
+        |file: ConfigFile| file.remove("admin_port"),
+        |file: ConfigFile| file.set_unknown("port", 1),
+    ] {
+        let file = file.clone();
+        std::panic::catch_unwind(move || mistake(file)).expect_err("a mistake of a story panics");
+    }
 }

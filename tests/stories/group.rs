@@ -1,0 +1,306 @@
+//! Members of a ktransfer group, as processes that are killed and paused, with a real ZooKeeper.
+//!
+//! The members are copies of this test binary. Each prints, with the time, which partitions it gained, pushed and lost.
+//! The story then checks over all of them that no member pushed a partition that another one had taken over.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+
+use kafka_http_wrapper::broker::{Offset, PartitionId, PartitionInfo};
+use kafka_http_wrapper::keeper::{SharedKeeper, discovery};
+use kafka_http_wrapper::ktransfer::group::zookeeper::{ZookeeperGroup, ZookeeperGroupConfig};
+use kafka_http_wrapper::ktransfer::group::{Generation, Group, GroupCommand, GroupEvent, mailbox};
+use kafka_http_wrapper::shutdown::Stop;
+use kafka_http_wrapper::supervise::{Ended, Supervisor};
+
+use crate::harness::keeper::KeeperSession;
+use crate::harness::process::{Process, folder, rerun_test};
+use crate::harness::{ZkClient, ZooKeeper, cluster, wait_until};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The session timeout, and the time to notice its end and to assign the partitions again.
+const MAX_TAKEOVER: Duration = Duration::from_secs(3 + 3);
+const PARTITIONS: i32 = 4;
+
+/// Address of ZooKeeper, for a copy of this binary that is a member.
+const MEMBER_OF: &str = "KAFKA_HTTP_WRAPPER_STORY_MEMBER_OF";
+
+fn now_us() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros()
+}
+
+/// The partitions of a member with the next offset to push, as its dispatcher would have them.
+#[derive(Default)]
+struct Held(BTreeMap<PartitionId, (Generation, Offset)>);
+
+/// Runs a member until `stop` is triggered: it pushes a message every 5 ms for each partition it owns.
+fn run_member(address: &str, stop: &Stop) {
+    let session = KeeperSession::connect(&[address.to_owned()], "/c");
+    let group = Box::new(new_group(&session.keeper));
+    let lease = group.lease();
+    let (commands, inbox) = mailbox();
+    let (sender, events) = bounded(16);
+    let loops = Supervisor::new("loops", Stop::new());
+    loops.spawn_task("group@g", move || group.run(inbox, sender));
+
+    let mut held = Held::default();
+    while !stop.is_triggered() {
+        match events.recv_timeout(Duration::from_millis(5)) {
+            Ok(event) => {
+                if let Some(command) = held.on_event(event) {
+                    commands.send(command);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                for (partition, (generation, next)) in &mut held.0 {
+                    // Taken before the lease is checked: the push counts from then.
+                    let before_us = now_us();
+                    if lease.is_valid(*partition, *generation) {
+                        eprintln!("@ {before_us} pushed {partition} {next}");
+                        *next += 1;
+                        let (partition, generation, next) = (*partition, *generation, *next);
+                        commands.send(GroupCommand::Commit { partition, generation, next });
+                    }
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => panic!("the group ended"),
+        }
+    }
+    for (partition, (generation, next)) in held.0 {
+        commands.send(GroupCommand::Release { partition, generation, next: Some(next) });
+    }
+    commands.send(GroupCommand::Leave);
+    loops.stop().trigger();
+    assert_eq!(loops.join(DEADLINE), Ended::Stopped);
+    session.close();
+}
+
+fn new_group(keeper: &SharedKeeper) -> ZookeeperGroup {
+    let config = ZookeeperGroupConfig {
+        group: "g".into(),
+        topic: "t".into(),
+        offset_update_interval: Duration::from_millis(100),
+    };
+    ZookeeperGroup::new(config, Arc::clone(keeper))
+}
+
+impl Held {
+    /// Prints what the member gained or lost; the command that the event requires.
+    fn on_event(&mut self, event: GroupEvent) -> Option<GroupCommand> {
+        match event {
+            GroupEvent::Gained { partition, generation, position } => {
+                let position = position.unwrap_or(0);
+                eprintln!("@ {} gained {partition} {position}", now_us());
+                self.0.insert(partition, (generation, position));
+                None
+            }
+            GroupEvent::Releasing { partition, generation } => {
+                let (_, next) = self.0.remove(&partition).expect("only an owned partition is released");
+                Some(GroupCommand::Release { partition, generation, next: Some(next) })
+            }
+            GroupEvent::Lost { partition, .. } => {
+                eprintln!("@ {} lost {partition} 0", now_us());
+                self.0.remove(&partition);
+                None
+            }
+        }
+    }
+}
+
+/// One line of a member's output.
+struct Entry {
+    at_us: u128,
+    member: usize,
+    action: String,
+    partition: PartitionId,
+    offset: Offset,
+}
+
+fn read_entries(member: usize, path: &Path) -> Vec<Entry> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let parse = |line: &str| {
+        // With one test thread, libtest has written the name of the test before the first entry of its line.
+        let (_, entry) = line.split_once("@ ")?;
+        let mut words = entry.split(' ');
+        Some(Entry {
+            at_us: words.next()?.parse().ok()?,
+            member,
+            action: words.next()?.to_owned(),
+            partition: words.next()?.parse().ok()?,
+            offset: words.next()?.parse().ok()?,
+        })
+    };
+    text.lines().filter_map(parse).collect()
+}
+
+/// No member pushed a partition after another one had gained it, and no offset was skipped. Returns the number of
+/// pushes.
+fn check_entries(outputs: &[PathBuf]) -> usize {
+    let read = |(member, path): (usize, &PathBuf)| read_entries(member, path);
+    let mut entries: Vec<Entry> = outputs.iter().enumerate().flat_map(read).collect();
+    entries.sort_by_key(|entry| entry.at_us);
+    let mut owner: HashMap<PartitionId, usize> = HashMap::new();
+    let mut next: HashMap<PartitionId, Offset> = HashMap::new();
+    let mut n_pushes = 0;
+    for Entry { at_us, member, action, partition, offset } in entries {
+        let expected = next.entry(partition).or_insert(0);
+        match action.as_str() {
+            "gained" => {
+                owner.insert(partition, member);
+                assert!(offset <= *expected, "{at_us}: {member} starts {partition} at {offset}, skipping {expected}");
+            }
+            "pushed" => {
+                assert_eq!(owner.get(&partition), Some(&member), "{at_us}: {member} pushed {offset} of {partition}");
+                assert!(offset <= *expected, "{at_us}: {member} skipped {expected} of {partition}");
+                *expected = (*expected).max(offset + 1);
+                n_pushes += 1;
+            }
+            _ => {}
+        }
+    }
+    n_pushes
+}
+
+/// A group over four partitions, and the nodes that its members write.
+struct TestGroup {
+    server: ZooKeeper,
+    folder: PathBuf,
+    outputs: Vec<PathBuf>,
+}
+
+impl TestGroup {
+    fn new() -> TestGroup {
+        let server = ZooKeeper::start();
+        let zk = server.client();
+        zk.create("/c/brokers/topics/t", r#"{"partitions":{"0":[1],"1":[1],"2":[1],"3":[1]}}"#);
+        for partition in 0..PARTITIONS {
+            zk.create(&format!("/c/brokers/topics/t/partitions/{partition}/state"), r#"{"leader":1}"#);
+        }
+        TestGroup { server, folder: folder("members"), outputs: Vec::new() }
+    }
+
+    fn start_member(&mut self, name: &str) -> Process {
+        let output = self.folder.join(name);
+        self.outputs.push(output.clone());
+        let mut command =
+            rerun_test(module_path!(), "a_paused_or_killed_member_is_taken_over_and_pushes_nothing_it_lost");
+        command.env(MEMBER_OF, self.server.address());
+        Process::start(name, command, &output)
+    }
+
+    fn zk(&self) -> ZkClient {
+        self.server.client()
+    }
+
+    /// The owner of each owned partition, in the order of the partitions.
+    fn owners(&self) -> Vec<String> {
+        let zk = self.zk();
+        (0..PARTITIONS).filter_map(|partition| zk.read(&format!("/c/consumers/g/owners/t/{partition}"))).collect()
+    }
+
+    fn member_ids(&self) -> Vec<String> {
+        self.zk().children("/c/consumers/g/ids")
+    }
+
+    fn stored_sum(&self) -> i64 {
+        let zk = self.zk();
+        let stored = |partition| zk.read(&format!("/c/consumers/g/offsets/t/{partition}"))?.parse::<i64>().ok();
+        (0..PARTITIONS).filter_map(stored).sum()
+    }
+
+    /// Waits until one member owns all partitions; its id.
+    #[track_caller]
+    fn wait_for_single_owner(&self, except: Option<&str>) -> String {
+        wait_until(DEADLINE, "one member owns all partitions", || {
+            let owners = self.owners();
+            let is_single = owners.len() == 4 && owners.windows(2).all(|pair| pair[0] == pair[1]);
+            (is_single && except != Some(owners[0].as_str())).then(|| owners[0].clone())
+        })
+    }
+
+    /// Waits until two members own two partitions each, assigned by range in the order of their ids.
+    #[track_caller]
+    fn wait_until_shared(&self) {
+        wait_until(DEADLINE, "each member owns its range", || {
+            let ids = self.member_ids();
+            ids.len() == 2 && self.owners() == [&ids[0], &ids[0], &ids[1], &ids[1]].map(String::clone)
+        });
+    }
+
+    #[track_caller]
+    fn wait_for_progress(&self, n_messages: i64, when: &str) {
+        let before = self.stored_sum();
+        wait_until(DEADLINE, when, || self.stored_sum() > before + n_messages);
+    }
+}
+
+#[test]
+fn a_paused_or_killed_member_is_taken_over_and_pushes_nothing_it_lost() {
+    if let Ok(address) = std::env::var(MEMBER_OF) {
+        return run_member(&address, &Stop::new());
+    }
+    let mut group = TestGroup::new();
+    let mut one = group.start_member("one");
+    let first_id = group.wait_for_single_owner(None);
+    let mut two = group.start_member("two");
+    group.wait_until_shared();
+    group.wait_for_progress(50, "both members push");
+
+    one.signal(libc::SIGSTOP);
+    let paused = Instant::now();
+    group.wait_for_single_owner(Some(&first_id));
+    let after_pause = paused.elapsed();
+    assert!(after_pause < MAX_TAKEOVER, "taken over after {after_pause:?}");
+    group.wait_for_progress(100, "the other member pushes all partitions");
+    one.signal(libc::SIGCONT);
+    group.wait_until_shared();
+    assert!(!group.member_ids().contains(&first_id), "the paused member returns under a new id");
+
+    two.kill9();
+    let killed = Instant::now();
+    group.wait_for_single_owner(None);
+    let after_kill = killed.elapsed();
+    assert!(after_kill < MAX_TAKEOVER, "taken over after {after_kill:?}");
+    group.wait_for_progress(100, "the remaining member pushes all partitions");
+
+    group.server.kill9();
+    group.server.restart();
+    group.wait_for_progress(100, "it continues after ZooKeeper was killed");
+    let killed_id = group.owners().remove(0);
+    one.kill9();
+    let n_pushes = check_entries(&group.outputs);
+    eprintln!("{n_pushes} pushes; taken over {after_pause:?} after a pause, {after_kill:?} after a kill");
+    assert!(n_pushes > 500, "{n_pushes} pushes");
+    leave_in_order(&group, &killed_id);
+}
+
+/// A member that leaves deletes its claims and its id.
+fn leave_in_order(group: &TestGroup, killed_id: &str) {
+    let stop = Stop::new();
+    let (stopped, address) = (stop.clone(), group.server.address());
+    let member = std::thread::spawn(move || run_member(&address, &stopped));
+    group.wait_for_single_owner(Some(killed_id));
+    stop.trigger();
+    member.join().expect("the member does not panic");
+    assert!(group.owners().is_empty() && group.member_ids().is_empty());
+}
+
+#[test]
+fn brokers_and_partitions_are_read_from_the_nodes_of_a_real_broker() {
+    let cluster = cluster();
+    let topic = cluster.new_topic("discovered", 3);
+    let session = KeeperSession::connect(std::slice::from_ref(&cluster.zookeeper), cluster.chroot);
+    let keeper = &session.keeper;
+    let brokers = wait_until(DEADLINE, "ZooKeeper answers", || discovery::brokers(&**keeper, "PLAINTEXT").ok());
+    assert_eq!(brokers.join(","), cluster.brokers);
+    let expected: Vec<_> = (0..3).map(|partition| PartitionInfo { partition, leader: Some(0) }).collect();
+    wait_until(DEADLINE, "all partitions are found", || {
+        discovery::partitions(&**keeper, &topic).is_ok_and(|partitions| partitions == expected)
+    });
+    session.close();
+}

@@ -1,0 +1,49 @@
+//! A running kmonitor.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::http::{self, Response};
+use super::{ConfigFile, Daemon, Program, START_DEADLINE, wait_until};
+
+/// One kmonitor; dropped, it is killed.
+pub(crate) struct Kmonitor {
+    pub(crate) daemon: Daemon,
+    /// `host:port` of `http_server.port`.
+    pub(crate) address: String,
+}
+
+impl Kmonitor {
+    /// Starts one; returns when it listens.
+    #[track_caller]
+    pub(crate) fn start(config: &ConfigFile) -> Kmonitor {
+        let address = config.address("http_server.port").expect("the reference sets the port");
+        let mut daemon = Daemon::start(Program::Kmonitor, &[("kmonitor.yaml", &config.text())]);
+        daemon.wait_until_ok(&address, "/healthz", START_DEADLINE);
+        Kmonitor { daemon, address }
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_ready(&mut self) {
+        self.daemon.wait_until_ok(&self.address, "/readyz", START_DEADLINE);
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&self, target: &str) -> Response {
+        http::get(&format!("http://{}{target}", self.address)).expect("kmonitor answers")
+    }
+
+    /// The delays of one module by partition, `{"0":12}`; null where kmonitor does not know the module.
+    #[track_caller]
+    pub(crate) fn delay(&self, cluster: &str, module: &str) -> Value {
+        self.get("/delay").json()[cluster][module].clone()
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_delay(&self, cluster: &str, module: &str, expected: &Value, deadline: Duration) {
+        wait_until(deadline, &format!("module {module} of cluster {cluster} has the delays {expected}"), || {
+            self.delay(cluster, module) == *expected
+        });
+    }
+}

@@ -1,0 +1,51 @@
+//! A running ktransfer.
+
+use super::metrics::Metrics;
+use super::{Cluster, ConfigFile, Daemon, Program, START_DEADLINE, configs, http};
+
+/// One ktransfer; dropped, it is killed.
+pub(crate) struct Ktransfer {
+    pub(crate) daemon: Daemon,
+    /// `host:port` of `admin_port`.
+    pub(crate) admin: String,
+}
+
+impl Ktransfer {
+    /// Starts one with these modules, by name; returns when it listens.
+    #[track_caller]
+    pub(crate) fn start(config: ConfigFile, modules: &[(&str, ConfigFile)]) -> Ktransfer {
+        let admin = config.address("admin_port").expect("the configuration of a story sets admin_port");
+        let names: Vec<&str> = modules.iter().map(|(name, _)| *name).collect();
+        let mut files = vec![("conf/ktransfer.yaml".to_owned(), config.set("module_enabled", names).text())];
+        files.extend(modules.iter().map(|(name, file)| (format!("conf/modules/{name}.yaml"), file.text())));
+        let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        let mut daemon = Daemon::start(Program::Ktransfer, &files);
+        daemon.wait_until_ok(&admin, "/healthz", START_DEADLINE);
+        Ktransfer { daemon, admin }
+    }
+
+    /// As [`Ktransfer::start`], with the usual configuration; returns when every module runs.
+    #[track_caller]
+    pub(crate) fn start_ready(cluster: &Cluster, modules: &[(&str, ConfigFile)]) -> Ktransfer {
+        let mut ktransfer = Ktransfer::start(configs::ktransfer(cluster), modules);
+        ktransfer.wait_until_ready();
+        ktransfer
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_ready(&mut self) {
+        self.daemon.wait_until_ok(&self.admin, "/readyz", START_DEADLINE);
+    }
+
+    /// Status and body of `/readyz`.
+    #[track_caller]
+    pub(crate) fn readiness(&self) -> (u16, String) {
+        let answer = http::get(&format!("http://{}/readyz", self.admin)).expect("ktransfer answers");
+        (answer.status, answer.text())
+    }
+
+    #[track_caller]
+    pub(crate) fn metrics(&self) -> Metrics {
+        Metrics::scrape(&self.admin)
+    }
+}

@@ -1,0 +1,345 @@
+//! The keeper with a real ZooKeeper that is down, killed, frozen, or not a ZooKeeper at all.
+//!
+//! Every caller relies on two promises: a call returns within a third of the session timeout, and the session recovers
+//! by itself.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kafka_http_wrapper::keeper::paths::create_with_parents;
+use kafka_http_wrapper::keeper::{KeeperError, Lifetime, Node};
+use kafka_http_wrapper::shutdown::Stop;
+
+use crate::harness::keeper::{KeeperSession, SESSION};
+use crate::harness::process::rerun_test;
+use crate::harness::{ZooKeeper, free_port, wait_until};
+
+/// A third of the session, and a margin for a busy machine.
+const MAX_CALL: Duration = Duration::from_millis(1_000 + 700);
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Log lines of the crate and the keeper; a client that retries without a pause writes ten thousands a second.
+static LOG_LINES: AtomicUsize = AtomicUsize::new(0);
+
+struct CountLines;
+
+impl log::Log for CountLines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if record.target().starts_with("zookeeper") || record.target().contains("keeper") {
+            LOG_LINES.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    fn flush(&self) {}
+}
+
+/// A session with threads that call it continuously.
+struct BusyKeeper {
+    session: KeeperSession,
+    callers_stop: Stop,
+    callers: Vec<JoinHandle<()>>,
+    slowest: Arc<Mutex<Duration>>,
+}
+
+impl BusyKeeper {
+    fn connect(hosts: &[String]) -> BusyKeeper {
+        static LOGGER: Once = Once::new();
+        LOGGER.call_once(|| {
+            log::set_logger(&CountLines).expect("only this story sets a logger");
+            log::set_max_level(log::LevelFilter::Info);
+        });
+        let session = KeeperSession::connect(hosts, "");
+        let callers_stop = Stop::new();
+        let slowest = Arc::new(Mutex::new(Duration::ZERO));
+        let caller = |_| {
+            let (keeper, stop, slowest) = (Arc::clone(&session.keeper), callers_stop.clone(), Arc::clone(&slowest));
+            std::thread::spawn(move || {
+                while stop.sleep(Duration::from_millis(20)) {
+                    let started = Instant::now();
+                    let _ = keeper.children("/");
+                    let mut slowest = slowest.lock().expect("no caller panics");
+                    *slowest = slowest.max(started.elapsed());
+                }
+            })
+        };
+        let callers = (0..4).map(caller).collect();
+        BusyKeeper { session, callers_stop, callers, slowest }
+    }
+
+    fn wait_until_recovered(&self, after: &str) {
+        let keeper = &self.session.keeper;
+        wait_until(DEADLINE, &format!("recovered after: {after}"), || {
+            keeper.read("/").is_ok() && keeper.reachable().is_ok()
+        });
+    }
+
+    /// Closes the session; no call may have taken longer than [`MAX_CALL`]. Returns the longest.
+    fn close(self) -> Duration {
+        self.callers_stop.trigger();
+        for caller in self.callers {
+            caller.join().expect("no caller panics");
+        }
+        close(&self.session);
+        let slowest = *self.slowest.lock().expect("no caller panics");
+        assert!(slowest < MAX_CALL, "the slowest call took {slowest:?}");
+        slowest
+    }
+}
+
+/// Closes the session; calls fail from then on.
+fn close(session: &KeeperSession) {
+    session.close();
+    assert!(matches!(session.keeper.read("/"), Err(KeeperError::Unreachable(_))));
+}
+
+#[test]
+fn a_server_that_is_down_killed_or_frozen_delays_no_call_and_the_session_recovers() {
+    let server = ZooKeeper::start();
+    server.kill9();
+    let lines_before = LOG_LINES.load(Ordering::Relaxed);
+    let busy = BusyKeeper::connect(&[server.address()]);
+    start_a_server_that_was_down(&server, &busy);
+    kill_a_server_with_an_old_session(&server, &busy);
+    freeze_a_server_for_two_sessions(&server, &busy);
+    kill_a_server_with_a_young_session(&server, &busy);
+    let lines = LOG_LINES.load(Ordering::Relaxed) - lines_before;
+    let slowest = busy.close();
+    let cpu = cpu_seconds();
+    eprintln!("slowest call {slowest:?}, {lines} log lines, {cpu:.2} s of CPU in this process so far");
+    assert!(lines < 500, "{lines} log lines");
+}
+
+fn start_a_server_that_was_down(server: &ZooKeeper, busy: &BusyKeeper) {
+    let keeper = &busy.session.keeper;
+    wait_until(DEADLINE, "the keeper names the server that refuses it", || {
+        keeper.reachable().is_err_and(|reason| reason.contains(&server.address()))
+    });
+    assert_eq!((keeper.epoch(), keeper.last_confirmed()), (0, None));
+    server.restart();
+    busy.wait_until_recovered("down at the start");
+    assert!(keeper.epoch() >= 1);
+}
+
+fn kill_a_server_with_an_old_session(server: &ZooKeeper, busy: &BusyKeeper) {
+    let keeper = &busy.session.keeper;
+    keeper.create("/first", b"", Lifetime::Ephemeral).unwrap();
+    // Older than the session timeout: the crate alone would never reconnect after a loss.
+    let old = Instant::now() + SESSION + Duration::from_secs(1);
+    let first = keeper.epoch();
+    wait_until(DEADLINE, "the session is older than its timeout", || {
+        let age = keeper.last_confirmed().map_or(Duration::ZERO, |good| good.elapsed());
+        assert!(age < SESSION / 2, "the last good answer is {age:?} old");
+        Instant::now() > old
+    });
+    // One session may be lost to a machine that stalls for a second.
+    assert!(keeper.epoch() <= first + 1, "sessions are lost without a reason");
+    server.kill9();
+    wait_until(SESSION, "the loss is noticed", || keeper.last_confirmed().is_none() && keeper.reachable().is_err());
+    server.restart();
+    busy.wait_until_recovered("kill -9 and restart");
+    assert!(keeper.epoch() > first);
+    wait_until(DEADLINE, "the claim of the first session is deleted", || keeper.read("/first") == Ok(None));
+}
+
+fn freeze_a_server_for_two_sessions(server: &ZooKeeper, busy: &BusyKeeper) {
+    let keeper = &busy.session.keeper;
+    let before = keeper.epoch();
+    keeper.create("/second", b"", Lifetime::Ephemeral).unwrap();
+    server.freeze();
+    let frozen = Instant::now();
+    wait_until(SESSION / 2, "the silence is noticed", || keeper.last_confirmed().is_none());
+    wait_until(DEADLINE, "the server stays frozen for two sessions", || {
+        assert!(keeper.read("/").is_err());
+        frozen.elapsed() > 2 * SESSION
+    });
+    server.unfreeze();
+    busy.wait_until_recovered("frozen for two sessions");
+    assert!(keeper.epoch() > before);
+    wait_until(DEADLINE, "the claim of the second session is deleted", || keeper.read("/second") == Ok(None));
+}
+
+/// The crate alone would try to reconnect without a pause until the young session has expired.
+fn kill_a_server_with_a_young_session(server: &ZooKeeper, busy: &BusyKeeper) {
+    server.kill9();
+    let killed = Instant::now();
+    wait_until(DEADLINE, "the server stays down for longer than a session", || {
+        killed.elapsed() > SESSION + SESSION / 3
+    });
+    server.restart();
+    busy.wait_until_recovered("killed soon after the session began");
+}
+
+/// Seconds of CPU of this process, with all stories that run in it.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let ticks: f64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
+    ticks / 100.0
+}
+
+/// A server that answers every connection in another protocol; dropped, it stops.
+struct NotZooKeeper {
+    address: String,
+    n_connections: Arc<AtomicUsize>,
+    stop: Stop,
+}
+
+impl NotZooKeeper {
+    fn start() -> NotZooKeeper {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let (stop, n_connections) = (Stop::new(), Arc::new(AtomicUsize::new(0)));
+        let (stopped, count) = (stop.clone(), Arc::clone(&n_connections));
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                if stopped.is_triggered() {
+                    return;
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+                let _ = stream.read(&mut [0; 100]);
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            }
+        });
+        NotZooKeeper { address, n_connections, stop }
+    }
+}
+
+impl Drop for NotZooKeeper {
+    fn drop(&mut self) {
+        self.stop.trigger();
+        // A connection wakes the thread, which blocks in accept.
+        let _ = std::net::TcpStream::connect(&self.address);
+    }
+}
+
+#[test]
+fn a_server_of_another_protocol_is_named_and_skipped() {
+    let http = NotZooKeeper::start();
+    let busy = BusyKeeper::connect(std::slice::from_ref(&http.address));
+    wait_until(DEADLINE, "the reason is named", || {
+        let reachable = busy.session.keeper.reachable();
+        reachable.is_err_and(|reason| reason.contains("not ZooKeeper") && reason.contains(&http.address))
+    });
+    wait_until(DEADLINE, "it is retried", || http.n_connections.load(Ordering::Relaxed) >= 3);
+    busy.close();
+
+    let server = ZooKeeper::start();
+    let down = format!("127.0.0.1:{}", free_port());
+    // The order of the hosts is random, so some of several sessions try the wrong ones first.
+    for _ in 0..4 {
+        let hosts = [http.address.clone(), down.clone(), "no-such-host.invalid:2181".into(), server.address()];
+        let busy = BusyKeeper::connect(&hosts);
+        busy.wait_until_recovered("three wrong hosts before the right one");
+        busy.close();
+    }
+}
+
+#[test]
+fn closing_a_session_deletes_its_claims_at_once_and_the_chroot_is_created() {
+    let server = ZooKeeper::start();
+    let session = KeeperSession::connect(&[server.address()], "/mq/story");
+    let keeper = &session.keeper;
+    wait_until(DEADLINE, "it connects", || keeper.read("/").is_ok());
+    create_with_parents(&**keeper, "/a/claim", b"mine", Lifetime::Ephemeral).unwrap();
+    create_with_parents(&**keeper, "/a/kept", b"0", Lifetime::Persistent).unwrap();
+    let exists = Err(KeeperError::NodeExists("/a/kept".into()));
+    assert_eq!(keeper.create("/a/kept", b"1", Lifetime::Persistent), exists);
+    assert_eq!(keeper.write("/a/kept", b"1", 0), Ok(1));
+    assert_eq!(keeper.write("/a/kept", b"2", 0), Err(KeeperError::BadVersion("/a/kept".into())));
+    assert_eq!(keeper.write("/a/kept", b"2", -1), Err(KeeperError::BadVersion("/a/kept".into())));
+    assert!(matches!(keeper.delete("/a", 0), Err(KeeperError::NotEmpty(_))));
+    assert!(matches!(keeper.children("/absent"), Err(KeeperError::NoNode(_))));
+    let mut names = keeper.children("/a").unwrap();
+    names.sort_unstable();
+    assert_eq!(names, ["claim", "kept"]);
+    assert_eq!(keeper.epoch(), 1, "errors about nodes cost no session");
+    let zk = server.client();
+    assert_eq!(zk.read("/mq/story/a/kept").as_deref(), Some("1"));
+    assert_ne!(zk.get("/mq/story/a/claim").expect("claimed").ephemeral_owner, 0);
+    close(&session);
+    wait_until(SESSION / 3, "the claim is deleted", || zk.get("/mq/story/a/claim").is_none());
+}
+
+#[test]
+fn many_reads_are_concurrent_and_their_results_in_order() {
+    let server = ZooKeeper::start();
+    let session = KeeperSession::connect(&[server.address()], "");
+    let keeper = &session.keeper;
+    wait_until(DEADLINE, "it connects", || keeper.read("/").is_ok());
+    create_with_parents(&**keeper, "/a/kept", b"1", Lifetime::Persistent).unwrap();
+    let read_500 = || (0..500).for_each(|_| drop(keeper.read("/a/kept").unwrap()));
+
+    // Several callers, as kmonitor has.
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(read_500);
+        }
+    });
+    eprintln!("{:.0} reads a second by six callers", 3_000.0 / started.elapsed().as_secs_f64());
+
+    // One caller with many paths.
+    let paths: Vec<String> = (0..3_000).map(|number| format!("/a/{}", ["kept", "absent"][number % 2])).collect();
+    let started = Instant::now();
+    let nodes = keeper.read_all(&paths);
+    eprintln!("{:.0} reads a second by read_all", 3_000.0 / started.elapsed().as_secs_f64());
+    assert_eq!(nodes.len(), paths.len());
+    let is_kept = |node: &Result<Option<Node>, _>| node.as_ref().is_ok_and(Option::is_some);
+    assert!(nodes.iter().enumerate().all(|(number, node)| node.is_ok() && is_kept(node) == (number % 2 == 0)));
+    let started = Instant::now();
+    read_500();
+    eprintln!("{:.0} reads a second by one caller", 500.0 / started.elapsed().as_secs_f64());
+    assert_eq!(keeper.epoch(), 1);
+    close(&session);
+}
+
+/// Address of ZooKeeper, for the copy of this binary that runs out of file descriptors.
+const WITHOUT_FILES: &str = "KAFKA_HTTP_WRAPPER_STORY_WITHOUT_FILES";
+
+#[test]
+fn a_process_without_file_descriptors_retries_and_recovers() {
+    if let Ok(address) = std::env::var(WITHOUT_FILES) {
+        return run_out_of_files(&address);
+    }
+    let server = ZooKeeper::start();
+    let copy = rerun_test(module_path!(), "a_process_without_file_descriptors_retries_and_recovers");
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""])
+        .arg(copy.get_program())
+        .args(copy.get_args())
+        .env(WITHOUT_FILES, server.address())
+        .output()
+        .expect("the copy starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("recovered 12 times"), "{stderr}");
+}
+
+/// With 0 to 11 free descriptors, connecting fails in another place each time.
+fn run_out_of_files(address: &str) {
+    let mut recovered = 0;
+    for n_free in 0..12 {
+        let mut files = Vec::new();
+        while let Ok(file) = File::open("/dev/null") {
+            files.push(file);
+        }
+        files.truncate(files.len() - n_free);
+        let session = KeeperSession::connect(&[address.to_owned()], "");
+        let keeper = &session.keeper;
+        wait_until(DEADLINE, "it has tried to connect", || {
+            keeper.reachable().err().is_none_or(|reason| !reason.contains("not connected yet"))
+        });
+        drop(files);
+        wait_until(DEADLINE, "it recovers", || keeper.read("/").is_ok());
+        close(&session);
+        recovered += 1;
+    }
+    eprintln!("recovered {recovered} times");
+}
