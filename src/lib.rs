@@ -14,7 +14,7 @@
 //!   number of a claim, so that events of an earlier claim can be recognized. **lease**: the time until which a claim
 //!   is surely held. **hand-over**: one ktransfer releases a partition, another claims it.
 //! - **window**: the messages of one partition that are being pushed. **commit point**: the end of its contiguous done
-//!   prefix, which is the offset to store. **give up** (a message): skip it after the configured number of attempts.
+//!   prefix, which is the offset to store. **give up** (a message): attempt no further push and go on behind it.
 //! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: the newest offset of a
 //!   partition minus the stored one.
 //! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
@@ -67,8 +67,8 @@
 //!
 //! # What is deliberately absent
 //!
-//! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and three files of
-//! [`ktransfer`] (`push`, `client`, `socket`). The three daemons never import one another. Decisions (window, template,
+//! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and four files of
+//! [`ktransfer`] (`request`, `push`, `client`, `socket`). The three daemons never import one another. Decisions (window, template,
 //! method, assignment, delay, partitioner, request parser, status table) are pure functions with tables as tests; IO is
 //! at the edges.
 //!

@@ -20,7 +20,7 @@ impl CannotExpand {
             Self::Unset(text, name) if name.bytes().all(is_upper) && text.len() == name.len() + "${}".len() => {
                 format!("environment variable {name} is not set")
             }
-            Self::Unset(..) => "has ${NAME}, but environment variable NAME is not set ($${ stands for ${)".to_owned(),
+            Self::Unset(..) => "refers to an environment variable that is not set ($${ stands for ${)".to_owned(),
             Self::Unclosed => "has ${ without a closing brace ($${ stands for ${)".to_owned(),
         }
     }

@@ -43,7 +43,7 @@ pub enum DiscoveryError {
     #[error("topic {0} does not exist")]
     UnknownTopic(String),
     /// A node is not what brokers write, or a partition that is being created has no state yet; a retry may succeed.
-    #[error("node {0} is missing or is not the JSON of a broker")]
+    #[error("node {0} is missing or does not hold the JSON that Kafka writes there")]
     Unreadable(String),
     /// A read failed.
     #[error(transparent)]

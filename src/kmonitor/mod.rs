@@ -96,7 +96,7 @@ fn listen(
         let server =
             Server::start(ServerConfig { listen, name, readers, limits, tls: None }, handler, supervisor, &metrics)
                 .map_err(|cause| format!("http_server.{key}: cannot listen on port {port}: {cause}"))?;
-        info!("{name} listens on {}", server.local_addr());
+        info!("http_server.{key}: listening on {}", server.local_addr());
         Ok::<_, String>(server)
     };
     let limits = ServerLimits {

@@ -16,7 +16,7 @@
 //! Bounds, each answered with 503 when it is reached: connections `max_connections`, memory of requests
 //! `max_in_flight_bytes`, messages in flight `req_pool_size`; the producers' own queues are larger than that. The
 //! number of threads is fixed by the configuration: `main`, `signals`, `watchdog`, `watch`, `http-accept`, the
-//! readers; for each of `producer_num` a `kafka-ask`, and for each acks level in use a `kafka-acks-…` with
+//! readers; for each of `producer_num` a `kafka-metadata`, and for each acks level in use a `kafka-acks-…` with
 //! librdkafka's `rdk:main`, an internal `rdk:broker-1` and an `rdk:brokerN` for each broker (with three of them and
 //! the default configuration 26 in all, never more than 32 under any load; while no broker answers, librdkafka tries
 //! each host of the configuration with one more).

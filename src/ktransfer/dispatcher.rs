@@ -205,7 +205,7 @@ impl Dispatcher {
                 // Until then no instance pushes the partition; without a read_timeout_ms that may take long.
                 warn!(
                     "module [{}]: partition {partition} is released when its pushes in flight have ended \
-                     (read_timeout_ms bounds them)",
+                     (a read_timeout_ms above 0 bounds them)",
                     self.context.config.name
                 );
                 state.end_drain();
@@ -225,7 +225,7 @@ impl Dispatcher {
         let Some(state) = self.partitions.get(&partition) else { return };
         let generation = state.generation();
         let next = state.window.commit_point();
-        info!("module [{}]: releases partition {partition}, next offset {next:?}", self.context.config.name);
+        info!("module [{}]: releases partition {partition} at offset {}", self.context.config.name, shown(next));
         self.channels.group_commands.send(GroupCommand::Release { partition, generation, next });
         self.forget(partition);
     }
@@ -346,8 +346,9 @@ impl Dispatcher {
                 log_limited!(
                     Level::Warn,
                     "module [{}]: partition {partition} is paused: max_commit_gap ({max_gap} messages) is reached \
-                     behind offset {first_open:?}, which is not done",
-                    self.context.config.name
+                     behind offset {}, which is not done",
+                    self.context.config.name,
+                    shown(first_open)
                 );
                 self.command_fetch_loop(FetchCommand::Pause(partition));
             }
@@ -414,8 +415,8 @@ impl Dispatcher {
         match self.phase {
             StopPhase::Ending { until } if until <= now => {
                 warn!(
-                    "module [{}]: {} pushes did not end within the grace (shutdown_grace_ms), their connections \
-                     are closed",
+                    "module [{}]: {} pushes did not end within their part of shutdown_grace_ms, their \
+                     connections are closed",
                     self.context.config.name,
                     self.in_flight.jobs()
                 );
@@ -437,6 +438,11 @@ impl Drop for Dispatcher {
         }
         self.context.pusher.abort();
     }
+}
+
+/// An offset for log lines.
+fn shown(offset: Option<Offset>) -> String {
+    offset.map_or_else(|| "unknown".to_owned(), |offset| offset.to_string())
 }
 
 #[cfg(test)]

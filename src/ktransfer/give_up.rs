@@ -1,7 +1,8 @@
-//! The one place where a message is given up: no further attempt is made, and the commit point moves past it.
+//! The one place where a message is given up: no further push is attempted, and the caller marks it done.
 //!
-//! Dispatcher and workers find such messages; [`give_up`] alone logs and counts them. The message is done afterwards.
-//! Invariant: each message given up is counted exactly once, and logged with topic, partition, offset and key.
+//! Dispatcher and workers find such messages; [`give_up`] alone logs and counts them.
+//! Invariant: each message given up is counted exactly once. One that was pushed is always logged, with topic,
+//! partition, offset and key; the lines of undecodable ones are rate limited and leave the key out.
 
 use std::fmt;
 use std::time::Duration;
@@ -82,7 +83,8 @@ pub(super) fn give_up(context: &WorkerContext, message: &Message, method: Option
     }
 }
 
-/// The log line of one message. The key comes last, since a long line is cut at its end.
+/// The log line of one message. The key comes last, since a long line is cut at its end; an undecodable message is
+/// logged without it, since its line may be left out and is no record of the message.
 struct GiveUpLine<'a> {
     module: &'a str,
     message: &'a Message,
@@ -95,16 +97,19 @@ impl fmt::Display for GiveUpLine<'_> {
         let message = self.message;
         write!(
             formatter,
-            "module [{}]: gave up topic={}, partition={}, transid={}, method={}, datalen={}: {}, key={}",
+            "module [{}]: gave up topic={}, partition={}, transid={}, method={}, datalen={}, reason={}",
             self.module,
             message.from.topic,
             message.from.partition,
             message.offset,
             self.method,
             message.value.as_ref().map_or(0, Vec::len),
-            self.reason,
-            message.key.as_deref().unwrap_or_default().escape_ascii()
-        )
+            self.reason
+        )?;
+        if matches!(self.reason, GiveUpReason::Undecodable(_)) {
+            return Ok(());
+        }
+        write!(formatter, ", key={}", message.key.as_deref().unwrap_or_default().escape_ascii())
     }
 }
 
@@ -146,9 +151,9 @@ mod tests {
         ] {
             let job = job(Some(b"k\n\xff"), Some(b"body"), &[]);
             let line = GiveUpLine { module: "m", message: &job.message, method: "*", reason }.to_string();
-            let expected = format!(
-                "module [m]: gave up topic=t, partition=3, transid=42, method=*, datalen=4: {text}, key=k\\n\\xff"
-            );
+            let key = if outcome == "given_up" { ", key=k\\n\\xff" } else { "" };
+            let fields = "topic=t, partition=3, transid=42, method=*, datalen=4";
+            let expected = format!("module [m]: gave up {fields}, reason={text}{key}");
             assert_eq!(line, expected);
 
             let registry = Registry::new();
@@ -168,6 +173,6 @@ mod tests {
         let job = job(None, None, &[]);
         let reason = GiveUpReason::Undecodable(NoMethod::Empty);
         let line = GiveUpLine { module: "m", message: &job.message, method: "*", reason }.to_string();
-        assert!(line.ends_with("datalen=0: methods is configured, but the message is empty, key="), "{line}");
+        assert!(line.ends_with("datalen=0, reason=methods is configured, but the message is empty"), "{line}");
     }
 }

@@ -101,7 +101,7 @@ impl Module {
                         Ended::Stopped => "stopped on request".to_owned(),
                         Ended::Failed(failure) => failure.to_string(),
                         Ended::StillRunning(threads) => {
-                            format!("threads still running after the grace: {}", threads.join(", "))
+                            format!("threads still running at the end of shutdown_grace_ms: {}", threads.join(", "))
                         }
                     };
                     if stop.is_triggered() {

@@ -44,7 +44,7 @@ pub(in crate::broker) struct KafkaRustFetcher {
     readers: HashMap<TopicPartition, PartitionReader>,
     /// By the `host:port` of the leader.
     connections: HashMap<String, BrokerConnection>,
-    /// Looks up leaders and kept offsets.
+    /// Looks up leaders, and the oldest and newest offsets.
     metadata: GuardedClient,
     /// Responses, at most one for each connection: a connection has one request in flight.
     responses: (Sender<FetchResponse>, Receiver<FetchResponse>),
@@ -337,7 +337,7 @@ impl KafkaRustFetcher {
                     reader.not_before = Instant::now() + RETRY_PAUSE;
                 }
                 if let Err(error) = outcome {
-                    let reason = format!("cannot get its kept offsets: {}", error.in_words());
+                    let reason = format!("cannot get its oldest and newest offset: {}", error.in_words());
                     self.report(FetchError::Partition { partition, reason });
                 }
             }

@@ -11,7 +11,9 @@ pub(in crate::broker) fn validate(settings: &KafkaSettings, role: Role) -> Vec<S
     };
     let problem = |(name, value): (&str, &str)| {
         let text = if !names.contains(&name) {
-            format!("needs kafka_client: librdkafka (kafka-rust has no TLS, no SASL and only the settings {list})")
+            format!(
+                "needs kafka_client: librdkafka, in a build with it (kafka-rust has no TLS, no SASL and only the settings {list})"
+            )
         } else if name == "compression.type" && !matches!(value, "none" | "gzip" | "snappy") {
             format!("is {value:?}, but kafka-rust has only none, gzip and snappy; others need kafka_client: librdkafka")
         } else {

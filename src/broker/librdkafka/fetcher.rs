@@ -185,7 +185,7 @@ impl LibrdkafkaFetcher {
             Ok(_) => self.start(&partition, offset),
             Err(error) => {
                 self.start(&partition, offset);
-                let reason = format!("cannot get its kept offsets: {}", in_words(&error));
+                let reason = format!("cannot get its oldest and newest offset: {}", in_words(&error));
                 self.trouble(FetchError::Partition { partition, reason });
             }
         }

@@ -107,7 +107,10 @@ fn kafka_rust_refuses_the_settings_it_does_not_have() {
         Engine::KafkaRust,
         WRITES,
         &[
-            ("security.protocol: ssl", &["kafka.security.protocol: needs kafka_client: librdkafka"]),
+            (
+                "security.protocol: ssl",
+                &["kafka.security.protocol: needs kafka_client: librdkafka, in a build with it"],
+            ),
             ("linger.ms: 5", &["kafka.linger.ms: needs kafka_client: librdkafka"]),
             ("compression.type: zstd", &["kafka.compression.type: is \"zstd\"", "gzip"]),
             ("compression.codec: lz4", &["kafka.compression.codec: is \"lz4\"", "snappy"]),

@@ -14,8 +14,8 @@ pub(crate) struct Channels {
     pub(crate) group_events: Receiver<GroupEvent>,
     /// To the group; never blocks.
     pub(crate) group_commands: CommandSender,
-    /// To the fetch loop. When it is full the dispatcher blocks, for one poll at most: the fetch loop takes commands
-    /// even while its batches find no room.
+    /// To the fetch loop. When it is full the dispatcher blocks, for one poll at most. That cannot become a deadlock: the
+    /// fetch loop takes commands even while its batches find no room, so it never waits for the dispatcher.
     pub(crate) fetch_commands: Sender<FetchCommand>,
     /// From the fetch loop; not received from while the window is full.
     pub(crate) fetched: Receiver<Fetched>,
