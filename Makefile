@@ -1,7 +1,8 @@
 # make            release build; leaves kproxy_bin, ktransfer_bin and kmonitor_bin here
 # make demo       the three daemons with a Kafka of their own, until Ctrl-C (or for DEMO_SECONDS=30)
 # make test       unit tests and stories on a real Kafka and ZooKeeper
-# make bench      how fast kproxy is on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096")
+# make bench      how fast kproxy is on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096");
+#                 with BASELINE=FOLDER beside the kproxy_bin of that folder, in turns
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make check      formatting, lints and documentation
 # make pure       the build without C code, verified and tested
@@ -38,7 +39,7 @@ test: tools
 
 bench: tools
 	@.ci/tools bench
-	$(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
+	BASELINE=$(if $(BASELINE),$(abspath $(BASELINE))) $(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
 
 fuzz: build-tools
 	fuzz/run $(SECONDS_EACH)

@@ -22,7 +22,9 @@ use harness::delivery::delivered;
 use harness::http::Client;
 use harness::message::{METHODS, Message};
 use harness::oracle::{MessageId, PushCheck, check_pushes};
-use harness::{Answer, Backend, Cluster, Daemon, Kmonitor, Kproxy, Ktransfer, Program, Request, binary, cluster, poll};
+use harness::{
+    Backend, BackendAnswer, Cluster, Daemon, Kmonitor, Kproxy, Ktransfer, Program, Request, binary, cluster, poll,
+};
 
 const TOPIC: &str = "demo_topic";
 const MODULE: &str = "demo_module";
@@ -115,7 +117,7 @@ fn step(text: &str) {
 }
 
 /// Prints a push and answers it with 200.
-fn print_push(backend: u32, request: &Request) -> Answer {
+fn print_push(backend: u32, request: &Request) -> BackendAnswer {
     match Message::decode(&request.body) {
         Some(message) => println!(
             "  backend {backend} <- {:<8} #{:<4} {:<8} {}",
@@ -125,7 +127,7 @@ fn print_push(backend: u32, request: &Request) -> Answer {
             println!("  backend {backend} <- {} bytes of another format: {}", request.body.len(), request.target)
         }
     }
-    Answer::ok()
+    BackendAnswer::ok()
 }
 
 fn summary(check: &PushCheck, journal: &Journal, n_unconfirmed: usize) {

@@ -10,9 +10,12 @@
 //! The CPU time of the load and the broker is shown too, since they share the cores with kproxy. The further tables:
 //! the same rate over few and many connections, so that every process has CPU to spare; body sizes and acks levels at
 //! 64 connections; and the cost of ten thousand idle connections.
+//!
+//! With `BASELINE=FOLDER` two builds of kproxy are compared instead: see [`compare`].
 
 #![allow(clippy::print_stdout, reason = "the benchmark prints its results")]
 
+mod compare;
 mod engine;
 #[path = "../../tests/stories/harness/mod.rs"]
 mod harness;
@@ -20,6 +23,7 @@ mod load;
 
 use std::fs;
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::{Cluster, Daemon, Kafka, Kproxy, configs, wait_until};
@@ -50,6 +54,9 @@ fn main() {
     let connections = if numbers.len() > 1 { &numbers[1..] } else { &[8, 64, 512, 4_096] };
     raise_open_files();
     print_machine();
+    if let Some(folder) = std::env::var_os("BASELINE").filter(|folder| !folder.is_empty()) {
+        return compare::run(&PathBuf::from(folder), seconds, connections);
+    }
 
     let cluster = Cluster::start(1);
     let topic = cluster.new_topic("bench", PARTITIONS);
@@ -59,8 +66,7 @@ fn main() {
     let bench = Bench { kproxy, cluster, topic, seconds };
     // Each acks level has a producer of its own, created when it is first used.
     for acks in [1, 0, -1] {
-        let path = bench.commit_path(acks);
-        wait_until(DEADLINE, "kproxy commits", || bench.kproxy.post(&path, b"warm").status == 200);
+        wait_for_commits(&bench.kproxy, &bench.commit_path(acks));
     }
     bench.commits(USUAL, SMALL, 1, 2);
 
@@ -95,11 +101,8 @@ impl Bench {
 
     /// Posts with a script of wrk that ends with `lua`.
     fn posts(&self, connections: u32, size: usize, acks: i32, seconds: u32, lua: &str) -> load::Measurement {
-        let script = self.kproxy.daemon.folder().join("post.lua");
-        let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n{lua}");
-        fs::write(&script, text).expect("a file in a temporary folder");
-        let script = script.to_str().expect("a temporary path is UTF-8");
-        load::run(self.processes(), &self.kproxy.url(&self.commit_path(acks)), &["-s", script], connections, seconds)
+        let script = write_script(&self.kproxy, size, lua);
+        load::run(self.processes(), &self.kproxy.url(&self.commit_path(acks)), &["-s", &script], connections, seconds)
     }
 
     fn no_kafka(&self, connections: u32) -> load::Measurement {
@@ -136,6 +139,19 @@ impl Bench {
             self.kproxy.wait_for_metric("http_connections{server=\"http\"} 0", DEADLINE);
         }
     }
+}
+
+/// Waits until posts to `path` are stored.
+fn wait_for_commits(kproxy: &Kproxy, path: &str) {
+    wait_until(DEADLINE, "kproxy commits", || kproxy.post(path, b"warm").status == 200);
+}
+
+/// Writes a script of wrk that posts bodies of `size` bytes and ends with `lua`; returns its path.
+fn write_script(kproxy: &Kproxy, size: usize, lua: &str) -> String {
+    let script = kproxy.daemon.folder().join("post.lua");
+    let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n{lua}");
+    fs::write(&script, text).expect("a file in a temporary folder");
+    script.into_os_string().into_string().expect("a temporary path is UTF-8")
 }
 
 fn print_machine() {

@@ -10,7 +10,7 @@ use crate::harness::http::Client;
 use crate::harness::kafka_wire::{create_topic, log_ends};
 use crate::harness::process::{self, rerun_test};
 use crate::harness::{
-    Answer, Backend, Cluster, ConfigFile, Kafka, Request, ZooKeeper, cluster, http, unique, wait_until,
+    Backend, BackendAnswer, Cluster, ConfigFile, Kafka, Request, ZooKeeper, cluster, http, unique, wait_until,
 };
 
 /// Set for the copy of this test binary that is killed.
@@ -85,10 +85,10 @@ fn a_kraft_broker_creates_a_topic() {
 fn the_backend_records_order_and_concurrency_and_answers_by_its_script() {
     let journal = Journal::default();
     let script = |request: &Request| match request.path() {
-        "/slow" => Answer::ok().after(Duration::from_millis(200)),
-        "/no" => Answer::status(503).header("Retry-After", "1"),
-        "/gone" => Answer::close(),
-        _ => Answer::ok(),
+        "/slow" => BackendAnswer::ok().after(Duration::from_millis(200)),
+        "/no" => BackendAnswer::status(503).header("Retry-After", "1"),
+        "/gone" => BackendAnswer::close(),
+        _ => BackendAnswer::ok(),
     };
     let backends = [Backend::start_sharing(&journal, script), Backend::start_sharing(&journal, script)];
     let mut client = Client::connect(&backends[0].address()).expect("the backend listens");

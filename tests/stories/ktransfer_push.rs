@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::harness::backend::Journal;
 use crate::harness::message::{METHODS, Message};
 use crate::harness::{
-    Answer, Backend, Cluster, Ktransfer, PushRecord, Request, STOP_DEADLINE, cluster, configs, free_port, unique,
-    wait_until,
+    Backend, BackendAnswer, Cluster, Ktransfer, PushRecord, Request, STOP_DEADLINE, cluster, configs, free_port,
+    unique, wait_until,
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -90,9 +90,9 @@ fn a_retry_goes_to_the_other_backend_and_keeps_the_order_of_its_key() {
     let script = |request: &Request| {
         let number = |name: &str| request.header(name).and_then(|value| value.parse::<i64>().ok()).unwrap_or_default();
         match (number("X-Kafka-Offset") % 10, number("X-Kafka-Attempt")) {
-            (3, 1) => Answer::status(503),
-            (3, 2) => Answer::close(),
-            _ => Answer::ok().after(Duration::from_millis(1)),
+            (3, 1) => BackendAnswer::status(503),
+            (3, 2) => BackendAnswer::close(),
+            _ => BackendAnswer::ok().after(Duration::from_millis(1)),
         }
     };
     let backends = [Backend::start_sharing(&journal, script), Backend::start_sharing(&journal, script)];
@@ -149,7 +149,7 @@ fn sigterm_hands_over_at_once_in_order_and_without_loss() {
     let cluster = cluster();
     let topic = cluster.new_topic("handover", N_PARTITIONS);
     let module = unique("module");
-    let backend = Backend::start_with(|_| Answer::ok().after(Duration::from_millis(15)));
+    let backend = Backend::start_with(|_| BackendAnswer::ok().after(Duration::from_millis(15)));
     let module_file = configs::module(&topic, &[backend.address()]).set("worker_num", 8);
     let start = || Ktransfer::start_ready(cluster, &[(&module, module_file.clone())]).daemon;
     let (mut first, mut second) = (start(), start());

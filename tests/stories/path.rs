@@ -13,7 +13,7 @@ use crate::harness::http::Client;
 use crate::harness::message::{METHODS, Message};
 use crate::harness::oracle::MessageId;
 use crate::harness::{
-    Answer, Backend, Cluster, Kmonitor, Kproxy, Ktransfer, STOP_DEADLINE, cluster, unique, wait_until,
+    Backend, BackendAnswer, Cluster, Kmonitor, Kproxy, Ktransfer, STOP_DEADLINE, cluster, unique, wait_until,
 };
 
 const N_PARTITIONS: i32 = 8;
@@ -46,7 +46,7 @@ impl Pipeline {
         let module = unique("module");
         let journal = Journal::default();
         let backends =
-            std::array::from_fn(|_| Backend::start_sharing(&journal, move |_| Answer::ok().after(push_takes)));
+            std::array::from_fn(|_| Backend::start_sharing(&journal, move |_| BackendAnswer::ok().after(push_takes)));
         let servers: Vec<String> = backends.iter().map(Backend::address).collect();
         let module_file = configs::filtered_module(&topic, &servers);
         let start_ktransfer = |_| Ktransfer::start(configs::ktransfer(cluster), &[(&module, module_file.clone())]);

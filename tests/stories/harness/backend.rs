@@ -54,7 +54,7 @@ impl Request {
 
 /// The answer to a request.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
+pub(crate) struct BackendAnswer {
     /// The status; `None` closes the connection without an answer.
     pub(crate) status: Option<u16>,
     /// The time from the request to the answer.
@@ -63,31 +63,31 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
-    pub(crate) fn ok() -> Answer {
-        Answer::status(200)
+impl BackendAnswer {
+    pub(crate) fn ok() -> BackendAnswer {
+        BackendAnswer::status(200)
     }
 
-    pub(crate) fn status(status: u16) -> Answer {
-        Answer { status: Some(status), delay: Duration::ZERO, headers: Vec::new(), body: b"done".to_vec() }
+    pub(crate) fn status(status: u16) -> BackendAnswer {
+        BackendAnswer { status: Some(status), delay: Duration::ZERO, headers: Vec::new(), body: b"done".to_vec() }
     }
 
     /// Closes the connection instead of answering.
-    pub(crate) fn close() -> Answer {
-        Answer { status: None, ..Answer::ok() }
+    pub(crate) fn close() -> BackendAnswer {
+        BackendAnswer { status: None, ..BackendAnswer::ok() }
     }
 
-    pub(crate) fn after(mut self, delay: Duration) -> Answer {
+    pub(crate) fn after(mut self, delay: Duration) -> BackendAnswer {
         self.delay = delay;
         self
     }
 
-    pub(crate) fn header(mut self, name: &str, value: &str) -> Answer {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> BackendAnswer {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    pub(crate) fn body(mut self, body: &[u8]) -> Answer {
+    pub(crate) fn body(mut self, body: &[u8]) -> BackendAnswer {
         self.body = body.to_vec();
         self
     }
@@ -180,7 +180,7 @@ impl Journal {
     }
 }
 
-type Script = dyn Fn(&Request) -> Answer + Send + Sync;
+type Script = dyn Fn(&Request) -> BackendAnswer + Send + Sync;
 
 /// A backend on a loopback port of its own; dropped, it stops listening.
 pub(crate) struct Backend {
@@ -200,18 +200,18 @@ struct Listener {
 impl Backend {
     /// A backend that answers 200 to everything.
     pub(crate) fn start() -> Backend {
-        Backend::start_with(|_| Answer::ok())
+        Backend::start_with(|_| BackendAnswer::ok())
     }
 
     /// A backend that answers by `script`, which runs on the threads of the connections, concurrently.
-    pub(crate) fn start_with(script: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Backend {
+    pub(crate) fn start_with(script: impl Fn(&Request) -> BackendAnswer + Send + Sync + 'static) -> Backend {
         Backend::start_sharing(&Journal::default(), script)
     }
 
     /// As [`Backend::start_with`], writing into a journal that other backends share.
     pub(crate) fn start_sharing(
         journal: &Journal,
-        script: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+        script: impl Fn(&Request) -> BackendAnswer + Send + Sync + 'static,
     ) -> Backend {
         let backend = Backend {
             port: free_port(),

@@ -17,6 +17,12 @@ pub(crate) enum Program {
 }
 
 impl Program {
+    /// The path of its binary in a folder; panics if there is none.
+    pub(crate) fn in_folder(self, folder: &Path) -> PathBuf {
+        let path = folder.join(self.file_name());
+        path.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
     fn file_name(self) -> &'static str {
         match self {
             Program::Kproxy => "kproxy_bin",
@@ -29,9 +35,7 @@ impl Program {
 /// The path of the binary: in the folder `KAFKA_HTTP_WRAPPER_BIN_DIR`, or as cargo built it for this run.
 pub(crate) fn binary(program: Program) -> PathBuf {
     if let Some(folder) = std::env::var_os("KAFKA_HTTP_WRAPPER_BIN_DIR") {
-        let path = Path::new(&folder).join(program.file_name());
-        assert!(path.is_file(), "KAFKA_HTTP_WRAPPER_BIN_DIR has no {}", path.display());
-        return path.canonicalize().expect("an existing file has a path");
+        return program.in_folder(Path::new(&folder));
     }
     let built = match program {
         Program::Kproxy => option_env!("CARGO_BIN_EXE_kproxy_bin"),
@@ -44,6 +48,7 @@ pub(crate) fn binary(program: Program) -> PathBuf {
 /// One running daemon; dropped, it is killed. If its story fails, its output and the end of its log are printed.
 pub(crate) struct Daemon {
     program: Program,
+    binary: PathBuf,
     folder: PathBuf,
     process: Process,
 }
@@ -52,27 +57,33 @@ impl Daemon {
     /// Writes the files (name and text; the first is the one given with `-f`) into a folder of its own and runs the
     /// daemon in that folder, so `./log` and `./conf/modules` are below it. Returns at once.
     pub(crate) fn start(program: Program, files: &[(&str, &str)]) -> Daemon {
+        Self::start_binary(program, binary(program), files)
+    }
+
+    /// As [`Daemon::start`], from another build of the program.
+    pub(crate) fn start_binary(program: Program, binary: PathBuf, files: &[(&str, &str)]) -> Daemon {
         let folder = folder(program.file_name());
         for (name, text) in files {
             let path = folder.join(name);
             fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a temporary folder");
             fs::write(path, text).expect("a file in a temporary folder");
         }
-        let process = launch(program, &folder, &["-f", files[0].0]);
-        Daemon { program, folder, process }
+        let process = launch(program, &binary, &folder, &["-f", files[0].0]);
+        Daemon { program, binary, folder, process }
     }
 
     /// Runs the daemon with these arguments in an empty folder.
     pub(crate) fn start_with_arguments(program: Program, arguments: &[&str]) -> Daemon {
         let folder = folder(program.file_name());
-        let process = launch(program, &folder, arguments);
-        Daemon { program, folder, process }
+        let binary = binary(program);
+        let process = launch(program, &binary, &folder, arguments);
+        Daemon { program, binary, folder, process }
     }
 
     /// Runs it again in the same folder with the same files; the one before must have ended.
     pub(crate) fn restart(&mut self, main_file: &str) {
         assert!(self.process.ended().is_some(), "{} still runs", self.program.file_name());
-        self.process = launch(self.program, &self.folder, &["-f", main_file]);
+        self.process = launch(self.program, &self.binary, &self.folder, &["-f", main_file]);
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -216,8 +227,8 @@ impl Drop for Daemon {
     }
 }
 
-fn launch(program: Program, folder: &Path, arguments: &[&str]) -> Process {
-    let mut command = Command::new(binary(program));
+fn launch(program: Program, binary: &Path, folder: &Path, arguments: &[&str]) -> Process {
+    let mut command = Command::new(binary);
     command.args(arguments).current_dir(folder).env("RUST_BACKTRACE", "1");
     Process::start(program.file_name(), command, &folder.join("output"))
 }

@@ -1,10 +1,11 @@
 //! A running kproxy, and its error answers.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::http::{self, Client, Response};
 use super::metrics::Metrics;
-use super::{Cluster, ConfigFile, Daemon, Program, START_DEADLINE, configs, wait_until};
+use super::{Cluster, ConfigFile, Daemon, Program, START_DEADLINE, binary, configs, wait_until};
 
 /// Status, `error`, `stored` and `retriable` of an error answer: what programs of clients rely on.
 pub(crate) type Refusal = (u16, &'static str, &'static str, bool);
@@ -53,9 +54,15 @@ impl Kproxy {
     /// Starts one; returns when it listens.
     #[track_caller]
     pub(crate) fn start(config: ConfigFile) -> Kproxy {
+        Self::start_binary(binary(Program::Kproxy), config)
+    }
+
+    /// As [`Kproxy::start`], from another build of the program.
+    #[track_caller]
+    pub(crate) fn start_binary(binary: PathBuf, config: ConfigFile) -> Kproxy {
         let address = config.address("port").expect("the reference sets port");
         let admin = config.address("admin_port").unwrap_or_else(|| address.clone());
-        let mut daemon = Daemon::start(Program::Kproxy, &[("kproxy.yaml", &config.text())]);
+        let mut daemon = Daemon::start_binary(Program::Kproxy, binary, &[("kproxy.yaml", &config.text())]);
         // With TLS, `port` answers no plain HTTP, and the attempt would be counted as a failed handshake.
         let plain = if config.has("tls") { &admin } else { &address };
         daemon.wait_until_ok(plain, "/healthz", START_DEADLINE);

@@ -38,7 +38,7 @@ pub(crate) mod zookeeper;
 
 use std::time::Duration;
 
-pub(crate) use backend::{Answer, Backend, PushRecord, Request};
+pub(crate) use backend::{Backend, BackendAnswer, PushRecord, Request};
 pub(crate) use cluster::{Cluster, cluster, unique};
 pub(crate) use config_file::ConfigFile;
 pub(crate) use daemon::{Daemon, Program, binary};

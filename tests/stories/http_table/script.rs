@@ -16,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) enum Step {
     Send(Vec<u8>),
     /// A status; then an error code, whose answer must have `stored: no`, or `-` where no body may follow.
-    Answer(String),
+    BackendAnswer(String),
     /// The client closes its sending side.
     HalfClose,
 }
@@ -44,7 +44,7 @@ pub(super) fn send(bytes: impl AsRef<[u8]>) -> Step {
 }
 
 pub(super) fn answer(what: &str) -> Step {
-    Step::Answer(what.to_owned())
+    Step::BackendAnswer(what.to_owned())
 }
 
 /// A row of any form.
@@ -99,7 +99,7 @@ impl Row {
                     sends = false;
                     wire.0.get_ref().shutdown(Shutdown::Write).map_err(|error| error.to_string())?;
                 }
-                Step::Answer(what) => {
+                Step::BackendAnswer(what) => {
                     wire.expect(what).map_err(|error| format!("expected the answer {what}: {error}"))?;
                 }
             }
