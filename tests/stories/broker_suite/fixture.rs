@@ -1,4 +1,4 @@
-//! A broker with the engine under test, and helpers for appends.
+//! A broker, the engine under test as its client, and helpers for appends.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,12 +18,12 @@ use crate::harness::{Kafka, cluster, kafka_wire, unique};
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
-/// The engine, and where it matters the broker.
+/// The engine under test and, if several brokers are tested with it, the broker.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Memory,
     Librdkafka,
-    /// librdkafka with a broker 4.x.
+    /// librdkafka as the client of a broker 4.x.
     #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the engine is not built in"))]
     LibrdkafkaKraft,
     KafkaRust,
@@ -33,7 +33,7 @@ pub(super) enum Kind {
 pub(super) struct Fixture {
     pub(super) kind: Kind,
     pub(super) memory: MemoryBroker,
-    /// `host:port`, with commas between.
+    /// `host:port` of the brokers, separated by commas; empty for the in-memory broker.
     pub(super) brokers: String,
     supervisor: Supervisor,
 }
@@ -43,7 +43,7 @@ pub(super) struct Report(Sender<AppendResult>);
 
 impl Completion for Report {
     fn complete(self, outcome: AppendResult) {
-        // A story may have dropped the receiver already.
+        // Sending fails if the story has dropped the receiver, which is allowed.
         let _ = self.0.send(outcome);
     }
 }
@@ -122,7 +122,7 @@ impl Drop for Fixture {
     }
 }
 
-/// The 4.x broker that the stories share.
+/// Returns the broker 4.x that the stories share; the first call starts it.
 pub(super) fn kraft() -> &'static Kafka {
     static SHARED: OnceLock<Kafka> = OnceLock::new();
     SHARED.get_or_init(Kafka::start_kraft)
@@ -143,7 +143,7 @@ pub(super) fn at(topic: &Arc<str>, partition: i32) -> TopicPartition {
     TopicPartition { topic: Arc::clone(topic), partition }
 }
 
-/// Starts an append; its outcome arrives on the channel.
+/// Starts an append; returns the channel that receives its outcome.
 pub(super) fn start(producer: &dyn Producer<Report>, record: Record, acks: Acks) -> Receiver<AppendResult> {
     let (sender, receiver) = unbounded();
     producer.append(record, acks, Report(sender));

@@ -1,9 +1,9 @@
-//! The promises of the Kafka seam, checked for every engine: the in-memory broker, librdkafka (with Kafka 3.9 and 4.x)
+//! What the Kafka seam guarantees, checked for every engine: the in-memory broker, librdkafka (with Kafka 3.9 and 4.x)
 //! and kafka-rust (with Kafka 3.9).
 
-/// A broker with the engine under test.
+/// A broker, and the engine under test as its client.
 mod fixture;
-/// The hash of the Java client's default partitioner.
+/// Comparison of `murmur2` with the Java client, whose default partitioner uses this hash.
 mod murmur2;
 /// Brokers that are killed, frozen, or down at the start.
 mod outages;
@@ -37,7 +37,7 @@ fn appends_at_every_level_are_read_back(fixture: &Fixture) {
     let mut fetcher = fixture.fetcher();
     fetcher.assign(&at(&topic, 0), 0);
     let messages = read(&mut *fetcher, 4);
-    // Only acks=0 may overtake another level.
+    // Only the message with acks=0 may be stored before or after its turn, so its offset is not checked.
     assert_eq!(messages.iter().map(|message| message.offset).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert_eq!(values(&messages).into_iter().collect::<HashSet<_>>().len(), 4);
     for (offset, value) in confirmed {
@@ -66,7 +66,7 @@ fn keys_are_hashed_to_partitions_by_the_partitioner(fixture: &Fixture) {
         let chosen = Record { partition: Some(5), ..record(&topic, Some("any"), "v") };
         assert_eq!(append(&*producer, chosen, Acks::Leader).expect("it is stored").partition, 5);
     }
-    // Without a key every partition gets messages; the engine may use one for a few milliseconds before the next.
+    // Without a key every partition gets messages. An engine may use one partition for some milliseconds, then another.
     let producer = fixture.producer();
     let mut seen = HashSet::new();
     wait_until(DEADLINE, "messages without a key reach every partition", || {
@@ -97,7 +97,7 @@ fn unknown_topics_and_partitions_are_reported_soon(fixture: &Fixture) {
         let error = append(&*producer, beyond, Acks::Leader).expect_err("there is no such partition");
         assert_eq!((error.kind, error.stored), (AppendFailure::UnknownPartition, Stored::No), "{error}");
     }
-    // A topic that is created later is found.
+    // A topic that is created after it was reported as unknown is found.
     fixture.create_topic(&unknown, 1);
     wait_until(DEADLINE, "the topic is found", || {
         append(&*producer, record(&unknown, None, "v"), Acks::Leader).is_ok()
@@ -105,7 +105,7 @@ fn unknown_topics_and_partitions_are_reported_soon(fixture: &Fixture) {
 }
 
 fn a_message_too_large_is_refused_and_others_are_stored(fixture: &Fixture) {
-    // The brokers of the stories take messages up to about 1 MB.
+    // The Kafka brokers of the stories accept messages of up to about 1 MB (their default).
     fixture.memory.set_max_message_bytes(Some(1_000_000));
     let topic = fixture.topic("large", 1);
     let producer = fixture.producer();
@@ -151,7 +151,7 @@ fn an_offset_out_of_range_is_reported_with_the_range(fixture: &Fixture) {
         }
         other => panic!("{other:?}"),
     }
-    // The partition can be read from its oldest offset.
+    // After the error, the partition can be assigned again at its oldest offset.
     fetcher.assign(&at(&topic, 0), 0);
     assert_eq!(read(&mut *fetcher, 5).len(), 5);
 }
@@ -198,7 +198,7 @@ fn a_paused_partition_resumes_and_a_revoked_one_ends(fixture: &Fixture) {
     for partition in 0..3 {
         fetcher.assign(&at(&topic, partition), 0);
     }
-    // Some messages first, so that the fetch is running when it is paused.
+    // Some messages are read first, so that fetching has begun when the partition is paused.
     let mut found: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
     let mut take = |messages: &[Message]| {
         for message in messages {
@@ -207,7 +207,7 @@ fn a_paused_partition_resumes_and_a_revoked_one_ends(fixture: &Fixture) {
         found.clone()
     };
     let first = fetcher.poll(DEADLINE, 100).expect("it can be read");
-    assert!((1..=100).contains(&first.len()), "{} are at most 100", first.len());
+    assert!((1..=100).contains(&first.len()), "poll returned {} messages, not 1 to 100", first.len());
     take(&first);
     fetcher.set_paused(&at(&topic, 0), true);
     fetcher.revoke(&at(&topic, 1));
@@ -260,7 +260,7 @@ fn a_closed_producer_refuses_appends(fixture: &Fixture) {
     let producer = fixture.producer();
     let answers: Vec<_> =
         (0..500).map(|number| start(&*producer, record(&topic, Some("k"), format!("{number}")), Acks::All)).collect();
-    // Once the first one is stored the topic is known, and the others have been passed to the engine.
+    // When the first message is stored, the metadata is known, so the others have been passed to the client library.
     outcome(&answers[0]).expect("it is stored");
     producer.close(DEADLINE);
     for answer in &answers[1..] {
@@ -271,7 +271,7 @@ fn a_closed_producer_refuses_appends(fixture: &Fixture) {
     assert_eq!((error.kind, error.stored), (AppendFailure::Closed, Stored::No), "{error}");
 }
 
-/// A module with all stories, for one engine.
+/// Defines a module with these stories for one engine.
 macro_rules! over {
     ($module:ident, $kind:expr; $($story:ident),+ $(,)?) => {
         mod $module {
@@ -284,6 +284,7 @@ macro_rules! over {
     };
 }
 
+/// Defines a module with these stories for each engine.
 macro_rules! over_every_engine {
     ($($story:ident),+ $(,)?) => {
         over!(memory, Kind::Memory; $($story),+);
@@ -307,7 +308,8 @@ over_every_engine!(
     a_closed_producer_refuses_appends,
 );
 
-/// kafka-rust finds new partitions without a restart; librdkafka refreshes its metadata once a minute.
+/// kafka-rust uses new partitions within [`DEADLINE`]. librdkafka refreshes its metadata only once a minute, so this
+/// story does not test librdkafka.
 #[test]
 fn kafka_rust_uses_partitions_that_are_added_to_a_topic() {
     let fixture = Fixture::new(Kind::KafkaRust);
@@ -319,8 +321,7 @@ fn kafka_rust_uses_partitions_that_are_added_to_a_topic() {
     let keys: Vec<String> = (0..20).map(|number| format!("key {number}")).collect();
     wait_until(DEADLINE, "keys are hashed over three partitions", || {
         keys.iter().all(|key| {
-            let done =
-                append(&*producer, record(&topic, Some(key), "v"), Acks::All).expect("none is refused meanwhile");
+            let done = append(&*producer, record(&topic, Some(key), "v"), Acks::All).expect("no append is refused");
             done.partition == partition_of(PartitionerKind::Fnv1a, key.as_bytes(), count)
         })
     });
@@ -328,7 +329,8 @@ fn kafka_rust_uses_partitions_that_are_added_to_a_topic() {
     assert_eq!(append(&*producer, chosen, Acks::Leader).expect("it is stored").partition, 2);
 }
 
-/// The pause lasts until prefetched messages are discarded; afterwards the partition is read to its end.
+/// The partition is paused for 7 s. After 5 s the fetcher discards the prefetched messages of a paused partition and
+/// fetches them again when the partition resumes.
 #[cfg(feature = "librdkafka")]
 #[test]
 fn a_partition_paused_for_seconds_loses_and_repeats_no_message() {
