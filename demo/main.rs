@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 
 /// Posts messages and prints the progress for `seconds`, or until Ctrl-C if it is `None`.
 fn post_and_report(seconds: Option<u64>, daemons: &Daemons, backends: &[Backend], journal: &Journal, posted: &Posted) {
-    // So far Ctrl-C ended the process, and the watchdog cleaned up. From here on Ctrl-C ends only the posting.
+    // Up to here Ctrl-C ends the process, and the watchdog cleans up. From here on Ctrl-C ends only the posting.
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // A second signal ends the process at once, with exit code 130.
@@ -165,11 +165,11 @@ impl Posted {
     }
 
     fn check(&self, journal: &Journal) -> PushCheck {
-        // Copied before the pushes are read, so that a message posted in between does not count as lost.
+        // The list is copied before the pushes are read, so that a message posted in between does not count as lost.
         let confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let pushed = delivered(journal);
-        // Messages confirmed since the copy may already be pushed. They count as uncertain: pushed or not.
+        // Messages confirmed since the copy may already be pushed, so they count as uncertain.
         unconfirmed
             .extend(self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)[confirmed.len()..].iter().cloned());
         check_pushes(&confirmed, &unconfirmed, &pushed)

@@ -80,7 +80,8 @@ pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks:
         timeout: Duration::from_secs(30),
     };
     let group = Supervisor::new("engine", Stop::new());
-    let producer = broker::producer(&broker_config(brokers, Engine::Auto), config, &group).expect("a producer");
+    let producer = broker::producer(&broker_config(brokers, Engine::Auto), config, &group)
+        .expect("creating a producer needs no broker");
     // The channel has one place for each message in flight, so that a completion never blocks.
     let (sender, done) = bounded(in_flight as usize);
     let closed_loop = ClosedLoop { producer, topic: topic.into(), size, acks, sender, done };

@@ -138,7 +138,7 @@ fn check_every_credential(kproxy: &Kproxy, [orders, audit, other]: &[String; 3])
     texts
 }
 
-/// Checks requests that are refused before their body, have two credentials or a secret in the query, and batches.
+/// Checks unusual requests: two credentials, a refusal before the body is read, a batch, a secret in the query.
 fn check_unusual_requests(kproxy: &Kproxy, orders: &str, other: &str) {
     let [token, ann, bob] = [bearer("plain-t0ken"), basic("ann", "pa:ss"), basic("bob", "digested")];
     let path = format!("/commit?topic={orders}");
@@ -275,7 +275,7 @@ fn limit_a_topic_by_requests(kproxy: &Kproxy, cluster: &Cluster, topic: &str) {
     let path = format!("/commit?topic={topic}");
     let started = Instant::now();
     let (passed, wait) = post_until_limited(&mut client, &path, &quick, b"x");
-    // The bucket refills by one request a second while these are posted, so more pass on a slow machine.
+    // The bucket refills by one request a second, so on a slow machine more than 4 requests pass.
     let max_passed = 4 + i64::try_from(started.elapsed().as_secs()).unwrap() + 1;
     assert!((4..=max_passed).contains(&passed), "{passed} of 4");
     assert_eq!(wait, 1);

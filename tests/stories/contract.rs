@@ -28,7 +28,7 @@ fn count(stored: &[StoredMessage], value: &[u8]) -> usize {
 
 /// Returns the value of the message at this partition and offset; panics if there is none.
 fn value_at(stored: &[StoredMessage], at: (i32, i64)) -> &[u8] {
-    &stored.iter().find(|message| (message.partition, message.offset) == at).expect("it is stored").value
+    &stored.iter().find(|message| (message.partition, message.offset) == at).expect("the message is stored").value
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_broker_killed_before_during_and_after_the_append() {
 /// Reads the answers to the commits that kproxy retried during the outage; returns whether each was confirmed.
 fn read_late_answers(clients: &mut [Client; 2]) -> Vec<bool> {
     let read = |(client, acks): (&mut Client, &str)| {
-        client.socket().set_read_timeout(Some(Duration::from_secs(90))).expect("a timeout over zero");
+        client.socket().set_read_timeout(Some(Duration::from_secs(90))).expect("the time-out is not zero");
         let answer = client.read_response().expect("kproxy answers");
         if answer.status != 200 {
             // A restarted broker may first report its topics as unknown. That ends the retries, with 504, since the
@@ -154,8 +154,14 @@ fn only_a_message_that_exceeds_the_limit_itself_is_answered_with_413() {
         }
     }
     let log = kproxy.daemon.log();
-    assert!(log.contains("a batch exceeded max.message.bytes of topic"), "batches were too large");
-    assert!(!log.contains("sending its messages one by one"), "the limit is learned:\n{log}");
+    assert!(
+        log.contains("a batch exceeded max.message.bytes of topic"),
+        "no batch exceeded the limit, so nothing was tested"
+    );
+    assert!(
+        !log.contains("sending its messages one by one"),
+        "messages were sent one by one although the limit was known:\n{log}"
+    );
 }
 
 fn post_one_too_large_among_others(

@@ -26,7 +26,7 @@ fn config() -> ConfigFile {
 fn run(arguments: &[&str]) -> (i32, String) {
     let mut daemon = Daemon::start_with_arguments(Program::Kmonitor, arguments);
     let status = daemon.wait(DEADLINE);
-    (status.code().expect("it was not killed"), daemon.output())
+    (status.code().expect("kmonitor was not killed"), daemon.output())
 }
 
 /// Runs kmonitor with a configuration with which it cannot start; panics unless it exits with 1.
@@ -136,7 +136,9 @@ fn sighup_reopens_the_log_files() {
     let rotated = daemon.folder().join("log/kmonitor.log.1");
     fs::rename(&log, &rotated).expect("the log exists");
     daemon.signal(libc::SIGHUP);
-    wait_until(DEADLINE, "a new log file", || fs::read_to_string(&log).is_ok_and(|text| text.contains("SIGHUP")));
+    wait_until(DEADLINE, "kmonitor writes to a new log file", || {
+        fs::read_to_string(&log).is_ok_and(|text| text.contains("SIGHUP"))
+    });
     let old = fs::read_to_string(&rotated).expect("it was renamed");
     assert!(old.contains("kmonitor") && !old.contains("SIGHUP"), "{old}");
     // The same process still runs and writes to the new file.

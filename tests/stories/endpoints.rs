@@ -49,7 +49,7 @@ mod with_headers {
         let config = broker_config(&cluster().brokers, Engine::Librdkafka);
         let supervisor = Supervisor::new("endpoints", Stop::new());
         let sizes = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 20 };
-        let mut fetcher = broker::fetcher(&config, sizes, &supervisor).expect("a fetcher needs no broker");
+        let mut fetcher = broker::fetcher(&config, sizes, &supervisor).expect("creating a fetcher needs no broker");
         fetcher.assign(&TopicPartition { topic: topic.into(), partition }, 0);
         let found = read_messages(&mut *fetcher, count);
         assert_eq!(found.len(), count, "{found:?}");
@@ -57,7 +57,11 @@ mod with_headers {
     }
 
     fn headers_of(message: &Message) -> Vec<(&str, &[u8])> {
-        message.headers.iter().map(|header| (&*header.name, header.value.as_deref().expect("none is null"))).collect()
+        message
+            .headers
+            .iter()
+            .map(|header| (&*header.name, header.value.as_deref().expect("no header value is null")))
+            .collect()
     }
 
     #[test]
@@ -182,7 +186,7 @@ fn each_result_of_a_batch_names_the_position_of_its_message_and_each_key_keeps_i
     kproxy.wait_for_commits_in_flight(0);
     kproxy.wait_for_metric("kproxy_in_flight_bytes 0", DEADLINE);
     kproxy.daemon.stop(DEADLINE);
-    assert_eq!(kproxy.daemon.log().matches(" stored messages=200 ").count(), 5, "one line for each batch");
+    assert_eq!(kproxy.daemon.log().matches(" stored messages=200 ").count(), 5, "one log line for each batch");
 }
 
 fn check_positions_and_order(topic: &str, posted: &[Posted], results: &[Value]) {

@@ -32,14 +32,15 @@ const PARTITIONS: i32 = 4;
 const MEMBER_OF: &str = "KAFKA_HTTP_WRAPPER_STORY_MEMBER_OF";
 
 fn now_us() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros()
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_micros()
 }
 
 /// The partitions that a member owns, each with the generation of its claim and the next offset to push.
 #[derive(Default)]
 struct Held(BTreeMap<PartitionId, (Generation, Offset)>);
 
-/// Runs a member until `stop` is triggered. It "pushes" (prints) one message of each partition it owns every 5 ms.
+/// Runs a member until `stop` is triggered. It "pushes" (prints) the next message of each owned partition
+/// whenever no event has arrived for 5 ms.
 fn run_member(address: &str, stop: &Stop) {
     let session = KeeperSession::connect(&[address.to_owned()], "/c");
     let group = Box::new(new_group(&session.keeper));
@@ -272,7 +273,7 @@ fn a_paused_or_killed_member_is_taken_over_and_pushes_nothing_it_lost() {
 
     group.server.kill9();
     group.server.restart();
-    group.wait_for_progress(100, "it continues after ZooKeeper was killed");
+    group.wait_for_progress(100, "the member continues after ZooKeeper was killed");
     let killed_id = group.owners().remove(0);
     one.kill9();
     let n_pushes = check_entries(&group.outputs);

@@ -43,7 +43,7 @@ fn zookeeper_keeps_its_data_after_a_kill() {
         client.write("/a/b", "second");
         assert!(client.create_ephemeral("/a/e", ""));
         assert_eq!(client.children("/a"), ["b", "e"]);
-        assert_ne!(client.get("/a/e").expect("just created").ephemeral_owner, 0);
+        assert_ne!(client.get("/a/e").expect("the node was just created").ephemeral_owner, 0);
     }
     server.kill9();
     server.restart();
@@ -161,7 +161,7 @@ fn no_process_and_no_folder_is_left_when_the_test_process_is_killed() {
 
     copy.kill().expect("it still runs");
     copy.wait().expect("it ends");
-    wait_until(Duration::from_secs(10), "its ZooKeeper and its folder are removed", || {
+    wait_until(Duration::from_secs(10), "ZooKeeper is killed and the folder is removed", || {
         !Path::new(&process).exists() && !Path::new(folder).exists()
     });
 }

@@ -119,7 +119,7 @@ fn flood(kproxy: &Kproxy, request: &[u8]) -> (BTreeMap<String, u64>, Duration) {
 #[test]
 fn a_thousand_bodies_of_ten_megabytes_stay_within_the_byte_budget_which_is_freed() {
     const BUDGET: u64 = 64 * MIB;
-    /// Memory above the budget: librdkafka copies each message in flight, and copies it again into the produce request.
+    /// Allowed memory above the budget: librdkafka has a copy of each message in flight and of each produce request.
     const SLACK: u64 = 64 * MIB;
     kafka_http_wrapper::daemon::raise_open_files();
     let cluster = Cluster::start_with(1, &["message.max.bytes=11534336", "replica.fetch.max.bytes=11534336"]);
@@ -206,7 +206,7 @@ fn two_thousand_slow_senders_delay_no_other_client_and_get_408() {
     let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n");
     let mut crowd: Vec<TcpStream> = (0..EACH).map(|_| start_slowly(format!("{head}X-Slow: "))).collect();
     crowd.extend((0..EACH).map(|_| start_slowly(format!("{head}Content-Length: 90000\r\n\r\n"))));
-    wait_until(DEADLINE, "all are connected", || connections(&kproxy) == 2 * EACH as u64);
+    wait_until(DEADLINE, "all clients are connected", || connections(&kproxy) == 2 * EACH as u64);
 
     let is_over = AtomicBool::new(false);
     let (latencies, resident) = std::thread::scope(|scope| {
@@ -214,7 +214,7 @@ fn two_thousand_slow_senders_delay_no_other_client_and_get_408() {
         let latencies = post_latencies(&kproxy, &path);
         let resident = kproxy.daemon.resident_bytes();
         assert_eq!(kproxy.daemon.threads(), threads);
-        wait_until(DEADLINE, "each got 408", || {
+        wait_until(DEADLINE, "each connection got 408", || {
             kproxy.metric("http_timeouts_total{deadline=\"read\",server=\"http\"}") == 2 * EACH as u64
         });
         is_over.store(true, Ordering::Relaxed);
@@ -276,7 +276,7 @@ fn clients_that_never_read_take_little_memory_and_are_closed() {
             socket
         })
         .collect();
-    wait_until(DEADLINE, "all are closed", || {
+    wait_until(DEADLINE, "all connections are closed", || {
         kproxy.metric("http_timeouts_total{deadline=\"write\",server=\"http\"}") == CROWD
     });
     let peak = kproxy.daemon.peak_resident_bytes();
@@ -339,7 +339,7 @@ impl ResetCrowd<'_> {
     }
 
     fn wait_until_connected(&self) {
-        wait_until(DEADLINE, "all are connected", || connections(self.kproxy) == Self::SIZE as u64);
+        wait_until(DEADLINE, "all clients are connected", || connections(self.kproxy) == Self::SIZE as u64);
     }
 
     fn reset(&self, phase: &str, sockets: Vec<TcpStream>) {
@@ -417,7 +417,7 @@ fn each_address_has_its_own_limit_of_connections() {
         socket.connect(&format!("127.0.0.1:{port}").parse::<SocketAddr>().unwrap().into()).unwrap();
         let mut socket: TcpStream = socket.into();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        // An answer shows that kproxy has accepted, or refused, the connection.
+        // After an answer, kproxy has certainly accepted (200) or refused (503) the connection.
         let _ = socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
         let mut start = [0; 12];
         socket.read_exact(&mut start).unwrap();

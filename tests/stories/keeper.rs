@@ -141,9 +141,11 @@ fn kill_a_server_with_an_old_session(server: &ZooKeeper, busy: &BusyKeeper) {
         Instant::now() > old
     });
     // One session may have been lost, because the machine stalled for a second.
-    assert!(keeper.epoch() <= first + 1, "sessions are lost without a reason");
+    assert!(keeper.epoch() <= first + 1, "more than one session was lost while the server was up");
     server.kill9();
-    wait_until(SESSION, "the loss is noticed", || keeper.last_confirmed().is_none() && keeper.reachable().is_err());
+    wait_until(SESSION, "the keeper notices that the session is lost", || {
+        keeper.last_confirmed().is_none() && keeper.reachable().is_err()
+    });
     server.restart();
     busy.wait_until_recovered("kill -9 and restart");
     assert!(keeper.epoch() > first);
@@ -156,7 +158,9 @@ fn freeze_a_server_for_two_sessions(server: &ZooKeeper, busy: &BusyKeeper) {
     keeper.create("/second", b"", Lifetime::Ephemeral).unwrap();
     server.freeze();
     let frozen = Instant::now();
-    wait_until(SESSION / 2, "the silence is noticed", || keeper.last_confirmed().is_none());
+    wait_until(SESSION / 2, "the keeper notices that the server does not respond", || {
+        keeper.last_confirmed().is_none()
+    });
     wait_until(DEADLINE, "the server stays frozen for two sessions", || {
         assert!(keeper.read("/").is_err());
         frozen.elapsed() > 2 * SESSION
@@ -187,7 +191,7 @@ fn cpu_seconds() -> f64 {
     ticks / 100.0
 }
 
-/// A server that answers every connection with HTTP; it stops when this is dropped.
+/// A server that answers every connection with HTTP; dropping the value stops it.
 struct NotZooKeeper {
     address: String,
     n_connections: Arc<AtomicUsize>,
@@ -226,11 +230,11 @@ impl Drop for NotZooKeeper {
 fn a_server_of_another_protocol_is_named_and_skipped() {
     let http = NotZooKeeper::start();
     let busy = BusyKeeper::connect(std::slice::from_ref(&http.address));
-    wait_until(DEADLINE, "the reason is named", || {
+    wait_until(DEADLINE, "the keeper reports that the server is not ZooKeeper", || {
         let reachable = busy.session.keeper.reachable();
         reachable.is_err_and(|reason| reason.contains("not ZooKeeper") && reason.contains(&http.address))
     });
-    wait_until(DEADLINE, "it is retried", || http.n_connections.load(Ordering::Relaxed) >= 3);
+    wait_until(DEADLINE, "the server is tried three times", || http.n_connections.load(Ordering::Relaxed) >= 3);
     busy.close();
 
     let server = ZooKeeper::start();
@@ -249,7 +253,7 @@ fn closing_a_session_deletes_its_claims_at_once_and_the_chroot_is_created() {
     let server = ZooKeeper::start();
     let session = KeeperSession::connect(&[server.address()], "/mq/story");
     let keeper = &session.keeper;
-    wait_until(DEADLINE, "it connects", || keeper.read("/").is_ok());
+    wait_until(DEADLINE, "the keeper is connected", || keeper.read("/").is_ok());
     create_with_parents(&**keeper, "/a/claim", b"mine", Lifetime::Ephemeral).unwrap();
     create_with_parents(&**keeper, "/a/kept", b"0", Lifetime::Persistent).unwrap();
     let exists = Err(KeeperError::NodeExists("/a/kept".into()));
@@ -262,10 +266,10 @@ fn closing_a_session_deletes_its_claims_at_once_and_the_chroot_is_created() {
     let mut names = keeper.children("/a").unwrap();
     names.sort_unstable();
     assert_eq!(names, ["claim", "kept"]);
-    assert_eq!(keeper.epoch(), 1, "errors about nodes cost no session");
+    assert_eq!(keeper.epoch(), 1, "errors about nodes do not end the session");
     let zk = server.client();
     assert_eq!(zk.read("/mq/story/a/kept").as_deref(), Some("1"));
-    assert_ne!(zk.get("/mq/story/a/claim").expect("claimed").ephemeral_owner, 0);
+    assert_ne!(zk.get("/mq/story/a/claim").expect("the claim exists").ephemeral_owner, 0);
     close(&session);
     wait_until(SESSION / 3, "the claim is deleted", || zk.get("/mq/story/a/claim").is_none());
 }
@@ -275,7 +279,7 @@ fn many_reads_are_concurrent_and_their_results_in_order() {
     let server = ZooKeeper::start();
     let session = KeeperSession::connect(&[server.address()], "");
     let keeper = &session.keeper;
-    wait_until(DEADLINE, "it connects", || keeper.read("/").is_ok());
+    wait_until(DEADLINE, "the keeper is connected", || keeper.read("/").is_ok());
     create_with_parents(&**keeper, "/a/kept", b"1", Lifetime::Persistent).unwrap();
     let read_500 = || (0..500).for_each(|_| drop(keeper.read("/a/kept").unwrap()));
 
@@ -336,11 +340,11 @@ fn run_out_of_files(address: &str) {
         files.truncate(files.len() - n_free);
         let session = KeeperSession::connect(&[address.to_owned()], "");
         let keeper = &session.keeper;
-        wait_until(DEADLINE, "it has tried to connect", || {
+        wait_until(DEADLINE, "the keeper has tried to connect", || {
             keeper.reachable().err().is_none_or(|reason| !reason.contains("not connected yet"))
         });
         drop(files);
-        wait_until(DEADLINE, "it recovers", || keeper.read("/").is_ok());
+        wait_until(DEADLINE, "the keeper recovers", || keeper.read("/").is_ok());
         close(&session);
         recovered += 1;
     }

@@ -22,9 +22,9 @@ fn a_200_names_the_partition_and_offset_of_the_stored_message() {
     });
     assert_eq!(stored.len(), posted.len());
     for (body, key, value) in &posted {
-        let found = stored.iter().find(|message| message.value == *value).expect("it is stored");
+        let found = stored.iter().find(|message| message.value == *value).expect("the message is stored");
         assert_eq!(&found.key, key);
-        // With acks=0 the answer has no offset, and for a message without a key no partition either.
+        // With acks=0 the answer has no offset, and without a key it has no partition either.
         if let Value::Number(offset) = &body["offset"] {
             let at = (body["partition"].as_i64(), offset.as_i64());
             assert_eq!(at, (Some(found.partition.into()), Some(found.offset)));
@@ -34,7 +34,7 @@ fn a_200_names_the_partition_and_offset_of_the_stored_message() {
     let counted = format!("kproxy_commits_total{{acks=\"-1\",code=\"200\",topic=\"{topic}\"}} 10");
     assert!(kproxy.has_metric(&counted), "{counted}");
     kproxy.daemon.stop(STOP_DEADLINE);
-    assert_eq!(kproxy.daemon.log().matches(" stored partition=").count(), 40, "one line for each request");
+    assert_eq!(kproxy.daemon.log().matches(" stored partition=").count(), 40, "one log line for each request");
 }
 
 /// Posts 40 messages at all acks levels; returns the body of the answer, the key and the value of each.

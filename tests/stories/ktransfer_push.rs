@@ -70,8 +70,11 @@ fn a_message_that_is_not_msgpack_is_skipped_and_counted() {
     wait_until(DEADLINE, "the offset behind the last message is stored", || {
         cluster.stored_offset(&module, &topic, 0) == Some(250)
     });
-    let numbers: Vec<u64> =
-        backend.records().iter().map(|record| Message::decode(&record.request.body).expect("ours").id.1).collect();
+    let numbers: Vec<u64> = backend
+        .records()
+        .iter()
+        .map(|record| Message::decode(&record.request.body).expect("the backend gets only valid messages").id.1)
+        .collect();
     assert_eq!(numbers, (0..50).collect::<Vec<_>>());
     ktransfer.daemon.wait_for_log("the message is not a msgpack map", DEADLINE);
     let metrics = ktransfer.metrics();
@@ -131,7 +134,7 @@ fn a_module_whose_backend_is_down_does_not_delay_another() {
     let down = format!("127.0.0.1:{}", free_port());
     let modules = [(dead.as_str(), file(down)), (&living, file(backend.address()))];
     let mut ktransfer = Ktransfer::start_ready(cluster, &modules);
-    wait_until(DEADLINE, "the other module is done", || {
+    wait_until(DEADLINE, "the module with the living backend has pushed everything", || {
         (0..2).all(|partition| cluster.stored_offset(&living, &topic, partition) == Some(300))
     });
     ktransfer.daemon.wait_for_log("fail push, retry in", DEADLINE);
@@ -158,13 +161,13 @@ fn sigterm_hands_over_at_once_in_order_and_without_loss() {
         let owners: Vec<String> = cluster.owners(&module, &topic).into_values().collect();
         (owners.len() as i32, owners.iter().collect::<HashSet<_>>().len())
     };
-    wait_until(DEADLINE, "both own partitions", || claims() == (N_PARTITIONS, 2));
+    wait_until(DEADLINE, "both ktransfers own partitions", || claims() == (N_PARTITIONS, 2));
     produce_over_keys(cluster, &topic, N_PARTITIONS, N_OF_EACH, 10);
     backend.wait_for_requests(1000, DEADLINE);
     let stopping = Instant::now();
     first.stop(STOP_DEADLINE);
     let stopped_after = stopping.elapsed();
-    wait_until(DEADLINE, "the other one owns all partitions", || claims() == (N_PARTITIONS, 1));
+    wait_until(DEADLINE, "the second ktransfer owns all partitions", || claims() == (N_PARTITIONS, 1));
     let taken_over_after = stopping.elapsed();
     wait_until(DEADLINE, "all messages are pushed and their offsets stored", || {
         (0..N_PARTITIONS).all(|partition| cluster.stored_offset(&module, &topic, partition) == Some(N_OF_EACH as i64))

@@ -72,13 +72,13 @@ impl Pipeline {
                             let method = METHODS[(number % 2) as usize].to_owned();
                             let message = Message { method, id: (format!("key {key}/ü"), number) };
                             self.post(&mut client, &message);
-                            posted.lock().expect("no poster panics here").push(message.id);
+                            posted.lock().expect("no poster panics").push(message.id);
                         }
                     }
                 });
             }
         });
-        posted.into_inner().expect("the posters ended well")
+        posted.into_inner().expect("no poster panics")
     }
 
     fn post(&self, client: &mut Client, message: &Message) {
@@ -178,7 +178,7 @@ fn no_message_is_lost_when_one_of_two_ktransfers_is_killed() {
             owners.len() == N_PARTITIONS as usize && members.len() == 1
         });
         let took = killed_at.elapsed();
-        (posting.join().expect("all is posted"), took)
+        (posting.join().expect("the posters do not panic"), took)
     });
     let owners: BTreeSet<String> = pipeline.owners().into_values().collect();
     assert!(owners.is_subset(&owners_before), "the remaining member owns all: {owners:?} of {owners_before:?}");

@@ -281,7 +281,7 @@ fn sighup_loads_a_new_certificate_for_new_connections_and_rejects_a_bad_one() {
     let config = secured.authority.client(&[&TLS13]);
     let served_certificate = |secured: &TlsKproxy| {
         let stream = handshake(&config, secured.socket()).expect("the handshake succeeds");
-        stream.conn.peer_certificates().expect("the server has one")[0].clone()
+        stream.conn.peer_certificates().expect("the server sends its certificate")[0].clone()
     };
     let before = certificate(&secured.own.certificate);
     assert_eq!(served_certificate(&secured), before);

@@ -93,7 +93,7 @@ impl Fixture {
         }
         let (max_message_bytes, max_in_flight) = (MAX_MESSAGE_BYTES, 10_000);
         let config = ProducerConfig { partitioner, max_message_bytes, max_in_flight, timeout };
-        broker::producer(&self.config(), config, &self.supervisor).expect("a producer needs no broker")
+        broker::producer(&self.config(), config, &self.supervisor).expect("creating a producer needs no broker")
     }
 
     pub(super) fn fetcher(&self) -> Box<dyn Fetcher> {
@@ -101,13 +101,13 @@ impl Fixture {
             return Box::new(self.memory.fetcher());
         }
         let config = FetcherConfig { prefetch_bytes: 16 << 20, max_message_bytes: MAX_MESSAGE_BYTES };
-        broker::fetcher(&self.config(), config, &self.supervisor).expect("a fetcher needs no broker")
+        broker::fetcher(&self.config(), config, &self.supervisor).expect("creating a fetcher needs no broker")
     }
 
     pub(super) fn log_ends(&self) -> Box<dyn LogEnds> {
         match self.kind {
             Kind::Memory => Box::new(self.memory.log_ends()),
-            _ => broker::log_ends(&self.config(), &self.supervisor).expect("log ends need no broker"),
+            _ => broker::log_ends(&self.config(), &self.supervisor).expect("creating log ends needs no broker"),
         }
     }
 }

@@ -35,7 +35,7 @@ fn murmur2_agrees_with_the_java_client() {
     let mut stdin = child.stdin.take().expect("it is piped");
     let writing = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().expect("java ends");
-    writing.join().expect("it does not panic").expect("java reads all");
+    writing.join().expect("it does not panic").expect("java reads all keys");
     assert!(output.status.success(), "{}", output.status);
     let hashes: Vec<i32> =
         String::from_utf8_lossy(&output.stdout).lines().map(|line| line.parse().expect("one number a line")).collect();

@@ -114,9 +114,9 @@ impl Restart<'_> {
         let appending = append_numbers(producer, self.topic, acks, &stop);
         wait_for_100("messages are stored");
         kafka.kill9();
-        wait_until(DEADLINE, "the producer notices", || producer.reachable().is_err());
+        wait_until(DEADLINE, "the producer reports the broker as unreachable", || producer.reachable().is_err());
         kafka.restart();
-        wait_until(DEADLINE, "the producer recovers", || producer.reachable().is_ok());
+        wait_until(DEADLINE, "the producer reaches the broker again", || producer.reachable().is_ok());
         wait_for_100("messages are stored after the restart");
         stop.store(true, Ordering::Relaxed);
         appending.join().expect("appending does not panic").iter().map(outcome).collect()
@@ -127,17 +127,19 @@ impl Restart<'_> {
 fn freeze_the_broker(cluster: &Cluster, fixture: &Fixture, topic: &Arc<str>) {
     let kafka = &cluster.kafka_servers[0];
     let hasty = fixture.producer_with(PartitionerKind::Fnv1a, Duration::from_secs(3));
-    append(&*hasty, record(topic, None, "v"), Acks::Leader).expect("it is stored");
+    append(&*hasty, record(topic, None, "v"), Acks::Leader).expect("the message is stored");
     kafka.freeze();
     let started = Instant::now();
     let error = append(&*hasty, record(topic, None, "hung"), Acks::Leader).expect_err("no broker answers");
     assert_eq!((error.kind, error.stored), (AppendFailure::TimedOut, Stored::Unknown), "{error}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
-    wait_until(DEADLINE, "the producer notices", || hasty.reachable().is_err());
+    wait_until(DEADLINE, "the producer reports the broker as unreachable", || hasty.reachable().is_err());
     let partitions = fixture.log_ends().partitions(topic);
     assert!(matches!(partitions, Err(MetadataError::Unreachable(_))), "{partitions:?}");
     kafka.unfreeze();
-    wait_until(DEADLINE, "the producer recovers", || append(&*hasty, record(topic, None, "v"), Acks::Leader).is_ok());
+    wait_until(DEADLINE, "the producer reaches the broker again", || {
+        append(&*hasty, record(topic, None, "v"), Acks::Leader).is_ok()
+    });
 }
 
 /// Closes the producer while the broker is frozen: the close completes the append in flight.
@@ -195,7 +197,7 @@ fn log_ends_of_the_living_broker_are_returned(kind: Kind) {
     let partitions = ends.partitions(&topic).expect("it exists");
     let survivor = partitions[0].leader.expect("it has a leader");
     let leaders: HashSet<_> = partitions.iter().map(|info| info.leader).collect();
-    assert_eq!(leaders.len(), 2, "both lead some partitions");
+    assert_eq!(leaders.len(), 2, "both brokers lead partitions");
     cluster.kafka_servers[1 - survivor as usize].kill9();
     wait_until(DEADLINE, "only the partitions of the living broker have log ends", || {
         let started = Instant::now();

@@ -280,7 +280,7 @@ impl Backend {
                 if is_closing.load(Ordering::SeqCst) {
                     return;
                 }
-                let copy = stream.try_clone().expect("a second handle");
+                let copy = stream.try_clone().expect("a file handle can be duplicated");
                 accepted.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
                 let (address, journal, script) = (address.clone(), journal.clone(), Arc::clone(&script));
                 std::thread::spawn(move || {

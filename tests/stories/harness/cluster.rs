@@ -251,7 +251,7 @@ impl Cluster {
         messages
     }
 
-    /// Appends messages (key and value; an empty key is none) to a partition, without kproxy.
+    /// Appends messages (key and value; an empty key means no key) to a partition, without kproxy.
     pub(crate) fn produce(&self, topic: &str, partition: i32, messages: &[(&[u8], &[u8])]) {
         let mut client = self.kafka_client();
         for chunk in messages.chunks(400) {

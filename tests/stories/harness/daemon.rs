@@ -46,7 +46,7 @@ pub(crate) fn binary(program: Program) -> PathBuf {
     built.expect("cargo passes the paths of the binaries to tests only; set KAFKA_HTTP_WRAPPER_BIN_DIR").into()
 }
 
-/// A running daemon; it is killed when this is dropped. If the story fails, the output and the last log lines of the
+/// A running daemon; dropping the value kills it. If the story fails, the output and the last log lines of the
 /// daemon are printed.
 pub(crate) struct Daemon {
     program: Program,

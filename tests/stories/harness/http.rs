@@ -64,8 +64,8 @@ pub(crate) fn post_request(path: &str, headers: &[(&str, &str)], body: &[u8]) ->
 #[track_caller]
 pub(crate) fn connect_raw(address: &str, timeout: Duration) -> TcpStream {
     let socket = TcpStream::connect(address).expect("the server listens");
-    socket.set_read_timeout(Some(timeout)).expect("a timeout over zero");
-    socket.set_write_timeout(Some(timeout)).expect("a timeout over zero");
+    socket.set_read_timeout(Some(timeout)).expect("the time-out is not zero");
+    socket.set_write_timeout(Some(timeout)).expect("the time-out is not zero");
     socket
 }
 

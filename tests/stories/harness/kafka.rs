@@ -28,7 +28,7 @@ const COMMON_PROPERTIES: &str = "auto.create.topics.enable=false\n\
     log.cleaner.dedupe.buffer.size=8388608\n\
     controlled.shutdown.enable=false\n";
 
-/// One broker; it is killed when this is dropped.
+/// One broker; dropping the value kills it.
 pub(crate) struct Kafka {
     port: u16,
     folder: PathBuf,

@@ -33,7 +33,7 @@ pub(crate) struct Metadata {
     pub(crate) in_sync: BTreeMap<String, BTreeMap<i32, Vec<i32>>>,
 }
 
-/// Returns metadata from the first broker of the list that answers. If `topics` is empty, of all topics.
+/// Returns metadata from the first broker of the list that answers. An empty `topics` requests all topics.
 pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
     let mut request = KafkaRequest::default();
     if topics.is_empty() {
@@ -81,7 +81,7 @@ pub(crate) fn create_topic_with(
     });
     assert!(created.is_some(), "cannot create topic {name}: {last}");
     wait_for_leaders(brokers, name, partitions);
-    // Metadata may name a broker before it has become the leader. A broker that returns the log end offset is one.
+    // Metadata may name a broker before it has become the leader. A broker that returns a log end offset is.
     let led = poll(DEADLINE, || {
         let ends = log_ends(brokers, name).ok()?;
         (ends.len() == partitions as usize).then_some(())

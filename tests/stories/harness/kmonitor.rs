@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::http::{self, Response};
 use super::{ConfigFile, Daemon, Program, START_DEADLINE, wait_until};
 
-/// A running kmonitor; it is killed when this is dropped.
+/// A running kmonitor; dropping the value kills it.
 pub(crate) struct Kmonitor {
     pub(crate) daemon: Daemon,
     /// `host:port` of `http_server.port`.

@@ -41,7 +41,7 @@ pub(crate) fn position(answer: &Response, when: &str) -> (i32, i64) {
     (number("partition") as i32, number("offset"))
 }
 
-/// A running kproxy; it is killed when this is dropped.
+/// A running kproxy; dropping the value kills it.
 pub(crate) struct Kproxy {
     pub(crate) daemon: Daemon,
     /// `host:port` of `port`.

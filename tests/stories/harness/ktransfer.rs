@@ -3,7 +3,7 @@
 use super::metrics::Metrics;
 use super::{Cluster, ConfigFile, Daemon, Program, START_DEADLINE, configs, http};
 
-/// A running ktransfer; it is killed when this is dropped.
+/// A running ktransfer; dropping the value kills it.
 pub(crate) struct Ktransfer {
     pub(crate) daemon: Daemon,
     /// `host:port` of `admin_port`.

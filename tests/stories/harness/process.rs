@@ -4,7 +4,7 @@
 //! - The kernel kills a child when the thread that forked it ends. So one thread forks all children, and that thread
 //!   lives as long as this process.
 //! - A watchdog shell reads a pipe from this process. When the pipe closes, the shell kills the remaining children and
-//!   removes the folders. It does so also when this process exits normally, since Rust does not drop statics.
+//!   removes the folders. It is needed also when this process exits normally, since Rust does not drop statics.
 
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
@@ -143,7 +143,7 @@ fn spawn(mut command: Command) -> io::Result<Child> {
     Ok(child)
 }
 
-/// A child process; it is killed when this is dropped.
+/// A child process; dropping the value kills it.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -154,7 +154,7 @@ impl Process {
     /// Starts `command`; its stdout and stderr are appended to the file `output`.
     pub(crate) fn start(name: &str, mut command: Command, output: &Path) -> Process {
         let file = File::options().create(true).append(true).open(output).expect("an output file");
-        let errors = file.try_clone().expect("a second handle");
+        let errors = file.try_clone().expect("a file handle can be duplicated");
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
         let child = spawn(command).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         Process { name: name.to_owned(), child, ended: None }

@@ -25,16 +25,18 @@ impl Authority {
         identity: Option<&Certificate>,
     ) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
-        roots.add(certificate(&self.own.certificate)).expect("it is an authority");
+        roots.add(certificate(&self.own.certificate)).expect("the certificate is an authority's");
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(versions)
-            .expect("versions that the provider supports")
+            .expect("the provider supports the versions")
             .with_root_certificates(roots);
         let mut config = match identity {
             None => builder.with_no_client_auth(),
             Some(files) => {
                 let key = PrivateKeyDer::from_pem_file(&files.key).expect("a key");
-                builder.with_client_auth_cert(vec![certificate(&files.certificate)], key).expect("they belong together")
+                builder
+                    .with_client_auth_cert(vec![certificate(&files.certificate)], key)
+                    .expect("the key belongs to the certificate")
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -53,7 +55,7 @@ pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 /// Returns the client's side of a TLS connection before the handshake.
 pub(crate) fn new_client(config: &Arc<ClientConfig>) -> ClientConnection {
     let name = ServerName::try_from("localhost").expect("a name");
-    ClientConnection::new(Arc::clone(config), name).expect("the configuration is good")
+    ClientConnection::new(Arc::clone(config), name).expect("the TLS configuration is valid")
 }
 
 /// Does the TLS handshake on the socket; returns the TLS connection.

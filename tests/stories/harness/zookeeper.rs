@@ -12,7 +12,7 @@ use super::{ServerProcess, ZkClient, poll};
 /// Deadline for a server from its start to its first answer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// One standalone server on a free port; it is killed when this is dropped.
+/// One standalone server on a free port; dropping the value kills it.
 pub(crate) struct ZooKeeper {
     port: u16,
     folder: PathBuf,
@@ -74,7 +74,7 @@ impl Deref for ZooKeeper {
 }
 
 fn launch(folder: &Path) -> Process {
-    // Without forceSync no write waits for the disk. A kill -9 loses no data, since it is in the page cache.
+    // Without forceSync no write waits for the disk. A kill -9 loses no data: the page cache has it.
     let mut command =
         java(Edition::WithZooKeeper, &["-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dzookeeper.forceSync=no"]);
     command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(folder.join("zookeeper.properties"));

@@ -110,7 +110,7 @@ impl Row {
             sent.and_then(|()| wire.expect("200")).map_err(|error| format!("the next request: {error}"))?;
         } else {
             if sends {
-                // This may fail, since kproxy may have closed the connection already.
+                // The send fails if kproxy has closed the connection already.
                 let _ = wire.send(&fill(SMUGGLED.as_bytes()));
             }
             let mut rest = Vec::new();
