@@ -1,9 +1,9 @@
 //! A demonstration of the three daemons: `make demo`.
 //!
-//! Starts ZooKeeper, Kafka, two small backends and the daemons; posts messages to kproxy, prints the pushes that the
-//! backends receive from ktransfer and the delay that kmonitor shows. Runs until Ctrl-C, or for `DEMO_SECONDS`; then it
-//! waits until every message is delivered, prints a summary, and exits with 0 if no message was lost and every key
-//! stayed in order. It leaves no process and no folder behind.
+//! The demo starts ZooKeeper, Kafka, two small backends and the daemons. It posts messages to kproxy, and prints the
+//! pushes that the backends receive from ktransfer and the delay that kmonitor reports. It posts until Ctrl-C, or for
+//! `DEMO_SECONDS`; then it waits until every message is delivered, prints a summary, and exits with 0 if no message was
+//! lost, every key stayed in order and every daemon exited with 0. At exit it removes its processes and folders.
 
 #![allow(clippy::print_stdout, reason = "the demo prints what happens")]
 
@@ -30,9 +30,9 @@ const TOPIC: &str = "demo_topic";
 const MODULE: &str = "demo_module";
 const N_PARTITIONS: i32 = 8;
 const N_USERS: u64 = 12;
-/// Slow enough to follow on the screen.
+/// Pause after each post: 20 messages a second can be followed on the screen.
 const PAUSE_BETWEEN_MESSAGES: Duration = Duration::from_millis(50);
-/// How long the last messages may take to be delivered, and the delay to fall to 0.
+/// Time after the last post within which every message must be delivered and the delay must be 0.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -77,12 +77,12 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(!is_good))
 }
 
-/// Posts for `seconds`, or until Ctrl-C.
+/// Posts messages and prints the progress for `seconds`, or until Ctrl-C if it is `None`.
 fn post_and_report(seconds: Option<u64>, daemons: &Daemons, backends: &[Backend], journal: &Journal, posted: &Posted) {
-    // Before this, Ctrl-C ends the process and the watchdog cleans up; from here on it leads to the summary.
+    // Up to here Ctrl-C ends the process, and the watchdog cleans up. From here on Ctrl-C ends only the posting.
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The second signal ends the process at once.
+        // A second signal ends the process at once, with exit code 130.
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop)).expect("a signal that exists");
         signal_hook::flag::register(signal, Arc::clone(&stop)).expect("a signal that exists");
     }
@@ -98,7 +98,7 @@ fn post_and_report(seconds: Option<u64>, daemons: &Daemons, backends: &[Backend]
     });
 }
 
-/// Waits until every message is delivered and the delay is 0; false at the deadline.
+/// Waits until every message is delivered and the delay is 0. Returns false at [`SETTLE_DEADLINE`].
 fn wait_until_settled(daemons: &Daemons, journal: &Journal, posted: &Posted) -> bool {
     step("Posting has ended; waiting until every message is delivered and the delay is 0 ...");
     let settled = poll(SETTLE_DEADLINE, || {
@@ -146,12 +146,12 @@ fn summary(check: &PushCheck, journal: &Journal, n_unconfirmed: usize) {
     }
 }
 
-/// The posted messages.
+/// The messages posted so far, by the answer of kproxy.
 #[derive(Default)]
 struct Posted {
-    /// Answered with 200.
+    /// Messages that kproxy answered with 200.
     confirmed: Mutex<Vec<MessageId>>,
-    /// Answered otherwise, or not at all.
+    /// Messages that kproxy answered with another status, or did not answer.
     unconfirmed: Mutex<Vec<MessageId>>,
 }
 
@@ -165,18 +165,18 @@ impl Posted {
     }
 
     fn check(&self, journal: &Journal) -> PushCheck {
-        // Read before the records, so that messages posted meanwhile do not count as lost.
+        // The list is copied before the pushes are read, so that a message posted in between does not count as lost.
         let confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let pushed = delivered(journal);
-        // A push may be recorded before the answer to its post.
+        // Messages confirmed since the copy may already be pushed, so they count as uncertain.
         unconfirmed
             .extend(self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)[confirmed.len()..].iter().cloned());
         check_pushes(&confirmed, &unconfirmed, &pushed)
     }
 }
 
-/// Posts one message after the other on one connection.
+/// Posts one message after the other until `stop` is set, on one connection that is opened again after an error.
 fn post_until(stop: &AtomicBool, kproxy: &str, posted: &Posted) {
     let mut client = None;
     for n in 0.. {
@@ -207,7 +207,7 @@ fn post_until(stop: &AtomicBool, kproxy: &str, posted: &Posted) {
     }
 }
 
-/// Prints the progress every two seconds, stops the backends for a while, and sets `stop` at the end.
+/// Prints the progress every two seconds, stops both backends once for at most 6 s, and sets `stop` after `length`.
 fn supervise(
     stop: &AtomicBool,
     length: Option<Duration>,
@@ -254,11 +254,11 @@ fn supervise(
     backends.iter().for_each(Backend::listen_again);
 }
 
-/// The delay that kmonitor shows for the module: messages not yet pushed, by partition.
+/// The delay that kmonitor reports for the module: the number of messages not yet pushed, by partition.
 struct Delay(BTreeMap<i32, i64>);
 
 impl Delay {
-    /// Every partition is known and has a delay of 0.
+    /// Returns whether kmonitor knows every partition and each has a delay of 0.
     fn is_zero(&self) -> bool {
         self.0.len() == N_PARTITIONS as usize && self.0.values().all(|delay| *delay == 0)
     }
@@ -282,11 +282,11 @@ struct Daemons {
 }
 
 impl Daemons {
-    /// Starts the three with the reference configurations.
+    /// Starts the three daemons with the reference configurations.
     fn start(cluster: &Cluster, backends: &[Backend]) -> Daemons {
         let servers: Vec<String> = backends.iter().map(Backend::address).collect();
         let module = configs::filtered_module(TOPIC, &servers);
-        // Every half second, so that changes of the delay are visible.
+        // kmonitor polls every half second, so that changes of the delay are soon visible.
         let kmonitor = configs::kmonitor(cluster).set("base.poll_interval_ms", 500);
         Daemons {
             kproxy: Kproxy::start(configs::kproxy(cluster)),
@@ -313,7 +313,7 @@ impl Daemons {
         println!("  backends   {}", addresses.join("  "));
     }
 
-    /// The delay now; `None` while kmonitor does not know the module.
+    /// Returns the current delay; `None` while kmonitor does not know the module.
     fn delay(&self) -> Option<Delay> {
         let partitions = self.kmonitor.delay(CLUSTER_NAME, MODULE);
         let pair = |(partition, delay): (&String, &serde_json::Value)| Some((partition.parse().ok()?, delay.as_i64()?));
@@ -328,7 +328,7 @@ impl Daemons {
         ]
     }
 
-    /// Stops them in the order of the flow of messages; false if one did not end with 0.
+    /// Stops the daemons in the order in which messages pass them. Returns false if one did not exit with 0.
     fn stop(&mut self) -> bool {
         let mut all_ended_with_0 = true;
         for (name, daemon) in self.by_name() {

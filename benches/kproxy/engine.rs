@@ -1,4 +1,4 @@
-//! The engine alone in a closed loop: the rate of librdkafka with the same number of messages in flight, without HTTP.
+//! Measures librdkafka without HTTP: a closed loop in this process keeps a fixed number of messages in flight.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use kafka_http_wrapper::supervise::Supervisor;
 use crate::harness::engine::broker_config;
 use crate::load::{Measurement, cpu_time};
 
-/// Sends the start time and the outcome of an append to the loop.
+/// Sends the start time and the outcome of an append to the closed loop.
 struct Done(Sender<(Instant, AppendResult)>, Instant);
 
 impl Completion for Done {
@@ -22,7 +22,7 @@ impl Completion for Done {
     }
 }
 
-/// A loop that keeps the same number of messages in flight.
+/// A loop that starts one append for each append that completes, so that the number in flight is constant.
 struct ClosedLoop {
     producer: Arc<dyn Producer<Done>>,
     topic: Arc<str>,
@@ -45,14 +45,14 @@ impl ClosedLoop {
         self.producer.append(record, self.acks, Done(self.sender.clone(), Instant::now()));
     }
 
-    /// Waits for one append to complete; its latency.
+    /// Waits until one append has completed; returns its latency.
     fn wait_for_one(&self) -> Duration {
         let (started, outcome) = self.done.recv().expect("every append completes");
-        outcome.expect("it is stored");
+        outcome.expect("the message is stored");
         started.elapsed()
     }
 
-    /// The latencies of all appends in this time, in microseconds, sorted.
+    /// Runs the loop for `time`; returns the sorted latencies of all appends in microseconds.
     fn run(&self, in_flight: u32, time: Duration) -> Vec<u32> {
         let started = Instant::now();
         (0..in_flight).for_each(|_| self.append());
@@ -71,6 +71,7 @@ impl ClosedLoop {
     }
 }
 
+/// Measures appends to `topic` for `seconds`, with `in_flight` messages of `size` bytes in flight.
 pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks: Acks, seconds: u32) -> Measurement {
     let config = ProducerConfig {
         partitioner: PartitionerKind::Fnv1a,
@@ -79,11 +80,12 @@ pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks:
         timeout: Duration::from_secs(30),
     };
     let group = Supervisor::new("engine", Stop::new());
-    let producer = broker::producer(&broker_config(brokers, Engine::Auto), config, &group).expect("a producer");
-    // One place for each message in flight, so that sending never blocks.
+    let producer = broker::producer(&broker_config(brokers, Engine::Auto), config, &group)
+        .expect("creating a producer needs no broker");
+    // The channel has one place for each message in flight, so that a completion never blocks.
     let (sender, done) = bounded(in_flight as usize);
     let closed_loop = ClosedLoop { producer, topic: topic.into(), size, acks, sender, done };
-    // The first append waits for the topic lookup.
+    // The first append waits for the metadata of the topic, so it completes before the measurement.
     closed_loop.append();
     closed_loop.wait_for_one();
 

@@ -1,4 +1,4 @@
-//! Load from `wrk`, and the CPU time of the daemon, the load and the broker.
+//! Runs `wrk` against kproxy, and measures the CPU time of kproxy, the load generator and the broker.
 
 use std::fs;
 use std::process::Command;
@@ -6,23 +6,24 @@ use std::time::Duration;
 
 use crate::harness::{Daemon, Kafka};
 
-/// The results of one run.
+/// The results of one run of the load.
 pub(crate) struct Measurement {
     pub(crate) rate: f64,
     pub(crate) p50: String,
     pub(crate) p99: String,
-    /// CPU time for each request: of the daemon, of the load and of the broker.
+    /// CPU time per request in microseconds: of kproxy, of the load generator and of the broker.
     pub(crate) cpu_us: [Option<f64>; 3],
-    /// Resident memory and threads of the daemon at the end of the run.
+    /// Resident memory in MiB and number of threads of kproxy at the end of the run; `None` without kproxy.
     pub(crate) daemon: Option<(u64, usize)>,
-    /// Answers other than 2xx and 3xx, and socket errors, as wrk reports them.
+    /// The lines in which wrk reports socket errors and answers other than 2xx and 3xx; empty without such lines.
     pub(crate) errors: String,
 }
 
 impl Measurement {
     pub(crate) fn print_heading() {
         println!(
-            "{:<18} {:>6} {:>10} {:>9} {:>9}    CPU us per request {:>12} {:>8}\n{:<18} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
+            "{:<18} {:>6} {:>10} {:>9} {:>9}    CPU us per request {:>12} {:>8}\n\
+             {:<18} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
             "", "conns", "requests/s", "p50", "p99", "RSS", "threads", "", "", "", "", "", "kproxy", "load", "broker"
         );
     }
@@ -34,13 +35,14 @@ impl Measurement {
         };
         let [daemon, load, broker] = self.cpu_us.map(|us| us.map_or_else(String::new, |us| format!("{us:.1}")));
         println!(
-            "{name:<18} {connections:>6} {:>10.0} {:>9} {:>9} {daemon:>7} {load:>6} {broker:>6} {rss:>12} {threads:>8}{}",
+            "{name:<18} {connections:>6} {:>10.0} {:>9} {:>9} {daemon:>7} {load:>6} {broker:>6} {rss:>12} {threads:>8}\
+             {}",
             self.rate, self.p50, self.p99, self.errors
         );
     }
 }
 
-/// Runs wrk against `url` of the daemon for `seconds`.
+/// Runs wrk against `url` of the daemon for `seconds`; returns its figures and the CPU time of all processes.
 pub(crate) fn run(
     (daemon, broker): (&Daemon, &Kafka),
     url: &str,
@@ -80,9 +82,10 @@ pub(crate) fn run(
     }
 }
 
-/// CPU time so far: of this process (`RUSAGE_SELF`), or of its children that have ended (`RUSAGE_CHILDREN`).
+/// Returns the CPU time used so far by this process (`RUSAGE_SELF`), or by its children that have ended
+/// (`RUSAGE_CHILDREN`).
 pub(crate) fn cpu_time(whose: libc::c_int) -> Duration {
-    // SAFETY: the pointer is valid for the call, and the kernel fills what it points to.
+    // SAFETY: all zeros are a valid `rusage`, and the pointer is valid for the call, in which the kernel fills it.
     let usage = unsafe {
         let mut usage = std::mem::zeroed::<libc::rusage>();
         libc::getrusage(whose, &raw mut usage);

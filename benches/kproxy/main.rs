@@ -1,15 +1,15 @@
 //! How fast kproxy is with a real broker: requests per second, latencies and CPU time per request.
 //!
-//! `make bench`, or `cargo bench --bench kproxy -- [SECONDS [CONNECTIONS...]]` where `wrk` is installed. Broker, load
-//! and kproxy share the machine, and kproxy logs a line for each commit. Machines differ from run to run, so the upper
-//! bounds are measured in the same run:
+//! `make bench`, or `cargo bench --bench kproxy -- [SECONDS [CONNECTIONS...]]` where `wrk` is installed. The broker,
+//! the load generator and kproxy share the machine, and kproxy logs a line for each commit. The speed of a shared
+//! machine varies between runs, so two upper bounds are measured in the same run:
 //!
-//! - "no Kafka": the same server answering `/healthz`;
+//! - "no Kafka": the same kproxy answers `GET /healthz`;
 //! - "engine alone": librdkafka in this process, with one message in flight for each connection and no HTTP.
 //!
-//! The CPU time of the load and the broker is shown too, since they share the cores with kproxy. The further tables:
-//! the same rate over few and many connections, so that every process has CPU to spare; body sizes and acks levels at
-//! 64 connections; and the cost of ten thousand idle connections.
+//! The CPU time of the load generator and the broker is shown too, since they share the cores with kproxy. Further
+//! tables show: half of the maximum rate over few and many connections, so that every process has CPU to spare; body
+//! sizes and acks levels at 64 connections; and the cost of ten thousand idle connections.
 //!
 //! With `BASELINE=FOLDER` two builds of kproxy are compared instead: see [`compare`].
 
@@ -32,15 +32,15 @@ use kafka_http_wrapper::daemon::raise_open_files;
 
 const PARTITIONS: i32 = 8;
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Connections of the rows that compare sizes, acks levels and idle connections.
+/// Number of connections in the rows that compare body sizes, acks levels and idle connections.
 const USUAL: u32 = 64;
-/// Connections that bring kproxy close to its maximum rate.
+/// Number of connections at which kproxy is close to its maximum rate.
 const MANY: u32 = 512;
 const IDLE: usize = 10_000;
 const SMALL: usize = 200;
 const LARGE: usize = 10 * 1024;
 
-/// A kproxy under measurement.
+/// The kproxy that is measured, with its cluster and topic.
 struct Bench {
     kproxy: Kproxy,
     cluster: Cluster,
@@ -61,10 +61,10 @@ fn main() {
     let cluster = Cluster::start(1);
     let topic = cluster.new_topic("bench", PARTITIONS);
     let config = configs::kproxy(&cluster).set("read_timeout_ms", 10_000).set("write_timeout_ms", 10_000);
-    // The idle connections stay open to the end of the run.
+    // The idle timeout is an hour, so that the idle connections stay open until the end of the run.
     let kproxy = Kproxy::start(config.set("idle_timeout_ms", 3_600_000));
     let bench = Bench { kproxy, cluster, topic, seconds };
-    // Each acks level has a producer of its own, created when it is first used.
+    // Each acks level has its own producer, which the first commit at this level creates.
     for acks in [1, 0, -1] {
         wait_for_commits(&bench.kproxy, &bench.commit_path(acks));
     }
@@ -99,7 +99,7 @@ impl Bench {
         self.posts(connections, size, acks, seconds, "")
     }
 
-    /// Posts with a script of wrk that ends with `lua`.
+    /// Posts messages for `seconds` with a wrk script that ends with the Lua code `lua`; returns the figures.
     fn posts(&self, connections: u32, size: usize, acks: i32, seconds: u32, lua: &str) -> load::Measurement {
         let script = write_script(&self.kproxy, size, lua);
         load::run(self.processes(), &self.kproxy.url(&self.commit_path(acks)), &["-s", &script], connections, seconds)
@@ -113,11 +113,11 @@ impl Bench {
         (&self.kproxy.daemon, &self.cluster.kafka_servers[0])
     }
 
-    /// Half of the rate of [`MANY`] connections, over each number of connections: every connection pauses between an
-    /// answer and its next request, for a random time between half and one and a half of the average.
+    /// Measures each number of connections at half of the rate that [`MANY`] connections reach. Every connection pauses
+    /// between an answer and its next request, for a random time from 0.5 to 1.5 times the average pause.
     fn same_rate(&self, connections: &[u32]) {
         let rate = self.commits(MANY, SMALL, 1, self.seconds).rate / 2.0;
-        // wrk pauses whole milliseconds, so a few connections cannot be limited to this rate.
+        // wrk pauses for whole milliseconds. An average below 5 ms would be too inexact, so these rows are left out.
         for &count in connections.iter().filter(|&&count| f64::from(count) > rate * 0.005) {
             let pause_ms = f64::from(count) * 1_000.0 / rate;
             let (min_ms, max_ms) = ((pause_ms / 2.0).floor(), (pause_ms * 1.5).ceil());
@@ -126,8 +126,7 @@ impl Bench {
         }
     }
 
-    /// Alternates runs without and with idle connections, so that a machine that slows down does not distort the
-    /// result.
+    /// Measures without and with idle connections in turns, so that a change of the machine's speed affects both.
     fn idle_connections(&self) {
         for _ in 0..2 {
             self.commits(USUAL, SMALL, 1, self.seconds).print("none idle", USUAL);
@@ -141,12 +140,12 @@ impl Bench {
     }
 }
 
-/// Waits until posts to `path` are stored.
+/// Waits until kproxy answers a post to `path` with 200.
 fn wait_for_commits(kproxy: &Kproxy, path: &str) {
     wait_until(DEADLINE, "kproxy commits", || kproxy.post(path, b"warm").status == 200);
 }
 
-/// Writes a script of wrk that posts bodies of `size` bytes and ends with `lua`; returns its path.
+/// Writes a wrk script that posts bodies of `size` bytes and ends with the Lua code `lua`; returns its path.
 fn write_script(kproxy: &Kproxy, size: usize, lua: &str) -> String {
     let script = kproxy.daemon.folder().join("post.lua");
     let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n{lua}");

@@ -1,4 +1,4 @@
-//! kproxy's access control with a real broker: credentials, allowed topics and rate limits.
+//! The access control of kproxy, with a real broker: credentials, allowed topics and rate limits.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::harness::kproxy::{RATE_LIMITED, TOPIC_NOT_ALLOWED, UNAUTHORIZED, asse
 use crate::harness::{Cluster, ConfigFile, Daemon, Kproxy, Program, cluster, configs, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// SHA-256 of `digested`.
+/// The SHA-256 digest of the token and password `digested`.
 const DIGEST: &str = "62f2b4a72d1b5d56ccac2eea669989c3ae07badc27c3022910f5a9fa9c219ab2";
 
 fn bearer(token: &str) -> String {
@@ -24,12 +24,12 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
-/// The text of a credentials file.
+/// Returns the text of a credentials file with this list.
 fn credentials(list: Value) -> String {
     ConfigFile::of("credentials").set("credentials", list).text()
 }
 
-/// A kproxy with a credentials file.
+/// A kproxy with a credentials file, and that file.
 struct Guarded {
     kproxy: Kproxy,
     file: NamedTempFile,
@@ -43,7 +43,7 @@ impl Guarded {
         Guarded { kproxy, file }
     }
 
-    /// Overwrites the file and sends SIGHUP; returns when `outcome` is logged once more.
+    /// Overwrites the credentials file and sends SIGHUP; returns when kproxy has logged `outcome` once more.
     fn reload(&mut self, text: &str, outcome: &str) {
         let before = self.kproxy.daemon.log().matches(outcome).count();
         fs::write(self.file.path(), text).unwrap();
@@ -95,7 +95,7 @@ fn only_a_known_credential_writes_and_only_to_its_topics() {
     }
 }
 
-/// Posts with good and bad credentials to each topic; the texts of the answers.
+/// Posts with valid and invalid credentials to each topic; returns the bodies of the answers.
 fn check_every_credential(kproxy: &Kproxy, [orders, audit, other]: &[String; 3]) -> Vec<String> {
     let [token, digested, ann, bob] =
         [bearer("plain-t0ken"), bearer("digested"), basic("ann", "pa:ss"), basic("bob", "digested")];
@@ -138,7 +138,7 @@ fn check_every_credential(kproxy: &Kproxy, [orders, audit, other]: &[String; 3])
     texts
 }
 
-/// Requests that are refused early, name two credentials or a secret in the query, and batches.
+/// Checks unusual requests: two credentials, a refusal before the body is read, a batch, a secret in the query.
 fn check_unusual_requests(kproxy: &Kproxy, orders: &str, other: &str) {
     let [token, ann, bob] = [bearer("plain-t0ken"), basic("ann", "pa:ss"), basic("bob", "digested")];
     let path = format!("/commit?topic={orders}");
@@ -146,12 +146,12 @@ fn check_unusual_requests(kproxy: &Kproxy, orders: &str, other: &str) {
         |user: &str, password: &str| post(&mut kproxy.connect(), &path, Some(&basic(user, password)), b"x").text();
     assert_eq!(refused("ann", "wrong"), refused("nobody", "wrong"), "the answer does not reveal which users exist");
 
-    // Two credentials, of which one is enough, are ambiguous.
+    // Two `Authorization` headers are refused, although each alone would be accepted.
     let mut client = kproxy.connect();
     let both = [("Authorization", token.as_str()), ("Authorization", ann.as_str())];
     assert_refused(&client.request("POST", &path, &both, b"x").unwrap(), UNAUTHORIZED, "two credentials");
 
-    // Refused before the body is requested or read.
+    // kproxy answers before it asks for the body (100 Continue) or reads it.
     for (expect, authorization) in [("Expect: 100-continue\r\n", ""), ("", "Authorization: Bearer no\r\n")] {
         let mut client = kproxy.connect();
         let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n");
@@ -160,19 +160,19 @@ fn check_unusual_requests(kproxy: &Kproxy, orders: &str, other: &str) {
         assert_eq!((head.status, head.header("Connection")), (401, Some("close")));
     }
 
-    // The same checks for a batch.
+    // A batch is checked in the same way.
     for (topic, authorization, status) in [(orders, None, 401), (other, Some(&bob), 403), (orders, Some(&bob), 200)] {
         let answer = post_batch(&mut client, topic, authorization.map(String::as_str), 2);
         assert_eq!(answer.status, status, "{}", answer.text());
     }
 
-    // A secret in the query has no effect; that it is not logged is checked at the end.
+    // A secret in the query does not authorize the request. The caller checks that it is not logged.
     let path = format!("{path}&access_token=plain-t0ken");
     assert_eq!(post(&mut client, &path, None, b"x").status, 401);
     assert_eq!(post(&mut client, &path, Some(&token), b"x").status, 200);
 }
 
-/// On the port of clients, /metrics needs a credential and the health checks do not.
+/// Checks that on the client port /metrics needs a credential, and that /healthz and /readyz need none.
 fn check_operations(kproxy: &Kproxy) {
     let mut client = kproxy.connect();
     for (path, status) in [("/metrics", 401), ("/healthz", 200), ("/readyz", 200)] {
@@ -217,7 +217,7 @@ fn sighup_reloads_the_credentials_and_a_bad_file_keeps_the_old_ones() {
     assert!(!log.contains("token-"), "no secret is logged");
 }
 
-/// Posts until the first 429: the number of 200s before it, and its `Retry-After` in seconds.
+/// Posts until the first 429; returns the number of 200s before it, and its `Retry-After` in seconds.
 fn post_until_limited(client: &mut Client, path: &str, authorization: &str, body: &[u8]) -> (i64, u64) {
     let started = Instant::now();
     let mut passed = 0;
@@ -231,18 +231,18 @@ fn post_until_limited(client: &mut Client, path: &str, authorization: &str, body
     panic!("{passed} requests passed and none was limited");
 }
 
-/// The `Retry-After` of a 429, in seconds.
+/// Returns the `Retry-After` of a 429 in seconds; panics for any other answer.
 fn retry_after(answer: &Response) -> u64 {
     assert_refused(answer, RATE_LIMITED, "over the rate");
     answer.header("Retry-After").unwrap().parse().unwrap()
 }
 
-/// Waits as long as a client has to after a 429: only time refills the rate.
+/// Sleeps for `seconds`, as a client has to after a 429. Only time refills the token bucket.
 fn wait_seconds(seconds: u64) {
     std::thread::sleep(Duration::from_secs(seconds));
 }
 
-/// A kproxy with limits for topics, and for the credential `slow`.
+/// Starts a kproxy with rate limits for topics and for the credential `slow`.
 fn limited(cluster: &Cluster) -> Guarded {
     let limits = json!([
         {"topics": ["rate-requests*"], "requests_per_second": 1, "burst_seconds": 4},
@@ -275,7 +275,7 @@ fn limit_a_topic_by_requests(kproxy: &Kproxy, cluster: &Cluster, topic: &str) {
     let path = format!("/commit?topic={topic}");
     let started = Instant::now();
     let (passed, wait) = post_until_limited(&mut client, &path, &quick, b"x");
-    // On a slow machine the rate allows some more while these are posted.
+    // The bucket refills by one request a second, so on a slow machine more than 4 requests pass.
     let max_passed = 4 + i64::try_from(started.elapsed().as_secs()).unwrap() + 1;
     assert!((4..=max_passed).contains(&passed), "{passed} of 4");
     assert_eq!(wait, 1);
@@ -284,16 +284,18 @@ fn limit_a_topic_by_requests(kproxy: &Kproxy, cluster: &Cluster, topic: &str) {
     assert_eq!(cluster.message_count(topic), passed + 1);
 }
 
-/// A message over the bytes of one second passes when none was posted before; the next ones wait for it.
+/// A message larger than `bytes_per_second` passes if the bucket is full. Later messages get 429 until the bucket has
+/// refilled.
 fn limit_a_topic_by_bytes(kproxy: &Kproxy, cluster: &Cluster, topic: &str) {
     let (mut client, quick) = (kproxy.connect(), bearer("quick"));
     let path = format!("/commit?topic={topic}");
     assert_eq!(post(&mut client, &path, Some(&quick), &[b'x'; 6000]).status, 200);
     let wait = retry_after(&post(&mut client, &path, Some(&quick), b"small"));
     assert!((1..=6).contains(&wait), "{wait}");
-    // Refused before the body is requested or read.
+    // kproxy answers 429 before it asks for the body (100 Continue) or reads it.
     let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: {quick}\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: {quick}\r\nContent-Length: 9000000\r\n\
+         Expect: 100-continue\r\n\r\n"
     );
     let mut expecting = kproxy.connect();
     expecting.send_raw(head.as_bytes()).unwrap();
@@ -303,7 +305,8 @@ fn limit_a_topic_by_bytes(kproxy: &Kproxy, cluster: &Cluster, topic: &str) {
     assert_eq!(cluster.message_count(topic), 2);
 }
 
-/// Each message of a batch counts as a request: a batch passes as a whole, and the next one waits for it.
+/// Each message of a batch counts as a request. A batch passes as a whole if the bucket is full, and a later batch gets
+/// 429 until the bucket has refilled.
 fn limit_a_topic_by_the_messages_of_batches(kproxy: &Kproxy, cluster: &Cluster, topic: &str) {
     let (mut client, quick) = (kproxy.connect(), bearer("quick"));
     assert_eq!(post_batch(&mut client, topic, Some(&quick), 100).status, 200);
@@ -313,7 +316,7 @@ fn limit_a_topic_by_the_messages_of_batches(kproxy: &Kproxy, cluster: &Cluster, 
     assert_eq!(cluster.message_count(topic), 100);
 }
 
-/// The limit of one credential holds for all topics and does not limit another credential.
+/// The rate limit of a credential holds for all topics, and other credentials are not limited by it.
 fn limit_a_credential(kproxy: &Kproxy, cluster: &Cluster, topic: &str) {
     let (mut client, quick, slow) = (kproxy.connect(), bearer("quick"), bearer("slow"));
     let path = format!("/commit?topic={topic}");
@@ -327,7 +330,7 @@ fn limit_a_credential(kproxy: &Kproxy, cluster: &Cluster, topic: &str) {
     assert_eq!(cluster.message_count(topic), passed + 21);
 }
 
-/// `kproxy_bin -t` of a configuration with these credentials: exit code and output.
+/// Runs `kproxy_bin -t` with this configuration and these credentials; returns the exit code and the output.
 fn check_configuration(config: ConfigFile, list: Value) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     let [who, main] = ["who.yaml", "kproxy.yaml"].map(|name| folder.path().join(name));

@@ -1,5 +1,5 @@
-//! The contract of kproxy's answers with real brokers: status, `error`, `stored` and `retriable` of each answer,
-//! compared with the topic afterwards.
+//! The contract of kproxy's answers, with real brokers: `status`, `error`, `stored` and `retriable` of each answer are
+//! compared with the messages in the topic.
 
 use std::time::{Duration, Instant};
 
@@ -11,24 +11,24 @@ use crate::harness::kproxy::{
 use crate::harness::{Cluster, Kproxy, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How much later than its deadline an answer may come on a busy machine. librdkafka checks its timeouts once a second.
+/// Time by which an answer may be late on a busy machine. librdkafka checks its time-outs only once a second.
 const MARGIN: Duration = Duration::from_secs(3);
 
-/// The levels whose answers name an offset.
+/// The acks levels whose answers have an offset.
 const LEVELS: [&str; 2] = ["1", "-1"];
 
 fn commit(topic: &str, acks: &str, key: &str) -> String {
     format!("/commit?topic={topic}&acks={acks}&key={key}")
 }
 
-/// How many messages have this value.
+/// Returns the number of messages with this value.
 fn count(stored: &[StoredMessage], value: &[u8]) -> usize {
     stored.iter().filter(|message| message.value == value).count()
 }
 
-/// The value of the message at this partition and offset.
+/// Returns the value of the message at this partition and offset; panics if there is none.
 fn value_at(stored: &[StoredMessage], at: (i32, i64)) -> &[u8] {
-    &stored.iter().find(|message| (message.partition, message.offset) == at).expect("it is stored").value
+    &stored.iter().find(|message| (message.partition, message.offset) == at).expect("the message is stored").value
 }
 
 #[test]
@@ -46,8 +46,8 @@ fn a_broker_killed_before_during_and_after_the_append() {
     }
     let before_kill = LEVELS.map(|acks| kproxy.post(&commit(&topic, acks, "k"), b"confirmed"));
 
-    // Frozen, so that the messages are sent and not answered when the broker is killed. Both retry until their
-    // deadline.
+    // The broker is frozen first, so that the messages have been sent and not confirmed when it is killed. Each kproxy
+    // retries until its deadline.
     broker.freeze();
     let started = Instant::now();
     let start = |kproxy: &Kproxy, value: &str| {
@@ -73,18 +73,19 @@ fn a_broker_killed_before_during_and_after_the_append() {
     }
     broker.restart();
     let late = read_late_answers(&mut outlasting);
-    // The broker may answer before it has loaded its topics.
+    // The restarted broker may answer before it has loaded its topics.
     cluster.wait_for_in_sync(&topic, 1);
     check_topic_after_kill(&cluster.messages(&topic), &before_kill, late);
 }
 
-/// The answers to commits that were retried until the broker came back: whether each was confirmed.
+/// Reads the answers to the commits that kproxy retried during the outage; returns whether each was confirmed.
 fn read_late_answers(clients: &mut [Client; 2]) -> Vec<bool> {
     let read = |(client, acks): (&mut Client, &str)| {
-        client.socket().set_read_timeout(Some(Duration::from_secs(90))).expect("a timeout over zero");
+        client.socket().set_read_timeout(Some(Duration::from_secs(90))).expect("the time-out is not zero");
         let answer = client.read_response().expect("kproxy answers");
         if answer.status != 200 {
-            // A restarted broker may not know its topics at first, which ends the retries of a message it may have.
+            // A restarted broker may first report its topics as unknown. That ends the retries, with 504, since the
+            // message may have been stored before.
             assert_refused(&answer, NO_CONFIRMATION, &format!("retried until the broker came back, acks={acks}"));
         }
         eprintln!("retried until the broker came back, acks={acks}: {}", answer.status);
@@ -118,7 +119,7 @@ fn the_deadline_counts_from_the_request_and_not_from_the_append() {
     for (client, expected) in clients.iter_mut().zip([NO_CONFIRMATION, NO_BROKER]) {
         let answer = client.read_response().expect("kproxy answers");
         let took = started.elapsed();
-        // The fresh topic was never looked up, so its message was not sent; the other one was.
+        // The message to `known` was sent. The one to `fresh` was not, since the metadata of that topic was missing.
         assert_refused(&answer, expected, "the broker is frozen");
         assert!(took < Duration::from_millis(1_500) + MARGIN, "{took:?}");
         eprintln!("commit_timeout_ms 1500: {} after {took:.1?}", answer.status);
@@ -128,10 +129,10 @@ fn the_deadline_counts_from_the_request_and_not_from_the_append() {
     assert_eq!(count(&cluster.messages(&fresh), b"x"), 0, "answered with stored: no");
 }
 
-/// A topic with `max.message.bytes`, and messages that are produced to it in one batch.
+/// The `max.message.bytes` of a topic, and the sizes of the messages that are sent to the topic in one batch.
 struct SizeLimited {
     limit: &'static str,
-    /// Sizes that fit; together they exceed the limit.
+    /// Sizes below the limit; two such messages together exceed it.
     fitting: [usize; 2],
     too_large: usize,
 }
@@ -153,8 +154,14 @@ fn only_a_message_that_exceeds_the_limit_itself_is_answered_with_413() {
         }
     }
     let log = kproxy.daemon.log();
-    assert!(log.contains("a batch exceeded max.message.bytes of topic"), "batches were too large");
-    assert!(!log.contains("sending its messages one by one"), "the limit is learned:\n{log}");
+    assert!(
+        log.contains("a batch exceeded max.message.bytes of topic"),
+        "no batch exceeded the limit, so nothing was tested"
+    );
+    assert!(
+        !log.contains("sending its messages one by one"),
+        "messages were sent one by one although the limit was known:\n{log}"
+    );
 }
 
 fn post_one_too_large_among_others(
@@ -174,7 +181,7 @@ fn post_one_too_large_among_others(
     };
     let mut values: Vec<_> = (0..12).map(|number| value(number, case.fitting[number % 2])).collect();
     values.insert(AT_TOO_LARGE, value(99, case.too_large));
-    // While the broker is frozen they gather in one batch.
+    // The broker is frozen, so that the messages are collected in one batch.
     cluster.kafka_servers[0].freeze();
     let start =
         |(number, value): (usize, &Vec<u8>)| kproxy.start_post(&commit(topic, acks, &format!("k{number}")), value);
@@ -208,7 +215,7 @@ fn a_topic_that_is_deleted_and_created_again() {
         wait_until(DEADLINE, "404 for the deleted topic", || {
             let answer = kproxy.post(&commit(&topic, acks, "k"), b"lost");
             let is_unknown = is_refused(&answer, UNKNOWN_TOPIC);
-            // 503 until the brokers agree.
+            // The answer may be 503 until the broker has deleted every partition.
             assert!(is_unknown || is_refused(&answer, NO_BROKER), "{} {}", answer.status, answer.text());
             is_unknown
         });
@@ -299,8 +306,8 @@ fn thousands_of_unknown_topics_do_not_delay_existing_ones() {
         }
     }
     eprintln!(
-        "{n_unknown} topics answered with 404, {n_overloaded} with 503 in {:.1?}; a known topic took at most {slowest:.1?}, \
-         a new one {new_topic_tries} tries",
+        "{n_unknown} topics answered with 404, {n_overloaded} with 503 in {:.1?}; a known topic took at most \
+         {slowest:.1?}, a new one {new_topic_tries} tries",
         started.elapsed()
     );
     assert_eq!(n_unknown + n_overloaded, N_CONNECTIONS * N_ROUNDS);
@@ -323,7 +330,7 @@ fn requests_for_one_unknown_topic_share_a_few_lookups() {
     }
     wait_until(DEADLINE, "lookups are counted", || kproxy.metric("kproxy_topic_lookups_total") > 0);
     let n_lookups = kproxy.metric("kproxy_topic_lookups_total");
-    // A few lookups in four seconds, whatever the number of requests.
+    // At most 8 lookups in each period of four seconds, independent of the number of requests.
     let n_periods = started.elapsed().as_secs() / 4 + 1;
     eprintln!("{n_posts} posts to one unknown topic in {:.1?}: {n_lookups} lookups", started.elapsed());
     assert!(n_lookups <= 8 * n_periods, "{n_lookups} lookups in {:?}", started.elapsed());

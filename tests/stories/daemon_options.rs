@@ -1,5 +1,5 @@
-//! What all three daemons share, with kmonitor as the example: options, configuration errors, signals, exit codes,
-//! logs.
+//! Options, configuration errors, signals, exit codes and logs. All three daemons share this code; the stories run
+//! kmonitor as the example.
 
 use std::fs;
 use std::io::Write;
@@ -11,7 +11,7 @@ use crate::harness::{ConfigFile, Daemon, Kmonitor, Program, configs, free_port, 
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A configuration without a ZooKeeper behind it; kmonitor runs all the same.
+/// Returns a configuration that names a ZooKeeper server which does not exist; kmonitor runs without it.
 fn config() -> ConfigFile {
     configs::kmonitor_for("", &[("c", &format!("127.0.0.1:{}", free_port()))])
         .set("base.log_level", 8)
@@ -22,14 +22,14 @@ fn config() -> ConfigFile {
         .set("c.zk_session_timeout_ms", 2000)
 }
 
-/// Runs kmonitor to its end: its exit code, and its stdout and stderr.
+/// Runs kmonitor until it exits; returns its exit code, and the text of its stdout and stderr.
 fn run(arguments: &[&str]) -> (i32, String) {
     let mut daemon = Daemon::start_with_arguments(Program::Kmonitor, arguments);
     let status = daemon.wait(DEADLINE);
-    (status.code().expect("it was not killed"), daemon.output())
+    (status.code().expect("kmonitor was not killed"), daemon.output())
 }
 
-/// Starts kmonitor where it cannot run: it exits with 1.
+/// Runs kmonitor with a configuration with which it cannot start; panics unless it exits with 1.
 fn run_and_fail(config: &ConfigFile) -> Daemon {
     let mut daemon = Daemon::start(Program::Kmonitor, &[("k.yaml", &config.text())]);
     assert_eq!(daemon.wait(DEADLINE).code(), Some(1));
@@ -51,7 +51,7 @@ fn each_option_does_what_the_help_says() {
     }
     let (code, output) = run(&[]);
     assert_eq!(code, 1, "{output}");
-    assert!(output.contains("./conf/kmonitor.yaml"), "the default file is named: {output}");
+    assert!(output.contains("./conf/kmonitor.yaml"), "the error names the default file: {output}");
 }
 
 #[test]
@@ -99,13 +99,14 @@ fn both_stop_signals_end_in_order_with_0() {
     }
 }
 
-/// A daemon whose stop waits, for `grace_ms`, for the rest of a request that never arrives.
+/// Starts kmonitor, sends half a request and then SIGTERM. kmonitor waits up to `grace_ms` for the rest of the request,
+/// which never arrives. Returns kmonitor and the connection.
 fn slow_to_stop(grace_ms: u32) -> (Daemon, TcpStream) {
     let config = config().set("base.shutdown_grace_ms", grace_ms).set("http_server.read_timeout_ms", 600_000);
     let mut kmonitor = Kmonitor::start(&config);
     let mut client = TcpStream::connect(&kmonitor.address).expect("it listens");
     client.write_all(b"GET /delay HTTP/1.1\r\nHost: a\r\n").expect("it reads");
-    // An answer on a later connection proves that the half request was read.
+    // An answer on a later connection shows that kmonitor has read the half request.
     kmonitor.get("/healthz");
     kmonitor.daemon.terminate();
     kmonitor.daemon.wait_for_log("stopping", DEADLINE);
@@ -135,10 +136,12 @@ fn sighup_reopens_the_log_files() {
     let rotated = daemon.folder().join("log/kmonitor.log.1");
     fs::rename(&log, &rotated).expect("the log exists");
     daemon.signal(libc::SIGHUP);
-    wait_until(DEADLINE, "a new log file", || fs::read_to_string(&log).is_ok_and(|text| text.contains("SIGHUP")));
+    wait_until(DEADLINE, "kmonitor writes to a new log file", || {
+        fs::read_to_string(&log).is_ok_and(|text| text.contains("SIGHUP"))
+    });
     let old = fs::read_to_string(&rotated).expect("it was renamed");
     assert!(old.contains("kmonitor") && !old.contains("SIGHUP"), "{old}");
-    // It is still the same process.
+    // The same process still runs and writes to the new file.
     daemon.stop(DEADLINE);
     assert!(fs::read_to_string(&log).is_ok_and(|text| text.contains("ends with exit code 0")));
 }
@@ -146,7 +149,7 @@ fn sighup_reopens_the_log_files() {
 #[test]
 fn log_lines_have_time_level_and_thread_and_warnings_are_in_both_files() {
     let daemon = Kmonitor::start(&config()).daemon;
-    // ZooKeeper does not answer, which is logged.
+    // No ZooKeeper answers, which kmonitor logs as a warning.
     daemon.wait_for_log("WARNING [poll@c] cluster c: ", DEADLINE);
     let read = |name: &str| fs::read_to_string(daemon.folder().join("log").join(name)).expect("the log exists");
     let (all, important) = (read("kmonitor.log"), read("kmonitor.log.wf"));

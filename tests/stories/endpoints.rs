@@ -1,4 +1,4 @@
-//! kproxy with a real broker: partition, timestamp and record headers of a commit, and batches.
+//! kproxy with a real broker: the partition, timestamp and record headers of a commit, and batches.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const NDJSON: &[(&str, &str)] = &[("Content-Type", "application/x-ndjson")];
 const BINARY: &[(&str, &str)] = &[("Content-Type", "application/octet-stream")];
 
-/// The lines of the answer to a batch.
+/// Returns the parsed lines of the answer to a batch: one result for each message.
 fn results(answer: &Response) -> Vec<Value> {
     assert_eq!(answer.header("Content-Type"), Some("application/x-ndjson"), "{}", answer.text());
     answer.text().lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
@@ -29,7 +29,7 @@ mod with_headers {
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    /// One record of a binary batch.
+    /// Encodes one record of a binary batch.
     fn record(key: Option<&[u8]>, headers: &[(&str, &[u8])], value: &[u8]) -> Vec<u8> {
         let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_be_bytes();
         let short = |number: usize| u16::try_from(number).unwrap().to_be_bytes();
@@ -44,12 +44,12 @@ mod with_headers {
         [&record[..], &length(value), value].concat()
     }
 
-    /// The first `count` messages of a partition, with headers and timestamps.
+    /// Reads the first `count` messages of a partition, with headers and timestamps.
     fn read(topic: &str, partition: i32, count: usize) -> Vec<Message> {
         let config = broker_config(&cluster().brokers, Engine::Librdkafka);
         let supervisor = Supervisor::new("endpoints", Stop::new());
         let sizes = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 20 };
-        let mut fetcher = broker::fetcher(&config, sizes, &supervisor).expect("a fetcher needs no broker");
+        let mut fetcher = broker::fetcher(&config, sizes, &supervisor).expect("creating a fetcher needs no broker");
         fetcher.assign(&TopicPartition { topic: topic.into(), partition }, 0);
         let found = read_messages(&mut *fetcher, count);
         assert_eq!(found.len(), count, "{found:?}");
@@ -57,7 +57,11 @@ mod with_headers {
     }
 
     fn headers_of(message: &Message) -> Vec<(&str, &[u8])> {
-        message.headers.iter().map(|header| (&*header.name, header.value.as_deref().expect("none is null"))).collect()
+        message
+            .headers
+            .iter()
+            .map(|header| (&*header.name, header.value.as_deref().expect("no header value is null")))
+            .collect()
     }
 
     #[test]
@@ -143,7 +147,7 @@ mod with_headers {
 /// A message of the pipelined batches: its key, if any, and its value.
 type Posted = (Option<String>, String);
 
-/// The messages of one batch. A value is `ROUND/NUMBER`; every fourth message has no key.
+/// Returns the 200 messages of one batch. Their values are `ROUND/NUMBER`; every fourth message has no key.
 fn batch(round: usize) -> Vec<Posted> {
     let key = |number: usize| (!number.is_multiple_of(4)).then(|| format!("key {}", number % 4));
     (0..200).map(|number| (key(number), format!("{round}/{number}"))).collect()
@@ -163,7 +167,7 @@ fn each_result_of_a_batch_names_the_position_of_its_message_and_each_key_keeps_i
     let mut kproxy = Kproxy::start_ready(configs::kproxy(cluster()).set("producer_num", 3));
     let mut client = kproxy.connect();
     let mut posted = Vec::new();
-    // Pipelined: the answers come in the order of the requests.
+    // The requests are pipelined, and kproxy answers them in the order of the requests.
     for round in 0..5 {
         let messages = batch(round);
         let path = format!("/commit_batch?topic={topic}&acks={}", [1, -1][round % 2]);
@@ -182,7 +186,7 @@ fn each_result_of_a_batch_names_the_position_of_its_message_and_each_key_keeps_i
     kproxy.wait_for_commits_in_flight(0);
     kproxy.wait_for_metric("kproxy_in_flight_bytes 0", DEADLINE);
     kproxy.daemon.stop(DEADLINE);
-    assert_eq!(kproxy.daemon.log().matches(" stored messages=200 ").count(), 5, "one line for each batch");
+    assert_eq!(kproxy.daemon.log().matches(" stored messages=200 ").count(), 5, "one log line for each batch");
 }
 
 fn check_positions_and_order(topic: &str, posted: &[Posted], results: &[Value]) {
@@ -194,7 +198,7 @@ fn check_positions_and_order(topic: &str, posted: &[Posted], results: &[Value]) 
         let at = (result["partition"].as_i64().unwrap() as i32, result["offset"].as_i64().unwrap());
         let message = &stored[&at];
         assert_eq!((&message.value[..], &message.key[..]), (value.as_bytes(), key.as_deref().unwrap_or("").as_bytes()));
-        // Order holds within each level of acks: that of the lines in a batch, and that of the batches.
+        // At each acks level, the offsets of a key are in the order of the batches and of the lines in each batch.
         if let Some(key) = key {
             let level = value.as_bytes()[0] % 2;
             let before = last_of_key.insert((key, level), at);
@@ -224,7 +228,7 @@ fn a_batch_is_200_only_if_all_are_stored_and_a_malformed_one_stores_nothing() {
         let expected = (status, &Value::from(word), &Value::from("no"));
         assert_eq!((answer.status, &json["error"], &json["stored"]), expected, "{body}: {json}");
     }
-    // A body that is too large by its Content-Length is refused before it is read, and the connection is closed.
+    // A body whose Content-Length exceeds the limit is refused before it is read, and the connection is closed.
     let mut other = kproxy.connect();
     let answer = other.request("POST", &path, NDJSON, long.as_bytes()).unwrap();
     assert_eq!((answer.status, &answer.json()["error"]), (413, &"too_large".into()));

@@ -1,7 +1,8 @@
-//! Members of a ktransfer group, as processes that are killed and paused, with a real ZooKeeper.
+//! Members of a ktransfer group, which run as processes that are killed and paused, with a real ZooKeeper.
 //!
-//! The members are copies of this test binary. Each prints, with the time, which partitions it gained, pushed and lost.
-//! The story then checks over all of them that no member pushed a partition that another one had taken over.
+//! Each member is a copy of this test binary. It prints, with the time, the partitions that it gained and lost and the
+//! messages that it pushed. The story then checks the output of all members: no member pushed a message of a partition
+//! that another member had taken over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -23,22 +24,23 @@ use crate::harness::process::{Process, folder, rerun_test};
 use crate::harness::{ZkClient, ZooKeeper, cluster, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// The session timeout, and the time to notice its end and to assign the partitions again.
+/// The session timeout (3 s), plus 3 s to notice the expiry and to claim the partitions.
 const MAX_TAKEOVER: Duration = Duration::from_secs(3 + 3);
 const PARTITIONS: i32 = 4;
 
-/// Address of ZooKeeper, for a copy of this binary that is a member.
+/// The environment variable that makes a copy of this binary a member; its value is the address of ZooKeeper.
 const MEMBER_OF: &str = "KAFKA_HTTP_WRAPPER_STORY_MEMBER_OF";
 
 fn now_us() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros()
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_micros()
 }
 
-/// The partitions of a member with the next offset to push, as its dispatcher would have them.
+/// The partitions that a member owns, each with the generation of its claim and the next offset to push.
 #[derive(Default)]
 struct Held(BTreeMap<PartitionId, (Generation, Offset)>);
 
-/// Runs a member until `stop` is triggered: it pushes a message every 5 ms for each partition it owns.
+/// Runs a member until `stop` is triggered. It "pushes" (prints) the next message of each owned partition
+/// whenever no event has arrived for 5 ms.
 fn run_member(address: &str, stop: &Stop) {
     let session = KeeperSession::connect(&[address.to_owned()], "/c");
     let group = Box::new(new_group(&session.keeper));
@@ -58,7 +60,8 @@ fn run_member(address: &str, stop: &Stop) {
             }
             Err(RecvTimeoutError::Timeout) => {
                 for (partition, (generation, next)) in &mut held.0 {
-                    // Taken before the lease is checked: the push counts from then.
+                    // The time of the push is taken before the lease is checked, so a push during a valid lease never
+                    // gets a time after the lease has ended.
                     let before_us = now_us();
                     if lease.is_valid(*partition, *generation) {
                         eprintln!("@ {before_us} pushed {partition} {next}");
@@ -90,7 +93,7 @@ fn new_group(keeper: &SharedKeeper) -> ZookeeperGroup {
 }
 
 impl Held {
-    /// Prints what the member gained or lost; the command that the event requires.
+    /// Prints which partition the member gained or lost; returns the command to send, if the event requires one.
     fn on_event(&mut self, event: GroupEvent) -> Option<GroupCommand> {
         match event {
             GroupEvent::Gained { partition, generation, position } => {
@@ -124,7 +127,7 @@ struct Entry {
 fn read_entries(member: usize, path: &Path) -> Vec<Entry> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let parse = |line: &str| {
-        // With one test thread, libtest has written the name of the test before the first entry of its line.
+        // With one test thread, libtest writes the name of the test at the start of the line of the first entry.
         let (_, entry) = line.split_once("@ ")?;
         let mut words = entry.split(' ');
         Some(Entry {
@@ -138,8 +141,8 @@ fn read_entries(member: usize, path: &Path) -> Vec<Entry> {
     text.lines().filter_map(parse).collect()
 }
 
-/// No member pushed a partition after another one had gained it, and no offset was skipped. Returns the number of
-/// pushes.
+/// Panics if a member pushed a partition after another member had gained it, or if an offset was skipped. Returns the
+/// number of pushes.
 fn check_entries(outputs: &[PathBuf]) -> usize {
     let read = |(member, path): (usize, &PathBuf)| read_entries(member, path);
     let mut entries: Vec<Entry> = outputs.iter().enumerate().flat_map(read).collect();
@@ -166,7 +169,7 @@ fn check_entries(outputs: &[PathBuf]) -> usize {
     n_pushes
 }
 
-/// A group over four partitions, and the nodes that its members write.
+/// A ZooKeeper with a topic of four partitions, and the output files of the members of one group.
 struct TestGroup {
     server: ZooKeeper,
     folder: PathBuf,
@@ -197,7 +200,7 @@ impl TestGroup {
         self.server.client()
     }
 
-    /// The owner of each owned partition, in the order of the partitions.
+    /// Returns the owners of the claimed partitions, in the order of the partitions.
     fn owners(&self) -> Vec<String> {
         let zk = self.zk();
         (0..PARTITIONS).filter_map(|partition| zk.read(&format!("/c/consumers/g/owners/t/{partition}"))).collect()
@@ -213,7 +216,7 @@ impl TestGroup {
         (0..PARTITIONS).filter_map(stored).sum()
     }
 
-    /// Waits until one member owns all partitions; its id.
+    /// Waits until one member, other than `except`, owns all partitions; returns its id.
     #[track_caller]
     fn wait_for_single_owner(&self, except: Option<&str>) -> String {
         wait_until(DEADLINE, "one member owns all partitions", || {
@@ -223,7 +226,7 @@ impl TestGroup {
         })
     }
 
-    /// Waits until two members own two partitions each, assigned by range in the order of their ids.
+    /// Waits until two members own two partitions each: the member with the lower id owns partitions 0 and 1.
     #[track_caller]
     fn wait_until_shared(&self) {
         wait_until(DEADLINE, "each member owns its range", || {
@@ -270,7 +273,7 @@ fn a_paused_or_killed_member_is_taken_over_and_pushes_nothing_it_lost() {
 
     group.server.kill9();
     group.server.restart();
-    group.wait_for_progress(100, "it continues after ZooKeeper was killed");
+    group.wait_for_progress(100, "the member continues after ZooKeeper was killed");
     let killed_id = group.owners().remove(0);
     one.kill9();
     let n_pushes = check_entries(&group.outputs);
@@ -279,7 +282,7 @@ fn a_paused_or_killed_member_is_taken_over_and_pushes_nothing_it_lost() {
     leave_in_order(&group, &killed_id);
 }
 
-/// A member that leaves deletes its claims and its id.
+/// Starts a member and stops it; checks that it deletes its claims and its id when it leaves.
 fn leave_in_order(group: &TestGroup, killed_id: &str) {
     let stop = Stop::new();
     let (stopped, address) = (stop.clone(), group.server.address());

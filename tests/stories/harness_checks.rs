@@ -1,4 +1,4 @@
-//! The harness itself: its servers work, its backend records correctly, and it leaves no process and no folder.
+//! Tests of the harness: its servers work, its backend records correctly, and no process and no folder is left.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::harness::{
     Backend, BackendAnswer, Cluster, ConfigFile, Kafka, Request, ZooKeeper, cluster, http, unique, wait_until,
 };
 
-/// Set for the copy of this test binary that is killed.
+/// The environment variable that marks the copy of this test binary that the story kills.
 const TO_BE_KILLED: &str = "KAFKA_HTTP_WRAPPER_STORY_TO_BE_KILLED";
 
 #[test]
@@ -43,7 +43,7 @@ fn zookeeper_keeps_its_data_after_a_kill() {
         client.write("/a/b", "second");
         assert!(client.create_ephemeral("/a/e", ""));
         assert_eq!(client.children("/a"), ["b", "e"]);
-        assert_ne!(client.get("/a/e").expect("just created").ephemeral_owner, 0);
+        assert_ne!(client.get("/a/e").expect("the node was just created").ephemeral_owner, 0);
     }
     server.kill9();
     server.restart();
@@ -140,7 +140,7 @@ fn no_process_and_no_folder_is_left_when_the_test_process_is_killed() {
     if std::env::var_os(TO_BE_KILLED).is_some() {
         let server = ZooKeeper::start();
         eprintln!("started {} {}", server.pid(), process::root().display());
-        // Until the kill.
+        // The copy waits here until it is killed.
         loop {
             std::thread::park();
         }
@@ -161,7 +161,7 @@ fn no_process_and_no_folder_is_left_when_the_test_process_is_killed() {
 
     copy.kill().expect("it still runs");
     copy.wait().expect("it ends");
-    wait_until(Duration::from_secs(10), "its ZooKeeper and its folder are removed", || {
+    wait_until(Duration::from_secs(10), "ZooKeeper is killed and the folder is removed", || {
         !Path::new(&process).exists() && !Path::new(folder).exists()
     });
 }

@@ -1,5 +1,5 @@
-//! Crowds of hostile clients: how much memory, time and how many threads of kproxy they take, and that all of it is
-//! freed.
+//! Thousands of hostile clients: the memory, time and threads that they cost kproxy are bounded, and kproxy frees the
+//! memory and the connections afterwards.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -16,7 +16,7 @@ use crate::harness::{Cluster, Kproxy, cluster, configs, wait_until};
 const DEADLINE: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 
-/// A kproxy with these numbers in its configuration.
+/// Starts a kproxy with these numbers in its configuration.
 fn start(cluster: &Cluster, settings: &[(&str, u64)]) -> Kproxy {
     let config = settings.iter().fold(configs::kproxy(cluster), |file, (key, value)| file.set(key, value));
     Kproxy::start_ready(config)
@@ -26,14 +26,14 @@ fn connections(kproxy: &Kproxy) -> u64 {
     kproxy.metric("http_connections{server=\"http\"}")
 }
 
-/// Waits until no client is connected, no commit is in flight and no byte is counted.
+/// Waits until kproxy has no connection, no commit in flight and no bytes of requests in its byte budget.
 fn wait_until_all_is_freed(kproxy: &Kproxy) {
     for name in ["http_connections{server=\"http\"}", "kproxy_commits_in_flight", "kproxy_in_flight_bytes"] {
         wait_until(DEADLINE, &format!("{name} is 0"), || kproxy.metric(name) == 0);
     }
 }
 
-/// A connection with a receive buffer so small that kproxy soon cannot write if the client does not read.
+/// Opens a connection with a small receive buffer, so that kproxy soon cannot write if the client does not read.
 fn connect_small_buffer(address: &str) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a small buffer");
@@ -41,13 +41,14 @@ fn connect_small_buffer(address: &str) -> TcpStream {
     socket.into()
 }
 
-/// Ends a connection with a reset.
+/// Closes a connection with a reset (RST).
 fn reset(socket: TcpStream) {
     SockRef::from(&socket).set_linger(Some(Duration::ZERO)).expect("it is open");
     drop(socket);
 }
 
-/// One of many clients of one thread: it sends its whole request, even after an answer, and reads to the end.
+/// A client that sends its whole request, even after an answer, and reads until the connection is closed. One thread
+/// drives many of them.
 struct FloodClient {
     socket: TcpStream,
     sent: usize,
@@ -56,7 +57,7 @@ struct FloodClient {
 }
 
 impl FloodClient {
-    /// Reads and writes without blocking; whether anything was possible.
+    /// Reads and writes without blocking; returns whether it made progress or is done.
     fn advance(&mut self, request: &[u8]) -> bool {
         let mut piece = [0; 4096];
         let mut progressed = false;
@@ -67,7 +68,7 @@ impl FloodClient {
                 progressed = true;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            // An answer may have arrived before the reset.
+            // The connection was reset; an answer may have arrived before.
             Err(_) => self.is_done = true,
         }
         if !self.is_done && self.sent < request.len() {
@@ -89,7 +90,7 @@ impl FloodClient {
     }
 }
 
-/// Sends the request from a thousand clients at once. Returns the number of answers by status, and the time they took.
+/// Sends the request from 1000 clients at once; returns the number of answers by status, and the time until the last.
 fn flood(kproxy: &Kproxy, request: &[u8]) -> (BTreeMap<String, u64>, Duration) {
     let threads = kproxy.daemon.threads();
     let mut crowd: Vec<FloodClient> = (0..1000)
@@ -118,7 +119,7 @@ fn flood(kproxy: &Kproxy, request: &[u8]) -> (BTreeMap<String, u64>, Duration) {
 #[test]
 fn a_thousand_bodies_of_ten_megabytes_stay_within_the_byte_budget_which_is_freed() {
     const BUDGET: u64 = 64 * MIB;
-    /// librdkafka copies each message in flight, and each request to the broker.
+    /// Allowed memory above the budget: librdkafka has a copy of each message in flight and of each produce request.
     const SLACK: u64 = 64 * MIB;
     kafka_http_wrapper::daemon::raise_open_files();
     let cluster = Cluster::start_with(1, &["message.max.bytes=11534336", "replica.fetch.max.bytes=11534336"]);
@@ -135,7 +136,7 @@ fn a_thousand_bodies_of_ten_megabytes_stay_within_the_byte_budget_which_is_freed
     for _ in 0..2 {
         let (statuses, took) = flood(&kproxy, &request);
         eprintln!("1000 x 10 MB in {:.1} s: {statuses:?}", took.as_secs_f64());
-        // A client that sends for longer than kproxy lingers may lose its answer.
+        // kproxy discards the rest of a refused body for 2 s. A client that sends for longer may lose its answer.
         assert!(statuses.keys().all(|status| ["200", "503", "none"].contains(&status.as_str())), "{statuses:?}");
         assert!(statuses["200"] > 0 && statuses["503"] > 500, "{statuses:?}");
         n_stored += statuses["200"];
@@ -205,7 +206,7 @@ fn two_thousand_slow_senders_delay_no_other_client_and_get_408() {
     let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n");
     let mut crowd: Vec<TcpStream> = (0..EACH).map(|_| start_slowly(format!("{head}X-Slow: "))).collect();
     crowd.extend((0..EACH).map(|_| start_slowly(format!("{head}Content-Length: 90000\r\n\r\n"))));
-    wait_until(DEADLINE, "all are connected", || connections(&kproxy) == 2 * EACH as u64);
+    wait_until(DEADLINE, "all clients are connected", || connections(&kproxy) == 2 * EACH as u64);
 
     let is_over = AtomicBool::new(false);
     let (latencies, resident) = std::thread::scope(|scope| {
@@ -213,40 +214,41 @@ fn two_thousand_slow_senders_delay_no_other_client_and_get_408() {
         let latencies = post_latencies(&kproxy, &path);
         let resident = kproxy.daemon.resident_bytes();
         assert_eq!(kproxy.daemon.threads(), threads);
-        wait_until(DEADLINE, "each got 408", || {
+        wait_until(DEADLINE, "each connection got 408", || {
             kproxy.metric("http_timeouts_total{deadline=\"read\",server=\"http\"}") == 2 * EACH as u64
         });
         is_over.store(true, Ordering::Relaxed);
         (latencies, resident)
     });
     eprintln!(
-        "2000 slow senders: another request takes {:?} (median), {:?} (slowest of 50); RSS {} MiB before, {} MiB with them",
+        "2000 slow senders: another request takes {:?} (median), {:?} (slowest of 50); \
+         RSS {} MiB before, {} MiB with them",
         latencies[25],
         latencies[49],
         before / MIB,
         resident / MIB
     );
-    // The median, because other stories share the machine.
+    // Only the median is checked, because other stories run on the same machine.
     assert!(latencies[25] < Duration::from_millis(250), "{latencies:?}");
     assert!(resident < before + 64 * MIB, "{resident} bytes");
     drop(crowd);
     wait_until_all_is_freed(&kproxy);
-    assert_eq!(cluster.log_ends(&topic)[&0], 51, "the warm one and the fifty others");
+    assert_eq!(cluster.log_ends(&topic)[&0], 51, "the first commit and the fifty others");
     kproxy.daemon.stop(DEADLINE);
 }
 
-/// Sends one byte after the other on every connection, which must not prolong its deadline.
+/// Sends byte after byte on every connection. The bytes must not prolong the read deadline.
 fn send_byte_by_byte(crowd: &[TcpStream], is_over: &AtomicBool) {
     while !is_over.load(Ordering::Relaxed) {
         for mut socket in crowd {
-            // Some are closed already.
+            // The write fails on connections that kproxy has closed already.
             let _ = socket.write(b"x");
         }
         std::thread::yield_now();
     }
 }
 
-/// The latencies of fifty commits on connections of their own, sorted.
+/// Posts fifty commits, each on a connection of its own; returns the sorted latencies.
 fn post_latencies(kproxy: &Kproxy, path: &str) -> Vec<Duration> {
     let post = |_| {
         let started = Instant::now();
@@ -269,12 +271,12 @@ fn clients_that_never_read_take_little_memory_and_are_closed() {
         .map(|_| {
             let mut socket = connect_small_buffer(&kproxy.address);
             socket.set_nonblocking(true).unwrap();
-            // As much as the buffers hold is enough.
+            // It is enough to send as many bytes as the socket buffers take.
             let _ = socket.write(requests.as_bytes());
             socket
         })
         .collect();
-    wait_until(DEADLINE, "all are closed", || {
+    wait_until(DEADLINE, "all connections are closed", || {
         kproxy.metric("http_timeouts_total{deadline=\"write\",server=\"http\"}") == CROWD
     });
     let peak = kproxy.daemon.peak_resident_bytes();
@@ -317,7 +319,7 @@ fn a_slow_reader_gets_every_answer_in_order_while_others_are_served() {
     wait_until_all_is_freed(&kproxy);
 }
 
-/// Forty clients that reset their connections.
+/// Connects groups of 40 clients that reset their connections.
 struct ResetCrowd<'a> {
     kproxy: &'a Kproxy,
     threads: u64,
@@ -326,7 +328,7 @@ struct ResetCrowd<'a> {
 impl ResetCrowd<'_> {
     const SIZE: usize = 40;
 
-    /// Connections that each send these bytes.
+    /// Opens [`Self::SIZE`] connections and sends these bytes on each.
     fn connect(&self, bytes: &str) -> Vec<TcpStream> {
         let connect = |_| {
             let mut socket = connect_small_buffer(&self.kproxy.address);
@@ -337,7 +339,7 @@ impl ResetCrowd<'_> {
     }
 
     fn wait_until_connected(&self) {
-        wait_until(DEADLINE, "all are connected", || connections(self.kproxy) == Self::SIZE as u64);
+        wait_until(DEADLINE, "all clients are connected", || connections(self.kproxy) == Self::SIZE as u64);
     }
 
     fn reset(&self, phase: &str, sockets: Vec<TcpStream>) {
@@ -357,7 +359,7 @@ fn a_reset_in_any_phase_frees_the_connection() {
     let crowd = ResetCrowd { kproxy: &kproxy, threads: kproxy.daemon.threads() };
     let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n");
 
-    // Before it is accepted, or just after.
+    // These connections are reset before kproxy accepts them, or just after.
     for _ in 0..ResetCrowd::SIZE {
         reset(connect_raw(&kproxy.address, DEADLINE));
     }
@@ -379,7 +381,7 @@ fn a_reset_in_any_phase_frees_the_connection() {
     kproxy.daemon.stop(DEADLINE);
 }
 
-/// A frozen broker keeps the connections in the middle of an answer.
+/// Resets connections whose commit is in flight at a frozen broker, and whose next request has arrived.
 fn reset_while_answering(crowd: &ResetCrowd, cluster: &Cluster, topic: &str, head: &str) {
     cluster.kafka_servers[0].freeze();
     let commit_and_next = format!("{head}Content-Length: 4\r\n\r\nlost{head}Content-Length: 5\r\n\r\nahead");
@@ -393,7 +395,7 @@ fn reset_while_answering(crowd: &ResetCrowd, cluster: &Cluster, topic: &str, hea
     assert_eq!(n_stored, ResetCrowd::SIZE, "complete requests are stored");
 }
 
-/// A refused request whose body kproxy still reads.
+/// Resets connections whose request was refused and whose body kproxy still reads and discards.
 fn reset_while_lingering(crowd: &ResetCrowd, head: &str) {
     let sockets = crowd.connect(&format!("{head}Content-Length: 99999999\r\n\r\n"));
     for mut socket in &sockets {
@@ -415,7 +417,7 @@ fn each_address_has_its_own_limit_of_connections() {
         socket.connect(&format!("127.0.0.1:{port}").parse::<SocketAddr>().unwrap().into()).unwrap();
         let mut socket: TcpStream = socket.into();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        // After a request the connection is certainly accepted.
+        // After an answer, kproxy has certainly accepted (200) or refused (503) the connection.
         let _ = socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
         let mut start = [0; 12];
         socket.read_exact(&mut start).unwrap();

@@ -1,4 +1,4 @@
-//! The HTTP server of kproxy at its limits: a body that is too large, and no file descriptor left.
+//! The HTTP server of kproxy at its limits: a body that is too large, and a process without free file descriptors.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -25,16 +25,16 @@ fn an_early_413_reaches_a_client_that_sends_everything_before_it_reads() {
     assert!(kproxy.daemon.resident_bytes() < 100 << 20);
 }
 
-/// Limits the descriptors of the process to the open ones and 20 more.
+/// Limits the file descriptors of the process to 20 more than it has open.
 fn limit_descriptors(pid: u32) {
     let pid = libc::pid_t::try_from(pid).unwrap();
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
     let limit = libc::rlimit { rlim_cur: open + 20, rlim_max: open + 20 };
-    // SAFETY: `limit` is valid for the call, and with null the old limit is not returned.
+    // SAFETY: `limit` is valid for the call, and a null pointer means that the old limit is not returned.
     assert_eq!(unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) }, 0);
 }
 
-/// Failures of accept so far, over an open connection: there is no descriptor for a new one.
+/// Returns the number of failed accepts so far. Uses the connection `open`, since a new one would not be accepted.
 fn accept_failures(open: &mut Client) -> u64 {
     let metrics = Metrics::parse(open.get("/metrics").expect("an open connection is served").text());
     metrics.value("http_accept_failures_total{server=\"http\"}").unwrap_or_default()

@@ -1,5 +1,5 @@
-//! The `kafka:` map with the real daemons: TLS and SASL with a real broker, wrong passwords and authorities,
-//! compression, and bootstrap hosts that are mostly dead.
+//! The `kafka:` map of the configuration, with the real daemons: TLS and SASL with a real broker, wrong passwords and
+//! authorities, compression, and a list of bootstrap hosts of which most are dead.
 #![cfg(feature = "librdkafka")]
 
 use std::net::TcpListener;
@@ -18,7 +18,7 @@ use crate::harness::{
 const DEADLINE: Duration = Duration::from_secs(60);
 const WRONG_PASSWORD: &str = "not-the-password-of-alice";
 
-/// The `kafka` map for SASL_SSL with a password.
+/// Returns the `kafka` map for SASL_SSL with [`USER`] and a password.
 fn sasl_ssl(mechanism: &str, password: &str, authority: &Path) -> Value {
     json!({
         "security.protocol": "sasl_ssl",
@@ -29,7 +29,7 @@ fn sasl_ssl(mechanism: &str, password: &str, authority: &Path) -> Value {
     })
 }
 
-/// The `kafka` map for SASL_SSL with tokens that librdkafka makes itself.
+/// Returns the `kafka` map for SASL_SSL with OAUTHBEARER; librdkafka creates the (unsigned) tokens itself.
 fn oauthbearer(authority: &Path) -> Value {
     json!({
         "security.protocol": "sasl_ssl",
@@ -40,7 +40,7 @@ fn oauthbearer(authority: &Path) -> Value {
     })
 }
 
-/// A kproxy for one SASL_SSL listener; returns when it listens.
+/// Starts a kproxy for one SASL_SSL listener (`host:port`); returns when kproxy listens.
 fn kproxy(secured: &str, kafka: Value) -> Kproxy {
     Kproxy::start(configs::kproxy_for(&[secured]).set("read_timeout_ms", 5000).set("kafka", kafka))
 }
@@ -85,7 +85,8 @@ impl SaslCluster {
         assert_no_secret(&proxy.daemon, &[]);
     }
 
-    /// kproxy is refused by the broker: /readyz and commits name the reason, and nothing is stored.
+    /// Starts a kproxy that the broker refuses. Checks that /readyz, commits and the log name the reason, and that the
+    /// answer says `"stored":"no"`.
     fn check_refused_kproxy(&self, kafka: Value, reasons: [&str; 2]) {
         let mut proxy = kproxy(&self.listener, kafka);
         let has_reasons = |text: &str| reasons.iter().all(|reason| text.contains(reason));
@@ -111,7 +112,7 @@ impl SaslCluster {
 fn all_three_daemons_connect_with_sasl_ssl() {
     let secured = SaslCluster::start();
     secured.post_three();
-    // ktransfer and kmonitor find the brokers in ZooKeeper, with their SASL_SSL listener.
+    // ktransfer and kmonitor read the address of the SASL_SSL listener from the broker's node in ZooKeeper.
     let kafka = secured.with_password(PASSWORD);
     let (module, backend) = (unique("module"), Backend::start());
     let module_file = configs::module(&secured.topic, &[backend.address()]);
@@ -146,7 +147,7 @@ fn a_wrong_password_or_authority_is_named_and_nothing_is_stored() {
     }
     let kafka = secured.with_password(WRONG_PASSWORD);
     let config = configs::kmonitor(&secured.cluster).set(&format!("{CLUSTER_NAME}.kafka"), kafka);
-    // A group with a stored offset, so that kmonitor needs a broker.
+    // kmonitor contacts a broker only for a group with a stored offset.
     let offset = format!("{}/consumers/some_module/offsets/{}/0", secured.cluster.chroot, secured.topic);
     assert!(secured.cluster.zk().create(&offset, "0"));
     let monitor = Kmonitor::start(&config);
@@ -188,7 +189,7 @@ fn each_compression_is_stored_and_can_be_read() {
     let kinds = ["none", "gzip", "snappy", "lz4", "zstd", "gzip by kafka-rust", "snappy by kafka-rust"];
     let mut bytes_stored = Vec::new();
     for (number, kind) in kinds.iter().enumerate() {
-        // librdkafka has two names for the setting.
+        // librdkafka has two names for this setting; the rows use them alternately.
         let name = if number % 2 == 0 { "compression.type" } else { "compression.codec" };
         let (codec, engine) = kind.split_once(" by ").unwrap_or((kind, "librdkafka"));
         let config = configs::kproxy(cluster).set("kafka_client", engine).set("kafka", json!({name: codec}));
@@ -206,7 +207,7 @@ fn each_compression_is_stored_and_can_be_read() {
     assert!(bytes_stored[0] as usize >= 2 * value.len());
     assert!(bytes_stored[1..].iter().all(|bytes| *bytes < bytes_stored[0] / 10), "{bytes_stored:?}");
 
-    // ktransfer reads all of them through librdkafka.
+    // ktransfer reads the messages of all compressions through librdkafka.
     let (module, backend) = (unique("module"), Backend::start());
     let module_file = configs::module(&topic, &[backend.address()]);
     let mut transfer = Ktransfer::start_ready(cluster, &[(&module, module_file)]);
@@ -218,7 +219,7 @@ fn each_compression_is_stored_and_can_be_read() {
     transfer.daemon.stop(STOP_DEADLINE);
 }
 
-/// Bytes of the segments of partition 0 on the disk of the only broker.
+/// Returns the size in bytes of the log segments of partition 0, on the disk of the only broker.
 fn log_bytes(cluster: &Cluster, topic: &str) -> u64 {
     let folder = cluster.kafka_servers[0].data_folder().join(format!("{topic}-0"));
     let files = std::fs::read_dir(folder).expect("the partition has a folder").flatten();
@@ -231,7 +232,7 @@ fn dead_bootstrap_hosts_cost_nothing_after_the_start() {
     let cluster = cluster();
     let topic = cluster.new_topic("dead_hosts", 4);
     let healthy = Kproxy::start_usual(cluster);
-    // A port without a listener, a listener that never answers, and a name that does not exist.
+    // The dead hosts: a port without a listener, a listener that never answers, and a name that does not resolve.
     let refused = format!("127.0.0.1:{}", free_port());
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let silent = silent.local_addr().expect("it is bound").to_string();
@@ -248,7 +249,7 @@ fn dead_bootstrap_hosts_cost_nothing_after_the_start() {
     }
     eprintln!("ready after {ready_after:?}, 80 commits until {:?}", started.elapsed());
     assert!(ready_after < Duration::from_secs(15), "{ready_after:?}");
-    // Each client has one thread for the broker and none for the dead hosts.
+    // Each librdkafka client has one thread for the broker and no thread for the dead hosts.
     let broker_threads = |daemon: &Daemon| daemon.thread_names().iter().filter(|name| name.starts_with("rdk:")).count();
     wait_until(DEADLINE, "three producers have three times the threads of one", || {
         broker_threads(&proxy.daemon) == 3 * broker_threads(&healthy.daemon)

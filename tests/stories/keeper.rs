@@ -1,7 +1,7 @@
-//! The keeper with a real ZooKeeper that is down, killed, frozen, or not a ZooKeeper at all.
+//! The ZooKeeper seam with a server that is down, killed, frozen, or not a ZooKeeper server.
 //!
-//! Every caller relies on two promises: a call returns within a third of the session timeout, and the session recovers
-//! by itself.
+//! Every caller relies on two guarantees: each request ends within a third of the session timeout, and the keeper opens
+//! a new session by itself.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,12 +19,13 @@ use crate::harness::keeper::{KeeperSession, SESSION};
 use crate::harness::process::rerun_test;
 use crate::harness::{ZooKeeper, free_port, wait_until};
 
-/// A third of the session, and a margin for a busy machine.
+/// Longest time of a request: a third of the session timeout, plus 700 ms for a busy machine.
 const MAX_CALL: Duration = Duration::from_millis(1_000 + 700);
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Log lines of the crate and the keeper; a client that retries without a pause writes ten thousands a second.
+/// Number of log lines of the zookeeper crate and of the keeper. A client that reconnects without a pause would write
+/// tens of thousands of lines a second.
 static LOG_LINES: AtomicUsize = AtomicUsize::new(0);
 
 struct CountLines;
@@ -41,7 +42,7 @@ impl log::Log for CountLines {
     fn flush(&self) {}
 }
 
-/// A session with threads that call it continuously.
+/// A session, and four threads that send requests through it all the time.
 struct BusyKeeper {
     session: KeeperSession,
     callers_stop: Stop,
@@ -81,7 +82,7 @@ impl BusyKeeper {
         });
     }
 
-    /// Closes the session; no call may have taken longer than [`MAX_CALL`]. Returns the longest.
+    /// Closes the session; returns the duration of the slowest request. Panics if it exceeds [`MAX_CALL`].
     fn close(self) -> Duration {
         self.callers_stop.trigger();
         for caller in self.callers {
@@ -94,7 +95,7 @@ impl BusyKeeper {
     }
 }
 
-/// Closes the session; calls fail from then on.
+/// Closes the session; checks that later requests fail.
 fn close(session: &KeeperSession) {
     session.close();
     assert!(matches!(session.keeper.read("/"), Err(KeeperError::Unreachable(_))));
@@ -131,7 +132,7 @@ fn start_a_server_that_was_down(server: &ZooKeeper, busy: &BusyKeeper) {
 fn kill_a_server_with_an_old_session(server: &ZooKeeper, busy: &BusyKeeper) {
     let keeper = &busy.session.keeper;
     keeper.create("/first", b"", Lifetime::Ephemeral).unwrap();
-    // Older than the session timeout: the crate alone would never reconnect after a loss.
+    // The session becomes older than its timeout: the zookeeper crate alone would not reconnect such a session.
     let old = Instant::now() + SESSION + Duration::from_secs(1);
     let first = keeper.epoch();
     wait_until(DEADLINE, "the session is older than its timeout", || {
@@ -139,10 +140,12 @@ fn kill_a_server_with_an_old_session(server: &ZooKeeper, busy: &BusyKeeper) {
         assert!(age < SESSION / 2, "the last good answer is {age:?} old");
         Instant::now() > old
     });
-    // One session may be lost to a machine that stalls for a second.
-    assert!(keeper.epoch() <= first + 1, "sessions are lost without a reason");
+    // One session may have been lost, because the machine stalled for a second.
+    assert!(keeper.epoch() <= first + 1, "more than one session was lost while the server was up");
     server.kill9();
-    wait_until(SESSION, "the loss is noticed", || keeper.last_confirmed().is_none() && keeper.reachable().is_err());
+    wait_until(SESSION, "the keeper notices that the session is lost", || {
+        keeper.last_confirmed().is_none() && keeper.reachable().is_err()
+    });
     server.restart();
     busy.wait_until_recovered("kill -9 and restart");
     assert!(keeper.epoch() > first);
@@ -155,7 +158,9 @@ fn freeze_a_server_for_two_sessions(server: &ZooKeeper, busy: &BusyKeeper) {
     keeper.create("/second", b"", Lifetime::Ephemeral).unwrap();
     server.freeze();
     let frozen = Instant::now();
-    wait_until(SESSION / 2, "the silence is noticed", || keeper.last_confirmed().is_none());
+    wait_until(SESSION / 2, "the keeper notices that the server does not respond", || {
+        keeper.last_confirmed().is_none()
+    });
     wait_until(DEADLINE, "the server stays frozen for two sessions", || {
         assert!(keeper.read("/").is_err());
         frozen.elapsed() > 2 * SESSION
@@ -166,7 +171,8 @@ fn freeze_a_server_for_two_sessions(server: &ZooKeeper, busy: &BusyKeeper) {
     wait_until(DEADLINE, "the claim of the second session is deleted", || keeper.read("/second") == Ok(None));
 }
 
-/// The crate alone would try to reconnect without a pause until the young session has expired.
+/// Kills the server soon after a session began. The zookeeper crate alone would reconnect without a pause until that
+/// session has expired.
 fn kill_a_server_with_a_young_session(server: &ZooKeeper, busy: &BusyKeeper) {
     server.kill9();
     let killed = Instant::now();
@@ -177,7 +183,7 @@ fn kill_a_server_with_a_young_session(server: &ZooKeeper, busy: &BusyKeeper) {
     busy.wait_until_recovered("killed soon after the session began");
 }
 
-/// Seconds of CPU of this process, with all stories that run in it.
+/// Returns the CPU seconds of this process, in which other stories may run too.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
@@ -185,7 +191,7 @@ fn cpu_seconds() -> f64 {
     ticks / 100.0
 }
 
-/// A server that answers every connection in another protocol; dropped, it stops.
+/// A server that answers every connection with HTTP; dropping the value stops it.
 struct NotZooKeeper {
     address: String,
     n_connections: Arc<AtomicUsize>,
@@ -215,7 +221,7 @@ impl NotZooKeeper {
 impl Drop for NotZooKeeper {
     fn drop(&mut self) {
         self.stop.trigger();
-        // A connection wakes the thread, which blocks in accept.
+        // A connection wakes the thread, which blocks in accept and then sees `stop`.
         let _ = std::net::TcpStream::connect(&self.address);
     }
 }
@@ -224,16 +230,16 @@ impl Drop for NotZooKeeper {
 fn a_server_of_another_protocol_is_named_and_skipped() {
     let http = NotZooKeeper::start();
     let busy = BusyKeeper::connect(std::slice::from_ref(&http.address));
-    wait_until(DEADLINE, "the reason is named", || {
+    wait_until(DEADLINE, "the keeper reports that the server is not ZooKeeper", || {
         let reachable = busy.session.keeper.reachable();
         reachable.is_err_and(|reason| reason.contains("not ZooKeeper") && reason.contains(&http.address))
     });
-    wait_until(DEADLINE, "it is retried", || http.n_connections.load(Ordering::Relaxed) >= 3);
+    wait_until(DEADLINE, "the server is tried three times", || http.n_connections.load(Ordering::Relaxed) >= 3);
     busy.close();
 
     let server = ZooKeeper::start();
     let down = format!("127.0.0.1:{}", free_port());
-    // The order of the hosts is random, so some of several sessions try the wrong ones first.
+    // The keeper tries the hosts in random order, so some of the four sessions try wrong hosts first.
     for _ in 0..4 {
         let hosts = [http.address.clone(), down.clone(), "no-such-host.invalid:2181".into(), server.address()];
         let busy = BusyKeeper::connect(&hosts);
@@ -247,7 +253,7 @@ fn closing_a_session_deletes_its_claims_at_once_and_the_chroot_is_created() {
     let server = ZooKeeper::start();
     let session = KeeperSession::connect(&[server.address()], "/mq/story");
     let keeper = &session.keeper;
-    wait_until(DEADLINE, "it connects", || keeper.read("/").is_ok());
+    wait_until(DEADLINE, "the keeper is connected", || keeper.read("/").is_ok());
     create_with_parents(&**keeper, "/a/claim", b"mine", Lifetime::Ephemeral).unwrap();
     create_with_parents(&**keeper, "/a/kept", b"0", Lifetime::Persistent).unwrap();
     let exists = Err(KeeperError::NodeExists("/a/kept".into()));
@@ -260,10 +266,10 @@ fn closing_a_session_deletes_its_claims_at_once_and_the_chroot_is_created() {
     let mut names = keeper.children("/a").unwrap();
     names.sort_unstable();
     assert_eq!(names, ["claim", "kept"]);
-    assert_eq!(keeper.epoch(), 1, "errors about nodes cost no session");
+    assert_eq!(keeper.epoch(), 1, "errors about nodes do not end the session");
     let zk = server.client();
     assert_eq!(zk.read("/mq/story/a/kept").as_deref(), Some("1"));
-    assert_ne!(zk.get("/mq/story/a/claim").expect("claimed").ephemeral_owner, 0);
+    assert_ne!(zk.get("/mq/story/a/claim").expect("the claim exists").ephemeral_owner, 0);
     close(&session);
     wait_until(SESSION / 3, "the claim is deleted", || zk.get("/mq/story/a/claim").is_none());
 }
@@ -273,11 +279,11 @@ fn many_reads_are_concurrent_and_their_results_in_order() {
     let server = ZooKeeper::start();
     let session = KeeperSession::connect(&[server.address()], "");
     let keeper = &session.keeper;
-    wait_until(DEADLINE, "it connects", || keeper.read("/").is_ok());
+    wait_until(DEADLINE, "the keeper is connected", || keeper.read("/").is_ok());
     create_with_parents(&**keeper, "/a/kept", b"1", Lifetime::Persistent).unwrap();
     let read_500 = || (0..500).for_each(|_| drop(keeper.read("/a/kept").unwrap()));
 
-    // Several callers, as kmonitor has.
+    // Six threads read at the same time, as in kmonitor.
     let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..6 {
@@ -286,7 +292,7 @@ fn many_reads_are_concurrent_and_their_results_in_order() {
     });
     eprintln!("{:.0} reads a second by six callers", 3_000.0 / started.elapsed().as_secs_f64());
 
-    // One caller with many paths.
+    // One caller reads many paths with one call.
     let paths: Vec<String> = (0..3_000).map(|number| format!("/a/{}", ["kept", "absent"][number % 2])).collect();
     let started = Instant::now();
     let nodes = keeper.read_all(&paths);
@@ -301,7 +307,8 @@ fn many_reads_are_concurrent_and_their_results_in_order() {
     close(&session);
 }
 
-/// Address of ZooKeeper, for the copy of this binary that runs out of file descriptors.
+/// The environment variable for the copy of this binary that runs out of file descriptors; its value is the address of
+/// ZooKeeper.
 const WITHOUT_FILES: &str = "KAFKA_HTTP_WRAPPER_STORY_WITHOUT_FILES";
 
 #[test]
@@ -322,7 +329,7 @@ fn a_process_without_file_descriptors_retries_and_recovers() {
     assert!(output.status.success() && stderr.contains("recovered 12 times"), "{stderr}");
 }
 
-/// With 0 to 11 free descriptors, connecting fails in another place each time.
+/// Connects with 0 to 11 free file descriptors; with each number, connecting fails at another step.
 fn run_out_of_files(address: &str) {
     let mut recovered = 0;
     for n_free in 0..12 {
@@ -333,11 +340,11 @@ fn run_out_of_files(address: &str) {
         files.truncate(files.len() - n_free);
         let session = KeeperSession::connect(&[address.to_owned()], "");
         let keeper = &session.keeper;
-        wait_until(DEADLINE, "it has tried to connect", || {
+        wait_until(DEADLINE, "the keeper has tried to connect", || {
             keeper.reachable().err().is_none_or(|reason| !reason.contains("not connected yet"))
         });
         drop(files);
-        wait_until(DEADLINE, "it recovers", || keeper.read("/").is_ok());
+        wait_until(DEADLINE, "the keeper recovers", || keeper.read("/").is_ok());
         close(&session);
         recovered += 1;
     }

@@ -10,7 +10,7 @@ use crate::harness::{
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A configuration for clusters by name, each with its ZooKeeper (`host:port`), that polls five times a second.
+/// Returns a configuration for these clusters (name and `host:port` of ZooKeeper), which are polled every 200 ms.
 fn config(chroot: &str, clusters: &[(&str, &str)]) -> ConfigFile {
     let file = configs::kmonitor_for(chroot, clusters)
         .set("base.log_level", 8)
@@ -21,7 +21,7 @@ fn config(chroot: &str, clusters: &[(&str, &str)]) -> ConfigFile {
     clusters.iter().fold(file, |file, (name, _)| file.set(&format!("{name}.zk_session_timeout_ms"), 3000))
 }
 
-/// kmonitor for one cluster, `tc`.
+/// Starts a kmonitor for one cluster, named `tc`.
 fn start(cluster: &Cluster) -> Kmonitor {
     Kmonitor::start(&config(cluster.chroot, &[("tc", &cluster.zookeeper)]))
 }
@@ -71,7 +71,7 @@ fn a_delay_is_the_log_end_minus_the_stored_offset_and_never_negative() {
     let mut monitor = Kmonitor::start(&config);
     wait_for(&monitor, "tc", &module, &json!({"0": 12, "1": 0}));
 
-    // No offset is stored any more, as after a crash of ktransfer: the delay grows with each message.
+    // While no further offset is stored, as after a crash of ktransfer, the delay grows with each message.
     for more in 1..=3_u64 {
         produce(cluster, &topic, 0, 10);
         wait_for(&monitor, "tc", &module, &json!({"0": 12 + 10 * more, "1": 0}));
@@ -79,7 +79,7 @@ fn a_delay_is_the_log_end_minus_the_stored_offset_and_never_negative() {
     store_offset(cluster, &module, &topic, 0, "40");
     store_offset(cluster, &module, &topic, 2, "0");
     wait_for(&monitor, "tc", &module, &json!({"0": 2, "1": 0, "2": 0}));
-    // Beyond the log end, as after a topic was created again.
+    // The stored offset 500 is beyond the log end, as after a topic was deleted and created again.
     store_offset(cluster, &module, &topic, 1, "500");
     store_offset(cluster, &module, &topic, 0, "42");
     wait_for(&monitor, "tc", &module, &json!({"0": 0, "1": 0, "2": 0}));
@@ -98,7 +98,7 @@ fn a_delay_is_the_log_end_minus_the_stored_offset_and_never_negative() {
     assert!(admin.text().contains(&line), "{}", admin.text());
     assert_eq!(monitor.get("/healthz").status, 200);
 
-    // A deleted group disappears from every answer.
+    // A deleted consumer group disappears from every answer.
     delete_group(cluster, &module, &topic, 3);
     wait_for(&monitor, "tc", &module, &Value::Null);
     assert!(!monitor.get("/metrics").text().contains(&module));
@@ -147,7 +147,7 @@ fn a_cluster_that_is_down_has_no_delays_and_does_not_affect_another() {
         let readyz = monitor.get("/readyz").json();
         assert!(readyz["reasons"]["cluster there"].is_string(), "{readyz}");
         assert!(readyz["reasons"]["cluster here"].is_null(), "{readyz}");
-        // The delays of the other cluster are still updated.
+        // The delays of the cluster `here` are still updated.
         produce(cluster, &topic, 0, 1);
         let grown = cluster.log_ends(&topic)[&0];
         wait_for(&monitor, "here", &module, &json!({"0": grown}));
@@ -185,7 +185,7 @@ fn without_a_broker_there_is_no_delay_instead_of_zero_or_an_old_one() {
     let monitor = start(&cluster);
     wait_for(&monitor, "tc", &module, &json!({"0": 9}));
     cluster.kafka_servers[0].kill9();
-    // The module is still listed, without delays.
+    // kmonitor still lists the module, but without delays.
     wait_for(&monitor, "tc", &module, &json!({}));
     assert_eq!(monitor.get("/delay?format=zabbix").text(), "");
     assert_eq!(monitor.get("/readyz").status, 503);

@@ -1,4 +1,4 @@
-//! kproxy with a real broker: its answers agree with what is in Kafka.
+//! kproxy with a real broker: its answers are compared with the messages in Kafka.
 
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,9 @@ fn a_200_names_the_partition_and_offset_of_the_stored_message() {
     });
     assert_eq!(stored.len(), posted.len());
     for (body, key, value) in &posted {
-        let found = stored.iter().find(|message| message.value == *value).expect("it is stored");
+        let found = stored.iter().find(|message| message.value == *value).expect("the message is stored");
         assert_eq!(&found.key, key);
-        // acks=0 has no offset, and without a key the partition is not known either.
+        // With acks=0 the answer has no offset, and without a key it has no partition either.
         if let Value::Number(offset) = &body["offset"] {
             let at = (body["partition"].as_i64(), offset.as_i64());
             assert_eq!(at, (Some(found.partition.into()), Some(found.offset)));
@@ -34,10 +34,10 @@ fn a_200_names_the_partition_and_offset_of_the_stored_message() {
     let counted = format!("kproxy_commits_total{{acks=\"-1\",code=\"200\",topic=\"{topic}\"}} 10");
     assert!(kproxy.has_metric(&counted), "{counted}");
     kproxy.daemon.stop(STOP_DEADLINE);
-    assert_eq!(kproxy.daemon.log().matches(" stored partition=").count(), 40, "one line for each request");
+    assert_eq!(kproxy.daemon.log().matches(" stored partition=").count(), 40, "one log line for each request");
 }
 
-/// Posts 40 messages; the body of each answer, the key and the value.
+/// Posts 40 messages at all acks levels; returns the body of the answer, the key and the value of each.
 fn post_at_every_level(client: &mut Client, topic: &str) -> Vec<(Value, Vec<u8>, Vec<u8>)> {
     let mut posted = Vec::new();
     for (number, acks) in ["", "&acks=0", "&acks=1", "&acks=-1"].iter().cycle().take(40).enumerate() {
@@ -138,7 +138,7 @@ fn without_a_broker_kproxy_answers_503_and_recovers_by_itself() {
     kproxy.daemon.stop(STOP_DEADLINE);
 }
 
-/// Posts while the broker is frozen; the answer is read later.
+/// Sends a commit and waits until it is in flight; the broker is frozen, so the story reads the answer later.
 fn start_commit(kproxy: &Kproxy, path: &str) -> Client {
     let client = kproxy.start_post(path, b"second");
     kproxy.wait_for_commits_in_flight(1);
@@ -153,7 +153,7 @@ fn a_stop_confirms_the_commits_in_flight_and_exits_with_0() {
     let path = format!("/commit?topic={topic}");
     let mut idle = kproxy.connect();
     assert_eq!(idle.post(&path, b"first").unwrap().status, 200);
-    // Frozen, so that the commit is certainly in flight at the stop.
+    // The broker is frozen, so that the commit is certainly in flight when kproxy gets SIGTERM.
     cluster.kafka_servers[0].freeze();
     let mut busy = start_commit(&kproxy, &path);
     kproxy.daemon.terminate();

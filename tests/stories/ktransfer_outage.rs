@@ -1,4 +1,4 @@
-//! ktransfer while ZooKeeper or a broker is down: it reports that, loses no message, and recovers by itself.
+//! ktransfer while ZooKeeper or a broker is down: it reports the outage, loses no message, and recovers by itself.
 //!
 //! Each story has a cluster of its own.
 
@@ -57,7 +57,7 @@ impl ModuleFixture {
         Ktransfer::start(configs::ktransfer(&self.cluster), &[(MODULE, module_file)])
     }
 
-    /// Waits until every message is delivered. Returns the number of repeats.
+    /// Waits until every message is delivered; returns the number of repeats.
     fn wait_until_delivered(&self) -> usize {
         wait_until_delivered(self.backend.journal(), &self.ids, DEADLINE)
     }

@@ -1,48 +1,48 @@
 //! Stories: end-to-end tests over the real binaries, a real Kafka and a real ZooKeeper.
 //!
-//! They are one test binary, so that the shared cluster is started once: a new story is a module here.
+//! All stories are in one test binary, so that their shared cluster is started only once. A new story is a module here.
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails its story")]
 #![allow(clippy::print_stderr, reason = "stories print what they measure")]
 
-/// What the stories run on; not a story.
+/// The servers, daemons and clients that the stories use.
 mod harness;
-/// The harness itself: it leaves no process behind, its backend records truly.
+/// Tests of the harness: it leaves no process behind, and its backend records correctly.
 mod harness_checks;
 
-/// kproxy: credentials, topics and rates.
+/// kproxy: credentials, allowed topics and rate limits.
 mod access;
-/// The seam to Kafka: the same promises from every engine.
+/// The Kafka seam: every engine behaves the same.
 mod broker_suite;
-/// kproxy: each error answer against what is in the topic, while brokers and topics come and go.
+/// kproxy: each error answer, compared with the topic, while brokers are killed and topics are deleted.
 mod contract;
-/// Options, configuration errors, signals, exit codes and log files, which all daemons share.
+/// Options, configuration errors, signals, exit codes and log files, which are the same for all daemons.
 mod daemon_options;
 /// kproxy: partition, timestamp and record headers of a commit, and `/commit_batch`.
 mod endpoints;
 /// ktransfer: members of a group that are killed and paused.
 mod group;
-/// kproxy: crowds of hostile clients, and what they cost in memory, threads and time.
+/// kproxy: thousands of hostile clients, and the memory, threads and time that they cost.
 mod hostile_clients;
-/// kproxy: early answers that arrive, and running out of file descriptors.
+/// kproxy: an answer that is sent before the whole request, and a process without file descriptors.
 mod http;
-/// kproxy: a table of odd requests with the sections of the RFCs.
+/// kproxy: a table of unusual and malformed requests, each with the section of its RFC.
 mod http_table;
-/// The `kafka:` map: TLS and SASL, compression, dead bootstrap hosts.
+/// The `kafka:` map of the configuration: TLS and SASL, compression, dead bootstrap hosts.
 mod kafka_settings;
-/// The seam to ZooKeeper: servers that are down, killed, frozen, or no ZooKeeper at all.
+/// The ZooKeeper seam: servers that are down, killed, frozen, or not ZooKeeper servers.
 mod keeper;
-/// kmonitor: delays, and clusters and brokers that are down.
+/// kmonitor: delays, also while clusters or brokers are down.
 mod kmonitor_delay;
-/// kproxy: commits, unknown topics, a broker that is down, stops.
+/// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
-/// ktransfer: ZooKeeper and brokers that are down, wrong module files.
+/// ktransfer: a ZooKeeper or a broker that is down, wrong module files.
 mod ktransfer_outage;
 /// ktransfer: message filter, retries, order per key, hand-over.
 mod ktransfer_push;
-/// kproxy: order and true answers while leaders move and brokers die.
+/// kproxy: order and correct answers while leaders move and brokers are killed.
 mod order;
-/// The whole path through all three daemons.
+/// The whole path of a message through all three daemons.
 mod path;
 /// kproxy: the number of its threads.
 mod threads;

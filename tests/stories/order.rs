@@ -1,12 +1,15 @@
-//! Order and correct answers while leaders move and brokers die: many connections post numbered messages, and every
-//! answer is compared with the topic afterwards.
+//! Order and correct answers while leaders move and brokers are killed: many connections post numbered messages, and
+//! afterwards every answer is compared with the topic.
 //!
-//! `OUTAGE_SECONDS` (default 20) is how long the story of the outage posts.
+//! `OUTAGE_SECONDS` (default 20) is the time for which the story with one broker posts.
 //!
-//! A broker that is killed with `kill -9` loses no data: the kernel has it. So with one broker no confirmed message may
-//! be missing, even with acks=1. With acks=1 a message may be stored twice: the broker stored it and died before the
-//! answer, and it was sent again. With acks=-1 the broker detects duplicates. With replicas, acks=1 may lose confirmed
-//! messages whose leader dies before a follower has them; later messages get their offsets.
+//! A broker that is killed with `kill -9` loses no data that it wrote, since the data is in the page cache. So with one
+//! broker no confirmed message may be missing, even with acks=1.
+//!
+//! With acks=1 a message may be stored twice: the broker stored the message and was killed before it responded, and the
+//! producer sent the message again. With acks=-1 the producer is idempotent, and the broker drops duplicates. With
+//! replicas and acks=1, a confirmed message is lost if its leader is killed before a follower has fetched the message;
+//! a later message then gets the same offset.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,10 +19,10 @@ use crate::harness::kproxy::position;
 use crate::harness::oracle::{AnswerCheck, Answered, MessageId, check_answers, value_of};
 use crate::harness::{Cluster, ConfigFile, Kproxy, configs, wait_until};
 
-/// For commits to succeed again; two brokers may be starting on the machine meanwhile.
+/// Deadline for commits to succeed again. It is long, because a broker may be starting on the same machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Posters that share a kproxy; each has keys of its own. One topic for each level of acks.
+/// Posters (connections) that share a kproxy; each poster has its own keys. Each acks level has its own topic.
 struct Load<'a> {
     cluster: &'a Cluster,
     kproxy: &'a Kproxy,
@@ -36,8 +39,8 @@ impl<'a> Load<'a> {
         Load { cluster, kproxy, topics, stop: AtomicBool::new(false), n_confirmed: AtomicUsize::new(0) }
     }
 
-    /// Posts to one topic until the stop: `depth` pipelined requests, over two keys in turn. A number is posted once,
-    /// whatever the answer.
+    /// Posts to one topic until `stop` is set, with `depth` pipelined requests over two alternating keys; returns the
+    /// outcomes. Each number is posted only once, also if the answer is an error.
     fn post(&self, poster: usize, topic: &str, acks: &str, depth: u64) -> Answers {
         let mut answers = Vec::new();
         let mut numbers = 0..;
@@ -74,7 +77,8 @@ impl<'a> Load<'a> {
         answers
     }
 
-    /// Posts over `n_connections` while `meanwhile` runs: half of them at each level, every fourth with pipelining.
+    /// Posts over `n_connections` while `meanwhile` runs; returns the check of each acks level. Half of the connections
+    /// post at each level, and a quarter of them with five pipelined requests.
     fn run(&self, n_connections: usize, meanwhile: impl FnOnce()) -> [AnswerCheck; 2] {
         let answers: Vec<(usize, Answers)> = std::thread::scope(|scope| {
             let post = |poster: usize| {
@@ -84,7 +88,7 @@ impl<'a> Load<'a> {
                 scope.spawn(move || (level, self.post(poster, topic, acks, depth)))
             };
             let posters: Vec<_> = (0..n_connections).map(post).collect();
-            // The posters must also end when this fails.
+            // The panic is caught, so that the posters also end when `meanwhile` fails.
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(meanwhile));
             self.stop.store(true, Ordering::Relaxed);
             let answers = posters.into_iter().map(|poster| poster.join().expect("a poster does not panic")).collect();
@@ -113,7 +117,7 @@ impl<'a> Load<'a> {
         })
     }
 
-    /// Waits until `n_more` further messages are confirmed.
+    /// Waits until `n_more` further messages have been confirmed.
     #[track_caller]
     fn wait_for_confirmed(&self, n_more: usize, what: &str) {
         let wanted = self.n_confirmed.load(Ordering::Relaxed) + n_more;
@@ -140,8 +144,8 @@ fn every_answer_is_correct_while_leaders_move_and_a_broker_dies() {
     assert_correct_for_acks_1(&leader);
 }
 
-/// kafka-rust has no idempotent producer: a message that a leader stored and did not confirm before it moved may be
-/// stored twice.
+/// kafka-rust has no idempotent producer. So a message may be stored twice if its leader stored the message and lost
+/// the leadership before it responded.
 #[test]
 fn every_answer_of_kafka_rust_is_correct_while_leaders_move_and_a_broker_dies() {
     let [leader, all] = move_leaders_and_kill_a_broker(|config| config.set("kafka_client", "kafka-rust"));
@@ -149,7 +153,8 @@ fn every_answer_of_kafka_rust_is_correct_while_leaders_move_and_a_broker_dies() 
     assert_correct_for_acks_1(&leader);
 }
 
-/// Messages that only a killed leader had may be lost, and their offsets assigned again.
+/// Checks the answers with acks=1. Messages that only a killed leader had may be lost, and their offsets may be
+/// assigned to other messages.
 #[track_caller]
 fn assert_correct_for_acks_1(leader: &AnswerCheck) {
     let n_lost = leader.lost.len() + leader.misplaced.len();
@@ -160,7 +165,7 @@ fn assert_correct_for_acks_1(leader: &AnswerCheck) {
 
 fn move_leaders_and_kill_a_broker(change: impl FnOnce(ConfigFile) -> ConfigFile) -> [AnswerCheck; 2] {
     let cluster = Cluster::start(3);
-    // With acks=-1 two replicas have every confirmed message, so that the loss of one broker loses none of them.
+    // With acks=-1 at least two replicas have every confirmed message, so that killing one broker loses none.
     let settings = [("min.insync.replicas", "2"), ("unclean.leader.election.enable", "false")];
     let topic = |prefix| cluster.new_topic_with(prefix, 6, 3, &settings);
     let topics = [("1", topic("order_leader")), ("-1", topic("order_all"))];
@@ -190,7 +195,7 @@ fn every_answer_is_correct_while_the_only_broker_is_killed_three_times() {
     let whole = Duration::from_secs(seconds);
     let cluster = Cluster::start(1);
     let topics = [("1", cluster.new_topic("outage_leader", 8)), ("-1", cluster.new_topic("outage_all", 8))];
-    // The broker is down for seconds, and the clients share the machine with its start.
+    // The time-outs are long, because the broker is down for seconds and its start slows the clients down.
     let config = configs::kproxy(&cluster).set("read_timeout_ms", 30_000).set("write_timeout_ms", 30_000);
     let kproxy = Kproxy::start_ready(config);
     let load = Load::new(&cluster, &kproxy, topics);

@@ -1,4 +1,4 @@
-//! The whole path: posted to kproxy, stored in Kafka, pushed by ktransfer, shown by kmonitor.
+//! The whole path of a message: posted to kproxy, stored in Kafka, pushed by ktransfer, counted by kmonitor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -24,7 +24,7 @@ const N_POSTERS: u64 = 8;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const PUSH_DEADLINE: Duration = Duration::from_secs(90);
-/// The session timeout (`zk_timeout_ms: 3000`), and the time to notice its end and to assign the partitions again.
+/// The session timeout of ktransfer (`zk_timeout_ms: 3000`), plus 3 s to notice the expiry and to claim the partitions.
 const TAKEOVER_DEADLINE: Duration = Duration::from_secs(3 + 3);
 
 /// A topic, a module, two backends, and the daemons between them.
@@ -58,7 +58,8 @@ impl Pipeline {
         Pipeline { cluster, topic, module, journal, backends, kproxy, ktransfers, kmonitor }
     }
 
-    /// Posts all messages, each key by one poster and in order; returns their identities.
+    /// Posts all messages over [`N_POSTERS`] connections; returns the ids of the messages. One connection posts all
+    /// messages of a key, in order.
     fn post_all(&self) -> Vec<MessageId> {
         let posted = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -71,13 +72,13 @@ impl Pipeline {
                             let method = METHODS[(number % 2) as usize].to_owned();
                             let message = Message { method, id: (format!("key {key}/ü"), number) };
                             self.post(&mut client, &message);
-                            posted.lock().expect("no poster panics here").push(message.id);
+                            posted.lock().expect("no poster panics").push(message.id);
                         }
                     }
                 });
             }
         });
-        posted.into_inner().expect("the posters ended well")
+        posted.into_inner().expect("no poster panics")
     }
 
     fn post(&self, client: &mut Client, message: &Message) {
@@ -90,7 +91,7 @@ impl Pipeline {
         assert!(document["offset"].is_u64() && document["partition"].is_u64(), "{document}");
     }
 
-    /// Waits until every message is delivered. Returns the number of repeats.
+    /// Waits until every message is delivered; returns the number of repeats.
     fn wait_until_delivered(&self, posted: &[MessageId]) -> usize {
         let n_repeats = wait_until_delivered(&self.journal, posted, PUSH_DEADLINE);
         assert_eq!(self.journal.max_per_key(), 1, "concurrent pushes of one key");
@@ -101,7 +102,7 @@ impl Pipeline {
         self.cluster.stored_offsets_sum(&self.module, &self.topic, N_PARTITIONS)
     }
 
-    /// The owner of each claimed partition.
+    /// Returns the owner of each claimed partition.
     fn owners(&self) -> BTreeMap<String, String> {
         self.cluster.owners(&self.module, &self.topic)
     }
@@ -111,7 +112,7 @@ impl Pipeline {
         self.kmonitor.wait_for_delay(CLUSTER_NAME, &self.module, &zeros, DEADLINE);
     }
 
-    /// Sends SIGTERM to all: each exits with 0, the offsets are stored and no claim is left.
+    /// Stops all daemons with SIGTERM. Checks that each exits with 0, that all offsets are stored and no claim is left.
     fn stop_all(mut self) {
         self.kproxy.daemon.stop(STOP_DEADLINE);
         self.ktransfers.iter_mut().for_each(|ktransfer| ktransfer.daemon.stop(STOP_DEADLINE));
@@ -177,7 +178,7 @@ fn no_message_is_lost_when_one_of_two_ktransfers_is_killed() {
             owners.len() == N_PARTITIONS as usize && members.len() == 1
         });
         let took = killed_at.elapsed();
-        (posting.join().expect("all is posted"), took)
+        (posting.join().expect("the posters do not panic"), took)
     });
     let owners: BTreeSet<String> = pipeline.owners().into_values().collect();
     assert!(owners.is_subset(&owners_before), "the remaining member owns all: {owners:?} of {owners_before:?}");

@@ -1,4 +1,4 @@
-//! The number of threads of a kproxy, and their names.
+//! The number of threads of a kproxy with librdkafka, while brokers are killed and started.
 #![cfg(feature = "librdkafka")]
 
 use std::collections::BTreeMap;
@@ -10,14 +10,15 @@ use crate::harness::{Cluster, Daemon, Kproxy, STOP_DEADLINE, configs, unique, wa
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const MAX_THREADS: usize = 32;
-/// While no broker can be reached, each of the three producers also tries the three hosts of the configuration.
+/// While no broker can be reached, each of the three producers (one per acks level) has one more thread for each of the
+/// three hosts in `broker_hosts`.
 const MAX_WITHOUT_BROKERS: usize = MAX_THREADS + 9;
 const CLIENTS: usize = 64;
 
-/// The state of the brokers.
+/// The states of the brokers, in the order in which [`run_phases`] causes them.
 const PHASES: [&str; 4] = ["all are up", "one is killed", "it is up again", "all are killed and started again"];
 
-/// Sets the flag when dropped, so that the clients also end when the story fails.
+/// Sets the flag when it is dropped, so that the client threads also end when the story panics.
 struct SetAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for SetAtEnd<'_> {
@@ -26,7 +27,7 @@ impl Drop for SetAtEnd<'_> {
     }
 }
 
-/// Samples the threads until the stop; returns the names of the largest set in each phase.
+/// Reads the thread names every 2 ms until `stop` is set; returns the longest list of each phase.
 fn sample(kproxy: &Daemon, phase: &AtomicUsize, stop: &AtomicBool) -> [Vec<String>; PHASES.len()] {
     let mut peaks: [Vec<String>; PHASES.len()] = Default::default();
     while !stop.load(Ordering::Relaxed) {
@@ -40,7 +41,8 @@ fn sample(kproxy: &Daemon, phase: &AtomicUsize, stop: &AtomicBool) -> [Vec<Strin
     peaks
 }
 
-/// Posts at every level of acks, to a topic that exists and to unknown ones, with a new connection every 20 requests.
+/// Posts at every acks level until `stop` is set, to `topic` and, in every tenth request, to an unknown topic. Opens a
+/// new connection after 20 requests.
 fn post(address: &str, topic: &str, number: usize, stop: &AtomicBool, stored: &AtomicUsize) {
     let mut round = number;
     while !stop.load(Ordering::Relaxed) {
@@ -61,7 +63,7 @@ fn post(address: &str, topic: &str, number: usize, stop: &AtomicBool, stored: &A
     }
 }
 
-/// Posts with [`CLIENTS`] connections while the brokers go through the phases; the largest set of threads in each.
+/// Posts over [`CLIENTS`] connections during all [`PHASES`]; returns the longest list of thread names of each phase.
 fn run_phases(cluster: &Cluster, kproxy: &Kproxy, topic: &str) -> [Vec<String>; PHASES.len()] {
     let (phase, stop, stored) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -98,7 +100,7 @@ fn a_kproxy_with_three_brokers_has_at_most_32_threads_under_load() {
     let cluster = Cluster::start(3);
     let topic = unique("threads");
     cluster.create_replicated_topic(&topic, 6, 3);
-    // Without an admin port, whose server has a thread of its own.
+    // The configuration has no `admin_port`, since the server of that port would add a thread.
     let config =
         configs::kproxy(&cluster).remove("admin_port").set("read_timeout_ms", 5000).set("commit_timeout_ms", 5000);
     let mut kproxy = Kproxy::start(config);

@@ -1,4 +1,4 @@
-//! kproxy with TLS: its clients are served as plain ones are, and connections without a handshake are refused.
+//! kproxy with TLS: clients are served as over plain HTTP, and connections without a TLS handshake are refused.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -19,7 +19,7 @@ use crate::harness::{Cluster, ConfigFile, Daemon, Kproxy, Program, cluster, conf
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A kproxy with TLS and the authority of its certificate.
+/// A kproxy with TLS, the authority that signed its certificate, and the files of the certificate.
 struct TlsKproxy {
     kproxy: Kproxy,
     authority: Authority,
@@ -31,7 +31,7 @@ impl TlsKproxy {
         TlsKproxy::start_with(configs::kproxy(cluster))
     }
 
-    /// Starts one with this configuration and a certificate; returns when it is ready.
+    /// Starts a kproxy with this configuration and a new certificate; returns when it is ready.
     fn start_with(config: ConfigFile) -> TlsKproxy {
         let folder = folder("certificates");
         let authority = Authority::new(&folder, "authority");
@@ -60,13 +60,13 @@ impl TlsKproxy {
         self.kproxy.wait_for_metric(&line, DEADLINE);
     }
 
-    /// Waits until all connections are closed, and stops kproxy.
+    /// Waits until all connections are closed; then stops kproxy.
     fn stop_idle(mut self) {
         self.kproxy.wait_for_metric("http_connections{server=\"http\"} 0", DEADLINE);
         self.kproxy.daemon.stop(DEADLINE);
     }
 
-    /// The first half of a ClientHello, which is not a whole record.
+    /// Returns the first half of a ClientHello, which is not a complete TLS record.
     fn half_a_hello(&self) -> Vec<u8> {
         let mut hello = Vec::new();
         new_client(&self.authority.client(&[&TLS13])).write_tls(&mut hello).unwrap();
@@ -75,7 +75,7 @@ impl TlsKproxy {
     }
 }
 
-/// The bytes of a commit.
+/// Returns the bytes of a commit of `value`.
 fn commit(topic: &str, value: &str) -> Vec<u8> {
     post_request(&format!("/commit?topic={topic}&key=k"), &[], value.as_bytes())
 }
@@ -102,7 +102,7 @@ fn commits_over_tls_12_and_13_are_stored_one_by_one_pipelined_and_large() {
             assert_eq!(answer.status, 200, "{}", answer.text());
             expected.push(value);
         }
-        // In one write: requests that are decrypted before an answer is written must not be lost.
+        // The requests are sent in one write, so kproxy decrypts several of them before it answers the first one.
         let pipelined: Vec<_> = (0..200).map(|number| format!("{:?} pipelined {number}", version.version)).collect();
         let bytes: Vec<u8> = pipelined.iter().flat_map(|value| commit(&topic, value)).collect();
         client.send_raw(&bytes).unwrap();
@@ -116,14 +116,14 @@ fn commits_over_tls_12_and_13_are_stored_one_by_one_pipelined_and_large() {
 
     let large_topic = cluster.new_topic("tls_large", 1);
     let mut client = secured.client();
-    // Nearly the largest message that the broker takes by default, several times.
+    // Five messages of 900 kB; the broker accepts up to about 1 MB by default.
     let large = "0123456789".repeat(90_000);
     for _ in 0..5 {
         let answer = client.post(&format!("/commit?topic={large_topic}&key=k"), large.as_bytes()).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
     assert!(values(cluster, &large_topic, 5).iter().all(|value| *value == large));
-    // A body that is too large is sent whole before the answer is read.
+    // The client sends the whole body, which is too large, before it reads the answer.
     let mut stream = handshake(&secured.authority.client(&[&TLS13]), secured.socket()).unwrap();
     let head = format!("POST /commit?topic={topic} HTTP/1.1\r\nHost: h\r\nContent-Length: 12000000\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
@@ -178,7 +178,7 @@ fn connections_without_a_handshake_are_refused_and_freed() {
     secured.stop_idle();
 }
 
-/// Plain HTTP gets a plain HTTP answer.
+/// Sends plain HTTP: kproxy answers 400 in plain HTTP and names https.
 fn send_plain_http(secured: &TlsKproxy, topic: &str) {
     let answer = http::post(&secured.kproxy.url(&format!("/commit?topic={topic}")), b"plain").unwrap();
     let body = answer.json();
@@ -188,7 +188,7 @@ fn send_plain_http(secured: &TlsKproxy, topic: &str) {
     secured.kproxy.daemon.wait_for_log("TLS handshake with 127.0.0.1:", DEADLINE);
 }
 
-/// Garbage in a record, half a ClientHello, no byte at all, and a reset.
+/// Breaks handshakes: with garbage in a TLS record, half a ClientHello, no byte at all, and a reset.
 fn break_handshakes(secured: &TlsKproxy) {
     let mut garbage = secured.socket();
     garbage.write_all(b"\x16\x03\x01\x00\x10garbage! garbage").unwrap();
@@ -208,7 +208,8 @@ fn break_handshakes(secured: &TlsKproxy) {
     secured.wait_for_handshakes("failed", 3);
 }
 
-/// A reset in the middle of the answers, and a body that TCP ends without close_notify.
+/// Breaks connections after the handshake: with a reset during the answers, and with a body that is cut off by a TCP
+/// FIN without close_notify.
 fn break_connections(secured: &TlsKproxy, topic: &str) {
     let mut client = secured.client();
     client.send_raw(&commit(topic, "cut").repeat(50)).unwrap();
@@ -222,16 +223,17 @@ fn break_connections(secured: &TlsKproxy, topic: &str) {
     assert_eq!(read_until_closed(&mut stream).0, b"");
 }
 
-/// A client that reads no answers, which are more than the sockets hold, is closed at the write deadline.
+/// Sends requests and reads no answers: when the socket buffers are full, kproxy closes the connection at the write
+/// deadline.
 fn never_read(secured: &TlsKproxy) {
     let mut slow = handshake(&secured.authority.client(&[&TLS13]), secured.socket()).unwrap();
     let requests = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n".repeat(500);
-    // Writing fails once kproxy has closed the connection.
+    // A write fails when kproxy has closed the connection.
     let _ = (0..100).try_for_each(|_| slow.write_all(&requests));
     secured.kproxy.wait_for_metric("http_timeouts_total{deadline=\"write\",server=\"http\"} 1", DEADLINE);
 }
 
-/// Makes closing the socket a reset.
+/// Makes closing the socket send a reset (RST) instead of a FIN.
 fn reset_on_drop(socket: &TcpStream) {
     socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
 }
@@ -241,7 +243,7 @@ fn client_certificates_are_requested_and_verified() {
     let cluster = cluster();
     let topic = cluster.new_topic("tls_clients", 1);
     let clients = Authority::new(&folder("clients"), "clients");
-    let foreign = Authority::new(&folder("foreign"), "strangers").issue("foreign", 30);
+    let foreign = Authority::new(&folder("foreign"), "foreign_authority").issue("foreign", 30);
     let (known, expired) = (clients.issue("known", 30), clients.issue("expired", -1));
     for mode in ["required", "optional"] {
         let config = configs::kproxy(cluster)
@@ -279,7 +281,7 @@ fn sighup_loads_a_new_certificate_for_new_connections_and_rejects_a_bad_one() {
     let config = secured.authority.client(&[&TLS13]);
     let served_certificate = |secured: &TlsKproxy| {
         let stream = handshake(&config, secured.socket()).expect("the handshake succeeds");
-        stream.conn.peer_certificates().expect("the server has one")[0].clone()
+        stream.conn.peer_certificates().expect("the server sends its certificate")[0].clone()
     };
     let before = certificate(&secured.own.certificate);
     assert_eq!(served_certificate(&secured), before);
@@ -367,7 +369,7 @@ fn an_idle_connection_costs_little_memory() {
         let connections = (0..count).map(|_| handshake(&config, secured.socket()).expect("the handshake succeeds"));
         connections
             .map(|mut stream| {
-                // A connection is idle only after a request.
+                // A connection counts as idle only after its first request.
                 stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
                 let mut start = [0; 12];
                 stream.read_exact(&mut start).unwrap();

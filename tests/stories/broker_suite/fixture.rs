@@ -1,4 +1,4 @@
-//! A broker with the engine under test, and helpers for appends.
+//! A broker, the engine under test as its client, and helpers for appends.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,12 +18,12 @@ use crate::harness::{Kafka, cluster, kafka_wire, unique};
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
-/// The engine, and where it matters the broker.
+/// The engine under test and, if several brokers are tested with it, the broker.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Memory,
     Librdkafka,
-    /// librdkafka with a broker 4.x.
+    /// librdkafka as the client of a broker 4.x.
     #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the engine is not built in"))]
     LibrdkafkaKraft,
     KafkaRust,
@@ -33,7 +33,7 @@ pub(super) enum Kind {
 pub(super) struct Fixture {
     pub(super) kind: Kind,
     pub(super) memory: MemoryBroker,
-    /// `host:port`, with commas between.
+    /// `host:port` of the brokers, separated by commas; empty for the in-memory broker.
     pub(super) brokers: String,
     supervisor: Supervisor,
 }
@@ -43,7 +43,7 @@ pub(super) struct Report(Sender<AppendResult>);
 
 impl Completion for Report {
     fn complete(self, outcome: AppendResult) {
-        // A story may have dropped the receiver already.
+        // Sending fails if the story has dropped the receiver, which is allowed.
         let _ = self.0.send(outcome);
     }
 }
@@ -93,7 +93,7 @@ impl Fixture {
         }
         let (max_message_bytes, max_in_flight) = (MAX_MESSAGE_BYTES, 10_000);
         let config = ProducerConfig { partitioner, max_message_bytes, max_in_flight, timeout };
-        broker::producer(&self.config(), config, &self.supervisor).expect("a producer needs no broker")
+        broker::producer(&self.config(), config, &self.supervisor).expect("creating a producer needs no broker")
     }
 
     pub(super) fn fetcher(&self) -> Box<dyn Fetcher> {
@@ -101,13 +101,13 @@ impl Fixture {
             return Box::new(self.memory.fetcher());
         }
         let config = FetcherConfig { prefetch_bytes: 16 << 20, max_message_bytes: MAX_MESSAGE_BYTES };
-        broker::fetcher(&self.config(), config, &self.supervisor).expect("a fetcher needs no broker")
+        broker::fetcher(&self.config(), config, &self.supervisor).expect("creating a fetcher needs no broker")
     }
 
     pub(super) fn log_ends(&self) -> Box<dyn LogEnds> {
         match self.kind {
             Kind::Memory => Box::new(self.memory.log_ends()),
-            _ => broker::log_ends(&self.config(), &self.supervisor).expect("log ends need no broker"),
+            _ => broker::log_ends(&self.config(), &self.supervisor).expect("creating log ends needs no broker"),
         }
     }
 }
@@ -122,7 +122,7 @@ impl Drop for Fixture {
     }
 }
 
-/// The 4.x broker that the stories share.
+/// Returns the broker 4.x that the stories share; the first call starts it.
 pub(super) fn kraft() -> &'static Kafka {
     static SHARED: OnceLock<Kafka> = OnceLock::new();
     SHARED.get_or_init(Kafka::start_kraft)
@@ -143,7 +143,7 @@ pub(super) fn at(topic: &Arc<str>, partition: i32) -> TopicPartition {
     TopicPartition { topic: Arc::clone(topic), partition }
 }
 
-/// Starts an append; its outcome arrives on the channel.
+/// Starts an append; returns the channel that receives its outcome.
 pub(super) fn start(producer: &dyn Producer<Report>, record: Record, acks: Acks) -> Receiver<AppendResult> {
     let (sender, receiver) = unbounded();
     producer.append(record, acks, Report(sender));

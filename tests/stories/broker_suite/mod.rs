@@ -1,9 +1,9 @@
-//! The promises of the Kafka seam, checked for every engine: the in-memory broker, librdkafka (with Kafka 3.9 and 4.x)
+//! What the Kafka seam guarantees, checked for every engine: the in-memory broker, librdkafka (with Kafka 3.9 and 4.x)
 //! and kafka-rust (with Kafka 3.9).
 
-/// A broker with the engine under test.
+/// A broker, and the engine under test as its client.
 mod fixture;
-/// The hash of the Java client's default partitioner.
+/// Comparison of `murmur2` with the Java client, whose default partitioner uses this hash.
 mod murmur2;
 /// Brokers that are killed, frozen, or down at the start.
 mod outages;
@@ -27,7 +27,8 @@ fn appends_at_every_level_are_read_back(fixture: &Fixture) {
     let producer = fixture.producer();
     let mut confirmed = Vec::new();
     for (number, acks) in [Acks::Leader, Acks::None, Acks::All, Acks::Leader].into_iter().enumerate() {
-        let done = append(&*producer, record(&topic, Some("k"), format!("m{number}")), acks).expect("it is stored");
+        let done =
+            append(&*producer, record(&topic, Some("k"), format!("m{number}")), acks).expect("the message is stored");
         assert_eq!(done.partition, 0);
         assert_eq!(done.offset.is_some(), acks != Acks::None, "{acks:?}");
         if let Some(offset) = done.offset {
@@ -37,7 +38,7 @@ fn appends_at_every_level_are_read_back(fixture: &Fixture) {
     let mut fetcher = fixture.fetcher();
     fetcher.assign(&at(&topic, 0), 0);
     let messages = read(&mut *fetcher, 4);
-    // Only acks=0 may overtake another level.
+    // Only the message with acks=0 may be stored before or after its turn, so its offset is not checked.
     assert_eq!(messages.iter().map(|message| message.offset).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert_eq!(values(&messages).into_iter().collect::<HashSet<_>>().len(), 4);
     for (offset, value) in confirmed {
@@ -60,17 +61,17 @@ fn keys_are_hashed_to_partitions_by_the_partitioner(fixture: &Fixture) {
         let answers: Vec<_> =
             keys.iter().map(|key| start(&*producer, record(&topic, Some(key), "v"), Acks::Leader)).collect();
         for (key, answer) in keys.iter().zip(&answers) {
-            let done = outcome(answer).expect("it is stored");
+            let done = outcome(answer).expect("the message is stored");
             assert_eq!(done.partition, partition_of(kind, key.as_bytes(), count), "{kind:?} {key}");
         }
         let chosen = Record { partition: Some(5), ..record(&topic, Some("any"), "v") };
-        assert_eq!(append(&*producer, chosen, Acks::Leader).expect("it is stored").partition, 5);
+        assert_eq!(append(&*producer, chosen, Acks::Leader).expect("the message is stored").partition, 5);
     }
-    // Without a key every partition gets messages; the engine may use one for a few milliseconds before the next.
+    // Without a key every partition gets messages. An engine may use one partition for some milliseconds, then another.
     let producer = fixture.producer();
     let mut seen = HashSet::new();
     wait_until(DEADLINE, "messages without a key reach every partition", || {
-        let done = append(&*producer, record(&topic, None, "v"), Acks::Leader).expect("it is stored");
+        let done = append(&*producer, record(&topic, None, "v"), Acks::Leader).expect("the message is stored");
         seen.insert(done.partition);
         seen.len() == PARTITIONS as usize
     });
@@ -88,7 +89,7 @@ fn unknown_topics_and_partitions_are_reported_soon(fixture: &Fixture) {
     }
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     let again = Instant::now();
-    append(&*producer, record(&unknown, None, "v"), Acks::All).expect_err("it still does not exist");
+    append(&*producer, record(&unknown, None, "v"), Acks::All).expect_err("the topic still does not exist");
     assert!(again.elapsed() < Duration::from_millis(500), "{:?}", again.elapsed());
 
     let topic = fixture.topic("two_partitions", 2);
@@ -97,7 +98,7 @@ fn unknown_topics_and_partitions_are_reported_soon(fixture: &Fixture) {
         let error = append(&*producer, beyond, Acks::Leader).expect_err("there is no such partition");
         assert_eq!((error.kind, error.stored), (AppendFailure::UnknownPartition, Stored::No), "{error}");
     }
-    // A topic that is created later is found.
+    // A topic that is created after it was reported as unknown is found.
     fixture.create_topic(&unknown, 1);
     wait_until(DEADLINE, "the topic is found", || {
         append(&*producer, record(&unknown, None, "v"), Acks::Leader).is_ok()
@@ -105,7 +106,7 @@ fn unknown_topics_and_partitions_are_reported_soon(fixture: &Fixture) {
 }
 
 fn a_message_too_large_is_refused_and_others_are_stored(fixture: &Fixture) {
-    // The brokers of the stories take messages up to about 1 MB.
+    // The Kafka brokers of the stories accept messages of up to about 1 MB (their default).
     fixture.memory.set_max_message_bytes(Some(1_000_000));
     let topic = fixture.topic("large", 1);
     let producer = fixture.producer();
@@ -113,10 +114,10 @@ fn a_message_too_large_is_refused_and_others_are_stored(fixture: &Fixture) {
     let over_broker_limit = start(&*producer, record(&topic, None, vec![7; 2_000_000]), Acks::Leader);
     let over_client_limit = start(&*producer, record(&topic, None, vec![7; MAX_MESSAGE_BYTES + 1]), Acks::Leader);
     let large = start(&*producer, record(&topic, None, vec![7; 900_000]), Acks::Leader);
-    outcome(&small).expect("a small one is stored");
-    outcome(&large).expect("a large one is stored");
+    outcome(&small).expect("a small message is stored");
+    outcome(&large).expect("a large message is stored");
     for answer in [over_broker_limit, over_client_limit] {
-        let error = outcome(&answer).expect_err("it is too large");
+        let error = outcome(&answer).expect_err("the message is too large");
         assert_eq!((error.kind, error.stored), (AppendFailure::TooLarge, Stored::No), "{error}");
     }
     let mut fetcher = fixture.fetcher();
@@ -131,7 +132,7 @@ fn an_offset_out_of_range_is_reported_with_the_range(fixture: &Fixture) {
     let producer = fixture.producer();
     for number in 0..10 {
         let message = Record { partition: Some(number % 2), ..record(&topic, None, format!("m{number}")) };
-        append(&*producer, message, Acks::Leader).expect("it is stored");
+        append(&*producer, message, Acks::Leader).expect("the message is stored");
     }
     let mut fetcher = fixture.fetcher();
     fetcher.assign(&at(&topic, 0), 1_000);
@@ -151,7 +152,7 @@ fn an_offset_out_of_range_is_reported_with_the_range(fixture: &Fixture) {
         }
         other => panic!("{other:?}"),
     }
-    // The partition can be read from its oldest offset.
+    // After the error, the partition can be assigned again at its oldest offset.
     fetcher.assign(&at(&topic, 0), 0);
     assert_eq!(read(&mut *fetcher, 5).len(), 5);
 }
@@ -162,7 +163,7 @@ fn log_ends_are_returned_for_each_partition(fixture: &Fixture) {
     for (partition, count) in [(0, 3), (2, 1)] {
         for _ in 0..count {
             let message = Record { partition: Some(partition), ..record(&topic, None, "v") };
-            append(&*producer, message, Acks::All).expect("it is stored");
+            append(&*producer, message, Acks::All).expect("the message is stored");
         }
     }
     let mut ends = fixture.log_ends();
@@ -192,13 +193,13 @@ fn a_paused_partition_resumes_and_a_revoked_one_ends(fixture: &Fixture) {
     };
     let answers: Vec<_> = (0..EACH * 3).map(append).collect();
     for answer in &answers {
-        outcome(answer).expect("it is stored");
+        outcome(answer).expect("the message is stored");
     }
     let mut fetcher = fixture.fetcher();
     for partition in 0..3 {
         fetcher.assign(&at(&topic, partition), 0);
     }
-    // Some messages first, so that the fetch is running when it is paused.
+    // Some messages are read first, so that fetching has begun when the partition is paused.
     let mut found: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
     let mut take = |messages: &[Message]| {
         for message in messages {
@@ -206,16 +207,16 @@ fn a_paused_partition_resumes_and_a_revoked_one_ends(fixture: &Fixture) {
         }
         found.clone()
     };
-    let first = fetcher.poll(DEADLINE, 100).expect("it can be read");
-    assert!((1..=100).contains(&first.len()), "{} are at most 100", first.len());
+    let first = fetcher.poll(DEADLINE, 100).expect("the partition can be read");
+    assert!((1..=100).contains(&first.len()), "poll returned {} messages, not 1 to 100", first.len());
     take(&first);
     fetcher.set_paused(&at(&topic, 0), true);
     fetcher.revoke(&at(&topic, 1));
     let paused_at = take(&[]).get(&0).map_or(0, Vec::len);
     let revoked_at = take(&[]).get(&1).map_or(0, Vec::len);
     let mut idle = 0;
-    wait_until(DEADLINE, "the third partition is read to its end", || {
-        let messages = fetcher.poll(Duration::from_millis(50), 500).expect("it can be read");
+    wait_until(DEADLINE, "the third partition is read to its log end", || {
+        let messages = fetcher.poll(Duration::from_millis(50), 500).expect("the partition can be read");
         idle = if messages.is_empty() { idle + 1 } else { 0 };
         let so_far = take(&messages);
         assert_eq!(so_far.get(&0).map_or(0, Vec::len), paused_at, "a paused partition returns nothing");
@@ -224,7 +225,7 @@ fn a_paused_partition_resumes_and_a_revoked_one_ends(fixture: &Fixture) {
     });
     fetcher.set_paused(&at(&topic, 0), false);
     wait_until(DEADLINE, "the paused partition resumes", || {
-        let messages = fetcher.poll(Duration::from_millis(50), 500).expect("it can be read");
+        let messages = fetcher.poll(Duration::from_millis(50), 500).expect("the partition can be read");
         take(&messages).get(&0).is_some_and(|offsets| offsets.len() == EACH)
     });
     let whole: Vec<i64> = (0..EACH as i64).collect();
@@ -239,7 +240,7 @@ fn headers_and_timestamps_are_stored_or_refused(fixture: &Fixture) {
     let headers = vec![header("a", Some(b"1")), header("a", Some(b"")), header("b", None)];
     let full = Record { headers: headers.clone(), timestamp_ms: Some(1_600_000_000_123), ..record(&topic, None, "v") };
     let plain = append(&*producer, record(&topic, None, "plain"), Acks::Leader);
-    assert_eq!(plain.expect("it is stored").offset, Some(0));
+    assert_eq!(plain.expect("the message is stored").offset, Some(0));
     let done = append(&*producer, full, Acks::Leader);
     let mut fetcher = fixture.fetcher();
     fetcher.assign(&at(&topic, 0), 0);
@@ -248,7 +249,7 @@ fn headers_and_timestamps_are_stored_or_refused(fixture: &Fixture) {
         assert_eq!((error.kind, error.stored), (AppendFailure::Unsupported, Stored::No), "{error}");
         assert_eq!(read(&mut *fetcher, 1)[0].headers, []);
     } else {
-        assert_eq!(done.expect("it is stored").offset, Some(1));
+        assert_eq!(done.expect("the message is stored").offset, Some(1));
         let messages = read(&mut *fetcher, 2);
         assert_eq!(messages[1].headers, headers);
         assert_eq!(messages[1].timestamp_ms, Some(1_600_000_000_123));
@@ -260,18 +261,18 @@ fn a_closed_producer_refuses_appends(fixture: &Fixture) {
     let producer = fixture.producer();
     let answers: Vec<_> =
         (0..500).map(|number| start(&*producer, record(&topic, Some("k"), format!("{number}")), Acks::All)).collect();
-    // Once the first one is stored the topic is known, and the others have been passed to the engine.
-    outcome(&answers[0]).expect("it is stored");
+    // When the first message is stored, the metadata is known, so the others have been passed to the client library.
+    outcome(&answers[0]).expect("the message is stored");
     producer.close(DEADLINE);
     for answer in &answers[1..] {
         let done = answer.try_recv().expect("a close waits for the appends in flight");
-        done.expect("it is stored");
+        done.expect("the message is stored");
     }
-    let error = append(&*producer, record(&topic, None, "late"), Acks::Leader).expect_err("it is closed");
+    let error = append(&*producer, record(&topic, None, "late"), Acks::Leader).expect_err("the producer is closed");
     assert_eq!((error.kind, error.stored), (AppendFailure::Closed, Stored::No), "{error}");
 }
 
-/// A module with all stories, for one engine.
+/// Defines a module with these stories for one engine.
 macro_rules! over {
     ($module:ident, $kind:expr; $($story:ident),+ $(,)?) => {
         mod $module {
@@ -284,6 +285,7 @@ macro_rules! over {
     };
 }
 
+/// Defines a module with these stories for each engine.
 macro_rules! over_every_engine {
     ($($story:ident),+ $(,)?) => {
         over!(memory, Kind::Memory; $($story),+);
@@ -307,28 +309,32 @@ over_every_engine!(
     a_closed_producer_refuses_appends,
 );
 
-/// kafka-rust finds new partitions without a restart; librdkafka refreshes its metadata once a minute.
+/// kafka-rust uses new partitions within [`DEADLINE`]. librdkafka refreshes its metadata only once a minute, so this
+/// story does not test librdkafka.
 #[test]
 fn kafka_rust_uses_partitions_that_are_added_to_a_topic() {
     let fixture = Fixture::new(Kind::KafkaRust);
     let topic = fixture.topic("growing", 1);
     let producer = fixture.producer();
-    assert_eq!(append(&*producer, record(&topic, Some("k"), "v"), Acks::Leader).expect("it is stored").partition, 0);
+    assert_eq!(
+        append(&*producer, record(&topic, Some("k"), "v"), Acks::Leader).expect("the message is stored").partition,
+        0
+    );
     kafka_wire::grow_topic(&fixture.brokers, &topic, 3);
     let count = NonZeroI32::new(3).expect("three");
     let keys: Vec<String> = (0..20).map(|number| format!("key {number}")).collect();
     wait_until(DEADLINE, "keys are hashed over three partitions", || {
         keys.iter().all(|key| {
-            let done =
-                append(&*producer, record(&topic, Some(key), "v"), Acks::All).expect("none is refused meanwhile");
+            let done = append(&*producer, record(&topic, Some(key), "v"), Acks::All).expect("no append is refused");
             done.partition == partition_of(PartitionerKind::Fnv1a, key.as_bytes(), count)
         })
     });
     let chosen = Record { partition: Some(2), ..record(&topic, None, "v") };
-    assert_eq!(append(&*producer, chosen, Acks::Leader).expect("it is stored").partition, 2);
+    assert_eq!(append(&*producer, chosen, Acks::Leader).expect("the message is stored").partition, 2);
 }
 
-/// The pause lasts until prefetched messages are discarded; afterwards the partition is read to its end.
+/// The partition is paused for 7 s. After 5 s the fetcher discards the prefetched messages of a paused partition and
+/// fetches them again when the partition resumes.
 #[cfg(feature = "librdkafka")]
 #[test]
 fn a_partition_paused_for_seconds_loses_and_repeats_no_message() {
@@ -339,11 +345,11 @@ fn a_partition_paused_for_seconds_loses_and_repeats_no_message() {
     let answers: Vec<_> =
         (0..COUNT).map(|number| start(&*producer, record(&topic, None, format!("{number}")), Acks::Leader)).collect();
     for answer in &answers {
-        outcome(answer).expect("it is stored");
+        outcome(answer).expect("the message is stored");
     }
     let mut fetcher = fixture.fetcher();
     fetcher.assign(&at(&topic, 0), 0);
-    let mut found = fetcher.poll(DEADLINE, 100).expect("it can be read");
+    let mut found = fetcher.poll(DEADLINE, 100).expect("the partition can be read");
     fetcher.set_paused(&at(&topic, 0), true);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(7) {

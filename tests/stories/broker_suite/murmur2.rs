@@ -5,7 +5,7 @@ use kafka_http_wrapper::broker::partitioner::murmur2;
 
 use crate::harness::jars::{Edition, java};
 
-/// Prints the hash of each line, a key in hexadecimal digits.
+/// A Java program that reads keys in hexadecimal digits, one a line, and prints the murmur2 hash of each.
 const JAVA_MURMUR2: &str = r"
     import java.io.*;
     import java.util.HexFormat;
@@ -24,7 +24,7 @@ fn murmur2_agrees_with_the_java_client() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let source = folder.path().join("Murmur2.java");
     std::fs::write(&source, JAVA_MURMUR2).expect("a file in a temporary folder");
-    // Every length up to 300 bytes covers each tail and the sign of bytes.
+    // All lengths from 1 to 300 cover every remainder modulo 4, and the bytes include values above 127.
     let keys: Vec<Vec<u8>> =
         (1..=300_usize).map(|length| (0..length).map(|place| (place * 167 + length * 59) as u8).collect()).collect();
     let hex = |key: &Vec<u8>| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
@@ -35,7 +35,7 @@ fn murmur2_agrees_with_the_java_client() {
     let mut stdin = child.stdin.take().expect("it is piped");
     let writing = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().expect("java ends");
-    writing.join().expect("it does not panic").expect("java reads all");
+    writing.join().expect("it does not panic").expect("java reads all keys");
     assert!(output.status.success(), "{}", output.status);
     let hashes: Vec<i32> =
         String::from_utf8_lossy(&output.stdout).lines().map(|line| line.parse().expect("one number a line")).collect();

@@ -13,7 +13,7 @@ use super::fixture::{DEADLINE, Fixture, Kind, Report, append, at, outcome, recor
 use crate::harness::engine::read_messages as read;
 use crate::harness::{Cluster, unique, wait_until};
 
-/// Appends numbers one after the other until the stop; returns the channel of each outcome.
+/// Starts a thread that appends the numbers from 0 until `stop` is set; it returns the channel of each outcome.
 fn append_numbers(
     producer: &Arc<dyn Producer<Report>>,
     topic: &Arc<str>,
@@ -26,26 +26,26 @@ fn append_numbers(
         while !stop.load(Ordering::Relaxed) {
             let number = answers.len();
             answers.push(start(&*producer, record(&topic, Some("k"), format!("{number}")), acks));
-            // The rate: about 2000 a second.
+            // The pause limits the rate to about 2000 appends a second.
             std::thread::sleep(Duration::from_micros(500));
         }
         answers
     })
 }
 
-/// The log end offset of the only partition.
+/// Returns the log end offset of the only partition; waits until the broker returns it.
 fn log_end(cluster: &Cluster, topic: &str) -> i64 {
     wait_until(DEADLINE, "the log end offset is known", || cluster.log_ends(topic).get(&0).copied())
 }
 
-/// A broker that is killed, restarted and frozen, with one producer and one fetcher.
+/// Kills, restarts and freezes a broker while one producer and one fetcher use it.
 fn a_broker_is_killed_restarted_and_frozen(kind: Kind) {
     let cluster = Cluster::start_with(1, &["auto.create.topics.enable=true"]);
     let fixture = Fixture::with_brokers(kind, cluster.brokers.clone());
     let topic = fixture.topic("killed", 1);
     let producer = fixture.producer_with(PartitionerKind::Fnv1a, Duration::from_secs(15));
 
-    // A topic that the broker creates by itself is not unknown.
+    // This broker creates topics automatically, so a missing topic is not reported as unknown.
     let created: Arc<str> = unique("created_by_the_broker").into();
     append(&*producer, record(&created, None, "v"), Acks::Leader).expect("the broker creates the topic");
 
@@ -58,12 +58,12 @@ fn a_broker_is_killed_restarted_and_frozen(kind: Kind) {
     close_while_the_broker_is_frozen(&cluster, &*producer, &topic);
 }
 
-/// Restarts the broker during appends, and compares the outcomes with the log.
+/// Kills and restarts the broker during appends, and compares their outcomes with the messages in the topic.
 struct Restart<'a> {
     cluster: &'a Cluster,
     topic: &'a Arc<str>,
     fetcher: Box<dyn Fetcher>,
-    /// All messages so far, by offset.
+    /// All messages that were read so far, in the order of their offsets.
     found: Vec<Message>,
 }
 
@@ -100,7 +100,7 @@ impl Restart<'_> {
             }
         }
         eprintln!("acks {acks:?}: {n_confirmed} confirmed, {n_failed} failed, across a kill -9 and restart");
-        // Messages in flight at the kill may fail; later ones are confirmed.
+        // Messages in flight at the kill may fail; messages appended before or after it are confirmed.
         assert!(n_confirmed > 100);
     }
 
@@ -114,33 +114,35 @@ impl Restart<'_> {
         let appending = append_numbers(producer, self.topic, acks, &stop);
         wait_for_100("messages are stored");
         kafka.kill9();
-        wait_until(DEADLINE, "the producer notices", || producer.reachable().is_err());
+        wait_until(DEADLINE, "the producer reports the broker as unreachable", || producer.reachable().is_err());
         kafka.restart();
-        wait_until(DEADLINE, "the producer recovers", || producer.reachable().is_ok());
+        wait_until(DEADLINE, "the producer reaches the broker again", || producer.reachable().is_ok());
         wait_for_100("messages are stored after the restart");
         stop.store(true, Ordering::Relaxed);
         appending.join().expect("appending does not panic").iter().map(outcome).collect()
     }
 }
 
-/// Connections stay open and nothing answers.
+/// Freezes the broker: its connections stay open, and it answers nothing. Appends time out, and succeed afterwards.
 fn freeze_the_broker(cluster: &Cluster, fixture: &Fixture, topic: &Arc<str>) {
     let kafka = &cluster.kafka_servers[0];
     let hasty = fixture.producer_with(PartitionerKind::Fnv1a, Duration::from_secs(3));
-    append(&*hasty, record(topic, None, "v"), Acks::Leader).expect("it is stored");
+    append(&*hasty, record(topic, None, "v"), Acks::Leader).expect("the message is stored");
     kafka.freeze();
     let started = Instant::now();
     let error = append(&*hasty, record(topic, None, "hung"), Acks::Leader).expect_err("no broker answers");
     assert_eq!((error.kind, error.stored), (AppendFailure::TimedOut, Stored::Unknown), "{error}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
-    wait_until(DEADLINE, "the producer notices", || hasty.reachable().is_err());
+    wait_until(DEADLINE, "the producer reports the broker as unreachable", || hasty.reachable().is_err());
     let partitions = fixture.log_ends().partitions(topic);
     assert!(matches!(partitions, Err(MetadataError::Unreachable(_))), "{partitions:?}");
     kafka.unfreeze();
-    wait_until(DEADLINE, "the producer recovers", || append(&*hasty, record(topic, None, "v"), Acks::Leader).is_ok());
+    wait_until(DEADLINE, "the producer reaches the broker again", || {
+        append(&*hasty, record(topic, None, "v"), Acks::Leader).is_ok()
+    });
 }
 
-/// A close completes every append.
+/// Closes the producer while the broker is frozen: the close completes the append in flight.
 fn close_while_the_broker_is_frozen(cluster: &Cluster, producer: &dyn Producer<Report>, topic: &Arc<str>) {
     let kafka = &cluster.kafka_servers[0];
     kafka.freeze();
@@ -184,7 +186,7 @@ fn a_broker_is_down_at_the_start(kind: Kind) {
     assert_eq!(read(&mut *fetcher, 1)[0].value.as_deref(), Some(&b"late"[..]), "no refused message is stored");
 }
 
-/// One of two brokers is killed: the log ends of the other one's partitions are still returned.
+/// Kills one of two brokers: the log end offsets of the partitions that the other broker leads are still returned.
 fn log_ends_of_the_living_broker_are_returned(kind: Kind) {
     let cluster = Cluster::start(2);
     let fixture = Fixture::with_brokers(kind, cluster.brokers.clone());
@@ -195,7 +197,7 @@ fn log_ends_of_the_living_broker_are_returned(kind: Kind) {
     let partitions = ends.partitions(&topic).expect("it exists");
     let survivor = partitions[0].leader.expect("it has a leader");
     let leaders: HashSet<_> = partitions.iter().map(|info| info.leader).collect();
-    assert_eq!(leaders.len(), 2, "both lead some partitions");
+    assert_eq!(leaders.len(), 2, "both brokers lead partitions");
     cluster.kafka_servers[1 - survivor as usize].kill9();
     wait_until(DEADLINE, "only the partitions of the living broker have log ends", || {
         let started = Instant::now();
@@ -205,7 +207,7 @@ fn log_ends_of_the_living_broker_are_returned(kind: Kind) {
     });
 }
 
-/// The outages, for one engine.
+/// Defines a module with the outages for one engine.
 macro_rules! outages_of {
     ($engine:ident, $kind:expr) => {
         mod $engine {

@@ -1,6 +1,7 @@
-//! A backend for ktransfer that records every push and answers by a script of the story.
+//! A backend for ktransfer that records every push and answers with the script of the story.
 //!
-//! It has one thread for each connection, which is fast enough for a few hundred: it must never limit a story.
+//! It has one thread for each connection. That is fast enough for a few hundred connections, so the backend does not
+//! limit the rate of a story.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -17,36 +18,36 @@ use super::{free_port, wait_until};
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) method: String,
-    /// The path with the query, as sent.
+    /// The request target as sent: the path with the query.
     pub(crate) target: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Request {
-    /// The first header of this name, whatever its case.
+    /// Returns the value of the first header with this name, compared without case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The path without the query, as sent.
+    /// Returns the path without the query, as sent.
     pub(crate) fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
     }
 
-    /// A parameter of the query, percent-decoded.
+    /// Returns a parameter of the query, percent-decoded; `None` if the query does not have it.
     pub(crate) fn query(&self, name: &str) -> Option<String> {
         let (_, query) = self.target.split_once('?')?;
         let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
         parameters.find(|(have, _)| *have == name).map(|(_, value)| percent_decode(value))
     }
 
-    /// The message's key: the parameter `key` of the query, else the header `X-Kafka-Key`, else empty.
+    /// Returns the message's key: the query parameter `key`, else the header `X-Kafka-Key`, else an empty string.
     pub(crate) fn key(&self) -> String {
         self.query("key").or_else(|| self.header("X-Kafka-Key").map(str::to_owned)).unwrap_or_default()
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
@@ -57,7 +58,7 @@ impl Request {
 pub(crate) struct BackendAnswer {
     /// The status; `None` closes the connection without an answer.
     pub(crate) status: Option<u16>,
-    /// The time from the request to the answer.
+    /// The time that the backend waits before it answers.
     pub(crate) delay: Duration,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
@@ -100,9 +101,9 @@ pub(crate) struct PushRecord {
     /// `host:port` of the backend that received it.
     pub(crate) backend: String,
     pub(crate) arrived: Instant,
-    /// Just before the answer was written; `None` while the push is in progress.
+    /// The time just before the answer was written; `None` while the push is in progress.
     pub(crate) completed: Option<Instant>,
-    /// The status of the answer; `None` while the push is in progress, and where the connection was closed instead.
+    /// The status of the answer; `None` while the push is in progress, or if the connection was closed without answer.
     pub(crate) status: Option<u16>,
 }
 
@@ -115,13 +116,13 @@ struct JournalState {
     max_concurrent: usize,
 }
 
-/// The pushes in the order of arrival. Several backends may share one journal, so that order and concurrency are
-/// checked across them.
+/// The pushes in the order of arrival. Several backends may share one journal, so that a story can check order and
+/// concurrency across all of them.
 #[derive(Clone, Default)]
 pub(crate) struct Journal(Arc<Mutex<JournalState>>);
 
 impl Journal {
-    /// All requests so far, in the order of their arrival.
+    /// Returns all requests so far, in the order of arrival.
     pub(crate) fn records(&self) -> Vec<PushRecord> {
         self.lock().records.clone()
     }
@@ -130,12 +131,12 @@ impl Journal {
         self.lock().records.len()
     }
 
-    /// The highest number of concurrent requests with the same key. Requests without a key do not count.
+    /// Returns the highest number of concurrent requests with the same key. Requests without a key do not count.
     pub(crate) fn max_per_key(&self) -> usize {
         self.lock().max_per_key
     }
 
-    /// The highest number of concurrent requests.
+    /// Returns the highest number of concurrent requests so far.
     pub(crate) fn max_concurrent(&self) -> usize {
         self.lock().max_concurrent
     }
@@ -182,7 +183,7 @@ impl Journal {
 
 type Script = dyn Fn(&Request) -> BackendAnswer + Send + Sync;
 
-/// A backend on a loopback port of its own; dropped, it stops listening.
+/// A backend on a loopback port of its own; dropping it closes the port and all connections.
 pub(crate) struct Backend {
     port: u16,
     journal: Journal,
@@ -190,7 +191,7 @@ pub(crate) struct Backend {
     listener: Mutex<Option<Listener>>,
 }
 
-/// An open listening socket with the connections it accepted.
+/// The thread that accepts connections, and the connections that it has accepted.
 struct Listener {
     closing: Arc<AtomicBool>,
     connections: Arc<Mutex<Vec<TcpStream>>>,
@@ -198,17 +199,17 @@ struct Listener {
 }
 
 impl Backend {
-    /// A backend that answers 200 to everything.
+    /// Starts a backend that answers every request with 200.
     pub(crate) fn start() -> Backend {
         Backend::start_with(|_| BackendAnswer::ok())
     }
 
-    /// A backend that answers by `script`, which runs on the threads of the connections, concurrently.
+    /// Starts a backend that answers with the result of `script`, which runs concurrently on the connections' threads.
     pub(crate) fn start_with(script: impl Fn(&Request) -> BackendAnswer + Send + Sync + 'static) -> Backend {
         Backend::start_sharing(&Journal::default(), script)
     }
 
-    /// As [`Backend::start_with`], writing into a journal that other backends share.
+    /// As [`Backend::start_with`], but records into a journal that other backends may share.
     pub(crate) fn start_sharing(
         journal: &Journal,
         script: impl Fn(&Request) -> BackendAnswer + Send + Sync + 'static,
@@ -223,7 +224,7 @@ impl Backend {
         backend
     }
 
-    /// `host:port` of the backend.
+    /// Returns `host:port` of the backend.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -232,7 +233,7 @@ impl Backend {
         &self.journal
     }
 
-    /// All requests so far, in the order of their arrival.
+    /// Returns all requests so far, in the order of arrival.
     pub(crate) fn records(&self) -> Vec<PushRecord> {
         self.journal.records()
     }
@@ -253,7 +254,7 @@ impl Backend {
             return;
         };
         listener.closing.store(true, Ordering::SeqCst);
-        // The thread blocks in accept; a connection wakes it.
+        // A connection wakes the thread, which blocks in accept and then sees `closing`.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
         let _ = listener.thread.join();
         for connection in listener.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -261,7 +262,7 @@ impl Backend {
         }
     }
 
-    /// Opens the same port again.
+    /// Listens on the same port again; does nothing if the backend listens already.
     pub(crate) fn listen_again(&self) {
         let mut slot = self.listener();
         if slot.is_some() {
@@ -279,11 +280,11 @@ impl Backend {
                 if is_closing.load(Ordering::SeqCst) {
                     return;
                 }
-                let copy = stream.try_clone().expect("a second handle");
+                let copy = stream.try_clone().expect("a file handle can be duplicated");
                 accepted.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
                 let (address, journal, script) = (address.clone(), journal.clone(), Arc::clone(&script));
                 std::thread::spawn(move || {
-                    // `accepted` holds a handle as well, so dropping this one alone would not close the connection.
+                    // `accepted` holds a second handle, so dropping `stream` alone does not close the connection.
                     let handle = stream.try_clone();
                     let _ = serve(stream, &address, &journal, &*script);
                     let _ = handle.map(|handle| handle.shutdown(Shutdown::Both));
@@ -335,7 +336,7 @@ fn serve(stream: TcpStream, address: &str, journal: &Journal, script: &Script) -
     Ok(())
 }
 
-/// Reads one request; `None` if the client closed the connection before it.
+/// Reads one request; returns `None` if the client closed the connection before a request.
 fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {

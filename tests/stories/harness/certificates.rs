@@ -1,27 +1,27 @@
-//! Certificates made with the `openssl` command. The unit tests of the library use this file, too.
+//! Creates certificates with the `openssl` command. The unit tests of the library use this file, too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Extensions of issued certificates: names for this machine, no authority.
+/// X.509 extensions of issued certificates: names of this machine, and the certificate is not an authority.
 const NAMES: &str = "basicConstraints=CA:FALSE\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n";
 
-/// A certificate and its key, as files.
+/// The files of a certificate and its private key.
 #[derive(Clone, Debug)]
 pub(crate) struct Certificate {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
 }
 
-/// Signs certificates.
+/// A certificate authority, which signs certificates.
 pub(crate) struct Authority {
     folder: PathBuf,
     pub(crate) own: Certificate,
 }
 
 impl Authority {
-    /// A new authority, whose files are in `folder`.
+    /// Creates an authority whose files are in `folder`.
     pub(crate) fn new(folder: &Path, name: &str) -> Authority {
         let own = files(folder, name);
         let (certificate, key) = (text(&own.certificate), text(&own.key));
@@ -34,7 +34,7 @@ impl Authority {
         Authority { folder: folder.to_owned(), own }
     }
 
-    /// A certificate for a server at this machine or a client, valid for `days` (below 0: expired).
+    /// Issues a certificate for a server on this machine or a client, valid for `days` (below 0: expired).
     pub(crate) fn issue(&self, name: &str, days: i32) -> Certificate {
         let issued = files(&self.folder, name);
         let (certificate, key) = (text(&issued.certificate), text(&issued.key));

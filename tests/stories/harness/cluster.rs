@@ -1,4 +1,4 @@
-//! A Kafka cluster with its ZooKeeper, and the one that the stories share.
+//! A Kafka cluster with its ZooKeeper, and one cluster that the stories share.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -11,18 +11,18 @@ use super::kafka_wire;
 use super::secured::Certificates;
 use super::{Kafka, ZkClient, ZooKeeper, poll};
 
-/// The chroot of the clusters in their ZooKeeper.
+/// The chroot of each cluster in its ZooKeeper.
 pub(crate) const CHROOT: &str = "/mq/test_cluster";
 
-/// How long the brokers may take to elect the leaders and to propagate them.
+/// Deadline for the brokers to elect the leaders of a topic and to propagate the metadata.
 const LEADERS_DEADLINE: Duration = Duration::from_secs(30);
 
-/// ZooKeeper and the brokers that belong to it.
+/// A ZooKeeper server and the brokers that use it.
 pub(crate) struct Cluster {
     /// `host:port` of ZooKeeper.
     pub(crate) zookeeper: String,
     pub(crate) chroot: &'static str,
-    /// `host:port` of the brokers, with commas between.
+    /// `host:port` of the brokers, separated by commas.
     pub(crate) brokers: String,
     pub(crate) zookeeper_server: ZooKeeper,
     pub(crate) kafka_servers: Vec<Kafka>,
@@ -37,7 +37,8 @@ pub(crate) struct StoredMessage {
     pub(crate) value: Vec<u8>,
 }
 
-/// The cluster that the stories share, with one broker; started at the first call. No story may kill or freeze it.
+/// Returns the cluster that the stories share; the first call starts it. It has one broker, which no story may kill or
+/// freeze.
 pub(crate) fn cluster() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
     SHARED.get_or_init(|| {
@@ -48,19 +49,19 @@ pub(crate) fn cluster() -> &'static Cluster {
     })
 }
 
-/// A name, for a topic or module, that is unique in this process.
+/// Returns a name for a topic or a module that is unique in this process.
 pub(crate) fn unique(prefix: &str) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     format!("{prefix}_{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Cluster {
-    /// Starts a cluster that belongs to the story, which may kill and freeze its servers.
+    /// Starts a cluster of the story's own, whose servers the story may kill and freeze.
     pub(crate) fn start(n_brokers: i32) -> Cluster {
         Cluster::start_with(n_brokers, &[])
     }
 
-    /// As [`Cluster::start`], with further broker properties.
+    /// As [`Cluster::start`], with further broker properties (lines `key=value`).
     pub(crate) fn start_with(n_brokers: i32, properties: &[&str]) -> Cluster {
         let zookeeper_server = ZooKeeper::start();
         eprintln!("ZooKeeper is ready; starting Kafka ...");
@@ -79,8 +80,8 @@ impl Cluster {
         }
     }
 
-    /// As [`Cluster::start`], with one broker that has a second listener for SASL_SSL, whose `host:port` is returned.
-    /// The harness itself uses the plaintext listener.
+    /// Starts a cluster with one broker that has a second listener for SASL_SSL; returns the cluster and `host:port` of
+    /// that listener. The harness itself uses the plaintext listener.
     pub(crate) fn start_secured(certificates: &Certificates) -> (Cluster, String) {
         let zookeeper_server = ZooKeeper::start();
         let (broker, secured) = Kafka::start_secured(&zookeeper_server, CHROOT, certificates);
@@ -94,12 +95,12 @@ impl Cluster {
         (cluster, secured)
     }
 
-    /// `host:port` of each broker.
+    /// Returns `host:port` of each broker.
     pub(crate) fn broker_list(&self) -> Vec<&str> {
         self.brokers.split(',').collect()
     }
 
-    /// Creates a topic with one replica; returns when it can be used.
+    /// Creates a topic with one replica; returns when every partition has a leader.
     pub(crate) fn create_topic(&self, name: &str, partitions: i32) {
         kafka_wire::create_topic(&self.brokers, name, partitions, 1);
     }
@@ -109,7 +110,7 @@ impl Cluster {
         kafka_wire::create_topic(&self.brokers, name, partitions, replication);
     }
 
-    /// As [`Cluster::new_topic`], with replicas and settings.
+    /// As [`Cluster::new_topic`], with `replication` replicas and settings of the topic.
     pub(crate) fn new_topic_with(
         &self,
         prefix: &str,
@@ -122,22 +123,22 @@ impl Cluster {
         name
     }
 
-    /// Deletes a topic; returns when no broker lists it any more.
+    /// Deletes a topic; returns when no broker names the topic any more.
     pub(crate) fn delete_topic(&self, name: &str) {
         kafka_wire::delete_topic(&self.brokers, name);
     }
 
-    /// The leader of each partition; `None` while no broker answers.
+    /// Returns the leader of each partition; `None` if no broker answers.
     pub(crate) fn leaders(&self, topic: &str) -> Option<BTreeMap<i32, i32>> {
         kafka_wire::metadata(&self.brokers, &[topic]).ok()?.leaders.remove(topic)
     }
 
-    /// The replicas in sync of each partition; `None` while no broker answers.
+    /// Returns the in-sync replicas of each partition; `None` if no broker answers.
     pub(crate) fn in_sync(&self, topic: &str) -> Option<BTreeMap<i32, Vec<i32>>> {
         kafka_wire::metadata(&self.brokers, &[topic]).ok()?.in_sync.remove(topic)
     }
 
-    /// Waits until every partition has `n_replicas` replicas in sync.
+    /// Waits until every partition has `n_replicas` in-sync replicas.
     #[track_caller]
     pub(crate) fn wait_for_in_sync(&self, topic: &str, n_replicas: usize) {
         let mut last = None;
@@ -150,8 +151,8 @@ impl Cluster {
         assert!(met.is_some(), "{topic}: expected {n_replicas} replicas in sync, got {last:?}");
     }
 
-    /// Makes the next replica of each partition its leader, as an operator would; returns when it is. All replicas must
-    /// be in sync.
+    /// Moves the leader of each partition to its next replica, through ZooKeeper as an operator would; returns when all
+    /// leaders have moved. All replicas must be in sync.
     pub(crate) fn move_leaders(&self, topic: &str) {
         let zk = self.zk();
         let node = format!("{}/brokers/topics/{topic}", self.chroot);
@@ -173,7 +174,7 @@ impl Cluster {
             let path = format!("{}/admin/{name}", self.chroot);
             let order = serde_json::json!({"version": 1, "partitions": list}).to_string();
             assert!(zk.create(&path, &order), "another {name} is in progress");
-            // The controller deletes the node when it is done.
+            // The controller deletes the node when it has carried out the request.
             let done = poll(Duration::from_secs(60), || zk.get(&path).is_none().then_some(()));
             assert!(done.is_some(), "the controller does not finish {name}");
         }
@@ -185,14 +186,15 @@ impl Cluster {
         assert!(met.is_some(), "leaders of {topic}: expected {wanted:?}, got {last:?}");
     }
 
-    /// Creates a topic with a unique name.
+    /// Creates a topic with one replica and a unique name; returns the name.
     pub(crate) fn new_topic(&self, prefix: &str, partitions: i32) -> String {
         let name = unique(prefix);
         self.create_topic(&name, partitions);
         name
     }
 
-    /// The log end offset by partition. Retries: a broker that has just started may not know the leaders yet.
+    /// Returns the log end offset by partition. Retries for up to [`LEADERS_DEADLINE`], since a broker that has just
+    /// started may not know the leaders yet.
     pub(crate) fn log_ends(&self, topic: &str) -> BTreeMap<i32, i64> {
         let mut last_error = None;
         let ends = poll(LEADERS_DEADLINE, || match kafka_wire::log_ends(&self.brokers, topic) {
@@ -205,13 +207,13 @@ impl Cluster {
         ends.unwrap_or_else(|| panic!("log ends of {topic}: {last_error:?}"))
     }
 
-    /// The number of messages in a topic that never lost any.
+    /// Returns the number of messages in a topic: the sum of the log end offsets. The topic must start at offset 0.
     pub(crate) fn message_count(&self, topic: &str) -> i64 {
         self.log_ends(topic).values().sum()
     }
 
-    /// All messages of a topic, by partition and offset. The client that reads them knows neither headers nor
-    /// timestamps.
+    /// Reads all messages of a topic, sorted by partition and offset. Record headers and timestamps are not included,
+    /// since the `kafka` crate does not return them.
     pub(crate) fn messages(&self, topic: &str) -> Vec<StoredMessage> {
         let ends = self.log_ends(topic);
         let started = Instant::now();
@@ -224,14 +226,14 @@ impl Cluster {
                 let answers = client.fetch_messages([request]).expect("the broker answers a fetch");
                 for part in answers.iter().flat_map(|answer| answer.topics()).flat_map(|topic| topic.partitions()) {
                     let Ok(data) = part.data() else {
-                        // The leader has moved since the metadata were read.
+                        // The leader may have moved since the metadata was read.
                         let error = part.data().err();
                         assert!(started.elapsed() < LEADERS_DEADLINE, "fetch of {topic}: {error:?}");
                         client.load_metadata_all().expect("the broker answers");
                         continue;
                     };
                     for message in data.messages() {
-                        // A response may begin before the requested offset.
+                        // A response starts with a whole batch, so it may begin before the requested offset.
                         if message.offset < next {
                             continue;
                         }
@@ -249,7 +251,7 @@ impl Cluster {
         messages
     }
 
-    /// Appends messages to a partition without kproxy.
+    /// Appends messages (key and value; an empty key means no key) to a partition, without kproxy.
     pub(crate) fn produce(&self, topic: &str, partition: i32, messages: &[(&[u8], &[u8])]) {
         let mut client = self.kafka_client();
         for chunk in messages.chunks(400) {
@@ -272,22 +274,22 @@ impl Cluster {
         client
     }
 
-    /// A session with ZooKeeper; its paths include the chroot.
+    /// Opens a session with ZooKeeper; paths of this session include the chroot.
     pub(crate) fn zk(&self) -> ZkClient {
         self.zookeeper_server.client()
     }
 
-    /// The text of a node; `path` is relative to the chroot.
+    /// Reads a node as text; returns `None` if it does not exist. `path` is relative to the chroot.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
         self.zk().read(&format!("{}{path}", self.chroot))
     }
 
-    /// The names of a node's children, sorted; `path` is relative to the chroot.
+    /// Returns the sorted names of a node's children. `path` is relative to the chroot.
     pub(crate) fn children(&self, path: &str) -> Vec<String> {
         self.zk().children(&format!("{}{path}", self.chroot))
     }
 
-    /// Which member owns which partition of a module's topic.
+    /// Returns the owner of each claimed partition of a module's topic, by partition.
     pub(crate) fn owners(&self, module: &str, topic: &str) -> BTreeMap<String, String> {
         let zk = self.zk();
         let parent = format!("{}/consumers/{module}/owners/{topic}", self.chroot);
@@ -295,12 +297,12 @@ impl Cluster {
         zk.children(&parent).into_iter().filter_map(owner).map(|(owner, partition)| (partition, owner)).collect()
     }
 
-    /// The sum of the offsets stored for a module's topic.
+    /// Returns the sum of the offsets stored for a module's topic.
     pub(crate) fn stored_offsets_sum(&self, module: &str, topic: &str, n_partitions: i32) -> i64 {
         (0..n_partitions).filter_map(|partition| self.stored_offset(module, topic, partition)).sum()
     }
 
-    /// The offset stored for a module's partition, if any.
+    /// Returns the offset stored for a partition of a module's topic; `None` if no offset is stored.
     pub(crate) fn stored_offset(&self, module: &str, topic: &str, partition: i32) -> Option<i64> {
         let text = self.read(&format!("/consumers/{module}/offsets/{topic}/{partition}"))?;
         Some(text.parse().unwrap_or_else(|_| panic!("the stored offset {text:?} is not a number")))

@@ -1,24 +1,24 @@
-//! Configuration files for the daemons: the reference files of `conf/`, parsed, with other values.
+//! Configuration files for the daemons: the parsed reference files of `conf/`, in which a story changes values.
 //!
-//! Invariant: a key that its reference file does not name (commented out or not) panics, so a story cannot set a key
-//! that no daemon reads.
+//! Invariant: setting a key that the reference file does not name (as a key or in a comment) panics. So a story cannot
+//! set a key that no daemon reads.
 
 use serde::Serialize;
 use serde_yaml::{Mapping, Value};
 
 /// One configuration file.
 ///
-/// A path names a key below its sections, with dots between: `http_server.port`.
+/// A path is a key with the names of its sections before it, separated by dots: `http_server.port`.
 #[derive(Debug, Clone)]
 pub(crate) struct ConfigFile {
     reference: &'static str,
     root: Mapping,
-    /// Sections that have a name of their own: the clusters of kmonitor.
+    /// Names of sections that the story chose and the reference does not name: the clusters of kmonitor.
     sections: Vec<String>,
 }
 
 impl ConfigFile {
-    /// The reference file for `kproxy`, `ktransfer`, `kmonitor`, `module` or `credentials`.
+    /// Parses the reference file for `kproxy`, `ktransfer`, `kmonitor`, `module` or `credentials`.
     pub(crate) fn of(name: &str) -> ConfigFile {
         let reference = match name {
             "kproxy" => include_str!("../../../conf/kproxy.yaml"),
@@ -32,7 +32,7 @@ impl ConfigFile {
         ConfigFile { reference, root, sections: Vec::new() }
     }
 
-    /// Sets a key of the reference file.
+    /// Sets a key; panics if the reference file does not name it.
     #[track_caller]
     pub(crate) fn set(self, path: &str, value: impl Serialize) -> ConfigFile {
         if let Some(unknown) = path.split('.').find(|key| !self.is_known(key)) {
@@ -41,14 +41,14 @@ impl ConfigFile {
         self.set_unchecked(path, value)
     }
 
-    /// Sets a key that the reference file does not have and the daemon must reject.
+    /// Sets a key that the daemon must reject; panics if the reference file names it.
     #[track_caller]
     pub(crate) fn set_unknown(self, path: &str, value: impl Serialize) -> ConfigFile {
         assert!(path.split('.').any(|key| !self.is_known(key)), "the reference file has the key {path:?}");
         self.set_unchecked(path, value)
     }
 
-    /// Removes a key that the file has.
+    /// Removes a key; panics if the file does not have it.
     #[track_caller]
     pub(crate) fn remove(mut self, path: &str) -> ConfigFile {
         let (section, key) = split(path);
@@ -57,7 +57,7 @@ impl ConfigFile {
         self
     }
 
-    /// Replaces the `examples` of the reference by copies of the first of them, one for each name.
+    /// Replaces the sections `examples` of the reference by copies of the first example, one for each of `names`.
     #[track_caller]
     pub(crate) fn replace_sections(mut self, examples: &[&str], names: &[&str]) -> ConfigFile {
         let removed: Vec<Value> =
@@ -73,12 +73,12 @@ impl ConfigFile {
         self.get(path).is_some()
     }
 
-    /// `host:port` on loopback, of a port that the file sets.
+    /// Returns `127.0.0.1:PORT` for a key that holds a port; `None` if the file does not set the key.
     pub(crate) fn address(&self, path: &str) -> Option<String> {
         self.get(path).map(|port| format!("127.0.0.1:{}", port.as_u64().expect("a port is a number")))
     }
 
-    /// The file's text.
+    /// Returns the file as YAML text.
     pub(crate) fn text(&self) -> String {
         serde_yaml::to_string(&self.root).expect("a map of plain values is YAML")
     }
@@ -96,7 +96,8 @@ impl ConfigFile {
         self
     }
 
-    /// The map below this path; an empty one is made where the reference has the section commented out.
+    /// Returns the section at this path. Creates an empty section if the file does not have it, which is the case for a
+    /// section that is commented out in the reference.
     fn section_mut(&mut self, path: &str) -> &mut Mapping {
         path.split('.').filter(|key| !key.is_empty()).fold(&mut self.root, |mapping, key| {
             let section = mapping.entry(key.into()).or_insert_with(|| Mapping::new().into());
@@ -113,7 +114,7 @@ impl ConfigFile {
     }
 }
 
-/// The path of the section, empty for the top, and the key in it.
+/// Splits a path into the path of the section (empty for the top level) and the key in the section.
 fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('.').unwrap_or(("", path))
 }

@@ -1,4 +1,4 @@
-//! The configuration files that the stories start from: the reference files, with the addresses of this run.
+//! The configuration files of the stories: the reference files of `conf/`, with the addresses of this run.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use super::{Cluster, ConfigFile, free_port};
 /// The name of the cluster in the configuration of [`kmonitor`].
 pub(crate) const CLUSTER_NAME: &str = "test_cluster";
 
-/// `kproxy.yaml` for the brokers of a cluster, at two free ports.
+/// Returns `kproxy.yaml` for the brokers of a cluster, with two free ports (`port` and `admin_port`).
 pub(crate) fn kproxy(cluster: &Cluster) -> ConfigFile {
     kproxy_for(&cluster.broker_list())
 }
 
-/// `kproxy.yaml` for these brokers, at two free ports.
+/// Returns `kproxy.yaml` for these brokers (`host:port`), with two free ports (`port` and `admin_port`).
 pub(crate) fn kproxy_for(brokers: &[&str]) -> ConfigFile {
     ConfigFile::of("kproxy").set("port", free_port()).set("admin_port", free_port()).set("broker_hosts", brokers)
 }
 
-/// `ktransfer.yaml`, at a free port; [`super::Ktransfer::start`] adds the names of the modules.
+/// Returns `ktransfer.yaml` with a free `admin_port`; [`super::Ktransfer::start`] adds the names of the modules.
 pub(crate) fn ktransfer(cluster: &Cluster) -> ConfigFile {
     ConfigFile::of("ktransfer")
         .set("admin_port", free_port())
@@ -25,12 +25,12 @@ pub(crate) fn ktransfer(cluster: &Cluster) -> ConfigFile {
         .set("zk_hosts", [&cluster.zookeeper])
 }
 
-/// A module's file that filters by [`super::message::METHODS`].
+/// Returns a module's file whose message filter passes [`super::message::METHODS`].
 pub(crate) fn filtered_module(topic: &str, servers: &[String]) -> ConfigFile {
     module(topic, servers).set("methods", super::message::METHODS)
 }
 
-/// A module's file that pushes every message.
+/// Returns a module's file without a message filter: every message is pushed.
 pub(crate) fn module(topic: &str, servers: &[String]) -> ConfigFile {
     let uri = "/push/{#TOPIC}?key={#KEY}&transid={#TRANSID}&partition={#PARTITION}&method={#METHOD}";
     ConfigFile::of("module")
@@ -42,12 +42,12 @@ pub(crate) fn module(topic: &str, servers: &[String]) -> ConfigFile {
         .set("backend_servers", servers)
 }
 
-/// `kmonitor.yaml` for one cluster, [`CLUSTER_NAME`], at a free port.
+/// Returns `kmonitor.yaml` for one cluster, named [`CLUSTER_NAME`], with a free port.
 pub(crate) fn kmonitor(cluster: &Cluster) -> ConfigFile {
     kmonitor_for(cluster.chroot, &[(CLUSTER_NAME, &cluster.zookeeper)])
 }
 
-/// `kmonitor.yaml` for clusters by name, each with its ZooKeeper (`host:port`), at a free port.
+/// Returns `kmonitor.yaml` for these clusters (name and `host:port` of ZooKeeper), with a free port.
 pub(crate) fn kmonitor_for(chroot: &str, clusters: &[(&str, &str)]) -> ConfigFile {
     let names: Vec<&str> = clusters.iter().map(|(name, _)| *name).collect();
     let file = ConfigFile::of("kmonitor")

@@ -1,4 +1,4 @@
-//! A daemon as users run it: the real binary with configuration files in a folder of its own.
+//! Runs a daemon as users do: the real binary with its configuration files, in a folder of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::process::{Process, folder, tail};
 use super::{http, poll, wait_until};
 
-/// Which of the binaries.
+/// One of the three daemons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
     Kproxy,
@@ -17,7 +17,7 @@ pub(crate) enum Program {
 }
 
 impl Program {
-    /// The path of its binary in a folder; panics if there is none.
+    /// Returns the path of this program's binary in `folder`; panics if there is no such file.
     pub(crate) fn in_folder(self, folder: &Path) -> PathBuf {
         let path = folder.join(self.file_name());
         path.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -32,7 +32,8 @@ impl Program {
     }
 }
 
-/// The path of the binary: in the folder `KAFKA_HTTP_WRAPPER_BIN_DIR`, or as cargo built it for this run.
+/// Returns the path of the binary: in the folder `KAFKA_HTTP_WRAPPER_BIN_DIR` if set, else as cargo built it for this
+/// run.
 pub(crate) fn binary(program: Program) -> PathBuf {
     if let Some(folder) = std::env::var_os("KAFKA_HTTP_WRAPPER_BIN_DIR") {
         return program.in_folder(Path::new(&folder));
@@ -42,10 +43,11 @@ pub(crate) fn binary(program: Program) -> PathBuf {
         Program::Ktransfer => option_env!("CARGO_BIN_EXE_ktransfer_bin"),
         Program::Kmonitor => option_env!("CARGO_BIN_EXE_kmonitor_bin"),
     };
-    built.expect("cargo names the binaries to tests only; set KAFKA_HTTP_WRAPPER_BIN_DIR").into()
+    built.expect("cargo passes the paths of the binaries to tests only; set KAFKA_HTTP_WRAPPER_BIN_DIR").into()
 }
 
-/// One running daemon; dropped, it is killed. If its story fails, its output and the end of its log are printed.
+/// A running daemon; dropping the value kills it. If the story fails, the output and the last log lines of the
+/// daemon are printed.
 pub(crate) struct Daemon {
     program: Program,
     binary: PathBuf,
@@ -54,13 +56,13 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Writes the files (name and text; the first is the one given with `-f`) into a folder of its own and runs the
-    /// daemon in that folder, so `./log` and `./conf/modules` are below it. Returns at once.
+    /// Writes the files (name and text) into a new folder, and starts the daemon there with `-f` and the first file. So
+    /// `./log` and `./conf/modules` are in that folder. Returns without waiting for the daemon.
     pub(crate) fn start(program: Program, files: &[(&str, &str)]) -> Daemon {
         Self::start_binary(program, binary(program), files)
     }
 
-    /// As [`Daemon::start`], from another build of the program.
+    /// As [`Daemon::start`], but runs the program at the path `binary`.
     pub(crate) fn start_binary(program: Program, binary: PathBuf, files: &[(&str, &str)]) -> Daemon {
         let folder = folder(program.file_name());
         for (name, text) in files {
@@ -72,7 +74,7 @@ impl Daemon {
         Daemon { program, binary, folder, process }
     }
 
-    /// Runs the daemon with these arguments in an empty folder.
+    /// Starts the daemon with these arguments in an empty folder.
     pub(crate) fn start_with_arguments(program: Program, arguments: &[&str]) -> Daemon {
         let folder = folder(program.file_name());
         let binary = binary(program);
@@ -80,7 +82,7 @@ impl Daemon {
         Daemon { program, binary, folder, process }
     }
 
-    /// Runs it again in the same folder with the same files; the one before must have ended.
+    /// Starts the daemon again in the same folder with the same files; panics if it still runs.
     pub(crate) fn restart(&mut self, main_file: &str) {
         assert!(self.process.ended().is_some(), "{} still runs", self.program.file_name());
         self.process = launch(self.program, &self.binary, &self.folder, &["-f", main_file]);
@@ -90,7 +92,7 @@ impl Daemon {
         self.process.pid()
     }
 
-    /// The folder it runs in.
+    /// Returns the folder in which the daemon runs.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -130,18 +132,18 @@ impl Daemon {
         self.process.signal(signal);
     }
 
-    /// The exit status, if the daemon has ended.
+    /// Returns the exit status; `None` while the daemon runs.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.process.ended()
     }
 
-    /// Waits for the daemon to end; panics at the deadline.
+    /// Waits until the daemon has ended; returns its exit status. Panics at the deadline.
     #[track_caller]
     pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
         self.process.wait(deadline)
     }
 
-    /// Sends SIGTERM; the daemon must end with exit code 0 within the deadline.
+    /// Sends SIGTERM; panics if the daemon does not exit with 0 within the deadline.
     #[track_caller]
     pub(crate) fn stop(&mut self, deadline: Duration) {
         self.terminate();
@@ -149,7 +151,7 @@ impl Daemon {
         assert_eq!(status.code(), Some(0), "{} after SIGTERM: {status}", self.program.file_name());
     }
 
-    /// The text of all files in `./log`.
+    /// Returns the text of all files in `./log`.
     pub(crate) fn log(&self) -> String {
         let Ok(entries) = fs::read_dir(self.folder.join("log")) else {
             return String::new();
@@ -160,12 +162,12 @@ impl Daemon {
         paths.iter().map(read).collect()
     }
 
-    /// The text that it wrote to stdout and stderr.
+    /// Returns the text that the daemon wrote to stdout and stderr.
     pub(crate) fn output(&self) -> String {
         tail(&self.folder.join("output"), usize::MAX)
     }
 
-    /// Waits until its log contains `text`.
+    /// Waits until the log of the daemon contains `text`.
     #[track_caller]
     pub(crate) fn wait_for_log(&self, text: &str, deadline: Duration) {
         wait_until(deadline, &format!("{text:?} in the log of {}", self.program.file_name()), || {
@@ -173,29 +175,29 @@ impl Daemon {
         });
     }
 
-    /// The resident memory now.
+    /// Returns the current resident memory in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.status_of_process("VmRSS:") * 1024
     }
 
-    /// The highest resident memory so far.
+    /// Returns the highest resident memory so far, in bytes.
     pub(crate) fn peak_resident_bytes(&self) -> u64 {
         self.status_of_process("VmHWM:") * 1024
     }
 
-    /// The number of its threads.
+    /// Returns the current number of threads of the daemon.
     pub(crate) fn threads(&self) -> u64 {
         self.status_of_process("Threads:")
     }
 
-    /// A number in `/proc/PID/status`, see proc(5).
+    /// Returns a number from `/proc/PID/status`, see proc(5).
     fn status_of_process(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
         let line = status.lines().find(|line| line.starts_with(name)).expect("a line of proc(5)");
         line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
     }
 
-    /// The names of its threads now, sorted.
+    /// Returns the sorted names of the threads that the daemon has now.
     pub(crate) fn thread_names(&self) -> Vec<String> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the daemon runs").flatten();
         let name = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("comm")).ok();
@@ -204,7 +206,7 @@ impl Daemon {
         names
     }
 
-    /// The CPU time it has used so far.
+    /// Returns the CPU time that the daemon has used so far.
     pub(crate) fn cpu_time(&self) -> Duration {
         self.process.cpu_time()
     }

@@ -1,4 +1,4 @@
-//! The Kafka clients of the library, for stories about one engine.
+//! Helpers for stories that use an engine of the library directly, without a daemon.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use kafka_http_wrapper::broker::{BrokerConfig, Engine, FetchError, Fetcher, Kafk
 
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
-/// `brokers` is `host:port`, with commas between.
+/// Returns a configuration for `engine` with these bootstrap brokers (`host:port`, separated by commas).
 pub(crate) fn broker_config(brokers: &str, engine: Engine) -> BrokerConfig {
     BrokerConfig {
         hosts: brokers.split(',').filter(|host| !host.is_empty()).map(str::to_owned).collect(),
@@ -17,7 +17,7 @@ pub(crate) fn broker_config(brokers: &str, engine: Engine) -> BrokerConfig {
     }
 }
 
-/// Polls until `count` messages are read.
+/// Polls until `count` messages are read; returns them. Panics after [`READ_DEADLINE`], or if an offset is gone.
 #[track_caller]
 pub(crate) fn read_messages(fetcher: &mut dyn Fetcher, count: usize) -> Vec<Message> {
     let mut messages = Vec::new();
@@ -27,7 +27,7 @@ pub(crate) fn read_messages(fetcher: &mut dyn Fetcher, count: usize) -> Vec<Mess
         match fetcher.poll(Duration::from_millis(200), 1_000) {
             Ok(found) => messages.extend(found),
             Err(error @ FetchError::OffsetGone { .. }) => panic!("{error}"),
-            // The fetcher retries these itself.
+            // The fetcher itself retries after these errors.
             Err(FetchError::Partition { .. } | FetchError::Unreachable(_)) => {}
         }
     }

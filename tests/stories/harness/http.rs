@@ -1,48 +1,48 @@
-//! A small HTTP/1.1 client for the stories: one request, thousands on one connection, or raw bytes.
+//! A small HTTP/1.1 client for the stories: one request, thousands of requests on one connection, or raw bytes.
 //!
-//! It sends what the story gives it, valid or not.
+//! It does not check requests: a story may send invalid ones.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// How long one read or write may take; a story changes it on [`Client::socket`].
+/// Time-out of one read or write; a story can change it through [`Client::socket`].
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A response.
 #[derive(Debug, Clone)]
 pub(crate) struct Response {
     pub(crate) status: u16,
-    /// In the order of arrival.
+    /// Names and values, in the order of the response.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Response {
-    /// The first header of this name, whatever its case.
+    /// Returns the value of the first header with this name, compared without case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON; panics if it is not JSON.
+    /// Parses the body as JSON; panics if it is not JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {:?}", self.text()))
     }
 }
 
-/// GET of `http://host:port/path` on a connection of its own.
+/// Sends a GET of `http://host:port/path` on a connection of its own; returns the response.
 pub(crate) fn get(url: &str) -> io::Result<Response> {
     let (address, path) = split(url);
     Client::connect(address)?.request("GET", path, &[("Connection", "close")], b"")
 }
 
-/// POST to `http://host:port/path` on a connection of its own.
+/// Sends a POST to `http://host:port/path` on a connection of its own; returns the response.
 pub(crate) fn post(url: &str, body: &[u8]) -> io::Result<Response> {
     let (address, path) = split(url);
     Client::connect(address)?.request("POST", path, &[("Connection", "close")], body)
@@ -53,23 +53,23 @@ fn split(url: &str) -> (&str, &str) {
     rest.find('/').map_or((rest, "/"), |at| rest.split_at(at))
 }
 
-/// The bytes of a POST with `Host` and `Content-Length`.
+/// Returns the bytes of a POST with `Host` and `Content-Length`.
 pub(crate) fn post_request(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!("POST {path} HTTP/1.1\r\nHost: h\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
 
-/// A plain socket whose reads and writes fail after `timeout`.
+/// Opens a plain socket whose reads and writes fail after `timeout`.
 #[track_caller]
 pub(crate) fn connect_raw(address: &str, timeout: Duration) -> TcpStream {
     let socket = TcpStream::connect(address).expect("the server listens");
-    socket.set_read_timeout(Some(timeout)).expect("a timeout over zero");
-    socket.set_write_timeout(Some(timeout)).expect("a timeout over zero");
+    socket.set_read_timeout(Some(timeout)).expect("the time-out is not zero");
+    socket.set_write_timeout(Some(timeout)).expect("the time-out is not zero");
     socket
 }
 
-/// A plain TCP stream, or TLS over one.
+/// A plain TCP stream, or a TLS stream over TCP.
 pub(crate) trait Stream: Read + Write + Send {}
 
 impl<T: Read + Write + Send> Stream for T {}
@@ -86,7 +86,7 @@ impl Client {
         Client::over(address, |socket| Ok(Box::new(socket)))
     }
 
-    /// As [`Client::connect`], over the stream that `wrap` makes of the socket.
+    /// Connects and uses the stream that `wrap` creates from the socket, such as a TLS stream.
     pub(crate) fn over(
         address: &str,
         wrap: impl FnOnce(TcpStream) -> io::Result<Box<dyn Stream>>,
@@ -99,7 +99,7 @@ impl Client {
         Ok(Client { stream, socket, address: address.to_owned() })
     }
 
-    /// The socket, for its options.
+    /// Returns the TCP socket, on which a story can set options.
     pub(crate) fn socket(&self) -> &TcpStream {
         &self.socket
     }
@@ -112,7 +112,7 @@ impl Client {
         self.request("GET", path, &[], b"")
     }
 
-    /// Sends one request, with `Host` and `Content-Length`, and reads its response.
+    /// Sends one request with `Host` and, for a POST or with a body, `Content-Length`; returns the response.
     pub(crate) fn request(
         &mut self,
         method: &str,
@@ -133,12 +133,12 @@ impl Client {
         if method == "HEAD" { self.read_head().map(|(_, head)| head) } else { self.read_response() }
     }
 
-    /// Sends these bytes and nothing else.
+    /// Sends exactly these bytes.
     pub(crate) fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)
     }
 
-    /// Reads one response; interim ones (`100 Continue`) are skipped.
+    /// Reads one response; skips interim responses (`100 Continue`).
     pub(crate) fn read_response(&mut self) -> io::Result<Response> {
         loop {
             let (version, mut response) = self.read_head()?;
@@ -163,7 +163,7 @@ impl Client {
         }
     }
 
-    /// Reads the status line and headers of one response.
+    /// Reads the status line and headers of one response; returns the HTTP version and the response without its body.
     pub(crate) fn read_head(&mut self) -> io::Result<(String, Response)> {
         let line = self.read_line()?;
         let mut words = line.split(' ');
@@ -181,7 +181,7 @@ impl Client {
         }
     }
 
-    /// Reads until the server closes the connection.
+    /// Reads until the server closes the connection; returns the bytes.
     pub(crate) fn read_rest(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest)?;
@@ -193,7 +193,7 @@ impl Client {
     }
 }
 
-/// Reads a body in chunks; trailers are not expected.
+/// Reads a chunked body without trailers.
 pub(super) fn read_chunked_body(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     loop {
@@ -208,7 +208,7 @@ pub(super) fn read_chunked_body(stream: &mut impl BufRead) -> io::Result<Vec<u8>
     }
 }
 
-/// Reads a line without its end.
+/// Reads a line; returns it without CR LF.
 fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
     let mut line = Vec::new();
     stream.read_until(b'\n', &mut line)?;

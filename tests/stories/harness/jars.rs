@@ -1,7 +1,7 @@
 //! The jars of Kafka and ZooKeeper, downloaded once by Maven into a cache that git ignores.
 //!
-//! Invariant: a folder under its final name is complete. A download goes to another folder, which is renamed when it is
-//! done, under a lock that concurrent processes wait for.
+//! Invariant: a folder with its final name is complete. A download goes to a folder with another name, which is renamed
+//! when the download is done. A file lock makes concurrent processes wait for the download.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use super::process::{Process, folder, tail};
 
-/// Which Kafka.
+/// The version of Kafka.
 #[derive(Clone, Copy)]
 pub(crate) enum Edition {
-    /// 3.9, the last one that runs with ZooKeeper; the jars include it.
+    /// Kafka 3.9, the last version that runs with ZooKeeper; its jars include ZooKeeper.
     WithZooKeeper,
-    /// 4.x, without ZooKeeper.
+    /// Kafka 4.x, without ZooKeeper.
     Kraft,
 }
 
@@ -30,7 +30,7 @@ impl Edition {
     }
 }
 
-/// The folder with the jars of this edition; they are downloaded if they are missing.
+/// Returns the folder with the jars of this edition; downloads the jars if they are missing.
 pub(crate) fn jars(edition: Edition) -> &'static Path {
     static WITH_ZOOKEEPER: OnceLock<PathBuf> = OnceLock::new();
     static KRAFT: OnceLock<PathBuf> = OnceLock::new();
@@ -41,7 +41,7 @@ pub(crate) fn jars(edition: Edition) -> &'static Path {
     slot.get_or_init(|| download(&edition.pom()))
 }
 
-/// A `java` command with these jars on its class path.
+/// Returns a `java` command with these JVM options and the jars of the edition on its class path.
 pub(crate) fn java(edition: Edition, options: &[&str]) -> Command {
     let mut command = Command::new("java");
     command.args(options);
@@ -56,10 +56,10 @@ pub(crate) fn java(edition: Edition, options: &[&str]) -> Command {
     command
 }
 
-/// The folder of the jars: `KAFKA_HTTP_WRAPPER_CACHE`, or `target/` of the checkout.
+/// Returns the cache folder: `KAFKA_HTTP_WRAPPER_CACHE`, or `target/` of the checkout.
 fn cache() -> PathBuf {
     match std::env::var_os("KAFKA_HTTP_WRAPPER_CACHE") {
-        // Maven would take a relative path from the folder of the pom.
+        // Maven would resolve a relative path from the folder of the pom.
         Some(path) => std::path::absolute(path).expect("a path that is not empty"),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
     }
@@ -72,7 +72,7 @@ fn download(pom: &Path) -> PathBuf {
     if complete.is_dir() {
         return complete;
     }
-    fs::create_dir_all(cache()).expect("the cache folder can be made");
+    fs::create_dir_all(cache()).expect("the cache folder can be created");
     let lock = File::create(cache().join(format!("kafka-{version}.lock"))).expect("a lock file in the cache");
     lock.lock().expect("files can be locked");
     if complete.is_dir() {
@@ -83,8 +83,8 @@ fn download(pom: &Path) -> PathBuf {
     let unfinished = cache().join(format!("kafka-{version}.unfinished"));
     let _ = fs::remove_dir_all(&unfinished);
     run_maven(pom, &unfinished);
-    // slf4j warns about a second binding; the simple one, which writes to stderr, is kept.
-    for jar in fs::read_dir(&unfinished).expect("Maven made the folder").flatten() {
+    // slf4j warns about a second binding, so only the simple binding, which writes to stderr, is kept.
+    for jar in fs::read_dir(&unfinished).expect("Maven created the folder").flatten() {
         if jar.file_name().to_string_lossy().starts_with("slf4j-reload4j") {
             fs::remove_file(jar.path()).expect("a jar can be removed");
         }

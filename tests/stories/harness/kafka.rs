@@ -12,10 +12,12 @@ use super::process::{Process, folder, free_port, tail};
 use super::secured::{self, Certificates};
 use super::{ServerProcess, ZooKeeper, poll};
 
-/// How long a broker may take from start to its first answer, the end of its old ZooKeeper session included.
+/// Deadline for a broker from its start to its first answer. It includes the wait until the ZooKeeper session of a
+/// killed broker has expired.
 const START_DEADLINE: Duration = Duration::from_secs(90);
 
-/// Properties of every broker: no topic is created by itself, group members do not wait, internal topics are small.
+/// Properties of every broker: no automatic creation of topics, no delay before the first rebalance of a group, small
+/// internal topics.
 const COMMON_PROPERTIES: &str = "auto.create.topics.enable=false\n\
     group.initial.rebalance.delay.ms=0\n\
     offsets.topic.replication.factor=1\n\
@@ -26,7 +28,7 @@ const COMMON_PROPERTIES: &str = "auto.create.topics.enable=false\n\
     log.cleaner.dedupe.buffer.size=8388608\n\
     controlled.shutdown.enable=false\n";
 
-/// One broker; dropped, it is killed.
+/// One broker; dropping the value kills it.
 pub(crate) struct Kafka {
     port: u16,
     folder: PathBuf,
@@ -34,8 +36,8 @@ pub(crate) struct Kafka {
 }
 
 impl Kafka {
-    /// Starts a broker 3.9 of the cluster under `chroot` of this ZooKeeper; returns when it answers. `properties` are
-    /// lines, `key=value`, that override those of the harness.
+    /// Starts a broker 3.9 of the cluster under `chroot` of this ZooKeeper; returns when it answers. Each of
+    /// `properties` is a line `key=value`, which overrides the value of the harness.
     pub(crate) fn start(zookeeper: &ZooKeeper, chroot: &str, broker_id: i32, properties: &[&str]) -> Kafka {
         let port = free_port();
         let own = format!(
@@ -46,7 +48,7 @@ impl Kafka {
         Kafka::start_with(Edition::WithZooKeeper, port, &own, properties)
     }
 
-    /// As [`Kafka::start`], with a second listener for SASL_SSL, whose `host:port` is returned.
+    /// Starts a broker 3.9 with a second listener for SASL_SSL; returns the broker and `host:port` of that listener.
     pub(crate) fn start_secured(zookeeper: &ZooKeeper, chroot: &str, certificates: &Certificates) -> (Kafka, String) {
         let (port, secured_port) = (free_port(), free_port());
         let own = format!(
@@ -62,13 +64,14 @@ impl Kafka {
         (broker, format!("127.0.0.1:{secured_port}"))
     }
 
-    /// As [`Kafka::start_kraft`], with a second listener for SASL_SSL, whose `host:port` is returned.
+    /// Starts a broker 4.x with a second listener for SASL_SSL; returns the broker and `host:port` of that listener.
     pub(crate) fn start_kraft_secured(certificates: &Certificates) -> (Kafka, String) {
         let (port, controller_port, secured_port) = (free_port(), free_port(), free_port());
         let own = format!(
             "process.roles=broker,controller\nnode.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port},SASL_SSL://127.0.0.1:{secured_port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port},\
+             SASL_SSL://127.0.0.1:{secured_port}\n\
              controller.listener.names=CONTROLLER\n\
              listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL\n{}",
             certificates.broker_properties()
@@ -108,17 +111,18 @@ impl Kafka {
         broker
     }
 
-    /// `host:port` of the broker.
+    /// Returns `host:port` of the plaintext listener.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The folder of its partitions.
+    /// Returns the folder with the log segments of the partitions.
     pub(crate) fn data_folder(&self) -> PathBuf {
         self.folder.join("data")
     }
 
-    /// Starts it again with the same port and data (killed before if it still runs); returns when it answers.
+    /// Starts the broker again with the same port and data; returns when it answers. A broker that still runs is killed
+    /// first.
     pub(crate) fn restart(&self) {
         self.relaunch();
         self.wait_ready();
@@ -128,8 +132,8 @@ impl Kafka {
         let mut first_end = None;
         let answer = poll(START_DEADLINE, || {
             if let Some(status) = self.ended() {
-                // A killed broker leaves its node in ZooKeeper until its session ends; until then the next one exits at
-                // once.
+                // The node of a killed broker stays in ZooKeeper until its session expires. While the node exists, a
+                // new broker with the same id exits at once.
                 first_end.get_or_insert(status);
                 self.relaunch();
             }

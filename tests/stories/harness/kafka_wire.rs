@@ -1,6 +1,7 @@
-//! The Kafka requests that the harness itself sends, written from the protocol: metadata, topics, log end offsets.
+//! The Kafka requests that the harness itself sends, encoded by hand: metadata, topics, log end offsets.
 //!
-//! They use neither engine of the daemons and no Java process (a second each), and work with 3.9 and 4.x.
+//! They use none of the daemons' engines, and no Java process, which takes a second to start. They work with Kafka 3.9
+//! and 4.x.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -26,13 +27,13 @@ pub(crate) struct Metadata {
     /// `host:port` by broker id.
     pub(crate) brokers: BTreeMap<i32, String>,
     pub(crate) controller: i32,
-    /// By topic: the leader of each partition, by partition; -1 for none.
+    /// By topic and partition: the broker id of the leader; -1 if the partition has no leader.
     pub(crate) leaders: BTreeMap<String, BTreeMap<i32, i32>>,
-    /// By topic and partition: the replicas in sync.
+    /// By topic and partition: the broker ids of the in-sync replicas.
     pub(crate) in_sync: BTreeMap<String, BTreeMap<i32, Vec<i32>>>,
 }
 
-/// Metadata from the first broker of the list that answers; of all topics where `topics` is empty.
+/// Returns metadata from the first broker of the list that answers. An empty `topics` requests all topics.
 pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
     let mut request = KafkaRequest::default();
     if topics.is_empty() {
@@ -51,12 +52,13 @@ pub(crate) fn metadata(brokers: &str, topics: &[&str]) -> io::Result<Metadata> {
     Err(last_error)
 }
 
-/// Creates a topic; returns when all brokers name a leader of every partition and every leader serves its partitions.
+/// Creates a topic; returns when every broker of the list names a leader of every partition, and every leader returns
+/// the log end offsets of its partitions.
 pub(crate) fn create_topic(brokers: &str, name: &str, partitions: i32, replication: i16) {
     create_topic_with(brokers, name, partitions, replication, &[]);
 }
 
-/// As [`create_topic`], with topic settings.
+/// As [`create_topic`], with these settings of the topic (`max.message.bytes` and the like).
 pub(crate) fn create_topic_with(
     brokers: &str,
     name: &str,
@@ -79,7 +81,7 @@ pub(crate) fn create_topic_with(
     });
     assert!(created.is_some(), "cannot create topic {name}: {last}");
     wait_for_leaders(brokers, name, partitions);
-    // A broker may be named before it has become the leader; once it returns the log end offset it serves everything.
+    // Metadata may name a broker before it has become the leader. A broker that returns a log end offset is.
     let led = poll(DEADLINE, || {
         let ends = log_ends(brokers, name).ok()?;
         (ends.len() == partitions as usize).then_some(())
@@ -87,7 +89,7 @@ pub(crate) fn create_topic_with(
     assert!(led.is_some(), "the leaders of {name} do not return its log end offsets");
 }
 
-/// The log end offset of each partition: the offset of the next message.
+/// Returns the log end offset of each partition, which is the offset of the next message.
 pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i64>> {
     let metadata = metadata(brokers, &[topic])?;
     let mut ends = BTreeMap::new();
@@ -117,7 +119,7 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
     Ok(ends)
 }
 
-/// Adds partitions to a topic, up to `partitions` in all; returns when every broker of the list names a leader of each.
+/// Increases the number of partitions to `partitions`; returns when every broker of the list names all leaders.
 pub(crate) fn grow_topic(brokers: &str, name: &str, partitions: i32) {
     let mut request = KafkaRequest::default();
     request.int(1);
@@ -132,7 +134,7 @@ pub(crate) fn grow_topic(brokers: &str, name: &str, partitions: i32) {
     wait_for_leaders(brokers, name, partitions);
 }
 
-/// Waits until every broker of the list names a leader of each of these partitions.
+/// Waits until every broker of the list names a leader of each of the `partitions` partitions.
 fn wait_for_leaders(brokers: &str, name: &str, partitions: i32) {
     for broker in brokers.split(',') {
         let ready = poll(DEADLINE, || {
@@ -145,7 +147,7 @@ fn wait_for_leaders(brokers: &str, name: &str, partitions: i32) {
     }
 }
 
-/// Sends a request about one topic to the controller; the error code of its response.
+/// Sends a request about one topic to the controller; returns the error code of the response.
 fn call_controller(brokers: &str, api: i16, version: i16, body: &[u8]) -> io::Result<i16> {
     let metadata = metadata(brokers, &[])?;
     let controller = metadata.brokers.get(&metadata.controller);
@@ -158,7 +160,7 @@ fn call_controller(brokers: &str, api: i16, version: i16, body: &[u8]) -> io::Re
     reader.short()
 }
 
-/// Deletes a topic; returns when no broker of the list names it any more.
+/// Deletes a topic; returns when no broker of the list names the topic any more.
 pub(crate) fn delete_topic(brokers: &str, name: &str) {
     let mut request = KafkaRequest::default();
     request.int(1);
@@ -212,7 +214,7 @@ fn read_metadata(reader: &mut KafkaResponse<'_>) -> io::Result<Metadata> {
     for _ in 0..reader.int()? {
         reader.short()?;
         let name = reader.text()?;
-        reader.take(1)?; // Whether it is internal.
+        reader.take(1)?; // Whether the topic is internal.
         let (mut leaders, mut in_sync) = (BTreeMap::new(), BTreeMap::new());
         for _ in 0..reader.int()? {
             reader.short()?;

@@ -1,4 +1,4 @@
-//! A ZooKeeper session of the library's own, as a daemon has it.
+//! A ZooKeeper session through the library's keeper, as a daemon has one.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use kafka_http_wrapper::keeper::{self, KeeperConfig, SharedKeeper};
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::{Ended, Supervisor};
 
-/// The session timeout of these sessions.
+/// The session timeout of a [`KeeperSession`].
 pub(crate) const SESSION: Duration = Duration::from_secs(3);
 
 const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ impl KeeperSession {
         KeeperSession { keeper: keeper::connect(config, &supervisor), supervisor }
     }
 
-    /// Closes the session and joins its threads, as a daemon does at its end.
+    /// Closes the session and joins its threads, as a daemon does when it stops.
     pub(crate) fn close(&self) {
         self.keeper.close(Duration::from_secs(5));
         self.supervisor.stop().trigger();

@@ -1,4 +1,4 @@
-//! A running kmonitor.
+//! Starts a kmonitor and reads its delays.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::http::{self, Response};
 use super::{ConfigFile, Daemon, Program, START_DEADLINE, wait_until};
 
-/// One kmonitor; dropped, it is killed.
+/// A running kmonitor; dropping the value kills it.
 pub(crate) struct Kmonitor {
     pub(crate) daemon: Daemon,
     /// `host:port` of `http_server.port`.
@@ -15,7 +15,7 @@ pub(crate) struct Kmonitor {
 }
 
 impl Kmonitor {
-    /// Starts one; returns when it listens.
+    /// Starts a kmonitor; returns when it answers `/healthz`.
     #[track_caller]
     pub(crate) fn start(config: &ConfigFile) -> Kmonitor {
         let address = config.address("http_server.port").expect("the reference sets the port");
@@ -34,7 +34,7 @@ impl Kmonitor {
         http::get(&format!("http://{}{target}", self.address)).expect("kmonitor answers")
     }
 
-    /// The delays of one module by partition, `{"0":12}`; null where kmonitor does not know the module.
+    /// Returns the delays of one module by partition, `{"0":12}`; null if kmonitor does not know the module.
     #[track_caller]
     pub(crate) fn delay(&self, cluster: &str, module: &str) -> Value {
         self.get("/delay").json()[cluster][module].clone()

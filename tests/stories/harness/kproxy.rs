@@ -1,4 +1,4 @@
-//! A running kproxy, and its error answers.
+//! Starts a kproxy, posts to it and checks its error answers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::http::{self, Client, Response};
 use super::metrics::Metrics;
 use super::{Cluster, ConfigFile, Daemon, Program, START_DEADLINE, binary, configs, wait_until};
 
-/// Status, `error`, `stored` and `retriable` of an error answer: what programs of clients rely on.
+/// Status, `error`, `stored` and `retriable` of an error answer: the parts that client programs rely on.
 pub(crate) type Refusal = (u16, &'static str, &'static str, bool);
 
 pub(crate) const NO_BROKER: Refusal = (503, "no_broker", "no", true);
@@ -19,7 +19,7 @@ pub(crate) const TOPIC_NOT_ALLOWED: Refusal = (403, "topic_not_allowed", "no", f
 pub(crate) const UNAUTHORIZED: Refusal = (401, "unauthorized", "no", false);
 pub(crate) const UNKNOWN_TOPIC: Refusal = (404, "unknown_topic", "no", false);
 
-/// Whether the answer is this refusal.
+/// Returns whether the answer is this refusal.
 pub(crate) fn is_refused(answer: &Response, (status, error, stored, retriable): Refusal) -> bool {
     answer.status == status && {
         let body = answer.json();
@@ -32,7 +32,7 @@ pub(crate) fn assert_refused(answer: &Response, expected: Refusal, when: &str) {
     assert!(is_refused(answer, expected), "{when}: expected {expected:?}, got {} {}", answer.status, answer.text());
 }
 
-/// Partition and offset that a 200 names.
+/// Returns the partition and the offset in the body of a 200; panics for any other answer.
 #[track_caller]
 pub(crate) fn position(answer: &Response, when: &str) -> (i32, i64) {
     assert_eq!(answer.status, 200, "{when}: {}", answer.text());
@@ -41,35 +41,35 @@ pub(crate) fn position(answer: &Response, when: &str) -> (i32, i64) {
     (number("partition") as i32, number("offset"))
 }
 
-/// One kproxy; dropped, it is killed.
+/// A running kproxy; dropping the value kills it.
 pub(crate) struct Kproxy {
     pub(crate) daemon: Daemon,
     /// `host:port` of `port`.
     pub(crate) address: String,
-    /// `host:port` of `admin_port`, or of `port` where there is none.
+    /// `host:port` of `admin_port`, or of `port` if the configuration has no `admin_port`.
     pub(crate) admin: String,
 }
 
 impl Kproxy {
-    /// Starts one; returns when it listens.
+    /// Starts a kproxy; returns when it answers `/healthz`.
     #[track_caller]
     pub(crate) fn start(config: ConfigFile) -> Kproxy {
         Self::start_binary(binary(Program::Kproxy), config)
     }
 
-    /// As [`Kproxy::start`], from another build of the program.
+    /// Starts the kproxy at the path `binary`; returns when it answers `/healthz`.
     #[track_caller]
     pub(crate) fn start_binary(binary: PathBuf, config: ConfigFile) -> Kproxy {
         let address = config.address("port").expect("the reference sets port");
         let admin = config.address("admin_port").unwrap_or_else(|| address.clone());
         let mut daemon = Daemon::start_binary(Program::Kproxy, binary, &[("kproxy.yaml", &config.text())]);
-        // With TLS, `port` answers no plain HTTP, and the attempt would be counted as a failed handshake.
+        // With TLS, plain HTTP on `port` gets an error and would be counted as a failed handshake.
         let plain = if config.has("tls") { &admin } else { &address };
         daemon.wait_until_ok(plain, "/healthz", START_DEADLINE);
         Kproxy { daemon, address, admin }
     }
 
-    /// As [`Kproxy::start`], and it has reached a broker.
+    /// Starts a kproxy; returns when it is ready: it has reached a broker.
     #[track_caller]
     pub(crate) fn start_ready(config: ConfigFile) -> Kproxy {
         let mut kproxy = Kproxy::start(config);
@@ -77,7 +77,7 @@ impl Kproxy {
         kproxy
     }
 
-    /// As [`Kproxy::start_ready`], with the usual configuration.
+    /// Starts a kproxy with the usual configuration for this cluster; returns when it is ready.
     #[track_caller]
     pub(crate) fn start_usual(cluster: &Cluster) -> Kproxy {
         Kproxy::start_ready(configs::kproxy(cluster))
@@ -92,19 +92,19 @@ impl Kproxy {
         format!("http://{}{path}", self.address)
     }
 
-    /// A connection to `port`.
+    /// Opens a connection to `port`.
     #[track_caller]
     pub(crate) fn connect(&self) -> Client {
         Client::connect(&self.address).expect("kproxy listens")
     }
 
-    /// One POST on a connection of its own.
+    /// Sends one POST on a connection of its own; returns the answer.
     #[track_caller]
     pub(crate) fn post(&self, path: &str, body: &[u8]) -> Response {
         http::post(&self.url(path), body).expect("kproxy answers")
     }
 
-    /// Sends a POST whose answer is read later.
+    /// Sends a POST on a new connection and returns the connection, from which the story reads the answer later.
     #[track_caller]
     pub(crate) fn start_post(&self, path: &str, body: &[u8]) -> Client {
         let mut client = self.connect();
@@ -112,14 +112,14 @@ impl Kproxy {
         client
     }
 
-    /// Status and body of `/readyz`.
+    /// Returns the status and body of the answer to `/readyz`.
     #[track_caller]
     pub(crate) fn readiness(&self) -> (u16, String) {
         let answer = http::get(&format!("http://{}/readyz", self.admin)).expect("kproxy answers");
         (answer.status, answer.text())
     }
 
-    /// Its metrics, from `admin_port`: the request is not counted among those of clients.
+    /// Requests the metrics at `admin_port`, so that the request is not counted among the requests of clients.
     #[track_caller]
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics::scrape(&self.admin)
@@ -130,7 +130,7 @@ impl Kproxy {
         self.metrics().has(line)
     }
 
-    /// The value of a metric; 0 until something was counted.
+    /// Returns the value of a metric; 0 while kproxy does not report the metric.
     #[track_caller]
     pub(crate) fn metric(&self, metric: &str) -> u64 {
         self.metrics().value(metric).unwrap_or_default()

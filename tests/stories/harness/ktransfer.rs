@@ -1,9 +1,9 @@
-//! A running ktransfer.
+//! Starts a ktransfer with modules and reads its state.
 
 use super::metrics::Metrics;
 use super::{Cluster, ConfigFile, Daemon, Program, START_DEADLINE, configs, http};
 
-/// One ktransfer; dropped, it is killed.
+/// A running ktransfer; dropping the value kills it.
 pub(crate) struct Ktransfer {
     pub(crate) daemon: Daemon,
     /// `host:port` of `admin_port`.
@@ -11,7 +11,7 @@ pub(crate) struct Ktransfer {
 }
 
 impl Ktransfer {
-    /// Starts one with these modules, by name; returns when it listens.
+    /// Starts a ktransfer with these modules (name and file); returns when it answers `/healthz`.
     #[track_caller]
     pub(crate) fn start(config: ConfigFile, modules: &[(&str, ConfigFile)]) -> Ktransfer {
         let admin = config.address("admin_port").expect("the configuration of a story sets admin_port");
@@ -24,7 +24,7 @@ impl Ktransfer {
         Ktransfer { daemon, admin }
     }
 
-    /// As [`Ktransfer::start`], with the usual configuration; returns when every module runs.
+    /// Starts a ktransfer with the usual configuration; returns when it is ready: every module runs.
     #[track_caller]
     pub(crate) fn start_ready(cluster: &Cluster, modules: &[(&str, ConfigFile)]) -> Ktransfer {
         let mut ktransfer = Ktransfer::start(configs::ktransfer(cluster), modules);
@@ -37,7 +37,7 @@ impl Ktransfer {
         self.daemon.wait_until_ok(&self.admin, "/readyz", START_DEADLINE);
     }
 
-    /// Status and body of `/readyz`.
+    /// Returns the status and body of the answer to `/readyz`.
     #[track_caller]
     pub(crate) fn readiness(&self) -> (u16, String) {
         let answer = http::get(&format!("http://{}/readyz", self.admin)).expect("ktransfer answers");

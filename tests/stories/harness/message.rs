@@ -1,4 +1,4 @@
-//! Messages of the stories and the demo: msgpack maps as an application would post them.
+//! The messages of the stories and the demo: msgpack maps, as an application would post them.
 
 use std::io::Cursor;
 
@@ -7,10 +7,10 @@ use rmp::encode::{write_map_len, write_str, write_uint};
 
 use super::oracle::MessageId;
 
-/// The methods of these messages.
+/// The values of `method` in these messages, for the message filter of a module.
 pub(crate) const METHODS: [&str; 2] = ["Greeting", "Farewell"];
 
-/// One message: a map with its method, its key and its number within the key.
+/// One message: a msgpack map with the fields `method`, `user` (the key) and `number` (counted per key).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) method: String,
@@ -31,7 +31,7 @@ impl Message {
         bytes
     }
 
-    /// The reverse of [`Message::encode`]; `None` for any other bytes.
+    /// Decodes the bytes of [`Message::encode`]; returns `None` for any other bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Message> {
         let mut bytes = Cursor::new(bytes);
         let 3 = read_map_len(&mut bytes).ok()? else { return None };

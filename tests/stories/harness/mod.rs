@@ -1,12 +1,11 @@
-//! What the stories run on: a real Kafka and ZooKeeper, the daemons as real processes, a recording backend, an HTTP
-//! client.
+//! The test harness: a real Kafka and ZooKeeper, the daemons as real processes, a backend that records pushes, and an
+//! HTTP client.
 //!
-//! The test binary of the stories, the demo and the benchmark use it. Invariant: when the process that uses it ends, in
-//! whatever way (also by `kill -9`), none of the processes it started and none of its folders are left; see
-//! [`process`].
+//! The stories, the demo and the benchmark use it. Invariant: when the process that uses the harness ends, in whatever
+//! way (also by `kill -9`), no process and no folder that the harness created is left; see [`process`].
 
-#![allow(dead_code, unused_imports, reason = "none of its users needs all of it")]
-#![allow(clippy::print_stderr, reason = "starting takes seconds, and the user should see why")]
+#![allow(dead_code, unused_imports, reason = "the stories, the demo and the benchmark each use a part")]
+#![allow(clippy::print_stderr, reason = "starting the servers takes seconds, so it prints what it waits for")]
 
 pub(crate) mod backend;
 pub(crate) mod certificates;
@@ -52,8 +51,8 @@ pub(crate) use wait::{poll, wait_until};
 pub(crate) use zk::ZkClient;
 pub(crate) use zookeeper::ZooKeeper;
 
-/// How long a daemon may take to listen, and to become ready where its cluster answers.
+/// Deadline for a daemon to listen, and to become ready if its cluster answers.
 pub(crate) const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long a daemon may take to end after SIGTERM: its default `shutdown_grace_ms`, and two seconds.
+/// Deadline for a daemon to end after SIGTERM: the default `shutdown_grace_ms` (10 s) plus two seconds.
 pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(12);

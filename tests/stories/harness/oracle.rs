@@ -1,7 +1,8 @@
-//! Compares posted messages with pushed ones (lost, repeated, out of order), and the answers of kproxy with a topic.
+//! Compares posted messages with pushed messages (lost, repeated, out of order), and the answers of kproxy with the
+//! messages of a topic.
 //!
-//! Pure functions. A message is identified by its key and its number within the key, which grows in the order of
-//! posting.
+//! Pure functions. A message is identified by its key and its number within the key. The numbers of a key grow in the
+//! order of posting.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,31 +11,31 @@ use super::cluster::StoredMessage;
 /// A message: its key and its number within the key.
 pub(crate) type MessageId = (String, u64);
 
-/// Posted messages compared with pushed ones.
+/// The result of comparing posted messages with pushed messages.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PushCheck {
     pub(crate) n_posted: usize,
-    /// Posted messages that arrived, each counted once.
+    /// Number of posted messages that were pushed, each counted once.
     pub(crate) n_pushed: usize,
-    /// Arrivals after the first one of a message; allowed, delivery is at least once.
+    /// Number of repeated pushes. They are allowed, since delivery is at least once.
     pub(crate) n_repeats: usize,
-    /// Posted and not pushed.
+    /// Messages that were posted and not pushed.
     pub(crate) lost: Vec<MessageId>,
-    /// Arrived for the first time after a later one of the same key.
+    /// Messages that were first pushed after a message of the same key with a higher number.
     pub(crate) out_of_order: Vec<MessageId>,
-    /// Pushed and not posted.
+    /// Messages that were pushed and not posted.
     pub(crate) unknown: Vec<MessageId>,
 }
 
 impl PushCheck {
-    /// No message is lost, out of order or unknown.
+    /// Returns whether no message is lost, out of order or unknown.
     pub(crate) fn is_good(&self) -> bool {
         self.lost.is_empty() && self.out_of_order.is_empty() && self.unknown.is_empty()
     }
 }
 
-/// Compares `pushed`, in the order of arrival, with `posted`, the messages that kproxy confirmed. Messages are
-/// `uncertain` where kproxy did not report whether they were stored: they may be pushed or not.
+/// Compares `pushed`, in the order of arrival, with `posted`, the messages that kproxy confirmed. `uncertain` are the
+/// messages for which kproxy did not report whether they were stored: each may be pushed or not.
 pub(crate) fn check_pushes(posted: &[MessageId], uncertain: &[MessageId], pushed: &[MessageId]) -> PushCheck {
     let expected: BTreeSet<&MessageId> = posted.iter().collect();
     let possible: BTreeSet<&MessageId> = posted.iter().chain(uncertain).collect();
@@ -59,57 +60,57 @@ pub(crate) fn check_pushes(posted: &[MessageId], uncertain: &[MessageId], pushed
     check
 }
 
-/// The outcome that kproxy answered for a posted message.
+/// The answer of kproxy to a posted message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answered {
-    /// 200, with partition and offset.
+    /// Status 200, with partition and offset.
     Stored { partition: i32, offset: i64 },
-    /// `"stored":"no"`.
+    /// An error with `"stored":"no"`.
     NotStored,
-    /// `"stored":"unknown"`, or no answer at all.
+    /// An error with `"stored":"unknown"`, or no answer at all.
     Unknown,
 }
 
-/// The answers of kproxy compared with the topic.
+/// The result of comparing the answers of kproxy with the messages of the topic.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct AnswerCheck {
     pub(crate) n_stored: usize,
     pub(crate) n_not_stored: usize,
     pub(crate) n_unknown: usize,
-    /// Answered with unknown, and in the topic.
+    /// Number of messages answered as unknown that are in the topic.
     pub(crate) n_unknown_stored: usize,
-    /// Copies after the first one of a message.
+    /// Number of duplicates in the topic: the second and later copies of a message.
     pub(crate) n_repeats: usize,
-    /// Answered as stored, and not in the topic.
+    /// Messages answered as stored that are not in the topic.
     pub(crate) lost: Vec<MessageId>,
-    /// In the topic, but not at the partition and offset of the answer.
+    /// Messages answered as stored that are in the topic, but not at the partition and offset of the answer.
     pub(crate) misplaced: Vec<MessageId>,
-    /// Answered as not stored, and in the topic.
+    /// Messages answered as not stored that are in the topic.
     pub(crate) denied: Vec<MessageId>,
-    /// Answered with an offset that is not behind that of the answer before, of the same key.
+    /// Messages whose answered offset is not higher than every earlier offset of the same key.
     pub(crate) out_of_order: Vec<MessageId>,
-    /// In the topic and not posted.
+    /// Values in the topic that were not posted.
     pub(crate) invented: Vec<Vec<u8>>,
 }
 
 impl AnswerCheck {
-    /// Every answer is correct and the order holds.
+    /// Returns whether every answer is correct and each key is in order.
     pub(crate) fn is_correct(&self) -> bool {
         self.lost.is_empty() && self.misplaced.is_empty() && self.is_correct_but_for_losses()
     }
 
-    /// As [`AnswerCheck::is_correct`], where confirmed messages may be lost with their leader.
+    /// Returns whether every answer is correct, except that confirmed messages may be lost or misplaced.
     pub(crate) fn is_correct_but_for_losses(&self) -> bool {
         self.denied.is_empty() && self.out_of_order.is_empty() && self.invented.is_empty()
     }
 }
 
-/// The value of a posted message, for [`check_answers`].
+/// Returns the value under which a story posts this message, so that [`check_answers`] can find it in the topic.
 pub(crate) fn value_of(id: &MessageId) -> Vec<u8> {
     format!("{}/{}", id.0, id.1).into_bytes()
 }
 
-/// Compares the answers, in their order within each key, with the messages of the topic.
+/// Compares the answers with the messages of the topic. The answers of each key must be in the order of posting.
 pub(crate) fn check_answers(answers: &[(MessageId, Answered)], stored: &[StoredMessage]) -> AnswerCheck {
     let mut check = AnswerCheck::default();
     let mut positions: BTreeMap<&[u8], Vec<(i32, i64)>> = BTreeMap::new();
@@ -163,7 +164,7 @@ mod tests {
     #[test]
     fn lost_repeated_and_disordered_messages_are_distinguished() {
         let posted = ids("a0 a1 b0 a2");
-        // Pushed, pushed once or more, repeats, lost, out of order, unknown.
+        // Columns: pushed, n_pushed, n_repeats, lost, out_of_order, unknown.
         for (pushed, n_pushed, n_repeats, lost, out_of_order, unknown) in [
             ("a0 a1 b0 a2", 4, 0, "", "", ""),
             ("b0 a0 a1 a2", 4, 0, "", "", ""),

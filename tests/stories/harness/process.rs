@@ -1,9 +1,10 @@
-//! Processes and folders that never outlive this process.
+//! Child processes and folders that never outlive this process. Three mechanisms ensure that:
 //!
-//! Three mechanisms: dropping a [`Process`] kills it; the kernel kills a child when the thread that forked it ends (so
-//! one thread forks all of them and lives as long as this process); and a watchdog shell, which reads a pipe from this
-//! process, kills the remaining ones and removes the folders when that pipe closes. Rust never drops statics, so the
-//! watchdog cleans up at an ordinary end as well.
+//! - Dropping a [`Process`] kills it.
+//! - The kernel kills a child when the thread that forked it ends. So one thread forks all children, and that thread
+//!   lives as long as this process.
+//! - A watchdog shell reads a pipe from this process. When the pipe closes, the shell kills the remaining children and
+//!   removes the folders. It is needed also when this process exits normally, since Rust does not drop statics.
 
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use super::poll;
 
-/// The script of the shell, which outlives this process for a moment. `$1` is the folder to remove.
+/// The script of the watchdog shell, which ends shortly after this process. `$1` is the folder to remove.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP QUIT
 pids=' '
@@ -68,16 +69,16 @@ fn watchdog() -> &'static Watchdog {
 
 fn notify_watchdog(word: &str, pid: u32) {
     let mut pipe = watchdog().pipe.lock().expect("writing a line does not panic");
-    // Without the watchdog (somebody killed it) the other two mechanisms remain.
+    // The write fails if the watchdog was killed; the other two mechanisms still work.
     let _ = writeln!(pipe, "{word} {pid}");
 }
 
-/// The folder of this process that is removed at its end.
+/// Returns the temporary folder of this process, which the watchdog removes when this process ends.
 pub(crate) fn root() -> &'static Path {
     &watchdog().folder
 }
 
-/// A new empty folder below [`root`].
+/// Creates an empty folder below [`root`]; returns its path.
 pub(crate) fn folder(name: &str) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let path = root().join(format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
@@ -85,15 +86,15 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     path
 }
 
-/// A random number.
+/// Returns a random number.
 pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// A free loopback port. No process that uses the harness chooses it again while this one lives.
+/// Returns a free loopback port. No process that uses the harness chooses this port again while this process lives.
 ///
-/// It is below the range of ephemeral ports: a client that retries a stopped server's port within that range sooner or
-/// later connects to itself, and the server cannot bind the port again.
+/// The port is below the range of ephemeral ports. In that range, a client that keeps retrying the port of a stopped
+/// server would sooner or later connect to itself, and the server could not bind its port again.
 pub(crate) fn free_port() -> u16 {
     static CLAIMS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     loop {
@@ -111,12 +112,12 @@ pub(crate) fn free_port() -> u16 {
 
 type Job = (Command, Sender<io::Result<Child>>);
 
-/// Starts the command so that the kernel kills it when this process ends.
+/// Starts a child process that the kernel kills when this process ends.
 fn spawn(mut command: Command) -> io::Result<Child> {
     static JOBS: OnceLock<Sender<Job>> = OnceLock::new();
     let own_pid = std::process::id();
     command.process_group(0);
-    // SAFETY: prctl and getppid are async-signal-safe, and nothing else runs between fork and exec.
+    // SAFETY: the closure only calls prctl and getppid, which are plain system calls, and it does not allocate.
     unsafe {
         command.pre_exec(move || {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -142,7 +143,7 @@ fn spawn(mut command: Command) -> io::Result<Child> {
     Ok(child)
 }
 
-/// A child process; dropped, it is killed.
+/// A child process; dropping the value kills it.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -153,7 +154,7 @@ impl Process {
     /// Starts `command`; its stdout and stderr are appended to the file `output`.
     pub(crate) fn start(name: &str, mut command: Command, output: &Path) -> Process {
         let file = File::options().create(true).append(true).open(output).expect("an output file");
-        let errors = file.try_clone().expect("a second handle");
+        let errors = file.try_clone().expect("a file handle can be duplicated");
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
         let child = spawn(command).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         Process { name: name.to_owned(), child, ended: None }
@@ -163,20 +164,20 @@ impl Process {
         self.child.id()
     }
 
-    /// The CPU time it has used so far.
+    /// Returns the CPU time that the process has used so far.
     pub(crate) fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the process runs");
         let after_name = stat.rsplit(')').next().expect("a line");
         let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
-        // The kernel's unit for user space is a hundredth of a second.
+        // The kernel counts CPU time in ticks of 10 ms here (`USER_HZ`, proc(5)).
         Duration::from_millis(ticks * 10)
     }
 
-    /// Sends a signal, unless the process has ended. After SIGSTOP it returns when every thread is stopped, since
-    /// threads stop one by one.
+    /// Sends a signal, unless the process has ended. The threads of a process stop one by one, so after SIGSTOP this
+    /// returns only when every thread has stopped.
     pub(crate) fn signal(&mut self, signal: libc::c_int) {
         if self.ended().is_none() {
-            // SAFETY: a plain system call; the child has not been waited for, so the pid is still its own.
+            // SAFETY: a plain system call. The child has not been waited for, so its pid was not reused.
             unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
             if signal == libc::SIGSTOP {
                 let stopped = poll(Duration::from_secs(10), || self.is_stopped().then_some(()));
@@ -185,7 +186,7 @@ impl Process {
         }
     }
 
-    /// Whether all its threads are stopped (proc(5), the state in `stat`).
+    /// Returns whether all threads of the process have stopped (proc(5), the state in `stat`).
     fn is_stopped(&self) -> bool {
         let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return false };
         threads.flatten().all(|thread| {
@@ -194,7 +195,7 @@ impl Process {
         })
     }
 
-    /// The exit status, if the process has ended.
+    /// Returns the exit status; `None` while the process runs.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().expect("a child of this process");
@@ -205,7 +206,7 @@ impl Process {
         self.ended
     }
 
-    /// Waits for the process to end; panics at the deadline.
+    /// Waits until the process has ended; returns its exit status. Panics at the deadline.
     #[track_caller]
     pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
         match poll(deadline, || self.ended()) {
@@ -230,7 +231,7 @@ impl Drop for Process {
     }
 }
 
-/// A command that runs one test of this test binary in a process of its own. `module` is `module_path!()`.
+/// Returns a command that runs one test of this test binary in a new process. `module` is `module_path!()`.
 pub(crate) fn rerun_test(module: &str, test: &str) -> Command {
     let module = module.split_once("::").map_or("", |(_, module)| module);
     let mut command = Command::new(std::env::current_exe().expect("the path of this binary"));
@@ -238,7 +239,7 @@ pub(crate) fn rerun_test(module: &str, test: &str) -> Command {
     command
 }
 
-/// The last `n_lines` of a file, or a note that it cannot be read.
+/// Returns the last `n_lines` of a file, or a note that the file cannot be read.
 pub(crate) fn tail(path: &Path, n_lines: usize) -> String {
     let Ok(bytes) = fs::read(path) else {
         return format!("({} cannot be read)", path.display());

@@ -1,4 +1,4 @@
-//! What a broker with a SASL_SSL listener needs: an authority, a certificate for loopback, and a user.
+//! The certificates and the user that a broker with a SASL_SSL listener needs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use super::certificates::{Authority, Certificate};
 use super::jars::{Edition, java};
 use super::process::{Process, folder, tail};
 
-/// The user of every secured broker, for SCRAM-SHA-512 and PLAIN.
+/// The user name at every broker with SASL_SSL, for SCRAM-SHA-512 and PLAIN.
 pub(crate) const USER: &str = "alice-of-the-stories";
-/// The password of [`USER`]; it must not appear in any log.
+/// The password of [`USER`], which must not appear in any log.
 pub(crate) const PASSWORD: &str = "the-password-of-alice";
 
-/// An authority and the certificate of a broker at 127.0.0.1, in files.
+/// The files of two authorities and of a broker's certificate for 127.0.0.1, which the first authority signed.
 pub(crate) struct Certificates {
     authority: Certificate,
     other_authority: Certificate,
-    /// Key and certificate in one file.
+    /// The PEM file with the key and the certificate of the broker.
     broker_store: PathBuf,
 }
 
@@ -27,23 +27,23 @@ impl Certificates {
         let authority = Authority::new(&folder, "authority");
         let broker = authority.issue("broker", 30);
         let broker_store = folder.join("broker_store.pem");
-        let read = |file: &Path| fs::read_to_string(file).expect("openssl made it");
+        let read = |file: &Path| fs::read_to_string(file).expect("openssl created the file");
         fs::write(&broker_store, read(&broker.key) + &read(&broker.certificate)).expect("a file in a temporary folder");
         let other_authority = Authority::new(&folder, "another").own;
         Certificates { authority: authority.own, other_authority, broker_store }
     }
 
-    /// The certificate of the authority that signed the broker's certificate.
+    /// Returns the certificate of the authority that signed the broker's certificate.
     pub(crate) fn authority(&self) -> &Path {
         &self.authority.certificate
     }
 
-    /// The certificate of an authority that signed nothing.
+    /// Returns the certificate of another authority, which a client of the broker must not trust.
     pub(crate) fn other_authority(&self) -> &Path {
         &self.other_authority.certificate
     }
 
-    /// Lines of a broker's properties.
+    /// Returns the lines of `server.properties` for TLS and SASL.
     pub(super) fn broker_properties(&self) -> String {
         let modules = "org.apache.kafka.common.security";
         format!(
@@ -59,7 +59,7 @@ impl Certificates {
     }
 }
 
-/// Adds [`USER`] for SCRAM-SHA-512, through the plaintext listener.
+/// Adds [`USER`] for SCRAM-SHA-512, through the plaintext listener at `broker` (`host:port`).
 pub(super) fn add_scram_user(edition: Edition, broker: &str) {
     let mut command = java(edition, &["-Xmx256m", "-XX:TieredStopAtLevel=1"]);
     command.args(["kafka.admin.ConfigCommand", "--bootstrap-server", broker, "--alter", "--entity-type", "users"]);

@@ -12,7 +12,7 @@ pub(crate) struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts the process with `launch`; [`ServerProcess::relaunch`] uses it again.
+    /// Starts the process with `launch`, which [`ServerProcess::relaunch`] calls again.
     pub(crate) fn new(launch: impl Fn() -> Process + Send + Sync + 'static) -> ServerProcess {
         ServerProcess { process: Mutex::new(launch()), launch: Box::new(launch) }
     }
@@ -21,7 +21,7 @@ impl ServerProcess {
         self.process().pid()
     }
 
-    /// The CPU time it has used so far.
+    /// Returns the CPU time that the process has used so far.
     pub(crate) fn cpu_time(&self) -> Duration {
         self.process().cpu_time()
     }
@@ -31,24 +31,24 @@ impl ServerProcess {
         self.process().kill9();
     }
 
-    /// Kills the process if it still runs, and starts another.
+    /// Kills the process if it still runs, and starts a new one.
     pub(crate) fn relaunch(&self) {
         let mut process = self.process();
         process.kill9();
         *process = (self.launch)();
     }
 
-    /// The exit status, if the process has ended.
+    /// Returns the exit status; `None` while the process runs.
     pub(crate) fn ended(&self) -> Option<ExitStatus> {
         self.process().ended()
     }
 
-    /// Sends SIGSTOP: connections stay open and nothing answers.
+    /// Sends SIGSTOP: its connections stay open, and the process answers nothing.
     pub(crate) fn freeze(&self) {
         self.process().signal(libc::SIGSTOP);
     }
 
-    /// Sends SIGCONT.
+    /// Sends SIGCONT, which ends [`ServerProcess::freeze`].
     pub(crate) fn unfreeze(&self) {
         self.process().signal(libc::SIGCONT);
     }

@@ -13,28 +13,30 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, Support
 use super::certificates::{Authority, Certificate};
 
 impl Authority {
-    /// A client that trusts this authority.
+    /// Returns a TLS client configuration that trusts this authority.
     pub(crate) fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
         self.client_with(versions, None)
     }
 
-    /// The same, with a client certificate.
+    /// Returns a TLS client configuration that trusts this authority and, if given, sends a client certificate.
     pub(crate) fn client_with(
         &self,
         versions: &[&'static SupportedProtocolVersion],
         identity: Option<&Certificate>,
     ) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
-        roots.add(certificate(&self.own.certificate)).expect("it is an authority");
+        roots.add(certificate(&self.own.certificate)).expect("the certificate is an authority's");
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(versions)
-            .expect("versions that the provider supports")
+            .expect("the provider supports the versions")
             .with_root_certificates(roots);
         let mut config = match identity {
             None => builder.with_no_client_auth(),
             Some(files) => {
                 let key = PrivateKeyDer::from_pem_file(&files.key).expect("a key");
-                builder.with_client_auth_cert(vec![certificate(&files.certificate)], key).expect("they belong together")
+                builder
+                    .with_client_auth_cert(vec![certificate(&files.certificate)], key)
+                    .expect("the key belongs to the certificate")
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -42,21 +44,21 @@ impl Authority {
     }
 }
 
-/// The certificate in a file.
+/// Reads the first certificate of a PEM file.
 pub(crate) fn certificate(file: &Path) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(file).expect("a certificate")
 }
 
-/// A TLS connection; reading its end fails unless the other side sent close_notify.
+/// A TLS connection. A read at the end of the connection fails unless the server sent close_notify.
 pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
-/// The client's side of a connection before the handshake.
+/// Returns the client's side of a TLS connection before the handshake.
 pub(crate) fn new_client(config: &Arc<ClientConfig>) -> ClientConnection {
     let name = ServerName::try_from("localhost").expect("a name");
-    ClientConnection::new(Arc::clone(config), name).expect("the configuration is good")
+    ClientConnection::new(Arc::clone(config), name).expect("the TLS configuration is valid")
 }
 
-/// Does the handshake.
+/// Does the TLS handshake on the socket; returns the TLS connection.
 pub(crate) fn handshake(config: &Arc<ClientConfig>, socket: TcpStream) -> io::Result<TlsStream> {
     let mut stream = StreamOwned::new(new_client(config), socket);
     while stream.conn.is_handshaking() {
@@ -65,7 +67,7 @@ pub(crate) fn handshake(config: &Arc<ClientConfig>, socket: TcpStream) -> io::Re
     Ok(stream)
 }
 
-/// Reads to the end: the bytes, and whether the other side sent close_notify.
+/// Reads to the end of the connection; returns the bytes, and whether the server sent close_notify.
 pub(crate) fn read_until_closed(stream: &mut TlsStream) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let ended = stream.read_to_end(&mut bytes);

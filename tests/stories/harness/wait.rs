@@ -1,12 +1,12 @@
-//! Waiting for a condition, which is checked in short intervals up to a deadline.
+//! Waits for a condition, which is checked every 1 to 50 ms until a deadline.
 
 use std::time::{Duration, Instant};
 
 /// The result of a condition: `true`, or `Some` value.
 pub(crate) trait Condition {
-    /// What [`wait_until`] returns.
+    /// The type that [`wait_until`] returns.
     type Value;
-    /// The value, if the condition holds.
+    /// Returns the value; `None` if the condition does not hold yet.
     fn value(self) -> Option<Self::Value>;
 }
 
@@ -24,7 +24,7 @@ impl<T> Condition for Option<T> {
     }
 }
 
-/// Returns when the condition holds; panics with its `description` once `deadline` has passed.
+/// Waits until the condition holds; returns its value. Panics with `description` when `deadline` has passed.
 #[track_caller]
 pub(crate) fn wait_until<C: Condition>(
     deadline: Duration,
@@ -37,13 +37,13 @@ pub(crate) fn wait_until<C: Condition>(
     }
 }
 
-/// As [`wait_until`]; returns `None` once `deadline` has passed.
+/// Waits until the condition is `Some`; returns its value, or `None` when `deadline` has passed.
 pub(crate) fn poll<T>(deadline: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let started = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
-        // Checked once more after the deadline, so that a machine that stalled during the pause does not fail the
-        // story.
+        // The condition is checked once more after the deadline, so that a story does not fail only because the machine
+        // stalled during the pause.
         let is_last = started.elapsed() >= deadline;
         if let Some(value) = condition() {
             return Some(value);

@@ -1,14 +1,14 @@
-//! A small ZooKeeper client, written from the protocol.
+//! A small ZooKeeper client that implements the wire protocol itself.
 //!
-//! It does not use the crate that the daemons use, so that the stories check them independently. Every call has a
-//! deadline. It sends no pings: its session lasts [`SESSION`] after the last call.
+//! It does not use the zookeeper crate of the daemons, so that the stories check the daemons independently. Every call
+//! has a deadline. The client sends no pings, so its session expires [`SESSION`] after the last call.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// How long the server keeps the session, and with it the ephemeral nodes, after the last call.
+/// The session timeout: the server keeps the session and its ephemeral nodes for this time after the last call.
 const SESSION: Duration = Duration::from_secs(30);
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -23,7 +23,7 @@ const OK: i32 = 0;
 const NO_NODE: i32 = -101;
 const NODE_EXISTS: i32 = -110;
 
-/// One session; dropped, it is closed, which deletes its ephemeral nodes.
+/// One session; dropping it closes the session, which deletes its ephemeral nodes.
 pub(crate) struct ZkClient {
     stream: Mutex<TcpStream>,
 }
@@ -33,7 +33,7 @@ pub(crate) struct ZkClient {
 pub(crate) struct Node {
     pub(crate) data: Vec<u8>,
     pub(crate) version: i32,
-    /// The session that owns an ephemeral node; 0 for a persistent one.
+    /// The id of the session that owns an ephemeral node; 0 for a persistent node.
     pub(crate) ephemeral_owner: i64,
 }
 
@@ -52,7 +52,7 @@ impl ZkClient {
         Ok(ZkClient { stream: Mutex::new(stream) })
     }
 
-    /// The node, if it exists.
+    /// Reads a node; returns `None` if it does not exist.
     pub(crate) fn get(&self, path: &str) -> Option<Node> {
         let mut request = ZkRequest::default();
         request.text(path).bool(false);
@@ -69,12 +69,12 @@ impl ZkClient {
         Some(Node { data, version, ephemeral_owner: answer.long() })
     }
 
-    /// The node's data as text, if it exists.
+    /// Reads a node's data as text; returns `None` if the node does not exist.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
         self.get(path).map(|node| String::from_utf8_lossy(&node.data).into_owned())
     }
 
-    /// The names of the node's children, sorted; none if the node does not exist.
+    /// Returns the sorted names of a node's children; empty if the node does not exist.
     pub(crate) fn children(&self, path: &str) -> Vec<String> {
         let mut request = ZkRequest::default();
         request.text(path).bool(false);
@@ -90,7 +90,7 @@ impl ZkClient {
         names
     }
 
-    /// Creates a persistent node and its missing parents. False if it exists already.
+    /// Creates a persistent node and its missing parents. Returns false if the node already exists.
     pub(crate) fn create(&self, path: &str, data: &str) -> bool {
         for (at, _) in path.match_indices('/').skip(1) {
             self.create_one(&path[..at], "", false);
@@ -98,19 +98,19 @@ impl ZkClient {
         self.create_one(path, data, false)
     }
 
-    /// Creates an ephemeral node of this session. False if it exists already.
+    /// Creates an ephemeral node of this session. Returns false if the node already exists.
     pub(crate) fn create_ephemeral(&self, path: &str, data: &str) -> bool {
         self.create_one(path, data, true)
     }
 
-    /// Overwrites an existing node.
+    /// Overwrites the data of a node; panics if the node does not exist.
     pub(crate) fn write(&self, path: &str, data: &str) {
         let mut request = ZkRequest::default();
         request.text(path).buffer(data.as_bytes()).int(-1);
         expect(self.call(SET_DATA, &request).0, OK, "write", path);
     }
 
-    /// Deletes a node without children. False if it does not exist.
+    /// Deletes a node without children. Returns false if the node does not exist.
     pub(crate) fn delete(&self, path: &str) -> bool {
         let mut request = ZkRequest::default();
         request.text(path).int(-1);
@@ -152,7 +152,7 @@ impl Drop for ZkClient {
         frame.int(1).int(CLOSE);
         let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if send(&mut stream, &frame).is_ok() {
-            // After the response the ephemeral nodes are deleted.
+            // The server has deleted the ephemeral nodes when it responds, so the response is awaited.
             let _ = receive(&mut stream);
         }
     }

@@ -9,10 +9,10 @@ use super::jars::{Edition, java};
 use super::process::{Process, folder, free_port, tail};
 use super::{ServerProcess, ZkClient, poll};
 
-/// How long a server may take from start to its first answer.
+/// Deadline for a server from its start to its first answer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// One standalone server on a free port; dropped, it is killed.
+/// One standalone server on a free port; dropping the value kills it.
 pub(crate) struct ZooKeeper {
     port: u16,
     folder: PathBuf,
@@ -20,7 +20,7 @@ pub(crate) struct ZooKeeper {
 }
 
 impl ZooKeeper {
-    /// Starts one; returns when it answers.
+    /// Starts a server; returns when it answers.
     pub(crate) fn start() -> ZooKeeper {
         let port = free_port();
         let folder = folder("zookeeper");
@@ -37,17 +37,18 @@ impl ZooKeeper {
         server
     }
 
-    /// `host:port` of the server.
+    /// Returns `host:port` of the server.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// A session of the harness with this server.
+    /// Opens a session with this server, through the client of the harness.
     pub(crate) fn client(&self) -> ZkClient {
         ZkClient::connect(&self.address()).expect("the server answers")
     }
 
-    /// Starts it again with the same port and data (killed before if it still runs); returns when it answers.
+    /// Starts the server again with the same port and data; returns when it answers. A server that still runs is
+    /// killed first.
     pub(crate) fn restart(&self) {
         self.relaunch();
         self.wait_ready();
@@ -73,7 +74,7 @@ impl Deref for ZooKeeper {
 }
 
 fn launch(folder: &Path) -> Process {
-    // Without forceSync no write waits for the disk. Data still survives a kill -9: the kernel has it.
+    // Without forceSync no write waits for the disk. A kill -9 loses no data: the page cache has it.
     let mut command =
         java(Edition::WithZooKeeper, &["-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dzookeeper.forceSync=no"]);
     command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(folder.join("zookeeper.properties"));

@@ -1,4 +1,4 @@
-//! Connections: versions, options, pipelining, `Expect`, upgrades.
+//! Rows about connections: persistence, pipelining, `Expect`, `Upgrade`.
 
 use super::script::{End, Row, Step, answer, answered, refused, refused_post, script, send, stored};
 
@@ -8,7 +8,7 @@ pub(super) fn rows() -> Vec<Row> {
     [persistence(), pipelining(), expectations(), upgrades()].concat()
 }
 
-/// Answered, and the connection is closed although another request follows.
+/// A row that is answered with 200 and stored; then the connection is closed although another request follows.
 fn last(section: &'static str, bytes: &str) -> Row {
     let follows = format!("{bytes}{{P}}Content-Length: 8\r\n\r\nsmuggled");
     script(section, &[send(follows), answer("200")], End::Closed, &["{B}"])
@@ -75,14 +75,14 @@ fn expectations() -> Vec<Row> {
     let continued = |head: String, more: &str| {
         script("9110 10.1.1", &[send(head), answer("100"), send(more), answer("200")], End::Open, &["{B}"])
     };
-    // Answered before the client has sent any of the body.
+    // kproxy answers before the client has sent any byte of the body.
     let early = |head: String, what: &str| script("9110 10.1.1", &[send(head), answer(what)], End::Closed, &[]);
     let to = |target: &str| format!("POST {target} HTTP/1.1\r\nHost: h\r\n{waits}Content-Length: 5\r\n\r\n");
     vec![
         continued(format!("{{P}}{waits}Content-Length: 5\r\n\r\n"), "{B}"),
         continued("{P}expect:100-CONTINUE\r\nContent-Length: 5\r\n\r\n".to_owned(), "{B}"),
         continued(format!("{{P}}{waits}Transfer-Encoding: chunked\r\n\r\n"), "5\r\n{B}\r\n0\r\n\r\n"),
-        // There is no 100 where the body has arrived already.
+        // kproxy sends no 100 if the body has arrived already.
         stored("9110 10.1.1", &format!("{waits}{MESSAGE}")),
         early(format!("{{P}}{waits}Content-Length: 100001\r\n\r\n"), "413 too_large"),
         early(to("/nowhere"), "404 unknown_path"),
@@ -94,7 +94,7 @@ fn expectations() -> Vec<Row> {
         answered("9110 10.1.1", format!("{{P}}{waits}Content-Length: 0\r\n\r\n"), &["400 empty_body"], &[]),
         refused_post("9110 10.1.1", &format!("Expect: 42\r\n{MESSAGE}"), "417 bad_expectation"),
         refused_post("9110 10.1.1", &format!("Expect: 100-continue, 42\r\n{MESSAGE}"), "417 bad_expectation"),
-        // HTTP/1.0 has no Expect.
+        // HTTP/1.0 has no `Expect`, so the field is ignored.
         last("9110 10.1.1", &format!("POST /commit?topic={{T}} HTTP/1.0\r\n{waits}{MESSAGE}")),
         last("9110 10.1.1", &format!("POST /commit?topic={{T}} HTTP/1.0\r\nExpect: 42\r\n{MESSAGE}")),
     ]

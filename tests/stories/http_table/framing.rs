@@ -1,4 +1,4 @@
-//! Where a body ends: Content-Length, Transfer-Encoding, chunks, trailers, sizes.
+//! Rows about the length of a body: Content-Length, Transfer-Encoding, chunks, trailers, sizes.
 
 use super::script::{End, Row, Step, answer, answered, refused, refused_post, script, send, stored};
 
@@ -73,12 +73,12 @@ fn codings() -> Vec<Row> {
             "POST /commit?topic={T} HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{B}\r\n0\r\n\r\n",
             "400 bad_request",
         ),
-        // TE is about the answer and does not affect the request.
+        // `TE` names codings that the client accepts in the answer, so it does not affect the request.
         stored("9110 10.1.4", "TE: trailers, gzip\r\nConnection: TE\r\nContent-Length: 5\r\n\r\n{B}"),
     ]
 }
 
-/// The head of a chunked POST.
+/// Returns a chunked POST; `body` is the encoded body with its chunk sizes.
 fn chunked(body: &str) -> String {
     format!("{{P}}Transfer-Encoding: chunked\r\n\r\n{body}")
 }
@@ -140,7 +140,7 @@ fn trailers() -> Vec<Row> {
     vec![
         good("9112 7.1.2", "X: y\r\nZ:\r\n"),
         good("9112 7.1.2", "X: \u{e4}\r\n"),
-        // Framing fields in a trailer have no effect; trailers are discarded.
+        // kproxy discards trailers, so a framing field in a trailer has no effect.
         good("9110 6.5.1", "Content-Length: 3\r\n"),
         good("9110 6.5.1", "Transfer-Encoding: gzip\r\nHost: other\r\n"),
         bad("9112 7.1.2", "X : y\r\n"),
@@ -166,7 +166,7 @@ fn sizes() -> Vec<Row> {
         refused_post("9110 15.5.14", &by_length(MAX_BODY + 1), "413 too_large"),
         good_chunks("9110 15.5.14", &by_chunks(MAX_BODY), &body),
         refused("9110 15.5.14", chunked(&by_chunks(MAX_BODY + 2)), "413 too_large"),
-        // Answered before any of the body arrives, and while the whole body is being sent.
+        // The first of these rows is answered before any byte of the body arrives, the second while the body arrives.
         script(
             "9110 15.5.14",
             &[send(format!("{{P}}Content-Length: {}\r\n\r\n", MAX_BODY + 1)), answer("413 too_large")],
@@ -174,7 +174,7 @@ fn sizes() -> Vec<Row> {
             &[],
         ),
         refused_post("9112 9.6", &by_length(5_000_000), "413 too_large"),
-        // The body of a refused request is skipped if it is short; else the connection is closed.
+        // kproxy skips the body of a refused request of up to 64 KiB; for a longer body it closes the connection.
         answered(
             "9112 9.3",
             format!("PUT /commit HTTP/1.1\r\nHost: h\r\n{}", by_length(60_000)),
@@ -191,7 +191,7 @@ fn sizes() -> Vec<Row> {
     ]
 }
 
-/// A body that ends before it is complete is no message.
+/// Requests that end, or stop arriving, before they are complete: nothing is stored.
 fn truncated() -> Vec<Row> {
     let cut = |section, bytes: &str| script(section, &[send(bytes), Step::HalfClose], End::Closed, &[]);
     let slow = |section, bytes: &str| script(section, &[send(bytes), answer("408 request_timeout")], End::Closed, &[]);

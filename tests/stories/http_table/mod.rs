@@ -1,7 +1,8 @@
-//! A table of odd and hostile requests, each with the section of its RFC, sent to one kproxy with a real Kafka.
+//! A table of unusual, malformed and hostile requests, each with the section of its RFC, sent to one kproxy with a real
+//! Kafka.
 //!
-//! A row is a small script of bytes and answers. After it the connection either serves another request or is closed. At
-//! the end the topic has exactly the messages that the rows expect.
+//! A row is a small script of bytes to send and answers to expect. After the script, the connection either serves
+//! another request or is closed, as the row states. At the end the topic has exactly the messages that the rows expect.
 
 mod connections;
 mod framing;
@@ -38,12 +39,12 @@ fn every_row_gets_its_answers_and_only_confirmed_messages_are_stored() {
     assert!(failures.is_empty(), "{} of {} rows:\n{}", failures.len(), rows.len(), failures.join("\n"));
     eprintln!("{} rows, {} messages stored by them", rows.len(), expected.len());
 
-    // acks=0 is answered before Kafka has the message.
+    // A commit with acks=0 is answered before Kafka has stored the message.
     wait_until(DEADLINE, "all messages are stored", || cluster.log_ends(&topic)[&0] >= expected.len() as i64);
     let mut stored: Vec<_> = cluster.messages(&topic).into_iter().map(|message| message.value).collect();
     stored.sort();
     expected.sort();
-    assert!(stored == expected, "{:?}\nbut expected {:?}", texts(&stored), texts(&expected));
+    assert!(stored == expected, "stored {:?}\nbut expected {:?}", texts(&stored), texts(&expected));
 
     wait_until(DEADLINE, "all connections are closed", || kproxy.has_metric("http_connections{server=\"http\"} 0"));
     let counted = limits(&kproxy);
@@ -53,7 +54,7 @@ fn every_row_gets_its_answers_and_only_confirmed_messages_are_stored() {
     kproxy.daemon.stop(DEADLINE);
 }
 
-/// How often each limit was reached.
+/// Returns how often each limit of the HTTP server was reached, by the name of the limit.
 fn limits(kproxy: &Kproxy) -> BTreeMap<String, u64> {
     let metrics = kproxy.metrics();
     let lines = metrics.text().lines().filter_map(|line| line.strip_prefix("http_limits_total{limit=\""));

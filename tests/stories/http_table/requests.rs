@@ -1,4 +1,4 @@
-//! Request lines, targets, Host and header fields.
+//! Rows about request lines, targets, Host and header fields.
 
 use super::script::{Row, answered, refused, refused_post, stored};
 
@@ -8,7 +8,7 @@ pub(super) fn rows() -> Vec<Row> {
     [lines(), methods(), versions(), other_protocols(), targets(), queries(), hosts(), fields()].concat()
 }
 
-/// A request for /commit with this request line.
+/// Returns a request with this request line and the body `{B}`.
 fn with_line(line: &str) -> String {
     format!("{line}\r\nHost: h\r\n{MESSAGE}")
 }
@@ -85,7 +85,7 @@ fn other_protocols() -> Vec<Row> {
     ]
 }
 
-/// A request for /commit at this target.
+/// Returns a POST to this target with the body `{B}`.
 fn to(target: &str) -> String {
     with_line(&format!("POST {target} HTTP/1.1"))
 }
@@ -180,7 +180,7 @@ fn hosts() -> Vec<Row> {
 fn fields() -> Vec<Row> {
     let bad = |section, field: &str| refused_post(section, &format!("{field}\r\n{MESSAGE}"), "400 bad_request");
     let good = |section, field: &str| stored(section, &format!("{field}\r\n{MESSAGE}"));
-    // Host and Content-Length make the number of fields complete.
+    // `count` includes the fields Host and Content-Length.
     let many = |count: usize| "X: y\r\n".repeat(count - 2);
     vec![
         bad("9112 5.1", "X : y"),

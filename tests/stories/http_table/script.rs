@@ -1,41 +1,42 @@
-//! A row of the table, and how it is run.
+//! A row of the table, and the code that runs it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-/// Sent behind a refused request, in the same write: it must never be handled as a request.
+/// A request that is sent directly after a refused one, in the same write. kproxy must not handle it.
 const SMUGGLED: &str = "POST /commit?topic={T} HTTP/1.1\r\nHost: h\r\nContent-Length: 8\r\n\r\nsmuggled";
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// One step of a script.
 ///
-/// In bytes and bodies, `{T}` stands for the topic, `{B}` for five letters that are unique to the row, and `{P}` for
-/// the request line and Host of a POST.
+/// In bytes and bodies, `{T}` stands for the topic, `{B}` for five characters that are unique to the row, and `{P}` for
+/// the request line and the Host field of a POST to `/commit`.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Send(Vec<u8>),
-    /// A status; then an error code, whose answer must have `stored: no`, or `-` where no body may follow.
+    /// Expects an answer with this status. A second word is the `error` of the body, which must also have
+    /// `"stored":"no"`; the word `-` means that the answer has no body.
     BackendAnswer(String),
-    /// The client closes its sending side.
+    /// Closes the sending side of the client's connection.
     HalfClose,
 }
 
 /// The state of the connection after the row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It serves the next request.
+    /// The connection serves another request.
     Open,
     Closed,
 }
 
-/// One row.
+/// One row of the table.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) section: &'static str,
     steps: Vec<Step>,
     end: End,
-    /// The stored bodies.
+    /// The bodies of this row that must be stored.
     stored: Vec<String>,
 }
 
@@ -47,35 +48,35 @@ pub(super) fn answer(what: &str) -> Step {
     Step::BackendAnswer(what.to_owned())
 }
 
-/// A row of any form.
+/// A row with any steps.
 pub(super) fn script(section: &'static str, steps: &[Step], end: End, stored: &[&str]) -> Row {
     Row { section, steps: steps.to_vec(), end, stored: stored.iter().map(|body| (*body).to_owned()).collect() }
 }
 
-/// Bytes and their answers; the connection stays open.
+/// A row that sends these bytes and expects these answers; the connection stays open.
 pub(super) fn answered(section: &'static str, bytes: impl AsRef<[u8]>, answers: &[&str], stored: &[&str]) -> Row {
     let answers = answers.iter().map(|what| answer(what));
     script(section, &[send(bytes)].into_iter().chain(answers).collect::<Vec<_>>(), End::Open, stored)
 }
 
-/// A POST with further fields and a body, stored as `{B}`.
+/// A row that sends a POST; `rest` is its further fields and its body, which is stored as `{B}`.
 pub(super) fn stored(section: &'static str, rest: &str) -> Row {
     answered(section, format!("{{P}}{rest}"), &["200"], &["{B}"])
 }
 
-/// Bytes that are refused; the connection is closed although another request follows.
+/// A row whose bytes are refused with the answer `what`. The connection is closed although another request follows.
 pub(super) fn refused(section: &'static str, bytes: impl AsRef<[u8]>, what: &str) -> Row {
     let bytes = [bytes.as_ref(), SMUGGLED.as_bytes()].concat();
     script(section, &[send(bytes), answer(what)], End::Closed, &[])
 }
 
-/// As [`refused`], for a POST with further fields and a body.
+/// A row whose POST is refused with the answer `what`; `rest` is its further fields and its body.
 pub(super) fn refused_post(section: &'static str, rest: &str, what: &str) -> Row {
     refused(section, format!("{{P}}{rest}"), what)
 }
 
 impl Row {
-    /// The beginning of the bytes that it sends first.
+    /// Returns the beginning of the bytes that the row sends first.
     pub(super) fn excerpt(&self) -> String {
         match &self.steps[..] {
             [Step::Send(bytes), ..] => format!("{:.150}", format!("{:?}", String::from_utf8_lossy(bytes))),
@@ -83,7 +84,7 @@ impl Row {
         }
     }
 
-    /// Runs the row; returns the bodies that must be stored.
+    /// Runs the row; returns the bodies that must be stored, or the reason of the failure.
     pub(super) fn run(&self, address: &str, topic: &str, number: usize) -> Result<Vec<Vec<u8>>, String> {
         let fill = |bytes: &[u8]| {
             let post = format!("POST /commit?topic={topic} HTTP/1.1\r\nHost: h\r\n");
@@ -109,7 +110,7 @@ impl Row {
             sent.and_then(|()| wire.expect("200")).map_err(|error| format!("the next request: {error}"))?;
         } else {
             if sends {
-                // The connection may be closed already.
+                // The send fails if kproxy has closed the connection already.
                 let _ = wire.send(&fill(SMUGGLED.as_bytes()));
             }
             let mut rest = Vec::new();
@@ -134,7 +135,7 @@ fn replace(bytes: &[u8], mark: &[u8], with: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A connection whose answers are parsed strictly.
+/// A client connection that parses answers strictly.
 struct Wire(BufReader<TcpStream>);
 
 impl Wire {
