@@ -83,6 +83,45 @@ impl<'a> WireReader<'a> {
         }
     }
 
+    /// An `UNSIGNED_VARINT`.
+    pub fn unsigned_varint(&mut self) -> Result<u32, Malformed> {
+        let value = self.unsigned(MAX_VARINT_BYTES)?;
+        u32::try_from(value).map_err(|_| Malformed("a variable-length number that is too large"))
+    }
+
+    /// A string, compact in the flexible versions of a message; `None` is null.
+    pub fn string(&mut self, flexible: bool) -> Result<Option<&'a str>, Malformed> {
+        let length = if flexible { i64::from(self.unsigned_varint()?) - 1 } else { i64::from(self.i16()?) };
+        if length == -1 {
+            return Ok(None);
+        }
+        let bytes = self.take(usize::try_from(length).map_err(|_| Malformed("a negative length"))?)?;
+        std::str::from_utf8(bytes).map(Some).map_err(|_| Malformed("a string that is not UTF-8"))
+    }
+
+    /// The number of elements of an array, of at least `min_bytes` each, so that no more are announced than there can be;
+    /// null counts as none.
+    pub fn array(&mut self, flexible: bool, min_bytes: usize) -> Result<usize, Malformed> {
+        let count = if flexible { i64::from(self.unsigned_varint()?) - 1 } else { i64::from(self.i32()?) };
+        let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+        if count.saturating_mul(min_bytes.max(1)) > self.rest.len() {
+            return Err(Malformed("an array with more elements than there are bytes"));
+        }
+        Ok(count)
+    }
+
+    /// The tagged fields at the end of a structure of a flexible version; `take` is given number and data of each.
+    pub fn tagged_fields(
+        &mut self,
+        mut take: impl FnMut(u32, &mut WireReader<'a>) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
+        for _ in 0..self.unsigned_varint()? {
+            let (tag, size) = (self.unsigned_varint()?, self.unsigned_varint()?);
+            take(tag, &mut WireReader::new(self.take(size as usize)?))?;
+        }
+        Ok(())
+    }
+
     fn unsigned(&mut self, max_bytes: usize) -> Result<u64, Malformed> {
         let mut value = 0_u64;
         for index in 0..max_bytes {
@@ -110,6 +149,36 @@ pub fn put_varlong(buffer: &mut Vec<u8>, value: i64) {
         rest >>= 7;
     }
     buffer.push(rest as u8);
+}
+
+/// Appends an `UNSIGNED_VARINT`.
+pub fn put_unsigned_varint(buffer: &mut Vec<u8>, value: u32) {
+    let mut rest = value;
+    while rest >= 0x80 {
+        buffer.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    buffer.push(rest as u8);
+}
+
+/// Appends a string, compact in flexible versions. Strings of the protocol have at most 32,767 bytes.
+pub fn put_string(buffer: &mut Vec<u8>, flexible: bool, text: &str) {
+    debug_assert!(text.len() <= i16::MAX as usize, "longer than a string of the protocol can be");
+    if flexible {
+        put_unsigned_varint(buffer, text.len() as u32 + 1);
+    } else {
+        buffer.extend_from_slice(&(text.len() as i16).to_be_bytes());
+    }
+    buffer.extend_from_slice(text.as_bytes());
+}
+
+/// Appends the length of an array or of bytes, compact in flexible versions.
+pub fn put_length(buffer: &mut Vec<u8>, flexible: bool, length: usize) {
+    if flexible {
+        put_unsigned_varint(buffer, length as u32 + 1);
+    } else {
+        buffer.extend_from_slice(&(length as i32).to_be_bytes());
+    }
 }
 
 /// Appends bytes after their length as `VARINT`; `None` is the length -1.
