@@ -15,6 +15,7 @@
 
 pub mod compression;
 pub mod produce;
+pub mod producer;
 pub mod record_batch;
 pub mod records;
 
