@@ -4,6 +4,7 @@
 //!
 //! - [`wire`]: the primitive types of the protocol, read with bounds.
 //! - [`compression`]: the four codecs, each with a limit on what comes out.
+//! - [`frame`]: requests and responses on a connection.
 //! - [`produce`]: Produce requests and responses.
 //! - [`record_batch`]: records to a batch of message format 2, the only one that is written.
 //! - [`records`]: the record data of a fetch response to records, in message formats 0, 1 and 2.
@@ -14,6 +15,7 @@
 //! Source of the formats: the protocol guide and the message format section of the documentation of Apache Kafka.
 
 pub mod compression;
+pub mod frame;
 pub mod produce;
 pub mod producer;
 pub mod record_batch;
