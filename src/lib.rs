@@ -86,6 +86,7 @@ pub mod ktransfer;
 pub mod admin;
 pub mod broker;
 pub mod http;
+pub mod kafka;
 pub mod keeper;
 pub mod metrics;
 

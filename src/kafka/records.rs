@@ -1,0 +1,381 @@
+//! The record data of a fetch response to records, in message formats 0, 1 and 2.
+//!
+//! A response holds whole entries one after the other, and may end in the middle of one, which is left out. An entry is a batch
+//! (format 2) or a message (formats 0 and 1); a compressed message holds a set of messages. A fetch may return records before
+//! the offset that was asked for, since a batch is returned whole: the caller leaves them out.
+
+use super::compression::{Codec, CompressionError};
+use super::record_batch::HEADER_BYTES;
+use super::wire::{Malformed, WireReader};
+
+/// Bytes of offset and size, which the size does not count.
+const PREFIX_BYTES: usize = 12;
+/// Position of the magic in an entry of any format.
+const MAGIC_AT: usize = 16;
+/// Messages within a compressed message are not compressed again.
+const MAX_DEPTH: usize = 1;
+
+/// Why an entry could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The entry is not what its length and counts announce.
+    #[error("a malformed batch at offset {offset}: {cause}")]
+    Malformed {
+        /// Offset of the entry.
+        offset: i64,
+        /// What is wrong with it.
+        cause: Malformed,
+    },
+    /// The CRC does not match: the data was damaged on its way or on a disk.
+    #[error("the batch at offset {offset} is damaged: its CRC is {computed:#010x}, {announced:#010x} is written")]
+    Crc {
+        /// Offset of the entry.
+        offset: i64,
+        /// CRC over the bytes.
+        computed: u32,
+        /// CRC in the entry.
+        announced: u32,
+    },
+    /// A message format this client does not know.
+    #[error("the batch at offset {offset} has message format {magic}, known are 0 to 2")]
+    UnknownFormat {
+        /// Offset of the entry.
+        offset: i64,
+        /// Its magic.
+        magic: i8,
+    },
+    /// A codec Kafka does not define.
+    #[error("the batch at offset {offset} has compression codec {number}, known are 0 to 4")]
+    UnknownCodec {
+        /// Offset of the entry.
+        offset: i64,
+        /// Its number.
+        number: i16,
+    },
+    /// The compressed data cannot be decompressed, or not within the limit.
+    #[error("the batch at offset {offset}: {cause}")]
+    Compression {
+        /// Offset of the entry.
+        offset: i64,
+        /// Why.
+        cause: CompressionError,
+    },
+}
+
+/// A record as it was read; it borrows from the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRecord<'a> {
+    /// Offset in its partition.
+    pub offset: i64,
+    /// Milliseconds since 1970; `None` in format 0 and where the writer gave none.
+    pub timestamp_ms: Option<i64>,
+    /// Key.
+    pub key: Option<&'a [u8]>,
+    /// Value; `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Headers.
+    pub headers: ReadHeaders<'a>,
+}
+
+/// The headers of a record; checked when the record was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadHeaders<'a> {
+    count: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> ReadHeaders<'a> {
+    const NONE: ReadHeaders<'static> = ReadHeaders { count: 0, bytes: &[] };
+
+    /// Number of headers.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether the record has no headers.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Name (bytes, UTF-8 by convention) and value of each, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
+        let mut reader = WireReader::new(self.bytes);
+        (0..self.count).map_while(move |_| header(&mut reader).ok())
+    }
+}
+
+fn header<'a>(reader: &mut WireReader<'a>) -> Result<(&'a [u8], Option<&'a [u8]>), Malformed> {
+    let name = reader.varint_bytes()?.ok_or(Malformed("a header without a name"))?;
+    Ok((name, reader.varint_bytes()?))
+}
+
+/// One entry of record data.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Offset of the first record; in formats 0 and 1 of the only one, or, when compressed, of the last one.
+    offset: i64,
+    /// All bytes, prefix included.
+    bytes: &'a [u8],
+    magic: i8,
+}
+
+/// What the header of a batch says besides its records; for formats 0 and 1 what amounts to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchInfo {
+    /// The next offset to be fetched after this entry; compaction may have removed the records before it.
+    pub next_offset: i64,
+    /// Leader epoch under which it was appended; -1 where unknown.
+    pub leader_epoch: i32,
+    /// Producer id; -1 without idempotence.
+    pub producer_id: i64,
+    /// Whether it is part of a transaction.
+    pub is_transactional: bool,
+    /// Whether it holds a control record (a transaction marker), which no consumer is given.
+    pub is_control: bool,
+}
+
+/// The entries of record data, in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Entries<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Entries<'a> {
+    /// The entries of `data`, the record data of one partition of a fetch response.
+    pub fn of(data: &'a [u8]) -> Self {
+        Entries { rest: data }
+    }
+
+    fn split(&mut self) -> Result<Option<Entry<'a>>, RecordError> {
+        let mut reader = WireReader::new(self.rest);
+        let (Ok(offset), Ok(size)) = (reader.i64(), reader.i32()) else { return Ok(None) };
+        let malformed = |cause| RecordError::Malformed { offset, cause };
+        let size = usize::try_from(size).map_err(|_| malformed(Malformed("a negative length")))?;
+        if size + PREFIX_BYTES <= MAGIC_AT {
+            return Err(malformed(Malformed("a length that is too small")));
+        }
+        // The last entry may be cut off: the broker fills the response to its last byte.
+        let Some((bytes, rest)) = self.rest.split_at_checked(PREFIX_BYTES + size) else { return Ok(None) };
+        self.rest = rest;
+        Ok(Some(Entry { offset, bytes, magic: bytes[MAGIC_AT].cast_signed() }))
+    }
+}
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = Result<Entry<'a>, RecordError>;
+
+    /// The next entry; nothing follows an error, since the next beginning is not known.
+    fn next(&mut self) -> Option<Self::Item> {
+        let entry = self.split();
+        if !matches!(entry, Ok(Some(_))) {
+            self.rest = &[];
+        }
+        entry.transpose()
+    }
+}
+
+impl Entry<'_> {
+    /// Checks the entry and gives each of its records to `take`, in order; control records are left out. `max_bytes` bounds
+    /// what is decompressed. After an error some records may have been given already.
+    pub fn read(&self, max_bytes: usize, mut take: impl FnMut(ReadRecord)) -> Result<BatchInfo, RecordError> {
+        match self.magic {
+            2 => self.read_batch(max_bytes, &mut take),
+            0 | 1 => self.read_messages(max_bytes, &mut take),
+            magic => Err(RecordError::UnknownFormat { offset: self.offset, magic }),
+        }
+    }
+
+    fn malformed(&self, cause: Malformed) -> RecordError {
+        RecordError::Malformed { offset: self.offset, cause }
+    }
+
+    fn codec(&self, number: i16) -> Result<Codec, RecordError> {
+        Codec::from_number(number).ok_or(RecordError::UnknownCodec { offset: self.offset, number })
+    }
+
+    fn decompress(&self, codec: Codec, data: &[u8], max_bytes: usize) -> Result<Vec<u8>, RecordError> {
+        codec.decompress(data, max_bytes).map_err(|cause| RecordError::Compression { offset: self.offset, cause })
+    }
+
+    fn check_crc(&self, computed: u32, announced: u32) -> Result<(), RecordError> {
+        if computed == announced {
+            return Ok(());
+        }
+        Err(RecordError::Crc { offset: self.offset, computed, announced })
+    }
+
+    fn read_batch(&self, max_bytes: usize, take: &mut dyn FnMut(ReadRecord)) -> Result<BatchInfo, RecordError> {
+        if self.bytes.len() < HEADER_BYTES {
+            return Err(self.malformed(Malformed("a length that is too small")));
+        }
+        let header = BatchHeader::read(&mut WireReader::new(&self.bytes[PREFIX_BYTES..]))
+            .map_err(|cause| self.malformed(cause))?;
+        self.check_crc(crc32c::crc32c(&self.bytes[MAGIC_AT + 5..]), header.crc)?;
+        let codec = self.codec(header.attributes & 7)?;
+        let records = &self.bytes[HEADER_BYTES..];
+        let decompressed;
+        let records = if codec == Codec::None {
+            records
+        } else {
+            decompressed = self.decompress(codec, records, max_bytes)?;
+            &decompressed
+        };
+        let is_control = header.attributes & 0x20 != 0;
+        let mut reader = WireReader::new(records);
+        for _ in 0..header.count {
+            let record = header.record(self.offset, &mut reader).map_err(|cause| self.malformed(cause))?;
+            if !is_control {
+                take(record);
+            }
+        }
+        if !reader.is_empty() {
+            return Err(self.malformed(Malformed("bytes after the last record")));
+        }
+        Ok(BatchInfo {
+            next_offset: self.offset.saturating_add(i64::from(header.last_offset_delta)).saturating_add(1),
+            leader_epoch: header.leader_epoch,
+            producer_id: header.producer_id,
+            is_transactional: header.attributes & 0x10 != 0,
+            is_control,
+        })
+    }
+
+    fn read_messages(&self, max_bytes: usize, take: &mut dyn FnMut(ReadRecord)) -> Result<BatchInfo, RecordError> {
+        self.read_message(max_bytes, MAX_DEPTH, take)?;
+        Ok(BatchInfo {
+            next_offset: self.offset.saturating_add(1),
+            leader_epoch: -1,
+            producer_id: -1,
+            is_transactional: false,
+            is_control: false,
+        })
+    }
+
+    fn read_message(
+        &self,
+        max_bytes: usize,
+        depth: usize,
+        take: &mut dyn FnMut(ReadRecord),
+    ) -> Result<(), RecordError> {
+        let message = Message::read(self.bytes, self.magic).map_err(|cause| self.malformed(cause))?;
+        self.check_crc(crc32fast::hash(&self.bytes[MAGIC_AT..]), message.crc)?;
+        let codec = self.codec(message.attributes & 7)?;
+        if codec == Codec::None {
+            take(message.record(self.offset));
+            return Ok(());
+        }
+        let data = message.value.ok_or_else(|| self.malformed(Malformed("a compressed message without a value")))?;
+        if depth == 0 {
+            return Err(self.malformed(Malformed("a compressed message within a compressed message")));
+        }
+        let set = self.decompress(codec, data, max_bytes)?;
+        // Offsets within are relative to the first message in format 1, absolute in format 0.
+        let last = Entries::of(&set).last().transpose()?.map_or(0, |last| last.offset);
+        let base = if self.magic == 1 { self.offset.saturating_sub(last) } else { 0 };
+        for inner in Entries::of(&set) {
+            let inner = inner?;
+            let inner = Entry { offset: inner.offset.saturating_add(base), ..inner };
+            if inner.magic != self.magic {
+                return Err(self.malformed(Malformed("a message of another format within a compressed message")));
+            }
+            // The time of append, where the broker sets it, is that of the outer message.
+            let log_append_time = (message.attributes & 8 != 0).then_some(message.timestamp_ms).flatten();
+            inner.read_message(max_bytes, depth - 1, &mut |record| {
+                take(ReadRecord { timestamp_ms: log_append_time.or(record.timestamp_ms), ..record });
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The header of a batch after offset and length.
+struct BatchHeader {
+    leader_epoch: i32,
+    crc: u32,
+    attributes: i16,
+    last_offset_delta: i32,
+    base_timestamp: i64,
+    max_timestamp: i64,
+    producer_id: i64,
+    count: i32,
+}
+
+impl BatchHeader {
+    fn read(reader: &mut WireReader) -> Result<BatchHeader, Malformed> {
+        let leader_epoch = reader.i32()?;
+        reader.i8()?;
+        let (crc, attributes, last_offset_delta) = (reader.u32()?, reader.i16()?, reader.i32()?);
+        let (base_timestamp, max_timestamp, producer_id) = (reader.i64()?, reader.i64()?, reader.i64()?);
+        // Producer epoch and base sequence mean something to the broker only.
+        reader.i16()?;
+        reader.i32()?;
+        let count = reader.i32()?;
+        if count < 0 || last_offset_delta < 0 {
+            return Err(Malformed("a negative number of records"));
+        }
+        Ok(BatchHeader {
+            leader_epoch,
+            crc,
+            attributes,
+            last_offset_delta,
+            base_timestamp,
+            max_timestamp,
+            producer_id,
+            count,
+        })
+    }
+
+    fn record<'a>(&self, base_offset: i64, reader: &mut WireReader<'a>) -> Result<ReadRecord<'a>, Malformed> {
+        let length = usize::try_from(reader.varint()?).map_err(|_| Malformed("a negative length"))?;
+        let mut record = WireReader::new(reader.take(length)?);
+        record.i8()?;
+        let timestamp = self.base_timestamp.wrapping_add(record.varlong()?);
+        let offset = base_offset.saturating_add(i64::from(record.varint()?));
+        let (key, value) = (record.varint_bytes()?, record.varint_bytes()?);
+        let count = usize::try_from(record.varint()?).map_err(|_| Malformed("a negative number of headers"))?;
+        let bytes = record.rest();
+        for _ in 0..count {
+            header(&mut record)?;
+        }
+        if !record.is_empty() {
+            return Err(Malformed("bytes after the headers of a record"));
+        }
+        // Bit 3: the broker sets the time of append, which is the same for all records.
+        let timestamp = if self.attributes & 8 != 0 { self.max_timestamp } else { timestamp };
+        let timestamp_ms = (timestamp >= 0).then_some(timestamp);
+        Ok(ReadRecord { offset, timestamp_ms, key, value, headers: ReadHeaders { count, bytes } })
+    }
+}
+
+/// A message of format 0 or 1.
+struct Message<'a> {
+    crc: u32,
+    attributes: i16,
+    timestamp_ms: Option<i64>,
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+}
+
+impl<'a> Message<'a> {
+    fn read(bytes: &'a [u8], magic: i8) -> Result<Message<'a>, Malformed> {
+        let mut reader = WireReader::new(bytes);
+        reader.take(PREFIX_BYTES)?;
+        let crc = reader.u32()?;
+        reader.i8()?;
+        let attributes = i16::from(reader.i8()?);
+        let timestamp = if magic == 1 { reader.i64()? } else { -1 };
+        let (key, value) = (reader.nullable_bytes()?, reader.nullable_bytes()?);
+        if !reader.is_empty() {
+            return Err(Malformed("bytes after the value of a message"));
+        }
+        Ok(Message { crc, attributes, timestamp_ms: (timestamp >= 0).then_some(timestamp), key, value })
+    }
+
+    fn record(&self, offset: i64) -> ReadRecord<'a> {
+        let Message { timestamp_ms, key, value, .. } = *self;
+        ReadRecord { offset, timestamp_ms, key, value, headers: ReadHeaders::NONE }
+    }
+}
+
+#[cfg(test)]
+mod tests;

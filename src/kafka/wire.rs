@@ -1,0 +1,263 @@
+//! The primitive types of the Kafka protocol: big-endian integers, and zig-zag variable-length integers as in records.
+
+/// The bytes end before a value that should be there, or a value is impossible; in words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub &'static str);
+
+/// Longest encoding of a 64-bit variable-length integer.
+const MAX_VARLONG_BYTES: usize = 10;
+/// Longest encoding of a 32-bit variable-length integer.
+const MAX_VARINT_BYTES: usize = 5;
+
+/// Reads values from the front of a slice.
+#[derive(Clone, Copy, Debug)]
+pub struct WireReader<'a> {
+    rest: &'a [u8],
+}
+
+macro_rules! integers {
+    ($($name:ident: $type:ty),*) => {
+        $(
+            #[doc = concat!("A big-endian `", stringify!($type), "`.")]
+            pub fn $name(&mut self) -> Result<$type, Malformed> {
+                let (head, rest) = self.rest.split_first_chunk().ok_or(Malformed("the data ends in a number"))?;
+                self.rest = rest;
+                Ok(<$type>::from_be_bytes(*head))
+            }
+        )*
+    };
+}
+
+impl<'a> WireReader<'a> {
+    /// Reads from the first byte of `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        WireReader { rest: bytes }
+    }
+
+    /// What has not been read.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Whether everything has been read.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    integers!(i8: i8, i16: i16, i32: i32, i64: i64, u32: u32);
+
+    /// The next `count` bytes.
+    pub fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let (head, rest) = self.rest.split_at_checked(count).ok_or(Malformed("the data ends in a field"))?;
+        self.rest = rest;
+        Ok(head)
+    }
+
+    /// A zig-zag `VARINT`.
+    pub fn varint(&mut self) -> Result<i32, Malformed> {
+        let value = self.unsigned(MAX_VARINT_BYTES)?;
+        let value = u32::try_from(value).map_err(|_| Malformed("a variable-length number that is too large"))?;
+        Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+    }
+
+    /// A zig-zag `VARLONG`.
+    pub fn varlong(&mut self) -> Result<i64, Malformed> {
+        let value = self.unsigned(MAX_VARLONG_BYTES)?;
+        Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+    }
+
+    /// Bytes after their length as `VARINT`; `None` for the length -1.
+    pub fn varint_bytes(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
+        match self.varint()? {
+            -1 => Ok(None),
+            length => Ok(Some(self.take(usize::try_from(length).map_err(|_| Malformed("a negative length"))?)?)),
+        }
+    }
+
+    /// Bytes after their length as `i32`; `None` for the length -1.
+    pub fn nullable_bytes(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
+        match self.i32()? {
+            -1 => Ok(None),
+            length => Ok(Some(self.take(usize::try_from(length).map_err(|_| Malformed("a negative length"))?)?)),
+        }
+    }
+
+    /// An `UNSIGNED_VARINT`.
+    pub fn unsigned_varint(&mut self) -> Result<u32, Malformed> {
+        let value = self.unsigned(MAX_VARINT_BYTES)?;
+        u32::try_from(value).map_err(|_| Malformed("a variable-length number that is too large"))
+    }
+
+    /// A string, compact in the flexible versions of a message; `None` is null.
+    pub fn string(&mut self, flexible: bool) -> Result<Option<&'a str>, Malformed> {
+        let length = if flexible { i64::from(self.unsigned_varint()?) - 1 } else { i64::from(self.i16()?) };
+        if length == -1 {
+            return Ok(None);
+        }
+        let bytes = self.take(usize::try_from(length).map_err(|_| Malformed("a negative length"))?)?;
+        std::str::from_utf8(bytes).map(Some).map_err(|_| Malformed("a string that is not UTF-8"))
+    }
+
+    /// The number of elements of an array, of at least `min_bytes` each, so that no more are announced than there can be;
+    /// null counts as none.
+    pub fn array(&mut self, flexible: bool, min_bytes: usize) -> Result<usize, Malformed> {
+        let count = if flexible { i64::from(self.unsigned_varint()?) - 1 } else { i64::from(self.i32()?) };
+        let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+        if count.saturating_mul(min_bytes.max(1)) > self.rest.len() {
+            return Err(Malformed("an array with more elements than there are bytes"));
+        }
+        Ok(count)
+    }
+
+    /// The tagged fields at the end of a structure of a flexible version; `take` is given number and data of each.
+    pub fn tagged_fields(
+        &mut self,
+        mut take: impl FnMut(u32, &mut WireReader<'a>) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
+        for _ in 0..self.unsigned_varint()? {
+            let (tag, size) = (self.unsigned_varint()?, self.unsigned_varint()?);
+            take(tag, &mut WireReader::new(self.take(size as usize)?))?;
+        }
+        Ok(())
+    }
+
+    fn unsigned(&mut self, max_bytes: usize) -> Result<u64, Malformed> {
+        let mut value = 0_u64;
+        for index in 0..max_bytes {
+            let (byte, rest) = self.rest.split_first().ok_or(Malformed("the data ends in a number"))?;
+            self.rest = rest;
+            let bits = u64::from(byte & 0x7f);
+            // The tenth byte has room for one bit.
+            if index == MAX_VARLONG_BYTES - 1 && bits > 1 {
+                return Err(Malformed("a variable-length number that is too large"));
+            }
+            value |= bits << (7 * index);
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Malformed("a variable-length number that does not end"))
+    }
+}
+
+/// Appends a zig-zag `VARLONG`; of a value within 32 bits it is the `VARINT`.
+pub fn put_varlong(buffer: &mut Vec<u8>, value: i64) {
+    let mut rest = zig_zag(value);
+    while rest >= 0x80 {
+        buffer.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    buffer.push(rest as u8);
+}
+
+/// Appends an `UNSIGNED_VARINT`.
+pub fn put_unsigned_varint(buffer: &mut Vec<u8>, value: u32) {
+    let mut rest = value;
+    while rest >= 0x80 {
+        buffer.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    buffer.push(rest as u8);
+}
+
+/// Appends a string, compact in flexible versions. Strings of the protocol have at most 32,767 bytes.
+pub fn put_string(buffer: &mut Vec<u8>, flexible: bool, text: &str) {
+    debug_assert!(text.len() <= i16::MAX as usize, "longer than a string of the protocol can be");
+    if flexible {
+        put_unsigned_varint(buffer, text.len() as u32 + 1);
+    } else {
+        buffer.extend_from_slice(&(text.len() as i16).to_be_bytes());
+    }
+    buffer.extend_from_slice(text.as_bytes());
+}
+
+/// Appends the length of an array or of bytes, compact in flexible versions.
+pub fn put_length(buffer: &mut Vec<u8>, flexible: bool, length: usize) {
+    if flexible {
+        put_unsigned_varint(buffer, length as u32 + 1);
+    } else {
+        buffer.extend_from_slice(&(length as i32).to_be_bytes());
+    }
+}
+
+/// Appends bytes after their length as `VARINT`; `None` is the length -1.
+pub fn put_varint_bytes(buffer: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    put_varlong(buffer, bytes.map_or(-1, |bytes| bytes.len() as i64));
+    buffer.extend_from_slice(bytes.unwrap_or_default());
+}
+
+/// Bytes that [`put_varlong`] appends.
+pub fn varlong_len(value: i64) -> usize {
+    // Seven bits a byte, at least one.
+    (64 - (zig_zag(value) | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+/// Bytes that [`put_varint_bytes`] appends.
+pub fn varint_bytes_len(bytes: Option<&[u8]>) -> usize {
+    let length = bytes.map_or(0, <[u8]>::len);
+    varlong_len(bytes.map_or(-1, |bytes| bytes.len() as i64)) + length
+}
+
+fn zig_zag(value: i64) -> u64 {
+    ((value << 1) ^ (value >> 63)).cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn variable_length_numbers_are_those_of_the_protocol() {
+        // The examples of Protocol Buffers' zig-zag encoding, which Kafka takes over.
+        for (value, bytes) in [
+            (0_i64, &[0][..]),
+            (-1, &[1]),
+            (1, &[2]),
+            (-2, &[3]),
+            (63, &[0x7e]),
+            (64, &[0x80, 1]),
+            (300, &[0xd8, 4]),
+            (i64::from(i32::MAX), &[0xfe, 0xff, 0xff, 0xff, 0xf]),
+            (i64::from(i32::MIN), &[0xff, 0xff, 0xff, 0xff, 0xf]),
+        ] {
+            let mut buffer = Vec::new();
+            put_varlong(&mut buffer, value);
+            assert_eq!((&buffer[..], varlong_len(value)), (bytes, bytes.len()), "{value}");
+            assert_eq!(WireReader::new(bytes).varlong(), Ok(value));
+            assert_eq!(WireReader::new(bytes).varint().map(i64::from), Ok(value));
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_or_too_short_is_malformed() {
+        assert!(WireReader::new(&[0x80; 20]).varlong().is_err());
+        assert!(WireReader::new(&[0xff; 10]).varlong().is_err());
+        assert!(WireReader::new(&[0xff, 0xff, 0xff, 0xff, 0x1f]).varint().is_err());
+        assert!(WireReader::new(&[0x80]).varint().is_err());
+        assert!(WireReader::new(&[0, 0, 0]).i32().is_err());
+        // Length 3 with two bytes, length -2, and a length of 2 GiB.
+        for bytes in [&[6, 1, 2][..], &[3], &[0xfe, 0xff, 0xff, 0xff, 0xf]] {
+            assert!(WireReader::new(bytes).varint_bytes().is_err(), "{bytes:?}");
+        }
+        assert_eq!(WireReader::new(&[1]).varint_bytes(), Ok(None));
+        assert_eq!(WireReader::new(&[0xff; 4]).nullable_bytes(), Ok(None));
+        assert!(WireReader::new(&[0xff, 0xff, 0xff, 0xfe]).nullable_bytes().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_and_bytes_come_back(value: i64, bytes: Option<Vec<u8>>) {
+            let mut buffer = Vec::new();
+            put_varlong(&mut buffer, value);
+            prop_assert_eq!(buffer.len(), varlong_len(value));
+            put_varint_bytes(&mut buffer, bytes.as_deref());
+            prop_assert_eq!(buffer.len(), varlong_len(value) + varint_bytes_len(bytes.as_deref()));
+            let mut reader = WireReader::new(&buffer);
+            prop_assert_eq!(reader.varlong(), Ok(value));
+            prop_assert_eq!(reader.varint_bytes(), Ok(bytes.as_deref()));
+            prop_assert!(reader.is_empty());
+        }
+    }
+}
