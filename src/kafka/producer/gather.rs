@@ -189,7 +189,9 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     /// it has no batch under the former one.
     pub fn set_producer(&mut self, producer_id: i64, epoch: i16) -> Vec<BrokerId> {
         self.producer = Some((producer_id, epoch));
-        (0..self.partitions.len()).for_each(|index| drop(self.list(PartitionIndex(index))));
+        for index in 0..self.partitions.len() {
+            self.list(PartitionIndex(index));
+        }
         self.listed.keys().copied().collect()
     }
 
@@ -271,13 +273,15 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     ) -> Option<BrokerId> {
         let pause = now + self.limits.retry_pause;
         let partition = &mut self.partitions[index.0];
-        let Some(mut batch) = partition.batch.take_if(|batch| batch.in_flight) else { return None };
+        let mut batch = partition.batch.take_if(|batch| batch.in_flight)?;
         batch.in_flight = false;
         match answer {
             Answer::Stored(base) => {
                 partition.advance_sequence(&batch);
                 for (place, message) in batch.messages.into_iter().enumerate() {
-                    message.map(|message| end((message, Outcome::Appended(base.map(|base| base + place as i64)))));
+                    if let Some(message) = message {
+                        end((message, Outcome::Appended(base.map(|base| base + place as i64))));
+                    }
                 }
             }
             Answer::NotNow => partition.send_again(batch, Some(pause)),
@@ -301,8 +305,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     pub fn expire(&mut self, now: Instant, end: &mut impl FnMut(Ended<M>)) {
         for partition in &mut self.partitions {
             // Deadlines of one level rise, since every message waits for the same time.
-            while partition.waiting.front().is_some_and(|message| message.deadline() <= now) {
-                partition.waiting.pop_front().map(|message| end((message, Outcome::TimedOut(Stored::No))));
+            while let Some(message) = partition.waiting.pop_front_if(|message| message.deadline() <= now) {
+                end((message, Outcome::TimedOut(Stored::No)));
             }
             if let Some(batch) = &mut partition.batch {
                 let stored = if batch.in_flight || batch.may_be_stored { Stored::Unknown } else { Stored::No };
