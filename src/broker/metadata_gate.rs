@@ -495,7 +495,7 @@ impl<C: Completion, B: ProducerEngine<C>, A: MetadataClient> MetadataLoop<C, B, 
             }
             self.gate.expire(Instant::now());
             if self.gate.state.topics().is_overdue(&topic, Instant::now()) {
-                let reason = "it was not sent in time, since the brokers respond slowly to lookups of other topics".to_owned();
+                let reason = "the brokers respond slowly to the lookups of other topics".to_owned();
                 self.gate.settle(&topic, LookupAnswer::Unreachable(reason));
                 continue;
             }
