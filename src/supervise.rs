@@ -41,7 +41,7 @@ struct State {
     failure: Option<Failure>,
 }
 
-/// A thread that exited before its group was stopped, or that could not be started.
+/// A thread that returned before its group was stopped, that panicked, or that could not be started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("thread {thread} {how}")]
 pub struct Failure {

@@ -97,7 +97,7 @@ pub struct Record {
     pub topic: Arc<str>,
     /// The partition to append to; `None` lets the partitioner choose.
     pub partition: Option<PartitionId>,
-    /// Key, never empty; `None` lets the partitioner choose at random.
+    /// Key, never empty. Without a key and without a chosen partition, the partition is random.
     pub key: Option<Vec<u8>>,
     /// Value of the message, sent unchanged.
     pub value: Vec<u8>,

@@ -1,7 +1,8 @@
 //! For tests: compares a reference file under `conf/` with the code that takes its keys.
 //!
-//! In these files an optional key is commented out with `# `. The tests assert that each key that the code takes is in
-//! the file, commented out or not. They also load the file with all keys uncommented, which fails for an unknown key.
+//! In a reference file an optional key is commented out with `# `. The tests assert that each key that the code takes is
+//! in the file, commented out or not. They also load the file with all keys uncommented; loading fails for a key that
+//! the daemon does not take.
 
 use std::collections::BTreeSet;
 

@@ -18,7 +18,7 @@ pub struct MemoryFetcher {
     pub(super) turn: usize,
 }
 
-/// An assigned partition.
+/// The read position of one assigned partition.
 pub(super) struct MemoryReader {
     next: Offset,
     is_paused: bool,

@@ -36,7 +36,7 @@ const MAX_FIRST_BYTES: usize = 1 << 20;
 /// Largest number of errors kept for the next polls. Further errors are dropped; an error that lasts is reported again.
 const MAX_PENDING_ERRORS: usize = 64;
 
-/// The fetcher of this engine.
+/// Reads messages with the `kafka` crate.
 pub(in crate::broker) struct KafkaRustFetcher {
     broker: BrokerConfig,
     config: FetcherConfig,
@@ -50,7 +50,7 @@ pub(in crate::broker) struct KafkaRustFetcher {
     /// number of abandoned requests.
     responses: (Sender<FetchResponse>, Receiver<FetchResponse>),
     pending_errors: VecDeque<FetchError>,
-    /// Number of the last fetch request or assignment.
+    /// Number of the last fetch request or assignment; both are counted together.
     number: u64,
     /// Number of the last poll.
     poll_number: u64,

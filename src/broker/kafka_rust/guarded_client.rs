@@ -42,7 +42,7 @@ pub(super) enum CallError {
 }
 
 impl CallError {
-    /// The error text.
+    /// Returns the error text.
     pub(super) fn in_words(&self) -> String {
         match self {
             Self::Unreachable(reason) | Self::Unreadable(reason) | Self::Unclear(reason) => reason.clone(),
@@ -117,7 +117,7 @@ impl GuardedClient {
         let compression = match settings.get("compression.type") {
             Some("gzip") => Compression::GZIP,
             Some("snappy") => Compression::SNAPPY,
-            // The settings were checked at load; `none` remains.
+            // Other values were refused when the settings were loaded, so this is `none` or no setting.
             _ => Compression::NONE,
         };
         let connect_timeout = self.broker.request_timeout.min(MAX_CONNECT_TIME);

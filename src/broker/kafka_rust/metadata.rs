@@ -11,7 +11,7 @@ use crate::shutdown::Stop;
 /// Largest number of topic names looked up by one client. A client keeps every name, so it is then replaced.
 const MAX_NAMES_PER_CLIENT: u32 = 1_000;
 
-/// The metadata client of this engine.
+/// Looks up topics with the `kafka` crate.
 pub(super) struct KafkaRustMetadata {
     client: GuardedClient,
     name_count: u32,

@@ -19,7 +19,7 @@ const MAX_EMPTY_RESPONSES: u32 = 3;
 /// Bytes requested beyond the largest message, so that the response has room for the message and its framing.
 const BESIDE_MESSAGE_BYTES: usize = 1 << 20;
 
-/// An assigned partition.
+/// The state of reading one assigned partition.
 pub(super) struct PartitionReader {
     /// Distinguishes this assignment of the partition from earlier ones.
     pub(super) epoch: u64,
@@ -37,7 +37,7 @@ pub(super) struct PartitionReader {
     /// The partition is requested alone: a response with several partitions was unreadable or had no messages of this
     /// one.
     pub(super) is_isolated: bool,
-    /// No fetch before this time.
+    /// The partition is not fetched before this time.
     pub(super) not_before: Instant,
     /// Bytes to request after empty responses; 0 means the default of the fetcher.
     pub(super) max_bytes: usize,

@@ -103,7 +103,7 @@ mod tests {
             (KafkaCode::RequestTimedOut, AppendFailure::TimedOut, Stored::Unknown),
             (KafkaCode::NotEnoughReplicasAfterAppend, AppendFailure::TimedOut, Stored::Unknown),
             (KafkaCode::NetworkException, AppendFailure::TimedOut, Stored::Unknown),
-            // The crate maps every code above 35 to this one, that of a disk error among them.
+            // The crate maps every code above 35 to this code, also KAFKA_STORAGE_ERROR (a disk error).
             (KafkaCode::Unknown, AppendFailure::Refused, Stored::Unknown),
             (KafkaCode::TopicAuthorizationFailed, AppendFailure::Refused, Stored::No),
             (KafkaCode::CorruptMessage, AppendFailure::Refused, Stored::No),

@@ -35,7 +35,7 @@ struct PartitionQueue<C> {
     not_before: Instant,
     /// The next call looks the leaders up first.
     reload: bool,
-    /// Since when the broker has been reporting that the partition does not exist.
+    /// Time of the first of the latest responses in a row that say that the partition does not exist.
     unknown_since: Option<Instant>,
     /// Number of messages still to be sent alone, since their batch was too large. So only a message that is too large
     /// by itself fails.
@@ -220,7 +220,8 @@ impl<C: Completion> ProduceWorker<C> {
         }
     }
 
-    /// Puts a batch that was certainly not stored back to the front of its queue.
+    /// Puts a batch back to the front of its queue, to be sent again. The messages are certainly not stored, or are
+    /// marked as `may_be_stored`.
     fn requeue(&mut self, queue: &mut PartitionQueue<C>, unsent: UnsentBatch<C>) {
         let jobs = unsent.into_jobs();
         self.queued_count += jobs.len();

@@ -25,7 +25,7 @@ const WORKERS: u32 = 4;
 /// for no response in this time.
 const MAX_ABORT_TIME: Duration = Duration::from_secs(5);
 
-/// The producer of this engine.
+/// Appends messages with the `kafka` crate.
 pub(in crate::broker) struct KafkaRustProducer<C: Completion> {
     gate: Arc<MetadataGate<C, Workers<C>>>,
     abort: Stop,
