@@ -1,13 +1,13 @@
 # make            release build; leaves kproxy_bin, ktransfer_bin and kmonitor_bin here
-# make demo       the three daemons with a Kafka of their own, until Ctrl-C (or for DEMO_SECONDS=30)
+# make demo       run the three daemons with a Kafka of their own, until Ctrl-C or for DEMO_SECONDS=30 seconds
 # make test       unit tests and stories on a real Kafka and ZooKeeper
-# make bench      how fast kproxy is on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096");
-#                 with BASELINE=FOLDER beside the kproxy_bin of that folder, in turns
+# make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096");
+#                 BASELINE=FOLDER also measures the kproxy_bin in FOLDER, in alternating runs
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make check      formatting, lints and documentation
-# make pure       the build without C code, verified and tested
+# make pure       build without C code, verify that no C is compiled, and test that build
 # make install    into $(DESTDIR)$(PREFIX)
-# make tools      install what the other targets need (Debian, as root), or print the command that does
+# make tools      install the tools that the other targets need (Debian, as root), or print the command to run
 # make clean
 #
 # Everything is built with the release profile, tests and lints included: the tested code is the shipped code,
@@ -50,8 +50,8 @@ check: build-tools
 	$(CARGO) clippy --release --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --release --locked --no-deps
 
-# Crates that compile C or link compiled C. `CC=/bin/false` is the second check: a build script that calls a compiler
-# fails. (rustc itself still links with `cc`.)
+# Crates that compile C or link compiled C; `make pure` fails if one is a dependency. `CC=/bin/false` is a second check:
+# a build script that calls a C compiler fails. (rustc itself still links with `cc`.)
 C_BUILDERS := cc cmake pkg-config vcpkg autotools bindgen curl-sys openssl-sys rdkafka-sys libz-sys ring zstd-sys
 PURE := --locked --no-default-features
 PURE_RELEASE := --release --target-dir $(TARGET)/pure

@@ -6,11 +6,11 @@
 //! | 1 | the configuration is invalid (all its problems are on stderr), or the daemon cannot start |
 //! | 2 | the command line is invalid |
 //! | 3 | a thread exited unexpectedly; the log names it, and the other threads were stopped in order |
-//! | 4 | the stop took longer than `shutdown_grace_ms` (and one second), so threads were abandoned |
+//! | 4 | the stop was incomplete: it took longer than `shutdown_grace_ms`, or work such as storing offsets failed |
 //! | 5 | a second SIGTERM or SIGINT ended an ordered stop |
 //!
 //! SIGHUP reopens the log files and runs the reload actions. SIGPIPE is ignored. One thread receives all signals.
-//! SIGTERM and SIGINT only trigger a [`Stop`]; each daemon decides the order in which its parts stop.
+//! The first SIGTERM or SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop.
 
 use std::ffi::{OsStr, OsString, c_int};
 use std::fmt::Display;
@@ -31,15 +31,16 @@ use crate::reload::Reloads;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-/// Time the watchdog adds to the grace, so that threads can end after an ordered stop that used all of it.
+/// Time that the watchdog adds to the grace, so that threads can still end after an ordered stop that took the whole
+/// grace.
 const WATCHDOG_MARGIN: Duration = Duration::from_secs(1);
 
 /// Settings that every daemon's configuration has.
 pub trait Settings {
-    /// The log files and their level.
+    /// Returns the folder and the level of the log files.
     fn log(&self) -> &LogConfig;
 
-    /// How long an ordered stop may take.
+    /// Returns how long an ordered stop may take.
     fn shutdown_grace(&self) -> Duration;
 }
 
@@ -100,7 +101,7 @@ pub fn main<C: Settings>(
     }
 }
 
-/// Prints to stdout. A reader that closed the pipe is no error.
+/// Prints to stdout. A pipe that its reader has closed is no error.
 fn print(text: &str) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -120,7 +121,7 @@ fn parse(name: &str, default_file: &str, arguments: impl Iterator<Item = OsStrin
     options.optopt("f", "file", &format!("configuration file (default {default_file})"), "FILE");
     options.optflag("t", "test", "check the configuration, print every problem, and exit with 0 or 1");
     options.optflag("V", "version", "print the version and exit");
-    options.optflag("h", "help", "print this and exit");
+    options.optflag("h", "help", "print this help and exit");
     let originals: Vec<OsString> = arguments.collect();
     // getopts accepts UTF-8 only, but a path may be any bytes. An argument that is not UTF-8 is replaced, while
     // parsing, by a stand-in that no argument can equal: NUL and its index.
@@ -155,7 +156,7 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
         to_stderr(&format!("{name}: cannot start: {cause}\n"));
         Exit::CannotStart
     };
-    // First, so that a signal during the start leads to an ordered stop as well.
+    // Signal handlers come first, so that a signal during the start also leads to an ordered stop.
     let signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         Ok(signals) => signals,
         Err(cause) => return cannot_start(&format!("cannot install signal handlers: {cause}")),
@@ -174,7 +175,7 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
         file.display()
     );
     let grace = config.shutdown_grace();
-    // A supervisor of their own, since these two threads outlive the daemon's threads.
+    // The threads `signals` and `watchdog` have a supervisor of their own, since they outlive the daemon's threads.
     let process = Supervisor::new("process", Stop::new());
     let daemon = Supervisor::new(name, process.stop().child());
     let (stop, reloads) = (daemon.stop().clone(), daemon.reloads().clone());
@@ -195,7 +196,7 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
     let exit = serve(&daemon, grace, config, run);
     info!("{name} ends with exit code {}", exit as u8);
     if exit == Exit::GraceExceeded {
-        // Threads are still running: destructors would free what they use.
+        // Threads are still running: destructors would free memory that these threads use.
         exit_now(exit);
     }
     exit
@@ -285,7 +286,8 @@ fn exit_now(exit: Exit) -> ! {
     unsafe { libc::_exit(exit as i32) }
 }
 
-/// Raises the limit of open files to the maximum for this process; returns the new limit. Idempotent.
+/// Raises the soft limit of open files to the hard limit; returns the limit now in force, or 0 if it is unknown.
+/// Idempotent.
 pub fn raise_open_files() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is valid for the call.
@@ -346,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn every_end_has_its_exit_code() {
+    fn each_way_to_end_has_its_exit_code() {
         let ends: [(Run, Exit); 8] = [
             (
                 |_, group| {

@@ -10,29 +10,29 @@
 //! # Glossary
 //!
 //! - **module**: one topic that ktransfer pushes to one set of backends; its name is the consumer group in ZooKeeper.
-//! - **claim**: the ephemeral node of a partition in ZooKeeper that makes a ktransfer its owner. **generation**: the
-//!   number of a claim, so that events of an earlier claim can be recognized. **lease**: the time until which a claim
-//!   is surely held. **hand-over**: one ktransfer releases a partition, another claims it.
-//! - **window**: the messages of one partition that are being pushed. **commit point**: the end of its contiguous done
-//!   prefix, which is the offset to store. **give up** (a message): attempt no further push and go on behind it.
+//! - **claim**: the ephemeral ZooKeeper node of a partition; the ktransfer that created it owns the partition.
+//!   **generation**: the number of a claim, by which events of an earlier claim are recognized. **lease**: the time
+//!   until which a claim is certainly held. **hand-over**: one ktransfer releases a partition, another claims it.
+//! - **window**: the messages of one partition that are being pushed. **commit point**: the offset to store; every
+//!   message below it is done. **give up** (a message): attempt no further push and continue with the next message.
 //! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: the newest offset of a
 //!   partition minus the stored one.
 //! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
 //!   kproxy may have between request and answer.
-//! - **seam**: the module that hides a client library, [`broker`] for Kafka and [`keeper`] for ZooKeeper. **engine**:
-//!   one of the Kafka clients behind the seam: librdkafka, the `kafka` crate, or memory for unit tests.
-//! - **the original**: the Go programs that this replaces. **story**: an end-to-end test, in `tests/stories`.
+//! - **seam**: the module that hides a client library: [`broker`] for Kafka, [`keeper`] for ZooKeeper. **engine**: one
+//!   of the Kafka clients behind the seam: librdkafka, the `kafka` crate, or a broker in memory for unit tests.
+//! - **the original**: the Go programs that this crate replaces. **story**: an end-to-end test, in `tests/stories`.
 //!
 //! # The three flows
 //!
 //! **kproxy**: a *reader* thread owns its connections, parses a request, and hands the message and the connection to
-//! the broker seam. The outcome arrives on the engine's thread, which writes the answer; only the part that does not
-//! fit into the socket is left to the reader. No thread waits for an acknowledgement.
+//! the broker seam. The outcome arrives on the engine's thread, which writes the answer; the reader writes only what
+//! does not fit into the socket buffer at that time. No thread waits for an acknowledgement.
 //!
 //! **ktransfer**, for each module: the *group* claims partitions in ZooKeeper and reports them to the *dispatcher*. The
 //! dispatcher sends the *fetcher* the start offsets, opens a slot of the partition's *window* for each fetched message,
-//! and hands the message to the *worker* of its key. The worker pushes it until it is done. The commit point goes back
-//! to the group, which stores it.
+//! and hands the message to the *worker* of its key. The worker pushes the message until it is done. The commit point
+//! goes back to the group, which stores it.
 //!
 //! **kmonitor**, for each cluster: a *poller* reads all stored offsets from ZooKeeper, then the newest offsets from the
 //! brokers, and replaces the snapshot that the HTTP handler answers from.
@@ -44,8 +44,9 @@
 //! 2. ktransfer stores an offset only when every earlier message of that partition was delivered, filtered out, or
 //!    given up. A crash or a hand-over repeats messages; it never loses one.
 //! 3. Messages with the same key are pushed one at a time, in the order of the partition.
-//! 4. At most one ktransfer pushes a partition. One that lost its claim stops before the claim can be taken over, and
-//!    cannot move the stored offset afterwards: every write is conditional on a version that the claim itself changed.
+//! 4. At most one ktransfer pushes a partition. A ktransfer that lost its claim stops before the claim can be taken
+//!    over, and cannot change the stored offset afterwards: every write is conditional on a version that each claim
+//!    changes.
 //! 5. kmonitor leaves an unknown delay out; it never shows it as 0, negative or frozen.
 //! 6. No request, message, configuration file or answer of a peer ends a daemon or makes its memory grow without a
 //!    bound. Every queue has a bound, and the code that creates it says what happens when it is full.
@@ -53,24 +54,25 @@
 //!
 //! # Threads
 //!
-//! There is no async runtime. Our own threads are named and started by [`supervise`] alone:
+//! There is no async runtime. Only [`supervise`] starts our own threads, each with a name:
 //!
-//! - The threads of a [`Supervisor`](supervise::Supervisor) do the work; the configuration fixes their number. One is
-//!   started on first use: `kafka-acks-…`, for each acks level of each librdkafka producer.
+//! - The threads of a [`Supervisor`](supervise::Supervisor) do the work; the configuration fixes their number. The
+//!   threads `kafka-acks-…`, one for each acks level of each librdkafka producer, start on first use; the others start
+//!   with their group.
 //! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: those of the `kafka` crate
 //!   (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-close`), and the search for a
-//!   ZooKeeper server (`zk-search`). They start when a client is needed, may be abandoned while they hang, and are
-//!   bounded where they are started.
+//!   ZooKeeper server (`zk-search`). They start when a client is needed, and may be abandoned while they hang. The code
+//!   that starts them bounds their number.
 //!
-//! Libraries start others: librdkafka `rdk:main` and one `rdk:broker…` per broker for each client, the `zookeeper`
-//! crate two for each client.
+//! Libraries start further threads: librdkafka `rdk:main` and one `rdk:broker…` per broker for each client, the
+//! `zookeeper` crate two for each client.
 //!
 //! # What is deliberately absent
 //!
 //! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and four files of
-//! [`ktransfer`] (`request`, `push`, `client`, `socket`). The three daemons never import one another. Decisions (window, template,
-//! method, assignment, delay, partitioner, request parser, status table) are pure functions with tables as tests; IO is
-//! at the edges.
+//! [`ktransfer`] (`request`, `push`, `client`, `socket`). The three daemons never import one another. Decisions
+//! (window, template, method, assignment, delay, partitioner, request parser, status table) are pure functions, tested
+//! with tables of inputs and results; IO is at the edges.
 //!
 //! # Reading order
 //!

@@ -10,11 +10,11 @@
 //!
 //! A `log_level` between two of these counts as the lower one; 0 writes nothing and creates no file.
 //!
-//! Invariants: a log call never panics, never waits for a disk or a reader, and writes whole lines, each with one
-//! `write(2)`. A thread that logs many lines at once may write them as a batch (`batch_lines`): they may then stand
-//! behind later lines of other threads, and are lost on `kill -9` or a second SIGTERM. A line that cannot be written is
-//! dropped and counted; the first line that can be written again is followed by a report. Lines that clients, messages
-//! or peers can cause go through [`log_limited!`](crate::log_limited).
+//! Invariants: a log call never panics, never waits until a disk or pipe has room, and writes whole lines, each with
+//! one `write(2)`. A thread that logs many lines at once may write them as a batch (`batch_lines`): in the file these
+//! lines may come after later lines of other threads, and on `kill -9` or a second SIGTERM they are lost. A line that
+//! cannot be written is dropped and counted; the next line that is written is followed by a line with that count. Lines
+//! that clients, messages or peers can cause go through [`log_limited!`](crate::log_limited).
 
 mod file;
 mod line;
@@ -37,7 +37,7 @@ use crate::panics::panic_text;
 use file::LogFile;
 pub use rate::{LIMITED_LINES_PER_SECOND, RateLimit};
 
-/// At most 5 lines a second from all libraries together: their log calls cannot be limited at the source.
+/// Limits the lines of all libraries together to 5 a second; log calls inside libraries cannot be limited one by one.
 static LIBRARY_LIMIT: RateLimit = RateLimit::new(5);
 
 /// The logger of this process, from [`start`] on.
@@ -75,7 +75,7 @@ impl LogConfig {
     }
 }
 
-/// Why no log can be written. The daemon then does not start.
+/// Why logging cannot start. The daemon then does not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LogError {
     /// A log file cannot be opened.
@@ -107,20 +107,20 @@ pub(crate) fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
     Ok(())
 }
 
-/// A batch is written when it has this size; it can exceed it by one line.
+/// Number of bytes from which a batch is written; a batch can exceed it by one line.
 const MAX_BATCH_BYTES: usize = 16 << 10;
 
 thread_local! {
-    /// The lines of `NAME.log` in this thread's batch; `None`: each line is written at once.
+    /// The lines of `NAME.log` in this thread's batch; `None` makes this thread write each line at once.
     static BATCHED_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// While it exists, this thread writes its lines to `NAME.log` in batches: one system call for some hundred lines
-/// instead of one for each. For work that logs much in a short time and does not block meanwhile. Must not be nested.
+/// While this value exists, its thread writes its lines to `NAME.log` in batches: one system call for some hundred
+/// lines instead of one for each. For work that logs many lines in a short time without blocking. Must not be nested.
 #[must_use]
 pub(crate) struct LineBatch(());
 
-/// Begins a [`LineBatch`] of this thread.
+/// Begins a [`LineBatch`] of the calling thread.
 pub(crate) fn batch_lines() -> LineBatch {
     let _ = BATCHED_LINES.try_with(|lines| {
         lines.borrow_mut().get_or_insert_default();
@@ -144,8 +144,8 @@ pub(crate) fn reopen() {
     }
 }
 
-/// Writes to stderr, unless that would block or fail. For errors before the log is open, and those that a terminal
-/// should show too.
+/// Writes to stderr; drops the text if that would block or fails. For errors that occur before the log is open, and for
+/// errors that a user at a terminal should see too.
 pub(crate) fn to_stderr(text: &str) {
     // A pipe that reports room takes up to PIPE_BUF bytes at once.
     for part in text.as_bytes().chunks(libc::PIPE_BUF) {
@@ -197,7 +197,8 @@ impl Logger {
 
     fn write(&self, level: Level, origin: Option<&str>, text: std::fmt::Arguments) {
         thread_local! {
-            /// Reused for each line. Taken while a line is formatted: a value whose Display logs finds an empty one.
+            /// Reused for each line. It is taken out while a line is formatted: a value whose `Display` itself logs
+            /// then uses a new buffer.
             static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
         }
         let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
@@ -212,8 +213,8 @@ impl Logger {
         let _ = BUFFER.try_with(|place| place.set(buffer));
     }
 
-    /// Adds a line of `NAME.log` to this thread's batch, if it has one; returns whether it has. An error may be the
-    /// last line of the process, so it is written at once, with the batch before it.
+    /// Adds a line of `NAME.log` to this thread's batch; returns false if the thread has no batch. An error may be the
+    /// last line of the process, so an error makes the whole batch be written at once.
     fn add_to_batch(&self, level: Level, line: &[u8]) -> bool {
         BATCHED_LINES
             .try_with(|lines| {
@@ -236,7 +237,7 @@ impl Logger {
     }
 }
 
-/// Writes lines, and a report of earlier ones that could not be written.
+/// Writes lines, then a line with the number of lines dropped before, if any.
 fn append(file: &LogFile, lines: &[u8]) {
     file.append(lines);
     if file.has_dropped() {
@@ -244,18 +245,18 @@ fn append(file: &LogFile, lines: &[u8]) {
     }
 }
 
-/// Tries to write a report of the dropped lines.
+/// Tries to write a line with the number of dropped lines.
 fn report_dropped(file: &LogFile) {
     let (dropped, cause) = file.take_dropped();
     if dropped == 0 {
         return;
     }
     let mut report = Vec::new();
-    let text = format_args!("{dropped} lines could not be written here: {cause}");
+    let text = format_args!("{dropped} lines could not be written to this file: {cause}");
     line::format_line(&mut report, level_word(Level::Warn), "log", None, text);
     file.append(&report);
     if file.has_dropped() {
-        // The report itself was dropped and counted, but is no line of the caller.
+        // The report could not be written and was counted too; the count must not include it.
         let (with_report, _) = file.take_dropped();
         file.put_back(dropped + with_report.saturating_sub(1));
     }
@@ -273,8 +274,8 @@ impl Log for Logger {
         if is_own(record.target()) {
             return self.write(record.level(), None, *record.args());
         }
-        // A library's error becomes a warning: only the daemon knows which errors end it. The zookeeper crate floods
-        // the log, and the keeper reports every failure of ZooKeeper itself.
+        // An error of a library is logged as a warning: only the daemon knows which errors are fatal to it. Lines of
+        // the zookeeper crate and of mio would flood the log; the keeper logs every failure of ZooKeeper itself.
         let library = record.target().split("::").next().unwrap_or_default();
         let is_flood = matches!(library, "zookeeper" | "mio");
         if is_flood || self.level < LevelFilter::Warn {

@@ -1,7 +1,7 @@
 //! Reloading on SIGHUP: credentials, certificates and other files that change while a daemon runs.
 //!
 //! Each part that can be reloaded registers an action. The thread that receives signals runs all actions, in the order
-//! of registration. After a failed action the previous state stays in force.
+//! of registration. If an action fails, the previous state of its part stays in force.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -11,18 +11,18 @@ use log::{error, info, warn};
 use crate::locks::lock;
 use crate::panics;
 
-/// Reloads something; returns, for the log, what was loaded, or why nothing was.
+/// Reloads one part; returns a text for the log: what was loaded, or why the reload failed.
 type Action = Box<dyn FnMut() -> Result<String, String> + Send>;
 
-/// The actions of one daemon, at most one for each part. Clones share them.
+/// The actions of one daemon, at most one for each part. Clones share the actions.
 #[derive(Clone, Default)]
 pub(crate) struct Reloads {
     actions: Arc<Mutex<Vec<(&'static str, Action)>>>,
 }
 
 impl Reloads {
-    /// Runs `action` on each SIGHUP from now on. `what` names in the log what it reloads. The action must be quick,
-    /// since signals wait for it.
+    /// Runs `action` on each SIGHUP from now on. `what` is the name, in log lines, of what the action reloads. The
+    /// action must be quick, since no signal is handled while it runs.
     pub(crate) fn add(&self, what: &'static str, action: impl FnMut() -> Result<String, String> + Send + 'static) {
         lock(&self.actions).push((what, Box::new(action)));
     }
@@ -51,7 +51,7 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn one_action_that_fails_or_panics_does_not_keep_the_others_from_running() {
+    fn after_an_action_that_fails_or_panics_the_others_still_run() {
         let reloads = Reloads::default();
         let (sender, ran) = mpsc::channel();
         reloads.add("a", || Err("no such file".to_owned()));

@@ -1,8 +1,8 @@
-//! Stopping: a channel that closes, never a flag that is polled.
+//! A request to stop is a channel that closes, not a flag that is polled.
 //!
-//! Every loop and every wait holds a [`Stop`]. Triggering it closes the channel of all its clones and all its children,
-//! for good. The order of a stop is decided where the threads are started (each daemon's `mod.rs`), by giving them
-//! different stops.
+//! Every loop and every wait holds a [`Stop`]. Triggering it closes its channel, which all its clones share, and the
+//! channels of all its children; a closed channel stays closed. The order in which threads stop is decided where they
+//! are started (each daemon's `mod.rs`), by giving them different stops.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -10,11 +10,11 @@ use std::time::Duration;
 use crate::locks::lock;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-/// Never sent: the channel of a [`Stop`] only closes.
+/// The type of the values in a [`Stop`]'s channel. It has no value: the channel only closes.
 #[derive(Debug)]
 pub enum Never {}
 
-/// A request to stop. Clones share it.
+/// A request to stop, triggered once. Clones share the request.
 #[derive(Clone, Debug)]
 pub struct Stop {
     inner: Arc<Inner>,
@@ -28,7 +28,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct State {
-    /// Dropped by the trigger; that closes the channel.
+    /// The sender; [`Stop::trigger`] drops it, which closes the channel.
     open: Option<Sender<Never>>,
     children: Vec<Weak<Inner>>,
 }
@@ -40,14 +40,14 @@ impl Default for Stop {
 }
 
 impl Stop {
-    /// A stop that is not triggered.
+    /// Makes a stop that is not triggered.
     pub fn new() -> Self {
         let (open, closed) = bounded(0);
         let state = Mutex::new(State { open: Some(open), children: Vec::new() });
         Stop { inner: Arc::new(Inner { closed, state }) }
     }
 
-    /// A stop that is triggered together with this one, or alone.
+    /// Makes a stop that is triggered when this stop is, and that can also be triggered alone.
     pub fn child(&self) -> Self {
         let child = Stop::new();
         let mut state = self.inner.lock();
@@ -55,7 +55,7 @@ impl Stop {
             drop(state);
             child.trigger();
         } else {
-            // Each start of a module makes a child: without this, those of earlier starts would pile up.
+            // Each start of a module makes a child: without this, the children of earlier starts would accumulate.
             state.children.retain(|known| known.strong_count() > 0);
             state.children.push(Arc::downgrade(&child.inner));
         }
@@ -67,12 +67,12 @@ impl Stop {
         self.inner.trigger();
     }
 
-    /// Whether the stop was triggered.
+    /// Returns whether the stop was triggered.
     pub fn is_triggered(&self) -> bool {
         self.inner.lock().open.is_none()
     }
 
-    /// A channel that closes when the stop is triggered; for `select!`.
+    /// Returns the channel that closes when the stop is triggered; for `select!`.
     pub fn closed(&self) -> &Receiver<Never> {
         &self.inner.closed
     }
@@ -122,7 +122,7 @@ mod tests {
         assert!(!second.is_triggered());
         parent.trigger();
         assert!(second.is_triggered());
-        assert!(parent.child().is_triggered(), "a child of a stopped parent is born stopped");
+        assert!(parent.child().is_triggered(), "a child of a triggered parent is triggered from the start");
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Starts every thread of our own; librdkafka and the `zookeeper` crate start theirs themselves.
+//! Starts every thread of this program; librdkafka and the `zookeeper` crate start their own threads.
 //!
 //! A [`Supervisor`] is a group of named threads that end together: a daemon, or one module of it. A thread that returns
 //! before the group was stopped, or panics, is named in the log and stops the whole group. [`Supervisor::join`] returns
-//! it as a [`Failure`], and the owner of the group starts a new one or ends the daemon. No group runs on with a thread
-//! missing.
+//! this thread as a [`Failure`], and the owner of the group starts a new group or ends the daemon. So no group
+//! continues with a thread missing.
 //!
 //! `spawn_expendable` starts a thread outside of all groups, for a call that may hang.
 
@@ -41,7 +41,7 @@ struct State {
     failure: Option<Failure>,
 }
 
-/// A thread that exited before its group was stopped, or that could not be started.
+/// A thread that returned before its group was stopped, that panicked, or that could not be started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("thread {thread} {how}")]
 pub struct Failure {
@@ -63,7 +63,7 @@ pub enum Ended {
 }
 
 impl Supervisor {
-    /// An empty group that `stop` ends.
+    /// Makes an empty group whose threads end when `stop` is triggered.
     pub fn new(name: impl Into<String>, stop: Stop) -> Self {
         let group = Group {
             name: name.into(),
@@ -75,23 +75,24 @@ impl Supervisor {
         Supervisor { group: Arc::new(group) }
     }
 
-    /// The stop of this group.
+    /// Returns the stop of this group.
     pub fn stop(&self) -> &Stop {
         &self.group.stop
     }
 
-    /// The actions that SIGHUP runs. Only those of the daemon's own group are run.
+    /// Returns the reload actions of this group. SIGHUP runs only the actions of the daemon's own group.
     pub(crate) fn reloads(&self) -> &Reloads {
         &self.group.reloads
     }
 
-    /// The name of the group, for log lines.
+    /// Returns the name of the group, for log lines.
     pub fn name(&self) -> &str {
         &self.group.name
     }
 
-    /// Starts a thread of the group. It must return soon after the group's stop, or a child of that stop, is triggered.
-    /// A thread that returns earlier, or panics, fails the group. The kernel shows the first 15 bytes of `name`.
+    /// Starts a thread of the group. It must return soon after the group's stop is triggered, or after a later stop
+    /// that the group's owner triggers. A thread that returns before the group's stop, or panics, fails the group. The
+    /// kernel shows the first 15 bytes of `name`.
     pub fn spawn(&self, name: impl Into<String>, body: impl FnOnce() + Send + 'static) {
         self.start(name.into(), true, body);
     }
@@ -118,8 +119,8 @@ impl Supervisor {
         }
     }
 
-    /// Waits until every thread of the group has ended: first for the stop, without a limit, then at most `grace` for
-    /// the threads.
+    /// Waits until every thread of the group has ended: first until the stop is triggered, without a limit, then at
+    /// most `grace` for the threads.
     pub fn join(&self, grace: Duration) -> Ended {
         self.group.stop.wait();
         let deadline = Instant::now() + grace;
@@ -136,7 +137,7 @@ impl Supervisor {
         }
     }
 
-    /// The thread that exited unexpectedly, if any.
+    /// Returns the first thread that exited unexpectedly, if any.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.group.lock().failure.clone()
     }
@@ -156,7 +157,7 @@ impl Group {
             error!("thread {name} of {} {how}", self.name);
             let failure = Failure { thread: name.to_owned(), how };
             state.failure.get_or_insert(failure);
-            // Unlocked first: a thread that the stop ends takes this lock.
+            // Unlocked before the trigger: each thread that ends takes this lock.
             drop(state);
             self.stop.trigger();
         }
@@ -165,8 +166,8 @@ impl Group {
 }
 
 /// Starts a thread that belongs to no group and that no join waits for: its body calls a library without deadlines, so
-/// the thread may have to be abandoned. The caller bounds the number of such threads. A panic is logged and ends that
-/// thread alone.
+/// the thread may have to be abandoned. The caller bounds the number of such threads. A panic is logged and ends only
+/// that thread.
 pub(crate) fn spawn_expendable(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let name = name.into();
     thread::Builder::new().name(name.clone()).spawn(move || {
@@ -183,11 +184,11 @@ mod tests {
 
     #[test]
     fn a_thread_that_exits_unexpectedly_stops_the_group_and_is_named() {
-        for (panics, how) in [(true, "panicked: at the disco"), (false, "exited unexpectedly")] {
+        for (panics, how) in [(true, "panicked: in the body"), (false, "exited unexpectedly")] {
             let group = Supervisor::new("g", Stop::new());
             let stop = group.stop().clone();
             group.spawn("stays", move || stop.wait());
-            group.spawn("exits", move || assert!(!panics, "at the disco"));
+            group.spawn("exits", move || assert!(!panics, "in the body"));
             let failure = Failure { thread: "exits".into(), how: how.into() };
             assert_eq!(group.join(GRACE), Ended::Failed(failure));
         }

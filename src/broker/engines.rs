@@ -1,7 +1,8 @@
-//! Which engine runs: the choice by `kafka_client`, its factories, and its check of the settings.
+//! Chooses the engine by `kafka_client`, checks the `kafka` settings with it, and makes its producers, fetchers and log
+//! end readers.
 //!
-//! Every `match` here is over [`BuiltInEngine`], whose variants are the engines of this build, and is exhaustive. So a
-//! new engine is a compile error in each place that has to know it.
+//! Every `match` in this file is over [`BuiltInEngine`], whose variants are the engines of this build, and is
+//! exhaustive. So a new variant is a compile error in each place that has to handle it.
 
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ impl Engine {
         let Some(mut map) = section.section("kafka", false, problems) else { return KafkaSettings::default() };
         let problems_before = problems.0.len();
         let settings = KafkaSettings::from_map(&mut map, role, problems);
-        // The engine would report the same mistakes again, in other words.
+        // The engine would report the same problems again, with other texts.
         if problems.0.len() == problems_before {
             for (key, text) in self.validate(&settings, role) {
                 map.note(&key, text, problems);
@@ -48,8 +49,8 @@ impl Engine {
         settings
     }
 
-    /// Whether records can have headers and timestamps. Without, such a record fails as
-    /// [`AppendFailure::Unsupported`](super::AppendFailure::Unsupported).
+    /// Returns whether records can have headers and timestamps. If not, an append of a record with headers or a
+    /// timestamp fails as [`AppendFailure::Unsupported`](super::AppendFailure::Unsupported).
     pub fn has_headers_and_timestamps(self) -> bool {
         match self.resolve() {
             #[cfg(feature = "librdkafka")]
@@ -68,7 +69,7 @@ impl Engine {
         }
     }
 
-    /// The engine that runs, or why this build cannot run the one that was chosen.
+    /// Returns the engine to use, or an error text if this build does not have the chosen one.
     fn resolve(self) -> Result<BuiltInEngine, String> {
         match self {
             #[cfg(feature = "librdkafka")]
@@ -85,7 +86,8 @@ impl Engine {
 }
 
 /// Makes a producer; no broker need be reachable. Its threads belong to `supervisor`. The threads that run completions
-/// outlive the stop until [`Producer::close`] or the drop of the producer, which must come before the group is joined.
+/// continue after the supervisor's stop, until [`Producer::close`] or the drop of the producer; so the producer must be
+/// closed or dropped before the supervisor is joined.
 pub fn producer<C: Completion>(
     broker: &BrokerConfig,
     config: ProducerConfig,

@@ -1,7 +1,7 @@
 //! A broker in memory, for unit tests of the modules above the seam.
 //!
-//! It has topics, offsets and trimmed logs as a real broker does. A test can make it unreachable, hold completions
-//! back, fail the next appends and trim logs. It has no threads, no limits and no clock: a message stays until
+//! It has topics, offsets and trimmed logs like a real broker. A test can make it unreachable, hold completions back,
+//! fail the next appends and trim logs. It has no threads and no clock. It keeps each message until
 //! [`MemoryBroker::trim`], so the test bounds the memory.
 
 mod producer;
@@ -42,12 +42,13 @@ impl MemoryBroker {
         }
     }
 
-    /// An append to a topic that does not exist creates it with this number of partitions. With 0 (default) it fails.
+    /// Makes an append to an unknown topic create the topic with this number of partitions; with 0 (default) the append
+    /// fails.
     pub fn set_auto_create(&self, partitions: i32) {
         self.change(|state| state.auto_create_partitions = partitions);
     }
 
-    /// An append with a larger value fails as too large; `None` (default) is no limit.
+    /// Makes an append with a larger value fail as [`AppendFailure::TooLarge`]; `None` (default) removes the limit.
     pub fn set_max_message_bytes(&self, limit: Option<usize>) {
         self.change(|state| state.max_message_bytes = limit);
     }
@@ -81,13 +82,14 @@ impl MemoryBroker {
         self.shared.lock().held.len()
     }
 
-    /// Makes the next append fail like this and store nothing. Several failures are used in the order of the calls.
+    /// Makes the next append fail with `kind` and store nothing. After several calls, the next appends fail in the
+    /// order of the calls.
     pub fn fail_next(&self, kind: AppendFailure, stored: Stored) {
         let reason = format!("{kind:?} was set by the test");
         self.change(|state| state.failures.push_back(AppendError { kind, stored, reason }));
     }
 
-    /// Makes reading a partition fail with this error text, or succeed again.
+    /// Makes reading a partition fail with this error text; `None` makes it succeed again.
     pub fn set_broken(&self, partition: &TopicPartition, reason: Option<&str>) {
         self.change(|state| match reason {
             Some(reason) => drop(state.broken.insert(partition.clone(), reason.to_owned())),
@@ -110,7 +112,7 @@ impl MemoryBroker {
     /// Appends without a producer and returns the offset.
     ///
     /// # Panics
-    /// When the partition does not exist.
+    /// Panics if the partition does not exist.
     pub fn put(&self, topic: &str, partition: PartitionId, key: Option<&[u8]>, value: &[u8]) -> Offset {
         let from = TopicPartition { topic: Arc::from(topic), partition };
         let mut state = self.shared.lock();
@@ -123,7 +125,7 @@ impl MemoryBroker {
         offset
     }
 
-    /// The messages that a partition keeps now; empty when it does not exist.
+    /// Returns the messages that a partition keeps now; empty if the partition does not exist.
     pub fn messages(&self, topic: &str, partition: PartitionId) -> Vec<Message> {
         let partition = TopicPartition { topic: Arc::from(topic), partition };
         self.shared.lock().log_mut(&partition).map_or_else(Vec::new, |log| log.messages.iter().cloned().collect())
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn held_completions_run_at_the_release_and_are_closed_otherwise() {
+    fn held_completions_run_when_they_are_released_and_fail_when_the_producer_is_closed() {
         let broker = MemoryBroker::new();
         broker.create_topic("t", 1);
         let producer = broker.producer();
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_come_in_the_order_they_were_set() {
+    fn appends_fail_in_the_order_in_which_the_failures_were_set() {
         let broker = MemoryBroker::new();
         let producer = broker.producer();
         broker.fail_next(AppendFailure::TimedOut, Stored::Unknown);
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn trimmed_offsets_are_gone_and_the_range_moves() {
+    fn reading_a_trimmed_offset_fails_once_and_the_kept_range_moves() {
         let broker = MemoryBroker::new();
         broker.create_topic("t", 1);
         let partition = TopicPartition { topic: Arc::from("t"), partition: 0 };

@@ -335,7 +335,7 @@ impl<C: Completion, B: ProducerEngine<C>> MetadataGate<C, B> {
         {
             let topic = &waiting.record.topic;
             let reason =
-                format!("topic {topic} has no partition {partition}: it has {partition_count} partitions from 0");
+                format!("topic {topic} has no partition {partition}: it has {partition_count} partitions, from 0 on");
             return Err(refused(waiting, AppendFailure::UnknownPartition, reason));
         }
         self.engine.submit(waiting, partition_count)
@@ -495,7 +495,7 @@ impl<C: Completion, B: ProducerEngine<C>, A: MetadataClient> MetadataLoop<C, B, 
             }
             self.gate.expire(Instant::now());
             if self.gate.state.topics().is_overdue(&topic, Instant::now()) {
-                let reason = "the brokers are slow to answer the lookups of other topics".to_owned();
+                let reason = "the brokers respond slowly to the lookups of other topics".to_owned();
                 self.gate.settle(&topic, LookupAnswer::Unreachable(reason));
                 continue;
             }

@@ -1,21 +1,24 @@
 //! The Kafka seam: the few traits through which the daemons use Kafka, and the types in them.
 //!
 //! Three engines implement the traits: `librdkafka` (default), `kafka_rust` (no C code) and `in_memory` (unit tests).
-//! One conformance suite runs over all of them. No type of the rdkafka or kafka crate leaves this folder.
+//! One conformance suite tests all three engines. No type of the rdkafka or kafka crate is visible outside this folder.
 //!
 //! Invariants: a [`Producer`] completes every append exactly once. A [`Fetcher`] returns the messages of a partition in
-//! rising offset order, each at most once per assignment, and skips none without a line in the log.
+//! rising offset order, each at most once per assignment, and logs a line for each offset that it skips as unreadable.
 //!
 //! To add an engine:
 //!
 //! 1. A folder `broker/NAME/` with a [`Producer`], a [`Fetcher`] and a [`LogEnds`]. `metadata_gate.rs` gives a producer
 //!    the topic lookups, the size limit and the deadline of an append: supply its `ProducerEngine` and
 //!    `MetadataClient`.
-//! 2. `validate(settings, role)` in that folder: what the engine has against the settings in the `kafka` map.
+//! 2. `validate(settings, role)` in that folder: returns the settings of the `kafka` map that the engine refuses, and
+//!    why.
 //! 3. A variant in `BuiltInEngine` (`engines.rs`); the compiler then names every `match` to extend: the three
-//!    factories, the check of the settings, and what the engine can carry.
-//! 4. Its word for `kafka_client` in [`Engine`] and [`Engine::from_section`]; where it needs C code, a Cargo feature.
-//! 5. A line in the conformance suite (`tests/stories/broker_suite.rs`).
+//!    factories, the check of the settings, and whether records can have headers and timestamps.
+//! 4. The value of `kafka_client` that selects the engine, in [`Engine`] and [`Engine::from_section`]; a Cargo feature
+//!    if the engine needs C code.
+//! 5. In the conformance suite (`tests/stories/broker_suite/`): a variant of `Kind` with its matches in `fixture.rs`,
+//!    and an `over!` line in `mod.rs`.
 
 mod engines;
 pub mod in_memory;
@@ -70,7 +73,7 @@ impl fmt::Display for TopicPartition {
 /// The acks level of an append: how many replicas must have a message before it is confirmed (`acks` of a commit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Acks {
-    /// `acks=0`: none. Sending is enough, and the offset stays unknown.
+    /// `acks=0`: no replica. The append is confirmed once the message is sent, and its offset stays unknown.
     None,
     /// `acks=1`: the leader of the partition.
     Leader,
@@ -78,12 +81,12 @@ pub enum Acks {
     All,
 }
 
-/// A header of a record or message.
+/// A header of a [`Record`] or a [`Message`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Name, UTF-8.
     pub name: String,
-    /// Value in bytes; `None` is Kafka's null.
+    /// Value; `None` is Kafka's null.
     pub value: Option<Vec<u8>>,
 }
 
@@ -94,13 +97,14 @@ pub struct Record {
     pub topic: Arc<str>,
     /// The partition to append to; `None` lets the partitioner choose.
     pub partition: Option<PartitionId>,
-    /// Key, never empty; `None` lets the partitioner choose at random.
+    /// Key, never empty. Without a key and without a chosen partition, the partition is random.
     pub key: Option<Vec<u8>>,
-    /// The message, verbatim.
+    /// Value of the message, sent unchanged.
     pub value: Vec<u8>,
     /// Headers, in order. The `kafka_rust` engine refuses a record with headers (its message format has none).
     pub headers: Vec<Header>,
-    /// Milliseconds since 1970; `None` is the time of the append.
+    /// Milliseconds since 1970; `None` is the time of the append. The `kafka_rust` engine refuses a record with a
+    /// timestamp (its message format has none).
     pub timestamp_ms: Option<i64>,
 }
 
@@ -109,16 +113,16 @@ pub struct Record {
 pub struct Appended {
     /// The partition that was chosen.
     pub partition: PartitionId,
-    /// The offset there; unknown after `acks=0`.
+    /// The offset in that partition; `None` after `acks=0`.
     pub offset: Option<Offset>,
 }
 
-/// Whether a message whose append failed may be in the topic all the same.
+/// Whether a message may be in the topic although its append failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// Certainly not.
+    /// The message is certainly not in the topic.
     No,
-    /// It was sent and no response came, or it was appended and then not replicated.
+    /// The message was sent and no response came, or it was appended by the leader and then not replicated.
     Unknown,
 }
 
@@ -126,22 +130,22 @@ pub enum Stored {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct AppendError {
-    /// What a caller acts on.
+    /// The kind of failure, by which a caller decides what to do.
     pub kind: AppendFailure,
     /// Whether the message may be in the topic.
     pub stored: Stored,
-    /// The error text: lower case, no full stop, names the topic or the limit.
+    /// The error text: lower case, no full stop, with the topic or the limit in it.
     pub reason: String,
 }
 
-/// Why an append failed, as far as a caller acts differently.
+/// The kinds of failed appends, as far as callers treat them differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AppendFailure {
     /// The topic does not exist and is not auto-created.
     UnknownTopic,
     /// The topic has no such partition.
     UnknownPartition,
-    /// Larger than the limit of the broker, the topic or the engine.
+    /// The message is larger than the limit of the broker, the topic or the engine.
     TooLarge,
     /// The engine cannot carry this record (for instance headers with the `kafka_rust` engine).
     Unsupported,
@@ -149,16 +153,16 @@ pub enum AppendFailure {
     Full,
     /// No broker could be reached before the deadline; nothing was sent.
     Unreachable,
-    /// No acknowledgement before the deadline.
+    /// No acknowledgement came before the deadline.
     TimedOut,
-    /// The broker refused it; the reason quotes the broker's error.
+    /// The broker refused the message; the reason quotes the broker's error.
     Refused,
     /// The producer is being closed.
     Closed,
 }
 
 impl AppendFailure {
-    /// Whether the same append may succeed later without any change.
+    /// Returns whether the same append may succeed when it is retried without any change.
     pub fn is_retriable(self) -> bool {
         match self {
             Self::Full | Self::Unreachable | Self::TimedOut | Self::Closed => true,
@@ -173,11 +177,11 @@ pub type AppendResult = Result<Appended, AppendError>;
 /// Receives the result of an append. It must return quickly and must not call the producer: it may run on the engine's
 /// thread, or on the caller's thread before `append` has returned.
 pub trait Completion: Send + 'static {
-    /// Called exactly once.
+    /// Receives the result; called exactly once.
     fn complete(self, outcome: AppendResult);
 }
 
-/// Lets a quick closure be a completion, for one more allocation.
+/// A boxed closure is a completion, at the cost of one allocation for each append.
 impl Completion for Box<dyn FnOnce(AppendResult) + Send> {
     fn complete(self, outcome: AppendResult) {
         self(outcome);
@@ -192,14 +196,15 @@ pub trait Producer<C: Completion>: Send + Sync {
     /// Starts an append; never blocks. `completion` runs within [`ProducerConfig::timeout`].
     fn append(&self, record: Record, acks: Acks, completion: C);
 
-    /// Waits at most `grace` until every append has completed, then completes the rest with [`AppendFailure::Closed`]
-    /// and a [`Stored`] that is true. Later appends fail at once.
+    /// Waits at most `grace` until every append has completed, then completes each remaining one with
+    /// [`AppendFailure::Closed`]; its [`Stored`] says whether the message may have been sent. Later appends fail
+    /// without waiting.
     fn close(&self, grace: Duration);
 
-    /// Whether a broker can be reached now, or the reason why not; for `/readyz`.
+    /// Returns `Ok` if a broker can be reached now, otherwise the reason as an error text; for `/readyz`.
     fn reachable(&self) -> Result<(), String>;
 
-    /// Number of topic lookups sent to brokers so far.
+    /// Returns the number of topic lookups sent to brokers so far.
     fn topic_lookups(&self) -> u64;
 }
 
@@ -208,11 +213,11 @@ pub trait Producer<C: Completion>: Send + Sync {
 pub struct Message {
     /// The partition it was read from.
     pub from: TopicPartition,
-    /// Its offset there.
+    /// Its offset in that partition.
     pub offset: Offset,
     /// Key; `None` for null. The `kafka_rust` engine cannot distinguish null from empty and returns `None` for both.
     pub key: Option<Vec<u8>>,
-    /// The message; `None` is a tombstone, for which the `kafka_rust` engine returns an empty value.
+    /// Value of the message; `None` is a tombstone, for which the `kafka_rust` engine returns an empty value.
     pub value: Option<Vec<u8>>,
     /// Headers; always empty with the `kafka_rust` engine.
     pub headers: Vec<Header>,
@@ -223,20 +228,21 @@ pub struct Message {
 /// Why messages could not be read. The fetcher stays usable: it reconnects and retries with back-off by itself.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The offset is outside of the kept range of the partition (OFFSET_OUT_OF_RANGE). The partition is not read any
-    /// further until it is assigned again, for instance at its oldest offset.
-    #[error("offset {offset} of {partition} is not kept (kept: {oldest} to {newest})")]
+    /// The offset is outside the range of offsets that the partition keeps (OFFSET_OUT_OF_RANGE). The partition is not
+    /// read any further until it is assigned again, for instance at its oldest offset.
+    #[error("offset {offset} of {partition} is out of range (available: {oldest} to {newest})")]
     OffsetGone {
         /// The partition.
         partition: TopicPartition,
-        /// The offset to read next.
+        /// The offset that was to be read next.
         offset: Offset,
         /// Offset of the oldest message kept.
         oldest: Offset,
         /// The log end offset: that of the newest message plus one.
         newest: Offset,
     },
-    /// One partition cannot be read (unknown, no leader, not authorised, undecodable) and is retried; others go on.
+    /// One partition cannot be read (unknown, no leader, not authorised, undecodable) and is retried; the other
+    /// partitions are still read.
     #[error("{partition} cannot be read: {reason}")]
     Partition {
         /// The partition.
@@ -251,16 +257,17 @@ pub enum FetchError {
 
 /// Reads messages from offsets that its owner chooses. Used by one thread.
 pub trait Fetcher: Send {
-    /// Starts to read `partition` at `offset`, also if it is assigned already.
+    /// Starts to read `partition` at `offset`. A partition that is assigned already restarts at `offset`.
     fn assign(&mut self, partition: &TopicPartition, offset: Offset);
 
     /// Stops reading `partition`; none of its messages is returned afterwards.
     fn revoke(&mut self, partition: &TopicPartition);
 
-    /// Pauses or resumes `partition` without losing its position or the messages prefetched of it.
+    /// Pauses or resumes `partition`; its position and its prefetched messages are kept.
     fn set_paused(&mut self, partition: &TopicPartition, paused: bool);
 
-    /// Returns at most `max` messages. Waits at most `wait` for the first; none in that time is an empty list.
+    /// Waits at most `wait` for the first message and returns at most `max` messages; the list is empty if none came.
+    /// Fails if reading failed, see [`FetchError`].
     fn poll(&mut self, wait: Duration, max: usize) -> Result<Vec<Message>, FetchError>;
 }
 
@@ -288,10 +295,10 @@ pub enum MetadataError {
     /// The topic does not exist.
     #[error("topic {0} does not exist")]
     UnknownTopic(String),
-    /// No broker responded in time, for this reason.
+    /// No broker responded before the deadline, for this reason.
     #[error("no broker responded: {0}")]
     Unreachable(String),
-    /// One partition failed (no leader, unknown); the text names it.
+    /// The request failed for one partition (no leader, unknown); the text names the partition.
     #[error("{0}")]
     Partition(String),
 }
@@ -299,14 +306,13 @@ pub enum MetadataError {
 /// Reads the oldest and newest offsets of partitions. Used by one thread; each call returns within
 /// [`BrokerConfig::request_timeout`].
 pub trait LogEnds: Send {
-    /// The partitions of a topic, sorted by number.
+    /// Returns the partitions of a topic, sorted by number.
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError>;
 
-    /// The log end offset of each of `partitions`, in the same order. A failure of one partition leaves the others
-    /// valid.
+    /// Returns the log end offset of each of `partitions`, in the same order; each can fail by itself.
     fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>>;
 
-    /// The kept range of one partition.
+    /// Returns the range of offsets that one partition keeps.
     fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError>;
 }
 
@@ -335,15 +341,15 @@ pub enum Engine {
 /// How to connect to a cluster.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
-    /// `host:port` of some brokers; at least one.
+    /// `host:port` of at least one broker of the cluster.
     pub hosts: Vec<String>,
     /// The engine to use (`kafka_client`).
     pub engine: Engine,
-    /// Name of this client at the broker (`client.id`).
+    /// Name under which the broker logs and limits this client (`client.id`).
     pub client_id: String,
     /// Timeout of a metadata or ListOffsets request, and of connecting.
     pub request_timeout: Duration,
-    /// Settings of the user (`kafka`).
+    /// Settings from the user's `kafka` map.
     pub settings: KafkaSettings,
 }
 
@@ -354,7 +360,7 @@ pub struct ProducerConfig {
     pub partitioner: PartitionerKind,
     /// Largest value in bytes (`max_request_size_bytes`).
     pub max_message_bytes: usize,
-    /// Appends that have not completed, at most (`req_pool_size`); an engine's own queues are larger than this.
+    /// Largest number of appends that have not completed (`req_pool_size`); an engine's queues have room for as many.
     pub max_in_flight: usize,
     /// Longest time from `append` to the completion (`commit_timeout_ms`).
     pub timeout: Duration,
@@ -363,7 +369,7 @@ pub struct ProducerConfig {
 /// What a fetcher needs beside a [`BrokerConfig`].
 #[derive(Clone, Debug)]
 pub struct FetcherConfig {
-    /// Bytes prefetched over all partitions, at most, before the next fetch request.
+    /// Prefetched bytes, over all partitions, from which no further fetch request is sent.
     pub prefetch_bytes: usize,
     /// Size in bytes of the largest message that must be readable.
     pub max_message_bytes: usize,

@@ -2,8 +2,9 @@
 //!
 //! Two partitioners for messages with a key: `fnv1a` of the original (32-bit FNV-1a read as a signed number, remainder,
 //! then absolute value) and `murmur2` of the Java client. The tables in the tests come from the Go standard library and
-//! the Java client; a story compares with the real Java client. librdkafka has both partitioners built in; the broker
-//! suite shows that they agree with these. [`Spread`] distributes messages without a key evenly.
+//! the Java client; an end-to-end test compares `murmur2` with the real Java client. librdkafka has its own
+//! implementations of both partitioners; the broker suite compares their partitions with those of this module.
+//! [`Spread`] distributes messages without a key evenly.
 
 use std::num::NonZeroI32;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{PartitionId, PartitionerKind};
 use crate::random::random;
 
-/// The partition of `key` among `partition_count`, which is positive.
+/// Returns the partition of `key` among `partition_count`, which must be positive.
 pub fn partition_of(kind: PartitionerKind, key: &[u8], partition_count: NonZeroI32) -> PartitionId {
     match kind {
         PartitionerKind::Fnv1a => (fnv1a(key).cast_signed() % partition_count.get()).abs(),
@@ -46,7 +47,7 @@ pub fn murmur2(bytes: &[u8]) -> u32 {
     hash ^ (hash >> 15)
 }
 
-/// A uniform random partitioner for messages without a key; shared by threads. Not for secrets.
+/// A uniform random partitioner for messages without a key; shared by threads. Not a source of secret random numbers.
 #[derive(Debug)]
 pub struct Spread {
     state: AtomicU64,
@@ -59,12 +60,12 @@ impl Default for Spread {
 }
 
 impl Spread {
-    /// A sequence that depends on the seed only.
+    /// Makes a partitioner whose sequence depends on the seed only.
     pub fn seeded(seed: u64) -> Self {
         Spread { state: AtomicU64::new(seed) }
     }
 
-    /// A random partition out of `partition_count`.
+    /// Returns a random partition, below `partition_count`.
     pub fn next(&self, partition_count: NonZeroI32) -> PartitionId {
         // SplitMix64: the only shared step is one atomic add.
         let mut mixed = self.state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
@@ -84,7 +85,8 @@ mod tests {
         NonZeroI32::new(partitions).expect("the tables have partitions")
     }
 
-    /// Key, `hash/fnv` New32a of Go, `org.apache.kafka.common.utils.Utils.murmur2` of the Java client 3.9.
+    /// Key, its hash by New32a of Go's `hash/fnv`, its hash by `org.apache.kafka.common.utils.Utils.murmur2` of the
+    /// Java client 3.9.
     const VECTORS: [(&str, u32, i32); 17] = [
         ("", 2_166_136_261, 275_646_681),
         ("a", 3_826_002_220, -1_563_381_124),

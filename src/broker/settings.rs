@@ -1,8 +1,8 @@
 //! The `kafka:` map: settings of librdkafka by its own names, for TLS, SASL, compression and the like.
 //!
-//! A setting that would break a guarantee of the daemons is refused here, with the reason. The engine checks all
-//! others, at load too ([`super::engines`]). Invariant: the value of a secret is in no error, no log line and no
-//! `Debug`.
+//! This module refuses each setting that would break a guarantee of the daemons, with the reason. The engine then
+//! checks all other settings ([`super::engines`]), also when the configuration is loaded. Invariant: the value of a
+//! secret is in no error, no log line and no `Debug` output.
 
 mod names;
 
@@ -19,30 +19,30 @@ use names::{NOT_IN_FILE, REFUSED, Scope};
 
 use crate::config::{Problems, Section};
 
-/// A shorter secret occurs in any text by chance, so it is not replaced in error texts.
+/// Secrets shorter than this number of bytes are not replaced in error texts: they occur in any text by chance.
 #[cfg(feature = "librdkafka")]
 const MIN_HIDDEN_BYTES: usize = 4;
 const HIDDEN: &str = "[hidden]";
 
-/// Whether a daemon produces or consumes; some settings are for one of the two only.
+/// Whether a daemon produces or consumes; some settings apply to only one role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It appends messages.
+    /// The daemon appends messages.
     Writes {
         /// Timeout of an append (`commit_timeout_ms`).
         timeout: Duration,
     },
-    /// It reads messages or log end offsets.
+    /// The daemon reads messages or log end offsets.
     Reads,
 }
 
-/// A key as it stands in the file (empty for the whole map), and what is wrong with its value.
+/// A key as written in the file (empty for the whole map), and what is wrong with its value.
 pub(super) type SettingProblem = (String, String);
 
-/// Settings that librdkafka accepted, or the few that the `kafka_rust` engine has.
+/// The settings of a `kafka` map that the engine accepted; the `kafka_rust` engine accepts only a few.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct KafkaSettings {
-    /// In the order of the file. No setting occurs twice, also not by two of its names.
+    /// In the order of the file. No setting occurs twice, not even under two of its names.
     entries: Vec<Entry>,
 }
 
@@ -50,7 +50,7 @@ pub struct KafkaSettings {
 struct Entry {
     /// The name in the file.
     key: String,
-    /// The same, or the one of several names that is in use here.
+    /// The canonical name ([`ALIASES`]); equal to `key` for a setting with one name.
     name: String,
     value: String,
 }
@@ -84,8 +84,9 @@ impl KafkaSettings {
         settings
     }
 
-    /// Why a setting would have no effect although its author relies on it: the connection would be in clear text, or
-    /// no token would ever be fetched. A file that cannot be read counts too.
+    /// Returns a problem if a security setting would have no effect: without the security protocol that uses it the
+    /// connection would be in clear text, and without a token source no token would ever be fetched. A setting whose
+    /// file cannot be read is a problem too. `None` if there is no problem.
     fn has_no_effect(&self, entry: &Entry) -> Option<String> {
         let protocol = self.get("security.protocol").unwrap_or("plaintext").to_ascii_lowercase();
         let mechanism = self.get("sasl.mechanisms").unwrap_or_default();
@@ -102,7 +103,7 @@ impl KafkaSettings {
             {
                 Some("is OAUTHBEARER, which needs sasl.oauthbearer.method: oidc to get tokens".to_owned())
             }
-            // "probe" is a word of librdkafka: it looks for the CA certificates of the system.
+            // "probe" is no path: librdkafka then searches for the CA certificates of the system.
             name if (name.ends_with(".location") || name.ends_with(".file")) && entry.value != "probe" => {
                 let cause = std::fs::File::open(&entry.value).err()?;
                 Some(format!("is {:?}, which cannot be read: {cause}", entry.value))
@@ -111,31 +112,32 @@ impl KafkaSettings {
         }
     }
 
-    /// The security protocol, as brokers write it in ZooKeeper: `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`.
+    /// Returns the security protocol as brokers write it in ZooKeeper: `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or
+    /// `SASL_SSL`.
     pub fn protocol(&self) -> String {
         self.get("security.protocol").unwrap_or("plaintext").to_ascii_uppercase()
     }
 
-    /// Name and value of each setting, for the engine.
+    /// Iterates over the canonical name and the value of each setting, for the engine.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries.iter().map(|entry| (&*entry.name, &*entry.value))
     }
 
-    /// The value of a setting, by the name in use here.
+    /// Returns the value of the setting with this canonical name.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 
-    /// The name of a setting in the file, by the name in use here.
+    /// Returns the name in the file of the setting with this canonical name; empty if the setting is not set.
     pub(super) fn key_of(&self, name: &str) -> &str {
         self.entries.iter().find(|entry| entry.name == name).map_or("", |entry| &entry.key)
     }
 
-    /// The setting, by its name in the file, that a text of librdkafka is about: the first that it names, and of names
-    /// that begin at the same place the longest. Empty when it names none.
+    /// Returns the key (as in the file) of the setting that an error or log text of librdkafka names first. If several
+    /// names begin at the same position of the text, the longest counts. Empty if the text names no setting.
     #[cfg(feature = "librdkafka")]
     pub(super) fn key_in(&self, text: &str) -> &str {
-        // The minimum is the first place, and there the longest name.
+        // The minimum is the earliest position, and among names at that position the longest.
         let position = |name: &str| text.find(name).map(|at| (at, usize::MAX - name.len()));
         let position_of = |entry: &Entry| {
             let aliases = ALIASES.iter().filter(|(_, name)| *name == entry.name).map(|(alias, _)| *alias);
@@ -145,19 +147,19 @@ impl KafkaSettings {
         named.min().map_or("", |(_, key)| key)
     }
 
-    /// Replaces the secrets in a text of the engine.
+    /// Replaces the secrets in an error or log text of librdkafka.
     #[cfg(feature = "librdkafka")]
     pub(super) fn hide<'text>(&self, text: &'text str) -> Cow<'text, str> {
         let mut secrets: Vec<&str> = Vec::new();
         for (name, value) in self.iter().filter(|(name, _)| is_secret(name)) {
             secrets.push(value);
-            // An error of librdkafka quotes the rest of this list from the entry that is wrong.
+            // An error of librdkafka quotes this list from the wrong entry on, so each entry counts as a secret.
             if name == "sasl.oauthbearer.config" {
                 secrets.extend(value.split(' '));
             }
         }
         secrets.retain(|secret| secret.len() >= MIN_HIDDEN_BYTES);
-        // The longest first: a secret that is part of another must not leave the rest of that one in the text.
+        // The longest first: replacing a secret that is part of a longer one would leave the rest of the longer one.
         secrets.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
         let mut text = Cow::Borrowed(text);
         for secret in secrets {
@@ -178,7 +180,7 @@ impl Entry {
     fn read(key: &str, value: Option<Value>) -> Result<Self, &'static str> {
         let value = match value {
             Some(Value::String(text)) => text,
-            // YAML reads 0x10 and 16 as the same number, so the secret itself would be lost.
+            // YAML reads 0x10 and 16 as the same number, so the characters of the secret would be lost.
             Some(Value::Number(_) | Value::Bool(_)) if is_secret(key) => {
                 return Err("must be a string: put it in quotes");
             }
@@ -186,21 +188,21 @@ impl Entry {
             Some(Value::Bool(truth)) => truth.to_string(),
             None => return Err("has no value"),
             Some(_) => {
-                return Err("must be a string, a whole number, true or false; write a name as one key, with its dots");
+                return Err("must be a string, a whole number, true or false; write a dotted name as one key");
             }
         };
         if value.is_empty() {
             return Err("is empty");
         }
         if key.contains('\0') || value.contains('\0') {
-            return Err("holds a zero byte");
+            return Err("contains a zero byte");
         }
         let name = ALIASES.iter().find(|(alias, _)| *alias == key).map_or(key, |(_, name)| name);
         Ok(Entry { key: key.to_owned(), name: name.to_owned(), value })
     }
 }
 
-/// Why the file of a daemon with this role must not have a setting, if it is one of [`REFUSED`].
+/// Returns why a daemon with this role refuses a setting ([`REFUSED`]); `None` if it does not refuse the setting.
 pub(super) fn refused(name: &str, role: Role) -> Option<String> {
     if name.ends_with("_cb") {
         return Some(format!("may not be set: {NOT_IN_FILE}"));
@@ -208,8 +210,8 @@ pub(super) fn refused(name: &str, role: Role) -> Option<String> {
     let (_, scope, reason) = REFUSED.iter().find(|(refused, _, _)| *refused == name)?;
     Some(match (scope, role) {
         (Scope::FixedInConsumer, Role::Writes { .. }) => return None,
-        (Scope::Consumer, Role::Writes { .. }) => "is for reading, but kproxy only writes".to_owned(),
-        (Scope::Producer, Role::Reads) => "is for writing, but this daemon only reads".to_owned(),
+        (Scope::Consumer, Role::Writes { .. }) => "is a consumer setting, but kproxy only produces".to_owned(),
+        (Scope::Producer, Role::Reads) => "is a producer setting, but this daemon only consumes".to_owned(),
         (Scope::Any | Scope::FixedInConsumer | Scope::Producer | Scope::Consumer, _) => {
             format!("may not be set: {reason}")
         }

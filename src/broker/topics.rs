@@ -195,7 +195,7 @@ impl<W> TopicTable<W> {
                 LookupResult::Unknown
             }
             LookupAnswer::NotYet if waited >= self.ask_for => {
-                LookupResult::Unreachable("it is being created or has no leader yet".to_owned())
+                LookupResult::Unreachable("the topic is being created or has no leader yet".to_owned())
             }
             LookupAnswer::Unreachable(reason) => LookupResult::Unreachable(reason),
             LookupAnswer::Refused(reason) => LookupResult::Refused(reason),

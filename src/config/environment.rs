@@ -12,8 +12,8 @@ pub(super) enum CannotExpand {
 }
 
 impl CannotExpand {
-    /// The error without the string, which may be a secret. The name is shown only if it is the whole string and looks
-    /// like one.
+    /// Returns the error text without the string, which may be a secret. The name of the variable is shown only if the
+    /// string is `${NAME}` with nothing around it, and NAME consists of upper-case letters, digits and underscores.
     pub(super) fn without_value(&self) -> String {
         let is_upper = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
         match self {
@@ -26,7 +26,7 @@ impl CannotExpand {
     }
 }
 
-/// Expands all strings of a value in place. An error names the key of the string, with its parents.
+/// Expands all strings of a value in place. An error has the key of the string, with the keys of its parents.
 pub(super) fn expand(value: &mut Value) -> Result<(), (String, CannotExpand)> {
     match value {
         Value::String(text) if text.contains("${") => {

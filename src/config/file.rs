@@ -7,17 +7,18 @@ use serde_yaml::{Mapping, Value};
 
 use super::environment::expand;
 
-/// Larger files are refused: a configuration is small, and the aliases of YAML can make a value explode.
+/// Larger files are refused: a configuration is small, and YAML aliases can expand a large file without a bound.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The map of the file, or why it has none. The error for a file of secrets shows nothing of the file.
+/// Returns the YAML map of the file, or an error text. The error text for a file of secrets quotes nothing from the
+/// file.
 pub(super) fn read(file: &Path, is_secret: bool) -> Result<Mapping, String> {
     let size = fs::metadata(file).map_err(|cause| format!("cannot be read: {cause}"))?.len();
     if MAX_FILE_BYTES < size {
         return Err(format!("has {size} bytes, but a configuration file may have at most {MAX_FILE_BYTES}"));
     }
     let text = fs::read_to_string(file).map_err(|cause| format!("cannot be read: {cause}"))?;
-    // Into a Value first: unlike maps and structs, it refuses a key that occurs twice.
+    // Parsed into a `Value` and not into a map or struct, since only a `Value` refuses a key that occurs twice.
     let mut value: Value = serde_yaml::from_str(&text).map_err(|cause| match cause.location() {
         _ if !is_secret => format!("is not valid YAML: {cause}"),
         // The parser's own text may quote a secret, so only the position is shown.

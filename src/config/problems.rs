@@ -40,7 +40,7 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl Problems {
-    /// `value` if there is no problem, else all the problems.
+    /// Returns `value` if there is no problem, otherwise all the problems.
     pub fn or<T>(self, value: T) -> Result<T, Problems> {
         if self.0.is_empty() { Ok(value) } else { Err(self) }
     }

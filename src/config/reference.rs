@@ -1,11 +1,12 @@
 //! For tests: compares a reference file under `conf/` with the code that takes its keys.
 //!
-//! In these files an optional key is commented out with `# `. The tests assert that each key that the code takes is in
-//! the file, commented out or not. They also load the file with all keys uncommented, which fails for an unknown key.
+//! In a reference file an optional key is commented out with `# `. The tests assert that each key that the code takes
+//! is in the file, commented out or not. They also load the file with all keys uncommented; loading fails for a key that
+//! the daemon does not take.
 
 use std::collections::BTreeSet;
 
-/// The functions whose first argument is a key.
+/// The functions whose first argument is a key; [`keys_taken`] finds their calls in a source.
 const TAKERS: [&str; 17] = [
     "boolean",
     "choice",
@@ -26,17 +27,16 @@ const TAKERS: [&str; 17] = [
     "take",
 ];
 
-/// The sources that take keys for several daemons.
-const SHARED: [&str; 4] = [
-    include_str!("../logging.rs"),
-    include_str!("../daemon.rs"),
-    include_str!("../broker/mod.rs"),
-    include_str!("../broker/settings.rs"),
+/// The sources that take keys for several daemons, each with its path.
+const SHARED: [(&str, &str); 3] = [
+    ("logging.rs", include_str!("../logging.rs")),
+    ("daemon.rs", include_str!("../daemon.rs")),
+    ("broker/engines.rs", include_str!("../broker/engines.rs")),
 ];
 
-/// The keys that a daemon's own source takes, and those that several daemons share.
+/// Returns the keys that the source of one daemon takes, and the keys that several daemons share.
 pub(crate) fn keys_of(own: &'static str) -> BTreeSet<&'static str> {
-    keys_taken(SHARED.iter().chain([&own]))
+    keys_taken(SHARED.iter().map(|(_, source)| source).chain([&own]))
 }
 
 fn keys_taken<'a>(sources: impl IntoIterator<Item = &'a &'static str>) -> BTreeSet<&'static str> {
@@ -54,7 +54,7 @@ fn keys_taken<'a>(sources: impl IntoIterator<Item = &'a &'static str>) -> BTreeS
     keys
 }
 
-/// The file with its optional keys, and the lists below them, uncommented.
+/// Returns the text of the file with its optional keys, and the lists below these keys, uncommented.
 pub(crate) fn in_force(file: &str, keys: &BTreeSet<&str>) -> String {
     let mut uncommented = String::new();
     for line in file.lines() {
@@ -72,12 +72,12 @@ pub(crate) fn in_force(file: &str, keys: &BTreeSet<&str>) -> String {
     uncommented
 }
 
-/// Whether the text is a key for sure: the words of a comment have no underscore.
+/// Returns whether the text is certainly a key: it has an underscore, and words of a comment have none.
 fn looks_like_a_key(text: &str) -> bool {
     text.contains('_') && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
 }
 
-/// Fails unless every key is in the file, which has them all uncommented.
+/// Fails unless every key is in `in_force`, the reference file with all its keys uncommented.
 pub(crate) fn assert_has_all(keys: &BTreeSet<&str>, in_force: &str) {
     let is_there = |key: &&str| {
         let begins = format!("{key}:");
@@ -85,6 +85,17 @@ pub(crate) fn assert_has_all(keys: &BTreeSet<&str>, in_force: &str) {
     };
     let absent: Vec<_> = keys.iter().filter(|key| !is_there(key)).collect();
     assert!(absent.is_empty(), "taken by the code but not in the reference file: {absent:?}");
+}
+
+#[test]
+fn each_shared_source_takes_keys() {
+    for (path, source) in SHARED {
+        assert!(!keys_taken([&source]).is_empty(), "src/{path} takes no key: remove it from SHARED");
+    }
+    let keys = keys_of("");
+    for key in ["log_dir", "log_level", "shutdown_grace_ms", "kafka_client", "kafka"] {
+        assert!(keys.contains(key), "{key} is not found: add the source that takes it to SHARED");
+    }
 }
 
 #[test]

@@ -7,18 +7,18 @@ use serde_yaml::{Mapping, Value};
 use super::file;
 use super::problems::{Problem, Problems};
 
-/// A value in a problem is cut after this number of characters.
+/// Number of characters after which a value in the text of a problem is cut.
 const MAX_SHOWN_CHARS: usize = 60;
 
-/// A YAML map and the keys of it that have not been taken yet.
+/// A YAML map; taking a key removes it from the map.
 ///
-/// A key that is missing or wrong is added to the problems and yields its default, or a valid value of its type. A
-/// configuration built from such a value is never used: loading fails with the problems.
+/// A key that is missing or has a wrong value is added to the problems, and taking it returns its default or some valid
+/// value of its type. A configuration with such a value is never used: loading fails with the problems.
 pub struct Section {
     file: PathBuf,
     prefix: String,
     map: Mapping,
-    /// The file itself was unusable: every key would be reported as missing, so no further problem is added.
+    /// The file could not be read as a map: every key would be reported as missing, so no further problem is added.
     is_muted: bool,
     /// The file holds secrets: no problem shows a value, or a key that the daemon does not know.
     is_secret: bool,
@@ -48,17 +48,17 @@ impl Section {
         section
     }
 
-    /// The file that the section was read from.
+    /// Returns the file that the section was read from.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Whether the section has the key, with a value other than null.
+    /// Returns whether the section has the key, with a value other than null.
     pub fn has(&self, key: &str) -> bool {
         self.map.get(key).is_some_and(|value| !value.is_null())
     }
 
-    /// Adds a problem with `key`; with the section itself where `key` is empty.
+    /// Adds a problem with `key`, or with the whole section if `key` is empty.
     pub fn note(&self, key: &str, text: impl Into<String>, problems: &mut Problems) {
         if !self.is_muted {
             let key = if key.is_empty() {
@@ -70,7 +70,7 @@ impl Section {
         }
     }
 
-    /// The raw value, environment variables replaced; null counts as absent.
+    /// Takes the raw value of a key, with environment variables replaced; null counts as absent.
     pub fn take(&mut self, key: &str) -> Option<Value> {
         self.map.remove(key).filter(|value| !value.is_null())
     }
@@ -88,7 +88,7 @@ impl Section {
         self.note(key, text, problems);
     }
 
-    /// A map inside this one; `None` when the key is absent.
+    /// Takes a map inside this map; `None` if the key is absent or its value is no map.
     pub fn section(&mut self, key: &str, required: bool, problems: &mut Problems) -> Option<Section> {
         match self.take(key) {
             None => {
@@ -108,7 +108,8 @@ impl Section {
         }
     }
 
-    /// A list of maps, at least one; `None` when the key is absent. Problems number them from 1, as in `rules[1]`.
+    /// Takes a list of at least one map; `None` if the key is absent or wrong. Problems number the maps from 1, as in
+    /// `rules[1]`.
     pub fn sections(&mut self, key: &str, required: bool, problems: &mut Problems) -> Option<Vec<Section>> {
         let allowed = "a list of at least one map";
         let Some(value) = self.take(key) else {
@@ -140,25 +141,25 @@ impl Section {
         Section { file: self.file.clone(), prefix, map, is_muted: self.is_muted, is_secret: self.is_secret }
     }
 
-    /// Whether the value of `key` is a map that has the key `inner`.
+    /// Returns whether the value of `key` is a map that has the key `inner`.
     pub fn is_map_with(&self, key: &str, inner: &str) -> bool {
         self.map.get(key).and_then(Value::as_mapping).is_some_and(|map| map.contains_key(inner))
     }
 
-    /// The keys not taken yet that are strings, in the order of the file.
+    /// Returns the keys that are strings and not taken yet, in the order of the file.
     pub fn keys(&self) -> Vec<String> {
         self.map.keys().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
-    /// All keys not taken yet, in the order of the file.
+    /// Iterates over all keys not taken yet, in the order of the file.
     pub fn remaining(&self) -> impl Iterator<Item = String> + '_ {
         self.map.keys().map(|key| key.as_str().map_or_else(|| shown(key), str::to_owned))
     }
 
-    /// Ends the section: every key not taken yet is a problem.
+    /// Ends the section: adds a problem for every key not taken yet.
     pub fn finish(self, problems: &mut Problems) {
         if self.is_secret {
-            // What stands in the place of a key may be a secret whose key was forgotten.
+            // An unknown key may be a secret that was written without its key, so no key is shown.
             if !self.map.is_empty() {
                 self.note("", format!("has {} unknown keys (misspelt?)", self.map.len()), problems);
             }
@@ -170,7 +171,7 @@ impl Section {
     }
 }
 
-/// A value as a problem shows it: on one line, strings quoted, cut when it is long.
+/// Formats a value for the text of a problem: on one line, strings quoted, cut after [`MAX_SHOWN_CHARS`].
 fn shown(value: &Value) -> String {
     let line = in_flow_style(value);
     if line.chars().count() <= MAX_SHOWN_CHARS {
@@ -196,7 +197,7 @@ pub(crate) mod tests {
     use super::*;
     use std::io::Write;
 
-    /// A section with this text as its file, and what is wrong with it so far.
+    /// Loads a section from a file with this text; returns the problems of loading, too.
     pub(in crate::config) fn section(text: &str) -> (Section, Problems, tempfile::NamedTempFile) {
         let file = file_with(text);
         let mut problems = Problems::default();
@@ -210,7 +211,7 @@ pub(crate) mod tests {
         file
     }
 
-    /// `KEY: TEXT` of each problem.
+    /// Returns `KEY: TEXT` of each problem.
     pub(in crate::config) fn texts(problems: &Problems) -> Vec<String> {
         problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.text)).collect()
     }
@@ -273,7 +274,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn problems_of_a_file_of_secrets_show_nothing_of_it() {
+    fn problems_of_a_file_of_secrets_quote_nothing_from_the_file() {
         for text in [
             "secret: {a: SECRET}\n",
             "secret: [SECRET, SECRET]\n",

@@ -1,4 +1,4 @@
-//! The types that a key of a [`Section`] can be taken as.
+//! The types that a key of a [`Section`] can be taken as. Each method takes one key and checks its value.
 
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
@@ -10,7 +10,7 @@ use super::problems::Problems;
 use super::section::Section;
 
 impl Section {
-    /// An integer within `range`; without a default the key is required.
+    /// Takes an integer within `range`; without a default the key is required.
     pub fn integer(
         &mut self,
         key: &str,
@@ -31,12 +31,12 @@ impl Section {
         fallback
     }
 
-    /// An integer within `range`; `None` when the key is absent.
+    /// Takes an integer within `range`; `None` if the key is absent.
     pub fn optional_integer(&mut self, key: &str, range: RangeInclusive<i64>, problems: &mut Problems) -> Option<i64> {
         self.has(key).then(|| self.integer(key, None, range, problems))
     }
 
-    /// A count from 1 to `max`.
+    /// Takes a count from 1 to `max`; without a default the key is required.
     pub fn count(&mut self, key: &str, default: Option<usize>, max: usize, problems: &mut Problems) -> NonZeroUsize {
         let max = i64::try_from(max).unwrap_or(i64::MAX);
         let default = default.and_then(|default| i64::try_from(default).ok());
@@ -44,23 +44,23 @@ impl Section {
         usize::try_from(number).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
     }
 
-    /// A port from 0 to 65535. With 0 the system chooses a free port, which tests use and the log shows.
+    /// Takes a port from 0 to 65535. With 0, which tests use, the system chooses a free port and the daemon logs it.
     pub fn port(&mut self, key: &str, default: Option<u16>, problems: &mut Problems) -> u16 {
         let number = self.integer(key, default.map(i64::from), 0..=i64::from(u16::MAX), problems);
         u16::try_from(number).unwrap_or_default()
     }
 
-    /// A port; `None` when the key is absent.
+    /// Takes a port; `None` if the key is absent.
     pub fn optional_port(&mut self, key: &str, problems: &mut Problems) -> Option<u16> {
         if !self.has(key) {
-            // A key whose value is null is known all the same.
+            // Takes a key whose value is null, so that `finish` does not report it as unknown.
             self.take(key);
             return None;
         }
         Some(self.port(key, None, problems))
     }
 
-    /// A duration in milliseconds, within `range` milliseconds.
+    /// Takes a duration in milliseconds, within `range`; without a default the key is required.
     pub fn millis(
         &mut self,
         key: &str,
@@ -74,13 +74,13 @@ impl Section {
         Duration::from_millis(u64::try_from(number).unwrap_or_default())
     }
 
-    /// A duration in milliseconds; `None` when it is 0 or the key is absent.
+    /// Takes a duration of at most `max` milliseconds; `None` if it is 0 or the key is absent.
     pub fn optional_millis(&mut self, key: &str, max: u64, problems: &mut Problems) -> Option<Duration> {
         let duration = self.millis(key, Some(0), 0..=max, problems);
         (!duration.is_zero()).then_some(duration)
     }
 
-    /// A string, which may be empty; without a default the key is required. Numbers and booleans are not strings.
+    /// Takes a string, which may be empty; without a default the key is required. Numbers and booleans are refused.
     pub fn string(&mut self, key: &str, default: Option<&str>, problems: &mut Problems) -> String {
         match self.take(key) {
             None if default.is_none() => self.missing(key, "a string", problems),
@@ -91,7 +91,7 @@ impl Section {
         default.unwrap_or_default().to_owned()
     }
 
-    /// true or false.
+    /// Takes true or false.
     pub fn boolean(&mut self, key: &str, default: bool, problems: &mut Problems) -> bool {
         match self.take(key) {
             None => default,
@@ -103,7 +103,7 @@ impl Section {
         }
     }
 
-    /// The meaning of one of these words; the first one is the default.
+    /// Takes one of the words in `choices` and returns the value paired with it; the first choice is the default.
     pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], problems: &mut Problems) -> T {
         let default = choices[0].1;
         let Some(value) = self.take(key) else { return default };
@@ -118,7 +118,7 @@ impl Section {
         )
     }
 
-    /// A list of distinct, non-empty strings, at least one; `None` when the key is absent.
+    /// Takes a list of at least one string, all distinct and not empty; `None` if the key is absent or wrong.
     pub fn strings(&mut self, key: &str, required: bool, problems: &mut Problems) -> Option<Vec<String>> {
         let allowed = "a list of distinct, non-empty strings, at least one";
         let Some(value) = self.take(key) else {
@@ -139,7 +139,7 @@ impl Section {
         }
     }
 
-    /// A list of `host:port`, at least one; `None` when the key is absent.
+    /// Takes a list of at least one `host:port`; `None` if the key is absent or wrong.
     pub fn hosts(&mut self, key: &str, required: bool, problems: &mut Problems) -> Option<Vec<String>> {
         let hosts = self.strings(key, required, problems)?;
         for host in &hosts {

@@ -1,4 +1,4 @@
-//! One log file: each append is one `write(2)` of whole lines, from any thread, without a lock and without blocking.
+//! One log file: any thread appends whole lines, with one `write(2)` for each append, without a lock or blocking.
 
 use std::ffi::c_int;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 pub(super) struct LogFile {
     path: PathBuf,
     file: File,
-    /// Lines that were dropped and have not been reported yet.
+    /// Number of lines that were dropped and have not been reported yet.
     dropped: AtomicU64,
     /// `errno` of the last failed write; 0 before the first.
     last_error: AtomicI32,
@@ -43,7 +43,7 @@ impl LogFile {
     /// Writes lines; each ends with a newline.
     pub(super) fn append(&self, lines: &[u8]) {
         if self.is_torn.load(Ordering::Relaxed) && self.is_torn.swap(false, Ordering::Relaxed) {
-            // Ends the half line, so that the next line begins at the start of one.
+            // Ends the half line, so that the next line starts on a line of its own.
             let _ = (&self.file).write(b"\n");
         }
         match (&self.file).write(lines) {
@@ -63,18 +63,18 @@ impl LogFile {
         self.dropped.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// Whether dropped lines have not been reported yet.
+    /// Returns whether lines were dropped that have not been reported yet.
     pub(super) fn has_dropped(&self) -> bool {
         self.dropped.load(Ordering::Relaxed) != 0
     }
 
-    /// Takes the number of dropped lines, to report them, and the error of the last one.
+    /// Resets the number of dropped lines; returns this number and the error of the last dropped line.
     pub(super) fn take_dropped(&self) -> (u64, io::Error) {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         (dropped, io::Error::from_raw_os_error(self.last_error.load(Ordering::Relaxed)))
     }
 
-    /// Puts back a number that could not be reported.
+    /// Adds a number of dropped lines whose report could not be written.
     pub(super) fn put_back(&self, dropped: u64) {
         self.dropped.fetch_add(dropped, Ordering::Relaxed);
     }

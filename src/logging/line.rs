@@ -6,18 +6,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::panics;
 
-/// A longer message is cut, so that no value can make a line without a bound.
+/// Longer messages are cut, so that a large value cannot make a line of unbounded length.
 const MAX_MESSAGE_BYTES: usize = 16 << 10;
 
-/// Appends the whole line, newline included.
+/// Appends a whole line to `line`, newline included.
 pub(super) fn format_line(line: &mut Vec<u8>, word: &str, thread: &str, origin: Option<&str>, text: fmt::Arguments) {
     append_time(line, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     for part in [" ", word, " ["] {
         line.extend_from_slice(part.as_bytes());
     }
     let mut message = Message { line, left_bytes: MAX_MESSAGE_BYTES, cut_bytes: 0 };
-    // Writing into memory does not fail. Only the Display of a value can fail or panic; that cuts the message short
-    // there.
+    // Writing into memory does not fail. Only the `Display` of a value can fail or panic; the message then ends at that
+    // value.
     let _ = message.write_str(thread);
     let _ = message.write_str("] ");
     if let Some(origin) = origin {
@@ -66,19 +66,19 @@ impl Write for Message<'_> {
     }
 }
 
-/// Whether the byte belongs to printable ASCII or to a character that is surely no C1 control and no Unicode line
-/// separator.
+/// Returns whether the byte belongs to printable ASCII, or to a character that is certainly no C1 control and no
+/// Unicode line separator.
 fn is_harmless(byte: u8) -> bool {
     !matches!(byte, 0..=0x1f | 0x7f | 0xc2 | 0xe2)
 }
 
 fn append_time(line: &mut Vec<u8>, since_1970: Duration) {
     thread_local! {
-        /// The second of this thread's last line, as text: localtime_r is called once a second.
+        /// The second of this thread's last line, with its time and zone as text: localtime_r is called once a second.
         static SECOND: Cell<(u64, [u8; 19], [u8; 6])> = const { Cell::new((u64::MAX, [b'?'; 19], [b'?'; 6])) };
     }
     let seconds = since_1970.as_secs();
-    // A thread that is ending has no thread-locals any more, and formats the time each time.
+    // A thread that is ending has no thread-locals any more, so it formats the time of each line anew.
     let cached = SECOND.try_with(Cell::get).ok().filter(|(second, ..)| *second == seconds);
     let (_, clock, zone) = cached.unwrap_or_else(|| {
         let (clock, zone) = local_time(seconds);
@@ -92,7 +92,7 @@ fn append_time(line: &mut Vec<u8>, since_1970: Duration) {
     line.extend_from_slice(&zone);
 }
 
-/// `2026-01-02T15:04:05` and `+08:00`.
+/// Returns the local time as in `2026-01-02T15:04:05`, and its zone as in `+08:00`.
 fn local_time(seconds: u64) -> ([u8; 19], [u8; 6]) {
     let time: libc::time_t = i64::try_from(seconds).unwrap_or_default();
     // SAFETY: an all-zero tm is a valid one.
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_panics_cuts_the_message_there() {
+    fn a_message_ends_at_a_value_whose_display_panics_or_fails() {
         struct Panicking;
         impl fmt::Display for Panicking {
             fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {

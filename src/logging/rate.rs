@@ -4,13 +4,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Lines a second that [`log_limited!`](crate::log_limited) writes, for each place in the code that uses it.
+/// Largest number of lines a second that [`log_limited!`](crate::log_limited) writes, for each place in the code that
+/// uses the macro.
 pub const LIMITED_LINES_PER_SECOND: u32 = 10;
 
-/// Admits `per_second` lines in each second and counts the rest. One for each place in the code that logs.
+/// Admits `per_second` lines in each second and counts the suppressed ones. Each limited log call has its own limit.
 ///
-/// The first line of a later second carries the count of suppressed lines. So the end of a flood is reported with the
-/// next line of the same place, whenever that comes.
+/// The first line of a later second has the count of suppressed lines. So the count of the last second of a flood is
+/// logged with the next line of the same log call, which may come much later.
 #[derive(Debug)]
 pub struct RateLimit {
     per_second: u32,
@@ -19,22 +20,23 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
-    /// A limit of `per_second` lines.
+    /// Makes a limit of `per_second` lines a second.
     pub const fn new(per_second: u32) -> Self {
         RateLimit { per_second, window: AtomicU64::new(0) }
     }
 
-    /// `None`: suppress this line. Otherwise the number of lines suppressed since the last one that was admitted.
+    /// Counts a line. Returns `None` if the line must be suppressed, otherwise the number of lines suppressed since the
+    /// last admitted one.
     pub fn admit(&self) -> Option<u32> {
         static START: OnceLock<Instant> = OnceLock::new();
-        // Seconds since the first use, from 1, so that the initial window is over.
+        // Seconds since the first use, counted from 1: the initial value of the window stands for second 0.
         self.admit_at(START.get_or_init(Instant::now).elapsed().as_secs() + 1)
     }
 
     fn admit_at(&self, second: u64) -> Option<u32> {
         let mut seen = self.window.load(Ordering::Relaxed);
         loop {
-            // A thread that was paused between reading the clock and here must not turn the window back.
+            // A thread that was paused after reading the clock must not set the window to an earlier second.
             let second = (second & u64::from(u32::MAX)).max(seen >> 32);
             let n_lines = u32::try_from(seen & u64::from(u32::MAX)).unwrap_or(u32::MAX);
             let is_new_second = second != seen >> 32;
@@ -53,8 +55,8 @@ impl RateLimit {
 }
 
 /// Logs like `log::log!`, but at most [`LIMITED_LINES_PER_SECOND`] lines a second from each place in the code; the
-/// first line of a later second has the number of suppressed ones. For every line that a client, a message or a peer
-/// can cause.
+/// first line of a later second has the number of suppressed lines. Used for every line that a client, a message or a
+/// peer can cause.
 ///
 /// ```
 /// kafka_http_wrapper::log_limited!(log::Level::Warn, "the key of {} is not UTF-8", "t/3");
@@ -85,7 +87,7 @@ mod tests {
     fn the_limit_is_admitted_each_second_and_the_rest_is_counted() {
         let limit = RateLimit::new(2);
         let admitted: Vec<_> = [1, 1, 1, 1, 2, 2, 2, 1, 9, 9].iter().map(|second| limit.admit_at(*second)).collect();
-        // The 1 among the twos counts for second 2: a limit never goes back to an earlier second.
+        // The 1 after the twos counts for second 2: a limit never returns to an earlier second.
         assert_eq!(admitted, [Some(0), Some(0), None, None, Some(2), Some(0), None, None, Some(2), Some(0)]);
     }
 

@@ -1,4 +1,4 @@
-//! Calls the logger as the macros do, without making it the logger of the process.
+//! Calls the logger as the `log` macros do, without making it the logger of the process.
 
 use std::fs;
 use std::time::Instant;
@@ -17,7 +17,7 @@ fn log_line(logger: &Logger, level: Level, target: &str, text: &str) {
     logger.log(&Record::builder().level(level).target(target).args(format_args!("{text}")).build());
 }
 
-/// Level words and messages of a file, one pair a line.
+/// Returns the level word and the message of each line of a file.
 fn lines(folder: &tempfile::TempDir, name: &str) -> Vec<String> {
     let text = fs::read_to_string(folder.path().join("new/log").join(name)).unwrap();
     text.lines()
@@ -46,7 +46,7 @@ fn each_level_writes_its_lines_to_its_files() {
 }
 
 #[test]
-fn lines_of_libraries_are_limited_warnings_and_flooding_libraries_are_ignored() {
+fn lines_of_libraries_become_warnings_are_limited_and_those_of_flooding_libraries_are_ignored() {
     let (logger, folder) = logger(16);
     log_line(&logger, Level::Error, "zookeeper::io", "flood");
     log_line(&logger, Level::Warn, "mio::poll", "flood");
@@ -67,12 +67,12 @@ fn dropped_lines_are_reported_when_writing_works_again() {
     log_line(&logger, Level::Info, OWN, "works again");
     let lines = lines(&folder, "kproxy.log");
     assert_eq!(lines.len(), 2, "{lines:?}");
-    assert!(lines[1].starts_with("WARNING 7 lines could not be written here"), "{lines:?}");
+    assert!(lines[1].starts_with("WARNING 7 lines could not be written to this file"), "{lines:?}");
     assert!(!logger.files[0].has_dropped());
 }
 
 #[test]
-fn a_full_disk_costs_lines_and_nothing_else() {
+fn on_a_full_disk_lines_are_dropped_and_counted() {
     let full = LogFile::open(PathBuf::from("/dev/full")).unwrap();
     let logger = Logger { level: LevelFilter::Info, files: vec![full], reopening: Mutex::new(()) };
     for _ in 0..5 {
@@ -124,7 +124,8 @@ fn an_error_to_open_a_file_names_it() {
     assert!(error.starts_with("log_dir: /proc/nowhere/kproxy.log cannot be opened for writing: "), "{error}");
 }
 
-/// The limit is loose; the measurement is printed: `cargo test --release --lib logging -- --nocapture a_line_costs`.
+/// Asserts only that a line costs less than 1 ms; prints the measurement with
+/// `cargo test --release --lib logging -- --nocapture a_line_costs`.
 #[test]
 fn a_line_costs_about_a_microsecond() {
     let (logger, _folder) = logger(4);

@@ -176,6 +176,6 @@ fn a_full_disk_costs_log_lines_and_nothing_else() {
     assert!((0..20).all(|_| status() == 200));
     fs::remove_file(&log).expect("the link exists");
     daemon.signal(libc::SIGHUP);
-    daemon.wait_for_log("lines could not be written here: No space left on device", DEADLINE);
+    daemon.wait_for_log("lines could not be written to this file: No space left on device", DEADLINE);
     daemon.stop(DEADLINE);
 }

@@ -14,11 +14,11 @@ use crate::locks::wait_timeout;
 pub struct MemoryFetcher {
     pub(super) shared: Arc<SharedBroker>,
     pub(super) assigned: BTreeMap<TopicPartition, MemoryReader>,
-    /// Index of the partition to read first; it moves with each poll, so that no partition starves.
+    /// Number of reads so far. Each read begins with the next partition, so that no partition starves.
     pub(super) turn: usize,
 }
 
-/// An assigned partition.
+/// The read position of one assigned partition.
 pub(super) struct MemoryReader {
     next: Offset,
     is_paused: bool,

@@ -1,4 +1,4 @@
-//! The topics of a [`MemoryBroker`](super::MemoryBroker), and what a test has set.
+//! The state of a [`MemoryBroker`](super::MemoryBroker): its topics, and the failures and limits that a test has set.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroI32;
@@ -30,7 +30,7 @@ pub(super) struct BrokerState {
     /// Number of partitions of a topic that an append creates; 0 creates none.
     pub(super) auto_create_partitions: i32,
     pub(super) max_message_bytes: Option<usize>,
-    /// Failures of the next appends, chosen by the test; their messages are not stored.
+    /// Failures of the next appends, chosen by the test; the messages of these appends are not stored.
     pub(super) failures: VecDeque<AppendError>,
     /// Completions held back; the test that holds them bounds their number.
     pub(super) held: Vec<HeldCompletion>,
@@ -39,7 +39,7 @@ pub(super) struct BrokerState {
 
 /// A completion that waits for its release.
 pub(super) struct HeldCompletion {
-    /// Number of the producer that it belongs to.
+    /// Number of the producer whose append it completes.
     pub(super) producer: u64,
     /// Completes with the outcome of the append, or with a failure because the producer was closed first.
     pub(super) finish: Box<dyn FnOnce(Release) + Send>,

@@ -9,14 +9,15 @@ use kafka::error::{Error, KafkaCode};
 use super::guarded_client::CallError;
 use crate::broker::{Offset, PartitionId, TopicPartition};
 
-/// How long a broker may wait for messages. A partition assigned meanwhile is fetched that much later.
+/// Longest time that a broker waits for messages before it responds. A partition that is assigned while a request is in
+/// flight is first requested after that response.
 pub(super) const MAX_BROKER_WAIT: Duration = Duration::from_millis(100);
 
 /// One partition in a fetch request.
 #[derive(Clone)]
 pub(super) struct PartitionRequest {
     pub(super) partition: TopicPartition,
-    /// The assignment of the partition that the response is for.
+    /// Number of the assignment that the request was made for (`PartitionReader::epoch`).
     pub(super) epoch: u64,
     pub(super) offset: Offset,
     pub(super) max_bytes: usize,
@@ -49,11 +50,12 @@ pub(super) struct FetchedMessage {
 pub(super) enum PartitionError {
     /// The broker returned this error code.
     Code(KafkaCode),
-    /// The crate could not read them.
+    /// The crate could not decode the messages; its error text.
     Other(String),
 }
 
-/// Fetches these partitions; `reload` looks their leaders up first.
+/// Sends one fetch request for these partitions and returns the response. Looks up the leaders first if `reload` is set
+/// or the client does not know a topic yet.
 pub(super) fn fetch(
     client: &mut KafkaClient,
     requests: &[PartitionRequest],

@@ -1,11 +1,11 @@
 //! Reads through the `kafka` crate.
 //!
-//! One connection for each leader: a client on a thread of its own, with one fetch request in flight. Fetched messages
-//! are kept by partition ([`super::partition_reader`]) until they are polled. No more is fetched, of a partition or in
-//! total, than the bounds allow.
+//! Each leader has one connection: a client on a thread of its own, with one fetch request in flight. Fetched messages
+//! are kept by partition ([`super::partition_reader`]) until they are polled. Two limits bound the bytes that are kept,
+//! one for each partition and one for all partitions together.
 //!
-//! One message that cannot be decoded makes the whole response unreadable, for all its partitions. Each of them is then
-//! fetched alone until the bad one is found.
+//! One message that cannot be decoded makes the whole response unreadable, for all its partitions. Each of these
+//! partitions is then fetched alone, until the one with the unreadable message is found.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -28,28 +28,29 @@ use crate::supervise::Supervisor;
 
 /// Pause before a failed request is retried.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
-/// Pause of a partition with a message that cannot be decoded.
+/// Pause before a partition is fetched again at a message that cannot be decoded.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(5);
 /// Bytes requested of one partition at first: its share of the prefetch limit, within these bounds.
 const MIN_FIRST_BYTES: usize = 64 << 10;
 const MAX_FIRST_BYTES: usize = 1 << 20;
-/// Errors kept for the next polls; further ones are dropped, since each is reported again while it lasts.
+/// Largest number of errors kept for the next polls. Further errors are dropped; an error that lasts is reported again.
 const MAX_PENDING_ERRORS: usize = 64;
 
-/// The fetcher of this engine.
+/// Reads messages with the `kafka` crate.
 pub(in crate::broker) struct KafkaRustFetcher {
     broker: BrokerConfig,
     config: FetcherConfig,
     supervisor: Supervisor,
     readers: HashMap<TopicPartition, PartitionReader>,
-    /// By the `host:port` of the leader.
+    /// The connections, by the `host:port` of the leader.
     connections: HashMap<String, BrokerConnection>,
     /// Looks up leaders, and the oldest and newest offsets.
     metadata: GuardedClient,
-    /// Responses, at most one for each connection: a connection has one request in flight.
+    /// Channel of responses. It needs no bound of its own: each connection has one request in flight, and a bounded
+    /// number of abandoned requests.
     responses: (Sender<FetchResponse>, Receiver<FetchResponse>),
     pending_errors: VecDeque<FetchError>,
-    /// Number of the last fetch request or assignment.
+    /// Number of the last fetch request or assignment; both are counted together.
     number: u64,
     /// Number of the last poll.
     poll_number: u64,
@@ -60,7 +61,7 @@ struct BrokerConnection {
     client: GuardedClient,
     /// Number and deadline of the request in flight.
     in_flight: Option<(u64, Instant)>,
-    /// The partitions in that request.
+    /// The partitions in the request in flight.
     requests: Vec<PartitionRequest>,
     /// The next request looks the leaders up first.
     reload: bool,
@@ -90,7 +91,7 @@ impl KafkaRustFetcher {
         }
     }
 
-    /// Bytes to request of a partition, unless its reader needs more.
+    /// Returns the number of bytes to request of a partition, unless its reader needs more.
     fn first_bytes(&self) -> usize {
         let share = self.config.prefetch_bytes / self.readers.len().max(1);
         share.clamp(MIN_FIRST_BYTES, MAX_FIRST_BYTES)
@@ -137,7 +138,7 @@ impl KafkaRustFetcher {
                 self.readers.get(&request.partition).is_some_and(|reader| reader.is_isolated)
             };
             let (isolated, together): (Vec<_>, Vec<_>) = requests.into_iter().partition(is_isolated);
-            // One isolated partition and all the others together take turns.
+            // Requests for one isolated partition and requests for all other partitions alternate.
             let is_turn_of_isolated = together.is_empty() || self.number.is_multiple_of(2);
             let chosen = match isolated.into_iter().next().filter(|_| is_turn_of_isolated) {
                 Some(one) => vec![one],
@@ -163,7 +164,7 @@ impl KafkaRustFetcher {
         let name = leader.clone();
         let started = connection.client.start(
             move |client| fetch(client, &sent, reload),
-            // The channel is closed when the fetcher has been dropped meanwhile.
+            // The channel is closed if the fetcher was dropped during the request.
             move |outcome| drop(responses.send(FetchResponse { leader: name, number, outcome })),
         );
         match started {
@@ -180,7 +181,7 @@ impl KafkaRustFetcher {
         }
     }
 
-    /// Looks up the leaders of the partitions of these topics that have none yet.
+    /// Looks up the leaders of those partitions of these topics whose leader is unknown.
     fn find_leaders(&mut self, topics: BTreeSet<Arc<str>>) {
         let names: Vec<String> = topics.iter().map(ToString::to_string).collect();
         let found = self.metadata.call(self.broker.request_timeout, move |client| {
@@ -227,7 +228,7 @@ impl KafkaRustFetcher {
         }
     }
 
-    /// Retries these partitions after a pause, on the connection of the leader that they have then.
+    /// Marks these partitions to be fetched again after a pause, with a new lookup of their leaders.
     fn connection_failed(&mut self, requests: Vec<PartitionRequest>, error: &CallError) {
         for request in requests {
             let Some(reader) = self.reader_of(&request) else { continue };
@@ -238,14 +239,14 @@ impl KafkaRustFetcher {
         self.report(FetchError::Unreachable(error.in_words()));
     }
 
-    /// The reader that a request was made for, unless its partition has been revoked or assigned again since.
+    /// Returns the reader that a request was made for; `None` if its partition was revoked or assigned again since.
     fn reader_of(&mut self, request: &PartitionRequest) -> Option<&mut PartitionReader> {
         self.readers.get_mut(&request.partition).filter(|reader| reader.epoch == request.epoch)
     }
 
     fn take_response(&mut self, response: FetchResponse) {
         let Some(connection) = self.connections.get_mut(&response.leader) else { return };
-        // The response to a request that timed out.
+        // A response to a request that has timed out is ignored.
         if connection.in_flight.is_none_or(|(number, _)| number != response.number) {
             return;
         }
@@ -286,7 +287,7 @@ impl KafkaRustFetcher {
                     };
                     self.report(FetchError::Partition { partition: request.partition.clone(), reason });
                 }
-                // The crate leaves partitions out that have no leader in its metadata.
+                // The crate leaves out a partition that has no leader in the crate's metadata.
                 None => {
                     reader.leader = None;
                     reader.not_before = Instant::now() + RETRY_PAUSE;
@@ -295,7 +296,8 @@ impl KafkaRustFetcher {
         }
     }
 
-    /// Handles a response that cannot be decoded: each of its partitions is fetched alone, to find the unreadable one.
+    /// Handles a response that cannot be decoded: marks each of its partitions to be fetched alone, to find the one
+    /// with the unreadable message.
     fn isolate(&mut self, requests: Vec<PartitionRequest>, reason: &str) {
         if let [one] = &requests[..] {
             let Some(reader) = self.reader_of(one) else { return };
@@ -314,7 +316,8 @@ impl KafkaRustFetcher {
         }
     }
 
-    /// Handles OFFSET_OUT_OF_RANGE: compares with the kept range first, since the offset may be valid again by now.
+    /// Handles OFFSET_OUT_OF_RANGE: compares the offset with the range that the partition keeps now, since the offset
+    /// may have become valid.
     fn offset_out_of_range(&mut self, request: &PartitionRequest) {
         let (topic, number) = (request.partition.topic.to_string(), request.partition.partition);
         let range = self.metadata.call(self.broker.request_timeout, move |client| {
@@ -337,7 +340,8 @@ impl KafkaRustFetcher {
                     reader.not_before = Instant::now() + RETRY_PAUSE;
                 }
                 if let Err(error) = outcome {
-                    let reason = format!("cannot get its oldest and newest offset: {}", error.in_words());
+                    let reason =
+                        format!("cannot get the oldest and newest offsets of the partition: {}", error.in_words());
                     self.report(FetchError::Partition { partition, reason });
                 }
             }
@@ -405,7 +409,7 @@ impl Fetcher for KafkaRustFetcher {
             if now >= deadline {
                 return Ok(Vec::new());
             }
-            // At most a pause long: then a partition may be due again.
+            // Waits at most one retry pause, since a partition may be due again after that time.
             let left = (deadline - now).min(RETRY_PAUSE);
             if let Ok(response) = self.responses.1.recv_timeout(left) {
                 self.take_response(response);

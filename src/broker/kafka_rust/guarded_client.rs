@@ -1,10 +1,10 @@
 //! A Kafka client whose calls end at a deadline and never use a connection that a failed call left behind.
 //!
-//! A [`GuardedClient`] has a thread that owns the client of the crate. The call runs there, and a panic is caught. The
-//! caller waits up to a deadline and then abandons the thread together with its client; the thread ends at the crate's
-//! own timeout of two minutes. Invariant: a client is used again only if its last call succeeded or failed with an
-//! error code of Kafka. After anything else a late response may arrive, and the crate would take it for the response to
-//! the next request.
+//! A [`GuardedClient`] has a thread that owns the client of the crate. Calls run on that thread, and a panic is caught.
+//! The caller waits up to a deadline and then abandons the thread together with its client; the thread ends at the
+//! crate's own timeout of two minutes. Invariant: a client is used again only if its last call succeeded or failed with
+//! an error code of Kafka. After any other failure a late response may arrive, and the crate would take it for the
+//! response to the next request.
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -20,9 +20,10 @@ use crate::panics;
 use crate::shutdown::Stop;
 use crate::supervise::spawn_expendable;
 
-/// Threads of one guarded client, at most: one in use and the others abandoned. When all hang, calls fail at once.
+/// Largest number of threads of one guarded client: one in use, the others abandoned. While all of them hang, calls
+/// fail without waiting.
 const MAX_THREADS: usize = 4;
-/// Idle timeout of a connection; brokers close theirs after ten minutes.
+/// Idle timeout of a connection; brokers close idle connections after ten minutes by default.
 const MAX_IDLE: Duration = Duration::from_secs(60);
 /// How long a host may take to accept a connection.
 const MAX_CONNECT_TIME: Duration = Duration::from_secs(1);
@@ -34,14 +35,14 @@ pub(super) enum CallError {
     Unreachable(String),
     /// The broker returned this error code.
     Code(KafkaCode),
-    /// A response came and cannot be decoded.
+    /// The response cannot be decoded.
     Unreadable(String),
     /// No response, or the connection broke: the broker may have handled the request.
     Unclear(String),
 }
 
 impl CallError {
-    /// The error text.
+    /// Returns the error text.
     pub(super) fn in_words(&self) -> String {
         match self {
             Self::Unreachable(reason) | Self::Unreadable(reason) | Self::Unclear(reason) => reason.clone(),
@@ -54,11 +55,11 @@ impl CallError {
 pub(super) struct GuardedClient {
     broker: BrokerConfig,
     thread_name: &'static str,
-    /// Ends the waiting of [`Self::call`] at once.
+    /// Triggering it makes [`Self::call`] return without waiting any longer.
     abort: Stop,
     /// Source of random numbers, for the order of the hosts.
     spread: Spread,
-    /// To the thread in use. Holds one call, since at most one is in flight.
+    /// Channel to the thread in use; `None` if no thread is in use. It holds one call, since at most one is in flight.
     calls: Option<Sender<ClientCall>>,
     /// Each thread holds a clone, so the reference count is the number of threads plus one.
     thread_count: Arc<()>,
@@ -68,7 +69,7 @@ pub(super) struct GuardedClient {
 type ClientCall = Box<dyn FnOnce(&mut Option<KafkaClient>) + Send>;
 
 impl GuardedClient {
-    /// A guarded client without a connection or a thread yet; `abort` ends its waiting.
+    /// Makes a guarded client that has no connection and no thread yet; triggering `abort` ends a pending call.
     pub(super) fn new(broker: &BrokerConfig, thread_name: &'static str, abort: Stop) -> Self {
         GuardedClient {
             broker: broker.clone(),
@@ -80,7 +81,7 @@ impl GuardedClient {
         }
     }
 
-    /// Makes a call and waits at most `wait` for its result.
+    /// Runs a call and waits at most `wait` for its result. After that time, or when stopped, abandons the client.
     pub(super) fn call<T: Send + 'static>(
         &mut self,
         wait: Duration,
@@ -103,8 +104,8 @@ impl GuardedClient {
         }
     }
 
-    /// Starts a call; `done` receives its result on the client's thread. A caller that gives the call up must
-    /// [`Self::abandon`] the client.
+    /// Starts a call; `done` receives its result on the client's thread. A caller that stops waiting for the result
+    /// must [`Self::abandon`] the client.
     pub(super) fn start<T: Send + 'static>(
         &mut self,
         call: impl FnOnce(&mut KafkaClient) -> kafka::Result<T> + Send + 'static,
@@ -116,7 +117,7 @@ impl GuardedClient {
         let compression = match settings.get("compression.type") {
             Some("gzip") => Compression::GZIP,
             Some("snappy") => Compression::SNAPPY,
-            // The settings were checked at load; `none` remains.
+            // Other values were refused when the settings were loaded, so this is `none` or no setting.
             _ => Compression::NONE,
         };
         let connect_timeout = self.broker.request_timeout.min(MAX_CONNECT_TIME);
@@ -129,7 +130,7 @@ impl GuardedClient {
                     guarded(slot.insert(client), call)
                 }),
             };
-            // A late response may still arrive on its connections.
+            // A late response may still arrive on a connection of this client.
             if !matches!(outcome, Ok(_) | Err(CallError::Code(_))) {
                 *slot = None;
             }
@@ -140,12 +141,12 @@ impl GuardedClient {
         calls.send(client_call).map_err(|_| CallError::Unreachable("the client thread has ended".to_owned()))
     }
 
-    /// Gives the client and its thread up; the next call gets new ones.
+    /// Abandons the client and its thread; the next call starts a new thread with a new client.
     pub(super) fn abandon(&mut self) {
         self.calls = None;
     }
 
-    /// The channel to the thread in use; starts a thread if there is none.
+    /// Returns the channel to the thread in use; starts a thread if none is in use. Fails if [`MAX_THREADS`] hang.
     fn client_thread(&mut self) -> Result<Sender<ClientCall>, CallError> {
         if let Some(calls) = &self.calls {
             return Ok(calls.clone());
@@ -156,7 +157,7 @@ impl GuardedClient {
         }
         let (sender, calls) = bounded::<ClientCall>(1);
         let alive = Arc::clone(&self.thread_count);
-        // Not a thread of the daemon's group, whose end must not wait for a call that hangs in the crate.
+        // Not a thread of the daemon's group, since the end of the group must not wait for a call that hangs.
         let started = spawn_expendable(self.thread_name, move || {
             let mut client = None;
             for call in calls {
@@ -169,8 +170,8 @@ impl GuardedClient {
         Ok(sender)
     }
 
-    /// The hosts in random order, since the crate would always choose a host that accepts connections and never
-    /// responds.
+    /// Returns the hosts in random order. In a fixed order, a first host that accepts connections and never responds
+    /// would be chosen every time.
     fn shuffled_hosts(&self) -> Vec<String> {
         let mut hosts = self.broker.hosts.clone();
         for end in (1..hosts.len()).rev() {
@@ -182,7 +183,8 @@ impl GuardedClient {
     }
 }
 
-/// A client for the first host that accepts a connection within `timeout`. The crate itself would wait for minutes.
+/// Makes a client for the first host that accepts a connection within `timeout`. Without this, the crate would wait for
+/// minutes.
 fn connect(hosts: &[String], timeout: Duration) -> Result<KafkaClient, CallError> {
     let mut found = Vec::new();
     let mut last = "no host is configured".to_owned();

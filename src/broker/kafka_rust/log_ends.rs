@@ -2,7 +2,8 @@
 //!
 //! The crate requests whole topics, leaves partitions without a leader out, and fails all topics for the error of one
 //! partition. So the response is compared with the request, and after an error each topic is requested alone. While a
-//! leader is down and not replaced, none of its topics has offsets: the crate cannot request single partitions.
+//! leader is down and not replaced, no topic with a partition on that leader has offsets: the crate cannot request
+//! single partitions.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use crate::broker::{
 };
 use crate::supervise::Supervisor;
 
-/// The reader of log ends of this engine.
+/// Reads log end offsets with the `kafka` crate.
 pub(in crate::broker) struct KafkaRustLogEnds {
     client: GuardedClient,
     request_timeout: Duration,
@@ -31,7 +32,7 @@ impl KafkaRustLogEnds {
         KafkaRustLogEnds { client, request_timeout: broker.request_timeout }
     }
 
-    /// The oldest or newest offset of each partition of these topics.
+    /// Returns the oldest or newest offset of each partition of these topics.
     fn offsets(
         &mut self,
         topics: Vec<String>,
@@ -39,13 +40,13 @@ impl KafkaRustLogEnds {
         wait: Duration,
     ) -> Result<OffsetsByPartition, CallError> {
         self.client.call(wait, move |client| {
-            // Leaders change, so each call looks them up first, for one more small request.
+            // Leaders change, so each call looks up the leaders first, at the cost of one small request.
             client.load_metadata(&topics)?;
             let found = client.fetch_offsets(&topics, end)?;
             let each = |(topic, offsets): (String, Vec<kafka::client::PartitionOffset>)| {
                 offsets.into_iter().map(move |found| ((topic.clone(), found.partition), found.offset))
             };
-            // The crate turns an empty response into -1.
+            // The crate returns the offset -1 for a partition whose response has no offset.
             Ok(found.into_iter().flat_map(each).filter(|(_, offset)| *offset >= 0).collect())
         })
     }

@@ -8,17 +8,17 @@ use crate::broker::metadata_gate::MetadataClient;
 use crate::broker::topics::LookupAnswer;
 use crate::shutdown::Stop;
 
-/// Topic names looked up by one client, which keeps each name until it is dropped.
+/// Largest number of topic names looked up by one client. A client keeps every name, so it is then replaced.
 const MAX_NAMES_PER_CLIENT: u32 = 1_000;
 
-/// The metadata client of this engine.
+/// Looks up topics with the `kafka` crate.
 pub(super) struct KafkaRustMetadata {
     client: GuardedClient,
     name_count: u32,
 }
 
 impl KafkaRustMetadata {
-    /// A metadata client; `abort` ends its waiting.
+    /// Makes a metadata client; triggering `abort` ends its pending call.
     pub(super) fn new(broker: &BrokerConfig, abort: Stop) -> Self {
         KafkaRustMetadata { client: GuardedClient::new(broker, "kafka-meta-call", abort), name_count: 0 }
     }
@@ -26,7 +26,7 @@ impl KafkaRustMetadata {
 
 impl MetadataClient for KafkaRustMetadata {
     fn check_reachable(&mut self, wait: Duration) -> Result<(), String> {
-        // Without a topic the crate requests all topics; one that cannot exist keeps the response small.
+        // Without a topic the crate would request all topics. The illegal name "." keeps the response small.
         let outcome = self.client.call(wait, |client| client.load_metadata(&["."]));
         outcome.or_else(|error| match error {
             CallError::Code(_) => Ok(()),

@@ -1,9 +1,9 @@
 //! The engine without C code: the pure-Rust `kafka` crate, used with precautions.
 //!
-//! The crate has fixed timeouts of two minutes, does not compare correlation ids, never repairs a broken connection,
-//! and panics on responses it does not expect. So the engine uses four calls of the crate's client only (metadata,
-//! offsets, fetch, produce). Each runs on a thread that owns the client and may be abandoned, and a client is dropped
-//! after anything but an error code of Kafka: see [`guarded_client`].
+//! The crate has fixed timeouts of two minutes, does not compare correlation ids, never reopens a broken connection,
+//! and panics on responses it does not expect. So the engine uses only four calls of the crate's client (metadata,
+//! offsets, fetch, produce). Each call runs on a thread that owns the client and may be abandoned. After a failure
+//! other than an error code of Kafka the client is dropped: see [`guarded_client`].
 //!
 //! Limits: brokers 0.9 to 3.9 (4.0 removed the old protocol versions), plaintext, messages uncompressed or in gzip or
 //! snappy, no headers, no timestamps. Messages of aborted transactions are read.

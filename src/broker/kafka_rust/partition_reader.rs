@@ -1,9 +1,10 @@
-//! Where one assigned partition is being read, and its messages that were fetched and not polled yet.
+//! The read position of one assigned partition, and its messages that were fetched and not polled yet.
 //!
-//! The old protocol hides trouble in responses without an error. A message larger than the request allows, and messages
-//! that the crate drops from a compacted or compressed log, both look like a response without messages below the log
-//! end. Then, in this order: more bytes are requested; the partition is requested alone (a response full of other
-//! partitions has no room for it); the offset is skipped, with a line in the log.
+//! The old Fetch versions that the `kafka` crate uses report some failures as an empty response without an error code,
+//! although the log has messages at the requested offset. One cause is a message larger than the requested number of
+//! bytes, another is messages that the crate drops from a compacted or compressed log. After repeated empty responses
+//! below the log end the reader takes these measures, in this order: it requests more bytes; it requests the partition
+//! alone (a response full of other partitions has no room for this one); it skips the offset and logs a line.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -13,37 +14,38 @@ use log::warn;
 use super::fetch_request::{FetchedMessage, PartitionRequest};
 use crate::broker::{Message, Offset};
 
-/// Responses without messages below the log end until one of the measures above is taken.
+/// Number of responses without messages below the log end after which the reader takes the next measure listed above.
 const MAX_EMPTY_RESPONSES: u32 = 3;
-/// Room beside the largest message in a request that must be able to return it.
+/// Bytes requested beyond the largest message, so that the response has room for the message and its framing.
 const BESIDE_MESSAGE_BYTES: usize = 1 << 20;
 
-/// An assigned partition.
+/// The state of reading one assigned partition.
 pub(super) struct PartitionReader {
     /// Distinguishes this assignment of the partition from earlier ones.
     pub(super) epoch: u64,
     /// The offset to read next.
     pub(super) next: Offset,
     pub(super) is_paused: bool,
-    /// Fetched and not polled; the fetcher bounds it in bytes.
+    /// Messages fetched and not polled; the fetcher bounds their bytes.
     pub(super) ready: VecDeque<Message>,
     pub(super) ready_bytes: usize,
-    /// Number of the last poll that returned messages of it.
+    /// Number of the last poll that returned messages of this partition.
     pub(super) last_poll: u64,
     /// `host:port` of its leader; `None` makes the fetcher look it up.
     pub(super) leader: Option<String>,
     pub(super) is_fetching: bool,
-    /// It goes in a request of its own: a response with it was unreadable, or had no messages of it.
+    /// The partition is requested alone: a response with several partitions was unreadable or had no messages of this
+    /// one.
     pub(super) is_isolated: bool,
-    /// No fetch before this time.
+    /// The partition is not fetched before this time.
     pub(super) not_before: Instant,
-    /// Bytes to request after empty responses; 0 is the default of the fetcher.
+    /// Bytes to request after empty responses; 0 means the default of the fetcher.
     pub(super) max_bytes: usize,
     pub(super) empty_responses: u32,
 }
 
 impl PartitionReader {
-    /// Reads from `next`.
+    /// Makes a reader that starts at the offset `next`.
     pub(super) fn new(epoch: u64, next: Offset) -> Self {
         PartitionReader {
             epoch,
@@ -61,8 +63,9 @@ impl PartitionReader {
         }
     }
 
-    /// Takes the messages in the response to `request`, whose only partition it was where `was_alone`. A request for
-    /// `max_message_bytes` and a little more returns any message.
+    /// Takes the messages in the response to `request`, or the next measure against empty responses. `was_alone` says
+    /// that the fetch request had no other partition. A request for `max_message_bytes` and [`BESIDE_MESSAGE_BYTES`]
+    /// can return any message.
     pub(super) fn take_messages(
         &mut self,
         request: &PartitionRequest,
@@ -73,7 +76,7 @@ impl PartitionReader {
     ) {
         let next_before = self.next;
         for message in messages {
-            // A compressed set of messages is returned whole, also what lies before the requested offset.
+            // A compressed message set is returned whole, with the messages before the requested offset.
             if message.offset < self.next {
                 continue;
             }
@@ -114,14 +117,15 @@ impl PartitionReader {
         let skipped = self.next;
         self.next += 1;
         warn!(
-            "{} offset {skipped}: skipped, since no message can be read there although the log ends at {log_end}",
+            "{} offset {skipped}: offset skipped: no message can be read at it, but the log end offset is {log_end}",
             request.partition
         );
     }
 }
 
-/// Takes at most `max` ready messages: an equal share of each partition, the longest waiting partition first. Otherwise
-/// a partition that is always full would starve all others. `poll` is the number of this poll.
+/// Takes at most `max` ready messages: an equal share of each partition, first of the partition that was polled longest
+/// ago. Without shares, one partition that always has messages would starve all others. `poll` is the number of this
+/// poll.
 pub(super) fn take_in_turn<'a>(
     readers: impl Iterator<Item = &'a mut PartitionReader>,
     poll: u64,
@@ -197,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_that_are_always_full_starve_no_other() {
+    fn partitions_that_always_have_messages_do_not_starve_the_others() {
         let full = |partition: PartitionId, count: Offset| {
             let from = TopicPartition { topic: Arc::from("t"), partition };
             let message = |offset| Message {

@@ -1,4 +1,4 @@
-//! An append on its way from the producer to a worker, and the count of those that have not completed.
+//! An append on its way from the producer to a worker, and the number of appends that have not completed.
 
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -7,26 +7,27 @@ use crate::broker::metadata_gate::SharedCompletion;
 use crate::broker::{Acks, PartitionId, Record};
 use crate::locks::lock;
 
-/// Number of appends that workers have and that have not completed.
+/// Counts the appends that were handed to workers and have not completed.
 #[derive(Default)]
 pub(super) struct Uncompleted {
     count: Mutex<usize>,
     changed: Condvar,
 }
 
-/// An append at a worker.
+/// An append that the producer hands to a worker.
 pub(super) struct ProduceJob<C> {
     pub(super) record: Record,
     pub(super) acks: Acks,
     pub(super) partition: PartitionId,
     pub(super) completion: SharedCompletion<C>,
     pub(super) deadline: Instant,
-    /// A broker that had just lost the leadership may have appended it, so the next leader may have it too.
+    /// An earlier attempt may have stored the message: a broker may have appended and replicated it before losing the
+    /// leadership of the partition.
     pub(super) may_be_stored: bool,
 }
 
 impl Uncompleted {
-    /// Counts one append more.
+    /// Counts one more append.
     pub(super) fn add(&self) {
         *lock(&self.count) += 1;
     }
@@ -37,7 +38,7 @@ impl Uncompleted {
         self.changed.notify_all();
     }
 
-    /// Waits at most `wait` until there is none.
+    /// Waits until every append has completed, at most `wait`.
     pub(super) fn wait_for_none(&self, wait: Duration) {
         let count = lock(&self.count);
         drop(self.changed.wait_timeout_while(count, wait, |count| *count > 0));

@@ -9,10 +9,10 @@ use kafka::error::{Error, KafkaCode};
 use crate::broker::{Acks, AppendFailure, Offset, PartitionId, Stored};
 use crate::locks::lock;
 
-/// How long the broker may take to confirm a request.
+/// Longest time that the broker gets to confirm a produce request.
 pub(super) const MAX_CONFIRMING: Duration = Duration::from_secs(10);
 
-/// Topic, partition and acks level: messages with the same three go in one request.
+/// Topic, partition and acks level: messages that agree in all three go in one request.
 pub(super) type QueueKey = (Arc<str>, PartitionId, Acks);
 
 /// Key and value of a message.
@@ -23,18 +23,18 @@ pub(super) type KeyAndValue = (Option<Vec<u8>>, Vec<u8>);
 pub(super) struct SendDecision(Mutex<Option<bool>>);
 
 impl SendDecision {
-    /// Decides for sending; false when sending was prevented before.
+    /// Decides to send; returns false if the worker has prevented it before.
     fn begin(&self) -> bool {
         *lock(&self.0).get_or_insert(true)
     }
 
-    /// Decides against sending; false when the call has begun to send before.
+    /// Decides not to send; returns false if the call has begun to send before.
     pub(super) fn prevent(&self) -> bool {
         !*lock(&self.0).get_or_insert(false)
     }
 }
 
-/// The failure of a batch that a broker refused with this code, where a retry is of no use.
+/// Returns the failure of a batch for an error code of the broker that the worker does not retry.
 pub(super) fn failure_of(code: KafkaCode) -> (AppendFailure, Stored) {
     match code {
         KafkaCode::RequestTimedOut | KafkaCode::NotEnoughReplicasAfterAppend | KafkaCode::NetworkException => {
@@ -45,7 +45,7 @@ pub(super) fn failure_of(code: KafkaCode) -> (AppendFailure, Stored) {
     }
 }
 
-/// The call that sends one batch. It returns the offset of the first message, or `None` for `acks=0`.
+/// Makes the call that sends one batch. The call returns the offset of the first message, or `None` for `acks=0`.
 pub(super) fn produce(
     key: &QueueKey,
     records: Arc<Vec<KeyAndValue>>,
@@ -70,14 +70,14 @@ pub(super) fn produce(
             partition,
         });
         if !decision.begin() {
-            // The worker has abandoned this call, and the batch goes in another one.
+            // The worker has abandoned this call and sends the batch in another call.
             return Err(Error::NoHostReachable);
         }
         let confirms = client.produce_messages(required, left.min(MAX_CONFIRMING), messages)?;
         if acks == Acks::None {
             return Ok(None);
         }
-        // The crate does not compare correlation ids: a response about anything else belongs to another request.
+        // The crate does not compare correlation ids, so this may be the response to another request.
         let [confirm] = &confirms[..] else { return Err(Error::CodecError) };
         let [confirmed] = &confirm.partition_confirms[..] else { return Err(Error::CodecError) };
         if confirm.topic != *topic || confirmed.partition != partition {
@@ -103,7 +103,7 @@ mod tests {
             (KafkaCode::RequestTimedOut, AppendFailure::TimedOut, Stored::Unknown),
             (KafkaCode::NotEnoughReplicasAfterAppend, AppendFailure::TimedOut, Stored::Unknown),
             (KafkaCode::NetworkException, AppendFailure::TimedOut, Stored::Unknown),
-            // The crate maps every code above 35 to this one, that of a disk error among them.
+            // The crate maps every code above 35 to this code, also KAFKA_STORAGE_ERROR (a disk error).
             (KafkaCode::Unknown, AppendFailure::Refused, Stored::Unknown),
             (KafkaCode::TopicAuthorizationFailed, AppendFailure::Refused, Stored::No),
             (KafkaCode::CorruptMessage, AppendFailure::Refused, Stored::No),
@@ -112,7 +112,7 @@ mod tests {
         }
     }
 
-    /// The next request, or `None` when the client closes the connection.
+    /// Reads the next request; `None` if the client closes the connection.
     fn request(client: &mut TcpStream) -> Option<Vec<u8>> {
         let mut length = [0; 4];
         client.read_exact(&mut length).ok()?;
@@ -121,7 +121,7 @@ mod tests {
         Some(request)
     }
 
-    /// The response to a metadata request: topic `t` has one partition, led by the broker at `port`.
+    /// Encodes the response to a metadata request: topic `t` has one partition, led by the broker at `port`.
     fn metadata_response(request: &[u8], port: u16) -> Vec<u8> {
         let mut response = request[4..8].to_vec();
         let numbers = |response: &mut Vec<u8>, numbers: &[i32]| {
@@ -145,20 +145,20 @@ mod tests {
         // Responds late, then returns the API key of the client's next request, if any.
         let broker = std::thread::spawn(move || {
             let (mut client, first) = loop {
-                let (mut client, _) = listener.accept().expect("a client comes");
+                let (mut client, _) = listener.accept().expect("a client connects");
                 // The first connection only tests whether a broker listens.
                 if let Some(first) = request(&mut client) {
                     break (client, first);
                 }
             };
-            late.recv().expect("the test goes on");
-            client.write_all(&metadata_response(&first, port)).expect("the client is there");
+            late.recv().expect("the test lets the broker respond");
+            client.write_all(&metadata_response(&first, port)).expect("the client is still connected");
             let mut next = request(&mut client);
-            listener.set_nonblocking(true).expect("a listener can be");
+            listener.set_nonblocking(true).expect("a listener can be non-blocking");
             if next.is_none()
                 && let Ok((mut client, _)) = listener.accept()
             {
-                client.set_nonblocking(false).expect("a socket can be");
+                client.set_nonblocking(false).expect("a socket can be blocking");
                 next = request(&mut client);
             }
             next.map(|request| request[..2].to_vec())

@@ -1,7 +1,8 @@
 //! A worker of the producer: batches the messages of its partitions and sends them, one produce request at a time.
 //!
-//! All that waits for a partition at one acks level goes in one request, up to a limit. A batch that was sent and got
-//! no response is not retried: its appends complete as [`Stored::Unknown`], and the sender of the commit decides.
+//! All messages that wait for one partition at one acks level go in one request, up to a limit. A batch that was sent
+//! and got no response is not retried: its appends complete as [`Stored::Unknown`], and the client that sent the commit
+//! decides whether to retry.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,13 +20,13 @@ use crate::broker::{
 };
 use crate::shutdown::Stop;
 
-/// Messages in one produce request.
+/// Largest number of messages in one produce request.
 const MAX_BATCH_MESSAGES: usize = 400;
-/// Bytes in one produce request, unless one message alone is larger.
+/// Largest number of bytes in one produce request; a message that is larger than this goes alone.
 const MAX_BATCH_BYTES: usize = 512 * 1024;
 /// Pause before a partition is retried.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// How long "the partition does not exist" is retried before its messages fail.
+/// How long the code UNKNOWN_TOPIC_OR_PARTITION is retried before the messages of the partition fail.
 const MAX_UNKNOWN: Duration = Duration::from_secs(2);
 
 /// The messages of one partition at one acks level, in order.
@@ -34,19 +35,21 @@ struct PartitionQueue<C> {
     not_before: Instant,
     /// The next call looks the leaders up first.
     reload: bool,
-    /// Since when the broker has been reporting that the partition does not exist.
+    /// Time of the first of the latest responses in a row that say that the partition does not exist.
     unknown_since: Option<Instant>,
-    /// How many more messages go alone, after a batch was too large, so that only a message too large by itself fails.
+    /// Number of messages still to be sent alone, since their batch was too large. So only a message that is too large
+    /// by itself fails.
     one_by_one: usize,
 }
 
-/// A batch, and its keys and values while a call has them.
+/// A batch that is not sent yet or must be sent again. `records` has the keys and values of its jobs, shared with the
+/// call that sends them.
 struct UnsentBatch<C> {
     jobs: VecDeque<ProduceJob<C>>,
     records: Arc<Vec<KeyAndValue>>,
 }
 
-/// One worker.
+/// One worker: its client, and the queues of its partitions.
 pub(super) struct ProduceWorker<C: Completion> {
     client: GuardedClient,
     state: Arc<GateState<C>>,
@@ -54,14 +57,14 @@ pub(super) struct ProduceWorker<C: Completion> {
     abort: Stop,
     jobs: Receiver<ProduceJob<C>>,
     queues: HashMap<QueueKey, PartitionQueue<C>>,
-    /// Jobs in `queues` at most; further ones stay in the channel.
+    /// Largest number of jobs in `queues`; further jobs stay in the channel.
     max_queued: usize,
     queued_count: usize,
     request_timeout: Duration,
 }
 
 impl<C: Completion> ProduceWorker<C> {
-    /// A worker for the appends from `jobs`, of which it takes at most `max_queued` at a time.
+    /// Makes a worker for the appends from the channel `jobs`; it holds at most `max_queued` of them at a time.
     pub(super) fn new(
         broker: &BrokerConfig,
         state: Arc<GateState<C>>,
@@ -83,7 +86,7 @@ impl<C: Completion> ProduceWorker<C> {
         }
     }
 
-    /// Runs until `abort`, or until the producer is gone and all its appends have completed.
+    /// Runs until `abort` is triggered, or until the producer is dropped and all its appends have completed.
     pub(super) fn run(mut self) {
         while !self.abort.is_triggered() {
             self.take_available();
@@ -148,7 +151,7 @@ impl<C: Completion> ProduceWorker<C> {
             && let Err(error) = &mut outcome
         {
             error.stored = Stored::Unknown;
-            // "Unreachable" means that nothing was sent.
+            // `Unreachable` would mean that nothing was sent.
             if error.kind == AppendFailure::Unreachable {
                 error.kind = AppendFailure::TimedOut;
             }
@@ -157,7 +160,7 @@ impl<C: Completion> ProduceWorker<C> {
         self.uncompleted.remove();
     }
 
-    /// Sends the next batch of a partition.
+    /// Completes the expired appends of a partition, then sends its next batch.
     fn serve(&mut self, key: &QueueKey) {
         let Some(mut queue) = self.queues.remove(key) else { return };
         let now = Instant::now();
@@ -201,7 +204,7 @@ impl<C: Completion> ProduceWorker<C> {
             }
             Err(CallError::Code(code)) => self.refused(key, queue, UnsentBatch { jobs, records }, code),
             Err(CallError::Unreachable(_)) => self.requeue(queue, UnsentBatch { jobs, records }),
-            // The call may have sent the batch, or may still do it: a retry could store it twice.
+            // The call may have sent the batch, or may still send it: a retry could store the messages twice.
             Err(error) if !decision.prevent() => {
                 let kind = match self.abort.is_triggered() {
                     true => AppendFailure::Closed,
@@ -217,7 +220,8 @@ impl<C: Completion> ProduceWorker<C> {
         }
     }
 
-    /// Puts a batch that was certainly not stored back to the front of its queue.
+    /// Puts a batch back to the front of its queue, to be sent again. The messages are certainly not stored, or are
+    /// marked as `may_be_stored`.
     fn requeue(&mut self, queue: &mut PartitionQueue<C>, unsent: UnsentBatch<C>) {
         let jobs = unsent.into_jobs();
         self.queued_count += jobs.len();
@@ -231,8 +235,8 @@ impl<C: Completion> ProduceWorker<C> {
     /// Handles an error code of the broker for a batch.
     fn refused(&mut self, key: &QueueKey, queue: &mut PartitionQueue<C>, mut unsent: UnsentBatch<C>, code: KafkaCode) {
         let (topic, partition, acks) = key;
-        // With acks=-1 this code is also given for a batch that was appended and not yet replicated. The retry may then
-        // store it twice, but no message is lost.
+        // With acks=-1 a broker also returns this code for a batch that it appended and that was not yet replicated.
+        // The retry may then store the batch twice, but no message is lost.
         if code == KafkaCode::NotLeaderForPartition && *acks == Acks::All {
             unsent.jobs.iter_mut().for_each(|job| job.may_be_stored = true);
         }
@@ -243,7 +247,7 @@ impl<C: Completion> ProduceWorker<C> {
             | KafkaCode::BrokerNotAvailable
             | KafkaCode::NotEnoughReplicas => return self.requeue(queue, unsent),
             KafkaCode::UnknownTopicOrPartition => {
-                // The crate reports this too for a partition without a leader.
+                // The crate returns this code for a partition without a leader, too.
                 if now.duration_since(*queue.unknown_since.get_or_insert(now)) < MAX_UNKNOWN {
                     return self.requeue(queue, unsent);
                 }
@@ -276,9 +280,9 @@ impl<C: Completion> ProduceWorker<C> {
 }
 
 impl<C> UnsentBatch<C> {
-    /// The jobs, with their keys and values again.
+    /// Returns the jobs, with their keys and values put back.
     fn into_jobs(self) -> VecDeque<ProduceJob<C>> {
-        // An abandoned call still has its reference to the records; only then are they copied.
+        // The records are copied only if an abandoned call still holds a reference to them.
         let records = Arc::try_unwrap(self.records).unwrap_or_else(|shared| (*shared).clone());
         let restored = |(mut job, (key, value)): (ProduceJob<C>, _)| {
             (job.record.key, job.record.value) = (key, value);

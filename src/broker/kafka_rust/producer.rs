@@ -2,7 +2,7 @@
 //!
 //! A few workers, each with a client of its own, send the messages ([`super::produce_worker`]). A partition always
 //! belongs to the same worker, which keeps the order of its messages, also when its leader changes. A leader that does
-//! not respond delays the partitions of its worker only.
+//! not respond delays all partitions of each worker that waits for it, but not those of the other workers.
 
 use std::num::NonZeroI32;
 use std::sync::Arc;
@@ -19,11 +19,13 @@ use crate::broker::{Acks, AppendFailure, BrokerConfig, Completion, PartitionerKi
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
+/// Number of worker threads.
 const WORKERS: u32 = 4;
-/// How long a close waits for the workers to complete what is left; they wait for no response then.
+/// How long `close` waits, after the grace, until the workers have completed the remaining appends. The workers wait
+/// for no response in this time.
 const MAX_ABORT_TIME: Duration = Duration::from_secs(5);
 
-/// The producer of this engine.
+/// Appends messages with the `kafka` crate.
 pub(in crate::broker) struct KafkaRustProducer<C: Completion> {
     gate: Arc<MetadataGate<C, Workers<C>>>,
     abort: Stop,
@@ -47,7 +49,8 @@ impl<C: Completion> KafkaRustProducer<C> {
             let (sender, jobs) = bounded(max_jobs);
             let uncompleted = Arc::clone(&uncompleted);
             let worker = ProduceWorker::new(broker, Arc::clone(&state), uncompleted, abort.clone(), jobs, max_jobs);
-            // A task, since it ends when the producer is closed; until then, also after the stop, it completes appends.
+            // A task, which may end at any time: the worker ends when the producer is closed, and completes appends
+            // until that close, even after the supervisor's stop.
             supervisor.spawn_task(format!("kafka-work-{number}"), move || worker.run());
             sender
         };
@@ -71,7 +74,7 @@ impl<C: Completion> Producer<C> for KafkaRustProducer<C> {
     fn close(&self, grace: Duration) {
         self.gate.close();
         self.gate.engine.uncompleted.wait_for_none(grace);
-        // The workers then complete what is left without waiting for a response.
+        // The workers then complete the remaining appends without waiting for a response.
         self.abort.trigger();
         self.gate.engine.uncompleted.wait_for_none(MAX_ABORT_TIME);
     }
@@ -110,7 +113,7 @@ impl<C: Completion> ProducerEngine<C> for Workers<C> {
         });
         let worker = fnv1a(record.topic.as_bytes()).wrapping_add(partition.cast_unsigned()) % WORKERS;
         let job = ProduceJob { record, acks, partition, completion, deadline, may_be_stored: false };
-        // Counted first: the worker may complete it before `try_send` has returned.
+        // Counted before it is sent: the worker may complete the append before `try_send` has returned.
         self.uncompleted.add();
         self.jobs[worker as usize].try_send(job).map_err(|refused| {
             self.uncompleted.remove();

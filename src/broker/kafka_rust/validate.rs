@@ -1,9 +1,9 @@
-//! The settings that this engine has.
+//! Checks the settings of the `kafka` map for this engine, which supports only a few.
 
 use crate::broker::settings::SettingProblem;
 use crate::broker::{KafkaSettings, Role};
 
-/// What this engine has against the settings in the map `kafka`.
+/// Returns a problem for each setting of the `kafka` map that this engine does not support.
 pub(in crate::broker) fn validate(settings: &KafkaSettings, role: Role) -> Vec<SettingProblem> {
     let (names, list): (&[&str], _) = match role {
         Role::Writes { .. } => (&["client.id", "compression.type"], "client.id and compression.type"),
@@ -12,7 +12,8 @@ pub(in crate::broker) fn validate(settings: &KafkaSettings, role: Role) -> Vec<S
     let problem = |(name, value): (&str, &str)| {
         let text = if !names.contains(&name) {
             format!(
-                "needs kafka_client: librdkafka, in a build with it (kafka-rust has no TLS, no SASL and only the settings {list})"
+                "needs kafka_client: librdkafka, in a build with it (kafka-rust has no TLS, no SASL and only the \
+                 settings {list})"
             )
         } else if name == "compression.type" && !matches!(value, "none" | "gzip" | "snappy") {
             format!("is {value:?}, but kafka-rust has only none, gzip and snappy; others need kafka_client: librdkafka")

@@ -76,7 +76,10 @@ impl<X: ProducerContext + HasVoice + 'static> Asking<X> {
             }
             self.in_vain.insert(topic.to_owned());
             if self.in_vain.len() == MAX_UNKNOWN_NAMES {
-                warn!("topics are not auto-created any more: the brokers created none of the last {MAX_UNKNOWN_NAMES}");
+                warn!(
+                    "commits to further unknown topics fail without a request to auto-create the topic: \
+                     the brokers created none of the last {MAX_UNKNOWN_NAMES} unknown topics"
+                );
             }
         }
         let metadata = match self.native.client().fetch_metadata(Some(topic), wait) {

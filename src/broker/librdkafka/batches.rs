@@ -246,7 +246,7 @@ impl<C: Completion> Desk<C> {
         for book in &books {
             let expired = book.lock().expire(now);
             self.untold().extend(expired.into_iter().map(|waiting| {
-                let reason = format!("not sent to topic {} in time", book.topic);
+                let reason = format!("not sent to topic {} before the deadline", book.topic);
                 (waiting.completion, not_stored(AppendFailure::TimedOut, reason))
             }));
             self.pump(book, |waiting, sent| send(book, waiting, sent));
@@ -260,7 +260,7 @@ impl<C: Completion> Desk<C> {
             reminders.extract_if(.., |(at, reminder)| *at <= now || reminder.is_done()).collect()
         };
         for (_, reminder) in due {
-            let reason = "no acknowledgement in time (the message was sent late)".to_owned();
+            let reason = "no acknowledgement before the deadline (the message was sent shortly before it)".to_owned();
             reminder.complete(Err(AppendError { kind: AppendFailure::TimedOut, stored: Stored::Unknown, reason }));
         }
         self.tell();
@@ -310,8 +310,8 @@ fn closed() -> AppendError {
 
 fn overtaken(topic: &str) -> AppendError {
     let reason = format!(
-        "its batch was larger than the limit of topic {topic} (max.message.bytes), and a later message with its key \
-         was stored before the retry"
+        "its batch was larger than the limit of topic {topic} (max.message.bytes), and a later message with the same \
+         key was stored before the retry"
     );
     not_stored(AppendFailure::Full, reason)
 }

@@ -65,7 +65,7 @@ impl LibrdkafkaFetcher {
     fn start(&mut self, partition: &TopicPartition, offset: Offset) {
         let outcome = one(partition, Some(offset)).and_then(|list| self.native.incremental_assign(&list));
         if let Err(error) = outcome {
-            let reason = format!("cannot assign it to the consumer: {}", in_words(&error));
+            let reason = format!("cannot assign the partition to the consumer: {}", in_words(&error));
             self.trouble(FetchError::Partition { partition: partition.clone(), reason });
         }
     }
@@ -185,7 +185,7 @@ impl LibrdkafkaFetcher {
             Ok(_) => self.start(&partition, offset),
             Err(error) => {
                 self.start(&partition, offset);
-                let reason = format!("cannot get its oldest and newest offset: {}", in_words(&error));
+                let reason = format!("cannot get the oldest and newest offsets of the partition: {}", in_words(&error));
                 self.trouble(FetchError::Partition { partition, reason });
             }
         }

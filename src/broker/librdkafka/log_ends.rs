@@ -86,7 +86,7 @@ impl LogEnds for LibrdkafkaLogEnds {
         for question in asked.chunks(MAX_TOPICS_PER_LOOKUP) {
             let left = deadline.saturating_duration_since(Instant::now());
             let outcome = match left.is_zero() {
-                true => Err("timed out before the request".to_owned()),
+                true => Err("timed out before the request was sent".to_owned()),
                 false => list_newest(self.native.client().native_ptr(), question, left),
             };
             match outcome {

@@ -162,7 +162,7 @@ unsafe fn ask_administration(
         ask(options, queue.0.as_ptr());
         raw::rd_kafka_AdminOptions_destroy(options);
         // An answer that comes later finds the queue gone and is dropped.
-        let event = queue.poll(waited).ok_or("no response in time")?;
+        let event = queue.poll(waited).ok_or("no response before the deadline")?;
         match RDKafkaErrorCode::from(raw::rd_kafka_event_error(event.0.as_ptr())) {
             RDKafkaErrorCode::NoError => Ok(event),
             _ => Err(text(raw::rd_kafka_event_error_string(event.0.as_ptr())).into_owned()),

@@ -1,8 +1,8 @@
-//! Facts about librdkafka's settings: which have several names, which hold secrets, and which would break a guarantee of
-//! the daemons.
+//! Facts about librdkafka's settings: which have several names, which hold secrets, and which would break a guarantee
+//! of the daemons.
 
-/// Settings with several names: the name in the file, the name in use here. Of two names of one setting in one map,
-/// librdkafka would use either.
+/// Settings with several names, as (alias, canonical name). If one map had both names, librdkafka could use the value
+/// of either.
 pub(super) const ALIASES: [(&str, &str); 12] = [
     ("metadata.broker.list", "bootstrap.servers"),
     ("max.in.flight", "max.in.flight.requests.per.connection"),
@@ -18,7 +18,7 @@ pub(super) const ALIASES: [(&str, &str); 12] = [
     ("auto.commit.enable", "enable.auto.commit"),
 ];
 
-/// The clients that a refused setting concerns.
+/// The clients that a refused setting applies to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
     /// Refused in every daemon.
@@ -35,7 +35,7 @@ const ONE_IN_FLIGHT: &str = "one request in flight per connection keeps the orde
 const REPORTED: &str = "every message needs a delivery report with its offset";
 const QUEUES: &str = "the queue is sized for req_pool_size messages of max_request_size_bytes";
 const RETRIED: &str = "a message is retried until commit_timeout_ms";
-const LOOKED_UP: &str = "kafka-http-wrapper looks topics up itself, so that a commit to an unknown topic fails soon";
+const LOOKED_UP: &str = "kafka-http-wrapper looks topics up itself, so that a commit to an unknown topic fails quickly";
 const IDEMPOTENT: &str = "acks=-1 always uses the idempotent producer, and transactions are not supported";
 const NO_GROUP: &str = "partitions are assigned and offsets stored in ZooKeeper; Kafka consumer groups are not used";
 const START_OFFSET: &str = "the offsets in ZooKeeper and start_from decide where reading starts";
@@ -43,8 +43,8 @@ const PREFETCH: &str = "prefetching is bounded so that a message of 64 MiB can b
 const API_VERSIONS: &str = "the API versions of the brokers are always requested";
 pub(super) const NOT_IN_FILE: &str = "it cannot be set in a file";
 
-/// Settings that would break a guarantee, and why. A unit test checks that every setting which the engine itself makes
-/// is in this table or meant to be changed by users.
+/// Settings that would break a guarantee, and why. A unit test checks that every setting which the librdkafka engine
+/// itself sets is in this table, or in the test's list of settings that users may override.
 pub(super) const REFUSED: &[(&str, Scope, &str)] = &[
     ("bootstrap.servers", Scope::Any, "broker_hosts names the brokers"),
     ("topic.blacklist", Scope::Any, "a listed topic would seem not to exist"),
@@ -115,7 +115,7 @@ pub(super) const REFUSED: &[(&str, Scope, &str)] = &[
     ("consume.callback.max.messages", Scope::Consumer, NOT_IN_FILE),
 ];
 
-/// Whether the value of a setting is a secret, which no error and no log line may show.
+/// Returns whether the value of a setting is a secret, which no error and no log line may show.
 pub(in crate::broker) fn is_secret(name: &str) -> bool {
     const WORDS: [&str; 8] = ["key", "token", "password", "passphrase", "secret", "jaas", "pem", "username"];
     let is_path = name.ends_with(".location") || name.ends_with(".file");

@@ -14,7 +14,7 @@ fn take(lines: &str, engine: Engine, role: Role) -> (KafkaSettings, Vec<String>)
     (settings, problems.0.iter().map(|problem| format!("{}: {}", problem.key, problem.text)).collect())
 }
 
-/// Fails unless each of the cases is one problem, whose text contains all the words.
+/// Fails unless each case yields exactly one problem, and its text contains all the words of the case.
 fn assert_refused(engine: Engine, role: Role, cases: &[(&str, &[&str])]) {
     for (lines, words) in cases {
         let (_, problems) = take(lines, engine, role);
@@ -27,17 +27,17 @@ fn assert_refused(engine: Engine, role: Role, cases: &[(&str, &[&str])]) {
 }
 
 #[test]
-fn a_value_is_one_scalar_and_a_secret_one_string() {
+fn a_value_that_is_no_scalar_and_a_secret_that_is_no_string_are_refused() {
     for role in [WRITES, Role::Reads] {
         assert_refused(
             Engine::Auto,
             role,
             &[
                 ("sasl.password: [topsecret]", &["kafka.sasl.password: must be a string"]),
-                ("sasl:\n  password: topsecret", &["kafka.sasl: must be", "with its dots"]),
+                ("sasl:\n  password: topsecret", &["kafka.sasl: must be", "write a dotted name as one key"]),
                 ("sasl.password:", &["kafka.sasl.password: has no value"]),
                 ("client.id: ''", &["kafka.client.id: is empty"]),
-                ("client.id: \"a\\0b\"", &["kafka.client.id: holds a zero byte"]),
+                ("client.id: \"a\\0b\"", &["kafka.client.id: contains a zero byte"]),
                 ("sasl.password: 0x10", &["kafka.sasl.password: must be a string: put it in quotes"]),
                 ("socket.timeout.ms: 1.5", &["kafka.socket.timeout.ms: must be"]),
                 ("5: a", &["kafka.5: unknown key"]),
@@ -60,7 +60,7 @@ fn settings_that_would_break_a_guarantee_are_refused_with_the_reason() {
             ("message.max.bytes: 5000", &["max_request_size_bytes"]),
             ("retries: 0", &["kafka.retries", "commit_timeout_ms"]),
             ("dr_msg_cb: x", &["kafka.dr_msg_cb", "in a file"]),
-            ("group.id: x", &["kafka.group.id: is for reading"]),
+            ("group.id: x", &["kafka.group.id: is a consumer setting, but kproxy only produces"]),
             ("plugin.library.paths: x", &["foreign code"]),
         ],
     );
@@ -72,7 +72,7 @@ fn settings_that_would_break_a_guarantee_are_refused_with_the_reason() {
             ("enable.auto.commit: true", &["ZooKeeper"]),
             ("auto.offset.reset: latest", &["start_from"]),
             ("receive.message.max.bytes: 5000", &["64 MiB"]),
-            ("acks: 1", &["kafka.acks: is for writing"]),
+            ("acks: 1", &["kafka.acks: is a producer setting, but this daemon only consumes"]),
         ],
     );
     let (_, problems) = take("receive.message.max.bytes: 5000", Engine::Auto, WRITES);
@@ -126,7 +126,7 @@ fn kafka_rust_refuses_the_settings_it_does_not_have() {
 }
 
 #[test]
-fn two_names_of_one_setting_are_one_and_secrets_are_not_shown() {
+fn a_setting_under_two_of_its_names_is_refused_and_debug_output_hides_secrets() {
     let lines = "security.protocol: sasl_ssl\nsasl.mechanism: PLAIN\nsasl.mechanisms: PLAIN\nsasl.username: user-name\nsasl.password: topsecret";
     let (settings, problems) = take(lines, Engine::Auto, WRITES);
     assert_eq!(problems, ["kafka.sasl.mechanisms: is the same setting as sasl.mechanism"]);
