@@ -10,8 +10,7 @@ use crate::config::{Problems, Section};
 pub struct KeeperConfig {
     /// `host:port` of the servers; at least one.
     pub hosts: Vec<String>,
-    /// Prefix of every path, `/a/b` or empty. [`KeeperConfig::full_path`] adds it; the zookeeper crate does not know
-    /// it.
+    /// Prefix of every path, `/a/b` or empty. The keeper adds it to each path before it calls the crate.
     pub chroot: String,
     /// Requested session timeout (`zk_timeout_ms`, `zk_session_timeout_ms`).
     pub session_timeout: Duration,
