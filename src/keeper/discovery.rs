@@ -1,7 +1,8 @@
-//! What brokers write to ZooKeeper: their endpoints, the partitions of each topic and the leaders of these.
+//! Reads what brokers write to ZooKeeper: their endpoints, the partitions of each topic and the partition leaders.
 //!
-//! The assignment of partitions to group members uses leaders from here only, as the original does: members that used
-//! other sources could see other leaders, and would then claim the same partitions.
+//! The assignment of partitions to group members uses only the leaders in ZooKeeper, as the original does. If members
+//! read the leaders from different sources, their assignments could differ, and two members could claim the same
+//! partition.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use super::api::{Keeper, KeeperError};
 use super::paths;
 use crate::broker::{PartitionId, PartitionInfo};
 
-/// The node of a broker; unused fields are left out.
+/// The JSON in the node of a broker, without the fields that are not needed.
 #[derive(Deserialize)]
 struct BrokerNode {
     host: Option<String>,
@@ -19,18 +20,18 @@ struct BrokerNode {
     port: i64,
     #[serde(default)]
     endpoints: Vec<String>,
-    /// Protocol of each listener name in `endpoints`; without an entry, the listener name is the protocol.
+    /// Protocol of each listener name in `endpoints`. A listener without an entry has its name as protocol.
     #[serde(default)]
     listener_security_protocol_map: BTreeMap<String, String>,
 }
 
-/// The node of a topic: the replicas of each partition.
+/// The JSON in the node of a topic: the replicas of each partition.
 #[derive(Deserialize)]
 struct TopicNode {
     partitions: BTreeMap<String, Vec<i32>>,
 }
 
-/// The state node of a partition.
+/// The JSON in the state node of a partition.
 #[derive(Deserialize)]
 struct StateNode {
     leader: i32,
@@ -39,10 +40,11 @@ struct StateNode {
 /// Why the partitions of a topic could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DiscoveryError {
-    /// The topic has no node: it was not created yet.
+    /// The topic has no node, so it does not exist.
     #[error("topic {0} does not exist")]
     UnknownTopic(String),
-    /// A node is not what brokers write, or a partition that is being created has no state yet; a retry may succeed.
+    /// A node does not contain what brokers write, or a partition that is being created has no state node yet. A retry
+    /// may succeed.
     #[error("node {0} is missing or does not hold the JSON that Kafka writes there")]
     Unreadable(String),
     /// A read failed.
@@ -50,8 +52,8 @@ pub enum DiscoveryError {
     Keeper(#[from] KeeperError),
 }
 
-/// `host:port` of the live brokers for `protocol` (`PLAINTEXT`, `SASL_SSL`, …), sorted; empty if no broker is live. A
-/// broker without such an endpoint is skipped.
+/// Returns the endpoints (`host:port`) of the live brokers for `protocol` (`PLAINTEXT`, `SASL_SSL`, …), sorted; empty
+/// if no broker is live. A broker without an endpoint for `protocol` is skipped.
 pub fn brokers(keeper: &dyn Keeper, protocol: &str) -> Result<Vec<String>, KeeperError> {
     let ids = match keeper.children(paths::BROKER_IDS) {
         Err(KeeperError::NoNode(_)) => return Ok(Vec::new()),
@@ -72,8 +74,9 @@ pub fn brokers(keeper: &dyn Keeper, protocol: &str) -> Result<Vec<String>, Keepe
     Ok(addresses)
 }
 
-/// The endpoint for `protocol`, a listener of that name first. For `PLAINTEXT` otherwise `host` and `port`, all that
-/// old brokers write; newer ones write `null` and -1 there if they listen with TLS only.
+/// Returns the endpoint of a broker for `protocol`: a listener with that name, or else a listener with that protocol.
+/// For `PLAINTEXT` the last choice is `host` and `port`, the only fields that old brokers write; newer brokers that
+/// listen only with TLS write `null` and -1 into these fields.
 fn broker_address(data: &[u8], protocol: &str) -> Option<String> {
     let node: BrokerNode = serde_json::from_slice(data).ok()?;
     let endpoints = || node.endpoints.iter().filter_map(|endpoint| endpoint.split_once("://"));
@@ -90,7 +93,7 @@ fn broker_address(data: &[u8], protocol: &str) -> Option<String> {
     Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
 }
 
-/// The partitions of a topic with their leaders, sorted by number.
+/// Returns the partitions of a topic with their leaders, sorted by number.
 pub fn partitions(keeper: &dyn Keeper, topic: &str) -> Result<Vec<PartitionInfo>, DiscoveryError> {
     let mut partitions = Vec::new();
     for partition in partition_ids(keeper, topic)? {
@@ -99,7 +102,7 @@ pub fn partitions(keeper: &dyn Keeper, topic: &str) -> Result<Vec<PartitionInfo>
     Ok(partitions)
 }
 
-/// The numbers of the partitions of a topic, sorted.
+/// Returns the numbers of the partitions of a topic, sorted.
 pub fn partition_ids(keeper: &dyn Keeper, topic: &str) -> Result<Vec<PartitionId>, DiscoveryError> {
     let path = paths::topic(topic);
     let node = keeper.read(&path)?.ok_or_else(|| DiscoveryError::UnknownTopic(topic.to_owned()))?;
@@ -114,7 +117,8 @@ fn parse_topic(data: &[u8]) -> Option<Vec<PartitionId>> {
     Some(ids)
 }
 
-/// The leader of a partition; `None` without one. A partition that is being created has no state node yet.
+/// Returns the leader of a partition; `None` if it has no leader. Fails if it has no state node, which is created
+/// shortly after the topic.
 fn leader(keeper: &dyn Keeper, topic: &str, partition: PartitionId) -> Result<Option<i32>, DiscoveryError> {
     let path = paths::partition_state(topic, partition);
     let node = keeper.read(&path)?;
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_are_read_with_their_leaders_or_not_at_all() {
+    fn partitions_are_read_with_their_leaders_and_an_unreadable_node_is_an_error() {
         let topic = r#"{"removing_replicas":{},"partitions":{"10":[1],"2":[0,1]},"topic_id":"x","version":3}"#;
         let state = |leader: i32| format!(r#"{{"controller_epoch":1,"leader":{leader},"version":1,"isr":[0]}}"#);
         let keeper = keeper_with(&[

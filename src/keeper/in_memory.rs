@@ -11,13 +11,13 @@ use super::api::{Epoch, Keeper, KeeperError, Lifetime, Node};
 use super::paths::parent_of;
 use crate::locks::lock;
 
-/// The tree and its sessions. Clones share it.
+/// An ensemble: the tree of nodes and the sessions. Clones share the same ensemble.
 #[derive(Clone, Default)]
 pub(crate) struct InMemoryEnsemble {
     state: Arc<Mutex<EnsembleState>>,
 }
 
-/// One client of an [`InMemoryEnsemble`]. After its session has ended, its next call begins a new one.
+/// One client of an [`InMemoryEnsemble`]. After its session has ended, its next call begins a new session.
 pub(crate) struct InMemoryKeeper {
     state: Arc<Mutex<EnsembleState>>,
     /// Index into [`EnsembleState::clients`].
@@ -37,14 +37,15 @@ struct EnsembleState {
 
 #[derive(Default)]
 struct ClientState {
-    /// Id of its session; `None` before the first call and after the end.
+    /// Id of the client's session; `None` before the first call and after the end of the session.
     session: Option<i64>,
     epoch: Epoch,
-    /// Does not move while the client is unreachable; otherwise heartbeats keep it at now.
+    /// The value of [`Keeper::last_confirmed`]. It is updated to the present when it is read, unless the client is
+    /// unreachable.
     last_confirmed: Option<Instant>,
     cut_off: bool,
     closed: bool,
-    /// Number of coming creates, writes and deletes that are carried out, but whose response is lost.
+    /// Number of next creates, writes and deletes that are carried out, but whose responses are lost.
     lost_responses: usize,
 }
 
@@ -62,12 +63,12 @@ impl Default for EnsembleState {
 }
 
 impl InMemoryEnsemble {
-    /// An empty tree, reachable.
+    /// Creates a reachable ensemble with an empty tree.
     pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    /// A new client; its first call begins its session.
+    /// Creates a client. Its first call begins its session.
     pub(crate) fn connect(&self, session_timeout: Duration) -> Arc<InMemoryKeeper> {
         let mut state = lock(&self.state);
         state.clients.push(ClientState::default());
@@ -75,18 +76,18 @@ impl InMemoryEnsemble {
         Arc::new(InMemoryKeeper { state: Arc::clone(&self.state), client, session_timeout })
     }
 
-    /// Ends the session of `keeper` as the server does after the timeout: its ephemeral nodes vanish. The next call of
-    /// `keeper` begins a session with the next epoch.
+    /// Ends the session of `keeper` as a server does after the session timeout: the session's ephemeral nodes vanish.
+    /// The next call of `keeper` begins a session with the next epoch.
     pub(crate) fn expire(&self, keeper: &InMemoryKeeper) {
         lock(&self.state).end_session(keeper.client);
     }
 
-    /// From now on the ACL of `path` denies reading it and listing its children.
+    /// Makes the ACL of `path` deny reading the node and listing its children.
     pub(crate) fn refuse(&self, path: &str) {
         lock(&self.state).denied.insert(path.to_owned());
     }
 
-    /// Whether the ensemble responds to any client.
+    /// Sets whether the ensemble responds to its clients.
     pub(crate) fn set_reachable(&self, reachable: bool) {
         let mut state = lock(&self.state);
         state.update_confirmed();
@@ -95,19 +96,20 @@ impl InMemoryEnsemble {
 }
 
 impl InMemoryKeeper {
-    /// Whether the ensemble responds to this client. An unreachable client keeps its session until the test expires it.
+    /// Sets whether the ensemble responds to this client. An unreachable client keeps its session until the test
+    /// expires it.
     pub(crate) fn set_reachable(&self, reachable: bool) {
         let mut state = lock(&self.state);
         state.update_confirmed();
         state.clients[self.client].cut_off = !reachable;
     }
 
-    /// The next `count` creates, writes and deletes are carried out, but fail as unreachable.
+    /// Makes the next `count` creates, writes and deletes return `Unreachable` although they are carried out.
     pub(crate) fn lose_responses(&self, count: usize) {
         lock(&self.state).clients[self.client].lost_responses = count;
     }
 
-    /// Runs one call, beginning a session if there is none.
+    /// Runs one call, and first begins a session if the client has none.
     fn call<T>(
         &self,
         is_change: bool,
@@ -157,7 +159,8 @@ impl EnsembleState {
         }
     }
 
-    /// Sets `last_confirmed` to now where heartbeats succeed. Called before a change that may stop them.
+    /// Sets `last_confirmed` to the present for each client whose heartbeats would succeed. Called before a change that
+    /// may make the heartbeats fail.
     fn update_confirmed(&mut self) {
         for client in 0..self.clients.len() {
             if self.check_reachable(client).is_ok() && self.clients[client].session.is_some() {
@@ -193,8 +196,8 @@ impl EnsembleState {
         Ok(relative.filter(|name| !name.is_empty() && !name.contains('/')).map(str::to_owned).collect())
     }
 
-    /// The node if it has this version. A negative version, "any" for a real server, never matches: the seam has no
-    /// unconditional write.
+    /// Returns the node if it has this version. A negative version never matches, although it means "any version" to a
+    /// real server, because the seam has no unconditional write.
     fn versioned(&mut self, path: &str, version: i32) -> Result<&mut Node, KeeperError> {
         let node = self.nodes.get_mut(path).ok_or_else(|| KeeperError::NoNode(path.into()))?;
         if node.version == version { Ok(node) } else { Err(KeeperError::BadVersion(path.into())) }
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn ephemeral_nodes_end_with_their_session_and_the_next_session_is_a_new_epoch() {
+    fn ephemeral_nodes_vanish_with_their_session_and_the_next_session_has_the_next_epoch() {
         let ensemble = InMemoryEnsemble::new();
         let (one, other) = (ensemble.connect(TIMEOUT), ensemble.connect(TIMEOUT));
         assert_eq!((one.epoch(), one.last_confirmed()), (0, None));

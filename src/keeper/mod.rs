@@ -1,15 +1,15 @@
-//! The ZooKeeper seam: nodes, versions, sessions and ephemeral claims, without the types of the zookeeper crate.
+//! The ZooKeeper seam: nodes, versions, sessions and ephemeral nodes, without the types of the zookeeper crate.
 //!
-//! [`Keeper`] has two implementations: `client` uses the zookeeper crate, gives every request a deadline and replaces a
-//! lost client; `in_memory` is for unit tests. No type of the zookeeper crate leaves this folder.
+//! The trait [`Keeper`] has two implementations: `client` uses the zookeeper crate, gives every request a deadline and
+//! replaces a client that lost its connection; `in_memory` is for unit tests.
 //!
-//! Callers rely on three rules:
+//! Three rules for callers:
 //!
-//! - Every request ends within a third of the session timeout. A call that sends several of them (`read_all`, or
-//!   `create` under a chroot that does not exist yet) may take that long for each.
-//! - A write that failed may still be carried out later. So every write must be safe when it is late: an ephemeral node
-//!   that holds an id of its session, or a write that is conditional on a version.
-//! - State is polled. Watches are not used.
+//! - Every request ends within a third of the session timeout. A call that sends several requests (`read_all`, or
+//!   `create` under a chroot that does not exist yet) may take that long for each request.
+//! - ZooKeeper may carry out a write after the caller got an error. So every write must be safe when it is late: it
+//!   creates a node that identifies its session, or it is conditional on a version.
+//! - Callers poll the state of nodes. There are no watches.
 
 mod api;
 mod client;

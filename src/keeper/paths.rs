@@ -1,98 +1,101 @@
-//! The layout of ZooKeeper: paths and data of consumer groups (that of Kafka's old high-level consumer) and of brokers.
+//! The node layout in ZooKeeper: paths and data of brokers, and of consumer groups as in Kafka's old high-level
+//! consumer.
 //!
-//! Paths are below the chroot. All functions are pure except [`create_with_parents`].
+//! Paths are relative to the chroot. All functions are pure except [`create_with_parents`].
 
 use super::api::{Keeper, KeeperError, Lifetime};
 use crate::broker::{Offset, PartitionId};
 
-/// Parent of all groups.
+/// Parent node of all consumer groups.
 pub(crate) const CONSUMERS: &str = "/consumers";
 
-/// Parent of the live brokers.
+/// Parent node of the live brokers.
 pub(crate) const BROKER_IDS: &str = "/brokers/ids";
 
-/// Parent of the live members of a group.
+/// Returns the parent node of the live members of a group.
 pub(crate) fn group_ids(group: &str) -> String {
     format!("{CONSUMERS}/{group}/ids")
 }
 
-/// A live member of a group: an ephemeral node that the member creates.
+/// Returns the node of a live group member: an ephemeral node that the member creates.
 pub(crate) fn group_id(group: &str, member: &str) -> String {
     format!("{CONSUMERS}/{group}/ids/{member}")
 }
 
-/// Parent of the claims on a topic.
+/// Returns the parent node of the claims on the partitions of a topic.
 pub(crate) fn owners(group: &str, topic: &str) -> String {
     format!("{CONSUMERS}/{group}/owners/{topic}")
 }
 
-/// The claim on a partition: an ephemeral node that holds the member's id.
+/// Returns the owner node of a partition: an ephemeral node that contains the id of the member with the claim.
 pub(crate) fn owner(group: &str, topic: &str, partition: PartitionId) -> String {
     format!("{CONSUMERS}/{group}/owners/{topic}/{partition}")
 }
 
-/// Parent of the topics for which a group has stored offsets.
+/// Returns the parent node of the topics for which a group has stored offsets.
 pub(crate) fn offset_topics(group: &str) -> String {
     format!("{CONSUMERS}/{group}/offsets")
 }
 
-/// Parent of the stored offsets of a topic.
+/// Returns the parent node of a group's stored offsets of a topic.
 pub(crate) fn offsets(group: &str, topic: &str) -> String {
     format!("{CONSUMERS}/{group}/offsets/{topic}")
 }
 
-/// The stored offset of a partition: the next message to read, see [`offset_text`].
+/// Returns the offset node of a partition. It contains the offset of the next message to read, see [`offset_text`].
 pub(crate) fn offset(group: &str, topic: &str, partition: PartitionId) -> String {
     format!("{CONSUMERS}/{group}/offsets/{topic}/{partition}")
 }
 
-/// A live broker: an ephemeral node with its endpoints.
+/// Returns the node of a live broker: an ephemeral node that contains its endpoints.
 pub(crate) fn broker(id: &str) -> String {
     format!("{BROKER_IDS}/{id}")
 }
 
-/// A topic, with its partitions and replicas.
+/// Returns the node of a topic, which contains its partitions and their replicas.
 pub(crate) fn topic(topic: &str) -> String {
     format!("/brokers/topics/{topic}")
 }
 
-/// Leader and in-sync replicas of a partition.
+/// Returns the state node of a partition, which contains its leader and in-sync replicas.
 pub(crate) fn partition_state(topic: &str, partition: PartitionId) -> String {
     format!("/brokers/topics/{topic}/partitions/{partition}/state")
 }
 
-/// The partition number in the name of a node; `None` for other names.
+/// Parses the name of a node as a partition number; returns `None` for other names.
 pub(crate) fn parse_partition(name: &str) -> Option<PartitionId> {
     let digits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| name.parse().ok()).flatten()
 }
 
-/// An offset as it is stored: decimal text.
+/// Returns an offset as the data of an offset node: decimal text.
 pub(crate) fn offset_text(offset: Offset) -> Vec<u8> {
     offset.to_string().into_bytes()
 }
 
-/// Data of an offset node before the first store; the original, too, reads -1 as "nothing stored".
+/// Data of an offset node before the first store. The original also reads -1 as "no offset stored".
 pub(crate) const NOTHING_STORED: &[u8] = b"-1";
 
-/// The data of an offset node is not an offset.
+/// An error: the data of an offset node is not an offset. Contains the beginning of the data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid stored offset {0:?}: it must be a decimal number from 0 on, or -1 for none")]
 pub struct BadOffset(pub String);
 
-/// A stored offset; `None` for [`NOTHING_STORED`]. White space around it, as in offsets written by hand, is ignored.
+/// Parses the data of an offset node; returns `None` for [`NOTHING_STORED`]. White space around the number is ignored,
+/// since an offset may be written by hand.
 pub(crate) fn parse_offset(data: &[u8]) -> Result<Option<Offset>, BadOffset> {
     let text = data.trim_ascii();
     if text == NOTHING_STORED {
         return Ok(None);
     }
     let digits = str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    // Quote only the beginning: the node may hold anything.
+    // Only the first 40 bytes are quoted, because the data of the node may be long.
     let bad = || BadOffset(String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned());
     digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or_else(bad)
 }
 
-/// The chroot as prefix of a path: empty, or `/a/b` without a slash at the end. The error says what is wrong.
+/// Returns the chroot as the prefix of a path: empty, or `/a/b` without a slash at the end. The error names the
+/// mistake.
 pub(crate) fn normalise_chroot(chroot: &str) -> Result<String, String> {
     let trimmed = chroot.strip_suffix('/').unwrap_or(chroot);
     if trimmed.is_empty() {
@@ -105,7 +108,8 @@ pub(crate) fn normalise_chroot(chroot: &str) -> Result<String, String> {
     Ok(trimmed.to_owned())
 }
 
-/// Checks that ZooKeeper accepts `name` as the name of a node. The error says what the path contains instead.
+/// Checks that ZooKeeper accepts `name` as the name of a node. The error is a clause whose subject is the path, such as
+/// "contains an empty node name".
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
     // The characters that ZooKeeper's data model excludes from paths.
     let is_control = |letter| matches!(letter, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}');
@@ -120,7 +124,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// The path of the parent node; `None` for `/`.
+/// Returns the path of the parent node; `None` for `/`.
 pub(crate) fn parent_of(path: &str) -> Option<&str> {
     match path.rfind('/') {
         _ if path == "/" => None,
@@ -129,7 +133,7 @@ pub(crate) fn parent_of(path: &str) -> Option<&str> {
     }
 }
 
-/// Creates a node and, as persistent and empty nodes, the ancestors that do not exist.
+/// Creates a node and its missing ancestors. The ancestors are persistent and empty.
 pub fn create_with_parents(
     keeper: &dyn Keeper,
     path: &str,
@@ -142,7 +146,7 @@ pub fn create_with_parents(
     }
     if let Some(parent) = parent_of(path) {
         match create_with_parents(keeper, parent, b"", Lifetime::Persistent) {
-            // Another client may create the same parent at the same moment.
+            // `NodeExists` means that another client created the parent at the same moment.
             Ok(()) | Err(KeeperError::NodeExists(_)) => {}
             Err(error) => return Err(error),
         }
@@ -157,7 +161,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn paths_are_those_of_the_old_consumer() {
+    fn paths_are_those_of_kafkas_old_high_level_consumer() {
         assert_eq!(group_id("g", "h:1"), "/consumers/g/ids/h:1");
         assert_eq!(owner("g", "t", 3), "/consumers/g/owners/t/3");
         assert_eq!(offset("g", "t", 3), "/consumers/g/offsets/t/3");
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_parents_are_created() {
+    fn missing_ancestors_are_created_as_persistent_nodes() {
         let keeper = InMemoryEnsemble::new().connect(Duration::from_secs(6));
         let create = |path: &str| create_with_parents(&*keeper, path, b"x", Lifetime::Ephemeral);
         assert_eq!(create("/a/b/c/d"), Ok(()));

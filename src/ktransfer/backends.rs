@@ -1,18 +1,18 @@
-//! The choice of the backend for the next attempt.
+//! Chooses the backend for the next attempt.
 
-/// A worker's round robin over the backends. Workers start at different backends, so the load is spread evenly.
+/// The round robin of one worker over the backends. Workers start at different backends, so the load is spread evenly.
 #[derive(Clone, Debug)]
 pub(super) struct BackendRotation {
     next: usize,
 }
 
 impl BackendRotation {
-    /// The round robin of worker number `worker`.
+    /// Creates the round robin of worker number `worker`, which starts at the backend of that index.
     pub(super) fn starting_at(worker: usize) -> Self {
         BackendRotation { next: worker }
     }
 
-    /// The next backend. With two or more it is never the same twice in a row, so a retry goes to another one.
+    /// Returns the next backend. With two or more backends, a retry goes to another backend than the attempt before it.
     pub(super) fn next<'servers>(&mut self, servers: &'servers [String]) -> &'servers str {
         let chosen = self.next % servers.len();
         self.next = chosen + 1;
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_worker_goes_round_from_its_own_start() {
+    fn each_worker_starts_its_round_robin_at_another_backend() {
         let servers = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
         for (worker, expected) in [(0, "abcabc"), (1, "bcabca"), (5, "cabcab"), (usize::MAX, "abcabc")] {
             let mut rotation = BackendRotation::starting_at(worker);

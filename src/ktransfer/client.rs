@@ -1,7 +1,7 @@
-//! The HTTP client of the pushes: its settings, and the addresses of the backends.
+//! The HTTP client for pushes: its settings, and the resolution of the backends' names.
 //!
-//! Invariants: a request is sent once (the client never retries by itself), a redirect is an answer
-//! like any other, no proxy is used even if the environment names one, and no thread is started for a request.
+//! Invariants: a request is sent once (the client never retries by itself), a redirect is not followed, no proxy is
+//! used even if the environment names one, and no thread is started for a request.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -20,28 +20,28 @@ use super::socket::TcpConnector;
 use crate::locks::{lock, wait_timeout_while};
 use crate::shutdown::Stop;
 
-/// Idle timeout of a connection. It is below five seconds, the shortest keep-alive timeout in common use: a request
-/// that is sent while the backend closes the connection fails and is retried.
+/// Idle timeout of a connection. It is below five seconds, the shortest keep-alive timeout in common use, because a
+/// request that is sent while the backend closes the connection fails and needs a retry.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(4);
-/// Pause between two look-ups of all names …
+/// Pause between two look-ups of all names.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
-/// … and the pause while a look-up fails.
+/// Pause between two look-ups of all names after the look-up of a name has failed.
 const RESOLVE_RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// A look-up that keeps failing for the same reason is logged at this interval.
+/// Interval at which a look-up that keeps failing for the same reason is logged.
 const REPEAT_WARNING_INTERVAL: Duration = Duration::from_secs(60);
-/// How long a request waits for the first look-up of a name; a name server that works answers much sooner.
+/// How long a request waits for the first look-up of a name. A working name server answers much faster.
 const FIRST_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Addresses of one name that are tried. The client holds no more.
+/// Limit on the addresses of one name that are tried. The HTTP client cannot hold more.
 const MAX_ADDRESSES: usize = 16;
 
-/// The client of one module: a pool with a connection for each worker.
+/// Creates the HTTP client of one module, with a pool of one idle connection for each worker.
 pub(super) fn agent(protocol: &ProtocolConfig, worker_num: usize, resolver: Arc<BackendResolver>) -> Agent {
     Agent::with_parts(agent_config(protocol, worker_num), TcpConnector, AgentResolver(resolver))
 }
 
 fn agent_config(protocol: &ProtocolConfig, worker_num: usize) -> AgentConfig {
-    // Only timeouts of single phases: with a global, per-call or resolve timeout the client starts a thread for each
-    // request.
+    // Only the timeouts of single phases are set: with a global, per-call or resolve timeout the client starts a thread
+    // for each request.
     Agent::config_builder()
         .proxy(None)
         .max_redirects(0)
@@ -61,15 +61,15 @@ fn agent_config(protocol: &ProtocolConfig, worker_num: usize) -> AgentConfig {
         .build()
 }
 
-/// The addresses of a module's backends. IP addresses are known from the start; names are looked up by
-/// [`run`](Self::run) on one thread, so that a slow name server holds up no push to another backend.
+/// The addresses of a module's backends. Backends configured by IP address need no look-up. Names are looked up by
+/// [`run`](Self::run) on a thread of its own, so that a slow name server delays no push to another backend.
 pub(super) struct BackendResolver {
-    /// The key is `host:port` as in the uri; the set of keys never changes. The lock is never held across IO.
+    /// The key is `host:port`; the set of keys never changes. The lock is never held across IO.
     table: Mutex<HashMap<String, LookupState>>,
     changed: Condvar,
 }
 
-/// The result of the latest look-up that matters.
+/// The addresses of a backend: not looked up yet, the latest ones found, or the error of the first look-ups.
 enum LookupState {
     Pending,
     Resolved(Vec<SocketAddr>),
@@ -77,7 +77,7 @@ enum LookupState {
 }
 
 impl BackendResolver {
-    /// A resolver for these servers, each `host` or `host:port`.
+    /// Creates a resolver for `servers`, each `host` or `host:port`.
     pub(super) fn new(servers: &[String]) -> Arc<BackendResolver> {
         let entry = |server: &String| {
             let authority = with_port(server);
@@ -92,9 +92,10 @@ impl BackendResolver {
         !self.names().is_empty()
     }
 
-    /// Looks all names up at intervals until the stop. When a look-up fails, the addresses found before stay in use.
+    /// Looks all names up at intervals until the stop. If a look-up fails, the addresses found before stay in use.
     pub(super) fn run(&self, stop: &Stop) {
-        // The last warning of each name and its time, so that a name server that is down does not fill the log.
+        // The text and time of the last warning for each name, so that a name server that is down does not fill the
+        // log.
         let mut warned: HashMap<String, (String, Instant)> = HashMap::new();
         loop {
             let mut all_resolved = true;
@@ -155,7 +156,7 @@ fn with_port(server: &str) -> String {
     if has_port { server.to_owned() } else { format!("{server}:80") }
 }
 
-/// The resolver in the client's terms.
+/// Implements the HTTP client's resolver interface with a [`BackendResolver`].
 struct AgentResolver(Arc<BackendResolver>);
 
 impl std::fmt::Debug for AgentResolver {
@@ -182,7 +183,7 @@ mod tests {
     use crate::ktransfer::template::UriTemplate;
 
     #[test]
-    fn no_setting_that_matters_is_left_to_the_default() {
+    fn proxy_redirects_timeouts_and_pool_are_set_explicitly() {
         let protocol = ProtocolConfig {
             uri: UriTemplate::parse("/").unwrap(),
             headers: Vec::new(),
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_resolve_at_once_and_names_after_the_first_look_up() {
+    fn ip_addresses_resolve_at_once_and_names_after_the_first_look_up() {
         let resolver = BackendResolver::new(&[
             "127.0.0.1".into(),
             "[::1]:81".into(),

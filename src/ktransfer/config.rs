@@ -1,6 +1,6 @@
-//! Loads `ktransfer.yaml` and the files of its modules into final types.
+//! Loads and checks `ktransfer.yaml` and the files of its modules.
 //!
-//! The reference with every key, its meaning, unit and default is `conf/ktransfer.yaml` and `conf/modules/`.
+//! `conf/ktransfer.yaml` and `conf/modules/` document every key with its meaning, unit and default.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -19,31 +19,31 @@ use crate::daemon::{self, Settings};
 use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
-/// Longest duration a key accepts: a day.
+/// Longest duration that a key in milliseconds accepts: a day.
 const MAX_DURATION_MS: u64 = 86_400_000;
-/// Default of `max_retry_interval_ms`, unless `fail_retry_interval_ms` is longer.
+/// Default of `max_retry_interval_ms`; if `fail_retry_interval_ms` is longer, that is the default.
 const DEFAULT_MAX_PAUSE_MS: u64 = 10_000;
 
 /// The configuration of ktransfer.
 #[derive(Clone)]
 pub struct Config {
-    /// `log_dir`, `log_level`.
+    /// The log file settings: `log_dir`, `log_level`.
     pub(super) log: LogConfig,
-    /// `zk_hosts`, `zk_chroot`, `zk_timeout_ms`.
+    /// The ZooKeeper settings: `zk_hosts`, `zk_chroot`, `zk_timeout_ms`.
     pub(super) keeper: KeeperConfig,
     /// `zk_fail_retry_interval_ms`: longest pause before a module that failed, or could not start, is started again.
     pub(super) retry_interval: Duration,
-    /// `broker_hosts`; `None` takes the brokers from ZooKeeper.
+    /// `broker_hosts`; `None` uses the brokers that are registered in ZooKeeper.
     pub(super) broker_hosts: Option<Vec<String>>,
-    /// `kafka_client`.
+    /// `kafka_client`: the Kafka client library.
     pub(super) engine: Engine,
     /// `kafka`: settings of librdkafka.
     pub(super) kafka: KafkaSettings,
     /// `admin_port`: serves `/metrics`, `/healthz` and `/readyz`; `None` serves none of them.
     pub(super) admin_port: Option<u16>,
-    /// `shutdown_grace_ms`.
+    /// `shutdown_grace_ms`: time limit of the daemon's stop.
     pub(super) shutdown_grace: Duration,
-    /// One for each entry of `module_enabled`.
+    /// The modules in `module_enabled`.
     pub(super) modules: Vec<ModuleConfig>,
 }
 
@@ -68,59 +68,59 @@ impl Settings for Config {
 /// The configuration of one module. No `Debug`: the headers may hold secrets.
 #[derive(Clone)]
 pub(super) struct ModuleConfig {
-    /// Name: the group in ZooKeeper, and the name of its file.
+    /// Name of the module: its consumer group in ZooKeeper, and the name of its file without `.yaml`.
     pub(super) name: Arc<str>,
-    /// `topic`.
+    /// `topic`: the topic whose messages are pushed.
     pub(super) topic: Arc<str>,
-    /// `methods`; `None` pushes every message.
+    /// `methods`: only messages with one of these methods are pushed; `None` pushes every message.
     pub(super) methods: Option<BTreeSet<Arc<str>>>,
-    /// `protocol`.
+    /// `protocol`: the request of a push and its timeouts.
     pub(super) protocol: ProtocolConfig,
-    /// `worker_num`: threads that push, so the number of concurrent pushes.
+    /// `worker_num`: number of threads that push, and so the maximum number of concurrent pushes.
     pub(super) worker_num: NonZeroUsize,
-    /// `window_size`: messages handed out and not done, over all partitions.
+    /// `window_size`: maximum number of messages sent to workers and not done, over all partitions.
     pub(super) window_size: NonZeroUsize,
-    /// `max_commit_gap`: messages of one partition that may be repeated after a hand-over.
+    /// `max_commit_gap`: maximum number of messages of one partition that a hand-over can repeat.
     pub(super) max_commit_gap: NonZeroUsize,
-    /// `max_retry_times`, `fail_retry_interval_ms`, `max_retry_interval_ms`.
+    /// The retry settings: `max_retry_times`, `fail_retry_interval_ms`, `max_retry_interval_ms`.
     pub(super) retry: RetryPolicy,
-    /// `backend_servers`, as in the file.
+    /// `backend_servers`, each `host` or `host:port` as in the file.
     pub(super) backend_servers: Vec<String>,
     /// `serialize_by_key`: whether messages of one key are pushed one at a time, in order.
     pub(super) serialize_by_key: bool,
-    /// `zk_offset_update_interval_sec`: how often commit points are stored.
+    /// `zk_offset_update_interval_sec`: interval at which commit points are stored.
     pub(super) offset_update_interval: Duration,
-    /// `waiting_queue_size`: messages read and not yet handed out.
+    /// `waiting_queue_size`: maximum number of messages queued between fetch loop and dispatcher.
     pub(super) waiting_queue_size: NonZeroUsize,
-    /// `start_from`: where a partition without a stored offset begins.
+    /// `start_from`: where reading starts in a partition without a stored offset.
     pub(super) start_from: StartFrom,
 }
 
-/// `protocol`: how a message is pushed.
+/// `protocol`: the request of a push and its timeouts.
 #[derive(Clone)]
 pub(super) struct ProtocolConfig {
-    /// `uri`.
+    /// `uri`, parsed.
     pub(super) uri: UriTemplate,
-    /// `headers`, checked.
+    /// `headers`: names and values, checked.
     pub(super) headers: Vec<(String, String)>,
-    /// `conn_timeout_ms`; `None` is the timeout of the operating system.
+    /// `conn_timeout_ms`; `None` means the timeout of the operating system.
     pub(super) connect_timeout: Option<Duration>,
-    /// `write_timeout_ms`: for sending a request; `None` is no limit.
+    /// `write_timeout_ms`: time limit for sending a request; `None` means no limit.
     pub(super) write_timeout: Option<Duration>,
-    /// `read_timeout_ms`: from the end of the request to the end of the answer; `None` is no limit.
+    /// `read_timeout_ms`: time limit from the end of the request to the end of the answer; `None` means no limit.
     pub(super) read_timeout: Option<Duration>,
 }
 
-/// Where a partition without a stored offset begins.
+/// Where reading starts in a partition without a stored offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StartFrom {
-    /// At the oldest message kept.
+    /// At the oldest message that Kafka keeps.
     Earliest,
-    /// At the next message to come.
+    /// At the next message that is appended.
     Latest,
 }
 
-/// Loads the main file and the file of each enabled module, or returns all problems of all files.
+/// Loads the main file and the file of each enabled module. Fails with all problems of all files.
 pub fn load(path: &Path) -> Result<Config, Problems> {
     let mut problems = Problems::default();
     let config = main_file(Section::load(path, &mut problems), &mut problems);
@@ -132,7 +132,8 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     let hosts = section.hosts("zk_hosts", true, problems).unwrap_or_default();
     let chroot = keeper::chroot("zk_chroot", &mut section, problems);
     let session_timeout = section.millis("zk_timeout_ms", Some(30_000), 100..=600_000, problems);
-    // The original has no key for the connect timeout: a third of the session timeout leaves time for two more servers.
+    // The original has no key for the connect timeout. A third of the session timeout leaves time to try two more
+    // servers.
     let connect_timeout = session_timeout / 3;
     let keeper = KeeperConfig { hosts, chroot, session_timeout, connect_timeout };
     let retry_interval = section.millis("zk_fail_retry_interval_ms", Some(30_000), 1..=MAX_DURATION_MS, problems);
@@ -157,12 +158,12 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     Config { log, keeper, retry_interval, broker_hosts, engine, kafka, admin_port, shutdown_grace, modules }
 }
 
-/// Whether `name` can be a file, a node in ZooKeeper and part of a header value.
+/// Whether `name` can be the name of a file, the name of a ZooKeeper node and part of a header value.
 fn is_module_name(name: &str) -> bool {
     !name.starts_with('.') && name.chars().all(|character| character.is_ascii_graphic() && !"/\\\"".contains(character))
 }
 
-/// `None` only together with a problem.
+/// Reads the file of one module. Returns `None` only after it has added a problem.
 fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Option<ModuleConfig> {
     let is_given = section.has("topic");
     let topic = section.string("topic", None, problems);
@@ -186,8 +187,8 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         }
     }
     let serialize_by_key = section.boolean("serialize_by_key", true, problems);
-    // Accepted so that files of the original load unchanged: it passed the value to its Kafka client, ours has no use
-    // for it.
+    // Accepted so that files of the original load unchanged. The original passed the value to its Kafka client;
+    // ktransfer does not use it.
     section.integer("expected_processing_time_ms", Some(100), 0..=i64::MAX, problems);
     let seconds = section.integer("zk_offset_update_interval_sec", Some(10), 1..=3600, problems);
     let waiting_queue_size = section.count("waiting_queue_size", Some(256), 1_000_000, problems);
@@ -242,7 +243,8 @@ fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolCon
     Some(ProtocolConfig { uri: uri?, headers, connect_timeout, write_timeout, read_timeout })
 }
 
-/// A list of maps with one key each, as in the original. The values may be secrets, so no problem shows them.
+/// Reads `headers`, a list of maps with one key each, as in the original. No problem shows a value, since it may be a
+/// secret.
 fn headers(section: &mut Section, problems: &mut Problems) -> Vec<(String, String)> {
     let Some(value) = section.take("headers") else { return Vec::new() };
     let Value::Sequence(items) = value else {

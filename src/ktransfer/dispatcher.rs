@@ -1,8 +1,9 @@
-//! The loop that owns the windows of a module: it hands messages out, closes them, commits, and releases partitions.
+//! The loop that owns the windows of a module: it sends messages to the workers, marks acknowledged messages done,
+//! commits offsets and releases partitions.
 //!
 //! The diagram of its channels is in [`ktransfer`](super). Invariants: at most `window_size` jobs exist; a partition is
-//! committed up to its first message that is not done; a partition is released only when no worker has a job of it.
-//! The loop never blocks on a thread that may be blocked on the loop.
+//! committed up to its first message that is not done; a partition is released only when no worker has a job of it,
+//! except at the end of the grace of a stop. The loop never blocks on a thread that may be blocked on the loop.
 
 mod channels;
 mod filter;
@@ -37,25 +38,25 @@ enum Event {
     Fetched(Fetched),
     Ack(Ack),
     Stop,
-    /// A step of the stop, or of the release of a partition, is due.
+    /// A deadline has passed, of the stop or of the release of a partition.
     Deadline,
-    /// The group or all workers ended early, during the stop: no further event will come from them.
+    /// During the stop, the thread at the other end of a channel ended early, so the loop waits for no further event.
     Disconnected,
 }
 
-/// The loop and its state.
+/// The dispatcher of a module: its loop and the state of the loop.
 pub(super) struct Dispatcher {
     channels: Channels,
     context: Arc<WorkerContext>,
     stop: Stop,
-    /// For pushes in flight when the module stops; the rest of the module's grace is for the steps after it.
+    /// Time limit, during a stop, for the pushes in flight. The rest of the module's grace is for the later steps.
     grace: Duration,
     partitions: HashMap<PartitionId, ClaimedPartition>,
     /// Partitions that are paused because of `max_commit_gap`.
     paused: BTreeSet<PartitionId>,
-    /// Messages that were received and not handed out yet.
+    /// Messages received from the fetch loop and not yet sent to a worker.
     batch: VecDeque<(WindowId, Message)>,
-    /// Jobs that workers have, those of earlier claims included.
+    /// Number and size of the jobs that workers have, including jobs of earlier claims.
     in_flight: InFlight,
     last_window: u64,
     phase: StopPhase,
@@ -64,7 +65,7 @@ pub(super) struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// A dispatcher without partitions.
+    /// Creates a dispatcher without partitions.
     pub(super) fn new(channels: Channels, context: Arc<WorkerContext>, stop: Stop, grace: Duration) -> Self {
         let in_flight = InFlight::new(context.config.window_size.get());
         Dispatcher {
@@ -82,8 +83,8 @@ impl Dispatcher {
         }
     }
 
-    /// Works until the stop, then ends in order: no attempt begins, pushes in flight end, commit points are sent to
-    /// the group, and the group leaves.
+    /// Runs until the stop, then ends in order: retries end, each queued job gets at most one attempt, each partition
+    /// is released with its commit point, and the group gets the command `Leave`.
     pub(super) fn run(mut self) {
         while !self.has_ended() {
             match self.next() {
@@ -123,9 +124,9 @@ impl Dispatcher {
         }
     }
 
-    /// The other end of a channel was dropped. While working, its thread has failed and the supervisor stops the module
-    /// in a moment. The wait for that stop matters: if this thread returned first, it would be reported as the failure.
-    /// During the stop nothing further comes from that end.
+    /// Returns the event for a channel whose other end was dropped. Outside a stop, the thread at the other end has
+    /// failed and the supervisor is about to stop the module. This thread waits for that stop: if it returned first,
+    /// the supervisor would report this thread as the failed one.
     fn on_disconnect(&self) -> Event {
         if self.phase == StopPhase::Working {
             self.stop.wait();
@@ -182,30 +183,31 @@ impl Dispatcher {
         WindowId(self.last_window)
     }
 
-    /// Stops reading a partition, and releases it once no worker has a job of it.
+    /// Stops reading a partition, and releases it as soon as no worker has a job of it.
     fn begin_release(&mut self, partition: PartitionId) {
         let until = Instant::now() + self.grace / 2;
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         if state.release == ReleaseState::Owned {
             state.begin_drain(until);
             self.paused.remove(&partition);
-            // All drains take equally long, so an earlier one is due first.
+            // All drains have the same time limit, so the deadline of an earlier drain comes first.
             self.next_drain_due.get_or_insert(until);
             self.command_fetch_loop(FetchCommand::Revoke(partition));
         }
         self.release_if_drained(partition);
     }
 
-    /// Ends the drains whose deadline has passed.
+    /// Ends each drain whose deadline has passed: no further attempt of its partition begins.
     fn end_drains(&mut self, now: Instant) {
         self.next_drain_due = None;
         for (partition, state) in &mut self.partitions {
             let ReleaseState::Draining { until } = state.release else { continue };
             if until <= now {
-                // Until then no instance pushes the partition; without a read_timeout_ms that may take long.
+                // Until these pushes end, no instance reads the partition. Without a read_timeout_ms a push has no time
+                // limit.
                 warn!(
-                    "module [{}]: partition {partition} is released when its pushes in flight have ended \
-                     (a read_timeout_ms above 0 bounds them)",
+                    "module [{}]: partition {partition} still has pushes in flight and is released when they have \
+                     ended (a read_timeout_ms above 0 limits how long a push takes)",
                     self.context.config.name
                 );
                 state.end_drain();
@@ -236,14 +238,14 @@ impl Dispatcher {
         }
     }
 
-    /// Drops a claim. Its jobs end as abandoned, and their acknowledgements find no window.
+    /// Drops a claim. The workers abandon its jobs, and acknowledgements of these jobs are ignored.
     fn forget(&mut self, partition: PartitionId) {
         let Some(state) = self.partitions.remove(&partition) else { return };
         state.assignment.end();
         self.paused.remove(&partition);
         self.context.metrics.forget_commit_point(partition);
         self.count_partitions();
-        // While it is being released, it was revoked already.
+        // A partition that is being released was revoked when its release began.
         if state.release == ReleaseState::Owned {
             self.command_fetch_loop(FetchCommand::Revoke(partition));
         }
@@ -254,7 +256,7 @@ impl Dispatcher {
     }
 
     fn command_fetch_loop(&self, command: FetchCommand) {
-        // Fails only after the fetch loop has ended; then the command has no purpose.
+        // Fails only after the fetch loop has ended, and then the command has no effect anyway.
         let _ = self.channels.fetch_commands.send(command);
     }
 
@@ -262,7 +264,7 @@ impl Dispatcher {
         match fetched {
             Fetched::Messages(messages) => self.batch.extend(messages),
             Fetched::StartsAt { window, partition, offset } => {
-                // Stored at once: a restart before the first message must start at the same offset.
+                // Committed at once: after a restart before the first message, reading must start at the same offset.
                 if self.partitions.get(&partition).is_some_and(|state| state.window_id == window) {
                     self.commit(partition, Some(offset));
                 }
@@ -271,9 +273,10 @@ impl Dispatcher {
         }
     }
 
-    /// Goes on at the oldest offset kept. If that is not below the requested offset, the gap is a hole like any other:
-    /// messages read before it are pushed, and the commit point follows. Otherwise offsets start over (the topic was
-    /// deleted and created again), and so does the window.
+    /// Continues reading at the oldest offset that Kafka keeps. If the oldest offset is not below the requested one,
+    /// the window stays: messages read before the gap are pushed, and the commit point skips the gap as it skips any
+    /// hole. If the oldest offset is lower, the topic was deleted and created again, so the partition gets a new
+    /// window.
     fn read_from_oldest(&mut self, gap: OffsetGap) {
         let OffsetGap { window, partition, offset, oldest, newest } = gap;
         let fresh = self.new_window();
@@ -281,8 +284,8 @@ impl Dispatcher {
         let Some(state) = self.partitions.get_mut(&partition).filter(is_reading) else { return };
         let missed = oldest.saturating_sub(offset).max(0);
         warn!(
-            "module [{}]: offset {offset} of {}/{partition} is not kept (kept: {oldest} to {newest}), {missed} \
-             messages were deleted before they were read; continues at {oldest}",
+            "module [{}]: offset {offset} of {}/{partition} is out of range (Kafka keeps {oldest} to {newest}), \
+             {missed} messages were deleted before they were read; continuing at {oldest}",
             self.context.config.name, self.context.config.topic
         );
         self.context.metrics.offset_gap.inc_by(missed.unsigned_abs());
@@ -293,7 +296,7 @@ impl Dispatcher {
         let window = state.window_id;
         self.command_fetch_loop(FetchCommand::Assign { partition, window, position: Some(oldest) });
         if self.paused.contains(&partition) {
-            // The assignment ended the pause in the fetch loop.
+            // `Assign` ended the pause in the fetch loop, so the partition is paused again.
             self.command_fetch_loop(FetchCommand::Pause(partition));
         }
     }
@@ -319,7 +322,7 @@ impl Dispatcher {
         self.channels.group_commands.send(GroupCommand::Commit { partition, generation, next });
     }
 
-    /// Hands messages out while there is room: first those held back, then the batch.
+    /// Sends messages to the workers while `in_flight` has room: first the messages held back, then the batch.
     fn hand_out(&mut self) {
         if self.phase != StopPhase::Working {
             self.batch.clear();
@@ -364,7 +367,8 @@ impl Dispatcher {
             }
             match state.held_back.pop_front() {
                 Some(message) => self.hand_out_message(message),
-                // Only at half of the gap, so that the partition does not pause and resume with every message.
+                // Resume only at half of max_commit_gap, so that the partition does not pause and resume with every
+                // message.
                 None if state.window.len() <= max_gap / 2 => {
                     self.paused.remove(&partition);
                     self.command_fetch_loop(FetchCommand::Resume(partition));
@@ -389,7 +393,7 @@ impl Dispatcher {
         if !state.window.open(message.offset) {
             log_limited!(
                 Level::Warn,
-                "module [{}]: offset {} of partition {partition} was read twice, the second is ignored",
+                "module [{}]: offset {} of partition {partition} was read again, the repeated message is ignored",
                 self.context.config.name,
                 message.offset
             );
@@ -429,8 +433,8 @@ impl Dispatcher {
     }
 }
 
-/// However the loop ends, also by a panic, no push begins or goes on after it: its acknowledgement would be lost, while
-/// another instance may soon push the partition.
+/// Ends all pushes when the dispatcher ends, also by a panic. Without a dispatcher an acknowledgement would be lost,
+/// and another instance may soon push the same partition.
 impl Drop for Dispatcher {
     fn drop(&mut self) {
         for state in self.partitions.values() {
@@ -440,7 +444,7 @@ impl Drop for Dispatcher {
     }
 }
 
-/// An offset for log lines.
+/// Returns the offset as text for a log line.
 fn shown(offset: Option<Offset>) -> String {
     offset.map_or_else(|| "unknown".to_owned(), |offset| offset.to_string())
 }

@@ -1,7 +1,7 @@
-//! The thread that reads the topic: it takes offsets to read from, and returns batches of messages.
+//! The thread that reads the topic: it receives start offsets, and sends batches of messages to the dispatcher.
 //!
-//! It makes no decisions: the dispatcher chooses where to go on after an offset that is gone, and drops stale batches.
-//! While the channel of batches is full nothing more is read, but commands are still taken.
+//! The dispatcher decides where to continue when Kafka no longer keeps an offset, and drops stale batches. While the
+//! channel of batches is full the fetch loop reads nothing more, but still receives commands.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,44 +17,44 @@ use crate::broker::{FetchError, Fetcher, LogEnds, Message, MetadataError, Offset
 use crate::log_limited;
 use crate::shutdown::Stop;
 
-/// Batches in the channel to the dispatcher. Together they hold at most `waiting_queue_size` messages.
+/// Limit on the batches in the channel to the dispatcher. Together they hold at most `waiting_queue_size` messages.
 pub(super) const QUEUED_BATCHES: usize = 8;
-/// A batch ends once it has this size, so the channel is bounded in bytes too: by 8 MiB, or by eight messages that are
-/// larger.
+/// A batch ends with the message that reaches this size. So a batch is smaller than 1 MiB plus one message, and the
+/// channel holds at most eight such batches.
 const BATCH_BYTES: usize = 1 << 20;
-/// How long one poll waits for messages, and so how long a command waits to be taken.
+/// How long one poll waits for messages, and so the time for which a command may stay in its channel.
 const POLL_WAIT: Duration = Duration::from_millis(100);
-/// Pause after an error that concerns all partitions, so that an engine that fails at once does not spin.
+/// Pause after an error that concerns all partitions. Without it, a client that fails at once would use a whole CPU.
 const ERROR_PAUSE: Duration = Duration::from_millis(200);
-/// Pause after an error of one partition. Short, since the other partitions are read on.
+/// Pause after an error of one partition. It is short because it delays the other partitions too.
 const PARTITION_ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// A command of the dispatcher.
+/// A command of the dispatcher to the fetch loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FetchCommand {
-    /// Read the partition, and return its messages with this window. It is not paused then, even if it was before.
+    /// Read the partition, and return its messages with this window. Ends a pause of the partition.
     Assign {
         /// Number of the partition.
         partition: PartitionId,
         /// The window that its messages belong to.
         window: WindowId,
-        /// The first offset to read; `None` looks up the offset that `start_from` means.
+        /// The first offset to read; `None` starts at the oldest or newest offset, as `start_from` says.
         position: Option<Offset>,
     },
     /// Stop reading the partition.
     Revoke(PartitionId),
-    /// Read nothing of the partition until `Resume`; its position and what was prefetched are kept.
+    /// Read nothing of the partition until `Resume`. Its position and its prefetched messages are kept.
     Pause(PartitionId),
-    /// Go on reading a paused partition.
+    /// Continue reading a paused partition.
     Resume(PartitionId),
 }
 
 /// A report of the fetch loop to the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fetched {
-    /// Messages with their windows; those of one partition in the order of offsets.
+    /// Messages with their windows. Those of one partition are in the order of their offsets.
     Messages(Vec<(WindowId, Message)>),
-    /// A partition that was assigned without a position is read from this offset.
+    /// The start offset was found for a partition that was assigned without a position.
     StartsAt {
         /// The window of the assignment.
         window: WindowId,
@@ -63,11 +63,12 @@ pub(super) enum Fetched {
         /// The first offset that is read.
         offset: Offset,
     },
-    /// Kafka does not keep the requested offset. The partition is not read until the next `Assign`.
+    /// Kafka does not keep the requested offset (offset out of range). The partition is not read until the next
+    /// `Assign`.
     OffsetGone(OffsetGap),
 }
 
-/// An offset that Kafka does not keep, and those that it keeps.
+/// An offset that Kafka does not keep, and the range of offsets that it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OffsetGap {
     /// The window of the assignment.
@@ -76,13 +77,13 @@ pub(super) struct OffsetGap {
     pub(super) partition: PartitionId,
     /// The requested offset.
     pub(super) offset: Offset,
-    /// Oldest offset kept.
+    /// The oldest offset that Kafka keeps.
     pub(super) oldest: Offset,
     /// The offset after the newest message.
     pub(super) newest: Offset,
 }
 
-/// The loop that reads the topic of a module.
+/// The fetch loop of a module, which reads its topic.
 pub(super) struct FetchLoop {
     fetcher: Box<dyn Fetcher>,
     log_ends: Box<dyn LogEnds>,
@@ -91,18 +92,18 @@ pub(super) struct FetchLoop {
     start_from: StartFrom,
     waiting_queue_size: usize,
     metrics: ModuleMetrics,
-    /// Whether the broker can be read, for `/readyz`.
+    /// Reports to `/readyz` whether the topic can be read from the brokers.
     health: Component,
-    /// The partitions being read, with their windows. A list, since they are few.
+    /// The partitions being read, with their windows. A list is enough for a small number of partitions.
     assigned: Vec<(PartitionId, WindowId)>,
     /// Partitions assigned without a position whose start offset is not known yet.
     unpositioned: Vec<(PartitionId, WindowId)>,
-    /// No start offset is looked up before this time.
+    /// Time of the next look-up of a start offset; none is made earlier.
     next_lookup_at: Instant,
 }
 
 impl FetchLoop {
-    /// A loop that reads no partition yet.
+    /// Creates a loop that reads no partition yet.
     pub(super) fn new(
         fetcher: Box<dyn Fetcher>,
         log_ends: Box<dyn LogEnds>,
@@ -125,17 +126,17 @@ impl FetchLoop {
         }
     }
 
-    /// Reads until the stop.
+    /// Reads the assigned partitions until the stop.
     pub(super) fn run(mut self, commands: &Receiver<FetchCommand>, batches: &Sender<Fetched>, stop: &Stop) {
         let batch_messages = (self.waiting_queue_size / QUEUED_BATCHES).max(1);
         while !stop.is_triggered() {
             if self.assigned.is_empty() && self.unpositioned.is_empty() {
-                // Nothing is read, so an earlier error concerns no partition of ours, and no read would show its end.
+                // No partition is read, so no later poll would clear an earlier error: report the broker as healthy.
                 self.health.set(Ok(()));
                 select! {
                     recv(commands) -> command => match command {
                         Ok(command) => self.apply(command),
-                        // The dispatcher ended early; its supervisor stops this thread in a moment.
+                        // The dispatcher ended early; the supervisor is about to stop this thread.
                         Err(_) => return stop.wait(),
                     },
                     recv(stop.closed()) -> _ => return,
@@ -200,9 +201,9 @@ impl FetchLoop {
         info!("module [{}]: reads {}/{partition} from offset {offset}", self.module, self.topic);
     }
 
-    /// Looks up where the partitions without a position start. A look-up that times out takes seconds, in which no
-    /// command is taken and nothing is read. So it ends this turn, and the pause before the next is four times as long
-    /// as it took.
+    /// Looks up the start offsets of the partitions without a position, and starts to read these. A look-up that times
+    /// out takes seconds, in which no command is received and nothing is read. So a failed look-up is the last one of
+    /// its turn, and the pause before the next look-up is at least four times its duration.
     fn look_up_start_offsets(&mut self) -> Vec<Fetched> {
         let mut found = Vec::new();
         while !self.unpositioned.is_empty() && self.next_lookup_at <= Instant::now() {
@@ -227,7 +228,7 @@ impl FetchLoop {
                         self.health.set(Err(cause.to_string()));
                     }
                     self.metrics.fetch_errors.inc();
-                    // At the end of the list, so that the other partitions get their turn first.
+                    // To the end of the list, so that the other partitions are looked up first.
                     self.unpositioned.push((partition, window));
                     self.next_lookup_at = Instant::now() + ERROR_PAUSE.max(began.elapsed() * 4);
                 }
@@ -236,7 +237,8 @@ impl FetchLoop {
         found
     }
 
-    /// The messages available now, in batches; or the pause that an error needs.
+    /// Waits up to [`POLL_WAIT`] for messages and returns them in batches. After an error returns what
+    /// [`report_error`](Self::report_error) returns.
     fn poll(&mut self, max_messages: usize) -> Vec<Result<Fetched, Duration>> {
         let messages = match self.fetcher.poll(POLL_WAIT, max_messages) {
             Ok(messages) => messages,
@@ -265,7 +267,7 @@ impl FetchLoop {
         self.assigned.iter().find(|(known, _)| *known == partition).map(|(_, window)| *window)
     }
 
-    /// Counts and logs an error. Returns an event for the dispatcher, or the pause before the next poll.
+    /// Counts and reports an error. Returns an event for the dispatcher, or the pause before the next poll.
     fn report_error(&mut self, cause: FetchError) -> Result<Fetched, Duration> {
         self.metrics.fetch_errors.inc();
         let module = &self.module;
@@ -287,8 +289,8 @@ impl FetchLoop {
         }
     }
 
-    /// Waits for room in the channel. CommandSender are applied meanwhile: the dispatcher recognises by the window what a
-    /// command made stale. Returns false when the loop must end.
+    /// Sends `fetched` to the dispatcher, and applies commands while the channel is full. A batch that such a command
+    /// makes stale is recognised by the dispatcher by its window. Returns false when the loop must end.
     fn hand_over(
         &mut self,
         fetched: Fetched,
@@ -322,7 +324,7 @@ mod tests {
     use crossbeam_channel::bounded;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Fails for the partitions below a number, and counts the requests.
+    /// Fails for the partitions with a number below `failing`, and counts the requests.
     struct FailingLogEnds {
         failing: Arc<AtomicUsize>,
         requests: Arc<AtomicUsize>,
@@ -355,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_offset_lookup_that_fails_ends_the_turn_and_is_retried_after_a_pause() {
+    fn a_failed_start_offset_lookup_is_the_last_of_its_turn_and_is_retried_after_a_pause() {
         let (failing, requests) = (Arc::new(AtomicUsize::new(50)), Arc::new(AtomicUsize::new(0)));
         let broker = MemoryBroker::new();
         broker.create_topic("t", 50);
@@ -364,12 +366,12 @@ mod tests {
         for partition in 0..50 {
             fetch_loop.apply(FetchCommand::Assign { partition, window: WindowId(1), position: None });
         }
-        // Each request may take seconds, in which no command is taken.
+        // Each look-up may take seconds, in which no command is received, so only one is made in a turn.
         assert!(fetch_loop.look_up_start_offsets().is_empty());
         assert_eq!(requests.load(Ordering::SeqCst), 1);
         assert!(fetch_loop.look_up_start_offsets().is_empty());
         assert_eq!(requests.load(Ordering::SeqCst), 1, "retried at once");
-        // One partition without an answer does not keep the others waiting.
+        // A partition whose look-up fails does not block the look-ups of the others.
         failing.store(1, Ordering::SeqCst);
         fetch_loop.next_lookup_at = Instant::now();
         let found = fetch_loop.look_up_start_offsets().len();
@@ -383,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn without_partitions_the_broker_counts_as_healthy() {
+    fn without_assigned_partitions_the_broker_counts_as_healthy() {
         let (broker, health, stop) = (MemoryBroker::new(), Health::new(), Stop::new());
         broker.create_topic("t", 1);
         broker.set_reachable(false);
@@ -396,7 +398,7 @@ mod tests {
         let is_reported = || health.troubles().iter().any(|(_, reason)| reason.contains("no broker"));
         wait_until("the error is reported", is_reported);
         commands.send(FetchCommand::Revoke(0)).unwrap();
-        wait_until("it is over", || health.troubles().is_empty());
+        wait_until("the error is cleared", || health.troubles().is_empty());
         stop.trigger();
         thread.join().unwrap();
     }

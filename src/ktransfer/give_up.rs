@@ -1,8 +1,8 @@
-//! The one place where a message is given up: no further push is attempted, and the caller marks it done.
+//! Logs and counts a message that is given up: no further push of it is attempted, and the caller marks it done.
 //!
-//! Dispatcher and workers find such messages; [`give_up`] alone logs and counts them.
-//! Invariant: each message given up is counted exactly once. One that was pushed is always logged, with topic,
-//! partition, offset and key; the lines of undecodable ones are rate limited and leave the key out.
+//! Dispatcher and workers decide that a message is given up; only [`give_up`] logs and counts it. Invariant: each
+//! message given up is counted exactly once. A message with a failed attempt is always logged, with topic, partition,
+//! offset and key. The log lines of undecodable messages are rate limited and leave the key out.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,9 +18,9 @@ use crate::log_limited;
 /// Why a message is given up.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum GiveUpReason<'a> {
-    /// `methods` is configured and the message has no method to compare.
+    /// `methods` is configured, but the message has no readable method.
     Undecodable(NoMethod),
-    /// The last attempt failed, and `max_retry_times` allows no further one.
+    /// The last attempt failed, and `max_retry_times` allows no further attempt.
     AttemptsUsedUp(LastAttempt<'a>),
     /// No request can carry the message (for instance, its url is too long), so every further attempt would fail too.
     Impossible(LastAttempt<'a>),
@@ -31,11 +31,11 @@ pub(super) enum GiveUpReason<'a> {
 pub(super) struct LastAttempt<'a> {
     /// Number of the attempt, from 1.
     pub(super) number: u32,
-    /// How it ended.
+    /// How the attempt ended.
     pub(super) outcome: &'a AttemptOutcome,
     /// The url of the request.
     pub(super) url: &'a str,
-    /// From the begin of the attempt to its end.
+    /// Duration of the attempt.
     pub(super) took: Duration,
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for LastAttempt<'_> {
 }
 
 impl<'a> GiveUpReason<'a> {
-    /// The reason when the retry policy gives up after `last`.
+    /// Returns why the retry policy gives the message up after the attempt `last`.
     pub(super) fn after_attempt(last: LastAttempt<'a>) -> GiveUpReason<'a> {
         match last.outcome {
             AttemptOutcome::Impossible { .. } => GiveUpReason::Impossible(last),
@@ -66,25 +66,25 @@ impl fmt::Display for GiveUpReason<'_> {
     }
 }
 
-/// Gives `message` up: logs and counts it. `method` is that of the message where `methods` is configured.
+/// Logs and counts `message` as given up. `method` is the message's method, or `None` if it is unknown or not needed.
 pub(super) fn give_up(context: &WorkerContext, message: &Message, method: Option<&str>, reason: GiveUpReason<'_>) {
     let line = GiveUpLine { module: &context.config.name, message, method: method.unwrap_or("*"), reason };
     match reason {
         GiveUpReason::Undecodable(_) => {
             context.metrics.undecodable.inc();
-            // Limited: a topic may hold nothing but such messages, and no push slows them down.
+            // Rate limited: a topic may contain only such messages, and no push slows them down.
             log_limited!(Level::Warn, "{line}");
         }
         GiveUpReason::AttemptsUsedUp(_) | GiveUpReason::Impossible(_) => {
             context.metrics.given_up.inc();
-            // Not limited: this line is the only record of the message.
+            // Not rate limited: this line is the only record of the message.
             warn!("{line}");
         }
     }
 }
 
-/// The log line of one message. The key comes last, since a long line is cut at its end; an undecodable message is
-/// logged without it, since its line may be left out and is no record of the message.
+/// The log line of one message. The key comes last, because the logger cuts a long line at its end. The line of an
+/// undecodable message has no key: rate limiting may drop that line, so it is no record of the message anyway.
 struct GiveUpLine<'a> {
     module: &'a str,
     message: &'a Message,
@@ -121,7 +121,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn each_reason_has_its_line_and_its_metric() {
+    fn each_reason_has_its_own_log_line_and_metric() {
         let answered = AttemptOutcome::Answered { status: 503, retry_after: Some(Duration::from_secs(1)) };
         let failed = AttemptOutcome::Failed { reason: "connection refused".to_owned() };
         let impossible = AttemptOutcome::Impossible { reason: "the uri is too long".to_owned() };

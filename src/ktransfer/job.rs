@@ -1,4 +1,4 @@
-//! The traffic between dispatcher and workers: jobs one way, acknowledgements back.
+//! The messages between dispatcher and workers: jobs to the workers, acknowledgements to the dispatcher.
 
 use std::sync::Arc;
 
@@ -6,28 +6,28 @@ use super::group::{Generation, Lease};
 use crate::broker::{Message, Offset, PartitionId};
 use crate::shutdown::Stop;
 
-/// Our claim of a partition as the workers see it. One for each `Gained`, shared by its jobs.
+/// The claim on a partition as the workers see it. One is created for each `Gained` event and shared by its jobs.
 ///
-/// It ends in two steps, so that a hand-over repeats few messages: at first each queued job still gets one attempt,
-/// then no attempt begins.
+/// A claim ends in two steps, so that a hand-over repeats few messages: in the first step each queued job still gets
+/// one attempt, in the second step no attempt begins.
 pub(super) struct Assignment {
     /// The claimed partition.
     pub(super) partition: PartitionId,
-    /// Number of this claim; an earlier or later claim of the partition has another.
+    /// Number of this claim. Each claim of the partition has another number.
     pub(super) generation: Generation,
     /// Triggered when the release of the partition begins: no job is retried.
     pub(super) ending: Stop,
-    /// Triggered when the release took too long, or the partition was lost: no attempt begins.
+    /// Triggered when the release takes too long, or when the claim has ended: no attempt begins.
     pub(super) stop: Stop,
 }
 
 impl Assignment {
-    /// A claim that has not ended. Its stops have no parent: only the dispatcher ends it.
+    /// Creates a claim that has not ended. Its stops have no parent, so only the dispatcher ends it.
     pub(super) fn new(partition: PartitionId, generation: Generation) -> Self {
         Assignment { partition, generation, ending: Stop::new(), stop: Stop::new() }
     }
 
-    /// Takes both steps of the end.
+    /// Ends the claim: takes both steps at once.
     pub(super) fn end(&self) {
         self.ending.trigger();
         self.stop.trigger();
@@ -39,30 +39,31 @@ impl Assignment {
     }
 }
 
-/// Identifies a window of a dispatcher, never reused: a late batch or acknowledgement matches its own window or none.
+/// Identifies a window of a dispatcher. An id is never reused, so a late batch or acknowledgement never matches a later
+/// window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct WindowId(pub u64);
 
 /// A message to be pushed.
 pub(super) struct Job {
-    /// The claim under which it was read.
+    /// The claim under which the message was read.
     pub(super) assignment: Arc<Assignment>,
-    /// The window in which its offset is open.
+    /// The window that has an open slot for the message.
     pub(super) window: WindowId,
     /// The message as read from Kafka.
     pub(super) message: Message,
-    /// Its method; `None` where no methods are configured.
+    /// The method of the message; `None` if the module configures no `methods`.
     pub(super) method: Option<Arc<str>>,
 }
 
 impl Job {
-    /// Bytes that the job counts for against the memory budget of the dispatcher.
+    /// Returns the bytes that this job takes of the dispatcher's limit on bytes in flight.
     pub(super) fn size_bytes(&self) -> usize {
         message_size_bytes(&self.message)
     }
 }
 
-/// Approximate bytes that a message takes in memory.
+/// Returns approximately how many bytes a message takes in memory.
 pub(super) fn message_size_bytes(message: &Message) -> usize {
     const OVERHEAD_BYTES: usize = 200;
     let headers = message.headers.iter().map(|header| header.name.len() + header.value.as_ref().map_or(0, Vec::len));
@@ -72,27 +73,27 @@ pub(super) fn message_size_bytes(message: &Message) -> usize {
         + headers.sum::<usize>()
 }
 
-/// How the work on a message ended.
+/// How the work on a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JobEnd {
-    /// Delivered, or given up: the commit point may move past it.
+    /// The message is delivered or given up: the commit point may move past it.
     Done,
-    /// The claim ended first: the next owner of the partition pushes it.
+    /// The claim ended before the message was done: the next owner of the partition pushes it.
     Abandoned,
 }
 
-/// A worker's acknowledgement of a job; exactly one for each.
+/// A worker's acknowledgement of a job. The worker sends exactly one for each job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ack {
-    /// Partition of the job.
+    /// Partition of the message.
     pub(super) partition: PartitionId,
-    /// Claim of the job.
+    /// Number of the claim under which the message was read.
     pub(super) generation: Generation,
-    /// Window of the job.
+    /// The window that has an open slot for the message.
     pub(super) window: WindowId,
     /// Offset of the message.
     pub(super) offset: Offset,
-    /// [`Job::size_bytes`].
+    /// The value of [`Job::size_bytes`] for this job.
     pub(super) size_bytes: usize,
     /// How the job ended.
     pub(super) end: JobEnd,

@@ -1,8 +1,9 @@
-//! The `method` of a msgpack message, found without decoding the message.
+//! Finds the value of the key `method` in a msgpack message without decoding the whole message.
 //!
-//! Skips the values of a top-level map up to the key `method`. There is no recursion and no allocation, so deep nesting
-//! and huge declared lengths do no harm: a declared length is only compared with the bytes left. Time is linear in
-//! the size of the message, since each value takes at least a byte.
+//! The reader skips the entries of the top-level map up to the key `method`. It neither recurses nor allocates, so deep
+//! nesting cannot overflow the stack and a huge declared length cannot exhaust memory: a declared length is only
+//! compared with the number of bytes left. Time is linear in the size of the message, since each value has at least a
+//! byte.
 
 use rmp::Marker;
 
@@ -12,24 +13,24 @@ pub(super) enum NoMethod {
     /// The message is null (a tombstone) or has no bytes.
     #[error("the message is empty")]
     Empty,
-    /// Its first value is not a map.
+    /// The first value of the message is not a map.
     #[error("the message is not a msgpack map")]
     NotMap,
-    /// It ends within a value, or declares more values than it has bytes.
-    #[error("the msgpack map ends too early")]
+    /// The message ends within a value, or declares more values than it has bytes.
+    #[error("the msgpack map is truncated")]
     Truncated,
-    /// It contains the byte 0xc1 as a type, which msgpack never uses.
+    /// A value has the type byte 0xc1, which msgpack never uses.
     #[error("the message is not msgpack")]
     Malformed,
-    /// The map has no such key.
+    /// The map has no key `method`.
     #[error("the msgpack map has no key \"method\"")]
     Absent,
-    /// The value is not a string, or not UTF-8.
-    #[error("the value of \"method\" is not a string")]
+    /// The value of `method` is not a string, or not UTF-8.
+    #[error("the value of \"method\" is not a UTF-8 string")]
     NotString,
 }
 
-/// The string under the first key `method` of the message.
+/// Returns the string under the first key `method` of the message, or why there is none.
 pub(super) fn method_of(message: &[u8]) -> Result<&str, NoMethod> {
     let mut reader = MsgpackReader { rest: message };
     let marker = reader.marker().map_err(|_| NoMethod::Empty)?;
@@ -40,7 +41,7 @@ pub(super) fn method_of(message: &[u8]) -> Result<&str, NoMethod> {
         _ => return Err(NoMethod::NotMap),
     };
     for _ in 0..entries {
-        // Each round reads at least a byte, so a map that declares too many entries ends as truncated.
+        // Each iteration reads at least a byte, so a map that declares too many entries returns `Truncated`.
         let key = reader.value()?;
         if key.is_text_or_bytes && key.content == b"method" {
             let value = reader.value()?;
@@ -74,15 +75,16 @@ impl<'message> MsgpackReader<'message> {
         self.take(1).map(|byte| Marker::from_u8(byte[0]))
     }
 
-    /// A big-endian length of `n_bytes`.
+    /// Reads a big-endian length of `n_bytes` bytes.
     fn number(&mut self, n_bytes: u64) -> Result<u64, NoMethod> {
         Ok(self.take(n_bytes)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
     }
 
-    /// Skips one value with everything inside it.
+    /// Skips one value with all values nested inside it.
     fn value(&mut self) -> Result<SkippedValue<'message>, NoMethod> {
         let mut skipped = SkippedValue { is_text_or_bytes: false, content: &[] };
-        // Values left to skip. A count is enough, no stack: it does not matter which container a value belongs to.
+        // Number of values left to skip. A count is enough, without a stack, because it does not matter which container
+        // a value belongs to.
         let mut left: u64 = 1;
         let mut is_outermost = true;
         while 0 < left {
@@ -91,7 +93,7 @@ impl<'message> MsgpackReader<'message> {
             let (n_bytes, inside, is_text_or_bytes) = self.shape(marker)?;
             let content = self.take(n_bytes)?;
             left = left.saturating_add(inside);
-            // Each value takes at least a byte, so this message is truncated already.
+            // Each value takes at least a byte, so the bytes left cannot hold the declared values.
             if (self.rest.len() as u64) < left {
                 return Err(NoMethod::Truncated);
             }
@@ -103,8 +105,8 @@ impl<'message> MsgpackReader<'message> {
         Ok(skipped)
     }
 
-    /// For the value behind `marker`: bytes that follow marker and length, number of values inside, and whether the
-    /// bytes are a string or bytes (older writers have only one type for both).
+    /// Returns for the value behind `marker`: the number of bytes after marker and length, the number of values nested
+    /// in it, and whether it is a string or a byte array (old msgpack writers use the same type for both).
     fn shape(&mut self, marker: Marker) -> Result<(u64, u64, bool), NoMethod> {
         Ok(match marker {
             Marker::Reserved => return Err(NoMethod::Malformed),
@@ -117,7 +119,7 @@ impl<'message> MsgpackReader<'message> {
             Marker::Str8 | Marker::Bin8 => (self.number(1)?, 0, true),
             Marker::Str16 | Marker::Bin16 => (self.number(2)?, 0, true),
             Marker::Str32 | Marker::Bin32 => (self.number(4)?, 0, true),
-            // One byte more than the length: the type of the extension.
+            // One byte more than the length, for the type of the extension.
             Marker::FixExt1 => (2, 0, false),
             Marker::FixExt2 => (3, 0, false),
             Marker::FixExt4 => (5, 0, false),
@@ -141,7 +143,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A map with these raw keys and values.
+    /// Encodes a map with these keys and values, which are encoded already.
     fn map(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
         let mut bytes = vec![0x80 | u8::try_from(entries.len()).unwrap()];
         for (key, value) in entries {
@@ -155,7 +157,7 @@ mod tests {
     const REPLY: &[u8] = b"\xa9TestReply";
 
     #[test]
-    fn the_method_is_found_behind_values_of_every_type() {
+    fn the_method_is_found_after_values_of_every_type() {
         let long = [b"\xd9\x30".as_slice(), &[b'x'; 48]].concat();
         let nested = [vec![0x91; 100_000], vec![0xc0]].concat();
         let values: &[&[u8]] = &[
@@ -195,14 +197,18 @@ mod tests {
             assert_eq!(method_of(&map(&[(b"\xa4data", value), (METHOD, REPLY)])), Ok("TestReply"), "{value:?}");
             assert_eq!(method_of(&map(&[(value, b"\x01"), (METHOD, REPLY)])), Ok("TestReply"), "key {value:?}");
         }
-        assert_eq!(method_of(&map(&[(b"\xc4\x06method", b"\xc4\x02ab")])), Ok("ab"), "bytes are taken as text");
+        assert_eq!(
+            method_of(&map(&[(b"\xc4\x06method", b"\xc4\x02ab")])),
+            Ok("ab"),
+            "a byte array is accepted as a string"
+        );
         assert_eq!(method_of(b"\xde\x00\x01\xa6method\xa1m"), Ok("m"));
         assert_eq!(method_of(b"\xdf\x00\x00\x00\x01\xa6method\xa1m"), Ok("m"));
-        assert_eq!(method_of(&map(&[(METHOD, b"\xa1a"), (METHOD, b"\xa1b")])), Ok("a"), "the first one counts");
+        assert_eq!(method_of(&map(&[(METHOD, b"\xa1a"), (METHOD, b"\xa1b")])), Ok("a"), "the first key counts");
     }
 
     #[test]
-    fn a_message_without_a_method_has_a_reason() {
+    fn a_message_without_a_method_returns_the_reason() {
         for (message, reason) in [
             (b"".as_slice(), NoMethod::Empty),
             (b"{\"method\":\"TestReply\"}", NoMethod::NotMap),
@@ -233,14 +239,14 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn no_bytes_make_it_panic_or_look_outside_the_message(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_cause_a_panic_or_a_method_that_is_not_in_them(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(method) = method_of(&bytes) {
                 prop_assert!(method.is_empty() || bytes.windows(method.len()).any(|part| part == method.as_bytes()));
             }
         }
 
         #[test]
-        fn every_cut_of_a_good_message_is_truncated(
+        fn every_proper_prefix_of_a_valid_message_is_truncated(
             cut in 0usize..40, junk in prop::collection::vec(any::<u8>(), 0..20)
         ) {
             let mut value = vec![0xc4, u8::try_from(junk.len()).unwrap()];

@@ -1,11 +1,11 @@
-//! The metrics of ktransfer, and those of one module with their labels filled in.
+//! The metrics of ktransfer, and the metrics of one module with their labels filled in.
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::broker::PartitionId;
 use crate::metrics::{Registry, SECONDS_BUCKETS};
 
-/// The metrics of the daemon. Made once; clones share them.
+/// The metrics of the daemon. Created once; clones share them.
 #[derive(Clone)]
 pub(super) struct Metrics {
     pushes: IntCounterVec,
@@ -19,46 +19,50 @@ pub(super) struct Metrics {
     restarts: IntCounterVec,
 }
 
-/// The metrics of one module, looked up once.
+/// The metrics of one module. Their labels are looked up once, when the module is created.
 #[derive(Clone)]
 pub(super) struct ModuleMetrics {
     module: String,
     topic: String,
-    /// Attempts that were answered 2xx.
+    /// Attempts that were answered with a status 2xx.
     pub(super) pushes_ok: IntCounter,
-    /// Attempts answered otherwise.
+    /// Attempts that were answered with another status.
     pub(super) pushes_refused: IntCounter,
-    /// Attempts without an answer.
+    /// Attempts without an answer, or whose request could not be sent.
     pub(super) pushes_failed: IntCounter,
-    /// Duration of the attempts.
+    /// Duration of the attempts, in seconds.
     pub(super) push_seconds: Histogram,
-    /// Messages delivered.
+    /// Messages that a backend answered with a status 2xx.
     pub(super) delivered: IntCounter,
     /// Messages whose method is not configured.
     pub(super) filtered: IntCounter,
-    /// Messages without a method where methods are configured.
+    /// Messages without a readable method, in a module that configures `methods`.
     pub(super) undecodable: IntCounter,
     /// Messages given up after the last retry, or because no request can carry them.
     pub(super) given_up: IntCounter,
-    /// Messages handed out and not done.
+    /// Messages sent to workers and not done.
     pub(super) window_in_use: IntGauge,
-    /// Partitions this process pushes.
+    /// Partitions that this process pushes.
     pub(super) assigned: IntGauge,
-    /// Messages that were deleted before they were read.
+    /// Messages that Kafka had deleted before they were read.
     pub(super) offset_gap: IntCounter,
     /// Errors while reading from the broker.
     pub(super) fetch_errors: IntCounter,
-    /// Restarts after one of the module's threads failed.
+    /// Restarts of the module after one of its threads failed.
     pub(super) restarts: IntCounter,
     stored_offset: IntGaugeVec,
 }
 
 impl Metrics {
-    /// Registers all of them.
+    /// Creates all metrics in `registry`.
     pub(super) fn new(registry: &Registry) -> Self {
         let counter = |name: &str, help: &str, labels: &[&str]| registry.counter(name, help, labels);
         Metrics {
-            pushes: counter("ktransfer_pushes_total", "Attempts to push, by how they ended.", &["module", "outcome"]),
+            pushes: counter(
+                "ktransfer_pushes_total",
+                "Attempts to push a message, by outcome.",
+                &["module", "outcome"],
+            ),
             push_seconds: registry.histogram(
                 "ktransfer_push_seconds",
                 "Duration of an attempt to push.",
@@ -73,7 +77,7 @@ impl Metrics {
             ),
             window_in_use: registry.gauge(
                 "ktransfer_window_in_use",
-                "Messages handed to the workers and not done.",
+                "Messages sent to the workers and not done.",
                 &["module"],
             ),
             stored_offset: registry.gauge(
@@ -81,18 +85,22 @@ impl Metrics {
                 "Commit point: the next message to read after a restart.",
                 &["module", "topic", "partition"],
             ),
-            assigned: registry.gauge("ktransfer_partitions", "Partitions this process pushes.", &["module"]),
+            assigned: registry.gauge("ktransfer_partitions", "Partitions that this process pushes.", &["module"]),
             offset_gap: counter(
                 "ktransfer_offset_gap_messages_total",
                 "Messages that the broker had deleted before they were read.",
                 &["module"],
             ),
             fetch_errors: counter("ktransfer_fetch_errors_total", "Errors while reading from the broker.", &["module"]),
-            restarts: counter("ktransfer_module_restarts_total", "Restarts after a failure inside.", &["module"]),
+            restarts: counter(
+                "ktransfer_module_restarts_total",
+                "Restarts after a thread of the module failed.",
+                &["module"],
+            ),
         }
     }
 
-    /// The metrics of one module.
+    /// Returns the metrics of one module.
     pub(super) fn of_module(&self, module: &str, topic: &str) -> ModuleMetrics {
         let pushes = |outcome: &str| self.pushes.with_label_values(&[module, outcome]);
         let messages = |outcome: &str| self.messages.with_label_values(&[module, outcome]);
@@ -118,15 +126,16 @@ impl Metrics {
 }
 
 impl ModuleMetrics {
-    /// The gauge with the commit point of a partition.
+    /// Returns the gauge that shows the commit point of a partition.
     pub(super) fn commit_point(&self, partition: PartitionId) -> IntGauge {
         self.stored_offset.with_label_values(&[self.module.as_str(), &self.topic, &partition.to_string()])
     }
 
-    /// Removes the gauge: the partition is not ours any more.
+    /// Removes the commit point gauge of a partition that this process no longer owns.
     pub(super) fn forget_commit_point(&self, partition: PartitionId) {
         let labels = [self.module.as_str(), &self.topic, &partition.to_string()];
-        // An error means that it is removed already: a dispatcher that outlived the grace may end after its successor.
+        // An error means that the gauge is already removed, by a dispatcher of this module that was started later than
+        // this one.
         let _ = self.stored_offset.remove_label_values(&labels);
     }
 }

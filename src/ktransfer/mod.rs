@@ -18,17 +18,17 @@
 //! ```
 //!
 //! `module@M` starts these threads and restarts all of them when one fails. Each worker (`push-…`) has a queue of its
-//! own for jobs with a key, and all workers share one for the others; all queues together hold at most `window_size`
-//! jobs. The batches in the channel hold at most `waiting_queue_size` messages. While the window is full the dispatcher
-//! takes no batch, and while the channel of batches is full nothing is read from Kafka. `names@M` runs only where a
-//! backend is configured by name. The daemon adds `health`, `keeper@…` (the session with ZooKeeper) and, with
-//! `admin_port`, `admin-accept` and `admin-0`.
+//! own for jobs with a key, and all workers share one queue for the other jobs; all queues together hold at most
+//! `window_size` jobs. The batches in the channel hold at most `waiting_queue_size` messages. While the window is full
+//! the dispatcher receives no batch, and while the channel of batches is full nothing is read from Kafka. `names@M`
+//! runs only if a backend is configured by name. The daemon adds the threads `health`, `keeper@…` (the session with
+//! ZooKeeper) and, with `admin_port`, `admin-accept` and `admin-0`.
 //!
-//! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (its loop), `window`,
-//! `group`, `fetcher`, `worker`, `request` and `push` (an attempt), `policy` (retries), `give_up`.
+//! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
+//! windows), `window`, `group`, `fetcher`, `worker`, `request` and `push` (an attempt), `policy` (retries), `give_up`.
 //!
-//! Invariant: a message is done only when a backend answered 2xx, when its method is not configured, or when it was
-//! given up.
+//! Invariant: a message is done only when a backend answered 2xx, when the method of the message is not configured, or
+//! when the message was given up.
 
 mod backends;
 mod client;
@@ -75,20 +75,21 @@ use module::{Connectors, Module};
 
 /// Timeout of one request to a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the session with ZooKeeper is checked for `/readyz`.
+/// Interval at which the session with ZooKeeper is checked for `/readyz`.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
-/// Bytes that an engine may prefetch for each module.
+/// Limit on the bytes that a Kafka client prefetches for each module.
 const PREFETCH_BYTES: usize = 8 << 20;
-/// Largest message that can be read.
+/// Size of the largest message that can be read, in bytes.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// Pushes until the supervisor's stop, then stops in order: first the modules, then the session with ZooKeeper, in
-/// which they store their offsets, then the HTTP server of `admin_port`.
+/// Runs all modules until the supervisor's stop, then stops in order: first the modules, then the session with
+/// ZooKeeper, in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if `admin_port`
+/// cannot be opened, or if a module failed or did not stop within `shutdown_grace_ms`.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     let server = serve_operations(&config, &registry, &health, supervisor)?;
 
-    // Two groups, since the modules must end before the session: they need it to release their partitions.
+    // Two supervisors, since the modules must end before the session: they need it to release their partitions.
     let session = Supervisor::new("ktransfer", Stop::new());
     let keeper = keeper::connect(config.keeper.clone(), &session);
     let modules = Supervisor::new("modules", supervisor.stop().child());
@@ -101,7 +102,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
             metrics: metrics.of_module(&module_config.name, &module_config.topic),
             health: health.component(format!("module {}", module_config.name)),
             broker_health: health.component(format!("broker of {}", module_config.name)),
-            // The rest of the grace is for the end of the session.
+            // The remaining fifth of the grace is for closing the session with ZooKeeper.
             grace: shared.shutdown_grace * 4 / 5,
             max_pause: shared.retry_interval,
         };
@@ -111,8 +112,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         });
     }
 
-    // A failure in one of the two groups ends the daemon: its stop lets the thread here return early, which the
-    // daemon's own supervisor takes for a failure.
+    // A failure under one of these two supervisors must end the daemon. The failure triggers that supervisor's stop, so
+    // the thread spawned here returns, and the daemon's supervisor counts a thread that returns early as failed.
     for group in [session.clone(), modules.clone()] {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
@@ -138,7 +139,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     }
 }
 
-/// Serves `admin_port`, if it is configured.
+/// Starts the HTTP server of `admin_port`; returns `None` if it is not configured. Fails if the port cannot be opened.
 fn serve_operations(
     config: &Config,
     registry: &Registry,
@@ -160,7 +161,8 @@ fn serve_operations(
     Ok(Some(server))
 }
 
-/// Connects a module: to its group in ZooKeeper, and to the brokers of `broker_hosts` or else of ZooKeeper.
+/// Makes the connections of a module: its group in ZooKeeper, and the Kafka clients for the brokers in `broker_hosts`,
+/// or else for the brokers registered in ZooKeeper. Fails if no broker is known or a client cannot be created.
 fn connect(
     config: &Config,
     module: &ModuleConfig,

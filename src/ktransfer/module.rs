@@ -1,7 +1,7 @@
-//! One module: its threads and channels, and its restart after a failure.
+//! Runs one module: starts its threads, creates its channels, and restarts all of them after a failure.
 //!
-//! The diagram of the threads is in [`ktransfer`](super). Invariant: a module shares nothing with other modules but the
-//! session with ZooKeeper and the registry of metrics.
+//! The diagram of the threads is in [`ktransfer`](super). Invariant: modules share only the session with ZooKeeper and
+//! the registry of metrics.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,53 +23,54 @@ use crate::broker::{Fetcher, LogEnds};
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-/// Queued events of the group. When the channel is full the group blocks, so it claims nothing that the dispatcher does
-/// not take.
+/// Bound of the channel of group events. While it is full, the group keeps its events pending and claims no further
+/// partition.
 const GROUP_EVENTS: usize = 64;
-/// Queued commands to the fetch loop. When the channel is full the dispatcher blocks, for one poll at most.
+/// Bound of the channel of commands to the fetch loop. While it is full the dispatcher blocks, until the fetch loop's
+/// next turn.
 const FETCH_COMMANDS: usize = 64;
-/// Pause before the next try of a module that cannot start yet (no ZooKeeper, no broker).
+/// Pause before the next attempt to start a module that cannot start yet (no ZooKeeper, no broker).
 const NOT_YET_PAUSE: Duration = Duration::from_secs(1);
-/// Pause before the first restart of a module; it doubles with each failure soon after the last.
+/// Pause before the first restart of a module. It doubles with each failure that follows within [`RECOVERED_AFTER`].
 const FIRST_RESTART_PAUSE: Duration = Duration::from_secs(1);
-/// After running for this long, a module counts as recovered: the next failure counts as the first.
+/// A module that has run for this long counts as recovered: its next failure counts as the first.
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);
-/// Threads that still block in a library after the grace get this much longer, then they are abandoned.
+/// Extra time after the grace for threads that still block in a library; then they are abandoned.
 const GRACE_MARGIN: Duration = Duration::from_millis(500);
 
-/// Prefix of the name of a group's thread.
+/// Prefix of the name of a group thread.
 const GROUP_THREAD: &str = "group@";
 
 /// The connections of a module to Kafka and ZooKeeper.
 pub(super) struct Connectors {
     /// The membership in the module's consumer group.
     pub(super) group: Box<dyn Group>,
-    /// Reads the topic.
+    /// The Kafka client that reads the topic.
     pub(super) fetcher: Box<dyn Fetcher>,
-    /// Looks up the oldest and newest offsets of partitions.
+    /// The Kafka client that looks up the oldest and newest offsets of partitions.
     pub(super) log_ends: Box<dyn LogEnds>,
 }
 
-/// A module, with what the daemon provides for it.
+/// A module: its configuration, metrics, health components and time limits.
 pub(super) struct Module {
-    /// Its configuration.
+    /// Configuration of the module.
     pub(super) config: ModuleConfig,
-    /// Its metrics.
+    /// Metrics of the module.
     pub(super) metrics: ModuleMetrics,
-    /// Whether it runs, for `/readyz`.
+    /// Reports to `/readyz` whether the module runs.
     pub(super) health: Component,
-    /// Whether its broker can be read, for `/readyz`.
+    /// Reports to `/readyz` whether the topic can be read from the brokers.
     pub(super) broker_health: Component,
-    /// How long its ordered stop may take.
+    /// Time limit of the module's stop.
     pub(super) grace: Duration,
-    /// Longest pause before it is started again after a failure.
+    /// Longest pause before the module is started again after a failure.
     pub(super) max_pause: Duration,
 }
 
 impl Module {
-    /// Runs the module until the stop, and starts it again whenever one of its threads fails. Returns early only if the
-    /// group thread failed. `connect` makes the connections, or returns why it cannot yet; their threads belong to the
-    /// supervisor it is given.
+    /// Runs the module until the stop, and starts it again whenever one of its threads fails. Returns before the stop
+    /// only if the group thread failed. `connect` makes the connections, or returns the reason why they cannot be made
+    /// yet; it starts their threads under the supervisor that is passed to it.
     pub(super) fn run(&self, stop: &Stop, connect: impl Fn(&Supervisor) -> Result<Connectors, String>) {
         let name = &self.config.name;
         let mut failure_pause = FIRST_RESTART_PAUSE.min(self.max_pause);
@@ -81,7 +82,7 @@ impl Module {
                 Err(reason) => {
                     threads.stop().trigger();
                     threads.join(self.grace);
-                    // Once for each reason, since it is tried every second.
+                    // Logged once for each reason, since the start is retried every second.
                     if reason != last_reason {
                         warn!("module [{name}] cannot start yet, retrying: {reason}");
                     }
@@ -109,8 +110,8 @@ impl Module {
                         return;
                     }
                     if group_failed {
-                        // Its partitions stay claimed as long as the session with ZooKeeper, which other modules share:
-                        // only the end of the daemon frees them for the other instances.
+                        // The module's partitions stay claimed until the session with ZooKeeper ends, which other
+                        // modules share. So only the end of the daemon releases them to the other instances.
                         error!("module [{name}] failed in its group thread, so the daemon ends: {reason}");
                         return;
                     }
@@ -129,7 +130,7 @@ impl Module {
         }
     }
 
-    /// Makes the channels and starts the threads, all of them.
+    /// Creates all channels of the module and starts all its threads.
     fn start(&self, connectors: Connectors, threads: &Supervisor) {
         let config = &self.config;
         let name = &config.name;
@@ -146,10 +147,10 @@ impl Module {
             config: config.clone(),
         });
 
-        // Channels of jobs and acks are unbounded, but the window bounds them: the dispatcher hands out a job only
-        // while fewer than window_size are in flight, and takes it off that count only with its ack. So all job
-        // channels together hold at most window_size jobs, the ack channel as many acks, and no send blocks. (A bounded
-        // channel allocates its slots up front: window_size of them for each worker.)
+        // The channels of jobs and acks are unbounded, but window_size limits their content: the dispatcher sends a job
+        // only while fewer than window_size jobs are in flight, and a job is in flight until its ack is received. So
+        // all job channels together hold at most window_size jobs, the ack channel holds at most window_size acks, and
+        // no send blocks. (A bounded channel would allocate all its slots at once: window_size slots for each worker.)
         let (shared_job_sender, shared_jobs) = unbounded();
         let (ack_sender, acks) = unbounded();
         let mut own_job_senders = Vec::new();
@@ -162,7 +163,7 @@ impl Module {
         }
 
         let (fetch_commands, fetch_command_receiver) = bounded(FETCH_COMMANDS);
-        // Full while the window is: then the fetch loop reads no further.
+        // While the window is full this channel fills up, and then the fetch loop reads no further.
         let (batches, fetched) = bounded(QUEUED_BATCHES.min(config.waiting_queue_size.get()));
         let fetch_loop = FetchLoop::new(
             connectors.fetcher,
@@ -175,16 +176,16 @@ impl Module {
         threads.spawn(format!("fetch@{name}"), move || fetch_loop.run(&fetch_command_receiver, &batches, &fetch_stop));
 
         let (event_sender, group_events) = bounded(GROUP_EVENTS);
-        // A table, not a queue: a commit overwrites an earlier one of the same partition.
+        // A table, not a queue: a commit overwrites the earlier commit of the same partition.
         let (group_commands, mailbox) = mailbox();
         let jobs = JobQueues { own: own_job_senders, shared: shared_job_sender };
         let channels = Channels { group_events, group_commands, fetch_commands, fetched, jobs, acks };
-        // Half of the grace for pushes in flight; the rest for closing their connections, storing offsets and leaving
-        // the group.
+        // Half of the grace is for the pushes in flight. The rest is for closing their connections, storing offsets and
+        // leaving the group.
         let dispatcher = Dispatcher::new(channels, context, stop.clone(), self.grace / 2);
         threads.spawn(format!("dispatch@{name}"), move || dispatcher.run());
-        // Last, so that all threads that act on a claim exist before the first claim. It ends with the dispatcher's
-        // Leave.
+        // Started last, so that all threads that act on a claim exist before the first claim. The group thread ends
+        // when the dispatcher sends `Leave`.
         let group = connectors.group;
         threads.spawn(format!("{GROUP_THREAD}{name}"), move || group.run(mailbox, event_sender));
     }

@@ -1,6 +1,6 @@
-//! Whether a message is delivered, retried or given up after an attempt, and the back-off before a retry.
+//! Decides after an attempt whether the message is delivered, retried or given up, and computes the back-off.
 //!
-//! Values in, values out: randomness and time come from the caller.
+//! All functions are pure: the caller passes the random number and measures the time.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,19 +10,19 @@ use std::time::Duration;
 pub(super) enum AttemptOutcome {
     /// The backend answered.
     Answered {
-        /// Its status code.
+        /// Status code of the answer.
         status: u16,
-        /// The pause that its `Retry-After` header asks for.
+        /// The pause that the `Retry-After` header of the answer requests.
         retry_after: Option<Duration>,
     },
     /// No answer was received. Whether the backend received the message is unknown.
     Failed {
-        /// For the log.
+        /// The error, as text for the log.
         reason: String,
     },
     /// No request can carry this message, so every further attempt would fail too.
     Impossible {
-        /// For the log.
+        /// The error, as text for the log.
         reason: String,
     },
 }
@@ -41,27 +41,27 @@ impl fmt::Display for AttemptOutcome {
 /// The next step after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NextStep {
-    /// None: the message is delivered.
+    /// No further step: the message is delivered.
     Delivered,
-    /// Wait for this pause, then make another attempt.
+    /// Wait for this time, then make another attempt.
     Retry(Duration),
-    /// No further attempt: the retries are used up, or would be useless.
+    /// Make no further attempt: the retries are used up, or none can succeed.
     GiveUp,
 }
 
-/// When to retry, and how often.
+/// The number of retries and the pauses between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RetryPolicy {
     /// Pause after the first failure (`fail_retry_interval_ms`).
     pub(super) first_pause: Duration,
     /// Longest pause (`max_retry_interval_ms`); not below `first_pause`.
     pub(super) max_pause: Duration,
-    /// Attempts after the first (`max_retry_times`); `None` retries without end.
+    /// Maximum number of attempts after the first (`max_retry_times`); `None` retries without limit.
     pub(super) max_retry_times: Option<u32>,
 }
 
 impl RetryPolicy {
-    /// Decides after attempt number `attempt`, counted from 1. `random` is uniform in 0..1.
+    /// Returns the next step after attempt number `attempt`, counted from 1. `random` is uniformly distributed in 0..1.
     pub(super) fn next(&self, attempt: u32, outcome: &AttemptOutcome, random: f64) -> NextStep {
         if is_delivered(outcome) {
             return NextStep::Delivered;
@@ -77,22 +77,23 @@ impl RetryPolicy {
         NextStep::Retry(self.pause(attempt, random).max(requested.min(self.max_pause)))
     }
 
-    /// The first pause doubled with each attempt, up to the longest, minus a random part of at most a fifth, so that
-    /// workers that failed together do not retry together. The first pause is exactly as configured.
+    /// Returns the pause after attempt number `attempt`: the first pause is as configured, and each later one doubles
+    /// up to `max_pause`. A random part of at most a fifth is subtracted from each later pause, so that workers that
+    /// failed at the same time do not retry at the same time.
     fn pause(&self, attempt: u32, random: f64) -> Duration {
-        // At most 31, so that the shift does not overflow.
+        // At most 31 doublings, so that the shift does not overflow.
         let doublings = attempt.saturating_sub(1).min(31);
         let pause = self.first_pause.saturating_mul(1 << doublings).min(self.max_pause);
         if doublings == 0 { pause } else { pause.mul_f64(1.0 - 0.2 * random.clamp(0.0, 1.0)) }
     }
 }
 
-/// Only a status from 200 to 299 is a delivery.
+/// Whether the message is delivered: only an answer with a status from 200 to 299 is a delivery.
 fn is_delivered(outcome: &AttemptOutcome) -> bool {
     matches!(outcome, AttemptOutcome::Answered { status: 200..=299, .. })
 }
 
-/// The pause in the value of a `Retry-After` header. Only the form in seconds is understood; a date is ignored.
+/// Parses the value of a `Retry-After` header. Only a number of seconds is understood; a date returns `None`.
 pub(super) fn retry_after(value: &[u8]) -> Option<Duration> {
     std::str::from_utf8(value).ok()?.trim().parse().ok().map(Duration::from_secs)
 }
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_the_longest_with_random_jitter() {
+    fn pauses_double_up_to_max_pause_with_random_jitter() {
         for (attempt, random, pause) in [
             (1, 0.0, 200),
             (1, 1.0, 200),
@@ -163,7 +164,11 @@ mod tests {
         }
         assert_eq!(policy(Some(0)).next(1, &answered(204), 0.0), NextStep::Delivered);
         let impossible = AttemptOutcome::Impossible { reason: "the uri is too long".to_owned() };
-        assert_eq!(policy(None).next(1, &impossible, 0.0), NextStep::GiveUp, "else it would block its key without end");
+        assert_eq!(
+            policy(None).next(1, &impossible, 0.0),
+            NextStep::GiveUp,
+            "an endless retry would block all messages of the same key"
+        );
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! The wire format of a push: the request made of a message, and the checks of configured headers and servers.
+//! The wire format of a push: builds the request for a message, and checks the configured headers and servers.
 //!
-//! Pure: no socket is opened here. A request is a POST whose body is the message verbatim. Its headers are the
+//! This module opens no socket. A request is a POST whose body is the message value verbatim. Its headers are the
 //! configured ones and
 //! - `X-Kafka-Topic`, `X-Kafka-Partition`, `X-Kafka-Offset`, `X-Kafka-Attempt` (from 1), and `X-Kafka-Timestamp` (ms
 //!   since 1970) where the message has one;
-//! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent for a message without a key or with one
-//!   longer than [`MAX_KEY_BYTES`];
+//! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent if the message has no key or the key is longer than
+//!   [`MAX_KEY_BYTES`];
 //! - `Idempotency-Key: module/topic/partition/offset`, the same for every attempt, so that a backend recognises a
-//!   repeat;
+//!   message that it has received before;
 //! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
 //!   cannot carry its name or value, or if it would exceed [`MAX_RECORD_HEADER_BYTES`].
 
@@ -20,16 +20,16 @@ use crate::broker::Message;
 
 /// Longest key that `X-Kafka-Key` carries, in bytes before the encoding.
 const MAX_KEY_BYTES: usize = 2048;
-/// Bytes of record headers, names and values, that are passed on with a message.
+/// Limit on the total bytes of the record headers, names and values, that are sent with a message.
 const MAX_RECORD_HEADER_BYTES: usize = 8 * 1024;
-/// Longest uri that is sent. Most backends accept no more than 8 KiB.
+/// Longest uri that is sent. Most backends accept at most 8 KiB.
 const MAX_URI_BYTES: usize = 16 * 1024;
-/// `{#METHOD}` of a message where no methods are configured.
+/// The value of `{#METHOD}` if the module configures no `methods`.
 const ANY_METHOD: &str = "*";
-/// Headers that the HTTP client sets for the framing of the request.
+/// Headers that only the HTTP client may set, because they control the framing of the request or the connection.
 const RESERVED: [&str; 5] = ["content-length", "transfer-encoding", "expect", "connection", "upgrade"];
 
-/// Checks an entry of `backend_servers`; an error is the text of the configuration problem.
+/// Checks an entry of `backend_servers`. The error is the text of the configuration problem.
 pub(super) fn check_server(server: &str) -> Result<(), String> {
     let authority: Option<Authority> = server.parse().ok();
     let is_good = authority.is_some_and(|authority| {
@@ -43,7 +43,7 @@ pub(super) fn check_server(server: &str) -> Result<(), String> {
     if is_good { Ok(()) } else { Err(format!("has {server:?}, but each entry must be host:port, as in 10.1.2.1:80")) }
 }
 
-/// Checks an entry of `protocol.headers`; an error is the text of the configuration problem and never shows the value.
+/// Checks an entry of `protocol.headers`. The error is the text of the configuration problem and never shows the value.
 pub(super) fn check_header(name: &str, value: &str) -> Result<(), String> {
     let lower = name.to_ascii_lowercase();
     if HeaderName::from_bytes(name.as_bytes()).is_err() {
@@ -58,17 +58,17 @@ pub(super) fn check_header(name: &str, value: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes the requests of one module.
+/// Builds the requests of one module.
 pub(super) struct RequestBuilder {
     uri: UriTemplate,
-    /// Headers of every request: the configured ones and the topic.
+    /// Headers of every request: the configured headers and `X-Kafka-Topic`.
     common_headers: HeaderMap,
-    /// `module/topic/`, the beginning of every idempotency key.
+    /// `module/topic/`, the prefix of every `Idempotency-Key`.
     idempotency_prefix: String,
 }
 
 impl RequestBuilder {
-    /// `headers` passed [`check_header`], and `topic` is the name of a topic.
+    /// Creates the builder. Panics if a header did not pass [`check_header`] or if `topic` is no legal topic name.
     pub(super) fn new(module: &str, topic: &str, uri: UriTemplate, headers: &[(String, String)]) -> RequestBuilder {
         let mut common_headers = HeaderMap::new();
         for (name, value) in headers {
@@ -82,7 +82,7 @@ impl RequestBuilder {
         RequestBuilder { uri, common_headers, idempotency_prefix: format!("{module}/{topic}/") }
     }
 
-    /// The url of a message at `server`, for the request and for the log.
+    /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
     pub(super) fn url(&self, job: &Job, server: &str) -> String {
         let mut url = String::with_capacity(128);
         url.push_str("http://");
@@ -99,7 +99,8 @@ impl RequestBuilder {
         url
     }
 
-    /// The request for attempt number `attempt`, from 1. An error is the reason why no request can carry it.
+    /// Builds the request for attempt number `attempt`, counted from 1. Fails with the reason if the url is too long or
+    /// not a valid uri.
     pub(super) fn request<'job>(&self, job: &'job Job, url: &str, attempt: u32) -> Result<Request<&'job [u8]>, String> {
         let uri = match url.parse::<Uri>() {
             Ok(uri) if url.len() <= MAX_URI_BYTES => uri,
@@ -133,7 +134,7 @@ impl RequestBuilder {
     }
 }
 
-/// Adds the record headers of the message as far as HTTP carries them and there is room.
+/// Adds each record header of the message that HTTP can carry and that fits into [`MAX_RECORD_HEADER_BYTES`].
 fn append_record_headers(headers: &mut HeaderMap, message: &Message) {
     let mut room_bytes = MAX_RECORD_HEADER_BYTES;
     for header in &message.headers {
@@ -147,13 +148,13 @@ fn append_record_headers(headers: &mut HeaderMap, message: &Message) {
             }
             _ => {
                 let from = &message.from;
-                log::debug!("header {:?} of {from} offset {} is not passed on", header.name, message.offset);
+                log::debug!("header {:?} of {from} offset {} is not sent to the backend", header.name, message.offset);
             }
         }
     }
 }
 
-/// A header value of percent-encoded text, or of names that the configuration limits to visible ASCII.
+/// Converts text that contains only visible ASCII, such as percent-encoded text, to a header value.
 fn ascii_value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).expect("only visible ASCII")
 }

@@ -1,7 +1,7 @@
-//! The TCP connections of pushes, in the form that the HTTP client needs.
+//! The TCP connections of pushes, as a transport of the HTTP client.
 //!
-//! The client's own connector cannot switch TCP keep-alive on, and writes head and body of a request with two calls.
-//! Here a dead peer is noticed without any timeout configured, and a small request is sent with one write.
+//! The client's own connector cannot enable TCP keep-alive, and sends head and body of a request with two writes. This
+//! connector detects a dead peer even if no timeout is configured, and sends a small request with one write.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,18 +15,19 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
-/// A connection without traffic, also one that waits for a response, is probed after this time …
+/// TCP keep-alive: time without traffic before the first probe, also while a response is awaited.
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(30);
-/// … then at this interval …
+/// TCP keep-alive: interval between two probes.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// … and is closed after this number of probes without a reply: 30 s + 6 × 10 s, so a dead peer is noticed within 90 s.
+/// TCP keep-alive: number of probes without a reply after which the connection is closed. That is 90 s after the last
+/// traffic: 30 s + 6 × 10 s.
 const KEEP_ALIVE_PROBES: u32 = 6;
-/// The same 90 s for sent bytes that the peer does not acknowledge.
+/// The connection is closed if the peer does not acknowledge sent bytes for this time, the same 90 s as for keep-alive.
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(90);
-/// Output is collected up to this size before it is sent.
+/// Output is collected in memory up to this size before it is sent.
 const MAX_UNSENT_BYTES: usize = 16 * 1024;
 
-/// Opens the connections.
+/// Opens a connection to the first address of a backend that accepts one.
 #[derive(Debug)]
 pub(super) struct TcpConnector;
 
@@ -41,7 +42,8 @@ impl Connector for TcpConnector {
             let connected = match deadline {
                 None => TcpStream::connect(address),
                 Some(deadline) => {
-                    // The time left is divided among the addresses left. A timeout of zero would be an error.
+                    // Each remaining address gets an equal share of the remaining time. A timeout of zero would be an
+                    // error.
                     let share = deadline.saturating_duration_since(Instant::now()) / addresses_left;
                     TcpStream::connect_timeout(address, share.max(Duration::from_millis(1)))
                 }
@@ -59,12 +61,12 @@ impl Connector for TcpConnector {
     }
 }
 
-/// A socket that the client may shut down from another thread while it is used.
+/// A socket that the HTTP client may shut down from another thread while a worker uses it.
 struct SharedSocket(TcpStream);
 
 impl ShutdownHandle for SharedSocket {
     fn shutdown(&self) {
-        // An error means that the socket is closed already.
+        // An error means that the connection is already closed.
         let _ = self.0.shutdown(Shutdown::Both);
     }
 }
@@ -73,11 +75,11 @@ impl ShutdownHandle for SharedSocket {
 pub(super) struct TcpConnection {
     socket: Arc<SharedSocket>,
     buffers: LazyBuffers,
-    /// Output not sent yet. It is sent before input is awaited.
+    /// Output not sent yet. It is sent before the connection waits for input.
     unsent: Vec<u8>,
     /// The timeout for sending `unsent`.
     send_limit: NextTimeout,
-    /// The timeouts that the socket is set to; a system call is made only when one changes.
+    /// The timeouts that are set on the socket. A system call is made only when a timeout changes.
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
 }
@@ -94,8 +96,8 @@ impl TcpConnection {
         options.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT))?;
         Ok(TcpConnection {
             socket: Arc::new(SharedSocket(stream)),
-            // Both are allocated with the first request and kept as long as the connection. There is a connection for
-            // each worker.
+            // The client allocates both buffers at the first request and keeps them as long as the connection. There is
+            // about one connection for each worker.
             buffers: LazyBuffers::new(16 * 1024, 32 * 1024),
             unsent: Vec::new(),
             send_limit: NextTimeout::default(),
@@ -104,7 +106,7 @@ impl TcpConnection {
         })
     }
 
-    /// Sets the timeout of the next write, and returns the phase that an expired timeout is reported under.
+    /// Sets the timeout of the next write, and returns the phase of the request to name in a timeout error.
     fn limit_write(&mut self, limit: NextTimeout) -> Result<Timeout, Error> {
         let limit = limit.for_write();
         let stream = &self.socket.0;
@@ -148,7 +150,7 @@ impl Transport for TcpConnection {
         let buffer = self.buffers.input_append_buf();
         let n_read = loop {
             match (&mut &*stream).read(buffer) {
-                // Interrupted by a signal. The retry begins with the full timeout again; signals are rare enough.
+                // A signal interrupted the read. The repeated read has the full timeout again, since signals are rare.
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
                 outcome => break outcome.map_err(|cause| client_error(cause, limit.reason))?,
             }
@@ -157,8 +159,8 @@ impl Transport for TcpConnection {
         Ok(0 < n_read)
     }
 
-    /// Whether the connection is open and has received nothing since the last response. Unexpected bytes would be taken
-    /// for the response to the next request.
+    /// Whether the connection is open and has received nothing since the last response. Unexpected bytes would be
+    /// parsed as the response to the next request.
     fn is_open(&mut self) -> bool {
         let mut byte = [mem::MaybeUninit::uninit()];
         let options = SockRef::from(&self.socket.0);
@@ -173,7 +175,7 @@ impl fmt::Debug for TcpConnection {
     }
 }
 
-/// The socket timeout for a limit; `None` is no timeout. A limit that has expired is an error.
+/// Returns the socket timeout for a limit; `None` means no timeout. Fails if the limit has expired.
 fn socket_timeout(limit: NextTimeout) -> Result<Option<Duration>, Error> {
     match limit.after {
         time::Duration::NotHappening => Ok(None),
@@ -194,7 +196,8 @@ fn set_if_changed(
     Ok(())
 }
 
-/// The client's error for an error of a socket. An expired timeout has one of two kinds, depending on the call.
+/// Converts an error of a socket to an error of the HTTP client. An expired timeout has the kind `TimedOut` after a
+/// connect, and `WouldBlock` after a read or write.
 fn client_error(cause: io::Error, reason: Timeout) -> Error {
     match cause.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::Timeout(reason),

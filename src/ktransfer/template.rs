@@ -1,10 +1,11 @@
-//! The uri template of a push: literal text with placeholders for fields of the message.
+//! The uri template of a push: literal text with placeholders for values of the message.
 //!
-//! Parsed once. Every value is percent-encoded, so no key can end the path or a query parameter.
+//! A template is parsed once, when the configuration is loaded. Every value is percent-encoded, so a value can neither
+//! end the path nor add a query parameter.
 
 use std::fmt::Write;
 
-/// A field of the message that a uri can contain.
+/// A value of the message that a uri can contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placeholder {
     Topic,
@@ -22,14 +23,14 @@ const PLACEHOLDERS: [(&str, Placeholder); 5] = [
     ("{#METHOD}", Placeholder::Method),
 ];
 
-/// A piece of a parsed uri.
+/// A part of a parsed uri.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
     Literal(String),
     Placeholder(Placeholder),
 }
 
-/// A parsed uri.
+/// A parsed uri with placeholders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UriTemplate {
     segments: Vec<Segment>,
@@ -38,20 +39,22 @@ pub(super) struct UriTemplate {
 /// The values of a message for the placeholders.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlaceholderValues<'message> {
-    /// `{#TOPIC}`
+    /// For `{#TOPIC}`.
     pub(super) topic: &'message str,
-    /// `{#KEY}`; empty for a message without one.
+    /// For `{#KEY}`; empty if the message has no key.
     pub(super) key: &'message [u8],
-    /// `{#TRANSID}`: the offset.
+    /// For `{#TRANSID}`: the offset.
     pub(super) transid: i64,
-    /// `{#PARTITION}`
+    /// For `{#PARTITION}`.
     pub(super) partition: i32,
-    /// `{#METHOD}`; `*` where no methods are configured.
+    /// For `{#METHOD}`; `*` if the module configures no `methods`.
     pub(super) method: &'message str,
 }
 
 impl UriTemplate {
-    /// Parses a uri; an error is the end of a sentence that begins with the uri.
+    /// Parses a configured uri. Fails if it does not begin with a slash, contains a character that a uri cannot carry,
+    /// or has an unknown placeholder. The error is a clause whose subject is the uri, such as "must begin with a
+    /// slash".
     pub(super) fn parse(uri: &str) -> Result<UriTemplate, String> {
         if !uri.starts_with('/') {
             return Err("must begin with a slash".to_owned());
@@ -94,7 +97,7 @@ impl UriTemplate {
         Ok(UriTemplate { segments })
     }
 
-    /// Appends the uri of a message to `uri`.
+    /// Fills the placeholders with `values` and appends the result to `uri`.
     pub(super) fn fill_into(&self, uri: &mut String, values: &PlaceholderValues<'_>) {
         for segment in &self.segments {
             match segment {
@@ -109,7 +112,7 @@ impl UriTemplate {
     }
 }
 
-/// Whether a character of the configured uri stays as it is; others are percent-encoded once, when the uri is parsed.
+/// Whether a character of the configured uri is kept; other characters are percent-encoded when the uri is parsed.
 fn is_literal(character: char) -> bool {
     character.is_ascii_graphic() && !matches!(character, '"' | '<' | '>' | '\\' | '^' | '`' | '{' | '|' | '}')
 }
@@ -118,7 +121,7 @@ fn number_into(text: &mut String, number: i64) {
     write!(text, "{number}").expect("writing to memory does not fail");
 }
 
-/// Appends bytes percent-encoded: letters, digits and `-._~` stay (the unreserved characters of RFC 3986).
+/// Appends `bytes` percent-encoded, except letters, digits and `-._~` (the unreserved characters of RFC 3986).
 pub(super) fn encode_into(text: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for byte in bytes {
@@ -184,7 +187,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn encoded_bytes_are_unreserved_and_decode_to_the_same(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn encoded_bytes_are_unreserved_and_decode_to_the_input(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let mut text = String::new();
             encode_into(&mut text, &bytes);
             prop_assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte)));
@@ -193,7 +196,7 @@ mod tests {
         }
 
         #[test]
-        fn no_key_changes_the_shape_of_the_uri(key in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn no_key_adds_a_query_parameter_to_the_uri(key in prop::collection::vec(any::<u8>(), 0..64)) {
             let uri = filled("/a?key={#KEY}&b=c", &key);
             prop_assert_eq!(uri.matches('?').count(), 1);
             prop_assert_eq!(uri.matches('&').count(), 1);

@@ -1,4 +1,4 @@
-//! For unit tests: an HTTP backend that records requests and answers with the statuses of a script.
+//! For unit tests: an HTTP backend that records requests and answers with the statuses that a test function returns.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// A request as received.
+/// A request as the backend received it.
 #[derive(Clone, Debug)]
 pub(super) struct ReceivedRequest {
     pub(super) url: String,
-    /// Names in lower case.
+    /// Names and values of the headers; the names are in lower case.
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Vec<u8>,
     pub(super) began: Instant,
@@ -31,16 +31,16 @@ impl ReceivedRequest {
 
 type Script = dyn Fn(&ReceivedRequest) -> u16 + Send + Sync;
 
-/// Serves each connection on a thread of its own until the client closes it.
+/// A backend that serves each connection on its own thread until the client closes the connection.
 pub(super) struct TestBackend {
-    /// Its `host:port`.
+    /// The address of the backend, `host:port`.
     pub(super) server: String,
     received: Arc<Mutex<Vec<ReceivedRequest>>>,
     is_over: Arc<AtomicBool>,
 }
 
 impl TestBackend {
-    /// `script` returns the status, and may block.
+    /// Starts a backend. `script` returns the status of the answer to each request, and may block.
     pub(super) fn start(script: impl Fn(&ReceivedRequest) -> u16 + Send + Sync + 'static) -> TestBackend {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = listener.local_addr().unwrap().to_string();
@@ -59,12 +59,12 @@ impl TestBackend {
         backend
     }
 
-    /// The requests that were answered so far, in the order of their answers.
+    /// Returns the requests that were answered so far, in the order of their answers.
     pub(super) fn received(&self) -> Vec<ReceivedRequest> {
         self.received.lock().unwrap().clone()
     }
 
-    /// The requests that were answered with 200.
+    /// Returns the requests that were answered with 200.
     pub(super) fn delivered(&self) -> Vec<ReceivedRequest> {
         self.received().into_iter().filter(|request| request.status == 200).collect()
     }
@@ -73,7 +73,7 @@ impl TestBackend {
 impl Drop for TestBackend {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts connections, so that it sees the flag.
+        // This connection wakes the thread that accepts connections, so that the thread sees the flag.
         let _ = TcpStream::connect(&self.server);
     }
 }
@@ -93,7 +93,7 @@ fn serve(stream: TcpStream, received: &Mutex<Vec<ReceivedRequest>>, script: &Scr
     }
 }
 
-/// The next request; `None` once the client has closed the connection.
+/// Reads the next request; returns `None` once the client has closed the connection.
 fn receive(reader: &mut impl BufRead) -> Option<ReceivedRequest> {
     let mut lines = Vec::new();
     loop {
@@ -126,7 +126,7 @@ fn receive(reader: &mut impl BufRead) -> Option<ReceivedRequest> {
     Some(request)
 }
 
-/// Waits until the condition holds; fails after 30 s.
+/// Waits until `condition` returns true; panics after 30 s.
 #[track_caller]
 pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! For unit tests: a module `m` of topic `t` with its context, and a job of it.
+//! For unit tests: a module `m` of topic `t`, its context, and a job of this module.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::worker_context::WorkerContext;
 use crate::broker::{Header, Message, PartitionId, TopicPartition};
 use crate::metrics::Registry;
 
-/// A module that pushes to these servers.
+/// Creates the configuration of a module that pushes to `servers`.
 pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
     ModuleConfig {
         name: "m".into(),
@@ -58,7 +58,7 @@ impl Fence for EndlessLease {
     }
 }
 
-/// The context of this module; its metrics are in `registry`.
+/// Creates the worker context of a module with this `config`. Its metrics are in `registry`.
 pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
     WorkerContext {
         pusher: Pusher::new(&config, BackendResolver::new(&config.backend_servers)),
@@ -68,7 +68,7 @@ pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> Worke
     }
 }
 
-/// The message at offset 42 of partition 3, under a claim that has not ended.
+/// Creates a job for a message at offset 42 of partition 3, under a claim that has not ended.
 pub(super) fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> Job {
     let header = |(name, value): &(&str, Option<&[u8]>)| Header { name: (*name).into(), value: value.map(Into::into) };
     Job {

@@ -1,6 +1,6 @@
-//! The messages of one partition that are handed out and not done, and the commit point that follows from them.
+//! Computes the commit point of one partition from the messages that were sent to workers and are not done.
 //!
-//! Depends on neither Kafka, ZooKeeper nor time: the dispatcher calls it and acts on the result.
+//! This module uses neither Kafka, ZooKeeper nor time: the dispatcher calls it and acts on the result.
 //!
 //! Invariant: the commit point never passes a message that was opened and is not done. Offsets rise, but need
 //! not be contiguous: compaction and transactions leave holes, which the commit point skips.
@@ -12,13 +12,13 @@ use crate::broker::Offset;
 /// The messages of one partition, beginning with the first that is not done.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    /// In the order of offsets; the first one is never done.
+    /// One slot for each message, in the order of offsets. The first slot is never done.
     slots: VecDeque<Slot>,
-    /// Number of slots that are done, behind one that is not.
+    /// Number of done slots. Each is behind a slot that is not done.
     done: usize,
-    /// The next offset to read after a restart; `None` while nothing was done.
+    /// The next offset to read after a restart; `None` until the first message is done.
     commit_point: Option<Offset>,
-    /// The offset after the newest one entered; lower offsets are refused.
+    /// The offset after the highest one that has a slot so far; lower offsets are refused.
     end: Option<Offset>,
 }
 
@@ -29,19 +29,19 @@ struct Slot {
 }
 
 impl Window {
-    /// An empty window without a commit point.
+    /// Creates an empty window without a commit point.
     pub(super) fn new() -> Self {
         Self::default()
     }
 
-    /// Enters a message that is about to be handed out. Returns false and changes nothing if its offset, or a higher one,
-    /// was entered before.
+    /// Adds a slot for a message that is about to be sent to a worker. Returns false and changes nothing if this offset
+    /// or a higher one was added before.
     #[must_use]
     pub(super) fn open(&mut self, offset: Offset) -> bool {
         self.enter(offset, false)
     }
 
-    /// Enters a message that is done without a push. Returns the commit point if that moved.
+    /// Adds a slot for a message that is done without a push. Returns the commit point if it moved.
     pub(super) fn pass(&mut self, offset: Offset) -> Option<Offset> {
         if !self.enter(offset, true) {
             return None;
@@ -50,7 +50,7 @@ impl Window {
         self.advance()
     }
 
-    /// Marks `offset` done. Returns the commit point if that moved. An offset that is not open changes nothing.
+    /// Marks the message at `offset` done. Returns the commit point if it moved. Does nothing if `offset` is not open.
     pub(super) fn close(&mut self, offset: Offset) -> Option<Offset> {
         let index = self.index_of(offset)?;
         let slot = &mut self.slots[index];
@@ -62,17 +62,17 @@ impl Window {
         self.advance()
     }
 
-    /// The next offset to read after a restart; `None` while nothing was done.
+    /// Returns the next offset to read after a restart; `None` until the first message is done.
     pub(super) fn commit_point(&self) -> Option<Offset> {
         self.commit_point
     }
 
-    /// Number of messages that a restart would read again: those not done, and those done behind them.
+    /// Returns the number of messages that would be read again after a restart: those from the first one not done on.
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// The first message that is not done, which the commit point cannot pass.
+    /// Returns the offset of the first message that is not done, which the commit point cannot pass.
     pub(super) fn first(&self) -> Option<Offset> {
         self.slots.front().map(|slot| slot.offset)
     }
@@ -86,7 +86,8 @@ impl Window {
         true
     }
 
-    /// Without holes the index is the distance from the first offset. A hole makes it smaller; then a search finds it.
+    /// Returns the index of the slot of `offset`. Without holes this is the distance from the first offset. Each hole
+    /// makes the index smaller than that distance, so then a binary search finds it.
     fn index_of(&self, offset: Offset) -> Option<usize> {
         let first = self.slots.front()?.offset;
         let distance = usize::try_from(offset.checked_sub(first)?).ok()?;
@@ -96,7 +97,7 @@ impl Window {
         self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()
     }
 
-    /// Drops the done slots at the front. Returns the commit point if that moved.
+    /// Drops the done slots at the front. Returns the commit point if it moved.
     fn advance(&mut self) -> Option<Offset> {
         let mut newest_done = None;
         while let Some(slot) = self.slots.front().filter(|slot| slot.done) {
@@ -104,8 +105,8 @@ impl Window {
             self.slots.pop_front();
             self.done -= 1;
         }
-        // With an open message left, its offset: reading may skip a hole before it. Otherwise the offset after the last
-        // done one.
+        // If an open message is left, the commit point is its offset: reading may skip a hole before it. Otherwise it
+        // is the offset after the last message done.
         let next = self.slots.front().map_or(newest_done?.saturating_add(1), |slot| slot.offset);
         self.commit_point = Some(next);
         Some(next)
@@ -136,12 +137,12 @@ mod tests {
     fn the_commit_point_skips_holes_and_filtered_messages() {
         let mut window = Window::new();
         assert_eq!(window.commit_point(), None);
-        assert_eq!(window.pass(7), Some(8), "an empty window follows each message that passes");
+        assert_eq!(window.pass(7), Some(8), "without an open message, the commit point moves with each passed message");
         assert!(window.open(20));
         assert_eq!(window.pass(21), None);
         assert!(window.open(40));
-        assert_eq!(window.close(30), None, "30 was never there");
-        assert_eq!(window.close(20), Some(40), "over the hole to the next open message");
+        assert_eq!(window.close(30), None, "30 was never opened");
+        assert_eq!(window.close(20), Some(40), "the commit point skips the hole up to the next open message");
         assert_eq!(window.close(40), Some(41));
         assert_eq!(window.len(), 0);
     }
@@ -154,7 +155,7 @@ mod tests {
         assert!(!window.open(4));
         assert_eq!(window.pass(3), None);
         assert_eq!(window.close(5), Some(6));
-        assert!(!window.open(5), "also after it is done");
+        assert!(!window.open(5), "refused also after it is done");
         assert!(window.open(Offset::MAX));
         assert_eq!(window.close(Offset::MAX), Some(Offset::MAX));
         assert_eq!(window.close(Offset::MIN), None);
@@ -178,7 +179,7 @@ mod tests {
     }
 
     proptest! {
-        /// Compares with a model that keeps every message and searches from the start.
+        /// Compares the window with a model that keeps every message and searches from the start.
         #[test]
         fn the_window_agrees_with_a_model_that_keeps_everything(start in -5i64..1000, steps in steps()) {
             let mut window = Window::new();

@@ -1,7 +1,7 @@
 //! A thread that pushes one message at a time, and retries it until it is delivered or given up.
 //!
-//! All messages of one key go to the own queue of one worker, in order; a message that is being retried holds up
-//! that queue and no other. Messages without a key go to a queue that all workers share.
+//! All messages of one key are queued, in order, for the same worker; while it retries a message, only its own queue
+//! waits. Messages without a key, and all messages without `serialize_by_key`, are in a queue that all workers share.
 //!
 //! Invariants: no attempt begins without a valid lease; every job is acknowledged exactly once.
 
@@ -23,22 +23,22 @@ use crate::broker::PartitionId;
 use crate::log_limited;
 use crate::random::random;
 
-/// How often a worker checks a lease that is not valid at the moment.
+/// Interval at which a worker checks a lease that is not valid at the moment.
 const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// One worker.
+/// One worker, which runs on its own thread.
 pub(super) struct Worker {
     number: usize,
     context: Arc<WorkerContext>,
     rotation: BackendRotation,
     random: Random,
-    /// Claims of which this worker abandoned a job. Jobs queued behind it may have the same key, so they are abandoned
-    /// too. At most one entry for each partition.
+    /// Claims of which this worker abandoned a job. Later jobs of such a claim may have the key of the abandoned job,
+    /// so they are abandoned too. At most one entry for each partition.
     abandoned: HashMap<PartitionId, Generation>,
 }
 
 impl Worker {
-    /// Worker `number`, from 0.
+    /// Creates worker `number`, counted from 0.
     pub(super) fn new(number: usize, context: Arc<WorkerContext>) -> Self {
         Worker {
             number,
@@ -49,7 +49,7 @@ impl Worker {
         }
     }
 
-    /// Works until the dispatcher has dropped both queues and they are empty. The worker's own queue goes first.
+    /// Works until the dispatcher has dropped both queues and they are empty. Takes jobs from its own queue first.
     pub(super) fn run(mut self, own_jobs: &Receiver<Job>, shared_jobs: &Receiver<Job>, acks: &Sender<Ack>) {
         while let Some(job) = next_job(own_jobs, shared_jobs) {
             let end = self.work(&job);
@@ -61,7 +61,7 @@ impl Worker {
                 size_bytes: job.size_bytes(),
                 end,
             };
-            // Never blocks: the channel is unbounded. It fails only after the dispatcher has ended.
+            // Never blocks, because the channel is unbounded. Fails only after the dispatcher has ended.
             if acks.send(ack).is_err() {
                 return;
             }
@@ -93,7 +93,7 @@ impl Worker {
             let outcome = self.context.pusher.push(job, &url, attempt);
             let took = began.elapsed();
             if matches!(outcome, AttemptOutcome::Failed { .. }) && self.context.pusher.is_aborted() {
-                // The stop ended the request. That must not use up the last retry: the message is not done.
+                // The module's stop ended the request. The message is not done, even if this was its last attempt.
                 return JobEnd::Abandoned;
             }
             let next = self.context.config.retry.next(attempt, &outcome, self.random.next());
@@ -123,11 +123,11 @@ impl Worker {
                 }
             }
         }
-        // Only after 2^32 attempts, which take years.
+        // Reached only after 2^32 attempts, which take years.
         JobEnd::Abandoned
     }
 
-    /// Counts an attempt, and the message where that is delivered; a message given up is counted by [`give_up`].
+    /// Counts an attempt, and counts the message if it is delivered. [`give_up`] counts a message that is given up.
     fn count(&self, outcome: &AttemptOutcome, next: NextStep, took: Duration) {
         let metrics = &self.context.metrics;
         metrics.push_seconds.observe(took.as_secs_f64());
@@ -142,7 +142,7 @@ impl Worker {
     }
 }
 
-/// The fields of an attempt's log line, named as the original names them.
+/// The fields of an attempt's log line, with the names that the original uses.
 struct AttemptFields<'a> {
     job: &'a Job,
     url: &'a str,
@@ -169,11 +169,11 @@ impl fmt::Display for AttemptFields<'_> {
     }
 }
 
-/// The next job; `None` once both queues are closed and empty.
+/// Waits for the next job and returns it; `None` once both queues are closed and empty.
 fn next_job<T>(own_jobs: &Receiver<T>, shared_jobs: &Receiver<T>) -> Option<T> {
     match own_jobs.try_recv() {
         Ok(job) => return Some(job),
-        // The dispatcher drops all queues together, so the shared one is closed too; it may still hold jobs.
+        // The dispatcher drops all queues together, so the shared queue is closed too; it may still hold jobs.
         Err(TryRecvError::Disconnected) => return shared_jobs.recv().ok(),
         Err(TryRecvError::Empty) => {}
     }
@@ -183,7 +183,7 @@ fn next_job<T>(own_jobs: &Receiver<T>, shared_jobs: &Receiver<T>) -> Option<T> {
     }
 }
 
-/// Random numbers for the jitter of back-off: xorshift64*, seeded by the standard library's random state.
+/// Generates random numbers for the jitter of the back-off: xorshift64*, seeded by the standard library's random state.
 struct Random(u64);
 
 impl Random {
@@ -191,7 +191,7 @@ impl Random {
         Random(random() | 1)
     }
 
-    /// Uniform in 0..1.
+    /// Returns a number that is uniformly distributed in 0..1.
     fn next(&mut self) -> f64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

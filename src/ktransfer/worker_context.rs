@@ -5,13 +5,13 @@ use super::group::Lease;
 use super::metrics::ModuleMetrics;
 use super::push::Pusher;
 
-/// The surroundings of a worker; one for each start of a module.
+/// What a worker needs besides its queues. Each start of a module creates a new context.
 pub(super) struct WorkerContext {
     /// The module's configuration.
     pub(super) config: ModuleConfig,
-    /// Sends the requests.
+    /// Sends the requests to the backends.
     pub(super) pusher: Pusher,
-    /// Whether a push may begin.
+    /// The lease that is checked before each push.
     pub(super) lease: Lease,
     /// The module's metrics.
     pub(super) metrics: ModuleMetrics,

@@ -1,23 +1,25 @@
-//! Finds an available server: resolves the hosts and tries a ZooKeeper handshake with each, with deadlines.
+//! Finds an available server: resolves the hosts and tries a ZooKeeper handshake, with a deadline, with each address.
 //!
-//! The zookeeper crate spins, hangs or panics when an address is down, silent, without quorum or of another protocol,
-//! so it gets only addresses that were found here. It also hides the session timeout that the server grants. That may
-//! be shorter than the requested one and then limits every lease, so the handshake here reads it.
+//! The zookeeper crate uses a whole CPU, hangs or panics if a server is down, silent, without quorum or not ZooKeeper.
+//! So the crate gets only addresses with which a handshake succeeded. The crate also does not report the session
+//! timeout that the server grants, which may be shorter than the requested one and then limits every lease. So the
+//! handshake reads the granted session timeout.
 
 use crate::random::random;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-/// A server that grants sessions.
+/// A server that granted a session in a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AvailableServer {
     pub(super) address: SocketAddr,
-    /// The session timeout it grants.
+    /// The session timeout that the server granted.
     pub(super) granted_timeout: Duration,
 }
 
-/// The first server, in random order, that completes the handshake; otherwise the reasons, one for each host.
+/// Tries the servers in random order and returns the first one that completes the handshake. Fails with the reasons of
+/// all hosts and addresses if none does.
 pub(super) fn find_server(
     hosts: &[String],
     session_timeout: Duration,
@@ -41,7 +43,7 @@ pub(super) fn find_server(
     Err(reasons.join("; "))
 }
 
-/// Requests a session and closes it at once; returns the granted session timeout.
+/// Requests a session, closes it at once and returns the granted session timeout.
 fn handshake(address: SocketAddr, session_timeout: Duration, connect_timeout: Duration) -> io::Result<Duration> {
     let deadline = Instant::now() + connect_timeout;
     let mut stream = TcpStream::connect_timeout(&address, connect_timeout)?;
@@ -50,7 +52,8 @@ fn handshake(address: SocketAddr, session_timeout: Duration, connect_timeout: Du
     stream.write_all(&connect_request(session_timeout))?;
     let mut length = [0; 4];
     read_until(&mut stream, &mut length, deadline)?;
-    // 36 bytes, 37 with the read-only flag of newer servers. The first bytes of HTTP or TLS are a much larger number.
+    // A connect response has 36 bytes, or 37 with the read-only flag of newer servers. The first bytes of an HTTP or
+    // TLS response, read as a length, are a much larger number.
     let length = u32::from_be_bytes(length);
     if !(36..=40).contains(&length) {
         return Err(not_zookeeper());
@@ -59,7 +62,7 @@ fn handshake(address: SocketAddr, session_timeout: Duration, connect_timeout: Du
     let response = &mut response[..length as usize];
     read_until(&mut stream, response, deadline)?;
     let granted = parse_connect_response(response).ok_or_else(not_zookeeper)?;
-    // Otherwise the server would keep the session until it expires. It does not matter if this is lost.
+    // Without this request the server keeps the session until it expires, so a failure to send it is ignored.
     let close_session = [0, 0, 0, 8, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xf5];
     if stream.write_all(&close_session).is_ok() {
         let _ = read_until(&mut stream, &mut [0; 20], deadline);
@@ -71,7 +74,8 @@ fn not_zookeeper() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "not ZooKeeper: unexpected response to the handshake")
 }
 
-/// Length, protocol version, last zxid seen, timeout, session id, an empty password of 16 bytes, not read-only.
+/// Returns a connect request: length, protocol version, last zxid seen, timeout, session id, a password of 16 zero
+/// bytes, not read-only.
 fn connect_request(session_timeout: Duration) -> Vec<u8> {
     let timeout_ms = i32::try_from(session_timeout.as_millis()).unwrap_or(i32::MAX);
     let mut request = Vec::with_capacity(49);
@@ -84,7 +88,7 @@ fn connect_request(session_timeout: Duration) -> Vec<u8> {
     request
 }
 
-/// The granted session timeout; `None` if this is no connect response or grants no session.
+/// Returns the granted session timeout; `None` if `response` is no connect response or grants no session.
 fn parse_connect_response(response: &[u8]) -> Option<Duration> {
     let word = |from: usize| response.get(from..from + 4)?.try_into().ok().map(i32::from_be_bytes);
     let (version, timeout_ms, password_length) = (word(0)?, word(4)?, word(16)?);
@@ -92,7 +96,8 @@ fn parse_connect_response(response: &[u8]) -> Option<Duration> {
     (version == 0 && password_length == 16).then(|| Duration::from_millis(granted))
 }
 
-/// `read_exact` with one deadline for the whole buffer, however slowly the bytes arrive.
+/// Fills `buffer` like `read_exact`, but with one deadline for the whole buffer. Fails at the deadline or when the
+/// server closes the connection.
 fn read_until(stream: &mut TcpStream, mut buffer: &mut [u8], deadline: Instant) -> io::Result<()> {
     while !buffer.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -130,7 +135,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn the_handshake_is_that_of_the_protocol() {
+    fn connect_request_and_response_have_the_format_of_the_zookeeper_protocol() {
         let request = connect_request(Duration::from_secs(6));
         assert_eq!(request.len(), 49);
         assert_eq!(request[16..20], 6_000_i32.to_be_bytes());
@@ -145,11 +150,11 @@ mod tests {
             assert_eq!(parse_connect_response(&response), None, "byte {index}");
         }
         response[4..8].fill(0);
-        assert_eq!(parse_connect_response(&response), None, "an expired session");
+        assert_eq!(parse_connect_response(&response), None, "a timeout of 0 grants no session");
     }
 
     #[test]
-    fn servers_that_are_silent_not_zookeeper_or_down_are_skipped_in_time() {
+    fn servers_that_are_silent_not_zookeeper_or_down_are_skipped_within_the_connect_timeout() {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let http = TcpListener::bind("127.0.0.1:0").unwrap();
         let http_address = http.local_addr().unwrap().to_string();
@@ -170,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shuffle_keeps_all_items_and_any_can_come_first() {
+    fn shuffle_keeps_all_items_and_can_put_each_of_them_first() {
         let mut first = [0; 4];
         for _ in 0..400 {
             let mut items = [0, 1, 2, 3];

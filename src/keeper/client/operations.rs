@@ -1,4 +1,4 @@
-//! The operations on nodes, over the current session.
+//! Implements the operations on nodes with calls in the current session.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use super::sessions::Sessions;
 use crate::keeper::api::{Epoch, Keeper, KeeperError, Lifetime, Node};
 use crate::keeper::paths::parent_of;
 
-/// The keeper over a real ensemble.
+/// The implementation of [`Keeper`] for a real ensemble.
 pub(super) struct ZookeeperClient {
     sessions: Arc<Sessions>,
 }
@@ -83,7 +83,7 @@ impl Keeper for ZookeeperClient {
             self.sessions.record(current.epoch, outcome).and_then(|result| node_of(result, path))
         });
         let mut nodes: Vec<_> = results.collect();
-        // `call_all` stops at the first call without a response.
+        // `call_all` stops after the first call without a response, so the outcomes of later calls are missing.
         nodes.resize(paths.len(), Err(KeeperError::Unreachable("an earlier read got no response".into())));
         nodes
     }
@@ -98,7 +98,7 @@ impl Keeper for ZookeeperClient {
             self.sessions.call(move |client| client.create(&full, data, acl, mode))
         };
         let mut result = create()?;
-        // For the caller the chroot is `/`, so the caller cannot create it.
+        // The caller cannot create the chroot, because it is `/` in the caller's paths.
         let is_below_root = !self.sessions.config.chroot.is_empty() && parent_of(path) == Some("/");
         if is_below_root && matches!(result, Err(ZkError::NoNode)) {
             self.create_chroot()?;
@@ -109,7 +109,7 @@ impl Keeper for ZookeeperClient {
 
     fn write(&self, path: &str, data: &[u8], version: i32) -> Result<i32, KeeperError> {
         if version < 0 {
-            // The server takes a negative version as "any version".
+            // A negative version means "any version" to the server, and the seam has no unconditional write.
             return Err(KeeperError::BadVersion(path.to_owned()));
         }
         let (full, data) = (self.full_path(path), data.to_vec());
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_about_a_node_keep_their_names() {
+    fn errors_about_a_node_become_the_variants_of_the_same_name() {
         let path = || "/a".to_owned();
         for (error, expected) in [
             (ZkError::NoNode, KeeperError::NoNode(path())),

@@ -1,4 +1,5 @@
-//! The thread of a keeper: reconnects with back-off, and sends the heartbeats of the current session.
+//! The session manager, the only permanent thread of a keeper: reconnects with back-off, and sends the heartbeats of
+//! the current session.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,20 +13,22 @@ use crate::random::random;
 use crate::shutdown::Stop;
 use crate::supervise::spawn_expendable;
 
-/// Back-off between attempts to connect: it doubles up to the maximum; random jitter shortens each by up to a half.
+/// First back-off between two attempts to connect. It doubles up to [`MAX_BACK_OFF`]; random jitter shortens each pause
+/// by up to a half.
 const MIN_BACK_OFF: Duration = Duration::from_millis(100);
+/// Longest back-off between two attempts to connect.
 const MAX_BACK_OFF: Duration = Duration::from_secs(2);
 
 /// Pause between two warnings of one outage.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The loop of the one thread of a keeper.
+/// The state of the session manager's loop.
 pub(super) struct SessionManager {
     sessions: Arc<Sessions>,
     woken: Receiver<()>,
     stop: Stop,
     back_off: Duration,
-    /// When the current session, or the last one, began.
+    /// When the current session began, or the last session if there is no current one.
     session_began: Option<Instant>,
     last_warning: Option<Instant>,
 }
@@ -46,7 +49,8 @@ impl SessionManager {
         self.sessions.close(self.sessions.call_timeout());
     }
 
-    /// Waits until the state may have changed or a heartbeat is due, and sends the heartbeat.
+    /// Sends a heartbeat if one is due; otherwise waits until one is due or the state may have changed. Gives the
+    /// session up if its connection is lost.
     fn keep_alive(&mut self, current: &CurrentSession) {
         let session_timeout = self.sessions.session_timeout();
         // A session that lasted this long shows that the server is healthy.
@@ -64,8 +68,9 @@ impl SessionManager {
         }
     }
 
-    /// Makes one attempt to connect, and backs off if it fails. It backs off before the attempt if the last session was
-    /// short: a server that accepts sessions and drops them again is no better than one that is down.
+    /// Makes one attempt to connect, and backs off if it fails. Also backs off before the attempt if the last session
+    /// lasted less than a session timeout, because a server that grants sessions and soon drops them needs the same
+    /// pause as one that is down.
     fn reconnect(&mut self) {
         if self.session_began.take().is_some_and(|began| began.elapsed() < self.sessions.session_timeout()) {
             self.wait_back_off();
@@ -83,20 +88,22 @@ impl SessionManager {
         let shortened = self.back_off.mul_f64(1.0 - 0.5 * (random() % 1000) as f64 / 1000.0);
         self.back_off = (self.back_off * 2).min(MAX_BACK_OFF);
         let until = Instant::now() + shortened;
-        // A wake-up, such as a late state change of a lost instance, does not shorten the pause.
+        // The loop waits again after a wake-up, such as a late state change of an instance that was given up.
         while !self.is_ending() && Instant::now() < until {
             self.wait(until.saturating_duration_since(Instant::now()));
         }
     }
 
-    /// Looks for a server on a thread of its own, since name resolution has no deadline.
+    /// Searches for an available server on a separate thread, because name resolution has no deadline. Fails with the
+    /// reasons if no server is available, or if the keeper is closed or stopped during the search.
     fn search(&self) -> Result<AvailableServer, String> {
         let config = &self.sessions.config;
         let (found, result) = bounded(1);
         let (hosts, session, connect) = (config.hosts.clone(), config.session_timeout, config.connect_timeout);
         let body = move || drop(found.send(find_server(&hosts, session, connect)));
         spawn_expendable("zk-search", body).map_err(|cause| format!("cannot start a thread: {cause}"))?;
-        // The next search begins when this one has ended, so a daemon that stops leaves at most one such thread behind.
+        // The next search begins only after this one has ended, so at most one search thread remains when the daemon
+        // stops.
         loop {
             select! {
                 recv(result) -> server => return server.unwrap_or_else(|_| Err("the search thread failed".into())),
@@ -106,7 +113,8 @@ impl SessionManager {
         }
     }
 
-    /// Makes a client instance for `server`; it becomes the current one when its first call has succeeded.
+    /// Creates a client instance for `server` and makes it the current one after its first call has succeeded. Fails
+    /// with the reason if that call fails.
     fn connect_to(&self, server: AvailableServer) -> Result<(), String> {
         let (address, granted) = (server.address, server.granted_timeout);
         let requested = self.sessions.config.session_timeout;
@@ -134,7 +142,7 @@ impl SessionManager {
         Ok(())
     }
 
-    /// Waits for `pause`, a wake-up or the stop.
+    /// Waits until `pause` has passed, a wake-up arrives or the stop is triggered.
     fn wait(&self, pause: Duration) {
         select! {
             recv(self.woken) -> _ => {}
@@ -147,7 +155,8 @@ impl SessionManager {
         self.stop.is_triggered() || self.sessions.is_closed()
     }
 
-    /// Makes `reason` the error that callers get, and logs it at the start of an outage and then at intervals.
+    /// Makes `reason` the error that callers get, and logs it at the start of an outage and then every
+    /// [`WARN_INTERVAL`].
     fn report(&mut self, reason: String) {
         if self.is_ending() {
             return;

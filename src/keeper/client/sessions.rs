@@ -1,4 +1,4 @@
-//! The sessions of one keeper, one after the other: which one is current, since when it is trusted, and giving it up.
+//! The state of the current session of a keeper: begins a session, confirms it by responses, gives it up and closes it.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,14 +12,14 @@ use crate::keeper::api::{Epoch, KeeperError};
 use crate::keeper::config::KeeperConfig;
 use crate::locks::lock;
 
-/// What the callers and the session manager share.
+/// The session state that all callers and the session manager share.
 pub(super) struct Sessions {
     pub(super) config: KeeperConfig,
-    /// Never held across a call.
+    /// The lock is never held across a call.
     state: Mutex<SessionState>,
-    /// Wakes the session manager.
+    /// Sends a wake-up to the session manager.
     pub(super) wake: Sender<()>,
-    /// Client instances whose threads have not ended yet.
+    /// Number of client instances whose threads have not ended yet.
     pub(super) instance_count: Arc<AtomicUsize>,
 }
 
@@ -27,11 +27,11 @@ struct SessionState {
     current: Option<CurrentSession>,
     /// Epoch of the latest session.
     epoch: Epoch,
-    /// Belongs to `current`; `None` without one.
+    /// Send time of the latest request whose response confirmed the current session; `None` without a current session.
     last_confirmed: Option<Instant>,
-    /// Session timeout that the latest server granted.
+    /// Session timeout that the server of the latest session granted; `None` before the first session.
     granted_timeout: Option<Duration>,
-    /// Why there is no current session, for the errors of callers.
+    /// Why there is no current session, as text for the errors that callers get.
     unreachable_reason: String,
     closed: bool,
 }
@@ -42,11 +42,11 @@ pub(super) struct CurrentSession {
     pub(super) instance: Arc<ClientInstance>,
 }
 
-/// What the session manager has to work on.
+/// The state that decides the next step of the session manager.
 pub(super) enum Phase {
     Connected(CurrentSession),
     Disconnected,
-    /// For ever: [`Sessions::close`] was called.
+    /// [`Sessions::close`] was called: no further session begins.
     Closed,
 }
 
@@ -84,8 +84,9 @@ impl Sessions {
         self.session_timeout() / 3
     }
 
-    /// How long the session of a client that was given up stays open: about as long as it would have lasted without
-    /// heartbeats. Pushes that began under its claims have that time to end before another member can take them over.
+    /// Returns how long the session of an instance that was given up stays open: about as long as it would have lasted
+    /// without heartbeats. Pushes that began under the claims of the session have that time to end before another
+    /// member can claim the partitions.
     fn close_delay(&self) -> Duration {
         self.session_timeout() * 2 / 3
     }
@@ -117,7 +118,8 @@ impl Sessions {
         self.lock().unreachable_reason = reason;
     }
 
-    /// Makes `instance` the current one, with the next epoch. Its session was confirmed by a request sent at `sent`.
+    /// Makes `instance` the current one and returns its epoch. Its session was confirmed by the response to a request
+    /// sent at `sent`. Fails if the keeper is closed.
     pub(super) fn begin(&self, instance: ClientInstance, sent: Instant, granted: Duration) -> Result<Epoch, String> {
         let instance = Arc::new(instance);
         let mut state = self.lock();
@@ -132,7 +134,8 @@ impl Sessions {
         Ok(epoch)
     }
 
-    /// Makes one call on the current instance. An error of the crate inside `Ok` is a response about the node.
+    /// Makes one call on the current instance. An error inside `Ok` is a response of the server about the node; the
+    /// outer error is `Unreachable`.
     pub(super) fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&ZooKeeper) -> ZkResult<T> + Send + 'static,
@@ -142,13 +145,13 @@ impl Sessions {
         self.record(current.epoch, current.instance.call(deadline, work))
     }
 
-    /// Confirms the session with a read. [`Self::call`] records the outcome, so there is nothing to return.
+    /// Confirms the session with a read of the root node. [`Self::call`] records the outcome, so nothing is returned.
     pub(super) fn heartbeat(&self) {
         let root = self.config.full_path("/");
         let _ = self.call(move |client| client.get_data(&root, false));
     }
 
-    /// The session that is trusted now.
+    /// Returns the current session. Fails with `Unreachable` if there is none or its connection is lost.
     pub(super) fn current(&self) -> Result<CurrentSession, KeeperError> {
         let current = {
             let state = self.lock();
@@ -165,7 +168,7 @@ impl Sessions {
         match outcome {
             CallOutcome::Response(sent, result) if is_about_node(&result) => match self.confirm(epoch, sent) {
                 true => Ok(result),
-                // The response is true, but its session may be gone: what was claimed in it must not be used.
+                // The response is valid, but its session may have ended, so the caller must not rely on it.
                 false => Err(KeeperError::Unreachable("the session was given up during the call".into())),
             },
             CallOutcome::Response(_, Err(error)) => Err(self.give_up(epoch, format!("request failed: {error:?}"))),
@@ -174,24 +177,25 @@ impl Sessions {
         }
     }
 
-    /// Records a response to a request sent at `sent`; false if the session of `epoch` is not the current one.
+    /// Records a response to a request sent at `sent`. Returns false if `epoch` is not the epoch of the current
+    /// session.
     fn confirm(&self, epoch: Epoch, sent: Instant) -> bool {
         let mut state = self.lock();
         let is_current = state.current.as_ref().is_some_and(|current| current.epoch == epoch);
         if is_current {
-            // Responses may arrive in another order than their requests were sent.
+            // `max`, because responses may arrive in another order than their requests were sent.
             state.last_confirmed = state.last_confirmed.max(Some(sent));
         }
         is_current
     }
 
-    /// Gives the session of `epoch` up, if it is still the current one, and returns the error for the caller.
+    /// Gives the session of `epoch` up if it is still the current one. Returns the error for the caller.
     pub(super) fn give_up(&self, epoch: Epoch, reason: String) -> KeeperError {
         let given_up = {
             let mut state = self.lock();
             match &state.current {
                 Some(current) if current.epoch == epoch => {
-                    // Before the session is closed: the lease of every claim ends here.
+                    // This ends the lease of every claim, before the session is closed below.
                     state.last_confirmed = None;
                     state.unreachable_reason.clone_from(&reason);
                     state.current.take()
@@ -207,7 +211,7 @@ impl Sessions {
         KeeperError::Unreachable(reason)
     }
 
-    /// Closes the current session, waits for that at most `grace`, and begins no other.
+    /// Closes the current session and waits until it is closed, at most for `grace`. No further session begins.
     pub(super) fn close(&self, grace: Duration) {
         let current = {
             let mut state = self.lock();
@@ -229,7 +233,7 @@ impl Sessions {
     }
 }
 
-/// Whether the server responded about the node. Every other error leaves open whether the session still exists.
+/// Whether the result is a response about the node. Any other error does not show whether the session still exists.
 fn is_about_node<T>(result: &ZkResult<T>) -> bool {
     use ZkError::{BadVersion, NoAuth, NoNode, NodeExists, NotEmpty};
     matches!(result, Ok(_) | Err(NoNode | NodeExists | BadVersion | NotEmpty | NoAuth))
@@ -246,7 +250,7 @@ mod tests {
             (ZkError::NodeExists, true),
             (ZkError::BadVersion, true),
             (ZkError::NotEmpty, true),
-            // Otherwise one group with an access list would end the session of all modules again and again.
+            // If NoAuth gave the session up, one group with an ACL would repeatedly end the session of all modules.
             (ZkError::NoAuth, true),
             (ZkError::SessionExpired, false),
             (ZkError::ConnectionLoss, false),

@@ -1,4 +1,4 @@
-//! The configuration files, the original's and ours, and the problems of bad ones.
+//! Tests that the configuration files of the original and of this repository load, and that bad files report problems.
 
 use super::*;
 use std::fs;
@@ -14,7 +14,8 @@ const REFERENCE_MODULES: [&str; 2] = [
     include_str!("../../../conf/modules/test_module_2.yaml"),
 ];
 
-/// Loads a main file and module files from a temporary folder; `./conf/modules` is replaced by a folder in it.
+/// Writes a main file and module files into a temporary folder and loads them. In the main file, `./conf/modules` is
+/// replaced by the folder of the module files.
 fn load_texts(main: &str, modules: &[(&str, &str)]) -> Result<Config, Problems> {
     let folder = tempfile::tempdir().unwrap();
     let module_folder = folder.path().join("conf/modules");
@@ -48,7 +49,7 @@ fn the_files_of_the_original_load_unchanged() {
     assert_eq!((&*module.name, &*module.topic), ("test_mdoule_1", "test_topic"));
     assert!(module.methods.as_ref().unwrap().contains("TestReply"));
     assert_eq!(module.protocol.headers, [("Host".to_owned(), "www.myhug.cn".to_owned())]);
-    assert_eq!(module.protocol.read_timeout, None, "0 is none");
+    assert_eq!(module.protocol.read_timeout, None, "0 means no timeout");
     assert_eq!(module.protocol.connect_timeout, Some(Duration::from_millis(100)));
     assert_eq!((module.worker_num.get(), module.window_size.get(), module.waiting_queue_size.get()), (100, 200, 256));
     assert_eq!(module.retry.max_retry_times, None);

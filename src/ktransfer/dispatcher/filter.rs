@@ -1,4 +1,4 @@
-//! Whether a message is pushed at all: `methods` of the module against the method in the message.
+//! Decides whether a message is pushed: compares its method with the configured `methods` of the module.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use crate::ktransfer::give_up::{GiveUpReason, give_up};
 use crate::ktransfer::method::method_of;
 use crate::ktransfer::worker_context::WorkerContext;
 
-/// What is done with a message that was read.
+/// The decision about a message that was read.
 pub(super) enum Filtered {
-    /// It is pushed. The method is `None` where no methods are configured.
+    /// Push the message. The method is `None` if the module configures no `methods`.
     Push(Option<Arc<str>>),
-    /// It is done without a push, and counted.
+    /// Count the message as done without a push: its method is not configured, or it has none.
     Pass,
 }
 
-/// Filters a message by its method.
+/// Returns whether `message` is to be pushed. Counts a message that is not, and logs one without a method.
 pub(super) fn filter(context: &WorkerContext, message: &Message) -> Filtered {
     let Some(methods) = &context.config.methods else { return Filtered::Push(None) };
     match method_of(message.value.as_deref().unwrap_or_default()) {

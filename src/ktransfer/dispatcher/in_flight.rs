@@ -1,9 +1,10 @@
-//! The jobs that workers have, over all partitions, within two limits: `window_size` and a size in bytes.
+//! Counts the jobs that workers have, over all partitions, against two limits: `window_size` and a size in bytes.
 
-/// Size of all messages in flight together; a single message may be larger.
+/// Limit on the total size of the messages in flight. It is checked before a message is added, so the last one added
+/// may exceed it.
 const MAX_BYTES: usize = 64 << 20;
 
-/// Number and size of the jobs.
+/// Number and total size of the jobs that workers have.
 #[derive(Debug)]
 pub(super) struct InFlight {
     max_jobs: usize,
@@ -12,14 +13,14 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// No job, and at most `max_jobs` of them.
+    /// A count of no jobs, with room for `max_jobs`.
     pub(super) fn new(max_jobs: usize) -> InFlight {
         InFlight { max_jobs, jobs: 0, size_bytes: 0 }
     }
 
-    /// Whether another job may be handed out.
+    /// Whether another job may be sent to the workers.
     pub(super) fn has_room(&self) -> bool {
-        // With nothing in flight a message of any size is taken, or a large one would wait without end.
+        // Without a job in flight a message of any size is accepted; otherwise a very large one would wait forever.
         let has_room_in_bytes = self.jobs == 0 || self.size_bytes < MAX_BYTES;
         self.jobs < self.max_jobs && has_room_in_bytes
     }
@@ -34,7 +35,7 @@ impl InFlight {
         self.size_bytes -= job_size_bytes;
     }
 
-    /// Number of jobs.
+    /// Returns the number of jobs that workers have.
     pub(super) fn jobs(&self) -> usize {
         self.jobs
     }

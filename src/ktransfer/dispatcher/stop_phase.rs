@@ -1,23 +1,23 @@
-//! How far the stop of a module has come.
+//! The phases of the stop of a module.
 
 use std::time::Instant;
 
-/// The phases, in their order.
+/// The phases, in the order in which they occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StopPhase {
     Working,
-    /// Pushes in flight may end until then; after it their connections are closed.
+    /// Pushes in flight may end until the deadline `until`; then their connections are closed.
     Ending {
         until: Instant,
     },
-    /// Connections were closed; the acknowledgements of those pushes are awaited until then.
+    /// Connections were closed. The acknowledgements of the pushes on them are awaited until the deadline `until`.
     Aborted {
         until: Instant,
     },
 }
 
 impl StopPhase {
-    /// When the phase ends by itself.
+    /// The deadline at which the phase ends; `None` for [`StopPhase::Working`].
     pub(super) fn deadline(self) -> Option<Instant> {
         match self {
             StopPhase::Working => None,

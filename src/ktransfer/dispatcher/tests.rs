@@ -1,4 +1,4 @@
-//! The dispatcher without its neighbours: the test holds the other ends of its channels.
+//! Tests of the dispatcher alone: the test holds the other ends of its channels.
 
 use super::*;
 use crate::broker::TopicPartition;
@@ -32,14 +32,14 @@ fn rig(adapt: impl FnOnce(&mut ModuleConfig)) -> DispatcherRig {
 }
 
 impl DispatcherRig {
-    /// Gains partition 0; returns the window that its messages belong to.
+    /// Sends `Gained` for partition 0; returns the window that its messages belong to.
     fn gain(&mut self, generation: u64) -> WindowId {
         let generation = Generation(generation);
         self.dispatcher.on_group(GroupEvent::Gained { partition: 0, generation, position: Some(0) });
         self.last_assigned().0
     }
 
-    /// Window and position of the latest `Assign`.
+    /// Returns the window and the position of the latest `Assign`.
     fn last_assigned(&self) -> (WindowId, Option<Offset>) {
         let assigned = self.fetch_commands.try_iter().filter_map(|command| match command {
             FetchCommand::Assign { window, position, .. } => Some((window, position)),
@@ -69,23 +69,23 @@ fn a_dispatcher_that_panics_ends_all_pushes() {
     rig.fetched(window, 0..3);
     let job = rig.jobs.try_recv().unwrap();
     assert!(!job.assignment.stop.is_triggered());
-    // A panic of its thread drops it too.
+    // A panic of the dispatcher's thread drops the dispatcher too.
     drop(rig.dispatcher);
     assert!(job.assignment.stop.is_triggered() && job.assignment.ending.is_triggered());
     assert!(rig.context.pusher.is_aborted());
 }
 
 #[test]
-fn messages_read_before_a_gap_are_pushed_and_the_commit_point_waits_for_them() {
+fn messages_read_before_an_offset_gap_are_pushed_and_the_commit_point_does_not_skip_them() {
     let mut rig = rig(|config| config.max_commit_gap = 2.try_into().unwrap());
     let window = rig.gain(1);
     rig.fetched(window, 0..5);
-    assert_eq!(rig.jobs.try_iter().count(), 2, "the rest is held back");
+    assert_eq!(rig.jobs.try_iter().count(), 2, "the other 3 messages are held back by max_commit_gap");
     let gone = Fetched::OffsetGone(OffsetGap { window, partition: 0, offset: 5, oldest: 50, newest: 90 });
     rig.dispatcher.on_fetched(gone);
     let commands: Vec<_> = rig.fetch_commands.try_iter().collect();
     let again = FetchCommand::Assign { partition: 0, window, position: Some(50) };
-    assert!(commands.ends_with(&[again, FetchCommand::Pause(0)]), "read on, but still paused: {commands:?}");
+    assert!(commands.ends_with(&[again, FetchCommand::Pause(0)]), "assigned again and still paused: {commands:?}");
     rig.fetched(window, 50..52);
     for done in [1, 0, 2, 3, 4, 50] {
         let end = JobEnd::Done;
@@ -99,7 +99,7 @@ fn messages_read_before_a_gap_are_pushed_and_the_commit_point_waits_for_them() {
 }
 
 #[test]
-fn a_recreated_topic_begins_with_a_new_window() {
+fn a_partition_of_a_recreated_topic_gets_a_new_window() {
     let mut rig = rig(|_| {});
     let window = rig.gain(1);
     rig.fetched(window, 0..5);
@@ -116,7 +116,7 @@ fn a_partition_that_is_being_released_is_not_read_again() {
     let window = rig.gain(1);
     rig.fetched(window, 0..1);
     rig.dispatcher.on_group(GroupEvent::Releasing { partition: 0, generation: Generation(1) });
-    // Found before the fetch loop received the Revoke.
+    // The fetch loop detected this gap before it received the Revoke.
     rig.dispatcher.on_fetched(Fetched::OffsetGone(OffsetGap {
         window,
         partition: 0,

@@ -1,14 +1,15 @@
-//! The range assignor: which member of a group pushes which partitions of a topic.
+//! The range assignor: computes which member of a group pushes which partitions of a topic.
 //!
-//! Every member computes this for itself from the same lists, so the rule may never change. It is the rule of the Go
-//! group library of the original; members of both kinds share a group while the original is replaced.
+//! Every member computes its own partitions from the same lists, so all members must use the same rule. It is the rule
+//! of the original's Go group library: while the original is being replaced, its processes and ktransfers are in the
+//! same group.
 
 use crate::broker::{PartitionId, PartitionInfo};
 
-/// The partitions assigned to `member`, sorted by leader, then number; none if it is not among `members`.
+/// Returns the partitions assigned to `member`, sorted by leader, then number; none if `member` is not among `members`.
 ///
-/// Members are sorted by id; partitions by leader, then number (no leader counts as -1). Each member gets a range of
-/// `partitions / members` of them; the first `partitions % members` ranges are one longer.
+/// Members are sorted by id, partitions by leader, then number; a partition without a leader counts as leader -1. Each
+/// member gets a range of `partitions / members` partitions; the first `partitions % members` ranges are one longer.
 pub(super) fn assigned_partitions(member: &str, members: &[String], partitions: &[PartitionInfo]) -> Vec<PartitionId> {
     let mut members: Vec<&str> = members.iter().map(String::as_str).collect();
     members.sort_unstable();
@@ -42,7 +43,8 @@ mod tests {
 
     #[test]
     fn assigned_partitions_are_those_of_the_original() {
-        // Computed by hand from the original's rule: members; leader of partition 0, 1, …; partitions of each member.
+        // Each case has the members, the leaders of partitions 0, 1, … and the partitions of each member, computed by
+        // hand from the original's rule.
         type Case<'a> = (&'a [&'a str], &'a [i32], &'a [&'a [PartitionId]]);
         let cases: [Case<'_>; 9] = [
             (&["a"], &[1, 1, 1], &[&[0, 1, 2]]),
@@ -53,7 +55,7 @@ mod tests {
             (&["a", "b", "c"], &[1, 1], &[&[0], &[1], &[]]),
             (&["a", "b"], &[], &[&[], &[]]),
             (&["a", "b"], &[1, -1, 0], &[&[1, 2], &[0]]),
-            // Sorted by bytes, as Go sorts: capitals first.
+            // Ids are sorted by bytes, as Go sorts strings: capital letters come first.
             (&["B:1", "a:1", "a:10", "a:2"], &[0, 0, 0, 0, 0], &[&[0, 1], &[2], &[3], &[4]]),
         ];
         for (number, (members, leaders, shares)) in cases.iter().enumerate() {

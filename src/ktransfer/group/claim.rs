@@ -1,14 +1,15 @@
-//! Taking, using and releasing the claim on one partition: the protocol over ZooKeeper nodes.
+//! Claims one partition, stores its offset and releases it: the protocol over ZooKeeper nodes.
 //!
-//! A claim is an ephemeral owner node with the member's id, and the version of the offset node. Claiming writes the
-//! offset node once without changing its data. That moves its version, so a later store of an earlier owner fails
-//! (fencing). Every step may fail or be carried out late, and may then be repeated.
+//! A claim consists of an ephemeral owner node with the member's id, and of the known version of the offset node.
+//! Claiming creates the offset node, or writes it once without changing its data. That write changes the node's
+//! version, so a late store of an earlier owner fails (fencing). Every step may fail, or ZooKeeper may carry it out
+//! late; it is safe to repeat.
 
 use crate::broker::{Offset, PartitionId};
 use crate::keeper::paths::{self, BadOffset, create_with_parents};
 use crate::keeper::{Keeper, KeeperError, Lifetime};
 
-/// A member that claims partitions of a topic.
+/// A group member in one session, which claims partitions of a topic.
 #[derive(Clone, Copy)]
 pub(super) struct Claimant<'a> {
     pub(super) keeper: &'a dyn Keeper,
@@ -25,31 +26,32 @@ pub(super) enum ClaimOutcome {
     Claimed {
         /// Version of the offset node; the next store is conditional on it.
         version: i32,
-        /// The stored offset.
+        /// The stored offset; `None` if none is stored.
         position: Option<Offset>,
     },
-    /// The owner node of another member exists; its id, empty if the node vanished before it was read.
+    /// The owner node of another member exists. Contains that member's id, empty if the node vanished before the read.
     OwnedBy(String),
-    /// The owner node is created, but the offset node holds no offset; a guessed position could lose messages.
+    /// The owner node is created, but the data of the offset node is no offset. A guessed position could lose messages.
     Unreadable(BadOffset),
 }
 
 /// How an attempt to store an offset ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum StoreOutcome {
-    /// Stored; the new version of the offset node.
+    /// The offset is stored. Contains the new version of the offset node.
     Stored(i32),
-    /// Another client wrote or deleted the offset node: the claim has ended.
+    /// Nothing is stored, because another client wrote or deleted the offset node: the claim has ended.
     Fenced,
 }
 
 impl Claimant<'_> {
-    /// Claims `partition`, unless the owner node of another member exists.
+    /// Claims `partition`, unless another member has an owner node. Fails if a request fails or if another client wrote
+    /// the offset node at the same time.
     pub(super) fn claim(&self, partition: PartitionId) -> Result<ClaimOutcome, KeeperError> {
         let owner = paths::owner(self.group, self.topic, partition);
         match create_with_parents(self.keeper, &owner, self.id.as_bytes(), Lifetime::Ephemeral) {
             Ok(()) => {}
-            // Perhaps it was created by an earlier attempt whose response was lost.
+            // An earlier attempt of this member may have created the node, with its response lost.
             Err(KeeperError::NodeExists(_)) => match self.keeper.read(&owner)? {
                 Some(node) if node.data == self.id.as_bytes() => {}
                 Some(node) => return Ok(ClaimOutcome::OwnedBy(String::from_utf8_lossy(&node.data).into_owned())),
@@ -66,12 +68,12 @@ impl Claimant<'_> {
             Ok(position) => position,
             Err(bad) => return Ok(ClaimOutcome::Unreadable(bad)),
         };
-        // Fails if a store of an earlier owner came in between: the next attempt reads its offset.
+        // Fails if an earlier owner stored an offset after the read above: the next attempt reads that offset.
         let version = self.keeper.write(&offset, &node.data, node.version)?;
         Ok(ClaimOutcome::Claimed { version, position })
     }
 
-    /// Stores `next`, if the offset node still has `version`.
+    /// Stores `next` if the offset node still has `version`.
     pub(super) fn store(
         &self,
         partition: PartitionId,
@@ -86,23 +88,23 @@ impl Claimant<'_> {
         }
     }
 
-    /// Deletes the owner node, if it holds our id.
+    /// Deletes the owner node if it contains the id of this member.
     pub(super) fn release(&self, partition: PartitionId) -> Result<(), KeeperError> {
         self.delete_owner(partition, self.id)
     }
 
-    /// Deletes the owner node, if it holds `id`.
+    /// Deletes the owner node if it contains `id`.
     pub(super) fn delete_owner(&self, partition: PartitionId, id: &str) -> Result<(), KeeperError> {
         self.delete_ephemeral(&paths::owner(self.group, self.topic, partition), |data| data == id.as_bytes())
     }
 
-    /// Deletes the registration of `id`, if it exists.
+    /// Deletes the registration of member `id` if it exists.
     pub(super) fn unregister(&self, id: &str) -> Result<(), KeeperError> {
         self.delete_ephemeral(&paths::group_id(self.group, id), |_| true)
     }
 
-    /// Deletes an ephemeral node whose data fulfils `condition`. Between the read and the delete no other member can
-    /// replace it, as long as the session that created it lives.
+    /// Deletes the node at `path` if it is ephemeral and its data fulfils `condition`. While the session that created
+    /// the node lives, no other member can replace the node between the read and the delete.
     fn delete_ephemeral(&self, path: &str, condition: impl Fn(&[u8]) -> bool) -> Result<(), KeeperError> {
         match self.keeper.read(path)? {
             Some(node) if node.ephemeral_owner != 0 && condition(&node.data) => {
@@ -138,7 +140,7 @@ mod tests {
         assert_eq!(
             first.claim(0),
             Ok(ClaimOutcome::Claimed { version: 1, position: None }),
-            "again, after a lost response"
+            "a repeated claim after a lost response succeeds"
         );
         assert_eq!(second.claim(0), Ok(ClaimOutcome::OwnedBy("h:1".into())));
         assert_eq!(first.store(0, 7, 1), Ok(StoreOutcome::Stored(2)));

@@ -15,7 +15,8 @@ pub(super) struct KeeperFence {
     claims: RwLock<HashMap<PartitionId, (Generation, Epoch)>>,
 }
 
-/// The last part of the session timeout, in which no push may begin: clocks and threads are never exactly on time.
+/// Returns the last part of the session timeout, in which no push may begin: clocks and threads are never exactly on
+/// time.
 fn margin(session_timeout: Duration) -> Duration {
     session_timeout / 6
 }
@@ -25,13 +26,13 @@ impl KeeperFence {
         KeeperFence { keeper, claims: RwLock::default() }
     }
 
-    /// Makes the lease of a claim valid while `epoch` is the current session.
+    /// Makes the lease of a claim valid while `epoch` is the epoch of the current session.
     pub(super) fn grant(&self, partition: PartitionId, generation: Generation, epoch: Epoch) {
         let mut claims = write(&self.claims);
         claims.insert(partition, (generation, epoch));
     }
 
-    /// Ends the lease of a partition.
+    /// Ends the lease of `partition`.
     pub(super) fn revoke(&self, partition: PartitionId) {
         write(&self.claims).remove(&partition);
     }
@@ -41,8 +42,8 @@ impl Fence for KeeperFence {
     fn valid_until(&self, partition: PartitionId, generation: Generation) -> Option<Instant> {
         let claim = read(&self.claims).get(&partition).copied();
         let (claimed, epoch) = claim?;
-        // The server starts the timeout when it gets a request, so never before the request was sent. This is read
-        // before the epoch, so it cannot belong to a later session than the epoch that is compared.
+        // The server restarts the session timeout when it receives a request, so never before the request was sent. The
+        // confirmation is read before the epoch, so it cannot belong to a later session than the epoch compared below.
         let confirmed = self.keeper.last_confirmed()?;
         if claimed != generation || self.keeper.epoch() != epoch {
             return None;
@@ -66,7 +67,7 @@ mod tests {
         session.create("/x", b"", Lifetime::Persistent).unwrap();
         let fence = KeeperFence::new(Arc::clone(&session) as SharedKeeper);
         let (first, second) = (Generation(1), Generation(2));
-        assert!(!fence.is_valid(3, first), "never claimed");
+        assert!(!fence.is_valid(3, first), "a partition that was never claimed");
         fence.grant(3, first, session.epoch());
         assert!(fence.is_valid(3, first) && !fence.is_valid(3, second) && !fence.is_valid(4, first));
 
@@ -76,13 +77,13 @@ mod tests {
         while Instant::now() < until {
             std::thread::yield_now();
         }
-        assert!(!fence.is_valid(3, first), "the lease has run out");
+        assert!(!fence.is_valid(3, first), "the lease has expired");
         session.set_reachable(true);
         assert!(fence.is_valid(3, first), "the session has survived");
 
         ensemble.expire(&session);
         session.read("/").unwrap();
-        assert!(!fence.is_valid(3, first), "another session");
+        assert!(!fence.is_valid(3, first), "the claim belongs to the earlier session");
         fence.grant(3, second, session.epoch());
         assert!(fence.is_valid(3, second) && !fence.is_valid(3, first));
         fence.revoke(3);

@@ -1,7 +1,7 @@
-//! Commands from the dispatcher to the group: a table with the latest command for each partition, not a queue.
+//! The commands from the dispatcher to the group: a table with the latest command for each partition, not a queue.
 //!
-//! The dispatcher commits thousands of times a second while the group may wait for ZooKeeper. So a commit overwrites
-//! the earlier one of its partition: the table is bounded by the number of partitions, and sending never blocks.
+//! The dispatcher commits thousands of times a second, while the group may wait for ZooKeeper. So a commit overwrites
+//! the earlier commit of its partition. The number of partitions bounds the table, and sending never blocks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,14 +12,14 @@ use super::{Generation, GroupCommand};
 use crate::broker::{Offset, PartitionId};
 use crate::locks::lock;
 
-/// The dispatcher's end. The drop of the last clone counts as `Leave`.
+/// The dispatcher's end of a mailbox. If the last clone is dropped, the group leaves as after the command `Leave`.
 #[derive(Clone)]
 pub struct CommandSender {
     table: Arc<Mutex<PendingCommands>>,
     wake: Sender<()>,
 }
 
-/// The group's end.
+/// The group's end of a mailbox.
 pub struct Mailbox {
     table: Arc<Mutex<PendingCommands>>,
     woken: Receiver<()>,
@@ -28,24 +28,25 @@ pub struct Mailbox {
 /// The commands since the last [`Mailbox::take`]; at most one commit and one release for each partition.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PendingCommands {
-    /// Commit points, stored at the next store interval.
+    /// Commit points by partition, to be stored at the next store interval.
     pub(crate) commits: BTreeMap<PartitionId, (Generation, Offset)>,
-    /// Partitions to release, each with the offset to store before that.
+    /// Partitions to release, each with the offset to store before the release; `None` stores the latest commit.
     pub(crate) releases: BTreeMap<PartitionId, (Generation, Option<Offset>)>,
-    /// Whether to leave the group.
+    /// Whether `Leave` was sent.
     pub(crate) leave: bool,
 }
 
-/// Both ends of a new mailbox.
+/// Creates a mailbox and returns both its ends.
 pub fn mailbox() -> (CommandSender, Mailbox) {
-    // One pending wake-up is enough for any number of changes, so a second one may be dropped.
+    // One pending wake-up is enough for any number of commands, so a second wake-up may be dropped.
     let (wake, woken) = bounded(1);
     let table = Arc::new(Mutex::default());
     (CommandSender { table: Arc::clone(&table), wake }, Mailbox { table, woken })
 }
 
 impl CommandSender {
-    /// Puts the command into the table; never blocks. A commit does not wake the group: it stores at intervals.
+    /// Puts the command into the table; never blocks. A commit does not wake the group, which stores commits at
+    /// intervals.
     pub fn send(&self, command: GroupCommand) {
         let mut table = lock(&self.table);
         match command {
@@ -59,18 +60,19 @@ impl CommandSender {
             GroupCommand::Leave => table.leave = true,
         }
         drop(table);
-        // Full means that the group is about to take the commands anyway.
+        // A full channel means that a wake-up is pending: the group will take all commands.
         let _ = self.wake.try_send(());
     }
 }
 
 impl Mailbox {
-    /// Gets a message after a release or `Leave`; disconnected when the last [`CommandSender`] is dropped.
+    /// Returns the channel that gets a message after a `Release` or `Leave`. It is disconnected when the last
+    /// [`CommandSender`] is dropped.
     pub(crate) fn woken(&self) -> &Receiver<()> {
         &self.woken
     }
 
-    /// Takes all pending commands.
+    /// Removes and returns all pending commands.
     pub(crate) fn take(&self) -> PendingCommands {
         std::mem::take(&mut lock(&self.table))
     }
@@ -81,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commits_overwrite_one_another_and_only_other_commands_wake() {
+    fn a_commit_overwrites_the_earlier_one_and_only_release_and_leave_wake_the_group() {
         let (commands, mailbox) = mailbox();
         for next in 0..10_000 {
             commands.send(GroupCommand::Commit { partition: 3, generation: Generation(1), next });

@@ -1,6 +1,6 @@
-//! The id and the registration of a group member, in the format of the original's Go group library.
+//! Creates the id and the registration of a group member, in the format of the original's Go group library.
 //!
-//! Members of both kinds share a group while the original is replaced.
+//! The format matters while the original is being replaced: then its processes and ktransfers are in the same group.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,8 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::random::random;
 use serde_json::json;
 
-/// Generates the ids of one member: another one for each session, so that an id in a node identifies its session. All
-/// start with the same half, so the member keeps its position among the sorted members that share the partitions.
+/// Generates the ids of one member. Each session has another id, so that an id in a node identifies its session. All
+/// ids of a member begin with the same half, so the member keeps its position among the sorted members, and with it
+/// most of its partitions.
 pub(super) struct MemberIds {
     hostname: String,
     first_half: u64,
@@ -26,7 +27,7 @@ impl MemberIds {
         MemberIds { hostname, first_half: random() }
     }
 
-    /// The next id, `HOSTNAME:UUID` with a version 4 UUID.
+    /// Returns the next id, `HOSTNAME:UUID` with a version 4 UUID.
     pub(super) fn next(&self) -> String {
         let first = self.first_half & !0xf000 | 0x4000;
         let second = random() & !(0b11 << 62) | (0b10 << 62);
@@ -42,7 +43,7 @@ impl MemberIds {
     }
 }
 
-/// The data of a member's node under `ids`.
+/// Returns the data of a member's node under `ids`.
 pub(super) fn registration(topic: &str, now: SystemTime) -> Vec<u8> {
     let timestamp = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let subscription = json!({ topic: 1 });

@@ -1,16 +1,18 @@
-//! Group membership in ZooKeeper, in the layout of the original: registers, assigns, claims, stores, releases.
+//! The group membership in ZooKeeper, in the node layout of the original: registers the member, computes its
+//! assignment, claims and releases partitions, and stores offsets.
 //!
-//! One loop owns all state and polls; there are no watches. It has three parts: this file (the loop, the commands and
-//! the leave), `membership` (sessions, members and the assignment) and `held_partitions` (claims, stores and releases).
+//! One loop owns all state and polls ZooKeeper; it uses no watches. The code has three parts: this file (the loop, the
+//! commands and the leave), `membership` (sessions, members and the assignment) and `held_partitions` (claims, stores
+//! and releases).
 //!
-//! A session loss ends everything that was claimed in it: the claims are reported as lost, and the member registers
-//! under another id in the next session. A partition is claimed only while it has no owner node. So an earlier owner,
-//! even this process in its former session, has released it or its session has expired.
+//! When a session is lost, all claims made in it end: they are reported as lost, and the member registers under another
+//! id in the next session. A partition is claimed only while it has no owner node. So an earlier owner, even this
+//! process in its former session, has released the partition or its session has expired.
 //!
 //! The assignment is computed again when the members or the partitions change, as in the original. It is also computed
-//! again after a conflict that lasts: another member keeps a partition that is assigned to this one, or no member
-//! claims a partition of the others. Members that read the leaders at different moments may disagree until they read
-//! them again.
+//! again after a lasting conflict: another member keeps a partition that is assigned to this member, or a partition
+//! that is assigned to another member has no owner. Such a conflict arises when members read different partition
+//! leaders, and ends when they read the leaders again.
 
 mod held_partitions;
 mod membership;
@@ -30,42 +32,46 @@ use super::{Generation, Group, GroupEvent, Lease, Mailbox};
 use crate::broker::{Offset, PartitionId};
 use crate::keeper::{Epoch, KeeperError, SharedKeeper};
 
-/// Pause before a warning is logged again, and before a different one.
+/// Pause before the same warning is logged again.
 const REPEATED_WARNING_PAUSE: Duration = Duration::from_secs(60);
+/// Pause before a different warning is logged.
 const OTHER_WARNING_PAUSE: Duration = Duration::from_secs(5);
 
-/// The group, its topic and how often offsets are stored.
+/// The configuration of a group membership.
 #[derive(Clone, Debug)]
 pub struct ZookeeperGroupConfig {
-    /// Name of the group: that of the module.
+    /// Name of the group, which is the name of the module.
     pub group: String,
-    /// The topic of the group.
+    /// The topic whose partitions the members share.
     pub topic: String,
     /// Interval between two stores of all offsets (`zk_offset_update_interval_sec`).
     pub offset_update_interval: Duration,
 }
 
-/// A member of a group; see the head of the file.
+/// A member of a group in ZooKeeper, and the loop that runs it.
 pub struct ZookeeperGroup {
     config: ZookeeperGroupConfig,
     keeper: SharedKeeper,
     fence: Arc<KeeperFence>,
     member_ids: MemberIds,
     member: Option<Member>,
-    /// Ids of ended sessions, and when they ended. Nodes with these ids that were created late are deleted.
+    /// Ids of this member in ended sessions, and when each session ended. Nodes with these ids that ZooKeeper created
+    /// late are deleted.
     former_ids: VecDeque<(String, Instant)>,
-    /// The sorted ids and partitions from which `assigned` was computed.
+    /// The sorted member ids from which `assigned` was computed.
     members: Vec<String>,
+    /// The sorted partitions from which `assigned` was computed.
     partitions: Vec<PartitionId>,
     /// The partitions assigned to this member.
     assigned: BTreeSet<PartitionId>,
     held: BTreeMap<PartitionId, HeldPartition>,
-    /// Partitions that are not held, but may have an owner node of this session: incomplete and ended claims.
+    /// Partitions that are not held, but may have an owner node of this member: those of incomplete and ended claims.
     stray_claims: BTreeSet<PartitionId>,
-    /// Since when the claims of other members contradict `assigned`.
+    /// Time since which the claims of other members contradict `assigned`; `None` without a conflict.
     conflict_since: Option<Instant>,
     last_generation: u64,
-    /// Events that the dispatcher has not received: at most two for a partition, since nothing is claimed meanwhile.
+    /// Events that the dispatcher has not received. At most two for a partition, because no partition is claimed while
+    /// events are pending.
     pending_events: VecDeque<GroupEvent>,
     /// The latest warning and when it was logged.
     last_warning: Option<(String, Instant)>,
@@ -77,11 +83,12 @@ struct Member {
     epoch: Epoch,
 }
 
-/// A partition that is claimed.
+/// A partition that this member has claimed.
 struct HeldPartition {
     generation: Generation,
-    /// Version of the offset node after our latest write.
+    /// Version of the offset node after the latest write of this member.
     version: i32,
+    /// The offset that the offset node contains; `None` if none is stored.
     stored: Option<Offset>,
     /// The latest commit, to be stored if it differs from `stored`.
     committed: Option<Offset>,
@@ -91,17 +98,18 @@ struct HeldPartition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClaimStage {
     Active,
-    /// `Releasing` was sent: the dispatcher finishes what is in flight.
+    /// `Releasing` was sent: the dispatcher waits for the pushes in flight.
     Releasing,
-    /// The dispatcher has finished: store the offset, then delete the owner node.
+    /// The dispatcher has sent `Release`: the loop stores the offset, then deletes the owner node.
     Released,
 }
 
-/// The error is the reason why a round was not completed; the next round starts from the beginning.
+/// The result of a round or of a step of it. The error is the reason why the round was not completed; the next round
+/// starts from the beginning.
 type RoundResult = Result<(), String>;
 
 impl ZookeeperGroup {
-    /// A member that has not joined yet; see [`Group::run`].
+    /// Creates a member that has not joined the group yet; [`Group::run`] joins it.
     pub fn new(config: ZookeeperGroupConfig, keeper: SharedKeeper) -> ZookeeperGroup {
         let fence = Arc::new(KeeperFence::new(Arc::clone(&keeper)));
         ZookeeperGroup {
@@ -127,13 +135,13 @@ impl ZookeeperGroup {
         Claimant { keeper: &*self.keeper, group: &self.config.group, topic: &self.config.topic, id: &member.id }
     }
 
-    /// Applies commits and releases. Those of ended claims are ignored.
+    /// Applies the pending commits and releases. Commands of ended claims are ignored.
     fn apply(&mut self, pending: &PendingCommands) {
         let commits =
             pending.commits.iter().map(|(partition, (generation, next))| (partition, generation, Some(*next), false));
         let releases =
             pending.releases.iter().map(|(partition, (generation, next))| (partition, generation, *next, true));
-        // Releases second: their offset is the later one.
+        // Releases are applied after commits, because the offset of a release is the later one.
         for (partition, generation, next, is_release) in commits.chain(releases) {
             let Some(held) = self.held.get_mut(partition).filter(|held| held.generation == *generation) else {
                 continue;
@@ -152,13 +160,14 @@ impl ZookeeperGroup {
         self.reconcile()
     }
 
-    /// Stores the urgent offsets, then deletes the owner nodes of released partitions.
+    /// Stores the offsets that cannot wait for the store interval, then deletes the owner nodes of released partitions.
     fn finish_released(&mut self) -> RoundResult {
         self.store(true)?;
         self.delete_released()
     }
 
-    /// Releases all claims and leaves, within one session timeout; otherwise the end of the session deletes the nodes.
+    /// Releases all claims and leaves the group, with retries for one session timeout. If that fails, the nodes vanish
+    /// when the session ends.
     fn leave(&mut self, commands: &Mailbox) {
         let deadline = Instant::now() + self.keeper.session_timeout();
         let pause = self.keeper.session_timeout() / 12;
@@ -170,7 +179,7 @@ impl ZookeeperGroup {
         }
         loop {
             if self.member.as_ref().is_none_or(|member| member.epoch != self.keeper.epoch()) {
-                // Claims and registration have ended with their session.
+                // The claims and the registration ended with their session.
                 return;
             }
             let result = self.finish_released().and_then(|()| self.delete_stray_claims()).and_then(|()| {
@@ -185,7 +194,7 @@ impl ZookeeperGroup {
                         self.config.group
                     );
                 }
-                // No more commands arrive, so there is nothing to wait for but the next attempt.
+                // No further command arrives, so the thread only waits for the next attempt.
                 Err(_) => std::thread::sleep(pause),
             }
         }
@@ -198,7 +207,7 @@ impl ZookeeperGroup {
                 return;
             }
         }
-        // Every round retries, so this is not an error.
+        // Logged as a warning, not an error, because the next round retries.
         warn!("group {}: {text}", self.config.group);
         self.last_warning = Some((text, Instant::now()));
     }
@@ -229,7 +238,7 @@ impl Group for ZookeeperGroup {
                 next_store = Instant::now() + self.config.offset_update_interval;
             }
             if Instant::now() >= next_poll {
-                // Also after a failed store: only a round notices that the session was lost.
+                // The round is made even after a failed store, because only a round detects that the session was lost.
                 outcome = outcome.and(self.round());
                 next_poll = Instant::now() + poll;
             }
@@ -248,7 +257,7 @@ impl Group for ZookeeperGroup {
                     default(pause) => true,
                 },
             };
-            // The dispatcher has dropped its end.
+            // The dispatcher has dropped its end of a channel.
             if !is_connected {
                 return self.leave(&commands);
             }

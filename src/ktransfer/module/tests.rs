@@ -1,4 +1,4 @@
-//! A whole module with a broker in memory, a group that follows the test, and a real HTTP backend.
+//! Tests of a whole module with an in-memory broker, a group that is scripted by the test, and a real HTTP backend.
 
 use super::*;
 use std::collections::{BTreeMap, HashMap};
@@ -34,7 +34,7 @@ impl Fence for GroupRecord {
     }
 }
 
-/// Sends the events of the test and records the commands.
+/// A group that sends the events of the test to the dispatcher and records the dispatcher's commands.
 struct ScriptedGroup {
     record: Arc<GroupRecord>,
     script: Receiver<GroupEvent>,
@@ -106,8 +106,8 @@ impl ModuleRig {
         let starts = AtomicU32::new(0);
         let thread = std::thread::spawn(move || {
             module.run(&module_stop, |threads| {
-                // The first start is not possible and the second fails, so every test also covers the restart of a
-                // module.
+                // The first start returns an error and the second start fails in a thread, so every test also covers
+                // the restart of a module.
                 match starts.fetch_add(1, Ordering::SeqCst) {
                     0 => return Err("no broker yet".to_owned()),
                     1 => threads.spawn("fails", || panic!("on behalf of the test")),
@@ -165,7 +165,7 @@ impl Drop for ModuleRig {
     }
 }
 
-/// Requests by key; those of one key in the order of their arrival.
+/// Groups the requests by key. The requests of one key stay in the order of their arrival.
 fn by_key(requests: Vec<ReceivedRequest>) -> HashMap<String, Vec<ReceivedRequest>> {
     let mut keys: HashMap<String, Vec<ReceivedRequest>> = HashMap::new();
     for request in requests {
@@ -180,9 +180,12 @@ fn by_key(requests: Vec<ReceivedRequest>) -> HashMap<String, Vec<ReceivedRequest
 fn assert_one_at_a_time_in_order(requests: Vec<ReceivedRequest>) {
     for (key, requests) in by_key(requests) {
         for pair in requests.windows(2) {
-            assert!(pair[0].ended <= pair[1].began, "two of key {key} at the same time");
+            assert!(pair[0].ended <= pair[1].began, "two requests of key {key} at the same time");
             let (first, second) = (pair[0].number("x-kafka-offset"), pair[1].number("x-kafka-offset"));
-            assert!(first < second || pair[0].status != 200 && first == second, "key {key}: {first} before {second}");
+            assert!(
+                first < second || pair[0].status != 200 && first == second,
+                "key {key}: offset {first} was pushed before offset {second}"
+            );
         }
     }
 }
@@ -206,7 +209,7 @@ fn every_message_is_delivered_once_in_order_per_key_and_committed() {
         let key = format!("key-{partition}-{}", number / 4 % 25);
         rig.broker.put("t", partition, Some(key.as_bytes()), number.to_string().as_bytes());
     }
-    // The partitions have equal offsets, so each needs its own window.
+    // The partitions have the same offsets, so the test fails if two partitions share a window.
     for partition in 0..4 {
         rig.gain(partition, 1, if partition == 0 { Some(0) } else { None });
     }
@@ -225,7 +228,7 @@ fn every_message_is_delivered_once_in_order_per_key_and_committed() {
 
 #[test]
 fn messages_without_a_key_are_spread_over_all_workers() {
-    // Each push waits for a second one: with only one worker this would never end.
+    // Each push waits for a second push: if only one worker pushed, the test would never end.
     let barrier = std::sync::Barrier::new(2);
     let rig = ModuleRig::start(
         1,
@@ -243,7 +246,7 @@ fn messages_without_a_key_are_spread_over_all_workers() {
 }
 
 #[test]
-fn messages_of_other_methods_or_not_msgpack_are_skipped() {
+fn messages_with_an_unconfigured_method_or_without_msgpack_are_not_pushed() {
     let rig = ModuleRig::start(1, |config| config.methods = Some(["mine".into()].into()), |_| 200);
     let contents: [&[u8]; 6] = [
         b"\x81\xa6method\xa4mine",
@@ -259,7 +262,7 @@ fn messages_of_other_methods_or_not_msgpack_are_skipped() {
         }
     }
     rig.gain(0, 1, Some(0));
-    wait_until("the commit point passes all", || rig.commit_point(0) == Some(120));
+    wait_until("all messages are committed", || rig.commit_point(0) == Some(120));
     let received = rig.backend.received();
     assert_eq!(received.len(), 20);
     assert!(received.iter().all(|request| request.url.ends_with("method=mine")));
@@ -270,7 +273,7 @@ fn messages_of_other_methods_or_not_msgpack_are_skipped() {
 }
 
 #[test]
-fn a_message_is_retried_before_the_next_of_its_key_and_holds_up_no_other() {
+fn a_message_is_retried_until_delivered_before_the_next_message_of_its_key_is_pushed() {
     let rig = ModuleRig::start(
         1,
         |_| {},
@@ -309,7 +312,7 @@ fn a_message_whose_retries_are_used_up_is_counted_and_given_up() {
 }
 
 #[test]
-fn a_partition_is_released_at_its_first_message_that_is_not_done() {
+fn a_partition_is_released_with_the_offset_of_its_first_message_that_is_not_done() {
     let backend_is_healthy = Arc::new(AtomicBool::new(false));
     let is_healthy = Arc::clone(&backend_is_healthy);
     let rig = ModuleRig::start(
@@ -326,14 +329,16 @@ fn a_partition_is_released_at_its_first_message_that_is_not_done() {
     }
     rig.gain(0, 1, Some(0));
     rig.gain(1, 2, Some(0));
-    wait_until("the rest is done", || rig.backend.delivered().len() == 19 && rig.commit_point(1) == Some(10));
+    wait_until("all other messages are done", || {
+        rig.backend.delivered().len() == 19 && rig.commit_point(1) == Some(10)
+    });
     assert_eq!(rig.commit_point(0), Some(5));
     rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
-    wait_until("it is released although a message is being retried", || rig.releases() == [(0, Some(5))]);
-    // Gained again, it begins at 5, which is delivered now; 6 to 9 are repeated.
+    wait_until("partition 0 is released while offset 5 is retried", || rig.releases() == [(0, Some(5))]);
+    // After the next `Gained` reading starts at offset 5, which is delivered now; offsets 6 to 9 are repeated.
     backend_is_healthy.store(true, Ordering::SeqCst);
     rig.gain(0, 3, Some(5));
-    wait_until("it is done", || rig.commit_point(0) == Some(10));
+    wait_until("partition 0 is done", || rig.commit_point(0) == Some(10));
     assert_eq!(rig.backend.delivered().len(), 19 + 5);
 }
 
@@ -351,24 +356,24 @@ fn a_hand_over_repeats_nothing_while_the_backend_is_healthy() {
         rig.broker.put("t", 0, Some(&[number]), &[number]);
     }
     rig.gain(0, 1, Some(0));
-    wait_until("it has begun", || 10 < rig.backend.received().len());
+    wait_until("more than 10 messages are pushed", || 10 < rig.backend.received().len());
     rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
-    wait_until("it is released", || !rig.releases().is_empty());
+    wait_until("the partition is released", || !rig.releases().is_empty());
     let delivered = rig.backend.received().len();
     assert!(delivered < 200, "the release came too late to test anything");
     assert_eq!(rig.releases(), [(0, Some(delivered as Offset))]);
 }
 
 #[test]
-fn no_message_overtakes_one_of_its_key_that_a_hand_over_left_undone() {
+fn after_a_hand_over_abandons_a_message_no_later_message_of_its_key_is_pushed() {
     let rig = ModuleRig::start(1, |_| {}, |request| if request.number("x-kafka-offset") == 3 { 500 } else { 200 });
     for _ in 0..10 {
         rig.broker.put("t", 0, Some(b"k"), b"x");
     }
     rig.gain(0, 1, Some(0));
-    wait_until("it is being retried", || 5 < rig.backend.received().len());
+    wait_until("offset 3 is retried", || 5 < rig.backend.received().len());
     rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
-    wait_until("it is released", || rig.releases() == [(0, Some(3))]);
+    wait_until("the partition is released", || rig.releases() == [(0, Some(3))]);
     assert_eq!(rig.backend.delivered().len(), 3);
 }
 
@@ -378,23 +383,23 @@ fn no_push_begins_for_a_lost_partition_or_without_a_lease() {
     rig.record.lease_is_valid.store(false, Ordering::SeqCst);
     rig.broker.put("t", 0, Some(b"k"), b"x");
     rig.gain(0, 1, Some(0));
-    wait_until("it is handed out", || rig.metrics().contains("ktransfer_window_in_use{module=\"m\"} 1"));
+    wait_until("the message is sent to a worker", || rig.metrics().contains("ktransfer_window_in_use{module=\"m\"} 1"));
     assert!(rig.backend.received().is_empty(), "pushed without a lease");
     rig.record.lease_is_valid.store(true, Ordering::SeqCst);
-    wait_until("it is pushed", || 1 < rig.backend.received().len());
+    wait_until("the message is pushed twice", || 1 < rig.backend.received().len());
     rig.script.send(GroupEvent::Lost { partition: 0, generation: Generation(1) }).unwrap();
-    wait_until("it is abandoned", || rig.metrics().contains("ktransfer_window_in_use{module=\"m\"} 0"));
+    wait_until("the message is abandoned", || rig.metrics().contains("ktransfer_window_in_use{module=\"m\"} 0"));
     let attempts = rig.backend.received().len();
     assert_eq!((rig.releases(), rig.commit_point(0)), (Vec::new(), None));
-    // Only a later claim pushes it again, with attempt 1.
+    // The message is pushed again only under a later claim, beginning with attempt 1.
     rig.gain(0, 2, None);
-    wait_until("it is pushed again", || attempts < rig.backend.received().len());
+    wait_until("the message is pushed again", || attempts < rig.backend.received().len());
     let first_again = rig.backend.received()[attempts].number("x-kafka-attempt");
     assert_eq!(first_again, 1);
 }
 
 #[test]
-fn a_stuck_message_pauses_its_partition_at_max_commit_gap_and_no_other() {
+fn max_commit_gap_pauses_the_partition_of_a_stuck_message_but_no_other_partition() {
     let backend_is_healthy = Arc::new(AtomicBool::new(false));
     let is_healthy = Arc::clone(&backend_is_healthy);
     let adapt = |config: &mut ModuleConfig| {
@@ -405,7 +410,7 @@ fn a_stuck_message_pauses_its_partition_at_max_commit_gap_and_no_other() {
         let is_stuck = request.number("x-kafka-partition") == 0 && request.number("x-kafka-offset") == 0;
         if is_stuck && !is_healthy.load(Ordering::SeqCst) { 500 } else { 200 }
     });
-    // The key of the others must not hash to the worker of the stuck message.
+    // The key of the other messages must not hash to the worker that retries the stuck message.
     let stuck_worker = crate::broker::partitioner::fnv1a(b"stuck") % 8;
     let other = (0u8..).find(|key| crate::broker::partitioner::fnv1a(&[*key]) % 8 != stuck_worker).unwrap();
     rig.broker.put("t", 0, Some(b"stuck"), b"");
@@ -421,7 +426,7 @@ fn a_stuck_message_pauses_its_partition_at_max_commit_gap_and_no_other() {
     assert!(delivered_of_0() <= 9, "{} would be repeated", delivered_of_0());
     assert_eq!(rig.commit_point(0), None);
     backend_is_healthy.store(true, Ordering::SeqCst);
-    wait_until("it continues", || rig.commit_point(0) == Some(301));
+    wait_until("partition 0 is done", || rig.commit_point(0) == Some(301));
     assert_eq!(delivered_of_0(), 301);
     assert_one_at_a_time_in_order(
         rig.backend.received().into_iter().filter(|r| r.number("x-kafka-partition") == 0).collect(),
@@ -429,7 +434,7 @@ fn a_stuck_message_pauses_its_partition_at_max_commit_gap_and_no_other() {
 }
 
 #[test]
-fn reading_continues_at_the_oldest_offset_when_the_stored_one_is_gone() {
+fn reading_continues_at_the_oldest_offset_when_the_stored_offset_is_out_of_range() {
     let rig = ModuleRig::start(2, |_| {}, |_| 200);
     for number in 0..100 {
         rig.broker.put("t", 0, None, &[number]);
@@ -437,15 +442,15 @@ fn reading_continues_at_the_oldest_offset_when_the_stored_one_is_gone() {
     }
     rig.broker.trim(&TopicPartition { topic: "t".into(), partition: 0 }, 60);
     rig.gain(0, 1, Some(10));
-    // A recreated topic ends before the stored offset.
+    // As after the topic was created again: the stored offset is above the newest one.
     rig.gain(1, 1, Some(5000));
-    wait_until("both are done", || rig.commit_point(0) == Some(100) && rig.commit_point(1) == Some(100));
+    wait_until("both partitions are done", || rig.commit_point(0) == Some(100) && rig.commit_point(1) == Some(100));
     assert_eq!(rig.backend.delivered().len(), 40 + 100);
     assert!(rig.metrics().contains("ktransfer_offset_gap_messages_total{module=\"m\"} 50"), "{}", rig.metrics());
 }
 
 #[test]
-fn a_new_module_begins_at_start_from_and_stores_that_at_once() {
+fn a_new_module_starts_at_start_from_and_commits_that_offset_at_once() {
     let latest = |config: &mut ModuleConfig| config.start_from = crate::ktransfer::config::StartFrom::Latest;
     let rig = ModuleRig::start(1, latest, |_| 200);
     for number in 0..50 {
@@ -455,7 +460,7 @@ fn a_new_module_begins_at_start_from_and_stores_that_at_once() {
     wait_until("its start offset is stored", || rig.commit_point(0) == Some(50));
     assert!(rig.backend.received().is_empty());
     rig.broker.put("t", 0, None, b"new");
-    wait_until("the new one is done", || rig.commit_point(0) == Some(51));
+    wait_until("the new message is done", || rig.commit_point(0) == Some(51));
 }
 
 #[test]
@@ -464,7 +469,7 @@ fn a_push_without_an_answer_is_aborted_when_the_module_stops() {
 }
 
 #[test]
-fn a_push_that_the_stop_aborts_uses_up_no_retry() {
+fn a_push_that_the_stop_aborts_does_not_count_as_a_failed_attempt() {
     abort_at_the_stop(Some(0));
 }
 
@@ -516,7 +521,7 @@ fn a_module_whose_group_fails_is_not_restarted() {
         max_pause: Duration::from_millis(10),
     };
     let stop = Stop::new();
-    // Returns without a stop, which its supervisor takes for a failure.
+    // `run` returns before the stop. The supervisor of its thread counts that as a failure.
     module.run(&stop, |_| {
         Ok(Connectors {
             group: Box::new(FailingGroup),

@@ -1,4 +1,4 @@
-//! A push over real sockets: the bytes that arrive at a backend, and the outcome of the attempt.
+//! Tests of a push over real sockets: the bytes that the backend receives, and the outcome of the attempt.
 
 use super::*;
 use std::io::Write;
@@ -18,7 +18,7 @@ fn answered(status: u16) -> AttemptOutcome {
 }
 
 #[test]
-fn a_push_carries_the_message_and_its_origin() {
+fn a_push_has_the_message_as_body_and_its_topic_partition_and_offset_as_headers() {
     let backend = TestBackend::start(|_| 200);
     let pusher = pusher(&backend.server);
     let body: Vec<u8> = (0..=255).cycle().take(100_000).collect();
@@ -62,7 +62,7 @@ fn a_push_carries_the_message_and_its_origin() {
 }
 
 #[test]
-fn a_message_without_key_and_value_is_an_empty_post() {
+fn a_message_without_key_and_value_is_sent_as_an_empty_post() {
     let backend = TestBackend::start(|_| 204);
     let pusher = pusher(&backend.server);
     let job = job(None, None, &[]);
@@ -80,7 +80,7 @@ fn every_status_is_an_answer_and_the_connection_is_reused() {
     let pusher = pusher(&server);
     let statuses = [200u16, 302, 404, 500, 503, 299];
     let serving = std::thread::spawn(move || {
-        // One connection: a second one would not be accepted, and its request would time out.
+        // Only one connection is accepted, so a request on a second connection would time out.
         let (mut stream, _) = listener.accept().unwrap();
         let mut first_reads = Vec::new();
         for status in statuses {
@@ -99,7 +99,7 @@ fn every_status_is_an_answer_and_the_connection_is_reused() {
     let first_reads = serving.join().unwrap();
     assert!(
         first_reads.windows(2).all(|pair| pair[0] == pair[1]),
-        "head and body arrive in one piece: {first_reads:?}"
+        "head and body were not sent with one write: {first_reads:?}"
     );
 }
 
@@ -113,14 +113,14 @@ fn an_attempt_without_an_answer_fails_within_its_timeouts() {
     let outcome = pusher_of_silent.push(&job, &pusher_of_silent.url(&job, &silent), 1);
     assert!(matches!(&outcome, AttemptOutcome::Failed { reason } if reason.contains("timeout")), "{outcome:?}");
     assert!(began.elapsed() < Duration::from_secs(5));
-    // The port is closed now.
+    // The port is closed now, so the connect is refused.
     drop(listener);
     let outcome = pusher_of_silent.push(&job, &pusher_of_silent.url(&job, &silent), 1);
     assert!(matches!(&outcome, AttemptOutcome::Failed { reason } if reason.contains("refused")), "{outcome:?}");
 }
 
 #[test]
-fn a_message_that_no_request_can_carry_is_impossible_and_nothing_is_sent() {
+fn a_message_that_no_request_can_carry_returns_impossible_and_nothing_is_sent() {
     let backend = TestBackend::start(|_| 200);
     let pusher = pusher(&backend.server);
     let long_key = vec![b'/'; 20_000];
@@ -141,7 +141,7 @@ fn an_abort_ends_a_push_without_an_answer() {
     let url = pusher.url(&job, &silent);
     let pushing = Arc::clone(&pusher);
     let thread = std::thread::spawn(move || pushing.push(&job, &url, 1));
-    // Readable here: the request was sent.
+    // The backend received bytes, so the request was sent.
     let (stream, _) = listener.accept().unwrap();
     stream.peek(&mut [0]).unwrap();
     pusher.abort();

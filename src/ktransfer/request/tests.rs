@@ -1,4 +1,4 @@
-//! Requests as values: url, headers and limits by table, without a socket.
+//! Tests of the url, the headers and the limits of requests, without a socket.
 
 use super::*;
 use crate::ktransfer::test_fixtures::job;
@@ -10,7 +10,7 @@ fn builder(uri: &str) -> RequestBuilder {
 }
 
 #[test]
-fn the_url_is_made_of_server_template_and_message() {
+fn the_url_consists_of_server_and_filled_uri_template() {
     for (server, uri, key, method, expected) in [
         ("a:80", "/", None, None, "http://a:80/"),
         ("a", "/{#TOPIC}/{#PARTITION}?id={#TRANSID}", None, None, "http://a/t/3?id=42"),
@@ -57,7 +57,7 @@ fn a_request_has_the_headers_of_message_module_and_configuration() {
         let found: Vec<_> = request.headers().get_all(name).iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(found, values.iter().map(|value| value.as_bytes()).collect::<Vec<_>>(), "{name}");
     }
-    assert_eq!(request.headers().len(), 13, "and no other: {:?}", request.headers());
+    assert_eq!(request.headers().len(), 13, "a header that was not expected: {:?}", request.headers());
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn keys_record_headers_and_uris_have_limits() {
         let request = builder("/p").request(&job, "http://a:80/p", 1).unwrap();
         assert_eq!(request.headers().contains_key("x-kafka-key"), is_sent, "{key_bytes}");
     }
-    // The limit is on all of them together, and a header that does not fit leaves its room to a shorter one.
+    // The limit is on all record headers together. A shorter header is still sent after one that does not fit.
     let (half, rest) = (vec![b'x'; MAX_RECORD_HEADER_BYTES / 2], vec![b'x'; MAX_RECORD_HEADER_BYTES / 2 - 4]);
     let headers = [("a", Some(half.as_slice())), ("b", Some(&half)), ("cc", Some(&rest)), ("d", None)];
     let job = job(None, None, &headers);

@@ -1,4 +1,4 @@
-//! Claims, stores and releases partitions until the held partitions are the assigned ones.
+//! Claims and releases partitions until the held partitions are the assigned ones, and stores their offsets.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use crate::ktransfer::group::claim::{ClaimOutcome, StoreOutcome};
 use crate::ktransfer::group::{Generation, GroupEvent};
 
 impl ZookeeperGroup {
-    /// Starts to release held partitions that are not assigned, and claims assigned ones that are not held.
+    /// Starts to release held partitions that are not assigned, and claims assigned partitions that are not held.
     pub(super) fn reconcile(&mut self) -> RoundResult {
         if self.member.is_none() {
             return Ok(());
@@ -28,7 +28,7 @@ impl ZookeeperGroup {
                     .push_back(GroupEvent::Releasing { partition: *partition, generation: held.generation });
             }
         }
-        // The owner node was deleted by hand; a later round may claim the partition again.
+        // A missing owner node was deleted by hand. A later round may claim the partition again.
         for deleted in self.held.keys().copied().filter(|held| !owners.contains(held)).collect::<Vec<_>>() {
             warn!("group {}: claim on partition {deleted} lost, its owner node was deleted", self.config.group);
             self.end_claim(deleted);
@@ -50,15 +50,17 @@ impl ZookeeperGroup {
         self.delete_stray_claims()
     }
 
-    /// Claims one partition; false while another member owns it.
+    /// Tries to claim `partition`. Returns false if another member owns it, and true in all other cases, even if the
+    /// claim has to be retried. Fails if ZooKeeper is unreachable or the session is lost.
     fn claim(&mut self, partition: PartitionId) -> Result<bool, String> {
         let member = self.member.as_ref().expect("only a member claims");
         let epoch = member.epoch;
-        // Before the attempt: it may create the owner node and then fail.
+        // Recorded before the attempt, because the attempt may create the owner node and then fail.
         self.stray_claims.insert(partition);
         let outcome = match self.claimant(member).claim(partition) {
             Err(error @ KeeperError::Unreachable(_)) => return Err(to_reason(error)),
-            // Another client wrote at the same moment. The next round retries; the other partitions do not wait for it.
+            // Another client wrote a node at the same moment. The next round retries this partition; the claims of the
+            // other partitions continue.
             Err(error) => {
                 self.warn_rate_limited(format!("cannot claim partition {partition} yet, retrying: {error}"));
                 return Ok(true);
@@ -66,7 +68,7 @@ impl ZookeeperGroup {
             Ok(outcome) => outcome,
         };
         if self.keeper.epoch() != epoch {
-            // A part of the claim may belong to another session, so the lease of this epoch would not cover it.
+            // The owner node may belong to another session than `epoch`, and a lease for `epoch` would not cover it.
             return Err(format!("ZooKeeper session lost while claiming partition {partition}, retrying"));
         }
         match outcome {
@@ -95,9 +97,9 @@ impl ZookeeperGroup {
         }
     }
 
-    /// Deletes an owner node with an id of a former session of this member. Such a node normally expires with that
-    /// session. But it may have been created late, in a later session that is alive; so it is deleted when the former
-    /// session has certainly ended.
+    /// Deletes an owner node with an id that this member had in a former session. Such a node normally expires with the
+    /// former session. But ZooKeeper may have created it late, in a session that is alive, so it is deleted once the
+    /// former session has certainly expired.
     fn delete_former_owner(&self, partition: PartitionId, owner: &str) -> RoundResult {
         let Some(member) = &self.member else { return Ok(()) };
         let has_expired = |ended: &Instant| ended.elapsed() > 2 * self.keeper.session_timeout();
@@ -107,8 +109,9 @@ impl ZookeeperGroup {
         }
     }
 
-    /// Stores the commits of all partitions, or only of released ones and of those without a stored offset. If one of
-    /// the latter were lost before its first store, the next owner would start at `start_from`, perhaps elsewhere.
+    /// Stores the commits of all partitions; with `urgent_only` only those of released partitions and of partitions
+    /// without a stored offset. A partition without a stored offset is urgent because the next owner would look
+    /// `start_from` up again and might start at another offset.
     pub(super) fn store(&mut self, urgent_only: bool) -> RoundResult {
         for partition in self.held.keys().copied().collect::<Vec<_>>() {
             let (Some(member), Some(held)) = (&self.member, self.held.get(&partition)) else { continue };
@@ -133,7 +136,8 @@ impl ZookeeperGroup {
         Ok(())
     }
 
-    /// Deletes the owner nodes of released partitions. Only after [`Self::store`]: the next owner reads that offset.
+    /// Deletes the owner nodes of released partitions. Must be called after [`Self::store`], because the next owner
+    /// reads the stored offset.
     pub(super) fn delete_released(&mut self) -> RoundResult {
         let released =
             self.held.iter().filter(|(_, held)| held.stage == ClaimStage::Released).map(|(partition, _)| *partition);
@@ -145,7 +149,8 @@ impl ZookeeperGroup {
         Ok(())
     }
 
-    /// Deletes our owner nodes without a claim, unless the partition is assigned and will soon be claimed again.
+    /// Deletes owner nodes of this member that belong to no claim, unless the partition is assigned and will be claimed
+    /// again.
     pub(super) fn delete_stray_claims(&mut self) -> RoundResult {
         for partition in self.stray_claims.difference(&self.assigned).copied().collect::<Vec<_>>() {
             let Some(member) = &self.member else { break };
@@ -155,12 +160,12 @@ impl ZookeeperGroup {
         Ok(())
     }
 
-    /// Ends a claim that was lost, and reports that. Its owner node may still exist.
+    /// Ends a claim that was lost and queues the event `Lost`. The owner node of the claim may still exist.
     pub(super) fn end_claim(&mut self, partition: PartitionId) {
         self.fence.revoke(partition);
         self.stray_claims.insert(partition);
         if let Some(held) = self.held.remove(&partition)
-            // After `Release` the dispatcher has forgotten this generation.
+            // After it has sent `Release`, the dispatcher does not know this generation any more.
             && held.stage != ClaimStage::Released
         {
             self.pending_events.push_back(GroupEvent::Lost { partition, generation: held.generation });

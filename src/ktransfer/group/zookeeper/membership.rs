@@ -1,4 +1,4 @@
-//! Follows the ZooKeeper session, registers the member, and computes which partitions are assigned to it.
+//! Follows the ZooKeeper session, registers the member, and computes which partitions are assigned to this member.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,7 +16,8 @@ use crate::ktransfer::group::member::registration;
 const MAX_CONFLICT: Duration = Duration::from_secs(3);
 
 impl ZookeeperGroup {
-    /// Ends the claims of a session that is not the current one. Then becomes a member of the current session, if any.
+    /// Ends the claims of a session that is no longer the current one. Then creates the member's id for the current
+    /// session. Fails if there is no session.
     pub(super) fn follow_session(&mut self) -> RoundResult {
         let epoch = self.keeper.epoch();
         if self.member.as_ref().is_some_and(|member| member.epoch != epoch) {
@@ -33,14 +34,15 @@ impl ZookeeperGroup {
             self.clear_assignment();
         }
         if self.member.is_none() {
-            // A successful call proves that a session exists; the id must belong to one.
+            // An id must belong to a session, and a successful call proves that a session exists.
             self.keeper.read("/").map_err(to_reason)?;
             self.member = Some(Member { id: self.member_ids.next(), epoch: self.keeper.epoch() });
         }
         Ok(())
     }
 
-    /// Reads members and partitions, registers if needed, and computes the assignment again if something has changed.
+    /// Reads the members and the partitions, registers this member if it is missing, and computes the assignment again
+    /// if members or partitions have changed or a conflict lasts.
     pub(super) fn update_assignment(&mut self) -> RoundResult {
         let Some(member) = &self.member else { return Ok(()) };
         let mut members = match self.keeper.children(&paths::group_ids(&self.config.group)) {
@@ -58,7 +60,8 @@ impl ZookeeperGroup {
             }
             members.push(member.id.clone());
         }
-        // Registered under a former id while the session changed: such a node may belong to a session that is alive.
+        // A registration that was sent while the session changed may have created a node with a former id in a session
+        // that is alive. Such a node does not expire, so it is deleted here.
         for (id, _) in self.former_ids.iter().filter(|(id, _)| members.contains(id)) {
             self.claimant(member).unregister(id).map_err(to_reason)?;
         }
@@ -66,7 +69,8 @@ impl ZookeeperGroup {
         members.sort_unstable();
         let topic = self.config.topic.clone();
         let partitions = match discovery::partition_ids(&*self.keeper, &topic) {
-            // It may be created later. Releasing its partitions does no harm: without the topic they cannot be read.
+            // The topic may be created later. Until then its partitions are released: without the topic they cannot be
+            // read.
             Err(DiscoveryError::UnknownTopic(_)) => {
                 self.warn_rate_limited(format!("topic {topic} does not exist in ZooKeeper, retrying"));
                 Vec::new()
@@ -101,7 +105,7 @@ impl ZookeeperGroup {
         self.assigned.clear();
         self.stray_claims.clear();
         self.conflict_since = None;
-        // By then every node with such an id has been seen and deleted, or has expired.
+        // After 20 session timeouts, every node with a former id has been deleted by this member or has expired.
         let old = 20 * self.keeper.session_timeout();
         self.former_ids.retain(|(_, ended)| ended.elapsed() < old);
     }

@@ -1,4 +1,4 @@
-//! Members of a group over an in-memory ensemble: join, assignment, take-over, fencing.
+//! Tests of group members with an in-memory ensemble: join, assignment, hand-over, fencing.
 
 use super::*;
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
@@ -8,7 +8,7 @@ use crate::ktransfer::group::{CommandSender, GroupCommand, mailbox};
 use crossbeam_channel::{Receiver, bounded};
 use std::thread::JoinHandle;
 
-/// The group polls every sixth of it, 200 ms.
+/// Session timeout of the members. A member polls at a sixth of this timeout, which is 200 ms.
 const SESSION: Duration = Duration::from_millis(1_200);
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -22,7 +22,7 @@ fn create_topic(keeper: &dyn Keeper, leaders: &[i32]) {
     }
 }
 
-/// A member whose dispatcher is the test.
+/// A running member. The test acts as its dispatcher.
 struct RunningMember {
     keeper: Arc<InMemoryKeeper>,
     lease: Lease,
@@ -42,14 +42,14 @@ impl RunningMember {
         let group = Box::new(ZookeeperGroup::new(config, Arc::clone(&keeper) as SharedKeeper));
         let lease = group.lease();
         let (commands, mailbox) = mailbox();
-        // As small as possible: the group must go on while the dispatcher does not receive.
+        // The smallest bound, so that the tests show that the group continues while the dispatcher does not receive.
         let (sender, events) = bounded(1);
         let thread = std::thread::spawn(move || group.run(mailbox, sender));
         RunningMember { keeper, lease, commands, events, thread }
     }
 
     fn next(&self) -> GroupEvent {
-        self.events.recv_timeout(PATIENCE).expect("an event in time")
+        self.events.recv_timeout(PATIENCE).expect("an event within the time limit")
     }
 
     fn gains(&self, expected: &[PartitionId]) -> BTreeMap<PartitionId, (Generation, Option<Offset>)> {
@@ -86,7 +86,7 @@ impl RunningMember {
 }
 
 #[test]
-fn a_single_member_gains_all_partitions_and_leaves_only_offsets() {
+fn a_single_member_gains_all_partitions_and_after_its_leave_only_offset_nodes_remain() {
     let ensemble = InMemoryEnsemble::new();
     let observer = ensemble.connect(SESSION);
     create_topic(&*observer, &[1, 2, 1]);
@@ -120,7 +120,7 @@ fn the_first_offset_of_a_partition_is_stored_before_the_interval() {
     create_topic(&*ensemble.connect(SESSION), &[1]);
     let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
     let (generation, _) = one.gains(&[0])[&0];
-    // Before it is stored, a restart with start_from=latest would skip the messages that arrived meanwhile.
+    // Until an offset is stored, a restart with start_from=latest would skip the messages appended since the start.
     one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 50 });
     one.wait_for_text("/consumers/g/offsets/t/0", "50");
     one.leave();
@@ -190,7 +190,7 @@ fn an_unreachable_member_is_fenced() {
     paused.commands.send(GroupCommand::Commit { partition: 0, generation: old, next: 3 });
     let deadline = Instant::now() + PATIENCE;
     while paused.lease.is_valid(0, old) {
-        assert!(Instant::now() < deadline, "the lease must run out");
+        assert!(Instant::now() < deadline, "the lease must expire");
         std::thread::yield_now();
     }
     assert!(paused.events.is_empty(), "the session may survive, so nothing is reported yet");
@@ -209,7 +209,7 @@ fn an_unreachable_member_is_fenced() {
 }
 
 #[test]
-fn an_offset_written_by_hand_is_a_new_position() {
+fn an_offset_written_by_hand_ends_the_claim_and_is_the_position_of_the_next_claim() {
     let ensemble = InMemoryEnsemble::new();
     let observer = ensemble.connect(SESSION);
     create_topic(&*observer, &[1]);
@@ -225,7 +225,7 @@ fn an_offset_written_by_hand_is_a_new_position() {
 }
 
 #[test]
-fn lost_responses_and_a_topic_created_late_do_no_harm() {
+fn a_member_claims_and_leaves_despite_lost_responses_and_a_topic_created_later() {
     let ensemble = InMemoryEnsemble::new();
     let one = RunningMember::start(&ensemble);
     assert!(one.events.recv_timeout(SESSION).is_err());
@@ -241,14 +241,16 @@ fn lost_responses_and_a_topic_created_late_do_no_harm() {
 }
 
 #[test]
-fn a_partition_is_released_although_its_offset_was_written_by_hand() {
+fn a_partition_is_released_even_if_its_offset_was_written_by_hand() {
     let ensemble = InMemoryEnsemble::new();
     let observer = ensemble.connect(SESSION);
     create_topic(&*observer, &[1, 1]);
     let one = RunningMember::start(&ensemble);
     one.gains(&[0, 1]);
     let two = RunningMember::start(&ensemble);
-    let GroupEvent::Releasing { partition, generation } = one.next() else { panic!("one of two is released") };
+    let GroupEvent::Releasing { partition, generation } = one.next() else {
+        panic!("expected Releasing for one of the two partitions")
+    };
     let path = paths::offset("g", "t", partition);
     let node = observer.read(&path).unwrap().unwrap();
     observer.write(&path, b"100", node.version).unwrap();
