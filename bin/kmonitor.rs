@@ -1,4 +1,4 @@
-//! Entry point of kmonitor: the delay between Kafka and ktransfer.
+//! Entry point of kmonitor, which reports how far ktransfer is behind Kafka.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Entry point of kproxy: HTTP to Kafka.
+//! Entry point of kproxy, which writes HTTP requests to Kafka.
 
 use std::process::ExitCode;
 

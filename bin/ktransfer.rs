@@ -1,4 +1,4 @@
-//! Entry point of ktransfer: Kafka to HTTP.
+//! Entry point of ktransfer, which pushes Kafka messages to HTTP servers.
 
 use std::process::ExitCode;
 

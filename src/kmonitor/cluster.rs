@@ -1,9 +1,10 @@
-//! Polls one cluster: reads the stored offsets, then the newest ones, and writes the snapshot.
+//! Polls one cluster: reads the stored offsets, then the newest offsets, and writes the snapshot.
 //!
-//! The order matters, since both offsets only grow. A stored offset that was read first can make the delay larger than
-//! it was at any moment in between, never smaller; a delay is never hidden.
+//! The order matters, because both offsets only grow. With the stored offset read first, the computed delay may be
+//! larger than the delay was at any moment of the poll, but never smaller.
 //!
-//! Clusters share nothing but the snapshot store, so a cluster that cannot be reached delays no other.
+//! Each cluster has a thread, a ZooKeeper client and a Kafka client of its own, so an unreachable cluster does not
+//! delay the others.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,36 +22,38 @@ use super::log_ends::{BrokerLogEnds, NewestOffsets};
 use super::snapshot::{ClusterSnapshot, SnapshotWriter};
 use super::stored_offsets::{GroupReader, ReadError};
 
-/// The pause after a poll that took longer than the interval, so that ZooKeeper is not under constant load.
+/// Shortest pause between two polls, even if a poll took longer than the interval: ZooKeeper must not be under constant
+/// load.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 
-/// The pause after a failed poll, where the interval is longer.
+/// Interval after a failed poll, unless the configured interval is shorter.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// A failure that lasts is logged again after this time.
+/// Interval at which a lasting failure is logged again.
 const REMIND_AFTER: Duration = Duration::from_secs(60);
 
-/// Stored offsets are read for at most this time, or half the interval, before their newest offsets are requested.
+/// Longest time for reading the stored offsets of one batch of groups, before the newest offsets are requested. With a
+/// short poll interval, half the interval is the limit.
 const MAX_BATCH_TIME: Duration = Duration::from_secs(1);
 
-/// Finds brokers of the cluster, as `host:port`.
+/// Returns brokers of the cluster, as `host:port`.
 pub(super) type FindBrokers = Box<dyn FnMut() -> Result<Vec<String>, KeeperError> + Send>;
 
 type Modules = BTreeMap<Arc<str>, ModuleDelay>;
 
-/// Everything the poller of one cluster needs.
+/// Polls one cluster in a loop and writes its snapshots.
 pub(super) struct Poller {
-    /// Name of the cluster, for the log.
+    /// Name of the cluster, for log lines.
     pub name: String,
     /// The ZooKeeper of the cluster.
     pub keeper: SharedKeeper,
-    /// Finds the brokers; called at each poll, since they may move.
+    /// Finds the brokers; called at each poll, because their addresses may change.
     pub find_brokers: FindBrokers,
-    /// The newest offsets, from these brokers.
+    /// Requests the newest offsets from the brokers found.
     pub log_ends: BrokerLogEnds,
-    /// From the beginning of one poll to that of the next.
+    /// Time from the start of one poll to the start of the next.
     pub interval: Duration,
-    /// Where the snapshots go.
+    /// Writes the snapshots of the cluster.
     pub writer: SnapshotWriter,
     /// The state of the cluster in `/readyz`.
     pub component: Component,
@@ -69,13 +72,13 @@ pub(super) struct PollMetrics {
 }
 
 impl Poller {
-    /// Polls until the stop.
+    /// Polls until the stop is triggered.
     pub(super) fn run(mut self, stop: &Stop) {
         let mut failures = FailureLog::default();
         loop {
             let began = Instant::now();
             let outcome = self.poll(stop);
-            // A poll that the stop cut short is neither counted nor logged.
+            // A poll that the stop interrupted is neither counted nor logged.
             if stop.is_triggered() {
                 return;
             }
@@ -91,7 +94,8 @@ impl Poller {
         }
     }
 
-    /// Polls once. After an error the snapshot has the delays that are known, or is withdrawn.
+    /// Polls once. If newest offsets cannot be read, the snapshot has the delays that are known; if stored offsets
+    /// cannot be read, the cluster has no snapshot. Both are errors.
     fn poll(&mut self, stop: &Stop) -> Result<(), String> {
         let began = Instant::now();
         match self.read(stop) {
@@ -107,10 +111,10 @@ impl Poller {
         }
     }
 
-    /// All modules, and why some of their newest offsets are unknown, if so.
+    /// Returns all modules, and the reason if some newest offsets are unknown. Fails if stored offsets cannot be read.
     ///
-    /// Groups are read in batches, each followed by its newest offsets: however many groups a cluster has, the stored
-    /// and the newest offset of a partition are read at nearly the same time.
+    /// Groups are read in batches, and the newest offsets of each batch right after its stored offsets. So the stored
+    /// and the newest offset of a partition are read at nearly the same time, even if the cluster has many groups.
     fn read(&mut self, stop: &Stop) -> Result<(Modules, Option<String>), ReadError> {
         let keeper = self.keeper.clone();
         let mut reader = GroupReader::new(&*keeper, stop);
@@ -132,7 +136,7 @@ impl Poller {
             let newest =
                 hosts.as_ref().map_or_else(NewestOffsets::default, |hosts| self.log_ends.newest(hosts, &by_module));
             if newest.is_unreachable {
-                // Each further request of this poll would time out as well.
+                // Further requests to the brokers in this poll would time out too.
                 hosts = None;
             }
             let end_of = |partition: &_| newest.ends.get(partition).copied().unwrap_or(LogEnd::Unknown);
@@ -143,7 +147,7 @@ impl Poller {
     }
 }
 
-/// Logs when the failures of a cluster begin, last and end, instead of a line for each poll.
+/// Logs the failures of a cluster: when they begin, every [`REMIND_AFTER`], and when they end, instead of at each poll.
 #[derive(Default)]
 struct FailureLog {
     failing_since: Option<Instant>,
@@ -163,8 +167,8 @@ impl FailureLog {
                 self.last_logged = None;
             }
             Err(cause) => {
-                // The first failure may be a ZooKeeper session that is not established yet; only the next one is a
-                // warning.
+                // The first failure may only mean that the ZooKeeper session is not established yet, so the warning
+                // comes with the second failure.
                 let Some(_) = self.failing_since else {
                     self.failing_since = Some(now);
                     return debug!("cluster {cluster}: {cause}");

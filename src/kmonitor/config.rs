@@ -1,4 +1,4 @@
-//! The configuration `kmonitor.yaml`: the keys of the original, and optional ones that the original does not have.
+//! The configuration `kmonitor.yaml`: the keys of the original, and optional keys that the original does not have.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::daemon::{Settings, shutdown_grace};
 use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
-/// The longest time a key can have: an hour. A longer one is surely a mistake in the unit.
+/// Longest time that a key may have: an hour. A longer time is almost certainly a mistake in the unit.
 const MAX_MILLIS: u64 = 3_600_000;
 
 /// The whole configuration.
@@ -17,11 +17,11 @@ const MAX_MILLIS: u64 = 3_600_000;
 pub struct Config {
     /// `base.log_dir`, `base.log_level`.
     pub log: LogConfig,
-    /// The clusters that `base.clusters` names, in its order; at least one.
+    /// The clusters listed in `base.clusters`, in the same order; at least one.
     pub clusters: Vec<ClusterConfig>,
-    /// From the beginning of one poll of a cluster to that of the next (`base.poll_interval_ms`).
+    /// Time from the start of one poll of a cluster to the start of the next (`base.poll_interval_ms`).
     pub poll_interval: Duration,
-    /// How long an ordered stop may take (`base.shutdown_grace_ms`).
+    /// Time to answer requests in flight when the daemon stops (`base.shutdown_grace_ms`).
     pub shutdown_grace: Duration,
     /// Section `http_server`.
     pub http: HttpConfig,
@@ -30,11 +30,11 @@ pub struct Config {
 /// Section `http_server`.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
-    /// Port of `/delay`.
+    /// Port of `/delay`, `/metrics`, `/healthz` and `/readyz`.
     pub port: u16,
-    /// A second port with `/metrics`, `/healthz` and `/readyz` alone; `port` has them too.
+    /// A second port, which has `/metrics`, `/healthz` and `/readyz` but not `/delay`.
     pub admin_port: Option<u16>,
-    /// From the first byte of a request to its last (`read_timeout_ms`).
+    /// Longest time from the first byte of a request to its last (`read_timeout_ms`).
     pub read_timeout: Duration,
     /// Time for a client to receive an answer (`write_timeout_ms`).
     pub write_timeout: Duration,
@@ -43,7 +43,7 @@ pub struct HttpConfig {
 /// The section of one cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
-    /// The name of the section, and of the cluster in all answers.
+    /// The name of the section, which is the name of the cluster in all answers.
     pub name: String,
     /// The ZooKeeper of the cluster: `zk_hosts`, `chroot`, `zk_connect_timeout_ms`, `zk_session_timeout_ms`.
     pub keeper: KeeperConfig,
@@ -51,7 +51,7 @@ pub struct ClusterConfig {
     pub engine: Engine,
     /// Settings of librdkafka (`kafka`).
     pub kafka: KafkaSettings,
-    /// Some brokers of the cluster (`broker_hosts`); with `None` they are found in ZooKeeper.
+    /// Some brokers of the cluster (`broker_hosts`); with `None` the brokers are found in ZooKeeper.
     pub broker_hosts: Option<Vec<String>>,
 }
 
@@ -66,7 +66,7 @@ impl Settings for Config {
 }
 
 impl Config {
-    /// Loads a file, or returns everything that is wrong with it.
+    /// Loads a file, or returns every problem in it.
     pub fn load(file: &Path) -> Result<Config, Problems> {
         let mut problems = Problems::default();
         let mut whole = Section::load(file, &mut problems);
@@ -80,7 +80,8 @@ impl Config {
                 clusters.push(ClusterConfig::take(name, section, &mut problems));
             }
         }
-        // A cluster can be switched off by removing it from `clusters` alone: its section is allowed, and checked.
+        // To switch a cluster off it is enough to remove it from `clusters`. Its section may stay, and is still
+        // checked.
         let others: Vec<String> = whole.remaining().collect();
         for name in others {
             if whole.is_map_with(&name, "zk_hosts")
@@ -99,7 +100,7 @@ impl Config {
         });
         match config {
             Some(config) => problems.or(config),
-            // The absence of either section is one of the problems.
+            // The missing section, `base` or `http_server`, is one of the problems.
             None => Err(problems),
         }
     }

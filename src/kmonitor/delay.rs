@@ -8,29 +8,29 @@ use std::sync::Arc;
 
 use crate::broker::{Offset, PartitionId, TopicPartition};
 
-/// The stored offsets of one module. `None` is a node whose text is not an offset.
+/// The stored offsets of one module. `None` stands for a ZooKeeper node whose text is not an offset.
 pub(super) type StoredOffsets = BTreeMap<TopicPartition, Option<Offset>>;
 
-/// The stored offsets of all modules of one cluster, by the name of the module.
+/// The stored offsets of all modules of one cluster, by module name.
 pub(super) type StoredByModule = BTreeMap<Arc<str>, StoredOffsets>;
 
 /// Where the log of a partition ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LogEnd {
-    /// Offset that the next appended message will get.
+    /// The offset that the next appended message will get.
     Newest(Offset),
-    /// The topic or partition does not exist (any more).
+    /// The topic or partition does not exist, or no longer exists.
     Gone,
     /// No broker returned the log end.
     Unknown,
 }
 
-/// One partition a module has a stored offset for.
+/// One partition for which a module has a stored offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PartitionDelay {
-    /// Topic and number.
+    /// Topic and number of the partition.
     pub partition: TopicPartition,
-    /// Offset of the next message to be pushed.
+    /// Offset of the next message to be pushed; `None` if the text of the ZooKeeper node is not an offset.
     pub stored: Option<Offset>,
     /// Where the log of the partition ends.
     pub end: LogEnd,
@@ -39,24 +39,24 @@ pub(super) struct PartitionDelay {
 /// The delays of one module at one poll.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ModuleDelay {
-    /// Every partition, by topic and number.
+    /// Every partition, sorted by topic and number.
     pub partitions: Vec<PartitionDelay>,
-    /// The delays that `/delay` shows, by the number of the partition alone; those of several topics are added up.
+    /// The delays in `/delay`, by partition number. If several topics have a partition of this number, their sum.
     pub by_number: BTreeMap<PartitionId, u64>,
 }
 
 impl PartitionDelay {
-    /// Messages between the stored and the newest offset, where both are known.
+    /// Returns the number of messages between the stored and the newest offset; `None` if either is unknown.
     pub(super) fn messages(&self) -> Option<u64> {
         match (self.stored, self.end) {
-            // A stored offset beyond the log end means that the topic was deleted and created again: no message waits.
+            // A stored offset beyond the log end means that the topic was deleted and created again: the delay is 0.
             (Some(stored), LogEnd::Newest(newest)) => Some(u64::try_from(newest.saturating_sub(stored)).unwrap_or(0)),
             _ => None,
         }
     }
 }
 
-/// Joins the stored offsets with the log ends.
+/// Joins the stored offsets with the log ends into the delays of each module.
 pub(super) fn join(
     by_module: StoredByModule,
     end_of: impl Fn(&TopicPartition) -> LogEnd,
@@ -71,11 +71,12 @@ pub(super) fn join(
     by_module.into_iter().map(|(name, stored)| (name, module(stored))).collect()
 }
 
-/// The delays by the number of the partition alone, as `/delay` has them.
+/// Returns the delays by partition number, as in `/delay`.
 ///
-/// A module pushes one topic, so each number has one partition. A module that changed its topic, or another consumer of
-/// several topics, has more: their delays are added up, so that the module's total is right and no delay is hidden. If
-/// one of them is unknown, so is the sum, and the number is left out. A partition that is gone does not count.
+/// A module pushes one topic, so each number belongs to one partition. In a module that changed its topic, or a
+/// consumer group of several topics, a number may belong to several partitions. Their delays are added up, so that the
+/// total of the module is right. If one of these delays is unknown, the number is left out. A partition that is gone is
+/// ignored.
 fn by_number(partitions: &[PartitionDelay]) -> BTreeMap<PartitionId, u64> {
     let mut sums: BTreeMap<PartitionId, Option<u64>> = BTreeMap::new();
     for delay in partitions.iter().filter(|delay| delay.end != LogEnd::Gone) {

@@ -1,7 +1,8 @@
 //! `GET /delay`, and the endpoints that every daemon has.
 //!
-//! `format` is `json` (default) or `zabbix`. `cluster` and `module` select one; an unknown one is 404. While a selected
-//! cluster has no snapshot, no module is known to be absent: the answer is then 200 with the known delays.
+//! `format` is `json` (default) or `zabbix`. `cluster` selects one cluster and `module` one module; an unknown name is
+//! answered with 404. But while a selected cluster has no snapshot, an unknown module is answered with 200, because
+//! that cluster may have the module.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::http::{Admission, Handler, Head, Reply, Request, Response, percent_de
 use super::report::{json, zabbix};
 use super::snapshot::{SnapshotStore, Snapshots};
 
-/// Largest body of a request, bytes.
+/// Largest body of a request, in bytes.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// Answers from the newest snapshots.
@@ -26,7 +27,8 @@ pub(super) struct DelayHandler {
 }
 
 impl Handler for DelayHandler {
-    /// Reads a body, which no endpoint uses, so that an incomplete or large one is answered as everywhere: 408, 413.
+    /// Reads the body, which no endpoint uses, so that an incomplete body is answered with 408 and a large one with
+    /// 413.
     fn admit(self: Arc<Self>, _: &Head) -> Admission {
         let then = Box::new(move |request: Request, reply: Reply| {
             let head = &request.head;
@@ -84,7 +86,7 @@ impl DelayHandler {
     }
 }
 
-/// Whether every cluster has a snapshot and none has the module.
+/// Returns whether every cluster has a snapshot and none of the snapshots has the module.
 fn is_absent(snapshots: &Snapshots, module: &str) -> bool {
     snapshots.iter().all(|(_, snapshot)| snapshot.as_ref().is_some_and(|known| !known.modules.contains_key(module)))
 }
@@ -93,7 +95,7 @@ fn refusal(status: u16, error: &str, message: &str) -> Response {
     Response::json(status, serde_json::json!({"error": error, "message": message}).to_string())
 }
 
-/// `a=1&b=2` decoded. A duplicate parameter and an invalid percent-encoding are errors.
+/// Parses and decodes a query such as `a=1&b=2`. Fails for a duplicate parameter or an invalid percent-encoding.
 fn parameters(query: &str) -> Result<BTreeMap<String, String>, String> {
     let mut parameters = BTreeMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -108,7 +110,7 @@ fn parameters(query: &str) -> Result<BTreeMap<String, String>, String> {
 
 fn decoded(text: &str) -> Result<String, String> {
     let bytes = percent_decode(text).ok_or_else(|| format!("invalid percent-encoding in {text:?}"))?;
-    String::from_utf8(bytes.into_owned()).map_err(|_| format!("{text:?} is not UTF-8"))
+    String::from_utf8(bytes.into_owned()).map_err(|_| format!("{text:?} does not decode to UTF-8"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The newest offsets of the partitions that some module has a stored offset for.
+//! Requests the newest offsets of the partitions for which some module has a stored offset.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -7,41 +7,42 @@ use crate::broker::{LogEnds, MetadataError, PartitionId, TopicPartition};
 
 use super::delay::{LogEnd, StoredByModule};
 
-/// Connects to the brokers at these addresses. After an error the next poll connects again.
+/// Connects to the brokers at these addresses, or returns why that failed.
 pub(super) type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
 
-/// Requests log ends from the brokers of one cluster, over one client that is kept until the brokers change or none
-/// responds.
+/// Requests log ends from the brokers of one cluster. It keeps one Kafka client until the broker addresses change or no
+/// broker responds.
 pub(super) struct BrokerLogEnds {
     connect: Connect,
     connected: Option<(Vec<String>, Box<dyn LogEnds>)>,
 }
 
-/// The log ends of one request.
+/// The result of one request for log ends.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct NewestOffsets {
     /// One entry for each requested partition; a partition without an entry is unknown.
     pub ends: HashMap<TopicPartition, LogEnd>,
     /// Why some or all log ends are unknown.
     pub failure: Option<String>,
-    /// Whether no broker responded at all: a further request would time out as well.
+    /// Whether no broker responded at all, so that a further request would time out too.
     pub is_unreachable: bool,
 }
 
 impl NewestOffsets {
-    /// No log end is known, since no broker can be reached.
+    /// The result when no broker can be reached: no log end is known.
     fn unreachable(failure: String) -> Self {
         NewestOffsets { failure: Some(failure), is_unreachable: true, ..NewestOffsets::default() }
     }
 }
 
 impl BrokerLogEnds {
-    /// Connects with the first request.
+    /// Makes a value without a Kafka client; the first request calls `connect`.
     pub(super) fn new(connect: Connect) -> Self {
         BrokerLogEnds { connect, connected: None }
     }
 
-    /// Requests the newest offset of every partition in `by_module`, each once, from the brokers at `hosts`.
+    /// Requests the newest offset of every partition in `by_module` from the brokers at `hosts`. A partition that
+    /// several modules have is requested once.
     pub(super) fn newest(&mut self, hosts: &[String], by_module: &StoredByModule) -> NewestOffsets {
         let wanted: BTreeSet<&TopicPartition> = by_module.values().flat_map(BTreeMap::keys).collect();
         let wanted: Vec<TopicPartition> = wanted.into_iter().cloned().collect();
@@ -75,7 +76,7 @@ impl BrokerLogEnds {
             newest.ends.insert(partition.clone(), end);
         }
         if n_unreachable == wanted.len() {
-            // No broker responded: the next request begins with a new client.
+            // No broker responded, so the next request makes a new client.
             self.connected = None;
             newest.is_unreachable = true;
         }
@@ -97,17 +98,17 @@ impl BrokerLogEnds {
     }
 }
 
-/// The partitions of topics; requested only for a topic with a partition whose newest offset is missing.
+/// Requests the partitions of topics, once for each topic with a partition whose newest offset is missing.
 struct TopicMetadata<'a> {
     log_ends: &'a mut dyn LogEnds,
     /// Partition numbers by topic; `None` where the metadata request failed.
     partitions: HashMap<Arc<str>, Option<BTreeSet<PartitionId>>>,
-    /// Cleared by the first request without a response: further ones would time out as well.
+    /// Set to false by the first request without a response; further requests would time out too.
     is_reachable: bool,
 }
 
 impl TopicMetadata<'_> {
-    /// Whether the partition certainly does not exist.
+    /// Returns whether the partition certainly does not exist.
     fn lacks(&mut self, partition: &TopicPartition) -> bool {
         if !self.partitions.contains_key(&partition.topic) {
             let numbers = if self.is_reachable { self.request(&partition.topic) } else { None };
@@ -181,7 +182,7 @@ mod tests {
         ]);
         assert_eq!(newest.ends, expected);
         assert!(newest.failure.unwrap().contains("no leader"));
-        // A broker without a leader for one partition responds all the same: further requests make sense.
+        // A partition without a leader is no reason to skip further requests: the broker does respond.
         let newest = ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 1))]));
         assert_eq!((newest.ends[&at("t", 1)], newest.is_unreachable), (LogEnd::Unknown, false));
         broker.set_reachable(false);
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_to_connect_is_returned_and_no_partition_needs_no_broker() {
+    fn a_failure_to_connect_is_returned_and_without_partitions_no_broker_is_needed() {
         let mut ends = BrokerLogEnds::new(Box::new(|_| Err("no route".into())));
         assert_eq!(ends.newest(&[], &StoredByModule::new()), NewestOffsets::default());
         let newest = ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 0))]));

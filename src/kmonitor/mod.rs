@@ -1,4 +1,4 @@
-//! kmonitor shows the delay of every module and partition: how many messages are not delivered yet.
+//! kmonitor reports the delay of every module and partition: how many messages ktransfer has not finished yet.
 //!
 //! ```text
 //!  ZooKeeper ──stored offsets──▶ poll@CLUSTER ─────────▶ SnapshotStore ──────▶ DelayHandler ◀── GET /delay, /metrics
@@ -8,8 +8,8 @@
 //! Reading order: `delay` (pure), `stored_offsets` and `log_ends` (what a poll reads), `cluster` (the poller of one
 //! cluster), `snapshot`, `report`, `handler`.
 //!
-//! Invariants: an unknown delay is left out; one cluster's failure does not affect another; a request never waits for
-//! ZooKeeper or Kafka.
+//! Invariants: an unknown delay is left out of all answers; the failure of one cluster does not affect another; an HTTP
+//! request never waits for ZooKeeper or Kafka.
 
 mod cluster;
 mod config;
@@ -41,28 +41,29 @@ use handler::DelayHandler;
 use log_ends::BrokerLogEnds;
 use snapshot::{SnapshotStore, SnapshotWriter};
 
-/// Timeout of one request to a broker. A poll makes few: one request covers all partitions of a broker.
+/// Timeout of one request to a broker. A poll makes few requests, because one covers all partitions of a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Threads that read requests and format the answers.
 const READERS: usize = 2;
 
-/// At more connections than this, a new one is refused with 503.
+/// Largest number of connections to `port`; one more is refused with 503.
 const MAX_CONNECTIONS: usize = 1024;
 
-/// Loads the configuration, or returns everything that is wrong with it.
+/// Loads the configuration, or returns all its problems.
 pub fn load(file: &Path) -> Result<Config, Problems> {
     Config::load(file)
 }
 
-/// Runs until the supervisor's stop: opens the ports, starts the pollers, and drains the ports at the end.
+/// Opens the ports, starts the pollers, and drains the ports when the supervisor's stop is triggered. Fails if a port
+/// cannot be opened.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     let store = SnapshotStore::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
     report::prometheus::register(&registry, &store);
     let admin = Admin::new(registry.clone(), health.clone());
 
-    // First, so that a port already in use ends the start before a poller runs.
+    // The ports are opened first, so that a port in use ends the start before a poller runs.
     let servers = listen(&config, &store, &admin, &registry, supervisor)?;
 
     let metrics = Metrics::new(&registry);
@@ -73,7 +74,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     }
 
     supervisor.stop().wait();
-    // The pollers end with the same stop. Requests in flight are still answered, by both servers within one grace.
+    // The pollers end with the same stop. Both servers together have `shutdown_grace` to answer requests in flight.
     let deadline = Instant::now() + config.shutdown_grace;
     for server in &servers {
         server.drain(deadline.saturating_duration_since(Instant::now()));
@@ -82,7 +83,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     Ok(())
 }
 
-/// Opens `port` with all endpoints, and `admin_port`, if configured, with the operational ones alone.
+/// Opens `port` with all endpoints, and `admin_port`, if configured, with only the endpoints of [`Admin`].
 fn listen(
     config: &Config,
     store: &SnapshotStore,

@@ -1,9 +1,10 @@
 //! The newest snapshot of every cluster: written by its poller, read by every request.
 //!
-//! A [`ClusterSnapshot`] is the result of one poll and never changes. A request takes the snapshots and formats them:
-//! no request to ZooKeeper or Kafka, and no lock held for longer than it takes to copy a pointer.
+//! A [`ClusterSnapshot`] is the result of one poll and never changes. An HTTP request takes the snapshots and formats
+//! them. It makes no request to ZooKeeper or Kafka, and holds a lock only while it clones an `Arc`.
 //!
-//! Invariant: a snapshot that is too old is not shown. A poller that hangs makes its delays unknown, not frozen.
+//! Invariant: a snapshot that is too old is not used. If a poller hangs, the delays of its cluster become unknown
+//! instead of staying at their last values.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::delay::ModuleDelay;
 use crate::locks::lock;
 
-/// A snapshot is shown for this number of poll intervals, each prolonged by the duration of its poll.
+/// A snapshot is fresh for this number of polls, each taken as the poll interval plus the duration of the last poll.
 const STALE_AFTER_POLLS: u32 = 3;
 
 /// The delays of one cluster at one poll.
@@ -20,22 +21,23 @@ const STALE_AFTER_POLLS: u32 = 3;
 pub(super) struct ClusterSnapshot {
     /// The modules by name.
     pub modules: BTreeMap<Arc<str>, ModuleDelay>,
-    /// From this moment on the snapshot is stale.
+    /// Time from which the snapshot is stale, and no longer used.
     pub fresh_until: Instant,
 }
 
-/// Clusters by name, in the order of the configuration; `None` where no fresh snapshot exists.
+/// Names and snapshots of the clusters, in the order of the configuration; `None` for a cluster without a fresh
+/// snapshot.
 pub(super) type Snapshots = Vec<(Arc<str>, Option<Arc<ClusterSnapshot>>)>;
 
 impl ClusterSnapshot {
-    /// The result of a poll that began at `began`, ended now and is repeated after `interval`.
+    /// Makes the snapshot of a poll that began at `began` and ended now; `interval` is the poll interval.
     pub(super) fn new(modules: BTreeMap<Arc<str>, ModuleDelay>, began: Instant, interval: Duration) -> Self {
         let now = Instant::now();
-        // A poll of a slow cluster may take longer than the interval; the next one will take about as long.
+        // A poll of a slow cluster may take longer than the interval. The next poll will take about as long.
         ClusterSnapshot { modules, fresh_until: now + (interval + (now - began)) * STALE_AFTER_POLLS }
     }
 
-    /// The modules by name: all, or the one named.
+    /// Returns all modules, or only the module named `only`.
     pub(super) fn modules<'a>(
         &'a self,
         only: Option<&'a str>,
@@ -44,7 +46,7 @@ impl ClusterSnapshot {
     }
 }
 
-/// The newest snapshot of each cluster. Clones share it.
+/// The newest snapshot of each cluster. Clones of the store share the snapshots.
 #[derive(Clone)]
 pub(super) struct SnapshotStore {
     clusters: Arc<[Cluster]>,
@@ -55,25 +57,25 @@ struct Cluster {
     newest: Mutex<Option<Arc<ClusterSnapshot>>>,
 }
 
-/// The poller's end of the store: replaces the snapshot of one cluster.
+/// Write access to the snapshot of one cluster, for the poller of the cluster.
 pub(super) struct SnapshotWriter {
     store: SnapshotStore,
     index: usize,
 }
 
 impl SnapshotStore {
-    /// A store without a snapshot of any of these clusters.
+    /// Makes a store for clusters of these names, without a snapshot.
     pub(super) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let clusters = names.into_iter().map(|name| Cluster { name: name.into(), newest: Mutex::default() }).collect();
         SnapshotStore { clusters }
     }
 
-    /// One writer for each cluster, in order.
+    /// Returns one writer for each cluster, in the order of the configuration.
     pub(super) fn writers(&self) -> Vec<SnapshotWriter> {
         (0..self.clusters.len()).map(|index| SnapshotWriter { store: self.clone(), index }).collect()
     }
 
-    /// Every cluster with its snapshot, in order.
+    /// Returns every cluster with its fresh snapshot, in the order of the configuration.
     pub(super) fn snapshots(&self) -> Snapshots {
         let now = Instant::now();
         let fresh = |cluster: &Cluster| cluster.lock().clone().filter(|snapshot| now < snapshot.fresh_until);
@@ -82,10 +84,10 @@ impl SnapshotStore {
 }
 
 impl SnapshotWriter {
-    /// Replaces the snapshot; `None`: the stored offsets could not be read.
+    /// Replaces the snapshot. `None` removes it, because the stored offsets could not be read.
     pub(super) fn put(&self, snapshot: Option<ClusterSnapshot>) {
         let snapshot = snapshot.map(Arc::new);
-        // Dropped after the lock is free: dropping a snapshot of many partitions takes a while.
+        // The old snapshot is dropped after the lock is released, because dropping many partitions takes a while.
         let _old = std::mem::replace(&mut *self.store.clusters[self.index].lock(), snapshot);
     }
 }
@@ -102,7 +104,8 @@ pub(crate) mod tests {
     use crate::broker::{Offset, TopicPartition};
     use crate::kmonitor::delay::{LogEnd, StoredByModule, StoredOffsets, join};
 
-    /// A snapshot of these modules: the name, then the stored offset and log end of each partition of the topic `t`.
+    /// Makes a snapshot of these modules: for each its name, then the stored offset and log end of each partition of
+    /// the topic `t`.
     pub(in crate::kmonitor) fn snapshot(modules: &[(&str, &[(Offset, LogEnd)])]) -> ClusterSnapshot {
         let at = |index: usize| TopicPartition { topic: "t".into(), partition: i32::try_from(index).unwrap() };
         let stored = |offsets: &[(Offset, LogEnd)]| -> StoredOffsets {
@@ -117,7 +120,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_snapshot_is_shown_until_it_is_replaced_withdrawn_or_stale() {
+    fn a_snapshot_is_returned_until_it_is_removed_or_stale() {
         let store = SnapshotStore::new(["a", "b"]);
         let writers = store.writers();
         let known = || store.snapshots().iter().map(|(_, snapshot)| snapshot.is_some()).collect::<Vec<_>>();
@@ -126,7 +129,7 @@ pub(crate) mod tests {
         writers[1].put(Some(ClusterSnapshot::new(BTreeMap::new(), now, Duration::from_secs(60))));
         assert_eq!(known(), [false, true]);
         writers[0].put(Some(ClusterSnapshot { modules: BTreeMap::new(), fresh_until: now }));
-        assert_eq!(known(), [false, true], "a stale snapshot is not shown");
+        assert_eq!(known(), [false, true], "a stale snapshot is not returned");
         writers[1].put(None);
         assert_eq!(known(), [false, false]);
     }

@@ -1,4 +1,4 @@
-//! The stored offsets of every module of a cluster, from ZooKeeper: `/consumers/MODULE/offsets/TOPIC/PARTITION`.
+//! Reads the stored offsets of every module of a cluster from ZooKeeper: `/consumers/MODULE/offsets/TOPIC/PARTITION`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::shutdown::Stop;
 
 use super::delay::StoredOffsets;
 
-/// Nodes read with one request; the stop is checked in between.
+/// Largest number of nodes read in one call of [`Keeper::read_all`]; the stop is checked between two calls.
 const NODES_PER_READ: usize = 256;
 
 /// Why the stored offsets could not be read completely.
@@ -26,7 +26,7 @@ pub(super) enum ReadError {
     Stopped,
 }
 
-/// Reads the groups of one cluster, one after the other. A node that is deleted meanwhile is left out.
+/// Reads the consumer groups of one cluster, one after the other. A node that is deleted in the meantime is left out.
 pub(super) struct GroupReader<'a> {
     keeper: &'a dyn Keeper,
     stop: &'a Stop,
@@ -34,17 +34,17 @@ pub(super) struct GroupReader<'a> {
 }
 
 impl<'a> GroupReader<'a> {
-    /// A reader that uses `keeper`, until the stop.
+    /// Makes a reader that uses `keeper` until `stop` is triggered.
     pub(super) fn new(keeper: &'a dyn Keeper, stop: &'a Stop) -> Self {
         GroupReader { keeper, stop, topics: NameInterner::default() }
     }
 
-    /// The names of all groups; a cluster without consumers has none.
+    /// Returns the names of all groups; none if `/consumers` does not exist.
     pub(super) fn group_names(&self) -> Result<Vec<String>, ReadError> {
         Ok(existing(self.keeper.children(paths::CONSUMERS))?.unwrap_or_default())
     }
 
-    /// The stored offsets of one group. `None`: it has none, or ZooKeeper refuses to show them.
+    /// Returns the stored offsets of one group; `None` if it has no node `offsets`, or if ZooKeeper denies reading it.
     pub(super) fn stored_offsets(&mut self, group: &str) -> Result<Option<StoredOffsets>, ReadError> {
         match self.read_group(group) {
             Err(ReadError::Keeper(refused @ KeeperError::NoAuth(_))) => {
@@ -95,7 +95,7 @@ impl<'a> GroupReader<'a> {
     }
 }
 
-/// `None` for a node that does not exist.
+/// Turns the error for a node that does not exist into `None`.
 fn existing<T>(outcome: Result<T, KeeperError>) -> Result<Option<T>, KeeperError> {
     match outcome {
         Ok(value) => Ok(Some(value)),
@@ -104,7 +104,7 @@ fn existing<T>(outcome: Result<T, KeeperError>) -> Result<Option<T>, KeeperError
     }
 }
 
-/// Keeps one copy of each topic name, however many partitions and modules share it.
+/// Keeps one copy of each topic name, which all partitions and modules of the topic share.
 #[derive(Default)]
 struct NameInterner(HashSet<Arc<str>>);
 
@@ -127,7 +127,7 @@ pub(crate) mod tests {
     use crate::kmonitor::delay::StoredByModule;
     use std::time::Duration;
 
-    /// Writes a node, and creates its parents.
+    /// Writes a node, after creating its missing parents.
     pub(in crate::kmonitor) fn put(keeper: &dyn Keeper, path: &str, data: &str) {
         for (end, _) in path.match_indices('/').skip(1) {
             let _ = keeper.create(&path[..end], b"", Lifetime::Persistent);
@@ -174,7 +174,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_refused_group_hides_no_other() {
+    fn a_group_that_zookeeper_denies_reading_does_not_affect_others() {
         let tree = InMemoryEnsemble::new();
         let keeper = tree.connect(Duration::from_secs(6));
         for group in ["a", "b", "c"] {

@@ -1,4 +1,4 @@
-//! The answers of kproxy: the one table of failures, with status, error code and header fields.
+//! The answers of kproxy, and the only table of its failures: status, error code and header field of each.
 //!
 //! Every failure has a named constructor here; no other file builds one. Every answer but 200 says whether the message
 //! may be in the topic (`stored`) and whether the same request may succeed later (`retriable`).
@@ -13,7 +13,7 @@ use crate::http::{Response, SHUTTING_DOWN, UNANSWERED};
 /// `Retry-After` of a 503, in seconds.
 pub(super) const RETRY_AFTER: &str = "1";
 
-/// Everything but success.
+/// A failure of a request or of one message of a batch, with all that its answer says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) status: u16,
@@ -23,17 +23,18 @@ pub(super) struct Failure {
     pub(super) message: String,
     pub(super) retriable: bool,
     pub(super) stored: Stored,
-    /// A header field of this failure, for instance `WWW-Authenticate`; it replaces the one of the status.
+    /// A header field of this failure, for instance `WWW-Authenticate`. It replaces the default one of the status,
+    /// which is `Retry-After` for 503 and `Allow` for 405.
     pub(super) header: Option<(&'static str, String)>,
 }
 
 impl Failure {
-    /// Refused before anything was sent to Kafka.
+    /// A request that is refused before anything is sent to Kafka.
     fn new(status: u16, code: &'static str, message: impl Into<String>, retriable: bool) -> Self {
         Failure { status, code, message: message.into(), retriable, stored: Stored::No, header: None }
     }
 
-    /// 400: the same request always fails.
+    /// 400: the same request would always fail.
     fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(400, code, message, false)
     }
@@ -67,12 +68,12 @@ impl Failure {
         Self::bad_request("bad_timestamp", "timestamp must be milliseconds since 1970, an integer from 1")
     }
 
-    /// 400: `parameter` is the name as sent.
+    /// 400: invalid percent-encoding in a value; `parameter` is its name as the client sent it.
     pub(super) fn bad_encoding(parameter: &str) -> Self {
         Self::bad_request("bad_encoding", format!("invalid percent-encoding in the value of {parameter}"))
     }
 
-    /// 400: `parameter` is the name as sent.
+    /// 400: a parameter that is given more than once; `parameter` is its name as the client sent it.
     pub(super) fn repeated_parameter(parameter: &str) -> Self {
         Self::bad_request("repeated_parameter", format!("parameter {parameter} is given more than once"))
     }
@@ -82,7 +83,7 @@ impl Failure {
         Self::bad_request("bad_header", message)
     }
 
-    /// 400: the request works with the other engine only.
+    /// 400: a record header or a timestamp, which the configured engine cannot write; `kafka_client: librdkafka` can.
     pub(super) fn unsupported() -> Self {
         Self::bad_request("unsupported", "record headers and timestamps need kafka_client: librdkafka")
     }
@@ -102,7 +103,7 @@ impl Failure {
         Self::new(401, "unauthorized", message, false).with_header("WWW-Authenticate", challenges)
     }
 
-    /// 403: the topic is not allowed, to all clients or to this one.
+    /// 403: the topic is not in `allowed_topics`, or not in `topics` of the client's credential.
     pub(super) fn topic_not_allowed(message: String) -> Self {
         Self::new(403, "topic_not_allowed", message, false)
     }
@@ -118,24 +119,24 @@ impl Failure {
         Self::new(405, "not_post", "method not allowed: use POST", false)
     }
 
-    /// 413: a message of a batch; the server itself refuses a body that is too large.
+    /// 413: a message of a batch is too large. (The HTTP server itself refuses a body that is too large.)
     pub(super) fn too_large(message: String) -> Self {
         Self::new(413, "too_large", message, false)
     }
 
-    /// 413: `setting` is the key of the configuration that bounds a batch to `max` messages.
+    /// 413: a batch has more than `max` messages; `setting` is the key of the configuration with this bound.
     pub(super) fn too_many_messages(max: usize, setting: &str) -> Self {
         Self::new(413, "too_many_messages", format!("the batch has more than {max} messages ({setting})"), false)
     }
 
-    /// 415: the format of a batch.
+    /// 415: the `Content-Type` of a batch is not one of the supported formats.
     pub(super) fn unsupported_media_type() -> Self {
         let message = "the Content-Type of a batch must be application/x-ndjson or application/octet-stream";
         Self::new(415, "unsupported_media_type", message, false)
             .with_header("Accept", "application/x-ndjson, application/octet-stream")
     }
 
-    /// 429: over the rate of the credential or the topic.
+    /// 429: a request over the rate limit of its credential or its topic.
     pub(super) fn rate_limited(message: String, retry_after_seconds: u64) -> Self {
         Self::new(429, "rate_limited", message, true).with_header("Retry-After", retry_after_seconds.to_string())
     }
@@ -145,7 +146,7 @@ impl Failure {
         Self::new(503, "overloaded", message, true)
     }
 
-    /// 500: a message without a delivery report, which no engine leaves.
+    /// 500: a message whose delivery report never arrived. A safeguard only: every engine completes every message.
     pub(super) fn no_delivery_report() -> Self {
         let message = "no delivery report: the message may have been stored";
         Failure { stored: Stored::Unknown, ..Self::from_server(500, message) }
@@ -166,7 +167,7 @@ impl Failure {
             505 => ("bad_version", false),
             _ => ("bad_request", false),
         };
-        // A request that was handed over and never answered may have reached Kafka.
+        // A request that the handler took and never answered may have reached Kafka.
         let stored = if reason == UNANSWERED { Stored::Unknown } else { Stored::No };
         Failure { stored, ..Self::new(status, code, reason, retriable) }
     }
@@ -184,7 +185,7 @@ impl Failure {
             AppendFailure::Closed => (503, "shutting_down"),
             AppendFailure::TimedOut => (503, "no_broker"),
         };
-        // 503 promises that nothing was stored.
+        // 503 promises that nothing was stored, so an unknown outcome is 504.
         let (status, code) = match (status, error.stored) {
             (503, Stored::Unknown) => (504, "no_confirmation"),
             _ => (status, code),
@@ -199,7 +200,7 @@ impl Failure {
         }
     }
 
-    /// The JSON object of the answer.
+    /// Returns the JSON object of the answer.
     pub(super) fn object(&self) -> serde_json::Map<String, Value> {
         let stored = match self.stored {
             Stored::No => "no",
@@ -214,7 +215,7 @@ impl Failure {
         members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// The whole answer.
+    /// Returns the whole answer.
     pub(super) fn response(&self) -> Response {
         let response = Response::json(self.status, Value::Object(self.object()).to_string());
         match (&self.header, self.status) {
@@ -226,13 +227,13 @@ impl Failure {
     }
 }
 
-/// 200: stored at the acks level of the request. A legal topic name needs no escaping.
+/// 200: stored at the acks level of the request. A legal topic name needs no escaping in JSON.
 pub(super) fn stored(topic: &str, appended: Appended) -> Response {
     let (partition, offset) = (appended.partition, OffsetOrNull(appended.offset));
     Response::json(200, format!(r#"{{"topic":"{topic}","partition":{partition},"offset":{offset}}}"#))
 }
 
-/// An offset as JSON; a broker returns none for `acks=0`.
+/// An offset as JSON: `null` with `acks=0`, for which a broker returns no offset.
 pub(super) struct OffsetOrNull(pub(super) Option<Offset>);
 
 impl Display for OffsetOrNull {

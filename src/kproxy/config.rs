@@ -27,47 +27,48 @@ pub struct Config {
     pub listen: Listen,
     /// `admin_port`: a separate port for `/metrics`, `/healthz` and `/readyz`.
     pub admin: Option<Listen>,
-    /// `tls`: the certificates; `None`: plain HTTP.
+    /// `tls`: the certificates; `None` serves plain HTTP.
     pub tls: Option<Tls>,
     /// `http_threads`: threads that read requests and, when many are in flight, answer them.
     pub http_threads: NonZeroUsize,
-    /// `read_timeout_ms`: from the first byte of a request to its last.
+    /// `read_timeout_ms`: longest time from the first byte of a request to its last.
     pub read_timeout: Duration,
-    /// `write_timeout_ms`: for the client to take an answer.
+    /// `write_timeout_ms`: time for a client to receive an answer.
     pub write_timeout: Duration,
-    /// `idle_timeout_ms`: from an answer to the next request.
+    /// `idle_timeout_ms`: longest time from an answer to the next request.
     pub idle_timeout: Duration,
-    /// `max_connections`: client connections at the same time.
+    /// `max_connections`: largest number of open client connections.
     pub max_connections: NonZeroUsize,
-    /// `max_connections_per_ip`; `None`, written 0, is no limit.
+    /// `max_connections_per_ip`: largest number of open connections from one address; `None` (0 in the file) means no
+    /// limit.
     pub max_connections_per_ip: Option<usize>,
     /// `max_uri_bytes` and `max_header_bytes`: bounds of a request's head.
     pub head: HeadLimits,
-    /// `req_pool_size`: messages in flight to Kafka.
+    /// `req_pool_size`: largest number of messages in flight to Kafka.
     pub max_commits: NonZeroUsize,
-    /// `max_in_flight_bytes`: memory of requests, including those still arriving.
+    /// `max_in_flight_bytes`: memory of all requests, including those still arriving.
     pub max_in_flight_bytes: NonZeroUsize,
-    /// `max_request_size_bytes`: one message.
+    /// `max_request_size_bytes`: largest value of one message.
     pub max_message_bytes: NonZeroUsize,
-    /// `max_batch_messages`: messages in one `/commit_batch`.
+    /// `max_batch_messages`: largest number of messages in one `/commit_batch`.
     pub max_batch_messages: NonZeroUsize,
-    /// `max_batch_bytes`: the body of one `/commit_batch`.
+    /// `max_batch_bytes`: largest body of one `/commit_batch`.
     pub max_batch_bytes: NonZeroUsize,
-    /// `commit_timeout_ms`: from a complete request to Kafka's confirmation.
+    /// `commit_timeout_ms`: longest time from a complete request to Kafka's confirmation.
     pub commit_timeout: Duration,
     /// `allowed_topics`, `credentials_file` and `rate_limits`.
     pub access: AccessConfig,
     /// `broker_hosts`: bootstrap servers.
     pub broker_hosts: Vec<String>,
-    /// `kafka_client`: the client library.
+    /// `kafka_client`: the Kafka client library.
     pub engine: Engine,
     /// `kafka`: settings of librdkafka.
     pub kafka: KafkaSettings,
-    /// `partitioner`: the partition of a message with a key.
+    /// `partitioner`: chooses the partition of a message that has a key and no `partition=`.
     pub partitioner: PartitionerKind,
     /// `producer_num`: number of producers.
     pub producers: NonZeroUsize,
-    /// `shutdown_grace_ms`: for requests in progress when the daemon stops.
+    /// `shutdown_grace_ms`: time to finish requests in progress when the daemon stops.
     pub shutdown_grace: Duration,
 }
 
@@ -82,7 +83,7 @@ impl Settings for Config {
 }
 
 impl Config {
-    /// Loads a file, or returns all its problems.
+    /// Loads a file, or returns every problem in it.
     pub fn load(file: &Path) -> Result<Config, Problems> {
         let mut problems = Problems::default();
         let mut section = Section::load(file, &mut problems);
@@ -117,7 +118,7 @@ impl Config {
         let max_batch_bytes =
             section.count("max_batch_bytes", Some(max_message_bytes.get()), MAX_MESSAGE_BYTES, problems);
         let largest_batch = max_in_flight_bytes.get().saturating_sub(2 * head.head);
-        // Where max_in_flight_bytes is too small itself, that problem is enough.
+        // If max_in_flight_bytes is too small for one request, only that problem is reported.
         if max_batch_bytes.get() > largest_batch && largest_request <= max_in_flight_bytes.get() {
             section.note(
                 "max_batch_bytes",
@@ -168,7 +169,7 @@ impl Config {
     }
 }
 
-/// `max_uri_bytes` and `max_header_bytes`; the URI is part of the head.
+/// Takes `max_uri_bytes` and `max_header_bytes`; the latter includes the URI.
 fn head_limits(section: &mut Section, problems: &mut Problems) -> HeadLimits {
     let default = HeadLimits::default();
     let uri = section.count("max_uri_bytes", Some(default.uri), MAX_HEAD_BYTES, problems).get();
@@ -180,7 +181,7 @@ fn head_limits(section: &mut Section, problems: &mut Problems) -> HeadLimits {
     HeadLimits { uri, head }
 }
 
-/// `listen`; `None`: all addresses.
+/// Takes `listen`; returns `None` for all addresses.
 fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
     let text = section.string("listen", Some("*"), problems);
     if text == "*" {
@@ -193,7 +194,7 @@ fn address(section: &mut Section, problems: &mut Problems) -> Option<IpAddr> {
     address
 }
 
-/// `tls`, with its files loaded.
+/// Takes `tls` and loads its files; returns `None` when the key is absent, or with a problem.
 fn tls(section: &mut Section, problems: &mut Problems) -> Option<Tls> {
     let before = problems.0.len();
     let mut tls = section.section("tls", false, problems)?;

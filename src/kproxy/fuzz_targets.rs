@@ -1,12 +1,12 @@
 //! Entry points of the fuzz targets in `fuzz/targets`; built for fuzzing only.
 //!
-//! Each function takes arbitrary bytes and panics where an invariant of a parser is broken.
+//! Each function takes arbitrary bytes and panics if a parser breaks an invariant.
 
 use super::batch::{BatchFormat, BatchLimits, ParsedMessage};
 use super::query::parse;
 use crate::broker::is_topic_name;
 
-/// A query that is accepted has a legal topic and a key that is not empty; the answer to another one has a body.
+/// Checks that an accepted query has a legal topic and no empty key, and that the answer to a refused query has a body.
 pub fn query(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match parse(text) {
@@ -18,11 +18,11 @@ pub fn query(data: &[u8]) {
     }
 }
 
-/// The messages of a batch that is accepted are within its limits and together no larger than its body; another one is
-/// refused with a 4xx and a message. The first byte chooses the format.
+/// Checks that the messages of an accepted batch are within the limits and together no larger than the body, and that
+/// any other batch is refused with a 4xx and a message. The first byte of `data` chooses the format.
 pub fn batch(data: &[u8]) {
     let [format, body @ ..] = data else { return };
-    let format = if format % 2 == 0 { BatchFormat::Ndjson } else { BatchFormat::Binary };
+    let format = BatchFormat::ALL[usize::from(*format) % BatchFormat::ALL.len()];
     let limits = BatchLimits { max_messages: 5, max_body_bytes: 1 << 20, max_value_bytes: 100, max_slots: 1000 };
     match format.parse(body, &limits) {
         Ok(messages) => {

@@ -1,8 +1,8 @@
 //! The requests of kproxy: `/commit`, `/commit_batch`, and the operations endpoints on the same port.
 //!
-//! A request is checked from its head alone; its body then becomes one message or many, handed to the broker together
-//! with the [`Reply`]. Bounds: `req_pool_size` messages and `max_in_flight_bytes`; beyond them the answer is 503 at
-//! once.
+//! The head of a request is checked before its body is read. The body then becomes one message or many, which are
+//! handed to the broker seam together with the [`Reply`]. Bounds: `req_pool_size` messages and `max_in_flight_bytes`; a
+//! request beyond either is answered with 503 at once.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -25,17 +25,17 @@ use crate::broker::{Acks, Header, PartitionId, Record};
 use crate::http::{Admission, ByteLease, Handler, Head, Reply, Request, Response};
 use crate::log_limited;
 
-/// Answers every request of kproxy's port.
+/// Answers every request on kproxy's port.
 pub(super) struct CommitHandler {
     pub(super) producers: ProducerPool<PendingMessage>,
     pub(super) admin: Admin,
     pub(super) metrics: Arc<KproxyMetrics>,
-    /// `None`: no access control is configured.
+    /// `None` admits all clients: no access control is configured.
     pub(super) access: Option<AccessControl>,
     pub(super) slots: SlotPool,
     pub(super) max_message_bytes: usize,
     pub(super) batch_limits: BatchLimits,
-    /// Whether the engine supports record headers and timestamps.
+    /// Whether the engine can write record headers and timestamps.
     pub(super) has_headers_and_timestamps: bool,
 }
 
@@ -50,15 +50,15 @@ enum Endpoint {
     CommitBatch,
 }
 
-/// What the head of an admitted request says; the message follows in its body.
+/// The parsed head of an admitted request, whose body has the messages. For a batch, `key`, `partition`, `timestamp_ms`
+/// and `headers` apply to messages that have none of their own.
 struct AdmittedCommit {
-    /// `None`: the body is one message. For a batch, key, partition, timestamp and headers are those of the messages
-    /// that have none of their own.
+    /// The format of a batch; `None` for a `/commit`, whose body is one message.
     format: Option<BatchFormat>,
     topic: TopicCounters,
     key: Option<Vec<u8>>,
     acks: Acks,
-    /// `None`: no access control is configured.
+    /// `None` if no access control is configured.
     charge: Option<RateCharge>,
     partition: Option<PartitionId>,
     timestamp_ms: Option<i64>,
@@ -66,9 +66,9 @@ struct AdmittedCommit {
 }
 
 impl CommitHandler {
-    /// Checks a head, before a byte of the body is read.
+    /// Checks a head before any of the body is read; fails with the first refusal.
     fn check(&self, endpoint: Endpoint, head: &Head, max_body_bytes: usize) -> Result<AdmittedCommit, Failure> {
-        // Authentication comes first: without valid credentials the answer is 401, whatever else is wrong.
+        // Authentication comes before query and headers: without valid credentials their errors are not reported.
         let access = self.access.as_ref();
         let credential = access.map_or(Ok(None), |access| access.authenticate(head))?;
         let query = parse(head.query.as_deref().unwrap_or_default())?;
@@ -103,7 +103,7 @@ impl CommitHandler {
         if self.has_headers_and_timestamps {
             headers::add_trace(&mut custom, &headers::trace_context(&head.headers));
         } else if !custom.is_empty() {
-            // A trace context alone is dropped instead: many HTTP clients send one by default.
+            // Only custom headers are refused. A trace context is dropped: many HTTP clients send one by default.
             return Err(Failure::unsupported());
         }
         Ok(custom)
@@ -120,7 +120,8 @@ impl CommitHandler {
         Ok(if self.has_headers_and_timestamps { headers::trace_context(&head.headers) } else { Vec::new() })
     }
 
-    /// Refuses before the body is sent; a slot is acquired only once the body has arrived.
+    /// Fails if all slots are in use, so that the client need not send the body. A slot is acquired only after the body
+    /// has arrived.
     fn check_free_slot(&self) -> Result<(), Failure> {
         let used = self.slots.used();
         if used < self.slots.size() { Ok(()) } else { Err(self.pool_full(used, 1)) }
@@ -133,7 +134,9 @@ impl CommitHandler {
     fn pool_full(&self, used: usize, wanted: usize) -> Failure {
         self.metrics.pool_full.inc();
         let size = self.slots.size();
-        Failure::overloaded(format!("req_pool_size is {size}: no room for {wanted} more, {used} are in flight"))
+        Failure::overloaded(format!(
+            "req_pool_size is {size}: {used} messages are in flight, no room for {wanted} more"
+        ))
     }
 
     /// Hands the body of a request to the broker as one message.
@@ -171,7 +174,7 @@ impl CommitHandler {
         self.acquire_slots(1)
     }
 
-    /// Hands the messages of a request's body to the broker, in their order.
+    /// Hands the messages of a request's body to the broker, in the order of the body.
     fn commit_batch(&self, format: BatchFormat, admitted: AdmittedCommit, request: Request, reply: Reply) {
         let started = Instant::now();
         let Request { head, body, mut lease, .. } = request;
@@ -194,7 +197,8 @@ impl CommitHandler {
         PendingBatch::release(batch);
     }
 
-    /// The messages of a body, with memory and slots for all of them. When it fails, none has been handed over.
+    /// Parses a body and acquires memory and slots for all its messages. After a failure no message has been handed to
+    /// the broker.
     fn prepare_batch(
         &self,
         format: BatchFormat,
@@ -214,9 +218,10 @@ impl CommitHandler {
         Ok((messages, slots))
     }
 
-    /// Answers a path that is none of the [`ENDPOINTS`].
+    /// Answers a request whose path is none of the [`ENDPOINTS`].
     fn other_path(&self, head: &Head) -> Response {
-        // The labels of /metrics are names of topics. Probes of /healthz and /readyz have no credentials.
+        // `/metrics` needs credentials, because its labels reveal topic names. `/healthz` and `/readyz` need none,
+        // because probes send none.
         if head.path == "/metrics"
             && let Some(Err(failure)) = self.access.as_ref().map(|access| access.authenticate(head))
         {
@@ -233,7 +238,7 @@ impl CommitHandler {
         }
     }
 
-    /// Counts and logs a request of which nothing was handed to Kafka, and makes its answer.
+    /// Counts and logs a refused request, of which nothing was handed to the broker, and returns its answer.
     fn refuse(&self, head: &Head, endpoint: Option<Endpoint>, failure: &Failure) -> Response {
         match endpoint {
             Some(Endpoint::CommitBatch) => self.metrics.batch(failure.status),
@@ -254,7 +259,7 @@ impl CommitHandler {
     }
 }
 
-/// The client of a request whose messages go to the broker. Charges their real number and size.
+/// Charges the actual number and size of a request's messages, and returns the client for log lines.
 fn client_of(head: &Head, charge: Option<RateCharge>, message_count: usize, bytes: usize) -> ClientLabel {
     let credential = charge.and_then(|charge| charge.finalize(message_count, bytes));
     ClientLabel { address: head.peer, credential }

@@ -2,8 +2,8 @@
 //!
 //! `X-Kafka-Header-NAME: value` becomes the header NAME, in lower case since HTTP field names are case-insensitive;
 //! order and repetition are kept. `traceparent` and `tracestate` (W3C Trace Context) are copied when they are well
-//! formed, so that a consumer can continue the client's trace. Number and size are bounded by those of a request's
-//! head.
+//! formed, so that a consumer can continue the client's trace. The limits of a request's head bound their number and
+//! size.
 
 use super::answer::Failure;
 use crate::broker::Header;
@@ -13,7 +13,8 @@ const PREFIX: &str = "x-kafka-header-";
 const TRACE_PARENT: &str = "traceparent";
 const TRACE_STATE: &str = "tracestate";
 
-/// The `X-Kafka-Header-` fields as record headers, in their order. Allocates nothing where there are none.
+/// Returns the `X-Kafka-Header-` fields as record headers, in their order. Fails for a field without a name. Does not
+/// allocate for a request without such fields.
 pub(super) fn custom(fields: &Headers) -> Result<Vec<Header>, Failure> {
     let mut headers = Vec::new();
     for (name, value) in fields.iter() {
@@ -26,12 +27,12 @@ pub(super) fn custom(fields: &Headers) -> Result<Vec<Header>, Failure> {
     Ok(headers)
 }
 
-/// Whether any field may become a record header. Most requests have none and need no further look.
+/// Returns whether any field may become a record header. It is a cheap test, since most requests have no such field.
 pub(super) fn any_for_record(fields: &Headers) -> bool {
     fields.iter().any(|(name, _)| name.starts_with(PREFIX) || name == TRACE_PARENT)
 }
 
-/// The trace context of a request; empty where it is absent or malformed.
+/// Returns the trace context of a request; empty if it is absent, malformed, or has several `traceparent` fields.
 pub(super) fn trace_context(fields: &Headers) -> Vec<Header> {
     let Some(parent) = fields.only(TRACE_PARENT).filter(|parent| is_trace_parent(parent)) else { return Vec::new() };
     let mut headers = vec![header(TRACE_PARENT, parent.to_vec())];
@@ -56,8 +57,8 @@ fn header(name: &str, value: Vec<u8>) -> Header {
     Header { name: name.to_owned(), value: Some(value) }
 }
 
-/// `VERSION-TRACE-PARENT-FLAGS` in lower-case hexadecimal, neither id all zero; versions after 00 may append more
-/// fields (W3C Trace Context 3.2.2, 3.2.4).
+/// Whether `value` is `VERSION-TRACE-PARENT-FLAGS` in lower-case hexadecimal, with neither id all zero. Versions after
+/// 00 may append more fields (W3C Trace Context 3.2.2, 3.2.4).
 fn is_trace_parent(value: &[u8]) -> bool {
     let is_hex = |bytes: &[u8]| bytes.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let is_id = |bytes: &[u8]| is_hex(bytes) && bytes.iter().any(|&byte| byte != b'0');
@@ -135,14 +136,14 @@ mod tests {
         }
         let parent = ("traceparent", PARENT.as_bytes());
         assert_eq!(pairs(&trace_context(&fields(&[parent]))), [parent]);
-        assert_eq!(trace_context(&fields(&[parent, parent])), [], "which of the two is unknown");
+        assert_eq!(trace_context(&fields(&[parent, parent])), [], "two traceparents are ambiguous");
         assert_eq!(trace_context(&fields(&[("tracestate", b"v=1")])), [], "a tracestate without a traceparent");
         let joined = trace_context(&fields(&[("tracestate", b"a=1"), parent, ("tracestate", b"b=2")]));
         assert_eq!(pairs(&joined), [parent, ("tracestate", b"a=1,b=2")]);
     }
 
     #[test]
-    fn a_message_may_bring_its_own_trace() {
+    fn a_message_with_its_own_trace_keeps_it() {
         let context = trace_context(&fields(&[("traceparent", PARENT.as_bytes()), ("tracestate", b"v=1")]));
         let mut headers = vec![header("traceparent", b"mine".to_vec())];
         add_trace(&mut headers, &context);

@@ -1,20 +1,20 @@
-//! Gives freed memory back to the operating system.
+//! Returns freed memory to the operating system.
 //!
-//! glibc's allocator keeps freed memory. Chunks of many sizes, freed by other threads than allocated them, leave most
-//! pages of an arena partly in use, so that after a flood of large bodies the process would stay as large as its
-//! budget. `malloc_trim` releases whole free pages; it walks the heap for some milliseconds, so it is called only
-//! after much was freed.
+//! glibc's allocator keeps freed memory. When a thread frees chunks of many sizes that other threads allocated, most
+//! pages of an arena stay partly in use. So after a flood of large bodies the process would stay as large as
+//! `max_in_flight_bytes`. `malloc_trim` releases whole free pages. It walks the heap for some milliseconds, so it is
+//! called only after much memory was freed.
 
-/// A peak below this is not worth a walk through the heap.
+/// After a peak below this, a walk through the heap releases too little memory.
 const MIN_PEAK_BYTES: usize = 16 << 20;
-/// A buffer from this size on is a memory mapping of its own.
+/// Buffers of at least this size are memory mappings of their own.
 #[cfg(target_env = "gnu")]
 const MMAP_THRESHOLD_BYTES: libc::c_int = 256 * 1024;
 
 /// Makes large buffers memory mappings of their own, which grow without being copied and are unmapped when freed.
-/// That is also glibc's default, but once the first one is freed glibc raises its threshold up to 32 MiB and takes
-/// later ones from the heap. The holes between them then come on top of `max_in_flight_bytes` (seen: 174 MiB instead
-/// of 125 in a flood of 10 MB bodies within 64 MiB).
+/// glibc does so by default too. But once the first such buffer is freed, glibc raises its threshold, up to 32 MiB, and
+/// takes later buffers from the heap. The holes between these buffers then take memory beyond `max_in_flight_bytes`
+/// (measured: 174 MiB instead of 125 MiB in a flood of 10 MB bodies with `max_in_flight_bytes` of 64 MiB).
 pub(super) fn map_large_buffers() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt has no preconditions.
@@ -30,19 +30,20 @@ pub(super) struct TrimTrigger {
 }
 
 impl TrimTrigger {
-    /// Whether to trim now: `peak` is the largest use since the last call, `used` the current one, both in bytes.
+    /// Returns whether to trim now. `peak` is the largest memory use since the last call and `used` the current one,
+    /// both in bytes.
     pub(super) fn fires(&mut self, peak: usize, used: usize) -> bool {
         self.peak = self.peak.max(peak).max(used);
         let fires = self.peak >= MIN_PEAK_BYTES && used < self.peak / 4;
         if fires {
-            // The next trim needs a new peak.
+            // Without a new peak there is nothing more to trim.
             self.peak = used;
         }
         fires
     }
 }
 
-/// Releases free pages to the operating system, where the allocator is glibc's.
+/// Releases free pages to the operating system; does nothing with an allocator other than glibc's.
 pub(super) fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim has no preconditions; it takes the locks it needs.

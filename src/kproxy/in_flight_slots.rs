@@ -1,6 +1,7 @@
 //! In-flight slots: the bound `req_pool_size` on messages that wait for Kafka.
 //!
-//! One slot per message. A request that finds none free is refused at once with 503; nothing queues for a slot.
+//! Each message takes one slot. A request that finds too few free slots is refused with 503 at once; no request waits
+//! for a slot.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +17,7 @@ impl SlotPool {
         SlotPool { used: Arc::default(), size }
     }
 
-    /// `req_pool_size`.
+    /// Returns the number of slots, free or not: `req_pool_size`.
     pub(super) fn size(&self) -> usize {
         self.size
     }
@@ -25,7 +26,7 @@ impl SlotPool {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Takes `count` slots, or none and returns how many are in use.
+    /// Takes `count` slots. If fewer are free, takes none and returns how many are in use.
     pub(super) fn acquire(&self, count: usize) -> Result<InFlightSlots, usize> {
         let grown = |used: usize| used.checked_add(count).filter(|used| *used <= self.size);
         self.used
@@ -34,19 +35,19 @@ impl SlotPool {
     }
 }
 
-/// Acquired slots; released when dropped.
+/// Acquired slots. Dropping them releases them.
 pub(super) struct InFlightSlots {
     used: Arc<AtomicUsize>,
     count: usize,
 }
 
 impl InFlightSlots {
-    /// Slots in use in the whole daemon, these included.
+    /// Returns the number of slots in use in the whole daemon, including these.
     pub(super) fn used_in_pool(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Moves one slot out, to be released on its own.
+    /// Moves one slot into a value of its own, which is released separately.
     pub(super) fn split_one(&mut self) -> InFlightSlots {
         let count = self.count.min(1);
         self.count -= count;

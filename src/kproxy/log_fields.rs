@@ -1,4 +1,4 @@
-//! Fields of a request as log lines show them: short, and without secrets.
+//! Prints parts of a request for log lines: shortened, and without secrets.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use crate::http::percent_decode;
 
-/// Longest part of a request's head in a log line.
+/// Longest part of a request's head in a log line, in bytes.
 const MAX_LOGGED_BYTES: usize = 300;
 
-/// Parts of names of parameters in which clients send secrets although they should not (RFC 6750 2.3 has
-/// `access_token`).
+/// A parameter whose name contains one of these may be a secret, which clients should not send in a query (RFC 6750 2.3
+/// has `access_token`).
 const SECRET_NAME_PARTS: [&[u8]; 11] = [
     b"token",
     b"passw",
@@ -26,13 +26,14 @@ const SECRET_NAME_PARTS: [&[u8]; 11] = [
     b"session",
 ];
 
-/// At most the first [`MAX_LOGGED_BYTES`] of a part of a head. The server takes only visible ASCII there, so the cut
-/// splits no character and the line has no line break.
+/// Returns at most the first [`MAX_LOGGED_BYTES`] of a method, path or query. The HTTP server accepts only visible
+/// ASCII in these, so the cut cannot split a character, and the text cannot contain a line break.
 pub(super) fn truncated(text: &str) -> &str {
     text.get(..MAX_LOGGED_BYTES).unwrap_or(text)
 }
 
-/// The truncated query, with values that may be secrets replaced. kproxy itself takes no secret in a query.
+/// Returns the truncated query with values that may be secrets replaced by `(hidden)`. kproxy itself takes no secret in
+/// a query.
 pub(super) fn redacted_query(query: &str) -> Cow<'_, str> {
     let query = truncated(query);
     if !query.split('&').any(may_be_secret) {
@@ -47,17 +48,18 @@ pub(super) fn redacted_query(query: &str) -> Cow<'_, str> {
 
 fn may_be_secret(pair: &str) -> bool {
     let Some((name, _)) = pair.split_once('=') else { return false };
-    // The parameters of every request skip the search below.
+    // kproxy's own parameters, which every request has, skip the search below.
     if matches!(name, "topic" | "key" | "acks" | "partition" | "timestamp") {
         return false;
     }
     let name = percent_decode(name).unwrap_or(Cow::Borrowed(name.as_bytes()));
-    // Punctuation is left out, so that `api_key` and `Api-Key` match `apikey`.
+    // Punctuation is removed, so that `api_key` and `Api-Key` match `apikey`.
     let letters: Vec<u8> = name.iter().copied().filter(u8::is_ascii_alphanumeric).collect();
     SECRET_NAME_PARTS.iter().any(|part| letters.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part)))
 }
 
-/// `peer=` of a log line: the client's address, or `-`, and the name of its credential if it has one.
+/// The value of `peer=` in a log line: the client's address, or `-` if it is unknown, and the name of its credential if
+/// it has one.
 pub(super) struct ClientLabel {
     pub(super) address: Option<SocketAddr>,
     pub(super) credential: Option<Arc<str>>,
@@ -94,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_its_address_and_the_name_of_its_credential() {
+    fn a_client_is_logged_by_its_address_and_credential_name() {
         let address = Some(([127, 0, 0, 1], 80).into());
         for (address, credential, expected) in [
             (None, None, "-"),

@@ -1,7 +1,7 @@
-//! The metrics of kproxy, and the topics that have a label of their own in them.
+//! The metrics of kproxy, and which topics have a label of their own.
 //!
-//! A topic gets a label once a message was stored in it, and only the first [`MAX_TOPICS`] do. So topic names that a
-//! stranger makes up take neither memory nor labels.
+//! A topic gets a label when the first message is stored in it; only the first [`MAX_TOPICS`] topics get one. So topic
+//! names that a client invents take neither memory nor labels.
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -15,7 +15,7 @@ use crate::metrics::{Registry, SECONDS_BUCKETS};
 
 /// Largest number of topics with a label of their own.
 const MAX_TOPICS: usize = 1000;
-/// The label of all other topics.
+/// The label that all other topics share.
 const OTHER_TOPICS: &str = "other";
 const ACKS_LEVELS: [Acks; 3] = [Acks::None, Acks::Leader, Acks::All];
 
@@ -35,7 +35,7 @@ pub(super) struct KproxyMetrics {
 #[derive(Clone)]
 pub(super) struct TopicCounters {
     pub(super) name: Arc<str>,
-    /// Counters of stored messages by acks level; `None` until the first one.
+    /// Counters of stored messages by acks level; `None` if the topic has no label of its own.
     stored: Option<Arc<[IntCounter; 3]>>,
 }
 
@@ -56,7 +56,11 @@ impl KproxyMetrics {
                 &["topic", "acks", "code"],
             ),
             pool_full: registry
-                .counter("kproxy_pool_full_total", "Commits refused because req_pool_size of them were in flight.", &[])
+                .counter(
+                    "kproxy_pool_full_total",
+                    "Requests refused because too few of the req_pool_size slots were free.",
+                    &[],
+                )
                 .with_label_values::<&str>(&[]),
             batches: registry.counter(
                 "kproxy_batches_total",
@@ -77,7 +81,7 @@ impl KproxyMetrics {
         }
     }
 
-    /// The topic of this name, with its counters where it has a label.
+    /// Returns the topic of this name, with its counters if it has a label.
     pub(super) fn topic(&self, name: &str) -> TopicCounters {
         let topics = read(&self.topics);
         topics.get(name).cloned().unwrap_or_else(|| TopicCounters { name: name.into(), stored: None })
@@ -92,7 +96,7 @@ impl KproxyMetrics {
         }
     }
 
-    /// Gives a topic its label, as long as there are labels left.
+    /// Gives a topic its label and returns its counters; once all labels are used, returns the counters of `other`.
     fn add_topic(&self, topic: &TopicCounters) -> Arc<[IntCounter; 3]> {
         let counters = |label: &str| {
             Arc::new(ACKS_LEVELS.map(|acks| self.commits.with_label_values(&[label, acks_label(acks), "200"])))
@@ -101,7 +105,7 @@ impl KproxyMetrics {
         if topics.len() >= MAX_TOPICS && !topics.contains_key(&topic.name) {
             return counters(OTHER_TOPICS);
         }
-        // Another thread may have added the topic meanwhile.
+        // Another thread may have added the topic before this one got the lock.
         let entry = topics
             .entry(Arc::clone(&topic.name))
             .or_insert_with(|| TopicCounters { name: Arc::clone(&topic.name), stored: Some(counters(&topic.name)) });
@@ -116,7 +120,7 @@ impl KproxyMetrics {
         self.commits.with_label_values(&[label, acks_label(acks), &status.to_string()]).inc();
     }
 
-    /// Counts an answered batch; its messages that were handed to Kafka are counted one by one as well.
+    /// Counts an answered batch. `stored` and `not_stored` also count each of its messages that was handed to Kafka.
     pub(super) fn batch(&self, status: u16) {
         self.batches.with_label_values(&[&status.to_string()]).inc();
     }

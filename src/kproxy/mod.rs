@@ -1,25 +1,31 @@
-//! kproxy: takes messages over HTTP and answers each when Kafka has it.
+//! kproxy receives messages over HTTP and answers a request when Kafka has confirmed its messages.
 //!
 //! ```text
 //!  accept ─▶ http-0 … http-N ──Record, PendingMessage──▶ producers (librdkafka's threads) ──delivery report──▶ answer
 //!                 ▲    ▲                                                                          │
 //!                 │    └────────────── answers, when many messages are in flight ─────────────────┘
-//!  clients ───────┘        watch: readiness, gauges, memory after floods; once a second
+//!  clients ───────┘        watch: once a second updates readiness and gauges, and may trim the heap
 //! ```
 //!
 //! Reading order: `query`, `headers` and `answer` (pure), `access` (which client may write what, and how much),
-//! `handler` (between HTTP and Kafka), `in_flight` (from the delivery report to the answer), `batch` (many messages
-//! in one request), `in_flight_slots`, `producer_pool`, `metrics`, `log_fields`, `heap_trim`, `config`; this file
-//! only wires them. Invariant: 200 is answered only for messages that Kafka confirmed at the acks level of the
-//! request.
+//! `handler` (checks a request and hands its messages to the broker seam), `in_flight` (from the delivery report to
+//! the answer), `batch` (many messages in one request), `in_flight_slots`, `producer_pool`, `metrics`, `log_fields`,
+//! `heap_trim`, `config`; this file only wires them. Invariant: 200 is answered only for messages that Kafka
+//! confirmed at the acks level of the request.
 //!
-//! Bounds, each answered with 503 when it is reached: connections `max_connections`, memory of requests
-//! `max_in_flight_bytes`, messages in flight `req_pool_size`; the producers' own queues are larger than that. The
-//! number of threads is fixed by the configuration: `main`, `signals`, `watchdog`, `watch`, `http-accept`, the
-//! readers; for each of `producer_num` a `kafka-metadata`, and for each acks level in use a `kafka-acks-…` with
-//! librdkafka's `rdk:main`, an internal `rdk:broker-1` and an `rdk:brokerN` for each broker (with three of them and
-//! the default configuration 26 in all, never more than 32 under any load; while no broker answers, librdkafka tries
-//! each host of the configuration with one more).
+//! Bounds: `max_connections` and `max_connections_per_ip` for connections, `max_in_flight_bytes` for the memory of
+//! requests, `req_pool_size` for messages in flight. Whatever exceeds a bound is answered with 503. The producers' own
+//! queues never fill up first: they have room for more than `req_pool_size` messages.
+//!
+//! The configuration fixes the number of threads:
+//!
+//! - `main`, `signals`, `watchdog`, `watch`, `http-accept`, and the readers;
+//! - `kafka-metadata`, for each of the `producer_num` producers;
+//! - for each acks level that a producer has used: `kafka-acks-…`, and librdkafka's `rdk:main`, internal `rdk:broker-1`
+//!   and one `rdk:brokerN` for each broker.
+//!
+//! That makes 26 threads with three brokers and the default configuration, and never more than 32 under any load.
+//! While no broker responds, each acks level in use has one more thread for each host in `broker_hosts`.
 
 mod access;
 mod answer;
@@ -64,11 +70,11 @@ use producer_pool::ProducerPool;
 
 /// Timeout of connecting to a broker and of a metadata request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Interval of the checks of `Watch`.
+/// Interval at which [`Watch`] updates readiness and gauges.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// File descriptors kept for everything but clients: brokers, logs, pollers, the admin port.
+/// File descriptors reserved for everything but client connections: brokers, logs, pollers, the admin port.
 const OTHER_DESCRIPTORS: u64 = 400;
-/// Part of `shutdown_grace_ms` reserved, at most, for answering clients whose messages were not confirmed.
+/// Longest of the two equal reserves that [`stop_in_order`] takes from `shutdown_grace_ms`.
 const MAX_ANSWER_RESERVE: Duration = Duration::from_millis(500);
 
 /// Loads the configuration, or returns all its problems.
@@ -76,7 +82,8 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
     Config::load(file)
 }
 
-/// Serves until the supervisor's stop is triggered, then shuts down in order.
+/// Serves requests until the supervisor's stop is triggered, then shuts down. Fails if a producer cannot be made or a
+/// port cannot be opened.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     heap_trim::map_large_buffers();
     let max_connections = connections_within(config.max_connections.get(), raise_open_files());
@@ -140,28 +147,28 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     supervisor.spawn("watch", move || watch.run(&stop));
 
     supervisor.stop().wait();
-    // From now on /readyz fails, so that a load balancer sends no more requests.
+    // `/readyz` fails from here on, so that a load balancer sends no more requests.
     health.component("kproxy").set(Err("shutting down".to_owned()));
     stop_in_order(&server, &handler.producers, config.shutdown_grace);
-    // The admin port is open to the end, so that the shutdown can be observed.
+    // The admin port stays open to the end, so that the shutdown can be observed.
     drop(admin_server);
     Ok(())
 }
 
-/// No new requests; then the answers of those in progress; then the producers, which complete the messages that are
-/// left as closed. The readers end last, because they may have to answer those.
+/// Stops accepting requests and waits for the answers to those in progress. Then closes the producers, which complete
+/// the remaining messages with `AppendFailure::Closed`. The readers end last, because they answer those messages too.
 fn stop_in_order(server: &Server, producers: &ProducerPool<PendingMessage>, grace: Duration) {
     let deadline = Instant::now() + grace;
     let left = || deadline.saturating_duration_since(Instant::now());
     let reserve = answer_reserve(grace);
-    // One reserve is for the producers to flush once no more requests come, one for the answers after that.
+    // One reserve is for the producers to flush their messages, the other for the answers after the flush.
     server.drain(grace.saturating_sub(2 * reserve));
     producers.close(left().saturating_sub(reserve));
     server.drain(left());
     server.close();
 }
 
-/// At most an eighth of the grace, so that most of a short one is left for requests in progress.
+/// Returns at most an eighth of `grace`, so that most of a short grace is left for requests in progress.
 fn answer_reserve(grace: Duration) -> Duration {
     MAX_ANSWER_RESERVE.min(grace / 8)
 }
@@ -187,22 +194,22 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<ProducerPool<Pe
         .map(ProducerPool::new)
 }
 
-/// `max_connections`, reduced to the file descriptors of the process: clients must not use up those of the
-/// connections to brokers.
+/// Returns `max_connections`, reduced if the process may open too few files: client connections must leave file
+/// descriptors for the connections to brokers.
 fn connections_within(max_connections: usize, open_files: u64) -> usize {
-    // With a very low limit half of it is for clients.
+    // If the process may open fewer than 800 files, half of them are for clients.
     let others = OTHER_DESCRIPTORS.min(open_files / 2);
     let allowed = max_connections.min(usize::try_from(open_files - others).unwrap_or(usize::MAX)).max(1);
     if allowed < max_connections {
         warn!(
-            "max_connections: {max_connections} is reduced to {allowed}, because this process may open {open_files} files \
-             (ulimit -n, LimitNOFILE)"
+            "max_connections: {max_connections} is reduced to {allowed}, because this process may open {open_files} \
+             files (ulimit -n, LimitNOFILE)"
         );
     }
     allowed
 }
 
-/// Once a second updates `/readyz` and the gauges, and after a flood of large bodies trims the heap.
+/// Updates `/readyz` and the gauges once a second, and trims the heap after a flood of large bodies.
 struct Watch {
     handler: Arc<CommitHandler>,
     broker: Component,
@@ -222,7 +229,7 @@ impl Watch {
             if trim_trigger.fires(self.budget.take_peak(), used) {
                 heap_trim::trim();
             }
-            // The producers count from their start, so the counter gets the difference.
+            // The producers return the total since their start, so the counter is raised by the difference.
             let lookups = self.handler.producers.topic_lookups();
             self.metrics.topic_lookups.inc_by(lookups.saturating_sub(self.metrics.topic_lookups.get()));
             if !stop.sleep(WATCH_INTERVAL) {

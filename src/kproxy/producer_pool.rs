@@ -1,7 +1,8 @@
-//! Several producers used as one (`producer_num`), with the order of messages kept.
+//! Distributes messages to `producer_num` producers without losing their order.
 //!
-//! Messages of one partition chosen by `partition=`, else those of one key, always take the same producer. So a key
-//! that is sent both with and without a partition is in order within each of the two only.
+//! Messages with the same `partition=` always take the same producer, and so do messages with the same key and no
+//! `partition=`. So if a client sends one key both with and without `partition=`, order holds within each of these two
+//! groups of messages, but not between the groups.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 use crate::broker::partitioner::fnv1a;
 use crate::broker::{Acks, Completion, Producer, Record};
 
-/// At least one producer.
+/// The producers of kproxy, at least one.
 pub(super) struct ProducerPool<C> {
     producers: Vec<Arc<dyn Producer<C>>>,
-    /// For round-robin among messages without partition and key.
+    /// Counts the messages without `partition=` and key, which go round-robin to the producers.
     next: AtomicUsize,
 }
 
@@ -27,7 +28,7 @@ impl<C: Completion> ProducerPool<C> {
     pub(super) fn append(&self, record: Record, acks: Acks, completion: C) {
         let producer = match (&*self.producers, record.partition, &record.key) {
             ([only], ..) => only,
-            // The topic enters, so that the low partition numbers of all topics do not share the first producers.
+            // The hash includes the topic, so that partition 0 of every topic does not take the same producer.
             (producers, Some(partition), _) => {
                 let hash = fnv1a(record.topic.as_bytes()).wrapping_add(partition.cast_unsigned());
                 &producers[hash as usize % producers.len()]
@@ -38,17 +39,19 @@ impl<C: Completion> ProducerPool<C> {
         producer.append(record, acks, completion);
     }
 
-    /// Whether a broker is reachable. All producers have the same brokers, so the first one answers for all.
+    /// Fails, with the reason, if no broker is reachable. All producers have the same brokers, so the state of the
+    /// first producer stands for all.
     pub(super) fn reachable(&self) -> Result<(), String> {
         self.producers[0].reachable()
     }
 
-    /// Number of metadata requests about topics so far.
+    /// Returns the number of metadata requests about topics since the start.
     pub(super) fn topic_lookups(&self) -> u64 {
         self.producers.iter().map(|producer| producer.topic_lookups()).sum()
     }
 
-    /// Closes one producer after the other within `grace`; messages left at its end are completed as closed.
+    /// Closes one producer after the other within `grace`. Messages still unconfirmed at the end of `grace` are
+    /// completed with `AppendFailure::Closed`.
     pub(super) fn close(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         for producer in &self.producers {

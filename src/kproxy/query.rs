@@ -7,12 +7,12 @@ use super::answer::Failure;
 use crate::broker::{Acks, PartitionId, is_topic_name};
 use crate::http::percent_decode;
 
-/// The parameters of a request, checked.
+/// The checked parameters of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Query<'a> {
-    /// A legal name.
+    /// A legal topic name.
     pub(super) topic: Cow<'a, str>,
-    /// `None`: absent or empty.
+    /// `None` if the parameter is absent or empty.
     pub(super) key: Option<Cow<'a, [u8]>>,
     pub(super) acks: Acks,
     /// Not negative.
@@ -21,7 +21,7 @@ pub(super) struct Query<'a> {
     pub(super) timestamp_ms: Option<i64>,
 }
 
-/// Parses a query as sent. Unknown parameters are ignored, as the original did.
+/// Parses a query, still percent-encoded. Unknown parameters are ignored, as in the original.
 pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
     let (mut topic, mut key, mut acks, mut partition, mut timestamp) = (None, None, None, None, None);
     for pair in query.split('&') {
@@ -48,15 +48,15 @@ pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
     let partition = number(partition.as_deref()).map_err(|_| Failure::bad_partition())?;
     let timestamp_ms = number(timestamp.as_deref())
         .ok()
-        // Kafka clients take a timestamp of 0 for none.
+        // Kafka clients treat the timestamp 0 as absent.
         .filter(|timestamp| *timestamp != Some(0))
         .ok_or_else(Failure::bad_timestamp)?;
     let topic = topic.filter(|topic| !topic.is_empty()).ok_or_else(Failure::missing_topic)?;
     Ok(Query { topic: legal(topic)?, key: key.filter(|key| !key.is_empty()), acks, partition, timestamp_ms })
 }
 
-/// Decimal digits only. An empty number is an error, other than an empty key: the message would get a partition or a
-/// time that the client did not choose.
+/// Parses a number of decimal digits only. An empty value is an error, unlike an empty key: the message would get a
+/// partition or a timestamp that the client did not choose.
 fn number<T: FromStr>(value: Option<&[u8]>) -> Result<Option<T>, ()> {
     let Some(value) = value else { return Ok(None) };
     let digits = str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));

@@ -1,4 +1,4 @@
-//! The poller over a ZooKeeper and a broker in memory.
+//! Tests of the poller with a ZooKeeper and a broker in memory.
 
 use super::*;
 use crate::admin::Health;
@@ -47,7 +47,7 @@ fn rig() -> Rig {
 type Delays = Vec<(String, Vec<(i32, u64)>)>;
 
 impl Rig {
-    /// The delays of the snapshot after one more poll.
+    /// Polls once and returns the delays of the snapshot, `None` if there is no snapshot.
     fn delays(&mut self) -> Option<Delays> {
         let _ = self.poller.poll(&Stop::new());
         let snapshot = self.store.snapshots().remove(0).1?;
@@ -57,7 +57,7 @@ impl Rig {
 }
 
 #[test]
-fn the_delay_grows_while_the_pusher_is_dead_and_a_deleted_group_disappears() {
+fn the_delay_grows_while_no_offset_is_stored_and_a_deleted_group_disappears() {
     let mut rig = rig();
     assert_eq!(rig.delays(), Some(vec![]));
     put(&*rig.keeper, "/consumers/m/offsets/t/0", "0");
@@ -97,7 +97,7 @@ fn delays_are_unknown_while_brokers_or_zookeeper_cannot_be_reached() {
     assert_eq!(rig.delays(), Some(vec![("m".into(), vec![])]));
 }
 
-/// Moves the stored offset, as a pusher does, at the moment the newest offsets are requested.
+/// Moves the stored offset, as ktransfer does, at the moment when the newest offsets are requested.
 struct CommitDuringRead(Arc<InMemoryKeeper>, Box<dyn LogEnds>);
 
 impl LogEnds for CommitDuringRead {
@@ -150,7 +150,7 @@ fn many_groups_are_read_in_batches_each_with_its_newest_offsets() {
 }
 
 #[test]
-fn a_poller_recovers_by_itself_and_ends_with_the_stop() {
+fn a_poller_recovers_after_a_failure_and_ends_with_the_stop() {
     let mut rig = rig();
     rig.poller.interval = Duration::from_millis(1);
     rig.tree.set_reachable(false);

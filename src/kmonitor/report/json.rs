@@ -1,4 +1,4 @@
-//! `{"cluster":{"module":{"0":12}}}`: the format of the original.
+//! Formats delays as JSON, `{"cluster":{"module":{"0":12}}}`, as the original did.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use crate::kmonitor::delay::ModuleDelay;
 use crate::kmonitor::snapshot::Snapshots;
 
-/// The delays of these clusters, of all modules or one. A cluster without a snapshot has no modules.
+/// Formats the delays of these clusters, of all modules or only one. A cluster without a snapshot has no modules.
 pub(crate) fn render(snapshots: &Snapshots, only_module: Option<&str>) -> Vec<u8> {
     let mut text = Vec::new();
     let mut serializer = serde_json::Serializer::new(&mut text);

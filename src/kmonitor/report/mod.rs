@@ -1,4 +1,4 @@
-//! The delays in the formats that clients request. Pure: snapshots in, text out.
+//! Formats the delays: as JSON and Zabbix lines, in pure functions of the snapshots, and as metrics for Prometheus.
 
 pub(super) mod json;
 pub(super) mod prometheus;

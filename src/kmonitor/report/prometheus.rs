@@ -1,12 +1,12 @@
-//! The same delays as metrics, with the topic. Each scrape reads the snapshots, so a deleted group has no metric
-//! either.
+//! Exports the delays as metrics, with a label for the topic. Each scrape reads the snapshots, so the metrics of a
+//! deleted group disappear.
 
 use std::sync::Arc;
 
 use crate::kmonitor::snapshot::{ClusterSnapshot, SnapshotStore};
 use crate::metrics::{Registry, Row};
 
-/// Adds the tables of the store to the registry.
+/// Registers the metrics that are computed from the store at each scrape.
 pub(crate) fn register(registry: &Registry, store: &SnapshotStore) {
     let source = store.clone();
     registry.table(
@@ -72,7 +72,7 @@ mod tests {
     use crate::kmonitor::snapshot::tests::snapshot;
 
     #[test]
-    fn a_deleted_group_has_no_metric() {
+    fn the_metrics_of_a_deleted_group_disappear() {
         let store = SnapshotStore::new(["c", "away"]);
         let writers = store.writers();
         let registry = Registry::new();

@@ -1,10 +1,11 @@
-//! Lines for `zabbix_sender -i -`: `- cluster.module.0.delay 12`, sorted by cluster, module and partition.
+//! Formats delays as lines for `zabbix_sender -i -`: `- cluster.module.0.delay 12`, sorted by cluster, module and
+//! partition.
 
 use std::fmt::Write;
 
 use crate::kmonitor::snapshot::Snapshots;
 
-/// The delays of these clusters, of all modules or one. An unknown delay has no line.
+/// Formats the delays of these clusters, of all modules or only one. An unknown delay has no line.
 pub(crate) fn render(snapshots: &Snapshots, only_module: Option<&str>) -> String {
     let mut snapshots: Vec<_> = snapshots.iter().collect();
     snapshots.sort_unstable_by_key(|(name, _)| name);
@@ -20,8 +21,8 @@ pub(crate) fn render(snapshots: &Snapshots, only_module: Option<&str>) -> String
     lines
 }
 
-/// `zabbix_sender` splits fields at blanks, so a key with other characters is quoted. Control characters become `?`: no
-/// name of a group can begin a line of its own.
+/// Quotes a key that has other characters than visible ASCII, because `zabbix_sender` splits fields at blanks. Control
+/// characters become `?`, so that a group name with a newline cannot begin a further line.
 fn quoted(key: String) -> String {
     let is_plain = |character: char| character.is_ascii_graphic() && !matches!(character, '"' | '\\');
     if key.chars().all(is_plain) {
@@ -47,7 +48,7 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn lines_are_sorted_and_whole() {
+    fn lines_are_sorted_and_a_group_name_cannot_break_a_line() {
         let first = snapshot(&[("m2", &[(0, Newest(0)), (0, Unknown)]), ("m1", &[(3, Newest(15))])]);
         let ten: Vec<_> = (0..11).map(|number| (0, Newest(number))).collect();
         let second = snapshot(&[("odd \"\n- x 1", &[(0, Newest(5))]), ("m", &ten[..])]);

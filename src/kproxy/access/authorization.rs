@@ -14,7 +14,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The credentials of a request, unchecked. `Debug` hides them.
+/// The credentials that a request presents, not verified yet. `Debug` hides them.
 #[derive(PartialEq, Eq)]
 pub(super) enum PresentedCredentials<'a> {
     /// A token.
@@ -39,13 +39,13 @@ pub(super) enum AuthorizationError {
     Missing,
     /// Several `Authorization` headers.
     Repeated,
-    /// Neither Bearer nor Basic.
+    /// The scheme is neither Bearer nor Basic.
     OtherScheme,
-    /// Does not follow the syntax of its scheme.
+    /// The value does not follow the syntax of its scheme.
     Malformed,
 }
 
-/// The credentials in the `Authorization` header of a request.
+/// Returns the credentials in the `Authorization` header of a request.
 pub(super) fn read(headers: &Headers) -> Result<PresentedCredentials<'_>, AuthorizationError> {
     let mut values = headers.iter().filter(|(name, _)| *name == "authorization").map(|(_, value)| value);
     let value = values.next().ok_or(AuthorizationError::Missing)?;
@@ -69,7 +69,7 @@ pub(super) fn read(headers: &Headers) -> Result<PresentedCredentials<'_>, Author
     let mut user = BASE64.decode(rest).map_err(|_| AuthorizationError::Malformed)?;
     let colon = user.iter().position(|byte| *byte == b':').ok_or(AuthorizationError::Malformed)?;
     let password = user.split_off(colon + 1);
-    // The colon itself.
+    // Removes the colon, which is part of neither user nor password.
     user.pop();
     Ok(PresentedCredentials::Basic(user, password))
 }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_has_a_token_a_user_or_an_error() {
+    fn a_header_is_parsed_into_a_token_a_user_or_an_error() {
         let basic = |user: &[u8], password: &[u8]| Ok(PresentedCredentials::Basic(user.to_vec(), password.to_vec()));
         let rows: [(&[&str], Result<PresentedCredentials<'_>, AuthorizationError>); 20] = [
             (&[], Err(AuthorizationError::Missing)),

@@ -1,4 +1,4 @@
-//! What a request is charged, from its head to its body.
+//! The rate charge of a request: announced by its head, corrected by its body.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -6,22 +6,22 @@ use std::time::{Duration, Instant};
 use super::credentials::Credential;
 use super::rate::{RateCost, RateMeter};
 
-/// What an admitted request was charged. Dropped without [`RateCharge::finalize`], because its body never came or was
-/// refused, it gives back the bytes; the request stays charged.
+/// What an admitted request was charged. If its body never arrives or is refused, the charge is dropped without
+/// [`RateCharge::finalize`]: this refunds the bytes, but not the request.
 pub(crate) struct RateCharge {
     pub(super) credential: Option<Arc<Credential>>,
-    /// The meter of the topic; `None`: the topic has no limit.
+    /// The meter of the topic; `None` if the topic has no limit.
     pub(super) topic: Option<Arc<RateMeter>>,
-    /// Charged so far.
+    /// Bytes charged so far.
     pub(super) bytes: u64,
 }
 
 impl RateCharge {
-    /// Charges what a body that goes to the broker has beyond one message and the bytes that the head announced. The
-    /// difference may exceed the limit: it becomes a debt that later requests wait for. Returns the name
-    /// of the credential, for the log.
+    /// Charges the messages beyond the first and the bytes beyond the announced ones, once the body is known. The
+    /// charge may exceed the limit: the excess is a debt, and later requests are refused until the rate has paid it.
+    /// Returns the name of the credential, for the log.
     pub(crate) fn finalize(mut self, message_count: usize, bytes: usize) -> Option<Arc<str>> {
-        // Taken out, so that `Drop` gives back nothing.
+        // Set to 0, so that `Drop` refunds nothing.
         let charged = std::mem::take(&mut self.bytes);
         let wide = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let cost =
@@ -51,8 +51,8 @@ impl Drop for RateCharge {
     }
 }
 
-/// The clock of the meters: nanoseconds since the first call, plus one second, so that time 0, at which a new bucket is
-/// full, is in the past.
+/// Returns the current time for the meters: nanoseconds since the first call, plus one second. So it is always later
+/// than 0, the time at which a new bucket is full.
 pub(super) fn now() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let since = START.get_or_init(Instant::now).elapsed() + Duration::from_secs(1);

@@ -28,7 +28,7 @@ pub struct AccessConfig {
 }
 
 impl AccessConfig {
-    /// Takes `allowed_topics`, `credentials_file` and `rate_limits`, and reads the file.
+    /// Takes `allowed_topics`, `credentials_file` and `rate_limits`, and loads the credentials file.
     pub fn from_section(section: &mut Section, problems: &mut Problems) -> Self {
         AccessConfig {
             allowed_topics: TopicGlobs::from_section("allowed_topics", false, section, problems),
@@ -38,10 +38,11 @@ impl AccessConfig {
     }
 }
 
-/// Admits or refuses requests.
+/// Admits or refuses requests by credential, topic and rate.
 pub(crate) struct AccessControl {
     allowed_topics: Option<TopicGlobs>,
-    /// Overwritten by a reload; readers take a copy of the inner `Arc` and hold no lock.
+    /// `None` if no `credentials_file` is configured. A reload replaces the inner `Arc`; each check clones it, so that
+    /// no lock is held during the check.
     credentials: Option<Arc<RwLock<Arc<CredentialStore>>>>,
     topic_rates: Option<TopicRates>,
     refusals: RefusalCounters,
@@ -56,7 +57,7 @@ struct RefusalCounters {
 }
 
 impl AccessControl {
-    /// `None` where nothing is configured. From now on SIGHUP reloads the credentials.
+    /// Returns `None` if none of the keys is configured. Registers the reload of the credentials on SIGHUP.
     pub(crate) fn new(config: AccessConfig, registry: &Registry, reloads: &Reloads) -> Option<AccessControl> {
         let unauthorized = registry.counter(
             "kproxy_unauthorized_total",
@@ -91,14 +92,14 @@ impl AccessControl {
         })
     }
 
-    /// The credential of a request; `None` where no `credentials_file` is configured.
+    /// Returns the credential of a request, or 401. Returns `None` if no `credentials_file` is configured.
     pub(crate) fn authenticate(&self, head: &Head) -> Result<Option<Arc<Credential>>, Failure> {
         let Some(credentials) = &self.credentials else { return Ok(None) };
         let store = Arc::clone(&read(credentials));
         let (counter, message) = match authorization::read(&head.headers) {
             Ok(presented) => match store.find(&presented) {
                 Some(credential) => return Ok(Some(Arc::clone(credential))),
-                // A wrong password gets the same answer, so that it does not reveal which users exist.
+                // A wrong password gets the same answer, so that the answer does not reveal which users exist.
                 None => (&self.refusals.unknown, "unknown credentials"),
             },
             Err(AuthorizationError::Missing) => (&self.refusals.missing, "missing Authorization header"),
@@ -112,7 +113,7 @@ impl AccessControl {
         Err(Failure::unauthorized(message, store.challenges.join(", ")))
     }
 
-    /// Whether a client with this credential may write to this topic.
+    /// Fails with 403 unless a client with this credential may write to this topic.
     pub(crate) fn authorize(&self, credential: Option<&Credential>, topic: &str) -> Result<(), Failure> {
         if self.allowed_topics.as_ref().is_some_and(|allowed| !allowed.contain(topic)) {
             return Err(Failure::topic_not_allowed(format!("topic {topic} is not in allowed_topics")));
@@ -125,8 +126,8 @@ impl AccessControl {
         }
     }
 
-    /// Charges one request and its announced bytes, of which at most `max_body_bytes` will be read: to the credential
-    /// and to the topic, or to neither.
+    /// Charges one request and its announced bytes to both the credential and the topic. If either is over its limit,
+    /// charges neither and fails with 429. At most `max_body_bytes` are charged, since no larger body is read.
     pub(crate) fn charge(
         &self,
         credential: Option<Arc<Credential>>,
@@ -146,7 +147,7 @@ impl AccessControl {
         match (take(credential_meter), take(topic_meter.as_deref())) {
             (Ok(()), Ok(())) => {}
             (by_credential, by_topic) => {
-                // A request refused by one limit uses up nothing of the other.
+                // A request that one limit refuses takes nothing from the other.
                 if let (Some(meter), Ok(())) = (credential_meter, by_credential) {
                     meter.give_back(cost);
                 }
@@ -161,7 +162,7 @@ impl AccessControl {
         Ok(charge)
     }
 
-    /// The refusal by the limit with the longer wait.
+    /// Counts and returns the refusal by the limit with the longer wait.
     fn over_limit(
         &self,
         charge: &RateCharge,
@@ -184,7 +185,7 @@ impl AccessControl {
     }
 }
 
-/// The announced size of a body; 0 where it is sent in chunks.
+/// Returns the announced size of a body in bytes; 0 for a chunked body.
 fn content_length(head: &Head) -> u64 {
     let digits = head.header("content-length").and_then(|value| std::str::from_utf8(value).ok());
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)

@@ -1,7 +1,7 @@
 //! `credentials_file`: the clients that may write.
 //!
-//! A client is found by one look-up of one digest ([`HashedSecret::id`]), so an unknown user and a wrong password are
-//! the same miss. Only these digests of the secrets are kept.
+//! A client is found by a single look-up of one digest ([`HashedSecret::id`]), so the look-up fails in the same way for
+//! an unknown user and for a wrong password. Of the secrets, only these digests are kept.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -18,27 +18,27 @@ use crate::config::{Problems, Section};
 
 /// Longest `name` of a credential, in bytes.
 const MAX_NAME_BYTES: usize = 64;
-/// Challenges of `WWW-Authenticate`.
+/// Challenges in `WWW-Authenticate`, one for each scheme.
 const BEARER: &str = "Bearer realm=\"kproxy\"";
 const BASIC: &str = "Basic realm=\"kproxy\", charset=\"UTF-8\"";
 
 /// A client that may write.
 #[derive(Debug)]
 pub(crate) struct Credential {
-    /// `name`, for log and answers.
+    /// `name`, for log lines and answers.
     pub(crate) name: Arc<str>,
-    /// `topics`; `None` is every topic of `allowed_topics`.
+    /// `topics`; `None` allows every topic in `allowed_topics`.
     pub(super) topics: Option<TopicGlobs>,
-    /// What is left of `requests_per_second` and `bytes_per_second`; `None` is no limit.
+    /// The meter of `requests_per_second` and `bytes_per_second`; `None` means no limit.
     pub(super) meter: Option<Arc<RateMeter>>,
 }
 
 /// The credentials of one load of the file. `Debug` shows only their number.
 pub(crate) struct CredentialStore {
-    /// Random for each load: digests of different loads cannot be compared.
+    /// A random key for each load of the file, so that digests of different loads cannot be compared.
     key: SecretDigest,
     by_id: HashMap<SecretDigest, Arc<Credential>>,
-    /// The schemes in use, for `WWW-Authenticate`.
+    /// One challenge for each scheme in use, for `WWW-Authenticate`.
     pub(super) challenges: Vec<&'static str>,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Debug for CredentialStore {
 }
 
 impl CredentialStore {
-    /// Loads a file, or adds all its problems to `problems`; their texts hold no value of the file.
+    /// Loads a file and adds all its problems to `problems`; their texts contain no value of the file.
     pub(super) fn load(file: &Path, problems: &mut Problems) -> CredentialStore {
         let mut section = Section::load_secrets(file, problems);
         let mut store = CredentialStore { key: SecretDigest::random(), by_id: HashMap::new(), challenges: Vec::new() };
@@ -83,17 +83,18 @@ impl CredentialStore {
         if before.is_some() { Err(()) } else { Ok(()) }
     }
 
-    /// The credential with these secrets.
+    /// Returns the credential with these secrets.
     pub(super) fn find(&self, presented: &PresentedCredentials<'_>) -> Option<&Arc<Credential>> {
         self.by_id.get(&HashedSecret::of(presented).id(&self.key))
     }
 
-    /// Number of credentials.
+    /// Returns the number of credentials.
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// A credential with name and limits of one in `former` keeps what is left of its rates.
+    /// Takes over the meter of each credential in `former` that has the same name and limits, so that a reload does not
+    /// refill it.
     pub(super) fn keep_meters_of(&mut self, former: &CredentialStore) {
         let meters: HashMap<&str, &Arc<RateMeter>> = former
             .by_id
@@ -102,7 +103,7 @@ impl CredentialStore {
             .collect();
         for credential in self.by_id.values_mut() {
             let former = meters.get(&*credential.name);
-            // This store is not in force yet, so `get_mut` finds no other owner.
+            // The new store is not in force yet, so `get_mut` finds no other owner.
             if let (Some(former), Some(Credential { meter: Some(meter), .. })) = (former, Arc::get_mut(credential))
                 && former.limits() == meter.limits()
             {
@@ -133,7 +134,7 @@ pub(crate) struct CredentialsFile {
 }
 
 impl CredentialsFile {
-    /// Takes `credentials_file` and loads it; `None` where the key is absent.
+    /// Takes `credentials_file` and loads it; returns `None` if the key is absent or empty.
     pub(super) fn from_section(section: &mut Section, problems: &mut Problems) -> Option<Self> {
         if !section.has("credentials_file") {
             section.take("credentials_file");
@@ -148,7 +149,7 @@ impl CredentialsFile {
         Some(CredentialsFile { path, store })
     }
 
-    /// A warning, where other users can read the file.
+    /// Returns a warning if users other than the owner can read the file.
     pub(super) fn exposure(&self) -> Option<String> {
         let mode = fs::metadata(&self.path).ok()?.permissions().mode();
         let path = self.path.display();
@@ -290,7 +291,7 @@ SECRET: SECRET
     }
 
     #[test]
-    fn what_is_left_of_a_rate_survives_a_reload_unless_the_rate_changed() {
+    fn a_reload_keeps_the_meter_of_a_credential_unless_its_limits_changed() {
         let load_with = |rates: &str| load(&format!("credentials:\n - {{name: a, token: a{rates}}}\n")).unwrap();
         let meter = |store: &CredentialStore| store.find(&PresentedCredentials::Bearer(b"a")).unwrap().meter.clone();
         let former = load_with(", requests_per_second: 5");

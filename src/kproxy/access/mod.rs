@@ -6,13 +6,14 @@
 //! | `allowed_topics`, `topics` of a credential | its topics: [`AccessControl::authorize`] | 403 `topic_not_allowed` |
 //! | `rate_limits`, rates of a credential | its rate: [`AccessControl::charge`] | 429 `rate_limited` |
 //!
-//! All three decide from the head of a request, before a byte of its body is read. What the body turns out to be is
-//! charged afterwards by [`RateCharge::finalize`]. Reading order: `topics`, `rate` and `authorization` (pure),
-//! `secret`, `credentials`, `reload`, `topic_rates`, `charge`, `control`. Where none of the keys is configured there is
-//! no [`AccessControl`].
+//! All three decide from the head of a request, before any of its body is read. [`RateCharge::finalize`] charges the
+//! actual size of the body afterwards. Reading order: `topics`, `rate` and `authorization` (pure), `secret`,
+//! `credentials`, `reload`, `topic_rates`, `charge`, `control`. Without `credentials_file`, `allowed_topics` and
+//! `rate_limits` there is no [`AccessControl`].
 //!
-//! Invariant: no secret, and nothing a client presented as one, is kept, logged or answered. TLS client certificates
-//! do not identify a client here; they could be one more kind of credential.
+//! Invariant: no secret of `credentials_file`, and no `Authorization` header of a client, is kept in plain text,
+//! logged, or part of an answer. TLS client certificates do not identify a client here; they could become a kind of
+//! credential.
 
 mod authorization;
 mod charge;

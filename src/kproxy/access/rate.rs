@@ -1,11 +1,11 @@
 //! Rate limits: token buckets.
 //!
-//! A bucket is full at first and fills at a steady rate; a request takes tokens out or has to wait until they are
-//! there. The whole state of a bucket is one number, the time at which it will be full again, so that taking is one
-//! atomic operation and an idle bucket equals a new one.
+//! A bucket starts full and fills at a steady rate. A request takes tokens; if the bucket has too few, the request is
+//! refused with the time to wait. The whole state of a bucket is one number, the time at which it will be full again.
+//! So taking tokens is one atomic operation, and an idle bucket equals a new one.
 //!
-//! Time is nanoseconds since any fixed moment. Invariant: the units let through in any period are at most those of the
-//! rate, plus the burst, plus one request, plus what [`TokenBucket::take_anyway`] takes afterwards.
+//! Time is nanoseconds since any fixed moment. Invariant: the units that pass in any period are at most those of the
+//! rate, plus the burst, plus one request, plus what [`TokenBucket::take_anyway`] takes.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +14,9 @@ use std::time::Duration;
 use crate::config::{Problems, Section};
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
-/// Largest `requests_per_second` and `bytes_per_second`.
+/// Largest `requests_per_second`.
 const MAX_REQUESTS: i64 = 1_000_000_000;
+/// Largest `bytes_per_second`.
 const MAX_BYTES: i64 = 1_000_000_000_000;
 
 /// The keys `requests_per_second`, `bytes_per_second` and `burst_seconds`.
@@ -27,7 +28,7 @@ pub(crate) struct RateLimits {
 }
 
 impl RateLimits {
-    /// Takes the three keys; `None` where neither rate is given.
+    /// Takes the three keys; returns `None` if neither rate is given.
     pub(crate) fn from_section(section: &mut Section, problems: &mut Problems) -> Option<Self> {
         let requests = section.optional_integer("requests_per_second", 1..=MAX_REQUESTS, problems);
         let bytes = section.optional_integer("bytes_per_second", 1..=MAX_BYTES, problems);
@@ -37,14 +38,14 @@ impl RateLimits {
         if !has_rate && section.has("burst_seconds") {
             section.note("burst_seconds", "has no effect without requests_per_second or bytes_per_second", problems);
         }
-        // At most an hour: a burst that large is hardly a limit any more.
+        // At most an hour: a larger burst would hardly be a limit.
         let burst_seconds = section.integer("burst_seconds", Some(1), 1..=3600, problems);
         let burst_seconds = u32::try_from(burst_seconds).unwrap_or(1);
         has_rate.then_some(RateLimits { requests_per_second, bytes_per_second, burst_seconds })
     }
 }
 
-/// The units a request takes from its buckets.
+/// The units that a request takes from the buckets of a meter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RateCost {
     pub(crate) requests: u64,
@@ -73,9 +74,9 @@ impl RateMeter {
         self.limits
     }
 
-    /// Takes the whole cost, or nothing and returns how long to wait for it.
+    /// Takes the whole cost, or takes nothing and returns how long to wait until it can be taken.
     pub(super) fn take(&self, cost: RateCost, now: u64) -> Result<(), Duration> {
-        // Both buckets are tried even if the first refuses: the longer wait counts.
+        // Both buckets are tried even if the first refuses, because the longer wait is returned.
         let outcomes = [(&self.requests, cost.requests), (&self.bytes, cost.bytes)]
             .map(|(bucket, units)| (bucket, units, bucket.as_ref().map_or(Ok(()), |bucket| bucket.take(units, now))));
         let Some(longest) = outcomes.iter().filter_map(|(_, _, outcome)| outcome.err()).max() else { return Ok(()) };
@@ -87,17 +88,17 @@ impl RateMeter {
         Err(longest)
     }
 
-    /// Puts a cost back that was taken a moment ago.
+    /// Refunds a cost that was taken.
     pub(super) fn give_back(&self, cost: RateCost) {
         self.each(cost, TokenBucket::give_back);
     }
 
-    /// Takes a cost also where the buckets do not have it; what is missing is a debt.
+    /// Takes a cost even if the buckets have too few tokens; the missing ones are a debt.
     pub(super) fn take_anyway(&self, cost: RateCost, now: u64) {
         self.each(cost, |bucket, units| bucket.take_anyway(units, now));
     }
 
-    /// Whether the meter equals a new one.
+    /// Returns whether all buckets are full, so that the meter equals a new one.
     pub(super) fn is_full(&self, now: u64) -> bool {
         [&self.requests, &self.bytes].into_iter().flatten().all(|bucket| bucket.is_full(now))
     }
@@ -115,9 +116,9 @@ impl RateMeter {
 #[derive(Debug)]
 struct TokenBucket {
     per_second: NonZeroU64,
-    /// Time to fill from empty.
+    /// Nanoseconds in which an empty bucket becomes full.
     capacity_nanos: u64,
-    /// Time at which it will be full again; in the past if it is full.
+    /// Time at which the bucket will be full again; not in the future if it is full.
     full_at: AtomicU64,
 }
 
@@ -132,7 +133,7 @@ impl TokenBucket {
         let mut full_at = self.full_at.load(Ordering::Relaxed);
         loop {
             let next = take(self.capacity_nanos, full_at, now, time)?;
-            // Relaxed here and below: the number guards no other memory.
+            // `Relaxed` is enough here and below, because the number guards no other memory.
             match self.full_at.compare_exchange_weak(full_at, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(seen) => full_at = seen,
@@ -159,16 +160,16 @@ impl TokenBucket {
         self.full_at.load(Ordering::Relaxed) <= now
     }
 
-    /// Time in which the rate gives `units`, rounded up.
+    /// Returns the nanoseconds in which the rate yields `units`, rounded up.
     fn time_for(&self, units: u64) -> u64 {
         let nanos = u128::from(units) * u128::from(NANOS_PER_SECOND);
         u64::try_from(nanos.div_ceil(u128::from(self.per_second.get()))).unwrap_or(u64::MAX)
     }
 }
 
-/// The rule, with units as the time in which the rate gives them: returns the next `full_at` of a bucket that has
-/// `time`, or how long to wait until it has. A cost larger than `capacity` is granted by a full bucket and leaves a
-/// debt.
+/// The token bucket rule. Tokens are counted as the nanoseconds in which the rate yields them, so `time` is the cost.
+/// Returns the next `full_at` if the bucket has the tokens, else how long to wait. A full bucket also grants a cost
+/// larger than `capacity`, which leaves a debt.
 fn take(capacity: u64, full_at: u64, now: u64, time: u64) -> Result<u64, Duration> {
     let start = full_at.max(now);
     let missing = start - now;
@@ -178,7 +179,7 @@ fn take(capacity: u64, full_at: u64, now: u64, time: u64) -> Result<u64, Duratio
     Err(Duration::from_nanos(missing.saturating_add(time.min(capacity)) - capacity))
 }
 
-/// `Retry-After`: whole seconds, rounded up, at least one.
+/// Returns the value of `Retry-After`: whole seconds, rounded up, at least one.
 pub(super) fn retry_after_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
@@ -264,10 +265,10 @@ mod tests {
     fn a_meter_takes_all_of_a_cost_or_nothing() {
         let meter = RateMeter::new(limits("requests_per_second: 10\nbytes_per_second: 100\n").unwrap());
         assert_eq!(meter.take(cost(1, 90), SECOND), Ok(()));
-        // The bytes are refused; nine requests are left nevertheless.
+        // The bytes are refused, and nine requests are still left.
         assert_eq!(meter.take(cost(1, 20), SECOND), Err(Duration::from_millis(100)));
         assert_eq!(meter.take(cost(9, 0), SECOND), Ok(()));
-        assert_eq!(meter.take(cost(1, 90), SECOND), Err(Duration::from_millis(800)), "the longer wait counts");
+        assert_eq!(meter.take(cost(1, 90), SECOND), Err(Duration::from_millis(800)), "the longer wait is returned");
         assert_eq!(meter.take(cost(1, 5), SECOND), Err(Duration::from_millis(100)));
         assert!(!meter.is_full(SECOND) && meter.is_full(2 * SECOND));
         meter.give_back(cost(9, 90));
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_share_a_bucket_get_no_more_together() {
+    fn threads_that_share_a_bucket_get_no_more_than_its_capacity() {
         let bucket = TokenBucket::new(NonZeroU64::new(100).unwrap(), 3);
         let got: usize = std::thread::scope(|scope| {
             let threads: Vec<_> =

@@ -10,7 +10,8 @@ use crate::config::Problems;
 use crate::locks::{read, write};
 use crate::reload::Reloads;
 
-/// The credentials in force. A reload that fails keeps those before it and sets `stale` to 1.
+/// Returns the credentials in force, which each reload replaces. A reload that fails leaves them in force and sets
+/// `stale` to 1.
 pub(super) fn reloaded(file: CredentialsFile, stale: IntGauge, reloads: &Reloads) -> Arc<RwLock<Arc<CredentialStore>>> {
     let warn_if_exposed = |file: &CredentialsFile| {
         if let Some(warning) = file.exposure() {

@@ -1,8 +1,8 @@
-//! Secrets as digests: of the credentials a client presents, and of those in `credentials_file`.
+//! Digests of secrets: of the credentials that a client presents, and of those in `credentials_file`.
 //!
-//! A token, or a user with a password, becomes one [`SecretDigest`] under a random key of this process. So a hash table
-//! can be searched for it: which of its entries a look-up touches, and how long it takes, depends on nothing that a
-//! client could compute.
+//! A token, or a user with a password, becomes one [`SecretDigest`] with a random key, which is new at each load of the
+//! file. So a look-up in a hash table leaks nothing: a client cannot compute which entries it touches, or how long it
+//! takes.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -13,10 +13,10 @@ use subtle::ConstantTimeEq;
 use super::authorization::{PresentedCredentials, is_token};
 use crate::config::{Problems, Section};
 
-/// The problem of a credential without exactly one secret.
+/// Problem text for a credential that does not have exactly one secret.
 const ONE_SECRET: &str = "must have exactly one of token, token_sha256, or user with password or password_sha256";
 
-/// A SHA-256. Compared in constant time; `Debug` hides it.
+/// A SHA-256 digest. It is compared in constant time, and `Debug` hides it.
 #[derive(Clone, Copy, Eq)]
 pub(super) struct SecretDigest([u8; 32]);
 
@@ -55,7 +55,7 @@ impl SecretDigest {
         Some(SecretDigest(bytes))
     }
 
-    /// A random key: SHA-256 of the 128 random bits of the standard library's [`RandomState`].
+    /// Returns a random key, made with SHA-256 from the 128 random bits of the standard library's [`RandomState`].
     pub(super) fn random() -> Self {
         // Four hashes of 64 bits spread the random bits over the whole key.
         let random = RandomState::new();
@@ -73,12 +73,13 @@ pub(super) enum HashedSecret {
 }
 
 impl HashedSecret {
-    /// Takes `token`, `token_sha256`, `user`, `password` and `password_sha256`; `None` comes with a problem.
+    /// Takes `token`, `token_sha256`, `user`, `password` and `password_sha256`. Returns `None` and adds a problem
+    /// unless they are exactly one valid secret.
     pub(super) fn from_section(entry: &mut Section, problems: &mut Problems) -> Option<Self> {
         let n_given = |keys: [&str; 2]| keys.iter().filter(|key| entry.has(key)).count();
         let (n_tokens, n_passwords) = (n_given(["token", "token_sha256"]), n_given(["password", "password_sha256"]));
         if n_tokens + n_passwords != 1 || entry.has("user") != (n_passwords == 1) {
-            // Taken, so that none of them is also reported as unknown.
+            // The keys are taken, so that none of them is also reported as unknown.
             for key in ["token", "token_sha256", "user", "password", "password_sha256"] {
                 entry.take(key);
             }
@@ -100,6 +101,7 @@ impl HashedSecret {
         is_user.then(|| HashedSecret::Basic(SecretDigest::of(user.as_bytes()), password))
     }
 
+    /// Hashes the credentials that a client presents.
     pub(super) fn of(presented: &PresentedCredentials<'_>) -> Self {
         match presented {
             PresentedCredentials::Bearer(token) => HashedSecret::Bearer(SecretDigest::of(token)),
@@ -109,7 +111,8 @@ impl HashedSecret {
         }
     }
 
-    /// The digest to look it up by. The scheme enters, so that a token never equals a user with a password.
+    /// Returns the digest by which a credential is looked up. The hash includes the scheme, so that a token never
+    /// equals a user with a password.
     pub(super) fn id(&self, key: &SecretDigest) -> SecretDigest {
         let mut hash = Sha256::new_with_prefix(key.0);
         match self {
@@ -135,7 +138,8 @@ fn is_password(bytes: &[u8]) -> bool {
     !bytes.is_empty() && is_text(bytes)
 }
 
-/// The secret of whichever of the two keys is given. `rule`: a check of the plain secret, and its words for a problem.
+/// Takes the plain or the hashed secret, whichever of the two keys is given, and returns its digest. `rule` is a check
+/// of the plain secret and the description of the rule in a problem.
 fn digest(
     plain: &str,
     hashed: &str,

@@ -1,4 +1,4 @@
-//! Access control as a whole, in the order of the checks of a request.
+//! Tests of access control as a whole: all checks of a request, in their order.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(super) fn section(text: &str) -> (Section, Problems) {
 }
 
 impl AccessControl {
-    /// With these lines of kproxy.yaml, and this credentials file unless it is empty.
+    /// Access control with these lines of kproxy.yaml, and with this credentials file unless `credentials` is empty.
     pub(crate) fn for_tests(lines: &str, credentials: &str, registry: &Registry) -> AccessControl {
         let file = NamedTempFile::new().unwrap();
         Self::reloading(lines, credentials, &file, registry, &Reloads::default())
@@ -69,7 +69,7 @@ impl Fixture {
         Fixture { access, registry, reloads, file }
     }
 
-    /// All checks of a request: the name of its credential, or the refusal.
+    /// Makes all checks of a request; returns the name of its credential, or the refusal.
     fn check(&self, authorization: Option<&str>, topic: &str) -> Result<Option<Arc<str>>, Failure> {
         let mut head = announcing(Some(10));
         if let Some(value) = authorization {
@@ -143,7 +143,7 @@ fn without_credentials_topics_and_rates_apply_to_all_clients() {
 }
 
 #[test]
-fn a_refusal_by_one_limit_uses_up_nothing_of_the_other() {
+fn a_refusal_by_one_limit_takes_nothing_from_the_other() {
     let fixture = Fixture::new(
         "rate_limits:\n - {topics: [slow], requests_per_second: 1}\n \
          - {topics: [bytes], bytes_per_second: 10, burst_seconds: 60}\n",
@@ -162,7 +162,7 @@ fn a_refusal_by_one_limit_uses_up_nothing_of_the_other() {
 }
 
 #[test]
-fn bytes_that_never_arrive_are_given_back_and_unannounced_bytes_are_a_debt() {
+fn bytes_that_never_arrive_are_refunded_and_unannounced_bytes_are_a_debt() {
     let fixture = Fixture::new(
         "rate_limits: [{topics: ['*'], requests_per_second: 1, bytes_per_second: 1, burst_seconds: 100}]\n",
         "",
@@ -179,7 +179,7 @@ fn bytes_that_never_arrive_are_given_back_and_unannounced_bytes_are_a_debt() {
     let seconds: u64 = refused.header.unwrap().1.parse().unwrap();
     assert!((140..=150).contains(&seconds), "{seconds}");
 
-    // A batch of a thousand messages passes once, and leaves a debt.
+    // A batch of 1000 messages passes once, and leaves a debt.
     charge("batch", Some(1)).unwrap().finalize(1000, 1);
     assert!(charge("batch", Some(1)).is_err());
     // A cost above the capacity passes when the bucket is full.

@@ -1,10 +1,9 @@
 //! `rate_limits`: limits per topic, for all clients together.
 //!
-//! The first rule whose globs match a topic applies, and each topic has a [`RateMeter`] of its own. Bounds: at most
-//! [`MAX_METERS`] topics have one at a time; a meter that has been full for a minute equals a new one and is
-//! removed to make room.
-//! With more topics in use, the rest share one meter for each rule. So topic names that a stranger makes up can slow
-//! down new topics, but take no memory and nothing from the topics that have a meter.
+//! The first rule whose globs match a topic applies, and each topic has a [`RateMeter`] of its own. Bound: at most
+//! [`MAX_METERS`] topics have a meter at a time. A meter that has been full for a minute equals a new one, so it may be
+//! removed to make room. Topics without a meter of their own share one meter for each rule. So a client that invents
+//! topic names can slow down topics without a meter, but cannot use up memory or the limit of a topic that has a meter.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,12 +17,12 @@ use crate::config::{Problems, Section};
 use crate::locks::{read, write};
 use crate::log_limited;
 
-/// Topics with a meter of their own.
+/// Largest number of topics with a meter of their own.
 const MAX_METERS: usize = 10_000;
 /// Shortest time between two searches of the full table for meters to remove.
 const SWEEP_INTERVAL_NANOS: u64 = 100_000_000;
-/// A meter that has been full for this long is not in use and may be removed; a shorter time may be the pause between
-/// two requests.
+/// A meter that has been full for this time is not in use and may be removed. A meter may be full for a shorter time
+/// between two requests.
 const IDLE_NANOS: u64 = 60_000_000_000;
 
 /// One entry of `rate_limits`.
@@ -33,7 +32,7 @@ pub(crate) struct TopicRateRule {
     limits: RateLimits,
 }
 
-/// Takes `rate_limits`; `None` when it is absent.
+/// Takes `rate_limits`; returns `None` if it is absent.
 pub(crate) fn rules(section: &mut Section, problems: &mut Problems) -> Option<Vec<TopicRateRule>> {
     let mut rules = Vec::new();
     for mut entry in section.sections("rate_limits", false, problems)? {
@@ -53,7 +52,7 @@ pub(crate) fn rules(section: &mut Section, problems: &mut Problems) -> Option<Ve
 
 /// The meters of all topics in use.
 pub(super) struct TopicRates {
-    /// Each with the meter shared by the topics that have none of their own.
+    /// Each rule with the meter that topics without a meter of their own share.
     rules: Vec<(TopicRateRule, Arc<RateMeter>)>,
     meters: RwLock<HashMap<Box<str>, Arc<RateMeter>>>,
     max_meters: usize,
@@ -74,9 +73,9 @@ impl TopicRates {
         }
     }
 
-    /// The meter of this topic; `None`: no rule matches it.
+    /// Returns the meter of this topic; `None` if no rule matches the topic.
     pub(super) fn meter(&self, topic: &str, now: u64) -> Option<Arc<RateMeter>> {
-        // A topic in use needs only the read lock.
+        // A topic that has a meter needs only the read lock.
         if let Some(meter) = read(&self.meters).get(topic) {
             return Some(Arc::clone(meter));
         }
@@ -84,7 +83,7 @@ impl TopicRates {
         if !self.has_room(now) {
             log_limited!(
                 Level::Warn,
-                "rate_limits: {} topics are in use, topic {topic} shares its limit with others",
+                "rate_limits: {} topics have limits of their own, topic {topic} shares one with all further topics",
                 self.max_meters
             );
             return Some(Arc::clone(shared));
@@ -94,8 +93,8 @@ impl TopicRates {
         Some(Arc::clone(meter))
     }
 
-    /// Whether the table has room for one more meter, if need be after idle ones are removed. Threads that call it at
-    /// the same time may all get true: the table exceeds its bound by at most one meter for each of them.
+    /// Returns whether the table has room for one more meter, after removing idle meters if it is full. Threads that
+    /// call this at the same time may all get true, so the table may exceed its bound by one meter for each thread.
     fn has_room(&self, now: u64) -> bool {
         if read(&self.meters).len() < self.max_meters {
             return true;
@@ -108,7 +107,7 @@ impl TopicRates {
             return false;
         }
         let mut meters = write(&self.meters);
-        // A meter with another owner belongs to a request that is about to take from it.
+        // A meter with another owner belongs to a request that is about to take from it, or may still refund bytes.
         let idle_since = now.saturating_sub(IDLE_NANOS);
         meters.retain(|_, meter| !meter.is_full(idle_since) || Arc::strong_count(meter) > 1);
         meters.len() < self.max_meters
@@ -153,14 +152,17 @@ mod tests {
         for topic in ["a", "b", "c", "d"] {
             assert!(rates.meter(topic, now).unwrap().take(ONE, now).is_ok(), "{topic}");
         }
-        assert!(rates.meter("e", now).unwrap().take(ONE, now).is_err(), "d took what e shares with it");
+        assert!(
+            rates.meter("e", now).unwrap().take(ONE, now).is_err(),
+            "d and e share a meter, and d took its only request"
+        );
         assert!(rates.meter("a", now).unwrap().take(ONE, now).is_err());
         assert_eq!(rates.meters.read().unwrap().len(), 3);
 
         now += IDLE_NANOS;
         assert!(
             rates.meter("e", now).unwrap().take(ONE, now).is_ok(),
-            "shared: the others are not idle for long enough"
+            "e shares a meter: no other meter has been idle for long enough"
         );
         now += SECOND;
         let held = rates.meter("a", now).unwrap();

@@ -1,6 +1,7 @@
-//! Lists of topics in the configuration: globs over topic names.
+//! Lists of topics in the configuration, as globs of topic names.
 //!
-//! In a glob `*` stands for any characters, `?` for one, `[ab]` for one of these, `{a,b}` for either; case matters.
+//! In a glob `*` stands for any characters, `?` for one character, `[ab]` for one of the characters a and b, `{a,b}`
+//! for one of the globs a and b. Case matters.
 
 use std::fmt;
 
@@ -8,7 +9,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::config::{Problems, Section};
 
-/// Characters of globs that topic names do not have.
+/// Characters that are legal in globs but not in topic names.
 const GLOB_CHARACTERS: &str = "*?[]{}!^,\\";
 
 /// A set of topics.
@@ -19,7 +20,7 @@ pub(crate) struct TopicGlobs {
 }
 
 impl TopicGlobs {
-    /// Takes a list of globs; `None` when the key is absent, or with a problem.
+    /// Takes a list of globs; returns `None` when the key is absent, or with a problem.
     pub(crate) fn from_section(
         key: &str,
         required: bool,
@@ -50,7 +51,7 @@ impl TopicGlobs {
         }
     }
 
-    /// Whether any glob matches the topic.
+    /// Returns whether any glob matches the topic.
     pub(crate) fn contain(&self, topic: &str) -> bool {
         self.set.is_match(topic)
     }
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_is_in_a_list_of_globs_or_not() {
+    fn a_list_of_globs_contains_the_topics_that_a_glob_matches() {
         for (list, topic, is_in) in [
             ("[t]", "t", true),
             ("[t]", "T", false),

@@ -15,10 +15,10 @@ use super::message::ParsedMessage;
 use crate::broker::Header;
 use crate::kproxy::answer::Failure;
 
-/// Key length of a record that leaves its key to the default.
+/// Key length of a record that takes the default key.
 const NO_KEY: u32 = u32::MAX;
 
-/// The messages of a body that is not empty.
+/// Parses a body that is not empty into its messages.
 pub(super) fn parse(body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessage>, Failure> {
     let mut reader = RecordReader { left: body, total: body.len(), record: 0 };
     let mut messages = Vec::new();
@@ -32,8 +32,9 @@ pub(super) fn parse(body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessa
     Ok(messages)
 }
 
-/// Reads fields off the front of a body.
+/// Reads fields from the front of a body.
 struct RecordReader<'a> {
+    /// Bytes that are not read yet.
     left: &'a [u8],
     /// Bytes of the whole body.
     total: usize,
@@ -48,7 +49,7 @@ impl<'a> RecordReader<'a> {
             length => Some(self.bytes(length, "the key")?.to_vec()),
         };
         let header_count = usize::from(self.u16("the header count")?);
-        // Checked before the headers are read: a count that is a lie must not cost work or memory.
+        // Checked before the headers are read, so that a false count costs neither time nor memory.
         if header_count > MAX_HEADERS {
             return Err(self.malformed(format!("{header_count} headers, the maximum is {MAX_HEADERS}")));
         }

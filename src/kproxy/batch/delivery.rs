@@ -1,8 +1,8 @@
-//! The outcomes of a batch's messages, gathered into one answer.
+//! Gathers the outcomes of a batch's messages into one answer.
 //!
-//! Every message holds the batch; the one that completes last answers. The status is 200 only when all messages are
-//! stored, else the highest status among those that are not. So it is 503 or 504 as soon as one message is worth a
-//! retry, and never a status that a client which reads nothing else would take for success.
+//! Every message holds a reference to the batch; the message that completes last answers the request. The status is 200
+//! only when all messages are stored, else the highest status among the failed messages. So it is 503 or 504 if any
+//! message is worth a retry, and a client that reads only the status never takes a partial failure for success.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -23,16 +23,16 @@ type Outcome = Result<Appended, Failure>;
 
 /// A batch that waits for the outcomes of its messages.
 pub(crate) struct PendingBatch {
-    /// In a lock only so that threads may share the batch; taken once, at the end.
+    /// Behind a lock only because threads share the batch; only the last holder takes the reply.
     reply: Mutex<Reply>,
-    /// By the index of the message in the batch.
+    /// Outcomes by the index of the message in the batch; an entry is empty until the delivery report arrives.
     outcomes: Box<[OnceLock<Outcome>]>,
     request: BatchRequest,
-    /// The messages' memory within `max_in_flight_bytes`.
+    /// The share of `max_in_flight_bytes` that the messages take.
     lease: ByteLease,
 }
 
-/// The request of a batch, for metrics and log.
+/// What metrics and log lines need of a batch's request.
 pub(crate) struct BatchRequest {
     pub(crate) topic: TopicCounters,
     pub(crate) acks: Acks,
@@ -43,7 +43,7 @@ pub(crate) struct BatchRequest {
     pub(crate) started: Instant,
 }
 
-/// One message of a batch that was handed to the broker.
+/// One message of a batch that waits for its delivery report.
 pub(crate) struct BatchItem {
     batch: Arc<PendingBatch>,
     index: usize,
@@ -55,10 +55,10 @@ impl BatchItem {
         BatchItem { batch: Arc::clone(batch), index, slot }
     }
 
-    /// Records the outcome of the message; the last one answers the request.
+    /// Records the outcome of the message and, if it is the last one of the batch, answers the request.
     pub(crate) fn complete(self, outcome: AppendResult) {
         let BatchItem { batch, index, slot } = self;
-        // Released before the answer: a client may send its next request as soon as it has the answer.
+        // Released before the answer, so that the client's next request finds the slot free.
         drop(slot);
         let outcome = outcome.map_err(|error| Failure::from_append(&error));
         let BatchRequest { topic, acks, metrics, started, .. } = &batch.request;
@@ -66,7 +66,7 @@ impl BatchItem {
             Ok(_) => metrics.stored(topic, *acks, started.elapsed()),
             Err(failure) => metrics.not_stored(topic, *acks, failure.status, started.elapsed()),
         }
-        // Fails only for a message that completed before, which no engine does.
+        // Fails only for a message that has completed before; no engine completes a message twice.
         let _ = batch.outcomes[index].set(outcome);
         PendingBatch::release(batch);
     }
@@ -78,10 +78,10 @@ impl PendingBatch {
         Arc::new(PendingBatch { reply: Mutex::new(reply), outcomes, request, lease })
     }
 
-    /// Gives up one holder's reference; the last holder answers.
+    /// Drops one reference to the batch; the release of the last one answers the request.
     pub(crate) fn release(batch: Arc<Self>) {
         if let Some(mut batch) = Arc::into_inner(batch) {
-            // The answer is long, so it is not put together on the engine's thread.
+            // The answer is long, so a reader thread formats it instead of the engine's thread.
             let reader = locks::get_mut(&mut batch.reply).reader();
             reader.defer(Box::new(batch));
         }
@@ -124,7 +124,7 @@ impl DeferredResponse for PendingBatch {
     }
 }
 
-/// One line of JSON for each outcome.
+/// Formats one line of JSON for each outcome.
 fn result_lines(outcomes: &[Outcome]) -> String {
     let mut lines = String::with_capacity(outcomes.len() * 40);
     for outcome in outcomes {

@@ -5,8 +5,10 @@ use std::fmt::Display;
 use super::message::ParsedMessage;
 use crate::kproxy::answer::Failure;
 
-/// Headers of one message, and bytes of its key and headers: about what the head of one `/commit` can carry.
+/// Largest number of headers of one message, as many as a `/commit` may have header fields.
 pub(super) const MAX_HEADERS: usize = 100;
+/// Largest size of the key and headers of one message together, in bytes: the default of `max_header_bytes`, which
+/// bounds the same of a `/commit`.
 pub(super) const MAX_KEY_AND_HEADERS_BYTES: usize = 16 * 1024;
 
 /// Configured bounds of a batch.
@@ -23,7 +25,7 @@ pub(crate) struct BatchLimits {
 }
 
 impl BatchLimits {
-    /// Checks that one more message may follow `count` others; called before it is parsed.
+    /// Fails with 413 if a batch with `count` messages is full; called before the next message is parsed.
     pub(super) fn check_count(&self, count: usize) -> Result<(), Failure> {
         if count >= self.max_messages {
             Err(Failure::too_many_messages(self.max_messages, "max_batch_messages"))
@@ -34,7 +36,8 @@ impl BatchLimits {
         }
     }
 
-    /// Checks a parsed message; `place` is its line or record.
+    /// Fails if a parsed message is too large, or has an empty value or an invalid header name. `place` is its line or
+    /// record.
     pub(super) fn check(&self, message: &ParsedMessage, place: impl Display) -> Result<(), Failure> {
         let too_large = |problem: String| Err(Failure::too_large(format!("{place}: {problem}")));
         let value_bytes = message.value.len();

@@ -1,17 +1,17 @@
-//! A message of a batch on its way from the body to a record.
+//! A message of a batch: as the body has it, and as a record with the defaults of the request.
 
 use std::sync::Arc;
 
 use crate::broker::{Header, PartitionId, Record};
 use crate::kproxy::headers;
 
-/// Memory of a header besides its bytes: the allocations of name and value, and their owners in the `Vec`.
+/// Memory of a header besides the bytes of its name and value: two heap allocations and an entry of the `Vec`.
 const HEADER_OVERHEAD_BYTES: usize = 96;
 
-/// One message as the body has it. What it leaves out comes from [`BatchDefaults`].
+/// One message as the body has it. [`BatchDefaults`] fills in the fields that it leaves out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ParsedMessage {
-    /// `None`: the default key. Empty: no key, whatever the default.
+    /// `None` takes the default key. An empty key means no key, even if there is a default.
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) value: Vec<u8>,
     pub(crate) headers: Vec<Header>,
@@ -29,7 +29,7 @@ impl ParsedMessage {
     }
 }
 
-/// Topic of all messages of a batch, and what the request's head says for those that leave it out.
+/// The topic of all messages of a batch, and the values in the request's head for fields that a message leaves out.
 pub(crate) struct BatchDefaults {
     pub(crate) topic: Arc<str>,
     pub(crate) key: Option<Vec<u8>>,
@@ -40,7 +40,7 @@ pub(crate) struct BatchDefaults {
 }
 
 impl BatchDefaults {
-    /// Memory of the records that `messages` become.
+    /// Returns the memory, in bytes, of the records that `messages` become.
     pub(crate) fn bytes_of_records(&self, messages: &[ParsedMessage]) -> usize {
         let in_memory = |headers: &[Header]| -> usize {
             headers.iter().map(|header| header_bytes(header) + HEADER_OVERHEAD_BYTES).sum()
@@ -54,6 +54,7 @@ impl BatchDefaults {
         messages.iter().map(record_bytes).sum()
     }
 
+    /// Makes the record of a message.
     pub(crate) fn record(&self, message: ParsedMessage) -> Record {
         let mut headers = message.headers;
         headers::add_trace(&mut headers, &self.trace);

@@ -17,12 +17,12 @@ use super::message::ParsedMessage;
 use crate::broker::Header;
 use crate::kproxy::answer::Failure;
 
-/// Longest problem text of serde, which may quote the line.
+/// Longest problem text of serde in bytes; serde may quote the whole line.
 const MAX_PROBLEM_BYTES: usize = 160;
-/// Longest name of a member or header in a problem text.
+/// Longest name of a member or header in a problem text, in bytes.
 const MAX_QUOTED_BYTES: usize = 40;
 
-/// The messages of a body that is not empty. The newline after the last line is optional.
+/// Parses a body that is not empty into its messages. The newline after the last line is optional.
 pub(super) fn parse(body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessage>, Failure> {
     let body = body.strip_suffix(b"\n").unwrap_or(body);
     let mut messages = Vec::new();
@@ -34,7 +34,7 @@ pub(super) fn parse(body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessa
         let message = message(line).map_err(|error| {
             // serde_json counts columns from 1, but may report 0 for an error before the first byte.
             let (column, text) = (error.column().max(1), error.to_string());
-            // serde's own place is cut off: it has seen one line only and always says line 1.
+            // The place that serde appends is cut off: serde parses a single line, so it always reports line 1.
             let problem = text.rsplit_once(" at line ").map_or(&*text, |(problem, _)| problem);
             let problem = &problem[..problem.floor_char_boundary(MAX_PROBLEM_BYTES)];
             Failure::bad_batch(format_args!("line {number}, byte {column}"), problem)
@@ -66,7 +66,7 @@ enum Member {
     Other(String),
 }
 
-/// A JSON object into a [`ParsedMessage`].
+/// Deserializes a JSON object into a [`ParsedMessage`].
 struct MessageVisitor;
 
 impl<'de> Visitor<'de> for MessageVisitor {
@@ -94,7 +94,7 @@ impl<'de> Visitor<'de> for MessageVisitor {
                 }
             }
         }
-        // Kafka clients take a timestamp of 0 for none.
+        // Kafka clients treat the timestamp 0 as absent.
         if timestamp_ms == Some(0) {
             return Err(A::Error::custom("timestamp must be at least 1"));
         }
@@ -104,7 +104,7 @@ impl<'de> Visitor<'de> for MessageVisitor {
     }
 }
 
-/// Sets a member that must not be set yet.
+/// Sets a member; fails if it is already set.
 fn once<T, E: Error>(name: &str, member: &mut Option<T>, value: T) -> Result<(), E> {
     match member.replace(value) {
         None => Ok(()),
@@ -112,7 +112,7 @@ fn once<T, E: Error>(name: &str, member: &mut Option<T>, value: T) -> Result<(),
     }
 }
 
-/// A string into its UTF-8.
+/// Deserializes a string into its UTF-8 bytes.
 struct Text;
 
 impl<'de> DeserializeSeed<'de> for Text {
@@ -135,7 +135,7 @@ impl Visitor<'_> for Text {
     }
 }
 
-/// A base64 string into the bytes it encodes.
+/// Deserializes a base64 string into the bytes that it encodes.
 struct Base64;
 
 impl<'de> DeserializeSeed<'de> for Base64 {
@@ -158,7 +158,7 @@ impl Visitor<'_> for Base64 {
     }
 }
 
-/// An integer that is not negative.
+/// Deserializes an integer that is not negative.
 struct Integer<T>(PhantomData<T>);
 
 impl<T> Integer<T> {
@@ -189,7 +189,7 @@ impl<T: TryFrom<i64>> Visitor<'_> for Integer<T> {
     }
 }
 
-/// An object of strings into headers, in the order of its members.
+/// Deserializes an object of strings into headers, in the order of its members.
 struct HeaderMap;
 
 impl<'de> DeserializeSeed<'de> for HeaderMap {
@@ -214,8 +214,8 @@ impl<'de> Visitor<'de> for HeaderMap {
                 let name = &name[..name.floor_char_boundary(MAX_QUOTED_BYTES)];
                 return Err(A::Error::custom(format_args!("header {name:?} is given more than once")));
             }
-            // One header too many is accepted, so that `BatchLimits::check` refuses the message with 413. Here the
-            // number only bounds the work: each header is compared with all before it.
+            // One header above the maximum is accepted here, so that `BatchLimits::check` refuses the message with 413.
+            // This check only bounds the time: each name is compared with all names before it.
             if headers.len() > MAX_HEADERS {
                 return Err(A::Error::custom(format_args!("more than {MAX_HEADERS} headers")));
             }

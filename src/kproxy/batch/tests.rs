@@ -1,4 +1,4 @@
-//! Both formats, by table and property.
+//! Tests of both formats, by tables and properties.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -12,7 +12,7 @@ use crate::broker::{Header, Stored};
 const LIMITS: BatchLimits =
     BatchLimits { max_messages: 3, max_body_bytes: 1 << 20, max_value_bytes: 20, max_slots: 1000 };
 
-/// The messages of a body, or the refusal.
+/// The messages of a body, or why it is refused.
 type Outcome<E> = Result<Vec<ParsedMessage>, E>;
 
 fn header(name: &str, value: &[u8]) -> Header {
@@ -23,7 +23,7 @@ fn of_value(value: &[u8]) -> ParsedMessage {
     ParsedMessage { value: value.to_vec(), ..ParsedMessage::default() }
 }
 
-/// The binary form of messages; partition and timestamp have no place in it.
+/// Encodes messages in the binary format, which has no partition and no timestamp.
 fn encode(messages: &[ParsedMessage]) -> Vec<u8> {
     let mut out = Vec::new();
     let put = |out: &mut Vec<u8>, bytes: &[u8]| {
@@ -147,7 +147,7 @@ fn a_line_is_a_message_or_is_refused_with_its_number() {
     }
     assert_eq!(BatchFormat::Ndjson.parse(b"{\"value\":\"\xff\"}", &LIMITS).unwrap_err().code, "bad_batch");
     assert_eq!(BatchFormat::Ndjson.parse(b"{\"value_json\":\"\xff\"}", &LIMITS).unwrap_err().code, "bad_batch");
-    // Nesting of any depth takes no stack.
+    // Deep nesting does not overflow the stack.
     let deep = format!(r#"{{"value_json":{}"#, "[".repeat(1_000_000));
     assert_eq!(BatchFormat::Ndjson.parse(deep.as_bytes(), &LIMITS).unwrap_err().code, "bad_batch");
 }
@@ -161,7 +161,7 @@ fn a_record_is_a_message_or_is_refused_with_its_number() {
     };
     let no_key = [0xff; 4];
     let nothing_beside = [&no_key[..], &[0, 0]].concat();
-    // Bytes; messages, or the beginning of the refusal.
+    // The body; its messages, or the beginning of the message of the refusal.
     let rows: &[(Vec<u8>, Outcome<&str>)] = &[
         (
             [
@@ -201,7 +201,7 @@ fn a_record_is_a_message_or_is_refused_with_its_number() {
 }
 
 #[test]
-fn parsing_stops_at_the_largest_number_of_messages() {
+fn parsing_stops_after_the_allowed_number_of_messages() {
     let line = "{\"value\":\"v\"}\n";
     let binary = |count| encode(&vec![of_value(b"v"); count]);
     for (limits, named) in
@@ -263,12 +263,12 @@ fn line_of(message: &ParsedMessage) -> String {
 
 proptest! {
     #[test]
-    fn binary_messages_come_back(messages in any_messages()) {
+    fn encoded_binary_messages_are_parsed_unchanged(messages in any_messages()) {
         prop_assert_eq!(BatchFormat::Binary.parse(&encode(&messages), &LIMITS), Ok(messages));
     }
 
     #[test]
-    fn ndjson_messages_come_back(messages in text_messages()) {
+    fn encoded_ndjson_messages_are_parsed_unchanged(messages in text_messages()) {
         let lines: Vec<_> = messages.iter().map(line_of).collect();
         prop_assert_eq!(BatchFormat::Ndjson.parse(lines.join("\n").as_bytes(), &LIMITS), Ok(messages));
     }
@@ -283,7 +283,7 @@ proptest! {
     }
 
     #[test]
-    fn a_truncated_body_has_no_other_messages(messages in any_messages(), cut in any::<prop::sample::Index>()) {
+    fn a_truncated_body_yields_no_new_messages(messages in any_messages(), cut in any::<prop::sample::Index>()) {
         let body = encode(&messages);
         let cut = cut.index(body.len());
         match BatchFormat::Binary.parse(&body[..cut], &LIMITS) {

@@ -1,4 +1,4 @@
-//! Requests through the handler, with a broker in memory.
+//! Tests of the handler with a broker in memory.
 
 mod batch;
 
@@ -39,12 +39,12 @@ impl Fixture {
         Head { method, path: path.to_owned(), query: query.map(str::to_owned), ..Head::default() }
     }
 
-    /// For changes before the first request.
+    /// Gives mutable access to the handler, before the first request.
     fn handler(&mut self) -> &mut CommitHandler {
         Arc::get_mut(&mut self.handler).unwrap()
     }
 
-    /// Does what the server does; the channel is empty until the request is answered.
+    /// Passes a request to the handler as the HTTP server does. The returned channel receives the answer.
     fn request(&self, method: &'static str, target: &str, body: &[u8]) -> mpsc::Receiver<Response> {
         self.request_with(method, target, &[], body)
     }
@@ -120,7 +120,7 @@ fn partition_timestamp_and_headers_go_into_the_record() {
         assert!(response.status == 400 && body.contains("unsupported"), "{body}");
     }
     let answers = fixture.request_with("POST", "/commit?topic=t&partition=3", &fields[1..], b"x");
-    assert_eq!(answers.try_recv().unwrap().status, 200, "the trace context is left out");
+    assert_eq!(answers.try_recv().unwrap().status, 200, "the trace context is dropped");
     assert_eq!(fixture.broker.messages("t", 3)[0].headers, []);
     assert_eq!(fixture.messages().len(), 2);
 }
@@ -159,7 +159,7 @@ fn each_invalid_request_has_its_error_code_and_stores_nothing() {
 }
 
 #[test]
-fn access_control_comes_before_all_other_checks() {
+fn credentials_are_checked_before_the_query_and_rates_last() {
     let mut fixture = fixture();
     let (lines, credentials) = (
         "rate_limits: [{topics: [t], requests_per_second: 2}]\n",

@@ -1,4 +1,4 @@
-//! Batches through the handler.
+//! Tests of `/commit_batch` with a broker in memory.
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ fn batch_fixture() -> Fixture {
     fixture
 }
 
-/// Status and lines of the answer; every line is JSON.
+/// Returns the status and the lines of the answer, and asserts that every line is JSON.
 fn post(fixture: &Fixture, target: &str, fields: &[(&str, &str)], body: &[u8]) -> (u16, Vec<Value>) {
     let response = fixture.request_with("POST", target, fields, body).try_recv().expect("it is answered");
     let text = String::from_utf8(response.body).expect("answers are text");
@@ -34,7 +34,7 @@ fn post(fixture: &Fixture, target: &str, fields: &[(&str, &str)], body: &[u8]) -
 }
 
 #[test]
-fn each_message_has_a_result_and_the_query_has_the_defaults() {
+fn each_message_has_a_result_and_takes_defaults_from_the_query() {
     let fixture = batch_fixture();
     let body = br#"{"value":"a","partition":1,"headers":{"h":"1"}}
 {"value":"b","key":"","timestamp":7}
@@ -80,7 +80,7 @@ fn status_200_means_that_all_messages_are_stored() {
     let error = (&lines[1]["status"], &lines[1]["error"], &lines[1]["retriable"], &lines[1]["stored"]);
     assert_eq!(error, (&404.into(), &"unknown_partition".into(), &false.into(), &"no".into()));
 
-    // The status is retriable as soon as one of the messages is.
+    // The status says retriable if one of the messages is retriable.
     for (failure, stored, status) in
         [(AppendFailure::Unreachable, Stored::No, 503), (AppendFailure::TimedOut, Stored::Unknown, 504)]
     {
@@ -127,7 +127,7 @@ fn a_refused_batch_stores_nothing() {
 }
 
 #[test]
-fn all_messages_get_a_slot_or_none_and_the_last_outcome_answers() {
+fn all_messages_get_a_slot_or_none_and_the_last_outcome_sends_the_answer() {
     let fixture = batch_fixture();
     let body = b"{\"value\":\"a\"}\n{\"value\":\"b\"}\n{\"value\":\"c\"}\n";
     fixture.broker.hold_completions();
@@ -135,7 +135,7 @@ fn all_messages_get_a_slot_or_none_and_the_last_outcome_answers() {
     assert!(first.try_recv().is_err(), "nothing has been confirmed");
     let (status, lines) = post(&fixture, "/commit_batch?topic=t", &[NDJSON], body);
     assert_eq!((status, &lines[0]["error"], &lines[0]["stored"]), (503, &"overloaded".into(), &"no".into()));
-    assert_eq!(fixture.handler.slots.used(), 3, "none was taken");
+    assert_eq!(fixture.handler.slots.used(), 3, "the refused batch took no slot");
     let second = fixture.request_with("POST", "/commit_batch?topic=t", &[NDJSON], &body[..28]);
     assert!(second.try_recv().is_err());
     fixture.broker.release_completions();
