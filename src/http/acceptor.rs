@@ -1,6 +1,6 @@
 //! The thread that accepts connections and distributes them over the readers in turn.
 //!
-//! When accepting fails because the process has no descriptors or memory left, it is retried after a pause; new
+//! When accept(2) fails because the process has no descriptors or memory left, it is retried after a pause; new
 //! connections wait in the kernel's backlog during the pause. A connection beyond `max_connections` or
 //! `max_connections_per_ip` gets a 503 (with TLS: an alert) and is closed.
 

@@ -27,7 +27,7 @@ const MAX_KEPT_BUFFER_BYTES: usize = 64 * 1024;
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Between requests, or in the middle of receiving one.
+    /// The connection is idle, or a request is arriving.
     Reading,
     /// A complete request was handed over and is not answered yet.
     Answering,
@@ -44,9 +44,9 @@ pub(super) enum Phase {
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     pub(super) peer: SocketAddr,
-    /// Identifies the connection at its reader.
+    /// Key of the connection in the poller and the client table of its reader.
     pub(super) key: usize,
-    /// The inbox of its reader.
+    /// Inbox of the connection's reader.
     pub(super) inbox: Arc<Inbox>,
     state: Mutex<State>,
 }

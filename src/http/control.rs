@@ -51,7 +51,8 @@ impl Control {
         self.stopped_accepting.store(true, Ordering::Release);
     }
 
-    /// Returns whether the server drains: idle connections are closed, and every other connection after its response.
+    /// Returns whether the server drains: the reader closes idle connections at once, and other connections after their
+    /// responses.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }

@@ -16,8 +16,8 @@
 //!
 //! Invariants: one request of a connection is in progress at a time, and responses are sent in the order of the
 //! requests; a request with ambiguous framing is refused and its connection closed; memory grows with the bytes that
-//! arrived, never with an announced length, and all memory of requests is within one budget; the number of threads is
-//! fixed.
+//! arrived, never with an announced length, and all memory of requests is within `body_budget`, if it is set; the
+//! number of threads is fixed.
 
 mod acceptor;
 mod body;

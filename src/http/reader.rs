@@ -33,7 +33,7 @@ const READ_BYTES: usize = 16 * 1024;
 /// Largest size in bytes of one read of a large body.
 const MAX_READ_BYTES: usize = 256 * 1024;
 /// After the last response of a connection, bytes from the client are discarded for this time, and at most
-/// `MAX_LINGER_BYTES` of them; then the connection is closed.
+/// `MAX_LINGER_BYTES` bytes in all; then the connection is closed.
 const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 64 << 20;
 /// Longest wait for events, if no connection has a deadline.
@@ -52,7 +52,7 @@ pub(super) struct Reader {
     /// Buffer for the plaintext of one read. It is a field only so that every read reuses its memory.
     plaintext: Vec<u8>,
     last_handshake_warning: Option<Instant>,
-    /// Number of failed handshakes since the last warning, none of which was logged.
+    /// Number of failed handshakes since the last warning, which were counted but not logged.
     suppressed_warnings: u64,
 }
 
@@ -96,7 +96,7 @@ impl Reader {
             return;
         }
         for client in self.clients.iter() {
-            // The socket cannot be closed while a reply refers to the connection; a shutdown ends it for the client.
+            // A reply may still own the connection and keep the socket open; `shutdown` also ends the connection then.
             let _ = client.connection.socket.shutdown(Shutdown::Both);
         }
     }

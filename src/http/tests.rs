@@ -1,4 +1,4 @@
-//! Tests of the server through real sockets, from the view of its clients.
+//! Tests of the server through real sockets, as its clients see it.
 
 pub(super) mod fixture;
 

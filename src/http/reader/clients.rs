@@ -70,7 +70,7 @@ pub(super) enum Handshake {
 }
 
 impl ClientState {
-    /// Adapts the request's lease to the memory that the request holds now; returns false if the budget is exhausted.
+    /// Sets the request's lease to the memory that the request holds now; returns false if the budget is exhausted.
     pub(super) fn lease_request(&mut self) -> bool {
         let response = match self.parser.admitted() {
             Some(OnComplete::Respond(response)) => response.allocated(),

@@ -98,8 +98,8 @@ impl Reader {
             return;
         }
         self.metrics.handshake(outcome);
-        // A connection without a byte is usually a health check of the port or a client's spare connection; it is
-        // counted but not logged.
+        // A connection that times out without a byte is usually a health check of the port or a client's spare
+        // connection, so it is counted but not logged.
         if before == Handshake::Awaited {
             return;
         }

@@ -1,4 +1,4 @@
-//! Tests of the server through real sockets, from the view of TLS clients.
+//! Tests of the server through real sockets, as TLS clients see it.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -231,7 +231,8 @@ fn plain_http_gets_a_400_and_garbage_closes_the_connection() {
     secured.wait_for_handshakes("failed", 2);
     secured.exchange(&[0x16, 3, 1, 0xff, 0xff, 1, 2, 3]);
     secured.wait_for_handshakes("failed", 3);
-    // A handshake in which the client disconnects counts as failed. A connection without a byte counts as no handshake.
+    // A handshake in which the client disconnects counts as failed. A
+    // connection that the client closes before it sends a byte is not counted.
     let hello = records(&mut new_client(&secured.authority.client(&[&TLS13])));
     secured.exchange(&hello[..hello.len() / 2]);
     secured.wait_for_handshakes("failed", 4);
