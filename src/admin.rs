@@ -6,14 +6,14 @@ use crate::http::{Admission, Handler, Head, Response};
 use crate::locks::lock;
 use crate::metrics::Registry;
 
-/// Readiness of the components of a daemon. Clones share the state.
+/// Readiness of the components of a daemon. Clones share the components.
 #[derive(Clone, Default)]
 pub struct Health {
-    /// In the order of creation. The lock is never held across IO.
+    /// The components, in the order in which they were added. The lock is never held during IO.
     components: Arc<Mutex<Vec<ComponentState>>>,
 }
 
-/// Name of a component, and whether it is ready or why it is not.
+/// Name of a component, and `Ok` if it is ready or else the reason why it is not.
 type ComponentState = (String, Result<(), String>);
 
 /// One component whose readiness is part of `/readyz`.
@@ -24,19 +24,19 @@ pub struct Component {
 }
 
 impl Health {
-    /// The health of a daemon without components, which is ready.
+    /// Creates the health of a daemon without components, which counts as ready.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a component, which is not ready ("starting") until [`Component::set`].
+    /// Adds a component. It is not ready, with the reason "starting", until [`Component::set`] is called.
     pub fn component(&self, name: impl Into<String>) -> Component {
         let mut components = lock(&self.components);
         components.push((name.into(), Err("starting".to_owned())));
         Component { health: self.clone(), index: components.len() - 1 }
     }
 
-    /// Every component that is not ready, and the reason.
+    /// Returns the name of each component that is not ready, and the reason.
     pub fn troubles(&self) -> Vec<(String, String)> {
         let components = lock(&self.components);
         components
@@ -47,14 +47,14 @@ impl Health {
 }
 
 impl Component {
-    /// Replaces the state: ready, or the reason why it is not.
+    /// Sets the state of the component: `Ok` if it is ready, or else the reason why it is not.
     pub fn set(&self, state: Result<(), String>) {
         let mut components = lock(&self.health.components);
         components[self.index].1 = state;
     }
 }
 
-/// The admin endpoints, on a port of their own or beside others.
+/// The admin endpoints, for a port of their own or for a port that also serves other paths.
 #[derive(Clone)]
 pub struct Admin {
     registry: Registry,
@@ -62,13 +62,13 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Endpoints for this registry and this health.
+    /// Creates endpoints that show this registry and this health.
     pub fn new(registry: Registry, health: Health) -> Self {
         Admin { registry, health }
     }
 
-    /// The response to a request for one of the three paths; `None` for every other path. Methods other than GET and
-    /// HEAD get a 405.
+    /// Returns the response to a request for one of the three paths, and `None` for every other path. Methods other
+    /// than GET and HEAD are answered with 405.
     pub fn answer(&self, head: &Head) -> Option<Response> {
         let endpoint: fn(&Self) -> Response = match head.path.as_str() {
             "/metrics" => Self::metrics,
@@ -94,7 +94,7 @@ impl Admin {
     }
 }
 
-/// The handler of an admin port: these endpoints, and 404 for every other path.
+/// The handler of an admin port, which answers 404 for every path other than the three endpoints.
 impl Handler for Admin {
     fn admit(self: Arc<Self>, head: &Head) -> Admission {
         let not_found = || Response::text(404, "not found: use /metrics, /healthz or /readyz\n");

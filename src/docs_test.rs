@@ -1,17 +1,17 @@
-//! For tests: the documents are about this program. The metrics, keys, paths, links and make targets they name exist,
-//! every metric is documented, and the two languages of the README have the same commands and names.
+//! Tests that the documents match this program. The metrics, keys, paths, links and make targets that the documents
+//! name exist, every metric is documented, and the English and the Chinese README have the same commands and names.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Prefixes of the names of metrics.
+/// Prefixes of the names of this program's metrics.
 const FAMILIES: [&str; 4] = ["kproxy_", "ktransfer_", "kmonitor_", "http_"];
-/// Folders whose paths are checked wherever a document names them.
+/// A word in a document that begins with one of these folders is checked as a path.
 const FOLDERS: [&str; 8] = ["src/", "conf/", "docs/", "tests/", "benches/", "demo/", "fuzz/", "bin/"];
-/// The README is read in one go.
+/// Limit on the length of the README, which users read in one sitting.
 const MAX_README_LINES: usize = 150;
-/// A decision is a summary.
+/// Limit on the length of one section of `docs/decisions.md`, which summarizes a decision.
 const MAX_DECISION_LINES: usize = 8;
 
 fn root() -> &'static Path {
@@ -20,7 +20,7 @@ fn root() -> &'static Path {
 
 /// A Markdown file.
 struct Document {
-    /// Path from the root.
+    /// Path relative to the root of the repository.
     path: PathBuf,
     text: String,
 }
@@ -32,7 +32,7 @@ impl Document {
         Document { path, text }
     }
 
-    /// The README and the pages under `docs/`: what users read.
+    /// Returns the documents for users: both READMEs and the pages under `docs/`.
     fn for_users() -> Vec<Document> {
         let mut pages: Vec<PathBuf> = fs::read_dir(root().join("docs"))
             .unwrap()
@@ -54,17 +54,17 @@ impl Document {
         self.path.display().to_string()
     }
 
-    /// The text outside of fenced code blocks.
+    /// Returns the text outside of fenced code blocks.
     fn prose(&self) -> String {
         self.text.split("```").step_by(2).collect()
     }
 
-    /// The fenced code blocks, each with its language in the first line.
+    /// Returns the fenced code blocks, each with its language in the first line.
     fn blocks(&self) -> Vec<&str> {
         self.text.split("```").skip(1).step_by(2).collect()
     }
 
-    /// What stands between backticks in the prose.
+    /// Returns the inline code of the prose, which is between backticks.
     fn inline_code(&self) -> BTreeSet<String> {
         self.prose().split('`').skip(1).step_by(2).map(str::to_owned).collect()
     }
@@ -80,7 +80,7 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The text of each file of the program, without the files of tests.
+/// Returns the text of each source file of the program; files of tests are left out.
 fn sources() -> Vec<String> {
     let mut files = Vec::new();
     rust_files(&root().join("src"), &mut files);
@@ -89,7 +89,7 @@ fn sources() -> Vec<String> {
     files.into_iter().map(|file| fs::read_to_string(file).unwrap()).collect()
 }
 
-/// The words of a text that are named like metrics, without the names of binaries.
+/// Returns the words of a text that have a prefix of a metric name; names of binaries are left out.
 fn metrics_in(text: &str) -> BTreeSet<&str> {
     let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     words
@@ -99,7 +99,8 @@ fn metrics_in(text: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// The names that code registers: whole string literals, in a call that has a help text after them.
+/// Returns the names of the metrics that the code registers: string literals that are a metric name and are followed by
+/// another literal, the help text.
 fn registered_metrics() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for text in sources() {
@@ -116,13 +117,13 @@ fn registered_metrics() -> BTreeSet<String> {
     names
 }
 
-/// The reference files of the configuration.
+/// Returns the texts of the configuration's reference files.
 fn reference_files() -> [String; 5] {
     ["kproxy.yaml", "kproxy.credentials.yaml", "ktransfer.yaml", "modules/test_module_1.yaml", "kmonitor.yaml"]
         .map(|name| fs::read_to_string(root().join("conf").join(name)).unwrap())
 }
 
-/// The keys of the reference files, those behind `# ` included.
+/// Returns the keys of the reference files, including those that are commented out with `# `.
 fn config_keys() -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     for file in reference_files() {
@@ -155,7 +156,7 @@ fn the_docs_list_every_metric_and_no_other() {
 }
 
 #[test]
-fn the_alerts_are_over_metrics_that_exist() {
+fn the_alert_rules_use_metrics_that_exist() {
     let rules = fs::read_to_string(root().join("conf/prometheus/rules.yml")).unwrap();
     let registered = registered_metrics();
     let named = metrics_in(&rules);
@@ -165,7 +166,7 @@ fn the_alerts_are_over_metrics_that_exist() {
     }
 }
 
-/// The paths that a text names, from the root.
+/// Returns the paths that a text names, relative to the root of the repository.
 fn paths_in(text: &str) -> BTreeSet<&str> {
     let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && !"_./-".contains(letter));
     words
@@ -187,14 +188,14 @@ fn every_path_in_the_docs_exists() {
     assert!(absent.is_empty(), "{absent:#?}");
 }
 
-/// The anchor that GitHub makes of a heading.
+/// Returns the anchor that GitHub creates for a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
     kept.map(|letter| if letter == ' ' { '-' } else { letter.to_ascii_lowercase() }).collect()
 }
 
 #[test]
-fn every_link_in_the_docs_leads_somewhere() {
+fn every_link_in_the_docs_has_a_target() {
     let mut broken = Vec::new();
     let mut documents = Document::all();
     documents.push(Document::read("CHANGELOG.md"));
@@ -220,7 +221,7 @@ fn every_link_in_the_docs_leads_somewhere() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
-/// The targets that a command gives to make; settings before and after it are left out.
+/// Returns the targets of a `make` command; variable assignments are left out. Other commands have no targets.
 fn make_targets(command: &str) -> Vec<&str> {
     let mut words = command.split_whitespace().skip_while(|word| *word == "#" || word.contains('='));
     match words.next() {
@@ -269,11 +270,11 @@ fn the_keys_in_tables_of_the_docs_are_in_the_reference_files() {
 }
 
 #[test]
-fn no_name_in_the_docs_is_invented() {
+fn every_name_in_the_docs_occurs_in_the_program() {
     let mut program = sources();
     program.extend(reference_files());
     program.extend(["Cargo.toml", "conf/zabbix/README.md"].map(|file| Document::read(file).text));
-    // The decisions name what other programs and crates have.
+    // The decisions also use names of other programs and crates.
     let decisions = Path::new("docs/decisions.md");
     for document in Document::for_users().iter().filter(|document| document.path != decisions) {
         for code in document.inline_code() {
@@ -306,10 +307,10 @@ fn the_chinese_readme_has_the_commands_and_names_of_the_english_one() {
 }
 
 #[test]
-fn the_quick_starts_have_good_configurations() {
+fn the_quick_starts_have_valid_configurations() {
     let file = |name| root().join("docs/quickstart").join(name);
     let kproxy = crate::kproxy::load(&file("kproxy.yaml")).unwrap();
-    // The module's file is relative to the root of the checkout, where tests run as well.
+    // The path of the module's file is relative to the working directory, which in tests is the root of the checkout.
     let ktransfer = crate::ktransfer::load(&file("ktransfer.yaml")).unwrap_or_else(|problems| panic!("{problems}"));
     let kmonitor = crate::kmonitor::load(&file("kmonitor.yaml")).unwrap();
     assert_eq!(kproxy.broker_hosts, ["localhost:9092"]);

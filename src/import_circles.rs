@@ -1,20 +1,20 @@
-//! A test that no source file imports another that imports it back, over any number of steps.
+//! A test that no source file imports itself through other files: a → b → a, or over any number of steps.
 //!
-//! An import is a path in a `use` declaration or in code that leads from a file to an item of another file of this crate. A
-//! re-export (`pub use`) is no import: it only passes names on. Test modules are left out.
+//! An import is a path, in a `use` declaration or in other code, from one file to an item of another file of this
+//! crate. A re-export (`pub use`) does not count as an import of the re-exporting file. Test modules are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// A module by the segments of its path, `crate` left out.
+/// The segments of a module's path, without the leading `crate`.
 type Module = Vec<String>;
 
 #[derive(Default)]
 struct Tree {
     /// Source text without comments and tests.
     sources: BTreeMap<Module, String>,
-    /// What a module re-exports: name to the module and the name there.
+    /// The re-exports of each module: from the exported name to the defining module and the name in that module.
     exports: BTreeMap<Module, BTreeMap<String, (Module, String)>>,
 }
 
@@ -33,7 +33,8 @@ impl Tree {
         }
     }
 
-    /// The module that holds what `path` names, seen from `from`; `None` for paths out of this crate.
+    /// Returns the module that defines the item `path`, as used in the module `from`, and the name of the item. Returns
+    /// `None` for paths to other crates.
     fn resolve(&self, from: &Module, path: &[&str]) -> Option<(Module, String)> {
         let (mut module, mut rest) = match path.first()? {
             &"crate" => (Vec::new(), &path[1..]),
@@ -73,7 +74,7 @@ impl Tree {
     }
 }
 
-/// The source without line comments and without its test module, which is the last item of a file.
+/// Returns the source of a file without line comments and without the test module, which is the last item of the file.
 fn code_of(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
@@ -81,7 +82,8 @@ fn code_of(path: &Path) -> String {
     lines.take_while(|line| !is_test_module(line)).collect::<Vec<_>>().join("\n")
 }
 
-/// The trees of the `use` declarations, each with whether it is a re-export, and the code without them.
+/// Splits a source into its `use` declarations and the other code. The flag of a declaration says whether it is a
+/// re-export.
 fn split_uses(source: &str) -> (Vec<(bool, String)>, String) {
     let (mut uses, mut code, mut open) = (Vec::new(), String::new(), None::<(bool, String)>);
     for line in source.lines() {
@@ -104,7 +106,7 @@ fn split_uses(source: &str) -> (Vec<(bool, String)>, String) {
     (uses, code)
 }
 
-/// Every path of a `use` tree.
+/// Returns every path of a `use` declaration, with its braces expanded.
 fn paths_of(prefix: &str, tree: &str) -> Vec<String> {
     let tree = tree.trim().trim_end_matches(';');
     let Some(at) = tree.find('{') else {
@@ -125,13 +127,13 @@ fn paths_of(prefix: &str, tree: &str) -> Vec<String> {
     items.iter().filter(|item| !item.trim().is_empty()).flat_map(|item| paths_of(&prefix, item)).collect()
 }
 
-/// The paths of several segments in code.
+/// Returns the paths in code that have more than one segment.
 fn paths_in(code: &str) -> Vec<String> {
     let words = code.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_' && letter != ':');
     words.map(|word| word.trim_matches(':').to_owned()).filter(|word| word.contains("::")).collect()
 }
 
-/// The modules that can be reached from `start`.
+/// Returns the modules that `start` imports directly or through other modules.
 fn reached<'a>(imports: &'a BTreeMap<&Module, BTreeSet<Module>>, start: &'a Module) -> BTreeSet<&'a Module> {
     let (mut found, mut open) = (BTreeSet::new(), vec![start]);
     while let Some(module) = open.pop() {
@@ -141,7 +143,7 @@ fn reached<'a>(imports: &'a BTreeMap<&Module, BTreeSet<Module>>, start: &'a Modu
 }
 
 #[test]
-fn no_file_imports_itself_by_way_of_others() {
+fn no_file_imports_itself_through_other_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut tree = Tree::default();
     tree.read(&root, &Vec::new());
@@ -156,7 +158,7 @@ fn no_file_imports_itself_by_way_of_others() {
         tree.exports.insert(module.clone(), exported);
     }
     let imports = tree.imports();
-    assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 200, "imports are found at all");
+    assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 200, "the search finds too few imports");
     let mut circles = Vec::new();
     for (module, targets) in &imports {
         for target in targets {

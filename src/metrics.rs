@@ -1,7 +1,7 @@
-//! The registry of one daemon's metrics, in the Prometheus text format.
+//! The registry of a daemon's metrics, which are exposed in the Prometheus text format.
 //!
-//! A daemon creates one [`Registry`], keeps the returned counters in structs of its own, and looks up label
-//! combinations once, outside hot paths. Label values must come from a bounded set.
+//! A daemon creates one [`Registry`] and keeps the returned counters in its own structs. Code that runs for each
+//! request or message uses counters whose labels were looked up in advance. Label values must come from a bounded set.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
@@ -18,26 +18,27 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// An empty registry.
+    /// Creates an empty registry.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A counter for each combination of `labels`. Its name ends in `_total`.
+    /// Registers a counter for each combination of `labels`. The name must end in `_total`.
     pub fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("metric names are constants");
         self.register(counter.clone());
         counter
     }
 
-    /// A gauge for each combination of `labels`.
+    /// Registers a gauge for each combination of `labels`.
     pub fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         let gauge = IntGaugeVec::new(Opts::new(name, help), labels).expect("metric names are constants");
         self.register(gauge.clone());
         gauge
     }
 
-    /// A histogram with `buckets` (upper bounds, in the unit at the end of the name) for each combination of `labels`.
+    /// Registers a histogram for each combination of `labels`. `buckets` are the upper bounds, in the unit with which
+    /// the name ends.
     pub fn histogram(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
         let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         let histogram = HistogramVec::new(options, labels).expect("metric names are constants");
@@ -45,8 +46,8 @@ impl Registry {
         histogram
     }
 
-    /// A gauge whose values are computed at each scrape: `rows` returns all current ones, each label combination once.
-    /// For series that appear and disappear, for instance with partitions.
+    /// Registers a gauge whose series are computed at each scrape: `rows` returns all current series, each combination
+    /// of `labels` once. It is for series that appear and disappear, for instance with the partitions of a topic.
     pub fn table(&self, name: &str, help: &str, labels: &[&str], rows: impl Fn() -> Vec<Row> + Send + Sync + 'static) {
         let names: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
         let description = Desc::new(name.to_owned(), help.to_owned(), names.clone(), std::collections::HashMap::new())
@@ -58,7 +59,7 @@ impl Registry {
         self.registry.register(Box::new(metric)).expect("each metric is registered once");
     }
 
-    /// All metrics in the text exposition format, version 0.0.4.
+    /// Returns all metrics in the Prometheus text exposition format, version 0.0.4.
     pub fn render(&self) -> Vec<u8> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory does not fail");
@@ -69,7 +70,7 @@ impl Registry {
 /// One series of a [`Registry::table`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Values of the labels, in the order of their names.
+    /// Values of the labels, in the order of the `labels` of [`Registry::table`].
     pub labels: Vec<String>,
     /// Current value of the series.
     pub value: f64,

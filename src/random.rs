@@ -2,7 +2,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-/// A random number. Each `RandomState` of the standard library has other keys, seeded by the system.
+/// Returns a random number: the hash of a constant under the keys of a new `RandomState`. The standard library gets the
+/// first keys of each thread from the system, and changes them for each further `RandomState`.
 pub(crate) fn random() -> u64 {
     RandomState::new().hash_one(0_u8)
 }

@@ -1,8 +1,8 @@
 //! The thread that accepts connections and distributes them over the readers in turn.
 //!
-//! When accepting fails for want of descriptors or memory it is retried after a pause; connections wait in the kernel
-//! meanwhile. A connection beyond `max_connections` or `max_connections_per_ip` gets a 503 (with TLS: an alert) and is
-//! closed.
+//! When accept(2) fails because the process has no descriptors or memory left, it is retried after a pause; new
+//! connections wait in the kernel's backlog during the pause. A connection beyond `max_connections` or
+//! `max_connections_per_ip` gets a 503 (with TLS: an alert) and is closed.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -21,11 +21,11 @@ use super::poller::{Events, Interest, Poller};
 use super::refusal::Refusal;
 use super::tls;
 
-/// Pause after an accept that failed for want of descriptors or memory.
+/// Pause after an accept that failed because the process had no descriptors or memory left.
 const PAUSE: Duration = Duration::from_millis(50);
 /// At most one accept failure is logged in this time.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
-/// Connections accepted for one report of the poller.
+/// Limit on the connections accepted after one event of the listening socket.
 const MAX_ACCEPTS_PER_EVENT: usize = 64;
 const LISTENER_KEY: usize = 0;
 
@@ -44,19 +44,20 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Returns when the server ends. The listener is closed earlier, when the server stops accepting.
+    /// Accepts connections until the server stops accepting, closes the listening socket, and returns when the server
+    /// ends.
     pub(super) fn run(mut self) {
         let added = self.poller.add(&self.listener, LISTENER_KEY, Interest::Readable);
         if let Err(cause) = added {
-            error!("cannot watch the listening socket, no connections are accepted: {cause}");
+            error!("cannot register the listening socket with epoll, no connections are accepted: {cause}");
             return;
         }
         let accepted = self.accept_until_stopped();
-        // Fails only when the poller is unusable; then it reports nothing more for the socket either.
+        // This fails only when the poller is unusable, and such a poller reports no further event of the socket.
         let _ = self.poller.remove(&self.listener);
         let Acceptor { listener, poller, control, .. } = self;
         drop(listener);
-        // A thread that returns early counts as failed, so this one stays until the server ends.
+        // The supervisor counts a thread that returns early as failed, so this thread waits until the server ends.
         let mut events = Events::default();
         while accepted.is_ok() && !control.has_ended() {
             if let Err(cause) = poller.wait(&mut events, None) {
@@ -77,7 +78,7 @@ impl Acceptor {
                 let must_pause = !self.accept_pending();
                 if must_pause != is_pausing {
                     is_pausing = must_pause;
-                    // A level-triggered listener would end each pause at once.
+                    // The poller is level-triggered: pending connections would end each pause at once.
                     let interest = if is_pausing { Interest::ErrorsOnly } else { Interest::Readable };
                     self.poller.modify(&self.listener, LISTENER_KEY, interest)?;
                 }
@@ -86,14 +87,14 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Accepts pending connections; false when descriptors or memory are used up.
+    /// Accepts pending connections; returns false when the process has no descriptors or memory left.
     fn accept_pending(&mut self) -> bool {
         for _ in 0..MAX_ACCEPTS_PER_EVENT {
             match accept(&self.listener) {
                 Ok((socket, peer)) => self.dispatch(socket, peer),
                 Err(cause) => match cause.kind() {
                     ErrorKind::WouldBlock => return true,
-                    // The client closed before the accept; other connections may be pending.
+                    // A signal, or a client that disconnected before the accept; other connections may be pending.
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
                     _ if is_error_of_one_connection(&cause) => {}
                     _ => {
@@ -126,24 +127,24 @@ impl Acceptor {
         reader.post(InboxMessage::NewConnection(socket, peer));
     }
 
-    /// Answers 503 as far as that is possible without waiting for the client.
+    /// Sends the 503 (with TLS: the alert) without blocking, and closes the connection.
     fn refuse(&self, mut socket: TcpStream, refusal: Refusal) {
         let mut bytes = Vec::new();
         if self.has_tls {
-            // A status could be sent only after a handshake, whose cost is what the limit saves.
+            // A status could be sent only after a handshake, and the limit exists to save such work.
             bytes.extend(tls::REFUSAL_ALERT);
         } else {
             let response = self.handler.refusal(refusal.status, refusal.reason);
             encode(&response, EncodeOptions { head_only: false, keep_alive: false, is_http10: false }, &mut bytes);
         }
-        // With unread bytes the kernel resets the connection, and the response is lost.
+        // The kernel resets a connection that is closed with unread bytes, and the client loses the response.
         let _ = socket.read(&mut [0; 4096]);
         let _ = socket.write(&bytes);
         let _ = socket.shutdown(Shutdown::Write);
     }
 }
 
-/// Network errors that accept reports for a connection that is gone already (accept(2)).
+/// Whether accept(2) returned an error of the new connection, not of the listening socket; the next accept may succeed.
 fn is_error_of_one_connection(cause: &io::Error) -> bool {
     matches!(
         cause.raw_os_error(),

@@ -1,35 +1,36 @@
 //! Decodes the body of a request from the bytes after its head: by length, or from chunks (RFC 9112 6 and 7.1).
 //!
-//! Memory is allocated as bytes arrive, never for what a length or a chunk size announces.
+//! Memory is allocated as bytes arrive, never for the number of bytes that a Content-Length or a chunk size announces.
 
 use super::head::Framing;
 use super::refusal::Refusal;
 use super::scan::is_token;
 
-/// Longest chunk size line with its extensions.
+/// Longest chunk size line in bytes, extensions included.
 const MAX_CHUNK_LINE_BYTES: usize = 256;
-/// Limit on the bytes that are not data: size lines, extensions and trailers. A body in chunks of one byte has five
-/// such bytes for each byte of data and must pass, so the bound grows with the data.
+/// Limit on the bytes of a chunked body that are not data: size lines, extensions, line ends and trailers. A body in
+/// chunks of one byte is valid and has five such bytes for each byte of data. So the limit grows with the data, by
+/// `MAX_OVERHEAD_PER_BYTE`.
 const MAX_OVERHEAD_BYTES: u64 = 16 * 1024;
 const MAX_OVERHEAD_PER_BYTE: u64 = 8;
-/// Largest allocation at once beyond what has arrived of a body.
+/// Limit on the memory that one allocation reserves beyond the bytes of a body that have arrived.
 const MAX_STEP_BYTES: usize = 1 << 20;
 
-/// Decodes one body.
+/// Decodes the body of one request.
 #[derive(Debug)]
 pub(super) struct BodyDecoder {
     state: DecoderState,
     sink: BodySink,
 }
 
-/// Where the bytes of a body go.
+/// Collects or discards the decoded bytes of a body.
 #[derive(Debug)]
 struct BodySink {
     /// Largest body in bytes.
     max: usize,
-    /// Bytes of the body so far.
+    /// Decoded bytes so far.
     length: usize,
-    /// False: the bytes are discarded.
+    /// Whether the bytes are collected; false discards them.
     keeps: bool,
 }
 
@@ -42,23 +43,25 @@ enum DecoderState {
 #[derive(Debug, Default)]
 struct ChunkDecoder {
     state: ChunkState,
-    /// Size of the current chunk as far as its digits were read, then the missing bytes of the chunk.
+    /// While the size line is read: the value of its digits so far. After the size line: the bytes of the chunk that
+    /// have not arrived.
     size: u64,
     /// Bytes of the current size or trailer line so far.
     line: usize,
+    /// Bytes so far that are not data.
     overhead: u64,
 }
 
-/// Which byte is expected next.
+/// The part of a chunked body to which the next byte belongs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum ChunkState {
     #[default]
     FirstDigit,
     Size,
-    /// White space before an extension ("bad" white space, which a recipient must accept: RFC 9110 5.6.3).
+    /// White space before an extension. RFC 9110 5.6.3 calls it "bad" white space, but a recipient must accept it.
     BeforeExtension,
     Extension,
-    /// In a quoted string, where a semicolon starts no extension; true after a backslash.
+    /// In a quoted string, in which a semicolon does not start an extension. The flag is true after a backslash.
     Quoted(bool),
     SizeLf,
     Data,
@@ -72,8 +75,8 @@ enum ChunkState {
 }
 
 impl BodyDecoder {
-    /// A decoder of a body of at most `max` bytes; a larger length is refused at once. Without `keeps` the body is
-    /// discarded.
+    /// Creates a decoder for a body of at most `max` bytes; refuses a larger Content-Length at once. Without `keeps`
+    /// the body is discarded.
     pub(super) fn new(framing: Framing, max: usize, keeps: bool) -> Result<Self, Refusal> {
         let state = match framing {
             Framing::None => DecoderState::Length { missing: 0 },
@@ -84,7 +87,8 @@ impl BodyDecoder {
         Ok(BodyDecoder { state, sink: BodySink { max, length: 0, keeps } })
     }
 
-    /// Decodes bytes from the front of `input` into `body`. Returns how many, and whether the body is complete.
+    /// Decodes bytes from the front of `input` into `body`. Returns the number of bytes taken from `input`, and whether
+    /// the body is complete.
     pub(super) fn advance(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<(usize, bool), Refusal> {
         match &mut self.state {
             DecoderState::Length { missing } => {
@@ -97,7 +101,7 @@ impl BodyDecoder {
         }
     }
 
-    /// A lower bound of the bytes that are missing of the body.
+    /// Returns a lower bound of the body bytes that have not arrived.
     pub(super) fn missing(&self) -> u64 {
         match &self.state {
             DecoderState::Length { missing } => *missing,
@@ -112,7 +116,7 @@ fn too_large() -> Refusal {
 }
 
 impl BodySink {
-    /// Appends `bytes`. Allocates at most one step beyond them, and no more than the `announced` bytes.
+    /// Appends `bytes` to `body`. Allocates at most [`MAX_STEP_BYTES`] beyond `bytes`, and at most `announced` bytes.
     fn append(&mut self, body: &mut Vec<u8>, bytes: &[u8], announced: u64) {
         self.length += bytes.len();
         if !self.keeps {
@@ -133,7 +137,8 @@ impl ChunkDecoder {
         while let Some(byte) = input.get(at) {
             if self.state == ChunkState::Data {
                 let taken = usize::try_from(self.size).unwrap_or(usize::MAX).min(input.len() - at);
-                // More chunks may follow, up to the largest body; small chunks must not each allocate.
+                // Further chunks may arrive, up to the largest body. Room for those avoids an allocation for each small
+                // chunk.
                 let room = (sink.max - sink.length) as u64;
                 sink.append(body, &input[at..at + taken], room);
                 self.size -= taken as u64;
@@ -155,7 +160,7 @@ impl ChunkDecoder {
         Ok((at, false))
     }
 
-    /// Decodes one byte that is not data; true at the end of the body.
+    /// Decodes one byte that is not data; returns true at the end of the body.
     fn step(&mut self, byte: u8, length: usize, max: usize) -> Result<bool, Refusal> {
         use ChunkState::*;
         self.line += 1;
@@ -169,7 +174,7 @@ impl ChunkDecoder {
                     (self.size, self.line) = (0, 1);
                 }
                 let value = char::from(digit).to_digit(16).unwrap_or_default();
-                // Checked at each digit, so that the number cannot overflow.
+                // The limit is checked at each digit, so that the number cannot overflow.
                 self.size = self.size * 16 + u64::from(value);
                 if self.size > (max - length) as u64 {
                     return Err(too_large());
@@ -206,7 +211,7 @@ impl ChunkDecoder {
 mod tests {
     use super::*;
 
-    /// Body and bytes left over, or the status of the refusal; `None` while it is incomplete.
+    /// The body and the number of bytes after it, or the status of the refusal; `None` for an incomplete body.
     type Outcome = Result<Option<(Vec<u8>, usize)>, u16>;
 
     fn decode(framing: Framing, max: usize, pieces: &[&[u8]]) -> Outcome {
@@ -220,7 +225,7 @@ mod tests {
             if complete {
                 return Ok(Some((body, total - used)));
             }
-            assert_eq!(taken, piece.len(), "an incomplete body takes everything");
+            assert_eq!(taken, piece.len(), "an incomplete body takes the whole piece");
         }
         Ok(None)
     }
@@ -231,7 +236,7 @@ mod tests {
         let long_trailers = format!("0\r\n{}\r\n", "X: yyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(1000));
         let small_chunks = format!("{}0\r\n\r\n", "1\r\na\r\n".repeat(10_000));
         let whole = |body: &str| Ok(Some((body.as_bytes().to_vec(), 0)));
-        // Section, bytes, outcome.
+        // Section of RFC 9112, bytes, outcome.
         let rows: &[(&str, &str, Outcome)] = &[
             ("7.1", "0\r\n\r\n", whole("")),
             ("7.1", "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", whole("abcde")),
@@ -273,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_has_its_length_which_is_not_allocated_ahead() {
+    fn a_body_is_read_to_its_length_without_allocating_the_length_in_advance() {
         assert_eq!(decode(Framing::Length(5), 5, &[b"ab", b"cdeGET"]), Ok(Some((b"abcde".to_vec(), 3))));
         assert_eq!(decode(Framing::Length(5), 5, &[b"abcd"]), Ok(None));
         assert_eq!(decode(Framing::Length(6), 5, &[]), Err(413));

@@ -1,12 +1,12 @@
-//! A bound, in bytes, on what all connections together keep in memory: incomplete heads, bodies, pipelined bytes.
+//! A limit in bytes on the memory of all requests of a server together: incomplete heads, bodies, pipelined bytes.
 //!
-//! Memory is counted as it is allocated, not as it is filled, and released when the [`ByteLease`] is dropped, which
-//! travels with the body.
+//! The capacity of a buffer is counted, not its content. The [`ByteLease`] of a request is passed on with the body;
+//! dropping the lease releases the bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A number of bytes that leases share. Clones are the same budget.
+/// A number of bytes that all leases together may not exceed. Clones share the budget.
 #[derive(Clone, Debug)]
 pub struct ByteBudget {
     counters: Arc<BudgetCounters>,
@@ -21,22 +21,22 @@ struct BudgetCounters {
 }
 
 impl ByteBudget {
-    /// A budget of `max` bytes.
+    /// Creates a budget of `max` bytes.
     pub fn new(max: usize) -> Self {
         ByteBudget { counters: Arc::new(BudgetCounters { max, used: AtomicUsize::new(0), peak: AtomicUsize::new(0) }) }
     }
 
-    /// A lease of 0 bytes, which can grow.
+    /// Creates a lease of 0 bytes, which can grow.
     pub fn lease(&self) -> ByteLease {
         ByteLease { budget: Some(self.clone()), bytes: 0 }
     }
 
-    /// Bytes leased now.
+    /// Returns the number of bytes leased now.
     pub fn used(&self) -> usize {
         self.counters.used.load(Ordering::Relaxed)
     }
 
-    /// The highest number of bytes leased at a time since the last call.
+    /// Returns the highest number of bytes that were leased at one time since the last call.
     pub fn take_peak(&self) -> usize {
         self.counters.peak.swap(0, Ordering::Relaxed)
     }
@@ -65,7 +65,7 @@ pub struct ByteLease {
 }
 
 impl ByteLease {
-    /// Grows the lease to `bytes`; false, and unchanged, if the budget is exhausted.
+    /// Grows the lease to `bytes`; if the budget is exhausted, returns false and leaves the lease as it was.
     pub fn grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         match &self.budget {
@@ -80,7 +80,7 @@ impl ByteLease {
         }
     }
 
-    /// As [`ByteLease::grow_to`], but also shrinks a larger lease.
+    /// Changes the lease to `bytes`, as [`ByteLease::grow_to`] does, but also shrinks a larger lease.
     pub fn set_to(&mut self, bytes: usize) -> bool {
         if let Some(budget) = self.budget.as_ref().filter(|_| bytes < self.bytes) {
             budget.release(self.bytes - bytes);
@@ -103,13 +103,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_grows_by_the_difference_and_releases_all() {
+    fn growing_a_lease_reserves_the_difference_and_dropping_it_releases_all() {
         let budget = ByteBudget::new(100);
         let mut first = budget.lease();
         let mut second = budget.lease();
         assert!(first.grow_to(60) && first.grow_to(50) && first.grow_to(60));
         assert!(!second.grow_to(41));
-        assert_eq!(budget.used(), 60, "a refusal reserves nothing");
+        assert_eq!(budget.used(), 60, "a failed growth reserves nothing");
         assert!(second.grow_to(40));
         assert!(!first.grow_to(61));
         assert!(first.set_to(10) && second.set_to(90) && !second.set_to(91) && second.set_to(40) && first.set_to(60));

@@ -1,9 +1,9 @@
-//! One connection, as shared by its reader and the thread that answers its request.
+//! The state of one connection that its reader shares with the thread that answers its request.
 //!
-//! The phase says which thread may use the socket: while `Reading` only the reader; while `Answering` only the owner of
-//! the request's [`super::Reply`], once, to write the response; in every other phase the reader again. A response from
-//! another thread costs the reader nothing if the socket takes it at once; the reader gets a message only when it has
-//! work left.
+//! The phase says which thread may use the socket. While `Answering`, only the owner of the request's [`super::Reply`]
+//! uses it, once, to write the response; in every other phase only the reader does. A response that another thread
+//! writes costs the reader nothing if the socket takes the whole response; the reader gets a message only when work is
+//! left for it.
 //!
 //! With TLS the session is under the same lock as the phase: the thread that may use the socket also uses the session.
 
@@ -21,32 +21,32 @@ use super::message::Response;
 use super::tls::{Received, Session};
 use crate::locks::lock;
 
-/// An encoding buffer is shrunk to this size after each response.
+/// After each response the encoding buffer of a thread is shrunk to this size.
 const MAX_KEPT_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Between requests, or in the middle of receiving one.
+    /// The connection is idle, or a request is arriving.
     Reading,
-    /// A request is complete and not answered.
+    /// A complete request was handed over and is not answered yet.
     Answering,
-    /// The socket has not taken the whole response, or not all records that TLS itself sends.
+    /// The socket was full: part of a response, or of the records that TLS itself sends, is not written yet.
     Writing,
-    /// The sending half is closed. What the client still sends is discarded for a while, so that the client can read
-    /// the last response before the connection is reset.
+    /// The sending half is closed. Bytes that the client still sends are discarded for at most 2 s: closing the socket
+    /// with unread bytes would reset the connection, possibly before the client has read the last response.
     Lingering,
-    /// Writing failed.
+    /// A write to the socket failed.
     Broken,
 }
 
-/// One connection.
+/// One connection of a client.
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     pub(super) peer: SocketAddr,
-    /// Identifies the connection at its reader.
+    /// Key of the connection in the poller and the client table of its reader.
     pub(super) key: usize,
-    /// The inbox of its reader.
+    /// Inbox of the connection's reader.
     pub(super) inbox: Arc<Inbox>,
     state: Mutex<State>,
 }
@@ -57,13 +57,14 @@ struct State {
     since: Instant,
     /// `None`: plain HTTP.
     tls: Option<Box<Session>>,
-    /// A response whose rest, from the position on, the socket (with TLS: the session) has not taken yet.
+    /// The response that is being written; the bytes from the cursor's position on are not yet taken by the socket
+    /// (with TLS: by the session).
     unsent: Cursor<Vec<u8>>,
-    /// Whether the connection is closed after the response.
+    /// Whether the sending half is closed after the response.
     closes: bool,
-    /// The reader is handing the request over, and checks the phase itself afterwards.
+    /// True while the reader hands a request over. The reader checks the phase afterwards and needs no message.
     in_hand_over: bool,
-    /// The reader has bytes or events to handle once the request is answered.
+    /// Whether the reader must get a message when the request is answered, since bytes or events are pending.
     recheck: bool,
 }
 
@@ -92,13 +93,14 @@ impl Connection {
         lock(&self.state)
     }
 
-    /// The phase, and when it began.
+    /// Returns the phase, and when it began.
     pub(super) fn phase(&self) -> (Phase, Instant) {
         let state = self.lock();
         (state.phase, state.since)
     }
 
-    /// The reader hands a request over; it calls [`Self::end_hand_over`] afterwards.
+    /// Enters `Answering`. The reader calls this before it hands a request over, and [`Self::end_hand_over`]
+    /// afterwards.
     pub(super) fn begin_hand_over(&self) {
         let mut state = self.lock();
         state.phase = Phase::Answering;
@@ -106,8 +108,8 @@ impl Connection {
         state.recheck = false;
     }
 
-    /// The reader has handed the request over. If the request is still unanswered and `has_more`, the reader gets a
-    /// message when it is answered. Returns the phase.
+    /// Ends a hand-over and returns the phase. If the request is still unanswered and `has_more` is true, the reader
+    /// gets a message when the request is answered.
     pub(super) fn end_hand_over(&self, has_more: bool) -> Phase {
         let mut state = self.lock();
         state.in_hand_over = false;
@@ -115,15 +117,15 @@ impl Connection {
         state.phase
     }
 
-    /// The poller reported an event: if a request is being answered, the reader gets a message when it is. Returns the
-    /// phase.
+    /// Returns the phase when the poller has reported an event. If a request is being answered, the reader gets a
+    /// message when the request is answered.
     pub(super) fn phase_at_event(&self) -> Phase {
         let mut state = self.lock();
         state.recheck |= state.phase == Phase::Answering;
         state.phase
     }
 
-    /// Encodes and writes the response; the rest that the socket does not take is left to the reader.
+    /// Encodes and writes the response; bytes that the socket does not take at once are left to the reader.
     pub(super) fn answer(&self, response: &Response, mut options: EncodeOptions) {
         options.keep_alive &= !response.close && !self.inbox.control.is_draining();
         thread_local! {
@@ -137,20 +139,20 @@ impl Connection {
         });
     }
 
-    /// Sends 100 Continue. What the socket does not take is written before anything else.
+    /// Sends 100 Continue. Bytes that the socket does not take at once are written before any other response.
     pub(super) fn send_continue(&self) {
         self.write(b"HTTP/1.1 100 Continue\r\n\r\n", false);
     }
 
-    /// Decrypts what arrived while the phase is `Reading`, and writes the records with which TLS itself responds. After
-    /// an error the phase is `Lingering`; it is `Writing` if the socket does not take all these records.
+    /// Decrypts records that arrived in phase `Reading`, and writes the records with which TLS itself responds. The new
+    /// phase is `Lingering` after a TLS error, and `Writing` if the socket does not take all these records.
     pub(super) fn decrypt(&self, records: &[u8], plaintext: &mut Vec<u8>) -> Result<(Received, Phase), String> {
         let mut state = self.lock();
         let Some(session) = &mut state.tls else { return Err("a connection without TLS".to_owned()) };
         let received = session.receive(records, plaintext);
         let flushed = session.flush(&self.socket);
         if let Err(reason) = received {
-            // An alert that the socket did not take is lost.
+            // If the socket was full, the alert is not sent.
             let _ = self.socket.shutdown(Shutdown::Write);
             state.enter(Phase::Lingering);
             return Err(reason);
@@ -163,23 +165,23 @@ impl Connection {
         received.map(|received| (received, state.phase))
     }
 
-    /// The TLS handshake is done: the idle timeout starts now.
+    /// Starts the idle timeout when the TLS handshake is done.
     pub(super) fn handshake_done(&self) {
         let mut state = self.lock();
         state.since = Instant::now();
     }
 
-    /// The client does not use TLS: it gets its error response as plain HTTP.
+    /// Removes the TLS session of a client that does not use TLS, so that the error response is sent as plain HTTP.
     pub(super) fn drop_tls(&self) {
         self.lock().tls = None;
     }
 
-    /// Sends the TLS close_notify of an idle connection, if the socket takes it.
+    /// Sends the TLS close_notify of an idle connection, unless the socket is full.
     pub(super) fn send_close_notify(&self) {
         let mut state = self.lock();
         if let (Phase::Reading, Some(session)) = (state.phase, &mut state.tls) {
             session.close();
-            // Closing an idle connection does not wait for a full socket.
+            // If the socket is full, the connection is closed without the close_notify.
             let _ = session.flush(&self.socket);
         }
     }
@@ -195,7 +197,8 @@ impl Connection {
             }
             Err(cause) => self.fail(&mut state, &cause),
         }
-        // A drain that began after the response was encoded as keep-alive did not find this connection idle.
+        // If a drain began after the response was encoded as keep-alive, the reader may have closed the idle
+        // connections already, and must look at this connection again.
         let has_work = state.recheck || state.phase != Phase::Reading || self.inbox.control.is_draining();
         let notifies_reader = !state.in_hand_over && has_work;
         drop(state);
@@ -204,7 +207,7 @@ impl Connection {
         }
     }
 
-    /// Writes more of what is unsent.
+    /// Writes unsent bytes, as far as the socket takes them.
     pub(super) fn flush(&self) {
         let mut state = self.lock();
         if state.phase != Phase::Writing {
@@ -223,13 +226,13 @@ impl Connection {
     fn end_response(&self, state: &mut State) {
         match state.flush_tls(&self.socket) {
             Ok(true) => {}
-            // `since` stays: the write timeout counts from the beginning of the response.
+            // `since` is not reset: the write timeout counts from the beginning of the response.
             Ok(false) if state.phase == Phase::Writing => return,
             Ok(false) => return state.enter(Phase::Writing),
             Err(cause) => return self.fail(state, &cause),
         }
         if state.closes {
-            // Fails only when the client is gone, which the reader's next read reports.
+            // This fails only when the client has disconnected, and then the reader's next read fails too.
             let _ = self.socket.shutdown(Shutdown::Write);
             state.enter(Phase::Lingering);
         } else {
@@ -249,7 +252,7 @@ impl State {
         self.since = Instant::now();
     }
 
-    /// Sends as much of the rest as is taken; true if that was all of it.
+    /// Sends unsent bytes as far as the socket takes them; returns true if none are left.
     fn send_more(&mut self, socket: &TcpStream) -> io::Result<bool> {
         let rest = self.unsent.fill_buf()?;
         let (sent, length) = (send_by(&mut self.tls, socket, rest)?, rest.len());
@@ -257,8 +260,8 @@ impl State {
         Ok(sent == length)
     }
 
-    /// With TLS: writes the records of the response, and the close_notify after the last one; true if the socket took
-    /// all.
+    /// With TLS: writes the records of the response, and the close_notify after the last response. Returns true if the
+    /// socket took all records.
     fn flush_tls(&mut self, socket: &TcpStream) -> io::Result<bool> {
         let Some(session) = &mut self.tls else { return Ok(true) };
         if self.closes {
@@ -268,7 +271,7 @@ impl State {
     }
 }
 
-/// Sends as much of `bytes` as is taken, by TLS or plain; returns how many bytes.
+/// Sends `bytes`, with or without TLS, as far as the socket takes them; returns the number of bytes taken.
 fn send_by(tls: &mut Option<Box<Session>>, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     match tls {
         None => send(socket, bytes),
@@ -276,7 +279,7 @@ fn send_by(tls: &mut Option<Box<Session>>, socket: &TcpStream, bytes: &[u8]) -> 
     }
 }
 
-/// Writes what the socket takes now; 0 if it is full.
+/// Writes `bytes` as far as the socket takes them; returns the number of bytes written, 0 if the socket is full.
 fn send(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     loop {
         match socket.write(bytes) {
@@ -301,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_100_continue_that_a_full_socket_refuses_is_sent_later() {
+    fn a_100_continue_that_a_full_socket_does_not_take_is_sent_later() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, peer) = listener.accept().unwrap();
@@ -317,7 +320,10 @@ mod tests {
         let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
         connection.send_continue();
         assert_eq!(connection.phase().0, Phase::Writing);
-        assert!(matches!(messages(&inbox)[..], [InboxMessage::Recheck(7)]), "the reader waits for room");
+        assert!(
+            matches!(messages(&inbox)[..], [InboxMessage::Recheck(7)]),
+            "the reader must wait for room in the socket"
+        );
         client.read_exact(&mut vec![0; before]).unwrap();
         while connection.phase().0 == Phase::Writing {
             connection.flush();
@@ -329,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_that_crosses_the_start_of_a_drain_notifies_the_reader() {
+    fn a_keep_alive_response_written_after_a_drain_began_notifies_the_reader() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, peer) = listener.accept().unwrap();
@@ -337,12 +343,12 @@ mod tests {
         let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
         connection.begin_hand_over();
         assert_eq!(connection.end_hand_over(false), Phase::Answering);
-        // The response was encoded as keep-alive; the reader has closed the idle connections since.
+        // The drain begins between encoding the response as keep-alive and writing it.
         inbox.control.drain();
         connection.write(b"HTTP/1.1 200 OK\r\n\r\n", false);
         assert!(
             matches!(messages(&inbox)[..], [InboxMessage::Recheck(7)]),
-            "else it would stay open until the idle timeout"
+            "without the message the connection would stay open until the idle timeout"
         );
     }
 }

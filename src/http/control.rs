@@ -1,4 +1,5 @@
-//! State that a server shares with its threads: whether it accepts, drains or has ended, and the open connections.
+//! State that a server shares with its threads: whether the server accepts, drains or has ended, and the number of open
+//! connections.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -22,26 +23,26 @@ pub(super) struct Control {
     ended: AtomicBool,
     open: Mutex<OpenConnections>,
     all_closed: Condvar,
-    /// `None`: a plain text.
+    /// `None` answers such a request with a plain text.
     unanswered: Option<UnansweredResponse>,
 }
 
-/// The number of open connections.
+/// Counts of the open connections.
 #[derive(Default)]
 struct OpenConnections {
     count: usize,
-    /// By client address; empty without a limit for each address. Only addresses with an open connection have an entry,
-    /// so there are at most as many entries as connections.
+    /// Open connections by client address; empty if there is no limit for each address. Only addresses with an open
+    /// connection have an entry, so there are at most as many entries as connections.
     by_address: HashMap<IpAddr, usize>,
 }
 
 impl Control {
-    /// `unanswered` builds the response to a request whose reply was dropped unsent.
+    /// Creates the state; `unanswered` builds the response to a request whose reply was dropped unsent.
     pub(super) fn new(unanswered: impl Fn() -> Response + Send + Sync + 'static) -> Self {
         Control { unanswered: Some(Box::new(unanswered)), ..Control::default() }
     }
 
-    /// False once the listening socket is to be closed.
+    /// Returns whether connections are accepted; false when the listening socket is to be closed.
     pub(super) fn is_accepting(&self) -> bool {
         !self.stopped_accepting.load(Ordering::Acquire)
     }
@@ -50,7 +51,8 @@ impl Control {
         self.stopped_accepting.store(true, Ordering::Release);
     }
 
-    /// While draining, every response closes its connection, and idle connections are closed.
+    /// Returns whether the server drains: the reader closes idle connections at once, and other connections after their
+    /// responses.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -59,7 +61,7 @@ impl Control {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// Whether the threads must end.
+    /// Returns whether the threads must end.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
@@ -68,7 +70,7 @@ impl Control {
         self.ended.store(true, Ordering::Release);
     }
 
-    /// The response to a request whose reply was dropped unsent.
+    /// Returns the response to a request whose reply was dropped unsent.
     pub(super) fn unanswered_response(&self) -> Response {
         self.unanswered.as_ref().map_or_else(|| Response::text(500, UNANSWERED), |build| build()).closing()
     }
@@ -77,7 +79,7 @@ impl Control {
         lock(&self.open)
     }
 
-    /// Counts a new connection, unless `max` are open or `max_per_ip` of this client's address.
+    /// Counts a new connection. Fails if `max` connections are open, or `max_per_ip` of this client's address.
     pub(super) fn connection_opened(
         &self,
         client: IpAddr,
@@ -114,7 +116,7 @@ impl Control {
         }
     }
 
-    /// Waits until no connection is open, at most `grace`; returns the number of open connections.
+    /// Waits until no connection is open, but at most `grace`; returns the number of connections still open.
     pub(super) fn wait_until_closed(&self, grace: Duration) -> usize {
         let (open, _) = wait_timeout_while(&self.all_closed, self.open(), grace, |open| open.count > 0);
         open.count

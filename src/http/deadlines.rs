@@ -1,8 +1,8 @@
-//! When a reader checks which connection next.
+//! The time of the next deadline check of each connection of a reader.
 //!
-//! Each connection has exactly one entry, so there are as many entries as connections. An entry is never later than
-//! the connection's true deadline and may be earlier: the check schedules the connection again if its deadline has not
-//! passed. A deadline that only moves away, as on every request of a busy connection, thereby costs nothing.
+//! Each connection has at most one entry. The time of an entry is never later than the connection's true deadline, but
+//! may be earlier: a check before the deadline schedules the connection again. So postponing a deadline, as every
+//! request of a busy connection does, needs no change of its entry.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Schedules a check of `key` at `at`, unless an earlier one is scheduled. `scheduled` is the time of the current
-    /// entry of `key`, and is updated.
+    /// Schedules a check of the connection `key` at `at`, unless an earlier check is scheduled. `scheduled` is the time
+    /// of the connection's current entry; it is updated.
     pub(super) fn schedule(&mut self, key: usize, scheduled: &mut Option<Instant>, at: Instant) {
         if let Some(before) = *scheduled {
             if before <= at {
@@ -27,14 +27,14 @@ impl Deadlines {
         *scheduled = Some(at);
     }
 
-    /// Removes the entry of `key`.
+    /// Removes the entry of the connection `key`, whose time is `scheduled`.
     pub(super) fn remove(&mut self, key: usize, scheduled: Option<Instant>) {
         if let Some(scheduled) = scheduled {
             self.entries.remove(&(scheduled, key));
         }
     }
 
-    /// Takes out a connection that is due for a check.
+    /// Removes the first entry if its time has come, and returns the key of its connection.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<usize> {
         let first = *self.entries.first()?;
         if first.0 > now {
@@ -44,7 +44,7 @@ impl Deadlines {
         Some(first.1)
     }
 
-    /// The time until the next check, at most `max`.
+    /// Returns the time until the next check, at most `max`.
     pub(super) fn time_to_next(&self, now: Instant, max: Duration) -> Duration {
         self.entries.first().map_or(max, |(at, _)| at.saturating_duration_since(now).min(max))
     }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_moves_nearer_but_not_away() {
+    fn a_check_is_moved_to_an_earlier_time_but_not_to_a_later_one() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut deadlines = Deadlines::default();

@@ -1,8 +1,9 @@
-//! Responses that a reader thread builds and sends for another thread.
+//! Responses that another thread leaves to the reader thread to build and send.
 
-/// The last work on one request: builds the response and sends it with the [`super::Reply`] that it holds. A reply that
-/// is dropped unsent answers 500, so the request is answered even if this work panics.
+/// The last step of one request. It holds the request's [`super::Reply`], and a reply that is dropped unsent answers
+/// 500. So the request is answered even if this step panics.
 pub trait DeferredResponse: Send {
-    /// Builds the response and sends it. Must be quick: the other connections of the reader wait meanwhile.
+    /// Builds the response and sends it with the reply. Must be quick: all connections of the reader wait until it
+    /// returns.
     fn run(self: Box<Self>);
 }

@@ -1,4 +1,4 @@
-//! Encoding of responses.
+//! Encodes responses as HTTP/1.1 bytes.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::message::Response;
 
-/// What the request and the connection decide about the encoding of the response.
+/// Properties of the request and its connection on which the encoding of the response depends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EncodeOptions {
     /// The request was HEAD: the response has no body.
@@ -49,6 +49,8 @@ fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("writing to memory does not fail");
 }
 
+/// Returns the reason phrase of a status. Each status that this program sends needs an entry here: a handler that uses
+/// a new status gets no error, but its status line then has an empty phrase.
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
@@ -71,12 +73,12 @@ fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
-        // RFC 9112 4: the phrase may be empty.
+        // RFC 9112 4 allows an empty phrase. If a status of this program gets here, add its phrase above.
         _ => "",
     }
 }
 
-/// The field value of `Date`, formatted once a second on each thread.
+/// Appends the value of the `Date` header. Each thread formats the date at most once a second.
 fn put_date(out: &mut Vec<u8>) {
     thread_local! {
         static LAST: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
@@ -90,7 +92,7 @@ fn put_date(out: &mut Vec<u8>) {
     });
 }
 
-/// Seconds since 1970 as an IMF-fixdate (RFC 9110 5.6.7).
+/// Formats a Unix time in seconds as an IMF-fixdate (RFC 9110 5.6.7).
 fn date(seconds: u64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_formatted() {
+    fn dates_are_formatted_as_imf_fixdates() {
         for (seconds, text) in [
             (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
             (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),

@@ -1,6 +1,6 @@
-//! Invariants of the parsers, for the fuzz targets and the property tests; built for these only.
+//! Checks of the parsers' invariants, for the fuzz targets and the property tests; no other build contains them.
 //!
-//! Each public function accepts any bytes, and panics if an invariant does not hold.
+//! Each public function takes arbitrary bytes and panics if an invariant does not hold.
 
 use super::body::BodyDecoder;
 use super::head::Framing;
@@ -9,13 +9,13 @@ use super::query::percent_decode;
 use super::refusal::Refusal;
 use super::scan::HeadLimits;
 
-/// Largest body; small, so that inputs reach it.
+/// Largest body in bytes; small, so that fuzz inputs exceed it.
 const MAX_BODY_BYTES: usize = 10_000;
 
-/// A refusal and whether its request is HEAD; `None` at the end of the bytes.
+/// Why parsing ended: a refusal and whether the refused request is HEAD, or `None` at the end of the bytes.
 pub(super) type ConnectionEnd = Option<(Refusal, bool)>;
 
-/// Every request of a connection as text, and the end of the connection.
+/// Parses the bytes of one connection, which arrive in `pieces`; returns each request as text, and why parsing ended.
 pub(super) fn read(limits: HeadLimits, pieces: &[&[u8]]) -> (Vec<String>, ConnectionEnd) {
     let mut parser = Parser::new(limits);
     let mut requests = Vec::new();
@@ -52,7 +52,8 @@ pub(super) fn read(limits: HeadLimits, pieces: &[&[u8]]) -> (Vec<String>, Connec
     (requests, None)
 }
 
-/// The requests of a connection do not depend on how its bytes are cut. The first two bytes choose limits and cuts.
+/// Checks that the requests of a connection do not depend on how its bytes are split into reads. The first byte chooses
+/// the limits, the second the size of a read.
 pub fn http_parser(data: &[u8]) {
     let [limits, cut, bytes @ ..] = data else { return };
     let limits = if limits % 4 == 0 { HeadLimits { uri: 40, head: 120 } } else { HeadLimits::default() };
@@ -63,8 +64,8 @@ pub fn http_parser(data: &[u8]) {
     assert_eq!(read(limits, &single), whole);
 }
 
-/// A chunked body does not depend on how its bytes are cut, and ends at the same byte when it is discarded. The first
-/// byte chooses the cuts.
+/// Checks that a chunked body does not depend on how its bytes are split into reads, and that a discarded body ends at
+/// the same byte. The first byte chooses the size of a read.
 pub fn chunked_body(data: &[u8]) {
     let [cut, bytes @ ..] = data else { return };
     let decode = |size: usize, keeps: bool| {
@@ -91,7 +92,8 @@ pub fn chunked_body(data: &[u8]) {
     assert_eq!((discarded.0, discarded.1, discarded.2), (whole.0, whole.1, Vec::new()));
 }
 
-/// A decoded text is never longer than the encoded one, and decodes to the same after it is encoded again.
+/// Checks that a decoded text is not longer than its encoded form, and that encoding and decoding it again returns the
+/// same text.
 pub fn percent_decoding(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Some(decoded) = percent_decode(text) else { return };

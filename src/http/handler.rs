@@ -1,36 +1,37 @@
-//! What a daemon implements to serve requests.
+//! The trait that a daemon implements to serve requests.
 
 use std::sync::Arc;
 
 use super::message::{Head, Request, Response};
 use super::reply::Reply;
 
-/// Processes a complete request. The reply is sent now or later, from any thread. Called on a reader thread: must not
-/// block. A panic drops the reply, which answers 500 with [`super::UNANSWERED`].
+/// Processes a complete request. It may send the reply before it returns, or later from any thread. It is called on a
+/// reader thread and must not block. A panic drops the reply, which answers 500 with [`super::UNANSWERED`].
 pub type RequestHandler = Box<dyn FnOnce(Request, Reply) + Send>;
 
-/// What the server does with the body of a request whose head is complete.
+/// The handler's decision on a request whose head is complete.
 pub enum Admission {
     /// Read the body, then call `then`.
     Read {
-        /// Largest body in bytes; a larger one is answered with 413.
+        /// Largest body in bytes; a larger body is answered with 413.
         max_body_bytes: usize,
-        /// Called with the complete request; carries what the handler derived from the head. Dropped if the body never
-        /// completes.
+        /// Called with the complete request; it may capture what the handler derived from the head. It is dropped if
+        /// the request never becomes complete.
         then: RequestHandler,
     },
-    /// Answer without the body. A body of at most 64 KiB is read and discarded, so that the connection can be kept; after
-    /// a larger one, or one that waits for 100 Continue, the connection is closed. If the body turns out malformed or
-    /// late, this answer is sent all the same.
+    /// Send this response without using the body. A body of at most 64 KiB is read and discarded first, so that the
+    /// connection can stay open. If the body is larger, or the client waits for 100 Continue before it sends the body,
+    /// the connection is closed after the response. The same response is sent if the body is malformed or times out.
     Refuse(Response),
 }
 
-/// What a daemon does with requests. Called on the reader threads: must not block.
+/// Serves the requests of a server. Its methods are called on the reader threads and must not block.
 pub trait Handler: Send + Sync + 'static {
-    /// Decides from the head alone, before any of the body is read or allocated.
+    /// Decides on a request from its head, before memory for the body is allocated.
     fn admit(self: Arc<Self>, head: &Head) -> Admission;
 
-    /// The response when the server itself refuses a request (400, 408, 413, 414, 417, 431, 500, 501, 503, 505).
+    /// Builds the response when the server itself refuses a request or a connection (400, 408, 413, 414, 417, 431, 500,
+    /// 501, 503, 505).
     fn refusal(&self, status: u16, reason: &str) -> Response {
         Response::text(status, format!("{reason}\n"))
     }

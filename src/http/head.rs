@@ -1,7 +1,8 @@
 //! Parses a complete request head, and determines the framing of its body.
 //!
-//! `httparse` splits the lines; the rules on their combination are here, strictly by RFC 9110 and RFC 9112. A head that
-//! two implementations could read differently is refused (request smuggling).
+//! The crate `httparse` splits the head into the request line and the fields. This file checks their combination,
+//! strictly by RFC 9110 and RFC 9112: a head whose framing two implementations could determine differently is refused,
+//! since that difference makes request smuggling possible.
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
@@ -18,9 +19,9 @@ const MAX_FIELDS: usize = 100;
 pub(super) enum Framing {
     /// No body.
     None,
-    /// A body of that number of bytes.
+    /// A body of this number of bytes.
     Length(u64),
-    /// Transfer-Encoding: chunked.
+    /// A body with `Transfer-Encoding: chunked`.
     Chunked,
 }
 
@@ -37,7 +38,7 @@ pub(super) struct ParsedHead {
     pub(super) is_http10: bool,
 }
 
-/// Parses one head, from the request line to the empty line at its end.
+/// Parses one head, from the request line to the empty line that ends the head.
 pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
@@ -82,7 +83,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
 /// Parses a head whose version is neither 1.0 nor 1.1.
 fn parse_other_version(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
     if let Some(digit) = later_minor_version(bytes) {
-        // RFC 9110 2.5: a later minor version is processed as the highest one that is implemented.
+        // RFC 9110 2.5: a request of a later minor version is processed as HTTP/1.1, the highest version implemented
+        // here.
         let mut bytes = bytes.to_vec();
         bytes[digit] = b'1';
         return parse(&bytes);
@@ -94,7 +96,7 @@ fn parse_other_version(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
     })
 }
 
-/// The fields that decide about framing and the connection.
+/// The fields on which the framing and the state of the connection depend.
 #[derive(Default)]
 struct KnownFields {
     length: Option<u64>,
@@ -110,15 +112,15 @@ struct KnownFields {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TransferCodings {
     Chunked,
-    /// Chunked is last, after unsupported codings.
+    /// Unsupported codings, followed by chunked.
     UnknownThenChunked,
-    /// The end of the body cannot be determined.
+    /// Chunked is not the last coding, so the end of the body cannot be determined.
     NotChunkedLast,
 }
 
 impl KnownFields {
     fn record(&mut self, name: &str, value: &[u8]) -> Result<(), Refusal> {
-        // The length of the name rules out nearly every field before a comparison.
+        // Comparing the length of the name first avoids a string comparison for nearly every other field.
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => {
                 self.hosts += 1;
@@ -171,35 +173,35 @@ impl KnownFields {
     }
 }
 
-/// The request line, and the index of its end.
+/// Returns the request line, and the index in `bytes` where it ends.
 fn request_line(bytes: &[u8]) -> (&[u8], usize) {
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
     let length = bytes[start..].iter().position(|byte| *byte == b'\r').unwrap_or(bytes.len() - start);
     (&bytes[start..start + length], start + length)
 }
 
-/// The index of the minor version in a request line of HTTP/1.2 to 1.9.
+/// Returns the index of the minor version's digit if the request line is of HTTP/1.2 to 1.9.
 fn later_minor_version(bytes: &[u8]) -> Option<usize> {
     let (line, end) = request_line(bytes);
     matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9']).then(|| end - 1)
 }
 
-/// Whether the request line is valid except for its version (RFC 9112 2.3).
+/// Returns whether the request line has three words and the last one is a well-formed HTTP version (RFC 9112 2.3).
 fn has_other_version(bytes: &[u8]) -> bool {
     let words: Vec<_> = request_line(bytes).0.split(|byte| *byte == b' ').collect();
     let [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]] = words[..] else { return false };
     major.is_ascii_digit() && minor.is_ascii_digit()
 }
 
-/// RFC 9110 9.1: an unrecognized method is answered with 501; whether a known one is allowed (405) is up to the
-/// handler.
+/// Returns the method, or refuses an unrecognized one with 501 (RFC 9110 9.1). Whether a recognized method is allowed
+/// for the path is decided by the handler, which answers 405.
 fn method(name: &str) -> Result<Cow<'static, str>, Refusal> {
     const KNOWN: [&str; 9] = ["POST", "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT"];
     let known = KNOWN.into_iter().find(|known| *known == name);
     known.map(Cow::Borrowed).ok_or(Refusal::new(501, "unknown method"))
 }
 
-/// Path and query of a request target (RFC 9112 3.2): origin-form, absolute-form, or `*` for OPTIONS.
+/// Splits a request target into path and query (RFC 9112 3.2): origin-form, absolute-form, or `*` for OPTIONS.
 fn target(method: &str, target: &str) -> Result<(String, Option<String>), Refusal> {
     if target.contains('#') || !target.is_ascii() {
         return Err(Refusal::bad_request("malformed request target"));
@@ -219,7 +221,7 @@ fn target(method: &str, target: &str) -> Result<(String, Option<String>), Refusa
     Ok((path.to_owned(), query))
 }
 
-/// The part of an absolute-form target after its authority.
+/// Returns the part of an absolute-form target after its authority, or refuses the target.
 fn after_authority(target: &str) -> Result<&str, Refusal> {
     let malformed = Refusal::bad_request("malformed request target");
     let (scheme, rest) = target.split_once("://").ok_or(malformed)?;
@@ -233,7 +235,8 @@ fn after_authority(target: &str) -> Result<&str, Refusal> {
     Ok(&rest[end..])
 }
 
-/// `uri-host [":" port]` (RFC 9110 7.2); empty if the target has no authority.
+/// Returns whether `value` is `uri-host [":" port]` (RFC 9110 7.2). An empty value is valid: a client sends an empty
+/// Host header if its target has no authority.
 fn is_host(value: &[u8]) -> bool {
     if let [b'[', rest @ ..] = value {
         let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
@@ -253,12 +256,12 @@ fn is_port(text: &[u8]) -> bool {
     }
 }
 
-/// The elements of a comma-separated list (RFC 9110 5.6.1), without empty ones.
+/// Returns the elements of a comma-separated list (RFC 9110 5.6.1), empty elements left out.
 fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }
 
-/// Digits only (RFC 9110 8.6): no sign, no list, no white space within.
+/// Parses a Content-Length: digits only (RFC 9110 8.6), without a sign, a list or white space between digits.
 fn length(value: &[u8]) -> Result<u64, Refusal> {
     let digits = std::str::from_utf8(value)
         .ok()
@@ -290,7 +293,7 @@ fn is_coding(coding: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// Method, path, query and framing, or the status of the refusal.
+    /// Parses `head`; returns method, path, query and framing, or the status of the refusal.
     fn outcome(head: &str) -> Result<(String, String, Option<String>, Framing), u16> {
         let parsed = parse(head.as_bytes()).map_err(|refusal| refusal.status)?;
         Ok((parsed.head.method.into_owned(), parsed.head.path, parsed.head.query, parsed.framing))
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_request_line_is_parsed_or_refused() {
-        // Section, request line, path and query or status.
+        // RFC and section, request line, path and query or status.
         let rows: &[(&str, &str, Target<'_>)] = &[
             ("9112 3.2.1", "GET /a/b?c=d HTTP/1.1", Ok(("/a/b", Some("c=d")))),
             ("9112 3.2.1", "GET /a? HTTP/1.1", Ok(("/a", Some("")))),
@@ -345,7 +348,7 @@ mod tests {
     fn headers_decide_the_framing_or_are_refused() {
         use Framing::{Chunked, Length, None};
         let many = "X: y\r\n".repeat(101);
-        // Section, fields (without Host), framing or status.
+        // RFC and section, fields (without Host), framing or status.
         let rows: &[(&str, &str, Result<Framing, u16>)] = &[
             ("9112 6.3", "", Ok(None)),
             ("9112 6.3", "Content-Length: 0\r\n", Ok(None)),

@@ -1,7 +1,7 @@
-//! The queue through which other threads reach a reader.
+//! The queue through which other threads send messages and deferred responses to a reader.
 //!
-//! A reader takes the queue before each wait, so it is woken only while it waits, and only once. Deferred responses in
-//! the queue are sent in any case, also when the reader ends or panics in the middle of them.
+//! A reader checks its queue before each wait, so another thread needs to wake it only while it waits, and only once.
+//! Every deferred response in the queue is sent, also when the reader ends or panics before it has run all of them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,12 +20,12 @@ use crate::panics::caught;
 pub(super) enum InboxMessage {
     /// A connection was accepted.
     NewConnection(TcpStream, SocketAddr),
-    /// The phase of the connection with this key may need the reader: its response was sent from another thread, or its
-    /// turn was over.
+    /// The reader must look at the phase of the connection with this key: another thread has sent the response, or
+    /// pipelined requests are left after the connection's turn.
     Recheck(usize),
 }
 
-/// The queue of one reader, and the poller it waits on.
+/// The queue of one reader, and the poller on which the reader waits.
 pub(super) struct Inbox {
     pub(super) poller: Poller,
     pub(super) control: Arc<Control>,
@@ -35,18 +35,18 @@ pub(super) struct Inbox {
 #[derive(Default)]
 struct InboxState {
     queued: InboxBatch,
-    /// The reader waits or is about to: a thread that queues something wakes it.
+    /// The reader waits, or is about to: a thread that queues something must wake the reader.
     is_waiting: bool,
     /// The reader has ended.
     is_closed: bool,
 }
 
-/// Content of an inbox. Dropping it runs its deferred responses.
+/// The content of an inbox. Dropping a batch runs its deferred responses.
 #[derive(Default)]
 pub(super) struct InboxBatch {
-    /// At most one for each connection.
+    /// At most one response for each connection.
     pub(super) responses: VecDeque<Box<dyn DeferredResponse>>,
-    /// At most three for each connection: new, response sent, turn over.
+    /// At most three messages for each connection: accepted, response sent, turn ended.
     pub(super) messages: Vec<InboxMessage>,
 }
 
@@ -55,7 +55,7 @@ impl InboxBatch {
         self.responses.is_empty() && self.messages.is_empty()
     }
 
-    /// Builds and sends the deferred responses.
+    /// Removes the deferred responses and runs each of them.
     pub(super) fn run_responses(&mut self) {
         while let Some(response) = self.responses.pop_front() {
             run(response);
@@ -78,7 +78,7 @@ impl Inbox {
         lock(&self.state)
     }
 
-    /// Queues a message; it is dropped once the reader has ended.
+    /// Queues a message; drops the message if the reader has ended.
     pub(super) fn post(&self, message: InboxMessage) {
         let mut state = self.state();
         if !state.is_closed {
@@ -87,11 +87,11 @@ impl Inbox {
         }
     }
 
-    /// Queues a deferred response; once the reader has ended it runs here.
+    /// Queues a deferred response; if the reader has ended, runs the response on the calling thread.
     pub(super) fn post_response(&self, response: Box<dyn DeferredResponse>) {
         let mut state = self.state();
         if state.is_closed {
-            // A response may post to this inbox.
+            // Running a response may post to this inbox, so the lock is released first.
             drop(state);
             run(response);
         } else {
@@ -102,46 +102,48 @@ impl Inbox {
 
     fn wake_if_waiting(&self, mut state: MutexGuard<'_, InboxState>) {
         let is_waiting = std::mem::take(&mut state.is_waiting);
-        // Waking is a system call: not under the lock.
+        // Waking is a system call, so the lock is released first.
         drop(state);
         if is_waiting {
             self.wake();
         }
     }
 
-    /// Makes the reader take its inbox and check the control.
+    /// Wakes the reader, which then takes the content of its inbox and checks the server's [`Control`].
     pub(super) fn wake(&self) {
         if let Err(cause) = self.poller.wake() {
             error!("cannot wake a reader thread: {cause}");
         }
     }
 
-    /// True if the inbox is empty: the reader may wait, and is woken by whatever is queued from now on.
+    /// Returns true if the inbox is empty. Then the reader may wait: from now on, a thread that queues something wakes
+    /// it.
     pub(super) fn may_wait(&self) -> bool {
         let mut state = self.state();
         state.is_waiting = state.queued.is_empty();
         state.is_waiting
     }
 
-    /// Swaps the content with `batch`, which must be empty; its memory is reused for what is queued next.
+    /// Swaps the content with `batch`, which must be empty. The memory of `batch` is reused for the next content.
     pub(super) fn take(&self, batch: &mut InboxBatch) {
         let mut state = self.state();
         state.is_waiting = false;
         std::mem::swap(&mut state.queued, batch);
     }
 
-    /// The reader has ended: runs the queued responses here, drops the queued messages, and queues nothing from now on.
+    /// Closes the inbox when the reader ends: runs the queued responses on the calling thread, drops the queued
+    /// messages, and queues nothing from now on.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.is_closed = true;
         let remaining = std::mem::take(&mut state.queued);
-        // A response may post to this inbox, so the lock is released first.
+        // Running a response may post to this inbox, so the lock is released first.
         drop(state);
         drop(remaining);
     }
 }
 
-/// Runs a deferred response. After a panic its reply is dropped, which answers 500.
+/// Runs a deferred response and catches its panic. A panic drops the reply of the response, which answers 500.
 fn run(response: Box<dyn DeferredResponse>) {
     caught("answering a request", || response.run());
 }
@@ -170,7 +172,7 @@ mod tests {
         Inbox::new(Arc::default()).unwrap()
     }
 
-    /// A wake is not reported as an event; it shows in a wait that ends before its timeout.
+    /// Returns whether the reader was woken. A wake is not reported as an event; it ends a wait before its timeout.
     fn is_woken(inbox: &Inbox, timeout: Duration) -> bool {
         let started = Instant::now();
         inbox.poller.wait(&mut Events::default(), Some(timeout)).unwrap();
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn no_response_is_lost_when_the_reader_ends_or_a_response_panics() {
+    fn deferred_responses_are_sent_when_the_reader_ends_or_a_response_panics() {
         let (inbox, (sender, answers)) = (inbox(), mpsc::channel());
         let post = |panics| {
             let sender = sender.clone();
@@ -214,10 +216,10 @@ mod tests {
         post(false);
         assert_eq!(sent(), [0; 0], "queued for the reader");
         drop(batch);
-        assert_eq!(sent(), [200, 500, 200], "the reader panicked with the batch");
+        assert_eq!(sent(), [200, 500, 200], "a reader that panics drops its batch");
         inbox.close();
         assert_eq!(sent(), [200]);
         post(false);
-        assert_eq!(sent(), [200], "after the reader has ended, the posting thread runs it");
+        assert_eq!(sent(), [200], "after the reader has ended, the posting thread runs the response");
     }
 }

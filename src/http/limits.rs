@@ -1,31 +1,33 @@
-//! Bounds of one server: timeouts, connections, sizes, memory.
+//! Limits of one server: timeouts, connections, sizes, memory.
 
 use std::time::Duration;
 
 use super::budget::{ByteBudget, ByteLease};
 use super::scan::HeadLimits;
 
-/// Bounds of one server.
+/// Limits of one server.
 #[derive(Clone, Debug)]
 pub struct ServerLimits {
-    /// From the first byte of a request to its last.
+    /// Time from the first byte of a request to its last byte.
     pub read_timeout: Duration,
-    /// From sending a response until the socket has taken its last byte.
+    /// Time from the start of writing a response until the socket has taken its last byte.
     pub write_timeout: Duration,
-    /// From a response to the first byte of the next request.
+    /// Time from a response, or from the start of the connection, to the first byte of the next request.
     pub idle_timeout: Duration,
-    /// Open connections; a connection beyond it is answered with 503 and closed.
+    /// Number of open connections; a further connection is answered with 503 (with TLS: an alert) and closed.
     pub max_connections: usize,
-    /// Open connections of one client address. IPv4-mapped IPv6 addresses count as the IPv4 address.
+    /// Number of open connections of one client address; `None` sets no limit. IPv4-mapped IPv6 addresses count as the
+    /// IPv4 address.
     pub max_connections_per_ip: Option<usize>,
-    /// Sizes of request line and headers.
+    /// Largest request line and headers.
     pub head: HeadLimits,
-    /// Memory of requests, from their arrival until the handler drops [`super::Request::lease`]; beyond it 503.
+    /// Budget for the memory of all requests, from their arrival until the handler drops [`super::Request::lease`]. A
+    /// request that does not fit is answered with 503. `None` sets no limit.
     pub body_budget: Option<ByteBudget>,
 }
 
 impl Default for ServerLimits {
-    /// Bounds for an admin port.
+    /// The limits of an admin port.
     fn default() -> Self {
         ServerLimits {
             read_timeout: Duration::from_secs(5),

@@ -1,4 +1,4 @@
-//! Listening sockets, and accepting connections from them.
+//! Opens listening sockets and accepts connections from them.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-/// Connections that wait in the kernel to be accepted; the kernel caps the number at `net.core.somaxconn`.
+/// Number of connections that may wait in the kernel to be accepted. The kernel limits it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// Where a server listens.
@@ -24,7 +24,7 @@ impl Listen {
         match self {
             Listen::At(address) => listen(address, None),
             Listen::Everywhere(port) => listen((Ipv6Addr::UNSPECIFIED, port).into(), Some(false))
-                // The machine has no IPv6.
+                // On a machine without IPv6 this listens on IPv4 only.
                 .or_else(|_| listen((Ipv4Addr::UNSPECIFIED, port).into(), None)),
         }
     }
@@ -51,7 +51,7 @@ fn listen(address: SocketAddr, only_v6: Option<bool>) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
-/// Accepts a connection, which is non-blocking and close-on-exec from the start.
+/// Accepts a connection. Its socket is created non-blocking and close-on-exec.
 pub(super) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     // SAFETY: accept4 writes an address of at most `length` bytes into `storage` and its length into `length`; both
     // live through the call. The descriptor it returns is new and has no other owner.

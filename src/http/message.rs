@@ -1,4 +1,4 @@
-//! Requests and responses as handlers see them.
+//! Requests and responses in the form that handlers use.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -14,31 +14,31 @@ pub struct Head {
     pub path: String,
     /// Query string after the `?`, as sent: visible ASCII only.
     pub query: Option<String>,
-    /// Header fields in order.
+    /// Header fields in the order of the request.
     pub headers: Headers,
-    /// Address of the client.
+    /// Address of the client; `None` only in tests of handlers.
     pub peer: Option<SocketAddr>,
 }
 
 impl Head {
-    /// Heap memory in bytes.
+    /// Returns the heap memory of the head in bytes.
     pub(super) fn allocated(&self) -> usize {
         let method = if let Cow::Owned(method) = &self.method { method.capacity() } else { 0 };
         let query = self.query.as_ref().map_or(0, String::capacity);
         method + self.path.capacity() + query + self.headers.allocated()
     }
 
-    /// The value of the only header of that name (lower case); `None` if the header is absent or repeated.
+    /// Returns the value of the header `name` (in lower case); `None` if the header is absent or repeated.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.only(name)
     }
 }
 
-/// Header fields in order, in two allocations.
+/// Header fields in the order of the request, stored in two allocations.
 #[derive(Clone, Debug, Default)]
 pub struct Headers {
     bytes: Vec<u8>,
-    /// End of the name and end of the value within `bytes`; a field begins where the one before it ends.
+    /// For each field, the ends of its name and its value in `bytes`. A field begins where the previous field ends.
     ends: Vec<(u32, u32)>,
 }
 
@@ -47,7 +47,7 @@ impl Headers {
         self.bytes.capacity() + self.ends.capacity() * size_of::<(u32, u32)>()
     }
 
-    /// Room for that number of fields, and of bytes of names and values.
+    /// Creates an empty list with room for `fields` fields, whose names and values have `bytes` bytes in all.
     pub(super) fn with_capacity(fields: usize, bytes: usize) -> Self {
         Headers { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(fields) }
     }
@@ -59,11 +59,11 @@ impl Headers {
         self.bytes[start..].make_ascii_lowercase();
         let middle = self.bytes.len();
         self.bytes.extend_from_slice(value);
-        let position = |at: usize| u32::try_from(at).expect("a head has at most some kilobytes");
+        let position = |at: usize| u32::try_from(at).expect("HeadLimits::head is far below 4 GiB");
         self.ends.push((position(middle), position(self.bytes.len())));
     }
 
-    /// Every field: the name in lower case, the value without surrounding white space.
+    /// Iterates over the fields: the name in lower case, and the value without white space around it.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end as usize));
         starts.zip(&self.ends).map(|(start, (middle, end))| {
@@ -73,7 +73,7 @@ impl Headers {
         })
     }
 
-    /// The value of the only field of that name (lower case); `None` if the field is absent or repeated.
+    /// Returns the value of the field `name` (in lower case); `None` if the field is absent or repeated.
     pub fn only(&self, name: &str) -> Option<&[u8]> {
         let mut values = self.iter().filter(|(known, _)| *known == name);
         match (values.next(), values.next()) {
@@ -83,61 +83,61 @@ impl Headers {
     }
 }
 
-/// A complete request. A truncated body never becomes one.
+/// A complete request; one with a truncated body is never passed to a handler.
 #[derive(Debug, Default)]
 pub struct Request {
     /// Request line and headers.
     pub head: Head,
-    /// Body; a chunked one is decoded.
+    /// Body, decoded if it was chunked.
     pub body: Vec<u8>,
-    /// The memory of head and body within the server's budget; to be kept as long as the body.
+    /// Lease for the memory of head and body in the server's budget. Keep the lease as long as the body.
     pub lease: ByteLease,
 }
 
-/// A response. Always sent with a Content-Length, except 204 and 304.
+/// A response. It is always sent with a Content-Length, except 204 and 304.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Status code.
     pub status: u16,
-    /// `Content-Type`; left out when empty.
+    /// Value of `Content-Type`; the header is left out if this is empty.
     pub content_type: &'static str,
     /// Further header fields.
     pub headers: Vec<(&'static str, String)>,
-    /// Body; not sent in response to HEAD.
+    /// Body; not sent in response to a HEAD request.
     pub body: Vec<u8>,
     /// Whether the connection is closed after the response.
     pub close: bool,
 }
 
 impl Response {
-    /// Heap memory in bytes.
+    /// Returns the heap memory of the response in bytes.
     pub(super) fn allocated(&self) -> usize {
         self.body.capacity() + self.headers.iter().map(|(_, value)| value.capacity()).sum::<usize>()
     }
 
-    /// A response without further headers that keeps the connection open.
+    /// Creates a response without further headers, after which the connection may stay open.
     pub fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
         Response { status, content_type, headers: Vec::new(), body: body.into(), close: false }
     }
 
-    /// Plain text.
+    /// Creates a response of plain text.
     pub fn text(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self::new(status, "text/plain; charset=utf-8", body)
     }
 
-    /// JSON, already encoded.
+    /// Creates a response of JSON; `body` is the encoded JSON.
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self::new(status, "application/json", body)
     }
 
-    /// The same response with one more header.
+    /// Returns the same response with one more header.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// The same response, after which the connection is closed.
+    /// Returns the same response, but with the connection closed after it.
     #[must_use]
     pub fn closing(mut self) -> Self {
         self.close = true;

@@ -1,4 +1,4 @@
-//! Metrics of the HTTP servers of a daemon.
+//! Prometheus metrics of the HTTP servers of a daemon.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
@@ -17,7 +17,7 @@ pub struct ServerMetrics {
 }
 
 impl ServerMetrics {
-    /// Registers the metrics; once for each registry.
+    /// Registers the metrics. Call it at most once for each registry.
     pub fn new(registry: &Registry) -> Self {
         ServerMetrics {
             connections: registry.gauge("http_connections", "Open connections.", &["server"]),
@@ -51,6 +51,7 @@ impl ServerMetrics {
         }
     }
 
+    /// Returns the metrics of one server.
     pub(super) fn of(&self, server: &'static str) -> ServerCounters {
         ServerCounters {
             connections: self.connections.with_label_values(&[server]),
@@ -68,7 +69,7 @@ pub(super) struct ServerCounters {
     pub(super) connections: IntGauge,
     pub(super) accepted: IntCounter,
     pub(super) accept_failures: IntCounter,
-    /// For the labels that are looked up only when something goes wrong, or once a connection.
+    /// For the metrics whose labels are looked up on each use: those of failures, and of one event a connection.
     families: ServerMetrics,
     server: &'static str,
 }

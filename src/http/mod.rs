@@ -1,22 +1,23 @@
 //! The HTTP server of all three daemons: HTTP/1.1 and 1.0 (RFC 9110, RFC 9112) on non-blocking sockets.
 //!
-//! A [`Handler`] gets each complete request together with a [`Reply`], which owns the connection until the request is
-//! answered, from any thread. No thread blocks until an outcome arrives.
+//! A [`Handler`] gets each complete request together with a [`Reply`]. The reply owns the connection until it sends the
+//! response, from any thread. No thread blocks while the outcome of a request is pending.
 //!
 //! ```text
 //!  acceptor ──socket──▶ reader http-i: poller, connections, deadlines
 //!                          │ bytes ▶ parser (pure) ▶ Handler::admit(head) ▶ then(request, reply)
-//!                          ◀── a message, only if work is left for the reader ── Reply::send writes the response itself
+//!                          ◀── a message, only if work is left for the reader ── Reply::send writes the response
 //!                          ◀── a DeferredResponse to build and send ──────────── ReaderHandle::defer, for many at once
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three combined, pure), `handler`,
 //! `connection` (which thread may write when), `reply`, `inbox`, `tls`, `reader`, `acceptor`, `control`, `server`;
-//! `query` is for the handlers. Kept out: the meaning of the requests.
+//! `query` is for the handlers. The server does not know the meaning of a path, query or body.
 //!
-//! Invariants: one request of a connection is in progress at a time, and responses leave in the order of the requests;
-//! a request with ambiguous framing is refused and its connection closed; memory grows with bytes that arrived, never
-//! with announced lengths, and all memory of requests is within one budget; the number of threads is fixed.
+//! Invariants: one request of a connection is in progress at a time, and responses are sent in the order of the
+//! requests; a request with ambiguous framing is refused and its connection closed; memory grows with the bytes that
+//! arrived, never with an announced length, and all memory of requests is within `body_budget`, if it is set; the
+//! number of threads is fixed.
 
 mod acceptor;
 mod body;

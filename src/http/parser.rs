@@ -1,17 +1,17 @@
-//! Parses the bytes of one connection into requests: head, then, once admitted, body.
+//! Parses the bytes of one connection into requests: first the head, and after the request is admitted its body.
 //!
-//! Pure: the same bytes give the same requests and refusals however they are cut. The parser holds what has arrived of
-//! one request; bytes after its end stay with the caller.
+//! Pure: the same bytes result in the same requests and refusals, independent of how the bytes are split into reads.
+//! The parser holds the bytes of one request; bytes after the end of the request stay with the caller.
 
 use super::body::BodyDecoder;
 use super::head::{ParsedHead, parse};
 use super::refusal::Refusal;
 use super::scan::{HeadLimits, HeadScan};
 
-/// How far the current request is.
+/// How far the parser is with the current request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// The whole input was consumed; the request needs more.
+    /// The whole input was consumed, and the request needs further bytes.
     NeedsMore,
     /// The head is complete: [`Parser::head`] returns it; call [`Parser::read_body`] or [`Parser::skip_body`].
     Head,
@@ -19,19 +19,19 @@ pub(super) enum Progress {
     Complete,
 }
 
-/// Parses one request after the other. `T` is what the caller does with a complete request: passed in when the body is
-/// admitted, returned with the body.
+/// Parses one request after the other. A `T` says what the caller does with a request: the caller passes it in when it
+/// admits the body, and [`Parser::take`] returns it with the complete request.
 #[derive(Debug)]
 pub(super) struct Parser<T> {
     limits: HeadLimits,
     stage: Stage<T>,
-    /// The refused request is HEAD, which is answered without a body.
+    /// Whether the refused request is a HEAD request, whose response has no body.
     refused_head: bool,
 }
 
 #[derive(Debug)]
 enum Stage<T> {
-    /// `arrived` stays empty if the head is complete in the first read.
+    /// `arrived` has the bytes of earlier reads; it stays empty if the first read contains the complete head.
     Head {
         scan: HeadScan,
         arrived: Vec<u8>,
@@ -54,13 +54,13 @@ impl<T> Default for Stage<T> {
 }
 
 impl<T> Parser<T> {
-    /// A parser of requests whose heads are within `limits`.
+    /// Creates a parser that refuses heads larger than `limits`.
     pub(super) fn new(limits: HeadLimits) -> Self {
         Parser { limits, stage: Stage::default(), refused_head: false }
     }
 
-    /// Parses bytes from the front of `input`. Returns how many, and how far the request is. After a refusal the
-    /// connection's bytes cannot be parsed further.
+    /// Parses bytes from the front of `input`. Returns the number of bytes parsed, and how far the request is. After a
+    /// refusal no further bytes of the connection can be parsed.
     pub(super) fn advance(&mut self, input: &[u8]) -> Result<(usize, Progress), Refusal> {
         self.step(input).inspect_err(|_| {
             self.refused_head = match &self.stage {
@@ -100,7 +100,7 @@ impl<T> Parser<T> {
         }
     }
 
-    /// The head, if it is complete.
+    /// Returns the head, if it is complete.
     pub(super) fn head(&self) -> Option<&ParsedHead> {
         match &self.stage {
             Stage::Head { .. } => None,
@@ -108,7 +108,7 @@ impl<T> Parser<T> {
         }
     }
 
-    /// The head, if it is complete, for the caller to set its peer.
+    /// Returns the head, if it is complete, so that the caller can set its `peer`.
     pub(super) fn head_mut(&mut self) -> Option<&mut ParsedHead> {
         match &mut self.stage {
             Stage::Head { .. } => None,
@@ -116,12 +116,13 @@ impl<T> Parser<T> {
         }
     }
 
-    /// Admits a body of at most `max` bytes; a larger Content-Length is refused now.
+    /// Admits a body of at most `max` bytes; refuses a larger Content-Length at once.
     pub(super) fn read_body(&mut self, max: usize, then: T) -> Result<(), Refusal> {
         self.begin_body(max, true, then)
     }
 
-    /// Discards a body of at most `max` bytes; the request then has an empty one.
+    /// Discards a body of at most `max` bytes; the complete request then has an empty body. Refuses a larger
+    /// Content-Length at once.
     pub(super) fn skip_body(&mut self, max: usize, then: T) -> Result<(), Refusal> {
         self.begin_body(max, false, then)
     }
@@ -133,7 +134,7 @@ impl<T> Parser<T> {
         Ok(())
     }
 
-    /// What was passed when the current body was admitted.
+    /// Returns the `T` of the current request; `None` if its body is not admitted yet.
     pub(super) fn admitted(&self) -> Option<&T> {
         match &self.stage {
             Stage::Body(body) => body.admitted.as_ref().map(|(_, then)| then),
@@ -141,8 +142,8 @@ impl<T> Parser<T> {
         }
     }
 
-    /// Takes the complete request, with what was passed at its admission; the next one can begin. If the request is not
-    /// complete, the connection's bytes cannot be parsed further.
+    /// Takes the complete request and its `T`, after which the next request can be parsed. Call this before the request
+    /// is complete only if no further bytes of the connection are parsed.
     pub(super) fn take(&mut self) -> Option<(ParsedHead, Vec<u8>, T)> {
         match std::mem::take(&mut self.stage) {
             Stage::Head { .. } => None,
@@ -153,17 +154,17 @@ impl<T> Parser<T> {
         }
     }
 
-    /// Whether no byte of a request has arrived.
+    /// Returns whether no byte of a request has arrived; empty lines do not count.
     pub(super) fn is_idle(&self) -> bool {
         matches!(&self.stage, Stage::Head { scan, .. } if scan.is_blank())
     }
 
-    /// Whether the current or refused request is HEAD.
+    /// Returns whether the current or refused request is a HEAD request.
     pub(super) fn is_head_method(&self) -> bool {
         self.refused_head || self.head().is_some_and(|head| head.head.method == "HEAD")
     }
 
-    /// Heap memory in bytes.
+    /// Returns the heap memory of the current request in bytes.
     pub(super) fn allocated(&self) -> usize {
         match &self.stage {
             Stage::Head { arrived, .. } => arrived.capacity(),
@@ -171,7 +172,7 @@ impl<T> Parser<T> {
         }
     }
 
-    /// A lower bound of the bytes that are missing of this request.
+    /// Returns a lower bound of the bytes of the current request that have not arrived.
     pub(super) fn missing(&self) -> u64 {
         match &self.stage {
             Stage::Body(body) => body.admitted.as_ref().map_or(0, |(decoder, _)| decoder.missing()),
@@ -200,7 +201,7 @@ mod tests {
         assert!(requests[1].ends_with("[97, 98, 99]") && requests[2].ends_with(" [97]"), "{requests:?}");
     }
 
-    /// A request, often with a flaw.
+    /// Generates requests, many of them malformed.
     fn request() -> impl Strategy<Value = Vec<u8>> {
         let line = prop_oneof![
             Just("GET / HTTP/1.1\r\n"),
@@ -234,7 +235,7 @@ mod tests {
             .prop_map(|(line, fields, body)| [line.as_bytes(), fields.concat().as_bytes(), b"\r\n", &body].concat())
     }
 
-    /// Chunks with sizes, extensions and trailers of all kinds, mostly valid.
+    /// Generates chunked bodies with extensions and trailers, most of them valid.
     fn chunks() -> impl Strategy<Value = Vec<u8>> {
         let extension = prop_oneof![
             4 => Just(String::new()),
@@ -266,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_cuts_of_the_bytes_make_no_difference(
+        fn requests_do_not_depend_on_how_bytes_are_split_into_reads(
             requests in prop::collection::vec(request(), 1..5),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
         ) {

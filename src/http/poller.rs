@@ -1,6 +1,6 @@
-//! Waiting for many sockets at once: epoll(7), level-triggered, one system call for each wait.
+//! Waits for events of many sockets at once: epoll(7), level-triggered, one system call for each wait.
 //!
-//! One thread waits; any thread may change what is watched, and wake the waiting one.
+//! One thread waits. Any thread may add, change or remove sockets, and wake the waiting thread.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,19 +10,19 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 
-/// Events of one wait; further ones come with the next.
+/// Limit on the events that one wait returns; the next wait returns further events.
 const MAX_EVENTS: usize = 1024;
-/// The key of the waker; sockets have smaller ones.
+/// The key of the waker; the keys of sockets are smaller.
 const WAKER: u64 = u64::MAX;
 
-/// What is reported of a socket. Errors are always reported.
+/// The events of a socket that a wait reports. Errors are always reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Interest {
     /// Bytes or connections have arrived, or the client closed its sending half.
     Readable,
     /// The send buffer has room.
     Writable,
-    /// Errors and hang-ups.
+    /// Only errors, and the end of both directions of the connection.
     ErrorsOnly,
 }
 
@@ -36,7 +36,7 @@ impl Interest {
     }
 }
 
-/// The sockets one thread waits for.
+/// An epoll instance with the sockets of one thread, and an eventfd that wakes this thread.
 #[derive(Debug)]
 pub(super) struct Poller {
     epoll: OwnedFd,
@@ -53,7 +53,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// The keys of the sockets with an event, each at most once.
+    /// Returns the keys of the sockets with an event, each key at most once.
     pub(super) fn keys(&self) -> impl Iterator<Item = usize> {
         let keys = self.0.iter().map(|event| event.data.u64()).filter(|key| *key != WAKER);
         keys.map(|key| usize::try_from(key).expect("a key is a usize when its socket is added"))
@@ -61,34 +61,34 @@ impl Events {
 }
 
 impl Poller {
-    /// A poller without sockets.
+    /// Creates a poller without sockets.
     pub(super) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        // Edge-triggered: each wake is reported once, and the counter is never read.
+        // The eventfd is edge-triggered: each wake is reported once, so its counter need not be read.
         epoll::add(&epoll, &waker, epoll::EventData::new_u64(WAKER), epoll::EventFlags::IN | epoll::EventFlags::ET)?;
         Ok(Poller { epoll, waker })
     }
 
-    /// Watches a socket, whose events carry `key`, until it is removed or closed.
+    /// Adds a socket whose events have the key `key`. The socket stays in the poller until it is removed or closed.
     pub(super) fn add(&self, socket: &impl AsFd, key: usize, interest: Interest) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, socket, data(key), interest.flags())?)
     }
 
-    /// Changes what is reported of a socket.
+    /// Changes the key and the reported events of a socket.
     pub(super) fn modify(&self, socket: &impl AsFd, key: usize, interest: Interest) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, socket, data(key), interest.flags())?)
     }
 
-    /// Stops watching a socket.
+    /// Removes a socket, whose events are then not reported any more.
     pub(super) fn remove(&self, socket: &impl AsFd) -> io::Result<()> {
         Ok(epoll::delete(&self.epoll, socket)?)
     }
 
-    /// Waits for an event, a wake, or the end of `timeout` (`None`: no timeout).
+    /// Waits for an event, a wake, or the end of `timeout`. `None` waits without a timeout.
     pub(super) fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         events.0.clear();
-        // Rounded up to milliseconds, so that a wait of less than one does not become a busy loop.
+        // Rounded up to milliseconds: a timeout rounded down to 0 would make the caller's loop busy until the deadline.
         let timeout = timeout.map(|timeout| {
             let millis = i64::try_from(timeout.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX);
             Timespec { tv_sec: millis / 1_000, tv_nsec: millis % 1_000 * 1_000_000 }
@@ -99,10 +99,10 @@ impl Poller {
         }
     }
 
-    /// Ends the current wait, or the next one.
+    /// Ends the current wait; if no thread waits, ends the next wait.
     pub(super) fn wake(&self) -> io::Result<()> {
         match rustix::io::write(&self.waker, &1_u64.to_ne_bytes()) {
-            // The counter is at its maximum; every wake so far was reported.
+            // EAGAIN: the counter is at its maximum, after 2^64 - 2 wakes, which no process reaches.
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(cause) => Err(cause.into()),
         }
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_ends_the_current_wait_or_the_next() {
+    fn a_wake_ends_the_current_wait_or_the_next_one() {
         let poller = Poller::new().unwrap();
         poller.wake().unwrap();
         poller.wake().unwrap();

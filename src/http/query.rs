@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Percent-decoding as in HTML forms: `+` is a space. `None` if a `%` is not followed by two hexadecimal digits.
+/// Decodes percent-encoding as in HTML forms, where `+` is a space. Returns `None` if a `%` is not followed by two
+/// hexadecimal digits.
 pub fn percent_decode(text: &str) -> Option<Cow<'_, [u8]>> {
     let bytes = text.as_bytes();
     if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {

@@ -1,9 +1,9 @@
-//! A reader: one thread, one poller, its own connections.
+//! A reader is a thread that owns a part of the server's connections, and the poller of these connections.
 //!
-//! It reads, parses, admits and hands over requests, runs deferred responses, and does what a response could not do at
-//! once. A connection is always watched for bytes (level-triggered, so that a request needs no system call for it); the
-//! interest changes only for a client that sends while its request is being answered, or that does not take its
-//! response.
+//! The reader reads, parses, admits and hands over requests, runs deferred responses, and writes the bytes of a
+//! response that the socket did not take at once. Each connection stays registered with epoll for incoming bytes,
+//! level-triggered, so that a request needs no system call to register it again. The interest changes only for a client
+//! that sends while its request is being answered, or that does not read its response.
 
 mod clients;
 mod requests;
@@ -28,14 +28,15 @@ use super::tls::Tls;
 use crate::logging;
 use clients::{ClientState, ClientTable, Handshake};
 
-/// Size of one read, which also bounds the bytes that a client can pipeline.
+/// Size of one read in bytes. This is also the limit on the pipelined bytes that are kept for a connection.
 const READ_BYTES: usize = 16 * 1024;
-/// Size of one read in the middle of a large body.
+/// Largest size in bytes of one read of a large body.
 const MAX_READ_BYTES: usize = 256 * 1024;
-/// After the last response of a connection, bytes of the client are discarded for this time, and up to this number.
+/// After the last response of a connection, bytes from the client are discarded for this time, and at most
+/// `MAX_LINGER_BYTES` bytes in all; then the connection is closed.
 const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 64 << 20;
-/// Longest wait without a deadline.
+/// Longest wait for events, if no connection has a deadline.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
 pub(super) struct Reader {
@@ -48,10 +49,10 @@ pub(super) struct Reader {
     now: Instant,
     is_draining: bool,
     tls: Option<Tls>,
-    /// The plaintext of one read; a field only so that its memory is reused.
+    /// Buffer for the plaintext of one read. It is a field only so that every read reuses its memory.
     plaintext: Vec<u8>,
     last_handshake_warning: Option<Instant>,
-    /// Failed handshakes that were not logged since the last warning.
+    /// Number of failed handshakes since the last warning, which were counted but not logged.
     suppressed_warnings: u64,
 }
 
@@ -78,9 +79,9 @@ impl Reader {
         }
     }
 
-    /// Returns when the server ends, or when the poller fails.
+    /// Serves the connections; returns when the server ends or the poller fails.
     pub(super) fn run(mut self) {
-        /// Closes the inbox also after a panic, so that queued responses are sent.
+        /// Closes the inbox when it is dropped, so that queued responses are sent also after a panic.
         struct CloseInbox(Arc<Inbox>);
         impl Drop for CloseInbox {
             fn drop(&mut self) {
@@ -91,11 +92,11 @@ impl Reader {
         self.serve();
         drop(close_inbox);
         if !self.inbox.control.has_ended() {
-            // The poller failed. Requests in progress are still answered, so the sockets stay open.
+            // The poller failed. Other threads may still answer requests in progress, so the sockets are not shut down.
             return;
         }
         for client in self.clients.iter() {
-            // Closes the connection also while a reply still refers to it.
+            // A reply may still own the connection and keep the socket open; `shutdown` also ends the connection then.
             let _ = client.connection.socket.shutdown(Shutdown::Both);
         }
     }
@@ -114,7 +115,7 @@ impl Reader {
             self.inbox.take(&mut batch);
             self.now = Instant::now();
             if !batch.responses.is_empty() {
-                // Each response logs a line; written together they cost one system call.
+                // Each response logs a line. Writing the lines of the batch together costs only one system call.
                 let _together = logging::batch_lines();
                 batch.run_responses();
             }
@@ -143,7 +144,7 @@ impl Reader {
 
     fn open(&mut self, socket: TcpStream, peer: SocketAddr, scratch: &mut [u8]) {
         let (index, key) = self.clients.reserve();
-        // Fails only when the client is gone already.
+        // This fails only when the client has already disconnected.
         let _ = socket.set_nodelay(true);
         let added = self.inbox.poller.add(&socket, key, Interest::Readable);
         let session = self.tls.as_ref().map(Tls::session);
@@ -164,11 +165,11 @@ impl Reader {
         };
         self.clients.insert(index, client);
         if let Err(cause) = added {
-            error!("cannot watch the connection of {peer}, closing it: {cause}");
+            error!("cannot register the connection of {peer} with epoll, closing it: {cause}");
             return self.close(index);
         }
         self.clients.schedule(index, first_deadline);
-        // Most clients send at once: a first read often finds the request and saves a wait.
+        // Most clients send a request at once, so a read now often finds the request and saves a wait.
         self.on_event(key, scratch);
         if self.is_draining && self.clients.find(key).is_some() {
             self.close_if_idle(index);
@@ -176,20 +177,20 @@ impl Reader {
     }
 
     fn client(&mut self, index: usize) -> &mut ClientState {
-        self.clients.get_mut(index).expect("only slots with a client are worked on")
+        self.clients.get_mut(index).expect("the slot has a client")
     }
 
-    /// Handles what the poller reported of a connection.
+    /// Handles an event that the poller reported for a connection.
     fn on_event(&mut self, key: usize, scratch: &mut [u8]) {
         let Some(index) = self.clients.find(key) else { return };
         match self.client(index).connection.phase_at_event() {
-            // The request was answered meanwhile, and the message to recheck it is queued: pending bytes come before
-            // new ones.
+            // Another thread has just answered the request, and its `Recheck` message is queued. The reader handles
+            // that message first: it must parse the pending bytes before it reads new bytes.
             Phase::Reading if !self.client(index).pending.is_empty() => {}
             Phase::Reading => self.read(index, scratch),
             Phase::Answering => {
-                // Level-triggered: without this, unread bytes would end every wait. A second event can only be an
-                // error: then the socket is not watched at all until the request is answered.
+                // The poller is level-triggered: unread bytes would end every wait, so only errors are reported from
+                // now on. After an error, nothing is reported until the request is answered.
                 let is_first = self.client(index).interest == Some(Interest::Readable);
                 self.watch(index, is_first.then_some(Interest::ErrorsOnly));
             }
@@ -207,7 +208,7 @@ impl Reader {
         let missing = usize::try_from(client.parser.missing()).unwrap_or(usize::MAX);
         let length = missing.clamp(READ_BYTES, MAX_READ_BYTES);
         match (&client.connection.socket).read(&mut scratch[..length]) {
-            // The end of the stream: an incomplete request never completes.
+            // At the end of the stream an incomplete request can never become complete.
             Ok(0) => self.connection_lost(index, "the client closed the connection"),
             Ok(count) if self.tls.is_some() => self.on_records(index, &scratch[..count]),
             Ok(count) => self.on_bytes(index, &scratch[..count]),
@@ -216,7 +217,8 @@ impl Reader {
         }
     }
 
-    /// Discards bytes that arrive after the last response.
+    /// Reads and discards bytes that arrive after the last response; closes the connection at the end of the stream,
+    /// after an error, or after [`MAX_LINGER_BYTES`].
     fn discard(&mut self, index: usize, scratch: &mut [u8]) {
         let client = self.client(index);
         match (&client.connection.socket).read(scratch) {
@@ -228,12 +230,12 @@ impl Reader {
         }
     }
 
-    /// Does the reader's part of the phase that a connection is in after a response or an event.
+    /// Does the work of the reader that the current phase of a connection requires, until no work is left.
     fn apply_phase(&mut self, index: usize) {
         while self.apply_phase_once(index) {}
     }
 
-    /// Returns true if pending bytes led to another phase.
+    /// Does the work of [`Self::apply_phase`] once; returns true if parsing pending bytes may have changed the phase.
     fn apply_phase_once(&mut self, index: usize) -> bool {
         let (idle_timeout, write_timeout) = (self.limits.idle_timeout, self.limits.write_timeout);
         let client = self.client(index);
@@ -277,8 +279,8 @@ impl Reader {
             }
             Phase::Reading if client.parser.is_idle() => (since + idle_timeout, "idle"),
             Phase::Reading => (client.started + read_timeout, "read"),
-            // The handler bounds this phase. A response sent just now starts the idle timeout, so check again by its
-            // end.
+            // The handler limits the duration of this phase. The connection is checked again after `idle_timeout`: a
+            // response sent right now could reach its idle deadline then.
             Phase::Answering => (now + idle_timeout, ""),
             Phase::Writing => (since + write_timeout, "write"),
             Phase::Lingering => (since + LINGER, "linger"),
@@ -300,7 +302,7 @@ impl Reader {
         }
     }
 
-    /// Changes what the poller reports of a connection; `None`: nothing.
+    /// Changes the events that the poller reports for a connection; `None` removes the connection from the poller.
     fn watch(&mut self, index: usize, interest: Option<Interest>) {
         let poller = &self.inbox.poller;
         let Some(client) = self.clients.get_mut(index) else { return };
@@ -315,7 +317,7 @@ impl Reader {
         };
         client.interest = interest;
         if let Err(cause) = outcome {
-            error!("cannot watch the connection of {}: {cause}", client.connection.peer);
+            error!("cannot register the connection of {} with epoll: {cause}", client.connection.peer);
             client.interest = None;
         }
     }

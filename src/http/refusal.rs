@@ -1,17 +1,17 @@
-//! Why the server itself answers a request or refuses a connection.
+//! Error responses that the server itself sends, without the handler, to a request or a refused connection.
 
-/// The reason of the 503 while the server drains.
+/// Reason in the 503 response to a new request while the server drains.
 pub const SHUTTING_DOWN: &str = "shutting down";
-/// The reason of the 500 for a request whose [`super::Reply`] was dropped unsent: a bug. How much of the request was
-/// processed is unknown.
+/// Reason in the 500 response to a request whose [`super::Reply`] was dropped unsent, which is a bug. Whether the
+/// handler processed the request is unknown.
 pub const UNANSWERED: &str = "the request was not answered";
 
-/// Status and reason of an error response of the server itself; the connection is closed after it.
+/// Status and reason of an error response of the server itself. The connection is closed after the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: u16,
     pub(super) reason: &'static str,
-    /// The limit that was exceeded: a value of the label `limit` of `http_limits_total`.
+    /// The exceeded limit, as a value of the label `limit` of `http_limits_total`; `None` if the reason is not a limit.
     pub(super) limit: Option<&'static str>,
 }
 

@@ -8,7 +8,7 @@ use super::encode::EncodeOptions;
 use super::message::Response;
 use super::refusal::UNANSWERED;
 
-/// Owns a connection until its request is answered. Dropped unsent (a bug) it answers 500.
+/// Owns a connection until its request is answered. A reply that is dropped unsent, which is a bug, answers 500.
 pub struct Reply {
     target: Option<Target>,
 }
@@ -18,15 +18,16 @@ enum Target {
     Closure(Box<dyn FnOnce(Response) + Send>),
 }
 
-/// The reader thread that owns the connection of a [`Reply`].
+/// Refers to the reader thread of the connection of a [`Reply`].
 pub struct ReaderHandle {
-    /// `None`: the reply has no connection.
+    /// `None` for a reply without a connection, in tests of handlers: [`Self::defer`] then runs the response at once.
     connection: Option<Arc<Connection>>,
 }
 
 impl ReaderHandle {
-    /// Has the reader run `response` soon; runs it here if the reader has ended. Saves time on a thread that receives
-    /// many outcomes in a row; for a single outcome, waking the reader costs more than [`Reply::send`].
+    /// Queues `response` for the reader to run; runs `response` on the calling thread if the reader has ended. This
+    /// saves time on a thread that receives many outcomes in a row. For a single outcome, waking the reader costs more
+    /// than [`Reply::send`].
     pub fn defer(self, response: Box<dyn DeferredResponse>) {
         match self.connection {
             Some(connection) => connection.inbox.post_response(response),
@@ -36,7 +37,7 @@ impl ReaderHandle {
 }
 
 impl Reply {
-    /// A reply that passes its response to `deliver`; for tests of handlers.
+    /// Creates a reply without a connection, which passes its response to `deliver`; for tests of handlers.
     pub fn to(deliver: impl FnOnce(Response) + Send + 'static) -> Self {
         Reply { target: Some(Target::Closure(Box::new(deliver))) }
     }
@@ -50,7 +51,7 @@ impl Reply {
         self.deliver(response);
     }
 
-    /// The reader thread of the connection, for a response that is to be built and sent there.
+    /// Returns a handle of the connection's reader thread, for a response that the reader is to build and send.
     pub fn reader(&self) -> ReaderHandle {
         let connection = match &self.target {
             Some(Target::Connection(connection, _)) => Some(Arc::clone(connection)),

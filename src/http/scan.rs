@@ -1,18 +1,19 @@
-//! Finds the end of a request head in bytes that arrive in any pieces, and refuses bytes that cannot be a head early.
+//! Finds the end of a request head while its bytes arrive, and refuses bytes that cannot be a head before the head is
+//! complete.
 //!
-//! Every byte is scanned once, and the result depends on the bytes alone, not on how they were cut.
+//! Every byte is scanned once. The result does not depend on how the bytes are split into reads.
 
 use super::refusal::Refusal;
 
-/// Longest method; the longest registered one has 17 letters.
+/// Longest method in bytes; the longest registered method (UPDATEREDIRECTREF) has 17.
 const MAX_METHOD_BYTES: usize = 32;
 
-/// Largest request heads.
+/// Limits on the size of a request head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadLimits {
-    /// Longest request target in bytes; a longer one is answered with 414.
+    /// Longest request target in bytes; a longer target is answered with 414.
     pub uri: usize,
-    /// Largest request line and headers together in bytes; larger ones are answered with 431.
+    /// Largest request line and headers together in bytes; a larger head is answered with 431.
     pub head: usize,
 }
 
@@ -25,15 +26,15 @@ impl Default for HeadLimits {
 /// State of the scan of one head.
 #[derive(Debug, Default)]
 pub(super) struct HeadScan {
-    /// Bytes scanned, including empty lines before the request line.
+    /// Number of bytes scanned, including empty lines before the request line.
     scanned: usize,
-    /// Bytes of the current line so far.
+    /// Number of bytes of the current line so far.
     line: usize,
-    /// Where the next byte belongs.
+    /// Part of the head to which the next byte belongs.
     part: HeadPart,
-    /// Bytes of the request line before its target.
+    /// Number of bytes of the request line before its target.
     before_target: usize,
-    /// Whether the last byte was a CR.
+    /// Whether the previous byte was a CR.
     after_cr: bool,
 }
 
@@ -47,7 +48,8 @@ enum HeadPart {
 }
 
 impl HeadScan {
-    /// Scans the next bytes. `Some(n)`: the head ends with the first n of them.
+    /// Scans the next bytes. Returns `Some(n)` if the head ends with the first n of these bytes, and `None` if it needs
+    /// further bytes.
     pub(super) fn advance(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Option<usize>, Refusal> {
         for (index, byte) in bytes.iter().enumerate() {
             self.scanned += 1;
@@ -83,7 +85,7 @@ impl HeadScan {
         Ok(None)
     }
 
-    /// Refuses a method or target before it is collected whole.
+    /// Scans one byte of the request line. Refuses a malformed or too long method or target before it is complete.
     fn scan_request_line(&mut self, byte: u8, limits: HeadLimits) -> Result<(), Refusal> {
         match self.part {
             HeadPart::Method if byte == b' ' && self.line > 1 => {
@@ -101,18 +103,18 @@ impl HeadScan {
         Ok(())
     }
 
-    /// Bytes scanned, including one that was refused.
+    /// Returns the number of bytes scanned, including the byte that was refused.
     pub(super) fn scanned(&self) -> usize {
         self.scanned
     }
 
-    /// Whether no byte but those of empty lines has been scanned.
+    /// Returns whether nothing but empty lines has been scanned.
     pub(super) fn is_blank(&self) -> bool {
         self.line == 0 && self.part == HeadPart::Method
     }
 }
 
-/// A character of a method or a header name (RFC 9110 5.6.2).
+/// Returns whether `byte` may occur in a method or a header name (`tchar`, RFC 9110 5.6.2).
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -122,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_head_is_found_and_other_bytes_are_refused() {
+    fn the_end_of_a_head_is_found_or_the_bytes_are_refused() {
         let limits = HeadLimits { uri: 100, head: 300 };
         let uri = |length: usize| format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(length - 1));
         let head = |length: usize| format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(length - 23));

@@ -1,4 +1,4 @@
-//! One server: its settings, and starting, draining and ending its threads.
+//! One HTTP server: its settings, and how it starts, drains and ends.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,19 +23,21 @@ use crate::supervise::Supervisor;
 /// The settings of one server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Where it listens.
+    /// Address and port on which the server listens.
     pub listen: Listen,
-    /// Its threads are called NAME-0, NAME-1 …, and NAME-accept; its metrics have NAME as the label `server`.
+    /// Name of the server, and value of the label `server` of its metrics. Its threads are called NAME-0, NAME-1 … for
+    /// the readers, and NAME-accept.
     pub name: &'static str,
     /// Number of reader threads; 0 counts as 1.
     pub readers: usize,
-    /// Timeouts, connections and sizes.
+    /// Limits: timeouts, connections, sizes and memory.
     pub limits: ServerLimits,
-    /// With certificates the port accepts TLS only. `None`: plain HTTP.
+    /// TLS settings: the port then accepts only TLS. `None` serves plain HTTP.
     pub tls: Option<Tls>,
 }
 
-/// A running server. Dropping it ends it at once; [`Server::drain`] ends it gracefully.
+/// A running server. Dropping the server closes its connections at once. For a graceful end, call [`Server::drain`]
+/// first.
 pub struct Server {
     address: SocketAddr,
     control: Arc<Control>,
@@ -44,7 +46,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens and starts the threads. They end with [`Server::close`], which must come after the group's stop.
+    /// Listens and starts the threads, which end at [`Server::close`]. Trigger the stop of `supervisor` before `close`:
+    /// otherwise the supervisor counts the end of these threads as a failure. Fails if a socket or a poller cannot be
+    /// created.
     pub fn start(
         config: ServerConfig,
         handler: Arc<dyn Handler>,
@@ -82,19 +86,20 @@ impl Server {
         Ok(Server { address, control, acceptor, readers: inboxes })
     }
 
-    /// The address it listens on, with the port that the system chose.
+    /// Returns the address of the listening socket; if the configured port is 0, with the port that the system chose.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Closes the listening socket; open connections stay.
+    /// Closes the listening socket; open connections stay open.
     pub fn stop_accepting(&self) {
         self.control.stop_accepting();
         self.wake();
     }
 
-    /// Stops accepting, closes idle connections, answers requests in progress with `Connection: close` and new ones
-    /// with 503. Returns the number of connections that are still open: 0, or more after `grace`.
+    /// Stops accepting, closes idle connections, answers requests in progress with `Connection: close`, and answers new
+    /// requests with 503. Returns when no connection is open or `grace` has passed, with the number of open
+    /// connections.
     pub fn drain(&self, grace: Duration) -> usize {
         self.control.drain();
         self.stop_accepting();
@@ -106,7 +111,7 @@ impl Server {
         open
     }
 
-    /// Ends the threads; open connections are cut.
+    /// Makes the threads end; open connections are closed without a response.
     pub fn close(&self) {
         self.control.stop_accepting();
         self.control.end();

@@ -1,4 +1,4 @@
-//! The server as clients see it, through real sockets.
+//! Tests of the server through real sockets, as its clients see it.
 
 pub(super) mod fixture;
 
@@ -51,7 +51,7 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
         let (request, reply) = fixture.echo.release();
         assert_eq!(request.body, kept.as_bytes());
         assert!(fixture.echo.kept.lock().unwrap().is_empty(), "one request of a connection at a time");
-        // Further requests are pending while this one is answered.
+        // Further requests of the connection are pending while this request is answered.
         reply.send(Response::text(200, request.body));
         assert_eq!(answer(&mut socket).1, kept);
         assert_eq!(answer(&mut socket).1, next);
@@ -63,7 +63,7 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
 #[test]
 fn pipelined_bytes_are_parsed_before_bytes_that_arrive_after_the_response() {
     let fixture = start(|_| ());
-    // Every second connection has the same reader.
+    // There are two readers, so connections 0, 2 and 4 have the same one.
     let mut sockets: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
     let next = post("/", "the next body");
     let (begin, end) = next.split_at(20);
@@ -71,7 +71,8 @@ fn pipelined_bytes_are_parsed_before_bytes_that_arrive_after_the_response() {
     let (_, reply) = fixture.echo.release();
     sockets[2].write_all(post("/block", "").as_bytes()).unwrap();
     let (_, first_block) = fixture.echo.release();
-    // The reader finds both events in one wait, in this order; the response is sent between the two.
+    // The blocked reader finds the events of connections 4 and 0 in its next wait, in this order. The test sends the
+    // response on connection 0 while the event of 4 blocks the reader, before the reader handles the event of 0.
     sockets[4].write_all(post("/block", "").as_bytes()).unwrap();
     sockets[0].write_all(end.as_bytes()).unwrap();
     fixture.echo.unblock.0.send(()).unwrap();
@@ -89,7 +90,7 @@ fn pipelined_bytes_are_parsed_before_bytes_that_arrive_after_the_response() {
 }
 
 #[test]
-fn a_client_may_disconnect_or_half_close_while_it_is_answered() {
+fn a_client_may_disconnect_or_half_close_while_its_request_is_answered() {
     let fixture = start(|_| ());
     let mut socket = fixture.connect();
     socket.write_all(post("/later", "a").as_bytes()).unwrap();
@@ -148,7 +149,7 @@ fn a_refused_request_with_a_short_body_keeps_the_connection() {
 }
 
 #[test]
-fn expect_continue_head_and_http_1_0_get_their_forms_of_response() {
+fn expect_continue_head_and_http_1_0_requests_get_the_right_form_of_response() {
     let fixture = start(|_| ());
     let mut socket = fixture.connect();
     socket.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n").unwrap();
@@ -201,12 +202,12 @@ fn deadlines_close_slow_senders_slow_readers_and_idle_connections() {
     let answer = fixture.exchange(b"HEAD /refuse HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc");
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     assert!(answer.ends_with("\r\n\r\n"), "a response to HEAD has no body: {answer}");
-    assert_eq!(fixture.exchange(b"\r\n\r"), "", "empty lines start no request, so the connection is idle");
+    assert_eq!(fixture.exchange(b"\r\n\r"), "", "empty lines do not start a request, so the connection is idle");
     let started = Instant::now();
     assert_eq!(fixture.exchange(b""), "", "an idle connection is closed without a response");
     assert!(started.elapsed() >= short * 3, "{:?}", started.elapsed());
 
-    // A client that reads nothing of a response that is larger than the socket buffers.
+    // The client does not read the response, which is larger than the socket buffers.
     let mut socket = fixture.connect();
     socket.write_all(post("/large", "").as_bytes()).unwrap();
     let deadline = Instant::now() + PATIENCE;
@@ -253,7 +254,7 @@ fn connections_and_bytes_beyond_the_limits_get_a_503() {
     assert_eq!(answer(&mut first).0, 200);
     drop(second);
     first.write_all(post("/", &"b".repeat(600)).as_bytes()).unwrap();
-    assert_eq!(answer(&mut first).0, 200, "they were released");
+    assert_eq!(answer(&mut first).0, 200, "the 600 bytes were released");
     drop(first);
     fixture.end();
 }
@@ -279,12 +280,12 @@ fn all_memory_of_requests_is_within_the_budget() {
     busy.write_all(format!("{}{}", post("/later", "a"), &ahead[..ahead.len() - 1]).as_bytes()).unwrap();
     let (request, reply) = fixture.echo.release();
     wait_until_used(19_000);
-    // A refused body is discarded and takes nothing, but the kept response does.
+    // A refused body is discarded and needs no lease, but its response, which is kept until the body is complete, does.
     let mut refused = fixture.connect();
     let body = "b".repeat(30_000);
     let head = format!("POST /refuse HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len() + 1);
     refused.write_all(format!("{head}{body}").as_bytes()).unwrap();
-    // No room for another body, nor for an incomplete head; a refused request without a body needs none.
+    // The budget has no room for another body or an incomplete head. A refused request without a body needs no room.
     let mut other = fixture.connect();
     other.write_all(post("/", &"c".repeat(25_000)).as_bytes()).unwrap();
     let (status, text) = answer(&mut other);
@@ -311,7 +312,7 @@ fn all_memory_of_requests_is_within_the_budget() {
 }
 
 #[test]
-fn many_pipelined_requests_of_one_connection_are_answered_in_turns() {
+fn more_pipelined_requests_than_one_turn_allows_are_all_answered() {
     let fixture = start(|_| ());
     let mut socket = fixture.connect();
     let many: String = (0..300).map(|number| post("/", &number.to_string())).collect();
@@ -361,7 +362,7 @@ fn a_drain_answers_requests_in_progress_and_closes_idle_connections() {
     fixture.end();
 }
 
-/// Answers with the name of the thread that runs it.
+/// A deferred response whose body is the name of the thread that runs it.
 struct AnswerWithThreadName(Reply);
 
 impl DeferredResponse for AnswerWithThreadName {
@@ -372,11 +373,11 @@ impl DeferredResponse for AnswerWithThreadName {
 }
 
 #[test]
-fn the_reader_runs_deferred_responses_in_order_and_the_caller_after_its_end() {
+fn the_reader_runs_deferred_responses_and_the_caller_after_the_reader_has_ended() {
     let fixture = start(|_| ());
     let mut sockets: Vec<_> = (0..8).map(|_| fixture.connect()).collect();
     for socket in &mut sockets {
-        // Two requests in one write: the second is parsed when the first is answered.
+        // Two requests in one write: the reader parses the second when the first is answered.
         let (first, second) = (post("/later", "1"), post("/", "2"));
         socket.write_all([first, second].concat().as_bytes()).unwrap();
     }
@@ -394,7 +395,7 @@ fn the_reader_runs_deferred_responses_in_order_and_the_caller_after_its_end() {
     fixture.group.stop().trigger();
     fixture.server.close();
     assert_eq!(fixture.group.join(PATIENCE), Ended::Stopped);
-    // The socket is closed, so the test sees only that this does not panic.
+    // The connection is shut down, so the test can check only that `defer` does not panic.
     late.reader().defer(Box::new(AnswerWithThreadName(late)));
     assert_eq!(sockets[0].read(&mut [0]).unwrap_or(0), 0);
 }
@@ -418,8 +419,8 @@ fn a_connection_that_arrives_during_a_drain_is_closed() {
     let mut before = connect();
     inbox.control.drain();
     inbox.wake();
-    assert_eq!(before.read(&mut [0]).unwrap(), 0, "the reader drains");
-    // As if accepted just before the acceptor stopped.
+    assert_eq!(before.read(&mut [0]).unwrap(), 0, "the reader has begun to drain");
+    // The acceptor may accept a connection just before it stops, and post it after the reader began to drain.
     let mut late = connect();
     assert_eq!(late.read(&mut [0]).expect("the reader closes it"), 0);
     assert_eq!(inbox.control.wait_until_closed(PATIENCE), 0);

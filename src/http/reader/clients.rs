@@ -1,4 +1,4 @@
-//! The connections of one reader: their state that no other thread uses, and their deadlines.
+//! The connections of one reader: the state of each that no other thread uses, and their deadlines.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use crate::http::message::Response;
 use crate::http::parser::Parser;
 use crate::http::poller::Interest;
 
-/// The clients of one reader by slot. Slots are reused; the generation in a connection's key distinguishes its events
-/// from those of the slot's next connection.
+/// The clients of one reader, each in a slot. Slots are reused. The key of a connection contains the generation of its
+/// slot, so that an event of a closed connection is not taken for one of the slot's next connection.
 #[derive(Default)]
 pub(super) struct ClientTable {
     slots: Vec<ClientSlot>,
@@ -23,7 +23,7 @@ pub(super) struct ClientTable {
 
 #[derive(Default)]
 struct ClientSlot {
-    /// Goes up whenever the client is removed.
+    /// Incremented when the slot's client is removed.
     generation: u32,
     client: Option<Box<ClientState>>,
 }
@@ -32,46 +32,45 @@ struct ClientSlot {
 pub(super) struct ClientState {
     pub(super) connection: Arc<Connection>,
     pub(super) parser: Parser<OnComplete>,
-    /// Bytes after the request that is being answered; at most one read.
+    /// Bytes that arrived after the request that is being answered; at most the bytes of one read.
     pub(super) pending: Vec<u8>,
-    /// The memory of the request that is being received.
+    /// Lease for the memory of the request that is being received.
     pub(super) request_lease: ByteLease,
-    /// The memory of `pending`.
+    /// Lease for the memory of `pending`.
     pub(super) pending_lease: ByteLease,
-    /// When the first byte of the current request arrived; before the handshake is over, when the connection began.
+    /// Arrival of the first byte of the current request; until the TLS handshake is over, the start of the connection.
     pub(super) started: Instant,
-    /// What the poller reports of the socket; `None`: the poller does not watch it.
+    /// The events of the socket that the poller reports; `None` if the socket is not in the poller.
     pub(super) interest: Option<Interest>,
-    /// The time of the entry in the deadlines.
+    /// Time of the connection's entry in [`Deadlines`]; `None` if it has no entry.
     pub(super) next_check: Option<Instant>,
-    /// Number of bytes discarded after the last response.
+    /// Number of bytes that were discarded after the last response.
     pub(super) discarded_bytes: usize,
     pub(super) handshake: Handshake,
-    /// TLS: the client has sent its close_notify.
+    /// Whether the client has sent a TLS close_notify.
     pub(super) peer_closed: bool,
 }
 
-/// What is done when the body of a request is complete.
+/// The action when the body of a request is complete.
 pub(super) enum OnComplete {
-    /// The request goes to the handler.
+    /// Pass the request to the handler.
     Handle(RequestHandler),
-    /// The handler refused the head, and the body was discarded: this response is sent.
+    /// Send this response. The handler refused the head, and the body was discarded.
     Respond(Box<Response>),
 }
 
 /// Progress of a connection's TLS handshake.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handshake {
-    /// No byte has arrived.
+    /// No byte of the client has arrived.
     Awaited,
     InProgress,
-    /// Done or failed; also plain HTTP.
+    /// Done or failed. A connection without TLS begins in this state.
     Over,
 }
 
 impl ClientState {
-    /// Leases the memory that is held for the request until more of it arrives or it is answered; false if the budget
-    /// is exhausted.
+    /// Sets the request's lease to the memory that the request holds now; returns false if the budget is exhausted.
     pub(super) fn lease_request(&mut self) -> bool {
         let response = match self.parser.admitted() {
             Some(OnComplete::Respond(response)) => response.allocated(),
@@ -80,14 +79,14 @@ impl ClientState {
         self.request_lease.set_to(self.parser.allocated() + response)
     }
 
-    /// Whether the handler refused the request that is being received.
+    /// Returns whether the handler refused the request that is being received.
     pub(super) fn is_refused(&self) -> bool {
         matches!(self.parser.admitted(), Some(OnComplete::Respond(_)))
     }
 }
 
 impl ClientTable {
-    /// The slot and the key of the next connection, for [`Self::insert`].
+    /// Reserves a slot for [`Self::insert`]; returns the slot and the key of its connection.
     pub(super) fn reserve(&mut self) -> (usize, usize) {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(ClientSlot::default());
@@ -100,7 +99,7 @@ impl ClientTable {
         self.slots[index].client = Some(Box::new(client));
     }
 
-    /// The slot of an open connection.
+    /// Returns the slot of the connection with this key, if the connection is still open.
     pub(super) fn find(&self, key: usize) -> Option<usize> {
         let index = key & 0xffff_ffff;
         let slot = self.slots.get(index)?;
@@ -115,7 +114,7 @@ impl ClientTable {
         self.slots[index].client.as_deref_mut()
     }
 
-    /// The slots, with a client or without.
+    /// Returns the indices of all slots, with and without a client.
     pub(super) fn slots(&self) -> std::ops::Range<usize> {
         0..self.slots.len()
     }
@@ -131,7 +130,7 @@ impl ClientTable {
         }
     }
 
-    /// A client that is due for a check, which must schedule it again or close it.
+    /// Returns a client whose check is due. The caller must schedule its next check, or close it.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<usize> {
         while let Some(key) = self.deadlines.pop_due(now) {
             if let Some(index) = self.find(key) {
@@ -144,12 +143,12 @@ impl ClientTable {
         None
     }
 
-    /// The time until the next check, at most `max`.
+    /// Returns the time until the next check, at most `max`.
     pub(super) fn time_to_next_check(&self, now: Instant, max: Duration) -> Duration {
         self.deadlines.time_to_next(now, max)
     }
 
-    /// Frees the slot.
+    /// Removes the client of a slot, which can then be reused.
     pub(super) fn remove(&mut self, index: usize) -> Option<Box<ClientState>> {
         let slot = &mut self.slots[index];
         let client = slot.client.take()?;

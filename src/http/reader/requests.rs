@@ -1,4 +1,4 @@
-//! From the bytes of a client to handed-over requests: parsing, admission, memory, refusals.
+//! Turns the bytes of a client into requests for the handler: parsing, admission, memory budget, refusals.
 
 use std::sync::Arc;
 
@@ -16,19 +16,21 @@ use crate::http::refusal::{Refusal, SHUTTING_DOWN};
 use crate::http::reply::Reply;
 use crate::panics::{self, caught};
 
-/// A body up to this size is read and discarded when its request is refused, so that the connection is kept.
+/// When the handler refuses a request, a body of at most this many bytes is read and discarded, so that the connection
+/// can stay open.
 const MAX_DISCARDED_BODY_BYTES: usize = 64 * 1024;
-/// Requests of one connection that are answered in a row before other connections are served.
+/// Number of pipelined requests of one connection that are answered before other connections are served.
 const MAX_REQUESTS_PER_TURN: usize = 32;
 
 const TOO_MANY_BYTES: Refusal =
     Refusal::over_limit("in_flight_bytes", 503, "too many request bytes in flight, retry later");
 
-/// Why the body of a request is not read.
+/// A refusal of a request whose body is not read.
 enum Rejection {
     /// The server refuses the request.
     Server(Refusal),
-    /// The handler refuses the request, and the body is too large to be discarded or not sent yet.
+    /// The handler refuses the request. The body is too large to be discarded, or the client sends it only after a
+    /// 100 Continue.
     Handler(Response),
 }
 
@@ -39,15 +41,16 @@ impl From<Refusal> for Rejection {
 }
 
 impl Reader {
-    /// Handles bytes from a client in phase `Reading`.
+    /// Handles bytes that a client in phase `Reading` has sent.
     pub(super) fn on_bytes(&mut self, index: usize, input: &[u8]) {
         if self.parse(index, input) {
             self.apply_phase(index);
         }
     }
 
-    /// Parses bytes of a client in phase `Reading`, and hands requests over as long as each is answered at once; the
-    /// rest is kept in `pending`. Returns whether the phase must be applied.
+    /// Parses bytes of a client in phase `Reading`, and hands its requests over until one is not answered at once, or
+    /// the connection's turn ends; the remaining bytes are kept in `pending`. Returns whether the caller must call
+    /// `apply_phase`.
     pub(super) fn parse(&mut self, index: usize, mut input: &[u8]) -> bool {
         let mut requests = 0;
         loop {
@@ -80,10 +83,10 @@ impl Reader {
                     }
                 },
                 Progress::Complete => {
-                    // A request that is refused already needs no lease: /healthz and /metrics work also when the budget
-                    // is exhausted.
+                    // A request that the handler answers in `admit` needs no lease, so that /healthz and /metrics work
+                    // also when the budget is exhausted.
                     let fits = client.is_refused() || client.lease_request();
-                    // Leased before the hand-over, after which the request cannot be refused.
+                    // The pending bytes are leased before the hand-over, since the request cannot be refused after it.
                     if !fits || !client.pending_lease.set_to(input.len()) {
                         return self.refuse(index, TOO_MANY_BYTES);
                     }
@@ -104,7 +107,8 @@ impl Reader {
         }
     }
 
-    /// Lets the handler decide on a complete head, and prepares the parser for the body.
+    /// Asks the handler for its decision on a complete head, and prepares the parser for the body. Fails if the body is
+    /// not to be read.
     fn admit(&mut self, index: usize, nothing_follows: bool) -> Result<(), Rejection> {
         if self.is_draining {
             return Err(Refusal::new(503, SHUTTING_DOWN).into());
@@ -137,7 +141,8 @@ impl Reader {
         }
     }
 
-    /// Passes a complete request to the handler. Returns the phase afterwards.
+    /// Passes a complete request to the handler, or sends the response with which the handler refused its head. Returns
+    /// the phase after that.
     fn hand_over(&mut self, index: usize, has_more: bool) -> Phase {
         let next_lease = self.limits.lease();
         let client = self.client(index);
@@ -162,12 +167,13 @@ impl Reader {
         connection.end_hand_over(has_more || peer_closed)
     }
 
-    /// Answers for the server and closes the connection. Returns true: the phase must be applied.
+    /// Sends the server's own error response and closes the connection. Always returns true, which tells the caller to
+    /// call `apply_phase`.
     pub(super) fn refuse(&mut self, index: usize, refusal: Refusal) -> bool {
-        // If the handler refused the request already, its response is sent.
         let client = self.client(index);
-        // Before the parser gives the request up.
+        // Read before `take`, after which the parser no longer has the method.
         let head_only = client.parser.is_head_method();
+        // If the handler has refused this request before, its response is sent instead.
         if client.is_refused()
             && let Some((_, _, OnComplete::Respond(response))) = client.parser.take()
         {
@@ -182,7 +188,7 @@ impl Reader {
         self.answer_and_close(index, response, head_only)
     }
 
-    /// Sends the last response of a connection. Returns true: the phase must be applied.
+    /// Sends the last response of a connection. Always returns true, which tells the caller to call `apply_phase`.
     fn answer_and_close(&mut self, index: usize, response: Response, head_only: bool) -> bool {
         let head_limits = self.limits.head;
         let client = self.client(index);

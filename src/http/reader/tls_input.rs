@@ -1,6 +1,7 @@
-//! TLS at a reader: the handshake, and decrypting records into the bytes of requests.
+//! The TLS part of a reader: the handshake, and the decryption of records into the bytes of requests.
 //!
-//! What one read brought is decrypted whole and then parsed as without TLS; nothing else differs.
+//! All records of one read are decrypted first; the plaintext is then parsed in the same way as the bytes of a
+//! connection without TLS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,11 +17,11 @@ use crate::http::parser::Parser;
 use crate::http::refusal::Refusal;
 use crate::http::tls;
 
-/// At most one failed handshake of a reader is logged in this time.
+/// Each reader logs at most one failed handshake in this time.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Reader {
-    /// Closes a connection that the client ended or that failed.
+    /// Closes a connection that the client has closed, or whose socket failed.
     pub(super) fn connection_lost(&mut self, index: usize, reason: &str) {
         if self.client(index).handshake == Handshake::InProgress {
             self.fail_handshake(index, "failed", reason);
@@ -28,7 +29,7 @@ impl Reader {
         self.close(index);
     }
 
-    /// Handles bytes from a TLS client in phase `Reading`.
+    /// Handles TLS records that a client in phase `Reading` has sent.
     pub(super) fn on_records(&mut self, index: usize, records: &[u8]) {
         let client = self.client(index);
         let (connection, key) = (Arc::clone(&client.connection), client.connection.key);
@@ -36,7 +37,7 @@ impl Reader {
             client.handshake = Handshake::InProgress;
             if records.first() != Some(&tls::HANDSHAKE_RECORD) {
                 connection.drop_tls();
-                self.fail_handshake(index, "failed", "the client does not speak TLS");
+                self.fail_handshake(index, "failed", "the client did not send a TLS handshake");
                 self.refuse(index, Refusal::bad_request("this port requires TLS: use https"));
                 return self.apply_phase(index);
             }
@@ -62,7 +63,8 @@ impl Reader {
                     self.clients.schedule(index, self.now + self.limits.idle_timeout);
                 }
                 if phase != Phase::Reading {
-                    // The records that TLS itself sends must be written before a request is answered.
+                    // The socket must take the records that TLS itself sends before a request is answered, so the
+                    // plaintext is kept until then.
                     let client = self.client(index);
                     if client.pending_lease.set_to(plaintext.len()) {
                         client.pending = plaintext.clone();
@@ -74,8 +76,8 @@ impl Reader {
                 } else if !plaintext.is_empty() {
                     self.on_bytes(index, &plaintext);
                 }
-                // After the client's close_notify an incomplete request never completes. In any other phase, and with
-                // bytes pending, the connection is closed when these are done.
+                // After the client's close_notify an incomplete request can never become complete, so the connection is
+                // closed now. If a response is not finished or bytes are pending, it is closed after those.
                 if let Some(index) = self.clients.find(key).filter(|_| received.peer_closed)
                     && connection.phase().0 == Phase::Reading
                     && self.client(index).pending.is_empty()
@@ -87,7 +89,7 @@ impl Reader {
         self.plaintext = plaintext;
     }
 
-    /// Counts and logs a handshake that failed or timed out; nothing if the handshake is over.
+    /// Counts and logs a handshake that failed or timed out. Does nothing if the handshake is already over.
     pub(super) fn fail_handshake(&mut self, index: usize, outcome: &str, reason: &str) {
         let client = self.client(index);
         let (before, peer) = (client.handshake, client.connection.peer);
@@ -96,7 +98,8 @@ impl Reader {
             return;
         }
         self.metrics.handshake(outcome);
-        // A connection without a byte is a port probe, or opened ahead of use: not worth a log line.
+        // A connection that times out without a byte is usually a health check of the port or a client's spare
+        // connection, so it is counted but not logged.
         if before == Handshake::Awaited {
             return;
         }

@@ -1,4 +1,4 @@
-//! A server with a handler for tests, and a plain client of it.
+//! A server with a handler for tests, and a simple client.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -11,16 +11,18 @@ use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-/// Size of the response to `/medium`: rustls takes it whole, also while the socket is full.
+/// Size of the response to `/medium`, in bytes. It fits into the buffer of a TLS session, also while the socket is
+/// full.
 pub(in crate::http) const MEDIUM_BYTES: usize = 50_000;
+/// Longest time that a test waits for an event that must happen.
 pub(in crate::http) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Echoes bodies; keeps the replies of `/later` until a test takes them; other paths refuse, panic, block, or drop the
-/// reply.
+/// A handler that answers with the request's body. It keeps the replies of `/later` until a test takes them; for other
+/// special paths it refuses, panics, blocks, or drops the reply.
 pub(in crate::http) struct Echo {
     pub(in crate::http) kept: Mutex<VecDeque<(Request, Reply)>>,
     arrived: Condvar,
-    /// Unblocks the reader that `/block` blocks.
+    /// A message on this channel unblocks the reader that a request for `/block` blocks.
     pub(super) unblock: (mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>),
 }
 
@@ -32,7 +34,7 @@ impl Default for Echo {
 }
 
 impl Echo {
-    /// Waits until a reply is kept and takes it.
+    /// Waits until a request is kept, and takes it with its reply.
     pub(in crate::http) fn release(&self) -> (Request, Reply) {
         let (mut kept, _) =
             self.arrived.wait_timeout_while(self.kept.lock().unwrap(), PATIENCE, |kept| kept.is_empty()).unwrap();
@@ -72,8 +74,8 @@ impl Echo {
             "/block" => {
                 self.kept.lock().unwrap().push_back((request, reply));
                 self.arrived.notify_all();
-                // Blocks the reader thread, which no real handler may do, so that several events are pending at its
-                // next wait.
+                // Blocks the reader thread, so that several events are pending at the reader's next wait. A real
+                // handler must not block.
                 let _ = self.unblock.1.lock().unwrap().recv_timeout(PATIENCE);
             }
             "/forget" => drop(reply),
@@ -124,7 +126,7 @@ impl Fixture {
         socket
     }
 
-    /// Sends bytes and reads until the server closes.
+    /// Sends bytes on a new connection; returns everything that the server sends until it closes the connection.
     pub(super) fn exchange(&self, bytes: &[u8]) -> String {
         let mut socket = self.connect();
         socket.write_all(bytes).unwrap();
@@ -137,7 +139,7 @@ impl Fixture {
         String::from_utf8(self.registry.render()).unwrap().lines().any(|known| known == line)
     }
 
-    /// Ends the server, and checks that no connection is open and no byte leased.
+    /// Ends the server, and checks that no connection is open and no bytes are leased.
     pub(in crate::http) fn end(self) {
         assert_eq!(self.server.drain(PATIENCE), 0);
         assert!(self.metric("http_connections{server=\"http\"} 0"));
@@ -148,13 +150,14 @@ impl Fixture {
     }
 }
 
-/// Reads one response with a Content-Length: status and body.
+/// Reads one response, which must have a Content-Length; returns status and body.
 pub(in crate::http) fn answer(socket: &mut impl Read) -> (u16, String) {
     let (status, head, body) = whole_answer(socket);
     assert!(head.contains("Content-Length: "), "{head}");
     (status, body)
 }
 
+/// Reads one response; returns status, head and body.
 pub(super) fn whole_answer(socket: &mut impl Read) -> (u16, String, String) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use super::{FileProblem, Received, TlsSettings};
 
-/// TLS settings of a server; there are none in this build.
+/// The TLS configuration of a server. In this build the type has no value.
 #[derive(Clone, Debug)]
 pub enum Tls {}
 
 impl Tls {
-    /// Always fails.
+    /// Returns an error: this build has no TLS.
     pub fn load(_: TlsSettings) -> Result<Tls, Vec<FileProblem>> {
         Err(vec![("certificate_file", "is set, but this build has no TLS (cargo feature tls)".to_owned())])
     }
 
-    /// Never called.
+    /// Never called, since the type has no value.
     pub fn reload(&self) -> Result<String, String> {
         match *self {}
     }
@@ -30,7 +30,7 @@ impl Tls {
     }
 }
 
-/// The TLS state of one connection; there is none in this build.
+/// The TLS state of one connection. In this build the type has no value.
 pub(in crate::http) enum Session {}
 
 impl Session {

@@ -1,7 +1,7 @@
-//! Reads the certificates from their files, at the start and on each reload.
+//! Reads the certificates and the key from their files, at the start and on each reload.
 //!
-//! Each reload makes a new rustls configuration with a new session ticket key: a client with a ticket from before needs
-//! a full handshake, so that its certificate is verified against the current client CA.
+//! Each reload creates a new rustls configuration with a new session ticket key. So a client whose ticket was issued
+//! before the reload needs a full handshake, in which its certificate is verified against the current client CA.
 
 use std::fmt;
 use std::fs;
@@ -21,10 +21,11 @@ use super::session::Session;
 use super::{ClientCertificates, FileProblem, TlsSettings};
 use crate::locks;
 
-/// Larger than any certificate chain or list of authorities.
+/// Limit on the size of a file in bytes; larger than any certificate chain or list of authorities.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// The TLS configuration for new connections of a server. Clones share it; [`Tls::reload`] changes it for all of them.
+/// The TLS configuration for new connections of a server. Clones share the configuration, so [`Tls::reload`] changes it
+/// for all clones.
 #[derive(Clone)]
 pub struct Tls {
     shared: Arc<SharedConfig>,
@@ -36,14 +37,14 @@ struct SharedConfig {
 }
 
 impl Tls {
-    /// Reads the files; the error has every problem found in them.
+    /// Reads the files. The error contains every problem that was found in them.
     pub fn load(settings: TlsSettings) -> Result<Tls, Vec<FileProblem>> {
         let current = RwLock::new(read(&settings)?.0);
         Ok(Tls { shared: Arc::new(SharedConfig { settings, current }) })
     }
 
-    /// Reads the files again, for new connections. Returns a summary of the files; after an error the configuration
-    /// stays as it was.
+    /// Reads the files again and uses them for new connections. Returns a summary of the files; after an error the
+    /// previous configuration stays in use.
     pub fn reload(&self) -> Result<String, String> {
         let settings = &self.shared.settings;
         let (config, summary) = read(settings).map_err(|problems| {
@@ -58,7 +59,7 @@ impl Tls {
         self.shared.settings.handshake_timeout
     }
 
-    /// The TLS state of a new connection.
+    /// Creates the TLS state of a new connection.
     pub(in crate::http) fn session(&self) -> Box<Session> {
         let current = locks::read(&self.shared.current);
         Box::new(Session::new(Arc::clone(&current)))
@@ -71,7 +72,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// The configuration from the files, and a summary of them.
+/// Reads the files; returns the rustls configuration and a summary of the files.
 fn read(settings: &TlsSettings) -> Result<(Arc<ServerConfig>, String), Vec<FileProblem>> {
     let provider = Arc::new(ring::default_provider());
     let mut problems = Vec::new();
@@ -85,7 +86,7 @@ fn read(settings: &TlsSettings) -> Result<(Arc<ServerConfig>, String), Vec<FileP
             &mut problems,
         )
     });
-    // Key and certificate are compared only if both could be read.
+    // The key is compared with the certificate only if both could be read.
     let identity = chain.zip(key).and_then(|(chain, key)| {
         let length = chain.len();
         identity(chain, key, settings, &provider).map_err(|problem| problems.push(problem)).ok().map(|it| (it, length))
@@ -118,7 +119,8 @@ fn read(settings: &TlsSettings) -> Result<(Arc<ServerConfig>, String), Vec<FileP
     Ok((Arc::new(config), summary))
 }
 
-/// Reads one file; a problem goes to `problems`, with the config key and the path.
+/// Reads one file with `read`. If that fails, adds the problem to `problems`, with the config key and the path, and
+/// returns `None`.
 fn record_problem<T>(
     key: &'static str,
     file: &Path,
@@ -164,7 +166,7 @@ fn authorities(file: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// The error without the line of the file: content of a key file must not get into a log.
+/// Returns the error as a text without the line of the file, since the content of a key file must not be logged.
 fn pem_problem(cause: &pem::Error) -> &'static str {
     match cause {
         pem::Error::MissingSectionEnd { .. } => "is not PEM: a section has no end",
@@ -174,7 +176,7 @@ fn pem_problem(cause: &pem::Error) -> &'static str {
     }
 }
 
-/// Certificate chain and key, which must match.
+/// Combines the certificate chain and the key. Fails if the key is not that of the first certificate.
 fn identity(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -188,7 +190,7 @@ fn identity(
         .map_err(|_| ("key_file", format!("is {key_file}, which has a private key of an unsupported type")))?;
     let identity = CertifiedKey::new(chain, key);
     match identity.keys_match() {
-        // Unknown: this type of key does not reveal its public key; a mismatch would show in the handshakes.
+        // `Unknown`: rustls cannot get the public key of this type of key. A mismatch would make the handshakes fail.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(identity),
         Err(rustls::Error::InconsistentKeys(_)) => {
             Err(("key_file", format!("is {key_file}, which is not the key of the first certificate in {certificate}")))
@@ -280,7 +282,7 @@ mod tests {
             assert!(!problem.contains(secret) && !problem.contains(&format!("{:?}", secret.as_bytes())), "{problem}");
         }
         let all = settings(&Certificate { certificate: absent.clone(), key: absent.clone() }, Some(&absent));
-        assert_eq!(Tls::load(all).unwrap_err().len(), 3, "all at once");
+        assert_eq!(Tls::load(all).unwrap_err().len(), 3, "one call reports the problems of all three files");
     }
 
     #[test]

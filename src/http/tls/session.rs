@@ -1,7 +1,8 @@
-//! The TLS state of one connection: decrypts what arrived, encrypts what is sent.
+//! The TLS state of one connection, which decrypts received bytes and encrypts bytes to send.
 //!
-//! Its memory is bounded: of received bytes at most an incomplete record (17 KB; in the handshake 64 KB), since
-//! decrypted bytes are taken out at once; of bytes to send [`MAX_UNSENT_BYTES`] and the handshake's own records.
+//! The memory of a session is bounded. It holds at most one incomplete received record (17 KB; in the handshake 64 KB),
+//! since decrypted bytes are taken out at once. Of bytes to send it holds at most [`MAX_UNSENT_BYTES`], plus the
+//! records of the handshake.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -11,7 +12,7 @@ use rustls::{ServerConfig, ServerConnection};
 
 use super::Received;
 
-/// Bytes encrypted ahead of what the socket takes.
+/// Limit on the bytes that are encrypted but not yet taken by the socket.
 const MAX_UNSENT_BYTES: usize = 64 * 1024;
 
 /// The TLS state of one connection.
@@ -27,12 +28,13 @@ impl Session {
         Session { connection }
     }
 
-    /// Decrypts all of `records` and appends to `plaintext`. After an error the connection can only be closed;
-    /// [`Self::flush`] then sends the alert.
+    /// Decrypts `records` and appends the plaintext to `plaintext`. After an error, call [`Self::flush`] to send the
+    /// alert, then close the connection. Bytes after the client's close_notify are ignored.
     pub(in crate::http) fn receive(&mut self, mut records: &[u8], plaintext: &mut Vec<u8>) -> Result<Received, String> {
         let mut peer_closed = false;
         while !records.is_empty() && !peer_closed {
-            // Reads as much as its buffer holds; nothing if the length of a record is too large.
+            // `read_tls` takes as many bytes as its buffer holds. It takes none if the announced length of a record
+            // exceeds the buffer.
             if self.connection.read_tls(&mut records).map_err(|cause| cause.to_string())? == 0 {
                 return Err("a TLS record is too large".to_owned());
             }
@@ -45,8 +47,8 @@ impl Session {
         Ok(Received { handshake_done: !self.connection.is_handshaking(), peer_closed })
     }
 
-    /// Encrypts `bytes` and writes records as the socket takes them. Returns how many bytes were taken; the records of
-    /// the last ones are written only by [`Self::flush`], together with a close_notify that may follow.
+    /// Encrypts `bytes` and writes records as far as the socket takes them. Returns the number of bytes encrypted. The
+    /// last records are written only by [`Self::flush`], so that a close_notify can be sent together with them.
     pub(in crate::http) fn send(&mut self, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
         let mut taken = 0;
         while taken < bytes.len() && self.flush(socket)? {
@@ -55,7 +57,7 @@ impl Session {
         Ok(taken)
     }
 
-    /// Writes the records that are ready; false if the socket does not take all of them now.
+    /// Writes the records that are ready; returns false if the socket is full before all of them are written.
     pub(in crate::http) fn flush(&mut self, mut socket: &TcpStream) -> io::Result<bool> {
         while self.connection.wants_write() {
             match self.connection.write_tls(&mut socket) {

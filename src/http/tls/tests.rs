@@ -1,4 +1,4 @@
-//! The server as TLS clients see it, through real sockets.
+//! Tests of the server through real sockets, as TLS clients see it.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -51,7 +51,8 @@ impl Secured {
         self.wait_for_metric(&format!("http_tls_handshakes_total{{outcome=\"{outcome}\",server=\"http\"}} {count}"));
     }
 
-    /// Sends bytes, closes the sending half, and reads to the end of the stream.
+    /// Sends bytes on a new connection, closes the sending half, and returns everything that the server sends until it
+    /// closes the connection.
     fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
         let mut socket = self.fixture.connect();
         socket.write_all(bytes).unwrap();
@@ -62,7 +63,7 @@ impl Secured {
     }
 }
 
-/// The bytes that the client has to send.
+/// Returns the TLS records that `client` wants to send.
 fn records(client: &mut ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while client.wants_write() {
@@ -85,7 +86,7 @@ fn pipelined_requests_are_answered_in_order_also_from_other_threads() {
         let paths = [("/", "1"), ("/later", "2"), ("/", "3"), ("/later", "4"), ("/", "5")];
         let requests = paths.map(|(path, body)| post(path, body)).concat();
         for cut in [requests.len(), 10, 100] {
-            // Each write is a record of its own.
+            // Each of the two writes is sent as a TLS record of its own.
             stream.write_all(&requests.as_bytes()[..cut]).unwrap();
             stream.write_all(&requests.as_bytes()[cut..]).unwrap();
             assert_eq!(answer(&mut stream).1, "1");
@@ -118,7 +119,7 @@ fn handshake_and_requests_may_arrive_byte_by_byte() {
         }
     }
     client.writer().write_all(format!("{}{}", post("/", "a"), post("/", "b")).as_bytes()).unwrap();
-    // The end of the handshake and the requests.
+    // These records contain the end of the handshake and the two requests.
     send_by_bytes(&mut socket, &records(&mut client));
     let mut stream = TlsStream::new(client, socket);
     assert_eq!(answer(&mut stream), (200, "a".to_owned()));
@@ -167,18 +168,18 @@ fn a_client_that_reads_slowly_gets_everything() {
             break;
         }
         bytes.extend_from_slice(&piece[..count]);
-        // The server often finds the socket full, also at the end of a response.
+        // The client reads slowly, so the server often finds the socket full, also at the end of a response.
         std::thread::sleep(Duration::from_micros(200));
     }
     assert!(bytes.ends_with(b"bye"), "the last response is complete");
-    // Including the x in the "text/plain" of each response.
+    // The "text/plain" of each response also contains an x.
     let expected = (32 << 20) + COUNT * MEDIUM_BYTES + COUNT + 2;
     assert_eq!(bytes.iter().filter(|byte| **byte == b'x').count(), expected);
     secured.fixture.end();
 }
 
 #[test]
-fn a_truncated_request_is_dropped_and_one_before_a_close_notify_is_answered() {
+fn a_truncated_request_is_dropped_but_a_complete_request_before_a_close_notify_is_answered() {
     let secured = start(PATIENCE, |_| ());
     for close_notify in [true, false] {
         let mut stream = secured.connect();
@@ -193,7 +194,8 @@ fn a_truncated_request_is_dropped_and_one_before_a_close_notify_is_answered() {
     }
     assert!(secured.fixture.echo.kept.lock().unwrap().is_empty());
 
-    // The close_notify arrives with the request, or while it is being answered; the socket stays open.
+    // The close_notify arrives together with the request, or while the request is being answered. The TCP connection
+    // stays open.
     for together in [true, false] {
         let mut stream = secured.connect();
         let mut bytes = Vec::new();
@@ -223,19 +225,20 @@ fn plain_http_gets_a_400_and_garbage_closes_the_connection() {
     let response = String::from_utf8(secured.exchange(post("/", "hello").as_bytes())).unwrap();
     assert!(response.starts_with("HTTP/1.1 400 ") && response.contains("https"), "{response}");
     secured.wait_for_handshakes("failed", 1);
-    // A fatal alert: record type, version, length, level.
+    // The server sends a fatal alert: record type, version, length, level.
     let alert = secured.exchange(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00");
     assert!(alert.starts_with(&[0x15, 3, 3, 0, 2, 2]), "{alert:?}");
     secured.wait_for_handshakes("failed", 2);
     secured.exchange(&[0x16, 3, 1, 0xff, 0xff, 1, 2, 3]);
     secured.wait_for_handshakes("failed", 3);
-    // A handshake that the client ends; a connection without a byte counts as no handshake.
+    // A handshake in which the client disconnects counts as failed. A
+    // connection that the client closes before it sends a byte is not counted.
     let hello = records(&mut new_client(&secured.authority.client(&[&TLS13])));
     secured.exchange(&hello[..hello.len() / 2]);
     secured.wait_for_handshakes("failed", 4);
     assert_eq!(secured.exchange(b""), b"");
 
-    // A record that was tampered with, after a request that was answered.
+    // A record is changed on the way, after an earlier request on the connection was answered.
     let mut stream = secured.connect();
     stream.write_all(post("/", "good").as_bytes()).unwrap();
     assert_eq!(answer(&mut stream).1, "good");
