@@ -1,13 +1,14 @@
-//! The compression codecs of record data: gzip, snappy, lz4 and zstd, all in Rust.
+//! The compression codecs of record data: gzip, snappy, lz4 and zstd, implemented in Rust without C libraries.
 //!
-//! Decompression takes a limit: a batch that would grow beyond it is refused, whatever its headers announce.
+//! Decompression has a size limit: it fails when the decompressed data exceeds the limit, whatever size its header
+//! states.
 
 use std::io::{self, Read, Write};
 
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 
-/// The codec of a batch, by the number in its attributes.
+/// A compression codec; the number is its value in the attributes of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Codec {
     /// 0
@@ -15,47 +16,47 @@ pub enum Codec {
     None,
     /// 1
     Gzip,
-    /// 2; written and read with the framing of snappy-java, read also as one raw block.
+    /// 2; written with the framing of snappy-java, read with this framing or as one raw block.
     Snappy,
     /// 3; the LZ4 frame format.
     Lz4,
-    /// 4; brokers from 2.1 on.
+    /// 4; brokers support it since Kafka 2.1.
     Zstd,
 }
 
 /// Why data could not be compressed or decompressed.
 #[derive(Debug, thiserror::Error)]
 pub enum CompressionError {
-    /// The decompressed data is larger than the limit, bytes.
+    /// The decompressed data is larger than this limit in bytes.
     #[error("decompressed data is larger than {0} bytes")]
     TooLarge(usize),
-    /// The data is not of this codec, or damaged.
+    /// The data is damaged or was compressed with another codec; or the compression failed.
     #[error("damaged {codec:?} data: {reason}")]
     Damaged {
         /// The codec.
         codec: Codec,
-        /// The codec's own words.
+        /// Error message of the codec library.
         reason: String,
     },
 }
 
-/// Magic and versions of snappy-java's stream (org.xerial.snappy.SnappyCodec).
+/// Header of a snappy-java stream: magic, version 1, compatible version 1 (org.xerial.snappy.SnappyCodec).
 const XERIAL_HEADER: [u8; 16] = *b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
-/// Uncompressed bytes of one block of such a stream, as snappy-java has it.
+/// Uncompressed bytes of one block of a snappy-java stream: the default of snappy-java.
 const XERIAL_BLOCK: usize = 32 * 1024;
 
 impl Codec {
-    /// The codec with this number; `None` for numbers Kafka does not know.
+    /// Returns the codec with this number; `None` if Kafka defines no codec with this number.
     pub fn from_number(number: i16) -> Option<Codec> {
         [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd].get(usize::try_from(number).ok()?).copied()
     }
 
-    /// Its number in the attributes of a batch.
+    /// Returns the number of the codec in the attributes of a batch.
     pub fn number(self) -> i16 {
         self as i16
     }
 
-    /// Appends `data`, compressed, to `buffer`.
+    /// Compresses `data` and appends the result to `buffer`.
     pub fn compress(self, data: &[u8], buffer: &mut Vec<u8>) -> Result<(), CompressionError> {
         let damaged =
             |cause: &dyn std::fmt::Display| CompressionError::Damaged { codec: self, reason: cause.to_string() };
@@ -86,7 +87,7 @@ impl Codec {
         Ok(())
     }
 
-    /// `data`, decompressed; refused beyond `max_bytes`.
+    /// Returns `data` decompressed; fails if the result is larger than `max_bytes`.
     pub fn decompress(self, data: &[u8], max_bytes: usize) -> Result<Vec<u8>, CompressionError> {
         let damaged = |reason: String| CompressionError::Damaged { codec: self, reason };
         match self {
@@ -123,17 +124,17 @@ fn decompress_snappy(data: &[u8], max_bytes: usize) -> Result<Vec<u8>, Compressi
         if plain.len() + length > max_bytes {
             return Err(CompressionError::TooLarge(max_bytes));
         }
-        // The announced length is within the limit, but the block must also be able to hold it: a copy of two bytes gives
-        // at most 64.
+        // The stated length is allocated, so it must be possible for a block of this size: a copy element of two bytes
+        // expands to at most 64 bytes.
         if length / 32 > block.len() {
-            return Err(damaged("a block announces more than it can hold"));
+            return Err(damaged("a block states a larger size than it can expand to"));
         }
         let decompressed =
             snap::raw::Decoder::new().decompress_vec(block).map_err(|cause| damaged(&cause.to_string()))?;
         plain.extend_from_slice(&decompressed);
         Ok(())
     };
-    // Writers may name other versions; the first eight bytes are the magic.
+    // Only the magic in the first eight bytes is compared: the versions may differ.
     if data.get(..8) != Some(&XERIAL_HEADER[..8]) {
         block(data)?;
         return Ok(plain);
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_those_of_the_attributes() {
+    fn codecs_have_the_numbers_of_the_batch_attributes() {
         for (number, codec) in ALL.into_iter().enumerate() {
             assert_eq!(Codec::from_number(number as i16), Some(codec));
             assert_eq!(codec.number(), number as i16);
@@ -172,27 +173,27 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_refused_at_the_limit() {
+    fn decompression_fails_above_the_limit() {
         let zeros = vec![0; 10 << 20];
         for codec in ALL {
             let small = compressed(codec, &zeros);
             assert!(matches!(codec.decompress(&small, 1 << 20), Err(CompressionError::TooLarge(_))), "{codec:?}");
             assert_eq!(codec.decompress(&small, 10 << 20).unwrap().len(), 10 << 20, "{codec:?}");
         }
-        // One raw block of snappy that announces 1 GiB and has five bytes.
+        // A raw snappy block of six bytes whose header states 1 GiB.
         let announced = [0x80, 0x80, 0x80, 0x80, 4, 0];
         assert!(matches!(Codec::Snappy.decompress(&announced, 2 << 30), Err(CompressionError::Damaged { .. })));
     }
 
     #[test]
-    fn a_raw_block_of_snappy_is_read() {
+    fn a_raw_snappy_block_is_decompressed() {
         let raw = snap::raw::Encoder::new().compress_vec(b"hello hello hello").unwrap();
         assert_eq!(Codec::Snappy.decompress(&raw, 100).unwrap(), b"hello hello hello");
     }
 
     proptest! {
         #[test]
-        fn what_was_compressed_comes_back(data in prop::collection::vec(0_u8..4, 0..100_000)) {
+        fn compressed_data_is_decompressed_to_the_same_bytes(data in prop::collection::vec(0_u8..4, 0..100_000)) {
             for codec in ALL {
                 let small = compressed(codec, &data);
                 prop_assert_eq!(&codec.decompress(&small, data.len()).unwrap(), &data, "{:?}", codec);
@@ -200,7 +201,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic_or_grow(bytes: Vec<u8>, start in 0..5_usize) {
+        fn arbitrary_bytes_never_panic_or_exceed_the_limit(bytes: Vec<u8>, start in 0..5_usize) {
             let framed = [&compressed(ALL[start], b"abc")[..], &bytes].concat();
             for codec in ALL {
                 for data in [&bytes, &framed] {

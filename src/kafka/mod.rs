@@ -1,18 +1,19 @@
-//! A synchronous Kafka client. It knows nothing of the daemons; `crate::broker` is its only user.
+//! A synchronous Kafka client, independent of the daemons; only `crate::broker` may use it.
 //!
-//! What stands here so far is pure: bytes to values and back, without IO.
+//! These modules do no IO: they convert bytes to values and values to bytes.
 //!
-//! - [`wire`]: the primitive types of the protocol, read with bounds.
-//! - [`compression`]: the four codecs, each with a limit on what comes out.
-//! - [`frame`]: requests and responses on a connection.
+//! - [`wire`]: the primitive types of the protocol, read with bounds checks.
+//! - [`compression`]: the four codecs, with a limit on the decompressed bytes.
+//! - [`frame`]: length prefixes and headers of requests and responses.
 //! - [`produce`]: Produce requests and responses.
-//! - [`record_batch`]: records to a batch of message format 2, the only one that is written.
-//! - [`records`]: the record data of a fetch response to records, in message formats 0, 1 and 2.
+//! - [`record_batch`]: encodes records as a batch of message format 2, the only format that this client writes.
+//! - [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
+//! - [`producer`]: the record queue of a producer.
 //!
-//! Invariants: a length in a response is never allocated because it is announced, only as far as its bytes are there;
-//! decompressed data is bounded; no bytes make a decoder panic.
+//! Invariants: memory for a response grows with the bytes received, never by a length field alone; decompressed data
+//! has an upper bound; no input makes a decoder panic.
 //!
-//! Source of the formats: the protocol guide and the message format section of the documentation of Apache Kafka.
+//! The formats are specified in the protocol guide and the message format section of the Apache Kafka documentation.
 
 pub mod compression;
 pub mod frame;
@@ -20,5 +21,4 @@ pub mod produce;
 pub mod producer;
 pub mod record_batch;
 pub mod records;
-
 pub mod wire;

@@ -1,27 +1,29 @@
-//! Produce requests and responses, versions 3 to 12, written by hand because they are the hot path.
+//! Encodes Produce requests and decodes their responses, versions 3 to 12. The code is not generated, because it is
+//! the hot path.
 //!
-//! Version 3 is the first with message format 2 (Kafka 0.11); 8 names the records that were refused (KIP-467); 9 is the first
-//! flexible one; 10 names the new leader of a partition (KIP-951). The header of request and response is not part of it.
+//! Version 3 is the first with message format 2 (Kafka 0.11); 8 lists the rejected records (KIP-467); 9 is the first
+//! flexible version; 10 returns the new leader of a partition (KIP-951). Headers are encoded and decoded in
+//! [`super::frame`].
 
 use super::wire::{Malformed, WireReader, put_length, put_string, put_unsigned_varint};
 
 /// API key of Produce.
 pub const API_KEY: i16 = 0;
-/// The lowest and the highest version that is spoken.
+/// The lowest and the highest supported version.
 pub const VERSIONS: (i16, i16) = (3, 12);
 const FIRST_FLEXIBLE: i16 = 9;
 
-/// What one partition is sent.
+/// The record data for one partition.
 #[derive(Clone, Copy, Debug)]
 pub struct PartitionData<'a> {
     /// Number of the partition.
     pub partition: i32,
-    /// One batch.
+    /// One encoded batch.
     pub records: &'a [u8],
 }
 
-/// Appends the body of a request. `topics` are names with what their partitions are sent; `timeout_ms` bounds how long the
-/// broker waits for replicas.
+/// Appends the body of a request. `topics` are topic names with the data of their partitions; `timeout_ms` is the
+/// longest time that the broker waits for replicas.
 pub fn encode_request(
     buffer: &mut Vec<u8>,
     version: i16,
@@ -30,7 +32,7 @@ pub fn encode_request(
     topics: &[(&str, &[PartitionData])],
 ) {
     let flexible = version >= FIRST_FLEXIBLE;
-    // No transactional id.
+    // The transactional id is null.
     if flexible {
         put_unsigned_varint(buffer, 0);
     } else {
@@ -53,63 +55,63 @@ pub fn encode_request(
     end_structure(buffer, flexible);
 }
 
-/// No tagged fields.
+/// Ends a structure without tagged fields.
 fn end_structure(buffer: &mut Vec<u8>, flexible: bool) {
     if flexible {
         buffer.push(0);
     }
 }
 
-/// A response.
+/// The body of a Produce response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProduceResponse {
-    /// Outcome of each partition, in the broker's order.
+    /// Outcome of each partition, in the order of the response.
     pub partitions: Vec<PartitionOutcome>,
-    /// The broker holds the next request back for this long (quota), and expects the client to wait.
+    /// Time in milliseconds for which the client must send no request, because it exceeded a quota.
     pub throttle_time_ms: i32,
-    /// Addresses of the leaders that `partitions` name.
+    /// Addresses of the brokers in `current_leader` of the partitions (version 10 and later).
     pub nodes: Vec<NodeAddress>,
 }
 
-/// What became of the batch of one partition.
+/// Outcome of the batch of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionOutcome {
-    /// Topic.
+    /// Name of the topic.
     pub topic: String,
     /// Number of the partition.
     pub partition: i32,
-    /// Error code of the protocol; 0 is success.
+    /// Error code of the protocol; 0 means success.
     pub error_code: i16,
-    /// Offset of the first record; -1 where unknown.
+    /// Offset of the first record; -1 if unknown.
     pub base_offset: i64,
-    /// Milliseconds since 1970 where the topic has the broker's time of append, else -1.
+    /// Append time in milliseconds since 1970 if the topic has `message.timestamp.type=LogAppendTime`, else -1.
     pub log_append_time_ms: i64,
-    /// Records that caused the refusal, by their place in the batch, with the broker's words.
+    /// Rejected records: position in the batch and error message of the broker (version 8 and later).
     pub record_errors: Vec<(i32, Option<String>)>,
-    /// The broker's words about the batch.
+    /// Error message of the broker about the whole batch (version 8 and later).
     pub error_message: Option<String>,
-    /// Broker id and epoch of the leader, where the broker that was asked is it no more.
+    /// Broker id and epoch of the new leader, if the broker is no longer the leader (version 10 and later).
     pub current_leader: Option<(i32, i32)>,
 }
 
-/// Where a broker is reached.
+/// Address of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeAddress {
     /// Broker id.
     pub id: i32,
-    /// Name or address.
+    /// Host name or IP address.
     pub host: String,
     /// TCP port.
     pub port: i32,
 }
 
-/// Smallest encodings of the elements of arrays, which bound what an announced number can mean.
+// Smallest encoded sizes of array elements: they limit the element count of an array by the bytes that are left.
 const MIN_TOPIC_BYTES: usize = 2;
 const MIN_PARTITION_BYTES: usize = 22;
 const MIN_RECORD_ERROR_BYTES: usize = 5;
 const MIN_NODE_BYTES: usize = 10;
 
-/// Reads the body of a response.
+/// Decodes the body of a response; fails if bytes are missing, left over or invalid.
 pub fn decode_response(body: &[u8], version: i16) -> Result<ProduceResponse, Malformed> {
     let flexible = version >= FIRST_FLEXIBLE;
     let mut reader = WireReader::new(body);
@@ -139,7 +141,7 @@ fn partition_outcome(reader: &mut WireReader, version: i16, topic: &str) -> Resu
     let (partition, error_code) = (reader.i32()?, reader.i16()?);
     let (base_offset, log_append_time_ms) = (reader.i64()?, reader.i64()?);
     if version >= 5 {
-        // The first offset the log keeps.
+        // Log start offset.
         reader.i64()?;
     }
     let (mut record_errors, mut error_message) = (Vec::new(), None);
@@ -195,12 +197,12 @@ mod tests {
     use kafka_protocol::messages::produce_response::{
         BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
     };
-    use kafka_protocol::messages::{BrokerId, ProduceRequest, ProduceResponse as Theirs, TopicName};
+    use kafka_protocol::messages::{BrokerId, ProduceRequest, ProduceResponse as CrateResponse, TopicName};
     use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
     use proptest::prelude::*;
 
     #[test]
-    fn another_implementation_reads_the_request_of_every_version() {
+    fn kafka_protocol_decodes_the_request_of_every_version() {
         for version in VERSIONS.0..=VERSIONS.1 {
             let partitions = [
                 PartitionData { partition: 0, records: &[1; 300] },
@@ -228,7 +230,7 @@ mod tests {
         }
     }
 
-    fn response(version: i16) -> Theirs {
+    fn response(version: i16) -> CrateResponse {
         let mut partition = PartitionProduceResponse::default()
             .with_index(7)
             .with_error_code(87)
@@ -243,7 +245,7 @@ mod tests {
                 .with_record_errors(vec![refused, silent])
                 .with_error_message(Some(StrBytes::from_static_str("one record is bad")));
         }
-        let mut response = Theirs::default().with_throttle_time_ms(250);
+        let mut response = CrateResponse::default().with_throttle_time_ms(250);
         if version >= 10 {
             let leader = LeaderIdAndEpoch::default().with_leader_id(BrokerId(3)).with_leader_epoch(9);
             partition = partition.with_current_leader(leader);
@@ -268,18 +270,18 @@ mod tests {
     }
 
     #[test]
-    fn responses_of_every_version_are_read() {
+    fn responses_of_every_version_are_decoded() {
         for version in VERSIONS.0..=VERSIONS.1 {
             let response = decode_response(&encoded(version), version).unwrap();
-            let has_reasons = version >= 8;
+            let has_record_errors = version >= 8;
             let partition = PartitionOutcome {
                 topic: "topic".into(),
                 partition: 7,
                 error_code: 87,
                 base_offset: 1 << 40,
                 log_append_time_ms: 5,
-                record_errors: if has_reasons { vec![(2, Some("no key".into())), (4, None)] } else { Vec::new() },
-                error_message: has_reasons.then(|| "one record is bad".into()),
+                record_errors: if has_record_errors { vec![(2, Some("no key".into())), (4, None)] } else { Vec::new() },
+                error_message: has_record_errors.then(|| "one record is bad".into()),
                 current_leader: (version >= 10).then_some((3, 9)),
             };
             let node = NodeAddress { id: 3, host: "kafka-3".into(), port: 9092 };
@@ -292,7 +294,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic_or_allocate_what_is_not_there(
+        fn arbitrary_bytes_never_panic_and_a_truncated_response_is_malformed(
             noise in prop::collection::vec(any::<u8>(), 0..100),
             at in any::<prop::sample::Index>(),
             byte: u8,
@@ -302,7 +304,7 @@ mod tests {
             let mut good = encoded(version);
             let at = at.index(good.len());
             let cut = decode_response(&good[..at], version);
-            prop_assert!(cut.is_err(), "a response that is cut off is malformed");
+            prop_assert!(cut.is_err(), "a truncated response is malformed");
             good[at] = byte;
             let _ = decode_response(&good, version);
         }

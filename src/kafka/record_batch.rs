@@ -1,20 +1,20 @@
-//! Records to a batch of message format 2 (Kafka 0.11 and later), written by hand because it is the hot path.
+//! Encodes records as a batch of message format 2 (Kafka 0.11 and later). The code is not generated, because it is the
+//! hot path.
 //!
-//! A [`BatchBuilder`] encodes records as they come, so that their size is known before each and nothing is copied twice;
-//! [`BatchBuilder::finish`] writes the header in front. Lengths are those of the format: key, value and header value may be
-//! null.
+//! A [`BatchBuilder`] encodes each record when it is added, so the size of the batch is always known.
+//! [`BatchBuilder::finish`] writes the header and the records. Key, value and header values may be null.
 
 use super::compression::{Codec, CompressionError};
 use super::wire::{put_varint_bytes, put_varlong, varint_bytes_len, varlong_len};
 
-/// Bytes from the base offset to the number of records: the header of a batch.
+/// Size of a batch header: the fields from the base offset to the record count.
 pub const HEADER_BYTES: usize = 61;
-/// The CRC covers everything from the attributes on.
+/// Position of the attributes; the CRC covers the bytes from there to the end of the batch.
 const CRC_START: usize = 21;
-/// Bytes of base offset and batch length, which the batch length does not count.
+/// Size of base offset and batch length; the batch length does not count these bytes.
 const UNCOUNTED_BYTES: usize = 12;
 
-/// A record to be written.
+/// A record to encode.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordView<'a> {
     /// Key.
@@ -23,39 +23,39 @@ pub struct RecordView<'a> {
     pub value: Option<&'a [u8]>,
     /// Names and values of the headers, in order.
     pub headers: &'a [(&'a str, Option<&'a [u8]>)],
-    /// Milliseconds since 1970.
+    /// Timestamp in milliseconds since 1970.
     pub timestamp_ms: i64,
 }
 
-/// Who writes a batch (KIP-98): what a broker recognises repeats by.
+/// Producer id, epoch and sequence number of a batch (KIP-98), by which a broker recognises duplicates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProducerState {
-    /// Id that the broker gave out; -1 without idempotence.
+    /// Id that a broker assigned (InitProducerId); -1 without idempotence.
     pub producer_id: i64,
-    /// Epoch of that id; -1 without idempotence.
+    /// Epoch of the producer id; -1 without idempotence.
     pub epoch: i16,
-    /// Sequence number of the first record in its partition; -1 without idempotence.
+    /// Sequence number of the first record of the batch, counted by partition; -1 without idempotence.
     pub base_sequence: i32,
 }
 
 impl ProducerState {
-    /// A producer without idempotence.
+    /// State of a producer without idempotence.
     pub const NONE: ProducerState = ProducerState { producer_id: -1, epoch: -1, base_sequence: -1 };
 }
 
-/// A batch in the making, for one partition.
+/// Builder of a batch for one partition.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
     /// Encoded records.
     records: Vec<u8>,
     count: i32,
-    /// Of the first record; the others are relative to it.
+    /// Timestamp of the first record; the batch stores the others relative to it.
     base_timestamp_ms: i64,
     max_timestamp_ms: i64,
 }
 
 impl BatchBuilder {
-    /// Number of records so far.
+    /// Returns the number of records.
     pub fn len(&self) -> usize {
         self.count as usize
     }
@@ -65,18 +65,18 @@ impl BatchBuilder {
         self.count == 0
     }
 
-    /// Size of the batch so far in bytes, header included, before compression.
+    /// Returns the size of the batch in bytes, header included, before compression.
     pub fn encoded_bytes(&self) -> usize {
         HEADER_BYTES + self.records.len()
     }
 
-    /// Bytes that `record` would add.
+    /// Returns the bytes by which `record` would enlarge the batch, before compression.
     pub fn cost_of(&self, record: &RecordView) -> usize {
         let body = self.body_len(record);
         varlong_len(body as i64) + body
     }
 
-    /// Adds a record. Its offset in the batch is the number of those before it.
+    /// Adds a record. Its offset delta is the number of records added before it.
     pub fn push(&mut self, record: &RecordView) {
         if self.count == 0 {
             (self.base_timestamp_ms, self.max_timestamp_ms) = (record.timestamp_ms, record.timestamp_ms);
@@ -86,7 +86,7 @@ impl BatchBuilder {
         let buffer = &mut self.records;
         buffer.reserve(body + varlong_len(body as i64));
         put_varlong(buffer, body as i64);
-        // Attributes of a record: none are defined.
+        // Record attributes: no bit is in use.
         buffer.push(0);
         put_varlong(buffer, record.timestamp_ms.wrapping_sub(self.base_timestamp_ms));
         put_varlong(buffer, i64::from(self.count));
@@ -113,25 +113,27 @@ impl BatchBuilder {
                 .sum::<usize>()
     }
 
-    /// Appends the batch to `buffer` and returns its size in bytes. The batch must not be empty. The builder keeps its
-    /// records: after a failure the same batch can be written again, for instance with another producer id.
+    /// Appends the encoded batch to `buffer` and returns its size in bytes; leaves `buffer` unchanged if the
+    /// compression fails. The batch must not be empty. The builder keeps its records, so the batch can be encoded
+    /// again with another producer id.
     pub fn finish(
         &self,
         codec: Codec,
         producer: ProducerState,
         buffer: &mut Vec<u8>,
     ) -> Result<usize, CompressionError> {
-        debug_assert!(self.count > 0, "a batch without records is not legal");
+        debug_assert!(self.count > 0, "a batch must have a record");
         let start = buffer.len();
         let last_offset_delta = self.count - 1;
-        // Base offset: the broker fills it in.
+        // Base offset: the broker sets it.
         buffer.extend_from_slice(&0_i64.to_be_bytes());
-        // Batch length, below.
+        // Batch length: set below.
         buffer.extend_from_slice(&[0; 4]);
-        // Partition leader epoch: the broker's; -1 from clients.
+        // Partition leader epoch: -1 from clients, the broker sets it.
         buffer.extend_from_slice(&(-1_i32).to_be_bytes());
+        // Magic: message format 2.
         buffer.push(2);
-        // CRC, below.
+        // CRC: set below.
         buffer.extend_from_slice(&[0; 4]);
         buffer.extend_from_slice(&codec.number().to_be_bytes());
         buffer.extend_from_slice(&last_offset_delta.to_be_bytes());
@@ -153,7 +155,7 @@ impl BatchBuilder {
         Ok(batch.len())
     }
 
-    /// Forgets the records and keeps the memory.
+    /// Removes the records and keeps the allocated memory.
     pub fn clear(&mut self) {
         self.records.clear();
         self.count = 0;
@@ -184,7 +186,7 @@ mod tests {
             };
             let expected = builder.encoded_bytes() + builder.cost_of(&view);
             builder.push(&view);
-            assert_eq!(builder.encoded_bytes(), expected, "the cost is known beforehand");
+            assert_eq!(builder.encoded_bytes(), expected, "cost_of returns the bytes that push adds");
         }
         builder
     }
@@ -200,8 +202,8 @@ mod tests {
         prop::collection::vec(record, 1..20)
     }
 
-    /// The crate's own idea of the same records.
-    fn theirs(records: &[Fields], producer: ProducerState) -> Vec<Record> {
+    /// The same records as values of the `kafka-protocol` crate.
+    fn crate_records(records: &[Fields], producer: ProducerState) -> Vec<Record> {
         let of = |(index, (key, value, timestamp, headers)): (usize, &Fields)| Record {
             transactional: false,
             control: false,
@@ -225,26 +227,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_batch_is_read_by_another_implementation(records in fields(), base_sequence in 0..1000_i32) {
+        fn kafka_protocol_decodes_a_batch(records in fields(), base_sequence in 0..1000_i32) {
             let producer = ProducerState { producer_id: 7, epoch: 3, base_sequence };
             let mut buffer = b"before".to_vec();
             let size = build(&records).finish(Codec::None, producer, &mut buffer).unwrap();
             prop_assert_eq!(size, buffer.len() - 6);
             let decoded = RecordBatchDecoder::decode(&mut &buffer[6..]).unwrap();
-            // A map of headers cannot hold a name twice.
+            // The crate keeps headers in a map, which cannot hold two headers of the same name.
             let unique = records.iter().all(|(_, _, _, headers)| {
                 let names: std::collections::BTreeSet<_> = headers.iter().map(|(name, _)| name).collect();
                 names.len() == headers.len()
             });
             if unique {
-                prop_assert_eq!(decoded.records, theirs(&records, producer));
+                prop_assert_eq!(decoded.records, crate_records(&records, producer));
             }
         }
 
         #[test]
-        fn a_batch_is_byte_for_byte_that_of_another_implementation(mut records in fields()) {
+        fn a_batch_has_the_bytes_that_kafka_protocol_encodes(mut records in fields()) {
             for (_, _, timestamp, headers) in &mut records {
-                // The crate takes the smallest timestamp as base, the Java client the first; equal ones hide that.
+                // Equal timestamps: the crate takes the smallest as base timestamp, this module the first, as the Java
+                // client does.
                 *timestamp = 1_650_000_000_000;
                 headers.truncate(1);
             }
@@ -253,7 +256,7 @@ mod tests {
             build(&records).finish(Codec::None, producer, &mut ours).unwrap();
             let mut other = bytes::BytesMut::new();
             let options = RecordEncodeOptions { version: 2, compression: Compression::None };
-            RecordBatchEncoder::encode(&mut other, &theirs(&records, producer), &options).unwrap();
+            RecordBatchEncoder::encode(&mut other, &crate_records(&records, producer), &options).unwrap();
             prop_assert_eq!(ours, other.to_vec());
         }
     }

@@ -1,24 +1,25 @@
-//! The record data of a fetch response to records, in message formats 0, 1 and 2.
+//! Decodes the record data of a fetch response, in message formats 0, 1 and 2.
 //!
-//! A response holds whole entries one after the other, and may end in the middle of one, which is left out. An entry is a batch
-//! (format 2) or a message (formats 0 and 1); a compressed message holds a set of messages. A fetch may return records before
-//! the offset that was asked for, since a batch is returned whole: the caller leaves them out.
+//! Record data is a sequence of entries; the last entry may be truncated and is then skipped. An entry is a batch
+//! (format 2) or a message (formats 0 and 1); a compressed message contains a set of messages. A broker returns
+//! entries whole, so the first records may have lower offsets than the fetch requested: the caller skips these
+//! records.
 
 use super::compression::{Codec, CompressionError};
 use super::record_batch::HEADER_BYTES;
 use super::wire::{Malformed, WireReader};
 
-/// Bytes of offset and size, which the size does not count.
+/// Size of the offset and length fields; the length does not count these bytes.
 const PREFIX_BYTES: usize = 12;
-/// Position of the magic in an entry of any format.
+/// Position of the magic (message format) in an entry; the same in all formats.
 const MAGIC_AT: usize = 16;
-/// Messages within a compressed message are not compressed again.
+/// Nesting levels of compressed messages: the messages within a compressed message must not be compressed.
 const MAX_DEPTH: usize = 1;
 
-/// Why an entry could not be read.
+/// Why an entry could not be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// The entry is not what its length and counts announce.
+    /// The entry contradicts its length or its counts.
     #[error("a malformed batch at offset {offset}: {cause}")]
     Malformed {
         /// Offset of the entry.
@@ -26,48 +27,50 @@ pub enum RecordError {
         /// What is wrong with it.
         cause: Malformed,
     },
-    /// The CRC does not match: the data was damaged on its way or on a disk.
-    #[error("the batch at offset {offset} is damaged: its CRC is {computed:#010x}, {announced:#010x} is written")]
+    /// The CRC does not match: the data was damaged on the network or on a disk.
+    #[error(
+        "the batch at offset {offset} is damaged: its CRC is {computed:#010x}, its header states {announced:#010x}"
+    )]
     Crc {
         /// Offset of the entry.
         offset: i64,
-        /// CRC over the bytes.
+        /// CRC of the received bytes.
         computed: u32,
-        /// CRC in the entry.
+        /// CRC in the header of the entry.
         announced: u32,
     },
-    /// A message format this client does not know.
-    #[error("the batch at offset {offset} has message format {magic}, known are 0 to 2")]
+    /// This client does not support the message format of the entry.
+    #[error("the batch at offset {offset} has message format {magic}, supported are 0 to 2")]
     UnknownFormat {
         /// Offset of the entry.
         offset: i64,
-        /// Its magic.
+        /// Magic of the entry.
         magic: i8,
     },
-    /// A codec Kafka does not define.
-    #[error("the batch at offset {offset} has compression codec {number}, known are 0 to 4")]
+    /// Kafka defines no codec with this number.
+    #[error("the batch at offset {offset} has compression codec {number}, supported are 0 to 4")]
     UnknownCodec {
         /// Offset of the entry.
         offset: i64,
-        /// Its number.
+        /// Number of the codec.
         number: i16,
     },
-    /// The compressed data cannot be decompressed, or not within the limit.
+    /// The data cannot be decompressed, or the decompressed data is larger than the limit.
     #[error("the batch at offset {offset}: {cause}")]
     Compression {
         /// Offset of the entry.
         offset: i64,
-        /// Why.
+        /// Error of the decompression.
         cause: CompressionError,
     },
 }
 
-/// A record as it was read; it borrows from the data.
+/// A decoded record; it borrows from the record data or from the decompressed data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadRecord<'a> {
     /// Offset in its partition.
     pub offset: i64,
-    /// Milliseconds since 1970; `None` in format 0 and where the writer gave none.
+    /// Timestamp in milliseconds since 1970; `None` in format 0 and if the producer set none.
     pub timestamp_ms: Option<i64>,
     /// Key.
     pub key: Option<&'a [u8]>,
@@ -77,7 +80,7 @@ pub struct ReadRecord<'a> {
     pub headers: ReadHeaders<'a>,
 }
 
-/// The headers of a record; checked when the record was read.
+/// The headers of a record, validated when the record was decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadHeaders<'a> {
     count: usize,
@@ -87,7 +90,7 @@ pub struct ReadHeaders<'a> {
 impl<'a> ReadHeaders<'a> {
     const NONE: ReadHeaders<'static> = ReadHeaders { count: 0, bytes: &[] };
 
-    /// Number of headers.
+    /// Returns the number of headers.
     pub fn len(&self) -> usize {
         self.count
     }
@@ -97,7 +100,7 @@ impl<'a> ReadHeaders<'a> {
         self.count == 0
     }
 
-    /// Name (bytes, UTF-8 by convention) and value of each, in order.
+    /// Iterates over name (UTF-8 by convention) and value of each header, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
         let mut reader = WireReader::new(self.bytes);
         (0..self.count).map_while(move |_| header(&mut reader).ok())
@@ -112,36 +115,37 @@ fn header<'a>(reader: &mut WireReader<'a>) -> Result<(&'a [u8], Option<&'a [u8]>
 /// One entry of record data.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
-    /// Offset of the first record; in formats 0 and 1 of the only one, or, when compressed, of the last one.
+    /// Offset of the first record of a batch; offset of a message, for a compressed message that of its last inner
+    /// message.
     offset: i64,
-    /// All bytes, prefix included.
+    /// All bytes of the entry, offset and length included.
     bytes: &'a [u8],
     magic: i8,
 }
 
-/// What the header of a batch says besides its records; for formats 0 and 1 what amounts to it.
+/// Properties of an entry from its batch header; fixed values for formats 0 and 1, except `next_offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchInfo {
-    /// The next offset to be fetched after this entry; compaction may have removed the records before it.
+    /// The offset to fetch after this entry. Compaction may have removed the last records of the entry.
     pub next_offset: i64,
-    /// Leader epoch under which it was appended; -1 where unknown.
+    /// Leader epoch in which the batch was appended; -1 if unknown.
     pub leader_epoch: i32,
     /// Producer id; -1 without idempotence.
     pub producer_id: i64,
-    /// Whether it is part of a transaction.
+    /// Whether the batch is part of a transaction.
     pub is_transactional: bool,
-    /// Whether it holds a control record (a transaction marker), which no consumer is given.
+    /// Whether the batch contains a control record (a transaction marker), which is not passed to consumers.
     pub is_control: bool,
 }
 
-/// The entries of record data, in order.
+/// Iterator over the entries of record data, in order.
 #[derive(Clone, Copy, Debug)]
 pub struct Entries<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Entries<'a> {
-    /// The entries of `data`, the record data of one partition of a fetch response.
+    /// Iterates over the entries of `data`, the record data of one partition in a fetch response.
     pub fn of(data: &'a [u8]) -> Self {
         Entries { rest: data }
     }
@@ -154,7 +158,7 @@ impl<'a> Entries<'a> {
         if size + PREFIX_BYTES <= MAGIC_AT {
             return Err(malformed(Malformed("a length that is too small")));
         }
-        // The last entry may be cut off: the broker fills the response to its last byte.
+        // The last entry may be truncated: the broker cuts the record data at the size limit of the fetch request.
         let Some((bytes, rest)) = self.rest.split_at_checked(PREFIX_BYTES + size) else { return Ok(None) };
         self.rest = rest;
         Ok(Some(Entry { offset, bytes, magic: bytes[MAGIC_AT].cast_signed() }))
@@ -164,7 +168,7 @@ impl<'a> Entries<'a> {
 impl<'a> Iterator for Entries<'a> {
     type Item = Result<Entry<'a>, RecordError>;
 
-    /// The next entry; nothing follows an error, since the next beginning is not known.
+    /// Returns the next entry. Returns `None` after an error, because the start of the next entry is unknown.
     fn next(&mut self) -> Option<Self::Item> {
         let entry = self.split();
         if !matches!(entry, Ok(Some(_))) {
@@ -175,8 +179,9 @@ impl<'a> Iterator for Entries<'a> {
 }
 
 impl Entry<'_> {
-    /// Checks the entry and gives each of its records to `take`, in order; control records are left out. `max_bytes` bounds
-    /// what is decompressed. After an error some records may have been given already.
+    /// Validates the entry and passes its records to `take`, in order, without control records. Fails if the
+    /// decompressed data is larger than `max_bytes`. Some records may have been passed to `take` before an error is
+    /// returned.
     pub fn read(&self, max_bytes: usize, mut take: impl FnMut(ReadRecord)) -> Result<BatchInfo, RecordError> {
         match self.magic {
             2 => self.read_batch(max_bytes, &mut take),
@@ -269,7 +274,7 @@ impl Entry<'_> {
             return Err(self.malformed(Malformed("a compressed message within a compressed message")));
         }
         let set = self.decompress(codec, data, max_bytes)?;
-        // Offsets within are relative to the first message in format 1, absolute in format 0.
+        // Inner offsets are relative to the first inner message in format 1, absolute in format 0.
         let last = Entries::of(&set).last().transpose()?.map_or(0, |last| last.offset);
         let base = if self.magic == 1 { self.offset.saturating_sub(last) } else { 0 };
         for inner in Entries::of(&set) {
@@ -278,7 +283,7 @@ impl Entry<'_> {
             if inner.magic != self.magic {
                 return Err(self.malformed(Malformed("a message of another format within a compressed message")));
             }
-            // The time of append, where the broker sets it, is that of the outer message.
+            // Bit 3 (LogAppendTime): the timestamp of the outer message is the append time of all inner messages.
             let log_append_time = (message.attributes & 8 != 0).then_some(message.timestamp_ms).flatten();
             inner.read_message(max_bytes, depth - 1, &mut |record| {
                 take(ReadRecord { timestamp_ms: log_append_time.or(record.timestamp_ms), ..record });
@@ -288,7 +293,7 @@ impl Entry<'_> {
     }
 }
 
-/// The header of a batch after offset and length.
+/// The header of a batch without offset and length.
 struct BatchHeader {
     leader_epoch: i32,
     crc: u32,
@@ -306,7 +311,7 @@ impl BatchHeader {
         reader.i8()?;
         let (crc, attributes, last_offset_delta) = (reader.u32()?, reader.i16()?, reader.i32()?);
         let (base_timestamp, max_timestamp, producer_id) = (reader.i64()?, reader.i64()?, reader.i64()?);
-        // Producer epoch and base sequence mean something to the broker only.
+        // Producer epoch and base sequence number are not used by consumers.
         reader.i16()?;
         reader.i32()?;
         let count = reader.i32()?;
@@ -340,7 +345,7 @@ impl BatchHeader {
         if !record.is_empty() {
             return Err(Malformed("bytes after the headers of a record"));
         }
-        // Bit 3: the broker sets the time of append, which is the same for all records.
+        // Bit 3 (LogAppendTime): the maximum timestamp of the header is the append time of all records.
         let timestamp = if self.attributes & 8 != 0 { self.max_timestamp } else { timestamp };
         let timestamp_ms = (timestamp >= 0).then_some(timestamp);
         Ok(ReadRecord { offset, timestamp_ms, key, value, headers: ReadHeaders { count, bytes } })

@@ -1,13 +1,14 @@
-//! The primitive types of the Kafka protocol: big-endian integers, and zig-zag variable-length integers as in records.
+//! The primitive types of the Kafka protocol: big-endian integers, variable-length integers (zig-zag in
+//! records), strings, arrays and tagged fields.
 
-/// The bytes end before a value that should be there, or a value is impossible; in words.
+/// Data that violates the protocol: it ends too early, or a value is invalid. The text names the violation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(pub &'static str);
 
-/// Longest encoding of a 64-bit variable-length integer.
+/// Size of the longest encoding of a 64-bit variable-length integer.
 const MAX_VARLONG_BYTES: usize = 10;
-/// Longest encoding of a 32-bit variable-length integer.
+/// Size of the longest encoding of a 32-bit variable-length integer.
 const MAX_VARINT_BYTES: usize = 5;
 
 /// Reads values from the front of a slice.
@@ -19,7 +20,7 @@ pub struct WireReader<'a> {
 macro_rules! integers {
     ($($name:ident: $type:ty),*) => {
         $(
-            #[doc = concat!("A big-endian `", stringify!($type), "`.")]
+            #[doc = concat!("Reads a big-endian `", stringify!($type), "`.")]
             pub fn $name(&mut self) -> Result<$type, Malformed> {
                 let (head, rest) = self.rest.split_first_chunk().ok_or(Malformed("the data ends in a number"))?;
                 self.rest = rest;
@@ -30,44 +31,44 @@ macro_rules! integers {
 }
 
 impl<'a> WireReader<'a> {
-    /// Reads from the first byte of `bytes`.
+    /// Creates a reader at the first byte of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
         WireReader { rest: bytes }
     }
 
-    /// What has not been read.
+    /// Returns the unread bytes.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
-    /// Whether everything has been read.
+    /// Whether all bytes have been read.
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
 
     integers!(i8: i8, i16: i16, i32: i32, i64: i64, u32: u32);
 
-    /// The next `count` bytes.
+    /// Reads `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
         let (head, rest) = self.rest.split_at_checked(count).ok_or(Malformed("the data ends in a field"))?;
         self.rest = rest;
         Ok(head)
     }
 
-    /// A zig-zag `VARINT`.
+    /// Reads a zig-zag `VARINT`.
     pub fn varint(&mut self) -> Result<i32, Malformed> {
         let value = self.unsigned(MAX_VARINT_BYTES)?;
         let value = u32::try_from(value).map_err(|_| Malformed("a variable-length number that is too large"))?;
         Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
     }
 
-    /// A zig-zag `VARLONG`.
+    /// Reads a zig-zag `VARLONG`.
     pub fn varlong(&mut self) -> Result<i64, Malformed> {
         let value = self.unsigned(MAX_VARLONG_BYTES)?;
         Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
     }
 
-    /// Bytes after their length as `VARINT`; `None` for the length -1.
+    /// Reads a `VARINT` length and that many bytes; returns `None` for the length -1 (null).
     pub fn varint_bytes(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         match self.varint()? {
             -1 => Ok(None),
@@ -75,7 +76,7 @@ impl<'a> WireReader<'a> {
         }
     }
 
-    /// Bytes after their length as `i32`; `None` for the length -1.
+    /// Reads an `i32` length and that many bytes; returns `None` for the length -1 (null).
     pub fn nullable_bytes(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         match self.i32()? {
             -1 => Ok(None),
@@ -83,13 +84,13 @@ impl<'a> WireReader<'a> {
         }
     }
 
-    /// An `UNSIGNED_VARINT`.
+    /// Reads an `UNSIGNED_VARINT`.
     pub fn unsigned_varint(&mut self) -> Result<u32, Malformed> {
         let value = self.unsigned(MAX_VARINT_BYTES)?;
         u32::try_from(value).map_err(|_| Malformed("a variable-length number that is too large"))
     }
 
-    /// A string, compact in the flexible versions of a message; `None` is null.
+    /// Reads a string, a compact string if `flexible`; returns `None` for null.
     pub fn string(&mut self, flexible: bool) -> Result<Option<&'a str>, Malformed> {
         let length = if flexible { i64::from(self.unsigned_varint()?) - 1 } else { i64::from(self.i16()?) };
         if length == -1 {
@@ -99,8 +100,8 @@ impl<'a> WireReader<'a> {
         std::str::from_utf8(bytes).map(Some).map_err(|_| Malformed("a string that is not UTF-8"))
     }
 
-    /// The number of elements of an array, of at least `min_bytes` each, so that no more are announced than there can be;
-    /// null counts as none.
+    /// Reads the element count of an array; returns 0 for a null array. Fails if the unread bytes cannot hold that
+    /// many elements of at least `min_bytes` each.
     pub fn array(&mut self, flexible: bool, min_bytes: usize) -> Result<usize, Malformed> {
         let count = if flexible { i64::from(self.unsigned_varint()?) - 1 } else { i64::from(self.i32()?) };
         let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
@@ -110,7 +111,8 @@ impl<'a> WireReader<'a> {
         Ok(count)
     }
 
-    /// The tagged fields at the end of a structure of a flexible version; `take` is given number and data of each.
+    /// Reads the tagged fields at the end of a structure of a flexible version; passes tag and data of each field to
+    /// `take`.
     pub fn tagged_fields(
         &mut self,
         mut take: impl FnMut(u32, &mut WireReader<'a>) -> Result<(), Malformed>,
@@ -128,7 +130,7 @@ impl<'a> WireReader<'a> {
             let (byte, rest) = self.rest.split_first().ok_or(Malformed("the data ends in a number"))?;
             self.rest = rest;
             let bits = u64::from(byte & 0x7f);
-            // The tenth byte has room for one bit.
+            // Nine bytes hold 63 bits, so only one bit of the tenth byte is valid.
             if index == MAX_VARLONG_BYTES - 1 && bits > 1 {
                 return Err(Malformed("a variable-length number that is too large"));
             }
@@ -141,7 +143,7 @@ impl<'a> WireReader<'a> {
     }
 }
 
-/// Appends a zig-zag `VARLONG`; of a value within 32 bits it is the `VARINT`.
+/// Appends a zig-zag `VARLONG`; for a value within 32 bits this is also its `VARINT`.
 pub fn put_varlong(buffer: &mut Vec<u8>, value: i64) {
     let mut rest = zig_zag(value);
     while rest >= 0x80 {
@@ -161,9 +163,9 @@ pub fn put_unsigned_varint(buffer: &mut Vec<u8>, value: u32) {
     buffer.push(rest as u8);
 }
 
-/// Appends a string, compact in flexible versions. Strings of the protocol have at most 32,767 bytes.
+/// Appends a string, a compact string if `flexible`. `text` has at most 32,767 bytes, the limit of the protocol.
 pub fn put_string(buffer: &mut Vec<u8>, flexible: bool, text: &str) {
-    debug_assert!(text.len() <= i16::MAX as usize, "longer than a string of the protocol can be");
+    debug_assert!(text.len() <= i16::MAX as usize, "a string must have at most 32,767 bytes");
     if flexible {
         put_unsigned_varint(buffer, text.len() as u32 + 1);
     } else {
@@ -172,7 +174,7 @@ pub fn put_string(buffer: &mut Vec<u8>, flexible: bool, text: &str) {
     buffer.extend_from_slice(text.as_bytes());
 }
 
-/// Appends the length of an array or of bytes, compact in flexible versions.
+/// Appends the length of an array or of bytes, a compact length if `flexible`.
 pub fn put_length(buffer: &mut Vec<u8>, flexible: bool, length: usize) {
     if flexible {
         put_unsigned_varint(buffer, length as u32 + 1);
@@ -181,19 +183,19 @@ pub fn put_length(buffer: &mut Vec<u8>, flexible: bool, length: usize) {
     }
 }
 
-/// Appends bytes after their length as `VARINT`; `None` is the length -1.
+/// Appends the length of `bytes` as `VARINT`, then the bytes; `None` has the length -1 (null).
 pub fn put_varint_bytes(buffer: &mut Vec<u8>, bytes: Option<&[u8]>) {
     put_varlong(buffer, bytes.map_or(-1, |bytes| bytes.len() as i64));
     buffer.extend_from_slice(bytes.unwrap_or_default());
 }
 
-/// Bytes that [`put_varlong`] appends.
+/// Returns the number of bytes that [`put_varlong`] appends.
 pub fn varlong_len(value: i64) -> usize {
-    // Seven bits a byte, at least one.
+    // Each byte holds seven bits; zero needs one byte.
     (64 - (zig_zag(value) | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-/// Bytes that [`put_varint_bytes`] appends.
+/// Returns the number of bytes that [`put_varint_bytes`] appends.
 pub fn varint_bytes_len(bytes: Option<&[u8]>) -> usize {
     let length = bytes.map_or(0, <[u8]>::len);
     varlong_len(bytes.map_or(-1, |bytes| bytes.len() as i64)) + length
@@ -209,8 +211,8 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn variable_length_numbers_are_those_of_the_protocol() {
-        // The examples of Protocol Buffers' zig-zag encoding, which Kafka takes over.
+    fn variable_length_numbers_have_the_zig_zag_encoding() {
+        // Kafka uses the zig-zag encoding of Protocol Buffers.
         for (value, bytes) in [
             (0_i64, &[0][..]),
             (-1, &[1]),
@@ -231,13 +233,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_or_too_short_is_malformed() {
+    fn values_that_are_too_long_or_truncated_are_malformed() {
         assert!(WireReader::new(&[0x80; 20]).varlong().is_err());
         assert!(WireReader::new(&[0xff; 10]).varlong().is_err());
         assert!(WireReader::new(&[0xff, 0xff, 0xff, 0xff, 0x1f]).varint().is_err());
         assert!(WireReader::new(&[0x80]).varint().is_err());
         assert!(WireReader::new(&[0, 0, 0]).i32().is_err());
-        // Length 3 with two bytes, length -2, and a length of 2 GiB.
+        // Length 3 with two bytes, length -2, and length `i32::MAX`.
         for bytes in [&[6, 1, 2][..], &[3], &[0xfe, 0xff, 0xff, 0xff, 0xf]] {
             assert!(WireReader::new(bytes).varint_bytes().is_err(), "{bytes:?}");
         }
@@ -248,7 +250,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_and_bytes_come_back(value: i64, bytes: Option<Vec<u8>>) {
+        fn encoded_numbers_and_bytes_are_decoded_to_the_same_values(value: i64, bytes: Option<Vec<u8>>) {
             let mut buffer = Vec::new();
             put_varlong(&mut buffer, value);
             prop_assert_eq!(buffer.len(), varlong_len(value));

@@ -1,15 +1,23 @@
-//! Which records of one acks level go out next, and what becomes of them: values in, values out, no IO and no clock.
+//! The producer's record queue for one acks level, without IO and without a clock: forms the batches to send and
+//! derives the outcome of each message from the results of its batches.
 //!
-//! Everything that has gathered for a broker goes out in one request, with at most one batch of each partition. **A partition has
-//! at most one batch in flight**, at every acks level: so its order survives retries and changes of leader without further
-//! means, a sequence number is never needed twice, and a refusal costs nobody else anything (the number is used again).
+//! A request to a broker carries at most one batch of each partition that the broker leads. **A partition has at most
+//! one batch in flight**, at every acks level. Retries and leader changes therefore keep the order, and a batch that
+//! the broker rejected leaves no gap in the sequence numbers: the next batch uses the same number.
 //!
-//! A batch that may have been stored is sent again unchanged, with its sequence number, so that the broker recognises a repeat.
-//! Where its fate can no longer be found out, its messages end as [`Stored::Unknown`], are never sent again, and the
-//! partition goes on under a new producer id.
+//! A batch that may be stored is retried unchanged, with its sequence number, so that the broker recognises a
+//! duplicate. If the broker cannot recognise it any more, or its messages reach their deadline, the messages end as
+//! [`Stored::Unknown`] and are not retried; the partition continues with a new producer id or epoch.
 //!
-//! Invariants: each message ends exactly once; [`Stored::No`] is said only of a message of which no byte was handed to a socket,
-//! or whose batch a broker refused each time it was sent; with idempotence nothing is stored twice.
+//! Invariants: each message ends exactly once; [`Stored::No`] is reported only for a message that was never sent, or
+//! whose batches were all reported as not stored; with idempotence no message is stored twice.
+//!
+//! The caller guarantees:
+//!
+//! - [`Gather::complete`] is called once for each sent batch. A response that arrives after its request timed out is
+//!   discarded: it would complete the retry or a later batch.
+//! - A pair of producer id and epoch is used once. A new epoch of the same id is better than a new id: the broker then
+//!   rejects a delayed copy of an earlier batch, which it would otherwise append behind later messages.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -17,87 +25,93 @@ use std::time::{Duration, Instant};
 
 use super::super::record_batch::ProducerState;
 
-/// Number of a broker in its cluster.
+/// Broker id (`node_id` in the protocol).
 pub type BrokerId = i32;
 
-/// What a message is to the gathering.
+/// A message that [`Gather`] can queue.
 pub trait Gathered {
-    /// Bytes it adds to a batch, at most.
+    /// Upper bound of the bytes that the message adds to a batch.
     fn cost_bytes(&self) -> usize;
 
-    /// When it ends unconfirmed.
+    /// Time at which the message ends with [`Outcome::TimedOut`] if the broker has not confirmed it.
     fn deadline(&self) -> Instant;
 }
 
-/// Whether a message that was not confirmed may be in the log.
+/// Whether a message that was not confirmed may be in the partition log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// It certainly is not.
+    /// The message is not in the log.
     No,
-    /// It may be.
+    /// The message may be in the log.
     Unknown,
 }
 
-/// How a message ended.
+/// Final outcome of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The broker confirmed it; `None` where the broker gave no offset.
+    /// The broker confirmed the message at this offset; `None` if the response had no offset.
     Appended(Option<i64>),
-    /// The broker refused it with this error code.
-    Refused(i16, Stored),
-    /// Its deadline passed.
+    /// The broker rejected the message with this error code of the protocol.
+    Rejected(i16, Stored),
+    /// The deadline of the message passed.
     TimedOut(Stored),
 }
 
-/// What a broker's answer, or the lack of one, means for a batch.
+/// Result of sending a batch once, derived from the response or from the failure of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It is stored, from this offset on; `None` where no offset is given (acks=0, or a repeat that was recognised).
+pub enum BatchResult {
+    /// The batch is stored and its first record has this offset; `None` if the offset is unknown (acks=0, or the
+    /// broker recognised a duplicate).
     Stored(Option<i64>),
-    /// It was not stored and may be sent again, after the pause: not the leader any more, and the like.
-    NotNow,
-    /// Nobody can tell: the connection ended, the request timed out, or the error code leaves it open. It is sent again.
-    Unclear,
-    /// It was not stored, because of these records (by their place in the batch; all of them where empty), with this error code.
-    Refused(Vec<usize>, i16),
-    /// It was not stored, being too large as a whole, with this error code.
+    /// The batch was not stored; its messages are retried after the back-off. At acks=-1 NOT_LEADER_OR_FOLLOWER,
+    /// UNKNOWN_TOPIC_OR_PARTITION and KAFKA_STORAGE_ERROR are [`BatchResult::MaybeStored`] instead: a broker that loses
+    /// the partition after the append, while it waits for the replicas, returns these codes, too.
+    NotStored,
+    /// The batch may be stored: the connection closed, the request timed out, or the error code does not exclude it.
+    /// The batch is retried unchanged after the back-off.
+    MaybeStored,
+    /// The broker rejected the batch with this error code because of the records at these positions (empty: all
+    /// records). The messages at the other positions are retried.
+    Rejected(Vec<usize>, i16),
+    /// The broker rejected the batch with this error code because the batch as a whole is too large.
     TooLarge(i16),
-    /// The broker does not know the producer id, or misses a sequence number before it.
+    /// The broker does not know the producer id, or expects a lower sequence number (UNKNOWN_PRODUCER_ID,
+    /// OUT_OF_ORDER_SEQUENCE_NUMBER). This sending of the batch stored nothing.
     UnknownProducer,
 }
 
-/// Bounds of what is gathered.
+/// Size limits and retry settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of one batch; a single message may be larger.
+    /// Upper bound of the bytes of a batch; a batch of a single message may be larger.
     pub max_batch_bytes: usize,
-    /// Bytes of one request; a single batch may be larger.
+    /// Upper bound of the bytes of a request; a request with a single batch may be larger.
     pub max_request_bytes: usize,
-    /// Pause before a batch is sent again.
-    pub retry_pause: Duration,
+    /// Back-off before a batch is retried.
+    pub retry_backoff: Duration,
     /// Whether batches carry a producer id and sequence numbers.
     pub is_idempotent: bool,
 }
 
-/// A message and how it ended.
-pub type Ended<M> = (M, Outcome);
+/// A message with its final outcome.
+pub type EndedMessage<M> = (M, Outcome);
 
-/// Names a partition to this gathering.
+/// Identifies a partition within one [`Gather`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PartitionIndex(usize);
 
-/// A batch that has to be sent now.
+/// A batch to send now.
 #[derive(Debug)]
 pub struct BatchToSend<'a, M> {
-    /// Its partition; the answer is given under it.
+    /// Partition of the batch; [`Gather::complete`] takes the same index.
     pub partition: PartitionIndex,
     /// Producer id, epoch and first sequence number.
     pub producer: ProducerState,
-    /// Its messages; `None` is a message that has ended meanwhile in a batch that is sent again: it must be sent unchanged, so
-    /// the caller keeps what it encoded the first time.
+    /// Messages of the batch. `None` in a retried batch is a message that has ended since the first sending; the
+    /// retried bytes still contain its record.
     pub messages: &'a [Option<M>],
-    /// Whether it was sent before: then what was encoded then is sent again.
-    pub is_repeat: bool,
+    /// Whether the batch is a retry that must be unchanged: the caller sends the bytes that it encoded the first time.
+    pub is_unchanged_retry: bool,
 }
 
 #[derive(Debug)]
@@ -114,30 +128,33 @@ struct Partition<M> {
     leader: Option<BrokerId>,
     waiting: VecDeque<M>,
     batch: Option<Batch<M>>,
-    /// Not sent before this instant, after a failure.
+    /// End of the back-off after a failure; no batch of the partition is sent earlier.
     not_before: Option<Instant>,
-    /// In the list of its leader.
+    /// Whether the partition is in the `listed` queue of its leader.
     is_listed: bool,
-    /// Producer id and epoch of the last batch, and the number of the next one.
+    /// Producer id and epoch of the latest batch, and the sequence number of the next batch.
     producer: ProducerState,
-    /// The id was lost track of: only a newer one will do.
+    /// Whether the sequence number that the broker expects is unknown: the next batch needs a newer producer id or
+    /// epoch.
     needs_new_producer: bool,
 }
 
-/// The messages of one acks level that are not confirmed.
+/// The messages of one acks level that have not ended, by partition.
 #[derive(Debug)]
 pub struct Gather<K, M> {
     limits: Limits,
     partitions: Vec<Partition<M>>,
     by_name: HashMap<K, PartitionIndex>,
-    /// Partitions that may have something to send, each once, by leader.
+    /// Partitions that may have a batch to send, by leader. An entry is stale if the partition has another leader or
+    /// is not marked as listed.
     listed: HashMap<BrokerId, VecDeque<PartitionIndex>>,
-    /// Id and epoch to be used from now on; `None` until the broker gave one out, without idempotence never asked for.
+    /// Producer id and epoch of new batches: `None` until [`Gather::set_producer`] is called, (-1, -1) without
+    /// idempotence.
     producer: Option<(i64, i16)>,
 }
 
 impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
-    /// Nothing gathered.
+    /// Returns a queue without partitions and messages.
     pub fn new(limits: Limits) -> Self {
         Gather {
             limits,
@@ -148,7 +165,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         }
     }
 
-    /// The partition of this name, made when it is new.
+    /// Returns the index of the partition with this name; adds the partition if the name is new.
     pub fn partition(&mut self, name: K) -> PartitionIndex {
         let next = PartitionIndex(self.partitions.len());
         let index = *self.by_name.entry(name).or_insert(next);
@@ -166,27 +183,27 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         index
     }
 
-    /// From now on `leader` is sent what the partition has; returns the broker that has something to send now. A batch in
-    /// flight at the former leader is waited for.
+    /// Sets the leader of a partition; returns the leader if it now has a batch to send. While a batch is in flight to
+    /// the former leader, the new leader is sent no batch of this partition.
     pub fn set_leader(&mut self, index: PartitionIndex, leader: Option<BrokerId>) -> Option<BrokerId> {
         let partition = &mut self.partitions[index.0];
         if partition.leader == leader {
             return None;
         }
-        // The former leader's list may still name it; `take` passes it over.
+        // The queue of the former leader may still contain the partition; `take` skips that entry.
         partition.leader = leader;
         partition.is_listed = false;
         self.list(index)
     }
 
-    /// Adds a message; returns the broker that has something to send now.
+    /// Queues a message; returns the leader if this call put the partition into the queue of its leader.
     pub fn append(&mut self, index: PartitionIndex, message: M) -> Option<BrokerId> {
         self.partitions[index.0].waiting.push_back(message);
         self.list(index)
     }
 
-    /// Takes over a new producer id; returns the brokers that may have something to send now. A partition changes to it as soon as
-    /// it has no batch under the former one.
+    /// Sets the producer id and epoch of new batches; returns the brokers that may have a batch to send. A batch that
+    /// exists already, in flight or to be retried, keeps its id and epoch.
     pub fn set_producer(&mut self, producer_id: i64, epoch: i16) -> Vec<BrokerId> {
         self.producer = Some((producer_id, epoch));
         for index in 0..self.partitions.len() {
@@ -195,7 +212,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         self.listed.keys().copied().collect()
     }
 
-    /// Whether a new producer id has to be asked for.
+    /// Whether [`Gather::set_producer`] must be called before some partition can send its next batch.
     pub fn needs_producer(&self) -> bool {
         self.producer.is_none()
             || self.partitions.iter().any(|partition| {
@@ -216,14 +233,14 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         Some(leader)
     }
 
-    /// Marks as in flight what `broker` is sent now in one request, gives each batch to `send`, and returns when something else
-    /// will be due for it because a pause is over.
+    /// Passes the batches of one request to `broker` to `send` and marks them as in flight. Returns the time at which
+    /// to call `take` again: `now` if the request is full and more batches wait, else the earliest end of a back-off.
     pub fn take(&mut self, broker: BrokerId, now: Instant, mut send: impl FnMut(BatchToSend<M>)) -> Option<Instant> {
         let mut listed = self.listed.remove(&broker).unwrap_or_default();
         let (mut kept, mut next_due, mut request_bytes) = (VecDeque::new(), None::<Instant>, 0);
         while let Some(index) = listed.pop_front() {
             let partition = &mut self.partitions[index.0];
-            // It went to another leader, or is listed there again.
+            // A stale entry: the partition changed its leader, or an earlier entry was handled already.
             if partition.leader != Some(broker) || !partition.is_listed {
                 continue;
             }
@@ -233,7 +250,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
                 continue;
             }
             if partition.batch.is_none() && !partition.form_batch(self.limits, self.producer) {
-                // Without a producer id it waits for one; without messages it is not listed any more.
+                // A partition with messages waits for a producer id; a partition without messages leaves the queue.
                 if partition.waiting.is_empty() {
                     partition.is_listed = false;
                 } else {
@@ -244,17 +261,23 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
             let Some(batch) = &mut partition.batch else { continue };
             let bytes: usize = batch.messages.iter().flatten().map(Gathered::cost_bytes).sum();
             if request_bytes > 0 && request_bytes + bytes > self.limits.max_request_bytes {
-                // First in the next request, so that nobody is passed over twice.
+                // The partition is the first of the next request, so that large batches of others cannot starve it.
                 kept.push_front(index);
                 kept.extend(listed);
+                next_due = Some(now);
                 break;
             }
             request_bytes += bytes;
             partition.is_listed = false;
             partition.not_before = None;
-            let is_repeat = std::mem::replace(&mut batch.was_sent, true);
+            let is_unchanged_retry = std::mem::replace(&mut batch.was_sent, true);
             batch.in_flight = true;
-            send(BatchToSend { partition: index, producer: batch.producer, messages: &batch.messages, is_repeat });
+            send(BatchToSend {
+                partition: index,
+                producer: batch.producer,
+                messages: &batch.messages,
+                is_unchanged_retry,
+            });
         }
         if !kept.is_empty() {
             self.listed.insert(broker, kept);
@@ -262,49 +285,50 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         next_due
     }
 
-    /// Takes the answer to a batch in flight. Returns the broker that has something to send now or after the pause; the messages
-    /// that have ended are given to `end`.
-    pub fn answer(
+    /// Handles the result of the batch in flight and passes each message that has ended to `end`. Returns the leader
+    /// if this call put the partition into the queue of its leader; a retry may have to wait for the back-off.
+    pub fn complete(
         &mut self,
         index: PartitionIndex,
-        answer: Answer,
+        result: BatchResult,
         now: Instant,
-        end: &mut impl FnMut(Ended<M>),
+        end: &mut impl FnMut(EndedMessage<M>),
     ) -> Option<BrokerId> {
-        let pause = now + self.limits.retry_pause;
+        let backoff_end = now + self.limits.retry_backoff;
         let partition = &mut self.partitions[index.0];
         let mut batch = partition.batch.take_if(|batch| batch.in_flight)?;
         batch.in_flight = false;
-        match answer {
-            Answer::Stored(base) => {
+        match result {
+            BatchResult::Stored(base) => {
                 partition.advance_sequence(&batch);
-                for (place, message) in batch.messages.into_iter().enumerate() {
+                for (position, message) in batch.messages.into_iter().enumerate() {
                     if let Some(message) = message {
-                        end((message, Outcome::Appended(base.map(|base| base + place as i64))));
+                        end((message, Outcome::Appended(base.map(|base| base + position as i64))));
                     }
                 }
             }
-            Answer::NotNow => partition.send_again(batch, Some(pause)),
-            Answer::Unclear => {
+            BatchResult::NotStored => partition.retry(batch, Some(backoff_end)),
+            BatchResult::MaybeStored => {
                 batch.may_be_stored = true;
-                partition.send_again(batch, Some(pause));
+                partition.retry(batch, Some(backoff_end));
             }
-            Answer::Refused(records, code) => partition.refuse(batch, &records, code, end),
-            Answer::TooLarge(code) if batch.messages.len() == 1 => partition.refuse(batch, &[], code, end),
-            Answer::TooLarge(code) => partition.split(batch, code, end),
-            Answer::UnknownProducer => {
+            BatchResult::Rejected(records, code) => partition.reject(batch, &records, code, end),
+            BatchResult::TooLarge(code) if batch.messages.len() == 1 => partition.reject(batch, &[], code, end),
+            BatchResult::TooLarge(code) => partition.split(batch, code, end),
+            BatchResult::UnknownProducer => {
                 partition.needs_new_producer = true;
-                partition.unsure(batch, end);
+                partition.end_if_maybe_stored(batch, end);
             }
         }
-        partition.give_up_on_nobody();
+        partition.drop_ended_batch();
         self.list(index)
     }
 
-    /// Ends what has waited until its deadline. Batches in flight stay until they are answered.
-    pub fn expire(&mut self, now: Instant, end: &mut impl FnMut(Ended<M>)) {
+    /// Ends each message whose deadline is not after `now`. A batch in flight stays until [`Gather::complete`] is
+    /// called.
+    pub fn expire(&mut self, now: Instant, end: &mut impl FnMut(EndedMessage<M>)) {
         for partition in &mut self.partitions {
-            // Deadlines of one level rise, since every message waits for the same time.
+            // All messages of an acks level have the same time-out, so the first message has the earliest deadline.
             while let Some(message) = partition.waiting.pop_front_if(|message| message.deadline() <= now) {
                 end((message, Outcome::TimedOut(Stored::No)));
             }
@@ -316,15 +340,16 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
                     }
                 }
                 if stored == Stored::No {
-                    // It was refused each time: it may change its form, and its number is free.
-                    partition.unsend();
+                    // This batch is half of one that was too large, and not sent yet. It stays a batch, so that its
+                    // messages are not joined with those of the other half again.
+                    batch.messages.retain(Option::is_some);
                 }
             }
-            partition.give_up_on_nobody();
+            partition.drop_ended_batch();
         }
     }
 
-    /// The earliest deadline of all messages.
+    /// Returns the earliest deadline of all messages, `None` without messages.
     pub fn next_deadline(&self) -> Option<Instant> {
         let of = |partition: &Partition<M>| {
             let batch = partition.batch.as_ref().map(|batch| batch.messages.iter().flatten());
@@ -334,14 +359,14 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         self.partitions.iter().filter_map(of).min()
     }
 
-    /// Whether no message is left.
+    /// Whether all messages have ended and no batch is in flight.
     pub fn is_empty(&self) -> bool {
         self.partitions.iter().all(|partition| partition.waiting.is_empty() && partition.batch.is_none())
     }
 }
 
 impl<M: Gathered> Partition<M> {
-    /// Makes a batch of what waits; false where nothing waits or no producer id is to be had.
+    /// Forms a batch of the waiting messages; returns false if no message waits or a new producer id is needed first.
     fn form_batch(&mut self, limits: Limits, producer: Option<(i64, i16)>) -> bool {
         let Some((producer_id, epoch)) = producer else { return false };
         let is_current = (self.producer.producer_id, self.producer.epoch) == (producer_id, epoch);
@@ -372,83 +397,84 @@ impl<M: Gathered> Partition<M> {
 
     fn advance_sequence(&mut self, batch: &Batch<M>) {
         if self.producer.base_sequence >= 0 {
-            // Numbers go on at 0 after the largest (Kafka: DefaultRecordBatch.incrementSequence).
+            // After `i32::MAX` the sequence numbers continue at 0 (Kafka: DefaultRecordBatch.incrementSequence).
             let next = (i64::from(batch.producer.base_sequence) + batch.messages.len() as i64) & i64::from(i32::MAX);
             self.producer.base_sequence = next as i32;
         }
     }
 
-    fn send_again(&mut self, batch: Batch<M>, not_before: Option<Instant>) {
+    fn retry(&mut self, batch: Batch<M>, not_before: Option<Instant>) {
         let may_be_stored = batch.may_be_stored;
         self.batch = Some(batch);
         self.not_before = not_before;
         if !may_be_stored {
-            self.unsend();
+            self.requeue();
         }
     }
 
-    /// Puts the messages of a batch that is certainly not stored back in front, so that the next one may be formed anew.
-    fn unsend(&mut self) {
+    /// Dissolves a batch that is not stored and puts its messages back at the front of the queue.
+    fn requeue(&mut self) {
         let Some(batch) = self.batch.take_if(|batch| !batch.in_flight && !batch.may_be_stored) else { return };
         for message in batch.messages.into_iter().rev().flatten() {
             self.waiting.push_front(message);
         }
     }
 
-    fn refuse(&mut self, batch: Batch<M>, records: &[usize], code: i16, end: &mut impl FnMut(Ended<M>)) {
+    fn reject(&mut self, batch: Batch<M>, records: &[usize], code: i16, end: &mut impl FnMut(EndedMessage<M>)) {
         if batch.may_be_stored {
-            // An earlier attempt may have been taken: the refusal speaks of the last one only.
+            // The rejection concerns the latest attempt; an earlier attempt may be stored.
             self.needs_new_producer = self.producer.base_sequence >= 0;
             for message in batch.messages.into_iter().flatten() {
-                end((message, Outcome::Refused(code, Stored::Unknown)));
+                end((message, Outcome::Rejected(code, Stored::Unknown)));
             }
             return;
         }
         let mut rest = Vec::new();
-        for (place, message) in batch.messages.into_iter().enumerate() {
+        for (position, message) in batch.messages.into_iter().enumerate() {
             match message {
-                Some(message) if records.is_empty() || records.contains(&place) => {
-                    end((message, Outcome::Refused(code, Stored::No)));
+                Some(message) if records.is_empty() || records.contains(&position) => {
+                    end((message, Outcome::Rejected(code, Stored::No)));
                 }
                 message => rest.push(message),
             }
         }
-        self.batch = Some(Batch { messages: rest, ..batch_of(batch.producer) });
-        self.unsend();
+        self.batch = Some(Batch { messages: rest, ..unsent_batch(batch.producer) });
+        self.requeue();
     }
 
-    /// Halves a batch: the first half is the next batch, the second waits behind it.
-    fn split(&mut self, batch: Batch<M>, code: i16, end: &mut impl FnMut(Ended<M>)) {
+    /// Halves a batch: the first half becomes the next batch, the second half the front of the queue.
+    fn split(&mut self, batch: Batch<M>, code: i16, end: &mut impl FnMut(EndedMessage<M>)) {
         if batch.may_be_stored {
-            return self.refuse(batch, &[], code, end);
+            return self.reject(batch, &[], code, end);
         }
-        // What has ended meanwhile is not encoded again, so it takes no place.
+        // The halves are encoded again, without the messages that have ended since.
         let mut messages: Vec<_> = batch.messages.into_iter().filter(Option::is_some).collect();
         let second = messages.split_off(messages.len().div_ceil(2));
         for message in second.into_iter().rev().flatten() {
             self.waiting.push_front(message);
         }
-        // Kept as a batch, else the next one would be as large again.
-        self.batch = Some(Batch { messages, ..batch_of(batch.producer) });
+        // The half stays a batch: `form_batch` would form the same large batch again.
+        self.batch = Some(Batch { messages, ..unsent_batch(batch.producer) });
     }
 
-    /// The broker lost track of the producer: what may be stored is not sent again.
-    fn unsure(&mut self, batch: Batch<M>, end: &mut impl FnMut(Ended<M>)) {
+    /// Handles [`BatchResult::UnknownProducer`]: messages that may be stored end, because a retry under a new producer
+    /// id would not be recognised as a duplicate.
+    fn end_if_maybe_stored(&mut self, batch: Batch<M>, end: &mut impl FnMut(EndedMessage<M>)) {
         if batch.may_be_stored {
             const OUT_OF_ORDER_SEQUENCE_NUMBER: i16 = 45;
             for message in batch.messages.into_iter().flatten() {
-                end((message, Outcome::Refused(OUT_OF_ORDER_SEQUENCE_NUMBER, Stored::Unknown)));
+                end((message, Outcome::Rejected(OUT_OF_ORDER_SEQUENCE_NUMBER, Stored::Unknown)));
             }
         } else {
             self.batch = Some(batch);
-            self.unsend();
+            self.requeue();
         }
     }
 
-    /// Drops a batch that nobody waits for any more. Where it may be stored, its numbers may be used up.
-    fn give_up_on_nobody(&mut self) {
-        let is_over = |batch: &mut Batch<M>| !batch.in_flight && batch.messages.iter().all(Option::is_none);
-        if let Some(batch) = self.batch.take_if(is_over)
+    /// Drops a batch whose messages have all ended. If the batch may be stored, the next sequence number is unknown.
+    fn drop_ended_batch(&mut self) {
+        let has_ended = |batch: &mut Batch<M>| !batch.in_flight && batch.messages.iter().all(Option::is_none);
+        if let Some(batch) = self.batch.take_if(has_ended)
             && batch.may_be_stored
         {
             self.needs_new_producer = self.producer.base_sequence >= 0;
@@ -456,8 +482,8 @@ impl<M: Gathered> Partition<M> {
     }
 }
 
-/// A batch without messages that was never sent.
-fn batch_of<M>(producer: ProducerState) -> Batch<M> {
+/// Returns a batch without messages that was never sent.
+fn unsent_batch<M>(producer: ProducerState) -> Batch<M> {
     Batch { messages: Vec::new(), producer, was_sent: false, may_be_stored: false, in_flight: false }
 }
 

@@ -1,5 +1,5 @@
-//! The producer: records in, one outcome for each.
+//! The producer: sends messages in batches and reports one outcome for each message.
 //!
-//! What stands here so far is its pure core, [`gather`]: which records go out next, and what an answer means for them.
+//! [`gather`] forms the batches and derives the outcomes, without IO.
 
 pub mod gather;

@@ -42,7 +42,7 @@ fn batch(codec: Codec, values: &[&str]) -> Vec<u8> {
     buffer
 }
 
-/// A batch after its header was changed, with a CRC that is right again.
+/// Applies `change` to an encoded batch and updates its CRC.
 fn changed(mut batch: Vec<u8>, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     change(&mut batch);
     let crc = crc32c::crc32c(&batch[21..]);
@@ -66,7 +66,7 @@ fn message(magic: i8, attributes: u8, offset: i64, timestamp: i64, value: Option
 }
 
 #[test]
-fn batches_of_every_codec_are_read_and_a_cut_one_is_left_out() {
+fn batches_of_every_codec_are_decoded_and_a_truncated_one_is_skipped() {
     for codec in [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {
         let first = batch(codec, &["a", "b"]);
         let second = changed(batch(codec, &["c"]), |bytes| bytes[7] = 10);
@@ -83,13 +83,13 @@ fn batches_of_every_codec_are_read_and_a_cut_one_is_left_out() {
 }
 
 #[test]
-fn attributes_and_compaction_are_seen() {
+fn attributes_and_compacted_batches_are_decoded() {
     let control = changed(batch(Codec::None, &["marker"]), |bytes| bytes[22] = 0x30);
     let (records, infos) = read(&control).unwrap();
     assert_eq!(records, []);
     assert!(infos[0].is_control && infos[0].is_transactional && infos[0].next_offset == 1);
 
-    // The broker's time of append, and the last of five records only: compaction removed the others.
+    // LogAppendTime, and a batch of five offsets with a single record: compaction removed the other records.
     let compacted = changed(batch(Codec::None, &["x"]), |bytes| {
         bytes[22] = 8;
         bytes[26] = 4;
@@ -100,7 +100,7 @@ fn attributes_and_compaction_are_seen() {
 }
 
 #[test]
-fn messages_of_old_formats_are_read_also_compressed_ones() {
+fn plain_and_compressed_messages_of_formats_0_and_1_are_decoded() {
     for (magic, inner_offsets, timestamp) in [(0, [40, 41], None), (1, [0, 1], Some(5))] {
         let plain = message(magic, 0, 39, 5, Some(b"x"));
         let set: Vec<u8> = inner_offsets.iter().flat_map(|offset| message(magic, 0, *offset, 5, Some(b"y"))).collect();
@@ -124,11 +124,11 @@ fn messages_of_old_formats_are_read_also_compressed_ones() {
     let mut value = Vec::new();
     Codec::Gzip.compress(&message(1, 0, 0, 5, Some(b"y")), &mut value).unwrap();
     let (records, _) = read(&message(1, 1 | 8, 41, 9, Some(&value))).unwrap();
-    assert_eq!((records[0].0, records[0].1), (41, Some(9)), "the time of append is that of the outer message");
+    assert_eq!((records[0].0, records[0].1), (41, Some(9)), "the append time is the timestamp of the outer message");
 }
 
 #[test]
-fn what_is_damaged_is_refused_by_name() {
+fn errors_of_damaged_data_name_the_damage() {
     let good = batch(Codec::None, &["a", "b"]);
     let wrong_crc = [&good[..good.len() - 1], b"\xff"].concat();
     let unknown_codec = changed(good.clone(), |bytes| bytes[22] = 7);
@@ -157,7 +157,7 @@ fn what_is_damaged_is_refused_by_name() {
         (message(1, 1, 0, 5, None), "without a value"),
     ] {
         let error = read(&data).unwrap_err().to_string();
-        assert!(error.contains(words), "{error:?} should say {words:?}");
+        assert!(error.contains(words), "{error:?} should contain {words:?}");
     }
     let zeros = "0".repeat(100_000);
     let bomb = batch(Codec::Gzip, &[&zeros]);
@@ -166,7 +166,7 @@ fn what_is_damaged_is_refused_by_name() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_it_panic(
+    fn arbitrary_bytes_never_panic(
         noise in prop::collection::vec(any::<u8>(), 0..200),
         at in any::<prop::sample::Index>(),
         byte: u8,
@@ -177,7 +177,7 @@ proptest! {
         let at = at.index(good.len());
         good[at] = byte;
         let _ = read(&good);
-        // With a CRC that is right, so that what is behind it is reached.
+        // With a correct CRC, so that the code after the CRC check runs.
         if good.len() > 61 && at >= 21 {
             let _ = read(&changed(good, |_| ()));
         }

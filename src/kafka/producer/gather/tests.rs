@@ -2,8 +2,8 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-const PATIENCE: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(100);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
+const BACKOFF: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Message {
@@ -22,26 +22,26 @@ impl Gathered for Message {
 }
 
 fn limits(is_idempotent: bool) -> Limits {
-    Limits { max_batch_bytes: 30, max_request_bytes: 50, retry_pause: PAUSE, is_idempotent }
+    Limits { max_batch_bytes: 30, max_request_bytes: 50, retry_backoff: BACKOFF, is_idempotent }
 }
 
-/// A batch as a test sees it: partition, producer id, sequence number, ids.
+/// A sent batch: partition, producer id, base sequence number, message ids.
 type Sent = (PartitionIndex, i64, i32, Vec<u32>);
 
-struct Rig {
+struct TestQueue {
     gather: Gather<u32, Message>,
     now: Instant,
     ended: Vec<(u32, Outcome)>,
 }
 
-impl Rig {
-    fn new(is_idempotent: bool) -> Rig {
-        Rig { gather: Gather::new(limits(is_idempotent)), now: Instant::now(), ended: Vec::new() }
+impl TestQueue {
+    fn new(is_idempotent: bool) -> TestQueue {
+        TestQueue { gather: Gather::new(limits(is_idempotent)), now: Instant::now(), ended: Vec::new() }
     }
 
     fn append(&mut self, partition: PartitionIndex, ids: impl IntoIterator<Item = u32>) {
         for id in ids {
-            self.gather.append(partition, Message { id, deadline: self.now + PATIENCE });
+            self.gather.append(partition, Message { id, deadline: self.now + DELIVERY_TIMEOUT });
         }
     }
 
@@ -54,9 +54,9 @@ impl Rig {
         sent
     }
 
-    fn answer(&mut self, partition: PartitionIndex, answer: Answer) {
+    fn complete(&mut self, partition: PartitionIndex, result: BatchResult) {
         let ended = &mut self.ended;
-        self.gather.answer(partition, answer, self.now, &mut |(message, outcome)| ended.push((message.id, outcome)));
+        self.gather.complete(partition, result, self.now, &mut |(message, outcome)| ended.push((message.id, outcome)));
     }
 
     fn expire(&mut self) {
@@ -70,97 +70,134 @@ impl Rig {
 }
 
 #[test]
-fn all_partitions_of_a_broker_share_a_request_with_one_batch_each() {
-    let mut rig = Rig::new(false);
-    let partitions: Vec<_> = (0..4).map(|name| rig.gather.partition(name)).collect();
-    for (place, &partition) in partitions.iter().enumerate() {
-        assert_eq!(rig.gather.set_leader(partition, Some(place as BrokerId % 2)), None);
+fn a_request_carries_one_batch_of_each_partition_that_the_broker_leads() {
+    let mut queue = TestQueue::new(false);
+    let partitions: Vec<_> = (0..4).map(|name| queue.gather.partition(name)).collect();
+    for (position, &partition) in partitions.iter().enumerate() {
+        assert_eq!(queue.gather.set_leader(partition, Some(position as BrokerId % 2)), None);
     }
-    assert_eq!(rig.gather.append(partitions[0], Message { id: 1, deadline: rig.now + PATIENCE }), Some(0));
-    rig.append(partitions[0], [2, 3, 4]);
-    rig.append(partitions[2], [20, 21]);
-    rig.append(partitions[1], [10]);
-    assert_eq!(rig.take(0), [(partitions[0], -1, -1, vec![1, 2, 3]), (partitions[2], -1, -1, vec![20, 21])]);
-    assert_eq!(rig.take(0), [], "a partition with a batch in flight sends no other");
-    assert_eq!(rig.take(1), [(partitions[1], -1, -1, vec![10])]);
-    rig.answer(partitions[0], Answer::Stored(Some(100)));
-    assert_eq!(rig.ended(), [1, 2, 3].map(|id| (id, Outcome::Appended(Some(99 + i64::from(id))))));
-    assert_eq!(rig.take(0), [(partitions[0], -1, -1, vec![4])]);
-    // A request is full with 50 bytes; who did not fit is first in the next one.
+    assert_eq!(queue.gather.append(partitions[0], Message { id: 1, deadline: queue.now + DELIVERY_TIMEOUT }), Some(0));
+    queue.append(partitions[0], [2, 3, 4]);
+    queue.append(partitions[2], [20, 21]);
+    queue.append(partitions[1], [10]);
+    assert_eq!(queue.take(0), [(partitions[0], -1, -1, vec![1, 2, 3]), (partitions[2], -1, -1, vec![20, 21])]);
+    assert_eq!(queue.take(0), [], "a partition with a batch in flight sends no other");
+    assert_eq!(queue.take(1), [(partitions[1], -1, -1, vec![10])]);
+    queue.complete(partitions[0], BatchResult::Stored(Some(100)));
+    assert_eq!(queue.ended(), [1, 2, 3].map(|id| (id, Outcome::Appended(Some(99 + i64::from(id))))));
+    assert_eq!(queue.take(0), [(partitions[0], -1, -1, vec![4])]);
+    // A request has at most 50 bytes; the partition that did not fit is the first of the next request.
     for partition in [partitions[0], partitions[2]] {
-        rig.answer(partition, Answer::Stored(None));
+        queue.complete(partition, BatchResult::Stored(None));
     }
-    rig.append(partitions[2], [22, 23, 24]);
-    rig.append(partitions[0], [5, 6, 7]);
-    assert_eq!(rig.take(0), [(partitions[2], -1, -1, vec![22, 23, 24])]);
-    assert_eq!(rig.take(0), [(partitions[0], -1, -1, vec![5, 6, 7])]);
+    queue.append(partitions[2], [22, 23, 24]);
+    queue.append(partitions[0], [5, 6, 7]);
+    assert_eq!(queue.take(0), [(partitions[2], -1, -1, vec![22, 23, 24])]);
+    assert_eq!(queue.take(0), [(partitions[0], -1, -1, vec![5, 6, 7])]);
 }
 
 #[test]
-fn what_a_refusal_means_for_the_neighbours() {
-    let mut rig = Rig::new(true);
-    let partition = rig.gather.partition(0);
-    rig.gather.set_leader(partition, Some(1));
-    rig.append(partition, 1..=4);
-    assert!(rig.gather.needs_producer());
-    assert_eq!(rig.take(1), [], "no producer id yet");
-    assert_eq!(rig.gather.set_producer(7, 0), [1]);
-    assert_eq!(rig.take(1), [(partition, 7, 0, vec![1, 2, 3])]);
-    rig.answer(partition, Answer::Refused(vec![1], 87));
-    assert_eq!(rig.ended(), [(2, Outcome::Refused(87, Stored::No))]);
-    assert_eq!(rig.take(1), [(partition, 7, 0, vec![1, 3, 4])], "the number was not used");
-    rig.answer(partition, Answer::TooLarge(10));
-    assert_eq!(rig.take(1), [(partition, 7, 0, vec![1, 3])]);
-    rig.answer(partition, Answer::Stored(Some(0)));
-    assert_eq!(rig.take(1), [(partition, 7, 2, vec![4])]);
-    rig.answer(partition, Answer::TooLarge(10));
-    assert_eq!(rig.ended().last(), Some(&(4, Outcome::Refused(10, Stored::No))));
-    assert!(rig.gather.is_empty() && !rig.gather.needs_producer());
+fn other_messages_of_a_rejected_batch_are_retried_with_the_same_sequence_number() {
+    let mut queue = TestQueue::new(true);
+    let partition = queue.gather.partition(0);
+    queue.gather.set_leader(partition, Some(1));
+    queue.append(partition, 1..=4);
+    assert!(queue.gather.needs_producer());
+    assert_eq!(queue.take(1), [], "no producer id yet");
+    assert_eq!(queue.gather.set_producer(7, 0), [1]);
+    assert_eq!(queue.take(1), [(partition, 7, 0, vec![1, 2, 3])]);
+    queue.complete(partition, BatchResult::Rejected(vec![1], 87));
+    assert_eq!(queue.ended(), [(2, Outcome::Rejected(87, Stored::No))]);
+    assert_eq!(
+        queue.take(1),
+        [(partition, 7, 0, vec![1, 3, 4])],
+        "a rejected batch does not use up its sequence number"
+    );
+    queue.complete(partition, BatchResult::TooLarge(10));
+    assert_eq!(queue.take(1), [(partition, 7, 0, vec![1, 3])]);
+    queue.complete(partition, BatchResult::Stored(Some(0)));
+    assert_eq!(queue.take(1), [(partition, 7, 2, vec![4])]);
+    queue.complete(partition, BatchResult::TooLarge(10));
+    assert_eq!(queue.ended().last(), Some(&(4, Outcome::Rejected(10, Stored::No))));
+    assert!(queue.gather.is_empty() && !queue.gather.needs_producer());
 }
 
 #[test]
-fn what_may_be_stored_is_sent_again_unchanged_and_a_lost_number_costs_the_id() {
-    let mut rig = Rig::new(true);
-    let partition = rig.gather.partition(0);
-    rig.gather.set_leader(partition, Some(1));
-    rig.gather.set_producer(7, 0);
-    rig.append(partition, [1, 2]);
-    assert_eq!(rig.take(1), [(partition, 7, 0, vec![1, 2])]);
-    rig.append(partition, [3]);
-    rig.answer(partition, Answer::Unclear);
-    assert_eq!(rig.take(1), [], "not before the pause is over");
-    rig.now += PAUSE;
-    rig.gather.set_leader(partition, Some(2));
-    assert_eq!(rig.take(1), []);
-    assert_eq!(rig.take(2), [(partition, 7, 0, vec![1, 2])]);
-    rig.answer(partition, Answer::Unclear);
-    rig.now += PATIENCE;
-    rig.expire();
+fn a_batch_that_may_be_stored_is_retried_unchanged_and_its_expiry_needs_a_new_producer_id() {
+    let mut queue = TestQueue::new(true);
+    let partition = queue.gather.partition(0);
+    queue.gather.set_leader(partition, Some(1));
+    queue.gather.set_producer(7, 0);
+    queue.append(partition, [1, 2]);
+    assert_eq!(queue.take(1), [(partition, 7, 0, vec![1, 2])]);
+    queue.append(partition, [3]);
+    queue.complete(partition, BatchResult::MaybeStored);
+    assert_eq!(queue.take(1), [], "no retry before the end of the back-off");
+    queue.now += BACKOFF;
+    queue.gather.set_leader(partition, Some(2));
+    assert_eq!(queue.take(1), []);
+    assert_eq!(queue.take(2), [(partition, 7, 0, vec![1, 2])]);
+    queue.complete(partition, BatchResult::MaybeStored);
+    queue.now += DELIVERY_TIMEOUT;
+    queue.expire();
     let unknown = Outcome::TimedOut(Stored::Unknown);
-    assert_eq!(rig.ended(), [(3, Outcome::TimedOut(Stored::No)), (1, unknown.clone()), (2, unknown)]);
-    assert!(rig.gather.needs_producer(), "nobody knows which number the broker expects");
-    rig.append(partition, [4]);
-    assert_eq!(rig.take(2), []);
-    assert_eq!(rig.gather.set_producer(8, 0), [2]);
-    assert_eq!(rig.take(2), [(partition, 8, 0, vec![4])]);
-    assert!(!rig.gather.needs_producer());
+    assert_eq!(queue.ended(), [(3, Outcome::TimedOut(Stored::No)), (1, unknown.clone()), (2, unknown)]);
+    assert!(queue.gather.needs_producer(), "the sequence number that the broker expects is unknown");
+    queue.append(partition, [4]);
+    assert_eq!(queue.take(2), []);
+    assert_eq!(queue.gather.set_producer(8, 0), [2]);
+    assert_eq!(queue.take(2), [(partition, 8, 0, vec![4])]);
+    assert!(!queue.gather.needs_producer());
 }
 
-/// A log that recognises repeats as a broker does: by producer id and sequence number.
+#[test]
+fn an_expiry_does_not_rejoin_the_halves_of_a_batch_that_is_too_large() {
+    let mut queue = TestQueue::new(true);
+    let partition = queue.gather.partition(0);
+    queue.gather.set_leader(partition, Some(1));
+    queue.gather.set_producer(7, 0);
+    queue.append(partition, [1, 2]);
+    queue.now += BACKOFF;
+    queue.append(partition, [3]);
+    assert_eq!(queue.take(1), [(partition, 7, 0, vec![1, 2, 3])]);
+    queue.complete(partition, BatchResult::TooLarge(10));
+    queue.expire();
+    assert_eq!(queue.take(1), [(partition, 7, 0, vec![1, 2])]);
+    queue.complete(partition, BatchResult::TooLarge(10));
+    queue.now += DELIVERY_TIMEOUT - BACKOFF;
+    queue.expire();
+    let expired = Outcome::TimedOut(Stored::No);
+    assert_eq!(queue.ended(), [(2, expired.clone()), (1, expired)]);
+    assert_eq!(queue.take(1), [(partition, 7, 0, vec![3])]);
+}
+
+#[test]
+fn a_full_request_is_followed_by_another_at_once() {
+    let mut queue = TestQueue::new(false);
+    for name in 0..2 {
+        let partition = queue.gather.partition(name);
+        queue.gather.set_leader(partition, Some(1));
+        queue.append(partition, [1, 2, 3]);
+    }
+    assert_eq!(queue.gather.take(1, queue.now, |_| ()), Some(queue.now));
+    assert_eq!(queue.gather.take(1, queue.now, |_| ()), None);
+}
+
+/// A partition log that recognises duplicates as a broker does: by producer id and sequence number.
 #[derive(Default)]
 struct Log {
     ids: Vec<u32>,
-    /// By producer id: number of the last batch, its size and offset.
+    /// By producer id: base sequence number, record count and base offset of the last batch.
     last: BTreeMap<i64, (i32, usize, usize)>,
 }
 
 impl Log {
-    fn append(&mut self, producer: i64, sequence: i32, ids: &[u32]) -> Result<usize, Answer> {
+    fn append(&mut self, producer: i64, sequence: i32, ids: &[u32]) -> Result<usize, BatchResult> {
         if producer >= 0 {
             match self.last.get(&producer) {
                 Some(&(last, count, offset)) if (last, count) == (sequence, ids.len()) => return Ok(offset),
-                Some(&(last, count, _)) if last + count as i32 != sequence => return Err(Answer::UnknownProducer),
-                None if sequence != 0 => return Err(Answer::UnknownProducer),
+                Some(&(last, count, _)) if last + count as i32 != sequence => return Err(BatchResult::UnknownProducer),
+                None if sequence != 0 => return Err(BatchResult::UnknownProducer),
                 _ => {}
             }
             self.last.insert(producer, (sequence, ids.len(), self.ids.len()));
@@ -175,7 +212,7 @@ impl Log {
 enum Step {
     Append(usize),
     Take(BrokerId),
-    /// Answers the oldest request in flight: what the broker does, and whether the answer is lost.
+    /// The broker handles the oldest batch in flight: the kind of result, and whether the response is lost.
     Broker(u8, bool),
     Leader(usize, Option<BrokerId>),
     Wait(u16),
@@ -186,88 +223,95 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0..3_usize).prop_map(Step::Append),
         6 => (0..2).prop_map(Step::Take),
         6 => (0..12_u8, prop::bool::weighted(0.2)).prop_map(|(what, lost)| Step::Broker(what, lost)),
-        2 => (0..3_usize, prop::option::weighted(0.8, 0..2)).prop_map(|(partition, leader)| Step::Leader(partition, leader)),
+        2 => (0..3_usize, prop::option::weighted(0.8, 0..2))
+            .prop_map(|(partition, leader)| Step::Leader(partition, leader)),
         1 => (0..20_000_u16).prop_map(Step::Wait),
     ]
 }
 
-/// Plays a schedule of faults, then lets everything end well; checks what the outcomes promise.
+/// Runs the steps, then lets all batches succeed; checks every outcome against the partition logs.
 fn play(is_idempotent: bool, steps: &[Step]) {
-    let mut rig = Rig::new(is_idempotent);
-    let partitions: Vec<PartitionIndex> = (0..3).map(|name| rig.gather.partition(name)).collect();
+    let mut queue = TestQueue::new(is_idempotent);
+    let partitions: Vec<PartitionIndex> = (0..3).map(|name| queue.gather.partition(name)).collect();
     let mut logs: Vec<Log> = (0..3).map(|_| Log::default()).collect();
     let mut appended: Vec<Vec<u32>> = vec![Vec::new(); 3];
     let mut in_flight: VecDeque<(usize, i64, i32, Vec<u32>)> = VecDeque::new();
-    // What was encoded first is what is sent again, whatever has ended since.
+    // Message ids of the latest encoded batch of each partition, which an unchanged retry sends again.
     let mut encoded: Vec<Vec<u32>> = vec![Vec::new(); 3];
     let (mut next_id, mut next_producer) = (0, 0);
     let finish = (0..400).flat_map(|_| [Step::Take(0), Step::Broker(0, false), Step::Take(1), Step::Wait(200)]);
     let leaders = (0..3).map(|partition| Step::Leader(partition, Some(0)));
     for step in steps.iter().copied().chain(leaders).chain(finish) {
-        if is_idempotent && rig.gather.needs_producer() {
-            rig.gather.set_producer(next_producer, 0);
+        if is_idempotent && queue.gather.needs_producer() {
+            queue.gather.set_producer(next_producer, 0);
             next_producer += 1;
         }
         match step {
             Step::Append(partition) => {
-                rig.append(partitions[partition], [next_id]);
+                queue.append(partitions[partition], [next_id]);
                 appended[partition].push(next_id);
                 next_id += 1;
             }
             Step::Take(broker) => {
-                let now = rig.now;
-                rig.gather.take(broker, now, |batch| {
-                    let place = batch.partition.0;
-                    if !batch.is_repeat {
-                        encoded[place] = batch.messages.iter().flatten().map(|message| message.id).collect();
+                let now = queue.now;
+                queue.gather.take(broker, now, |batch| {
+                    let position = batch.partition.0;
+                    if !batch.is_unchanged_retry {
+                        encoded[position] = batch.messages.iter().flatten().map(|message| message.id).collect();
                     }
                     let ProducerState { producer_id, base_sequence, .. } = batch.producer;
-                    assert!(in_flight.iter().all(|sent| sent.0 != place), "one batch a partition");
-                    in_flight.push_back((place, producer_id, base_sequence, encoded[place].clone()));
+                    assert!(in_flight.iter().all(|sent| sent.0 != position), "one batch in flight for each partition");
+                    in_flight.push_back((position, producer_id, base_sequence, encoded[position].clone()));
                 });
             }
             Step::Broker(what, lost) => {
-                let Some((place, producer, sequence, ids)) = in_flight.pop_front() else { continue };
-                let answer = match what {
-                    0..=5 => match logs[place].append(producer, sequence, &ids) {
-                        Ok(offset) => Answer::Stored(Some(offset as i64)),
-                        Err(answer) => answer,
+                let Some((position, producer, sequence, ids)) = in_flight.pop_front() else { continue };
+                let result = match what {
+                    0..=5 => match logs[position].append(producer, sequence, &ids) {
+                        Ok(offset) => BatchResult::Stored(Some(offset as i64)),
+                        Err(result) => result,
                     },
-                    6 => Answer::NotNow,
-                    7 => Answer::Unclear,
-                    8 => Answer::Refused(vec![ids.len() / 2], 87),
-                    9 => Answer::Refused(Vec::new(), 29),
-                    10 => Answer::TooLarge(10),
-                    _ => Answer::UnknownProducer,
+                    6 => BatchResult::NotStored,
+                    7 => BatchResult::MaybeStored,
+                    8 => BatchResult::Rejected(vec![ids.len() / 2], 87),
+                    9 => BatchResult::Rejected(Vec::new(), 29),
+                    10 => BatchResult::TooLarge(10),
+                    _ => BatchResult::UnknownProducer,
                 };
-                // Without idempotence no broker says that.
-                let answer = if answer == Answer::UnknownProducer && !is_idempotent { Answer::NotNow } else { answer };
-                rig.answer(partitions[place], if lost { Answer::Unclear } else { answer });
+                // Without idempotence no broker returns that error.
+                let result = if result == BatchResult::UnknownProducer && !is_idempotent {
+                    BatchResult::NotStored
+                } else {
+                    result
+                };
+                queue.complete(partitions[position], if lost { BatchResult::MaybeStored } else { result });
             }
             Step::Leader(partition, leader) => {
-                rig.gather.set_leader(partitions[partition], leader);
+                queue.gather.set_leader(partitions[partition], leader);
             }
             Step::Wait(millis) => {
-                rig.now += Duration::from_millis(millis.into());
-                rig.expire();
+                queue.now += Duration::from_millis(millis.into());
+                queue.expire();
             }
         }
     }
-    assert!(rig.gather.is_empty(), "everything ends");
-    let ended = rig.ended();
+    assert!(queue.gather.is_empty(), "every message ends");
+    let ended = queue.ended();
     assert_eq!(ended.len(), next_id as usize, "each message ends once");
     let outcomes: BTreeMap<u32, Outcome> = ended.into_iter().collect();
     assert_eq!(outcomes.len(), next_id as usize);
-    for (place, log) in logs.iter().enumerate() {
-        for id in &appended[place] {
+    for (position, log) in logs.iter().enumerate() {
+        for id in &appended[position] {
             let stored = log.ids.iter().filter(|stored| *stored == id).count();
             match &outcomes[id] {
                 Outcome::Appended(Some(offset)) => {
-                    assert_eq!(log.ids[*offset as usize], *id, "it is where it was said to be")
+                    assert_eq!(log.ids[*offset as usize], *id, "the confirmed offset is the offset in the log")
                 }
-                Outcome::Appended(None) => panic!("the log gives offsets"),
-                Outcome::Refused(_, Stored::No) | Outcome::TimedOut(Stored::No) => assert_eq!(stored, 0, "no is true"),
-                Outcome::Refused(_, Stored::Unknown) | Outcome::TimedOut(Stored::Unknown) => {}
+                Outcome::Appended(None) => panic!("the log returns offsets"),
+                Outcome::Rejected(_, Stored::No) | Outcome::TimedOut(Stored::No) => {
+                    assert_eq!(stored, 0, "a message with Stored::No is not in the log")
+                }
+                Outcome::Rejected(_, Stored::Unknown) | Outcome::TimedOut(Stored::Unknown) => {}
             }
             assert!(!is_idempotent || stored <= 1, "stored twice: {id} in {:?}", log.ids);
         }
@@ -285,7 +329,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(3_000))]
 
     #[test]
-    fn whatever_happens_outcomes_are_true_and_the_order_is_kept(
+    fn outcomes_agree_with_the_log_and_the_order_is_kept_under_random_faults(
         is_idempotent: bool,
         steps in prop::collection::vec(step(), 0..120),
     ) {
