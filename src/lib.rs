@@ -77,7 +77,7 @@
 //! # Reading order
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
-//! [`metrics`] → [`config`], [`logging`], `reload`, [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
+//! [`metrics`], [`kafka`] (codecs of a client of our own, not used by an engine yet) → [`config`], [`logging`], `reload`, [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
 
 pub mod daemon;
 

@@ -19,7 +19,8 @@ pub(super) struct Metrics {
     restarts: IntCounterVec,
 }
 
-/// The metrics of one module. Their labels are looked up once, when the module is created.
+/// The metrics of one module. Their labels are looked up once, when the module is created, except the partition of
+/// `stored_offset`.
 #[derive(Clone)]
 pub(super) struct ModuleMetrics {
     module: String,

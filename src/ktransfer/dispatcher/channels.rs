@@ -16,7 +16,8 @@ pub(crate) struct Channels {
     /// Commands to the fetch loop. When the channel is full the dispatcher blocks until the fetch loop's next turn.
     /// That is no deadlock: the fetch loop receives commands even while the channel of batches is full.
     pub(crate) fetch_commands: Sender<FetchCommand>,
-    /// Messages and reports from the fetch loop. The dispatcher does not receive from it while the window is full.
+    /// Messages and reports from the fetch loop. The dispatcher receives from it only while the module has fewer than
+    /// `window_size` jobs, no received batch is left over, and the module is not stopping.
     pub(crate) fetched: Receiver<Fetched>,
     /// Jobs to the workers. Sending never blocks.
     pub(crate) jobs: JobQueues,
