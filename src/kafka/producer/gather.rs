@@ -14,8 +14,8 @@
 //!
 //! The caller guarantees:
 //!
-//! - [`Gather::complete`] is called once for each sent batch. A response that arrives after its request timed out is
-//!   discarded: it would complete the retry or a later batch.
+//! - [`Gather::complete`] is called for each sending, at the latest when its request times out. A response that arrives
+//!   later is harmless: its [`Sending`] is no longer in flight, and the call is ignored.
 //! - A pair of producer id and epoch is used once. A new epoch of the same id is better than a new id: the broker then
 //!   rejects a delayed copy of an earlier batch, which it would otherwise append behind later messages.
 
@@ -100,11 +100,19 @@ pub type EndedMessage<M> = (M, Outcome);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PartitionIndex(usize);
 
+/// Identifies one sending of a batch, so that a late response to an earlier sending is recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sending {
+    /// Partition of the batch.
+    pub partition: PartitionIndex,
+    number: u64,
+}
+
 /// A batch to send now.
 #[derive(Debug)]
 pub struct BatchToSend<'a, M> {
-    /// Partition of the batch; [`Gather::complete`] takes the same index.
-    pub partition: PartitionIndex,
+    /// This sending of the batch, for [`Gather::complete`].
+    pub sending: Sending,
     /// Producer id, epoch and first sequence number.
     pub producer: ProducerState,
     /// Messages of the batch. `None` in a retried batch is a message that has ended since the first sending; the
@@ -120,7 +128,8 @@ struct Batch<M> {
     producer: ProducerState,
     was_sent: bool,
     may_be_stored: bool,
-    in_flight: bool,
+    /// Number of the sending in flight; `None` if the batch is not in flight.
+    in_flight: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -151,6 +160,8 @@ pub struct Gather<K, M> {
     /// Producer id and epoch of new batches: `None` until [`Gather::set_producer`] is called, (-1, -1) without
     /// idempotence.
     producer: Option<(i64, i16)>,
+    /// Sendings so far.
+    sending_count: u64,
 }
 
 impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
@@ -162,6 +173,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
             by_name: HashMap::new(),
             listed: HashMap::new(),
             producer: (!limits.is_idempotent).then_some((-1, -1)),
+            sending_count: 0,
         }
     }
 
@@ -224,7 +236,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     fn list(&mut self, index: PartitionIndex) -> Option<BrokerId> {
         let partition = &mut self.partitions[index.0];
         let leader = partition.leader?;
-        let in_flight = partition.batch.as_ref().is_some_and(|batch| batch.in_flight);
+        let in_flight = partition.batch.as_ref().is_some_and(|batch| batch.in_flight.is_some());
         if partition.is_listed || in_flight || (partition.batch.is_none() && partition.waiting.is_empty()) {
             return None;
         }
@@ -271,9 +283,10 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
             partition.is_listed = false;
             partition.not_before = None;
             let is_unchanged_retry = std::mem::replace(&mut batch.was_sent, true);
-            batch.in_flight = true;
+            self.sending_count += 1;
+            batch.in_flight = Some(self.sending_count);
             send(BatchToSend {
-                partition: index,
+                sending: Sending { partition: index, number: self.sending_count },
                 producer: batch.producer,
                 messages: &batch.messages,
                 is_unchanged_retry,
@@ -285,19 +298,21 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         next_due
     }
 
-    /// Handles the result of the batch in flight and passes each message that has ended to `end`. Returns the leader
-    /// if this call put the partition into the queue of its leader; a retry may have to wait for the back-off.
+    /// Handles the result of one sending and passes each message that has ended to `end`. A sending that is no longer
+    /// in flight is ignored. Returns the leader if this call put the partition into the queue of its leader; a retry may
+    /// have to wait for the back-off.
     pub fn complete(
         &mut self,
-        index: PartitionIndex,
+        sending: Sending,
         result: BatchResult,
         now: Instant,
         end: &mut impl FnMut(EndedMessage<M>),
     ) -> Option<BrokerId> {
         let backoff_end = now + self.limits.retry_backoff;
+        let Sending { partition: index, number } = sending;
         let partition = &mut self.partitions[index.0];
-        let mut batch = partition.batch.take_if(|batch| batch.in_flight)?;
-        batch.in_flight = false;
+        let mut batch = partition.batch.take_if(|batch| batch.in_flight == Some(number))?;
+        batch.in_flight = None;
         match result {
             BatchResult::Stored(base) => {
                 partition.advance_sequence(&batch);
@@ -333,7 +348,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
                 end((message, Outcome::TimedOut(Stored::No)));
             }
             if let Some(batch) = &mut partition.batch {
-                let stored = if batch.in_flight || batch.may_be_stored { Stored::Unknown } else { Stored::No };
+                let stored =
+                    if batch.in_flight.is_some() || batch.may_be_stored { Stored::Unknown } else { Stored::No };
                 for slot in &mut batch.messages {
                     if let Some(message) = slot.take_if(|message| message.deadline() <= now) {
                         end((message, Outcome::TimedOut(stored)));
@@ -391,7 +407,7 @@ impl<M: Gathered> Partition<M> {
             return false;
         }
         let producer = self.producer;
-        self.batch = Some(Batch { messages, producer, was_sent: false, may_be_stored: false, in_flight: false });
+        self.batch = Some(Batch { messages, producer, was_sent: false, may_be_stored: false, in_flight: None });
         true
     }
 
@@ -414,7 +430,7 @@ impl<M: Gathered> Partition<M> {
 
     /// Dissolves a batch that is not stored and puts its messages back at the front of the queue.
     fn requeue(&mut self) {
-        let Some(batch) = self.batch.take_if(|batch| !batch.in_flight && !batch.may_be_stored) else { return };
+        let Some(batch) = self.batch.take_if(|batch| batch.in_flight.is_none() && !batch.may_be_stored) else { return };
         for message in batch.messages.into_iter().rev().flatten() {
             self.waiting.push_front(message);
         }
@@ -473,7 +489,7 @@ impl<M: Gathered> Partition<M> {
 
     /// Drops a batch whose messages have all ended. If the batch may be stored, the next sequence number is unknown.
     fn drop_ended_batch(&mut self) {
-        let has_ended = |batch: &mut Batch<M>| !batch.in_flight && batch.messages.iter().all(Option::is_none);
+        let has_ended = |batch: &mut Batch<M>| batch.in_flight.is_none() && batch.messages.iter().all(Option::is_none);
         if let Some(batch) = self.batch.take_if(has_ended)
             && batch.may_be_stored
         {
@@ -484,7 +500,7 @@ impl<M: Gathered> Partition<M> {
 
 /// Returns a batch without messages that was never sent.
 fn unsent_batch<M>(producer: ProducerState) -> Batch<M> {
-    Batch { messages: Vec::new(), producer, was_sent: false, may_be_stored: false, in_flight: false }
+    Batch { messages: Vec::new(), producer, was_sent: false, may_be_stored: false, in_flight: None }
 }
 
 #[cfg(test)]

@@ -32,11 +32,18 @@ struct TestQueue {
     gather: Gather<u32, Message>,
     now: Instant,
     ended: Vec<(u32, Outcome)>,
+    /// Latest sending of each partition.
+    sendings: BTreeMap<usize, Sending>,
 }
 
 impl TestQueue {
     fn new(is_idempotent: bool) -> TestQueue {
-        TestQueue { gather: Gather::new(limits(is_idempotent)), now: Instant::now(), ended: Vec::new() }
+        TestQueue {
+            gather: Gather::new(limits(is_idempotent)),
+            now: Instant::now(),
+            ended: Vec::new(),
+            sendings: BTreeMap::new(),
+        }
     }
 
     fn append(&mut self, partition: PartitionIndex, ids: impl IntoIterator<Item = u32>) {
@@ -49,14 +56,20 @@ impl TestQueue {
         let mut sent = Vec::new();
         self.gather.take(broker, self.now, |batch| {
             let ids = batch.messages.iter().flatten().map(|message| message.id).collect();
-            sent.push((batch.partition, batch.producer.producer_id, batch.producer.base_sequence, ids));
+            self.sendings.insert(batch.sending.partition.0, batch.sending);
+            sent.push((batch.sending.partition, batch.producer.producer_id, batch.producer.base_sequence, ids));
         });
         sent
     }
 
+    /// Completes the latest sending of the partition.
     fn complete(&mut self, partition: PartitionIndex, result: BatchResult) {
+        self.complete_sending(self.sendings[&partition.0], result);
+    }
+
+    fn complete_sending(&mut self, sending: Sending, result: BatchResult) {
         let ended = &mut self.ended;
-        self.gather.complete(partition, result, self.now, &mut |(message, outcome)| ended.push((message.id, outcome)));
+        self.gather.complete(sending, result, self.now, &mut |(message, outcome)| ended.push((message.id, outcome)));
     }
 
     fn expire(&mut self) {
@@ -235,7 +248,8 @@ fn play(is_idempotent: bool, steps: &[Step]) {
     let partitions: Vec<PartitionIndex> = (0..3).map(|name| queue.gather.partition(name)).collect();
     let mut logs: Vec<Log> = (0..3).map(|_| Log::default()).collect();
     let mut appended: Vec<Vec<u32>> = vec![Vec::new(); 3];
-    let mut in_flight: VecDeque<(usize, i64, i32, Vec<u32>)> = VecDeque::new();
+    let mut in_flight: VecDeque<(Sending, i64, i32, Vec<u32>)> = VecDeque::new();
+    let mut completed: Vec<Sending> = Vec::new();
     // Message ids of the latest encoded batch of each partition, which an unchanged retry sends again.
     let mut encoded: Vec<Vec<u32>> = vec![Vec::new(); 3];
     let (mut next_id, mut next_producer) = (0, 0);
@@ -255,17 +269,24 @@ fn play(is_idempotent: bool, steps: &[Step]) {
             Step::Take(broker) => {
                 let now = queue.now;
                 queue.gather.take(broker, now, |batch| {
-                    let position = batch.partition.0;
+                    let position = batch.sending.partition.0;
                     if !batch.is_unchanged_retry {
                         encoded[position] = batch.messages.iter().flatten().map(|message| message.id).collect();
                     }
                     let ProducerState { producer_id, base_sequence, .. } = batch.producer;
-                    assert!(in_flight.iter().all(|sent| sent.0 != position), "one batch in flight for each partition");
-                    in_flight.push_back((position, producer_id, base_sequence, encoded[position].clone()));
+                    let is_free = in_flight.iter().all(|sent| sent.0.partition.0 != position);
+                    assert!(is_free, "one batch in flight for each partition");
+                    in_flight.push_back((batch.sending, producer_id, base_sequence, encoded[position].clone()));
                 });
             }
             Step::Broker(what, lost) => {
-                let Some((position, producer, sequence, ids)) = in_flight.pop_front() else { continue };
+                let Some((sending, producer, sequence, ids)) = in_flight.pop_front() else { continue };
+                let position = sending.partition.0;
+                // Late responses to earlier sendings of the partition.
+                for late in completed.iter().filter(|late| late.partition == sending.partition) {
+                    queue.complete_sending(*late, BatchResult::Stored(Some(0)));
+                }
+                completed.push(sending);
                 let result = match what {
                     0..=5 => match logs[position].append(producer, sequence, &ids) {
                         Ok(offset) => BatchResult::Stored(Some(offset as i64)),
@@ -284,7 +305,7 @@ fn play(is_idempotent: bool, steps: &[Step]) {
                 } else {
                     result
                 };
-                queue.complete(partitions[position], if lost { BatchResult::MaybeStored } else { result });
+                queue.complete_sending(sending, if lost { BatchResult::MaybeStored } else { result });
             }
             Step::Leader(partition, leader) => {
                 queue.gather.set_leader(partitions[partition], leader);
