@@ -77,7 +77,8 @@
 //! # Reading order
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
-//! [`metrics`], [`kafka`] (codecs of a client of our own, not used by an engine yet) → [`config`], [`logging`], `reload`, [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
+//! [`metrics`], [`kafka`] (the pure parts of a Kafka client of our own, which no engine uses yet) → [`config`],
+//! [`logging`], `reload`, [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
 
 pub mod daemon;
 

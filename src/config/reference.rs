@@ -1,8 +1,8 @@
 //! For tests: compares a reference file under `conf/` with the code that takes its keys.
 //!
 //! In a reference file an optional key is commented out with `# `. The tests assert that each key that the code takes
-//! is in the file, commented out or not. They also load the file with all keys uncommented; loading fails for a key that
-//! the daemon does not take.
+//! is in the file, commented out or not. They also load the file with all keys uncommented; loading fails for a key
+//! that the daemon does not take.
 
 use std::collections::BTreeSet;
 

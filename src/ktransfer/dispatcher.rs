@@ -29,7 +29,7 @@ use crate::shutdown::{Never, Stop};
 pub(super) use channels::{Channels, JobQueues};
 use filter::{Filtered, filter};
 use in_flight::InFlight;
-use partition::{ClaimedPartition, ReleaseState};
+use partition::{ClaimedPartition, ReleaseState, shown};
 use stop_phase::StopPhase;
 
 /// The events that wake the loop.
@@ -442,11 +442,6 @@ impl Drop for Dispatcher {
         }
         self.context.pusher.abort();
     }
-}
-
-/// Returns the offset as text for a log line.
-fn shown(offset: Option<Offset>) -> String {
-    offset.map_or_else(|| "unknown".to_owned(), |offset| offset.to_string())
 }
 
 #[cfg(test)]

@@ -366,7 +366,7 @@ mod tests {
         for partition in 0..50 {
             fetch_loop.apply(FetchCommand::Assign { partition, window: WindowId(1), position: None });
         }
-        // A look-up that fails may have taken seconds, in which no command was received: it is the last one of its turn.
+        // A look-up that fails may have taken seconds without a command being received: it is the last of its turn.
         assert!(fetch_loop.look_up_start_offsets().is_empty());
         assert_eq!(requests.load(Ordering::SeqCst), 1);
         assert!(fetch_loop.look_up_start_offsets().is_empty());

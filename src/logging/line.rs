@@ -78,7 +78,7 @@ fn append_time(line: &mut Vec<u8>, since_1970: Duration) {
         static SECOND: Cell<(u64, [u8; 19], [u8; 6])> = const { Cell::new((u64::MAX, [b'?'; 19], [b'?'; 6])) };
     }
     let seconds = since_1970.as_secs();
-    // A thread that is ending has no thread-locals any more, so it formats the time of each line anew.
+    // A thread that is ending has no thread-locals any more, so it formats the time again for each line.
     let cached = SECOND.try_with(Cell::get).ok().filter(|(second, ..)| *second == seconds);
     let (_, clock, zone) = cached.unwrap_or_else(|| {
         let (clock, zone) = local_time(seconds);

@@ -167,8 +167,8 @@ impl Reader {
         connection.end_hand_over(has_more || peer_closed)
     }
 
-    /// Sends the server's own error response and closes the connection. Always returns true, which tells the caller to
-    /// call `apply_phase`.
+    /// Sends the server's own error response and closes the connection. Always returns true: the caller
+    /// must call `apply_phase`.
     pub(super) fn refuse(&mut self, index: usize, refusal: Refusal) -> bool {
         let client = self.client(index);
         // Read before `take`, after which the parser no longer has the method.
@@ -188,7 +188,7 @@ impl Reader {
         self.answer_and_close(index, response, head_only)
     }
 
-    /// Sends the last response of a connection. Always returns true, which tells the caller to call `apply_phase`.
+    /// Sends the last response of a connection. Always returns true: the caller must call `apply_phase`.
     fn answer_and_close(&mut self, index: usize, response: Response, head_only: bool) -> bool {
         let head_limits = self.limits.head;
         let client = self.client(index);

@@ -21,80 +21,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::super::record_batch::ProducerState;
-
-/// Broker id (`node_id` in the protocol).
-pub type BrokerId = i32;
-
-/// A message that [`Gather`] can queue.
-pub trait Gathered {
-    /// Upper bound of the bytes that the message adds to a batch.
-    fn cost_bytes(&self) -> usize;
-
-    /// Time at which the message ends with [`Outcome::TimedOut`] if the broker has not confirmed it.
-    fn deadline(&self) -> Instant;
-}
-
-/// Whether a message that was not confirmed may be in the partition log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
-    /// The message is not in the log.
-    No,
-    /// The message may be in the log.
-    Unknown,
-}
-
-/// Final outcome of a message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The broker confirmed the message at this offset; `None` if the response had no offset.
-    Appended(Option<i64>),
-    /// The broker rejected the message with this error code of the protocol.
-    Rejected(i16, Stored),
-    /// The deadline of the message passed.
-    TimedOut(Stored),
-}
-
-/// Result of sending a batch once, derived from the response or from the failure of the request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BatchResult {
-    /// The batch is stored and its first record has this offset; `None` if the offset is unknown (acks=0, or the
-    /// broker recognised a duplicate).
-    Stored(Option<i64>),
-    /// The batch was not stored; its messages are retried after the back-off. At acks=-1 NOT_LEADER_OR_FOLLOWER,
-    /// UNKNOWN_TOPIC_OR_PARTITION and KAFKA_STORAGE_ERROR are [`BatchResult::MaybeStored`] instead: a broker that loses
-    /// the partition after the append, while it waits for the replicas, returns these codes, too.
-    NotStored,
-    /// The batch may be stored: the connection closed, the request timed out, or the error code does not exclude it.
-    /// The batch is retried unchanged after the back-off.
-    MaybeStored,
-    /// The broker rejected the batch with this error code because of the records at these positions (empty: all
-    /// records). The messages at the other positions are retried.
-    Rejected(Vec<usize>, i16),
-    /// The broker rejected the batch with this error code because the batch as a whole is too large.
-    TooLarge(i16),
-    /// The broker does not know the producer id, or expects a lower sequence number (UNKNOWN_PRODUCER_ID,
-    /// OUT_OF_ORDER_SEQUENCE_NUMBER). This sending of the batch stored nothing.
-    UnknownProducer,
-}
-
-/// Size limits and retry settings.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Upper bound of the bytes of a batch; a batch of a single message may be larger.
-    pub max_batch_bytes: usize,
-    /// Upper bound of the bytes of a request; a request with a single batch may be larger.
-    pub max_request_bytes: usize,
-    /// Back-off before a batch is retried.
-    pub retry_backoff: Duration,
-    /// Whether batches carry a producer id and sequence numbers.
-    pub is_idempotent: bool,
-}
-
-/// A message with its final outcome.
-pub type EndedMessage<M> = (M, Outcome);
+use super::outcome::{BatchResult, BrokerId, EndedMessage, Gathered, Limits, Outcome, Stored};
+use super::partition::Partition;
+use crate::kafka::record_batch::ProducerState;
 
 /// Identifies a partition within one [`Gather`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,32 +51,6 @@ pub struct BatchToSend<'a, M> {
     pub messages: &'a [Option<M>],
     /// Whether the batch is a retry that must be unchanged: the caller sends the bytes that it encoded the first time.
     pub is_unchanged_retry: bool,
-}
-
-#[derive(Debug)]
-struct Batch<M> {
-    messages: Vec<Option<M>>,
-    producer: ProducerState,
-    was_sent: bool,
-    may_be_stored: bool,
-    /// Number of the sending in flight; `None` if the batch is not in flight.
-    in_flight: Option<u64>,
-}
-
-#[derive(Debug)]
-struct Partition<M> {
-    leader: Option<BrokerId>,
-    waiting: VecDeque<M>,
-    batch: Option<Batch<M>>,
-    /// End of the back-off after a failure; no batch of the partition is sent earlier.
-    not_before: Option<Instant>,
-    /// Whether the partition is in the `listed` queue of its leader.
-    is_listed: bool,
-    /// Producer id and epoch of the latest batch, and the sequence number of the next batch.
-    producer: ProducerState,
-    /// Whether the sequence number that the broker expects is unknown: the next batch needs a newer producer id or
-    /// epoch.
-    needs_new_producer: bool,
 }
 
 /// The messages of one acks level that have not ended, by partition.
@@ -299,8 +204,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     }
 
     /// Handles the result of one sending and passes each message that has ended to `end`. A sending that is no longer
-    /// in flight is ignored. Returns the leader if this call put the partition into the queue of its leader; a retry may
-    /// have to wait for the back-off.
+    /// in flight is ignored. Returns the leader if this call put the partition into the queue of its leader; a retry
+    /// may have to wait for the back-off.
     pub fn complete(
         &mut self,
         sending: Sending,
@@ -379,128 +284,6 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     pub fn is_empty(&self) -> bool {
         self.partitions.iter().all(|partition| partition.waiting.is_empty() && partition.batch.is_none())
     }
-}
-
-impl<M: Gathered> Partition<M> {
-    /// Forms a batch of the waiting messages; returns false if no message waits or a new producer id is needed first.
-    fn form_batch(&mut self, limits: Limits, producer: Option<(i64, i16)>) -> bool {
-        let Some((producer_id, epoch)) = producer else { return false };
-        let is_current = (self.producer.producer_id, self.producer.epoch) == (producer_id, epoch);
-        if limits.is_idempotent {
-            if self.needs_new_producer && is_current {
-                return false;
-            }
-            if !is_current {
-                self.producer = ProducerState { producer_id, epoch, base_sequence: 0 };
-                self.needs_new_producer = false;
-            }
-        }
-        let (mut messages, mut bytes) = (Vec::new(), 0);
-        while let Some(message) = self.waiting.front() {
-            bytes += message.cost_bytes();
-            if !messages.is_empty() && bytes > limits.max_batch_bytes {
-                break;
-            }
-            messages.push(self.waiting.pop_front());
-        }
-        if messages.is_empty() {
-            return false;
-        }
-        let producer = self.producer;
-        self.batch = Some(Batch { messages, producer, was_sent: false, may_be_stored: false, in_flight: None });
-        true
-    }
-
-    fn advance_sequence(&mut self, batch: &Batch<M>) {
-        if self.producer.base_sequence >= 0 {
-            // After `i32::MAX` the sequence numbers continue at 0 (Kafka: DefaultRecordBatch.incrementSequence).
-            let next = (i64::from(batch.producer.base_sequence) + batch.messages.len() as i64) & i64::from(i32::MAX);
-            self.producer.base_sequence = next as i32;
-        }
-    }
-
-    fn retry(&mut self, batch: Batch<M>, not_before: Option<Instant>) {
-        let may_be_stored = batch.may_be_stored;
-        self.batch = Some(batch);
-        self.not_before = not_before;
-        if !may_be_stored {
-            self.requeue();
-        }
-    }
-
-    /// Dissolves a batch that is not stored and puts its messages back at the front of the queue.
-    fn requeue(&mut self) {
-        let Some(batch) = self.batch.take_if(|batch| batch.in_flight.is_none() && !batch.may_be_stored) else { return };
-        for message in batch.messages.into_iter().rev().flatten() {
-            self.waiting.push_front(message);
-        }
-    }
-
-    fn reject(&mut self, batch: Batch<M>, records: &[usize], code: i16, end: &mut impl FnMut(EndedMessage<M>)) {
-        if batch.may_be_stored {
-            // The rejection concerns the latest attempt; an earlier attempt may be stored.
-            self.needs_new_producer = self.producer.base_sequence >= 0;
-            for message in batch.messages.into_iter().flatten() {
-                end((message, Outcome::Rejected(code, Stored::Unknown)));
-            }
-            return;
-        }
-        let mut rest = Vec::new();
-        for (position, message) in batch.messages.into_iter().enumerate() {
-            match message {
-                Some(message) if records.is_empty() || records.contains(&position) => {
-                    end((message, Outcome::Rejected(code, Stored::No)));
-                }
-                message => rest.push(message),
-            }
-        }
-        self.batch = Some(Batch { messages: rest, ..unsent_batch(batch.producer) });
-        self.requeue();
-    }
-
-    /// Halves a batch: the first half becomes the next batch, the second half the front of the queue.
-    fn split(&mut self, batch: Batch<M>, code: i16, end: &mut impl FnMut(EndedMessage<M>)) {
-        if batch.may_be_stored {
-            return self.reject(batch, &[], code, end);
-        }
-        // The halves are encoded again, without the messages that have ended since.
-        let mut messages: Vec<_> = batch.messages.into_iter().filter(Option::is_some).collect();
-        let second = messages.split_off(messages.len().div_ceil(2));
-        for message in second.into_iter().rev().flatten() {
-            self.waiting.push_front(message);
-        }
-        // The half stays a batch: `form_batch` would form the same large batch again.
-        self.batch = Some(Batch { messages, ..unsent_batch(batch.producer) });
-    }
-
-    /// Handles [`BatchResult::UnknownProducer`]: messages that may be stored end, because a retry under a new producer
-    /// id would not be recognised as a duplicate.
-    fn end_if_maybe_stored(&mut self, batch: Batch<M>, end: &mut impl FnMut(EndedMessage<M>)) {
-        if batch.may_be_stored {
-            const OUT_OF_ORDER_SEQUENCE_NUMBER: i16 = 45;
-            for message in batch.messages.into_iter().flatten() {
-                end((message, Outcome::Rejected(OUT_OF_ORDER_SEQUENCE_NUMBER, Stored::Unknown)));
-            }
-        } else {
-            self.batch = Some(batch);
-            self.requeue();
-        }
-    }
-
-    /// Drops a batch whose messages have all ended. If the batch may be stored, the next sequence number is unknown.
-    fn drop_ended_batch(&mut self) {
-        let has_ended = |batch: &mut Batch<M>| batch.in_flight.is_none() && batch.messages.iter().all(Option::is_none);
-        if let Some(batch) = self.batch.take_if(has_ended)
-            && batch.may_be_stored
-        {
-            self.needs_new_producer = self.producer.base_sequence >= 0;
-        }
-    }
-}
-
-/// Returns a batch without messages that was never sent.
-fn unsent_batch<M>(producer: ProducerState) -> Batch<M> {
-    Batch { messages: Vec::new(), producer, was_sent: false, may_be_stored: false, in_flight: None }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use prometheus::IntGauge;
 
-use crate::broker::Message;
+use crate::broker::{Message, Offset};
 use crate::ktransfer::group::Generation;
 use crate::ktransfer::job::{Assignment, WindowId};
 use crate::ktransfer::window::Window;
@@ -88,4 +88,9 @@ impl ClaimedPartition {
     pub(super) fn is_drained(&self) -> bool {
         self.release != ReleaseState::Owned && self.in_flight == 0
     }
+}
+
+/// Returns the offset as text for a log line.
+pub(super) fn shown(offset: Option<Offset>) -> String {
+    offset.map_or_else(|| "unknown".to_owned(), |offset| offset.to_string())
 }

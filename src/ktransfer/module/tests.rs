@@ -330,9 +330,9 @@ fn a_partition_is_released_with_the_offset_of_its_first_message_that_is_not_done
     rig.gain(0, 1, Some(0));
     rig.gain(1, 2, Some(0));
     wait_until("all other messages are done", || {
-        rig.backend.delivered().len() == 19 && rig.commit_point(1) == Some(10)
+        // The acknowledgements of the two partitions arrive in any order.
+        rig.backend.delivered().len() == 19 && rig.commit_point(0) == Some(5) && rig.commit_point(1) == Some(10)
     });
-    assert_eq!(rig.commit_point(0), Some(5));
     rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
     wait_until("partition 0 is released while offset 5 is retried", || rig.releases() == [(0, Some(5))]);
     // After the next `Gained` reading starts at offset 5, which is delivered now; offsets 6 to 9 are repeated.

@@ -1,6 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 const BACKOFF: Duration = Duration::from_millis(100);
