@@ -145,6 +145,8 @@ fn freeze_the_broker(cluster: &Cluster, fixture: &Fixture, topic: &Arc<str>) {
 /// Closes the producer while the broker is frozen: the close completes the append in flight.
 fn close_while_the_broker_is_frozen(cluster: &Cluster, producer: &dyn Producer<Report>, topic: &Arc<str>) {
     let kafka = &cluster.kafka_servers[0];
+    // This producer may still report the previous freeze, and then it refuses appends at once.
+    wait_until(DEADLINE, "the producer reaches the broker", || producer.reachable().is_ok());
     kafka.freeze();
     let answer = start(producer, record(topic, None, "last"), Acks::Leader);
     let started = Instant::now();
