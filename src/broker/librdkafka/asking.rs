@@ -15,13 +15,18 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use rdkafka::types::{RDKafka, RDKafkaRespErr};
 
-use super::native::{Described, ask_any_broker, describe_cluster, describe_topic};
+use super::native::{Described, ask_any_broker, describe_topic};
 use super::{HasVoice, Voice, in_words};
 use crate::broker::metadata_gate::MetadataClient;
 use crate::broker::topics::LookupAnswer;
 
 /// After so many names that no broker made, brokers are not asked to make any more; those that do make them leave none.
 const MAX_UNKNOWN_NAMES: usize = 1_000;
+
+/// Looked up to see whether a broker responds; any response will do, also that the topic does not exist. Not
+/// DescribeCluster: librdkafka 2.12 aborts the process when a broker that is starting returns neither brokers nor topics
+/// (`rd_kafka_DescribeClusterResponse_parse` returns no error for it, and no result).
+const PROBED_TOPIC: &str = "__kafka_http_wrapper_probe";
 
 /// The questions of one producer.
 pub(super) struct Asking<X: ProducerContext + HasVoice + 'static> {
@@ -103,14 +108,15 @@ impl<X: ProducerContext + HasVoice + 'static> MetadataClient for Asking<X> {
     fn check_reachable(&mut self, wait: Duration) -> Result<(), String> {
         let client = self.native.client().native_ptr();
         let outcome = if self.brokers.is_empty() {
-            ask_any_broker(client, wait)
+            ask_any_broker(client, wait).map(|brokers| self.brokers = brokers)
         } else {
-            // Where neither of two answers, any other one will do; one that works takes no time to speak of.
-            self.ask_one_or_another(wait, describe_cluster).or_else(|_| ask_any_broker(client, wait / 4))
+            let probe = |client, broker, wait| describe_topic(client, PROBED_TOPIC, broker, wait).map(drop);
+            // If two brokers do not respond, any other broker will do; a broker that works responds at once.
+            self.ask_one_or_another(wait, probe)
+                .or_else(|_| ask_any_broker(client, wait / 4).map(|brokers| self.brokers = brokers))
         };
         match outcome {
-            Ok(brokers) => {
-                self.brokers = brokers;
+            Ok(()) => {
                 self.voice().forget_trouble();
                 Ok(())
             }

@@ -78,21 +78,6 @@ pub(super) enum Described {
     Error(RDKafkaErrorCode),
 }
 
-/// The numbers of the brokers of the cluster. Nothing about topics is asked or kept.
-pub(super) fn describe_cluster(client: *mut RDKafka, broker: i32, wait: Duration) -> Result<Vec<i32>, String> {
-    // SAFETY: the client is alive during the call; each thing made here is given back here, in `ask_administration` or with
-    // the event; the answer is copied before that.
-    unsafe {
-        let op = raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER;
-        let ask = |options: *const _, queue: *mut _| raw::rd_kafka_DescribeCluster(client, options, queue);
-        let event = ask_administration(client, op, To::Broker(broker), wait, ask)?;
-        let result = raw::rd_kafka_event_DescribeCluster_result(event.0.as_ptr());
-        let mut count = 0;
-        let nodes = raw::rd_kafka_DescribeCluster_result_nodes(result, &mut count);
-        Ok((0..count).map(|place| raw::rd_kafka_Node_id(*nodes.add(place))).collect())
-    }
-}
-
 /// Looks a topic up without making it, and without the client keeping its name.
 pub(super) fn describe_topic(
     client: *mut RDKafka,
@@ -101,7 +86,8 @@ pub(super) fn describe_topic(
     wait: Duration,
 ) -> Result<Described, String> {
     let name = CString::new(topic).map_err(|_| "the topic name contains a zero byte".to_owned())?;
-    // SAFETY: as above; the name lives during the call, which copies it.
+    // SAFETY: the client is alive during the call; each thing made here is given back here, in `ask_administration` or with
+    // the event; the answer is copied before that. The name lives during the call, which copies it.
     unsafe {
         let topics = raw::rd_kafka_TopicCollection_of_topic_names(&mut name.as_ptr(), 1);
         let op = raw::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
