@@ -68,6 +68,17 @@ pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> Worke
     }
 }
 
+/// Record headers for [`job`]. A backend receives `trace`, `null` (empty) and `utf8`; the others have a name or value
+/// that HTTP does not allow, or are too long.
+pub(super) const RECORD_HEADERS: &[(&str, Option<&[u8]>)] = &[
+    ("trace", Some(b"a b/c")),
+    ("null", None),
+    ("bad name", Some(b"x")),
+    ("bad-value", Some(b"x\r\ny: z")),
+    ("long", Some(&[b'x'; 9000])),
+    ("utf8", Some("\u{e9}".as_bytes())),
+];
+
 /// Creates a job for a message at offset 42 of partition 3, under a claim that has not ended.
 pub(super) fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> Job {
     let header = |(name, value): &(&str, Option<&[u8]>)| Header { name: (*name).into(), value: value.map(Into::into) };

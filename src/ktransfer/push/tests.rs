@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use crate::ktransfer::test_backend::TestBackend;
-use crate::ktransfer::test_fixtures::{job, module_config};
+use crate::ktransfer::test_fixtures::{RECORD_HEADERS, job, module_config};
 
 fn pusher(server: &str) -> Pusher {
     let config = module_config(&[server]);
@@ -22,14 +22,7 @@ fn a_push_has_the_message_as_body_and_its_topic_partition_and_offset_as_headers(
     let backend = TestBackend::start(|_| 200);
     let pusher = pusher(&backend.server);
     let body: Vec<u8> = (0..=255).cycle().take(100_000).collect();
-    let headers: &[(&str, Option<&[u8]>)] = &[
-        ("trace", Some(b"a b/c")),
-        ("null", None),
-        ("bad name", Some(b"x")),
-        ("bad-value", Some(b"x\r\ny: z")),
-        ("long", Some(&[b'x'; 9000])),
-    ];
-    let job = job(Some(b"k/\xff"), Some(&body), headers);
+    let job = job(Some(b"k/\xff"), Some(&body), RECORD_HEADERS);
     let url = pusher.url(&job, &backend.server);
     assert_eq!(pusher.push(&job, &url, 2), answered(200));
     let request = &backend.received()[0];

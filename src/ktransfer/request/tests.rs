@@ -1,7 +1,7 @@
 //! Tests of the url, the headers and the limits of requests, without a socket.
 
 use super::*;
-use crate::ktransfer::test_fixtures::job;
+use crate::ktransfer::test_fixtures::{RECORD_HEADERS, job};
 
 fn builder(uri: &str) -> RequestBuilder {
     let headers = [("Host", "www.example.org"), ("X-Two", "a"), ("X-Two", "b")];
@@ -26,15 +26,7 @@ fn the_url_consists_of_server_and_filled_uri_template() {
 
 #[test]
 fn a_request_has_the_headers_of_message_module_and_configuration() {
-    let headers: &[(&str, Option<&[u8]>)] = &[
-        ("trace", Some(b"a b/c")),
-        ("null", None),
-        ("bad name", Some(b"x")),
-        ("bad-value", Some(b"x\r\ny: z")),
-        ("long", Some(&[b'x'; 9000])),
-        ("utf8", Some("\u{e9}".as_bytes())),
-    ];
-    let job = job(Some(b"k/\xff"), Some(b"body"), headers);
+    let job = job(Some(b"k/\xff"), Some(b"body"), RECORD_HEADERS);
     let request = builder("/p").request(&job, "http://a:80/p", 2).unwrap();
     assert_eq!((request.method(), request.uri().to_string().as_str()), (&Method::POST, "http://a:80/p"));
     assert_eq!(*request.body(), b"body");
