@@ -16,9 +16,12 @@
 //! The formats are specified in the protocol guide and the message format section of the Apache Kafka documentation.
 
 pub mod compression;
+pub mod config;
+pub mod connection;
 pub mod frame;
 pub mod produce;
 pub mod producer;
+pub mod protocol;
 pub mod record_batch;
 pub mod records;
 pub mod wire;

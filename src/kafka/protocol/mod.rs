@@ -1,0 +1,31 @@
+//! The requests of this client and their responses, one module for each; Produce, the hot path, is in [`super::produce`].
+//!
+//! Requests are encoded and responses decoded by hand, in the versions that the client uses: a decoder generated from
+//! Kafka's message definitions reserves memory for as many elements as an array announces.
+
+pub mod api_versions;
+
+use super::wire::{Malformed, WireReader};
+
+/// A request of the Kafka protocol.
+pub trait Request {
+    /// API key: the type of the request.
+    const API_KEY: i16;
+    /// The lowest and the highest version that [`encode`](Self::encode) and [`decode`](Self::decode) support.
+    const VERSIONS: (i16, i16);
+    /// The first version whose headers and structures have tagged fields and compact lengths (KIP-482).
+    const FIRST_FLEXIBLE: i16;
+    /// The response.
+    type Response;
+
+    /// Appends the body of the request.
+    fn encode(&self, buffer: &mut Vec<u8>, version: i16);
+
+    /// Decodes the body of a response; fails if bytes are missing or invalid. The caller checks that none are left.
+    fn decode(reader: &mut WireReader, version: i16) -> Result<Self::Response, Malformed>;
+}
+
+/// Whether `version` of a request is flexible.
+pub(super) fn is_flexible<R: Request>(version: i16) -> bool {
+    version >= R::FIRST_FLEXIBLE
+}
