@@ -233,6 +233,10 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
                 partition.retry(batch, Some(backoff_end));
             }
             BatchResult::Rejected(records, code) => partition.reject(batch, &records, code, end),
+            BatchResult::Failed(code) => {
+                batch.may_be_stored = true;
+                partition.reject(batch, &[], code, end);
+            }
             BatchResult::TooLarge(code) if batch.messages.len() == 1 => partition.reject(batch, &[], code, end),
             BatchResult::TooLarge(code) => partition.split(batch, code, end),
             BatchResult::UnknownProducer => {
@@ -278,6 +282,41 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
             partition.waiting.front().map(Gathered::deadline).into_iter().chain(batch).min()
         };
         self.partitions.iter().filter_map(of).min()
+    }
+
+    /// Returns the leader of a partition.
+    pub fn leader(&self, index: PartitionIndex) -> Option<BrokerId> {
+        self.partitions[index.0].leader
+    }
+
+    /// Returns the earliest time at which `broker` may be sent a batch: `now` if one is ready, the end of a back-off, or
+    /// `None` if there is nothing to send.
+    pub fn next_due(&self, broker: BrokerId, now: Instant) -> Option<Instant> {
+        let listed = self.listed.get(&broker)?.iter().map(|index| &self.partitions[index.0]);
+        let valid = listed.filter(|partition| partition.leader == Some(broker) && partition.is_listed);
+        valid.map(|partition| partition.not_before.unwrap_or(now).max(now)).min()
+    }
+
+    /// Whether the partition has a batch that must be retried unchanged.
+    pub fn has_unchanged_retry(&self, index: PartitionIndex) -> bool {
+        self.partitions[index.0].batch.as_ref().is_some_and(|batch| batch.was_sent && batch.in_flight.is_none())
+    }
+
+    /// Ends all messages, with whether each may be stored.
+    pub fn drain(&mut self, end: &mut impl FnMut((M, Stored))) {
+        for partition in &mut self.partitions {
+            for message in partition.waiting.drain(..) {
+                end((message, Stored::No));
+            }
+            if let Some(batch) = &mut partition.batch {
+                let may_be_stored = batch.in_flight.is_some() || batch.may_be_stored;
+                let stored = if may_be_stored { Stored::Unknown } else { Stored::No };
+                for message in batch.messages.iter_mut().filter_map(Option::take) {
+                    end((message, stored));
+                }
+            }
+            partition.drop_ended_batch();
+        }
     }
 
     /// Whether all messages have ended and no batch is in flight.

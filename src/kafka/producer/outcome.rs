@@ -55,6 +55,8 @@ pub enum BatchResult {
     /// The broker does not know the producer id, or expects a lower sequence number (UNKNOWN_PRODUCER_ID,
     /// OUT_OF_ORDER_SEQUENCE_NUMBER). This sending of the batch stored nothing.
     UnknownProducer,
+    /// The broker failed with this error code, which leaves open whether the batch is stored; a retry is not useful.
+    Failed(i16),
 }
 
 /// Size limits and retry settings.

@@ -1,0 +1,219 @@
+//! The messages of one acks level, with the threads that send them: one [`Sender`](super::sender) a broker.
+//!
+//! The lock of the level is held while a message is queued, while the batches of a request are formed and encoded, and
+//! while the results of a request are applied; never during IO, and never while a message is ended.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use super::gather::{Gather, PartitionIndex};
+use super::message::{AcksLevel, ProducerMessage};
+use super::outcome::{BrokerId, Limits, Outcome};
+use crate::kafka::connection::Disconnect;
+use crate::kafka::metadata::TopicMetadata;
+use crate::locks::lock;
+use crate::random::random;
+
+/// Time for which messages without a key and without a chosen partition go to the same partition: in one batch they
+/// cost the client and the broker less than in a batch for each partition.
+const STICKY_TIME: Duration = Duration::from_millis(5);
+
+/// Name of a partition in a [`Gather`].
+pub(super) type PartitionName = (Arc<str>, i32);
+
+/// One acks level.
+pub(super) struct Level<M> {
+    pub(super) acks: AcksLevel,
+    state: Mutex<LevelState<M>>,
+}
+
+pub(super) struct LevelState<M> {
+    pub(super) gather: Gather<PartitionName, M>,
+    topics: HashMap<Arc<str>, LevelTopic>,
+    pub(super) senders: HashMap<BrokerId, SenderHandle>,
+    /// Encoded bytes of the batches that must be retried unchanged.
+    pub(super) retained: HashMap<PartitionIndex, Vec<u8>>,
+    pub(super) producer_id: ProducerIdState,
+    /// Time at which the deadline thread looks at this level next.
+    pub(super) next_expiry: Instant,
+}
+
+#[derive(Default)]
+struct LevelTopic {
+    partitions: Vec<PartitionIndex>,
+    sticky: Option<Sticky>,
+}
+
+/// The partition of messages without a key, until messages have this deadline.
+struct Sticky {
+    partition: i32,
+    until_deadline: Instant,
+}
+
+/// The thread that sends to one broker.
+#[derive(Default)]
+pub(super) struct SenderHandle {
+    /// `None` until the thread runs.
+    pub(super) thread: Option<Thread>,
+    /// Closes the connection of the thread; `None` without a connection.
+    pub(super) disconnect: Option<Disconnect>,
+    /// Cause of the latest failure; empty while the connection works.
+    pub(super) last_failure: String,
+}
+
+/// How far the level is with its producer id. Without idempotence it stays `Idle`.
+#[derive(Default)]
+pub(super) enum ProducerIdState {
+    #[default]
+    Idle,
+    /// A sender has requested an id.
+    Requested,
+    /// The cluster refused an id with this error code and reason; messages are refused until then.
+    Refused { code: i16, reason: String, until: Instant, pause: Duration },
+}
+
+/// What the caller of [`LevelState::append`] must do after it has released the lock.
+pub(super) enum AfterAppend<M> {
+    Nothing,
+    /// Wake this thread.
+    Wake(Thread),
+    /// Start a thread for this broker.
+    Start(BrokerId),
+    /// End the message.
+    End(M, Outcome, String),
+}
+
+impl<M: ProducerMessage> Level<M> {
+    pub(super) fn new(acks: AcksLevel, limits: Limits) -> Self {
+        Level {
+            acks,
+            state: Mutex::new(LevelState {
+                gather: Gather::new(Limits { is_idempotent: acks == AcksLevel::All, ..limits }),
+                topics: HashMap::new(),
+                senders: HashMap::new(),
+                retained: HashMap::new(),
+                producer_id: ProducerIdState::Idle,
+                next_expiry: Instant::now(),
+            }),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, LevelState<M>> {
+        lock(&self.state)
+    }
+}
+
+impl<M: ProducerMessage> LevelState<M> {
+    /// Whether `topic` has partition `partition` here.
+    pub(super) fn has_partition(&self, topic: &str, partition: i32) -> bool {
+        self.topics.get(topic).is_some_and(|topic| index_of(topic, partition).is_some())
+    }
+
+    /// Chooses the partition of a message without a key: one with a leader, if any has one.
+    pub(super) fn sticky_partition(&mut self, topic: &str, count: i32, deadline: Instant) -> i32 {
+        let Some(entry) = self.topics.get_mut(topic) else { return random_below(count) };
+        if let Some(sticky) = &entry.sticky
+            && deadline < sticky.until_deadline
+            && sticky.partition < count
+            && index_of(entry, sticky.partition).is_some_and(|index| self.gather.leader(index).is_some())
+        {
+            return sticky.partition;
+        }
+        let first = random_below(count);
+        let has_leader = |partition: &i32| {
+            index_of(entry, *partition).is_some_and(|index| self.gather.leader(index).is_some())
+        };
+        let partition = (first..count).chain(0..first).find(has_leader).unwrap_or(first);
+        entry.sticky = Some(Sticky { partition, until_deadline: deadline + STICKY_TIME });
+        partition
+    }
+
+    /// Queues a message whose partition is here.
+    pub(super) fn append(&mut self, message: M) -> AfterAppend<M> {
+        if let ProducerIdState::Refused { code, reason, until, .. } = &self.producer_id
+            && Instant::now() < *until
+        {
+            return AfterAppend::End(message, Outcome::Rejected(*code, super::outcome::Stored::No), reason.clone());
+        }
+        let index = self.topics.get(message.topic()).and_then(|topic| index_of(topic, message.partition()));
+        let Some(index) = index else {
+            let reason = "the partition has no metadata".to_owned();
+            return AfterAppend::End(message, Outcome::TimedOut(super::outcome::Stored::No), reason);
+        };
+        match self.gather.append(index, message) {
+            Some(broker) => self.wake(broker),
+            None => AfterAppend::Nothing,
+        }
+    }
+
+    /// Returns how to wake the thread that sends to `broker`.
+    pub(super) fn wake(&mut self, broker: BrokerId) -> AfterAppend<M> {
+        match self.senders.get(&broker) {
+            Some(SenderHandle { thread: Some(thread), .. }) => AfterAppend::Wake(thread.clone()),
+            // The thread has been started and looks at the queue before it waits.
+            Some(SenderHandle { thread: None, .. }) => AfterAppend::Nothing,
+            None => {
+                self.senders.insert(broker, SenderHandle::default());
+                AfterAppend::Start(broker)
+            }
+        }
+    }
+
+    /// Sets the leaders of a topic; returns the brokers that may have something to send. `leaders` are those of the
+    /// partitions from 0.
+    pub(super) fn set_leaders(&mut self, topic: &Arc<str>, leaders: &[Option<BrokerId>]) -> Vec<BrokerId> {
+        let entry = self.topics.entry(Arc::clone(topic)).or_default();
+        while entry.partitions.len() < leaders.len() {
+            let partition = entry.partitions.len() as i32;
+            entry.partitions.push(self.gather.partition((Arc::clone(topic), partition)));
+        }
+        let mut woken: Vec<BrokerId> = entry
+            .partitions
+            .iter()
+            .zip(leaders)
+            .filter_map(|(index, leader)| self.gather.set_leader(*index, *leader))
+            .collect();
+        woken.sort_unstable();
+        woken.dedup();
+        woken
+    }
+
+    /// Whether messages were sent to this topic.
+    pub(super) fn has_topic(&self, topic: &str) -> bool {
+        self.topics.contains_key(topic)
+    }
+
+    /// Returns why a message of this partition could not be sent so far, as an error text.
+    pub(super) fn reason_for(&self, topic: &str, partition: i32) -> String {
+        let index = self.topics.get(topic).and_then(|topic| index_of(topic, partition));
+        match index.and_then(|index| self.gather.leader(index)) {
+            None => format!("partition {partition} of topic {topic} has no leader"),
+            Some(leader) => match self.senders.get(&leader) {
+                Some(sender) if !sender.last_failure.is_empty() => sender.last_failure.clone(),
+                _ => format!("broker {leader} has not confirmed earlier messages"),
+            },
+        }
+    }
+}
+
+fn index_of(topic: &LevelTopic, partition: i32) -> Option<PartitionIndex> {
+    topic.partitions.get(usize::try_from(partition).ok()?).copied()
+}
+
+fn random_below(count: i32) -> i32 {
+    (random() % count.max(1).unsigned_abs() as u64) as i32
+}
+
+/// Returns the leaders of the partitions from 0. The numbers of the partitions of a topic have no gap, so a number
+/// beyond their count is ignored.
+pub(super) fn leaders_of(topic: &TopicMetadata) -> Vec<Option<BrokerId>> {
+    let mut leaders = vec![None; topic.partitions.len()];
+    for partition in &topic.partitions {
+        if let Some(leader) = usize::try_from(partition.partition).ok().and_then(|index| leaders.get_mut(index)) {
+            *leader = partition.leader;
+        }
+    }
+    leaders
+}
