@@ -18,7 +18,9 @@
 pub mod compression;
 pub mod config;
 pub mod connection;
+pub mod error_code;
 pub mod frame;
+pub mod metadata;
 pub mod produce;
 pub mod producer;
 pub mod protocol;
