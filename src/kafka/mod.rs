@@ -22,6 +22,7 @@ pub mod connection;
 pub mod error_code;
 pub mod frame;
 pub mod metadata;
+pub mod metadata_client;
 pub mod produce;
 pub mod producer;
 pub mod protocol;

@@ -31,6 +31,8 @@ pub enum Outcome {
     Rejected(i16, Stored),
     /// The deadline of the message passed.
     TimedOut(Stored),
+    /// The producer was closed before the broker confirmed the message.
+    Closed(Stored),
 }
 
 /// Result of sending a batch once, derived from the response or from the failure of the request.

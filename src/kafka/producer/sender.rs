@@ -193,7 +193,7 @@ impl<M: ProducerMessage> Sender<M> {
             return true;
         }
         {
-            let mut level = self.level.lock();
+            let level = self.level.lock();
             if !level.gather.needs_producer() {
                 return true;
             }
@@ -213,12 +213,12 @@ impl<M: ProducerMessage> Sender<M> {
             ProducerIdState::Idle | ProducerIdState::Requested => MIN_REFUSAL_PAUSE,
         };
         let deadline = Instant::now() + self.shared.connector.config().request_timeout;
-        let response = connection.call(&InitProducerIdRequest::default(), deadline);
+        let response = connection.call(&InitProducerIdRequest::NEW, deadline);
         match response {
             Ok(response) if response.error_code == error_code::NONE => {
                 let mut level = self.level.lock();
                 level.producer_id = ProducerIdState::Idle;
-                let brokers = level.gather.set_producer(response.producer_id, response.epoch);
+                let brokers = level.gather.set_producer(response.producer_id, response.producer_epoch);
                 drop(level);
                 self.shared.wake(&self.level, &brokers);
                 true
