@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::kafka_rust;
 #[cfg(feature = "librdkafka")]
 use super::librdkafka;
+use super::native;
 use super::settings::{KafkaSettings, Role, SettingProblem};
 use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, LogEnds, Producer, ProducerConfig};
 use crate::config::{Problems, Section};
@@ -17,15 +18,26 @@ use crate::supervise::Supervisor;
 /// An engine that this build has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BuiltInEngine {
+    Native,
     #[cfg(feature = "librdkafka")]
     Librdkafka,
     KafkaRust,
 }
 
+/// Why `kafka_client: librdkafka` is refused by a build without it.
+#[cfg(not(feature = "librdkafka"))]
+const WITHOUT_LIBRDKAFKA: &str = "is \"librdkafka\", which this build does not have: remove this key, or use native, \
+                                  which takes the settings of the map kafka by the same names";
+
 impl Engine {
     /// Takes `kafka_client` (default `auto`); an engine that this build does not have is a problem.
     pub fn from_section(section: &mut Section, problems: &mut Problems) -> Self {
-        let choices = [("auto", Self::Auto), ("librdkafka", Self::Librdkafka), ("kafka-rust", Self::KafkaRust)];
+        let choices = [
+            ("auto", Self::Auto),
+            ("native", Self::Native),
+            ("librdkafka", Self::Librdkafka),
+            ("kafka-rust", Self::KafkaRust),
+        ];
         let engine = section.choice("kafka_client", &choices, problems);
         if let Err(text) = engine.resolve() {
             section.note("kafka_client", text, problems);
@@ -53,6 +65,7 @@ impl Engine {
     /// timestamp fails as [`AppendFailure::Unsupported`](super::AppendFailure::Unsupported).
     pub fn has_headers_and_timestamps(self) -> bool {
         match self.resolve() {
+            Ok(BuiltInEngine::Native) => true,
             #[cfg(feature = "librdkafka")]
             Ok(BuiltInEngine::Librdkafka) => true,
             Ok(BuiltInEngine::KafkaRust) | Err(_) => false,
@@ -61,6 +74,7 @@ impl Engine {
 
     fn validate(self, settings: &KafkaSettings, role: Role) -> Vec<SettingProblem> {
         match self.resolve() {
+            Ok(BuiltInEngine::Native) => native::validate(settings, role),
             #[cfg(feature = "librdkafka")]
             Ok(BuiltInEngine::Librdkafka) => librdkafka::validate(settings, role),
             Ok(BuiltInEngine::KafkaRust) => kafka_rust::validate(settings, role),
@@ -72,14 +86,13 @@ impl Engine {
     /// Returns the engine to use, or an error text if this build does not have the chosen one.
     fn resolve(self) -> Result<BuiltInEngine, String> {
         match self {
+            Self::Native => Ok(BuiltInEngine::Native),
             #[cfg(feature = "librdkafka")]
             Self::Auto | Self::Librdkafka => Ok(BuiltInEngine::Librdkafka),
             #[cfg(not(feature = "librdkafka"))]
             Self::Auto => Ok(BuiltInEngine::KafkaRust),
             #[cfg(not(feature = "librdkafka"))]
-            Self::Librdkafka => {
-                Err("is \"librdkafka\", which this build does not have: use auto or kafka-rust".to_owned())
-            }
+            Self::Librdkafka => Err(WITHOUT_LIBRDKAFKA.to_owned()),
             Self::KafkaRust => Ok(BuiltInEngine::KafkaRust),
         }
     }
@@ -94,6 +107,7 @@ pub fn producer<C: Completion>(
     supervisor: &Supervisor,
 ) -> Result<Arc<dyn Producer<C>>, String> {
     match broker.engine.resolve()? {
+        BuiltInEngine::Native => Err("the producer of the engine native is not written yet".to_owned()),
         #[cfg(feature = "librdkafka")]
         BuiltInEngine::Librdkafka => Ok(Arc::new(librdkafka::LibrdkafkaProducer::new(broker, config, supervisor)?)),
         BuiltInEngine::KafkaRust => Ok(Arc::new(kafka_rust::KafkaRustProducer::new(broker, &config, supervisor))),
@@ -107,6 +121,7 @@ pub fn fetcher(
     supervisor: &Supervisor,
 ) -> Result<Box<dyn Fetcher>, String> {
     match broker.engine.resolve()? {
+        BuiltInEngine::Native => Err("the fetcher of the engine native is not written yet".to_owned()),
         #[cfg(feature = "librdkafka")]
         BuiltInEngine::Librdkafka => Ok(Box::new(librdkafka::LibrdkafkaFetcher::new(broker, config)?)),
         BuiltInEngine::KafkaRust => Ok(Box::new(kafka_rust::KafkaRustFetcher::new(broker, config, supervisor))),
@@ -116,6 +131,7 @@ pub fn fetcher(
 /// Makes a reader of log end offsets; no broker need be reachable.
 pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
     match broker.engine.resolve()? {
+        BuiltInEngine::Native => Err("the offset reader of the engine native is not written yet".to_owned()),
         #[cfg(feature = "librdkafka")]
         BuiltInEngine::Librdkafka => Ok(Box::new(librdkafka::LibrdkafkaLogEnds::new(broker)?)),
         BuiltInEngine::KafkaRust => Ok(Box::new(kafka_rust::KafkaRustLogEnds::new(broker, supervisor))),

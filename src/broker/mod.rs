@@ -1,7 +1,8 @@
 //! The Kafka seam: the few traits through which the daemons use Kafka, and the types in them.
 //!
-//! Three engines implement the traits: `librdkafka` (default), `kafka_rust` (no C code) and `in_memory` (unit tests).
-//! One conformance suite tests all three engines. No type of the rdkafka or kafka crate is visible outside this folder.
+//! Four engines implement the traits: `native` (the client in `src/kafka`), `librdkafka`, `kafka_rust` (old brokers)
+//! and `in_memory` (unit tests). One conformance suite tests all four engines. No type of the clients is visible outside
+//! this folder.
 //!
 //! Invariants: a [`Producer`] completes every append exactly once. A [`Fetcher`] returns the messages of a partition in
 //! rising offset order, each at most once per assignment, and logs a line for each offset that it skips as unreadable.
@@ -26,6 +27,7 @@ mod kafka_rust;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
 mod metadata_gate;
+mod native;
 pub mod partitioner;
 mod settings;
 mod topics;
@@ -332,6 +334,8 @@ pub enum Engine {
     /// librdkafka if this build has it, else `kafka_rust`.
     #[default]
     Auto,
+    /// The client of this project (`src/kafka`): brokers 0.11 to 4.x.
+    Native,
     /// librdkafka; an error at load if this build does not have it.
     Librdkafka,
     /// The pure-Rust `kafka` crate: brokers 0.9 to 3.9, plaintext, no headers, no timestamps.

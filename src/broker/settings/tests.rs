@@ -210,3 +210,106 @@ fn librdkafka_checks_all_other_settings() {
         assert!(problems.is_empty(), "{kind}: {problems:?}");
     }
 }
+
+const OAUTHBEARER: &str = "security.protocol: sasl_ssl\nsasl.mechanism: OAUTHBEARER\nsasl.oauthbearer.method: oidc\n\
+    sasl.oauthbearer.client.id: a\nsasl.oauthbearer.client.secret: topsecret";
+const SCRAM: &str =
+    "security.protocol: sasl_plaintext\nsasl.mechanism: SCRAM-SHA-512\nsasl.username: a\nsasl.password: topsecret";
+
+#[test]
+fn native_takes_the_settings_that_have_an_effect() {
+    let token_url = "sasl.oauthbearer.token.endpoint.url: https://nowhere.invalid/token";
+    for role in [WRITES, Role::Reads] {
+        for lines in [
+            "security.protocol: PLAINTEXT\nclient.id: me\nbroker.address.family: v4\nsocket.keepalive.enable: false",
+            "socket.timeout.ms: 6000\nsocket.connection.setup.timeout.ms: 1000\nconnections.max.idle.ms: 0",
+            "reconnect.backoff.ms: 5\nreconnect.backoff.max.ms: 5\nretry.backoff.ms: 1\nretry.backoff.max.ms: 9",
+            "security.protocol: sasl_plaintext\nsasl.mechanisms: PLAIN\nsasl.username: a\nsasl.password: topsecret",
+            SCRAM,
+            &format!("{OAUTHBEARER}\n{token_url}\nhttps.ca.location: probe\nsasl.oauthbearer.scope: kafka"),
+            &format!("{OAUTHBEARER}\n{token_url}\nsasl.oauthbearer.extensions: a=b,c=d=e"),
+        ] {
+            let (_, problems) = take(lines, Engine::Native, role);
+            assert!(problems.is_empty(), "{role:?} {lines:?}: {problems:?}");
+        }
+    }
+    for kind in ["none", "gzip", "snappy", "LZ4", "zstd"] {
+        let (_, problems) = take(&format!("compression.codec: {kind}\nlinger.ms: 5"), Engine::Native, WRITES);
+        assert!(problems.is_empty(), "{kind}: {problems:?}");
+    }
+}
+
+#[test]
+fn native_names_key_value_and_what_is_allowed() {
+    for role in [WRITES, Role::Reads] {
+        assert_refused(
+            Engine::Native,
+            role,
+            &[
+                ("security.protcol: ssl", &["kafka.security.protcol: is not a setting of this client"]),
+                ("security.protocol: tls", &["kafka.security.protocol: is \"tls\"", "ssl, sasl_plaintext or sasl_ssl"]),
+                ("socket.timeout.ms: 1", &["kafka.socket.timeout.ms: is \"1\"", "a whole number from 10 to 300000"]),
+                ("socket.keepalive.enable: maybe", &["kafka.socket.keepalive.enable: is \"maybe\"", "true or false"]),
+                ("client.id: \"a\\nb\"", &["kafka.client.id", "without control characters"]),
+                ("socket.nagle.disable: true", &["kafka.socket.nagle.disable: not needed: Nagle"]),
+                ("retry.backoff.ms: 20\nretry.backoff.max.ms: 10", &["kafka.retry.backoff.ms: is 20, but", "10"]),
+                ("sasl.kerberos.keytab: a\nsecurity.protocol: sasl_ssl\nsasl.mechanism: PLAIN", &["Kerberos"]),
+            ],
+        );
+    }
+    let producer: &[&str] = &["is a producer setting"];
+    assert_refused(Engine::Native, Role::Reads, &[("compression.codec: zstd", producer), ("linger.ms: 5", producer)]);
+    assert_refused(
+        Engine::Native,
+        WRITES,
+        &[
+            ("client.rack: a", &["kafka.client.rack: is a consumer setting"]),
+            ("linger.ms: 40000", &["kafka.linger.ms: is 40000", "less than commit_timeout_ms, which is 30000"]),
+            ("compression.type: brotli", &["kafka.compression.type: is \"brotli\"", "snappy, lz4 or zstd"]),
+            ("compression.level: 9", &["kafka.compression.level: not supported"]),
+        ],
+    );
+}
+
+#[test]
+fn native_refuses_security_that_is_incomplete_or_without_effect() {
+    let token_url = "sasl.oauthbearer.token.endpoint.url: localhost/topsecret";
+    for role in [WRITES, Role::Reads] {
+        assert_refused(
+            Engine::Native,
+            role,
+            &[
+                ("security.protocol: sasl_ssl", &["kafka.security.protocol: needs sasl.mechanism", "SCRAM-SHA-512"]),
+                (
+                    "security.protocol: sasl_ssl\nsasl.mechanism: SCRAM-SHA-512\nsasl.username: a",
+                    &["kafka.sasl.mechanism: is \"SCRAM-SHA-512\", which needs sasl.password"],
+                ),
+                (
+                    "security.protocol: sasl_ssl\nsasl.mechanism: GSSAPI",
+                    &["kafka.sasl.mechanism: is \"GSSAPI\", but must be PLAIN", "Kerberos"],
+                ),
+                (
+                    &format!("{SCRAM}\nhttps.ca.pem: topsecret"),
+                    &["kafka.https.ca.pem: needs sasl.mechanism: OAUTHBEARER"],
+                ),
+                (&format!("{SCRAM}\nsasl.oauthbearer.scope: a"), &["kafka.sasl.oauthbearer.scope: needs"]),
+                (OAUTHBEARER, &["kafka.sasl.mechanism: is \"OAUTHBEARER\"", "sasl.oauthbearer.token.endpoint.url"]),
+                (&format!("{OAUTHBEARER}\n{token_url}"), &["token.endpoint.url: must be a URL"]),
+                (
+                    "security.protocol: ssl\nssl.key.pem: topsecret",
+                    &["kafka.ssl.key.pem: needs ssl.certificate.location or ssl.certificate.pem"],
+                ),
+                (
+                    "security.protocol: ssl\nssl.key.password: topsecret",
+                    &["kafka.ssl.key.password: not", "openssl pkey"],
+                ),
+                ("security.protocol: ssl\nssl.keystore.location: /etc/hosts", &["not supported", "openssl pkcs12"]),
+                ("security.protocol: ssl\nssl.ca.location: /etc", &["kafka.ssl.ca.location: is \"/etc\", a folder"]),
+                (
+                    "security.protocol: ssl\nssl.ca.location: probe\nssl.ca.pem: topsecret",
+                    &["kafka.ssl.ca.location: cannot be set together with ssl.ca.pem"],
+                ),
+            ],
+        );
+    }
+}
