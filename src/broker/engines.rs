@@ -107,7 +107,7 @@ pub fn producer<C: Completion>(
     supervisor: &Supervisor,
 ) -> Result<Arc<dyn Producer<C>>, String> {
     match broker.engine.resolve()? {
-        BuiltInEngine::Native => Err("the producer of the engine native is not written yet".to_owned()),
+        BuiltInEngine::Native => Ok(Arc::new(native::NativeProducer::new(broker, &config, supervisor)?)),
         #[cfg(feature = "librdkafka")]
         BuiltInEngine::Librdkafka => Ok(Arc::new(librdkafka::LibrdkafkaProducer::new(broker, config, supervisor)?)),
         BuiltInEngine::KafkaRust => Ok(Arc::new(kafka_rust::KafkaRustProducer::new(broker, &config, supervisor))),

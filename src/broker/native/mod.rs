@@ -6,7 +6,9 @@
 #[allow(dead_code, reason = "the adapters of this engine are not written yet")]
 mod config;
 mod declined;
+mod producer;
 mod settings;
 mod values;
 
+pub(super) use producer::NativeProducer;
 pub(super) use settings::validate;

@@ -7,16 +7,15 @@ use std::num::NonZeroI32;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::config;
 use crate::broker::metadata_gate::{
     FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, SharedCompletion, not_stored,
 };
 use crate::broker::partitioner::partition_of;
 use crate::broker::topics::LookupAnswer;
 use crate::broker::{
-    Acks, AppendError, AppendFailure, Appended, Completion, PartitionerKind, Producer, ProducerConfig, Record, Stored,
+    Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig, Record, Stored,
 };
-use crate::kafka::compression::Codec;
-use crate::kafka::config::BrokerAddress;
 use crate::kafka::connection::Connector;
 use crate::kafka::error_code as code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
@@ -30,6 +29,8 @@ use crate::supervise::Supervisor;
 /// Batches are not larger than this, unless a single message is: the default of `message.max.bytes` is 1,048,588 bytes.
 const MAX_BATCH_BYTES: usize = 1_000_000;
 const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// Largest response accepted: metadata of many partitions, or the outcomes of a request.
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 /// Upper bound of the bytes that a record adds to a batch beside key, value and headers.
 const RECORD_OVERHEAD_BYTES: usize = 40;
 /// Upper bound of the bytes that a header adds beside its name and value.
@@ -60,20 +61,20 @@ struct NativeMessage<C: Completion> {
 impl<C: Completion> NativeProducer<C> {
     /// Makes the producer and starts its threads; no broker need be reachable.
     pub(in crate::broker) fn new(
-        connector: Connector,
-        bootstrap: Vec<BrokerAddress>,
-        codec: Codec,
-        retry_backoff: Duration,
+        broker: &BrokerConfig,
         config: &ProducerConfig,
         supervisor: &Supervisor,
-    ) -> Self {
+    ) -> Result<Self, String> {
+        let connector = Connector::new(config::connection(broker, MAX_RESPONSE_BYTES)?);
+        let bootstrap = config::bootstrap(&broker.hosts)?;
+        let settings = config::producer_settings(&broker.settings);
         let limits = Limits {
             max_batch_bytes: MAX_BATCH_BYTES,
             max_request_bytes: MAX_REQUEST_BYTES,
-            retry_backoff,
+            retry_backoff: settings.retry_backoff.min,
             is_idempotent: false,
         };
-        let client = ClientConfig { limits, codec, timeout: config.timeout };
+        let client = ClientConfig { limits, codec: settings.codec, timeout: config.timeout };
         let producer = KafkaProducer::new(connector.clone(), bootstrap.clone(), client, supervisor);
         let metadata = NativeMetadata {
             client: KafkaMetadata::new(connector.clone(), bootstrap),
@@ -83,7 +84,7 @@ impl<C: Completion> NativeProducer<C> {
         let state = GateState::new(config);
         let engine = Engine { producer, partitioner: config.partitioner, state: Arc::clone(&state) };
         let gate = MetadataGate::new(engine, state, config, metadata, wait, supervisor);
-        NativeProducer { gate }
+        Ok(NativeProducer { gate })
     }
 }
 
