@@ -6,7 +6,9 @@
 pub mod api_versions;
 #[cfg(test)]
 mod codec_tests;
+pub mod find_coordinator;
 pub mod init_producer_id;
+pub mod list_offsets;
 pub mod metadata;
 
 use super::wire::{Malformed, WireReader};
