@@ -4,6 +4,12 @@
 //! Kafka's message definitions reserves memory for as many elements as an array announces.
 
 pub mod api_versions;
+#[cfg(test)]
+mod codec_tests;
+pub mod find_coordinator;
+pub mod init_producer_id;
+pub mod list_offsets;
+pub mod metadata;
 
 use super::wire::{Malformed, WireReader};
 
