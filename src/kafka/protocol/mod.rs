@@ -6,8 +6,10 @@
 pub mod api_versions;
 #[cfg(test)]
 mod codec_tests;
+pub mod fetch;
 pub mod init_producer_id;
 pub mod metadata;
+pub mod offset_for_leader_epoch;
 
 use super::wire::{Malformed, WireReader};
 
