@@ -178,7 +178,8 @@ fn partition_outcome(reader: &mut WireReader, version: i16, topic: &str) -> Resu
     })
 }
 
-fn node_endpoints(data: &mut WireReader, nodes: &mut Vec<NodeAddress>) -> Result<(), Malformed> {
+/// Decodes the addresses of new leaders, a tagged field of Produce and Fetch responses.
+pub(super) fn node_endpoints(data: &mut WireReader, nodes: &mut Vec<NodeAddress>) -> Result<(), Malformed> {
     for _ in 0..data.array(true, MIN_NODE_BYTES)? {
         let id = data.i32()?;
         let host = data.string(true)?.ok_or(Malformed("a node without a host"))?.to_owned();

@@ -100,6 +100,16 @@ impl<'a> ReadHeaders<'a> {
         self.count == 0
     }
 
+    /// Returns the encoded headers, which [`from_encoded`](Self::from_encoded) takes.
+    pub(super) fn encoded(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Returns headers from the bytes of [`encoded`](Self::encoded) and their number.
+    pub(super) fn from_encoded(count: usize, bytes: &'a [u8]) -> Self {
+        ReadHeaders { count, bytes }
+    }
+
     /// Iterates over name (UTF-8 by convention) and value of each header, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
         let mut reader = WireReader::new(self.bytes);
@@ -178,16 +188,84 @@ impl<'a> Iterator for Entries<'a> {
     }
 }
 
-impl Entry<'_> {
-    /// Validates the entry and passes its records to `take`, in order, without control records. Fails if the
-    /// decompressed data is larger than `max_bytes`. Some records may have been passed to `take` before an error is
-    /// returned.
-    pub fn read(&self, max_bytes: usize, mut take: impl FnMut(ReadRecord)) -> Result<BatchInfo, RecordError> {
-        match self.magic {
-            2 => self.read_batch(max_bytes, &mut take),
-            0 | 1 => self.read_messages(max_bytes, &mut take),
-            magic => Err(RecordError::UnknownFormat { offset: self.offset, magic }),
+/// An entry whose header was validated; in format 2 with its CRC.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenedEntry<'a> {
+    entry: Entry<'a>,
+    /// `None` in formats 0 and 1.
+    header: Option<BatchHeader>,
+}
+
+impl OpenedEntry<'_> {
+    /// Returns the properties of the entry.
+    pub fn info(&self) -> BatchInfo {
+        let offset = self.entry.offset;
+        match &self.header {
+            Some(header) => BatchInfo {
+                next_offset: offset.saturating_add(i64::from(header.last_offset_delta)).saturating_add(1),
+                leader_epoch: header.leader_epoch,
+                producer_id: header.producer_id,
+                is_transactional: header.attributes & 0x10 != 0,
+                is_control: header.is_control(),
+            },
+            None => BatchInfo {
+                next_offset: offset.saturating_add(1),
+                leader_epoch: -1,
+                producer_id: -1,
+                is_transactional: false,
+                is_control: false,
+            },
         }
+    }
+
+    /// Passes the records to `take`, in order, without control records. Fails if the decompressed data is larger than
+    /// `max_bytes`. Some records may have been passed to `take` before an error is returned.
+    pub fn read(&self, max_bytes: usize, mut take: impl FnMut(ReadRecord)) -> Result<(), RecordError> {
+        match &self.header {
+            Some(header) => self.entry.read_batch(header, max_bytes, &mut take),
+            None => self.entry.read_message(max_bytes, MAX_DEPTH, &mut take),
+        }
+    }
+
+    /// Whether the entry is the marker of an aborted transaction.
+    pub fn is_abort_marker(&self) -> bool {
+        let Some(header) = self.header.filter(BatchHeader::is_control) else { return false };
+        let record = header.record(self.entry.offset, &mut WireReader::new(&self.entry.bytes[HEADER_BYTES..]));
+        // The key of a control record: its version, then the type of the marker, 0 for ABORT and 1 for COMMIT.
+        let Ok(Some(mut key)) = record.map(|record| record.key.map(WireReader::new)) else { return false };
+        key.i16().is_ok() && key.i16() == Ok(0)
+    }
+}
+
+impl<'a> Entry<'a> {
+    /// Returns the offset of the entry, see the field.
+    pub fn offset(&self) -> i64 {
+        self.offset
+    }
+
+    /// Validates the header and, in format 2, the CRC.
+    pub fn open(&self) -> Result<OpenedEntry<'a>, RecordError> {
+        let header = match self.magic {
+            0 | 1 => None,
+            2 if self.bytes.len() < HEADER_BYTES => {
+                return Err(self.malformed(Malformed("a length that is too small")));
+            }
+            2 => {
+                let header = BatchHeader::read(&mut WireReader::new(&self.bytes[PREFIX_BYTES..]))
+                    .map_err(|cause| self.malformed(cause))?;
+                self.check_crc(crc32c::crc32c(&self.bytes[MAGIC_AT + 5..]), header.crc)?;
+                Some(header)
+            }
+            magic => return Err(RecordError::UnknownFormat { offset: self.offset, magic }),
+        };
+        Ok(OpenedEntry { entry: *self, header })
+    }
+
+    /// Opens the entry and reads its records, see [`OpenedEntry::read`].
+    pub fn read(&self, max_bytes: usize, take: impl FnMut(ReadRecord)) -> Result<BatchInfo, RecordError> {
+        let opened = self.open()?;
+        opened.read(max_bytes, take)?;
+        Ok(opened.info())
     }
 
     fn malformed(&self, cause: Malformed) -> RecordError {
@@ -209,13 +287,12 @@ impl Entry<'_> {
         Err(RecordError::Crc { offset: self.offset, computed, announced })
     }
 
-    fn read_batch(&self, max_bytes: usize, take: &mut dyn FnMut(ReadRecord)) -> Result<BatchInfo, RecordError> {
-        if self.bytes.len() < HEADER_BYTES {
-            return Err(self.malformed(Malformed("a length that is too small")));
-        }
-        let header = BatchHeader::read(&mut WireReader::new(&self.bytes[PREFIX_BYTES..]))
-            .map_err(|cause| self.malformed(cause))?;
-        self.check_crc(crc32c::crc32c(&self.bytes[MAGIC_AT + 5..]), header.crc)?;
+    fn read_batch(
+        &self,
+        header: &BatchHeader,
+        max_bytes: usize,
+        take: &mut dyn FnMut(ReadRecord),
+    ) -> Result<(), RecordError> {
         let codec = self.codec(header.attributes & 7)?;
         let records = &self.bytes[HEADER_BYTES..];
         let decompressed;
@@ -225,35 +302,17 @@ impl Entry<'_> {
             decompressed = self.decompress(codec, records, max_bytes)?;
             &decompressed
         };
-        let is_control = header.attributes & 0x20 != 0;
         let mut reader = WireReader::new(records);
         for _ in 0..header.count {
             let record = header.record(self.offset, &mut reader).map_err(|cause| self.malformed(cause))?;
-            if !is_control {
+            if !header.is_control() {
                 take(record);
             }
         }
         if !reader.is_empty() {
             return Err(self.malformed(Malformed("bytes after the last record")));
         }
-        Ok(BatchInfo {
-            next_offset: self.offset.saturating_add(i64::from(header.last_offset_delta)).saturating_add(1),
-            leader_epoch: header.leader_epoch,
-            producer_id: header.producer_id,
-            is_transactional: header.attributes & 0x10 != 0,
-            is_control,
-        })
-    }
-
-    fn read_messages(&self, max_bytes: usize, take: &mut dyn FnMut(ReadRecord)) -> Result<BatchInfo, RecordError> {
-        self.read_message(max_bytes, MAX_DEPTH, take)?;
-        Ok(BatchInfo {
-            next_offset: self.offset.saturating_add(1),
-            leader_epoch: -1,
-            producer_id: -1,
-            is_transactional: false,
-            is_control: false,
-        })
+        Ok(())
     }
 
     fn read_message(
@@ -294,6 +353,7 @@ impl Entry<'_> {
 }
 
 /// The header of a batch without offset and length.
+#[derive(Clone, Copy, Debug)]
 struct BatchHeader {
     leader_epoch: i32,
     crc: u32,
@@ -328,6 +388,11 @@ impl BatchHeader {
             producer_id,
             count,
         })
+    }
+
+    /// Whether the batch contains a control record.
+    fn is_control(&self) -> bool {
+        self.attributes & 0x20 != 0
     }
 
     fn record<'a>(&self, base_offset: i64, reader: &mut WireReader<'a>) -> Result<ReadRecord<'a>, Malformed> {

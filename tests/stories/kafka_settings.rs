@@ -1,18 +1,20 @@
 //! The `kafka:` map of the configuration, with the real daemons: TLS and SASL with a real broker, wrong passwords and
-//! authorities, compression, and a list of bootstrap hosts of which most are dead.
-#![cfg(feature = "librdkafka")]
+//! authorities, compression, and a list of bootstrap hosts of which most are dead. All with the engine `native`.
+#![cfg(feature = "tls")]
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use crate::harness::configs::CLUSTER_NAME;
 use crate::harness::secured::{Certificates, PASSWORD, USER};
 use crate::harness::{
-    Backend, Cluster, Daemon, Kafka, Kmonitor, Kproxy, Ktransfer, STOP_DEADLINE, cluster, configs, free_port,
-    kafka_wire, unique, wait_until,
+    Backend, BackendAnswer, Cluster, Daemon, Kafka, Kmonitor, Kproxy, Ktransfer, STOP_DEADLINE, cluster, configs,
+    free_port, kafka_wire, unique, wait_until,
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -29,14 +31,37 @@ fn sasl_ssl(mechanism: &str, password: &str, authority: &Path) -> Value {
     })
 }
 
-/// Returns the `kafka` map for SASL_SSL with OAUTHBEARER; librdkafka creates the (unsigned) tokens itself.
-fn oauthbearer(authority: &Path) -> Value {
+/// Returns the `kafka` map for SASL_SSL with OAUTHBEARER and tokens of the provider at `token_url`.
+fn oauthbearer(token_url: &str, authority: &Path) -> Value {
     json!({
         "security.protocol": "sasl_ssl",
         "sasl.mechanism": "OAUTHBEARER",
-        "enable.sasl.oauthbearer.unsecure.jwt": true,
-        "sasl.oauthbearer.config": format!("principal={USER}"),
+        "sasl.oauthbearer.method": "oidc",
+        "sasl.oauthbearer.token.endpoint.url": token_url,
+        "sasl.oauthbearer.client.id": USER,
+        "sasl.oauthbearer.client.secret": PASSWORD,
+        "sasl.oauthbearer.scope": "kafka",
         "ssl.ca.location": authority,
+    })
+}
+
+/// Starts a provider that issues tokens for [`USER`] to clients with [`PASSWORD`]. The tokens are unsigned, as the broker
+/// of the stories expects.
+fn token_provider() -> Backend {
+    Backend::start_with(|request| {
+        let credentials = base64::prelude::BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}"));
+        let is_client = request.header("authorization") == Some(&format!("Basic {credentials}"));
+        let is_request =
+            request.text().contains("grant_type=client_credentials") && request.text().contains("scope=kafka");
+        if !is_client || !is_request {
+            return BackendAnswer::status(401).body(br#"{"error":"invalid_client"}"#);
+        }
+        let now = SystemTime::UNIX_EPOCH.elapsed().expect("the clock is after 1970").as_secs();
+        let part = |json: Value| BASE64_URL_SAFE_NO_PAD.encode(json.to_string());
+        let claims = part(json!({"sub": USER, "iat": now, "exp": now + 3600, "scope": "kafka"}));
+        let token = format!("{}.{claims}.", part(json!({"alg": "none"})));
+        let answer = json!({"access_token": token, "token_type": "Bearer", "expires_in": 3600});
+        BackendAnswer::ok().header("Content-Type", "application/json").body(answer.to_string().as_bytes())
     })
 }
 
@@ -157,12 +182,14 @@ fn a_wrong_password_or_authority_is_named_and_nothing_is_stored() {
 }
 
 #[test]
-fn kproxy_connects_with_tokens_of_librdkafka() {
-    let secured = SaslCluster::start();
-    let mut proxy = kproxy(&secured.listener, oauthbearer(secured.certificates.authority()));
+fn kproxy_connects_with_tokens_of_an_oidc_provider() {
+    let (secured, provider) = (SaslCluster::start(), token_provider());
+    let kafka = oauthbearer(&format!("http://{}/token", provider.address()), secured.certificates.authority());
+    let mut proxy = kproxy(&secured.listener, kafka);
     proxy.wait_until_ready();
     assert_eq!(proxy.post(&format!("/commit?topic={}&acks=-1", secured.topic), b"by token").status, 200);
     proxy.daemon.stop(STOP_DEADLINE);
+    assert_no_secret(&proxy.daemon, &[]);
 }
 
 #[test]
@@ -189,9 +216,9 @@ fn each_compression_is_stored_and_can_be_read() {
     let kinds = ["none", "gzip", "snappy", "lz4", "zstd", "gzip by kafka-rust", "snappy by kafka-rust"];
     let mut bytes_stored = Vec::new();
     for (number, kind) in kinds.iter().enumerate() {
-        // librdkafka has two names for this setting; the rows use them alternately.
+        // This setting has two names; the rows use them alternately.
         let name = if number % 2 == 0 { "compression.type" } else { "compression.codec" };
-        let (codec, engine) = kind.split_once(" by ").unwrap_or((kind, "librdkafka"));
+        let (codec, engine) = kind.split_once(" by ").unwrap_or((kind, "native"));
         let config = configs::kproxy(cluster).set("kafka_client", engine).set("kafka", json!({name: codec}));
         let mut proxy = Kproxy::start_ready(config);
         let before = log_bytes(cluster, &topic);
@@ -207,7 +234,7 @@ fn each_compression_is_stored_and_can_be_read() {
     assert!(bytes_stored[0] as usize >= 2 * value.len());
     assert!(bytes_stored[1..].iter().all(|bytes| *bytes < bytes_stored[0] / 10), "{bytes_stored:?}");
 
-    // ktransfer reads the messages of all compressions through librdkafka.
+    // ktransfer reads the messages of all compressions.
     let (module, backend) = (unique("module"), Backend::start());
     let module_file = configs::module(&topic, &[backend.address()]);
     let mut transfer = Ktransfer::start_ready(cluster, &[(&module, module_file)]);
@@ -249,8 +276,9 @@ fn dead_bootstrap_hosts_cost_nothing_after_the_start() {
     }
     eprintln!("ready after {ready_after:?}, 80 commits until {:?}", started.elapsed());
     assert!(ready_after < Duration::from_secs(15), "{ready_after:?}");
-    // Each librdkafka client has one thread for the broker and no thread for the dead hosts.
-    let broker_threads = |daemon: &Daemon| daemon.thread_names().iter().filter(|name| name.starts_with("rdk:")).count();
+    // Each producer has the same threads for the broker, and no thread for the dead hosts.
+    let broker_threads =
+        |daemon: &Daemon| daemon.thread_names().iter().filter(|name| name.starts_with("kafka-")).count();
     wait_until(DEADLINE, "three producers have three times the threads of one", || {
         broker_threads(&proxy.daemon) == 3 * broker_threads(&healthy.daemon)
     });

@@ -25,7 +25,6 @@ pub(super) const DECLINED: &[(&str, &str)] = &[
     ("sasl.oauthbearer.assertion.", "not supported: tokens are requested with sasl.oauthbearer.client.secret only"),
     ("sasl.oauthbearer.metadata.authentication.type", "not supported: tokens come from sasl.oauthbearer.token.endpoint.url"),
     // Sockets and brokers.
-    ("socket.nagle.disable", "not needed: Nagle's algorithm is always off"),
     ("socket.send.buffer.bytes", "not needed: the system adapts the size of socket buffers"),
     ("socket.receive.buffer.bytes", "not needed: the system adapts the size of socket buffers"),
     ("socket.blocking.max.ms", "not needed: librdkafka ignores it, too"),
@@ -48,6 +47,7 @@ pub(super) const DECLINED: &[(&str, &str)] = &[
     ("batch.num.messages", BATCHES),
     ("queue.buffering.backpressure.threshold", BATCHES),
     ("sticky.partitioning.linger.ms", "not needed: the client itself spreads messages without a key over the partitions"),
+    ("receive.message.max.bytes", "not needed: responses to a producer are small"),
     ("message.copy.max.bytes", "not needed: the client has no such buffer"),
     // Consumer.
     ("fetch.error.backoff.ms", "not needed: retry.backoff.ms is the pause after an error"),

@@ -17,6 +17,8 @@ pub(super) enum Values {
     Mechanism,
     /// `true` or `false`, or their short forms in librdkafka.
     Bool,
+    /// Only this: it is what the client always does.
+    Always(bool),
     /// A whole number in this range.
     Whole(i64, i64),
     /// A URL that begins with `https://` or `http://`.
@@ -40,6 +42,9 @@ impl Values {
             }
             Values::Mechanism => (MECHANISMS.contains(&value), one_of(&MECHANISMS)),
             Values::Bool => (parse_bool(value).is_some(), "true or false".to_owned()),
+            Values::Always(truth) => {
+                (parse_bool(value) == Some(truth), format!("{truth}, which this client always does"))
+            }
             Values::Whole(min, max) => {
                 let is_in_range = value.parse().is_ok_and(|number: i64| (min..=max).contains(&number));
                 (is_in_range, format!("a whole number from {min} to {max}"))

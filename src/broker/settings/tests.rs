@@ -221,7 +221,7 @@ fn native_takes_the_settings_that_have_an_effect() {
     let token_url = "sasl.oauthbearer.token.endpoint.url: https://nowhere.invalid/token";
     for role in [WRITES, Role::Reads] {
         for lines in [
-            "security.protocol: PLAINTEXT\nclient.id: me\nbroker.address.family: v4\nsocket.keepalive.enable: false",
+            "security.protocol: PLAINTEXT\nclient.id: me\nbroker.address.family: v4\nsocket.keepalive.enable: 1",
             "socket.timeout.ms: 6000\nsocket.connection.setup.timeout.ms: 1000\nconnections.max.idle.ms: 0",
             "reconnect.backoff.ms: 5\nreconnect.backoff.max.ms: 5\nretry.backoff.ms: 1\nretry.backoff.max.ms: 9",
             "security.protocol: sasl_plaintext\nsasl.mechanisms: PLAIN\nsasl.username: a\nsasl.password: topsecret",
@@ -249,9 +249,13 @@ fn native_names_key_value_and_what_is_allowed() {
                 ("security.protcol: ssl", &["kafka.security.protcol: is not a setting of this client"]),
                 ("security.protocol: tls", &["kafka.security.protocol: is \"tls\"", "ssl, sasl_plaintext or sasl_ssl"]),
                 ("socket.timeout.ms: 1", &["kafka.socket.timeout.ms: is \"1\"", "a whole number from 10 to 300000"]),
-                ("socket.keepalive.enable: maybe", &["kafka.socket.keepalive.enable: is \"maybe\"", "true or false"]),
+                ("socket.keepalive.enable: false", &["kafka.socket.keepalive.enable: is \"false\"", "must be true"]),
+                (
+                    "security.protocol: ssl\nenable.ssl.certificate.verification: maybe",
+                    &["kafka.enable.ssl.certificate.verification: is \"maybe\"", "true or false"],
+                ),
                 ("client.id: \"a\\nb\"", &["kafka.client.id", "without control characters"]),
-                ("socket.nagle.disable: true", &["kafka.socket.nagle.disable: not needed: Nagle"]),
+                ("socket.max.fails: 5", &["kafka.socket.max.fails: not needed: a connection"]),
                 ("retry.backoff.ms: 20\nretry.backoff.max.ms: 10", &["kafka.retry.backoff.ms: is 20, but", "10"]),
                 ("sasl.kerberos.keytab: a\nsecurity.protocol: sasl_ssl\nsasl.mechanism: PLAIN", &["Kerberos"]),
             ],

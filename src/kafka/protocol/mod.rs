@@ -7,9 +7,11 @@ pub mod api_versions;
 #[cfg(test)]
 mod codec_tests;
 pub mod find_coordinator;
+pub mod fetch;
 pub mod init_producer_id;
 pub mod list_offsets;
 pub mod metadata;
+pub mod offset_for_leader_epoch;
 
 use super::wire::{Malformed, WireReader};
 

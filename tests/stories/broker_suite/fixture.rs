@@ -22,6 +22,10 @@ pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Memory,
+    Native,
+    /// The client of this project with a broker 4.x.
+    NativeKraft,
+    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the engine is not built in"))]
     Librdkafka,
     /// librdkafka as the client of a broker 4.x.
     #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the engine is not built in"))]
@@ -52,8 +56,8 @@ impl Fixture {
     pub(super) fn new(kind: Kind) -> Fixture {
         let brokers = match kind {
             Kind::Memory => String::new(),
-            Kind::Librdkafka | Kind::KafkaRust => cluster().brokers.clone(),
-            Kind::LibrdkafkaKraft => kraft().address(),
+            Kind::Native | Kind::Librdkafka | Kind::KafkaRust => cluster().brokers.clone(),
+            Kind::NativeKraft | Kind::LibrdkafkaKraft => kraft().address(),
         };
         Fixture::with_brokers(kind, brokers)
     }
@@ -65,7 +69,8 @@ impl Fixture {
     fn config(&self) -> BrokerConfig {
         let engine = match self.kind {
             Kind::KafkaRust => Engine::KafkaRust,
-            Kind::Memory | Kind::Librdkafka | Kind::LibrdkafkaKraft => Engine::Librdkafka,
+            Kind::Librdkafka | Kind::LibrdkafkaKraft => Engine::Librdkafka,
+            Kind::Memory | Kind::Native | Kind::NativeKraft => Engine::Native,
         };
         broker_config(&self.brokers, engine)
     }

@@ -1,5 +1,5 @@
-//! What the Kafka seam guarantees, checked for every engine: the in-memory broker, librdkafka (with Kafka 3.9 and 4.x)
-//! and kafka-rust (with Kafka 3.9).
+//! What the Kafka seam guarantees, checked for every engine: the in-memory broker, native and librdkafka (with Kafka 3.9
+//! and 4.x) and kafka-rust (with Kafka 3.9).
 
 /// A broker, and the engine under test as its client.
 mod fixture;
@@ -289,6 +289,8 @@ macro_rules! over {
 macro_rules! over_every_engine {
     ($($story:ident),+ $(,)?) => {
         over!(memory, Kind::Memory; $($story),+);
+        over!(native, Kind::Native; $($story),+);
+        over!(native_kraft, Kind::NativeKraft; $($story),+);
         #[cfg(feature = "librdkafka")]
         over!(librdkafka, Kind::Librdkafka; $($story),+);
         #[cfg(feature = "librdkafka")]
@@ -309,11 +311,20 @@ over_every_engine!(
     a_closed_producer_refuses_appends,
 );
 
-/// kafka-rust uses new partitions within [`DEADLINE`]. librdkafka refreshes its metadata only once a minute, so this
-/// story does not test librdkafka.
 #[test]
 fn kafka_rust_uses_partitions_that_are_added_to_a_topic() {
-    let fixture = Fixture::new(Kind::KafkaRust);
+    partitions_that_are_added_are_used(Kind::KafkaRust);
+}
+
+#[test]
+fn native_uses_partitions_that_are_added_to_a_topic() {
+    partitions_that_are_added_are_used(Kind::Native);
+}
+
+/// New partitions are used within [`DEADLINE`]. librdkafka refreshes its metadata only once a minute, so this story does
+/// not test librdkafka.
+fn partitions_that_are_added_are_used(kind: Kind) {
+    let fixture = Fixture::new(kind);
     let topic = fixture.topic("growing", 1);
     let producer = fixture.producer();
     assert_eq!(
@@ -333,13 +344,22 @@ fn kafka_rust_uses_partitions_that_are_added_to_a_topic() {
     assert_eq!(append(&*producer, chosen, Acks::Leader).expect("the message is stored").partition, 2);
 }
 
-/// The partition is paused for 7 s. After 5 s the fetcher discards the prefetched messages of a paused partition and
-/// fetches them again when the partition resumes.
 #[cfg(feature = "librdkafka")]
 #[test]
-fn a_partition_paused_for_seconds_loses_and_repeats_no_message() {
+fn librdkafka_loses_and_repeats_no_message_of_a_partition_that_was_paused_for_seconds() {
+    a_partition_paused_for_seconds_loses_and_repeats_no_message(Kind::Librdkafka);
+}
+
+#[test]
+fn native_loses_and_repeats_no_message_of_a_partition_that_was_paused_for_seconds() {
+    a_partition_paused_for_seconds_loses_and_repeats_no_message(Kind::Native);
+}
+
+/// The partition is paused for 7 s. After 5 s librdkafka's fetcher discards the prefetched messages of a paused partition
+/// and fetches them again when the partition resumes.
+fn a_partition_paused_for_seconds_loses_and_repeats_no_message(kind: Kind) {
     const COUNT: usize = 3_000;
-    let fixture = Fixture::new(Kind::Librdkafka);
+    let fixture = Fixture::new(kind);
     let topic = fixture.topic("long_paused", 1);
     let producer = fixture.producer();
     let answers: Vec<_> =

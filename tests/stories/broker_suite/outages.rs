@@ -88,7 +88,7 @@ impl Restart<'_> {
                     assert_eq!(self.found[offset as usize].value.as_ref(), Some(&value));
                     assert!(last_offset < Some(offset), "in the order of the appends");
                     (last_offset, n_confirmed) = (Some(offset), n_confirmed + 1);
-                    if acks == Acks::All && kind == Kind::Librdkafka {
+                    if acks == Acks::All && kind != Kind::KafkaRust {
                         assert_eq!(n_stored, 1, "the idempotent producer makes no duplicates");
                     }
                 }
@@ -233,6 +233,7 @@ macro_rules! outages_of {
     };
 }
 
+outages_of!(native, Kind::Native);
 #[cfg(feature = "librdkafka")]
 outages_of!(librdkafka, Kind::Librdkafka);
 outages_of!(kafka_rust, Kind::KafkaRust);
