@@ -74,7 +74,14 @@ impl<C: Completion> NativeProducer<C> {
             retry_backoff: settings.retry_backoff.min,
             is_idempotent: false,
         };
-        let client = ClientConfig { limits, codec: settings.codec, timeout: config.timeout };
+        let client = ClientConfig {
+            limits,
+            codec: settings.codec,
+            timeout: config.timeout,
+            max_messages: config.max_in_flight.max(1),
+            linger: settings.linger,
+            ack_timeout: settings.ack_timeout,
+        };
         let producer = KafkaProducer::new(connector.clone(), bootstrap.clone(), client, supervisor);
         let metadata = NativeMetadata {
             client: KafkaMetadata::new(connector.clone(), bootstrap),
@@ -177,7 +184,8 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
             }
             Outcome::Rejected(error, stored) => rejected(error, stored_of(stored), topic, reason),
             Outcome::TimedOut(outcome::Stored::No) => {
-                let reason = format!("not sent to the leader of partition {} of topic {topic}: {reason}", self.partition);
+                let partition = self.partition;
+                let reason = format!("not stored in partition {partition} of topic {topic} in time: {reason}");
                 not_stored(AppendFailure::Unreachable, reason)
             }
             Outcome::TimedOut(outcome::Stored::Unknown) => AppendError {
@@ -185,6 +193,7 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
                 stored: Stored::Unknown,
                 reason: format!("no acknowledgement for topic {topic}: {reason}"),
             },
+            Outcome::QueueFull => not_stored(AppendFailure::Full, "the producer's queue is full".to_owned()),
             Outcome::Closed(stored) => AppendError {
                 kind: AppendFailure::Closed,
                 stored: stored_of(stored),

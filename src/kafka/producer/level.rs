@@ -38,6 +38,9 @@ pub(super) struct LevelState<M> {
     pub(super) producer_id: ProducerIdState,
     /// Time at which the deadline thread looks at this level next.
     pub(super) next_expiry: Instant,
+    /// Cause of the latest failure of partitions whose latest batch failed, as an error text.
+    failures: HashMap<PartitionIndex, Arc<str>>,
+    max_messages: usize,
 }
 
 #[derive(Default)]
@@ -86,7 +89,8 @@ pub(super) enum AfterAppend<M> {
 }
 
 impl<M: ProducerMessage> Level<M> {
-    pub(super) fn new(acks: AcksLevel, limits: Limits) -> Self {
+    /// Returns a level for at most `max_messages` messages that have not ended.
+    pub(super) fn new(acks: AcksLevel, limits: Limits, max_messages: usize) -> Self {
         Level {
             acks,
             state: Mutex::new(LevelState {
@@ -96,6 +100,8 @@ impl<M: ProducerMessage> Level<M> {
                 retained: HashMap::new(),
                 producer_id: ProducerIdState::Idle,
                 next_expiry: Instant::now(),
+                failures: HashMap::new(),
+                max_messages,
             }),
         }
     }
@@ -142,6 +148,9 @@ impl<M: ProducerMessage> LevelState<M> {
             let reason = "the partition has no metadata".to_owned();
             return AfterAppend::End(message, Outcome::TimedOut(super::outcome::Stored::No), reason);
         };
+        if self.gather.message_count() >= self.max_messages {
+            return AfterAppend::End(message, Outcome::QueueFull, String::new());
+        }
         match self.gather.append(index, message) {
             Some(broker) => self.wake(broker),
             None => AfterAppend::Nothing,
@@ -185,9 +194,25 @@ impl<M: ProducerMessage> LevelState<M> {
         self.topics.contains_key(topic)
     }
 
-    /// Returns why a message of this partition could not be sent so far, as an error text.
+    /// Records why the latest batch of a partition failed; `None` if it did not fail.
+    pub(super) fn record_failure(&mut self, index: PartitionIndex, reason: Option<Arc<str>>) {
+        match reason {
+            Some(reason) => {
+                self.failures.insert(index, reason);
+            }
+            None if self.failures.is_empty() => {}
+            None => {
+                self.failures.remove(&index);
+            }
+        }
+    }
+
+    /// Returns why a message of this partition has not been stored so far, as an error text.
     pub(super) fn reason_for(&self, topic: &str, partition: i32) -> String {
         let index = self.topics.get(topic).and_then(|topic| index_of(topic, partition));
+        if let Some(failure) = index.and_then(|index| self.failures.get(&index)) {
+            return failure.to_string();
+        }
         match index.and_then(|index| self.gather.leader(index)) {
             None => format!("partition {partition} of topic {topic} has no leader"),
             Some(leader) => match self.senders.get(&leader) {

@@ -31,6 +31,8 @@ pub enum Outcome {
     Rejected(i16, Stored),
     /// The deadline of the message passed.
     TimedOut(Stored),
+    /// The producer has as many messages as it may have; the message was not queued.
+    QueueFull,
     /// The producer was closed before the broker confirmed the message.
     Closed(Stored),
 }

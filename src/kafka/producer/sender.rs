@@ -56,6 +56,8 @@ pub(super) struct Sender<M> {
     backoff: Backoff,
     /// No attempt to connect or to send is made earlier.
     not_before: Option<Instant>,
+    /// Whether the messages that can be sent have waited for others (`linger.ms`).
+    has_lingered: bool,
     /// Builders of earlier batches, whose memory is reused.
     builders: Vec<BatchBuilder>,
     buffers: Vec<Vec<u8>>,
@@ -86,6 +88,7 @@ impl<M: ProducerMessage> Sender<M> {
             last_used: Instant::now(),
             backoff: Backoff::new(MIN_RECONNECT_PAUSE, MAX_RECONNECT_PAUSE),
             not_before: None,
+            has_lingered: false,
             builders: Vec::new(),
             buffers: Vec::new(),
         }
@@ -107,7 +110,12 @@ impl<M: ProducerMessage> Sender<M> {
             match due {
                 // A new message ends the wait.
                 Some(due) if due > now => thread::park_timeout(due - now),
+                Some(_) if self.shared.config.linger > Duration::ZERO && !self.has_lingered => {
+                    self.has_lingered = true;
+                    self.not_before = Some(now + self.shared.config.linger);
+                }
                 Some(_) => {
+                    self.has_lingered = false;
                     if self.is_connected() && self.has_producer_id() {
                         self.exchange();
                     }
@@ -311,13 +319,15 @@ impl<M: ProducerMessage> Sender<M> {
             let Some(mut builder) = batch.builder.take() else { continue };
             batch.bytes = self.buffers.pop().unwrap_or_default();
             batch.bytes.clear();
-            if let Err(cause) = builder.finish(self.shared.codec, batch.producer, &mut batch.bytes) {
+            if let Err(cause) = builder.finish(self.shared.config.codec, batch.producer, &mut batch.bytes) {
                 // Data that a codec cannot compress is sent as it is.
                 warn!("{cause}; the batch is sent without compression");
                 let _ = builder.finish(Codec::None, batch.producer, &mut batch.bytes);
             }
-            builder.clear();
-            self.builders.push(builder);
+            if builder.encoded_bytes() <= MAX_KEPT_BUFFER_BYTES {
+                builder.clear();
+                self.builders.push(builder);
+            }
         }
     }
 
@@ -330,7 +340,8 @@ impl<M: ProducerMessage> Sender<M> {
         let (now, request_timeout) = (Instant::now(), self.shared.connector.config().request_timeout);
         let last_deadline = batches.iter().filter_map(|batch| batch.last_deadline).max().unwrap_or(now);
         let deadline = last_deadline.max(now + MIN_RESPONSE_TIME).min(now + request_timeout);
-        let timeout_ms = i32::try_from((deadline - now).as_millis()).unwrap_or(i32::MAX);
+        let ack_timeout = self.shared.config.ack_timeout.min(deadline - now);
+        let timeout_ms = i32::try_from(ack_timeout.as_millis()).unwrap_or(i32::MAX);
         let acks = self.level.acks.number();
         let flexible = version >= produce::FIRST_FLEXIBLE;
         let sent = connection.send_with(produce::API_KEY, version, flexible, deadline, |buffer| {
@@ -386,6 +397,8 @@ impl<M: ProducerMessage> Sender<M> {
         let mut level = self.level.lock();
         for (batch, (result, reason)) in batches.into_iter().zip(results) {
             let end = &mut |(message, outcome)| ended.push((message, outcome, Arc::clone(&reason)));
+            let failure = if matches!(result, BatchResult::Stored(_)) { None } else { Some(Arc::clone(&reason)) };
+            level.record_failure(batch.sending.partition, failure);
             woken.extend(level.gather.complete(batch.sending, result, now, end));
             if level.gather.has_unchanged_retry(batch.sending.partition) {
                 level.retained.insert(batch.sending.partition, batch.bytes);
