@@ -2,6 +2,8 @@
 //!
 //! [`gather`] forms the batches and derives the outcomes, without IO; [`outcome`] has the types of its input and output.
 
+mod batch_size;
 pub mod gather;
 pub mod outcome;
 mod partition;
+mod schedule;
