@@ -263,7 +263,7 @@ impl<M: ProducerMessage> Shared<M> {
         for level in &self.levels {
             let mut ended = Vec::new();
             let mut state = level.lock();
-            state.gather.drain(&mut |(message, stored)| ended.push((message, stored)));
+            state.gather.drain_all(&mut |(message, outcome)| ended.push((message, outcome.stored())));
             for sender in state.senders.values() {
                 sender.disconnect.iter().for_each(|connection| connection.disconnect());
                 sender.thread.iter().for_each(thread::Thread::unpark);

@@ -6,6 +6,7 @@
 //! - `level`: the messages of an acks level. `sender`: the thread for one level and broker. `leaders`: who leads what.
 //! - `response`: what the error codes of a response say about a batch.
 
+mod batch_size;
 pub mod client;
 pub mod gather;
 mod leaders;
@@ -14,4 +15,5 @@ pub mod message;
 pub mod outcome;
 mod partition;
 mod response;
+mod schedule;
 mod sender;

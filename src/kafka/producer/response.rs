@@ -40,9 +40,8 @@ pub(super) fn judge(outcome: &PartitionOutcome, level: AcksLevel) -> Judged {
         code::NOT_ENOUGH_REPLICAS_AFTER_APPEND | code::REQUEST_TIMED_OUT => (BatchResult::MaybeStored, false),
         code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE => (BatchResult::TooLarge(error), false),
         code::INVALID_RECORD | code::INVALID_TIMESTAMP | code::CORRUPT_MESSAGE => (refused_records(outcome), false),
-        code::OUT_OF_ORDER_SEQUENCE_NUMBER | code::UNKNOWN_PRODUCER_ID | code::INVALID_PRODUCER_EPOCH => {
-            (BatchResult::UnknownProducer, false)
-        }
+        code::OUT_OF_ORDER_SEQUENCE_NUMBER | code::UNKNOWN_PRODUCER_ID => (BatchResult::UnknownProducer, false),
+        code::INVALID_PRODUCER_EPOCH | code::PRODUCER_FENCED => (BatchResult::InvalidProducerEpoch, false),
         code::TOPIC_AUTHORIZATION_FAILED
         | code::CLUSTER_AUTHORIZATION_FAILED
         | code::TRANSACTIONAL_ID_AUTHORIZATION_FAILED
@@ -97,7 +96,7 @@ mod tests {
     #[test]
     fn not_stored_is_reported_only_for_codes_from_before_the_append() {
         use AcksLevel::{All, Leader};
-        use BatchResult::{Failed, MaybeStored, NotStored, Rejected, TooLarge, UnknownProducer};
+        use BatchResult::{Failed, InvalidProducerEpoch, MaybeStored, NotStored, Rejected, TooLarge, UnknownProducer};
         for (error, level, expected) in [
             (6, All, MaybeStored),
             (6, Leader, NotStored),
@@ -112,7 +111,8 @@ mod tests {
             (29, All, Rejected(vec![], 29)),
             (45, All, UnknownProducer),
             (59, All, UnknownProducer),
-            (47, All, UnknownProducer),
+            (47, All, InvalidProducerEpoch),
+            (90, All, InvalidProducerEpoch),
             (-1, Leader, Failed(-1)),
             (13, All, Failed(13)),
             (999, All, Failed(999)),

@@ -42,7 +42,7 @@ const MAX_REFUSAL_PAUSE: Duration = Duration::from_secs(30);
 /// Pause before a request for a producer id is repeated, for instance while the cluster starts.
 const PRODUCER_ID_PAUSE: Duration = Duration::from_millis(100);
 /// Pause of a sender whose partitions wait for the producer id that another sender has requested.
-const PRODUCER_ID_WAIT: Duration = Duration::from_millis(5);
+const PRODUCER_ID_WAIT: Duration = Duration::from_millis(10);
 /// Buffers kept for further batches are not larger than this.
 const MAX_KEPT_BUFFER_BYTES: usize = 256 << 10;
 
@@ -119,6 +119,11 @@ impl<M: ProducerMessage> Sender<M> {
                     if self.is_connected() && self.has_producer_id() {
                         self.exchange();
                     }
+                }
+                // Also if another sender requests an id: that request may fail, and its own messages may have ended.
+                None if self.level.lock().gather.awaits_producer() => {
+                    self.not_before = Some(now + PRODUCER_ID_WAIT);
+                    let _ = self.is_connected() && self.has_producer_id();
                 }
                 None if self.wait_idle(now) => {}
                 None => return,
@@ -262,7 +267,7 @@ impl<M: ProducerMessage> Sender<M> {
         let mut level = self.level.lock();
         let until = Instant::now() + pause;
         level.producer_id = ProducerIdState::Refused { code, reason: reason.to_owned(), until, pause };
-        level.gather.drain(&mut |(message, stored)| ended.push((message, Outcome::Rejected(code, stored))));
+        level.gather.drain_all(&mut |(message, outcome)| ended.push((message, Outcome::Rejected(code, outcome.stored()))));
         drop(level);
         ended.into_iter().for_each(|(message, outcome)| message.end(outcome, reason));
     }
