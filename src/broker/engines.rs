@@ -86,11 +86,9 @@ impl Engine {
     /// Returns the engine to use, or an error text if this build does not have the chosen one.
     fn resolve(self) -> Result<BuiltInEngine, String> {
         match self {
-            Self::Native => Ok(BuiltInEngine::Native),
+            Self::Auto | Self::Native => Ok(BuiltInEngine::Native),
             #[cfg(feature = "librdkafka")]
-            Self::Auto | Self::Librdkafka => Ok(BuiltInEngine::Librdkafka),
-            #[cfg(not(feature = "librdkafka"))]
-            Self::Auto => Ok(BuiltInEngine::KafkaRust),
+            Self::Librdkafka => Ok(BuiltInEngine::Librdkafka),
             #[cfg(not(feature = "librdkafka"))]
             Self::Librdkafka => Err(WITHOUT_LIBRDKAFKA.to_owned()),
             Self::KafkaRust => Ok(BuiltInEngine::KafkaRust),

@@ -331,7 +331,7 @@ pub enum PartitionerKind {
 /// The engine that the configuration names (`kafka_client`); `engines.rs` resolves it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
-    /// librdkafka if this build has it, else `kafka_rust`.
+    /// `native`.
     #[default]
     Auto,
     /// The client of this project (`src/kafka`): brokers 0.11 to 4.x.

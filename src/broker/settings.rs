@@ -1,4 +1,4 @@
-//! The `kafka:` map: settings of librdkafka by its own names, for TLS, SASL, compression and the like.
+//! The `kafka:` map: settings by the names of librdkafka, for TLS, SASL, compression and the like.
 //!
 //! This module refuses each setting that would break a guarantee of the daemons, with the reason. The engine then
 //! checks all other settings ([`super::engines`]), also when the configuration is loaded. Invariant: the value of a

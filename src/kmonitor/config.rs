@@ -49,7 +49,7 @@ pub struct ClusterConfig {
     pub keeper: KeeperConfig,
     /// Which Kafka client reads the newest offsets (`kafka_client`).
     pub engine: Engine,
-    /// Settings of librdkafka (`kafka`).
+    /// Settings of the Kafka client (`kafka`).
     pub kafka: KafkaSettings,
     /// Some brokers of the cluster (`broker_hosts`); with `None` the brokers are found in ZooKeeper.
     pub broker_hosts: Option<Vec<String>>,

@@ -83,9 +83,9 @@ impl Failure {
         Self::bad_request("bad_header", message)
     }
 
-    /// 400: a record header or a timestamp, which the configured engine cannot write; `kafka_client: librdkafka` can.
+    /// 400: a record header or a timestamp, which the configured engine cannot write; `kafka_client: native` can.
     pub(super) fn unsupported() -> Self {
-        Self::bad_request("unsupported", "record headers and timestamps need kafka_client: librdkafka")
+        Self::bad_request("unsupported", "record headers and timestamps need kafka_client: native")
     }
 
     /// 400: a body without a message.

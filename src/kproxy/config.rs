@@ -62,7 +62,7 @@ pub struct Config {
     pub broker_hosts: Vec<String>,
     /// `kafka_client`: the Kafka client library.
     pub engine: Engine,
-    /// `kafka`: settings of librdkafka.
+    /// `kafka`: settings of the Kafka client.
     pub kafka: KafkaSettings,
     /// `partitioner`: chooses the partition of a message that has a key and no `partition=`.
     pub partitioner: PartitionerKind,

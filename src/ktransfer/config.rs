@@ -37,7 +37,7 @@ pub struct Config {
     pub(super) broker_hosts: Option<Vec<String>>,
     /// `kafka_client`: the Kafka client library.
     pub(super) engine: Engine,
-    /// `kafka`: settings of librdkafka.
+    /// `kafka`: settings of the Kafka client.
     pub(super) kafka: KafkaSettings,
     /// `admin_port`: serves `/metrics`, `/healthz` and `/readyz`; `None` serves none of them.
     pub(super) admin_port: Option<u16>,

@@ -237,7 +237,7 @@ fn classified(error: &Error) -> CallError {
             // Nothing was sent over a connection that was refused.
             std::io::ErrorKind::ConnectionRefused => CallError::Unreachable(error.to_string()),
             std::io::ErrorKind::UnexpectedEof => CallError::Unclear(
-                "the broker closed the connection (Kafka 4.0 or later needs kafka_client: librdkafka)".to_owned(),
+                "the broker closed the connection (Kafka 4.0 or later needs kafka_client: native)".to_owned(),
             ),
             _ => CallError::Unclear(error.to_string()),
         },

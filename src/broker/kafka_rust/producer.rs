@@ -100,7 +100,7 @@ impl<C: Completion> ProducerEngine<C> for Workers<C> {
     fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
         let PendingAppend { record, acks, completion, deadline, .. } = append;
         if !record.headers.is_empty() || record.timestamp_ms.is_some() {
-            let reason = "record headers and timestamps need kafka_client: librdkafka".to_owned();
+            let reason = "record headers and timestamps need kafka_client: native".to_owned();
             return Err((completion, not_stored(AppendFailure::Unsupported, reason)));
         }
         let Some(count) = NonZeroI32::new(partition_count) else {

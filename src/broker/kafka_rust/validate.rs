@@ -12,11 +12,11 @@ pub(in crate::broker) fn validate(settings: &KafkaSettings, role: Role) -> Vec<S
     let problem = |(name, value): (&str, &str)| {
         let text = if !names.contains(&name) {
             format!(
-                "needs kafka_client: librdkafka, in a build with it (kafka-rust has no TLS, no SASL and only the \
+                "needs kafka_client: native (kafka-rust has no TLS, no SASL and only the \
                  settings {list})"
             )
         } else if name == "compression.type" && !matches!(value, "none" | "gzip" | "snappy") {
-            format!("is {value:?}, but kafka-rust has only none, gzip and snappy; others need kafka_client: librdkafka")
+            format!("is {value:?}, but kafka-rust has only none, gzip and snappy; others need kafka_client: native")
         } else {
             return None;
         };

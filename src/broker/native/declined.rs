@@ -29,7 +29,7 @@ pub(super) const DECLINED: &[(&str, &str)] = &[
     ("socket.receive.buffer.bytes", "not needed: the system adapts the size of socket buffers"),
     ("socket.blocking.max.ms", "not needed: librdkafka ignores it, too"),
     ("socket.max.fails", "not needed: a connection is closed when a request on it fails or times out"),
-    ("broker.address.ttl", "not needed: names are resolved for each connect"),
+    ("broker.address.ttl", "not needed: a name is looked up again after ten seconds"),
     ("client.dns.lookup", "not needed: all addresses of a name are tried"),
     ("reconnect.backoff.jitter.ms", "not needed: the back-off always has jitter"),
     ("api.version.request.timeout.ms", "not needed: socket.connection.setup.timeout.ms includes this request"),

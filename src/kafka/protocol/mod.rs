@@ -6,8 +6,8 @@
 pub mod api_versions;
 #[cfg(test)]
 mod codec_tests;
-pub mod find_coordinator;
 pub mod fetch;
+pub mod find_coordinator;
 pub mod init_producer_id;
 pub mod list_offsets;
 pub mod metadata;
