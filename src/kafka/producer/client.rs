@@ -19,6 +19,7 @@ use super::sender::Sender;
 use crate::kafka::compression::Codec;
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::connection::Connector;
+use crate::kafka::error_code;
 use crate::kafka::metadata::{BrokerId, MetadataResponse};
 use crate::kafka::produce::NodeAddress;
 use crate::locks::{lock, wait_timeout};
@@ -102,8 +103,8 @@ impl<M: ProducerMessage> KafkaProducer<M> {
         let is_early = deadline < state.next_expiry;
         drop(state);
         self.shared.finish(level, after);
-        if is_early && let Some(thread) = &*lock(&self.shared.deadline_thread) {
-            thread.unpark();
+        if is_early {
+            self.shared.wake_deadline_thread();
         }
     }
 
@@ -172,6 +173,7 @@ impl<M: ProducerMessage> Shared<M> {
                 let name = format!("kafka-{broker}-{}", level.acks.name());
                 self.supervisor.spawn_task(name, move || sender.run());
             }
+            AfterAppend::FindLeader(topic) => self.doubted.add([topic]),
             AfterAppend::End(message, outcome, reason) => message.end(outcome, &reason),
         }
     }
@@ -198,14 +200,19 @@ impl<M: ProducerMessage> Shared<M> {
         for level in &self.levels {
             let mut woken = Vec::new();
             let mut state = level.lock();
+            let before = state.next_expiry;
             for (topic, leaders) in changed {
                 // A level takes over the leaders of a topic with the first message.
                 if state.has_topic(topic) {
                     woken.extend(state.set_leaders(topic, leaders));
                 }
             }
+            let is_earlier = state.next_expiry < before;
             drop(state);
             self.wake(level, &woken);
+            if is_earlier {
+                self.wake_deadline_thread();
+            }
         }
     }
 
@@ -230,9 +237,27 @@ impl<M: ProducerMessage> Shared<M> {
         &self.doubted
     }
 
-    /// Whether the leader of some partition with this topic is unknown.
-    pub(super) fn lacks_leader(&self, topic: &str) -> bool {
-        lock(&self.view).lacks_leader(topic)
+    /// Whether messages of a topic wait while some partition of it has no leader.
+    pub(super) fn waits_for_leader(&self, topic: &str) -> bool {
+        lock(&self.view).lacks_leader(topic) && self.has_messages(topic)
+    }
+
+    /// Whether a topic has messages that have not ended.
+    pub(super) fn has_messages(&self, topic: &str) -> bool {
+        self.levels.iter().any(|level| level.lock().has_messages(topic))
+    }
+
+    /// Ends the messages of a topic that does not exist any more.
+    pub(super) fn end_topic(&self, topic: &str) {
+        const UNKNOWN: i16 = error_code::UNKNOWN_TOPIC_OR_PARTITION;
+        for level in &self.levels {
+            let mut ended = Vec::new();
+            level.lock().end_topic(topic, &mut |message| ended.push(message));
+            for (message, outcome) in ended {
+                message.end(Outcome::Rejected(UNKNOWN, outcome.stored()), &error_code::name(UNKNOWN));
+            }
+        }
+        self.ended();
     }
 
     /// Some messages have ended; wakes [`close`](Self::close) if it waits for that.
@@ -274,6 +299,10 @@ impl<M: ProducerMessage> Shared<M> {
             }
         }
         self.doubted.wake();
+        self.wake_deadline_thread();
+    }
+
+    fn wake_deadline_thread(&self) {
         lock(&self.deadline_thread).iter().for_each(thread::Thread::unpark);
     }
 
@@ -287,7 +316,9 @@ impl<M: ProducerMessage> Shared<M> {
                 let mut state = level.lock();
                 state.gather.expire(Instant::now(), &mut |message| ended.push(message));
                 // A message that is appended later has a later deadline, unless it waited for the lookup of its topic.
-                let next_expiry = state.gather.next_deadline().map_or(next, |deadline| deadline.min(next));
+                let next_abandon = state.abandon_requests(Instant::now());
+                let next_expiry = [state.gather.next_deadline(), next_abandon].into_iter().flatten().min();
+                let next_expiry = next_expiry.map_or(next, |expiry| expiry.min(next));
                 state.next_expiry = next_expiry;
                 let reason = |message: &M| state.reason_for(message.topic(), message.partition());
                 let ended: Vec<_> = ended.into_iter().map(|(message, outcome)| (reason(&message), message, outcome)).collect();

@@ -23,8 +23,11 @@ use crate::locks::lock;
 
 /// Least time from one metadata request to the next. A controller that has elected a new leader is noticed this soon.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
-/// Interval of the requests while partitions have no leader.
-const LEADERLESS_INTERVAL: Duration = Duration::from_millis(250);
+/// Interval of the requests while partitions with messages have no leader.
+const UNRESOLVED_INTERVAL: Duration = Duration::from_millis(250);
+/// A topic in use counts as deleted when brokers report for this long that it does not exist: a broker that has just
+/// started has no topics yet.
+const MISSING_TIME: Duration = Duration::from_secs(4);
 
 /// The brokers, and the leaders of all topics in use.
 #[derive(Default)]
@@ -120,9 +123,8 @@ impl TopicLeaders {
             self.partitions.clear();
         }
         self.id = topic.id.or(self.id);
-        if self.partitions.len() < leaders.len() {
-            self.partitions.resize(leaders.len(), (None, -1));
-        }
+        // More partitions, or fewer after the topic was created anew.
+        self.partitions.resize(leaders.len(), (None, -1));
         for partition in &topic.partitions {
             let known = usize::try_from(partition.partition).ok().and_then(|index| self.partitions.get_mut(index));
             let Some((leader, epoch)) = known else { continue };
@@ -159,18 +161,22 @@ impl DoubtedTopics {
 pub(super) struct LeaderRefresh<M> {
     shared: Arc<Shared<M>>,
     client: MetadataClient,
+    /// Topics to request again although nothing new made them doubtful.
+    unresolved: HashSet<Arc<str>>,
+    /// Since when topics with messages do not exist.
+    missing_since: HashMap<Arc<str>, Instant>,
 }
 
 impl<M: ProducerMessage> LeaderRefresh<M> {
     pub(super) fn new(shared: Arc<Shared<M>>, connector: Connector, bootstrap: Vec<BrokerAddress>) -> Self {
-        LeaderRefresh { shared, client: MetadataClient::new(connector, bootstrap) }
+        let client = MetadataClient::new(connector, bootstrap);
+        LeaderRefresh { shared, client, unresolved: HashSet::new(), missing_since: HashMap::new() }
     }
 
     /// Requests metadata when topics are doubted, until the producer is closed.
     pub(super) fn run(mut self) {
         *lock(&self.shared.doubted().thread) = Some(thread::current());
         let mut next_request = Instant::now();
-        let mut leaderless: HashSet<Arc<str>> = HashSet::new();
         while !self.shared.is_closed() {
             let now = Instant::now();
             if now < next_request {
@@ -178,7 +184,7 @@ impl<M: ProducerMessage> LeaderRefresh<M> {
                 continue;
             }
             let mut topics = self.shared.doubted().take();
-            topics.extend(leaderless.drain());
+            topics.extend(self.unresolved.drain());
             topics.sort_unstable();
             topics.dedup();
             if topics.is_empty() {
@@ -188,19 +194,48 @@ impl<M: ProducerMessage> LeaderRefresh<M> {
             next_request = now + MIN_INTERVAL;
             let deadline = now + self.shared.connector.config().request_timeout;
             match self.client.request(MetadataTopics::Names(topics.clone()), deadline) {
-                Ok(response) => {
-                    self.shared.update(&response);
-                    // A partition without a leader has no sender whose failures would ask for metadata.
-                    leaderless.extend(topics.into_iter().filter(|topic| self.shared.lacks_leader(topic)));
-                    if !leaderless.is_empty() {
-                        next_request = now + LEADERLESS_INTERVAL;
-                    }
-                }
+                Ok(response) => self.handle(topics, &response),
                 Err(error) => {
                     debug!("metadata of the topics in use: {error}");
-                    leaderless.extend(topics);
+                    self.unresolved.extend(topics);
                 }
             }
+            if !self.unresolved.is_empty() {
+                next_request = now + UNRESOLVED_INTERVAL;
+            }
+        }
+    }
+
+    fn handle(&mut self, topics: Vec<Arc<str>>, response: &MetadataResponse) {
+        self.shared.update(response);
+        let is_missing = |name: &str| {
+            let topic = response.topics.iter().find(|topic| *topic.name == *name);
+            topic.is_none_or(|topic| topic.error_code == error_code::UNKNOWN_TOPIC_OR_PARTITION)
+        };
+        for topic in topics {
+            if is_missing(&topic) {
+                self.handle_missing(topic);
+                continue;
+            }
+            self.missing_since.remove(&topic);
+            // A partition without a leader has no sender whose failures would cause a request.
+            if self.shared.waits_for_leader(&topic) {
+                self.unresolved.insert(topic);
+            }
+        }
+    }
+
+    fn handle_missing(&mut self, topic: Arc<str>) {
+        if !self.shared.has_messages(&topic) {
+            self.missing_since.remove(&topic);
+            return;
+        }
+        let since = *self.missing_since.entry(Arc::clone(&topic)).or_insert_with(Instant::now);
+        if since.elapsed() >= MISSING_TIME {
+            self.missing_since.remove(&topic);
+            self.shared.end_topic(&topic);
+        } else {
+            self.unresolved.insert(topic);
         }
     }
 }

@@ -4,13 +4,14 @@
 //! while the results of a request are applied; never during IO, and never while a message is ended.
 
 use std::collections::HashMap;
+use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use super::gather::{Gather, PartitionIndex};
 use super::message::{AcksLevel, ProducerMessage};
-use super::outcome::{BrokerId, Limits, Outcome};
+use super::outcome::{BrokerId, EndedMessage, Limits, Outcome, Stored};
 use crate::kafka::connection::Disconnect;
 use crate::kafka::metadata::TopicMetadata;
 use crate::locks::lock;
@@ -19,6 +20,10 @@ use crate::random::random;
 /// Time for which messages without a key and without a chosen partition go to the same partition: in one batch they
 /// cost the client and the broker less than in a batch for each partition.
 const STICKY_TIME: Duration = Duration::from_millis(5);
+
+/// Time for which a response is waited for after a partition of the request got another leader. The former leader may
+/// hang; while its request is in flight, the new leader is not sent the messages of the partition.
+const MAX_WAIT_FOR_FORMER_LEADER: Duration = Duration::from_secs(1);
 
 /// Name of a partition in a [`Gather`].
 pub(super) type PartitionName = (Arc<str>, i32);
@@ -64,6 +69,10 @@ pub(super) struct SenderHandle {
     pub(super) disconnect: Option<Disconnect>,
     /// Cause of the latest failure; empty while the connection works.
     pub(super) last_failure: String,
+    /// Requests sent so far.
+    pub(super) request_count: u64,
+    /// Closes the connection at this time if this request is still in flight: its partitions have another leader.
+    abandon: Option<(u64, Instant)>,
 }
 
 /// How far the level is with its producer id. Without idempotence it stays `Idle`.
@@ -84,6 +93,8 @@ pub(super) enum AfterAppend<M> {
     Wake(Thread),
     /// Start a thread for this broker.
     Start(BrokerId),
+    /// Request metadata of this topic: the partition has no leader.
+    FindLeader(Arc<str>),
     /// End the message.
     End(M, Outcome, String),
 }
@@ -141,19 +152,21 @@ impl<M: ProducerMessage> LevelState<M> {
         if let ProducerIdState::Refused { code, reason, until, .. } = &self.producer_id
             && Instant::now() < *until
         {
-            return AfterAppend::End(message, Outcome::Rejected(*code, super::outcome::Stored::No), reason.clone());
+            return AfterAppend::End(message, Outcome::Rejected(*code, Stored::No), reason.clone());
         }
         let index = self.topics.get(message.topic()).and_then(|topic| index_of(topic, message.partition()));
         let Some(index) = index else {
             let reason = "the partition has no metadata".to_owned();
-            return AfterAppend::End(message, Outcome::TimedOut(super::outcome::Stored::No), reason);
+            return AfterAppend::End(message, Outcome::TimedOut(Stored::No), reason);
         };
         if self.gather.message_count() >= self.max_messages {
             return AfterAppend::End(message, Outcome::QueueFull, String::new());
         }
-        match self.gather.append(index, message) {
-            Some(broker) => self.wake(broker),
-            None => AfterAppend::Nothing,
+        let topic = self.gather.leader(index).is_none().then(|| Arc::clone(message.topic()));
+        match (self.gather.append(index, message), topic) {
+            (Some(broker), _) => self.wake(broker),
+            (None, Some(topic)) => AfterAppend::FindLeader(topic),
+            (None, None) => AfterAppend::Nothing,
         }
     }
 
@@ -171,22 +184,60 @@ impl<M: ProducerMessage> LevelState<M> {
     }
 
     /// Sets the leaders of a topic; returns the brokers that may have something to send. `leaders` are those of the
-    /// partitions from 0.
+    /// partitions from 0; a partition beyond them has none.
     pub(super) fn set_leaders(&mut self, topic: &Arc<str>, leaders: &[Option<BrokerId>]) -> Vec<BrokerId> {
         let entry = self.topics.entry(Arc::clone(topic)).or_default();
         while entry.partitions.len() < leaders.len() {
             let partition = entry.partitions.len() as i32;
             entry.partitions.push(self.gather.partition((Arc::clone(topic), partition)));
         }
-        let mut woken: Vec<BrokerId> = entry
-            .partitions
-            .iter()
-            .zip(leaders)
-            .filter_map(|(index, leader)| self.gather.set_leader(*index, *leader))
-            .collect();
+        let mut woken: Vec<BrokerId> = Vec::new();
+        for (index, leader) in entry.partitions.iter().zip(leaders.iter().copied().chain(iter::repeat(None))) {
+            if let (Some(former), Some(_)) = (self.gather.leader(*index).filter(|id| Some(*id) != leader), leader)
+                && self.gather.is_in_flight(*index)
+                && let Some(sender) = self.senders.get_mut(&former)
+            {
+                let until = Instant::now() + MAX_WAIT_FOR_FORMER_LEADER;
+                sender.abandon.get_or_insert((sender.request_count, until));
+                self.next_expiry = self.next_expiry.min(until);
+            }
+            woken.extend(self.gather.set_leader(*index, leader));
+        }
         woken.sort_unstable();
         woken.dedup();
         woken
+    }
+
+    /// Closes the connections whose request has been in flight for too long after a change of leaders. Returns the time
+    /// of the next such look.
+    pub(super) fn abandon_requests(&mut self, now: Instant) -> Option<Instant> {
+        let mut next = None::<Instant>;
+        for sender in self.senders.values_mut() {
+            match sender.abandon {
+                Some((request, _)) if request != sender.request_count => sender.abandon = None,
+                Some((_, until)) if until <= now => {
+                    sender.abandon = None;
+                    sender.disconnect.iter().for_each(|connection| connection.disconnect());
+                }
+                Some((_, until)) => next = Some(next.map_or(until, |next| next.min(until))),
+                None => {}
+            }
+        }
+        next
+    }
+
+    /// Ends all messages of a topic that does not exist.
+    pub(super) fn end_topic(&mut self, topic: &str, end: &mut impl FnMut(EndedMessage<M>)) {
+        let Some(topic) = self.topics.get(topic) else { return };
+        for index in &topic.partitions {
+            self.gather.drain(*index, end);
+        }
+    }
+
+    /// Whether the topic has messages that have not ended.
+    pub(super) fn has_messages(&self, topic: &str) -> bool {
+        let topic = self.topics.get(topic);
+        topic.is_some_and(|topic| topic.partitions.iter().any(|index| self.gather.has_messages(*index)))
     }
 
     /// Whether messages were sent to this topic.

@@ -315,6 +315,9 @@ impl<M: ProducerMessage> Sender<M> {
         gather.take(self.broker, Instant::now(), |batch| {
             batches.extend(sent_batch(&batch, builders, retained));
         });
+        if let Some(sender) = level.senders.get_mut(&self.broker) {
+            sender.request_count += 1;
+        }
         batches
     }
 
@@ -410,6 +413,10 @@ impl<M: ProducerMessage> Sender<M> {
             } else if batch.bytes.capacity() <= MAX_KEPT_BUFFER_BYTES {
                 self.buffers.push(batch.bytes);
             }
+        }
+        // The next request has another number; between requests there is none to abandon.
+        if let Some(sender) = level.senders.get_mut(&self.broker) {
+            sender.request_count += 1;
         }
         drop(level);
         woken.retain(|broker| *broker != self.broker);

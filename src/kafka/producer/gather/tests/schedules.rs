@@ -383,6 +383,7 @@ impl Play {
                     assert!(!log.history.contains(id), "a message with Stored::No is in the log");
                 }
                 Outcome::Rejected(_, Stored::Unknown) | Outcome::TimedOut(Stored::Unknown) => {}
+                Outcome::QueueFull | Outcome::Closed(_) => panic!("no outcome of a queue"),
             }
             assert!(!self.setup.is_idempotent || stored <= 1, "stored twice: {id} in {:?}", log.ids);
         }
