@@ -1,7 +1,7 @@
 //! ListOffsets, versions 2 to 8: the first offset, the end, or the offset of a time, of partitions that a broker leads.
 //!
-//! Version 2 is the first with the isolation level (KIP-98); 4 has leader epochs (KIP-320); 6 is the first flexible version; 7 and 8
-//! add special timestamps only (KIP-734, KIP-405). Versions 9 to 11 add nothing that this client uses.
+//! Version 2 is the first with the isolation level (KIP-98); 4 has leader epochs (KIP-320); 6 is the first flexible
+//! version; 7 and 8 add special timestamps only (KIP-734, KIP-405). Versions 9 to 11 add nothing that this client uses.
 
 use std::sync::Arc;
 
