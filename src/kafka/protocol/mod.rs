@@ -4,6 +4,8 @@
 //! Kafka's message definitions reserves memory for as many elements as an array announces.
 
 pub mod api_versions;
+pub mod sasl_authenticate;
+pub mod sasl_handshake;
 
 use super::wire::{Malformed, WireReader};
 
