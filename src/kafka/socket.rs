@@ -21,7 +21,7 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_PROBES: u32 = 6;
 
 /// Ends the waits of a connection from another thread: an attempt to connect fails, an open connection closes. It works
-/// once and for one connection.
+/// once.
 #[derive(Clone, Debug, Default)]
 pub struct Disconnect {
     shared: Arc<DisconnectState>,
@@ -30,7 +30,8 @@ pub struct Disconnect {
 #[derive(Debug, Default)]
 struct DisconnectState {
     stop: Stop,
-    socket: Mutex<Weak<TcpStream>>,
+    /// The sockets in use: that of the connection, and one to a token endpoint.
+    sockets: Mutex<Vec<Weak<TcpStream>>>,
 }
 
 impl Disconnect {
@@ -42,7 +43,7 @@ impl Disconnect {
     /// Closes the connection in both directions, now or as soon as it has a socket.
     pub fn disconnect(&self) {
         self.shared.stop.trigger();
-        self.close_socket();
+        self.close_sockets();
     }
 
     /// The stop that [`disconnect`](Self::disconnect) triggers.
@@ -52,15 +53,18 @@ impl Disconnect {
 
     /// Makes [`disconnect`](Self::disconnect) close `socket`.
     fn attach(&self, socket: &Arc<TcpStream>) {
-        *lock(&self.shared.socket) = Arc::downgrade(socket);
-        // A disconnect that came before found no socket.
+        let mut sockets = lock(&self.shared.sockets);
+        sockets.retain(|known| known.strong_count() > 0);
+        sockets.push(Arc::downgrade(socket));
+        drop(sockets);
+        // A disconnect that came before did not find this socket.
         if self.shared.stop.is_triggered() {
-            self.close_socket();
+            self.close_sockets();
         }
     }
 
-    fn close_socket(&self) {
-        if let Some(socket) = lock(&self.shared.socket).upgrade() {
+    fn close_sockets(&self) {
+        for socket in lock(&self.shared.sockets).iter().filter_map(Weak::upgrade) {
             // An error means that the socket is not connected any more.
             let _ = socket.shutdown(Shutdown::Both);
         }

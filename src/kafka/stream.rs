@@ -17,7 +17,7 @@ pub(super) enum StreamError {
     #[error("timed out")]
     TimedOut,
     /// The peer closed the connection.
-    #[error("the broker closed the connection")]
+    #[error("the server closed the connection")]
     Closed,
     /// The connection failed.
     #[error("connection lost: {0}")]

@@ -91,10 +91,10 @@ fn trusted(roots: &TrustRoots) -> Result<RootCertStore, String> {
     let mut store = RootCertStore::empty();
     match roots {
         TrustRoots::Pem(pem) => {
-            for certificate in certificates(pem, "the CA file (ssl.ca.location)")? {
-                store.add(certificate).map_err(|cause| {
-                    format!("the CA file (ssl.ca.location) contains a certificate that cannot be used: {cause}")
-                })?;
+            for certificate in certificates(pem, "the CA file")? {
+                store
+                    .add(certificate)
+                    .map_err(|cause| format!("the CA file contains a certificate that cannot be used: {cause}"))?;
             }
         }
         TrustRoots::System => {
@@ -111,25 +111,23 @@ fn trusted(roots: &TrustRoots) -> Result<RootCertStore, String> {
 }
 
 fn certified_key(identity: &Identity, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
-    let chain = certificates(&identity.certificates_pem, "the client certificate (ssl.certificate.location)")?;
+    let chain = certificates(&identity.certificates_pem, "the client certificate")?;
     let key = PrivateKeyDer::from_pem_slice(&identity.key_pem).map_err(|cause| match cause {
-        pem::Error::NoItemsFound => {
-            "the client key (ssl.key.location) contains no private key, or only an encrypted one".to_owned()
-        }
-        other => format!("the client key (ssl.key.location) {}", pem_problem(&other)),
+        pem::Error::NoItemsFound => "the client key contains no private key, or only an encrypted one".to_owned(),
+        other => format!("the client key {}", pem_problem(&other)),
     })?;
     let key = provider
         .key_provider
         .load_private_key(key)
-        .map_err(|_| "the client key (ssl.key.location) is of an unsupported type".to_owned())?;
+        .map_err(|_| "the client key is of an unsupported type".to_owned())?;
     let identity = CertifiedKey::new(chain, key);
     match identity.keys_match() {
         // `Unknown`: rustls cannot get the public key of this type of key. A mismatch would make the handshakes fail.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(identity),
         Err(rustls::Error::InconsistentKeys(_)) => {
-            Err("the client key (ssl.key.location) is not that of the client certificate".to_owned())
+            Err("the client key is not that of the client certificate".to_owned())
         }
-        Err(cause) => Err(format!("the client certificate (ssl.certificate.location) cannot be used: {cause}")),
+        Err(cause) => Err(format!("the client certificate cannot be used: {cause}")),
     }
 }
 

@@ -9,7 +9,7 @@ pub(super) fn explain(cause: &Error, lacks_certificate: bool) -> TlsFailure {
     match cause {
         Error::AlertReceived(alert) => refused(*alert, lacks_certificate),
         Error::InvalidCertificate(problem) => {
-            TlsFailure { reason: format!("the broker's certificate {}", certificate(problem)), is_refusal: false }
+            TlsFailure { reason: format!("the server's certificate {}", certificate(problem)), is_refusal: false }
         }
         other => TlsFailure { reason: format!("TLS failed: {other}"), is_refusal: false },
     }
@@ -17,7 +17,7 @@ pub(super) fn explain(cause: &Error, lacks_certificate: bool) -> TlsFailure {
 
 /// Explains that the broker ended the connection because it got no client certificate. `how`: how it ended it.
 pub(super) fn client_certificate_missing(how: &str) -> TlsFailure {
-    let reason = format!("the broker requires a client certificate, and none is configured: {how}");
+    let reason = format!("the server requires a client certificate, and none is configured: {how}");
     TlsFailure { reason, is_refusal: true }
 }
 
@@ -28,10 +28,10 @@ fn certificate(problem: &CertificateError) -> String {
             format!("is not valid yet: {problem}")
         }
         CertificateError::UnknownIssuer => {
-            "was not issued by a trusted certificate authority (ssl.ca.location): UnknownIssuer".to_owned()
+            "was not issued by a trusted certificate authority: UnknownIssuer".to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            format!("is for another host name (ssl.endpoint.identification.algorithm): {problem}")
+            format!("is for another host name: {problem}")
         }
         other => format!("is not accepted: {other}"),
     }
@@ -56,16 +56,16 @@ fn refused(alert: AlertDescription, lacks_certificate: bool) -> TlsFailure {
         // Java brokers answer a missing certificate with BadCertificate or HandshakeFailure in TLS 1.2.
         _ if lacks_certificate => client_certificate_missing(&shown),
         _ if is_about_certificate => {
-            let reason = format!("the broker refused the client certificate: {shown}");
+            let reason = format!("the server refused the client certificate: {shown}");
             TlsFailure { reason, is_refusal: true }
         }
         Alert::HandshakeFailure | Alert::ProtocolVersion | Alert::InsufficientSecurity => {
             let reason = format!(
-                "the broker supports no TLS version or cipher suite of this client (TLS 1.2 and 1.3 with forward \
+                "the server supports no TLS version or cipher suite of this client (TLS 1.2 and 1.3 with forward \
                  secrecy): {shown}"
             );
             TlsFailure { reason, is_refusal: false }
         }
-        _ => TlsFailure { reason: format!("the broker ended the TLS connection: {shown}"), is_refusal: false },
+        _ => TlsFailure { reason: format!("the server ended the TLS connection: {shown}"), is_refusal: false },
     }
 }

@@ -86,7 +86,7 @@ impl TlsSession {
         self.undecrypted.start = self.undecrypted.end - records.len();
         // It takes nothing if the announced length of a record exceeds its buffer.
         if !taken.is_ok_and(|count| count > 0) {
-            let reason = "the broker sent a TLS record that is too large".to_owned();
+            let reason = "the server sent a TLS record that is too large".to_owned();
             return Err(TlsFailure { reason, is_refusal: false });
         }
         match self.connection.process_new_packets() {
@@ -109,7 +109,7 @@ impl TlsSession {
             // The content types of TLS records are 20 to 23 (RFC 8446 section 5.1).
             if !(20..=23).contains(&self.input[0]) {
                 let shown = self.input[..count.min(16)].escape_ascii();
-                let reason = format!("the broker does not speak TLS on this port; it sent \"{shown}\"");
+                let reason = format!("the server does not speak TLS on this port; it sent \"{shown}\"");
                 return Err(TlsFailure { reason, is_refusal: false });
             }
         }
@@ -143,8 +143,8 @@ impl TlsSession {
             return client_certificate_missing("it closed the connection");
         }
         let reason = match self.has_received {
-            true => "the broker closed the connection in the TLS handshake",
-            false => "the broker closed the connection in the TLS handshake, as a listener without TLS does",
+            true => "the server closed the connection in the TLS handshake",
+            false => "the server closed the connection in the TLS handshake, as a listener without TLS does",
         };
         TlsFailure { reason: reason.to_owned(), is_refusal: false }
     }
