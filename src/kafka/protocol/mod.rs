@@ -16,6 +16,8 @@ pub mod metadata;
 pub mod offset_commit;
 pub mod offset_fetch;
 pub mod offset_for_leader_epoch;
+pub mod sasl_authenticate;
+pub mod sasl_handshake;
 
 use super::wire::{Malformed, WireReader};
 
