@@ -24,4 +24,8 @@ pub mod producer;
 pub mod protocol;
 pub mod record_batch;
 pub mod records;
+#[cfg(test)]
+pub mod testkit;
+#[cfg(test)]
+mod testkit_tests;
 pub mod wire;
