@@ -41,10 +41,13 @@ pub mod protocol;
 pub mod record_batch;
 pub mod records;
 #[cfg(test)]
+#[cfg(test)]
 mod sasl;
 mod socket;
 mod stream;
 mod test_server;
+mod testkit_tests;
 mod tls;
 pub mod resolve;
+pub mod testkit;
 pub mod wire;

@@ -1,0 +1,149 @@
+//! Settings of a test cluster and of its topics.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::cluster::TestCluster;
+use super::log::AppendRules;
+use super::release::Release;
+use super::state::{Broker, Counters, State};
+
+/// Settings of a cluster that is not started yet.
+#[derive(Clone, Debug)]
+pub struct ClusterBuilder {
+    brokers: usize,
+    release: Release,
+    racks: Vec<String>,
+    users: Option<BTreeMap<String, String>>,
+}
+
+impl ClusterBuilder {
+    pub(super) fn new(brokers: usize) -> Self {
+        ClusterBuilder { brokers, release: Release::V4_0, racks: Vec::new(), users: None }
+    }
+
+    /// Sets the release that the brokers imitate; the latest without it.
+    pub fn release(mut self, release: Release) -> Self {
+        self.release = release;
+        self
+    }
+
+    /// Sets the racks of the brokers, in the order of their ids.
+    pub fn racks(mut self, racks: &[&str]) -> Self {
+        self.racks = racks.iter().map(|rack| (*rack).to_owned()).collect();
+        self
+    }
+
+    /// Adds a user for SASL; then each connection must authenticate.
+    pub fn user(mut self, name: &str, password: &str) -> Self {
+        self.users.get_or_insert_default().insert(name.to_owned(), password.to_owned());
+        self
+    }
+
+    /// Starts the brokers.
+    pub fn start(self) -> TestCluster {
+        let ids = 1..=self.brokers as i32;
+        let brokers = ids.clone().map(|id| Broker {
+            id,
+            port: 0,
+            rack: self.racks.get(id as usize - 1).cloned(),
+            is_running: false,
+            is_listening: false,
+            is_paused: false,
+            is_registered: true,
+            run: 0,
+            connections: Default::default(),
+        });
+        let state = State {
+            changes: 0,
+            is_closing: false,
+            release: self.release,
+            brokers: brokers.collect(),
+            controller: 1,
+            topics: BTreeMap::new(),
+            topic_count: 0,
+            next_producer_id: 1000,
+            transactional_ids: BTreeMap::new(),
+            script: Default::default(),
+            counters: Counters::default(),
+            replication_delay: Duration::ZERO,
+            has_leader_hints: true,
+            held: 0,
+            releases: 0,
+            blackout_until: None,
+            denied_topics: Default::default(),
+            denied_groups: Default::default(),
+            users: self.users,
+        };
+        let cluster = TestCluster::of(state);
+        ids.for_each(|id| cluster.start_broker(id));
+        cluster
+    }
+}
+
+/// Settings of a topic that is not created yet.
+#[derive(Clone, Debug)]
+pub struct TopicSpec {
+    pub(super) name: String,
+    pub(super) partitions: usize,
+    pub(super) replication: usize,
+    pub(super) min_in_sync: usize,
+    pub(super) rules: AppendRules,
+}
+
+impl TopicSpec {
+    /// Returns a topic with one partition, whose replicas are on all brokers.
+    pub fn new(name: &str) -> Self {
+        let rules = AppendRules::default();
+        TopicSpec { name: name.to_owned(), partitions: 1, replication: usize::MAX, min_in_sync: 1, rules }
+    }
+
+    /// Sets the number of partitions.
+    pub fn partitions(mut self, count: usize) -> Self {
+        self.partitions = count;
+        self
+    }
+
+    /// Sets the number of replicas.
+    pub fn replication(mut self, count: usize) -> Self {
+        self.replication = count;
+        self
+    }
+
+    /// Sets `min.insync.replicas`.
+    pub fn min_in_sync(mut self, count: usize) -> Self {
+        self.min_in_sync = count;
+        self
+    }
+
+    /// Sets `cleanup.policy=compact`: records without key are INVALID_RECORD.
+    pub fn compacted(mut self) -> Self {
+        self.rules.is_compacted = true;
+        self
+    }
+
+    /// Sets `message.timestamp.type=LogAppendTime`.
+    pub fn log_append_time(mut self) -> Self {
+        self.rules.has_log_append_time = true;
+        self
+    }
+
+    /// Sets `max.message.bytes`: a larger batch is MESSAGE_TOO_LARGE.
+    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
+        self.rules.max_message_bytes = bytes;
+        self
+    }
+
+    /// Sets `segment.bytes`: a larger batch is RECORD_LIST_TOO_LARGE.
+    pub fn segment_bytes(mut self, bytes: usize) -> Self {
+        self.rules.segment_bytes = bytes;
+        self
+    }
+
+    /// Sets how far timestamps may be from the broker's clock; others are INVALID_TIMESTAMP.
+    pub fn timestamp_range(mut self, before: Duration, after: Duration) -> Self {
+        self.rules.timestamp_before_max_ms = before.as_millis() as i64;
+        self.rules.timestamp_after_max_ms = after.as_millis() as i64;
+        self
+    }
+}
