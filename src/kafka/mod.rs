@@ -9,6 +9,7 @@
 //! - [`record_batch`]: encodes records as a batch of message format 2, the only format that this client writes.
 //! - [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
 //! - [`producer`]: the record queue of a producer.
+//! - [`group`]: membership in a consumer group.
 //!
 //! Invariants: memory for a response grows with the bytes received, never by a length field alone; decompressed data
 //! has an upper bound; no input makes a decoder panic.
@@ -19,6 +20,7 @@ pub mod compression;
 pub mod config;
 pub mod connection;
 pub mod frame;
+pub mod group;
 pub mod produce;
 pub mod producer;
 pub mod protocol;

@@ -4,6 +4,10 @@
 //! Kafka's message definitions reserves memory for as many elements as an array announces.
 
 pub mod api_versions;
+pub mod heartbeat;
+pub mod join_group;
+pub mod leave_group;
+pub mod sync_group;
 
 use super::wire::{Malformed, WireReader};
 
