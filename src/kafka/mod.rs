@@ -16,11 +16,16 @@
 //!
 //! The formats are specified in the protocol guide and the message format section of the Apache Kafka documentation.
 
+pub mod backoff;
+pub mod broker_pool;
 pub mod compression;
 pub mod config;
 pub mod connection;
+pub mod error_code;
 pub mod frame;
 pub mod group;
+pub mod metadata;
+pub mod metadata_client;
 pub mod produce;
 pub mod producer;
 pub mod protocol;

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Broker id (`node_id` in the protocol).
-pub type BrokerId = i32;
+pub use crate::kafka::metadata::BrokerId;
 
 /// A message that a [`Gather`](super::gather::Gather) can queue.
 pub trait Gathered {

@@ -4,9 +4,15 @@
 //! Kafka's message definitions reserves memory for as many elements as an array announces.
 
 pub mod api_versions;
+#[cfg(test)]
+mod codec_tests;
+pub mod find_coordinator;
 pub mod heartbeat;
+pub mod init_producer_id;
 pub mod join_group;
 pub mod leave_group;
+pub mod list_offsets;
+pub mod metadata;
 pub mod sync_group;
 
 use super::wire::{Malformed, WireReader};
