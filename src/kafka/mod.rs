@@ -10,15 +10,15 @@
 //! - [`record_batch`]: encodes records as a batch of message format 2, the only format that this client writes.
 //! - [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
 //! - [`producer`]: the record queue of a producer.
-//! - `sasl`: the SASL mechanisms.
-//!
-//! These do IO, with a deadline for each call; each one uses only those before it.
 //!
 //! - [`config`]: settings. [`backoff`]: pauses between attempts.
-//! - [`resolve`]: looks up host names on threads of its own.
-//! - `socket`, `tls`, `stream`: TCP, TLS, and a byte stream over one of them.
-//! - `oauth`: access tokens from a token endpoint.
 //! - [`connection`]: one connection to a broker, authenticated, with requests and responses.
+//! - [`group`]: membership in a consumer group.
+//! - [`resolve`]: looks up host names on threads of its own.
+//! - `oauth`: access tokens from a token endpoint.
+//! - `sasl`: the SASL mechanisms.
+//! - `socket`, `tls`, `stream`: TCP, TLS, and a byte stream over one of them.
+//! These do IO, with a deadline for each call; each one uses only those before it.
 //!
 //! Invariants: memory for a response grows with the bytes received, never by a length field alone; decompressed data
 //! has an upper bound; no input makes a decoder panic.
@@ -33,6 +33,7 @@ pub mod connection;
 pub mod error_code;
 pub mod frame;
 mod oauth;
+pub mod group;
 pub mod metadata;
 pub mod metadata_client;
 pub mod produce;
