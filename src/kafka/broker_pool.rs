@@ -155,8 +155,10 @@ impl PooledBroker {
         let max_idle = self.connector.config().max_idle;
         let is_idle = now.saturating_duration_since(self.used) >= max_idle;
         self.used = now;
-        let open = self.connection.take().filter(|connection| !is_idle && !connection.is_closed());
-        let connection = match open {
+        if self.connection.as_mut().is_some_and(|connection| is_idle || connection.is_closed()) {
+            self.connection = None;
+        }
+        let connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.connect(now, deadline)?,
         };

@@ -9,16 +9,17 @@
 //! - [`protocol`]: the other requests and responses.
 //! - [`record_batch`]: encodes records as a batch of message format 2, the only format that this client writes.
 //! - [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
-//! - [`producer`]: the record queue of a producer.
+//! - `sasl`: the SASL mechanisms.
+//!
+//! These do IO, with a deadline for each call; each one uses only those before it.
 //!
 //! - [`config`]: settings. [`backoff`]: pauses between attempts.
-//! - [`connection`]: one connection to a broker, authenticated, with requests and responses.
-//! - [`group`]: membership in a consumer group.
 //! - [`resolve`]: looks up host names on threads of its own.
-//! - `oauth`: access tokens from a token endpoint.
-//! - `sasl`: the SASL mechanisms.
 //! - `socket`, `tls`, `stream`: TCP, TLS, and a byte stream over one of them.
-//! These do IO, with a deadline for each call; each one uses only those before it.
+//! - `oauth`: access tokens from a token endpoint.
+//! - [`connection`]: one connection to a broker, authenticated, with requests and responses.
+//! - [`metadata`], [`metadata_client`]: brokers, topics and leaders. [`broker_pool`]: a connection for each broker.
+//! - [`producer`]: sends messages. [`group`]: membership in a consumer group.
 //!
 //! Invariants: memory for a response grows with the bytes received, never by a length field alone; decompressed data
 //! has an upper bound; no input makes a decoder panic.
@@ -32,23 +33,24 @@ pub mod config;
 pub mod connection;
 pub mod error_code;
 pub mod frame;
-mod oauth;
 pub mod group;
 pub mod metadata;
 pub mod metadata_client;
+mod oauth;
 pub mod produce;
 pub mod producer;
 pub mod protocol;
 pub mod record_batch;
 pub mod records;
-#[cfg(test)]
-#[cfg(test)]
+pub mod resolve;
 mod sasl;
 mod socket;
 mod stream;
+#[cfg(test)]
 mod test_server;
+#[cfg(test)]
+pub mod testkit;
+#[cfg(test)]
 mod testkit_tests;
 mod tls;
-pub mod resolve;
-pub mod testkit;
 pub mod wire;

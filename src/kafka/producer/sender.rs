@@ -22,7 +22,7 @@ use super::outcome::{BatchResult, BrokerId, Outcome};
 use super::response::{Judged, judge, reason};
 use crate::kafka::backoff::Backoff;
 use crate::kafka::compression::Codec;
-use crate::kafka::connection::{Connection, ConnectionError, ConnectionErrorKind, SentRequest};
+use crate::kafka::connection::{Connection, ConnectionError, ConnectionErrorKind, Disconnect, SentRequest};
 use crate::kafka::error_code;
 use crate::kafka::produce::{self, PartitionData, PartitionOutcome, ProduceResponse};
 use crate::kafka::protocol::init_producer_id::InitProducerIdRequest;
@@ -151,7 +151,7 @@ impl<M: ProducerMessage> Sender<M> {
     /// Makes a connection if there is none; without one the cause is recorded and metadata is requested.
     fn is_connected(&mut self) -> bool {
         let is_unchecked = self.level.acks == AcksLevel::None || self.last_used.elapsed() >= CHECKED_AFTER_IDLE;
-        if self.connection.as_ref().is_some_and(|connection| is_unchecked && connection.is_closed()) {
+        if self.connection.as_mut().is_some_and(|connection| is_unchecked && connection.is_closed()) {
             self.disconnect();
             // With acks=0 a broker reports an error by closing the connection, for instance as it is no longer leader.
             self.shared.doubt_leader(self.broker);
@@ -164,11 +164,17 @@ impl<M: ProducerMessage> Sender<M> {
             return false;
         };
         let deadline = Instant::now() + self.shared.connector.config().connect_timeout;
-        match self.shared.connector.connect(&address, deadline) {
+        let disconnect = Disconnect::new();
+        if let Some(sender) = self.level.lock().senders.get_mut(&self.broker) {
+            // Before the attempt: `close` ends it.
+            sender.disconnect = Some(disconnect.clone());
+        }
+        if self.shared.is_closed() {
+            return false;
+        }
+        match self.shared.connector.connect_with(&address, deadline, &disconnect) {
             Ok(connection) => {
-                let handle = connection.disconnect_handle();
                 if let Some(sender) = self.level.lock().senders.get_mut(&self.broker) {
-                    sender.disconnect = Some(handle);
                     sender.last_failure.clear();
                 }
                 self.connection = Some(connection);
@@ -356,6 +362,7 @@ impl<M: ProducerMessage> Sender<M> {
             encode_body(buffer, version, acks, timeout_ms, batches);
         })?;
         if self.level.acks == AcksLevel::None {
+            connection.expect_no_response(sent);
             return Ok(None);
         }
         let SentRequest { version, .. } = sent;
