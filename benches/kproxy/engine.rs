@@ -49,7 +49,8 @@ impl ClosedLoop {
 
     /// The next number of a linear congruential generator (Knuth's MMIX), without its low bits.
     fn random(&self) -> u64 {
-        let next = self.next_random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let next =
+            self.next_random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.next_random.set(next);
         next >> 33
     }
@@ -102,8 +103,8 @@ pub(crate) fn run(brokers: &str, engine: Engine, topics: &[String], load: Load) 
         timeout: Duration::from_secs(30),
     };
     let group = Supervisor::new("engine", Stop::new());
-    let producer = broker::producer(&broker_config(brokers, engine), config, &group)
-        .expect("creating a producer needs no broker");
+    let producer =
+        broker::producer(&broker_config(brokers, engine), config, &group).expect("creating a producer needs no broker");
     // The channel has one place for each message in flight, so that a completion never blocks.
     let (sender, done) = bounded((load.in_flight as usize).max(topics.len()));
     let topics = topics.iter().map(|topic| Arc::from(&**topic)).collect();

@@ -14,7 +14,8 @@ use crate::broker::metadata_gate::{
 use crate::broker::partitioner::partition_of;
 use crate::broker::topics::LookupAnswer;
 use crate::broker::{
-    Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig, Record, Stored,
+    Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig,
+    Record, Stored,
 };
 use crate::kafka::connection::Connector;
 use crate::kafka::error_code as code;
@@ -142,10 +143,8 @@ impl<C: Completion> ProducerEngine<C> for Engine<C> {
         let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
         let cost_bytes = cost_bytes(&record);
         let state = Arc::clone(&self.state);
-        self.producer.append(
-            level,
-            NativeMessage { record, partition, timestamp_ms, cost_bytes, completion, deadline, state },
-        );
+        self.producer
+            .append(level, NativeMessage { record, partition, timestamp_ms, cost_bytes, completion, deadline, state });
         Ok(())
     }
 }

@@ -321,7 +321,8 @@ impl<M: ProducerMessage> Shared<M> {
                 let next_expiry = next_expiry.map_or(next, |expiry| expiry.min(next));
                 state.next_expiry = next_expiry;
                 let reason = |message: &M| state.reason_for(message.topic(), message.partition());
-                let ended: Vec<_> = ended.into_iter().map(|(message, outcome)| (reason(&message), message, outcome)).collect();
+                let ended: Vec<_> =
+                    ended.into_iter().map(|(message, outcome)| (reason(&message), message, outcome)).collect();
                 drop(state);
                 next = next.min(next_expiry);
                 for (reason, message, outcome) in ended {

@@ -1,7 +1,7 @@
 //! Which broker leads which partition, and the thread that requests metadata when that is doubtful.
 //!
 //! A topic is doubted after a broker answered that it is not the leader, after a connection failed, and while a
-//! partition has no leader. One request names all doubted topics; metadata requests never create a topic.
+//! partition with messages has no leader. One request names all doubted topics; metadata requests never create a topic.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -23,6 +23,8 @@ use crate::locks::lock;
 
 /// Least time from one metadata request to the next. A controller that has elected a new leader is noticed this soon.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// Longest time of a request. It is short because it delays the end of the producer.
+const MAX_REQUEST_TIME: Duration = Duration::from_secs(1);
 /// Interval of the requests while partitions with messages have no leader.
 const UNRESOLVED_INTERVAL: Duration = Duration::from_millis(250);
 /// A topic in use counts as deleted when brokers report for this long that it does not exist: a broker that has just
@@ -192,7 +194,7 @@ impl<M: ProducerMessage> LeaderRefresh<M> {
                 continue;
             }
             next_request = now + MIN_INTERVAL;
-            let deadline = now + self.shared.connector.config().request_timeout;
+            let deadline = now + MAX_REQUEST_TIME;
             match self.client.request(MetadataTopics::Names(topics.clone()), deadline) {
                 Ok(response) => self.handle(topics, &response),
                 Err(error) => {

@@ -139,9 +139,8 @@ impl<M: ProducerMessage> LevelState<M> {
             return sticky.partition;
         }
         let first = random_below(count);
-        let has_leader = |partition: &i32| {
-            index_of(entry, *partition).is_some_and(|index| self.gather.leader(index).is_some())
-        };
+        let has_leader =
+            |partition: &i32| index_of(entry, *partition).is_some_and(|index| self.gather.leader(index).is_some());
         let partition = (first..count).chain(0..first).find(has_leader).unwrap_or(first);
         entry.sticky = Some(Sticky { partition, until_deadline: deadline + STICKY_TIME });
         partition

@@ -273,7 +273,9 @@ impl<M: ProducerMessage> Sender<M> {
         let mut level = self.level.lock();
         let until = Instant::now() + pause;
         level.producer_id = ProducerIdState::Refused { code, reason: reason.to_owned(), until, pause };
-        level.gather.drain_all(&mut |(message, outcome)| ended.push((message, Outcome::Rejected(code, outcome.stored()))));
+        level
+            .gather
+            .drain_all(&mut |(message, outcome)| ended.push((message, Outcome::Rejected(code, outcome.stored()))));
         drop(level);
         ended.into_iter().for_each(|(message, outcome)| message.end(outcome, reason));
     }
