@@ -24,6 +24,7 @@ pub mod error_code;
 pub mod frame;
 pub mod metadata;
 pub mod metadata_client;
+pub mod offsets;
 pub mod produce;
 pub mod producer;
 pub mod protocol;
