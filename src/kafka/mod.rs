@@ -37,6 +37,7 @@ pub mod group;
 pub mod metadata;
 pub mod metadata_client;
 mod oauth;
+pub mod offsets;
 pub mod produce;
 pub mod producer;
 pub mod protocol;
