@@ -31,4 +31,6 @@ pub mod producer;
 pub mod protocol;
 pub mod record_batch;
 pub mod records;
+#[cfg(test)]
+mod test_server;
 pub mod wire;

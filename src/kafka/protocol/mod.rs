@@ -6,13 +6,17 @@
 pub mod api_versions;
 #[cfg(test)]
 mod codec_tests;
+pub mod describe_groups;
 pub mod find_coordinator;
 pub mod heartbeat;
 pub mod init_producer_id;
 pub mod join_group;
 pub mod leave_group;
+pub mod list_groups;
 pub mod list_offsets;
 pub mod metadata;
+pub mod offset_commit;
+pub mod offset_fetch;
 pub mod sync_group;
 
 use super::wire::{Malformed, WireReader};
