@@ -7,10 +7,11 @@
 //! Invariants:
 //! - A join reports every held partition as a claim, so that the leader assigns it to nobody else. A partition stops
 //!   being held only by [`Member::released`], or when the lease has ended.
-//! - The lease counts from the *sending* of the last heartbeat, join or sync that was answered without an error: the
-//!   coordinator's session timeout starts later than that. The coordinator holds a join back while it waits for other
-//!   members, so a lease may end meanwhile; it continues with the response, because the coordinator has kept the
-//!   claims.
+//! - The lease counts from the *sending* of the last heartbeat that was answered without an error: the coordinator's
+//!   session timeout starts later than that. Joins and syncs do not count: a coordinator that has answered one before
+//!   repeats the response without a new session timeout. So a heartbeat follows each sync at once.
+//! - The coordinator does not expire a member while it holds its join back, and keeps its claims. The owner must pause
+//!   when its lease ends meanwhile, but nothing is lost: the lease continues with the first heartbeat after the sync.
 //! - A heartbeat answered with REBALANCE_IN_PROGRESS does not count: from the start of a rebalance the coordinator waits
 //!   only for the rebalance timeout, which is why that must be at least the session timeout.
 //! - After the lease has ended, only a join makes partitions held again: a coordinator that is loading its state
@@ -61,9 +62,7 @@ enum State {
     Unjoined {
         not_before: Option<Instant>,
     },
-    Joining {
-        sent: Instant,
-    },
+    Joining,
     /// Joined as leader: the partition counts of the topics are needed.
     /// `assigns`: whether an assignment is needed, too (not for a static leader that has come back, KIP-814).
     Leading {
@@ -110,7 +109,10 @@ pub struct Member {
     is_rebalancing: bool,
     /// Whether partitions were lost: the member joins again only after the owner has released them.
     is_lost: bool,
+    /// When the last heartbeat that was answered was sent and answered.
     last_answered: Option<(Instant, Instant)>,
+    /// When that heartbeat was sent, or the first sync if none was answered since.
+    session_start: Option<Instant>,
     backoff: Backoff,
     coordinator_is_unknown: bool,
     /// The partition counts of the last assignment that this member made as leader.
@@ -135,6 +137,7 @@ impl Member {
             is_rebalancing: false,
             is_lost: false,
             last_answered: None,
+            session_start: None,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             coordinator_is_unknown: true,
             counts: None,
@@ -147,8 +150,7 @@ impl Member {
         self.events.pop_front()
     }
 
-    /// When the last heartbeat, join or sync that was answered without an error was sent and answered; `None` after a
-    /// loss. A partition may be worked on only while the time is before `sent + session_timeout - margin`.
+    /// When the last heartbeat that was answered without an error was sent and answered; `None` after a loss. A partition may be worked on only while the time is before `sent + session_timeout - margin`.
     pub fn last_heartbeat_sent_and_answered(&self) -> Option<(Instant, Instant)> {
         self.last_answered
     }
@@ -198,8 +200,8 @@ impl Member {
                     return Next::Wait(time);
                 }
                 match self.may_join(true) {
-                    true => self.join(now),
-                    false => Next::Wait(self.lease_end().unwrap_or(now + self.config.heartbeat_interval)),
+                    true => self.join(),
+                    false => Next::Wait(self.session_end().unwrap_or(now + self.config.heartbeat_interval)),
                 }
             }
             State::Stable { next_heartbeat } => {
@@ -207,7 +209,7 @@ impl Member {
                 self.next_of_stable(now, next_heartbeat)
             }
             // The last request has neither been answered nor failed: a mistake of the caller.
-            State::Joining { .. } | State::Syncing { .. } | State::Heartbeating { .. } => {
+            State::Joining | State::Syncing { .. } | State::Heartbeating { .. } => {
                 Next::Wait(now + self.config.heartbeat_interval)
             }
         }
@@ -215,10 +217,10 @@ impl Member {
 
     fn next_of_stable(&mut self, now: Instant, next_heartbeat: Instant) -> Next {
         if (self.must_rejoin || self.is_rebalancing) && self.may_join(self.is_rebalancing) {
-            return self.join(now);
+            return self.join();
         }
         if now < next_heartbeat {
-            return Next::Wait(self.lease_end().map_or(next_heartbeat, |end| end.min(next_heartbeat)));
+            return Next::Wait(self.session_end().map_or(next_heartbeat, |end| end.min(next_heartbeat)));
         }
         self.state = State::Heartbeating { sent: now };
         Next::Heartbeat(HeartbeatRequest {
@@ -234,7 +236,7 @@ impl Member {
     pub fn released(&mut self, token: ReleaseToken) {
         if self.holdings.released(token) && !self.holdings.is_releasing() {
             if std::mem::take(&mut self.is_lost) {
-                self.last_answered = None;
+                (self.last_answered, self.session_start) = (None, None);
             }
             self.report_added();
         }
@@ -248,7 +250,7 @@ impl Member {
 
     /// Takes the response to a join.
     pub fn join_answered(&mut self, now: Instant, response: JoinGroupResponse) {
-        let State::Joining { sent } = self.state else { return };
+        let State::Joining = self.state else { return };
         if response.error_code == MEMBER_ID_REQUIRED && self.member_id.is_empty() {
             self.member_id = response.member_id.into();
             self.state = State::Unjoined { not_before: None };
@@ -262,7 +264,6 @@ impl Member {
         self.protocol = response.protocol.unwrap_or_default().into();
         (self.must_rejoin, self.is_rebalancing) = (false, false);
         self.counts = None;
-        self.answered(sent, now);
         let is_leader = *response.leader == *self.member_id;
         if !is_leader {
             self.state = State::Joined { assignments: Vec::new() };
@@ -313,9 +314,10 @@ impl Member {
             Ok(assigned) => assigned,
             Err(cause) => return self.fail(format!("the assignment of the leader is malformed: {cause}")),
         };
-        self.answered(sent, now);
+        self.session_start.get_or_insert(sent);
         self.backoff.reset();
-        self.state = State::Stable { next_heartbeat: now + self.config.heartbeat_interval };
+        // At once: only a heartbeat extends the lease.
+        self.state = State::Stable { next_heartbeat: now };
         let assigned: BTreeSet<_> = assigned.into_iter().collect();
         self.held_generation = self.generation;
         // The leader withholds a claimed partition from its next holder until a join without the claim.
@@ -367,8 +369,8 @@ impl Member {
         })
     }
 
-    fn join(&mut self, now: Instant) -> Next {
-        self.state = State::Joining { sent: now };
+    fn join(&mut self) -> Next {
+        self.state = State::Joining;
         self.claimed = if self.config.is_cooperative() { self.holdings.held().clone() } else { BTreeSet::new() };
         let generation = if self.claimed.is_empty() { NO_GENERATION } else { self.held_generation };
         let subscription = |assignor: &Assignor| Subscription {
@@ -419,12 +421,17 @@ impl Member {
 
     fn answered(&mut self, sent: Instant, now: Instant) {
         self.last_answered = Some((sent, now));
+        self.session_start = Some(sent);
         let event = GroupEvent::HeartbeatAnswered { sent, answered: now };
         // Only the newest counts, but an event never overtakes another: a lease must not continue before a loss.
         match self.events.back_mut() {
             Some(last @ GroupEvent::HeartbeatAnswered { .. }) => *last = event,
             _ => self.events.push_back(event),
         }
+    }
+
+    fn session_end(&self) -> Option<Instant> {
+        self.session_start.map(|start| start + self.config.session_timeout)
     }
 
     fn report_added(&mut self) {
@@ -438,7 +445,7 @@ impl Member {
     /// and its sync the lease goes on: the coordinator has just kept the claims, and the sync extends the lease.
     fn end_lease(&mut self, now: Instant) {
         let is_between = matches!(self.state, State::Leading { .. } | State::Joined { .. } | State::Ended);
-        if is_between || self.lease_end().is_none_or(|end| now < end) {
+        if is_between || self.session_end().is_none_or(|end| now < end) {
             return;
         }
         if !self.is_lost {
@@ -446,7 +453,7 @@ impl Member {
         }
         self.is_lost = false;
         self.holdings.clear();
-        self.last_answered = None;
+        (self.last_answered, self.session_start) = (None, None);
         if !matches!(self.state, State::Unjoined { .. }) {
             self.state = State::Unjoined { not_before: None };
             self.reason = "no heartbeat was answered within the session timeout";
@@ -460,6 +467,8 @@ impl Member {
             // The lease stays known: it bounds how long the member waits for the owner.
             self.is_lost = true;
             self.events.push_back(GroupEvent::Lost { partitions, token, reason });
+        } else {
+            (self.last_answered, self.session_start) = (None, None);
         }
     }
 

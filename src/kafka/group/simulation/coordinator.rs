@@ -189,11 +189,14 @@ impl Coordinator {
         }
         if self.group.phase == Phase::Stable {
             self.stored = self.group.clone();
+            // The new process must not assign, but it watches the partition counts if it leads (KIP-814).
             let mut response = self.joined(new);
-            // The new process must not assign.
-            response.leader = if was_leader { old.to_owned() } else { response.leader };
-            response.members.clear();
+            response.skip_assignment = was_leader;
             return self.answers.push(Answer::Join(id, response));
+        }
+        // The leader may have received the old id: another rebalance is needed.
+        if let Some(known) = self.group.members.get_mut(new) {
+            known.protocols.clear();
         }
         self.join_as(now, id, new.to_owned(), request);
     }
@@ -325,12 +328,15 @@ impl Coordinator {
                 member.assignment = assigned.map(|(_, assignment)| assignment.clone()).unwrap_or_default();
             }
             self.group.phase = Phase::Stable;
+            for member in self.group.members.values_mut() {
+                member.session_end = now + member.session_timeout;
+            }
         }
         let Some(member) = self.group.members.get_mut(&*request.member_id) else { return };
         member.awaits_sync = Some(id);
         if self.group.phase == Phase::Stable {
             for member in self.group.members.values_mut() {
-                member.session_end = member.session_end.max(now + member.session_timeout);
+                // As in Kafka 4: a repeated response does not start the session anew.
                 if let Some(id) = member.awaits_sync.take() {
                     let response = SyncGroupResponse { assignment: member.assignment.clone(), ..sync_error(0) };
                     self.answers.push(Answer::Sync(id, response));

@@ -200,12 +200,15 @@ impl Simulation {
                 let count = self.counts.entry("u".into()).or_default();
                 *count = (*count + 1).min(6);
                 self.note("a topic has more partitions".into());
-                let counts = self.counts.clone();
-                for process in self.processes.iter_mut().flatten() {
-                    process.member.refresh_partition_counts(&counts);
-                }
+                self.refresh_partition_counts();
             }
             _ => {}
+        }
+    }
+
+    fn refresh_partition_counts(&mut self) {
+        for process in self.processes.iter_mut().flatten() {
+            process.member.refresh_partition_counts(&self.counts);
         }
     }
 
@@ -410,7 +413,11 @@ impl Simulation {
             self.launch(0);
         }
         self.note("the faults end".into());
-        self.run_until(FAULTY_MS + QUIET_MS);
+        // The driver refreshes the partition counts now and then.
+        for end_ms in [FAULTY_MS + QUIET_MS / 2, FAULTY_MS + QUIET_MS] {
+            self.run_until(end_ms);
+            self.refresh_partition_counts();
+        }
         let expected: BTreeSet<_> = self
             .counts
             .iter()
