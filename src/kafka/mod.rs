@@ -15,6 +15,7 @@
 //!
 //! The formats are specified in the protocol guide and the message format section of the Apache Kafka documentation.
 
+pub mod backoff;
 pub mod compression;
 pub mod config;
 pub mod connection;
