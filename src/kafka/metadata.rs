@@ -1,4 +1,4 @@
-//! The metadata of a cluster as a broker returned it: brokers, topics, partitions and their leaders. Values only, no IO.
+//! The metadata of a cluster as a broker returned it: brokers, topics, partitions and their leaders. No IO.
 //!
 //! [`super::protocol::metadata`] encodes and decodes them; [`super::metadata_client`] requests them.
 
@@ -76,7 +76,7 @@ pub struct TopicMetadata {
 pub struct PartitionMetadata {
     /// Number of the partition.
     pub partition: i32,
-    /// Error code of the protocol. With LEADER_NOT_AVAILABLE there is no leader; with REPLICA_NOT_AVAILABLE there can be.
+    /// Error code of the protocol. With REPLICA_NOT_AVAILABLE there can be a leader.
     pub error_code: i16,
     /// The leader; `None` if the partition has none at present.
     pub leader: Option<BrokerId>,

@@ -16,6 +16,7 @@
 //! The formats are specified in the protocol guide and the message format section of the Apache Kafka documentation.
 
 pub mod backoff;
+pub mod broker_pool;
 pub mod compression;
 pub mod config;
 pub mod connection;
@@ -23,9 +24,12 @@ pub mod error_code;
 pub mod fetch;
 pub mod frame;
 pub mod metadata;
+pub mod metadata_client;
 pub mod produce;
 pub mod producer;
 pub mod protocol;
 pub mod record_batch;
 pub mod records;
+#[cfg(test)]
+mod test_server;
 pub mod wire;

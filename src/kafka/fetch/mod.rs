@@ -23,6 +23,7 @@ pub mod record_set;
 mod session;
 #[cfg(test)]
 mod simulation;
+mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -40,8 +40,8 @@ pub(super) fn decode_all<R: Request>(bytes: &[u8], version: i16) -> Result<R::Re
     if reader.is_empty() { Ok(response) } else { Err(Malformed("bytes after the response")) }
 }
 
-/// Decodes `noise`, a prefix of the valid response `good`, and `good` with another byte at a random place. Panics if the
-/// decoder does, or accepts the prefix.
+/// Decodes `noise`, a prefix of the valid response `good`, and `good` with another byte at a random place. Panics if
+/// the decoder does, or accepts the prefix.
 pub(super) fn check_noise<R: Request>(noise: &[u8], mut good: Vec<u8>, at: Index, byte: u8, version: i16)
 where
     R::Response: Debug,

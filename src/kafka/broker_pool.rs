@@ -1,0 +1,207 @@
+//! Connections to the brokers of a cluster, at most one a broker, used by one thread.
+//!
+//! Invariants: after a failure to connect, the next attempt waits for a back-off. A broker that throttles this client
+//! receives no request before the throttle time has passed (KIP-219). A connection that was idle for
+//! [`ConnectionConfig::max_idle`](super::config::ConnectionConfig::max_idle) is not used again, because the broker, a
+//! firewall or a load balancer may have dropped it silently. No method blocks beyond its deadline.
+
+use std::collections::HashMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::backoff::Backoff;
+use super::config::BrokerAddress;
+use super::connection::{Connection, ConnectionError, ConnectionErrorKind, Connector};
+use super::metadata::BrokerId;
+use super::protocol::Request;
+
+/// Back-off after the first failure, before jitter.
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+/// Upper bound of the back-off.
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// Upper bound of the throttle time that is obeyed: a broker delays its responses itself, so an earlier request does no
+/// harm, and a broker with a wrong value must not silence a client for days.
+const MAX_THROTTLE: Duration = Duration::from_secs(60);
+
+/// Returns the back-off between attempts to reach a broker, or to get another answer from it.
+pub(super) fn new_backoff() -> Backoff {
+    Backoff::new(MIN_BACKOFF, MAX_BACKOFF)
+}
+
+/// Sleeps until `time`, but not beyond `deadline`.
+pub(super) fn sleep_until(time: Instant, deadline: Instant) {
+    thread::sleep(time.min(deadline).saturating_duration_since(Instant::now()));
+}
+
+/// The connections, by broker id.
+pub struct BrokerPool {
+    connector: Connector,
+    brokers: HashMap<BrokerId, PooledBroker>,
+}
+
+impl BrokerPool {
+    /// Makes a pool without connections.
+    pub fn new(connector: Connector) -> Self {
+        BrokerPool { connector, brokers: HashMap::new() }
+    }
+
+    /// Returns the connection to a broker, which is ready for a request. Reuses an open one; connects if there is none,
+    /// it was closed, or the broker has another address now. Blocks at most until `deadline`: to connect, and while the
+    /// broker throttles this client. During the back-off after a failure it returns that failure again.
+    ///
+    /// After an error that makes the connection unusable the caller calls [`drop_connection`](Self::drop_connection).
+    pub fn connection(
+        &mut self,
+        id: BrokerId,
+        address: &BrokerAddress,
+        deadline: Instant,
+    ) -> Result<&mut Connection, ConnectionError> {
+        self.broker(id, address).connection(deadline)
+    }
+
+    /// Closes the connection to a broker.
+    pub fn drop_connection(&mut self, id: BrokerId) {
+        if let Some(broker) = self.brokers.get_mut(&id) {
+            broker.connection = None;
+        }
+    }
+
+    /// Delays the next request to a broker by the `throttle_time_ms` of its response.
+    pub fn throttle(&mut self, id: BrokerId, throttle_time_ms: i32) {
+        if let Some(broker) = self.brokers.get_mut(&id) {
+            broker.throttle(throttle_time_ms);
+        }
+    }
+
+    /// Returns the broker with this id, which has this address.
+    pub(super) fn broker(&mut self, id: BrokerId, address: &BrokerAddress) -> &mut PooledBroker {
+        let broker = self.take(id, address);
+        self.brokers.entry(id).or_insert(broker)
+    }
+
+    /// Takes the broker out of the pool, for another thread to use; [`put`](Self::put) returns it.
+    pub(super) fn take(&mut self, id: BrokerId, address: &BrokerAddress) -> PooledBroker {
+        // Metadata can name other ids with every response, so the pool must not keep what is no longer used.
+        let max_idle = self.connector.config().max_idle;
+        self.brokers.retain(|_, broker| broker.used.elapsed() < max_idle);
+        match self.brokers.remove(&id) {
+            Some(broker) if broker.address == *address => broker,
+            _ => PooledBroker::new(self.connector.clone(), address.clone()),
+        }
+    }
+
+    /// Returns a broker to the pool.
+    pub(super) fn put(&mut self, id: BrokerId, broker: PooledBroker) {
+        self.brokers.insert(id, broker);
+    }
+}
+
+/// An address with the connection to it, its back-off and its throttle time.
+pub(super) struct PooledBroker {
+    connector: Connector,
+    address: BrokerAddress,
+    connection: Option<Connection>,
+    /// The last use, or the last attempt to connect.
+    used: Instant,
+    throttled_until: Option<Instant>,
+    backoff: Backoff,
+    /// The last failure to connect, and when the next attempt may be made.
+    failed: Option<(ConnectionError, Instant)>,
+}
+
+impl PooledBroker {
+    /// Makes a broker without a connection.
+    pub(super) fn new(connector: Connector, address: BrokerAddress) -> Self {
+        let used = Instant::now();
+        let backoff = new_backoff();
+        PooledBroker { connector, address, connection: None, used, throttled_until: None, backoff, failed: None }
+    }
+
+    /// Returns the address.
+    pub(super) fn address(&self) -> &BrokerAddress {
+        &self.address
+    }
+
+    /// Whether there is a connection, which the broker may have closed.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// Delays the next request by the `throttle_time_ms` of a response.
+    pub(super) fn throttle(&mut self, throttle_time_ms: i32) {
+        let duration = Duration::from_millis(u64::try_from(throttle_time_ms).unwrap_or(0)).min(MAX_THROTTLE);
+        self.throttled_until = (!duration.is_zero()).then(|| Instant::now() + duration);
+    }
+
+    /// Sends a request and waits for its response, connecting if need be; closes the connection if that fails.
+    pub(super) fn call<R: Request>(&mut self, request: &R, deadline: Instant) -> Result<R::Response, ConnectionError> {
+        let request_timeout = self.connector.config().request_timeout;
+        let connection = self.connection(deadline)?;
+        let result = connection.call(request, deadline.min(Instant::now() + request_timeout));
+        // Every other error leaves the connection unusable.
+        if let Err(ConnectionError { kind, .. }) = &result
+            && *kind != ConnectionErrorKind::Unsupported
+        {
+            self.connection = None;
+        }
+        self.used = Instant::now();
+        result
+    }
+
+    /// Like [`BrokerPool::connection`].
+    pub(super) fn connection(&mut self, deadline: Instant) -> Result<&mut Connection, ConnectionError> {
+        self.wait_for_throttle(deadline)?;
+        let now = Instant::now();
+        let max_idle = self.connector.config().max_idle;
+        let is_idle = now.saturating_duration_since(self.used) >= max_idle;
+        self.used = now;
+        let open = self.connection.take().filter(|connection| !is_idle && !connection.is_closed());
+        let connection = match open {
+            Some(connection) => connection,
+            None => self.connect(now, deadline)?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    fn connect(&mut self, now: Instant, deadline: Instant) -> Result<Connection, ConnectionError> {
+        if let Some((failure, retry_at)) = &self.failed
+            && now < *retry_at
+        {
+            return Err(ConnectionError { kind: not_sent(failure.kind), ..failure.clone() });
+        }
+        let connect_timeout = self.connector.config().connect_timeout;
+        let result = self.connector.connect(&self.address, deadline.min(now + connect_timeout));
+        self.used = Instant::now();
+        match &result {
+            Ok(_) => {
+                self.backoff.reset();
+                self.failed = None;
+            }
+            Err(failure) => self.failed = Some((failure.clone(), Instant::now() + self.backoff.next())),
+        }
+        result.map_err(|failure| ConnectionError { kind: not_sent(failure.kind), ..failure })
+    }
+
+    fn wait_for_throttle(&mut self, deadline: Instant) -> Result<(), ConnectionError> {
+        let Some(until) = self.throttled_until else { return Ok(()) };
+        if until > deadline {
+            let left_ms = until.saturating_duration_since(Instant::now()).as_millis();
+            return Err(ConnectionError {
+                address: self.address.clone(),
+                kind: ConnectionErrorKind::NotSent,
+                reason: format!("a quota of the broker delays the next request by {left_ms} ms"),
+            });
+        }
+        sleep_until(until, deadline);
+        self.throttled_until = None;
+        Ok(())
+    }
+}
+
+/// Returns the kind of a failure to connect for the request that needed the connection: no byte of it was sent.
+fn not_sent(kind: ConnectionErrorKind) -> ConnectionErrorKind {
+    match kind {
+        ConnectionErrorKind::Denied | ConnectionErrorKind::Unsupported => kind,
+        _ => ConnectionErrorKind::NotSent,
+    }
+}
