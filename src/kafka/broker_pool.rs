@@ -155,7 +155,8 @@ impl PooledBroker {
         let max_idle = self.connector.config().max_idle;
         let is_idle = now.saturating_duration_since(self.used) >= max_idle;
         self.used = now;
-        let open = self.connection.take().filter(|connection| !is_idle && !connection.is_closed());
+        let mut open = self.connection.take().filter(|_| !is_idle);
+        let open = open.take_if(|connection| !connection.is_closed());
         let connection = match open {
             Some(connection) => connection,
             None => self.connect(now, deadline)?,

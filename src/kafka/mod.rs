@@ -41,11 +41,11 @@ pub mod producer;
 pub mod protocol;
 pub mod record_batch;
 pub mod records;
-#[cfg(test)]
-mod test_server;
 pub mod resolve;
 mod sasl;
 mod socket;
 mod stream;
+#[cfg(test)]
+mod test_server;
 mod tls;
 pub mod wire;

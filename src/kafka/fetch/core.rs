@@ -48,6 +48,8 @@ pub(super) struct FetchCore {
     data_count: u64,
     /// A worker waits until a poll makes room.
     waits_for_room: bool,
+    /// A leader changed or is in doubt: other threads may have work.
+    has_leader_news: bool,
 }
 
 /// The state of the worker of one broker.
@@ -99,6 +101,7 @@ impl FetchCore {
             number: 0,
             data_count: 0,
             waits_for_room: false,
+            has_leader_news: false,
         }
     }
 
@@ -175,6 +178,11 @@ impl FetchCore {
         std::mem::take(&mut self.waits_for_room)
     }
 
+    /// Whether other threads may have work since a leader changed or is in doubt. Resets that.
+    pub(super) fn take_leader_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_leader_news)
+    }
+
     /// Returns the brokers that need a worker and have none; the caller starts one for each.
     pub(super) fn missing_workers(&mut self, now: Instant) -> Vec<BrokerId> {
         let mut missing = Vec::new();
@@ -188,6 +196,11 @@ impl FetchCore {
             }
         }
         missing
+    }
+
+    /// Returns the address of a broker.
+    pub(super) fn address(&self, id: BrokerId) -> Option<&BrokerAddress> {
+        self.addresses.get(&id)
     }
 
     fn report(&mut self, event: Option<FetchEvent>) {

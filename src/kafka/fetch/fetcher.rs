@@ -176,20 +176,18 @@ impl Shared {
         wait_timeout(&self.work, state, left.min(MAX_SLEEP))
     }
 
-    /// Wakes a poll if there are events, and starts the workers of brokers that have become leaders.
+    /// Wakes a poll if there are events, wakes threads that may have work, and starts the workers of brokers that have become leaders.
     pub(super) fn changed(self: &Arc<Self>, state: &mut State) {
         if state.core.has_events() {
             self.events.notify_all();
+        }
+        if state.core.take_leader_news() {
+            self.work.notify_all();
         }
         for id in state.core.missing_workers(Instant::now()) {
             let shared = Arc::clone(self);
             self.supervisor.spawn_task(format!("kafka-fetch-{id}"), move || worker::run(&shared, id));
         }
-    }
-
-    /// Wakes the threads that wait for a change.
-    pub(super) fn wake_threads(&self) {
-        self.work.notify_all();
     }
 
     /// The metadata thread.

@@ -104,22 +104,14 @@ fn add(topics: &mut Vec<FetchTopic>, one: &WantedPartition) {
     // The partitions of a topic mostly follow one another; a topic may be named twice otherwise.
     match topics.last_mut().filter(|last| last.id == one.topic_id && last.name == one.topic) {
         Some(last) => last.partitions.push(one.fetch),
-        None => topics.push(FetchTopic {
-            name: Arc::clone(&one.topic),
-            id: one.topic_id,
-            partitions: vec![one.fetch],
-        }),
+        None => topics.push(FetchTopic { name: Arc::clone(&one.topic), id: one.topic_id, partitions: vec![one.fetch] }),
     }
 }
 
 fn forget(forgotten: &mut Vec<ForgottenTopic>, key: &TopicPartition, id: TopicId) {
     match forgotten.last_mut().filter(|last| last.id == id && last.name == key.topic) {
         Some(last) => last.partitions.push(key.partition),
-        None => forgotten.push(ForgottenTopic {
-            name: Arc::clone(&key.topic),
-            id,
-            partitions: vec![key.partition],
-        }),
+        None => forgotten.push(ForgottenTopic { name: Arc::clone(&key.topic), id, partitions: vec![key.partition] }),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::core::{BrokerVersions, FetchPlan, QueryPlan, Work, by_topic};
 use super::event::TopicPartition;
-use super::fetcher::Shared;
+use super::fetcher::{Shared, State};
 use super::outcome::{FetchOutcome, outcome, throttle};
 use super::session::FetchSession;
 use crate::kafka::config::BrokerAddress;
@@ -53,14 +53,24 @@ impl Worker<'_> {
             if self.shared.is_ended(&state) {
                 return None;
             }
+            self.drop_outdated_connection(&mut state);
             match state.core.next_work(self.id, Instant::now()) {
-                Work::Wait(until) => {
-                    state = self.shared.wait(state, until);
-                    continue;
-                }
+                Work::Wait(until) => state = self.shared.wait(state, until),
                 Work::End => return None,
                 work => return Some(work),
             }
+        }
+    }
+
+    /// Drops the connection if the broker has closed it, or has another address now.
+    fn drop_outdated_connection(&mut self, state: &mut State) {
+        let Some(connection) = &mut self.connection else { return };
+        if connection.is_closed() || state.core.address(self.id).is_some_and(|address| address != connection.address())
+        {
+            self.connection = None;
+            self.session.lost();
+            state.disconnects.remove(&self.id);
+            state.core.on_closed(self.id);
         }
     }
 
@@ -113,10 +123,9 @@ impl Worker<'_> {
         self.session.prepare(plan.version, &plan.wanted, &mut request);
         let (version, deadline) = (plan.version, self.deadline(plan.max_wait));
         let Some(connection) = self.connection.as_mut() else { return Ok(()) };
-        let sent =
-            connection.send_with(fetch::API_KEY, version, version >= FIRST_FLEXIBLE, deadline, |buffer| {
-                request.encode(buffer, version);
-            })?;
+        let sent = connection.send_with(fetch::API_KEY, version, version >= FIRST_FLEXIBLE, deadline, |buffer| {
+            request.encode(buffer, version);
+        })?;
         let max_batch_bytes = config.max_batch_bytes();
         let outcome: FetchOutcome = connection.receive_with(sent, deadline, |body| {
             FetchResponse::decode(body, version).map(|response| outcome(response, plan, max_batch_bytes))
@@ -193,7 +202,6 @@ impl Worker<'_> {
         let mut state = self.shared.lock();
         state.core.on_failed(self.id, number, cause.to_string(), was_connected, Instant::now());
         self.shared.changed(&mut state);
-        self.shared.wake_threads();
     }
 
     /// Drops the connection; returns whether there was one.

@@ -13,9 +13,9 @@ pub mod init_producer_id;
 pub mod list_groups;
 pub mod list_offsets;
 pub mod metadata;
-pub mod offset_for_leader_epoch;
 pub mod offset_commit;
 pub mod offset_fetch;
+pub mod offset_for_leader_epoch;
 pub mod sasl_authenticate;
 pub mod sasl_handshake;
 

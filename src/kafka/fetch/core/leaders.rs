@@ -80,17 +80,11 @@ impl FetchCore {
     }
 
     /// Takes the response to a request for `requested`.
-    pub(in super::super) fn on_metadata(
-        &mut self,
-        requested: &[Arc<str>],
-        response: &MetadataResponse,
-        now: Instant,
-    ) {
+    pub(in super::super) fn on_metadata(&mut self, requested: &[Arc<str>], response: &MetadataResponse, now: Instant) {
         self.metadata.last_end = now;
         self.metadata.reported_at = None;
         self.addresses = response.brokers.iter().map(|broker| (broker.id, broker.address.clone())).collect();
-        let topics: HashMap<&str, &TopicMetadata> =
-            response.topics.iter().map(|topic| (&*topic.name, topic)).collect();
+        let topics: HashMap<&str, &TopicMetadata> = response.topics.iter().map(|topic| (&*topic.name, topic)).collect();
         let mut events = Vec::new();
         for reader in self.partitions.values_mut() {
             if reader.is_stopped || !requested.contains(&reader.name.topic) {
@@ -145,8 +139,7 @@ impl FetchCore {
 /// Applies the metadata of its topic to a partition. Returns an error to report.
 fn apply(reader: &mut PartitionReader, topic: Option<&TopicMetadata>, now: Instant) -> Option<FetchEvent> {
     let known = topic.filter(|topic| topic.error_code == error_code::NONE);
-    let partition =
-        known.and_then(|topic| topic.partitions.iter().find(|one| one.partition == reader.name.partition));
+    let partition = known.and_then(|topic| topic.partitions.iter().find(|one| one.partition == reader.name.partition));
     let Some((topic, partition)) = known.zip(partition) else {
         let code = topic.map_or(error_code::UNKNOWN_TOPIC_OR_PARTITION, |topic| topic.error_code);
         return missing(reader, code, now);

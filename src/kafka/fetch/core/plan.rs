@@ -85,6 +85,9 @@ pub(in super::super) struct PartitionQuery {
     pub(in super::super) epoch: i32,
 }
 
+/// The result of a [`QueryPlan`] for each partition: a value, or the error code of the protocol.
+pub(in super::super) type QueryResults<T> = Vec<(TopicPartition, Result<T, i16>)>;
+
 /// What can be requested of a broker now.
 #[derive(Default)]
 struct Candidates {

@@ -6,7 +6,7 @@ use super::super::event::{FetchEvent, TopicPartition};
 use super::super::outcome::{FetchOutcome, PartitionOutcome};
 use super::super::partition::{MENDABLE_GRACE, PartitionReader, Phase, REPORT_INTERVAL};
 use super::super::record_set::Unpacked;
-use super::plan::{BrokerVersions, FetchPlan, QueryPlan};
+use super::plan::{BrokerVersions, FetchPlan, QueryPlan, QueryResults};
 use super::{FetchCore, queue};
 use crate::kafka::error_code;
 use crate::kafka::metadata::BrokerId;
@@ -21,6 +21,13 @@ impl FetchCore {
     pub(in super::super) fn on_connected(&mut self, id: BrokerId, versions: BrokerVersions) {
         if let Some(broker) = self.brokers.get_mut(&id) {
             broker.versions = Some(versions);
+        }
+    }
+
+    /// The worker has closed its connection while no request was in flight.
+    pub(in super::super) fn on_closed(&mut self, id: BrokerId) {
+        if let Some(broker) = self.brokers.get_mut(&id) {
+            broker.versions = None;
         }
     }
 
@@ -44,6 +51,7 @@ impl FetchCore {
             }
             reader.is_leader_in_doubt |= was_in_flight || reader.leader == Some(id);
         }
+        self.has_leader_news = true;
         let Some(broker) = self.brokers.get_mut(&id) else { return };
         (broker.versions, broker.overdue_at) = (None, None);
         broker.failures = broker.failures.saturating_add(1);
@@ -117,6 +125,7 @@ impl FetchCore {
                 None
             });
         }
+        self.has_leader_news = true;
         let address = self.broker_name(id);
         let Some(broker) = self.brokers.get_mut(&id) else { return };
         broker.overdue_at = None;
@@ -143,6 +152,7 @@ impl FetchCore {
         let (has_records, replica) = (outcome.records_bytes > 0, outcome.preferred_replica);
         let is_known = replica.is_some_and(|replica| replica != id && self.addresses.contains_key(&replica));
         let broker = self.broker_name(id);
+        self.has_leader_news |= replica.is_some();
         self.with_reader(&outcome.name, number, |reader| {
             reader.is_id_confirmed |= reader.topic_id.is_some();
             if let Some((epoch, end_offset)) = outcome.diverging {
@@ -170,6 +180,7 @@ impl FetchCore {
     fn on_partition_error(&mut self, id: BrokerId, number: u64, outcome: &PartitionOutcome, now: Instant) {
         let code = outcome.error_code;
         let is_mendable = error_code::needs_metadata(code);
+        self.has_leader_news = true;
         let reason = format!("{}: {}", self.broker_name(id), error_code::name(code));
         self.with_reader(&outcome.name, number, |reader| {
             let was_replica = reader.replica.take().is_some();
@@ -196,7 +207,7 @@ impl FetchCore {
         &mut self,
         id: BrokerId,
         plan: &QueryPlan,
-        ranges: &[(TopicPartition, Result<(i64, i64), i16>)],
+        ranges: &QueryResults<(i64, i64)>,
         throttle: Duration,
         now: Instant,
     ) {
@@ -211,6 +222,7 @@ impl FetchCore {
                 }
             });
         }
+        self.has_leader_news = true;
         self.end_query(plan);
     }
 
@@ -219,7 +231,7 @@ impl FetchCore {
         &mut self,
         id: BrokerId,
         plan: &QueryPlan,
-        ends: &[(TopicPartition, Result<(i32, i64), i16>)],
+        ends: &QueryResults<(i32, i64)>,
         throttle: Duration,
         now: Instant,
     ) {
@@ -242,6 +254,7 @@ impl FetchCore {
                 }
             });
         }
+        self.has_leader_news = true;
         self.end_query(plan);
     }
 
@@ -314,13 +327,7 @@ fn range_known(
     reader.failed(format!("{broker}: OFFSET_OUT_OF_RANGE, but the offset is in the range"), MENDABLE_GRACE, now)
 }
 
-fn query_failed(
-    reader: &mut PartitionReader,
-    what: &str,
-    broker: &str,
-    code: i16,
-    now: Instant,
-) -> Option<FetchEvent> {
+fn query_failed(reader: &mut PartitionReader, what: &str, broker: &str, code: i16, now: Instant) -> Option<FetchEvent> {
     let is_mendable = error_code::needs_metadata(code);
     reader.is_leader_in_doubt |= is_mendable;
     let grace = if is_mendable { MENDABLE_GRACE } else { Duration::ZERO };
