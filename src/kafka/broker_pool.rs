@@ -133,11 +133,6 @@ impl PooledBroker {
         self.throttled_until = (!duration.is_zero()).then(|| Instant::now() + duration);
     }
 
-    /// Returns the version in which a request is sent, connecting if need be.
-    pub(super) fn version<R: Request>(&mut self, deadline: Instant) -> Result<i16, ConnectionError> {
-        self.connection(deadline)?.version_of(R::API_KEY, R::VERSIONS)
-    }
-
     /// Sends a request and waits for its response, connecting if need be; closes the connection if that fails.
     pub(super) fn call<R: Request>(&mut self, request: &R, deadline: Instant) -> Result<R::Response, ConnectionError> {
         let request_timeout = self.connector.config().request_timeout;
@@ -160,10 +155,9 @@ impl PooledBroker {
         let max_idle = self.connector.config().max_idle;
         let is_idle = now.saturating_duration_since(self.used) >= max_idle;
         self.used = now;
-        if self.connection.as_mut().is_some_and(|connection| is_idle || connection.is_closed()) {
-            self.connection = None;
-        }
-        let connection = match self.connection.take() {
+        let mut open = self.connection.take().filter(|_| !is_idle);
+        let open = open.take_if(|connection| !connection.is_closed());
+        let connection = match open {
             Some(connection) => connection,
             None => self.connect(now, deadline)?,
         };

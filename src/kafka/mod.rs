@@ -32,6 +32,7 @@ pub mod compression;
 pub mod config;
 pub mod connection;
 pub mod error_code;
+pub mod fetch;
 pub mod frame;
 pub mod group;
 pub mod metadata;
