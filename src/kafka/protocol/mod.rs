@@ -12,6 +12,8 @@ pub mod init_producer_id;
 pub mod list_offsets;
 pub mod metadata;
 pub mod offset_for_leader_epoch;
+pub mod sasl_authenticate;
+pub mod sasl_handshake;
 
 use super::wire::{Malformed, WireReader};
 
