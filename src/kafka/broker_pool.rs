@@ -9,24 +9,23 @@ use std::collections::HashMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::backoff::Backoff;
 use super::config::BrokerAddress;
 use super::connection::{Connection, ConnectionError, ConnectionErrorKind, Connector};
 use super::metadata::BrokerId;
 use super::protocol::Request;
-use crate::random::random;
 
-/// Back-off after the first failure.
+/// Back-off after the first failure, before jitter.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
-/// Upper bound of the back-off, before jitter.
+/// Upper bound of the back-off.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// Upper bound of the throttle time that is obeyed: a broker delays its responses itself, so an earlier request does no
 /// harm, and a broker with a wrong value must not silence a client for days.
 const MAX_THROTTLE: Duration = Duration::from_secs(60);
 
-/// Returns the back-off after this many failures in a row: doubles up to a limit, with a jitter of 20 %.
-pub(super) fn backoff(failures: u32) -> Duration {
-    let base = MIN_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(MAX_BACKOFF);
-    base * (80 + (random() % 41) as u32) / 100
+/// Returns the back-off between attempts to reach a broker, or to get another answer from it.
+pub(super) fn new_backoff() -> Backoff {
+    Backoff::new(MIN_BACKOFF, MAX_BACKOFF)
 }
 
 /// Sleeps until `time`, but not beyond `deadline`.
@@ -105,8 +104,7 @@ pub(super) struct PooledBroker {
     /// The last use, or the last attempt to connect.
     used: Instant,
     throttled_until: Option<Instant>,
-    /// The failures to connect since the last success.
-    failures: u32,
+    backoff: Backoff,
     /// The last failure to connect, and when the next attempt may be made.
     failed: Option<(ConnectionError, Instant)>,
 }
@@ -115,7 +113,8 @@ impl PooledBroker {
     /// Makes a broker without a connection.
     pub(super) fn new(connector: Connector, address: BrokerAddress) -> Self {
         let used = Instant::now();
-        PooledBroker { connector, address, connection: None, used, throttled_until: None, failures: 0, failed: None }
+        let backoff = new_backoff();
+        PooledBroker { connector, address, connection: None, used, throttled_until: None, backoff, failed: None }
     }
 
     /// Returns the address.
@@ -156,7 +155,8 @@ impl PooledBroker {
         let max_idle = self.connector.config().max_idle;
         let is_idle = now.saturating_duration_since(self.used) >= max_idle;
         self.used = now;
-        let open = self.connection.take().filter(|connection| !is_idle && !connection.is_closed());
+        let mut open = self.connection.take().filter(|_| !is_idle);
+        let open = open.take_if(|connection| !connection.is_closed());
         let connection = match open {
             Some(connection) => connection,
             None => self.connect(now, deadline)?,
@@ -174,11 +174,11 @@ impl PooledBroker {
         let result = self.connector.connect(&self.address, deadline.min(now + connect_timeout));
         self.used = Instant::now();
         match &result {
-            Ok(_) => (self.failures, self.failed) = (0, None),
-            Err(failure) => {
-                self.failures = self.failures.saturating_add(1);
-                self.failed = Some((failure.clone(), Instant::now() + backoff(self.failures)));
+            Ok(_) => {
+                self.backoff.reset();
+                self.failed = None;
             }
+            Err(failure) => self.failed = Some((failure.clone(), Instant::now() + self.backoff.next())),
         }
         result.map_err(|failure| ConnectionError { kind: not_sent(failure.kind), ..failure })
     }

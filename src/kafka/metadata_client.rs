@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::broker_pool::{PooledBroker, backoff, sleep_until};
+use super::broker_pool::{PooledBroker, new_backoff, sleep_until};
 use super::config::BrokerAddress;
 use super::connection::{ConnectionError, ConnectionErrorKind, Connector};
 use super::error_code;
@@ -146,15 +146,14 @@ impl MetadataClient {
         }
         pending.sort_unstable();
         pending.dedup();
-        let mut retries = 0;
+        let mut backoff = new_backoff();
         while !pending.is_empty() {
             let missing = self.coordinators_once(&pending, deadline, &mut found);
             pending.retain(|group| matches!(found.get(group), None | Some(Err(_))) && missing.contains(group));
             if pending.is_empty() || Instant::now() >= deadline {
                 break;
             }
-            retries += 1;
-            sleep_until(Instant::now() + backoff(retries), deadline);
+            sleep_until(Instant::now() + backoff.next(), deadline);
         }
         found
     }
@@ -173,26 +172,29 @@ impl MetadataClient {
                 let (api_key, versions) = (FindCoordinatorRequest::API_KEY, FindCoordinatorRequest::VERSIONS);
                 let version = broker.connection(until)?.version_of(api_key, versions)?;
                 let count = if version < FindCoordinatorRequest::FIRST_BATCH { 1 } else { MAX_NAMES };
-                let asked = &rest[..count.min(rest.len())];
-                let response = broker.call(&FindCoordinatorRequest { groups: asked }, until)?;
+                let requested = &rest[..count.min(rest.len())];
+                let response = broker.call(&FindCoordinatorRequest { groups: requested }, until)?;
                 broker.throttle(response.throttle_time_ms);
-                Ok(Ok((asked, response.coordinators)))
+                Ok(Ok((requested, response.coordinators)))
             });
-            let (asked, coordinators) = match answer {
+            let (requested, coordinators) = match answer {
                 Ok(answer) => answer,
                 Err(failure) => {
-                    found.extend(rest.iter().map(|group| (Arc::clone(group), Err(failure.clone()))));
+                    // The error of an earlier lookup says more than that the deadline has passed.
+                    for group in rest {
+                        found.entry(Arc::clone(group)).or_insert_with(|| Err(failure.clone()));
+                    }
                     return missing;
                 }
             };
-            rest = &rest[asked.len()..];
+            rest = &rest[requested.len()..];
             let mut by_group: HashMap<String, Coordinator> = HashMap::new();
             for coordinator in coordinators {
                 // Versions below 4 have one group and do not repeat its id.
-                let group = coordinator.group.clone().unwrap_or_else(|| asked[0].to_string());
+                let group = coordinator.group.clone().unwrap_or_else(|| requested[0].to_string());
                 by_group.insert(group, coordinator);
             }
-            for group in asked {
+            for group in requested {
                 let result = found_coordinator(group, by_group.remove(&**group));
                 if let Err(ClientError { error_code, .. }) = &result
                     && error_code.is_none_or(error_code::is_retriable)
@@ -214,16 +216,17 @@ impl MetadataClient {
         mut attempt: impl FnMut(&mut PooledBroker, Instant) -> Result<Answer<T>, ConnectionError>,
     ) -> Result<T, ClientError> {
         let mut failures = Failures::default();
+        let mut backoff = new_backoff();
         for round in 0.. {
             let mut is_final = true;
             for address in self.candidates() {
                 let Some(until) = attempt_deadline(round, Instant::now(), deadline) else {
                     return Err(failures.into_error(what));
                 };
-                let mut broker = match self.current.take() {
-                    Some(current) if *current.address() == address => current,
-                    _ => PooledBroker::new(self.connector.clone(), address),
-                };
+                // The other attempts leave the open connection alone: it may only be throttled.
+                let current = self.current.take_if(|current| *current.address() == address);
+                let is_current = current.is_some();
+                let mut broker = current.unwrap_or_else(|| PooledBroker::new(self.connector.clone(), address));
                 let reason = match attempt(&mut broker, until) {
                     Ok(Ok(result)) => {
                         self.current = Some(broker);
@@ -239,13 +242,14 @@ impl MetadataClient {
                     }
                 };
                 failures.add(broker.address(), reason);
-                // A broker without a connection would only bring its back-off into the next round.
-                self.current = Some(broker).filter(PooledBroker::is_connected);
+                if broker.is_connected() && (is_current || self.current.is_none()) {
+                    self.current = Some(broker);
+                }
             }
             if is_final {
                 return Err(failures.into_error(what));
             }
-            sleep_until(Instant::now() + backoff(round + 1), deadline);
+            sleep_until(Instant::now() + backoff.next(), deadline);
         }
         Err(failures.into_error(what))
     }
@@ -279,7 +283,8 @@ fn found_coordinator(group: &str, coordinator: Option<Coordinator>) -> Result<Br
         return Ok(coordinator.broker);
     }
     let name = error_code::name(coordinator.error_code);
-    let message = coordinator.error_message.map(|message| format!(" ({message})")).unwrap_or_default();
+    let message = coordinator.error_message.filter(|message| !message.is_empty());
+    let message = message.map(|message| format!(" ({message})")).unwrap_or_default();
     let reason = format!("no coordinator for group \"{group}\": {name}{message}");
     Err(ClientError { error_code: Some(coordinator.error_code), reason })
 }
@@ -318,3 +323,6 @@ impl Failures {
         ClientError { error_code: None, reason: format!("{what} failed: {}", reasons.join("; ")) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,7 @@ pub mod compression;
 pub mod config;
 pub mod connection;
 pub mod error_code;
+pub mod fetch;
 pub mod frame;
 pub mod metadata;
 pub mod metadata_client;
@@ -44,5 +45,7 @@ pub mod resolve;
 mod sasl;
 mod socket;
 mod stream;
+#[cfg(test)]
+mod test_server;
 mod tls;
 pub mod wire;

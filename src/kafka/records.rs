@@ -238,9 +238,15 @@ impl OpenedEntry<'_> {
 }
 
 impl<'a> Entry<'a> {
-    /// Returns the offset of the entry, see the field.
+    /// Returns the offset of the first record of a batch, or of a message.
     pub fn offset(&self) -> i64 {
         self.offset
+    }
+
+    /// Returns the size of the entry in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "an entry is never empty")]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Validates the header and, in format 2, the CRC.

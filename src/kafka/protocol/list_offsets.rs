@@ -1,7 +1,7 @@
-//! ListOffsets, versions 1 to 8: the first offset, the end, or the offset of a time, of partitions that the broker leads.
+//! ListOffsets, versions 2 to 8: the first offset, the end, or the offset of a time, of partitions that a broker leads.
 //!
-//! Version 2 has the isolation level (KIP-98); 4 has leader epochs (KIP-320); 6 is the first flexible version; 7 and 8
-//! add special timestamps only (KIP-734, KIP-405). Versions 9 to 11 add nothing that this client uses.
+//! Version 2 is the first with the isolation level (KIP-98); 4 has leader epochs (KIP-320); 6 is the first flexible
+//! version; 7 and 8 add special timestamps only (KIP-734, KIP-405). Versions 9 to 11 add nothing that this client uses.
 
 use std::sync::Arc;
 
@@ -23,7 +23,6 @@ pub struct ListOffsetsRequest<'a> {
     /// The partitions by topic. A partition must not be there twice: the broker refuses the request.
     pub topics: &'a [(Arc<str>, Vec<ListOffsetsPartition>)],
     /// Whether [`LATEST`] is the last stable offset, below which no transaction is open, instead of the high watermark.
-    /// Ignored in version 1.
     pub read_committed: bool,
 }
 
@@ -65,7 +64,7 @@ pub struct ListedOffset {
 
 impl Request for ListOffsetsRequest<'_> {
     const API_KEY: i16 = 2;
-    const VERSIONS: (i16, i16) = (1, 8);
+    const VERSIONS: (i16, i16) = (2, 8);
     const FIRST_FLEXIBLE: i16 = 6;
     type Response = ListOffsetsResponse;
 
@@ -73,9 +72,7 @@ impl Request for ListOffsetsRequest<'_> {
         let flexible = version >= Self::FIRST_FLEXIBLE;
         // The replica id of a client.
         buffer.extend_from_slice(&(-1_i32).to_be_bytes());
-        if version >= 2 {
-            buffer.push(u8::from(self.read_committed));
-        }
+        buffer.push(u8::from(self.read_committed));
         put_length(buffer, flexible, self.topics.len());
         for (name, partitions) in self.topics {
             put_string(buffer, flexible, name);
@@ -101,7 +98,7 @@ impl Request for ListOffsetsRequest<'_> {
 
     fn decode(reader: &mut WireReader, version: i16) -> Result<ListOffsetsResponse, Malformed> {
         let flexible = version >= Self::FIRST_FLEXIBLE;
-        let throttle_time_ms = if version >= 2 { reader.i32()? } else { 0 };
+        let throttle_time_ms = reader.i32()?;
         let mut topics = Vec::new();
         for _ in 0..reader.array(flexible, MIN_TOPIC_BYTES)? {
             let name = reader.string(flexible)?.ok_or(Malformed("a topic without a name"))?.to_owned();
@@ -155,7 +152,7 @@ mod tests {
             ];
             let seen: CrateRequest =
                 decoded_by_crate(&ListOffsetsRequest { topics: &topics, read_committed: true }, version);
-            assert_eq!((seen.replica_id.0, seen.isolation_level), (-1, i8::from(version >= 2)), "{version}");
+            assert_eq!((seen.replica_id.0, seen.isolation_level), (-1, 1), "{version}");
             let seen: Vec<_> = seen
                 .topics
                 .iter()
@@ -179,7 +176,7 @@ mod tests {
         let topic = ListOffsetsTopicResponse::default().with_name(TopicName(StrBytes::from_static_str("t")));
         let topic = topic.with_partitions(vec![partition.clone(), partition]);
         CrateResponse::default()
-            .with_throttle_time_ms(if version >= 2 { 11 } else { 0 })
+            .with_throttle_time_ms(11)
             .with_topics(vec![topic.clone(), topic.with_partitions(Vec::new())])
     }
 
@@ -189,7 +186,7 @@ mod tests {
             let leader_epoch = if version >= 4 { 8 } else { -1 };
             let offset = ListedOffset { partition: 3, error_code: 6, timestamp: 77, offset: 1 << 40, leader_epoch };
             let expected = ListOffsetsResponse {
-                throttle_time_ms: if version >= 2 { 11 } else { 0 },
+                throttle_time_ms: 11,
                 topics: vec![("t".into(), vec![offset, offset]), ("t".into(), Vec::new())],
             };
             let bytes = encoded_by_crate(&response(version), version);

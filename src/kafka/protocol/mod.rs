@@ -6,11 +6,15 @@
 pub mod api_versions;
 #[cfg(test)]
 mod codec_tests;
+pub mod describe_groups;
 pub mod fetch;
 pub mod find_coordinator;
 pub mod init_producer_id;
+pub mod list_groups;
 pub mod list_offsets;
 pub mod metadata;
+pub mod offset_commit;
+pub mod offset_fetch;
 pub mod offset_for_leader_epoch;
 pub mod sasl_authenticate;
 pub mod sasl_handshake;

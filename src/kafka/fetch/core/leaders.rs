@@ -1,0 +1,204 @@
+//! Leaders of partitions and ids of topics: when metadata is requested, and what a response changes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::event::{FetchEvent, TopicPartition};
+use super::super::partition::{MENDABLE_GRACE, PartitionReader, REPORT_INTERVAL};
+use super::{FetchCore, MAX_PAUSE, MIN_PAUSE, queue};
+use crate::kafka::backoff::Backoff;
+use crate::kafka::error_code;
+use crate::kafka::metadata::{BrokerId, MetadataResponse, PartitionMetadata, TopicId, TopicMetadata};
+use crate::kafka::produce::NodeAddress;
+
+/// Metadata is requested this long after the last request even if nothing is in doubt: Fetch below version 13 does not
+/// show that a topic was created again.
+const MAX_AGE: Duration = Duration::from_secs(30);
+/// Pause while nothing but missing topics and partitions are in doubt.
+const MISSING_PAUSE: Duration = Duration::from_secs(1);
+/// A leader with a lower epoch than the known one is accepted if the metadata has it for this long. A broker that lags
+/// behind the controller returns old leaders for a short time; a topic that was created again has low epochs for ever.
+const OLDER_LEADER_AFTER: Duration = Duration::from_secs(3);
+
+/// When metadata is requested.
+pub(super) struct MetadataSchedule {
+    /// No request before this time.
+    not_before: Instant,
+    backoff: Backoff,
+    /// End of the last request.
+    last_end: Instant,
+    reported_at: Option<Instant>,
+}
+
+impl MetadataSchedule {
+    pub(super) fn new(now: Instant) -> Self {
+        let backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
+        MetadataSchedule { not_before: now, backoff, last_end: now, reported_at: None }
+    }
+}
+
+/// What the metadata thread does next.
+#[derive(Debug)]
+pub(in super::super) enum MetadataWork {
+    /// Requests these topics, then calls `on_metadata` or `on_metadata_failed`.
+    Request(Vec<Arc<str>>),
+    /// Waits for a change, at most until this time.
+    Wait(Option<Instant>),
+}
+
+impl FetchCore {
+    /// Returns what the metadata thread does now.
+    pub(in super::super) fn metadata_work(&mut self, now: Instant) -> MetadataWork {
+        self.doubt_overdue(now);
+        let needs_leader = |reader: &PartitionReader| {
+            let target = reader.target(now);
+            reader.is_leader_in_doubt || target.is_none_or(|id| !self.addresses.contains_key(&id))
+        };
+        let is_needed = self.partitions.values().any(|reader| !reader.is_stopped && needs_leader(reader));
+        let due = match (self.partitions.is_empty(), is_needed) {
+            (true, _) => return MetadataWork::Wait(None),
+            (false, true) => self.metadata.not_before,
+            (false, false) => self.metadata.last_end + MAX_AGE,
+        };
+        if due <= now {
+            let topics: BTreeSet<Arc<str>> = self.partitions.keys().map(|name| Arc::clone(&name.topic)).collect();
+            return MetadataWork::Request(topics.into_iter().collect());
+        }
+        let overdue = self.brokers.values().filter_map(|broker| broker.overdue_at).filter(|at| now < *at).min();
+        MetadataWork::Wait(Some(overdue.map_or(due, |at| at.min(due))))
+    }
+
+    /// Puts the leaders of partitions in doubt whose broker does not respond: it may have failed without a sign.
+    fn doubt_overdue(&mut self, now: Instant) {
+        for reader in self.partitions.values_mut() {
+            let broker = reader.target(now).and_then(|id| self.brokers.get(&id));
+            if broker.and_then(|broker| broker.overdue_at).is_some_and(|at| at <= now) {
+                reader.is_leader_in_doubt = true;
+            }
+        }
+    }
+
+    /// Takes the response to a request for `requested`.
+    pub(in super::super) fn on_metadata(&mut self, requested: &[Arc<str>], response: &MetadataResponse, now: Instant) {
+        self.metadata.last_end = now;
+        self.metadata.reported_at = None;
+        self.addresses = response.brokers.iter().map(|broker| (broker.id, broker.address.clone())).collect();
+        let topics: HashMap<&str, &TopicMetadata> = response.topics.iter().map(|topic| (&*topic.name, topic)).collect();
+        let mut events = Vec::new();
+        for reader in self.partitions.values_mut() {
+            if reader.is_stopped || !requested.contains(&reader.name.topic) {
+                continue;
+            }
+            events.push(apply(reader, topics.get(&*reader.name.topic).copied(), now));
+            queue(&mut self.turns, reader);
+        }
+        events.into_iter().for_each(|event| self.report(event));
+        let mut doubtful = self.partitions.values().filter(|reader| !reader.is_stopped && reader.is_leader_in_doubt);
+        let pause = match doubtful.next() {
+            None => {
+                self.metadata.backoff.reset();
+                MIN_PAUSE
+            }
+            Some(first) if first.is_missing && doubtful.all(|reader| reader.is_missing) => MISSING_PAUSE,
+            Some(_) => self.metadata.backoff.next(),
+        };
+        self.metadata.not_before = now + pause;
+    }
+
+    /// A metadata request failed.
+    pub(in super::super) fn on_metadata_failed(&mut self, reason: String, now: Instant) {
+        self.metadata.last_end = now;
+        self.metadata.not_before = now + self.metadata.backoff.next();
+        if self.metadata.reported_at.is_none_or(|at| at + REPORT_INTERVAL <= now) {
+            self.metadata.reported_at = Some(now);
+            self.report(Some(FetchEvent::Unreachable { reason }));
+        }
+    }
+
+    /// Takes a leader that a response named (KIP-951), if it is newer than the known one.
+    pub(super) fn take_leader_hint(&mut self, name: &TopicPartition, leader: BrokerId, epoch: i32, now: Instant) {
+        let is_reachable = self.addresses.contains_key(&leader);
+        let Some(reader) = self.partitions.get_mut(name) else { return };
+        if is_reachable && reader.leader_epoch < epoch {
+            reader.set_leader(leader, epoch, now);
+        }
+    }
+
+    /// Takes the addresses of new leaders.
+    pub(super) fn take_nodes(&mut self, nodes: &[NodeAddress]) {
+        use crate::kafka::config::BrokerAddress;
+        for node in nodes {
+            if let Ok(port) = u16::try_from(node.port) {
+                self.addresses.insert(node.id, BrokerAddress { host: node.host.as_str().into(), port });
+            }
+        }
+    }
+}
+
+/// Applies the metadata of its topic to a partition. Returns an error to report.
+fn apply(reader: &mut PartitionReader, topic: Option<&TopicMetadata>, now: Instant) -> Option<FetchEvent> {
+    let known = topic.filter(|topic| topic.error_code == error_code::NONE);
+    let partition = known.and_then(|topic| topic.partitions.iter().find(|one| one.partition == reader.name.partition));
+    let Some((topic, partition)) = known.zip(partition) else {
+        let code = topic.map_or(error_code::UNKNOWN_TOPIC_OR_PARTITION, |topic| topic.error_code);
+        return missing(reader, code, now);
+    };
+    if let Some(new_id) = topic.id
+        && reader.topic_id != Some(new_id)
+    {
+        if let Some(old_id) = reader.topic_id.filter(|_| reader.is_id_confirmed) {
+            let partition = reader.name.clone();
+            reader.stop(FetchEvent::Recreated { partition, old_id, new_id });
+            return None;
+        }
+        new_topic(reader, new_id);
+    }
+    let Some(leader) = partition.leader else {
+        reader.leader = None;
+        reader.is_leader_in_doubt = true;
+        let code = match partition.error_code {
+            error_code::NONE => error_code::LEADER_NOT_AVAILABLE,
+            code => code,
+        };
+        return reader.report(format!("it has no leader: {}", error_code::name(code)), MENDABLE_GRACE / 2, now);
+    };
+    if is_current(reader, partition, now) {
+        let was_in_doubt = reader.is_leader_in_doubt && reader.leader.is_some();
+        let before = (reader.leader, reader.leader_epoch);
+        reader.set_leader(leader, partition.leader_epoch, now);
+        // The same leader once more does not end the doubt: the metadata may be older than the failure.
+        reader.is_leader_in_doubt = was_in_doubt && before == (reader.leader, reader.leader_epoch);
+    }
+    None
+}
+
+fn missing(reader: &mut PartitionReader, code: i16, now: Instant) -> Option<FetchEvent> {
+    reader.is_missing = true;
+    reader.is_leader_in_doubt = true;
+    let reason = match code {
+        error_code::NONE => "the topic has no such partition".to_owned(),
+        error_code::UNKNOWN_TOPIC_OR_PARTITION => "the topic does not exist".to_owned(),
+        code => format!("no metadata of the topic: {}", error_code::name(code)),
+    };
+    // A topic that was read and is missing now may be in an election, or be created again.
+    let grace = if reader.is_id_confirmed { MENDABLE_GRACE } else { Duration::ZERO };
+    reader.report(reason, grace, now)
+}
+
+/// The topic has another id, and nothing was read with the old one.
+fn new_topic(reader: &mut PartitionReader, id: TopicId) {
+    if reader.topic_id.is_some() {
+        (reader.leader, reader.leader_epoch, reader.replica, reader.in_flight) = (None, -1, None, None);
+    }
+    reader.topic_id = Some(id);
+}
+
+/// Whether the metadata is not older than what is known.
+fn is_current(reader: &mut PartitionReader, partition: &PartitionMetadata, now: Instant) -> bool {
+    if partition.leader_epoch < 0 || reader.leader_epoch <= partition.leader_epoch {
+        return true;
+    }
+    let since = *reader.older_leader_since.get_or_insert(now);
+    since + OLDER_LEADER_AFTER <= now
+}

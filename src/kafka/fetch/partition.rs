@@ -1,0 +1,290 @@
+//! The read position of one assigned partition, and its messages that were fetched and not polled yet. Pure.
+//!
+//! Invariants: `delivered` <= `next`, and the offsets between them are those of `ready`, in order. A response counts
+//! only if the request that it answers is `in_flight`; a new assignment, a revocation and a new leader end that. A
+//! partition with a `stopped` event is not read any further.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::epochs::EpochHistory;
+use super::event::{Divergence, FetchEvent, Messages, TopicPartition};
+use super::record_set::{RecordSet, Unpacked};
+use crate::kafka::backoff::Backoff;
+use crate::kafka::metadata::{BrokerId, TopicId};
+
+/// Pauses before a partition that failed is requested again. A new leader ends the pause.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Shortest time between two reports of an error that lasts.
+pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Errors that a new leader mends are reported if they last for longer than this.
+pub(super) const MENDABLE_GRACE: Duration = Duration::from_secs(2);
+/// Time for which a preferred read replica is used before the leader is asked again; the default of the Java client.
+const REPLICA_LEASE: Duration = Duration::from_secs(300);
+/// Bytes counted for each set of messages, beside its messages.
+const SET_OVERHEAD_BYTES: usize = 256;
+
+/// What the next request for a partition is to find out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its messages.
+    Reading,
+    /// The range of its offsets, because the broker has no message at the position.
+    CheckingRange,
+}
+
+/// The state of reading one assigned partition.
+pub(super) struct PartitionReader {
+    pub(super) name: TopicPartition,
+    /// Id of the topic that is read; `None` if unknown.
+    pub(super) topic_id: Option<TopicId>,
+    /// Whether messages were read from the topic with this id, or the owner gave the id: another id is another log.
+    pub(super) is_id_confirmed: bool,
+    /// The offset to fetch next.
+    pub(super) next: i64,
+    /// The offset up to which the owner received the log.
+    pub(super) delivered: i64,
+    pub(super) epochs: EpochHistory,
+    pub(super) leader: Option<BrokerId>,
+    /// Epoch of the leader; -1 if unknown.
+    pub(super) leader_epoch: i32,
+    /// The replica to read from instead of the leader, and until when.
+    pub(super) replica: Option<(BrokerId, Instant)>,
+    /// A leader with a lower epoch than `leader_epoch` is in the metadata since this time.
+    pub(super) older_leader_since: Option<Instant>,
+    /// The leader may have changed: metadata is needed until the leader changes or a response succeeds.
+    pub(super) is_leader_in_doubt: bool,
+    /// The metadata has no such partition.
+    pub(super) is_missing: bool,
+    /// The end of the last epoch must be compared with the leader before the next fetch (Fetch below version 12).
+    pub(super) needs_validation: bool,
+    pub(super) phase: Phase,
+    pub(super) is_paused: bool,
+    /// Number of the request in flight.
+    pub(super) in_flight: Option<u64>,
+    /// The partition is not requested before this time.
+    pub(super) not_before: Instant,
+    backoff: Backoff,
+    failing_since: Option<Instant>,
+    reported_at: Option<Instant>,
+    ready: VecDeque<FetchedSet>,
+    pub(super) ready_bytes: usize,
+    /// Whether the partition is in the queue of partitions with output.
+    pub(super) is_queued: bool,
+    /// Number of the last response with data: partitions without data for long come first in a request.
+    pub(super) last_data: u64,
+    /// Lower bound of the bytes to request, raised if a batch was cut off.
+    pub(super) min_request_bytes: usize,
+    /// Position reached before a truncation whose point is still being searched.
+    truncated_from: Option<i64>,
+    /// The last event of this assignment; returned after all messages.
+    stopped: Option<FetchEvent>,
+    pub(super) is_stopped: bool,
+}
+
+/// Messages of one response.
+struct FetchedSet {
+    set: Arc<RecordSet>,
+    /// Number of messages that were returned.
+    taken: usize,
+    /// The offset to read after the set.
+    next_offset: i64,
+}
+
+impl PartitionReader {
+    /// Makes a reader that starts at `offset`. `leader_epoch`: epoch of the message before `offset`.
+    pub(super) fn new(name: TopicPartition, offset: i64, leader_epoch: Option<i32>, now: Instant) -> Self {
+        PartitionReader {
+            name,
+            topic_id: None,
+            is_id_confirmed: false,
+            next: offset,
+            delivered: offset,
+            epochs: EpochHistory::starting(offset, leader_epoch),
+            leader: None,
+            leader_epoch: -1,
+            replica: None,
+            older_leader_since: None,
+            is_leader_in_doubt: true,
+            is_missing: false,
+            needs_validation: leader_epoch.is_some(),
+            phase: Phase::Reading,
+            is_paused: false,
+            in_flight: None,
+            not_before: now,
+            backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
+            failing_since: None,
+            reported_at: None,
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            is_queued: false,
+            last_data: 0,
+            min_request_bytes: 0,
+            truncated_from: None,
+            stopped: None,
+            is_stopped: false,
+        }
+    }
+
+    /// Returns the broker to send the next request to.
+    pub(super) fn target(&self, now: Instant) -> Option<BrokerId> {
+        match self.replica {
+            Some((replica, until)) if now < until && self.phase == Phase::Reading => Some(replica),
+            _ => self.leader,
+        }
+    }
+
+    /// Whether a request may be sent now, apart from limits of memory.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        !self.is_stopped && self.in_flight.is_none() && self.not_before <= now && (!self.is_paused || self.must_check())
+    }
+
+    /// Whether a request is needed although the partition is paused: the point of a truncation is being searched.
+    fn must_check(&self) -> bool {
+        self.truncated_from.is_some()
+    }
+
+    /// Sets a new leader. Ends the request in flight if it went to another broker.
+    pub(super) fn set_leader(&mut self, leader: BrokerId, leader_epoch: i32, now: Instant) {
+        if self.leader != Some(leader) {
+            (self.replica, self.in_flight) = (None, None);
+        }
+        self.is_missing = false;
+        self.older_leader_since = None;
+        if (self.leader, self.leader_epoch) != (Some(leader), leader_epoch) {
+            self.needs_validation = self.epochs.last() >= 0;
+            self.is_leader_in_doubt = false;
+            self.not_before = now;
+            self.backoff.reset();
+        }
+        (self.leader, self.leader_epoch) = (Some(leader), leader_epoch);
+    }
+
+    /// Uses `replica` instead of the leader for some minutes.
+    pub(super) fn prefer_replica(&mut self, replica: BrokerId, now: Instant) {
+        self.replica = Some((replica, now + REPLICA_LEASE));
+    }
+
+    /// A request succeeded.
+    pub(super) fn succeeded(&mut self) {
+        self.backoff.reset();
+        (self.failing_since, self.reported_at) = (None, None);
+        (self.is_leader_in_doubt, self.is_missing) = (false, false);
+    }
+
+    /// A request failed: sets the pause before the next one. Returns the error to report, unless it was reported a short
+    /// time ago. `grace`: time for which the failure must last before it is reported.
+    pub(super) fn failed(&mut self, reason: String, grace: Duration, now: Instant) -> Option<FetchEvent> {
+        self.in_flight = None;
+        self.not_before = now + self.backoff.next();
+        self.report(reason, grace, now)
+    }
+
+    /// Like [`failed`](Self::failed), without a pause.
+    pub(super) fn report(&mut self, reason: String, grace: Duration, now: Instant) -> Option<FetchEvent> {
+        let failing_since = *self.failing_since.get_or_insert(now);
+        let is_due = self.reported_at.is_none_or(|at| at + REPORT_INTERVAL <= now);
+        if self.is_stopped || !is_due || now < failing_since + grace {
+            return None;
+        }
+        self.reported_at = Some(now);
+        Some(FetchEvent::PartitionError { partition: self.name.clone(), offset: self.next, reason })
+    }
+
+    /// Takes decoded record data for the position `next`.
+    pub(super) fn accept(&mut self, unpacked: Unpacked) {
+        self.epochs.extend(&unpacked.epochs);
+        self.next = unpacked.next_offset;
+        self.min_request_bytes = 0;
+        if unpacked.set.is_empty()
+            && let Some(last) = self.ready.back_mut()
+        {
+            last.next_offset = self.next;
+            return;
+        }
+        self.ready_bytes += unpacked.set.total_cost() + SET_OVERHEAD_BYTES;
+        self.ready.push_back(FetchedSet { set: Arc::new(unpacked.set), taken: 0, next_offset: self.next });
+    }
+
+    /// The leader's log has other messages than the log that was read: `epoch` is the largest epoch of the leader's log
+    /// that is not larger than the last epoch read, `end_offset` its end. Moves the position back to the largest offset
+    /// at which the logs may still be equal; the next request compares them there.
+    pub(super) fn diverged(&mut self, epoch: i32, end_offset: i64) {
+        let point = self.epochs.common_end(epoch, end_offset).min(self.next - 1).max(0);
+        if point < self.delivered {
+            self.truncated_from.get_or_insert(self.delivered);
+            self.delivered = point;
+        }
+        self.rewind();
+        if self.epochs.last() < 0 && point == end_offset && self.next == point {
+            self.epochs = EpochHistory::starting(point, Some(epoch));
+        }
+        self.needs_validation = self.epochs.last() >= 0;
+    }
+
+    /// The logs are equal up to the position. Stops with an event if messages that were returned are lost.
+    pub(super) fn validated(&mut self) {
+        self.needs_validation = false;
+        if let Some(position) = self.truncated_from.take() {
+            let divergence = Divergence { epoch: self.epochs.last(), end_offset: self.next };
+            self.stop(FetchEvent::Truncated { partition: self.name.clone(), position, divergence });
+        }
+    }
+
+    /// Whether the point of a truncation is being searched.
+    pub(super) fn is_truncating(&self) -> bool {
+        self.truncated_from.is_some()
+    }
+
+    /// Drops the messages that were not returned; they are fetched again.
+    pub(super) fn rewind(&mut self) {
+        self.ready.clear();
+        self.ready_bytes = 0;
+        self.in_flight = None;
+        self.next = self.delivered;
+        self.epochs.truncate(self.next);
+    }
+
+    /// Ends the reading; `event` is returned after the messages.
+    pub(super) fn stop(&mut self, event: FetchEvent) {
+        (self.is_stopped, self.stopped, self.in_flight) = (true, Some(event), None);
+    }
+
+    /// Whether [`take`](Self::take) returns something.
+    pub(super) fn has_output(&self) -> bool {
+        if self.ready.is_empty() { self.stopped.is_some() } else { !self.is_paused }
+    }
+
+    /// Returns the next event, with at most `max` messages, `max` being at least 1.
+    pub(super) fn take(&mut self, max: usize) -> Option<FetchEvent> {
+        if !self.has_output() {
+            return None;
+        }
+        let Some(front) = self.ready.front_mut() else { return self.stopped.take() };
+        let range = front.taken..front.set.len().min(front.taken + max);
+        front.taken = range.end;
+        let cost: usize = range.clone().map(|index| front.set.cost(index)).sum();
+        self.ready_bytes -= cost.min(self.ready_bytes);
+        let set = Arc::clone(&front.set);
+        let next_offset = if range.end == set.len() {
+            self.ready_bytes -= SET_OVERHEAD_BYTES.min(self.ready_bytes);
+            let next_offset = front.next_offset;
+            self.ready.pop_front();
+            next_offset
+        } else {
+            set.message(range.end - 1).offset + 1
+        };
+        self.delivered = next_offset;
+        let leader_epoch = self.epochs.before(next_offset);
+        let partition = self.name.clone();
+        Some(match range.is_empty() {
+            true => FetchEvent::Position { partition, next_offset, leader_epoch },
+            false => FetchEvent::Messages(Messages { partition, set, range, next_offset, leader_epoch }),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
