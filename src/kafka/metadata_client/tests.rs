@@ -178,24 +178,33 @@ fn coordinator(received: &Received) -> Reply {
 }
 
 #[test]
-fn coordinators_are_looked_up_until_each_group_has_one() {
-    for max_version in [4, 3] {
+fn coordinators_are_looked_up_in_one_request_or_one_by_one() {
+    for (max_version, requests) in [(4, 1), (3, 4)] {
         let server = TestServer::start(&[(10, 1, max_version)], coordinator);
         let mut client = client(&[&server.address]);
         let too_long: Arc<str> = "g".repeat(40_000).into();
-        let groups = ["a", "new", "denied", "a", "b"].map(Arc::from);
+        let groups = ["a", "new", "denied", "b"].map(Arc::from);
         let found = client.coordinators(&[&groups[..], &[Arc::clone(&too_long)]].concat(), after(LONG));
-        assert_eq!(found.len(), 5);
-        for group in ["a", "b", "new"] {
+        assert_eq!((found.len(), server.count::<Find>()), (5, requests), "version {max_version}");
+        for group in ["a", "b"] {
             let broker = found[group].as_ref().unwrap();
             assert_eq!((broker.id, broker.address.to_string()), (2, "kafka-2:9092".to_owned()));
         }
         let failure = found["denied"].as_ref().unwrap_err();
         assert_eq!(failure.to_string(), "no coordinator for group \"denied\": GROUP_AUTHORIZATION_FAILED");
+        assert_eq!(found["new"].as_ref().unwrap_err().error_code, Some(error_code::COORDINATOR_NOT_AVAILABLE));
         assert_eq!(found[&too_long].as_ref().unwrap_err().error_code, Some(error_code::INVALID_GROUP_ID));
-        // The groups with a final answer are not looked up again.
-        assert_eq!(server.count::<Find>(), 5, "version {max_version}");
     }
+}
+
+#[test]
+fn a_coordinator_is_looked_up_until_there_is_one_or_the_lookup_is_refused() {
+    let server = TestServer::start(APIS, coordinator);
+    let mut client = client(&[&server.address]);
+    assert_eq!(client.coordinator("denied", after(LONG)).unwrap_err().error_code, Some(30));
+    assert_eq!(server.count::<Find>(), 1);
+    assert_eq!(client.coordinator("new", after(LONG)).unwrap().id, 2);
+    assert_eq!(server.count::<Find>(), 5);
 }
 
 #[test]
