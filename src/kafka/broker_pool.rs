@@ -133,6 +133,11 @@ impl PooledBroker {
         self.throttled_until = (!duration.is_zero()).then(|| Instant::now() + duration);
     }
 
+    /// Returns the version in which a request is sent, connecting if need be.
+    pub(super) fn version<R: Request>(&mut self, deadline: Instant) -> Result<i16, ConnectionError> {
+        self.connection(deadline)?.version_of(R::API_KEY, R::VERSIONS)
+    }
+
     /// Sends a request and waits for its response, connecting if need be; closes the connection if that fails.
     pub(super) fn call<R: Request>(&mut self, request: &R, deadline: Instant) -> Result<R::Response, ConnectionError> {
         let request_timeout = self.connector.config().request_timeout;
