@@ -34,6 +34,8 @@ pub mod connection;
 pub mod error_code;
 pub mod fetch;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz_targets;
 pub mod group;
 pub mod metadata;
 pub mod metadata_client;
