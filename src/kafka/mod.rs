@@ -40,5 +40,7 @@ pub mod resolve;
 mod sasl;
 mod socket;
 mod stream;
+#[cfg(test)]
+mod test_server;
 mod tls;
 pub mod wire;

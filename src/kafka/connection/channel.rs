@@ -234,21 +234,30 @@ impl Channel {
     }
 
     fn no_response(&self, cause: &StreamError) -> ConnectionError {
-        if let StreamError::TimedOut = cause {
-            return self.error(Kind::TimedOut, "no response before the deadline".into());
+        let is_closed = match cause {
+            StreamError::TimedOut => return self.error(Kind::TimedOut, "no response before the deadline".into()),
+            // In TLS 1.3 the verdict on the client's certificate comes after the handshake.
+            StreamError::Tls(failure) if failure.is_refusal => return self.error(Kind::Denied, cause.to_string()),
+            StreamError::Tls(_) => false,
+            StreamError::Closed => true,
+            StreamError::Io(cause) => cause.kind() == std::io::ErrorKind::ConnectionReset,
+        };
+        if !is_closed || self.responses > 0 {
+            return self.error(Kind::Lost, cause.to_string());
         }
-        let failure = self.stream.closed_early().filter(|_| self.responses == 0);
-        if let Some(failure) = failure {
+        if let Some(failure) = self.stream.closed_early() {
             return self.error(Kind::Denied, failure.reason);
         }
-        // A listener with SASL answers ApiVersions, then closes the connection at the first other request.
-        let wants_sasl = matches!(cause, StreamError::Closed)
-            && self.responses == 0
-            && !self.versions.is_empty()
-            && self.config.security.sasl.is_none();
-        let hint = match wants_sasl {
-            true => " instead of answering the first request, as a listener with SASL does (security.protocol)",
-            false => "",
+        let security = &self.config.security;
+        let hint = match (self.versions.is_empty(), &security.tls, &security.sasl) {
+            (true, None, _) => "; a listener with TLS does so (security.protocol), and a broker before 0.10",
+            (true, ..) => "; a broker before 0.10 does so",
+            // Such a listener answers ApiVersions only.
+            (false, _, None) => {
+                " instead of answering the first request; a listener with SASL does so \
+                                 (security.protocol)"
+            }
+            (false, ..) => "",
         };
         self.error(Kind::Lost, format!("{cause}{hint}"))
     }

@@ -114,6 +114,10 @@ impl Connection {
             return Ok(());
         }
         let now = Instant::now();
+        if now >= deadline {
+            let reason = "the deadline passed before the request was sent".to_owned();
+            return Err(self.channel.error(ConnectionErrorKind::NotSent, reason));
+        }
         if now.saturating_duration_since(self.channel.last_used()) > CHECK_AFTER && self.channel.is_closed() {
             let reason = "the broker closed the connection while it was idle".to_owned();
             return Err(self.channel.error(ConnectionErrorKind::NotSent, reason));
