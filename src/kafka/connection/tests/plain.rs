@@ -152,6 +152,9 @@ fn each_failure_of_a_request_is_named_and_is_no_proof_that_it_was_not_sent() {
             let error = connection.call(&Echo(vec![]), deadline).unwrap_err();
             let (found, reason) = parts(&error, address);
             assert!(found == kind && reason.contains(text), "{text}: {found:?} {reason}");
+            assert!(connection.is_closed());
+            let error = connection.send(&Echo(vec![]), later()).unwrap_err();
+            assert_eq!(parts(&error, address), (Kind::NotSent, "the connection failed before".to_owned()));
         });
     }
 }

@@ -105,6 +105,7 @@ fn a_refused_renewal_is_a_denial_and_the_request_is_not_sent() {
         let (kind, reason) = parts(&error, address);
         let expected = "re-authentication: SASL PLAIN: the broker refused the credentials: \"wrong\"";
         assert_eq!((kind, &*reason), (Kind::Denied, expected));
+        assert!(connection.is_closed());
     });
 }
 
