@@ -17,6 +17,8 @@ use crate::locks::{into_inner, lock};
 
 /// Upper bound of the brokers that are contacted at the same time.
 const MAX_THREADS: usize = 32;
+/// Time that must be left after the back-off for another round.
+const MIN_LEFT: Duration = Duration::from_millis(20);
 /// Shortest time of a round, unless the deadline is nearer.
 const MIN_ROUND: Duration = Duration::from_millis(100);
 
@@ -90,13 +92,12 @@ pub(super) fn run<I: Send, T: Send>(
         }
         pending = record(&mut results, attempts);
         is_retry = true;
+        // A round without enough time would only replace the reasons of the failures.
         let retry_at = Instant::now() + backoff.next();
-        if retry_at >= deadline {
+        if pending.is_empty() || retry_at + MIN_LEFT >= deadline {
             break;
         }
-        if !pending.is_empty() {
-            sleep_until(retry_at, deadline);
-        }
+        sleep_until(retry_at, deadline);
     }
     let unanswered = || Err(OffsetError::new(OffsetErrorKind::Unreachable, "no attempt was made before the deadline"));
     results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect()
