@@ -1,8 +1,8 @@
 //! Sends the requests of many items (partitions or groups) to the brokers that are responsible for them, all brokers at
 //! the same time, and retries the items with a transient error until the deadline.
 //!
-//! Each round has half of the time that is left: after a round in which a broker hangs, there is time to find the broker
-//! that replaces it.
+//! Each round has half of the time that is left: after a round in which a broker hangs, there is time to find the
+//! broker that replaces it.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -56,8 +56,8 @@ pub(super) trait Router<I, T> {
     fn route(&mut self, items: &[usize], is_retry: bool, until: Instant) -> Vec<(usize, Route<I, T>)>;
 }
 
-/// Returns the results of the items 0 to `count - 1`. `call` sends the requests of the items of one broker and returns a
-/// result for each; it runs on several threads, and returns at the time that it is passed.
+/// Returns the results of the items 0 to `count - 1`. `call` sends the requests of the items of one broker and returns
+/// a result for each; it runs on several threads, and must return at the time that it is passed.
 pub(super) fn run<I: Send, T: Send>(
     pool: &mut BrokerPool,
     count: usize,

@@ -46,7 +46,8 @@ pub(super) fn text(text: &str) -> StrBytes {
 }
 
 impl Cluster {
-    /// Starts brokers; `script` takes the broker id and the state, and answers all requests but Metadata and FindCoordinator.
+    /// Starts brokers; `script` takes the broker id and the state, and answers all requests but Metadata and
+    /// FindCoordinator.
     pub(super) fn start(
         count: usize,
         apis: Apis,
