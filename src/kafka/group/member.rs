@@ -115,8 +115,8 @@ pub struct Member {
     session_start: Option<Instant>,
     backoff: Backoff,
     coordinator_is_unknown: bool,
-    /// The partition counts of the last assignment that this member made as leader.
-    counts: Option<PartitionCounts>,
+    /// The topics and their partition counts of the last assignment, if this member is the leader.
+    led: Option<(BTreeSet<Arc<str>>, PartitionCounts)>,
     reason: &'static str,
 }
 
@@ -140,7 +140,7 @@ impl Member {
             session_start: None,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             coordinator_is_unknown: true,
-            counts: None,
+            led: None,
             reason: "started",
         }
     }
@@ -148,6 +148,16 @@ impl Member {
     /// Returns the oldest event that has not been taken.
     pub fn take_event(&mut self) -> Option<GroupEvent> {
         self.events.pop_front()
+    }
+
+    /// Returns the oldest event that has not been taken and leaves it there.
+    pub fn peek_event(&self) -> Option<&GroupEvent> {
+        self.events.front()
+    }
+
+    /// Returns the number of events that have not been taken.
+    pub fn pending_events(&self) -> usize {
+        self.events.len()
     }
 
     /// When the last heartbeat that was answered without an error was sent and answered; `None` after a loss. A partition may be worked on only while the time is before `sent + session_timeout - margin`.
@@ -173,12 +183,12 @@ impl Member {
 
     /// Returns the topics of the last assignment that this member made as leader, if it still is.
     pub fn led_topics(&self) -> Option<BTreeSet<Arc<str>>> {
-        self.counts.as_ref().map(|counts| counts.keys().cloned().collect())
+        self.led.as_ref().map(|(topics, _)| topics.clone())
     }
 
     /// Starts a rebalance if `counts` differs from the partition counts of the last assignment (leader only).
     pub fn refresh_partition_counts(&mut self, counts: &PartitionCounts) {
-        if self.counts.as_ref().is_some_and(|known| known != counts) {
+        if self.led.as_ref().is_some_and(|(_, known)| known != counts) {
             self.reason = "partition counts have changed";
             self.must_rejoin = true;
         }
@@ -263,7 +273,7 @@ impl Member {
         self.generation = response.generation;
         self.protocol = response.protocol.unwrap_or_default().into();
         (self.must_rejoin, self.is_rebalancing) = (false, false);
-        self.counts = None;
+        self.led = None;
         let is_leader = *response.leader == *self.member_id;
         if !is_leader {
             self.state = State::Joined { assignments: Vec::new() };
@@ -289,10 +299,10 @@ impl Member {
 
     /// Takes the partition counts of the topics of all members; topics that do not exist are absent.
     pub fn set_partition_counts(&mut self, counts: PartitionCounts) {
-        let State::Leading { members, assigns, .. } = &self.state else { return };
+        let State::Leading { members, topics, assigns } = &self.state else { return };
+        self.led = Some((topics.clone(), counts.clone()));
         if !assigns {
             self.state = State::Joined { assignments: Vec::new() };
-            self.counts = Some(counts);
             return;
         }
         let Some(assignor) = self.config.assignors.iter().find(|assignor| *assignor.name() == *self.protocol) else {
@@ -301,7 +311,6 @@ impl Member {
         let assigned = assignor.assign(members, &counts);
         let assignments = assigned.iter().map(|(id, partitions)| (id.to_string(), encode_assignment(partitions)));
         self.state = State::Joined { assignments: assignments.collect() };
-        self.counts = Some(counts);
     }
 
     /// Takes the response to a sync.
@@ -462,7 +471,7 @@ impl Member {
     }
 
     fn lose(&mut self, reason: LostReason) {
-        self.counts = None;
+        self.led = None;
         if let Some((token, partitions)) = self.holdings.release_all() {
             // The lease stays known: it bounds how long the member waits for the owner.
             self.is_lost = true;
