@@ -24,6 +24,8 @@ pub struct GroupConfig {
     pub heartbeat_interval: Duration,
     /// The assignors in the order of preference. A member is cooperative if all are.
     pub assignors: Vec<Assignor>,
+    /// Time between two looks of the leader at the partition counts (`metadata.max.age.ms`).
+    pub metadata_max_age: Duration,
     /// Rack of the member (`client.rack`), for assignors of other clients.
     pub rack: Option<String>,
 }
@@ -39,6 +41,7 @@ impl GroupConfig {
             rebalance_timeout: Duration::from_secs(300),
             heartbeat_interval: Duration::from_secs(3),
             assignors: vec![Assignor::CooperativeSticky],
+            metadata_max_age: Duration::from_secs(300),
             rack: None,
         }
     }
