@@ -40,6 +40,21 @@ impl TestCluster {
         self.shared.lock().script.pending()
     }
 
+    /// Sends consumers to the replica in their rack, or not (KIP-392).
+    pub fn set_fetch_from_followers(&self, is_enabled: bool) {
+        self.update(|state| state.fetches_from_followers = is_enabled);
+    }
+
+    /// Sets the number of fetch sessions of each broker; sessions above it are not created.
+    pub fn set_max_fetch_sessions(&self, count: usize) {
+        self.update(|state| state.max_fetch_sessions = count);
+    }
+
+    /// Forgets all fetch sessions: the next request of each is FETCH_SESSION_ID_NOT_FOUND.
+    pub fn drop_fetch_sessions(&self) {
+        self.update(|state| state.brokers.iter_mut().for_each(|broker| broker.sessions.clear()));
+    }
+
     /// Releases the requests and responses that faults hold.
     pub fn release_held(&self) {
         self.update(|state| state.releases += 1);
