@@ -88,6 +88,23 @@ fn our_connection_gives_up_hostile_peers() {
 }
 
 #[test]
+fn a_session_that_is_not_renewed_ends_with_the_next_request() {
+    let cluster = TestCluster::builder(1).user("alice", "secret").session_lifetime(Duration::from_millis(1)).start();
+    let mut client = RawClient::connect(&cluster, 1);
+    let handshake = m::SaslHandshakeRequest::default().with_mechanism(text("PLAIN"));
+    client.call(1, &handshake).unwrap();
+    let token = m::SaslAuthenticateRequest::default().with_auth_bytes(Bytes::from_static(b"\0alice\0secret"));
+    assert_eq!(client.call(1, &token).unwrap().session_lifetime_ms, 1);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(2) {
+        std::thread::yield_now();
+    }
+    // ApiVersions and SASL itself are served without a session.
+    assert!(client.call(0, &m::ApiVersionsRequest::default()).is_ok());
+    assert!(client.call(1, &m::MetadataRequest::default()).is_err());
+}
+
+#[test]
 fn only_users_with_their_password_are_served() {
     let cluster = TestCluster::builder(1).user("alice", "secret").start();
     cluster.create_topic("t", 1);
@@ -104,6 +121,17 @@ fn only_users_with_their_password_are_served() {
             let outcome = client.call(9, &produce_request("t", 0, -1, &one("a")));
             assert_eq!(outcome.is_ok(), expected == codes::NONE);
         }
+    }
+    for (password, is_right) in [("secret", true), ("wrong", false)] {
+        // After a handshake in version 0 the token comes without Kafka's headers.
+        let mut client = RawClient::connect(&cluster, 1);
+        let handshake = m::SaslHandshakeRequest::default().with_mechanism(text("PLAIN"));
+        assert_eq!(client.call(0, &handshake).unwrap().error_code, 0);
+        let token = format!("\0alice\0{password}");
+        client.stream.write_all(&[&(token.len() as i32).to_be_bytes()[..], token.as_bytes()].concat()).unwrap();
+        let answered = client.stream.read_exact(&mut [0; 4]).is_ok();
+        assert_eq!(answered, is_right);
+        assert_eq!(answered && client.call(9, &produce_request("t", 0, -1, &one("a"))).is_ok(), is_right);
     }
     let mut client = RawClient::connect(&cluster, 1);
     let handshake = m::SaslHandshakeRequest::default().with_mechanism(text("GSSAPI"));
