@@ -15,11 +15,12 @@ pub struct ClusterBuilder {
     release: Release,
     racks: Vec<String>,
     users: Option<BTreeMap<String, String>>,
+    session_lifetime: Option<Duration>,
 }
 
 impl ClusterBuilder {
     pub(super) fn new(brokers: usize) -> Self {
-        ClusterBuilder { brokers, release: Release::V4_0, racks: Vec::new(), users: None }
+        ClusterBuilder { brokers, release: Release::V4_0, racks: Vec::new(), users: None, session_lifetime: None }
     }
 
     /// Sets the release that the brokers imitate; the latest without it.
@@ -40,6 +41,12 @@ impl ClusterBuilder {
         self
     }
 
+    /// Sets the time after which a connection must authenticate again (KIP-368).
+    pub fn session_lifetime(mut self, lifetime: Duration) -> Self {
+        self.session_lifetime = Some(lifetime);
+        self
+    }
+
     /// Starts the brokers.
     pub fn start(self) -> TestCluster {
         let ids = 1..=self.brokers as i32;
@@ -53,6 +60,7 @@ impl ClusterBuilder {
             is_registered: true,
             run: 0,
             connections: Default::default(),
+            sessions: Default::default(),
         });
         let state = State {
             changes: 0,
@@ -74,6 +82,12 @@ impl ClusterBuilder {
             denied_topics: Default::default(),
             denied_groups: Default::default(),
             users: self.users,
+            session_lifetime: self.session_lifetime,
+            groups: BTreeMap::new(),
+            coordinators: BTreeMap::new(),
+            max_fetch_sessions: 1000,
+            next_session_id: 0,
+            fetches_from_followers: false,
         };
         let cluster = TestCluster::of(state);
         ids.for_each(|id| cluster.start_broker(id));

@@ -29,6 +29,12 @@ pub(super) struct Context {
     pub(super) is_authenticated: bool,
     /// The SASL mechanism that the client has chosen.
     pub(super) mechanism: Option<String>,
+    /// When the client must have authenticated again.
+    pub(super) session_ends: Option<Instant>,
+    /// Whether the next bytes are a SASL token without Kafka's headers.
+    pub(super) expects_raw_token: bool,
+    /// Whether the connection is closed after the next response.
+    pub(super) closes_after_response: bool,
     /// Requests before this time violate a throttle time.
     pub(super) throttled_until: Option<Instant>,
 }
@@ -102,6 +108,9 @@ pub(super) trait Serve: Request {
 
 /// Serves the request in `frame`, which is without its length.
 pub(super) fn serve(context: &mut Context, frame: Bytes) -> Result<Reply, Ended> {
+    if context.expects_raw_token {
+        return handlers::serve_raw_token(context, &frame);
+    }
     if frame.len() < 8 {
         context.lock().counters.malformed += 1;
         return Err(Ended);
@@ -131,7 +140,8 @@ pub(super) fn serve(context: &mut Context, frame: Bytes) -> Result<Reply, Ended>
         return Err(Ended);
     }
     let is_sasl = matches!(api, ApiKey::ApiVersions | ApiKey::SaslHandshake | ApiKey::SaslAuthenticate);
-    if !context.is_authenticated && !is_sasl {
+    let is_expired = context.session_ends.is_some_and(|end| end <= Instant::now());
+    if (!context.is_authenticated || is_expired) && !is_sasl {
         return Err(Ended);
     }
     handlers::dispatch(context, api, frame)
@@ -179,7 +189,8 @@ pub(super) fn serve_as<R: Serve>(context: &mut Context, mut frame: Bytes) -> Res
     if plan.throttle_ms > 0 {
         context.throttled_until = Some(Instant::now() + Duration::from_millis(plan.throttle_ms as u64));
     }
-    apply(bytes, plan.response)
+    let fault = plan.response.or(context.closes_after_response.then_some(ResponseFault::CloseAfter));
+    apply(bytes, fault)
 }
 
 fn response_header<R: Request>(version: i16) -> i16 {

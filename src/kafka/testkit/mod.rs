@@ -10,7 +10,9 @@
 //!
 //! - [`log`], [`batch`], [`batch_spec`], [`producer_state`]: a partition as its leader keeps it; no sockets, no clock.
 //! - [`builder`], [`cluster`], `controls`: the handle of a test: topics, leaders, stopped brokers, faults, counters.
+//! - [`group`]: a consumer group as its coordinator keeps it.
 //! - [`script`], [`random`]: what the brokers do wrong.
+//! - [`hostile`]: peers that are no Kafka brokers.
 //! - [`release`]: the request versions of Kafka releases.
 //! - `state`, `server`, `call`, `handlers`: the brokers.
 //!
@@ -28,7 +30,10 @@ pub mod cluster;
 pub mod codes;
 mod controls;
 mod decompress;
+mod fetch_session;
+pub mod group;
 mod handlers;
+pub mod hostile;
 pub mod log;
 pub mod producer_state;
 pub mod random;
@@ -41,6 +46,7 @@ pub use batch::StoredRecord;
 pub use batch_spec::BatchSpec;
 pub use builder::{ClusterBuilder, TopicSpec};
 pub use cluster::TestCluster;
+pub use hostile::{HostilePeer, Hostility};
 pub use kafka_protocol::messages::ApiKey;
 pub use random::Rates;
 pub use release::Release;
