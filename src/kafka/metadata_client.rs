@@ -40,6 +40,9 @@ const MAX_LISTED_FAILURES: usize = 16;
 pub struct ClientError {
     /// The error code with which a broker refused the request; `None` if no broker answered.
     pub error_code: Option<i16>,
+    /// Whether a retry needs another configuration: all brokers refused the credentials or are too old, or there is no
+    /// address.
+    pub is_permanent: bool,
     /// What happened, as an error text: each address that was tried, and why that failed.
     pub reason: String,
 }
@@ -150,7 +153,8 @@ impl MetadataClient {
             groups.iter().cloned().partition(|group| group.len() <= MAX_STRING_BYTES);
         for group in invalid {
             let reason = format!("the group id has {} bytes, the limit is {MAX_STRING_BYTES}", group.len());
-            found.insert(group, Err(ClientError { error_code: Some(error_code::INVALID_GROUP_ID), reason }));
+            let error_code = Some(error_code::INVALID_GROUP_ID);
+            found.insert(group, Err(ClientError { error_code, is_permanent: true, reason }));
         }
         let mut rest = &groups[..];
         while !rest.is_empty() {
@@ -190,7 +194,7 @@ impl MetadataClient {
             let mut is_final = true;
             for address in self.candidates() {
                 let Some(until) = attempt_deadline(round, Instant::now(), deadline) else {
-                    return Err(failures.into_error(what));
+                    return Err(failures.into_error(what, false));
                 };
                 // The other attempts leave the open connection alone: it may only be throttled.
                 let current = self.current.take_if(|current| *current.address() == address);
@@ -216,11 +220,11 @@ impl MetadataClient {
                 }
             }
             if is_final {
-                return Err(failures.into_error(what));
+                return Err(failures.into_error(what, true));
             }
             sleep_until(Instant::now() + backoff.next(), deadline);
         }
-        Err(failures.into_error(what))
+        Err(failures.into_error(what, false))
     }
 
     /// Returns the addresses to try: that of the open connection, then the others in random order.
@@ -269,12 +273,16 @@ fn found_coordinator(group: &str, coordinator: Option<Coordinator>) -> Result<Br
     let message = coordinator.error_message.filter(|message| !message.is_empty());
     let message = message.map(|message| format!(" ({message})")).unwrap_or_default();
     let reason = format!("no coordinator for group \"{group}\": {name}{message}");
-    Err(ClientError { error_code: Some(coordinator.error_code), reason })
+    Err(ClientError { error_code: Some(coordinator.error_code), is_permanent: false, reason })
 }
 
 fn missing_coordinator(group: &str) -> ClientError {
     let error_code = Some(error_code::COORDINATOR_NOT_AVAILABLE);
-    ClientError { error_code, reason: format!("the response lacks the coordinator of group \"{group}\"") }
+    ClientError {
+        error_code,
+        is_permanent: false,
+        reason: format!("the response lacks the coordinator of group \"{group}\""),
+    }
 }
 
 /// The last failure of each address, for the error text.
@@ -295,7 +303,7 @@ impl Failures {
         }
     }
 
-    fn into_error(self, what: &str) -> ClientError {
+    fn into_error(self, what: &str, is_permanent: bool) -> ClientError {
         let mut reasons: Vec<_> =
             self.listed.iter().map(|(address, reason)| format!("broker {address}: {reason}")).collect();
         if self.has_more {
@@ -304,7 +312,7 @@ impl Failures {
         if reasons.is_empty() {
             reasons.push("there is no address to try, or no time".to_owned());
         }
-        ClientError { error_code: None, reason: format!("{what} failed: {}", reasons.join("; ")) }
+        ClientError { error_code: None, is_permanent, reason: format!("{what} failed: {}", reasons.join("; ")) }
     }
 }
 

@@ -36,6 +36,7 @@ pub mod frame;
 pub mod metadata;
 pub mod metadata_client;
 mod oauth;
+pub mod offsets;
 pub mod produce;
 pub mod producer;
 pub mod protocol;

@@ -88,7 +88,7 @@ fn the_error_names_each_address_and_why_it_failed() {
         assert!(text.contains(&format!("broker {address}: ")), "{text}");
     }
     assert!(text.starts_with("metadata request failed: ") && text.contains("refused"), "{text}");
-    assert_eq!(failure.error_code, None);
+    assert_eq!((failure.error_code, failure.is_permanent), (None, false));
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn without_an_address_or_with_brokers_that_are_too_old_the_request_fails_at_once
     assert!(client(&[]).request(MetadataTopics::None, after(LONG)).is_err());
     let old = TestServer::start(&[(3, 0, 2)], |_| Reply::Close);
     let failure = client(&[&old.address]).request(MetadataTopics::None, after(LONG)).unwrap_err();
-    assert!(failure.reason.contains("does not support"), "{failure}");
+    assert!(failure.is_permanent && failure.reason.contains("does not support"), "{failure}");
 }
 
 #[test]
