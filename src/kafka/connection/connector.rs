@@ -71,11 +71,19 @@ impl Connector {
         let security = self.shared.security.as_ref().map_err(|reason| fail(Kind::Denied, reason.clone()))?;
         let now = Instant::now();
         let deadline = now.checked_add(self.shared.config.connect_timeout).map_or(deadline, |end| end.min(deadline));
-        let targets = self
+        let mut targets = self
             .shared
             .resolver
             .addresses(&address.host, address.port, deadline, disconnect.stop())
             .map_err(|reason| fail(Kind::NotSent, reason))?;
+        let family = self.shared.config.address_family;
+        targets.retain(|target| family.contains(target.ip()));
+        if targets.is_empty() {
+            return Err(fail(
+                Kind::NotSent,
+                format!("it has no address of the family {family:?} (broker.address.family)"),
+            ));
+        }
         let mut failures: Vec<String> = Vec::new();
         for (index, target) in targets.iter().enumerate() {
             // Each address gets an equal share of the time that is left.
