@@ -48,6 +48,8 @@ pub mod record_batch;
 pub mod records;
 pub mod resolve;
 mod sasl;
+#[cfg(test)]
+mod scripted_broker;
 mod socket;
 mod stream;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::config;
+use super::producer_settings::ProducerSettings;
 use crate::broker::metadata_gate::{
     FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, SharedCompletion, not_stored,
 };
@@ -17,7 +18,6 @@ use crate::broker::{
     Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig,
     Record, Stored,
 };
-use crate::kafka::connection::Connector;
 use crate::kafka::error_code as code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
 use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
@@ -66,13 +66,13 @@ impl<C: Completion> NativeProducer<C> {
         config: &ProducerConfig,
         supervisor: &Supervisor,
     ) -> Result<Self, String> {
-        let connector = Connector::new(config::connection(broker, MAX_RESPONSE_BYTES)?);
+        let connector = config::connector(broker, MAX_RESPONSE_BYTES)?;
         let bootstrap = config::bootstrap(&broker.hosts)?;
-        let settings = config::producer_settings(&broker.settings);
+        let settings = ProducerSettings::new(&broker.settings);
         let limits = Limits {
             max_batch_bytes: MAX_BATCH_BYTES,
             max_request_bytes: MAX_REQUEST_BYTES,
-            retry_backoff: settings.retry_backoff.min,
+            retry_backoff: settings.retry_backoff.min(),
             is_idempotent: false,
         };
         let client = ClientConfig {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::kafka::test_server::{Received, Reply, TestServer, connector, refusing_address};
+use crate::kafka::scripted_broker::{Received, Reply, TestServer, connector, refusing_address};
 use kafka_protocol::messages::find_coordinator_response::Coordinator as CrateCoordinator;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,

@@ -14,7 +14,7 @@ use kafka_protocol::protocol::StrBytes;
 
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::offsets::OffsetReader;
-use crate::kafka::test_server::{Received, Reply, TestServer, connector};
+use crate::kafka::scripted_broker::{Received, Reply, TestServer, connector};
 use crate::locks::lock;
 
 pub(super) type Apis<'a> = &'a [(i16, i16, i16)];
