@@ -39,8 +39,8 @@ impl Trusted {
     ) -> Result<(), Error> {
         let parsed = ParsedCertificate::try_from(own)?;
         match verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms.all) {
-            // The usual self-signed certificate (`openssl req -x509`) is marked as an authority. OpenSSL and Java accept
-            // it from a broker if it is in the CA file. This error comes after the check of the validity period.
+            // The usual self-signed certificate (`openssl req -x509`) is marked as an authority. OpenSSL and Java
+            // accept it from a broker if it is in the CA file. This error comes after the check of the validity period.
             Err(Error::InvalidCertificate(CertificateError::Other(cause)))
                 if format!("{cause:?}").contains("CaUsedAsEndEntity") =>
             {
