@@ -296,3 +296,24 @@ fn nobody_at_the_address_and_a_bad_name_are_named() {
     let (kind, reason) = refusal(&connector(None, None), &address, false);
     assert!(kind == Kind::NotSent && reason.starts_with("cannot look up the host name"), "{reason}");
 }
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn tls_in_a_build_without_it_is_a_named_error() {
+    use crate::kafka::config::{TlsConfig, TrustRoots};
+    let tls = TlsConfig { roots: TrustRoots::System, identity: None, verify_certificate: true, verify_host_name: true };
+    let connector = connector(Some(tls), None);
+    assert!(connector.check().unwrap_err().contains("this build has no TLS"));
+    let (kind, _) = refusal(&connector, &BrokerAddress { host: "127.0.0.1".into(), port: 1 }, false);
+    assert_eq!(kind, Kind::Denied);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn the_authorities_of_the_system_are_found_or_their_lack_is_named() {
+    use crate::kafka::config::{TlsConfig, TrustRoots};
+    let tls = TlsConfig { roots: TrustRoots::System, identity: None, verify_certificate: true, verify_host_name: true };
+    if let Err(reason) = connector(Some(tls), None).check() {
+        assert!(reason.contains("the system has no CA certificates"), "{reason}");
+    }
+}

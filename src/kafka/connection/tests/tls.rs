@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -182,6 +184,48 @@ fn a_certificate_that_is_not_valid_is_refused_with_the_reason() {
                     assert!(reason.contains(text), "{index}: {reason}");
                 }
                 (outcome, _) => panic!("{index}: {:?}", outcome.err()),
+            }
+        });
+    }
+}
+
+/// Makes a self-signed certificate that is marked as an authority, valid for `days` (below 0: expired).
+fn self_signed(folder: &Path, name: &str, days: i32) -> Certificate {
+    fs::write(folder.join("extensions"), "basicConstraints=CA:TRUE\nsubjectAltName=IP:127.0.0.1\n").unwrap();
+    let openssl = |arguments: String| {
+        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let new = "req -new -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=broker";
+    openssl(format!("{new} -out {name}.request -keyout {name}.key"));
+    let sign = format!("x509 -req -in {name}.request -signkey {name}.key -extfile extensions");
+    openssl(format!("{sign} -days {days} -out {name}.pem"));
+    Certificate { certificate: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}.key")) }
+}
+
+#[test]
+fn a_self_signed_certificate_is_accepted_if_it_is_in_the_ca_file_and_valid() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = |name, days| self_signed(folder.path(), name, days);
+    let (own, other, old) = (made("own", 30), made("other", 30), made("old", -1));
+    let rows = [
+        (&own, &own, "127.0.0.1", None),
+        (&own, &other, "127.0.0.1", Some("was not issued by a trusted certificate authority")),
+        (&own, &own, "127.0.0.2", Some("is for another host name")),
+        (&old, &old, "127.0.0.1", Some("has expired")),
+    ];
+    for (broker, trusted, host, expected) in rows {
+        let config = server(broker, broker, None, &[&TLS13]);
+        let roots = TrustRoots::Pem(fs::read(&trusted.certificate).unwrap());
+        let settings = TlsConfig { roots, identity: None, verify_certificate: true, verify_host_name: true };
+        with_server_at(host, echo(config), |address| {
+            let connector = connector(Some(settings), None);
+            match expected {
+                None => drop(connector.connect(address, later()).unwrap()),
+                Some(text) => {
+                    let (_, reason) = refusal(&connector, address, false);
+                    assert!(reason.contains(text), "{reason}");
+                }
             }
         });
     }
