@@ -1,5 +1,5 @@
 use super::*;
-use crate::kafka::test_server::{Received, Reply, TestServer, connector, refusing_address};
+use crate::kafka::test_server::{Received, RefusingPort, Reply, TestServer, connector};
 use kafka_protocol::messages::find_coordinator_response::Coordinator as CrateCoordinator;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
@@ -39,8 +39,8 @@ fn metadata(received: &Received, address: &BrokerAddress) -> Reply {
 }
 
 fn working() -> TestServer {
-    let unreachable = refusing_address();
-    TestServer::start(APIS, move |received| metadata(received, &unreachable))
+    let unreachable = RefusingPort::bind();
+    TestServer::start(APIS, move |received| metadata(received, &unreachable.address))
 }
 
 fn client(bootstrap: &[&BrokerAddress]) -> MetadataClient {
@@ -66,9 +66,10 @@ fn an_open_connection_is_used_again_and_an_unreachable_broker_is_replaced_by_the
 fn silent_and_closing_brokers_cost_only_a_part_of_the_time() {
     let (silent, closing) = (TestServer::start_silent(), TestServer::start(APIS, |_| Reply::Close));
     let late = TestServer::start(APIS, |_| Reply::Silence);
-    let (refusing, server) = (refusing_address(), working());
+    let (refusing, server) = (RefusingPort::bind(), working());
     for _ in 0..4 {
-        let mut client = client(&[&silent.address, &closing.address, &late.address, &refusing, &server.address]);
+        let mut client =
+            client(&[&silent.address, &closing.address, &late.address, &refusing.address, &server.address]);
         let start = Instant::now();
         client.request(MetadataTopics::None, after(LONG)).unwrap();
         assert!(start.elapsed() < LONG / 4);
@@ -77,14 +78,14 @@ fn silent_and_closing_brokers_cost_only_a_part_of_the_time() {
 
 #[test]
 fn the_error_names_each_address_and_why_it_failed() {
-    let (silent, refusing) = (TestServer::start_silent(), refusing_address());
+    let (silent, refusing) = (TestServer::start_silent(), RefusingPort::bind());
     let unresolvable = BrokerAddress { host: "no-such-host.invalid".into(), port: 9092 };
-    let mut client = client(&[&silent.address, &refusing, &unresolvable]);
+    let mut client = client(&[&silent.address, &refusing.address, &unresolvable]);
     let start = Instant::now();
     let failure = client.request(MetadataTopics::None, after(Duration::from_secs(2))).unwrap_err();
     assert!(start.elapsed() < LONG / 2);
     let text = failure.to_string();
-    for address in [&silent.address, &refusing, &unresolvable] {
+    for address in [&silent.address, &refusing.address, &unresolvable] {
         assert!(text.contains(&format!("broker {address}: ")), "{text}");
     }
     assert!(text.starts_with("metadata request failed: ") && text.contains("refused"), "{text}");
@@ -101,10 +102,10 @@ fn without_an_address_or_with_brokers_that_are_too_old_the_request_fails_at_once
 
 #[test]
 fn a_response_without_brokers_is_retried_and_replaces_nothing() {
-    let address = refusing_address();
+    let unreachable = RefusingPort::bind();
     let server = TestServer::start(APIS, move |received| match received.index {
         1 | 2 => received.reply(&CrateResponse::default()),
-        _ => metadata(received, &address),
+        _ => metadata(received, &unreachable.address),
     });
     let mut client = client(&[&server.address]);
     client.request(MetadataTopics::None, after(LONG)).unwrap();
