@@ -217,19 +217,19 @@ mod tests {
     use crate::kafka::config::ConnectionConfig;
     use crate::kafka::protocol::api_versions::ApiVersionsRequest;
     use crate::kafka::protocol::init_producer_id::InitProducerIdRequest;
-    use crate::kafka::test_server::{RefusingPort, Reply, TestServer, api, connector};
+    use crate::kafka::scripted_broker::{RefusingPort, Reply, ScriptedBroker, api, connector};
     use kafka_protocol::messages::InitProducerIdResponse;
 
     /// Closes the connection at each third request.
-    fn server() -> TestServer {
-        TestServer::start(&[api::<InitProducerIdRequest>()], |received| match received.index % 3 {
+    fn server() -> ScriptedBroker {
+        ScriptedBroker::start(&[api::<InitProducerIdRequest>()], |received| match received.index % 3 {
             2 => Reply::Close,
             _ => received.reply(&InitProducerIdResponse::default()),
         })
     }
 
     /// Returns the number of connections that the server accepted.
-    fn connections(server: &TestServer) -> usize {
+    fn connections(server: &ScriptedBroker) -> usize {
         server.count::<ApiVersionsRequest>()
     }
 
@@ -276,7 +276,7 @@ mod tests {
         let retry_at =
             |pool: &mut BrokerPool, time| pool.brokers.get_mut(&1).unwrap().failed.as_mut().unwrap().1 = time;
         retry_at(&mut pool, soon());
-        let server = TestServer::start_on(port.listen(), &[api::<InitProducerIdRequest>()], |_| Reply::Close);
+        let server = ScriptedBroker::start_on(port.listen(), &[api::<InitProducerIdRequest>()], |_| Reply::Close);
         let repeated = pool.connection(1, &address, soon()).err().unwrap();
         assert_eq!((repeated.to_string(), connections(&server)), (failure.to_string(), 0));
         retry_at(&mut pool, Instant::now());

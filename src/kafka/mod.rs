@@ -31,5 +31,5 @@ pub mod protocol;
 pub mod record_batch;
 pub mod records;
 #[cfg(test)]
-mod test_server;
+mod scripted_broker;
 pub mod wire;

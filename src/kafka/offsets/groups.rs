@@ -120,8 +120,9 @@ impl OffsetReader {
         })
     }
 
-    /// Returns the groups that all brokers coordinate. A broker that does not answer is retried until `deadline`. Groups
-    /// whose partition of `__consumer_offsets` has no leader have no coordinator: each such partition is a failure.
+    /// Returns the groups that all brokers coordinate. A broker that does not answer is retried until `deadline`.
+    /// Groups whose partition of `__consumer_offsets` has no leader have no coordinator: each such partition is a
+    /// failure.
     pub fn list_groups(&mut self, deadline: Instant) -> GroupList {
         // Half of the time is left for the lists.
         let now = Instant::now();

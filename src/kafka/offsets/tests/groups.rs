@@ -6,7 +6,7 @@ use crate::kafka::protocol::describe_groups::DescribeGroupsRequest;
 use crate::kafka::protocol::list_groups::ListGroupsRequest;
 use crate::kafka::protocol::offset_commit::OffsetCommitRequest;
 use crate::kafka::protocol::offset_fetch::OffsetFetchRequest;
-use crate::kafka::test_server::{Received, Reply};
+use crate::kafka::scripted_broker::{Received, Reply};
 use crate::locks::lock;
 use kafka_protocol::messages::describe_groups_response::DescribedGroup as CrateDescription;
 use kafka_protocol::messages::list_groups_response::ListedGroup as CrateGroup;

@@ -4,7 +4,7 @@ use super::cluster::{APIS, Apis, Cluster, OLD_APIS};
 use super::*;
 use crate::kafka::protocol::list_offsets::ListOffsetsRequest;
 use crate::kafka::protocol::metadata::MetadataRequest;
-use crate::kafka::test_server::{Received, RefusingPort, Reply, connector};
+use crate::kafka::scripted_broker::{Received, RefusingPort, Reply, connector};
 use crate::locks::lock;
 use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use kafka_protocol::messages::{ListOffsetsRequest as CrateRequest, ListOffsetsResponse};

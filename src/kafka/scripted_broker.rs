@@ -55,7 +55,7 @@ impl Received<'_> {
 type Script = dyn Fn(&Received) -> Reply + Send + Sync;
 
 /// A running server; it answers ApiVersions itself.
-pub(super) struct TestServer {
+pub(super) struct ScriptedBroker {
     pub(super) address: BrokerAddress,
     counts: Arc<Mutex<HashMap<i16, usize>>>,
     is_stopped: Arc<AtomicBool>,
@@ -96,10 +96,10 @@ fn address(listener: &TcpListener) -> BrokerAddress {
     BrokerAddress { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() }
 }
 
-impl TestServer {
+impl ScriptedBroker {
     /// Starts a server with these API keys and version ranges.
     pub(super) fn start(apis: &[(i16, i16, i16)], script: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
-        TestServer::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), apis, script)
+        ScriptedBroker::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), apis, script)
     }
 
     /// Starts a server on a listener.
@@ -109,7 +109,7 @@ impl TestServer {
         script: impl Fn(&Received) -> Reply + Send + Sync + 'static,
     ) -> Self {
         let (counts, is_stopped) = (Arc::default(), Arc::new(AtomicBool::new(false)));
-        let server = TestServer {
+        let server = ScriptedBroker {
             address: address(&listener),
             counts: Arc::clone(&counts),
             is_stopped: Arc::clone(&is_stopped),
@@ -130,7 +130,7 @@ impl TestServer {
 
     /// Starts a server that accepts connections and never answers.
     pub(super) fn start_silent() -> Self {
-        TestServer::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), &[], |_| Reply::Silence)
+        ScriptedBroker::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), &[], |_| Reply::Silence)
     }
 
     /// Returns the number of requests with this API key.
@@ -139,7 +139,7 @@ impl TestServer {
     }
 }
 
-impl Drop for TestServer {
+impl Drop for ScriptedBroker {
     fn drop(&mut self) {
         self.is_stopped.store(true, Ordering::Relaxed);
         // Ends the wait for a connection; afterwards the address refuses connections.
