@@ -225,7 +225,7 @@ mod tests {
                 ..ConnectionConfig::default()
             };
             let text = format!("{config:?}");
-            assert!(!text.contains("hidden") && !text.contains("104"), "{text}");
+            assert!(!text.contains("hidden") && !text.contains("[104"), "{text}");
             assert!(text.contains("user") || text.contains("id"), "{text}");
         }
     }

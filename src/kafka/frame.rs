@@ -3,6 +3,8 @@
 //! The correlation id assigns a response to its request. The buffer of a response grows with the bytes received, never
 //! by the length field alone.
 
+use std::ops::Range;
+
 use super::wire::{Malformed, WireReader, put_string};
 
 /// Header of a request.
@@ -37,44 +39,97 @@ pub fn put_request(buffer: &mut Vec<u8>, header: &RequestHeader, body: impl FnOn
     buffer[start..start + 4].copy_from_slice(&size.to_be_bytes());
 }
 
-/// Splits the byte stream of a connection into responses.
+/// Size of the buffer of a connection without large responses, and the least space for a read.
+const MIN_BUFFER_BYTES: usize = 64 * 1024;
+/// A large buffer is released after this number of responses that needed less than a quarter of it.
+const MAX_SMALL_FRAMES: u32 = 100;
+
+/// Splits the byte stream of a connection into responses. Bytes are read into its buffer and responses are slices of
+/// the buffer, so a response is copied only if it begins in the middle of the buffer and does not end there.
 #[derive(Debug)]
 pub struct FrameReader {
-    arrived: Vec<u8>,
-    /// Bytes at the front of `arrived` that `next_frame` has returned.
-    taken: usize,
+    /// Initialized memory; `arrived` are the bytes in it that have been received and not returned.
+    buffer: Vec<u8>,
+    arrived: Range<usize>,
     max_frame_bytes: usize,
+    small_frames: u32,
 }
 
 impl FrameReader {
     /// Creates a reader that rejects responses larger than `max_frame_bytes`.
     pub fn new(max_frame_bytes: usize) -> Self {
-        FrameReader { arrived: Vec::new(), taken: 0, max_frame_bytes }
+        FrameReader { buffer: Vec::new(), arrived: 0..0, max_frame_bytes, small_frames: 0 }
     }
 
-    /// Adds bytes received from the connection.
-    pub fn push(&mut self, bytes: &[u8]) {
-        if self.taken > 0 {
-            self.arrived.drain(..self.taken);
-            self.taken = 0;
+    /// Returns space for bytes from the connection, at least 16 KiB. Call [`received`](Self::received) afterwards.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.arrived.is_empty() {
+            self.arrived = 0..0;
+            if self.small_frames > MAX_SMALL_FRAMES {
+                self.small_frames = 0;
+                self.buffer = Vec::new();
+            }
+        } else if self.arrived.start > 0 {
+            self.buffer.copy_within(self.arrived.clone(), 0);
+            self.arrived = 0..self.arrived.len();
         }
-        self.arrived.extend_from_slice(bytes);
+        if self.buffer.len() - self.arrived.end < MIN_BUFFER_BYTES / 4 {
+            // At most twice the bytes received, whatever the length of the response is said to be.
+            let size = (2 * self.arrived.len()).max(MIN_BUFFER_BYTES);
+            self.buffer.resize(size, 0);
+        }
+        &mut self.buffer[self.arrived.end..]
+    }
+
+    /// Adds the first `count` bytes of [`space`](Self::space), which have been received.
+    pub fn received(&mut self, count: usize) {
+        self.arrived.end = (self.arrived.end + count).min(self.buffer.len());
+    }
+
+    /// Adds bytes that were received elsewhere.
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let space = self.space();
+            let count = bytes.len().min(space.len());
+            space[..count].copy_from_slice(&bytes[..count]);
+            self.received(count);
+            bytes = &bytes[count..];
+        }
+    }
+
+    /// Whether there are bytes that [`next_frame`](Self::next_frame) has not returned.
+    pub fn has_bytes(&self) -> bool {
+        !self.arrived.is_empty()
     }
 
     /// Returns the next complete response with its header and without its length; `None` if more bytes are needed.
     /// After an error the connection must be closed, because the start of the next response is unknown.
     pub fn next_frame(&mut self) -> Result<Option<&[u8]>, Malformed> {
-        let rest = &self.arrived[self.taken..];
-        let Some((size, _)) = rest.split_first_chunk::<4>() else { return Ok(None) };
-        let size =
-            usize::try_from(i32::from_be_bytes(*size)).map_err(|_| Malformed("a response with a negative length"))?;
+        let rest = &self.buffer[self.arrived.clone()];
+        let Some((prefix, _)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+        let size = usize::try_from(i32::from_be_bytes(*prefix)).unwrap_or(usize::MAX);
         if size > self.max_frame_bytes {
-            // The text "HTTP" of a web server, read as a length, is more than 1 GB.
-            return Err(Malformed("a response that is too large, or not from a Kafka broker"));
+            return Err(Malformed(not_a_response(*prefix)));
         }
-        let Some(frame) = rest.get(4..4 + size) else { return Ok(None) };
-        self.taken += 4 + size;
-        Ok(Some(frame))
+        if rest.len() < 4 + size {
+            return Ok(None);
+        }
+        let start = self.arrived.start + 4;
+        self.arrived.start = start + size;
+        let is_small = self.buffer.len() > MIN_BUFFER_BYTES && size < self.buffer.len() / 4;
+        self.small_frames = if is_small { self.small_frames + 1 } else { 0 };
+        Ok(Some(&self.buffer[start..start + size]))
+    }
+}
+
+/// Explains the first four bytes of something that cannot be a response.
+fn not_a_response(prefix: [u8; 4]) -> &'static str {
+    match prefix {
+        // Content type, then major version of a TLS record.
+        [0x15, 3, ..] => "a TLS alert: the listener expects TLS (security.protocol ssl or sasl_ssl)",
+        [b'H', b'T', b'T', b'P'] => "HTTP: the peer is a web server, not a Kafka broker",
+        [0x80..=0xff, ..] => "a negative length, so the peer is not a Kafka broker",
+        _ => "a response larger than the maximum (receive.message.max.bytes), or the peer is not a Kafka broker",
     }
 }
 
@@ -111,13 +166,37 @@ mod tests {
     }
 
     #[test]
+    fn memory_grows_with_the_bytes_received_and_is_released() {
+        let mut reader = FrameReader::new(1 << 30);
+        reader.push(&(1_i32 << 30).to_be_bytes());
+        assert_eq!(reader.buffer.len(), MIN_BUFFER_BYTES);
+        let mut reader = FrameReader::new(1 << 30);
+        let size = 10 << 20;
+        reader.push(&(size as i32).to_be_bytes());
+        reader.push(&vec![1; size]);
+        assert!(reader.buffer.len() <= 2 * (size + MIN_BUFFER_BYTES));
+        assert_eq!(reader.next_frame().unwrap().map(<[u8]>::len), Some(size));
+        for _ in 0..=MAX_SMALL_FRAMES + 1 {
+            reader.push(&[0, 0, 0, 1, 7]);
+            assert_eq!(reader.next_frame(), Ok(Some(&[7][..])));
+        }
+        reader.space();
+        assert_eq!(reader.buffer.len(), MIN_BUFFER_BYTES);
+    }
+
+    #[test]
     fn data_that_is_not_a_response_is_malformed() {
-        let mut reader = FrameReader::new(1 << 20);
-        reader.push(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-        assert!(reader.next_frame().is_err());
-        let mut reader = FrameReader::new(1 << 20);
-        reader.push(&[0xff; 4]);
-        assert!(reader.next_frame().is_err());
+        for (bytes, text) in [
+            (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "web server"),
+            (&[0x15, 3, 3, 0, 2, 2, 80], "a TLS alert"),
+            (&[0xff; 4], "negative"),
+            (&[0x7f, 0xff, 0xff, 0xff], "larger than the maximum"),
+        ] {
+            let mut reader = FrameReader::new(1 << 20);
+            reader.push(bytes);
+            let error = reader.next_frame().unwrap_err();
+            assert!(error.0.contains(text), "{error}");
+        }
         assert!(split_response(&[0, 0, 0], false).is_err());
         assert_eq!(split_response(&[0, 0, 0, 9, 1, 5, 1, 0xff, b'x'], true), Ok((9, &b"x"[..])));
         assert_eq!(split_response(&[0, 0, 0, 9, b'x'], false), Ok((9, &b"x"[..])));

@@ -1,0 +1,142 @@
+//! Connects to brokers: look-up of the name, then for one address after another TCP, TLS, ApiVersions and SASL.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::authenticate::Authenticator;
+use super::channel::{Channel, is_ip};
+use super::error::{ConnectionError, ConnectionErrorKind as Kind};
+use super::{Connection, before_request};
+use crate::kafka::config::{BrokerAddress, ConnectionConfig};
+use crate::kafka::resolve::Resolver;
+use crate::kafka::socket::Disconnect;
+use crate::kafka::stream::{Stream, StreamError};
+use crate::kafka::tls::TlsClient;
+
+/// Makes connections with the same settings. Clones share the settings, the resolver of names and the access token.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Arc<ConnectionConfig>,
+    resolver: Resolver,
+    /// What the security settings are made into, or why they cannot be used.
+    security: Result<Security, String>,
+}
+
+#[derive(Debug)]
+struct Security {
+    tls: Option<TlsClient>,
+    authenticator: Option<Arc<Authenticator>>,
+}
+
+impl Connector {
+    /// Returns a connector with these settings. With security settings that cannot be used every attempt to connect
+    /// fails; [`check`](Self::check) finds that out before.
+    pub fn new(config: ConnectionConfig) -> Self {
+        let resolver = Resolver::new();
+        let security = Security::new(&config, &resolver);
+        Connector { shared: Arc::new(Shared { config: Arc::new(config), resolver, security }) }
+    }
+
+    /// Returns why the security settings cannot be used, for instance that a file is not PEM.
+    pub fn check(&self) -> Result<(), String> {
+        self.shared.security.as_ref().map(drop).map_err(String::clone)
+    }
+
+    /// Returns the settings.
+    pub fn config(&self) -> &ConnectionConfig {
+        &self.shared.config
+    }
+
+    /// Connects to a broker until `deadline` or `connect_timeout` at the latest. Fails with the kind `NotSent` or
+    /// `Denied`.
+    pub fn connect(&self, address: &BrokerAddress, deadline: Instant) -> Result<Connection, ConnectionError> {
+        self.connect_with(address, deadline, &Disconnect::new())
+    }
+
+    /// Like [`connect`](Self::connect); `disconnect`, which must be a new one, ends the attempt from another thread,
+    /// and later the connection.
+    pub fn connect_with(
+        &self,
+        address: &BrokerAddress,
+        deadline: Instant,
+        disconnect: &Disconnect,
+    ) -> Result<Connection, ConnectionError> {
+        let fail = |kind, reason| ConnectionError { address: address.clone(), kind, reason };
+        let security = self.shared.security.as_ref().map_err(|reason| fail(Kind::Denied, reason.clone()))?;
+        let now = Instant::now();
+        let deadline = now.checked_add(self.shared.config.connect_timeout).map_or(deadline, |end| end.min(deadline));
+        let targets = self
+            .shared
+            .resolver
+            .addresses(&address.host, address.port, deadline, disconnect.stop())
+            .map_err(|reason| fail(Kind::NotSent, reason))?;
+        let mut failures: Vec<String> = Vec::new();
+        for (index, target) in targets.iter().enumerate() {
+            // Each address gets an equal share of the time that is left.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = Instant::now() + left / (targets.len() - index) as u32;
+            match self.attempt(security, address, *target, share, disconnect) {
+                Ok(connection) => return Ok(connection),
+                // The other addresses have the same credentials.
+                Err(error) if error.kind == Kind::Denied => return Err(error),
+                Err(error) => failures.push(error.reason),
+            }
+            if disconnect.stop().is_triggered() {
+                return Err(fail(Kind::NotSent, "the client was stopped while it connected".into()));
+            }
+        }
+        Err(fail(Kind::NotSent, failures.join("; ")))
+    }
+
+    fn attempt(
+        &self,
+        security: &Security,
+        address: &BrokerAddress,
+        target: SocketAddr,
+        deadline: Instant,
+        disconnect: &Disconnect,
+    ) -> Result<Connection, ConnectionError> {
+        let shown = if is_ip(address) { String::new() } else { format!(" (IP address {})", target.ip()) };
+        let fail = |kind, reason| ConnectionError { address: address.clone(), kind, reason };
+        let mut stream = Stream::connect(target, deadline, disconnect)
+            .map_err(|cause| fail(Kind::NotSent, format!("cannot connect: {cause}{shown}")))?;
+        if let Some(tls) = &security.tls {
+            stream.start_tls(tls, &address.host, deadline).map_err(|cause| {
+                let is_refusal = matches!(&cause, StreamError::Tls(failure) if failure.is_refusal);
+                let kind = if is_refusal { Kind::Denied } else { Kind::NotSent };
+                fail(kind, format!("TLS handshake: {cause}{shown}"))
+            })?;
+        }
+        let config = &self.shared.config;
+        let mut channel = Channel::new(stream, address.clone(), target, Arc::clone(config));
+        channel.request_versions(deadline).map_err(|error| before_request("ApiVersions", error))?;
+        let renewal = match &security.authenticator {
+            None => None,
+            Some(authenticator) => authenticator
+                .authenticate(&mut channel, disconnect, deadline)
+                .map_err(|error| before_request("authentication", error))?,
+        };
+        Ok(Connection {
+            channel,
+            disconnect: disconnect.clone(),
+            max_idle: config.max_idle,
+            authenticator: security.authenticator.clone(),
+            renewal,
+        })
+    }
+}
+
+impl Security {
+    fn new(config: &ConnectionConfig, resolver: &Resolver) -> Result<Security, String> {
+        let tls = config.security.tls.as_ref().map(TlsClient::new).transpose()?;
+        let sasl = config.security.sasl.as_ref();
+        let authenticator = sasl.map(|sasl| Authenticator::new(sasl, resolver)).transpose()?;
+        Ok(Security { tls, authenticator: authenticator.map(Arc::new) })
+    }
+}

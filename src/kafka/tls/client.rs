@@ -1,0 +1,152 @@
+//! The TLS configuration of a client, made once for all its connections, which so share the cache for session
+//! resumption.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustls::client::ResolvesClientCert;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, SignatureScheme};
+
+use super::TlsFailure;
+use super::session::TlsSession;
+use super::verifier::BrokerVerifier;
+use crate::kafka::config::{Identity, TlsConfig, TrustRoots};
+
+/// The TLS configuration of a client.
+#[derive(Clone, Debug)]
+pub(in crate::kafka) struct TlsClient {
+    config: Arc<ClientConfig>,
+    has_identity: bool,
+}
+
+impl TlsClient {
+    /// Creates the configuration. The error names the setting that cannot be used.
+    pub(in crate::kafka) fn new(settings: &TlsConfig) -> Result<TlsClient, String> {
+        let provider = Arc::new(ring::default_provider());
+        let roots = match settings.verify_certificate {
+            true => Some(Arc::new(trusted(&settings.roots)?)),
+            false => None,
+        };
+        let verifier = BrokerVerifier {
+            roots,
+            checks_name: settings.verify_host_name,
+            algorithms: provider.signature_verification_algorithms,
+        };
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|cause| format!("TLS cannot be used: {cause}"))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let config = match &settings.identity {
+            None => builder.with_no_client_auth(),
+            Some(identity) => {
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified_key(identity, &provider)?)))
+            }
+        };
+        Ok(TlsClient { config: Arc::new(config), has_identity: settings.identity.is_some() })
+    }
+
+    /// Creates the state of a new connection to `host`, a name or an IP address.
+    pub(in crate::kafka) fn session(&self, host: &str) -> Result<TlsSession, TlsFailure> {
+        let failure = |reason| TlsFailure { reason, is_refusal: false };
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| failure(format!("{host:?} is not a host name that a certificate can have")))?;
+        let lacks_certificate = Arc::new(AtomicBool::new(false));
+        let config = match self.has_identity {
+            true => Arc::clone(&self.config),
+            false => {
+                let mut config = ClientConfig::clone(&self.config);
+                config.client_auth_cert_resolver = Arc::new(NoCertificate(Arc::clone(&lacks_certificate)));
+                Arc::new(config)
+            }
+        };
+        let connection =
+            ClientConnection::new(config, name).map_err(|cause| failure(format!("TLS cannot be used: {cause}")))?;
+        Ok(TlsSession::new(connection, lacks_certificate))
+    }
+}
+
+/// Answers a broker's demand for a client certificate with none, and remembers the demand: the broker's reaction is
+/// often only an alert with another meaning, or a closed connection.
+#[derive(Debug)]
+struct NoCertificate(Arc<AtomicBool>);
+
+impl ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.store(true, Ordering::Relaxed);
+        None
+    }
+
+    // Without certificates rustls would not call `resolve`.
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn trusted(roots: &TrustRoots) -> Result<RootCertStore, String> {
+    let mut store = RootCertStore::empty();
+    match roots {
+        TrustRoots::Pem(pem) => {
+            for certificate in certificates(pem, "the CA file")? {
+                store
+                    .add(certificate)
+                    .map_err(|cause| format!("the CA file contains a certificate that cannot be used: {cause}"))?;
+            }
+        }
+        TrustRoots::System => {
+            let found = rustls_native_certs::load_native_certs();
+            // A system may have single certificates that rustls does not support.
+            store.add_parsable_certificates(found.certs);
+            if store.is_empty() {
+                let cause = found.errors.first().map_or(String::new(), |cause| format!(": {cause}"));
+                return Err(format!("the system has no CA certificates (package ca-certificates){cause}"));
+            }
+        }
+    }
+    Ok(store)
+}
+
+fn certified_key(identity: &Identity, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
+    let chain = certificates(&identity.certificates_pem, "the client certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(&identity.key_pem).map_err(|cause| match cause {
+        pem::Error::NoItemsFound => "the client key contains no private key, or only an encrypted one".to_owned(),
+        other => format!("the client key {}", pem_problem(&other)),
+    })?;
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|_| "the client key is of an unsupported type".to_owned())?;
+    let identity = CertifiedKey::new(chain, key);
+    match identity.keys_match() {
+        // `Unknown`: rustls cannot get the public key of this type of key. A mismatch would make the handshakes fail.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(identity),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err("the client key is not that of the client certificate".to_owned())
+        }
+        Err(cause) => Err(format!("the client certificate cannot be used: {cause}")),
+    }
+}
+
+fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|cause| format!("{what} {}", pem_problem(&cause)))?;
+    match certificates.is_empty() {
+        true => Err(format!("{what} contains no certificate (BEGIN CERTIFICATE)")),
+        false => Ok(certificates),
+    }
+}
+
+/// Returns the error as a text without a line of the file, since a key must not be logged.
+fn pem_problem(cause: &pem::Error) -> &'static str {
+    match cause {
+        pem::Error::MissingSectionEnd { .. } => "is not PEM: a section has no end",
+        pem::Error::IllegalSectionStart { .. } => "is not PEM: a section begins with a malformed line",
+        pem::Error::Base64Decode(_) => "is not PEM: a section is not base64",
+        _ => "is not PEM",
+    }
+}

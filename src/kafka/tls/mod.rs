@@ -1,0 +1,42 @@
+//! TLS of a client: [`TlsClient`] is the configuration, [`TlsSession`] the state of one connection, which does no IO.
+//!
+//! In a build without the cargo feature `tls` both are types without values, and a configuration with TLS is an error.
+
+#[cfg(feature = "tls")]
+mod client;
+#[cfg(not(feature = "tls"))]
+mod disabled;
+#[cfg(feature = "tls")]
+mod failure;
+#[cfg(feature = "tls")]
+mod session;
+#[cfg(feature = "tls")]
+mod verifier;
+
+#[cfg(feature = "tls")]
+pub(super) use client::TlsClient;
+#[cfg(not(feature = "tls"))]
+pub(super) use disabled::{TlsClient, TlsSession};
+#[cfg(feature = "tls")]
+pub(super) use session::TlsSession;
+
+/// Why a TLS connection failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub(super) struct TlsFailure {
+    /// The cause, as an error text.
+    pub(super) reason: String,
+    /// Whether the broker refused this client's certificate, or its lack.
+    pub(super) is_refusal: bool,
+}
+
+/// The result of [`TlsSession::decrypt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decrypted {
+    /// This number of bytes was decrypted.
+    Bytes(usize),
+    /// All received records are decrypted.
+    NeedsInput,
+    /// The peer has announced that it sends nothing more (close_notify).
+    Closed,
+}
