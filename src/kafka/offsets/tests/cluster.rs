@@ -14,7 +14,7 @@ use kafka_protocol::protocol::StrBytes;
 
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::offsets::OffsetReader;
-use crate::kafka::scripted_broker::{Received, Reply, TestServer, connector};
+use crate::kafka::scripted_broker::{Received, Reply, ScriptedBroker, connector};
 use crate::locks::lock;
 
 pub(super) type Apis<'a> = &'a [(i16, i16, i16)];
@@ -37,7 +37,7 @@ pub(super) struct State {
 
 pub(super) struct Cluster {
     /// The broker with id `n` is at position `n`.
-    pub(super) brokers: Vec<TestServer>,
+    pub(super) brokers: Vec<ScriptedBroker>,
     pub(super) state: Arc<Mutex<State>>,
 }
 
@@ -59,7 +59,7 @@ impl Cluster {
         let ports: Arc<[u16]> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
         let brokers = listeners.into_iter().zip(0..).map(|(listener, id)| {
             let (script, state, ports) = (Arc::clone(&script), Arc::clone(&state), Arc::clone(&ports));
-            TestServer::start_on(listener, apis, move |received| match ApiKey::try_from(received.api_key) {
+            ScriptedBroker::start_on(listener, apis, move |received| match ApiKey::try_from(received.api_key) {
                 Ok(ApiKey::Metadata) => metadata(received, &lock(&state), &ports),
                 Ok(ApiKey::FindCoordinator) => coordinators(received, &lock(&state), &ports),
                 _ => script(id, received, &state),

@@ -204,6 +204,12 @@ fn all_groups_are_listed_and_a_broker_that_hangs_is_named() {
     assert_eq!(list.failures, []);
     assert_eq!(cluster.brokers[0].count::<ListGroupsRequest>(), 1);
 
+    lock(&cluster.state).leaders.insert("__consumer_offsets".into(), vec![0, -1]);
+    let list = reader.list_groups(after(LONG));
+    assert_eq!((list.groups.len(), list.failures.len()), (4, 1));
+    assert_eq!(&*list.failures[0].reason, "groups are missing: __consumer_offsets-1 has no leader");
+    lock(&cluster.state).leaders.clear();
+
     is_hanging.store(1, Ordering::Relaxed);
     let start = Instant::now();
     let list = reader.list_groups(after(Duration::from_secs(1)));

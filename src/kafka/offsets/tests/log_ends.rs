@@ -4,7 +4,7 @@ use super::cluster::{APIS, Apis, Cluster, OLD_APIS};
 use super::*;
 use crate::kafka::protocol::list_offsets::ListOffsetsRequest;
 use crate::kafka::protocol::metadata::MetadataRequest;
-use crate::kafka::scripted_broker::{Received, Reply};
+use crate::kafka::scripted_broker::{Received, RefusingPort, Reply, connector};
 use crate::locks::lock;
 use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use kafka_protocol::messages::{ListOffsetsRequest as CrateRequest, ListOffsetsResponse};
@@ -160,13 +160,13 @@ fn brokers_that_hang_or_refuse_cost_only_their_partitions() {
 
 #[test]
 fn without_a_broker_all_partitions_fail_with_the_address() {
-    let address = crate::kafka::scripted_broker::refusing_address();
-    let mut reader = OffsetReader::new(crate::kafka::scripted_broker::connector(), vec![address.clone()]);
+    let port = RefusingPort::bind();
+    let mut reader = OffsetReader::new(connector(), vec![port.address.clone()]);
     let partitions = [partition("a", 0), partition("b", 0)];
     for end in reader.log_ends(&partitions, OffsetSpec::Latest, after(Duration::from_millis(500))) {
         let failure = end.unwrap_err();
         assert_eq!(failure.kind, OffsetErrorKind::Unreachable);
-        assert!(failure.reason.contains(&address.to_string()), "{failure}");
+        assert!(failure.reason.contains(&port.address.to_string()), "{failure}");
     }
     assert!(reader.log_ends(&[], OffsetSpec::Latest, after(LONG)).is_empty());
     let past = Instant::now();
