@@ -5,7 +5,7 @@ use std::time::Duration;
 use kafka_protocol::messages::ApiKey;
 
 use super::codes;
-use super::script::{Fault, ResponseFault, Scope};
+use super::fault::{Fault, ResponseFault, Scope};
 
 /// A generator of pseudo-random numbers (SplitMix64): the same seed yields the same numbers.
 #[derive(Clone, Debug)]
