@@ -9,7 +9,8 @@
 //! ```
 //!
 //! - [`log`], [`batch`], [`batch_spec`], [`producer_state`]: a partition as its leader keeps it; no sockets, no clock.
-//! - [`builder`], [`topic_spec`], [`cluster`], `controls`: the handle of a test: topics, leaders, stopped brokers, faults, counters.
+//! - [`builder`], [`topic_spec`], [`cluster`], `controls`: the handle of a test: topics, leaders, stopped brokers,
+//!   faults, counters.
 //! - [`group`]: a consumer group as its coordinator keeps it.
 //! - [`fault`], [`random`], `script`: what the brokers do wrong.
 //! - [`hostile`]: peers that are no Kafka brokers.
