@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::batch::StoredRecord;
 use super::batch_spec::BatchSpec;
-use super::builder::{ClusterBuilder, TopicSpec};
 use super::group::{Committed, GroupState};
 use super::log::{AppendRules, PartitionLog};
 use super::server::{self, Threads};
 use super::state::{Broker, Partition, Shared, State, Topic, now_ms};
+use super::topic_spec::TopicSpec;
 
 /// A running cluster; its threads end when it is dropped.
 #[derive(Debug)]
@@ -19,16 +19,6 @@ pub struct TestCluster {
 }
 
 impl TestCluster {
-    /// Starts a cluster of the latest release; the broker ids are 1 to `brokers`.
-    pub fn start(brokers: usize) -> TestCluster {
-        Self::builder(brokers).start()
-    }
-
-    /// Returns the settings of a cluster.
-    pub fn builder(brokers: usize) -> ClusterBuilder {
-        ClusterBuilder::new(brokers)
-    }
-
     pub(super) fn of(state: State) -> TestCluster {
         TestCluster { shared: Arc::new(Shared::new(state)), threads: Arc::default() }
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use kafka_protocol::messages::ApiKey;
 
 use super::cluster::TestCluster;
+use super::fault::{Fault, Scope};
 use super::random::{Generator, Rates};
-use super::script::{Fault, Scope};
 
 /// How long `wait_until` overlooks a timer.
 const TIMER_INTERVAL: Duration = Duration::from_millis(5);

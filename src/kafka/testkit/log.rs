@@ -8,7 +8,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::batch::{Batch, StoredRecord};
-use super::batch_spec::BatchSpec;
+use super::batch_spec::{BatchSpec, compacted};
 use super::codes;
 use super::producer_state::{Judgement, ProducerStates, SequenceRules};
 
@@ -253,16 +253,16 @@ impl PartitionLog {
     /// Removes the records for which `is_kept` is false, as compaction does: the other offsets stay. A batch without
     /// records disappears.
     pub fn compact(&mut self, is_kept: impl Fn(&StoredRecord) -> bool) {
-        let compacted = self.batches.iter().filter_map(|batch| {
+        let batches = self.batches.iter().filter_map(|batch| {
             let records = batch.records().ok()?;
             let kept: Vec<_> = records.iter().filter(|record| is_kept(record)).cloned().collect();
             match kept.len() {
                 0 => None,
                 count if count == records.len() => Some(batch.clone()),
-                _ => Some(batch.compacted(&kept)),
+                _ => Some(compacted(batch, &kept)),
             }
         });
-        self.batches = compacted.collect();
+        self.batches = batches.collect();
     }
 
     /// Forgets a producer id; see [`ProducerStates::expire`].

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::call::{Context, Ended, Reply, serve};
+use super::call::{Context, Ended, Reply};
+use super::requests::serve;
 use super::state::Shared;
 
 /// Largest request accepted (`socket.request.max.bytes`).

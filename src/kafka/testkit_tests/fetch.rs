@@ -7,7 +7,7 @@ use kafka_protocol::messages::offset_for_leader_epoch_request::{OffsetForLeaderP
 
 use super::*;
 use crate::kafka::testkit::batch::Batch;
-use crate::kafka::testkit::{ApiKey, codes};
+use crate::kafka::testkit::{ApiKey, Release, codes};
 
 /// A request that names the partitions of topic `t` with their offsets.
 fn request(cluster: &TestCluster, version: i16, offsets: &[(i32, i64)]) -> m::FetchRequest {
@@ -45,7 +45,7 @@ fn fetch(client: &mut RawClient, version: i16, request: &m::FetchRequest) -> Par
 }
 
 fn cluster() -> (TestCluster, RawClient) {
-    let cluster = TestCluster::start(1);
+    let cluster = TestCluster::builder(1).release(Release::V4_1).start();
     cluster.create_topic("t", 2);
     let client = RawClient::connect(&cluster, 1);
     (cluster, client)
@@ -57,7 +57,7 @@ fn records_are_fetched_in_every_version() {
     (0..3).for_each(|number| {
         cluster.append_record("t", 0, "k", &number.to_string());
     });
-    for version in 4..=17 {
+    for version in 4..=18 {
         let data = fetch(&mut client, version, &request(&cluster, version, &[(0, 1)]));
         assert_eq!((offsets_in(&data), data.high_watermark), (vec![1, 2], 3), "{version}");
     }

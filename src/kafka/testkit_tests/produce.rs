@@ -59,7 +59,13 @@ fn each_release_announces_its_versions_and_rejects_others() {
         let response = client.receive::<m::ApiVersionsRequest>(version).unwrap();
         assert_eq!(response.error_code, if is_supported { 0 } else { codes::UNSUPPORTED_VERSION }, "{release:?}");
         // Another request in an unknown version ends the connection.
-        let outcome = client.call(13, &produce_request("t", 0, 1, &one("x")));
+        let version = release.versions(ApiKey::Metadata).unwrap().1 + 1;
+        let unknown = m::RequestHeader::default().with_request_api_key(3).with_request_api_version(version);
+        let mut frame = BytesMut::new();
+        unknown.encode(&mut frame, 2).unwrap();
+        client.stream.write_all(&(frame.len() as i32).to_be_bytes()).unwrap();
+        client.stream.write_all(&frame).unwrap();
+        let outcome = client.receive::<m::MetadataRequest>(12);
         assert_eq!(outcome, Err(NoResponse::Closed));
     }
 }
@@ -195,6 +201,20 @@ fn topics_are_denied_deleted_and_extended() {
     cluster.create_topic("t", 1);
     assert_ne!(cluster.topic_id("t"), old);
     assert_eq!(client.produce("t", 0, &one("a")).base_offset, 0);
+}
+
+#[test]
+fn kafka_4_1_takes_topics_by_their_ids() {
+    let cluster = TestCluster::builder(1).release(Release::V4_1).start();
+    cluster.create_topic("t", 1);
+    let mut client = RawClient::connect(&cluster, 1);
+    let mut request = produce_request("t", 0, -1, &one("a"));
+    request.topic_data[0].topic_id = cluster.topic_id("t").unwrap().to_vec().try_into().unwrap();
+    let response = client.call(13, &request).unwrap();
+    assert_eq!(response.responses[0].partition_responses[0].error_code, 0);
+    cluster.delete_topic("t");
+    let response = client.call(13, &request).unwrap();
+    assert_eq!(response.responses[0].partition_responses[0].error_code, codes::UNKNOWN_TOPIC_ID);
 }
 
 #[test]
