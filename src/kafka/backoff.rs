@@ -1,6 +1,6 @@
 //! Pauses between attempts: they double from a minimum to a maximum (exponential back-off, KIP-580).
 //!
-//! Invariant: a pause is at least [`MIN_PAUSE`] and at most the maximum.
+//! Invariant: a pause is at least `MIN_PAUSE` and at most the maximum.
 
 use std::time::Duration;
 
