@@ -49,4 +49,5 @@ mod stream;
 #[cfg(test)]
 mod test_server;
 mod tls;
+mod scripted_broker;
 pub mod wire;
