@@ -44,10 +44,11 @@ pub mod record_batch;
 pub mod records;
 pub mod resolve;
 mod sasl;
+#[cfg(test)]
+mod scripted_broker;
 mod socket;
 mod stream;
 #[cfg(test)]
 mod test_server;
 mod tls;
-mod scripted_broker;
 pub mod wire;
