@@ -207,7 +207,7 @@ impl Driver {
     /// Sends a request and passes its response to the member.
     fn perform(&mut self, next: Next) {
         let now = Instant::now();
-        let (soon, late) = (now + self.request_timeout, now + self.config.rebalance_timeout + JOIN_GRACE);
+        let (soon, late) = (self.soon(), now + self.config.rebalance_timeout + JOIN_GRACE);
         let result = match next {
             Next::Join(request) => self.call(&request, late, true).map(|response| {
                 self.member.join_answered(Instant::now(), response);
@@ -238,9 +238,17 @@ impl Driver {
         }
     }
 
+    /// Returns the deadline of a request that nobody holds back. The end of the lease must be reported in time, so the
+    /// thread must not be blocked then.
+    fn soon(&self) -> Instant {
+        let now = Instant::now();
+        let soon = now + self.request_timeout;
+        self.member.lease_end().filter(|end| now < *end).map_or(soon, |end| end.min(soon))
+    }
+
     /// Sends a request to the coordinator, looking it up if need be. A request that `may_block` ends with the stop.
     fn call<R: Request>(&mut self, request: &R, deadline: Instant, may_block: bool) -> Result<R::Response, String> {
-        let soon = deadline.min(Instant::now() + self.request_timeout);
+        let soon = deadline.min(self.soon());
         if self.member.take_coordinator_is_unknown() {
             self.coordinator = None;
         }
@@ -272,7 +280,7 @@ impl Driver {
 
     fn partition_counts(&mut self, topics: BTreeSet<Arc<str>>) -> Result<PartitionCounts, String> {
         let names = MetadataTopics::Names(topics.into_iter().collect());
-        let response = self.metadata.request(names, Instant::now() + self.request_timeout);
+        let response = self.metadata.request(names, self.soon());
         let mut counts = PartitionCounts::new();
         for topic in response.map_err(|cause| cause.reason)?.topics {
             match topic.error_code {
@@ -371,7 +379,7 @@ impl Driver {
             commits.push((Arc::clone(topic), partitions));
         }
         let request = OffsetCommitRequest { group: &group, member: Some(&member), topics: &commits };
-        let deadline = deadline.min(Instant::now() + self.request_timeout);
+        let deadline = deadline.min(self.soon());
         let response = self.call(&request, deadline, false).map_err(failed)?;
         for (topic, partitions) in response.topics {
             for (partition, code) in partitions {

@@ -13,6 +13,9 @@ pub struct GroupConfig {
     /// Id of a static member (`group.instance.id`, KIP-345), unique in the group among running processes: the
     /// coordinator gives the partitions of a process to the next one with its id at once, whatever the lease says. A
     /// static member does not leave the group when it is closed.
+    ///
+    /// With brokers before 3.2 nobody watches the partition counts after a restart of the leader, until the next
+    /// rebalance (KIP-814).
     pub instance_id: Option<Arc<str>>,
     /// Names of the topics.
     pub topics: Vec<Arc<str>>,

@@ -12,8 +12,8 @@
 //!   repeats the response without a new session timeout. So a heartbeat follows each sync at once.
 //! - The coordinator does not expire a member while it holds its join back, and keeps its claims. The owner must pause
 //!   when its lease ends meanwhile, but nothing is lost: the lease continues with the first heartbeat after the sync.
-//! - A heartbeat answered with REBALANCE_IN_PROGRESS does not count: from the start of a rebalance the coordinator waits
-//!   only for the rebalance timeout, which is why that must be at least the session timeout.
+//! - A heartbeat answered with REBALANCE_IN_PROGRESS does not count: from the start of a rebalance the coordinator
+//!   waits only for the rebalance timeout, which is why that must be at least the session timeout.
 //! - After the lease has ended, only a join makes partitions held again: a coordinator that is loading its state
 //!   answers every heartbeat without an error.
 
@@ -168,7 +168,8 @@ impl Member {
         self.events.len()
     }
 
-    /// When the last heartbeat that was answered without an error was sent and answered; `None` after a loss. A partition may be worked on only while the time is before `sent + session_timeout - margin`.
+    /// When the last heartbeat that was answered without an error was sent and answered; `None` after a loss.
+    /// A partition may be worked on only while the time is before `sent + session_timeout - margin`.
     pub fn last_heartbeat_sent_and_answered(&self) -> Option<(Instant, Instant)> {
         self.last_answered
     }
@@ -349,8 +350,8 @@ impl Member {
         }
     }
 
-    /// Ends the lease if its time has passed: nothing is held any longer, and nothing has to be released. Between a join
-    /// and its sync the lease goes on: the coordinator has just kept the claims, and the sync extends the lease.
+    /// Ends the lease if its time has passed: nothing is held any longer, and nothing has to be released. Between a
+    /// join and its sync nothing is lost: the coordinator has just kept the claims, and a heartbeat follows.
     fn end_lease(&mut self, now: Instant) {
         let is_between = matches!(self.state, State::Leading { .. } | State::Joined { .. } | State::Ended);
         if is_between || self.session_end().is_none_or(|end| now < end) {
