@@ -87,6 +87,7 @@ impl<C: Completion> NativeProducer<C> {
         let metadata = NativeMetadata {
             client: KafkaMetadata::new(connector.clone(), bootstrap),
             sink: Box::new(producer.metadata_sink()),
+            auto_create_topics: settings.auto_create_topics,
         };
         let wait = connector.config().request_timeout;
         let state = GateState::new(config);
@@ -249,6 +250,8 @@ fn now_ms() -> i64 {
 struct NativeMetadata {
     client: KafkaMetadata,
     sink: Box<dyn Fn(&MetadataResponse) + Send>,
+    /// Whether a lookup may create a topic (`allow.auto.create.topics`).
+    auto_create_topics: bool,
 }
 
 impl MetadataClient for NativeMetadata {
@@ -258,8 +261,12 @@ impl MetadataClient for NativeMetadata {
     }
 
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
-        let topics = MetadataTopics::Names(vec![Arc::from(topic)]);
-        let response = match self.client.request(topics, Instant::now() + wait) {
+        let (name, deadline) = (Arc::from(topic), Instant::now() + wait);
+        let response = match self.auto_create_topics {
+            true => self.client.request_or_create(&name, deadline),
+            false => self.client.request(MetadataTopics::Names(vec![name]), deadline),
+        };
+        let response = match response {
             Ok(response) => response,
             Err(error) => return LookupAnswer::Unreachable(error.to_string()),
         };
