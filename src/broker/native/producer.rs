@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::config;
 use crate::broker::metadata_gate::{
-    FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, SharedCompletion, not_stored,
+    FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
 };
 use crate::broker::partitioner::partition_of;
 use crate::broker::topics::LookupAnswer;
@@ -54,7 +54,7 @@ struct NativeMessage<C: Completion> {
     partition: i32,
     timestamp_ms: i64,
     cost_bytes: usize,
-    completion: SharedCompletion<C>,
+    completion: C,
     deadline: Instant,
     state: Arc<GateState<C>>,
 }
@@ -122,10 +122,8 @@ impl<C: Completion> Drop for NativeProducer<C> {
 }
 
 impl<C: Completion> ProducerEngine<C> for Engine<C> {
-    const CHOOSES_PARTITIONS: bool = true;
-
     fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
-        let PendingAppend { record, acks, completion, deadline, .. } = append;
+        let PendingAppend { record, acks, completion, deadline } = append;
         let Some(count) = NonZeroI32::new(partition_count) else {
             let reason = format!("topic {} has no partitions", record.topic);
             return Err((completion, not_stored(AppendFailure::UnknownTopic, reason)));
