@@ -1,6 +1,6 @@
 //! Pauses between attempts: they double from a minimum to a maximum (exponential back-off, KIP-580).
 //!
-//! Invariant: a pause is at least [`MIN_PAUSE`] and at most the maximum.
+//! Invariant: a pause is at least `MIN_PAUSE` and at most the maximum.
 
 use std::time::Duration;
 
@@ -25,6 +25,16 @@ impl Backoff {
     pub fn new(min: Duration, max: Duration) -> Self {
         let min = min.max(MIN_PAUSE);
         Backoff { min, max: max.max(min), base: min }
+    }
+
+    /// Returns the shortest pause, before jitter.
+    pub fn min(&self) -> Duration {
+        self.min
+    }
+
+    /// Returns the longest pause.
+    pub fn max(&self) -> Duration {
+        self.max
     }
 
     /// Returns the pause before the next attempt. Call it once after each failed attempt.

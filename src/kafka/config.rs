@@ -3,8 +3,11 @@
 //! Invariant: `Debug` shows neither a password nor a client secret nor a private key.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use super::backoff::Backoff;
 
 /// Address of a broker: host name or IP address, and TCP port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +42,33 @@ pub struct ConnectionConfig {
     pub max_response_bytes: usize,
     /// Encryption and authentication (`security.protocol`).
     pub security: Security,
+    /// Which addresses of a broker are used (`broker.address.family`).
+    pub address_family: AddressFamily,
+    /// The pauses between attempts to connect to a broker; clone it for each broker (`reconnect.backoff.ms`).
+    pub reconnect_backoff: Backoff,
+}
+
+/// Which addresses of a host name are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AddressFamily {
+    /// All.
+    #[default]
+    Any,
+    /// Only IPv4 addresses.
+    V4,
+    /// Only IPv6 addresses.
+    V6,
+}
+
+impl AddressFamily {
+    /// Whether an address belongs to the family.
+    pub fn contains(self, address: IpAddr) -> bool {
+        match self {
+            AddressFamily::Any => true,
+            AddressFamily::V4 => address.is_ipv4(),
+            AddressFamily::V6 => address.is_ipv6(),
+        }
+    }
 }
 
 impl Default for ConnectionConfig {
@@ -51,6 +81,8 @@ impl Default for ConnectionConfig {
             max_idle: Duration::from_secs(9 * 60),
             max_response_bytes: 100 << 20,
             security: Security::default(),
+            address_family: AddressFamily::Any,
+            reconnect_backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(1)),
         }
     }
 }

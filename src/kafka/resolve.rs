@@ -2,7 +2,7 @@
 //! deadline at the latest.
 //!
 //! `getaddrinfo` has no deadline and cannot be cancelled. Invariants: callers that want the same name share one
-//! look-up; at most [`MAX_THREADS`] threads look names up; further names wait in a queue, which holds only names with a
+//! look-up; at most `MAX_THREADS` threads look names up; further names wait in a queue, which holds only names with a
 //! waiting caller. No lock is held across a look-up.
 
 use std::collections::{HashMap, VecDeque};

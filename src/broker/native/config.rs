@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use super::values::{boolean, millis, parse_pairs};
 use crate::broker::settings::SettingProblem;
-use crate::broker::{BrokerConfig, KafkaSettings};
-use crate::kafka::compression::Codec;
+use crate::broker::{BrokerConfig, FetcherConfig, KafkaSettings};
+use crate::kafka::backoff::Backoff;
 use crate::kafka::config::{
-    BrokerAddress, ConnectionConfig, Identity, OidcConfig, SaslConfig, ScramHash, Security, TlsConfig, TokenSource,
-    TrustRoots,
+    AddressFamily, BrokerAddress, ConnectionConfig, Identity, OidcConfig, SaslConfig, ScramHash, Security, TlsConfig,
+    TokenSource, TrustRoots,
 };
+use crate::kafka::connection::Connector;
+use crate::kafka::fetch::FetchConfig;
 
 /// Bounds of the default of `socket.connection.setup.timeout.ms`, which is the timeout of a metadata request.
 const DEFAULT_CONNECT_TIMEOUT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
@@ -20,6 +22,15 @@ const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Default of `connections.max.idle.ms`: a minute less than a broker waits (`connections.max.idle.ms` there), so that
 /// the client does not send a request on a connection that the broker is closing.
 const DEFAULT_MAX_IDLE: Duration = Duration::from_secs(9 * 60);
+/// Defaults of `reconnect.backoff.ms` and `reconnect.backoff.max.ms`, and of `retry.backoff.ms` and
+/// `retry.backoff.max.ms`.
+const DEFAULT_BACKOFF: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// Default of `fetch.wait.max.ms`.
+const DEFAULT_FETCH_WAIT: Duration = Duration::from_millis(500);
+/// Largest response to a request for metadata or offsets: 100,000 partitions have some 10 MB.
+pub(super) const MAX_METADATA_RESPONSE_BYTES: usize = 100 << 20;
+/// Bytes of a fetch response beside the record data.
+const FETCH_RESPONSE_OVERHEAD_BYTES: usize = 1 << 20;
 /// `connections.max.idle.ms: 0`: no limit.
 const NO_IDLE_LIMIT: Duration = Duration::from_secs(10 * 365 * 86_400);
 
@@ -36,8 +47,15 @@ pub(super) fn bootstrap(hosts: &[String]) -> Result<Vec<BrokerAddress>, String> 
     hosts.iter().map(address).collect()
 }
 
-/// Returns the configuration of every connection. `max_response_bytes` is the largest response accepted.
-pub(super) fn connection(broker: &BrokerConfig, max_response_bytes: usize) -> Result<ConnectionConfig, String> {
+/// Makes what connects to the brokers. `max_response_bytes` is the largest response accepted.
+pub(super) fn connector(broker: &BrokerConfig, max_response_bytes: usize) -> Result<Connector, String> {
+    let connector = Connector::new(connection(broker, max_response_bytes)?);
+    connector.check()?;
+    Ok(connector)
+}
+
+/// Returns the configuration of every connection.
+fn connection(broker: &BrokerConfig, max_response_bytes: usize) -> Result<ConnectionConfig, String> {
     let settings = &broker.settings;
     let [min, max] = DEFAULT_CONNECT_TIMEOUT;
     let connect_timeout = millis(settings, "socket.connection.setup.timeout.ms");
@@ -52,6 +70,12 @@ pub(super) fn connection(broker: &BrokerConfig, max_response_bytes: usize) -> Re
         max_idle,
         max_response_bytes,
         security: security(settings).map_err(|(key, text)| format!("kafka.{key} {text}"))?,
+        address_family: match settings.get("broker.address.family").map(str::to_ascii_lowercase).as_deref() {
+            Some("v4") => AddressFamily::V4,
+            Some("v6") => AddressFamily::V6,
+            _ => AddressFamily::Any,
+        },
+        reconnect_backoff: backoff(settings, "reconnect.backoff"),
     })
 }
 
@@ -139,57 +163,50 @@ fn problem_with(settings: &KafkaSettings, prefix: &str, text: &str) -> SettingPr
     (name.map_or("", |name| settings.key_of(name)).to_owned(), text.to_owned())
 }
 
-/// What the `kafka` map sets for a producer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ProducerSettings {
-    /// `compression.type`.
-    pub(super) codec: Codec,
-    /// `linger.ms`: longest time that a message may wait for others, although it could be sent.
-    pub(super) linger: Duration,
-    /// `request.timeout.ms`: longest time that a broker may wait for its replicas (`timeout_ms` of a produce request).
-    pub(super) ack_timeout: Duration,
-    /// `retry.backoff.ms` and `retry.backoff.max.ms`: pause before a retry.
-    pub(super) retry_backoff: Backoff,
-    /// `allow.auto.create.topics`: a lookup may create a topic, if the broker has `auto.create.topics.enable`.
-    pub(super) auto_create_topics: bool,
+/// Returns what is wrong with the contents of the files and texts of these settings, such as a file that is not PEM.
+pub(super) fn check(settings: &KafkaSettings) -> Result<(), SettingProblem> {
+    let security = security(settings)?;
+    let connector = Connector::new(ConnectionConfig { security, ..ConnectionConfig::default() });
+    connector.check().map_err(|text| (settings.key_of("security.protocol").to_owned(), text))
 }
 
-/// Shortest and longest pause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Backoff {
-    /// The first pause.
-    pub(super) min: Duration,
-    /// The pause doubles up to this.
-    pub(super) max: Duration,
-}
-
-/// Returns what the map sets for a producer, with the defaults of the daemons.
-pub(super) fn producer_settings(settings: &KafkaSettings) -> ProducerSettings {
-    let codec = match settings.get("compression.type").map(str::to_ascii_lowercase).as_deref() {
-        Some("gzip") => Codec::Gzip,
-        Some("snappy") => Codec::Snappy,
-        Some("lz4") => Codec::Lz4,
-        Some("zstd") => Codec::Zstd,
-        _ => Codec::None,
-    };
-    ProducerSettings {
-        codec,
-        linger: millis(settings, "linger.ms").unwrap_or_default(),
-        ack_timeout: millis(settings, "request.timeout.ms").unwrap_or(Duration::from_secs(30)),
-        retry_backoff: retry_backoff(settings),
-        auto_create_topics: boolean(settings, "allow.auto.create.topics").unwrap_or(true),
+/// Returns the configuration of a fetcher.
+pub(super) fn fetcher(settings: &KafkaSettings, config: &FetcherConfig) -> FetchConfig {
+    FetchConfig {
+        prefetch_bytes: config.prefetch_bytes,
+        max_message_bytes: config.max_message_bytes,
+        max_wait: millis(settings, "fetch.wait.max.ms").unwrap_or(DEFAULT_FETCH_WAIT),
+        client_rack: settings.get("client.rack").map(Into::into),
+        read_committed: true,
     }
 }
 
-/// Returns the pauses before a request is repeated.
-pub(super) fn retry_backoff(settings: &KafkaSettings) -> Backoff {
-    backoff(settings, "retry.backoff", [Duration::from_millis(50), Duration::from_secs(1)])
+/// Returns the largest fetch response: a broker returns at least one batch, however large.
+pub(super) fn max_fetch_response_bytes(config: &FetcherConfig) -> usize {
+    config.prefetch_bytes.max(config.max_message_bytes) + config.max_message_bytes + FETCH_RESPONSE_OVERHEAD_BYTES
 }
 
 /// Returns the pauses in `PREFIX.ms` and `PREFIX.max.ms`. If one of them is set beyond the default of the other, the
 /// other follows it.
-fn backoff(settings: &KafkaSettings, prefix: &str, [min, max]: [Duration; 2]) -> Backoff {
-    let (low, high) = (millis(settings, &format!("{prefix}.ms")), millis(settings, &format!("{prefix}.max.ms")));
-    let min = low.unwrap_or_else(|| min.min(high.unwrap_or(min)));
-    Backoff { min, max: high.unwrap_or(max).max(min) }
+pub(super) fn backoff(settings: &KafkaSettings, prefix: &str) -> Backoff {
+    let [default_min, default_max] = DEFAULT_BACKOFF;
+    let (min, max) = (millis(settings, &format!("{prefix}.ms")), millis(settings, &format!("{prefix}.max.ms")));
+    let min = min.unwrap_or_else(|| default_min.min(max.unwrap_or(default_min)));
+    Backoff::new(min, max.unwrap_or(default_max.max(min)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_become_addresses() {
+        let hosts = ["kafka-1:9092", "10.0.0.1:1", "[::1]:9093"].map(str::to_owned);
+        let shown: Vec<String> = bootstrap(&hosts).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(shown, hosts);
+        for wrong in ["kafka", "kafka:0", ":9092", "[]:1", "kafka:99999"] {
+            let error = bootstrap(&[wrong.to_owned()]).unwrap_err();
+            assert!(error.contains(wrong), "{error}");
+        }
+    }
 }

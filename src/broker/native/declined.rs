@@ -35,7 +35,7 @@ pub(super) const DECLINED: &[(&str, &str)] = &[
     ("api.version.request.timeout.ms", "not needed: socket.connection.setup.timeout.ms includes this request"),
     ("metadata.recovery.strategy", BOOTSTRAP),
     ("metadata.recovery.rebootstrap.trigger.ms", BOOTSTRAP),
-    ("topic.metadata.refresh.fast.interval.ms", "not needed: retry.backoff.ms is the pause before a metadata request is repeated"),
+    ("topic.metadata.refresh.fast.interval.ms", "not needed: a metadata request is repeated after 50 ms to 1 s"),
     ("topic.metadata.refresh.fast.cnt", "not needed: librdkafka ignores it, too"),
     ("topic.metadata.refresh.sparse", "not needed: only the topics in use are requested"),
     ("log.thread.name", LOG),
@@ -50,7 +50,8 @@ pub(super) const DECLINED: &[(&str, &str)] = &[
     ("receive.message.max.bytes", "not needed: responses to a producer are small"),
     ("message.copy.max.bytes", "not needed: the client has no such buffer"),
     // Consumer.
-    ("fetch.error.backoff.ms", "not needed: retry.backoff.ms is the pause after an error"),
+    ("fetch.min.bytes", "not supported: a broker responds as soon as it has a message"),
+    ("fetch.error.backoff.ms", "not needed: the pause after an error grows from 100 ms to 400 ms"),
 ];
 
 const ENCRYPTED_KEY: &str = "not supported: decrypt the key with `openssl pkey -in KEY -out NEW_KEY` into a file that \

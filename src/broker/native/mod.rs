@@ -3,12 +3,16 @@
 //! This folder converts between the seam ([`crate::broker`]) and the client, which has no knowledge of the daemons:
 //! settings and addresses ([`config`]), errors, and the messages of a fetch.
 
-#[allow(dead_code, reason = "the adapters of this engine are not written yet")]
 mod config;
 mod declined;
+mod fetcher;
+mod log_ends;
 mod producer;
+mod producer_settings;
 mod settings;
 mod values;
 
+pub(super) use fetcher::NativeFetcher;
+pub(super) use log_ends::NativeLogEnds;
 pub(super) use producer::NativeProducer;
 pub(super) use settings::validate;

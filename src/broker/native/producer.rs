@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::config;
+use super::producer_settings::ProducerSettings;
 use crate::broker::metadata_gate::{
     FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
 };
@@ -17,7 +18,6 @@ use crate::broker::{
     Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig,
     Record, Stored,
 };
-use crate::kafka::connection::Connector;
 use crate::kafka::error_code as code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
 use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
@@ -66,13 +66,13 @@ impl<C: Completion> NativeProducer<C> {
         config: &ProducerConfig,
         supervisor: &Supervisor,
     ) -> Result<Self, String> {
-        let connector = Connector::new(config::connection(broker, MAX_RESPONSE_BYTES)?);
+        let connector = config::connector(broker, MAX_RESPONSE_BYTES)?;
         let bootstrap = config::bootstrap(&broker.hosts)?;
-        let settings = config::producer_settings(&broker.settings);
+        let settings = ProducerSettings::new(&broker.settings);
         let limits = Limits {
             max_batch_bytes: MAX_BATCH_BYTES,
             max_request_bytes: MAX_REQUEST_BYTES,
-            retry_backoff: settings.retry_backoff.min,
+            retry_backoff: settings.retry_backoff.min(),
             is_idempotent: false,
         };
         let client = ClientConfig {
@@ -87,6 +87,7 @@ impl<C: Completion> NativeProducer<C> {
         let metadata = NativeMetadata {
             client: KafkaMetadata::new(connector.clone(), bootstrap),
             sink: Box::new(producer.metadata_sink()),
+            auto_create_topics: settings.auto_create_topics,
         };
         let wait = connector.config().request_timeout;
         let state = GateState::new(config);
@@ -247,6 +248,8 @@ fn now_ms() -> i64 {
 struct NativeMetadata {
     client: KafkaMetadata,
     sink: Box<dyn Fn(&MetadataResponse) + Send>,
+    /// Whether a lookup may create a topic (`allow.auto.create.topics`).
+    auto_create_topics: bool,
 }
 
 impl MetadataClient for NativeMetadata {
@@ -256,8 +259,12 @@ impl MetadataClient for NativeMetadata {
     }
 
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
-        let topics = MetadataTopics::Names(vec![Arc::from(topic)]);
-        let response = match self.client.request(topics, Instant::now() + wait) {
+        let (name, deadline) = (Arc::from(topic), Instant::now() + wait);
+        let response = match self.auto_create_topics {
+            true => self.client.request_or_create(&name, deadline),
+            false => self.client.request(MetadataTopics::Names(vec![name]), deadline),
+        };
+        let response = match response {
             Ok(response) => response,
             Err(error) => return LookupAnswer::Unreachable(error.to_string()),
         };

@@ -70,9 +70,8 @@ const TAKEN: &[(&str, Daemons, Values)] = &[
     ("connections.max.idle.ms", Daemons::All, Values::Whole(0, i32::MAX as i64)),
     ("reconnect.backoff.ms", Daemons::All, Values::Whole(0, 3_600_000)),
     ("reconnect.backoff.max.ms", Daemons::All, Values::Whole(0, 3_600_000)),
-    ("retry.backoff.ms", Daemons::All, Values::Whole(1, 300_000)),
-    ("retry.backoff.max.ms", Daemons::All, Values::Whole(1, 300_000)),
-    ("fetch.min.bytes", Daemons::Consumers, Values::Whole(1, 100_000_000)),
+    ("retry.backoff.ms", Daemons::Producers, Values::Whole(1, 300_000)),
+    ("retry.backoff.max.ms", Daemons::Producers, Values::Whole(1, 300_000)),
     ("fetch.wait.max.ms", Daemons::Consumers, Values::Whole(0, 300_000)),
 ];
 
@@ -88,7 +87,7 @@ pub(in crate::broker) fn validate(settings: &KafkaSettings, role: Role) -> Vec<S
     }
     let mut problems = problems_together(settings, role);
     if problems.is_empty()
-        && let Err(problem) = config::security(settings)
+        && let Err(problem) = config::check(settings)
     {
         problems.push(problem);
     }

@@ -219,7 +219,7 @@ fn native_takes_the_settings_that_have_an_effect() {
         for lines in [
             "security.protocol: PLAINTEXT\nclient.id: me\nbroker.address.family: v4\nsocket.keepalive.enable: 1",
             "socket.timeout.ms: 6000\nsocket.connection.setup.timeout.ms: 1000\nconnections.max.idle.ms: 0",
-            "reconnect.backoff.ms: 5\nreconnect.backoff.max.ms: 5\nretry.backoff.ms: 1\nretry.backoff.max.ms: 9",
+            "reconnect.backoff.ms: 5\nreconnect.backoff.max.ms: 5",
             "security.protocol: sasl_plaintext\nsasl.mechanisms: PLAIN\nsasl.username: a\nsasl.password: topsecret",
             SCRAM,
             &format!("{OAUTHBEARER}\n{token_url}\nhttps.ca.location: probe\nsasl.oauthbearer.scope: kafka"),
@@ -230,7 +230,8 @@ fn native_takes_the_settings_that_have_an_effect() {
         }
     }
     for kind in ["none", "gzip", "snappy", "LZ4", "zstd"] {
-        let (_, problems) = take(&format!("compression.codec: {kind}\nlinger.ms: 5"), Engine::Native, WRITES);
+        let (_, problems) =
+            take(&format!("compression.codec: {kind}\nlinger.ms: 5\nretry.backoff.ms: 5000"), Engine::Native, WRITES);
         assert!(problems.is_empty(), "{kind}: {problems:?}");
     }
 }
@@ -252,7 +253,7 @@ fn native_names_key_value_and_what_is_allowed() {
                 ),
                 ("client.id: \"a\\nb\"", &["kafka.client.id", "without control characters"]),
                 ("socket.max.fails: 5", &["kafka.socket.max.fails: not needed: a connection"]),
-                ("retry.backoff.ms: 20\nretry.backoff.max.ms: 10", &["kafka.retry.backoff.ms: is 20, but", "10"]),
+                ("reconnect.backoff.ms: 20\nreconnect.backoff.max.ms: 10", &["kafka.reconnect.backoff.ms: is 20, but"]),
                 ("sasl.kerberos.keytab: a\nsecurity.protocol: sasl_ssl\nsasl.mechanism: PLAIN", &["Kerberos"]),
             ],
         );

@@ -71,11 +71,19 @@ impl Connector {
         let security = self.shared.security.as_ref().map_err(|reason| fail(Kind::Denied, reason.clone()))?;
         let now = Instant::now();
         let deadline = now.checked_add(self.shared.config.connect_timeout).map_or(deadline, |end| end.min(deadline));
-        let targets = self
+        let mut targets = self
             .shared
             .resolver
             .addresses(&address.host, address.port, deadline, disconnect.stop())
             .map_err(|reason| fail(Kind::NotSent, reason))?;
+        let family = self.shared.config.address_family;
+        targets.retain(|target| family.contains(target.ip()));
+        if targets.is_empty() {
+            return Err(fail(
+                Kind::NotSent,
+                format!("it has no address of the family {family:?} (broker.address.family)"),
+            ));
+        }
         let mut failures: Vec<String> = Vec::new();
         for (index, target) in targets.iter().enumerate() {
             // Each address gets an equal share of the time that is left.
@@ -115,7 +123,7 @@ impl Connector {
         }
         let config = &self.shared.config;
         let mut channel = Channel::new(stream, address.clone(), target, Arc::clone(config));
-        channel.request_versions(deadline).map_err(|error| before_request("ApiVersions", closed_first(error)))?;
+        channel.request_versions(deadline).map_err(|error| before_request("ApiVersions", error))?;
         let renewal = match &security.authenticator {
             None => None,
             Some(authenticator) => authenticator
@@ -139,12 +147,4 @@ impl Security {
         let authenticator = sasl.map(|sasl| Authenticator::new(sasl, resolver)).transpose()?;
         Ok(Security { tls, authenticator: authenticator.map(Arc::new) })
     }
-}
-
-/// Explains a connection that is closed at its first request.
-fn closed_first(mut error: ConnectionError) -> ConnectionError {
-    if error.kind == Kind::Lost {
-        error.reason += "; a listener with TLS does so (security.protocol), and a broker before 0.10";
-    }
-    error
 }

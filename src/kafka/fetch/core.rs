@@ -137,9 +137,9 @@ impl FetchCore {
         }
     }
 
-    /// Returns the id of a topic that is assigned, if it is known.
-    pub(super) fn topic_id(&self, topic: &str) -> Option<TopicId> {
-        self.partitions.values().filter(|reader| &*reader.name.topic == topic).find_map(|reader| reader.topic_id)
+    /// Returns the id of the topic that an assigned partition is read from, if it is known.
+    pub(super) fn topic_id(&self, name: &TopicPartition) -> Option<TopicId> {
+        self.partitions.get(name).and_then(|reader| reader.topic_id)
     }
 
     /// Whether [`take`](Self::take) returns something.

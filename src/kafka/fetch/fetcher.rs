@@ -117,9 +117,10 @@ impl Fetcher {
         self.shared.work.notify_all();
     }
 
-    /// Returns the id of an assigned topic; `None` until it is known, and with brokers before Kafka 2.8.
-    pub fn topic_id(&self, topic: &str) -> Option<TopicId> {
-        self.shared.lock().core.topic_id(topic)
+    /// Returns the id of the topic that an assigned partition is read from: the id that belongs to the offsets of its
+    /// events. `None` until it is known, and with brokers before Kafka 2.8.
+    pub fn topic_id(&self, topic: &Arc<str>, partition: i32) -> Option<TopicId> {
+        self.shared.lock().core.topic_id(&TopicPartition { topic: Arc::clone(topic), partition })
     }
 
     /// Waits at most `wait` for the first event. Returns the events with at most `max` messages; none if none came.

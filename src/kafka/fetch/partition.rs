@@ -33,6 +33,10 @@ pub(super) enum Phase {
     Reading,
     /// The range of its offsets, because the broker has no message at the position.
     CheckingRange,
+    /// Its messages once more, although the position is outside of this range (oldest, newest): the range was requested
+    /// by the name of the topic, so it may be that of a topic that was created again. If the broker refuses the
+    /// position of the topic with this id again, it is not.
+    ConfirmingRange(i64, i64),
 }
 
 /// The state of reading one assigned partition.
@@ -131,14 +135,15 @@ impl PartitionReader {
     /// Returns the broker to send the next request to.
     pub(super) fn target(&self, now: Instant) -> Option<BrokerId> {
         match self.replica {
-            Some((replica, until)) if now < until && self.phase == Phase::Reading => Some(replica),
+            Some((replica, until)) if now < until && self.phase != Phase::CheckingRange => Some(replica),
             _ => self.leader,
         }
     }
 
     /// Whether a request may be sent now, apart from limits of memory.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        !self.is_stopped && self.in_flight.is_none() && self.not_before <= now && (!self.is_paused || self.must_check())
+        let is_wanted = !self.is_stopped && (!self.is_paused || self.must_check());
+        is_wanted && self.in_flight.is_none() && self.not_before <= now
     }
 
     /// Whether a request is needed although the partition is paused: the point of a truncation is being searched.
@@ -146,14 +151,13 @@ impl PartitionReader {
         self.truncated_from.is_some()
     }
 
-    /// Sets a new leader. Ends the request in flight if it went to another broker.
+    /// Sets the leader. A new leader, or a new epoch of the same one, ends the request in flight: its data may be from
+    /// before a truncation.
     pub(super) fn set_leader(&mut self, leader: BrokerId, leader_epoch: i32, now: Instant) {
-        if self.leader != Some(leader) {
-            (self.replica, self.in_flight) = (None, None);
-        }
         self.is_missing = false;
         self.older_leader_since = None;
         if (self.leader, self.leader_epoch) != (Some(leader), leader_epoch) {
+            (self.replica, self.in_flight) = (None, None);
             self.needs_validation = self.epochs.last() >= 0;
             self.is_leader_in_doubt = false;
             self.not_before = now;
@@ -170,14 +174,27 @@ impl PartitionReader {
     /// A request succeeded.
     pub(super) fn succeeded(&mut self) {
         self.backoff.reset();
+        self.phase = Phase::Reading;
         (self.failing_since, self.reported_at) = (None, None);
         (self.is_leader_in_doubt, self.is_missing) = (false, false);
+    }
+
+    /// The leader has no message at the position.
+    pub(super) fn out_of_range(&mut self) {
+        match self.phase {
+            Phase::ConfirmingRange(oldest, newest) => {
+                let (partition, offset) = (self.name.clone(), self.next);
+                self.stop(FetchEvent::OffsetOutOfRange { partition, offset, oldest, newest });
+            }
+            Phase::Reading | Phase::CheckingRange => self.phase = Phase::CheckingRange,
+        }
     }
 
     /// A request failed: sets the pause before the next one. Returns the error to report, unless it was reported a short
     /// time ago. `grace`: time for which the failure must last before it is reported.
     pub(super) fn failed(&mut self, reason: String, grace: Duration, now: Instant) -> Option<FetchEvent> {
         self.in_flight = None;
+        self.phase = Phase::Reading;
         self.not_before = now + self.backoff.next();
         self.report(reason, grace, now)
     }
@@ -242,7 +259,7 @@ impl PartitionReader {
     pub(super) fn rewind(&mut self) {
         self.ready.clear();
         self.ready_bytes = 0;
-        self.in_flight = None;
+        (self.in_flight, self.phase) = (None, Phase::Reading);
         self.next = self.delivered;
         self.epochs.truncate(self.next);
     }

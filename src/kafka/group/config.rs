@@ -13,6 +13,9 @@ pub struct GroupConfig {
     /// Id of a static member (`group.instance.id`, KIP-345), unique in the group among running processes: the
     /// coordinator gives the partitions of a process to the next one with its id at once, whatever the lease says. A
     /// static member does not leave the group when it is closed.
+    ///
+    /// With brokers before 3.2 nobody watches the partition counts after a restart of the leader, until the next
+    /// rebalance (KIP-814).
     pub instance_id: Option<Arc<str>>,
     /// Names of the topics.
     pub topics: Vec<Arc<str>>,
@@ -24,6 +27,8 @@ pub struct GroupConfig {
     pub heartbeat_interval: Duration,
     /// The assignors in the order of preference. A member is cooperative if all are.
     pub assignors: Vec<Assignor>,
+    /// Time between two looks of the leader at the partition counts (`metadata.max.age.ms`).
+    pub metadata_max_age: Duration,
     /// Rack of the member (`client.rack`), for assignors of other clients.
     pub rack: Option<String>,
 }
@@ -39,6 +44,7 @@ impl GroupConfig {
             rebalance_timeout: Duration::from_secs(300),
             heartbeat_interval: Duration::from_secs(3),
             assignors: vec![Assignor::CooperativeSticky],
+            metadata_max_age: Duration::from_secs(300),
             rack: None,
         }
     }

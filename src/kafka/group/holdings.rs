@@ -1,4 +1,4 @@
-//! The partitions that a member holds, and those that its owner is asked to release.
+//! The partitions that a member holds, and those that its owner must release.
 //!
 //! Invariant: a partition is held from [`Holdings::take_added`] until its release is reported or the lease ends; the
 //! partitions of a release that has not been reported are held.

@@ -12,10 +12,14 @@
 //!   repeats the response without a new session timeout. So a heartbeat follows each sync at once.
 //! - The coordinator does not expire a member while it holds its join back, and keeps its claims. The owner must pause
 //!   when its lease ends meanwhile, but nothing is lost: the lease continues with the first heartbeat after the sync.
-//! - A heartbeat answered with REBALANCE_IN_PROGRESS does not count: from the start of a rebalance the coordinator waits
-//!   only for the rebalance timeout, which is why that must be at least the session timeout.
+//! - A heartbeat answered with REBALANCE_IN_PROGRESS does not count: from the start of a rebalance the coordinator
+//!   waits only for the rebalance timeout, which is why that must be at least the session timeout.
 //! - After the lease has ended, only a join makes partitions held again: a coordinator that is loading its state
 //!   answers every heartbeat without an error.
+
+mod responses;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -23,16 +27,14 @@ use std::time::{Duration, Instant};
 
 use super::assignor::{Assignor, GroupMember, PartitionCounts};
 use super::config::GroupConfig;
-use super::errors::{self, Handling};
 use super::holdings::Holdings;
-use super::subscription::{NO_GENERATION, Subscription, decode_assignment, encode_assignment};
+use super::subscription::{NO_GENERATION, Subscription};
 use super::{GroupEvent, LostReason, ReleaseToken, TopicPartition};
 use crate::kafka::backoff::Backoff;
-use crate::kafka::error_code::{self, FENCED_INSTANCE_ID, MEMBER_ID_REQUIRED};
-use crate::kafka::protocol::heartbeat::{HeartbeatRequest, HeartbeatResponse};
-use crate::kafka::protocol::join_group::{JoinGroupRequest, JoinGroupResponse};
+use crate::kafka::protocol::heartbeat::HeartbeatRequest;
+use crate::kafka::protocol::join_group::JoinGroupRequest;
 use crate::kafka::protocol::leave_group::LeaveGroupRequest;
-use crate::kafka::protocol::sync_group::{SyncGroupRequest, SyncGroupResponse};
+use crate::kafka::protocol::sync_group::SyncGroupRequest;
 
 /// Back-off after an error that is retried, at first and at most.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -107,6 +109,10 @@ pub struct Member {
     must_rejoin: bool,
     /// Whether the coordinator has announced a rebalance, so that only a release may delay the join.
     is_rebalancing: bool,
+    /// When this member, as leader, starts another rebalance because partitions were withheld. Their holder should join
+    /// before, but a static member that was restarted does not.
+    follow_up: Option<Instant>,
+    is_withheld: bool,
     /// Whether partitions were lost: the member joins again only after the owner has released them.
     is_lost: bool,
     /// When the last heartbeat that was answered was sent and answered.
@@ -115,8 +121,8 @@ pub struct Member {
     session_start: Option<Instant>,
     backoff: Backoff,
     coordinator_is_unknown: bool,
-    /// The partition counts of the last assignment that this member made as leader.
-    counts: Option<PartitionCounts>,
+    /// The topics and their partition counts of the last assignment, if this member is the leader.
+    led: Option<(BTreeSet<Arc<str>>, PartitionCounts)>,
     reason: &'static str,
 }
 
@@ -135,12 +141,14 @@ impl Member {
             claimed: BTreeSet::new(),
             must_rejoin: false,
             is_rebalancing: false,
+            follow_up: None,
+            is_withheld: false,
             is_lost: false,
             last_answered: None,
             session_start: None,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             coordinator_is_unknown: true,
-            counts: None,
+            led: None,
             reason: "started",
         }
     }
@@ -150,7 +158,18 @@ impl Member {
         self.events.pop_front()
     }
 
-    /// When the last heartbeat that was answered without an error was sent and answered; `None` after a loss. A partition may be worked on only while the time is before `sent + session_timeout - margin`.
+    /// Returns the oldest event that has not been taken and leaves it there.
+    pub fn peek_event(&self) -> Option<&GroupEvent> {
+        self.events.front()
+    }
+
+    /// Returns the number of events that have not been taken.
+    pub fn pending_events(&self) -> usize {
+        self.events.len()
+    }
+
+    /// When the last heartbeat that was answered without an error was sent and answered; `None` after a loss.
+    /// A partition may be worked on only while the time is before `sent + session_timeout - margin`.
     pub fn last_heartbeat_sent_and_answered(&self) -> Option<(Instant, Instant)> {
         self.last_answered
     }
@@ -173,12 +192,12 @@ impl Member {
 
     /// Returns the topics of the last assignment that this member made as leader, if it still is.
     pub fn led_topics(&self) -> Option<BTreeSet<Arc<str>>> {
-        self.counts.as_ref().map(|counts| counts.keys().cloned().collect())
+        self.led.as_ref().map(|(topics, _)| topics.clone())
     }
 
     /// Starts a rebalance if `counts` differs from the partition counts of the last assignment (leader only).
     pub fn refresh_partition_counts(&mut self, counts: &PartitionCounts) {
-        if self.counts.as_ref().is_some_and(|known| known != counts) {
+        if self.led.as_ref().is_some_and(|(_, known)| known != counts) {
             self.reason = "partition counts have changed";
             self.must_rejoin = true;
         }
@@ -216,6 +235,10 @@ impl Member {
     }
 
     fn next_of_stable(&mut self, now: Instant, next_heartbeat: Instant) -> Next {
+        if self.follow_up.is_some_and(|time| time <= now) {
+            self.reason = "withheld partitions were not released";
+            self.must_rejoin = true;
+        }
         if (self.must_rejoin || self.is_rebalancing) && self.may_join(self.is_rebalancing) {
             return self.join();
         }
@@ -239,120 +262,6 @@ impl Member {
                 (self.last_answered, self.session_start) = (None, None);
             }
             self.report_added();
-        }
-    }
-
-    /// The request could not be sent, or its response did not arrive, or the partition counts are unknown.
-    pub fn request_failed(&mut self, now: Instant) {
-        self.coordinator_is_unknown = true;
-        self.retry(now);
-    }
-
-    /// Takes the response to a join.
-    pub fn join_answered(&mut self, now: Instant, response: JoinGroupResponse) {
-        let State::Joining = self.state else { return };
-        if response.error_code == MEMBER_ID_REQUIRED && self.member_id.is_empty() {
-            self.member_id = response.member_id.into();
-            self.state = State::Unjoined { not_before: None };
-            return;
-        }
-        if response.error_code != 0 {
-            return self.join_refused(now, response.error_code);
-        }
-        self.member_id = response.member_id.into();
-        self.generation = response.generation;
-        self.protocol = response.protocol.unwrap_or_default().into();
-        (self.must_rejoin, self.is_rebalancing) = (false, false);
-        self.counts = None;
-        let is_leader = *response.leader == *self.member_id;
-        if !is_leader {
-            self.state = State::Joined { assignments: Vec::new() };
-            return;
-        }
-        let mut members = Vec::new();
-        for joined in response.members {
-            match Subscription::decode(&joined.metadata) {
-                Ok(subscription) => members.push(GroupMember {
-                    member_id: joined.member_id.into(),
-                    instance_id: joined.instance_id.map(Into::into),
-                    subscription,
-                }),
-                Err(cause) => {
-                    let reason = format!("the subscription of member {} is malformed: {cause}", joined.member_id);
-                    return self.fail(reason);
-                }
-            }
-        }
-        let topics = members.iter().flat_map(|member| member.subscription.topics.iter().cloned()).collect();
-        self.state = State::Leading { members, topics, assigns: !response.skip_assignment };
-    }
-
-    /// Takes the partition counts of the topics of all members; topics that do not exist are absent.
-    pub fn set_partition_counts(&mut self, counts: PartitionCounts) {
-        let State::Leading { members, assigns, .. } = &self.state else { return };
-        if !assigns {
-            self.state = State::Joined { assignments: Vec::new() };
-            self.counts = Some(counts);
-            return;
-        }
-        let Some(assignor) = self.config.assignors.iter().find(|assignor| *assignor.name() == *self.protocol) else {
-            return self.fail(format!("the coordinator chose the unknown assignor {:?}", self.protocol));
-        };
-        let assigned = assignor.assign(members, &counts);
-        let assignments = assigned.iter().map(|(id, partitions)| (id.to_string(), encode_assignment(partitions)));
-        self.state = State::Joined { assignments: assignments.collect() };
-        self.counts = Some(counts);
-    }
-
-    /// Takes the response to a sync.
-    pub fn sync_answered(&mut self, now: Instant, response: &SyncGroupResponse) {
-        let State::Syncing { sent } = self.state else { return };
-        if response.error_code != 0 {
-            return self.handle(now, errors::of_sync(response.error_code), "SyncGroup", response.error_code);
-        }
-        let assigned = match decode_assignment(&response.assignment) {
-            Ok(assigned) => assigned,
-            Err(cause) => return self.fail(format!("the assignment of the leader is malformed: {cause}")),
-        };
-        self.session_start.get_or_insert(sent);
-        self.backoff.reset();
-        // At once: only a heartbeat extends the lease.
-        self.state = State::Stable { next_heartbeat: now };
-        let assigned: BTreeSet<_> = assigned.into_iter().collect();
-        self.held_generation = self.generation;
-        // The leader withholds a claimed partition from its next holder until a join without the claim.
-        if !self.claimed.is_subset(&assigned) {
-            self.reason = "revoked partitions were released";
-            self.must_rejoin = true;
-        }
-        if let Some((token, partitions)) = self.holdings.assign(assigned) {
-            self.events.push_back(GroupEvent::Revoke { partitions, token });
-        }
-        self.report_added();
-    }
-
-    /// Takes the response to a heartbeat.
-    pub fn heartbeat_answered(&mut self, now: Instant, response: HeartbeatResponse) {
-        let State::Heartbeating { sent } = self.state else { return };
-        let code = response.error_code;
-        if code != 0 {
-            return self.handle(now, errors::of_heartbeat(code), "Heartbeat", code);
-        }
-        self.backoff.reset();
-        self.answered(sent, now);
-        self.state = State::Stable { next_heartbeat: sent + self.config.heartbeat_interval };
-    }
-
-    /// Takes the error code of an offset commit that was sent with [`identity`](Self::identity). Codes that end the
-    /// membership have the same effect as in the response to a heartbeat.
-    pub fn commit_refused(&mut self, now: Instant, error_code: i16, generation: i32) {
-        let ends = matches!(
-            errors::of_heartbeat(error_code),
-            Handling::ResetGeneration | Handling::ResetMember | Handling::Rejoin | Handling::FindCoordinator
-        );
-        let is_fenced = error_code == FENCED_INSTANCE_ID;
-        if generation == self.generation && matches!(self.state, State::Stable { .. }) && (ends || is_fenced) {
-            self.handle(now, errors::of_heartbeat(error_code), "OffsetCommit", error_code);
         }
     }
 
@@ -441,8 +350,8 @@ impl Member {
         }
     }
 
-    /// Ends the lease if its time has passed: nothing is held any longer, and nothing has to be released. Between a join
-    /// and its sync the lease goes on: the coordinator has just kept the claims, and the sync extends the lease.
+    /// Ends the lease if its time has passed: nothing is held any longer, and nothing has to be released. Between a
+    /// join and its sync nothing is lost: the coordinator has just kept the claims, and a heartbeat follows.
     fn end_lease(&mut self, now: Instant) {
         let is_between = matches!(self.state, State::Leading { .. } | State::Joined { .. } | State::Ended);
         if is_between || self.session_end().is_none_or(|end| now < end) {
@@ -462,7 +371,7 @@ impl Member {
     }
 
     fn lose(&mut self, reason: LostReason) {
-        self.counts = None;
+        (self.led, self.follow_up) = (None, None);
         if let Some((token, partitions)) = self.holdings.release_all() {
             // The lease stays known: it bounds how long the member waits for the owner.
             self.is_lost = true;
@@ -470,62 +379,6 @@ impl Member {
         } else {
             (self.last_answered, self.session_start) = (None, None);
         }
-    }
-
-    fn join_refused(&mut self, now: Instant, code: i16) {
-        self.handle(now, errors::of_join(code), "JoinGroup", code);
-    }
-
-    fn handle(&mut self, now: Instant, handling: Handling, request: &'static str, code: i16) {
-        match handling {
-            Handling::Retry => self.retry(now),
-            Handling::FindCoordinator => {
-                self.coordinator_is_unknown = true;
-                self.retry(now);
-            }
-            Handling::Rejoin => {
-                self.reason = "a rebalance is in progress";
-                self.is_rebalancing = true;
-                self.state = match self.state {
-                    // An eager member sends heartbeats while the owner releases its partitions.
-                    State::Heartbeating { sent } => {
-                        State::Stable { next_heartbeat: sent + self.config.heartbeat_interval }
-                    }
-                    State::Stable { next_heartbeat } => State::Stable { next_heartbeat },
-                    _ => State::Unjoined { not_before: None },
-                };
-            }
-            Handling::ResetGeneration | Handling::ResetMember => {
-                self.reason = "the generation or member id was not valid";
-                let mut reason = LostReason::IllegalGeneration;
-                if handling == Handling::ResetMember {
-                    self.member_id = "".into();
-                    reason = LostReason::UnknownMember;
-                }
-                self.generation = NO_GENERATION;
-                (self.is_rebalancing, self.must_rejoin) = (false, false);
-                self.lose(reason);
-                self.state = State::Unjoined { not_before: None };
-            }
-            Handling::Fail => self.fail(format!("{request} was refused: {}", error_code::name(code))),
-        }
-    }
-
-    fn retry(&mut self, now: Instant) {
-        let not_before = now + self.backoff.next();
-        self.state = match self.state {
-            State::Ended => State::Ended,
-            State::Heartbeating { .. } | State::Stable { .. } => State::Stable { next_heartbeat: not_before },
-            // A join or sync without a response may have had its effect. The member joins again; the coordinator
-            // returns the same generation, or starts a rebalance.
-            _ => State::Unjoined { not_before: Some(not_before) },
-        };
-    }
-
-    fn fail(&mut self, reason: String) {
-        self.lose(LostReason::Failed);
-        self.state = State::Ended;
-        self.events.push_back(GroupEvent::Failed { reason });
     }
 }
 

@@ -4,6 +4,7 @@
 //! - [`assignor`]: `cooperative-sticky` (KIP-429) and `range`, pure functions.
 //! - [`config`]: the settings of a member.
 //! - [`member`]: the state machine of a member, pure.
+//! - [`client`]: a member with its thread and the connection to the coordinator.
 //!
 //! Terms: the *coordinator* is the broker that manages the group. Each *rebalance* starts a new *generation*. The
 //! *leader* is the member that runs the assignor. The *owner* is the code that works on the assigned partitions. A
@@ -11,6 +12,7 @@
 //! partition that a member reports as held when it joins.
 
 pub mod assignor;
+pub mod client;
 pub mod config;
 mod errors;
 mod holdings;

@@ -1,7 +1,7 @@
 //! The bytes that members of a consumer group exchange through JoinGroup and SyncGroup: ConsumerProtocolSubscription
 //! and ConsumerProtocolAssignment, versions 0 to 3.
 //!
-//! Each begins with its version. A reader decodes a higher version as the highest that it knows and ignores the bytes
+//! Each begins with its version. A reader decodes a higher version as the highest that it supports and ignores the bytes
 //! after it, as the Java client does (`ConsumerProtocol`). Version 1 has the owned partitions (KIP-429), 2 their
 //! generation (KIP-792), 3 the rack (KIP-881).
 
@@ -10,12 +10,12 @@ use std::sync::Arc;
 use super::TopicPartition;
 use crate::kafka::wire::{Malformed, WireReader, put_length, put_string};
 
-/// The version that this client writes. Members with an older client read the fields that they know.
+/// The version that this client writes. Members with an older client read the fields of their version.
 const VERSION: i16 = 3;
 /// Generation of a member that has none.
 pub const NO_GENERATION: i32 = -1;
 
-/// What a member tells the leader when it joins.
+/// What a member sends to the leader when it joins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subscription {
     /// Names of the subscribed topics.

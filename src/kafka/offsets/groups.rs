@@ -19,6 +19,8 @@ use crate::kafka::protocol::offset_fetch::{FetchedGroup, GroupOffsets, OffsetFet
 
 /// Longest time for which a coordinator is used without another lookup.
 const MAX_COORDINATOR_AGE: Duration = Duration::from_secs(300);
+/// The topic of the committed offsets; the leader of one of its partitions coordinates the groups in the partition.
+const OFFSETS_TOPIC: &str = "__consumer_offsets";
 /// Upper bound of the groups of a request: with 10,000 partitions each, the response has some 20 MB.
 const MAX_GROUPS: usize = 50;
 /// Upper bound of the offsets of a commit.
@@ -53,7 +55,7 @@ pub struct OffsetToCommit {
 pub struct GroupList {
     /// The groups of the brokers that answered, each once.
     pub groups: Vec<ListedGroup>,
-    /// The failures of the other brokers: their groups are missing.
+    /// Why groups are missing: the other brokers, and partitions of `__consumer_offsets` without a leader.
     pub failures: Vec<OffsetError>,
 }
 
@@ -119,11 +121,14 @@ impl OffsetReader {
     }
 
     /// Returns the groups that all brokers coordinate. A broker that does not answer is retried until `deadline`.
+    /// Groups whose partition of `__consumer_offsets` has no leader have no coordinator: each such partition is a
+    /// failure.
     pub fn list_groups(&mut self, deadline: Instant) -> GroupList {
         // Half of the time is left for the lists.
         let now = Instant::now();
         let until = now + deadline.saturating_duration_since(now) / 2;
-        let response = match self.metadata.request(MetadataTopics::None, until) {
+        let offsets_topic = MetadataTopics::Names(vec![OFFSETS_TOPIC.into()]);
+        let response = match self.metadata.request(offsets_topic, until) {
             Ok(response) => response,
             Err(failure) => return GroupList { groups: Vec::new(), failures: vec![failure.into()] },
         };
@@ -133,6 +138,11 @@ impl OffsetReader {
             items.into_iter().map(|(index, ())| (index, list_groups_once(broker, until))).collect()
         });
         let (mut list, mut names) = (GroupList::default(), HashSet::new());
+        let partitions = response.topics.iter().flat_map(|topic| &topic.partitions);
+        list.failures.extend(partitions.filter(|partition| partition.leader.is_none()).map(|partition| {
+            let reason = format!("groups are missing: {OFFSETS_TOPIC}-{} has no leader", partition.partition);
+            OffsetError::new(OffsetErrorKind::NoLeader, reason)
+        }));
         for result in results {
             match result {
                 // A group that moves to another coordinator meanwhile may be in two lists.

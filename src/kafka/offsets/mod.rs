@@ -123,8 +123,8 @@ impl OffsetReader {
         self.metadata.brokers()
     }
 
-    /// Returns a topic, with its partitions in the order of their numbers. Retries while the topic has an error that may
-    /// pass, at most until `deadline`; an unknown topic fails at once.
+    /// Returns a topic, with its partitions in the order of their numbers. Retries while the topic has a transient
+    /// error, at most until `deadline`; an unknown topic fails at once.
     pub fn partitions(&mut self, topic: &Arc<str>, deadline: Instant) -> Result<TopicMetadata, OffsetError> {
         let mut backoff = new_backoff();
         loop {

@@ -1,8 +1,8 @@
 //! Sends the requests of many items (partitions or groups) to the brokers that are responsible for them, all brokers at
 //! the same time, and retries the items with a transient error until the deadline.
 //!
-//! Each round has half of the time that is left: after a round in which a broker hangs, there is time to find the broker
-//! that replaces it.
+//! Each round has half of the time that is left: after a round in which a broker hangs, there is time to find the
+//! broker that replaces it.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -17,6 +17,8 @@ use crate::locks::{into_inner, lock};
 
 /// Upper bound of the brokers that are contacted at the same time.
 const MAX_THREADS: usize = 32;
+/// Time that must be left after the back-off for another round.
+const MIN_LEFT: Duration = Duration::from_millis(20);
 /// Shortest time of a round, unless the deadline is nearer.
 const MIN_ROUND: Duration = Duration::from_millis(100);
 
@@ -54,8 +56,8 @@ pub(super) trait Router<I, T> {
     fn route(&mut self, items: &[usize], is_retry: bool, until: Instant) -> Vec<(usize, Route<I, T>)>;
 }
 
-/// Returns the results of the items 0 to `count - 1`. `call` sends the requests of the items of one broker and returns a
-/// result for each; it runs on several threads, and returns at the time that it is passed.
+/// Returns the results of the items 0 to `count - 1`. `call` sends the requests of the items of one broker and returns
+/// a result for each; it runs on several threads, and must return at the time that it is passed.
 pub(super) fn run<I: Send, T: Send>(
     pool: &mut BrokerPool,
     count: usize,
@@ -90,13 +92,12 @@ pub(super) fn run<I: Send, T: Send>(
         }
         pending = record(&mut results, attempts);
         is_retry = true;
+        // A round without enough time would only replace the reasons of the failures.
         let retry_at = Instant::now() + backoff.next();
-        if retry_at >= deadline {
+        if pending.is_empty() || retry_at + MIN_LEFT >= deadline {
             break;
         }
-        if !pending.is_empty() {
-            sleep_until(retry_at, deadline);
-        }
+        sleep_until(retry_at, deadline);
     }
     let unanswered = || Err(OffsetError::new(OffsetErrorKind::Unreachable, "no attempt was made before the deadline"));
     results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect()

@@ -56,3 +56,66 @@ impl BatchSize {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends batches as large as allowed, at most 1 MB, to a topic with the limit `limit`; returns how many were
+    /// refused, and the size of the last.
+    fn send(size: &mut BatchSize, limit: usize, batches: usize) -> (usize, usize) {
+        let (mut refused, mut last) = (0, 0);
+        for _ in 0..batches {
+            last = size.max_bytes().min(1_000_000);
+            if last > limit {
+                refused += 1;
+                size.record_refused(last, last.div_ceil(2));
+            } else {
+                size.record_stored(last);
+            }
+        }
+        (refused, last)
+    }
+
+    #[test]
+    fn the_size_approaches_the_limit_of_the_topic_with_few_refusals() {
+        let mut size = BatchSize::UNLIMITED;
+        for limit in [100_000, 7_000, 999_000, 100_000] {
+            let (refused, last) = send(&mut size, limit, 900);
+            assert!(refused <= 20, "{refused} refusals of 900 batches at the limit {limit}");
+            assert!(last <= limit, "{last}");
+            // A limit that was raised is noticed later.
+            send(&mut size, limit, 1000);
+        }
+        let (refused, last) = send(&mut size, 100_000, 10_000);
+        assert!(refused <= 100, "{refused}");
+        assert!((80_000..=100_000).contains(&last), "{last}");
+        send(&mut size, 1_000_000, 2000);
+        assert_eq!(send(&mut size, 1_000_000, 1000), (0, 1_000_000), "a limit that is raised is found");
+    }
+
+    #[test]
+    fn one_message_that_is_too_large_does_not_make_other_batches_small() {
+        let mut size = BatchSize::UNLIMITED;
+        size.record_stored(50_000);
+        size.record_refused(800_000, 100);
+        assert_eq!(size.max_bytes(), 50_000, "a size that was stored");
+        let mut fresh = BatchSize::UNLIMITED;
+        fresh.record_refused(800_000, 100);
+        assert_eq!(fresh.max_bytes(), 100);
+        send(&mut fresh, 1_000_000, 15);
+        assert!(fresh.max_bytes() > 500_000, "{}", fresh.max_bytes());
+    }
+
+    #[test]
+    fn each_refusal_makes_the_next_batch_smaller() {
+        let mut size = BatchSize::UNLIMITED;
+        size.record_stored(1000);
+        let mut bytes = 1000;
+        while bytes > 1 {
+            size.record_refused(bytes, bytes / 2);
+            assert!(size.max_bytes() < bytes);
+            bytes = size.max_bytes();
+        }
+    }
+}

@@ -324,6 +324,10 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
                 end(ended);
             });
             partition.indexed_deadline = partition.earliest_deadline();
+            debug_assert!(
+                partition.indexed_deadline.is_none_or(|deadline| deadline > now),
+                "an expired message remains"
+            );
             self.deadlines.extend(partition.indexed_deadline.map(|deadline| Reverse((deadline, index))));
             self.recycle(emptied);
             self.note_need_of_id(index);

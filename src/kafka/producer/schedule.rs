@@ -178,3 +178,67 @@ impl Schedule {
         std::mem::take(&mut self.awaiting_producer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn ready(schedule: &Schedule, broker: BrokerId) -> Vec<usize> {
+        let Some(queue) = schedule.queue(broker) else { return Vec::new() };
+        let next = |index: &PartitionIndex| schedule.entries[index.0].next;
+        std::iter::successors(schedule.queues[queue.0].first, next).map(|index| index.0).collect()
+    }
+
+    #[test]
+    fn a_partition_that_changes_its_leader_often_leaves_no_entries_behind() {
+        let (mut schedule, now) = (Schedule::default(), Instant::now());
+        (0..3).for_each(|_| schedule.add_partition());
+        schedule.add(PartitionIndex(0), 1, None);
+        schedule.add(PartitionIndex(1), 1, None);
+        schedule.add(PartitionIndex(2), 1, None);
+        for round in 0..10_000 {
+            schedule.remove(PartitionIndex(1));
+            let not_before = (round % 3 == 0).then(|| now + Duration::from_millis(round));
+            schedule.add(PartitionIndex(1), 1 + (round % 2) as BrokerId, not_before);
+        }
+        assert_eq!((ready(&schedule, 1), ready(&schedule, 2)), (vec![0, 2], vec![]));
+        let delayed: Vec<usize> = schedule.queues.iter().map(|queue| queue.delayed.len()).collect();
+        assert_eq!(delayed, [0, 1], "the last round has a back-off at broker 2");
+        schedule.remove(PartitionIndex(1));
+        assert_eq!(schedule.next_due(QueueIndex(1)), None);
+    }
+
+    #[test]
+    fn partitions_become_ready_in_the_order_of_their_times() {
+        let (mut schedule, now) = (Schedule::default(), Instant::now());
+        (0..6).for_each(|_| schedule.add_partition());
+        for (position, millis) in [30, 10, 20, 40].into_iter().enumerate() {
+            schedule.add(PartitionIndex(position), 1, Some(now + Duration::from_millis(millis)));
+        }
+        schedule.add(PartitionIndex(4), 1, None);
+        let queue = schedule.queue(1).unwrap();
+        schedule.push_first(PartitionIndex(5), queue);
+        assert_eq!(schedule.next_due(queue), Some(now + Duration::from_millis(10)));
+        schedule.end_backoffs(queue, now + Duration::from_millis(30));
+        assert_eq!(ready(&schedule, 1), [5, 4, 1, 2, 0]);
+        schedule.remove(PartitionIndex(2));
+        schedule.remove(PartitionIndex(0));
+        let popped: Vec<_> = std::iter::from_fn(|| schedule.pop_ready(queue)).map(|index| index.0).collect();
+        assert_eq!((popped, schedule.is_scheduled(PartitionIndex(3))), (vec![5, 4, 1], true));
+        schedule.end_backoffs(queue, now + Duration::from_millis(40));
+        assert_eq!((ready(&schedule, 1), schedule.next_due(queue)), (vec![3], None));
+    }
+
+    #[test]
+    fn a_partition_awaits_a_producer_id_at_most_once() {
+        let mut schedule = Schedule::default();
+        schedule.add_partition();
+        schedule.await_producer(PartitionIndex(0));
+        schedule.remove(PartitionIndex(0));
+        assert!(schedule.is_awaiting_producer(PartitionIndex(0)), "a change of the leader does not unschedule it");
+        assert_eq!(schedule.take_awaiting_producer(), [PartitionIndex(0)]);
+        assert!(!schedule.is_scheduled(PartitionIndex(0)));
+        assert!(schedule.take_awaiting_producer().is_empty());
+    }
+}

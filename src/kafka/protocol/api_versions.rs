@@ -38,8 +38,8 @@ impl Request for ApiVersionsRequest {
         let flexible = version >= Self::FIRST_FLEXIBLE;
         let mut response = ApiVersionsResponse { error_code: reader.i16()?, apis: Vec::new() };
         if response.error_code == UNSUPPORTED_VERSION {
-            // The rest has the format of version 0, whatever the version of the request was (KIP-511). It is not needed:
-            // every broker supports version 0.
+            // The rest has the format of version 0, whatever the version of the request was (KIP-511). It is not
+            // needed: every broker supports version 0.
             *reader = WireReader::new(&[]);
             return Ok(response);
         }

@@ -5,7 +5,6 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::batch_spec::BatchSpec;
 use super::codes;
 use super::decompress::decompress;
 
@@ -15,7 +14,7 @@ const HEADER_BYTES: usize = 61;
 pub(super) const UNCOUNTED_BYTES: usize = 12;
 /// Position of the attributes; the CRC covers the bytes from there on.
 const CRC_START: usize = 21;
-const LOG_APPEND_TIME: i16 = 1 << 3;
+pub(super) const LOG_APPEND_TIME: i16 = 1 << 3;
 pub(super) const TRANSACTIONAL: i16 = 1 << 4;
 pub(super) const CONTROL: i16 = 1 << 5;
 
@@ -71,7 +70,7 @@ pub struct Batch {
     pub last_offset_delta: i32,
     /// Leader epoch at the append.
     pub leader_epoch: i32,
-    attributes: i16,
+    pub(super) attributes: i16,
     base_timestamp_ms: i64,
     /// Largest timestamp, or the append time.
     pub max_timestamp_ms: i64,
@@ -222,20 +221,6 @@ impl Batch {
             is_transactional: self.is_transactional(),
             is_control: self.is_control(),
         })
-    }
-
-    /// Returns the batch with only these of its records, as compaction leaves it: first and last offset stay, and so do
-    /// the sequence numbers of the producer.
-    pub fn compacted(&self, records: &[StoredRecord]) -> Batch {
-        let spec = BatchSpec {
-            producer_id: self.producer_id,
-            producer_epoch: self.producer_epoch,
-            base_sequence: self.base_sequence,
-            attributes: self.attributes & (LOG_APPEND_TIME | TRANSACTIONAL | CONTROL),
-            records: Vec::new(),
-        };
-        let deltas: Vec<i64> = records.iter().map(|record| record.offset - self.base_offset).collect();
-        spec.encode_with(&deltas, records, self.last_offset_delta).stored_at(self.base_offset, self.leader_epoch, None)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::batch::{Batch, CONTROL, StoredRecord, TRANSACTIONAL, UNCOUNTED_BYTES, put_crc};
+use super::batch::{Batch, CONTROL, LOG_APPEND_TIME, StoredRecord, TRANSACTIONAL, UNCOUNTED_BYTES, put_crc};
 
 /// A batch to encode, as a producer sends it: for the records that a test stores by itself.
 #[derive(Clone, Debug)]
@@ -13,8 +13,8 @@ pub struct BatchSpec {
     pub producer_epoch: i16,
     /// Sequence number of the first record.
     pub base_sequence: i32,
-    pub(super) attributes: i16,
-    pub(super) records: Vec<StoredRecord>,
+    attributes: i16,
+    records: Vec<StoredRecord>,
 }
 
 impl Default for BatchSpec {
@@ -87,7 +87,7 @@ impl BatchSpec {
         spec.encode()
     }
 
-    pub(super) fn encode_with(&self, deltas: &[i64], records: &[StoredRecord], last_offset_delta: i32) -> Batch {
+    fn encode_with(&self, deltas: &[i64], records: &[StoredRecord], last_offset_delta: i32) -> Batch {
         let base_timestamp = records.first().map_or(-1, |record| record.timestamp_ms);
         let max_timestamp = records.iter().map(|record| record.timestamp_ms).max().unwrap_or(-1);
         let mut bytes = BytesMut::new();
@@ -113,6 +113,21 @@ impl BatchSpec {
         let (batch, _) = Batch::parse(&bytes).expect("the bytes are a batch");
         batch
     }
+}
+
+/// Returns a batch with only these of its records, as compaction leaves it: first and last offset stay, and so do the
+/// sequence numbers of the producer.
+pub(super) fn compacted(batch: &Batch, records: &[StoredRecord]) -> Batch {
+    let spec = BatchSpec {
+        producer_id: batch.producer_id,
+        producer_epoch: batch.producer_epoch,
+        base_sequence: batch.base_sequence,
+        attributes: batch.attributes & (LOG_APPEND_TIME | TRANSACTIONAL | CONTROL),
+        records: Vec::new(),
+    };
+    let deltas: Vec<i64> = records.iter().map(|record| record.offset - batch.base_offset).collect();
+    let encoded = spec.encode_with(&deltas, records, batch.last_offset_delta);
+    encoded.stored_at(batch.base_offset, batch.leader_epoch, None)
 }
 
 fn put_record(bytes: &mut BytesMut, record: &StoredRecord, timestamp_delta: i64, offset_delta: i64) {

@@ -1,10 +1,9 @@
-//! Settings of a test cluster and of its topics.
+//! Settings of a test cluster, and its start.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cluster::TestCluster;
-use super::log::AppendRules;
 use super::release::Release;
 use super::state::{Broker, Counters, State};
 
@@ -15,14 +14,15 @@ pub struct ClusterBuilder {
     release: Release,
     racks: Vec<String>,
     users: Option<BTreeMap<String, String>>,
+    session_lifetime: Option<Duration>,
 }
 
 impl ClusterBuilder {
-    pub(super) fn new(brokers: usize) -> Self {
-        ClusterBuilder { brokers, release: Release::V4_0, racks: Vec::new(), users: None }
+    fn new(brokers: usize) -> Self {
+        ClusterBuilder { brokers, release: Release::V4_0, racks: Vec::new(), users: None, session_lifetime: None }
     }
 
-    /// Sets the release that the brokers imitate; the latest without it.
+    /// Sets the release that the brokers imitate; Kafka 4.0 without it.
     pub fn release(mut self, release: Release) -> Self {
         self.release = release;
         self
@@ -40,6 +40,12 @@ impl ClusterBuilder {
         self
     }
 
+    /// Sets the time after which a connection must authenticate again (KIP-368).
+    pub fn session_lifetime(mut self, lifetime: Duration) -> Self {
+        self.session_lifetime = Some(lifetime);
+        self
+    }
+
     /// Starts the brokers.
     pub fn start(self) -> TestCluster {
         let ids = 1..=self.brokers as i32;
@@ -53,6 +59,7 @@ impl ClusterBuilder {
             is_registered: true,
             run: 0,
             connections: Default::default(),
+            sessions: Default::default(),
         });
         let state = State {
             changes: 0,
@@ -74,6 +81,12 @@ impl ClusterBuilder {
             denied_topics: Default::default(),
             denied_groups: Default::default(),
             users: self.users,
+            session_lifetime: self.session_lifetime,
+            groups: BTreeMap::new(),
+            coordinators: BTreeMap::new(),
+            max_fetch_sessions: 1000,
+            next_session_id: 0,
+            fetches_from_followers: false,
         };
         let cluster = TestCluster::of(state);
         ids.for_each(|id| cluster.start_broker(id));
@@ -81,69 +94,14 @@ impl ClusterBuilder {
     }
 }
 
-/// Settings of a topic that is not created yet.
-#[derive(Clone, Debug)]
-pub struct TopicSpec {
-    pub(super) name: String,
-    pub(super) partitions: usize,
-    pub(super) replication: usize,
-    pub(super) min_in_sync: usize,
-    pub(super) rules: AppendRules,
-}
-
-impl TopicSpec {
-    /// Returns a topic with one partition, whose replicas are on all brokers.
-    pub fn new(name: &str) -> Self {
-        let rules = AppendRules::default();
-        TopicSpec { name: name.to_owned(), partitions: 1, replication: usize::MAX, min_in_sync: 1, rules }
+impl TestCluster {
+    /// Starts a cluster of Kafka 4.0; the broker ids are 1 to `brokers`.
+    pub fn start(brokers: usize) -> TestCluster {
+        Self::builder(brokers).start()
     }
 
-    /// Sets the number of partitions.
-    pub fn partitions(mut self, count: usize) -> Self {
-        self.partitions = count;
-        self
-    }
-
-    /// Sets the number of replicas.
-    pub fn replication(mut self, count: usize) -> Self {
-        self.replication = count;
-        self
-    }
-
-    /// Sets `min.insync.replicas`.
-    pub fn min_in_sync(mut self, count: usize) -> Self {
-        self.min_in_sync = count;
-        self
-    }
-
-    /// Sets `cleanup.policy=compact`: records without key are INVALID_RECORD.
-    pub fn compacted(mut self) -> Self {
-        self.rules.is_compacted = true;
-        self
-    }
-
-    /// Sets `message.timestamp.type=LogAppendTime`.
-    pub fn log_append_time(mut self) -> Self {
-        self.rules.has_log_append_time = true;
-        self
-    }
-
-    /// Sets `max.message.bytes`: a larger batch is MESSAGE_TOO_LARGE.
-    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
-        self.rules.max_message_bytes = bytes;
-        self
-    }
-
-    /// Sets `segment.bytes`: a larger batch is RECORD_LIST_TOO_LARGE.
-    pub fn segment_bytes(mut self, bytes: usize) -> Self {
-        self.rules.segment_bytes = bytes;
-        self
-    }
-
-    /// Sets how far timestamps may be from the broker's clock; others are INVALID_TIMESTAMP.
-    pub fn timestamp_range(mut self, before: Duration, after: Duration) -> Self {
-        self.rules.timestamp_before_max_ms = before.as_millis() as i64;
-        self.rules.timestamp_after_max_ms = after.as_millis() as i64;
-        self
+    /// Returns the settings of a cluster.
+    pub fn builder(brokers: usize) -> ClusterBuilder {
+        ClusterBuilder::new(brokers)
     }
 }

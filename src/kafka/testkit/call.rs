@@ -7,8 +7,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{ApiKey, RequestHeader, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request};
 
-use super::handlers;
-use super::script::{Plan, ResponseFault};
+use super::fault::ResponseFault;
+use super::script::Plan;
 use super::state::{Shared, State};
 
 /// The connection on which a request came.
@@ -29,6 +29,12 @@ pub(super) struct Context {
     pub(super) is_authenticated: bool,
     /// The SASL mechanism that the client has chosen.
     pub(super) mechanism: Option<String>,
+    /// When the client must have authenticated again.
+    pub(super) session_ends: Option<Instant>,
+    /// Whether the next bytes are a SASL token without Kafka's headers.
+    pub(super) expects_raw_token: bool,
+    /// Whether the connection is closed after the next response.
+    pub(super) closes_after_response: bool,
     /// Requests before this time violate a throttle time.
     pub(super) throttled_until: Option<Instant>,
 }
@@ -100,43 +106,6 @@ pub(super) trait Serve: Request {
     fn serve(self, context: &mut Context, plan: &Plan) -> Result<Option<Self::Response>, Ended>;
 }
 
-/// Serves the request in `frame`, which is without its length.
-pub(super) fn serve(context: &mut Context, frame: Bytes) -> Result<Reply, Ended> {
-    if frame.len() < 8 {
-        context.lock().counters.malformed += 1;
-        return Err(Ended);
-    }
-    let mut head = frame.clone();
-    let (key, version, correlation_id) = (head.get_i16(), head.get_i16(), head.get_i32());
-    let Ok(api) = ApiKey::try_from(key) else {
-        return Err(Ended);
-    };
-    context.version = version;
-    let range = {
-        let mut state = context.lock();
-        *state.counters.requests.entry(api).or_default() += 1;
-        state.counters.versions.entry(api).or_default().insert(version);
-        if context.throttled_until.is_some_and(|until| Instant::now() < until) {
-            state.counters.throttle_violations += 1;
-        }
-        state.release.versions(api)
-    };
-    let is_decodable = api.valid_versions().min <= version && version <= api.valid_versions().max;
-    if !range.is_some_and(|(low, high)| low <= version && version <= high) || !is_decodable {
-        if api == ApiKey::ApiVersions {
-            // The client uses a version that this release does not have: the answer is in version 0 (KIP-511).
-            let response = handlers::versions::unsupported(&context.lock());
-            return Ok(plain(encode(correlation_id, 0, 0, &response)));
-        }
-        return Err(Ended);
-    }
-    let is_sasl = matches!(api, ApiKey::ApiVersions | ApiKey::SaslHandshake | ApiKey::SaslAuthenticate);
-    if !context.is_authenticated && !is_sasl {
-        return Err(Ended);
-    }
-    handlers::dispatch(context, api, frame)
-}
-
 /// Decodes a request of a type, applies the faults, carries it out and encodes the response.
 pub(super) fn serve_as<R: Serve>(context: &mut Context, mut frame: Bytes) -> Result<Reply, Ended> {
     let version = context.version;
@@ -179,7 +148,8 @@ pub(super) fn serve_as<R: Serve>(context: &mut Context, mut frame: Bytes) -> Res
     if plan.throttle_ms > 0 {
         context.throttled_until = Some(Instant::now() + Duration::from_millis(plan.throttle_ms as u64));
     }
-    apply(bytes, plan.response)
+    let fault = plan.response.or(context.closes_after_response.then_some(ResponseFault::CloseAfter));
+    apply(bytes, fault)
 }
 
 fn response_header<R: Request>(version: i16) -> i16 {
@@ -187,7 +157,7 @@ fn response_header<R: Request>(version: i16) -> i16 {
 }
 
 /// Encodes a response with length and header.
-fn encode(correlation_id: i32, version: i16, header_version: i16, response: &impl Encodable) -> Vec<u8> {
+pub(super) fn encode(correlation_id: i32, version: i16, header_version: i16, response: &impl Encodable) -> Vec<u8> {
     let mut body = BytesMut::new();
     ResponseHeader::default()
         .with_correlation_id(correlation_id)
@@ -200,7 +170,7 @@ fn encode(correlation_id: i32, version: i16, header_version: i16, response: &imp
     bytes.to_vec()
 }
 
-fn plain(bytes: Vec<u8>) -> Reply {
+pub(super) fn plain(bytes: Vec<u8>) -> Reply {
     Reply::Send { bytes, closes: false, pause: None }
 }
 

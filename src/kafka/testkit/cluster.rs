@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::batch::StoredRecord;
 use super::batch_spec::BatchSpec;
-use super::builder::{ClusterBuilder, TopicSpec};
+use super::group::{Committed, GroupState};
 use super::log::{AppendRules, PartitionLog};
 use super::server::{self, Threads};
 use super::state::{Broker, Partition, Shared, State, Topic, now_ms};
+use super::topic_spec::TopicSpec;
 
 /// A running cluster; its threads end when it is dropped.
 #[derive(Debug)]
@@ -18,16 +19,6 @@ pub struct TestCluster {
 }
 
 impl TestCluster {
-    /// Starts a cluster of the latest release; the broker ids are 1 to `brokers`.
-    pub fn start(brokers: usize) -> TestCluster {
-        Self::builder(brokers).start()
-    }
-
-    /// Returns the settings of a cluster.
-    pub fn builder(brokers: usize) -> ClusterBuilder {
-        ClusterBuilder::new(brokers)
-    }
-
     pub(super) fn of(state: State) -> TestCluster {
         TestCluster { shared: Arc::new(Shared::new(state)), threads: Arc::default() }
     }
@@ -210,6 +201,46 @@ impl TestCluster {
         self.update(|state| state.has_leader_hints = has_leader_hints);
     }
 
+    // Groups
+
+    /// Commits an offset for a group, which exists from then on.
+    pub fn commit_offset(&self, group: &str, topic: &str, partition: i32, offset: i64) {
+        let committed = Committed { offset, leader_epoch: -1, metadata: String::new() };
+        self.update(|state| {
+            let group = state.groups.entry(group.to_owned()).or_default();
+            group.offsets.insert((topic.to_owned(), partition), committed);
+        });
+    }
+
+    /// Returns the offset that a group has committed.
+    pub fn committed(&self, group: &str, topic: &str, partition: i32) -> Option<Committed> {
+        let state = self.shared.lock();
+        state.groups.get(group)?.offsets.get(&(topic.to_owned(), partition)).cloned()
+    }
+
+    /// Returns state, generation and number of members of a group.
+    pub fn group(&self, group: &str) -> Option<(GroupState, i32, usize)> {
+        let mut state = self.shared.lock();
+        let group = state.groups.get_mut(group)?;
+        group.tick(Instant::now());
+        Some((group.state, group.generation, group.members.len()))
+    }
+
+    /// Deletes a group with its members and offsets.
+    pub fn delete_group(&self, group: &str) {
+        self.update(|state| state.groups.remove(group));
+    }
+
+    /// Sets the coordinator of a group; `None`: it has none.
+    pub fn set_coordinator(&self, group: &str, broker: Option<i32>) {
+        self.update(|state| state.coordinators.insert(group.to_owned(), broker));
+    }
+
+    /// Returns the coordinator of a group.
+    pub fn coordinator(&self, group: &str) -> Option<i32> {
+        self.shared.lock().coordinator(group)
+    }
+
     // Brokers
 
     /// Starts a broker, on the port that it had before; it is in sync again with its partitions.
@@ -245,6 +276,7 @@ impl TestCluster {
         let port = self.update(|state| {
             let known = state.broker_mut(broker);
             known.is_running = false;
+            known.sessions.clear();
             known.close_connections();
             known.port
         });

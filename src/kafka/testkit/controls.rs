@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 use kafka_protocol::messages::ApiKey;
 
 use super::cluster::TestCluster;
+use super::fault::{Fault, Scope};
 use super::random::{Generator, Rates};
-use super::script::{Fault, Scope};
+
+/// How long `wait_until` overlooks a timer.
+const TIMER_INTERVAL: Duration = Duration::from_millis(5);
 
 impl TestCluster {
     /// Queues a fault for the next request in `scope`.
@@ -38,6 +41,21 @@ impl TestCluster {
     /// Returns the number of queued faults that no request has used.
     pub fn pending_faults(&self) -> usize {
         self.shared.lock().script.pending()
+    }
+
+    /// Sends consumers to the replica in their rack, or not (KIP-392).
+    pub fn set_fetch_from_followers(&self, is_enabled: bool) {
+        self.update(|state| state.fetches_from_followers = is_enabled);
+    }
+
+    /// Sets the number of fetch sessions of each broker; sessions above it are not created.
+    pub fn set_max_fetch_sessions(&self, count: usize) {
+        self.update(|state| state.max_fetch_sessions = count);
+    }
+
+    /// Forgets all fetch sessions: the next request of each is FETCH_SESSION_ID_NOT_FOUND.
+    pub fn drop_fetch_sessions(&self) {
+        self.update(|state| state.brokers.iter_mut().for_each(|broker| broker.sessions.clear()));
     }
 
     /// Releases the requests and responses that faults hold.
@@ -96,7 +114,8 @@ impl TestCluster {
         self.shared.lock().counters.malformed
     }
 
-    /// Waits until `condition` holds, which is evaluated after each change; returns whether it does.
+    /// Waits until `condition` holds, which is evaluated after each change and now and then, because of the timers of
+    /// groups and of the replication; returns whether it does.
     pub fn wait_until(&self, timeout: Duration, condition: impl Fn(&TestCluster) -> bool) -> bool {
         let until = Instant::now() + timeout;
         loop {
@@ -104,12 +123,13 @@ impl TestCluster {
             if condition(self) {
                 return true;
             }
-            let mut state = self.shared.lock();
-            while state.changes == seen {
-                if Instant::now() >= until {
-                    return false;
-                }
-                state = self.shared.wait(state, until);
+            let now = Instant::now();
+            if now >= until {
+                return false;
+            }
+            let state = self.shared.lock();
+            if state.changes == seen {
+                drop(self.shared.wait(state, until.min(now + TIMER_INTERVAL)));
             }
         }
     }

@@ -8,7 +8,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::batch::{Batch, StoredRecord};
-use super::batch_spec::BatchSpec;
+use super::batch_spec::{BatchSpec, compacted};
 use super::codes;
 use super::producer_state::{Judgement, ProducerStates, SequenceRules};
 
@@ -50,6 +50,8 @@ impl Default for AppendRules {
 pub struct Appended {
     /// Offset of the first record; of the stored batch if this one was a duplicate.
     pub base_offset: i64,
+    /// Offset after the last record.
+    pub end_offset: i64,
     /// Append time; -1 without LogAppendTime.
     pub log_append_time_ms: i64,
     /// Whether the batch had been stored before and was not stored again.
@@ -179,12 +181,14 @@ impl PartitionLog {
             Judgement::Reject(code) => Err(AppendError { code, message: None, record_errors: Vec::new() }),
             Judgement::Duplicate { base_offset, timestamp_ms } => {
                 let log_append_time_ms = append_time.map_or(-1, |_| timestamp_ms);
-                Ok(Appended { base_offset, log_append_time_ms, is_duplicate: true })
+                let end_offset = base_offset + i64::from(batch.count);
+                Ok(Appended { base_offset, end_offset, log_append_time_ms, is_duplicate: true })
             }
             Judgement::Append => {
                 let base_offset = self.end;
                 self.store(batch.stored_at(base_offset, self.leader_epoch(), append_time));
-                Ok(Appended { base_offset, log_append_time_ms: append_time.unwrap_or(-1), is_duplicate: false })
+                let log_append_time_ms = append_time.unwrap_or(-1);
+                Ok(Appended { base_offset, end_offset: self.end, log_append_time_ms, is_duplicate: false })
             }
         }
     }
@@ -249,16 +253,16 @@ impl PartitionLog {
     /// Removes the records for which `is_kept` is false, as compaction does: the other offsets stay. A batch without
     /// records disappears.
     pub fn compact(&mut self, is_kept: impl Fn(&StoredRecord) -> bool) {
-        let compacted = self.batches.iter().filter_map(|batch| {
+        let batches = self.batches.iter().filter_map(|batch| {
             let records = batch.records().ok()?;
             let kept: Vec<_> = records.iter().filter(|record| is_kept(record)).cloned().collect();
             match kept.len() {
                 0 => None,
                 count if count == records.len() => Some(batch.clone()),
-                _ => Some(batch.compacted(&kept)),
+                _ => Some(compacted(batch, &kept)),
             }
         });
-        self.batches = compacted.collect();
+        self.batches = batches.collect();
     }
 
     /// Forgets a producer id; see [`ProducerStates::expire`].

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kafka_protocol::messages::ApiKey;
 
 use super::codes;
-use super::script::{Fault, ResponseFault, Scope};
+use super::fault::{Fault, ResponseFault, Scope};
 
 /// A generator of pseudo-random numbers (SplitMix64): the same seed yields the same numbers.
 #[derive(Clone, Debug)]
@@ -145,6 +145,7 @@ fn error_codes(api: ApiKey) -> (&'static [i16], &'static [i16]) {
         ApiKey::Fetch | ApiKey::ListOffsets | ApiKey::OffsetForLeaderEpoch => {
             (&[codes::NOT_LEADER_OR_FOLLOWER, codes::UNKNOWN_TOPIC_OR_PARTITION, codes::KAFKA_STORAGE_ERROR], &[])
         }
+        ApiKey::Metadata => (&[codes::LEADER_NOT_AVAILABLE], &[]),
         ApiKey::InitProducerId | ApiKey::FindCoordinator => {
             (&[codes::COORDINATOR_LOAD_IN_PROGRESS, codes::COORDINATOR_NOT_AVAILABLE], &[])
         }

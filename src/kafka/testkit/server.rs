@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::call::{Context, Ended, Reply, serve};
+use super::call::{Context, Ended, Reply};
+use super::requests::serve;
 use super::state::Shared;
 
 /// Largest request accepted (`socket.request.max.bytes`).
@@ -26,7 +27,7 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    fn spawn(&self, name: String, body: impl FnOnce() + Send + 'static) {
+    pub(super) fn spawn(&self, name: String, body: impl FnOnce() + Send + 'static) {
         let handle = std::thread::Builder::new().name(name).spawn(body).expect("a thread can be started");
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         handles.push(handle);
@@ -112,6 +113,9 @@ pub(super) fn start(threads: &Arc<Threads>, shared: &Arc<Shared>, broker: i32, r
                 version: 0,
                 is_authenticated,
                 mechanism: None,
+                session_ends: None,
+                expects_raw_token: false,
+                closes_after_response: false,
                 throttled_until: None,
             };
             of_connections.spawn(format!("testkit-conn-{broker}"), move || {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kafka_protocol::messages::ApiKey;
 
+use super::fetch_session::FetchSession;
+use super::group::Group;
 use super::log::{AppendRules, PartitionLog};
 use super::release::Release;
 use super::script::Script;
@@ -71,6 +73,16 @@ pub(super) struct State {
     pub(super) denied_groups: BTreeSet<String>,
     /// Passwords by user name; `None` without SASL.
     pub(super) users: Option<BTreeMap<String, String>>,
+    /// Time after which a connection must authenticate again (KIP-368).
+    pub(super) session_lifetime: Option<Duration>,
+    pub(super) groups: BTreeMap<String, Group>,
+    /// Coordinators that a test has chosen; `None`: no coordinator.
+    pub(super) coordinators: BTreeMap<String, Option<i32>>,
+    /// Fetch sessions of each broker, at most (`max.incremental.fetch.session.cache.slots`).
+    pub(super) max_fetch_sessions: usize,
+    pub(super) next_session_id: i32,
+    /// Whether consumers are sent to the replica in their rack (KIP-392).
+    pub(super) fetches_from_followers: bool,
 }
 
 impl State {
@@ -93,6 +105,17 @@ impl State {
     /// Returns the name of the topic with an id.
     pub(super) fn topic_name(&self, id: &[u8; 16]) -> Option<&str> {
         self.topics.iter().find(|(_, topic)| topic.id == *id).map(|(name, _)| name.as_str())
+    }
+
+    /// Returns the coordinator of a group: the one that a test has chosen, or a running broker that the name selects.
+    pub(super) fn coordinator(&self, group: &str) -> Option<i32> {
+        if let Some(chosen) = self.coordinators.get(group) {
+            return *chosen;
+        }
+        let running: Vec<i32> =
+            self.brokers.iter().filter(|broker| broker.is_running).map(|broker| broker.id).collect();
+        let hash = group.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(byte)));
+        running.get(hash % running.len().max(1)).copied()
     }
 
     /// Elects a leader for each partition whose leader is not running: the first running in-sync replica.
@@ -133,6 +156,7 @@ pub(super) struct Broker {
     /// Counts the starts: threads of an earlier run end.
     pub(super) run: u64,
     pub(super) connections: HashMap<u64, Arc<TcpStream>>,
+    pub(super) sessions: HashMap<i32, FetchSession>,
 }
 
 impl Broker {

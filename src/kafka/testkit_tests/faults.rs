@@ -100,6 +100,61 @@ fn a_request_that_the_client_gave_up_is_carried_out_later() {
 }
 
 #[test]
+fn a_broker_that_stops_drops_the_requests_that_it_holds() {
+    let cluster = cluster();
+    cluster.fault(produce(), Fault::held());
+    let mut client = RawClient::connect(&cluster, 1);
+    client.send(9, &produce_request("t", 0, -1, &one("a")));
+    assert!(cluster.wait_until(LONG, |cluster| cluster.held_requests() == 1));
+    cluster.stop_broker(1);
+    cluster.start_broker(1);
+    cluster.release_held();
+    assert!(cluster.wait_until(LONG, |cluster| cluster.held_requests() == 0));
+    assert!(matches!(client.receive::<m::ProduceRequest>(9), Err(NoResponse::Closed)));
+    let mut client = RawClient::connect(&cluster, 1);
+    assert_eq!(client.produce("t", 0, &one("b")).base_offset, 0);
+}
+
+#[test]
+fn a_panic_of_a_test_ends_the_threads_of_its_cluster() {
+    let outcome = std::panic::catch_unwind(|| {
+        let cluster = cluster();
+        cluster.fault(produce(), Fault::held());
+        let mut client = RawClient::connect(&cluster, 1);
+        client.send(9, &produce_request("t", 0, -1, &one("a")));
+        assert!(cluster.wait_until(LONG, |cluster| cluster.held_requests() == 1));
+        std::panic::resume_unwind(Box::new("the test fails"));
+    });
+    assert_eq!(outcome.unwrap_err().downcast_ref::<&str>(), Some(&"the test fails"));
+}
+
+/// Retries each batch of an idempotent producer until it is answered, as fast as it goes.
+#[test]
+fn an_idempotent_producer_is_exactly_once_whatever_happens() {
+    for seed in 0..8 {
+        let cluster = cluster();
+        cluster.random_faults(seed, Rates::all(60));
+        let mut client = RawClient::connect(&cluster, 1);
+        for number in 0..150 {
+            let batch = one(&number.to_string()).producer(7, 0, number / 2);
+            loop {
+                let outcome = client.call(9, &produce_request("t", number % 2, -1, &batch));
+                match outcome.map(|response| response.responses[0].partition_responses[0].error_code) {
+                    Ok(0) => break,
+                    Ok(code) => assert!(codes::OUT_OF_ORDER_SEQUENCE_NUMBER != code, "seed {seed}, record {number}"),
+                    Err(_) => client = RawClient::connect(&cluster, 1),
+                }
+            }
+        }
+        for partition in 0..2 {
+            let expected: Vec<_> = (0..75).map(|number| (2 * number + partition).to_string()).collect();
+            assert_eq!(values(&cluster, "t", partition), expected, "seed {seed}");
+        }
+        assert!(cluster.requests(ApiKey::Produce) > 160, "faults make retries");
+    }
+}
+
+#[test]
 fn requests_within_the_throttle_time_are_counted() {
     let cluster = cluster();
     let mut client = RawClient::connect(&cluster, 1);

@@ -1,6 +1,10 @@
 //! Tests of the test cluster, with requests that the crate `kafka-protocol` encodes.
 
+mod connection;
 mod faults;
+mod fetch;
+mod groups;
+mod log;
 mod produce;
 
 use std::io::{Read, Write};

@@ -59,7 +59,13 @@ fn each_release_announces_its_versions_and_rejects_others() {
         let response = client.receive::<m::ApiVersionsRequest>(version).unwrap();
         assert_eq!(response.error_code, if is_supported { 0 } else { codes::UNSUPPORTED_VERSION }, "{release:?}");
         // Another request in an unknown version ends the connection.
-        let outcome = client.call(13, &produce_request("t", 0, 1, &one("x")));
+        let version = release.versions(ApiKey::Metadata).unwrap().1 + 1;
+        let unknown = m::RequestHeader::default().with_request_api_key(3).with_request_api_version(version);
+        let mut frame = BytesMut::new();
+        unknown.encode(&mut frame, 2).unwrap();
+        client.stream.write_all(&(frame.len() as i32).to_be_bytes()).unwrap();
+        client.stream.write_all(&frame).unwrap();
+        let outcome = client.receive::<m::MetadataRequest>(12);
         assert_eq!(outcome, Err(NoResponse::Closed));
     }
 }
@@ -151,6 +157,64 @@ fn producer_ids_are_new_each_time() {
     let request = m::InitProducerIdRequest::default().with_transactional_id(None);
     let ids: Vec<_> = (0..=5).map(|version| client.call(version, &request).unwrap().producer_id.0).collect();
     assert_eq!(ids, [1000, 1001, 1002, 1003, 1004, 1005]);
+}
+
+#[test]
+fn records_above_the_high_watermark_are_lost_with_their_leader() {
+    let cluster = TestCluster::start(2);
+    cluster.create_topic("t", 1);
+    let mut client = RawClient::connect(&cluster, 1);
+    let batch = |sequence: i32, value| one(value).producer(7, 0, sequence);
+    assert_eq!(client.produce("t", 0, &batch(0, "a")).error_code, 0);
+    cluster.hold_replication("t", 0, true);
+    let early = client.call(9, &produce_request("t", 0, 1, &batch(1, "b"))).unwrap();
+    assert_eq!(early.responses[0].partition_responses[0].base_offset, 1);
+    // A duplicate of a replicated batch is answered although the replication is held.
+    assert_eq!(client.produce("t", 0, &batch(0, "a")).base_offset, 0);
+    // A request that waits for the replication learns that the leader has changed.
+    client.send(9, &produce_request("t", 0, -1, &batch(2, "c")));
+    assert!(cluster.wait_until(LONG, |cluster| cluster.log("t", 0).len() == 3));
+    cluster.move_leader_losing_unreplicated("t", 0, 2);
+    let answer = client.receive::<m::ProduceRequest>(9).unwrap();
+    assert_eq!(answer.responses[0].partition_responses[0].error_code, codes::NOT_LEADER_OR_FOLLOWER);
+    assert_eq!(values(&cluster, "t", 0), ["a"]);
+    let mut client = RawClient::connect(&cluster, 2);
+    cluster.hold_replication("t", 0, false);
+    assert_eq!(client.produce("t", 0, &batch(2, "c")).error_code, codes::OUT_OF_ORDER_SEQUENCE_NUMBER);
+    assert_eq!(client.produce("t", 0, &batch(1, "b")).base_offset, 1);
+}
+
+#[test]
+fn topics_are_denied_deleted_and_extended() {
+    let cluster = TestCluster::start(1);
+    cluster.create_topic("t", 1);
+    let mut client = RawClient::connect(&cluster, 1);
+    cluster.deny_topic("t", true);
+    assert_eq!(client.produce("t", 0, &one("a")).error_code, codes::TOPIC_AUTHORIZATION_FAILED);
+    cluster.deny_topic("t", false);
+    assert_eq!(client.produce("t", 1, &one("a")).error_code, codes::UNKNOWN_TOPIC_OR_PARTITION);
+    cluster.add_partitions("t", 1);
+    assert_eq!(client.produce("t", 1, &one("a")).error_code, codes::NONE);
+    let old = cluster.topic_id("t");
+    cluster.delete_topic("t");
+    assert_eq!(client.produce("t", 0, &one("a")).error_code, codes::UNKNOWN_TOPIC_OR_PARTITION);
+    cluster.create_topic("t", 1);
+    assert_ne!(cluster.topic_id("t"), old);
+    assert_eq!(client.produce("t", 0, &one("a")).base_offset, 0);
+}
+
+#[test]
+fn kafka_4_1_takes_topics_by_their_ids() {
+    let cluster = TestCluster::builder(1).release(Release::V4_1).start();
+    cluster.create_topic("t", 1);
+    let mut client = RawClient::connect(&cluster, 1);
+    let mut request = produce_request("t", 0, -1, &one("a"));
+    request.topic_data[0].topic_id = cluster.topic_id("t").unwrap().to_vec().try_into().unwrap();
+    let response = client.call(13, &request).unwrap();
+    assert_eq!(response.responses[0].partition_responses[0].error_code, 0);
+    cluster.delete_topic("t");
+    let response = client.call(13, &request).unwrap();
+    assert_eq!(response.responses[0].partition_responses[0].error_code, codes::UNKNOWN_TOPIC_ID);
 }
 
 #[test]

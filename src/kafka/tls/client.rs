@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, SignatureScheme};
 
 use super::TlsFailure;
 use super::session::TlsSession;
-use super::verifier::BrokerVerifier;
+use super::verifier::{BrokerVerifier, Trusted};
 use crate::kafka::config::{Identity, TlsConfig, TrustRoots};
 
 /// The TLS configuration of a client.
@@ -27,12 +27,12 @@ impl TlsClient {
     /// Creates the configuration. The error names the setting that cannot be used.
     pub(in crate::kafka) fn new(settings: &TlsConfig) -> Result<TlsClient, String> {
         let provider = Arc::new(ring::default_provider());
-        let roots = match settings.verify_certificate {
-            true => Some(Arc::new(trusted(&settings.roots)?)),
+        let trusted = match settings.verify_certificate {
+            true => Some(trusted(&settings.roots)?),
             false => None,
         };
         let verifier = BrokerVerifier {
-            roots,
+            trusted,
             checks_name: settings.verify_host_name,
             algorithms: provider.signature_verification_algorithms,
         };
@@ -87,12 +87,14 @@ impl ResolvesClientCert for NoCertificate {
     }
 }
 
-fn trusted(roots: &TrustRoots) -> Result<RootCertStore, String> {
-    let mut store = RootCertStore::empty();
+fn trusted(roots: &TrustRoots) -> Result<Trusted, String> {
+    let mut trusted = Trusted { roots: RootCertStore::empty(), pinned: Vec::new() };
     match roots {
         TrustRoots::Pem(pem) => {
-            for certificate in certificates(pem, "the CA file")? {
-                store
+            trusted.pinned = certificates(pem, "the CA file")?;
+            for certificate in trusted.pinned.iter().cloned() {
+                trusted
+                    .roots
                     .add(certificate)
                     .map_err(|cause| format!("the CA file contains a certificate that cannot be used: {cause}"))?;
             }
@@ -100,14 +102,14 @@ fn trusted(roots: &TrustRoots) -> Result<RootCertStore, String> {
         TrustRoots::System => {
             let found = rustls_native_certs::load_native_certs();
             // A system may have single certificates that rustls does not support.
-            store.add_parsable_certificates(found.certs);
-            if store.is_empty() {
+            trusted.roots.add_parsable_certificates(found.certs);
+            if trusted.roots.is_empty() {
                 let cause = found.errors.first().map_or(String::new(), |cause| format!(": {cause}"));
                 return Err(format!("the system has no CA certificates (package ca-certificates){cause}"));
             }
         }
     }
-    Ok(store)
+    Ok(trusted)
 }
 
 fn certified_key(identity: &Identity, provider: &CryptoProvider) -> Result<CertifiedKey, String> {

@@ -32,6 +32,7 @@ pub(super) struct TlsFailure {
 
 /// The result of [`TlsSession::decrypt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "only a session returns it"))]
 pub(super) enum Decrypted {
     /// This number of bytes was decrypted.
     Bytes(usize),

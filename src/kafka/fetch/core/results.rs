@@ -186,8 +186,9 @@ impl FetchCore {
             let was_replica = reader.replica.take().is_some();
             reader.is_leader_in_doubt |= is_mendable && !was_replica;
             if code == error_code::OFFSET_OUT_OF_RANGE {
+                reader.is_id_confirmed |= reader.topic_id.is_some();
                 if !was_replica {
-                    reader.phase = Phase::CheckingRange;
+                    reader.out_of_range();
                     return None;
                 }
                 // A replica may be behind the leader.
@@ -216,10 +217,7 @@ impl FetchCore {
         for (name, range) in ranges {
             self.with_reader(name, plan.number, |reader| match *range {
                 Err(code) => query_failed(reader, "cannot get the range of offsets", &broker, code, now),
-                Ok((oldest, newest)) => {
-                    reader.phase = Phase::Reading;
-                    range_known(reader, oldest, newest, &broker, now)
-                }
+                Ok((oldest, newest)) => range_known(reader, oldest, newest, &broker, now),
             });
         }
         self.has_leader_news = true;
@@ -318,8 +316,7 @@ fn range_known(
     }
     let offset = reader.next;
     if offset < oldest || newest < offset {
-        let partition = reader.name.clone();
-        reader.stop(FetchEvent::OffsetOutOfRange { partition, offset, oldest, newest });
+        reader.phase = Phase::ConfirmingRange(oldest, newest);
         return None;
     }
     // A broker that does not know the last epoch refuses the offset, too; without the epoch it does not.

@@ -54,15 +54,16 @@ impl Assignor {
         self == Assignor::CooperativeSticky
     }
 
-    /// Assigns the partitions; a partition whose holder must release it first has no assignment yet.
-    pub fn assign(self, members: &[GroupMember], counts: &PartitionCounts) -> Assignments {
+    /// Assigns the partitions. A partition whose holder must release it first has no assignment yet; the result says
+    /// whether there are such.
+    pub fn assign(self, members: &[GroupMember], counts: &PartitionCounts) -> (Assignments, bool) {
         match self {
             Assignor::CooperativeSticky => {
                 let mut assignments = sticky::assign(members, counts);
-                sticky::withhold_claimed(&mut assignments, members);
-                assignments
+                let is_withheld = sticky::withhold_claimed(&mut assignments, members);
+                (assignments, is_withheld)
             }
-            Assignor::Range => range::assign(members, counts),
+            Assignor::Range => (range::assign(members, counts), false),
         }
     }
 }

@@ -189,19 +189,24 @@ impl Balance {
 
 /// Removes each partition that a member other than the assigned one claims: it holds the partition until it has seen
 /// its assignment without it, and joins again when it has released the partition. A claim that is older than the
-/// claim of the assigned member does not count: the assigned member holds the partition since.
-pub(super) fn withhold_claimed(assignments: &mut Assignments, members: &[GroupMember]) {
+/// claim of the assigned member does not count: the assigned member holds the partition since. Returns whether any was
+/// removed.
+pub(super) fn withhold_claimed(assignments: &mut Assignments, members: &[GroupMember]) -> bool {
     let mut claims: HashMap<&TopicPartition, Vec<(&Arc<str>, i32)>> = HashMap::new();
     for GroupMember { member_id, subscription, .. } in members {
         for partition in &subscription.owned {
             claims.entry(partition).or_default().push((member_id, subscription.claim_generation()));
         }
     }
+    let mut is_withheld = false;
     for (member_id, assigned) in assignments {
+        let before = assigned.len();
         assigned.retain(|partition| {
             let claims = claims.get(partition).map_or(&[][..], Vec::as_slice);
             let own = claims.iter().filter(|claim| claim.0 == member_id).map(|claim| claim.1).max();
             claims.iter().all(|claim| claim.0 == member_id || own.is_some_and(|own| own > claim.1))
         });
+        is_withheld |= assigned.len() < before;
     }
+    is_withheld
 }

@@ -25,7 +25,7 @@ fn sizes(assignments: &Assignments) -> Vec<usize> {
 fn range_splits_each_topic_and_puts_static_members_first() {
     let mut members = [member("a", &["t", "u"], &[], -1), member("b", &["t"], &[], -1), member("c", &["t"], &[], -1)];
     members[2].instance_id = Some("i".into());
-    let assignments = Assignor::Range.assign(&members, &counts(&[("t", 4), ("u", 1), ("unread", 3)]));
+    let assignments = range::assign(&members, &counts(&[("t", 4), ("u", 1), ("unread", 3)]));
     let of = |id: &str| &assignments[&Arc::from(id)][..];
     assert_eq!(of("c"), [on("t", 0), on("t", 1)]);
     assert_eq!(of("a"), [on("t", 2), on("u", 0)]);
@@ -36,10 +36,10 @@ fn range_splits_each_topic_and_puts_static_members_first() {
 fn a_partition_that_moves_is_withheld_until_its_holder_has_released_it() {
     let owned: Vec<_> = (0..4).map(|partition| on("t", partition)).collect();
     let mut members = [member("a", &["t"], &owned, 3), member("b", &["t"], &[], NO_GENERATION)];
-    let first = Assignor::CooperativeSticky.assign(&members, &counts(&[("t", 4)]));
+    let first = cooperative(&members, &counts(&[("t", 4)]));
     assert_eq!(sizes(&first), [2, 0]);
     members[0].subscription.owned = first[&Arc::from("a")].clone();
-    let second = Assignor::CooperativeSticky.assign(&members, &counts(&[("t", 4)]));
+    let second = cooperative(&members, &counts(&[("t", 4)]));
     assert_eq!(sizes(&second), [2, 2]);
     assert_eq!(second[&Arc::from("a")], first[&Arc::from("a")]);
 }
@@ -49,7 +49,7 @@ fn claims_of_an_older_generation_lose_and_those_of_the_same_generation_contradic
     let both = [on("t", 0), on("t", 1)];
     let assign = |generations: [i32; 2]| {
         let members = [member("a", &["t"], &both, generations[0]), member("b", &["t"], &both[..1], generations[1])];
-        Assignor::CooperativeSticky.assign(&members, &counts(&[("t", 2)]))
+        cooperative(&members, &counts(&[("t", 2)]))
     };
     // b keeps what it was assigned last; a holds the other partition.
     assert_eq!(assign([4, 5]).into_values().collect::<Vec<_>>(), [vec![on("t", 1)], vec![on("t", 0)]]);
@@ -64,7 +64,7 @@ fn java_members_with_the_generation_in_their_user_data_take_part() {
     let mut java = member("java", &["t"], &[on("t", 0), on("t", 1)], NO_GENERATION);
     java.subscription.user_data = Some(7_i32.to_be_bytes().to_vec());
     let stale = member("stale", &["t"], &[on("t", 0), on("t", 1)], 6);
-    let assignments = Assignor::CooperativeSticky.assign(&[java, stale], &counts(&[("t", 2)]));
+    let assignments = cooperative(&[java, stale], &counts(&[("t", 2)]));
     assert_eq!(sizes(&assignments), [1, 0]);
 }
 
@@ -88,6 +88,14 @@ fn ten_thousand_partitions_and_a_hundred_members_are_balanced() {
         (0..100).map(|index| member(&format!("m{index}"), &names, if index == 0 { &all } else { &[] }, 1)).collect();
     let counts = counts(&names.iter().map(|name| (*name, 100)).collect::<Vec<_>>());
     assert!(sizes(&sticky::assign(&members, &counts)).iter().all(|size| *size == 100));
+}
+
+/// The assignments without the flag.
+fn cooperative(members: &[GroupMember], counts: &PartitionCounts) -> Assignments {
+    let (assignments, is_withheld) = Assignor::CooperativeSticky.assign(members, counts);
+    let assigned: usize = assignments.values().map(Vec::len).sum();
+    assert_eq!(is_withheld, assigned < subscribed(members, counts).len());
+    assignments
 }
 
 const TOPICS: [&str; 3] = ["t", "u", "v"];
@@ -153,7 +161,7 @@ proptest! {
     ) {
         let all = subscribed(&members, &counts);
         for generation in 4..10 {
-            let assignments = Assignor::CooperativeSticky.assign(&members, &counts);
+            let assignments = cooperative(&members, &counts);
             check_each_has_at_most_one_subscriber(&members, &assignments);
             // A partition that another member claims is not assigned, unless the claim is an older one.
             for member in &members {
@@ -171,7 +179,7 @@ proptest! {
                 prop_assert_eq!(assigned, all);
                 check_balanced(&members, &assignments);
                 // Another rebalance changes nothing.
-                prop_assert_eq!(Assignor::CooperativeSticky.assign(&members, &counts), assignments);
+                prop_assert_eq!(cooperative(&members, &counts), assignments);
                 return Ok(());
             }
             prop_assert!(generation < 6, "no more than two follow-up rebalances");
@@ -208,7 +216,7 @@ proptest! {
 
     #[test]
     fn range_assigns_everything_once((members, counts) in groups(false)) {
-        let assignments = Assignor::Range.assign(&members, &counts);
+        let assignments = range::assign(&members, &counts);
         check_each_has_at_most_one_subscriber(&members, &assignments);
         let assigned: BTreeSet<_> = assignments.values().flatten().cloned().collect();
         prop_assert_eq!(assigned, subscribed(&members, &counts));

@@ -62,6 +62,8 @@ struct Process {
     outstanding: Option<RequestId>,
     working_on: BTreeSet<TopicPartition>,
     lease_from: Option<Instant>,
+    /// Until then its requests and the responses to them are lost.
+    cut_until: u64,
     /// The owner takes events one after another, the last one at this time.
     owner_until: u64,
 }
@@ -167,6 +169,7 @@ impl Simulation {
             outstanding: None,
             working_on: BTreeSet::new(),
             lease_from: None,
+            cut_until: 0,
             owner_until: 0,
         });
         self.schedule(0, process, Happens::Wakes);
@@ -202,8 +205,21 @@ impl Simulation {
                 self.note("a topic has more partitions".into());
                 self.refresh_partition_counts();
             }
-            _ => {}
+            _ => {
+                let length = self.below(2 * SESSION_MS);
+                let until = self.now_ms + length;
+                self.note(format!("process {process} is cut off for {length} ms"));
+                if let Some(running) = &mut self.processes[process] {
+                    running.cut_until = until;
+                }
+            }
         }
+    }
+
+    /// Whether a message of a process gets lost.
+    fn is_lost(&mut self, process: usize) -> bool {
+        let cut_until = self.processes[process].as_ref().map_or(0, |running| running.cut_until);
+        self.faults && (self.now_ms < cut_until || self.chance(4))
     }
 
     fn refresh_partition_counts(&mut self) {
@@ -223,7 +239,7 @@ impl Simulation {
             _ => 4_000,
         };
         self.schedule(timeout, process, Happens::TimesOut(id));
-        if !(self.faults && self.chance(4)) {
+        if !self.is_lost(process) {
             let delay = self.delay();
             self.schedule(delay, process, Happens::Arrives(id, request));
         }
@@ -234,7 +250,7 @@ impl Simulation {
         for answer in self.coordinator.take_answers() {
             let (Answer::Join(id, _) | Answer::Sync(id, _)) = &answer;
             let Some((process, incarnation)) = self.requests.get(id).copied() else { continue };
-            if !(self.faults && self.chance(4)) {
+            if !self.is_lost(process) {
                 let delay = self.delay();
                 self.schedule_for(delay, process, incarnation, Happens::Answered(answer));
             }
@@ -252,7 +268,7 @@ impl Simulation {
                 Sent::Heartbeat(request) => {
                     let code = self.coordinator.heartbeat(now, &request);
                     let delay = self.delay();
-                    if !(self.faults && self.chance(4)) {
+                    if !self.is_lost(process) {
                         self.schedule_for(delay, process, incarnation, Happens::HeartbeatAnswered(id, code));
                     }
                 }

@@ -2,6 +2,8 @@ use super::*;
 use crate::kafka::producer::outcome::{MAX_BACKOFF_FACTOR, Outcome, Stored};
 use std::collections::BTreeMap;
 
+/// Deadlines, queues, sizes and the close.
+mod bounds;
 /// The partition log as a broker keeps it.
 mod log;
 /// Random schedules of faults, checked against the logs.

@@ -112,8 +112,12 @@ fn append(
         return (failed, None);
     };
     let records = data.records.clone().unwrap_or_default();
+    // zstd came with version 7 (KIP-110). The codec is in the low bits of the attributes.
+    if context.version < 7 && records.get(22).is_some_and(|attributes| attributes & 7 == 4) {
+        return (failed.with_error_code(codes::UNSUPPORTED_COMPRESSION_TYPE), None);
+    }
     match partition.log.append(&records, &rules, now_ms()) {
-        Ok(Appended { base_offset, log_append_time_ms, is_duplicate }) => {
+        Ok(Appended { base_offset, end_offset, log_append_time_ms, is_duplicate }) => {
             if !is_duplicate {
                 partition.replicate(delay, Instant::now());
             }
@@ -127,7 +131,7 @@ fn append(
                 topic: topic.to_owned(),
                 partition: data.index,
                 leader_epoch: partition.leader_epoch,
-                end: partition.log.end_offset(),
+                end: end_offset,
             };
             (response, Some(pending))
         }

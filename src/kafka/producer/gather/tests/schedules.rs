@@ -331,8 +331,10 @@ impl Play {
         for position in 0..PARTITIONS {
             self.step(Step::Leader(position, Some(position as BrokerId % BROKERS)));
         }
-        let started = self.queue.now;
+        let (started, mut rounds) = (self.queue.now, 0);
         while !self.queue.gather.is_empty() {
+            rounds += 1;
+            assert!(rounds < 2000, "the retries end");
             self.set_producer();
             (0..BROKERS).for_each(|broker| self.step(Step::Take(broker)));
             if self.in_flight.is_empty() && self.awake.is_empty() {

@@ -1,0 +1,72 @@
+//! Metadata and log end offsets, through [`OffsetReader`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::config;
+use crate::broker::{BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionInfo, TopicPartition};
+use crate::kafka::offsets::{OffsetError, OffsetErrorKind, OffsetReader, OffsetSpec};
+
+/// Reads log end offsets with the client in `src/kafka`.
+pub(in crate::broker) struct NativeLogEnds {
+    reader: OffsetReader,
+    request_timeout: Duration,
+}
+
+impl NativeLogEnds {
+    /// Makes the reader; no broker need be reachable. Fails if a file of the settings cannot be read.
+    pub(in crate::broker) fn new(broker: &BrokerConfig) -> Result<Self, String> {
+        let connector = config::connector(broker, config::MAX_METADATA_RESPONSE_BYTES)?;
+        let reader = OffsetReader::new(connector, config::bootstrap(&broker.hosts)?);
+        Ok(NativeLogEnds { reader, request_timeout: broker.request_timeout })
+    }
+
+    /// Returns these offsets of the partitions, in the same order.
+    fn offsets(
+        &mut self,
+        partitions: &[TopicPartition],
+        at: OffsetSpec,
+        deadline: Instant,
+    ) -> Vec<Result<Offset, MetadataError>> {
+        let wanted: Vec<_> = partitions.iter().map(|of| (Arc::clone(&of.topic), of.partition)).collect();
+        let found = self.reader.log_ends(&wanted, at, deadline);
+        let result = |(partition, found): (&TopicPartition, Result<Offset, OffsetError>)| {
+            found.map_err(|error| metadata_error(&partition.topic, &error))
+        };
+        partitions.iter().zip(found).map(result).collect()
+    }
+}
+
+impl LogEnds for NativeLogEnds {
+    fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
+        let found = self.reader.partitions(&topic.into(), Instant::now() + self.request_timeout);
+        let found = found.map_err(|error| metadata_error(topic, &error))?;
+        Ok(found.partitions.iter().map(|of| PartitionInfo { partition: of.partition, leader: of.leader }).collect())
+    }
+
+    fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
+        self.offsets(partitions, OffsetSpec::Latest, Instant::now() + self.request_timeout)
+    }
+
+    fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError> {
+        let deadline = Instant::now() + self.request_timeout;
+        let one = std::slice::from_ref(partition);
+        let mut end = |at| match self.offsets(one, at, deadline).pop() {
+            Some(outcome) => outcome,
+            None => Err(MetadataError::Partition(format!("{partition} is not in the response"))),
+        };
+        Ok(LogRange { oldest: end(OffsetSpec::Earliest)?, newest: end(OffsetSpec::Latest)? })
+    }
+}
+
+fn metadata_error(topic: &str, error: &OffsetError) -> MetadataError {
+    let reason = error.reason.to_string();
+    match error.kind {
+        OffsetErrorKind::UnknownTopic => MetadataError::UnknownTopic(topic.to_owned()),
+        OffsetErrorKind::Unreachable | OffsetErrorKind::Unusable => MetadataError::Unreachable(reason),
+        OffsetErrorKind::UnknownPartition
+        | OffsetErrorKind::NoLeader
+        | OffsetErrorKind::NoMessage
+        | OffsetErrorKind::Refused(_) => MetadataError::Partition(reason),
+    }
+}
