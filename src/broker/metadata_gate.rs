@@ -37,8 +37,11 @@ pub(super) trait MetadataClient: Send + 'static {
     /// Fails, with the reason, if no broker answers within `wait`.
     fn check_reachable(&mut self, wait: Duration) -> Result<(), String>;
 
-    /// Looks a topic up; returns within `wait`.
+    /// Looks a topic up; returns within `wait`. Brokers may create a topic that does not exist.
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer;
+
+    /// Looks a known topic up, for new partitions; returns within `wait`. Never creates it again if it was deleted.
+    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer;
 }
 
 /// An append that has not completed.

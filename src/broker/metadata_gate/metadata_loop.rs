@@ -94,7 +94,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             if self.failures > 0 || self.gate.state.read_topics().next_due().is_some_and(|due| due <= Instant::now()) {
                 return;
             }
-            let count = match self.client.look_up(&topic, self.lookup_time()) {
+            let count = match self.client.refresh(&topic, self.lookup_time()) {
                 LookupAnswer::Exists(count) => Some(count),
                 // The lookups of the other topics would fail as well, one after another.
                 LookupAnswer::Unreachable(_) => return,

@@ -259,8 +259,18 @@ impl MetadataClient for NativeMetadata {
     }
 
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
+        self.answer(topic, wait, self.auto_create_topics)
+    }
+
+    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
+        self.answer(topic, wait, false)
+    }
+}
+
+impl NativeMetadata {
+    fn answer(&mut self, topic: &str, wait: Duration, may_create: bool) -> LookupAnswer {
         let (name, deadline) = (Arc::from(topic), Instant::now() + wait);
-        let response = match self.auto_create_topics {
+        let response = match may_create {
             true => self.client.request_or_create(&name, deadline),
             false => self.client.request(MetadataTopics::Names(vec![name]), deadline),
         };
