@@ -21,6 +21,7 @@ fn connector() -> Connector {
         request_timeout: LONG,
         max_idle: LONG,
         max_response_bytes: 1 << 20,
+        ..ConnectionConfig::default()
     })
 }
 
