@@ -158,7 +158,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         }
         partition.waiting.push_back(message);
         self.message_count += 1;
-        // Behind other waiting messages nothing changes: the partition is scheduled, has a batch in flight or no leader.
+        // Behind other waiting messages nothing changes: the partition is scheduled, has a batch in flight, or has no
+        // leader.
         if partition.waiting.len() > 1 { None } else { self.schedule(index) }
     }
 

@@ -167,7 +167,8 @@ impl<M: Gathered> Partition<M> {
     /// Drops a batch without messages that may be stored: the sequence number that the broker expects is unknown, and a
     /// delayed copy of the batch may arrive. Under the next epoch, the first batch has the sequence number 0, and the
     /// broker then rejects copies of batches of earlier epochs. Brokers keep the epoch of a producer id by partition
-    /// (Kafka: ProducerAppendInfo.checkProducerEpoch), so other partitions are not concerned. Returns the emptied vector.
+    /// (Kafka: ProducerAppendInfo.checkProducerEpoch), so other partitions are not concerned. Returns the emptied
+    /// vector.
     fn abandon(&mut self, mut batch: Batch<M>) -> Vec<Option<M>> {
         self.begin_epoch();
         batch.messages.clear();
