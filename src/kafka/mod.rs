@@ -10,6 +10,7 @@
 //! - [`record_batch`]: encodes records as a batch of message format 2, the only format that this client writes.
 //! - [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
 //! - [`producer`]: the record queue of a producer.
+//! - [`fetch`]: reads messages from offsets that the owner chooses, with threads.
 //! - `sasl`: the SASL mechanisms.
 //!
 //! These do IO, with a deadline for each call; each one uses only those before it.
