@@ -11,6 +11,7 @@
 //! - [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
 //! - [`producer`]: the record queue of a producer.
 //! - [`metadata`]: brokers, topics and partition leaders as values. [`error_code`]: names of the error codes.
+//! - [`fetch`]: reads messages from offsets that the owner chooses, with threads.
 //! - `sasl`: the SASL mechanisms.
 //!
 //! These do IO, with a deadline for each call; each one uses only those before it.
