@@ -157,11 +157,9 @@ impl PooledBroker {
     pub(super) fn connection(&mut self, deadline: Instant) -> Result<&mut Connection, ConnectionError> {
         self.wait_for_throttle(deadline)?;
         let now = Instant::now();
-        let max_idle = self.connector.config().max_idle;
-        let is_idle = now.saturating_duration_since(self.used) >= max_idle;
         self.used = now;
-        let mut open = self.connection.take().filter(|_| !is_idle);
-        let open = open.take_if(|connection| !connection.is_closed());
+        let mut open = self.connection.take();
+        open.take_if(|connection| connection.is_idle_too_long(now) || connection.is_closed());
         let connection = match open {
             Some(connection) => connection,
             None => self.connect(now, deadline)?,
