@@ -118,7 +118,7 @@ impl Connector {
             stream.start_tls(tls, &address.host, deadline).map_err(|cause| {
                 let is_refusal = matches!(&cause, StreamError::Tls(failure) if failure.is_refusal);
                 let kind = if is_refusal { Kind::Denied } else { Kind::NotSent };
-                fail(kind, format!("TLS handshake: {cause}{shown}"))
+                fail(kind, format!("TLS failed: {cause}{shown}"))
             })?;
         }
         let config = &self.shared.config;
@@ -128,7 +128,7 @@ impl Connector {
             None => None,
             Some(authenticator) => authenticator
                 .authenticate(&mut channel, disconnect, deadline)
-                .map_err(|error| before_request("authentication", error))?,
+                .map_err(|error| before_request("authentication failed", error))?,
         };
         Ok(Connection {
             channel,

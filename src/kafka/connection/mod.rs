@@ -134,7 +134,7 @@ impl Connection {
             self.renewal = outcome.map_err(|error| {
                 // The broker is in the middle of an exchange, or about to close the connection.
                 self.channel.set_broken();
-                before_request("re-authentication", error)
+                before_request("re-authentication failed", error)
             })?;
         }
         Ok(())
