@@ -1,7 +1,6 @@
 //! What responses and failures do to a member.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Member, State};
