@@ -184,9 +184,9 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         self.limits.is_idempotent && (self.producer.is_none() || self.needs_new_id)
     }
 
-    /// Whether a partition with messages waits for a producer id.
-    pub fn awaits_producer(&self) -> bool {
-        self.schedule.awaiting_producer().iter().any(|index| self.has_messages(*index))
+    /// Returns the partitions that wait for a producer id. Their messages may have ended meanwhile.
+    pub fn awaiting_producer(&self) -> &[PartitionIndex] {
+        self.schedule.awaiting_producer()
     }
 
     fn note_need_of_id(&mut self, index: PartitionIndex) {
@@ -197,15 +197,17 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         }
     }
 
-    /// Puts a partition that has a batch to send into the queue of its leader, unless it is there; returns the leader.
+    /// Puts a partition that has a batch to send into the queue of its leader, unless it is there; returns the leader. A
+    /// partition that waits for a producer id stays where it is; its leader is returned, so that its sender requests the
+    /// id.
     fn schedule(&mut self, index: PartitionIndex) -> Option<BrokerId> {
-        if self.schedule.is_scheduled(index) {
-            return None;
-        }
         let partition = &self.partitions[index.0];
         let leader = partition.leader?;
         if !partition.has_batch_to_send() {
             return None;
+        }
+        if self.schedule.is_scheduled(index) {
+            return self.schedule.is_awaiting_producer(index).then_some(leader);
         }
         self.schedule.add(index, leader, partition.not_before);
         Some(leader)

@@ -1,4 +1,4 @@
-//! What a producer needs to know of a message, and the levels of acknowledgement.
+//! What a message must provide, and the acks levels.
 
 use std::sync::Arc;
 
@@ -16,8 +16,9 @@ pub trait ProducerMessage: Gathered + Send + 'static {
     /// Passes the record to `encode`, once.
     fn with_record(&self, encode: &mut dyn FnMut(&RecordView));
 
-    /// Ends the message; called exactly once, on a thread of the producer, without any lock held. `reason` is the cause
-    /// of a failure, as an error text; empty if there is none beyond the outcome.
+    /// Ends the message; called exactly once, without a lock held, on a thread of the producer or on the thread that
+    /// calls a method of it. `reason` is the cause of a failure, as an error text; empty if there is none beyond the
+    /// outcome.
     fn end(self, outcome: Outcome, reason: &str);
 }
 

@@ -1,47 +1,47 @@
-//! What the error codes of a Produce response say about a batch: a table.
+//! The result of a batch that follows from its outcome in a Produce response: a table of error codes.
 //!
 //! The rule for "not stored": the broker checks the batch before it appends, and returns this code from that check
 //! only. Every other code leaves open whether the batch is stored.
+
+use std::time::Duration;
 
 use super::message::AcksLevel;
 use super::outcome::BatchResult;
 use crate::kafka::error_code::{self as code, name};
 use crate::kafka::produce::PartitionOutcome;
 
-/// What to do after the outcome of one batch.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Judged {
-    pub(super) result: BatchResult,
-    /// Whether the leader of the partition may be another broker: metadata is needed.
-    pub(super) is_leader_doubtful: bool,
-}
+/// The first version of Produce after whose response the client must wait for the throttle time. With an earlier version
+/// the broker has delayed the response by it (KIP-219).
+pub(super) const FIRST_THROTTLED_PRODUCE: i16 = 6;
+/// The same of InitProducerId.
+pub(super) const FIRST_THROTTLED_INIT_PRODUCER_ID: i16 = 1;
+/// Upper bound of the throttle time that is obeyed: a broker with a wrong value must not silence the producer for days,
+/// and the broker does not read from the connection before its time in any case.
+const MAX_THROTTLE: Duration = Duration::from_secs(60);
 
-/// Derives the result of a batch from the outcome in the response.
-pub(super) fn judge(outcome: &PartitionOutcome, level: AcksLevel) -> Judged {
+/// Returns the result of a batch from its outcome in the response.
+pub(super) fn batch_result(outcome: &PartitionOutcome, level: AcksLevel) -> BatchResult {
     let error = outcome.error_code;
-    let maybe_after_append = match level {
-        // The leader waits for replicas after its append: it may lose the partition in the meantime, and then returns
-        // the same code as a broker that never was the leader.
-        AcksLevel::All => BatchResult::MaybeStored,
-        AcksLevel::Leader | AcksLevel::None => BatchResult::NotStored,
-    };
-    let (result, is_leader_doubtful) = match error {
-        code::NONE => (BatchResult::Stored((outcome.base_offset >= 0).then_some(outcome.base_offset)), false),
-        code::DUPLICATE_SEQUENCE_NUMBER => (BatchResult::Stored(None), false),
-        code::NOT_LEADER_OR_FOLLOWER | code::UNKNOWN_TOPIC_OR_PARTITION | code::KAFKA_STORAGE_ERROR => {
-            (maybe_after_append, true)
-        }
+    match error {
+        code::NONE => BatchResult::Stored((outcome.base_offset >= 0).then_some(outcome.base_offset)),
+        code::DUPLICATE_SEQUENCE_NUMBER => BatchResult::Stored(None),
+        code::NOT_LEADER_OR_FOLLOWER | code::UNKNOWN_TOPIC_OR_PARTITION => match level {
+            // The leader waits for replicas after its append: it may lose the partition in the meantime, and then
+            // returns the same code as a broker that never was the leader.
+            AcksLevel::All => BatchResult::MaybeStored,
+            AcksLevel::Leader | AcksLevel::None => BatchResult::NotStored,
+        },
         code::LEADER_NOT_AVAILABLE
         | code::FENCED_LEADER_EPOCH
         | code::UNKNOWN_LEADER_EPOCH
         | code::UNKNOWN_TOPIC_ID
-        | code::INCONSISTENT_TOPIC_ID => (BatchResult::NotStored, true),
-        code::NOT_ENOUGH_REPLICAS | code::THROTTLING_QUOTA_EXCEEDED => (BatchResult::NotStored, false),
-        code::NOT_ENOUGH_REPLICAS_AFTER_APPEND | code::REQUEST_TIMED_OUT => (BatchResult::MaybeStored, false),
-        code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE => (BatchResult::TooLarge(error), false),
-        code::INVALID_RECORD | code::INVALID_TIMESTAMP | code::CORRUPT_MESSAGE => (refused_records(outcome), false),
-        code::OUT_OF_ORDER_SEQUENCE_NUMBER | code::UNKNOWN_PRODUCER_ID => (BatchResult::UnknownProducer, false),
-        code::INVALID_PRODUCER_EPOCH | code::PRODUCER_FENCED => (BatchResult::InvalidProducerEpoch, false),
+        | code::INCONSISTENT_TOPIC_ID
+        | code::NOT_ENOUGH_REPLICAS
+        | code::THROTTLING_QUOTA_EXCEEDED => BatchResult::NotStored,
+        code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE => BatchResult::TooLarge(error),
+        code::INVALID_RECORD | code::INVALID_TIMESTAMP | code::CORRUPT_MESSAGE => refused_records(outcome),
+        code::OUT_OF_ORDER_SEQUENCE_NUMBER | code::UNKNOWN_PRODUCER_ID => BatchResult::UnknownProducer,
+        code::INVALID_PRODUCER_EPOCH | code::PRODUCER_FENCED => BatchResult::InvalidProducerEpoch,
         code::TOPIC_AUTHORIZATION_FAILED
         | code::CLUSTER_AUTHORIZATION_FAILED
         | code::TRANSACTIONAL_ID_AUTHORIZATION_FAILED
@@ -50,11 +50,20 @@ pub(super) fn judge(outcome: &PartitionOutcome, level: AcksLevel) -> Judged {
         | code::UNSUPPORTED_FOR_MESSAGE_FORMAT
         | code::UNSUPPORTED_COMPRESSION_TYPE
         | code::UNSUPPORTED_VERSION
-        | code::POLICY_VIOLATION => (BatchResult::Rejected(Vec::new(), error), false),
+        | code::POLICY_VIOLATION => BatchResult::Rejected(Vec::new(), error),
+        // Among them NOT_ENOUGH_REPLICAS_AFTER_APPEND and REQUEST_TIMED_OUT, and KAFKA_STORAGE_ERROR: a write that fails
+        // may leave the batch in the file.
+        _ if code::is_retriable(error) => BatchResult::MaybeStored,
         // UNKNOWN_SERVER_ERROR is any failure inside the broker, also one after the append.
-        _ => (BatchResult::Failed(error), false),
-    };
-    Judged { result, is_leader_doubtful }
+        _ => BatchResult::Failed(error),
+    }
+}
+
+/// Returns the time for which no request may be sent after a response; `first_version` is the first version of the
+/// request for which this is the client's duty.
+pub(super) fn throttle_time(throttle_time_ms: i32, version: i16, first_version: i16) -> Option<Duration> {
+    let time = Duration::from_millis(u64::try_from(throttle_time_ms).unwrap_or(0));
+    (version >= first_version && !time.is_zero()).then_some(time.min(MAX_THROTTLE))
 }
 
 /// A broker that lists no refused record (before version 8) refused the batch for an unknown one of its records: halves
@@ -102,6 +111,7 @@ mod tests {
             (6, Leader, NotStored),
             (3, All, MaybeStored),
             (56, All, MaybeStored),
+            (56, Leader, MaybeStored),
             (5, All, NotStored),
             (7, Leader, MaybeStored),
             (19, All, NotStored),
@@ -114,29 +124,32 @@ mod tests {
             (47, All, InvalidProducerEpoch),
             (90, All, InvalidProducerEpoch),
             (-1, Leader, Failed(-1)),
-            (13, All, Failed(13)),
+            (13, All, MaybeStored),
+            (8, All, Failed(8)),
             (999, All, Failed(999)),
         ] {
-            assert_eq!(judge(&outcome(error, vec![]), level).result, expected, "{error} {level:?}");
+            assert_eq!(batch_result(&outcome(error, vec![]), level), expected, "{error} {level:?}");
         }
         let stored = PartitionOutcome { base_offset: 7, ..outcome(0, vec![]) };
-        assert_eq!(judge(&stored, All).result, BatchResult::Stored(Some(7)));
-        assert_eq!(judge(&outcome(46, vec![]), All).result, BatchResult::Stored(None));
+        assert_eq!(batch_result(&stored, All), BatchResult::Stored(Some(7)));
+        assert_eq!(batch_result(&outcome(46, vec![]), All), BatchResult::Stored(None));
     }
 
     #[test]
     fn refused_records_are_named_or_searched_by_halves() {
         let named = outcome(87, vec![(2, Some("no key".into())), (-1, None)]);
-        assert_eq!(judge(&named, AcksLevel::All).result, BatchResult::Rejected(vec![2], 87));
+        assert_eq!(batch_result(&named, AcksLevel::All), BatchResult::Rejected(vec![2], 87));
         assert_eq!(reason(&named), "INVALID_RECORD: no key");
-        assert_eq!(judge(&outcome(32, vec![]), AcksLevel::All).result, BatchResult::TooLarge(32));
+        assert_eq!(batch_result(&outcome(32, vec![]), AcksLevel::All), BatchResult::TooLarge(32));
         assert_eq!(reason(&outcome(32, vec![])), "INVALID_TIMESTAMP");
     }
 
     #[test]
-    fn only_codes_about_the_leader_need_metadata() {
-        for (error, expected) in [(6, true), (3, true), (5, true), (56, true), (0, false), (7, false), (19, false)] {
-            assert_eq!(judge(&outcome(error, vec![]), AcksLevel::Leader).is_leader_doubtful, expected, "{error}");
-        }
+    fn a_throttle_time_is_bounded_and_counts_from_the_version_in_which_clients_wait() {
+        let of = |ms, version| throttle_time(ms, version, FIRST_THROTTLED_PRODUCE);
+        assert_eq!(of(250, 6), Some(Duration::from_millis(250)));
+        assert_eq!((of(250, 5), of(0, 9), of(-1, 9)), (None, None, None));
+        assert_eq!(of(i32::MAX, 9), Some(MAX_THROTTLE));
+        assert_eq!(throttle_time(1, 1, FIRST_THROTTLED_INIT_PRODUCER_ID), Some(Duration::from_millis(1)));
     }
 }

@@ -7,90 +7,66 @@
 //!
 //! Without a connection nothing is taken out of the queue: what waits there was certainly not sent.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 
+use super::buffers::Buffers;
 use super::client::Shared;
-use super::gather::{BatchToSend, PartitionIndex, Sending};
-use super::level::{Level, LevelState, ProducerIdState};
+use super::level::{Level, LevelState};
 use super::message::{AcksLevel, ProducerMessage};
-use super::outcome::{BatchResult, BrokerId, Outcome};
-use super::response::{Judged, judge, reason};
+use super::outcome::BrokerId;
+use super::response::{FIRST_THROTTLED_INIT_PRODUCER_ID, throttle_time};
+use super::sender_handle::Activity;
 use crate::kafka::backoff::Backoff;
-use crate::kafka::compression::Codec;
-use crate::kafka::connection::{Connection, ConnectionError, ConnectionErrorKind, Disconnect, SentRequest};
+use crate::kafka::connection::{Connection, ConnectionErrorKind, Disconnect};
 use crate::kafka::error_code;
-use crate::kafka::produce::{self, PartitionData, PartitionOutcome, ProduceResponse};
-use crate::kafka::protocol::init_producer_id::InitProducerIdRequest;
-use crate::kafka::record_batch::{BatchBuilder, ProducerState};
+use crate::kafka::protocol::Request;
+use crate::kafka::protocol::init_producer_id::{InitProducerIdRequest, InitProducerIdResponse};
 
-/// Back-off between attempts to connect.
-const MIN_RECONNECT_PAUSE: Duration = Duration::from_millis(50);
-const MAX_RECONNECT_PAUSE: Duration = Duration::from_millis(500);
-/// A request whose messages have all reached their deadlines is waited for at least this long after it was sent, so that
-/// short deadlines do not make the client reconnect to a slow broker again and again.
-const MIN_RESPONSE_TIME: Duration = Duration::from_secs(2);
 /// A connection that was idle for this long is checked before it is used: the broker may have closed it.
 const CHECKED_AFTER_IDLE: Duration = Duration::from_millis(100);
-/// Pause before another producer id is requested after the cluster refused one; it doubles.
-const MIN_REFUSAL_PAUSE: Duration = Duration::from_secs(1);
-const MAX_REFUSAL_PAUSE: Duration = Duration::from_secs(30);
-/// Pause before a request for a producer id is repeated, for instance while the cluster starts.
+/// At acks=0 a broker reports an error by closing the connection. If it does so within this time after a request, the
+/// next one waits for the pause: until then metadata may name another leader.
+const CLOSED_SOON: Duration = Duration::from_secs(1);
+const CLOSED_SOON_PAUSE: Duration = Duration::from_millis(50);
+/// Pause before another request for a producer id, for instance while the cluster starts.
 const PRODUCER_ID_PAUSE: Duration = Duration::from_millis(100);
-/// Pause of a sender whose partitions wait for the producer id that another sender has requested.
-const PRODUCER_ID_WAIT: Duration = Duration::from_millis(10);
-/// Buffers kept for further batches are not larger than this.
-const MAX_KEPT_BUFFER_BYTES: usize = 256 << 10;
 
 /// Sends the messages of one level to one broker.
 pub(super) struct Sender<M> {
-    shared: Arc<Shared<M>>,
-    level: Arc<Level<M>>,
-    broker: BrokerId,
-    connection: Option<Connection>,
-    last_used: Instant,
-    backoff: Backoff,
+    pub(super) shared: Arc<Shared<M>>,
+    pub(super) level: Arc<Level<M>>,
+    pub(super) broker: BrokerId,
+    pub(super) connection: Option<Connection>,
+    /// When a connection was made, or a request sent on it.
+    pub(super) last_used: Instant,
+    pub(super) backoff: Backoff,
     /// No attempt to connect or to send is made earlier.
     not_before: Option<Instant>,
+    /// No producer id is requested earlier.
+    next_id_request: Instant,
     /// Whether the messages that can be sent have waited for others (`linger.ms`).
     has_lingered: bool,
-    /// Builders of earlier batches, whose memory is reused.
-    builders: Vec<BatchBuilder>,
-    buffers: Vec<Vec<u8>>,
+    pub(super) buffers: Buffers,
 }
-
-/// A batch of the request in flight.
-struct SentBatch {
-    sending: Sending,
-    topic: Arc<str>,
-    partition: i32,
-    producer: ProducerState,
-    /// Records to encode; `None` for an unchanged retry, whose bytes exist.
-    builder: Option<BatchBuilder>,
-    bytes: Vec<u8>,
-    last_deadline: Option<Instant>,
-}
-
-/// A message that has ended, with its outcome and the cause.
-type Ended<M> = (M, Outcome, Arc<str>);
 
 impl<M: ProducerMessage> Sender<M> {
     pub(super) fn new(shared: Arc<Shared<M>>, level: Arc<Level<M>>, broker: BrokerId) -> Self {
+        let backoff = shared.connector.config().reconnect_backoff.clone();
         Sender {
             shared,
             level,
             broker,
             connection: None,
             last_used: Instant::now(),
-            backoff: Backoff::new(MIN_RECONNECT_PAUSE, MAX_RECONNECT_PAUSE),
+            backoff,
             not_before: None,
+            next_id_request: Instant::now(),
             has_lingered: false,
-            builders: Vec::new(),
-            buffers: Vec::new(),
+            buffers: Buffers::default(),
         }
     }
 
@@ -101,38 +77,50 @@ impl<M: ProducerMessage> Sender<M> {
         }
         while !self.shared.is_closed() {
             let now = Instant::now();
-            if let Some(due) = self.not_before.filter(|due| *due > now) {
-                thread::park_timeout(due - now);
+            if self.is_paused(now) {
                 continue;
             }
-            self.not_before = None;
-            let due = self.level.lock().gather.next_due(self.broker, now);
+            let due = self.due(&self.level.lock(), now);
             match due {
                 // A new message ends the wait.
                 Some(due) if due > now => thread::park_timeout(due - now),
-                Some(_) if self.shared.config.linger > Duration::ZERO && !self.has_lingered => {
-                    self.has_lingered = true;
-                    self.not_before = Some(now + self.shared.config.linger);
-                }
-                Some(_) => {
-                    self.has_lingered = false;
-                    if self.is_connected() && self.has_producer_id() {
-                        self.exchange();
-                    }
-                }
-                // Also if another sender requests an id: that request may fail, and its own messages may have ended.
-                None if self.level.lock().gather.awaits_producer() => {
-                    self.not_before = Some(now + PRODUCER_ID_WAIT);
-                    let _ = self.is_connected() && self.has_producer_id();
-                }
+                Some(_) if self.lingers(now) => {}
+                Some(_) => self.send(),
                 None if self.wait_idle(now) => {}
+                // Another thread may have taken the place of this one.
                 None => return,
             }
         }
         self.level.lock().senders.remove(&self.broker);
     }
 
-    /// Waits for a message; returns false once the thread has ended its work because it was idle for too long.
+    /// Waits if a pause has not ended; a spurious wake-up is possible.
+    fn is_paused(&mut self, now: Instant) -> bool {
+        let Some(due) = self.not_before.filter(|due| *due > now) else {
+            self.not_before = None;
+            return false;
+        };
+        thread::park_timeout(due - now);
+        true
+    }
+
+    /// Returns when there is something to do; `None` without messages for the broker.
+    fn due(&self, level: &LevelState<M>, now: Instant) -> Option<Instant> {
+        let send_at = level.gather.next_due(self.broker, now);
+        let request_id_at = level.awaits_producer_id(self.broker).then(|| self.next_id_request.max(now));
+        [send_at, request_id_at].into_iter().flatten().min()
+    }
+
+    /// Whether the messages that can be sent wait for others first.
+    fn lingers(&mut self, now: Instant) -> bool {
+        self.has_lingered = !self.has_lingered && self.shared.config.linger > Duration::ZERO;
+        if self.has_lingered {
+            self.not_before = Some(now + self.shared.config.linger);
+        }
+        self.has_lingered
+    }
+
+    /// Waits for a message; returns false once the thread must end because it was idle for too long.
     fn wait_idle(&mut self, now: Instant) -> bool {
         let idle_end = self.last_used + self.shared.connector.config().max_idle;
         if now < idle_end {
@@ -140,7 +128,7 @@ impl<M: ProducerMessage> Sender<M> {
             return true;
         }
         let mut level = self.level.lock();
-        if level.gather.next_due(self.broker, now).is_some() {
+        if self.due(&level, now).is_some() {
             return true;
         }
         // Removed under the lock: the next message starts another thread.
@@ -148,38 +136,58 @@ impl<M: ProducerMessage> Sender<M> {
         false
     }
 
+    fn send(&mut self) {
+        if !self.has_connection() {
+            return;
+        }
+        self.provide_producer_id();
+        if self.connection.is_some() && self.not_before.is_none() {
+            self.exchange();
+        }
+    }
+
     /// Makes a connection if there is none; without one the cause is recorded and metadata is requested.
-    fn is_connected(&mut self) -> bool {
-        let is_unchecked = self.level.acks == AcksLevel::None || self.last_used.elapsed() >= CHECKED_AFTER_IDLE;
+    fn has_connection(&mut self) -> bool {
+        let idle = self.last_used.elapsed();
+        let is_unchecked = self.level.acks == AcksLevel::None || idle >= CHECKED_AFTER_IDLE;
         if self.connection.as_mut().is_some_and(|connection| is_unchecked && connection.is_closed()) {
             self.disconnect();
-            // With acks=0 a broker reports an error by closing the connection, for instance as it is no longer leader.
             self.shared.doubt_leader(self.broker);
+            if self.level.acks == AcksLevel::None && idle < CLOSED_SOON {
+                self.not_before = Some(Instant::now() + CLOSED_SOON_PAUSE);
+                return false;
+            }
         }
-        if self.connection.is_some() {
-            return true;
-        }
+        self.connection.is_some() || self.connect()
+    }
+
+    fn connect(&mut self) -> bool {
         let Some(address) = self.shared.address_of(self.broker) else {
             self.failed(format!("broker {} is not in the metadata of the cluster", self.broker));
             return false;
         };
-        let deadline = Instant::now() + self.shared.connector.config().connect_timeout;
+        let now = Instant::now();
         let disconnect = Disconnect::new();
-        if let Some(sender) = self.level.lock().senders.get_mut(&self.broker) {
-            // Before the attempt: `close` ends it.
-            sender.disconnect = Some(disconnect.clone());
-        }
+        self.shared.change(&self.level, |level| {
+            if let Some(sender) = level.senders.get_mut(&self.broker) {
+                // Before the attempt: `close` ends it.
+                sender.disconnect = Some(disconnect.clone());
+            }
+            level.begin(self.broker, Activity::Connecting, now);
+        });
+        // After the handle was set: `close` either finds it or comes before this check.
         if self.shared.is_closed() {
             return false;
         }
+        let deadline = now + self.shared.connector.config().connect_timeout;
         match self.shared.connector.connect_with(&address, deadline, &disconnect) {
             Ok(connection) => {
-                if let Some(sender) = self.level.lock().senders.get_mut(&self.broker) {
-                    sender.last_failure.clear();
-                }
                 self.connection = Some(connection);
                 self.last_used = Instant::now();
-                !self.shared.is_closed()
+                let mut level = self.level.lock();
+                level.end(self.broker, Activity::Idle);
+                level.set_failure(self.broker, String::new());
+                true
             }
             Err(error) => {
                 self.failed(error.to_string());
@@ -188,318 +196,96 @@ impl<M: ProducerMessage> Sender<M> {
         }
     }
 
-    /// Records a failure of the connection, requests metadata and starts the back-off.
-    fn failed(&mut self, reason: String) {
-        self.disconnect();
+    /// Drops the connection, records the cause, requests metadata and starts the back-off.
+    pub(super) fn failed(&mut self, reason: String) {
         debug!("{}: {reason}", self.level.acks.name());
-        if let Some(sender) = self.level.lock().senders.get_mut(&self.broker) {
-            sender.last_failure = reason;
-        }
+        self.disconnect();
+        self.level.lock().set_failure(self.broker, reason);
         self.shared.doubt_leader(self.broker);
         self.not_before = Some(Instant::now() + self.backoff.next());
     }
 
     fn disconnect(&mut self) {
         self.connection = None;
-        if let Some(sender) = self.level.lock().senders.get_mut(&self.broker) {
+        let mut level = self.level.lock();
+        level.end(self.broker, Activity::Idle);
+        if let Some(sender) = level.senders.get_mut(&self.broker) {
             sender.disconnect = None;
         }
     }
 
-    /// Requests a producer id if the level needs one; returns whether batches can be sent.
-    fn has_producer_id(&mut self) -> bool {
-        if self.level.acks != AcksLevel::All {
-            return true;
-        }
-        {
-            let level = self.level.lock();
-            if !level.gather.needs_producer() {
-                return true;
-            }
-            match &level.producer_id {
-                // Another sender has requested it and wakes this one; its own partitions may need none.
-                ProducerIdState::Requested => return true,
-                ProducerIdState::Refused { until, .. } if Instant::now() < *until => {
-                    self.not_before = Some(*until);
-                    return false;
-                }
-                ProducerIdState::Idle | ProducerIdState::Refused { .. } => {}
-            }
-        }
-        let Some(connection) = &mut self.connection else { return false };
-        let pause = match &std::mem::replace(&mut self.level.lock().producer_id, ProducerIdState::Requested) {
-            ProducerIdState::Refused { pause, .. } => (*pause * 2).min(MAX_REFUSAL_PAUSE),
-            ProducerIdState::Idle | ProducerIdState::Requested => MIN_REFUSAL_PAUSE,
-        };
-        let deadline = Instant::now() + self.shared.connector.config().request_timeout;
-        let response = connection.call(&InitProducerIdRequest::NEW, deadline);
-        match response {
-            Ok(response) if response.error_code == error_code::NONE => {
-                let mut level = self.level.lock();
-                level.producer_id = ProducerIdState::Idle;
-                let brokers = level.gather.set_producer(response.producer_id, response.producer_epoch);
-                drop(level);
-                self.shared.wake(&self.level, &brokers);
-                true
-            }
-            Ok(response) if error_code::is_retriable(response.error_code) => {
-                self.level.lock().producer_id = ProducerIdState::Idle;
-                self.not_before = Some(Instant::now() + PRODUCER_ID_PAUSE);
-                false
-            }
-            Ok(response) => {
-                let code = response.error_code;
-                let reason =
-                    format!("{}: the cluster refuses a producer id, which acks=-1 needs", error_code::name(code));
-                self.refuse_all(code, &reason, pause);
-                false
-            }
-            Err(error) if error.kind == ConnectionErrorKind::Unsupported => {
-                self.refuse_all(error_code::UNSUPPORTED_VERSION, &error.to_string(), pause);
-                false
-            }
-            Err(error) => {
-                self.level.lock().producer_id = ProducerIdState::Idle;
-                self.failed(error.to_string());
-                false
-            }
+    /// Stops sending for the throttle time of a response. The broker does not read from this connection in the meantime
+    /// (KIP-219).
+    pub(super) fn pause_for(&mut self, throttle_time: Option<Duration>) {
+        if let Some(time) = throttle_time {
+            self.not_before = Some(Instant::now() + time);
+            self.level.lock().end(self.broker, Activity::Throttled);
         }
     }
 
-    /// Refuses all messages of the level for `pause`, those that wait included.
-    fn refuse_all(&mut self, code: i16, reason: &str, pause: Duration) {
-        warn!("messages with acks=-1 are refused for {} s: {reason}", pause.as_secs());
-        let mut ended = Vec::new();
-        let mut level = self.level.lock();
-        let until = Instant::now() + pause;
-        level.producer_id = ProducerIdState::Refused { code, reason: reason.to_owned(), until, pause };
-        level
-            .gather
-            .drain_all(&mut |(message, outcome)| ended.push((message, Outcome::Rejected(code, outcome.stored()))));
-        drop(level);
-        ended.into_iter().for_each(|(message, outcome)| message.end(outcome, reason));
-    }
-
-    /// Sends one request and handles its response.
-    fn exchange(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        let mut batches = self.take();
-        if batches.is_empty() {
-            // All partitions wait for a producer id that another sender has requested.
-            self.connection = Some(connection);
-            self.not_before = Some(Instant::now() + PRODUCER_ID_WAIT);
+    /// Requests a producer id if a partition of the level needs one. Each sender does so for itself, and the first
+    /// response counts: a broker that hangs delays only the partitions that it leads. Partitions that have an id are
+    /// sent whether this succeeds or not.
+    fn provide_producer_id(&mut self) {
+        if self.level.acks != AcksLevel::All || !self.level.lock().gather.needs_producer() {
             return;
         }
-        self.last_used = Instant::now();
-        self.encode(&mut batches);
-        match self.request(&mut connection, &batches) {
-            Ok(response) => {
-                self.connection = Some(connection);
-                self.backoff.reset();
-                self.complete(batches, response);
-            }
-            Err(error) => {
-                drop(connection);
-                let result = match error.kind {
-                    ConnectionErrorKind::NotSent | ConnectionErrorKind::Denied | ConnectionErrorKind::Unsupported => {
-                        BatchResult::NotStored
-                    }
-                    ConnectionErrorKind::Lost | ConnectionErrorKind::TimedOut | ConnectionErrorKind::Malformed => {
-                        BatchResult::MaybeStored
-                    }
-                };
-                self.failed(error.to_string());
-                self.complete_all(batches, &result, &error.reason);
-            }
-        }
-    }
-
-    /// Takes the batches of one request out of the queue, with their records copied into builders.
-    fn take(&mut self) -> Vec<SentBatch> {
-        let mut batches = Vec::new();
-        let builders = &mut self.builders;
-        let mut level = self.level.lock();
-        let LevelState { gather, retained, .. } = &mut *level;
-        gather.take(self.broker, Instant::now(), |batch| {
-            batches.extend(sent_batch(&batch, builders, retained));
-        });
-        if let Some(sender) = level.senders.get_mut(&self.broker) {
-            sender.request_count += 1;
-        }
-        batches
-    }
-
-    /// Encodes the batches; without the lock of the level, since compression takes time.
-    fn encode(&mut self, batches: &mut [SentBatch]) {
-        for batch in batches {
-            let Some(mut builder) = batch.builder.take() else { continue };
-            batch.bytes = self.buffers.pop().unwrap_or_default();
-            batch.bytes.clear();
-            if let Err(cause) = builder.finish(self.shared.config.codec, batch.producer, &mut batch.bytes) {
-                // Data that a codec cannot compress is sent as it is.
-                warn!("{cause}; the batch is sent without compression");
-                let _ = builder.finish(Codec::None, batch.producer, &mut batch.bytes);
-            }
-            if builder.encoded_bytes() <= MAX_KEPT_BUFFER_BYTES {
-                builder.clear();
-                self.builders.push(builder);
-            }
-        }
-    }
-
-    fn request(
-        &self,
-        connection: &mut Connection,
-        batches: &[SentBatch],
-    ) -> Result<Option<ProduceResponse>, ConnectionError> {
-        let version = connection.version_of(produce::API_KEY, produce::VERSIONS)?;
-        let (now, request_timeout) = (Instant::now(), self.shared.connector.config().request_timeout);
-        let last_deadline = batches.iter().filter_map(|batch| batch.last_deadline).max().unwrap_or(now);
-        let deadline = last_deadline.max(now + MIN_RESPONSE_TIME).min(now + request_timeout);
-        let ack_timeout = self.shared.config.ack_timeout.min(deadline - now);
-        let timeout_ms = i32::try_from(ack_timeout.as_millis()).unwrap_or(i32::MAX);
-        let acks = self.level.acks.number();
-        let flexible = version >= produce::FIRST_FLEXIBLE;
-        let sent = connection.send_with(produce::API_KEY, version, flexible, deadline, |buffer| {
-            encode_body(buffer, version, acks, timeout_ms, batches);
-        })?;
-        if self.level.acks == AcksLevel::None {
-            connection.expect_no_response(sent);
-            return Ok(None);
-        }
-        let SentRequest { version, .. } = sent;
-        connection.receive_with(sent, deadline, |body| produce::decode_response(body, version)).map(Some)
-    }
-
-    /// Applies a response; `None` after acks=0, when the request was handed to the socket.
-    fn complete(&mut self, batches: Vec<SentBatch>, response: Option<ProduceResponse>) {
-        let Some(response) = response else {
-            return self.complete_all(batches, &BatchResult::Stored(None), "");
-        };
-        if response.throttle_time_ms > 0 {
-            // The broker does not read from this connection in the meantime (KIP-219).
-            let pause = Duration::from_millis(response.throttle_time_ms.unsigned_abs().into());
-            self.not_before = Some(Instant::now() + pause);
-        }
-        let mut doubted = Vec::new();
-        let mut outcomes = Outcomes::new(&response.partitions);
-        let judged = batches.iter().map(|batch| match outcomes.of(&batch.topic, batch.partition) {
-            None => (BatchResult::MaybeStored, Arc::from("the response does not contain the partition")),
-            Some(outcome) => {
-                let Judged { result, is_leader_doubtful } = judge(outcome, self.level.acks);
-                if is_leader_doubtful {
-                    doubted.push((Arc::clone(&batch.topic), outcome.partition, outcome.current_leader));
-                }
-                let is_stored = matches!(result, BatchResult::Stored(_));
-                (result, if is_stored { Arc::from("") } else { Arc::from(reason(outcome)) })
-            }
-        });
-        let judged: Vec<_> = judged.collect();
-        self.apply(batches, judged);
-        if !doubted.is_empty() {
-            self.shared.doubt_partitions(&doubted, &response.nodes);
-        }
-    }
-
-    fn complete_all(&mut self, batches: Vec<SentBatch>, result: &BatchResult, reason: &str) {
-        let reason: Arc<str> = Arc::from(reason);
-        let judged = batches.iter().map(|_| (result.clone(), Arc::clone(&reason))).collect();
-        self.apply(batches, judged);
-    }
-
-    /// Applies the results of all batches under one lock, then ends the messages.
-    fn apply(&mut self, batches: Vec<SentBatch>, results: Vec<(BatchResult, Arc<str>)>) {
         let now = Instant::now();
-        let (mut ended, mut woken): (Vec<Ended<M>>, Vec<BrokerId>) = (Vec::new(), Vec::new());
-        let mut level = self.level.lock();
-        for (batch, (result, reason)) in batches.into_iter().zip(results) {
-            let end = &mut |(message, outcome)| ended.push((message, outcome, Arc::clone(&reason)));
-            let failure = if matches!(result, BatchResult::Stored(_)) { None } else { Some(Arc::clone(&reason)) };
-            level.record_failure(batch.sending.partition, failure);
-            woken.extend(level.gather.complete(batch.sending, result, now, end));
-            if level.gather.has_unchanged_retry(batch.sending.partition) {
-                level.retained.insert(batch.sending.partition, batch.bytes);
-            } else if batch.bytes.capacity() <= MAX_KEPT_BUFFER_BYTES {
-                self.buffers.push(batch.bytes);
+        if self.end_refused() || self.next_id_request > now {
+            return;
+        }
+        let Some(connection) = &mut self.connection else { return };
+        let version = connection.version_of(InitProducerIdRequest::API_KEY, InitProducerIdRequest::VERSIONS);
+        let deadline = now + self.shared.connector.config().request_timeout;
+        self.shared.change(&self.level, |level| level.begin(self.broker, Activity::RequestingProducerId, now));
+        match connection.call(&InitProducerIdRequest::NEW, deadline) {
+            Ok(response) => {
+                self.level.lock().end(self.broker, Activity::Idle);
+                let version = version.unwrap_or_default();
+                self.pause_for(throttle_time(response.throttle_time_ms, version, FIRST_THROTTLED_INIT_PRODUCER_ID));
+                // Also after a success, so that a broker whose ids cannot be used does not cause a busy loop.
+                self.next_id_request = Instant::now() + PRODUCER_ID_PAUSE;
+                self.take_over_producer_id(&response);
             }
+            Err(error) if error.kind == ConnectionErrorKind::Unsupported => {
+                self.level.lock().end(self.broker, Activity::Idle);
+                self.refuse_messages(error_code::UNSUPPORTED_VERSION, &error.to_string());
+            }
+            Err(error) => self.failed(error.to_string()),
         }
-        // The next request has another number; between requests there is none to abandon.
-        if let Some(sender) = level.senders.get_mut(&self.broker) {
-            sender.request_count += 1;
+    }
+
+    fn take_over_producer_id(&mut self, response: &InitProducerIdResponse) {
+        let (code, broker) = (response.error_code, self.broker);
+        let name = error_code::name(code);
+        if code == error_code::NONE && response.producer_id >= 0 && response.producer_epoch >= 0 {
+            let mut level = self.level.lock();
+            let brokers = level.set_producer_id(response.producer_id, response.producer_epoch);
+            level.set_failure(broker, String::new());
+            drop(level);
+            self.shared.wake(&self.level, &brokers);
+        } else if code == error_code::NONE || error_code::is_retriable(code) {
+            let failure = format!("broker {broker}: {name}: no producer id, which acks=-1 needs");
+            self.level.lock().set_failure(broker, failure);
+        } else {
+            self.refuse_messages(code, &format!("{name}: the cluster refuses a producer id, which acks=-1 needs"));
         }
-        drop(level);
-        woken.retain(|broker| *broker != self.broker);
-        self.shared.wake(&self.level, &woken);
-        for (message, outcome, reason) in ended {
-            message.end(outcome, &reason);
+    }
+
+    /// The cluster refuses a producer id: refuses the messages that need one, also those of the next seconds.
+    fn refuse_messages(&mut self, code: i16, reason: &str) {
+        if self.level.lock().refuse_producer_id(code, reason, Instant::now()) {
+            warn!("messages with acks=-1 are refused: {reason}");
         }
-        self.shared.ended();
-    }
-}
-
-/// Copies the records of a batch into a builder. The caller holds the lock of the level.
-fn sent_batch<M: ProducerMessage>(
-    batch: &BatchToSend<M>,
-    builders: &mut Vec<BatchBuilder>,
-    retained: &mut HashMap<PartitionIndex, Vec<u8>>,
-) -> Option<SentBatch> {
-    let first = batch.messages.iter().flatten().next()?;
-    let (topic, partition) = (Arc::clone(first.topic()), first.partition());
-    let last_deadline = batch.messages.iter().flatten().map(M::deadline).max();
-    let sent = |builder, bytes| SentBatch {
-        sending: batch.sending,
-        topic,
-        partition,
-        producer: batch.producer,
-        builder,
-        bytes,
-        last_deadline,
-    };
-    let kept = if retained.is_empty() { None } else { retained.remove(&batch.sending.partition) };
-    if batch.is_unchanged_retry {
-        debug_assert!(kept.is_some(), "the bytes of a batch that may be stored are kept until it has ended");
-        return Some(sent(None, kept?));
-    }
-    let mut builder = builders.pop().unwrap_or_default();
-    for message in batch.messages.iter().flatten() {
-        message.with_record(&mut |record| builder.push(record));
-    }
-    Some(sent(Some(builder), Vec::new()))
-}
-
-fn encode_body(buffer: &mut Vec<u8>, version: i16, acks: i16, timeout_ms: i32, batches: &[SentBatch]) {
-    let mut order: Vec<&SentBatch> = batches.iter().collect();
-    order.sort_by(|left, right| left.topic.cmp(&right.topic));
-    let data: Vec<PartitionData> =
-        order.iter().map(|batch| PartitionData { partition: batch.partition, records: &batch.bytes }).collect();
-    let mut topics: Vec<(&str, &[PartitionData])> = Vec::new();
-    let mut start = 0;
-    for group in order.chunk_by(|left, right| left.topic == right.topic) {
-        topics.push((&group[0].topic, &data[start..start + group.len()]));
-        start += group.len();
-    }
-    produce::encode_request(buffer, version, acks, timeout_ms, &topics);
-}
-
-/// The outcomes of a response, found by topic and partition.
-struct Outcomes<'a> {
-    outcomes: &'a [PartitionOutcome],
-    /// Brokers answer in the order of the request: the next outcome is nearly always the one looked for.
-    next: usize,
-}
-
-impl<'a> Outcomes<'a> {
-    fn new(outcomes: &'a [PartitionOutcome]) -> Self {
-        Outcomes { outcomes, next: 0 }
+        self.end_refused();
     }
 
-    fn of(&mut self, topic: &str, partition: i32) -> Option<&'a PartitionOutcome> {
-        let is_wanted = |outcome: &PartitionOutcome| outcome.partition == partition && *outcome.topic == *topic;
-        let found = match self.outcomes.get(self.next) {
-            Some(outcome) if is_wanted(outcome) => self.next,
-            _ => self.outcomes.iter().position(is_wanted)?,
-        };
-        self.next = found + 1;
-        Some(&self.outcomes[found])
+    /// Ends the messages that wait for a producer id if the cluster has refused one; returns whether it has.
+    fn end_refused(&mut self) -> bool {
+        let ending = self.shared.ending();
+        let ended = self.level.lock().end_refused(Instant::now());
+        let is_refused = ended.is_some();
+        ending.end_all(ended.into_iter().flatten());
+        is_refused
     }
 }
