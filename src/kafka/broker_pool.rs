@@ -133,6 +133,11 @@ impl PooledBroker {
         self.throttled_until = (!duration.is_zero()).then(|| Instant::now() + duration);
     }
 
+    /// Returns the version in which a request is sent, connecting if need be.
+    pub(super) fn version<R: Request>(&mut self, deadline: Instant) -> Result<i16, ConnectionError> {
+        self.connection(deadline)?.version_of(R::API_KEY, R::VERSIONS)
+    }
+
     /// Sends a request and waits for its response, connecting if need be; closes the connection if that fails.
     pub(super) fn call<R: Request>(&mut self, request: &R, deadline: Instant) -> Result<R::Response, ConnectionError> {
         let request_timeout = self.connector.config().request_timeout;
@@ -152,11 +157,9 @@ impl PooledBroker {
     pub(super) fn connection(&mut self, deadline: Instant) -> Result<&mut Connection, ConnectionError> {
         self.wait_for_throttle(deadline)?;
         let now = Instant::now();
-        let max_idle = self.connector.config().max_idle;
-        let is_idle = now.saturating_duration_since(self.used) >= max_idle;
         self.used = now;
-        let mut open = self.connection.take().filter(|_| !is_idle);
-        let open = open.take_if(|connection| !connection.is_closed());
+        let mut open = self.connection.take();
+        open.take_if(|connection| connection.is_idle_too_long(now) || connection.is_closed());
         let connection = match open {
             Some(connection) => connection,
             None => self.connect(now, deadline)?,
@@ -204,5 +207,99 @@ fn not_sent(kind: ConnectionErrorKind) -> ConnectionErrorKind {
     match kind {
         ConnectionErrorKind::Denied | ConnectionErrorKind::Unsupported => kind,
         _ => ConnectionErrorKind::NotSent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::config::ConnectionConfig;
+    use crate::kafka::protocol::api_versions::ApiVersionsRequest;
+    use crate::kafka::protocol::init_producer_id::InitProducerIdRequest;
+    use crate::kafka::scripted_broker::{RefusingPort, Reply, ScriptedBroker, api, connector};
+    use kafka_protocol::messages::InitProducerIdResponse;
+
+    /// Closes the connection at each third request.
+    fn server() -> ScriptedBroker {
+        ScriptedBroker::start(&[api::<InitProducerIdRequest>()], |received| match received.index % 3 {
+            2 => Reply::Close,
+            _ => received.reply(&InitProducerIdResponse::default()),
+        })
+    }
+
+    /// Returns the number of connections that the server accepted.
+    fn connections(server: &ScriptedBroker) -> usize {
+        server.count::<ApiVersionsRequest>()
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn a_connection_is_used_until_it_is_closed_dropped_or_the_address_changes() {
+        let (server, other) = (server(), server());
+        let mut pool = BrokerPool::new(connector());
+        let mut call = |address| pool.broker(1, address).call(&InitProducerIdRequest::NEW, soon());
+        assert!(call(&server.address).is_ok() && call(&server.address).is_ok());
+        assert_eq!(connections(&server), 1);
+        assert_eq!(call(&server.address).unwrap_err().kind, ConnectionErrorKind::Lost);
+        assert!(call(&server.address).is_ok());
+        assert_eq!(connections(&server), 2);
+        assert!(call(&other.address).is_ok());
+        assert_eq!((connections(&server), connections(&other)), (2, 1));
+        pool.drop_connection(1);
+        pool.drop_connection(2);
+        pool.connection(1, &other.address, soon()).unwrap();
+        assert_eq!(connections(&other), 2);
+    }
+
+    #[test]
+    fn an_idle_connection_is_not_used_again() {
+        let server = server();
+        let config = ConnectionConfig { max_idle: Duration::ZERO, ..ConnectionConfig::default() };
+        let mut pool = BrokerPool::new(Connector::new(config));
+        for count in 1..=3 {
+            pool.connection(1, &server.address, soon()).unwrap();
+            assert_eq!((connections(&server), pool.brokers.len()), (count, 1));
+        }
+    }
+
+    #[test]
+    fn during_the_back_off_the_failure_is_returned_without_another_attempt() {
+        let port = RefusingPort::bind();
+        let address = port.address.clone();
+        let mut pool = BrokerPool::new(connector());
+        let failure = pool.connection(1, &address, soon()).err().unwrap();
+        assert_eq!(failure.kind, ConnectionErrorKind::NotSent);
+        let retry_at =
+            |pool: &mut BrokerPool, time| pool.brokers.get_mut(&1).unwrap().failed.as_mut().unwrap().1 = time;
+        retry_at(&mut pool, soon());
+        let server = ScriptedBroker::start_on(port.listen(), &[api::<InitProducerIdRequest>()], |_| Reply::Close);
+        let repeated = pool.connection(1, &address, soon()).err().unwrap();
+        assert_eq!((repeated.to_string(), connections(&server)), (failure.to_string(), 0));
+        retry_at(&mut pool, Instant::now());
+        assert!(pool.connection(1, &address, soon()).is_ok());
+        assert!(pool.brokers[&1].failed.is_none());
+    }
+
+    #[test]
+    fn a_throttle_time_delays_or_fails_the_next_request() {
+        let server = server();
+        let mut pool = BrokerPool::new(connector());
+        pool.connection(1, &server.address, soon()).unwrap();
+        pool.throttle(1, 300);
+        let start = Instant::now();
+        pool.connection(1, &server.address, soon()).unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(250), "{:?}", start.elapsed());
+        pool.throttle(1, i32::MAX);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let failure = pool.connection(1, &server.address, deadline).err().unwrap();
+        assert_eq!(failure.kind, ConnectionErrorKind::NotSent);
+        assert!(failure.reason.contains("delays the next request by") && Instant::now() < deadline, "{failure}");
+        // Wrong values and a response without throttling end it.
+        pool.throttle(1, -5);
+        pool.connection(1, &server.address, deadline).unwrap();
+        assert_eq!(connections(&server), 1);
     }
 }

@@ -18,7 +18,6 @@ use super::config::BrokerAddress;
 use super::connection::{ConnectionError, ConnectionErrorKind, Connector};
 use super::error_code;
 use super::metadata::{BrokerId, BrokerInfo, MetadataRequest, MetadataResponse, MetadataTopics, TopicMetadata};
-use super::protocol::Request;
 use super::protocol::find_coordinator::{Coordinator, FindCoordinatorRequest};
 use crate::random::random;
 
@@ -27,11 +26,11 @@ const FIRST_ATTEMPT: Duration = Duration::from_secs(1);
 /// Shortest time of an attempt, unless the deadline is nearer. An attempt has at most half of the time that is left.
 const MIN_ATTEMPT: Duration = Duration::from_millis(100);
 /// Longest name of a topic.
-const MAX_TOPIC_NAME_BYTES: usize = 249;
+pub(super) const MAX_TOPIC_NAME_BYTES: usize = 249;
 /// Upper bound of the topics or groups of a request, which bounds its size and that of the response.
 const MAX_NAMES: usize = 2_000;
 /// Longest string of the protocol.
-const MAX_STRING_BYTES: usize = i16::MAX as usize;
+pub(super) const MAX_STRING_BYTES: usize = i16::MAX as usize;
 /// Upper bound of the addresses in an error text.
 const MAX_LISTED_FAILURES: usize = 16;
 
@@ -41,6 +40,9 @@ const MAX_LISTED_FAILURES: usize = 16;
 pub struct ClientError {
     /// The error code with which a broker refused the request; `None` if no broker answered.
     pub error_code: Option<i16>,
+    /// Whether a retry needs another configuration: all brokers refused the credentials or are too old, or there is no
+    /// address.
+    pub is_permanent: bool,
     /// What happened, as an error text: each address that was tried, and why that failed.
     pub reason: String,
 }
@@ -122,89 +124,60 @@ impl MetadataClient {
     /// Returns the coordinator of a consumer group. Waits until there is one, at most until `deadline`: the first
     /// lookup in a cluster makes the broker create the topic of the offsets.
     pub fn coordinator(&mut self, group: &str, deadline: Instant) -> Result<BrokerInfo, ClientError> {
-        let group = Arc::from(group);
-        let found = self.coordinators(std::slice::from_ref(&group), deadline).remove(&group);
-        found.unwrap_or_else(|| Err(missing_coordinator(&group)))
+        let group: Arc<str> = group.into();
+        let mut backoff = new_backoff();
+        loop {
+            let mut found = self.coordinators(std::slice::from_ref(&group), deadline);
+            let result = found.remove(&group).unwrap_or_else(|| Err(missing_coordinator(&group)));
+            match result {
+                // Without an error code all brokers failed, and the time is used up.
+                Err(ClientError { error_code: Some(code), .. }) if error_code::is_retriable(code) => {}
+                result => return result,
+            }
+            let retry_at = Instant::now() + backoff.next();
+            if retry_at >= deadline {
+                return result;
+            }
+            sleep_until(retry_at, deadline);
+        }
     }
 
-    /// Returns the coordinator of each group. Groups without one are looked up until `deadline`.
+    /// Looks up the coordinator of each group once. An error with a retriable code, or without a code, is transient.
     pub(super) fn coordinators(
         &mut self,
         groups: &[Arc<str>],
         deadline: Instant,
     ) -> HashMap<Arc<str>, Result<BrokerInfo, ClientError>> {
         let mut found = HashMap::new();
-        let mut pending = Vec::new();
-        for group in groups {
-            if group.len() > MAX_STRING_BYTES {
-                let reason = format!("the group id has {} bytes, the limit is {MAX_STRING_BYTES}", group.len());
-                let error_code = Some(error_code::INVALID_GROUP_ID);
-                found.insert(Arc::clone(group), Err(ClientError { error_code, reason }));
-            } else {
-                pending.push(Arc::clone(group));
-            }
+        let (groups, invalid): (Vec<_>, Vec<_>) =
+            groups.iter().cloned().partition(|group| group.len() <= MAX_STRING_BYTES);
+        for group in invalid {
+            let reason = format!("the group id has {} bytes, the limit is {MAX_STRING_BYTES}", group.len());
+            let error_code = Some(error_code::INVALID_GROUP_ID);
+            found.insert(group, Err(ClientError { error_code, is_permanent: true, reason }));
         }
-        pending.sort_unstable();
-        pending.dedup();
-        let mut backoff = new_backoff();
-        while !pending.is_empty() {
-            let missing = self.coordinators_once(&pending, deadline, &mut found);
-            pending.retain(|group| matches!(found.get(group), None | Some(Err(_))) && missing.contains(group));
-            if pending.is_empty() || Instant::now() >= deadline {
-                break;
-            }
-            sleep_until(Instant::now() + backoff.next(), deadline);
-        }
-        found
-    }
-
-    /// Looks each group up once; adds what was found to `found`, and returns the groups that a retry may find.
-    fn coordinators_once(
-        &mut self,
-        groups: &[Arc<str>],
-        deadline: Instant,
-        found: &mut HashMap<Arc<str>, Result<BrokerInfo, ClientError>>,
-    ) -> HashSet<Arc<str>> {
-        let mut missing = HashSet::new();
-        let mut rest = groups;
+        let mut rest = &groups[..];
         while !rest.is_empty() {
             let answer = self.on_any_broker("coordinator lookup", deadline, |broker, until| {
-                let (api_key, versions) = (FindCoordinatorRequest::API_KEY, FindCoordinatorRequest::VERSIONS);
-                let version = broker.connection(until)?.version_of(api_key, versions)?;
+                let version = broker.version::<FindCoordinatorRequest>(until)?;
                 let count = if version < FindCoordinatorRequest::FIRST_BATCH { 1 } else { MAX_NAMES };
                 let requested = &rest[..count.min(rest.len())];
                 let response = broker.call(&FindCoordinatorRequest { groups: requested }, until)?;
                 broker.throttle(response.throttle_time_ms);
                 Ok(Ok((requested, response.coordinators)))
             });
-            let (requested, coordinators) = match answer {
-                Ok(answer) => answer,
+            match answer {
+                Ok((requested, coordinators)) => {
+                    rest = &rest[requested.len()..];
+                    found.extend(found_coordinators(requested, coordinators));
+                }
                 Err(failure) => {
-                    // The error of an earlier lookup says more than that the deadline has passed.
-                    for group in rest {
-                        found.entry(Arc::clone(group)).or_insert_with(|| Err(failure.clone()));
-                    }
-                    return missing;
+                    found.extend(rest.iter().map(|group| (Arc::clone(group), Err(failure.clone()))));
+                    break;
                 }
-            };
-            rest = &rest[requested.len()..];
-            let mut by_group: HashMap<String, Coordinator> = HashMap::new();
-            for coordinator in coordinators {
-                // Versions below 4 have one group and do not repeat its id.
-                let group = coordinator.group.clone().unwrap_or_else(|| requested[0].to_string());
-                by_group.insert(group, coordinator);
-            }
-            for group in requested {
-                let result = found_coordinator(group, by_group.remove(&**group));
-                if let Err(ClientError { error_code, .. }) = &result
-                    && error_code.is_none_or(error_code::is_retriable)
-                {
-                    missing.insert(Arc::clone(group));
-                }
-                found.insert(Arc::clone(group), result);
             }
         }
-        missing
+        found
     }
 
     /// Calls `attempt` with one broker after another until it returns a result, at most until `deadline`. `what` names
@@ -221,7 +194,7 @@ impl MetadataClient {
             let mut is_final = true;
             for address in self.candidates() {
                 let Some(until) = attempt_deadline(round, Instant::now(), deadline) else {
-                    return Err(failures.into_error(what));
+                    return Err(failures.into_error(what, false));
                 };
                 // The other attempts leave the open connection alone: it may only be throttled.
                 let current = self.current.take_if(|current| *current.address() == address);
@@ -247,11 +220,11 @@ impl MetadataClient {
                 }
             }
             if is_final {
-                return Err(failures.into_error(what));
+                return Err(failures.into_error(what, true));
             }
             sleep_until(Instant::now() + backoff.next(), deadline);
         }
-        Err(failures.into_error(what))
+        Err(failures.into_error(what, false))
     }
 
     /// Returns the addresses to try: that of the open connection, then the others in random order.
@@ -277,6 +250,20 @@ fn attempt_deadline(round: u32, now: Instant, deadline: Instant) -> Option<Insta
     Some(deadline.min(now + longest.min(left / 2).max(MIN_ATTEMPT)))
 }
 
+/// Returns the coordinator of each requested group.
+fn found_coordinators(
+    requested: &[Arc<str>],
+    coordinators: Vec<Coordinator>,
+) -> impl Iterator<Item = (Arc<str>, Result<BrokerInfo, ClientError>)> {
+    let mut by_group: HashMap<String, Coordinator> = HashMap::new();
+    for coordinator in coordinators {
+        // Versions below 4 have one group and do not repeat its id.
+        let group = coordinator.group.clone().unwrap_or_else(|| requested[0].to_string());
+        by_group.insert(group, coordinator);
+    }
+    requested.iter().map(move |group| (Arc::clone(group), found_coordinator(group, by_group.get(&**group).cloned())))
+}
+
 fn found_coordinator(group: &str, coordinator: Option<Coordinator>) -> Result<BrokerInfo, ClientError> {
     let coordinator = coordinator.ok_or_else(|| missing_coordinator(group))?;
     if coordinator.error_code == error_code::NONE {
@@ -286,11 +273,16 @@ fn found_coordinator(group: &str, coordinator: Option<Coordinator>) -> Result<Br
     let message = coordinator.error_message.filter(|message| !message.is_empty());
     let message = message.map(|message| format!(" ({message})")).unwrap_or_default();
     let reason = format!("no coordinator for group \"{group}\": {name}{message}");
-    Err(ClientError { error_code: Some(coordinator.error_code), reason })
+    Err(ClientError { error_code: Some(coordinator.error_code), is_permanent: false, reason })
 }
 
 fn missing_coordinator(group: &str) -> ClientError {
-    ClientError { error_code: None, reason: format!("the response lacks the coordinator of group \"{group}\"") }
+    let error_code = Some(error_code::COORDINATOR_NOT_AVAILABLE);
+    ClientError {
+        error_code,
+        is_permanent: false,
+        reason: format!("the response lacks the coordinator of group \"{group}\""),
+    }
 }
 
 /// The last failure of each address, for the error text.
@@ -311,7 +303,7 @@ impl Failures {
         }
     }
 
-    fn into_error(self, what: &str) -> ClientError {
+    fn into_error(self, what: &str, is_permanent: bool) -> ClientError {
         let mut reasons: Vec<_> =
             self.listed.iter().map(|(address, reason)| format!("broker {address}: {reason}")).collect();
         if self.has_more {
@@ -320,7 +312,7 @@ impl Failures {
         if reasons.is_empty() {
             reasons.push("there is no address to try, or no time".to_owned());
         }
-        ClientError { error_code: None, reason: format!("{what} failed: {}", reasons.join("; ")) }
+        ClientError { error_code: None, is_permanent, reason: format!("{what} failed: {}", reasons.join("; ")) }
     }
 }
 

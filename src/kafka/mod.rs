@@ -10,7 +10,7 @@
 //! - [`record_batch`]: encodes records as a batch of message format 2, the only format that this client writes.
 //! - [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
 //! - [`producer`]: the record queue of a producer.
-//! - [`fetch`]: reads messages from offsets that the owner chooses, with threads.
+//! - [`metadata`]: brokers, topics and partition leaders as values. [`error_code`]: names of the error codes.
 //! - `sasl`: the SASL mechanisms.
 //!
 //! These do IO, with a deadline for each call; each one uses only those before it.
@@ -20,6 +20,10 @@
 //! - `socket`, `tls`, `stream`: TCP, TLS, and a byte stream over one of them.
 //! - `oauth`: access tokens from a token endpoint.
 //! - [`connection`]: one connection to a broker, authenticated, with requests and responses.
+//! - [`broker_pool`]: the connections to the brokers of a cluster, with back-off and throttle times.
+//! - [`metadata_client`]: requests that any broker can answer: metadata, coordinators.
+//! - [`fetch`]: reads messages from offsets that the owner chooses; a thread a broker.
+//! - [`offsets`]: offsets of partitions and groups, from all brokers at the same time.
 //!
 //! Invariants: memory for a response grows with the bytes received, never by a length field alone; decompressed data
 //! has an upper bound; no input makes a decoder panic.
@@ -37,6 +41,7 @@ pub mod frame;
 pub mod metadata;
 pub mod metadata_client;
 mod oauth;
+pub mod offsets;
 pub mod produce;
 pub mod producer;
 pub mod protocol;
@@ -44,6 +49,8 @@ pub mod record_batch;
 pub mod records;
 pub mod resolve;
 mod sasl;
+#[cfg(test)]
+mod scripted_broker;
 mod socket;
 mod stream;
 #[cfg(test)]

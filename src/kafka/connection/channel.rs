@@ -30,6 +30,8 @@ pub(super) struct Channel {
     correlation_id: i32,
     /// Requests without a response.
     in_flight: usize,
+    /// Whether a request failed after a part of it was sent, or its response did: the stream has no known position.
+    is_broken: bool,
     /// Responses received since the ApiVersions response.
     responses: u64,
     last_used: Instant,
@@ -62,6 +64,7 @@ impl Channel {
             versions: HashMap::new(),
             correlation_id: 0,
             in_flight: 0,
+            is_broken: false,
             responses: 0,
             last_used: Instant::now(),
             config,
@@ -74,6 +77,11 @@ impl Channel {
 
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Makes the channel unusable.
+    pub(super) fn set_broken(&mut self) {
+        self.is_broken = true;
     }
 
     /// When the last request was sent or the last response received.
@@ -151,6 +159,11 @@ impl Channel {
     }
 
     fn write_output(&mut self, deadline: Instant) -> Result<(), ConnectionError> {
+        if self.is_broken {
+            return Err(self.error(Kind::NotSent, "the connection failed before".into()));
+        }
+        // Reset at the end: every failure below leaves the stream at an unknown position.
+        self.is_broken = true;
         self.stream.write_all(&self.output, deadline).map_err(|failure| {
             let kind = match failure.cause {
                 _ if failure.is_unsent => Kind::NotSent,
@@ -159,6 +172,7 @@ impl Channel {
             };
             self.error(kind, format!("the request could not be sent: {}", failure.cause))
         })?;
+        self.is_broken = false;
         self.in_flight += 1;
         self.last_used = Instant::now();
         Ok(())
@@ -208,10 +222,12 @@ impl Channel {
         deadline: Instant,
         decode: impl FnOnce(&[u8]) -> Result<T, Malformed>,
     ) -> Result<T, ConnectionError> {
+        self.is_broken = true;
         loop {
             match self.frames.next_frame() {
                 Ok(Some(frame)) => {
                     let decoded = decode(frame).map_err(|cause| self.malformed(&cause))?;
+                    self.is_broken = false;
                     self.in_flight = self.in_flight.saturating_sub(1);
                     self.responses += 1;
                     self.last_used = Instant::now();
@@ -227,28 +243,38 @@ impl Channel {
         }
     }
 
-    /// Whether the broker has closed the connection, or sent bytes that belong to no request. Does not block.
+    /// Whether the connection is unusable: a request has failed, the broker has closed it, or it has sent bytes that
+    /// belong to no request. Does not block.
     pub(super) fn is_closed(&mut self) -> bool {
         // Responses to requests in flight may have arrived; the next read finds a close.
-        self.in_flight == 0 && (self.frames.has_bytes() || self.stream.is_closed())
+        self.is_broken || self.in_flight == 0 && (self.frames.has_bytes() || self.stream.is_closed())
     }
 
     fn no_response(&self, cause: &StreamError) -> ConnectionError {
-        if let StreamError::TimedOut = cause {
-            return self.error(Kind::TimedOut, "no response before the deadline".into());
+        let is_closed = match cause {
+            StreamError::TimedOut => return self.error(Kind::TimedOut, "no response before the deadline".into()),
+            // In TLS 1.3 the verdict on the client's certificate comes after the handshake.
+            StreamError::Tls(failure) if failure.is_refusal => return self.error(Kind::Denied, cause.to_string()),
+            StreamError::Tls(_) => false,
+            StreamError::Closed => true,
+            StreamError::Io(cause) => cause.kind() == std::io::ErrorKind::ConnectionReset,
+        };
+        if !is_closed || self.responses > 0 {
+            return self.error(Kind::Lost, cause.to_string());
         }
-        let failure = self.stream.closed_early().filter(|_| self.responses == 0);
-        if let Some(failure) = failure {
+        if let Some(failure) = self.stream.closed_early() {
             return self.error(Kind::Denied, failure.reason);
         }
-        // A listener with SASL answers ApiVersions, then closes the connection at the first other request.
-        let wants_sasl = matches!(cause, StreamError::Closed)
-            && self.responses == 0
-            && !self.versions.is_empty()
-            && self.config.security.sasl.is_none();
-        let hint = match wants_sasl {
-            true => " instead of answering the first request, as a listener with SASL does (security.protocol)",
-            false => "",
+        let security = &self.config.security;
+        let hint = match (self.versions.is_empty(), &security.tls, &security.sasl) {
+            (true, None, _) => "; a listener with TLS does so (security.protocol), and a broker before 0.10",
+            (true, ..) => "; a broker before 0.10 does so",
+            // Such a listener answers ApiVersions only.
+            (false, _, None) => {
+                " instead of answering the first request; a listener with SASL does so \
+                                 (security.protocol)"
+            }
+            (false, ..) => "",
         };
         self.error(Kind::Lost, format!("{cause}{hint}"))
     }

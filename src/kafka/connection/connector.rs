@@ -115,7 +115,7 @@ impl Connector {
         }
         let config = &self.shared.config;
         let mut channel = Channel::new(stream, address.clone(), target, Arc::clone(config));
-        channel.request_versions(deadline).map_err(|error| before_request("ApiVersions", closed_first(error)))?;
+        channel.request_versions(deadline).map_err(|error| before_request("ApiVersions", error))?;
         let renewal = match &security.authenticator {
             None => None,
             Some(authenticator) => authenticator
@@ -139,12 +139,4 @@ impl Security {
         let authenticator = sasl.map(|sasl| Authenticator::new(sasl, resolver)).transpose()?;
         Ok(Security { tls, authenticator: authenticator.map(Arc::new) })
     }
-}
-
-/// Explains a connection that is closed at its first request.
-fn closed_first(mut error: ConnectionError) -> ConnectionError {
-    if error.kind == Kind::Lost {
-        error.reason += "; a listener with TLS does so (security.protocol), and a broker before 0.10";
-    }
-    error
 }

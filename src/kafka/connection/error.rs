@@ -3,7 +3,7 @@
 use crate::kafka::config::BrokerAddress;
 
 /// Why a request failed on a connection. After each of these errors but [`ConnectionErrorKind::Unsupported`] the
-/// connection is unusable and must be dropped.
+/// connection must be dropped: it is unusable, unless the deadline passed before anything was sent.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("broker {address}: {reason}")]
 pub struct ConnectionError {

@@ -114,6 +114,10 @@ impl Connection {
             return Ok(());
         }
         let now = Instant::now();
+        if now >= deadline {
+            let reason = "the deadline passed before the request was sent".to_owned();
+            return Err(self.channel.error(ConnectionErrorKind::NotSent, reason));
+        }
         if now.saturating_duration_since(self.channel.last_used()) > CHECK_AFTER && self.channel.is_closed() {
             let reason = "the broker closed the connection while it was idle".to_owned();
             return Err(self.channel.error(ConnectionErrorKind::NotSent, reason));
@@ -121,9 +125,12 @@ impl Connection {
         if let (Some(renewal), Some(authenticator)) = (self.renewal, &self.authenticator)
             && renewal <= now
         {
-            self.renewal = authenticator
-                .authenticate(&mut self.channel, &self.disconnect, deadline)
-                .map_err(|error| before_request("re-authentication", error))?;
+            let outcome = authenticator.authenticate(&mut self.channel, &self.disconnect, deadline);
+            self.renewal = outcome.map_err(|error| {
+                // The broker is in the middle of an exchange, or about to close the connection.
+                self.channel.set_broken();
+                before_request("re-authentication", error)
+            })?;
         }
         Ok(())
     }
@@ -133,8 +140,9 @@ impl Connection {
         self.renewal
     }
 
-    /// Whether the broker has closed the connection, or sent bytes that belong to no request. Does not block. While a
-    /// request is in flight the answer is no; then [`receive`](Self::receive) finds the close.
+    /// Whether the connection is unusable: a request has failed, the broker has closed it, or it has sent bytes that
+    /// belong to no request. Does not block. While a request is in flight a close is not noticed;
+    /// [`receive`](Self::receive) notices it.
     pub fn is_closed(&mut self) -> bool {
         self.channel.is_closed()
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::kafka::test_server::{Received, Reply, TestServer, connector, refusing_address};
+use crate::kafka::scripted_broker::{Received, RefusingPort, Reply, ScriptedBroker, connector};
 use kafka_protocol::messages::find_coordinator_response::Coordinator as CrateCoordinator;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
@@ -38,9 +38,9 @@ fn metadata(received: &Received, address: &BrokerAddress) -> Reply {
     received.reply(&CrateResponse::default().with_brokers(vec![broker(1, address)]).with_topics(topics))
 }
 
-fn working() -> TestServer {
-    let unreachable = refusing_address();
-    TestServer::start(APIS, move |received| metadata(received, &unreachable))
+fn working() -> ScriptedBroker {
+    let unreachable = RefusingPort::bind();
+    ScriptedBroker::start(APIS, move |received| metadata(received, &unreachable.address))
 }
 
 fn client(bootstrap: &[&BrokerAddress]) -> MetadataClient {
@@ -64,11 +64,12 @@ fn an_open_connection_is_used_again_and_an_unreachable_broker_is_replaced_by_the
 
 #[test]
 fn silent_and_closing_brokers_cost_only_a_part_of_the_time() {
-    let (silent, closing) = (TestServer::start_silent(), TestServer::start(APIS, |_| Reply::Close));
-    let late = TestServer::start(APIS, |_| Reply::Silence);
-    let (refusing, server) = (refusing_address(), working());
+    let (silent, closing) = (ScriptedBroker::start_silent(), ScriptedBroker::start(APIS, |_| Reply::Close));
+    let late = ScriptedBroker::start(APIS, |_| Reply::Silence);
+    let (refusing, server) = (RefusingPort::bind(), working());
     for _ in 0..4 {
-        let mut client = client(&[&silent.address, &closing.address, &late.address, &refusing, &server.address]);
+        let mut client =
+            client(&[&silent.address, &closing.address, &late.address, &refusing.address, &server.address]);
         let start = Instant::now();
         client.request(MetadataTopics::None, after(LONG)).unwrap();
         assert!(start.elapsed() < LONG / 4);
@@ -77,41 +78,41 @@ fn silent_and_closing_brokers_cost_only_a_part_of_the_time() {
 
 #[test]
 fn the_error_names_each_address_and_why_it_failed() {
-    let (silent, refusing) = (TestServer::start_silent(), refusing_address());
+    let (silent, refusing) = (ScriptedBroker::start_silent(), RefusingPort::bind());
     let unresolvable = BrokerAddress { host: "no-such-host.invalid".into(), port: 9092 };
-    let mut client = client(&[&silent.address, &refusing, &unresolvable]);
+    let mut client = client(&[&silent.address, &refusing.address, &unresolvable]);
     let start = Instant::now();
     let failure = client.request(MetadataTopics::None, after(Duration::from_secs(2))).unwrap_err();
     assert!(start.elapsed() < LONG / 2);
     let text = failure.to_string();
-    for address in [&silent.address, &refusing, &unresolvable] {
+    for address in [&silent.address, &refusing.address, &unresolvable] {
         assert!(text.contains(&format!("broker {address}: ")), "{text}");
     }
     assert!(text.starts_with("metadata request failed: ") && text.contains("refused"), "{text}");
-    assert_eq!(failure.error_code, None);
+    assert_eq!((failure.error_code, failure.is_permanent), (None, false));
 }
 
 #[test]
 fn without_an_address_or_with_brokers_that_are_too_old_the_request_fails_at_once() {
     assert!(client(&[]).request(MetadataTopics::None, after(LONG)).is_err());
-    let old = TestServer::start(&[(3, 0, 2)], |_| Reply::Close);
+    let old = ScriptedBroker::start(&[(3, 0, 2)], |_| Reply::Close);
     let failure = client(&[&old.address]).request(MetadataTopics::None, after(LONG)).unwrap_err();
-    assert!(failure.reason.contains("does not support"), "{failure}");
+    assert!(failure.is_permanent && failure.reason.contains("does not support"), "{failure}");
 }
 
 #[test]
 fn a_response_without_brokers_is_retried_and_replaces_nothing() {
-    let address = refusing_address();
-    let server = TestServer::start(APIS, move |received| match received.index {
+    let unreachable = RefusingPort::bind();
+    let server = ScriptedBroker::start(APIS, move |received| match received.index {
         1 | 2 => received.reply(&CrateResponse::default()),
-        _ => metadata(received, &address),
+        _ => metadata(received, &unreachable.address),
     });
     let mut client = client(&[&server.address]);
     client.request(MetadataTopics::None, after(LONG)).unwrap();
     let response = client.request(MetadataTopics::None, after(LONG)).unwrap();
     assert_eq!((response.brokers.len(), server.count::<MetadataRequest>()), (1, 4));
 
-    let empty = TestServer::start(APIS, |received| received.reply(&CrateResponse::default()));
+    let empty = ScriptedBroker::start(APIS, |received| received.reply(&CrateResponse::default()));
     client.bootstrap = vec![empty.address.clone()];
     client.current = None;
     let failure = client.request(MetadataTopics::None, after(Duration::from_millis(300))).unwrap_err();
@@ -139,7 +140,7 @@ fn many_names_are_requested_once_each_in_bounded_requests() {
 
 #[test]
 fn topics_that_are_duplicate_or_were_not_requested_are_left_out_and_large_topics_are_decoded() {
-    let server = TestServer::start(APIS, |received| {
+    let server = ScriptedBroker::start(APIS, |received| {
         let partitions = (0..10_000).map(|number| {
             let partition = MetadataResponsePartition::default().with_partition_index(number);
             partition.with_leader_id((-1).into()).with_error_code(5)
@@ -178,29 +179,38 @@ fn coordinator(received: &Received) -> Reply {
 }
 
 #[test]
-fn coordinators_are_looked_up_until_each_group_has_one() {
-    for max_version in [4, 3] {
-        let server = TestServer::start(&[(10, 1, max_version)], coordinator);
+fn coordinators_are_looked_up_in_one_request_or_one_by_one() {
+    for (max_version, requests) in [(4, 1), (3, 4)] {
+        let server = ScriptedBroker::start(&[(10, 1, max_version)], coordinator);
         let mut client = client(&[&server.address]);
         let too_long: Arc<str> = "g".repeat(40_000).into();
-        let groups = ["a", "new", "denied", "a", "b"].map(Arc::from);
+        let groups = ["a", "new", "denied", "b"].map(Arc::from);
         let found = client.coordinators(&[&groups[..], &[Arc::clone(&too_long)]].concat(), after(LONG));
-        assert_eq!(found.len(), 5);
-        for group in ["a", "b", "new"] {
+        assert_eq!((found.len(), server.count::<Find>()), (5, requests), "version {max_version}");
+        for group in ["a", "b"] {
             let broker = found[group].as_ref().unwrap();
             assert_eq!((broker.id, broker.address.to_string()), (2, "kafka-2:9092".to_owned()));
         }
         let failure = found["denied"].as_ref().unwrap_err();
         assert_eq!(failure.to_string(), "no coordinator for group \"denied\": GROUP_AUTHORIZATION_FAILED");
+        assert_eq!(found["new"].as_ref().unwrap_err().error_code, Some(error_code::COORDINATOR_NOT_AVAILABLE));
         assert_eq!(found[&too_long].as_ref().unwrap_err().error_code, Some(error_code::INVALID_GROUP_ID));
-        // The groups with a final answer are not looked up again.
-        assert_eq!(server.count::<Find>(), 5, "version {max_version}");
     }
 }
 
 #[test]
+fn a_coordinator_is_looked_up_until_there_is_one_or_the_lookup_is_refused() {
+    let server = ScriptedBroker::start(APIS, coordinator);
+    let mut client = client(&[&server.address]);
+    assert_eq!(client.coordinator("denied", after(LONG)).unwrap_err().error_code, Some(30));
+    assert_eq!(server.count::<Find>(), 1);
+    assert_eq!(client.coordinator("new", after(LONG)).unwrap().id, 2);
+    assert_eq!(server.count::<Find>(), 5);
+}
+
+#[test]
 fn a_group_without_a_coordinator_fails_at_the_deadline_with_the_code_of_the_broker() {
-    let server = TestServer::start(APIS, |received| {
+    let server = ScriptedBroker::start(APIS, |received| {
         let request: CrateFind = received.decode();
         let groups = request.coordinator_keys.into_iter().filter(|group| **group == *"new");
         let coordinators = groups.map(|group| {
@@ -220,7 +230,7 @@ fn a_group_without_a_coordinator_fails_at_the_deadline_with_the_code_of_the_brok
 
 #[test]
 fn a_throttled_request_waits_or_uses_another_broker() {
-    let throttling = TestServer::start(APIS, |received| {
+    let throttling = ScriptedBroker::start(APIS, |received| {
         let address = BrokerAddress { host: "127.0.0.1".into(), port: 1 };
         let response = CrateResponse::default().with_brokers(vec![broker(1, &address)]);
         received.reply(&response.with_throttle_time_ms(if received.index == 0 { 300 } else { 3_600_000 }))

@@ -23,6 +23,8 @@ pub(in crate::kafka) struct TlsSession {
     input: Box<[u8]>,
     /// The received bytes in `input` that have not been decrypted.
     undecrypted: std::ops::Range<usize>,
+    /// Why the received records could not be processed; what was decrypted before is returned first.
+    failure: Option<TlsFailure>,
     /// Whether anything has been received: the first bytes show whether the peer speaks TLS.
     has_received: bool,
     /// Whether the broker demanded a client certificate and none is configured.
@@ -42,6 +44,7 @@ impl TlsSession {
             connection,
             input: vec![0; INPUT_BYTES].into_boxed_slice(),
             undecrypted: 0..0,
+            failure: None,
             has_received: false,
             lacks_certificate,
         }
@@ -63,10 +66,13 @@ impl TlsSession {
                 Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
                 Err(cause) => return Err(TlsFailure { reason: cause.to_string(), is_refusal: false }),
             }
+            if let Some(failure) = &self.failure {
+                return Err(failure.clone());
+            }
             if self.undecrypted.is_empty() {
                 return Ok(Decrypted::NeedsInput);
             }
-            self.process()?;
+            self.failure = self.process().err();
         }
     }
 

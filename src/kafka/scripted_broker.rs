@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, RequestHeader};
 use kafka_protocol::protocol::{Decodable, Encodable};
+use socket2::{Domain, Socket, Type};
 
 use super::config::{BrokerAddress, ConnectionConfig};
 use super::connection::Connector;
@@ -54,7 +55,7 @@ impl Received<'_> {
 type Script = dyn Fn(&Received) -> Reply + Send + Sync;
 
 /// A running server; it answers ApiVersions itself.
-pub(super) struct TestServer {
+pub(super) struct ScriptedBroker {
     pub(super) address: BrokerAddress,
     counts: Arc<Mutex<HashMap<i16, usize>>>,
     is_stopped: Arc<AtomicBool>,
@@ -70,20 +71,35 @@ pub(super) fn connector() -> Connector {
     Connector::new(ConnectionConfig { connect_timeout: Duration::from_secs(5), ..ConnectionConfig::default() })
 }
 
-/// Returns an address that refuses connections.
-pub(super) fn refusing_address() -> BrokerAddress {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    address(&listener)
+/// A port that refuses connections: it is bound, so nobody else gets it, but does not listen.
+pub(super) struct RefusingPort {
+    pub(super) address: BrokerAddress,
+    socket: Socket,
+}
+
+impl RefusingPort {
+    pub(super) fn bind() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let port = socket.local_addr().unwrap().as_socket_ipv4().unwrap().port();
+        RefusingPort { address: BrokerAddress { host: "127.0.0.1".into(), port }, socket }
+    }
+
+    /// Accepts connections from now on.
+    pub(super) fn listen(self) -> TcpListener {
+        self.socket.listen(16).unwrap();
+        self.socket.into()
+    }
 }
 
 fn address(listener: &TcpListener) -> BrokerAddress {
     BrokerAddress { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() }
 }
 
-impl TestServer {
+impl ScriptedBroker {
     /// Starts a server with these API keys and version ranges.
     pub(super) fn start(apis: &[(i16, i16, i16)], script: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
-        TestServer::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), apis, script)
+        ScriptedBroker::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), apis, script)
     }
 
     /// Starts a server on a listener.
@@ -93,7 +109,7 @@ impl TestServer {
         script: impl Fn(&Received) -> Reply + Send + Sync + 'static,
     ) -> Self {
         let (counts, is_stopped) = (Arc::default(), Arc::new(AtomicBool::new(false)));
-        let server = TestServer {
+        let server = ScriptedBroker {
             address: address(&listener),
             counts: Arc::clone(&counts),
             is_stopped: Arc::clone(&is_stopped),
@@ -114,7 +130,7 @@ impl TestServer {
 
     /// Starts a server that accepts connections and never answers.
     pub(super) fn start_silent() -> Self {
-        TestServer::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), &[], |_| Reply::Silence)
+        ScriptedBroker::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), &[], |_| Reply::Silence)
     }
 
     /// Returns the number of requests with this API key.
@@ -123,7 +139,7 @@ impl TestServer {
     }
 }
 
-impl Drop for TestServer {
+impl Drop for ScriptedBroker {
     fn drop(&mut self) {
         self.is_stopped.store(true, Ordering::Relaxed);
         // Ends the wait for a connection; afterwards the address refuses connections.
@@ -142,20 +158,21 @@ fn serve(mut stream: TcpStream, apis: &[(i16, i16, i16)], script: &Script, count
         let key = ApiKey::try_from(api_key).unwrap();
         let mut body = &frame[..];
         let header = RequestHeader::decode(&mut body, key.request_header_version(version)).unwrap();
+        let index = {
+            let mut counts = lock(counts);
+            let count = counts.entry(api_key).or_default();
+            *count += 1;
+            *count - 1
+        };
+        let received = Received { api_key, version, index, body };
         let reply = if key == ApiKey::ApiVersions && !apis.is_empty() {
             let apis = apis.iter().map(|(key, min, max)| {
                 ApiVersion::default().with_api_key(*key).with_min_version(*min).with_max_version(*max)
             });
             let response = ApiVersionsResponse::default().with_api_keys(apis.collect());
-            Received { api_key, version, index: 0, body }.reply(&response)
+            received.reply(&response)
         } else {
-            let index = {
-                let mut counts = lock(counts);
-                let count = counts.entry(api_key).or_default();
-                *count += 1;
-                *count - 1
-            };
-            script(&Received { api_key, version, index, body })
+            script(&received)
         };
         let body = match reply {
             Reply::Body(body) => body,
