@@ -22,6 +22,7 @@
 //! - [`connection`]: one connection to a broker, authenticated, with requests and responses.
 //! - [`broker_pool`]: the connections to the brokers of a cluster, with back-off and throttle times.
 //! - [`metadata_client`]: requests that any broker can answer: metadata, coordinators.
+//! - [`fetch`]: reads messages from offsets that the owner chooses; a thread a broker.
 //! - [`offsets`]: offsets of partitions and groups, from all brokers at the same time.
 //!
 //! Invariants: memory for a response grows with the bytes received, never by a length field alone; decompressed data

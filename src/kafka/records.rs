@@ -8,6 +8,9 @@
 use super::compression::{Codec, CompressionError};
 use super::record_batch::HEADER_BYTES;
 use super::wire::{Malformed, WireReader};
+use message::Message;
+
+mod message;
 
 /// Size of the offset and length fields; the length does not count these bytes.
 const PREFIX_BYTES: usize = 12;
@@ -420,36 +423,6 @@ impl BatchHeader {
         let timestamp = if self.attributes & 8 != 0 { self.max_timestamp } else { timestamp };
         let timestamp_ms = (timestamp >= 0).then_some(timestamp);
         Ok(ReadRecord { offset, timestamp_ms, key, value, headers: ReadHeaders { count, bytes } })
-    }
-}
-
-/// A message of format 0 or 1.
-struct Message<'a> {
-    crc: u32,
-    attributes: i16,
-    timestamp_ms: Option<i64>,
-    key: Option<&'a [u8]>,
-    value: Option<&'a [u8]>,
-}
-
-impl<'a> Message<'a> {
-    fn read(bytes: &'a [u8], magic: i8) -> Result<Message<'a>, Malformed> {
-        let mut reader = WireReader::new(bytes);
-        reader.take(PREFIX_BYTES)?;
-        let crc = reader.u32()?;
-        reader.i8()?;
-        let attributes = i16::from(reader.i8()?);
-        let timestamp = if magic == 1 { reader.i64()? } else { -1 };
-        let (key, value) = (reader.nullable_bytes()?, reader.nullable_bytes()?);
-        if !reader.is_empty() {
-            return Err(Malformed("bytes after the value of a message"));
-        }
-        Ok(Message { crc, attributes, timestamp_ms: (timestamp >= 0).then_some(timestamp), key, value })
-    }
-
-    fn record(&self, offset: i64) -> ReadRecord<'a> {
-        let Message { timestamp_ms, key, value, .. } = *self;
-        ReadRecord { offset, timestamp_ms, key, value, headers: ReadHeaders::NONE }
     }
 }
 

@@ -21,8 +21,11 @@ mod leaders;
 mod plan;
 mod results;
 
+#[cfg(test)]
+mod tests;
+
 pub(super) use leaders::MetadataWork;
-pub(super) use plan::{BrokerVersions, FetchPlan, PartitionQuery, QueryPlan, Work};
+pub(super) use plan::{BrokerVersions, FetchPlan, PartitionQuery, QueryPlan, QueryResults, Work};
 
 /// Largest number of errors kept for the next polls. Further errors are dropped; an error that lasts is reported again.
 const MAX_PENDING_ERRORS: usize = 64;
@@ -151,10 +154,15 @@ impl FetchCore {
     /// partition that always has messages does not starve the others.
     pub(super) fn take(&mut self, max: usize) -> Vec<FetchEvent> {
         let mut events = Vec::new();
-        let mut left = max;
+        // Partitions that have not had their turn in this round.
+        let (mut left, mut round) = (max, 0);
         while left > 0 {
-            let share = left.div_ceil(self.turns.len().max(1));
+            if round == 0 {
+                round = self.turns.len();
+            }
             let Some(name) = self.turns.pop_front() else { break };
+            let share = left.div_ceil(round);
+            round -= 1;
             let Some(reader) = self.partitions.get_mut(&name) else { continue };
             reader.is_queued = false;
             let mut share = share;

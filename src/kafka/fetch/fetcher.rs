@@ -177,7 +177,8 @@ impl Shared {
         wait_timeout(&self.work, state, left.min(MAX_SLEEP))
     }
 
-    /// Wakes a poll if there are events, wakes threads that may have work, and starts the workers of brokers that have become leaders.
+    /// Wakes a poll if there are events, wakes threads that may have work, and starts the workers of brokers that have
+    /// become leaders.
     pub(super) fn changed(self: &Arc<Self>, state: &mut State) {
         if state.core.has_events() {
             self.events.notify_all();

@@ -224,7 +224,8 @@ impl FetchCore {
         self.end_query(plan);
     }
 
-    /// Takes the response to an OffsetForLeaderEpoch request: for each partition an epoch and its end, or an error code.
+    /// Takes the response to an OffsetForLeaderEpoch request: for each partition an epoch and its end, or an error
+    /// code.
     pub(in super::super) fn on_epoch_ends(
         &mut self,
         id: BrokerId,
