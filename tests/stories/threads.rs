@@ -29,7 +29,8 @@ fn sample(kproxy: &Daemon, phase: &AtomicUsize, stop: &AtomicBool) -> [Vec<Strin
     while !stop.load(Ordering::Relaxed) {
         let names = kproxy.thread_names();
         let peak = &mut peaks[phase.load(Ordering::Relaxed)];
-        if names.len() > peak.len() {
+        // Later lists replace earlier ones: a thread has the name of its parent for a moment.
+        if names.len() >= peak.len() {
             *peak = names;
         }
         std::thread::sleep(Duration::from_millis(2));

@@ -73,6 +73,7 @@ impl<C: Completion> NativeProducer<C> {
             max_batch_bytes: MAX_BATCH_BYTES,
             max_request_bytes: MAX_REQUEST_BYTES,
             retry_backoff: settings.retry_backoff.min(),
+            max_retry_backoff: settings.retry_backoff.max(),
             is_idempotent: false,
         };
         let client = ClientConfig {

@@ -1,18 +1,22 @@
 //! Connects to brokers: look-up of the name, then for one address after another TCP, TLS, ApiVersions and SASL.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
+
+use log::{info, warn};
 
 use super::authenticate::Authenticator;
 use super::channel::{Channel, is_ip};
 use super::error::{ConnectionError, ConnectionErrorKind as Kind};
+use super::failure_log::FailureLog;
 use super::{Connection, before_request};
 use crate::kafka::config::{BrokerAddress, ConnectionConfig};
 use crate::kafka::resolve::Resolver;
 use crate::kafka::socket::Disconnect;
 use crate::kafka::stream::{Stream, StreamError};
 use crate::kafka::tls::TlsClient;
+use crate::locks::lock;
 
 /// Makes connections with the same settings. Clones share the settings, the resolver of names and the access token.
 #[derive(Clone, Debug)]
@@ -26,6 +30,7 @@ struct Shared {
     resolver: Resolver,
     /// What the security settings are made into, or why they cannot be used.
     security: Result<Security, String>,
+    failures: Mutex<FailureLog>,
 }
 
 #[derive(Debug)]
@@ -40,7 +45,9 @@ impl Connector {
     pub fn new(config: ConnectionConfig) -> Self {
         let resolver = Resolver::new();
         let security = Security::new(&config, &resolver);
-        Connector { shared: Arc::new(Shared { config: Arc::new(config), resolver, security }) }
+        Connector {
+            shared: Arc::new(Shared { config: Arc::new(config), resolver, security, failures: Mutex::default() }),
+        }
     }
 
     /// Returns why the security settings cannot be used, for instance that a file is not PEM.
@@ -60,8 +67,31 @@ impl Connector {
     }
 
     /// Like [`connect`](Self::connect); `disconnect`, which must be a new one, ends the attempt from another thread,
-    /// and later the connection.
+    /// and later the connection. Logs a failure that is new.
     pub fn connect_with(
+        &self,
+        address: &BrokerAddress,
+        deadline: Instant,
+        disconnect: &Disconnect,
+    ) -> Result<Connection, ConnectionError> {
+        let result = self.try_connect(address, deadline, disconnect);
+        match &result {
+            Ok(_) => {
+                if lock(&self.shared.failures).connected(address) {
+                    info!("broker {address}: connected again");
+                }
+            }
+            Err(_) if disconnect.stop().is_triggered() => {}
+            Err(error) => {
+                if lock(&self.shared.failures).failed(address, &error.reason, Instant::now()) {
+                    warn!("{error}");
+                }
+            }
+        }
+        result
+    }
+
+    fn try_connect(
         &self,
         address: &BrokerAddress,
         deadline: Instant,

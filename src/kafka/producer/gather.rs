@@ -49,7 +49,7 @@ use crate::kafka::record_batch::ProducerState;
 
 /// Epochs that are left when a new producer id is requested, so that the partition need not wait for the id.
 const EPOCH_RESERVE: i16 = 1000;
-/// Upper bound of [`Limits::retry_backoff`].
+/// Upper bound of [`Limits::max_retry_backoff`].
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(3600);
 /// Upper bound of the vectors that are kept for the next batches, and of their capacity.
 const MAX_SPARE_VECTORS: usize = 256;
@@ -109,7 +109,11 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     /// Returns a queue without partitions and messages.
     pub fn new(limits: Limits) -> Self {
         Gather {
-            limits: Limits { retry_backoff: limits.retry_backoff.min(MAX_RETRY_BACKOFF), ..limits },
+            limits: Limits {
+                retry_backoff: limits.retry_backoff.min(MAX_RETRY_BACKOFF),
+                max_retry_backoff: limits.max_retry_backoff.clamp(limits.retry_backoff.min(MAX_RETRY_BACKOFF), MAX_RETRY_BACKOFF),
+                ..limits
+            },
             partitions: Vec::new(),
             by_name: HashMap::new(),
             schedule: Schedule::default(),

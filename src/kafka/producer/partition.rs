@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::batch_size::BatchSize;
-use super::outcome::{BrokerId, EndedMessage, Gathered, Limits, MAX_BACKOFF_FACTOR, Outcome, Stored};
+use super::outcome::{BrokerId, EndedMessage, Gathered, Limits, Outcome, Stored};
 use crate::kafka::record_batch::ProducerState;
 
 /// Capacity above which the memory of an empty queue is freed.
@@ -310,10 +310,10 @@ impl<M: Gathered> Partition<M> {
     }
 
     fn begin_backoff(&mut self, limits: &Limits, now: Instant) {
-        let factor = 2_u32.saturating_pow(self.failure_count).min(MAX_BACKOFF_FACTOR);
+        let factor = 2_u32.saturating_pow(self.failure_count);
         self.failure_count = self.failure_count.saturating_add(1);
         self.failed_at = Some(now);
-        self.not_before = Some(now + limits.retry_backoff * factor);
+        self.not_before = Some(now + limits.retry_backoff.saturating_mul(factor).min(limits.max_retry_backoff));
     }
 
     fn reset_backoff(&mut self) {
