@@ -111,7 +111,9 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         Gather {
             limits: Limits {
                 retry_backoff: limits.retry_backoff.min(MAX_RETRY_BACKOFF),
-                max_retry_backoff: limits.max_retry_backoff.clamp(limits.retry_backoff.min(MAX_RETRY_BACKOFF), MAX_RETRY_BACKOFF),
+                max_retry_backoff: limits
+                    .max_retry_backoff
+                    .clamp(limits.retry_backoff.min(MAX_RETRY_BACKOFF), MAX_RETRY_BACKOFF),
                 ..limits
             },
             partitions: Vec::new(),

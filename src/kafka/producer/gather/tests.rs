@@ -45,7 +45,13 @@ struct TestQueue {
 impl TestQueue {
     /// Returns a queue with batches of at most 30 bytes and requests of at most 50 bytes.
     fn new(is_idempotent: bool) -> TestQueue {
-        let limits = Limits { max_batch_bytes: 30, max_request_bytes: 50, retry_backoff: BACKOFF, max_retry_backoff: MAX_BACKOFF_FACTOR * BACKOFF, is_idempotent };
+        let limits = Limits {
+            max_batch_bytes: 30,
+            max_request_bytes: 50,
+            retry_backoff: BACKOFF,
+            max_retry_backoff: MAX_BACKOFF_FACTOR * BACKOFF,
+            is_idempotent,
+        };
         TestQueue { gather: Gather::new(limits), now: Instant::now(), ended: Vec::new(), sendings: BTreeMap::new() }
     }
 

@@ -104,7 +104,13 @@ impl Gathered for Counted<'_> {
 #[test]
 fn an_expiry_visits_only_the_partitions_with_messages_that_are_due() {
     let (lookups, now) = (Cell::new(0), Instant::now());
-    let limits = Limits { max_batch_bytes: 30, max_request_bytes: 50, retry_backoff: BACKOFF, max_retry_backoff: 8 * BACKOFF, is_idempotent: false };
+    let limits = Limits {
+        max_batch_bytes: 30,
+        max_request_bytes: 50,
+        retry_backoff: BACKOFF,
+        max_retry_backoff: 8 * BACKOFF,
+        is_idempotent: false,
+    };
     let mut gather = Gather::new(limits);
     for name in 0..10_000_u64 {
         let partition = gather.partition(name);
