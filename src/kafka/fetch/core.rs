@@ -25,7 +25,9 @@ mod results;
 mod tests;
 
 pub(super) use leaders::MetadataWork;
-pub(super) use plan::{BrokerVersions, FetchPlan, PartitionQuery, QueryPlan, QueryResults, Work};
+pub(super) use plan::{BrokerVersions, FetchPlan, QueryPlan, Work};
+#[cfg(test)]
+pub(super) use plan::{PartitionQuery, QueryResults};
 
 /// Largest number of errors kept for the next polls. Further errors are dropped; an error that lasts is reported again.
 const MAX_PENDING_ERRORS: usize = 64;
