@@ -20,7 +20,8 @@
 //! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
 //!   kproxy may have between request and answer.
 //! - **seam**: the module that hides a client library: [`broker`] for Kafka, [`keeper`] for ZooKeeper. **engine**: one
-//!   of the Kafka clients behind the seam: librdkafka, the `kafka` crate, or a broker in memory for unit tests.
+//!   of the Kafka clients behind the seam: `native` (the client in [`kafka`]), the `kafka` crate, or a broker in memory
+//!   for unit tests.
 //! - **the original**: the Go programs that this crate replaces. **story**: an end-to-end test, in `tests/stories`.
 //!
 //! # The three flows
@@ -57,15 +58,14 @@
 //! There is no async runtime. Only [`supervise`] starts our own threads, each with a name:
 //!
 //! - The threads of a [`Supervisor`](supervise::Supervisor) do the work; the configuration fixes their number. The
-//!   threads `kafka-acks-…`, one for each acks level of each librdkafka producer, start on first use; the others start
-//!   with their group.
+//!   threads of the Kafka client that send to a broker or fetch from it (`kafka-BROKER-LEVEL`, `kafka-fetch-BROKER`)
+//!   start on first use, the others with their group.
 //! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: those of the `kafka` crate
 //!   (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-close`), and the search for a
 //!   ZooKeeper server (`zk-search`). They start when a client is needed, and may be abandoned while they hang. The code
 //!   that starts them bounds their number.
 //!
-//! Libraries start further threads: librdkafka `rdk:main` and one `rdk:broker…` per broker for each client, the
-//! `zookeeper` crate two for each client.
+//! The `zookeeper` crate starts two further threads for each client.
 //!
 //! # What is deliberately absent
 //!

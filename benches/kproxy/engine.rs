@@ -1,5 +1,6 @@
-//! Measures librdkafka without HTTP: a closed loop in this process keeps a fixed number of messages in flight.
+//! Measures an engine without HTTP: a closed loop in this process keeps a fixed number of messages in flight.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,24 +26,33 @@ impl Completion for Done {
 /// A loop that starts one append for each append that completes, so that the number in flight is constant.
 struct ClosedLoop {
     producer: Arc<dyn Producer<Done>>,
-    topic: Arc<str>,
-    size: usize,
-    acks: Acks,
+    load: Load,
+    topics: Vec<Arc<str>>,
+    next_random: Cell<u64>,
     sender: Sender<(Instant, AppendResult)>,
     done: Receiver<(Instant, AppendResult)>,
 }
 
 impl ClosedLoop {
     fn append(&self) {
+        let random = self.random();
         let record = Record {
-            topic: Arc::clone(&self.topic),
+            topic: Arc::clone(&self.topics[random as usize % self.topics.len()]),
             partition: None,
-            key: None,
-            value: vec![b'x'; self.size],
+            key: self.load.has_keys.then(|| random.to_string().into_bytes()),
+            value: vec![b'x'; self.load.size],
             headers: Vec::new(),
             timestamp_ms: None,
         };
-        self.producer.append(record, self.acks, Done(self.sender.clone(), Instant::now()));
+        self.producer.append(record, self.load.acks, Done(self.sender.clone(), Instant::now()));
+    }
+
+    /// The next number of a linear congruential generator (Knuth's MMIX), without its low bits.
+    fn random(&self) -> u64 {
+        let next =
+            self.next_random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.next_random.set(next);
+        next >> 33
     }
 
     /// Waits until one append has completed; returns its latency.
@@ -71,8 +81,21 @@ impl ClosedLoop {
     }
 }
 
-/// Measures appends to `topic` for `seconds`, with `in_flight` messages of `size` bytes in flight.
-pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks: Acks, seconds: u32) -> Measurement {
+/// The load of one measurement.
+#[derive(Clone, Copy)]
+pub(crate) struct Load {
+    /// Messages in flight.
+    pub(crate) in_flight: u32,
+    /// Bytes of a value.
+    pub(crate) size: usize,
+    pub(crate) acks: Acks,
+    /// Random keys; without keys the engine chooses the partition.
+    pub(crate) has_keys: bool,
+    pub(crate) seconds: u32,
+}
+
+/// Measures `engine` with appends to random ones of `topics`.
+pub(crate) fn run(brokers: &str, engine: Engine, topics: &[String], load: Load) -> Measurement {
     let config = ProducerConfig {
         partitioner: PartitionerKind::Fnv1a,
         max_message_bytes: 10 << 20,
@@ -80,17 +103,18 @@ pub(crate) fn run(brokers: &str, topic: &str, in_flight: u32, size: usize, acks:
         timeout: Duration::from_secs(30),
     };
     let group = Supervisor::new("engine", Stop::new());
-    let producer = broker::producer(&broker_config(brokers, Engine::Auto), config, &group)
-        .expect("creating a producer needs no broker");
+    let producer =
+        broker::producer(&broker_config(brokers, engine), config, &group).expect("creating a producer needs no broker");
     // The channel has one place for each message in flight, so that a completion never blocks.
-    let (sender, done) = bounded(in_flight as usize);
-    let closed_loop = ClosedLoop { producer, topic: topic.into(), size, acks, sender, done };
-    // The first append waits for the metadata of the topic, so it completes before the measurement.
-    closed_loop.append();
-    closed_loop.wait_for_one();
+    let (sender, done) = bounded((load.in_flight as usize).max(topics.len()));
+    let topics = topics.iter().map(|topic| Arc::from(&**topic)).collect();
+    let closed_loop = ClosedLoop { producer, load, topics, next_random: Cell::new(1), sender, done };
+    // The first appends wait for the metadata of the topics and for connections, so they complete before the
+    // measurement.
+    closed_loop.run(load.in_flight, Duration::from_millis(500));
 
     let (started, cpu) = (Instant::now(), cpu_time(libc::RUSAGE_SELF));
-    let latencies_us = closed_loop.run(in_flight, Duration::from_secs(seconds.into()));
+    let latencies_us = closed_loop.run(load.in_flight, Duration::from_secs(load.seconds.into()));
     let (took, cpu) = (started.elapsed(), cpu_time(libc::RUSAGE_SELF) - cpu);
     closed_loop.producer.close(Duration::from_secs(5));
     drop(closed_loop);

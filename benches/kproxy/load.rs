@@ -22,8 +22,8 @@ pub(crate) struct Measurement {
 impl Measurement {
     pub(crate) fn print_heading() {
         println!(
-            "{:<18} {:>6} {:>10} {:>9} {:>9}    CPU us per request {:>12} {:>8}\n\
-             {:<18} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
+            "{:<32} {:>6} {:>10} {:>9} {:>9}    CPU us per request {:>12} {:>8}\n\
+             {:<32} {:>6} {:>10} {:>9} {:>9} {:>7} {:>6} {:>6}",
             "", "conns", "requests/s", "p50", "p99", "RSS", "threads", "", "", "", "", "", "kproxy", "load", "broker"
         );
     }
@@ -35,7 +35,7 @@ impl Measurement {
         };
         let [daemon, load, broker] = self.cpu_us.map(|us| us.map_or_else(String::new, |us| format!("{us:.1}")));
         println!(
-            "{name:<18} {connections:>6} {:>10.0} {:>9} {:>9} {daemon:>7} {load:>6} {broker:>6} {rss:>12} {threads:>8}\
+            "{name:<32} {connections:>6} {:>10.0} {:>9} {:>9} {daemon:>7} {load:>6} {broker:>6} {rss:>12} {threads:>8}\
              {}",
             self.rate, self.p50, self.p99, self.errors
         );

@@ -5,7 +5,7 @@
 //! machine varies between runs, so two upper bounds are measured in the same run:
 //!
 //! - "no Kafka": the same kproxy answers `GET /healthz`;
-//! - "engine alone": librdkafka in this process, with one message in flight for each connection and no HTTP.
+//! - "engine alone": the Kafka client in this process, with one message in flight for each connection and no HTTP.
 //!
 //! The CPU time of the load generator and the broker is shown too, since they share the cores with kproxy. Further
 //! tables show: half of the maximum rate over few and many connections, so that every process has CPU to spare; body
@@ -17,6 +17,7 @@
 
 mod compare;
 mod engine;
+mod engines;
 #[path = "../../tests/stories/harness/mod.rs"]
 mod harness;
 mod load;
@@ -27,7 +28,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::{Cluster, Daemon, Kafka, Kproxy, configs, wait_until};
-use kafka_http_wrapper::broker::Acks;
+use kafka_http_wrapper::broker::{Acks, Engine};
 use kafka_http_wrapper::daemon::raise_open_files;
 
 const PARTITIONS: i32 = 8;
@@ -54,6 +55,9 @@ fn main() {
     let connections = if numbers.len() > 1 { &numbers[1..] } else { &[8, 64, 512, 4_096] };
     raise_open_files();
     print_machine();
+    if std::env::var_os("ENGINES").is_some_and(|engines| !engines.is_empty()) {
+        return engines::run(seconds);
+    }
     if let Some(folder) = std::env::var_os("BASELINE").filter(|folder| !folder.is_empty()) {
         return compare::run(&PathBuf::from(folder), seconds, connections);
     }
@@ -74,8 +78,7 @@ fn main() {
     for &count in connections {
         bench.commits(count, SMALL, 1, seconds).print(&format!("{SMALL} B, acks=1"), count);
         bench.no_kafka(count).print("no Kafka", count);
-        engine::run(&bench.cluster.brokers, &bench.topic, count, SMALL, Acks::Leader, seconds)
-            .print("engine alone", count);
+        bench.engine_alone(count, SMALL, Acks::Leader).print("engine alone", count);
     }
     println!();
     bench.same_rate(connections);
@@ -83,7 +86,7 @@ fn main() {
     for size in [SMALL, LARGE] {
         for (acks, level) in [(0, Acks::None), (1, Acks::Leader), (-1, Acks::All)] {
             bench.commits(USUAL, size, acks, seconds).print(&format!("{size} B, acks={acks}"), USUAL);
-            engine::run(&bench.cluster.brokers, &bench.topic, USUAL, size, level, seconds).print("engine alone", USUAL);
+            bench.engine_alone(USUAL, size, level).print("engine alone", USUAL);
         }
     }
     println!();
@@ -103,6 +106,11 @@ impl Bench {
     fn posts(&self, connections: u32, size: usize, acks: i32, seconds: u32, lua: &str) -> load::Measurement {
         let script = write_script(&self.kproxy, size, lua);
         load::run(self.processes(), &self.kproxy.url(&self.commit_path(acks)), &["-s", &script], connections, seconds)
+    }
+
+    fn engine_alone(&self, in_flight: u32, size: usize, acks: Acks) -> load::Measurement {
+        let load = engine::Load { in_flight, size, acks, has_keys: false, seconds: self.seconds };
+        engine::run(&self.cluster.brokers, Engine::Auto, std::slice::from_ref(&self.topic), load)
     }
 
     fn no_kafka(&self, connections: u32) -> load::Measurement {

@@ -27,6 +27,16 @@ impl Backoff {
         Backoff { min, max: max.max(min), base: min }
     }
 
+    /// Returns the shortest pause, before jitter.
+    pub fn min(&self) -> Duration {
+        self.min
+    }
+
+    /// Returns the longest pause.
+    pub fn max(&self) -> Duration {
+        self.max
+    }
+
     /// Returns the pause before the next attempt. Call it once after each failed attempt.
     #[allow(clippy::should_implement_trait, reason = "an endless iterator would invite collecting it")]
     pub fn next(&mut self) -> Duration {

@@ -23,7 +23,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// harm, and a broker with a wrong value must not silence a client for days.
 const MAX_THROTTLE: Duration = Duration::from_secs(60);
 
-/// Returns the back-off between attempts to get another answer from the brokers.
+/// Returns the back-off between attempts to reach a broker, or to get another answer from it.
 pub(super) fn new_backoff() -> Backoff {
     Backoff::new(MIN_BACKOFF, MAX_BACKOFF)
 }
@@ -113,7 +113,7 @@ impl PooledBroker {
     /// Makes a broker without a connection.
     pub(super) fn new(connector: Connector, address: BrokerAddress) -> Self {
         let used = Instant::now();
-        let backoff = connector.config().reconnect_backoff.clone();
+        let backoff = new_backoff();
         PooledBroker { connector, address, connection: None, used, throttled_until: None, backoff, failed: None }
     }
 

@@ -77,10 +77,22 @@ impl MetadataClient {
     pub fn request(&mut self, topics: MetadataTopics, deadline: Instant) -> Result<MetadataResponse, ClientError> {
         let mut response = match topics {
             MetadataTopics::Names(names) => self.request_names(names, deadline)?,
-            topics => self.request_topics(topics, deadline)?,
+            topics => self.request_topics(topics, false, deadline)?,
         };
         let mut seen = HashSet::new();
         response.topics.retain(|topic| seen.insert(Arc::clone(&topic.name)));
+        Ok(response)
+    }
+
+    /// Requests one topic; a broker with `auto.create.topics.enable` creates it if it does not exist. Such a broker
+    /// reports the topic as missing or without a leader at first.
+    pub fn request_or_create(&mut self, topic: &Arc<str>, deadline: Instant) -> Result<MetadataResponse, ClientError> {
+        if topic.len() > MAX_TOPIC_NAME_BYTES {
+            return self.request_names(vec![Arc::clone(topic)], deadline);
+        }
+        let mut response = self.request_topics(MetadataTopics::Names(vec![Arc::clone(topic)]), true, deadline)?;
+        response.topics.retain(|found| found.name == *topic);
+        response.topics.truncate(1);
         Ok(response)
     }
 
@@ -91,10 +103,10 @@ impl MetadataClient {
         let mut chunks = names.chunks(MAX_NAMES);
         // An empty list of names is a request for no topics, not for all.
         let first = chunks.next().map_or(MetadataTopics::None, |chunk| MetadataTopics::Names(chunk.to_vec()));
-        let mut merged = self.request_topics(first, deadline)?;
+        let mut merged = self.request_topics(first, false, deadline)?;
         for chunk in chunks {
             let mut topics = merged.topics;
-            merged = self.request_topics(MetadataTopics::Names(chunk.to_vec()), deadline)?;
+            merged = self.request_topics(MetadataTopics::Names(chunk.to_vec()), false, deadline)?;
             topics.append(&mut merged.topics);
             merged.topics = topics;
         }
@@ -107,8 +119,13 @@ impl MetadataClient {
         Ok(merged)
     }
 
-    fn request_topics(&mut self, topics: MetadataTopics, deadline: Instant) -> Result<MetadataResponse, ClientError> {
-        let request = MetadataRequest { topics, allow_auto_create: false };
+    fn request_topics(
+        &mut self,
+        topics: MetadataTopics,
+        allow_auto_create: bool,
+        deadline: Instant,
+    ) -> Result<MetadataResponse, ClientError> {
+        let request = MetadataRequest { topics, allow_auto_create };
         let response = self.on_any_broker("metadata request", deadline, |broker, until| {
             let response = broker.call(&request, until)?;
             broker.throttle(response.throttle_time_ms);

@@ -11,6 +11,7 @@
 //! - [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
 //! - [`producer`]: the record queue of a producer.
 //! - [`metadata`]: brokers, topics and partition leaders as values. [`error_code`]: names of the error codes.
+//! - [`fetch`]: reads messages from offsets that the owner chooses, with threads.
 //! - `sasl`: the SASL mechanisms.
 //!
 //! These do IO, with a deadline for each call; each one uses only those before it.
@@ -20,6 +21,8 @@
 //! - `socket`, `tls`, `stream`: TCP, TLS, and a byte stream over one of them.
 //! - `oauth`: access tokens from a token endpoint.
 //! - [`connection`]: one connection to a broker, authenticated, with requests and responses.
+//! - [`metadata`], [`metadata_client`]: brokers, topics and leaders. [`broker_pool`]: a connection for each broker.
+//! - [`producer`]: sends messages. [`group`]: membership in a consumer group.
 //! - [`broker_pool`]: the connections to the brokers of a cluster, with back-off and throttle times.
 //! - [`metadata_client`]: requests that any broker can answer: metadata, coordinators.
 //! - [`fetch`]: reads messages from offsets that the owner chooses; a thread a broker.
@@ -38,6 +41,9 @@ pub mod connection;
 pub mod error_code;
 pub mod fetch;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz_targets;
+pub mod group;
 pub mod metadata;
 pub mod metadata_client;
 mod oauth;
@@ -55,5 +61,9 @@ mod socket;
 mod stream;
 #[cfg(test)]
 mod test_server;
+#[cfg(test)]
+pub mod testkit;
+#[cfg(test)]
+mod testkit_tests;
 mod tls;
 pub mod wire;

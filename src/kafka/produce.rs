@@ -11,7 +11,8 @@ use super::wire::{Malformed, WireReader, put_length, put_string, put_unsigned_va
 pub const API_KEY: i16 = 0;
 /// The lowest and the highest supported version.
 pub const VERSIONS: (i16, i16) = (3, 12);
-const FIRST_FLEXIBLE: i16 = 9;
+/// The first version whose headers and structures have tagged fields and compact lengths.
+pub const FIRST_FLEXIBLE: i16 = 9;
 
 /// The record data for one partition.
 #[derive(Clone, Copy, Debug)]

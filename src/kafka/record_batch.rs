@@ -70,6 +70,11 @@ impl BatchBuilder {
         HEADER_BYTES + self.records.len()
     }
 
+    /// Returns the bytes that the builder has allocated.
+    pub fn allocated_bytes(&self) -> usize {
+        self.records.capacity()
+    }
+
     /// Returns the bytes by which `record` would enlarge the batch, before compression.
     pub fn cost_of(&self, record: &RecordView) -> usize {
         let body = self.body_len(record);

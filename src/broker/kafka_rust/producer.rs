@@ -95,10 +95,8 @@ impl<C: Completion> Drop for KafkaRustProducer<C> {
 }
 
 impl<C: Completion> ProducerEngine<C> for Workers<C> {
-    const CHOOSES_PARTITIONS: bool = true;
-
     fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
-        let PendingAppend { record, acks, completion, deadline, .. } = append;
+        let PendingAppend { record, acks, completion, deadline } = append;
         if !record.headers.is_empty() || record.timestamp_ms.is_some() {
             let reason = "record headers and timestamps need kafka_client: native".to_owned();
             return Err((completion, not_stored(AppendFailure::Unsupported, reason)));

@@ -7,11 +7,12 @@ mod config;
 mod declined;
 mod fetcher;
 mod log_ends;
-#[allow(dead_code, reason = "the producer of this engine is not written yet")]
+mod producer;
 mod producer_settings;
 mod settings;
 mod values;
 
 pub(super) use fetcher::NativeFetcher;
 pub(super) use log_ends::NativeLogEnds;
+pub(super) use producer::NativeProducer;
 pub(super) use settings::validate;

@@ -178,6 +178,11 @@ impl Channel {
         Ok(())
     }
 
+    /// Notes that the latest request gets no response.
+    pub(super) fn expect_no_response(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
     /// Sends bytes with a length prefix only and returns those of the answer: SASL after SaslHandshake version 0.
     pub(super) fn call_raw(&mut self, message: &[u8], deadline: Instant) -> Result<Vec<u8>, ConnectionError> {
         self.output.clear();

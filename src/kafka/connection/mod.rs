@@ -89,6 +89,11 @@ impl Connection {
         self.channel.send_with(api_key, version, flexible, deadline, body)
     }
 
+    /// Notes that a request, the latest one sent, gets no response: Produce with acks=0.
+    pub fn expect_no_response(&mut self, _sent: SentRequest) {
+        self.channel.expect_no_response();
+    }
+
     /// Waits for the response to the oldest request without one.
     pub fn receive<R: Request>(
         &mut self,

@@ -7,29 +7,57 @@
 //!
 //! A batch that may be stored is retried unchanged, with its sequence number, so that the broker recognises a
 //! duplicate. If the broker cannot recognise it any more, or its messages reach their deadline, the messages end as
-//! [`Stored::Unknown`] and are not retried; the partition continues with a new producer id or epoch.
+//! [`Stored::Unknown`] and are not retried. The partition then continues with the next epoch of its producer id, which
+//! needs no request (KIP-360; Kafka: TransactionManager.bumpIdempotentProducerEpoch). Brokers check epochs and sequence
+//! numbers by partition, so each partition has an epoch of its own, and no other partition is concerned. A new producer
+//! id is needed only after the last epoch, or if the broker has a higher epoch; see [`Gather::needs_producer`].
 //!
-//! Invariants: each message ends exactly once; [`Stored::No`] is reported only for a message that was never sent, or
-//! whose batches were all reported as not stored; with idempotence no message is stored twice.
+//! Without idempotence a batch that may be stored is retried, too, and may then be stored twice.
+//!
+//! Invariants:
+//!
+//! - Each message ends exactly once.
+//! - [`Stored::No`] is reported only for a message that was never sent, or whose batches were all reported as not
+//!   stored.
+//! - With idempotence no message is stored twice, and none is stored behind a later message that was confirmed, as long
+//!   as the partition keeps its producer id.
+//! - A partition with a leader and a batch to send is in the queue of that leader, or waits for a producer id. The call
+//!   that puts it there returns the leader, so that the caller can wake the sender of that broker.
+//!
+//! Cost: [`Gather::append`] takes constant time; the other calls take time for the messages that they send or end, and
+//! logarithmic time for each of their partitions. Memory grows with the messages that have not ended, and with the
+//! partitions and brokers ever named.
 //!
 //! The caller guarantees:
 //!
 //! - [`Gather::complete`] is called for each sending, at the latest when its request times out. A response that arrives
 //!   later is harmless: its [`Sending`] is no longer in flight, and the call is ignored.
-//! - A pair of producer id and epoch is used once. A new epoch of the same id is better than a new id: the broker then
-//!   rejects a delayed copy of an earlier batch, which it would otherwise append behind later messages.
+//! - The messages of a partition are appended in the order of their deadlines. A message that is behind one with a
+//!   later deadline may end as late as that one.
+//! - A producer id is given to [`Gather::set_producer`] once.
+//! - [`Gather::take`] is not called while the broker is unreachable or has throttled the client.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hash;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::outcome::{BatchResult, BrokerId, EndedMessage, Gathered, Limits, Outcome, Stored};
+use super::outcome::{BatchResult, BrokerId, EndedMessage, Gathered, Limits};
 use super::partition::Partition;
+use super::schedule::Schedule;
 use crate::kafka::record_batch::ProducerState;
 
+/// Epochs that are left when a new producer id is requested, so that the partition need not wait for the id.
+const EPOCH_RESERVE: i16 = 1000;
+/// Upper bound of [`Limits::max_retry_backoff`].
+const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(3600);
+/// Upper bound of the vectors that are kept for the next batches, and of their capacity.
+const MAX_SPARE_VECTORS: usize = 256;
+const MAX_SPARE_CAPACITY: usize = 1024;
+
 /// Identifies a partition within one [`Gather`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PartitionIndex(usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionIndex(pub(super) usize);
 
 /// Identifies one sending of a batch, so that a late response to an earlier sending is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,26 +87,45 @@ pub struct Gather<K, M> {
     limits: Limits,
     partitions: Vec<Partition<M>>,
     by_name: HashMap<K, PartitionIndex>,
-    /// Partitions that may have a batch to send, by leader. An entry is stale if the partition has another leader or
-    /// is not marked as listed.
-    listed: HashMap<BrokerId, VecDeque<PartitionIndex>>,
-    /// Producer id and epoch of new batches: `None` until [`Gather::set_producer`] is called, (-1, -1) without
-    /// idempotence.
+    schedule: Schedule,
+    /// Earliest deadlines, at least one entry for each partition with messages; see [`Partition::indexed_deadline`]. An
+    /// entry with another time than the partition states is stale.
+    deadlines: BinaryHeap<Reverse<(Instant, PartitionIndex)>>,
+    /// Producer id and epoch of partitions that have no id or need a new one: `None` until [`Gather::set_producer`] is
+    /// called.
     producer: Option<(i64, i16)>,
+    /// Whether a partition needs another id than that of `producer`, or will soon need it.
+    needs_new_id: bool,
+    /// Messages that have not ended.
+    message_count: usize,
+    in_flight_count: usize,
     /// Sendings so far.
     sending_count: u64,
+    /// Empty vectors of ended batches, for the next batches.
+    spare: Vec<Vec<Option<M>>>,
 }
 
 impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     /// Returns a queue without partitions and messages.
     pub fn new(limits: Limits) -> Self {
         Gather {
-            limits,
+            limits: Limits {
+                retry_backoff: limits.retry_backoff.min(MAX_RETRY_BACKOFF),
+                max_retry_backoff: limits
+                    .max_retry_backoff
+                    .clamp(limits.retry_backoff.min(MAX_RETRY_BACKOFF), MAX_RETRY_BACKOFF),
+                ..limits
+            },
             partitions: Vec::new(),
             by_name: HashMap::new(),
-            listed: HashMap::new(),
-            producer: (!limits.is_idempotent).then_some((-1, -1)),
+            schedule: Schedule::default(),
+            deadlines: BinaryHeap::new(),
+            producer: None,
+            needs_new_id: false,
+            message_count: 0,
+            in_flight_count: 0,
             sending_count: 0,
+            spare: Vec::new(),
         }
     }
 
@@ -87,108 +134,125 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         let next = PartitionIndex(self.partitions.len());
         let index = *self.by_name.entry(name).or_insert(next);
         if index == next {
-            self.partitions.push(Partition {
-                leader: None,
-                waiting: VecDeque::new(),
-                batch: None,
-                not_before: None,
-                is_listed: false,
-                producer: ProducerState::NONE,
-                needs_new_producer: false,
-            });
+            self.partitions.push(Partition::new());
+            self.schedule.add_partition();
         }
         index
     }
 
     /// Sets the leader of a partition; returns the leader if it now has a batch to send. While a batch is in flight to
-    /// the former leader, the new leader is sent no batch of this partition.
+    /// the former leader, the new leader is sent no batch of this partition. A back-off is shortened to that of a first
+    /// failure.
     pub fn set_leader(&mut self, index: PartitionIndex, leader: Option<BrokerId>) -> Option<BrokerId> {
         let partition = &mut self.partitions[index.0];
         if partition.leader == leader {
             return None;
         }
-        // The queue of the former leader may still contain the partition; `take` skips that entry.
         partition.leader = leader;
-        partition.is_listed = false;
-        self.list(index)
+        partition.shorten_backoff(&self.limits);
+        self.schedule.remove(index);
+        self.schedule(index)
     }
 
     /// Queues a message; returns the leader if this call put the partition into the queue of its leader.
     pub fn append(&mut self, index: PartitionIndex, message: M) -> Option<BrokerId> {
-        self.partitions[index.0].waiting.push_back(message);
-        self.list(index)
+        let partition = &mut self.partitions[index.0];
+        let deadline = message.deadline();
+        if partition.indexed_deadline.is_none_or(|indexed| deadline < indexed) {
+            partition.indexed_deadline = Some(deadline);
+            self.deadlines.push(Reverse((deadline, index)));
+        }
+        partition.waiting.push_back(message);
+        self.message_count += 1;
+        // Behind other waiting messages nothing changes: the partition is scheduled, has a batch in flight, or has no
+        // leader.
+        if partition.waiting.len() > 1 { None } else { self.schedule(index) }
     }
 
-    /// Sets the producer id and epoch of new batches; returns the brokers that may have a batch to send. A batch that
-    /// exists already, in flight or to be retried, keeps its id and epoch.
+    /// Sets the producer id, and its first epoch, of partitions that have no id or need a new one; returns the brokers
+    /// that may have a batch to send. Other partitions keep their id.
     pub fn set_producer(&mut self, producer_id: i64, epoch: i16) -> Vec<BrokerId> {
         self.producer = Some((producer_id, epoch));
+        self.needs_new_id = false;
         for index in 0..self.partitions.len() {
-            self.list(PartitionIndex(index));
+            self.note_need_of_id(PartitionIndex(index));
         }
-        self.listed.keys().copied().collect()
+        let awaiting = self.schedule.take_awaiting_producer();
+        let mut brokers: Vec<_> = awaiting.into_iter().filter_map(|index| self.schedule(index)).collect();
+        brokers.sort_unstable();
+        brokers.dedup();
+        brokers
     }
 
-    /// Whether [`Gather::set_producer`] must be called before some partition can send its next batch.
+    /// Whether [`Gather::set_producer`] must be called: some partition cannot send its next batch before, or will soon
+    /// have used up the epochs of its id. May become true by each call that takes, completes or ends messages.
     pub fn needs_producer(&self) -> bool {
-        self.producer.is_none()
-            || self.partitions.iter().any(|partition| {
-                partition.needs_new_producer
-                    && Some((partition.producer.producer_id, partition.producer.epoch)) == self.producer
-            })
+        self.limits.is_idempotent && (self.producer.is_none() || self.needs_new_id)
     }
 
-    fn list(&mut self, index: PartitionIndex) -> Option<BrokerId> {
-        let partition = &mut self.partitions[index.0];
+    /// Returns the partitions that wait for a producer id. Their messages may have ended meanwhile.
+    pub fn awaiting_producer(&self) -> &[PartitionIndex] {
+        self.schedule.awaiting_producer()
+    }
+
+    fn note_need_of_id(&mut self, index: PartitionIndex) {
+        let partition = &self.partitions[index.0];
+        let is_needed = partition.needs_new_id || partition.producer.epoch > i16::MAX - EPOCH_RESERVE;
+        if is_needed && self.producer.is_some_and(|(id, _)| id == partition.producer.producer_id) {
+            self.needs_new_id = true;
+        }
+    }
+
+    /// Puts a partition that has a batch to send into the queue of its leader, unless it is there; returns the leader. A
+    /// partition that waits for a producer id stays where it is; its leader is returned, so that its sender requests the
+    /// id.
+    fn schedule(&mut self, index: PartitionIndex) -> Option<BrokerId> {
+        let partition = &self.partitions[index.0];
         let leader = partition.leader?;
-        let in_flight = partition.batch.as_ref().is_some_and(|batch| batch.in_flight.is_some());
-        if partition.is_listed || in_flight || (partition.batch.is_none() && partition.waiting.is_empty()) {
+        if !partition.has_batch_to_send() {
             return None;
         }
-        partition.is_listed = true;
-        self.listed.entry(leader).or_default().push_back(index);
+        if self.schedule.is_scheduled(index) {
+            return self.schedule.is_awaiting_producer(index).then_some(leader);
+        }
+        self.schedule.add(index, leader, partition.not_before);
         Some(leader)
     }
 
     /// Passes the batches of one request to `broker` to `send` and marks them as in flight. Returns the time at which
     /// to call `take` again: `now` if the request is full and more batches wait, else the earliest end of a back-off.
     pub fn take(&mut self, broker: BrokerId, now: Instant, mut send: impl FnMut(BatchToSend<M>)) -> Option<Instant> {
-        let mut listed = self.listed.remove(&broker).unwrap_or_default();
-        let (mut kept, mut next_due, mut request_bytes) = (VecDeque::new(), None::<Instant>, 0);
-        while let Some(index) = listed.pop_front() {
+        let queue = self.schedule.queue(broker)?;
+        self.schedule.end_backoffs(queue, now);
+        let mut request_bytes = 0_usize;
+        while let Some(index) = self.schedule.pop_ready(queue) {
             let partition = &mut self.partitions[index.0];
-            // A stale entry: the partition changed its leader, or an earlier entry was handled already.
-            if partition.leader != Some(broker) || !partition.is_listed {
+            if !partition.has_batch_to_send() {
+                // The messages have ended while the partition was in the queue.
                 continue;
             }
-            if let Some(due) = partition.not_before.filter(|due| *due > now) {
-                next_due = Some(next_due.map_or(due, |next| next.min(due)));
-                kept.push_back(index);
+            let is_unchanged_retry = partition.batch.is_some();
+            if !is_unchanged_retry && self.limits.is_idempotent && !partition.choose_producer(self.producer) {
+                self.schedule.await_producer(index);
                 continue;
             }
-            if partition.batch.is_none() && !partition.form_batch(self.limits, self.producer) {
-                // A partition with messages waits for a producer id; a partition without messages leaves the queue.
-                if partition.waiting.is_empty() {
-                    partition.is_listed = false;
-                } else {
-                    kept.push_back(index);
-                }
-                continue;
-            }
-            let Some(batch) = &mut partition.batch else { continue };
-            let bytes: usize = batch.messages.iter().flatten().map(Gathered::cost_bytes).sum();
-            if request_bytes > 0 && request_bytes + bytes > self.limits.max_request_bytes {
+            let (count, bytes) = match &partition.batch {
+                Some(batch) => (0, batch.bytes),
+                None => partition.next_batch(&self.limits),
+            };
+            if request_bytes > 0 && request_bytes.saturating_add(bytes) > self.limits.max_request_bytes {
                 // The partition is the first of the next request, so that large batches of others cannot starve it.
-                kept.push_front(index);
-                kept.extend(listed);
-                next_due = Some(now);
-                break;
+                self.schedule.push_first(index, queue);
+                return Some(now);
             }
-            request_bytes += bytes;
-            partition.is_listed = false;
+            request_bytes = request_bytes.saturating_add(bytes);
+            if !is_unchanged_retry {
+                partition.form_batch(count, bytes, self.spare.pop().unwrap_or_default());
+            }
             partition.not_before = None;
-            let is_unchanged_retry = std::mem::replace(&mut batch.was_sent, true);
+            let Some(batch) = &mut partition.batch else { continue };
             self.sending_count += 1;
+            self.in_flight_count += 1;
             batch.in_flight = Some(self.sending_count);
             send(BatchToSend {
                 sending: Sending { partition: index, number: self.sending_count },
@@ -197,10 +261,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
                 is_unchanged_retry,
             });
         }
-        if !kept.is_empty() {
-            self.listed.insert(broker, kept);
-        }
-        next_due
+        self.schedule.next_due(queue)
     }
 
     /// Handles the result of one sending and passes each message that has ended to `end`. A sending that is no longer
@@ -213,76 +274,140 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         now: Instant,
         end: &mut impl FnMut(EndedMessage<M>),
     ) -> Option<BrokerId> {
-        let backoff_end = now + self.limits.retry_backoff;
         let Sending { partition: index, number } = sending;
-        let partition = &mut self.partitions[index.0];
+        let (partition, limits) = (&mut self.partitions[index.0], &self.limits);
         let mut batch = partition.batch.take_if(|batch| batch.in_flight == Some(number))?;
         batch.in_flight = None;
-        match result {
-            BatchResult::Stored(base) => {
-                partition.advance_sequence(&batch);
-                for (position, message) in batch.messages.into_iter().enumerate() {
-                    if let Some(message) = message {
-                        end((message, Outcome::Appended(base.map(|base| base + position as i64))));
-                    }
-                }
-            }
-            BatchResult::NotStored => partition.retry(batch, Some(backoff_end)),
+        self.in_flight_count -= 1;
+        let message_count = &mut self.message_count;
+        let end = &mut |ended: EndedMessage<M>| {
+            *message_count -= 1;
+            end(ended);
+        };
+        let emptied = match result {
+            BatchResult::Stored(base) => partition.confirm(batch, base, end),
             BatchResult::MaybeStored => {
                 batch.may_be_stored = true;
-                partition.retry(batch, Some(backoff_end));
+                partition.retry(batch, limits, now)
             }
-            BatchResult::Rejected(records, code) => partition.reject(batch, &records, code, end),
-            BatchResult::TooLarge(code) if batch.messages.len() == 1 => partition.reject(batch, &[], code, end),
-            BatchResult::TooLarge(code) => partition.split(batch, code, end),
-            BatchResult::UnknownProducer => {
-                partition.needs_new_producer = true;
-                partition.end_if_maybe_stored(batch, end);
+            BatchResult::Rejected(positions, code) => partition.reject(batch, &positions, code, end),
+            BatchResult::Failed(code) => {
+                batch.may_be_stored = true;
+                partition.reject(batch, &[], code, end)
             }
+            BatchResult::TooLarge(code) => partition.shrink(batch, code, end),
+            BatchResult::UnknownProducer if limits.is_idempotent => {
+                partition.restart_sequence(batch, false, limits, now, end)
+            }
+            BatchResult::InvalidProducerEpoch if limits.is_idempotent => {
+                partition.restart_sequence(batch, true, limits, now, end)
+            }
+            // Without idempotence a broker has no reason to return errors about the producer id.
+            BatchResult::NotStored | BatchResult::UnknownProducer | BatchResult::InvalidProducerEpoch => {
+                partition.retry(batch, limits, now)
+            }
+        };
+        self.recycle(emptied);
+        self.note_need_of_id(index);
+        self.schedule(index)
+    }
+
+    fn recycle(&mut self, emptied: Vec<Option<M>>) {
+        if (1..=MAX_SPARE_CAPACITY).contains(&emptied.capacity()) && self.spare.len() < MAX_SPARE_VECTORS {
+            self.spare.push(emptied);
         }
-        partition.drop_ended_batch();
-        self.list(index)
     }
 
     /// Ends each message whose deadline is not after `now`. A batch in flight stays until [`Gather::complete`] is
     /// called.
     pub fn expire(&mut self, now: Instant, end: &mut impl FnMut(EndedMessage<M>)) {
-        for partition in &mut self.partitions {
-            // All messages of an acks level have the same time-out, so the first message has the earliest deadline.
-            while let Some(message) = partition.waiting.pop_front_if(|message| message.deadline() <= now) {
-                end((message, Outcome::TimedOut(Stored::No)));
+        while let Some(&Reverse((time, index))) = self.deadlines.peek().filter(|Reverse((time, _))| *time <= now) {
+            self.deadlines.pop();
+            let partition = &mut self.partitions[index.0];
+            if partition.indexed_deadline != Some(time) {
+                continue;
             }
-            if let Some(batch) = &mut partition.batch {
-                let stored =
-                    if batch.in_flight.is_some() || batch.may_be_stored { Stored::Unknown } else { Stored::No };
-                for slot in &mut batch.messages {
-                    if let Some(message) = slot.take_if(|message| message.deadline() <= now) {
-                        end((message, Outcome::TimedOut(stored)));
-                    }
-                }
-                if stored == Stored::No {
-                    // This batch is half of one that was too large, and not sent yet. It stays a batch, so that its
-                    // messages are not joined with those of the other half again.
-                    batch.messages.retain(Option::is_some);
-                }
-            }
-            partition.drop_ended_batch();
+            let message_count = &mut self.message_count;
+            let emptied = partition.expire(now, &mut |ended| {
+                *message_count -= 1;
+                end(ended);
+            });
+            partition.indexed_deadline = partition.earliest_deadline();
+            debug_assert!(
+                partition.indexed_deadline.is_none_or(|deadline| deadline > now),
+                "an expired message remains"
+            );
+            self.deadlines.extend(partition.indexed_deadline.map(|deadline| Reverse((deadline, index))));
+            self.recycle(emptied);
+            self.note_need_of_id(index);
         }
     }
 
-    /// Returns the earliest deadline of all messages, `None` without messages.
+    /// Returns the time at which to call [`Gather::expire`]: not after the earliest deadline of all messages, and
+    /// earlier if a message that was confirmed had an earlier deadline. `None` without messages.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let of = |partition: &Partition<M>| {
-            let batch = partition.batch.as_ref().map(|batch| batch.messages.iter().flatten());
-            let batch = batch.into_iter().flatten().map(Gathered::deadline).min();
-            partition.waiting.front().map(Gathered::deadline).into_iter().chain(batch).min()
-        };
-        self.partitions.iter().filter_map(of).min()
+        let earliest = self.deadlines.peek().filter(|_| self.message_count > 0);
+        earliest.map(|Reverse((deadline, _))| *deadline)
+    }
+
+    /// Ends all messages of one partition. A batch in flight stays until [`Gather::complete`] is called.
+    pub fn drain(&mut self, index: PartitionIndex, end: &mut impl FnMut(EndedMessage<M>)) {
+        let message_count = &mut self.message_count;
+        let emptied = self.partitions[index.0].drain_all(&mut |ended| {
+            *message_count -= 1;
+            end(ended);
+        });
+        self.recycle(emptied);
+        self.note_need_of_id(index);
+    }
+
+    /// Ends all messages, when the producer closes. A batch in flight stays until [`Gather::complete`] is called.
+    pub fn drain_all(&mut self, end: &mut impl FnMut(EndedMessage<M>)) {
+        for index in 0..self.partitions.len() {
+            let emptied = self.partitions[index].drain_all(end);
+            self.partitions[index].indexed_deadline = None;
+            self.recycle(emptied);
+            self.note_need_of_id(PartitionIndex(index));
+        }
+        self.message_count = 0;
+        self.deadlines.clear();
+    }
+
+    /// Returns the earliest time at which `broker` may be sent a batch: `now` if one is ready, the end of a back-off, or
+    /// `None` if there is nothing to send.
+    pub fn next_due(&self, broker: BrokerId, now: Instant) -> Option<Instant> {
+        let queue = self.schedule.queue(broker)?;
+        if self.schedule.has_ready(queue) { Some(now) } else { self.schedule.next_due(queue) }
+    }
+
+    /// Returns the leader of a partition.
+    pub fn leader(&self, index: PartitionIndex) -> Option<BrokerId> {
+        self.partitions[index.0].leader
+    }
+
+    /// Whether a batch of the partition is in flight.
+    pub fn is_in_flight(&self, index: PartitionIndex) -> bool {
+        self.partitions[index.0].batch.as_ref().is_some_and(|batch| batch.in_flight.is_some())
+    }
+
+    /// Whether the partition has a batch that must be retried unchanged.
+    pub fn has_unchanged_retry(&self, index: PartitionIndex) -> bool {
+        self.partitions[index.0].batch.as_ref().is_some_and(|batch| batch.in_flight.is_none())
+    }
+
+    /// Whether the partition has a message that has not ended.
+    pub fn has_messages(&self, index: PartitionIndex) -> bool {
+        self.partitions[index.0].earliest_deadline().is_some()
+    }
+
+    /// Returns the number of messages that have not ended.
+    pub fn message_count(&self) -> usize {
+        self.message_count
     }
 
     /// Whether all messages have ended and no batch is in flight.
     pub fn is_empty(&self) -> bool {
-        self.partitions.iter().all(|partition| partition.waiting.is_empty() && partition.batch.is_none())
+        self.message_count == 0 && self.in_flight_count == 0
     }
 }
 

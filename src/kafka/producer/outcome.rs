@@ -9,16 +9,17 @@ pub trait Gathered {
     /// Upper bound of the bytes that the message adds to a batch.
     fn cost_bytes(&self) -> usize;
 
-    /// Time at which the message ends with [`Outcome::TimedOut`] if the broker has not confirmed it.
+    /// Time at which the message ends with [`Outcome::TimedOut`] if the broker has not confirmed it. The value does not
+    /// change.
     fn deadline(&self) -> Instant;
 }
 
 /// Whether a message that was not confirmed may be in the partition log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// The message is not in the log.
+    /// The message is not in the log, and no request that may still arrive contains it.
     No,
-    /// The message may be in the log.
+    /// The message may be in the log, or may still get there.
     Unknown,
 }
 
@@ -29,31 +30,53 @@ pub enum Outcome {
     Appended(Option<i64>),
     /// The broker rejected the message with this error code of the protocol.
     Rejected(i16, Stored),
-    /// The deadline of the message passed.
+    /// The deadline of the message passed, or [`Gather::drain_all`](super::gather::Gather::drain_all) ended it.
     TimedOut(Stored),
+    /// The producer has as many messages as it may have; the message was not queued.
+    QueueFull,
+    /// The producer was closed before the broker confirmed the message.
+    Closed(Stored),
+}
+
+impl Outcome {
+    /// Whether the message may be stored.
+    pub fn stored(&self) -> Stored {
+        match self {
+            Outcome::Appended(_) => Stored::Unknown,
+            Outcome::QueueFull => Stored::No,
+            Outcome::Rejected(_, stored) | Outcome::TimedOut(stored) | Outcome::Closed(stored) => *stored,
+        }
+    }
 }
 
 /// Result of sending a batch once, derived from the response or from the failure of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BatchResult {
-    /// The batch is stored and its first record has this offset; `None` if the offset is unknown (acks=0, or the
-    /// broker recognised a duplicate).
+    /// The batch is stored and its first record has this offset; `None` if the offset is unknown (the broker
+    /// recognised a duplicate). At acks=0: the request was handed to the socket.
     Stored(Option<i64>),
-    /// The batch was not stored; its messages are retried after the back-off. At acks=-1 NOT_LEADER_OR_FOLLOWER,
-    /// UNKNOWN_TOPIC_OR_PARTITION and KAFKA_STORAGE_ERROR are [`BatchResult::MaybeStored`] instead: a broker that loses
-    /// the partition after the append, while it waits for the replicas, returns these codes, too.
+    /// The batch was not stored, and no copy of it is under way; its messages are retried after the back-off. At
+    /// acks=-1 NOT_LEADER_OR_FOLLOWER, UNKNOWN_TOPIC_OR_PARTITION and KAFKA_STORAGE_ERROR are
+    /// [`BatchResult::MaybeStored`] instead: a broker that loses the partition after the append, while it waits for the
+    /// replicas, returns these codes, too.
     NotStored,
     /// The batch may be stored: the connection closed, the request timed out, or the error code does not exclude it.
-    /// The batch is retried unchanged after the back-off.
+    /// The batch is retried unchanged after the back-off. Without idempotence it may then be stored twice.
     MaybeStored,
-    /// The broker rejected the batch with this error code because of the records at these positions (empty: all
-    /// records). The messages at the other positions are retried.
+    /// The broker rejected the batch with this error code because of the records at these positions. The messages at
+    /// the other positions are retried. All records are rejected if no position is in the batch.
     Rejected(Vec<usize>, i16),
     /// The broker rejected the batch with this error code because the batch as a whole is too large.
     TooLarge(i16),
-    /// The broker does not know the producer id, or expects a lower sequence number (UNKNOWN_PRODUCER_ID,
+    /// The broker has no state of the producer id, or expects another sequence number (UNKNOWN_PRODUCER_ID,
     /// OUT_OF_ORDER_SEQUENCE_NUMBER). This sending of the batch stored nothing.
     UnknownProducer,
+    /// The broker has a higher epoch of the producer id (INVALID_PRODUCER_EPOCH, PRODUCER_FENCED). This sending of the
+    /// batch stored nothing.
+    InvalidProducerEpoch,
+    /// The broker failed with this error code, which leaves open whether the batch is stored. The messages end: the
+    /// broker would fail again.
+    Failed(i16),
 }
 
 /// Size limits and retry settings.
@@ -63,8 +86,11 @@ pub struct Limits {
     pub max_batch_bytes: usize,
     /// Upper bound of the bytes of a request; a request with a single batch may be larger.
     pub max_request_bytes: usize,
-    /// Back-off before a batch is retried.
+    /// Back-off of a partition after its first failure. It doubles with each further failure, until a broker accepts or
+    /// rejects a batch of the partition.
     pub retry_backoff: Duration,
+    /// Upper bound of the back-off of a partition.
+    pub max_retry_backoff: Duration,
     /// Whether batches carry a producer id and sequence numbers.
     pub is_idempotent: bool,
 }

@@ -9,7 +9,10 @@ mod codec_tests;
 pub mod describe_groups;
 pub mod fetch;
 pub mod find_coordinator;
+pub mod heartbeat;
 pub mod init_producer_id;
+pub mod join_group;
+pub mod leave_group;
 pub mod list_groups;
 pub mod list_offsets;
 pub mod metadata;
@@ -18,6 +21,7 @@ pub mod offset_fetch;
 pub mod offset_for_leader_epoch;
 pub mod sasl_authenticate;
 pub mod sasl_handshake;
+pub mod sync_group;
 
 use super::wire::{Malformed, WireReader};
 

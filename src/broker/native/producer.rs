@@ -1,0 +1,295 @@
+//! Appends through the Kafka client of this project ([`crate::kafka`]).
+//!
+//! The [`MetadataGate`] looks topics up and chooses what is sent; this module chooses the partition and translates
+//! messages and outcomes.
+
+use std::num::NonZeroI32;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::config;
+use super::producer_settings::ProducerSettings;
+use crate::broker::metadata_gate::{
+    FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
+};
+use crate::broker::partitioner::partition_of;
+use crate::broker::topics::LookupAnswer;
+use crate::broker::{
+    Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig,
+    Record, Stored,
+};
+use crate::kafka::error_code as code;
+use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
+use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
+use crate::kafka::producer::client::{KafkaProducer, ProducerConfig as ClientConfig};
+use crate::kafka::producer::message::{AcksLevel, ProducerMessage};
+use crate::kafka::producer::outcome::{self, Gathered, Limits, Outcome};
+use crate::kafka::record_batch::RecordView;
+use crate::supervise::Supervisor;
+
+/// Batches are not larger than this, unless a single message is: the default of `message.max.bytes` is 1,048,588 bytes.
+const MAX_BATCH_BYTES: usize = 1_000_000;
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// Largest response accepted: metadata of many partitions, or the outcomes of a request.
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
+/// Upper bound of the bytes that a record adds to a batch beside key, value and headers.
+const RECORD_OVERHEAD_BYTES: usize = 40;
+/// Upper bound of the bytes that a header adds beside its name and value.
+const HEADER_OVERHEAD_BYTES: usize = 10;
+
+/// The producer of this engine.
+pub(in crate::broker) struct NativeProducer<C: Completion> {
+    gate: Arc<MetadataGate<C, Engine<C>>>,
+}
+
+struct Engine<C: Completion> {
+    producer: KafkaProducer<NativeMessage<C>>,
+    partitioner: PartitionerKind,
+    state: Arc<GateState<C>>,
+}
+
+/// An append on its way through the client.
+struct NativeMessage<C: Completion> {
+    record: Record,
+    partition: i32,
+    timestamp_ms: i64,
+    cost_bytes: usize,
+    completion: C,
+    deadline: Instant,
+    state: Arc<GateState<C>>,
+}
+
+impl<C: Completion> NativeProducer<C> {
+    /// Makes the producer and starts its threads; no broker need be reachable.
+    pub(in crate::broker) fn new(
+        broker: &BrokerConfig,
+        config: &ProducerConfig,
+        supervisor: &Supervisor,
+    ) -> Result<Self, String> {
+        let connector = config::connector(broker, MAX_RESPONSE_BYTES)?;
+        let bootstrap = config::bootstrap(&broker.hosts)?;
+        let settings = ProducerSettings::new(&broker.settings);
+        let limits = Limits {
+            max_batch_bytes: MAX_BATCH_BYTES,
+            max_request_bytes: MAX_REQUEST_BYTES,
+            retry_backoff: settings.retry_backoff.min(),
+            max_retry_backoff: settings.retry_backoff.max(),
+            is_idempotent: false,
+        };
+        let client = ClientConfig {
+            limits,
+            codec: settings.codec,
+            timeout: config.timeout,
+            max_messages: config.max_in_flight.max(1),
+            linger: settings.linger,
+            ack_timeout: settings.ack_timeout,
+        };
+        let producer = KafkaProducer::new(connector.clone(), bootstrap.clone(), client, supervisor);
+        let metadata = NativeMetadata {
+            client: KafkaMetadata::new(connector.clone(), bootstrap),
+            sink: Box::new(producer.metadata_sink()),
+            auto_create_topics: settings.auto_create_topics,
+        };
+        let wait = connector.config().request_timeout;
+        let state = GateState::new(config);
+        let engine = Engine { producer, partitioner: config.partitioner, state: Arc::clone(&state) };
+        let gate = MetadataGate::new(engine, state, config, metadata, wait, supervisor);
+        Ok(NativeProducer { gate })
+    }
+}
+
+impl<C: Completion> Producer<C> for NativeProducer<C> {
+    fn append(&self, record: Record, acks: Acks, completion: C) {
+        self.gate.append(record, acks, completion);
+    }
+
+    fn close(&self, grace: Duration) {
+        self.gate.close();
+        self.gate.engine.producer.close(grace);
+    }
+
+    fn reachable(&self) -> Result<(), String> {
+        self.gate.reachable()
+    }
+
+    fn topic_lookups(&self) -> u64 {
+        self.gate.topic_lookups()
+    }
+}
+
+impl<C: Completion> Drop for NativeProducer<C> {
+    fn drop(&mut self) {
+        self.close(Duration::ZERO);
+    }
+}
+
+impl<C: Completion> ProducerEngine<C> for Engine<C> {
+    fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
+        let PendingAppend { record, acks, completion, deadline } = append;
+        let Some(count) = NonZeroI32::new(partition_count) else {
+            let reason = format!("topic {} has no partitions", record.topic);
+            return Err((completion, not_stored(AppendFailure::UnknownTopic, reason)));
+        };
+        let level = match acks {
+            Acks::None => AcksLevel::None,
+            Acks::Leader => AcksLevel::Leader,
+            Acks::All => AcksLevel::All,
+        };
+        let partition = match (record.partition, &record.key) {
+            (Some(partition), _) => partition,
+            (None, Some(key)) => partition_of(self.partitioner, key, count),
+            (None, None) => self.producer.sticky_partition(level, &record.topic, partition_count, deadline),
+        };
+        let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
+        let cost_bytes = cost_bytes(&record);
+        let state = Arc::clone(&self.state);
+        self.producer
+            .append(level, NativeMessage { record, partition, timestamp_ms, cost_bytes, completion, deadline, state });
+        Ok(())
+    }
+}
+
+impl<C: Completion> Gathered for NativeMessage<C> {
+    fn cost_bytes(&self) -> usize {
+        self.cost_bytes
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+impl<C: Completion> ProducerMessage for NativeMessage<C> {
+    fn topic(&self) -> &Arc<str> {
+        &self.record.topic
+    }
+
+    fn partition(&self) -> i32 {
+        self.partition
+    }
+
+    fn with_record(&self, encode: &mut dyn FnMut(&RecordView)) {
+        let headers = self.record.headers.iter().map(|header| (&*header.name, header.value.as_deref()));
+        let headers: Vec<_> = headers.collect();
+        let (key, value) = (self.record.key.as_deref(), Some(&*self.record.value));
+        encode(&RecordView { key, value, headers: &headers, timestamp_ms: self.timestamp_ms });
+    }
+
+    fn end(self, outcome: Outcome, reason: &str) {
+        let topic = &self.record.topic;
+        let error = match outcome {
+            Outcome::Appended(offset) => {
+                return self.completion.complete(Ok(Appended { partition: self.partition, offset }));
+            }
+            Outcome::Rejected(error, stored) => rejected(error, stored_of(stored), topic, reason),
+            Outcome::TimedOut(outcome::Stored::No) => {
+                let partition = self.partition;
+                let reason = format!("not stored in partition {partition} of topic {topic} in time: {reason}");
+                not_stored(AppendFailure::Unreachable, reason)
+            }
+            Outcome::TimedOut(outcome::Stored::Unknown) => AppendError {
+                kind: AppendFailure::TimedOut,
+                stored: Stored::Unknown,
+                reason: format!("no acknowledgement for topic {topic}: {reason}"),
+            },
+            Outcome::QueueFull => not_stored(AppendFailure::Full, "the producer's queue is full".to_owned()),
+            Outcome::Closed(stored) => AppendError {
+                kind: AppendFailure::Closed,
+                stored: stored_of(stored),
+                reason: "the producer was closed before the broker confirmed the message".to_owned(),
+            },
+        };
+        let error = self.state.reconsider(topic, error);
+        self.completion.complete(Err(error));
+    }
+}
+
+/// Returns the error for a message that the broker, or the client in its name, rejected with this code.
+fn rejected(error: i16, stored: Stored, topic: &str, reason: &str) -> AppendError {
+    let kind = match (error, stored) {
+        (_, Stored::Unknown) => AppendFailure::TimedOut,
+        (code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE, Stored::No) => AppendFailure::TooLarge,
+        (code::OUT_OF_ORDER_SEQUENCE_NUMBER | code::UNKNOWN_PRODUCER_ID | code::INVALID_PRODUCER_EPOCH, Stored::No) => {
+            AppendFailure::Unreachable
+        }
+        (_, Stored::No) => AppendFailure::Refused,
+    };
+    let reason = match kind {
+        AppendFailure::TooLarge => {
+            format!("larger than the limit of the broker (message.max.bytes) or of topic {topic} (max.message.bytes)")
+        }
+        AppendFailure::TimedOut => format!("no acknowledgement for topic {topic}: {reason}"),
+        _ => format!("refused for topic {topic}: {reason}"),
+    };
+    AppendError { kind, stored, reason }
+}
+
+fn stored_of(stored: outcome::Stored) -> Stored {
+    match stored {
+        outcome::Stored::No => Stored::No,
+        outcome::Stored::Unknown => Stored::Unknown,
+    }
+}
+
+fn cost_bytes(record: &Record) -> usize {
+    let headers = record.headers.iter();
+    let header_bytes = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len) + HEADER_OVERHEAD_BYTES;
+    RECORD_OVERHEAD_BYTES
+        + record.key.as_ref().map_or(0, Vec::len)
+        + record.value.len()
+        + headers.map(|header| header.name.len() + header_bytes(&header.value)).sum::<usize>()
+}
+
+fn now_ms() -> i64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Looks topics up for the gate, and passes all metadata to the producer.
+struct NativeMetadata {
+    client: KafkaMetadata,
+    sink: Box<dyn Fn(&MetadataResponse) + Send>,
+    /// Whether a lookup may create a topic (`allow.auto.create.topics`).
+    auto_create_topics: bool,
+}
+
+impl MetadataClient for NativeMetadata {
+    fn check_reachable(&mut self, wait: Duration) -> Result<(), String> {
+        let response = self.client.request(MetadataTopics::None, Instant::now() + wait);
+        response.map(|response| (self.sink)(&response)).map_err(|error| error.to_string())
+    }
+
+    fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
+        self.answer(topic, wait, self.auto_create_topics)
+    }
+
+    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
+        self.answer(topic, wait, false)
+    }
+}
+
+impl NativeMetadata {
+    fn answer(&mut self, topic: &str, wait: Duration, may_create: bool) -> LookupAnswer {
+        let (name, deadline) = (Arc::from(topic), Instant::now() + wait);
+        let response = match may_create {
+            true => self.client.request_or_create(&name, deadline),
+            false => self.client.request(MetadataTopics::Names(vec![name]), deadline),
+        };
+        let response = match response {
+            Ok(response) => response,
+            Err(error) => return LookupAnswer::Unreachable(error.to_string()),
+        };
+        (self.sink)(&response);
+        let Some(found) = response.topics.iter().find(|found| *found.name == *topic) else {
+            return LookupAnswer::DoesNotExist;
+        };
+        match found.error_code {
+            code::NONE if found.partitions.is_empty() => LookupAnswer::NotYet,
+            code::NONE => LookupAnswer::Exists(i32::try_from(found.partitions.len()).unwrap_or(i32::MAX)),
+            code::UNKNOWN_TOPIC_OR_PARTITION => LookupAnswer::DoesNotExist,
+            code::LEADER_NOT_AVAILABLE => LookupAnswer::NotYet,
+            error if code::is_retriable(error) => LookupAnswer::NotYet,
+            error => LookupAnswer::Refused(code::name(error).into_owned()),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The thread that watches the time: it ends each message at its deadline, whatever the senders wait for, and watches
+//! for brokers that do not answer.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::client::Shared;
+use super::level::Level;
+use super::message::ProducerMessage;
+
+/// Deadlines that are as close to each other are handled at the same time, so that a message may end later by this.
+const RESOLUTION: Duration = Duration::from_millis(1);
+
+impl<M: ProducerMessage> Shared<M> {
+    /// Runs until the producer is closed. The caller has set the handle of this thread.
+    pub(super) fn watch_time(self: &Arc<Self>) {
+        while !self.is_closed() {
+            let next = self.levels().iter().map(|level| self.look(level)).min();
+            let left = next.map(|next| next.saturating_duration_since(Instant::now()));
+            thread::park_timeout(left.unwrap_or(self.config.timeout) + RESOLUTION);
+        }
+    }
+
+    /// Does what is due in a level; returns when to look again.
+    fn look(self: &Arc<Self>, level: &Level<M>) -> Instant {
+        let ending = self.ending();
+        let now = Instant::now();
+        let mut state = level.lock();
+        let expired = state.expire(now);
+        let (doubtful, check_at) = state.check_senders(now);
+        let next = [state.gather.next_deadline(), check_at].into_iter().flatten();
+        state.next_look = next.fold(now + self.config.timeout, Instant::min);
+        let next = state.next_look;
+        drop(state);
+        for broker in doubtful {
+            self.doubt_leader(broker);
+        }
+        ending.end_all(expired);
+        next
+    }
+}

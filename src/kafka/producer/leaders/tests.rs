@@ -1,0 +1,106 @@
+use super::*;
+use crate::kafka::metadata::BrokerInfo;
+
+const NAME: &str = "t";
+
+fn address(port: u16) -> BrokerAddress {
+    BrokerAddress { host: "kafka".into(), port }
+}
+
+/// Metadata of one topic; `partitions` are number, leader and epoch.
+fn metadata(id: Option<u8>, partitions: &[(i32, Option<BrokerId>, i32)]) -> MetadataResponse {
+    let partition = |(partition, leader, leader_epoch): &(i32, Option<BrokerId>, i32)| PartitionMetadata {
+        partition: *partition,
+        error_code: 0,
+        leader: *leader,
+        leader_epoch: *leader_epoch,
+        replicas: vec![],
+        in_sync: vec![],
+    };
+    let topic = TopicMetadata {
+        name: NAME.into(),
+        id: id.map(|byte| [byte; 16]),
+        error_code: 0,
+        partitions: partitions.iter().map(partition).collect(),
+    };
+    let brokers = [1, 2].map(|id| BrokerInfo { id, address: address(id as u16), rack: None });
+    MetadataResponse { brokers: brokers.to_vec(), topics: vec![topic], ..MetadataResponse::default() }
+}
+
+fn leaders_after(view: &mut ClusterView, metadata: &MetadataResponse, now: Instant) -> Vec<Option<BrokerId>> {
+    assert_eq!(view.update(metadata, now), [NAME.into()]);
+    view.leaders(NAME).unwrap()
+}
+
+#[test]
+fn a_leader_with_an_older_epoch_is_ignored() {
+    let (mut view, now) = (ClusterView::default(), Instant::now());
+    let new = metadata(Some(1), &[(1, Some(2), 5), (0, Some(1), 5)]);
+    assert_eq!(leaders_after(&mut view, &new, now), [Some(1), Some(2)]);
+    let old = metadata(Some(1), &[(0, Some(2), 4), (1, None, 6)]);
+    assert_eq!(leaders_after(&mut view, &old, now), [Some(1), None]);
+    // Brokers before 2.1 return no epoch.
+    assert_eq!(leaders_after(&mut view, &metadata(None, &[(0, Some(2), -1)]), now), [Some(2), None]);
+}
+
+#[test]
+fn a_topic_created_anew_has_the_leaders_of_the_new_topic() {
+    let (mut view, now) = (ClusterView::default(), Instant::now());
+    leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 5), (1, Some(1), 5)]), now);
+    assert_eq!(leaders_after(&mut view, &metadata(Some(2), &[(0, Some(2), 0)]), now), [Some(2)]);
+}
+
+#[test]
+fn without_topic_ids_older_epochs_are_believed_after_a_while() {
+    let (mut view, start) = (ClusterView::default(), Instant::now());
+    let (before, anew) = (metadata(None, &[(0, Some(1), 5)]), metadata(None, &[(0, Some(2), 0)]));
+    leaders_after(&mut view, &before, start);
+    assert_eq!(leaders_after(&mut view, &anew, start), [Some(1)]);
+    // Another broker still has the newer epoch: the time begins again.
+    assert_eq!(leaders_after(&mut view, &before, start + DISBELIEF_TIME / 2), [Some(1)]);
+    let again = start + DISBELIEF_TIME;
+    assert_eq!(leaders_after(&mut view, &anew, again), [Some(1)]);
+    assert_eq!(leaders_after(&mut view, &anew, again + DISBELIEF_TIME), [Some(2)]);
+    assert_eq!(leaders_after(&mut view, &anew, again + DISBELIEF_TIME), [Some(2)]);
+}
+
+#[test]
+fn a_response_with_fewer_partitions_removes_none_and_one_with_more_adds_them() {
+    let (mut view, now) = (ClusterView::default(), Instant::now());
+    leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 0), (1, Some(2), 0)]), now);
+    assert_eq!(leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 0)]), now), [Some(1), Some(2)]);
+    let more = metadata(Some(1), &[(0, Some(1), 0), (1, Some(2), 0), (2, Some(1), 0)]);
+    assert_eq!(leaders_after(&mut view, &more, now), [Some(1), Some(2), Some(1)]);
+    // A number without those before it, and a negative one.
+    let odd = metadata(Some(1), &[(9, Some(1), 0), (-1, Some(1), 0)]);
+    assert_eq!(leaders_after(&mut view, &odd, now), [Some(1), Some(2), Some(1)]);
+}
+
+#[test]
+fn a_hint_counts_if_its_epoch_is_newer_and_its_broker_has_an_address() {
+    let (mut view, now) = (ClusterView::default(), Instant::now());
+    leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 5)]), now);
+    let hint = |leader, epoch| [(Arc::from(NAME), 0, Some((leader, epoch)))];
+    assert!(view.apply_hints(&hint(2, 5), &[]).is_empty(), "not newer");
+    assert!(view.apply_hints(&hint(7, 6), &[]).is_empty(), "no address");
+    let invalid = NodeAddress { id: 7, host: "kafka".into(), port: -1 };
+    assert!(view.apply_hints(&hint(7, 6), &[invalid]).is_empty(), "no valid address");
+    assert!(view.apply_hints(&[(Arc::from(NAME), 3, Some((2, 9)))], &[]).is_empty(), "no such partition");
+    let node = NodeAddress { id: 7, host: "kafka".into(), port: 70 };
+    assert_eq!(view.apply_hints(&hint(7, 6), &[node]), [NAME.into()]);
+    assert_eq!((view.leaders(NAME), view.address_of(7)), (Some(vec![Some(7)]), Some(address(70))));
+    // Metadata from before the hint.
+    assert_eq!(leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 5)]), now), [Some(7)]);
+}
+
+#[test]
+fn only_topics_in_use_are_requested_for_a_broker() {
+    let (mut view, now) = (ClusterView::default(), Instant::now());
+    leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 5)]), now);
+    assert_eq!(view.topics_of(1), []);
+    assert_eq!(view.use_topic(NAME), Some(vec![Some(1)]));
+    assert_eq!((view.topics_of(1), view.topics_of(2)), (vec![NAME.into()], vec![]));
+    // A broker that fails may have been elected.
+    leaders_after(&mut view, &metadata(Some(1), &[(0, None, 6)]), now);
+    assert_eq!(view.topics_of(2), [NAME.into()]);
+}

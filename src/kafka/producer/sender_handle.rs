@@ -1,0 +1,153 @@
+//! A sender as the other threads see it: how to wake it, what it waits for, and since when.
+
+use std::collections::HashMap;
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use super::outcome::BrokerId;
+use crate::kafka::connection::Disconnect;
+
+/// A broker that has not answered for this long may have lost its partitions: metadata is requested, again and again at
+/// this interval.
+const DOUBT_AFTER: Duration = Duration::from_secs(1);
+
+/// Time for which a response is waited for if a partition of the request got another leader meanwhile. The former leader
+/// may hang; while its request is in flight, the new leader is not sent the messages of the partition.
+const MAX_WAIT_FOR_FORMER_LEADER: Duration = Duration::from_secs(1);
+
+/// What a sender waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Activity {
+    /// Nothing, or a back-off.
+    #[default]
+    Idle,
+    Connecting,
+    RequestingProducerId,
+    /// The response to a Produce request, or until the socket takes the request.
+    Producing,
+    /// The end of the throttle time in a response.
+    Throttled,
+}
+
+/// The thread that sends to one broker.
+#[derive(Default)]
+pub(super) struct SenderHandle {
+    /// `None` until the thread runs.
+    pub(super) thread: Option<Thread>,
+    /// Closes the connection of the thread; `None` without a connection.
+    pub(super) disconnect: Option<Disconnect>,
+    /// Cause of the latest failure; empty while the connection works.
+    pub(super) last_failure: String,
+    activity: Activity,
+    /// When the activity began.
+    since: Option<Instant>,
+    /// Metadata is requested at this time if the activity has not ended.
+    doubt_at: Option<Instant>,
+    /// The connection is closed at this time if the activity has not ended.
+    abandon_at: Option<Instant>,
+}
+
+impl SenderHandle {
+    /// Begins to wait for the broker; returns when [`check`](Self::check) is due.
+    pub(super) fn begin(&mut self, activity: Activity, now: Instant) -> Instant {
+        let doubt_at = now + DOUBT_AFTER;
+        self.activity = activity;
+        (self.since, self.doubt_at, self.abandon_at) = (Some(now), Some(doubt_at), None);
+        doubt_at
+    }
+
+    /// The broker is not waited for.
+    pub(super) fn end(&mut self, activity: Activity) {
+        self.activity = activity;
+        (self.since, self.doubt_at, self.abandon_at) = (None, None, None);
+    }
+
+    /// A partition of the request in flight has another leader; returns when [`check`](Self::check) is due.
+    pub(super) fn limit_wait(&mut self) -> Option<Instant> {
+        let limit = self.since? + MAX_WAIT_FOR_FORMER_LEADER;
+        self.abandon_at = Some(limit);
+        Some(limit)
+    }
+
+    /// Closes the connection if its time has come. Returns whether metadata is needed, and when to check again.
+    fn check(&mut self, now: Instant) -> (bool, Option<Instant>) {
+        if self.abandon_at.is_some_and(|limit| limit <= now) {
+            self.abandon_at = None;
+            self.disconnect.iter().for_each(Disconnect::disconnect);
+        }
+        let is_doubtful = self.doubt_at.is_some_and(|doubt_at| doubt_at <= now);
+        if is_doubtful {
+            self.doubt_at = Some(now + DOUBT_AFTER);
+        }
+        (is_doubtful, [self.abandon_at, self.doubt_at].into_iter().flatten().min())
+    }
+
+    /// Returns why messages wait for this sender, as an error text.
+    pub(super) fn reason(&self, broker: BrokerId) -> String {
+        if !self.last_failure.is_empty() {
+            return self.last_failure.clone();
+        }
+        match self.activity {
+            Activity::Connecting => format!("there is no connection to broker {broker} yet"),
+            Activity::RequestingProducerId => format!("broker {broker} has not assigned a producer id"),
+            Activity::Throttled => format!("a quota of broker {broker} delays the next request"),
+            Activity::Producing => format!("broker {broker} has not answered an earlier request"),
+            Activity::Idle => format!("broker {broker} has not confirmed the message"),
+        }
+    }
+}
+
+/// Closes the connections whose request has been in flight for too long after a change of leaders. Returns the brokers
+/// that have not answered for so long that metadata is needed, and the time of the next check.
+pub(super) fn check_all(
+    senders: &mut HashMap<BrokerId, SenderHandle>,
+    now: Instant,
+) -> (Vec<BrokerId>, Option<Instant>) {
+    let (mut doubtful, mut next) = (Vec::new(), None::<Instant>);
+    for (broker, sender) in senders {
+        let (is_doubtful, due) = sender.check(now);
+        doubtful.extend(is_doubtful.then_some(*broker));
+        next = next.into_iter().chain(due).min();
+    }
+    (doubtful, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_is_requested_at_intervals_while_a_broker_does_not_answer() {
+        let start = Instant::now();
+        let mut senders = HashMap::from([(1, SenderHandle::default()), (2, SenderHandle::default())]);
+        assert_eq!(check_all(&mut senders, start), (vec![], None));
+        let due = senders.get_mut(&2).unwrap().begin(Activity::Connecting, start);
+        assert_eq!(due, start + DOUBT_AFTER);
+        assert_eq!(check_all(&mut senders, start), (vec![], Some(due)));
+        let again = due + DOUBT_AFTER;
+        assert_eq!(check_all(&mut senders, due), (vec![2], Some(again)));
+        assert_eq!(check_all(&mut senders, due), (vec![], Some(again)));
+        assert_eq!(check_all(&mut senders, again), (vec![2], Some(again + DOUBT_AFTER)));
+        senders.get_mut(&2).unwrap().end(Activity::Idle);
+        assert_eq!(check_all(&mut senders, again + DOUBT_AFTER), (vec![], None));
+    }
+
+    #[test]
+    fn the_request_to_a_former_leader_has_a_limit_from_its_start() {
+        let start = Instant::now();
+        let mut sender = SenderHandle { disconnect: Some(Disconnect::new()), ..SenderHandle::default() };
+        assert_eq!(sender.limit_wait(), None, "no request is in flight");
+        sender.begin(Activity::Producing, start);
+        let limit = start + MAX_WAIT_FOR_FORMER_LEADER;
+        assert_eq!(sender.limit_wait(), Some(limit));
+        sender.check(limit - Duration::from_millis(1));
+        assert!(!sender.disconnect.as_ref().unwrap().stop().is_triggered());
+        sender.check(limit);
+        assert!(sender.disconnect.as_ref().unwrap().stop().is_triggered());
+        // The limit ends with the request.
+        sender.begin(Activity::Producing, start);
+        sender.limit_wait();
+        sender.begin(Activity::Producing, limit);
+        assert_eq!(sender.check(limit), (false, Some(limit + DOUBT_AFTER)));
+    }
+}
