@@ -38,6 +38,8 @@ const MAX_PAUSE: Duration = Duration::from_millis(400);
 /// The state of a fetcher.
 pub(super) struct FetchCore {
     config: FetchConfig,
+    /// The pauses between attempts to reach a broker.
+    reconnect_backoff: Backoff,
     partitions: HashMap<TopicPartition, PartitionReader>,
     /// The partitions with output, in the order of their turns.
     turns: VecDeque<TopicPartition>,
@@ -97,6 +99,7 @@ impl FetchCore {
     pub(super) fn new(config: FetchConfig, now: Instant) -> Self {
         FetchCore {
             config,
+            reconnect_backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
             partitions: HashMap::new(),
             turns: VecDeque::new(),
             brokers: HashMap::new(),
@@ -108,6 +111,12 @@ impl FetchCore {
             waits_for_room: false,
             has_leader_news: false,
         }
+    }
+
+    /// Sets the pauses between attempts to reach a broker.
+    pub(super) fn with_reconnect_backoff(mut self, backoff: Backoff) -> Self {
+        self.reconnect_backoff = backoff;
+        self
     }
 
     /// Starts to read at `offset`, see `Fetcher::assign_known`.
@@ -201,7 +210,8 @@ impl FetchCore {
                 && self.addresses.contains_key(&id)
                 && !self.brokers.contains_key(&id)
             {
-                self.brokers.insert(id, BrokerState::new(now));
+                let backoff = self.reconnect_backoff.clone();
+                self.brokers.insert(id, BrokerState { backoff, ..BrokerState::new(now) });
                 missing.push(id);
             }
         }
