@@ -65,8 +65,8 @@ impl Member {
         let State::Leading { members, topics, assigns } = &self.state else { return };
         self.led = Some((topics.clone(), counts.clone()));
         if !assigns {
-            // The process that assigned may have withheld partitions.
-            self.is_withheld = self.config.is_cooperative();
+            // The process that assigned may have withheld partitions, or not have seen the newest ones.
+            self.is_withheld = true;
             self.state = State::Joined { assignments: Vec::new() };
             return;
         }
