@@ -261,7 +261,8 @@ impl Member {
     /// The owner no longer works on the partitions of the event with this token. A token is valid once; others are
     /// ignored.
     pub fn released(&mut self, token: ReleaseToken) {
-        if self.holdings.released(token) && !self.holdings.is_releasing() {
+        if self.holdings.released(token) {
+            // A loss has a single release.
             if std::mem::take(&mut self.is_lost) {
                 (self.last_answered, self.session_start) = (None, None);
             }
@@ -284,6 +285,7 @@ impl Member {
 
     fn join(&mut self) -> Next {
         self.state = State::Joining;
+        self.holdings.forget_unclaimed();
         self.unconfirmed = None;
         self.claimed = if self.config.is_cooperative() { self.holdings.held().clone() } else { BTreeSet::new() };
         let generation = if self.claimed.is_empty() { NO_GENERATION } else { self.held_generation };

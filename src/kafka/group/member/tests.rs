@@ -139,6 +139,25 @@ fn a_partition_given_back_during_its_release_is_assigned_after_it() {
 }
 
 #[test]
+fn a_partition_given_back_does_not_wait_for_another_release() {
+    let now = Instant::now();
+    let mut member = stable(config(), now);
+    let mut tokens = Vec::new();
+    for (generation, assigned) in [(6, vec![on(0)]), (7, vec![])] {
+        member.commit_refused(now, REBALANCE_IN_PROGRESS, generation - 1);
+        enter(&mut member, now, generation, &assigned);
+        let [GroupEvent::Revoke { token, .. }] = events(&mut member)[..] else { panic!("no revocation") };
+        tokens.push(token);
+    }
+    member.commit_refused(now, REBALANCE_IN_PROGRESS, 7);
+    enter(&mut member, now, 8, &[on(0), on(1)]);
+    member.released(tokens[1]);
+    assert_eq!(events(&mut member), [GroupEvent::Assigned { partitions: vec![on(0)], generation: 8 }]);
+    member.released(tokens[0]);
+    assert_eq!(events(&mut member), [GroupEvent::Assigned { partitions: vec![on(1)], generation: 8 }]);
+}
+
+#[test]
 fn after_a_loss_the_member_joins_when_the_owner_has_released_or_the_lease_has_ended() {
     let now = Instant::now();
     for (code, member_id) in [(ILLEGAL_GENERATION, "me"), (UNKNOWN_MEMBER_ID, "")] {
