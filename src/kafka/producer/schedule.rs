@@ -76,7 +76,6 @@ impl Schedule {
         self.entries[index.0].place != Place::Unscheduled
     }
 
-    #[cfg(test)]
     pub(super) fn is_awaiting_producer(&self, index: PartitionIndex) -> bool {
         self.entries[index.0].place == Place::AwaitingProducer
     }
