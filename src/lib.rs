@@ -107,3 +107,9 @@ pub mod supervise;
 mod docs_test;
 #[cfg(test)]
 mod import_circles;
+
+#[cfg(test)]
+#[cfg(feature = "tls")]
+#[path = "../tests/stories/harness/certificates.rs"]
+#[allow(dead_code, reason = "the stories use more of it")]
+mod certificates;

@@ -291,7 +291,7 @@ rate_limits:
     #[cfg(feature = "tls")]
     fn tls_is_loaded_with_its_files_or_their_problems_are_reported() {
         let folder = tempfile::tempdir().unwrap();
-        let clients = crate::http::certificates::Authority::new(folder.path(), "clients");
+        let clients = crate::certificates::Authority::new(folder.path(), "clients");
         clients.issue("server", 30);
         let place = folder.path().to_str().unwrap();
         let in_force = in_force(REFERENCE, &keys_of(include_str!("config.rs"))).replace("/etc/kproxy/tls", place);

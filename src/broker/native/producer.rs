@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::config;
 use super::producer_settings::ProducerSettings;
 use crate::broker::metadata_gate::{
-    FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
+    self, FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
 };
 use crate::broker::partitioner::partition_of;
 use crate::broker::topics::LookupAnswer;
@@ -93,7 +93,7 @@ impl<C: Completion> NativeProducer<C> {
         let wait = connector.config().request_timeout;
         let state = GateState::new(config);
         let engine = Engine { producer, partitioner: config.partitioner, state: Arc::clone(&state) };
-        let gate = MetadataGate::new(engine, state, config, metadata, wait, supervisor);
+        let gate = metadata_gate::start(engine, state, config, metadata, wait, supervisor);
         Ok(NativeProducer { gate })
     }
 }
