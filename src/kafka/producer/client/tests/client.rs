@@ -144,6 +144,7 @@ impl Default for Settings {
             max_batch_bytes: 1_000_000,
             max_request_bytes: 4 << 20,
             retry_backoff: Duration::from_millis(5),
+            max_retry_backoff: 8 * Duration::from_millis(5),
             is_idempotent: false,
         };
         let producer = ProducerConfig {
