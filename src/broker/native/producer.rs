@@ -1,7 +1,7 @@
 //! Appends through the Kafka client of this project ([`crate::kafka`]).
 //!
-//! The [`MetadataGate`] looks topics up and chooses what is sent; this module chooses the partition and translates
-//! messages and outcomes.
+//! The [`MetadataGate`] looks topics up and holds the messages of those that are not known yet. This module chooses the
+//! partition, passes all metadata on to the client, and converts messages and outcomes.
 
 use std::num::NonZeroI32;
 use std::sync::Arc;

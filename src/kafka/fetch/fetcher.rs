@@ -36,7 +36,8 @@ impl Fetcher {
         config: FetchConfig,
         supervisor: &Supervisor,
     ) -> Self {
-        let core = FetchCore::new(config.clone(), Instant::now());
+        let core = FetchCore::new(config.clone(), Instant::now())
+            .with_reconnect_backoff(connector.config().reconnect_backoff.clone());
         let shared = Arc::new(Shared {
             config,
             supervisor: supervisor.clone(),

@@ -76,6 +76,7 @@ impl Schedule {
         self.entries[index.0].place != Place::Unscheduled
     }
 
+    /// Whether a partition waits for a producer id.
     pub(super) fn is_awaiting_producer(&self, index: PartitionIndex) -> bool {
         self.entries[index.0].place == Place::AwaitingProducer
     }

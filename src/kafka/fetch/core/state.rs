@@ -24,6 +24,8 @@ pub(super) const MIN_SHORT_WAIT: Duration = Duration::from_millis(5);
 /// The state of a fetcher.
 pub(in super::super) struct FetchCore {
     pub(super) config: FetchConfig,
+    /// The pauses between attempts to reach a broker.
+    reconnect_backoff: Backoff,
     pub(super) partitions: HashMap<TopicPartition, PartitionReader>,
     /// The partitions with output, in the order of their turns.
     pub(super) turns: VecDeque<TopicPartition>,
@@ -100,6 +102,7 @@ impl FetchCore {
     pub(in super::super) fn new(config: FetchConfig, now: Instant) -> Self {
         FetchCore {
             config,
+            reconnect_backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
             partitions: HashMap::new(),
             turns: VecDeque::new(),
             brokers: HashMap::new(),
@@ -111,6 +114,12 @@ impl FetchCore {
             waits_for_room: false,
             has_leader_news: false,
         }
+    }
+
+    /// Sets the pauses between attempts to reach a broker.
+    pub(in super::super) fn with_reconnect_backoff(mut self, backoff: Backoff) -> Self {
+        self.reconnect_backoff = backoff;
+        self
     }
 
     /// Starts to read at `offset`, see `Fetcher::assign_known`.
@@ -204,7 +213,8 @@ impl FetchCore {
                 && self.addresses.contains_key(&id)
                 && !self.brokers.contains_key(&id)
             {
-                self.brokers.insert(id, BrokerState::new(now));
+                let backoff = self.reconnect_backoff.clone();
+                self.brokers.insert(id, BrokerState { backoff, ..BrokerState::new(now) });
                 missing.push(id);
             }
         }
