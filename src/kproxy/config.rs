@@ -12,7 +12,8 @@ use crate::daemon::{Settings, shutdown_grace};
 use crate::http::{ClientCertificates, HeadLimits, Listen, Tls, TlsSettings};
 use crate::logging::LogConfig;
 
-/// Largest `max_request_size_bytes`: with all that belongs to it, a message must stay below the 2 GiB of a Kafka request.
+/// Largest `max_request_size_bytes`: with all that belongs to it, a message must stay below the 2 GiB of a Kafka
+/// request.
 const MAX_MESSAGE_BYTES: usize = 1_000_000_000;
 
 /// Largest `max_uri_bytes` and `max_header_bytes`.
