@@ -207,6 +207,8 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
 /// Returns the error for a message that the broker, or the client in its name, rejected with this code.
 fn rejected(error: i16, stored: Stored, topic: &str, reason: &str) -> AppendError {
     let kind = match (error, stored) {
+        // The gate looks the topic up again.
+        (code::UNKNOWN_TOPIC_OR_PARTITION, _) => AppendFailure::UnknownTopic,
         (_, Stored::Unknown) => AppendFailure::TimedOut,
         (code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE, Stored::No) => AppendFailure::TooLarge,
         (code::OUT_OF_ORDER_SEQUENCE_NUMBER | code::UNKNOWN_PRODUCER_ID | code::INVALID_PRODUCER_EPOCH, Stored::No) => {
