@@ -261,6 +261,13 @@ impl Simulation {
         let now = self.now();
         // A request arrives also if its sender has crashed.
         if let Happens::Arrives(id, request) = what {
+            let is_alive = self.processes[process].as_ref().is_some_and(|running| running.incarnation == incarnation);
+            // Except for the join of a static member that has ended since: it would take the place of the process that
+            // runs now, whatever its lease. The protocol has no defence against that, see the config.
+            let is_ghost = matches!(&request, Sent::Join(join) if join.instance_id.is_some()) && !is_alive;
+            if is_ghost {
+                return;
+            }
             match request {
                 Sent::Join(request) => self.coordinator.join(now, id, &request),
                 Sent::Sync(request) => self.coordinator.sync(now, id, &request),
