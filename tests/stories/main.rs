@@ -42,8 +42,12 @@ mod ktransfer_outage;
 mod ktransfer_push;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
 mod order;
+/// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
+mod native_outages;
 /// The whole path of a message through all three daemons.
 mod path;
+/// kproxy: thousands of messages that the brokers refuse, beside other traffic.
+mod refusals;
 /// kproxy: the number of its threads.
 mod threads;
 /// kproxy: HTTPS.
