@@ -60,12 +60,13 @@
 //! - The threads of a [`Supervisor`](supervise::Supervisor) do the work; the configuration fixes their number. The
 //!   threads of the Kafka client that send to a broker or fetch from it (`kafka-BROKER-LEVEL`, `kafka-fetch-BROKER`)
 //!   start on first use, the others with their group.
-//! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: those of the `kafka` crate
-//!   (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-close`), and the search for a
-//!   ZooKeeper server (`zk-search`). They start when a client is needed, and may be abandoned while they hang. The code
-//!   that starts them bounds their number.
+//! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: look-ups of host names for the Kafka
+//!   client (`kafka-resolver`), those of the `kafka` crate (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper`
+//!   crate (`zk-call-…`, `zk-close`), and the search for a ZooKeeper server (`zk-search`). They start when they are
+//!   needed, and may be abandoned while they hang. The code that starts them bounds their number.
 //!
-//! The `zookeeper` crate starts two further threads for each client.
+//! Outside of it, the `zookeeper` crate starts two threads for each client, and a call for the offsets of many brokers
+//! has a scoped thread for each of them (`kafka-offsets`), which ends with the call.
 //!
 //! # What is deliberately absent
 //!
@@ -77,8 +78,8 @@
 //! # Reading order
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
-//! [`metrics`], [`kafka`] (the pure parts of a Kafka client of our own, which no engine uses yet) → [`config`],
-//! [`logging`], `reload`, [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
+//! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
+//! [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
 
 pub mod daemon;
 
@@ -106,3 +107,9 @@ pub mod supervise;
 mod docs_test;
 #[cfg(test)]
 mod import_circles;
+
+#[cfg(test)]
+#[cfg(feature = "tls")]
+#[path = "../tests/stories/harness/certificates.rs"]
+#[allow(dead_code, reason = "the stories use more of it")]
+mod certificates;

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{never, select};
 
-use super::{MetadataClient, MetadataGate, ProducerEngine};
+use super::gate::MetadataGate;
+use super::state::{MAX_LOOKUP_TIME, MetadataClient, ProducerEngine};
 use crate::broker::Completion;
 use crate::broker::topics::LookupAnswer;
 use crate::shutdown::Stop;
 
-/// Longest time of one lookup.
-pub(super) const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
-/// The same after the daemon's stop.
+/// Longest time of one lookup after the daemon's stop.
 const MAX_LOOKUP_TIME_AT_CLOSE: Duration = Duration::from_millis(500);
 /// A lookup is shortened to the earliest pending deadline, but never below this; an append may complete late by this
 /// time.

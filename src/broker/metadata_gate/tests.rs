@@ -1,5 +1,8 @@
+use std::time::Instant;
+
 use super::*;
-use crate::broker::{AppendResult, PartitionerKind};
+use crate::broker::topics::LookupAnswer;
+use crate::broker::{Acks, AppendResult, PartitionerKind, Record, Stored};
 use crate::shutdown::Stop;
 use crate::supervise::Ended;
 
@@ -42,7 +45,7 @@ fn appends_to_many_topics_fail_in_time_although_the_brokers_are_slow() {
     };
     let group = Supervisor::new("t", Stop::new());
     let slow = Slow(Duration::from_millis(100));
-    let gate = MetadataGate::new(NoEngine, GateState::new(&config), &config, slow, Duration::from_secs(1), &group);
+    let gate = start(NoEngine, GateState::new(&config), &config, slow, Duration::from_secs(1), &group);
     let (sender, outcomes) = crossbeam_channel::unbounded();
     let started = Instant::now();
     for number in 0..100 {

@@ -74,8 +74,8 @@ impl NativeFetcher {
             FetchEvent::Truncated { partition, position, divergence } => {
                 let (partition, end) = (seam_partition(&partition), divergence.end_offset);
                 warn!(
-                    "{partition}: the leader lost the messages from offset {end} to {position}, which were read before; \
-                     reading again from {end}"
+                    "{partition}: the leader lost the messages from offset {end} to {position}, which were read \
+                     before; reading again from {end}"
                 );
                 let newest = self.log_ends.range(&partition).map_or(end, |range| range.newest.max(end));
                 let gone = FetchError::OffsetGone { partition, offset: position, oldest: end, newest };

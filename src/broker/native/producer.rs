@@ -1,7 +1,7 @@
 //! Appends through the Kafka client of this project ([`crate::kafka`]).
 //!
-//! The [`MetadataGate`] looks topics up and chooses what is sent; this module chooses the partition and translates
-//! messages and outcomes.
+//! The [`MetadataGate`] looks topics up and holds the messages of those that are not known yet. This module chooses the
+//! partition, passes all metadata on to the client, and converts messages and outcomes.
 
 use std::num::NonZeroI32;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::config;
 use super::producer_settings::ProducerSettings;
 use crate::broker::metadata_gate::{
-    FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
+    self, FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
 };
 use crate::broker::partitioner::partition_of;
 use crate::broker::topics::LookupAnswer;
@@ -93,7 +93,7 @@ impl<C: Completion> NativeProducer<C> {
         let wait = connector.config().request_timeout;
         let state = GateState::new(config);
         let engine = Engine { producer, partitioner: config.partitioner, state: Arc::clone(&state) };
-        let gate = MetadataGate::new(engine, state, config, metadata, wait, supervisor);
+        let gate = metadata_gate::start(engine, state, config, metadata, wait, supervisor);
         Ok(NativeProducer { gate })
     }
 }

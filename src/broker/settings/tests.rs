@@ -123,7 +123,8 @@ fn kafka_rust_refuses_the_settings_it_does_not_have() {
 
 #[test]
 fn a_setting_under_two_of_its_names_is_refused_and_debug_output_hides_secrets() {
-    let lines = "security.protocol: sasl_ssl\nsasl.mechanism: PLAIN\nsasl.mechanisms: PLAIN\nsasl.username: user-name\nsasl.password: topsecret";
+    let lines = "security.protocol: sasl_ssl\nsasl.mechanism: PLAIN\nsasl.mechanisms: PLAIN\n\
+        sasl.username: user-name\nsasl.password: topsecret";
     let (settings, problems) = take(lines, Engine::Auto, WRITES);
     assert_eq!(problems, ["kafka.sasl.mechanisms: is the same setting as sasl.mechanism"]);
     let shown = format!("{settings:?}");

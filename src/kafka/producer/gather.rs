@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 
 use super::outcome::{BatchResult, BrokerId, EndedMessage, Gathered, Limits};
 use super::partition::Partition;
+pub use super::partition_index::PartitionIndex;
 use super::schedule::Schedule;
 use crate::kafka::record_batch::ProducerState;
 
@@ -54,10 +55,6 @@ const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(3600);
 /// Upper bound of the vectors that are kept for the next batches, and of their capacity.
 const MAX_SPARE_VECTORS: usize = 256;
 const MAX_SPARE_CAPACITY: usize = 1024;
-
-/// Identifies a partition within one [`Gather`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PartitionIndex(pub(super) usize);
 
 /// Identifies one sending of a batch, so that a late response to an earlier sending is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -203,9 +200,9 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         }
     }
 
-    /// Puts a partition that has a batch to send into the queue of its leader, unless it is there; returns the leader. A
-    /// partition that waits for a producer id stays where it is; its leader is returned, so that its sender requests the
-    /// id.
+    /// Puts a partition that has a batch to send into the queue of its leader, unless it is there; returns the leader.
+    /// A partition that waits for a producer id stays where it is; its leader is returned, so that its sender requests
+    /// the id.
     fn schedule(&mut self, index: PartitionIndex) -> Option<BrokerId> {
         let partition = &self.partitions[index.0];
         let leader = partition.leader?;
@@ -373,8 +370,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         self.deadlines.clear();
     }
 
-    /// Returns the earliest time at which `broker` may be sent a batch: `now` if one is ready, the end of a back-off, or
-    /// `None` if there is nothing to send.
+    /// Returns the earliest time at which `broker` may be sent a batch: `now` if one is ready, the end of a back-off,
+    /// or `None` if there is nothing to send.
     pub fn next_due(&self, broker: BrokerId, now: Instant) -> Option<Instant> {
         let queue = self.schedule.queue(broker)?;
         if self.schedule.has_ready(queue) { Some(now) } else { self.schedule.next_due(queue) }

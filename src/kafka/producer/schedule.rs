@@ -7,8 +7,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use super::gather::PartitionIndex;
 use super::outcome::BrokerId;
+use super::partition_index::PartitionIndex;
 
 /// Position of a broker's queue in [`Schedule::queues`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Messages of formats 0 and 1, the formats before Kafka 0.11.
 
-use super::{PREFIX_BYTES, ReadHeaders, ReadRecord};
+use super::record::{PREFIX_BYTES, ReadHeaders, ReadRecord};
 use crate::kafka::wire::{Malformed, WireReader};
 
 /// A message of format 0 or 1.

@@ -83,6 +83,11 @@ impl TestCluster {
         self.shared.lock().topics.get(name).map(|topic| topic.id)
     }
 
+    /// Whether a partition exists.
+    pub fn has_partition(&self, topic: &str, partition: i32) -> bool {
+        self.shared.lock().partition(topic, partition).is_some()
+    }
+
     /// Changes the settings of a topic that an append checks.
     pub fn set_rules(&self, topic: &str, change: impl FnOnce(&mut AppendRules)) {
         self.update(|state| change(&mut state.topics.get_mut(topic).expect("the topic exists").rules));

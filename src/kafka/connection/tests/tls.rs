@@ -13,8 +13,8 @@ use rustls::version::{TLS12, TLS13};
 
 use super::super::ConnectionErrorKind as Kind;
 use super::{APIS, ECHO, Echo, connector, parts, refusal};
+use crate::certificates::{Authority, Certificate};
 use crate::kafka::config::{BrokerAddress, Identity, TlsConfig, TrustRoots};
-use crate::kafka::test_server::tls::certificates::{Authority, Certificate};
 use crate::kafka::test_server::tls::{TlsStream, accept, identity, server, trusting};
 use crate::kafka::test_server::{PATIENCE, Peer, drain, later, soon, with_server, with_server_at};
 

@@ -1,8 +1,15 @@
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::super::FetchConfig;
+use super::super::event::{FetchEvent, TopicPartition};
 use super::super::outcome::{FetchOutcome, PartitionOutcome};
 use super::super::record_set::{UnpackLimits, unpack};
+use super::state::BrokerState;
 use super::*;
 use crate::kafka::compression::Codec;
-use crate::kafka::metadata::{BrokerInfo, MetadataResponse, PartitionMetadata, TopicMetadata};
+use crate::kafka::config::BrokerAddress;
+use crate::kafka::metadata::{BrokerId, BrokerInfo, MetadataResponse, PartitionMetadata, TopicMetadata};
 use crate::kafka::record_batch::{BatchBuilder, ProducerState, RecordView};
 
 const VERSIONS: BrokerVersions = BrokerVersions { fetch: 17, has_epoch_ends: true };

@@ -1,0 +1,166 @@
+//! Producer ids: obtained, refused, lost, fenced.
+
+use super::*;
+use crate::kafka::testkit::BatchSpec;
+
+fn init() -> Scope {
+    Scope::api(ApiKey::InitProducerId)
+}
+
+#[test]
+fn a_broker_that_does_not_assign_an_id_delays_only_its_own_partitions() {
+    let cluster = TestCluster::start(2);
+    cluster.create_topic("t", 2);
+    cluster.fault_always(init().at_broker(1), Fault::lost());
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    let hung = client.send(message.clone());
+    assert!(cluster.wait_until(LONG, |cluster| cluster.requests(ApiKey::InitProducerId) == 1));
+    let started = Instant::now();
+    client.offsets(&[client.send(Message { partition: 1, ..message.clone() })]);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(!client.has_ended(hung));
+    // The partition moves to a broker that works.
+    cluster.move_leader("t", 0, Some(2));
+    client.offsets(&[hung, client.send(message)]);
+    client.finish(&cluster);
+}
+
+#[test]
+fn a_partition_moves_while_its_first_leader_cannot_assign_an_id() {
+    let cluster = TestCluster::start(2);
+    cluster.create_topic("t", 1);
+    cluster.fault_always(init().at_broker(1), Fault::error(code::COORDINATOR_LOAD_IN_PROGRESS));
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    let waiting = client.send(message.clone());
+    assert!(cluster.wait_until(LONG, |cluster| cluster.requests(ApiKey::InitProducerId) >= 2));
+    cluster.crash_broker(1);
+    cluster.elect_leaders();
+    client.offsets(&[waiting, client.send(message)]);
+    client.finish(&cluster);
+}
+
+#[test]
+fn ids_are_requested_again_while_the_cluster_starts() {
+    let cluster = TestCluster::start(1);
+    cluster.create_topic("t", 1);
+    cluster.fault_times(init(), Fault::error(code::COORDINATOR_LOAD_IN_PROGRESS), 3);
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    client.offsets(&client.send_many(2, &message));
+    assert_eq!(cluster.requests(ApiKey::InitProducerId), 4);
+    client.finish(&cluster);
+}
+
+#[test]
+fn messages_that_wait_for_an_id_end_at_their_deadline() {
+    let cluster = TestCluster::start(1);
+    cluster.create_topic("t", 1);
+    cluster.fault_always(init(), Fault::error(code::COORDINATOR_NOT_AVAILABLE));
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    let end = client.end_of(client.send(Message { deadline: brief(), ..message.clone() }));
+    assert_eq!(end.outcome, Outcome::TimedOut(Stored::No));
+    let reason = "broker 1: COORDINATOR_NOT_AVAILABLE: no producer id, which acks=-1 needs";
+    assert_eq!(end.reason, reason);
+    // Without a message nothing requests an id; the next message makes it be requested again.
+    cluster.clear_faults();
+    client.offsets(&[client.send(message)]);
+    client.finish(&cluster);
+}
+
+#[test]
+fn messages_are_refused_while_the_cluster_refuses_an_id() {
+    let cluster = TestCluster::start(2);
+    cluster.create_topic("t", 2);
+    cluster.fault_always(init(), Fault::error(code::CLUSTER_AUTHORIZATION_FAILED));
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    // The second time the refusal is remembered.
+    for partition in [0, 0, 1, 0] {
+        let end = client.end_of(client.send(Message { partition, ..message.clone() }));
+        assert_eq!(end.outcome, Outcome::Rejected(code::CLUSTER_AUTHORIZATION_FAILED, Stored::No));
+        let reason = "CLUSTER_AUTHORIZATION_FAILED: the cluster refuses a producer id, which acks=-1 needs";
+        assert_eq!(end.reason, reason);
+    }
+    client.offsets(&[client.send(Message::new(AcksLevel::Leader, "t", 0))]);
+    cluster.clear_faults();
+    let started = Instant::now();
+    while let Outcome::Rejected(..) = client.outcome(client.send(message.clone())) {
+        assert!(started.elapsed() < LONG);
+    }
+    client.finish(&cluster);
+}
+
+#[test]
+fn a_refused_new_id_does_not_concern_partitions_that_have_an_id() {
+    let cluster = TestCluster::start(1);
+    cluster.create_topic("t", 2);
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    client.offsets(&[client.send(message.clone()), client.send(Message { partition: 1, ..message.clone() })]);
+    let (id, _) = ids_and_epochs(&cluster, "t", 0)[0];
+    // Somebody else uses the id with a higher epoch.
+    let fence = BatchSpec::new().record(Some("k"), Some("fence"), 0).producer(id, 7, 0);
+    cluster.append("t", 0, &fence);
+    cluster.fault_always(init(), Fault::error(code::CLUSTER_AUTHORIZATION_FAILED));
+    let fenced = client.send(message.clone());
+    assert_eq!(client.outcome(fenced), Outcome::Rejected(code::CLUSTER_AUTHORIZATION_FAILED, Stored::No));
+    client.offsets(&client.send_many(3, &Message { partition: 1, ..message.clone() }));
+    cluster.clear_faults();
+    let started = Instant::now();
+    while let Outcome::Rejected(..) = client.outcome(client.send(message.clone())) {
+        assert!(started.elapsed() < LONG);
+    }
+    client.finish(&cluster);
+}
+
+#[test]
+fn a_producer_that_the_broker_has_forgotten_continues() {
+    for release in Release::ALL {
+        let cluster = TestCluster::builder(1).release(release).start();
+        cluster.create_topic("t", 2);
+        let mut client = TestClient::new(&cluster);
+        let message = Message::new(AcksLevel::All, "t", 0);
+        for _ in 0..3 {
+            client.offsets(&client.send_many(3, &message));
+            client.offsets(&[client.send(Message { partition: 1, ..message.clone() })]);
+            let (id, _) = *ids_and_epochs(&cluster, "t", 0).last().unwrap();
+            cluster.change_log("t", 0, |log| log.expire_producer(id));
+        }
+        client.offsets(&client.send_many(3, &message));
+        client.finish(&cluster);
+        assert_eq!(ids_and_epochs(&cluster, "t", 1).len(), 1, "another partition is not concerned");
+    }
+}
+
+#[test]
+fn a_producer_continues_behind_records_that_the_cluster_has_lost() {
+    let cluster = TestCluster::start(2);
+    cluster.create_topic("t", 1);
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    for _ in 0..10 {
+        client.offsets(&[client.send(message.clone())]);
+    }
+    cluster.truncate("t", 0, 7);
+    assert_eq!(client.offsets(&[client.send(message.clone()), client.send(message)]), [7, 8]);
+    client.close(Duration::ZERO);
+}
+
+#[test]
+fn a_fenced_producer_continues_with_another_id() {
+    let cluster = TestCluster::start(1);
+    cluster.create_topic("t", 1);
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    client.offsets(&[client.send(message.clone())]);
+    let (id, _) = ids_and_epochs(&cluster, "t", 0)[0];
+    cluster.append("t", 0, &BatchSpec::new().record(Some("k"), Some("fence"), 0).producer(id, 7, 0));
+    client.offsets(&client.send_many(3, &message));
+    let ids = ids_and_epochs(&cluster, "t", 0);
+    assert!(ids.len() == 3 && ids[2].0 != id, "{ids:?}");
+    assert_eq!(cluster.requests(ApiKey::InitProducerId), 2);
+    client.finish(&cluster);
+}
