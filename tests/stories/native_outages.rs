@@ -76,7 +76,8 @@ impl<'a> Load<'a> {
             let request = if lines == 1 {
                 post_request(&format!("/commit?topic={topic}&acks={acks}&key={key}"), &[], &value_of(&ids[0]))
             } else {
-                let line = |id| format!("{{\"key\":\"{key}\",\"value\":\"{}\"}}\n", String::from_utf8_lossy(&value_of(id)));
+                let line =
+                    |id| format!("{{\"key\":\"{key}\",\"value\":\"{}\"}}\n", String::from_utf8_lossy(&value_of(id)));
                 let body: String = ids.iter().map(line).collect();
                 post_request(&format!("/commit_batch?topic={topic}&acks={acks}"), NDJSON, body.as_bytes())
             };
@@ -208,4 +209,28 @@ fn batches_are_in_order_while_the_only_broker_is_killed_twice() {
     };
     assert_correct(&checks, false);
     kproxy.daemon.stop(DEADLINE);
+}
+
+/// Posts wait for the broker when the SIGTERM comes: each is answered within the grace.
+#[test]
+fn a_hung_broker_does_not_hold_up_the_end() {
+    let cluster = Cluster::start(1);
+    let topic = cluster.new_topic("hung", 1);
+    let config = configs::kproxy(&cluster).set("commit_timeout_ms", 60_000).set("shutdown_grace_ms", 3000);
+    let mut kproxy = Kproxy::start_ready(config);
+    let path = |acks: &str| format!("/commit?topic={topic}&acks={acks}");
+    for acks in LEVELS {
+        assert_eq!(kproxy.post(&path(acks), b"before").status, 200);
+    }
+    cluster.kafka_servers[0].freeze();
+    let mut clients = LEVELS.map(|acks| kproxy.start_post(&path(acks), b"during"));
+    kproxy.wait_for_commits_in_flight(clients.len());
+    // Meanwhile the metadata requests grow to their longest time.
+    std::thread::sleep(Duration::from_secs(5));
+    kproxy.daemon.terminate();
+    for client in &mut clients {
+        let answer = client.read_response().expect("kproxy answers");
+        assert_eq!(outcome_of(&answer.json()), Answered::Unknown, "{}", answer.text());
+    }
+    assert_eq!(kproxy.daemon.wait(DEADLINE).code(), Some(0), "the stop ends within the grace");
 }

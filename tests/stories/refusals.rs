@@ -136,7 +136,8 @@ fn with_good_traffic(
         for acks in levels {
             let of_level = all.iter().filter(|(at, level, _)| *at == index && level == acks);
             let of_level: Vec<&Posted> = of_level.map(|(_, _, posted)| posted).collect();
-            let answers = of_level.iter().flat_map(|posted| posted.iter().map(|(id, outcome, _)| (id.clone(), *outcome)));
+            let answers =
+                of_level.iter().flat_map(|posted| posted.iter().map(|(id, outcome, _)| (id.clone(), *outcome)));
             let answers: Vec<_> = answers.collect();
             let keys: Vec<Vec<u8>> =
                 (0..N_GOOD).map(|poster| format!("{acks}.{}", n_earlier + poster).into_bytes()).collect();
