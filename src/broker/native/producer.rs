@@ -207,7 +207,7 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
 /// Returns the error for a message that the broker, or the client in its name, rejected with this code.
 fn rejected(error: i16, stored: Stored, topic: &str, reason: &str) -> AppendError {
     let kind = match (error, stored) {
-        // The gate looks the topic up again.
+        // The topic, or the partition, was deleted while the message waited for its leader.
         (code::UNKNOWN_TOPIC_OR_PARTITION, _) => AppendFailure::UnknownTopic,
         (_, Stored::Unknown) => AppendFailure::TimedOut,
         (code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE, Stored::No) => AppendFailure::TooLarge,
@@ -292,6 +292,29 @@ impl NativeMetadata {
             code::LEADER_NOT_AVAILABLE => LookupAnswer::NotYet,
             error if code::is_retriable(error) => LookupAnswer::NotYet,
             error => LookupAnswer::Refused(code::name(error).into_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_that_was_deleted_meanwhile_makes_the_topic_doubtful() {
+        for stored in [Stored::No, Stored::Unknown] {
+            let error = rejected(code::UNKNOWN_TOPIC_OR_PARTITION, stored, "t", "");
+            assert_eq!((error.kind, error.stored), (AppendFailure::UnknownTopic, stored));
+        }
+        // Nothing else concerns the existence of the topic.
+        let others = [
+            (code::INVALID_RECORD, Stored::No, AppendFailure::Refused),
+            (code::MESSAGE_TOO_LARGE, Stored::No, AppendFailure::TooLarge),
+            (code::UNKNOWN_SERVER_ERROR, Stored::Unknown, AppendFailure::TimedOut),
+            (code::TOPIC_AUTHORIZATION_FAILED, Stored::No, AppendFailure::Refused),
+        ];
+        for (error, stored, kind) in others {
+            assert_eq!(rejected(error, stored, "t", "").kind, kind, "{error}");
         }
     }
 }

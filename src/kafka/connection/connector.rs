@@ -22,6 +22,8 @@ use crate::locks::lock;
 #[derive(Clone, Debug)]
 pub struct Connector {
     shared: Arc<Shared>,
+    /// Ends the connections of [`connect`](Connector::connect) from another thread.
+    disconnect: Option<Disconnect>,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,18 @@ impl Connector {
         let security = Security::new(&config, &resolver);
         Connector {
             shared: Arc::new(Shared { config: Arc::new(config), resolver, security, failures: Mutex::default() }),
+            disconnect: None,
         }
+    }
+
+    /// Returns a connector whose connections all end when `disconnect` is used; later attempts to connect fail at once.
+    pub fn ended_by(&self, disconnect: Disconnect) -> Self {
+        Connector { shared: Arc::clone(&self.shared), disconnect: Some(disconnect) }
+    }
+
+    /// Whether attempts to connect are futile, see [`ended_by`](Self::ended_by).
+    pub(in crate::kafka) fn is_ended(&self) -> bool {
+        self.disconnect.as_ref().is_some_and(|disconnect| disconnect.stop().is_triggered())
     }
 
     /// Returns why the security settings cannot be used, for instance that a file is not PEM.
@@ -63,11 +76,14 @@ impl Connector {
     /// Connects to a broker until `deadline` or `connect_timeout` at the latest. Fails with the kind `NotSent` or
     /// `Denied`.
     pub fn connect(&self, address: &BrokerAddress, deadline: Instant) -> Result<Connection, ConnectionError> {
-        self.connect_with(address, deadline, &Disconnect::new())
+        match &self.disconnect {
+            Some(disconnect) => self.connect_with(address, deadline, disconnect),
+            None => self.connect_with(address, deadline, &Disconnect::new()),
+        }
     }
 
-    /// Like [`connect`](Self::connect); `disconnect`, which must be a new one, ends the attempt from another thread,
-    /// and later the connection. Logs a failure that is new.
+    /// Like [`connect`](Self::connect); `disconnect`, which must not have been used, ends the attempt from another
+    /// thread, and later the connection. Logs a failure that is new.
     pub fn connect_with(
         &self,
         address: &BrokerAddress,

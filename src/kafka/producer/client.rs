@@ -19,7 +19,7 @@ use super::refresh::{DoubtedTopics, LeaderRefresh};
 use super::sender::Sender;
 use crate::kafka::compression::Codec;
 use crate::kafka::config::BrokerAddress;
-use crate::kafka::connection::Connector;
+use crate::kafka::connection::{Connector, Disconnect};
 use crate::kafka::error_code;
 use crate::kafka::metadata::{BrokerId, MetadataResponse};
 use crate::kafka::produce::NodeAddress;
@@ -58,6 +58,8 @@ pub(super) struct Shared<M> {
     levels: [Arc<Level<M>>; 3],
     view: Mutex<ClusterView>,
     doubted: DoubtedTopics,
+    /// Ends the metadata request in progress.
+    metadata_disconnect: Disconnect,
     is_closed: AtomicBool,
     /// Whether [`KafkaProducer::close`] waits for the end of all messages.
     is_closing: AtomicBool,
@@ -111,6 +113,7 @@ impl<M: ProducerMessage> KafkaProducer<M> {
             levels: AcksLevel::EACH.map(level),
             view: Mutex::default(),
             doubted: DoubtedTopics::default(),
+            metadata_disconnect: Disconnect::new(),
             is_closed: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             closing: Mutex::default(),
@@ -119,6 +122,7 @@ impl<M: ProducerMessage> KafkaProducer<M> {
             deadline_thread: Mutex::default(),
             supervisor: supervisor.clone(),
         });
+        let connector = connector.ended_by(shared.metadata_disconnect.clone());
         let refresh = LeaderRefresh::new(Arc::clone(&shared), connector, bootstrap);
         supervisor.spawn_task("kafka-leaders", move || refresh.run());
         let watching = Arc::clone(&shared);
@@ -345,6 +349,7 @@ impl<M: ProducerMessage> Shared<M> {
             let closed = |(message, outcome): EndedMessage<M>| (message, Outcome::Closed(outcome.stored()), None);
             ending.end_all(ended.into_iter().map(closed));
         }
+        self.metadata_disconnect.disconnect();
         self.doubted.wake();
         self.wake_deadline_thread();
     }
