@@ -141,7 +141,7 @@ fn moves_away_from_a_paused_broker(level: AcksLevel, is_leaderless_between: bool
     }
     cluster.move_leader("t", 0, Some(2));
     let moved = client.offsets(&numbers);
-    assert!(moved[0] < moved[1] && started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    assert!(moved[0] < moved[1] && started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
     client.offsets(&[client.send(message)]);
     cluster.pause_broker(1, false);
     client.finish(&cluster);
