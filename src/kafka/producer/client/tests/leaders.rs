@@ -73,7 +73,7 @@ fn messages_wait_for_a_crashed_broker_that_no_other_replaces() {
 fn messages_without_a_key_avoid_a_broker_that_cannot_be_reached_and_one_that_hangs() {
     let cluster = TestCluster::start(2);
     cluster.create(TopicSpec::new("t").partitions(4).replication(1));
-    let mut client = TestClient::new(&cluster);
+    let client = TestClient::new(&cluster);
     let lost: Vec<i32> = (0..4).filter(|partition| cluster.leader("t", *partition).0 == Some(2)).collect();
     assert_eq!(lost.len(), 2);
     for is_paused in [true, false] {
