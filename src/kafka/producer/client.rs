@@ -1,6 +1,6 @@
 //! The producer as its users see it.
 //!
-//! Threads: a [`Sender`] for each level and broker in use, `kafka-leaders` (metadata of the topics in use) and
+//! Threads: a `Sender` for each level and broker in use, `kafka-leaders` (metadata of the topics in use) and
 //! `kafka-deadline`, which ends each message at its deadline, whatever the other threads wait for.
 
 use std::sync::Arc;
