@@ -2,16 +2,17 @@
 # make demo       run the three daemons with a Kafka of their own, until Ctrl-C or for DEMO_SECONDS=30 seconds
 # make test       unit tests and stories on a real Kafka and ZooKeeper
 # make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096");
-#                 BASELINE=FOLDER also measures the kproxy_bin in FOLDER, in alternating runs
+#                 BASELINE=FOLDER also measures the kproxy_bin in FOLDER, in alternating runs;
+#                 ENGINES=1 measures the Kafka clients without HTTP
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make check      formatting, lints and documentation
-# make pure       build without C code, verify that no C is compiled, and test that build
+# make pure       build without TLS, verify that no C is compiled, and test that build
 # make install    into $(DESTDIR)$(PREFIX)
 # make tools      install the tools that the other targets need (Debian, as root), or print the command to run
 # make clean
 #
 # Everything is built with the release profile, tests and lints included: the tested code is the shipped code,
-# measurements are meaningful, and librdkafka (a minute of C) is compiled once.
+# measurements are meaningful, and the dependencies are compiled once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -39,7 +40,7 @@ test: tools
 
 bench: tools
 	@.ci/tools bench
-	BASELINE=$(if $(BASELINE),$(abspath $(BASELINE))) $(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
+	BASELINE=$(if $(BASELINE),$(abspath $(BASELINE))) ENGINES=$(ENGINES) $(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
 
 fuzz: build-tools
 	fuzz/run $(SECONDS_EACH)
@@ -52,7 +53,7 @@ check: build-tools
 
 # Crates that compile C or link compiled C; `make pure` fails if one is a dependency. `CC=/bin/false` is a second check:
 # a build script that calls a C compiler fails. (rustc itself still links with `cc`.)
-C_BUILDERS := cc cmake pkg-config vcpkg autotools bindgen curl-sys openssl-sys rdkafka-sys libz-sys ring zstd-sys
+C_BUILDERS := cc cmake pkg-config vcpkg autotools bindgen curl-sys openssl-sys libz-sys ring aws-lc-sys zstd-sys
 PURE := --locked --no-default-features
 PURE_RELEASE := --release --target-dir $(TARGET)/pure
 

@@ -20,7 +20,8 @@
 //! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
 //!   kproxy may have between request and answer.
 //! - **seam**: the module that hides a client library: [`broker`] for Kafka, [`keeper`] for ZooKeeper. **engine**: one
-//!   of the Kafka clients behind the seam: librdkafka, the `kafka` crate, or a broker in memory for unit tests.
+//!   of the Kafka clients behind the seam: `native` (the client in [`kafka`]), the `kafka` crate, or a broker in memory
+//!   for unit tests.
 //! - **the original**: the Go programs that this crate replaces. **story**: an end-to-end test, in `tests/stories`.
 //!
 //! # The three flows
@@ -57,15 +58,15 @@
 //! There is no async runtime. Only [`supervise`] starts our own threads, each with a name:
 //!
 //! - The threads of a [`Supervisor`](supervise::Supervisor) do the work; the configuration fixes their number. The
-//!   threads `kafka-acks-…`, one for each acks level of each librdkafka producer, start on first use; the others start
-//!   with their group.
-//! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: those of the `kafka` crate
-//!   (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-close`), and the search for a
-//!   ZooKeeper server (`zk-search`). They start when a client is needed, and may be abandoned while they hang. The code
-//!   that starts them bounds their number.
+//!   threads of the Kafka client that send to a broker or fetch from it (`kafka-BROKER-LEVEL`, `kafka-fetch-BROKER`)
+//!   start on first use, the others with their group.
+//! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: look-ups of host names for the Kafka
+//!   client (`kafka-resolver`), those of the `kafka` crate (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper`
+//!   crate (`zk-call-…`, `zk-close`), and the search for a ZooKeeper server (`zk-search`). They start when they are
+//!   needed, and may be abandoned while they hang. The code that starts them bounds their number.
 //!
-//! Libraries start further threads: librdkafka `rdk:main` and one `rdk:broker…` per broker for each client, the
-//! `zookeeper` crate two for each client.
+//! Outside of it, the `zookeeper` crate starts two threads for each client, and a call for the offsets of many brokers
+//! has a scoped thread for each of them (`kafka-offsets`), which ends with the call.
 //!
 //! # What is deliberately absent
 //!
@@ -77,8 +78,8 @@
 //! # Reading order
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
-//! [`metrics`], [`kafka`] (the pure parts of a Kafka client of our own, which no engine uses yet) → [`config`],
-//! [`logging`], `reload`, [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
+//! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
+//! [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
 
 pub mod daemon;
 
@@ -106,3 +107,9 @@ pub mod supervise;
 mod docs_test;
 #[cfg(test)]
 mod import_circles;
+
+#[cfg(test)]
+#[cfg(feature = "tls")]
+#[path = "../tests/stories/harness/certificates.rs"]
+#[allow(dead_code, reason = "the stories use more of it")]
+mod certificates;

@@ -9,8 +9,7 @@ use crate::harness::Cluster;
 use crate::load::Measurement;
 use crate::{LARGE, SMALL};
 
-const ENGINES: [(&str, Engine); 3] =
-    [("native", Engine::Native), ("librdkafka", Engine::Librdkafka), ("kafka-rust", Engine::KafkaRust)];
+const ENGINES: [(&str, Engine); 2] = [("native", Engine::Native), ("kafka-rust", Engine::KafkaRust)];
 const LEVELS: [(i32, Acks); 3] = [(0, Acks::None), (1, Acks::Leader), (-1, Acks::All)];
 const MANY_TOPICS: usize = 1_000;
 

@@ -5,7 +5,7 @@
 //! machine varies between runs, so two upper bounds are measured in the same run:
 //!
 //! - "no Kafka": the same kproxy answers `GET /healthz`;
-//! - "engine alone": librdkafka in this process, with one message in flight for each connection and no HTTP.
+//! - "engine alone": the Kafka client in this process, with one message in flight for each connection and no HTTP.
 //!
 //! The CPU time of the load generator and the broker is shown too, since they share the cores with kproxy. Further
 //! tables show: half of the maximum rate over few and many connections, so that every process has CPU to spare; body

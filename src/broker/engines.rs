@@ -7,8 +7,6 @@
 use std::sync::Arc;
 
 use super::kafka_rust;
-#[cfg(feature = "librdkafka")]
-use super::librdkafka;
 use super::native;
 use super::settings::{KafkaSettings, Role, SettingProblem};
 use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, LogEnds, Producer, ProducerConfig};
@@ -19,15 +17,12 @@ use crate::supervise::Supervisor;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BuiltInEngine {
     Native,
-    #[cfg(feature = "librdkafka")]
-    Librdkafka,
     KafkaRust,
 }
 
-/// Why `kafka_client: librdkafka` is refused by a build without it.
-#[cfg(not(feature = "librdkafka"))]
-const WITHOUT_LIBRDKAFKA: &str = "is \"librdkafka\", which this build does not have: remove this key, or use native, \
-                                  which takes the settings of the map kafka by the same names";
+/// Why `kafka_client: librdkafka` is refused.
+const WITHOUT_LIBRDKAFKA: &str = "is \"librdkafka\", which is no longer part of this program: remove this key, or use \
+                                  native, which takes the settings of the map kafka by the same names";
 
 impl Engine {
     /// Takes `kafka_client` (default `auto`); an engine that this build does not have is a problem.
@@ -66,8 +61,6 @@ impl Engine {
     pub fn has_headers_and_timestamps(self) -> bool {
         match self.resolve() {
             Ok(BuiltInEngine::Native) => true,
-            #[cfg(feature = "librdkafka")]
-            Ok(BuiltInEngine::Librdkafka) => true,
             Ok(BuiltInEngine::KafkaRust) | Err(_) => false,
         }
     }
@@ -75,8 +68,6 @@ impl Engine {
     fn validate(self, settings: &KafkaSettings, role: Role) -> Vec<SettingProblem> {
         match self.resolve() {
             Ok(BuiltInEngine::Native) => native::validate(settings, role),
-            #[cfg(feature = "librdkafka")]
-            Ok(BuiltInEngine::Librdkafka) => librdkafka::validate(settings, role),
             Ok(BuiltInEngine::KafkaRust) => kafka_rust::validate(settings, role),
             // `from_section` has noted the problem with `kafka_client`.
             Err(_) => Vec::new(),
@@ -87,9 +78,6 @@ impl Engine {
     fn resolve(self) -> Result<BuiltInEngine, String> {
         match self {
             Self::Auto | Self::Native => Ok(BuiltInEngine::Native),
-            #[cfg(feature = "librdkafka")]
-            Self::Librdkafka => Ok(BuiltInEngine::Librdkafka),
-            #[cfg(not(feature = "librdkafka"))]
             Self::Librdkafka => Err(WITHOUT_LIBRDKAFKA.to_owned()),
             Self::KafkaRust => Ok(BuiltInEngine::KafkaRust),
         }
@@ -106,8 +94,6 @@ pub fn producer<C: Completion>(
 ) -> Result<Arc<dyn Producer<C>>, String> {
     match broker.engine.resolve()? {
         BuiltInEngine::Native => Ok(Arc::new(native::NativeProducer::new(broker, &config, supervisor)?)),
-        #[cfg(feature = "librdkafka")]
-        BuiltInEngine::Librdkafka => Ok(Arc::new(librdkafka::LibrdkafkaProducer::new(broker, config, supervisor)?)),
         BuiltInEngine::KafkaRust => Ok(Arc::new(kafka_rust::KafkaRustProducer::new(broker, &config, supervisor))),
     }
 }
@@ -120,8 +106,6 @@ pub fn fetcher(
 ) -> Result<Box<dyn Fetcher>, String> {
     match broker.engine.resolve()? {
         BuiltInEngine::Native => Ok(Box::new(native::NativeFetcher::new(broker, &config, supervisor)?)),
-        #[cfg(feature = "librdkafka")]
-        BuiltInEngine::Librdkafka => Ok(Box::new(librdkafka::LibrdkafkaFetcher::new(broker, config)?)),
         BuiltInEngine::KafkaRust => Ok(Box::new(kafka_rust::KafkaRustFetcher::new(broker, config, supervisor))),
     }
 }
@@ -130,8 +114,6 @@ pub fn fetcher(
 pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
     match broker.engine.resolve()? {
         BuiltInEngine::Native => Ok(Box::new(native::NativeLogEnds::new(broker)?)),
-        #[cfg(feature = "librdkafka")]
-        BuiltInEngine::Librdkafka => Ok(Box::new(librdkafka::LibrdkafkaLogEnds::new(broker)?)),
         BuiltInEngine::KafkaRust => Ok(Box::new(kafka_rust::KafkaRustLogEnds::new(broker, supervisor))),
     }
 }

@@ -1,8 +1,7 @@
 //! The Kafka seam: the few traits through which the daemons use Kafka, and the types in them.
 //!
-//! Four engines implement the traits: `native` (the client in `src/kafka`), `librdkafka`, `kafka_rust` (old brokers)
-//! and `in_memory` (unit tests). One conformance suite tests all four engines. No type of the clients is visible outside
-//! this folder.
+//! Three engines implement the traits: `native` (the client in `src/kafka`), `kafka_rust` (old brokers) and `in_memory`
+//! (unit tests). One conformance suite tests all three engines. No type of the clients is visible outside this folder.
 //!
 //! Invariants: a [`Producer`] completes every append exactly once. A [`Fetcher`] returns the messages of a partition in
 //! rising offset order, each at most once per assignment, and logs a line for each offset that it skips as unreadable.
@@ -24,8 +23,6 @@
 mod engines;
 pub mod in_memory;
 mod kafka_rust;
-#[cfg(feature = "librdkafka")]
-mod librdkafka;
 mod metadata_gate;
 mod native;
 pub mod partitioner;
@@ -336,7 +333,7 @@ pub enum Engine {
     Auto,
     /// The client of this project (`src/kafka`): brokers 0.11 to 4.x.
     Native,
-    /// librdkafka; an error at load if this build does not have it.
+    /// The former engine librdkafka: an error at load that names the alternative.
     Librdkafka,
     /// The pure-Rust `kafka` crate: brokers 0.9 to 3.9, plaintext, no headers, no timestamps.
     KafkaRust,

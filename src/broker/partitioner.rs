@@ -2,8 +2,8 @@
 //!
 //! Two partitioners for messages with a key: `fnv1a` of the original (32-bit FNV-1a read as a signed number, remainder,
 //! then absolute value) and `murmur2` of the Java client. The tables in the tests come from the Go standard library and
-//! the Java client; an end-to-end test compares `murmur2` with the real Java client. librdkafka has its own
-//! implementations of both partitioners; the broker suite compares their partitions with those of this module.
+//! the Java client; an end-to-end test compares `murmur2` with the real Java client.
+//!
 //! [`Spread`] distributes messages without a key evenly.
 
 use std::num::NonZeroI32;

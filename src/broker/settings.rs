@@ -6,8 +6,6 @@
 
 mod names;
 
-#[cfg(feature = "librdkafka")]
-use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -19,9 +17,6 @@ use names::{NOT_IN_FILE, REFUSED, Scope};
 
 use crate::config::{Problems, Section};
 
-/// Secrets shorter than this number of bytes are not replaced in error texts: they occur in any text by chance.
-#[cfg(feature = "librdkafka")]
-const MIN_HIDDEN_BYTES: usize = 4;
 const HIDDEN: &str = "[hidden]";
 
 /// Whether a daemon produces or consumes; some settings apply to only one role.
@@ -103,7 +98,7 @@ impl KafkaSettings {
             {
                 Some("is OAUTHBEARER, which needs sasl.oauthbearer.method: oidc to get tokens".to_owned())
             }
-            // "probe" is no path: librdkafka then searches for the CA certificates of the system.
+            // "probe" is no path: the engine then searches for the CA certificates of the system.
             name if (name.ends_with(".location") || name.ends_with(".file")) && entry.value != "probe" => {
                 let cause = std::fs::File::open(&entry.value).err()?;
                 Some(format!("is {:?}, which cannot be read: {cause}", entry.value))
@@ -131,48 +126,6 @@ impl KafkaSettings {
     /// Returns the name in the file of the setting with this canonical name; empty if the setting is not set.
     pub(super) fn key_of(&self, name: &str) -> &str {
         self.entries.iter().find(|entry| entry.name == name).map_or("", |entry| &entry.key)
-    }
-
-    /// Returns the key (as in the file) of the setting that an error or log text of librdkafka names first. If several
-    /// names begin at the same position of the text, the longest counts. Empty if the text names no setting.
-    #[cfg(feature = "librdkafka")]
-    pub(super) fn key_in(&self, text: &str) -> &str {
-        // The minimum is the earliest position, and among names at that position the longest.
-        let position = |name: &str| text.find(name).map(|at| (at, usize::MAX - name.len()));
-        let position_of = |entry: &Entry| {
-            let aliases = ALIASES.iter().filter(|(_, name)| *name == entry.name).map(|(alias, _)| *alias);
-            aliases.chain([&*entry.name]).filter_map(position).min()
-        };
-        let named = self.entries.iter().filter_map(|entry| Some((position_of(entry)?, &*entry.key)));
-        named.min().map_or("", |(_, key)| key)
-    }
-
-    /// Replaces the secrets in an error or log text of librdkafka.
-    #[cfg(feature = "librdkafka")]
-    pub(super) fn hide<'text>(&self, text: &'text str) -> Cow<'text, str> {
-        let mut secrets: Vec<&str> = Vec::new();
-        for (name, value) in self.iter().filter(|(name, _)| is_secret(name)) {
-            secrets.push(value);
-            // An error of librdkafka quotes this list from the wrong entry on, so each entry counts as a secret.
-            if name == "sasl.oauthbearer.config" {
-                secrets.extend(value.split(' '));
-            }
-        }
-        secrets.retain(|secret| secret.len() >= MIN_HIDDEN_BYTES);
-        // The longest first: replacing a secret that is part of a longer one would leave the rest of the longer one.
-        secrets.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
-        let mut text = Cow::Borrowed(text);
-        for secret in secrets {
-            if text.contains(secret) {
-                text = Cow::Owned(text.replace(secret, HIDDEN));
-            }
-            // librdkafka cuts long texts off, so the text may end with the beginning of a secret.
-            let mut beginnings = (MIN_HIDDEN_BYTES..secret.len()).rev().filter_map(|end| secret.get(..end));
-            if let Some(kept) = beginnings.find_map(|beginning| text.strip_suffix(beginning)) {
-                text = Cow::Owned(format!("{kept}{HIDDEN}"));
-            }
-        }
-        text
     }
 }
 

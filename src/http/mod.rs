@@ -60,7 +60,4 @@ pub use refusal::{SHUTTING_DOWN, UNANSWERED};
 pub use reply::{ReaderHandle, Reply};
 pub use scan::HeadLimits;
 pub use server::{Server, ServerConfig};
-#[cfg(test)]
-#[cfg(feature = "tls")]
-pub(crate) use tls::certificates;
 pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};

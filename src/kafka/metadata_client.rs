@@ -210,6 +210,9 @@ impl MetadataClient {
         for round in 0.. {
             let mut is_final = true;
             for address in self.candidates() {
+                if self.connector.is_ended() {
+                    return Err(failures.into_error(what, false));
+                }
                 let Some(until) = attempt_deadline(round, Instant::now(), deadline) else {
                     return Err(failures.into_error(what, false));
                 };

@@ -2,14 +2,11 @@
 //!
 //! These modules do no IO: they convert bytes to values and values to bytes.
 //!
-//! - [`wire`]: the primitive types of the protocol, read with bounds checks.
-//! - [`compression`]: the four codecs, with a limit on the decompressed bytes.
-//! - [`frame`]: length prefixes and headers of requests and responses.
-//! - [`produce`]: Produce requests and responses.
-//! - [`protocol`]: the other requests and responses.
+//! - [`wire`]: the primitive types of the protocol, read with bounds checks. [`frame`]: length prefixes and headers.
+//! - [`produce`]: Produce requests and responses. [`protocol`]: the other requests and responses.
 //! - [`record_batch`]: encodes records as a batch of message format 2, the only format that this client writes.
-//! - [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
-//! - [`producer`]: the record queue of a producer.
+//!   [`records`]: decodes the record data of a fetch response, in message formats 0, 1 and 2.
+//! - [`compression`]: the four codecs, with a limit on the decompressed bytes.
 //! - [`metadata`]: brokers, topics and partition leaders as values. [`error_code`]: names of the error codes.
 //! - `sasl`: the SASL mechanisms.
 //!
@@ -20,11 +17,20 @@
 //! - `socket`, `tls`, `stream`: TCP, TLS, and a byte stream over one of them.
 //! - `oauth`: access tokens from a token endpoint.
 //! - [`connection`]: one connection to a broker, authenticated, with requests and responses.
-//! - [`metadata`], [`metadata_client`]: brokers, topics and leaders. [`broker_pool`]: a connection for each broker.
-//! - [`producer`]: sends messages. [`group`]: membership in a consumer group.
 //! - [`broker_pool`]: the connections to the brokers of a cluster, with back-off and throttle times.
 //! - [`metadata_client`]: requests that any broker can answer: metadata, coordinators.
+//!
+//! These are the clients, with threads. Their decisions are in modules without IO.
+//!
+//! - [`producer`]: sends messages; a thread for each broker and acks level.
+//! - [`fetch`]: reads messages from offsets that the owner chooses; a thread for each broker.
 //! - [`offsets`]: offsets of partitions and groups, from all brokers at the same time.
+//! - [`group`]: membership in a consumer group. The daemons do not use it yet.
+//!
+//! For tests: `testkit` is a cluster in memory that speaks the protocol, with scripted and random faults.
+//!
+//! To add a request: a file in [`protocol`], which implements [`Request`](protocol::Request); its test in every version
+//! against the crate `kafka-protocol`; its handler in `testkit`.
 //!
 //! Invariants: memory for a response grows with the bytes received, never by a length field alone; decompressed data
 //! has an upper bound; no input makes a decoder panic.

@@ -5,7 +5,7 @@
 //! flexible version; 10 returns the new leader of a partition (KIP-951). Headers are encoded and decoded in
 //! [`super::frame`].
 
-use super::wire::{Malformed, WireReader, put_length, put_string, put_unsigned_varint};
+use super::wire::{Malformed, WireReader, end_structure, put_bytes, put_length, put_nullable_string, put_string};
 
 /// API key of Produce.
 pub const API_KEY: i16 = 0;
@@ -34,11 +34,7 @@ pub fn encode_request(
 ) {
     let flexible = version >= FIRST_FLEXIBLE;
     // The transactional id is null.
-    if flexible {
-        put_unsigned_varint(buffer, 0);
-    } else {
-        buffer.extend_from_slice(&(-1_i16).to_be_bytes());
-    }
+    put_nullable_string(buffer, flexible, None);
     buffer.extend_from_slice(&acks.to_be_bytes());
     buffer.extend_from_slice(&timeout_ms.to_be_bytes());
     put_length(buffer, flexible, topics.len());
@@ -47,20 +43,12 @@ pub fn encode_request(
         put_length(buffer, flexible, partitions.len());
         for PartitionData { partition, records } in *partitions {
             buffer.extend_from_slice(&partition.to_be_bytes());
-            put_length(buffer, flexible, records.len());
-            buffer.extend_from_slice(records);
+            put_bytes(buffer, flexible, records);
             end_structure(buffer, flexible);
         }
         end_structure(buffer, flexible);
     }
     end_structure(buffer, flexible);
-}
-
-/// Ends a structure without tagged fields.
-fn end_structure(buffer: &mut Vec<u8>, flexible: bool) {
-    if flexible {
-        buffer.push(0);
-    }
 }
 
 /// The body of a Produce response.

@@ -8,9 +8,13 @@
 use super::compression::{Codec, CompressionError};
 use super::record_batch::HEADER_BYTES;
 use super::wire::{Malformed, WireReader};
+use message::Message;
+use record::{PREFIX_BYTES, header};
+pub use record::{ReadHeaders, ReadRecord};
 
-/// Size of the offset and length fields; the length does not count these bytes.
-const PREFIX_BYTES: usize = 12;
+mod message;
+mod record;
+
 /// Position of the magic (message format) in an entry; the same in all formats.
 const MAGIC_AT: usize = 16;
 /// Nesting levels of compressed messages: the messages within a compressed message must not be compressed.
@@ -63,63 +67,6 @@ pub enum RecordError {
         /// Error of the decompression.
         cause: CompressionError,
     },
-}
-
-/// A decoded record; it borrows from the record data or from the decompressed data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadRecord<'a> {
-    /// Offset in its partition.
-    pub offset: i64,
-    /// Timestamp in milliseconds since 1970; `None` in format 0 and if the producer set none.
-    pub timestamp_ms: Option<i64>,
-    /// Key.
-    pub key: Option<&'a [u8]>,
-    /// Value; `None` is a tombstone.
-    pub value: Option<&'a [u8]>,
-    /// Headers.
-    pub headers: ReadHeaders<'a>,
-}
-
-/// The headers of a record, validated when the record was decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadHeaders<'a> {
-    count: usize,
-    bytes: &'a [u8],
-}
-
-impl<'a> ReadHeaders<'a> {
-    const NONE: ReadHeaders<'static> = ReadHeaders { count: 0, bytes: &[] };
-
-    /// Returns the number of headers.
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Whether the record has no headers.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Returns the encoded headers, which [`from_encoded`](Self::from_encoded) takes.
-    pub(super) fn encoded(&self) -> &'a [u8] {
-        self.bytes
-    }
-
-    /// Returns headers from the bytes of [`encoded`](Self::encoded) and their number.
-    pub(super) fn from_encoded(count: usize, bytes: &'a [u8]) -> Self {
-        ReadHeaders { count, bytes }
-    }
-
-    /// Iterates over name (UTF-8 by convention) and value of each header, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
-        let mut reader = WireReader::new(self.bytes);
-        (0..self.count).map_while(move |_| header(&mut reader).ok())
-    }
-}
-
-fn header<'a>(reader: &mut WireReader<'a>) -> Result<(&'a [u8], Option<&'a [u8]>), Malformed> {
-    let name = reader.varint_bytes()?.ok_or(Malformed("a header without a name"))?;
-    Ok((name, reader.varint_bytes()?))
 }
 
 /// One entry of record data.
@@ -419,37 +366,7 @@ impl BatchHeader {
         // Bit 3 (LogAppendTime): the maximum timestamp of the header is the append time of all records.
         let timestamp = if self.attributes & 8 != 0 { self.max_timestamp } else { timestamp };
         let timestamp_ms = (timestamp >= 0).then_some(timestamp);
-        Ok(ReadRecord { offset, timestamp_ms, key, value, headers: ReadHeaders { count, bytes } })
-    }
-}
-
-/// A message of format 0 or 1.
-struct Message<'a> {
-    crc: u32,
-    attributes: i16,
-    timestamp_ms: Option<i64>,
-    key: Option<&'a [u8]>,
-    value: Option<&'a [u8]>,
-}
-
-impl<'a> Message<'a> {
-    fn read(bytes: &'a [u8], magic: i8) -> Result<Message<'a>, Malformed> {
-        let mut reader = WireReader::new(bytes);
-        reader.take(PREFIX_BYTES)?;
-        let crc = reader.u32()?;
-        reader.i8()?;
-        let attributes = i16::from(reader.i8()?);
-        let timestamp = if magic == 1 { reader.i64()? } else { -1 };
-        let (key, value) = (reader.nullable_bytes()?, reader.nullable_bytes()?);
-        if !reader.is_empty() {
-            return Err(Malformed("bytes after the value of a message"));
-        }
-        Ok(Message { crc, attributes, timestamp_ms: (timestamp >= 0).then_some(timestamp), key, value })
-    }
-
-    fn record(&self, offset: i64) -> ReadRecord<'a> {
-        let Message { timestamp_ms, key, value, .. } = *self;
-        ReadRecord { offset, timestamp_ms, key, value, headers: ReadHeaders::NONE }
+        Ok(ReadRecord { offset, timestamp_ms, key, value, headers: ReadHeaders::from_encoded(count, bytes) })
     }
 }
 

@@ -84,6 +84,17 @@ impl<'a> WireReader<'a> {
         }
     }
 
+    /// Reads bytes, with a compact length if `flexible`; null is empty.
+    pub fn bytes(&mut self, flexible: bool) -> Result<&'a [u8], Malformed> {
+        if !flexible {
+            return Ok(self.nullable_bytes()?.unwrap_or_default());
+        }
+        match self.unsigned_varint()? {
+            0 => Ok(&[]),
+            length => self.take(length as usize - 1),
+        }
+    }
+
     /// Reads an `UNSIGNED_VARINT`.
     pub fn unsigned_varint(&mut self) -> Result<u32, Malformed> {
         let value = self.unsigned(MAX_VARINT_BYTES)?;
@@ -122,6 +133,11 @@ impl<'a> WireReader<'a> {
             take(tag, &mut WireReader::new(self.take(size as usize)?))?;
         }
         Ok(())
+    }
+
+    /// Skips the tagged fields at the end of a structure, which only a flexible version has.
+    pub fn skip_tagged_fields(&mut self, flexible: bool) -> Result<(), Malformed> {
+        if flexible { self.tagged_fields(|_, _| Ok(())) } else { Ok(()) }
     }
 
     fn unsigned(&mut self, max_bytes: usize) -> Result<u64, Malformed> {
@@ -174,12 +190,34 @@ pub fn put_string(buffer: &mut Vec<u8>, flexible: bool, text: &str) {
     buffer.extend_from_slice(text.as_bytes());
 }
 
+/// Appends a string like [`put_string`], or null.
+pub fn put_nullable_string(buffer: &mut Vec<u8>, flexible: bool, text: Option<&str>) {
+    match text {
+        Some(text) => put_string(buffer, flexible, text),
+        None if flexible => put_unsigned_varint(buffer, 0),
+        None => buffer.extend_from_slice(&(-1_i16).to_be_bytes()),
+    }
+}
+
 /// Appends the length of an array or of bytes, a compact length if `flexible`.
 pub fn put_length(buffer: &mut Vec<u8>, flexible: bool, length: usize) {
     if flexible {
         put_unsigned_varint(buffer, length as u32 + 1);
     } else {
         buffer.extend_from_slice(&(length as i32).to_be_bytes());
+    }
+}
+
+/// Appends bytes, with a compact length if `flexible`.
+pub fn put_bytes(buffer: &mut Vec<u8>, flexible: bool, bytes: &[u8]) {
+    put_length(buffer, flexible, bytes.len());
+    buffer.extend_from_slice(bytes);
+}
+
+/// Ends a structure without tagged fields; only a structure of a flexible version can have some.
+pub fn end_structure(buffer: &mut Vec<u8>, flexible: bool) {
+    if flexible {
+        put_unsigned_varint(buffer, 0);
     }
 }
 

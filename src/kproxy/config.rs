@@ -12,7 +12,8 @@ use crate::daemon::{Settings, shutdown_grace};
 use crate::http::{ClientCertificates, HeadLimits, Listen, Tls, TlsSettings};
 use crate::logging::LogConfig;
 
-/// Largest `message.max.bytes` of librdkafka.
+/// Largest `max_request_size_bytes`: with all that belongs to it, a message must stay below the 2 GiB of a Kafka
+/// request.
 const MAX_MESSAGE_BYTES: usize = 1_000_000_000;
 
 /// Largest `max_uri_bytes` and `max_header_bytes`.
@@ -291,7 +292,7 @@ rate_limits:
     #[cfg(feature = "tls")]
     fn tls_is_loaded_with_its_files_or_their_problems_are_reported() {
         let folder = tempfile::tempdir().unwrap();
-        let clients = crate::http::certificates::Authority::new(folder.path(), "clients");
+        let clients = crate::certificates::Authority::new(folder.path(), "clients");
         clients.issue("server", 30);
         let place = folder.path().to_str().unwrap();
         let in_force = in_force(REFERENCE, &keys_of(include_str!("config.rs"))).replace("/etc/kproxy/tls", place);

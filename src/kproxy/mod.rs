@@ -1,7 +1,7 @@
 //! kproxy receives messages over HTTP and answers a request when Kafka has confirmed its messages.
 //!
 //! ```text
-//!  accept ─▶ http-0 … http-N ──Record, PendingMessage──▶ producers (librdkafka's threads) ──delivery report──▶ answer
+//!  accept ─▶ http-0 … http-N ──Record, PendingMessage──▶ producers (their threads)       ──delivery report──▶ answer
 //!                 ▲    ▲                                                                          │
 //!                 │    └────────────── answers, when many messages are in flight ─────────────────┘
 //!  clients ───────┘        watch: once a second updates readiness and gauges, and may trim the heap
@@ -17,15 +17,14 @@
 //! requests, `req_pool_size` for messages in flight. Whatever exceeds a bound is answered with 503. The producers' own
 //! queues never fill up first: they have room for more than `req_pool_size` messages.
 //!
-//! The configuration fixes the number of threads:
+//! The configuration and the cluster fix the number of threads:
 //!
 //! - `main`, `signals`, `watchdog`, `watch`, `http-accept`, and the readers;
-//! - `kafka-metadata`, for each of the `producer_num` producers;
-//! - for each acks level that a producer has used: `kafka-acks-…`, and librdkafka's `rdk:main`, internal `rdk:broker-1`
-//!   and one `rdk:brokerN` for each broker.
+//! - for each of the `producer_num` producers `kafka-metadata`, `kafka-leaders` and `kafka-deadline`, and for each
+//!   broker and each acks level in use `kafka-BROKER-LEVEL`;
+//! - at most four threads that look up host names.
 //!
-//! That makes 26 threads with three brokers and the default configuration, and never more than 32 under any load.
-//! While no broker responds, each acks level in use has one more thread for each host in `broker_hosts`.
+//! That makes 19 threads with three brokers, all acks levels and the default configuration, under any load.
 
 mod access;
 mod answer;

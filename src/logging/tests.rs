@@ -50,14 +50,14 @@ fn lines_of_libraries_become_warnings_are_limited_and_those_of_flooding_librarie
     let (logger, folder) = logger(16);
     log_line(&logger, Level::Error, "zookeeper::io", "flood");
     log_line(&logger, Level::Warn, "mio::poll", "flood");
-    log_line(&logger, Level::Info, "rdkafka::client", "chatter");
+    log_line(&logger, Level::Info, "rustls::client", "chatter");
     for _ in 0..100 {
-        log_line(&logger, Level::Error, "rdkafka::client", "broker down");
+        log_line(&logger, Level::Error, "rustls::client", "broker down");
     }
     let lines = lines(&folder, "kproxy.log");
     // The limit is 5 a second, and the hundred lines may fall into two seconds.
     assert!((1..=10).contains(&lines.len()), "{lines:?}");
-    assert!(lines.iter().all(|line| line.starts_with("WARNING rdkafka: broker down")), "{lines:?}");
+    assert!(lines.iter().all(|line| line.starts_with("WARNING rustls: broker down")), "{lines:?}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::harness::kproxy::{
 use crate::harness::{Cluster, Kproxy, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Time by which an answer may be late on a busy machine. librdkafka checks its time-outs only once a second.
+/// Time by which an answer may be late on a busy machine.
 const MARGIN: Duration = Duration::from_secs(3);
 
 /// The acks levels whose answers have an offset.

@@ -18,7 +18,6 @@ fn results(answer: &Response) -> Vec<Value> {
     answer.text().lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
 }
 
-#[cfg(feature = "librdkafka")]
 mod with_headers {
     use super::*;
     use crate::harness::engine::{broker_config, read_messages};
@@ -46,7 +45,7 @@ mod with_headers {
 
     /// Reads the first `count` messages of a partition, with headers and timestamps.
     fn read(topic: &str, partition: i32, count: usize) -> Vec<Message> {
-        let config = broker_config(&cluster().brokers, Engine::Librdkafka);
+        let config = broker_config(&cluster().brokers, Engine::Native);
         let supervisor = Supervisor::new("endpoints", Stop::new());
         let sizes = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 20 };
         let mut fetcher = broker::fetcher(&config, sizes, &supervisor).expect("creating a fetcher needs no broker");

@@ -40,10 +40,14 @@ mod kproxy;
 mod ktransfer_outage;
 /// ktransfer: message filter, retries, order per key, hand-over.
 mod ktransfer_push;
+/// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
+mod native_outages;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
 mod order;
 /// The whole path of a message through all three daemons.
 mod path;
+/// kproxy: thousands of messages that the brokers refuse, beside other traffic.
+mod refusals;
 /// kproxy: the number of its threads.
 mod threads;
 /// kproxy: HTTPS.

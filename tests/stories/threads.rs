@@ -1,5 +1,4 @@
-//! The number of threads of a kproxy with librdkafka, while brokers are killed and started.
-#![cfg(feature = "librdkafka")]
+//! The number of threads of a kproxy, while brokers are killed and started.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,10 +8,7 @@ use crate::harness::http::Client;
 use crate::harness::{Cluster, Daemon, Kproxy, STOP_DEADLINE, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const MAX_THREADS: usize = 32;
-/// While no broker can be reached, each of the three producers (one per acks level) has one more thread for each of the
-/// three hosts in `broker_hosts`.
-const MAX_WITHOUT_BROKERS: usize = MAX_THREADS + 9;
+const MAX_THREADS: usize = 24;
 const CLIENTS: usize = 64;
 
 /// The states of the brokers, in the order in which [`run_phases`] causes them.
@@ -33,7 +29,8 @@ fn sample(kproxy: &Daemon, phase: &AtomicUsize, stop: &AtomicBool) -> [Vec<Strin
     while !stop.load(Ordering::Relaxed) {
         let names = kproxy.thread_names();
         let peak = &mut peaks[phase.load(Ordering::Relaxed)];
-        if names.len() > peak.len() {
+        // Later lists replace earlier ones: a thread has the name of its parent for a moment.
+        if names.len() >= peak.len() {
             *peak = names;
         }
         std::thread::sleep(Duration::from_millis(2));
@@ -96,7 +93,7 @@ fn run_phases(cluster: &Cluster, kproxy: &Kproxy, topic: &str) -> [Vec<String>; 
 }
 
 #[test]
-fn a_kproxy_with_three_brokers_has_at_most_32_threads_under_load() {
+fn a_kproxy_with_three_brokers_has_at_most_24_threads_under_load() {
     let cluster = Cluster::start(3);
     let topic = unique("threads");
     cluster.create_replicated_topic(&topic, 6, 3);
@@ -111,11 +108,10 @@ fn a_kproxy_with_three_brokers_has_at_most_32_threads_under_load() {
         eprintln!("{name}: at most {} threads: {counted:?}", peak.len());
     }
     eprintln!("at the end: {:?}", kproxy.daemon.thread_names());
-    let is_librdkafka = |name: &String| name.starts_with("rdk:");
-    assert!(peaks[0].iter().any(is_librdkafka), "no thread of librdkafka: {:?}", peaks[0]);
-    for (number, (name, peak)) in PHASES.iter().zip(&peaks).enumerate() {
-        let max_threads = if number == PHASES.len() - 1 { MAX_WITHOUT_BROKERS } else { MAX_THREADS };
-        assert!(peak.len() <= max_threads, "{name}: {} threads: {peak:?}", peak.len());
+    let is_sender = |name: &String| name.starts_with("kafka-") && name.contains("acks");
+    assert_eq!(peaks[0].iter().filter(|name| is_sender(name)).count(), 9, "3 brokers, 3 levels: {:?}", peaks[0]);
+    for (name, peak) in PHASES.iter().zip(&peaks) {
+        assert!(peak.len() <= MAX_THREADS, "{name}: {} threads: {peak:?}", peak.len());
     }
     kproxy.daemon.stop(STOP_DEADLINE);
 }

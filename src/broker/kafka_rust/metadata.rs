@@ -54,4 +54,8 @@ impl MetadataClient for KafkaRustMetadata {
             Err(error) => LookupAnswer::Unreachable(error.in_words()),
         }
     }
+
+    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
+        self.look_up(topic, wait)
+    }
 }

@@ -3,7 +3,6 @@
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::broker::metadata_gate::SharedCompletion;
 use crate::broker::{Acks, PartitionId, Record};
 use crate::locks::lock;
 
@@ -19,7 +18,7 @@ pub(super) struct ProduceJob<C> {
     pub(super) record: Record,
     pub(super) acks: Acks,
     pub(super) partition: PartitionId,
-    pub(super) completion: SharedCompletion<C>,
+    pub(super) completion: C,
     pub(super) deadline: Instant,
     /// An earlier attempt may have stored the message: a broker may have appended and replicated it before losing the
     /// leadership of the partition.

@@ -13,7 +13,9 @@ use crossbeam_channel::{Sender, TrySendError, bounded};
 use super::metadata::KafkaRustMetadata;
 use super::produce_job::{ProduceJob, Uncompleted};
 use super::produce_worker::ProduceWorker;
-use crate::broker::metadata_gate::{FailedAppend, GateState, MetadataGate, PendingAppend, ProducerEngine, not_stored};
+use crate::broker::metadata_gate::{
+    self, FailedAppend, GateState, MetadataGate, PendingAppend, ProducerEngine, not_stored,
+};
 use crate::broker::partitioner::{Spread, fnv1a, partition_of};
 use crate::broker::{Acks, AppendFailure, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig, Record};
 use crate::shutdown::Stop;
@@ -61,7 +63,7 @@ impl<C: Completion> KafkaRustProducer<C> {
             uncompleted: Arc::clone(&uncompleted),
         };
         let metadata = KafkaRustMetadata::new(broker, abort.clone());
-        let gate = MetadataGate::new(workers, state, config, metadata, broker.request_timeout, supervisor);
+        let gate = metadata_gate::start(workers, state, config, metadata, broker.request_timeout, supervisor);
         KafkaRustProducer { gate, abort }
     }
 }
@@ -95,10 +97,8 @@ impl<C: Completion> Drop for KafkaRustProducer<C> {
 }
 
 impl<C: Completion> ProducerEngine<C> for Workers<C> {
-    const CHOOSES_PARTITIONS: bool = true;
-
     fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
-        let PendingAppend { record, acks, completion, deadline, .. } = append;
+        let PendingAppend { record, acks, completion, deadline } = append;
         if !record.headers.is_empty() || record.timestamp_ms.is_some() {
             let reason = "record headers and timestamps need kafka_client: native".to_owned();
             return Err((completion, not_stored(AppendFailure::Unsupported, reason)));

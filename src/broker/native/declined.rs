@@ -23,7 +23,10 @@ pub(super) const DECLINED: &[(&str, &str)] = &[
     ("enable.sasl.oauthbearer.unsecure.jwt", UNSIGNED_TOKENS),
     ("sasl.oauthbearer.config", UNSIGNED_TOKENS),
     ("sasl.oauthbearer.assertion.", "not supported: tokens are requested with sasl.oauthbearer.client.secret only"),
-    ("sasl.oauthbearer.metadata.authentication.type", "not supported: tokens come from sasl.oauthbearer.token.endpoint.url"),
+    (
+        "sasl.oauthbearer.metadata.authentication.type",
+        "not supported: tokens come from sasl.oauthbearer.token.endpoint.url",
+    ),
     // Sockets and brokers.
     ("socket.send.buffer.bytes", "not needed: the system adapts the size of socket buffers"),
     ("socket.receive.buffer.bytes", "not needed: the system adapts the size of socket buffers"),
@@ -46,7 +49,10 @@ pub(super) const DECLINED: &[(&str, &str)] = &[
     ("compression.level", "not supported: each codec has one level, chosen for speed"),
     ("batch.num.messages", BATCHES),
     ("queue.buffering.backpressure.threshold", BATCHES),
-    ("sticky.partitioning.linger.ms", "not needed: the client itself spreads messages without a key over the partitions"),
+    (
+        "sticky.partitioning.linger.ms",
+        "not needed: the client itself spreads messages without a key over the partitions",
+    ),
     ("receive.message.max.bytes", "not needed: responses to a producer are small"),
     ("message.copy.max.bytes", "not needed: the client has no such buffer"),
     // Consumer.

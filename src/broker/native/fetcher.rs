@@ -74,8 +74,8 @@ impl NativeFetcher {
             FetchEvent::Truncated { partition, position, divergence } => {
                 let (partition, end) = (seam_partition(&partition), divergence.end_offset);
                 warn!(
-                    "{partition}: the leader lost the messages from offset {end} to {position}, which were read before; \
-                     reading again from {end}"
+                    "{partition}: the leader lost the messages from offset {end} to {position}, which were read \
+                     before; reading again from {end}"
                 );
                 let newest = self.log_ends.range(&partition).map_or(end, |range| range.newest.max(end));
                 let gone = FetchError::OffsetGone { partition, offset: position, oldest: end, newest };
@@ -178,5 +178,84 @@ fn seam_message(from: &TopicPartition, message: MessageView<'_>) -> Message {
         value: message.value.map(<[u8]>::to_vec),
         headers: message.headers.iter().map(header).collect(),
         timestamp_ms: message.timestamp_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::fetch::Divergence;
+    use crate::shutdown::Stop;
+
+    /// Returns a fetcher whose broker does not listen, and its two partitions: assigned at offsets 7 and 0.
+    fn fetcher(supervisor: &Supervisor) -> (NativeFetcher, [TopicPartition; 2]) {
+        let broker = BrokerConfig {
+            hosts: vec!["127.0.0.1:1".to_owned()],
+            engine: Default::default(),
+            client_id: "test".to_owned(),
+            request_timeout: Duration::from_millis(50),
+            settings: Default::default(),
+        };
+        let config = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 10 };
+        let mut fetcher = NativeFetcher::new(&broker, &config, supervisor).unwrap();
+        let partitions = [0, 1].map(|partition| TopicPartition { topic: "t".into(), partition });
+        fetcher.assign(&partitions[0], 7);
+        fetcher.assign(&partitions[1], 0);
+        (fetcher, partitions)
+    }
+
+    fn client_partition(partition: i32) -> fetch::TopicPartition {
+        fetch::TopicPartition { topic: "t".into(), partition }
+    }
+
+    #[test]
+    fn another_log_is_reported_as_a_gap_with_the_offset_to_go_on_at() {
+        let supervisor = Supervisor::new("test", Stop::new());
+        let (mut fetcher, partitions) = fetcher(&supervisor);
+        fetcher.moved(partitions[1].clone(), 9);
+        let events = [
+            FetchEvent::OffsetOutOfRange { partition: client_partition(0), offset: 7, oldest: 8, newest: 20 },
+            FetchEvent::Truncated {
+                partition: client_partition(0),
+                position: 7,
+                divergence: Divergence { epoch: 3, end_offset: 5 },
+            },
+            FetchEvent::Recreated { partition: client_partition(1), old_id: [1; 16], new_id: [2; 16] },
+        ];
+        let mut messages = Vec::new();
+        events.into_iter().for_each(|event| fetcher.take(event, &mut messages));
+        assert!(messages.is_empty());
+        let gaps: Vec<_> = std::mem::take(&mut fetcher.pending_errors)
+            .into_iter()
+            .map(|error| match error {
+                FetchError::OffsetGone { partition, offset, oldest, newest } => {
+                    (partition.partition, offset, oldest, newest)
+                }
+                other => panic!("{other}"),
+            })
+            .collect();
+        // The range of a partition whose brokers cannot be reached is unknown.
+        assert_eq!(gaps, [(0, 7, 8, 20), (0, 7, 5, 5), (1, 9, 0, 0)]);
+        supervisor.stop().trigger();
+    }
+
+    #[test]
+    fn a_revoked_partition_has_no_errors_and_unreachable_brokers_are_reported_by_each_empty_poll() {
+        let supervisor = Supervisor::new("test", Stop::new());
+        let (mut fetcher, partitions) = fetcher(&supervisor);
+        let mut messages = Vec::new();
+        for partition in [0, 1] {
+            let (partition, reason) = (client_partition(partition), "NOT_LEADER_OR_FOLLOWER".to_owned());
+            fetcher.take(FetchEvent::PartitionError { partition, offset: 7, reason }, &mut messages);
+        }
+        fetcher.revoke(&partitions[0]);
+        let reported = fetcher.poll(Duration::ZERO, 10).unwrap_err().to_string();
+        assert_eq!(reported, "t/1 cannot be read: NOT_LEADER_OR_FOLLOWER (at offset 7)");
+        fetcher.take(FetchEvent::Unreachable { reason: "broker a:1: refused".to_owned() }, &mut messages);
+        for _ in 0..3 {
+            let error = fetcher.poll(Duration::ZERO, 10).unwrap_err();
+            assert!(matches!(error, FetchError::Unreachable(_)), "{error}");
+        }
+        supervisor.stop().trigger();
     }
 }

@@ -1,4 +1,4 @@
-//! Metadata and log end offsets, through [`OffsetReader`].
+//! Partitions, log end offsets and oldest offsets, through [`OffsetReader`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

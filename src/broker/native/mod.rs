@@ -1,7 +1,12 @@
 //! The engine of this project: the Kafka client in `src/kafka`.
 //!
-//! This folder converts between the seam ([`crate::broker`]) and the client, which has no knowledge of the daemons:
-//! settings and addresses ([`config`]), errors, and the messages of a fetch.
+//! This folder converts between the seam ([`crate::broker`]) and the client, which is independent of the daemons:
+//!
+//! - `settings`: which settings of the `kafka` map are taken; `values`: their values; `declined`: why the others are
+//!   refused. `config` and `producer_settings` make the configuration of the client out of them.
+//! - `producer`, `fetcher`, `log_ends`: the three traits of the seam, with their errors.
+//!
+//! Invariant: a message counts as "not stored" only where the client reports so.
 
 mod config;
 mod declined;

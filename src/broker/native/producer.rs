@@ -1,7 +1,7 @@
 //! Appends through the Kafka client of this project ([`crate::kafka`]).
 //!
-//! The [`MetadataGate`] looks topics up and chooses what is sent; this module chooses the partition and translates
-//! messages and outcomes.
+//! The [`MetadataGate`] looks topics up and holds the messages of those that are not known yet. This module chooses the
+//! partition, passes all metadata on to the client, and converts messages and outcomes.
 
 use std::num::NonZeroI32;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::config;
 use super::producer_settings::ProducerSettings;
 use crate::broker::metadata_gate::{
-    FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, SharedCompletion, not_stored,
+    self, FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
 };
 use crate::broker::partitioner::partition_of;
 use crate::broker::topics::LookupAnswer;
@@ -54,7 +54,7 @@ struct NativeMessage<C: Completion> {
     partition: i32,
     timestamp_ms: i64,
     cost_bytes: usize,
-    completion: SharedCompletion<C>,
+    completion: C,
     deadline: Instant,
     state: Arc<GateState<C>>,
 }
@@ -73,6 +73,7 @@ impl<C: Completion> NativeProducer<C> {
             max_batch_bytes: MAX_BATCH_BYTES,
             max_request_bytes: MAX_REQUEST_BYTES,
             retry_backoff: settings.retry_backoff.min(),
+            max_retry_backoff: settings.retry_backoff.max(),
             is_idempotent: false,
         };
         let client = ClientConfig {
@@ -92,7 +93,7 @@ impl<C: Completion> NativeProducer<C> {
         let wait = connector.config().request_timeout;
         let state = GateState::new(config);
         let engine = Engine { producer, partitioner: config.partitioner, state: Arc::clone(&state) };
-        let gate = MetadataGate::new(engine, state, config, metadata, wait, supervisor);
+        let gate = metadata_gate::start(engine, state, config, metadata, wait, supervisor);
         Ok(NativeProducer { gate })
     }
 }
@@ -123,10 +124,8 @@ impl<C: Completion> Drop for NativeProducer<C> {
 }
 
 impl<C: Completion> ProducerEngine<C> for Engine<C> {
-    const CHOOSES_PARTITIONS: bool = true;
-
     fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
-        let PendingAppend { record, acks, completion, deadline, .. } = append;
+        let PendingAppend { record, acks, completion, deadline } = append;
         let Some(count) = NonZeroI32::new(partition_count) else {
             let reason = format!("topic {} has no partitions", record.topic);
             return Err((completion, not_stored(AppendFailure::UnknownTopic, reason)));
@@ -208,6 +207,8 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
 /// Returns the error for a message that the broker, or the client in its name, rejected with this code.
 fn rejected(error: i16, stored: Stored, topic: &str, reason: &str) -> AppendError {
     let kind = match (error, stored) {
+        // The topic, or the partition, was deleted while the message waited for its leader.
+        (code::UNKNOWN_TOPIC_OR_PARTITION, _) => AppendFailure::UnknownTopic,
         (_, Stored::Unknown) => AppendFailure::TimedOut,
         (code::MESSAGE_TOO_LARGE | code::RECORD_LIST_TOO_LARGE, Stored::No) => AppendFailure::TooLarge,
         (code::OUT_OF_ORDER_SEQUENCE_NUMBER | code::UNKNOWN_PRODUCER_ID | code::INVALID_PRODUCER_EPOCH, Stored::No) => {
@@ -261,8 +262,18 @@ impl MetadataClient for NativeMetadata {
     }
 
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
+        self.answer(topic, wait, self.auto_create_topics)
+    }
+
+    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
+        self.answer(topic, wait, false)
+    }
+}
+
+impl NativeMetadata {
+    fn answer(&mut self, topic: &str, wait: Duration, may_create: bool) -> LookupAnswer {
         let (name, deadline) = (Arc::from(topic), Instant::now() + wait);
-        let response = match self.auto_create_topics {
+        let response = match may_create {
             true => self.client.request_or_create(&name, deadline),
             false => self.client.request(MetadataTopics::Names(vec![name]), deadline),
         };
@@ -281,6 +292,29 @@ impl MetadataClient for NativeMetadata {
             code::LEADER_NOT_AVAILABLE => LookupAnswer::NotYet,
             error if code::is_retriable(error) => LookupAnswer::NotYet,
             error => LookupAnswer::Refused(code::name(error).into_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_that_was_deleted_meanwhile_makes_the_topic_doubtful() {
+        for stored in [Stored::No, Stored::Unknown] {
+            let error = rejected(code::UNKNOWN_TOPIC_OR_PARTITION, stored, "t", "");
+            assert_eq!((error.kind, error.stored), (AppendFailure::UnknownTopic, stored));
+        }
+        // Nothing else concerns the existence of the topic.
+        let others = [
+            (code::INVALID_RECORD, Stored::No, AppendFailure::Refused),
+            (code::MESSAGE_TOO_LARGE, Stored::No, AppendFailure::TooLarge),
+            (code::UNKNOWN_SERVER_ERROR, Stored::Unknown, AppendFailure::TimedOut),
+            (code::TOPIC_AUTHORIZATION_FAILED, Stored::No, AppendFailure::Refused),
+        ];
+        for (error, stored, kind) in others {
+            assert_eq!(rejected(error, stored, "t", "").kind, kind, "{error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the `kafka` map sets for a producer.
+//! The settings of the `kafka` map that apply to a producer.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The values of settings: which are allowed, and what they mean.
+//! The values of settings: which are allowed, and how they are parsed.
 
 use std::time::Duration;
 

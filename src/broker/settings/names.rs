@@ -1,8 +1,8 @@
 //! Facts about librdkafka's settings: which have several names, which hold secrets, and which would break a guarantee
 //! of the daemons.
 
-/// Settings with several names, as (alias, canonical name). If one map had both names, librdkafka could use the value
-/// of either.
+/// Settings with several names, as (alias, canonical name). If one map had both names, it would be unclear which
+/// value counts.
 pub(super) const ALIASES: [(&str, &str); 12] = [
     ("metadata.broker.list", "bootstrap.servers"),
     ("max.in.flight", "max.in.flight.requests.per.connection"),
@@ -43,8 +43,7 @@ const PREFETCH: &str = "prefetching is bounded so that a message of 64 MiB can b
 const API_VERSIONS: &str = "the API versions of the brokers are always requested";
 pub(super) const NOT_IN_FILE: &str = "it cannot be set in a file";
 
-/// Settings that would break a guarantee, and why. A unit test checks that every setting which the librdkafka engine
-/// itself sets is in this table, or in the test's list of settings that users may override.
+/// Settings that would break a guarantee, and why. They are refused for every engine.
 pub(super) const REFUSED: &[(&str, Scope, &str)] = &[
     ("bootstrap.servers", Scope::Any, "broker_hosts names the brokers"),
     ("topic.blacklist", Scope::Any, "a listed topic would seem not to exist"),

@@ -123,7 +123,8 @@ fn kafka_rust_refuses_the_settings_it_does_not_have() {
 
 #[test]
 fn a_setting_under_two_of_its_names_is_refused_and_debug_output_hides_secrets() {
-    let lines = "security.protocol: sasl_ssl\nsasl.mechanism: PLAIN\nsasl.mechanisms: PLAIN\nsasl.username: user-name\nsasl.password: topsecret";
+    let lines = "security.protocol: sasl_ssl\nsasl.mechanism: PLAIN\nsasl.mechanisms: PLAIN\n\
+        sasl.username: user-name\nsasl.password: topsecret";
     let (settings, problems) = take(lines, Engine::Auto, WRITES);
     assert_eq!(problems, ["kafka.sasl.mechanisms: is the same setting as sasl.mechanism"]);
     let shown = format!("{settings:?}");
@@ -145,76 +146,14 @@ fn a_setting_under_two_of_its_names_is_refused_and_debug_output_hides_secrets() 
     }
 }
 
-#[cfg(feature = "librdkafka")]
-#[test]
-fn librdkafka_checks_all_other_settings() {
-    const OAUTH: &str = "security.protocol: sasl_ssl\nsasl.mechanism: OAUTHBEARER\n";
-    let with = |lines: &str| format!("{OAUTH}{lines}");
-    let (no_url, bad_own) = (
-        with("sasl.oauthbearer.method: oidc\nsasl.oauthbearer.client.id: a\nsasl.oauthbearer.client.secret: topsecret"),
-        with("enable.sasl.oauthbearer.unsecure.jwt: true\nsasl.oauthbearer.config: principal=me nonsense=topsecret"),
-    );
-    for role in [WRITES, Role::Reads] {
-        assert_refused(
-            Engine::Librdkafka,
-            role,
-            &[
-                ("security.protcol: ssl", &["kafka.security.protcol: is \"ssl\": No such configuration property"]),
-                ("security.protocol: tls", &["kafka.security.protocol: is \"tls\": Invalid value"]),
-                ("socket.timeout.ms: 1", &["kafka.socket.timeout.ms: is \"1\"", "outside allowed range 10..300000"]),
-                ("socket.keepalive.enable: maybe", &["kafka.socket.keepalive.enable", "true or false"]),
-                ("security.protocol: ssl\nssl.ca.pem: topsecret", &["kafka.ssl.ca.pem: failed to read"]),
-                ("security.protocol: ssl\nssl.cipher.suites: none", &["kafka.ssl.cipher.suites", "no cipher match"]),
-                ("security.protocol: sasl_ssl", &["kafka: ", "GSSAPI"]),
-                (
-                    "security.protocol: sasl_ssl\nsasl.mechanism: SCRAM-SHA-512",
-                    &["kafka: ", "sasl.username and sasl.password must be set"],
-                ),
-                (
-                    "security.protocol: sasl_ssl\nsasl.mechanism: OTHER\nsasl.username: a\nsasl.password: topsecret",
-                    &["kafka: ", "Unsupported SASL mechanism: OTHER"],
-                ),
-                (&no_url, &["kafka.sasl.oauthbearer.method", "token.endpoint.url` is mandatory"]),
-                (&bad_own, &["kafka", "Unrecognized"]),
-            ],
-        );
-        let good = [
-            "socket.timeout.ms: 6000\nclient.id: me\nlog.connection.close: true",
-            "security.protocol: sasl_plaintext\nsasl.mechanism: SCRAM-SHA-256\nsasl.username: a\nsasl.password: topsecret",
-            &format!("{no_url}\nsasl.oauthbearer.token.endpoint.url: https://nowhere.invalid/token"),
-            &with("enable.sasl.oauthbearer.unsecure.jwt: true\nsasl.oauthbearer.config: principal=me"),
-        ];
-        for lines in good {
-            let (_, problems) = take(lines, Engine::Librdkafka, role);
-            assert!(problems.is_empty(), "{role:?} {lines:?}: {problems:?}");
-        }
-    }
-    let ignored: &[&str] = &["will be ignored by this consumer"];
-    assert_refused(Engine::Librdkafka, Role::Reads, &[("compression.codec: zstd", ignored), ("linger.ms: 5", ignored)]);
-    assert_refused(
-        Engine::Librdkafka,
-        WRITES,
-        &[
-            ("fetch.min.bytes: 5", &["kafka.fetch.min.bytes", "will be ignored by this producer"]),
-            ("linger.ms: 40000", &["kafka.linger.ms", "`message.timeout.ms` must be greater than `linger.ms`"]),
-            ("compression.type: brotli", &["kafka.compression.type: is \"brotli\": Invalid value"]),
-            ("compression.level: 99", &["kafka.compression.level", "outside allowed range -1..12"]),
-        ],
-    );
-    for kind in ["none", "gzip", "snappy", "lz4", "zstd"] {
-        let (_, problems) = take(&format!("compression.type: {kind}"), Engine::Librdkafka, WRITES);
-        assert!(problems.is_empty(), "{kind}: {problems:?}");
-    }
-}
-
-const OAUTHBEARER: &str = "security.protocol: sasl_ssl\nsasl.mechanism: OAUTHBEARER\nsasl.oauthbearer.method: oidc\n\
-    sasl.oauthbearer.client.id: a\nsasl.oauthbearer.client.secret: topsecret";
+const OAUTHBEARER: &str = "security.protocol: sasl_plaintext\nsasl.mechanism: OAUTHBEARER\n\
+    sasl.oauthbearer.method: oidc\nsasl.oauthbearer.client.id: a\nsasl.oauthbearer.client.secret: topsecret";
 const SCRAM: &str =
     "security.protocol: sasl_plaintext\nsasl.mechanism: SCRAM-SHA-512\nsasl.username: a\nsasl.password: topsecret";
 
 #[test]
 fn native_takes_the_settings_that_have_an_effect() {
-    let token_url = "sasl.oauthbearer.token.endpoint.url: https://nowhere.invalid/token";
+    let token_url = "sasl.oauthbearer.token.endpoint.url: http://nowhere.invalid/token";
     for role in [WRITES, Role::Reads] {
         for lines in [
             "security.protocol: PLAINTEXT\nclient.id: me\nbroker.address.family: v4\nsocket.keepalive.enable: 1",
@@ -222,7 +161,7 @@ fn native_takes_the_settings_that_have_an_effect() {
             "reconnect.backoff.ms: 5\nreconnect.backoff.max.ms: 5",
             "security.protocol: sasl_plaintext\nsasl.mechanisms: PLAIN\nsasl.username: a\nsasl.password: topsecret",
             SCRAM,
-            &format!("{OAUTHBEARER}\n{token_url}\nhttps.ca.location: probe\nsasl.oauthbearer.scope: kafka"),
+            &format!("{OAUTHBEARER}\n{token_url}\nsasl.oauthbearer.scope: kafka"),
             &format!("{OAUTHBEARER}\n{token_url}\nsasl.oauthbearer.extensions: a=b,c=d=e"),
         ] {
             let (_, problems) = take(lines, Engine::Native, role);

@@ -216,8 +216,8 @@ fn client_verifier(
 
 #[cfg(test)]
 mod tests {
-    use super::super::certificates::{Authority, Certificate};
     use super::*;
+    use crate::certificates::{Authority, Certificate};
     use std::path::PathBuf;
 
     fn settings(own: &Certificate, client_ca: Option<&Path>) -> TlsSettings {

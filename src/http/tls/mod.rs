@@ -19,11 +19,6 @@ mod tests;
 
 #[cfg(test)]
 #[cfg(feature = "tls")]
-#[path = "../../../tests/stories/harness/certificates.rs"]
-#[allow(dead_code, reason = "the stories use more of it")]
-pub(crate) mod certificates;
-#[cfg(test)]
-#[cfg(feature = "tls")]
 #[path = "../../../tests/stories/harness/tls.rs"]
 #[allow(dead_code, reason = "the stories use more of it")]
 mod clients;
@@ -31,6 +26,9 @@ mod clients;
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(test)]
+#[cfg(feature = "tls")]
+use crate::certificates;
 #[cfg(not(feature = "tls"))]
 pub(super) use disabled::Session;
 #[cfg(not(feature = "tls"))]

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use rustls::ClientConnection;
 use rustls::version::{TLS12, TLS13};
 
-use super::certificates::Authority;
 use super::clients::{TlsStream, handshake, new_client, read_until_closed};
 use super::{ClientCertificates, REFUSAL_ALERT, Tls, TlsSettings};
+use crate::certificates::Authority;
 use crate::http::tests::fixture::{Fixture, MEDIUM_BYTES, PATIENCE, answer, post, start_with};
 use crate::http::{Response, ServerLimits};
 

@@ -1,23 +1,29 @@
 //! Connects to brokers: look-up of the name, then for one address after another TCP, TLS, ApiVersions and SASL.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
+
+use log::{info, warn};
 
 use super::authenticate::Authenticator;
 use super::channel::{Channel, is_ip};
 use super::error::{ConnectionError, ConnectionErrorKind as Kind};
+use super::failure_log::FailureLog;
 use super::{Connection, before_request};
 use crate::kafka::config::{BrokerAddress, ConnectionConfig};
 use crate::kafka::resolve::Resolver;
 use crate::kafka::socket::Disconnect;
 use crate::kafka::stream::{Stream, StreamError};
 use crate::kafka::tls::TlsClient;
+use crate::locks::lock;
 
 /// Makes connections with the same settings. Clones share the settings, the resolver of names and the access token.
 #[derive(Clone, Debug)]
 pub struct Connector {
     shared: Arc<Shared>,
+    /// Ends the connections of [`connect`](Connector::connect) from another thread.
+    disconnect: Option<Disconnect>,
 }
 
 #[derive(Debug)]
@@ -26,6 +32,7 @@ struct Shared {
     resolver: Resolver,
     /// What the security settings are made into, or why they cannot be used.
     security: Result<Security, String>,
+    failures: Mutex<FailureLog>,
 }
 
 #[derive(Debug)]
@@ -40,7 +47,20 @@ impl Connector {
     pub fn new(config: ConnectionConfig) -> Self {
         let resolver = Resolver::new();
         let security = Security::new(&config, &resolver);
-        Connector { shared: Arc::new(Shared { config: Arc::new(config), resolver, security }) }
+        Connector {
+            shared: Arc::new(Shared { config: Arc::new(config), resolver, security, failures: Mutex::default() }),
+            disconnect: None,
+        }
+    }
+
+    /// Returns a connector whose connections all end when `disconnect` is used; later attempts to connect fail at once.
+    pub fn ended_by(&self, disconnect: Disconnect) -> Self {
+        Connector { shared: Arc::clone(&self.shared), disconnect: Some(disconnect) }
+    }
+
+    /// Whether attempts to connect are futile, see [`ended_by`](Self::ended_by).
+    pub(in crate::kafka) fn is_ended(&self) -> bool {
+        self.disconnect.as_ref().is_some_and(|disconnect| disconnect.stop().is_triggered())
     }
 
     /// Returns why the security settings cannot be used, for instance that a file is not PEM.
@@ -56,12 +76,38 @@ impl Connector {
     /// Connects to a broker until `deadline` or `connect_timeout` at the latest. Fails with the kind `NotSent` or
     /// `Denied`.
     pub fn connect(&self, address: &BrokerAddress, deadline: Instant) -> Result<Connection, ConnectionError> {
-        self.connect_with(address, deadline, &Disconnect::new())
+        match &self.disconnect {
+            Some(disconnect) => self.connect_with(address, deadline, disconnect),
+            None => self.connect_with(address, deadline, &Disconnect::new()),
+        }
     }
 
-    /// Like [`connect`](Self::connect); `disconnect`, which must be a new one, ends the attempt from another thread,
-    /// and later the connection.
+    /// Like [`connect`](Self::connect); `disconnect`, which must not have been used, ends the attempt from another
+    /// thread, and later the connection. Logs a failure that is new.
     pub fn connect_with(
+        &self,
+        address: &BrokerAddress,
+        deadline: Instant,
+        disconnect: &Disconnect,
+    ) -> Result<Connection, ConnectionError> {
+        let result = self.try_connect(address, deadline, disconnect);
+        match &result {
+            Ok(_) => {
+                if lock(&self.shared.failures).connected(address) {
+                    info!("broker {address}: connected again");
+                }
+            }
+            Err(_) if disconnect.stop().is_triggered() => {}
+            Err(error) => {
+                if lock(&self.shared.failures).failed(address, &error.reason, Instant::now()) {
+                    warn!("{error}");
+                }
+            }
+        }
+        result
+    }
+
+    fn try_connect(
         &self,
         address: &BrokerAddress,
         deadline: Instant,
@@ -118,7 +164,7 @@ impl Connector {
             stream.start_tls(tls, &address.host, deadline).map_err(|cause| {
                 let is_refusal = matches!(&cause, StreamError::Tls(failure) if failure.is_refusal);
                 let kind = if is_refusal { Kind::Denied } else { Kind::NotSent };
-                fail(kind, format!("TLS handshake: {cause}{shown}"))
+                fail(kind, format!("TLS failed: {cause}{shown}"))
             })?;
         }
         let config = &self.shared.config;
@@ -128,7 +174,7 @@ impl Connector {
             None => None,
             Some(authenticator) => authenticator
                 .authenticate(&mut channel, disconnect, deadline)
-                .map_err(|error| before_request("authentication", error))?,
+                .map_err(|error| before_request("authentication failed", error))?,
         };
         Ok(Connection {
             channel,

@@ -6,11 +6,13 @@
 //! - `connector`: look-up, TCP, TLS, ApiVersions and SASL, over the addresses of the broker's name.
 //! - `channel`: requests and responses on a stream.
 //! - `authenticate`: SASL on a channel.
+//! - `failure_log`: which failures to connect are logged.
 
 mod authenticate;
 mod channel;
 mod connector;
 mod error;
+mod failure_log;
 #[cfg(test)]
 mod tests;
 
@@ -134,7 +136,7 @@ impl Connection {
             self.renewal = outcome.map_err(|error| {
                 // The broker is in the middle of an exchange, or about to close the connection.
                 self.channel.set_broken();
-                before_request("re-authentication", error)
+                before_request("re-authentication failed", error)
             })?;
         }
         Ok(())

@@ -1,51 +1,30 @@
-//! The interface of a fetcher, and what its threads share.
+//! The interface of a fetcher, and its metadata thread.
 //!
 //! Threads: `kafka-fetch-ID` for each broker that leads assigned partitions ([`super::worker`]), and
 //! `kafka-fetch-meta`. They end after the supervisor's stop, or when the fetcher is dropped: both close the
-//! connections, which ends their waits. The lock of [`State`] is held for computations only.
+//! connections, which ends their waits.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::core::{FetchCore, MetadataWork};
 use super::event::{FetchEvent, TopicPartition};
+use super::shared::{Shared, State};
 use super::{FetchConfig, worker};
 use crate::kafka::config::BrokerAddress;
-use crate::kafka::connection::{Connector, Disconnect};
-use crate::kafka::metadata::{BrokerId, MetadataTopics, TopicId};
+use crate::kafka::connection::Connector;
+use crate::kafka::metadata::{MetadataTopics, TopicId};
 use crate::kafka::metadata_client::MetadataClient;
-use crate::locks::{lock, wait_timeout};
+use crate::locks::wait_timeout;
 use crate::supervise::Supervisor;
 
-/// Longest wait of a thread: it then looks for the stop.
-const MAX_SLEEP: Duration = Duration::from_millis(500);
 /// Longest time of a metadata request, over all brokers that are tried.
 const MAX_METADATA_TIME: Duration = Duration::from_secs(5);
 
 /// Reads messages from offsets that its owner chooses. Used by one thread.
 pub struct Fetcher {
     shared: Arc<Shared>,
-}
-
-/// What the threads of a fetcher share.
-pub(super) struct Shared {
-    pub(super) connector: Connector,
-    pub(super) config: FetchConfig,
-    supervisor: Supervisor,
-    state: Mutex<State>,
-    /// Notified when there are events.
-    events: Condvar,
-    /// Notified when there may be work for the threads.
-    work: Condvar,
-}
-
-/// The state under the lock.
-pub(super) struct State {
-    pub(super) core: FetchCore,
-    /// Ends the waits of the workers.
-    pub(super) disconnects: HashMap<BrokerId, Disconnect>,
-    is_closed: bool,
 }
 
 impl Fetcher {
@@ -57,18 +36,20 @@ impl Fetcher {
         config: FetchConfig,
         supervisor: &Supervisor,
     ) -> Self {
-        let core = FetchCore::new(config.clone(), Instant::now());
+        let core = FetchCore::new(config.clone(), Instant::now())
+            .with_reconnect_backoff(connector.config().reconnect_backoff.clone());
         let shared = Arc::new(Shared {
             config,
             supervisor: supervisor.clone(),
             state: Mutex::new(State { core, disconnects: HashMap::new(), is_closed: false }),
             events: Condvar::new(),
             work: Condvar::new(),
+            run_worker: worker::run,
             connector: connector.clone(),
         });
         let metadata = Arc::clone(&shared);
         supervisor.spawn_task("kafka-fetch-meta", move || {
-            metadata.request_metadata(MetadataClient::new(connector, bootstrap));
+            request_metadata(&metadata, MetadataClient::new(connector, bootstrap));
         });
         Fetcher { shared }
     }
@@ -153,64 +134,25 @@ impl Drop for Fetcher {
     }
 }
 
-impl State {
-    fn disconnect_all(&mut self) {
-        for disconnect in self.disconnects.values() {
-            disconnect.disconnect();
-        }
-    }
-}
-
-impl Shared {
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
-    /// Whether the threads must end.
-    pub(super) fn is_ended(&self, state: &State) -> bool {
-        state.is_closed || self.supervisor.stop().is_triggered()
-    }
-
-    /// Waits for a change of what there is to do, at most until `until`.
-    pub(super) fn wait<'a>(&self, state: MutexGuard<'a, State>, until: Option<Instant>) -> MutexGuard<'a, State> {
-        let left = until.map_or(MAX_SLEEP, |until| until.saturating_duration_since(Instant::now()));
-        wait_timeout(&self.work, state, left.min(MAX_SLEEP))
-    }
-
-    /// Wakes a poll if there are events, wakes threads that may have work, and starts the workers of brokers that have become leaders.
-    pub(super) fn changed(self: &Arc<Self>, state: &mut State) {
-        if state.core.has_events() {
-            self.events.notify_all();
-        }
-        if state.core.take_leader_news() {
-            self.work.notify_all();
-        }
-        for id in state.core.missing_workers(Instant::now()) {
-            let shared = Arc::clone(self);
-            self.supervisor.spawn_task(format!("kafka-fetch-{id}"), move || worker::run(&shared, id));
-        }
-    }
-
-    /// The metadata thread.
-    fn request_metadata(self: &Arc<Self>, mut client: MetadataClient) {
-        let time = self.connector.config().request_timeout.min(MAX_METADATA_TIME);
-        let mut state = self.lock();
-        while !self.is_ended(&state) {
-            match state.core.metadata_work(Instant::now()) {
-                MetadataWork::Wait(until) => state = self.wait(state, until),
-                MetadataWork::Request(topics) => {
-                    drop(state);
-                    let outcome = client.request(MetadataTopics::Names(topics.clone()), Instant::now() + time);
-                    state = self.lock();
-                    let now = Instant::now();
-                    match outcome {
-                        Ok(response) => state.core.on_metadata(&topics, &response, now),
-                        Err(cause) => state.core.on_metadata_failed(cause.to_string(), now),
-                    }
-                    self.changed(&mut state);
-                    // The workers of brokers that have become leaders may wait.
-                    self.work.notify_all();
+/// The metadata thread.
+fn request_metadata(shared: &Arc<Shared>, mut client: MetadataClient) {
+    let time = shared.connector.config().request_timeout.min(MAX_METADATA_TIME);
+    let mut state = shared.lock();
+    while !shared.is_ended(&state) {
+        match state.core.metadata_work(Instant::now()) {
+            MetadataWork::Wait(until) => state = shared.wait(state, until),
+            MetadataWork::Request(topics) => {
+                drop(state);
+                let outcome = client.request(MetadataTopics::Names(topics.clone()), Instant::now() + time);
+                state = shared.lock();
+                let now = Instant::now();
+                match outcome {
+                    Ok(response) => state.core.on_metadata(&topics, &response, now),
+                    Err(cause) => state.core.on_metadata_failed(cause.to_string(), now),
                 }
+                shared.changed(&mut state);
+                // The workers of brokers that have become leaders may wait.
+                shared.work.notify_all();
             }
         }
     }

@@ -1,12 +1,13 @@
 //! Reads messages from offsets that the owner chooses.
 //!
-//! - [`fetcher`]: the interface, and the threads.
-//! - [`core`]: all decisions. [`partition`]: position and messages of one partition. [`epochs`]: its leader epochs.
-//! - [`session`]: fetch sessions. [`record_set`], [`outcome`]: decode responses. [`event`]: what a poll returns.
+//! - `fetcher`: the interface, and the metadata thread. `worker`: the thread of a broker. `shared`: what these
+//!   threads share.
+//! - `core`: all decisions. `partition`: position and messages of one partition. `epochs`: its leader epochs.
+//! - `session`: fetch sessions. `record_set`, `outcome`: decode responses. [`event`]: what a poll returns.
 //!
-//! Only [`fetcher`] has threads and sockets. One thread for each broker that leads assigned partitions connects,
-//! sends requests with all partitions of the broker, and decodes the responses; one thread requests metadata. They
-//! share the core under a lock, which is held neither while they wait nor while they decode.
+//! Only `fetcher` and `worker` have threads and sockets. One thread for each broker that leads assigned partitions
+//! connects, sends requests with all partitions of the broker, and decodes the responses; one thread requests metadata.
+//! They share the core under a lock, which is held neither while they wait nor while they decode.
 //!
 //! Invariants: the messages of a partition are returned in the order of its log, each at most once per assignment, and
 //! none after its revocation. Nothing is read silently from another log than before: a truncated log, and a topic
@@ -21,6 +22,7 @@ mod outcome;
 mod partition;
 pub mod record_set;
 mod session;
+mod shared;
 #[cfg(test)]
 mod simulation;
 mod worker;

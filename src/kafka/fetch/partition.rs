@@ -190,8 +190,8 @@ impl PartitionReader {
         }
     }
 
-    /// A request failed: sets the pause before the next one. Returns the error to report, unless it was reported a short
-    /// time ago. `grace`: time for which the failure must last before it is reported.
+    /// A request failed: sets the pause before the next one. Returns the error to report, unless it was reported a
+    /// short time ago. `grace`: time for which the failure must last before it is reported.
     pub(super) fn failed(&mut self, reason: String, grace: Duration, now: Instant) -> Option<FetchEvent> {
         self.in_flight = None;
         self.phase = Phase::Reading;

@@ -1,5 +1,5 @@
-//! Decodes the record data of one partition into a [`RecordSet`]: one buffer with the bytes of all its messages, and one
-//! list with their places in it. So no message has an allocation of its own. Pure.
+//! Decodes the record data of one partition into a [`RecordSet`]: one buffer with the bytes of all its messages, and
+//! one list with their places in it. So no message has an allocation of its own. Pure.
 //!
 //! Messages of aborted transactions, control batches and messages below the requested offset are left out. The list of
 //! aborted transactions belongs to one response: a broker lists every aborted transaction that overlaps its data.

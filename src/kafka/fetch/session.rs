@@ -21,7 +21,7 @@ const FIRST_EPOCH: i32 = 0;
 
 /// The fetch session of one broker.
 #[derive(Debug, Default)]
-pub struct FetchSession {
+pub(super) struct FetchSession {
     /// Id that the broker chose; 0 for none.
     id: i32,
     /// Number of the next request.
@@ -32,18 +32,18 @@ pub struct FetchSession {
 
 /// A partition to fetch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WantedPartition {
+pub(super) struct WantedPartition {
     /// Name of the topic.
-    pub topic: Arc<str>,
+    pub(super) topic: Arc<str>,
     /// Id of the topic, zero if unknown.
-    pub topic_id: TopicId,
+    pub(super) topic_id: TopicId,
     /// Partition, offset, epochs and size.
-    pub fetch: FetchPartition,
+    pub(super) fetch: FetchPartition,
 }
 
 impl FetchSession {
     /// Fills the session fields and the topics of `request`, so that the broker fetches exactly `wanted`.
-    pub fn prepare(&mut self, version: i16, wanted: &[WantedPartition], request: &mut FetchRequest) {
+    pub(super) fn prepare(&mut self, version: i16, wanted: &[WantedPartition], request: &mut FetchRequest) {
         if version < FIRST_WITH_SESSIONS {
             (request.session_id, request.session_epoch) = (0, NO_SESSION_EPOCH);
             wanted.iter().for_each(|one| add(&mut request.topics, one));
@@ -76,7 +76,7 @@ impl FetchSession {
     }
 
     /// Takes the session fields of the response to the last request.
-    pub fn responded(&mut self, error_code: i16, session_id: i32) {
+    pub(super) fn responded(&mut self, error_code: i16, session_id: i32) {
         match error_code {
             0 if session_id == 0 => {
                 // The broker's cache of sessions is full.
@@ -94,7 +94,7 @@ impl FetchSession {
     }
 
     /// The response to the last request was not received, or the request failed.
-    pub fn lost(&mut self) {
+    pub(super) fn lost(&mut self) {
         // The id is kept, since a request with an id and the first epoch closes the session with that id.
         self.epoch = FIRST_EPOCH;
     }

@@ -16,8 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::FetchConfig;
-use super::core::{BrokerVersions, FetchCore, FetchPlan, MetadataWork, QueryPlan, Work};
-use super::event::TopicPartition;
+use super::core::{BrokerVersions, FetchCore, FetchPlan, MetadataWork, PartitionQuery, QueryPlan, QueryResults, Work};
 use super::outcome::outcome;
 use super::session::FetchSession;
 use crate::kafka::metadata::{BrokerId, MetadataResponse};
@@ -40,8 +39,8 @@ const VERSIONS: [i16; 5] = [6, 11, 12, 13, 17];
 /// A response that has not arrived.
 enum Pending {
     Fetch(FetchPlan, bool, Response),
-    Ranges(QueryPlan, Vec<(TopicPartition, Result<(i64, i64), i16>)>),
-    EpochEnds(QueryPlan, Vec<(TopicPartition, Result<(i32, i64), i16>)>),
+    Ranges(QueryPlan, QueryResults<(i64, i64)>),
+    EpochEnds(QueryPlan, QueryResults<(i32, i64)>),
 }
 
 #[derive(Default)]
@@ -256,7 +255,7 @@ impl Simulation {
     }
 
     fn ranges(&self, id: BrokerId, plan: QueryPlan) -> Pending {
-        let range = |query: &super::core::PartitionQuery| {
+        let range = |query: &PartitionQuery| {
             let partition = self.cluster.partition_of(&query.name);
             let result = match self.cluster.check_leader(id, partition, query.leader_epoch) {
                 0 => Ok((partition.log.start, partition.log.end)),
@@ -269,7 +268,7 @@ impl Simulation {
     }
 
     fn epoch_ends(&self, id: BrokerId, plan: QueryPlan) -> Pending {
-        let end = |query: &super::core::PartitionQuery| {
+        let end = |query: &PartitionQuery| {
             let partition = self.cluster.partition_of(&query.name);
             let result = match self.cluster.check_leader(id, partition, query.leader_epoch) {
                 0 => Ok(partition.log.epoch_end(query.epoch)),
@@ -338,9 +337,7 @@ fn every_committed_message_comes_once_and_in_order_through_all_faults() {
         match outcome {
             Ok(one) => seen = seen.plus(&one),
             Err(panic) => {
-                let mut simulation = Simulation::new(seed);
-                let (version, committed) = (simulation.version, simulation.committed);
-                let _ = &mut simulation;
+                let Simulation { version, committed, .. } = Simulation::new(seed);
                 let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
                 panic!("seed {seed}, version {version}, read_committed {committed}: {text}");
             }

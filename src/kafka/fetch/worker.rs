@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::core::{BrokerVersions, FetchPlan, QueryPlan, Work, by_topic};
+use super::core::{BrokerVersions, FetchPlan, QueryPlan, Work};
 use super::event::TopicPartition;
-use super::fetcher::{Shared, State};
 use super::outcome::{FetchOutcome, outcome, throttle};
 use super::session::FetchSession;
+use super::shared::{Shared, State};
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::connection::{Connection, ConnectionError};
 use crate::kafka::metadata::BrokerId;
@@ -214,3 +214,12 @@ impl Worker<'_> {
 
 /// The offset or the error code of each partition.
 type ListedOffsets = HashMap<TopicPartition, Result<i64, i16>>;
+
+/// Groups by topic, for requests that are not in a session.
+fn by_topic<T>(items: impl Iterator<Item = (Arc<str>, T)>) -> Vec<(Arc<str>, Vec<T>)> {
+    let mut topics: HashMap<Arc<str>, Vec<T>> = HashMap::new();
+    for (topic, item) in items {
+        topics.entry(topic).or_default().push(item);
+    }
+    topics.into_iter().collect()
+}

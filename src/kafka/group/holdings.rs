@@ -49,6 +49,11 @@ impl Holdings {
         added
     }
 
+    /// Forgets what is assigned but not held, because a join does not claim it: others may get it.
+    pub(super) fn forget_unclaimed(&mut self) {
+        self.assigned.retain(|partition| self.held.contains(partition));
+    }
+
     /// Forgets the assignment and returns everything held, to be released; earlier releases become part of this one.
     pub(super) fn release_all(&mut self) -> Option<(ReleaseToken, Vec<TopicPartition>)> {
         self.assigned.clear();

@@ -11,11 +11,12 @@
 //!   session timeout starts later than that. Joins and syncs do not count: a coordinator that has answered one before
 //!   repeats the response without a new session timeout. So a heartbeat follows each sync at once.
 //! - The coordinator does not expire a member while it holds its join back, and keeps its claims. The owner must pause
-//!   when its lease ends meanwhile, but nothing is lost: the lease continues with the first heartbeat after the sync.
+//!   when its lease ends meanwhile, but nothing is lost: the sync proves the claims, and a new lease begins.
 //! - A heartbeat answered with REBALANCE_IN_PROGRESS does not count: from the start of a rebalance the coordinator
 //!   waits only for the rebalance timeout, which is why that must be at least the session timeout.
-//! - After the lease has ended, only a join makes partitions held again: a coordinator that is loading its state
-//!   answers every heartbeat without an error.
+//! - A coordinator that is loading its state answers every heartbeat without an error, also that of a member that it
+//!   has removed. A member whose lease lasts was not removed. A lease that begins is confirmed by one more sync in the
+//!   same generation, which is never answered blindly; the coordinator repeats the assignment.
 
 mod responses;
 #[cfg(test)]
@@ -117,7 +118,9 @@ pub struct Member {
     is_lost: bool,
     /// When the last heartbeat that was answered was sent and answered.
     last_answered: Option<(Instant, Instant)>,
-    /// When that heartbeat was sent, or the first sync if none was answered since.
+    /// A heartbeat that was sent and answered then begins a lease, if the sync that follows it is answered.
+    unconfirmed: Option<(Instant, Instant)>,
+    /// When the last answered heartbeat was sent, or the sync after which none was answered yet.
     session_start: Option<Instant>,
     backoff: Backoff,
     coordinator_is_unknown: bool,
@@ -145,6 +148,7 @@ impl Member {
             is_withheld: false,
             is_lost: false,
             last_answered: None,
+            unconfirmed: None,
             session_start: None,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             coordinator_is_unknown: true,
@@ -257,7 +261,8 @@ impl Member {
     /// The owner no longer works on the partitions of the event with this token. A token is valid once; others are
     /// ignored.
     pub fn released(&mut self, token: ReleaseToken) {
-        if self.holdings.released(token) && !self.holdings.is_releasing() {
+        if self.holdings.released(token) {
+            // A loss has a single release.
             if std::mem::take(&mut self.is_lost) {
                 (self.last_answered, self.session_start) = (None, None);
             }
@@ -280,6 +285,8 @@ impl Member {
 
     fn join(&mut self) -> Next {
         self.state = State::Joining;
+        self.holdings.forget_unclaimed();
+        self.unconfirmed = None;
         self.claimed = if self.config.is_cooperative() { self.holdings.held().clone() } else { BTreeSet::new() };
         let generation = if self.claimed.is_empty() { NO_GENERATION } else { self.held_generation };
         let subscription = |assignor: &Assignor| Subscription {

@@ -1,8 +1,8 @@
 //! The bytes that members of a consumer group exchange through JoinGroup and SyncGroup: ConsumerProtocolSubscription
 //! and ConsumerProtocolAssignment, versions 0 to 3.
 //!
-//! Each begins with its version. A reader decodes a higher version as the highest that it supports and ignores the bytes
-//! after it, as the Java client does (`ConsumerProtocol`). Version 1 has the owned partitions (KIP-429), 2 their
+//! Each begins with its version. A reader decodes a higher version as the highest that it supports and ignores the
+//! bytes after it, as the Java client does (`ConsumerProtocol`). Version 1 has the owned partitions (KIP-429), 2 their
 //! generation (KIP-792), 3 the rack (KIP-881).
 
 use std::sync::Arc;

@@ -173,7 +173,7 @@ fn a_disconnect_ends_the_request_and_a_waiting_caller_keeps_its_deadline() {
 #[cfg(feature = "tls")]
 #[test]
 fn an_https_endpoint_is_verified() {
-    use crate::kafka::test_server::tls::certificates::Authority;
+    use crate::certificates::Authority;
     use crate::kafka::test_server::tls::{accept, server};
     let folder = tempfile::tempdir().unwrap();
     let (authority, other) = (Authority::new(folder.path(), "authority"), Authority::new(folder.path(), "other"));

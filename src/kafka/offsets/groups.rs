@@ -1,24 +1,21 @@
 //! Consumer groups: committed offsets, commits, lists and descriptions, by coordinator.
-//!
-//! Coordinators are cached, and looked up again before each retry.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::rounds::{Attempt, Route, Router, run};
-use super::{OffsetError, OffsetErrorKind, OffsetReader, shown, unique};
+use super::error::{OffsetError, OffsetErrorKind, group_error, shown};
+use super::reader::OffsetReader;
+use super::rounds::{Attempt, Route, Router, run, unique};
 use crate::kafka::broker_pool::PooledBroker;
 use crate::kafka::error_code;
-use crate::kafka::metadata::{BrokerId, BrokerInfo, MetadataTopics};
+use crate::kafka::metadata::{BrokerId, MetadataTopics};
 use crate::kafka::metadata_client::{MAX_STRING_BYTES, MAX_TOPIC_NAME_BYTES, MetadataClient};
 use crate::kafka::protocol::describe_groups::{DescribeGroupsRequest, DescribedGroup};
 use crate::kafka::protocol::list_groups::{ListGroupsRequest, ListedGroup};
 use crate::kafka::protocol::offset_commit::{GroupMemberId, OffsetCommitRequest, PartitionCommit};
 use crate::kafka::protocol::offset_fetch::{FetchedGroup, GroupOffsets, OffsetFetchRequest, TopicOffsets};
 
-/// Longest time for which a coordinator is used without another lookup.
-const MAX_COORDINATOR_AGE: Duration = Duration::from_secs(300);
 /// The topic of the committed offsets; the leader of one of its partitions coordinates the groups in the partition.
 const OFFSETS_TOPIC: &str = "__consumer_offsets";
 /// Upper bound of the groups of a request: with 10,000 partitions each, the response has some 20 MB.
@@ -75,10 +72,11 @@ impl OffsetReader {
             let mut attempts = Vec::new();
             let (valid, invalid): (Vec<_>, Vec<_>) =
                 items.into_iter().map(|(index, ())| index).partition(|index| has_valid_topics(&groups[*index]));
-            attempts.extend(invalid.into_iter().map(|index| {
-                let what = format!("group \"{}\"", shown(&names[index]));
-                (index, Attempt::failed(OffsetError::refused(&what, error_code::INVALID_TOPIC_EXCEPTION)))
-            }));
+            attempts.extend(
+                invalid
+                    .into_iter()
+                    .map(|index| (index, group_failed(&names[index], error_code::INVALID_TOPIC_EXCEPTION))),
+            );
             match broker.version::<OffsetFetchRequest>(until) {
                 Ok(version) => {
                     let max_groups = if version < OffsetFetchRequest::FIRST_BATCH { 1 } else { MAX_GROUPS };
@@ -237,7 +235,7 @@ fn fetch_committed(
 }
 
 fn group_failed<T>(name: &str, code: i16) -> Attempt<T> {
-    Attempt::failed(OffsetError::refused(&format!("group \"{}\"", shown(name)), code))
+    Attempt::failed(group_error(name, code))
 }
 
 fn missing_group<T>(broker: &PooledBroker, name: &str) -> Attempt<T> {
@@ -342,59 +340,6 @@ fn describe_once(
         (index, attempt)
     };
     items.iter().map(result).collect()
-}
-
-/// The coordinators of the groups that were used lately.
-#[derive(Default)]
-pub(super) struct Coordinators {
-    found: HashMap<Arc<str>, (BrokerInfo, Instant)>,
-}
-
-impl Coordinators {
-    fn router<'a>(&'a mut self, metadata: &'a mut MetadataClient, names: &'a [Arc<str>]) -> CoordinatorRouter<'a> {
-        self.found.retain(|_, (_, at)| at.elapsed() < MAX_COORDINATOR_AGE);
-        CoordinatorRouter { coordinators: self, metadata, names }
-    }
-}
-
-/// Routes items to the coordinator of the group with the same index in `names`.
-struct CoordinatorRouter<'a> {
-    coordinators: &'a mut Coordinators,
-    metadata: &'a mut MetadataClient,
-    names: &'a [Arc<str>],
-}
-
-impl<T> Router<(), T> for CoordinatorRouter<'_> {
-    fn route(&mut self, items: &[usize], is_retry: bool, until: Instant) -> Vec<(usize, Route<(), T>)> {
-        let found = &mut self.coordinators.found;
-        if is_retry {
-            items.iter().for_each(|index| drop(found.remove(&self.names[*index])));
-        }
-        let (names, _) = unique(&items.iter().map(|index| Arc::clone(&self.names[*index])).collect::<Vec<_>>());
-        let missing: Vec<_> = names.into_iter().filter(|name| !found.contains_key(name)).collect();
-        let mut failures: HashMap<Arc<str>, OffsetError> = HashMap::new();
-        let now = Instant::now();
-        for (name, result) in self.metadata.coordinators(&missing, until) {
-            match result {
-                Ok(broker) => drop(found.insert(name, (broker, now))),
-                Err(failure) => drop(failures.insert(name, failure.into())),
-            }
-        }
-        let route = |&index: &usize| {
-            let name = &self.names[index];
-            let route = match (found.get(name), failures.get(name)) {
-                (Some((broker, _)), _) => Route::Broker(broker.id, broker.address.clone(), ()),
-                (None, Some(failure)) => Route::Failed(Attempt::failed(failure.clone())),
-                (None, None) => group_route_missing(name),
-            };
-            (index, route)
-        };
-        items.iter().map(route).collect()
-    }
-}
-
-fn group_route_missing<T>(name: &str) -> Route<(), T> {
-    Route::Failed(group_failed(name, error_code::COORDINATOR_NOT_AVAILABLE))
 }
 
 /// Routes items to the brokers with these ids.

@@ -4,12 +4,13 @@
 //! Each round has half of the time that is left: after a round in which a broker hangs, there is time to find the
 //! broker that replaces it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{OffsetError, OffsetErrorKind};
+use super::error::{OffsetError, OffsetErrorKind};
 use crate::kafka::broker_pool::{BrokerPool, PooledBroker, new_backoff, sleep_until};
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::metadata::BrokerId;
@@ -101,6 +102,20 @@ pub(super) fn run<I: Send, T: Send>(
     }
     let unanswered = || Err(OffsetError::new(OffsetErrorKind::Unreachable, "no attempt was made before the deadline"));
     results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect()
+}
+
+/// Returns the different keys, and for each key its position among them.
+pub(super) fn unique<K: Clone + Eq + Hash>(keys: &[K]) -> (Vec<K>, Vec<usize>) {
+    let mut positions = HashMap::with_capacity(keys.len());
+    let mut different = Vec::with_capacity(keys.len());
+    let order = keys.iter().map(|key| {
+        *positions.entry(key).or_insert_with(|| {
+            different.push(key.clone());
+            different.len() - 1
+        })
+    });
+    let order = order.collect();
+    (different, order)
 }
 
 /// Keeps the results of a round; returns the items to retry.

@@ -4,7 +4,7 @@
 //! One message that is too large must not make the batches of the other messages small: a size that was stored is kept,
 //! and a smaller size grows with each stored batch.
 
-/// Stored batches after which a size that was too large is tried again, since the limit of the topic may be higher then.
+/// Stored batches after which a size that was too large is tried again: the limit of the topic may have been raised.
 const RETRY_AFTER_BATCHES: u32 = 1000;
 
 /// Upper bound of the batches of a partition. All sizes are in bytes before compression.

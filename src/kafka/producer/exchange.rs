@@ -20,8 +20,8 @@ use crate::kafka::error_code;
 use crate::kafka::produce::{self, PartitionData, PartitionOutcome, ProduceResponse};
 use crate::kafka::record_batch::{BatchBuilder, ProducerState};
 
-/// A request whose messages have all reached their deadlines is waited for at least this long after it was sent, so that
-/// short deadlines do not make the client reconnect to a slow broker again and again.
+/// A request whose messages have all reached their deadlines is waited for at least this long after it was sent, so
+/// that short deadlines do not make the client reconnect to a slow broker again and again.
 const MIN_RESPONSE_TIME: Duration = Duration::from_secs(2);
 
 /// A batch of the request in flight.

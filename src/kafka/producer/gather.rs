@@ -7,7 +7,7 @@
 //!
 //! A batch that may be stored is retried unchanged, with its sequence number, so that the broker recognises a
 //! duplicate. If the broker cannot recognise it any more, or its messages reach their deadline, the messages end as
-//! [`Stored::Unknown`] and are not retried. The partition then continues with the next epoch of its producer id, which
+//! `Stored::Unknown` and are not retried. The partition then continues with the next epoch of its producer id, which
 //! needs no request (KIP-360; Kafka: TransactionManager.bumpIdempotentProducerEpoch). Brokers check epochs and sequence
 //! numbers by partition, so each partition has an epoch of its own, and no other partition is concerned. A new producer
 //! id is needed only after the last epoch, or if the broker has a higher epoch; see [`Gather::needs_producer`].
@@ -17,7 +17,7 @@
 //! Invariants:
 //!
 //! - Each message ends exactly once.
-//! - [`Stored::No`] is reported only for a message that was never sent, or whose batches were all reported as not
+//! - `Stored::No` is reported only for a message that was never sent, or whose batches were all reported as not
 //!   stored.
 //! - With idempotence no message is stored twice, and none is stored behind a later message that was confirmed, as long
 //!   as the partition keeps its producer id.
@@ -44,20 +44,17 @@ use std::time::{Duration, Instant};
 
 use super::outcome::{BatchResult, BrokerId, EndedMessage, Gathered, Limits};
 use super::partition::Partition;
+pub use super::partition_index::PartitionIndex;
 use super::schedule::Schedule;
 use crate::kafka::record_batch::ProducerState;
 
 /// Epochs that are left when a new producer id is requested, so that the partition need not wait for the id.
 const EPOCH_RESERVE: i16 = 1000;
-/// Upper bound of [`Limits::retry_backoff`].
+/// Upper bound of [`Limits::max_retry_backoff`].
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(3600);
 /// Upper bound of the vectors that are kept for the next batches, and of their capacity.
 const MAX_SPARE_VECTORS: usize = 256;
 const MAX_SPARE_CAPACITY: usize = 1024;
-
-/// Identifies a partition within one [`Gather`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PartitionIndex(pub(super) usize);
 
 /// Identifies one sending of a batch, so that a late response to an earlier sending is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -109,7 +106,13 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     /// Returns a queue without partitions and messages.
     pub fn new(limits: Limits) -> Self {
         Gather {
-            limits: Limits { retry_backoff: limits.retry_backoff.min(MAX_RETRY_BACKOFF), ..limits },
+            limits: Limits {
+                retry_backoff: limits.retry_backoff.min(MAX_RETRY_BACKOFF),
+                max_retry_backoff: limits
+                    .max_retry_backoff
+                    .clamp(limits.retry_backoff.min(MAX_RETRY_BACKOFF), MAX_RETRY_BACKOFF),
+                ..limits
+            },
             partitions: Vec::new(),
             by_name: HashMap::new(),
             schedule: Schedule::default(),
@@ -158,7 +161,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         }
         partition.waiting.push_back(message);
         self.message_count += 1;
-        // Behind other waiting messages nothing changes: the partition is scheduled, has a batch in flight or no leader.
+        // Behind other waiting messages nothing changes: the partition is scheduled, has a batch in flight, or has no
+        // leader.
         if partition.waiting.len() > 1 { None } else { self.schedule(index) }
     }
 
@@ -196,9 +200,9 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         }
     }
 
-    /// Puts a partition that has a batch to send into the queue of its leader, unless it is there; returns the leader. A
-    /// partition that waits for a producer id stays where it is; its leader is returned, so that its sender requests the
-    /// id.
+    /// Puts a partition that has a batch to send into the queue of its leader, unless it is there; returns the leader.
+    /// A partition that waits for a producer id stays where it is; its leader is returned, so that its sender requests
+    /// the id.
     fn schedule(&mut self, index: PartitionIndex) -> Option<BrokerId> {
         let partition = &self.partitions[index.0];
         let leader = partition.leader?;
@@ -366,8 +370,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         self.deadlines.clear();
     }
 
-    /// Returns the earliest time at which `broker` may be sent a batch: `now` if one is ready, the end of a back-off, or
-    /// `None` if there is nothing to send.
+    /// Returns the earliest time at which `broker` may be sent a batch: `now` if one is ready, the end of a back-off,
+    /// or `None` if there is nothing to send.
     pub fn next_due(&self, broker: BrokerId, now: Instant) -> Option<Instant> {
         let queue = self.schedule.queue(broker)?;
         if self.schedule.has_ready(queue) { Some(now) } else { self.schedule.next_due(queue) }

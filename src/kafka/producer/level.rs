@@ -123,20 +123,25 @@ impl<M: ProducerMessage> LevelState<M> {
         index_of(self.topics.get(topic)?, partition)
     }
 
-    /// Chooses the partition of a message without a key: one with a leader, if any has one.
+    /// Chooses the partition of a message without a key: one whose leader works, if any does, else one with a leader.
     pub(super) fn sticky_partition(&mut self, topic: &str, count: i32, deadline: Instant) -> i32 {
-        let Some(entry) = self.topics.get_mut(topic) else { return random_below(count) };
+        let LevelState { gather, topics, senders, .. } = self;
+        let Some(entry) = topics.get_mut(topic) else { return random_below(count) };
+        let now = Instant::now();
+        let leader = |entry: &LevelTopic, partition| gather.leader(index_of(entry, partition)?);
+        let works = |leader: BrokerId| senders.get(&leader).is_none_or(|sender| !sender.is_avoided(now));
         if let Some(sticky) = &entry.sticky
             && deadline < sticky.until_deadline
             && sticky.partition < count
-            && index_of(entry, sticky.partition).is_some_and(|index| self.gather.leader(index).is_some())
+            && leader(entry, sticky.partition).is_some_and(works)
         {
             return sticky.partition;
         }
         let first = random_below(count);
-        let has_leader =
-            |partition: &i32| index_of(entry, *partition).is_some_and(|index| self.gather.leader(index).is_some());
-        let partition = (first..count).chain(0..first).find(has_leader).unwrap_or(first);
+        let mut partitions = (first..count).chain(0..first);
+        let working = partitions.clone().find(|partition| leader(entry, *partition).is_some_and(works));
+        let led = working.or_else(|| partitions.find(|partition| leader(entry, *partition).is_some()));
+        let partition = led.unwrap_or(first);
         entry.sticky = Some(Sticky { partition, until_deadline: deadline + STICKY_TIME });
         partition
     }
@@ -216,6 +221,7 @@ impl<M: ProducerMessage> LevelState<M> {
     /// Records why the sender to `broker` cannot send; empty if it can.
     pub(super) fn set_failure(&mut self, broker: BrokerId, reason: String) {
         if let Some(sender) = self.senders.get_mut(&broker) {
+            sender.failed_at = (!reason.is_empty()).then(Instant::now);
             sender.last_failure = reason;
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! - [`client`]: the producer as its users see it, and its threads.
 //! - [`message`]: what a message must provide, and the acks levels.
-//! - [`gather`] forms the batches and derives the outcomes, without IO; [`outcome`] has the types of its input and output.
+//! - [`gather`] forms the batches and derives the outcomes, without IO; `partition_index` and [`outcome`] have the
+//!   types of its input and output.
 //! - `level`: the messages of an acks level. `deadlines`: the thread that watches the time.
 //! - `sender`: the thread for one level and broker; `exchange`: one request of it; `sender_handle`: what other threads
 //!   see of it; `buffers`: its memory; `response`: what the error codes of a response say about a batch.
@@ -12,6 +13,7 @@ mod batch_size;
 mod buffers;
 pub mod client;
 mod deadlines;
+mod doubted;
 mod exchange;
 pub mod gather;
 mod leaders;
@@ -19,8 +21,10 @@ mod level;
 pub mod message;
 pub mod outcome;
 mod partition;
+mod partition_index;
 mod refresh;
 mod response;
 mod schedule;
 mod sender;
 mod sender_handle;
+mod shared;

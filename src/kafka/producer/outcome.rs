@@ -86,15 +86,14 @@ pub struct Limits {
     pub max_batch_bytes: usize,
     /// Upper bound of the bytes of a request; a request with a single batch may be larger.
     pub max_request_bytes: usize,
-    /// Back-off of a partition after its first failure. It doubles with each further failure, at most to
-    /// [`MAX_BACKOFF_FACTOR`] times this value, until a broker accepts or rejects a batch of the partition.
+    /// Back-off of a partition after its first failure. It doubles with each further failure, until a broker accepts or
+    /// rejects a batch of the partition.
     pub retry_backoff: Duration,
+    /// Upper bound of the back-off of a partition.
+    pub max_retry_backoff: Duration,
     /// Whether batches carry a producer id and sequence numbers.
     pub is_idempotent: bool,
 }
-
-/// Upper bound of the back-off, as a multiple of [`Limits::retry_backoff`].
-pub const MAX_BACKOFF_FACTOR: u32 = 8;
 
 /// A message with its final outcome.
 pub type EndedMessage<M> = (M, Outcome);

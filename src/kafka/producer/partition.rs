@@ -1,8 +1,8 @@
 //! The messages of one partition that have not ended: those that wait, and the one batch that is in flight or may be
 //! stored.
 //!
-//! A batch that is not stored and not in flight is dissolved: its messages wait again, in front of the others, and the
-//! next batch has the same sequence number. A batch that may be stored is kept until it is confirmed or all its
+//! A batch that is not stored and not in flight is dissolved: its messages wait again, in front of the others and to be
+//! sent without them, and the next batch has the same sequence number. A batch that may be stored is kept until it is confirmed or all its
 //! messages have ended; then its sequence number is not used again, because the partition continues with the next
 //! epoch of the producer id.
 
@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::batch_size::BatchSize;
-use super::outcome::{BrokerId, EndedMessage, Gathered, Limits, MAX_BACKOFF_FACTOR, Outcome, Stored};
+use super::outcome::{BrokerId, EndedMessage, Gathered, Limits, Outcome, Stored};
 use crate::kafka::record_batch::ProducerState;
 
 /// Capacity above which the memory of an empty queue is freed.
@@ -42,6 +42,9 @@ pub(super) struct Partition<M> {
     pub(super) leader: Option<BrokerId>,
     pub(super) waiting: VecDeque<M>,
     pub(super) batch: Option<Batch<M>>,
+    /// Number of the first waiting messages that are sent without the others: those of a dissolved batch. A batch with
+    /// newer messages could be refused because of one of them, again and again.
+    sent_alone: usize,
     /// Producer id, epoch and sequence number of the next batch: [`ProducerState::NONE`] without idempotence and before
     /// the first batch.
     pub(super) producer: ProducerState,
@@ -63,6 +66,7 @@ impl<M: Gathered> Partition<M> {
             leader: None,
             waiting: VecDeque::new(),
             batch: None,
+            sent_alone: 0,
             producer: ProducerState::NONE,
             needs_new_id: false,
             size: BatchSize::UNLIMITED,
@@ -101,7 +105,8 @@ impl<M: Gathered> Partition<M> {
     pub(super) fn next_batch(&self, limits: &Limits) -> (usize, usize) {
         let max_bytes = limits.max_batch_bytes.min(self.size.max_bytes());
         let (mut count, mut bytes) = (0, 0_usize);
-        for message in &self.waiting {
+        let max_count = if self.sent_alone > 0 { self.sent_alone } else { usize::MAX };
+        for message in self.waiting.iter().take(max_count) {
             let with_message = bytes.saturating_add(cost_of(message));
             if count > 0 && with_message > max_bytes {
                 break;
@@ -114,6 +119,7 @@ impl<M: Gathered> Partition<M> {
     /// Makes the first `count` waiting messages the batch; `messages` is an empty vector to reuse.
     pub(super) fn form_batch(&mut self, count: usize, bytes: usize, mut messages: Vec<Option<M>>) {
         messages.extend(self.waiting.drain(..count).map(Some));
+        self.sent_alone = self.sent_alone.saturating_sub(count);
         if self.waiting.is_empty() && self.waiting.capacity() > MAX_IDLE_CAPACITY {
             self.waiting = VecDeque::new();
         }
@@ -160,6 +166,7 @@ impl<M: Gathered> Partition<M> {
     fn dissolve(&mut self, mut batch: Batch<M>) -> Vec<Option<M>> {
         for message in batch.messages.drain(..).rev().flatten() {
             self.waiting.push_front(message);
+            self.sent_alone += 1;
         }
         batch.messages
     }
@@ -167,7 +174,8 @@ impl<M: Gathered> Partition<M> {
     /// Drops a batch without messages that may be stored: the sequence number that the broker expects is unknown, and a
     /// delayed copy of the batch may arrive. Under the next epoch, the first batch has the sequence number 0, and the
     /// broker then rejects copies of batches of earlier epochs. Brokers keep the epoch of a producer id by partition
-    /// (Kafka: ProducerAppendInfo.checkProducerEpoch), so other partitions are not concerned. Returns the emptied vector.
+    /// (Kafka: ProducerAppendInfo.checkProducerEpoch), so other partitions are not concerned. Returns the emptied
+    /// vector.
     fn abandon(&mut self, mut batch: Batch<M>) -> Vec<Option<M>> {
         self.begin_epoch();
         batch.messages.clear();
@@ -293,6 +301,7 @@ impl<M: Gathered> Partition<M> {
             }
         }
         while let Some(message) = self.waiting.pop_front_if(|message| is_ended(message)) {
+            self.sent_alone = self.sent_alone.saturating_sub(1);
             end((message, Outcome::TimedOut(Stored::No)));
         }
         let has_ended = |batch: &mut Batch<M>| batch.in_flight.is_none() && batch.messages.iter().all(Option::is_none);
@@ -309,10 +318,10 @@ impl<M: Gathered> Partition<M> {
     }
 
     fn begin_backoff(&mut self, limits: &Limits, now: Instant) {
-        let factor = 2_u32.saturating_pow(self.failure_count).min(MAX_BACKOFF_FACTOR);
+        let factor = 2_u32.saturating_pow(self.failure_count);
         self.failure_count = self.failure_count.saturating_add(1);
         self.failed_at = Some(now);
-        self.not_before = Some(now + limits.retry_backoff * factor);
+        self.not_before = Some(now + limits.retry_backoff.saturating_mul(factor).min(limits.max_retry_backoff));
     }
 
     fn reset_backoff(&mut self) {

@@ -10,8 +10,8 @@ use super::outcome::BatchResult;
 use crate::kafka::error_code::{self as code, name};
 use crate::kafka::produce::PartitionOutcome;
 
-/// The first version of Produce after whose response the client must wait for the throttle time. With an earlier version
-/// the broker has delayed the response by it (KIP-219).
+/// The first version of Produce after whose response the client must wait for the throttle time. With an earlier
+/// version the broker has delayed the response by it (KIP-219).
 pub(super) const FIRST_THROTTLED_PRODUCE: i16 = 6;
 /// The same of InitProducerId.
 pub(super) const FIRST_THROTTLED_INIT_PRODUCER_ID: i16 = 1;
@@ -51,8 +51,8 @@ pub(super) fn batch_result(outcome: &PartitionOutcome, level: AcksLevel) -> Batc
         | code::UNSUPPORTED_COMPRESSION_TYPE
         | code::UNSUPPORTED_VERSION
         | code::POLICY_VIOLATION => BatchResult::Rejected(Vec::new(), error),
-        // Among them NOT_ENOUGH_REPLICAS_AFTER_APPEND and REQUEST_TIMED_OUT, and KAFKA_STORAGE_ERROR: a write that fails
-        // may leave the batch in the file.
+        // Among them NOT_ENOUGH_REPLICAS_AFTER_APPEND and REQUEST_TIMED_OUT, and KAFKA_STORAGE_ERROR: a write that
+        // fails may leave the batch in the file.
         _ if code::is_retriable(error) => BatchResult::MaybeStored,
         // UNKNOWN_SERVER_ERROR is any failure inside the broker, also one after the append.
         _ => BatchResult::Failed(error),

@@ -7,8 +7,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use super::gather::PartitionIndex;
 use super::outcome::BrokerId;
+use super::partition_index::PartitionIndex;
 
 /// Position of a broker's queue in [`Schedule::queues`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,7 @@ impl Schedule {
         self.entries[index.0].place != Place::Unscheduled
     }
 
+    /// Whether a partition waits for a producer id.
     pub(super) fn is_awaiting_producer(&self, index: PartitionIndex) -> bool {
         self.entries[index.0].place == Place::AwaitingProducer
     }

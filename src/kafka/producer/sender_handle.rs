@@ -15,6 +15,9 @@ const DOUBT_AFTER: Duration = Duration::from_secs(1);
 /// may hang; while its request is in flight, the new leader is not sent the messages of the partition.
 const MAX_WAIT_FOR_FORMER_LEADER: Duration = Duration::from_secs(1);
 
+/// Time for which messages without a key avoid a broker after a failure. Then one of them tries it again.
+const AVOIDED_TIME: Duration = Duration::from_secs(10);
+
 /// What a sender waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Activity {
@@ -38,6 +41,8 @@ pub(super) struct SenderHandle {
     pub(super) disconnect: Option<Disconnect>,
     /// Cause of the latest failure; empty while the connection works.
     pub(super) last_failure: String,
+    /// When `last_failure` was set; `None` while the connection works.
+    pub(super) failed_at: Option<Instant>,
     activity: Activity,
     /// When the activity began.
     since: Option<Instant>,
@@ -67,6 +72,13 @@ impl SenderHandle {
         let limit = self.since? + MAX_WAIT_FOR_FORMER_LEADER;
         self.abandon_at = Some(limit);
         Some(limit)
+    }
+
+    /// Whether a message that any broker can store should be sent to another one: the broker failed a short while ago, or
+    /// has not answered for long.
+    pub(super) fn is_avoided(&self, now: Instant) -> bool {
+        let is_hung = self.since.is_some_and(|since| now.saturating_duration_since(since) >= DOUBT_AFTER);
+        is_hung || self.failed_at.is_some_and(|failed| now.saturating_duration_since(failed) < AVOIDED_TIME)
     }
 
     /// Closes the connection if its time has come. Returns whether metadata is needed, and when to check again.
@@ -130,6 +142,21 @@ mod tests {
         assert_eq!(check_all(&mut senders, again), (vec![2], Some(again + DOUBT_AFTER)));
         senders.get_mut(&2).unwrap().end(Activity::Idle);
         assert_eq!(check_all(&mut senders, again + DOUBT_AFTER), (vec![], None));
+    }
+
+    #[test]
+    fn a_broker_is_avoided_while_it_hangs_and_for_a_while_after_a_failure() {
+        let start = Instant::now();
+        let mut sender = SenderHandle::default();
+        assert!(!sender.is_avoided(start));
+        sender.begin(Activity::Producing, start);
+        assert!(!sender.is_avoided(start));
+        assert!(sender.is_avoided(start + DOUBT_AFTER));
+        sender.end(Activity::Idle);
+        assert!(!sender.is_avoided(start + DOUBT_AFTER));
+        sender.failed_at = Some(start);
+        assert!(sender.is_avoided(start));
+        assert!(!sender.is_avoided(start + AVOIDED_TIME));
     }
 
     #[test]

@@ -125,8 +125,8 @@ fn member(reader: &mut WireReader, version: i16) -> Result<GroupMember, Malforme
         instance_id: if version >= 4 { reader.string(flexible)?.map(str::to_owned) } else { None },
         client_id: text(reader, flexible)?,
         client_host: text(reader, flexible)?,
-        metadata: bytes(reader, flexible)?,
-        assignment: bytes(reader, flexible)?,
+        metadata: reader.bytes(flexible)?.to_vec(),
+        assignment: reader.bytes(flexible)?.to_vec(),
     };
     if flexible {
         reader.tagged_fields(|_, _| Ok(()))?;
@@ -136,12 +136,6 @@ fn member(reader: &mut WireReader, version: i16) -> Result<GroupMember, Malforme
 
 fn text(reader: &mut WireReader, flexible: bool) -> Result<String, Malformed> {
     Ok(reader.string(flexible)?.unwrap_or_default().to_owned())
-}
-
-fn bytes(reader: &mut WireReader, flexible: bool) -> Result<Vec<u8>, Malformed> {
-    // The length of bytes has the encoding of the length of an array.
-    let length = reader.array(flexible, 1)?;
-    Ok(reader.take(length)?.to_vec())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::kafka::metadata::{BrokerId, TopicId};
 use crate::kafka::produce::{NodeAddress, node_endpoints};
-use crate::kafka::wire::{Malformed, WireReader, put_length, put_string};
+use crate::kafka::wire::{Malformed, WireReader, end_structure, put_length, put_string};
 
 /// API key of Fetch.
 pub const API_KEY: i16 = 1;
@@ -108,7 +108,7 @@ impl FetchRequest {
             for partition in &topic.partitions {
                 partition.encode(buffer, version);
             }
-            put_end(buffer, flexible);
+            end_structure(buffer, flexible);
         }
         if version >= FIRST_WITH_SESSIONS {
             put_length(buffer, flexible, self.forgotten.len());
@@ -116,13 +116,13 @@ impl FetchRequest {
                 put_topic(buffer, version, &topic.name, &topic.id);
                 put_length(buffer, flexible, topic.partitions.len());
                 topic.partitions.iter().for_each(|partition| put_i32(buffer, *partition));
-                put_end(buffer, flexible);
+                end_structure(buffer, flexible);
             }
         }
         if version >= 11 {
             put_string(buffer, flexible, &self.rack);
         }
-        put_end(buffer, flexible);
+        end_structure(buffer, flexible);
     }
 }
 
@@ -141,7 +141,7 @@ impl FetchPartition {
             buffer.extend_from_slice(&(-1_i64).to_be_bytes());
         }
         put_i32(buffer, self.max_bytes);
-        put_end(buffer, version >= FIRST_FLEXIBLE);
+        end_structure(buffer, version >= FIRST_FLEXIBLE);
     }
 }
 
@@ -153,13 +153,6 @@ fn put_topic(buffer: &mut Vec<u8>, version: i16, name: &str, id: &TopicId) {
     match version >= FIRST_WITH_TOPIC_IDS {
         true => buffer.extend_from_slice(id),
         false => put_string(buffer, version >= FIRST_FLEXIBLE, name),
-    }
-}
-
-/// Ends a structure without tagged fields.
-fn put_end(buffer: &mut Vec<u8>, flexible: bool) {
-    if flexible {
-        buffer.push(0);
     }
 }
 
@@ -242,7 +235,7 @@ impl<'a> FetchResponse<'a> {
                 partitions.push(PartitionResponse::decode(&mut reader, version)?);
             }
             response.topics.push(TopicResponse { topic, partitions });
-            skip_tags(&mut reader, flexible)?;
+            reader.skip_tagged_fields(flexible)?;
         }
         if flexible {
             let nodes = &mut response.nodes;
@@ -268,7 +261,7 @@ impl<'a> PartitionResponse<'a> {
         let mut aborted = Vec::new();
         for _ in 0..reader.array(flexible, MIN_ABORTED_BYTES)? {
             aborted.push((reader.i64()?, reader.i64()?));
-            skip_tags(reader, flexible)?;
+            reader.skip_tagged_fields(flexible)?;
         }
         let preferred_replica = if version >= 11 { Some(reader.i32()?).filter(|id| *id >= 0) } else { None };
         let records = match flexible {
@@ -305,10 +298,6 @@ impl<'a> PartitionResponse<'a> {
 
 fn topic_id(reader: &mut WireReader) -> Result<TopicId, Malformed> {
     reader.take(16)?.try_into().map_err(|_| Malformed("a topic id that is too short"))
-}
-
-fn skip_tags(reader: &mut WireReader, flexible: bool) -> Result<(), Malformed> {
-    if flexible { reader.tagged_fields(|_, _| Ok(())) } else { Ok(()) }
 }
 
 #[cfg(test)]

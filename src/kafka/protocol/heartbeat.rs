@@ -4,9 +4,8 @@
 
 use std::sync::Arc;
 
-use super::join_group::{end_structure, put_nullable_string, skip_tagged_fields};
 use super::{Request, is_flexible};
-use crate::kafka::wire::{Malformed, WireReader, put_string};
+use crate::kafka::wire::{Malformed, WireReader, end_structure, put_nullable_string, put_string};
 
 /// Extends the session of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +48,7 @@ impl Request for HeartbeatRequest {
 
     fn decode(reader: &mut WireReader, version: i16) -> Result<HeartbeatResponse, Malformed> {
         let response = HeartbeatResponse { throttle_time_ms: reader.i32()?, error_code: reader.i16()? };
-        skip_tagged_fields(reader, is_flexible::<Self>(version))?;
+        reader.skip_tagged_fields(is_flexible::<Self>(version))?;
         Ok(response)
     }
 }

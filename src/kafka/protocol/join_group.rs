@@ -8,7 +8,9 @@
 use std::sync::Arc;
 
 use super::{Request, is_flexible};
-use crate::kafka::wire::{Malformed, WireReader, put_length, put_string, put_unsigned_varint};
+use crate::kafka::wire::{
+    Malformed, WireReader, end_structure, put_bytes, put_length, put_nullable_string, put_string,
+};
 
 /// The protocol type of consumer groups.
 pub const CONSUMER_PROTOCOL_TYPE: &str = "consumer";
@@ -115,11 +117,11 @@ impl Request for JoinGroupRequest {
             response.members.push(JoinedMember {
                 member_id: id(reader, flexible)?,
                 instance_id: if version >= 5 { reader.string(flexible)?.map(str::to_owned) } else { None },
-                metadata: bytes(reader, flexible)?.to_vec(),
+                metadata: reader.bytes(flexible)?.to_vec(),
             });
-            skip_tagged_fields(reader, flexible)?;
+            reader.skip_tagged_fields(flexible)?;
         }
-        skip_tagged_fields(reader, flexible)?;
+        reader.skip_tagged_fields(flexible)?;
         Ok(response)
     }
 }
@@ -131,44 +133,6 @@ pub(super) fn id(reader: &mut WireReader, flexible: bool) -> Result<String, Malf
         return Err(Malformed("an id of more than 32,767 bytes"));
     }
     Ok(text.to_owned())
-}
-
-/// Reads bytes, with a compact length if `flexible`; null is empty.
-pub(super) fn bytes<'a>(reader: &mut WireReader<'a>, flexible: bool) -> Result<&'a [u8], Malformed> {
-    if !flexible {
-        return Ok(reader.nullable_bytes()?.unwrap_or_default());
-    }
-    match reader.unsigned_varint()? {
-        0 => Ok(&[]),
-        length => reader.take(length as usize - 1),
-    }
-}
-
-/// Appends bytes, with a compact length if `flexible`.
-pub(super) fn put_bytes(buffer: &mut Vec<u8>, flexible: bool, bytes: &[u8]) {
-    put_length(buffer, flexible, bytes.len());
-    buffer.extend_from_slice(bytes);
-}
-
-/// Appends a string or null.
-pub(super) fn put_nullable_string(buffer: &mut Vec<u8>, flexible: bool, text: Option<&str>) {
-    match text {
-        Some(text) => put_string(buffer, flexible, text),
-        None if flexible => put_unsigned_varint(buffer, 0),
-        None => buffer.extend_from_slice(&(-1_i16).to_be_bytes()),
-    }
-}
-
-/// Ends a structure without tagged fields.
-pub(super) fn end_structure(buffer: &mut Vec<u8>, flexible: bool) {
-    if flexible {
-        buffer.push(0);
-    }
-}
-
-/// Skips the tagged fields at the end of a structure.
-pub(super) fn skip_tagged_fields(reader: &mut WireReader, flexible: bool) -> Result<(), Malformed> {
-    if flexible { reader.tagged_fields(|_, _| Ok(())) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use super::join_group::{end_structure, id, put_nullable_string, skip_tagged_fields};
+use super::join_group::id;
 use super::{Request, is_flexible};
-use crate::kafka::wire::{Malformed, WireReader, put_length, put_string};
+use crate::kafka::wire::{Malformed, WireReader, end_structure, put_length, put_nullable_string, put_string};
 
 /// Removes a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,10 +65,10 @@ impl Request for LeaveGroupRequest {
                 if response.error_code == 0 {
                     response.error_code = error_code;
                 }
-                skip_tagged_fields(reader, flexible)?;
+                reader.skip_tagged_fields(flexible)?;
             }
         }
-        skip_tagged_fields(reader, flexible)?;
+        reader.skip_tagged_fields(flexible)?;
         Ok(response)
     }
 }

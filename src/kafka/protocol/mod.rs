@@ -1,4 +1,5 @@
-//! The requests of this client and their responses, one module for each; Produce, the hot path, is in [`super::produce`].
+//! The requests of this client and their responses, one module for each; Produce, the hot path, is in
+//! [`super::produce`].
 //!
 //! Requests are encoded and responses decoded by hand, in the versions that the client uses: a decoder generated from
 //! Kafka's message definitions reserves memory for as many elements as an array announces.

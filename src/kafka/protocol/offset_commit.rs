@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::Request;
-use crate::kafka::wire::{Malformed, WireReader, put_length, put_string, put_unsigned_varint};
+use crate::kafka::wire::{Malformed, WireReader, put_length, put_nullable_string, put_string};
 
 // Smallest encoded sizes of array elements: they limit the element count of an array by the bytes that are left.
 const MIN_TOPIC_BYTES: usize = 3;
@@ -120,14 +120,6 @@ impl Request for OffsetCommitRequest<'_> {
             reader.tagged_fields(|_, _| Ok(()))?;
         }
         Ok(response)
-    }
-}
-
-fn put_nullable_string(buffer: &mut Vec<u8>, flexible: bool, text: Option<&str>) {
-    match text {
-        Some(text) => put_string(buffer, flexible, text),
-        None if flexible => put_unsigned_varint(buffer, 0),
-        None => buffer.extend_from_slice(&(-1_i16).to_be_bytes()),
     }
 }
 

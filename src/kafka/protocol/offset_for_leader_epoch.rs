@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::Request;
-use crate::kafka::wire::{Malformed, WireReader, put_length, put_string};
+use crate::kafka::wire::{Malformed, WireReader, end_structure, put_length, put_string};
 
 /// A request for the ends of epochs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,11 +72,11 @@ impl Request for OffsetForLeaderEpochRequest {
                 for value in [query.partition, query.current_leader_epoch, query.epoch] {
                     buffer.extend_from_slice(&value.to_be_bytes());
                 }
-                put_end(buffer, flexible);
+                end_structure(buffer, flexible);
             }
-            put_end(buffer, flexible);
+            end_structure(buffer, flexible);
         }
-        put_end(buffer, flexible);
+        end_structure(buffer, flexible);
     }
 
     fn decode(reader: &mut WireReader, version: i16) -> Result<OffsetForLeaderEpochResponse, Malformed> {
@@ -88,25 +88,14 @@ impl Request for OffsetForLeaderEpochRequest {
             for _ in 0..reader.array(flexible, MIN_PARTITION_BYTES)? {
                 let (error_code, partition) = (reader.i16()?, reader.i32()?);
                 partitions.push(EpochEnd { error_code, partition, epoch: reader.i32()?, end_offset: reader.i64()? });
-                skip_tags(reader, flexible)?;
+                reader.skip_tagged_fields(flexible)?;
             }
             response.topics.push((name, partitions));
-            skip_tags(reader, flexible)?;
+            reader.skip_tagged_fields(flexible)?;
         }
-        skip_tags(reader, flexible)?;
+        reader.skip_tagged_fields(flexible)?;
         Ok(response)
     }
-}
-
-/// Ends a structure without tagged fields.
-fn put_end(buffer: &mut Vec<u8>, flexible: bool) {
-    if flexible {
-        buffer.push(0);
-    }
-}
-
-fn skip_tags(reader: &mut WireReader, flexible: bool) -> Result<(), Malformed> {
-    if flexible { reader.tagged_fields(|_, _| Ok(())) } else { Ok(()) }
 }
 
 #[cfg(test)]

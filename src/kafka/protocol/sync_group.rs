@@ -4,10 +4,11 @@
 
 use std::sync::Arc;
 
-use super::join_group::skip_tagged_fields;
-use super::join_group::{CONSUMER_PROTOCOL_TYPE, bytes, end_structure, put_bytes, put_nullable_string};
+use super::join_group::CONSUMER_PROTOCOL_TYPE;
 use super::{Request, is_flexible};
-use crate::kafka::wire::{Malformed, WireReader, put_length, put_string};
+use crate::kafka::wire::{
+    Malformed, WireReader, end_structure, put_bytes, put_length, put_nullable_string, put_string,
+};
 
 /// Requests the assignment of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,8 +73,8 @@ impl Request for SyncGroupRequest {
             reader.string(flexible)?;
             reader.string(flexible)?;
         }
-        let assignment = bytes(reader, flexible)?.to_vec();
-        skip_tagged_fields(reader, flexible)?;
+        let assignment = reader.bytes(flexible)?.to_vec();
+        reader.skip_tagged_fields(flexible)?;
         Ok(SyncGroupResponse { throttle_time_ms, error_code, assignment })
     }
 }

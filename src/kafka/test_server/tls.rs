@@ -11,13 +11,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion};
 
+use crate::certificates::{Authority, Certificate};
 use crate::kafka::config::{Identity, TlsConfig, TrustRoots};
-use certificates::{Authority, Certificate};
-
-#[path = "../../../tests/stories/harness/certificates.rs"]
-#[allow(dead_code, reason = "the stories use more of it")]
-#[allow(clippy::duplicate_mod, reason = "the Kafka client uses nothing of the HTTP server, nor of its tests")]
-pub(in crate::kafka) mod certificates;
 
 pub(in crate::kafka) type TlsStream = StreamOwned<ServerConnection, TcpStream>;
 

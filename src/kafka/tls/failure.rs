@@ -11,7 +11,7 @@ pub(super) fn explain(cause: &Error, lacks_certificate: bool) -> TlsFailure {
         Error::InvalidCertificate(problem) => {
             TlsFailure { reason: format!("the server's certificate {}", certificate(problem)), is_refusal: false }
         }
-        other => TlsFailure { reason: format!("TLS failed: {other}"), is_refusal: false },
+        other => TlsFailure { reason: format!("TLS error: {other}"), is_refusal: false },
     }
 }
 

@@ -25,11 +25,6 @@ pub(super) enum Kind {
     Native,
     /// The client of this project with a broker 4.x.
     NativeKraft,
-    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the engine is not built in"))]
-    Librdkafka,
-    /// librdkafka as the client of a broker 4.x.
-    #[cfg_attr(not(feature = "librdkafka"), allow(dead_code, reason = "the engine is not built in"))]
-    LibrdkafkaKraft,
     KafkaRust,
 }
 
@@ -56,8 +51,8 @@ impl Fixture {
     pub(super) fn new(kind: Kind) -> Fixture {
         let brokers = match kind {
             Kind::Memory => String::new(),
-            Kind::Native | Kind::Librdkafka | Kind::KafkaRust => cluster().brokers.clone(),
-            Kind::NativeKraft | Kind::LibrdkafkaKraft => kraft().address(),
+            Kind::Native | Kind::KafkaRust => cluster().brokers.clone(),
+            Kind::NativeKraft => kraft().address(),
         };
         Fixture::with_brokers(kind, brokers)
     }
@@ -69,7 +64,6 @@ impl Fixture {
     fn config(&self) -> BrokerConfig {
         let engine = match self.kind {
             Kind::KafkaRust => Engine::KafkaRust,
-            Kind::Librdkafka | Kind::LibrdkafkaKraft => Engine::Librdkafka,
             Kind::Memory | Kind::Native | Kind::NativeKraft => Engine::Native,
         };
         broker_config(&self.brokers, engine)

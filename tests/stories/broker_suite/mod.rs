@@ -1,4 +1,4 @@
-//! What the Kafka seam guarantees, checked for every engine: the in-memory broker, native and librdkafka (with Kafka 3.9
+//! What the Kafka seam guarantees, checked for every engine: the in-memory broker, native (with Kafka 3.9
 //! and 4.x) and kafka-rust (with Kafka 3.9).
 
 /// A broker, and the engine under test as its client.
@@ -291,10 +291,6 @@ macro_rules! over_every_engine {
         over!(memory, Kind::Memory; $($story),+);
         over!(native, Kind::Native; $($story),+);
         over!(native_kraft, Kind::NativeKraft; $($story),+);
-        #[cfg(feature = "librdkafka")]
-        over!(librdkafka, Kind::Librdkafka; $($story),+);
-        #[cfg(feature = "librdkafka")]
-        over!(librdkafka_kraft, Kind::LibrdkafkaKraft; $($story),+);
         over!(kafka_rust, Kind::KafkaRust; $($story),+);
     };
 }
@@ -321,8 +317,7 @@ fn native_uses_partitions_that_are_added_to_a_topic() {
     partitions_that_are_added_are_used(Kind::Native);
 }
 
-/// New partitions are used within [`DEADLINE`]. librdkafka refreshes its metadata only once a minute, so this story does
-/// not test librdkafka.
+/// New partitions are used within [`DEADLINE`].
 fn partitions_that_are_added_are_used(kind: Kind) {
     let fixture = Fixture::new(kind);
     let topic = fixture.topic("growing", 1);
@@ -344,19 +339,12 @@ fn partitions_that_are_added_are_used(kind: Kind) {
     assert_eq!(append(&*producer, chosen, Acks::Leader).expect("the message is stored").partition, 2);
 }
 
-#[cfg(feature = "librdkafka")]
-#[test]
-fn librdkafka_loses_and_repeats_no_message_of_a_partition_that_was_paused_for_seconds() {
-    a_partition_paused_for_seconds_loses_and_repeats_no_message(Kind::Librdkafka);
-}
-
 #[test]
 fn native_loses_and_repeats_no_message_of_a_partition_that_was_paused_for_seconds() {
     a_partition_paused_for_seconds_loses_and_repeats_no_message(Kind::Native);
 }
 
-/// The partition is paused for 7 s. After 5 s librdkafka's fetcher discards the prefetched messages of a paused partition
-/// and fetches them again when the partition resumes.
+/// The partition is paused for 7 s, longer than a long poll.
 fn a_partition_paused_for_seconds_loses_and_repeats_no_message(kind: Kind) {
     const COUNT: usize = 3_000;
     let fixture = Fixture::new(kind);

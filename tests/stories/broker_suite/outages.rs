@@ -234,6 +234,4 @@ macro_rules! outages_of {
 }
 
 outages_of!(native, Kind::Native);
-#[cfg(feature = "librdkafka")]
-outages_of!(librdkafka, Kind::Librdkafka);
 outages_of!(kafka_rust, Kind::KafkaRust);

@@ -16,6 +16,8 @@ const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
 const CREATE_TOPICS: i16 = 19;
 const DELETE_TOPICS: i16 = 20;
+const CREATE_ACLS: i16 = 30;
+const DELETE_ACLS: i16 = 31;
 const CREATE_PARTITIONS: i16 = 37;
 
 const TOPIC_ALREADY_EXISTS: i16 = 36;
@@ -176,6 +178,28 @@ pub(crate) fn delete_topic(brokers: &str, name: &str) {
         });
         assert!(gone.is_some(), "{broker} still names {name}");
     }
+}
+
+/// Denies (or, with `is_denied` false, no longer denies) every principal to write to a topic. The brokers need an
+/// authorizer.
+pub(crate) fn deny_write(brokers: &str, topic: &str, is_denied: bool) {
+    // Resource type topic, pattern type literal, operation Write, permission Deny (Kafka: the enums in
+    // org.apache.kafka.common.resource and org.apache.kafka.common.acl).
+    let mut request = KafkaRequest::default();
+    request.int(1);
+    request.0.push(2);
+    request.text(topic);
+    request.0.push(3);
+    request.text("User:*");
+    request.text("*");
+    request.0.extend([4, 2]);
+    let api = if is_denied { CREATE_ACLS } else { DELETE_ACLS };
+    wait_until(DEADLINE, &format!("write access to {topic} is denied: {is_denied}"), || {
+        let controller = metadata(brokers, &[]).ok()?;
+        let answer = call(controller.brokers.get(&controller.controller)?, api, 1, &request.0).ok()?;
+        // The throttle time, the number of results, and the error code of the first.
+        (answer.get(8..10)? == [0, 0]).then_some(())
+    });
 }
 
 fn try_create(

@@ -103,7 +103,7 @@ fn a_refused_renewal_is_a_denial_and_the_request_is_not_sent() {
         }
         let error = connection.call(&Echo(vec![]), later()).unwrap_err();
         let (kind, reason) = parts(&error, address);
-        let expected = "re-authentication: SASL PLAIN: the broker refused the credentials: \"wrong\"";
+        let expected = "re-authentication failed: SASL PLAIN: the broker refused the credentials: \"wrong\"";
         assert_eq!((kind, &*reason), (Kind::Denied, expected));
         assert!(connection.is_closed());
     });
@@ -140,7 +140,7 @@ fn each_refusal_is_named_without_the_password() {
         with_server(steps(serve), |address| {
             let (found, reason) = refusal(&connector(None, plain()), address, false);
             assert!(found == kind && reason.contains(text) && !reason.contains("secret"), "{text}: {reason}");
-            assert!(reason.starts_with("authentication: SASL PLAIN: "), "{reason}");
+            assert!(reason.starts_with("authentication failed: SASL PLAIN: "), "{reason}");
         });
     }
 }

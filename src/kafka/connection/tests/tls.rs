@@ -13,8 +13,8 @@ use rustls::version::{TLS12, TLS13};
 
 use super::super::ConnectionErrorKind as Kind;
 use super::{APIS, ECHO, Echo, connector, parts, refusal};
+use crate::certificates::{Authority, Certificate};
 use crate::kafka::config::{BrokerAddress, Identity, TlsConfig, TrustRoots};
-use crate::kafka::test_server::tls::certificates::{Authority, Certificate};
 use crate::kafka::test_server::tls::{TlsStream, accept, identity, server, trusting};
 use crate::kafka::test_server::{PATIENCE, Peer, drain, later, soon, with_server, with_server_at};
 
@@ -168,8 +168,8 @@ fn a_certificate_that_is_not_valid_is_refused_with_the_reason() {
         (&expired, &no_name, "127.0.0.1", Err("the server's certificate has expired: ")),
         (&expired, &nothing, "127.0.0.1", Ok(())),
         // The peer has not the key of the certificate.
-        (&wrong_key, &strict, "127.0.0.1", Err("TLS handshake: ")),
-        (&wrong_key, &nothing, "127.0.0.1", Err("TLS handshake: ")),
+        (&wrong_key, &strict, "127.0.0.1", Err("TLS failed: ")),
+        (&wrong_key, &nothing, "127.0.0.1", Err("TLS failed: ")),
     ];
     for (index, (config, settings, host, expected)) in rows.iter().enumerate() {
         let ip = if *host == "localhost" { "127.0.0.1" } else { host };
@@ -180,7 +180,7 @@ fn a_certificate_that_is_not_valid_is_refused_with_the_reason() {
                 (Ok(_), Ok(())) => {}
                 (Err(error), Err(text)) => {
                     let (kind, reason) = parts(&error, &address);
-                    assert!(kind == Kind::NotSent && reason.starts_with("TLS handshake: "), "{index}: {reason}");
+                    assert!(kind == Kind::NotSent && reason.starts_with("TLS failed: "), "{index}: {reason}");
                     assert!(reason.contains(text), "{index}: {reason}");
                 }
                 (outcome, _) => panic!("{index}: {:?}", outcome.err()),
@@ -285,8 +285,8 @@ fn a_peer_that_does_not_complete_the_handshake_is_named() {
         (answers(&[0, 0, 0, 6, 0, 0, 0, 1, 0, 35]), false, "does not speak TLS on this port; it sent \"\\x00"),
         (answers(&[0x15, 3, 3, 0, 2, 2, 40]), false, "supports no TLS version or cipher suite of this client"),
         (answers(&[0x15, 3, 3, 0, 2, 2, 80]), false, "it sent the TLS alert InternalError"),
-        (answers(&[0x16, 3, 3, 0xff, 0xff, 1]), false, "TLS failed: "),
-        (answers(&[0x16, 3, 3, 0, 4, 2, 0xff, 0xff, 0xff]), false, "TLS failed: "),
+        (answers(&[0x16, 3, 3, 0xff, 0xff, 1]), false, "TLS error: "),
+        (answers(&[0x16, 3, 3, 0, 4, 2, 0xff, 0xff, 0xff]), false, "TLS error: "),
         (answers(b""), true, "timed out"),
         (answers(&[0x16, 3, 3, 0, 100, 2]), true, "timed out"),
         (Box::new(drop), false, "as a listener without TLS does"),
@@ -296,7 +296,7 @@ fn a_peer_that_does_not_complete_the_handshake_is_named() {
         with_server(serve, |address| {
             let started = Instant::now();
             let (kind, reason) = refusal(&connector(Some(pki.trusting()), None), address, silent);
-            assert!(kind == Kind::NotSent && reason.starts_with("TLS handshake: "), "{text}: {kind:?} {reason}");
+            assert!(kind == Kind::NotSent && reason.starts_with("TLS failed: "), "{text}: {kind:?} {reason}");
             assert!(reason.contains(text), "{text}: {reason}");
             assert!(started.elapsed() < PATIENCE / 2);
         });

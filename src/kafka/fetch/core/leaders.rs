@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::super::event::{FetchEvent, TopicPartition};
 use super::super::partition::{MENDABLE_GRACE, PartitionReader, REPORT_INTERVAL};
-use super::{FetchCore, MAX_PAUSE, MIN_PAUSE, queue};
-use crate::kafka::backoff::Backoff;
+use super::state::{FetchCore, MIN_PAUSE, queue};
+use super::work::MetadataWork;
+use crate::kafka::config::BrokerAddress;
 use crate::kafka::error_code;
 use crate::kafka::metadata::{BrokerId, MetadataResponse, PartitionMetadata, TopicId, TopicMetadata};
 use crate::kafka::produce::NodeAddress;
@@ -20,32 +21,6 @@ const MISSING_PAUSE: Duration = Duration::from_secs(1);
 /// A leader with a lower epoch than the known one is accepted if the metadata has it for this long. A broker that lags
 /// behind the controller returns old leaders for a short time; a topic that was created again has low epochs for ever.
 const OLDER_LEADER_AFTER: Duration = Duration::from_secs(3);
-
-/// When metadata is requested.
-pub(super) struct MetadataSchedule {
-    /// No request before this time.
-    not_before: Instant,
-    backoff: Backoff,
-    /// End of the last request.
-    last_end: Instant,
-    reported_at: Option<Instant>,
-}
-
-impl MetadataSchedule {
-    pub(super) fn new(now: Instant) -> Self {
-        let backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
-        MetadataSchedule { not_before: now, backoff, last_end: now, reported_at: None }
-    }
-}
-
-/// What the metadata thread does next.
-#[derive(Debug)]
-pub(in super::super) enum MetadataWork {
-    /// Requests these topics, then calls `on_metadata` or `on_metadata_failed`.
-    Request(Vec<Arc<str>>),
-    /// Waits for a change, at most until this time.
-    Wait(Option<Instant>),
-}
 
 impl FetchCore {
     /// Returns what the metadata thread does now.
@@ -127,7 +102,6 @@ impl FetchCore {
 
     /// Takes the addresses of new leaders.
     pub(super) fn take_nodes(&mut self, nodes: &[NodeAddress]) {
-        use crate::kafka::config::BrokerAddress;
         for node in nodes {
             if let Ok(port) = u16::try_from(node.port) {
                 self.addresses.insert(node.id, BrokerAddress { host: node.host.as_str().into(), port });

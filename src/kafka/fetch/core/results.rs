@@ -6,8 +6,8 @@ use super::super::event::{FetchEvent, TopicPartition};
 use super::super::outcome::{FetchOutcome, PartitionOutcome};
 use super::super::partition::{MENDABLE_GRACE, PartitionReader, Phase, REPORT_INTERVAL};
 use super::super::record_set::Unpacked;
-use super::plan::{BrokerVersions, FetchPlan, QueryPlan, QueryResults};
-use super::{FetchCore, queue};
+use super::state::{FetchCore, queue};
+use super::work::{BrokerVersions, FetchPlan, QueryPlan, QueryResults};
 use crate::kafka::error_code;
 use crate::kafka::metadata::BrokerId;
 
@@ -224,7 +224,8 @@ impl FetchCore {
         self.end_query(plan);
     }
 
-    /// Takes the response to an OffsetForLeaderEpoch request: for each partition an epoch and its end, or an error code.
+    /// Takes the response to an OffsetForLeaderEpoch request: for each partition an epoch and its end, or an error
+    /// code.
     pub(in super::super) fn on_epoch_ends(
         &mut self,
         id: BrokerId,

@@ -1,33 +1,13 @@
 //! The assignors: pure functions from the subscriptions of all members and the partition counts of the topics to the
 //! partitions of each member.
 
+mod assignment;
 mod range;
 mod sticky;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use super::TopicPartition;
-use super::subscription::Subscription;
-
-/// A member, as the leader sees it.
-#[derive(Clone, Debug)]
-pub struct GroupMember {
-    /// Id that the coordinator assigned.
-    pub member_id: Arc<str>,
-    /// Id of a static member.
-    pub instance_id: Option<Arc<str>>,
-    /// What the member wants and holds.
-    pub subscription: Subscription,
-}
-
-/// The partitions of each member, sorted, by member id. Every member has an entry.
-pub type Assignments = BTreeMap<Arc<str>, Vec<TopicPartition>>;
-
-/// Numbers of partitions by topic. A topic that does not exist has no entry and is not assigned.
-pub type PartitionCounts = BTreeMap<Arc<str>, i32>;
+pub use assignment::{Assignments, GroupMember, PartitionCounts};
 
 /// An assignor. All members of a group must have one in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

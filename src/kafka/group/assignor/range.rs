@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Assignments, GroupMember, PartitionCounts};
+use super::assignment::{Assignments, GroupMember, PartitionCounts};
 use crate::kafka::group::TopicPartition;
 
 pub(super) fn assign(members: &[GroupMember], counts: &PartitionCounts) -> Assignments {

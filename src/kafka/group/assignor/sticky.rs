@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::{Assignments, GroupMember, PartitionCounts};
+use super::assignment::{Assignments, GroupMember, PartitionCounts};
 use crate::kafka::group::TopicPartition;
 
 /// A partition during the assignment.

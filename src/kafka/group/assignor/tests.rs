@@ -1,7 +1,9 @@
 use super::*;
-use crate::kafka::group::subscription::NO_GENERATION;
+use crate::kafka::group::TopicPartition;
+use crate::kafka::group::subscription::{NO_GENERATION, Subscription};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 fn on(topic: &str, partition: i32) -> TopicPartition {
     TopicPartition { topic: topic.into(), partition }

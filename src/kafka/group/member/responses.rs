@@ -1,7 +1,6 @@
 //! What responses and failures do to a member.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Member, State};
@@ -66,8 +65,8 @@ impl Member {
         let State::Leading { members, topics, assigns } = &self.state else { return };
         self.led = Some((topics.clone(), counts.clone()));
         if !assigns {
-            // The process that assigned may have withheld partitions.
-            self.is_withheld = self.config.is_cooperative();
+            // The process that assigned may have withheld partitions, or not have seen the newest ones.
+            self.is_withheld = true;
             self.state = State::Joined { assignments: Vec::new() };
             return;
         }
@@ -90,10 +89,17 @@ impl Member {
             Ok(assigned) => assigned,
             Err(cause) => return self.fail(format!("the assignment of the leader is malformed: {cause}")),
         };
-        self.session_start.get_or_insert(sent);
         self.backoff.reset();
-        // At once: only a heartbeat extends the lease.
-        self.state = State::Stable { next_heartbeat: now };
+        if let Some((sent, answered)) = self.unconfirmed.take() {
+            self.answered(sent, answered);
+            self.state = State::Stable { next_heartbeat: sent + self.config.heartbeat_interval };
+        } else {
+            if self.lease_end().is_none_or(|end| end <= now) {
+                (self.last_answered, self.session_start) = (None, Some(sent));
+            }
+            // At once: only a heartbeat extends the lease.
+            self.state = State::Stable { next_heartbeat: now };
+        }
         self.follow_up = self.is_withheld.then(|| now + self.config.session_timeout);
         let assigned: BTreeSet<_> = assigned.into_iter().collect();
         self.held_generation = self.generation;
@@ -116,6 +122,11 @@ impl Member {
             return self.handle(now, errors::of_heartbeat(code), "Heartbeat", code);
         }
         self.backoff.reset();
+        if self.last_answered.is_none() {
+            self.unconfirmed = Some((sent, now));
+            self.state = State::Joined { assignments: Vec::new() };
+            return;
+        }
         self.answered(sent, now);
         self.state = State::Stable { next_heartbeat: sent + self.config.heartbeat_interval };
     }

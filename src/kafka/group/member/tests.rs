@@ -66,12 +66,21 @@ fn enter(member: &mut Member, now: Instant, generation: i32, partitions: &[Topic
     request
 }
 
+/// The sync that confirms a lease.
+fn confirm(member: &mut Member, now: Instant, partitions: &[TopicPartition]) {
+    assert_eq!(member.last_heartbeat_sent_and_answered(), None);
+    assert!(matches!(member.next(now), Next::Sync(request) if request.assignments.is_empty()));
+    let assignment = encode_assignment(partitions);
+    member.sync_answered(now, &SyncGroupResponse { assignment, ..SyncGroupResponse::default() });
+}
+
 /// A member that holds partitions 0 and 1 in generation 5 and whose heartbeat was answered at `now`.
 fn stable(config: GroupConfig, now: Instant) -> Member {
     let mut member = Member::new(Arc::new(config));
     enter(&mut member, now, 5, &[on(0), on(1)]);
     expect_heartbeat(&mut member, now);
     member.heartbeat_answered(now, heartbeat_response(0));
+    confirm(&mut member, now, &[on(0), on(1)]);
     assert_eq!(
         events(&mut member),
         [
@@ -130,6 +139,25 @@ fn a_partition_given_back_during_its_release_is_assigned_after_it() {
 }
 
 #[test]
+fn a_partition_given_back_does_not_wait_for_another_release() {
+    let now = Instant::now();
+    let mut member = stable(config(), now);
+    let mut tokens = Vec::new();
+    for (generation, assigned) in [(6, vec![on(0)]), (7, vec![])] {
+        member.commit_refused(now, REBALANCE_IN_PROGRESS, generation - 1);
+        enter(&mut member, now, generation, &assigned);
+        let [GroupEvent::Revoke { token, .. }] = events(&mut member)[..] else { panic!("no revocation") };
+        tokens.push(token);
+    }
+    member.commit_refused(now, REBALANCE_IN_PROGRESS, 7);
+    enter(&mut member, now, 8, &[on(0), on(1)]);
+    member.released(tokens[1]);
+    assert_eq!(events(&mut member), [GroupEvent::Assigned { partitions: vec![on(0)], generation: 8 }]);
+    member.released(tokens[0]);
+    assert_eq!(events(&mut member), [GroupEvent::Assigned { partitions: vec![on(1)], generation: 8 }]);
+}
+
+#[test]
 fn after_a_loss_the_member_joins_when_the_owner_has_released_or_the_lease_has_ended() {
     let now = Instant::now();
     for (code, member_id) in [(ILLEGAL_GENERATION, "me"), (UNKNOWN_MEMBER_ID, "")] {
@@ -165,6 +193,37 @@ fn a_session_expires_by_the_time_of_sending_and_is_not_continued_by_a_heartbeat(
     let request = expect_join(&mut member, now + 11 * SECOND);
     assert_eq!((claims(&request).0, &*request.member_id), (Vec::new(), "me"));
     assert!(matches!(events(&mut member)[..], [_, GroupEvent::Lost { reason: LostReason::SessionExpired, .. }]));
+}
+
+#[test]
+fn a_rebalance_longer_than_the_session_loses_nothing_but_needs_a_confirmed_lease() {
+    let now = Instant::now();
+    let mut member = stable(config(), now);
+    member.commit_refused(now, REBALANCE_IN_PROGRESS, 5);
+    expect_join(&mut member, now + SECOND);
+    let later = now + 25 * SECOND;
+    member.join_answered(later, join_response(0, 6));
+    assert!(matches!(member.next(later), Next::Sync(_)));
+    let assignment = encode_assignment(&[on(0), on(1)]);
+    member.sync_answered(later, &SyncGroupResponse { assignment, ..SyncGroupResponse::default() });
+    expect_heartbeat(&mut member, later);
+    member.heartbeat_answered(later, heartbeat_response(0));
+    assert_eq!(events(&mut member), []);
+    confirm(&mut member, later + SECOND, &[on(0), on(1)]);
+    assert_eq!(events(&mut member), [GroupEvent::HeartbeatAnswered { sent: later, answered: later }]);
+}
+
+#[test]
+fn a_heartbeat_that_a_loading_coordinator_answered_begins_no_lease() {
+    let now = Instant::now();
+    let mut member = Member::new(Arc::new(config()));
+    enter(&mut member, now, 5, &[on(0)]);
+    expect_heartbeat(&mut member, now);
+    member.heartbeat_answered(now, heartbeat_response(0));
+    assert!(matches!(member.next(now), Next::Sync(_)));
+    member.sync_answered(now, &SyncGroupResponse { error_code: UNKNOWN_MEMBER_ID, ..SyncGroupResponse::default() });
+    assert_eq!(member.last_heartbeat_sent_and_answered(), None);
+    assert!(matches!(events(&mut member)[..], [GroupEvent::Assigned { .. }, GroupEvent::Lost { .. }]));
 }
 
 #[test]
@@ -263,6 +322,9 @@ fn the_leader_assigns_and_follows_up_if_partitions_stay_withheld() {
         let time = now + SECOND * second;
         expect_heartbeat(&mut member, time);
         member.heartbeat_answered(time, heartbeat_response(0));
+        if second == 0 {
+            confirm(&mut member, time, &[]);
+        }
     }
     expect_join(&mut member, now + 10 * SECOND);
 }

@@ -176,9 +176,11 @@ impl Coordinator {
     /// A restarted static member takes the place of the old one.
     fn replace_static(&mut self, now: Instant, id: RequestId, old: &str, new: &str, request: &JoinGroupRequest) {
         let Some(mut known) = self.group.members.remove(old) else { return };
-        for request in [known.awaits_join.take(), known.awaits_sync.take()].into_iter().flatten() {
-            // Of the wrong type for one of them: the receiver ignores that.
+        if let Some(request) = known.awaits_join.take() {
             self.answers.push(Answer::Join(request, join_error(FENCED_INSTANCE_ID)));
+        }
+        if let Some(request) = known.awaits_sync.take() {
+            self.answers.push(Answer::Sync(request, sync_error(FENCED_INSTANCE_ID)));
         }
         known.session_end = now + known.session_timeout;
         known.protocols = request.protocols.clone();

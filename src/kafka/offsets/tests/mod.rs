@@ -2,9 +2,12 @@ mod cluster;
 mod groups;
 mod log_ends;
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::kafka::error_code;
 
 /// Longer than any test that passes.
 const LONG: Duration = Duration::from_secs(60);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::kafka::producer::outcome::{MAX_BACKOFF_FACTOR, Outcome, Stored};
+use crate::kafka::producer::outcome::{Outcome, Stored};
 use std::collections::BTreeMap;
 
 /// Deadlines, queues, sizes and the close.
@@ -10,6 +10,8 @@ mod log;
 mod schedules;
 
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Upper bound of the back-off in these tests, as a multiple of [`BACKOFF`].
+const MAX_BACKOFF_FACTOR: u32 = 8;
 const BACKOFF: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +45,13 @@ struct TestQueue {
 impl TestQueue {
     /// Returns a queue with batches of at most 30 bytes and requests of at most 50 bytes.
     fn new(is_idempotent: bool) -> TestQueue {
-        let limits = Limits { max_batch_bytes: 30, max_request_bytes: 50, retry_backoff: BACKOFF, is_idempotent };
+        let limits = Limits {
+            max_batch_bytes: 30,
+            max_request_bytes: 50,
+            retry_backoff: BACKOFF,
+            max_retry_backoff: MAX_BACKOFF_FACTOR * BACKOFF,
+            is_idempotent,
+        };
         TestQueue { gather: Gather::new(limits), now: Instant::now(), ended: Vec::new(), sendings: BTreeMap::new() }
     }
 

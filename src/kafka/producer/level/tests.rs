@@ -39,6 +39,7 @@ fn level(acks: AcksLevel) -> Level<Message> {
         max_batch_bytes: 100,
         max_request_bytes: 1000,
         retry_backoff: Duration::from_millis(10),
+        max_retry_backoff: 8 * Duration::from_millis(10),
         is_idempotent: false,
     };
     let level = Level::new(acks, limits, 10);

@@ -144,6 +144,7 @@ impl Default for Settings {
             max_batch_bytes: 1_000_000,
             max_request_bytes: 4 << 20,
             retry_backoff: Duration::from_millis(5),
+            max_retry_backoff: 8 * Duration::from_millis(5),
             is_idempotent: false,
         };
         let producer = ProducerConfig {
@@ -297,8 +298,8 @@ impl TestClient {
     }
 
     /// Compares the ends of the messages with the logs: each message has ended once; what was confirmed is at its
-    /// offset, at acks=-1 once; what was reported as not stored is not there; the offsets of the messages of a partition
-    /// and level rise.
+    /// offset, at acks=-1 once; what was reported as not stored is not there; the offsets of the messages of a
+    /// partition and level rise.
     pub(super) fn check(&self, cluster: &TestCluster) {
         let mut logs = Logs { cluster, partitions: HashMap::new() };
         let mut latest: HashMap<(AcksLevel, Arc<str>, i32), i64> = HashMap::new();

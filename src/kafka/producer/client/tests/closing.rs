@@ -98,6 +98,22 @@ fn close_ends_the_threads_whatever_they_wait_for() {
 }
 
 #[test]
+fn a_metadata_request_without_a_response_does_not_hold_up_close() {
+    let cluster = TestCluster::start(1);
+    cluster.create_topic("t", 1);
+    let mut client = TestClient::new(&cluster);
+    client.offsets(&[client.send(Message::new(AcksLevel::Leader, "t", 0))]);
+    cluster.pause_broker(1, true);
+    // Until then the metadata requests have grown to their longest time, and one is in progress.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    client.outcome(client.send(Message { deadline, ..Message::new(AcksLevel::Leader, "t", 0) }));
+    let started = Instant::now();
+    client.close(Duration::ZERO);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    cluster.pause_broker(1, false);
+}
+
+#[test]
 fn the_threads_end_also_if_no_broker_can_be_reached() {
     let cluster = TestCluster::start(1);
     cluster.create_topic("t", 1);

@@ -69,6 +69,32 @@ fn messages_wait_for_a_crashed_broker_that_no_other_replaces() {
     client.finish(&cluster);
 }
 
+#[test]
+fn messages_without_a_key_avoid_a_broker_that_cannot_be_reached_and_one_that_hangs() {
+    let cluster = TestCluster::start(2);
+    cluster.create(TopicSpec::new("t").partitions(4).replication(1));
+    let client = TestClient::new(&cluster);
+    let lost: Vec<i32> = (0..4).filter(|partition| cluster.leader("t", *partition).0 == Some(2)).collect();
+    assert_eq!(lost.len(), 2);
+    for is_paused in [true, false] {
+        client.offsets(&(0..4).map(|at| client.send(Message::new(AcksLevel::Leader, "t", at))).collect::<Vec<_>>());
+        if is_paused {
+            cluster.pause_broker(2, true);
+        } else {
+            cluster.crash_broker(2);
+        }
+        // Meanwhile the broker has not answered for long, or a connection to it has failed.
+        let deadline = later_by(2);
+        client.outcome(client.send(Message { deadline, ..Message::new(AcksLevel::Leader, "t", lost[0]) }));
+        for step in 0..100 {
+            let deadline = later() + Duration::from_secs(step);
+            let partition = client.producer().sticky_partition(AcksLevel::Leader, "t", 4, deadline);
+            assert!(!lost.contains(&partition), "{is_paused} {step}: partition {partition}");
+        }
+        cluster.pause_broker(2, false);
+    }
+}
+
 fn later_by(seconds: u64) -> Instant {
     Instant::now() + Duration::from_secs(seconds)
 }

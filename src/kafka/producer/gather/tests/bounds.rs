@@ -18,6 +18,31 @@ fn an_expiry_does_not_enlarge_the_batches_of_a_topic_with_a_lower_limit() {
     assert_eq!(queue.take(1), [(partition, 0, 0, vec![3])]);
 }
 
+/// Else a steady stream of messages that are refused would hold up the others of the partition for ever.
+#[test]
+fn the_rest_of_a_batch_with_refused_records_is_sent_without_further_messages() {
+    let (mut queue, partition) = TestQueue::with_partition();
+    queue.append(partition, [1, 2, 3]);
+    assert_eq!(queue.take(1), [(partition, 0, 0, vec![1, 2, 3])]);
+    queue.append(partition, [4, 5]);
+    queue.complete(partition, BatchResult::Rejected(vec![0, 2], 87));
+    assert_eq!(queue.ended(), [1, 3].map(|id| (id, Outcome::Rejected(87, Stored::No))));
+    assert_eq!(queue.take(1), [(partition, 0, 0, vec![2])]);
+    // A sending that stored nothing does not change this, nor does a message that ends.
+    queue.complete(partition, BatchResult::NotStored);
+    queue.now += BACKOFF;
+    assert_eq!(queue.take(1), [(partition, 0, 0, vec![2])]);
+    queue.complete(partition, BatchResult::Stored(Some(7)));
+    assert_eq!(queue.ended(), [(2, Outcome::Appended(Some(7)))]);
+    assert_eq!(queue.take(1), [(partition, 0, 1, vec![4, 5])]);
+    queue.complete(partition, BatchResult::Rejected(vec![0], 87));
+    queue.append(partition, [6]);
+    queue.now += DELIVERY_TIMEOUT;
+    queue.append(partition, [7]);
+    queue.expire();
+    assert_eq!(queue.take(1), [(partition, 0, 2, vec![7])]);
+}
+
 #[test]
 fn a_retry_of_a_batch_that_may_be_stored_contains_the_messages_that_have_ended() {
     let (mut queue, partition) = TestQueue::with_partition();
@@ -104,7 +129,13 @@ impl Gathered for Counted<'_> {
 #[test]
 fn an_expiry_visits_only_the_partitions_with_messages_that_are_due() {
     let (lookups, now) = (Cell::new(0), Instant::now());
-    let limits = Limits { max_batch_bytes: 30, max_request_bytes: 50, retry_backoff: BACKOFF, is_idempotent: false };
+    let limits = Limits {
+        max_batch_bytes: 30,
+        max_request_bytes: 50,
+        retry_backoff: BACKOFF,
+        max_retry_backoff: 8 * BACKOFF,
+        is_idempotent: false,
+    };
     let mut gather = Gather::new(limits);
     for name in 0..10_000_u64 {
         let partition = gather.partition(name);

@@ -1,0 +1,166 @@
+//! The gate: refuses an append, submits it to the engine, or puts it into the table until its topic is known.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::reachability::Reachability;
+use super::state::{FailedAppend, GateState, PendingAppend, ProducerEngine, Waiting, not_stored};
+use crate::broker::topics::{Known, LookupAnswer, LookupResult, TopicTable};
+use crate::broker::{Acks, AppendError, AppendFailure, Completion, ProducerConfig, Record};
+use crate::locks::lock;
+
+/// The gate of a producer whose engine is `E`.
+pub(in crate::broker) struct MetadataGate<C: Completion, E> {
+    pub(in crate::broker) engine: E,
+    pub(super) state: Arc<GateState<C>>,
+    max_message_bytes: usize,
+    timeout: Duration,
+    pub(super) reachability: Reachability,
+}
+
+impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
+    /// Makes the gate of `engine`; its metadata thread is not started.
+    pub(super) fn new(engine: E, state: Arc<GateState<C>>, config: &ProducerConfig) -> Self {
+        let (max_message_bytes, timeout) = (config.max_message_bytes, config.timeout);
+        MetadataGate { engine, state, max_message_bytes, timeout, reachability: Reachability::new() }
+    }
+
+    /// [`crate::broker::Producer::append`].
+    pub(in crate::broker) fn append(&self, record: Record, acks: Acks, completion: C) {
+        let now = Instant::now();
+        let append = PendingAppend { record, acks, completion, deadline: now + self.timeout };
+        if let Err((completion, error)) = self.start(append, now) {
+            completion.complete(Err(error));
+        }
+    }
+
+    /// Refuses further appends and fails those that wait for their topic. The engine completes its own.
+    pub(in crate::broker) fn close(&self) {
+        self.state.is_closed.store(true, Ordering::Release);
+        // Every append reads `is_closed` under this lock, so afterwards none reaches the engine.
+        let waiting = self.state.write_topics().drain();
+        for waiting in waiting {
+            waiting.into_append().completion.complete(Err(closed_error()));
+        }
+        let _ = self.state.wake.try_send(());
+    }
+
+    /// [`crate::broker::Producer::reachable`].
+    pub(in crate::broker) fn reachable(&self) -> Result<(), String> {
+        lock(&self.reachability.state).clone()
+    }
+
+    /// [`crate::broker::Producer::topic_lookups`].
+    pub(in crate::broker) fn topic_lookups(&self) -> u64 {
+        self.state.lookup_count.load(Ordering::Relaxed)
+    }
+
+    fn start(&self, append: PendingAppend<C>, now: Instant) -> Result<(), FailedAppend<C>> {
+        let limit = self.max_message_bytes;
+        if append.record.value.len() > limit {
+            let reason = format!("larger than {limit} bytes (max_request_size_bytes)");
+            return Err(refused(append, AppendFailure::TooLarge, reason));
+        }
+        let known = |topics: &TopicTable<Waiting<C>>, append: &PendingAppend<C>| {
+            topics.known(&append.record.topic, append.record.partition, now)
+        };
+        {
+            let topics = self.state.read_topics();
+            if self.state.is_closed() {
+                return Err((append.completion, closed_error()));
+            }
+            if self.reachability.is_refusing.load(Ordering::Relaxed) {
+                return Err(refused(append, AppendFailure::Unreachable, self.reachability.reason()));
+            }
+            match known(&topics, &append) {
+                Known::Yes(partition_count) => return self.submit(append, partition_count),
+                Known::No => return Err(unknown_topic(append)),
+                Known::NeedsLookup => {}
+            }
+        }
+        let mut topics = self.state.write_topics();
+        if self.state.is_closed() {
+            return Err((append.completion, closed_error()));
+        }
+        // The result of a lookup may have come between the two locks.
+        match known(&topics, &append) {
+            Known::Yes(partition_count) => return self.submit(append, partition_count),
+            Known::No => return Err(unknown_topic(append)),
+            Known::NeedsLookup => {}
+        }
+        let topic = Arc::clone(&append.record.topic);
+        topics.add(&topic, Waiting::new(append), now).map_err(|waiting| {
+            let reason = "too many messages wait for a topic lookup".to_owned();
+            refused(waiting.into_append(), AppendFailure::Full, reason)
+        })?;
+        drop(topics);
+        let _ = self.state.wake.try_send(());
+        Ok(())
+    }
+
+    /// Submits an append to the engine. The caller holds the lock of the table, which keeps the order.
+    fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
+        let chosen = append.record.partition;
+        if let Some(partition) = chosen.filter(|partition| !(0..partition_count).contains(partition)) {
+            let topic = &append.record.topic;
+            let reason =
+                format!("topic {topic} has no partition {partition}: it has {partition_count} partitions, from 0 on");
+            return Err(refused(append, AppendFailure::UnknownPartition, reason));
+        }
+        self.engine.submit(append, partition_count)
+    }
+
+    /// Fails the appends whose deadline passed in the table.
+    pub(super) fn expire(&self, now: Instant) {
+        if self.state.read_topics().next_deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        let expired = self.state.write_topics().expire(now);
+        for waiting in expired {
+            let append = waiting.into_append();
+            let reason = format!("the lookup of topic {} timed out", append.record.topic);
+            append.completion.complete(Err(not_stored(AppendFailure::Unreachable, reason)));
+        }
+    }
+
+    /// Handles the answer to a lookup: submits or fails the appends that waited for the result.
+    pub(super) fn handle_answer(&self, topic: &str, answer: LookupAnswer) {
+        let mut failed = Vec::new();
+        let mut topics = self.state.write_topics();
+        let Some((result, waiting)) = topics.answer(topic, answer, Instant::now()) else { return };
+        for waiting in waiting {
+            let append = waiting.into_append();
+            let submitted = match &result {
+                LookupResult::Exists(partition_count) => self.submit(append, *partition_count),
+                LookupResult::Unknown => Err(unknown_topic(append)),
+                LookupResult::Unreachable(reason) => {
+                    let reason = format!("the lookup of topic {topic} failed: {reason}");
+                    Err(refused(append, AppendFailure::Unreachable, reason))
+                }
+                LookupResult::Refused(reason) => {
+                    let reason = format!("the brokers refused topic {topic}: {reason}");
+                    Err(refused(append, AppendFailure::Refused, reason))
+                }
+            };
+            failed.extend(submitted.err());
+        }
+        drop(topics);
+        for (completion, error) in failed {
+            completion.complete(Err(error));
+        }
+    }
+}
+
+fn refused<C>(append: PendingAppend<C>, kind: AppendFailure, reason: String) -> FailedAppend<C> {
+    (append.completion, not_stored(kind, reason))
+}
+
+fn unknown_topic<C>(append: PendingAppend<C>) -> FailedAppend<C> {
+    let reason = format!("topic {} does not exist", append.record.topic);
+    refused(append, AppendFailure::UnknownTopic, reason)
+}
+
+fn closed_error() -> AppendError {
+    not_stored(AppendFailure::Closed, "the producer is being closed".to_owned())
+}

@@ -1,0 +1,162 @@
+use super::*;
+
+impl HasDeadline for (u32, Instant) {
+    fn deadline(&self) -> Instant {
+        self.1
+    }
+}
+
+#[test]
+fn an_item_leaves_at_its_deadline_and_the_others_stay() {
+    let start = Instant::now();
+    let mut topics: TopicTable<(u32, Instant)> = TopicTable::new(3, Duration::from_secs(4));
+    assert_eq!((topics.next_deadline(), topics.expire(start)), (None, vec![]));
+    for (number, topic, after) in [(1, "t", 20), (2, "t", 10), (3, "u", 30)] {
+        topics.add(&topic.into(), (number, at(start, after)), start).expect("the table has room");
+    }
+    assert_eq!(topics.next_deadline(), Some(at(start, 10)));
+    assert_eq!(topics.expire(at(start, 10)), [(2, at(start, 10))]);
+    topics.add(&"v".into(), (4, at(start, 40)), start).expect("the table has room again");
+    let result = topics.answer("t", LookupAnswer::Exists(1), start);
+    assert_eq!(result, Some((LookupResult::Exists(1), vec![(1, at(start, 20))])));
+}
+
+#[test]
+fn unknown_names_are_evicted_before_known_topics_and_never_block_new_ones() {
+    let start = Instant::now();
+    let mut topics = TopicTable::new(100_000, Duration::from_secs(4));
+    topics.add(&"real".into(), 0, start).expect("the table has room");
+    topics.answer("real", LookupAnswer::Exists(1), start).expect("a result");
+    for number in 0..MAX_TOPICS + 50 {
+        let name: Arc<str> = format!("t{number}").into();
+        topics.add(&name, 1, start).expect("missing topics do not count as lookups without an answer");
+        let result_at_once = topics.answer(&name, LookupAnswer::DoesNotExist, start);
+        assert_eq!(result_at_once.is_some(), number >= MAX_MISSED, "{number}");
+    }
+    assert!(topics.topics.len() <= MAX_TOPICS, "{}", topics.topics.len());
+    assert_eq!(topics.known("real", None, start), Known::Yes(1));
+    for number in 0..MAX_LOOKUPS {
+        topics.add(&format!("u{number}").into(), 2, start).expect("the table has room");
+    }
+    assert_eq!(topics.add(&"more".into(), 3, start), Err(3));
+    for number in 0..MAX_MISSED {
+        topics.answer(&format!("t{number}"), LookupAnswer::DoesNotExist, at(start, 1_000)).expect("a result");
+    }
+    assert_eq!((topics.lookup_count, topics.missed_count, topics.waiting_count), (MAX_LOOKUPS, 0, MAX_LOOKUPS));
+}
+
+fn at(start: Instant, milliseconds: u64) -> Instant {
+    start + Duration::from_millis(milliseconds)
+}
+
+fn table() -> (TopicTable<u32>, Arc<str>, Instant) {
+    (TopicTable::new(3, Duration::from_secs(4)), Arc::from("t"), Instant::now())
+}
+
+#[test]
+fn a_known_topic_that_is_invalidated_is_looked_up_and_unknown_only_after_the_full_time() {
+    let (mut topics, name, start) = table();
+    topics.invalidate("t", start);
+    assert!(topics.due(start).is_empty(), "only a known topic can be invalidated");
+    topics.add(&name, 1, start).expect("the table has room");
+    topics.answer("t", LookupAnswer::Exists(4), start).expect("a result");
+
+    topics.invalidate("t", start);
+    assert_eq!(topics.known("t", None, start), Known::NeedsLookup);
+    assert_eq!(topics.due(start), [Arc::clone(&name)]);
+    topics.add(&name, 2, start).expect("the table has room");
+    assert_eq!(
+        topics.answer("t", LookupAnswer::DoesNotExist, at(start, 3_000)),
+        None,
+        "the broker may have just started"
+    );
+    let second = topics.answer("t", LookupAnswer::Exists(4), at(start, 3_500));
+    assert_eq!(second, Some((LookupResult::Exists(4), vec![2])));
+
+    topics.invalidate("t", at(start, 4_000));
+    let unknown = topics.answer("t", LookupAnswer::DoesNotExist, at(start, 8_000));
+    assert_eq!(unknown, Some((LookupResult::Unknown, vec![])));
+    assert_eq!(topics.known("t", None, at(start, 8_001)), Known::No);
+}
+
+#[test]
+fn a_known_topic_is_refreshed_at_intervals_and_may_have_new_partitions() {
+    let (mut topics, name, start) = table();
+    let interval = Duration::from_secs(10);
+    topics.add(&name, 1, start).expect("the table has room");
+    assert!(topics.stale_topics(Duration::ZERO, 9, start).is_empty(), "the topic is not known yet");
+    topics.answer("t", LookupAnswer::Exists(2), start).expect("a result");
+    assert!(topics.stale_topics(interval, 9, at(start, 9_999)).is_empty());
+    assert_eq!(topics.stale_topics(interval, 9, at(start, 10_000)), [Arc::clone(&name)]);
+    assert!(topics.stale_topics(interval, 0, at(start, 10_000)).is_empty());
+    topics.refreshed("t", None, at(start, 10_000));
+    assert_eq!(topics.known("t", None, at(start, 10_000)), Known::Yes(2));
+    topics.refreshed("t", Some(5), at(start, 20_000));
+    assert_eq!(topics.known("t", Some(4), at(start, 20_001)), Known::Yes(5));
+    assert!(topics.stale_topics(interval, 9, at(start, 29_999)).is_empty());
+}
+
+#[test]
+fn items_leave_in_order_when_their_topic_exists() {
+    let (mut topics, name, start) = table();
+    assert_eq!(topics.known("t", None, start), Known::NeedsLookup);
+    topics.add(&name, 1, start).expect("the table has room");
+    topics.add(&name, 2, start).expect("the table has room");
+    assert_eq!(topics.due(start), [Arc::clone(&name)]);
+    assert_eq!(topics.answer("t", LookupAnswer::NotYet, start), None);
+    assert_eq!(topics.due(start), []);
+    assert_eq!(topics.next_due(), Some(at(start, 50)));
+    let result = topics.answer("t", LookupAnswer::Exists(8), at(start, 60));
+    assert_eq!(result, Some((LookupResult::Exists(8), vec![1, 2])));
+    assert_eq!(topics.known("t", Some(7), at(start, 100)), Known::Yes(8));
+}
+
+#[test]
+fn a_topic_is_unknown_after_repeated_answers_and_only_for_a_while() {
+    let (mut topics, name, start) = table();
+    topics.add(&name, 1, start).expect("the table has room");
+    for after in [0, 50, 150, 999] {
+        assert_eq!(topics.answer("t", LookupAnswer::DoesNotExist, at(start, after)), None, "after {after} ms");
+    }
+    assert_eq!(
+        topics.answer("t", LookupAnswer::DoesNotExist, at(start, 1_000)),
+        Some((LookupResult::Unknown, vec![1]))
+    );
+    assert_eq!(topics.known("t", None, at(start, 3_999)), Known::No);
+    assert_eq!(topics.known("t", None, at(start, 4_000)), Known::NeedsLookup);
+}
+
+#[test]
+fn a_missing_partition_causes_a_lookup_later() {
+    let (mut topics, name, start) = table();
+    topics.add(&name, 1, start).expect("the table has room");
+    topics.answer("t", LookupAnswer::Exists(2), start).expect("a result");
+    assert_eq!(topics.known("t", Some(2), at(start, 3_000)), Known::Yes(2));
+    assert_eq!(topics.known("t", Some(2), at(start, 3_001)), Known::NeedsLookup);
+    assert_eq!(topics.known("t", Some(1), at(start, 3_001)), Known::Yes(2));
+}
+
+#[test]
+fn the_number_of_items_is_bounded_and_an_unreachable_broker_ends_their_wait() {
+    let (mut topics, name, start) = table();
+    for waiting in 1..=3 {
+        topics.add(&name, waiting, start).expect("the table has room");
+    }
+    assert_eq!(topics.add(&name, 4, start), Err(4));
+    let result = topics.answer("t", LookupAnswer::Unreachable("down".into()), start);
+    assert_eq!(result, Some((LookupResult::Unreachable("down".into()), vec![1, 2, 3])));
+    assert_eq!(topics.known("t", None, start), Known::NeedsLookup);
+    topics.add(&name, 5, start).expect("the table has room again");
+    assert_eq!(topics.drain(), [5]);
+}
+
+#[test]
+fn the_table_does_not_grow_with_the_names_that_were_looked_up() {
+    let (mut topics, _, start) = table();
+    for number in 0..MAX_TOPICS + 50 {
+        let name: Arc<str> = format!("t{number}").into();
+        topics.add(&name, 1, start).expect("the table has room");
+        topics.answer(&name, LookupAnswer::Exists(1), start).expect("a result");
+    }
+    assert_eq!(topics.topics.len(), MAX_TOPICS);
+}

@@ -1,0 +1,205 @@
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::super::FetchConfig;
+use super::super::event::{FetchEvent, TopicPartition};
+use super::super::outcome::{FetchOutcome, PartitionOutcome};
+use super::super::record_set::{UnpackLimits, unpack};
+use super::state::BrokerState;
+use super::*;
+use crate::kafka::compression::Codec;
+use crate::kafka::config::BrokerAddress;
+use crate::kafka::metadata::{BrokerId, BrokerInfo, MetadataResponse, PartitionMetadata, TopicMetadata};
+use crate::kafka::record_batch::{BatchBuilder, ProducerState, RecordView};
+
+const VERSIONS: BrokerVersions = BrokerVersions { fetch: 17, has_epoch_ends: true };
+const SECOND: Duration = Duration::from_secs(1);
+
+fn name(partition: i32) -> TopicPartition {
+    TopicPartition { topic: "t".into(), partition }
+}
+
+/// A core that reads these partitions, all led by broker 1, with connected workers for brokers 1 and 2.
+fn core(prefetch_bytes: usize, partitions: i32, now: Instant) -> FetchCore {
+    let max_wait = Duration::from_millis(250);
+    let config =
+        FetchConfig { prefetch_bytes, max_message_bytes: 1000, max_wait, client_rack: None, read_committed: true };
+    let mut core = FetchCore::new(config, now);
+    (0..partitions).for_each(|partition| core.assign(name(partition), 0, None, None, now));
+    core.on_metadata(&["t".into()], &metadata(partitions, 1, 5), now);
+    assert_eq!(core.missing_workers(now), [1]);
+    core.brokers.insert(2, BrokerState::new(now));
+    for id in [1, 2] {
+        core.on_connected(id, VERSIONS);
+    }
+    core
+}
+
+fn metadata(partitions: i32, leader: BrokerId, leader_epoch: i32) -> MetadataResponse {
+    let broker =
+        |id| BrokerInfo { id, address: BrokerAddress { host: "h".into(), port: 9000 + id as u16 }, rack: None };
+    let partition = |partition| PartitionMetadata {
+        partition,
+        error_code: 0,
+        leader: Some(leader),
+        leader_epoch,
+        replicas: Vec::new(),
+        in_sync: Vec::new(),
+    };
+    let partitions = (0..partitions).map(partition).collect();
+    let topic = TopicMetadata { name: "t".into(), id: Some([1; 16]), error_code: 0, partitions };
+    MetadataResponse { brokers: vec![broker(1), broker(2)], topics: vec![topic], ..MetadataResponse::default() }
+}
+
+fn fetch(core: &mut FetchCore, id: BrokerId, now: Instant) -> FetchPlan {
+    match core.next_work(id, now) {
+        Work::Fetch(plan) => plan,
+        other => panic!("a fetch request is expected, not {other:?}"),
+    }
+}
+
+/// A successful response with `count` messages of 100 bytes for each partition of the request.
+fn respond(core: &mut FetchCore, id: BrokerId, plan: &FetchPlan, count: i64, now: Instant) {
+    let partitions = plan.wanted.iter().map(|wanted| {
+        let mut builder = BatchBuilder::default();
+        for _ in 0..count {
+            builder.push(&RecordView { key: None, value: Some(&[7; 100]), headers: &[], timestamp_ms: 0 });
+        }
+        let mut data = Vec::new();
+        if count > 0 {
+            builder.finish(Codec::None, ProducerState::NONE, &mut data).unwrap();
+            data[..8].copy_from_slice(&wanted.fetch.offset.to_be_bytes());
+        }
+        let limits = UnpackLimits { stop_bytes: 1 << 20, max_batch_bytes: 1 << 20 };
+        PartitionOutcome {
+            name: name(wanted.fetch.partition),
+            unpacked: Some(unpack(&data, wanted.fetch.offset, &[], limits)),
+            records_bytes: data.len(),
+            ..empty(wanted.fetch.partition)
+        }
+    });
+    let outcome = outcome(partitions.collect());
+    core.on_fetched(id, plan, outcome, false, now);
+}
+
+fn outcome(partitions: Vec<PartitionOutcome>) -> FetchOutcome {
+    FetchOutcome { throttle: Duration::ZERO, error_code: 0, session_id: 1, nodes: Vec::new(), partitions }
+}
+
+fn empty(partition: i32) -> PartitionOutcome {
+    PartitionOutcome {
+        name: name(partition),
+        error_code: 0,
+        preferred_replica: None,
+        diverging: None,
+        current_leader: None,
+        records_bytes: 0,
+        unpacked: Some(unpack(&[], 0, &[], UnpackLimits { stop_bytes: 1, max_batch_bytes: 1 })),
+    }
+}
+
+/// Number of messages of each partition in these events.
+fn counts(events: &[FetchEvent]) -> HashMap<i32, usize> {
+    let mut counts = HashMap::new();
+    for event in events {
+        if let FetchEvent::Messages(messages) = event {
+            *counts.entry(messages.partition().partition).or_default() += messages.len();
+        }
+    }
+    counts
+}
+
+#[test]
+fn no_request_is_sent_until_a_poll_makes_room() {
+    let now = Instant::now();
+    let mut core = core(10_000, 2, now);
+    let plan = fetch(&mut core, 1, now);
+    respond(&mut core, 1, &plan, 50, now);
+    assert!(matches!(core.next_work(1, now), Work::Wait(None)), "both partitions have their shares");
+    assert_eq!(counts(&core.take(90)), HashMap::from([(0, 45), (1, 45)]), "equal shares of a poll");
+    assert!(core.take_waits_for_room());
+    assert_eq!(fetch(&mut core, 1, now).wanted.len(), 2);
+}
+
+#[test]
+fn paused_partitions_do_not_take_the_room_of_the_others() {
+    let now = Instant::now();
+    let mut core = core(10_000, 2, now);
+    let plan = fetch(&mut core, 1, now);
+    respond(&mut core, 1, &plan, 60, now);
+    core.set_paused(&name(0), true);
+    assert_eq!(counts(&core.take(1000)), HashMap::from([(1, 60)]));
+    let plan = fetch(&mut core, 1, now);
+    assert_eq!(plan.wanted.iter().map(|wanted| wanted.fetch.partition).collect::<Vec<_>>(), [1]);
+    // What was dropped is fetched again.
+    core.set_paused(&name(0), false);
+    respond(&mut core, 1, &plan, 0, now);
+    let plan = fetch(&mut core, 1, now);
+    let again = plan.wanted.iter().find(|wanted| wanted.fetch.partition == 0).unwrap();
+    assert_eq!(again.fetch.offset, 0);
+}
+
+#[test]
+fn nothing_is_returned_after_a_revocation_or_of_an_earlier_assignment() {
+    let now = Instant::now();
+    let mut core = core(100_000, 2, now);
+    let plan = fetch(&mut core, 1, now);
+    core.revoke(&name(0));
+    core.assign(name(1), 30, None, None, now);
+    respond(&mut core, 1, &plan, 10, now);
+    assert!(core.take(100).is_empty());
+    core.on_metadata(&["t".into()], &metadata(2, 1, 5), now);
+    let plan = fetch(&mut core, 1, now);
+    assert_eq!(plan.wanted.iter().map(|wanted| wanted.fetch.offset).collect::<Vec<_>>(), [30]);
+    respond(&mut core, 1, &plan, 10, now);
+    core.revoke(&name(1));
+    assert!(core.take(100).is_empty());
+}
+
+#[test]
+fn a_leader_that_does_not_respond_is_looked_up_and_left_before_its_request_times_out() {
+    let now = Instant::now();
+    let mut core = core(100_000, 1, now);
+    let lost = fetch(&mut core, 1, now);
+    assert!(matches!(core.metadata_work(now + SECOND), MetadataWork::Wait(_)));
+    let later = now + 2 * SECOND;
+    assert!(matches!(core.metadata_work(later), MetadataWork::Request(_)));
+    core.on_metadata(&["t".into()], &metadata(1, 1, 5), later);
+    // The metadata still has the old leader: it is requested again within half a second.
+    assert!(matches!(core.metadata_work(later + SECOND / 2), MetadataWork::Request(_)));
+    core.on_metadata(&["t".into()], &metadata(1, 2, 6), later + SECOND / 2);
+    let plan = fetch(&mut core, 2, later + SECOND / 2);
+    respond(&mut core, 2, &plan, 1, later + SECOND / 2);
+    respond(&mut core, 1, &lost, 1, later + SECOND);
+    assert_eq!(counts(&core.take(10)), HashMap::from([(0, 1)]), "the late response is ignored");
+}
+
+#[test]
+fn a_preferred_replica_is_read_until_it_fails() {
+    let now = Instant::now();
+    let mut core = core(100_000, 1, now);
+    let plan = fetch(&mut core, 1, now);
+    let preferred = PartitionOutcome { preferred_replica: Some(2), ..empty(0) };
+    core.on_fetched(1, &plan, outcome(vec![preferred]), false, now);
+    let plan = fetch(&mut core, 2, now);
+    assert!(core.take_leader_news(), "the worker of the replica is woken");
+    let failed = PartitionOutcome { error_code: crate::kafka::error_code::OFFSET_OUT_OF_RANGE, ..empty(0) };
+    core.on_fetched(2, &plan, outcome(vec![failed]), false, now);
+    let plan = fetch(&mut core, 1, now + SECOND);
+    assert_eq!(plan.wanted.len(), 1);
+}
+
+#[test]
+fn a_leader_hint_moves_a_partition_without_metadata() {
+    let now = Instant::now();
+    let mut core = core(100_000, 1, now);
+    let plan = fetch(&mut core, 1, now);
+    let moved = PartitionOutcome {
+        error_code: crate::kafka::error_code::NOT_LEADER_OR_FOLLOWER,
+        current_leader: Some((2, 6)),
+        ..empty(0)
+    };
+    core.on_fetched(1, &plan, outcome(vec![moved]), false, now);
+    let plan = fetch(&mut core, 2, now);
+    assert_eq!(plan.wanted[0].fetch.leader_epoch, 6);
+}
