@@ -99,7 +99,7 @@ fn post_bad(kproxy: &Kproxy, kind: &Kind, acks: &str, left: &AtomicUsize) {
 fn percentile(posted: &[&Posted], hundredths: usize) -> Duration {
     let mut times: Vec<Duration> = posted.iter().flat_map(|posted| posted.iter().map(|(_, _, took)| *took)).collect();
     times.sort_unstable();
-    times.get(times.len() * hundredths / 100).copied().unwrap_or_default()
+    times.get((times.len() * hundredths / 100).min(times.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
 /// Posts good messages to all topics at all levels in `levels` while `meanwhile` runs; checks the topics afterwards.
