@@ -20,7 +20,7 @@
 //! - [`broker_pool`]: the connections to the brokers of a cluster, with back-off and throttle times.
 //! - [`metadata_client`]: requests that any broker can answer: metadata, coordinators.
 //!
-//! These are the clients; the decisions of the first, the second and the last are in modules of their own without IO.
+//! These are the clients, with threads. Their decisions are in modules without IO.
 //!
 //! - [`producer`]: sends messages; a thread for each broker and acks level.
 //! - [`fetch`]: reads messages from offsets that the owner chooses; a thread for each broker.

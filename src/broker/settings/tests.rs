@@ -146,8 +146,8 @@ fn a_setting_under_two_of_its_names_is_refused_and_debug_output_hides_secrets() 
     }
 }
 
-const OAUTHBEARER: &str = "security.protocol: sasl_plaintext\nsasl.mechanism: OAUTHBEARER\nsasl.oauthbearer.method: oidc\n\
-    sasl.oauthbearer.client.id: a\nsasl.oauthbearer.client.secret: topsecret";
+const OAUTHBEARER: &str = "security.protocol: sasl_plaintext\nsasl.mechanism: OAUTHBEARER\n\
+    sasl.oauthbearer.method: oidc\nsasl.oauthbearer.client.id: a\nsasl.oauthbearer.client.secret: topsecret";
 const SCRAM: &str =
     "security.protocol: sasl_plaintext\nsasl.mechanism: SCRAM-SHA-512\nsasl.username: a\nsasl.password: topsecret";
 

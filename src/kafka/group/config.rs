@@ -11,8 +11,9 @@ pub struct GroupConfig {
     /// Name of the group (`group.id`).
     pub group_id: Arc<str>,
     /// Id of a static member (`group.instance.id`, KIP-345), unique in the group among running processes: the
-    /// coordinator gives the partitions of a process to the next one with its id at once, whatever the lease says. A
-    /// static member does not leave the group when it is closed.
+    /// coordinator gives the partitions of a process to the next one with its id at once, whatever the lease says; also
+    /// if the join is that of an ended process and was delayed. Where the lease must be strict, use dynamic members.
+    /// A static member does not leave the group when it is closed.
     ///
     /// With brokers before 3.2 nobody watches the partition counts after a restart of the leader, until the next
     /// rebalance (KIP-814).

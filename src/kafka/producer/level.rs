@@ -392,3 +392,6 @@ fn index_of(topic: &LevelTopic, partition: i32) -> Option<PartitionIndex> {
 fn random_below(count: i32) -> i32 {
     (random() % count.max(1).unsigned_abs() as u64) as i32
 }
+
+#[cfg(test)]
+mod tests;

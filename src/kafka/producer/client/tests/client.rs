@@ -293,8 +293,8 @@ impl TestClient {
     }
 
     /// Compares the ends of the messages with the logs: each message has ended once; what was confirmed is at its
-    /// offset, at acks=-1 once; what was reported as not stored is not there; the offsets of the messages of a partition
-    /// and level rise.
+    /// offset, at acks=-1 once; what was reported as not stored is not there; the offsets of the messages of a
+    /// partition and level rise.
     pub(super) fn check(&self, cluster: &TestCluster) {
         let mut logs = Logs { cluster, partitions: HashMap::new() };
         let mut latest: HashMap<(AcksLevel, Arc<str>, i32), i64> = HashMap::new();

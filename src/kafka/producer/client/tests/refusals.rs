@@ -193,6 +193,7 @@ fn refused_messages_do_not_affect_others() {
             _ => Message::new(AcksLevel::All, "denied", 0),
         }));
         if step % 50 == 0 {
+            let partition = (step / 50 % 4) as i32;
             client.send(Message::new(AcksLevel::All, "other", partition));
             client.send(Message::new(AcksLevel::All, "refused", partition));
             // A window, so that many batches are refused.

@@ -1,0 +1,155 @@
+use super::*;
+use crate::kafka::producer::gather::Sending;
+use crate::kafka::producer::outcome::{BatchResult, Gathered, Stored};
+use crate::kafka::record_batch::RecordView;
+
+struct Message {
+    topic: Arc<str>,
+    partition: i32,
+    deadline: Instant,
+}
+
+impl Gathered for Message {
+    fn cost_bytes(&self) -> usize {
+        1
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+impl ProducerMessage for Message {
+    fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
+    fn partition(&self) -> i32 {
+        self.partition
+    }
+
+    fn with_record(&self, _encode: &mut dyn FnMut(&RecordView)) {}
+
+    fn end(self, _outcome: Outcome, _reason: &str) {}
+}
+
+/// A level with a topic of one partition, led by broker 1.
+fn level(acks: AcksLevel) -> Level<Message> {
+    let limits = Limits {
+        max_batch_bytes: 100,
+        max_request_bytes: 1000,
+        retry_backoff: Duration::from_millis(10),
+        max_retry_backoff: 8 * Duration::from_millis(10),
+        is_idempotent: false,
+    };
+    let level = Level::new(acks, limits, 10);
+    assert!(level.lock().set_leaders(&"t".into(), &[Some(1)]).is_empty());
+    level
+}
+
+fn append(level: &mut LevelState<Message>, deadline: Instant) -> AfterAppend<Message> {
+    let index = level.index_of("t", 0).unwrap();
+    level.append(index, Message { topic: "t".into(), partition: 0, deadline })
+}
+
+/// Takes a request; returns its sendings with the bytes of retries.
+fn take(level: &mut LevelState<Message>, broker: BrokerId, now: Instant) -> Vec<(Sending, Option<Vec<u8>>)> {
+    let mut batches = Vec::new();
+    level.take(broker, now, |batch, topic, partition, bytes| {
+        assert_eq!((&**topic, partition), ("t", 0));
+        batches.push((batch.sending, bytes));
+    });
+    batches
+}
+
+/// Takes a batch and reports that it may be stored.
+fn lose_response(level: &mut LevelState<Message>, now: Instant) -> Option<Vec<u8>> {
+    let (sending, bytes) = take(level, 1, now).pop().unwrap();
+    level.gather.complete(sending, BatchResult::MaybeStored, now, &mut |_| panic!("no message ends"));
+    assert_eq!(level.retain(sending.partition, vec![7]), None);
+    bytes
+}
+
+#[test]
+fn the_bytes_of_a_retry_are_kept_until_its_messages_have_ended() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(60);
+    for case in 0..4 {
+        let level = level(AcksLevel::Leader);
+        let mut level = level.lock();
+        append(&mut level, later);
+        assert_eq!(lose_response(&mut level, now), None);
+        assert_eq!(lose_response(&mut level, now + Duration::from_secs(1)), Some(vec![7]));
+        match case {
+            0 => {
+                let (sending, bytes) = take(&mut level, 1, later - Duration::from_secs(1)).pop().unwrap();
+                level.gather.complete(sending, BatchResult::Stored(Some(0)), later, &mut |_| {});
+                let bytes = bytes.unwrap();
+                assert_eq!(level.retain(sending.partition, bytes), Some(vec![7]));
+            }
+            1 => assert_eq!(level.expire(later).len(), 1),
+            2 => assert_eq!(level.drain_topic("t", 0).len(), 1),
+            _ => assert_eq!(level.drain_all().len(), 1),
+        }
+        assert!(level.retained.is_empty(), "{case}");
+    }
+}
+
+#[test]
+fn a_partition_that_waits_for_a_producer_id_wakes_the_sender_to_its_leader() {
+    let now = Instant::now();
+    let level = level(AcksLevel::All);
+    let mut level = level.lock();
+    assert!(matches!(append(&mut level, now), AfterAppend::Start(1)));
+    assert!(take(&mut level, 1, now).is_empty());
+    assert!(level.awaits_producer_id(1));
+    // The leader changes before there is an id.
+    assert_eq!(level.set_leaders(&"t".into(), &[Some(2)]), [2]);
+    assert!(level.awaits_producer_id(2) && !level.awaits_producer_id(1));
+    // The cluster refuses an id: later messages are not forgotten either.
+    assert!(level.end_refused(now).is_none());
+    assert!(level.refuse_producer_id(31, "denied", now) && !level.refuse_producer_id(31, "denied", now));
+    let ended = level.end_refused(now).unwrap();
+    assert!(matches!(&ended[..], [(_, Outcome::Rejected(31, Stored::No), Some(reason))] if **reason == *"denied"));
+    assert!(!level.awaits_producer_id(2));
+    assert!(matches!(append(&mut level, now), AfterAppend::Start(2)));
+    assert!(level.awaits_producer_id(2));
+    assert!(level.end_refused(now + REFUSAL_TIME).is_none());
+    assert_eq!(level.set_producer_id(5, 0), [2]);
+    assert_eq!(take(&mut level, 2, now).len(), 1);
+}
+
+#[test]
+fn of_two_producer_ids_the_first_counts() {
+    let now = Instant::now();
+    let level = level(AcksLevel::All);
+    let mut level = level.lock();
+    append(&mut level, now);
+    assert!(take(&mut level, 1, now).is_empty());
+    assert_eq!(level.set_producer_id(5, 0), [1]);
+    assert!(level.set_producer_id(6, 0).is_empty());
+    level.take(1, now, |batch, _, _, _| assert_eq!((batch.producer.producer_id, batch.producer.epoch), (5, 0)));
+}
+
+#[test]
+fn a_request_to_a_former_leader_is_limited_also_after_a_time_without_a_leader() {
+    let now = Instant::now();
+    let level = level(AcksLevel::Leader);
+    let mut level = level.lock();
+    append(&mut level, now + Duration::from_secs(60));
+    let (sending, _) = take(&mut level, 1, now).pop().unwrap();
+    level.begin(1, Activity::Producing, now);
+    level.next_look = now + Duration::from_secs(60);
+    level.set_leaders(&"t".into(), &[None]);
+    assert_eq!(level.next_look, now + Duration::from_secs(60), "no broker is waiting for the partition");
+    level.set_leaders(&"t".into(), &[Some(2)]);
+    assert!(level.next_look <= now + Duration::from_secs(1), "the request has a limit");
+    // A third leader: the limit concerns the broker that has the request.
+    level.senders.insert(2, SenderHandle::default());
+    level.begin(2, Activity::Producing, now + Duration::from_secs(5));
+    level.next_look = now + Duration::from_secs(60);
+    level.set_leaders(&"t".into(), &[Some(3)]);
+    assert!(level.next_look <= now + Duration::from_secs(1));
+    level.gather.complete(sending, BatchResult::NotStored, now, &mut |_| {});
+    assert_eq!(take(&mut level, 3, now + Duration::from_secs(1)).len(), 1);
+}
