@@ -281,7 +281,7 @@ fn a_hung_broker_delays_only_its_own_partitions_and_only_until_they_have_other_l
         let leader = leaders[partition];
         let n_stored = answers.iter().filter(|(_, outcome)| matches!(outcome, Answered::Stored { .. })).count();
         eprintln!(
-            "partition {partition} of broker {leader}, acks={acks}: {n_stored} of {} stored, the longest in {longest:.1?}",
+            "partition {partition} of broker {leader}, acks={acks}: {n_stored} of {} stored, at most {longest:.1?} each",
             answers.len()
         );
         assert_eq!(n_stored, answers.len(), "the deadline is long");
