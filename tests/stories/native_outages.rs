@@ -234,3 +234,66 @@ fn a_hung_broker_does_not_hold_up_the_end() {
     }
     assert_eq!(kproxy.daemon.wait(DEADLINE).code(), Some(0), "the stop ends within the grace");
 }
+
+/// One of three brokers is stopped with SIGSTOP, and continued.
+#[test]
+fn a_hung_broker_delays_only_its_own_partitions_and_only_until_they_have_other_leaders() {
+    let cluster = Cluster::start(3);
+    let topic = cluster.new_topic_with("paused", 6, 3, &[("min.insync.replicas", "2")]);
+    cluster.wait_for_in_sync(&topic, 3);
+    let config = configs::kproxy(&cluster).set("commit_timeout_ms", 60_000).set("read_timeout_ms", 30_000);
+    let mut kproxy = Kproxy::start_ready(config);
+    let leaders = cluster.leaders(&topic).expect("a broker answers");
+    let (stop, frozen) = (AtomicBool::new(false), 2);
+    let posted: Vec<(i32, Answers, Duration)> = std::thread::scope(|scope| {
+        let post = |(partition, acks): (i32, &'static str)| {
+            let (kproxy, topic, stop) = (&kproxy, &topic, &stop);
+            let post = move || {
+                let (mut answers, mut longest, mut client) = (Vec::new(), Duration::ZERO, kproxy.connect());
+                client.socket().set_read_timeout(Some(DEADLINE)).expect("the time-out is not zero");
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let id = (format!("{acks}.{partition}"), number);
+                    let path = format!("/commit?topic={topic}&acks={acks}&partition={partition}&key={}", id.0);
+                    let started = Instant::now();
+                    let answer = client.post(&path, &value_of(&id)).expect("kproxy answers");
+                    longest = longest.max(started.elapsed());
+                    answers.push((id, outcome_of(&answer.json())));
+                }
+                (partition, answers, longest)
+            };
+            scope.spawn(post)
+        };
+        let posters: Vec<_> = (0..6).flat_map(|partition| LEVELS.map(|acks| (partition, acks))).map(post).collect();
+        std::thread::sleep(Duration::from_secs(2));
+        cluster.kafka_servers[frozen].freeze();
+        std::thread::sleep(outage_time());
+        cluster.kafka_servers[frozen].unfreeze();
+        std::thread::sleep(Duration::from_secs(3));
+        stop.store(true, Ordering::Relaxed);
+        posters.into_iter().map(|poster| poster.join().expect("a poster does not panic")).collect()
+    });
+    cluster.wait_for_in_sync(&topic, 3);
+    for (partition, answers, longest) in &posted {
+        let acks = answers.first().map_or("", |(id, _)| id.0.split('.').next().unwrap_or_default());
+        let leader = leaders[partition];
+        let n_stored = answers.iter().filter(|(_, outcome)| matches!(outcome, Answered::Stored { .. })).count();
+        eprintln!(
+            "partition {partition} of broker {leader}, acks={acks}: {n_stored} of {} stored, at most {longest:.1?} each",
+            answers.len()
+        );
+        assert_eq!(n_stored, answers.len(), "the deadline is long");
+        // A replica that hangs delays acks=-1 until it is out of sync; acks=1 is not concerned.
+        let limit = if leader == frozen as i32 || acks == "-1" { 30 } else { 3 };
+        assert!(*longest < Duration::from_secs(limit), "partition {partition}, acks={acks}: {longest:.1?}");
+    }
+    let answers: Answers = posted.into_iter().flat_map(|(_, answers, _)| answers).collect();
+    let check = check_answers(&answers, &cluster.messages(&topic));
+    eprintln!("{} stored, {} lost, {} at another position", check.n_stored, check.lost.len(), check.misplaced.len());
+    assert!(check.is_correct_but_for_losses() || check.lost.len() + check.misplaced.len() > 0, "{check:?}");
+    let is_all = |id: &MessageId| id.0.starts_with('-');
+    assert!(!check.lost.iter().chain(&check.misplaced).chain(&check.out_of_order).any(is_all), "{check:?}");
+    kproxy.daemon.stop(DEADLINE);
+}

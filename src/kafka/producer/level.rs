@@ -347,6 +347,11 @@ impl<M: ProducerMessage> LevelState<M> {
     /// have a batch to send.
     pub(super) fn set_producer_id(&mut self, producer_id: i64, epoch: i16) -> Vec<BrokerId> {
         self.refusal = None;
+        // A connected sender can only have failed to obtain an id, which does not matter any more.
+        for sender in self.senders.values_mut().filter(|sender| sender.disconnect.is_some()) {
+            sender.last_failure.clear();
+            sender.failed_at = None;
+        }
         if self.gather.needs_producer() { self.gather.set_producer(producer_id, epoch) } else { Vec::new() }
     }
 

@@ -2,9 +2,9 @@
 //! stored.
 //!
 //! A batch that is not stored and not in flight is dissolved: its messages wait again, in front of the others and to be
-//! sent without them, and the next batch has the same sequence number. A batch that may be stored is kept until it is confirmed or all its
-//! messages have ended; then its sequence number is not used again, because the partition continues with the next
-//! epoch of the producer id.
+//! sent without them, and the next batch has the same sequence number. A batch that may be stored is kept until it is
+//! confirmed or all its messages have ended; then its sequence number is not used again, because the partition continues
+//! with the next epoch of the producer id.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -74,8 +74,8 @@ impl SenderHandle {
         Some(limit)
     }
 
-    /// Whether a message that any broker can store should be sent to another one: the broker failed a short while ago, or
-    /// has not answered for long.
+    /// Whether a message that any broker can store should be sent to another one: the broker failed a short while ago,
+    /// or has not answered for long.
     pub(super) fn is_avoided(&self, now: Instant) -> bool {
         let is_hung = self.since.is_some_and(|since| now.saturating_duration_since(since) >= DOUBT_AFTER);
         is_hung || self.failed_at.is_some_and(|failed| now.saturating_duration_since(failed) < AVOIDED_TIME)

@@ -42,6 +42,22 @@ fn a_partition_moves_while_its_first_leader_cannot_assign_an_id() {
 }
 
 #[test]
+fn a_failure_to_obtain_an_id_is_no_cause_any_more_after_another_broker_assigned_one() {
+    let cluster = TestCluster::start(2);
+    cluster.create(TopicSpec::new("t").partitions(2).min_in_sync(2));
+    cluster.fault_always(init().at_broker(1), Fault::error(code::COORDINATOR_LOAD_IN_PROGRESS));
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    let waiting = client.send(message.clone());
+    assert!(cluster.wait_until(LONG, |cluster| cluster.requests(ApiKey::InitProducerId) >= 2));
+    client.offsets(&[client.send(Message { partition: 1, ..message.clone() }), waiting]);
+    cluster.set_in_sync("t", 0, &[1]);
+    let end = client.end_of(client.send(Message { deadline: brief(), ..message }));
+    assert_eq!(end.reason, "broker 1: NOT_ENOUGH_REPLICAS");
+    client.finish(&cluster);
+}
+
+#[test]
 fn ids_are_requested_again_while_the_cluster_starts() {
     let cluster = TestCluster::start(1);
     cluster.create_topic("t", 1);

@@ -40,7 +40,7 @@ fn the_rest_of_a_batch_with_refused_records_is_sent_without_further_messages() {
     queue.now += DELIVERY_TIMEOUT;
     queue.append(partition, [7]);
     queue.expire();
-    assert_eq!(queue.take(1), [(partition, 0, 2, vec![7])]);
+    assert_eq!(queue.take(1), [(partition, 0, 1, vec![7])]);
 }
 
 #[test]
