@@ -11,8 +11,8 @@ use crate::kafka::connection::Disconnect;
 /// this interval.
 const DOUBT_AFTER: Duration = Duration::from_secs(1);
 
-/// Time for which a response is waited for if a partition of the request got another leader meanwhile. The former leader
-/// may hang; while its request is in flight, the new leader is not sent the messages of the partition.
+/// Time for which a response is waited for if a partition of the request got another leader meanwhile. The former
+/// leader may hang; while its request is in flight, the new leader is not sent the messages of the partition.
 const MAX_WAIT_FOR_FORMER_LEADER: Duration = Duration::from_secs(1);
 
 /// Time for which messages without a key avoid a broker after a failure. Then one of them tries it again.
@@ -74,8 +74,8 @@ impl SenderHandle {
         Some(limit)
     }
 
-    /// Whether a message that any broker can store should be sent to another one: the broker failed a short while ago, or
-    /// has not answered for long.
+    /// Whether a message that any broker can store should be sent to another one: the broker failed a short while ago,
+    /// or has not answered for long.
     pub(super) fn is_avoided(&self, now: Instant) -> bool {
         let is_hung = self.since.is_some_and(|since| now.saturating_duration_since(since) >= DOUBT_AFTER);
         is_hung || self.failed_at.is_some_and(|failed| now.saturating_duration_since(failed) < AVOIDED_TIME)
