@@ -74,7 +74,7 @@ impl<M: ProducerMessage> KafkaProducer<M> {
 
     /// Waits at most `grace` until all messages have ended, then ends each remaining one with
     /// [`Outcome::Closed`](super::outcome::Outcome). All threads then end. If this returns before `grace` is over,
-    /// [`ProducerMessage::end`] has returned for each message.
+    /// [`ProducerMessage::end`] has returned for each message; so a call from there waits for the whole grace.
     pub fn close(&self, grace: Duration) {
         self.shared.close(grace);
     }

@@ -56,9 +56,8 @@ pub enum BatchResult {
     /// recognised a duplicate). At acks=0: the request was handed to the socket.
     Stored(Option<i64>),
     /// The batch was not stored, and no copy of it is under way; its messages are retried after the back-off. At
-    /// acks=-1 NOT_LEADER_OR_FOLLOWER, UNKNOWN_TOPIC_OR_PARTITION and KAFKA_STORAGE_ERROR are
-    /// [`BatchResult::MaybeStored`] instead: a broker that loses the partition after the append, while it waits for the
-    /// replicas, returns these codes, too.
+    /// acks=-1 NOT_LEADER_OR_FOLLOWER and UNKNOWN_TOPIC_OR_PARTITION are [`BatchResult::MaybeStored`] instead: a broker
+    /// that loses the partition after the append, while it waits for the replicas, returns these codes, too.
     NotStored,
     /// The batch may be stored: the connection closed, the request timed out, or the error code does not exclude it.
     /// The batch is retried unchanged after the back-off. Without idempotence it may then be stored twice.

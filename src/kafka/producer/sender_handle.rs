@@ -11,8 +11,8 @@ use crate::kafka::connection::Disconnect;
 /// this interval.
 const DOUBT_AFTER: Duration = Duration::from_secs(1);
 
-/// Time for which a response is waited for if a partition of the request got another leader meanwhile. The former leader
-/// may hang; while its request is in flight, the new leader is not sent the messages of the partition.
+/// Time for which a response is waited for if a partition of the request got another leader meanwhile. The former
+/// leader may hang; while its request is in flight, the new leader is not sent the messages of the partition.
 const MAX_WAIT_FOR_FORMER_LEADER: Duration = Duration::from_secs(1);
 
 /// Time for which messages without a key avoid a broker after a failure. Then one of them tries it again.

@@ -8,11 +8,12 @@ mod leaders;
 mod levels;
 mod producer_ids;
 mod refusals;
+mod scripted;
 mod soak;
 
 use std::time::{Duration, Instant};
 
-use client::{LONG, Message, TestClient, brief, later};
+use client::{LONG, Message, Settings, TestClient, brief, later};
 
 use super::{AcksLevel, Outcome, Stored};
 use crate::kafka::error_code as code;

@@ -179,7 +179,11 @@ impl TestClient {
         let mut settings = Settings::default();
         change(&mut settings);
         let bootstrap = cluster.bootstrap().into_iter();
-        let bootstrap: Vec<_> = bootstrap.map(|(host, port)| BrokerAddress { host: host.into(), port }).collect();
+        Self::at(bootstrap.map(|(host, port)| BrokerAddress { host: host.into(), port }).collect(), settings)
+    }
+
+    /// Like [`new`](Self::new), with other addresses and settings.
+    pub(super) fn at(bootstrap: Vec<BrokerAddress>, settings: Settings) -> TestClient {
         let supervisor = Supervisor::new("test", Stop::new());
         let connector = Connector::new(settings.connection);
         let producer = KafkaProducer::new(connector.clone(), bootstrap.clone(), settings.producer, &supervisor);
