@@ -288,7 +288,10 @@ impl TestClient {
         self.wait();
         self.close(Duration::ZERO);
         cluster.release_held();
-        assert!(cluster.wait_until(LONG, |cluster| cluster.held_requests() == 0 && cluster.open_connections() == 0));
+        let has_ended = |cluster: &TestCluster| cluster.held_requests() == 0 && cluster.open_connections() == 0;
+        let is_over = cluster.wait_until(LONG, has_ended);
+        let (held, open) = (cluster.held_requests(), cluster.open_connections());
+        assert!(is_over, "{held} requests are held, {open} connections are open");
         self.check(cluster);
     }
 
