@@ -1,11 +1,11 @@
 //! Reads messages from offsets that the owner chooses.
 //!
-//! - [`fetcher`]: the interface, and the metadata thread. [`worker`]: the thread of a broker. [`shared`]: what these
+//! - `fetcher`: the interface, and the metadata thread. `worker`: the thread of a broker. `shared`: what these
 //!   threads share.
-//! - [`core`]: all decisions. [`partition`]: position and messages of one partition. [`epochs`]: its leader epochs.
-//! - [`session`]: fetch sessions. [`record_set`], [`outcome`]: decode responses. [`event`]: what a poll returns.
+//! - `core`: all decisions. `partition`: position and messages of one partition. `epochs`: its leader epochs.
+//! - `session`: fetch sessions. `record_set`, `outcome`: decode responses. [`event`]: what a poll returns.
 //!
-//! Only [`fetcher`] and [`worker`] have threads and sockets. One thread for each broker that leads assigned partitions
+//! Only `fetcher` and `worker` have threads and sockets. One thread for each broker that leads assigned partitions
 //! connects, sends requests with all partitions of the broker, and decodes the responses; one thread requests metadata.
 //! They share the core under a lock, which is held neither while they wait nor while they decode.
 //!

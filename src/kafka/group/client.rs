@@ -2,7 +2,7 @@
 //!
 //! The thread sends one request at a time. The coordinator holds joins and syncs back until the other members have
 //! joined, so no heartbeats are sent meanwhile and commits wait. Events go to the owner through a bounded channel; when
-//! the owner does not take them, heartbeats continue until [`MAX_PENDING_EVENTS`], then the session expires.
+//! the owner does not take them, heartbeats continue until `MAX_PENDING_EVENTS`, then the session expires.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::client::Shared;
 use super::level::Level;
 use super::message::ProducerMessage;
+use super::shared::Shared;
 
 /// Deadlines that are as close to each other are handled at the same time, so that a message may end later by this.
 const RESOLUTION: Duration = Duration::from_millis(1);

@@ -7,7 +7,7 @@
 //!
 //! A batch that may be stored is retried unchanged, with its sequence number, so that the broker recognises a
 //! duplicate. If the broker cannot recognise it any more, or its messages reach their deadline, the messages end as
-//! [`Stored::Unknown`] and are not retried. The partition then continues with the next epoch of its producer id, which
+//! `Stored::Unknown` and are not retried. The partition then continues with the next epoch of its producer id, which
 //! needs no request (KIP-360; Kafka: TransactionManager.bumpIdempotentProducerEpoch). Brokers check epochs and sequence
 //! numbers by partition, so each partition has an epoch of its own, and no other partition is concerned. A new producer
 //! id is needed only after the last epoch, or if the broker has a higher epoch; see [`Gather::needs_producer`].
@@ -17,7 +17,7 @@
 //! Invariants:
 //!
 //! - Each message ends exactly once.
-//! - [`Stored::No`] is reported only for a message that was never sent, or whose batches were all reported as not
+//! - `Stored::No` is reported only for a message that was never sent, or whose batches were all reported as not
 //!   stored.
 //! - With idempotence no message is stored twice, and none is stored behind a later message that was confirmed, as long
 //!   as the partition keeps its producer id.

@@ -5,20 +5,19 @@
 //! requests never create a topic.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, Thread};
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use log::debug;
 
-use super::client::Shared;
 use super::message::ProducerMessage;
+use super::shared::Shared;
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::connection::Connector;
 use crate::kafka::error_code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics, TopicMetadata};
 use crate::kafka::metadata_client::MetadataClient;
-use crate::locks::lock;
 
 /// Least time from one metadata request to the next. A controller that has elected a new leader is noticed this soon.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -31,35 +30,6 @@ const UNRESOLVED_INTERVAL: Duration = Duration::from_millis(250);
 /// A topic in use counts as deleted when brokers report for this long that it does not exist: a broker that has just
 /// started has no topics yet. The same holds for a partition.
 const MISSING_TIME: Duration = Duration::from_secs(4);
-
-/// The topics whose metadata is needed.
-#[derive(Default)]
-pub(super) struct DoubtedTopics {
-    topics: Mutex<HashSet<Arc<str>>>,
-    thread: Mutex<Option<Thread>>,
-}
-
-impl DoubtedTopics {
-    pub(super) fn add(&self, topics: impl IntoIterator<Item = Arc<str>>) {
-        let mut doubted = lock(&self.topics);
-        let before = doubted.len();
-        doubted.extend(topics);
-        let is_more = doubted.len() > before;
-        drop(doubted);
-        // For each message without a leader this method is called again: only the first time the thread is woken.
-        if is_more {
-            self.wake();
-        }
-    }
-
-    pub(super) fn wake(&self) {
-        lock(&self.thread).iter().for_each(Thread::unpark);
-    }
-
-    fn take(&self) -> HashSet<Arc<str>> {
-        std::mem::take(&mut *lock(&self.topics))
-    }
-}
 
 /// The thread that requests metadata of doubted topics.
 pub(super) struct LeaderRefresh<M> {
@@ -85,7 +55,7 @@ impl<M: ProducerMessage> LeaderRefresh<M> {
 
     /// Requests metadata when topics are doubted, until the producer is closed.
     pub(super) fn run(mut self) {
-        *lock(&self.shared.doubted().thread) = Some(thread::current());
+        self.shared.doubted().become_woken_thread();
         let mut next_request = Instant::now();
         while !self.shared.is_closed() {
             let now = Instant::now();

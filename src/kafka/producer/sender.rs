@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use super::buffers::Buffers;
-use super::client::Shared;
 use super::level::{Level, LevelState};
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::BrokerId;
 use super::response::{FIRST_THROTTLED_INIT_PRODUCER_ID, throttle_time};
 use super::sender_handle::Activity;
+use super::shared::Shared;
 use crate::kafka::backoff::Backoff;
 use crate::kafka::connection::{Connection, ConnectionErrorKind, Disconnect};
 use crate::kafka::error_code;

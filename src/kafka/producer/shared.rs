@@ -1,0 +1,322 @@
+//! What the threads of a producer share: the queues of the levels, and who leads what.
+//!
+//! Locks: the lock of a [`Level`] is taken before that of the [`ClusterView`], never after it. Messages are ended
+//! without a lock.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::doubted::DoubtedTopics;
+use super::leaders::{ClusterView, LeaderHint};
+use super::level::{AfterAppend, EndedWithReason, Level, LevelState};
+use super::message::{AcksLevel, ProducerMessage};
+use super::outcome::{EndedMessage, Limits, Outcome, Stored};
+use crate::kafka::compression::Codec;
+use crate::kafka::config::BrokerAddress;
+use crate::kafka::connection::{Connector, Disconnect};
+use crate::kafka::error_code;
+use crate::kafka::metadata::{BrokerId, MetadataResponse};
+use crate::kafka::produce::NodeAddress;
+use crate::locks::{lock, wait_timeout};
+use crate::supervise::Supervisor;
+
+/// Upper bound of [`ProducerConfig::timeout`] and [`ProducerConfig::linger`].
+const MAX_CONFIGURED_TIME: Duration = Duration::from_secs(3600);
+
+/// Settings of a producer.
+#[derive(Clone, Copy, Debug)]
+pub struct ProducerConfig {
+    /// Size limits and retry settings; [`Limits::is_idempotent`] is set by level.
+    pub limits: Limits,
+    /// Compression of the batches.
+    pub codec: Codec,
+    /// Longest time between two looks at the deadlines: the usual time-out of a message. At most an hour.
+    pub timeout: Duration,
+    /// Largest number of messages of an acks level that have not ended.
+    pub max_messages: usize,
+    /// Time for which a message may wait for others although it could be sent (`linger.ms`). At most an hour.
+    pub linger: Duration,
+    /// Longest time that a broker may wait for its replicas (`request.timeout.ms`).
+    pub ack_timeout: Duration,
+}
+
+/// What the threads of a producer share.
+pub(super) struct Shared<M> {
+    pub(super) connector: Connector,
+    pub(super) config: ProducerConfig,
+    levels: [Arc<Level<M>>; 3],
+    view: Mutex<ClusterView>,
+    doubted: DoubtedTopics,
+    /// Ends the metadata request in progress.
+    metadata_disconnect: Disconnect,
+    is_closed: AtomicBool,
+    /// Whether [`Shared::close`] waits for the end of all messages.
+    is_closing: AtomicBool,
+    closing: Mutex<()>,
+    all_ended: Condvar,
+    /// Number of [`Ending`]s.
+    ending_count: AtomicUsize,
+    deadline_thread: Mutex<Option<thread::Thread>>,
+    supervisor: Supervisor,
+    /// Runs the sender of a level to a broker until it ends.
+    run_sender: RunSender<M>,
+}
+
+/// Runs a sender; a pointer, because senders use [`Shared`] themselves.
+pub(super) type RunSender<M> = fn(Arc<Shared<M>>, Arc<Level<M>>, BrokerId);
+
+/// Exists while a thread takes messages out of the queue and ends them, so that [`Shared::close`] does not return
+/// in between.
+pub(super) struct Ending<'a, M: ProducerMessage>(&'a Shared<M>);
+
+impl<M: ProducerMessage> Ending<'_, M> {
+    /// Ends messages that were taken out of the queue. The caller holds no lock.
+    pub(super) fn end_all(&self, ended: impl IntoIterator<Item = EndedWithReason<M>>) {
+        for (message, outcome, reason) in ended {
+            message.end(outcome, reason.as_deref().unwrap_or_default());
+        }
+    }
+}
+
+impl<M: ProducerMessage> Drop for Ending<'_, M> {
+    fn drop(&mut self) {
+        self.0.ending_count.fetch_sub(1, Ordering::SeqCst);
+        if self.0.is_closing.load(Ordering::SeqCst) {
+            // Under the lock, so that `close` either sees the new count or is woken.
+            drop(lock(&self.0.closing));
+            self.0.all_ended.notify_all();
+        }
+    }
+}
+
+impl<M: ProducerMessage> Shared<M> {
+    /// Makes the state without any message. `run_sender` is called on a new thread for each sender.
+    pub(super) fn new(
+        connector: Connector,
+        config: ProducerConfig,
+        supervisor: &Supervisor,
+        run_sender: RunSender<M>,
+    ) -> Arc<Self> {
+        let (timeout, linger) = (config.timeout.min(MAX_CONFIGURED_TIME), config.linger.min(MAX_CONFIGURED_TIME));
+        let config = ProducerConfig { timeout, linger, ..config };
+        let level = |acks| Arc::new(Level::new(acks, config.limits, config.max_messages));
+        Arc::new(Shared {
+            connector,
+            config,
+            levels: AcksLevel::EACH.map(level),
+            view: Mutex::default(),
+            doubted: DoubtedTopics::default(),
+            metadata_disconnect: Disconnect::new(),
+            is_closed: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
+            closing: Mutex::default(),
+            all_ended: Condvar::new(),
+            ending_count: AtomicUsize::new(0),
+            deadline_thread: Mutex::default(),
+            supervisor: supervisor.clone(),
+            run_sender,
+        })
+    }
+
+    /// Returns the level with these acks.
+    pub(super) fn level(&self, acks: AcksLevel) -> &Arc<Level<M>> {
+        &self.levels[acks as usize]
+    }
+
+    /// Makes this thread the one that [`watch_time`](Self::watch_time) runs on.
+    pub(super) fn become_deadline_thread(&self) {
+        *lock(&self.deadline_thread) = Some(thread::current());
+    }
+
+    /// Returns what ends the metadata request in progress.
+    pub(super) fn metadata_disconnect(&self) -> Disconnect {
+        self.metadata_disconnect.clone()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn levels(&self) -> &[Arc<Level<M>>] {
+        &self.levels
+    }
+
+    /// Changes a level; wakes the deadline thread if it must look at the level earlier than planned.
+    pub(super) fn change<T>(&self, level: &Level<M>, change: impl FnOnce(&mut LevelState<M>) -> T) -> T {
+        let mut state = level.lock();
+        let planned = state.next_look;
+        let result = change(&mut state);
+        let is_earlier = state.next_look < planned;
+        drop(state);
+        if is_earlier {
+            self.wake_deadline_thread();
+        }
+        result
+    }
+
+    /// Queues a message.
+    pub(super) fn append(self: &Arc<Self>, level: &Arc<Level<M>>, message: M) {
+        let mut woken = Vec::new();
+        let after = self.change(level, |state| {
+            // Under the lock: `close` ends what was queued before it.
+            if self.is_closed() {
+                return AfterAppend::End(message, Outcome::Closed(Stored::No), "");
+            }
+            let mut index = state.index_of(message.topic(), message.partition());
+            if index.is_none()
+                && let Some(leaders) = lock(&self.view).use_topic(message.topic())
+            {
+                // The first message of this topic at this level.
+                woken = state.set_leaders(message.topic(), &leaders);
+                index = state.index_of(message.topic(), message.partition());
+            }
+            match index {
+                Some(index) => state.append(index, message),
+                None => AfterAppend::End(message, Outcome::TimedOut(Stored::No), "the partition has no metadata"),
+            }
+        });
+        self.finish(level, after);
+        self.wake(level, &woken);
+    }
+
+    fn finish(self: &Arc<Self>, level: &Arc<Level<M>>, after: AfterAppend<M>) {
+        match after {
+            AfterAppend::Nothing => {}
+            AfterAppend::Wake(thread) => thread.unpark(),
+            AfterAppend::Start(broker) => {
+                let (shared, level, run_sender) = (Arc::clone(self), Arc::clone(level), self.run_sender);
+                let name = format!("kafka-{broker}-{}", level.acks.name());
+                self.supervisor.spawn_task(name, move || run_sender(shared, level, broker));
+            }
+            AfterAppend::FindLeader(topic) => self.doubted.add([topic]),
+            AfterAppend::End(message, outcome, reason) => message.end(outcome, reason),
+        }
+    }
+
+    /// Wakes the senders of a level to these brokers.
+    pub(super) fn wake(self: &Arc<Self>, level: &Arc<Level<M>>, brokers: &[BrokerId]) {
+        for broker in brokers {
+            let after = level.lock().wake(*broker);
+            self.finish(level, after);
+        }
+    }
+
+    pub(super) fn address_of(&self, broker: BrokerId) -> Option<BrokerAddress> {
+        lock(&self.view).address_of(broker)
+    }
+
+    /// Takes over metadata: leaders newer than those known, and the addresses of the brokers.
+    pub(super) fn update(self: &Arc<Self>, metadata: &MetadataResponse) {
+        let topics = lock(&self.view).update(metadata, Instant::now());
+        self.pass_leaders(&topics);
+    }
+
+    /// Passes the leaders of these topics to the levels.
+    fn pass_leaders(self: &Arc<Self>, topics: &[Arc<str>]) {
+        for level in &self.levels {
+            let woken = self.change(level, |state| {
+                let mut woken = Vec::new();
+                // A level takes over the leaders of a topic with the first message.
+                for topic in topics {
+                    if state.has_topic(topic) {
+                        // Read under the lock of the level: of two threads with metadata, the later one here has the
+                        // newer leaders.
+                        let leaders = lock(&self.view).leaders(topic).unwrap_or_default();
+                        woken.extend(state.set_leaders(topic, &leaders));
+                    }
+                }
+                woken
+            });
+            self.wake(level, &woken);
+        }
+    }
+
+    /// Requests metadata of all topics in use with a partition that `broker` leads.
+    pub(super) fn doubt_leader(&self, broker: BrokerId) {
+        let topics = lock(&self.view).topics_of(broker);
+        self.doubted.add(topics);
+    }
+
+    /// Requests metadata of these topics; a leader that the response named is used at once.
+    pub(super) fn doubt_partitions(self: &Arc<Self>, hints: &[LeaderHint], nodes: &[NodeAddress]) {
+        let topics = lock(&self.view).apply_hints(hints, nodes);
+        self.pass_leaders(&topics);
+        self.doubted.add(hints.iter().map(|(topic, ..)| Arc::clone(topic)));
+    }
+
+    pub(super) fn doubted(&self) -> &DoubtedTopics {
+        &self.doubted
+    }
+
+    /// Whether a partition of the topic has messages and no leader.
+    pub(super) fn waits_for_leader(&self, topic: &str) -> bool {
+        self.levels.iter().any(|level| level.lock().waits_for_leader(topic))
+    }
+
+    /// Whether a topic has messages that have not ended, in partitions from number `first` on.
+    pub(super) fn has_messages(&self, topic: &str, first: usize) -> bool {
+        self.levels.iter().any(|level| level.lock().has_messages(topic, first))
+    }
+
+    /// Ends the messages of partitions that do not exist any more: those from number `first` on.
+    pub(super) fn end_missing(&self, topic: &str, first: usize) {
+        const CODE: i16 = error_code::UNKNOWN_TOPIC_OR_PARTITION;
+        let reason: Arc<str> = Arc::from(error_code::name(CODE));
+        let ending = self.ending();
+        for level in &self.levels {
+            let ended = level.lock().drain_topic(topic, first);
+            let rejected = |(message, outcome): EndedMessage<M>| {
+                (message, Outcome::Rejected(CODE, outcome.stored()), Some(Arc::clone(&reason)))
+            };
+            ending.end_all(ended.into_iter().map(rejected));
+        }
+    }
+
+    /// Call it before messages are taken out of the queue.
+    pub(super) fn ending(&self) -> Ending<'_, M> {
+        self.ending_count.fetch_add(1, Ordering::SeqCst);
+        Ending(self)
+    }
+
+    fn has_ended_all(&self) -> bool {
+        self.levels.iter().all(|level| level.lock().gather.message_count() == 0)
+            && self.ending_count.load(Ordering::SeqCst) == 0
+    }
+
+    /// Ends all messages and threads, see `KafkaProducer::close`.
+    pub(super) fn close(&self, grace: Duration) {
+        let started = Instant::now();
+        self.is_closing.store(true, Ordering::SeqCst);
+        let mut guard = lock(&self.closing);
+        while !self.has_ended_all() {
+            let left = grace.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            guard = wait_timeout(&self.all_ended, guard, left);
+        }
+        drop(guard);
+        self.is_closed.store(true, Ordering::SeqCst);
+        for level in &self.levels {
+            let ending = self.ending();
+            let mut state = level.lock();
+            let ended = state.drain_all();
+            for sender in state.senders.values() {
+                sender.disconnect.iter().for_each(|connection| connection.disconnect());
+                sender.thread.iter().for_each(thread::Thread::unpark);
+            }
+            drop(state);
+            let closed = |(message, outcome): EndedMessage<M>| (message, Outcome::Closed(outcome.stored()), None);
+            ending.end_all(ended.into_iter().map(closed));
+        }
+        self.metadata_disconnect.disconnect();
+        self.doubted.wake();
+        self.wake_deadline_thread();
+    }
+
+    fn wake_deadline_thread(&self) {
+        lock(&self.deadline_thread).iter().for_each(thread::Thread::unpark);
+    }
+}
