@@ -285,10 +285,17 @@ fn a_hung_broker_delays_only_its_own_partitions_and_only_until_they_have_other_l
             answers.len()
         );
         assert_eq!(n_stored, answers.len(), "the deadline is long");
-        // A replica that hangs delays acks=-1 until it is out of sync; acks=1 is not concerned.
-        let limit = if leader == frozen as i32 || acks == "-1" { 30 } else { 3 };
-        assert!(*longest < Duration::from_secs(limit), "partition {partition}, acks={acks}: {longest:.1?}");
+        assert!(*longest < Duration::from_secs(30), "partition {partition}, acks={acks}: {longest:.1?}");
     }
+    // A replica that hangs delays acks=-1 until it is out of sync; acks=1 is not concerned. Compared with the partitions
+    // that wait for another leader, because everything may be slow on a busy machine.
+    let longest_of = |is_frozen: bool| {
+        let concerned = posted.iter().filter(|(partition, answers, _)| {
+            (leaders[partition] == frozen as i32) == is_frozen && answers.iter().all(|(id, _)| id.0.starts_with("1."))
+        });
+        concerned.map(|(_, _, longest)| *longest).max().expect("every broker leads a partition")
+    };
+    assert!(longest_of(false) < longest_of(true), "{:?}, {:?}", longest_of(false), longest_of(true));
     let answers: Answers = posted.into_iter().flat_map(|(_, answers, _)| answers).collect();
     let check = check_answers(&answers, &cluster.messages(&topic));
     eprintln!("{} stored, {} lost, {} at another position", check.n_stored, check.lost.len(), check.misplaced.len());
