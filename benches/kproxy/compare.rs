@@ -1,4 +1,5 @@
-//! Compares two builds of kproxy on common traffic: random keys over many partitions, and messages without a key.
+//! Compares two builds of kproxy on common traffic: random keys over many partitions with one broker and with three,
+//! messages without a key, and requests that do not use Kafka.
 //!
 //! Both builds run at the same time against the same broker, and one of them at a time gets the load. The order of the
 //! builds alternates, so that a machine that slows down does not favour one build. The medians of all rounds are
@@ -6,43 +7,79 @@
 
 use std::path::Path;
 
-use crate::harness::{Cluster, Kproxy, Program, configs};
+use crate::harness::{Cluster, Kproxy, Program, configs, unique};
 use crate::load::Measurement;
 use crate::{SMALL, load, wait_for_commits, write_script};
 
 /// Number of runs of each build for each row of the table.
 const ROUNDS: usize = 4;
-/// Number of partitions of the topic for random keys, and of the topic for messages without a key.
-const PARTITIONS: [i32; 2] = [64, 8];
 /// Number of different random keys.
 const KEYS: u32 = 1_000_000;
 
 /// Requests per second, median latency in ms, and CPU time of kproxy per request in us.
 type Figures = [f64; 3];
 
+/// Two builds with the same cluster.
+struct Comparison<'a> {
+    cluster: &'a Cluster,
+    builds: [Kproxy; 2],
+    seconds: u32,
+    connections: &'a [u32],
+}
+
 /// Prints the figures of `baseline/kproxy_bin` and of this build, and the ratios of this build to the baseline.
 pub(crate) fn run(baseline: &Path, seconds: u32, connections: &[u32]) {
-    let cluster = Cluster::start(1);
-    let config = || configs::kproxy(&cluster).set("read_timeout_ms", 10_000).set("write_timeout_ms", 10_000);
-    let builds = [Kproxy::start_binary(Program::Kproxy.in_folder(baseline), config()), Kproxy::start(config())];
     println!("baseline: {}; medians of {ROUNDS} runs of {seconds} s each, in turns\n", baseline.display());
     print_heading();
-    for (name, partitions) in ["random keys", "no key"].into_iter().zip(PARTITIONS) {
-        let topic = cluster.new_topic("bench", partitions);
-        for acks in [1, -1] {
-            let path = format!("/commit?topic={topic}&acks={acks}");
-            builds.iter().for_each(|kproxy| wait_for_commits(kproxy, &path));
-            let lua = if name == "no key" { String::new() } else { random_keys(&path) };
-            for &count in connections {
-                let figures = medians_in_turns(&builds, |kproxy| {
-                    let script = write_script(kproxy, SMALL, &lua);
-                    let processes = (&kproxy.daemon, &cluster.kafka_servers[0]);
-                    let measured = load::run(processes, &kproxy.url(&path), &["-s", &script], count, seconds);
-                    assert!(measured.errors.is_empty(), "{name}, {count} connections:{}", measured.errors);
-                    in_numbers(&measured)
-                });
-                print_row(&format!("{name}, {partitions} partitions, {acks:>2}"), count, figures);
+    {
+        let cluster = Cluster::start(1);
+        let comparison = Comparison::new(&cluster, baseline, seconds, connections);
+        for (has_keys, partitions) in [(true, 64), (true, 8), (false, 8)] {
+            let topic = cluster.new_topic("bench", partitions);
+            let name = format!("{}, {partitions} partitions", if has_keys { "random keys" } else { "no key" });
+            for acks in [1, -1] {
+                comparison.commits(&format!("{name}, {acks:>2}"), &topic, acks, has_keys);
             }
+        }
+        comparison.without_kafka();
+    }
+    let cluster = Cluster::start(3);
+    let topic = unique("replicated");
+    cluster.create_replicated_topic(&topic, 64, 3);
+    Comparison::new(&cluster, baseline, seconds, connections).commits("3 brokers, keys, 64 p., -1", &topic, -1, true);
+}
+
+impl<'a> Comparison<'a> {
+    fn new(cluster: &'a Cluster, baseline: &Path, seconds: u32, connections: &'a [u32]) -> Self {
+        let config = || configs::kproxy(cluster).set("read_timeout_ms", 10_000).set("write_timeout_ms", 10_000);
+        let builds = [Kproxy::start_binary(Program::Kproxy.in_folder(baseline), config()), Kproxy::start(config())];
+        Comparison { cluster, builds, seconds, connections }
+    }
+
+    /// Prints a row for each number of connections that post messages to `topic`.
+    fn commits(&self, name: &str, topic: &str, acks: i32, has_keys: bool) {
+        let path = format!("/commit?topic={topic}&acks={acks}");
+        self.builds.iter().for_each(|kproxy| wait_for_commits(kproxy, &path));
+        let lua = if has_keys { random_keys(&path) } else { String::new() };
+        self.rows(name, &path, |kproxy| Some(write_script(kproxy, SMALL, &lua)));
+    }
+
+    /// Prints the rows of the same server without Kafka: `GET /healthz`.
+    fn without_kafka(&self) {
+        self.rows("no Kafka", "/healthz", |_| None);
+    }
+
+    fn rows(&self, name: &str, path: &str, script: impl Fn(&Kproxy) -> Option<String>) {
+        for &count in self.connections {
+            let figures = medians_in_turns(&self.builds, |kproxy| {
+                let script = script(kproxy);
+                let arguments: Vec<&str> = script.iter().flat_map(|script| ["-s", script]).collect();
+                let processes = (&kproxy.daemon, &self.cluster.kafka_servers[0]);
+                let measured = load::run(processes, &kproxy.url(path), &arguments, count, self.seconds);
+                assert!(measured.errors.is_empty(), "{name}, {count} connections:{}", measured.errors);
+                in_numbers(&measured)
+            });
+            print_row(name, count, figures);
         }
     }
 }
