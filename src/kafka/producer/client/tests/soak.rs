@@ -12,9 +12,9 @@ use crate::kafka::testkit::random::Generator;
 use crate::random::random;
 
 /// Time in which schedules begin, in seconds; `SOAK_SECONDS` in the environment replaces it.
-const SECONDS: u64 = 15;
-/// Schedules at the same time. Most of the time of a schedule is spent waiting.
-const THREADS: usize = 20;
+const SECONDS: u64 = 10;
+/// Schedules at the same time. A schedule waits most of the time; more would slow down the tests beside it.
+const THREADS: usize = 6;
 /// Deadline of the messages that need not end before the faults do.
 const LONG_DEADLINE: Duration = Duration::from_secs(4);
 
