@@ -46,8 +46,8 @@ impl ProducerState {
 /// Builder of a batch for one partition.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
-    /// Encoded records.
-    records: Vec<u8>,
+    /// Room for the header, and the encoded records; empty without a record.
+    batch: Vec<u8>,
     count: i32,
     /// Timestamp of the first record; the batch stores the others relative to it.
     base_timestamp_ms: i64,
@@ -55,6 +55,22 @@ pub struct BatchBuilder {
 }
 
 impl BatchBuilder {
+    /// Returns an empty builder that uses the memory of `buffer`.
+    pub fn with_buffer(mut buffer: Vec<u8>) -> Self {
+        buffer.clear();
+        BatchBuilder { batch: buffer, ..BatchBuilder::default() }
+    }
+
+    /// Returns the memory of the builder.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.batch
+    }
+
+    /// Returns the encoded records.
+    fn records(&self) -> &[u8] {
+        self.batch.get(HEADER_BYTES..).unwrap_or_default()
+    }
+
     /// Returns the number of records.
     pub fn len(&self) -> usize {
         self.count as usize
@@ -67,12 +83,7 @@ impl BatchBuilder {
 
     /// Returns the size of the batch in bytes, header included, before compression.
     pub fn encoded_bytes(&self) -> usize {
-        HEADER_BYTES + self.records.len()
-    }
-
-    /// Returns the bytes that the builder has allocated.
-    pub fn allocated_bytes(&self) -> usize {
-        self.records.capacity()
+        HEADER_BYTES + self.records().len()
     }
 
     /// Returns the bytes by which `record` would enlarge the batch, before compression.
@@ -85,10 +96,11 @@ impl BatchBuilder {
     pub fn push(&mut self, record: &RecordView) {
         if self.count == 0 {
             (self.base_timestamp_ms, self.max_timestamp_ms) = (record.timestamp_ms, record.timestamp_ms);
+            self.batch.resize(HEADER_BYTES, 0);
         }
         self.max_timestamp_ms = self.max_timestamp_ms.max(record.timestamp_ms);
         let body = self.body_len(record);
-        let buffer = &mut self.records;
+        let buffer = &mut self.batch;
         buffer.reserve(body + varlong_len(body as i64));
         put_varlong(buffer, body as i64);
         // Record attributes: no bit is in use.
@@ -129,42 +141,72 @@ impl BatchBuilder {
     ) -> Result<usize, CompressionError> {
         debug_assert!(self.count > 0, "a batch must have a record");
         let start = buffer.len();
-        let last_offset_delta = self.count - 1;
-        // Base offset: the broker sets it.
-        buffer.extend_from_slice(&0_i64.to_be_bytes());
-        // Batch length: set below.
-        buffer.extend_from_slice(&[0; 4]);
-        // Partition leader epoch: -1 from clients, the broker sets it.
-        buffer.extend_from_slice(&(-1_i32).to_be_bytes());
-        // Magic: message format 2.
-        buffer.push(2);
-        // CRC: set below.
-        buffer.extend_from_slice(&[0; 4]);
-        buffer.extend_from_slice(&codec.number().to_be_bytes());
-        buffer.extend_from_slice(&last_offset_delta.to_be_bytes());
-        buffer.extend_from_slice(&self.base_timestamp_ms.to_be_bytes());
-        buffer.extend_from_slice(&self.max_timestamp_ms.to_be_bytes());
-        buffer.extend_from_slice(&producer.producer_id.to_be_bytes());
-        buffer.extend_from_slice(&producer.epoch.to_be_bytes());
-        buffer.extend_from_slice(&producer.base_sequence.to_be_bytes());
-        buffer.extend_from_slice(&self.count.to_be_bytes());
-        if let Err(failure) = codec.compress(&self.records, buffer) {
+        buffer.extend_from_slice(&self.header(codec, producer));
+        if let Err(failure) = codec.compress(self.records(), buffer) {
             buffer.truncate(start);
             return Err(failure);
         }
-        let batch = &mut buffer[start..];
-        let length = (batch.len() - UNCOUNTED_BYTES) as i32;
-        batch[8..12].copy_from_slice(&length.to_be_bytes());
-        let crc = crc32c::crc32c(&batch[CRC_START..]);
-        batch[CRC_START - 4..CRC_START].copy_from_slice(&crc.to_be_bytes());
-        Ok(batch.len())
+        seal(&mut buffer[start..]);
+        Ok(buffer.len() - start)
+    }
+
+    /// Returns the batch without compression, and without a copy of the records. The builder is empty afterwards and
+    /// has no memory. The batch must not be empty.
+    pub fn take_uncompressed(&mut self, producer: ProducerState) -> Vec<u8> {
+        debug_assert!(self.count > 0, "a batch must have a record");
+        let header = self.header(Codec::None, producer);
+        let mut batch = std::mem::take(&mut self.batch);
+        self.count = 0;
+        if let Some(room) = batch.first_chunk_mut() {
+            *room = header;
+            seal(&mut batch);
+        }
+        batch
+    }
+
+    /// Returns the header without batch length and CRC, which [`seal`] sets.
+    fn header(&self, codec: Codec, producer: ProducerState) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            header[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        // Base offset: the broker sets it.
+        put(&0_i64.to_be_bytes());
+        // Batch length.
+        put(&[0; 4]);
+        // Partition leader epoch: -1 from clients, the broker sets it.
+        put(&(-1_i32).to_be_bytes());
+        // Magic: message format 2.
+        put(&[2]);
+        // CRC.
+        put(&[0; 4]);
+        put(&codec.number().to_be_bytes());
+        // Offset delta of the last record.
+        put(&(self.count - 1).to_be_bytes());
+        put(&self.base_timestamp_ms.to_be_bytes());
+        put(&self.max_timestamp_ms.to_be_bytes());
+        put(&producer.producer_id.to_be_bytes());
+        put(&producer.epoch.to_be_bytes());
+        put(&producer.base_sequence.to_be_bytes());
+        put(&self.count.to_be_bytes());
+        header
     }
 
     /// Removes the records and keeps the allocated memory.
     pub fn clear(&mut self) {
-        self.records.clear();
+        self.batch.clear();
         self.count = 0;
     }
+}
+
+/// Sets batch length and CRC of a batch.
+fn seal(batch: &mut [u8]) {
+    let length = (batch.len() - UNCOUNTED_BYTES) as i32;
+    batch[8..12].copy_from_slice(&length.to_be_bytes());
+    let crc = crc32c::crc32c(&batch[CRC_START..]);
+    batch[CRC_START - 4..CRC_START].copy_from_slice(&crc.to_be_bytes());
 }
 
 #[cfg(test)]
@@ -228,6 +270,25 @@ mod tests {
                 .collect::<IndexMap<_, _>>(),
         };
         records.iter().enumerate().map(of).collect()
+    }
+
+    #[test]
+    fn a_batch_taken_without_a_copy_is_the_encoded_batch() {
+        let records: [Fields; 2] =
+            [(Some(b"k".to_vec()), Some(b"value".to_vec()), 5, vec![("h".into(), None)]), (None, None, 9, vec![])];
+        let (mut encoded, producer) = (Vec::new(), ProducerState { producer_id: 7, epoch: 1, base_sequence: 3 });
+        build(&records).finish(Codec::None, producer, &mut encoded).unwrap();
+        let mut builder = build(&records);
+        assert_eq!(builder.take_uncompressed(producer), encoded);
+        assert!(builder.is_empty() && builder.into_buffer().capacity() == 0);
+        // The memory of an earlier batch is used again.
+        let mut builder = BatchBuilder::with_buffer(encoded.clone());
+        for (key, value, timestamp_ms, headers) in &records {
+            let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+            let (key, value, timestamp_ms) = (key.as_deref(), value.as_deref(), *timestamp_ms);
+            builder.push(&RecordView { key, value, headers: &headers, timestamp_ms });
+        }
+        assert_eq!(builder.take_uncompressed(producer), encoded);
     }
 
     proptest! {

@@ -1,43 +1,26 @@
 //! Memory of earlier batches that a sender uses again, within a budget.
 
-use crate::kafka::record_batch::BatchBuilder;
-
 /// Upper bound of the bytes that are kept.
 const MAX_KEPT_BYTES: usize = 4 << 20;
 /// Buffers kept are not larger than this.
 const MAX_KEPT_BUFFER_BYTES: usize = 256 << 10;
 
-/// Builders and buffers for the next batches.
+/// Buffers for the next batches.
 #[derive(Default)]
 pub(super) struct Buffers {
-    builders: Vec<BatchBuilder>,
     encoded: Vec<Vec<u8>>,
     kept_bytes: usize,
 }
 
 impl Buffers {
-    /// Returns an empty builder.
-    pub(super) fn take_builder(&mut self) -> BatchBuilder {
-        let builder = self.builders.pop().unwrap_or_default();
-        self.kept_bytes -= builder.allocated_bytes();
-        builder
-    }
-
     /// Returns an empty buffer.
-    pub(super) fn take_encoded(&mut self) -> Vec<u8> {
+    pub(super) fn take(&mut self) -> Vec<u8> {
         let buffer = self.encoded.pop().unwrap_or_default();
         self.kept_bytes -= buffer.capacity();
         buffer
     }
 
-    pub(super) fn keep_builder(&mut self, mut builder: BatchBuilder) {
-        if self.has_room(builder.allocated_bytes()) {
-            builder.clear();
-            self.builders.push(builder);
-        }
-    }
-
-    pub(super) fn keep_encoded(&mut self, mut buffer: Vec<u8>) {
+    pub(super) fn keep(&mut self, mut buffer: Vec<u8>) {
         if self.has_room(buffer.capacity()) {
             buffer.clear();
             self.encoded.push(buffer);
@@ -57,27 +40,21 @@ impl Buffers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::record_batch::RecordView;
 
     #[test]
     fn buffers_are_used_again_within_the_budget() {
         let mut buffers = Buffers::default();
-        buffers.keep_encoded(Vec::with_capacity(MAX_KEPT_BUFFER_BYTES + 1));
-        assert_eq!(buffers.take_encoded().capacity(), 0);
+        buffers.keep(Vec::with_capacity(MAX_KEPT_BUFFER_BYTES + 1));
+        assert_eq!(buffers.take().capacity(), 0);
         for _ in 0..100 {
             let mut buffer = Vec::with_capacity(MAX_KEPT_BUFFER_BYTES);
             buffer.push(1);
-            buffers.keep_encoded(buffer);
+            buffers.keep(buffer);
         }
         assert!(buffers.kept_bytes <= MAX_KEPT_BYTES && buffers.encoded.len() > 1);
-        let reused = buffers.take_encoded();
+        let reused = buffers.take();
         assert!(reused.is_empty() && reused.capacity() == MAX_KEPT_BUFFER_BYTES);
-        let mut builder = buffers.take_builder();
-        builder.push(&RecordView { key: None, value: Some(b"v"), headers: &[], timestamp_ms: 0 });
-        buffers.keep_builder(builder);
-        let builder = buffers.take_builder();
-        assert!(builder.is_empty() && builder.allocated_bytes() > 0);
-        while buffers.take_encoded().capacity() > 0 {}
+        while buffers.take().capacity() > 0 {}
         assert_eq!(buffers.kept_bytes, 0);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::warn;
+use log::{info, warn};
 
 use super::buffers::Buffers;
 use super::gather::{BatchToSend, Sending};
@@ -33,6 +33,7 @@ struct SentBatch {
     /// Records to encode; `None` for an unchanged retry, whose bytes exist.
     builder: Option<BatchBuilder>,
     bytes: Vec<u8>,
+    message_count: usize,
     last_deadline: Option<Instant>,
 }
 
@@ -96,14 +97,22 @@ impl<M: ProducerMessage> Sender<M> {
     /// Encodes the batches; without the lock of the level, since compression takes time.
     fn encode(&mut self, batches: &mut [SentBatch]) {
         for batch in batches {
-            let Some(builder) = batch.builder.take() else { continue };
-            batch.bytes = self.buffers.take_encoded();
-            if let Err(cause) = builder.finish(self.shared.config.codec, batch.producer, &mut batch.bytes) {
-                // Data that a codec cannot compress is sent as it is.
-                warn!("{cause}; the batch is sent without compression");
-                let _ = builder.finish(Codec::None, batch.producer, &mut batch.bytes);
+            let Some(mut builder) = batch.builder.take() else { continue };
+            let codec = self.shared.config.codec;
+            if codec != Codec::None {
+                let mut compressed = self.buffers.take();
+                match builder.finish(codec, batch.producer, &mut compressed) {
+                    Ok(_) => {
+                        batch.bytes = compressed;
+                        self.buffers.keep(builder.into_buffer());
+                        continue;
+                    }
+                    // Data that a codec cannot compress is sent as it is.
+                    Err(cause) => warn!("{cause}; the batch is sent without compression"),
+                }
+                self.buffers.keep(compressed);
             }
-            self.buffers.keep_builder(builder);
+            batch.bytes = builder.take_uncompressed(batch.producer);
         }
     }
 
@@ -159,6 +168,14 @@ impl<M: ProducerMessage> Sender<M> {
             hints.push((Arc::clone(&batch.topic), outcome.partition, outcome.current_leader));
         }
         let result = batch_result(outcome, self.level.acks);
+        let is_too_large =
+            matches!(outcome.error_code, error_code::MESSAGE_TOO_LARGE | error_code::RECORD_LIST_TOO_LARGE);
+        if is_too_large && batch.message_count > 1 {
+            let (topic, partition) = (&batch.topic, batch.partition);
+            info!(
+                "a batch exceeded max.message.bytes of topic {topic}: the next ones of partition {partition} are smaller"
+            );
+        }
         let is_stored = matches!(result, BatchResult::Stored(_));
         let reason = (!is_stored).then(|| Arc::from(format!("broker {broker}: {}", reason(outcome))));
         (result, reason)
@@ -176,7 +193,7 @@ impl<M: ProducerMessage> Sender<M> {
             woken.extend(level.gather.complete(batch.sending, result, now, end));
             level.record_failure(index, reason);
             if let Some(bytes) = level.retain(index, batch.bytes) {
-                self.buffers.keep_encoded(bytes);
+                self.buffers.keep(bytes);
             }
         }
         level.end(self.broker, Activity::Idle);
@@ -197,16 +214,18 @@ fn sent_batch<M: ProducerMessage>(
     buffers: &mut Buffers,
 ) -> SentBatch {
     let (topic, sending, producer) = (Arc::clone(topic), batch.sending, batch.producer);
+    let message_count = batch.messages.iter().flatten().count();
     let last_deadline = batch.messages.iter().flatten().map(M::deadline).max();
     debug_assert_eq!(bytes.is_some(), batch.is_unchanged_retry, "the bytes of a batch that may be stored are kept");
     let builder = (!batch.is_unchanged_retry).then(|| {
-        let mut builder = buffers.take_builder();
+        let mut builder = BatchBuilder::with_buffer(buffers.take());
         for message in batch.messages.iter().flatten() {
             message.with_record(&mut |record| builder.push(record));
         }
         builder
     });
-    SentBatch { sending, topic, partition, producer, builder, bytes: bytes.unwrap_or_default(), last_deadline }
+    let bytes = bytes.unwrap_or_default();
+    SentBatch { sending, topic, partition, producer, builder, bytes, message_count, last_deadline }
 }
 
 /// Returns the failure of a request that could not be sent, or only in part.
