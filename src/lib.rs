@@ -98,6 +98,8 @@ pub mod config;
 mod locks;
 pub mod logging;
 mod panics;
+#[cfg(feature = "tls")]
+mod pem;
 mod random;
 mod reload;
 pub mod shutdown;

@@ -10,7 +10,6 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
@@ -20,6 +19,7 @@ use rustls::{RootCertStore, ServerConfig};
 use super::session::Session;
 use super::{ClientCertificates, FileProblem, TlsSettings};
 use crate::locks;
+use crate::pem::{self, KeyProblem};
 
 /// Limit on the size of a file in bytes; larger than any certificate chain or list of authorities.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -142,18 +142,11 @@ fn content(file: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let content = content(file)?;
-    let chain = CertificateDer::pem_slice_iter(&content)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|cause| pem_problem(&cause).to_owned())?;
-    if chain.is_empty() { Err("contains no certificate (BEGIN CERTIFICATE)".to_owned()) } else { Ok(chain) }
+    pem::certificates(&content(file)?)
 }
 
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(&content(file)?).map_err(|cause| match cause {
-        pem::Error::NoItemsFound => "contains no private key, or only an encrypted one".to_owned(),
-        other => pem_problem(&other).to_owned(),
-    })
+    pem::private_key(&content(file)?)
 }
 
 fn authorities(file: &Path) -> Result<RootCertStore, String> {
@@ -166,16 +159,6 @@ fn authorities(file: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// Returns the error as a text without the line of the file, since the content of a key file must not be logged.
-fn pem_problem(cause: &pem::Error) -> &'static str {
-    match cause {
-        pem::Error::MissingSectionEnd { .. } => "is not PEM: a section has no end",
-        pem::Error::IllegalSectionStart { .. } => "is not PEM: a section begins with a malformed line",
-        pem::Error::Base64Decode(_) => "is not PEM: a section is not base64",
-        _ => "is not PEM",
-    }
-}
-
 /// Combines the certificate chain and the key. Fails if the key is not that of the first certificate.
 fn identity(
     chain: Vec<CertificateDer<'static>>,
@@ -184,21 +167,17 @@ fn identity(
     provider: &CryptoProvider,
 ) -> Result<CertifiedKey, FileProblem> {
     let (certificate, key_file) = (settings.certificate.display(), settings.key.display());
-    let key = provider
-        .key_provider
-        .load_private_key(key)
-        .map_err(|_| ("key_file", format!("is {key_file}, which has a private key of an unsupported type")))?;
-    let identity = CertifiedKey::new(chain, key);
-    match identity.keys_match() {
-        // `Unknown`: rustls cannot get the public key of this type of key. A mismatch would make the handshakes fail.
-        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(identity),
-        Err(rustls::Error::InconsistentKeys(_)) => {
-            Err(("key_file", format!("is {key_file}, which is not the key of the first certificate in {certificate}")))
+    pem::certified_key(chain, key, provider).map_err(|problem| match problem {
+        KeyProblem::UnsupportedType => {
+            ("key_file", format!("is {key_file}, which has a private key of an unsupported type"))
         }
-        Err(cause) => {
-            Err(("certificate_file", format!("is {certificate}, whose first certificate cannot be used: {cause}")))
+        KeyProblem::OtherCertificate => {
+            ("key_file", format!("is {key_file}, which is not the key of the first certificate in {certificate}"))
         }
-    }
+        KeyProblem::Certificate(cause) => {
+            ("certificate_file", format!("is {certificate}, whose first certificate cannot be used: {cause}"))
+        }
+    })
 }
 
 fn client_verifier(

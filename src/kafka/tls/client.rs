@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SignatureScheme};
 
@@ -15,6 +14,7 @@ use super::TlsFailure;
 use super::session::TlsSession;
 use super::verifier::{BrokerVerifier, Trusted};
 use crate::kafka::config::{Identity, TlsConfig, TrustRoots};
+use crate::pem::{self, KeyProblem};
 
 /// The TLS configuration of a client.
 #[derive(Clone, Debug)]
@@ -114,41 +114,14 @@ fn trusted(roots: &TrustRoots) -> Result<Trusted, String> {
 
 fn certified_key(identity: &Identity, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
     let chain = certificates(&identity.certificates_pem, "the client certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(&identity.key_pem).map_err(|cause| match cause {
-        pem::Error::NoItemsFound => "the client key contains no private key, or only an encrypted one".to_owned(),
-        other => format!("the client key {}", pem_problem(&other)),
-    })?;
-    let key = provider
-        .key_provider
-        .load_private_key(key)
-        .map_err(|_| "the client key is of an unsupported type".to_owned())?;
-    let identity = CertifiedKey::new(chain, key);
-    match identity.keys_match() {
-        // `Unknown`: rustls cannot get the public key of this type of key. A mismatch would make the handshakes fail.
-        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(identity),
-        Err(rustls::Error::InconsistentKeys(_)) => {
-            Err("the client key is not that of the client certificate".to_owned())
-        }
-        Err(cause) => Err(format!("the client certificate cannot be used: {cause}")),
-    }
+    let key = pem::private_key(&identity.key_pem).map_err(|text| format!("the client key {text}"))?;
+    pem::certified_key(chain, key, provider).map_err(|problem| match problem {
+        KeyProblem::UnsupportedType => "the client key is of an unsupported type".to_owned(),
+        KeyProblem::OtherCertificate => "the client key is not that of the client certificate".to_owned(),
+        KeyProblem::Certificate(cause) => format!("the client certificate cannot be used: {cause}"),
+    })
 }
 
-fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|cause| format!("{what} {}", pem_problem(&cause)))?;
-    match certificates.is_empty() {
-        true => Err(format!("{what} contains no certificate (BEGIN CERTIFICATE)")),
-        false => Ok(certificates),
-    }
-}
-
-/// Returns the error as a text without a line of the file, since a key must not be logged.
-fn pem_problem(cause: &pem::Error) -> &'static str {
-    match cause {
-        pem::Error::MissingSectionEnd { .. } => "is not PEM: a section has no end",
-        pem::Error::IllegalSectionStart { .. } => "is not PEM: a section begins with a malformed line",
-        pem::Error::Base64Decode(_) => "is not PEM: a section is not base64",
-        _ => "is not PEM",
-    }
+fn certificates(content: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    pem::certificates(content).map_err(|text| format!("{what} {text}"))
 }
