@@ -116,20 +116,7 @@ impl<'a> Load<'a> {
             let of_level = answers.iter().filter(|(of, _)| *of == level).flat_map(|(_, answers)| answers.clone());
             let answers: Answers = of_level.collect();
             let check = check_answers(&answers, &self.cluster.messages(&self.topics[level]));
-            eprintln!(
-                "acks={}: {} confirmed, {} not stored, {} unknown ({} of them stored), {} duplicates, {} lost, {} at \
-                 another position, {} denied, {} out of order",
-                LEVELS[level],
-                check.n_stored,
-                check.n_not_stored,
-                check.n_unknown,
-                check.n_unknown_stored,
-                check.n_repeats,
-                check.lost.len(),
-                check.misplaced.len(),
-                check.denied.len(),
-                check.out_of_order.len()
-            );
+            eprintln!("acks={}: {check}", LEVELS[level]);
             check
         })
     }

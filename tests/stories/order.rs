@@ -102,17 +102,7 @@ impl<'a> Load<'a> {
         std::array::from_fn(|level| {
             let (acks, topic) = &self.topics[level];
             let check = check_answers(&levels[level], &self.cluster.messages(topic));
-            eprintln!(
-                "acks={acks}: {} confirmed, {} not stored, {} unknown ({} of them stored), {} duplicates, {} lost, \
-                 {} at another position",
-                check.n_stored,
-                check.n_not_stored,
-                check.n_unknown,
-                check.n_unknown_stored,
-                check.n_repeats,
-                check.lost.len(),
-                check.misplaced.len()
-            );
+            eprintln!("acks={acks}: {check}");
             check
         })
     }

@@ -5,6 +5,7 @@
 //! order of posting.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use super::cluster::StoredMessage;
 
@@ -91,6 +92,25 @@ pub(crate) struct AnswerCheck {
     pub(crate) out_of_order: Vec<MessageId>,
     /// Values in the topic that were not posted.
     pub(crate) invented: Vec<Vec<u8>>,
+}
+
+impl fmt::Display for AnswerCheck {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} confirmed, {} not stored, {} unknown ({} of them stored), {} duplicates, {} lost, {} at another \
+             position, {} denied, {} out of order",
+            self.n_stored,
+            self.n_not_stored,
+            self.n_unknown,
+            self.n_unknown_stored,
+            self.n_repeats,
+            self.lost.len(),
+            self.misplaced.len(),
+            self.denied.len(),
+            self.out_of_order.len()
+        )
+    }
 }
 
 impl AnswerCheck {
