@@ -54,8 +54,4 @@ impl MetadataClient for KafkaRustMetadata {
             Err(error) => LookupAnswer::Unreachable(error.in_words()),
         }
     }
-
-    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
-        self.look_up(topic, wait)
-    }
 }

@@ -28,8 +28,11 @@ pub(in crate::broker) trait MetadataClient: Send + 'static {
     /// Looks a topic up; returns within `wait`. Brokers may create a topic that does not exist.
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer;
 
-    /// Looks a known topic up, for new partitions; returns within `wait`. Never creates it again if it was deleted.
-    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer;
+    /// Looks a known topic up, for new partitions; returns within `wait`. A client that can look up without creating
+    /// does so, so that a deleted topic does not come back.
+    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
+        self.look_up(topic, wait)
+    }
 }
 
 /// An append that has not completed.

@@ -29,10 +29,6 @@ impl MetadataClient for Slow {
         std::thread::sleep(self.0);
         LookupAnswer::DoesNotExist
     }
-
-    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
-        self.look_up(topic, wait)
-    }
 }
 
 #[test]
