@@ -11,7 +11,7 @@
 //!
 //! Invariants: the messages of a partition are returned in the order of its log, each at most once per assignment, and
 //! none after its revocation. Nothing is read silently from another log than before: a truncated log, and a topic
-//! created anew, are events. Prefetched messages have at most about `prefetch_bytes`; each broker's response can add
+//! recreated, are events. Prefetched messages have at most about `prefetch_bytes`; each broker's response can add
 //! one batch.
 
 mod core;

@@ -10,7 +10,7 @@ use crate::kafka::metadata::{BrokerId, MetadataResponse, PartitionMetadata, Topi
 use crate::kafka::produce::NodeAddress;
 
 /// A leader with an older epoch is believed if all responses have named it for this long. Brokers without topic ids
-/// (before 2.8) do not show that a topic was created anew, and its epochs begin again.
+/// (before 2.8) do not show that a topic was recreated, and its epochs begin again.
 const DISBELIEF_TIME: Duration = Duration::from_secs(5);
 
 /// A partition whose leader a Produce response names: topic, partition, and the leader with its epoch.
@@ -112,7 +112,7 @@ impl TopicLeaders {
 
     fn update(&mut self, topic: &TopicMetadata, now: Instant) {
         if topic.id.is_some() && self.id.is_some() && topic.id != self.id {
-            // Created anew: its epochs begin again.
+            // Recreated: its epochs begin again.
             self.partitions.clear();
         }
         self.id = topic.id.or(self.id);

@@ -151,7 +151,7 @@ fn truncation_is_answered_as_divergence_and_old_epochs_are_fenced() {
 }
 
 #[test]
-fn a_topic_created_anew_has_another_id() {
+fn a_topic_recreated_has_another_id() {
     let (cluster, mut client) = cluster();
     let old = request(&cluster, 13, &[(0, 0)]);
     let full = client.call(13, &old.clone().with_session_epoch(0)).unwrap();

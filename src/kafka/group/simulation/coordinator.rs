@@ -338,7 +338,7 @@ impl Coordinator {
         member.awaits_sync = Some(id);
         if self.group.phase == Phase::Stable {
             for member in self.group.members.values_mut() {
-                // As in Kafka 4: a repeated response does not start the session anew.
+                // As in Kafka 4: a repeated response does not restart the session.
                 if let Some(id) = member.awaits_sync.take() {
                     let response = SyncGroupResponse { assignment: member.assignment.clone(), ..sync_error(0) };
                     self.answers.push(Answer::Sync(id, response));

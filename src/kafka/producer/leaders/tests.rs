@@ -44,7 +44,7 @@ fn a_leader_with_an_older_epoch_is_ignored() {
 }
 
 #[test]
-fn a_topic_created_anew_has_the_leaders_of_the_new_topic() {
+fn a_topic_recreated_has_the_leaders_of_the_new_topic() {
     let (mut view, now) = (ClusterView::default(), Instant::now());
     leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 5), (1, Some(1), 5)]), now);
     assert_eq!(leaders_after(&mut view, &metadata(Some(2), &[(0, Some(2), 0)]), now), [Some(2)]);
@@ -53,15 +53,15 @@ fn a_topic_created_anew_has_the_leaders_of_the_new_topic() {
 #[test]
 fn without_topic_ids_older_epochs_are_believed_after_a_while() {
     let (mut view, start) = (ClusterView::default(), Instant::now());
-    let (before, anew) = (metadata(None, &[(0, Some(1), 5)]), metadata(None, &[(0, Some(2), 0)]));
+    let (before, recreated) = (metadata(None, &[(0, Some(1), 5)]), metadata(None, &[(0, Some(2), 0)]));
     leaders_after(&mut view, &before, start);
-    assert_eq!(leaders_after(&mut view, &anew, start), [Some(1)]);
+    assert_eq!(leaders_after(&mut view, &recreated, start), [Some(1)]);
     // Another broker still has the newer epoch: the time begins again.
     assert_eq!(leaders_after(&mut view, &before, start + DISBELIEF_TIME / 2), [Some(1)]);
     let again = start + DISBELIEF_TIME;
-    assert_eq!(leaders_after(&mut view, &anew, again), [Some(1)]);
-    assert_eq!(leaders_after(&mut view, &anew, again + DISBELIEF_TIME), [Some(2)]);
-    assert_eq!(leaders_after(&mut view, &anew, again + DISBELIEF_TIME), [Some(2)]);
+    assert_eq!(leaders_after(&mut view, &recreated, again), [Some(1)]);
+    assert_eq!(leaders_after(&mut view, &recreated, again + DISBELIEF_TIME), [Some(2)]);
+    assert_eq!(leaders_after(&mut view, &recreated, again + DISBELIEF_TIME), [Some(2)]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Leaders that move, hang, disappear; topics that are deleted, created anew, enlarged.
+//! Leaders that move, hang, disappear; topics that are deleted, recreated, enlarged.
 
 use super::*;
 
@@ -193,7 +193,7 @@ fn messages_of_a_deleted_topic_are_rejected_after_a_while_and_others_are_not() {
 }
 
 #[test]
-fn a_topic_that_is_created_anew_is_sent_messages() {
+fn a_topic_that_is_recreated_is_sent_messages() {
     for release in [Release::V2_4, Release::V4_0] {
         let cluster = TestCluster::builder(3).release(release).start();
         cluster.create_topic("t", 3);
