@@ -79,7 +79,7 @@
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
+//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`.
 
 pub mod daemon;
 
@@ -94,6 +94,7 @@ pub mod kafka;
 pub mod keeper;
 pub mod metrics;
 
+pub mod clock;
 pub mod config;
 mod locks;
 pub mod logging;

@@ -19,7 +19,7 @@ use crossbeam_channel::{at, never, select};
 use log::{Level, info, warn};
 
 use super::fetcher::{FetchCommand, Fetched, OffsetGap};
-use super::group::{Generation, GroupCommand, GroupEvent};
+use super::group::{Claim, Generation, GroupCommand, GroupEvent};
 use super::job::{Ack, Assignment, Job, JobEnd, WindowId};
 use super::worker_context::WorkerContext;
 use crate::broker::{Message, Offset, PartitionId};
@@ -141,7 +141,7 @@ impl Dispatcher {
 
     fn on_group(&mut self, event: GroupEvent) {
         match event {
-            GroupEvent::Gained { partition, generation, position } => self.gain(partition, generation, position),
+            GroupEvent::Gained(claim) => self.gain(&claim),
             GroupEvent::Releasing { partition, generation } => {
                 if self.is_current(partition, generation) {
                     self.begin_release(partition);
@@ -160,14 +160,16 @@ impl Dispatcher {
         self.partitions.get(&partition).is_some_and(|state| state.generation() == generation)
     }
 
-    fn gain(&mut self, partition: PartitionId, generation: Generation, position: Option<Offset>) {
+    fn gain(&mut self, claim: &Claim) {
+        let partition = claim.partition;
+        let position = claim.position.as_ref().map(|stored| stored.next);
         self.forget(partition);
         let window = self.new_window();
         let commit_point = self.context.metrics.commit_point(partition);
         if let Some(position) = position {
             commit_point.set(position);
         }
-        let state = ClaimedPartition::new(Assignment::new(partition, generation), window, commit_point);
+        let state = ClaimedPartition::new(Assignment::new(claim), window, commit_point);
         self.partitions.insert(partition, state);
         self.count_partitions();
         if self.phase == StopPhase::Working {
