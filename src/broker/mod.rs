@@ -45,6 +45,16 @@ pub type Offset = i64;
 /// Id of a topic (a UUID): a topic that is deleted and created again has another id.
 pub type TopicId = [u8; 16];
 
+/// Which log an offset belongs to, as far as that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogIdentity {
+    /// Id of the topic. `None` if it is unknown: the broker (before Kafka 2.8) or the engine has no topic ids.
+    pub topic_id: Option<TopicId>,
+    /// Leader epoch of the message before the offset: with it, a broker tells where a log that lost messages in an
+    /// unclean leader election diverges from the log that was read. `None` if it is unknown.
+    pub leader_epoch: Option<i32>,
+}
+
 /// Longest legal name of a topic in Kafka.
 const MAX_TOPIC_NAME_BYTES: usize = 249;
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Generation, GroupCommand};
-use crate::broker::{Offset, PartitionId};
+use crate::broker::{LogIdentity, Offset, PartitionId};
 use crate::locks::lock;
 
 /// The dispatcher's end of a mailbox. If the last clone is dropped, the group leaves as after the command `Leave`.
@@ -25,11 +25,13 @@ pub struct Mailbox {
     woken: Receiver<()>,
 }
 
-/// The commands since the last [`Mailbox::take`]; at most one commit and one release for each partition.
+/// The commands since the last [`Mailbox::take`]; at most one of each kind for each partition.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PendingCommands {
     /// Commit points by partition, to be stored at the next store interval.
     pub(crate) commits: BTreeMap<PartitionId, (Generation, Offset)>,
+    /// Positions to store at once; a commit of the same partition is later than its position here.
+    pub(crate) starts: BTreeMap<PartitionId, (Generation, Offset, LogIdentity)>,
     /// Partitions to release, each with the offset to store before the release; `None` stores the latest commit.
     pub(crate) releases: BTreeMap<PartitionId, (Generation, Option<Offset>)>,
     /// Whether `Leave` was sent.
@@ -54,6 +56,10 @@ impl CommandSender {
                 table.commits.insert(partition, (generation, next));
                 return;
             }
+            GroupCommand::StoreNow { partition, generation, next, log } => {
+                table.commits.remove(&partition);
+                table.starts.insert(partition, (generation, next, log));
+            }
             GroupCommand::Release { partition, generation, next } => {
                 table.releases.insert(partition, (generation, next));
             }
@@ -66,7 +72,7 @@ impl CommandSender {
 }
 
 impl Mailbox {
-    /// Returns the channel that gets a message after a `Release` or `Leave`. It is disconnected when the last
+    /// Returns the channel that gets a message after a `StoreNow`, `Release` or `Leave`. It is disconnected when the last
     /// [`CommandSender`] is dropped.
     pub(crate) fn woken(&self) -> &Receiver<()> {
         &self.woken
@@ -83,13 +89,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_commit_overwrites_the_earlier_one_and_only_release_and_leave_wake_the_group() {
+    fn a_commit_overwrites_the_earlier_one_and_all_other_commands_wake_the_group() {
         let (commands, mailbox) = mailbox();
         for next in 0..10_000 {
             commands.send(GroupCommand::Commit { partition: 3, generation: Generation(1), next });
         }
         assert!(mailbox.woken().try_recv().is_err());
-        commands.send(GroupCommand::Release { partition: 3, generation: Generation(1), next: None });
+        let (generation, log) = (Generation(1), LogIdentity { topic_id: Some([7; 16]), leader_epoch: Some(2) });
+        commands.send(GroupCommand::StoreNow { partition: 3, generation, next: 0, log });
+        assert_eq!(mailbox.woken().try_recv(), Ok(()));
+        let pending = mailbox.take();
+        assert_eq!(pending.starts, BTreeMap::from([(3, (generation, 0, log))]));
+        assert!(pending.commits.is_empty(), "the commits before it are of another log");
+        commands.send(GroupCommand::Commit { partition: 3, generation, next: 9_999 });
+        commands.send(GroupCommand::Release { partition: 3, generation, next: None });
         commands.send(GroupCommand::Leave);
         assert_eq!(mailbox.woken().try_recv(), Ok(()));
         assert!(mailbox.woken().try_recv().is_err());

@@ -69,6 +69,8 @@ pub struct ZookeeperGroup {
     /// Time since which the claims of other members contradict `assigned`; `None` without a conflict.
     conflict_since: Option<Instant>,
     last_generation: u64,
+    /// The group has a stored offset of some partition of the topic, so partitions without an offset node are new.
+    group_has_offsets: bool,
     /// Events that the dispatcher has not received. At most two for a partition, because no partition is claimed while
     /// events are pending.
     pending_events: VecDeque<GroupEvent>,
@@ -92,6 +94,8 @@ struct HeldPartition {
     stored: Option<Offset>,
     /// The latest commit, to be stored if it differs from `stored`.
     committed: Option<Offset>,
+    /// `committed` is to be stored at once.
+    is_urgent: bool,
     stage: ClaimStage,
 }
 
@@ -124,6 +128,7 @@ impl ZookeeperGroup {
             stray_claims: BTreeSet::new(),
             conflict_since: None,
             last_generation: 0,
+            group_has_offsets: false,
             pending_events: VecDeque::new(),
             last_warning: None,
         }
@@ -137,6 +142,11 @@ impl ZookeeperGroup {
     fn apply(&mut self, pending: &PendingCommands) {
         let commits =
             pending.commits.iter().map(|(partition, (generation, next))| (partition, generation, Some(*next), false));
+        for (partition, (generation, next, _)) in &pending.starts {
+            if let Some(held) = self.held.get_mut(partition).filter(|held| held.generation == *generation) {
+                (held.committed, held.is_urgent) = (Some(*next), true);
+            }
+        }
         let releases =
             pending.releases.iter().map(|(partition, (generation, next))| (partition, generation, *next, true));
         // Releases are applied after commits, because the offset of a release is the later one.

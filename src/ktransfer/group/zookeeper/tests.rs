@@ -1,6 +1,7 @@
 //! Tests of group members with an in-memory ensemble: join, assignment, hand-over, fencing.
 
 use super::*;
+use crate::broker::LogIdentity;
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, Lifetime, Node};
@@ -100,7 +101,7 @@ fn a_single_member_gains_all_partitions_and_after_its_leave_only_offset_nodes_re
     create_with_parents(&*observer, "/consumers/g/offsets/t/1", b"42", Lifetime::Persistent).unwrap();
     let one = RunningMember::start(&ensemble);
     let gained = one.gains(&[0, 1, 2]);
-    assert_eq!((gained[&0].1, gained[&1].1), (None, Some(42)));
+    assert_eq!((gained[&0].1, gained[&1].1), (Some(0), Some(42)), "partition 0 is new to a group with offsets");
     let id = observer.children("/consumers/g/ids").unwrap().remove(0);
     assert_eq!(observer.read("/consumers/g/owners/t/2").unwrap().unwrap().data, id.as_bytes());
 
@@ -115,10 +116,53 @@ fn a_single_member_gains_all_partitions_and_after_its_leave_only_offset_nodes_re
     assert!(one.fences.borrow().values().all(|fence| !fence.is_valid()));
     assert_eq!(observer.children("/consumers/g/owners/t"), Ok(vec![]));
     assert_eq!(observer.children("/consumers/g/ids"), Ok(vec![]));
-    for (partition, text) in [(0, "7"), (1, "51"), (2, "-1")] {
+    for (partition, text) in [(0, "7"), (1, "51"), (2, "0")] {
         let node = observer.read(&paths::offset("g", "t", partition)).unwrap().unwrap();
         assert_eq!(String::from_utf8_lossy(&node.data), text, "partition {partition}");
     }
+}
+
+#[test]
+fn a_partition_that_is_added_to_the_topic_begins_at_0_and_those_of_a_new_group_as_start_from_says() {
+    let ensemble = InMemoryEnsemble::new();
+    let observer = ensemble.connect(SESSION);
+    create_topic(&*observer, &[1, 2]);
+    let one = RunningMember::start(&ensemble);
+    let gained = one.gains(&[0, 1]);
+    assert_eq!((gained[&0].1, gained[&1].1), (None, None));
+    one.commands.send(GroupCommand::Commit { partition: 0, generation: gained[&0].0, next: 5 });
+    one.wait_for_text("/consumers/g/offsets/t/0", "5");
+    one.commands.send(GroupCommand::Leave);
+    one.thread.join().unwrap();
+
+    // Partition 1 has no stored offset, but it is as old as the group.
+    let topic = observer.read("/brokers/topics/t").unwrap().unwrap();
+    observer.write("/brokers/topics/t", br#"{"partitions":{"0":[1],"1":[1],"2":[1]}}"#, topic.version).unwrap();
+    let state = "/brokers/topics/t/partitions/2/state";
+    create_with_parents(&*observer, state, br#"{"leader":1}"#, Lifetime::Persistent).unwrap();
+    let two = RunningMember::start(&ensemble);
+    let gained = two.gains(&[0, 1, 2]);
+    assert_eq!((gained[&0].1, gained[&1].1, gained[&2].1), (Some(5), None, Some(0)));
+    assert_eq!(two.read("/consumers/g/offsets/t/2").unwrap().data, b"0", "stored by the claim");
+    two.commands.send(GroupCommand::Leave);
+    two.thread.join().unwrap();
+}
+
+#[test]
+fn store_now_is_stored_before_the_interval_and_also_below_the_stored_offset() {
+    let ensemble = InMemoryEnsemble::new();
+    let observer = ensemble.connect(SESSION);
+    create_topic(&*observer, &[1]);
+    create_with_parents(&*observer, "/consumers/g/offsets/t/0", b"100", Lifetime::Persistent).unwrap();
+    let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
+    let (generation, _) = one.gains(&[0])[&0];
+    one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 120 });
+    let log = LogIdentity { topic_id: Some([9; 16]), leader_epoch: None };
+    one.commands.send(GroupCommand::StoreNow { partition: 0, generation, next: 0, log });
+    one.wait_for_text("/consumers/g/offsets/t/0", "0");
+    one.commands.send(GroupCommand::Leave);
+    one.thread.join().unwrap();
+    assert_eq!(observer.read("/consumers/g/offsets/t/0").unwrap().unwrap().data, b"0");
 }
 
 #[test]
