@@ -50,7 +50,7 @@ fn a_request_has_the_headers_of_message_module_and_configuration() {
         let found: Vec<_> = request.headers().get_all(name).iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(found, values.iter().map(|value| value.as_bytes()).collect::<Vec<_>>(), "{name}");
     }
-    assert_eq!(request.headers().len(), 13, "a header that was not expected: {:?}", request.headers());
+    assert_eq!(request.headers().len(), 14, "a header that was not expected: {:?}", request.headers());
 }
 
 #[test]
