@@ -59,7 +59,7 @@ impl ZookeeperGroup {
     /// Distinguishes partitions that are new to the group from those that exist when the group begins. While the group
     /// has no stored offset, each partition gets an offset node without an offset, so `start_from` decides about it. A
     /// partition that has no node once the group has offsets was added to the topic later: nothing in it is older than
-    /// the group, so it is read from its beginning.
+    /// the group, so it is read from its beginning. So is a topic that is younger than the group.
     fn prepare_offset_nodes(&mut self) -> RoundResult {
         self.group_has_offsets = false;
         let (group, topic) = (&self.config.group, &self.config.topic);
@@ -76,13 +76,16 @@ impl ZookeeperGroup {
                 return Ok(());
             }
         }
+        let is_new_topic = self.topic_was_missing && known.is_empty();
+        let data = if is_new_topic { paths::offset_text(0) } else { paths::NOTHING_STORED.to_vec() };
         for partition in self.partitions.iter().filter(|partition| !known.contains(partition)) {
             let node = paths::offset(group, topic, *partition);
-            match create_with_parents(&*self.keeper, &node, paths::NOTHING_STORED, Lifetime::Persistent) {
+            match create_with_parents(&*self.keeper, &node, &data, Lifetime::Persistent) {
                 Ok(()) | Err(KeeperError::NodeExists(_)) => {}
                 Err(error) => return Err(to_reason(error)),
             }
         }
+        self.group_has_offsets = is_new_topic;
         Ok(())
     }
 

@@ -1,11 +1,13 @@
 //! Tests of group members with an in-memory ensemble: join, assignment, hand-over, fencing.
 
 use super::*;
+use crate::admin::Health;
 use crate::broker::LogIdentity;
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, Lifetime, Node};
 use crate::ktransfer::group::{Claim, CommandSender, GroupCommand, mailbox};
+use crate::ktransfer::test_backend::wait_until;
 use crossbeam_channel::{Receiver, bounded};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -27,6 +29,7 @@ fn create_topic(keeper: &dyn Keeper, leaders: &[i32]) {
 
 /// A running member. The test acts as its dispatcher.
 struct RunningMember {
+    health: Health,
     keeper: Arc<InMemoryKeeper>,
     /// The fences of all claims that [`Self::gains`] received.
     fences: RefCell<HashMap<(PartitionId, Generation), Arc<TimedFence>>>,
@@ -43,12 +46,14 @@ impl RunningMember {
     fn storing_every(ensemble: &InMemoryEnsemble, offset_update_interval: Duration) -> RunningMember {
         let keeper = ensemble.connect(SESSION);
         let config = ZookeeperGroupConfig { group: "g".into(), topic: "t".into(), offset_update_interval };
-        let group = Box::new(ZookeeperGroup::new(config, Arc::clone(&keeper) as SharedKeeper));
+        let health = Health::new();
+        let group = ZookeeperGroup::new(config, Arc::clone(&keeper) as SharedKeeper);
+        let group = Box::new(group.with_health(health.component("group of m")));
         let (commands, mailbox) = mailbox();
         // The smallest bound, so that the tests show that the group continues while the dispatcher does not receive.
         let (sender, events) = bounded(1);
         let thread = std::thread::spawn(move || group.run(mailbox, sender));
-        RunningMember { keeper, fences: RefCell::default(), commands, events, thread }
+        RunningMember { health, keeper, fences: RefCell::default(), commands, events, thread }
     }
 
     fn next(&self) -> GroupEvent {
@@ -69,6 +74,14 @@ impl RunningMember {
         }
         assert_eq!(gained.keys().copied().collect::<Vec<_>>(), expected);
         gained
+    }
+
+    /// Waits until `/readyz` names this reason; `None`: until the member is ready.
+    fn wait_for_health(&self, reason: Option<&str>) {
+        wait_until("the health changes", || match (reason, &self.health.troubles()[..]) {
+            (Some(reason), [(_, trouble)]) => trouble.contains(reason),
+            (reason, troubles) => reason.is_none() && troubles.is_empty(),
+        });
     }
 
     fn lease_is_valid(&self, partition: PartitionId, generation: Generation) -> bool {
@@ -171,9 +184,11 @@ fn the_first_offset_of_a_partition_is_stored_before_the_interval() {
     create_topic(&*ensemble.connect(SESSION), &[1]);
     let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
     let (generation, _) = one.gains(&[0])[&0];
+    one.wait_for_health(Some("where partitions [0] begin is not stored yet"));
     // Until an offset is stored, a restart with start_from=latest would skip the messages appended since the start.
     one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 50 });
     one.wait_for_text("/consumers/g/offsets/t/0", "50");
+    one.wait_for_health(None);
     one.leave();
 }
 
@@ -283,7 +298,8 @@ fn a_member_claims_and_leaves_despite_lost_responses_and_a_topic_created_later()
     one.keeper.lose_responses(1);
     let observer = ensemble.connect(SESSION);
     create_topic(&*observer, &[-1]);
-    let generation = one.gains(&[0])[&0].0;
+    let (generation, start) = one.gains(&[0])[&0];
+    assert_eq!(start, Some(0), "the topic is younger than the group");
     one.keeper.lose_responses(1);
     one.commands.send(GroupCommand::Release { partition: 0, generation, next: None });
     one.leave();
