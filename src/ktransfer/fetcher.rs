@@ -11,6 +11,7 @@ use log::{Level, info};
 
 use super::config::{ModuleConfig, StartFrom};
 use super::job::{WindowId, message_size_bytes};
+use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
 use crate::admin::Component;
 use crate::broker::{FetchError, Fetcher, LogEnds, Message, MetadataError, Offset, PartitionId, TopicPartition};
@@ -94,6 +95,8 @@ pub(super) struct FetchLoop {
     metrics: ModuleMetrics,
     /// Reports to `/readyz` whether the topic can be read from the brokers.
     health: Component,
+    /// The memory of the messages that were read and are not done.
+    memory: MemoryBudget,
     /// The partitions being read, with their windows. A list is enough for a small number of partitions.
     assigned: Vec<(PartitionId, WindowId)>,
     /// Partitions assigned without a position whose start offset is not known yet.
@@ -110,6 +113,7 @@ impl FetchLoop {
         config: &ModuleConfig,
         metrics: ModuleMetrics,
         health: Component,
+        memory: MemoryBudget,
     ) -> FetchLoop {
         FetchLoop {
             fetcher,
@@ -120,6 +124,7 @@ impl FetchLoop {
             waiting_queue_size: config.waiting_queue_size.get(),
             metrics,
             health,
+            memory,
             assigned: Vec::new(),
             unpositioned: Vec::new(),
             next_lookup_at: Instant::now(),
@@ -289,7 +294,7 @@ impl FetchLoop {
         }
     }
 
-    /// Sends `fetched` to the dispatcher, and applies commands while the channel is full. A batch that such a command
+    /// Sends `fetched` to the dispatcher, and applies commands while the memory is used up or the channel is full. A batch that such a command
     /// makes stale is recognised by the dispatcher by its window. Returns false when the loop must end.
     fn hand_over(
         &mut self,
@@ -298,6 +303,19 @@ impl FetchLoop {
         batches: &Sender<Fetched>,
         stop: &Stop,
     ) -> bool {
+        if let Fetched::Messages(messages) = &fetched {
+            let size_bytes = messages.iter().map(|(_, message)| message_size_bytes(message)).sum();
+            while !self.memory.try_take(size_bytes) {
+                select! {
+                    recv(self.memory.freed()) -> _ => {},
+                    recv(commands) -> command => match command {
+                        Ok(command) => self.apply(command),
+                        Err(_) => return false,
+                    },
+                    recv(stop.closed()) -> _ => return false,
+                }
+            }
+        }
         loop {
             select! {
                 send(batches, fetched) -> sent => return sent.is_ok(),
@@ -353,7 +371,8 @@ mod tests {
         config.start_from = StartFrom::Latest;
         config.waiting_queue_size = 8.try_into().unwrap();
         let metrics = Metrics::new(&Registry::new()).of_module("m", "t");
-        FetchLoop::new(Box::new(broker.fetcher()), log_ends, &config, metrics, health.component("broker of m"))
+        let (health, memory) = (health.component("broker of m"), MemoryBudget::new(1 << 20));
+        FetchLoop::new(Box::new(broker.fetcher()), log_ends, &config, metrics, health, memory)
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! How the dispatcher reacts when the fetch loop reports where reading starts, or that an offset is gone.
 
+use std::time::Instant;
+
 use log::warn;
 
 use super::Dispatcher;
@@ -7,13 +9,15 @@ use super::partition::ClaimedPartition;
 use crate::broker::{Offset, PartitionId};
 use crate::ktransfer::fetcher::{FetchCommand, OffsetGap};
 use crate::ktransfer::job::WindowId;
+use crate::ktransfer::window::Window;
 
 impl Dispatcher {
     /// Commits the start offset at once: after a restart before the first message, reading must start at the same
     /// offset.
     pub(super) fn on_start_offset(&mut self, window: WindowId, partition: PartitionId, offset: Offset) {
-        if self.partitions.get(&partition).is_some_and(|state| state.window_id == window) {
-            self.commit(partition, Some(offset));
+        if let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) {
+            state.window = Window::starting_at(offset);
+            self.note_progress(partition, Instant::now());
         }
     }
 
@@ -35,11 +39,10 @@ impl Dispatcher {
         self.context.metrics.offset_gap.inc_by(missed.unsigned_abs());
         if oldest < offset {
             state.replace_window(fresh);
-            self.paused.remove(&partition);
         }
-        let window = state.window_id;
+        let (window, is_paused) = (state.window_id, state.is_paused);
         self.command_fetch_loop(FetchCommand::Assign { partition, window, position: Some(oldest) });
-        if self.paused.contains(&partition) {
+        if is_paused {
             // `Assign` ended the pause in the fetch loop, so the partition is paused again.
             self.command_fetch_loop(FetchCommand::Pause(partition));
         }

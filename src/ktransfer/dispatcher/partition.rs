@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use prometheus::IntGauge;
 
-use crate::broker::{Message, Offset};
-use crate::ktransfer::group::Generation;
-use crate::ktransfer::job::{Assignment, WindowId};
+use crate::broker::{Message, Offset, TopicId};
+use crate::ktransfer::group::{Claim, Generation};
+use crate::ktransfer::job::{Assignment, ClaimPhase, WindowId};
+use crate::ktransfer::memory_budget::BudgetShare;
 use crate::ktransfer::window::Window;
 
 /// The state of the release of a partition.
@@ -16,13 +17,27 @@ use crate::ktransfer::window::Window;
 pub(super) enum ReleaseState {
     /// The partition is not being released.
     Owned,
-    /// Until the deadline, each job that a worker has still gets one attempt.
+    /// Until the deadline, each job below the highest offset that was pushed still gets one attempt.
     Draining {
         /// Deadline of the drain.
         until: Instant,
     },
-    /// No further attempt begins. The partition is released when the attempts in flight have ended.
-    AwaitingAttempts,
+    /// No further attempt begins, and the pushes in flight were cut. The partition is released when the workers have
+    /// acknowledged that, at the latest at the deadline.
+    Cut {
+        /// Deadline of the acknowledgements.
+        until: Instant,
+    },
+}
+
+impl ReleaseState {
+    /// Returns the deadline of this state.
+    pub(super) fn deadline(self) -> Option<Instant> {
+        match self {
+            ReleaseState::Owned => None,
+            ReleaseState::Draining { until } | ReleaseState::Cut { until } => Some(until),
+        }
+    }
 }
 
 /// The state of one claim on a partition.
@@ -30,25 +45,46 @@ pub(super) struct ClaimedPartition {
     pub(super) assignment: Arc<Assignment>,
     pub(super) window_id: WindowId,
     pub(super) window: Window,
-    /// Number of jobs of this claim that workers have.
+    /// Id of the topic whose offsets the window has; `None` if it is unknown.
+    pub(super) topic_id: Option<TopicId>,
+    /// Number of jobs of this claim that are not acknowledged.
     pub(super) in_flight: usize,
-    /// Messages read but held back by `max_commit_gap`. Bounded: the partition is paused, so only messages that were
-    /// already read or prefetched are added.
-    pub(super) held_back: VecDeque<Message>,
+    /// Messages read but held back by `max_commit_gap`.
+    pub(super) held_back: VecDeque<(Message, BudgetShare)>,
+    /// Whether the fetch loop was told to pause this partition.
+    pub(super) is_paused: bool,
+    /// Whether the partition is in the dispatcher's list of those whose commit point may have moved in this turn.
+    pub(super) has_moved: bool,
+    /// The commit point that was sent to the group last.
+    pub(super) commit_sent: Option<Offset>,
+    /// When the messages done ahead of the commit point are sent to the group next; `None` if they have not changed.
+    pub(super) snapshot_due: Option<Instant>,
+    /// Whether the group has a snapshot with messages.
+    pub(super) has_snapshot: bool,
     pub(super) release: ReleaseState,
     /// The metric that shows the commit point.
     pub(super) commit_point: IntGauge,
 }
 
 impl ClaimedPartition {
-    /// Creates the state of a new claim, with an empty window.
-    pub(super) fn new(assignment: Assignment, window_id: WindowId, commit_point: IntGauge) -> ClaimedPartition {
+    /// Creates the state of a new claim. Its window has no message yet.
+    pub(super) fn new(claim: &Claim, window_id: WindowId, commit_point: IntGauge) -> ClaimedPartition {
+        let window = match &claim.position {
+            None => Window::new(),
+            Some(stored) => Window::resuming(stored.next, &stored.done_ahead),
+        };
         ClaimedPartition {
-            assignment: Arc::new(assignment),
+            assignment: Arc::new(Assignment::new(claim)),
             window_id,
-            window: Window::new(),
+            window,
+            topic_id: claim.position.as_ref().and_then(|stored| stored.topic_id),
             in_flight: 0,
             held_back: VecDeque::new(),
+            is_paused: false,
+            has_moved: false,
+            commit_sent: claim.position.as_ref().map(|stored| stored.next),
+            snapshot_due: None,
+            has_snapshot: claim.position.as_ref().is_some_and(|stored| !stored.done_ahead.is_empty()),
             release: ReleaseState::Owned,
             commit_point,
         }
@@ -68,20 +104,23 @@ impl ClaimedPartition {
     pub(super) fn replace_window(&mut self, window_id: WindowId) {
         self.window_id = window_id;
         self.window = Window::new();
+        self.commit_sent = None;
         self.held_back.clear();
+        self.is_paused = false;
     }
 
-    /// Takes the first step of the release: retries end, and until the deadline each queued job still gets one attempt.
+    /// Takes the first step of the release: retries end, and until the deadline each job below the highest offset that
+    /// was pushed still gets one attempt.
     pub(super) fn begin_drain(&mut self, until: Instant) {
         self.release = ReleaseState::Draining { until };
         self.held_back.clear();
-        self.assignment.ending.trigger();
+        self.assignment.enter(ClaimPhase::Draining);
     }
 
-    /// Takes the second step of the release: no further attempt begins.
-    pub(super) fn end_drain(&mut self) {
-        self.release = ReleaseState::AwaitingAttempts;
-        self.assignment.stop.trigger();
+    /// Takes the second step of the release: no further attempt begins. The caller cuts the pushes in flight.
+    pub(super) fn end_drain(&mut self, until: Instant) {
+        self.release = ReleaseState::Cut { until };
+        self.assignment.enter(ClaimPhase::Ended);
     }
 
     /// Whether the partition is being released and no worker has a job of it.

@@ -1,10 +1,12 @@
 //! Tests of the dispatcher alone: the test holds the other ends of its channels.
 
 use super::*;
-use crate::broker::TopicPartition;
+use crate::broker::{Offset, TopicPartition};
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::fetcher::OffsetGap;
 use crate::ktransfer::group::mailbox;
+use crate::ktransfer::job::WorkerMessage;
+use crate::ktransfer::memory_budget::MemoryBudget;
 use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
 use crate::metrics::Registry;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -13,8 +15,8 @@ struct DispatcherRig {
     dispatcher: Dispatcher,
     context: Arc<WorkerContext>,
     fetch_commands: Receiver<FetchCommand>,
-    jobs: Receiver<Job>,
-    _acks: Sender<Ack>,
+    inbox: Receiver<WorkerMessage>,
+    _reports: Sender<WorkerReport>,
 }
 
 fn rig(adapt: impl FnOnce(&mut ModuleConfig)) -> DispatcherRig {
@@ -24,12 +26,12 @@ fn rig(adapt: impl FnOnce(&mut ModuleConfig)) -> DispatcherRig {
     let (_, group_events) = unbounded();
     let (_, fetched) = unbounded();
     let (fetch_commands, fetch_command_receiver) = unbounded();
-    let ((shared, jobs), (ack_sender, acks)) = (unbounded(), unbounded());
-    let jobs_sender = JobQueues { own: vec![shared.clone()], shared };
-    let group_commands = mailbox().0;
-    let channels = Channels { group_events, group_commands, fetch_commands, fetched, jobs: jobs_sender, acks };
+    let ((worker, inbox), (report_sender, reports)) = (unbounded(), unbounded());
+    let (group_commands, memory) = (mailbox().0, MemoryBudget::new(1 << 30));
+    let workers = [worker].into();
+    let channels = Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports };
     let dispatcher = Dispatcher::new(channels, Arc::clone(&context), Stop::new(), Duration::from_secs(1));
-    DispatcherRig { dispatcher, context, fetch_commands: fetch_command_receiver, jobs, _acks: ack_sender }
+    DispatcherRig { dispatcher, context, fetch_commands: fetch_command_receiver, inbox, _reports: report_sender }
 }
 
 impl DispatcherRig {
@@ -58,7 +60,21 @@ impl DispatcherRig {
             timestamp_ms: None,
         };
         self.dispatcher.on_fetched(Fetched::Messages(offsets.map(|offset| (window, message(offset))).collect()));
-        self.dispatcher.hand_out();
+    }
+
+    fn done(&mut self, window: WindowId, offset: Offset) {
+        let (worker, has_waited, end) = (0, false, JobEnd::Done);
+        let ack = Ack { worker, has_waited, partition: 0, generation: Generation(1), window, offset, end };
+        self.dispatcher.on_ack(ack, Instant::now());
+    }
+
+    /// Returns the offsets of the jobs that were sent to the worker since the last call.
+    fn jobs(&self) -> Vec<Offset> {
+        let jobs = self.inbox.try_iter().filter_map(|message| match message {
+            WorkerMessage::Job(job) => Some(job.message.offset),
+            _ => None,
+        });
+        jobs.collect()
     }
 }
 
@@ -67,11 +83,12 @@ fn a_dispatcher_that_panics_ends_all_pushes() {
     let mut rig = rig(|_| {});
     let window = rig.gain(1);
     rig.fetched(window, 0..3);
-    let job = rig.jobs.try_recv().unwrap();
-    assert!(!job.assignment.stop.is_triggered());
+    let Ok(WorkerMessage::Job(job)) = rig.inbox.try_recv() else { panic!("no job") };
+    assert_eq!(job.assignment.phase(), ClaimPhase::Held);
     // A panic of the dispatcher's thread drops the dispatcher too.
     drop(rig.dispatcher);
-    assert!(job.assignment.stop.is_triggered() && job.assignment.ending.is_triggered());
+    assert_eq!(job.assignment.phase(), ClaimPhase::Ended);
+    assert!(matches!(rig.inbox.try_iter().last(), Some(WorkerMessage::End)));
     assert!(rig.context.pusher.is_aborted());
 }
 
@@ -80,21 +97,17 @@ fn messages_read_before_an_offset_gap_are_pushed_and_the_commit_point_does_not_s
     let mut rig = rig(|config| config.max_commit_gap = 2.try_into().unwrap());
     let window = rig.gain(1);
     rig.fetched(window, 0..5);
-    assert_eq!(rig.jobs.try_iter().count(), 2, "the other 3 messages are held back by max_commit_gap");
+    assert_eq!(rig.jobs(), [0, 1], "the other 3 messages are held back by max_commit_gap");
     let gone = Fetched::OffsetGone(OffsetGap { window, partition: 0, offset: 5, oldest: 50, newest: 90 });
     rig.dispatcher.on_fetched(gone);
     let commands: Vec<_> = rig.fetch_commands.try_iter().collect();
     let again = FetchCommand::Assign { partition: 0, window, position: Some(50) };
-    assert!(commands.ends_with(&[again, FetchCommand::Pause(0)]), "assigned again and still paused: {commands:?}");
+    assert!(commands.ends_with(&[again]), "{commands:?}");
     rig.fetched(window, 50..52);
     for done in [1, 0, 2, 3, 4, 50] {
-        let end = JobEnd::Done;
-        let ack = Ack { partition: 0, generation: Generation(1), window, offset: done, size_bytes: 202, end };
-        rig.dispatcher.on_ack(ack);
-        rig.dispatcher.hand_out();
+        rig.done(window, done);
     }
-    let pushed: Vec<_> = rig.jobs.try_iter().map(|job| job.message.offset).collect();
-    assert_eq!(pushed, [2, 3, 4, 50, 51]);
+    assert_eq!(rig.jobs(), [2, 3, 4, 50, 51]);
     assert_eq!(rig.dispatcher.partitions[&0].window.commit_point(), Some(51));
 }
 
@@ -107,7 +120,7 @@ fn a_partition_of_a_recreated_topic_gets_a_new_window() {
     let (fresh, position) = rig.last_assigned();
     assert!(fresh != window && position == Some(0));
     rig.fetched(fresh, 0..3);
-    assert_eq!(rig.jobs.try_iter().map(|job| job.message.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 0, 1, 2]);
+    assert_eq!(rig.jobs(), [0, 1, 2, 3, 4, 0, 1, 2]);
 }
 
 #[test]
@@ -125,4 +138,20 @@ fn a_partition_that_is_being_released_is_not_read_again() {
         newest: 90,
     }));
     assert_eq!(rig.fetch_commands.try_iter().collect::<Vec<_>>(), [FetchCommand::Revoke(0)]);
+}
+
+#[test]
+fn a_paused_partition_is_resumed_when_half_of_what_was_held_back_is_left() {
+    let mut rig = rig(|config| config.max_commit_gap = 1.try_into().unwrap());
+    let window = rig.gain(1);
+    rig.fetched(window, 0..MAX_HELD_BACK as Offset);
+    assert_eq!(rig.fetch_commands.try_iter().count(), 0, "a small gap does not pause with every message");
+    rig.fetched(window, MAX_HELD_BACK as Offset..MAX_HELD_BACK as Offset + 10);
+    assert_eq!(rig.fetch_commands.try_iter().collect::<Vec<_>>(), [FetchCommand::Pause(0)]);
+    let resumed_at = (0..).find(|offset| {
+        rig.done(window, *offset);
+        rig.fetch_commands.try_iter().next() == Some(FetchCommand::Resume(0))
+    });
+    assert_eq!(resumed_at, Some(MAX_HELD_BACK as Offset / 2 + 8));
+    assert_eq!(rig.jobs(), (0..MAX_HELD_BACK as Offset / 2 + 10).collect::<Vec<_>>());
 }
