@@ -39,6 +39,7 @@ mod fetcher;
 mod give_up;
 pub mod group;
 mod job;
+mod memory_budget;
 mod method;
 mod metrics;
 mod module;
@@ -52,6 +53,7 @@ mod test_backend;
 #[cfg(test)]
 mod test_fixtures;
 mod window;
+mod window_slots;
 mod worker;
 mod worker_context;
 

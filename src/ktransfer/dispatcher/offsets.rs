@@ -1,47 +1,47 @@
 //! How the dispatcher reacts when the fetch loop reports where reading starts, how far it is, or that the log is not the
 //! one that was read before. The table of these reactions for users is in docs/ktransfer.md.
 
+use std::time::Instant;
+
 use log::warn;
 
 use super::Dispatcher;
 use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
 use crate::ktransfer::fetcher::{FetchCommand, FetchedBatch, LogChange, StartPosition};
-use crate::ktransfer::group::GroupCommand;
-use crate::ktransfer::job::WindowId;
+use crate::ktransfer::job::{WindowId, message_size_bytes};
 use crate::ktransfer::metrics::OffsetReset;
 
 impl Dispatcher {
     /// Takes messages that were read. If only the position moved, past transaction markers or aborted messages, the
     /// commit point follows it.
-    pub(super) fn on_batches(&mut self, batches: Vec<FetchedBatch>) {
+    pub(super) fn on_batches(&mut self, batches: Vec<FetchedBatch>, now: Instant) {
+        self.outbox.on_batch(now);
         for batch in batches {
             let FetchedBatch { window, partition, .. } = batch;
-            let Some(state) = self.partitions.get_mut(&partition) else { continue };
-            if !state.is_reading_for(window) {
-                continue;
+            if let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.is_reading_for(window)) {
+                state.log.receive(&batch);
+                self.note_progress(partition, now);
             }
-            state.log.receive(&batch);
-            if batch.messages.is_empty() {
-                self.commit(partition, None);
+            for message in batch.messages {
+                // Also of a stale message: its bytes return to the budget when its share is dropped.
+                let memory = self.channels.memory.share(message_size_bytes(&message));
+                self.accept(window, message, memory, now);
             }
-            self.batch.extend(batch.messages.into_iter().map(|message| (window, message)));
         }
     }
 
     /// Begins the window at the start offset, which the group has received already.
     pub(super) fn on_start_offset(&mut self, window: WindowId, partition: PartitionId, offset: Offset) {
-        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
-        state.replace_window(window, StartPosition { offset, log: LogIdentity::default() });
-        state.commit_point.set(offset);
+        if let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) {
+            state.replace_window(window, StartPosition { offset, log: LogIdentity::default() });
+        }
     }
 
-    /// Sends the id of the topic to the group, to be stored with the offset.
+    /// The id of the topic is sent to the group with the commit point, and stored with it.
     pub(super) fn on_topic_id(&mut self, window: WindowId, partition: PartitionId, topic_id: TopicId) {
-        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
-        state.log.set_topic_id(topic_id);
-        if let Some(next) = state.window.commit_point() {
-            let command = state.commit_command(next);
-            self.channels.group_commands.send(command);
+        if let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) {
+            state.log.set_topic_id(topic_id);
+            self.note_progress(partition, Instant::now());
         }
     }
 
@@ -108,12 +108,13 @@ impl Dispatcher {
         let (window, generation) = (state.window_id, state.generation());
         let log = LogIdentity { leader_epoch: None, ..state.log.identity(offset) };
         let start = Some(StartPosition { offset, log });
+        let is_paused = state.is_paused;
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start });
-        if self.paused.contains(&partition) {
+        if is_paused {
             // `Assign` ended the pause in the fetch loop, so the partition is paused again.
             self.command_fetch_loop(FetchCommand::Pause(partition));
         }
-        self.commit(partition, None);
+        self.note_progress(partition, Instant::now());
     }
 
     /// Continues at `start` of another log, with a new window. The position is stored at once: the offsets stored before
@@ -123,11 +124,8 @@ impl Dispatcher {
         let window = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.replace_window(window, start);
-        state.commit_point.set(start.offset);
         let generation = state.generation();
-        self.paused.remove(&partition);
-        let StartPosition { offset: next, log } = start;
-        self.channels.group_commands.send(GroupCommand::StoreNow { partition, generation, next, log });
+        self.store_now(partition, start.offset, start.log);
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start: Some(start) });
     }
 }
