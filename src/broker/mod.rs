@@ -221,7 +221,7 @@ pub struct Message {
     pub key: Option<Vec<u8>>,
     /// Value of the message; `None` is a tombstone, for which the `kafka_rust` engine returns an empty value.
     pub value: Option<Vec<u8>>,
-    /// Headers; always empty with the `kafka_rust` engine.
+    /// Headers, at most the first 256; always empty with the `kafka_rust` engine.
     pub headers: Vec<Header>,
     /// Milliseconds since 1970, if the broker sent a timestamp.
     pub timestamp_ms: Option<i64>,

@@ -37,7 +37,7 @@ use crate::shutdown::{Never, Stop};
 pub(super) use channels::Channels;
 use filter::{Filtered, filter};
 use outbox::Outbox;
-use partition::{ClaimedPartition, ReleaseState, shown};
+use partition::{ClaimedPartition, shown};
 use stop_phase::StopPhase;
 
 /// Limit on the reports that are handled before the loop looks at its other channels.
@@ -101,14 +101,19 @@ impl Dispatcher {
     /// attempt, each partition is released with its commit point, and the group gets the command `Leave`.
     pub(super) fn run(mut self) {
         while !self.has_ended() {
-            let has_reports = self.take_reports();
-            let has_batch = self.take_batch();
-            if let Some(event) = self.next(!has_reports && !has_batch) {
-                self.on_event(event);
-            }
-            self.end_turn(Instant::now());
+            self.turn(true);
         }
         self.channels.group_commands.send(GroupCommand::Leave);
+    }
+
+    /// Handles what the channels have, and does what is due. Waits for an event only if `may_block`.
+    fn turn(&mut self, may_block: bool) {
+        let has_reports = self.take_reports();
+        let has_batch = self.take_batch();
+        if let Some(event) = self.next(may_block && !has_reports && !has_batch) {
+            self.on_event(event);
+        }
+        self.end_turn(Instant::now());
     }
 
     fn has_ended(&self) -> bool {
@@ -203,7 +208,13 @@ impl Dispatcher {
         self.send_snapshots(now);
         self.continue_releases(now);
         self.continue_stop(now);
-        self.context.metrics.window_in_use.set(i64::try_from(self.context.slots.in_use()).unwrap_or(i64::MAX));
+        self.show_metrics();
+    }
+
+    fn show_metrics(&self) {
+        let shown = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.context.metrics.window_in_use.set(shown(self.context.slots.in_use()));
+        self.context.metrics.in_flight_bytes.set(shown(self.channels.memory.used_bytes()));
     }
 
     fn on_group(&mut self, event: GroupEvent) {
@@ -408,5 +419,7 @@ impl Drop for Dispatcher {
     }
 }
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod tests;

@@ -68,7 +68,6 @@ impl MemoryBudget {
     }
 
     /// Returns the bytes in use.
-    #[cfg(test)]
     pub(super) fn used_bytes(&self) -> usize {
         self.shared.used_bytes.load(Ordering::SeqCst)
     }

@@ -158,7 +158,8 @@ impl Module {
         let workers: Arc<[_]> = inboxes.into();
         for (number, inbox) in receivers.into_iter().enumerate() {
             let (reports, workers) = (report_sender.clone(), Arc::clone(&workers));
-            let worker = Worker::new(number, Arc::clone(&context), WorkerChannels { inbox, reports, workers });
+            let channels = WorkerChannels { inbox, reports, workers };
+            let worker = Worker::new(number, Arc::clone(&context), channels, Box::new(Arc::clone(&context)));
             threads.spawn(format!("push-{number}@{name}"), move || worker.run());
         }
         drop(report_sender);

@@ -27,6 +27,10 @@ const UNREACHABLE_FOR: Duration = Duration::from_millis(1_500);
 /// lasts again. [`FetchError::OffsetGone`] is reported once only, so it is never dropped.
 const MAX_PENDING_ERRORS: usize = 64;
 
+/// Number of headers of a message that are kept. A header of two bytes in Kafka takes 80 bytes here, so without a limit
+/// a batch of small messages could take gigabytes.
+const MAX_HEADERS: usize = 256;
+
 /// Reads messages with the client in `src/kafka`.
 pub(in crate::broker) struct NativeFetcher {
     client: Client,
@@ -176,7 +180,7 @@ fn seam_message(from: &TopicPartition, message: MessageView<'_>) -> Message {
         offset: message.offset,
         key: message.key.map(<[u8]>::to_vec),
         value: message.value.map(<[u8]>::to_vec),
-        headers: message.headers.iter().map(header).collect(),
+        headers: message.headers.iter().take(MAX_HEADERS).map(header).collect(),
         timestamp_ms: message.timestamp_ms,
     }
 }
