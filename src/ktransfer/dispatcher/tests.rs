@@ -3,6 +3,7 @@
 use super::*;
 use crate::broker::TopicPartition;
 use crate::ktransfer::config::ModuleConfig;
+use crate::ktransfer::fetcher::OffsetGap;
 use crate::ktransfer::group::mailbox;
 use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
 use crate::metrics::Registry;

@@ -117,8 +117,8 @@ pub enum GroupEvent {
 /// A command that the dispatcher sends to the group, with [`CommandSender::send`], which never blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupCommand {
-    /// All messages before `next` are done. The group stores the latest commit at the next store interval; the first
-    /// offset of a partition is stored in the next turn of the loop, without waiting for the interval.
+    /// All messages before `next` are done. The group stores the latest commit at the next store interval. The first
+    /// commit of a claim wakes the group, and the first offset of a partition is stored at once.
     Commit {
         /// Number of the partition.
         partition: PartitionId,
@@ -126,6 +126,19 @@ pub enum GroupCommand {
         generation: Generation,
         /// Offset of the next message to read.
         next: Offset,
+    },
+    /// A snapshot of the messages that are done above the commit point. The group stores the latest snapshot of each
+    /// partition at a bounded rate; the next owner finds it in [`StoredPosition::done_ahead`] and does not push these
+    /// messages again. Sent also without ranges, for the topic's id: once for each claim, and when the ranges are gone.
+    DoneAhead {
+        /// Number of the partition.
+        partition: PartitionId,
+        /// Number of the claim; the command is ignored if the claim has ended.
+        generation: Generation,
+        /// Id of the topic whose offsets are meant; `None` if the brokers have no topic ids.
+        topic_id: Option<TopicId>,
+        /// Ascending ranges of offsets, all above the commit point.
+        ranges: Arc<[Range<Offset>]>,
     },
     /// No push of the partition is in flight: store `next` and release the claim.
     Release {
