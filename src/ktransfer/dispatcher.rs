@@ -27,7 +27,7 @@ use log::{Level, info, warn};
 
 use super::fetcher::{FetchCommand, Fetched};
 use super::group::{Claim, Generation, GroupCommand, GroupEvent};
-use super::job::{Ack, ClaimPhase, Job, JobEnd, WindowId, WorkerReport, message_size_bytes};
+use super::job::{Ack, Job, JobEnd, WindowId, WorkerReport, message_size_bytes};
 use super::memory_budget::BudgetShare;
 use super::worker_context::WorkerContext;
 use crate::broker::{Message, PartitionId};
@@ -398,7 +398,11 @@ impl Dispatcher {
                      closed",
                     self.context.config.name
                 );
-                self.context.pusher.abort();
+                for state in self.partitions.values_mut() {
+                    state.end_drain(now + self.grace);
+                    state.in_flight -= self.outbox.drop_over(&state.assignment);
+                }
+                self.context.http_client.close();
                 self.phase = StopPhase::Aborted { until: now + self.grace / 8 };
             }
             StopPhase::Aborted { until } if until <= now => self.release_all_now(),
@@ -412,9 +416,9 @@ impl Dispatcher {
 impl Drop for Dispatcher {
     fn drop(&mut self) {
         for state in self.partitions.values() {
-            state.assignment.enter(ClaimPhase::Ended);
+            state.assignment.end();
         }
-        self.context.pusher.abort();
+        self.context.http_client.close();
         self.outbox.end_workers();
     }
 }

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
-use super::client::BackendResolver;
+use super::backend_client::{BackendResolver, HttpClient};
 use super::config::ModuleConfig;
 use super::dispatcher::{Channels, Dispatcher};
 use super::fetcher::{FetchLoop, QUEUED_BATCHES};
 use super::group::{Group, mailbox};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
-use super::push::Pusher;
 use super::window_slots::WindowSlots;
 use super::worker::{Worker, WorkerChannels};
 use super::worker_context::WorkerContext;
@@ -143,7 +142,7 @@ impl Module {
             threads.spawn(format!("names@{name}"), move || resolver.run(&stop));
         }
         let context = Arc::new(WorkerContext {
-            pusher: Pusher::new(config, resolver),
+            http_client: HttpClient::new(config, resolver),
             metrics: self.metrics.clone(),
             slots: WindowSlots::new(config.window_size.get()),
             config: config.clone(),
@@ -159,7 +158,8 @@ impl Module {
         for (number, inbox) in receivers.into_iter().enumerate() {
             let (reports, workers) = (report_sender.clone(), Arc::clone(&workers));
             let channels = WorkerChannels { inbox, reports, workers };
-            let worker = Worker::new(number, Arc::clone(&context), channels, Box::new(Arc::clone(&context)));
+            let pusher = Box::new(context.http_client.pusher(number));
+            let worker = Worker::new(number, Arc::clone(&context), channels, pusher);
             threads.spawn(format!("push-{number}@{name}"), move || worker.run());
         }
         drop(report_sender);

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{Level, info};
 
+use super::backend_client::{PushEnd, Pusher};
 use super::backends::BackendRotation;
 use super::give_up::{GiveUpReason, LastAttempt, give_up};
-use super::job::{Ack, Assignment, ClaimPhase, Job, JobEnd, WorkerMessage, WorkerReport};
+use super::job::{Ack, Assignment, Job, JobEnd, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
 use super::worker_context::WorkerContext;
 use crate::log_limited;
@@ -69,15 +70,16 @@ pub(super) trait PushAttempt: Send {
     fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome>;
 }
 
-impl PushAttempt for Arc<WorkerContext> {
+impl PushAttempt for Pusher {
     fn url(&self, job: &Job, server: &str) -> String {
-        self.pusher.url(job, server)
+        Pusher::url(self, job, server)
     }
 
     fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome> {
-        let outcome = self.pusher.push(job, url, attempt);
-        let is_cut = self.pusher.is_aborted() || job.assignment.phase() == ClaimPhase::Ended;
-        Some(outcome).filter(|outcome| !is_cut || !matches!(outcome, AttemptOutcome::Failed { .. }))
+        match Pusher::push(self, job, url, attempt) {
+            PushEnd::Attempted(outcome) => Some(outcome),
+            PushEnd::NotBegun | PushEnd::Aborted => None,
+        }
     }
 }
 
@@ -233,7 +235,7 @@ impl Worker {
     fn attempt_or_wait(&mut self, queue: QueueId, pending: PendingJob) {
         if pending.is_over() {
             self.abandon(queue, pending);
-        } else if pending.job.assignment.fence.is_valid() {
+        } else if pending.job.assignment.may_push() {
             self.attempt(queue, pending);
         } else {
             self.wait_for_lease(queue, pending);

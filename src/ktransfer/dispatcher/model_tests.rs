@@ -12,6 +12,7 @@ use proptest::prelude::*;
 
 use crate::broker::{Offset, TopicPartition};
 use crate::ktransfer::group::{Mailbox, StoredPosition, TimedFence, mailbox};
+use crate::ktransfer::job::ClaimPhase;
 use crate::ktransfer::memory_budget::MemoryBudget;
 use crate::ktransfer::policy::AttemptOutcome;
 use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};

@@ -5,7 +5,7 @@ use crate::broker::{Offset, TopicPartition};
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::fetcher::OffsetGap;
 use crate::ktransfer::group::mailbox;
-use crate::ktransfer::job::WorkerMessage;
+use crate::ktransfer::job::{ClaimPhase, WorkerMessage};
 use crate::ktransfer::memory_budget::MemoryBudget;
 use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
 use crate::metrics::Registry;
@@ -89,7 +89,7 @@ fn a_dispatcher_that_panics_ends_all_pushes() {
     drop(rig.dispatcher);
     assert_eq!(job.assignment.phase(), ClaimPhase::Ended);
     assert!(matches!(rig.inbox.try_iter().last(), Some(WorkerMessage::End)));
-    assert!(rig.context.pusher.is_aborted());
+    assert!(rig.context.http_client.pusher(0).is_closed());
 }
 
 #[test]
