@@ -10,6 +10,7 @@
 
 mod channels;
 mod filter;
+mod log_track;
 mod offsets;
 mod outbox;
 mod partition;
@@ -25,9 +26,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{TryRecvError, at, never, select};
 use log::{Level, info, warn};
 
-use super::fetcher::{FetchCommand, Fetched};
+use super::fetcher::{FetchCommand, Fetched, StartPosition};
 use super::group::{Claim, Generation, GroupCommand, GroupEvent};
-use super::job::{Ack, Job, JobEnd, WindowId, WorkerReport, message_size_bytes};
+use super::job::{Ack, Job, JobEnd, WindowId, WorkerReport};
 use super::memory_budget::BudgetShare;
 use super::worker_context::WorkerContext;
 use crate::broker::{Message, PartitionId};
@@ -240,18 +241,15 @@ impl Dispatcher {
 
     fn gain(&mut self, claim: &Claim) {
         let partition = claim.partition;
-        let position = claim.position.as_ref().map(|stored| stored.next);
+        let start = claim.position.as_ref().map(|stored| StartPosition { offset: stored.next, log: stored.log() });
         self.forget(partition);
         let window = self.new_window();
         let commit_point = self.context.metrics.commit_point(partition);
-        if let Some(position) = position {
-            commit_point.set(position);
-        }
         self.partitions.insert(partition, ClaimedPartition::new(claim, window, commit_point));
         self.count_partitions();
         if self.phase == StopPhase::Working {
             info!("module [{}]: gained partition {partition}", self.context.config.name);
-            self.command_fetch_loop(FetchCommand::Assign { partition, window, position });
+            self.command_fetch_loop(FetchCommand::Assign { partition, window, generation: claim.generation, start });
         } else {
             self.begin_release(partition);
         }
@@ -272,27 +270,19 @@ impl Dispatcher {
     }
 
     fn on_fetched(&mut self, fetched: Fetched) {
-        let now = Instant::now();
         match fetched {
-            Fetched::Messages(messages) => {
-                self.outbox.on_batch(now);
-                for (window, message) in messages {
-                    let memory = self.channels.memory.share(message_size_bytes(&message));
-                    self.accept(window, message, memory, now);
-                }
-            }
+            Fetched::Messages(batches) => self.on_batches(batches),
             Fetched::StartsAt { window, partition, offset } => self.on_start_offset(window, partition, offset),
-            Fetched::OffsetGone(gap) => self.read_from_oldest(gap),
+            Fetched::TopicId { window, partition, topic_id } => self.on_topic_id(window, partition, topic_id),
+            Fetched::LogChanged { window, partition, change } => self.on_log_changed(window, partition, change),
         }
     }
 
     /// Sends a message on to the workers, or holds it back at `max_commit_gap`.
-    fn accept(&mut self, window: WindowId, message: Message, memory: BudgetShare, now: Instant) {
+    fn accept(&mut self, message: Message, memory: BudgetShare, now: Instant) {
         let partition = message.from.partition;
         let max_gap = self.context.config.max_commit_gap.get();
-        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.is_reading_for(window)) else {
-            return;
-        };
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
         if state.held_back.is_empty() && state.window.len() < max_gap {
             return self.hand_out(message, memory, now);
         }

@@ -12,7 +12,7 @@ use log::{error, info, warn};
 use super::backend_client::{BackendResolver, HttpClient};
 use super::config::ModuleConfig;
 use super::dispatcher::{Channels, Dispatcher};
-use super::fetcher::{FetchLoop, QUEUED_BATCHES};
+use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, StartOffsets, StartRequests};
 use super::group::{Group, mailbox};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
@@ -147,7 +147,6 @@ impl Module {
             slots: WindowSlots::new(config.window_size.get()),
             config: config.clone(),
         });
-        let memory = MemoryBudget::new(config.max_in_flight_bytes.get());
 
         // The channels to and from the workers are unbounded, but what they hold is limited: each job has an open slot
         // in the window of its partition, which has at most max_commit_gap of them, and its share of the memory budget.
@@ -167,20 +166,34 @@ impl Module {
         let (fetch_commands, fetch_command_receiver) = bounded(FETCH_COMMANDS);
         // While the workers have enough to do this channel fills up, and then the fetch loop reads no further.
         let (batches, fetched) = bounded(QUEUED_BATCHES.min(config.waiting_queue_size.get()));
-        let fetch_loop = FetchLoop::new(
-            connectors.fetcher,
-            connectors.log_ends,
-            config,
-            self.metrics.clone(),
-            self.broker_health.clone(),
-            memory.clone(),
-        );
+        // Tables, not queues: a commit overwrites the earlier commit of the same partition, a request the earlier one.
+        let (group_commands, mailbox) = mailbox();
+        let start_requests = StartRequests::new();
+        let (found, found_starts) = bounded(FOUND_STARTS);
+        let start_offsets = StartOffsets {
+            log_ends: connectors.log_ends,
+            topic: Arc::clone(&config.topic),
+            start_from: config.start_from,
+            requests: start_requests.clone(),
+            found,
+            group_commands: group_commands.clone(),
+        };
+        let start_stop = stop.clone();
+        threads.spawn(format!("starts@{name}"), move || start_offsets.run(&start_stop));
+        let memory = MemoryBudget::new(config.max_in_flight_bytes.get());
+        let fetch_channels = FetchChannels {
+            commands: fetch_command_receiver,
+            batches,
+            start_requests,
+            found_starts,
+            memory: memory.clone(),
+        };
+        let (metrics, health) = (self.metrics.clone(), self.broker_health.clone());
+        let fetch_loop = FetchLoop::new(connectors.fetcher, config, metrics, health, fetch_channels);
         let fetch_stop = stop.clone();
-        threads.spawn(format!("fetch@{name}"), move || fetch_loop.run(&fetch_command_receiver, &batches, &fetch_stop));
+        threads.spawn(format!("fetch@{name}"), move || fetch_loop.run(&fetch_stop));
 
         let (event_sender, group_events) = bounded(GROUP_EVENTS);
-        // A table, not a queue: a commit overwrites the earlier commit of the same partition.
-        let (group_commands, mailbox) = mailbox();
         let channels = Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports };
         // Half of the grace is for the pushes in flight. The rest is for closing their connections, storing offsets and
         // leaving the group.

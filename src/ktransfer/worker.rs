@@ -194,7 +194,8 @@ impl Worker {
         self.is_turn_of_retries = !self.is_turn_of_retries;
         let taken = match self.is_turn_of_retries {
             true => self.take_due().or_else(|| self.take_fresh()),
-            false => self.take_fresh().or_else(|| self.take_due()),
+            // A job that waited for its lease becomes fresh when its wait is over.
+            false => self.take_fresh().or_else(|| self.take_due()).or_else(|| self.take_fresh()),
         };
         let is_taken = taken.is_some();
         if let Some((queue, pending)) = taken {

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use proptest::prelude::*;
 
 use crate::broker::{Offset, TopicPartition};
+use crate::ktransfer::fetcher::FetchedBatch;
 use crate::ktransfer::group::{Mailbox, StoredPosition, TimedFence, mailbox};
 use crate::ktransfer::job::ClaimPhase;
 use crate::ktransfer::memory_budget::MemoryBudget;
@@ -220,7 +221,8 @@ impl Simulation {
         let of_owner = |owned: &BTreeMap<PartitionId, (Generation, Arc<TimedFence>)>, partition, generation| {
             owned.get(&partition).is_some_and(|(owner, _)| *owner == generation)
         };
-        for (partition, (generation, next)) in pending.commits {
+        let starts = pending.starts.into_iter().map(|(partition, (generation, next, _))| (partition, (generation, next)));
+        for (partition, (generation, next)) in starts.chain(pending.commits) {
             if of_owner(&self.owned, partition, generation) {
                 self.store(partition, next);
             }
@@ -254,8 +256,8 @@ impl Simulation {
     fn fetch(&mut self, max: usize) {
         for command in self.fetch_commands.try_iter() {
             match command {
-                FetchCommand::Assign { partition, window, position } => {
-                    let reader = Reader { window, next: position.unwrap(), is_paused: false };
+                FetchCommand::Assign { partition, window, start, .. } => {
+                    let reader = Reader { window, next: start.unwrap().offset, is_paused: false };
                     self.readers.insert(partition, reader);
                 }
                 FetchCommand::Revoke(partition) => drop(self.readers.remove(&partition)),
@@ -263,23 +265,22 @@ impl Simulation {
                 FetchCommand::Resume(partition) => self.readers.get_mut(&partition).unwrap().is_paused = false,
             }
         }
-        let mut batch = Vec::new();
-        for (partition, reader) in self.readers.iter().filter(|(_, reader)| !reader.is_paused) {
-            for offset in (reader.next..MESSAGES).take(max) {
+        for (partition, reader) in self.readers.iter_mut().filter(|(_, reader)| !reader.is_paused) {
+            let message = |offset| {
                 let from = TopicPartition { topic: "t".into(), partition: *partition };
                 let (key, value) = (key_of(*partition, offset), Some(Vec::new()));
-                let message = Message { from, offset, key, value, headers: Vec::new(), timestamp_ms: None };
-                batch.push((reader.window, message));
+                Message { from, offset, key, value, headers: Vec::new(), timestamp_ms: None }
+            };
+            let messages: Vec<Message> = (reader.next..MESSAGES).take(max).map(message).collect();
+            let Some(last) = messages.last() else { continue };
+            let (partition, window, next) = (*partition, reader.window, last.offset + 1);
+            let batch = FetchedBatch { window, partition, messages, next, leader_epoch: None };
+            let fetched = Fetched::Messages(vec![batch]);
+            if !self.fetched.is_full() && self.memory.try_take(fetched.size_bytes()) {
+                reader.next = next;
+                self.fetched.send(fetched).unwrap();
             }
         }
-        let size_bytes = batch.iter().map(|(_, message)| message_size_bytes(message)).sum();
-        if batch.is_empty() || self.fetched.is_full() || MAX_BYTES < size_bytes || !self.memory.try_take(size_bytes) {
-            return;
-        }
-        for (_, message) in &batch {
-            self.readers.get_mut(&message.from.partition).unwrap().next = message.offset + 1;
-        }
-        self.fetched.send(Fetched::Messages(batch)).unwrap();
     }
 
     /// Runs everything until all messages are delivered and stored.

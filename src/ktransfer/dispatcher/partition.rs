@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use prometheus::IntGauge;
 
-use crate::broker::{Message, Offset, TopicId};
-use crate::ktransfer::group::{Claim, Generation};
+use super::log_track::LogTrack;
+use crate::broker::{Message, Offset};
+use crate::ktransfer::fetcher::StartPosition;
+use crate::ktransfer::group::{Claim, Generation, GroupCommand};
 use crate::ktransfer::job::{Assignment, ClaimPhase, WindowId};
 use crate::ktransfer::memory_budget::BudgetShare;
 use crate::ktransfer::window::Window;
@@ -45,8 +47,8 @@ pub(super) struct ClaimedPartition {
     pub(super) assignment: Arc<Assignment>,
     pub(super) window_id: WindowId,
     pub(super) window: Window,
-    /// Id of the topic whose offsets the window has; `None` if it is unknown.
-    pub(super) topic_id: Option<TopicId>,
+    /// How far the partition was read, and in which log.
+    pub(super) log: LogTrack,
     /// Number of jobs of this claim that are not acknowledged.
     pub(super) in_flight: usize,
     /// Messages read but held back by `max_commit_gap`.
@@ -69,15 +71,19 @@ pub(super) struct ClaimedPartition {
 impl ClaimedPartition {
     /// Creates the state of a new claim. Its window has no message yet.
     pub(super) fn new(claim: &Claim, window_id: WindowId, commit_point: IntGauge) -> ClaimedPartition {
-        let window = match &claim.position {
-            None => Window::new(),
-            Some(stored) => Window::resuming(stored.next, &stored.done_ahead),
+        let (window, start) = match &claim.position {
+            None => (Window::new(), None),
+            Some(stored) => {
+                commit_point.set(stored.next);
+                let start = StartPosition { offset: stored.next, log: stored.log() };
+                (Window::resuming(stored.next, &stored.done_ahead), Some(start))
+            }
         };
         ClaimedPartition {
             assignment: Arc::new(Assignment::new(claim)),
             window_id,
             window,
-            topic_id: claim.position.as_ref().and_then(|stored| stored.topic_id),
+            log: LogTrack::starting_at(start),
             in_flight: 0,
             held_back: VecDeque::new(),
             is_paused: false,
@@ -99,14 +105,45 @@ impl ClaimedPartition {
         self.window_id == window && self.release == ReleaseState::Owned
     }
 
-    /// Replaces the window by an empty one. Jobs of the earlier window may still be in flight; they move no commit
-    /// point.
-    pub(super) fn replace_window(&mut self, window_id: WindowId) {
+    /// Replaces the window by an empty one that starts at `start`, which the group receives otherwise. Jobs of the
+    /// earlier window may still be in flight; they move no commit point.
+    pub(super) fn replace_window(&mut self, window_id: WindowId, start: StartPosition) {
         self.window_id = window_id;
-        self.window = Window::new();
-        self.commit_sent = None;
+        self.window = Window::starting_at(start.offset);
+        self.log = LogTrack::starting_at(Some(start));
+        self.commit_sent = Some(start.offset);
+        self.commit_point.set(start.offset);
         self.held_back.clear();
         self.is_paused = false;
+    }
+
+    /// Moves the commit point to the position of reading if all messages before it are done. It is behind the last
+    /// message where transaction markers or aborted messages follow.
+    pub(super) fn skip_read_offsets(&mut self) {
+        let has_all_messages = self.log.last_message().is_none_or(|last| self.window.has_passed(last));
+        if let Some(next) = self.log.next().filter(|_| has_all_messages) {
+            self.window.skip_to(next);
+        }
+    }
+
+    /// Returns the command that stores the commit point if it has moved since the last call: at once if the group does
+    /// not know the log that it belongs to.
+    pub(super) fn commit_command(&mut self) -> Option<GroupCommand> {
+        let next = self.window.commit_point()?;
+        if self.commit_sent.replace(next) == Some(next) {
+            return None;
+        }
+        self.commit_point.set(next);
+        Some(self.store_command(next))
+    }
+
+    /// Returns the command that stores `next`: at once if the group does not know the log that it belongs to.
+    pub(super) fn store_command(&mut self, next: Offset) -> GroupCommand {
+        let (partition, generation) = (self.assignment.partition, self.assignment.generation);
+        match self.log.new_identity(next) {
+            Some(log) => GroupCommand::StoreNow { partition, generation, next, log },
+            None => GroupCommand::Commit { partition, generation, next },
+        }
     }
 
     /// Takes the first step of the release: retries end, and until the deadline each job below the highest offset that

@@ -40,11 +40,9 @@ impl Dispatcher {
         for partition in std::mem::take(&mut self.changed) {
             let Some(state) = self.partitions.get_mut(&partition) else { continue };
             state.has_moved = false;
-            let Some(next) = state.window.commit_point() else { continue };
-            if state.commit_sent.replace(next) != Some(next) {
-                state.commit_point.set(next);
-                let generation = state.generation();
-                self.channels.group_commands.send(GroupCommand::Commit { partition, generation, next });
+            state.skip_read_offsets();
+            if let Some(command) = state.commit_command() {
+                self.channels.group_commands.send(command);
             }
         }
     }
@@ -69,7 +67,8 @@ impl Dispatcher {
         if state.snapshot_due.take().is_none() {
             return;
         }
-        let (generation, topic_id) = (state.generation(), state.topic_id);
+        let generation = state.generation();
+        let topic_id = state.log.identity(state.window.commit_point().unwrap_or_default()).topic_id;
         let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
         let was_empty = !std::mem::replace(&mut state.has_snapshot, !ranges.is_empty());
         if !(was_empty && ranges.is_empty()) {

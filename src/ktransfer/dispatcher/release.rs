@@ -71,9 +71,9 @@ impl Dispatcher {
 
     fn release_now(&mut self, partition: PartitionId) {
         self.send_snapshot(partition);
-        let Some(state) = self.partitions.get(&partition) else { return };
-        let generation = state.generation();
-        let next = state.window.commit_point();
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        state.skip_read_offsets();
+        let (generation, next) = (state.generation(), state.window.commit_point());
         info!("module [{}]: releases partition {partition} at offset {}", self.context.config.name, shown(next));
         self.channels.group_commands.send(GroupCommand::Release { partition, generation, next });
         self.forget(partition);

@@ -51,6 +51,8 @@ impl Group for ScriptedGroup {
                 recv(ticks) -> _ => {},
             }
             let pending = commands.take();
+            let starts = pending.starts.into_iter().map(|(partition, (_, next, _))| (partition, next));
+            self.record.commits.lock().unwrap().extend(starts);
             let commits = pending.commits.into_iter().map(|(partition, (_, next))| (partition, next));
             self.record.commits.lock().unwrap().extend(commits);
             let ahead = pending.done_ahead.into_iter().map(|(partition, (_, ahead))| (partition, ahead.ranges.to_vec()));

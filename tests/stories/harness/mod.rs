@@ -35,6 +35,7 @@ pub(crate) mod secured;
 pub(crate) mod server_process;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+pub(crate) mod transactions;
 pub(crate) mod wait;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;

@@ -85,7 +85,7 @@ fn no_push_begins_for_a_lost_partition_or_without_a_lease() {
     wait_until("the message is abandoned", || rig.metric("ktransfer_in_flight_bytes") == 0);
     assert_eq!(rig.metric("ktransfer_window_in_use"), 0);
     let attempts = rig.backend.received().len();
-    assert_eq!((rig.releases(), rig.commit_point(0)), (Vec::new(), None));
+    assert_eq!((rig.releases(), rig.commit_point(0)), (Vec::new(), Some(0)));
     // The message is pushed again only under a later claim, beginning with attempt 1.
     rig.gain(0, 2, None);
     wait_until("the message is pushed again", || attempts < rig.backend.received().len());
@@ -130,4 +130,51 @@ fn a_release_reports_what_is_done_ahead_of_the_commit_point() {
     rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
     wait_until("the partition is released", || rig.releases() == [(0, Some(2))]);
     assert_eq!(rig.done_ahead(0), std::iter::once(3..6).collect::<Vec<_>>());
+}
+
+/// A backend function that hangs on the messages of partition 0 until the switch is on.
+fn hangs_on_partition_0(is_over: &Arc<AtomicBool>) -> impl Fn(&ReceivedRequest) -> u16 + Send + Sync + 'static {
+    let is_over = Arc::clone(is_over);
+    move |request| {
+        while request.number("x-kafka-partition") == 0 && !is_over.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        200
+    }
+}
+
+#[test]
+fn a_push_that_hangs_delays_a_hand_over_by_the_drain_only() {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut rig = ModuleRig::start(2, |config| config.worker_num = one(), hangs_on_partition_0(&is_over));
+    rig.broker.put("t", 0, Some(b"k"), b"x");
+    rig.gain(0, 1, Some(0));
+    wait_until("the push hangs", || rig.metric("ktransfer_window_in_use") == 1);
+    rig.broker.put("t", 1, Some(b"k"), b"x");
+    rig.gain(1, 2, Some(0));
+    rig.script.send(GroupEvent::Releasing { partition: 0, generation: Generation(1) }).unwrap();
+    wait_until("the partition is released", || rig.releases() == [(0, Some(0))]);
+    wait_until("the worker goes on with its other partition", || rig.commit_point(1) == Some(1));
+    assert!(!rig.metrics().contains("outcome=\"failed\"} 1"), "the cut is no failure of the backend");
+    is_over.store(true, Ordering::SeqCst);
+    rig.end();
+}
+
+#[test]
+fn the_pushes_of_a_lost_claim_are_cut_at_once() {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let adapt = |config: &mut ModuleConfig| {
+        (config.worker_num, config.retry.max_retry_times) = (one(), Some(0));
+    };
+    let mut rig = ModuleRig::start(2, adapt, hangs_on_partition_0(&is_over));
+    rig.broker.put("t", 0, Some(b"k"), b"x");
+    rig.broker.put("t", 1, Some(b"k"), b"x");
+    rig.gain(0, 1, Some(0));
+    wait_until("the push hangs", || rig.metric("ktransfer_window_in_use") == 1);
+    rig.gain(1, 2, Some(0));
+    rig.script.send(GroupEvent::Lost { partition: 0, generation: Generation(1) }).unwrap();
+    wait_until("the worker goes on with its other partition", || rig.commit_point(1) == Some(1));
+    assert_eq!((rig.commit_point(0), rig.releases().len()), (Some(0), 0), "the cut message is not done");
+    is_over.store(true, Ordering::SeqCst);
+    rig.end();
 }
