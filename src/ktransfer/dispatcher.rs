@@ -28,7 +28,7 @@ use log::{Level, info, warn};
 
 use super::fetcher::{FetchCommand, Fetched, StartPosition};
 use super::group::{Claim, Generation, GroupCommand, GroupEvent};
-use super::job::{Ack, ClaimPhase, Job, JobEnd, WindowId, WorkerReport};
+use super::job::{Ack, Job, JobEnd, WindowId, WorkerReport};
 use super::memory_budget::BudgetShare;
 use super::worker_context::WorkerContext;
 use crate::broker::{Message, PartitionId};
@@ -102,14 +102,19 @@ impl Dispatcher {
     /// attempt, each partition is released with its commit point, and the group gets the command `Leave`.
     pub(super) fn run(mut self) {
         while !self.has_ended() {
-            let has_reports = self.take_reports();
-            let has_batch = self.take_batch();
-            if let Some(event) = self.next(!has_reports && !has_batch) {
-                self.on_event(event);
-            }
-            self.end_turn(Instant::now());
+            self.turn(true);
         }
         self.channels.group_commands.send(GroupCommand::Leave);
+    }
+
+    /// Handles what the channels have, and does what is due. Waits for an event only if `may_block`.
+    fn turn(&mut self, may_block: bool) {
+        let has_reports = self.take_reports();
+        let has_batch = self.take_batch();
+        if let Some(event) = self.next(may_block && !has_reports && !has_batch) {
+            self.on_event(event);
+        }
+        self.end_turn(Instant::now());
     }
 
     fn has_ended(&self) -> bool {
@@ -204,7 +209,13 @@ impl Dispatcher {
         self.send_snapshots(now);
         self.continue_releases(now);
         self.continue_stop(now);
-        self.context.metrics.window_in_use.set(i64::try_from(self.context.slots.in_use()).unwrap_or(i64::MAX));
+        self.show_metrics();
+    }
+
+    fn show_metrics(&self) {
+        let shown = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.context.metrics.window_in_use.set(shown(self.context.slots.in_use()));
+        self.context.metrics.in_flight_bytes.set(shown(self.channels.memory.used_bytes()));
     }
 
     fn on_group(&mut self, event: GroupEvent) {
@@ -234,10 +245,7 @@ impl Dispatcher {
         self.forget(partition);
         let window = self.new_window();
         let commit_point = self.context.metrics.commit_point(partition);
-        if let Some(start) = start {
-            commit_point.set(start.offset);
-        }
-        self.partitions.insert(partition, ClaimedPartition::new(claim, window, commit_point, start));
+        self.partitions.insert(partition, ClaimedPartition::new(claim, window, commit_point));
         self.count_partitions();
         if self.phase == StopPhase::Working {
             info!("module [{}]: gained partition {partition}", self.context.config.name);
@@ -263,7 +271,7 @@ impl Dispatcher {
 
     fn on_fetched(&mut self, fetched: Fetched) {
         match fetched {
-            Fetched::Messages(batches) => self.on_batches(batches, Instant::now()),
+            Fetched::Messages(batches) => self.on_batches(batches),
             Fetched::StartsAt { window, partition, offset } => self.on_start_offset(window, partition, offset),
             Fetched::TopicId { window, partition, topic_id } => self.on_topic_id(window, partition, topic_id),
             Fetched::LogChanged { window, partition, change } => self.on_log_changed(window, partition, change),
@@ -271,12 +279,10 @@ impl Dispatcher {
     }
 
     /// Sends a message on to the workers, or holds it back at `max_commit_gap`.
-    fn accept(&mut self, window: WindowId, message: Message, memory: BudgetShare, now: Instant) {
+    fn accept(&mut self, message: Message, memory: BudgetShare, now: Instant) {
         let partition = message.from.partition;
         let max_gap = self.context.config.max_commit_gap.get();
-        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.is_reading_for(window)) else {
-            return;
-        };
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
         if state.held_back.is_empty() && state.window.len() < max_gap {
             return self.hand_out(message, memory, now);
         }
@@ -382,7 +388,11 @@ impl Dispatcher {
                      closed",
                     self.context.config.name
                 );
-                self.context.pusher.abort();
+                for state in self.partitions.values_mut() {
+                    state.end_drain(now + self.grace);
+                    state.in_flight -= self.outbox.drop_over(&state.assignment);
+                }
+                self.context.http_client.close();
                 self.phase = StopPhase::Aborted { until: now + self.grace / 8 };
             }
             StopPhase::Aborted { until } if until <= now => self.release_all_now(),
@@ -396,12 +406,14 @@ impl Dispatcher {
 impl Drop for Dispatcher {
     fn drop(&mut self) {
         for state in self.partitions.values() {
-            state.assignment.enter(ClaimPhase::Ended);
+            state.assignment.end();
         }
-        self.context.pusher.abort();
+        self.context.http_client.close();
         self.outbox.end_workers();
     }
 }
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod tests;

@@ -64,6 +64,16 @@ impl Assignment {
         }
     }
 
+    /// Ends the claim: takes both steps at once.
+    pub(super) fn end(&self) {
+        self.enter(ClaimPhase::Ended);
+    }
+
+    /// Whether an attempt may begin now.
+    pub(super) fn may_push(&self) -> bool {
+        self.phase() != ClaimPhase::Ended && self.fence.is_valid()
+    }
+
     /// Notes that an attempt of the message at `offset` begins.
     pub(super) fn note_started(&self, offset: Offset) {
         // The read avoids most of the writes to a value that all workers share.

@@ -48,7 +48,7 @@ impl MemoryBudget {
         self.shared.is_awaited.store(true, Ordering::SeqCst);
         let admit = |used: usize| {
             let total = used.saturating_add(size_bytes);
-            (used == 0 || total <= self.shared.max_bytes).then_some(total)
+            (used == 0 || size_bytes == 0 || total <= self.shared.max_bytes).then_some(total)
         };
         let is_taken = self.shared.used_bytes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).is_ok();
         if is_taken {
@@ -68,7 +68,6 @@ impl MemoryBudget {
     }
 
     /// Returns the bytes in use.
-    #[cfg(test)]
     pub(super) fn used_bytes(&self) -> usize {
         self.shared.used_bytes.load(Ordering::SeqCst)
     }

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
-use super::client::BackendResolver;
+use super::backend_client::{BackendResolver, HttpClient};
 use super::config::ModuleConfig;
 use super::dispatcher::{Channels, Dispatcher};
 use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, StartOffsets, StartRequests};
 use super::group::{Group, mailbox};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
-use super::push::Pusher;
 use super::window_slots::WindowSlots;
 use super::worker::{Worker, WorkerChannels};
 use super::worker_context::WorkerContext;
@@ -143,12 +142,11 @@ impl Module {
             threads.spawn(format!("names@{name}"), move || resolver.run(&stop));
         }
         let context = Arc::new(WorkerContext {
-            pusher: Pusher::new(config, resolver),
+            http_client: HttpClient::new(config, resolver),
             metrics: self.metrics.clone(),
             slots: WindowSlots::new(config.window_size.get()),
             config: config.clone(),
         });
-        let memory = MemoryBudget::new(config.max_in_flight_bytes.get());
 
         // The channels to and from the workers are unbounded, but what they hold is limited: each job has an open slot
         // in the window of its partition, which has at most max_commit_gap of them, and its share of the memory budget.
@@ -158,7 +156,9 @@ impl Module {
         let workers: Arc<[_]> = inboxes.into();
         for (number, inbox) in receivers.into_iter().enumerate() {
             let (reports, workers) = (report_sender.clone(), Arc::clone(&workers));
-            let worker = Worker::new(number, Arc::clone(&context), WorkerChannels { inbox, reports, workers });
+            let channels = WorkerChannels { inbox, reports, workers };
+            let pusher = Box::new(context.http_client.pusher(number));
+            let worker = Worker::new(number, Arc::clone(&context), channels, pusher);
             threads.spawn(format!("push-{number}@{name}"), move || worker.run());
         }
         drop(report_sender);
@@ -180,8 +180,14 @@ impl Module {
         };
         let start_stop = stop.clone();
         threads.spawn(format!("starts@{name}"), move || start_offsets.run(&start_stop));
-        let commands = fetch_command_receiver;
-        let fetch_channels = FetchChannels { commands, batches, memory: memory.clone(), start_requests, found_starts };
+        let memory = MemoryBudget::new(config.max_in_flight_bytes.get());
+        let fetch_channels = FetchChannels {
+            commands: fetch_command_receiver,
+            batches,
+            start_requests,
+            found_starts,
+            memory: memory.clone(),
+        };
         let (metrics, health) = (self.metrics.clone(), self.broker_health.clone());
         let fetch_loop = FetchLoop::new(connectors.fetcher, config, metrics, health, fetch_channels);
         let fetch_stop = stop.clone();

@@ -7,6 +7,7 @@
 //! Invariants: no attempt begins without a valid lease; at most one request of a key is on the wire; the messages of a
 //! key are attempted in the order of their partition; every job is acknowledged exactly once.
 
+mod jitter;
 mod key_queues;
 
 use std::fmt;
@@ -17,13 +18,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{Level, info};
 
+use super::backend_client::{PushEnd, Pusher};
 use super::backends::BackendRotation;
 use super::give_up::{GiveUpReason, LastAttempt, give_up};
-use super::job::{Ack, Assignment, ClaimPhase, Job, JobEnd, WorkerMessage, WorkerReport};
+use super::job::{Ack, Assignment, Job, JobEnd, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
 use super::worker_context::WorkerContext;
 use crate::log_limited;
-use crate::random::random;
+use jitter::Random;
 use key_queues::{KeyQueues, QueueId, Queued};
 
 /// Interval at which a worker checks a lease that is not valid at the moment.
@@ -34,6 +36,7 @@ pub(super) struct Worker {
     number: usize,
     context: Arc<WorkerContext>,
     channels: WorkerChannels,
+    pusher: Box<dyn PushAttempt>,
     queues: KeyQueues<PendingJob>,
     /// Hashes keys. Its keys are random, so that nobody can choose message keys that share a queue.
     hasher: RandomState,
@@ -55,6 +58,29 @@ pub(super) struct WorkerChannels {
     pub(super) reports: Sender<WorkerReport>,
     /// The inboxes of all workers of the module, by number.
     pub(super) workers: Arc<[Sender<WorkerMessage>]>,
+}
+
+/// Makes the attempts of one worker.
+pub(super) trait PushAttempt: Send {
+    /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
+    fn url(&self, job: &Job, server: &str) -> String;
+
+    /// Makes an attempt and returns its outcome; `None` if the claim or its lease prevented or ended it, so that the
+    /// attempt does not count. `attempt` counts from 1.
+    fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome>;
+}
+
+impl PushAttempt for Pusher {
+    fn url(&self, job: &Job, server: &str) -> String {
+        Pusher::url(self, job, server)
+    }
+
+    fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome> {
+        match Pusher::push(self, job, url, attempt) {
+            PushEnd::Attempted(outcome) => Some(outcome),
+            PushEnd::NotBegun | PushEnd::Aborted => None,
+        }
+    }
 }
 
 /// A job that is not acknowledged yet.
@@ -92,11 +118,17 @@ impl PendingJob {
 
 impl Worker {
     /// Creates worker `number`, counted from 0.
-    pub(super) fn new(number: usize, context: Arc<WorkerContext>, channels: WorkerChannels) -> Self {
+    pub(super) fn new(
+        number: usize,
+        context: Arc<WorkerContext>,
+        channels: WorkerChannels,
+        pusher: Box<dyn PushAttempt>,
+    ) -> Self {
         Worker {
             number,
             context,
             channels,
+            pusher,
             queues: KeyQueues::new(),
             hasher: RandomState::new(),
             rotation: BackendRotation::starting_at(number),
@@ -110,8 +142,7 @@ impl Worker {
     /// Works until the dispatcher has ended.
     pub(super) fn run(mut self) {
         while !self.has_ended {
-            self.receive_all();
-            if self.work_once() {
+            if self.step() {
                 continue;
             }
             let received = match self.queues.next_due() {
@@ -124,6 +155,13 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+    }
+
+    /// Receives what has arrived, and makes one attempt if one can be made now. Returns whether one was made. Blocks only
+    /// for the attempt.
+    pub(super) fn step(&mut self) -> bool {
+        self.receive_all();
+        self.work_once()
     }
 
     fn receive_all(&mut self) {
@@ -156,7 +194,8 @@ impl Worker {
         self.is_turn_of_retries = !self.is_turn_of_retries;
         let taken = match self.is_turn_of_retries {
             true => self.take_due().or_else(|| self.take_fresh()),
-            false => self.take_fresh().or_else(|| self.take_due()),
+            // A job that waited for its lease becomes fresh when its wait is over.
+            false => self.take_fresh().or_else(|| self.take_due()).or_else(|| self.take_fresh()),
         };
         let is_taken = taken.is_some();
         if let Some((queue, pending)) = taken {
@@ -197,7 +236,7 @@ impl Worker {
     fn attempt_or_wait(&mut self, queue: QueueId, pending: PendingJob) {
         if pending.is_over() {
             self.abandon(queue, pending);
-        } else if pending.job.assignment.fence.is_valid() {
+        } else if pending.job.assignment.may_push() {
             self.attempt(queue, pending);
         } else {
             self.wait_for_lease(queue, pending);
@@ -211,9 +250,9 @@ impl Worker {
         let backend = self.rotation.next(servers.len(), pending.last_backend);
         let job = &pending.job;
         job.assignment.note_started(job.message.offset);
-        let url = self.context.pusher.url(job, &servers[backend]);
+        let url = self.pusher.url(job, &servers[backend]);
         let began = Instant::now();
-        let Some(outcome) = self.push(job, &url, attempt) else {
+        let Some(outcome) = self.pusher.push(job, &url, attempt) else {
             // The end of the lease or of the claim ended the request. The message is not done, even if this was its
             // last attempt.
             return self.wait_for_lease(queue, pending);
@@ -244,13 +283,6 @@ impl Worker {
                 self.done(queue, pending);
             }
         }
-    }
-
-    /// Makes an attempt and returns its outcome; `None` if its claim ended it.
-    fn push(&self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome> {
-        let outcome = self.context.pusher.push(job, url, attempt);
-        let is_cut = self.context.pusher.is_aborted() || job.assignment.phase() == ClaimPhase::Ended;
-        Some(outcome).filter(|outcome| !is_cut || !matches!(outcome, AttemptOutcome::Failed { .. }))
     }
 
     fn wait_for_lease(&mut self, queue: QueueId, mut pending: PendingJob) {
@@ -385,40 +417,5 @@ impl fmt::Display for AttemptFields<'_> {
             message.value.as_ref().map_or(0, Vec::len),
             took.as_millis()
         )
-    }
-}
-
-/// Generates random numbers for the jitter of the back-off: xorshift64*, seeded by the standard library's random state.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        Random(random() | 1)
-    }
-
-    /// Returns a number that is uniformly distributed in 0..1.
-    fn next(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high_bits = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        high_bits as f64 / 4_294_967_296.0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn random_numbers_are_spread_over_the_whole_range() {
-        let mut random = Random::new();
-        let mut tenths = [0; 10];
-        for _ in 0..10_000 {
-            let number = random.next();
-            assert!((0.0..1.0).contains(&number), "{number}");
-            tenths[(number * 10.0) as usize] += 1;
-        }
-        assert!(tenths.iter().all(|count| (700..1300).contains(count)), "{tenths:?}");
     }
 }

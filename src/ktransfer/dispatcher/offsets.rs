@@ -8,40 +8,48 @@ use log::warn;
 use super::Dispatcher;
 use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
 use crate::ktransfer::fetcher::{FetchCommand, FetchedBatch, LogChange, StartPosition};
+use crate::ktransfer::group::GroupCommand;
 use crate::ktransfer::job::{WindowId, message_size_bytes};
 use crate::ktransfer::metrics::OffsetReset;
 
 impl Dispatcher {
     /// Takes messages that were read. If only the position moved, past transaction markers or aborted messages, the
     /// commit point follows it.
-    pub(super) fn on_batches(&mut self, batches: Vec<FetchedBatch>, now: Instant) {
+    pub(super) fn on_batches(&mut self, batches: Vec<FetchedBatch>) {
+        let now = Instant::now();
         self.outbox.on_batch(now);
         for batch in batches {
             let FetchedBatch { window, partition, .. } = batch;
-            if let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.is_reading_for(window)) {
-                state.log.receive(&batch);
+            let memory = self.channels.memory.clone();
+            let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.is_reading_for(window)) else {
+                // The memory of stale messages returns, too.
+                batch.messages.iter().map(message_size_bytes).for_each(|size_bytes| drop(memory.share(size_bytes)));
+                continue;
+            };
+            state.log.receive(&batch);
+            if batch.messages.is_empty() {
                 self.note_progress(partition, now);
             }
             for message in batch.messages {
-                // Also of a stale message: its bytes return to the budget when its share is dropped.
-                let memory = self.channels.memory.share(message_size_bytes(&message));
-                self.accept(window, message, memory, now);
+                let share = memory.share(message_size_bytes(&message));
+                self.accept(message, share, now);
             }
         }
     }
 
     /// Begins the window at the start offset, which the group has received already.
     pub(super) fn on_start_offset(&mut self, window: WindowId, partition: PartitionId, offset: Offset) {
-        if let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) {
-            state.replace_window(window, StartPosition { offset, log: LogIdentity::default() });
-        }
+        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
+        state.replace_window(window, StartPosition { offset, log: LogIdentity::default() });
     }
 
-    /// The id of the topic is sent to the group with the commit point, and stored with it.
+    /// Sends the id of the topic to the group, to be stored with the offset.
     pub(super) fn on_topic_id(&mut self, window: WindowId, partition: PartitionId, topic_id: TopicId) {
-        if let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) {
-            state.log.set_topic_id(topic_id);
-            self.note_progress(partition, Instant::now());
+        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
+        state.log.set_topic_id(topic_id);
+        if let Some(next) = state.window.commit_point() {
+            let command = state.store_command(next);
+            self.send_progress(command);
         }
     }
 
@@ -105,10 +113,9 @@ impl Dispatcher {
     fn continue_at(&mut self, partition: PartitionId, offset: Offset) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.log.skip_to(offset);
-        let (window, generation) = (state.window_id, state.generation());
+        let (window, generation, is_paused) = (state.window_id, state.generation(), state.is_paused);
         let log = LogIdentity { leader_epoch: None, ..state.log.identity(offset) };
         let start = Some(StartPosition { offset, log });
-        let is_paused = state.is_paused;
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start });
         if is_paused {
             // `Assign` ended the pause in the fetch loop, so the partition is paused again.
@@ -125,7 +132,9 @@ impl Dispatcher {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.replace_window(window, start);
         let generation = state.generation();
-        self.store_now(partition, start.offset, start.log);
+        let StartPosition { offset: next, log } = start;
+        // With an empty snapshot: messages done ahead in the old log say nothing about this one.
+        self.send_progress(GroupCommand::StoreNow { partition, generation, next, log });
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start: Some(start) });
     }
 }

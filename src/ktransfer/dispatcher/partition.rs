@@ -9,7 +9,7 @@ use prometheus::IntGauge;
 use super::log_track::LogTrack;
 use crate::broker::{Message, Offset};
 use crate::ktransfer::fetcher::StartPosition;
-use crate::ktransfer::group::{Claim, Generation};
+use crate::ktransfer::group::{Claim, Generation, GroupCommand};
 use crate::ktransfer::job::{Assignment, ClaimPhase, WindowId};
 use crate::ktransfer::memory_budget::BudgetShare;
 use crate::ktransfer::window::Window;
@@ -69,16 +69,15 @@ pub(super) struct ClaimedPartition {
 }
 
 impl ClaimedPartition {
-    /// Creates the state of a new claim, which is read from `start`. Its window has no message yet.
-    pub(super) fn new(
-        claim: &Claim,
-        window_id: WindowId,
-        commit_point: IntGauge,
-        start: Option<StartPosition>,
-    ) -> ClaimedPartition {
-        let window = match &claim.position {
-            None => Window::new(),
-            Some(stored) => Window::resuming(stored.next, &stored.done_ahead),
+    /// Creates the state of a new claim. Its window has no message yet.
+    pub(super) fn new(claim: &Claim, window_id: WindowId, commit_point: IntGauge) -> ClaimedPartition {
+        let (window, start) = match &claim.position {
+            None => (Window::new(), None),
+            Some(stored) => {
+                commit_point.set(stored.next);
+                let start = StartPosition { offset: stored.next, log: stored.log() };
+                (Window::resuming(stored.next, &stored.done_ahead), Some(start))
+            }
         };
         ClaimedPartition {
             assignment: Arc::new(Assignment::new(claim)),
@@ -106,7 +105,7 @@ impl ClaimedPartition {
         self.window_id == window && self.release == ReleaseState::Owned
     }
 
-    /// Replaces the window by an empty one that starts at `start`, which the group receives from the caller. Jobs of the
+    /// Replaces the window by an empty one that starts at `start`, which the group receives otherwise. Jobs of the
     /// earlier window may still be in flight; they move no commit point.
     pub(super) fn replace_window(&mut self, window_id: WindowId, start: StartPosition) {
         self.window_id = window_id;
@@ -124,6 +123,26 @@ impl ClaimedPartition {
         let has_all_messages = self.log.last_message().is_none_or(|last| self.window.has_passed(last));
         if let Some(next) = self.log.next().filter(|_| has_all_messages) {
             self.window.skip_to(next);
+        }
+    }
+
+    /// Returns the command that stores the commit point if it has moved since the last call: at once if the group does
+    /// not know the log that it belongs to.
+    pub(super) fn commit_command(&mut self) -> Option<GroupCommand> {
+        let next = self.window.commit_point()?;
+        if self.commit_sent.replace(next) == Some(next) {
+            return None;
+        }
+        self.commit_point.set(next);
+        Some(self.store_command(next))
+    }
+
+    /// Returns the command that stores `next`: at once if the group does not know the log that it belongs to.
+    pub(super) fn store_command(&mut self, next: Offset) -> GroupCommand {
+        let (partition, generation) = (self.assignment.partition, self.assignment.generation);
+        match self.log.new_identity(next) {
+            Some(log) => GroupCommand::StoreNow { partition, generation, next, log },
+            None => GroupCommand::Commit { partition, generation, next },
         }
     }
 

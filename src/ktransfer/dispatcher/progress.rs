@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Dispatcher;
 use super::partition::ClaimedPartition;
-use crate::broker::{LogIdentity, Offset, PartitionId};
+use crate::broker::PartitionId;
 use crate::ktransfer::group::GroupCommand;
 
 /// Number of messages ahead of the commit point from which a snapshot follows each change soon.
@@ -41,30 +41,25 @@ impl Dispatcher {
             let Some(state) = self.partitions.get_mut(&partition) else { continue };
             state.has_moved = false;
             state.skip_read_offsets();
-            let Some(next) = state.window.commit_point() else { continue };
-            let has_moved = state.commit_sent.replace(next) != Some(next);
-            let (generation, new_log) = (state.generation(), state.log.new_identity(next));
-            state.commit_point.set(next);
-            if let Some(log) = new_log {
-                // The group does not know yet which log the offsets belong to.
-                self.store_now(partition, next, log);
-            } else if has_moved {
-                self.channels.group_commands.send(GroupCommand::Commit { partition, generation, next });
+            if let Some(command) = state.commit_command() {
+                self.send_progress(command);
             }
         }
     }
 
-    /// Sends a commit point that belongs to another log than the group knows, and a snapshot of that log: it voids the
-    /// earlier one.
-    pub(super) fn store_now(&mut self, partition: PartitionId, next: Offset, log: LogIdentity) {
-        let Some(state) = self.partitions.get_mut(&partition) else { return };
-        let generation = state.generation();
-        self.channels.group_commands.send(GroupCommand::StoreNow { partition, generation, next, log });
-        let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
-        (state.snapshot_due, state.has_snapshot) = (None, !ranges.is_empty());
-        let topic_id = state.log.topic_id();
-        let command = GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.into() };
+    /// Sends a commit point. If it is of another log than the group knows, a snapshot of that log follows: it has the id
+    /// of the topic, and replaces that of the log before.
+    pub(super) fn send_progress(&mut self, command: GroupCommand) {
+        let new_log = if let GroupCommand::StoreNow { partition, .. } = command { Some(partition) } else { None };
         self.channels.group_commands.send(command);
+        if let Some(state) = new_log.and_then(|partition| self.partitions.get_mut(&partition)) {
+            let (partition, generation) = (state.assignment.partition, state.generation());
+            let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
+            (state.snapshot_due, state.has_snapshot) = (None, !ranges.is_empty());
+            let topic_id = state.log.topic_id();
+            let command = GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.into() };
+            self.channels.group_commands.send(command);
+        }
     }
 
     /// Sends the snapshots that are due.
@@ -87,7 +82,8 @@ impl Dispatcher {
         if state.snapshot_due.take().is_none() {
             return;
         }
-        let (generation, topic_id) = (state.generation(), state.log.topic_id());
+        let generation = state.generation();
+        let topic_id = state.log.topic_id();
         let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
         let was_empty = !std::mem::replace(&mut state.has_snapshot, !ranges.is_empty());
         if !(was_empty && ranges.is_empty()) {

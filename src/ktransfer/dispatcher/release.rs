@@ -12,7 +12,6 @@ use super::partition::{ClaimedPartition, ReleaseState, shown};
 use crate::broker::PartitionId;
 use crate::ktransfer::fetcher::FetchCommand;
 use crate::ktransfer::group::GroupCommand;
-use crate::ktransfer::job::ClaimPhase;
 
 impl Dispatcher {
     /// Stops reading a partition, and releases it as soon as no worker has a job of it.
@@ -72,9 +71,9 @@ impl Dispatcher {
 
     fn release_now(&mut self, partition: PartitionId) {
         self.send_snapshot(partition);
-        let Some(state) = self.partitions.get(&partition) else { return };
-        let generation = state.generation();
-        let next = state.window.commit_point();
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        state.skip_read_offsets();
+        let (generation, next) = (state.generation(), state.window.commit_point());
         info!("module [{}]: releases partition {partition} at offset {}", self.context.config.name, shown(next));
         self.channels.group_commands.send(GroupCommand::Release { partition, generation, next });
         self.forget(partition);
@@ -89,7 +88,7 @@ impl Dispatcher {
     /// Drops a claim and cuts its pushes. The workers abandon its jobs, and acknowledgements of these are ignored.
     pub(super) fn forget(&mut self, partition: PartitionId) {
         let Some(state) = self.partitions.get(&partition) else { return };
-        state.assignment.enter(ClaimPhase::Ended);
+        state.assignment.end();
         self.outbox.drop_over(&state.assignment);
         self.cut(partition);
         let Some(state) = self.partitions.remove(&partition) else { return };
@@ -102,5 +101,9 @@ impl Dispatcher {
     }
 
     /// Closes the connections of the pushes in flight of a claim that has ended.
-    fn cut(&self, _partition: PartitionId) {}
+    fn cut(&self, partition: PartitionId) {
+        if let Some(state) = self.partitions.get(&partition) {
+            self.context.http_client.cut(partition, state.generation());
+        }
+    }
 }

@@ -5,7 +5,7 @@ use crate::broker::{LogIdentity, Offset, TopicId, TopicPartition};
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::fetcher::{FetchedBatch, LogChange};
 use crate::ktransfer::group::{Mailbox, mailbox};
-use crate::ktransfer::job::WorkerMessage;
+use crate::ktransfer::job::{ClaimPhase, WorkerMessage};
 use crate::ktransfer::memory_budget::MemoryBudget;
 use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
 use crate::metrics::Registry;
@@ -16,11 +16,11 @@ const NEW_ID: TopicId = [2; 16];
 
 struct DispatcherRig {
     registry: Registry,
-    group: Mailbox,
     dispatcher: Dispatcher,
     context: Arc<WorkerContext>,
     fetch_commands: Receiver<FetchCommand>,
     inbox: Receiver<WorkerMessage>,
+    group: Mailbox,
     _reports: Sender<WorkerReport>,
 }
 
@@ -37,8 +37,15 @@ fn rig(adapt: impl FnOnce(&mut ModuleConfig)) -> DispatcherRig {
     let workers = [worker].into();
     let channels = Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports };
     let dispatcher = Dispatcher::new(channels, Arc::clone(&context), Stop::new(), Duration::from_secs(1));
-    let fetch_commands = fetch_command_receiver;
-    DispatcherRig { registry, group, dispatcher, context, fetch_commands, inbox, _reports: report_sender }
+    DispatcherRig {
+        registry,
+        dispatcher,
+        context,
+        fetch_commands: fetch_command_receiver,
+        inbox,
+        group,
+        _reports: report_sender,
+    }
 }
 
 impl DispatcherRig {
@@ -69,6 +76,22 @@ impl DispatcherRig {
         self.dispatcher.end_turn(Instant::now());
     }
 
+    fn done(&mut self, window: WindowId, offset: Offset) {
+        let (worker, has_waited, end) = (0, false, JobEnd::Done);
+        let ack = Ack { worker, has_waited, partition: 0, generation: Generation(1), window, offset, end };
+        self.dispatcher.on_ack(ack, Instant::now());
+        self.dispatcher.end_turn(Instant::now());
+    }
+
+    /// Returns the offsets of the jobs that were sent to the worker since the last call.
+    fn jobs(&self) -> Vec<Offset> {
+        let jobs = self.inbox.try_iter().filter_map(|message| match message {
+            WorkerMessage::Job(job) => Some(job.message.offset),
+            _ => None,
+        });
+        jobs.collect()
+    }
+
     /// Returns what the group was told to store at once since the last call.
     fn stored_now(&self) -> Option<(Offset, LogIdentity)> {
         self.group.take().starts.get(&0).map(|(_, next, log)| (*next, *log))
@@ -96,22 +119,6 @@ impl DispatcherRig {
         self.dispatcher.on_fetched(Fetched::Messages(vec![batch]));
         self.dispatcher.end_turn(Instant::now());
     }
-
-    fn done(&mut self, window: WindowId, offset: Offset) {
-        let (worker, has_waited, end) = (0, false, JobEnd::Done);
-        let ack = Ack { worker, has_waited, partition: 0, generation: Generation(1), window, offset, end };
-        self.dispatcher.on_ack(ack, Instant::now());
-        self.dispatcher.end_turn(Instant::now());
-    }
-
-    /// Returns the offsets of the jobs that were sent to the worker since the last call.
-    fn jobs(&self) -> Vec<Offset> {
-        let jobs = self.inbox.try_iter().filter_map(|message| match message {
-            WorkerMessage::Job(job) => Some(job.message.offset),
-            _ => None,
-        });
-        jobs.collect()
-    }
 }
 
 #[test]
@@ -125,7 +132,7 @@ fn a_dispatcher_that_panics_ends_all_pushes() {
     drop(rig.dispatcher);
     assert_eq!(job.assignment.phase(), ClaimPhase::Ended);
     assert!(matches!(rig.inbox.try_iter().last(), Some(WorkerMessage::End)));
-    assert!(rig.context.pusher.is_aborted());
+    assert!(rig.context.http_client.pusher(0).is_closed());
 }
 
 #[test]
@@ -152,7 +159,6 @@ fn a_recreated_topic_is_read_from_its_beginning_which_is_stored_at_once() {
     let mut rig = rig(|_| {});
     let window = rig.gain(1);
     rig.dispatcher.on_fetched(Fetched::TopicId { window, partition: 0, topic_id: OLD_ID });
-    rig.dispatcher.end_turn(Instant::now());
     let old = LogIdentity { topic_id: Some(OLD_ID), leader_epoch: None };
     assert_eq!(rig.stored_now(), Some((0, old)), "the group learns the id although no message is done");
     rig.fetched(window, 0..5);
@@ -171,6 +177,9 @@ fn a_recreated_topic_is_read_from_its_beginning_which_is_stored_at_once() {
     assert!(rig.has_metric("ktransfer_offset_resets_total{module=\"m\",reason=\"recreated\"} 1"));
     // A release before a message is done hands the new beginning over.
     rig.dispatcher.on_group(GroupEvent::Releasing { partition: 0, generation: Generation(1) });
+    for offset in [2, 3, 4] {
+        rig.done(window, offset);
+    }
     rig.dispatcher.release_all_now();
     assert_eq!(rig.group.take().releases[&0], (Generation(1), Some(0)));
 }
