@@ -138,9 +138,12 @@ impl Cluster {
         name
     }
 
-    /// Deletes a topic; returns when no broker names the topic any more.
+    /// Deletes a topic; returns when no broker names the topic any more, and it can be created again.
     pub(crate) fn delete_topic(&self, name: &str) {
         kafka_wire::delete_topic(&self.brokers, name);
+        let nodes = [format!("/brokers/topics/{name}"), format!("/admin/delete_topics/{name}")];
+        let is_gone = poll(LEADERS_DEADLINE, || nodes.iter().all(|node| self.read(node).is_none()).then_some(()));
+        assert!(is_gone.is_some(), "the controller does not end the deletion of topic {name}");
     }
 
     /// Denies, or no longer denies, every client to write to a topic; the brokers need an authorizer.
