@@ -68,6 +68,11 @@ impl Failure {
         Self::bad_request("bad_timestamp", "timestamp must be milliseconds since 1970, an integer from 1")
     }
 
+    /// 400: a `tombstone` parameter that is not 0 or 1, or that contradicts the rest of the request.
+    pub(super) fn bad_tombstone(message: impl Into<String>) -> Self {
+        Self::bad_request("bad_tombstone", message)
+    }
+
     /// 400: invalid percent-encoding in a value; `parameter` is its name as the client sent it.
     pub(super) fn bad_encoding(parameter: &str) -> Self {
         Self::bad_request("bad_encoding", format!("invalid percent-encoding in the value of {parameter}"))
@@ -278,6 +283,7 @@ mod tests {
             (Failure::bad_acks(), 400, "bad_acks", false, None),
             (Failure::bad_partition(), 400, "bad_partition", false, None),
             (Failure::bad_timestamp(), 400, "bad_timestamp", false, None),
+            (Failure::bad_tombstone("why"), 400, "bad_tombstone", false, None),
             (Failure::bad_encoding("key"), 400, "bad_encoding", false, None),
             (Failure::repeated_parameter("key"), 400, "repeated_parameter", false, None),
             (Failure::bad_header("why"), 400, "bad_header", false, None),

@@ -62,6 +62,8 @@ struct AdmittedCommit {
     charge: Option<RateCharge>,
     partition: Option<PartitionId>,
     timestamp_ms: Option<i64>,
+    /// A `/commit` whose value is null and whose body must be empty.
+    is_tombstone: bool,
     headers: Vec<Header>,
 }
 
@@ -75,6 +77,10 @@ impl CommitHandler {
         access.map_or(Ok(()), |access| access.authorize(credential.as_deref(), &query.topic))?;
         let (format, headers) = match endpoint {
             Endpoint::Commit => (None, self.record_headers(head)?),
+            Endpoint::CommitBatch if query.is_tombstone => {
+                let message = "tombstone is for /commit only: put \"value\":null into the messages of the batch";
+                return Err(Failure::bad_tombstone(message));
+            }
             Endpoint::CommitBatch => (Some(BatchFormat::of(head)?), self.batch_trace(head)?),
         };
         if query.timestamp_ms.is_some() && !self.has_headers_and_timestamps {
@@ -91,6 +97,7 @@ impl CommitHandler {
             acks: query.acks,
             partition: query.partition,
             timestamp_ms: query.timestamp_ms,
+            is_tombstone: query.is_tombstone,
             headers,
         })
     }
@@ -143,14 +150,15 @@ impl CommitHandler {
     fn commit(&self, admitted: AdmittedCommit, request: Request, reply: Reply) {
         let started = Instant::now();
         let Request { mut head, body, lease, .. } = request;
-        let slot = match self.acquire_slot_for(&body) {
-            Ok(slot) => slot,
+        let AdmittedCommit { topic, key, acks, charge, partition, timestamp_ms, is_tombstone, headers, .. } = admitted;
+        let bytes = body.len();
+        let prepared = value_of(body, is_tombstone).and_then(|value| Ok((value, self.acquire_slots(1)?)));
+        let (value, slot) = match prepared {
+            Ok(prepared) => prepared,
             Err(failure) => return reply.send(self.refuse(&head, Some(Endpoint::Commit), &failure)),
         };
-        let AdmittedCommit { topic, key, acks, charge, partition, timestamp_ms, headers, .. } = admitted;
-        let bytes = body.len();
         let client = client_of(&head, charge, 1, bytes);
-        let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
+        let record = Record { topic: Arc::clone(&topic.name), partition, key, value, headers, timestamp_ms };
         let commit = Box::new(PendingCommit {
             reply,
             topic,
@@ -165,13 +173,6 @@ impl CommitHandler {
             outcome: None,
         });
         self.producers.append(record, acks, PendingMessage::Commit(commit));
-    }
-
-    fn acquire_slot_for(&self, body: &[u8]) -> Result<InFlightSlots, Failure> {
-        if body.is_empty() {
-            return Err(Failure::empty_body("empty body: the body is the message"));
-        }
-        self.acquire_slots(1)
     }
 
     /// Hands the messages of a request's body to the broker, in the order of the body.
@@ -208,6 +209,9 @@ impl CommitHandler {
     ) -> Result<(Vec<ParsedMessage>, InFlightSlots), Failure> {
         let messages = format.parse(&body, &self.batch_limits)?;
         drop(body);
+        if let Some(index) = messages.iter().position(|message| defaults.is_tombstone_without_key(message)) {
+            return Err(Failure::bad_batch(format.place(index), "a null value needs a key, which it deletes"));
+        }
         if !self.has_headers_and_timestamps && messages.iter().any(ParsedMessage::has_headers_or_timestamp) {
             return Err(Failure::unsupported());
         }
@@ -256,6 +260,21 @@ impl CommitHandler {
             failure.message
         );
         failure.response()
+    }
+}
+
+/// Returns the value of the message of a `/commit`; `None` is null. An empty body is refused unless the request says
+/// that it is meant: a consumer of a compacted topic takes a null for a deletion.
+fn value_of(body: Vec<u8>, is_tombstone: bool) -> Result<Option<Vec<u8>>, Failure> {
+    match (body.len(), is_tombstone) {
+        (0, true) => Ok(None),
+        (bytes, true) => {
+            Err(Failure::bad_tombstone(format!("tombstone=1 needs an empty body, this has {bytes} bytes")))
+        }
+        (0, false) => Err(Failure::empty_body(
+            "empty body: the body is the message; to delete a key from a compacted topic, use tombstone=1",
+        )),
+        (_, false) => Ok(Some(body)),
     }
 }
 

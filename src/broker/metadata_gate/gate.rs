@@ -58,7 +58,7 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
 
     fn start(&self, append: PendingAppend<C>, now: Instant) -> Result<(), FailedAppend<C>> {
         let limit = self.max_message_bytes;
-        if append.record.value.len() > limit {
+        if append.record.value_bytes() > limit {
             let reason = format!("larger than {limit} bytes (max_request_size_bytes)");
             return Err(refused(append, AppendFailure::TooLarge, reason));
         }

@@ -126,6 +126,16 @@ fn partition_timestamp_and_headers_go_into_the_record() {
 }
 
 #[test]
+fn a_tombstone_has_a_null_value() {
+    let fixture = fixture();
+    let (status, _) = fixture.answer("POST", "/commit?topic=t&key=k&tombstone=1", b"");
+    assert_eq!((status, fixture.answer("POST", "/commit?topic=t&key=k&tombstone=0", b"x").0), (200, 200));
+    let stored = fixture.messages().into_iter().map(|message| (message.key, message.value));
+    let key = || Some(b"k".to_vec());
+    assert_eq!(stored.collect::<Vec<_>>(), [(key(), None), (key(), Some(b"x".to_vec()))]);
+}
+
+#[test]
 fn each_invalid_request_has_its_error_code_and_stores_nothing() {
     let fixture = fixture();
     for (method, target, body, status, code) in [
@@ -136,6 +146,10 @@ fn each_invalid_request_has_its_error_code_and_stores_nothing() {
         ("POST", "/commit?topic=t&timestamp=x", "x", 400, "bad_timestamp"),
         ("POST", "/commit?topic=t&topic=t", "x", 400, "repeated_parameter"),
         ("POST", "/commit?topic=t", "", 400, "empty_body"),
+        ("POST", "/commit?topic=t&key=k&tombstone=0", "", 400, "empty_body"),
+        ("POST", "/commit?topic=t&key=k&tombstone=1", "x", 400, "bad_tombstone"),
+        ("POST", "/commit?topic=t&tombstone=1", "", 400, "bad_tombstone"),
+        ("POST", "/commit?topic=t&key=k&tombstone=yes", "", 400, "bad_tombstone"),
         ("POST", "/commit?topic=absent", "x", 404, "unknown_topic"),
         ("POST", "/Commit?topic=t", "x", 404, "unknown_path"),
         ("GET", "/", "", 404, "unknown_path"),
