@@ -98,6 +98,11 @@ impl Failure {
         Self::bad_request("empty_body", message)
     }
 
+    /// 400: a body that cannot be decoded as its `Content-Encoding` says.
+    pub(super) fn bad_coding(message: String) -> Self {
+        Self::bad_request("bad_coding", message)
+    }
+
     /// 400: `place` is the line, record or byte of a batch's body that cannot be parsed.
     pub(super) fn bad_batch(place: impl Display, problem: impl Display) -> Self {
         Self::bad_request("bad_batch", format!("{place}: {problem}"))
@@ -139,6 +144,11 @@ impl Failure {
         let message = "the Content-Type of a batch must be application/x-ndjson or application/octet-stream";
         Self::new(415, "unsupported_media_type", message, false)
             .with_header("Accept", "application/x-ndjson, application/octet-stream")
+    }
+
+    /// 415: a `Content-Encoding` that is not accepted; `accepted` lists the codings that are (RFC 9110 12.5.3).
+    pub(super) fn unsupported_coding(message: impl Into<String>, accepted: &'static str) -> Self {
+        Self::new(415, "unsupported_coding", message, false).with_header("Accept-Encoding", accepted)
     }
 
     /// 429: a request over the rate limit of its credential or its topic.
@@ -289,6 +299,14 @@ mod tests {
             (Failure::bad_header("why"), 400, "bad_header", false, None),
             (Failure::unsupported(), 400, "unsupported", false, None),
             (Failure::empty_body("why"), 400, "empty_body", false, None),
+            (Failure::bad_coding(text()), 400, "bad_coding", false, None),
+            (
+                Failure::unsupported_coding("why", "gzip"),
+                415,
+                "unsupported_coding",
+                false,
+                Some(("Accept-Encoding", "gzip")),
+            ),
             (Failure::bad_batch("line 1", "why"), 400, "bad_batch", false, None),
             (
                 Failure::unauthorized("why", "Bearer".into()),

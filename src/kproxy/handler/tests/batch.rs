@@ -1,5 +1,7 @@
 //! Tests of `/commit_batch` with a broker in memory.
 
+use std::io::Write;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -82,6 +84,36 @@ fn a_null_value_is_stored_as_null_with_its_own_or_the_default_key() {
     let stored = fixture.messages().into_iter().map(|message| (message.key.unwrap_or_default(), message.value));
     let expected = [(b"own".to_vec(), None), (b"k".to_vec(), None), (b"k".to_vec(), None)];
     assert_eq!(stored.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_compressed_batch_is_decoded_or_refused() {
+    let fixture = batch_fixture();
+    let gzip = |plain: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(plain.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let good = "{\"value\":\"a\"}\n{\"value\":\"b\"}\n";
+    let whole = gzip(good);
+    let of = |coding| ("Content-Encoding", coding);
+    for (coding, body, status, code) in [
+        ("gzip", whole.clone(), 200, None),
+        ("identity", good.as_bytes().to_vec(), 200, None),
+        ("bogus", whole.clone(), 415, Some("unsupported_coding")),
+        ("gzip, gzip", gzip(good), 415, Some("unsupported_coding")),
+        ("gzip", whole[..whole.len() - 3].to_vec(), 400, Some("bad_coding")),
+        ("gzip", gzip(&" ".repeat(1001)), 413, Some("too_large")),
+        ("gzip", gzip(""), 400, Some("empty_body")),
+        ("gzip", Vec::new(), 400, Some("empty_body")),
+        ("gzip", gzip(&format!("{good}{{")), 400, Some("bad_batch")),
+        ("identity", whole.clone(), 400, Some("bad_batch")),
+    ] {
+        let (seen, lines) = post(&fixture, "/commit_batch?topic=t", &[NDJSON, of(coding)], &body);
+        let error = code.map_or(Value::Null, Value::from);
+        assert_eq!((seen, &lines[0]["error"]), (status, &error), "{coding}: {lines:?}");
+    }
+    assert_eq!(fixture.messages().len(), 4);
 }
 
 #[test]
