@@ -42,6 +42,9 @@ pub type PartitionId = i32;
 /// Position of a message within its partition, from 0.
 pub type Offset = i64;
 
+/// Id of a topic (a UUID): a topic that is deleted and created again has another id.
+pub type TopicId = [u8; 16];
+
 /// Longest legal name of a topic in Kafka.
 const MAX_TOPIC_NAME_BYTES: usize = 249;
 

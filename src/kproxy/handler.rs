@@ -290,7 +290,7 @@ impl CommitHandler {
             truncated(&head.path),
             failure.status,
             failure.code,
-            ClientLabel { address: head.peer, credential: None },
+            ClientLabel { address: head.peer.clone(), credential: None },
             failure.message
         );
         failure.response()
@@ -328,7 +328,7 @@ fn value_of(body: Vec<u8>, is_tombstone: bool) -> Result<Option<Vec<u8>>, Failur
 /// Charges the actual number and size of a request's messages, and returns the client for log lines.
 fn client_of(head: &Head, charge: Option<RateCharge>, message_count: usize, bytes: usize) -> ClientLabel {
     let credential = charge.and_then(|charge| charge.finalize(message_count, bytes));
-    ClientLabel { address: head.peer, credential }
+    ClientLabel { address: head.peer.clone(), credential }
 }
 
 impl Handler for CommitHandler {

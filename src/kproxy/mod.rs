@@ -19,12 +19,12 @@
 //!
 //! The configuration and the cluster fix the number of threads:
 //!
-//! - `main`, `signals`, `watchdog`, `watch`, `http-accept`, and the readers;
+//! - `main`, `signals`, `watchdog`, `log`, `watch`, `http-accept`, and the readers;
 //! - for each of the `producer_num` producers `kafka-metadata`, `kafka-leaders` and `kafka-deadline`, and for each
 //!   broker and each acks level in use `kafka-BROKER-LEVEL`;
 //! - at most four threads that look up host names.
 //!
-//! That makes 19 threads with three brokers, all acks levels and the default configuration, under any load.
+//! That makes 20 threads with three brokers, all acks levels and the default configuration, under any load.
 
 mod access;
 mod answer;

@@ -8,6 +8,7 @@
 mod channels;
 mod filter;
 mod in_flight;
+mod offsets;
 mod partition;
 mod stop_phase;
 
@@ -18,8 +19,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{at, never, select};
 use log::{Level, info, warn};
 
-use super::fetcher::{FetchCommand, Fetched, OffsetGap};
-use super::group::{Generation, GroupCommand, GroupEvent};
+use super::fetcher::{FetchCommand, Fetched};
+use super::group::{Claim, Generation, GroupCommand, GroupEvent};
 use super::job::{Ack, Assignment, Job, JobEnd, WindowId};
 use super::worker_context::WorkerContext;
 use crate::broker::{Message, Offset, PartitionId};
@@ -141,7 +142,7 @@ impl Dispatcher {
 
     fn on_group(&mut self, event: GroupEvent) {
         match event {
-            GroupEvent::Gained { partition, generation, position } => self.gain(partition, generation, position),
+            GroupEvent::Gained(claim) => self.gain(&claim),
             GroupEvent::Releasing { partition, generation } => {
                 if self.is_current(partition, generation) {
                     self.begin_release(partition);
@@ -160,14 +161,16 @@ impl Dispatcher {
         self.partitions.get(&partition).is_some_and(|state| state.generation() == generation)
     }
 
-    fn gain(&mut self, partition: PartitionId, generation: Generation, position: Option<Offset>) {
+    fn gain(&mut self, claim: &Claim) {
+        let partition = claim.partition;
+        let position = claim.position.as_ref().map(|stored| stored.next);
         self.forget(partition);
         let window = self.new_window();
         let commit_point = self.context.metrics.commit_point(partition);
         if let Some(position) = position {
             commit_point.set(position);
         }
-        let state = ClaimedPartition::new(Assignment::new(partition, generation), window, commit_point);
+        let state = ClaimedPartition::new(Assignment::new(claim), window, commit_point);
         self.partitions.insert(partition, state);
         self.count_partitions();
         if self.phase == StopPhase::Working {
@@ -263,41 +266,8 @@ impl Dispatcher {
     fn on_fetched(&mut self, fetched: Fetched) {
         match fetched {
             Fetched::Messages(messages) => self.batch.extend(messages),
-            Fetched::StartsAt { window, partition, offset } => {
-                // Committed at once: after a restart before the first message, reading must start at the same offset.
-                if self.partitions.get(&partition).is_some_and(|state| state.window_id == window) {
-                    self.commit(partition, Some(offset));
-                }
-            }
+            Fetched::StartsAt { window, partition, offset } => self.on_start_offset(window, partition, offset),
             Fetched::OffsetGone(gap) => self.read_from_oldest(gap),
-        }
-    }
-
-    /// Continues reading at the oldest offset that Kafka keeps. If the oldest offset is not below the requested one,
-    /// the window stays: messages read before the gap are pushed, and the commit point skips the gap as it skips any
-    /// hole. If the oldest offset is lower, the topic was deleted and created again, so the partition gets a new
-    /// window.
-    fn read_from_oldest(&mut self, gap: OffsetGap) {
-        let OffsetGap { window, partition, offset, oldest, newest } = gap;
-        let fresh = self.new_window();
-        let is_reading = |state: &&mut ClaimedPartition| state.is_reading_for(window);
-        let Some(state) = self.partitions.get_mut(&partition).filter(is_reading) else { return };
-        let missed = oldest.saturating_sub(offset).max(0);
-        warn!(
-            "module [{}]: offset {offset} of {}/{partition} is out of range (Kafka keeps {oldest} to {newest}), \
-             {missed} messages were deleted before they were read; continuing at {oldest}",
-            self.context.config.name, self.context.config.topic
-        );
-        self.context.metrics.offset_gap.inc_by(missed.unsigned_abs());
-        if oldest < offset {
-            state.replace_window(fresh);
-            self.paused.remove(&partition);
-        }
-        let window = state.window_id;
-        self.command_fetch_loop(FetchCommand::Assign { partition, window, position: Some(oldest) });
-        if self.paused.contains(&partition) {
-            // `Assign` ended the pause in the fetch loop, so the partition is paused again.
-            self.command_fetch_loop(FetchCommand::Pause(partition));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::group::{Generation, Lease};
+use super::group::{Claim, Generation, TimedFence};
 use crate::broker::{Message, Offset, PartitionId};
 use crate::shutdown::Stop;
 
@@ -15,6 +15,10 @@ pub(super) struct Assignment {
     pub(super) partition: PartitionId,
     /// Number of this claim. Each claim of the partition has another number.
     pub(super) generation: Generation,
+    /// The time until which pushes of this claim may begin or continue.
+    pub(super) fence: Arc<TimedFence>,
+    /// Fencing token of the claim, see [`Claim::token`].
+    pub(super) token: u64,
     /// Triggered when the release of the partition begins: no job is retried.
     pub(super) ending: Stop,
     /// Triggered when the release takes too long, or when the claim has ended: no attempt begins.
@@ -23,8 +27,15 @@ pub(super) struct Assignment {
 
 impl Assignment {
     /// Creates a claim that has not ended. Its stops have no parent, so only the dispatcher ends it.
-    pub(super) fn new(partition: PartitionId, generation: Generation) -> Self {
-        Assignment { partition, generation, ending: Stop::new(), stop: Stop::new() }
+    pub(super) fn new(claim: &Claim) -> Self {
+        Assignment {
+            partition: claim.partition,
+            generation: claim.generation,
+            fence: Arc::clone(&claim.fence),
+            token: claim.token,
+            ending: Stop::new(),
+            stop: Stop::new(),
+        }
     }
 
     /// Ends the claim: takes both steps at once.
@@ -34,8 +45,8 @@ impl Assignment {
     }
 
     /// Whether an attempt may begin now.
-    pub(super) fn may_push(&self, lease: &Lease) -> bool {
-        !self.stop.is_triggered() && lease.is_valid(self.partition, self.generation)
+    pub(super) fn may_push(&self) -> bool {
+        !self.stop.is_triggered() && self.fence.is_valid()
     }
 }
 

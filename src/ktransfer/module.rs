@@ -142,7 +142,6 @@ impl Module {
         }
         let context = Arc::new(WorkerContext {
             pusher: Pusher::new(config, resolver),
-            lease: connectors.group.lease(),
             metrics: self.metrics.clone(),
             config: config.clone(),
         });

@@ -110,15 +110,17 @@ impl RequestBuilder {
         let mut request = Request::new(job.message.value.as_deref().unwrap_or_default());
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
-        *request.headers_mut() = self.headers(&job.message, attempt);
+        *request.headers_mut() = self.headers(job, attempt);
         Ok(request)
     }
 
-    fn headers(&self, message: &Message, attempt: u32) -> HeaderMap {
+    fn headers(&self, job: &Job, attempt: u32) -> HeaderMap {
+        let message = &job.message;
         let mut headers = self.common_headers.clone();
         headers.insert(HeaderName::from_static("x-kafka-partition"), message.from.partition.into());
         headers.insert(HeaderName::from_static("x-kafka-offset"), message.offset.into());
         headers.insert(HeaderName::from_static("x-kafka-attempt"), attempt.into());
+        headers.insert(HeaderName::from_static("x-kafka-claim"), job.assignment.token.into());
         if let Some(timestamp_ms) = message.timestamp_ms {
             headers.insert(HeaderName::from_static("x-kafka-timestamp"), timestamp_ms.into());
         }

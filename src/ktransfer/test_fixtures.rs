@@ -2,18 +2,19 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::client::BackendResolver;
 use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
-use super::group::{Fence, Generation};
+use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
 use super::policy::RetryPolicy;
 use super::push::Pusher;
 use super::template::UriTemplate;
 use super::worker_context::WorkerContext;
-use crate::broker::{Header, Message, PartitionId, TopicPartition};
+use crate::broker::{Header, Message, Offset, PartitionId, TopicPartition};
+use crate::clock::BootTime;
 use crate::metrics::Registry;
 
 /// Creates the configuration of a module that pushes to `servers`.
@@ -49,12 +50,14 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
     }
 }
 
-/// A lease that never ends.
-struct EndlessLease;
-
-impl Fence for EndlessLease {
-    fn valid_until(&self, _: PartitionId, _: Generation) -> Option<Instant> {
-        Some(Instant::now() + Duration::from_secs(60))
+/// Creates a claim whose fence is valid for a minute.
+pub(super) fn claim(partition: PartitionId, generation: u64, position: Option<Offset>) -> Claim {
+    Claim {
+        partition,
+        generation: Generation(generation),
+        fence: TimedFence::until(BootTime::now() + Duration::from_secs(60)),
+        token: generation,
+        position: position.map(StoredPosition::at),
     }
 }
 
@@ -62,7 +65,6 @@ impl Fence for EndlessLease {
 pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
     WorkerContext {
         pusher: Pusher::new(&config, BackendResolver::new(&config.backend_servers)),
-        lease: Arc::new(EndlessLease),
         metrics: Metrics::new(registry).of_module(&config.name, &config.topic),
         config,
     }
@@ -83,7 +85,7 @@ pub(super) const RECORD_HEADERS: &[(&str, Option<&[u8]>)] = &[
 pub(super) fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> Job {
     let header = |(name, value): &(&str, Option<&[u8]>)| Header { name: (*name).into(), value: value.map(Into::into) };
     Job {
-        assignment: Arc::new(Assignment::new(3, Generation(1))),
+        assignment: Arc::new(Assignment::new(&claim(3, 1, None))),
         window: WindowId(1),
         message: Message {
             from: TopicPartition { topic: "t".into(), partition: 3 },

@@ -82,7 +82,7 @@ impl Worker {
 
     fn push_until_done(&mut self, job: &Job) -> JobEnd {
         for attempt in 1.. {
-            while !job.assignment.may_push(&self.context.lease) {
+            while !job.assignment.may_push() {
                 if !job.assignment.stop.sleep(LEASE_CHECK_INTERVAL) {
                     return JobEnd::Abandoned;
                 }

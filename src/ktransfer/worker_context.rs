@@ -1,7 +1,6 @@
 //! The read-only state that the dispatcher and the workers of a module share.
 
 use super::config::ModuleConfig;
-use super::group::Lease;
 use super::metrics::ModuleMetrics;
 use super::push::Pusher;
 
@@ -11,8 +10,6 @@ pub(super) struct WorkerContext {
     pub(super) config: ModuleConfig,
     /// Sends the requests to the backends.
     pub(super) pusher: Pusher,
-    /// The lease that is checked before each push.
-    pub(super) lease: Lease,
     /// The module's metrics.
     pub(super) metrics: ModuleMetrics,
 }

@@ -24,6 +24,8 @@ mod daemon_options;
 mod endpoints;
 /// ktransfer: members of a group that are killed and paused.
 mod group;
+/// Files that hang: a log file that takes no bytes, and a pipe in the place of a file that is read.
+mod hanging_files;
 /// kproxy: thousands of hostile clients, and the memory, threads and time that they cost.
 mod hostile_clients;
 /// kproxy: an answer that is sent before the whole request, and a process without file descriptors.

@@ -3,8 +3,9 @@
 use super::*;
 use crate::broker::TopicPartition;
 use crate::ktransfer::config::ModuleConfig;
+use crate::ktransfer::fetcher::OffsetGap;
 use crate::ktransfer::group::mailbox;
-use crate::ktransfer::test_fixtures::{module_config, worker_context};
+use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
 use crate::metrics::Registry;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -34,8 +35,7 @@ fn rig(adapt: impl FnOnce(&mut ModuleConfig)) -> DispatcherRig {
 impl DispatcherRig {
     /// Sends `Gained` for partition 0; returns the window that its messages belong to.
     fn gain(&mut self, generation: u64) -> WindowId {
-        let generation = Generation(generation);
-        self.dispatcher.on_group(GroupEvent::Gained { partition: 0, generation, position: Some(0) });
+        self.dispatcher.on_group(GroupEvent::Gained(claim(0, generation, Some(0))));
         self.last_assigned().0
     }
 

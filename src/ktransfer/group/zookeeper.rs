@@ -25,11 +25,11 @@ use crossbeam_channel::{Sender, select};
 use log::{info, warn};
 
 use super::claim::Claimant;
-use super::lease::KeeperFence;
 use super::mailbox::PendingCommands;
 use super::member::MemberIds;
-use super::{Generation, Group, GroupEvent, Lease, Mailbox};
+use super::{Generation, Group, GroupEvent, Mailbox, TimedFence};
 use crate::broker::{Offset, PartitionId};
+use crate::clock::BootTime;
 use crate::keeper::{Epoch, KeeperError, SharedKeeper};
 
 /// Pause before the same warning is logged again.
@@ -52,7 +52,6 @@ pub struct ZookeeperGroupConfig {
 pub struct ZookeeperGroup {
     config: ZookeeperGroupConfig,
     keeper: SharedKeeper,
-    fence: Arc<KeeperFence>,
     member_ids: MemberIds,
     member: Option<Member>,
     /// Ids of this member in ended sessions, and when each session ended. Nodes with these ids that ZooKeeper created
@@ -86,6 +85,7 @@ struct Member {
 /// A partition that this member has claimed.
 struct HeldPartition {
     generation: Generation,
+    fence: Arc<TimedFence>,
     /// Version of the offset node after the latest write of this member.
     version: i32,
     /// The offset that the offset node contains; `None` if none is stored.
@@ -111,11 +111,9 @@ type RoundResult = Result<(), String>;
 impl ZookeeperGroup {
     /// Creates a member that has not joined the group yet; [`Group::run`] joins it.
     pub fn new(config: ZookeeperGroupConfig, keeper: SharedKeeper) -> ZookeeperGroup {
-        let fence = Arc::new(KeeperFence::new(Arc::clone(&keeper)));
         ZookeeperGroup {
             config,
             keeper,
-            fence,
             member_ids: MemberIds::new(),
             member: None,
             former_ids: VecDeque::new(),
@@ -149,8 +147,30 @@ impl ZookeeperGroup {
             held.committed = next.or(held.committed);
             if is_release {
                 held.stage = ClaimStage::Released;
-                self.fence.revoke(*partition);
+                held.fence.end();
             }
+        }
+    }
+
+    /// Returns the end of the lease of all claims that were made in session `epoch`; `None` if this is no longer the
+    /// current session. A lease is valid for five sixths of the session timeout after the latest request that confirmed
+    /// the session. The last sixth is a margin, since clocks and threads are never exactly on time.
+    fn lease_end(&self, epoch: Epoch) -> Option<BootTime> {
+        // The server restarts the session timeout when it receives a request, so never before the request was sent. The
+        // confirmation is read before the epoch, so it cannot belong to a later session than the epoch compared below.
+        let confirmed = self.keeper.last_confirmed()?;
+        if self.keeper.epoch() != epoch {
+            return None;
+        }
+        let session_timeout = self.keeper.session_timeout();
+        Some(BootTime::now() - confirmed.elapsed() + (session_timeout - session_timeout / 6))
+    }
+
+    /// Extends the leases of all claims of the current session.
+    fn extend_leases(&self) {
+        let Some(until) = self.member.as_ref().and_then(|member| self.lease_end(member.epoch)) else { return };
+        for held in self.held.values() {
+            held.fence.extend(until);
         }
     }
 
@@ -173,9 +193,9 @@ impl ZookeeperGroup {
         let pause = self.keeper.session_timeout() / 12;
         self.apply(&commands.take());
         self.assigned.clear();
-        for (partition, held) in &mut self.held {
+        for held in self.held.values_mut() {
             held.stage = ClaimStage::Released;
-            self.fence.revoke(*partition);
+            held.fence.end();
         }
         loop {
             if self.member.as_ref().is_none_or(|member| member.epoch != self.keeper.epoch()) {
@@ -218,15 +238,12 @@ fn to_reason(error: KeeperError) -> String {
 }
 
 impl Group for ZookeeperGroup {
-    fn lease(&self) -> Lease {
-        Arc::clone(&self.fence) as Lease
-    }
-
     fn run(mut self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>) {
         let poll = (self.keeper.session_timeout() / 6).clamp(Duration::from_millis(200), Duration::from_secs(1));
         let mut next_poll = Instant::now();
         let mut next_store = Instant::now() + self.config.offset_update_interval;
         loop {
+            self.extend_leases();
             let pending = commands.take();
             self.apply(&pending);
             if pending.leave {

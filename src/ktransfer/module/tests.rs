@@ -12,10 +12,11 @@ use crossbeam_channel::{Receiver, Sender, never, select, tick};
 use crate::admin::Health;
 use crate::broker::in_memory::MemoryBroker;
 use crate::broker::{Offset, PartitionId, TopicPartition};
-use crate::ktransfer::group::{Fence, Generation, GroupEvent, Lease, Mailbox};
+use crate::clock::BootTime;
+use crate::ktransfer::group::{Claim, Generation, GroupEvent, Mailbox, TimedFence};
 use crate::ktransfer::metrics::Metrics;
 use crate::ktransfer::test_backend::{ReceivedRequest, TestBackend, wait_until};
-use crate::ktransfer::test_fixtures::module_config;
+use crate::ktransfer::test_fixtures::{claim, module_config};
 use crate::metrics::Registry;
 
 /// The commands that the group received from the dispatcher.
@@ -24,14 +25,6 @@ struct GroupRecord {
     commits: Mutex<BTreeMap<PartitionId, Offset>>,
     releases: Mutex<Vec<(PartitionId, Option<Offset>)>>,
     left: AtomicBool,
-    lease_is_valid: AtomicBool,
-}
-
-impl Fence for GroupRecord {
-    fn valid_until(&self, _: PartitionId, _: Generation) -> Option<Instant> {
-        let is_valid = self.lease_is_valid.load(Ordering::SeqCst);
-        Some(Instant::now() + Duration::from_secs(u64::from(is_valid)))
-    }
 }
 
 /// A group that sends the events of the test to the dispatcher and records the dispatcher's commands.
@@ -41,10 +34,6 @@ struct ScriptedGroup {
 }
 
 impl Group for ScriptedGroup {
-    fn lease(&self) -> Lease {
-        Arc::clone(&self.record) as Lease
-    }
-
     fn run(self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>) {
         let ticks = tick(Duration::from_millis(5));
         loop {
@@ -89,7 +78,6 @@ impl ModuleRig {
         let broker = MemoryBroker::new();
         broker.create_topic("t", partitions);
         let record = Arc::<GroupRecord>::default();
-        record.lease_is_valid.store(true, Ordering::SeqCst);
         let (script, script_receiver) = bounded(100);
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).of_module(&config.name, &config.topic);
@@ -125,8 +113,8 @@ impl ModuleRig {
     }
 
     fn gain(&self, partition: PartitionId, generation: u64, position: Option<Offset>) {
-        let generation = Generation(generation);
-        self.script.send(GroupEvent::Gained { partition, generation, position }).unwrap();
+        let claim = claim(partition, generation, position);
+        self.script.send(GroupEvent::Gained(claim)).unwrap();
     }
 
     fn commit_point(&self, partition: PartitionId) -> Option<Offset> {
@@ -380,12 +368,12 @@ fn after_a_hand_over_abandons_a_message_no_later_message_of_its_key_is_pushed() 
 #[test]
 fn no_push_begins_for_a_lost_partition_or_without_a_lease() {
     let rig = ModuleRig::start(1, |_| {}, |_| 500);
-    rig.record.lease_is_valid.store(false, Ordering::SeqCst);
     rig.broker.put("t", 0, Some(b"k"), b"x");
-    rig.gain(0, 1, Some(0));
+    let fence = TimedFence::until(BootTime::now());
+    rig.script.send(GroupEvent::Gained(Claim { fence: Arc::clone(&fence), ..claim(0, 1, Some(0)) })).unwrap();
     wait_until("the message is sent to a worker", || rig.metrics().contains("ktransfer_window_in_use{module=\"m\"} 1"));
     assert!(rig.backend.received().is_empty(), "pushed without a lease");
-    rig.record.lease_is_valid.store(true, Ordering::SeqCst);
+    fence.extend(BootTime::now() + Duration::from_secs(60));
     wait_until("the message is pushed twice", || 1 < rig.backend.received().len());
     rig.script.send(GroupEvent::Lost { partition: 0, generation: Generation(1) }).unwrap();
     wait_until("the message is abandoned", || rig.metrics().contains("ktransfer_window_in_use{module=\"m\"} 0"));
@@ -503,10 +491,6 @@ fn abort_at_the_stop(max_retry_times: Option<u32>) {
 fn a_module_whose_group_fails_is_not_restarted() {
     struct FailingGroup;
     impl Group for FailingGroup {
-        fn lease(&self) -> Lease {
-            Arc::<GroupRecord>::default()
-        }
-
         fn run(self: Box<Self>, _: Mailbox, _: Sender<GroupEvent>) {
             panic!("on behalf of the test");
         }

@@ -37,6 +37,7 @@ fn a_request_has_the_headers_of_message_module_and_configuration() {
         ("x-kafka-partition", &["3"]),
         ("x-kafka-offset", &["42"]),
         ("x-kafka-attempt", &["2"]),
+        ("x-kafka-claim", &["1"]),
         ("x-kafka-timestamp", &["1700000000123"]),
         ("x-kafka-key", &["k%2F%FF"]),
         ("idempotency-key", &["m/t/3/42"]),
@@ -49,7 +50,7 @@ fn a_request_has_the_headers_of_message_module_and_configuration() {
         let found: Vec<_> = request.headers().get_all(name).iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(found, values.iter().map(|value| value.as_bytes()).collect::<Vec<_>>(), "{name}");
     }
-    assert_eq!(request.headers().len(), 13, "a header that was not expected: {:?}", request.headers());
+    assert_eq!(request.headers().len(), 14, "a header that was not expected: {:?}", request.headers());
 }
 
 #[test]

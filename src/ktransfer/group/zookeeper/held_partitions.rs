@@ -1,15 +1,17 @@
 //! Claims and releases partitions until the held partitions are the assigned ones, and stores their offsets.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use log::warn;
 
 use super::{ClaimStage, HeldPartition, RoundResult, ZookeeperGroup, to_reason};
 use crate::broker::PartitionId;
+use crate::clock::BootTime;
 use crate::keeper::{KeeperError, paths};
 use crate::ktransfer::group::claim::{ClaimOutcome, StoreOutcome};
-use crate::ktransfer::group::{Generation, GroupEvent};
+use crate::ktransfer::group::{Claim, Generation, GroupEvent, StoredPosition, TimedFence};
 
 impl ZookeeperGroup {
     /// Starts to release held partitions that are not assigned, and claims assigned partitions that are not held.
@@ -75,12 +77,19 @@ impl ZookeeperGroup {
             ClaimOutcome::Claimed { version, position } => {
                 self.last_generation += 1;
                 let generation = Generation(self.last_generation);
-                let held =
-                    HeldPartition { generation, version, stored: position, committed: None, stage: ClaimStage::Active };
+                let fence = TimedFence::until(self.lease_end(epoch).unwrap_or_else(BootTime::now));
+                let (stage, claim_fence) = (ClaimStage::Active, Arc::clone(&fence));
+                let held = HeldPartition { generation, fence, version, stored: position, committed: None, stage };
                 self.held.insert(partition, held);
                 self.stray_claims.remove(&partition);
-                self.fence.grant(partition, generation, epoch);
-                self.pending_events.push_back(GroupEvent::Gained { partition, generation, position });
+                self.pending_events.push_back(GroupEvent::Gained(Claim {
+                    partition,
+                    generation,
+                    fence: claim_fence,
+                    // A claim writes the offset node, so every claim of the partition has a higher version.
+                    token: u64::try_from(version).unwrap_or(0),
+                    position: position.map(StoredPosition::at),
+                }));
                 Ok(true)
             }
             ClaimOutcome::OwnedBy(owner) => {
@@ -162,12 +171,11 @@ impl ZookeeperGroup {
 
     /// Ends a claim that was lost and queues the event `Lost`. The owner node of the claim may still exist.
     pub(super) fn end_claim(&mut self, partition: PartitionId) {
-        self.fence.revoke(partition);
         self.stray_claims.insert(partition);
-        if let Some(held) = self.held.remove(&partition)
-            // After it has sent `Release`, the dispatcher does not know this generation any more.
-            && held.stage != ClaimStage::Released
-        {
+        let Some(held) = self.held.remove(&partition) else { return };
+        held.fence.end();
+        // After it has sent `Release`, the dispatcher does not know this generation any more.
+        if held.stage != ClaimStage::Released {
             self.pending_events.push_back(GroupEvent::Lost { partition, generation: held.generation });
         }
     }

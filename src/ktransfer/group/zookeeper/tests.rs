@@ -4,8 +4,10 @@ use super::*;
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, Lifetime, Node};
-use crate::ktransfer::group::{CommandSender, GroupCommand, mailbox};
+use crate::ktransfer::group::{Claim, CommandSender, GroupCommand, mailbox};
 use crossbeam_channel::{Receiver, bounded};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::thread::JoinHandle;
 
 /// Session timeout of the members. A member polls at a sixth of this timeout, which is 200 ms.
@@ -25,7 +27,8 @@ fn create_topic(keeper: &dyn Keeper, leaders: &[i32]) {
 /// A running member. The test acts as its dispatcher.
 struct RunningMember {
     keeper: Arc<InMemoryKeeper>,
-    lease: Lease,
+    /// The fences of all claims that [`Self::gains`] received.
+    fences: RefCell<HashMap<(PartitionId, Generation), Arc<TimedFence>>>,
     commands: CommandSender,
     events: Receiver<GroupEvent>,
     thread: JoinHandle<()>,
@@ -40,12 +43,11 @@ impl RunningMember {
         let keeper = ensemble.connect(SESSION);
         let config = ZookeeperGroupConfig { group: "g".into(), topic: "t".into(), offset_update_interval };
         let group = Box::new(ZookeeperGroup::new(config, Arc::clone(&keeper) as SharedKeeper));
-        let lease = group.lease();
         let (commands, mailbox) = mailbox();
         // The smallest bound, so that the tests show that the group continues while the dispatcher does not receive.
         let (sender, events) = bounded(1);
         let thread = std::thread::spawn(move || group.run(mailbox, sender));
-        RunningMember { keeper, lease, commands, events, thread }
+        RunningMember { keeper, fences: RefCell::default(), commands, events, thread }
     }
 
     fn next(&self) -> GroupEvent {
@@ -56,15 +58,20 @@ impl RunningMember {
         let mut gained = BTreeMap::new();
         while gained.len() < expected.len() {
             match self.next() {
-                GroupEvent::Gained { partition, generation, position } => {
-                    assert!(self.lease.is_valid(partition, generation));
-                    gained.insert(partition, (generation, position));
+                GroupEvent::Gained(Claim { partition, generation, fence, position, .. }) => {
+                    assert!(fence.is_valid());
+                    self.fences.borrow_mut().insert((partition, generation), fence);
+                    gained.insert(partition, (generation, position.map(|stored| stored.next)));
                 }
                 other => panic!("{other:?} while waiting for {expected:?}"),
             }
         }
         assert_eq!(gained.keys().copied().collect::<Vec<_>>(), expected);
         gained
+    }
+
+    fn lease_is_valid(&self, partition: PartitionId, generation: Generation) -> bool {
+        self.fences.borrow()[&(partition, generation)].is_valid()
     }
 
     fn read(&self, path: &str) -> Option<Node> {
@@ -105,7 +112,7 @@ fn a_single_member_gains_all_partitions_and_after_its_leave_only_offset_nodes_re
     one.commands.send(GroupCommand::Release { partition: 0, generation, next });
     one.commands.send(GroupCommand::Leave);
     one.thread.join().unwrap();
-    assert!(!one.lease.is_valid(0, generation) && !one.lease.is_valid(1, gained[&1].0));
+    assert!(one.fences.borrow().values().all(|fence| !fence.is_valid()));
     assert_eq!(observer.children("/consumers/g/owners/t"), Ok(vec![]));
     assert_eq!(observer.children("/consumers/g/ids"), Ok(vec![]));
     for (partition, text) in [(0, "7"), (1, "51"), (2, "-1")] {
@@ -141,7 +148,7 @@ fn a_second_member_gains_its_partitions_only_after_their_release() {
         .collect();
     releasing.sort_unstable();
     assert!(two.events.is_empty(), "nothing is released yet");
-    assert!(one.lease.is_valid(releasing[0].0, gained[&releasing[0].0].0), "the lease is valid until the release");
+    assert!(one.lease_is_valid(releasing[0].0, gained[&releasing[0].0].0), "the lease is valid until the release");
     for (partition, generation) in &releasing {
         one.commands.send(GroupCommand::Release { partition: *partition, generation: *generation, next: Some(10) });
     }
@@ -168,7 +175,7 @@ fn a_lost_session_ends_all_claims_and_the_next_session_gains_them_again() {
     lost.sort_by_key(|event| format!("{event:?}"));
     let expected = |partition| GroupEvent::Lost { partition, generation: first[&partition].0 };
     assert_eq!(lost, [expected(0), expected(1)]);
-    assert!(!one.lease.is_valid(0, first[&0].0));
+    assert!(!one.lease_is_valid(0, first[&0].0));
     let again = one.gains(&[0, 1]);
     assert_eq!(again[&0].1, Some(5));
     assert!(again[&0].0 > first[&1].0);
@@ -189,7 +196,7 @@ fn an_unreachable_member_is_fenced() {
     paused.keeper.set_reachable(false);
     paused.commands.send(GroupCommand::Commit { partition: 0, generation: old, next: 3 });
     let deadline = Instant::now() + PATIENCE;
-    while paused.lease.is_valid(0, old) {
+    while paused.lease_is_valid(0, old) {
         assert!(Instant::now() < deadline, "the lease must expire");
         std::thread::yield_now();
     }
