@@ -125,7 +125,7 @@ fn a_damaged_body_is_refused_with_its_coding_and_place() {
         (Coding::Zstd, cut(zstd(plain), 1), "the zstd body is truncated or corrupt, at byte "),
         (Coding::Zstd, more(zstd(plain)), "the zstd body is "),
         (Coding::Zstd, checked.to_vec(), "the zstd body is corrupt (wrong checksum), at byte 14 of 14"),
-        (Coding::Zstd, large_window.to_vec(), "the zstd body is corrupt (window_size is too big"),
+        (Coding::Zstd, large_window.to_vec(), "the zstd body is corrupt (Specified window_size is too big"),
         (Coding::Zstd, b"\x50\x2a\x4d\x18\x05\0\0\0abcd".to_vec(), "the zstd body is truncated, at byte "),
     ] {
         let failure = decode(coding, &body).expect_err(start);
