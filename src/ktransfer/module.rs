@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
+use super::backend_client::{BackendResolver, HttpClient};
 use super::config::ModuleConfig;
 use super::dispatcher::{Channels, Dispatcher, JobQueues};
 use super::fetcher::{FetchLoop, QUEUED_BATCHES};
 use super::group::{Group, mailbox};
-use super::backend_client::{BackendResolver, HttpClient};
 use super::metrics::ModuleMetrics;
 use super::worker::Worker;
 use super::worker_context::WorkerContext;

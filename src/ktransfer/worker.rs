@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 use log::{Level, info};
 
+use super::backend_client::{PushEnd, Pusher};
 use super::backends::BackendRotation;
 use super::give_up::{GiveUpReason, LastAttempt, give_up};
 use super::group::Generation;
-use super::backend_client::{PushEnd, Pusher};
 use super::job::{Ack, Assignment, Job, JobEnd};
 use super::policy::{AttemptOutcome, NextStep};
 use super::worker_context::WorkerContext;

@@ -1,7 +1,7 @@
 //! The read-only state that the dispatcher and the workers of a module share.
 
-use super::config::ModuleConfig;
 use super::backend_client::HttpClient;
+use super::config::ModuleConfig;
 use super::metrics::ModuleMetrics;
 
 /// What a worker needs besides its queues. Each start of a module creates a new context.
