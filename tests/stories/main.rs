@@ -38,6 +38,8 @@ mod keeper;
 mod kmonitor_delay;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
+/// ktransfer: topics that grow, are created again, lose messages or have transactions.
+mod ktransfer_offsets;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.
 mod ktransfer_outage;
 /// ktransfer: message filter, retries, order per key, hand-over.
@@ -50,6 +52,8 @@ mod order;
 mod path;
 /// kproxy: thousands of messages that the brokers refuse, beside other traffic.
 mod refusals;
+/// ktransfer: random faults, of which `make soak` runs more.
+mod soak;
 /// kproxy: the number of its threads.
 mod threads;
 /// kproxy: HTTPS.

@@ -33,8 +33,10 @@ pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod secured;
 pub(crate) mod server_process;
+pub(crate) mod testbed;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+pub(crate) mod transactions;
 pub(crate) mod wait;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
