@@ -71,10 +71,10 @@
 //!
 //! # What is deliberately absent
 //!
-//! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and four files of
-//! [`ktransfer`] (`request`, `push`, `client`, `socket`). The three daemons never import one another. Decisions
-//! (window, template, method, assignment, delay, partitioner, request parser, status table) are pure functions, tested
-//! with tables of inputs and results; IO is at the edges.
+//! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and the module
+//! `backend_client` of [`ktransfer`]. The three daemons never import one another. Decisions (window, template, method,
+//! assignment, delay, partitioner, request parser, status table) are pure functions, tested with tables of inputs and
+//! results; IO is at the edges.
 //!
 //! # Reading order
 //!

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_yaml::Value;
 
+use super::backend_client::{check_header, check_server};
 use super::policy::RetryPolicy;
-use super::request::{check_header, check_server};
 use super::template::UriTemplate;
 use crate::broker::{self, Engine, KafkaSettings, Role};
 use crate::config::{Problems, Section};
@@ -23,6 +23,8 @@ use crate::logging::LogConfig;
 const MAX_DURATION_MS: u64 = 86_400_000;
 /// Default of `max_retry_interval_ms`; if `fail_retry_interval_ms` is longer, that is the default.
 const DEFAULT_MAX_PAUSE_MS: u64 = 10_000;
+/// Default of `conn_timeout_ms`: time for three attempts of TCP, after 0, 1 and 3 s.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The configuration of ktransfer.
 #[derive(Clone)]
@@ -103,11 +105,12 @@ pub(super) struct ProtocolConfig {
     pub(super) uri: UriTemplate,
     /// `headers`: names and values, checked.
     pub(super) headers: Vec<(String, String)>,
-    /// `conn_timeout_ms`; `None` means the timeout of the operating system.
+    /// `conn_timeout_ms`: time limit for connecting; `None` means the limit of the operating system.
     pub(super) connect_timeout: Option<Duration>,
-    /// `write_timeout_ms`: time limit for sending a request; `None` means no limit.
+    /// `write_timeout_ms`: time limit for sending a request, head and body; `None` means no limit.
     pub(super) write_timeout: Option<Duration>,
-    /// `read_timeout_ms`: time limit from the end of the request to the end of the answer; `None` means no limit.
+    /// `read_timeout_ms`: time limit from the end of the request to the end of the response's head; `None` means no
+    /// limit.
     pub(super) read_timeout: Option<Duration>,
 }
 
@@ -236,7 +239,11 @@ fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolCon
         None
     };
     let headers = headers(&mut section, problems);
-    let connect_timeout = section.optional_millis("conn_timeout_ms", MAX_DURATION_MS, problems);
+    // 0 is no limit, as in the original. Left out, it has a default: else each worker would wait for two minutes in turn
+    // for a backend that does not answer.
+    let is_given = section.has("conn_timeout_ms");
+    let given = section.optional_millis("conn_timeout_ms", MAX_DURATION_MS, problems);
+    let connect_timeout = if is_given { given } else { Some(DEFAULT_CONNECT_TIMEOUT) };
     let write_timeout = section.optional_millis("write_timeout_ms", MAX_DURATION_MS, problems);
     let read_timeout = section.optional_millis("read_timeout_ms", MAX_DURATION_MS, problems);
     section.finish(problems);

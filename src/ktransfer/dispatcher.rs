@@ -246,6 +246,7 @@ impl Dispatcher {
     fn forget(&mut self, partition: PartitionId) {
         let Some(state) = self.partitions.remove(&partition) else { return };
         state.assignment.end();
+        self.context.http_client.cut(partition, state.generation());
         self.paused.remove(&partition);
         self.context.metrics.forget_commit_point(partition);
         self.count_partitions();
@@ -398,7 +399,7 @@ impl Dispatcher {
                     self.context.config.name,
                     self.in_flight.jobs()
                 );
-                self.context.pusher.abort();
+                self.context.http_client.close();
                 self.phase = StopPhase::Aborted { until: now + self.grace / 8 };
             }
             StopPhase::Aborted { until } if until <= now => self.release_all_now(),
@@ -414,7 +415,7 @@ impl Drop for Dispatcher {
         for state in self.partitions.values() {
             state.assignment.end();
         }
-        self.context.pusher.abort();
+        self.context.http_client.close();
     }
 }
 

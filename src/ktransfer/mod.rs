@@ -26,13 +26,13 @@
 //! ZooKeeper) and, with `admin_port`, `admin-accept` and `admin-0`.
 //!
 //! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
-//! windows), `window`, `group`, `fetcher`, `worker`, `request` and `push` (an attempt), `policy` (retries), `give_up`.
+//! windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `policy` (retries), `give_up`.
 //!
 //! Invariant: a message is done only when a backend answered 2xx, when the method of the message is not configured, or
 //! when the message was given up.
 
+mod backend_client;
 mod backends;
-mod client;
 mod config;
 mod dispatcher;
 mod fetcher;
@@ -43,9 +43,6 @@ mod method;
 mod metrics;
 mod module;
 mod policy;
-mod push;
-mod request;
-mod socket;
 mod template;
 #[cfg(test)]
 mod test_backend;

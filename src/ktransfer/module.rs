@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
-use super::client::BackendResolver;
+use super::backend_client::{BackendResolver, HttpClient};
 use super::config::ModuleConfig;
 use super::dispatcher::{Channels, Dispatcher, JobQueues};
 use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, StartOffsets, StartRequests};
 use super::group::{Group, mailbox};
 use super::metrics::ModuleMetrics;
-use super::push::Pusher;
 use super::worker::Worker;
 use super::worker_context::WorkerContext;
 use crate::admin::Component;
@@ -141,7 +140,7 @@ impl Module {
             threads.spawn(format!("names@{name}"), move || resolver.run(&stop));
         }
         let context = Arc::new(WorkerContext {
-            pusher: Pusher::new(config, resolver),
+            http_client: HttpClient::new(config, resolver),
             metrics: self.metrics.clone(),
             config: config.clone(),
         });

@@ -4,13 +4,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::client::BackendResolver;
+use super::backend_client::{BackendResolver, HttpClient};
 use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
 use super::policy::RetryPolicy;
-use super::push::Pusher;
 use super::template::UriTemplate;
 use super::worker_context::WorkerContext;
 use crate::broker::{Header, Message, Offset, PartitionId, TopicPartition};
@@ -64,7 +63,7 @@ pub(super) fn claim(partition: PartitionId, generation: u64, position: Option<Of
 /// Creates the worker context of a module with this `config`. Its metrics are in `registry`.
 pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
     WorkerContext {
-        pusher: Pusher::new(&config, BackendResolver::new(&config.backend_servers)),
+        http_client: HttpClient::new(&config, BackendResolver::new(&config.backend_servers)),
         metrics: Metrics::new(registry).of_module(&config.name, &config.topic),
         config,
     }

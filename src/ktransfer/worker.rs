@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 use log::{Level, info};
 
+use super::backend_client::{PushEnd, Pusher};
 use super::backends::BackendRotation;
 use super::give_up::{GiveUpReason, LastAttempt, give_up};
 use super::group::Generation;
@@ -30,6 +31,7 @@ const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 pub(super) struct Worker {
     number: usize,
     context: Arc<WorkerContext>,
+    pusher: Pusher,
     rotation: BackendRotation,
     random: Random,
     /// Claims of which this worker abandoned a job. Later jobs of such a claim may have the key of the abandoned job,
@@ -42,6 +44,7 @@ impl Worker {
     pub(super) fn new(number: usize, context: Arc<WorkerContext>) -> Self {
         Worker {
             number,
+            pusher: context.http_client.pusher(number),
             context,
             rotation: BackendRotation::starting_at(number),
             random: Random::new(),
@@ -81,21 +84,24 @@ impl Worker {
     }
 
     fn push_until_done(&mut self, job: &Job) -> JobEnd {
-        for attempt in 1.. {
+        let mut attempt = 1;
+        loop {
             while !job.assignment.may_push() {
                 if !job.assignment.stop.sleep(LEASE_CHECK_INTERVAL) {
                     return JobEnd::Abandoned;
                 }
             }
             let server = self.rotation.next(&self.context.config.backend_servers);
-            let url = self.context.pusher.url(job, server);
+            let url = self.pusher.url(job, server);
             let began = Instant::now();
-            let outcome = self.context.pusher.push(job, &url, attempt);
-            let took = began.elapsed();
-            if matches!(outcome, AttemptOutcome::Failed { .. }) && self.context.pusher.is_aborted() {
+            let outcome = match self.pusher.push(job, &url, attempt) {
+                PushEnd::Attempted(outcome) => outcome,
                 // The module's stop ended the request. The message is not done, even if this was its last attempt.
-                return JobEnd::Abandoned;
-            }
+                PushEnd::NotBegun | PushEnd::Aborted if self.pusher.is_closed() => return JobEnd::Abandoned,
+                // The claim was not held for a time, or has ended: nothing that the backend did.
+                PushEnd::NotBegun | PushEnd::Aborted => continue,
+            };
+            let took = began.elapsed();
             let next = self.context.config.retry.next(attempt, &outcome, self.random.next());
             self.count(&outcome, next, took);
             let (module, number) = (&self.context.config.name, self.number);
@@ -114,6 +120,8 @@ impl Worker {
                     if !job.assignment.ending.sleep(pause) {
                         return JobEnd::Abandoned;
                     }
+                    // More than 2^32 attempts would take years.
+                    attempt = attempt.saturating_add(1);
                 }
                 NextStep::GiveUp => {
                     let last = LastAttempt { number: attempt, outcome: &outcome, url: &url, took };
@@ -123,8 +131,6 @@ impl Worker {
                 }
             }
         }
-        // Reached only after 2^32 attempts, which take years.
-        JobEnd::Abandoned
     }
 
     /// Counts an attempt, and counts the message if it is delivered. [`give_up`] counts a message that is given up.

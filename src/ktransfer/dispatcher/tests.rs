@@ -119,7 +119,7 @@ fn a_dispatcher_that_panics_ends_all_pushes() {
     // A panic of the dispatcher's thread drops the dispatcher too.
     drop(rig.dispatcher);
     assert!(job.assignment.stop.is_triggered() && job.assignment.ending.is_triggered());
-    assert!(rig.context.pusher.is_aborted());
+    assert!(rig.context.http_client.pusher(0).is_closed());
 }
 
 #[test]
