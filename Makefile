@@ -1,6 +1,8 @@
 # make            release build; leaves kproxy_bin, ktransfer_bin and kmonitor_bin here
 # make demo       run the three daemons with a Kafka of their own, until Ctrl-C or for DEMO_SECONDS=30 seconds
 # make test       unit tests and stories on a real Kafka and ZooKeeper
+# make soak       ktransfer under random faults on a real Kafka and ZooKeeper (SOAK_SECONDS=3600 SEED=1); the seed selects
+#                 the faults, and a run that fails prints them
 # make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096"), then ktransfer;
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
 #                 ENGINES=1 measures the Kafka clients without HTTP
@@ -18,12 +20,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: all demo test bench bench-ktransfer fuzz check pure install clean tools build-tools
+.PHONY: all demo test soak bench bench-ktransfer fuzz check pure install clean tools build-tools
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 SECONDS_EACH ?= 10
+SOAK_SECONDS ?= 3600
+SEED ?= 1
 CONNECTIONS ?= 8 64 512 4096
 MESSAGES ?= 200000
 WORKERS ?= 16 32 100 500
@@ -41,6 +45,9 @@ demo: tools all
 
 test: tools
 	$(CARGO) test --release --locked
+
+soak: tools
+	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) $(CARGO) test --release --locked --test stories soak:: -- --nocapture
 
 bench: tools
 	@.ci/tools bench

@@ -29,6 +29,7 @@ mod metadata_gate;
 mod native;
 pub mod partitioner;
 mod settings;
+mod topic_rules;
 mod topics;
 
 use std::fmt;
@@ -160,8 +161,20 @@ pub enum AppendFailure {
     Unreachable,
     /// No acknowledgement came before the deadline.
     TimedOut,
-    /// The broker refused the message; the reason quotes the broker's error.
+    /// The message breaks a rule of its topic: no key where the topic is compacted, a timestamp outside of the range of
+    /// the topic, or what a policy of the brokers forbids. The reason quotes the error of Kafka.
+    Invalid,
+    /// The daemon may not write to the topic; the reason quotes the error of Kafka.
+    NotAuthorized,
+    /// The broker refused the request for a reason that lies neither in the message nor in a missing right: a setting of
+    /// the daemon or of the brokers. The reason quotes the error of Kafka.
     Refused,
+    /// A quota of the brokers leaves no time to send the message before its deadline. `seconds`: the time after which
+    /// the quota allows the next request, at least 1.
+    Throttled {
+        /// See above.
+        seconds: u32,
+    },
     /// The producer is being closed.
     Closed,
 }
@@ -170,8 +183,9 @@ impl AppendFailure {
     /// Returns whether the same append may succeed when it is retried without any change.
     pub fn is_retriable(self) -> bool {
         match self {
-            Self::Full | Self::Unreachable | Self::TimedOut | Self::Closed => true,
-            Self::UnknownTopic | Self::UnknownPartition | Self::TooLarge | Self::Unsupported | Self::Refused => false,
+            Self::Full | Self::Unreachable | Self::TimedOut | Self::Closed | Self::Throttled { .. } => true,
+            Self::UnknownTopic | Self::UnknownPartition | Self::TooLarge | Self::Unsupported => false,
+            Self::Invalid | Self::NotAuthorized | Self::Refused => false,
         }
     }
 }

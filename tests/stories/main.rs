@@ -54,6 +54,8 @@ mod order;
 mod path;
 /// kproxy: thousands of messages that the brokers refuse, beside other traffic.
 mod refusals;
+/// ktransfer: random faults, of which `make soak` runs more.
+mod soak;
 /// kproxy: the number of its threads.
 mod threads;
 /// kproxy: HTTPS.

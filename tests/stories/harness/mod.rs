@@ -33,6 +33,7 @@ pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod secured;
 pub(crate) mod server_process;
+pub(crate) mod testbed;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 pub(crate) mod transactions;
