@@ -40,7 +40,10 @@ fn main() {
     raise_open_files();
     let sink = Sink::start();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    println!("{n_messages} messages of {MESSAGE_BYTES} B, backend: {}; broker and backend on the same {cores} cores\n", sink.name);
+    println!(
+        "{n_messages} messages of {MESSAGE_BYTES} B, backend: {}; broker and backend on the same {cores} cores\n",
+        sink.name
+    );
 
     let cluster = Cluster::start(1);
     let topic = cluster.new_topic("bench", PARTITIONS);

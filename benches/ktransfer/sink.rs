@@ -22,7 +22,9 @@ pub(crate) struct Sink {
 
 impl Sink {
     pub(crate) fn start() -> Sink {
-        let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"].into_iter().find(|path| Path::new(path).exists());
+        let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"]
+            .into_iter()
+            .find(|path| Path::new(path).exists());
         match nginx {
             Some(path) => start_nginx(path),
             None => start_own(),
@@ -73,7 +75,9 @@ fn serve(mut stream: TcpStream) -> Option<()> {
                 return None;
             }
             match line.trim_end().split_once(':') {
-                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => length = value.trim().parse().ok()?,
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.trim().parse().ok()?
+                }
                 None if line.trim_end().is_empty() => break,
                 _ => {}
             }

@@ -4,9 +4,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::backend_client::{BackendResolver, HttpClient};
 use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
-use super::backend_client::{BackendResolver, HttpClient};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
 use super::policy::RetryPolicy;

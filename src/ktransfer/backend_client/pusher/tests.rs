@@ -3,8 +3,8 @@
 use super::*;
 use std::time::Duration;
 
-use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::backend_client::{BackendResolver, HttpClient};
+use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::test_backend::TestBackend;
 use crate::ktransfer::test_fixtures::{RECORD_HEADERS, job, module_config};
 

@@ -101,7 +101,8 @@ fn record_headers_have_limits_as_they_are_on_the_wire() {
     let tiny = RECORD_HEADER_PREFIX.len() + 5;
     let (numbers, n_bytes) = sent_headers(&[header("a", half), header("b", half + 1), header("c", half - tiny)]);
     assert_eq!((numbers, n_bytes), (vec![0, 2], MAX_RECORD_HEADER_BYTES - tiny));
-    let (numbers, n_bytes) = sent_headers(&[header("a", half), header("c", half - tiny), header("d", 0), header("e", 0)]);
+    let (numbers, n_bytes) =
+        sent_headers(&[header("a", half), header("c", half - tiny), header("d", 0), header("e", 0)]);
     assert_eq!((numbers, n_bytes), (vec![0, 1, 2], MAX_RECORD_HEADER_BYTES));
     // Names, prefix and line ends count, too: without a value, only this many headers of one byte fit.
     let many: Vec<_> = (0..200).map(|number| header(&format!("h{number:03}"), 0)).collect();

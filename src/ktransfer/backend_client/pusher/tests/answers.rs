@@ -58,7 +58,11 @@ fn the_status_decides_whatever_follows_it() {
         ("HTTP/1.1 999 X\r\nContent-Length: 0\r\n\r\n".to_owned(), 999, None),
         ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n".to_owned(), 101, None),
         // Interim responses.
-        ("HTTP/1.1 100 Continue\r\nServer: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(), 200, None),
+        (
+            "HTTP/1.1 100 Continue\r\nServer: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            200,
+            None,
+        ),
         (format!("HTTP/1.1 103 Early Hints\r\n{}\r\nHTTP/1.1 202 OK\r\n\r\n", fields(200)), 202, None),
         (format!("HTTP/1.1 103 X\r\nLink: {long}{long}\r\n\r\nHTTP/1.1 429 X\r\nRetry-After: 3\r\n\r\n"), 429, Some(3)),
         ("HTTP/1.1 102 X\r\n\r\nHTTP/1.1 102 X\r\n\r\nHTTP/1.1 500 X\r\n\r\n".to_owned(), 500, None),
