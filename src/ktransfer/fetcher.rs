@@ -329,11 +329,14 @@ impl FetchLoop {
     }
 
     /// Takes the memory of `fetched` and sends it to the dispatcher. Applies commands while the memory is used up or the
-    /// channel is full. A batch that such a command makes stale is recognised by the dispatcher by its window. Returns false when the loop must end.
+    /// channel is full. A batch that such a command makes stale is recognised by the dispatcher by its window. Returns
+    /// false when the loop must end.
     fn hand_over(&mut self, fetched: Fetched, stop: &Stop) -> bool {
         let (batches, commands) = (self.channels.batches.clone(), self.channels.commands.clone());
         let memory = self.channels.memory.clone();
-        while !memory.try_take(fetched.size_bytes()) {
+        let size_bytes = fetched.size_bytes();
+        // A report without messages needs no memory, and does not wait for any.
+        while size_bytes > 0 && !memory.try_take(size_bytes) {
             select! {
                 recv(memory.freed()) -> _ => {},
                 recv(commands) -> command => match command {

@@ -49,7 +49,7 @@ impl Dispatcher {
         state.log.set_topic_id(topic_id);
         if let Some(next) = state.window.commit_point() {
             let command = state.store_command(next);
-            self.channels.group_commands.send(command);
+            self.send_progress(command);
         }
     }
 
@@ -132,11 +132,9 @@ impl Dispatcher {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.replace_window(window, start);
         let generation = state.generation();
-        // Messages done ahead in the old log say nothing about this one.
-        state.snapshot_due = Some(Instant::now());
-        self.next_snapshot_due = state.snapshot_due;
         let StartPosition { offset: next, log } = start;
-        self.channels.group_commands.send(GroupCommand::StoreNow { partition, generation, next, log });
+        // With an empty snapshot: messages done ahead in the old log say nothing about this one.
+        self.send_progress(GroupCommand::StoreNow { partition, generation, next, log });
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start: Some(start) });
     }
 }

@@ -42,8 +42,23 @@ impl Dispatcher {
             state.has_moved = false;
             state.skip_read_offsets();
             if let Some(command) = state.commit_command() {
-                self.channels.group_commands.send(command);
+                self.send_progress(command);
             }
+        }
+    }
+
+    /// Sends a commit point. If it is of another log than the group knows, a snapshot of that log follows: it has the id
+    /// of the topic, and replaces that of the log before.
+    pub(super) fn send_progress(&mut self, command: GroupCommand) {
+        let new_log = if let GroupCommand::StoreNow { partition, .. } = command { Some(partition) } else { None };
+        self.channels.group_commands.send(command);
+        if let Some(state) = new_log.and_then(|partition| self.partitions.get_mut(&partition)) {
+            let (partition, generation) = (state.assignment.partition, state.generation());
+            let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
+            (state.snapshot_due, state.has_snapshot) = (None, !ranges.is_empty());
+            let topic_id = state.log.topic_id();
+            let command = GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.into() };
+            self.channels.group_commands.send(command);
         }
     }
 
@@ -68,7 +83,7 @@ impl Dispatcher {
             return;
         }
         let generation = state.generation();
-        let topic_id = state.log.identity(state.window.commit_point().unwrap_or_default()).topic_id;
+        let topic_id = state.log.topic_id();
         let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
         let was_empty = !std::mem::replace(&mut state.has_snapshot, !ranges.is_empty());
         if !(was_empty && ranges.is_empty()) {
