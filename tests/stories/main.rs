@@ -40,6 +40,8 @@ mod keeper;
 mod kmonitor_delay;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
+/// ktransfer: what a refused key, a backend that hangs and large messages do to the rest of a module.
+mod ktransfer_isolation;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.
