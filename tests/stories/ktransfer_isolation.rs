@@ -103,7 +103,7 @@ fn messages_made_of_headers_take_no_more_memory_than_is_allowed() {
             topic: topic.as_str().into(),
             partition: Some(0),
             key: Some(format!("key-{number}").into_bytes()),
-            value: b"text".to_vec(),
+            value: Some(b"text".to_vec()),
             headers: (0..99_000).map(|_| Header { name: "a".to_owned(), value: None }).collect(),
             timestamp_ms: None,
         };

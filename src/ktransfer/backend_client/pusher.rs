@@ -78,7 +78,8 @@ impl Pusher {
     }
 
     /// Whether the client was closed: no further push begins.
-    pub(crate) fn is_closed(&self) -> bool {
+    #[cfg(test)]
+    fn is_closed(&self) -> bool {
         self.exchange.is_closed()
     }
 }
