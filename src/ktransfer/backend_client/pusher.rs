@@ -79,7 +79,7 @@ impl Pusher {
 
     /// Whether the client was closed: no further push begins.
     #[cfg(test)]
-    fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.exchange.is_closed()
     }
 }
