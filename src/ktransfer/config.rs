@@ -99,6 +99,8 @@ pub(super) struct ModuleConfig {
     pub(super) waiting_queue_size: NonZeroUsize,
     /// `start_from`: where reading starts in a partition without a stored offset.
     pub(super) start_from: StartFrom,
+    /// `idempotency_key`: what the header `Idempotency-Key` consists of.
+    pub(super) idempotency_key: IdempotencyKey,
 }
 
 /// `protocol`: the request of a push and its timeouts.
@@ -124,6 +126,16 @@ pub(super) enum StartFrom {
     Earliest,
     /// At the next message that is appended.
     Latest,
+}
+
+/// What the header `Idempotency-Key` consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum IdempotencyKey {
+    /// Module, topic, partition, offset and the timestamp of the message: other messages of a topic that was created
+    /// again have other keys.
+    Timestamp,
+    /// Module, topic, partition and offset.
+    Offset,
 }
 
 /// Loads the main file and the file of each enabled module. Fails with all problems of all files.
@@ -201,6 +213,8 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let max_in_flight_bytes = section.count("max_in_flight_bytes", Some(256 << 20), 1 << 40, problems);
     let starts = [("earliest", StartFrom::Earliest), ("latest", StartFrom::Latest)];
     let start_from = section.choice("start_from", &starts, problems);
+    let keys = [("timestamp", IdempotencyKey::Timestamp), ("offset", IdempotencyKey::Offset)];
+    let idempotency_key = section.choice("idempotency_key", &keys, problems);
     section.finish(problems);
     Some(ModuleConfig {
         name: name.into(),
@@ -217,6 +231,7 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         max_in_flight_bytes,
         waiting_queue_size,
         start_from,
+        idempotency_key,
     })
 }
 

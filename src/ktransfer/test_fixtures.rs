@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend_client::{BackendResolver, HttpClient};
-use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
+use super::config::{IdempotencyKey, ModuleConfig, ProtocolConfig, StartFrom};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
@@ -48,6 +48,7 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
         max_in_flight_bytes: NonZeroUsize::new(64 << 20).unwrap(),
         waiting_queue_size: NonZeroUsize::new(256).unwrap(),
         start_from: StartFrom::Earliest,
+        idempotency_key: IdempotencyKey::Timestamp,
     }
 }
 

@@ -40,9 +40,9 @@ impl Window {
         Self::default()
     }
 
-    /// Creates an empty window of which `start` is the commit point: everything before it is done.
-    pub(super) fn starting_at(start: Offset) -> Self {
-        Window { commit_point: Some(start), end: Some(start), ..Self::default() }
+    /// Creates an empty window with the commit point `next`.
+    pub(super) fn starting_at(next: Offset) -> Self {
+        Window { commit_point: Some(next), ..Self::default() }
     }
 
     /// Moves the commit point to `next`, past offsets without a message, if every message that was added is done.
@@ -56,7 +56,7 @@ impl Window {
         Some(next)
     }
 
-    /// Whether the message at `offset` was added, or no message at it is expected any more.
+    /// Whether the message at `offset` was added.
     pub(super) fn has_passed(&self, offset: Offset) -> bool {
         self.end.is_some_and(|end| offset < end)
     }
@@ -65,7 +65,7 @@ impl Window {
     /// above `next`, are done already.
     pub(super) fn resuming(next: Offset, done_before: &[Range<Offset>]) -> Self {
         let done_before = done_before.iter().filter(|range| next < range.end && range.start < range.end).cloned();
-        Window { done_before: done_before.collect(), ..Window::starting_at(next) }
+        Window { commit_point: Some(next), done_before: done_before.collect(), ..Self::default() }
     }
 
     /// Whether the message at `offset` was done in an earlier claim; such a message is to be passed. Called with rising
@@ -263,6 +263,9 @@ mod tests {
         assert_eq!(next.ahead(10), [12..15, 20..21]);
         assert_eq!([next.close(11), next.close(10), next.close(15)], [None, Some(15), Some(21)]);
         assert!(next.ahead(10).is_empty());
+    }
+
+    #[test]
     fn an_empty_window_skips_offsets_without_a_message() {
         let mut window = Window::starting_at(10);
         assert_eq!((window.commit_point(), window.has_passed(10)), (Some(10), false));

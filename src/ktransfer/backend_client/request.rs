@@ -6,7 +6,7 @@
 //!   since 1970) where the message has one;
 //! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent if the message has no key or the key is longer than
 //!   [`MAX_KEY_BYTES`];
-//! - `Idempotency-Key: module/topic/partition/offset`, the same for every attempt, so that a backend recognises a
+//! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt, so that a backend recognises a
 //!   message that it has received before;
 //! - `X-Kafka-Claim`: the fencing token of the claim under which the message is pushed;
 //! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
@@ -18,6 +18,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use log::Level;
 
 use crate::broker::Message;
+use crate::ktransfer::config::IdempotencyKey;
 use crate::ktransfer::job::Job;
 use crate::ktransfer::template::{PlaceholderValues, UriTemplate, encode_into};
 use crate::log_limited;
@@ -81,6 +82,7 @@ pub(crate) struct RequestBuilder {
     common_headers: HeaderMap,
     /// `module/topic/`, the prefix of every `Idempotency-Key`.
     idempotency_prefix: String,
+    idempotency_key: IdempotencyKey,
 }
 
 impl RequestBuilder {
@@ -95,7 +97,18 @@ impl RequestBuilder {
         let topic_value =
             HeaderValue::from_str(topic).expect("topic names are checked when the configuration is loaded");
         common_headers.insert(HeaderName::from_static("x-kafka-topic"), topic_value);
-        RequestBuilder { uri, common_headers, idempotency_prefix: format!("{module}/{topic}/") }
+        RequestBuilder {
+            uri,
+            common_headers,
+            idempotency_prefix: format!("{module}/{topic}/"),
+            idempotency_key: IdempotencyKey::Timestamp,
+        }
+    }
+
+    /// Sets what the header `Idempotency-Key` consists of.
+    pub(super) fn with_idempotency_key(mut self, idempotency_key: IdempotencyKey) -> RequestBuilder {
+        self.idempotency_key = idempotency_key;
+        self
     }
 
     /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
@@ -145,7 +158,10 @@ impl RequestBuilder {
             encode_into(&mut encoded, key);
             headers.insert(HeaderName::from_static("x-kafka-key"), ascii_value(encoded));
         }
-        let identity = format!("{}{}/{}", self.idempotency_prefix, message.from.partition, message.offset);
+        let mut identity = format!("{}{}/{}", self.idempotency_prefix, message.from.partition, message.offset);
+        if let (IdempotencyKey::Timestamp, Some(timestamp_ms)) = (self.idempotency_key, message.timestamp_ms) {
+            identity.push_str(&format!("/{timestamp_ms}"));
+        }
         headers.insert(HeaderName::from_static("idempotency-key"), ascii_value(identity));
         append_record_headers(&mut headers, message);
         headers

@@ -221,7 +221,8 @@ impl Simulation {
         let of_owner = |owned: &BTreeMap<PartitionId, (Generation, Arc<TimedFence>)>, partition, generation| {
             owned.get(&partition).is_some_and(|(owner, _)| *owner == generation)
         };
-        let starts = pending.starts.into_iter().map(|(partition, (generation, next, _))| (partition, (generation, next)));
+        let starts =
+            pending.starts.into_iter().map(|(partition, (generation, next, _))| (partition, (generation, next)));
         for (partition, (generation, next)) in starts.chain(pending.commits) {
             if of_owner(&self.owned, partition, generation) {
                 self.store(partition, next);

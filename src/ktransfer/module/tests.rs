@@ -55,7 +55,8 @@ impl Group for ScriptedGroup {
             self.record.commits.lock().unwrap().extend(starts);
             let commits = pending.commits.into_iter().map(|(partition, (_, next))| (partition, next));
             self.record.commits.lock().unwrap().extend(commits);
-            let ahead = pending.done_ahead.into_iter().map(|(partition, (_, ahead))| (partition, ahead.ranges.to_vec()));
+            let ahead =
+                pending.done_ahead.into_iter().map(|(partition, (_, ahead))| (partition, ahead.ranges.to_vec()));
             self.record.done_ahead.lock().unwrap().extend(ahead);
             let releases = pending.releases.into_iter().map(|(partition, (_, next))| (partition, next));
             self.record.releases.lock().unwrap().extend(releases);
@@ -205,4 +206,3 @@ fn assert_one_at_a_time_in_order(requests: Vec<ReceivedRequest>) {
 fn one() -> NonZeroUsize {
     NonZeroUsize::MIN
 }
-
