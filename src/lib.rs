@@ -62,10 +62,10 @@
 //!   threads of the Kafka client that send to a broker or fetch from it (`kafka-BROKER-LEVEL`, `kafka-fetch-BROKER`)
 //!   start on first use, the others with their group.
 //! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: look-ups of host names for the Kafka
-//!   client (`kafka-resolver`), those of the `kafka` crate (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper`
-//!   crate (`zk-call-…`, `zk-close`), and the search for a ZooKeeper server (`zk-search`); and those that may hang on a
-//!   file: `log` writes the log files, `reload` runs after a SIGHUP. They start when they are needed, and may be
-//!   abandoned while they hang. The code that starts them bounds their number.
+//!   client (`kafka-resolver`) and of backends (`names-look-up`), those of the `kafka` crate (`kafka-call`,
+//!   `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-close`), and the search for a ZooKeeper server
+//!   (`zk-search`); and those that may hang on a file: `log` writes the log files, `reload` runs after a SIGHUP. They
+//!   start when they are needed, and may be abandoned while they hang. The code that starts them bounds their number.
 //!
 //! Outside of it, the `zookeeper` crate starts two threads for each client, and a call for the offsets of many brokers
 //! has a scoped thread for each of them (`kafka-offsets`), which ends with the call.
@@ -81,7 +81,7 @@
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`.
+//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`.
 
 pub mod daemon;
 
@@ -104,6 +104,7 @@ mod panics;
 #[cfg(feature = "tls")]
 mod pem;
 mod random;
+mod regular_file;
 mod reload;
 pub mod shutdown;
 pub mod supervise;

@@ -12,6 +12,8 @@ mod harness_checks;
 
 /// kproxy: credentials, allowed topics and rate limits.
 mod access;
+/// kproxy: bodies that are empty on purpose, or compressed.
+mod bodies;
 /// The Kafka seam: every engine behaves the same.
 mod broker_suite;
 /// kproxy: each error answer, compared with the topic, while brokers are killed and topics are deleted.

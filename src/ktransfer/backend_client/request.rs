@@ -8,10 +8,12 @@
 //!   [`MAX_KEY_BYTES`];
 //! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt, so that a backend recognises a
 //!   message that it has received before;
+//! - `Content-Encoding` if the message has one record header of this name with codings of HTTP, as kproxy stores it;
 //! - `X-Kafka-Claim`: the fencing token of the claim under which the message is pushed;
 //! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
 //!   cannot carry its name or value, or if it would exceed [`MAX_RECORD_HEADERS`] or [`MAX_RECORD_HEADER_BYTES`].
 
+use ureq::http::header::CONTENT_ENCODING;
 use ureq::http::uri::Authority;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
@@ -164,8 +166,26 @@ impl RequestBuilder {
         }
         headers.insert(HeaderName::from_static("idempotency-key"), ascii_value(identity));
         append_record_headers(&mut headers, message);
+        if let Some(coding) = content_encoding(message)
+            && !headers.contains_key(CONTENT_ENCODING)
+        {
+            headers.insert(CONTENT_ENCODING, coding);
+        }
         headers
     }
+}
+
+/// Returns the `Content-Encoding` of a message whose body kproxy stored as it was compressed. The record header may be of
+/// another program, so it counts only if it occurs once and lists codings that backends may know: a backend may refuse
+/// any other.
+fn content_encoding(message: &Message) -> Option<HeaderValue> {
+    const CODINGS: [&[u8]; 7] = [b"gzip", b"x-gzip", b"deflate", b"zstd", b"br", b"compress", b"x-compress"];
+    let mut named = message.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("content-encoding"));
+    let (Some(header), None) = (named.next(), named.next()) else { return None };
+    let value = header.value.as_deref().filter(|_| message.value.as_ref().is_some_and(|value| !value.is_empty()))?;
+    let mut codings = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    let are_known = codings.all(|coding| CODINGS.iter().any(|known| coding.eq_ignore_ascii_case(known)));
+    HeaderValue::from_bytes(value).ok().filter(|_| are_known)
 }
 
 /// Adds the record headers of the message that HTTP can carry and that fit into the limits.

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use kafka_http_wrapper::broker::{BrokerConfig, Engine, FetchEvent, Fetcher, KafkaSettings, Message};
+use kafka_http_wrapper::broker::{
+    self, BrokerConfig, Engine, FetchEvent, Fetcher, FetcherConfig, KafkaSettings, Message, TopicPartition,
+};
+use kafka_http_wrapper::shutdown::Stop;
+use kafka_http_wrapper::supervise::Supervisor;
 
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -64,4 +68,17 @@ pub(crate) fn read_messages(fetcher: &mut dyn Fetcher, count: usize) -> Vec<Mess
         }
     }
     messages
+}
+
+/// Reads the first `count` messages of a partition, with headers and timestamps.
+#[track_caller]
+pub(crate) fn read_partition(brokers: &str, topic: &str, partition: i32, count: usize) -> Vec<Message> {
+    let supervisor = Supervisor::new("read", Stop::new());
+    let sizes = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 20 };
+    let config = broker_config(brokers, Engine::Native);
+    let mut fetcher = broker::fetcher(&config, sizes, &supervisor).expect("creating a fetcher needs no broker");
+    fetcher.assign(&TopicPartition { topic: topic.into(), partition }, 0);
+    let found = read_messages(&mut *fetcher, count);
+    assert_eq!(found.len(), count, "{found:?}");
+    found
 }

@@ -82,6 +82,39 @@ fn the_idempotency_key_has_the_timestamp_unless_it_is_switched_off() {
 }
 
 #[test]
+fn a_coding_that_kproxy_stored_is_passed_on_and_any_other_value_is_not() {
+    let name = "Content-Encoding";
+    let sent = |value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)], builder: RequestBuilder| {
+        let job = job(None, value, headers);
+        let request = builder.request(&job, "http://a:80/p", 1).unwrap();
+        let found = request.headers().get_all(name).iter().map(|value| value.to_str().unwrap().to_owned());
+        found.collect::<Vec<_>>().join("|")
+    };
+    for (headers, expected) in [
+        (&[][..], ""),
+        (&[(name, Some(&b"gzip"[..]))], "gzip"),
+        (&[("content-encoding", Some(b"deflate, X-Gzip"))], "deflate, X-Gzip"),
+        (&[(name, Some(b"br"))], "br"),
+        (&[(name, Some(b""))], ""),
+        (&[(name, None)], ""),
+        (&[(name, Some(b"gzip,"))], ""),
+        (&[(name, Some(b"utf-8"))], ""),
+        (&[(name, Some(b"gzip; level=9"))], ""),
+        (&[(name, Some(b"gzip\r\nX: y"))], ""),
+        (&[(name, Some(b"gzip\0"))], ""),
+        (&[(name, Some(b"\xff"))], ""),
+        (&[(name, Some(b"gzip")), ("content-encoding", Some(b"br"))], ""),
+    ] {
+        assert_eq!(sent(Some(b"v"), headers, builder("/p")), expected, "{headers:?}");
+    }
+    let gzip = [(name, Some(&b"gzip"[..]))];
+    assert_eq!(sent(None, &gzip, builder("/p")) + &sent(Some(b""), &gzip, builder("/p")), "", "nothing is encoded");
+    let configured = [(name.to_owned(), "br".to_owned())];
+    let builder = RequestBuilder::new("m", "t", UriTemplate::parse("/p").unwrap(), &configured);
+    assert_eq!(sent(Some(b"v"), &gzip, builder), "br", "the configured header is sent");
+}
+
+#[test]
 fn keys_record_headers_and_uris_have_limits() {
     for (key_bytes, is_sent) in [(0, true), (MAX_KEY_BYTES, true), (MAX_KEY_BYTES + 1, false)] {
         let job = job(Some(&vec![b'/'; key_bytes]), None, &[]);
