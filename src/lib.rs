@@ -61,16 +61,16 @@
 //!   threads of the Kafka client that send to a broker or fetch from it (`kafka-BROKER-LEVEL`, `kafka-fetch-BROKER`)
 //!   start on first use, the others with their group.
 //! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: look-ups of host names for the Kafka
-//!   client (`kafka-resolver`), those of the `kafka` crate (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper`
-//!   crate (`zk-call-…`, `zk-close`), and the search for a ZooKeeper server (`zk-search`). They start when they are
-//!   needed, and may be abandoned while they hang. The code that starts them bounds their number.
+//!   client (`kafka-resolver`), those of the `kafka` crate (`kafka-call`, `kafka-fetch`, …), and the search for a
+//!   ZooKeeper server (`zk-search`). They start when they are needed, and may be abandoned while they hang. The code that
+//!   starts them bounds their number.
 //!
-//! Outside of it, the `zookeeper` crate starts two threads for each client, and a call for the offsets of many brokers
-//! has a scoped thread for each of them (`kafka-offsets`), which ends with the call.
+//! Outside of it, a call for the offsets of many brokers has a scoped thread for each of them (`kafka-offsets`), which
+//! ends with the call.
 //!
 //! # What is deliberately absent
 //!
-//! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and four files of
+//! No type of the Kafka and HTTP client crates is visible outside [`broker`] and four files of
 //! [`ktransfer`] (`request`, `push`, `client`, `socket`). The three daemons never import one another. Decisions
 //! (window, template, method, assignment, delay, partitioner, request parser, status table) are pure functions, tested
 //! with tables of inputs and results; IO is at the edges.

@@ -16,6 +16,7 @@ use super::fetcher::{FetchLoop, QUEUED_BATCHES};
 use super::group::{Group, mailbox};
 use super::metrics::ModuleMetrics;
 use super::push::Pusher;
+use super::stop_report::StopReport;
 use super::worker::Worker;
 use super::worker_context::WorkerContext;
 use crate::admin::Component;
@@ -65,6 +66,8 @@ pub(super) struct Module {
     pub(super) grace: Duration,
     /// Longest pause before the module is started again after a failure.
     pub(super) max_pause: Duration,
+    /// What the stop of the module could not do.
+    pub(super) report: StopReport,
 }
 
 impl Module {
@@ -98,6 +101,7 @@ impl Module {
                     let ended = threads.join(self.grace + GRACE_MARGIN);
                     let group_failed =
                         matches!(&ended, Ended::Failed(failure) if failure.thread.starts_with(GROUP_THREAD));
+                    let is_incomplete = matches!(&ended, Ended::StillRunning(_));
                     let reason = match ended {
                         Ended::Stopped => "stopped on request".to_owned(),
                         Ended::Failed(failure) => failure.to_string(),
@@ -106,6 +110,9 @@ impl Module {
                         }
                     };
                     if stop.is_triggered() {
+                        if is_incomplete {
+                            self.report.add(format!("module {name}: {reason}"));
+                        }
                         info!("module [{name}] end: {reason}");
                         return;
                     }

@@ -89,6 +89,7 @@ impl ModuleRig {
             broker_health: health.component("broker of m"),
             grace: Duration::from_secs(4),
             max_pause: Duration::from_millis(10),
+            report: StopReport::default(),
         };
         let (module_broker, module_record, module_stop) = (broker.clone(), Arc::clone(&record), stop.clone());
         let starts = AtomicU32::new(0);
@@ -503,6 +504,7 @@ fn a_module_whose_group_fails_is_not_restarted() {
         broker_health: health.component("broker of m"),
         grace: Duration::from_secs(4),
         max_pause: Duration::from_millis(10),
+        report: StopReport::default(),
     };
     let stop = Stop::new();
     // `run` returns before the stop. The supervisor of its thread counts that as a failure.

@@ -10,11 +10,13 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::thread::JoinHandle;
 
-/// Session timeout of the members. A member polls at a sixth of this timeout, which is 200 ms.
-const SESSION: Duration = Duration::from_millis(1_200);
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::shutdown::Stop;
 
-fn create_topic(keeper: &dyn Keeper, leaders: &[i32]) {
+/// Session timeout of the members. A member polls at a sixth of this timeout, which is 200 ms.
+pub(super) const SESSION: Duration = Duration::from_millis(1_200);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) fn create_topic(keeper: &dyn Keeper, leaders: &[i32]) {
     let partitions: Vec<_> = (0..leaders.len()).map(|number| format!("\"{number}\":[1]")).collect();
     let create =
         |path: &str, data: String| create_with_parents(keeper, path, data.as_bytes(), Lifetime::Persistent).unwrap();
@@ -25,36 +27,54 @@ fn create_topic(keeper: &dyn Keeper, leaders: &[i32]) {
 }
 
 /// A running member. The test acts as its dispatcher.
-struct RunningMember {
-    keeper: Arc<InMemoryKeeper>,
+pub(super) struct RunningMember {
+    pub(super) keeper: Arc<InMemoryKeeper>,
     /// The fences of all claims that [`Self::gains`] received.
     fences: RefCell<HashMap<(PartitionId, Generation), Arc<TimedFence>>>,
-    commands: CommandSender,
-    events: Receiver<GroupEvent>,
+    pub(super) commands: CommandSender,
+    pub(super) events: Receiver<GroupEvent>,
     thread: JoinHandle<()>,
+    leases_stop: Stop,
+    report: StopReport,
 }
 
 impl RunningMember {
-    fn start(ensemble: &InMemoryEnsemble) -> RunningMember {
-        RunningMember::storing_every(ensemble, Duration::from_millis(50))
+    pub(super) fn start(ensemble: &InMemoryEnsemble) -> RunningMember {
+        RunningMember::reading(ensemble, "t", Duration::from_millis(50))
     }
 
-    fn storing_every(ensemble: &InMemoryEnsemble, offset_update_interval: Duration) -> RunningMember {
+    pub(super) fn storing_every(ensemble: &InMemoryEnsemble, offset_update_interval: Duration) -> RunningMember {
+        RunningMember::reading(ensemble, "t", offset_update_interval)
+    }
+
+    pub(super) fn reading(ensemble: &InMemoryEnsemble, topic: &str, offset_update_interval: Duration) -> RunningMember {
         let keeper = ensemble.connect(SESSION);
-        let config = ZookeeperGroupConfig { group: "g".into(), topic: "t".into(), offset_update_interval };
-        let group = Box::new(ZookeeperGroup::new(config, Arc::clone(&keeper) as SharedKeeper));
+        let config = ZookeeperGroupConfig {
+            group: "g".into(),
+            topic: topic.into(),
+            offset_update_interval,
+            leave_timeout: Duration::from_secs(1),
+        };
+        let leases = Leases::new(Arc::clone(&keeper) as SharedKeeper);
+        let (leases_stop, extended) = (Stop::new(), Arc::clone(&leases));
+        let stopped = leases_stop.clone();
+        std::thread::spawn(move || extended.run(&stopped));
+        let report = StopReport::default();
+        let observers = GroupObservers { report: report.clone(), ..GroupObservers::default() };
+        let group =
+            Box::new(ZookeeperGroup::new(config, Arc::clone(&keeper) as SharedKeeper, leases).observed_by(observers));
         let (commands, mailbox) = mailbox();
         // The smallest bound, so that the tests show that the group continues while the dispatcher does not receive.
         let (sender, events) = bounded(1);
         let thread = std::thread::spawn(move || group.run(mailbox, sender));
-        RunningMember { keeper, fences: RefCell::default(), commands, events, thread }
+        RunningMember { keeper, fences: RefCell::default(), commands, events, thread, leases_stop, report }
     }
 
-    fn next(&self) -> GroupEvent {
+    pub(super) fn next(&self) -> GroupEvent {
         self.events.recv_timeout(PATIENCE).expect("an event within the time limit")
     }
 
-    fn gains(&self, expected: &[PartitionId]) -> BTreeMap<PartitionId, (Generation, Option<Offset>)> {
+    pub(super) fn gains(&self, expected: &[PartitionId]) -> BTreeMap<PartitionId, (Generation, Option<Offset>)> {
         let mut gained = BTreeMap::new();
         while gained.len() < expected.len() {
             match self.next() {
@@ -78,7 +98,7 @@ impl RunningMember {
         self.keeper.read(path).expect("the ensemble is reachable")
     }
 
-    fn wait_for_text(&self, path: &str, text: &str) {
+    pub(super) fn wait_for_text(&self, path: &str, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         while self.read(path).is_none_or(|node| node.data != text.as_bytes()) {
             assert!(Instant::now() < deadline, "{path} is {:?}, not {text}", self.read(path));
@@ -86,9 +106,25 @@ impl RunningMember {
         }
     }
 
-    fn leave(self) {
+    /// Answers the events that have arrived: releases partitions at once. Counts the partitions that the member owns, and
+    /// those it releases.
+    pub(super) fn answer_events(&self, owned: &mut usize, moves: &mut usize) {
+        while let Ok(event) = self.events.recv_timeout(Duration::from_millis(1)) {
+            match event {
+                GroupEvent::Gained(_) => *owned += 1,
+                GroupEvent::Releasing { partition, generation } => {
+                    self.commands.send(GroupCommand::Release { partition, generation, next: None });
+                    (*owned, *moves) = (*owned - 1, *moves + 1);
+                }
+                GroupEvent::Lost { partition, .. } => panic!("partition {partition} is lost"),
+            }
+        }
+    }
+
+    pub(super) fn leave(self) {
         self.commands.send(GroupCommand::Leave);
         self.thread.join().expect("the group ends without a panic");
+        self.leases_stop.trigger();
     }
 }
 
@@ -153,7 +189,7 @@ fn a_second_member_gains_its_partitions_only_after_their_release() {
         one.commands.send(GroupCommand::Release { partition: *partition, generation: *generation, next: Some(10) });
     }
     let released: Vec<_> = releasing.iter().map(|(partition, _)| *partition).collect();
-    assert!(released == [0, 1] || released == [2, 3], "{released:?}");
+    assert_eq!(released, [2, 3], "the owner keeps the lower half");
     let taken = two.gains(&released);
     assert!(taken.values().all(|(_, position)| *position == Some(10)));
     one.leave();
@@ -266,4 +302,83 @@ fn a_partition_is_released_even_if_its_offset_was_written_by_hand() {
     one.leave();
     two.leave();
     assert_eq!(observer.children("/consumers/g/owners/t"), Ok(vec![]));
+}
+
+#[test]
+fn messages_done_ahead_are_stored_beside_a_stuck_offset_and_found_by_the_next_owner() {
+    let ensemble = InMemoryEnsemble::new();
+    create_topic(&*ensemble.connect(SESSION), &[1]);
+    // Only the snapshots are stored before the leave, not the commits.
+    let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
+    let (generation, _) = one.gains(&[0])[&0];
+    one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 50 });
+    let ranges: Arc<[_]> = [60..100, 120..130].into();
+    let topic_id = Some([9; 16]);
+    let done_ahead =
+        |generation| GroupCommand::DoneAhead { partition: 0, generation, topic_id, ranges: Arc::clone(&ranges) };
+    one.commands.send(done_ahead(generation));
+    let path = paths::ahead("g", "t", 0);
+    let deadline = Instant::now() + PATIENCE;
+    while one.read(&path).is_none_or(|node| !String::from_utf8_lossy(&node.data).contains("10+40 20+10")) {
+        assert!(Instant::now() < deadline, "{path} is {:?}", one.read(&path));
+        std::thread::yield_now();
+    }
+    // A crash: the claim ends without a leave.
+    one.keeper.set_reachable(false);
+    ensemble.expire(&one.keeper);
+    let two = RunningMember::start(&ensemble);
+    let GroupEvent::Gained(claim) = two.next() else { panic!("expected the claim") };
+    let position = claim.position.expect("an offset is stored");
+    assert_eq!((position.next, position.topic_id, position.done_ahead), (50, topic_id, ranges));
+    two.leave();
+    one.keeper.set_reachable(true);
+    one.leave();
+}
+
+#[test]
+fn a_leave_that_cannot_store_or_release_reports_partitions_and_offsets() {
+    let ensemble = InMemoryEnsemble::new();
+    create_topic(&*ensemble.connect(SESSION), &[1, 1]);
+    let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
+    let gained = one.gains(&[0, 1]);
+    one.commands.send(GroupCommand::Commit { partition: 1, generation: gained[&1].0, next: 50 });
+    one.wait_for_text("/consumers/g/offsets/t/1", "50");
+    one.commands.send(GroupCommand::Commit { partition: 1, generation: gained[&1].0, next: 70 });
+    one.keeper.set_reachable(false);
+    let report = one.report.clone();
+    one.leave();
+    let failures = report.take().join("\n");
+    for words in ["group g", "1 at 70 (stored: 50)", "not released before the session ends: 0, 1", "unreachable"] {
+        assert!(failures.contains(words), "{words:?} is missing in {failures:?}");
+    }
+}
+
+#[test]
+fn an_offset_that_is_no_number_is_not_guessed_and_read_when_it_is_corrected() {
+    let ensemble = InMemoryEnsemble::new();
+    let observer = ensemble.connect(SESSION);
+    create_topic(&*observer, &[1, 1]);
+    create_with_parents(&*observer, "/consumers/g/offsets/t/0", b"4 2", Lifetime::Persistent).unwrap();
+    let one = RunningMember::start(&ensemble);
+    one.gains(&[1]);
+    assert!(one.events.recv_timeout(SESSION).is_err());
+    observer.write("/consumers/g/offsets/t/0", b"42", 0).unwrap();
+    assert_eq!(one.gains(&[0])[&0].1, Some(42));
+    one.leave();
+}
+
+#[test]
+fn an_uncertain_store_ends_no_claim() {
+    let ensemble = InMemoryEnsemble::new();
+    create_topic(&*ensemble.connect(SESSION), &[1]);
+    let one = RunningMember::start(&ensemble);
+    let (generation, _) = one.gains(&[0])[&0];
+    for next in [5, 6, 7] {
+        one.keeper.lose_responses(1);
+        one.commands.send(GroupCommand::Commit { partition: 0, generation, next });
+        one.wait_for_text("/consumers/g/offsets/t/0", &next.to_string());
+    }
+    assert!(one.events.recv_timeout(SESSION / 2).is_err());
+    assert!(one.lease_is_valid(0, generation));
+    one.leave();
 }
