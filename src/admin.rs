@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::http::{Admission, Handler, Head, Response};
 use crate::locks::lock;
+use crate::logging;
 use crate::metrics::Registry;
 
 /// Readiness of the components of a daemon. Clones share the components.
@@ -62,8 +63,9 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Creates endpoints that show this registry and this health.
+    /// Creates endpoints that show this registry, with the metrics of the log, and this health.
     pub fn new(registry: Registry, health: Health) -> Self {
+        logging::register_metrics(&registry);
         Admin { registry, health }
     }
 

@@ -115,7 +115,7 @@ impl Reader {
         }
         let handler = Arc::clone(&self.handler);
         let client = self.client(index);
-        let peer = client.connection.peer;
+        let peer = Arc::clone(&client.connection.peer_text);
         let Some(head) = client.parser.head_mut() else { return Ok(()) };
         head.head.peer = Some(peer);
         // A client that has sent body bytes already does not wait for 100 Continue (RFC 9110 10.1.1).

@@ -1,4 +1,4 @@
-//! The `ahead` node of a partition: which messages above the stored offset are done, and the topic that is meant.
+//! The `ahead` node of a partition: which messages above the stored offset are done, and the log that is meant.
 //!
 //! The original ignores the node. Its data is JSON, and belongs to one version of the offset node. ktransfer writes both
 //! nodes together, so an offset that another client wrote (by hand, or the original) makes the node void: the messages
@@ -27,6 +27,8 @@ struct AheadNode {
     /// Hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     topic_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader_epoch: Option<i32>,
     /// `GAP+LENGTH` for each range, separated by spaces: the messages between the end of the range before (for the
     /// first range: `offset`) and the range, and the messages of the range.
     done: String,
@@ -35,7 +37,8 @@ struct AheadNode {
 /// Returns the data of the node beside an offset node that contains `offset` and has `offset_version`.
 pub(super) fn encode(offset: Offset, offset_version: i32, ahead: &DoneAhead) -> Vec<u8> {
     let topic_id = ahead.topic_id.map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect());
-    let node = AheadNode { version: 1, offset_version, offset, topic_id, done: encode_ranges(offset, &ahead.ranges) };
+    let (leader_epoch, done) = (ahead.leader_epoch, encode_ranges(offset, &ahead.ranges));
+    let node = AheadNode { version: 1, offset_version, offset, topic_id, leader_epoch, done };
     serde_json::to_vec(&node).unwrap_or_else(|_| VOID.to_vec())
 }
 
@@ -68,7 +71,8 @@ pub(super) fn decode(data: &[u8], offset: Offset, offset_version: i32) -> Option
         Some(text) => Some(decode_id(&text)?),
         None => None,
     };
-    Some(DoneAhead { topic_id, ranges: decode_ranges(offset, &node.done)?.into() })
+    let (leader_epoch, ranges) = (node.leader_epoch, decode_ranges(offset, &node.done)?.into());
+    Some(DoneAhead { topic_id, leader_epoch, ranges })
 }
 
 fn decode_id(text: &str) -> Option<TopicId> {
@@ -101,7 +105,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn ahead(topic_id: Option<TopicId>, ranges: &[Range<Offset>]) -> DoneAhead {
-        DoneAhead { topic_id, ranges: ranges.into() }
+        DoneAhead { topic_id, leader_epoch: None, ranges: ranges.into() }
     }
 
     #[test]
@@ -114,6 +118,12 @@ mod tests {
             format!(r#"{{"version":1,"offset_version":7,"offset":100,"topic_id":"{id}","done":"2+1 7+20"}}"#)
         );
         assert_eq!(decode(&data, 100, 7), Some(ahead(Some([0xab; 16]), &[102..103, 110..130])));
+    }
+
+    #[test]
+    fn the_leader_epoch_is_kept() {
+        let log = DoneAhead { leader_epoch: Some(4), ..DoneAhead::default() };
+        assert_eq!(decode(&encode(0, 1, &log), 0, 1), Some(log));
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub(super) struct Claimant<'a> {
     pub(super) topic: &'a str,
     /// Id of this member in the current session.
     pub(super) id: &'a str,
+    /// The group has stored offsets of the topic: a partition without an offset node is new to it, and begins at offset
+    /// 0. Otherwise the node that a claim creates has no offset.
+    pub(super) group_has_offsets: bool,
 }
 
 /// How an attempt to claim a partition ended.
@@ -171,8 +174,12 @@ impl Claimant<'_> {
         let offset = match offset {
             Some(node) => node,
             None => {
-                create_with_parents(self.keeper, &path, paths::NOTHING_STORED, Lifetime::Persistent)?;
-                Node { data: paths::NOTHING_STORED.to_vec(), version: 0, ephemeral_owner: 0 }
+                let data = match self.group_has_offsets {
+                    true => paths::offset_text(0),
+                    false => paths::NOTHING_STORED.to_vec(),
+                };
+                create_with_parents(self.keeper, &path, &data, Lifetime::Persistent)?;
+                Node { data, version: 0, ephemeral_owner: 0 }
             }
         };
         let position = match paths::parse_offset(&offset.data) {

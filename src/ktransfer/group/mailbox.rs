@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Generation, GroupCommand};
-use crate::broker::{Offset, PartitionId, TopicId};
+use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
 use crate::locks::lock;
 
 /// Shortest interval between two wake-ups for [`GroupCommand::DoneAhead`]. A snapshot in between waits for the next.
@@ -44,7 +44,9 @@ struct CommandTable {
 pub(crate) struct PendingCommands {
     /// Commit points by partition, to be stored at the next store interval.
     pub(crate) commits: BTreeMap<PartitionId, (Generation, Offset)>,
-    /// Messages done above the commit point, by partition.
+    /// Positions to store at once. A commit or a snapshot of the same partition is later than its position here.
+    pub(crate) starts: BTreeMap<PartitionId, (Generation, Offset, LogIdentity)>,
+    /// Messages done above the commit point, by partition, without a leader epoch.
     pub(crate) done_ahead: BTreeMap<PartitionId, (Generation, DoneAhead)>,
     /// Partitions to release, each with the offset to store before the release; `None` stores the latest commit.
     pub(crate) releases: BTreeMap<PartitionId, (Generation, Option<Offset>)>,
@@ -52,11 +54,13 @@ pub(crate) struct PendingCommands {
     pub(crate) leave: bool,
 }
 
-/// The messages of a partition that are done above its commit point, and the topic whose offsets are meant.
+/// The messages of a partition that are done above its commit point, and the log whose offsets are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DoneAhead {
     /// Id of the topic; `None` if it is unknown.
     pub(crate) topic_id: Option<TopicId>,
+    /// Leader epoch of the message before the commit point; `None` if it is unknown.
+    pub(crate) leader_epoch: Option<i32>,
     /// Ascending ranges of offsets.
     pub(crate) ranges: Arc<[Range<Offset>]>,
 }
@@ -89,8 +93,16 @@ impl CommandTable {
                 self.pending.commits.insert(partition, (generation, next));
                 self.committed.insert(partition, generation) != Some(generation)
             }
+            GroupCommand::StoreNow { partition, generation, next, log } => {
+                self.pending.commits.remove(&partition);
+                self.pending.done_ahead.remove(&partition);
+                self.pending.starts.insert(partition, (generation, next, log));
+                true
+            }
             GroupCommand::DoneAhead { partition, generation, topic_id, ranges } => {
-                self.pending.done_ahead.insert(partition, (generation, DoneAhead { topic_id, ranges }));
+                self.pending
+                    .done_ahead
+                    .insert(partition, (generation, DoneAhead { topic_id, leader_epoch: None, ranges }));
                 let is_early = |woken| now.saturating_duration_since(woken) < DONE_AHEAD_WAKE_INTERVAL;
                 if self.done_ahead_woken.is_some_and(is_early) {
                     return false;
@@ -156,6 +168,22 @@ mod tests {
         assert_eq!(mailbox.take(), PendingCommands::default());
         commands.send(commit(2, 0));
         assert_eq!(mailbox.woken().try_recv(), Ok(()), "the first commit of the next claim");
+    }
+
+    #[test]
+    fn a_position_to_store_now_replaces_the_commits_before_it() {
+        let (commands, mailbox) = mailbox();
+        commands.send(commit(1, 120));
+        commands.send(done_ahead(130));
+        assert_eq!(mailbox.woken().try_recv(), Ok(()));
+        let (generation, log) = (Generation(1), LogIdentity { topic_id: Some([7; 16]), leader_epoch: Some(2) });
+        commands.send(GroupCommand::StoreNow { partition: 3, generation, next: 0, log });
+        assert_eq!(mailbox.woken().try_recv(), Ok(()));
+        commands.send(commit(1, 1));
+        let pending = mailbox.take();
+        assert_eq!(pending.starts, BTreeMap::from([(3, (generation, 0, log))]));
+        assert_eq!(pending.commits, BTreeMap::from([(3, (generation, 1))]));
+        assert!(pending.done_ahead.is_empty());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The group membership in ZooKeeper, in the node layout of the original: registers the member, computes its
 //! assignment, claims and releases partitions, and stores offsets.
 //!
-//! One loop owns all state and polls ZooKeeper; it uses no watches. The code has five parts: this file (the loop and the
-//! commands), `membership` (sessions, members and the assignment), `held_partitions` (claims and releases), `stores`
-//! (offsets, and what is done ahead of them) and `leave`.
+//! One loop owns all state and polls ZooKeeper; it uses no watches. The code has several parts: this file (the loop and the
+//! commands), `membership` (sessions, members and the assignment), `held_partitions` (claims and releases),
+//! `new_partitions` (where partitions without an offset begin), `stores` (offsets, and what is done ahead of them),
+//! `health` and `leave`.
 //!
 //! A lost connection ends nothing: the keeper continues the session. When a session has ended, all claims made in it
 //! end: they are reported as lost, and the member registers under another id in the next session. A partition is claimed
@@ -17,9 +18,11 @@
 //! another member has no owner. A conflict arises when members read the owners or the leaders at different times, and
 //! ends when they read them again.
 
+mod health;
 mod held_partitions;
 mod leave;
 mod membership;
+mod new_partitions;
 mod stores;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,7 +39,7 @@ use super::mailbox::{DoneAhead, PendingCommands};
 use super::member::{MemberIds, MemberKind};
 use super::{Generation, Group, GroupEvent, Mailbox, TimedFence};
 use crate::admin::Component;
-use crate::broker::{Offset, PartitionId};
+use crate::broker::{LogIdentity, Offset, PartitionId};
 use crate::keeper::{Epoch, KeeperError, SharedKeeper};
 use crate::ktransfer::stop_report::StopReport;
 
@@ -63,7 +66,8 @@ pub struct ZookeeperGroupConfig {
 /// Where a group reports its state. The default reports nowhere.
 #[derive(Clone, Default)]
 pub(crate) struct GroupObservers {
-    /// Part of `/readyz`: not ready while partitions have no owner, or an offset is not readable.
+    /// Part of `/readyz`: ready once the member has joined and claimed its partitions, and where they begin is stored:
+    /// from then on no message is missed, whatever `start_from` says. Not ready while a partition has no owner for long.
     pub(crate) health: Option<Component>,
     /// Number of partitions assigned to this member whose stored offset is not readable; a metric.
     pub(crate) unreadable: Option<IntGauge>,
@@ -100,6 +104,12 @@ pub struct ZookeeperGroup {
     unreadable: BTreeMap<PartitionId, String>,
     /// Since when partitions of the topic have had no owner.
     unowned_since: BTreeMap<PartitionId, Instant>,
+    /// The group has a stored offset of some partition of the topic, so partitions without an offset node are new.
+    group_has_offsets: bool,
+    /// The topic did not exist when this member looked first, so all its partitions are new to the group.
+    topic_was_missing: bool,
+    /// A round was completed: the member is registered, and knows what it has to claim.
+    has_joined: bool,
     /// Time since which the claims of other members contradict `assigned`; `None` without a conflict.
     conflict_since: Option<Instant>,
     /// The earliest time of the next store of what is done ahead.
@@ -128,6 +138,8 @@ struct HeldPartition {
     stored: Option<Offset>,
     /// The latest commit, to be stored if it differs from `stored`.
     committed: Option<Offset>,
+    /// `committed` and `ahead` are to be stored at once.
+    is_urgent: bool,
     /// The offset of a store that got no response: it may have been carried out.
     attempted: Option<Offset>,
     /// What is done ahead of the stored offset, as it is stored.
@@ -151,8 +163,8 @@ enum ClaimStage {
 /// Which partitions to store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StoreScope {
-    /// Released partitions, and those without a stored offset: the next owner would look `start_from` up again and might
-    /// start at another offset.
+    /// Released partitions, those of the command `StoreNow`, and those without a stored offset: the next owner would look
+    /// `start_from` up again and might start at another offset.
     Urgent,
     /// Those with messages ahead that are not stored, as often as their number requires.
     Ahead,
@@ -185,6 +197,9 @@ impl ZookeeperGroup {
             stray_claims: BTreeSet::new(),
             unreadable: BTreeMap::new(),
             unowned_since: BTreeMap::new(),
+            group_has_offsets: false,
+            topic_was_missing: false,
+            has_joined: false,
             conflict_since: None,
             next_ahead_store: Instant::now(),
             last_generation: 0,
@@ -200,11 +215,25 @@ impl ZookeeperGroup {
     }
 
     fn claimant<'a>(&'a self, member: &'a Member) -> Claimant<'a> {
-        Claimant { keeper: &*self.keeper, group: &self.config.group, topic: &self.config.topic, id: &member.id }
+        Claimant {
+            keeper: &*self.keeper,
+            group: &self.config.group,
+            topic: &self.config.topic,
+            id: &member.id,
+            group_has_offsets: self.group_has_offsets,
+        }
     }
 
     /// Applies the pending commands. Commands of ended claims are ignored.
     fn apply(&mut self, pending: PendingCommands) {
+        // Positions to store now come first: a commit or a snapshot that is pending beside one is later.
+        for (partition, (generation, next, log)) in pending.starts {
+            if let Some(held) = self.current(partition, generation) {
+                let LogIdentity { topic_id, leader_epoch } = log;
+                held.ahead = DoneAhead { topic_id, leader_epoch, ranges: Arc::default() };
+                (held.committed, held.is_urgent) = (Some(next), true);
+            }
+        }
         for (partition, (generation, next)) in pending.commits {
             if let Some(held) = self.current(partition, generation) {
                 held.committed = Some(next);
@@ -212,7 +241,7 @@ impl ZookeeperGroup {
         }
         for (partition, (generation, ahead)) in pending.done_ahead {
             if let Some(held) = self.current(partition, generation) {
-                held.ahead = ahead;
+                held.ahead = DoneAhead { leader_epoch: held.ahead.leader_epoch, ..ahead };
             }
         }
         // Releases are applied after commits, because the offset of a release is the later one.
@@ -233,7 +262,9 @@ impl ZookeeperGroup {
         self.to_claim.clear();
         self.follow_session()?;
         self.update_assignment()?;
-        self.reconcile()
+        self.reconcile()?;
+        self.has_joined = true;
+        Ok(())
     }
 
     /// Stores the offsets that cannot wait for the store interval, then deletes the owner nodes of released partitions.
@@ -309,6 +340,7 @@ impl Group for ZookeeperGroup {
                 self.to_claim.clear();
                 self.warn_rate_limited(reason);
             }
+            self.report_health();
             let pause = self.next_turn(&timers).saturating_duration_since(Instant::now());
             let is_connected = match self.pending_events.front().cloned() {
                 Some(event) => select! {
@@ -331,5 +363,7 @@ impl Group for ZookeeperGroup {
 
 #[cfg(test)]
 mod assignment_tests;
+#[cfg(test)]
+mod store_tests;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ const AHEAD: &str = "/consumers/g/ahead/t/0";
 /// Returns a member that has registered.
 fn member<'a>(keeper: &'a dyn Keeper, id: &'a str) -> Claimant<'a> {
     create_with_parents(keeper, &paths::group_id("g", id), b"{}", Lifetime::Ephemeral).unwrap();
-    Claimant { keeper, group: "g", topic: "t", id }
+    Claimant { keeper, group: "g", topic: "t", id, group_has_offsets: false }
 }
 
 fn claim(member: &Claimant<'_>, partition: PartitionId) -> Result<ClaimOutcome, KeeperError> {
@@ -72,7 +72,7 @@ fn a_partition_is_claimed_once_and_the_earlier_owner_is_fenced() {
 fn nothing_is_changed_after_the_session_of_the_member() {
     let ensemble = InMemoryEnsemble::new();
     let keeper = owner_at(&ensemble, 7);
-    let old = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1" };
+    let old = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1", group_has_offsets: false };
     ensemble.expire(&keeper);
     // An offset node that was deleted by hand and created again may have the version that the member knows.
     keeper.delete(OFFSET, 2).unwrap();
@@ -113,8 +113,8 @@ fn many_partitions_are_claimed_stored_and_released_together() {
 fn what_is_done_ahead_is_stored_with_the_offset_and_kept_by_the_next_claim() {
     let ensemble = InMemoryEnsemble::new();
     let keeper = owner_at(&ensemble, 7);
-    let one = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1" };
-    let ahead = DoneAhead { topic_id: Some([7; 16]), ranges: [10..12, 15..16].into() };
+    let one = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1", group_has_offsets: false };
+    let ahead = DoneAhead { topic_id: Some([7; 16]), leader_epoch: Some(3), ranges: [10..12, 15..16].into() };
     // The commit point stands still, so only the second node is written.
     assert_eq!(store(&one, 2, Some(7), 7, &ahead), Ok(StoreOutcome::Stored(2)));
     let kept = |version| Ok(ClaimOutcome::Claimed { version, position: Some(7), ahead: ahead.clone() });
@@ -122,7 +122,7 @@ fn what_is_done_ahead_is_stored_with_the_offset_and_kept_by_the_next_claim() {
     assert_eq!(claim(&one, 0), kept(4), "a claim keeps the node valid");
 
     assert_eq!(store(&one, 4, Some(7), 11, &ahead), Ok(StoreOutcome::Stored(5)));
-    let rest = DoneAhead { topic_id: Some([7; 16]), ranges: [11..12, 15..16].into() };
+    let rest = DoneAhead { topic_id: Some([7; 16]), leader_epoch: Some(3), ranges: [11..12, 15..16].into() };
     assert_eq!(claim(&one, 0), Ok(ClaimOutcome::Claimed { version: 6, position: Some(11), ahead: rest }));
 
     keeper.write(OFFSET, b"11", 6).unwrap();
@@ -134,8 +134,8 @@ fn what_is_done_ahead_is_stored_with_the_offset_and_kept_by_the_next_claim() {
 fn a_store_of_what_is_done_ahead_is_fenced_like_an_offset() {
     let ensemble = InMemoryEnsemble::new();
     let keeper = owner_at(&ensemble, 7);
-    let one = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1" };
-    let ahead = DoneAhead { topic_id: None, ranges: [10..12, 14..15].into() };
+    let one = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1", group_has_offsets: false };
+    let ahead = DoneAhead { topic_id: None, leader_epoch: None, ranges: [10..12, 14..15].into() };
     keeper.write(OFFSET, b"3", 2).unwrap();
     assert_eq!(store(&one, 2, Some(7), 7, &ahead), Ok(StoreOutcome::Fenced));
     keeper.delete(OFFSET, 3).unwrap();
@@ -146,7 +146,7 @@ fn a_store_of_what_is_done_ahead_is_fenced_like_an_offset() {
 fn a_store_without_a_response_is_settled_by_a_read() {
     let ensemble = InMemoryEnsemble::new();
     let keeper = owner_at(&ensemble, 7);
-    let one = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1" };
+    let one = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1", group_has_offsets: false };
     assert_eq!(one.settle(0, 2, 9), Ok(Some(2)), "it was not carried out");
     keeper.lose_responses(1);
     assert!(matches!(store(&one, 2, Some(7), 9, &DoneAhead::default()), Err(KeeperError::Unreachable(_))));
@@ -154,6 +154,14 @@ fn a_store_without_a_response_is_settled_by_a_read() {
     keeper.write(OFFSET, b"5", 3).unwrap();
     assert_eq!(one.settle(0, 2, 9), Ok(None), "another client wrote the node");
     assert_eq!(one.settle(0, 3, 9), Ok(None));
+}
+
+#[test]
+fn a_partition_without_an_offset_node_is_new_to_a_group_with_offsets() {
+    let keeper = InMemoryEnsemble::new().connect(TIMEOUT);
+    let one = Claimant { group_has_offsets: true, ..member(&*keeper, "h:1") };
+    assert_eq!(claim(&one, 0), claimed(1, Some(0)));
+    assert_eq!(data(&keeper, OFFSET), "0", "stored by the claim");
 }
 
 #[test]

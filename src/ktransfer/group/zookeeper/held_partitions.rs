@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::warn;
 
@@ -12,9 +12,6 @@ use crate::keeper::{Epoch, KeeperError, paths};
 use crate::ktransfer::group::claim::ClaimOutcome;
 use crate::ktransfer::group::mailbox::DoneAhead;
 use crate::ktransfer::group::{Claim, Generation, GroupEvent, StoredPosition};
-
-/// Least time without an owner before a partition is reported; a hand-over takes less.
-const MIN_UNOWNED: Duration = Duration::from_secs(10);
 
 impl ZookeeperGroup {
     /// Starts to release held partitions that are not assigned, and lists assigned partitions to claim.
@@ -48,7 +45,8 @@ impl ZookeeperGroup {
         let has_conflict = self.partitions.iter().any(is_conflict);
         self.conflict_since = has_conflict.then(|| self.conflict_since.unwrap_or_else(Instant::now));
         self.to_claim = self.assigned.iter().copied().filter(|assigned| !self.held.contains_key(assigned)).collect();
-        self.report_unpushed(&owned);
+        self.prepare_offset_nodes()?;
+        self.note_unowned(&owned);
         self.delete_stray_claims()
     }
 
@@ -99,8 +97,12 @@ impl ZookeeperGroup {
         self.last_generation += 1;
         let generation = Generation(self.last_generation);
         let fence = self.leases.new_fence(epoch);
-        let position =
-            stored.map(|next| StoredPosition { next, topic_id: ahead.topic_id, done_ahead: Arc::clone(&ahead.ranges) });
+        let position = stored.map(|next| StoredPosition {
+            next,
+            topic_id: ahead.topic_id,
+            leader_epoch: ahead.leader_epoch,
+            done_ahead: Arc::clone(&ahead.ranges),
+        });
         let claim = Claim {
             partition,
             generation,
@@ -115,6 +117,7 @@ impl ZookeeperGroup {
             version,
             stored,
             committed: None,
+            is_urgent: false,
             attempted: None,
             stored_ahead: ahead.clone(),
             ahead,
@@ -175,47 +178,6 @@ impl ZookeeperGroup {
         // After it has sent `Release`, the dispatcher does not know this generation any more.
         if held.stage != ClaimStage::Released {
             self.pending_events.push_back(GroupEvent::Lost { partition, generation: held.generation });
-        }
-    }
-
-    /// Reports the partitions that nobody pushes: those without an owner for long, and those whose offset is not
-    /// readable. `owned` are the partitions with an owner node.
-    fn report_unpushed(&mut self, owned: &BTreeSet<PartitionId>) {
-        let now = Instant::now();
-        let unowned: Vec<PartitionId> =
-            self.partitions.iter().copied().filter(|known| !owned.contains(known)).collect();
-        let before = std::mem::take(&mut self.unowned_since);
-        self.unowned_since = unowned.iter().map(|id| (*id, before.get(id).copied().unwrap_or(now))).collect();
-        let patience = MIN_UNOWNED.max(2 * self.keeper.session_timeout());
-        let is_long = |since: &Instant| patience <= now.saturating_duration_since(*since);
-        let long: Vec<String> =
-            self.unowned_since.iter().filter(|(_, since)| is_long(since)).map(|(id, _)| id.to_string()).collect();
-        let mut troubles: Vec<String> = self
-            .unreadable
-            .iter()
-            .map(|(partition, why)| format!("partition {partition} is not read: {why}"))
-            .collect();
-        if !long.is_empty() {
-            troubles.push(format!(
-                "partitions of topic {} without an owner for more than {} s: {}",
-                self.config.topic,
-                patience.as_secs(),
-                long.join(", ")
-            ));
-        }
-        let as_gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        if let Some(gauge) = &self.observers.unreadable {
-            gauge.set(as_gauge(self.unreadable.len()));
-        }
-        if let Some(gauge) = &self.observers.unowned {
-            gauge.set(as_gauge(unowned.len()));
-        }
-        let state = if troubles.is_empty() { Ok(()) } else { Err(troubles.join("; ")) };
-        if let Some(health) = &self.observers.health {
-            health.set(state.clone());
-        }
-        if let Err(trouble) = state {
-            self.warn_rate_limited(trouble);
         }
     }
 }

@@ -8,6 +8,7 @@ use super::{ClaimStage, HeldPartition, RoundResult, StoreScope, ZookeeperGroup, 
 use crate::broker::{Offset, PartitionId};
 use crate::keeper::KeeperError;
 use crate::ktransfer::group::claim::{Store, StoreOutcome};
+use crate::ktransfer::group::mailbox::DoneAhead;
 
 /// Number of partitions whose stores are in flight at the same time.
 const STORES_AT_ONCE: usize = 64;
@@ -39,13 +40,14 @@ impl HeldPartition {
         let has_changed = self.has_new_offset() || self.has_new_ahead();
         match scope {
             StoreScope::All => has_changed,
-            StoreScope::Urgent if self.stage == ClaimStage::Released => has_changed,
+            StoreScope::Urgent if self.is_urgent || self.stage == ClaimStage::Released => has_changed,
             StoreScope::Urgent => self.has_new_offset() && self.stored.is_none(),
             StoreScope::Ahead => {
                 let n_ahead: i64 = self.ahead.ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
-                let is_other_topic = self.ahead.topic_id != self.stored_ahead.topic_id;
+                let log = |ahead: &DoneAhead| (ahead.topic_id, ahead.leader_epoch);
+                let is_other_log = log(&self.ahead) != log(&self.stored_ahead);
                 let is_old = RARE_AHEAD_INTERVAL <= now.saturating_duration_since(self.ahead_stored_at);
-                self.has_new_ahead() && (MANY_AHEAD <= n_ahead || is_other_topic || is_old)
+                self.has_new_ahead() && (MANY_AHEAD <= n_ahead || is_other_log || is_old)
             }
         }
     }
@@ -87,7 +89,7 @@ impl ZookeeperGroup {
                 Ok(StoreOutcome::Stored(version)) => {
                     let held = self.held.get_mut(&partition).expect("held, since it was stored");
                     (held.version, held.stored, held.stored_ahead) = (version, Some(next), ahead);
-                    held.ahead_stored_at = Instant::now();
+                    (held.ahead_stored_at, held.is_urgent) = (Instant::now(), false);
                 }
                 Ok(StoreOutcome::Fenced) => self.end_fenced(partition),
                 Err(error) => {

@@ -1,10 +1,13 @@
 //! Tests of group members with an in-memory ensemble: join, assignment, hand-over, fencing.
 
 use super::*;
+use crate::admin::Health;
+use crate::broker::LogIdentity;
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, Lifetime, Node};
 use crate::ktransfer::group::{Claim, CommandSender, GroupCommand, mailbox};
+use crate::ktransfer::test_backend::wait_until;
 use crossbeam_channel::{Receiver, bounded};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -28,6 +31,7 @@ pub(super) fn create_topic(keeper: &dyn Keeper, leaders: &[i32]) {
 
 /// A running member. The test acts as its dispatcher.
 pub(super) struct RunningMember {
+    pub(super) health: Health,
     pub(super) keeper: Arc<InMemoryKeeper>,
     /// The fences of all claims that [`Self::gains`] received.
     fences: RefCell<HashMap<(PartitionId, Generation), Arc<TimedFence>>>,
@@ -35,7 +39,7 @@ pub(super) struct RunningMember {
     pub(super) events: Receiver<GroupEvent>,
     thread: JoinHandle<()>,
     leases_stop: Stop,
-    report: StopReport,
+    pub(super) report: StopReport,
 }
 
 impl RunningMember {
@@ -60,14 +64,19 @@ impl RunningMember {
         let stopped = leases_stop.clone();
         std::thread::spawn(move || extended.run(&stopped));
         let report = StopReport::default();
-        let observers = GroupObservers { report: report.clone(), ..GroupObservers::default() };
+        let health = Health::new();
+        let observers = GroupObservers {
+            health: Some(health.component("group of g")),
+            report: report.clone(),
+            ..GroupObservers::default()
+        };
         let group =
             Box::new(ZookeeperGroup::new(config, Arc::clone(&keeper) as SharedKeeper, leases).observed_by(observers));
         let (commands, mailbox) = mailbox();
         // The smallest bound, so that the tests show that the group continues while the dispatcher does not receive.
         let (sender, events) = bounded(1);
         let thread = std::thread::spawn(move || group.run(mailbox, sender));
-        RunningMember { keeper, fences: RefCell::default(), commands, events, thread, leases_stop, report }
+        RunningMember { health, keeper, fences: RefCell::default(), commands, events, thread, leases_stop, report }
     }
 
     pub(super) fn next(&self) -> GroupEvent {
@@ -90,11 +99,19 @@ impl RunningMember {
         gained
     }
 
-    fn lease_is_valid(&self, partition: PartitionId, generation: Generation) -> bool {
+    /// Waits until `/readyz` names this reason; `None`: until the member is ready.
+    pub(super) fn wait_for_health(&self, reason: Option<&str>) {
+        wait_until("the health changes", || match (reason, &self.health.troubles()[..]) {
+            (Some(reason), [(_, trouble)]) => trouble.contains(reason),
+            (reason, troubles) => reason.is_none() && troubles.is_empty(),
+        });
+    }
+
+    pub(super) fn lease_is_valid(&self, partition: PartitionId, generation: Generation) -> bool {
         self.fences.borrow()[&(partition, generation)].is_valid()
     }
 
-    fn read(&self, path: &str) -> Option<Node> {
+    pub(super) fn read(&self, path: &str) -> Option<Node> {
         self.keeper.read(path).expect("the ensemble is reachable")
     }
 
@@ -136,7 +153,7 @@ fn a_single_member_gains_all_partitions_and_after_its_leave_only_offset_nodes_re
     create_with_parents(&*observer, "/consumers/g/offsets/t/1", b"42", Lifetime::Persistent).unwrap();
     let one = RunningMember::start(&ensemble);
     let gained = one.gains(&[0, 1, 2]);
-    assert_eq!((gained[&0].1, gained[&1].1), (None, Some(42)));
+    assert_eq!((gained[&0].1, gained[&1].1), (Some(0), Some(42)), "partition 0 is new to a group with offsets");
     let id = observer.children("/consumers/g/ids").unwrap().remove(0);
     assert_eq!(observer.read("/consumers/g/owners/t/2").unwrap().unwrap().data, id.as_bytes());
 
@@ -151,10 +168,55 @@ fn a_single_member_gains_all_partitions_and_after_its_leave_only_offset_nodes_re
     assert!(one.fences.borrow().values().all(|fence| !fence.is_valid()));
     assert_eq!(observer.children("/consumers/g/owners/t"), Ok(vec![]));
     assert_eq!(observer.children("/consumers/g/ids"), Ok(vec![]));
-    for (partition, text) in [(0, "7"), (1, "51"), (2, "-1")] {
+    for (partition, text) in [(0, "7"), (1, "51"), (2, "0")] {
         let node = observer.read(&paths::offset("g", "t", partition)).unwrap().unwrap();
         assert_eq!(String::from_utf8_lossy(&node.data), text, "partition {partition}");
     }
+}
+
+#[test]
+fn a_partition_that_is_added_to_the_topic_begins_at_0_and_those_of_a_new_group_as_start_from_says() {
+    let ensemble = InMemoryEnsemble::new();
+    let observer = ensemble.connect(SESSION);
+    create_topic(&*observer, &[1, 2]);
+    let one = RunningMember::start(&ensemble);
+    let gained = one.gains(&[0, 1]);
+    assert_eq!((gained[&0].1, gained[&1].1), (None, None));
+    one.commands.send(GroupCommand::Commit { partition: 0, generation: gained[&0].0, next: 5 });
+    one.wait_for_text("/consumers/g/offsets/t/0", "5");
+    one.commands.send(GroupCommand::Leave);
+    one.thread.join().unwrap();
+
+    // Partition 1 has no stored offset, but it is as old as the group.
+    let topic = observer.read("/brokers/topics/t").unwrap().unwrap();
+    observer.write("/brokers/topics/t", br#"{"partitions":{"0":[1],"1":[1],"2":[1]}}"#, topic.version).unwrap();
+    let state = "/brokers/topics/t/partitions/2/state";
+    create_with_parents(&*observer, state, br#"{"leader":1}"#, Lifetime::Persistent).unwrap();
+    let two = RunningMember::start(&ensemble);
+    let gained = two.gains(&[0, 1, 2]);
+    assert_eq!((gained[&0].1, gained[&1].1, gained[&2].1), (Some(5), None, Some(0)));
+    assert_eq!(two.read("/consumers/g/offsets/t/2").unwrap().data, b"0", "stored by the claim");
+    two.commands.send(GroupCommand::Leave);
+    two.thread.join().unwrap();
+}
+
+#[test]
+fn store_now_is_stored_before_the_interval_and_also_below_the_stored_offset() {
+    let ensemble = InMemoryEnsemble::new();
+    let observer = ensemble.connect(SESSION);
+    create_topic(&*observer, &[1]);
+    create_with_parents(&*observer, "/consumers/g/offsets/t/0", b"100", Lifetime::Persistent).unwrap();
+    let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
+    let (generation, _) = one.gains(&[0])[&0];
+    one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 120 });
+    let log = LogIdentity { topic_id: Some([9; 16]), leader_epoch: None };
+    one.commands.send(GroupCommand::StoreNow { partition: 0, generation, next: 0, log });
+    one.wait_for_text("/consumers/g/offsets/t/0", "0");
+    one.commands.send(GroupCommand::Leave);
+    one.thread.join().unwrap();
+    assert_eq!(observer.read("/consumers/g/offsets/t/0").unwrap().unwrap().data, b"0");
+    let ahead = observer.read("/consumers/g/ahead/t/0").unwrap().unwrap().data;
+    assert!(String::from_utf8_lossy(&ahead).contains(&"09".repeat(16)), "the log is stored with its offset");
 }
 
 #[test]
@@ -163,9 +225,11 @@ fn the_first_offset_of_a_partition_is_stored_before_the_interval() {
     create_topic(&*ensemble.connect(SESSION), &[1]);
     let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
     let (generation, _) = one.gains(&[0])[&0];
+    one.wait_for_health(Some("where partitions [0] begin is not stored yet"));
     // Until an offset is stored, a restart with start_from=latest would skip the messages appended since the start.
     one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 50 });
     one.wait_for_text("/consumers/g/offsets/t/0", "50");
+    one.wait_for_health(None);
     one.leave();
 }
 
@@ -275,7 +339,8 @@ fn a_member_claims_and_leaves_despite_lost_responses_and_a_topic_created_later()
     one.keeper.lose_responses(1);
     let observer = ensemble.connect(SESSION);
     create_topic(&*observer, &[-1]);
-    let generation = one.gains(&[0])[&0].0;
+    let (generation, start) = one.gains(&[0])[&0];
+    assert_eq!(start, Some(0), "the topic is younger than the group");
     one.keeper.lose_responses(1);
     one.commands.send(GroupCommand::Release { partition: 0, generation, next: None });
     one.leave();
@@ -302,83 +367,4 @@ fn a_partition_is_released_even_if_its_offset_was_written_by_hand() {
     one.leave();
     two.leave();
     assert_eq!(observer.children("/consumers/g/owners/t"), Ok(vec![]));
-}
-
-#[test]
-fn messages_done_ahead_are_stored_beside_a_stuck_offset_and_found_by_the_next_owner() {
-    let ensemble = InMemoryEnsemble::new();
-    create_topic(&*ensemble.connect(SESSION), &[1]);
-    // Only the snapshots are stored before the leave, not the commits.
-    let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
-    let (generation, _) = one.gains(&[0])[&0];
-    one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 50 });
-    let ranges: Arc<[_]> = [60..100, 120..130].into();
-    let topic_id = Some([9; 16]);
-    let done_ahead =
-        |generation| GroupCommand::DoneAhead { partition: 0, generation, topic_id, ranges: Arc::clone(&ranges) };
-    one.commands.send(done_ahead(generation));
-    let path = paths::ahead("g", "t", 0);
-    let deadline = Instant::now() + PATIENCE;
-    while one.read(&path).is_none_or(|node| !String::from_utf8_lossy(&node.data).contains("10+40 20+10")) {
-        assert!(Instant::now() < deadline, "{path} is {:?}", one.read(&path));
-        std::thread::yield_now();
-    }
-    // A crash: the claim ends without a leave.
-    one.keeper.set_reachable(false);
-    ensemble.expire(&one.keeper);
-    let two = RunningMember::start(&ensemble);
-    let GroupEvent::Gained(claim) = two.next() else { panic!("expected the claim") };
-    let position = claim.position.expect("an offset is stored");
-    assert_eq!((position.next, position.topic_id, position.done_ahead), (50, topic_id, ranges));
-    two.leave();
-    one.keeper.set_reachable(true);
-    one.leave();
-}
-
-#[test]
-fn a_leave_that_cannot_store_or_release_reports_partitions_and_offsets() {
-    let ensemble = InMemoryEnsemble::new();
-    create_topic(&*ensemble.connect(SESSION), &[1, 1]);
-    let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
-    let gained = one.gains(&[0, 1]);
-    one.commands.send(GroupCommand::Commit { partition: 1, generation: gained[&1].0, next: 50 });
-    one.wait_for_text("/consumers/g/offsets/t/1", "50");
-    one.commands.send(GroupCommand::Commit { partition: 1, generation: gained[&1].0, next: 70 });
-    one.keeper.set_reachable(false);
-    let report = one.report.clone();
-    one.leave();
-    let failures = report.take().join("\n");
-    for words in ["group g", "1 at 70 (stored: 50)", "not released before the session ends: 0, 1", "unreachable"] {
-        assert!(failures.contains(words), "{words:?} is missing in {failures:?}");
-    }
-}
-
-#[test]
-fn an_offset_that_is_no_number_is_not_guessed_and_read_when_it_is_corrected() {
-    let ensemble = InMemoryEnsemble::new();
-    let observer = ensemble.connect(SESSION);
-    create_topic(&*observer, &[1, 1]);
-    create_with_parents(&*observer, "/consumers/g/offsets/t/0", b"4 2", Lifetime::Persistent).unwrap();
-    let one = RunningMember::start(&ensemble);
-    one.gains(&[1]);
-    assert!(one.events.recv_timeout(SESSION).is_err());
-    observer.write("/consumers/g/offsets/t/0", b"42", 0).unwrap();
-    assert_eq!(one.gains(&[0])[&0].1, Some(42));
-    one.leave();
-}
-
-#[test]
-fn an_uncertain_store_ends_no_claim() {
-    let ensemble = InMemoryEnsemble::new();
-    create_topic(&*ensemble.connect(SESSION), &[1]);
-    let one = RunningMember::start(&ensemble);
-    let (generation, _) = one.gains(&[0])[&0];
-    for next in [5, 6, 7] {
-        one.keeper.lose_responses(1);
-        one.commands.send(GroupCommand::Commit { partition: 0, generation, next });
-        one.wait_for_text("/consumers/g/offsets/t/0", &next.to_string());
-    }
-    assert!(one.events.recv_timeout(SESSION / 2).is_err());
-    assert!(one.lease_is_valid(0, generation));
-    one.leave();
 }
