@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend_client::{BackendResolver, HttpClient};
-use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
+use super::config::{IdempotencyKey, ModuleConfig, ProtocolConfig, StartFrom};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
 use super::policy::RetryPolicy;
 use super::template::UriTemplate;
+use super::window_slots::WindowSlots;
 use super::worker_context::WorkerContext;
 use crate::broker::{Header, Message, Offset, PartitionId, TopicPartition};
 use crate::clock::BootTime;
@@ -44,8 +45,10 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
         backend_servers: servers.iter().map(|server| (*server).to_owned()).collect(),
         serialize_by_key: true,
         offset_update_interval: Duration::from_secs(1),
+        max_in_flight_bytes: NonZeroUsize::new(64 << 20).unwrap(),
         waiting_queue_size: NonZeroUsize::new(256).unwrap(),
         start_from: StartFrom::Earliest,
+        idempotency_key: IdempotencyKey::Timestamp,
     }
 }
 
@@ -65,6 +68,7 @@ pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> Worke
     WorkerContext {
         http_client: HttpClient::new(&config, BackendResolver::new(&config.backend_servers)),
         metrics: Metrics::new(registry).of_module(&config.name, &config.topic),
+        slots: WindowSlots::new(config.window_size.get()),
         config,
     }
 }
@@ -95,5 +99,6 @@ pub(super) fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Op
             timestamp_ms: Some(1_700_000_000_123),
         },
         method: None,
+        _memory: None,
     }
 }

@@ -3,8 +3,9 @@
 use super::backend_client::HttpClient;
 use super::config::ModuleConfig;
 use super::metrics::ModuleMetrics;
+use super::window_slots::WindowSlots;
 
-/// What a worker needs besides its queues. Each start of a module creates a new context.
+/// What a worker needs besides its channels. Each start of a module creates a new context.
 pub(super) struct WorkerContext {
     /// The module's configuration.
     pub(super) config: ModuleConfig,
@@ -12,4 +13,6 @@ pub(super) struct WorkerContext {
     pub(super) http_client: HttpClient,
     /// The module's metrics.
     pub(super) metrics: ModuleMetrics,
+    /// The slots of the messages that are pushed and not done.
+    pub(super) slots: WindowSlots,
 }

@@ -40,7 +40,8 @@ impl HttpClient {
     /// Creates the client for the workers of a module. `resolver` returns the addresses of the backends.
     pub(crate) fn new(config: &ModuleConfig, resolver: Arc<BackendResolver>) -> HttpClient {
         let protocol = &config.protocol;
-        let requests = RequestBuilder::new(&config.name, &config.topic, protocol.uri.clone(), &protocol.headers);
+        let requests = RequestBuilder::new(&config.name, &config.topic, protocol.uri.clone(), &protocol.headers)
+            .with_idempotency_key(config.idempotency_key);
         HttpClient {
             requests: Arc::new(requests),
             resolver,

@@ -6,18 +6,21 @@
 //!   since 1970) where the message has one;
 //! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent if the message has no key or the key is longer than
 //!   [`MAX_KEY_BYTES`];
-//! - `Idempotency-Key: module/topic/partition/offset`, the same for every attempt, so that a backend recognises a
+//! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt, so that a backend recognises a
 //!   message that it has received before;
+//! - `Content-Encoding` if the message has one record header of this name with codings of HTTP, as kproxy stores it;
 //! - `X-Kafka-Claim`: the fencing token of the claim under which the message is pushed;
 //! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
 //!   cannot carry its name or value, or if it would exceed [`MAX_RECORD_HEADERS`] or [`MAX_RECORD_HEADER_BYTES`].
 
+use ureq::http::header::CONTENT_ENCODING;
 use ureq::http::uri::Authority;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
 use log::Level;
 
 use crate::broker::Message;
+use crate::ktransfer::config::IdempotencyKey;
 use crate::ktransfer::job::Job;
 use crate::ktransfer::template::{PlaceholderValues, UriTemplate, encode_into};
 use crate::log_limited;
@@ -81,6 +84,7 @@ pub(crate) struct RequestBuilder {
     common_headers: HeaderMap,
     /// `module/topic/`, the prefix of every `Idempotency-Key`.
     idempotency_prefix: String,
+    idempotency_key: IdempotencyKey,
 }
 
 impl RequestBuilder {
@@ -95,7 +99,18 @@ impl RequestBuilder {
         let topic_value =
             HeaderValue::from_str(topic).expect("topic names are checked when the configuration is loaded");
         common_headers.insert(HeaderName::from_static("x-kafka-topic"), topic_value);
-        RequestBuilder { uri, common_headers, idempotency_prefix: format!("{module}/{topic}/") }
+        RequestBuilder {
+            uri,
+            common_headers,
+            idempotency_prefix: format!("{module}/{topic}/"),
+            idempotency_key: IdempotencyKey::Timestamp,
+        }
+    }
+
+    /// Sets what the header `Idempotency-Key` consists of.
+    pub(super) fn with_idempotency_key(mut self, idempotency_key: IdempotencyKey) -> RequestBuilder {
+        self.idempotency_key = idempotency_key;
+        self
     }
 
     /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
@@ -145,11 +160,32 @@ impl RequestBuilder {
             encode_into(&mut encoded, key);
             headers.insert(HeaderName::from_static("x-kafka-key"), ascii_value(encoded));
         }
-        let identity = format!("{}{}/{}", self.idempotency_prefix, message.from.partition, message.offset);
+        let mut identity = format!("{}{}/{}", self.idempotency_prefix, message.from.partition, message.offset);
+        if let (IdempotencyKey::Timestamp, Some(timestamp_ms)) = (self.idempotency_key, message.timestamp_ms) {
+            identity.push_str(&format!("/{timestamp_ms}"));
+        }
         headers.insert(HeaderName::from_static("idempotency-key"), ascii_value(identity));
         append_record_headers(&mut headers, message);
+        if let Some(coding) = content_encoding(message)
+            && !headers.contains_key(CONTENT_ENCODING)
+        {
+            headers.insert(CONTENT_ENCODING, coding);
+        }
         headers
     }
+}
+
+/// Returns the `Content-Encoding` of a message whose body kproxy stored as it was compressed. The record header may be of
+/// another program, so it counts only if it occurs once and lists codings that backends may know: a backend may refuse
+/// any other.
+fn content_encoding(message: &Message) -> Option<HeaderValue> {
+    const CODINGS: [&[u8]; 7] = [b"gzip", b"x-gzip", b"deflate", b"zstd", b"br", b"compress", b"x-compress"];
+    let mut named = message.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("content-encoding"));
+    let (Some(header), None) = (named.next(), named.next()) else { return None };
+    let value = header.value.as_deref().filter(|_| message.value.as_ref().is_some_and(|value| !value.is_empty()))?;
+    let mut codings = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    let are_known = codings.all(|coding| CODINGS.iter().any(|known| coding.eq_ignore_ascii_case(known)));
+    HeaderValue::from_bytes(value).ok().filter(|_| are_known)
 }
 
 /// Adds the record headers of the message that HTTP can carry and that fit into the limits.

@@ -40,7 +40,7 @@ fn a_request_has_the_headers_of_message_module_and_configuration() {
         ("x-kafka-claim", &["1"]),
         ("x-kafka-timestamp", &["1700000000123"]),
         ("x-kafka-key", &["k%2F%FF"]),
-        ("idempotency-key", &["m/t/3/42"]),
+        ("idempotency-key", &["m/t/3/42/1700000000123"]),
         ("x-kafka-header-trace", &["a b/c"]),
         ("x-kafka-header-null", &[""]),
         ("x-kafka-header-bad-value", &[]),
@@ -61,6 +61,57 @@ fn a_message_without_key_value_and_timestamp_has_no_headers_for_them_and_an_empt
     assert!(request.body().is_empty());
     assert!(!request.headers().contains_key("x-kafka-key"));
     assert!(!request.headers().contains_key("x-kafka-timestamp"));
+    assert_eq!(request.headers()["idempotency-key"], "m/t/3/42");
+}
+
+#[test]
+fn the_idempotency_key_has_the_timestamp_unless_it_is_switched_off() {
+    let (mut job, uri) = (job(None, None, &[]), "http://a:80/p");
+    let key = |builder: &RequestBuilder, job: &Job, attempt| {
+        let request = builder.request(job, uri, attempt).unwrap();
+        request.headers()["idempotency-key"].to_str().unwrap().to_owned()
+    };
+    let with_timestamp = builder("/p");
+    let before = key(&with_timestamp, &job, 1);
+    assert_eq!(before, key(&with_timestamp, &job, 2), "the same for each attempt");
+    // The same offset of a topic that was created again.
+    job.message.timestamp_ms = Some(1_700_000_000_999);
+    assert_ne!(before, key(&with_timestamp, &job, 1));
+    let without = builder("/p").with_idempotency_key(IdempotencyKey::Offset);
+    assert_eq!(key(&without, &job, 1), "m/t/3/42");
+}
+
+#[test]
+fn a_coding_that_kproxy_stored_is_passed_on_and_any_other_value_is_not() {
+    let name = "Content-Encoding";
+    let sent = |value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)], builder: RequestBuilder| {
+        let job = job(None, value, headers);
+        let request = builder.request(&job, "http://a:80/p", 1).unwrap();
+        let found = request.headers().get_all(name).iter().map(|value| value.to_str().unwrap().to_owned());
+        found.collect::<Vec<_>>().join("|")
+    };
+    for (headers, expected) in [
+        (&[][..], ""),
+        (&[(name, Some(&b"gzip"[..]))], "gzip"),
+        (&[("content-encoding", Some(b"deflate, X-Gzip"))], "deflate, X-Gzip"),
+        (&[(name, Some(b"br"))], "br"),
+        (&[(name, Some(b""))], ""),
+        (&[(name, None)], ""),
+        (&[(name, Some(b"gzip,"))], ""),
+        (&[(name, Some(b"utf-8"))], ""),
+        (&[(name, Some(b"gzip; level=9"))], ""),
+        (&[(name, Some(b"gzip\r\nX: y"))], ""),
+        (&[(name, Some(b"gzip\0"))], ""),
+        (&[(name, Some(b"\xff"))], ""),
+        (&[(name, Some(b"gzip")), ("content-encoding", Some(b"br"))], ""),
+    ] {
+        assert_eq!(sent(Some(b"v"), headers, builder("/p")), expected, "{headers:?}");
+    }
+    let gzip = [(name, Some(&b"gzip"[..]))];
+    assert_eq!(sent(None, &gzip, builder("/p")) + &sent(Some(b""), &gzip, builder("/p")), "", "nothing is encoded");
+    let configured = [(name.to_owned(), "br".to_owned())];
+    let builder = RequestBuilder::new("m", "t", UriTemplate::parse("/p").unwrap(), &configured);
+    assert_eq!(sent(Some(b"v"), &gzip, builder), "br", "the configured header is sent");
 }
 
 #[test]
