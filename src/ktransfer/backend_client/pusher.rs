@@ -76,11 +76,6 @@ impl Pusher {
             // backend, so this ends with a new connection.
         }
     }
-
-    /// Whether the client was closed: no further push begins.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.exchange.is_closed()
-    }
 }
 
 /// Returns how a push ended; `None` if it is to be repeated on a new connection. `ended` has the status that the HTTP
