@@ -160,7 +160,8 @@ impl Worker {
     /// Works until the dispatcher has ended.
     pub(super) fn run(mut self) {
         while !self.has_ended {
-            if self.step() {
+            // The step may have received the last message.
+            if self.step() || self.has_ended {
                 continue;
             }
             let received = match self.queues.next_due() {
@@ -248,6 +249,7 @@ impl Worker {
         }
         let (queue, mut pending) = self.queues.take_fresh()?;
         pending.has_slot = true;
+        self.context.show_window();
         Some((queue, pending))
     }
 
