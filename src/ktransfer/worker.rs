@@ -170,7 +170,8 @@ impl Worker {
     /// Works until the dispatcher has ended.
     pub(super) fn run(mut self) {
         while !self.has_ended {
-            if self.step() {
+            // The step may have received the last message.
+            if self.step() || self.has_ended {
                 continue;
             }
             let idle_end = self.pusher.close_idle(Instant::now());
@@ -259,6 +260,7 @@ impl Worker {
         }
         let (queue, mut pending) = self.queues.take_fresh()?;
         pending.has_slot = true;
+        self.context.show_window();
         Some((queue, pending))
     }
 
