@@ -50,6 +50,8 @@ mod order;
 mod path;
 /// kproxy: thousands of messages that the brokers refuse, beside other traffic.
 mod refusals;
+/// kproxy: stopped while many clients post.
+mod rolling_restart;
 /// kproxy: the number of its threads.
 mod threads;
 /// kproxy: HTTPS.
