@@ -11,7 +11,7 @@ use crate::broker::{AppendError, AppendFailure, Appended, Offset, Stored, TOPIC_
 use crate::http::{Response, SHUTTING_DOWN, UNANSWERED};
 
 /// `Retry-After` of a 503, in seconds.
-pub(super) const RETRY_AFTER: &str = "1";
+const RETRY_AFTER: &str = "1";
 
 /// A failure of a request or of one message of a batch, with all that its answer says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,11 @@ impl Failure {
         Self::bad_request("bad_timestamp", "timestamp must be milliseconds since 1970, an integer from 1")
     }
 
+    /// 400: a `tombstone` parameter that is not 0 or 1, or that contradicts the rest of the request.
+    pub(super) fn bad_tombstone(message: impl Into<String>) -> Self {
+        Self::bad_request("bad_tombstone", message)
+    }
+
     /// 400: invalid percent-encoding in a value; `parameter` is its name as the client sent it.
     pub(super) fn bad_encoding(parameter: &str) -> Self {
         Self::bad_request("bad_encoding", format!("invalid percent-encoding in the value of {parameter}"))
@@ -91,6 +96,11 @@ impl Failure {
     /// 400: a body without a message.
     pub(super) fn empty_body(message: &'static str) -> Self {
         Self::bad_request("empty_body", message)
+    }
+
+    /// 400: a body that cannot be decoded as its `Content-Encoding` says.
+    pub(super) fn bad_coding(message: String) -> Self {
+        Self::bad_request("bad_coding", message)
     }
 
     /// 400: `place` is the line, record or byte of a batch's body that cannot be parsed.
@@ -136,6 +146,11 @@ impl Failure {
             .with_header("Accept", "application/x-ndjson, application/octet-stream")
     }
 
+    /// 415: a `Content-Encoding` that is not accepted; `accepted` lists the codings that are (RFC 9110 12.5.3).
+    pub(super) fn unsupported_coding(message: impl Into<String>, accepted: &'static str) -> Self {
+        Self::new(415, "unsupported_coding", message, false).with_header("Accept-Encoding", accepted)
+    }
+
     /// 429: a request over the rate limit of its credential or its topic.
     pub(super) fn rate_limited(message: String, retry_after_seconds: u64) -> Self {
         Self::new(429, "rate_limited", message, true).with_header("Retry-After", retry_after_seconds.to_string())
@@ -179,6 +194,9 @@ impl Failure {
             AppendFailure::UnknownPartition => (404, "unknown_partition"),
             AppendFailure::TooLarge => (413, "too_large"),
             AppendFailure::Unsupported => (400, "unsupported"),
+            AppendFailure::Invalid => (422, "invalid_message"),
+            AppendFailure::NotAuthorized => (403, "not_authorized"),
+            AppendFailure::Throttled { .. } => (429, "throttled"),
             AppendFailure::Refused => (502, "refused"),
             AppendFailure::Full => (503, "overloaded"),
             AppendFailure::Unreachable => (503, "no_broker"),
@@ -190,13 +208,20 @@ impl Failure {
             (503, Stored::Unknown) => (504, "no_confirmation"),
             _ => (status, code),
         };
-        Failure {
-            status,
-            code,
-            message: error.reason.clone(),
-            retriable: error.kind.is_retriable(),
-            stored: error.stored,
-            header: None,
+        let header = match error.kind {
+            AppendFailure::Throttled { seconds } => Some(("Retry-After", seconds.to_string())),
+            _ => None,
+        };
+        let (message, retriable) = (error.reason.clone(), error.kind.is_retriable());
+        Failure { status, code, message, retriable, stored: error.stored, header }
+    }
+
+    /// Returns the value of `Retry-After`, for the statuses that have one.
+    pub(super) fn retry_after_seconds(&self) -> Option<u64> {
+        match (&self.header, self.status) {
+            (Some(("Retry-After", seconds)), _) => seconds.parse().ok(),
+            (None, 503) => RETRY_AFTER.parse().ok(),
+            _ => None,
         }
     }
 
@@ -278,11 +303,20 @@ mod tests {
             (Failure::bad_acks(), 400, "bad_acks", false, None),
             (Failure::bad_partition(), 400, "bad_partition", false, None),
             (Failure::bad_timestamp(), 400, "bad_timestamp", false, None),
+            (Failure::bad_tombstone("why"), 400, "bad_tombstone", false, None),
             (Failure::bad_encoding("key"), 400, "bad_encoding", false, None),
             (Failure::repeated_parameter("key"), 400, "repeated_parameter", false, None),
             (Failure::bad_header("why"), 400, "bad_header", false, None),
             (Failure::unsupported(), 400, "unsupported", false, None),
             (Failure::empty_body("why"), 400, "empty_body", false, None),
+            (Failure::bad_coding(text()), 400, "bad_coding", false, None),
+            (
+                Failure::unsupported_coding("why", "gzip"),
+                415,
+                "unsupported_coding",
+                false,
+                Some(("Accept-Encoding", "gzip")),
+            ),
             (Failure::bad_batch("line 1", "why"), 400, "bad_batch", false, None),
             (
                 Failure::unauthorized("why", "Bearer".into()),
@@ -336,6 +370,9 @@ mod tests {
             (UnknownPartition, no, 404, "unknown_partition", false),
             (TooLarge, no, 413, "too_large", false),
             (Unsupported, no, 400, "unsupported", false),
+            (Invalid, no, 422, "invalid_message", false),
+            (NotAuthorized, no, 403, "not_authorized", false),
+            (Throttled { seconds: 1 }, no, 429, "throttled", true),
             (Refused, no, 502, "refused", false),
             (Refused, unknown, 502, "refused", false),
             (Full, no, 503, "overloaded", true),
@@ -346,7 +383,7 @@ mod tests {
             (Closed, unknown, 504, "no_confirmation", true),
         ] {
             let failure = Failure::from_append(&AppendError { kind, stored, reason: "say \"why\"".to_owned() });
-            let header = if status == 503 { RETRY } else { None };
+            let header = if [429, 503].contains(&status) { RETRY } else { None };
             assert_answer(&failure, (status, code, retriable, stored), header);
         }
     }

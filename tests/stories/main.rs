@@ -12,6 +12,8 @@ mod harness_checks;
 
 /// kproxy: credentials, allowed topics and rate limits.
 mod access;
+/// kproxy: bodies that are empty on purpose, or compressed.
+mod bodies;
 /// The Kafka seam: every engine behaves the same.
 mod broker_suite;
 /// kproxy: each error answer, compared with the topic, while brokers are killed and topics are deleted.
@@ -38,6 +40,10 @@ mod keeper;
 mod kmonitor_delay;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
+/// ktransfer: what a refused key, a backend that hangs and large messages do to the rest of a module.
+mod ktransfer_isolation;
+/// ktransfer: topics that grow, are created again, lose messages or have transactions.
+mod ktransfer_offsets;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.
 mod ktransfer_outage;
 /// ktransfer: message filter, retries, order per key, hand-over.
@@ -52,6 +58,8 @@ mod path;
 mod refusals;
 /// kproxy: stopped while many clients post.
 mod rolling_restart;
+/// ktransfer: random faults, of which `make soak` runs more.
+mod soak;
 /// kproxy: the number of its threads.
 mod threads;
 /// kproxy: HTTPS.

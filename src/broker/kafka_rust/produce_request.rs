@@ -15,8 +15,8 @@ pub(super) const MAX_CONFIRMING: Duration = Duration::from_secs(10);
 /// Topic, partition and acks level: messages that agree in all three go in one request.
 pub(super) type QueueKey = (Arc<str>, PartitionId, Acks);
 
-/// Key and value of a message.
-pub(super) type KeyAndValue = (Option<Vec<u8>>, Vec<u8>);
+/// Key and value of a message; each `None` is Kafka's null.
+pub(super) type KeyAndValue = (Option<Vec<u8>>, Option<Vec<u8>>);
 
 /// Whether a batch is sent: decided once, by the call that sends it or by the worker that has abandoned that call.
 #[derive(Default)]
@@ -34,13 +34,31 @@ impl SendDecision {
     }
 }
 
+/// Whether a broker refuses a whole batch with this code because of one of its messages, or of their number.
+pub(super) fn may_concern_one(code: KafkaCode) -> bool {
+    matches!(
+        code,
+        KafkaCode::MessageSizeTooLarge
+            | KafkaCode::InvalidMessageSize
+            | KafkaCode::RecordListTooLarge
+            | KafkaCode::CorruptMessage
+            | KafkaCode::InvalidTimestamp
+    )
+}
+
 /// Returns the failure of a batch for an error code of the broker that the worker does not retry.
 pub(super) fn failure_of(code: KafkaCode) -> (AppendFailure, Stored) {
     match code {
-        KafkaCode::RequestTimedOut | KafkaCode::NotEnoughReplicasAfterAppend | KafkaCode::NetworkException => {
-            (AppendFailure::TimedOut, Stored::Unknown)
+        // `Unknown` is any failure inside the broker, also one after the append.
+        KafkaCode::RequestTimedOut
+        | KafkaCode::NotEnoughReplicasAfterAppend
+        | KafkaCode::NetworkException
+        | KafkaCode::Unknown => (AppendFailure::TimedOut, Stored::Unknown),
+        // Brokers before 2.4 refuse a message without a key for a compacted topic with this code.
+        KafkaCode::CorruptMessage | KafkaCode::InvalidTimestamp => (AppendFailure::Invalid, Stored::No),
+        KafkaCode::TopicAuthorizationFailed | KafkaCode::ClusterAuthorizationFailed | KafkaCode::InvalidTopic => {
+            (AppendFailure::NotAuthorized, Stored::No)
         }
-        KafkaCode::Unknown => (AppendFailure::Refused, Stored::Unknown),
         _ => (AppendFailure::Refused, Stored::No),
     }
 }
@@ -65,7 +83,7 @@ pub(super) fn produce(
         };
         let messages = records.iter().map(|(key, value)| ProduceMessage {
             key: key.as_deref(),
-            value: Some(value),
+            value: value.as_deref(),
             topic: &topic,
             partition,
         });
@@ -104,9 +122,9 @@ mod tests {
             (KafkaCode::NotEnoughReplicasAfterAppend, AppendFailure::TimedOut, Stored::Unknown),
             (KafkaCode::NetworkException, AppendFailure::TimedOut, Stored::Unknown),
             // The crate maps every code above 35 to this code, also KAFKA_STORAGE_ERROR (a disk error).
-            (KafkaCode::Unknown, AppendFailure::Refused, Stored::Unknown),
-            (KafkaCode::TopicAuthorizationFailed, AppendFailure::Refused, Stored::No),
-            (KafkaCode::CorruptMessage, AppendFailure::Refused, Stored::No),
+            (KafkaCode::Unknown, AppendFailure::TimedOut, Stored::Unknown),
+            (KafkaCode::TopicAuthorizationFailed, AppendFailure::NotAuthorized, Stored::No),
+            (KafkaCode::CorruptMessage, AppendFailure::Invalid, Stored::No),
         ] {
             assert_eq!(failure_of(code), (kind, stored), "{code:?}");
         }
@@ -171,7 +189,7 @@ mod tests {
             settings: Default::default(),
         };
         let mut client_under_test = GuardedClient::new(&config, "t", Stop::new());
-        let (decision, records) = (Arc::<SendDecision>::default(), Arc::new(vec![(None, b"v".to_vec())]));
+        let (decision, records) = (Arc::<SendDecision>::default(), Arc::new(vec![(None, Some(b"v".to_vec()))]));
         let key = (Arc::from("t"), 0, Acks::Leader);
         let call = produce(&key, records, true, Duration::from_secs(5), Arc::clone(&decision));
         let outcome = client_under_test.call(Duration::from_millis(200), call);

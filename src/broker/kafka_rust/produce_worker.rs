@@ -13,7 +13,9 @@ use kafka::error::KafkaCode;
 
 use super::guarded_client::{CallError, GuardedClient};
 use super::produce_job::{ProduceJob, Uncompleted};
-use super::produce_request::{KeyAndValue, MAX_CONFIRMING, QueueKey, SendDecision, failure_of, produce};
+use super::produce_request::{
+    KeyAndValue, MAX_CONFIRMING, QueueKey, SendDecision, failure_of, may_concern_one, produce,
+};
 use crate::broker::metadata_gate::{GateState, not_stored};
 use crate::broker::{
     Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, Offset, Stored,
@@ -190,7 +192,7 @@ impl<C: Completion> ProduceWorker<C> {
         left: Duration,
     ) {
         let records: Vec<KeyAndValue> =
-            jobs.iter_mut().map(|job| (job.record.key.take(), std::mem::take(&mut job.record.value))).collect();
+            jobs.iter_mut().map(|job| (job.record.key.take(), job.record.value.take())).collect();
         let decision = Arc::<SendDecision>::default();
         let records = Arc::new(records);
         let call = produce(key, Arc::clone(&records), std::mem::take(&mut queue.reload), left, Arc::clone(&decision));
@@ -253,15 +255,16 @@ impl<C: Completion> ProduceWorker<C> {
                 }
                 (AppendFailure::UnknownTopic, Stored::No, format!("{topic}/{partition} does not exist"))
             }
+            // One message of the batch may be the cause: each is sent alone.
+            code if unsent.jobs.len() > 1 && may_concern_one(code) => {
+                queue.one_by_one = unsent.jobs.len();
+                self.requeue(queue, unsent);
+                // The leader responded, so neither a pause nor a lookup is needed.
+                queue.not_before = now;
+                queue.reload = false;
+                return;
+            }
             KafkaCode::MessageSizeTooLarge | KafkaCode::InvalidMessageSize | KafkaCode::RecordListTooLarge => {
-                if unsent.jobs.len() > 1 {
-                    queue.one_by_one = unsent.jobs.len();
-                    self.requeue(queue, unsent);
-                    // The leader responded, so neither a pause nor a lookup is needed.
-                    queue.not_before = now;
-                    queue.reload = false;
-                    return;
-                }
                 let reason = format!(
                     "larger than the limit of the broker (message.max.bytes) or of topic {topic} (max.message.bytes)"
                 );
@@ -299,7 +302,7 @@ fn next_batch<C>(queue: &mut PartitionQueue<C>) -> VecDeque<ProduceJob<C>> {
     while batch.len() < max
         && let Some(job) = queue.jobs.front()
     {
-        bytes += job.record.value.len() + job.record.key.as_ref().map_or(0, Vec::len);
+        bytes += job.record.value_bytes() + job.record.key.as_ref().map_or(0, Vec::len);
         if !batch.is_empty() && bytes > MAX_BATCH_BYTES {
             break;
         }
