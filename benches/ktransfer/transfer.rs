@@ -133,7 +133,7 @@ pub(crate) fn fill(cluster: &Cluster, topic: &str, n_messages: usize) {
             topic: Arc::clone(&topic_name),
             partition: None,
             key: Some(((random >> 33) % KEYS).to_string().into_bytes()),
-            value: vec![b'x'; MESSAGE_BYTES],
+            value: Some(vec![b'x'; MESSAGE_BYTES]),
             headers: Vec::new(),
             timestamp_ms: None,
         };

@@ -146,7 +146,7 @@ impl Config {
             http_threads: section.count("http_threads", Some(2), 64, problems),
             read_timeout: section.millis("read_timeout_ms", Some(100), 1..=3_600_000, problems),
             write_timeout: section.millis("write_timeout_ms", Some(100), 1..=3_600_000, problems),
-            idle_timeout: section.millis("idle_timeout_ms", Some(60_000), 1..=86_400_000, problems),
+            idle_timeout: section.millis("idle_timeout_ms", Some(75_000), 1..=86_400_000, problems),
             max_connections: section.count("max_connections", Some(16_384), 1_000_000, problems),
             max_connections_per_ip: Some(section.integer("max_connections_per_ip", Some(0), 0..=1_000_000, problems))
                 .and_then(|max| usize::try_from(max).ok())

@@ -258,9 +258,13 @@ impl CommitHandler {
 
     /// Answers a request whose path is none of the [`ENDPOINTS`].
     fn other_path(&self, head: &Head) -> Response {
+        if head.method == "OPTIONS" && head.path == "*" {
+            return Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS");
+        }
         // `/metrics` needs credentials, because its labels reveal topic names. `/healthz` and `/readyz` need none,
         // because probes send none.
         if head.path == "/metrics"
+            && head.method != "OPTIONS"
             && let Some(Err(failure)) = self.access.as_ref().map(|access| access.authenticate(head))
         {
             return self.refuse(head, None, &failure);
@@ -268,12 +272,7 @@ impl CommitHandler {
         if let Some(response) = self.admin.answer(head) {
             return response;
         }
-        match &*head.method {
-            "OPTIONS" if head.path == "*" => {
-                Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS")
-            }
-            _ => self.refuse(head, None, &Failure::unknown_path()),
-        }
+        self.refuse(head, None, &Failure::unknown_path())
     }
 
     /// Counts and logs a refused request, of which nothing was handed to the broker, and returns its answer.

@@ -166,6 +166,7 @@ impl Exchange {
     }
 
     /// Whether [`close`](Self::close) was called.
+    #[cfg(test)]
     pub(super) fn is_closed(&self) -> bool {
         self.lock().is_closed
     }

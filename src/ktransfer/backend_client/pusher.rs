@@ -78,6 +78,7 @@ impl Pusher {
     }
 
     /// Whether the client was closed: no further push begins.
+    #[cfg(test)]
     pub(crate) fn is_closed(&self) -> bool {
         self.exchange.is_closed()
     }
