@@ -28,6 +28,8 @@ mod endpoints;
 mod group;
 /// Files that hang: a log file that takes no bytes, and a pipe in the place of a file that is read.
 mod hanging_files;
+/// Host names whose look-up hangs: answers and stops of all daemons are in time.
+mod hanging_names;
 /// kproxy: thousands of hostile clients, and the memory, threads and time that they cost.
 mod hostile_clients;
 /// kproxy: an answer that is sent before the whole request, and a process without file descriptors.
@@ -68,6 +70,8 @@ mod order;
 mod path;
 /// kproxy: thousands of messages that the brokers refuse, beside other traffic.
 mod refusals;
+/// kproxy: stopped while many clients post.
+mod rolling_restart;
 /// ktransfer: random faults, of which `make soak` runs more.
 mod soak;
 /// kproxy: the number of its threads.
