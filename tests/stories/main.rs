@@ -44,10 +44,24 @@ mod keeper;
 mod kmonitor_delay;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
+/// ktransfer: three instances while everything around them fails once.
+mod ktransfer_faults;
+/// ktransfer: backends that answer early, late, wrongly or not at all.
+mod ktransfer_http;
+/// ktransfer: what a refused key, a backend that hangs and large messages do to the rest of a module.
+mod ktransfer_isolation;
+/// ktransfer: topics that grow, are created again, lose messages or have transactions.
+mod ktransfer_offsets;
+/// ktransfer: one group with the original, the Go program.
+mod ktransfer_original;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.
 mod ktransfer_outage;
+/// ktransfer: which instance pushes a partition, and until when.
+mod ktransfer_ownership;
 /// ktransfer: message filter, retries, order per key, hand-over.
 mod ktransfer_push;
+/// ktransfer: what one key or one push can hold up.
+mod ktransfer_window;
 /// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
 mod native_outages;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
@@ -56,6 +70,8 @@ mod order;
 mod path;
 /// kproxy: thousands of messages that the brokers refuse, beside other traffic.
 mod refusals;
+/// ktransfer: random faults, of which `make soak` runs more.
+mod soak;
 /// kproxy: the number of its threads.
 mod threads;
 /// kproxy: HTTPS.

@@ -6,7 +6,7 @@
 mod reply;
 mod serve;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -183,11 +183,14 @@ impl Fleet {
         lock(&self.journal).arrivals.iter().filter(|arrival| condition(arrival)).count()
     }
 
+    /// Returns the positions of the messages that a backend has taken.
+    pub(crate) fn delivered(&self) -> HashSet<(i32, i64)> {
+        lock(&self.journal).arrivals.iter().filter(|arrival| arrival.is_delivered()).map(Arrival::position).collect()
+    }
+
     /// Returns the number of different messages that a backend has taken.
     pub(crate) fn n_delivered(&self) -> usize {
-        let journal = lock(&self.journal);
-        let done = journal.arrivals.iter().filter(|arrival| arrival.is_delivered());
-        done.map(Arrival::position).collect::<std::collections::BTreeSet<_>>().len()
+        self.delivered().len()
     }
 
     /// Waits until `n` different messages were delivered.

@@ -40,7 +40,7 @@ fn a_request_has_the_headers_of_message_module_and_configuration() {
         ("x-kafka-claim", &["1"]),
         ("x-kafka-timestamp", &["1700000000123"]),
         ("x-kafka-key", &["k%2F%FF"]),
-        ("idempotency-key", &["m/t/3/42"]),
+        ("idempotency-key", &["m/t/3/42/1700000000123"]),
         ("x-kafka-header-trace", &["a b/c"]),
         ("x-kafka-header-null", &[""]),
         ("x-kafka-header-bad-value", &[]),
@@ -61,6 +61,24 @@ fn a_message_without_key_value_and_timestamp_has_no_headers_for_them_and_an_empt
     assert!(request.body().is_empty());
     assert!(!request.headers().contains_key("x-kafka-key"));
     assert!(!request.headers().contains_key("x-kafka-timestamp"));
+    assert_eq!(request.headers()["idempotency-key"], "m/t/3/42");
+}
+
+#[test]
+fn the_idempotency_key_has_the_timestamp_unless_it_is_switched_off() {
+    let (mut job, uri) = (job(None, None, &[]), "http://a:80/p");
+    let key = |builder: &RequestBuilder, job: &Job, attempt| {
+        let request = builder.request(job, uri, attempt).unwrap();
+        request.headers()["idempotency-key"].to_str().unwrap().to_owned()
+    };
+    let with_timestamp = builder("/p");
+    let before = key(&with_timestamp, &job, 1);
+    assert_eq!(before, key(&with_timestamp, &job, 2), "the same for each attempt");
+    // The same offset of a topic that was created again.
+    job.message.timestamp_ms = Some(1_700_000_000_999);
+    assert_ne!(before, key(&with_timestamp, &job, 1));
+    let without = builder("/p").with_idempotency_key(IdempotencyKey::Offset);
+    assert_eq!(key(&without, &job, 1), "m/t/3/42");
 }
 
 #[test]
@@ -103,13 +121,7 @@ fn keys_record_headers_and_uris_have_limits() {
         let request = builder("/p").request(&job, "http://a:80/p", 1).unwrap();
         assert_eq!(request.headers().contains_key("x-kafka-key"), is_sent, "{key_bytes}");
     }
-    // The limit is on all record headers together. A shorter header is still sent after one that does not fit.
-    let (half, rest) = (vec![b'x'; MAX_RECORD_HEADER_BYTES / 2], vec![b'x'; MAX_RECORD_HEADER_BYTES / 2 - 4]);
-    let headers = [("a", Some(half.as_slice())), ("b", Some(&half)), ("cc", Some(&rest)), ("d", None)];
-    let job = job(None, None, &headers);
-    let request = builder("/p").request(&job, "http://a:80/p", 1).unwrap();
-    let is_sent = ["a", "b", "cc", "d"].map(|name| request.headers().contains_key(format!("x-kafka-header-{name}")));
-    assert_eq!(is_sent, [true, false, true, true]);
+    let job = job(None, None, &[]);
     for (url_bytes, reason) in [
         (MAX_URI_BYTES, None),
         (MAX_URI_BYTES + 1, Some("the uri has 16385 bytes, but at most 16384 are sent")),
@@ -118,6 +130,48 @@ fn keys_record_headers_and_uris_have_limits() {
         let url = format!("http://a:80/{}", "x".repeat(url_bytes - 12));
         let refused = builder("/p").request(&job, &url, 1).err();
         assert_eq!(refused.as_deref(), reason, "{url_bytes}");
+    }
+}
+
+/// Returns the numbers of the record headers that are sent, and their bytes on the wire.
+fn sent_headers(headers: &[(String, Option<Vec<u8>>)]) -> (Vec<usize>, usize) {
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+    let job = job(None, None, &headers);
+    let request = builder("/p").request(&job, "http://a:80/p", 1).unwrap();
+    let sent = |(name, _): &&(&str, _)| request.headers().contains_key(format!("{RECORD_HEADER_PREFIX}{name}"));
+    let numbers = headers.iter().enumerate().filter(|(_, header)| sent(header)).map(|(number, _)| number).collect();
+    let of_record = request.headers().iter().filter(|(name, _)| name.as_str().starts_with(RECORD_HEADER_PREFIX));
+    (numbers, of_record.map(|(name, value)| name.as_str().len() + value.len() + 4).sum())
+}
+
+#[test]
+fn record_headers_have_limits_as_they_are_on_the_wire() {
+    let header = |name: &str, n_bytes: usize| (name.to_owned(), Some(vec![b'x'; n_bytes]));
+    // The limit is on all record headers together. A shorter header is still sent after one that does not fit.
+    let half = MAX_RECORD_HEADER_BYTES / 2 - RECORD_HEADER_PREFIX.len() - 5;
+    let tiny = RECORD_HEADER_PREFIX.len() + 5;
+    let (numbers, n_bytes) = sent_headers(&[header("a", half), header("b", half + 1), header("c", half - tiny)]);
+    assert_eq!((numbers, n_bytes), (vec![0, 2], MAX_RECORD_HEADER_BYTES - tiny));
+    let (numbers, n_bytes) =
+        sent_headers(&[header("a", half), header("c", half - tiny), header("d", 0), header("e", 0)]);
+    assert_eq!((numbers, n_bytes), (vec![0, 1, 2], MAX_RECORD_HEADER_BYTES));
+    // Names, prefix and line ends count, too: without a value, only this many headers of one byte fit.
+    let many: Vec<_> = (0..200).map(|number| header(&format!("h{number:03}"), 0)).collect();
+    assert_eq!(sent_headers(&many).0, (0..MAX_RECORD_HEADERS).collect::<Vec<_>>());
+    let long_names: Vec<_> = (0..200).map(|number| header(&format!("{}{number}", "n".repeat(500)), 0)).collect();
+    let (numbers, n_bytes) = sent_headers(&long_names);
+    assert!(numbers.len() == 15 && n_bytes <= MAX_RECORD_HEADER_BYTES, "{numbers:?}, {n_bytes}");
+}
+
+/// A message may have hundreds of thousands of headers that HTTP cannot carry: only the first ones are looked at.
+#[test]
+fn a_message_of_headers_costs_little() {
+    for name in ["", "a b", "\u{e9}"] {
+        let mut headers = vec![(name.to_owned(), None); 300_000];
+        headers.push(("behind".to_owned(), None));
+        headers.insert(MAX_EXAMINED_HEADERS - 1, ("last".to_owned(), None));
+        headers.insert(MAX_EXAMINED_HEADERS, ("next".to_owned(), None));
+        assert_eq!(sent_headers(&headers).0, [MAX_EXAMINED_HEADERS - 1], "{name:?}");
     }
 }
 
@@ -133,6 +187,8 @@ fn configured_headers_are_checked() {
         ("Idempotency-Key", "1", Some("has Idempotency-Key, which ktransfer sets itself")),
         ("X-Kafka-Anything", "1", Some("has X-Kafka-Anything, which ktransfer sets itself")),
         ("T", "secret\n", Some("has a value for T with characters that a header cannot carry")),
+        ("T", &"s".repeat(8192), None),
+        ("T", &"s".repeat(8193), Some("has a value for T of more than 8192 bytes")),
     ] {
         assert_eq!(check_header(name, value).err().as_deref(), problem, "{name}");
     }
