@@ -16,6 +16,8 @@ mod access;
 mod bodies;
 /// The Kafka seam: every engine behaves the same.
 mod broker_suite;
+/// kproxy: the programs of docs/clients.md.
+mod client_programs;
 /// kproxy: what load balancers and browsers see.
 mod clients;
 /// kproxy: each error answer, compared with the topic, while brokers are killed and topics are deleted.
