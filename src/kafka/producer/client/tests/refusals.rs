@@ -1,6 +1,7 @@
 //! What brokers refuse: only that is refused, and no other message notices.
 
 use super::*;
+use crate::kafka::compression::Codec;
 
 /// Holds the response to one message, so that the next ones gather into one batch.
 fn gathered(
