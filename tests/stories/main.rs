@@ -70,6 +70,8 @@ mod native_outages;
 mod order;
 /// The whole path of a message through all three daemons.
 mod path;
+/// kproxy: a produce quota of the brokers.
+mod quota;
 /// kproxy: thousands of messages that the brokers refuse, beside other traffic.
 mod refusals;
 /// kproxy: stopped while many clients post.
@@ -81,3 +83,5 @@ mod threads;
 /// kproxy: HTTPS.
 #[cfg(feature = "tls")]
 mod tls;
+/// kproxy: what it knows of a topic beforehand, and rights that are denied and granted.
+mod topic_rules;
