@@ -8,13 +8,27 @@
 //! reports it as missing at first. For the next three seconds it causes none. So a topic that is created in the
 //! meantime is found within four seconds. Names that do not exist are evicted before known topics, and never prevent
 //! the lookup of another name.
+//!
+//! A topic whose lookup the brokers refuse (no right to describe it) is looked up again after two seconds.
+//!
+//! The partition count of a known topic, and its rules (`topic_rules.rs`), are refreshed every ten seconds, and within
+//! about a second after a message to the topic was refused.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::AppendFailure;
+use super::topic_rules::TopicRules;
+
 /// Time for which a topic that does not exist is not looked up again.
 const UNKNOWN_FOR: Duration = Duration::from_secs(3);
+/// Time for which a topic whose lookup the brokers refused is not looked up again.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+/// Age at which the partition count and the rules of a known topic are refreshed.
+const REFRESH_AGE: Duration = Duration::from_secs(10);
+/// The same after a refusal.
+const DOUBTED_AGE: Duration = Duration::from_secs(1);
 /// Time for which brokers must report a topic as missing before it counts as unknown.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
 /// The pause before the second lookup; it doubles up to [`MAX_PAUSE`].
@@ -47,9 +61,21 @@ pub(super) trait HasDeadline {
 }
 
 enum Topic<W> {
-    Known { partition_count: i32, since: Instant },
+    Known(KnownTopic),
     Unknown { until: Instant },
+    Refused { until: Instant, kind: AppendFailure, reason: Arc<str> },
     Pending(PendingLookup<W>),
+}
+
+struct KnownTopic {
+    partition_count: i32,
+    /// When the partition count was read, and when it is read again.
+    since: Instant,
+    refresh_at: Instant,
+    rules: TopicRules,
+    /// When the rules were read, and when they are read again.
+    rules_since: Instant,
+    rules_at: Instant,
 }
 
 struct PendingLookup<W> {
@@ -64,12 +90,14 @@ struct PendingLookup<W> {
 }
 
 /// What the table has about a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// The topic exists with this number of partitions.
-    Yes(i32),
+    /// The topic exists with this number of partitions and these rules.
+    Yes(i32, TopicRules),
     /// The topic does not exist.
     No,
+    /// The brokers refused the lookup a short while ago, for this reason.
+    Refused(AppendFailure, Arc<str>),
     /// The topic must be looked up first.
     NeedsLookup,
 }
@@ -86,7 +114,7 @@ pub(super) enum LookupAnswer {
     /// No broker answered, for this reason.
     Unreachable(String),
     /// The brokers refuse the lookup: the client has no right to it, or the name is illegal.
-    Refused(String),
+    Refused(AppendFailure, String),
 }
 
 /// The result of all lookups of a topic.
@@ -99,7 +127,20 @@ pub(super) enum LookupResult {
     /// No broker answered, for this reason.
     Unreachable(String),
     /// The brokers refused the lookup, for this reason.
-    Refused(String),
+    Refused(AppendFailure, String),
+}
+
+impl KnownTopic {
+    fn new(partition_count: i32, now: Instant) -> Self {
+        let (rules, refresh_at) = (TopicRules::UNKNOWN, now + REFRESH_AGE);
+        KnownTopic { partition_count, since: now, refresh_at, rules, rules_since: now, rules_at: now }
+    }
+}
+
+impl<W> Topic<W> {
+    fn refused(kind: AppendFailure, reason: &str, now: Instant) -> Self {
+        Topic::Refused { until: now + REFUSED_FOR, kind, reason: Arc::from(reason) }
+    }
 }
 
 impl<W> PendingLookup<W> {
@@ -125,15 +166,16 @@ impl<W> TopicTable<W> {
     /// lookup, because topics grow.
     pub(super) fn known(&self, topic: &str, partition: Option<i32>, now: Instant) -> Known {
         match self.topics.get(topic) {
-            Some(Topic::Known { partition_count, since }) => {
-                let is_missing = partition.is_some_and(|partition| partition >= *partition_count);
-                match is_missing && now.duration_since(*since) > UNKNOWN_FOR {
+            Some(Topic::Known(topic)) => {
+                let is_missing = partition.is_some_and(|partition| partition >= topic.partition_count);
+                match is_missing && now.duration_since(topic.since) > UNKNOWN_FOR {
                     true => Known::NeedsLookup,
-                    false => Known::Yes(*partition_count),
+                    false => Known::Yes(topic.partition_count, topic.rules),
                 }
             }
             Some(Topic::Unknown { until }) if now < *until => Known::No,
-            Some(Topic::Unknown { .. } | Topic::Pending(_)) | None => Known::NeedsLookup,
+            Some(Topic::Refused { until, kind, reason }) if now < *until => Known::Refused(*kind, Arc::clone(reason)),
+            Some(Topic::Unknown { .. } | Topic::Refused { .. } | Topic::Pending(_)) | None => Known::NeedsLookup,
         }
     }
 
@@ -149,7 +191,7 @@ impl<W> TopicTable<W> {
                 return Err(waiting);
             }
             self.make_room(now);
-            let known_before = matches!(self.topics.get(topic), Some(Topic::Known { .. }));
+            let known_before = matches!(self.topics.get(topic), Some(Topic::Known(_)));
             let lookup = PendingLookup::new(known_before, vec![waiting], now);
             self.topics.insert(Arc::clone(topic), Topic::Pending(lookup));
             self.lookup_count += 1;
@@ -174,7 +216,7 @@ impl<W> TopicTable<W> {
         }
         let next = |topic: &Topic<W>| match topic {
             Topic::Pending(lookup) => Some(lookup.next),
-            Topic::Known { .. } | Topic::Unknown { .. } => None,
+            Topic::Known(_) | Topic::Unknown { .. } | Topic::Refused { .. } => None,
         };
         self.topics.values().filter_map(next).min()
     }
@@ -204,18 +246,17 @@ impl<W> TopicTable<W> {
                 LookupResult::Unreachable("the topic is being created or has no leader yet".to_owned())
             }
             LookupAnswer::Unreachable(reason) => LookupResult::Unreachable(reason),
-            LookupAnswer::Refused(reason) => LookupResult::Refused(reason),
+            LookupAnswer::Refused(kind, reason) => LookupResult::Refused(kind, reason),
             LookupAnswer::DoesNotExist | LookupAnswer::NotYet => {
                 self.postpone(topic, now);
                 return None;
             }
         };
         let entry = match &result {
-            LookupResult::Exists(partition_count) => {
-                Some(Topic::Known { partition_count: *partition_count, since: now })
-            }
+            LookupResult::Exists(partition_count) => Some(Topic::Known(KnownTopic::new(*partition_count, now))),
             LookupResult::Unknown => Some(Topic::Unknown { until: now + UNKNOWN_FOR }),
-            LookupResult::Unreachable(_) | LookupResult::Refused(_) => None,
+            LookupResult::Refused(kind, reason) => Some(Topic::refused(*kind, reason, now)),
+            LookupResult::Unreachable(_) => None,
         };
         let before = match entry {
             Some(entry) => self.topics.insert(name, entry),
@@ -238,24 +279,54 @@ impl<W> TopicTable<W> {
         }
     }
 
-    /// Returns at most `max` known topics whose partition count is older than `age`.
-    pub(super) fn stale_topics(&self, age: Duration, max: usize, now: Instant) -> Vec<Arc<str>> {
-        let is_stale =
-            |topic: &Topic<W>| matches!(topic, Topic::Known { since, .. } if now.duration_since(*since) >= age);
-        let stale = self.topics.iter().filter(|(_, topic)| is_stale(topic));
-        stale.map(|(name, _)| Arc::clone(name)).take(max).collect()
+    /// Returns at most `max` known topics whose partition count must be refreshed.
+    pub(super) fn stale_topics(&self, max: usize, now: Instant) -> Vec<Arc<str>> {
+        self.known_topics(max, |topic| topic.refresh_at <= now)
     }
 
-    /// Sets the partition count of a known topic after a refresh; `None` if the refresh failed.
-    pub(super) fn refreshed(&mut self, topic: &str, count: Option<i32>, now: Instant) {
-        if let Some(Topic::Known { partition_count, since }) = self.topics.get_mut(topic) {
-            (*partition_count, *since) = (count.unwrap_or(*partition_count), now);
+    /// Returns at most `max` known topics whose rules must be read.
+    pub(super) fn topics_with_stale_rules(&self, max: usize, now: Instant) -> Vec<Arc<str>> {
+        self.known_topics(max, |topic| topic.rules_at <= now)
+    }
+
+    fn known_topics(&self, max: usize, is_wanted: impl Fn(&KnownTopic) -> bool) -> Vec<Arc<str>> {
+        let is_wanted = |topic: &Topic<W>| matches!(topic, Topic::Known(topic) if is_wanted(topic));
+        let wanted = self.topics.iter().filter(|(_, topic)| is_wanted(topic));
+        wanted.map(|(name, _)| Arc::clone(name)).take(max).collect()
+    }
+
+    /// Handles the answer to the refresh of a known topic.
+    pub(super) fn refreshed(&mut self, topic: &str, answer: LookupAnswer, now: Instant) {
+        let Some(entry) = self.topics.get_mut(topic) else { return };
+        let Topic::Known(known) = entry else { return };
+        (known.since, known.refresh_at) = (now, now + REFRESH_AGE);
+        match answer {
+            LookupAnswer::Exists(count) => known.partition_count = count,
+            // Whoever may write to a topic may also describe it.
+            LookupAnswer::Refused(kind, reason) => *entry = Topic::refused(kind, &reason, now),
+            LookupAnswer::DoesNotExist | LookupAnswer::NotYet | LookupAnswer::Unreachable(_) => {}
+        }
+    }
+
+    /// Sets the rules of a known topic; `None` if they could not be read, so that the earlier ones stay.
+    pub(super) fn set_rules(&mut self, topic: &str, rules: Option<TopicRules>, now: Instant) {
+        if let Some(Topic::Known(known)) = self.topics.get_mut(topic) {
+            known.rules = rules.unwrap_or(known.rules);
+            (known.rules_since, known.rules_at) = (now, now + REFRESH_AGE);
+        }
+    }
+
+    /// A message to a known topic was refused: refreshes it within about a second.
+    pub(super) fn doubt(&mut self, topic: &str) {
+        if let Some(Topic::Known(known)) = self.topics.get_mut(topic) {
+            known.refresh_at = known.refresh_at.min(known.since + DOUBTED_AGE);
+            known.rules_at = known.rules_at.min(known.rules_since + DOUBTED_AGE);
         }
     }
 
     /// Looks a known topic up again, because an engine found it missing; new items wait for the result.
     pub(super) fn invalidate(&mut self, topic: &str, now: Instant) {
-        if let Some(known @ Topic::Known { .. }) = self.topics.get_mut(topic) {
+        if let Some(known @ Topic::Known(_)) = self.topics.get_mut(topic) {
             *known = Topic::Pending(PendingLookup::new(true, Vec::new(), now));
             self.lookup_count += 1;
         }
@@ -265,7 +336,7 @@ impl<W> TopicTable<W> {
     pub(super) fn drain(&mut self) -> Vec<W> {
         let waiting = self.topics.values_mut().flat_map(|topic| match topic {
             Topic::Pending(lookup) => std::mem::take(&mut lookup.waiting),
-            Topic::Known { .. } | Topic::Unknown { .. } => Vec::new(),
+            Topic::Known(_) | Topic::Unknown { .. } | Topic::Refused { .. } => Vec::new(),
         });
         let waiting = waiting.collect();
         self.waiting_count = 0;
@@ -276,19 +347,21 @@ impl<W> TopicTable<W> {
         if self.topics.len() < MAX_TOPICS {
             return;
         }
-        self.topics.retain(|_, topic| !matches!(topic, Topic::Unknown { until } if *until <= now));
+        self.topics.retain(
+            |_, topic| !matches!(topic, Topic::Unknown { until } | Topic::Refused { until, .. } if *until <= now),
+        );
         if self.topics.len() < MAX_TOPICS {
             return;
         }
         // A tenth at once, because each pass over the table takes time.
         let mut evictable = MAX_TOPICS / 10;
         self.topics.retain(|_, topic| {
-            let is_evicted = evictable > 0 && matches!(topic, Topic::Unknown { .. });
+            let is_evicted = evictable > 0 && matches!(topic, Topic::Unknown { .. } | Topic::Refused { .. });
             evictable -= usize::from(is_evicted);
             !is_evicted
         });
         if self.topics.len() >= MAX_TOPICS {
-            let known = self.topics.iter().find(|(_, topic)| matches!(topic, Topic::Known { .. }));
+            let known = self.topics.iter().find(|(_, topic)| matches!(topic, Topic::Known(_)));
             if let Some(name) = known.map(|(name, _)| Arc::clone(name)) {
                 self.topics.remove(&name);
             }
@@ -304,7 +377,7 @@ impl<W: HasDeadline> TopicTable<W> {
         }
         let first = |topic: &Topic<W>| match topic {
             Topic::Pending(lookup) => lookup.waiting.iter().map(HasDeadline::deadline).min(),
-            Topic::Known { .. } | Topic::Unknown { .. } => None,
+            Topic::Known(_) | Topic::Unknown { .. } | Topic::Refused { .. } => None,
         };
         self.topics.values().filter_map(first).min()
     }

@@ -19,6 +19,8 @@ pub struct MetadataRequest {
     pub topics: MetadataTopics,
     /// Whether the broker may create the topics that do not exist, if its `auto.create.topics.enable` is set.
     pub allow_auto_create: bool,
+    /// Whether the response states the operations that the client may carry out on the topics (brokers from 2.3 on).
+    pub include_rights: bool,
 }
 
 /// The topics of a metadata request.
@@ -67,6 +69,8 @@ pub struct TopicMetadata {
     pub id: Option<TopicId>,
     /// Error code of the protocol, see [`super::error_code`]. With an error there are no partitions.
     pub error_code: i16,
+    /// Whether the client may write to the topic; `None` unless the request asked for it and the broker knows it.
+    pub may_write: Option<bool>,
     /// The partitions, in the order of the response, which is not that of their numbers.
     pub partitions: Vec<PartitionMetadata>,
 }

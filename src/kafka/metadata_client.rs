@@ -57,8 +57,18 @@ pub struct MetadataClient {
     current: Option<PooledBroker>,
 }
 
+/// What a metadata request asks for beside the partitions.
+#[derive(Clone, Copy)]
+pub(super) struct MetadataOptions {
+    pub(super) allow_auto_create: bool,
+    pub(super) include_rights: bool,
+}
+
+/// The options of most requests.
+pub(super) const NO_CREATION: MetadataOptions = MetadataOptions { allow_auto_create: false, include_rights: false };
+
 /// What an attempt returned if the connection worked: the result, or why the response is of no use.
-type Answer<T> = Result<T, String>;
+pub(super) type Answer<T> = Result<T, String>;
 
 impl MetadataClient {
     /// Makes a client without a connection. `bootstrap`: the addresses to begin with.
@@ -77,7 +87,7 @@ impl MetadataClient {
     pub fn request(&mut self, topics: MetadataTopics, deadline: Instant) -> Result<MetadataResponse, ClientError> {
         let mut response = match topics {
             MetadataTopics::Names(names) => self.request_names(names, deadline)?,
-            topics => self.request_topics(topics, false, deadline)?,
+            topics => self.request_topics(topics, NO_CREATION, deadline)?,
         };
         let mut seen = HashSet::new();
         response.topics.retain(|topic| seen.insert(Arc::clone(&topic.name)));
@@ -90,7 +100,8 @@ impl MetadataClient {
         if topic.len() > MAX_TOPIC_NAME_BYTES {
             return self.request_names(vec![Arc::clone(topic)], deadline);
         }
-        let mut response = self.request_topics(MetadataTopics::Names(vec![Arc::clone(topic)]), true, deadline)?;
+        let options = MetadataOptions { allow_auto_create: true, ..NO_CREATION };
+        let mut response = self.request_topics(MetadataTopics::Names(vec![Arc::clone(topic)]), options, deadline)?;
         response.topics.retain(|found| found.name == *topic);
         response.topics.truncate(1);
         Ok(response)
@@ -103,29 +114,35 @@ impl MetadataClient {
         let mut chunks = names.chunks(MAX_NAMES);
         // An empty list of names is a request for no topics, not for all.
         let first = chunks.next().map_or(MetadataTopics::None, |chunk| MetadataTopics::Names(chunk.to_vec()));
-        let mut merged = self.request_topics(first, false, deadline)?;
+        let mut merged = self.request_topics(first, NO_CREATION, deadline)?;
         for chunk in chunks {
             let mut topics = merged.topics;
-            merged = self.request_topics(MetadataTopics::Names(chunk.to_vec()), false, deadline)?;
+            merged = self.request_topics(MetadataTopics::Names(chunk.to_vec()), NO_CREATION, deadline)?;
             topics.append(&mut merged.topics);
             merged.topics = topics;
         }
         merged.topics.retain(|topic| names.binary_search(&topic.name).is_ok());
         // The broker would answer the same, but the protocol has no room for every name.
         let error_code = error_code::INVALID_TOPIC_EXCEPTION;
-        let invalid =
-            invalid.into_iter().map(|name| TopicMetadata { name, id: None, error_code, partitions: Vec::new() });
+        let invalid = invalid.into_iter().map(|name| TopicMetadata {
+            name,
+            id: None,
+            error_code,
+            may_write: None,
+            partitions: Vec::new(),
+        });
         merged.topics.extend(invalid);
         Ok(merged)
     }
 
-    fn request_topics(
+    pub(super) fn request_topics(
         &mut self,
         topics: MetadataTopics,
-        allow_auto_create: bool,
+        options: MetadataOptions,
         deadline: Instant,
     ) -> Result<MetadataResponse, ClientError> {
-        let request = MetadataRequest { topics, allow_auto_create };
+        let MetadataOptions { allow_auto_create, include_rights } = options;
+        let request = MetadataRequest { topics, allow_auto_create, include_rights };
         let response = self.on_any_broker("metadata request", deadline, |broker, until| {
             let response = broker.call(&request, until)?;
             broker.throttle(response.throttle_time_ms);
@@ -199,7 +216,7 @@ impl MetadataClient {
 
     /// Calls `attempt` with one broker after another until it returns a result, at most until `deadline`. `what` names
     /// the request in the error text.
-    fn on_any_broker<T>(
+    pub(super) fn on_any_broker<T>(
         &mut self,
         what: &str,
         deadline: Instant,
@@ -209,16 +226,20 @@ impl MetadataClient {
         let mut backoff = new_backoff();
         for round in 0.. {
             let mut is_final = true;
-            for address in self.candidates() {
+            let candidates = self.candidates();
+            let is_only_one = candidates.len() == 1;
+            for address in candidates {
                 if self.connector.is_ended() {
                     return Err(failures.into_error(what, false));
                 }
-                let Some(until) = attempt_deadline(round, Instant::now(), deadline) else {
-                    return Err(failures.into_error(what, false));
-                };
                 // The other attempts leave the open connection alone: it may only be throttled.
                 let current = self.current.take_if(|current| *current.address() == address);
                 let is_current = current.is_some();
+                let has_alternative = !is_only_one || is_current;
+                let Some(until) = attempt_deadline(round, has_alternative, Instant::now(), deadline) else {
+                    self.current = current.or_else(|| self.current.take());
+                    return Err(failures.into_error(what, false));
+                };
                 let mut broker = current.unwrap_or_else(|| PooledBroker::new(self.connector.clone(), address));
                 let reason = match attempt(&mut broker, until) {
                     Ok(Ok(result)) => {
@@ -263,9 +284,13 @@ fn is_permanent(kind: ConnectionErrorKind) -> bool {
     matches!(kind, ConnectionErrorKind::Denied | ConnectionErrorKind::Unsupported)
 }
 
-/// Returns when an attempt ends; `None` after the deadline.
-fn attempt_deadline(round: u32, now: Instant, deadline: Instant) -> Option<Instant> {
+/// Returns when an attempt ends; `None` after the deadline. `has_alternative`: there is another broker or, after the
+/// attempt on an open connection, a new connection to try; without one the attempt has all the time that is left.
+fn attempt_deadline(round: u32, has_alternative: bool, now: Instant, deadline: Instant) -> Option<Instant> {
     let left = deadline.checked_duration_since(now).filter(|left| !left.is_zero())?;
+    if !has_alternative {
+        return Some(deadline);
+    }
     let longest = FIRST_ATTEMPT.saturating_mul(1 << round.min(20));
     Some(deadline.min(now + longest.min(left / 2).max(MIN_ATTEMPT)))
 }

@@ -18,7 +18,8 @@
 //! - `oauth`: access tokens from a token endpoint.
 //! - [`connection`]: one connection to a broker, authenticated, with requests and responses.
 //! - [`broker_pool`]: the connections to the brokers of a cluster, with back-off and throttle times.
-//! - [`metadata_client`]: requests that any broker can answer: metadata, coordinators.
+//! - [`metadata_client`]: requests that any broker can answer: metadata, coordinators. [`topic_configs`]: and the
+//!   configuration of topics.
 //!
 //! These are the clients, with threads. Their decisions are in modules without IO.
 //!
@@ -70,4 +71,5 @@ pub mod testkit;
 #[cfg(test)]
 mod testkit_tests;
 mod tls;
+pub mod topic_configs;
 pub mod wire;

@@ -11,7 +11,7 @@ use crate::broker::{AppendError, AppendFailure, Appended, Offset, Stored, TOPIC_
 use crate::http::{Response, SHUTTING_DOWN, UNANSWERED};
 
 /// `Retry-After` of a 503, in seconds.
-pub(super) const RETRY_AFTER: &str = "1";
+const RETRY_AFTER: &str = "1";
 
 /// A failure of a request or of one message of a batch, with all that its answer says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,6 +179,9 @@ impl Failure {
             AppendFailure::UnknownPartition => (404, "unknown_partition"),
             AppendFailure::TooLarge => (413, "too_large"),
             AppendFailure::Unsupported => (400, "unsupported"),
+            AppendFailure::Invalid => (422, "invalid_message"),
+            AppendFailure::NotAuthorized => (403, "not_authorized"),
+            AppendFailure::Throttled { .. } => (429, "throttled"),
             AppendFailure::Refused => (502, "refused"),
             AppendFailure::Full => (503, "overloaded"),
             AppendFailure::Unreachable => (503, "no_broker"),
@@ -190,13 +193,20 @@ impl Failure {
             (503, Stored::Unknown) => (504, "no_confirmation"),
             _ => (status, code),
         };
-        Failure {
-            status,
-            code,
-            message: error.reason.clone(),
-            retriable: error.kind.is_retriable(),
-            stored: error.stored,
-            header: None,
+        let header = match error.kind {
+            AppendFailure::Throttled { seconds } => Some(("Retry-After", seconds.to_string())),
+            _ => None,
+        };
+        let (message, retriable) = (error.reason.clone(), error.kind.is_retriable());
+        Failure { status, code, message, retriable, stored: error.stored, header }
+    }
+
+    /// Returns the value of `Retry-After`, for the statuses that have one.
+    pub(super) fn retry_after_seconds(&self) -> Option<u64> {
+        match (&self.header, self.status) {
+            (Some(("Retry-After", seconds)), _) => seconds.parse().ok(),
+            (None, 503) => RETRY_AFTER.parse().ok(),
+            _ => None,
         }
     }
 
@@ -336,6 +346,9 @@ mod tests {
             (UnknownPartition, no, 404, "unknown_partition", false),
             (TooLarge, no, 413, "too_large", false),
             (Unsupported, no, 400, "unsupported", false),
+            (Invalid, no, 422, "invalid_message", false),
+            (NotAuthorized, no, 403, "not_authorized", false),
+            (Throttled { seconds: 1 }, no, 429, "throttled", true),
             (Refused, no, 502, "refused", false),
             (Refused, unknown, 502, "refused", false),
             (Full, no, 503, "overloaded", true),
@@ -346,7 +359,7 @@ mod tests {
             (Closed, unknown, 504, "no_confirmation", true),
         ] {
             let failure = Failure::from_append(&AppendError { kind, stored, reason: "say \"why\"".to_owned() });
-            let header = if status == 503 { RETRY } else { None };
+            let header = if [429, 503].contains(&status) { RETRY } else { None };
             assert_answer(&failure, (status, code, retriable, stored), header);
         }
     }

@@ -8,6 +8,7 @@
 mod channels;
 mod filter;
 mod in_flight;
+mod log_track;
 mod offsets;
 mod partition;
 mod stop_phase;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{at, never, select};
 use log::{Level, info, warn};
 
-use super::fetcher::{FetchCommand, Fetched};
+use super::fetcher::{FetchCommand, Fetched, StartPosition};
 use super::group::{Claim, Generation, GroupCommand, GroupEvent};
 use super::job::{Ack, Assignment, Job, JobEnd, WindowId};
 use super::worker_context::WorkerContext;
@@ -163,19 +164,19 @@ impl Dispatcher {
 
     fn gain(&mut self, claim: &Claim) {
         let partition = claim.partition;
-        let position = claim.position.as_ref().map(|stored| stored.next);
+        let start = claim.position.as_ref().map(|stored| StartPosition { offset: stored.next, log: stored.log() });
         self.forget(partition);
         let window = self.new_window();
         let commit_point = self.context.metrics.commit_point(partition);
-        if let Some(position) = position {
-            commit_point.set(position);
+        if let Some(start) = start {
+            commit_point.set(start.offset);
         }
-        let state = ClaimedPartition::new(Assignment::new(claim), window, commit_point);
+        let state = ClaimedPartition::new(Assignment::new(claim), window, commit_point, start);
         self.partitions.insert(partition, state);
         self.count_partitions();
         if self.phase == StopPhase::Working {
             info!("module [{}]: gained partition {partition}", self.context.config.name);
-            self.command_fetch_loop(FetchCommand::Assign { partition, window, position });
+            self.command_fetch_loop(FetchCommand::Assign { partition, window, generation: claim.generation, start });
         } else {
             self.begin_release(partition);
         }
@@ -265,9 +266,10 @@ impl Dispatcher {
 
     fn on_fetched(&mut self, fetched: Fetched) {
         match fetched {
-            Fetched::Messages(messages) => self.batch.extend(messages),
+            Fetched::Messages(batches) => self.on_batches(batches),
             Fetched::StartsAt { window, partition, offset } => self.on_start_offset(window, partition, offset),
-            Fetched::OffsetGone(gap) => self.read_from_oldest(gap),
+            Fetched::TopicId { window, partition, topic_id } => self.on_topic_id(window, partition, topic_id),
+            Fetched::LogChanged { window, partition, change } => self.on_log_changed(window, partition, change),
         }
     }
 
@@ -285,11 +287,13 @@ impl Dispatcher {
         self.release_if_drained(ack.partition);
     }
 
-    fn commit(&self, partition: PartitionId, moved: Option<Offset>) {
-        let (Some(state), Some(next)) = (self.partitions.get(&partition), moved) else { return };
+    /// Sends the commit point to the group, if it is `moved` or can move past offsets without a message.
+    fn commit(&mut self, partition: PartitionId, moved: Option<Offset>) {
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        let Some(next) = state.skip_read_offsets().or(moved) else { return };
         state.commit_point.set(next);
-        let generation = state.generation();
-        self.channels.group_commands.send(GroupCommand::Commit { partition, generation, next });
+        let command = state.commit_command(next);
+        self.channels.group_commands.send(command);
     }
 
     /// Sends messages to the workers while `in_flight` has room: first the messages held back, then the batch.

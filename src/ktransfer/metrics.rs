@@ -15,6 +15,8 @@ pub(super) struct Metrics {
     stored_offset: IntGaugeVec,
     assigned: IntGaugeVec,
     offset_gap: IntCounterVec,
+    offset_resets: IntCounterVec,
+    truncated: IntCounterVec,
     fetch_errors: IntCounterVec,
     restarts: IntCounterVec,
 }
@@ -47,11 +49,41 @@ pub(super) struct ModuleMetrics {
     pub(super) assigned: IntGauge,
     /// Messages that Kafka had deleted before they were read.
     pub(super) offset_gap: IntCounter,
+    /// Messages that were read and that Kafka then lost in an unclean leader election.
+    pub(super) truncated: IntCounter,
     /// Errors while reading from the broker.
     pub(super) fetch_errors: IntCounter,
     /// Restarts of the module after one of its threads failed.
     pub(super) restarts: IntCounter,
+    offset_resets: IntCounterVec,
     stored_offset: IntGaugeVec,
+}
+
+/// Why reading continues at another offset than the stored or the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OffsetReset {
+    /// Kafka deleted the messages before they were read.
+    Deleted,
+    /// The topic was deleted and created again.
+    Recreated,
+    /// Kafka lost messages that were read, in an unclean leader election.
+    Truncated,
+    /// The offset is larger than the log end offset, for an unknown reason.
+    BeyondEnd,
+}
+
+impl OffsetReset {
+    const ALL: [OffsetReset; 4] =
+        [OffsetReset::Deleted, OffsetReset::Recreated, OffsetReset::Truncated, OffsetReset::BeyondEnd];
+
+    fn label(self) -> &'static str {
+        match self {
+            OffsetReset::Deleted => "deleted",
+            OffsetReset::Recreated => "recreated",
+            OffsetReset::Truncated => "truncated",
+            OffsetReset::BeyondEnd => "beyond_end",
+        }
+    }
 }
 
 impl Metrics {
@@ -92,6 +124,17 @@ impl Metrics {
                 "Messages that the broker had deleted before they were read.",
                 &["module"],
             ),
+            offset_resets: counter(
+                "ktransfer_offset_resets_total",
+                "Partitions that continued at another offset: messages deleted before they were read, topic \
+                 recreated, log truncated by an unclean leader election, or offset beyond the log end.",
+                &["module", "reason"],
+            ),
+            truncated: counter(
+                "ktransfer_truncated_messages_total",
+                "Messages that were read and that the brokers then lost in an unclean leader election.",
+                &["module"],
+            ),
             fetch_errors: counter("ktransfer_fetch_errors_total", "Errors while reading from the broker.", &["module"]),
             restarts: counter(
                 "ktransfer_module_restarts_total",
@@ -105,6 +148,10 @@ impl Metrics {
     pub(super) fn of_module(&self, module: &str, topic: &str) -> ModuleMetrics {
         let pushes = |outcome: &str| self.pushes.with_label_values(&[module, outcome]);
         let messages = |outcome: &str| self.messages.with_label_values(&[module, outcome]);
+        // So that the series exist with the value 0.
+        for reset in OffsetReset::ALL {
+            self.offset_resets.with_label_values(&[module, reset.label()]);
+        }
         ModuleMetrics {
             module: module.to_owned(),
             topic: topic.to_owned(),
@@ -119,6 +166,8 @@ impl Metrics {
             window_in_use: self.window_in_use.with_label_values(&[module]),
             assigned: self.assigned.with_label_values(&[module]),
             offset_gap: self.offset_gap.with_label_values(&[module]),
+            offset_resets: self.offset_resets.clone(),
+            truncated: self.truncated.with_label_values(&[module]),
             fetch_errors: self.fetch_errors.with_label_values(&[module]),
             restarts: self.restarts.with_label_values(&[module]),
             stored_offset: self.stored_offset.clone(),
@@ -127,6 +176,11 @@ impl Metrics {
 }
 
 impl ModuleMetrics {
+    /// Counts a partition that continues at another offset.
+    pub(super) fn count_reset(&self, reset: OffsetReset) {
+        self.offset_resets.with_label_values(&[self.module.as_str(), reset.label()]).inc();
+    }
+
     /// Returns the gauge that shows the commit point of a partition.
     pub(super) fn commit_point(&self, partition: PartitionId) -> IntGauge {
         self.stored_offset.with_label_values(&[self.module.as_str(), &self.topic, &partition.to_string()])

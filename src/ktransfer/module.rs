@@ -12,7 +12,7 @@ use log::{error, info, warn};
 use super::client::BackendResolver;
 use super::config::ModuleConfig;
 use super::dispatcher::{Channels, Dispatcher, JobQueues};
-use super::fetcher::{FetchLoop, QUEUED_BATCHES};
+use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, StartOffsets, StartRequests};
 use super::group::{Group, mailbox};
 use super::metrics::ModuleMetrics;
 use super::push::Pusher;
@@ -164,19 +164,28 @@ impl Module {
         let (fetch_commands, fetch_command_receiver) = bounded(FETCH_COMMANDS);
         // While the window is full this channel fills up, and then the fetch loop reads no further.
         let (batches, fetched) = bounded(QUEUED_BATCHES.min(config.waiting_queue_size.get()));
-        let fetch_loop = FetchLoop::new(
-            connectors.fetcher,
-            connectors.log_ends,
-            config,
-            self.metrics.clone(),
-            self.broker_health.clone(),
-        );
+        // Tables, not queues: a commit overwrites the earlier commit of the same partition, a request the earlier one.
+        let (group_commands, mailbox) = mailbox();
+        let start_requests = StartRequests::new();
+        let (found, found_starts) = bounded(FOUND_STARTS);
+        let start_offsets = StartOffsets {
+            log_ends: connectors.log_ends,
+            topic: Arc::clone(&config.topic),
+            start_from: config.start_from,
+            requests: start_requests.clone(),
+            found,
+            group_commands: group_commands.clone(),
+        };
+        let start_stop = stop.clone();
+        threads.spawn(format!("starts@{name}"), move || start_offsets.run(&start_stop));
+        let commands = fetch_command_receiver;
+        let fetch_channels = FetchChannels { commands, batches, start_requests, found_starts };
+        let (metrics, health) = (self.metrics.clone(), self.broker_health.clone());
+        let fetch_loop = FetchLoop::new(connectors.fetcher, config, metrics, health, fetch_channels);
         let fetch_stop = stop.clone();
-        threads.spawn(format!("fetch@{name}"), move || fetch_loop.run(&fetch_command_receiver, &batches, &fetch_stop));
+        threads.spawn(format!("fetch@{name}"), move || fetch_loop.run(&fetch_stop));
 
         let (event_sender, group_events) = bounded(GROUP_EVENTS);
-        // A table, not a queue: a commit overwrites the earlier commit of the same partition.
-        let (group_commands, mailbox) = mailbox();
         let jobs = JobQueues { own: own_job_senders, shared: shared_job_sender };
         let channels = Channels { group_events, group_commands, fetch_commands, fetched, jobs, acks };
         // Half of the grace is for the pushes in flight. The rest is for closing their connections, storing offsets and

@@ -34,6 +34,27 @@ impl Window {
         Self::default()
     }
 
+    /// Creates an empty window of which `start` is the commit point: everything before it is done.
+    pub(super) fn starting_at(start: Offset) -> Self {
+        Window { commit_point: Some(start), end: Some(start), ..Self::default() }
+    }
+
+    /// Moves the commit point to `next`, past offsets without a message, if every message that was added is done.
+    /// Returns the commit point if it moved.
+    pub(super) fn skip_to(&mut self, next: Offset) -> Option<Offset> {
+        if !self.slots.is_empty() || self.commit_point.is_some_and(|point| next <= point) {
+            return None;
+        }
+        self.end = Some(self.end.map_or(next, |end| end.max(next)));
+        self.commit_point = Some(next);
+        Some(next)
+    }
+
+    /// Whether the message at `offset` was added, or no message at it is expected any more.
+    pub(super) fn has_passed(&self, offset: Offset) -> bool {
+        self.end.is_some_and(|end| offset < end)
+    }
+
     /// Adds a slot for a message that is about to be sent to a worker. Returns false and changes nothing if this offset
     /// or a higher one was added before.
     #[must_use]
@@ -159,6 +180,22 @@ mod tests {
         assert!(window.open(Offset::MAX));
         assert_eq!(window.close(Offset::MAX), Some(Offset::MAX));
         assert_eq!(window.close(Offset::MIN), None);
+    }
+
+    #[test]
+    fn an_empty_window_skips_offsets_without_a_message() {
+        let mut window = Window::starting_at(10);
+        assert_eq!((window.commit_point(), window.has_passed(10)), (Some(10), false));
+        assert_eq!(window.skip_to(12), Some(12), "two transaction markers");
+        assert_eq!((window.skip_to(12), window.skip_to(3)), (None, None));
+        assert!(!window.open(11), "a message below the commit point");
+        assert!(window.open(12) && window.has_passed(12));
+        assert_eq!(window.skip_to(14), None, "12 is not done");
+        assert_eq!(window.close(12), Some(13));
+        assert_eq!(window.skip_to(14), Some(14));
+        assert_eq!(window.pass(20), Some(21));
+        let mut unknown = Window::new();
+        assert_eq!(unknown.skip_to(7), Some(7));
     }
 
     #[derive(Clone, Debug)]

@@ -1,207 +1,204 @@
-//! Where ktransfer begins to read: recreated topics, new partitions, `start_from: latest`, truncated logs.
-//!
-//! No message is passed over, also if the process is killed at the wrong moment.
+//! ktransfer and its offsets: no message is skipped and nothing is read silently from another log, when a topic grows, is
+//! created again, loses messages in an unclean leader election, or has transactions.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::fleet::{Arrival, Fleet, Reply};
-use crate::harness::{Cluster, ConfigFile, Member, STOP_DEADLINE, cluster, configs, poll, unique, wait_until};
+use crate::harness::transactions::{commit_messages, start_transactions};
+use crate::harness::{
+    Backend, BackendAnswer, Cluster, ConfigFile, Ktransfer, STOP_DEADLINE, cluster, configs, unique, wait_until,
+};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A topic, a module and a backend; the values of the messages tell them apart.
-struct Story {
-    cluster: &'static Cluster,
-    topic: String,
-    module: String,
-    fleet: Fleet,
-    change: fn(ConfigFile) -> ConfigFile,
+/// Appends messages with the values `PREFIX-0`, `PREFIX-1`, … to a partition.
+fn produce(cluster: &Cluster, topic: &str, partition: i32, prefix: &str, count: usize) {
+    let values: Vec<String> = (0..count).map(|number| format!("{prefix}-{number}")).collect();
+    let messages: Vec<(&[u8], &[u8])> = values.iter().map(|value| (&b"k"[..], value.as_bytes())).collect();
+    cluster.produce(topic, partition, &messages);
 }
 
-impl Story {
-    fn new(
-        name: &str,
-        n_partitions: i32,
-        script: impl Fn(&Arrival) -> Reply + Send + Sync + 'static,
-        change: fn(ConfigFile) -> ConfigFile,
-    ) -> Story {
-        let cluster = cluster();
-        let topic = cluster.new_topic(name, n_partitions);
-        Story { cluster, topic, module: unique(name), fleet: Fleet::start(1, script), change }
-    }
-
-    fn start_member(&self) -> Member {
-        let file = configs::module(&self.topic, &self.fleet.addresses()).set("max_retry_interval_ms", 500);
-        Member::start(self.cluster, &self.module, "a", (self.change)(file))
-    }
-
-    /// Appends messages whose values are `prefix` with a number, and whose keys are the same.
-    fn produce(&self, partition: i32, prefix: &str, n: usize) {
-        let values: Vec<String> = (0..n).map(|number| format!("{prefix}{number}")).collect();
-        let messages: Vec<_> = values.iter().map(|value| (value.as_bytes(), value.as_bytes())).collect();
-        self.cluster.produce(&self.topic, partition, &messages);
-    }
-
-    /// Deletes the topic and creates it again.
-    fn recreate(&self, n_partitions: i32) {
-        self.cluster.delete_topic(&self.topic);
-        // Until the controller has finished the deletion, a new topic of this name would be refused or deleted, too.
-        wait_until(DEADLINE, "the topic is gone", || {
-            let nodes = [format!("/brokers/topics/{}", self.topic), format!("/admin/delete_topics/{}", self.topic)];
-            nodes.iter().all(|node| self.cluster.read(node).is_none())
-        });
-        self.cluster.create_topic(&self.topic, n_partitions);
-    }
-
-    fn delivered(&self, prefix: &str) -> BTreeSet<String> {
-        let arrivals = self.fleet.arrivals();
-        let values = arrivals.iter().filter(|arrival| arrival.is_delivered()).map(|arrival| arrival.request.text());
-        values.filter(|value| value.starts_with(prefix)).collect()
-    }
-
-    #[track_caller]
-    fn wait_until_delivered(&self, prefix: &str, n: usize) {
-        let missing = poll(2 * DEADLINE, || (self.delivered(prefix).len() >= n).then_some(()));
-        let found = self.delivered(prefix);
-        let missing = missing
-            .is_none()
-            .then(|| (0..n).map(|number| format!("{prefix}{number}")).filter(|value| !found.contains(value)));
-        if let Some(missing) = missing {
-            panic!("{} of {n} {prefix} delivered, missing: {:?}", found.len(), missing.collect::<Vec<_>>());
-        }
-    }
-
-    #[track_caller]
-    fn wait_until_stored(&self, partition: i32, offset: i64) {
-        wait_until(DEADLINE, &format!("offset {offset} of partition {partition} is stored"), || {
-            self.cluster.stored_offset(&self.module, &self.topic, partition) == Some(offset)
-        });
-    }
+/// Number of different messages with a value `PREFIX-…` that were delivered.
+fn delivered(backend: &Backend, prefix: &str) -> usize {
+    let mut values: Vec<String> = backend
+        .records()
+        .iter()
+        .filter(|record| record.status == Some(200))
+        .map(|record| String::from_utf8_lossy(&record.request.body).into_owned())
+        .filter(|value| value.rsplit_once('-').is_some_and(|(found, _)| found == prefix))
+        .collect();
+    values.sort_unstable();
+    values.dedup();
+    values.len()
 }
 
-#[test]
-fn a_crash_after_a_topic_was_recreated_loses_no_message_of_its_second_life() {
-    let story = Story::new("recreated", 1, |_| Reply::ok(), |file| file);
-    let mut member = story.start_member();
-    story.produce(0, "old-", 100);
-    story.wait_until_stored(0, 100);
-    // The head of the second life is refused until the crash.
-    story.fleet.script(0, |arrival| match arrival.request.query("key").as_deref() {
-        Some("new-0") => Reply::status(500),
-        _ => Reply::ok(),
+fn wait_for_delivered(backend: &Backend, prefix: &str, count: usize) {
+    wait_until(DEADLINE, &format!("{count} messages {prefix} are delivered"), || delivered(backend, prefix) == count);
+}
+
+fn wait_for_stored(cluster: &Cluster, module: &str, topic: &str, partition: i32, offset: i64) {
+    wait_until(DEADLINE, &format!("offset {offset} of partition {partition} is stored"), || {
+        cluster.stored_offset(module, topic, partition) == Some(offset)
     });
-    story.recreate(1);
-    story.produce(0, "new-", 50);
-    story.fleet.wait_for("the second life is pushed", 2 * DEADLINE, |arrival| arrival.key() == "new-0");
-    // Now the log is longer than the old stored offset.
-    story.produce(0, "later-", 100);
-    member.daemon.kill9();
-    story.fleet.script(0, |_| Reply::ok());
-    let mut member = story.start_member();
-    story.wait_until_delivered("new-", 50);
-    story.wait_until_delivered("later-", 100);
-    story.wait_until_stored(0, 150);
-    member.daemon.stop(STOP_DEADLINE);
+}
+
+fn latest(topic: &str, backend: &Backend) -> ConfigFile {
+    configs::module(topic, &[backend.address()]).set("start_from", "latest")
+}
+
+fn resets(ktransfer: &Ktransfer, module: &str, reason: &str) -> Option<u64> {
+    let line = format!("ktransfer_offset_resets_total{{module=\"{module}\",reason=\"{reason}\"}}");
+    ktransfer.metrics().value(&line)
 }
 
 #[test]
-fn a_recreated_topic_that_is_soon_longer_than_the_stored_offset_is_read_from_its_beginning() {
-    let story = Story::new("longer", 1, |_| Reply::ok(), |file| file);
-    let mut member = story.start_member();
-    story.produce(0, "old-", 5);
-    story.wait_until_stored(0, 5);
-    story.recreate(1);
-    story.produce(0, "second-", 8);
-    story.wait_until_delivered("second-", 8);
-    story.wait_until_stored(0, 8);
-    member.daemon.stop(STOP_DEADLINE);
-    // The same while ktransfer is stopped.
-    story.recreate(1);
-    story.produce(0, "third-", 11);
-    let mut member = story.start_member();
-    story.wait_until_delivered("third-", 11);
-    story.wait_until_stored(0, 11);
-    member.daemon.stop(STOP_DEADLINE);
-}
+fn partitions_added_to_a_topic_are_pushed_from_their_beginning_also_with_start_from_latest() {
+    let cluster = cluster();
+    let (topic, module, backend) = (cluster.new_topic("growing", 1), unique("module"), Backend::start());
+    produce(cluster, &topic, 0, "history", 5);
+    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, latest(&topic, &backend))]);
+    produce(cluster, &topic, 0, "new", 3);
+    wait_for_delivered(&backend, "new", 3);
+    ktransfer.daemon.stop(STOP_DEADLINE);
 
-fn from_latest(file: ConfigFile) -> ConfigFile {
-    file.set("start_from", "latest")
-}
-
-#[test]
-fn a_partition_that_is_added_is_read_from_its_beginning_also_with_start_from_latest() {
-    let story = Story::new("added", 1, |_| Reply::ok(), from_latest);
-    let mut member = story.start_member();
-    story.wait_until_stored(0, 0);
-    story.produce(0, "first-", 3);
-    story.wait_until_stored(0, 3);
-    // While ktransfer runs: messages come before it can notice the partition.
-    story.cluster.grow_topic(&story.topic, 2);
-    story.produce(1, "running-", 10);
-    story.wait_until_delivered("running-", 10);
-    story.wait_until_stored(1, 10);
-    member.daemon.stop(STOP_DEADLINE);
-    story.cluster.grow_topic(&story.topic, 3);
-    story.produce(2, "stopped-", 10);
-    let mut member = story.start_member();
-    story.wait_until_delivered("stopped-", 10);
-    member.daemon.stop(STOP_DEADLINE);
+    // While it is stopped.
+    cluster.grow_topic(&topic, 2);
+    produce(cluster, &topic, 1, "added", 10);
+    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, latest(&topic, &backend))]);
+    wait_for_delivered(&backend, "added", 10);
+    // While it runs.
+    cluster.grow_topic(&topic, 3);
+    produce(cluster, &topic, 2, "live", 10);
+    wait_for_delivered(&backend, "live", 10);
+    wait_for_stored(cluster, &module, &topic, 2, 10);
+    assert_eq!(delivered(&backend, "history"), 0, "older than the group");
+    ktransfer.daemon.stop(STOP_DEADLINE);
 }
 
 #[test]
-fn where_latest_begins_is_stored_before_the_first_message_is_done() {
-    // No message is done before the crash, so no commit point moves.
-    let story = Story::new("latest", 2, |_| Reply::status(500), from_latest);
-    story.produce(0, "history-", 7);
-    let mut member = story.start_member();
-    story.wait_until_stored(0, 7);
-    story.wait_until_stored(1, 0);
-    story.produce(0, "fresh-a-", 5);
-    story.produce(1, "fresh-b-", 5);
-    story.fleet.wait_for("a push", DEADLINE, |arrival| arrival.request.text().starts_with("fresh-"));
-    member.daemon.kill9();
-    story.fleet.script(0, |_| Reply::ok());
-    let mut member = story.start_member();
-    story.wait_until_delivered("fresh-a-", 5);
-    story.wait_until_delivered("fresh-b-", 5);
-    assert_eq!(story.delivered("history-").len(), 0, "the history is not pushed");
-    member.daemon.stop(STOP_DEADLINE);
+fn with_start_from_latest_no_message_after_readiness_is_missed_although_the_backend_is_dead() {
+    let cluster = cluster();
+    let (topic, module, backend) = (cluster.new_topic("latest", 2), unique("module"), Backend::start());
+    produce(cluster, &topic, 0, "history", 7);
+    backend.stop_listening();
+    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, latest(&topic, &backend))]);
+    // Stored by the time that /readyz answers 200.
+    assert_eq!(cluster.stored_offset(&module, &topic, 0), Some(7));
+    assert_eq!(cluster.stored_offset(&module, &topic, 1), Some(0));
+    produce(cluster, &topic, 0, "new", 3);
+    produce(cluster, &topic, 1, "other", 3);
+    ktransfer.daemon.kill9();
+    backend.listen_again();
+    let mut ktransfer = Ktransfer::start(configs::ktransfer(cluster), &[(&module, latest(&topic, &backend))]);
+    wait_for_delivered(&backend, "new", 3);
+    wait_for_delivered(&backend, "other", 3);
+    assert_eq!(delivered(&backend, "history"), 0);
+    ktransfer.daemon.stop(STOP_DEADLINE);
 }
 
 #[test]
-fn what_a_new_leader_appends_after_an_unclean_election_is_read() {
-    let cluster = Cluster::start_with(2, &["unclean.leader.election.enable=true", "replica.lag.time.max.ms=2000"]);
-    let topic = cluster.new_topic_with("unclean", 1, 2, &[]);
+fn a_topic_younger_than_its_module_is_pushed_from_its_beginning_also_with_start_from_latest() {
+    let cluster = cluster();
+    let (topic, module, backend) = (unique("younger"), unique("module"), Backend::start());
+    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, latest(&topic, &backend))]);
+    cluster.create_topic(&topic, 1);
+    produce(cluster, &topic, 0, "first", 10);
+    wait_for_delivered(&backend, "first", 10);
+    ktransfer.daemon.stop(STOP_DEADLINE);
+}
+
+#[test]
+fn a_topic_that_is_created_again_is_pushed_from_its_beginning_also_after_a_crash() {
+    let cluster = cluster();
+    let (topic, module) = (cluster.new_topic("again", 1), unique("module"));
+    let refuses = Arc::new(AtomicBool::new(false));
+    let is_refusing = Arc::clone(&refuses);
+    let backend = Backend::start_with(move |request| match request.text().starts_with("second") {
+        true if is_refusing.load(Ordering::SeqCst) => BackendAnswer::status(503),
+        _ => BackendAnswer::ok(),
+    });
+    let file = || configs::module(&topic, &[backend.address()]).set("fail_retry_interval_ms", 50);
+    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, file())]);
+    produce(cluster, &topic, 0, "first", 20);
+    wait_for_stored(cluster, &module, &topic, 0, 20);
+
+    refuses.store(true, Ordering::SeqCst);
+    cluster.delete_topic(&topic);
+    cluster.create_topic(&topic, 1);
+    // The new log is longer than the old offset at once.
+    produce(cluster, &topic, 0, "second", 30);
+    wait_for_stored(cluster, &module, &topic, 0, 0);
+    assert_eq!(resets(&ktransfer, &module, "recreated"), Some(1));
+    ktransfer.daemon.wait_for_log("was deleted and created again", DEADLINE);
+    ktransfer.daemon.kill9();
+
+    refuses.store(false, Ordering::SeqCst);
+    let mut ktransfer = Ktransfer::start(configs::ktransfer(cluster), &[(&module, file())]);
+    wait_for_delivered(&backend, "second", 30);
+    wait_for_stored(cluster, &module, &topic, 0, 30);
+    ktransfer.daemon.stop(STOP_DEADLINE);
+}
+
+#[test]
+fn the_commit_point_passes_transaction_markers_and_aborted_messages_which_are_not_pushed() {
+    let cluster = Cluster::start_with(1, &["transaction.abort.timed.out.transaction.cleanup.interval.ms=500"]);
+    let (topic, module, backend) = (cluster.new_topic("transactions", 1), unique("module"), Backend::start());
+    let file = configs::module(&topic, &[backend.address()]);
+    let mut ktransfer = Ktransfer::start_ready(&cluster, &[(&module, file)]);
+    commit_messages(&cluster, &topic, 5);
+    let end = cluster.log_ends(&topic)[&0];
+    assert!(end > 5, "a marker takes an offset: {end}");
+    wait_for_stored(&cluster, &module, &topic, 0, end);
+    backend.wait_for_requests(5, DEADLINE);
+
+    // A producer that dies within a transaction; the broker aborts it.
+    let mut producer = start_transactions(&cluster, &topic, 100_000, 200, 600_000, 2_000);
+    wait_until(DEADLINE, "the transaction has messages", || cluster.log_ends(&topic)[&0] > end + 10);
+    producer.kill9();
+    let mut last = 0;
+    wait_until(DEADLINE, "the transaction is aborted, and the offset behind its marker is stored", || {
+        last = cluster.log_ends(&topic)[&0];
+        cluster.stored_offset(&module, &topic, 0) == Some(last)
+    });
+    assert!(last > end + 10);
+    assert_eq!(backend.n_requests(), 5, "aborted messages are not pushed");
+    let gap = format!("ktransfer_offset_gap_messages_total{{module=\"{module}\"}}");
+    assert_eq!(ktransfer.metrics().value(&gap), Some(0));
+    ktransfer.daemon.stop(STOP_DEADLINE);
+}
+
+#[test]
+fn after_an_unclean_leader_election_every_message_of_the_new_leader_is_pushed() {
+    let properties = ["unclean.leader.election.enable=true", "replica.lag.time.max.ms=2000"];
+    let cluster = Cluster::start_with(2, &properties);
+    let (topic, module, backend) = (unique("unclean"), unique("module"), Backend::start());
+    cluster.create_replicated_topic(&topic, 1, 2);
     cluster.wait_for_in_sync(&topic, 2);
-    let (module, fleet) = (unique("unclean"), Fleet::start(1, |_| Reply::ok()));
-    let produce = |prefix: &str, n: usize| {
-        let values: Vec<String> = (0..n).map(|number| format!("{prefix}{number}")).collect();
-        let messages: Vec<_> = values.iter().map(|value| (value.as_bytes(), value.as_bytes())).collect();
-        cluster.produce(&topic, 0, &messages);
-    };
-    let count = |prefix: &str| {
-        let arrivals = fleet.arrivals();
-        let values = arrivals.iter().map(|arrival| arrival.request.text()).filter(|value| value.starts_with(prefix));
-        values.collect::<BTreeSet<_>>().len()
-    };
-    produce("both-", 20);
-    let mut member = Member::start(&cluster, &module, "a", configs::module(&topic, &fleet.addresses()));
-    wait_until(DEADLINE, "what both brokers have is delivered", || count("both-") == 20);
-    let leader = cluster.leaders(&topic).expect("the brokers answer")[&0];
+    let file = configs::module(&topic, &[backend.address()]);
+    let mut ktransfer = Ktransfer::start_ready(&cluster, &[(&module, file)]);
+    produce(&cluster, &topic, 0, "common", 10);
+    wait_for_delivered(&backend, "common", 10);
+
+    let leader = cluster.leaders(&topic).expect("the topic exists")[&0];
     let follower = 1 - leader;
     cluster.kafka_servers[follower as usize].kill9();
     cluster.wait_for_in_sync(&topic, 1);
-    produce("gone-", 50);
-    wait_until(DEADLINE, "what only the old leader has is delivered", || count("gone-") == 50);
+    produce(&cluster, &topic, 0, "lost", 100);
+    wait_for_delivered(&backend, "lost", 100);
     cluster.kafka_servers[leader as usize].kill9();
     cluster.kafka_servers[follower as usize].restart();
-    wait_until(2 * DEADLINE, "the follower leads", || {
+    wait_until(DEADLINE, "the follower leads the partition", || {
         cluster.leaders(&topic).is_some_and(|leaders| leaders.get(&0) == Some(&follower))
     });
-    // The new leader appends at offsets that the old one had given to other messages.
-    produce("new-", 80);
-    wait_until(2 * DEADLINE, "everything that the new leader appended is delivered", || count("new-") == 80);
-    assert!(fleet.arrivals().iter().filter(|arrival| arrival.request.text().starts_with("both-")).count() <= 20 + 5);
-    member.daemon.stop(STOP_DEADLINE);
+    // Longer than what was lost: the offset is in the range of the new log.
+    produce(&cluster, &topic, 0, "after", 150);
+    wait_for_delivered(&backend, "after", 150);
+    wait_for_stored(&cluster, &module, &topic, 0, 160);
+    assert_eq!(resets(&ktransfer, &module, "truncated"), Some(1));
+    let lost = format!("ktransfer_truncated_messages_total{{module=\"{module}\"}}");
+    assert_eq!(ktransfer.metrics().value(&lost), Some(100));
+    let repeats = backend.records().iter().filter(|record| record.request.text().starts_with("common")).count();
+    assert_eq!(repeats, 10, "what both logs have is not pushed again");
+    ktransfer.daemon.stop(STOP_DEADLINE);
 }

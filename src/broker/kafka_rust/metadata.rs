@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::guarded_client::{CallError, GuardedClient};
+use super::produce_request::failure_of;
 use crate::broker::BrokerConfig;
 use crate::broker::metadata_gate::MetadataClient;
 use crate::broker::topics::LookupAnswer;
@@ -50,7 +51,7 @@ impl MetadataClient for KafkaRustMetadata {
             // exist".
             Ok(0) => LookupAnswer::DoesNotExist,
             Ok(count) => LookupAnswer::Exists(count as i32),
-            Err(CallError::Code(code)) => LookupAnswer::Refused(format!("{code:?}")),
+            Err(CallError::Code(code)) => LookupAnswer::Refused(failure_of(code).0, format!("{code:?}")),
             Err(error) => LookupAnswer::Unreachable(error.in_words()),
         }
     }

@@ -34,13 +34,31 @@ impl SendDecision {
     }
 }
 
+/// Whether a broker refuses a whole batch with this code because of one of its messages, or of their number.
+pub(super) fn may_concern_one(code: KafkaCode) -> bool {
+    matches!(
+        code,
+        KafkaCode::MessageSizeTooLarge
+            | KafkaCode::InvalidMessageSize
+            | KafkaCode::RecordListTooLarge
+            | KafkaCode::CorruptMessage
+            | KafkaCode::InvalidTimestamp
+    )
+}
+
 /// Returns the failure of a batch for an error code of the broker that the worker does not retry.
 pub(super) fn failure_of(code: KafkaCode) -> (AppendFailure, Stored) {
     match code {
-        KafkaCode::RequestTimedOut | KafkaCode::NotEnoughReplicasAfterAppend | KafkaCode::NetworkException => {
-            (AppendFailure::TimedOut, Stored::Unknown)
+        // `Unknown` is any failure inside the broker, also one after the append.
+        KafkaCode::RequestTimedOut
+        | KafkaCode::NotEnoughReplicasAfterAppend
+        | KafkaCode::NetworkException
+        | KafkaCode::Unknown => (AppendFailure::TimedOut, Stored::Unknown),
+        // Brokers before 2.4 refuse a message without a key for a compacted topic with this code.
+        KafkaCode::CorruptMessage | KafkaCode::InvalidTimestamp => (AppendFailure::Invalid, Stored::No),
+        KafkaCode::TopicAuthorizationFailed | KafkaCode::ClusterAuthorizationFailed | KafkaCode::InvalidTopic => {
+            (AppendFailure::NotAuthorized, Stored::No)
         }
-        KafkaCode::Unknown => (AppendFailure::Refused, Stored::Unknown),
         _ => (AppendFailure::Refused, Stored::No),
     }
 }
@@ -104,9 +122,9 @@ mod tests {
             (KafkaCode::NotEnoughReplicasAfterAppend, AppendFailure::TimedOut, Stored::Unknown),
             (KafkaCode::NetworkException, AppendFailure::TimedOut, Stored::Unknown),
             // The crate maps every code above 35 to this code, also KAFKA_STORAGE_ERROR (a disk error).
-            (KafkaCode::Unknown, AppendFailure::Refused, Stored::Unknown),
-            (KafkaCode::TopicAuthorizationFailed, AppendFailure::Refused, Stored::No),
-            (KafkaCode::CorruptMessage, AppendFailure::Refused, Stored::No),
+            (KafkaCode::Unknown, AppendFailure::TimedOut, Stored::Unknown),
+            (KafkaCode::TopicAuthorizationFailed, AppendFailure::NotAuthorized, Stored::No),
+            (KafkaCode::CorruptMessage, AppendFailure::Invalid, Stored::No),
         ] {
             assert_eq!(failure_of(code), (kind, stored), "{code:?}");
         }

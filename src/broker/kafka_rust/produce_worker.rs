@@ -13,7 +13,9 @@ use kafka::error::KafkaCode;
 
 use super::guarded_client::{CallError, GuardedClient};
 use super::produce_job::{ProduceJob, Uncompleted};
-use super::produce_request::{KeyAndValue, MAX_CONFIRMING, QueueKey, SendDecision, failure_of, produce};
+use super::produce_request::{
+    KeyAndValue, MAX_CONFIRMING, QueueKey, SendDecision, failure_of, may_concern_one, produce,
+};
 use crate::broker::metadata_gate::{GateState, not_stored};
 use crate::broker::{
     Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, Offset, Stored,
@@ -253,15 +255,16 @@ impl<C: Completion> ProduceWorker<C> {
                 }
                 (AppendFailure::UnknownTopic, Stored::No, format!("{topic}/{partition} does not exist"))
             }
+            // One message of the batch may be the cause: each is sent alone.
+            code if unsent.jobs.len() > 1 && may_concern_one(code) => {
+                queue.one_by_one = unsent.jobs.len();
+                self.requeue(queue, unsent);
+                // The leader responded, so neither a pause nor a lookup is needed.
+                queue.not_before = now;
+                queue.reload = false;
+                return;
+            }
             KafkaCode::MessageSizeTooLarge | KafkaCode::InvalidMessageSize | KafkaCode::RecordListTooLarge => {
-                if unsent.jobs.len() > 1 {
-                    queue.one_by_one = unsent.jobs.len();
-                    self.requeue(queue, unsent);
-                    // The leader responded, so neither a pause nor a lookup is needed.
-                    queue.not_before = now;
-                    queue.reload = false;
-                    return;
-                }
                 let reason = format!(
                     "larger than the limit of the broker (message.max.bytes) or of topic {topic} (max.message.bytes)"
                 );

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::reachability::Reachability;
 use super::state::{FailedAppend, GateState, PendingAppend, ProducerEngine, Waiting, not_stored};
+use crate::broker::topic_rules::TopicRules;
 use crate::broker::topics::{Known, LookupAnswer, LookupResult, TopicTable};
-use crate::broker::{Acks, AppendError, AppendFailure, Completion, ProducerConfig, Record};
+use crate::broker::{Acks, AppendError, AppendFailure, Completion, Header, ProducerConfig, Record};
 use crate::locks::lock;
+
+/// Upper bound of the bytes that headers of batch and record add to a message that has at most 100 headers.
+const MAX_RECORD_OVERHEAD_BYTES: usize = 2048;
 
 /// The gate of a producer whose engine is `E`.
 pub(in crate::broker) struct MetadataGate<C: Completion, E> {
@@ -74,8 +78,9 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
                 return Err(refused(append, AppendFailure::Unreachable, self.reachability.reason()));
             }
             match known(&topics, &append) {
-                Known::Yes(partition_count) => return self.submit(append, partition_count),
+                Known::Yes(partition_count, rules) => return self.submit(append, partition_count, &rules),
                 Known::No => return Err(unknown_topic(append)),
+                Known::Refused(kind, reason) => return Err(refused_topic(append, kind, &reason)),
                 Known::NeedsLookup => {}
             }
         }
@@ -85,8 +90,9 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
         }
         // The result of a lookup may have come between the two locks.
         match known(&topics, &append) {
-            Known::Yes(partition_count) => return self.submit(append, partition_count),
+            Known::Yes(partition_count, rules) => return self.submit(append, partition_count, &rules),
             Known::No => return Err(unknown_topic(append)),
+            Known::Refused(kind, reason) => return Err(refused_topic(append, kind, &reason)),
             Known::NeedsLookup => {}
         }
         let topic = Arc::clone(&append.record.topic);
@@ -100,7 +106,12 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
     }
 
     /// Submits an append to the engine. The caller holds the lock of the table, which keeps the order.
-    fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
+    fn submit(
+        &self,
+        append: PendingAppend<C>,
+        partition_count: i32,
+        rules: &TopicRules,
+    ) -> Result<(), FailedAppend<C>> {
         let chosen = append.record.partition;
         if let Some(partition) = chosen.filter(|partition| !(0..partition_count).contains(partition)) {
             let topic = &append.record.topic;
@@ -108,7 +119,23 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
                 format!("topic {topic} has no partition {partition}: it has {partition_count} partitions, from 0 on");
             return Err(refused(append, AppendFailure::UnknownPartition, reason));
         }
+        if *rules != TopicRules::UNKNOWN
+            && let Some(error) = self.violation(&append, rules)
+        {
+            // The topic may have other rules by now.
+            self.state.doubt(&append.record.topic);
+            return Err((append.completion, error));
+        }
         self.engine.submit(append, partition_count)
+    }
+
+    fn violation(&self, append: &PendingAppend<C>, rules: &TopicRules) -> Option<AppendError> {
+        let record = &append.record;
+        // Most messages are far from the limit.
+        let is_near = record_bytes(record) + MAX_RECORD_OVERHEAD_BYTES > rules.max_batch_bytes;
+        let batch_bytes = if is_near { self.engine.batch_bytes(record) } else { 0 };
+        let now_ms = if record.timestamp_ms.is_some() { now_ms() } else { 0 };
+        rules.violation(record, append.acks, batch_bytes, now_ms)
     }
 
     /// Fails the appends whose deadline passed in the table.
@@ -132,16 +159,13 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
         for waiting in waiting {
             let append = waiting.into_append();
             let submitted = match &result {
-                LookupResult::Exists(partition_count) => self.submit(append, *partition_count),
+                LookupResult::Exists(partition_count) => self.submit(append, *partition_count, &TopicRules::UNKNOWN),
                 LookupResult::Unknown => Err(unknown_topic(append)),
                 LookupResult::Unreachable(reason) => {
                     let reason = format!("the lookup of topic {topic} failed: {reason}");
                     Err(refused(append, AppendFailure::Unreachable, reason))
                 }
-                LookupResult::Refused(reason) => {
-                    let reason = format!("the brokers refused topic {topic}: {reason}");
-                    Err(refused(append, AppendFailure::Refused, reason))
-                }
+                LookupResult::Refused(kind, reason) => Err(refused_topic(append, *kind, reason)),
             };
             failed.extend(submitted.err());
         }
@@ -159,6 +183,24 @@ fn refused<C>(append: PendingAppend<C>, kind: AppendFailure, reason: String) -> 
 fn unknown_topic<C>(append: PendingAppend<C>) -> FailedAppend<C> {
     let reason = format!("topic {} does not exist", append.record.topic);
     refused(append, AppendFailure::UnknownTopic, reason)
+}
+
+fn refused_topic<C>(append: PendingAppend<C>, kind: AppendFailure, reason: &str) -> FailedAppend<C> {
+    let reason = format!("the brokers refused topic {}: {reason}", append.record.topic);
+    refused(append, kind, reason)
+}
+
+/// Returns the bytes of key, value and headers.
+fn record_bytes(record: &Record) -> usize {
+    let header_bytes = |header: &Header| header.name.len() + header.value.as_ref().map_or(0, Vec::len);
+    record.value.len()
+        + record.key.as_ref().map_or(0, Vec::len)
+        + record.headers.iter().map(header_bytes).sum::<usize>()
+}
+
+fn now_ms() -> i64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn closed_error() -> AppendError {

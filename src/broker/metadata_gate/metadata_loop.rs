@@ -1,6 +1,7 @@
 //! The thread `kafka-metadata`: looks topics up, and checks whether a broker can be reached.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{never, select};
@@ -24,22 +25,41 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// Failed checks in a row after which appends are refused at once.
 const FAILURES_TO_REFUSE: u32 = 2;
-/// Age at which the partition count of a known topic is refreshed, and the number of topics refreshed at a time.
-const REFRESH_AGE: Duration = Duration::from_secs(10);
+/// Time for which nothing but failed checks must have come from the brokers before appends are refused.
+const MIN_FAILING_TIME: Duration = Duration::from_secs(1);
+/// Number of topics refreshed at a time.
 const MAX_REFRESHED_AT_ONCE: usize = 16;
+/// Number of topics whose rules are read at a time, and the longest time for it: appends may wait for a lookup.
+const MAX_RULES_AT_ONCE: usize = 100;
+const MAX_RULES_TIME: Duration = Duration::from_millis(500);
+/// The pauses after rules could not be read.
+const MIN_RULES_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RULES_PAUSE: Duration = Duration::from_secs(60);
 
 /// The metadata thread of a gate.
 pub(super) struct MetadataLoop<C: Completion, E, M> {
     gate: Arc<MetadataGate<C, E>>,
     client: M,
     max_wait: Duration,
-    /// Failed checks in a row.
+    /// Failed checks in a row, and when the first of them began.
     failures: u32,
+    failing_since: Option<Instant>,
+    /// No rules are read earlier.
+    next_rules: Instant,
+    rules_pause: Duration,
 }
 
 impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, M> {
     pub(super) fn new(gate: Arc<MetadataGate<C, E>>, client: M, wait: Duration) -> Self {
-        MetadataLoop { gate, client, max_wait: wait.min(MAX_LOOKUP_TIME), failures: 0 }
+        MetadataLoop {
+            gate,
+            client,
+            max_wait: wait.min(MAX_LOOKUP_TIME),
+            failures: 0,
+            failing_since: None,
+            next_rules: Instant::now(),
+            rules_pause: MIN_RULES_PAUSE,
+        }
     }
 
     /// Runs until the producer is closed.
@@ -59,7 +79,9 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             }
             self.look_up_topics();
             if !stop.is_triggered() {
+                self.gate.state.apply_doubted();
                 self.refresh_topics();
+                self.read_rules();
             }
             let next = {
                 let topics = self.gate.state.read_topics();
@@ -75,32 +97,68 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
     }
 
     fn check_reachable(&mut self) {
-        let wait = self.lookup_time();
+        let (wait, started) = (self.lookup_time(), Instant::now());
         let outcome = self.client.check_reachable(wait);
+        // A confirmed message is a better proof than a check: a broker may be slow to answer metadata requests, or
+        // refuse a new connection.
+        let outcome = if self.gate.state.has_confirmed.swap(false, Ordering::Relaxed) { Ok(()) } else { outcome };
         if outcome.is_ok() {
-            self.failures = 0;
+            (self.failures, self.failing_since) = (0, None);
         } else if wait >= self.max_wait.min(MIN_CHECK_TIME) {
             self.failures = self.failures.saturating_add(1);
+            self.failing_since.get_or_insert(started);
         }
-        self.gate.reachability.set(outcome, self.failures >= FAILURES_TO_REFUSE);
+        let has_failed_for_long = self.failing_since.is_some_and(|since| since.elapsed() >= MIN_FAILING_TIME);
+        self.gate.reachability.set(outcome, self.failures >= FAILURES_TO_REFUSE && has_failed_for_long);
     }
 
     /// Refreshes the partition counts of some known topics. Appends to these topics do not wait for it.
     fn refresh_topics(&mut self) {
-        let stale = self.gate.state.read_topics().stale_topics(REFRESH_AGE, MAX_REFRESHED_AT_ONCE, Instant::now());
+        let stale = self.gate.state.read_topics().stale_topics(MAX_REFRESHED_AT_ONCE, Instant::now());
         for topic in stale {
-            // Appends that wait for a lookup have priority.
-            if self.failures > 0 || self.gate.state.read_topics().next_due().is_some_and(|due| due <= Instant::now()) {
+            if self.must_look_up_first() {
                 return;
             }
-            let count = match self.client.refresh(&topic, self.lookup_time()) {
-                LookupAnswer::Exists(count) => Some(count),
+            let answer = self.client.refresh(&topic, self.lookup_time());
+            if matches!(answer, LookupAnswer::Unreachable(_)) {
                 // The lookups of the other topics would fail as well, one after another.
-                LookupAnswer::Unreachable(_) => return,
-                LookupAnswer::DoesNotExist | LookupAnswer::NotYet | LookupAnswer::Refused(_) => None,
-            };
-            self.gate.state.write_topics().refreshed(&topic, count, Instant::now());
+                return;
+            }
+            self.gate.state.write_topics().refreshed(&topic, answer, Instant::now());
         }
+    }
+
+    /// Reads the rules of some known topics. Appends to these topics do not wait for it.
+    fn read_rules(&mut self) {
+        let now = Instant::now();
+        if now < self.next_rules || self.must_look_up_first() {
+            return;
+        }
+        let topics = self.gate.state.read_topics().topics_with_stale_rules(MAX_RULES_AT_ONCE, now);
+        if topics.is_empty() {
+            return;
+        }
+        let found = self.client.rules(&topics, self.max_wait.min(MAX_RULES_TIME));
+        if found.is_empty() {
+            // Brokers that do not answer this in time must not be asked all the time.
+            self.next_rules = Instant::now() + self.rules_pause;
+            self.rules_pause = (self.rules_pause * 2).min(MAX_RULES_PAUSE);
+        } else {
+            self.rules_pause = MIN_RULES_PAUSE;
+        }
+        let now = Instant::now();
+        for topic in topics {
+            let rules = found.get(&topic).copied();
+            if let Some(rules) = rules {
+                self.gate.engine.set_rules(&topic, rules);
+            }
+            self.gate.state.write_topics().set_rules(&topic, rules, now);
+        }
+    }
+
+    /// Whether appends wait for a lookup that is due, or no broker responds.
+    fn must_look_up_first(&self) -> bool {
+        self.failures > 0 || self.gate.state.read_topics().next_due().is_some_and(|due| due <= Instant::now())
     }
 
     /// Returns the longest time of the next lookup: less if an append has an earlier deadline.
@@ -129,7 +187,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
                 Some(answer) => answer,
                 None => {
                     let (wait, started) = (self.lookup_time(), Instant::now());
-                    self.gate.state.lookup_count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    self.gate.state.lookup_count.fetch_add(1, Ordering::Relaxed);
                     let answer = self.client.look_up(&topic, wait);
                     let was_shortened = wait < self.max_wait && started.elapsed() >= wait;
                     if was_shortened && matches!(answer, LookupAnswer::Unreachable(_)) {

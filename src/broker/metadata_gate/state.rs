@@ -1,12 +1,13 @@
 //! What the gate, its metadata thread and the engine share: the table of topics, and the interfaces between them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::broker::topic_rules::TopicRules;
 use crate::broker::topics::{HasDeadline, LookupAnswer, TopicTable};
 use crate::broker::{Acks, AppendError, AppendFailure, Completion, ProducerConfig, Record, Stored};
 use crate::locks::{lock, read, write};
@@ -18,6 +19,14 @@ pub(super) const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
 pub(in crate::broker) trait ProducerEngine<C: Completion>: Send + Sync + 'static {
     /// Takes an append for a topic with this number of partitions; never blocks. A chosen partition exists.
     fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>>;
+
+    /// Returns the size of a batch with this record alone, as it is sent; 0 if it is not known before.
+    fn batch_bytes(&self, _record: &Record) -> usize {
+        0
+    }
+
+    /// Takes over what is known of a topic.
+    fn set_rules(&self, _topic: &Arc<str>, _rules: TopicRules) {}
 }
 
 /// A client for metadata requests. Used by one thread; it reconnects by itself.
@@ -32,6 +41,11 @@ pub(in crate::broker) trait MetadataClient: Send + 'static {
     /// does so, so that a deleted topic does not come back.
     fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
         self.look_up(topic, wait)
+    }
+
+    /// Reads the rules of topics; returns within `wait`. The result lacks the topics whose rules cannot be read.
+    fn rules(&mut self, _topics: &[Arc<str>], _wait: Duration) -> HashMap<Arc<str>, TopicRules> {
+        HashMap::new()
     }
 }
 
@@ -59,6 +73,10 @@ pub(in crate::broker) struct GateState<C> {
     pub(super) is_closed: AtomicBool,
     /// Known topics that an engine found missing, to look up again; there are no more than known topics.
     pub(super) invalidated: Mutex<HashSet<String>>,
+    /// Known topics to which a message was refused, to refresh; there are no more than known topics.
+    pub(super) doubted: Mutex<HashSet<Arc<str>>>,
+    /// Whether a broker confirmed a message since the latest check whether a broker can be reached.
+    pub(super) has_confirmed: AtomicBool,
     /// Wakes the metadata thread. One token is enough, so nothing is lost if the channel is full.
     pub(super) wake: Sender<()>,
     pub(super) woken: Receiver<()>,
@@ -97,6 +115,8 @@ impl<C: Completion> GateState<C> {
             topics,
             is_closed: AtomicBool::new(false),
             invalidated: Mutex::default(),
+            doubted: Mutex::default(),
+            has_confirmed: AtomicBool::new(false),
             wake,
             woken,
             lookup_count: AtomicU64::new(0),
@@ -126,6 +146,32 @@ impl<C: Completion> GateState<C> {
         // The metadata thread applies it, since the caller may hold the lock of the table.
         lock(&self.invalidated).insert(topic.to_owned());
         let _ = self.wake.try_send(());
+    }
+
+    /// Refreshes a known topic soon, because a message to it was refused. New appends do not wait for it.
+    pub(in crate::broker) fn doubt(&self, topic: &Arc<str>) {
+        // The metadata thread looks at it at the latest with its next check.
+        let mut doubted = lock(&self.doubted);
+        if !doubted.contains(topic) {
+            doubted.insert(Arc::clone(topic));
+        }
+    }
+
+    /// A broker confirmed a message.
+    pub(in crate::broker) fn confirmed(&self) {
+        // Written only if it changes, because all threads of an engine share it.
+        if !self.has_confirmed.load(Ordering::Relaxed) {
+            self.has_confirmed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Applies [`doubt`](Self::doubt).
+    pub(super) fn apply_doubted(&self) {
+        let doubted = std::mem::take(&mut *lock(&self.doubted));
+        if !doubted.is_empty() {
+            let mut topics = self.write_topics();
+            doubted.iter().for_each(|topic| topics.doubt(topic));
+        }
     }
 
     /// Applies [`invalidate`](Self::invalidate).

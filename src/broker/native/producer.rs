@@ -3,9 +3,12 @@
 //! The [`MetadataGate`] looks topics up and holds the messages of those that are not known yet. This module chooses the
 //! partition, passes all metadata on to the client, and converts messages and outcomes.
 
+use std::collections::HashMap;
 use std::num::NonZeroI32;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use log::debug;
 
 use super::config;
 use super::producer_settings::ProducerSettings;
@@ -13,18 +16,20 @@ use crate::broker::metadata_gate::{
     self, FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
 };
 use crate::broker::partitioner::partition_of;
+use crate::broker::topic_rules::{CONFIG_NAMES, TopicRules};
 use crate::broker::topics::LookupAnswer;
 use crate::broker::{
     Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig,
     Record, Stored,
 };
+use crate::kafka::compression::Codec;
 use crate::kafka::error_code as code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
 use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
 use crate::kafka::producer::client::{KafkaProducer, ProducerConfig as ClientConfig};
 use crate::kafka::producer::message::{AcksLevel, ProducerMessage};
 use crate::kafka::producer::outcome::{self, Gathered, Limits, Outcome};
-use crate::kafka::record_batch::RecordView;
+use crate::kafka::record_batch::{BatchBuilder, HEADER_BYTES, RecordView};
 use crate::supervise::Supervisor;
 
 /// Batches are not larger than this, unless a single message is: the default of `message.max.bytes` is 1,048,588 bytes.
@@ -44,6 +49,7 @@ pub(in crate::broker) struct NativeProducer<C: Completion> {
 
 struct Engine<C: Completion> {
     producer: KafkaProducer<NativeMessage<C>>,
+    codec: Codec,
     partitioner: PartitionerKind,
     state: Arc<GateState<C>>,
 }
@@ -92,7 +98,10 @@ impl<C: Completion> NativeProducer<C> {
         };
         let wait = connector.config().request_timeout;
         let state = GateState::new(config);
-        let engine = Engine { producer, partitioner: config.partitioner, state: Arc::clone(&state) };
+        let suspected = Arc::clone(&state);
+        producer.on_suspect(move |topic| suspected.doubt(topic));
+        let engine =
+            Engine { producer, codec: settings.codec, partitioner: config.partitioner, state: Arc::clone(&state) };
         let gate = metadata_gate::start(engine, state, config, metadata, wait, supervisor);
         Ok(NativeProducer { gate })
     }
@@ -147,6 +156,21 @@ impl<C: Completion> ProducerEngine<C> for Engine<C> {
             .append(level, NativeMessage { record, partition, timestamp_ms, cost_bytes, completion, deadline, state });
         Ok(())
     }
+
+    fn batch_bytes(&self, record: &Record) -> usize {
+        // What a codec makes of it is known only afterwards.
+        if self.codec != Codec::None {
+            return 0;
+        }
+        let mut bytes = 0;
+        let timestamp_ms = record.timestamp_ms.unwrap_or_default();
+        with_view(record, timestamp_ms, &mut |view| bytes = HEADER_BYTES + BatchBuilder::default().cost_of(view));
+        bytes
+    }
+
+    fn set_rules(&self, topic: &Arc<str>, rules: TopicRules) {
+        self.producer.set_max_batch_bytes(topic, rules.max_batch_bytes);
+    }
 }
 
 impl<C: Completion> Gathered for NativeMessage<C> {
@@ -169,19 +193,23 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
     }
 
     fn with_record(&self, encode: &mut dyn FnMut(&RecordView)) {
-        let headers = self.record.headers.iter().map(|header| (&*header.name, header.value.as_deref()));
-        let headers: Vec<_> = headers.collect();
-        let (key, value) = (self.record.key.as_deref(), Some(&*self.record.value));
-        encode(&RecordView { key, value, headers: &headers, timestamp_ms: self.timestamp_ms });
+        with_view(&self.record, self.timestamp_ms, encode);
     }
 
     fn end(self, outcome: Outcome, reason: &str) {
         let topic = &self.record.topic;
         let error = match outcome {
             Outcome::Appended(offset) => {
+                if offset.is_some() {
+                    self.state.confirmed();
+                }
                 return self.completion.complete(Ok(Appended { partition: self.partition, offset }));
             }
-            Outcome::Rejected(error, stored) => rejected(error, stored_of(stored), topic, reason),
+            Outcome::Rejected(error, stored) => {
+                self.state.doubt(topic);
+                let has_own_time = self.record.timestamp_ms.is_some();
+                rejected(error, stored_of(stored), topic, reason, has_own_time)
+            }
             Outcome::TimedOut(outcome::Stored::No) => {
                 let partition = self.partition;
                 let reason = format!("not stored in partition {partition} of topic {topic} in time: {reason}");
@@ -204,8 +232,16 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
     }
 }
 
+fn with_view(record: &Record, timestamp_ms: i64, encode: &mut dyn FnMut(&RecordView)) {
+    let headers = record.headers.iter().map(|header| (&*header.name, header.value.as_deref()));
+    let headers: Vec<_> = headers.collect();
+    let (key, value) = (record.key.as_deref(), Some(&*record.value));
+    encode(&RecordView { key, value, headers: &headers, timestamp_ms });
+}
+
 /// Returns the error for a message that the broker, or the client in its name, rejected with this code.
-fn rejected(error: i16, stored: Stored, topic: &str, reason: &str) -> AppendError {
+/// `has_own_time`: the timestamp is that of the caller.
+fn rejected(error: i16, stored: Stored, topic: &str, reason: &str, has_own_time: bool) -> AppendError {
     let kind = match (error, stored) {
         // The topic, or the partition, was deleted while the message waited for its leader.
         (code::UNKNOWN_TOPIC_OR_PARTITION, _) => AppendFailure::UnknownTopic,
@@ -214,7 +250,9 @@ fn rejected(error: i16, stored: Stored, topic: &str, reason: &str) -> AppendErro
         (code::OUT_OF_ORDER_SEQUENCE_NUMBER | code::UNKNOWN_PRODUCER_ID | code::INVALID_PRODUCER_EPOCH, Stored::No) => {
             AppendFailure::Unreachable
         }
-        (_, Stored::No) => AppendFailure::Refused,
+        // The clocks of this machine and of the broker differ, or the message waited for long.
+        (code::INVALID_TIMESTAMP, Stored::No) if !has_own_time => AppendFailure::Refused,
+        (error, Stored::No) => refusal(error),
     };
     let reason = match kind {
         AppendFailure::TooLarge => {
@@ -224,6 +262,20 @@ fn rejected(error: i16, stored: Stored, topic: &str, reason: &str) -> AppendErro
         _ => format!("refused for topic {topic}: {reason}"),
     };
     AppendError { kind, stored, reason }
+}
+
+/// Returns what a refusal with this error code lies in.
+fn refusal(error: i16) -> AppendFailure {
+    match error {
+        code::INVALID_RECORD | code::INVALID_TIMESTAMP | code::CORRUPT_MESSAGE | code::POLICY_VIOLATION => {
+            AppendFailure::Invalid
+        }
+        // INVALID_TOPIC_EXCEPTION: an internal topic of the brokers. The gate has checked the name.
+        code::TOPIC_AUTHORIZATION_FAILED | code::CLUSTER_AUTHORIZATION_FAILED | code::INVALID_TOPIC_EXCEPTION => {
+            AppendFailure::NotAuthorized
+        }
+        _ => AppendFailure::Refused,
+    }
 }
 
 fn stored_of(stored: outcome::Stored) -> Stored {
@@ -268,6 +320,27 @@ impl MetadataClient for NativeMetadata {
     fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
         self.answer(topic, wait, false)
     }
+
+    fn rules(&mut self, topics: &[Arc<str>], wait: Duration) -> HashMap<Arc<str>, TopicRules> {
+        let deadline = Instant::now() + wait;
+        let configs = self.client.topic_configs(topics, &CONFIG_NAMES, deadline);
+        let mut rules: HashMap<_, _> = configs.map_or_else(
+            |error| {
+                debug!("{error}");
+                HashMap::new()
+            },
+            |configs| {
+                configs.iter().map(|(topic, found)| (Arc::clone(topic), TopicRules::from_configs(found))).collect()
+            },
+        );
+        match self.client.write_rights(topics, deadline) {
+            Ok(rights) => rights.into_iter().for_each(|(topic, may_write)| {
+                rules.entry(topic).or_insert(TopicRules::UNKNOWN).may_write = may_write;
+            }),
+            Err(error) => debug!("{error}"),
+        }
+        rules
+    }
 }
 
 impl NativeMetadata {
@@ -291,7 +364,7 @@ impl NativeMetadata {
             code::UNKNOWN_TOPIC_OR_PARTITION => LookupAnswer::DoesNotExist,
             code::LEADER_NOT_AVAILABLE => LookupAnswer::NotYet,
             error if code::is_retriable(error) => LookupAnswer::NotYet,
-            error => LookupAnswer::Refused(code::name(error).into_owned()),
+            error => LookupAnswer::Refused(refusal(error), code::name(error).into_owned()),
         }
     }
 }
@@ -303,18 +376,26 @@ mod tests {
     #[test]
     fn a_partition_that_was_deleted_meanwhile_makes_the_topic_doubtful() {
         for stored in [Stored::No, Stored::Unknown] {
-            let error = rejected(code::UNKNOWN_TOPIC_OR_PARTITION, stored, "t", "");
+            let error = rejected(code::UNKNOWN_TOPIC_OR_PARTITION, stored, "t", "", true);
             assert_eq!((error.kind, error.stored), (AppendFailure::UnknownTopic, stored));
         }
         // Nothing else concerns the existence of the topic.
         let others = [
-            (code::INVALID_RECORD, Stored::No, AppendFailure::Refused),
+            (code::INVALID_RECORD, Stored::No, AppendFailure::Invalid),
             (code::MESSAGE_TOO_LARGE, Stored::No, AppendFailure::TooLarge),
             (code::UNKNOWN_SERVER_ERROR, Stored::Unknown, AppendFailure::TimedOut),
-            (code::TOPIC_AUTHORIZATION_FAILED, Stored::No, AppendFailure::Refused),
+            (code::TOPIC_AUTHORIZATION_FAILED, Stored::No, AppendFailure::NotAuthorized),
+            (code::TOPIC_AUTHORIZATION_FAILED, Stored::Unknown, AppendFailure::TimedOut),
+            (code::CLUSTER_AUTHORIZATION_FAILED, Stored::No, AppendFailure::NotAuthorized),
+            (code::INVALID_TIMESTAMP, Stored::No, AppendFailure::Invalid),
+            (code::CORRUPT_MESSAGE, Stored::No, AppendFailure::Invalid),
+            (code::UNSUPPORTED_VERSION, Stored::No, AppendFailure::Refused),
         ];
         for (error, stored, kind) in others {
-            assert_eq!(rejected(error, stored, "t", "").kind, kind, "{error}");
+            assert_eq!(rejected(error, stored, "t", "", true).kind, kind, "{error}");
         }
+        // Not the fault of a request without a timestamp.
+        let clock = rejected(code::INVALID_TIMESTAMP, Stored::No, "t", "", false);
+        assert_eq!(clock.kind, AppendFailure::Refused);
     }
 }

@@ -34,7 +34,7 @@ fn unknown_names_are_evicted_before_known_topics_and_never_block_new_ones() {
         assert_eq!(result_at_once.is_some(), number >= MAX_MISSED, "{number}");
     }
     assert!(topics.topics.len() <= MAX_TOPICS, "{}", topics.topics.len());
-    assert_eq!(topics.known("real", None, start), Known::Yes(1));
+    assert_eq!(topics.known("real", None, start), yes(1));
     for number in 0..MAX_LOOKUPS {
         topics.add(&format!("u{number}").into(), 2, start).expect("the table has room");
     }
@@ -47,6 +47,10 @@ fn unknown_names_are_evicted_before_known_topics_and_never_block_new_ones() {
 
 fn at(start: Instant, milliseconds: u64) -> Instant {
     start + Duration::from_millis(milliseconds)
+}
+
+fn yes(partition_count: i32) -> Known {
+    Known::Yes(partition_count, TopicRules::UNKNOWN)
 }
 
 fn table() -> (TopicTable<u32>, Arc<str>, Instant) {
@@ -82,18 +86,17 @@ fn a_known_topic_that_is_invalidated_is_looked_up_and_unknown_only_after_the_ful
 #[test]
 fn a_known_topic_is_refreshed_at_intervals_and_may_have_new_partitions() {
     let (mut topics, name, start) = table();
-    let interval = Duration::from_secs(10);
     topics.add(&name, 1, start).expect("the table has room");
-    assert!(topics.stale_topics(Duration::ZERO, 9, start).is_empty(), "the topic is not known yet");
+    assert!(topics.stale_topics(9, at(start, 20_000)).is_empty(), "the topic is not known yet");
     topics.answer("t", LookupAnswer::Exists(2), start).expect("a result");
-    assert!(topics.stale_topics(interval, 9, at(start, 9_999)).is_empty());
-    assert_eq!(topics.stale_topics(interval, 9, at(start, 10_000)), [Arc::clone(&name)]);
-    assert!(topics.stale_topics(interval, 0, at(start, 10_000)).is_empty());
-    topics.refreshed("t", None, at(start, 10_000));
-    assert_eq!(topics.known("t", None, at(start, 10_000)), Known::Yes(2));
-    topics.refreshed("t", Some(5), at(start, 20_000));
-    assert_eq!(topics.known("t", Some(4), at(start, 20_001)), Known::Yes(5));
-    assert!(topics.stale_topics(interval, 9, at(start, 29_999)).is_empty());
+    assert!(topics.stale_topics(9, at(start, 9_999)).is_empty());
+    assert_eq!(topics.stale_topics(9, at(start, 10_000)), [Arc::clone(&name)]);
+    assert!(topics.stale_topics(0, at(start, 10_000)).is_empty());
+    topics.refreshed("t", LookupAnswer::DoesNotExist, at(start, 10_000));
+    assert_eq!(topics.known("t", None, at(start, 10_000)), yes(2));
+    topics.refreshed("t", LookupAnswer::Exists(5), at(start, 20_000));
+    assert_eq!(topics.known("t", Some(4), at(start, 20_001)), yes(5));
+    assert!(topics.stale_topics(9, at(start, 29_999)).is_empty());
 }
 
 #[test]
@@ -108,7 +111,7 @@ fn items_leave_in_order_when_their_topic_exists() {
     assert_eq!(topics.next_due(), Some(at(start, 50)));
     let result = topics.answer("t", LookupAnswer::Exists(8), at(start, 60));
     assert_eq!(result, Some((LookupResult::Exists(8), vec![1, 2])));
-    assert_eq!(topics.known("t", Some(7), at(start, 100)), Known::Yes(8));
+    assert_eq!(topics.known("t", Some(7), at(start, 100)), yes(8));
 }
 
 #[test]
@@ -131,9 +134,9 @@ fn a_missing_partition_causes_a_lookup_later() {
     let (mut topics, name, start) = table();
     topics.add(&name, 1, start).expect("the table has room");
     topics.answer("t", LookupAnswer::Exists(2), start).expect("a result");
-    assert_eq!(topics.known("t", Some(2), at(start, 3_000)), Known::Yes(2));
+    assert_eq!(topics.known("t", Some(2), at(start, 3_000)), yes(2));
     assert_eq!(topics.known("t", Some(2), at(start, 3_001)), Known::NeedsLookup);
-    assert_eq!(topics.known("t", Some(1), at(start, 3_001)), Known::Yes(2));
+    assert_eq!(topics.known("t", Some(1), at(start, 3_001)), yes(2));
 }
 
 #[test]
@@ -159,4 +162,49 @@ fn the_table_does_not_grow_with_the_names_that_were_looked_up() {
         topics.answer(&name, LookupAnswer::Exists(1), start).expect("a result");
     }
     assert_eq!(topics.topics.len(), MAX_TOPICS);
+}
+
+#[test]
+fn a_refused_lookup_is_remembered_for_two_seconds() {
+    let (mut topics, name, start) = table();
+    let denied = || LookupAnswer::Refused(AppendFailure::NotAuthorized, "no right".to_owned());
+    topics.add(&name, 1, start).expect("the table has room");
+    let result = LookupResult::Refused(AppendFailure::NotAuthorized, "no right".to_owned());
+    assert_eq!(topics.answer("t", denied(), start), Some((result, vec![1])));
+    let refused = Known::Refused(AppendFailure::NotAuthorized, "no right".into());
+    assert_eq!(topics.known("t", None, at(start, 1_999)), refused);
+    assert_eq!(topics.known("t", None, at(start, 2_000)), Known::NeedsLookup);
+    // A known topic that becomes refused with a refresh.
+    topics.add(&name, 2, at(start, 2_000)).expect("the table has room");
+    topics.answer("t", LookupAnswer::Exists(2), at(start, 2_000)).expect("a result");
+    topics.refreshed("t", denied(), at(start, 12_000));
+    assert_eq!(topics.known("t", None, at(start, 13_999)), refused);
+    topics.add(&name, 3, at(start, 14_000)).expect("the table has room");
+    assert_eq!(topics.due(at(start, 14_000)), [name]);
+}
+
+#[test]
+fn rules_are_read_at_once_then_at_intervals_and_a_second_after_a_refusal() {
+    let (mut topics, name, start) = table();
+    topics.add(&name, 1, start).expect("the table has room");
+    topics.answer("t", LookupAnswer::Exists(2), start).expect("a result");
+    assert_eq!(topics.topics_with_stale_rules(9, start), [Arc::clone(&name)]);
+    let configs = [("cleanup.policy".to_owned(), "compact".to_owned())];
+    let rules = TopicRules::from_configs(&configs.into());
+    topics.set_rules("t", Some(rules), start);
+    assert_eq!(topics.known("t", None, start), Known::Yes(2, rules));
+    assert!(topics.topics_with_stale_rules(9, at(start, 9_999)).is_empty());
+    assert_eq!(topics.topics_with_stale_rules(9, at(start, 10_000)), [Arc::clone(&name)]);
+    for _ in 0..100 {
+        topics.doubt("t");
+    }
+    assert!(topics.topics_with_stale_rules(9, at(start, 999)).is_empty() && topics.stale_topics(9, start).is_empty());
+    assert_eq!(topics.topics_with_stale_rules(9, at(start, 1_000)), [Arc::clone(&name)]);
+    assert_eq!(topics.stale_topics(9, at(start, 1_000)), [name]);
+    // Rules that cannot be read any more stay; those of a topic that is looked up again do not.
+    topics.set_rules("t", None, at(start, 1_000));
+    assert_eq!(topics.known("t", None, at(start, 1_000)), Known::Yes(2, rules));
+    topics.invalidate("t", at(start, 2_000));
+    topics.answer("t", LookupAnswer::Exists(2), at(start, 2_000)).expect("a result");
+    assert_eq!(topics.known("t", None, at(start, 2_000)), yes(2));
 }

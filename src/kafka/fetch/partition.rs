@@ -46,6 +46,8 @@ pub(super) struct PartitionReader {
     pub(super) topic_id: Option<TopicId>,
     /// Whether messages were read from the topic with this id, or the owner gave the id: another id is another log.
     pub(super) is_id_confirmed: bool,
+    /// Whether the owner knows the id.
+    pub(super) is_id_reported: bool,
     /// The offset to fetch next.
     pub(super) next: i64,
     /// The offset up to which the owner received the log.
@@ -104,6 +106,7 @@ impl PartitionReader {
             name,
             topic_id: None,
             is_id_confirmed: false,
+            is_id_reported: false,
             next: offset,
             delivered: offset,
             epochs: EpochHistory::starting(offset, leader_epoch),
@@ -271,11 +274,21 @@ impl PartitionReader {
 
     /// Whether [`take`](Self::take) returns something.
     pub(super) fn has_output(&self) -> bool {
-        if self.ready.is_empty() { self.stopped.is_some() } else { !self.is_paused }
+        let has_event = if self.ready.is_empty() { self.stopped.is_some() } else { !self.is_paused };
+        has_event || self.new_id().is_some()
+    }
+
+    /// Returns the confirmed id of the topic if it was not reported.
+    fn new_id(&self) -> Option<TopicId> {
+        self.topic_id.filter(|_| self.is_id_confirmed && !self.is_id_reported)
     }
 
     /// Returns the next event, with at most `max` messages, `max` being at least 1.
     pub(super) fn take(&mut self, max: usize) -> Option<FetchEvent> {
+        if let Some(topic_id) = self.new_id() {
+            self.is_id_reported = true;
+            return Some(FetchEvent::TopicId { partition: self.name.clone(), topic_id });
+        }
         if !self.has_output() {
             return None;
         }

@@ -57,6 +57,18 @@ impl<M: ProducerMessage> KafkaProducer<M> {
         self.shared.level(level).lock().sticky_partition(topic, count, deadline)
     }
 
+    /// Sets the largest batch that a topic accepts (`max.message.bytes`), as it is sent; `usize::MAX` if unknown. With
+    /// acks=0 a larger message is rejected, because a broker would answer it by closing the connection.
+    pub fn set_max_batch_bytes(&self, topic: &Arc<str>, max_bytes: usize) {
+        self.shared.set_max_batch_bytes(topic, max_bytes);
+    }
+
+    /// Calls `handler` with topics that a broker may have refused at acks=0: it closed the connection soon after a
+    /// request. Only the first handler counts.
+    pub fn on_suspect(&self, handler: impl Fn(&Arc<str>) + Send + Sync + 'static) {
+        self.shared.set_on_suspect(Box::new(handler));
+    }
+
     /// Takes over metadata from a response.
     pub fn update(&self, metadata: &MetadataResponse) {
         self.shared.update(metadata);

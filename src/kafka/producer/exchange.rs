@@ -33,6 +33,8 @@ struct SentBatch {
     /// Records to encode; `None` for an unchanged retry, whose bytes exist.
     builder: Option<BatchBuilder>,
     bytes: Vec<u8>,
+    /// A larger batch is not sent: with acks=0 a broker would answer it by closing the connection.
+    max_bytes: usize,
     message_count: usize,
     last_deadline: Option<Instant>,
 }
@@ -53,7 +55,7 @@ struct RequestFailure {
 impl<M: ProducerMessage> Sender<M> {
     /// Sends one request and handles its response; does nothing if all partitions wait for a producer id.
     pub(super) fn exchange(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
+        let Some(connection) = self.connection.take() else { return };
         let mut batches = self.take();
         if batches.is_empty() {
             self.connection = Some(connection);
@@ -61,6 +63,18 @@ impl<M: ProducerMessage> Sender<M> {
         }
         self.last_used = Instant::now();
         self.encode(&mut batches);
+        let too_large: Vec<_> = batches.extract_if(.., |batch| batch.bytes.len() > batch.max_bytes).collect();
+        if batches.is_empty() {
+            self.connection = Some(connection);
+        } else {
+            self.send_batches(connection, batches);
+        }
+        if !too_large.is_empty() {
+            self.refuse_too_large(too_large);
+        }
+    }
+
+    fn send_batches(&mut self, mut connection: Connection, batches: Vec<SentBatch>) {
         match self.request(&mut connection, &batches) {
             Ok(response) => {
                 self.connection = Some(connection);
@@ -77,6 +91,14 @@ impl<M: ProducerMessage> Sender<M> {
         }
     }
 
+    /// Handles batches that are larger than their topics accept, as a response MESSAGE_TOO_LARGE.
+    fn refuse_too_large(&mut self, batches: Vec<SentBatch>) {
+        let reason = error_code::name(error_code::MESSAGE_TOO_LARGE);
+        let result = || (BatchResult::TooLarge(error_code::MESSAGE_TOO_LARGE), Some(Arc::from(&*reason)));
+        let results = batches.iter().map(|_| result()).collect();
+        self.apply(batches, results);
+    }
+
     /// Takes the batches of one request out of the queue, with their records copied into builders; sorted by topic.
     fn take(&mut self) -> Vec<SentBatch> {
         let Sender { shared, level, buffers, broker, .. } = self;
@@ -88,9 +110,17 @@ impl<M: ProducerMessage> Sender<M> {
             if !batches.is_empty() {
                 level.begin(*broker, Activity::Producing, now);
             }
+            if level.acks == AcksLevel::None {
+                batches.iter_mut().for_each(|batch| batch.max_bytes = level.max_batch_bytes(&batch.topic));
+            }
             batches
         });
         batches.sort_by(|left, right| left.topic.cmp(&right.topic));
+        if self.level.acks == AcksLevel::None {
+            let mut topics: Vec<_> = batches.iter().map(|batch| Arc::clone(&batch.topic)).collect();
+            topics.dedup();
+            self.suspects = [topics, std::mem::take(&mut self.suspects[0])];
+        }
         batches
     }
 
@@ -225,7 +255,17 @@ fn sent_batch<M: ProducerMessage>(
         builder
     });
     let bytes = bytes.unwrap_or_default();
-    SentBatch { sending, topic, partition, producer, builder, bytes, message_count, last_deadline }
+    SentBatch {
+        sending,
+        topic,
+        partition,
+        producer,
+        builder,
+        bytes,
+        max_bytes: usize::MAX,
+        message_count,
+        last_deadline,
+    }
 }
 
 /// Returns the failure of a request that could not be sent, or only in part.

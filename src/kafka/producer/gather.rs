@@ -46,7 +46,7 @@ use super::outcome::{BatchResult, BrokerId, EndedMessage, Gathered, Limits};
 use super::partition::Partition;
 pub use super::partition_index::PartitionIndex;
 use super::schedule::Schedule;
-use crate::kafka::record_batch::ProducerState;
+use crate::kafka::record_batch::{HEADER_BYTES, ProducerState};
 
 /// Epochs that are left when a new producer id is requested, so that the partition need not wait for the id.
 const EPOCH_RESERVE: i16 = 1000;
@@ -149,6 +149,11 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         partition.shorten_backoff(&self.limits);
         self.schedule.remove(index);
         self.schedule(index)
+    }
+
+    /// Sets the largest batch that the topic of a partition accepts, header included; a single message may be larger.
+    pub fn set_max_batch_bytes(&mut self, index: PartitionIndex, max_bytes: usize) {
+        self.partitions[index.0].max_records_bytes = max_bytes.saturating_sub(HEADER_BYTES);
     }
 
     /// Queues a message; returns the leader if this call put the partition into the queue of its leader.

@@ -23,9 +23,10 @@ pub(super) struct ClusterView {
     topics: HashMap<Arc<str>, TopicLeaders>,
 }
 
-#[derive(Default)]
 struct TopicLeaders {
     id: Option<TopicId>,
+    /// Largest batch that the topic accepts, as it is sent; `usize::MAX` if unknown.
+    max_batch_bytes: usize,
     /// Whether a message was sent to the topic: only then its leaders matter.
     is_used: bool,
     /// By the number of the partition.
@@ -50,11 +51,17 @@ impl ClusterView {
         self.topics.get(topic).map(TopicLeaders::leaders)
     }
 
-    /// Like [`leaders`](Self::leaders), for a topic that is going to be sent messages.
-    pub(super) fn use_topic(&mut self, topic: &str) -> Option<Vec<Option<BrokerId>>> {
+    /// Returns the leaders of the partitions of a topic that is going to be sent messages, and its largest batch.
+    pub(super) fn use_topic(&mut self, topic: &str) -> Option<(Vec<Option<BrokerId>>, usize)> {
         let topic = self.topics.get_mut(topic)?;
         topic.is_used = true;
-        Some(topic.leaders())
+        Some((topic.leaders(), topic.max_batch_bytes))
+    }
+
+    /// Sets the largest batch that a topic accepts; returns whether it changed.
+    pub(super) fn set_max_batch_bytes(&mut self, topic: &str, max_bytes: usize) -> bool {
+        let Some(topic) = self.topics.get_mut(topic) else { return false };
+        std::mem::replace(&mut topic.max_batch_bytes, max_bytes) != max_bytes
     }
 
     /// Returns the topics in use with a partition that `broker` leads, or that has no leader.
@@ -98,6 +105,12 @@ impl ClusterView {
             }
         }
         updated
+    }
+}
+
+impl Default for TopicLeaders {
+    fn default() -> Self {
+        TopicLeaders { id: None, max_batch_bytes: usize::MAX, is_used: false, partitions: Vec::new() }
     }
 }
 

@@ -34,6 +34,7 @@ pub(super) struct Level<M> {
 }
 
 pub(super) struct LevelState<M> {
+    pub(super) acks: AcksLevel,
     pub(super) gather: Gather<PartitionName, M>,
     topics: HashMap<Arc<str>, LevelTopic>,
     /// By [`PartitionIndex`].
@@ -51,6 +52,8 @@ pub(super) struct LevelState<M> {
 struct LevelTopic {
     partitions: Vec<PartitionIndex>,
     sticky: Option<Sticky>,
+    /// Largest batch that the topic accepts, as it is sent.
+    max_batch_bytes: Option<usize>,
 }
 
 /// The partition of messages without a key, until messages have this deadline.
@@ -100,6 +103,7 @@ impl<M: ProducerMessage> Level<M> {
         Level {
             acks,
             state: Mutex::new(LevelState {
+                acks,
                 gather: Gather::new(Limits { is_idempotent: acks == AcksLevel::All, ..limits }),
                 topics: HashMap::new(),
                 partitions: Vec::new(),
@@ -185,7 +189,9 @@ impl<M: ProducerMessage> LevelState<M> {
         let entry = self.topics.entry(Arc::clone(topic)).or_default();
         while entry.partitions.len() < leaders.len() {
             let number = entry.partitions.len() as i32;
-            entry.partitions.push(self.gather.partition((Arc::clone(topic), number)));
+            let index = self.gather.partition((Arc::clone(topic), number));
+            self.gather.set_max_batch_bytes(index, entry.max_batch_bytes.unwrap_or(usize::MAX));
+            entry.partitions.push(index);
             self.partitions.push(LevelPartition { topic: Arc::clone(topic), number, sent_to: None, failure: None });
         }
         let mut woken: Vec<BrokerId> = Vec::new();
@@ -202,6 +208,20 @@ impl<M: ProducerMessage> LevelState<M> {
         woken.sort_unstable();
         woken.dedup();
         woken
+    }
+
+    /// Sets the largest batch that a topic accepts, as it is sent.
+    pub(super) fn set_max_batch_bytes(&mut self, topic: &str, max_bytes: usize) {
+        let Some(topic) = self.topics.get_mut(topic) else { return };
+        topic.max_batch_bytes = Some(max_bytes);
+        for index in &topic.partitions {
+            self.gather.set_max_batch_bytes(*index, max_bytes);
+        }
+    }
+
+    /// Returns the largest batch that a topic accepts, as it is sent.
+    pub(super) fn max_batch_bytes(&self, topic: &str) -> usize {
+        self.topics.get(topic).and_then(|topic| topic.max_batch_bytes).unwrap_or(usize::MAX)
     }
 
     /// The sender to `broker` begins to wait for the broker.

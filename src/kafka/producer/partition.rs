@@ -51,6 +51,8 @@ pub(super) struct Partition<M> {
     /// Whether no batch may have the id in `producer`: its epochs are used up, or the broker has a higher epoch.
     pub(super) needs_new_id: bool,
     size: BatchSize,
+    /// Upper bound of the records of a batch, from the configuration of the topic.
+    pub(super) max_records_bytes: usize,
     /// Failures since a broker accepted or rejected a batch, and the time of the latest.
     failure_count: u32,
     failed_at: Option<Instant>,
@@ -70,6 +72,7 @@ impl<M: Gathered> Partition<M> {
             producer: ProducerState::NONE,
             needs_new_id: false,
             size: BatchSize::UNLIMITED,
+            max_records_bytes: usize::MAX,
             failure_count: 0,
             failed_at: None,
             not_before: None,
@@ -103,7 +106,7 @@ impl<M: Gathered> Partition<M> {
 
     /// Returns the number of waiting messages that the next batch takes, and their bytes.
     pub(super) fn next_batch(&self, limits: &Limits) -> (usize, usize) {
-        let max_bytes = limits.max_batch_bytes.min(self.size.max_bytes());
+        let max_bytes = limits.max_batch_bytes.min(self.max_records_bytes).min(self.size.max_bytes());
         let (mut count, mut bytes) = (0, 0_usize);
         let max_count = if self.sent_alone > 0 { self.sent_alone } else { usize::MAX };
         for message in self.waiting.iter().take(max_count) {

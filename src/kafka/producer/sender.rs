@@ -51,6 +51,9 @@ pub(super) struct Sender<M> {
     /// Whether the messages that can be sent have waited for others (`linger.ms`).
     has_lingered: bool,
     pub(super) buffers: Buffers,
+    /// With acks=0, the topics of the latest two requests: if the broker closes the connection, it is probably because
+    /// it refused one of them.
+    pub(super) suspects: [Vec<Arc<str>>; 2],
 }
 
 impl<M: ProducerMessage> Sender<M> {
@@ -67,6 +70,7 @@ impl<M: ProducerMessage> Sender<M> {
             next_id_request: Instant::now(),
             has_lingered: false,
             buffers: Buffers::default(),
+            suspects: Default::default(),
         }
     }
 
@@ -154,6 +158,7 @@ impl<M: ProducerMessage> Sender<M> {
             self.disconnect();
             self.shared.doubt_leader(self.broker);
             if self.level.acks == AcksLevel::None && idle < CLOSED_SOON {
+                self.shared.suspect(self.suspects.iter().flatten());
                 self.not_before = Some(Instant::now() + CLOSED_SOON_PAUSE);
                 return false;
             }

@@ -4,7 +4,7 @@
 //! without a lock.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,11 @@ pub(super) struct Shared<M> {
     supervisor: Supervisor,
     /// Runs the sender of a level to a broker until it ends.
     run_sender: RunSender<M>,
+    on_suspect: OnceLock<SuspectHandler>,
 }
+
+/// Receives the topics that a broker may have refused at acks=0.
+type SuspectHandler = Box<dyn Fn(&Arc<str>) + Send + Sync>;
 
 /// Runs a sender; a pointer, because senders use [`Shared`] themselves.
 pub(super) type RunSender<M> = fn(Arc<Shared<M>>, Arc<Level<M>>, BrokerId);
@@ -117,6 +121,7 @@ impl<M: ProducerMessage> Shared<M> {
             deadline_thread: Mutex::default(),
             supervisor: supervisor.clone(),
             run_sender,
+            on_suspect: OnceLock::new(),
         })
     }
 
@@ -166,10 +171,11 @@ impl<M: ProducerMessage> Shared<M> {
             }
             let mut index = state.index_of(message.topic(), message.partition());
             if index.is_none()
-                && let Some(leaders) = lock(&self.view).use_topic(message.topic())
+                && let Some((leaders, max_bytes)) = lock(&self.view).use_topic(message.topic())
             {
                 // The first message of this topic at this level.
                 woken = state.set_leaders(message.topic(), &leaders);
+                self.limit_batches(state, message.topic(), max_bytes);
                 index = state.index_of(message.topic(), message.partition());
             }
             match index {
@@ -213,6 +219,26 @@ impl<M: ProducerMessage> Shared<M> {
         self.pass_leaders(&topics);
     }
 
+    /// Sets the largest batch that a topic accepts, see `KafkaProducer::set_max_batch_bytes`.
+    pub(super) fn set_max_batch_bytes(&self, topic: &Arc<str>, max_bytes: usize) {
+        if !lock(&self.view).set_max_batch_bytes(topic, max_bytes) {
+            return;
+        }
+        for level in &self.levels {
+            let mut state = level.lock();
+            if state.has_topic(topic) {
+                self.limit_batches(&mut state, topic, max_bytes);
+            }
+        }
+    }
+
+    /// Bounds the batches of a topic before compression. What a codec makes of them is known only afterwards: they are
+    /// made smaller when a broker refuses one. That must not happen at acks=0.
+    fn limit_batches(&self, state: &mut LevelState<M>, topic: &str, max_bytes: usize) {
+        let is_bound = self.config.codec == Codec::None || state.acks == AcksLevel::None;
+        state.set_max_batch_bytes(topic, if is_bound { max_bytes } else { usize::MAX });
+    }
+
     /// Passes the leaders of these topics to the levels.
     fn pass_leaders(self: &Arc<Self>, topics: &[Arc<str>]) {
         for level in &self.levels {
@@ -244,6 +270,18 @@ impl<M: ProducerMessage> Shared<M> {
         let topics = lock(&self.view).apply_hints(hints, nodes);
         self.pass_leaders(&topics);
         self.doubted.add(hints.iter().map(|(topic, ..)| Arc::clone(topic)));
+    }
+
+    /// See `KafkaProducer::on_suspect`; only the first call counts.
+    pub(super) fn set_on_suspect(&self, handler: SuspectHandler) {
+        let _ = self.on_suspect.set(handler);
+    }
+
+    /// A broker has closed a connection with acks=0, perhaps because it refused one of these topics.
+    pub(super) fn suspect<'a>(&self, topics: impl Iterator<Item = &'a Arc<str>>) {
+        if let Some(handler) = self.on_suspect.get() {
+            topics.for_each(handler);
+        }
     }
 
     pub(super) fn doubted(&self) -> &DoubtedTopics {

@@ -17,6 +17,10 @@ const MIN_TOPIC_BYTES: usize = 5;
 const MIN_PARTITION_BYTES: usize = 12;
 const MIN_REPLICA_BYTES: usize = 4;
 
+// Numbers of operations (Kafka: org.apache.kafka.common.acl.AclOperation).
+const OPERATION_WRITE: u32 = 4;
+const OPERATION_DESCRIBE: u32 = 8;
+
 impl Request for MetadataRequest {
     const API_KEY: i16 = 3;
     const VERSIONS: (i16, i16) = (4, 12);
@@ -60,8 +64,7 @@ impl Request for MetadataRequest {
             buffer.push(0);
         }
         if version >= 8 {
-            // No authorized operations of the topics.
-            buffer.push(0);
+            buffer.push(u8::from(self.include_rights));
         }
         if flexible {
             buffer.push(0);
@@ -121,14 +124,18 @@ fn topic(reader: &mut WireReader, version: i16) -> Result<TopicMetadata, Malform
     for _ in 0..count {
         partitions.push(partition(reader, version)?);
     }
-    if version >= 8 {
-        // Authorized operations of the topic.
-        reader.i32()?;
-    }
+    let may_write = if version >= 8 { may_write(reader.i32()?) } else { None };
     if flexible {
         reader.tagged_fields(|_, _| Ok(()))?;
     }
-    Ok(TopicMetadata { name, id, error_code, partitions })
+    Ok(TopicMetadata { name, id, error_code, may_write, partitions })
+}
+
+/// Returns whether a set of authorized operations (a bit for each) contains Write. A set without Describe is that of a
+/// broker that does not fill it in, or was not asked to: then all bits are 0 except the highest.
+fn may_write(operations: i32) -> Option<bool> {
+    let has = |operation: u32| operations & (1 << operation) != 0;
+    has(OPERATION_DESCRIBE).then(|| has(OPERATION_WRITE))
 }
 
 fn partition(reader: &mut WireReader, version: i16) -> Result<PartitionMetadata, Malformed> {
@@ -170,10 +177,12 @@ mod tests {
         let names = vec![Arc::from("a"), Arc::from("b")];
         for version in versions::<MetadataRequest>() {
             for topics in [MetadataTopics::All, MetadataTopics::None, MetadataTopics::Names(names.clone())] {
-                let request = MetadataRequest { topics, allow_auto_create: version % 2 == 0 };
+                let (allow_auto_create, include_rights) = (version % 2 == 0, version % 3 == 0);
+                let request = MetadataRequest { topics, allow_auto_create, include_rights };
                 let seen: CrateRequest = decoded_by_crate(&request, version);
                 assert_eq!(seen.allow_auto_topic_creation, request.allow_auto_create, "{version}");
-                assert!(!seen.include_topic_authorized_operations && !seen.include_cluster_authorized_operations);
+                assert_eq!(seen.include_topic_authorized_operations, include_rights && version >= 8, "{version}");
+                assert!(!seen.include_cluster_authorized_operations);
                 let seen = seen.topics.map(|topics| {
                     topics
                         .into_iter()
@@ -209,6 +218,8 @@ mod tests {
         let topic = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_static_str("t"))))
             .with_topic_id(id.parse().unwrap())
+            // Describe without Write.
+            .with_topic_authorized_operations(if version >= 8 { 1 << 8 } else { i32::MIN })
             .with_partitions(vec![partition, leaderless]);
         let unknown = MetadataResponseTopic::default()
             .with_name(Some(TopicName(StrBytes::from_static_str("u"))))
@@ -237,6 +248,7 @@ mod tests {
                 name: "t".into(),
                 id: (version >= 10).then_some([9; 16]),
                 error_code: 0,
+                may_write: (version >= 8).then_some(false),
                 partitions: vec![partition(5, 0, Some(7)), partition(6, 5, None)],
             };
             let expected = MetadataResponse {
@@ -249,11 +261,26 @@ mod tests {
                 controller: None,
                 topics: vec![
                     topic,
-                    TopicMetadata { name: "u".into(), id: None, error_code: 3, partitions: Vec::new() },
+                    TopicMetadata {
+                        name: "u".into(),
+                        id: None,
+                        error_code: 3,
+                        may_write: None,
+                        partitions: Vec::new(),
+                    },
                 ],
             };
             let bytes = encoded_by_crate(&response(version), version);
             assert_eq!(decode_all::<MetadataRequest>(&bytes, version), Ok(expected), "{version}");
+        }
+    }
+
+    #[test]
+    fn rights_that_a_broker_does_not_state_are_unknown() {
+        for (operations, expected) in
+            [(i32::MIN, None), (0, None), (1 << 8, Some(false)), (1 << 8 | 1 << 4, Some(true)), (1 << 4, None)]
+        {
+            assert_eq!(may_write(operations), expected, "{operations:#x}");
         }
     }
 

@@ -12,7 +12,7 @@ use log::{Level, info};
 
 use crate::broker::{Acks, AppendResult, Appended};
 use crate::http::{ByteLease, DeferredResponse, Reply, Response};
-use crate::kproxy::answer::{Failure, OffsetOrNull, RETRY_AFTER};
+use crate::kproxy::answer::{Failure, OffsetOrNull};
 use crate::kproxy::in_flight_slots::InFlightSlots;
 use crate::kproxy::log_fields::{ClientLabel, redacted_query};
 use crate::kproxy::metrics::{KproxyMetrics, TopicCounters};
@@ -100,8 +100,10 @@ impl DeferredResponse for PendingBatch {
         let worst = failed.clone().max_by_key(|failure| failure.status);
         let status = worst.map_or(200, |failure| failure.status);
         let mut response = Response::new(status, "application/x-ndjson", result_lines(&outcomes));
-        if status == 503 {
-            response = response.with_header("Retry-After", RETRY_AFTER);
+        // Of several failures with this status, the one with the longest pause counts.
+        let pauses = failed.clone().filter(|failure| failure.status == status).filter_map(Failure::retry_after_seconds);
+        if let Some(seconds) = pauses.max() {
+            response = response.with_header("Retry-After", seconds.to_string());
         }
         locks::into_inner(reply).send(response);
 

@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use prometheus::IntGauge;
 
+use super::log_track::LogTrack;
 use crate::broker::{Message, Offset};
-use crate::ktransfer::group::Generation;
+use crate::ktransfer::fetcher::StartPosition;
+use crate::ktransfer::group::{Generation, GroupCommand};
 use crate::ktransfer::job::{Assignment, WindowId};
 use crate::ktransfer::window::Window;
 
@@ -30,6 +32,8 @@ pub(super) struct ClaimedPartition {
     pub(super) assignment: Arc<Assignment>,
     pub(super) window_id: WindowId,
     pub(super) window: Window,
+    /// How far the partition was read, and in which log.
+    pub(super) log: LogTrack,
     /// Number of jobs of this claim that workers have.
     pub(super) in_flight: usize,
     /// Messages read but held back by `max_commit_gap`. Bounded: the partition is paused, so only messages that were
@@ -41,12 +45,18 @@ pub(super) struct ClaimedPartition {
 }
 
 impl ClaimedPartition {
-    /// Creates the state of a new claim, with an empty window.
-    pub(super) fn new(assignment: Assignment, window_id: WindowId, commit_point: IntGauge) -> ClaimedPartition {
+    /// Creates the state of a new claim, with an empty window. `start`: the stored position.
+    pub(super) fn new(
+        assignment: Assignment,
+        window_id: WindowId,
+        commit_point: IntGauge,
+        start: Option<StartPosition>,
+    ) -> ClaimedPartition {
         ClaimedPartition {
             assignment: Arc::new(assignment),
             window_id,
-            window: Window::new(),
+            window: start.map_or_else(Window::new, |start| Window::starting_at(start.offset)),
+            log: LogTrack::starting_at(start),
             in_flight: 0,
             held_back: VecDeque::new(),
             release: ReleaseState::Owned,
@@ -63,12 +73,29 @@ impl ClaimedPartition {
         self.window_id == window && self.release == ReleaseState::Owned
     }
 
-    /// Replaces the window by an empty one. Jobs of the earlier window may still be in flight; they move no commit
-    /// point.
-    pub(super) fn replace_window(&mut self, window_id: WindowId) {
+    /// Replaces the window by an empty one that starts at `start`. Jobs of the earlier window may still be in flight;
+    /// they move no commit point.
+    pub(super) fn replace_window(&mut self, window_id: WindowId, start: StartPosition) {
         self.window_id = window_id;
-        self.window = Window::new();
+        self.window = Window::starting_at(start.offset);
+        self.log = LogTrack::starting_at(Some(start));
         self.held_back.clear();
+    }
+
+    /// Moves the commit point to the position of reading if all messages before it are done. It is behind the last
+    /// message where transaction markers or aborted messages follow. Returns the commit point if it moved.
+    pub(super) fn skip_read_offsets(&mut self) -> Option<Offset> {
+        let has_all_messages = self.log.last_message().is_none_or(|last| self.window.has_passed(last));
+        self.log.next().filter(|_| has_all_messages).and_then(|next| self.window.skip_to(next))
+    }
+
+    /// Returns the command that stores `next`: at once if the group does not know the log that it belongs to.
+    pub(super) fn commit_command(&mut self, next: Offset) -> GroupCommand {
+        let (partition, generation) = (self.assignment.partition, self.assignment.generation);
+        match self.log.new_identity(next) {
+            Some(log) => GroupCommand::StoreNow { partition, generation, next, log },
+            None => GroupCommand::Commit { partition, generation, next },
+        }
     }
 
     /// Takes the first step of the release: retries end, and until the deadline each queued job still gets one attempt.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Generation, GroupCommand};
-use crate::broker::{Offset, PartitionId, TopicId};
+use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
 use crate::locks::lock;
 
 /// Shortest interval between two wake-ups for [`GroupCommand::DoneAhead`]. A snapshot in between waits for the next.
@@ -44,6 +44,8 @@ struct CommandTable {
 pub(crate) struct PendingCommands {
     /// Commit points by partition, to be stored at the next store interval.
     pub(crate) commits: BTreeMap<PartitionId, (Generation, Offset)>,
+    /// Positions to store at once. A commit or a snapshot of the same partition is later than its position here.
+    pub(crate) starts: BTreeMap<PartitionId, (Generation, Offset, LogIdentity)>,
     /// Messages done above the commit point, by partition.
     pub(crate) done_ahead: BTreeMap<PartitionId, (Generation, DoneAhead)>,
     /// Partitions to release, each with the offset to store before the release; `None` stores the latest commit.
@@ -88,6 +90,12 @@ impl CommandTable {
             GroupCommand::Commit { partition, generation, next } => {
                 self.pending.commits.insert(partition, (generation, next));
                 self.committed.insert(partition, generation) != Some(generation)
+            }
+            GroupCommand::StoreNow { partition, generation, next, log } => {
+                self.pending.commits.remove(&partition);
+                self.pending.done_ahead.remove(&partition);
+                self.pending.starts.insert(partition, (generation, next, log));
+                true
             }
             GroupCommand::DoneAhead { partition, generation, topic_id, ranges } => {
                 self.pending.done_ahead.insert(partition, (generation, DoneAhead { topic_id, ranges }));
@@ -156,6 +164,22 @@ mod tests {
         assert_eq!(mailbox.take(), PendingCommands::default());
         commands.send(commit(2, 0));
         assert_eq!(mailbox.woken().try_recv(), Ok(()), "the first commit of the next claim");
+    }
+
+    #[test]
+    fn a_position_to_store_now_replaces_the_commits_before_it() {
+        let (commands, mailbox) = mailbox();
+        commands.send(commit(1, 120));
+        commands.send(done_ahead(130));
+        assert_eq!(mailbox.woken().try_recv(), Ok(()));
+        let (generation, log) = (Generation(1), LogIdentity { topic_id: Some([7; 16]), leader_epoch: Some(2) });
+        commands.send(GroupCommand::StoreNow { partition: 3, generation, next: 0, log });
+        assert_eq!(mailbox.woken().try_recv(), Ok(()));
+        commands.send(commit(1, 1));
+        let pending = mailbox.take();
+        assert_eq!(pending.starts, BTreeMap::from([(3, (generation, 0, log))]));
+        assert_eq!(pending.commits, BTreeMap::from([(3, (generation, 1))]));
+        assert!(pending.done_ahead.is_empty());
     }
 
     #[test]

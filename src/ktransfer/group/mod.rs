@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use crate::broker::{Offset, PartitionId, TopicId};
+use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
 pub use fence::TimedFence;
 pub use mailbox::{CommandSender, Mailbox, mailbox};
 
@@ -78,6 +78,8 @@ pub struct StoredPosition {
     /// Id of the topic whose offsets are meant. `None` if it is unknown: the original stored the offset, or the brokers
     /// have no topic ids.
     pub topic_id: Option<TopicId>,
+    /// Leader epoch of the message before `next`; `None` if it is unknown.
+    pub leader_epoch: Option<i32>,
     /// Ascending ranges of offsets, all above `next`, whose messages are done already.
     pub done_ahead: Arc<[Range<Offset>]>,
 }
@@ -85,7 +87,12 @@ pub struct StoredPosition {
 impl StoredPosition {
     /// Returns the position `next` of a topic with an unknown id, without messages done ahead of it.
     pub fn at(next: Offset) -> StoredPosition {
-        StoredPosition { next, topic_id: None, done_ahead: Arc::default() }
+        StoredPosition { next, topic_id: None, leader_epoch: None, done_ahead: Arc::default() }
+    }
+
+    /// Returns the log that `next` belongs to.
+    pub fn log(&self) -> LogIdentity {
+        LogIdentity { topic_id: self.topic_id, leader_epoch: self.leader_epoch }
     }
 }
 
@@ -126,6 +133,19 @@ pub enum GroupCommand {
         generation: Generation,
         /// Offset of the next message to read.
         next: Offset,
+    },
+    /// The next message to read is at `next` of `log`, and later commits of this claim refer to the same log. Stored at
+    /// once, with the log: reading has begun, or has begun again in another log (a recreated topic, an unclean leader
+    /// election), and another owner must not begin elsewhere. Replaces an earlier commit and snapshot.
+    StoreNow {
+        /// Number of the partition.
+        partition: PartitionId,
+        /// Number of the claim; the command is ignored if the claim has ended.
+        generation: Generation,
+        /// Offset of the next message to read.
+        next: Offset,
+        /// The log that `next` belongs to.
+        log: LogIdentity,
     },
     /// A snapshot of the messages that are done above the commit point. The group stores the latest snapshot of each
     /// partition at a bounded rate; the next owner finds it in [`StoredPosition::done_ahead`] and does not push these

@@ -28,6 +28,7 @@ use super::claim::Claimant;
 use super::mailbox::PendingCommands;
 use super::member::MemberIds;
 use super::{Generation, Group, GroupEvent, Mailbox, TimedFence};
+use crate::admin::Component;
 use crate::broker::{Offset, PartitionId};
 use crate::clock::BootTime;
 use crate::keeper::{Epoch, KeeperError, SharedKeeper};
@@ -69,6 +70,14 @@ pub struct ZookeeperGroup {
     /// Time since which the claims of other members contradict `assigned`; `None` without a conflict.
     conflict_since: Option<Instant>,
     last_generation: u64,
+    /// The group has a stored offset of some partition of the topic, so partitions without an offset node are new.
+    group_has_offsets: bool,
+    /// The topic did not exist when this member looked first, so all its partitions are new to the group.
+    topic_was_missing: bool,
+    /// A round was completed: the member is registered, and has claimed what it can claim.
+    has_joined: bool,
+    /// Reports to `/readyz` whether this member has joined and its partitions have a stored offset.
+    health: Option<Component>,
     /// Events that the dispatcher has not received. At most two for a partition, because no partition is claimed while
     /// events are pending.
     pending_events: VecDeque<GroupEvent>,
@@ -92,6 +101,8 @@ struct HeldPartition {
     stored: Option<Offset>,
     /// The latest commit, to be stored if it differs from `stored`.
     committed: Option<Offset>,
+    /// `committed` is to be stored at once.
+    is_urgent: bool,
     stage: ClaimStage,
 }
 
@@ -124,9 +135,36 @@ impl ZookeeperGroup {
             stray_claims: BTreeSet::new(),
             conflict_since: None,
             last_generation: 0,
+            group_has_offsets: false,
+            topic_was_missing: false,
+            has_joined: false,
+            health: None,
             pending_events: VecDeque::new(),
             last_warning: None,
         }
+    }
+
+    /// Makes the member report its state to `/readyz`. It is ready once it has joined and claimed its partitions, and
+    /// where they begin is stored: from then on no message is missed, whatever `start_from` says.
+    pub fn with_health(mut self, health: Component) -> ZookeeperGroup {
+        self.health = Some(health);
+        self
+    }
+
+    fn report_health(&self) {
+        let Some(health) = &self.health else { return };
+        let missing = self.assigned.iter().filter(|partition| !self.held.contains_key(partition));
+        let without_offset = self.held.iter().filter(|(_, held)| held.stored.is_none()).map(|(partition, _)| partition);
+        let (missing, without_offset): (Vec<_>, Vec<_>) = (missing.collect(), without_offset.collect());
+        health.set(if self.member.is_none() || !self.has_joined {
+            Err("the group is not joined yet".to_owned())
+        } else if !missing.is_empty() && self.conflict_since.is_none() {
+            Err(format!("partitions {missing:?} are not claimed yet"))
+        } else if !without_offset.is_empty() {
+            Err(format!("where partitions {without_offset:?} begin is not stored yet"))
+        } else {
+            Ok(())
+        });
     }
 
     fn claimant<'a>(&'a self, member: &'a Member) -> Claimant<'a> {
@@ -137,6 +175,11 @@ impl ZookeeperGroup {
     fn apply(&mut self, pending: &PendingCommands) {
         let commits =
             pending.commits.iter().map(|(partition, (generation, next))| (partition, generation, Some(*next), false));
+        for (partition, (generation, next, _)) in &pending.starts {
+            if let Some(held) = self.held.get_mut(partition).filter(|held| held.generation == *generation) {
+                (held.committed, held.is_urgent) = (Some(*next), true);
+            }
+        }
         let releases =
             pending.releases.iter().map(|(partition, (generation, next))| (partition, generation, *next, true));
         // Releases are applied after commits, because the offset of a release is the later one.
@@ -177,7 +220,9 @@ impl ZookeeperGroup {
     fn round(&mut self) -> RoundResult {
         self.follow_session()?;
         self.update_assignment()?;
-        self.reconcile()
+        self.reconcile()?;
+        self.has_joined = true;
+        Ok(())
     }
 
     /// Stores the offsets that cannot wait for the store interval, then deletes the owner nodes of released partitions.
@@ -259,6 +304,7 @@ impl Group for ZookeeperGroup {
                 outcome = outcome.and(self.round());
                 next_poll = Instant::now() + poll;
             }
+            self.report_health();
             if let Err(reason) = outcome {
                 self.warn_rate_limited(reason);
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kafka_http_wrapper::broker::{
-    self, Acks, AppendResult, BrokerConfig, Engine, FetchError, Fetcher, Header, KafkaSettings, Message,
+    self, Acks, AppendResult, BrokerConfig, Engine, FetchEvent, Fetcher, Header, KafkaSettings, Message,
     PartitionerKind, Producer, ProducerConfig, Record,
 };
 use kafka_http_wrapper::shutdown::Stop;
@@ -23,18 +23,50 @@ pub(crate) fn broker_config(brokers: &str, engine: Engine) -> BrokerConfig {
     }
 }
 
-/// Polls until `count` messages are read; returns them. Panics after [`READ_DEADLINE`], or if an offset is gone.
+/// Polls once; returns the messages and the other events.
+pub(crate) fn poll(fetcher: &mut dyn Fetcher, wait: Duration, max: usize) -> (Vec<Message>, Vec<FetchEvent>) {
+    let (mut messages, mut others) = (Vec::new(), Vec::new());
+    for event in fetcher.poll(wait, max) {
+        match event {
+            FetchEvent::Messages(batch) => messages.extend(batch.messages),
+            // The topics of these stories are neither recreated nor transactional.
+            FetchEvent::TopicId { .. } | FetchEvent::Position { .. } => {}
+            other => others.push(other),
+        }
+    }
+    (messages, others)
+}
+
+/// Polls until there are messages, or for `wait`; returns them. Panics after an error.
+#[track_caller]
+pub(crate) fn poll_messages(fetcher: &mut dyn Fetcher, wait: Duration, max: usize) -> Vec<Message> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let (messages, others) = poll(fetcher, deadline.saturating_duration_since(Instant::now()), max);
+        assert_eq!(others, [], "the partition can be read");
+        if !messages.is_empty() || deadline <= Instant::now() {
+            return messages;
+        }
+    }
+}
+
+/// Polls until `count` messages are read; returns them. Panics after [`READ_DEADLINE`], or if the log is another one.
 #[track_caller]
 pub(crate) fn read_messages(fetcher: &mut dyn Fetcher, count: usize) -> Vec<Message> {
     let mut messages = Vec::new();
     let deadline = Instant::now() + READ_DEADLINE;
     while messages.len() < count {
         assert!(Instant::now() < deadline, "{} of {count} messages in {READ_DEADLINE:?}", messages.len());
-        match fetcher.poll(Duration::from_millis(200), 1_000) {
-            Ok(found) => messages.extend(found),
-            Err(error @ FetchError::OffsetGone { .. }) => panic!("{error}"),
-            // The fetcher itself retries after these errors.
-            Err(FetchError::Partition { .. } | FetchError::Unreachable(_)) => {}
+        let (found, others) = poll(fetcher, Duration::from_millis(200), 1_000);
+        messages.extend(found);
+        for event in others {
+            match event {
+                // The fetcher itself retries after these errors.
+                FetchEvent::PartitionError { .. }
+                | FetchEvent::BrokerUnreachable { .. }
+                | FetchEvent::Unreachable { .. } => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
     messages

@@ -30,6 +30,7 @@ pub(crate) mod link;
 pub(crate) mod member;
 pub(crate) mod message;
 pub(crate) mod metrics;
+pub(crate) mod one_topic;
 pub(crate) mod oracle;
 pub(crate) mod original;
 pub(crate) mod process;
@@ -38,6 +39,7 @@ pub(crate) mod server_process;
 pub(crate) mod testbed;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+pub(crate) mod transactions;
 pub(crate) mod wait;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;

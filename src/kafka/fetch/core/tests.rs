@@ -47,7 +47,7 @@ fn metadata(partitions: i32, leader: BrokerId, leader_epoch: i32) -> MetadataRes
         in_sync: Vec::new(),
     };
     let partitions = (0..partitions).map(partition).collect();
-    let topic = TopicMetadata { name: "t".into(), id: Some([1; 16]), error_code: 0, partitions };
+    let topic = TopicMetadata { name: "t".into(), id: Some([1; 16]), error_code: 0, may_write: None, partitions };
     MetadataResponse { brokers: vec![broker(1), broker(2)], topics: vec![topic], ..MetadataResponse::default() }
 }
 

@@ -121,6 +121,7 @@ impl Cluster {
             name: self.topic.clone(),
             id: Some(self.id),
             error_code: 0,
+            may_write: None,
             partitions: partitions.collect(),
         };
         MetadataResponse { brokers, topics: vec![topic], ..MetadataResponse::default() }

@@ -21,6 +21,7 @@ fn metadata(id: Option<u8>, partitions: &[(i32, Option<BrokerId>, i32)]) -> Meta
         name: NAME.into(),
         id: id.map(|byte| [byte; 16]),
         error_code: 0,
+        may_write: None,
         partitions: partitions.iter().map(partition).collect(),
     };
     let brokers = [1, 2].map(|id| BrokerInfo { id, address: address(id as u16), rack: None });
@@ -98,7 +99,7 @@ fn only_topics_in_use_are_requested_for_a_broker() {
     let (mut view, now) = (ClusterView::default(), Instant::now());
     leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 5)]), now);
     assert_eq!(view.topics_of(1), []);
-    assert_eq!(view.use_topic(NAME), Some(vec![Some(1)]));
+    assert_eq!(view.use_topic(NAME), Some((vec![Some(1)], usize::MAX)));
     assert_eq!((view.topics_of(1), view.topics_of(2)), (vec![NAME.into()], vec![]));
     // A broker that fails may have been elected.
     leaders_after(&mut view, &metadata(Some(1), &[(0, None, 6)]), now);
