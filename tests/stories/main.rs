@@ -46,6 +46,10 @@ mod keeper;
 mod kmonitor_delay;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
+/// ktransfer: hostile backends and messages that cannot be pushed.
+mod ktransfer_backends;
+/// ktransfer: recreated topics, new partitions, where reading begins.
+mod ktransfer_beginnings;
 /// ktransfer: three instances while everything around them fails once.
 mod ktransfer_faults;
 /// ktransfer: backends that answer early, late, wrongly or not at all.
