@@ -78,7 +78,7 @@ pub(crate) fn check_header(name: &str, value: &str) -> Result<(), String> {
 
 /// What the header `Idempotency-Key` consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::ktransfer) enum IdempotencyKey {
+pub(crate) enum IdempotencyKey {
     /// Module, topic, partition, offset and the timestamp of the message: other messages of a topic that was created
     /// again have other keys.
     Timestamp,
