@@ -6,8 +6,8 @@
 //!   since 1970) where the message has one;
 //! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent if the message has no key or the key is longer than
 //!   [`MAX_KEY_BYTES`];
-//! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt, so that a backend recognises a
-//!   message that it has received before;
+//! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt, so
+//!   that a backend recognises a message that it has received before;
 //! - `Content-Encoding` if the message has one record header of this name with codings of HTTP, as kproxy stores it;
 //! - `X-Kafka-Claim`: the fencing token of the claim under which the message is pushed;
 //! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
@@ -20,7 +20,6 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use log::Level;
 
 use crate::broker::Message;
-use crate::ktransfer::config::IdempotencyKey;
 use crate::ktransfer::job::Job;
 use crate::ktransfer::template::{PlaceholderValues, UriTemplate, encode_into};
 use crate::log_limited;
@@ -75,6 +74,16 @@ pub(crate) fn check_header(name: &str, value: &str) -> Result<(), String> {
         return Err(format!("has a value for {name} with characters that a header cannot carry"));
     }
     Ok(())
+}
+
+/// What the header `Idempotency-Key` consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IdempotencyKey {
+    /// Module, topic, partition, offset and the timestamp of the message: other messages of a topic that was created
+    /// again have other keys.
+    Timestamp,
+    /// Module, topic, partition and offset.
+    Offset,
 }
 
 /// Builds the requests of one module.
