@@ -273,7 +273,9 @@ fn watch_signals(mut signals: Signals, stop: &Stop, reloads: &Reloads) {
 
 /// Runs the reload actions on a thread of their own, unless a reload is running.
 fn reload(reloads: &Reloads) {
-    let Some(reload) = reloads.request() else { return };
+    let Some(reload) = reloads.request() else {
+        return info!("SIGHUP: a reload is still running, another one follows it");
+    };
     if let Err(cause) = spawn_expendable("reload", move || reload.run()) {
         warn!("SIGHUP: nothing is reloaded: the thread reload cannot be started: {cause}");
     }

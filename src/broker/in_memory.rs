@@ -214,7 +214,7 @@ mod tests {
 
     fn append(producer: &MemoryProducer<Boxed>, topic: &str) -> Receiver<AppendResult> {
         let (sender, receiver) = unbounded();
-        let (topic, value) = (Arc::from(topic), b"v".to_vec());
+        let (topic, value) = (Arc::from(topic), Some(b"v".to_vec()));
         let record = Record { topic, partition: None, key: None, value, headers: Vec::new(), timestamp_ms: None };
         producer.append(record, Acks::Leader, Box::new(move |outcome| drop(sender.send(outcome))));
         receiver

@@ -105,13 +105,20 @@ pub struct Record {
     pub partition: Option<PartitionId>,
     /// Key, never empty. Without a key and without a chosen partition, the partition is random.
     pub key: Option<Vec<u8>>,
-    /// Value of the message, sent unchanged.
-    pub value: Vec<u8>,
+    /// Value of the message, sent unchanged; `None` is Kafka's null, which deletes the key from a compacted topic.
+    pub value: Option<Vec<u8>>,
     /// Headers, in order. The `kafka_rust` engine refuses a record with headers (its message format has none).
     pub headers: Vec<Header>,
     /// Milliseconds since 1970; `None` is the time of the append. The `kafka_rust` engine refuses a record with a
     /// timestamp (its message format has none).
     pub timestamp_ms: Option<i64>,
+}
+
+impl Record {
+    /// Returns the size of the value in bytes; 0 for null.
+    pub fn value_bytes(&self) -> usize {
+        self.value.as_ref().map_or(0, Vec::len)
+    }
 }
 
 /// Where a message was appended.

@@ -48,7 +48,7 @@ pub(super) fn redacted_query(query: &str) -> Cow<'_, str> {
 fn may_be_secret(pair: &str) -> bool {
     let Some((name, _)) = pair.split_once('=') else { return false };
     // kproxy's own parameters, which every request has, skip the search below.
-    if matches!(name, "topic" | "key" | "acks" | "partition" | "timestamp") {
+    if matches!(name, "topic" | "key" | "acks" | "partition" | "timestamp" | "tombstone") {
         return false;
     }
     let name = percent_decode(name).unwrap_or(Cow::Borrowed(name.as_bytes()));

@@ -20,6 +20,7 @@ pub(super) use start_offsets::{FOUND_STARTS, FoundStart, StartOffsets, StartRequ
 
 use super::config::ModuleConfig;
 use super::job::{WindowId, message_size_bytes};
+use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
 use crate::admin::Component;
 use crate::broker::{FetchEvent, Fetcher, LogIdentity, MessageBatch, Offset, PartitionId, TopicPartition};
@@ -48,6 +49,8 @@ pub(super) struct FetchChannels {
     pub(super) start_requests: StartRequests,
     /// Start offsets that were looked up.
     pub(super) found_starts: Receiver<FoundStart>,
+    /// The memory of the messages that were read and are not done.
+    pub(super) memory: MemoryBudget,
 }
 
 /// The fetch loop of a module, which reads its topic.
@@ -325,10 +328,24 @@ impl FetchLoop {
         self.report(fetched, partition, |window, partition| Fetched::LogChanged { window, partition, change });
     }
 
-    /// Sends `fetched` to the dispatcher, and applies commands while the channel is full. A batch that such a command
-    /// makes stale is recognised by the dispatcher by its window. Returns false when the loop must end.
+    /// Takes the memory of `fetched` and sends it to the dispatcher. Applies commands while the memory is used up or the
+    /// channel is full. A batch that such a command makes stale is recognised by the dispatcher by its window. Returns
+    /// false when the loop must end.
     fn hand_over(&mut self, fetched: Fetched, stop: &Stop) -> bool {
         let (batches, commands) = (self.channels.batches.clone(), self.channels.commands.clone());
+        let memory = self.channels.memory.clone();
+        let size_bytes = fetched.size_bytes();
+        // A report without messages needs no memory, and does not wait for any.
+        while size_bytes > 0 && !memory.try_take(size_bytes) {
+            select! {
+                recv(memory.freed()) -> _ => {},
+                recv(commands) -> command => match command {
+                    Ok(command) => self.apply(command),
+                    Err(_) => return false,
+                },
+                recv(stop.closed()) -> _ => return false,
+            }
+        }
         loop {
             select! {
                 send(batches, fetched) -> sent => return sent.is_ok(),

@@ -12,6 +12,7 @@ pub(super) struct Metrics {
     push_seconds: HistogramVec,
     messages: IntCounterVec,
     window_in_use: IntGaugeVec,
+    in_flight_bytes: IntGaugeVec,
     stored_offset: IntGaugeVec,
     assigned: IntGaugeVec,
     offset_gap: IntCounterVec,
@@ -43,8 +44,10 @@ pub(super) struct ModuleMetrics {
     pub(super) undecodable: IntCounter,
     /// Messages given up after the last retry, or because no request can carry them.
     pub(super) given_up: IntCounter,
-    /// Messages sent to workers and not done.
+    /// Messages pushed and not done.
     pub(super) window_in_use: IntGauge,
+    /// Memory of the messages read and not done.
+    pub(super) in_flight_bytes: IntGauge,
     /// Partitions that this process pushes.
     pub(super) assigned: IntGauge,
     /// Messages that Kafka had deleted before they were read.
@@ -110,7 +113,12 @@ impl Metrics {
             ),
             window_in_use: registry.gauge(
                 "ktransfer_window_in_use",
-                "Messages sent to the workers and not done.",
+                "Messages pushed and not done: on the wire, or waiting for the next attempt.",
+                &["module"],
+            ),
+            in_flight_bytes: registry.gauge(
+                "ktransfer_in_flight_bytes",
+                "Memory of the messages read and not done, in bytes.",
                 &["module"],
             ),
             stored_offset: registry.gauge(
@@ -164,6 +172,7 @@ impl Metrics {
             undecodable: messages("undecodable"),
             given_up: messages("given_up"),
             window_in_use: self.window_in_use.with_label_values(&[module]),
+            in_flight_bytes: self.in_flight_bytes.with_label_values(&[module]),
             assigned: self.assigned.with_label_values(&[module]),
             offset_gap: self.offset_gap.with_label_values(&[module]),
             offset_resets: self.offset_resets.clone(),

@@ -4,14 +4,14 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::client::BackendResolver;
-use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
+use super::backend_client::{BackendResolver, HttpClient};
+use super::config::{IdempotencyKey, ModuleConfig, ProtocolConfig, StartFrom};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
 use super::policy::RetryPolicy;
-use super::push::Pusher;
 use super::template::UriTemplate;
+use super::window_slots::WindowSlots;
 use super::worker_context::WorkerContext;
 use crate::broker::{Header, Message, Offset, PartitionId, TopicPartition};
 use crate::clock::BootTime;
@@ -45,8 +45,10 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
         backend_servers: servers.iter().map(|server| (*server).to_owned()).collect(),
         serialize_by_key: true,
         offset_update_interval: Duration::from_secs(1),
+        max_in_flight_bytes: NonZeroUsize::new(64 << 20).unwrap(),
         waiting_queue_size: NonZeroUsize::new(256).unwrap(),
         start_from: StartFrom::Earliest,
+        idempotency_key: IdempotencyKey::Timestamp,
     }
 }
 
@@ -64,8 +66,9 @@ pub(super) fn claim(partition: PartitionId, generation: u64, position: Option<Of
 /// Creates the worker context of a module with this `config`. Its metrics are in `registry`.
 pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
     WorkerContext {
-        pusher: Pusher::new(&config, BackendResolver::new(&config.backend_servers)),
+        http_client: HttpClient::new(&config, BackendResolver::new(&config.backend_servers)),
         metrics: Metrics::new(registry).of_module(&config.name, &config.topic),
+        slots: WindowSlots::new(config.window_size.get()),
         config,
     }
 }
@@ -96,5 +99,6 @@ pub(super) fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Op
             timestamp_ms: Some(1_700_000_000_123),
         },
         method: None,
+        _memory: None,
     }
 }

@@ -12,6 +12,8 @@ mod harness_checks;
 
 /// kproxy: credentials, allowed topics and rate limits.
 mod access;
+/// kproxy: bodies that are empty on purpose, or compressed.
+mod bodies;
 /// The Kafka seam: every engine behaves the same.
 mod broker_suite;
 /// kproxy: each error answer, compared with the topic, while brokers are killed and topics are deleted.
@@ -40,12 +42,10 @@ mod kmonitor_delay;
 mod kproxy;
 /// ktransfer: hostile backends and messages that cannot be pushed.
 mod ktransfer_backends;
-/// ktransfer: recreated topics, new partitions, where reading begins.
-mod ktransfer_beginnings;
-/// ktransfer: three instances while everything around them fails once.
-mod ktransfer_faults;
 /// ktransfer: backends that answer early, late, wrongly or not at all.
 mod ktransfer_http;
+/// ktransfer: what a refused key, a backend that hangs and large messages do to the rest of a module.
+mod ktransfer_isolation;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
 /// ktransfer: one group with the original, the Go program.

@@ -112,7 +112,7 @@ impl BrokerState {
         if self.unreachable {
             return refuse(AppendFailure::Unreachable, "no broker can be reached".to_owned());
         }
-        if let Some(limit) = self.max_message_bytes.filter(|&limit| record.value.len() > limit) {
+        if let Some(limit) = self.max_message_bytes.filter(|&limit| record.value_bytes() > limit) {
             return refuse(
                 AppendFailure::TooLarge,
                 format!("larger than {limit} bytes, the limit of topic {}", record.topic),
@@ -141,7 +141,7 @@ impl BrokerState {
             from: TopicPartition { topic: record.topic, partition },
             offset,
             key: record.key,
-            value: Some(record.value),
+            value: record.value,
             headers: record.headers,
             timestamp_ms: Some(record.timestamp_ms.unwrap_or(0)),
         });

@@ -46,7 +46,7 @@ fn appends_to_many_topics_fail_in_time_although_the_brokers_are_slow() {
     let started = Instant::now();
     for number in 0..100 {
         let topic = Arc::from(format!("t{number}"));
-        let value = b"v".to_vec();
+        let value = Some(b"v".to_vec());
         let record = Record { topic, partition: None, key: None, value, headers: Vec::new(), timestamp_ms: None };
         let sender = sender.clone();
         let report: Report = Box::new(move |outcome| sender.send(outcome).expect("the test receives"));

@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(fetcher.take(failed(false), now), [one]);
         assert_eq!(fetcher.take(Vec::new(), now), []);
         let all = FetchEvent::Unreachable { reason: "a:1: refused".to_owned() };
-        assert_eq!(fetcher.take(failed(true), now), [all.clone()]);
+        assert_eq!(fetcher.take(failed(true), now), std::slice::from_ref(&all));
         assert_eq!(fetcher.take(Vec::new(), now), [all]);
         let partition = fetch::TopicPartition { topic: "t".into(), partition: 0 };
         let moved = fetch::FetchEvent::Position { partition, next_offset: 3, leader_epoch: None };

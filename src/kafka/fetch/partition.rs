@@ -232,6 +232,14 @@ impl PartitionReader {
     /// that is not larger than the last epoch read, `end_offset` its end. Moves the position back to the largest offset
     /// at which the logs may still be equal; the next request compares them there.
     pub(super) fn diverged(&mut self, epoch: i32, end_offset: i64) {
+        // An election begins a new epoch, so a log with another end of the current epoch is not the same log. Without
+        // topic ids nothing else tells a topic that was created again.
+        if self.topic_id.is_none() && (0..=self.epochs.last()).contains(&self.leader_epoch) {
+            self.rewind();
+            self.epochs.clear();
+            (self.needs_validation, self.phase) = (false, Phase::CheckingRange);
+            return;
+        }
         let point = self.epochs.common_end(epoch, end_offset).min(self.next - 1).max(0);
         if point < self.delivered {
             self.truncated_from.get_or_insert(self.delivered);

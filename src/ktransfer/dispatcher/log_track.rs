@@ -35,6 +35,11 @@ impl LogTrack {
         LogTrack { topic_id: log.topic_id, epochs, last_message: None, next: Some(offset), known: log }
     }
 
+    /// Returns the id of the topic; `None` if it is unknown.
+    pub(super) fn topic_id(&self) -> Option<TopicId> {
+        self.topic_id
+    }
+
     pub(super) fn set_topic_id(&mut self, topic_id: TopicId) {
         self.topic_id = Some(topic_id);
     }

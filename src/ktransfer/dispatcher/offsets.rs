@@ -1,30 +1,39 @@
 //! How the dispatcher reacts when the fetch loop reports where reading starts, how far it is, or that the log is not the
 //! one that was read before. The table of these reactions for users is in docs/ktransfer.md.
 
+use std::time::Instant;
+
 use log::warn;
 
 use super::Dispatcher;
 use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
 use crate::ktransfer::fetcher::{FetchCommand, FetchedBatch, LogChange, StartPosition};
 use crate::ktransfer::group::GroupCommand;
-use crate::ktransfer::job::WindowId;
+use crate::ktransfer::job::{WindowId, message_size_bytes};
 use crate::ktransfer::metrics::OffsetReset;
 
 impl Dispatcher {
     /// Takes messages that were read. If only the position moved, past transaction markers or aborted messages, the
     /// commit point follows it.
     pub(super) fn on_batches(&mut self, batches: Vec<FetchedBatch>) {
+        let now = Instant::now();
+        self.outbox.on_batch(now);
         for batch in batches {
             let FetchedBatch { window, partition, .. } = batch;
-            let Some(state) = self.partitions.get_mut(&partition) else { continue };
-            if !state.is_reading_for(window) {
+            let memory = self.channels.memory.clone();
+            let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.is_reading_for(window)) else {
+                // The memory of stale messages returns, too.
+                batch.messages.iter().map(message_size_bytes).for_each(|size_bytes| drop(memory.share(size_bytes)));
                 continue;
-            }
+            };
             state.log.receive(&batch);
             if batch.messages.is_empty() {
-                self.commit(partition, None);
+                self.note_progress(partition, now);
             }
-            self.batch.extend(batch.messages.into_iter().map(|message| (window, message)));
+            for message in batch.messages {
+                let share = memory.share(message_size_bytes(&message));
+                self.accept(message, share, now);
+            }
         }
     }
 
@@ -32,7 +41,6 @@ impl Dispatcher {
     pub(super) fn on_start_offset(&mut self, window: WindowId, partition: PartitionId, offset: Offset) {
         let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
         state.replace_window(window, StartPosition { offset, log: LogIdentity::default() });
-        state.commit_point.set(offset);
     }
 
     /// Sends the id of the topic to the group, to be stored with the offset.
@@ -40,8 +48,8 @@ impl Dispatcher {
         let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
         state.log.set_topic_id(topic_id);
         if let Some(next) = state.window.commit_point() {
-            let command = state.commit_command(next);
-            self.channels.group_commands.send(command);
+            let command = state.store_command(next);
+            self.send_progress(command);
         }
     }
 
@@ -105,15 +113,15 @@ impl Dispatcher {
     fn continue_at(&mut self, partition: PartitionId, offset: Offset) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.log.skip_to(offset);
-        let (window, generation) = (state.window_id, state.generation());
+        let (window, generation, is_paused) = (state.window_id, state.generation(), state.is_paused);
         let log = LogIdentity { leader_epoch: None, ..state.log.identity(offset) };
         let start = Some(StartPosition { offset, log });
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start });
-        if self.paused.contains(&partition) {
+        if is_paused {
             // `Assign` ended the pause in the fetch loop, so the partition is paused again.
             self.command_fetch_loop(FetchCommand::Pause(partition));
         }
-        self.commit(partition, None);
+        self.note_progress(partition, Instant::now());
     }
 
     /// Continues at `start` of another log, with a new window. The position is stored at once: the offsets stored before
@@ -123,11 +131,10 @@ impl Dispatcher {
         let window = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.replace_window(window, start);
-        state.commit_point.set(start.offset);
         let generation = state.generation();
-        self.paused.remove(&partition);
         let StartPosition { offset: next, log } = start;
-        self.channels.group_commands.send(GroupCommand::StoreNow { partition, generation, next, log });
+        // With an empty snapshot: messages done ahead in the old log say nothing about this one.
+        self.send_progress(GroupCommand::StoreNow { partition, generation, next, log });
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start: Some(start) });
     }
 }

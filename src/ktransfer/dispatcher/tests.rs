@@ -1,10 +1,12 @@
 //! Tests of the dispatcher alone: the test holds the other ends of its channels.
 
 use super::*;
-use crate::broker::{LogIdentity, TopicId, TopicPartition};
+use crate::broker::{LogIdentity, Offset, TopicId, TopicPartition};
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::fetcher::{FetchedBatch, LogChange};
 use crate::ktransfer::group::{Mailbox, mailbox};
+use crate::ktransfer::job::{ClaimPhase, WorkerMessage};
+use crate::ktransfer::memory_budget::MemoryBudget;
 use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
 use crate::metrics::Registry;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -17,9 +19,9 @@ struct DispatcherRig {
     dispatcher: Dispatcher,
     context: Arc<WorkerContext>,
     fetch_commands: Receiver<FetchCommand>,
-    jobs: Receiver<Job>,
+    inbox: Receiver<WorkerMessage>,
     group: Mailbox,
-    _acks: Sender<Ack>,
+    _reports: Sender<WorkerReport>,
 }
 
 fn rig(adapt: impl FnOnce(&mut ModuleConfig)) -> DispatcherRig {
@@ -30,19 +32,19 @@ fn rig(adapt: impl FnOnce(&mut ModuleConfig)) -> DispatcherRig {
     let (_, group_events) = unbounded();
     let (_, fetched) = unbounded();
     let (fetch_commands, fetch_command_receiver) = unbounded();
-    let ((shared, jobs), (ack_sender, acks)) = (unbounded(), unbounded());
-    let jobs_sender = JobQueues { own: vec![shared.clone()], shared };
-    let (group_commands, group) = mailbox();
-    let channels = Channels { group_events, group_commands, fetch_commands, fetched, jobs: jobs_sender, acks };
+    let ((worker, inbox), (report_sender, reports)) = (unbounded(), unbounded());
+    let ((group_commands, group), memory) = (mailbox(), MemoryBudget::new(1 << 30));
+    let workers = [worker].into();
+    let channels = Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports };
     let dispatcher = Dispatcher::new(channels, Arc::clone(&context), Stop::new(), Duration::from_secs(1));
     DispatcherRig {
         registry,
         dispatcher,
         context,
         fetch_commands: fetch_command_receiver,
-        jobs,
+        inbox,
         group,
-        _acks: ack_sender,
+        _reports: report_sender,
     }
 }
 
@@ -64,20 +66,30 @@ impl DispatcherRig {
 
     fn changed(&mut self, window: WindowId, change: LogChange) {
         self.dispatcher.on_fetched(Fetched::LogChanged { window, partition: 0, change });
-        self.dispatcher.hand_out();
+        self.dispatcher.end_turn(Instant::now());
     }
 
     /// The position moves to `next` without a message.
     fn moved(&mut self, window: WindowId, next: Offset) {
         let batch = FetchedBatch { window, partition: 0, messages: Vec::new(), next, leader_epoch: Some(4) };
         self.dispatcher.on_fetched(Fetched::Messages(vec![batch]));
+        self.dispatcher.end_turn(Instant::now());
     }
 
     fn done(&mut self, window: WindowId, offset: Offset) {
-        let end = JobEnd::Done;
-        let ack = Ack { partition: 0, generation: Generation(1), window, offset, size_bytes: 202, end };
-        self.dispatcher.on_ack(ack);
-        self.dispatcher.hand_out();
+        let (worker, has_waited, end) = (0, false, JobEnd::Done);
+        let ack = Ack { worker, has_waited, partition: 0, generation: Generation(1), window, offset, end };
+        self.dispatcher.on_ack(ack, Instant::now());
+        self.dispatcher.end_turn(Instant::now());
+    }
+
+    /// Returns the offsets of the jobs that were sent to the worker since the last call.
+    fn jobs(&self) -> Vec<Offset> {
+        let jobs = self.inbox.try_iter().filter_map(|message| match message {
+            WorkerMessage::Job(job) => Some(job.message.offset),
+            _ => None,
+        });
+        jobs.collect()
     }
 
     /// Returns what the group was told to store at once since the last call.
@@ -105,7 +117,7 @@ impl DispatcherRig {
         let (next, messages) = (offsets.end, offsets.map(message).collect());
         let batch = FetchedBatch { window, partition: 0, messages, next, leader_epoch: Some(4) };
         self.dispatcher.on_fetched(Fetched::Messages(vec![batch]));
-        self.dispatcher.hand_out();
+        self.dispatcher.end_turn(Instant::now());
     }
 }
 
@@ -114,12 +126,13 @@ fn a_dispatcher_that_panics_ends_all_pushes() {
     let mut rig = rig(|_| {});
     let window = rig.gain(1);
     rig.fetched(window, 0..3);
-    let job = rig.jobs.try_recv().unwrap();
-    assert!(!job.assignment.stop.is_triggered());
+    let Ok(WorkerMessage::Job(job)) = rig.inbox.try_recv() else { panic!("no job") };
+    assert_eq!(job.assignment.phase(), ClaimPhase::Held);
     // A panic of the dispatcher's thread drops the dispatcher too.
     drop(rig.dispatcher);
-    assert!(job.assignment.stop.is_triggered() && job.assignment.ending.is_triggered());
-    assert!(rig.context.pusher.is_aborted());
+    assert_eq!(job.assignment.phase(), ClaimPhase::Ended);
+    assert!(matches!(rig.inbox.try_iter().last(), Some(WorkerMessage::End)));
+    assert!(rig.context.http_client.pusher(0).is_closed());
 }
 
 #[test]
@@ -127,18 +140,17 @@ fn messages_read_before_an_offset_gap_are_pushed_and_the_commit_point_does_not_s
     let mut rig = rig(|config| config.max_commit_gap = 2.try_into().unwrap());
     let window = rig.gain(1);
     rig.fetched(window, 0..5);
-    assert_eq!(rig.jobs.try_iter().count(), 2, "the other 3 messages are held back by max_commit_gap");
+    assert_eq!(rig.jobs(), [0, 1], "the other 3 messages are held back by max_commit_gap");
     rig.changed(window, LogChange::OffsetGone { offset: 5, oldest: 50, newest: 90 });
     let commands: Vec<_> = rig.fetch_commands.try_iter().collect();
     let start = Some(StartPosition { offset: 50, log: LogIdentity::default() });
     let again = FetchCommand::Assign { partition: 0, window, generation: Generation(1), start };
-    assert!(commands.ends_with(&[again, FetchCommand::Pause(0)]), "assigned again and still paused: {commands:?}");
+    assert!(commands.ends_with(&[again]), "{commands:?}");
     rig.fetched(window, 50..52);
     for done in [1, 0, 2, 3, 4, 50] {
         rig.done(window, done);
     }
-    let pushed: Vec<_> = rig.jobs.try_iter().map(|job| job.message.offset).collect();
-    assert_eq!(pushed, [2, 3, 4, 50, 51]);
+    assert_eq!(rig.jobs(), [2, 3, 4, 50, 51]);
     assert_eq!(rig.dispatcher.partitions[&0].window.commit_point(), Some(51));
 }
 
@@ -161,7 +173,7 @@ fn a_recreated_topic_is_read_from_its_beginning_which_is_stored_at_once() {
     rig.done(window, 1);
     assert_eq!(rig.commit_point(), Some(0));
     rig.fetched(fresh, 0..3);
-    assert_eq!(rig.jobs.try_iter().map(|job| job.message.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 0, 1, 2]);
+    assert_eq!(rig.jobs(), [0, 1, 2, 3, 4, 0, 1, 2]);
     assert!(rig.has_metric("ktransfer_offset_resets_total{module=\"m\",reason=\"recreated\"} 1"));
     // A release before a message is done hands the new beginning over.
     rig.dispatcher.on_group(GroupEvent::Releasing { partition: 0, generation: Generation(1) });
@@ -182,7 +194,7 @@ fn an_offset_beyond_the_end_of_an_unknown_log_continues_at_the_oldest_and_is_sto
     assert!(fresh != window && start.offset == 0);
     assert_eq!(rig.stored_now().map(|(next, _)| next), Some(0));
     rig.fetched(fresh, 0..3);
-    assert_eq!(rig.jobs.try_iter().map(|job| job.message.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 0, 1, 2]);
+    assert_eq!(rig.jobs(), [0, 1, 2, 3, 4, 0, 1, 2]);
     assert!(rig.has_metric("ktransfer_offset_resets_total{module=\"m\",reason=\"beyond_end\"} 1"));
 }
 
@@ -251,4 +263,20 @@ fn a_partition_that_is_being_released_is_not_read_again() {
     // The fetch loop detected this gap before it received the Revoke.
     rig.changed(window, LogChange::OffsetGone { offset: 1, oldest: 50, newest: 90 });
     assert_eq!(rig.fetch_commands.try_iter().collect::<Vec<_>>(), [FetchCommand::Revoke(0)]);
+}
+
+#[test]
+fn a_paused_partition_is_resumed_when_half_of_what_was_held_back_is_left() {
+    let mut rig = rig(|config| config.max_commit_gap = 1.try_into().unwrap());
+    let window = rig.gain(1);
+    rig.fetched(window, 0..MAX_HELD_BACK as Offset);
+    assert_eq!(rig.fetch_commands.try_iter().count(), 0, "a small gap does not pause with every message");
+    rig.fetched(window, MAX_HELD_BACK as Offset..MAX_HELD_BACK as Offset + 10);
+    assert_eq!(rig.fetch_commands.try_iter().collect::<Vec<_>>(), [FetchCommand::Pause(0)]);
+    let resumed_at = (0..).find(|offset| {
+        rig.done(window, *offset);
+        rig.fetch_commands.try_iter().next() == Some(FetchCommand::Resume(0))
+    });
+    assert_eq!(resumed_at, Some(MAX_HELD_BACK as Offset / 2 + 8));
+    assert_eq!(rig.jobs(), (0..MAX_HELD_BACK as Offset / 2 + 10).collect::<Vec<_>>());
 }

@@ -2,7 +2,7 @@
 
 use crate::broker::{LogIdentity, Message, Offset, PartitionId, TopicId};
 use crate::ktransfer::group::Generation;
-use crate::ktransfer::job::WindowId;
+use crate::ktransfer::job::{WindowId, message_size_bytes};
 
 /// A command of the dispatcher to the fetch loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,4 +112,12 @@ pub(in crate::ktransfer) enum LogChange {
         /// Id of the new topic.
         topic_id: TopicId,
     },
+}
+
+impl Fetched {
+    /// Returns the memory that the messages take.
+    pub(in crate::ktransfer) fn size_bytes(&self) -> usize {
+        let Fetched::Messages(batches) = self else { return 0 };
+        batches.iter().flat_map(|batch| &batch.messages).map(message_size_bytes).sum()
+    }
 }

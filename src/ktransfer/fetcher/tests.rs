@@ -77,7 +77,8 @@ impl LoopRig {
             found,
             group_commands,
         };
-        let channels = FetchChannels { commands: command_receiver, batches, start_requests, found_starts };
+        let memory = MemoryBudget::new(1 << 30);
+        let channels = FetchChannels { commands: command_receiver, batches, start_requests, found_starts, memory };
         let component = health.component("broker of m");
         let fetch_loop = FetchLoop::new(Box::new(broker.fetcher()), &config, metrics, component, channels);
         let (loop_stop, lookup_stop) = (stop.clone(), stop.clone());
