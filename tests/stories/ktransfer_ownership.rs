@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::harness::fleet::{Arrival, Fleet, Reply};
 use crate::harness::{Cluster, Member, STOP_DEADLINE, cluster, configs, unique, wait_until};

@@ -21,6 +21,7 @@ pub(crate) mod fleet;
 pub(crate) mod http;
 pub(crate) mod jars;
 pub(crate) mod kafka;
+pub(crate) mod kafka_admin;
 pub(crate) mod kafka_wire;
 pub(crate) mod keeper;
 pub(crate) mod kmonitor;
