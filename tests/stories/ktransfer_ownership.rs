@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::fleet::{Arrival, Fleet, Reply};
+use crate::harness::fleet::{Fleet, Reply};
 use crate::harness::{Cluster, Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
