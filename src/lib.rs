@@ -19,7 +19,8 @@
 //! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: the newest offset of a
 //!   partition minus the stored one.
 //! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
-//!   kproxy may have between request and answer.
+//!   kproxy may have between request and answer. **rules** of a topic: what its configuration accepts, as far as kproxy
+//!   has read it.
 //! - **seam**: the module that hides a client library: [`broker`] for Kafka, [`keeper`] for ZooKeeper. **engine**: one
 //!   of the Kafka clients behind the seam: `native` (the client in [`kafka`]), the `kafka` crate, or a broker in memory
 //!   for unit tests.

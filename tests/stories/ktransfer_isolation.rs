@@ -103,7 +103,7 @@ fn messages_made_of_headers_take_no_more_memory_than_is_allowed() {
             topic: topic.as_str().into(),
             partition: Some(0),
             key: Some(format!("key-{number}").into_bytes()),
-            value: b"text".to_vec(),
+            value: Some(b"text".to_vec()),
             headers: (0..99_000).map(|_| Header { name: "a".to_owned(), value: None }).collect(),
             timestamp_ms: None,
         };
@@ -148,7 +148,7 @@ fn a_backend_that_refuses_everything_makes_no_module_hold_more_than_its_memory()
     backend.wait_for_requests(100, DEADLINE);
     assert!(ktransfer.metrics().value(&bytes).unwrap() <= max_bytes);
     let peak_mib = ktransfer.daemon.peak_resident_bytes() >> 20;
-    eprintln!("{} MiB of messages: peak of {peak_mib} MiB", 200 * value.len() >> 20);
+    eprintln!("{} MiB of messages: peak of {peak_mib} MiB", (200 * value.len()) >> 20);
     assert!(peak_mib < 100, "{peak_mib} MiB");
     is_healed.store(true, Ordering::SeqCst);
     wait_until(DEADLINE, "everything is stored", || cluster.stored_offsets_sum(&module, &topic, 4) == 200);

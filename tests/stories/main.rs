@@ -16,6 +16,10 @@ mod access;
 mod bodies;
 /// The Kafka seam: every engine behaves the same.
 mod broker_suite;
+/// kproxy: the programs of docs/clients.md.
+mod client_programs;
+/// kproxy: what load balancers and browsers see.
+mod clients;
 /// kproxy: each error answer, compared with the topic, while brokers are killed and topics are deleted.
 mod contract;
 /// Options, configuration errors, signals, exit codes and log files, which are the same for all daemons.
@@ -26,6 +30,8 @@ mod endpoints;
 mod group;
 /// Files that hang: a log file that takes no bytes, and a pipe in the place of a file that is read.
 mod hanging_files;
+/// Host names whose look-up hangs: answers and stops of all daemons are in time.
+mod hanging_names;
 /// kproxy: thousands of hostile clients, and the memory, threads and time that they cost.
 mod hostile_clients;
 /// kproxy: an answer that is sent before the whole request, and a process without file descriptors.
@@ -40,22 +46,40 @@ mod keeper;
 mod kmonitor_delay;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
+/// ktransfer: hostile backends and messages that cannot be pushed.
+mod ktransfer_backends;
+/// ktransfer: recreated topics, new partitions, where reading begins.
+mod ktransfer_beginnings;
+/// ktransfer: three instances while everything around them fails once.
+mod ktransfer_faults;
+/// ktransfer: backends that answer early, late, wrongly or not at all.
+mod ktransfer_http;
 /// ktransfer: what a refused key, a backend that hangs and large messages do to the rest of a module.
 mod ktransfer_isolation;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
+/// ktransfer: one group with the original, the Go program.
+mod ktransfer_original;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.
 mod ktransfer_outage;
+/// ktransfer: which instance pushes a partition, and until when.
+mod ktransfer_ownership;
 /// ktransfer: message filter, retries, order per key, hand-over.
 mod ktransfer_push;
+/// ktransfer: what one key or one push can hold up.
+mod ktransfer_window;
 /// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
 mod native_outages;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
 mod order;
 /// The whole path of a message through all three daemons.
 mod path;
+/// kproxy: a produce quota of the brokers.
+mod quota;
 /// kproxy: thousands of messages that the brokers refuse, beside other traffic.
 mod refusals;
+/// kproxy: stopped while many clients post.
+mod rolling_restart;
 /// ktransfer: random faults, of which `make soak` runs more.
 mod soak;
 /// kproxy: the number of its threads.
@@ -63,3 +87,5 @@ mod threads;
 /// kproxy: HTTPS.
 #[cfg(feature = "tls")]
 mod tls;
+/// kproxy: what it knows of a topic beforehand, and rights that are denied and granted.
+mod topic_rules;

@@ -24,6 +24,7 @@ fn fixture() -> Fixture {
         admin: Admin::new(registry.clone(), Health::new()),
         metrics: Arc::new(KproxyMetrics::new(&registry)),
         access: None,
+        origins: None,
         slots: SlotPool::new(2),
         max_message_bytes: 100,
         commit_coding: CommitCoding::Keep,
@@ -150,7 +151,8 @@ fn a_coding_is_kept_decoded_or_refused() {
     let decoded = Ok((&b"hello"[..], vec![]));
     let as_it_is = Ok((GZIPPED, vec![]));
     let gzip = ("Content-Encoding", "gzip");
-    let rows: [(CommitCoding, &[(&str, &str)], Result<_, (u16, &str)>); 13] = [
+    type Row<'a, T> = (CommitCoding, &'a [(&'a str, &'a str)], Result<T, (u16, &'a str)>);
+    let rows: [Row<'_, _>; 13] = [
         (CommitCoding::Keep, &[gzip], kept("gzip")),
         (CommitCoding::Keep, &[("Content-Encoding", "br")], kept("br")),
         (CommitCoding::Keep, &[gzip, ("Content-Encoding", "identity, gzip")], kept("gzip, gzip")),
@@ -207,7 +209,9 @@ fn each_invalid_request_has_its_error_code_and_stores_nothing() {
         ("POST", "/commit?topic=t&key=k&tombstone=yes", "", 400, "bad_tombstone"),
         ("POST", "/commit?topic=absent", "x", 404, "unknown_topic"),
         ("POST", "/Commit?topic=t", "x", 404, "unknown_path"),
-        ("GET", "/", "", 404, "unknown_path"),
+        ("POST", "/", "x", 404, "unknown_path"),
+        ("GET", "/favicon.ico", "", 404, "unknown_path"),
+        ("OPTIONS", "/other", "", 404, "unknown_path"),
         ("GET", "/commit?topic=t", "", 405, "not_post"),
         ("HEAD", "/commit?topic=t", "", 405, "not_post"),
         ("PUT", "/commit?topic=t", "x", 405, "not_post"),
@@ -221,10 +225,58 @@ fn each_invalid_request_has_its_error_code_and_stores_nothing() {
         );
     }
     assert_eq!(fixture.messages(), []);
-    assert_eq!(fixture.answer("OPTIONS", "/commit", b"").0, 200);
-    assert_eq!(fixture.answer("OPTIONS", "*", b"").0, 200);
-    assert_eq!(fixture.answer("GET", "/healthz", b"").0, 200);
-    assert_eq!(fixture.answer("GET", "/metrics", b"").0, 200);
+}
+
+#[test]
+fn probes_of_load_balancers_are_answered_with_200() {
+    let fixture = fixture();
+    for (method, target, allow) in [
+        ("OPTIONS", "/commit", Some("POST, OPTIONS")),
+        ("OPTIONS", "/commit_batch", Some("POST, OPTIONS")),
+        ("OPTIONS", "*", Some("GET, HEAD, POST, OPTIONS")),
+        ("OPTIONS", "/", Some("GET, HEAD, OPTIONS")),
+        ("OPTIONS", "/healthz", Some("GET, HEAD, OPTIONS")),
+        ("OPTIONS", "/metrics", Some("GET, HEAD, OPTIONS")),
+        ("GET", "/", None),
+        ("HEAD", "/", None),
+        ("GET", "/healthz", None),
+        ("HEAD", "/healthz", None),
+        ("GET", "/metrics", None),
+    ] {
+        let response = fixture.request(method, target, b"").try_recv().unwrap();
+        let seen = response.headers.iter().find(|(name, _)| *name == "Allow").map(|(_, value)| value.as_str());
+        assert_eq!((response.status, seen), (200, allow), "{method} {target}");
+    }
+    let text = String::from_utf8(fixture.registry.render()).unwrap();
+    assert!(!text.contains("kproxy_commits_total{"), "none is counted as a refused request: {text}");
+}
+
+#[test]
+fn a_pre_flight_request_needs_no_credentials_and_an_allowed_origin() {
+    let mut fixture = fixture();
+    let credentials = "credentials: [{name: n, token: s3cret}]\n";
+    fixture.handler().access = Some(AccessControl::for_tests("", credentials, &fixture.registry));
+    let fields = |origin| [("Origin", origin), ("Access-Control-Request-Method", "POST")];
+    let (known, other) = ("https://app.example", "https://other.example");
+    let status = |fixture: &Fixture, target, origin| {
+        fixture.request_with("OPTIONS", target, &fields(origin), b"").try_recv().unwrap().status
+    };
+    assert_eq!(status(&fixture, "/commit", known), 200, "off by default");
+    assert_eq!(fixture.handler.response_headers(None), []);
+    fixture.handler().origins = Some(AllowedOrigins::Listed(vec![known.to_owned()]));
+    for (target, origin, expected) in [
+        ("/commit?topic=t", known, 204),
+        ("/commit_batch?topic=t", known, 204),
+        ("/metrics", known, 204),
+        ("/healthz", known, 204),
+        ("/commit?topic=t", other, 200),
+        ("/metrics", other, 200),
+        ("/nowhere", known, 404),
+    ] {
+        assert_eq!(status(&fixture, target, origin), expected, "{target} {origin}");
+    }
+    let posted = fixture.request_with("POST", "/commit?topic=t", &fields(known), b"x").try_recv().unwrap();
+    assert_eq!(posted.status, 401);
 }
 
 #[test]
