@@ -53,6 +53,8 @@ impl Acceptor {
             return;
         }
         let accepted = self.accept_until_stopped();
+        // Connections in the kernel's backlog, which closing the listening socket would reset.
+        self.accept_pending();
         // This fails only when the poller is unusable, and such a poller reports no further event of the socket.
         let _ = self.poller.remove(&self.listener);
         let Acceptor { listener, poller, control, .. } = self;

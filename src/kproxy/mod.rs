@@ -54,7 +54,7 @@ use crate::admin::{Admin, Component, Health};
 use crate::broker::{self, BrokerConfig, ProducerConfig};
 use crate::config::Problems;
 use crate::daemon::raise_open_files;
-use crate::http::{ByteBudget, Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
+use crate::http::{ByteBudget, Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, WriteLimits};
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
@@ -112,7 +112,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     });
     let limits = ServerLimits {
         read_timeout: config.read_timeout,
-        write_timeout: config.write_timeout,
+        write: WriteLimits::with_timeout(config.write_timeout),
         idle_timeout: config.idle_timeout,
         max_connections,
         max_connections_per_ip: config.max_connections_per_ip,
