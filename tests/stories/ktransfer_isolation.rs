@@ -1,17 +1,9 @@
-//! ktransfer: what a refused key, a backend that hangs, and messages that take much memory do to the rest of a module.
+//! ktransfer: what refused keys and messages that take much memory do to the rest of a module.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::unbounded;
-use kafka_http_wrapper::broker::{
-    self, Acks, AppendResult, Engine, Header, PartitionerKind, Producer, ProducerConfig, Record,
-};
-use kafka_http_wrapper::shutdown::Stop;
-use kafka_http_wrapper::supervise::Supervisor;
-
-use crate::harness::engine::broker_config;
 use crate::harness::{
     Backend, BackendAnswer, Cluster, Ktransfer, Request, STOP_DEADLINE, cluster, configs, unique, wait_until,
 };
@@ -80,49 +72,6 @@ fn refused_messages_are_given_up_after_their_attempts_and_the_end_of_the_topic_i
     assert_eq!(records.len(), 3_900 + 100 * 3);
     let log = ktransfer.daemon.log();
     assert_eq!(log.matches("gave up topic=").count(), 100);
-    ktransfer.daemon.stop(STOP_DEADLINE);
-}
-
-#[test]
-fn messages_made_of_headers_take_no_more_memory_than_is_allowed() {
-    let cluster = cluster();
-    let (topic, module) = (cluster.new_topic("header_bomb", 1), unique("module"));
-    let supervisor = Supervisor::new("producer", Stop::new());
-    let config = ProducerConfig {
-        partitioner: PartitionerKind::Fnv1a,
-        max_message_bytes: 1 << 20,
-        max_in_flight: 1_000,
-        timeout: DEADLINE,
-    };
-    type Report = Box<dyn FnOnce(AppendResult) + Send>;
-    let producer: Arc<dyn Producer<Report>> =
-        broker::producer(&broker_config(&cluster.brokers, Engine::Native), config, &supervisor).unwrap();
-    let (sender, results) = unbounded();
-    for number in 0..200 {
-        let record = Record {
-            topic: topic.as_str().into(),
-            partition: Some(0),
-            key: Some(format!("key-{number}").into_bytes()),
-            value: Some(b"text".to_vec()),
-            headers: (0..99_000).map(|_| Header { name: "a".to_owned(), value: None }).collect(),
-            timestamp_ms: None,
-        };
-        let sender = sender.clone();
-        producer.append(record, Acks::All, Box::new(move |result| sender.send(result).unwrap()));
-        results.recv_timeout(DEADLINE).unwrap().unwrap();
-    }
-    supervisor.stop().trigger();
-    let (backend, is_healed) = refusing_backend(|_| true);
-    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, configs::module(&topic, &[backend.address()]))]);
-    wait_until(DEADLINE, "200 messages are refused", || {
-        let in_use = format!("ktransfer_window_in_use{{module=\"{module}\"}}");
-        ktransfer.metrics().value(&in_use) == Some(200)
-    });
-    is_healed.store(true, Ordering::SeqCst);
-    wait_until(DEADLINE, "everything is stored", || cluster.stored_offset(&module, &topic, 0) == Some(200));
-    let peak_mib = ktransfer.daemon.peak_resident_bytes() >> 20;
-    eprintln!("messages of 99,000 headers: peak of {peak_mib} MiB");
-    assert!(peak_mib < 100, "{peak_mib} MiB");
     ktransfer.daemon.stop(STOP_DEADLINE);
 }
 
