@@ -73,6 +73,12 @@ pub(super) trait PushAttempt: Send {
     /// Makes an attempt and returns its outcome; `None` if the claim or its lease prevented or ended it, so that the
     /// attempt does not count. `attempt` counts from 1.
     fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome>;
+
+    /// Closes the connections kept from earlier pushes if they have been idle for too long; returns when they will be,
+    /// or `None` if there are none.
+    fn close_idle(&mut self, _now: Instant) -> Option<Instant> {
+        None
+    }
 }
 
 impl PushAttempt for Pusher {
@@ -85,6 +91,10 @@ impl PushAttempt for Pusher {
             PushEnd::Attempted(outcome) => Some(outcome),
             PushEnd::NotBegun | PushEnd::Aborted => None,
         }
+    }
+
+    fn close_idle(&mut self, now: Instant) -> Option<Instant> {
+        Pusher::close_idle(self, now)
     }
 }
 
@@ -164,7 +174,8 @@ impl Worker {
             if self.step() || self.has_ended {
                 continue;
             }
-            let received = match self.queues.next_due() {
+            let idle_end = self.pusher.close_idle(Instant::now());
+            let received = match self.queues.next_due().into_iter().chain(idle_end).min() {
                 Some(due) => self.channels.inbox.recv_deadline(due),
                 None => self.channels.inbox.recv().map_err(RecvTimeoutError::from),
             };
