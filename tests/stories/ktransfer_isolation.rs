@@ -108,3 +108,27 @@ fn a_backend_that_refuses_everything_makes_no_module_hold_more_than_its_memory()
     wait_until(DEADLINE, "everything is stored", || cluster.stored_offsets_sum(&module, &topic, 4) == 200);
     ktransfer.daemon.stop(STOP_DEADLINE);
 }
+
+#[test]
+fn after_a_crash_only_what_was_not_done_is_pushed_again() {
+    let cluster = cluster();
+    let (topic, module) = (cluster.new_topic("crash", 1), unique("module"));
+    let keys: Vec<String> = (0..2_001).map(|number| format!("key-{number}")).collect();
+    let messages: Vec<(&[u8], &[u8])> = keys.iter().map(|key| (key.as_bytes(), b"text".as_slice())).collect();
+    cluster.produce(&topic, 0, &messages);
+    let (backend, is_healed) = refusing_backend(|request| request.key() == "key-0");
+    let module_file = || configs::module(&topic, &[backend.address()]).set("worker_num", 32);
+    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, module_file())]);
+    // The stored offset does not move, but what is done behind it is stored: 2,000 messages after a gap of one.
+    let ahead = format!("/consumers/{module}/ahead/{topic}/0");
+    wait_until(DEADLINE, "what is done ahead is stored", || {
+        cluster.read(&ahead).is_some_and(|data| data.contains("\"done\":\"1+2000\""))
+    });
+    assert_eq!(cluster.stored_offset(&module, &topic, 0), Some(0));
+    ktransfer.daemon.kill9();
+    is_healed.store(true, Ordering::SeqCst);
+    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, module_file())]);
+    wait_until(DEADLINE, "everything is stored", || cluster.stored_offset(&module, &topic, 0) == Some(2_001));
+    assert_eq!(n_delivered(&backend), 2_001, "only the refused message was pushed again");
+    ktransfer.daemon.stop(STOP_DEADLINE);
+}
