@@ -1,9 +1,12 @@
 # make            release build; leaves kproxy_bin, ktransfer_bin and kmonitor_bin here
 # make demo       run the three daemons with a Kafka of their own, until Ctrl-C or for DEMO_SECONDS=30 seconds
 # make test       unit tests and stories on a real Kafka and ZooKeeper
-# make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096");
-#                 BASELINE=FOLDER also measures the kproxy_bin in FOLDER, in alternating runs;
+# make soak       ktransfer under random faults on a real Kafka and ZooKeeper (SOAK_SECONDS=3600 SEED=1); the seed selects
+#                 the faults, and a run that fails prints them
+# make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096"), then ktransfer;
+#                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
 #                 ENGINES=1 measures the Kafka clients without HTTP
+# make bench-ktransfer   measure ktransfer only (MESSAGES=200000 WORKERS="16 32 100 500")
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make check      formatting, lints and documentation
 # make pure       build without TLS, verify that no C is compiled, and test that build
@@ -17,13 +20,18 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: all demo test bench fuzz check pure install clean tools build-tools
+.PHONY: all demo test soak bench bench-ktransfer fuzz check pure install clean tools build-tools
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 SECONDS_EACH ?= 10
+SOAK_SECONDS ?= 3600
+SEED ?= 1
 CONNECTIONS ?= 8 64 512 4096
+MESSAGES ?= 200000
+WORKERS ?= 16 32 100 500
+BASELINE_FOLDER = $(if $(BASELINE),$(abspath $(BASELINE)))
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := kproxy_bin ktransfer_bin kmonitor_bin
 
@@ -38,9 +46,17 @@ demo: tools all
 test: tools
 	$(CARGO) test --release --locked
 
+soak: tools
+	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) $(CARGO) test --release --locked --test stories soak:: -- --nocapture
+
 bench: tools
 	@.ci/tools bench
-	BASELINE=$(if $(BASELINE),$(abspath $(BASELINE))) ENGINES=$(ENGINES) $(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
+	BASELINE=$(BASELINE_FOLDER) ENGINES=$(ENGINES) $(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
+	$(if $(ENGINES),,$(MAKE) bench-ktransfer)
+
+bench-ktransfer: tools
+	@.ci/tools bench
+	BASELINE=$(BASELINE_FOLDER) $(CARGO) bench --locked --bench ktransfer -- $(MESSAGES) $(WORKERS)
 
 fuzz: build-tools
 	fuzz/run $(SECONDS_EACH)

@@ -4,7 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use crate::http::{Admission, Handler, Head, Response};
 use crate::locks::lock;
+use crate::logging;
 use crate::metrics::Registry;
+
+/// The methods of the admin endpoints.
+const ALLOWED: &str = "GET, HEAD, OPTIONS";
 
 /// Readiness of the components of a daemon. Clones share the components.
 #[derive(Clone, Default)]
@@ -62,24 +66,33 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Creates endpoints that show this registry and this health.
+    /// Creates endpoints that show this registry, with the metrics of the log, and this health.
     pub fn new(registry: Registry, health: Health) -> Self {
+        logging::register_metrics(&registry);
         Admin { registry, health }
     }
 
     /// Returns the response to a request for one of the three paths, and `None` for every other path. Methods other
-    /// than GET and HEAD are answered with 405.
+    /// than GET, HEAD and OPTIONS are answered with 405. Load balancers probe `/` unless they are told otherwise, some
+    /// with OPTIONS, so these probes get 200 too.
     pub fn answer(&self, head: &Head) -> Option<Response> {
         let endpoint: fn(&Self) -> Response = match head.path.as_str() {
             "/metrics" => Self::metrics,
-            "/healthz" => |_| Response::json(200, br#"{"status":"ok"}"#.to_vec()),
+            "/healthz" => |_| Self::alive(),
             "/readyz" => Self::readiness,
+            "/" if matches!(&*head.method, "GET" | "HEAD" | "OPTIONS") => |_| Self::alive(),
+            "*" => |_| Self::alive(),
             _ => return None,
         };
-        if head.method == "GET" || head.method == "HEAD" {
-            return Some(endpoint(self));
-        }
-        Some(Response::text(405, "method not allowed: use GET or HEAD\n").with_header("Allow", "GET, HEAD"))
+        Some(match &*head.method {
+            "GET" | "HEAD" => endpoint(self),
+            "OPTIONS" => Response::new(200, "", "").with_header("Allow", ALLOWED),
+            _ => Response::text(405, "method not allowed: use GET or HEAD\n").with_header("Allow", ALLOWED),
+        })
+    }
+
+    fn alive() -> Response {
+        Response::json(200, br#"{"status":"ok"}"#.to_vec())
     }
 
     fn metrics(&self) -> Response {
@@ -123,6 +136,20 @@ mod tests {
         assert_eq!(request(&admin, "GET", "/readyz").unwrap().0, 200);
         assert_eq!(request(&admin, "GET", "/healthz").unwrap().0, 200);
         assert_eq!(request(&admin, "POST", "/healthz").unwrap().0, 405);
+        for (method, path, status) in [
+            ("OPTIONS", "*", Some(200)),
+            ("OPTIONS", "/", Some(200)),
+            ("OPTIONS", "/healthz", Some(200)),
+            ("OPTIONS", "/readyz", Some(200)),
+            ("OPTIONS", "/metrics", Some(200)),
+            ("GET", "/", Some(200)),
+            ("HEAD", "/", Some(200)),
+            ("POST", "/", None),
+            ("OPTIONS", "/other", None),
+            ("DELETE", "/metrics", Some(405)),
+        ] {
+            assert_eq!(request(&admin, method, path).map(|answer| answer.0), status, "{method} {path}");
+        }
         assert_eq!(request(&admin, "GET", "/other"), None);
     }
 }

@@ -9,8 +9,9 @@
 //! | 4 | the stop was incomplete: it took longer than `shutdown_grace_ms`, or work such as storing offsets failed |
 //! | 5 | a second SIGTERM or SIGINT ended an ordered stop |
 //!
-//! SIGHUP reopens the log files and runs the reload actions. SIGPIPE is ignored. One thread receives all signals.
-//! The first SIGTERM or SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop.
+//! SIGHUP reopens the log files and runs the reload actions, both on threads of their own. SIGPIPE is ignored. One
+//! thread receives all signals; it never touches a file, so no disk that hangs can hold up a signal. The first SIGTERM or
+//! SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop.
 
 use std::ffi::{OsStr, OsString, c_int};
 use std::fmt::Display;
@@ -29,11 +30,13 @@ use crate::logging::{self, LogConfig, to_stderr};
 use crate::panics;
 use crate::reload::Reloads;
 use crate::shutdown::Stop;
-use crate::supervise::{Ended, Supervisor};
+use crate::supervise::{Ended, Supervisor, spawn_expendable};
 
 /// Time that the watchdog adds to the grace, so that threads can still end after an ordered stop that took the whole
 /// grace.
 const WATCHDOG_MARGIN: Duration = Duration::from_secs(1);
+/// Longest wait, at the end of the process, for the last log lines to be written.
+const LAST_FLUSH: Duration = Duration::from_millis(500);
 
 /// Settings that every daemon's configuration has.
 pub trait Settings {
@@ -199,6 +202,7 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
         // Threads are still running: destructors would free memory that these threads use.
         exit_now(exit);
     }
+    logging::flush(LAST_FLUSH);
     exit
 }
 
@@ -215,6 +219,8 @@ fn serve<C>(daemon: &Supervisor, grace: Duration, config: C, run: fn(C, &Supervi
             Exit::GraceExceeded
         }
         Ok(Err(cause)) if daemon.failure().is_none() => {
+            // Before the line on stderr, which may be a file on a disk that hangs: the watchdog then ends the process.
+            daemon.stop().trigger();
             error!("cannot start: {cause}");
             to_stderr(&format!("{}: cannot start: {cause}\n", daemon.name()));
             Exit::CannotStart
@@ -251,18 +257,27 @@ fn watch_signals(mut signals: Signals, stop: &Stop, reloads: &Reloads) {
         match signal {
             SIGHUP => {
                 logging::reopen();
-                info!("SIGHUP: log files reopened");
-                reloads.run();
+                reload(reloads);
             }
             _ if stop.is_triggered() => {
                 warn!("a second signal ({signal}): stopping at once");
                 exit_now(Exit::SecondSignal);
             }
             _ => {
-                info!("signal {signal}: stopping");
                 stop.trigger();
+                info!("signal {signal}: stopping");
             }
         }
+    }
+}
+
+/// Runs the reload actions on a thread of their own, unless a reload is running.
+fn reload(reloads: &Reloads) {
+    let Some(reload) = reloads.request() else {
+        return info!("SIGHUP: a reload is still running, another one follows it");
+    };
+    if let Err(cause) = spawn_expendable("reload", move || reload.run()) {
+        warn!("SIGHUP: nothing is reloaded: the thread reload cannot be started: {cause}");
     }
 }
 
@@ -280,8 +295,9 @@ fn mask_signals(how: c_int) {
     }
 }
 
-/// Ends the process at once, although threads are running: no destructor and no `atexit` function is called.
+/// Ends the process although threads are running: no destructor and no `atexit` function is called.
 fn exit_now(exit: Exit) -> ! {
+    logging::flush(LAST_FLUSH);
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(exit as i32) }
 }

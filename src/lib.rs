@@ -13,7 +13,8 @@
 //! - **claim**: the ephemeral ZooKeeper node of a partition; the ktransfer that created it owns the partition.
 //!   **generation**: the number of a claim, by which events of an earlier claim are recognized. **lease**: the time
 //!   until which a claim is certainly held. **hand-over**: one ktransfer releases a partition, another claims it.
-//! - **window**: the messages of one partition that are being pushed. **commit point**: the offset to store; every
+//! - **window**: the messages of one partition that are read and not stored as done; `window_size` bounds those of them
+//!   that were pushed and are not done. **commit point**: the offset to store; every
 //!   message below it is done. **give up** (a message): attempt no further push and continue with the next message.
 //! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: the newest offset of a
 //!   partition minus the stored one.
@@ -33,8 +34,8 @@
 //!
 //! **ktransfer**, for each module: the *group* claims partitions in ZooKeeper and reports them to the *dispatcher*. The
 //! dispatcher sends the *fetcher* the start offsets, opens a slot of the partition's *window* for each fetched message,
-//! and hands the message to the *worker* of its key. The worker pushes the message until it is done. The commit point
-//! goes back to the group, which stores it.
+//! and hands the message to the *worker* of its key. The worker pushes the message until it is done, and goes on with
+//! its other keys while the message waits. The commit point goes back to the group, which stores it.
 //!
 //! **kmonitor**, for each cluster: a *poller* reads all stored offsets from ZooKeeper, then the newest offsets from the
 //! brokers, and replaces the snapshot that the HTTP handler answers from.
@@ -62,25 +63,26 @@
 //!   threads of the Kafka client that send to a broker or fetch from it (`kafka-BROKER-LEVEL`, `kafka-fetch-BROKER`)
 //!   start on first use, the others with their group.
 //! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: look-ups of host names for the Kafka
-//!   client (`kafka-resolver`), those of the `kafka` crate (`kafka-call`, `kafka-fetch`, …), those of the `zookeeper`
-//!   crate (`zk-call-…`, `zk-close`), and the search for a ZooKeeper server (`zk-search`). They start when they are
-//!   needed, and may be abandoned while they hang. The code that starts them bounds their number.
+//!   client (`kafka-resolver`) and of backends (`names-look-up`), those of the `kafka` crate (`kafka-call`,
+//!   `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-close`), and the search for a ZooKeeper server
+//!   (`zk-search`); and those that may hang on a file: `log` writes the log files, `reload` runs after a SIGHUP. They
+//!   start when they are needed, and may be abandoned while they hang. The code that starts them bounds their number.
 //!
 //! Outside of it, the `zookeeper` crate starts two threads for each client, and a call for the offsets of many brokers
 //! has a scoped thread for each of them (`kafka-offsets`), which ends with the call.
 //!
 //! # What is deliberately absent
 //!
-//! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and four files of
-//! [`ktransfer`] (`request`, `push`, `client`, `socket`). The three daemons never import one another. Decisions
-//! (window, template, method, assignment, delay, partitioner, request parser, status table) are pure functions, tested
-//! with tables of inputs and results; IO is at the edges.
+//! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and the module
+//! `backend_client` of [`ktransfer`]. The three daemons never import one another. Decisions (window, template, method,
+//! assignment, delay, partitioner, request parser, status table) are pure functions, tested with tables of inputs and
+//! results; IO is at the edges.
 //!
 //! # Reading order
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], `locks`, `panics`, `random`.
+//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`.
 
 pub mod daemon;
 
@@ -95,6 +97,7 @@ pub mod kafka;
 pub mod keeper;
 pub mod metrics;
 
+pub mod clock;
 pub mod config;
 mod locks;
 pub mod logging;
@@ -102,6 +105,7 @@ mod panics;
 #[cfg(feature = "tls")]
 mod pem;
 mod random;
+mod regular_file;
 mod reload;
 pub mod shutdown;
 pub mod supervise;

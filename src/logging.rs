@@ -10,32 +10,39 @@
 //!
 //! A `log_level` between two of these counts as the lower one; 0 writes nothing and creates no file.
 //!
-//! Invariants: a log call never panics, never waits until a disk or pipe has room, and writes whole lines, each with
-//! one `write(2)`. A thread that logs many lines at once may write them as a batch (`batch_lines`): in the file these
-//! lines may come after later lines of other threads, and on `kill -9` or a second SIGTERM they are lost. A line that
-//! cannot be written is dropped and counted; the next line that is written is followed by a line with that count. Lines
-//! that clients, messages or peers can cause go through [`log_limited!`](crate::log_limited).
+//! Invariants: a log call never panics, and never waits for a disk or a pipe. It copies the line into a bounded queue,
+//! from which the thread `log` writes whole lines, those of one thread in their order. A line for which the queue has no
+//! room, or that cannot be written, is dropped and counted; the next line that is written is followed by a line with
+//! that count. [`flush`] waits for the queue for a bounded time; the end of the process and a panic do so. On `kill -9`
+//! the lines of the last 10 ms are lost. Lines that clients, messages or peers can cause go through
+//! [`log_limited!`](crate::log_limited).
 
 mod file;
 mod line;
+mod queue;
 mod rate;
+mod writer;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::panic;
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::config::{Problems, Section};
-use crate::locks::lock;
+use crate::metrics::Registry;
 use crate::panics::panic_text;
+use crate::supervise;
 
 use file::LogFile;
+use queue::{DROPPED_LINES, Queue};
 pub use rate::{LIMITED_LINES_PER_SECOND, RateLimit};
+use writer::Writer;
 
 /// Limits the lines of all libraries together to 5 a second; log calls inside libraries cannot be limited one by one.
 static LIBRARY_LIMIT: RateLimit = RateLimit::new(5);
@@ -86,6 +93,9 @@ pub(crate) enum LogError {
         /// The error of the system.
         cause: io::Error,
     },
+    /// The thread that writes the files cannot be started.
+    #[error("the thread log cannot be started: {0}")]
+    Thread(io::Error),
     /// This process has a logger already.
     #[error("logging was started twice")]
     StartedTwice,
@@ -93,55 +103,45 @@ pub(crate) enum LogError {
 
 /// Opens the files of the daemon `name`; from now on all lines of the process, and its panics, go there.
 pub(crate) fn start(name: &str, config: &LogConfig) -> Result<(), LogError> {
-    let logger = Logger::open(name, config)?;
+    let (logger, writer) = Logger::open(name, config)?;
+    let queue = Arc::clone(&logger.queue);
     LOGGER.set(logger).map_err(|_| LogError::StartedTwice)?;
     let logger = LOGGER.get().ok_or(LogError::StartedTwice)?;
     log::set_logger(logger).map_err(|_| LogError::StartedTwice)?;
+    supervise::spawn_expendable("log", move || writer.run(&queue)).map_err(LogError::Thread)?;
     log::set_max_level(config.filter());
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
         let text = panic_text(panic.payload());
         to_stderr(&format!("thread {} panicked{place}: {text}\n", thread::current().name().unwrap_or("?")));
         log::error!("panicked{place}: {text}");
+        // Some panics end the process at once, such as one in a destructor during another panic.
+        flush(PANIC_FLUSH);
     }));
     Ok(())
 }
 
-/// Number of bytes from which a batch is written; a batch can exceed it by one line.
-const MAX_BATCH_BYTES: usize = 16 << 10;
+/// Longest wait for the lines of a panic to be written.
+const PANIC_FLUSH: Duration = Duration::from_millis(100);
 
-thread_local! {
-    /// The lines of `NAME.log` in this thread's batch; `None` makes this thread write each line at once.
-    static BATCHED_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
-}
-
-/// While this value exists, its thread writes its lines to `NAME.log` in batches: one system call for some hundred
-/// lines instead of one for each. For work that logs many lines in a short time without blocking. Must not be nested.
-#[must_use]
-pub(crate) struct LineBatch(());
-
-/// Begins a [`LineBatch`] of the calling thread.
-pub(crate) fn batch_lines() -> LineBatch {
-    let _ = BATCHED_LINES.try_with(|lines| {
-        lines.borrow_mut().get_or_insert_default();
-    });
-    LineBatch(())
-}
-
-impl Drop for LineBatch {
-    fn drop(&mut self) {
-        let lines = BATCHED_LINES.try_with(RefCell::take).ok().flatten();
-        if let (Some(lines), Some(logger)) = (lines, LOGGER.get()) {
-            logger.append_batch(&lines);
-        }
+/// Waits until all lines that were logged before are written, at most for `timeout`.
+pub(crate) fn flush(timeout: Duration) {
+    if let Some(logger) = LOGGER.get() {
+        logger.queue.flush(timeout);
     }
 }
 
-/// Reopens the files, after a rotation. If one cannot be opened, the old file stays in use and a warning is logged.
+/// Asks for the files to be reopened, after a rotation; does not wait for that. If one cannot be opened, the old file
+/// stays in use and a warning is logged.
 pub(crate) fn reopen() {
     if let Some(logger) = LOGGER.get() {
-        logger.reopen();
+        logger.queue.reopen();
     }
+}
+
+/// Adds the number of dropped lines to the metrics of the daemon.
+pub(crate) fn register_metrics(registry: &Registry) {
+    registry.shared_counter(&DROPPED_LINES);
 }
 
 /// Writes to stderr; drops the text if that would block or fails. For errors that occur before the log is open, and for
@@ -160,17 +160,15 @@ pub(crate) fn to_stderr(text: &str) {
     }
 }
 
-/// The files of one daemon.
+/// Formats lines and queues them for the files of one daemon.
 struct Logger {
     level: LevelFilter,
-    /// `NAME.log`, then `NAME.log.wf`; none at level 0.
-    files: Vec<LogFile>,
-    /// Held while the files are reopened.
-    reopening: Mutex<()>,
+    queue: Arc<Queue>,
 }
 
 impl Logger {
-    fn open(name: &str, config: &LogConfig) -> Result<Self, LogError> {
+    /// Opens `NAME.log` and `NAME.log.wf`, or no file at level 0.
+    fn open(name: &str, config: &LogConfig) -> Result<(Self, Writer), LogError> {
         let level = config.filter();
         let names =
             if level == LevelFilter::Off { vec![] } else { vec![format!("{name}.log"), format!("{name}.log.wf")] };
@@ -179,20 +177,7 @@ impl Logger {
             LogFile::open(path.clone()).map_err(|cause| LogError::Open { path, cause })
         };
         let files = names.into_iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Logger { level, files, reopening: Mutex::new(()) })
-    }
-
-    fn reopen(&self) {
-        let _one_at_a_time = lock(&self.reopening);
-        for file in &self.files {
-            if let Err(cause) = file.reopen() {
-                self.write(
-                    Level::Warn,
-                    None,
-                    format_args!("cannot reopen {}, the old file stays in use: {cause}", file.path().display()),
-                );
-            }
-        }
+        Ok((Logger { level, queue: Arc::default() }, Writer::new(files)))
     }
 
     fn write(&self, level: Level, origin: Option<&str>, text: std::fmt::Arguments) {
@@ -204,61 +189,10 @@ impl Logger {
         let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
         buffer.clear();
         let current = thread::current();
-        line::format_line(&mut buffer, level_word(level), current.name().unwrap_or("?"), origin, text);
-        let files = if level <= Level::Warn { self.files.len() } else { 1.min(self.files.len()) };
-        let is_batched = self.add_to_batch(level, &buffer);
-        for file in &self.files[usize::from(is_batched).min(files)..files] {
-            append(file, &buffer);
-        }
+        line::format_line(&mut buffer, level, current.name().unwrap_or("?"), origin, text);
+        let n_files = if level <= Level::Warn { queue::FILE_COUNT } else { 1 };
+        self.queue.push(&buffer, n_files, level == Level::Error);
         let _ = BUFFER.try_with(|place| place.set(buffer));
-    }
-
-    /// Adds a line of `NAME.log` to this thread's batch; returns false if the thread has no batch. An error may be the
-    /// last line of the process, so an error makes the whole batch be written at once.
-    fn add_to_batch(&self, level: Level, line: &[u8]) -> bool {
-        BATCHED_LINES
-            .try_with(|lines| {
-                let mut lines = lines.borrow_mut();
-                let Some(lines) = &mut *lines else { return false };
-                lines.extend_from_slice(line);
-                if lines.len() >= MAX_BATCH_BYTES || level == Level::Error {
-                    self.append_batch(lines);
-                    lines.clear();
-                }
-                true
-            })
-            .unwrap_or(false)
-    }
-
-    fn append_batch(&self, lines: &[u8]) {
-        if let (Some(file), false) = (self.files.first(), lines.is_empty()) {
-            append(file, lines);
-        }
-    }
-}
-
-/// Writes lines, then a line with the number of lines dropped before, if any.
-fn append(file: &LogFile, lines: &[u8]) {
-    file.append(lines);
-    if file.has_dropped() {
-        report_dropped(file);
-    }
-}
-
-/// Tries to write a line with the number of dropped lines.
-fn report_dropped(file: &LogFile) {
-    let (dropped, cause) = file.take_dropped();
-    if dropped == 0 {
-        return;
-    }
-    let mut report = Vec::new();
-    let text = format_args!("{dropped} lines could not be written to this file: {cause}");
-    line::format_line(&mut report, level_word(Level::Warn), "log", None, text);
-    file.append(&report);
-    if file.has_dropped() {
-        // The report could not be written and was counted too; the count must not include it.
-        let (with_report, _) = file.take_dropped();
-        file.put_back(dropped + with_report.saturating_sub(1));
     }
 }
 
@@ -296,16 +230,6 @@ impl Log for Logger {
 
 fn is_own(target: &str) -> bool {
     target.starts_with(env!("CARGO_CRATE_NAME"))
-}
-
-fn level_word(level: Level) -> &'static str {
-    match level {
-        Level::Error => "FATAL",
-        Level::Warn => "WARNING",
-        Level::Info => "NOTICE",
-        Level::Debug => "TRACE",
-        Level::Trace => "DEBUG",
-    }
 }
 
 #[cfg(test)]

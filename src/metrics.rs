@@ -5,7 +5,7 @@
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, TextEncoder};
+use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, TextEncoder};
 
 /// Upper bounds in seconds for the duration of a request that crosses a network: 0.5 ms to 60 s.
 pub const SECONDS_BUCKETS: &[f64] =
@@ -28,6 +28,11 @@ impl Registry {
         let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("metric names are constants");
         self.register(counter.clone());
         counter
+    }
+
+    /// Registers a counter that the whole process shares, and that other registries may have as well.
+    pub(crate) fn shared_counter(&self, counter: &IntCounter) {
+        self.register(counter.clone());
     }
 
     /// Registers a gauge for each combination of `labels`.

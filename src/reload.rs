@@ -1,9 +1,11 @@
 //! Reloading on SIGHUP: credentials, certificates and other files that change while a daemon runs.
 //!
-//! Each part that can be reloaded registers an action. The thread that receives signals runs all actions, in the order
-//! of registration. If an action fails, the previous state of its part stays in force.
+//! Each part that can be reloaded registers an action. A SIGHUP runs all actions, in the order of registration, on a
+//! thread of its own, since a file may hang. If an action fails, the previous state of its part stays in force. A SIGHUP
+//! during a reload makes all actions run once more after it; so there is one such thread at most.
 
 use std::fmt;
+use std::mem;
 use std::sync::{Arc, Mutex};
 
 use log::{error, info, warn};
@@ -18,23 +20,70 @@ type Action = Box<dyn FnMut() -> Result<String, String> + Send>;
 #[derive(Clone, Default)]
 pub(crate) struct Reloads {
     actions: Arc<Mutex<Vec<(&'static str, Action)>>>,
+    progress: Arc<Mutex<Progress>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Progress {
+    #[default]
+    Idle,
+    Running,
+    /// A reload runs, and another one was requested since it began.
+    RunningAgain,
 }
 
 impl Reloads {
-    /// Runs `action` on each SIGHUP from now on. `what` is the name, in log lines, of what the action reloads. The
-    /// action must be quick, since no signal is handled while it runs.
+    /// Runs `action` on each SIGHUP from now on. `what` is the name, in log lines, of what the action reloads.
     pub(crate) fn add(&self, what: &'static str, action: impl FnMut() -> Result<String, String> + Send + 'static) {
         lock(&self.actions).push((what, Box::new(action)));
     }
 
+    /// Requests a reload. Returns a reload that the caller must run on a thread of its own, or `None` if one is running,
+    /// which then runs all actions once more.
+    pub(crate) fn request(&self) -> Option<RequestedReload> {
+        let mut progress = lock(&self.progress);
+        let is_running = *progress != Progress::Idle;
+        *progress = if is_running { Progress::RunningAgain } else { Progress::Running };
+        (!is_running).then(|| RequestedReload { reloads: self.clone(), is_over: false })
+    }
+
     /// Runs all actions and logs the outcome of each.
     pub(crate) fn run(&self) {
-        for (what, action) in lock(&self.actions).iter_mut() {
+        // Taken out, so that `add` does not wait for an action that hangs.
+        let mut actions = mem::take(&mut *lock(&self.actions));
+        for (what, action) in &mut actions {
             match panics::catch(action) {
                 Ok(Ok(loaded)) => info!("{what} reloaded: {loaded}"),
                 Ok(Err(why)) => warn!("{what} could not be reloaded, the previous state stays in force: {why}"),
                 Err(text) => error!("{what} could not be reloaded: panicked: {text}"),
             }
+        }
+        lock(&self.actions).splice(0..0, actions);
+    }
+}
+
+/// A reload that was requested. If it is dropped without having run, the next request returns a new one.
+pub(crate) struct RequestedReload {
+    reloads: Reloads,
+    is_over: bool,
+}
+
+impl RequestedReload {
+    /// Runs all actions, and once more if a reload is requested meanwhile.
+    pub(crate) fn run(mut self) {
+        while !self.is_over {
+            self.reloads.run();
+            let mut progress = lock(&self.reloads.progress);
+            self.is_over = *progress != Progress::RunningAgain;
+            *progress = if self.is_over { Progress::Idle } else { Progress::Running };
+        }
+    }
+}
+
+impl Drop for RequestedReload {
+    fn drop(&mut self) {
+        if !self.is_over {
+            *lock(&self.reloads.progress) = Progress::Idle;
         }
     }
 }
@@ -63,5 +112,24 @@ mod tests {
         reloads.run();
         reloads.run();
         assert_eq!(ran.try_iter().count(), 2);
+    }
+
+    #[test]
+    fn a_request_during_a_reload_runs_the_actions_once_more() {
+        let reloads = Reloads::default();
+        let (sender, ran) = mpsc::channel();
+        let requests = reloads.clone();
+        let mut n_requests = 2;
+        reloads.add("a", move || {
+            sender.send(()).unwrap();
+            let again = (0..n_requests).filter(|_| requests.request().is_some()).count();
+            n_requests = 0;
+            Ok(format!("{again}"))
+        });
+        reloads.request().expect("no reload runs").run();
+        assert_eq!(ran.try_iter().count(), 2, "two requests during the first run make one more run");
+        drop(reloads.request().expect("no reload runs"));
+        reloads.request().expect("the former reload was dropped").run();
+        assert_eq!(ran.try_iter().count(), 1);
     }
 }

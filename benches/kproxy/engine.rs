@@ -40,7 +40,7 @@ impl ClosedLoop {
             topic: Arc::clone(&self.topics[random as usize % self.topics.len()]),
             partition: None,
             key: self.load.has_keys.then(|| random.to_string().into_bytes()),
-            value: vec![b'x'; self.load.size],
+            value: Some(vec![b'x'; self.load.size]),
             headers: Vec::new(),
             timestamp_ms: None,
         };

@@ -35,11 +35,46 @@ impl MemoryBroker {
 
     /// Creates a topic, or adds partitions to an existing one.
     pub fn create_topic(&self, name: &str, partitions: i32) {
-        let mut state = self.shared.lock();
-        let logs = state.topics.entry(Arc::from(name)).or_default();
+        let (mut state, name) = (self.shared.lock(), Arc::from(name));
+        if !state.topics.contains_key(&name) {
+            state.name_topic(&name);
+        }
+        let logs = state.topics.entry(name).or_default();
         while (logs.len() as i32) < partitions {
             logs.push(PartitionLog::default());
         }
+    }
+
+    /// Deletes a topic and creates it again, with another id and empty partitions.
+    pub fn recreate_topic(&self, name: &str, partitions: i32) {
+        self.change(|state| drop(state.topics.remove(name)));
+        self.create_topic(name, partitions);
+        self.shared.changed.notify_all();
+    }
+
+    /// Makes a broker that has topic ids (default), or none like Kafka before 2.8.
+    pub fn set_topic_ids(&self, has_ids: bool) {
+        self.change(|state| state.hides_topic_ids = !has_ids);
+    }
+
+    /// Appends a transaction marker, which takes an offset and is no message.
+    pub fn put_marker(&self, partition: &TopicPartition) {
+        self.change(|state| {
+            if let Some(log) = state.log_mut(partition) {
+                log.take_offset();
+            }
+        });
+    }
+
+    /// Loses the messages of a partition from `offset` on, as an unclean leader election does.
+    pub fn truncate(&self, partition: &TopicPartition, offset: Offset) {
+        self.change(|state| {
+            if let Some(log) = state.log_mut(partition) {
+                log.messages.retain(|message| message.offset < offset);
+                (log.newest, log.epoch) = (log.newest.min(offset), log.epoch + 1);
+                log.truncations.push((log.epoch, offset));
+            }
+        });
     }
 
     /// Makes an append to an unknown topic create the topic with this number of partitions; with 0 (default) the append
@@ -101,10 +136,9 @@ impl MemoryBroker {
     pub fn trim(&self, partition: &TopicPartition, oldest: Offset) {
         self.change(|state| {
             if let Some(log) = state.log_mut(partition) {
-                while log.oldest < oldest && log.messages.pop_front().is_some() {
-                    log.oldest += 1;
-                }
+                log.messages.retain(|message| message.offset >= oldest);
                 log.oldest = log.oldest.max(oldest);
+                log.newest = log.newest.max(oldest);
             }
         });
     }
@@ -117,7 +151,7 @@ impl MemoryBroker {
         let from = TopicPartition { topic: Arc::from(topic), partition };
         let mut state = self.shared.lock();
         let log = state.log_mut(&from).expect("a test puts messages into a partition that it has created");
-        let offset = log.newest();
+        let offset = log.take_offset();
         let (key, value) = (key.map(<[u8]>::to_vec), Some(value.to_vec()));
         log.messages.push_back(Message { from, offset, key, value, headers: Vec::new(), timestamp_ms: Some(0) });
         drop(state);
@@ -169,7 +203,9 @@ impl MemoryBroker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{Acks, AppendResult, FetchError, Fetcher as _, LogEnds as _, LogRange, Producer as _, Record};
+    use crate::broker::{
+        Acks, AppendResult, FetchEvent, Fetcher as _, LogEnds as _, LogIdentity, LogRange, Producer as _, Record,
+    };
     use std::time::Duration;
 
     use crossbeam_channel::{Receiver, unbounded};
@@ -178,7 +214,7 @@ mod tests {
 
     fn append(producer: &MemoryProducer<Boxed>, topic: &str) -> Receiver<AppendResult> {
         let (sender, receiver) = unbounded();
-        let (topic, value) = (Arc::from(topic), b"v".to_vec());
+        let (topic, value) = (Arc::from(topic), Some(b"v".to_vec()));
         let record = Record { topic, partition: None, key: None, value, headers: Vec::new(), timestamp_ms: None };
         producer.append(record, Acks::Leader, Box::new(move |outcome| drop(sender.send(outcome))));
         receiver
@@ -234,8 +270,38 @@ mod tests {
         let mut fetcher = broker.fetcher();
         fetcher.assign(&partition, 1);
         let gone = fetcher.poll(Duration::ZERO, 10);
-        assert!(matches!(gone, Err(FetchError::OffsetGone { offset: 1, oldest: 3, newest: 5, .. })), "{gone:?}");
-        assert_eq!(fetcher.poll(Duration::ZERO, 10).expect("nothing is assigned"), []);
-        assert_eq!(broker.log_ends().range(&partition).expect("it exists"), LogRange { oldest: 3, newest: 5 });
+        assert_eq!(gone, [FetchEvent::OffsetGone { partition: partition.clone(), offset: 1, oldest: 3, newest: 5 }]);
+        assert_eq!(fetcher.poll(Duration::ZERO, 10), []);
+        let range = broker.log_ends().range(&partition).expect("it exists");
+        assert_eq!(range, LogRange { oldest: 3, newest: 5, stable: 5 });
+    }
+
+    #[test]
+    fn positions_pass_markers_and_another_log_is_an_event() {
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 1);
+        let partition = TopicPartition { topic: Arc::from("t"), partition: 0 };
+        let mut fetcher = broker.fetcher();
+        fetcher.assign(&partition, 0);
+        let [FetchEvent::TopicId { topic_id, .. }] = fetcher.poll(Duration::ZERO, 9)[..] else { panic!("the id") };
+        for _ in 0..4 {
+            broker.put("t", 0, None, b"v");
+        }
+        broker.put_marker(&partition);
+        let [FetchEvent::Messages(batch)] = &fetcher.poll(Duration::ZERO, 9)[..] else { panic!("messages") };
+        assert_eq!((batch.messages.len(), batch.next, batch.leader_epoch), (4, 5, Some(0)));
+        broker.put_marker(&partition);
+        let [FetchEvent::Position { next: 6, .. }] = fetcher.poll(Duration::ZERO, 9)[..] else { panic!("6") };
+        broker.truncate(&partition, 3);
+        let truncated = &fetcher.poll(Duration::ZERO, 9)[..];
+        assert!(matches!(truncated, [FetchEvent::Truncated { position: 6, divergence: 3, .. }]), "{truncated:?}");
+        let known = LogIdentity { topic_id: Some(topic_id), leader_epoch: Some(0) };
+        fetcher.assign_known(&partition, 4, known);
+        let truncated = &fetcher.poll(Duration::ZERO, 9)[..];
+        assert!(matches!(truncated, [FetchEvent::Truncated { position: 4, divergence: 3, .. }]), "{truncated:?}");
+        broker.recreate_topic("t", 1);
+        fetcher.assign_known(&partition, 3, known);
+        let recreated = &fetcher.poll(Duration::ZERO, 9)[..];
+        assert!(matches!(recreated, [FetchEvent::Recreated { topic_id: id, .. }] if *id != topic_id), "{recreated:?}");
     }
 }

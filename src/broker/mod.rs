@@ -5,6 +5,7 @@
 //!
 //! Invariants: a [`Producer`] completes every append exactly once. A [`Fetcher`] returns the messages of a partition in
 //! rising offset order, each at most once per assignment, and logs a line for each offset that it skips as unreadable.
+//! It never reads silently from another log than before: a recreated topic and a truncated log are events.
 //!
 //! To add an engine:
 //!
@@ -21,6 +22,7 @@
 //!    and an `over!` line in `mod.rs`.
 
 mod engines;
+mod fetching;
 pub mod in_memory;
 mod kafka_rust;
 mod metadata_gate;
@@ -32,9 +34,10 @@ mod topics;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use engines::{fetcher, log_ends, producer};
+pub use fetching::{FetchEvent, Fetcher, LogIdentity, Message, MessageBatch};
 pub use settings::{KafkaSettings, Role};
 
 /// Number of a partition within its topic, from 0.
@@ -42,6 +45,9 @@ pub type PartitionId = i32;
 
 /// Position of a message within its partition, from 0.
 pub type Offset = i64;
+
+/// Id of a topic (a UUID): a topic that is deleted and created again has another id.
+pub type TopicId = [u8; 16];
 
 /// Longest legal name of a topic in Kafka.
 const MAX_TOPIC_NAME_BYTES: usize = 249;
@@ -99,13 +105,20 @@ pub struct Record {
     pub partition: Option<PartitionId>,
     /// Key, never empty. Without a key and without a chosen partition, the partition is random.
     pub key: Option<Vec<u8>>,
-    /// Value of the message, sent unchanged.
-    pub value: Vec<u8>,
+    /// Value of the message, sent unchanged; `None` is Kafka's null, which deletes the key from a compacted topic.
+    pub value: Option<Vec<u8>>,
     /// Headers, in order. The `kafka_rust` engine refuses a record with headers (its message format has none).
     pub headers: Vec<Header>,
     /// Milliseconds since 1970; `None` is the time of the append. The `kafka_rust` engine refuses a record with a
     /// timestamp (its message format has none).
     pub timestamp_ms: Option<i64>,
+}
+
+impl Record {
+    /// Returns the size of the value in bytes; 0 for null.
+    pub fn value_bytes(&self) -> usize {
+        self.value.as_ref().map_or(0, Vec::len)
+    }
 }
 
 /// Where a message was appended.
@@ -221,69 +234,6 @@ pub trait Producer<C: Completion>: Send + Sync {
     fn topic_lookups(&self) -> u64;
 }
 
-/// A message that was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// The partition it was read from.
-    pub from: TopicPartition,
-    /// Its offset in that partition.
-    pub offset: Offset,
-    /// Key; `None` for null. The `kafka_rust` engine cannot distinguish null from empty and returns `None` for both.
-    pub key: Option<Vec<u8>>,
-    /// Value of the message; `None` is a tombstone, for which the `kafka_rust` engine returns an empty value.
-    pub value: Option<Vec<u8>>,
-    /// Headers; always empty with the `kafka_rust` engine.
-    pub headers: Vec<Header>,
-    /// Milliseconds since 1970, if the broker sent a timestamp.
-    pub timestamp_ms: Option<i64>,
-}
-
-/// Why messages could not be read. The fetcher stays usable: it reconnects and retries with back-off by itself.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum FetchError {
-    /// The offset is outside the range of offsets that the partition keeps (OFFSET_OUT_OF_RANGE). The partition is not
-    /// read any further until it is assigned again, for instance at its oldest offset.
-    #[error("offset {offset} of {partition} is out of range (available: {oldest} to {newest})")]
-    OffsetGone {
-        /// The partition.
-        partition: TopicPartition,
-        /// The offset that was to be read next.
-        offset: Offset,
-        /// Offset of the oldest message kept.
-        oldest: Offset,
-        /// The log end offset: that of the newest message plus one.
-        newest: Offset,
-    },
-    /// One partition cannot be read (unknown, no leader, not authorised, undecodable) and is retried; the other
-    /// partitions are still read.
-    #[error("{partition} cannot be read: {reason}")]
-    Partition {
-        /// The partition.
-        partition: TopicPartition,
-        /// The cause, as an error text.
-        reason: String,
-    },
-    /// No broker could be reached; the fetcher retries.
-    #[error("no broker can be reached for reading: {0}")]
-    Unreachable(String),
-}
-
-/// Reads messages from offsets that its owner chooses. Used by one thread.
-pub trait Fetcher: Send {
-    /// Starts to read `partition` at `offset`. A partition that is assigned already restarts at `offset`.
-    fn assign(&mut self, partition: &TopicPartition, offset: Offset);
-
-    /// Stops reading `partition`; none of its messages is returned afterwards.
-    fn revoke(&mut self, partition: &TopicPartition);
-
-    /// Pauses or resumes `partition`; its position and its prefetched messages are kept.
-    fn set_paused(&mut self, partition: &TopicPartition, paused: bool);
-
-    /// Waits at most `wait` for the first message and returns at most `max` messages; the list is empty if none came.
-    /// Fails if reading failed, see [`FetchError`].
-    fn poll(&mut self, wait: Duration, max: usize) -> Result<Vec<Message>, FetchError>;
-}
-
 /// A partition in the metadata of its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionInfo {
@@ -300,6 +250,9 @@ pub struct LogRange {
     pub oldest: Offset,
     /// Log end offset: the offset of the next message.
     pub newest: Offset,
+    /// The offset up to which messages are returned to a reader of committed messages only: at most `newest`, lower
+    /// while a transaction is open. An engine that knows no transactions has the value of `newest`.
+    pub stable: Offset,
 }
 
 /// Why metadata or log end offsets could not be read.
@@ -316,7 +269,10 @@ pub enum MetadataError {
     Partition(String),
 }
 
-/// Reads the oldest and newest offsets of partitions. Used by one thread; each call returns within
+/// Receives the range of each partition, with its index in the request.
+pub type RangeSink<'a> = dyn FnMut(usize, Result<LogRange, MetadataError>) + Send + 'a;
+
+/// Reads the oldest and newest offsets of partitions. Used by one thread; a call without a deadline returns within
 /// [`BrokerConfig::request_timeout`].
 pub trait LogEnds: Send {
     /// Returns the partitions of a topic, sorted by number.
@@ -327,6 +283,30 @@ pub trait LogEnds: Send {
 
     /// Returns the range of offsets that one partition keeps.
     fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError>;
+
+    /// Looks up the ranges of many partitions. `found` is called once for each partition, as the responses come: with
+    /// the native engine a broker that does not respond delays its own partitions only. Returns at `deadline`, or one
+    /// request later with an engine that looks the partitions up one after the other.
+    fn ranges(&mut self, partitions: &[TopicPartition], deadline: Instant, found: &mut RangeSink<'_>) {
+        for (index, partition) in partitions.iter().enumerate() {
+            let is_late = index > 0 && deadline <= Instant::now();
+            let late = || Err(MetadataError::Unreachable("no attempt was made before the deadline".to_owned()));
+            found(index, if is_late { late() } else { self.range(partition) });
+        }
+    }
+
+    /// Returns the ranges of many partitions, in the same order; each can fail by itself. See
+    /// [`ranges`](Self::ranges).
+    fn range_of_all(
+        &mut self,
+        partitions: &[TopicPartition],
+        deadline: Instant,
+    ) -> Vec<Result<LogRange, MetadataError>> {
+        let mut ranges: Vec<_> = partitions.iter().map(|_| None).collect();
+        self.ranges(partitions, deadline, &mut |index, range| ranges[index] = Some(range));
+        let unanswered = || Err(MetadataError::Unreachable("no response".to_owned()));
+        ranges.into_iter().map(|range| range.unwrap_or_else(unanswered)).collect()
+    }
 }
 
 /// How the partition of a keyed message is chosen.

@@ -7,6 +7,7 @@
 mod names;
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_yaml::Value;
@@ -16,6 +17,7 @@ pub(super) use names::is_secret;
 use names::{NOT_IN_FILE, REFUSED, Scope};
 
 use crate::config::{Problems, Section};
+use crate::regular_file::{self, ReadError};
 
 const HIDDEN: &str = "[hidden]";
 
@@ -100,8 +102,11 @@ impl KafkaSettings {
             }
             // "probe" is no path: the engine then searches for the CA certificates of the system.
             name if (name.ends_with(".location") || name.ends_with(".file")) && entry.value != "probe" => {
-                let cause = std::fs::File::open(&entry.value).err()?;
-                Some(format!("is {:?}, which cannot be read: {cause}", entry.value))
+                match regular_file::open(Path::new(&entry.value)) {
+                    // The engine that reads the file says what it needs instead.
+                    Ok(_) | Err(ReadError::Folder) => None,
+                    Err(cause) => Some(format!("is {:?}, which {cause}", entry.value)),
+                }
             }
             _ => None,
         }

@@ -127,7 +127,7 @@ mod tests {
 
     fn record(key: Option<&[u8]>, timestamp_ms: Option<i64>) -> Record {
         let (topic, key) = ("t".into(), key.map(<[u8]>::to_vec));
-        Record { topic, partition: None, key, value: b"v".to_vec(), headers: Vec::new(), timestamp_ms }
+        Record { topic, partition: None, key, value: Some(b"v".to_vec()), headers: Vec::new(), timestamp_ms }
     }
 
     #[test]

@@ -135,7 +135,11 @@ impl Acceptor {
             bytes.extend(tls::REFUSAL_ALERT);
         } else {
             let response = self.handler.refusal(refusal.status, refusal.reason);
-            encode(&response, EncodeOptions { head_only: false, keep_alive: false, is_http10: false }, &mut bytes);
+            encode(
+                &response,
+                EncodeOptions { head_only: false, keep_alive: false, keep_alive_seconds: 0, is_http10: false },
+                &mut bytes,
+            );
         }
         // The kernel resets a connection that is closed with unread bytes, and the client loses the response.
         let _ = socket.read(&mut [0; 4096]);

@@ -65,6 +65,11 @@ pub struct ByteLease {
 }
 
 impl ByteLease {
+    /// Returns the size of the lease in bytes; 0 for a lease without a budget.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Grows the lease to `bytes`; if the budget is exhausted, returns false and leaves the lease as it was.
     pub fn grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);

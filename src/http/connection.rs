@@ -44,6 +44,8 @@ pub(super) enum Phase {
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     pub(super) peer: SocketAddr,
+    /// `peer` as text, which is formatted once for all requests of the connection.
+    pub(super) peer_text: Arc<str>,
     /// Key of the connection in the poller and the client table of its reader.
     pub(super) key: usize,
     /// Inbox of the connection's reader.
@@ -86,7 +88,7 @@ impl Connection {
             in_hand_over: false,
             recheck: false,
         };
-        Connection { socket, peer, key, inbox, state: Mutex::new(state) }
+        Connection { socket, peer, peer_text: peer.to_string().into(), key, inbox, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -13,6 +13,8 @@ pub(super) struct EncodeOptions {
     pub(super) head_only: bool,
     /// The connection stays open after the response.
     pub(super) keep_alive: bool,
+    /// With `keep_alive`: `timeout` of the `Keep-Alive` header, in seconds; 0 sends no such header.
+    pub(super) keep_alive_seconds: u64,
     /// The request was HTTP/1.0.
     pub(super) is_http10: bool,
 }
@@ -36,6 +38,9 @@ pub(super) fn encode(response: &Response, options: EncodeOptions, out: &mut Vec<
     }
     if !options.keep_alive {
         out.extend_from_slice(b"Connection: close\r\n");
+    } else if options.keep_alive_seconds > 0 {
+        // The option `keep-alive` also names the field as one of this connection only (RFC 9110 7.6.1).
+        put(out, format_args!("Connection: keep-alive\r\nKeep-Alive: timeout={}\r\n", options.keep_alive_seconds));
     } else if options.is_http10 {
         out.extend_from_slice(b"Connection: keep-alive\r\n");
     }
@@ -121,7 +126,7 @@ mod tests {
 
     fn encoded(response: &Response, head_only: bool, keep_alive: bool, is_http10: bool) -> String {
         let mut out = Vec::new();
-        encode(response, EncodeOptions { head_only, keep_alive, is_http10 }, &mut out);
+        encode(response, EncodeOptions { head_only, keep_alive, keep_alive_seconds: 0, is_http10 }, &mut out);
         let text = String::from_utf8(out).unwrap();
         let (start, rest) = text.split_once("Date: ").unwrap();
         format!("{start}{}", rest.split_once("\r\n").unwrap().1)
@@ -145,6 +150,23 @@ mod tests {
             encoded(&Response::new(299, "", ""), false, true, false),
             "HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn a_connection_that_stays_open_says_for_how_long() {
+        let response = Response::new(204, "", "");
+        for (keep_alive, is_http10, fields) in [
+            (true, false, "Connection: keep-alive\r\nKeep-Alive: timeout=70\r\n"),
+            (true, true, "Connection: keep-alive\r\nKeep-Alive: timeout=70\r\n"),
+            (false, false, "Connection: close\r\n"),
+            (false, true, "Connection: close\r\n"),
+        ] {
+            let mut out = Vec::new();
+            let options = EncodeOptions { head_only: false, keep_alive, keep_alive_seconds: 70, is_http10 };
+            encode(&response, options, &mut out);
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.ends_with(&format!("GMT\r\n{fields}\r\n")), "{text}");
+        }
     }
 
     #[test]

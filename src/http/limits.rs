@@ -32,7 +32,7 @@ impl Default for ServerLimits {
         ServerLimits {
             read_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(75),
             max_connections: 256,
             max_connections_per_ip: None,
             head: HeadLimits::default(),
@@ -42,7 +42,27 @@ impl Default for ServerLimits {
 }
 
 impl ServerLimits {
+    /// Returns the idle timeout that responses announce, in whole seconds: a little shorter than the real one, so that a
+    /// client does not send a request while the server closes the connection. 0 announces none.
+    pub(super) fn keep_alive_seconds(&self) -> u64 {
+        let margin = (self.idle_timeout / 15).max(Duration::from_secs(1));
+        self.idle_timeout.saturating_sub(margin).as_secs()
+    }
+
     pub(super) fn lease(&self) -> ByteLease {
         self.body_budget.as_ref().map_or_else(ByteLease::default, ByteBudget::lease)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_announced_idle_timeout_is_shorter_than_the_real_one() {
+        for (idle_ms, seconds) in [(75_000, 70), (60_000, 56), (2000, 1), (1999, 0), (1000, 0), (1, 0)] {
+            let limits = ServerLimits { idle_timeout: Duration::from_millis(idle_ms), ..ServerLimits::default() };
+            assert_eq!(limits.keep_alive_seconds(), seconds, "{idle_ms}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Requests and responses in the form that handlers use.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::budget::ByteLease;
 
@@ -16,8 +16,8 @@ pub struct Head {
     pub query: Option<String>,
     /// Header fields in the order of the request.
     pub headers: Headers,
-    /// Address of the client; `None` only in tests of handlers.
-    pub peer: Option<SocketAddr>,
+    /// Address and port of the client, for log lines; `None` only in tests of handlers.
+    pub peer: Option<Arc<str>>,
 }
 
 impl Head {

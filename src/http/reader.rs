@@ -25,7 +25,6 @@ use super::parser::Parser;
 use super::poller::{Events, Interest};
 use super::refusal::Refusal;
 use super::tls::Tls;
-use crate::logging;
 use clients::{ClientState, ClientTable, Handshake};
 
 /// Size of one read in bytes. This is also the limit on the pipelined bytes that are kept for a connection.
@@ -114,11 +113,7 @@ impl Reader {
             }
             self.inbox.take(&mut batch);
             self.now = Instant::now();
-            if !batch.responses.is_empty() {
-                // Each response logs a line. Writing the lines of the batch together costs only one system call.
-                let _together = logging::batch_lines();
-                batch.run_responses();
-            }
+            batch.run_responses();
             for message in batch.messages.drain(..) {
                 match message {
                     InboxMessage::NewConnection(socket, peer) => self.open(socket, peer, &mut scratch),

@@ -231,16 +231,20 @@ impl MetadataClient {
         let mut backoff = new_backoff();
         for round in 0.. {
             let mut is_final = true;
-            for address in self.candidates() {
+            let candidates = self.candidates();
+            let is_only_one = candidates.len() == 1;
+            for address in candidates {
                 if self.connector.is_ended() {
                     return Err(failures.into_error(what, false));
                 }
-                let Some(until) = attempt_deadline(round, Instant::now(), deadline) else {
-                    return Err(failures.into_error(what, false));
-                };
                 // The other attempts leave the open connection alone: it may only be throttled.
                 let current = self.current.take_if(|current| *current.address() == address);
                 let is_current = current.is_some();
+                let has_alternative = !is_only_one || is_current;
+                let Some(until) = attempt_deadline(round, has_alternative, Instant::now(), deadline) else {
+                    self.current = current.or_else(|| self.current.take());
+                    return Err(failures.into_error(what, false));
+                };
                 let mut broker = current.unwrap_or_else(|| PooledBroker::new(self.connector.clone(), address));
                 let reason = match attempt(&mut broker, until) {
                     Ok(Ok(result)) => {
@@ -285,9 +289,13 @@ fn is_permanent(kind: ConnectionErrorKind) -> bool {
     matches!(kind, ConnectionErrorKind::Denied | ConnectionErrorKind::Unsupported)
 }
 
-/// Returns when an attempt ends; `None` after the deadline.
-fn attempt_deadline(round: u32, now: Instant, deadline: Instant) -> Option<Instant> {
+/// Returns when an attempt ends; `None` after the deadline. `has_alternative`: there is another broker or, after the
+/// attempt on an open connection, a new connection to try; without one the attempt has all the time that is left.
+fn attempt_deadline(round: u32, has_alternative: bool, now: Instant, deadline: Instant) -> Option<Instant> {
     let left = deadline.checked_duration_since(now).filter(|left| !left.is_zero())?;
+    if !has_alternative {
+        return Some(deadline);
+    }
     let longest = FIRST_ATTEMPT.saturating_mul(1 << round.min(20));
     Some(deadline.min(now + longest.min(left / 2).max(MIN_ATTEMPT)))
 }

@@ -52,9 +52,14 @@ impl DelayHandler {
         if head.path != "/delay" {
             return refusal(404, "not_found", &format!("no such path: {:?}", head.path));
         }
-        if head.method != "GET" && head.method != "HEAD" {
-            let message = "method not allowed: use GET or HEAD";
-            return refusal(405, "method_not_allowed", message).with_header("Allow", "GET, HEAD");
+        const ALLOWED: &str = "GET, HEAD, OPTIONS";
+        match &*head.method {
+            "GET" | "HEAD" => {}
+            "OPTIONS" => return Response::new(200, "", "").with_header("Allow", ALLOWED),
+            _ => {
+                let message = "method not allowed: use GET or HEAD";
+                return refusal(405, "method_not_allowed", message).with_header("Allow", ALLOWED);
+            }
         }
         self.delay(head.query.as_deref().unwrap_or_default()).unwrap_or_else(|response| response)
     }
@@ -150,8 +155,12 @@ mod tests {
             // One cluster has no snapshot, so it may have the module.
             ("/delay?module=x", 200, r#"{"c":{},"c 2":{},"away":{}}"#),
             ("/healthz", 200, r#"{"status":"ok"}"#),
+            ("/", 200, r#"{"status":"ok"}"#),
         ] {
             assert_eq!(respond(&handler, "GET", target), (status, body.into()), "{target}");
+        }
+        for target in ["/delay", "*", "/", "/healthz"] {
+            assert_eq!(respond(&handler, "OPTIONS", target), (200, String::new()), "{target}");
         }
         for (method, target, status, error) in [
             ("GET", "/delay?cluster=x", 404, "unknown_cluster"),

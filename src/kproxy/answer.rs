@@ -68,6 +68,11 @@ impl Failure {
         Self::bad_request("bad_timestamp", "timestamp must be milliseconds since 1970, an integer from 1")
     }
 
+    /// 400: a `tombstone` parameter that is not 0 or 1, or that contradicts the rest of the request.
+    pub(super) fn bad_tombstone(message: impl Into<String>) -> Self {
+        Self::bad_request("bad_tombstone", message)
+    }
+
     /// 400: invalid percent-encoding in a value; `parameter` is its name as the client sent it.
     pub(super) fn bad_encoding(parameter: &str) -> Self {
         Self::bad_request("bad_encoding", format!("invalid percent-encoding in the value of {parameter}"))
@@ -91,6 +96,11 @@ impl Failure {
     /// 400: a body without a message.
     pub(super) fn empty_body(message: &'static str) -> Self {
         Self::bad_request("empty_body", message)
+    }
+
+    /// 400: a body that cannot be decoded as its `Content-Encoding` says.
+    pub(super) fn bad_coding(message: String) -> Self {
+        Self::bad_request("bad_coding", message)
     }
 
     /// 400: `place` is the line, record or byte of a batch's body that cannot be parsed.
@@ -134,6 +144,11 @@ impl Failure {
         let message = "the Content-Type of a batch must be application/x-ndjson or application/octet-stream";
         Self::new(415, "unsupported_media_type", message, false)
             .with_header("Accept", "application/x-ndjson, application/octet-stream")
+    }
+
+    /// 415: a `Content-Encoding` that is not accepted; `accepted` lists the codings that are (RFC 9110 12.5.3).
+    pub(super) fn unsupported_coding(message: impl Into<String>, accepted: &'static str) -> Self {
+        Self::new(415, "unsupported_coding", message, false).with_header("Accept-Encoding", accepted)
     }
 
     /// 429: a request over the rate limit of its credential or its topic.
@@ -288,11 +303,20 @@ mod tests {
             (Failure::bad_acks(), 400, "bad_acks", false, None),
             (Failure::bad_partition(), 400, "bad_partition", false, None),
             (Failure::bad_timestamp(), 400, "bad_timestamp", false, None),
+            (Failure::bad_tombstone("why"), 400, "bad_tombstone", false, None),
             (Failure::bad_encoding("key"), 400, "bad_encoding", false, None),
             (Failure::repeated_parameter("key"), 400, "repeated_parameter", false, None),
             (Failure::bad_header("why"), 400, "bad_header", false, None),
             (Failure::unsupported(), 400, "unsupported", false, None),
             (Failure::empty_body("why"), 400, "empty_body", false, None),
+            (Failure::bad_coding(text()), 400, "bad_coding", false, None),
+            (
+                Failure::unsupported_coding("why", "gzip"),
+                415,
+                "unsupported_coding",
+                false,
+                Some(("Accept-Encoding", "gzip")),
+            ),
             (Failure::bad_batch("line 1", "why"), 400, "bad_batch", false, None),
             (
                 Failure::unauthorized("why", "Bearer".into()),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::access::AccessConfig;
+use super::content_coding::CommitCoding;
 use crate::broker::{Engine, KafkaSettings, PartitionerKind, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
@@ -55,6 +56,8 @@ pub struct Config {
     pub max_batch_messages: NonZeroUsize,
     /// `max_batch_bytes`: largest body of one `/commit_batch`.
     pub max_batch_bytes: NonZeroUsize,
+    /// `content_encoding`: what happens with the body of a `/commit` that has a content coding.
+    pub(super) commit_coding: CommitCoding,
     /// `commit_timeout_ms`: longest time from a complete request to Kafka's confirmation.
     pub commit_timeout: Duration,
     /// `allowed_topics`, `credentials_file` and `rate_limits`.
@@ -143,7 +146,7 @@ impl Config {
             http_threads: section.count("http_threads", Some(2), 64, problems),
             read_timeout: section.millis("read_timeout_ms", Some(100), 1..=3_600_000, problems),
             write_timeout: section.millis("write_timeout_ms", Some(100), 1..=3_600_000, problems),
-            idle_timeout: section.millis("idle_timeout_ms", Some(60_000), 1..=86_400_000, problems),
+            idle_timeout: section.millis("idle_timeout_ms", Some(75_000), 1..=86_400_000, problems),
             max_connections: section.count("max_connections", Some(16_384), 1_000_000, problems),
             max_connections_per_ip: Some(section.integer("max_connections_per_ip", Some(0), 0..=1_000_000, problems))
                 .and_then(|max| usize::try_from(max).ok())
@@ -154,6 +157,11 @@ impl Config {
             max_message_bytes,
             max_batch_messages: section.count("max_batch_messages", Some(1000), 100_000, problems),
             max_batch_bytes,
+            commit_coding: section.choice(
+                "content_encoding",
+                &[("keep", CommitCoding::Keep), ("decode", CommitCoding::Decode), ("refuse", CommitCoding::Refuse)],
+                problems,
+            ),
             commit_timeout,
             access: AccessConfig::from_section(section, problems),
             broker_hosts,

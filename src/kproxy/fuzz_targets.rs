@@ -27,8 +27,8 @@ pub fn batch(data: &[u8]) {
     match format.parse(body, &limits) {
         Ok(messages) => {
             assert!(!messages.is_empty() && messages.len() <= limits.max_messages);
-            assert!(messages.iter().all(|message| message.value.len() <= limits.max_value_bytes));
-            let bytes = |message: &ParsedMessage| message.value.len() + message.key_and_headers_bytes();
+            assert!(messages.iter().all(|message| message.value_bytes() <= limits.max_value_bytes));
+            let bytes = |message: &ParsedMessage| message.value_bytes() + message.key_and_headers_bytes();
             assert!(messages.iter().map(bytes).sum::<usize>() <= body.len());
         }
         Err(failure) => assert!((400..500).contains(&failure.status) && !failure.message.is_empty()),

@@ -13,13 +13,14 @@ use log::Level;
 use super::access::{AccessControl, RateCharge};
 use super::answer::Failure;
 use super::batch::{BatchDefaults, BatchFormat, BatchItem, BatchLimits, BatchRequest, ParsedMessage, PendingBatch};
+use super::content_coding::{self, Coding, CommitCoding, DecodedLimit};
 use super::headers;
 use super::in_flight::{PendingCommit, PendingMessage};
 use super::in_flight_slots::{InFlightSlots, SlotPool};
 use super::log_fields::{ClientLabel, redacted_query, truncated};
 use super::metrics::{KproxyMetrics, TopicCounters};
 use super::producer_pool::ProducerPool;
-use super::query::parse;
+use super::query::{Query, parse};
 use crate::admin::Admin;
 use crate::broker::{Acks, Header, PartitionId, Record};
 use crate::http::{Admission, ByteLease, Handler, Head, Reply, Request, Response};
@@ -34,6 +35,7 @@ pub(super) struct CommitHandler {
     pub(super) access: Option<AccessControl>,
     pub(super) slots: SlotPool,
     pub(super) max_message_bytes: usize,
+    pub(super) commit_coding: CommitCoding,
     pub(super) batch_limits: BatchLimits,
     /// Whether the engine can write record headers and timestamps.
     pub(super) has_headers_and_timestamps: bool,
@@ -55,6 +57,8 @@ enum Endpoint {
 struct AdmittedCommit {
     /// The format of a batch; `None` for a `/commit`, whose body is one message.
     format: Option<BatchFormat>,
+    /// The coding of the body, to be decoded.
+    coding: Option<Coding>,
     topic: TopicCounters,
     key: Option<Vec<u8>>,
     acks: Acks,
@@ -62,6 +66,8 @@ struct AdmittedCommit {
     charge: Option<RateCharge>,
     partition: Option<PartitionId>,
     timestamp_ms: Option<i64>,
+    /// A `/commit` whose value is null and whose body must be empty.
+    is_tombstone: bool,
     headers: Vec<Header>,
 }
 
@@ -73,9 +79,15 @@ impl CommitHandler {
         let credential = access.map_or(Ok(None), |access| access.authenticate(head))?;
         let query = parse(head.query.as_deref().unwrap_or_default())?;
         access.map_or(Ok(()), |access| access.authorize(credential.as_deref(), &query.topic))?;
-        let (format, headers) = match endpoint {
-            Endpoint::Commit => (None, self.record_headers(head)?),
-            Endpoint::CommitBatch => (Some(BatchFormat::of(head)?), self.batch_trace(head)?),
+        let (format, coding, headers) = match endpoint {
+            Endpoint::Commit => (None, self.commit_coding(head)?, self.record_headers(head, &query)?),
+            Endpoint::CommitBatch if query.is_tombstone => {
+                let message = "tombstone is for /commit only: put \"value\":null into the messages of the batch";
+                return Err(Failure::bad_tombstone(message));
+            }
+            Endpoint::CommitBatch => {
+                (Some(BatchFormat::of(head)?), Coding::of(&head.headers)?, self.batch_trace(head)?)
+            }
         };
         if query.timestamp_ms.is_some() && !self.has_headers_and_timestamps {
             return Err(Failure::unsupported());
@@ -86,16 +98,40 @@ impl CommitHandler {
         Ok(AdmittedCommit {
             charge,
             format,
+            coding,
             topic: self.metrics.topic(&query.topic),
             key: query.key.map(Cow::into_owned),
             acks: query.acks,
             partition: query.partition,
             timestamp_ms: query.timestamp_ms,
+            is_tombstone: query.is_tombstone,
             headers,
         })
     }
 
-    fn record_headers(&self, head: &Head) -> Result<Vec<Header>, Failure> {
+    /// Returns the coding of a `/commit` that is to be decoded.
+    fn commit_coding(&self, head: &Head) -> Result<Option<Coding>, Failure> {
+        match self.commit_coding {
+            CommitCoding::Keep => Ok(None),
+            CommitCoding::Decode => Coding::of(&head.headers),
+            CommitCoding::Refuse => content_coding::refuse_any(&head.headers).map(|()| None),
+        }
+    }
+
+    /// Returns the record headers of a `/commit`: custom headers, the trace context, and the coding that is kept.
+    fn record_headers(&self, head: &Head, query: &Query<'_>) -> Result<Vec<Header>, Failure> {
+        let mut headers = self.custom_headers_and_trace(head)?;
+        if self.commit_coding == CommitCoding::Keep
+            && !query.is_tombstone
+            && self.has_headers_and_timestamps
+            && let Some(value) = content_coding::record_header_value(&head.headers)
+        {
+            headers::add_content_encoding(&mut headers, value);
+        }
+        Ok(headers)
+    }
+
+    fn custom_headers_and_trace(&self, head: &Head) -> Result<Vec<Header>, Failure> {
         if !headers::any_for_record(&head.headers) {
             return Ok(Vec::new());
         }
@@ -142,15 +178,19 @@ impl CommitHandler {
     /// Hands the body of a request to the broker as one message.
     fn commit(&self, admitted: AdmittedCommit, request: Request, reply: Reply) {
         let started = Instant::now();
-        let Request { mut head, body, lease, .. } = request;
-        let slot = match self.acquire_slot_for(&body) {
-            Ok(slot) => slot,
+        let Request { mut head, body, mut lease, .. } = request;
+        let AdmittedCommit { topic, key, acks, charge, partition, timestamp_ms, headers, .. } = admitted;
+        let limit = DecodedLimit { max_bytes: self.max_message_bytes, setting: "max_request_size_bytes" };
+        let prepared = decoded(admitted.coding, body, limit, &mut lease)
+            .and_then(|body| value_of(body, admitted.is_tombstone))
+            .and_then(|value| Ok((value, self.acquire_slots(1)?)));
+        let (value, slot) = match prepared {
+            Ok(prepared) => prepared,
             Err(failure) => return reply.send(self.refuse(&head, Some(Endpoint::Commit), &failure)),
         };
-        let AdmittedCommit { topic, key, acks, charge, partition, timestamp_ms, headers, .. } = admitted;
-        let bytes = body.len();
+        let record = Record { topic: Arc::clone(&topic.name), partition, key, value, headers, timestamp_ms };
+        let bytes = record.value_bytes();
         let client = client_of(&head, charge, 1, bytes);
-        let record = Record { topic: Arc::clone(&topic.name), partition, key, value: body, headers, timestamp_ms };
         let commit = Box::new(PendingCommit {
             reply,
             topic,
@@ -167,21 +207,16 @@ impl CommitHandler {
         self.producers.append(record, acks, PendingMessage::Commit(commit));
     }
 
-    fn acquire_slot_for(&self, body: &[u8]) -> Result<InFlightSlots, Failure> {
-        if body.is_empty() {
-            return Err(Failure::empty_body("empty body: the body is the message"));
-        }
-        self.acquire_slots(1)
-    }
-
     /// Hands the messages of a request's body to the broker, in the order of the body.
     fn commit_batch(&self, format: BatchFormat, admitted: AdmittedCommit, request: Request, reply: Reply) {
         let started = Instant::now();
         let Request { head, body, mut lease, .. } = request;
         let AdmittedCommit { topic, acks, charge, key, partition, timestamp_ms, headers: trace, .. } = admitted;
         let defaults = BatchDefaults { topic: Arc::clone(&topic.name), key, partition, timestamp_ms, trace };
-        let bytes = body.len();
-        let (messages, mut slots) = match self.prepare_batch(format, &defaults, body, &mut lease) {
+        let limit = DecodedLimit { max_bytes: self.batch_limits.max_body_bytes, setting: "max_batch_bytes" };
+        let prepared = decoded(admitted.coding, body, limit, &mut lease)
+            .and_then(|body| Ok((body.len(), self.prepare_batch(format, &defaults, body, &mut lease)?)));
+        let (bytes, (messages, mut slots)) = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => return reply.send(self.refuse(&head, Some(Endpoint::CommitBatch), &failure)),
         };
@@ -208,6 +243,9 @@ impl CommitHandler {
     ) -> Result<(Vec<ParsedMessage>, InFlightSlots), Failure> {
         let messages = format.parse(&body, &self.batch_limits)?;
         drop(body);
+        if let Some(index) = messages.iter().position(|message| defaults.is_tombstone_without_key(message)) {
+            return Err(Failure::bad_batch(format.place(index), "a null value needs a key, which it deletes"));
+        }
         if !self.has_headers_and_timestamps && messages.iter().any(ParsedMessage::has_headers_or_timestamp) {
             return Err(Failure::unsupported());
         }
@@ -220,9 +258,13 @@ impl CommitHandler {
 
     /// Answers a request whose path is none of the [`ENDPOINTS`].
     fn other_path(&self, head: &Head) -> Response {
+        if head.method == "OPTIONS" && head.path == "*" {
+            return Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS");
+        }
         // `/metrics` needs credentials, because its labels reveal topic names. `/healthz` and `/readyz` need none,
         // because probes send none.
         if head.path == "/metrics"
+            && head.method != "OPTIONS"
             && let Some(Err(failure)) = self.access.as_ref().map(|access| access.authenticate(head))
         {
             return self.refuse(head, None, &failure);
@@ -230,12 +272,7 @@ impl CommitHandler {
         if let Some(response) = self.admin.answer(head) {
             return response;
         }
-        match &*head.method {
-            "OPTIONS" if head.path == "*" => {
-                Response::new(200, "", "").with_header("Allow", "GET, HEAD, POST, OPTIONS")
-            }
-            _ => self.refuse(head, None, &Failure::unknown_path()),
-        }
+        self.refuse(head, None, &Failure::unknown_path())
     }
 
     /// Counts and logs a refused request, of which nothing was handed to the broker, and returns its answer.
@@ -252,17 +289,45 @@ impl CommitHandler {
             truncated(&head.path),
             failure.status,
             failure.code,
-            ClientLabel { address: head.peer, credential: None },
+            ClientLabel { address: head.peer.clone(), credential: None },
             failure.message
         );
         failure.response()
     }
 }
 
+/// Returns the body without its coding.
+fn decoded(
+    coding: Option<Coding>,
+    body: Vec<u8>,
+    limit: DecodedLimit,
+    lease: &mut ByteLease,
+) -> Result<Vec<u8>, Failure> {
+    match coding {
+        Some(coding) => coding.decode(&body, limit, lease),
+        None => Ok(body),
+    }
+}
+
+/// Returns the value of the message of a `/commit`; `None` is null. An empty body is refused unless the request says
+/// that it is meant: a consumer of a compacted topic takes a null for a deletion.
+fn value_of(body: Vec<u8>, is_tombstone: bool) -> Result<Option<Vec<u8>>, Failure> {
+    match (body.len(), is_tombstone) {
+        (0, true) => Ok(None),
+        (bytes, true) => {
+            Err(Failure::bad_tombstone(format!("tombstone=1 needs an empty body, this has {bytes} bytes")))
+        }
+        (0, false) => Err(Failure::empty_body(
+            "empty body: the body is the message; to delete a key from a compacted topic, use tombstone=1",
+        )),
+        (_, false) => Ok(Some(body)),
+    }
+}
+
 /// Charges the actual number and size of a request's messages, and returns the client for log lines.
 fn client_of(head: &Head, charge: Option<RateCharge>, message_count: usize, bytes: usize) -> ClientLabel {
     let credential = charge.and_then(|charge| charge.finalize(message_count, bytes));
-    ClientLabel { address: head.peer, credential }
+    ClientLabel { address: head.peer.clone(), credential }
 }
 
 impl Handler for CommitHandler {

@@ -10,6 +10,8 @@ use crate::broker::Header;
 use crate::http::Headers;
 
 const PREFIX: &str = "x-kafka-header-";
+/// The record header with the coding of a body; ktransfer passes it on.
+const CONTENT_ENCODING: &str = "Content-Encoding";
 const TRACE_PARENT: &str = "traceparent";
 const TRACE_STATE: &str = "tracestate";
 
@@ -50,6 +52,13 @@ pub(super) fn add_trace(headers: &mut Vec<Header>, context: &[Header]) {
         |header: &Header| [TRACE_PARENT, TRACE_STATE].iter().any(|name| header.name.eq_ignore_ascii_case(name));
     if !headers.iter().any(is_trace) {
         headers.extend_from_slice(context);
+    }
+}
+
+/// Adds the codings of a body that is stored with them, unless the client sent this record header itself.
+pub(super) fn add_content_encoding(headers: &mut Vec<Header>, value: Vec<u8>) {
+    if !headers.iter().any(|header| header.name.eq_ignore_ascii_case(CONTENT_ENCODING)) {
+        headers.push(header(CONTENT_ENCODING, value));
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::http::percent_decode;
@@ -49,7 +48,7 @@ pub(super) fn redacted_query(query: &str) -> Cow<'_, str> {
 fn may_be_secret(pair: &str) -> bool {
     let Some((name, _)) = pair.split_once('=') else { return false };
     // kproxy's own parameters, which every request has, skip the search below.
-    if matches!(name, "topic" | "key" | "acks" | "partition" | "timestamp") {
+    if matches!(name, "topic" | "key" | "acks" | "partition" | "timestamp" | "tombstone") {
         return false;
     }
     let name = percent_decode(name).unwrap_or(Cow::Borrowed(name.as_bytes()));
@@ -61,16 +60,13 @@ fn may_be_secret(pair: &str) -> bool {
 /// The value of `peer=` in a log line: the client's address, or `-` if it is unknown, and the name of its credential if
 /// it has one.
 pub(super) struct ClientLabel {
-    pub(super) address: Option<SocketAddr>,
+    pub(super) address: Option<Arc<str>>,
     pub(super) credential: Option<Arc<str>>,
 }
 
 impl fmt::Display for ClientLabel {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address {
-            Some(address) => fmt::Display::fmt(&address, formatter),
-            None => formatter.write_str("-"),
-        }?;
+        formatter.write_str(self.address.as_deref().unwrap_or("-"))?;
         self.credential.as_ref().map_or(Ok(()), |name| write!(formatter, " credential={name}"))
     }
 }
@@ -97,11 +93,11 @@ mod tests {
 
     #[test]
     fn a_client_is_logged_by_its_address_and_credential_name() {
-        let address = Some(([127, 0, 0, 1], 80).into());
+        let address = Some(Arc::from("127.0.0.1:80"));
         for (address, credential, expected) in [
             (None, None, "-"),
             (None, Some("n".into()), "- credential=n"),
-            (address, None, "127.0.0.1:80"),
+            (address.clone(), None, "127.0.0.1:80"),
             (address, Some("n".into()), "127.0.0.1:80 credential=n"),
         ] {
             assert_eq!(ClientLabel { address, credential }.to_string(), expected);

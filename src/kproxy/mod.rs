@@ -7,7 +7,7 @@
 //!  clients ───────┘        watch: once a second updates readiness and gauges, and may trim the heap
 //! ```
 //!
-//! Reading order: `query`, `headers` and `answer` (pure), `access` (which client may write what, and how much),
+//! Reading order: `query`, `headers`, `content_coding` and `answer` (pure), `access` (which client may write what, and how much),
 //! `handler` (checks a request and hands its messages to the broker seam), `in_flight` (from the delivery report to
 //! the answer), `batch` (many messages in one request), `in_flight_slots`, `producer_pool`, `metrics`, `log_fields`,
 //! `heap_trim`, `config`; this file only wires them. Invariant: 200 is answered only for messages that Kafka
@@ -19,17 +19,18 @@
 //!
 //! The configuration and the cluster fix the number of threads:
 //!
-//! - `main`, `signals`, `watchdog`, `watch`, `http-accept`, and the readers;
+//! - `main`, `signals`, `watchdog`, `log`, `watch`, `http-accept`, and the readers;
 //! - for each of the `producer_num` producers `kafka-metadata`, `kafka-leaders` and `kafka-deadline`, and for each
 //!   broker and each acks level in use `kafka-BROKER-LEVEL`;
 //! - at most four threads that look up host names.
 //!
-//! That makes 19 threads with three brokers, all acks levels and the default configuration, under any load.
+//! That makes 20 threads with three brokers, all acks levels and the default configuration, under any load.
 
 mod access;
 mod answer;
 mod batch;
 pub mod config;
+mod content_coding;
 #[cfg(fuzzing)]
 pub mod fuzz_targets;
 mod handler;
@@ -98,6 +99,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         access: AccessControl::new(config.access.clone(), &registry, supervisor.reloads()),
         slots: SlotPool::new(config.max_commits.get()),
         max_message_bytes: config.max_message_bytes.get(),
+        commit_coding: config.commit_coding,
         batch_limits: BatchLimits {
             max_messages: config.max_batch_messages.get(),
             max_body_bytes: config.max_batch_bytes.get(),

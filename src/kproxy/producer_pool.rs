@@ -79,7 +79,7 @@ mod tests {
                 topic: "t".into(),
                 partition,
                 key: key.map(<[u8]>::to_vec),
-                value: b"v".to_vec(),
+                value: Some(b"v".to_vec()),
                 headers: Vec::new(),
                 timestamp_ms: None,
             };

@@ -1,4 +1,4 @@
-//! Parses the query of `/commit` and `/commit_batch`: topic, key, acks, partition and timestamp.
+//! Parses the query of `/commit` and `/commit_batch`: topic, key, acks, partition, timestamp and tombstone.
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -19,11 +19,14 @@ pub(super) struct Query<'a> {
     pub(super) partition: Option<PartitionId>,
     /// At least 1.
     pub(super) timestamp_ms: Option<i64>,
+    /// The message is a tombstone: its value is null. It then has a key.
+    pub(super) is_tombstone: bool,
 }
 
 /// Parses a query, still percent-encoded. Unknown parameters are ignored, as in the original.
 pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
-    let (mut topic, mut key, mut acks, mut partition, mut timestamp) = (None, None, None, None, None);
+    let (mut topic, mut key, mut acks, mut partition, mut timestamp, mut tombstone) =
+        (None, None, None, None, None, None);
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let parameter = match percent_decode(name).as_deref() {
@@ -32,6 +35,7 @@ pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
             Some(b"acks") => &mut acks,
             Some(b"partition") => &mut partition,
             Some(b"timestamp") => &mut timestamp,
+            Some(b"tombstone") => &mut tombstone,
             _ => continue,
         };
         let value = percent_decode(value).ok_or_else(|| Failure::bad_encoding(name))?;
@@ -52,7 +56,14 @@ pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
         .filter(|timestamp| *timestamp != Some(0))
         .ok_or_else(Failure::bad_timestamp)?;
     let topic = topic.filter(|topic| !topic.is_empty()).ok_or_else(Failure::missing_topic)?;
-    Ok(Query { topic: legal(topic)?, key: key.filter(|key| !key.is_empty()), acks, partition, timestamp_ms })
+    let key = key.filter(|key| !key.is_empty());
+    let is_tombstone = match tombstone.as_deref() {
+        None | Some(b"0") => false,
+        Some(b"1") if key.is_none() => return Err(Failure::bad_tombstone("tombstone=1 needs a key, which it deletes")),
+        Some(b"1") => true,
+        Some(_) => return Err(Failure::bad_tombstone("tombstone must be 0 or 1")),
+    };
+    Ok(Query { topic: legal(topic)?, key, acks, partition, timestamp_ms, is_tombstone })
 }
 
 /// Parses a number of decimal digits only. An empty value is an error, unlike an empty key: the message would get a
@@ -128,6 +139,15 @@ mod tests {
             ("topic=t&timestamp=now", Err("bad_timestamp")),
             ("topic=t&timestamp=9223372036854775808", Err("bad_timestamp")),
             ("topic=t&timestamp=1&timestamp=2", Err("repeated_parameter")),
+            ("topic=t&key=k&tombstone=0", Ok(("t", Some(b"k"), Acks::Leader))),
+            ("tombstone=%31&topic=t&key=k", Ok(("t", Some(b"k"), Acks::Leader))),
+            ("topic=t&tombstone=1", Err("bad_tombstone")),
+            ("topic=t&key=&tombstone=1", Err("bad_tombstone")),
+            ("topic=t&key=k&tombstone", Err("bad_tombstone")),
+            ("topic=t&key=k&tombstone=", Err("bad_tombstone")),
+            ("topic=t&key=k&tombstone=true", Err("bad_tombstone")),
+            ("topic=t&key=k&tombstone=01", Err("bad_tombstone")),
+            ("topic=t&key=k&tombstone=1&tombstone=1", Err("repeated_parameter")),
         ];
         for (text, expected) in rows {
             let query = parse(text);

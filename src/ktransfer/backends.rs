@@ -12,11 +12,15 @@ impl BackendRotation {
         BackendRotation { next: worker }
     }
 
-    /// Returns the next backend. With two or more backends, a retry goes to another backend than the attempt before it.
-    pub(super) fn next<'servers>(&mut self, servers: &'servers [String]) -> &'servers str {
-        let chosen = self.next % servers.len();
+    /// Returns the index of the next of `count` backends. If there are several, it is another one than `last`, which is
+    /// where the message was pushed before: the worker may have pushed other messages since.
+    pub(super) fn next(&mut self, count: usize, last: Option<usize>) -> usize {
+        let mut chosen = self.next % count;
+        if last == Some(chosen) {
+            chosen = (chosen + 1) % count;
+        }
         self.next = chosen + 1;
-        &servers[chosen]
+        chosen
     }
 }
 
@@ -26,13 +30,17 @@ mod tests {
 
     #[test]
     fn each_worker_starts_its_round_robin_at_another_backend() {
-        let servers = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
-        for (worker, expected) in [(0, "abcabc"), (1, "bcabca"), (5, "cabcab"), (usize::MAX, "abcabc")] {
+        for (worker, expected) in [(0, [0, 1, 2, 0]), (1, [1, 2, 0, 1]), (5, [2, 0, 1, 2]), (usize::MAX, [0, 1, 2, 0])]
+        {
             let mut rotation = BackendRotation::starting_at(worker);
-            let order: String = (0..6).map(|_| rotation.next(&servers)).collect();
-            assert_eq!(order, expected, "worker {worker}");
+            assert_eq!([(); 4].map(|()| rotation.next(3, None)), expected, "worker {worker}");
         }
-        let mut alone = BackendRotation::starting_at(3);
-        assert_eq!([alone.next(&servers[..1]), alone.next(&servers[..1])], ["a", "a"]);
+    }
+
+    #[test]
+    fn a_retry_goes_to_another_backend_if_there_is_one() {
+        let mut rotation = BackendRotation::starting_at(1);
+        assert_eq!([rotation.next(2, Some(1)), rotation.next(2, Some(1)), rotation.next(2, Some(0))], [0, 0, 1]);
+        assert_eq!([rotation.next(1, Some(0)), rotation.next(1, Some(0))], [0, 0]);
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_yaml::Value;
 
+use super::backend_client::{check_header, check_server};
 use super::policy::RetryPolicy;
-use super::request::{check_header, check_server};
 use super::template::UriTemplate;
 use crate::broker::{self, Engine, KafkaSettings, Role};
 use crate::config::{Problems, Section};
@@ -23,6 +23,8 @@ use crate::logging::LogConfig;
 const MAX_DURATION_MS: u64 = 86_400_000;
 /// Default of `max_retry_interval_ms`; if `fail_retry_interval_ms` is longer, that is the default.
 const DEFAULT_MAX_PAUSE_MS: u64 = 10_000;
+/// Default of `conn_timeout_ms`: time for three attempts of TCP, after 0, 1 and 3 s.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The configuration of ktransfer.
 #[derive(Clone)]
@@ -78,9 +80,10 @@ pub(super) struct ModuleConfig {
     pub(super) protocol: ProtocolConfig,
     /// `worker_num`: number of threads that push, and so the maximum number of concurrent pushes.
     pub(super) worker_num: NonZeroUsize,
-    /// `window_size`: maximum number of messages sent to workers and not done, over all partitions.
+    /// `window_size`: maximum number of messages pushed and not done, over all partitions.
     pub(super) window_size: NonZeroUsize,
-    /// `max_commit_gap`: maximum number of messages of one partition that a hand-over can repeat.
+    /// `max_commit_gap`: maximum number of messages of one partition that are read and not stored as done: those queued,
+    /// pushed, or done ahead of one that is not done.
     pub(super) max_commit_gap: NonZeroUsize,
     /// The retry settings: `max_retry_times`, `fail_retry_interval_ms`, `max_retry_interval_ms`.
     pub(super) retry: RetryPolicy,
@@ -90,10 +93,14 @@ pub(super) struct ModuleConfig {
     pub(super) serialize_by_key: bool,
     /// `zk_offset_update_interval_sec`: interval at which commit points are stored.
     pub(super) offset_update_interval: Duration,
+    /// `max_in_flight_bytes`: memory of the messages from the fetch loop until they are done.
+    pub(super) max_in_flight_bytes: NonZeroUsize,
     /// `waiting_queue_size`: maximum number of messages queued between fetch loop and dispatcher.
     pub(super) waiting_queue_size: NonZeroUsize,
     /// `start_from`: where reading starts in a partition without a stored offset.
     pub(super) start_from: StartFrom,
+    /// `idempotency_key`: what the header `Idempotency-Key` consists of.
+    pub(super) idempotency_key: IdempotencyKey,
 }
 
 /// `protocol`: the request of a push and its timeouts.
@@ -103,11 +110,12 @@ pub(super) struct ProtocolConfig {
     pub(super) uri: UriTemplate,
     /// `headers`: names and values, checked.
     pub(super) headers: Vec<(String, String)>,
-    /// `conn_timeout_ms`; `None` means the timeout of the operating system.
+    /// `conn_timeout_ms`: time limit for connecting; `None` means the limit of the operating system.
     pub(super) connect_timeout: Option<Duration>,
-    /// `write_timeout_ms`: time limit for sending a request; `None` means no limit.
+    /// `write_timeout_ms`: time limit for sending a request, head and body; `None` means no limit.
     pub(super) write_timeout: Option<Duration>,
-    /// `read_timeout_ms`: time limit from the end of the request to the end of the answer; `None` means no limit.
+    /// `read_timeout_ms`: time limit from the end of the request to the end of the response's head; `None` means no
+    /// limit.
     pub(super) read_timeout: Option<Duration>,
 }
 
@@ -118,6 +126,16 @@ pub(super) enum StartFrom {
     Earliest,
     /// At the next message that is appended.
     Latest,
+}
+
+/// What the header `Idempotency-Key` consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum IdempotencyKey {
+    /// Module, topic, partition, offset and the timestamp of the message: other messages of a topic that was created
+    /// again have other keys.
+    Timestamp,
+    /// Module, topic, partition and offset.
+    Offset,
 }
 
 /// Loads the main file and the file of each enabled module. Fails with all problems of all files.
@@ -192,8 +210,11 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     section.integer("expected_processing_time_ms", Some(100), 0..=i64::MAX, problems);
     let seconds = section.integer("zk_offset_update_interval_sec", Some(10), 1..=3600, problems);
     let waiting_queue_size = section.count("waiting_queue_size", Some(256), 1_000_000, problems);
+    let max_in_flight_bytes = section.count("max_in_flight_bytes", Some(256 << 20), 1 << 40, problems);
     let starts = [("earliest", StartFrom::Earliest), ("latest", StartFrom::Latest)];
     let start_from = section.choice("start_from", &starts, problems);
+    let keys = [("timestamp", IdempotencyKey::Timestamp), ("offset", IdempotencyKey::Offset)];
+    let idempotency_key = section.choice("idempotency_key", &keys, problems);
     section.finish(problems);
     Some(ModuleConfig {
         name: name.into(),
@@ -207,8 +228,10 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         backend_servers,
         serialize_by_key,
         offset_update_interval: Duration::from_secs(seconds.unsigned_abs()),
+        max_in_flight_bytes,
         waiting_queue_size,
         start_from,
+        idempotency_key,
     })
 }
 
@@ -236,7 +259,11 @@ fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolCon
         None
     };
     let headers = headers(&mut section, problems);
-    let connect_timeout = section.optional_millis("conn_timeout_ms", MAX_DURATION_MS, problems);
+    // 0 is no limit, as in the original. Left out, it has a default: else each worker would wait for two minutes in turn
+    // for a backend that does not answer.
+    let is_given = section.has("conn_timeout_ms");
+    let given = section.optional_millis("conn_timeout_ms", MAX_DURATION_MS, problems);
+    let connect_timeout = if is_given { given } else { Some(DEFAULT_CONNECT_TIMEOUT) };
     let write_timeout = section.optional_millis("write_timeout_ms", MAX_DURATION_MS, problems);
     let read_timeout = section.optional_millis("read_timeout_ms", MAX_DURATION_MS, problems);
     section.finish(problems);

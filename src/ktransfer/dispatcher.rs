@@ -1,44 +1,59 @@
 //! The loop that owns the windows of a module: it sends messages to the workers, marks acknowledged messages done,
 //! commits offsets and releases partitions.
 //!
-//! The diagram of its channels is in [`ktransfer`](super). Invariants: at most `window_size` jobs exist; a partition is
-//! committed up to its first message that is not done; a partition is released only when no worker has a job of it,
-//! except at the end of the grace of a stop. The loop never blocks on a thread that may be blocked on the loop.
+//! The diagram of its channels is in [`ktransfer`](super). What bounds the jobs: `max_commit_gap` for each partition,
+//! and the memory budget of the module; `window_size` bounds the pushes, see `window_slots`. Invariants: a partition is
+//! committed up to its first message that is not done; a partition is released only when no push of it is in flight.
+//! The loop never blocks on a thread that may be blocked on the loop.
+//!
+//! `outbox` hands jobs to the workers, `offsets` reacts on gaps, `progress` reports to the group, `release` ends claims.
 
 mod channels;
 mod filter;
-mod in_flight;
+mod log_track;
+mod offsets;
+mod outbox;
 mod partition;
+mod progress;
+mod release;
 mod stop_phase;
+mod worker_loads;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{at, never, select};
+use crossbeam_channel::{TryRecvError, at, never, select};
 use log::{Level, info, warn};
 
-use super::fetcher::{FetchCommand, Fetched, OffsetGap};
-use super::group::{Generation, GroupCommand, GroupEvent};
-use super::job::{Ack, Assignment, Job, JobEnd, WindowId};
+use super::fetcher::{FetchCommand, Fetched, StartPosition};
+use super::group::{Claim, Generation, GroupCommand, GroupEvent};
+use super::job::{Ack, Job, JobEnd, WindowId, WorkerReport};
+use super::memory_budget::BudgetShare;
 use super::worker_context::WorkerContext;
-use crate::broker::{Message, Offset, PartitionId};
+use crate::broker::{Message, PartitionId};
 use crate::log_limited;
 use crate::shutdown::{Never, Stop};
 
-pub(super) use channels::{Channels, JobQueues};
+pub(super) use channels::Channels;
 use filter::{Filtered, filter};
-use in_flight::InFlight;
-use partition::{ClaimedPartition, ReleaseState, shown};
+use outbox::Outbox;
+use partition::{ClaimedPartition, shown};
 use stop_phase::StopPhase;
+
+/// Limit on the reports that are handled before the loop looks at its other channels.
+const MAX_REPORTS_IN_A_TURN: usize = 256;
+/// Number of held-back messages at which their partition is paused. It is resumed at half of it, so that a small
+/// `max_commit_gap` does not pause and resume with every message.
+const MAX_HELD_BACK: usize = 128;
 
 /// The events that wake the loop.
 enum Event {
     Group(GroupEvent),
     Fetched(Fetched),
-    Ack(Ack),
+    Report(WorkerReport),
     Stop,
-    /// A deadline has passed, of the stop or of the release of a partition.
+    /// A deadline has passed.
     Deadline,
     /// During the stop, the thread at the other end of a channel ended early, so the loop waits for no further event.
     Disconnected,
@@ -52,73 +67,112 @@ pub(super) struct Dispatcher {
     /// Time limit, during a stop, for the pushes in flight. The rest of the module's grace is for the later steps.
     grace: Duration,
     partitions: HashMap<PartitionId, ClaimedPartition>,
-    /// Partitions that are paused because of `max_commit_gap`.
-    paused: BTreeSet<PartitionId>,
-    /// Messages received from the fetch loop and not yet sent to a worker.
-    batch: VecDeque<(WindowId, Message)>,
-    /// Number and size of the jobs that workers have, including jobs of earlier claims.
-    in_flight: InFlight,
+    outbox: Outbox,
     last_window: u64,
     phase: StopPhase,
-    /// The earliest deadline of the partitions being drained.
-    next_drain_due: Option<Instant>,
+    /// The partitions whose commit point may have moved in this turn.
+    changed: Vec<PartitionId>,
+    /// The earliest time at which messages done ahead of a commit point are sent to the group.
+    next_snapshot_due: Option<Instant>,
+    /// The earliest deadline of a release.
+    next_release_due: Option<Instant>,
 }
 
 impl Dispatcher {
     /// Creates a dispatcher without partitions.
     pub(super) fn new(channels: Channels, context: Arc<WorkerContext>, stop: Stop, grace: Duration) -> Self {
-        let in_flight = InFlight::new(context.config.window_size.get());
+        let config = &context.config;
+        let outbox = Outbox::new(Arc::clone(&channels.workers), config.serialize_by_key, config.window_size.get());
         Dispatcher {
             channels,
             context,
             stop,
             grace,
             partitions: HashMap::new(),
-            paused: BTreeSet::new(),
-            batch: VecDeque::new(),
-            in_flight,
+            outbox,
             last_window: 0,
             phase: StopPhase::Working,
-            next_drain_due: None,
+            changed: Vec::new(),
+            next_snapshot_due: None,
+            next_release_due: None,
         }
     }
 
-    /// Runs until the stop, then ends in order: retries end, each queued job gets at most one attempt, each partition
-    /// is released with its commit point, and the group gets the command `Leave`.
+    /// Runs until the stop, then ends in order: retries end, each message that others have overtaken gets at most one
+    /// attempt, each partition is released with its commit point, and the group gets the command `Leave`.
     pub(super) fn run(mut self) {
         while !self.has_ended() {
-            match self.next() {
-                Event::Group(event) => self.on_group(event),
-                Event::Fetched(fetched) => self.on_fetched(fetched),
-                Event::Ack(ack) => {
-                    self.on_ack(ack);
-                    while let Ok(ack) = self.channels.acks.try_recv() {
-                        self.on_ack(ack);
-                    }
-                }
-                Event::Stop => self.begin_stop(),
-                Event::Deadline => self.on_deadline(Instant::now()),
-                Event::Disconnected => self.release_all_now(),
-            }
-            self.hand_out();
-            self.context.metrics.window_in_use.set(i64::try_from(self.in_flight.jobs()).unwrap_or(i64::MAX));
+            self.turn(true);
         }
         self.channels.group_commands.send(GroupCommand::Leave);
     }
 
-    fn next(&self) -> Event {
+    /// Handles what the channels have, and does what is due. Waits for an event only if `may_block`.
+    fn turn(&mut self, may_block: bool) {
+        let has_reports = self.take_reports();
+        let has_batch = self.take_batch();
+        if let Some(event) = self.next(may_block && !has_reports && !has_batch) {
+            self.on_event(event);
+        }
+        self.end_turn(Instant::now());
+    }
+
+    fn has_ended(&self) -> bool {
+        self.phase != StopPhase::Working && self.partitions.is_empty()
+    }
+
+    fn take_reports(&mut self) -> bool {
+        let reports = self.channels.reports.clone();
+        let now = Instant::now();
+        reports.try_iter().take(MAX_REPORTS_IN_A_TURN).map(|report| self.on_report(report, now)).count() > 0
+    }
+
+    fn take_batch(&mut self) -> bool {
+        if self.next_batch_at().is_none_or(|at| Instant::now() < at) {
+            return false;
+        }
+        let fetched = self.channels.fetched.try_recv();
+        let is_taken = fetched.is_ok();
+        if let Ok(fetched) = fetched {
+            self.on_fetched(fetched);
+        }
+        is_taken
+    }
+
+    /// Returns when the next batch is to be taken; `None` if none is to be taken before something else happens.
+    fn next_batch_at(&self) -> Option<Instant> {
+        self.outbox.next_batch_at().filter(|_| self.phase == StopPhase::Working)
+    }
+
+    /// Returns the next event; `None` if there is none now and `may_block` is false. Acknowledgements and batches are
+    /// returned only while blocking: the loop takes them by itself.
+    fn next(&self, may_block: bool) -> Option<Event> {
+        let is_working = self.phase == StopPhase::Working;
+        match self.channels.group_events.try_recv() {
+            Ok(event) => return Some(Event::Group(event)),
+            Err(TryRecvError::Disconnected) => return Some(self.on_disconnect()),
+            Err(TryRecvError::Empty) => {}
+        }
+        if is_working && matches!(self.stop.closed().try_recv(), Err(TryRecvError::Disconnected)) {
+            return Some(Event::Stop);
+        }
+        may_block.then(|| self.wait())
+    }
+
+    fn wait(&self) -> Event {
         let (no_batches, no_stop, no_deadline) = (never(), never::<Never>(), never());
         let is_working = self.phase == StopPhase::Working;
-        let takes_batches = is_working && self.batch.is_empty() && self.in_flight.has_room();
-        let batches = if takes_batches { &self.channels.fetched } else { &no_batches };
+        let now = Instant::now();
+        let next_batch = self.next_batch_at();
+        let batches = if next_batch.is_some_and(|at| at <= now) { &self.channels.fetched } else { &no_batches };
         let stop = if is_working { self.stop.closed() } else { &no_stop };
-        let due = self.phase.deadline().into_iter().chain(self.next_drain_due).min();
-        let deadline = due.map_or(no_deadline, at);
-        let group_events = &self.channels.group_events;
+        let later_batch = next_batch.filter(|at| now < *at && !self.channels.fetched.is_empty());
+        let due = [self.phase.deadline(), self.next_release_due, self.next_snapshot_due, later_batch];
+        let deadline = due.into_iter().flatten().min().map_or(no_deadline, at);
         select! {
-            recv(group_events) -> event => event.map_or_else(|_| self.on_disconnect(), Event::Group),
-            recv(self.channels.acks) -> ack => ack.map_or_else(|_| self.on_disconnect(), Event::Ack),
+            recv(self.channels.reports) -> report => report.map_or_else(|_| self.on_disconnect(), Event::Report),
             recv(batches) -> fetched => fetched.map_or_else(|_| self.on_disconnect(), Event::Fetched),
+            recv(self.channels.group_events) -> event => event.map_or_else(|_| self.on_disconnect(), Event::Group),
             recv(stop) -> _ => Event::Stop,
             recv(deadline) -> _ => Event::Deadline,
         }
@@ -135,13 +189,38 @@ impl Dispatcher {
         Event::Disconnected
     }
 
-    fn has_ended(&self) -> bool {
-        self.phase != StopPhase::Working && self.partitions.is_empty()
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Group(event) => self.on_group(event),
+            Event::Fetched(fetched) => self.on_fetched(fetched),
+            Event::Report(report) => self.on_report(report, Instant::now()),
+            Event::Stop => self.begin_stop(),
+            // The end of the turn does what is due.
+            Event::Deadline => {}
+            Event::Disconnected => self.release_all_now(),
+        }
+    }
+
+    /// Does what the events of this turn have made possible or necessary, and what is due.
+    fn end_turn(&mut self, now: Instant) {
+        self.outbox.send_unkeyed();
+        self.outbox.send_recheck();
+        self.send_commits();
+        self.send_snapshots(now);
+        self.continue_releases(now);
+        self.continue_stop(now);
+        self.show_metrics();
+    }
+
+    fn show_metrics(&self) {
+        let shown = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.context.metrics.window_in_use.set(shown(self.context.slots.in_use()));
+        self.context.metrics.in_flight_bytes.set(shown(self.channels.memory.used_bytes()));
     }
 
     fn on_group(&mut self, event: GroupEvent) {
         match event {
-            GroupEvent::Gained { partition, generation, position } => self.gain(partition, generation, position),
+            GroupEvent::Gained(claim) => self.gain(&claim),
             GroupEvent::Releasing { partition, generation } => {
                 if self.is_current(partition, generation) {
                     self.begin_release(partition);
@@ -160,19 +239,17 @@ impl Dispatcher {
         self.partitions.get(&partition).is_some_and(|state| state.generation() == generation)
     }
 
-    fn gain(&mut self, partition: PartitionId, generation: Generation, position: Option<Offset>) {
+    fn gain(&mut self, claim: &Claim) {
+        let partition = claim.partition;
+        let start = claim.position.as_ref().map(|stored| StartPosition { offset: stored.next, log: stored.log() });
         self.forget(partition);
         let window = self.new_window();
         let commit_point = self.context.metrics.commit_point(partition);
-        if let Some(position) = position {
-            commit_point.set(position);
-        }
-        let state = ClaimedPartition::new(Assignment::new(partition, generation), window, commit_point);
-        self.partitions.insert(partition, state);
+        self.partitions.insert(partition, ClaimedPartition::new(claim, window, commit_point));
         self.count_partitions();
         if self.phase == StopPhase::Working {
             info!("module [{}]: gained partition {partition}", self.context.config.name);
-            self.command_fetch_loop(FetchCommand::Assign { partition, window, position });
+            self.command_fetch_loop(FetchCommand::Assign { partition, window, generation: claim.generation, start });
         } else {
             self.begin_release(partition);
         }
@@ -181,74 +258,6 @@ impl Dispatcher {
     fn new_window(&mut self) -> WindowId {
         self.last_window += 1;
         WindowId(self.last_window)
-    }
-
-    /// Stops reading a partition, and releases it as soon as no worker has a job of it.
-    fn begin_release(&mut self, partition: PartitionId) {
-        let until = Instant::now() + self.grace / 2;
-        let Some(state) = self.partitions.get_mut(&partition) else { return };
-        if state.release == ReleaseState::Owned {
-            state.begin_drain(until);
-            self.paused.remove(&partition);
-            // All drains have the same time limit, so the deadline of an earlier drain comes first.
-            self.next_drain_due.get_or_insert(until);
-            self.command_fetch_loop(FetchCommand::Revoke(partition));
-        }
-        self.release_if_drained(partition);
-    }
-
-    /// Ends each drain whose deadline has passed: no further attempt of its partition begins.
-    fn end_drains(&mut self, now: Instant) {
-        self.next_drain_due = None;
-        for (partition, state) in &mut self.partitions {
-            let ReleaseState::Draining { until } = state.release else { continue };
-            if until <= now {
-                // Until these pushes end, no instance reads the partition. Without a read_timeout_ms a push has no time
-                // limit.
-                warn!(
-                    "module [{}]: partition {partition} still has pushes in flight and is released when they have \
-                     ended (a read_timeout_ms above 0 limits how long a push takes)",
-                    self.context.config.name
-                );
-                state.end_drain();
-            } else {
-                self.next_drain_due = Some(self.next_drain_due.map_or(until, |due| due.min(until)));
-            }
-        }
-    }
-
-    fn release_if_drained(&mut self, partition: PartitionId) {
-        if self.partitions.get(&partition).is_some_and(ClaimedPartition::is_drained) {
-            self.release_now(partition);
-        }
-    }
-
-    fn release_now(&mut self, partition: PartitionId) {
-        let Some(state) = self.partitions.get(&partition) else { return };
-        let generation = state.generation();
-        let next = state.window.commit_point();
-        info!("module [{}]: releases partition {partition} at offset {}", self.context.config.name, shown(next));
-        self.channels.group_commands.send(GroupCommand::Release { partition, generation, next });
-        self.forget(partition);
-    }
-
-    fn release_all_now(&mut self) {
-        for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
-            self.release_now(partition);
-        }
-    }
-
-    /// Drops a claim. The workers abandon its jobs, and acknowledgements of these jobs are ignored.
-    fn forget(&mut self, partition: PartitionId) {
-        let Some(state) = self.partitions.remove(&partition) else { return };
-        state.assignment.end();
-        self.paused.remove(&partition);
-        self.context.metrics.forget_commit_point(partition);
-        self.count_partitions();
-        // A partition that is being released was revoked when its release began.
-        if state.release == ReleaseState::Owned {
-            self.command_fetch_loop(FetchCommand::Revoke(partition));
-        }
     }
 
     fn count_partitions(&self) {
@@ -262,147 +271,105 @@ impl Dispatcher {
 
     fn on_fetched(&mut self, fetched: Fetched) {
         match fetched {
-            Fetched::Messages(messages) => self.batch.extend(messages),
-            Fetched::StartsAt { window, partition, offset } => {
-                // Committed at once: after a restart before the first message, reading must start at the same offset.
-                if self.partitions.get(&partition).is_some_and(|state| state.window_id == window) {
-                    self.commit(partition, Some(offset));
-                }
+            Fetched::Messages(batches) => self.on_batches(batches),
+            Fetched::StartsAt { window, partition, offset } => self.on_start_offset(window, partition, offset),
+            Fetched::TopicId { window, partition, topic_id } => self.on_topic_id(window, partition, topic_id),
+            Fetched::LogChanged { window, partition, change } => self.on_log_changed(window, partition, change),
+        }
+    }
+
+    /// Sends a message on to the workers, or holds it back at `max_commit_gap`.
+    fn accept(&mut self, message: Message, memory: BudgetShare, now: Instant) {
+        let partition = message.from.partition;
+        let max_gap = self.context.config.max_commit_gap.get();
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        if state.held_back.is_empty() && state.window.len() < max_gap {
+            return self.hand_out(message, memory, now);
+        }
+        state.held_back.push_back((message, memory));
+        if state.held_back.len() < MAX_HELD_BACK || std::mem::replace(&mut state.is_paused, true) {
+            return;
+        }
+        // Otherwise messages are queued and not stuck, as in any backlog.
+        if max_gap / 2 <= state.window.done_ahead() {
+            log_limited!(
+                Level::Warn,
+                "module [{}]: partition {partition} is paused: max_commit_gap ({max_gap} messages) is reached \
+                 behind offset {}, which is not done",
+                self.context.config.name,
+                shown(state.window.first())
+            );
+        }
+        self.command_fetch_loop(FetchCommand::Pause(partition));
+    }
+
+    /// Hands out held-back messages of a partition as far as `max_commit_gap` permits.
+    fn hand_out_held_back(&mut self, partition: PartitionId, now: Instant) {
+        let max_gap = self.context.config.max_commit_gap.get();
+        loop {
+            let Some(state) = self.partitions.get_mut(&partition) else { return };
+            if state.window.len() < max_gap
+                && let Some((message, memory)) = state.held_back.pop_front()
+            {
+                self.hand_out(message, memory, now);
+                continue;
             }
-            Fetched::OffsetGone(gap) => self.read_from_oldest(gap),
+            if state.is_paused && state.held_back.len() <= MAX_HELD_BACK / 2 {
+                state.is_paused = false;
+                self.command_fetch_loop(FetchCommand::Resume(partition));
+            }
+            return;
         }
     }
 
-    /// Continues reading at the oldest offset that Kafka keeps. If the oldest offset is not below the requested one,
-    /// the window stays: messages read before the gap are pushed, and the commit point skips the gap as it skips any
-    /// hole. If the oldest offset is lower, the topic was deleted and created again, so the partition gets a new
-    /// window.
-    fn read_from_oldest(&mut self, gap: OffsetGap) {
-        let OffsetGap { window, partition, offset, oldest, newest } = gap;
-        let fresh = self.new_window();
-        let is_reading = |state: &&mut ClaimedPartition| state.is_reading_for(window);
-        let Some(state) = self.partitions.get_mut(&partition).filter(is_reading) else { return };
-        let missed = oldest.saturating_sub(offset).max(0);
-        warn!(
-            "module [{}]: offset {offset} of {}/{partition} is out of range (Kafka keeps {oldest} to {newest}), \
-             {missed} messages were deleted before they were read; continuing at {oldest}",
-            self.context.config.name, self.context.config.topic
-        );
-        self.context.metrics.offset_gap.inc_by(missed.unsigned_abs());
-        if oldest < offset {
-            state.replace_window(fresh);
-            self.paused.remove(&partition);
+    fn hand_out(&mut self, message: Message, memory: BudgetShare, now: Instant) {
+        let (partition, offset) = (message.from.partition, message.offset);
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        let filtered = if state.window.was_done(offset) { Filtered::Pass } else { filter(&self.context, &message) };
+        let method = match filtered {
+            Filtered::Push(method) => method,
+            Filtered::Pass => {
+                state.window.pass(offset);
+                return self.note_progress(partition, now);
+            }
+        };
+        if !state.window.open(offset) {
+            log_limited!(
+                Level::Warn,
+                "module [{}]: offset {offset} of partition {partition} was read again, the repeated message is ignored",
+                self.context.config.name
+            );
+            return;
         }
-        let window = state.window_id;
-        self.command_fetch_loop(FetchCommand::Assign { partition, window, position: Some(oldest) });
-        if self.paused.contains(&partition) {
-            // `Assign` ended the pause in the fetch loop, so the partition is paused again.
-            self.command_fetch_loop(FetchCommand::Pause(partition));
+        state.in_flight += 1;
+        let (assignment, window) = (Arc::clone(&state.assignment), state.window_id);
+        self.outbox.send(Box::new(Job { assignment, window, message, method, _memory: Some(memory) }));
+    }
+
+    fn on_report(&mut self, report: WorkerReport, now: Instant) {
+        match report {
+            WorkerReport::Waits { worker } => self.outbox.on_wait(worker),
+            WorkerReport::Ack(ack) => self.on_ack(ack, now),
         }
     }
 
-    fn on_ack(&mut self, ack: Ack) {
-        self.in_flight.remove(ack.size_bytes);
-        let Some(state) = self.partitions.get_mut(&ack.partition) else { return };
+    fn on_ack(&mut self, ack: Ack, now: Instant) {
+        self.outbox.on_ack(&ack);
+        let partition = ack.partition;
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
         if state.generation() != ack.generation {
             return;
         }
         state.in_flight -= 1;
         if ack.end == JobEnd::Done && state.window_id == ack.window {
-            let moved = state.window.close(ack.offset);
-            self.commit(ack.partition, moved);
-        }
-        self.release_if_drained(ack.partition);
-    }
-
-    fn commit(&self, partition: PartitionId, moved: Option<Offset>) {
-        let (Some(state), Some(next)) = (self.partitions.get(&partition), moved) else { return };
-        state.commit_point.set(next);
-        let generation = state.generation();
-        self.channels.group_commands.send(GroupCommand::Commit { partition, generation, next });
-    }
-
-    /// Sends messages to the workers while `in_flight` has room: first the messages held back, then the batch.
-    fn hand_out(&mut self) {
-        if self.phase != StopPhase::Working {
-            self.batch.clear();
-            return;
-        }
-        for partition in self.paused.clone() {
-            self.hand_out_held_back(partition);
-        }
-        while self.in_flight.has_room() {
-            let Some((window, message)) = self.batch.pop_front() else { return };
-            let partition = message.from.partition;
-            let max_gap = self.context.config.max_commit_gap.get();
-            let Some(state) = self.partitions.get_mut(&partition) else { continue };
-            if !state.is_reading_for(window) {
-                continue;
+            let is_held = !state.held_back.is_empty() || state.is_paused;
+            let has_moved = state.window.close(ack.offset).is_some();
+            if is_held && has_moved {
+                self.hand_out_held_back(partition, now);
             }
-            if state.held_back.is_empty() && state.window.len() < max_gap {
-                self.hand_out_message(message);
-                continue;
-            }
-            state.held_back.push_back(message);
-            if self.paused.insert(partition) {
-                let first_open = state.window.first();
-                log_limited!(
-                    Level::Warn,
-                    "module [{}]: partition {partition} is paused: max_commit_gap ({max_gap} messages) is reached \
-                     behind offset {}, which is not done",
-                    self.context.config.name,
-                    shown(first_open)
-                );
-                self.command_fetch_loop(FetchCommand::Pause(partition));
-            }
+            self.note_progress(partition, now);
         }
-    }
-
-    fn hand_out_held_back(&mut self, partition: PartitionId) {
-        let max_gap = self.context.config.max_commit_gap.get();
-        while self.in_flight.has_room() {
-            let Some(state) = self.partitions.get_mut(&partition) else { return };
-            if max_gap <= state.window.len() {
-                return;
-            }
-            match state.held_back.pop_front() {
-                Some(message) => self.hand_out_message(message),
-                // Resume only at half of max_commit_gap, so that the partition does not pause and resume with every
-                // message.
-                None if state.window.len() <= max_gap / 2 => {
-                    self.paused.remove(&partition);
-                    self.command_fetch_loop(FetchCommand::Resume(partition));
-                    return;
-                }
-                None => return,
-            }
-        }
-    }
-
-    fn hand_out_message(&mut self, message: Message) {
-        let partition = message.from.partition;
-        let Some(state) = self.partitions.get_mut(&partition) else { return };
-        let method = match filter(&self.context, &message) {
-            Filtered::Push(method) => method,
-            Filtered::Pass => {
-                let moved = state.window.pass(message.offset);
-                self.commit(partition, moved);
-                return;
-            }
-        };
-        if !state.window.open(message.offset) {
-            log_limited!(
-                Level::Warn,
-                "module [{}]: offset {} of partition {partition} was read again, the repeated message is ignored",
-                self.context.config.name,
-                message.offset
-            );
-            return;
-        }
-        state.in_flight += 1;
-        let job = Job { assignment: Arc::clone(&state.assignment), window: state.window_id, message, method };
-        self.in_flight.add(job.size_bytes());
-        self.channels.jobs.send(job, self.context.config.serialize_by_key);
+        self.release_if_drained(partition);
     }
 
     fn begin_stop(&mut self) {
@@ -412,19 +379,20 @@ impl Dispatcher {
         }
     }
 
-    fn on_deadline(&mut self, now: Instant) {
-        if self.next_drain_due.is_some_and(|due| due <= now) {
-            self.end_drains(now);
-        }
+    /// Takes the next step of a stop whose deadline has passed.
+    fn continue_stop(&mut self, now: Instant) {
         match self.phase {
             StopPhase::Ending { until } if until <= now => {
                 warn!(
-                    "module [{}]: {} pushes did not end within their part of shutdown_grace_ms, their \
-                     connections are closed",
-                    self.context.config.name,
-                    self.in_flight.jobs()
+                    "module [{}]: pushes did not end within their part of shutdown_grace_ms, their connections are \
+                     closed",
+                    self.context.config.name
                 );
-                self.context.pusher.abort();
+                for state in self.partitions.values_mut() {
+                    state.end_drain(now + self.grace);
+                    state.in_flight -= self.outbox.drop_over(&state.assignment);
+                }
+                self.context.http_client.close();
                 self.phase = StopPhase::Aborted { until: now + self.grace / 8 };
             }
             StopPhase::Aborted { until } if until <= now => self.release_all_now(),
@@ -440,9 +408,12 @@ impl Drop for Dispatcher {
         for state in self.partitions.values() {
             state.assignment.end();
         }
-        self.context.pusher.abort();
+        self.context.http_client.close();
+        self.outbox.end_workers();
     }
 }
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod tests;

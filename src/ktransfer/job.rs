@@ -1,41 +1,95 @@
-//! The messages between dispatcher and workers: jobs to the workers, acknowledgements to the dispatcher.
+//! The messages between dispatcher and workers: jobs to the workers, reports to the dispatcher.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 
-use super::group::{Generation, Lease};
-use crate::broker::{Message, Offset, PartitionId};
-use crate::shutdown::Stop;
+use super::group::{Claim, Generation, TimedFence};
+use super::memory_budget::BudgetShare;
+use crate::broker::{Header, Message, Offset, PartitionId};
 
 /// The claim on a partition as the workers see it. One is created for each `Gained` event and shared by its jobs.
 ///
-/// A claim ends in two steps, so that a hand-over repeats few messages: in the first step each queued job still gets
-/// one attempt, in the second step no attempt begins.
+/// A claim ends in two steps, so that a hand-over repeats few messages: in the first step each job below the highest
+/// offset that was pushed still gets one attempt, in the second step no attempt begins.
 pub(super) struct Assignment {
     /// The claimed partition.
     pub(super) partition: PartitionId,
     /// Number of this claim. Each claim of the partition has another number.
     pub(super) generation: Generation,
-    /// Triggered when the release of the partition begins: no job is retried.
-    pub(super) ending: Stop,
-    /// Triggered when the release takes too long, or when the claim has ended: no attempt begins.
-    pub(super) stop: Stop,
+    /// The time until which pushes of this claim may begin or continue.
+    pub(super) fence: Arc<TimedFence>,
+    /// Fencing token of the claim, see [`Claim::token`].
+    pub(super) token: u64,
+    phase: AtomicU8,
+    /// The highest offset of which an attempt began.
+    highest_started: AtomicI64,
+}
+
+/// The steps in which a claim ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ClaimPhase {
+    /// The partition is pushed.
+    Held,
+    /// The release has begun: no job is retried, and a job is attempted only if a later message was attempted before.
+    Draining,
+    /// The release takes too long, or the claim has ended: no attempt begins.
+    Ended,
 }
 
 impl Assignment {
-    /// Creates a claim that has not ended. Its stops have no parent, so only the dispatcher ends it.
-    pub(super) fn new(partition: PartitionId, generation: Generation) -> Self {
-        Assignment { partition, generation, ending: Stop::new(), stop: Stop::new() }
+    /// Creates a claim that has not ended.
+    pub(super) fn new(claim: &Claim) -> Self {
+        Assignment {
+            partition: claim.partition,
+            generation: claim.generation,
+            fence: Arc::clone(&claim.fence),
+            token: claim.token,
+            phase: AtomicU8::new(ClaimPhase::Held as u8),
+            highest_started: AtomicI64::new(Offset::MIN),
+        }
+    }
+
+    /// Moves the claim on to `phase`; a claim never moves back. The dispatcher must then send
+    /// [`WorkerMessage::Recheck`] to the workers.
+    pub(super) fn enter(&self, phase: ClaimPhase) {
+        self.phase.fetch_max(phase as u8, Ordering::SeqCst);
+    }
+
+    /// Returns the present phase.
+    pub(super) fn phase(&self) -> ClaimPhase {
+        match self.phase.load(Ordering::SeqCst) {
+            0 => ClaimPhase::Held,
+            1 => ClaimPhase::Draining,
+            _ => ClaimPhase::Ended,
+        }
     }
 
     /// Ends the claim: takes both steps at once.
     pub(super) fn end(&self) {
-        self.ending.trigger();
-        self.stop.trigger();
+        self.enter(ClaimPhase::Ended);
     }
 
     /// Whether an attempt may begin now.
-    pub(super) fn may_push(&self, lease: &Lease) -> bool {
-        !self.stop.is_triggered() && lease.is_valid(self.partition, self.generation)
+    pub(super) fn may_push(&self) -> bool {
+        self.phase() != ClaimPhase::Ended && self.fence.is_valid()
+    }
+
+    /// Notes that an attempt of the message at `offset` begins.
+    pub(super) fn note_started(&self, offset: Offset) {
+        // The read avoids most of the writes to a value that all workers share.
+        if self.highest_started.load(Ordering::Relaxed) < offset {
+            self.highest_started.fetch_max(offset, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the work on a job ends without a (further) attempt. `is_started` says whether an attempt was made.
+    pub(super) fn is_over_for(&self, offset: Offset, is_started: bool) -> bool {
+        match self.phase() {
+            ClaimPhase::Held => false,
+            // A message that would only add to the messages ahead of the commit point is left to the next owner.
+            ClaimPhase::Draining => is_started || self.highest_started.load(Ordering::SeqCst) < offset,
+            ClaimPhase::Ended => true,
+        }
     }
 }
 
@@ -54,22 +108,34 @@ pub(super) struct Job {
     pub(super) message: Message,
     /// The method of the message; `None` if the module configures no `methods`.
     pub(super) method: Option<Arc<str>>,
+    /// The memory of the message; it returns to the module's budget with the job.
+    pub(super) _memory: Option<BudgetShare>,
 }
 
-impl Job {
-    /// Returns the bytes that this job takes of the dispatcher's limit on bytes in flight.
-    pub(super) fn size_bytes(&self) -> usize {
-        message_size_bytes(&self.message)
-    }
+/// A message to a worker.
+pub(super) enum WorkerMessage {
+    /// Push this.
+    Job(Box<Job>),
+    /// The phase of a claim has changed: abandon its jobs that are over.
+    Recheck,
+    /// A slot of the window is free.
+    SlotFree,
+    /// The dispatcher has ended, so the worker ends too.
+    End,
 }
 
-/// Returns approximately how many bytes a message takes in memory.
+/// Returns approximately how many bytes a message takes in memory, from the fetch loop until it is done.
 pub(super) fn message_size_bytes(message: &Message) -> usize {
-    const OVERHEAD_BYTES: usize = 200;
-    let headers = message.headers.iter().map(|header| header.name.len() + header.value.as_ref().map_or(0, Vec::len));
-    OVERHEAD_BYTES
-        + message.key.as_ref().map_or(0, Vec::len)
-        + message.value.as_ref().map_or(0, Vec::len)
+    /// The message itself, its slot in the window and in queues, its job, and what the allocator adds.
+    const MESSAGE_BYTES: usize = 400;
+    /// What the allocator adds to the name and to the value of a header.
+    const HEADER_BYTES: usize = 32;
+    let bytes = |field: &Option<Vec<u8>>| field.as_ref().map_or(0, Vec::capacity);
+    let headers = message.headers.iter().map(|header| HEADER_BYTES + header.name.capacity() + bytes(&header.value));
+    MESSAGE_BYTES
+        + bytes(&message.key)
+        + bytes(&message.value)
+        + message.headers.capacity() * size_of::<Header>()
         + headers.sum::<usize>()
 }
 
@@ -82,9 +148,25 @@ pub(super) enum JobEnd {
     Abandoned,
 }
 
-/// A worker's acknowledgement of a job. The worker sends exactly one for each job.
+/// A report of a worker to the dispatcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WorkerReport {
+    /// A job waits: for its next attempt, or behind a job of its key. Sent at most once for each job.
+    Waits {
+        /// Number of the worker.
+        worker: usize,
+    },
+    /// The work on a job has ended. Sent exactly once for each job.
+    Ack(Ack),
+}
+
+/// A worker's acknowledgement of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ack {
+    /// Number of the worker.
+    pub(super) worker: usize,
+    /// Whether [`WorkerReport::Waits`] was sent for the job.
+    pub(super) has_waited: bool,
     /// Partition of the message.
     pub(super) partition: PartitionId,
     /// Number of the claim under which the message was read.
@@ -93,8 +175,38 @@ pub(super) struct Ack {
     pub(super) window: WindowId,
     /// Offset of the message.
     pub(super) offset: Offset,
-    /// The value of [`Job::size_bytes`] for this job.
-    pub(super) size_bytes: usize,
     /// How the job ended.
     pub(super) end: JobEnd,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ktransfer::test_fixtures::{claim, job};
+
+    #[test]
+    fn headers_count_with_at_least_64_bytes_each() {
+        let plain = message_size_bytes(&job(Some(b"k"), Some(b"v"), &[]).message);
+        let empty: Vec<(&str, Option<&[u8]>)> = vec![("", None); 1000];
+        let with_headers = message_size_bytes(&job(Some(b"k"), Some(b"v"), &empty).message);
+        assert!(plain + 64_000 <= with_headers, "{plain} {with_headers}");
+    }
+
+    #[test]
+    fn a_claim_ends_in_two_steps_and_never_moves_back() {
+        let assignment = Assignment::new(&claim(0, 1, None));
+        assignment.note_started(7);
+        assignment.note_started(5);
+        for (phase, over) in [
+            // For an attempted job, and for jobs at and above the highest attempted offset.
+            (ClaimPhase::Held, [false, false, false]),
+            (ClaimPhase::Draining, [true, false, true]),
+            (ClaimPhase::Ended, [true, true, true]),
+            (ClaimPhase::Draining, [true, true, true]),
+        ] {
+            assignment.enter(phase);
+            let found = [(3, true), (7, false), (8, false)].map(|(at, started)| assignment.is_over_for(at, started));
+            assert_eq!(found, over, "{phase:?}");
+        }
+    }
 }

@@ -12,9 +12,12 @@ pub(super) struct Metrics {
     push_seconds: HistogramVec,
     messages: IntCounterVec,
     window_in_use: IntGaugeVec,
+    in_flight_bytes: IntGaugeVec,
     stored_offset: IntGaugeVec,
     assigned: IntGaugeVec,
     offset_gap: IntCounterVec,
+    offset_resets: IntCounterVec,
+    truncated: IntCounterVec,
     fetch_errors: IntCounterVec,
     restarts: IntCounterVec,
 }
@@ -41,17 +44,49 @@ pub(super) struct ModuleMetrics {
     pub(super) undecodable: IntCounter,
     /// Messages given up after the last retry, or because no request can carry them.
     pub(super) given_up: IntCounter,
-    /// Messages sent to workers and not done.
+    /// Messages pushed and not done.
     pub(super) window_in_use: IntGauge,
+    /// Memory of the messages read and not done.
+    pub(super) in_flight_bytes: IntGauge,
     /// Partitions that this process pushes.
     pub(super) assigned: IntGauge,
     /// Messages that Kafka had deleted before they were read.
     pub(super) offset_gap: IntCounter,
+    /// Messages that were read and that Kafka then lost in an unclean leader election.
+    pub(super) truncated: IntCounter,
     /// Errors while reading from the broker.
     pub(super) fetch_errors: IntCounter,
     /// Restarts of the module after one of its threads failed.
     pub(super) restarts: IntCounter,
+    offset_resets: IntCounterVec,
     stored_offset: IntGaugeVec,
+}
+
+/// Why reading continues at another offset than the stored or the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OffsetReset {
+    /// Kafka deleted the messages before they were read.
+    Deleted,
+    /// The topic was deleted and created again.
+    Recreated,
+    /// Kafka lost messages that were read, in an unclean leader election.
+    Truncated,
+    /// The offset is larger than the log end offset, for an unknown reason.
+    BeyondEnd,
+}
+
+impl OffsetReset {
+    const ALL: [OffsetReset; 4] =
+        [OffsetReset::Deleted, OffsetReset::Recreated, OffsetReset::Truncated, OffsetReset::BeyondEnd];
+
+    fn label(self) -> &'static str {
+        match self {
+            OffsetReset::Deleted => "deleted",
+            OffsetReset::Recreated => "recreated",
+            OffsetReset::Truncated => "truncated",
+            OffsetReset::BeyondEnd => "beyond_end",
+        }
+    }
 }
 
 impl Metrics {
@@ -78,7 +113,12 @@ impl Metrics {
             ),
             window_in_use: registry.gauge(
                 "ktransfer_window_in_use",
-                "Messages sent to the workers and not done.",
+                "Messages pushed and not done: on the wire, or waiting for the next attempt.",
+                &["module"],
+            ),
+            in_flight_bytes: registry.gauge(
+                "ktransfer_in_flight_bytes",
+                "Memory of the messages read and not done, in bytes.",
                 &["module"],
             ),
             stored_offset: registry.gauge(
@@ -90,6 +130,17 @@ impl Metrics {
             offset_gap: counter(
                 "ktransfer_offset_gap_messages_total",
                 "Messages that the broker had deleted before they were read.",
+                &["module"],
+            ),
+            offset_resets: counter(
+                "ktransfer_offset_resets_total",
+                "Partitions that continued at another offset: messages deleted before they were read, topic \
+                 recreated, log truncated by an unclean leader election, or offset beyond the log end.",
+                &["module", "reason"],
+            ),
+            truncated: counter(
+                "ktransfer_truncated_messages_total",
+                "Messages that were read and that the brokers then lost in an unclean leader election.",
                 &["module"],
             ),
             fetch_errors: counter("ktransfer_fetch_errors_total", "Errors while reading from the broker.", &["module"]),
@@ -105,6 +156,10 @@ impl Metrics {
     pub(super) fn of_module(&self, module: &str, topic: &str) -> ModuleMetrics {
         let pushes = |outcome: &str| self.pushes.with_label_values(&[module, outcome]);
         let messages = |outcome: &str| self.messages.with_label_values(&[module, outcome]);
+        // So that the series exist with the value 0.
+        for reset in OffsetReset::ALL {
+            self.offset_resets.with_label_values(&[module, reset.label()]);
+        }
         ModuleMetrics {
             module: module.to_owned(),
             topic: topic.to_owned(),
@@ -117,8 +172,11 @@ impl Metrics {
             undecodable: messages("undecodable"),
             given_up: messages("given_up"),
             window_in_use: self.window_in_use.with_label_values(&[module]),
+            in_flight_bytes: self.in_flight_bytes.with_label_values(&[module]),
             assigned: self.assigned.with_label_values(&[module]),
             offset_gap: self.offset_gap.with_label_values(&[module]),
+            offset_resets: self.offset_resets.clone(),
+            truncated: self.truncated.with_label_values(&[module]),
             fetch_errors: self.fetch_errors.with_label_values(&[module]),
             restarts: self.restarts.with_label_values(&[module]),
             stored_offset: self.stored_offset.clone(),
@@ -127,6 +185,11 @@ impl Metrics {
 }
 
 impl ModuleMetrics {
+    /// Counts a partition that continues at another offset.
+    pub(super) fn count_reset(&self, reset: OffsetReset) {
+        self.offset_resets.with_label_values(&[self.module.as_str(), reset.label()]).inc();
+    }
+
     /// Returns the gauge that shows the commit point of a partition.
     pub(super) fn commit_point(&self, partition: PartitionId) -> IntGauge {
         self.stored_offset.with_label_values(&[self.module.as_str(), &self.topic, &partition.to_string()])

@@ -8,49 +8,50 @@
 //!    │ ▲ ▲                    │ │ ▲ ▲                      │
 //!    │ │ └────────────────────┘ │ │ └──────────────────────┘
 //!    │ │  commands (a table)    │ │       batches (8)
-//!    ▼ │                   jobs │ │ acks
-//!  ZooKeeper      (window_size) │ │ (window_size)
-//!                               ▼ │
+//!    ▼ │                   jobs │ │ reports
+//!  ZooKeeper                    ▼ │
 //!                        push-0@M … push-n@M ── POST ──▶ backends
 //!                                 ▲
 //!                                 │ addresses (a table)
 //!                              names@M
 //! ```
 //!
-//! `module@M` starts these threads and restarts all of them when one fails. Each worker (`push-…`) has a queue of its
-//! own for jobs with a key, and all workers share one queue for the other jobs; all queues together hold at most
-//! `window_size` jobs. The batches in the channel hold at most `waiting_queue_size` messages. While the window is full
-//! the dispatcher receives no batch, and while the channel of batches is full nothing is read from Kafka. `names@M`
-//! runs only if a backend is configured by name. The daemon adds the threads `health`, `keeper@…` (the session with
-//! ZooKeeper) and, with `admin_port`, `admin-accept` and `admin-0`.
+//! `module@M` starts these threads and restarts all of them when one fails. Each worker (`push-…`) has one channel; it
+//! keeps a queue for each of its keys, so that a message that waits for its next attempt holds up its key alone. At most
+//! `window_size` messages are pushed and not done (`window_slots`). Before a batch enters its channel the fetch loop
+//! takes its memory from `max_in_flight_bytes` (`memory_budget`); the memory returns when a message is done. The batches
+//! in the channel hold at most `waiting_queue_size` messages. While the workers have enough to do the dispatcher receives
+//! no batch, and while the memory is used up or the channel is full nothing is read from Kafka. `names@M` runs only if a
+//! backend is configured by name. `starts@M` looks up where partitions without a stored offset begin, for `fetch@M`, and
+//! sends these offsets to the group. The daemon adds the threads `health`, `keeper@…` (the session with ZooKeeper) and,
+//! with `admin_port`, `admin-accept` and `admin-0`.
 //!
 //! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
-//! windows), `window`, `group`, `fetcher`, `worker`, `request` and `push` (an attempt), `policy` (retries), `give_up`.
+//! windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `policy` (retries), `give_up`.
 //!
 //! Invariant: a message is done only when a backend answered 2xx, when the method of the message is not configured, or
 //! when the message was given up.
 
+mod backend_client;
 mod backends;
-mod client;
 mod config;
 mod dispatcher;
 mod fetcher;
 mod give_up;
 pub mod group;
 mod job;
+mod memory_budget;
 mod method;
 mod metrics;
 mod module;
 mod policy;
-mod push;
-mod request;
-mod socket;
 mod template;
 #[cfg(test)]
 mod test_backend;
 #[cfg(test)]
 mod test_fixtures;
 mod window;
+mod window_slots;
 mod worker;
 mod worker_context;
 
@@ -59,7 +60,7 @@ use std::time::Duration;
 
 use log::info;
 
-use crate::admin::{Admin, Health};
+use crate::admin::{Admin, Component, Health};
 use crate::broker::{self, BrokerConfig, FetcherConfig};
 use crate::http::{Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
 use crate::keeper::{self, SharedKeeper, discovery};
@@ -106,9 +107,10 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
             grace: shared.shutdown_grace * 4 / 5,
             max_pause: shared.retry_interval,
         };
+        let group_health = health.component(format!("group of {}", module_config.name));
         let (shared, keeper, stop) = (Arc::clone(&shared), Arc::clone(&keeper), modules.stop().clone());
         modules.spawn(format!("module@{}", module_config.name), move || {
-            module.run(&stop, |threads| connect(&shared, &module.config, &keeper, threads));
+            module.run(&stop, |threads| connect(&shared, &module.config, &keeper, &group_health, threads));
         });
     }
 
@@ -167,6 +169,7 @@ fn connect(
     config: &Config,
     module: &ModuleConfig,
     keeper: &SharedKeeper,
+    group_health: &Component,
     threads: &Supervisor,
 ) -> Result<Connectors, String> {
     let hosts = match &config.broker_hosts {
@@ -197,6 +200,6 @@ fn connect(
     Ok(Connectors {
         fetcher: broker::fetcher(&broker, fetcher_config, threads)?,
         log_ends: broker::log_ends(&broker, threads)?,
-        group: Box::new(ZookeeperGroup::new(group, Arc::clone(keeper))),
+        group: Box::new(ZookeeperGroup::new(group, Arc::clone(keeper)).with_health(group_health.clone())),
     })
 }

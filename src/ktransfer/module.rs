@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
-use super::client::BackendResolver;
+use super::backend_client::{BackendResolver, HttpClient};
 use super::config::ModuleConfig;
-use super::dispatcher::{Channels, Dispatcher, JobQueues};
-use super::fetcher::{FetchLoop, QUEUED_BATCHES};
+use super::dispatcher::{Channels, Dispatcher};
+use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, StartOffsets, StartRequests};
 use super::group::{Group, mailbox};
+use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
-use super::push::Pusher;
-use super::worker::Worker;
+use super::window_slots::WindowSlots;
+use super::worker::{Worker, WorkerChannels};
 use super::worker_context::WorkerContext;
 use crate::admin::Component;
 use crate::broker::{Fetcher, LogEnds};
@@ -141,45 +142,59 @@ impl Module {
             threads.spawn(format!("names@{name}"), move || resolver.run(&stop));
         }
         let context = Arc::new(WorkerContext {
-            pusher: Pusher::new(config, resolver),
-            lease: connectors.group.lease(),
+            http_client: HttpClient::new(config, resolver),
             metrics: self.metrics.clone(),
+            slots: WindowSlots::new(config.window_size.get()),
             config: config.clone(),
         });
 
-        // The channels of jobs and acks are unbounded, but window_size limits their content: the dispatcher sends a job
-        // only while fewer than window_size jobs are in flight, and a job is in flight until its ack is received. So
-        // all job channels together hold at most window_size jobs, the ack channel holds at most window_size acks, and
-        // no send blocks. (A bounded channel would allocate all its slots at once: window_size slots for each worker.)
-        let (shared_job_sender, shared_jobs) = unbounded();
-        let (ack_sender, acks) = unbounded();
-        let mut own_job_senders = Vec::new();
-        for number in 0..config.worker_num.get() {
-            let (own_job_sender, own_jobs) = unbounded();
-            own_job_senders.push(own_job_sender);
-            let worker = Worker::new(number, Arc::clone(&context));
-            let (shared_jobs, acks) = (shared_jobs.clone(), ack_sender.clone());
-            threads.spawn(format!("push-{number}@{name}"), move || worker.run(&own_jobs, &shared_jobs, &acks));
+        // The channels to and from the workers are unbounded, but what they hold is limited: each job has an open slot
+        // in the window of its partition, which has at most max_commit_gap of them, and its share of the memory budget.
+        // A job has at most two reports. So no send blocks. (A bounded channel would allocate all its slots at once.)
+        let (report_sender, reports) = unbounded();
+        let (inboxes, receivers): (Vec<_>, Vec<_>) = (0..config.worker_num.get()).map(|_| unbounded()).unzip();
+        let workers: Arc<[_]> = inboxes.into();
+        for (number, inbox) in receivers.into_iter().enumerate() {
+            let (reports, workers) = (report_sender.clone(), Arc::clone(&workers));
+            let channels = WorkerChannels { inbox, reports, workers };
+            let pusher = Box::new(context.http_client.pusher(number));
+            let worker = Worker::new(number, Arc::clone(&context), channels, pusher);
+            threads.spawn(format!("push-{number}@{name}"), move || worker.run());
         }
+        drop(report_sender);
 
         let (fetch_commands, fetch_command_receiver) = bounded(FETCH_COMMANDS);
-        // While the window is full this channel fills up, and then the fetch loop reads no further.
+        // While the workers have enough to do this channel fills up, and then the fetch loop reads no further.
         let (batches, fetched) = bounded(QUEUED_BATCHES.min(config.waiting_queue_size.get()));
-        let fetch_loop = FetchLoop::new(
-            connectors.fetcher,
-            connectors.log_ends,
-            config,
-            self.metrics.clone(),
-            self.broker_health.clone(),
-        );
+        // Tables, not queues: a commit overwrites the earlier commit of the same partition, a request the earlier one.
+        let (group_commands, mailbox) = mailbox();
+        let start_requests = StartRequests::new();
+        let (found, found_starts) = bounded(FOUND_STARTS);
+        let start_offsets = StartOffsets {
+            log_ends: connectors.log_ends,
+            topic: Arc::clone(&config.topic),
+            start_from: config.start_from,
+            requests: start_requests.clone(),
+            found,
+            group_commands: group_commands.clone(),
+        };
+        let start_stop = stop.clone();
+        threads.spawn(format!("starts@{name}"), move || start_offsets.run(&start_stop));
+        let memory = MemoryBudget::new(config.max_in_flight_bytes.get());
+        let fetch_channels = FetchChannels {
+            commands: fetch_command_receiver,
+            batches,
+            start_requests,
+            found_starts,
+            memory: memory.clone(),
+        };
+        let (metrics, health) = (self.metrics.clone(), self.broker_health.clone());
+        let fetch_loop = FetchLoop::new(connectors.fetcher, config, metrics, health, fetch_channels);
         let fetch_stop = stop.clone();
-        threads.spawn(format!("fetch@{name}"), move || fetch_loop.run(&fetch_command_receiver, &batches, &fetch_stop));
+        threads.spawn(format!("fetch@{name}"), move || fetch_loop.run(&fetch_stop));
 
         let (event_sender, group_events) = bounded(GROUP_EVENTS);
-        // A table, not a queue: a commit overwrites the earlier commit of the same partition.
-        let (group_commands, mailbox) = mailbox();
-        let jobs = JobQueues { own: own_job_senders, shared: shared_job_sender };
-        let channels = Channels { group_events, group_commands, fetch_commands, fetched, jobs, acks };
+        let channels = Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports };
         // Half of the grace is for the pushes in flight. The rest is for closing their connections, storing offsets and
         // leaving the group.
         let dispatcher = Dispatcher::new(channels, context, stop.clone(), self.grace / 2);

@@ -12,7 +12,7 @@ pub(super) enum AttemptOutcome {
     Answered {
         /// Status code of the answer.
         status: u16,
-        /// The pause that the `Retry-After` header of the answer requests.
+        /// The pause that the `Retry-After` header of the answer requests; [`RetryPolicy`] limits it.
         retry_after: Option<Duration>,
     },
     /// No answer was received. Whether the backend received the message is unknown.
@@ -91,11 +91,6 @@ impl RetryPolicy {
 /// Whether the message is delivered: only an answer with a status from 200 to 299 is a delivery.
 fn is_delivered(outcome: &AttemptOutcome) -> bool {
     matches!(outcome, AttemptOutcome::Answered { status: 200..=299, .. })
-}
-
-/// Parses the value of a `Retry-After` header. Only a number of seconds is understood; a date returns `None`.
-pub(super) fn retry_after(value: &[u8]) -> Option<Duration> {
-    std::str::from_utf8(value).ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
 #[cfg(test)]
@@ -180,17 +175,6 @@ mod tests {
                 NextStep::Retry(Duration::from_millis(pause)),
                 "{requested_s}"
             );
-        }
-        for (value, seconds) in [
-            (b"3".as_slice(), Some(3)),
-            (b" 3 ", Some(3)),
-            (b"-1", None),
-            (b"3.5", None),
-            (b"Fri, 31 Dec 1999 23:59:59 GMT", None),
-            (b"\xff", None),
-            (b"99999999999999999999999", None),
-        ] {
-            assert_eq!(retry_after(value), seconds.map(Duration::from_secs), "{value:?}");
         }
     }
 

@@ -126,6 +126,31 @@ fn receive(reader: &mut impl BufRead) -> Option<ReceivedRequest> {
     Some(request)
 }
 
+/// Starts a backend whose answers need not be HTTP: `script` gets each connection with its number, counted from 0, on a
+/// thread of its own. Returns the address, `host:port`.
+pub(super) fn start_raw(script: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = listener.local_addr().unwrap().to_string();
+    let script = Arc::new(script);
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+            let script = Arc::clone(&script);
+            std::thread::spawn(move || script(stream, number));
+        }
+    });
+    server
+}
+
+/// Reads one request from a connection of [`start_raw`]; returns `None` if the client closed the connection.
+pub(super) fn read_request(stream: &TcpStream) -> Option<ReceivedRequest> {
+    receive(&mut BufReader::new(stream))
+}
+
+/// Blocks until the client closes the connection.
+pub(super) fn wait_for_close(mut stream: &TcpStream) {
+    let _ = std::io::copy(&mut stream, &mut std::io::sink());
+}
+
 /// Waits until `condition` returns true; panics after 30 s.
 #[track_caller]
 pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {

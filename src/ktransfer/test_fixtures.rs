@@ -2,18 +2,19 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::client::BackendResolver;
-use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
-use super::group::{Fence, Generation};
+use super::backend_client::{BackendResolver, HttpClient};
+use super::config::{IdempotencyKey, ModuleConfig, ProtocolConfig, StartFrom};
+use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
 use super::policy::RetryPolicy;
-use super::push::Pusher;
 use super::template::UriTemplate;
+use super::window_slots::WindowSlots;
 use super::worker_context::WorkerContext;
-use crate::broker::{Header, Message, PartitionId, TopicPartition};
+use crate::broker::{Header, Message, Offset, PartitionId, TopicPartition};
+use crate::clock::BootTime;
 use crate::metrics::Registry;
 
 /// Creates the configuration of a module that pushes to `servers`.
@@ -44,26 +45,30 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
         backend_servers: servers.iter().map(|server| (*server).to_owned()).collect(),
         serialize_by_key: true,
         offset_update_interval: Duration::from_secs(1),
+        max_in_flight_bytes: NonZeroUsize::new(64 << 20).unwrap(),
         waiting_queue_size: NonZeroUsize::new(256).unwrap(),
         start_from: StartFrom::Earliest,
+        idempotency_key: IdempotencyKey::Timestamp,
     }
 }
 
-/// A lease that never ends.
-struct EndlessLease;
-
-impl Fence for EndlessLease {
-    fn valid_until(&self, _: PartitionId, _: Generation) -> Option<Instant> {
-        Some(Instant::now() + Duration::from_secs(60))
+/// Creates a claim whose fence is valid for a minute.
+pub(super) fn claim(partition: PartitionId, generation: u64, position: Option<Offset>) -> Claim {
+    Claim {
+        partition,
+        generation: Generation(generation),
+        fence: TimedFence::until(BootTime::now() + Duration::from_secs(60)),
+        token: generation,
+        position: position.map(StoredPosition::at),
     }
 }
 
 /// Creates the worker context of a module with this `config`. Its metrics are in `registry`.
 pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
     WorkerContext {
-        pusher: Pusher::new(&config, BackendResolver::new(&config.backend_servers)),
-        lease: Arc::new(EndlessLease),
+        http_client: HttpClient::new(&config, BackendResolver::new(&config.backend_servers)),
         metrics: Metrics::new(registry).of_module(&config.name, &config.topic),
+        slots: WindowSlots::new(config.window_size.get()),
         config,
     }
 }
@@ -83,7 +88,7 @@ pub(super) const RECORD_HEADERS: &[(&str, Option<&[u8]>)] = &[
 pub(super) fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> Job {
     let header = |(name, value): &(&str, Option<&[u8]>)| Header { name: (*name).into(), value: value.map(Into::into) };
     Job {
-        assignment: Arc::new(Assignment::new(3, Generation(1))),
+        assignment: Arc::new(Assignment::new(&claim(3, 1, None))),
         window: WindowId(1),
         message: Message {
             from: TopicPartition { topic: "t".into(), partition: 3 },
@@ -94,5 +99,6 @@ pub(super) fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Op
             timestamp_ms: Some(1_700_000_000_123),
         },
         method: None,
+        _memory: None,
     }
 }

@@ -4,8 +4,12 @@
 //!
 //! Invariant: the commit point never passes a message that was opened and is not done. Offsets rise, but need
 //! not be contiguous: compaction and transactions leave holes, which the commit point skips.
+//!
+//! Messages above the commit point may be done already, in this claim or in an earlier one: [`Window::ahead`] returns
+//! them for the group to store, and [`Window::resuming`] continues with them.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use crate::broker::Offset;
 
@@ -16,10 +20,12 @@ pub(super) struct Window {
     slots: VecDeque<Slot>,
     /// Number of done slots. Each is behind a slot that is not done.
     done: usize,
-    /// The next offset to read after a restart; `None` until the first message is done.
+    /// The next offset to read after a restart; `None` if it was unknown at first and no message is done.
     commit_point: Option<Offset>,
     /// The offset after the highest one that has a slot so far; lower offsets are refused.
     end: Option<Offset>,
+    /// Ranges of offsets, ascending, whose messages were done in an earlier claim and have not been read in this one.
+    done_before: VecDeque<Range<Offset>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +38,74 @@ impl Window {
     /// Creates an empty window without a commit point.
     pub(super) fn new() -> Self {
         Self::default()
+    }
+
+    /// Creates an empty window with the commit point `next`.
+    pub(super) fn starting_at(next: Offset) -> Self {
+        Window { commit_point: Some(next), ..Self::default() }
+    }
+
+    /// Moves the commit point to `next`, past offsets without a message, if every message that was added is done.
+    /// Returns the commit point if it moved.
+    pub(super) fn skip_to(&mut self, next: Offset) -> Option<Offset> {
+        if !self.slots.is_empty() || self.commit_point.is_some_and(|point| next <= point) {
+            return None;
+        }
+        self.end = Some(self.end.map_or(next, |end| end.max(next)));
+        self.commit_point = Some(next);
+        Some(next)
+    }
+
+    /// Whether the message at `offset` was added.
+    pub(super) fn has_passed(&self, offset: Offset) -> bool {
+        self.end.is_some_and(|end| offset < end)
+    }
+
+    /// Creates an empty window with the commit point `next`. Messages with offsets in `done_before`, ascending ranges
+    /// above `next`, are done already.
+    pub(super) fn resuming(next: Offset, done_before: &[Range<Offset>]) -> Self {
+        let done_before = done_before.iter().filter(|range| next < range.end && range.start < range.end).cloned();
+        Window { commit_point: Some(next), done_before: done_before.collect(), ..Self::default() }
+    }
+
+    /// Whether the message at `offset` was done in an earlier claim; such a message is to be passed. Called with rising
+    /// offsets.
+    pub(super) fn was_done(&mut self, offset: Offset) -> bool {
+        while self.done_before.front().is_some_and(|range| range.end <= offset) {
+            self.done_before.pop_front();
+        }
+        self.done_before.front().is_some_and(|range| range.contains(&offset))
+    }
+
+    /// Returns the number of messages done ahead of the commit point, without those of [`was_done`](Self::was_done)
+    /// that have not been read yet.
+    pub(super) fn done_ahead(&self) -> usize {
+        self.done
+    }
+
+    /// Returns the offsets above the commit point whose messages are done, as ascending ranges; a range may include
+    /// holes. If there are more than `max_ranges`, the shortest ones are left out.
+    pub(super) fn ahead(&self, max_ranges: usize) -> Vec<Range<Offset>> {
+        let mut ranges: Vec<Range<Offset>> = Vec::new();
+        let mut continues = false;
+        for slot in &self.slots {
+            match ranges.last_mut() {
+                Some(last) if slot.done && continues => last.end = slot.offset.saturating_add(1),
+                _ if slot.done => ranges.push(slot.offset..slot.offset.saturating_add(1)),
+                _ => {}
+            }
+            continues = slot.done;
+        }
+        // Those that have not been read yet in this claim are still true.
+        let next_to_read = self.end.unwrap_or(Offset::MIN);
+        let not_read = self.done_before.iter().filter(|range| next_to_read < range.end);
+        ranges.extend(not_read.map(|range| range.start.max(next_to_read)..range.end));
+        if max_ranges < ranges.len() {
+            ranges.sort_unstable_by_key(|range| std::cmp::Reverse(range.end.saturating_sub(range.start)));
+            ranges.truncate(max_ranges);
+            ranges.sort_unstable_by_key(|range| range.start);
+        }
+        ranges
     }
 
     /// Adds a slot for a message that is about to be sent to a worker. Returns false and changes nothing if this offset
@@ -62,7 +136,7 @@ impl Window {
         self.advance()
     }
 
-    /// Returns the next offset to read after a restart; `None` until the first message is done.
+    /// Returns the next offset to read after a restart; `None` if it was unknown at first and no message is done.
     pub(super) fn commit_point(&self) -> Option<Offset> {
         self.commit_point
     }
@@ -161,6 +235,52 @@ mod tests {
         assert_eq!(window.close(Offset::MIN), None);
     }
 
+    #[test]
+    fn messages_done_ahead_survive_a_restart() {
+        let mut window = Window::resuming(10, &[]);
+        for offset in [10, 11, 12, 14, 15, 20] {
+            assert!(window.open(offset));
+        }
+        for offset in [12, 14, 20] {
+            assert_eq!(window.close(offset), None);
+        }
+        assert_eq!((window.commit_point(), window.done_ahead()), (Some(10), 3));
+        // No message lies between 12 and 14.
+        assert_eq!(window.ahead(10), [12..15, 20..21]);
+        assert_eq!(window.ahead(1), std::iter::once(12..15).collect::<Vec<_>>());
+
+        let mut next = Window::resuming(10, &window.ahead(10));
+        assert_eq!(next.ahead(10), [12..15, 20..21], "not read yet, and still done");
+        let was_done: Vec<bool> = [10, 11, 12, 14, 15, 20]
+            .map(|offset| {
+                let was_done = next.was_done(offset);
+                let moved = if was_done { next.pass(offset) } else { next.open(offset).then_some(0) };
+                assert!(moved.is_none_or(|moved| moved == 0), "10 is open");
+                was_done
+            })
+            .into();
+        assert_eq!(was_done, [false, false, true, true, false, true]);
+        assert_eq!(next.ahead(10), [12..15, 20..21]);
+        assert_eq!([next.close(11), next.close(10), next.close(15)], [None, Some(15), Some(21)]);
+        assert!(next.ahead(10).is_empty());
+    }
+
+    #[test]
+    fn an_empty_window_skips_offsets_without_a_message() {
+        let mut window = Window::starting_at(10);
+        assert_eq!((window.commit_point(), window.has_passed(10)), (Some(10), false));
+        assert_eq!(window.skip_to(12), Some(12), "two transaction markers");
+        assert_eq!((window.skip_to(12), window.skip_to(3)), (None, None));
+        assert!(!window.open(11), "a message below the commit point");
+        assert!(window.open(12) && window.has_passed(12));
+        assert_eq!(window.skip_to(14), None, "12 is not done");
+        assert_eq!(window.close(12), Some(13));
+        assert_eq!(window.skip_to(14), Some(14));
+        assert_eq!(window.pass(20), Some(21));
+        let mut unknown = Window::new();
+        assert_eq!(unknown.skip_to(7), Some(7));
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Open(u8),
@@ -217,6 +337,12 @@ mod tests {
                     prop_assert_eq!(point, expected);
                 }
                 prop_assert_eq!(window.commit_point().is_some(), prefix > 0);
+                // What is stored as done ahead is exactly what is done behind the first open message.
+                let ahead = window.ahead(usize::MAX);
+                for (offset, done) in behind {
+                    prop_assert_eq!(ahead.iter().any(|range| range.contains(offset)), *done);
+                }
+                prop_assert!(ahead.windows(2).all(|pair| pair[0].end < pair[1].start));
                 // All open messages are at or after the commit point, and the done prefix is before it.
                 if let Some(point) = window.commit_point() {
                     prop_assert!(behind.iter().all(|(offset, _)| point <= *offset));

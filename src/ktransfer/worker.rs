@@ -1,27 +1,32 @@
-//! A thread that pushes one message at a time, and retries it until it is delivered or given up.
+//! A thread that pushes one message at a time.
 //!
-//! All messages of one key are queued, in order, for the same worker; while it retries a message, only its own queue
-//! waits. Messages without a key, and all messages without `serialize_by_key`, are in a queue that all workers share.
+//! All messages of one key have the same worker. A message that waits for its next attempt, or for a valid lease, holds
+//! up its key alone: the worker goes on with its other keys, and is busy only while a request is on the wire. It blocks
+//! on its own channel only.
 //!
-//! Invariants: no attempt begins without a valid lease; every job is acknowledged exactly once.
+//! Invariants: no attempt begins without a valid lease; at most one request of a key is on the wire; the messages of a
+//! key are attempted in the order of their partition; every job is acknowledged exactly once.
 
-use std::collections::HashMap;
+mod jitter;
+mod key_queues;
+
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{Level, info};
 
+use super::backend_client::{PushEnd, Pusher};
 use super::backends::BackendRotation;
 use super::give_up::{GiveUpReason, LastAttempt, give_up};
-use super::group::Generation;
-use super::job::{Ack, Assignment, Job, JobEnd};
+use super::job::{Ack, Assignment, Job, JobEnd, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
 use super::worker_context::WorkerContext;
-use crate::broker::PartitionId;
 use crate::log_limited;
-use crate::random::random;
+use jitter::Random;
+use key_queues::{KeyQueues, QueueId, Queued};
 
 /// Interval at which a worker checks a lease that is not valid at the moment.
 const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -30,101 +35,347 @@ const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 pub(super) struct Worker {
     number: usize,
     context: Arc<WorkerContext>,
+    channels: WorkerChannels,
+    pusher: Box<dyn PushAttempt>,
+    queues: KeyQueues<PendingJob>,
+    /// Hashes keys. Its keys are random, so that nobody can choose message keys that share a queue.
+    hasher: RandomState,
     rotation: BackendRotation,
     random: Random,
-    /// Claims of which this worker abandoned a job. Later jobs of such a claim may have the key of the abandoned job,
-    /// so they are abandoned too. At most one entry for each partition.
-    abandoned: HashMap<PartitionId, Generation>,
+    /// Whether the next turn goes to a retry rather than to a first attempt, where both are possible.
+    is_turn_of_retries: bool,
+    /// Whether this worker waits for a slot of the window: it is registered, or a wake-up is on its way.
+    waits_for_slot: bool,
+    has_ended: bool,
+}
+
+/// The ends of the channels that a worker holds. All of them are unbounded: the open slots of the windows and the
+/// memory budget bound the jobs, and each job has one acknowledgement.
+pub(super) struct WorkerChannels {
+    /// Messages to this worker.
+    pub(super) inbox: Receiver<WorkerMessage>,
+    /// Reports to the dispatcher.
+    pub(super) reports: Sender<WorkerReport>,
+    /// The inboxes of all workers of the module, by number.
+    pub(super) workers: Arc<[Sender<WorkerMessage>]>,
+}
+
+/// Makes the attempts of one worker.
+pub(super) trait PushAttempt: Send {
+    /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
+    fn url(&self, job: &Job, server: &str) -> String;
+
+    /// Makes an attempt and returns its outcome; `None` if the claim or its lease prevented or ended it, so that the
+    /// attempt does not count. `attempt` counts from 1.
+    fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome>;
+}
+
+impl PushAttempt for Pusher {
+    fn url(&self, job: &Job, server: &str) -> String {
+        Pusher::url(self, job, server)
+    }
+
+    fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome> {
+        match Pusher::push(self, job, url, attempt) {
+            PushEnd::Attempted(outcome) => Some(outcome),
+            PushEnd::NotBegun | PushEnd::Aborted => None,
+        }
+    }
+}
+
+/// A job that is not acknowledged yet.
+struct PendingJob {
+    job: Box<Job>,
+    /// Number of attempts made.
+    attempts: u32,
+    /// Index of the backend of the latest attempt.
+    last_backend: Option<usize>,
+    /// Whether the job has a slot of the window: from its first attempt until it is acknowledged.
+    has_slot: bool,
+    /// Whether [`WorkerReport::Waits`] was sent.
+    has_waited: bool,
+}
+
+impl Queued for PendingJob {
+    fn has_slot(&self) -> bool {
+        self.has_slot
+    }
+
+    fn note_behind(&mut self) {
+        self.has_waited = true;
+    }
+}
+
+impl PendingJob {
+    fn is_over(&self) -> bool {
+        self.job.assignment.is_over_for(self.job.message.offset, self.attempts > 0)
+    }
+
+    fn is_of_claim(&self, job: &Job) -> bool {
+        Arc::ptr_eq(&self.job.assignment, &job.assignment)
+    }
 }
 
 impl Worker {
     /// Creates worker `number`, counted from 0.
-    pub(super) fn new(number: usize, context: Arc<WorkerContext>) -> Self {
+    pub(super) fn new(
+        number: usize,
+        context: Arc<WorkerContext>,
+        channels: WorkerChannels,
+        pusher: Box<dyn PushAttempt>,
+    ) -> Self {
         Worker {
             number,
             context,
+            channels,
+            pusher,
+            queues: KeyQueues::new(),
+            hasher: RandomState::new(),
             rotation: BackendRotation::starting_at(number),
             random: Random::new(),
-            abandoned: HashMap::new(),
+            is_turn_of_retries: false,
+            waits_for_slot: false,
+            has_ended: false,
         }
     }
 
-    /// Works until the dispatcher has dropped both queues and they are empty. Takes jobs from its own queue first.
-    pub(super) fn run(mut self, own_jobs: &Receiver<Job>, shared_jobs: &Receiver<Job>, acks: &Sender<Ack>) {
-        while let Some(job) = next_job(own_jobs, shared_jobs) {
-            let end = self.work(&job);
-            let ack = Ack {
-                partition: job.assignment.partition,
-                generation: job.assignment.generation,
-                window: job.window,
-                offset: job.message.offset,
-                size_bytes: job.size_bytes(),
-                end,
+    /// Works until the dispatcher has ended.
+    pub(super) fn run(mut self) {
+        while !self.has_ended {
+            if self.step() {
+                continue;
+            }
+            let received = match self.queues.next_due() {
+                Some(due) => self.channels.inbox.recv_deadline(due),
+                None => self.channels.inbox.recv().map_err(RecvTimeoutError::from),
             };
-            // Never blocks, because the channel is unbounded. Fails only after the dispatcher has ended.
-            if acks.send(ack).is_err() {
-                return;
+            match received {
+                Ok(message) => self.receive(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    fn work(&mut self, job: &Job) -> JobEnd {
-        let Assignment { partition, generation, .. } = *job.assignment;
-        if self.abandoned.get(&partition) == Some(&generation) {
-            return JobEnd::Abandoned;
-        }
-        let end = self.push_until_done(job);
-        if end == JobEnd::Abandoned {
-            self.abandoned.insert(partition, generation);
-        }
-        end
+    /// Receives what has arrived, and makes one attempt if one can be made now. Returns whether one was made. Blocks only
+    /// for the attempt.
+    pub(super) fn step(&mut self) -> bool {
+        self.receive_all();
+        self.work_once()
     }
 
-    fn push_until_done(&mut self, job: &Job) -> JobEnd {
-        for attempt in 1.. {
-            while !job.assignment.may_push(&self.context.lease) {
-                if !job.assignment.stop.sleep(LEASE_CHECK_INTERVAL) {
-                    return JobEnd::Abandoned;
-                }
+    fn receive_all(&mut self) {
+        while let Ok(message) = self.channels.inbox.try_recv() {
+            self.receive(message);
+        }
+    }
+
+    fn receive(&mut self, message: WorkerMessage) {
+        match message {
+            WorkerMessage::Job(job) => self.enqueue(job),
+            WorkerMessage::Recheck => self.abandon_what_is_over(),
+            // Whoever has work looks for a slot before it blocks again.
+            WorkerMessage::SlotFree => {}
+            WorkerMessage::End => self.has_ended = true,
+        }
+    }
+
+    fn enqueue(&mut self, job: Box<Job>) {
+        let key = job.message.key.as_ref().filter(|key| !key.is_empty() && self.context.config.serialize_by_key);
+        let hash = key.map(|key| self.hasher.hash_one(key));
+        let pending = PendingJob { job, attempts: 0, last_backend: None, has_slot: false, has_waited: false };
+        if self.queues.push(hash, pending) {
+            self.report(WorkerReport::Waits { worker: self.number });
+        }
+    }
+
+    /// Makes one attempt, if one can be made now. First attempts and retries take turns.
+    fn work_once(&mut self) -> bool {
+        self.is_turn_of_retries = !self.is_turn_of_retries;
+        let taken = match self.is_turn_of_retries {
+            true => self.take_due().or_else(|| self.take_fresh()),
+            // A job that waited for its lease becomes fresh when its wait is over.
+            false => self.take_fresh().or_else(|| self.take_due()).or_else(|| self.take_fresh()),
+        };
+        let is_taken = taken.is_some();
+        if let Some((queue, pending)) = taken {
+            self.attempt_or_wait(queue, pending);
+        } else if !self.queues.has_fresh() {
+            self.stop_waiting_for_slot();
+        }
+        is_taken
+    }
+
+    fn take_due(&mut self) -> Option<(QueueId, PendingJob)> {
+        self.queues.next_due()?;
+        self.queues.take_due(Instant::now())
+    }
+
+    /// Takes a job for its first attempt, with a slot of the window.
+    fn take_fresh(&mut self) -> Option<(QueueId, PendingJob)> {
+        if !self.queues.has_fresh() {
+            return None;
+        }
+        if !self.context.slots.try_acquire(self.number) {
+            self.waits_for_slot = true;
+            return None;
+        }
+        let (queue, mut pending) = self.queues.take_fresh()?;
+        pending.has_slot = true;
+        Some((queue, pending))
+    }
+
+    /// Leaves the queue of workers that wait for a slot. Must be called before this worker does anything that takes
+    /// long: a wake-up that reached it meanwhile would leave a slot unused, so it is passed on.
+    fn stop_waiting_for_slot(&mut self) {
+        if std::mem::take(&mut self.waits_for_slot) {
+            self.wake(self.context.slots.leave(self.number));
+        }
+    }
+
+    fn attempt_or_wait(&mut self, queue: QueueId, pending: PendingJob) {
+        if pending.is_over() {
+            self.abandon(queue, pending);
+        } else if pending.job.assignment.may_push() {
+            self.attempt(queue, pending);
+        } else {
+            self.wait_for_lease(queue, pending);
+        }
+    }
+
+    fn attempt(&mut self, queue: QueueId, mut pending: PendingJob) {
+        self.stop_waiting_for_slot();
+        let attempt = pending.attempts.saturating_add(1);
+        let servers = &self.context.config.backend_servers;
+        let backend = self.rotation.next(servers.len(), pending.last_backend);
+        let job = &pending.job;
+        job.assignment.note_started(job.message.offset);
+        let url = self.pusher.url(job, &servers[backend]);
+        let began = Instant::now();
+        let Some(outcome) = self.pusher.push(job, &url, attempt) else {
+            // The end of the lease or of the claim ended the request. The message is not done, even if this was its
+            // last attempt.
+            return self.wait_for_lease(queue, pending);
+        };
+        let took = began.elapsed();
+        (pending.attempts, pending.last_backend) = (attempt, Some(backend));
+        let next = self.context.config.retry.next(attempt, &outcome, self.random.next());
+        self.count(&outcome, next, took);
+        let (module, number, job) = (&self.context.config.name, self.number, &pending.job);
+        let fields = AttemptFields { job, url: &url, attempt, outcome: &outcome, took };
+        match next {
+            NextStep::Delivered => {
+                info!("module [{module}]: worker[{number}] success push: {fields}");
+                self.done(queue, pending);
             }
-            let server = self.rotation.next(&self.context.config.backend_servers);
-            let url = self.context.pusher.url(job, server);
-            let began = Instant::now();
-            let outcome = self.context.pusher.push(job, &url, attempt);
-            let took = began.elapsed();
-            if matches!(outcome, AttemptOutcome::Failed { .. }) && self.context.pusher.is_aborted() {
-                // The module's stop ended the request. The message is not done, even if this was its last attempt.
-                return JobEnd::Abandoned;
+            NextStep::Retry(pause) => {
+                let pause_ms = pause.as_millis();
+                log_limited!(
+                    Level::Warn,
+                    "module [{module}]: worker[{number}] fail push, retry in {pause_ms}ms: {fields}"
+                );
+                self.park(queue, pending, pause);
             }
-            let next = self.context.config.retry.next(attempt, &outcome, self.random.next());
-            self.count(&outcome, next, took);
-            let (module, number) = (&self.context.config.name, self.number);
-            let fields = AttemptFields { job, url: &url, attempt, outcome: &outcome, took };
-            match next {
-                NextStep::Delivered => {
-                    info!("module [{module}]: worker[{number}] success push: {fields}");
-                    return JobEnd::Done;
-                }
-                NextStep::Retry(pause) => {
-                    let pause_ms = pause.as_millis();
-                    log_limited!(
-                        Level::Warn,
-                        "module [{module}]: worker[{number}] fail push, retry in {pause_ms}ms: {fields}"
-                    );
-                    if !job.assignment.ending.sleep(pause) {
-                        return JobEnd::Abandoned;
-                    }
-                }
-                NextStep::GiveUp => {
-                    let last = LastAttempt { number: attempt, outcome: &outcome, url: &url, took };
-                    let reason = GiveUpReason::after_attempt(last);
-                    give_up(&self.context, &job.message, job.method.as_deref(), reason);
-                    return JobEnd::Done;
-                }
+            NextStep::GiveUp => {
+                let last = LastAttempt { number: attempt, outcome: &outcome, url: &url, took };
+                let reason = GiveUpReason::after_attempt(last);
+                give_up(&self.context, &job.message, job.method.as_deref(), reason);
+                self.done(queue, pending);
             }
         }
-        // Reached only after 2^32 attempts, which take years.
-        JobEnd::Abandoned
+    }
+
+    fn wait_for_lease(&mut self, queue: QueueId, mut pending: PendingJob) {
+        if pending.attempts == 0 {
+            self.release_slot(&mut pending);
+        }
+        self.park(queue, pending, LEASE_CHECK_INTERVAL);
+    }
+
+    /// Lets the queue of a taken job wait for `pause`, or abandons the job if no attempt may follow.
+    fn park(&mut self, queue: QueueId, mut pending: PendingJob, pause: Duration) {
+        if pending.is_over() {
+            return self.abandon(queue, pending);
+        }
+        if !pending.has_waited {
+            pending.has_waited = true;
+            self.report(WorkerReport::Waits { worker: self.number });
+        }
+        self.queues.park(queue, pending, Instant::now() + pause);
+    }
+
+    fn done(&mut self, queue: QueueId, pending: PendingJob) {
+        self.acknowledge(pending, JobEnd::Done);
+        self.queues.finish(queue);
+    }
+
+    /// Abandons a taken job, and the later jobs of its claim with the same key: they must not overtake it.
+    fn abandon(&mut self, queue: QueueId, pending: PendingJob) {
+        // The dispatcher sends no job of a claim after it has moved the claim on, so the channel has the last of them.
+        self.receive_all();
+        for behind in self.queues.remove_behind(queue, |behind| behind.is_of_claim(&pending.job)) {
+            self.acknowledge(behind, JobEnd::Abandoned);
+        }
+        self.acknowledge(pending, JobEnd::Abandoned);
+        self.queues.finish(queue);
+    }
+
+    /// Abandons the jobs whose claims have moved on so far that no attempt follows.
+    fn abandon_what_is_over(&mut self) {
+        // The claims of which a job of the present queue was abandoned: the later jobs of these must not overtake it.
+        let mut broken: Vec<Arc<Assignment>> = Vec::new();
+        let removed = self.queues.remove_where(|pending, is_first| {
+            if is_first {
+                broken.clear();
+            }
+            let assignment = &pending.job.assignment;
+            if broken.iter().any(|claim| Arc::ptr_eq(claim, assignment)) {
+                return true;
+            }
+            if pending.is_over() {
+                broken.push(Arc::clone(assignment));
+                return true;
+            }
+            false
+        });
+        for pending in removed {
+            self.acknowledge(pending, JobEnd::Abandoned);
+        }
+    }
+
+    fn acknowledge(&self, mut pending: PendingJob, end: JobEnd) {
+        self.release_slot(&mut pending);
+        let PendingJob { job, has_waited, .. } = pending;
+        let ack = Ack {
+            worker: self.number,
+            has_waited,
+            partition: job.assignment.partition,
+            generation: job.assignment.generation,
+            window: job.window,
+            offset: job.message.offset,
+            end,
+        };
+        // Before the report: once all jobs are acknowledged, all their memory is returned.
+        drop(job);
+        self.report(WorkerReport::Ack(ack));
+    }
+
+    fn report(&self, report: WorkerReport) {
+        // Never blocks, because the channel is unbounded. Fails only after the dispatcher has ended.
+        let _ = self.channels.reports.send(report);
+    }
+
+    fn release_slot(&self, pending: &mut PendingJob) {
+        if std::mem::take(&mut pending.has_slot) {
+            self.wake(self.context.slots.release());
+        }
+    }
+
+    fn wake(&self, worker: Option<usize>) {
+        if let Some(worker) = worker {
+            // Fails only if that worker has ended, and then the module ends.
+            let _ = self.channels.workers[worker].send(WorkerMessage::SlotFree);
+        }
     }
 
     /// Counts an attempt, and counts the message if it is delivered. [`give_up`] counts a message that is given up.
@@ -166,70 +417,5 @@ impl fmt::Display for AttemptFields<'_> {
             message.value.as_ref().map_or(0, Vec::len),
             took.as_millis()
         )
-    }
-}
-
-/// Waits for the next job and returns it; `None` once both queues are closed and empty.
-fn next_job<T>(own_jobs: &Receiver<T>, shared_jobs: &Receiver<T>) -> Option<T> {
-    match own_jobs.try_recv() {
-        Ok(job) => return Some(job),
-        // The dispatcher drops all queues together, so the shared queue is closed too; it may still hold jobs.
-        Err(TryRecvError::Disconnected) => return shared_jobs.recv().ok(),
-        Err(TryRecvError::Empty) => {}
-    }
-    select! {
-        recv(own_jobs) -> job => job.ok().or_else(|| shared_jobs.recv().ok()),
-        recv(shared_jobs) -> job => job.ok().or_else(|| own_jobs.recv().ok()),
-    }
-}
-
-/// Generates random numbers for the jitter of the back-off: xorshift64*, seeded by the standard library's random state.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        Random(random() | 1)
-    }
-
-    /// Returns a number that is uniformly distributed in 0..1.
-    fn next(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high_bits = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        high_bits as f64 / 4_294_967_296.0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn random_numbers_are_spread_over_the_whole_range() {
-        let mut random = Random::new();
-        let mut tenths = [0; 10];
-        for _ in 0..10_000 {
-            let number = random.next();
-            assert!((0.0..1.0).contains(&number), "{number}");
-            tenths[(number * 10.0) as usize] += 1;
-        }
-        assert!(tenths.iter().all(|count| (700..1300).contains(count)), "{tenths:?}");
-    }
-
-    #[test]
-    fn a_worker_takes_its_own_jobs_first_and_ends_when_both_queues_are_closed() {
-        // next_job works for any type, so numbers stand for jobs.
-        let (own_sender, own_jobs) = crossbeam_channel::unbounded();
-        let (shared_sender, shared_jobs) = crossbeam_channel::unbounded();
-        for number in 0..3 {
-            shared_sender.send(number).unwrap();
-            own_sender.send(number + 10).unwrap();
-        }
-        let first: Vec<i32> = (0..4).filter_map(|_| next_job(&own_jobs, &shared_jobs)).collect();
-        assert_eq!(first, [10, 11, 12, 0]);
-        drop((own_sender, shared_sender));
-        let rest: Vec<i32> = std::iter::from_fn(|| next_job(&own_jobs, &shared_jobs)).collect();
-        assert_eq!(rest, [1, 2]);
     }
 }

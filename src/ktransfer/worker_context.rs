@@ -1,18 +1,18 @@
 //! The read-only state that the dispatcher and the workers of a module share.
 
+use super::backend_client::HttpClient;
 use super::config::ModuleConfig;
-use super::group::Lease;
 use super::metrics::ModuleMetrics;
-use super::push::Pusher;
+use super::window_slots::WindowSlots;
 
-/// What a worker needs besides its queues. Each start of a module creates a new context.
+/// What a worker needs besides its channels. Each start of a module creates a new context.
 pub(super) struct WorkerContext {
     /// The module's configuration.
     pub(super) config: ModuleConfig,
-    /// Sends the requests to the backends.
-    pub(super) pusher: Pusher,
-    /// The lease that is checked before each push.
-    pub(super) lease: Lease,
+    /// Has a pusher for each worker, and cuts pushes.
+    pub(super) http_client: HttpClient,
     /// The module's metrics.
     pub(super) metrics: ModuleMetrics,
+    /// The slots of the messages that are pushed and not done.
+    pub(super) slots: WindowSlots,
 }

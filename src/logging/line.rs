@@ -4,15 +4,17 @@ use std::cell::Cell;
 use std::fmt::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use log::Level;
+
 use crate::panics;
 
 /// Longer messages are cut, so that a large value cannot make a line of unbounded length.
 const MAX_MESSAGE_BYTES: usize = 16 << 10;
 
 /// Appends a whole line to `line`, newline included.
-pub(super) fn format_line(line: &mut Vec<u8>, word: &str, thread: &str, origin: Option<&str>, text: fmt::Arguments) {
+pub(super) fn format_line(line: &mut Vec<u8>, level: Level, thread: &str, origin: Option<&str>, text: fmt::Arguments) {
     append_time(line, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
-    for part in [" ", word, " ["] {
+    for part in [" ", level_word(level), " ["] {
         line.extend_from_slice(part.as_bytes());
     }
     let mut message = Message { line, left_bytes: MAX_MESSAGE_BYTES, cut_bytes: 0 };
@@ -34,6 +36,16 @@ pub(super) fn format_line(line: &mut Vec<u8>, word: &str, thread: &str, origin: 
         message.line.extend_from_slice(note.as_bytes());
     }
     line.push(b'\n');
+}
+
+fn level_word(level: Level) -> &'static str {
+    match level {
+        Level::Error => "FATAL",
+        Level::Warn => "WARNING",
+        Level::Info => "NOTICE",
+        Level::Debug => "TRACE",
+        Level::Trace => "DEBUG",
+    }
 }
 
 /// Escapes characters that could end a line or control a terminal, so that no value can forge a line.
@@ -120,7 +132,7 @@ mod tests {
 
     fn line(text: fmt::Arguments) -> String {
         let mut line = Vec::new();
-        format_line(&mut line, "NOTICE", "t\n0", None, text);
+        format_line(&mut line, Level::Info, "t\n0", None, text);
         String::from_utf8(line).unwrap()
     }
 

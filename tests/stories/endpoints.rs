@@ -20,10 +20,8 @@ fn results(answer: &Response) -> Vec<Value> {
 
 mod with_headers {
     use super::*;
-    use crate::harness::engine::{broker_config, read_messages};
-    use kafka_http_wrapper::broker::{self, Engine, FetcherConfig, Message, TopicPartition};
-    use kafka_http_wrapper::shutdown::Stop;
-    use kafka_http_wrapper::supervise::Supervisor;
+    use crate::harness::engine::read_partition;
+    use kafka_http_wrapper::broker::Message;
     use serde_json::json;
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -41,18 +39,6 @@ mod with_headers {
             record.extend([&short(name.len())[..], name.as_bytes(), &length(value), value].concat());
         }
         [&record[..], &length(value), value].concat()
-    }
-
-    /// Reads the first `count` messages of a partition, with headers and timestamps.
-    fn read(topic: &str, partition: i32, count: usize) -> Vec<Message> {
-        let config = broker_config(&cluster().brokers, Engine::Native);
-        let supervisor = Supervisor::new("endpoints", Stop::new());
-        let sizes = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 20 };
-        let mut fetcher = broker::fetcher(&config, sizes, &supervisor).expect("creating a fetcher needs no broker");
-        fetcher.assign(&TopicPartition { topic: topic.into(), partition }, 0);
-        let found = read_messages(&mut *fetcher, count);
-        assert_eq!(found.len(), count, "{found:?}");
-        found
     }
 
     fn headers_of(message: &Message) -> Vec<(&str, &[u8])> {
@@ -89,7 +75,7 @@ mod with_headers {
             assert_eq!((answer.status, &answer.json()["error"]), (status, &word.into()), "{query}");
         }
 
-        let [one, two] = &read(&topic, 2, 2)[..] else { panic!("two messages") };
+        let [one, two] = &read_partition(&cluster().brokers, &topic, 2, 2)[..] else { panic!("two messages") };
         let expected: [(&str, &[u8]); 4] = [
             ("tenant", "b\u{e4}r".as_bytes()),
             ("tenant", b"second"),
@@ -122,7 +108,7 @@ mod with_headers {
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(results(&answer), [json!({"partition": 1, "offset": 2}), json!({"partition": 1, "offset": 3})]);
 
-        let found = read(&topic, 1, 4);
+        let found = read_partition(&cluster().brokers, &topic, 1, 4);
         let seen: Vec<_> = found
             .iter()
             .map(|message| {

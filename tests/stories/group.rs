@@ -15,7 +15,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use kafka_http_wrapper::broker::{Offset, PartitionId, PartitionInfo};
 use kafka_http_wrapper::keeper::{SharedKeeper, discovery};
 use kafka_http_wrapper::ktransfer::group::zookeeper::{ZookeeperGroup, ZookeeperGroupConfig};
-use kafka_http_wrapper::ktransfer::group::{Generation, Group, GroupCommand, GroupEvent, mailbox};
+use kafka_http_wrapper::ktransfer::group::{Claim, Generation, Group, GroupCommand, GroupEvent, TimedFence, mailbox};
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::{Ended, Supervisor};
 
@@ -35,16 +35,15 @@ fn now_us() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_micros()
 }
 
-/// The partitions that a member owns, each with the generation of its claim and the next offset to push.
+/// The partitions that a member owns, each with the generation and the fence of its claim and the next offset to push.
 #[derive(Default)]
-struct Held(BTreeMap<PartitionId, (Generation, Offset)>);
+struct Held(BTreeMap<PartitionId, (Generation, Arc<TimedFence>, Offset)>);
 
 /// Runs a member until `stop` is triggered. It "pushes" (prints) the next message of each owned partition
 /// whenever no event has arrived for 5 ms.
 fn run_member(address: &str, stop: &Stop) {
     let session = KeeperSession::connect(&[address.to_owned()], "/c");
     let group = Box::new(new_group(&session.keeper));
-    let lease = group.lease();
     let (commands, inbox) = mailbox();
     let (sender, events) = bounded(16);
     let loops = Supervisor::new("loops", Stop::new());
@@ -59,11 +58,11 @@ fn run_member(address: &str, stop: &Stop) {
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                for (partition, (generation, next)) in &mut held.0 {
+                for (partition, (generation, fence, next)) in &mut held.0 {
                     // The time of the push is taken before the lease is checked, so a push during a valid lease never
                     // gets a time after the lease has ended.
                     let before_us = now_us();
-                    if lease.is_valid(*partition, *generation) {
+                    if fence.is_valid() {
                         eprintln!("@ {before_us} pushed {partition} {next}");
                         *next += 1;
                         let (partition, generation, next) = (*partition, *generation, *next);
@@ -74,7 +73,7 @@ fn run_member(address: &str, stop: &Stop) {
             Err(RecvTimeoutError::Disconnected) => panic!("the group ended"),
         }
     }
-    for (partition, (generation, next)) in held.0 {
+    for (partition, (generation, _, next)) in held.0 {
         commands.send(GroupCommand::Release { partition, generation, next: Some(next) });
     }
     commands.send(GroupCommand::Leave);
@@ -96,14 +95,14 @@ impl Held {
     /// Prints which partition the member gained or lost; returns the command to send, if the event requires one.
     fn on_event(&mut self, event: GroupEvent) -> Option<GroupCommand> {
         match event {
-            GroupEvent::Gained { partition, generation, position } => {
-                let position = position.unwrap_or(0);
+            GroupEvent::Gained(Claim { partition, generation, fence, position, .. }) => {
+                let position = position.map_or(0, |stored| stored.next);
                 eprintln!("@ {} gained {partition} {position}", now_us());
-                self.0.insert(partition, (generation, position));
+                self.0.insert(partition, (generation, fence, position));
                 None
             }
             GroupEvent::Releasing { partition, generation } => {
-                let (_, next) = self.0.remove(&partition).expect("only an owned partition is released");
+                let (_, _, next) = self.0.remove(&partition).expect("only an owned partition is released");
                 Some(GroupCommand::Release { partition, generation, next: Some(next) })
             }
             GroupEvent::Lost { partition, .. } => {

@@ -12,8 +12,12 @@ mod harness_checks;
 
 /// kproxy: credentials, allowed topics and rate limits.
 mod access;
+/// kproxy: bodies that are empty on purpose, or compressed.
+mod bodies;
 /// The Kafka seam: every engine behaves the same.
 mod broker_suite;
+/// kproxy: what load balancers and browsers see.
+mod clients;
 /// kproxy: each error answer, compared with the topic, while brokers are killed and topics are deleted.
 mod contract;
 /// Options, configuration errors, signals, exit codes and log files, which are the same for all daemons.
@@ -22,6 +26,8 @@ mod daemon_options;
 mod endpoints;
 /// ktransfer: members of a group that are killed and paused.
 mod group;
+/// Files that hang: a log file that takes no bytes, and a pipe in the place of a file that is read.
+mod hanging_files;
 /// kproxy: thousands of hostile clients, and the memory, threads and time that they cost.
 mod hostile_clients;
 /// kproxy: an answer that is sent before the whole request, and a process without file descriptors.
@@ -36,10 +42,24 @@ mod keeper;
 mod kmonitor_delay;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
+/// ktransfer: three instances while everything around them fails once.
+mod ktransfer_faults;
+/// ktransfer: backends that answer early, late, wrongly or not at all.
+mod ktransfer_http;
+/// ktransfer: what a refused key, a backend that hangs and large messages do to the rest of a module.
+mod ktransfer_isolation;
+/// ktransfer: topics that grow, are created again, lose messages or have transactions.
+mod ktransfer_offsets;
+/// ktransfer: one group with the original, the Go program.
+mod ktransfer_original;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.
 mod ktransfer_outage;
+/// ktransfer: which instance pushes a partition, and until when.
+mod ktransfer_ownership;
 /// ktransfer: message filter, retries, order per key, hand-over.
 mod ktransfer_push;
+/// ktransfer: what one key or one push can hold up.
+mod ktransfer_window;
 /// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
 mod native_outages;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
@@ -50,6 +70,8 @@ mod path;
 mod quota;
 /// kproxy: thousands of messages that the brokers refuse, beside other traffic.
 mod refusals;
+/// ktransfer: random faults, of which `make soak` runs more.
+mod soak;
 /// kproxy: the number of its threads.
 mod threads;
 /// kproxy: HTTPS.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::state::{BrokerState, SharedBroker};
+use super::state::{BrokerState, PartitionLog, SharedBroker};
 use crate::broker::{
-    FetchError, Fetcher, LogEnds, LogRange, Message, MetadataError, Offset, PartitionInfo, TopicPartition,
+    FetchEvent, Fetcher, LogEnds, LogIdentity, LogRange, MessageBatch, MetadataError, Offset, PartitionInfo, TopicId,
+    TopicPartition,
 };
 use crate::locks::wait_timeout;
 
@@ -21,12 +22,16 @@ pub struct MemoryFetcher {
 /// The read position of one assigned partition.
 pub(super) struct MemoryReader {
     next: Offset,
+    log: LogIdentity,
+    /// The owner knows the id of the topic.
+    is_id_reported: bool,
     is_paused: bool,
 }
 
 impl Fetcher for MemoryFetcher {
-    fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
-        self.assigned.insert(partition.clone(), MemoryReader { next: offset, is_paused: false });
+    fn assign_known(&mut self, partition: &TopicPartition, offset: Offset, log: LogIdentity) {
+        let is_id_reported = log.topic_id.is_some();
+        self.assigned.insert(partition.clone(), MemoryReader { next: offset, log, is_id_reported, is_paused: false });
     }
 
     fn revoke(&mut self, partition: &TopicPartition) {
@@ -39,17 +44,19 @@ impl Fetcher for MemoryFetcher {
         }
     }
 
-    fn poll(&mut self, wait: Duration, max: usize) -> Result<Vec<Message>, FetchError> {
+    fn poll(&mut self, wait: Duration, max: usize) -> Vec<FetchEvent> {
         let deadline = Instant::now() + wait;
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         loop {
-            let found = if state.unreachable { Vec::new() } else { self.read(&mut state, max)? };
+            let found = if state.unreachable { Vec::new() } else { self.read(&mut state, max) };
             let left = deadline.saturating_duration_since(Instant::now());
             if !found.is_empty() || left.is_zero() {
                 return match state.unreachable {
-                    true => Err(FetchError::Unreachable("the test made the broker unreachable".to_owned())),
-                    false => Ok(found),
+                    true => {
+                        vec![FetchEvent::Unreachable { reason: "the test made the broker unreachable".to_owned() }]
+                    }
+                    false => found,
                 };
             }
             state = wait_timeout(&shared.changed, state, left);
@@ -58,40 +65,88 @@ impl Fetcher for MemoryFetcher {
 }
 
 impl MemoryFetcher {
-    fn read(&mut self, state: &mut BrokerState, max: usize) -> Result<Vec<Message>, FetchError> {
-        let mut found = Vec::new();
+    fn read(&mut self, state: &mut BrokerState, max: usize) -> Vec<FetchEvent> {
+        let (mut events, mut left) = (Vec::new(), max);
         self.turn += 1;
         let first = self.turn % self.assigned.len().max(1);
         let order: Vec<TopicPartition> =
             self.assigned.keys().skip(first).chain(self.assigned.keys().take(first)).cloned().collect();
         for partition in order {
-            let Some(reader) = self.assigned.get_mut(&partition).filter(|reader| !reader.is_paused) else {
-                continue;
-            };
-            let broken = state.broken.get(&partition).cloned();
-            let reason = match (broken, state.log_mut(&partition)) {
+            let Some(reader) = self.assigned.get_mut(&partition) else { continue };
+            let topic_id = state.topic_id(&partition.topic);
+            let reason = match (state.broken.get(&partition).cloned(), state.log_mut(&partition)) {
                 (Some(reason), _) => reason,
                 (None, None) => "it does not exist".to_owned(),
-                (None, Some(log)) if (log.oldest..=log.newest()).contains(&reader.next) => {
-                    let skipped = (reader.next - log.oldest) as usize;
-                    found.extend(log.messages.iter().skip(skipped).take(max - found.len()).cloned());
-                    if let Some(last) = found.last().filter(|last| last.from == partition) {
-                        reader.next = last.offset + 1;
+                (None, Some(log)) => {
+                    let found = reader.read(&partition, topic_id, log, left);
+                    left -= found.iter().map(message_count).sum::<usize>();
+                    if found.iter().any(ends_reading) {
+                        self.assigned.remove(&partition);
                     }
+                    events.extend(found);
                     continue;
                 }
-                (None, Some(log)) if found.is_empty() => {
-                    let (offset, oldest, newest) = (reader.next, log.oldest, log.newest());
-                    self.assigned.remove(&partition);
-                    return Err(FetchError::OffsetGone { partition, offset, oldest, newest });
-                }
-                (None, Some(_)) => continue,
             };
-            if found.is_empty() {
-                return Err(FetchError::Partition { partition, reason });
-            }
+            events.push(FetchEvent::PartitionError { partition, reason });
         }
-        Ok(found)
+        events
+    }
+}
+
+fn message_count(event: &FetchEvent) -> usize {
+    if let FetchEvent::Messages(batch) = event { batch.messages.len() } else { 0 }
+}
+
+fn ends_reading(event: &FetchEvent) -> bool {
+    matches!(event, FetchEvent::OffsetGone { .. } | FetchEvent::Truncated { .. } | FetchEvent::Recreated { .. })
+}
+
+impl MemoryReader {
+    /// Returns the events of the log from the position on, with at most `max` messages.
+    fn read(
+        &mut self,
+        partition: &TopicPartition,
+        topic_id: Option<TopicId>,
+        log: &PartitionLog,
+        max: usize,
+    ) -> Vec<FetchEvent> {
+        let (mut events, partition) = (Vec::new(), partition.clone());
+        if let Some(topic_id) = topic_id.filter(|id| self.log.topic_id.is_some_and(|known| known != *id)) {
+            return vec![FetchEvent::Recreated { partition, topic_id }];
+        }
+        let epoch = self.log.leader_epoch.unwrap_or(log.epoch);
+        let diverged = log.truncations.iter().filter(|(later, _)| epoch < *later).map(|(_, offset)| *offset).min();
+        if let Some(divergence) = diverged.filter(|offset| *offset < self.next) {
+            let position = self.next;
+            return vec![FetchEvent::Truncated { partition, position, divergence, leader_epoch: Some(log.epoch) }];
+        }
+        self.log = LogIdentity { topic_id: topic_id.or(self.log.topic_id), leader_epoch: Some(log.epoch) };
+        if let Some(topic_id) = self.log.topic_id.filter(|_| !self.is_id_reported) {
+            self.is_id_reported = true;
+            events.push(FetchEvent::TopicId { partition: partition.clone(), topic_id });
+        }
+        if !(log.oldest..=log.newest).contains(&self.next) {
+            let (offset, oldest, newest) = (self.next, log.oldest, log.newest);
+            events.push(FetchEvent::OffsetGone { partition, offset, oldest, newest });
+            return events;
+        }
+        if self.is_paused || max == 0 {
+            return events;
+        }
+        let unread = log.messages.iter().filter(|message| self.next <= message.offset);
+        let messages: Vec<_> = unread.take(max).cloned().collect();
+        let next = match messages.last() {
+            Some(last) if messages.len() == max => last.offset + 1,
+            _ => log.newest,
+        };
+        let leader_epoch = Some(log.epoch);
+        if !messages.is_empty() {
+            events.push(FetchEvent::Messages(MessageBatch { partition, messages, next, leader_epoch }));
+        } else if self.next < next {
+            events.push(FetchEvent::Position { partition, next, leader_epoch });
+        }
+        self.next = next;
+        events
     }
 }
 
@@ -123,7 +178,7 @@ impl LogEnds for MemoryLogEnds {
             return Err(MetadataError::Partition(format!("{partition}: {reason}")));
         }
         match state.log_mut(partition) {
-            Some(log) => Ok(LogRange { oldest: log.oldest, newest: log.newest() }),
+            Some(log) => Ok(LogRange { oldest: log.oldest, newest: log.newest, stable: log.newest }),
             None => Err(MetadataError::Partition(format!("{partition} does not exist"))),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::broker::partitioner::{Spread, partition_of};
 use crate::broker::{
     Acks, AppendError, AppendFailure, AppendResult, Appended, Message, Offset, PartitionerKind, Record, Stored,
-    TopicPartition,
+    TopicId, TopicPartition,
 };
 use crate::locks::lock;
 
@@ -23,6 +23,10 @@ pub(super) struct SharedBroker {
 #[derive(Default)]
 pub(super) struct BrokerState {
     pub(super) topics: HashMap<Arc<str>, Vec<PartitionLog>>,
+    /// The ids of topics. A test makes a broker without ids by [`MemoryBroker::set_topic_ids`](super::MemoryBroker).
+    pub(super) topic_ids: HashMap<Arc<str>, TopicId>,
+    pub(super) last_topic_id: u8,
+    pub(super) hides_topic_ids: bool,
     /// Partitions whose reading fails, with the error text.
     pub(super) broken: HashMap<TopicPartition, String>,
     pub(super) unreachable: bool,
@@ -51,16 +55,23 @@ pub(super) enum Release {
     Closed,
 }
 
-/// The messages of one partition.
+/// The messages of one partition. Offsets without a message are transaction markers.
 #[derive(Default)]
 pub(super) struct PartitionLog {
     pub(super) oldest: Offset,
+    pub(super) newest: Offset,
     pub(super) messages: VecDeque<Message>,
+    /// Leader epoch; it rises with each truncation.
+    pub(super) epoch: i32,
+    /// Each truncation: the epoch after it, and the offset from which messages were lost.
+    pub(super) truncations: Vec<(i32, Offset)>,
 }
 
 impl PartitionLog {
-    pub(super) fn newest(&self) -> Offset {
-        self.oldest + self.messages.len() as Offset
+    /// Takes the next offset.
+    pub(super) fn take_offset(&mut self) -> Offset {
+        self.newest += 1;
+        self.newest - 1
     }
 }
 
@@ -71,6 +82,17 @@ impl SharedBroker {
 }
 
 impl BrokerState {
+    /// Gives a topic an id that no topic had before.
+    pub(super) fn name_topic(&mut self, topic: &Arc<str>) {
+        self.last_topic_id += 1;
+        self.topic_ids.insert(Arc::clone(topic), [self.last_topic_id; 16]);
+    }
+
+    /// Returns the id of a topic; `None` if the broker has no ids.
+    pub(super) fn topic_id(&self, topic: &str) -> Option<TopicId> {
+        self.topic_ids.get(topic).copied().filter(|_| !self.hides_topic_ids)
+    }
+
     pub(super) fn log_mut(&mut self, partition: &TopicPartition) -> Option<&mut PartitionLog> {
         let index = usize::try_from(partition.partition).ok()?;
         self.topics.get_mut(&partition.topic)?.get_mut(index)
@@ -90,7 +112,7 @@ impl BrokerState {
         if self.unreachable {
             return refuse(AppendFailure::Unreachable, "no broker can be reached".to_owned());
         }
-        if let Some(limit) = self.max_message_bytes.filter(|&limit| record.value.len() > limit) {
+        if let Some(limit) = self.max_message_bytes.filter(|&limit| record.value_bytes() > limit) {
             return refuse(
                 AppendFailure::TooLarge,
                 format!("larger than {limit} bytes, the limit of topic {}", record.topic),
@@ -100,6 +122,7 @@ impl BrokerState {
         if !self.topics.contains_key(&record.topic) && created_partitions > 0 {
             let logs = std::iter::repeat_with(PartitionLog::default).take(created_partitions as usize).collect();
             self.topics.insert(Arc::clone(&record.topic), logs);
+            self.name_topic(&record.topic);
         }
         let known = self.topics.get_mut(&record.topic).map(|logs| (NonZeroI32::new(logs.len() as i32), logs));
         let Some((Some(count), logs)) = known else {
@@ -113,12 +136,12 @@ impl BrokerState {
             let reason = format!("topic {} has no partition {partition}: it has {count} partitions", record.topic);
             return refuse(AppendFailure::UnknownPartition, reason);
         };
-        let offset = log.newest();
+        let offset = log.take_offset();
         log.messages.push_back(Message {
             from: TopicPartition { topic: record.topic, partition },
             offset,
             key: record.key,
-            value: Some(record.value),
+            value: record.value,
             headers: record.headers,
             timestamp_ms: Some(record.timestamp_ms.unwrap_or(0)),
         });

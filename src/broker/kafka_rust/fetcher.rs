@@ -22,7 +22,8 @@ use super::fetch_request::{
 use super::guarded_client::{CallError, GuardedClient};
 use super::partition_reader::{PartitionReader, take_in_turn};
 use crate::broker::{
-    BrokerConfig, FetchError, Fetcher, FetcherConfig, LogRange, Message, Offset, PartitionId, TopicPartition,
+    BrokerConfig, FetchEvent, Fetcher, FetcherConfig, LogIdentity, Message, MessageBatch, Offset, PartitionId,
+    TopicPartition,
 };
 use crate::supervise::Supervisor;
 
@@ -49,7 +50,7 @@ pub(in crate::broker) struct KafkaRustFetcher {
     /// Channel of responses. It needs no bound of its own: each connection has one request in flight, and a bounded
     /// number of abandoned requests.
     responses: (Sender<FetchResponse>, Receiver<FetchResponse>),
-    pending_errors: VecDeque<FetchError>,
+    pending_errors: VecDeque<FetchEvent>,
     /// Number of the last fetch request or assignment; both are counted together.
     number: u64,
     /// Number of the last poll.
@@ -65,6 +66,8 @@ struct BrokerConnection {
     requests: Vec<PartitionRequest>,
     /// The next request looks the leaders up first.
     reload: bool,
+    /// The last request had a response.
+    is_working: bool,
 }
 
 impl KafkaRustFetcher {
@@ -85,7 +88,7 @@ impl KafkaRustFetcher {
     }
 
     /// Keeps an error for the next poll.
-    fn report(&mut self, error: FetchError) {
+    fn report(&mut self, error: FetchEvent) {
         if self.pending_errors.len() < MAX_PENDING_ERRORS {
             self.pending_errors.push_back(error);
         }
@@ -158,10 +161,11 @@ impl KafkaRustFetcher {
             in_flight: None,
             requests: Vec::new(),
             reload: false,
+            is_working: false,
         });
         let (sent, reload) = (requests.clone(), std::mem::take(&mut connection.reload));
         let responses = self.responses.0.clone();
-        let name = leader.clone();
+        let (name, leader) = (leader.clone(), leader);
         let started = connection.client.start(
             move |client| fetch(client, &sent, reload),
             // The channel is closed if the fetcher was dropped during the request.
@@ -177,7 +181,7 @@ impl KafkaRustFetcher {
                 connection.in_flight = Some((number, Instant::now() + self.broker.request_timeout + MAX_BROKER_WAIT));
                 connection.requests = requests;
             }
-            Err(error) => self.connection_failed(requests, &error),
+            Err(error) => self.connection_failed(&leader, requests, &error),
         }
     }
 
@@ -219,24 +223,38 @@ impl KafkaRustFetcher {
                         reader.not_before = not_before;
                     }
                 }
-                self.report(FetchError::Unreachable(error.in_words()));
+                self.report_unreachable(None, error.in_words());
             }
         }
         for partition in leaderless {
             let reason = "it does not exist or has no leader".to_owned();
-            self.report(FetchError::Partition { partition, reason });
+            self.report(FetchEvent::PartitionError { partition, reason });
         }
     }
 
-    /// Marks these partitions to be fetched again after a pause, with a new lookup of their leaders.
-    fn connection_failed(&mut self, requests: Vec<PartitionRequest>, error: &CallError) {
+    /// Keeps the error of the broker `failed`, or of all brokers that were tried, for the next poll.
+    fn report_unreachable(&mut self, failed: Option<&str>, reason: String) {
+        let mut others = self.connections.iter().filter(|(leader, _)| failed != Some(leader));
+        let is_total = others.all(|(_, connection)| !connection.is_working);
+        self.report(match is_total {
+            true => FetchEvent::Unreachable { reason },
+            false => FetchEvent::BrokerUnreachable { reason },
+        });
+    }
+
+    /// Marks the partitions of a request to `leader` to be fetched again after a pause, with a new lookup of their
+    /// leaders.
+    fn connection_failed(&mut self, leader: &str, requests: Vec<PartitionRequest>, error: &CallError) {
+        if let Some(connection) = self.connections.get_mut(leader) {
+            connection.is_working = false;
+        }
         for request in requests {
             let Some(reader) = self.reader_of(&request) else { continue };
             reader.is_fetching = false;
             reader.leader = None;
             reader.not_before = Instant::now() + RETRY_PAUSE;
         }
-        self.report(FetchError::Unreachable(error.in_words()));
+        self.report_unreachable(Some(leader), error.in_words());
     }
 
     /// Returns the reader that a request was made for; `None` if its partition was revoked or assigned again since.
@@ -251,13 +269,14 @@ impl KafkaRustFetcher {
             return;
         }
         connection.in_flight = None;
+        connection.is_working = true;
         let requests = std::mem::take(&mut connection.requests);
         match response.outcome {
             Ok(partitions) => self.take_partitions(&response.leader, &requests, partitions),
             Err(CallError::Unreadable(reason)) => self.isolate(requests, &reason),
             Err(error) => {
                 connection.reload = true;
-                self.connection_failed(requests, &error);
+                self.connection_failed(&response.leader, requests, &error);
             }
         }
     }
@@ -285,7 +304,7 @@ impl KafkaRustFetcher {
                         PartitionError::Code(code) => format!("{code:?}"),
                         PartitionError::Other(reason) => reason,
                     };
-                    self.report(FetchError::Partition { partition: request.partition.clone(), reason });
+                    self.report(FetchEvent::PartitionError { partition: request.partition.clone(), reason });
                 }
                 // The crate leaves out a partition that has no leader in the crate's metadata.
                 None => {
@@ -306,7 +325,7 @@ impl KafkaRustFetcher {
             reader.not_before = Instant::now() + UNREADABLE_PAUSE;
             error!("{} offset {}: the message cannot be decoded, retrying: {reason}", one.partition, one.offset);
             let reason = format!("offset {} cannot be decoded (compressed with lz4 or zstd?): {reason}", one.offset);
-            return self.report(FetchError::Partition { partition: one.partition.clone(), reason });
+            return self.report(FetchEvent::PartitionError { partition: one.partition.clone(), reason });
         }
         for request in &requests {
             if let Some(reader) = self.reader_of(request) {
@@ -327,13 +346,15 @@ impl KafkaRustFetcher {
                 let found = found.into_iter().find(|found| found.partition == number);
                 found.map(|found| found.offset).ok_or(Error::Kafka(KafkaCode::LeaderNotAvailable))
             };
-            Ok(LogRange { oldest: end(FetchOffset::Earliest)?, newest: end(FetchOffset::Latest)? })
+            Ok((end(FetchOffset::Earliest)?, end(FetchOffset::Latest)?))
         });
         let partition = request.partition.clone();
         match range {
-            Ok(LogRange { oldest, newest }) if request.offset < oldest || newest < request.offset => {
+            Ok((oldest, newest)) if request.offset < oldest || newest < request.offset => {
                 self.readers.remove(&partition);
-                self.report(FetchError::OffsetGone { partition, offset: request.offset, oldest, newest });
+                // Not limited: it is reported once only, and the partition is not read any further.
+                let offset = request.offset;
+                self.pending_errors.push_back(FetchEvent::OffsetGone { partition, offset, oldest, newest });
             }
             outcome => {
                 if let Some(reader) = self.reader_of(request) {
@@ -342,7 +363,7 @@ impl KafkaRustFetcher {
                 if let Err(error) = outcome {
                     let reason =
                         format!("cannot get the oldest and newest offsets of the partition: {}", error.in_words());
-                    self.report(FetchError::Partition { partition, reason });
+                    self.report(FetchEvent::PartitionError { partition, reason });
                 }
             }
         }
@@ -362,13 +383,14 @@ impl KafkaRustFetcher {
             connection.client.abandon();
             connection.in_flight = None;
             let requests = std::mem::take(&mut connection.requests);
-            self.connection_failed(requests, &CallError::Unclear(format!("{leader} does not respond")));
+            let silent = CallError::Unclear(format!("{leader} does not respond"));
+            self.connection_failed(&leader, requests, &silent);
         }
     }
 }
 
 impl Fetcher for KafkaRustFetcher {
-    fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
+    fn assign_known(&mut self, partition: &TopicPartition, offset: Offset, _log: LogIdentity) {
         self.revoke(partition);
         self.number += 1;
         self.readers.insert(partition.clone(), PartitionReader::new(self.number, offset));
@@ -377,10 +399,10 @@ impl Fetcher for KafkaRustFetcher {
     fn revoke(&mut self, partition: &TopicPartition) {
         self.readers.remove(partition);
         self.pending_errors.retain(|error| match error {
-            FetchError::OffsetGone { partition: of, .. } | FetchError::Partition { partition: of, .. } => {
+            FetchEvent::OffsetGone { partition: of, .. } | FetchEvent::PartitionError { partition: of, .. } => {
                 of != partition
             }
-            FetchError::Unreachable(_) => true,
+            _ => true,
         });
     }
 
@@ -390,24 +412,20 @@ impl Fetcher for KafkaRustFetcher {
         }
     }
 
-    fn poll(&mut self, wait: Duration, max: usize) -> Result<Vec<Message>, FetchError> {
+    fn poll(&mut self, wait: Duration, max: usize) -> Vec<FetchEvent> {
         let deadline = Instant::now() + wait;
         loop {
             while let Ok(response) = self.responses.1.try_recv() {
                 self.take_response(response);
             }
             self.time_out_requests();
-            let messages = self.take_ready(max);
+            let mut events = into_batches(self.take_ready(max));
             self.start_fetches();
-            if !messages.is_empty() {
-                return Ok(messages);
-            }
-            if let Some(error) = self.pending_errors.pop_front() {
-                return Err(error);
-            }
+            // The messages of a partition come before its error.
+            events.extend(self.pending_errors.drain(..));
             let now = Instant::now();
-            if now >= deadline {
-                return Ok(Vec::new());
+            if !events.is_empty() || now >= deadline {
+                return events;
             }
             // Waits at most one retry pause, since a partition may be due again after that time.
             let left = (deadline - now).min(RETRY_PAUSE);
@@ -416,4 +434,23 @@ impl Fetcher for KafkaRustFetcher {
             }
         }
     }
+}
+
+/// Makes one batch of the successive messages of each partition.
+fn into_batches(messages: Vec<Message>) -> Vec<FetchEvent> {
+    let mut batches: Vec<MessageBatch> = Vec::new();
+    for message in messages {
+        let next = message.offset + 1;
+        match batches.last_mut().filter(|batch| batch.partition == message.from) {
+            Some(batch) => {
+                batch.next = next;
+                batch.messages.push(message);
+            }
+            None => {
+                let (partition, messages) = (message.from.clone(), vec![message]);
+                batches.push(MessageBatch { partition, messages, next, leader_epoch: None });
+            }
+        }
+    }
+    batches.into_iter().map(FetchEvent::Messages).collect()
 }

@@ -117,6 +117,7 @@ impl LogEnds for KafkaRustLogEnds {
                 .copied()
                 .ok_or_else(|| MetadataError::Partition(format!("{partition} does not exist or has no leader")))
         };
-        Ok(LogRange { oldest: end(FetchOffset::Earliest)?, newest: end(FetchOffset::Latest)? })
+        let (oldest, newest) = (end(FetchOffset::Earliest)?, end(FetchOffset::Latest)?);
+        Ok(LogRange { oldest, newest, stable: newest })
     }
 }

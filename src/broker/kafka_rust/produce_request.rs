@@ -15,8 +15,8 @@ pub(super) const MAX_CONFIRMING: Duration = Duration::from_secs(10);
 /// Topic, partition and acks level: messages that agree in all three go in one request.
 pub(super) type QueueKey = (Arc<str>, PartitionId, Acks);
 
-/// Key and value of a message.
-pub(super) type KeyAndValue = (Option<Vec<u8>>, Vec<u8>);
+/// Key and value of a message; each `None` is Kafka's null.
+pub(super) type KeyAndValue = (Option<Vec<u8>>, Option<Vec<u8>>);
 
 /// Whether a batch is sent: decided once, by the call that sends it or by the worker that has abandoned that call.
 #[derive(Default)]
@@ -83,7 +83,7 @@ pub(super) fn produce(
         };
         let messages = records.iter().map(|(key, value)| ProduceMessage {
             key: key.as_deref(),
-            value: Some(value),
+            value: value.as_deref(),
             topic: &topic,
             partition,
         });
@@ -189,7 +189,7 @@ mod tests {
             settings: Default::default(),
         };
         let mut client_under_test = GuardedClient::new(&config, "t", Stop::new());
-        let (decision, records) = (Arc::<SendDecision>::default(), Arc::new(vec![(None, b"v".to_vec())]));
+        let (decision, records) = (Arc::<SendDecision>::default(), Arc::new(vec![(None, Some(b"v".to_vec()))]));
         let key = (Arc::from("t"), 0, Acks::Leader);
         let call = produce(&key, records, true, Duration::from_secs(5), Arc::clone(&decision));
         let outcome = client_under_test.call(Duration::from_millis(200), call);

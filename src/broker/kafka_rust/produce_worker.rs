@@ -195,7 +195,7 @@ impl<C: Completion> ProduceWorker<C> {
         left: Duration,
     ) {
         let records: Vec<KeyAndValue> =
-            jobs.iter_mut().map(|job| (job.record.key.take(), std::mem::take(&mut job.record.value))).collect();
+            jobs.iter_mut().map(|job| (job.record.key.take(), job.record.value.take())).collect();
         let decision = Arc::<SendDecision>::default();
         let records = Arc::new(records);
         let call = produce(key, Arc::clone(&records), std::mem::take(&mut queue.reload), left, Arc::clone(&decision));
@@ -305,7 +305,7 @@ fn next_batch<C>(queue: &mut PartitionQueue<C>) -> VecDeque<ProduceJob<C>> {
     while batch.len() < max
         && let Some(job) = queue.jobs.front()
     {
-        bytes += job.record.value.len() + job.record.key.as_ref().map_or(0, Vec::len);
+        bytes += job.record.value_bytes() + job.record.key.as_ref().map_or(0, Vec::len);
         if !batch.is_empty() && bytes > MAX_BATCH_BYTES {
             break;
         }

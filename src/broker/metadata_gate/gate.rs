@@ -62,7 +62,7 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
 
     fn start(&self, append: PendingAppend<C>, now: Instant) -> Result<(), FailedAppend<C>> {
         let limit = self.max_message_bytes;
-        if append.record.value.len() > limit {
+        if append.record.value_bytes() > limit {
             let reason = format!("larger than {limit} bytes (max_request_size_bytes)");
             return Err(refused(append, AppendFailure::TooLarge, reason));
         }
@@ -193,7 +193,7 @@ fn refused_topic<C>(append: PendingAppend<C>, kind: AppendFailure, reason: &str)
 /// Returns the bytes of key, value and headers.
 fn record_bytes(record: &Record) -> usize {
     let header_bytes = |header: &Header| header.name.len() + header.value.as_ref().map_or(0, Vec::len);
-    record.value.len()
+    record.value_bytes()
         + record.key.as_ref().map_or(0, Vec::len)
         + record.headers.iter().map(header_bytes).sum::<usize>()
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: no error text contains a value that may be secret.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::values::{boolean, millis, parse_pairs};
@@ -14,7 +15,10 @@ use crate::kafka::config::{
 };
 use crate::kafka::connection::Connector;
 use crate::kafka::fetch::FetchConfig;
+use crate::regular_file::{self, ReadError};
 
+/// Limit on the size of a PEM file in bytes; larger than any list of authorities.
+const MAX_FILE_BYTES: usize = 4 << 20;
 /// Bounds of the default of `socket.connection.setup.timeout.ms`, which is the timeout of a metadata request.
 const DEFAULT_CONNECT_TIMEOUT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 /// Default of `socket.timeout.ms`. Longer than a broker waits for its replicas (`request.timeout.ms`).
@@ -144,13 +148,13 @@ fn pem(settings: &KafkaSettings, prefix: &str) -> Result<Option<Vec<u8>>, Settin
         return Ok(Some(text.as_bytes().to_vec()));
     }
     let Some(path) = settings.get(&format!("{prefix}.location")) else { return Ok(None) };
-    let read = std::fs::read(path);
+    let read = regular_file::read(Path::new(path), MAX_FILE_BYTES);
     read.map(Some).map_err(|cause| {
-        let text = match cause.kind() {
-            std::io::ErrorKind::IsADirectory => {
+        let text = match cause {
+            ReadError::Folder => {
                 format!("is {path:?}, a folder, but must be a file with all certificates (cat FOLDER/*.pem >FILE)")
             }
-            _ => format!("is {path:?}, which cannot be read: {cause}"),
+            _ => format!("is {path:?}, which {cause}"),
         };
         problem_with(settings, prefix, &text)
     })

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::config;
-use crate::broker::{BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionInfo, TopicPartition};
-use crate::kafka::offsets::{OffsetError, OffsetErrorKind, OffsetReader, OffsetSpec};
+use crate::broker::{BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionInfo, RangeSink, TopicPartition};
+use crate::kafka::offsets::{OffsetError, OffsetErrorKind, OffsetRange, OffsetReader, OffsetSpec};
 
 /// Reads log end offsets with the client in `src/kafka`.
 pub(in crate::broker) struct NativeLogEnds {
@@ -50,13 +50,22 @@ impl LogEnds for NativeLogEnds {
 
     fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError> {
         let deadline = Instant::now() + self.request_timeout;
-        let one = std::slice::from_ref(partition);
-        let mut end = |at| match self.offsets(one, at, deadline).pop() {
-            Some(outcome) => outcome,
-            None => Err(MetadataError::Partition(format!("{partition} is not in the response"))),
-        };
-        Ok(LogRange { oldest: end(OffsetSpec::Earliest)?, newest: end(OffsetSpec::Latest)? })
+        self.range_of_all(std::slice::from_ref(partition), deadline)
+            .pop()
+            .unwrap_or_else(|| Err(MetadataError::Partition(format!("{partition} is not in the response"))))
     }
+
+    fn ranges(&mut self, partitions: &[TopicPartition], deadline: Instant, found: &mut RangeSink<'_>) {
+        let wanted: Vec<_> = partitions.iter().map(|of| (Arc::clone(&of.topic), of.partition)).collect();
+        self.reader.ranges(&wanted, deadline, &mut |index, result| {
+            let range = result.map_err(|error| metadata_error(&partitions[index].topic, &error));
+            found(index, range.map(seam_range));
+        });
+    }
+}
+
+fn seam_range(range: OffsetRange) -> LogRange {
+    LogRange { oldest: range.earliest, newest: range.latest, stable: range.latest_committed }
 }
 
 fn metadata_error(topic: &str, error: &OffsetError) -> MetadataError {

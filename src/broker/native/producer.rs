@@ -239,7 +239,7 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
 fn with_view(record: &Record, timestamp_ms: i64, encode: &mut dyn FnMut(&RecordView)) {
     let headers = record.headers.iter().map(|header| (&*header.name, header.value.as_deref()));
     let headers: Vec<_> = headers.collect();
-    let (key, value) = (record.key.as_deref(), Some(&*record.value));
+    let (key, value) = (record.key.as_deref(), record.value.as_deref());
     encode(&RecordView { key, value, headers: &headers, timestamp_ms });
 }
 
@@ -294,7 +294,7 @@ fn cost_bytes(record: &Record) -> usize {
     let header_bytes = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len) + HEADER_OVERHEAD_BYTES;
     RECORD_OVERHEAD_BYTES
         + record.key.as_ref().map_or(0, Vec::len)
-        + record.value.len()
+        + record.value_bytes()
         + headers.map(|header| header.name.len() + header_bytes(&header.value)).sum::<usize>()
 }
 

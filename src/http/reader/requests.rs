@@ -115,7 +115,7 @@ impl Reader {
         }
         let handler = Arc::clone(&self.handler);
         let client = self.client(index);
-        let peer = client.connection.peer;
+        let peer = Arc::clone(&client.connection.peer_text);
         let Some(head) = client.parser.head_mut() else { return Ok(()) };
         head.head.peer = Some(peer);
         // A client that has sent body bytes already does not wait for 100 Continue (RFC 9110 10.1.1).
@@ -145,6 +145,7 @@ impl Reader {
     /// the phase after that.
     fn hand_over(&mut self, index: usize, has_more: bool) -> Phase {
         let next_lease = self.limits.lease();
+        let keep_alive_seconds = self.limits.keep_alive_seconds();
         let client = self.client(index);
         let (connection, peer_closed) = (Arc::clone(&client.connection), client.peer_closed);
         let Some((parsed, body, then)) = client.parser.take() else { return connection.phase().0 };
@@ -152,6 +153,7 @@ impl Reader {
         let options = EncodeOptions {
             head_only: parsed.head.method == "HEAD",
             keep_alive: parsed.keep_alive,
+            keep_alive_seconds,
             is_http10: parsed.is_http10,
         };
         connection.begin_hand_over();
@@ -198,7 +200,8 @@ impl Reader {
         client.pending_lease = ByteLease::default();
         let connection = Arc::clone(&client.connection);
         connection.begin_hand_over();
-        connection.answer(&response.closing(), EncodeOptions { head_only, keep_alive: false, is_http10: false });
+        let options = EncodeOptions { head_only, keep_alive: false, keep_alive_seconds: 0, is_http10: false };
+        connection.answer(&response.closing(), options);
         connection.end_hand_over(false);
         true
     }

@@ -4,7 +4,6 @@
 //! before the reload needs a full handshake, in which its certificate is verified against the current client CA.
 
 use std::fmt;
-use std::fs;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -20,9 +19,10 @@ use super::session::Session;
 use super::{ClientCertificates, FileProblem, TlsSettings};
 use crate::locks;
 use crate::pem::{self, KeyProblem};
+use crate::regular_file;
 
 /// Limit on the size of a file in bytes; larger than any certificate chain or list of authorities.
-const MAX_FILE_BYTES: u64 = 4 << 20;
+const MAX_FILE_BYTES: usize = 4 << 20;
 
 /// The TLS configuration for new connections of a server. Clones share the configuration, so [`Tls::reload`] changes it
 /// for all clones.
@@ -131,14 +131,7 @@ fn record_problem<T>(
 }
 
 fn content(file: &Path) -> Result<Vec<u8>, String> {
-    let metadata = fs::metadata(file).map_err(|cause| format!("cannot be read: {cause}"))?;
-    if !metadata.is_file() {
-        return Err("is not a file".to_owned());
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(format!("has {} bytes, more than the maximum of {MAX_FILE_BYTES}", metadata.len()));
-    }
-    fs::read(file).map_err(|cause| format!("cannot be read: {cause}"))
+    regular_file::read(file, MAX_FILE_BYTES).map_err(|cause| cause.to_string())
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -197,6 +190,7 @@ fn client_verifier(
 mod tests {
     use super::*;
     use crate::certificates::{Authority, Certificate};
+    use std::fs;
     use std::path::PathBuf;
 
     fn settings(own: &Certificate, client_ca: Option<&Path>) -> TlsSettings {
@@ -231,7 +225,7 @@ mod tests {
             written("no_certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
         let encrypted = written("encrypted", &key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
         let large = folder.path().join("large");
-        fs::File::create(&large).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
+        fs::File::create(&large).unwrap().set_len(5 << 20).unwrap();
         let absent = folder.path().join("absent");
         let with_key = |key: &PathBuf| settings(&Certificate { key: key.clone(), ..own.clone() }, None);
         let with_certificate =
@@ -239,8 +233,8 @@ mod tests {
         let with_ca = |file: &PathBuf| settings(&own, Some(file));
         let rows: &[(TlsSettings, &str, &str)] = &[
             (with_key(&absent), "key_file", "cannot be read: No such file"),
-            (with_key(&folder.path().to_owned()), "key_file", "is not a file"),
-            (with_key(&large), "key_file", "bytes, more than the maximum of"),
+            (with_key(&folder.path().to_owned()), "key_file", "is a folder, not a file"),
+            (with_key(&large), "key_file", "bytes, which is the maximum"),
             (with_key(&empty), "key_file", "contains no private key"),
             (with_key(&encrypted), "key_file", "or only an encrypted one"),
             (with_key(&no_end), "key_file", "a section has no end"),

@@ -70,7 +70,7 @@ pub struct TlsSettings {
 }
 
 /// A problem with one of the files: its config key, and the text that follows the key in a message, for instance
-/// "is /PATH, which is not a file".
+/// "is /PATH, which is a folder, not a file".
 pub type FileProblem = (&'static str, String);
 
 /// State of a session after it has decrypted records.

@@ -37,6 +37,14 @@ pub enum FetchEvent {
         /// Leader epoch of the log before `next_offset`; `None` if unknown.
         leader_epoch: Option<i32>,
     },
+    /// The id of the topic that the partition is read from, confirmed by a response. Returned once for each assignment
+    /// without an id, before its messages; never by brokers before Kafka 2.8.
+    TopicId {
+        /// The partition.
+        partition: TopicPartition,
+        /// The id that belongs to the offsets of this assignment.
+        topic_id: TopicId,
+    },
     /// The offset is outside the range of offsets that the partition keeps (OFFSET_OUT_OF_RANGE). The partition is not
     /// read any further until it is assigned again.
     OffsetOutOfRange {
@@ -84,6 +92,8 @@ pub enum FetchEvent {
     Unreachable {
         /// The cause, as an error text with the addresses.
         reason: String,
+        /// Whether no assigned partition can be read: no broker that leads one responds.
+        is_total: bool,
     },
 }
 
@@ -93,6 +103,7 @@ impl FetchEvent {
         match self {
             FetchEvent::Messages(messages) => Some(&messages.partition),
             FetchEvent::Position { partition, .. }
+            | FetchEvent::TopicId { partition, .. }
             | FetchEvent::OffsetOutOfRange { partition, .. }
             | FetchEvent::Truncated { partition, .. }
             | FetchEvent::Recreated { partition, .. }

@@ -13,7 +13,7 @@ use super::event::{FetchEvent, TopicPartition};
 use super::shared::{Shared, State};
 use super::{FetchConfig, worker};
 use crate::kafka::config::BrokerAddress;
-use crate::kafka::connection::Connector;
+use crate::kafka::connection::{Connector, Disconnect};
 use crate::kafka::metadata::{MetadataTopics, TopicId};
 use crate::kafka::metadata_client::MetadataClient;
 use crate::locks::wait_timeout;
@@ -41,13 +41,19 @@ impl Fetcher {
         let shared = Arc::new(Shared {
             config,
             supervisor: supervisor.clone(),
-            state: Mutex::new(State { core, disconnects: HashMap::new(), is_closed: false }),
+            state: Mutex::new(State {
+                core,
+                disconnects: HashMap::new(),
+                metadata_disconnect: Disconnect::new(),
+                is_closed: false,
+            }),
             events: Condvar::new(),
             work: Condvar::new(),
             run_worker: worker::run,
             connector: connector.clone(),
         });
         let metadata = Arc::clone(&shared);
+        let connector = connector.ended_by(shared.lock().metadata_disconnect.clone());
         supervisor.spawn_task("kafka-fetch-meta", move || {
             request_metadata(&metadata, MetadataClient::new(connector, bootstrap));
         });

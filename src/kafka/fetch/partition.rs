@@ -46,6 +46,8 @@ pub(super) struct PartitionReader {
     pub(super) topic_id: Option<TopicId>,
     /// Whether messages were read from the topic with this id, or the owner gave the id: another id is another log.
     pub(super) is_id_confirmed: bool,
+    /// Whether the owner knows the id.
+    pub(super) is_id_reported: bool,
     /// The offset to fetch next.
     pub(super) next: i64,
     /// The offset up to which the owner received the log.
@@ -104,6 +106,7 @@ impl PartitionReader {
             name,
             topic_id: None,
             is_id_confirmed: false,
+            is_id_reported: false,
             next: offset,
             delivered: offset,
             epochs: EpochHistory::starting(offset, leader_epoch),
@@ -229,6 +232,14 @@ impl PartitionReader {
     /// that is not larger than the last epoch read, `end_offset` its end. Moves the position back to the largest offset
     /// at which the logs may still be equal; the next request compares them there.
     pub(super) fn diverged(&mut self, epoch: i32, end_offset: i64) {
+        // An election begins a new epoch, so a log with another end of the current epoch is not the same log. Without
+        // topic ids nothing else tells a topic that was created again.
+        if self.topic_id.is_none() && (0..=self.epochs.last()).contains(&self.leader_epoch) {
+            self.rewind();
+            self.epochs.clear();
+            (self.needs_validation, self.phase) = (false, Phase::CheckingRange);
+            return;
+        }
         let point = self.epochs.common_end(epoch, end_offset).min(self.next - 1).max(0);
         if point < self.delivered {
             self.truncated_from.get_or_insert(self.delivered);
@@ -271,11 +282,21 @@ impl PartitionReader {
 
     /// Whether [`take`](Self::take) returns something.
     pub(super) fn has_output(&self) -> bool {
-        if self.ready.is_empty() { self.stopped.is_some() } else { !self.is_paused }
+        let has_event = if self.ready.is_empty() { self.stopped.is_some() } else { !self.is_paused };
+        has_event || self.new_id().is_some()
+    }
+
+    /// Returns the confirmed id of the topic if it was not reported.
+    fn new_id(&self) -> Option<TopicId> {
+        self.topic_id.filter(|_| self.is_id_confirmed && !self.is_id_reported)
     }
 
     /// Returns the next event, with at most `max` messages, `max` being at least 1.
     pub(super) fn take(&mut self, max: usize) -> Option<FetchEvent> {
+        if let Some(topic_id) = self.new_id() {
+            self.is_id_reported = true;
+            return Some(FetchEvent::TopicId { partition: self.name.clone(), topic_id });
+        }
         if !self.has_output() {
             return None;
         }

@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) core: FetchCore,
     /// Ends the waits of the workers.
     pub(super) disconnects: HashMap<BrokerId, Disconnect>,
+    /// Ends a metadata request.
+    pub(super) metadata_disconnect: Disconnect,
     pub(super) is_closed: bool,
 }
 
@@ -41,6 +43,7 @@ impl State {
         for disconnect in self.disconnects.values() {
             disconnect.disconnect();
         }
+        self.metadata_disconnect.disconnect();
     }
 }
 

@@ -246,14 +246,28 @@ fn a_throttled_request_waits_or_uses_another_broker() {
 }
 
 #[test]
+fn the_only_broker_has_all_the_time_for_a_slow_answer() {
+    // Longer than the first attempt at one of several brokers.
+    let server = ScriptedBroker::start(APIS, |received| {
+        std::thread::sleep(FIRST_ATTEMPT + Duration::from_millis(300));
+        metadata(received, &BrokerAddress { host: "127.0.0.1".into(), port: 1 })
+    });
+    let mut client = client(&[&server.address]);
+    client.request(MetadataTopics::None, after(LONG)).unwrap();
+    assert_eq!(server.count::<MetadataRequest>(), 1, "the first attempt was cut off");
+}
+
+#[test]
 fn an_attempt_has_at_most_half_of_the_time_and_a_minimum() {
     let (now, second) = (Instant::now(), Duration::from_secs(1));
-    let attempt = |round, left| attempt_deadline(round, now, now + left).map(|until| until - now);
+    let attempt = |round, left| attempt_deadline(round, true, now, now + left).map(|until| until - now);
     assert_eq!(attempt(0, second * 60), Some(FIRST_ATTEMPT));
     assert_eq!(attempt(3, second * 60), Some(FIRST_ATTEMPT * 8));
     assert_eq!(attempt(3, second * 10), Some(second * 5));
     assert_eq!(attempt(0, MIN_ATTEMPT * 3 / 2), Some(MIN_ATTEMPT));
     assert_eq!(attempt(0, MIN_ATTEMPT / 2), Some(MIN_ATTEMPT / 2));
     assert_eq!(attempt(0, Duration::ZERO), None);
-    assert_eq!(attempt_deadline(u32::MAX, now, now + second).map(|until| until - now), Some(second / 2));
+    assert_eq!(attempt_deadline(0, false, now, now + second * 60), Some(now + second * 60), "nothing else to try");
+    assert_eq!(attempt_deadline(0, false, now, now), None);
+    assert_eq!(attempt_deadline(u32::MAX, true, now, now + second).map(|until| until - now), Some(second / 2));
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::error::{OffsetError, OffsetErrorKind};
 use super::leaders::{LeaderRouter, Partition};
 use super::reader::OffsetReader;
-use super::rounds::{Attempt, run, unique};
+use super::rounds::{Attempt, run, run_into, unique};
 use crate::kafka::broker_pool::PooledBroker;
 use crate::kafka::error_code;
 use crate::kafka::protocol::list_offsets::{EARLIEST, LATEST, ListOffsetsPartition, ListOffsetsRequest, ListedOffset};
@@ -28,7 +28,40 @@ pub enum OffsetSpec {
     Timestamp(i64),
 }
 
+/// The offsets that a partition has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OffsetRange {
+    /// See [`OffsetSpec::Earliest`].
+    pub earliest: i64,
+    /// See [`OffsetSpec::Latest`].
+    pub latest: i64,
+    /// See [`OffsetSpec::LatestCommitted`].
+    pub latest_committed: i64,
+}
+
 impl OffsetReader {
+    /// Looks up the ranges of partitions. `found` receives each result once, with the index of the partition, as soon
+    /// as there is one: a broker that does not respond delays its own partitions only. Retries as
+    /// [`log_ends`](Self::log_ends) does; returns at `deadline` at the latest.
+    pub fn ranges(
+        &mut self,
+        partitions: &[Partition],
+        deadline: Instant,
+        found: &mut (dyn FnMut(usize, Result<OffsetRange, OffsetError>) + Send),
+    ) {
+        let (partitions, order) = unique(partitions);
+        let mut places = vec![Vec::new(); partitions.len()];
+        order.into_iter().enumerate().for_each(|(place, item)| places[item].push(place));
+        let mut router = LeaderRouter::new(&mut self.metadata, &mut self.leaders, &partitions);
+        let call = |broker: &mut PooledBroker, items: Vec<(usize, i32)>, until| {
+            items.chunks(MAX_PARTITIONS).flat_map(|items| list_ranges(broker, &partitions, items, until)).collect()
+        };
+        let mut sink = |item: usize, result: &Result<OffsetRange, OffsetError>| {
+            places[item].iter().for_each(|place| found(*place, result.clone()));
+        };
+        run_into(&mut self.pool, partitions.len(), deadline, &mut router, call, &mut sink);
+    }
+
     /// Returns the requested offset of each partition, in the order of `partitions`. Partitions without a leader, or
     /// whose leader does not answer, are retried until `deadline`; the call returns when each partition has a result.
     pub fn log_ends(
@@ -44,6 +77,34 @@ impl OffsetReader {
         });
         order.into_iter().map(|index| results[index].clone()).collect()
     }
+}
+
+/// Sends the requests for both ends; returns a result for each item as [`list_offsets`] does.
+fn list_ranges(
+    broker: &mut PooledBroker,
+    partitions: &[Partition],
+    items: &[(usize, i32)],
+    until: Instant,
+) -> Vec<(usize, Attempt<OffsetRange>)> {
+    let mut ends = |at| list_offsets(broker, partitions, items, at, until);
+    let (earliest, latest, committed) =
+        (ends(OffsetSpec::Earliest), ends(OffsetSpec::Latest), ends(OffsetSpec::LatestCommitted));
+    let range = |(((item, earliest), (_, latest)), (_, committed))| {
+        let attempt = match (earliest, latest, committed) {
+            (Attempt::Final(Ok(earliest)), Attempt::Final(Ok(latest)), Attempt::Final(Ok(latest_committed))) => {
+                Attempt::Final(Ok(OffsetRange { earliest, latest, latest_committed }))
+            }
+            (Attempt::Final(Err(failure)) | Attempt::Retry(Err(failure)), _, _)
+            | (_, Attempt::Final(Err(failure)) | Attempt::Retry(Err(failure)), _)
+            | (_, _, Attempt::Final(Err(failure)) | Attempt::Retry(Err(failure))) => Attempt::failed(failure),
+            // No result of `list_offsets` is incomplete.
+            (Attempt::Retry(Ok(_)), _, _) | (_, Attempt::Retry(Ok(_)), _) | (_, _, Attempt::Retry(Ok(_))) => {
+                Attempt::failed(OffsetError::new(OffsetErrorKind::Unreachable, "incomplete"))
+            }
+        };
+        (item, attempt)
+    };
+    earliest.into_iter().zip(latest).zip(committed).map(range).collect()
 }
 
 /// Sends one request; returns a result for each item: index in `partitions` and leader epoch.

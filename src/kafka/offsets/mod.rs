@@ -23,7 +23,7 @@ pub use super::protocol::offset_commit::GroupMemberId;
 pub use super::protocol::offset_fetch::{FetchedOffset, TopicOffsets};
 pub use error::{OffsetError, OffsetErrorKind};
 pub use groups::{GroupList, GroupRequest, OffsetToCommit};
-pub use log_ends::OffsetSpec;
+pub use log_ends::{OffsetRange, OffsetSpec};
 pub use reader::OffsetReader;
 
 #[cfg(test)]

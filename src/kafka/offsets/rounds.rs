@@ -57,8 +57,11 @@ pub(super) trait Router<I, T> {
     fn route(&mut self, items: &[usize], is_retry: bool, until: Instant) -> Vec<(usize, Route<I, T>)>;
 }
 
-/// Returns the results of the items 0 to `count - 1`. `call` sends the requests of the items of one broker and returns
-/// a result for each; it runs on several threads, and must return at the time that it is passed.
+/// Receives the result of an item as soon as it is final: a broker that does not respond delays the results of its own
+/// items only.
+pub(super) type ResultSink<'a, T> = dyn FnMut(usize, &ItemResult<T>) + Send + 'a;
+
+/// Returns the results of the items 0 to `count - 1`, see [`run_into`].
 pub(super) fn run<I: Send, T: Send>(
     pool: &mut BrokerPool,
     count: usize,
@@ -66,6 +69,27 @@ pub(super) fn run<I: Send, T: Send>(
     router: &mut impl Router<I, T>,
     call: impl Fn(&mut PooledBroker, Vec<(usize, I)>, Instant) -> Vec<(usize, Attempt<T>)> + Sync,
 ) -> Vec<ItemResult<T>> {
+    run_into(pool, count, deadline, router, call, &mut |_, _| {})
+}
+
+/// Returns the results of the items 0 to `count - 1`, after `sink` has received each of them once. `call` sends the requests of the items of one broker and returns
+/// a result for each; it runs on several threads, and must return at the time that it is passed.
+pub(super) fn run_into<I: Send, T: Send>(
+    pool: &mut BrokerPool,
+    count: usize,
+    deadline: Instant,
+    router: &mut impl Router<I, T>,
+    call: impl Fn(&mut PooledBroker, Vec<(usize, I)>, Instant) -> Vec<(usize, Attempt<T>)> + Sync,
+    sink: &mut ResultSink<'_, T>,
+) -> Vec<ItemResult<T>> {
+    let sink = Mutex::new(sink);
+    let pass_final = |attempts: &[(usize, Attempt<T>)]| {
+        for (item, attempt) in attempts {
+            if let Attempt::Final(result) = attempt {
+                lock(&sink)(*item, result);
+            }
+        }
+    };
     let mut results: Vec<Option<ItemResult<T>>> = (0..count).map(|_| None).collect();
     let mut pending: Vec<usize> = (0..count).collect();
     let mut backoff = new_backoff();
@@ -81,10 +105,12 @@ pub(super) fn run<I: Send, T: Send>(
                 Route::Failed(attempt) => attempts.push((item, attempt)),
             }
         }
+        pass_final(&attempts);
         let until = round_end(deadline);
         let tasks = by_broker.into_iter().map(|(id, (address, items))| (id, pool.take(id, &address), items));
         let returned = at_once(tasks.collect(), |(id, mut broker, items)| {
             let attempts = call(&mut broker, items, until);
+            pass_final(&attempts);
             (id, broker, attempts)
         });
         for (id, broker, mut more) in returned {
@@ -101,7 +127,10 @@ pub(super) fn run<I: Send, T: Send>(
         sleep_until(retry_at, deadline);
     }
     let unanswered = || Err(OffsetError::new(OffsetErrorKind::Unreachable, "no attempt was made before the deadline"));
-    results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect()
+    let results: Vec<ItemResult<T>> = results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect();
+    // What was retried until the deadline.
+    pending.into_iter().for_each(|item| lock(&sink)(item, &results[item]));
+    results
 }
 
 /// Returns the different keys, and for each key its position among them.

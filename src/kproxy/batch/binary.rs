@@ -5,7 +5,7 @@
 //! ```text
 //! u32 key length, or 0xffffffff for the default key │ key
 //! u16 header count │ for each: u16 name length │ name, UTF-8 │ u32 value length │ value
-//! u32 value length │ value
+//! u32 value length, or 0xffffffff for null │ value
 //! ```
 
 use std::fmt::Display;
@@ -17,6 +17,8 @@ use crate::kproxy::answer::Failure;
 
 /// Key length of a record that takes the default key.
 const NO_KEY: u32 = u32::MAX;
+/// Value length of a tombstone, whose value is null.
+const NULL_VALUE: u32 = u32::MAX;
 
 /// Parses a body that is not empty into its messages.
 pub(super) fn parse(body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessage>, Failure> {
@@ -54,8 +56,10 @@ impl<'a> RecordReader<'a> {
             return Err(self.malformed(format!("{header_count} headers, the maximum is {MAX_HEADERS}")));
         }
         let headers = (0..header_count).map(|_| self.header()).collect::<Result<_, _>>()?;
-        let length = self.u32("the value length")?;
-        let value = self.bytes(length, "the value")?.to_vec();
+        let value = match self.u32("the value length")? {
+            NULL_VALUE => None,
+            length => Some(self.bytes(length, "the value")?.to_vec()),
+        };
         Ok(ParsedMessage { key, value, headers, partition: None, timestamp_ms: None })
     }
 

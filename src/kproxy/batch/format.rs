@@ -34,6 +34,15 @@ impl BatchFormat {
         found.ok_or_else(Failure::unsupported_media_type)
     }
 
+    /// Returns how problem texts name the message with this index: as a line or a record, from 1.
+    pub(crate) fn place(self, index: usize) -> String {
+        let unit = match self {
+            BatchFormat::Ndjson => "line",
+            BatchFormat::Binary => "record",
+        };
+        format!("{unit} {}", index + 1)
+    }
+
     /// Parses a whole body into its messages, at least one.
     pub(crate) fn parse(self, body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessage>, Failure> {
         match self {

@@ -40,9 +40,9 @@ impl BatchLimits {
     /// record.
     pub(super) fn check(&self, message: &ParsedMessage, place: impl Display) -> Result<(), Failure> {
         let too_large = |problem: String| Err(Failure::too_large(format!("{place}: {problem}")));
-        let value_bytes = message.value.len();
+        let value_bytes = message.value_bytes();
         let key_and_headers_bytes = message.key_and_headers_bytes();
-        if value_bytes == 0 {
+        if message.value.as_ref().is_some_and(Vec::is_empty) {
             return Err(Failure::bad_batch(place, "the value is empty"));
         }
         if value_bytes > self.max_value_bytes {

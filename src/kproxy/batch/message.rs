@@ -13,7 +13,8 @@ const HEADER_OVERHEAD_BYTES: usize = 96;
 pub(crate) struct ParsedMessage {
     /// `None` takes the default key. An empty key means no key, even if there is a default.
     pub(crate) key: Option<Vec<u8>>,
-    pub(crate) value: Vec<u8>,
+    /// `None` is a tombstone: Kafka's null.
+    pub(crate) value: Option<Vec<u8>>,
     pub(crate) headers: Vec<Header>,
     pub(crate) partition: Option<PartitionId>,
     pub(crate) timestamp_ms: Option<i64>,
@@ -22,6 +23,10 @@ pub(crate) struct ParsedMessage {
 impl ParsedMessage {
     pub(crate) fn has_headers_or_timestamp(&self) -> bool {
         !self.headers.is_empty() || self.timestamp_ms.is_some()
+    }
+
+    pub(crate) fn value_bytes(&self) -> usize {
+        self.value.as_ref().map_or(0, Vec::len)
     }
 
     pub(crate) fn key_and_headers_bytes(&self) -> usize {
@@ -49,9 +54,14 @@ impl BatchDefaults {
         let default_key_bytes = self.key.as_ref().map_or(0, Vec::len);
         let record_bytes = |message: &ParsedMessage| {
             let key_bytes = message.key.as_ref().map_or(default_key_bytes, Vec::len);
-            message.value.len() + key_bytes + in_memory(&message.headers) + trace_bytes
+            message.value_bytes() + key_bytes + in_memory(&message.headers) + trace_bytes
         };
         messages.iter().map(record_bytes).sum()
+    }
+
+    /// Returns whether a message has a null value and no key. Such a record deletes nothing, so it is a mistake.
+    pub(crate) fn is_tombstone_without_key(&self, message: &ParsedMessage) -> bool {
+        message.value.is_none() && message.key.as_ref().or(self.key.as_ref()).is_none_or(Vec::is_empty)
     }
 
     /// Makes the record of a message.

@@ -1,8 +1,8 @@
 //! Parses `application/x-ndjson`: one JSON object per line.
 //!
-//! Members: exactly one of `value` (a string: its UTF-8), `value_json` (any JSON: its text verbatim) and
+//! Members: exactly one of `value` (a string: its UTF-8; `null`: a tombstone), `value_json` (any JSON: its text verbatim) and
 //! `value_base64`; at most one of `key` and `key_base64`; `headers` (an object of strings), `partition`, `timestamp`.
-//! Anything ambiguous is refused: unknown members, repeated members, `null`, empty lines.
+//! Anything ambiguous is refused: unknown members, repeated members, any other `null`, empty lines.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -82,9 +82,11 @@ impl<'de> Visitor<'de> for MessageVisitor {
             match member {
                 Member::Key => once("the key", &mut key, map.next_value_seed(Text)?)?,
                 Member::KeyBase64 => once("the key", &mut key, map.next_value_seed(Base64)?)?,
-                Member::Value => once("the value", &mut value, map.next_value_seed(Text)?)?,
-                Member::ValueJson => once("the value", &mut value, map.next_value::<&RawValue>()?.get().into())?,
-                Member::ValueBase64 => once("the value", &mut value, map.next_value_seed(Base64)?)?,
+                Member::Value => once("the value", &mut value, map.next_value_seed(TextOrNull)?)?,
+                Member::ValueJson => {
+                    once("the value", &mut value, Some(map.next_value::<&RawValue>()?.get().into()))?;
+                }
+                Member::ValueBase64 => once("the value", &mut value, Some(map.next_value_seed(Base64)?))?,
                 Member::Headers => once("headers", &mut headers, map.next_value_seed(HeaderMap)?)?,
                 Member::Partition => once("partition", &mut partition, map.next_value_seed(Integer::new())?)?,
                 Member::Timestamp => once("timestamp", &mut timestamp_ms, map.next_value_seed(Integer::new())?)?,
@@ -132,6 +134,37 @@ impl Visitor<'_> for Text {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Vec<u8>, E> {
         Ok(text.into())
+    }
+}
+
+/// Deserializes a string into its UTF-8 bytes, and `null` into `None`.
+struct TextOrNull;
+
+impl<'de> DeserializeSeed<'de> for TextOrNull {
+    type Value = Option<Vec<u8>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextOrNull {
+    type Value = Option<Vec<u8>>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string or null")
+    }
+
+    fn visit_none<E: Error>(self) -> Result<Option<Vec<u8>>, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Option<Vec<u8>>, E> {
+        Ok(Some(text.into()))
     }
 }
 

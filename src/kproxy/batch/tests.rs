@@ -20,7 +20,7 @@ fn header(name: &str, value: &[u8]) -> Header {
 }
 
 fn of_value(value: &[u8]) -> ParsedMessage {
-    ParsedMessage { value: value.to_vec(), ..ParsedMessage::default() }
+    ParsedMessage { value: Some(value.to_vec()), ..ParsedMessage::default() }
 }
 
 /// Encodes messages in the binary format, which has no partition and no timestamp.
@@ -41,7 +41,10 @@ fn encode(messages: &[ParsedMessage]) -> Vec<u8> {
             out.extend(header.name.as_bytes());
             put(&mut out, header.value.as_ref().unwrap());
         }
-        put(&mut out, &message.value);
+        match &message.value {
+            Some(value) => put(&mut out, value),
+            None => out.extend([0xff; 4]),
+        }
     }
     out
 }
@@ -93,7 +96,11 @@ fn a_line_is_a_message_or_is_refused_with_its_number() {
             Err(("bad_batch", "line 1, byte 2: missing value: one of value, value_json and value_base64 is required")),
         ),
         (r#"{"value":""}"#, Err(("bad_batch", "line 1: the value is empty"))),
-        (r#"{"value":null}"#, Err(("bad_batch", "line 1, byte 13: invalid type: null, expected a string"))),
+        (r#"{"value":null}"#, Ok(vec![ParsedMessage::default()])),
+        (r#"{"value":null,"value":"v"}"#, Err(("bad_batch", "line 1, byte 26: the value is given more than once"))),
+        (r#"{"value":nul}"#, Err(("bad_batch", "line 1, byte 13: expected ident"))),
+        (r#"{"value_base64":null}"#, Err(("bad_batch", "line 1, byte 20: invalid type: null, expected a base64"))),
+        (r#"{"value":null,"key":null}"#, Err(("bad_batch", "line 1, byte 24: invalid type: null, expected a string"))),
         (r#"{"value":{}}"#, Err(("bad_batch", "line 1, byte 9: invalid type: map, expected a string"))),
         (r#"{"value":1}"#, Err(("bad_batch", "line 1, byte 10: invalid type: integer `1`, expected a string"))),
         (r#"{"value":"\ud800"}"#, Err(("bad_batch", "line 1, byte 17: unexpected end of hex escape"))),
@@ -181,6 +188,7 @@ fn a_record_is_a_message_or_is_refused_with_its_number() {
         ([&no_key[..], &[0, 101]].concat(), Err("record 1, byte 7: 101 headers, the maximum is 100")),
         ([&no_key[..], &[0, 1, 0, 1, 0xff, 0, 0, 0, 0]].concat(), Err("record 1, byte 10: a header name is not UTF-8")),
         ([&no_key[..], &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]].concat(), Err("record 1: a header name is empty")),
+        ([&nothing_beside[..], &no_key].concat(), Ok(vec![ParsedMessage::default()])),
         ([&nothing_beside[..], &[0, 0, 0, 0]].concat(), Err("record 1: the value is empty")),
         (
             [&nothing_beside[..], &[0, 0, 0, 2, 0]].concat(),
@@ -221,7 +229,7 @@ fn parsing_stops_after_the_allowed_number_of_messages() {
 
 fn any_messages() -> impl Strategy<Value = Vec<ParsedMessage>> {
     let bytes = || vec(any::<u8>(), 0..20);
-    let value = vec(any::<u8>(), 1..20);
+    let value = option::of(vec(any::<u8>(), 1..20));
     let headers = vec(("[^\\x00]{1,5}", bytes()).prop_map(|(name, value)| header(&name, &value)), 0..4);
     let message = (option::of(bytes()), value, headers).prop_map(|(key, value, headers)| ParsedMessage {
         key,
@@ -234,10 +242,10 @@ fn any_messages() -> impl Strategy<Value = Vec<ParsedMessage>> {
 
 fn text_messages() -> impl Strategy<Value = Vec<ParsedMessage>> {
     let headers = proptest::collection::btree_map("[^\\x00]{1,5}", ".{0,9}", 0..4);
-    let message = (option::of(".{0,9}"), "(?s).{1,5}", headers, option::of(0_i32..), option::of(0_i64..));
+    let message = (option::of(".{0,9}"), option::of("(?s).{1,5}"), headers, option::of(0_i32..), option::of(0_i64..));
     let message = message.prop_map(|(key, value, headers, partition, timestamp_ms)| ParsedMessage {
         key: key.map(String::into_bytes),
-        value: value.into_bytes(),
+        value: value.map(String::into_bytes),
         headers: headers.iter().map(|(name, value)| header(name, value.as_bytes())).collect(),
         partition,
         timestamp_ms,
@@ -248,7 +256,7 @@ fn text_messages() -> impl Strategy<Value = Vec<ParsedMessage>> {
 fn line_of(message: &ParsedMessage) -> String {
     let text = |bytes: &[u8]| Value::from(str::from_utf8(bytes).unwrap());
     let mut line = serde_json::Map::new();
-    line.insert("value".into(), text(&message.value));
+    line.insert("value".into(), message.value.as_deref().map_or(Value::Null, text));
     let headers = message.headers.iter().map(|header| (header.name.clone(), text(header.value.as_ref().unwrap())));
     line.insert("headers".into(), Value::Object(headers.collect()));
     for (name, value) in [

@@ -26,6 +26,7 @@ fn fixture() -> Fixture {
         access: None,
         slots: SlotPool::new(2),
         max_message_bytes: 100,
+        commit_coding: CommitCoding::Keep,
         batch_limits: BatchLimits { max_messages: 4, max_body_bytes: 1000, max_value_bytes: 100, max_slots: 2 },
         has_headers_and_timestamps: true,
     };
@@ -126,6 +127,70 @@ fn partition_timestamp_and_headers_go_into_the_record() {
 }
 
 #[test]
+fn a_tombstone_has_a_null_value() {
+    let fixture = fixture();
+    let (status, _) = fixture.answer("POST", "/commit?topic=t&key=k&tombstone=1", b"");
+    assert_eq!((status, fixture.answer("POST", "/commit?topic=t&key=k&tombstone=0", b"x").0), (200, 200));
+    let stored = fixture.messages().into_iter().map(|message| (message.key, message.value));
+    let key = || Some(b"k".to_vec());
+    assert_eq!(stored.collect::<Vec<_>>(), [(key(), None), (key(), Some(b"x".to_vec()))]);
+}
+
+/// `hello` in gzip.
+const GZIPPED: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xcbH\xcd\xc9\xc9\x07\0\x86\xa6\x106\x05\0\0\0";
+
+#[test]
+fn a_coding_is_kept_decoded_or_refused() {
+    let headers_of = |message: &Message| -> Vec<(String, Vec<u8>)> {
+        let pair = |header: &Header| (header.name.clone(), header.value.clone().unwrap_or_default());
+        message.headers.iter().map(pair).collect()
+    };
+    let kept = |value: &str| Ok((GZIPPED, vec![("Content-Encoding".to_owned(), value.as_bytes().to_vec())]));
+    let own = Ok((GZIPPED, vec![("content-encoding".to_owned(), b"mine".to_vec())]));
+    let decoded = Ok((&b"hello"[..], vec![]));
+    let as_it_is = Ok((GZIPPED, vec![]));
+    let gzip = ("Content-Encoding", "gzip");
+    let rows: [(CommitCoding, &[(&str, &str)], Result<_, (u16, &str)>); 13] = [
+        (CommitCoding::Keep, &[gzip], kept("gzip")),
+        (CommitCoding::Keep, &[("Content-Encoding", "br")], kept("br")),
+        (CommitCoding::Keep, &[gzip, ("Content-Encoding", "identity, gzip")], kept("gzip, gzip")),
+        (CommitCoding::Keep, &[gzip, ("X-Kafka-Header-Content-Encoding", "mine")], own),
+        (CommitCoding::Keep, &[("Content-Encoding", "identity")], as_it_is.clone()),
+        (CommitCoding::Keep, &[("Content-Encoding", "")], as_it_is.clone()),
+        (CommitCoding::Decode, &[gzip], decoded.clone()),
+        (CommitCoding::Decode, &[("Content-Encoding", "X-GZIP")], decoded),
+        (CommitCoding::Decode, &[("Content-Encoding", "br")], Err((415, "unsupported_coding"))),
+        (CommitCoding::Decode, &[("Content-Encoding", "zstd")], Err((400, "bad_coding"))),
+        (CommitCoding::Decode, &[], as_it_is.clone()),
+        (CommitCoding::Refuse, &[gzip], Err((415, "unsupported_coding"))),
+        (CommitCoding::Refuse, &[("Content-Encoding", "identity")], as_it_is),
+    ];
+    for (coding, fields, expected) in rows {
+        let mut fixture = fixture();
+        fixture.handler().commit_coding = coding;
+        let response = fixture.request_with("POST", "/commit?topic=t", fields, GZIPPED).try_recv().unwrap();
+        let text = String::from_utf8(response.body).unwrap();
+        match expected {
+            Ok((value, headers)) => {
+                assert_eq!(response.status, 200, "{coding:?} {fields:?}: {text}");
+                let [message] = &fixture.messages()[..] else { panic!("one message") };
+                assert_eq!((message.value.as_deref(), headers_of(message)), (Some(value), headers), "{fields:?}");
+            }
+            Err((status, code)) => {
+                assert!(response.status == status && text.contains(code), "{coding:?} {fields:?}: {text}");
+                assert_eq!(fixture.messages(), []);
+            }
+        }
+    }
+    let mut fixture = fixture();
+    let answers = fixture.request_with("POST", "/commit?topic=t&key=k&tombstone=1", &[gzip], b"");
+    assert_eq!((answers.try_recv().unwrap().status, headers_of(&fixture.messages()[0])), (200, vec![]));
+    fixture.handler().has_headers_and_timestamps = false;
+    let answers = fixture.request_with("POST", "/commit?topic=t&key=k", &[gzip], GZIPPED);
+    assert_eq!((answers.try_recv().unwrap().status, headers_of(&fixture.messages()[1])), (200, vec![]));
+}
+
+#[test]
 fn each_invalid_request_has_its_error_code_and_stores_nothing() {
     let fixture = fixture();
     for (method, target, body, status, code) in [
@@ -136,9 +201,15 @@ fn each_invalid_request_has_its_error_code_and_stores_nothing() {
         ("POST", "/commit?topic=t&timestamp=x", "x", 400, "bad_timestamp"),
         ("POST", "/commit?topic=t&topic=t", "x", 400, "repeated_parameter"),
         ("POST", "/commit?topic=t", "", 400, "empty_body"),
+        ("POST", "/commit?topic=t&key=k&tombstone=0", "", 400, "empty_body"),
+        ("POST", "/commit?topic=t&key=k&tombstone=1", "x", 400, "bad_tombstone"),
+        ("POST", "/commit?topic=t&tombstone=1", "", 400, "bad_tombstone"),
+        ("POST", "/commit?topic=t&key=k&tombstone=yes", "", 400, "bad_tombstone"),
         ("POST", "/commit?topic=absent", "x", 404, "unknown_topic"),
         ("POST", "/Commit?topic=t", "x", 404, "unknown_path"),
-        ("GET", "/", "", 404, "unknown_path"),
+        ("POST", "/", "x", 404, "unknown_path"),
+        ("GET", "/favicon.ico", "", 404, "unknown_path"),
+        ("OPTIONS", "/other", "", 404, "unknown_path"),
         ("GET", "/commit?topic=t", "", 405, "not_post"),
         ("HEAD", "/commit?topic=t", "", 405, "not_post"),
         ("PUT", "/commit?topic=t", "x", 405, "not_post"),
@@ -152,10 +223,30 @@ fn each_invalid_request_has_its_error_code_and_stores_nothing() {
         );
     }
     assert_eq!(fixture.messages(), []);
-    assert_eq!(fixture.answer("OPTIONS", "/commit", b"").0, 200);
-    assert_eq!(fixture.answer("OPTIONS", "*", b"").0, 200);
-    assert_eq!(fixture.answer("GET", "/healthz", b"").0, 200);
-    assert_eq!(fixture.answer("GET", "/metrics", b"").0, 200);
+}
+
+#[test]
+fn probes_of_load_balancers_are_answered_with_200() {
+    let fixture = fixture();
+    for (method, target, allow) in [
+        ("OPTIONS", "/commit", Some("POST, OPTIONS")),
+        ("OPTIONS", "/commit_batch", Some("POST, OPTIONS")),
+        ("OPTIONS", "*", Some("GET, HEAD, POST, OPTIONS")),
+        ("OPTIONS", "/", Some("GET, HEAD, OPTIONS")),
+        ("OPTIONS", "/healthz", Some("GET, HEAD, OPTIONS")),
+        ("OPTIONS", "/metrics", Some("GET, HEAD, OPTIONS")),
+        ("GET", "/", None),
+        ("HEAD", "/", None),
+        ("GET", "/healthz", None),
+        ("HEAD", "/healthz", None),
+        ("GET", "/metrics", None),
+    ] {
+        let response = fixture.request(method, target, b"").try_recv().unwrap();
+        let seen = response.headers.iter().find(|(name, _)| *name == "Allow").map(|(_, value)| value.as_str());
+        assert_eq!((response.status, seen), (200, allow), "{method} {target}");
+    }
+    let text = String::from_utf8(fixture.registry.render()).unwrap();
+    assert!(!text.contains("kproxy_commits_total{"), "none is counted as a refused request: {text}");
 }
 
 #[test]

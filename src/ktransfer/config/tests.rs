@@ -37,6 +37,19 @@ fn texts(outcome: Result<Config, Problems>) -> Vec<String> {
 }
 
 #[test]
+fn a_connect_timeout_of_0_is_no_limit_and_the_default_is_finite() {
+    for (line, expected) in [
+        (" conn_timeout_ms: 100", Some(Duration::from_millis(100))),
+        (" conn_timeout_ms: 0", None),
+        ("", Some(Duration::from_secs(10))),
+    ] {
+        let module = ORIGINAL_MODULE.replace(" conn_timeout_ms: 100", line);
+        let config = load_texts(ORIGINAL_MAIN, &[("test_mdoule_1", &module), ("test_module_2", ORIGINAL_MODULE)]);
+        assert_eq!(config.ok().unwrap().modules[0].protocol.connect_timeout, expected, "{line:?}");
+    }
+}
+
+#[test]
 fn the_files_of_the_original_load_unchanged() {
     let modules = [("test_mdoule_1", ORIGINAL_MODULE), ("test_module_2", ORIGINAL_MODULE)];
     let config = load_texts(ORIGINAL_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
@@ -106,6 +119,7 @@ fn every_optional_key_may_be_left_out() {
     assert_eq!((module.worker_num.get(), module.window_size.get(), module.max_commit_gap.get()), (100, 200, 10_000));
     assert_eq!(module.start_from, StartFrom::Earliest);
     assert_eq!(module.protocol.write_timeout, None);
+    assert_eq!(module.protocol.connect_timeout, Some(Duration::from_secs(10)));
 }
 
 #[test]

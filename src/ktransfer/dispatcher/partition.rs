@@ -6,9 +6,12 @@ use std::time::Instant;
 
 use prometheus::IntGauge;
 
+use super::log_track::LogTrack;
 use crate::broker::{Message, Offset};
-use crate::ktransfer::group::Generation;
-use crate::ktransfer::job::{Assignment, WindowId};
+use crate::ktransfer::fetcher::StartPosition;
+use crate::ktransfer::group::{Claim, Generation, GroupCommand};
+use crate::ktransfer::job::{Assignment, ClaimPhase, WindowId};
+use crate::ktransfer::memory_budget::BudgetShare;
 use crate::ktransfer::window::Window;
 
 /// The state of the release of a partition.
@@ -16,13 +19,27 @@ use crate::ktransfer::window::Window;
 pub(super) enum ReleaseState {
     /// The partition is not being released.
     Owned,
-    /// Until the deadline, each job that a worker has still gets one attempt.
+    /// Until the deadline, each job below the highest offset that was pushed still gets one attempt.
     Draining {
         /// Deadline of the drain.
         until: Instant,
     },
-    /// No further attempt begins. The partition is released when the attempts in flight have ended.
-    AwaitingAttempts,
+    /// No further attempt begins, and the pushes in flight were cut. The partition is released when the workers have
+    /// acknowledged that, at the latest at the deadline.
+    Cut {
+        /// Deadline of the acknowledgements.
+        until: Instant,
+    },
+}
+
+impl ReleaseState {
+    /// Returns the deadline of this state.
+    pub(super) fn deadline(self) -> Option<Instant> {
+        match self {
+            ReleaseState::Owned => None,
+            ReleaseState::Draining { until } | ReleaseState::Cut { until } => Some(until),
+        }
+    }
 }
 
 /// The state of one claim on a partition.
@@ -30,25 +47,50 @@ pub(super) struct ClaimedPartition {
     pub(super) assignment: Arc<Assignment>,
     pub(super) window_id: WindowId,
     pub(super) window: Window,
-    /// Number of jobs of this claim that workers have.
+    /// How far the partition was read, and in which log.
+    pub(super) log: LogTrack,
+    /// Number of jobs of this claim that are not acknowledged.
     pub(super) in_flight: usize,
-    /// Messages read but held back by `max_commit_gap`. Bounded: the partition is paused, so only messages that were
-    /// already read or prefetched are added.
-    pub(super) held_back: VecDeque<Message>,
+    /// Messages read but held back by `max_commit_gap`.
+    pub(super) held_back: VecDeque<(Message, BudgetShare)>,
+    /// Whether the fetch loop was told to pause this partition.
+    pub(super) is_paused: bool,
+    /// Whether the partition is in the dispatcher's list of those whose commit point may have moved in this turn.
+    pub(super) has_moved: bool,
+    /// The commit point that was sent to the group last.
+    pub(super) commit_sent: Option<Offset>,
+    /// When the messages done ahead of the commit point are sent to the group next; `None` if they have not changed.
+    pub(super) snapshot_due: Option<Instant>,
+    /// Whether the group has a snapshot with messages.
+    pub(super) has_snapshot: bool,
     pub(super) release: ReleaseState,
     /// The metric that shows the commit point.
     pub(super) commit_point: IntGauge,
 }
 
 impl ClaimedPartition {
-    /// Creates the state of a new claim, with an empty window.
-    pub(super) fn new(assignment: Assignment, window_id: WindowId, commit_point: IntGauge) -> ClaimedPartition {
+    /// Creates the state of a new claim. Its window has no message yet.
+    pub(super) fn new(claim: &Claim, window_id: WindowId, commit_point: IntGauge) -> ClaimedPartition {
+        let (window, start) = match &claim.position {
+            None => (Window::new(), None),
+            Some(stored) => {
+                commit_point.set(stored.next);
+                let start = StartPosition { offset: stored.next, log: stored.log() };
+                (Window::resuming(stored.next, &stored.done_ahead), Some(start))
+            }
+        };
         ClaimedPartition {
-            assignment: Arc::new(assignment),
+            assignment: Arc::new(Assignment::new(claim)),
             window_id,
-            window: Window::new(),
+            window,
+            log: LogTrack::starting_at(start),
             in_flight: 0,
             held_back: VecDeque::new(),
+            is_paused: false,
+            has_moved: false,
+            commit_sent: claim.position.as_ref().map(|stored| stored.next),
+            snapshot_due: None,
+            has_snapshot: claim.position.as_ref().is_some_and(|stored| !stored.done_ahead.is_empty()),
             release: ReleaseState::Owned,
             commit_point,
         }
@@ -63,25 +105,59 @@ impl ClaimedPartition {
         self.window_id == window && self.release == ReleaseState::Owned
     }
 
-    /// Replaces the window by an empty one. Jobs of the earlier window may still be in flight; they move no commit
-    /// point.
-    pub(super) fn replace_window(&mut self, window_id: WindowId) {
+    /// Replaces the window by an empty one that starts at `start`, which the group receives otherwise. Jobs of the
+    /// earlier window may still be in flight; they move no commit point.
+    pub(super) fn replace_window(&mut self, window_id: WindowId, start: StartPosition) {
         self.window_id = window_id;
-        self.window = Window::new();
+        self.window = Window::starting_at(start.offset);
+        self.log = LogTrack::starting_at(Some(start));
+        self.commit_sent = Some(start.offset);
+        self.commit_point.set(start.offset);
         self.held_back.clear();
+        self.is_paused = false;
     }
 
-    /// Takes the first step of the release: retries end, and until the deadline each queued job still gets one attempt.
+    /// Moves the commit point to the position of reading if all messages before it are done. It is behind the last
+    /// message where transaction markers or aborted messages follow.
+    pub(super) fn skip_read_offsets(&mut self) {
+        let has_all_messages = self.log.last_message().is_none_or(|last| self.window.has_passed(last));
+        if let Some(next) = self.log.next().filter(|_| has_all_messages) {
+            self.window.skip_to(next);
+        }
+    }
+
+    /// Returns the command that stores the commit point if it has moved since the last call: at once if the group does
+    /// not know the log that it belongs to.
+    pub(super) fn commit_command(&mut self) -> Option<GroupCommand> {
+        let next = self.window.commit_point()?;
+        if self.commit_sent.replace(next) == Some(next) {
+            return None;
+        }
+        self.commit_point.set(next);
+        Some(self.store_command(next))
+    }
+
+    /// Returns the command that stores `next`: at once if the group does not know the log that it belongs to.
+    pub(super) fn store_command(&mut self, next: Offset) -> GroupCommand {
+        let (partition, generation) = (self.assignment.partition, self.assignment.generation);
+        match self.log.new_identity(next) {
+            Some(log) => GroupCommand::StoreNow { partition, generation, next, log },
+            None => GroupCommand::Commit { partition, generation, next },
+        }
+    }
+
+    /// Takes the first step of the release: retries end, and until the deadline each job below the highest offset that
+    /// was pushed still gets one attempt.
     pub(super) fn begin_drain(&mut self, until: Instant) {
         self.release = ReleaseState::Draining { until };
         self.held_back.clear();
-        self.assignment.ending.trigger();
+        self.assignment.enter(ClaimPhase::Draining);
     }
 
-    /// Takes the second step of the release: no further attempt begins.
-    pub(super) fn end_drain(&mut self) {
-        self.release = ReleaseState::AwaitingAttempts;
-        self.assignment.stop.trigger();
+    /// Takes the second step of the release: no further attempt begins. The caller cuts the pushes in flight.
+    pub(super) fn end_drain(&mut self, until: Instant) {
+        self.release = ReleaseState::Cut { until };
+        self.assignment.enter(ClaimPhase::Ended);
     }
 
     /// Whether the partition is being released and no worker has a job of it.

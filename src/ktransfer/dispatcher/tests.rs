@@ -1,51 +1,108 @@
 //! Tests of the dispatcher alone: the test holds the other ends of its channels.
 
 use super::*;
-use crate::broker::TopicPartition;
+use crate::broker::{LogIdentity, Offset, TopicId, TopicPartition};
 use crate::ktransfer::config::ModuleConfig;
-use crate::ktransfer::group::mailbox;
-use crate::ktransfer::test_fixtures::{module_config, worker_context};
+use crate::ktransfer::fetcher::{FetchedBatch, LogChange};
+use crate::ktransfer::group::{Mailbox, mailbox};
+use crate::ktransfer::job::{ClaimPhase, WorkerMessage};
+use crate::ktransfer::memory_budget::MemoryBudget;
+use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
 use crate::metrics::Registry;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+const OLD_ID: TopicId = [1; 16];
+const NEW_ID: TopicId = [2; 16];
+
 struct DispatcherRig {
+    registry: Registry,
     dispatcher: Dispatcher,
     context: Arc<WorkerContext>,
     fetch_commands: Receiver<FetchCommand>,
-    jobs: Receiver<Job>,
-    _acks: Sender<Ack>,
+    inbox: Receiver<WorkerMessage>,
+    group: Mailbox,
+    _reports: Sender<WorkerReport>,
 }
 
 fn rig(adapt: impl FnOnce(&mut ModuleConfig)) -> DispatcherRig {
     let mut config = module_config(&["127.0.0.1:1"]);
     adapt(&mut config);
-    let context = Arc::new(worker_context(config, &Registry::new()));
+    let registry = Registry::new();
+    let context = Arc::new(worker_context(config, &registry));
     let (_, group_events) = unbounded();
     let (_, fetched) = unbounded();
     let (fetch_commands, fetch_command_receiver) = unbounded();
-    let ((shared, jobs), (ack_sender, acks)) = (unbounded(), unbounded());
-    let jobs_sender = JobQueues { own: vec![shared.clone()], shared };
-    let group_commands = mailbox().0;
-    let channels = Channels { group_events, group_commands, fetch_commands, fetched, jobs: jobs_sender, acks };
+    let ((worker, inbox), (report_sender, reports)) = (unbounded(), unbounded());
+    let ((group_commands, group), memory) = (mailbox(), MemoryBudget::new(1 << 30));
+    let workers = [worker].into();
+    let channels = Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports };
     let dispatcher = Dispatcher::new(channels, Arc::clone(&context), Stop::new(), Duration::from_secs(1));
-    DispatcherRig { dispatcher, context, fetch_commands: fetch_command_receiver, jobs, _acks: ack_sender }
+    DispatcherRig {
+        registry,
+        dispatcher,
+        context,
+        fetch_commands: fetch_command_receiver,
+        inbox,
+        group,
+        _reports: report_sender,
+    }
 }
 
 impl DispatcherRig {
     /// Sends `Gained` for partition 0; returns the window that its messages belong to.
     fn gain(&mut self, generation: u64) -> WindowId {
-        let generation = Generation(generation);
-        self.dispatcher.on_group(GroupEvent::Gained { partition: 0, generation, position: Some(0) });
+        self.dispatcher.on_group(GroupEvent::Gained(claim(0, generation, Some(0))));
         self.last_assigned().0
     }
 
-    /// Returns the window and the position of the latest `Assign`.
-    fn last_assigned(&self) -> (WindowId, Option<Offset>) {
+    /// Returns the window and the start of the latest `Assign`.
+    fn last_assigned(&self) -> (WindowId, StartPosition) {
         let assigned = self.fetch_commands.try_iter().filter_map(|command| match command {
-            FetchCommand::Assign { window, position, .. } => Some((window, position)),
+            FetchCommand::Assign { window, start, .. } => Some((window, start.expect("a position"))),
             _ => None,
         });
         assigned.last().expect("a partition is assigned")
+    }
+
+    fn changed(&mut self, window: WindowId, change: LogChange) {
+        self.dispatcher.on_fetched(Fetched::LogChanged { window, partition: 0, change });
+        self.dispatcher.end_turn(Instant::now());
+    }
+
+    /// The position moves to `next` without a message.
+    fn moved(&mut self, window: WindowId, next: Offset) {
+        let batch = FetchedBatch { window, partition: 0, messages: Vec::new(), next, leader_epoch: Some(4) };
+        self.dispatcher.on_fetched(Fetched::Messages(vec![batch]));
+        self.dispatcher.end_turn(Instant::now());
+    }
+
+    fn done(&mut self, window: WindowId, offset: Offset) {
+        let (worker, has_waited, end) = (0, false, JobEnd::Done);
+        let ack = Ack { worker, has_waited, partition: 0, generation: Generation(1), window, offset, end };
+        self.dispatcher.on_ack(ack, Instant::now());
+        self.dispatcher.end_turn(Instant::now());
+    }
+
+    /// Returns the offsets of the jobs that were sent to the worker since the last call.
+    fn jobs(&self) -> Vec<Offset> {
+        let jobs = self.inbox.try_iter().filter_map(|message| match message {
+            WorkerMessage::Job(job) => Some(job.message.offset),
+            _ => None,
+        });
+        jobs.collect()
+    }
+
+    /// Returns what the group was told to store at once since the last call.
+    fn stored_now(&self) -> Option<(Offset, LogIdentity)> {
+        self.group.take().starts.get(&0).map(|(_, next, log)| (*next, *log))
+    }
+
+    fn has_metric(&self, line: &str) -> bool {
+        String::from_utf8(self.registry.render()).unwrap().lines().any(|found| found == line)
+    }
+
+    fn commit_point(&self) -> Option<Offset> {
+        self.dispatcher.partitions[&0].window.commit_point()
     }
 
     fn fetched(&mut self, window: WindowId, offsets: std::ops::Range<Offset>) {
@@ -57,8 +114,10 @@ impl DispatcherRig {
             headers: Vec::new(),
             timestamp_ms: None,
         };
-        self.dispatcher.on_fetched(Fetched::Messages(offsets.map(|offset| (window, message(offset))).collect()));
-        self.dispatcher.hand_out();
+        let (next, messages) = (offsets.end, offsets.map(message).collect());
+        let batch = FetchedBatch { window, partition: 0, messages, next, leader_epoch: Some(4) };
+        self.dispatcher.on_fetched(Fetched::Messages(vec![batch]));
+        self.dispatcher.end_turn(Instant::now());
     }
 }
 
@@ -67,12 +126,13 @@ fn a_dispatcher_that_panics_ends_all_pushes() {
     let mut rig = rig(|_| {});
     let window = rig.gain(1);
     rig.fetched(window, 0..3);
-    let job = rig.jobs.try_recv().unwrap();
-    assert!(!job.assignment.stop.is_triggered());
+    let Ok(WorkerMessage::Job(job)) = rig.inbox.try_recv() else { panic!("no job") };
+    assert_eq!(job.assignment.phase(), ClaimPhase::Held);
     // A panic of the dispatcher's thread drops the dispatcher too.
     drop(rig.dispatcher);
-    assert!(job.assignment.stop.is_triggered() && job.assignment.ending.is_triggered());
-    assert!(rig.context.pusher.is_aborted());
+    assert_eq!(job.assignment.phase(), ClaimPhase::Ended);
+    assert!(matches!(rig.inbox.try_iter().last(), Some(WorkerMessage::End)));
+    assert!(rig.context.http_client.pusher(0).is_closed());
 }
 
 #[test]
@@ -80,34 +140,118 @@ fn messages_read_before_an_offset_gap_are_pushed_and_the_commit_point_does_not_s
     let mut rig = rig(|config| config.max_commit_gap = 2.try_into().unwrap());
     let window = rig.gain(1);
     rig.fetched(window, 0..5);
-    assert_eq!(rig.jobs.try_iter().count(), 2, "the other 3 messages are held back by max_commit_gap");
-    let gone = Fetched::OffsetGone(OffsetGap { window, partition: 0, offset: 5, oldest: 50, newest: 90 });
-    rig.dispatcher.on_fetched(gone);
+    assert_eq!(rig.jobs(), [0, 1], "the other 3 messages are held back by max_commit_gap");
+    rig.changed(window, LogChange::OffsetGone { offset: 5, oldest: 50, newest: 90 });
     let commands: Vec<_> = rig.fetch_commands.try_iter().collect();
-    let again = FetchCommand::Assign { partition: 0, window, position: Some(50) };
-    assert!(commands.ends_with(&[again, FetchCommand::Pause(0)]), "assigned again and still paused: {commands:?}");
+    let start = Some(StartPosition { offset: 50, log: LogIdentity::default() });
+    let again = FetchCommand::Assign { partition: 0, window, generation: Generation(1), start };
+    assert!(commands.ends_with(&[again]), "{commands:?}");
     rig.fetched(window, 50..52);
     for done in [1, 0, 2, 3, 4, 50] {
-        let end = JobEnd::Done;
-        let ack = Ack { partition: 0, generation: Generation(1), window, offset: done, size_bytes: 202, end };
-        rig.dispatcher.on_ack(ack);
-        rig.dispatcher.hand_out();
+        rig.done(window, done);
     }
-    let pushed: Vec<_> = rig.jobs.try_iter().map(|job| job.message.offset).collect();
-    assert_eq!(pushed, [2, 3, 4, 50, 51]);
+    assert_eq!(rig.jobs(), [2, 3, 4, 50, 51]);
     assert_eq!(rig.dispatcher.partitions[&0].window.commit_point(), Some(51));
 }
 
 #[test]
-fn a_partition_of_a_recreated_topic_gets_a_new_window() {
+fn a_recreated_topic_is_read_from_its_beginning_which_is_stored_at_once() {
+    let mut rig = rig(|_| {});
+    let window = rig.gain(1);
+    rig.dispatcher.on_fetched(Fetched::TopicId { window, partition: 0, topic_id: OLD_ID });
+    let old = LogIdentity { topic_id: Some(OLD_ID), leader_epoch: None };
+    assert_eq!(rig.stored_now(), Some((0, old)), "the group learns the id although no message is done");
+    rig.fetched(window, 0..5);
+    rig.done(window, 0);
+    assert_eq!(rig.stored_now(), Some((1, LogIdentity { leader_epoch: Some(4), ..old })));
+    rig.changed(window, LogChange::Recreated { topic_id: NEW_ID });
+    let (fresh, start) = rig.last_assigned();
+    let log = LogIdentity { topic_id: Some(NEW_ID), leader_epoch: None };
+    assert!(fresh != window && start == StartPosition { offset: 0, log });
+    assert_eq!((rig.stored_now(), rig.commit_point()), (Some((0, log)), Some(0)));
+    // Late acks of the old topic move nothing, and those of the new one are its own.
+    rig.done(window, 1);
+    assert_eq!(rig.commit_point(), Some(0));
+    rig.fetched(fresh, 0..3);
+    assert_eq!(rig.jobs(), [0, 1, 2, 3, 4, 0, 1, 2]);
+    assert!(rig.has_metric("ktransfer_offset_resets_total{module=\"m\",reason=\"recreated\"} 1"));
+    // A release before a message is done hands the new beginning over.
+    rig.dispatcher.on_group(GroupEvent::Releasing { partition: 0, generation: Generation(1) });
+    for offset in [2, 3, 4] {
+        rig.done(window, offset);
+    }
+    rig.dispatcher.release_all_now();
+    assert_eq!(rig.group.take().releases[&0], (Generation(1), Some(0)));
+}
+
+#[test]
+fn an_offset_beyond_the_end_of_an_unknown_log_continues_at_the_oldest_and_is_stored_at_once() {
     let mut rig = rig(|_| {});
     let window = rig.gain(1);
     rig.fetched(window, 0..5);
-    rig.dispatcher.on_fetched(Fetched::OffsetGone(OffsetGap { window, partition: 0, offset: 5, oldest: 0, newest: 3 }));
-    let (fresh, position) = rig.last_assigned();
-    assert!(fresh != window && position == Some(0));
+    rig.changed(window, LogChange::OffsetGone { offset: 5, oldest: 0, newest: 3 });
+    let (fresh, start) = rig.last_assigned();
+    assert!(fresh != window && start.offset == 0);
+    assert_eq!(rig.stored_now().map(|(next, _)| next), Some(0));
     rig.fetched(fresh, 0..3);
-    assert_eq!(rig.jobs.try_iter().map(|job| job.message.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 0, 1, 2]);
+    assert_eq!(rig.jobs(), [0, 1, 2, 3, 4, 0, 1, 2]);
+    assert!(rig.has_metric("ktransfer_offset_resets_total{module=\"m\",reason=\"beyond_end\"} 1"));
+}
+
+#[test]
+fn a_truncated_log_is_read_from_where_the_logs_diverge_or_from_the_first_message_that_is_not_done() {
+    for (done, continues_at) in [(0..2, 2), (0..5, 3)] {
+        let mut rig = rig(|_| {});
+        let window = rig.gain(1);
+        rig.fetched(window, 0..5);
+        for offset in done {
+            rig.done(window, offset);
+        }
+        rig.changed(window, LogChange::Truncated { position: 5, divergence: 3, leader_epoch: Some(2) });
+        let (fresh, start) = rig.last_assigned();
+        assert!(fresh != window);
+        // The message before offset 2 was read with epoch 4.
+        let leader_epoch = Some(if continues_at == 3 { 2 } else { 4 });
+        let log = LogIdentity { topic_id: None, leader_epoch };
+        assert_eq!(start, StartPosition { offset: continues_at, log });
+        assert_eq!(rig.stored_now(), Some((continues_at, log)));
+        assert!(rig.has_metric("ktransfer_truncated_messages_total{module=\"m\"} 2"));
+    }
+}
+
+#[test]
+fn the_commit_point_follows_the_position_past_markers_once_all_messages_are_done() {
+    let mut rig = rig(|config| config.max_commit_gap = 2.try_into().unwrap());
+    let window = rig.gain(1);
+    rig.moved(window, 2);
+    assert_eq!(rig.commit_point(), Some(2), "the log begins with markers");
+    rig.fetched(window, 2..5);
+    rig.moved(window, 6);
+    assert_eq!(rig.commit_point(), Some(2));
+    rig.done(window, 2);
+    rig.done(window, 3);
+    assert_eq!(rig.commit_point(), Some(4), "offset 4 was held back by max_commit_gap");
+    rig.done(window, 4);
+    assert_eq!(rig.commit_point(), Some(6));
+    rig.moved(window, 9);
+    assert_eq!(rig.commit_point(), Some(9));
+    let pending = rig.group.take();
+    let latest = pending.commits.get(&0).map(|(_, next)| *next).or(pending.starts.get(&0).map(|(_, next, _)| *next));
+    assert_eq!(latest, Some(9));
+    // Retention deletes markers only: nothing was missed.
+    rig.changed(window, LogChange::OffsetGone { offset: 9, oldest: 12, newest: 20 });
+    assert_eq!(rig.commit_point(), Some(12), "moves at once, so that the delay does not show deleted messages");
+}
+
+#[test]
+fn a_start_offset_that_was_looked_up_is_the_commit_point() {
+    let mut rig = rig(|_| {});
+    rig.dispatcher.on_group(GroupEvent::Gained(claim(0, 1, None)));
+    let window = rig.dispatcher.partitions[&0].window_id;
+    rig.dispatcher.on_fetched(Fetched::StartsAt { window, partition: 0, offset: 7 });
+    assert_eq!(rig.commit_point(), Some(7));
+    rig.dispatcher.on_group(GroupEvent::Releasing { partition: 0, generation: Generation(1) });
+    assert_eq!(rig.group.take().releases[&0], (Generation(1), Some(7)));
 }
 
 #[test]
@@ -117,12 +261,22 @@ fn a_partition_that_is_being_released_is_not_read_again() {
     rig.fetched(window, 0..1);
     rig.dispatcher.on_group(GroupEvent::Releasing { partition: 0, generation: Generation(1) });
     // The fetch loop detected this gap before it received the Revoke.
-    rig.dispatcher.on_fetched(Fetched::OffsetGone(OffsetGap {
-        window,
-        partition: 0,
-        offset: 1,
-        oldest: 50,
-        newest: 90,
-    }));
+    rig.changed(window, LogChange::OffsetGone { offset: 1, oldest: 50, newest: 90 });
     assert_eq!(rig.fetch_commands.try_iter().collect::<Vec<_>>(), [FetchCommand::Revoke(0)]);
+}
+
+#[test]
+fn a_paused_partition_is_resumed_when_half_of_what_was_held_back_is_left() {
+    let mut rig = rig(|config| config.max_commit_gap = 1.try_into().unwrap());
+    let window = rig.gain(1);
+    rig.fetched(window, 0..MAX_HELD_BACK as Offset);
+    assert_eq!(rig.fetch_commands.try_iter().count(), 0, "a small gap does not pause with every message");
+    rig.fetched(window, MAX_HELD_BACK as Offset..MAX_HELD_BACK as Offset + 10);
+    assert_eq!(rig.fetch_commands.try_iter().collect::<Vec<_>>(), [FetchCommand::Pause(0)]);
+    let resumed_at = (0..).find(|offset| {
+        rig.done(window, *offset);
+        rig.fetch_commands.try_iter().next() == Some(FetchCommand::Resume(0))
+    });
+    assert_eq!(resumed_at, Some(MAX_HELD_BACK as Offset / 2 + 8));
+    assert_eq!(rig.jobs(), (0..MAX_HELD_BACK as Offset / 2 + 10).collect::<Vec<_>>());
 }

@@ -46,8 +46,9 @@ pub(super) enum StoreOutcome {
 
 impl Claimant<'_> {
     /// Claims `partition`, unless another member has an owner node. Fails if a request fails or if another client wrote
-    /// the offset node at the same time.
-    pub(super) fn claim(&self, partition: PartitionId) -> Result<ClaimOutcome, KeeperError> {
+    /// the offset node at the same time. `group_has_offsets`: without an offset node the partition is new to the group,
+    /// and begins at offset 0; otherwise the node that is created has no offset.
+    pub(super) fn claim(&self, partition: PartitionId, group_has_offsets: bool) -> Result<ClaimOutcome, KeeperError> {
         let owner = paths::owner(self.group, self.topic, partition);
         match create_with_parents(self.keeper, &owner, self.id.as_bytes(), Lifetime::Ephemeral) {
             Ok(()) => {}
@@ -61,8 +62,12 @@ impl Claimant<'_> {
         }
         let offset = paths::offset(self.group, self.topic, partition);
         let Some(node) = self.keeper.read(&offset)? else {
-            create_with_parents(self.keeper, &offset, paths::NOTHING_STORED, Lifetime::Persistent)?;
-            return Ok(ClaimOutcome::Claimed { version: 0, position: None });
+            let (data, position) = match group_has_offsets {
+                true => (paths::offset_text(0), Some(0)),
+                false => (paths::NOTHING_STORED.to_vec(), None),
+            };
+            create_with_parents(self.keeper, &offset, &data, Lifetime::Persistent)?;
+            return Ok(ClaimOutcome::Claimed { version: 0, position });
         };
         let position = match paths::parse_offset(&node.data) {
             Ok(position) => position,
@@ -135,18 +140,18 @@ mod tests {
         let ensemble = InMemoryEnsemble::new();
         let (one, other) = (ensemble.connect(TIMEOUT), ensemble.connect(TIMEOUT));
         let (first, second) = (claimant(&*one, "h:1"), claimant(&*other, "h:2"));
-        assert_eq!(first.claim(0), Ok(ClaimOutcome::Claimed { version: 0, position: None }));
+        assert_eq!(first.claim(0, false), Ok(ClaimOutcome::Claimed { version: 0, position: None }));
         assert_eq!(one.read("/consumers/g/offsets/t/0").unwrap().unwrap().data, b"-1");
         assert_eq!(
-            first.claim(0),
+            first.claim(0, false),
             Ok(ClaimOutcome::Claimed { version: 1, position: None }),
             "a repeated claim after a lost response succeeds"
         );
-        assert_eq!(second.claim(0), Ok(ClaimOutcome::OwnedBy("h:1".into())));
+        assert_eq!(second.claim(0, false), Ok(ClaimOutcome::OwnedBy("h:1".into())));
         assert_eq!(first.store(0, 7, 1), Ok(StoreOutcome::Stored(2)));
 
         ensemble.expire(&one);
-        assert_eq!(second.claim(0), Ok(ClaimOutcome::Claimed { version: 3, position: Some(7) }));
+        assert_eq!(second.claim(0, false), Ok(ClaimOutcome::Claimed { version: 3, position: Some(7) }));
         assert_eq!(first.store(0, 9, 2), Ok(StoreOutcome::Fenced));
         assert_eq!(first.release(0), Ok(()));
         assert!(other.read("/consumers/g/owners/t/0").unwrap().is_some(), "the node of another member is kept");
@@ -161,9 +166,9 @@ mod tests {
         let keeper = InMemoryEnsemble::new().connect(TIMEOUT);
         let member = claimant(&*keeper, "h:1");
         create_with_parents(&*keeper, "/consumers/g/offsets/t/0", b"soon", Lifetime::Persistent).unwrap();
-        assert_eq!(member.claim(0), Ok(ClaimOutcome::Unreadable(BadOffset("soon".into()))));
+        assert_eq!(member.claim(0, false), Ok(ClaimOutcome::Unreadable(BadOffset("soon".into()))));
         keeper.delete("/consumers/g/offsets/t/0", 0).unwrap();
-        assert_eq!(member.claim(0), Ok(ClaimOutcome::Claimed { version: 0, position: None }));
+        assert_eq!(member.claim(0, false), Ok(ClaimOutcome::Claimed { version: 0, position: None }));
         keeper.delete("/consumers/g/offsets/t/0", 0).unwrap();
         assert_eq!(member.store(0, 1, 0), Ok(StoreOutcome::Fenced));
     }

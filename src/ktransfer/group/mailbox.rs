@@ -1,39 +1,66 @@
 //! The commands from the dispatcher to the group: a table with the latest command for each partition, not a queue.
 //!
-//! The dispatcher commits thousands of times a second, while the group may wait for ZooKeeper. So a commit overwrites
-//! the earlier commit of its partition. The number of partitions bounds the table, and sending never blocks.
+//! The dispatcher commits thousands of times a second, while the group may wait for ZooKeeper. So a command overwrites
+//! the earlier command of its kind and partition. The number of partitions bounds the table, and sending never blocks.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Generation, GroupCommand};
-use crate::broker::{Offset, PartitionId};
+use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
 use crate::locks::lock;
+
+/// Shortest interval between two wake-ups for [`GroupCommand::DoneAhead`]. A snapshot in between waits for the next.
+const DONE_AHEAD_WAKE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The dispatcher's end of a mailbox. If the last clone is dropped, the group leaves as after the command `Leave`.
 #[derive(Clone)]
 pub struct CommandSender {
-    table: Arc<Mutex<PendingCommands>>,
+    table: Arc<Mutex<CommandTable>>,
     wake: Sender<()>,
 }
 
 /// The group's end of a mailbox.
 pub struct Mailbox {
-    table: Arc<Mutex<PendingCommands>>,
+    table: Arc<Mutex<CommandTable>>,
     woken: Receiver<()>,
 }
 
-/// The commands since the last [`Mailbox::take`]; at most one commit and one release for each partition.
+#[derive(Debug, Default)]
+struct CommandTable {
+    pending: PendingCommands,
+    /// The claim of the latest commit of each partition; the first commit of a claim wakes the group.
+    committed: BTreeMap<PartitionId, Generation>,
+    /// Time of the latest wake-up for `DoneAhead`.
+    done_ahead_woken: Option<Instant>,
+}
+
+/// The commands since the last [`Mailbox::take`]; at most one of each kind for each partition.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PendingCommands {
     /// Commit points by partition, to be stored at the next store interval.
     pub(crate) commits: BTreeMap<PartitionId, (Generation, Offset)>,
+    /// Positions to store at once. A commit or a snapshot of the same partition is later than its position here.
+    pub(crate) starts: BTreeMap<PartitionId, (Generation, Offset, LogIdentity)>,
+    /// Messages done above the commit point, by partition.
+    pub(crate) done_ahead: BTreeMap<PartitionId, (Generation, DoneAhead)>,
     /// Partitions to release, each with the offset to store before the release; `None` stores the latest commit.
     pub(crate) releases: BTreeMap<PartitionId, (Generation, Option<Offset>)>,
     /// Whether `Leave` was sent.
     pub(crate) leave: bool,
+}
+
+/// The messages of a partition that are done above its commit point, and the topic whose offsets are meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DoneAhead {
+    /// Id of the topic; `None` if it is unknown.
+    pub(crate) topic_id: Option<TopicId>,
+    /// Ascending ranges of offsets.
+    pub(crate) ranges: Arc<[Range<Offset>]>,
 }
 
 /// Creates a mailbox and returns both its ends.
@@ -45,28 +72,54 @@ pub fn mailbox() -> (CommandSender, Mailbox) {
 }
 
 impl CommandSender {
-    /// Puts the command into the table; never blocks. A commit does not wake the group, which stores commits at
-    /// intervals.
+    /// Puts the command into the table; never blocks. A later commit of a claim does not wake the group, which stores
+    /// commits at intervals.
     pub fn send(&self, command: GroupCommand) {
-        let mut table = lock(&self.table);
+        let wakes = lock(&self.table).add(command, Instant::now());
+        if wakes {
+            // A full channel means that a wake-up is pending: the group will take all commands.
+            let _ = self.wake.try_send(());
+        }
+    }
+}
+
+impl CommandTable {
+    /// Puts the command into the table. Returns whether the group must be woken.
+    fn add(&mut self, command: GroupCommand, now: Instant) -> bool {
         match command {
             GroupCommand::Commit { partition, generation, next } => {
-                table.commits.insert(partition, (generation, next));
-                return;
+                self.pending.commits.insert(partition, (generation, next));
+                self.committed.insert(partition, generation) != Some(generation)
+            }
+            GroupCommand::StoreNow { partition, generation, next, log } => {
+                self.pending.commits.remove(&partition);
+                self.pending.done_ahead.remove(&partition);
+                self.pending.starts.insert(partition, (generation, next, log));
+                true
+            }
+            GroupCommand::DoneAhead { partition, generation, topic_id, ranges } => {
+                self.pending.done_ahead.insert(partition, (generation, DoneAhead { topic_id, ranges }));
+                let is_early = |woken| now.saturating_duration_since(woken) < DONE_AHEAD_WAKE_INTERVAL;
+                if self.done_ahead_woken.is_some_and(is_early) {
+                    return false;
+                }
+                self.done_ahead_woken = Some(now);
+                true
             }
             GroupCommand::Release { partition, generation, next } => {
-                table.releases.insert(partition, (generation, next));
+                self.pending.releases.insert(partition, (generation, next));
+                true
             }
-            GroupCommand::Leave => table.leave = true,
+            GroupCommand::Leave => {
+                self.pending.leave = true;
+                true
+            }
         }
-        drop(table);
-        // A full channel means that a wake-up is pending: the group will take all commands.
-        let _ = self.wake.try_send(());
     }
 }
 
 impl Mailbox {
-    /// Returns the channel that gets a message after a `Release` or `Leave`. It is disconnected when the last
+    /// Returns the channel that gets a message after a command that wakes the group. It is disconnected when the last
     /// [`CommandSender`] is dropped.
     pub(crate) fn woken(&self) -> &Receiver<()> {
         &self.woken
@@ -74,7 +127,7 @@ impl Mailbox {
 
     /// Removes and returns all pending commands.
     pub(crate) fn take(&self) -> PendingCommands {
-        std::mem::take(&mut lock(&self.table))
+        std::mem::take(&mut lock(&self.table).pending)
     }
 }
 
@@ -82,11 +135,22 @@ impl Mailbox {
 mod tests {
     use super::*;
 
+    fn commit(generation: u64, next: Offset) -> GroupCommand {
+        GroupCommand::Commit { partition: 3, generation: Generation(generation), next }
+    }
+
+    fn done_ahead(end: Offset) -> GroupCommand {
+        let ranges = std::iter::once(1..end).collect();
+        GroupCommand::DoneAhead { partition: 3, generation: Generation(1), topic_id: None, ranges }
+    }
+
     #[test]
-    fn a_commit_overwrites_the_earlier_one_and_only_release_and_leave_wake_the_group() {
+    fn a_command_overwrites_the_earlier_one_and_only_the_first_commit_of_a_claim_wakes_the_group() {
         let (commands, mailbox) = mailbox();
-        for next in 0..10_000 {
-            commands.send(GroupCommand::Commit { partition: 3, generation: Generation(1), next });
+        commands.send(commit(1, 0));
+        assert_eq!(mailbox.woken().try_recv(), Ok(()));
+        for next in 1..10_000 {
+            commands.send(commit(1, next));
         }
         assert!(mailbox.woken().try_recv().is_err());
         commands.send(GroupCommand::Release { partition: 3, generation: Generation(1), next: None });
@@ -98,5 +162,34 @@ mod tests {
         assert_eq!(pending.releases, BTreeMap::from([(3, (Generation(1), None))]));
         assert!(pending.leave);
         assert_eq!(mailbox.take(), PendingCommands::default());
+        commands.send(commit(2, 0));
+        assert_eq!(mailbox.woken().try_recv(), Ok(()), "the first commit of the next claim");
+    }
+
+    #[test]
+    fn a_position_to_store_now_replaces_the_commits_before_it() {
+        let (commands, mailbox) = mailbox();
+        commands.send(commit(1, 120));
+        commands.send(done_ahead(130));
+        assert_eq!(mailbox.woken().try_recv(), Ok(()));
+        let (generation, log) = (Generation(1), LogIdentity { topic_id: Some([7; 16]), leader_epoch: Some(2) });
+        commands.send(GroupCommand::StoreNow { partition: 3, generation, next: 0, log });
+        assert_eq!(mailbox.woken().try_recv(), Ok(()));
+        commands.send(commit(1, 1));
+        let pending = mailbox.take();
+        assert_eq!(pending.starts, BTreeMap::from([(3, (generation, 0, log))]));
+        assert_eq!(pending.commits, BTreeMap::from([(3, (generation, 1))]));
+        assert!(pending.done_ahead.is_empty());
+    }
+
+    #[test]
+    fn snapshots_of_done_messages_wake_the_group_at_most_once_an_interval() {
+        let mut table = CommandTable::default();
+        let start = Instant::now();
+        assert!(table.add(done_ahead(5), start));
+        assert!(!table.add(done_ahead(7), start + DONE_AHEAD_WAKE_INTERVAL / 2));
+        assert!(table.add(done_ahead(9), start + DONE_AHEAD_WAKE_INTERVAL));
+        let (_, latest) = &table.pending.done_ahead[&3];
+        assert_eq!(latest.ranges.first(), Some(&(1..9)));
     }
 }

@@ -4,8 +4,8 @@
 //!
 //! A group is one loop on one thread, `group@MODULE`, which owns the state of the membership. The loop sends
 //! [`GroupEvent`]s to the dispatcher over a bounded channel. The dispatcher sends [`GroupCommand`]s with a
-//! [`CommandSender`], which never blocks. Workers check the [`Lease`] before every push. There are two locks, in the
-//! mailbox and in the fence. Each is held for one table access, never across a ZooKeeper call.
+//! [`CommandSender`], which never blocks. Workers check the [`TimedFence`] of a claim before every push. The only lock is
+//! in the mailbox; it is held for one table access, never across a ZooKeeper call.
 //!
 //! # Invariants
 //!
@@ -20,30 +20,81 @@
 //!
 //! # Session loss
 //!
-//! When the keeper gives the ZooKeeper session up, every lease ends at once and no push begins. Then the group sends
-//! `Lost` for each partition; in the next session it registers under a new id and claims its partitions again, each
+//! When the keeper gives the ZooKeeper session up, no lease is extended any more. Then the group sends `Lost` for each
+//! partition and ends its lease; in the next session it registers under a new id and claims its partitions again, each
 //! with a new generation. A push that began before the session was lost has at least the margin of the lease to end
 //! before another member can claim its partition.
 
 mod assignor;
 mod claim;
-mod lease;
+mod fence;
 mod mailbox;
 mod member;
 pub mod zookeeper;
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
-use crate::broker::{Offset, PartitionId};
+use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
+pub use fence::TimedFence;
 pub use mailbox::{CommandSender, Mailbox, mailbox};
 
 /// Number of a claim, counted from 1 in each group. A partition that is lost and gained again has another generation,
 /// so that late commands and acks of the earlier claim are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation(pub u64);
+
+/// A claim on a partition, as the group reports it.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Number of the partition.
+    pub partition: PartitionId,
+    /// Number of this claim.
+    pub generation: Generation,
+    /// The time until which pushes of this claim may begin or continue.
+    pub fence: Arc<TimedFence>,
+    /// Fencing token: a number that grows with every claim of this partition by any member, for the backends.
+    pub token: u64,
+    /// Where to continue; `None` if nothing is stored, and then `start_from` decides.
+    pub position: Option<StoredPosition>,
+}
+
+/// Two claims of one group are equal if their partition and their generation are.
+impl PartialEq for Claim {
+    fn eq(&self, other: &Claim) -> bool {
+        (self.partition, self.generation) == (other.partition, other.generation)
+    }
+}
+
+impl Eq for Claim {}
+
+/// The position that is stored for a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredPosition {
+    /// Offset of the next message to push.
+    pub next: Offset,
+    /// Id of the topic whose offsets are meant. `None` if it is unknown: the original stored the offset, or the brokers
+    /// have no topic ids.
+    pub topic_id: Option<TopicId>,
+    /// Leader epoch of the message before `next`; `None` if it is unknown.
+    pub leader_epoch: Option<i32>,
+    /// Ascending ranges of offsets, all above `next`, whose messages are done already.
+    pub done_ahead: Arc<[Range<Offset>]>,
+}
+
+impl StoredPosition {
+    /// Returns the position `next` of a topic with an unknown id, without messages done ahead of it.
+    pub fn at(next: Offset) -> StoredPosition {
+        StoredPosition { next, topic_id: None, leader_epoch: None, done_ahead: Arc::default() }
+    }
+
+    /// Returns the log that `next` belongs to.
+    pub fn log(&self) -> LogIdentity {
+        LogIdentity { topic_id: self.topic_id, leader_epoch: self.leader_epoch }
+    }
+}
 
 /// An event that the group sends to the dispatcher. `Gained` begins a generation, `Lost` ends it. `Releasing` requests
 /// the command `Release`, which also ends the generation; `Lost` may still arrive before the dispatcher sends
@@ -52,14 +103,7 @@ pub struct Generation(pub u64);
 pub enum GroupEvent {
     /// The partition is claimed: read and push it. A push of an earlier generation may still be in flight. Only the
     /// jobs in the queue of the same worker wait for that push.
-    Gained {
-        /// Number of the partition.
-        partition: PartitionId,
-        /// Number of this claim.
-        generation: Generation,
-        /// Offset of the next message to read; `None` if none is stored, and then `start_from` decides.
-        position: Option<Offset>,
-    },
+    Gained(Claim),
     /// The partition is assigned to another member: stop reading, wait for the pushes in flight, then send `Release`.
     Releasing {
         /// Number of the partition.
@@ -80,8 +124,8 @@ pub enum GroupEvent {
 /// A command that the dispatcher sends to the group, with [`CommandSender::send`], which never blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupCommand {
-    /// All messages before `next` are done. The group stores the latest commit at the next store interval; the first
-    /// offset of a partition is stored in the next turn of the loop, without waiting for the interval.
+    /// All messages before `next` are done. The group stores the latest commit at the next store interval. The first
+    /// commit of a claim wakes the group, and the first offset of a partition is stored at once.
     Commit {
         /// Number of the partition.
         partition: PartitionId,
@@ -89,6 +133,32 @@ pub enum GroupCommand {
         generation: Generation,
         /// Offset of the next message to read.
         next: Offset,
+    },
+    /// The next message to read is at `next` of `log`, and later commits of this claim refer to the same log. Stored at
+    /// once, with the log: reading has begun, or has begun again in another log (a recreated topic, an unclean leader
+    /// election), and another owner must not begin elsewhere. Replaces an earlier commit and snapshot.
+    StoreNow {
+        /// Number of the partition.
+        partition: PartitionId,
+        /// Number of the claim; the command is ignored if the claim has ended.
+        generation: Generation,
+        /// Offset of the next message to read.
+        next: Offset,
+        /// The log that `next` belongs to.
+        log: LogIdentity,
+    },
+    /// A snapshot of the messages that are done above the commit point. The group stores the latest snapshot of each
+    /// partition at a bounded rate; the next owner finds it in [`StoredPosition::done_ahead`] and does not push these
+    /// messages again. Sent also without ranges, for the topic's id: once for each claim, and when the ranges are gone.
+    DoneAhead {
+        /// Number of the partition.
+        partition: PartitionId,
+        /// Number of the claim; the command is ignored if the claim has ended.
+        generation: Generation,
+        /// Id of the topic whose offsets are meant; `None` if the brokers have no topic ids.
+        topic_id: Option<TopicId>,
+        /// Ascending ranges of offsets, all above the commit point.
+        ranges: Arc<[Range<Offset>]>,
     },
     /// No push of the partition is in flight: store `next` and release the claim.
     Release {
@@ -103,28 +173,8 @@ pub enum GroupCommand {
     Leave,
 }
 
-/// Decides whether a push may begin. The check is cheap enough to be made before each push.
-pub trait Fence: Send + Sync {
-    /// Returns the time until which pushes of this claim may begin; `None` if the claim has ended or its session is not
-    /// trusted. Every response that confirms the session moves this time forward.
-    fn valid_until(&self, partition: PartitionId, generation: Generation) -> Option<Instant>;
-
-    /// Whether a push of this claim may begin now. While ZooKeeper is unreachable this becomes false before another
-    /// member can claim the partition, and true again if the claim has survived. So a worker checks again until the
-    /// claim ends.
-    fn is_valid(&self, partition: PartitionId, generation: Generation) -> bool {
-        self.valid_until(partition, generation).is_some_and(|until| Instant::now() < until)
-    }
-}
-
-/// The fence of a group, shared by the workers.
-pub type Lease = Arc<dyn Fence>;
-
 /// A group membership. [`zookeeper`] is the only implementation outside tests.
 pub trait Group: Send {
-    /// Returns the fence of this membership, for the workers.
-    fn lease(&self) -> Lease;
-
     /// Joins the group, and runs until the command `Leave` or until all [`CommandSender`]s are dropped; then leaves the
     /// group within a bounded time. While the dispatcher does not receive events, no further partition is claimed.
     fn run(self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>);

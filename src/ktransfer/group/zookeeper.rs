@@ -25,11 +25,12 @@ use crossbeam_channel::{Sender, select};
 use log::{info, warn};
 
 use super::claim::Claimant;
-use super::lease::KeeperFence;
 use super::mailbox::PendingCommands;
 use super::member::MemberIds;
-use super::{Generation, Group, GroupEvent, Lease, Mailbox};
+use super::{Generation, Group, GroupEvent, Mailbox, TimedFence};
+use crate::admin::Component;
 use crate::broker::{Offset, PartitionId};
+use crate::clock::BootTime;
 use crate::keeper::{Epoch, KeeperError, SharedKeeper};
 
 /// Pause before the same warning is logged again.
@@ -52,7 +53,6 @@ pub struct ZookeeperGroupConfig {
 pub struct ZookeeperGroup {
     config: ZookeeperGroupConfig,
     keeper: SharedKeeper,
-    fence: Arc<KeeperFence>,
     member_ids: MemberIds,
     member: Option<Member>,
     /// Ids of this member in ended sessions, and when each session ended. Nodes with these ids that ZooKeeper created
@@ -70,6 +70,14 @@ pub struct ZookeeperGroup {
     /// Time since which the claims of other members contradict `assigned`; `None` without a conflict.
     conflict_since: Option<Instant>,
     last_generation: u64,
+    /// The group has a stored offset of some partition of the topic, so partitions without an offset node are new.
+    group_has_offsets: bool,
+    /// The topic did not exist when this member looked first, so all its partitions are new to the group.
+    topic_was_missing: bool,
+    /// A round was completed: the member is registered, and has claimed what it can claim.
+    has_joined: bool,
+    /// Reports to `/readyz` whether this member has joined and its partitions have a stored offset.
+    health: Option<Component>,
     /// Events that the dispatcher has not received. At most two for a partition, because no partition is claimed while
     /// events are pending.
     pending_events: VecDeque<GroupEvent>,
@@ -86,12 +94,15 @@ struct Member {
 /// A partition that this member has claimed.
 struct HeldPartition {
     generation: Generation,
+    fence: Arc<TimedFence>,
     /// Version of the offset node after the latest write of this member.
     version: i32,
     /// The offset that the offset node contains; `None` if none is stored.
     stored: Option<Offset>,
     /// The latest commit, to be stored if it differs from `stored`.
     committed: Option<Offset>,
+    /// `committed` is to be stored at once.
+    is_urgent: bool,
     stage: ClaimStage,
 }
 
@@ -111,11 +122,9 @@ type RoundResult = Result<(), String>;
 impl ZookeeperGroup {
     /// Creates a member that has not joined the group yet; [`Group::run`] joins it.
     pub fn new(config: ZookeeperGroupConfig, keeper: SharedKeeper) -> ZookeeperGroup {
-        let fence = Arc::new(KeeperFence::new(Arc::clone(&keeper)));
         ZookeeperGroup {
             config,
             keeper,
-            fence,
             member_ids: MemberIds::new(),
             member: None,
             former_ids: VecDeque::new(),
@@ -126,9 +135,36 @@ impl ZookeeperGroup {
             stray_claims: BTreeSet::new(),
             conflict_since: None,
             last_generation: 0,
+            group_has_offsets: false,
+            topic_was_missing: false,
+            has_joined: false,
+            health: None,
             pending_events: VecDeque::new(),
             last_warning: None,
         }
+    }
+
+    /// Makes the member report its state to `/readyz`. It is ready once it has joined and claimed its partitions, and
+    /// where they begin is stored: from then on no message is missed, whatever `start_from` says.
+    pub fn with_health(mut self, health: Component) -> ZookeeperGroup {
+        self.health = Some(health);
+        self
+    }
+
+    fn report_health(&self) {
+        let Some(health) = &self.health else { return };
+        let missing = self.assigned.iter().filter(|partition| !self.held.contains_key(partition));
+        let without_offset = self.held.iter().filter(|(_, held)| held.stored.is_none()).map(|(partition, _)| partition);
+        let (missing, without_offset): (Vec<_>, Vec<_>) = (missing.collect(), without_offset.collect());
+        health.set(if self.member.is_none() || !self.has_joined {
+            Err("the group is not joined yet".to_owned())
+        } else if !missing.is_empty() && self.conflict_since.is_none() {
+            Err(format!("partitions {missing:?} are not claimed yet"))
+        } else if !without_offset.is_empty() {
+            Err(format!("where partitions {without_offset:?} begin is not stored yet"))
+        } else {
+            Ok(())
+        });
     }
 
     fn claimant<'a>(&'a self, member: &'a Member) -> Claimant<'a> {
@@ -139,6 +175,11 @@ impl ZookeeperGroup {
     fn apply(&mut self, pending: &PendingCommands) {
         let commits =
             pending.commits.iter().map(|(partition, (generation, next))| (partition, generation, Some(*next), false));
+        for (partition, (generation, next, _)) in &pending.starts {
+            if let Some(held) = self.held.get_mut(partition).filter(|held| held.generation == *generation) {
+                (held.committed, held.is_urgent) = (Some(*next), true);
+            }
+        }
         let releases =
             pending.releases.iter().map(|(partition, (generation, next))| (partition, generation, *next, true));
         // Releases are applied after commits, because the offset of a release is the later one.
@@ -149,15 +190,39 @@ impl ZookeeperGroup {
             held.committed = next.or(held.committed);
             if is_release {
                 held.stage = ClaimStage::Released;
-                self.fence.revoke(*partition);
+                held.fence.end();
             }
+        }
+    }
+
+    /// Returns the end of the lease of all claims that were made in session `epoch`; `None` if this is no longer the
+    /// current session. A lease is valid for five sixths of the session timeout after the latest request that confirmed
+    /// the session. The last sixth is a margin, since clocks and threads are never exactly on time.
+    fn lease_end(&self, epoch: Epoch) -> Option<BootTime> {
+        // The server restarts the session timeout when it receives a request, so never before the request was sent. The
+        // confirmation is read before the epoch, so it cannot belong to a later session than the epoch compared below.
+        let confirmed = self.keeper.last_confirmed()?;
+        if self.keeper.epoch() != epoch {
+            return None;
+        }
+        let session_timeout = self.keeper.session_timeout();
+        Some(BootTime::now() - confirmed.elapsed() + (session_timeout - session_timeout / 6))
+    }
+
+    /// Extends the leases of all claims of the current session.
+    fn extend_leases(&self) {
+        let Some(until) = self.member.as_ref().and_then(|member| self.lease_end(member.epoch)) else { return };
+        for held in self.held.values() {
+            held.fence.extend(until);
         }
     }
 
     fn round(&mut self) -> RoundResult {
         self.follow_session()?;
         self.update_assignment()?;
-        self.reconcile()
+        self.reconcile()?;
+        self.has_joined = true;
+        Ok(())
     }
 
     /// Stores the offsets that cannot wait for the store interval, then deletes the owner nodes of released partitions.
@@ -173,9 +238,9 @@ impl ZookeeperGroup {
         let pause = self.keeper.session_timeout() / 12;
         self.apply(&commands.take());
         self.assigned.clear();
-        for (partition, held) in &mut self.held {
+        for held in self.held.values_mut() {
             held.stage = ClaimStage::Released;
-            self.fence.revoke(*partition);
+            held.fence.end();
         }
         loop {
             if self.member.as_ref().is_none_or(|member| member.epoch != self.keeper.epoch()) {
@@ -218,15 +283,12 @@ fn to_reason(error: KeeperError) -> String {
 }
 
 impl Group for ZookeeperGroup {
-    fn lease(&self) -> Lease {
-        Arc::clone(&self.fence) as Lease
-    }
-
     fn run(mut self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>) {
         let poll = (self.keeper.session_timeout() / 6).clamp(Duration::from_millis(200), Duration::from_secs(1));
         let mut next_poll = Instant::now();
         let mut next_store = Instant::now() + self.config.offset_update_interval;
         loop {
+            self.extend_leases();
             let pending = commands.take();
             self.apply(&pending);
             if pending.leave {
@@ -242,6 +304,7 @@ impl Group for ZookeeperGroup {
                 outcome = outcome.and(self.round());
                 next_poll = Instant::now() + poll;
             }
+            self.report_health();
             if let Err(reason) = outcome {
                 self.warn_rate_limited(reason);
             }

@@ -132,7 +132,7 @@ pub(super) fn record(topic: &Arc<str>, key: Option<&str>, value: impl Into<Vec<u
         topic: Arc::clone(topic),
         partition: None,
         key: key.map(|key| key.as_bytes().to_vec()),
-        value: value.into(),
+        value: Some(value.into()),
         headers: Vec::new(),
         timestamp_ms: None,
     }

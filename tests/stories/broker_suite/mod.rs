@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use kafka_http_wrapper::broker::partitioner::partition_of;
 use kafka_http_wrapper::broker::{
-    Acks, AppendFailure, FetchError, Header, LogRange, Message, MetadataError, PartitionerKind, Record, Stored,
+    Acks, AppendFailure, FetchEvent, Header, LogRange, Message, MetadataError, PartitionerKind, Record, Stored,
 };
 
-use crate::harness::engine::read_messages as read;
+use crate::harness::engine::{poll, poll_messages, read_messages as read};
 use crate::harness::{kafka_wire, unique, wait_until};
 use fixture::{DEADLINE, Fixture, Kind, MAX_MESSAGE_BYTES, append, at, kraft, outcome, record, start, values};
 
@@ -140,14 +140,13 @@ fn an_offset_out_of_range_is_reported_with_the_range(fixture: &Fixture) {
     let mut found = Vec::new();
     let mut gone = None;
     wait_until(DEADLINE, "the offset is reported and the other partition is read", || {
-        match fetcher.poll(Duration::from_millis(100), 100) {
-            Ok(messages) => found.extend(messages),
-            Err(error) => assert!(gone.replace(error).is_none(), "it is reported once"),
-        }
+        let (messages, others) = poll(&mut *fetcher, Duration::from_millis(100), 100);
+        found.extend(messages);
+        others.into_iter().for_each(|event| assert!(gone.replace(event).is_none(), "it is reported once"));
         found.len() == 5 && gone.is_some()
     });
     match gone {
-        Some(FetchError::OffsetGone { partition, offset, oldest, newest }) => {
+        Some(FetchEvent::OffsetGone { partition, offset, oldest, newest }) => {
             assert_eq!((partition, offset, oldest, newest), (at(&topic, 0), 1_000, 0, 5));
         }
         other => panic!("{other:?}"),
@@ -177,8 +176,11 @@ fn log_ends_are_returned_for_each_partition(fixture: &Fixture) {
     assert_eq!(newest.len(), requested.len());
     let newest: Vec<Option<i64>> = newest.into_iter().map(Result::ok).collect();
     assert_eq!(newest, [Some(1), None, Some(3), None, Some(0)]);
-    assert_eq!(ends.range(&at(&topic, 0)).expect("it exists"), LogRange { oldest: 0, newest: 3 });
+    assert_eq!(ends.range(&at(&topic, 0)).expect("it exists"), LogRange { oldest: 0, newest: 3, stable: 3 });
     assert!(ends.range(&at(&topic, 9)).is_err());
+    let ranges = ends.range_of_all(&requested, Instant::now() + DEADLINE / 3);
+    let newest: Vec<Option<i64>> = ranges.into_iter().map(|range| range.ok().map(|range| range.newest)).collect();
+    assert_eq!(newest, [Some(1), None, Some(3), None, Some(0)]);
     assert!(ends.newest(&[]).is_empty());
 }
 
@@ -207,7 +209,7 @@ fn a_paused_partition_resumes_and_a_revoked_one_ends(fixture: &Fixture) {
         }
         found.clone()
     };
-    let first = fetcher.poll(DEADLINE, 100).expect("the partition can be read");
+    let first = poll_messages(&mut *fetcher, DEADLINE, 100);
     assert!((1..=100).contains(&first.len()), "poll returned {} messages, not 1 to 100", first.len());
     take(&first);
     fetcher.set_paused(&at(&topic, 0), true);
@@ -216,7 +218,7 @@ fn a_paused_partition_resumes_and_a_revoked_one_ends(fixture: &Fixture) {
     let revoked_at = take(&[]).get(&1).map_or(0, Vec::len);
     let mut idle = 0;
     wait_until(DEADLINE, "the third partition is read to its log end", || {
-        let messages = fetcher.poll(Duration::from_millis(50), 500).expect("the partition can be read");
+        let messages = poll_messages(&mut *fetcher, Duration::from_millis(50), 500);
         idle = if messages.is_empty() { idle + 1 } else { 0 };
         let so_far = take(&messages);
         assert_eq!(so_far.get(&0).map_or(0, Vec::len), paused_at, "a paused partition returns nothing");
@@ -225,7 +227,7 @@ fn a_paused_partition_resumes_and_a_revoked_one_ends(fixture: &Fixture) {
     });
     fetcher.set_paused(&at(&topic, 0), false);
     wait_until(DEADLINE, "the paused partition resumes", || {
-        let messages = fetcher.poll(Duration::from_millis(50), 500).expect("the partition can be read");
+        let messages = poll_messages(&mut *fetcher, Duration::from_millis(50), 500);
         take(&messages).get(&0).is_some_and(|offsets| offsets.len() == EACH)
     });
     let whole: Vec<i64> = (0..EACH as i64).collect();
@@ -357,11 +359,11 @@ fn a_partition_paused_for_seconds_loses_and_repeats_no_message(kind: Kind) {
     }
     let mut fetcher = fixture.fetcher();
     fetcher.assign(&at(&topic, 0), 0);
-    let mut found = fetcher.poll(DEADLINE, 100).expect("the partition can be read");
+    let mut found = poll_messages(&mut *fetcher, DEADLINE, 100);
     fetcher.set_paused(&at(&topic, 0), true);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(7) {
-        assert_eq!(fetcher.poll(Duration::from_millis(100), 100).expect("a paused partition is no error"), []);
+        assert_eq!(poll_messages(&mut *fetcher, Duration::from_millis(100), 100), []);
     }
     fetcher.set_paused(&at(&topic, 0), false);
     found.extend(read(&mut *fetcher, COUNT - found.len()));
@@ -377,7 +379,8 @@ fn kafka_rust_names_a_broker_that_is_too_new() {
     fetcher.assign(&at(&topic, 0), 0);
     let is_named = |text: String| text.contains("4.0") && text.contains("kafka_client");
     wait_until(DEADLINE, "the fetcher names the version", || {
-        fetcher.poll(Duration::from_millis(100), 1).is_err_and(|error| is_named(error.to_string()))
+        let events = fetcher.poll(Duration::from_millis(100), 1);
+        events.iter().any(|event| is_named(format!("{event:?}")))
     });
     let producer = fixture.producer();
     let error = append(&*producer, record(&topic, None, "v"), Acks::Leader).expect_err("the broker is too new");

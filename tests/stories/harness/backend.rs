@@ -4,7 +4,7 @@
 //! limit the rate of a story.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -338,6 +338,13 @@ fn serve(stream: TcpStream, address: &str, journal: &Journal, script: &Script) -
 
 /// Reads one request; returns `None` if the client closed the connection before a request.
 fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+    let Some(mut request) = read_head(stream)? else { return Ok(None) };
+    request.body = read_body(stream, &request)?;
+    Ok(Some(request))
+}
+
+/// Reads the request line and the headers; returns `None` if the client closed the connection before a request.
+pub(super) fn read_head(stream: &mut impl BufRead) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -351,18 +358,23 @@ fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let Some((name, value)) = line.trim_end().split_once(':') else {
-            break;
+            return Ok(Some(request));
         };
         request.headers.push((name.to_owned(), value.trim().to_owned()));
     }
-    if let Some(length) = request.header("Content-Length").and_then(|value| value.parse().ok()) {
+}
+
+/// Reads the body of a request whose head was read.
+pub(super) fn read_body(stream: &mut impl BufRead, head: &Request) -> io::Result<Vec<u8>> {
+    if let Some(length) = head.header("Content-Length").and_then(|value| value.parse().ok()) {
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
-        request.body = body;
-    } else if request.header("Transfer-Encoding").is_some() {
-        request.body = read_chunked_body(stream)?;
+        Ok(body)
+    } else if head.header("Transfer-Encoding").is_some() {
+        read_chunked_body(stream)
+    } else {
+        Ok(Vec::new())
     }
-    Ok(Some(request))
 }
 
 fn percent_decode(text: &str) -> String {

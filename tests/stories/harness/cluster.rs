@@ -9,7 +9,7 @@ use kafka::client::{FetchPartition, KafkaClient, ProduceMessage, RequiredAcks};
 
 use super::kafka_wire;
 use super::secured::Certificates;
-use super::{Kafka, ZkClient, ZooKeeper, poll};
+use super::{Kafka, Link, ZkClient, ZooKeeper, poll};
 
 /// The chroot of each cluster in its ZooKeeper.
 pub(crate) const CHROOT: &str = "/mq/test_cluster";
@@ -78,6 +78,21 @@ impl Cluster {
             zookeeper_server,
             kafka_servers,
         }
+    }
+
+    /// Starts a cluster with one broker that has a second listener behind a link; returns the cluster and the link. The
+    /// harness itself uses the first listener.
+    pub(crate) fn start_behind_link() -> (Cluster, Link) {
+        let zookeeper_server = ZooKeeper::start();
+        let (broker, link) = Kafka::start_behind_link(&zookeeper_server, CHROOT);
+        let cluster = Cluster {
+            zookeeper: zookeeper_server.address(),
+            chroot: CHROOT,
+            brokers: broker.address(),
+            zookeeper_server,
+            kafka_servers: vec![broker],
+        };
+        (cluster, link)
     }
 
     /// Starts a cluster with one broker that has a second listener for SASL_SSL; returns the cluster and `host:port` of

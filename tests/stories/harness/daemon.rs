@@ -64,13 +64,23 @@ impl Daemon {
 
     /// As [`Daemon::start`], but runs the program at the path `binary`.
     pub(crate) fn start_binary(program: Program, binary: PathBuf, files: &[(&str, &str)]) -> Daemon {
+        Self::start_in_environment(program, binary, files, &[])
+    }
+
+    /// As [`Daemon::start_binary`], with these environment variables besides those of this process.
+    pub(crate) fn start_in_environment(
+        program: Program,
+        binary: PathBuf,
+        files: &[(&str, &str)],
+        environment: &[(&str, &str)],
+    ) -> Daemon {
         let folder = folder(program.file_name());
         for (name, text) in files {
             let path = folder.join(name);
             fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a temporary folder");
             fs::write(path, text).expect("a file in a temporary folder");
         }
-        let process = launch(program, &binary, &folder, &["-f", files[0].0]);
+        let process = launch(program, &binary, &folder, &["-f", files[0].0], environment);
         Daemon { program, binary, folder, process }
     }
 
@@ -78,14 +88,15 @@ impl Daemon {
     pub(crate) fn start_with_arguments(program: Program, arguments: &[&str]) -> Daemon {
         let folder = folder(program.file_name());
         let binary = binary(program);
-        let process = launch(program, &binary, &folder, arguments);
+        let process = launch(program, &binary, &folder, arguments, &[]);
         Daemon { program, binary, folder, process }
     }
 
-    /// Starts the daemon again in the same folder with the same files; panics if it still runs.
+    /// Starts the daemon again in the same folder with the same files, in the environment of this process; panics if it
+    /// still runs.
     pub(crate) fn restart(&mut self, main_file: &str) {
         assert!(self.process.ended().is_some(), "{} still runs", self.program.file_name());
-        self.process = launch(self.program, &self.binary, &self.folder, &["-f", main_file]);
+        self.process = launch(self.program, &self.binary, &self.folder, &["-f", main_file], &[]);
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -229,8 +240,8 @@ impl Drop for Daemon {
     }
 }
 
-fn launch(program: Program, binary: &Path, folder: &Path, arguments: &[&str]) -> Process {
+fn launch(program: Program, binary: &Path, folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Process {
     let mut command = Command::new(binary);
-    command.args(arguments).current_dir(folder).env("RUST_BACKTRACE", "1");
+    command.args(arguments).current_dir(folder).env("RUST_BACKTRACE", "1").envs(environment.iter().copied());
     Process::start(program.file_name(), command, &folder.join("output"))
 }

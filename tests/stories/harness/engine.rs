@@ -1,8 +1,14 @@
 //! Helpers for stories that use an engine of the library directly, without a daemon.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kafka_http_wrapper::broker::{BrokerConfig, Engine, FetchError, Fetcher, KafkaSettings, Message};
+use kafka_http_wrapper::broker::{
+    self, Acks, AppendResult, BrokerConfig, Engine, FetchEvent, Fetcher, FetcherConfig, Header, KafkaSettings, Message,
+    PartitionerKind, Producer, ProducerConfig, Record, TopicPartition,
+};
+use kafka_http_wrapper::shutdown::Stop;
+use kafka_http_wrapper::supervise::{Ended, Supervisor};
 
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -17,19 +23,94 @@ pub(crate) fn broker_config(brokers: &str, engine: Engine) -> BrokerConfig {
     }
 }
 
-/// Polls until `count` messages are read; returns them. Panics after [`READ_DEADLINE`], or if an offset is gone.
+/// Polls once; returns the messages and the other events.
+pub(crate) fn poll(fetcher: &mut dyn Fetcher, wait: Duration, max: usize) -> (Vec<Message>, Vec<FetchEvent>) {
+    let (mut messages, mut others) = (Vec::new(), Vec::new());
+    for event in fetcher.poll(wait, max) {
+        match event {
+            FetchEvent::Messages(batch) => messages.extend(batch.messages),
+            // The topics of these stories are neither recreated nor transactional.
+            FetchEvent::TopicId { .. } | FetchEvent::Position { .. } => {}
+            other => others.push(other),
+        }
+    }
+    (messages, others)
+}
+
+/// Polls until there are messages, or for `wait`; returns them. Panics after an error.
+#[track_caller]
+pub(crate) fn poll_messages(fetcher: &mut dyn Fetcher, wait: Duration, max: usize) -> Vec<Message> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let (messages, others) = poll(fetcher, deadline.saturating_duration_since(Instant::now()), max);
+        assert_eq!(others, [], "the partition can be read");
+        if !messages.is_empty() || deadline <= Instant::now() {
+            return messages;
+        }
+    }
+}
+
+/// Polls until `count` messages are read; returns them. Panics after [`READ_DEADLINE`], or if the log is another one.
 #[track_caller]
 pub(crate) fn read_messages(fetcher: &mut dyn Fetcher, count: usize) -> Vec<Message> {
     let mut messages = Vec::new();
     let deadline = Instant::now() + READ_DEADLINE;
     while messages.len() < count {
         assert!(Instant::now() < deadline, "{} of {count} messages in {READ_DEADLINE:?}", messages.len());
-        match fetcher.poll(Duration::from_millis(200), 1_000) {
-            Ok(found) => messages.extend(found),
-            Err(error @ FetchError::OffsetGone { .. }) => panic!("{error}"),
-            // The fetcher itself retries after these errors.
-            Err(FetchError::Partition { .. } | FetchError::Unreachable(_)) => {}
+        let (found, others) = poll(fetcher, Duration::from_millis(200), 1_000);
+        messages.extend(found);
+        for event in others {
+            match event {
+                // The fetcher itself retries after these errors.
+                FetchEvent::PartitionError { .. }
+                | FetchEvent::BrokerUnreachable { .. }
+                | FetchEvent::Unreachable { .. } => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
     messages
+}
+
+/// Reads the first `count` messages of a partition, with headers and timestamps.
+#[track_caller]
+pub(crate) fn read_partition(brokers: &str, topic: &str, partition: i32, count: usize) -> Vec<Message> {
+    let supervisor = Supervisor::new("read", Stop::new());
+    let sizes = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 20 };
+    let config = broker_config(brokers, Engine::Native);
+    let mut fetcher = broker::fetcher(&config, sizes, &supervisor).expect("creating a fetcher needs no broker");
+    fetcher.assign(&TopicPartition { topic: topic.into(), partition }, 0);
+    let found = read_messages(&mut *fetcher, count);
+    assert_eq!(found.len(), count, "{found:?}");
+    found
+}
+
+/// Appends messages with these keys and record headers to partition 0, one after the other.
+pub(crate) fn append_all(brokers: &str, topic: &str, messages: impl Iterator<Item = (String, Vec<Header>)>) {
+    let config = ProducerConfig {
+        partitioner: PartitionerKind::Fnv1a,
+        max_message_bytes: 1 << 20,
+        max_in_flight: 10,
+        timeout: READ_DEADLINE,
+    };
+    let supervisor = Supervisor::new("append", Stop::new());
+    let producer: Arc<dyn Producer<Box<dyn FnOnce(AppendResult) + Send>>> =
+        broker::producer(&broker_config(brokers, Engine::Native), config, &supervisor)
+            .expect("creating a producer needs no broker");
+    for (key, headers) in messages {
+        let record = Record {
+            topic: topic.into(),
+            partition: Some(0),
+            key: Some(key.into_bytes()),
+            value: Some(b"value".to_vec()),
+            headers,
+            timestamp_ms: None,
+        };
+        let (sender, outcome) = std::sync::mpsc::channel();
+        producer.append(record, Acks::All, Box::new(move |result| drop(sender.send(result))));
+        outcome.recv().expect("every append completes").expect("the broker stores the message");
+    }
+    drop(producer);
+    supervisor.stop().trigger();
+    assert_eq!(supervisor.join(READ_DEADLINE), Ended::Stopped);
 }

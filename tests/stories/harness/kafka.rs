@@ -10,7 +10,7 @@ use super::jars::{Edition, java};
 use super::kafka_wire::metadata;
 use super::process::{Process, folder, free_port, tail};
 use super::secured::{self, Certificates};
-use super::{ServerProcess, ZooKeeper, poll};
+use super::{Link, ServerProcess, ZooKeeper, poll};
 
 /// Deadline for a broker from its start to its first answer. It includes the wait until the ZooKeeper session of a
 /// killed broker has expired.
@@ -46,6 +46,23 @@ impl Kafka {
             zookeeper.address()
         );
         Kafka::start_with(Edition::WithZooKeeper, port, &own, properties)
+    }
+
+    /// Starts a broker 3.9 with a second plaintext listener, which its clients reach only through the returned link:
+    /// the broker advertises the port of the link.
+    pub(crate) fn start_behind_link(zookeeper: &ZooKeeper, chroot: &str) -> (Kafka, Link) {
+        let (port, behind) = (free_port(), free_port());
+        let link = Link::to(&format!("127.0.0.1:{behind}"));
+        let own = format!(
+            "broker.id=0\nzookeeper.connect={}{chroot}\nzookeeper.session.timeout.ms=3000\n\
+             listeners=INSIDE://127.0.0.1:{port},LINK://127.0.0.1:{behind}\n\
+             advertised.listeners=INSIDE://127.0.0.1:{port},LINK://{}\n\
+             listener.security.protocol.map=INSIDE:PLAINTEXT,LINK:PLAINTEXT\n\
+             inter.broker.listener.name=INSIDE\n",
+            zookeeper.address(),
+            link.address()
+        );
+        (Kafka::start_with(Edition::WithZooKeeper, port, &own, &[]), link)
     }
 
     /// Starts a broker 3.9 with a second listener for SASL_SSL; returns the broker and `host:port` of that listener.

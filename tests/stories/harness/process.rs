@@ -7,6 +7,7 @@
 //!   removes the folders. It is needed also when this process exits normally, since Rust does not drop statics.
 
 use std::collections::hash_map::RandomState;
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Write};
@@ -84,6 +85,13 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     let path = root().join(format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
     fs::create_dir_all(&path).expect("a temporary folder");
     path
+}
+
+/// Creates a named pipe.
+pub(crate) fn make_fifo(path: &Path) {
+    let name = CString::new(path.as_os_str().as_encoded_bytes()).expect("a path without NUL");
+    // SAFETY: the name is a valid string for the call.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "{}", path.display());
 }
 
 /// Returns a random number.

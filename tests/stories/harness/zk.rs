@@ -74,6 +74,18 @@ impl ZkClient {
         self.get(path).map(|node| String::from_utf8_lossy(&node.data).into_owned())
     }
 
+    /// As [`ZkClient::read`], but fails if the server does not answer, after which the session cannot be used.
+    pub(crate) fn try_read(&self, path: &str) -> io::Result<Option<String>> {
+        let mut request = ZkRequest::default();
+        request.text(path).bool(false);
+        let (code, answer) = self.try_call(GET_DATA, &request)?;
+        match code {
+            OK => Ok(Some(String::from_utf8_lossy(&ZkResponse(&answer).buffer()).into_owned())),
+            NO_NODE => Ok(None),
+            code => Err(io::Error::other(format!("ZooKeeper error {code}"))),
+        }
+    }
+
     /// Returns the sorted names of a node's children; empty if the node does not exist.
     pub(crate) fn children(&self, path: &str) -> Vec<String> {
         let mut request = ZkRequest::default();
@@ -134,15 +146,24 @@ impl ZkClient {
     }
 
     fn call(&self, operation: i32, request: &ZkRequest) -> (i32, Vec<u8>) {
+        let answer = self.try_call(operation, request);
+        answer.unwrap_or_else(|error| panic!("no answer from ZooKeeper: {error}"))
+    }
+
+    fn try_call(&self, operation: i32, request: &ZkRequest) -> io::Result<(i32, Vec<u8>)> {
         let mut stream = self.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut frame = ZkRequest::default();
         frame.int(1).int(operation);
         frame.0.extend_from_slice(&request.0);
-        let answer = send(&mut stream, &frame).and_then(|()| receive(&mut stream));
-        let answer = answer.unwrap_or_else(|error| panic!("no answer from ZooKeeper: {error}"));
+        send(&mut stream, &frame)?;
+        let answer = receive(&mut stream)?;
+        // A header is the xid, the zxid and the error code.
+        if answer.len() < 16 {
+            return Err(io::Error::other("not a ZooKeeper answer"));
+        }
         let mut reader = ZkResponse(&answer);
-        reader.skip(12); // The xid and the zxid.
-        (reader.int(), reader.0.to_vec())
+        reader.skip(12);
+        Ok((reader.int(), reader.0.to_vec()))
     }
 }
 

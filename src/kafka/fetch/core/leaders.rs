@@ -87,7 +87,8 @@ impl FetchCore {
         self.metadata.not_before = now + self.metadata.backoff.next();
         if self.metadata.reported_at.is_none_or(|at| at + REPORT_INTERVAL <= now) {
             self.metadata.reported_at = Some(now);
-            self.report(Some(FetchEvent::Unreachable { reason }));
+            let is_total = !self.has_working_broker(None, now);
+            self.report(Some(FetchEvent::Unreachable { reason, is_total }));
         }
     }
 

@@ -16,6 +16,9 @@ const MIN_REQUEST_BYTES: usize = 16 << 10;
 const MIN_PARTITION_BYTES: usize = 4 << 10;
 /// A response is overdue this long after the time that the broker may wait; the leader is then looked up.
 const OVERDUE_AFTER: Duration = Duration::from_secs(1);
+/// Limit on the prefetched bytes of all paused partitions, see [`FetchCore::drop_paused_sets`]. A partition may be paused
+/// for long, for instance behind a message that no backend accepts.
+const MAX_PAUSED_BYTES: usize = 1 << 20;
 /// The worker of a broker that leads no assigned partition ends after this time.
 const MAX_IDLE: Duration = Duration::from_secs(10);
 
@@ -103,13 +106,13 @@ impl FetchCore {
         (self.config.prefetch_bytes / self.partitions.len().max(1)).max(1)
     }
 
-    /// Drops prefetched messages of paused partitions while these have more than half of the limit: nobody takes them,
-    /// so the other partitions would be left without room.
+    /// Drops prefetched messages of paused partitions while these have more than 1 MiB, or more than half of the limit:
+    /// nobody takes them, and the other partitions would be left without room. They are fetched again.
     fn drop_paused_sets(&mut self) {
         loop {
             let paused = || self.partitions.values().filter(|reader| reader.is_paused && !reader.is_stopped);
             let bytes: usize = paused().map(|reader| reader.ready_bytes).sum();
-            if bytes <= self.config.prefetch_bytes / 2 {
+            if bytes <= MAX_PAUSED_BYTES.min(self.config.prefetch_bytes / 2) {
                 return;
             }
             let largest = paused().max_by_key(|reader| reader.ready_bytes).map(|reader| reader.name.clone());

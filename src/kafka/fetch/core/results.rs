@@ -52,6 +52,7 @@ impl FetchCore {
             reader.is_leader_in_doubt |= was_in_flight || reader.leader == Some(id);
         }
         self.has_leader_news = true;
+        let is_total = !self.has_working_broker(Some(id), now);
         let Some(broker) = self.brokers.get_mut(&id) else { return };
         (broker.versions, broker.overdue_at) = (None, None);
         broker.failures = broker.failures.saturating_add(1);
@@ -62,7 +63,7 @@ impl FetchCore {
         broker.not_before = now + if is_first { Duration::ZERO } else { broker.backoff.next() };
         if is_reported {
             broker.reported_at = Some(now);
-            self.report(Some(FetchEvent::Unreachable { reason }));
+            self.report(Some(FetchEvent::Unreachable { reason, is_total }));
         }
     }
 
@@ -126,7 +127,7 @@ impl FetchCore {
             });
         }
         self.has_leader_news = true;
-        let address = self.broker_name(id);
+        let (address, is_total) = (self.broker_name(id), !self.has_working_broker(Some(id), now));
         let Some(broker) = self.brokers.get_mut(&id) else { return };
         broker.overdue_at = None;
         broker.failures = broker.failures.saturating_add(1);
@@ -135,7 +136,7 @@ impl FetchCore {
             if broker.reported_at.is_none_or(|at| at + REPORT_INTERVAL <= now) {
                 broker.reported_at = Some(now);
                 let reason = format!("{address} refuses the fetch request: {}", error_code::name(code));
-                self.report(Some(FetchEvent::Unreachable { reason }));
+                self.report(Some(FetchEvent::Unreachable { reason, is_total }));
             }
         }
     }

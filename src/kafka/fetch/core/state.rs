@@ -136,6 +136,7 @@ impl FetchCore {
         // What other partitions of the topic have found out saves a metadata request. It may be outdated: an id that
         // nothing was read with is replaced without a word.
         (reader.topic_id, reader.is_id_confirmed) = (topic_id, topic_id.is_some());
+        reader.is_id_reported = topic_id.is_some();
         self.partitions.insert(name, reader);
     }
 
@@ -224,6 +225,15 @@ impl FetchCore {
     /// Returns the address of a broker.
     pub(in super::super) fn address(&self, id: BrokerId) -> Option<&BrokerAddress> {
         self.addresses.get(&id)
+    }
+
+    /// Whether a broker other than `failed` can be read from: it leads an assigned partition, and is connected without
+    /// a failure or an overdue response.
+    pub(super) fn has_working_broker(&self, failed: Option<BrokerId>, now: Instant) -> bool {
+        self.brokers.iter().any(|(id, broker)| {
+            let is_working = broker.versions.is_some() && broker.failures == 0 && broker.idle_since.is_none();
+            is_working && Some(*id) != failed && broker.overdue_at.is_none_or(|overdue_at| now < overdue_at)
+        })
     }
 
     /// Queues an error for the next poll.

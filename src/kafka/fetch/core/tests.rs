@@ -203,3 +203,55 @@ fn a_leader_hint_moves_a_partition_without_metadata() {
     let plan = fetch(&mut core, 2, now);
     assert_eq!(plan.wanted[0].fetch.leader_epoch, 6);
 }
+
+#[test]
+fn paused_partitions_keep_at_most_a_mebibyte() {
+    let now = Instant::now();
+    let mut core = core(16 << 20, 3, now);
+    let plan = fetch(&mut core, 1, now);
+    respond(&mut core, 1, &plan, 5_000, now);
+    let ready = |core: &FetchCore, partition| core.partitions[&name(partition)].ready_bytes;
+    assert!(ready(&core, 0) > 600_000, "{}", ready(&core, 0));
+    core.set_paused(&name(0), true);
+    core.set_paused(&name(1), true);
+    core.next_work(1, now);
+    let kept = [0, 1].map(|partition| ready(&core, partition));
+    assert!((600_000..=1 << 20).contains(&(kept[0] + kept[1])), "{kept:?}");
+    assert!(ready(&core, 2) > 600_000, "this one is not paused");
+}
+
+#[test]
+fn the_id_of_the_topic_comes_once_before_the_messages() {
+    let now = Instant::now();
+    let mut core = core(100_000, 1, now);
+    assert!(core.take(10).is_empty(), "an id from metadata alone may be outdated");
+    let plan = fetch(&mut core, 1, now);
+    respond(&mut core, 1, &plan, 2, now);
+    let events = core.take(10);
+    assert!(
+        matches!(events[..], [FetchEvent::TopicId { topic_id, .. }, FetchEvent::Messages(_)] if topic_id == [1; 16])
+    );
+    core.assign(name(0), 1, None, Some([1; 16]), now);
+    core.on_metadata(&["t".into()], &metadata(1, 1, 5), now);
+    let plan = fetch(&mut core, 1, now);
+    respond(&mut core, 1, &plan, 1, now);
+    assert!(matches!(core.take(10)[..], [FetchEvent::Messages(_)]), "the owner knows the id");
+}
+
+#[test]
+fn only_the_failure_of_all_brokers_in_use_is_total() {
+    let now = Instant::now();
+    let mut core = core(100_000, 1, now);
+    let plan = fetch(&mut core, 1, now);
+    respond(&mut core, 1, &plan, 0, now);
+    assert!(matches!(core.next_work(2, now), Work::Wait(_)), "it leads no partition");
+    core.take(10);
+    let mut fails = |id| {
+        core.on_failed(id, None, "refused".to_owned(), false, now);
+        match core.take(10)[..] {
+            [FetchEvent::Unreachable { is_total, .. }] => is_total,
+            ref other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((fails(2), fails(1)), (false, true));
+}

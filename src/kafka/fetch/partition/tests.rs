@@ -67,3 +67,15 @@ fn an_error_that_lasts_is_reported_once_a_second_and_after_its_grace() {
     assert!(reader.failed("x".into(), MENDABLE_GRACE, now + MENDABLE_GRACE).is_none());
     assert!(reader.failed("x".into(), MENDABLE_GRACE, now + MENDABLE_GRACE + REPORT_INTERVAL).is_some());
 }
+
+#[test]
+fn without_topic_ids_another_end_of_the_current_epoch_is_another_log_and_not_a_truncation() {
+    for (topic_id, is_truncation) in [(None, false), (Some([1; 16]), true)] {
+        let mut reader = reader(100, Some(3));
+        reader.topic_id = topic_id;
+        reader.set_leader(1, 3, Instant::now());
+        reader.diverged(3, 50);
+        assert_eq!((reader.phase == Phase::CheckingRange, reader.is_truncating()), (!is_truncation, is_truncation));
+        assert_eq!(reader.next, if is_truncation { 50 } else { 100 });
+    }
+}

@@ -110,6 +110,10 @@ impl Owner {
                 assert!(*next_offset > self.position, "position {next_offset} after {}", self.position);
                 (self.position, self.epoch) = (*next_offset, *leader_epoch);
             }
+            FetchEvent::TopicId { topic_id, .. } => {
+                assert_eq!(id, Some(*topic_id));
+                self.id = id;
+            }
             FetchEvent::OffsetOutOfRange { offset, oldest, newest, .. } => {
                 self.seen.out_of_range += 1;
                 self.id = id;

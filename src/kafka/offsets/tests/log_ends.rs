@@ -219,3 +219,29 @@ fn partitions_are_sorted_and_a_topic_that_is_being_created_is_waited_for() {
         assert_eq!(reader.partitions(&"a".into(), after(LONG)).unwrap().partitions.len(), 3);
     });
 }
+
+#[test]
+fn ranges_are_returned_as_they_come_although_a_broker_is_silent() {
+    let cluster = Cluster::start(2, APIS, |id, received, _| {
+        if id == 1 {
+            return Reply::Silence;
+        }
+        offsets(received, |_, partition, timestamp, isolation| match timestamp {
+            -2 => (0, 3),
+            _ => (0, i64::from(10 * partition + 20) - i64::from(isolation)),
+        })
+    });
+    lock(&cluster.state).leaders = [("a".to_owned(), vec![0, 1, 0])].into();
+    let mut reader = cluster.reader();
+    let wanted = [partition("a", 2), partition("a", 1), partition("a", 0), partition("a", 2)];
+    let time = Duration::from_secs(3);
+    let (start, mut found) = (Instant::now(), Vec::new());
+    reader.ranges(&wanted, start + time, &mut |index, range| found.push((index, range, start.elapsed())));
+    found.sort_by_key(|(index, _, _)| *index);
+    let ranges: Vec<_> = found.iter().map(|(_, range, _)| range.as_ref().ok().copied()).collect();
+    let range = |latest| Some(OffsetRange { earliest: 3, latest, latest_committed: latest - 1 });
+    assert_eq!(ranges, [range(40), None, range(20), range(40)]);
+    assert!(found[1].2 > time / 2, "the partition of the silent broker is retried: {:?}", found[1].2);
+    let others = found.iter().filter(|(index, _, _)| *index != 1).map(|(_, _, at)| *at).max().unwrap();
+    assert!(others < found[1].2 / 2, "the others waited for the silent broker: {others:?}");
+}

@@ -1,5 +1,7 @@
 //! Tests of `/commit_batch` with a broker in memory.
 
+use std::io::Write;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -70,6 +72,51 @@ fn each_message_has_a_result_and_takes_defaults_from_the_query() {
 }
 
 #[test]
+fn a_null_value_is_stored_as_null_with_its_own_or_the_default_key() {
+    let fixture = batch_fixture();
+    let body = b"{\"value\":null,\"key\":\"own\",\"partition\":0}\n{\"value\":null,\"partition\":0}\n";
+    assert_eq!(post(&fixture, "/commit_batch?topic=t&key=k", &[NDJSON], body).0, 200);
+    let null = b"\xff\xff\xff\xff\0\0\xff\xff\xff\xff";
+    assert_eq!(post(&fixture, "/commit_batch?topic=t&key=k&partition=0", &[BINARY], null).0, 200);
+    let (status, lines) = post(&fixture, "/commit_batch?topic=t", &[BINARY], &[BINARY_BODY, null].concat());
+    let message = "record 2: a null value needs a key, which it deletes";
+    assert_eq!((status, &lines[0]["message"]), (400, &message.into()));
+    let stored = fixture.messages().into_iter().map(|message| (message.key.unwrap_or_default(), message.value));
+    let expected = [(b"own".to_vec(), None), (b"k".to_vec(), None), (b"k".to_vec(), None)];
+    assert_eq!(stored.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_compressed_batch_is_decoded_or_refused() {
+    let fixture = batch_fixture();
+    let gzip = |plain: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(plain.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let good = "{\"value\":\"a\"}\n{\"value\":\"b\"}\n";
+    let whole = gzip(good);
+    let of = |coding| ("Content-Encoding", coding);
+    for (coding, body, status, code) in [
+        ("gzip", whole.clone(), 200, None),
+        ("identity", good.as_bytes().to_vec(), 200, None),
+        ("bogus", whole.clone(), 415, Some("unsupported_coding")),
+        ("gzip, gzip", gzip(good), 415, Some("unsupported_coding")),
+        ("gzip", whole[..whole.len() - 3].to_vec(), 400, Some("bad_coding")),
+        ("gzip", gzip(&" ".repeat(1001)), 413, Some("too_large")),
+        ("gzip", gzip(""), 400, Some("empty_body")),
+        ("gzip", Vec::new(), 400, Some("empty_body")),
+        ("gzip", gzip(&format!("{good}{{")), 400, Some("bad_batch")),
+        ("identity", whole.clone(), 400, Some("bad_batch")),
+    ] {
+        let (seen, lines) = post(&fixture, "/commit_batch?topic=t", &[NDJSON, of(coding)], &body);
+        let error = code.map_or(Value::Null, Value::from);
+        assert_eq!((seen, &lines[0]["error"]), (status, &error), "{coding}: {lines:?}");
+    }
+    assert_eq!(fixture.messages().len(), 4);
+}
+
+#[test]
 fn status_200_means_that_all_messages_are_stored() {
     let fixture = batch_fixture();
     let body =
@@ -108,6 +155,9 @@ fn a_refused_batch_stores_nothing() {
         ("/commit_batch?topic=t", &[NDJSON], "", 400, "empty_body"),
         ("/commit_batch?topic=t", &[NDJSON], &format!("{good}{{"), 400, "bad_batch"),
         ("/commit_batch?topic=t", &[BINARY], good, 400, "bad_batch"),
+        ("/commit_batch?topic=t&key=k&tombstone=1", &[NDJSON], good, 400, "bad_tombstone"),
+        ("/commit_batch?topic=t", &[NDJSON], &format!("{good}{{\"value\":null}}"), 400, "bad_batch"),
+        ("/commit_batch?topic=t&key=k", &[NDJSON], r#"{"value":null,"key":""}"#, 400, "bad_batch"),
         ("/commit_batch?topic=t", &[NDJSON], &good.repeat(5), 413, "too_many_messages"),
         ("/commit_batch/?topic=t", &[NDJSON], good, 404, "unknown_path"),
     ] {

@@ -1,15 +1,18 @@
 //! Claims and releases partitions until the held partitions are the assigned ones, and stores their offsets.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use log::warn;
 
 use super::{ClaimStage, HeldPartition, RoundResult, ZookeeperGroup, to_reason};
 use crate::broker::PartitionId;
-use crate::keeper::{KeeperError, paths};
+use crate::clock::BootTime;
+use crate::keeper::paths::{self, create_with_parents};
+use crate::keeper::{KeeperError, Lifetime};
 use crate::ktransfer::group::claim::{ClaimOutcome, StoreOutcome};
-use crate::ktransfer::group::{Generation, GroupEvent};
+use crate::ktransfer::group::{Claim, Generation, GroupEvent, StoredPosition, TimedFence};
 
 impl ZookeeperGroup {
     /// Starts to release held partitions that are not assigned, and claims assigned partitions that are not held.
@@ -38,6 +41,9 @@ impl ZookeeperGroup {
         if self.pending_events.is_empty() {
             let missing: Vec<_> =
                 self.assigned.iter().copied().filter(|assigned| !self.held.contains_key(assigned)).collect();
+            if !missing.is_empty() {
+                self.prepare_offset_nodes()?;
+            }
             for partition in missing {
                 has_conflict |= !self.claim(partition)?;
             }
@@ -50,6 +56,39 @@ impl ZookeeperGroup {
         self.delete_stray_claims()
     }
 
+    /// Distinguishes partitions that are new to the group from those that exist when the group begins. While the group
+    /// has no stored offset, each partition gets an offset node without an offset, so `start_from` decides about it. A
+    /// partition that has no node once the group has offsets was added to the topic later: nothing in it is older than
+    /// the group, so it is read from its beginning. So is a topic that is younger than the group.
+    fn prepare_offset_nodes(&mut self) -> RoundResult {
+        self.group_has_offsets = false;
+        let (group, topic) = (&self.config.group, &self.config.topic);
+        let names = match self.keeper.children(&paths::offsets(group, topic)) {
+            Err(KeeperError::NoNode(_)) => Vec::new(),
+            names => names.map_err(to_reason)?,
+        };
+        let known: BTreeSet<_> = names.iter().filter_map(|name| paths::parse_partition(name)).collect();
+        for partition in &known {
+            let node = self.keeper.read(&paths::offset(group, topic, *partition)).map_err(to_reason)?;
+            // An unreadable offset is an offset, too.
+            if node.is_some_and(|node| paths::parse_offset(&node.data) != Ok(None)) {
+                self.group_has_offsets = true;
+                return Ok(());
+            }
+        }
+        let is_new_topic = self.topic_was_missing && known.is_empty();
+        let data = if is_new_topic { paths::offset_text(0) } else { paths::NOTHING_STORED.to_vec() };
+        for partition in self.partitions.iter().filter(|partition| !known.contains(partition)) {
+            let node = paths::offset(group, topic, *partition);
+            match create_with_parents(&*self.keeper, &node, &data, Lifetime::Persistent) {
+                Ok(()) | Err(KeeperError::NodeExists(_)) => {}
+                Err(error) => return Err(to_reason(error)),
+            }
+        }
+        self.group_has_offsets = is_new_topic;
+        Ok(())
+    }
+
     /// Tries to claim `partition`. Returns false if another member owns it, and true in all other cases, even if the
     /// claim has to be retried. Fails if ZooKeeper is unreachable or the session is lost.
     fn claim(&mut self, partition: PartitionId) -> Result<bool, String> {
@@ -57,7 +96,7 @@ impl ZookeeperGroup {
         let epoch = member.epoch;
         // Recorded before the attempt, because the attempt may create the owner node and then fail.
         self.stray_claims.insert(partition);
-        let outcome = match self.claimant(member).claim(partition) {
+        let outcome = match self.claimant(member).claim(partition, self.group_has_offsets) {
             Err(error @ KeeperError::Unreachable(_)) => return Err(to_reason(error)),
             // Another client wrote a node at the same moment. The next round retries this partition; the claims of the
             // other partitions continue.
@@ -75,12 +114,20 @@ impl ZookeeperGroup {
             ClaimOutcome::Claimed { version, position } => {
                 self.last_generation += 1;
                 let generation = Generation(self.last_generation);
-                let held =
-                    HeldPartition { generation, version, stored: position, committed: None, stage: ClaimStage::Active };
+                let fence = TimedFence::until(self.lease_end(epoch).unwrap_or_else(BootTime::now));
+                let (stage, claim_fence) = (ClaimStage::Active, Arc::clone(&fence));
+                let (stored, committed, is_urgent) = (position, None, false);
+                let held = HeldPartition { generation, fence, version, stored, committed, is_urgent, stage };
                 self.held.insert(partition, held);
                 self.stray_claims.remove(&partition);
-                self.fence.grant(partition, generation, epoch);
-                self.pending_events.push_back(GroupEvent::Gained { partition, generation, position });
+                self.pending_events.push_back(GroupEvent::Gained(Claim {
+                    partition,
+                    generation,
+                    fence: claim_fence,
+                    // A claim writes the offset node, so every claim of the partition has a higher version.
+                    token: u64::try_from(version).unwrap_or(0),
+                    position: position.map(StoredPosition::at),
+                }));
                 Ok(true)
             }
             ClaimOutcome::OwnedBy(owner) => {
@@ -109,20 +156,21 @@ impl ZookeeperGroup {
         }
     }
 
-    /// Stores the commits of all partitions; with `urgent_only` only those of released partitions and of partitions
-    /// without a stored offset. A partition without a stored offset is urgent because the next owner would look
-    /// `start_from` up again and might start at another offset.
+    /// Stores the commits of all partitions; with `urgent_only` only those of released partitions, of partitions
+    /// without a stored offset, and those of the command `StoreNow`. A partition without a stored offset is urgent
+    /// because the next owner would look `start_from` up again and might start at another offset.
     pub(super) fn store(&mut self, urgent_only: bool) -> RoundResult {
         for partition in self.held.keys().copied().collect::<Vec<_>>() {
             let (Some(member), Some(held)) = (&self.member, self.held.get(&partition)) else { continue };
             let Some(next) = held.committed.filter(|next| held.stored != Some(*next)) else { continue };
-            if urgent_only && held.stage != ClaimStage::Released && held.stored.is_some() {
+            let is_urgent = held.is_urgent || held.stage == ClaimStage::Released || held.stored.is_none();
+            if urgent_only && !is_urgent {
                 continue;
             }
             match self.claimant(member).store(partition, next, held.version).map_err(to_reason)? {
                 StoreOutcome::Stored(version) => {
                     let held = self.held.get_mut(&partition).expect("held, checked above");
-                    (held.version, held.stored) = (version, Some(next));
+                    (held.version, held.stored, held.is_urgent) = (version, Some(next), false);
                 }
                 StoreOutcome::Fenced => {
                     warn!(
@@ -162,12 +210,11 @@ impl ZookeeperGroup {
 
     /// Ends a claim that was lost and queues the event `Lost`. The owner node of the claim may still exist.
     pub(super) fn end_claim(&mut self, partition: PartitionId) {
-        self.fence.revoke(partition);
         self.stray_claims.insert(partition);
-        if let Some(held) = self.held.remove(&partition)
-            // After it has sent `Release`, the dispatcher does not know this generation any more.
-            && held.stage != ClaimStage::Released
-        {
+        let Some(held) = self.held.remove(&partition) else { return };
+        held.fence.end();
+        // After it has sent `Release`, the dispatcher does not know this generation any more.
+        if held.stage != ClaimStage::Released {
             self.pending_events.push_back(GroupEvent::Lost { partition, generation: held.generation });
         }
     }

@@ -73,6 +73,7 @@ impl ZookeeperGroup {
             // read.
             Err(DiscoveryError::UnknownTopic(_)) => {
                 self.warn_rate_limited(format!("topic {topic} does not exist in ZooKeeper, retrying"));
+                self.topic_was_missing = true;
                 Vec::new()
             }
             partitions => partitions.map_err(|error| error.to_string())?,

@@ -1,11 +1,16 @@
 //! Tests of group members with an in-memory ensemble: join, assignment, hand-over, fencing.
 
 use super::*;
+use crate::admin::Health;
+use crate::broker::LogIdentity;
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, Lifetime, Node};
-use crate::ktransfer::group::{CommandSender, GroupCommand, mailbox};
+use crate::ktransfer::group::{Claim, CommandSender, GroupCommand, mailbox};
+use crate::ktransfer::test_backend::wait_until;
 use crossbeam_channel::{Receiver, bounded};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::thread::JoinHandle;
 
 /// Session timeout of the members. A member polls at a sixth of this timeout, which is 200 ms.
@@ -24,8 +29,10 @@ fn create_topic(keeper: &dyn Keeper, leaders: &[i32]) {
 
 /// A running member. The test acts as its dispatcher.
 struct RunningMember {
+    health: Health,
     keeper: Arc<InMemoryKeeper>,
-    lease: Lease,
+    /// The fences of all claims that [`Self::gains`] received.
+    fences: RefCell<HashMap<(PartitionId, Generation), Arc<TimedFence>>>,
     commands: CommandSender,
     events: Receiver<GroupEvent>,
     thread: JoinHandle<()>,
@@ -39,13 +46,14 @@ impl RunningMember {
     fn storing_every(ensemble: &InMemoryEnsemble, offset_update_interval: Duration) -> RunningMember {
         let keeper = ensemble.connect(SESSION);
         let config = ZookeeperGroupConfig { group: "g".into(), topic: "t".into(), offset_update_interval };
-        let group = Box::new(ZookeeperGroup::new(config, Arc::clone(&keeper) as SharedKeeper));
-        let lease = group.lease();
+        let health = Health::new();
+        let group = ZookeeperGroup::new(config, Arc::clone(&keeper) as SharedKeeper);
+        let group = Box::new(group.with_health(health.component("group of m")));
         let (commands, mailbox) = mailbox();
         // The smallest bound, so that the tests show that the group continues while the dispatcher does not receive.
         let (sender, events) = bounded(1);
         let thread = std::thread::spawn(move || group.run(mailbox, sender));
-        RunningMember { keeper, lease, commands, events, thread }
+        RunningMember { health, keeper, fences: RefCell::default(), commands, events, thread }
     }
 
     fn next(&self) -> GroupEvent {
@@ -56,15 +64,28 @@ impl RunningMember {
         let mut gained = BTreeMap::new();
         while gained.len() < expected.len() {
             match self.next() {
-                GroupEvent::Gained { partition, generation, position } => {
-                    assert!(self.lease.is_valid(partition, generation));
-                    gained.insert(partition, (generation, position));
+                GroupEvent::Gained(Claim { partition, generation, fence, position, .. }) => {
+                    assert!(fence.is_valid());
+                    self.fences.borrow_mut().insert((partition, generation), fence);
+                    gained.insert(partition, (generation, position.map(|stored| stored.next)));
                 }
                 other => panic!("{other:?} while waiting for {expected:?}"),
             }
         }
         assert_eq!(gained.keys().copied().collect::<Vec<_>>(), expected);
         gained
+    }
+
+    /// Waits until `/readyz` names this reason; `None`: until the member is ready.
+    fn wait_for_health(&self, reason: Option<&str>) {
+        wait_until("the health changes", || match (reason, &self.health.troubles()[..]) {
+            (Some(reason), [(_, trouble)]) => trouble.contains(reason),
+            (reason, troubles) => reason.is_none() && troubles.is_empty(),
+        });
+    }
+
+    fn lease_is_valid(&self, partition: PartitionId, generation: Generation) -> bool {
+        self.fences.borrow()[&(partition, generation)].is_valid()
     }
 
     fn read(&self, path: &str) -> Option<Node> {
@@ -93,7 +114,7 @@ fn a_single_member_gains_all_partitions_and_after_its_leave_only_offset_nodes_re
     create_with_parents(&*observer, "/consumers/g/offsets/t/1", b"42", Lifetime::Persistent).unwrap();
     let one = RunningMember::start(&ensemble);
     let gained = one.gains(&[0, 1, 2]);
-    assert_eq!((gained[&0].1, gained[&1].1), (None, Some(42)));
+    assert_eq!((gained[&0].1, gained[&1].1), (Some(0), Some(42)), "partition 0 is new to a group with offsets");
     let id = observer.children("/consumers/g/ids").unwrap().remove(0);
     assert_eq!(observer.read("/consumers/g/owners/t/2").unwrap().unwrap().data, id.as_bytes());
 
@@ -105,13 +126,56 @@ fn a_single_member_gains_all_partitions_and_after_its_leave_only_offset_nodes_re
     one.commands.send(GroupCommand::Release { partition: 0, generation, next });
     one.commands.send(GroupCommand::Leave);
     one.thread.join().unwrap();
-    assert!(!one.lease.is_valid(0, generation) && !one.lease.is_valid(1, gained[&1].0));
+    assert!(one.fences.borrow().values().all(|fence| !fence.is_valid()));
     assert_eq!(observer.children("/consumers/g/owners/t"), Ok(vec![]));
     assert_eq!(observer.children("/consumers/g/ids"), Ok(vec![]));
-    for (partition, text) in [(0, "7"), (1, "51"), (2, "-1")] {
+    for (partition, text) in [(0, "7"), (1, "51"), (2, "0")] {
         let node = observer.read(&paths::offset("g", "t", partition)).unwrap().unwrap();
         assert_eq!(String::from_utf8_lossy(&node.data), text, "partition {partition}");
     }
+}
+
+#[test]
+fn a_partition_that_is_added_to_the_topic_begins_at_0_and_those_of_a_new_group_as_start_from_says() {
+    let ensemble = InMemoryEnsemble::new();
+    let observer = ensemble.connect(SESSION);
+    create_topic(&*observer, &[1, 2]);
+    let one = RunningMember::start(&ensemble);
+    let gained = one.gains(&[0, 1]);
+    assert_eq!((gained[&0].1, gained[&1].1), (None, None));
+    one.commands.send(GroupCommand::Commit { partition: 0, generation: gained[&0].0, next: 5 });
+    one.wait_for_text("/consumers/g/offsets/t/0", "5");
+    one.commands.send(GroupCommand::Leave);
+    one.thread.join().unwrap();
+
+    // Partition 1 has no stored offset, but it is as old as the group.
+    let topic = observer.read("/brokers/topics/t").unwrap().unwrap();
+    observer.write("/brokers/topics/t", br#"{"partitions":{"0":[1],"1":[1],"2":[1]}}"#, topic.version).unwrap();
+    let state = "/brokers/topics/t/partitions/2/state";
+    create_with_parents(&*observer, state, br#"{"leader":1}"#, Lifetime::Persistent).unwrap();
+    let two = RunningMember::start(&ensemble);
+    let gained = two.gains(&[0, 1, 2]);
+    assert_eq!((gained[&0].1, gained[&1].1, gained[&2].1), (Some(5), None, Some(0)));
+    assert_eq!(two.read("/consumers/g/offsets/t/2").unwrap().data, b"0", "stored by the claim");
+    two.commands.send(GroupCommand::Leave);
+    two.thread.join().unwrap();
+}
+
+#[test]
+fn store_now_is_stored_before_the_interval_and_also_below_the_stored_offset() {
+    let ensemble = InMemoryEnsemble::new();
+    let observer = ensemble.connect(SESSION);
+    create_topic(&*observer, &[1]);
+    create_with_parents(&*observer, "/consumers/g/offsets/t/0", b"100", Lifetime::Persistent).unwrap();
+    let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
+    let (generation, _) = one.gains(&[0])[&0];
+    one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 120 });
+    let log = LogIdentity { topic_id: Some([9; 16]), leader_epoch: None };
+    one.commands.send(GroupCommand::StoreNow { partition: 0, generation, next: 0, log });
+    one.wait_for_text("/consumers/g/offsets/t/0", "0");
+    one.commands.send(GroupCommand::Leave);
+    one.thread.join().unwrap();
+    assert_eq!(observer.read("/consumers/g/offsets/t/0").unwrap().unwrap().data, b"0");
 }
 
 #[test]
@@ -120,9 +184,11 @@ fn the_first_offset_of_a_partition_is_stored_before_the_interval() {
     create_topic(&*ensemble.connect(SESSION), &[1]);
     let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
     let (generation, _) = one.gains(&[0])[&0];
+    one.wait_for_health(Some("where partitions [0] begin is not stored yet"));
     // Until an offset is stored, a restart with start_from=latest would skip the messages appended since the start.
     one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 50 });
     one.wait_for_text("/consumers/g/offsets/t/0", "50");
+    one.wait_for_health(None);
     one.leave();
 }
 
@@ -141,7 +207,7 @@ fn a_second_member_gains_its_partitions_only_after_their_release() {
         .collect();
     releasing.sort_unstable();
     assert!(two.events.is_empty(), "nothing is released yet");
-    assert!(one.lease.is_valid(releasing[0].0, gained[&releasing[0].0].0), "the lease is valid until the release");
+    assert!(one.lease_is_valid(releasing[0].0, gained[&releasing[0].0].0), "the lease is valid until the release");
     for (partition, generation) in &releasing {
         one.commands.send(GroupCommand::Release { partition: *partition, generation: *generation, next: Some(10) });
     }
@@ -168,7 +234,7 @@ fn a_lost_session_ends_all_claims_and_the_next_session_gains_them_again() {
     lost.sort_by_key(|event| format!("{event:?}"));
     let expected = |partition| GroupEvent::Lost { partition, generation: first[&partition].0 };
     assert_eq!(lost, [expected(0), expected(1)]);
-    assert!(!one.lease.is_valid(0, first[&0].0));
+    assert!(!one.lease_is_valid(0, first[&0].0));
     let again = one.gains(&[0, 1]);
     assert_eq!(again[&0].1, Some(5));
     assert!(again[&0].0 > first[&1].0);
@@ -189,7 +255,7 @@ fn an_unreachable_member_is_fenced() {
     paused.keeper.set_reachable(false);
     paused.commands.send(GroupCommand::Commit { partition: 0, generation: old, next: 3 });
     let deadline = Instant::now() + PATIENCE;
-    while paused.lease.is_valid(0, old) {
+    while paused.lease_is_valid(0, old) {
         assert!(Instant::now() < deadline, "the lease must expire");
         std::thread::yield_now();
     }
@@ -232,7 +298,8 @@ fn a_member_claims_and_leaves_despite_lost_responses_and_a_topic_created_later()
     one.keeper.lose_responses(1);
     let observer = ensemble.connect(SESSION);
     create_topic(&*observer, &[-1]);
-    let generation = one.gains(&[0])[&0].0;
+    let (generation, start) = one.gains(&[0])[&0];
+    assert_eq!(start, Some(0), "the topic is younger than the group");
     one.keeper.lose_responses(1);
     one.commands.send(GroupCommand::Release { partition: 0, generation, next: None });
     one.leave();

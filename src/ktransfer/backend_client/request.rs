@@ -6,22 +6,38 @@
 //!   since 1970) where the message has one;
 //! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent if the message has no key or the key is longer than
 //!   [`MAX_KEY_BYTES`];
-//! - `Idempotency-Key: module/topic/partition/offset`, the same for every attempt, so that a backend recognises a
+//! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt, so that a backend recognises a
 //!   message that it has received before;
+//! - `Content-Encoding` if the message has one record header of this name with codings of HTTP, as kproxy stores it;
+//! - `X-Kafka-Claim`: the fencing token of the claim under which the message is pushed;
 //! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
-//!   cannot carry its name or value, or if it would exceed [`MAX_RECORD_HEADER_BYTES`].
+//!   cannot carry its name or value, or if it would exceed [`MAX_RECORD_HEADERS`] or [`MAX_RECORD_HEADER_BYTES`].
 
+use ureq::http::header::CONTENT_ENCODING;
 use ureq::http::uri::Authority;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
-use super::job::Job;
-use super::template::{PlaceholderValues, UriTemplate, encode_into};
+use log::Level;
+
 use crate::broker::Message;
+use crate::ktransfer::config::IdempotencyKey;
+use crate::ktransfer::job::Job;
+use crate::ktransfer::template::{PlaceholderValues, UriTemplate, encode_into};
+use crate::log_limited;
 
 /// Longest key that `X-Kafka-Key` carries, in bytes before the encoding.
 const MAX_KEY_BYTES: usize = 2048;
-/// Limit on the total bytes of the record headers, names and values, that are sent with a message.
+/// Limit on the number of record headers that are sent with a message. Backends accept about a hundred fields in all.
+const MAX_RECORD_HEADERS: usize = 64;
+/// Limit on the bytes of all record headers that are sent with a message, as they are on the wire.
 const MAX_RECORD_HEADER_BYTES: usize = 8 * 1024;
+/// Limit on the record headers of a message that are looked at. It bounds the time that a message takes, since a
+/// message may have hundreds of thousands of headers that HTTP cannot carry.
+const MAX_EXAMINED_HEADERS: usize = 256;
+/// Prefix of the name of a record header.
+const RECORD_HEADER_PREFIX: &str = "x-kafka-header-";
+/// Longest value of a configured header.
+const MAX_CONFIGURED_VALUE_BYTES: usize = 8 * 1024;
 /// Longest uri that is sent. Most backends accept at most 8 KiB.
 const MAX_URI_BYTES: usize = 16 * 1024;
 /// The value of `{#METHOD}` if the module configures no `methods`.
@@ -30,7 +46,7 @@ const ANY_METHOD: &str = "*";
 const RESERVED: [&str; 5] = ["content-length", "transfer-encoding", "expect", "connection", "upgrade"];
 
 /// Checks an entry of `backend_servers`. The error is the text of the configuration problem.
-pub(super) fn check_server(server: &str) -> Result<(), String> {
+pub(crate) fn check_server(server: &str) -> Result<(), String> {
     let authority: Option<Authority> = server.parse().ok();
     let is_good = authority.is_some_and(|authority| {
         let port_is_good = match server.rsplit_once(':') {
@@ -44,13 +60,16 @@ pub(super) fn check_server(server: &str) -> Result<(), String> {
 }
 
 /// Checks an entry of `protocol.headers`. The error is the text of the configuration problem and never shows the value.
-pub(super) fn check_header(name: &str, value: &str) -> Result<(), String> {
+pub(crate) fn check_header(name: &str, value: &str) -> Result<(), String> {
     let lower = name.to_ascii_lowercase();
     if HeaderName::from_bytes(name.as_bytes()).is_err() {
         return Err(format!("has {name:?}, which is not the name of a header"));
     }
     if RESERVED.contains(&lower.as_str()) || lower == "idempotency-key" || lower.starts_with("x-kafka-") {
         return Err(format!("has {name}, which ktransfer sets itself"));
+    }
+    if value.len() > MAX_CONFIGURED_VALUE_BYTES {
+        return Err(format!("has a value for {name} of more than {MAX_CONFIGURED_VALUE_BYTES} bytes"));
     }
     if HeaderValue::from_str(value).is_err() {
         return Err(format!("has a value for {name} with characters that a header cannot carry"));
@@ -59,12 +78,13 @@ pub(super) fn check_header(name: &str, value: &str) -> Result<(), String> {
 }
 
 /// Builds the requests of one module.
-pub(super) struct RequestBuilder {
+pub(crate) struct RequestBuilder {
     uri: UriTemplate,
     /// Headers of every request: the configured headers and `X-Kafka-Topic`.
     common_headers: HeaderMap,
     /// `module/topic/`, the prefix of every `Idempotency-Key`.
     idempotency_prefix: String,
+    idempotency_key: IdempotencyKey,
 }
 
 impl RequestBuilder {
@@ -79,7 +99,18 @@ impl RequestBuilder {
         let topic_value =
             HeaderValue::from_str(topic).expect("topic names are checked when the configuration is loaded");
         common_headers.insert(HeaderName::from_static("x-kafka-topic"), topic_value);
-        RequestBuilder { uri, common_headers, idempotency_prefix: format!("{module}/{topic}/") }
+        RequestBuilder {
+            uri,
+            common_headers,
+            idempotency_prefix: format!("{module}/{topic}/"),
+            idempotency_key: IdempotencyKey::Timestamp,
+        }
+    }
+
+    /// Sets what the header `Idempotency-Key` consists of.
+    pub(super) fn with_idempotency_key(mut self, idempotency_key: IdempotencyKey) -> RequestBuilder {
+        self.idempotency_key = idempotency_key;
+        self
     }
 
     /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
@@ -110,15 +141,17 @@ impl RequestBuilder {
         let mut request = Request::new(job.message.value.as_deref().unwrap_or_default());
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
-        *request.headers_mut() = self.headers(&job.message, attempt);
+        *request.headers_mut() = self.headers(job, attempt);
         Ok(request)
     }
 
-    fn headers(&self, message: &Message, attempt: u32) -> HeaderMap {
+    fn headers(&self, job: &Job, attempt: u32) -> HeaderMap {
+        let message = &job.message;
         let mut headers = self.common_headers.clone();
         headers.insert(HeaderName::from_static("x-kafka-partition"), message.from.partition.into());
         headers.insert(HeaderName::from_static("x-kafka-offset"), message.offset.into());
         headers.insert(HeaderName::from_static("x-kafka-attempt"), attempt.into());
+        headers.insert(HeaderName::from_static("x-kafka-claim"), job.assignment.token.into());
         if let Some(timestamp_ms) = message.timestamp_ms {
             headers.insert(HeaderName::from_static("x-kafka-timestamp"), timestamp_ms.into());
         }
@@ -127,30 +160,65 @@ impl RequestBuilder {
             encode_into(&mut encoded, key);
             headers.insert(HeaderName::from_static("x-kafka-key"), ascii_value(encoded));
         }
-        let identity = format!("{}{}/{}", self.idempotency_prefix, message.from.partition, message.offset);
+        let mut identity = format!("{}{}/{}", self.idempotency_prefix, message.from.partition, message.offset);
+        if let (IdempotencyKey::Timestamp, Some(timestamp_ms)) = (self.idempotency_key, message.timestamp_ms) {
+            identity.push_str(&format!("/{timestamp_ms}"));
+        }
         headers.insert(HeaderName::from_static("idempotency-key"), ascii_value(identity));
         append_record_headers(&mut headers, message);
+        if let Some(coding) = content_encoding(message)
+            && !headers.contains_key(CONTENT_ENCODING)
+        {
+            headers.insert(CONTENT_ENCODING, coding);
+        }
         headers
     }
 }
 
-/// Adds each record header of the message that HTTP can carry and that fits into [`MAX_RECORD_HEADER_BYTES`].
+/// Returns the `Content-Encoding` of a message whose body kproxy stored as it was compressed. The record header may be of
+/// another program, so it counts only if it occurs once and lists codings that backends may know: a backend may refuse
+/// any other.
+fn content_encoding(message: &Message) -> Option<HeaderValue> {
+    const CODINGS: [&[u8]; 7] = [b"gzip", b"x-gzip", b"deflate", b"zstd", b"br", b"compress", b"x-compress"];
+    let mut named = message.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("content-encoding"));
+    let (Some(header), None) = (named.next(), named.next()) else { return None };
+    let value = header.value.as_deref().filter(|_| message.value.as_ref().is_some_and(|value| !value.is_empty()))?;
+    let mut codings = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    let are_known = codings.all(|coding| CODINGS.iter().any(|known| coding.eq_ignore_ascii_case(known)));
+    HeaderValue::from_bytes(value).ok().filter(|_| are_known)
+}
+
+/// Adds the record headers of the message that HTTP can carry and that fit into the limits.
 fn append_record_headers(headers: &mut HeaderMap, message: &Message) {
-    let mut room_bytes = MAX_RECORD_HEADER_BYTES;
-    for header in &message.headers {
-        let value = header.value.as_deref().unwrap_or_default();
-        let name = HeaderName::from_bytes(format!("x-kafka-header-{}", header.name).as_bytes());
-        let size_bytes = header.name.len() + value.len();
-        match (name, HeaderValue::from_bytes(value)) {
-            (Ok(name), Ok(value)) if size_bytes <= room_bytes => {
-                room_bytes -= size_bytes;
-                headers.append(name, value);
-            }
-            _ => {
-                let from = &message.from;
-                log::debug!("header {:?} of {from} offset {} is not sent to the backend", header.name, message.offset);
-            }
+    let (mut n_sent, mut room_bytes) = (0, MAX_RECORD_HEADER_BYTES);
+    let mut name = String::new();
+    for header in message.headers.iter().take(MAX_EXAMINED_HEADERS) {
+        if n_sent == MAX_RECORD_HEADERS {
+            break;
         }
+        let value = header.value.as_deref().unwrap_or_default();
+        let size_bytes = RECORD_HEADER_PREFIX.len() + header.name.len() + ": ".len() + value.len() + "\r\n".len();
+        if header.name.is_empty() || size_bytes > room_bytes {
+            continue;
+        }
+        name.clear();
+        name.extend([RECORD_HEADER_PREFIX, &header.name]);
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
+            room_bytes -= size_bytes;
+            n_sent += 1;
+            headers.append(name, value);
+        }
+    }
+    let n_cut = message.headers.len() - n_sent;
+    if n_cut > 0 {
+        log_limited!(
+            Level::Warn,
+            "{} offset {}: {n_cut} of {} record headers are not sent: at most {MAX_RECORD_HEADERS} and \
+             {MAX_RECORD_HEADER_BYTES} bytes, with a name and value that HTTP can carry",
+            message.from,
+            message.offset,
+            message.headers.len()
+        );
     }
 }
 

@@ -1,0 +1,470 @@
+//! A TCP connection to a backend, as a transport of the HTTP client. It keeps the limits of a push.
+//!
+//! - The lease is checked immediately before the first byte of a request is written, and a push ends with its lease.
+//! - The status decides: the connection reads the head of the response before the client does and reports the status,
+//!   so nothing that the client makes of the rest of the response can turn the outcome.
+//! - An answer that arrives while the request is still being sent counts; the rest of the request is not sent.
+//!
+//! Head and small body are sent with one write, and the timeouts of most pushes need no system call.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use socket2::Socket;
+use ureq::Error;
+use ureq::unversioned::transport::{Buffers, NextTimeout, Transport};
+
+use super::buffers::PushBuffers;
+use super::exchange::Exchange;
+use super::head::{Head, end_of_head, field, quoted, read_head};
+use super::retry_after::retry_after;
+use crate::ktransfer::config::ProtocolConfig;
+use crate::ktransfer::group::TimedFence;
+
+/// Longest wait of one system call. A lease that was extended meanwhile is noticed after it.
+const MAX_WAIT: Duration = Duration::from_millis(500);
+/// How long the rest of a response is awaited after its status was received.
+const REST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Limit on the bytes of all interim responses (1xx) before the final one.
+const MAX_INTERIM_BYTES: usize = 256 * 1024;
+/// The end of an incomplete interim head that is kept, because the blank line may begin in it.
+const KEPT_INTERIM_BYTES: usize = 3;
+
+/// The timeouts of a push; `None` means no limit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// For connecting.
+    pub(super) connect: Option<Duration>,
+    /// From the first byte of the request to the last one.
+    pub(super) write: Option<Duration>,
+    /// From the last byte of the request to the end of the response's head.
+    pub(super) read: Option<Duration>,
+}
+
+impl From<&ProtocolConfig> for Timeouts {
+    fn from(protocol: &ProtocolConfig) -> Self {
+        Timeouts { connect: protocol.connect_timeout, write: protocol.write_timeout, read: protocol.read_timeout }
+    }
+}
+
+/// One connection to a backend.
+pub(super) struct TcpConnection {
+    socket: Arc<Socket>,
+    exchange: Arc<Exchange>,
+    timeouts: Timeouts,
+    /// Whether the connection has served an earlier push.
+    is_kept: bool,
+    /// The receive timeout that is set on the socket; zero if none is set.
+    receive_timeout: Duration,
+    /// Lent by the exchange for the time of a push.
+    buffers: Option<Box<PushBuffers>>,
+    push: Push,
+}
+
+/// The push that uses the connection.
+#[derive(Debug)]
+struct Push {
+    phase: Phase,
+    /// The end of the phase.
+    deadline: Option<Instant>,
+    /// The lease of the claim; `None` before the first byte of the request.
+    fence: Option<Arc<TimedFence>>,
+    has_sent: bool,
+    /// The length of the interim responses so far.
+    n_interim_bytes: usize,
+    /// Whether the input begins inside of an interim head that is longer than the buffer.
+    is_inside_interim: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The request is being sent, within `write_timeout_ms`.
+    Sending,
+    /// The head of the response is awaited, within `read_timeout_ms`.
+    Receiving,
+    /// The status is reported. Only the reuse of the connection depends on the rest of the response.
+    Answered,
+}
+
+impl Push {
+    const NEW: Push = Push {
+        phase: Phase::Sending,
+        deadline: None,
+        fence: None,
+        has_sent: false,
+        n_interim_bytes: 0,
+        is_inside_interim: false,
+    };
+
+    fn enter(&mut self, phase: Phase, timeout: Option<Duration>) {
+        self.phase = phase;
+        self.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    }
+}
+
+impl TcpConnection {
+    /// Creates the transport for a connected socket.
+    pub(super) fn new(socket: Arc<Socket>, exchange: Arc<Exchange>, timeouts: Timeouts) -> TcpConnection {
+        TcpConnection {
+            socket,
+            exchange,
+            timeouts,
+            is_kept: false,
+            receive_timeout: Duration::ZERO,
+            buffers: None,
+            push: Push::NEW,
+        }
+    }
+
+    /// Returns the buffers; the first call of a push borrows them from the exchange.
+    fn lent(&mut self) -> &mut PushBuffers {
+        let exchange = &self.exchange;
+        self.buffers.get_or_insert_with(|| exchange.take_buffers())
+    }
+
+    fn unsent(&self) -> &[u8] {
+        self.buffers.as_ref().map_or(&[], |buffers| buffers.unsent())
+    }
+
+    /// Sends the collected output. Before the first byte of a request, checks that the claim permits the push.
+    fn send_output(&mut self) -> io::Result<()> {
+        let mut n_sent = 0;
+        while n_sent < self.unsent().len() {
+            if self.push.fence.is_none() {
+                self.push.fence = Some(self.exchange.begin_request(&self.socket)?);
+                self.push.enter(Phase::Sending, self.timeouts.write);
+            }
+            match send(&*self.socket, &self.unsent()[n_sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(n) => {
+                    n_sent += n;
+                    self.push.has_sent = true;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait_until_writable()?,
+                Err(cause) => return Err(self.send_failed(cause)),
+            }
+        }
+        self.lent().sent_all();
+        Ok(())
+    }
+
+    /// Waits until more of the request can be sent. Fails if an answer comes instead.
+    fn wait_until_writable(&mut self) -> io::Result<()> {
+        loop {
+            let wait = Timespec::try_from(self.next_wait()?).map_err(io::Error::other)?;
+            let mut polled = [PollFd::new(&*self.socket, PollFlags::IN | PollFlags::OUT)];
+            match poll(&mut polled, Some(&wait)) {
+                Ok(0) | Err(Errno::INTR) => continue,
+                Ok(_) => {}
+                Err(cause) => return Err(cause.into()),
+            }
+            let events = polled[0].revents();
+            if events.contains(PollFlags::IN) {
+                match self.receive(RecvFlags::DONTWAIT) {
+                    Ok(0) => return Err(self.closed()),
+                    Ok(_) => self.stop_if_answered()?,
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(cause) => return Err(self.send_failed(cause)),
+                }
+            }
+            if events.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Fails if the input has the status of the final response: then the rest of the request is not sent.
+    fn stop_if_answered(&mut self) -> io::Result<()> {
+        let is_complete = self.note_head()?;
+        if self.push.phase != Phase::Answered {
+            return Ok(());
+        }
+        if !is_complete {
+            // Only for `Retry-After`. An error changes nothing, since the status is reported.
+            let _ = self.receive_head();
+        }
+        Err(io::Error::other("the backend answered before it had received the request"))
+    }
+
+    /// Returns the error of a write that failed. If the backend answered before it closed the connection, the answer is
+    /// in the socket's buffer, and counts.
+    fn send_failed(&mut self, cause: Errno) -> io::Error {
+        while !self.lent().is_full() && self.receive(RecvFlags::DONTWAIT).is_ok_and(|n_read| n_read > 0) {
+            if let Err(ended) = self.stop_if_answered() {
+                return ended;
+            }
+        }
+        if self.is_kept && !self.push.has_sent {
+            self.exchange.report(|report| report.was_closed_idle = true);
+        }
+        self.fail(format!("cannot send the request: {}", io::Error::from(cause)))
+    }
+
+    /// Receives until the head of the final response is complete. Fails if it cannot be completed; then the status is
+    /// reported if it was received.
+    fn receive_head(&mut self) -> io::Result<()> {
+        while !self.note_head()? {
+            if self.lent().is_full() {
+                return Err(self.fail("the head of the response is longer than 16 KiB".to_owned()));
+            }
+            if self.receive_waiting()? == 0 {
+                return Err(self.closed());
+            }
+        }
+        Ok(())
+    }
+
+    /// Interprets the input: consumes interim responses, and reports the status of the final response as soon as it is
+    /// received. Returns whether the head of the final response is complete.
+    fn note_head(&mut self) -> io::Result<bool> {
+        loop {
+            let is_inside = self.push.is_inside_interim;
+            let buffers = self.lent();
+            let is_full = buffers.is_full();
+            let input = buffers.input();
+            let head = if is_inside { Head::Interim { len: end_of_head(input) } } else { read_head(input) };
+            match head {
+                Head::Nothing => return Ok(false),
+                Head::Invalid => {
+                    let quote = quoted(input);
+                    return Err(self.fail(format!("the backend answered {quote}, which is not HTTP")));
+                }
+                Head::Final { status, is_complete } => {
+                    let pause = match status {
+                        200..=299 => None,
+                        _ => field(input, "retry-after").and_then(|value| retry_after(value, SystemTime::now())),
+                    };
+                    self.exchange.report(|report| (report.status, report.retry_after) = (Some(status), pause));
+                    if self.push.phase != Phase::Answered {
+                        self.push.enter(Phase::Answered, Some(REST_TIMEOUT));
+                    }
+                    return Ok(is_complete);
+                }
+                Head::Interim { len: Some(len) } => self.skip_interim(len, false)?,
+                Head::Interim { len: None } if is_full || is_inside => {
+                    let len = input.len().saturating_sub(KEPT_INTERIM_BYTES);
+                    self.skip_interim(len, true)?;
+                    return Ok(false);
+                }
+                Head::Interim { len: None } => return Ok(false),
+            }
+        }
+    }
+
+    fn skip_interim(&mut self, len: usize, is_inside: bool) -> io::Result<()> {
+        self.lent().input_consume(len);
+        self.push.is_inside_interim = is_inside;
+        self.push.n_interim_bytes += len;
+        if self.push.n_interim_bytes > MAX_INTERIM_BYTES {
+            return Err(self.fail(format!("more than {MAX_INTERIM_BYTES} bytes of interim responses (1xx)")));
+        }
+        Ok(())
+    }
+
+    /// Receives what is there, or waits for the receive timeout of the socket.
+    fn receive(&mut self, flags: RecvFlags) -> Result<usize, Errno> {
+        let exchange = &self.exchange;
+        let buffers = self.buffers.get_or_insert_with(|| exchange.take_buffers());
+        let (n_read, _) = recv(&*self.socket, buffers.input_append_buf(), flags)?;
+        buffers.input_appended(n_read);
+        Ok(n_read)
+    }
+
+    /// Waits for input until the end of the phase. Returns the number of bytes received; zero at the end of the stream.
+    fn receive_waiting(&mut self) -> io::Result<usize> {
+        loop {
+            let wait = self.next_wait()?;
+            if let Some(timeout) = coarse_timeout(self.receive_timeout, wait) {
+                self.socket.set_read_timeout(Some(timeout))?;
+                self.receive_timeout = timeout;
+            }
+            match self.receive(RecvFlags::empty()) {
+                Ok(n_read) => return Ok(n_read),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(cause) => return Err(self.fail(format!("no answer: {}", io::Error::from(cause)))),
+            }
+        }
+    }
+
+    /// Returns how long the next system call may wait. Fails if the phase or the lease has ended.
+    fn next_wait(&self) -> io::Result<Duration> {
+        let lease = self.push.fence.as_ref().map_or(MAX_WAIT, |fence| fence.remaining());
+        if lease.is_zero() {
+            self.exchange.report(|report| report.is_aborted = true);
+            return Err(io::Error::other("the lease has ended"));
+        }
+        let left = self.push.deadline.map_or(MAX_WAIT, |deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return Err(self.timed_out());
+        }
+        Ok(lease.min(left).min(MAX_WAIT))
+    }
+
+    fn timed_out(&self) -> io::Error {
+        let millis = |timeout: Option<Duration>| timeout.unwrap_or_default().as_millis();
+        self.fail(match self.push.phase {
+            Phase::Sending => {
+                format!("timeout: the request was not sent within write_timeout_ms, {} ms", millis(self.timeouts.write))
+            }
+            Phase::Receiving => {
+                format!("timeout: no answer within read_timeout_ms, {} ms", millis(self.timeouts.read))
+            }
+            Phase::Answered => "timeout: the response did not end".to_owned(),
+        })
+    }
+
+    fn closed(&mut self) -> io::Error {
+        let phase = self.push.phase;
+        let text = match (self.lent().input(), phase) {
+            ([], Phase::Sending) => "the backend closed the connection before it had received the request".to_owned(),
+            ([], _) => "the backend closed the connection without an answer".to_owned(),
+            (input, _) => format!("the backend closed the connection after {}", quoted(input)),
+        };
+        self.fail(text)
+    }
+
+    /// Reports why the push has ended without an answer.
+    fn fail(&self, text: String) -> io::Error {
+        self.exchange.report_failure(text, self.push.has_sent);
+        io::Error::other("reported to the exchange")
+    }
+
+    fn is_silent(&self) -> bool {
+        let peeked = recv(&*self.socket, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Err(Errno::AGAIN))
+    }
+}
+
+impl Transport for TcpConnection {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.lent()
+    }
+
+    fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), Error> {
+        if self.lent().add_output(amount) {
+            self.send_output()?;
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {
+        self.send_output()?;
+        if self.push.phase == Phase::Sending {
+            self.push.enter(Phase::Receiving, self.timeouts.read);
+        }
+        if self.push.phase == Phase::Receiving {
+            self.receive_head()?;
+            return Ok(true);
+        }
+        Ok(self.receive_waiting()? > 0)
+    }
+
+    /// The client calls this after a push, before it keeps the connection, and again before the next push. Bytes that
+    /// the backend sent without a request would be taken for the answer to the next one, so they are looked for once:
+    /// immediately before the next request.
+    fn is_open(&mut self) -> bool {
+        let Some(buffers) = self.buffers.take() else { return self.is_silent() };
+        let is_clean = buffers.unsent().is_empty() && self.push.phase == Phase::Answered;
+        self.exchange.give_back(buffers);
+        self.push = Push::NEW;
+        self.is_kept = true;
+        is_clean
+    }
+}
+
+impl Drop for TcpConnection {
+    fn drop(&mut self) {
+        if let Some(buffers) = self.buffers.take() {
+            self.exchange.give_back(buffers);
+        }
+    }
+}
+
+impl fmt::Debug for TcpConnection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peer = self.socket.peer_addr().ok().and_then(|address| address.as_socket());
+        formatter.debug_struct("TcpConnection").field("peer", &peer).finish_non_exhaustive()
+    }
+}
+
+/// Returns the receive timeout to set on a socket that may wait for at most `wait`; `None` if the `current` one is good
+/// enough. A good timeout is not longer than `wait` and not shorter than half of it, so that pushes whose limits differ
+/// by microseconds need no system call for it.
+fn coarse_timeout(current: Duration, wait: Duration) -> Option<Duration> {
+    const FINE: Duration = Duration::from_millis(4);
+    if wait / 2 <= current && current <= wait && !current.is_zero() {
+        return None;
+    }
+    // The kernel's resolution is a few milliseconds, and zero would mean no timeout.
+    Some(if wait <= FINE { wait.max(Duration::from_millis(1)) } else { wait * 3 / 4 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ktransfer::job::Assignment;
+    use crate::ktransfer::test_backend::wait_until;
+    use crate::ktransfer::test_fixtures::{claim, module_config};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_kept_connection_that_fails_before_the_first_byte_was_closed_idle() {
+        for is_kept in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let socket = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into());
+            let exchange = Arc::new(Exchange::default());
+            exchange.begin(&Assignment::new(&claim(3, 1, None))).unwrap();
+            let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
+            let mut connection = TcpConnection::new(socket, Arc::clone(&exchange), timeouts);
+            connection.is_kept = is_kept;
+            // Closes with a reset.
+            let (peer, _) = listener.accept().unwrap();
+            socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(peer);
+            wait_until("the reset has arrived", || !connection.is_silent());
+            connection.lent().add_output(4);
+            assert!(connection.send_output().is_err());
+            let report = exchange.finish();
+            assert_eq!((report.was_closed_idle, report.was_sent, report.is_aborted), (is_kept, false, false));
+        }
+    }
+
+    #[test]
+    fn a_receive_timeout_is_set_only_when_the_limit_changes_coarsely() {
+        let millis = Duration::from_millis;
+        for (current, wait, expected) in [
+            (0, 500, Some(375)),
+            (375, 500, None),
+            (375, 499, None),
+            (375, 376, None),
+            (375, 374, Some(280)),
+            (50, 500, Some(375)),
+            (250, 500, None),
+            (375, 100, Some(75)),
+            (75, 100, None),
+            (75, 3, Some(3)),
+            (0, 0, Some(1)),
+        ] {
+            let timeout = coarse_timeout(millis(current), millis(wait));
+            assert_eq!(timeout.map(|timeout| timeout.as_millis()), expected, "{current}, {wait}");
+        }
+    }
+
+    #[test]
+    fn a_wait_of_any_length_ends_after_few_timeouts() {
+        for limit_ms in [1, 3, 100, 499, 500] {
+            let (mut left, mut current, mut n_calls) = (Duration::from_millis(limit_ms), Duration::ZERO, 0);
+            while !left.is_zero() {
+                current = coarse_timeout(current, left).unwrap_or(current);
+                left = left.saturating_sub(current);
+                n_calls += 1;
+            }
+            assert!(n_calls <= 12, "{limit_ms}: {n_calls}");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The HTTP client of ktransfer: one attempt to push one message to one backend.
+//!
+//! `request` builds the request and `pusher` makes the attempt, with the `ureq` crate over our own transport:
+//! `connector` opens a connection, `connection` keeps the limits of the push and reports the status that it reads with
+//! `head`. `exchange` is what the worker, its connections and the dispatcher share of a push, so that the dispatcher
+//! can cut it. `client` creates all of this for a module, `resolver` looks the backends' names up.
+//!
+//! Invariants:
+//! - No byte of a request is written unless the lease of the message's claim is valid at that moment. A push ends when
+//!   its lease ends, or when the dispatcher cuts it.
+//! - Once a final status was received, nothing that follows can turn the outcome.
+
+mod buffers;
+mod client;
+mod connection;
+mod connector;
+mod exchange;
+mod head;
+mod pusher;
+mod request;
+mod resolver;
+mod retry_after;
+
+pub(super) use client::HttpClient;
+pub(super) use pusher::{PushEnd, Pusher};
+pub(super) use request::{check_header, check_server};
+pub(super) use resolver::BackendResolver;

@@ -1,0 +1,143 @@
+//! Makes one attempt to push one message: sends the request that [`request`](super::request) builds, and returns how
+//! the attempt ended.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use ureq::Agent;
+use ureq::http::{Request, Response, header};
+
+use super::exchange::{Exchange, Report};
+use super::request::RequestBuilder;
+use crate::ktransfer::job::Job;
+use crate::ktransfer::policy::AttemptOutcome;
+use crate::panics;
+
+/// Limit on the bytes of a response body that are read so that the connection can be reused. If the body is longer, the
+/// connection is closed.
+const MAX_RESPONSE_BYTES: u64 = 64 * 1024;
+
+/// How a push ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PushEnd {
+    /// The attempt ended with this outcome.
+    Attempted(AttemptOutcome),
+    /// The claim did not permit a push when the request was to be sent: its lease was not valid, or the claim has
+    /// ended. The backend received nothing.
+    NotBegun,
+    /// The lease or the claim ended during the push, or the client was closed. Whether the backend received the message
+    /// is unknown. This is no failure of the backend.
+    Aborted,
+}
+
+/// Pushes the messages of one worker, one at a time.
+pub(crate) struct Pusher {
+    requests: Arc<RequestBuilder>,
+    exchange: Arc<Exchange>,
+    agent: Agent,
+    new_agent: Box<dyn Fn() -> Agent + Send>,
+}
+
+impl Pusher {
+    /// Creates a pusher whose connections report to `exchange`.
+    pub(super) fn new(
+        requests: Arc<RequestBuilder>,
+        exchange: Arc<Exchange>,
+        new_agent: Box<dyn Fn() -> Agent + Send>,
+    ) -> Pusher {
+        Pusher { requests, exchange, agent: new_agent(), new_agent }
+    }
+
+    /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
+    pub(crate) fn url(&self, job: &Job, server: &str) -> String {
+        self.requests.url(job, server)
+    }
+
+    /// Sends the message to `url`, waits for the response and returns the outcome. `attempt` counts from 1.
+    pub(crate) fn push(&mut self, job: &Job, url: &str, attempt: u32) -> PushEnd {
+        loop {
+            let request = match self.requests.request(job, url, attempt) {
+                Ok(request) => request,
+                Err(reason) => return PushEnd::Attempted(AttemptOutcome::Impossible { reason }),
+            };
+            if self.exchange.begin(&job.assignment).is_err() {
+                return PushEnd::NotBegun;
+            }
+            let ended = panics::catch(|| exchange_with_backend(&self.agent, request));
+            let report = self.exchange.finish();
+            if ended.is_err() {
+                // The panic may have left the pool of the client unusable.
+                self.agent = (self.new_agent)();
+            }
+            if let Some(end) = push_end(ended, report) {
+                return end;
+            }
+            // Nothing was sent, because the idle connection was closed. The pool has no other connection to this
+            // backend, so this ends with a new connection.
+        }
+    }
+
+    /// Whether the client was closed: no further push begins.
+    #[cfg(test)]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.exchange.is_closed()
+    }
+}
+
+/// Returns how a push ended; `None` if it is to be repeated on a new connection. `ended` has the status that the HTTP
+/// client read, its error, or the text of its panic.
+fn push_end(ended: Result<Result<u16, ureq::Error>, String>, report: Report) -> Option<PushEnd> {
+    // The status decides, whatever came after it.
+    if let Some(status) = report.status {
+        return Some(PushEnd::Attempted(AttemptOutcome::Answered { status, retry_after: report.retry_after }));
+    }
+    if report.is_aborted {
+        return Some(if report.was_sent { PushEnd::Aborted } else { PushEnd::NotBegun });
+    }
+    if report.was_closed_idle {
+        return None;
+    }
+    Some(PushEnd::Attempted(match ended {
+        Ok(Ok(status)) => AttemptOutcome::Answered { status, retry_after: None },
+        // Both errors mean that the request itself is invalid, so a retry would fail in the same way.
+        Ok(Err(cause @ (ureq::Error::Http(_) | ureq::Error::BadUri(_)))) if !report.was_sent => {
+            AttemptOutcome::Impossible { reason: cause.to_string() }
+        }
+        Ok(Err(cause)) => AttemptOutcome::Failed { reason: report.failure.unwrap_or_else(|| cause.to_string()) },
+        Err(panic) => AttemptOutcome::Failed { reason: format!("the HTTP client panicked: {panic}") },
+    }))
+}
+
+fn exchange_with_backend(agent: &Agent, request: Request<&[u8]>) -> Result<u16, ureq::Error> {
+    let mut response = agent.run(request)?;
+    if is_worth_draining(&response) {
+        drain(&mut response.body_mut().as_reader());
+    }
+    Ok(response.status().as_u16())
+}
+
+/// Whether the connection can be reused after the body. The end of a body without a length is the end of the
+/// connection.
+fn is_worth_draining(response: &Response<ureq::Body>) -> bool {
+    match response.body().content_length() {
+        Some(length) => length <= MAX_RESPONSE_BYTES,
+        None => response.headers().contains_key(header::TRANSFER_ENCODING),
+    }
+}
+
+/// Reads `body` to its end, to the limit or to the first error. Without the end, the client closes the connection.
+fn drain(body: &mut impl Read) {
+    let mut buffer = [0; 4096];
+    let mut n_read = 0;
+    while n_read <= MAX_RESPONSE_BYTES {
+        match body.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(n) => n_read += n as u64,
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

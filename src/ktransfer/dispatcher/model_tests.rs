@@ -1,0 +1,319 @@
+//! Random schedules of a dispatcher and its workers against a simulated fetch loop, group and backend.
+//!
+//! All parts run on the test's thread, one step at a time, so that a failing schedule is found again and shrunk.
+
+use super::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Mutex;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use proptest::prelude::*;
+
+use crate::broker::{Offset, TopicPartition};
+use crate::ktransfer::fetcher::FetchedBatch;
+use crate::ktransfer::group::{Mailbox, StoredPosition, TimedFence, mailbox};
+use crate::ktransfer::job::ClaimPhase;
+use crate::ktransfer::memory_budget::MemoryBudget;
+use crate::ktransfer::policy::AttemptOutcome;
+use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
+use crate::ktransfer::worker::{PushAttempt, Worker, WorkerChannels};
+use crate::metrics::Registry;
+
+const PARTITIONS: PartitionId = 2;
+const MESSAGES: Offset = 60;
+const WORKERS: usize = 3;
+const WINDOW: usize = 3;
+/// About six messages.
+const MAX_BYTES: usize = 2_500;
+
+/// Returns the key of a message; some have none.
+fn key_of(partition: PartitionId, offset: Offset) -> Option<Vec<u8>> {
+    let number = (offset * 7 + Offset::from(partition)) % 5;
+    (number > 0).then(|| vec![b'a' + u8::try_from(number).unwrap()])
+}
+
+/// What the backend has seen, and how it answers.
+#[derive(Default)]
+struct Backend {
+    is_healthy: bool,
+    random: u64,
+    delivered: BTreeSet<(PartitionId, Offset)>,
+    /// Deliveries with their claims; a repeat is an error only within a claim.
+    by_claim: BTreeSet<(Generation, PartitionId, Offset)>,
+    worker_of_key: BTreeMap<Vec<u8>, usize>,
+}
+
+struct Attempts {
+    worker: usize,
+    backend: Arc<Mutex<Backend>>,
+}
+
+impl PushAttempt for Attempts {
+    fn url(&self, _: &Job, _: &str) -> String {
+        String::new()
+    }
+
+    fn push(&mut self, job: &Job, _: &str, _: u32) -> Option<AttemptOutcome> {
+        let mut backend = self.backend.lock().unwrap();
+        let (partition, offset) = (job.assignment.partition, job.message.offset);
+        assert_ne!(job.assignment.phase(), ClaimPhase::Ended, "a push of a claim that has ended");
+        assert!(job.assignment.fence.is_valid(), "a push without a lease");
+        if let Some(key) = &job.message.key {
+            assert_eq!(*backend.worker_of_key.entry(key.clone()).or_insert(self.worker), self.worker);
+            let earlier = (0..offset).filter(|earlier| key_of(partition, *earlier).as_ref() == Some(key));
+            for earlier in earlier {
+                assert!(backend.delivered.contains(&(partition, earlier)), "{offset} before {earlier}");
+            }
+        }
+        backend.random = backend.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        match backend.random >> 61 {
+            0..=2 if !backend.is_healthy => Some(AttemptOutcome::Answered { status: 503, retry_after: None }),
+            3 if !backend.is_healthy => Some(AttemptOutcome::Failed { reason: "reset".to_owned() }),
+            4 if !backend.is_healthy => None,
+            _ => {
+                assert!(backend.by_claim.insert((job.assignment.generation, partition, offset)), "twice in a claim");
+                backend.delivered.insert((partition, offset));
+                Some(AttemptOutcome::Answered { status: 200, retry_after: None })
+            }
+        }
+    }
+}
+
+/// The position of the simulated fetch loop in a partition.
+struct Reader {
+    window: WindowId,
+    next: Offset,
+    is_paused: bool,
+}
+
+struct Simulation {
+    dispatcher: Dispatcher,
+    workers: Vec<Worker>,
+    context: Arc<WorkerContext>,
+    backend: Arc<Mutex<Backend>>,
+    memory: MemoryBudget,
+    fetch_commands: Receiver<FetchCommand>,
+    fetched: Sender<Fetched>,
+    readers: BTreeMap<PartitionId, Reader>,
+    group_events: Sender<GroupEvent>,
+    group_commands: Mailbox,
+    /// The claims that the group has handed out and not ended.
+    owned: BTreeMap<PartitionId, (Generation, Arc<TimedFence>)>,
+    stored: BTreeMap<PartitionId, StoredPosition>,
+    last_generation: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Fetch(usize),
+    Dispatch,
+    Work(usize),
+    Group,
+    Gain(PartitionId),
+    Release(PartitionId),
+    Lose(PartitionId),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1usize..6).prop_map(Step::Fetch),
+        8 => Just(Step::Dispatch),
+        12 => (0..WORKERS).prop_map(Step::Work),
+        2 => Just(Step::Group),
+        2 => (0..PARTITIONS).prop_map(Step::Gain),
+        1 => (0..PARTITIONS).prop_map(Step::Release),
+        1 => (0..PARTITIONS).prop_map(Step::Lose),
+    ]
+}
+
+impl Simulation {
+    fn new(random: u64) -> Simulation {
+        let mut config = module_config(&["127.0.0.1:1", "127.0.0.1:2"]);
+        config.worker_num = WORKERS.try_into().unwrap();
+        config.window_size = WINDOW.try_into().unwrap();
+        config.max_commit_gap = 12.try_into().unwrap();
+        config.retry.first_pause = Duration::from_micros(1);
+        config.retry.max_pause = Duration::from_micros(1);
+        let context = Arc::new(worker_context(config, &Registry::new()));
+        let backend = Arc::new(Mutex::new(Backend { random, ..Backend::default() }));
+        let (inboxes, receivers): (Vec<_>, Vec<_>) = (0..WORKERS).map(|_| unbounded()).unzip();
+        let (report_sender, reports) = unbounded();
+        let all: Arc<[_]> = inboxes.into();
+        let worker = |(number, inbox)| {
+            let channels = WorkerChannels { inbox, reports: report_sender.clone(), workers: Arc::clone(&all) };
+            let attempts = Attempts { worker: number, backend: Arc::clone(&backend) };
+            Worker::new(number, Arc::clone(&context), channels, Box::new(attempts))
+        };
+        let workers = receivers.into_iter().enumerate().map(worker).collect();
+        let (group_sender, group_events) = unbounded();
+        let (group_commands, commands_of_group) = mailbox();
+        let (fetch_command_sender, fetch_commands) = unbounded();
+        let (fetched_sender, fetched) = bounded(4);
+        let memory = MemoryBudget::new(MAX_BYTES);
+        let channels = Channels {
+            group_events,
+            group_commands,
+            fetch_commands: fetch_command_sender,
+            fetched,
+            memory: memory.clone(),
+            workers: Arc::clone(&all),
+            reports,
+        };
+        let dispatcher = Dispatcher::new(channels, Arc::clone(&context), Stop::new(), Duration::from_secs(60));
+        Simulation {
+            dispatcher,
+            workers,
+            context,
+            backend,
+            memory,
+            fetch_commands,
+            fetched: fetched_sender,
+            readers: BTreeMap::new(),
+            group_events: group_sender,
+            group_commands: commands_of_group,
+            owned: BTreeMap::new(),
+            stored: (0..PARTITIONS).map(|partition| (partition, StoredPosition::at(0))).collect(),
+            last_generation: 0,
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Fetch(max) => self.fetch(max),
+            Step::Dispatch => self.dispatcher.turn(false),
+            Step::Work(worker) => {
+                self.workers[worker].step();
+            }
+            Step::Group => self.take_group_commands(),
+            Step::Gain(partition) => self.gain(partition),
+            Step::Release(partition) => {
+                if let Some((generation, _)) = self.owned.get(&partition) {
+                    let generation = *generation;
+                    self.group_events.send(GroupEvent::Releasing { partition, generation }).unwrap();
+                }
+            }
+            Step::Lose(partition) => {
+                if let Some((generation, fence)) = self.owned.remove(&partition) {
+                    fence.end();
+                    self.group_events.send(GroupEvent::Lost { partition, generation }).unwrap();
+                }
+            }
+        }
+        assert!(self.context.slots.in_use() <= WINDOW);
+        assert!(self.memory.used_bytes() <= MAX_BYTES);
+    }
+
+    fn gain(&mut self, partition: PartitionId) {
+        if self.owned.contains_key(&partition) {
+            return;
+        }
+        self.last_generation += 1;
+        let mut claim = claim(partition, self.last_generation, None);
+        claim.position = Some(self.stored[&partition].clone());
+        self.owned.insert(partition, (claim.generation, Arc::clone(&claim.fence)));
+        self.group_events.send(GroupEvent::Gained(claim)).unwrap();
+    }
+
+    /// Stores what the dispatcher has sent. Nothing is stored as done that was not delivered.
+    fn take_group_commands(&mut self) {
+        let pending = self.group_commands.take();
+        let of_owner = |owned: &BTreeMap<PartitionId, (Generation, Arc<TimedFence>)>, partition, generation| {
+            owned.get(&partition).is_some_and(|(owner, _)| *owner == generation)
+        };
+        let starts =
+            pending.starts.into_iter().map(|(partition, (generation, next, _))| (partition, (generation, next)));
+        for (partition, (generation, next)) in starts.chain(pending.commits) {
+            if of_owner(&self.owned, partition, generation) {
+                self.store(partition, next);
+            }
+        }
+        for (partition, (generation, ahead)) in pending.done_ahead {
+            for offset in ahead.ranges.iter().cloned().flat_map(|range: Range<Offset>| range) {
+                assert!(self.backend.lock().unwrap().delivered.contains(&(partition, offset)), "{offset} is not done");
+            }
+            if of_owner(&self.owned, partition, generation) {
+                self.stored.get_mut(&partition).unwrap().done_ahead = ahead.ranges;
+            }
+        }
+        for (partition, (generation, next)) in pending.releases {
+            if of_owner(&self.owned, partition, generation) {
+                self.store(partition, next.unwrap());
+                self.owned.remove(&partition);
+            }
+        }
+    }
+
+    fn store(&mut self, partition: PartitionId, next: Offset) {
+        let backend = self.backend.lock().unwrap();
+        for offset in 0..next {
+            assert!(backend.delivered.contains(&(partition, offset)), "{next} was committed before {offset}");
+        }
+        let stored = self.stored.get_mut(&partition).unwrap();
+        assert!(stored.next <= next);
+        stored.next = next;
+    }
+
+    fn fetch(&mut self, max: usize) {
+        for command in self.fetch_commands.try_iter() {
+            match command {
+                FetchCommand::Assign { partition, window, start, .. } => {
+                    let reader = Reader { window, next: start.unwrap().offset, is_paused: false };
+                    self.readers.insert(partition, reader);
+                }
+                FetchCommand::Revoke(partition) => drop(self.readers.remove(&partition)),
+                FetchCommand::Pause(partition) => self.readers.get_mut(&partition).unwrap().is_paused = true,
+                FetchCommand::Resume(partition) => self.readers.get_mut(&partition).unwrap().is_paused = false,
+            }
+        }
+        for (partition, reader) in self.readers.iter_mut().filter(|(_, reader)| !reader.is_paused) {
+            let message = |offset| {
+                let from = TopicPartition { topic: "t".into(), partition: *partition };
+                let (key, value) = (key_of(*partition, offset), Some(Vec::new()));
+                Message { from, offset, key, value, headers: Vec::new(), timestamp_ms: None }
+            };
+            let messages: Vec<Message> = (reader.next..MESSAGES).take(max).map(message).collect();
+            let Some(last) = messages.last() else { continue };
+            let (partition, window, next) = (*partition, reader.window, last.offset + 1);
+            let batch = FetchedBatch { window, partition, messages, next, leader_epoch: None };
+            let fetched = Fetched::Messages(vec![batch]);
+            if !self.fetched.is_full() && self.memory.try_take(fetched.size_bytes()) {
+                reader.next = next;
+                self.fetched.send(fetched).unwrap();
+            }
+        }
+    }
+
+    /// Runs everything until all messages are delivered and stored.
+    fn finish(&mut self) {
+        self.backend.lock().unwrap().is_healthy = true;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while (0..PARTITIONS).any(|partition| self.stored[&partition].next < MESSAGES) {
+            assert!(Instant::now() < deadline, "stuck at {:?}", self.stored);
+            for partition in 0..PARTITIONS {
+                self.step(&Step::Gain(partition));
+            }
+            self.step(&Step::Fetch(2));
+            for worker in 0..WORKERS {
+                self.step(&Step::Dispatch);
+                self.step(&Step::Work(worker));
+            }
+            self.step(&Step::Group);
+        }
+        assert_eq!((self.memory.used_bytes(), self.context.slots.in_use()), (0, 0));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever is refused, lost and handed over: no message is stored as done that was not delivered, each key keeps
+    /// its order, slots and bytes are bounded, and in the end everything is delivered and everything is returned.
+    #[test]
+    fn no_schedule_loses_or_reorders_messages(steps in prop::collection::vec(step(), 0..400), random in any::<u64>()) {
+        let mut simulation = Simulation::new(random);
+        for step in &steps {
+            simulation.step(step);
+        }
+        simulation.finish();
+    }
+}

@@ -1,0 +1,94 @@
+//! What the dispatcher sends to the group about the progress of a partition: its commit point, and the messages that
+//! are done ahead of it.
+//!
+//! The commit point is sent once for all acknowledgements of a turn. The messages ahead are sent as a snapshot: often
+//! where many are ahead, since a crash would repeat them all, and with every store of the offset where few are.
+
+use std::time::{Duration, Instant};
+
+use super::Dispatcher;
+use super::partition::ClaimedPartition;
+use crate::broker::PartitionId;
+use crate::ktransfer::group::GroupCommand;
+
+/// Number of messages ahead of the commit point from which a snapshot follows each change soon.
+const MANY_AHEAD: usize = 100;
+/// How soon a snapshot follows a change where many messages are ahead.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(200);
+/// Limit on the ranges of one snapshot. What is left out is pushed again after a crash.
+const MAX_SNAPSHOT_RANGES: usize = 4096;
+
+impl Dispatcher {
+    /// Notes that the commit point or the messages ahead of it have changed.
+    pub(super) fn note_progress(&mut self, partition: PartitionId, now: Instant) {
+        let few_interval = self.context.config.offset_update_interval;
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        if !std::mem::replace(&mut state.has_moved, true) {
+            self.changed.push(partition);
+        }
+        let ahead = state.window.done_ahead();
+        if ahead > 0 || state.has_snapshot {
+            let interval = if ahead < MANY_AHEAD { few_interval.max(SNAPSHOT_INTERVAL) } else { SNAPSHOT_INTERVAL };
+            let due = state.snapshot_due.map_or(now + interval, |due| due.min(now + interval));
+            state.snapshot_due = Some(due);
+            self.next_snapshot_due = Some(self.next_snapshot_due.map_or(due, |earlier| earlier.min(due)));
+        }
+    }
+
+    /// Sends the commit points that have moved in this turn.
+    pub(super) fn send_commits(&mut self) {
+        for partition in std::mem::take(&mut self.changed) {
+            let Some(state) = self.partitions.get_mut(&partition) else { continue };
+            state.has_moved = false;
+            state.skip_read_offsets();
+            if let Some(command) = state.commit_command() {
+                self.send_progress(command);
+            }
+        }
+    }
+
+    /// Sends a commit point. If it is of another log than the group knows, a snapshot of that log follows: it has the id
+    /// of the topic, and replaces that of the log before.
+    pub(super) fn send_progress(&mut self, command: GroupCommand) {
+        let new_log = if let GroupCommand::StoreNow { partition, .. } = command { Some(partition) } else { None };
+        self.channels.group_commands.send(command);
+        if let Some(state) = new_log.and_then(|partition| self.partitions.get_mut(&partition)) {
+            let (partition, generation) = (state.assignment.partition, state.generation());
+            let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
+            (state.snapshot_due, state.has_snapshot) = (None, !ranges.is_empty());
+            let topic_id = state.log.topic_id();
+            let command = GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.into() };
+            self.channels.group_commands.send(command);
+        }
+    }
+
+    /// Sends the snapshots that are due.
+    pub(super) fn send_snapshots(&mut self, now: Instant) {
+        if self.next_snapshot_due.is_none_or(|due| now < due) {
+            return;
+        }
+        let is_due = |state: &ClaimedPartition| state.snapshot_due.is_some_and(|due| due <= now);
+        let due: Vec<PartitionId> =
+            self.partitions.iter().filter(|(_, state)| is_due(state)).map(|(partition, _)| *partition).collect();
+        for partition in due {
+            self.send_snapshot(partition);
+        }
+        self.next_snapshot_due = self.partitions.values().filter_map(|state| state.snapshot_due).min();
+    }
+
+    /// Sends the messages done ahead of the commit point, if they have changed.
+    pub(super) fn send_snapshot(&mut self, partition: PartitionId) {
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        if state.snapshot_due.take().is_none() {
+            return;
+        }
+        let generation = state.generation();
+        let topic_id = state.log.topic_id();
+        let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
+        let was_empty = !std::mem::replace(&mut state.has_snapshot, !ranges.is_empty());
+        if !(was_empty && ranges.is_empty()) {
+            let command = GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.into() };
+            self.channels.group_commands.send(command);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+use super::*;
+use crate::admin::Health;
+use crate::broker::in_memory::MemoryBroker;
+use crate::broker::{LogEnds, LogRange, MetadataError, PartitionInfo, RangeSink};
+use crate::ktransfer::config::StartFrom;
+use crate::ktransfer::group::{Generation, Mailbox, mailbox};
+use crate::ktransfer::metrics::Metrics;
+use crate::ktransfer::test_backend::wait_until;
+use crate::ktransfer::test_fixtures::module_config;
+use crate::metrics::Registry;
+use crossbeam_channel::{bounded, unbounded};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Answers for all partitions except 0, whose broker is silent until the deadline while `is_silent` is set.
+struct SilentLogEnds {
+    is_silent: Arc<AtomicBool>,
+}
+
+impl LogEnds for SilentLogEnds {
+    fn partitions(&mut self, _: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
+        Ok(Vec::new())
+    }
+
+    fn newest(&mut self, _: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
+        Vec::new()
+    }
+
+    fn range(&mut self, _: &TopicPartition) -> Result<LogRange, MetadataError> {
+        Ok(LogRange { oldest: 3, newest: 9, stable: 8 })
+    }
+
+    fn ranges(&mut self, partitions: &[TopicPartition], deadline: Instant, found: &mut RangeSink<'_>) {
+        for (index, partition) in partitions.iter().enumerate() {
+            if partition.partition != 0 || !self.is_silent.load(Ordering::SeqCst) {
+                found(index, self.range(partition));
+            }
+        }
+        if let Some(index) = partitions.iter().position(|partition| partition.partition == 0)
+            && self.is_silent.load(Ordering::SeqCst)
+        {
+            std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+            found(index, Err(MetadataError::Unreachable("no answer".into())));
+        }
+    }
+}
+
+struct LoopRig {
+    broker: MemoryBroker,
+    health: Health,
+    stop: Stop,
+    commands: Sender<FetchCommand>,
+    fetched: Receiver<Fetched>,
+    group: Mailbox,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl LoopRig {
+    fn start(log_ends: impl FnOnce(&MemoryBroker) -> Box<dyn LogEnds>) -> LoopRig {
+        let (broker, health, stop) = (MemoryBroker::new(), Health::new(), Stop::new());
+        broker.create_topic("t", 4);
+        let mut config = module_config(&[]);
+        config.waiting_queue_size = 8_000.try_into().unwrap();
+        let metrics = Metrics::new(&Registry::new()).of_module("m", "t");
+        let (commands, command_receiver) = bounded(1);
+        let (batches, fetched) = unbounded();
+        let (found, found_starts) = bounded(FOUND_STARTS);
+        let (group_commands, group) = mailbox();
+        let start_requests = StartRequests::new();
+        let start_offsets = StartOffsets {
+            log_ends: log_ends(&broker),
+            topic: "t".into(),
+            start_from: StartFrom::Latest,
+            requests: start_requests.clone(),
+            found,
+            group_commands,
+        };
+        let memory = MemoryBudget::new(1 << 30);
+        let channels = FetchChannels { commands: command_receiver, batches, start_requests, found_starts, memory };
+        let component = health.component("broker of m");
+        let fetch_loop = FetchLoop::new(Box::new(broker.fetcher()), &config, metrics, component, channels);
+        let (loop_stop, lookup_stop) = (stop.clone(), stop.clone());
+        let threads = vec![
+            std::thread::spawn(move || fetch_loop.run(&loop_stop)),
+            std::thread::spawn(move || start_offsets.run(&lookup_stop)),
+        ];
+        LoopRig { broker, health, stop, commands, fetched, group, threads }
+    }
+
+    fn assign(&self, partition: PartitionId, window: u64, offset: Option<Offset>) {
+        let (window, generation) = (WindowId(window), Generation(window));
+        let start = offset.map(|offset| StartPosition { offset, log: LogIdentity::default() });
+        self.commands.send(FetchCommand::Assign { partition, window, generation, start }).unwrap();
+    }
+
+    fn next(&self) -> Fetched {
+        loop {
+            match self.fetched.recv_timeout(Duration::from_secs(20)).expect("a report") {
+                Fetched::TopicId { .. } => {}
+                fetched => return fetched,
+            }
+        }
+    }
+
+    fn end(self) {
+        self.stop.trigger();
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_partition_that_cannot_be_placed_delays_neither_the_others_nor_a_command() {
+    let is_silent = Arc::new(AtomicBool::new(true));
+    let silent = Arc::clone(&is_silent);
+    let rig = LoopRig::start(|_| Box::new(SilentLogEnds { is_silent: silent }));
+    for partition in [0, 1, 2, 3].repeat(8) {
+        rig.broker.put("t", partition, None, b"v");
+    }
+    rig.assign(0, 1, None);
+    for partition in [1, 2] {
+        rig.assign(partition, 1, None);
+        // Partition 0 is looked up all the time.
+        let starts_at = Fetched::StartsAt { window: WindowId(1), partition, offset: 8 };
+        wait_until("the other partition starts", || rig.fetched.try_iter().any(|fetched| fetched == starts_at));
+    }
+    rig.assign(3, 1, Some(4));
+    let Fetched::Messages(batches) = rig.next() else { panic!("messages") };
+    assert_eq!((batches[0].partition, batches[0].messages.len(), batches[0].next), (3, 4, 8));
+    let stored = |rig: &LoopRig| rig.group.take().starts.into_iter().map(|(partition, (_, next, _))| (partition, next));
+    assert_eq!(stored(&rig).collect::<BTreeMap<_, _>>(), BTreeMap::from([(1, 8), (2, 8)]), "stored at once");
+    wait_until("the failure is reported", || {
+        rig.health.troubles().iter().any(|(_, reason)| reason.contains("start offset of partition 0"))
+    });
+
+    is_silent.store(false, Ordering::SeqCst);
+    wait_until("partition 0 starts", || {
+        rig.fetched.try_iter().any(|fetched| matches!(fetched, Fetched::StartsAt { partition: 0, offset: 8, .. }))
+    });
+    assert_eq!(stored(&rig).collect::<Vec<_>>(), [(0, 8)]);
+    wait_until("the failure is cleared", || rig.health.troubles().is_empty());
+    rig.end();
+}
+
+#[test]
+fn a_start_offset_of_an_earlier_assignment_is_neither_stored_nor_read_from() {
+    let is_silent = Arc::new(AtomicBool::new(true));
+    let silent = Arc::clone(&is_silent);
+    let rig = LoopRig::start(|_| Box::new(SilentLogEnds { is_silent: silent }));
+    rig.assign(0, 1, None);
+    wait_until("the look-up fails", || !rig.health.troubles().is_empty());
+    rig.commands.send(FetchCommand::Revoke(0)).unwrap();
+    wait_until("the failure is cleared", || rig.health.troubles().is_empty());
+    is_silent.store(false, Ordering::SeqCst);
+    rig.assign(0, 2, None);
+    assert_eq!(rig.next(), Fetched::StartsAt { window: WindowId(2), partition: 0, offset: 8 });
+    assert_eq!(rig.group.take().starts[&0].0, Generation(2));
+    rig.end();
+}
+
+#[test]
+fn positions_behind_markers_and_changes_of_the_log_are_reported() {
+    let rig = LoopRig::start(|broker| Box::new(broker.log_ends()));
+    let partition = TopicPartition { topic: "t".into(), partition: 0 };
+    for _ in 0..3 {
+        rig.broker.put("t", 0, None, b"v");
+    }
+    rig.broker.put_marker(&partition);
+    rig.assign(0, 1, Some(0));
+    let Fetched::Messages(batches) = rig.next() else { panic!("messages") };
+    assert_eq!((batches[0].messages.len(), batches[0].next), (3, 4));
+    rig.broker.put_marker(&partition);
+    let Fetched::Messages(batches) = rig.next() else { panic!("a position") };
+    assert_eq!((batches[0].messages.len(), batches[0].next), (0, 5));
+    rig.broker.truncate(&partition, 2);
+    let Fetched::LogChanged { change, .. } = rig.next() else { panic!("a change") };
+    assert!(matches!(change, LogChange::Truncated { position: 5, divergence: 2, .. }), "{change:?}");
+    rig.assign(0, 2, Some(2));
+    rig.broker.put("t", 0, None, b"v");
+    let Fetched::Messages(batches) = rig.next() else { panic!("messages") };
+    assert_eq!((batches[0].window, batches[0].next), (WindowId(2), 3));
+    rig.broker.recreate_topic("t", 4);
+    let Fetched::LogChanged { change, .. } = rig.next() else { panic!("a change") };
+    assert!(matches!(change, LogChange::Recreated { .. }), "{change:?}");
+    rig.end();
+}
+
+#[test]
+fn without_assigned_partitions_the_broker_counts_as_healthy() {
+    let rig = LoopRig::start(|broker| Box::new(broker.log_ends()));
+    rig.broker.set_reachable(false);
+    rig.assign(0, 1, Some(0));
+    let is_reported = || rig.health.troubles().iter().any(|(_, reason)| reason.contains("no broker"));
+    wait_until("the error is reported", is_reported);
+    rig.commands.send(FetchCommand::Revoke(0)).unwrap();
+    wait_until("the error is cleared", || rig.health.troubles().is_empty());
+    rig.end();
+}

@@ -1,0 +1,132 @@
+//! The memory of the messages of one module (`max_in_flight_bytes`): from the fetch loop until a message is done.
+//!
+//! The fetch loop takes the bytes of a batch before it queues the batch, and waits while the budget is used up. Each
+//! message returns its bytes when its [`BudgetShare`] is dropped. Invariant: a batch of any size is admitted while
+//! nothing else is held, so a message larger than the budget does not wait forever.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+/// The bytes that the messages of a module may take. Clones share one budget.
+#[derive(Clone, Debug)]
+pub(super) struct MemoryBudget {
+    shared: Arc<Shared>,
+    freed: Receiver<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    max_bytes: usize,
+    used_bytes: AtomicUsize,
+    /// Whether the fetch loop waits for bytes. Only then does a returned share send a wake-up.
+    is_awaited: AtomicBool,
+    wake: Sender<()>,
+}
+
+/// The bytes of one message. They return to the budget when the share is dropped.
+#[derive(Debug)]
+pub(super) struct BudgetShare {
+    shared: Arc<Shared>,
+    size_bytes: usize,
+}
+
+impl MemoryBudget {
+    /// Creates a budget of `max_bytes`, of which nothing is used.
+    pub(super) fn new(max_bytes: usize) -> MemoryBudget {
+        let (wake, freed) = bounded(1);
+        let used_bytes = AtomicUsize::new(0);
+        let shared = Arc::new(Shared { max_bytes, used_bytes, is_awaited: AtomicBool::new(false), wake });
+        MemoryBudget { shared, freed }
+    }
+
+    /// Takes `size_bytes` and returns true, or returns false if the budget has no room; then [`freed`](Self::freed)
+    /// gets a message after bytes were returned. Each byte taken must be covered by one [`share`](Self::share).
+    pub(super) fn try_take(&self, size_bytes: usize) -> bool {
+        // Announced before the test: a share that is returned after the test then sees the announcement.
+        self.shared.is_awaited.store(true, Ordering::SeqCst);
+        let admit = |used: usize| {
+            let total = used.saturating_add(size_bytes);
+            (used == 0 || size_bytes == 0 || total <= self.shared.max_bytes).then_some(total)
+        };
+        let is_taken = self.shared.used_bytes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).is_ok();
+        if is_taken {
+            self.shared.is_awaited.store(false, Ordering::SeqCst);
+        }
+        is_taken
+    }
+
+    /// Returns the share of one message whose bytes were taken with its batch.
+    pub(super) fn share(&self, size_bytes: usize) -> BudgetShare {
+        BudgetShare { shared: Arc::clone(&self.shared), size_bytes }
+    }
+
+    /// Returns the channel that gets a message when bytes were returned after a failed [`try_take`](Self::try_take).
+    pub(super) fn freed(&self) -> &Receiver<()> {
+        &self.freed
+    }
+
+    /// Returns the bytes in use.
+    pub(super) fn used_bytes(&self) -> usize {
+        self.shared.used_bytes.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for BudgetShare {
+    fn drop(&mut self) {
+        self.shared.used_bytes.fetch_sub(self.size_bytes, Ordering::SeqCst);
+        if self.shared.is_awaited.load(Ordering::SeqCst) {
+            // A full channel means that a wake-up is pending.
+            let _ = self.shared.wake.try_send(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_never_exceeded_except_by_a_batch_that_is_alone() {
+        let budget = MemoryBudget::new(100);
+        assert!(budget.try_take(1000), "a batch of any size is admitted while nothing else is held");
+        assert!(!budget.try_take(1));
+        drop(budget.share(1000));
+        assert_eq!(budget.used_bytes(), 0);
+        assert!(budget.try_take(60) && budget.try_take(40) && !budget.try_take(1));
+        drop(budget.share(30));
+        assert!(!budget.try_take(31) && budget.try_take(30));
+        assert_eq!(budget.used_bytes(), 100);
+        drop(budget.share(100));
+    }
+
+    #[test]
+    fn a_returned_share_wakes_the_fetch_loop_only_while_it_waits() {
+        let budget = MemoryBudget::new(10);
+        assert!(budget.try_take(10));
+        drop(budget.share(1));
+        assert!(budget.freed().try_recv().is_err());
+        assert!(!budget.try_take(5));
+        drop(budget.share(1));
+        drop(budget.share(1));
+        assert!(budget.freed().try_recv().is_ok());
+        assert!(budget.freed().try_recv().is_err(), "one wake-up is enough");
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_between_threads() {
+        let budget = MemoryBudget::new(1);
+        let (shares, receiver) = crossbeam_channel::unbounded();
+        let returning = std::thread::spawn(move || receiver.iter().for_each(drop::<BudgetShare>));
+        for _ in 0..20_000 {
+            while !budget.try_take(1) {
+                budget.freed().recv_timeout(std::time::Duration::from_secs(30)).expect("a wake-up was lost");
+            }
+            shares.send(budget.share(1)).unwrap();
+        }
+        drop(shares);
+        returning.join().unwrap();
+        assert_eq!(budget.used_bytes(), 0);
+    }
+}

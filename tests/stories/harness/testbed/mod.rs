@@ -1,0 +1,267 @@
+//! A whole system under faults: kproxy, several instances of ktransfer and a fleet of backends, with a link before
+//! everything that an instance connects to.
+//!
+//! A story starts a [`Testbed`], carries out a script of faults with [`Testbed::run`], and ends with
+//! [`Testbed::finish`], which waits until every confirmed message is delivered, stops all daemons, and judges the run.
+
+mod apply;
+mod resources;
+mod traffic;
+mod watch;
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use self::traffic::Traffic;
+use self::watch::{Pids, Watcher, is_alive};
+use super::fault_oracle::{Disturbance, Evidence, Limits, Position, Push, Verdict, judge};
+use super::faults::SplitMix;
+use super::fleet::{Arrival, Fleet, INSTANCE_HEADER, Reply};
+use super::{Cluster, ConfigFile, Kproxy, Ktransfer, Link, STOP_DEADLINE, configs, poll, wait_until};
+
+/// The session timeout of the instances.
+pub(crate) const SESSION: Duration = Duration::from_secs(3);
+/// Time after the last fault within which every confirmed message must be delivered.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(90);
+const MODULE: &str = "testbed";
+const TOPIC: &str = "testbed_topic";
+
+/// The size of a testbed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) n_instances: usize,
+    pub(crate) n_backends: usize,
+    pub(crate) n_partitions: i32,
+    pub(crate) n_keys: u64,
+    /// Messages that are posted in a second.
+    pub(crate) per_second: u32,
+}
+
+impl Default for Size {
+    fn default() -> Size {
+        Size { n_instances: 3, n_backends: 2, n_partitions: 8, n_keys: 60, per_second: 200 }
+    }
+}
+
+/// One instance of ktransfer; it has a slot, and another name after each start.
+struct Instance {
+    name: String,
+    ktransfer: Ktransfer,
+}
+
+/// A running system.
+pub(crate) struct Testbed {
+    size: Size,
+    cluster: Cluster,
+    broker_link: Link,
+    kproxy: Kproxy,
+    fleet: Fleet,
+    /// The link to ZooKeeper of each slot.
+    zookeeper_links: Vec<Link>,
+    instances: Vec<Instance>,
+    n_started: usize,
+    traffic: Traffic,
+    watcher: Watcher,
+    sampled: Pids,
+    /// Every process that the testbed has started, with its name.
+    processes: Vec<(u32, String)>,
+    started: Instant,
+    disturbances: Vec<Disturbance>,
+    /// Exit codes other than 0 of instances that were stopped politely.
+    bad_exits: Vec<String>,
+}
+
+impl Testbed {
+    /// Starts all processes and the traffic; returns when every partition is claimed and messages are delivered.
+    pub(crate) fn start(size: Size, seed: u64) -> Testbed {
+        let (cluster, broker_link) = Cluster::start_behind_link();
+        cluster.create_topic(TOPIC, size.n_partitions);
+        let fleet = Fleet::start(size.n_backends, normal(seed));
+        fleet.refuse_stale_claims();
+        let kproxy = Kproxy::start_usual(&cluster);
+        let started = Instant::now();
+        let traffic = Traffic::start(&kproxy.address, TOPIC, size.per_second, size.n_keys, seed);
+        let sampled: Pids = Arc::default();
+        let parent = format!("{}/consumers/{MODULE}/offsets/{TOPIC}", cluster.chroot);
+        let watcher = Watcher::start(&cluster.zookeeper, parent, size.n_partitions, Arc::clone(&sampled), started);
+        let zookeeper_links = (0..size.n_instances).map(|_| Link::to(&cluster.zookeeper)).collect();
+        let mut testbed = Testbed {
+            size,
+            processes: vec![(kproxy.daemon.pid(), "kproxy".to_owned())],
+            cluster,
+            broker_link,
+            kproxy,
+            fleet,
+            zookeeper_links,
+            instances: Vec::new(),
+            n_started: 0,
+            traffic,
+            watcher,
+            sampled,
+            started,
+            disturbances: Vec::new(),
+            bad_exits: Vec::new(),
+        };
+        for slot in 0..size.n_instances {
+            let instance = testbed.start_instance(slot);
+            testbed.instances.push(instance);
+        }
+        testbed.wait_until_shared();
+        testbed
+    }
+
+    fn start_instance(&mut self, slot: usize) -> Instance {
+        self.n_started += 1;
+        let name = format!("{slot}-{}", self.n_started);
+        let config = configs::ktransfer(&self.cluster)
+            .set("zk_hosts", [self.zookeeper_links[slot].address()])
+            .set("zk_timeout_ms", SESSION.as_millis() as u64)
+            .set("zk_fail_retry_interval_ms", 1000)
+            .set("broker_hosts", [self.broker_link.address()]);
+        let ktransfer = Ktransfer::start(config, &[(MODULE, self.module_file(&name))]);
+        self.processes.push((ktransfer.daemon.pid(), format!("instance {name}")));
+        self.sampled.lock().unwrap_or_else(PoisonError::into_inner).push(ktransfer.daemon.pid());
+        Instance { name, ktransfer }
+    }
+
+    fn module_file(&self, instance: &str) -> ConfigFile {
+        let headers: [(&str, &str); 1] = [(INSTANCE_HEADER, instance)];
+        configs::module(TOPIC, &self.fleet.addresses())
+            .set("protocol.headers", [headers.into_iter().collect::<std::collections::BTreeMap<_, _>>()])
+            .set("protocol.read_timeout_ms", 10_000)
+            .set("protocol.write_timeout_ms", 1_000)
+            .set("worker_num", 16)
+            .set("window_size", 100)
+            .set("fail_retry_interval_ms", 50)
+            .set("max_retry_interval_ms", 1_000)
+    }
+
+    /// Waits until every instance owns partitions, and messages are delivered.
+    #[track_caller]
+    fn wait_until_shared(&self) {
+        wait_until(SETTLE_DEADLINE, "every instance owns partitions and messages are delivered", || {
+            let owners = self.cluster.owners(MODULE, TOPIC);
+            let members: HashSet<&String> = owners.values().collect();
+            owners.len() == self.size.n_partitions as usize
+                && members.len() == self.size.n_instances
+                && self.fleet.n_arrivals() > 100
+        });
+    }
+
+    /// Returns the time since the start of the traffic.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Waits until every confirmed message is delivered, stops all daemons, and judges the run. The repeats are
+    /// compared with `max_repeats` by the caller. Panics, with the judgement, if the run broke a promise.
+    #[track_caller]
+    pub(crate) fn finish(mut self) -> Verdict {
+        let traffic = std::mem::replace(&mut self.traffic, Traffic::none());
+        let posts = traffic.finish();
+        assert!(!posts.confirmed.is_empty(), "kproxy confirmed nothing");
+        // Not asserted here: the verdict names the messages that are not delivered.
+        let is_settled = poll(SETTLE_DEADLINE, || self.are_delivered(&posts.confirmed).then_some(())).is_some();
+        let took = self.now();
+        let mut leftovers = std::mem::take(&mut self.bad_exits);
+        if is_settled {
+            for instance in &mut self.instances {
+                instance.ktransfer.daemon.stop(STOP_DEADLINE);
+            }
+            leftovers.extend(self.unstored());
+        }
+        self.kproxy.daemon.stop(STOP_DEADLINE);
+        let seen = self.watcher.seen();
+        leftovers.extend(self.leftovers(is_settled));
+        for (pid, samples) in &seen.samples {
+            let name = self.processes.iter().find(|(known, _)| known == pid).map_or("", |(_, name)| name);
+            let grown = resources::growth(samples);
+            leftovers.extend(grown.into_iter().map(|growth| format!("{name}: {growth}")));
+            if let (Some(first), Some(last)) = (samples.first(), samples.last()) {
+                eprintln!("{name}: {} samples, first {first:?}, last {last:?}", samples.len());
+            }
+        }
+        let mut disturbances = self.disturbances.clone();
+        disturbances.extend(seen.stalls);
+        let evidence = Evidence {
+            confirmed: posts.confirmed,
+            dead_letters: BTreeSet::new(),
+            pushes: self.fleet.arrivals().iter().map(|arrival| push(arrival, self.started)).collect(),
+            stored: seen.stored,
+            disturbances,
+            leftovers,
+        };
+        let limits = Limits {
+            fence_slack: Duration::from_millis(250),
+            aftermath: 2 * SESSION + Duration::from_secs(6),
+            commit_lag: Duration::from_secs(15),
+        };
+        let verdict = judge(&evidence, &limits);
+        let rate = verdict.n_delivered as f64 / took.as_secs_f64();
+        eprintln!(
+            "{:.0} s, {rate:.0} messages/s, {} posts not confirmed; {verdict}",
+            took.as_secs_f64(),
+            posts.n_unconfirmed
+        );
+        if !verdict.is_good() {
+            for disturbance in &evidence.disturbances {
+                let (from, until) = (disturbance.from.as_secs_f64(), disturbance.until.as_secs_f64());
+                eprintln!("  {from:.3} s to {until:.3} s: {}", disturbance.what);
+            }
+        }
+        assert!(verdict.is_good(), "{verdict}");
+        verdict
+    }
+
+    fn are_delivered(&self, confirmed: &[Position]) -> bool {
+        let delivered = self.fleet.delivered();
+        confirmed.iter().all(|position| delivered.contains(position))
+    }
+
+    /// Returns the partitions whose stored offset is not the end of the log after the stop.
+    fn unstored(&self) -> Vec<String> {
+        let ends = self.cluster.log_ends(TOPIC);
+        let stored = |partition| self.cluster.stored_offset(MODULE, TOPIC, partition).unwrap_or_default();
+        let wrong = ends.into_iter().filter(|(partition, end)| stored(*partition) != *end);
+        wrong
+            .map(|(partition, end)| format!("partition {partition}: {} stored, log end {end}", stored(partition)))
+            .collect()
+    }
+
+    /// Returns the processes that still run, and the claims and members that are left.
+    fn leftovers(&self, is_stopped: bool) -> Vec<String> {
+        if !is_stopped {
+            return vec!["the run did not settle".to_owned()];
+        }
+        let alive = self.processes.iter().filter(|(pid, _)| is_alive(*pid));
+        let mut found: Vec<String> = alive.map(|(pid, name)| format!("{name} (pid {pid}) still runs")).collect();
+        let owners = self.cluster.owners(MODULE, TOPIC).into_iter();
+        found.extend(owners.map(|(partition, owner)| format!("the claim of {owner} on partition {partition}")));
+        let members = self.cluster.children(&format!("/consumers/{MODULE}/ids"));
+        found.extend(members.iter().map(|member| format!("member {member}")));
+        found
+    }
+}
+
+/// Answers like a good backend: 200 within a few milliseconds.
+fn normal(seed: u64) -> impl Fn(&Arrival) -> Reply + Send + Sync + 'static {
+    let random = Mutex::new(SplitMix(seed));
+    move |_| {
+        let wait = random.lock().unwrap_or_else(PoisonError::into_inner).below(10);
+        Reply::ok().after(Duration::from_millis(wait))
+    }
+}
+
+fn push(arrival: &Arrival, started: Instant) -> Push {
+    let since = |time: Instant| time.saturating_duration_since(started);
+    Push {
+        key: arrival.key(),
+        position: arrival.position(),
+        instance: arrival.instance().to_owned(),
+        claim: arrival.claim(),
+        began: since(arrival.began),
+        ended: arrival.ended.map(since),
+        is_delivered: arrival.is_delivered(),
+    }
+}
