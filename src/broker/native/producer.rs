@@ -23,6 +23,7 @@ use crate::broker::{
     Record, Stored,
 };
 use crate::kafka::compression::Codec;
+use crate::kafka::connection::Disconnect;
 use crate::kafka::error_code as code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
 use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
@@ -45,6 +46,8 @@ const HEADER_OVERHEAD_BYTES: usize = 10;
 /// The producer of this engine.
 pub(in crate::broker) struct NativeProducer<C: Completion> {
     gate: Arc<MetadataGate<C, Engine<C>>>,
+    /// Ends the look-up that the metadata thread is doing.
+    end_of_lookups: Disconnect,
 }
 
 struct Engine<C: Completion> {
@@ -91,8 +94,9 @@ impl<C: Completion> NativeProducer<C> {
             ack_timeout: settings.ack_timeout,
         };
         let producer = KafkaProducer::new(connector.clone(), bootstrap.clone(), client, supervisor);
+        let end_of_lookups = Disconnect::new();
         let metadata = NativeMetadata {
-            client: KafkaMetadata::new(connector.clone(), bootstrap),
+            client: KafkaMetadata::new(connector.ended_by(end_of_lookups.clone()), bootstrap),
             sink: Box::new(producer.metadata_sink()),
             auto_create_topics: settings.auto_create_topics,
         };
@@ -103,7 +107,7 @@ impl<C: Completion> NativeProducer<C> {
         let engine =
             Engine { producer, codec: settings.codec, partitioner: config.partitioner, state: Arc::clone(&state) };
         let gate = metadata_gate::start(engine, state, config, metadata, wait, supervisor);
-        Ok(NativeProducer { gate })
+        Ok(NativeProducer { gate, end_of_lookups })
     }
 }
 
@@ -114,6 +118,8 @@ impl<C: Completion> Producer<C> for NativeProducer<C> {
 
     fn close(&self, grace: Duration) {
         self.gate.close();
+        // A look-up that waits for a broker, or for a name server, must not delay the end of the daemon.
+        self.end_of_lookups.disconnect();
         self.gate.engine.producer.close(grace);
     }
 

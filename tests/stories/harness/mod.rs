@@ -31,6 +31,7 @@ pub(crate) mod link;
 pub(crate) mod member;
 pub(crate) mod message;
 pub(crate) mod metrics;
+pub(crate) mod one_topic;
 pub(crate) mod oracle;
 pub(crate) mod original;
 pub(crate) mod process;
