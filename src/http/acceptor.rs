@@ -53,6 +53,8 @@ impl Acceptor {
             return;
         }
         let accepted = self.accept_until_stopped();
+        // Connections in the kernel's backlog, which closing the listening socket would reset.
+        self.accept_pending();
         // This fails only when the poller is unusable, and such a poller reports no further event of the socket.
         let _ = self.poller.remove(&self.listener);
         let Acceptor { listener, poller, control, .. } = self;
@@ -134,7 +136,8 @@ impl Acceptor {
             // A status could be sent only after a handshake, and the limit exists to save such work.
             bytes.extend(tls::REFUSAL_ALERT);
         } else {
-            let response = self.handler.refusal(refusal.status, refusal.reason);
+            let mut response = self.handler.refusal(refusal.status, refusal.reason);
+            response.headers.extend(self.handler.response_headers(None));
             encode(
                 &response,
                 EncodeOptions { head_only: false, keep_alive: false, keep_alive_seconds: 0, is_http10: false },

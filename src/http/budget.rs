@@ -42,14 +42,15 @@ impl ByteBudget {
     }
 
     fn reserve(&self, bytes: usize) -> bool {
-        let used = self.counters.used.fetch_add(bytes, Ordering::Relaxed);
-        let fits = used.saturating_add(bytes) <= self.counters.max;
-        if !fits {
-            self.release(bytes);
-        } else if used + bytes > self.counters.peak.load(Ordering::Relaxed) {
+        // Not added and taken back: a large reservation that fails would make small ones beside it fail for a moment.
+        let grown = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.counters.max);
+        let Ok(used) = self.counters.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown) else {
+            return false;
+        };
+        if used + bytes > self.counters.peak.load(Ordering::Relaxed) {
             self.counters.peak.fetch_max(used + bytes, Ordering::Relaxed);
         }
-        fits
+        true
     }
 
     fn release(&self, bytes: usize) {
@@ -95,6 +96,17 @@ impl ByteLease {
     }
 }
 
+impl ByteLease {
+    /// Changes the lease to `bytes`, also if the budget is then exceeded. Returns whether it was exceeded before.
+    pub(super) fn force_to(&mut self, bytes: usize) -> bool {
+        let fits = self.set_to(bytes);
+        let Some(budget) = self.budget.as_ref().filter(|_| !fits) else { return false };
+        let used = budget.counters.used.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+        self.bytes = bytes;
+        used >= budget.counters.max
+    }
+}
+
 impl Drop for ByteLease {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.as_ref().filter(|_| self.bytes > 0) {
@@ -124,5 +136,30 @@ mod tests {
         assert_eq!(budget.used(), 0);
         assert_eq!((budget.take_peak(), budget.take_peak()), (100, 0));
         assert!(ByteLease::default().grow_to(usize::MAX), "a lease without a budget is not limited");
+    }
+
+    #[test]
+    fn a_forced_lease_exceeds_the_budget_until_it_is_released() {
+        let budget = ByteBudget::new(100);
+        let (mut first, mut forced) = (budget.lease(), budget.lease());
+        assert!(first.grow_to(90));
+        assert!(!forced.force_to(30), "there was room before");
+        assert_eq!(budget.used(), 120);
+        assert!(!first.grow_to(91));
+        assert!(budget.lease().force_to(1));
+        assert!(!forced.force_to(20));
+        assert_eq!(budget.used(), 110);
+        drop(forced);
+        assert!(first.grow_to(100));
+    }
+
+    #[test]
+    fn a_reservation_that_fails_takes_nothing_from_those_beside_it() {
+        let budget = ByteBudget::new(100);
+        std::thread::scope(|scope| {
+            let large = budget.clone();
+            scope.spawn(move || (0..100_000).for_each(|_| assert!(!large.lease().grow_to(101))));
+            (0..100_000).for_each(|_| assert!(budget.lease().grow_to(1)));
+        });
     }
 }

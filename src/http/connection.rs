@@ -15,14 +15,19 @@ use std::time::Instant;
 
 use log::debug;
 
+use super::budget::ByteLease;
 use super::encode::{EncodeOptions, encode};
 use super::inbox::{Inbox, InboxMessage};
 use super::message::Response;
 use super::tls::{Received, Session};
+use super::write_limits::{WriteLimits, WriteProgress};
 use crate::locks::lock;
 
 /// After each response the encoding buffer of a thread is shrunk to this size.
 const MAX_KEPT_BUFFER_BYTES: usize = 64 * 1024;
+/// Largest unsent part of a response that is kept also while the byte budget is exceeded; larger than any answer to one
+/// commit. There is at most one for each connection.
+const MAX_UNLEASED_BYTES: usize = 4 * 1024;
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +62,15 @@ struct State {
     phase: Phase,
     /// When the phase began.
     since: Instant,
+    /// When the socket last took bytes in phase `Writing`, and their number.
+    progress: (Instant, usize),
     /// `None`: plain HTTP.
     tls: Option<Box<Session>>,
     /// The response that is being written; the bytes from the cursor's position on are not yet taken by the socket
     /// (with TLS: by the session).
     unsent: Cursor<Vec<u8>>,
+    /// Lease for the memory of `unsent`.
+    unsent_lease: ByteLease,
     /// Whether the sending half is closed after the response.
     closes: bool,
     /// True while the reader hands a request over. The reader checks the phase afterwards and needs no message.
@@ -78,12 +87,15 @@ impl Connection {
         inbox: Arc<Inbox>,
         now: Instant,
         tls: Option<Box<Session>>,
+        unsent_lease: ByteLease,
     ) -> Self {
         let state = State {
             phase: Phase::Reading,
             since: now,
+            progress: (now, 0),
             tls,
             unsent: Cursor::default(),
+            unsent_lease,
             closes: false,
             in_hand_over: false,
             recheck: false,
@@ -99,6 +111,13 @@ impl Connection {
     pub(super) fn phase(&self) -> (Phase, Instant) {
         let state = self.lock();
         (state.phase, state.since)
+    }
+
+    /// Returns when the connection must be closed unless the client takes more of the response that is being written.
+    pub(super) fn write_deadline(&self, limits: &WriteLimits) -> Instant {
+        let state = self.lock();
+        let (last, bytes) = state.progress;
+        limits.deadline(WriteProgress { since: state.since, last, bytes })
     }
 
     /// Enters `Answering`. The reader calls this before it hands a request over, and [`Self::end_hand_over`]
@@ -193,10 +212,11 @@ impl Connection {
         state.closes = closes;
         match send_by(&mut state.tls, &self.socket, bytes) {
             Ok(sent) if sent == bytes.len() => self.end_response(&mut state),
-            Ok(sent) => {
+            Ok(sent) if state.lease_unsent(bytes.len() - sent) => {
                 state.unsent = Cursor::new(bytes[sent..].to_vec());
                 state.enter(Phase::Writing);
             }
+            Ok(_) => self.fail(&mut state, &io::Error::other("max_in_flight_bytes is reached")),
             Err(cause) => self.fail(&mut state, &cause),
         }
         // If a drain began after the response was encoded as keep-alive, the reader may have closed the idle
@@ -217,7 +237,7 @@ impl Connection {
         }
         match state.send_more(&self.socket) {
             Ok(true) => {
-                state.unsent = Cursor::default();
+                state.forget_unsent();
                 self.end_response(&mut state);
             }
             Ok(false) => {}
@@ -228,7 +248,7 @@ impl Connection {
     fn end_response(&self, state: &mut State) {
         match state.flush_tls(&self.socket) {
             Ok(true) => {}
-            // `since` is not reset: the write timeout counts from the beginning of the response.
+            // `since` is not reset: the time of the response counts from its beginning.
             Ok(false) if state.phase == Phase::Writing => return,
             Ok(false) => return state.enter(Phase::Writing),
             Err(cause) => return self.fail(state, &cause),
@@ -244,6 +264,7 @@ impl Connection {
 
     fn fail(&self, state: &mut State, cause: &io::Error) {
         debug!("cannot write the response to {}: {cause}", self.peer);
+        state.forget_unsent();
         state.enter(Phase::Broken);
     }
 }
@@ -252,14 +273,37 @@ impl State {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
+        self.progress = (self.since, 0);
+    }
+
+    /// Leases memory for a part of a response that the socket did not take. One response may exceed the budget; while
+    /// it is exceeded, only small parts are kept, so that the outcome of each commit still reaches its client.
+    fn lease_unsent(&mut self, bytes: usize) -> bool {
+        let was_exceeded = self.unsent_lease.force_to(bytes);
+        !was_exceeded || bytes <= MAX_UNLEASED_BYTES
+    }
+
+    fn forget_unsent(&mut self) {
+        self.unsent = Cursor::default();
+        self.unsent_lease.set_to(0);
     }
 
     /// Sends unsent bytes as far as the socket takes them; returns true if none are left.
     fn send_more(&mut self, socket: &TcpStream) -> io::Result<bool> {
         let rest = self.unsent.fill_buf()?;
+        let taken_before = self.tls.as_ref().map_or(0, |session| session.written_bytes());
         let (sent, length) = (send_by(&mut self.tls, socket, rest)?, rest.len());
         self.unsent.consume(sent);
+        // With TLS the session takes bytes before the socket does.
+        let taken = self.tls.as_ref().map_or(sent, |session| session.written_bytes() - taken_before);
+        self.note_progress(taken);
         Ok(sent == length)
+    }
+
+    fn note_progress(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.progress = (Instant::now(), self.progress.1 + bytes);
+        }
     }
 
     /// With TLS: writes the records of the response, and the close_notify after the last response. Returns true if the
@@ -269,7 +313,11 @@ impl State {
         if self.closes {
             session.close();
         }
-        session.flush(socket)
+        let before = session.written_bytes();
+        let outcome = session.flush(socket);
+        let taken = session.written_bytes() - before;
+        self.note_progress(taken);
+        outcome
     }
 }
 
@@ -298,6 +346,7 @@ mod tests {
     use crate::http::inbox::InboxBatch;
     use std::io::Read;
     use std::net::TcpListener;
+    use std::time::Duration;
 
     fn messages(inbox: &Inbox) -> Vec<InboxMessage> {
         let mut batch = InboxBatch::default();
@@ -319,7 +368,8 @@ mod tests {
             }
         }
         let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
-        let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
+        let connection =
+            Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None, ByteLease::default());
         connection.send_continue();
         assert_eq!(connection.phase().0, Phase::Writing);
         assert!(
@@ -342,11 +392,12 @@ mod tests {
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, peer) = listener.accept().unwrap();
         let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
-        let connection = Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None);
+        let connection =
+            Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None, ByteLease::default());
         connection.begin_hand_over();
         assert_eq!(connection.end_hand_over(false), Phase::Answering);
         // The drain begins between encoding the response as keep-alive and writing it.
-        inbox.control.drain();
+        inbox.control.drain(Duration::ZERO);
         connection.write(b"HTTP/1.1 200 OK\r\n\r\n", false);
         assert!(
             matches!(messages(&inbox)[..], [InboxMessage::Recheck(7)]),

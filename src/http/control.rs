@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 
 use super::message::Response;
 use super::refusal::{Refusal, UNANSWERED};
@@ -19,7 +19,8 @@ type UnansweredResponse = Box<dyn Fn() -> Response + Send + Sync>;
 #[derive(Default)]
 pub(super) struct Control {
     stopped_accepting: AtomicBool,
-    draining: AtomicBool,
+    /// Set when the server drains: the time at which the readers close idle connections.
+    closes_idle_at: OnceLock<Instant>,
     ended: AtomicBool,
     open: Mutex<OpenConnections>,
     all_closed: Condvar,
@@ -51,14 +52,19 @@ impl Control {
         self.stopped_accepting.store(true, Ordering::Release);
     }
 
-    /// Returns whether the server drains: the reader closes idle connections at once, and other connections after their
-    /// responses.
+    /// Returns whether the server drains: each connection is closed after its next response.
     pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.closes_idle_at.get().is_some()
     }
 
-    pub(super) fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+    /// Returns, while the server drains, the time from which idle connections are closed and requests refused.
+    pub(super) fn closes_idle_at(&self) -> Option<Instant> {
+        self.closes_idle_at.get().copied()
+    }
+
+    /// Begins to drain; idle connections stay open for `idle_time`. Later calls have no effect.
+    pub(super) fn drain(&self, idle_time: Duration) {
+        let _ = self.closes_idle_at.set(Instant::now() + idle_time);
     }
 
     /// Returns whether the threads must end.

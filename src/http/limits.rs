@@ -4,14 +4,18 @@ use std::time::Duration;
 
 use super::budget::{ByteBudget, ByteLease};
 use super::scan::HeadLimits;
+use super::write_limits::WriteLimits;
+
+/// Memory of requests and unread responses of a server with default limits.
+const MAX_ADMIN_BYTES: usize = 64 << 20;
 
 /// Limits of one server.
 #[derive(Clone, Debug)]
 pub struct ServerLimits {
     /// Time from the first byte of a request to its last byte.
     pub read_timeout: Duration,
-    /// Time from the start of writing a response until the socket has taken its last byte.
-    pub write_timeout: Duration,
+    /// How long a client may take to read a response.
+    pub write: WriteLimits,
     /// Time from a response, or from the start of the connection, to the first byte of the next request.
     pub idle_timeout: Duration,
     /// Number of open connections; a further connection is answered with 503 (with TLS: an alert) and closed.
@@ -21,8 +25,9 @@ pub struct ServerLimits {
     pub max_connections_per_ip: Option<usize>,
     /// Largest request line and headers.
     pub head: HeadLimits,
-    /// Budget for the memory of all requests, from their arrival until the handler drops [`super::Request::lease`]. A
-    /// request that does not fit is answered with 503. `None` sets no limit.
+    /// Budget for the memory of all requests, from their arrival until the handler drops [`super::Request::lease`], and
+    /// of the parts of responses that clients have not read. A request that does not fit is answered with 503. `None`
+    /// sets no limit.
     pub body_budget: Option<ByteBudget>,
 }
 
@@ -31,12 +36,12 @@ impl Default for ServerLimits {
     fn default() -> Self {
         ServerLimits {
             read_timeout: Duration::from_secs(5),
-            write_timeout: Duration::from_secs(5),
+            write: WriteLimits::with_timeout(Duration::from_secs(5)),
             idle_timeout: Duration::from_secs(75),
             max_connections: 256,
             max_connections_per_ip: None,
             head: HeadLimits::default(),
-            body_budget: None,
+            body_budget: Some(ByteBudget::new(MAX_ADMIN_BYTES)),
         }
     }
 }

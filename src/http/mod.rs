@@ -47,6 +47,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod write_limits;
 
 pub use budget::{ByteBudget, ByteLease};
 pub use deferred::DeferredResponse;
@@ -61,3 +62,4 @@ pub use reply::{ReaderHandle, Reply};
 pub use scan::HeadLimits;
 pub use server::{Server, ServerConfig};
 pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};
+pub use write_limits::WriteLimits;

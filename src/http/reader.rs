@@ -35,6 +35,10 @@ const MAX_READ_BYTES: usize = 256 * 1024;
 /// `MAX_LINGER_BYTES` bytes in all; then the connection is closed.
 const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 64 << 20;
+/// Largest number of reads of TLS handshakes between two waits for events.
+const MAX_HANDSHAKE_READS_PER_TURN: usize = 8;
+/// Largest number of reads with which a request whose time is over may still be completed; 8 MiB of a large body.
+const MAX_LATE_READS: usize = 32;
 /// Longest wait for events, if no connection has a deadline.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
@@ -46,10 +50,13 @@ pub(super) struct Reader {
     clients: ClientTable,
     /// When the last wait returned.
     now: Instant,
+    /// Whether idle connections are closed and requests refused.
     is_draining: bool,
     tls: Option<Tls>,
     /// Buffer for the plaintext of one read. It is a field only so that every read reuses its memory.
     plaintext: Vec<u8>,
+    /// Number of reads of TLS handshakes that this turn may still do.
+    handshake_reads_left: usize,
     last_handshake_warning: Option<Instant>,
     /// Number of failed handshakes since the last warning, which were counted but not logged.
     suppressed_warnings: u64,
@@ -73,6 +80,7 @@ impl Reader {
             is_draining: false,
             tls,
             plaintext: Vec::new(),
+            handshake_reads_left: MAX_HANDSHAKE_READS_PER_TURN,
             last_handshake_warning: None,
             suppressed_warnings: 0,
         }
@@ -107,6 +115,7 @@ impl Reader {
         while !self.inbox.control.has_ended() {
             let may_wait = self.inbox.may_wait();
             let timeout = if may_wait { self.clients.time_to_next_check(self.now, MAX_WAIT) } else { Duration::ZERO };
+            let timeout = self.time_to_drain().map_or(timeout, |left| left.min(timeout));
             if let Err(cause) = self.inbox.poller.wait(&mut events, Some(timeout)) {
                 error!("a reader thread cannot wait for events: {cause}");
                 return;
@@ -124,17 +133,35 @@ impl Reader {
                     }
                 }
             }
+            self.handshake_reads_left = MAX_HANDSHAKE_READS_PER_TURN;
             for key in events.keys() {
                 self.on_event(key, &mut scratch);
             }
             while let Some(index) = self.clients.pop_due(self.now) {
-                self.check_deadline(index);
+                self.check_deadline(index, &mut scratch);
             }
-            if !self.is_draining && self.inbox.control.is_draining() {
-                self.is_draining = true;
-                self.clients.slots().for_each(|index| self.close_if_idle(index));
+            if self.time_to_drain().is_some_and(|left| left.is_zero()) {
+                self.begin_drain(&mut scratch);
             }
         }
+    }
+
+    /// Returns the time until [`Self::begin_drain`]; `None` if the server does not drain, or the reader does already.
+    fn time_to_drain(&self) -> Option<Duration> {
+        let at = self.inbox.control.closes_idle_at().filter(|_| !self.is_draining)?;
+        Some(at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Closes the idle connections. A request that has arrived and was not read yet is served before: closing its
+    /// connection would reset it, and the client could not know what became of the request.
+    fn begin_drain(&mut self, scratch: &mut [u8]) {
+        for index in self.clients.slots() {
+            if self.is_idle(index) {
+                self.read(index, scratch);
+            }
+        }
+        self.is_draining = true;
+        self.clients.slots().for_each(|index| self.close_if_idle(index));
     }
 
     fn open(&mut self, socket: TcpStream, peer: SocketAddr, scratch: &mut [u8]) {
@@ -144,7 +171,15 @@ impl Reader {
         let added = self.inbox.poller.add(&socket, key, Interest::Readable);
         let session = self.tls.as_ref().map(Tls::session);
         let first_deadline = self.now + self.tls.as_ref().map_or(self.limits.idle_timeout, Tls::handshake_timeout);
-        let connection = Arc::new(Connection::new(socket, peer, key, Arc::clone(&self.inbox), self.now, session));
+        let connection = Arc::new(Connection::new(
+            socket,
+            peer,
+            key,
+            Arc::clone(&self.inbox),
+            self.now,
+            session,
+            self.limits.lease(),
+        ));
         let client = ClientState {
             connection,
             parser: Parser::new(self.limits.head),
@@ -182,7 +217,9 @@ impl Reader {
             // Another thread has just answered the request, and its `Recheck` message is queued. The reader handles
             // that message first: it must parse the pending bytes before it reads new bytes.
             Phase::Reading if !self.client(index).pending.is_empty() => {}
-            Phase::Reading => self.read(index, scratch),
+            Phase::Reading => {
+                self.read(index, scratch);
+            }
             Phase::Answering => {
                 // The poller is level-triggered: unread bytes would end every wait, so only errors are reported from
                 // now on. After an error, nothing is reported until the request is answered.
@@ -198,18 +235,52 @@ impl Reader {
         }
     }
 
-    fn read(&mut self, index: usize, scratch: &mut [u8]) {
+    /// Reads once; returns whether bytes arrived. A TLS handshake is left for the next turn if many were served in this
+    /// turn: its signature takes a millisecond, in which no other connection is served.
+    fn read(&mut self, index: usize, scratch: &mut [u8]) -> bool {
+        if self.client(index).handshake != Handshake::Over {
+            if self.handshake_reads_left == 0 {
+                return false;
+            }
+            self.handshake_reads_left -= 1;
+        }
         let client = self.client(index);
         let missing = usize::try_from(client.parser.missing()).unwrap_or(usize::MAX);
         let length = missing.clamp(READ_BYTES, MAX_READ_BYTES);
         match (&client.connection.socket).read(&mut scratch[..length]) {
             // At the end of the stream an incomplete request can never become complete.
             Ok(0) => self.connection_lost(index, "the client closed the connection"),
-            Ok(count) if self.tls.is_some() => self.on_records(index, &scratch[..count]),
-            Ok(count) => self.on_bytes(index, &scratch[..count]),
+            Ok(count) if self.tls.is_some() => {
+                self.on_records(index, &scratch[..count]);
+                return true;
+            }
+            Ok(count) => {
+                self.on_bytes(index, &scratch[..count]);
+                return true;
+            }
             Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(cause) => self.connection_lost(index, &cause.to_string()),
         }
+        false
+    }
+
+    /// Reads what has arrived of a request whose time is over: the reader itself may have been late. Returns whether the
+    /// request is complete, refused or gone; its connection then has a new deadline.
+    fn complete_late(&mut self, index: usize, scratch: &mut [u8]) -> bool {
+        let (key, started) = (self.client(index).connection.key, self.client(index).started);
+        for _ in 0..MAX_LATE_READS {
+            let has_read = self.read(index, scratch);
+            let Some(client) = self.clients.find(key).and_then(|index| self.clients.get(index)) else { return true };
+            let is_same = client.connection.phase().0 == Phase::Reading && !client.parser.is_idle();
+            if !is_same || client.started != started {
+                self.clients.schedule(index, self.now);
+                return true;
+            }
+            if !has_read {
+                return false;
+            }
+        }
+        false
     }
 
     /// Reads and discards bytes that arrive after the last response; closes the connection at the end of the stream,
@@ -232,14 +303,15 @@ impl Reader {
 
     /// Does the work of [`Self::apply_phase`] once; returns true if parsing pending bytes may have changed the phase.
     fn apply_phase_once(&mut self, index: usize) -> bool {
-        let (idle_timeout, write_timeout) = (self.limits.idle_timeout, self.limits.write_timeout);
+        let (idle_timeout, write_limits) = (self.limits.idle_timeout, self.limits.write);
         let client = self.client(index);
         match client.connection.phase() {
             (Phase::Answering, _) => {}
             (Phase::Broken, _) => self.connection_lost(index, "writing to the client failed"),
-            (Phase::Writing, since) => {
+            (Phase::Writing, _) => {
+                let deadline = client.connection.write_deadline(&write_limits);
                 self.watch(index, Some(Interest::Writable));
-                self.clients.schedule(index, since + write_timeout);
+                self.clients.schedule(index, deadline);
             }
             (Phase::Lingering, since) => {
                 client.pending = Vec::new();
@@ -262,9 +334,9 @@ impl Reader {
         false
     }
 
-    fn check_deadline(&mut self, index: usize) {
+    fn check_deadline(&mut self, index: usize, scratch: &mut [u8]) {
         let now = self.now;
-        let ServerLimits { read_timeout, write_timeout, idle_timeout, .. } = self.limits;
+        let ServerLimits { read_timeout, write, idle_timeout, .. } = self.limits;
         let client = self.client(index);
         let (phase, since) = client.connection.phase();
         let (deadline, kind) = match phase {
@@ -277,12 +349,15 @@ impl Reader {
             // The handler limits the duration of this phase. The connection is checked again after `idle_timeout`: a
             // response sent right now could reach its idle deadline then.
             Phase::Answering => (now + idle_timeout, ""),
-            Phase::Writing => (since + write_timeout, "write"),
+            Phase::Writing => (client.connection.write_deadline(&write), "write"),
             Phase::Lingering => (since + LINGER, "linger"),
             Phase::Broken => return self.close(index),
         };
         if deadline > now {
             return self.clients.schedule(index, deadline);
+        }
+        if kind == "read" && self.complete_late(index, scratch) {
+            return;
         }
         if kind == "handshake" {
             self.fail_handshake(index, "timeout", "timed out");
@@ -317,11 +392,14 @@ impl Reader {
         }
     }
 
-    fn close_if_idle(&mut self, index: usize) {
-        let is_idle = self.clients.get(index).is_some_and(|client| {
+    fn is_idle(&self, index: usize) -> bool {
+        self.clients.get(index).is_some_and(|client| {
             client.connection.phase().0 == Phase::Reading && client.parser.is_idle() && client.pending.is_empty()
-        });
-        if is_idle {
+        })
+    }
+
+    fn close_if_idle(&mut self, index: usize) {
+        if self.is_idle(index) {
             self.close(index);
         }
     }

@@ -20,6 +20,9 @@ use super::refusal::UNANSWERED;
 use super::tls::Tls;
 use crate::supervise::Supervisor;
 
+/// Longest time for which idle connections stay open in a drain.
+const MAX_IDLE_TIME: Duration = Duration::from_millis(500);
+
 /// The settings of one server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -97,11 +100,17 @@ impl Server {
         self.wake();
     }
 
-    /// Stops accepting, closes idle connections, answers requests in progress with `Connection: close`, and answers new
-    /// requests with 503. Returns when no connection is open or `grace` has passed, with the number of open
-    /// connections.
+    /// Stops accepting and answers requests with `Connection: close`, also those that arrive within the next half
+    /// second (a quarter of a shorter `grace`) on connections that are idle now: closing these at once would reset the
+    /// requests that are on their way. After this time, closes idle connections and answers new requests with 503.
+    /// Returns when no connection is open or `grace` has passed, with the number of open connections.
     pub fn drain(&self, grace: Duration) -> usize {
-        self.control.drain();
+        self.drain_idle_within(MAX_IDLE_TIME.min(grace / 4), grace)
+    }
+
+    /// [`Self::drain`], with the time for which idle connections stay open.
+    pub(super) fn drain_idle_within(&self, idle_time: Duration, grace: Duration) -> usize {
+        self.control.drain(idle_time);
         self.stop_accepting();
         let started = Instant::now();
         let open = self.control.wait_until_closed(grace);

@@ -1,19 +1,16 @@
 //! Tests of the server through real sockets, as its clients see it.
 
+mod drains;
 pub(super) mod fixture;
+mod slow_readers;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use super::inbox::{Inbox, InboxMessage};
-use super::reader::Reader;
 use super::*;
-use crate::metrics::Registry;
-use crate::shutdown::Stop;
-use crate::supervise::{Ended, Supervisor};
-use fixture::{Echo, PATIENCE, answer, post, start, whole_answer};
+use crate::supervise::Ended;
+use fixture::{PATIENCE, answer, post, start, whole_answer};
 
 #[test]
 fn a_connection_serves_one_request_after_another() {
@@ -170,6 +167,29 @@ fn expect_continue_head_and_http_1_0_requests_get_the_right_form_of_response() {
 }
 
 #[test]
+fn every_response_to_a_request_gets_the_headers_of_the_handler() {
+    let short = Duration::from_millis(150);
+    let fixture = start(|limits| limits.read_timeout = short);
+    for (line, more, status) in [
+        ("GET /close", "\r\n", 200),
+        ("GET /refuse", "Connection: close\r\n\r\n", 403),
+        ("POST /refuse", "Content-Length: 9\r\n\r\nabc", 403),
+        ("POST /refuse", "Content-Length: 900000\r\n\r\n", 403),
+        ("GET /panic", "\r\n", 500),
+        ("GET /panic-early", "\r\n", 500),
+        ("GET /forget", "\r\n", 500),
+        ("POST /", "Content-Length: 9000000\r\n\r\n", 413),
+        ("POST /", "Transfer-Encoding: chunked\r\n\r\nx\r\n", 400),
+        ("POST /", "Content-Length: 9\r\n\r\nabc", 408),
+    ] {
+        let answer = fixture.exchange(format!("{line} HTTP/1.1\r\nHost: h\r\nX-Echo: e\r\n{more}").as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{line} {more}: {answer}");
+        assert_eq!(answer.matches("\r\nX-Echo: e\r\n").count(), 1, "{line} {more}: {answer}");
+    }
+    fixture.end();
+}
+
+#[test]
 fn a_request_with_a_truncated_body_is_dropped() {
     let fixture = start(|_| ());
     for bytes in [
@@ -192,7 +212,7 @@ fn a_request_with_a_truncated_body_is_dropped() {
 fn deadlines_close_slow_senders_slow_readers_and_idle_connections() {
     let short = Duration::from_millis(150);
     let fixture =
-        start(|limits| (limits.read_timeout, limits.write_timeout, limits.idle_timeout) = (short, short, short * 3));
+        start(|limits| (limits.read_timeout, limits.write.stall, limits.idle_timeout) = (short, short, short * 3));
     let started = Instant::now();
     let answer = fixture.exchange(b"POST / HTTP/1.1\r\nHost:");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
@@ -332,36 +352,6 @@ fn a_dropped_reply_answers_500_with_the_refusal_of_the_handler() {
     fixture.end();
 }
 
-#[test]
-fn a_drain_answers_requests_in_progress_and_closes_idle_connections() {
-    let fixture = start(|_| ());
-    let mut idle = fixture.connect();
-    let mut busy = fixture.connect();
-    let mut begun = fixture.connect();
-    idle.write_all(post("/", "hello").as_bytes()).unwrap();
-    assert_eq!(answer(&mut idle).0, 200);
-    begun.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\no").unwrap();
-    busy.write_all(post("/later", "x").as_bytes()).unwrap();
-    let (_, reply) = fixture.echo.release();
-    assert!(fixture.metric("http_connections{server=\"http\"} 3"));
-    std::thread::scope(|scope| {
-        let drained = scope.spawn(|| fixture.server.drain(PATIENCE));
-        assert_eq!(idle.read(&mut [0]).unwrap(), 0, "an idle connection is closed");
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(fixture.server.local_addr()).is_ok() {
-            assert!(Instant::now() < deadline, "connections are not accepted any more");
-        }
-        begun.write_all(b"k").unwrap();
-        let (status, head, body) = whole_answer(&mut begun);
-        assert_eq!((status, body.as_str(), head.contains("Connection: close")), (200, "ok", true));
-        reply.send(Response::text(200, "done"));
-        assert_eq!(answer(&mut busy).1, "done");
-        drop((busy, begun));
-        assert_eq!(drained.join().unwrap(), 0);
-    });
-    fixture.end();
-}
-
 /// A deferred response whose body is the name of the thread that runs it.
 struct AnswerWithThreadName(Reply);
 
@@ -398,34 +388,4 @@ fn the_reader_runs_deferred_responses_and_the_caller_after_the_reader_has_ended(
     // The connection is shut down, so the test can check only that `defer` does not panic.
     late.reader().defer(Box::new(AnswerWithThreadName(late)));
     assert_eq!(sockets[0].read(&mut [0]).unwrap_or(0), 0);
-}
-
-#[test]
-fn a_connection_that_arrives_during_a_drain_is_closed() {
-    let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
-    let (group, metrics) = (Supervisor::new("g", Stop::new()), ServerMetrics::new(&Registry::new()).of("http"));
-    let reader = Reader::new(Arc::clone(&inbox), Arc::<Echo>::default(), ServerLimits::default(), metrics, None);
-    group.spawn("reader", move || reader.run());
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let connect = || {
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
-        let (socket, peer) = listener.accept().unwrap();
-        socket.set_nonblocking(true).unwrap();
-        inbox.control.connection_opened(peer.ip(), 10, None).unwrap();
-        inbox.post(InboxMessage::NewConnection(socket, peer));
-        client
-    };
-    let mut before = connect();
-    inbox.control.drain();
-    inbox.wake();
-    assert_eq!(before.read(&mut [0]).unwrap(), 0, "the reader has begun to drain");
-    // The acceptor may accept a connection just before it stops, and post it after the reader began to drain.
-    let mut late = connect();
-    assert_eq!(late.read(&mut [0]).expect("the reader closes it"), 0);
-    assert_eq!(inbox.control.wait_until_closed(PATIENCE), 0);
-    group.stop().trigger();
-    inbox.control.end();
-    inbox.wake();
-    assert_eq!(group.join(PATIENCE), Ended::Stopped);
 }

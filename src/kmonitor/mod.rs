@@ -30,7 +30,7 @@ use prometheus::{HistogramVec, IntCounterVec};
 use crate::admin::{Admin, Health};
 use crate::broker::{self, BrokerConfig};
 use crate::config::Problems;
-use crate::http::{Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
+use crate::http::{Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, WriteLimits};
 use crate::keeper::{self, discovery};
 use crate::metrics::{Registry, SECONDS_BUCKETS};
 use crate::supervise::Supervisor;
@@ -102,7 +102,7 @@ fn listen(
     };
     let limits = ServerLimits {
         read_timeout: config.http.read_timeout,
-        write_timeout: config.http.write_timeout,
+        write: WriteLimits::with_timeout(config.http.write_timeout),
         max_connections: MAX_CONNECTIONS,
         ..ServerLimits::default()
     };

@@ -4,7 +4,7 @@
 //! names that a client invents take neither memory nor labels.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
@@ -29,6 +29,8 @@ pub(super) struct KproxyMetrics {
     pub(super) in_flight_bytes: IntGauge,
     pub(super) topic_lookups: IntCounter,
     topics: RwLock<HashMap<Arc<str>, TopicCounters>>,
+    /// The counters of [`OTHER_TOPICS`], once all labels are used.
+    others: OnceLock<Arc<[IntCounter; 3]>>,
 }
 
 /// A topic's name, and its counters if it has a label of its own.
@@ -78,6 +80,7 @@ impl KproxyMetrics {
                 )
                 .with_label_values::<&str>(&[]),
             topics: RwLock::default(),
+            others: OnceLock::new(),
         }
     }
 
@@ -92,8 +95,15 @@ impl KproxyMetrics {
         self.seconds[index(acks)].observe(took.as_secs_f64());
         match &topic.stored {
             Some(counters) => counters[index(acks)].inc(),
-            None => self.add_topic(topic)[index(acks)].inc(),
+            None => match self.others.get().filter(|_| !self.has_label(topic)) {
+                Some(others) => others[index(acks)].inc(),
+                None => self.add_topic(topic)[index(acks)].inc(),
+            },
         }
+    }
+
+    fn has_label(&self, topic: &TopicCounters) -> bool {
+        read(&self.topics).contains_key(&topic.name)
     }
 
     /// Gives a topic its label and returns its counters; once all labels are used, returns the counters of `other`.
@@ -103,7 +113,7 @@ impl KproxyMetrics {
         };
         let mut topics = write(&self.topics);
         if topics.len() >= MAX_TOPICS && !topics.contains_key(&topic.name) {
-            return counters(OTHER_TOPICS);
+            return Arc::clone(self.others.get_or_init(|| counters(OTHER_TOPICS)));
         }
         // Another thread may have added the topic before this one got the lock.
         let entry = topics

@@ -50,12 +50,14 @@ impl<C: Completion> ProducerPool<C> {
         self.producers.iter().map(|producer| producer.topic_lookups()).sum()
     }
 
-    /// Closes one producer after the other within `grace`. Messages still unconfirmed at the end of `grace` are
-    /// completed with `AppendFailure::Closed`.
+    /// Closes one producer after the other within `grace`, of which each gets an equal share of what is left, so that
+    /// one whose broker hangs leaves time to the others. Messages still unconfirmed at the end are completed with
+    /// `AppendFailure::Closed`.
     pub(super) fn close(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        for producer in &self.producers {
-            producer.close(deadline.saturating_duration_since(Instant::now()));
+        for (producer, open) in self.producers.iter().zip((1..=self.producers.len()).rev()) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            producer.close(left / u32::try_from(open).unwrap_or(u32::MAX));
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::broker::{
     Record, Stored,
 };
 use crate::kafka::compression::Codec;
+use crate::kafka::connection::Disconnect;
 use crate::kafka::error_code as code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
 use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
@@ -45,6 +46,8 @@ const HEADER_OVERHEAD_BYTES: usize = 10;
 /// The producer of this engine.
 pub(in crate::broker) struct NativeProducer<C: Completion> {
     gate: Arc<MetadataGate<C, Engine<C>>>,
+    /// Ends the look-up that the metadata thread is doing.
+    end_of_lookups: Disconnect,
 }
 
 struct Engine<C: Completion> {
@@ -91,8 +94,9 @@ impl<C: Completion> NativeProducer<C> {
             ack_timeout: settings.ack_timeout,
         };
         let producer = KafkaProducer::new(connector.clone(), bootstrap.clone(), client, supervisor);
+        let end_of_lookups = Disconnect::new();
         let metadata = NativeMetadata {
-            client: KafkaMetadata::new(connector.clone(), bootstrap),
+            client: KafkaMetadata::new(connector.ended_by(end_of_lookups.clone()), bootstrap),
             sink: Box::new(producer.metadata_sink()),
             auto_create_topics: settings.auto_create_topics,
         };
@@ -103,7 +107,7 @@ impl<C: Completion> NativeProducer<C> {
         let engine =
             Engine { producer, codec: settings.codec, partitioner: config.partitioner, state: Arc::clone(&state) };
         let gate = metadata_gate::start(engine, state, config, metadata, wait, supervisor);
-        Ok(NativeProducer { gate })
+        Ok(NativeProducer { gate, end_of_lookups })
     }
 }
 
@@ -114,6 +118,8 @@ impl<C: Completion> Producer<C> for NativeProducer<C> {
 
     fn close(&self, grace: Duration) {
         self.gate.close();
+        // A look-up that waits for a broker, or for a name server, must not delay the end of the daemon.
+        self.end_of_lookups.disconnect();
         self.gate.engine.producer.close(grace);
     }
 
@@ -220,6 +226,10 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
                 stored: Stored::Unknown,
                 reason: format!("no acknowledgement for topic {topic}: {reason}"),
             },
+            Outcome::Throttled(wait) => {
+                let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1);
+                not_stored(AppendFailure::Throttled { seconds }, format!("not stored in topic {topic}: {reason}"))
+            }
             Outcome::QueueFull => not_stored(AppendFailure::Full, "the producer's queue is full".to_owned()),
             Outcome::Closed(stored) => AppendError {
                 kind: AppendFailure::Closed,
@@ -309,8 +319,13 @@ struct NativeMetadata {
 
 impl MetadataClient for NativeMetadata {
     fn check_reachable(&mut self, wait: Duration) -> Result<(), String> {
-        let response = self.client.request(MetadataTopics::None, Instant::now() + wait);
-        response.map(|response| (self.sink)(&response)).map_err(|error| error.to_string())
+        match self.client.request(MetadataTopics::None, Instant::now() + wait) {
+            Ok(response) => (self.sink)(&response),
+            // A quota on requests delays the check.
+            Err(_) if self.client.is_throttled() => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        Ok(())
     }
 
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {

@@ -58,6 +58,11 @@ impl Handler for Echo {
         }
     }
 
+    fn response_headers(&self, head: Option<&Head>) -> Vec<(&'static str, String)> {
+        let value = head.and_then(|head| head.header("x-echo"));
+        value.map(|value| ("X-Echo", String::from_utf8_lossy(value).into_owned())).into_iter().collect()
+    }
+
     fn refusal(&self, status: u16, reason: &str) -> Response {
         Response::text(status, format!("refusal: {reason}"))
     }
@@ -92,7 +97,7 @@ pub(in crate::http) struct Fixture {
     pub(in crate::http) echo: Arc<Echo>,
     pub(super) group: Supervisor,
     registry: Registry,
-    budget: ByteBudget,
+    pub(super) budget: ByteBudget,
 }
 
 pub(super) fn start(change: impl FnOnce(&mut ServerLimits)) -> Fixture {
@@ -103,7 +108,7 @@ pub(in crate::http) fn start_with(tls: Option<Tls>, change: impl FnOnce(&mut Ser
     let budget = ByteBudget::new(8 << 20);
     let mut limits = ServerLimits {
         read_timeout: PATIENCE,
-        write_timeout: PATIENCE,
+        write: WriteLimits::with_timeout(PATIENCE),
         idle_timeout: PATIENCE,
         max_connections: 100,
         max_connections_per_ip: None,

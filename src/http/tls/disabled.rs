@@ -46,6 +46,10 @@ impl Session {
         match *self {}
     }
 
+    pub(in crate::http) fn written_bytes(&self) -> usize {
+        match *self {}
+    }
+
     pub(in crate::http) fn close(&mut self) {
         match *self {}
     }

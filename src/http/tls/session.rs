@@ -2,7 +2,7 @@
 //!
 //! The memory of a session is bounded. It holds at most one incomplete received record (17 KB; in the handshake 64 KB),
 //! since decrypted bytes are taken out at once. Of bytes to send it holds at most [`MAX_UNSENT_BYTES`], plus the
-//! records of the handshake.
+//! records of the handshake. A panic of rustls is an error of the connection, not of the thread that uses it.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustls::{ServerConfig, ServerConnection};
 
 use super::Received;
+use crate::panics;
 
 /// Limit on the bytes that are encrypted but not yet taken by the socket.
 const MAX_UNSENT_BYTES: usize = 64 * 1024;
@@ -18,6 +19,8 @@ const MAX_UNSENT_BYTES: usize = 64 * 1024;
 /// The TLS state of one connection.
 pub(in crate::http) struct Session {
     connection: ServerConnection,
+    /// Number of bytes that the socket has taken.
+    written_bytes: usize,
 }
 
 impl Session {
@@ -25,12 +28,21 @@ impl Session {
         let mut connection =
             ServerConnection::new(config).expect("only an invalid fragment size fails, and none is set");
         connection.set_buffer_limit(Some(MAX_UNSENT_BYTES));
-        Session { connection }
+        Session { connection, written_bytes: 0 }
+    }
+
+    /// Returns the number of bytes that the socket has taken so far.
+    pub(in crate::http) fn written_bytes(&self) -> usize {
+        self.written_bytes
     }
 
     /// Decrypts `records` and appends the plaintext to `plaintext`. After an error, call [`Self::flush`] to send the
     /// alert, then close the connection. Bytes after the client's close_notify are ignored.
-    pub(in crate::http) fn receive(&mut self, mut records: &[u8], plaintext: &mut Vec<u8>) -> Result<Received, String> {
+    pub(in crate::http) fn receive(&mut self, records: &[u8], plaintext: &mut Vec<u8>) -> Result<Received, String> {
+        panics::catch(|| self.decrypt(records, plaintext)).unwrap_or_else(|panic| Err(panicked(&panic)))
+    }
+
+    fn decrypt(&mut self, mut records: &[u8], plaintext: &mut Vec<u8>) -> Result<Received, String> {
         let mut peer_closed = false;
         while !records.is_empty() && !peer_closed {
             // `read_tls` takes as many bytes as its buffer holds. It takes none if the announced length of a record
@@ -52,7 +64,8 @@ impl Session {
     pub(in crate::http) fn send(&mut self, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
         let mut taken = 0;
         while taken < bytes.len() && self.flush(socket)? {
-            taken += self.connection.writer().write(&bytes[taken..])?;
+            let encrypted = panics::catch(|| self.connection.writer().write(&bytes[taken..]));
+            taken += encrypted.unwrap_or_else(|panic| Err(io::Error::other(panicked(&panic))))?;
         }
         Ok(taken)
     }
@@ -63,7 +76,7 @@ impl Session {
             match self.connection.write_tls(&mut socket) {
                 Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-                other => drop(other?),
+                other => self.written_bytes += other?,
             }
         }
         Ok(true)
@@ -71,6 +84,11 @@ impl Session {
 
     /// Queues the close_notify; [`Self::flush`] writes it.
     pub(in crate::http) fn close(&mut self) {
-        self.connection.send_close_notify();
+        // A panic is logged; the connection is then closed without a close_notify.
+        let _ = panics::caught("closing a TLS session", || self.connection.send_close_notify());
     }
+}
+
+fn panicked(text: &str) -> String {
+    format!("rustls panicked: {text}")
 }

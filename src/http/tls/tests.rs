@@ -155,6 +155,29 @@ fn large_bodies_are_received_and_sent_whole() {
 }
 
 #[test]
+fn handshakes_beyond_those_of_one_turn_are_served_in_later_turns() {
+    const CLIENTS: usize = 60;
+    let secured = start(PATIENCE, |_| ());
+    let hello = records(&mut new_client(&secured.authority.client(&[&TLS13])));
+    // All begin a handshake at the same time, and none of the first ones goes on.
+    let begun: Vec<_> = (0..CLIENTS / 2).map(|_| secured.fixture.connect()).collect();
+    begun.iter().for_each(|mut socket| socket.write_all(&hello).unwrap());
+    std::thread::scope(|scope| {
+        for number in 0..CLIENTS / 2 {
+            let secured = &secured;
+            scope.spawn(move || {
+                let mut stream = secured.connect();
+                stream.write_all(post("/", &number.to_string()).as_bytes()).unwrap();
+                assert_eq!(answer(&mut stream), (200, number.to_string()));
+            });
+        }
+    });
+    drop(begun);
+    secured.wait_for_handshakes("ok", CLIENTS / 2);
+    secured.fixture.end();
+}
+
+#[test]
 fn a_client_that_reads_slowly_gets_everything() {
     let secured = start(PATIENCE, |_| ());
     let mut stream = secured.connect();
@@ -256,7 +279,7 @@ fn plain_http_gets_a_400_and_garbage_closes_the_connection() {
 #[test]
 fn deadlines_close_slow_handshakes_slow_readers_and_idle_connections() {
     let short = Duration::from_millis(200);
-    let secured = start(short, |limits| (limits.write_timeout, limits.idle_timeout) = (short, short * 2));
+    let secured = start(short, |limits| (limits.write.stall, limits.idle_timeout) = (short, short * 2));
     let hello = records(&mut new_client(&secured.authority.client(&[&TLS13])));
     for (bytes, count) in [(&hello[..hello.len() / 2], 1), (&hello[..], 2), (b"", 3)] {
         let mut socket = secured.fixture.connect();

@@ -7,13 +7,16 @@ use super::credentials::Credential;
 use super::rate::{RateCost, RateMeter};
 
 /// What an admitted request was charged. If its body never arrives or is refused, the charge is dropped without
-/// [`RateCharge::finalize`]: this refunds the bytes, but not the request.
+/// [`RateCharge::finalize`]: this refunds the bytes, as far as the
+/// rate has not paid them meanwhile, but not the request.
 pub(crate) struct RateCharge {
     pub(super) credential: Option<Arc<Credential>>,
     /// The meter of the topic; `None` if the topic has no limit.
     pub(super) topic: Option<Arc<RateMeter>>,
     /// Bytes charged so far.
     pub(super) bytes: u64,
+    /// When they were charged, by [`now`].
+    pub(super) charged_at: u64,
 }
 
 impl RateCharge {
@@ -46,7 +49,8 @@ impl Drop for RateCharge {
     fn drop(&mut self) {
         if self.bytes > 0 {
             let cost = RateCost { requests: 0, bytes: self.bytes };
-            self.meters().for_each(|meter| meter.give_back(cost));
+            let age = now().saturating_sub(self.charged_at);
+            self.meters().for_each(|meter| meter.give_back(cost, age));
         }
     }
 }

@@ -135,7 +135,7 @@ impl AccessControl {
         head: &Head,
         max_body_bytes: usize,
     ) -> Result<RateCharge, Failure> {
-        let mut charge = RateCharge { credential, topic: None, bytes: 0 };
+        let mut charge = RateCharge { credential, topic: None, bytes: 0, charged_at: 0 };
         if self.topic_rates.is_none() && charge.credential_meter().is_none() {
             return Ok(charge);
         }
@@ -149,16 +149,16 @@ impl AccessControl {
             (by_credential, by_topic) => {
                 // A request that one limit refuses takes nothing from the other.
                 if let (Some(meter), Ok(())) = (credential_meter, by_credential) {
-                    meter.give_back(cost);
+                    meter.give_back(cost, 0);
                 }
                 if let (Some(meter), Ok(())) = (&topic_meter, by_topic) {
-                    meter.give_back(cost);
+                    meter.give_back(cost, 0);
                 }
                 return Err(self.over_limit(&charge, by_credential.err(), by_topic.err(), topic));
             }
         }
         charge.topic = topic_meter;
-        charge.bytes = cost.bytes;
+        (charge.bytes, charge.charged_at) = (cost.bytes, now);
         Ok(charge)
     }
 

@@ -82,15 +82,15 @@ impl RateMeter {
         let Some(longest) = outcomes.iter().filter_map(|(_, _, outcome)| outcome.err()).max() else { return Ok(()) };
         for (bucket, units, outcome) in outcomes {
             if let (Some(bucket), Ok(())) = (bucket, outcome) {
-                bucket.give_back(units);
+                bucket.give_back(units, 0);
             }
         }
         Err(longest)
     }
 
-    /// Refunds a cost that was taken.
-    pub(super) fn give_back(&self, cost: RateCost) {
-        self.each(cost, TokenBucket::give_back);
+    /// Refunds what is left of a cost that was taken `age` nanoseconds ago.
+    pub(super) fn give_back(&self, cost: RateCost, age: u64) {
+        self.each(cost, |bucket, units| bucket.give_back(units, age));
     }
 
     /// Takes a cost even if the buckets have too few tokens; the missing ones are a debt.
@@ -146,8 +146,10 @@ impl TokenBucket {
         self.change(|full_at| full_at.max(now).saturating_add(time));
     }
 
-    fn give_back(&self, units: u64) {
-        let time = self.time_for(units);
+    /// Meanwhile the bucket has filled at its rate, so only the rest of the cost is refunded. Otherwise tokens that were
+    /// taken one after the other, and are refunded together, would make a burst larger than the capacity.
+    fn give_back(&self, units: u64, age: u64) {
+        let time = self.time_for(units).saturating_sub(age);
         self.change(|full_at| full_at.saturating_sub(time));
     }
 
@@ -243,6 +245,29 @@ mod tests {
             }
         }
 
+        /// Requests that announce bytes and never send them: some of the charges are refunded, each at a later time.
+        #[test]
+        fn refunds_make_no_burst_larger_than_the_capacity(
+            rate in 1..50_u64, burst in 1..4_u32,
+            steps in proptest::collection::vec((0..SECOND, 1..60_u64, proptest::bool::ANY), 1..200)
+        ) {
+            let bucket = TokenBucket::new(NonZeroU64::new(rate).unwrap(), burst);
+            let (mut now, mut open, mut passed, mut largest) = (0, Vec::new(), 0, 0);
+            for (pause, units, is_sent) in steps {
+                now += pause;
+                if bucket.take(units, now).is_ok() {
+                    largest = largest.max(units);
+                    if is_sent { passed += units } else { open.push((units, now)) }
+                }
+            }
+            open.into_iter().for_each(|(units, at)| bucket.give_back(units, now - at));
+            while bucket.take(1, now).is_ok() {
+                passed += 1;
+            }
+            let allowed = rate as f64 * (now as f64 / SECOND as f64 + f64::from(burst)) + largest as f64 + 1.0;
+            prop_assert!(passed as f64 <= allowed, "{} passed, {} allowed", passed, allowed);
+        }
+
         #[test]
         fn no_more_passes_than_the_rate_the_burst_and_one_request(
             rate in 1..50_u64, burst in 1..4_u32, steps in proptest::collection::vec((0..SECOND, 0..120_u64), 1..200)
@@ -271,10 +296,23 @@ mod tests {
         assert_eq!(meter.take(cost(1, 90), SECOND), Err(Duration::from_millis(800)), "the longer wait is returned");
         assert_eq!(meter.take(cost(1, 5), SECOND), Err(Duration::from_millis(100)));
         assert!(!meter.is_full(SECOND) && meter.is_full(2 * SECOND));
-        meter.give_back(cost(9, 90));
+        meter.give_back(cost(9, 90), 0);
         assert_eq!(meter.take(cost(9, 90), SECOND), Ok(()));
         meter.take_anyway(cost(20, 0), 2 * SECOND);
         assert_eq!(meter.take(cost(1, 0), 2 * SECOND), Err(Duration::from_millis(1100)));
+    }
+
+    #[test]
+    fn bytes_that_were_announced_one_after_the_other_are_not_refunded_together() {
+        let bucket = TokenBucket::new(NonZeroU64::new(10).unwrap(), 1);
+        for second in 1..=10 {
+            assert_eq!(bucket.take(10, second * SECOND), Ok(()), "ten a second");
+        }
+        (1..=10).for_each(|second| bucket.give_back(10, (11 - second) * SECOND));
+        let now = 11 * SECOND;
+        assert_eq!((0..100).filter(|_| bucket.take(1, now).is_ok()).count(), 10, "not a hundred at once");
+        bucket.give_back(1, SECOND / 20);
+        assert_eq!(bucket.take(1, now), Err(Duration::from_millis(50)), "half of it has been paid by the rate");
     }
 
     #[test]

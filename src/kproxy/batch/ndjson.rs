@@ -4,6 +4,7 @@
 //! `value_base64`; at most one of `key` and `key_base64`; `headers` (an object of strings), `partition`, `timestamp`.
 //! Anything ambiguous is refused: unknown members, repeated members, any other `null`, empty lines.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -36,6 +37,7 @@ pub(super) fn parse(body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessa
             let (column, text) = (error.column().max(1), error.to_string());
             // The place that serde appends is cut off: serde parses a single line, so it always reports line 1.
             let problem = text.rsplit_once(" at line ").map_or(&*text, |(problem, _)| problem);
+            let problem = without_content(problem);
             let problem = &problem[..problem.floor_char_boundary(MAX_PROBLEM_BYTES)];
             Failure::bad_batch(format_args!("line {number}, byte {column}"), problem)
         })?;
@@ -43,6 +45,16 @@ pub(super) fn parse(body: &[u8], limits: &BatchLimits) -> Result<Vec<ParsedMessa
         messages.push(message);
     }
     Ok(messages)
+}
+
+/// Removes the value that serde quotes, as in `invalid type: string "…", expected an integer`: a message may be secret,
+/// and the text is logged.
+fn without_content(problem: &str) -> Cow<'_, str> {
+    let quoted = problem.find(['"', '`']).zip(problem.rfind(", expected "));
+    match quoted.filter(|_| problem.starts_with("invalid ")) {
+        Some((start, end)) if start < end => Cow::Owned(format!("{}{}", problem[..start].trim_end(), &problem[end..])),
+        _ => Cow::Borrowed(problem),
+    }
 }
 
 fn message(line: &[u8]) -> serde_json::Result<ParsedMessage> {

@@ -102,7 +102,7 @@ fn a_line_is_a_message_or_is_refused_with_its_number() {
         (r#"{"value_base64":null}"#, Err(("bad_batch", "line 1, byte 20: invalid type: null, expected a base64"))),
         (r#"{"value":null,"key":null}"#, Err(("bad_batch", "line 1, byte 24: invalid type: null, expected a string"))),
         (r#"{"value":{}}"#, Err(("bad_batch", "line 1, byte 9: invalid type: map, expected a string"))),
-        (r#"{"value":1}"#, Err(("bad_batch", "line 1, byte 10: invalid type: integer `1`, expected a string"))),
+        (r#"{"value":1}"#, Err(("bad_batch", "line 1, byte 10: invalid type: integer, expected a string"))),
         (r#"{"value":"\ud800"}"#, Err(("bad_batch", "line 1, byte 17: unexpected end of hex escape"))),
         (r#"{"value":"a","value":"a"}"#, Err(("bad_batch", "line 1, byte 25: the value is given more than once"))),
         (r#"{"value":"a","value_json":1}"#, Err(("bad_batch", "line 1, byte 28: the value is given more than once"))),
@@ -110,7 +110,7 @@ fn a_line_is_a_message_or_is_refused_with_its_number() {
             r#"{"value":"a","key":"","key_base64":""}"#,
             Err(("bad_batch", "line 1, byte 38: the key is given more than once")),
         ),
-        (r#"{"value_base64":"AP8"}"#, Err(("bad_batch", "line 1, byte 21: invalid value: string \"AP8\", expected a"))),
+        (r#"{"value_base64":"AP8"}"#, Err(("bad_batch", "line 1, byte 21: invalid value: string, expected a base64"))),
         (r#"{"value_base64":"-_8="}"#, Err(("bad_batch", "line 1, byte 22: invalid value"))),
         (r#"{"value_json":{"a":}}"#, Err(("bad_batch", "line 1, byte 20: expected value"))),
         (r#"{"valeu":"v"}"#, Err(("bad_batch", "line 1, byte 8: unknown member \"valeu\""))),
@@ -118,7 +118,7 @@ fn a_line_is_a_message_or_is_refused_with_its_number() {
         (&wrong, Err(("bad_batch", "line 1, byte "))),
         (
             r#"{"value":"v","partition":-1}"#,
-            Err(("bad_batch", "line 1, byte 27: invalid type: integer `-1`, expected an integer")),
+            Err(("bad_batch", "line 1, byte 27: invalid type: integer, expected an integer")),
         ),
         (r#"{"value":"v","partition":2147483648}"#, Err(("bad_batch", "line 1, byte 35: invalid value: integer"))),
         (r#"{"value":"v","partition":1.0}"#, Err(("bad_batch", "line 1, byte 28: invalid type: floating"))),
@@ -136,6 +136,10 @@ fn a_line_is_a_message_or_is_refused_with_its_number() {
         ),
         (&many_headers, Err(("too_large", "line 1: more than 100 headers"))),
         (&large_key, Err(("too_large", "line 1: key and headers have 16385 bytes"))),
+        (
+            r#"{"value":"v","partition":"a `secret`, expected "}"#,
+            Err(("bad_batch", "line 1, byte 48: invalid type: string, expected an integer")),
+        ),
         ("{\"value\":\"123456789012345678901\"}", Err(("too_large", "line 1: the value has 21 bytes"))),
     ];
     for (body, expected) in rows {

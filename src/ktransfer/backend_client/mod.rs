@@ -16,6 +16,7 @@ mod connection;
 mod connector;
 mod exchange;
 mod head;
+mod name_lookup;
 mod pusher;
 mod request;
 mod resolver;

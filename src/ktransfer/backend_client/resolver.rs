@@ -1,7 +1,7 @@
 //! The addresses of a module's backends, looked up on a thread of their own.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
+use super::name_lookup::look_up;
 use crate::locks::{lock, wait_timeout_while};
 use crate::shutdown::Stop;
 
@@ -74,7 +75,7 @@ impl BackendResolver {
             let mut all_resolved = true;
             let names: Vec<String> = self.lock().keys().cloned().collect();
             for name in names {
-                let found = name.to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+                let Some(found) = look_up(&name, stop) else { return };
                 let mut table = self.lock();
                 match found {
                     Ok(addresses) if !addresses.is_empty() => {
@@ -82,7 +83,7 @@ impl BackendResolver {
                         table.insert(name, LookupState::Resolved(addresses));
                     }
                     failed => {
-                        let reason = failed.err().map_or("it has no address".to_owned(), |cause| cause.to_string());
+                        let reason = failed.err().unwrap_or_else(|| "it has no address".to_owned());
                         all_resolved = false;
                         let is_repeat =
                             |(last, at): &(String, Instant)| *last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;

@@ -1,0 +1,114 @@
+//! Clients that do not read, or slowly: the memory and the time of their responses are bounded.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::fixture::{Fixture, PATIENCE, answer, post, start};
+use crate::http::connection::{Connection, Phase};
+use crate::http::inbox::Inbox;
+use crate::http::{ByteLease, WriteLimits};
+
+const LARGE_BYTES: usize = 32 << 20;
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Requests the large response on a new connection.
+fn request_large(fixture: &Fixture) -> TcpStream {
+    let mut socket = fixture.connect();
+    socket.write_all(post("/large", "").as_bytes()).unwrap();
+    socket
+}
+
+#[test]
+fn unread_responses_count_in_the_budget_until_they_are_read_or_the_connection_ends() {
+    let fixture = start(|_| ());
+    let mut first = request_large(&fixture);
+    wait_until("the response is leased", || fixture.budget.used() > LARGE_BYTES / 2);
+    // The budget of 8 MiB is exceeded now: no further request that needs memory is admitted, and none is answered
+    // with a large response.
+    let refused = fixture.exchange(post("/", "x").as_bytes());
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    assert!(fixture.exchange(b"GET /refuse HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").contains(" 403 "));
+    assert_eq!(answer(&mut first).1.len(), LARGE_BYTES);
+    wait_until("the lease is released", || fixture.budget.used() == 0);
+
+    let second = request_large(&fixture);
+    wait_until("the response is leased", || fixture.budget.used() > LARGE_BYTES / 2);
+    drop(second);
+    wait_until("the lease is released", || fixture.budget.used() == 0);
+    first.write_all(post("/", "x").as_bytes()).unwrap();
+    assert_eq!(answer(&mut first).0, 200);
+    drop(first);
+    fixture.end();
+}
+
+#[test]
+fn while_the_budget_is_exceeded_a_large_response_is_cut_off() {
+    let fixture = start(|_| ());
+    let mut kept = fixture.connect();
+    kept.write_all(post("/later", "").as_bytes()).unwrap();
+    let (request, reply) = fixture.echo.release();
+    let first = request_large(&fixture);
+    wait_until("the response is leased", || fixture.budget.used() > LARGE_BYTES / 2);
+    drop(request);
+    reply.send(crate::http::Response::text(200, vec![b'x'; LARGE_BYTES]));
+    let mut rest = Vec::new();
+    // The end of the stream or a reset, before the whole response.
+    let _ = kept.read_to_end(&mut rest);
+    assert!(rest.len() < LARGE_BYTES, "{}", rest.len());
+    drop((first, kept));
+    fixture.end();
+}
+
+#[test]
+fn a_response_that_takes_too_long_is_cut_off_although_the_client_reads() {
+    let fixture = start(|limits| limits.write.max = Duration::from_millis(200));
+    let mut socket = request_large(&fixture);
+    let line = "http_timeouts_total{deadline=\"write\",server=\"http\"} 1";
+    let mut rest = 0;
+    while !fixture.metric(line) {
+        rest += socket.read(&mut [0; 1000]).unwrap();
+    }
+    assert!(rest < LARGE_BYTES);
+    drop(socket);
+    fixture.end();
+}
+
+#[test]
+fn each_byte_that_the_client_takes_postpones_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (socket, peer) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
+    let connection = Connection::new(socket, peer, 7, inbox, Instant::now(), None, ByteLease::default());
+    connection.begin_hand_over();
+    let limits = WriteLimits::with_timeout(Duration::ZERO);
+    connection.answer(
+        &crate::http::Response::text(200, vec![b'x'; LARGE_BYTES]),
+        crate::http::encode::EncodeOptions { head_only: false, keep_alive: true, is_http10: false },
+    );
+    assert_eq!(connection.phase().0, Phase::Writing);
+    let mut before = connection.write_deadline(&limits);
+    let mut renewals = 0;
+    let mut chunk = vec![0; 1 << 20];
+    while connection.phase().0 == Phase::Writing {
+        client.read_exact(&mut chunk).unwrap();
+        connection.flush();
+        if connection.phase().0 == Phase::Writing {
+            let after = connection.write_deadline(&limits);
+            assert!(after >= before);
+            renewals += usize::from(after > before);
+            before = after;
+        }
+    }
+    assert!(renewals > 3, "{renewals}");
+}
