@@ -33,6 +33,8 @@ const MAX_RECORD_HEADER_BYTES: usize = 8 * 1024;
 /// Limit on the record headers of a message that are looked at. It bounds the time that a message takes, since a
 /// message may have hundreds of thousands of headers that HTTP cannot carry.
 const MAX_EXAMINED_HEADERS: usize = 256;
+/// Number of the headers that ktransfer itself adds to the configured ones and those of the record, at most.
+const OWN_HEADERS: usize = 10;
 /// Prefix of the name of a record header.
 const RECORD_HEADER_PREFIX: &str = "x-kafka-header-";
 /// Longest value of a configured header.
@@ -156,7 +158,10 @@ impl RequestBuilder {
 
     fn headers(&self, job: &Job, attempt: u32) -> HeaderMap {
         let message = &job.message;
-        let mut headers = self.common_headers.clone();
+        // With room for all headers, so that the map does not grow while it is filled.
+        let n_headers = self.common_headers.len() + OWN_HEADERS + message.headers.len().min(MAX_RECORD_HEADERS);
+        let mut headers = HeaderMap::with_capacity(n_headers);
+        headers.extend(self.common_headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         headers.insert(HeaderName::from_static("x-kafka-partition"), message.from.partition.into());
         headers.insert(HeaderName::from_static("x-kafka-offset"), message.offset.into());
         headers.insert(HeaderName::from_static("x-kafka-attempt"), attempt.into());
