@@ -19,7 +19,8 @@
 //! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: the newest offset of a
 //!   partition minus the stored one.
 //! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
-//!   kproxy may have between request and answer.
+//!   kproxy may have between request and answer. **rules** of a topic: what its configuration accepts, as far as kproxy
+//!   has read it.
 //! - **seam**: the module that hides a client library: [`broker`] for Kafka, [`keeper`] for ZooKeeper. **engine**: one
 //!   of the Kafka clients behind the seam: `native` (the client in [`kafka`]), the `kafka` crate, or a broker in memory
 //!   for unit tests.
@@ -63,16 +64,15 @@
 //!   start on first use, the others with their group.
 //! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: look-ups of host names for the Kafka
 //!   client (`kafka-resolver`) and of backends (`names-look-up`), those of the `kafka` crate (`kafka-call`,
-//!   `kafka-fetch`, …), those of the `zookeeper` crate (`zk-call-…`, `zk-close`), and the search for a ZooKeeper server
-//!   (`zk-search`); and those that may hang on a file: `log` writes the log files, `reload` runs after a SIGHUP. They
+//!   `kafka-fetch`, …), and the search for a ZooKeeper server (`zk-search`); and those that may hang on a file: `log` writes the log files, `reload` runs after a SIGHUP. They
 //!   start when they are needed, and may be abandoned while they hang. The code that starts them bounds their number.
 //!
-//! Outside of it, the `zookeeper` crate starts two threads for each client, and a call for the offsets of many brokers
-//! has a scoped thread for each of them (`kafka-offsets`), which ends with the call.
+//! Outside of it, a call for the offsets of many brokers has a scoped thread for each of them (`kafka-offsets`), which
+//! ends with the call.
 //!
 //! # What is deliberately absent
 //!
-//! No type of the Kafka, ZooKeeper and HTTP client crates is visible outside [`broker`], [`keeper`] and the module
+//! No type of the Kafka and HTTP client crates is visible outside [`broker`] and the module
 //! `backend_client` of [`ktransfer`]. The three daemons never import one another. Decisions (window, template, method,
 //! assignment, delay, partitioner, request parser, status table) are pure functions, tested with tables of inputs and
 //! results; IO is at the edges.

@@ -208,11 +208,9 @@ impl Log for Logger {
         if is_own(record.target()) {
             return self.write(record.level(), None, *record.args());
         }
-        // An error of a library is logged as a warning: only the daemon knows which errors are fatal to it. Lines of
-        // the zookeeper crate and of mio would flood the log; the keeper logs every failure of ZooKeeper itself.
+        // An error of a library is logged as a warning: only the daemon knows which errors are fatal to it.
         let library = record.target().split("::").next().unwrap_or_default();
-        let is_flood = matches!(library, "zookeeper" | "mio");
-        if is_flood || self.level < LevelFilter::Warn {
+        if self.level < LevelFilter::Warn {
             return;
         }
         match LIBRARY_LIMIT.admit() {

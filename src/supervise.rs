@@ -1,4 +1,4 @@
-//! Starts every thread of this program; the `zookeeper` crate starts threads of its own.
+//! Starts every thread of this program.
 //!
 //! A [`Supervisor`] is a group of named threads that end together: a daemon, or one module of it. A thread that returns
 //! before the group was stopped, or panics, is named in the log and stops the whole group. [`Supervisor::join`] returns

@@ -74,7 +74,8 @@ impl Transfer<'_> {
         let module = configs::module(self.topic, std::slice::from_ref(&self.sink.address))
             .set("worker_num", workers)
             .set("window_size", (2 * workers).max(200))
-            .set("conn_timeout_ms", 10_000)
+            .set("protocol.conn_timeout_ms", 10_000)
+            .set("protocol.write_timeout_ms", 10_000)
             .set("waiting_queue_size", 4_096);
         let config = configs::ktransfer(self.cluster);
         let mut ktransfer = Ktransfer::start_binary(binary.to_owned(), config, &[(&name, module)]);

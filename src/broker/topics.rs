@@ -34,8 +34,11 @@ const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
 /// The pause before the second lookup; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// Limit on the topics in the table; when it is reached, unknown topics are evicted first.
+/// Limit on the topics in the table beside those that are being looked up; when it is reached, unknown topics are
+/// evicted first.
 const MAX_TOPICS: usize = 10_000;
+/// Time for which a table that is full of known topics is not searched for others to evict.
+const FULL_FOR: Duration = Duration::from_secs(1);
 /// Limit on the topics for which no broker has answered yet; appends to further ones are refused.
 const MAX_LOOKUPS: usize = 256;
 /// Limit on the topics that brokers reported as missing and that are looked up again; a further one is unknown at once.
@@ -50,6 +53,8 @@ pub(super) struct TopicTable<W> {
     missed_count: usize,
     waiting_count: usize,
     max_waiting: usize,
+    /// Until then the table is full of known topics, so that no entry is looked for that could be evicted.
+    full_until: Option<Instant>,
     /// Time for which a topic is looked up again and again.
     max_lookup_time: Duration,
 }
@@ -158,6 +163,7 @@ impl<W> TopicTable<W> {
             missed_count: 0,
             waiting_count: 0,
             max_waiting,
+            full_until: None,
             max_lookup_time,
         }
     }
@@ -254,10 +260,15 @@ impl<W> TopicTable<W> {
         };
         let entry = match &result {
             LookupResult::Exists(partition_count) => Some(Topic::Known(KnownTopic::new(*partition_count, now))),
+            // A table that is full of known topics remembers no other names.
+            _ if self.topics.len() > MAX_TOPICS => None,
             LookupResult::Unknown => Some(Topic::Unknown { until: now + UNKNOWN_FOR }),
             LookupResult::Refused(kind, reason) => Some(Topic::refused(*kind, reason, now)),
             LookupResult::Unreachable(_) => None,
         };
+        if matches!(result, LookupResult::Exists(_)) {
+            self.evict_known(topic);
+        }
         let before = match entry {
             Some(entry) => self.topics.insert(name, entry),
             None => self.topics.remove(topic),
@@ -343,8 +354,20 @@ impl<W> TopicTable<W> {
         waiting
     }
 
+    /// Evicts another known topic if the table is too large. Only a topic that exists can have this effect.
+    fn evict_known(&mut self, topic: &str) {
+        if self.topics.len() > MAX_TOPICS {
+            let is_other =
+                |(name, entry): &(&Arc<str>, &Topic<W>)| ***name != *topic && matches!(entry, Topic::Known(_));
+            if let Some(name) = self.topics.iter().find(is_other).map(|(name, _)| Arc::clone(name)) {
+                self.topics.remove(&name);
+            }
+        }
+    }
+
+    /// Evicts names that are not known topics, if the table is full.
     fn make_room(&mut self, now: Instant) {
-        if self.topics.len() < MAX_TOPICS {
+        if self.topics.len() < MAX_TOPICS || self.full_until.is_some_and(|until| now < until) {
             return;
         }
         self.topics.retain(
@@ -360,12 +383,7 @@ impl<W> TopicTable<W> {
             evictable -= usize::from(is_evicted);
             !is_evicted
         });
-        if self.topics.len() >= MAX_TOPICS {
-            let known = self.topics.iter().find(|(_, topic)| matches!(topic, Topic::Known(_)));
-            if let Some(name) = known.map(|(name, _)| Arc::clone(name)) {
-                self.topics.remove(&name);
-            }
-        }
+        self.full_until = (self.topics.len() >= MAX_TOPICS).then(|| now + FULL_FOR);
     }
 }
 

@@ -136,7 +136,8 @@ impl Acceptor {
             // A status could be sent only after a handshake, and the limit exists to save such work.
             bytes.extend(tls::REFUSAL_ALERT);
         } else {
-            let response = self.handler.refusal(refusal.status, refusal.reason);
+            let mut response = self.handler.refusal(refusal.status, refusal.reason);
+            response.headers.extend(self.handler.response_headers(None));
             encode(
                 &response,
                 EncodeOptions { head_only: false, keep_alive: false, keep_alive_seconds: 0, is_http10: false },

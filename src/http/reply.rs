@@ -14,7 +14,8 @@ pub struct Reply {
 }
 
 enum Target {
-    Connection(Arc<Connection>, EncodeOptions),
+    /// With header fields that the response gets in addition.
+    Connection(Arc<Connection>, EncodeOptions, Vec<(&'static str, String)>),
     Closure(Box<dyn FnOnce(Response) + Send>),
 }
 
@@ -42,8 +43,13 @@ impl Reply {
         Reply { target: Some(Target::Closure(Box::new(deliver))) }
     }
 
-    pub(super) fn on(connection: Arc<Connection>, options: EncodeOptions) -> Self {
-        Reply { target: Some(Target::Connection(connection, options)) }
+    /// Creates the reply to a request; the response gets `headers` in addition to its own.
+    pub(super) fn on(
+        connection: Arc<Connection>,
+        options: EncodeOptions,
+        headers: Vec<(&'static str, String)>,
+    ) -> Self {
+        Reply { target: Some(Target::Connection(connection, options, headers)) }
     }
 
     /// Answers the request. May be called from any thread; does not block.
@@ -54,15 +60,18 @@ impl Reply {
     /// Returns a handle of the connection's reader thread, for a response that the reader is to build and send.
     pub fn reader(&self) -> ReaderHandle {
         let connection = match &self.target {
-            Some(Target::Connection(connection, _)) => Some(Arc::clone(connection)),
+            Some(Target::Connection(connection, ..)) => Some(Arc::clone(connection)),
             _ => None,
         };
         ReaderHandle { connection }
     }
 
-    fn deliver(&mut self, response: Response) {
+    fn deliver(&mut self, mut response: Response) {
         match self.target.take() {
-            Some(Target::Connection(connection, options)) => connection.answer(&response, options),
+            Some(Target::Connection(connection, options, headers)) => {
+                response.headers.extend(headers);
+                connection.answer(&response, options);
+            }
             Some(Target::Closure(deliver)) => deliver(response),
             None => {}
         }
@@ -73,7 +82,7 @@ impl Drop for Reply {
     fn drop(&mut self) {
         if self.target.is_some() {
             let response = match &self.target {
-                Some(Target::Connection(connection, _)) => connection.inbox.control.unanswered_response(),
+                Some(Target::Connection(connection, ..)) => connection.inbox.control.unanswered_response(),
                 _ => Response::text(500, UNANSWERED).closing(),
             };
             self.deliver(response);

@@ -167,6 +167,29 @@ fn expect_continue_head_and_http_1_0_requests_get_the_right_form_of_response() {
 }
 
 #[test]
+fn every_response_to_a_request_gets_the_headers_of_the_handler() {
+    let short = Duration::from_millis(150);
+    let fixture = start(|limits| limits.read_timeout = short);
+    for (line, more, status) in [
+        ("GET /close", "\r\n", 200),
+        ("GET /refuse", "Connection: close\r\n\r\n", 403),
+        ("POST /refuse", "Content-Length: 9\r\n\r\nabc", 403),
+        ("POST /refuse", "Content-Length: 900000\r\n\r\n", 403),
+        ("GET /panic", "\r\n", 500),
+        ("GET /panic-early", "\r\n", 500),
+        ("GET /forget", "\r\n", 500),
+        ("POST /", "Content-Length: 9000000\r\n\r\n", 413),
+        ("POST /", "Transfer-Encoding: chunked\r\n\r\nx\r\n", 400),
+        ("POST /", "Content-Length: 9\r\n\r\nabc", 408),
+    ] {
+        let answer = fixture.exchange(format!("{line} HTTP/1.1\r\nHost: h\r\nX-Echo: e\r\n{more}").as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{line} {more}: {answer}");
+        assert_eq!(answer.matches("\r\nX-Echo: e\r\n").count(), 1, "{line} {more}: {answer}");
+    }
+    fixture.end();
+}
+
+#[test]
 fn a_request_with_a_truncated_body_is_dropped() {
     let fixture = start(|_| ());
     for bytes in [

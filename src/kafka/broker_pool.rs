@@ -127,6 +127,11 @@ impl PooledBroker {
         self.connection.is_some()
     }
 
+    /// Whether the connection works and only waits for the end of a throttle time.
+    pub(super) fn is_throttled(&self) -> bool {
+        self.is_connected() && self.throttled_until.is_some_and(|until| until > Instant::now())
+    }
+
     /// Delays the next request by the `throttle_time_ms` of a response.
     pub(super) fn throttle(&mut self, throttle_time_ms: i32) {
         let duration = Duration::from_millis(u64::try_from(throttle_time_ms).unwrap_or(0)).min(MAX_THROTTLE);

@@ -81,6 +81,11 @@ impl MetadataClient {
         &self.brokers
     }
 
+    /// Whether the broker that answered last has told this client to wait, so that it is up.
+    pub fn is_throttled(&self) -> bool {
+        self.current.as_ref().is_some_and(PooledBroker::is_throttled)
+    }
+
     /// Requests the brokers and these topics. Every topic is in the response once; with
     /// [`MetadataTopics::Names`] there is no other topic, and the response can lack a topic if the broker omits it.
     /// Errors of single topics and partitions are in the response and are not retried.

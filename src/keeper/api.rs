@@ -1,7 +1,9 @@
 //! The interface to a ZooKeeper ensemble: the trait [`Keeper`], its nodes and its errors.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::BootTime;
 
 /// Number of a session of one keeper, counted from 1; 0 before the first session. An ephemeral node vanishes when the
 /// session of its epoch ends.
@@ -25,6 +27,32 @@ pub enum Lifetime {
     Persistent,
     /// The node exists until it is deleted or the session that created it ends.
     Ephemeral,
+}
+
+/// One change of several that are carried out together, see [`Keeper::multi`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The node exists, with this version; `None` for any version.
+    Check(String, Option<i32>),
+    /// Creates a node; its parent must exist.
+    Create(String, Vec<u8>, Lifetime),
+    /// Writes the data if the node has this version. `None` writes in any case, which is safe only beside another
+    /// conditional change.
+    Write(String, Vec<u8>, Option<i32>),
+    /// Deletes the node if it has this version.
+    Delete(String, i32),
+}
+
+impl Change {
+    /// Returns the path of the node.
+    pub fn path(&self) -> &str {
+        match self {
+            Change::Check(path, _)
+            | Change::Create(path, _, _)
+            | Change::Write(path, _, _)
+            | Change::Delete(path, _) => path,
+        }
+    }
 }
 
 /// Why a call failed. All variants except `Unreachable` are errors that the server returned, with ZooKeeper's names.
@@ -74,17 +102,29 @@ pub trait Keeper: Send + Sync {
     /// Deletes the node if it still has `version`.
     fn delete(&self, path: &str, version: i32) -> Result<(), KeeperError>;
 
+    /// Carries out all `changes` or none of them. Returns the new version of each node that is written, and 0 for each
+    /// other change. An error has the path of the change that is not possible.
+    fn multi(&self, changes: &[Change]) -> Result<Vec<i32>, KeeperError>;
+
+    /// Carries out several independent [`multi`](Self::multi)s, with several requests in flight if the implementation
+    /// can do that. The results have the order of `groups`.
+    fn multi_all(&self, groups: &[Vec<Change>]) -> Vec<Result<Vec<i32>, KeeperError>> {
+        groups.iter().map(|changes| self.multi(changes)).collect()
+    }
+
+    /// Returns the id of the current session, the `ephemeral_owner` of its nodes; `None` without a session.
+    fn session_id(&self) -> Option<i64>;
+
     /// Returns the epoch of the latest session. Read it *before* creating an ephemeral node: if it is the same
     /// afterwards, the node belongs to that epoch.
     fn epoch(&self) -> Epoch;
 
-    /// Returns the send time of the latest request whose response confirmed the current session; `None` if no session
-    /// is trusted. Heartbeats keep this time recent between calls. A caller that needs the epoch too must read this
-    /// time before [`epoch`](Self::epoch).
-    fn last_confirmed(&self) -> Option<Instant>;
+    /// Returns the send time of the latest write of the current session that succeeded; `None` if there is none. Only a
+    /// write proves that the session exists: it passes the leader, while a server that lost its leader still answers
+    /// reads. A caller that needs the epoch too must read this time before [`epoch`](Self::epoch).
+    fn last_confirmed(&self) -> Option<BootTime>;
 
-    /// Returns the session timeout that the server granted, but at most the configured one. Before the first session,
-    /// returns the configured session timeout.
+    /// Returns the session timeout that the server granted. Before the first session, returns the configured one.
     fn session_timeout(&self) -> Duration;
 
     /// Returns an error with the reason if the ensemble does not respond at present; for `/readyz`.

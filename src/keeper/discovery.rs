@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::api::{Keeper, KeeperError};
+use super::api::{Keeper, KeeperError, Node};
 use super::paths;
 use crate::broker::{PartitionId, PartitionInfo};
 
@@ -95,11 +95,13 @@ fn broker_address(data: &[u8], protocol: &str) -> Option<String> {
 
 /// Returns the partitions of a topic with their leaders, sorted by number.
 pub fn partitions(keeper: &dyn Keeper, topic: &str) -> Result<Vec<PartitionInfo>, DiscoveryError> {
-    let mut partitions = Vec::new();
-    for partition in partition_ids(keeper, topic)? {
-        partitions.push(PartitionInfo { partition, leader: leader(keeper, topic, partition)? });
-    }
-    Ok(partitions)
+    let ids = partition_ids(keeper, topic)?;
+    let states: Vec<String> = ids.iter().map(|partition| paths::partition_state(topic, *partition)).collect();
+    let nodes = keeper.read_all(&states);
+    let info = |((partition, path), node): ((PartitionId, String), Result<Option<Node>, KeeperError>)| {
+        Ok(PartitionInfo { partition, leader: leader(path, node?)? })
+    };
+    ids.into_iter().zip(states).zip(nodes).map(info).collect()
 }
 
 /// Returns the numbers of the partitions of a topic, sorted.
@@ -117,11 +119,9 @@ fn parse_topic(data: &[u8]) -> Option<Vec<PartitionId>> {
     Some(ids)
 }
 
-/// Returns the leader of a partition; `None` if it has no leader. Fails if it has no state node, which is created
-/// shortly after the topic.
-fn leader(keeper: &dyn Keeper, topic: &str, partition: PartitionId) -> Result<Option<i32>, DiscoveryError> {
-    let path = paths::partition_state(topic, partition);
-    let node = keeper.read(&path)?;
+/// Returns the leader of a partition by its state node; `None` if it has no leader. Fails if it has no state node, which
+/// is created shortly after the topic.
+fn leader(path: String, node: Option<Node>) -> Result<Option<i32>, DiscoveryError> {
     let state = node.and_then(|node| serde_json::from_slice::<StateNode>(&node.data).ok());
     let state = state.ok_or(DiscoveryError::Unreadable(path))?;
     Ok((state.leader >= 0).then_some(state.leader))

@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::api::{Epoch, Keeper, KeeperError, Lifetime, Node};
+use super::api::{Change, Epoch, Keeper, KeeperError, Lifetime, Node};
 use super::paths::parent_of;
+use crate::clock::BootTime;
 use crate::locks::lock;
 
 /// An ensemble: the tree of nodes and the sessions. Clones share the same ensemble.
@@ -40,9 +41,8 @@ struct ClientState {
     /// Id of the client's session; `None` before the first call and after the end of the session.
     session: Option<i64>,
     epoch: Epoch,
-    /// The value of [`Keeper::last_confirmed`]. It is updated to the present when it is read, unless the client is
-    /// unreachable.
-    last_confirmed: Option<Instant>,
+    /// The value of [`Keeper::last_confirmed`].
+    last_confirmed: Option<BootTime>,
     cut_off: bool,
     closed: bool,
     /// Number of next creates, writes and deletes that are carried out, but whose responses are lost.
@@ -89,9 +89,7 @@ impl InMemoryEnsemble {
 
     /// Sets whether the ensemble responds to its clients.
     pub(crate) fn set_reachable(&self, reachable: bool) {
-        let mut state = lock(&self.state);
-        state.update_confirmed();
-        state.reachable = reachable;
+        lock(&self.state).reachable = reachable;
     }
 }
 
@@ -99,9 +97,7 @@ impl InMemoryKeeper {
     /// Sets whether the ensemble responds to this client. An unreachable client keeps its session until the test
     /// expires it.
     pub(crate) fn set_reachable(&self, reachable: bool) {
-        let mut state = lock(&self.state);
-        state.update_confirmed();
-        state.clients[self.client].cut_off = !reachable;
+        lock(&self.state).clients[self.client].cut_off = !reachable;
     }
 
     /// Makes the next `count` creates, writes and deletes return `Unreachable` although they are carried out.
@@ -124,7 +120,9 @@ impl InMemoryKeeper {
             client.lost_responses -= 1;
             return Err(KeeperError::Unreachable("the response was lost".into()));
         }
-        client.last_confirmed = Some(Instant::now());
+        if is_change && result.is_ok() {
+            client.last_confirmed = Some(BootTime::now());
+        }
         result
     }
 }
@@ -153,19 +151,9 @@ impl EnsembleState {
     }
 
     fn end_session(&mut self, client: usize) {
-        self.update_confirmed();
+        self.clients[client].last_confirmed = None;
         if let Some(session) = self.clients[client].session.take() {
             self.nodes.retain(|_, node| node.ephemeral_owner != session);
-        }
-    }
-
-    /// Sets `last_confirmed` to the present for each client whose heartbeats would succeed. Called before a change that
-    /// may make the heartbeats fail.
-    fn update_confirmed(&mut self) {
-        for client in 0..self.clients.len() {
-            if self.check_reachable(client).is_ok() && self.clients[client].session.is_some() {
-                self.clients[client].last_confirmed = Some(Instant::now());
-            }
         }
     }
 
@@ -196,12 +184,48 @@ impl EnsembleState {
         Ok(relative.filter(|name| !name.is_empty() && !name.contains('/')).map(str::to_owned).collect())
     }
 
+    fn write(&mut self, path: &str, data: &[u8], version: Option<i32>) -> Result<i32, KeeperError> {
+        let node = match version {
+            Some(version) => self.versioned(path, version)?,
+            None => self.nodes.get_mut(path).ok_or_else(|| KeeperError::NoNode(path.into()))?,
+        };
+        node.data = data.to_vec();
+        node.version += 1;
+        Ok(node.version)
+    }
+
+    fn delete(&mut self, path: &str, version: i32) -> Result<(), KeeperError> {
+        self.versioned(path, version)?;
+        if !self.children(path)?.is_empty() {
+            return Err(KeeperError::NotEmpty(path.into()));
+        }
+        self.nodes.remove(path);
+        Ok(())
+    }
+
+    /// Makes one change and returns the new version of a node that is written, otherwise 0.
+    fn change(&mut self, change: &Change, session: i64) -> Result<i32, KeeperError> {
+        match change {
+            Change::Check(path, None) if self.nodes.contains_key(path) => Ok(0),
+            Change::Check(path, None) => Err(KeeperError::NoNode(path.clone())),
+            Change::Check(path, Some(version)) => self.versioned(path, *version).map(|_| 0),
+            Change::Create(path, data, lifetime) => self.create(path, data, owner_of(*lifetime, session)).map(|()| 0),
+            Change::Write(path, data, version) => self.write(path, data, *version),
+            Change::Delete(path, version) => self.delete(path, *version).map(|()| 0),
+        }
+    }
+
     /// Returns the node if it has this version. A negative version never matches, although it means "any version" to a
     /// real server, because the seam has no unconditional write.
     fn versioned(&mut self, path: &str, version: i32) -> Result<&mut Node, KeeperError> {
         let node = self.nodes.get_mut(path).ok_or_else(|| KeeperError::NoNode(path.into()))?;
         if node.version == version { Ok(node) } else { Err(KeeperError::BadVersion(path.into())) }
     }
+}
+
+/// Returns the owner of a node that is created in `session`.
+fn owner_of(lifetime: Lifetime, session: i64) -> i64 {
+    if lifetime == Lifetime::Ephemeral { session } else { 0 }
 }
 
 impl Keeper for InMemoryKeeper {
@@ -214,40 +238,38 @@ impl Keeper for InMemoryKeeper {
     }
 
     fn create(&self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<(), KeeperError> {
-        self.call(true, |state, session| {
-            let owner = if lifetime == Lifetime::Ephemeral { session } else { 0 };
-            state.create(path, data, owner)
-        })
+        self.call(true, |state, session| state.create(path, data, owner_of(lifetime, session)))
     }
 
     fn write(&self, path: &str, data: &[u8], version: i32) -> Result<i32, KeeperError> {
-        self.call(true, |state, _| {
-            let node = state.versioned(path, version)?;
-            node.data = data.to_vec();
-            node.version += 1;
-            Ok(node.version)
-        })
+        self.call(true, |state, _| state.write(path, data, Some(version)))
     }
 
     fn delete(&self, path: &str, version: i32) -> Result<(), KeeperError> {
-        self.call(true, |state, _| {
-            state.versioned(path, version)?;
-            if !state.children(path)?.is_empty() {
-                return Err(KeeperError::NotEmpty(path.into()));
+        self.call(true, |state, _| state.delete(path, version))
+    }
+
+    fn multi(&self, changes: &[Change]) -> Result<Vec<i32>, KeeperError> {
+        self.call(true, |state, session| {
+            let before = state.nodes.clone();
+            let versions: Result<_, _> = changes.iter().map(|change| state.change(change, session)).collect();
+            if versions.is_err() {
+                state.nodes = before;
             }
-            state.nodes.remove(path);
-            Ok(())
+            versions
         })
+    }
+
+    fn session_id(&self) -> Option<i64> {
+        lock(&self.state).clients[self.client].session
     }
 
     fn epoch(&self) -> Epoch {
         lock(&self.state).clients[self.client].epoch
     }
 
-    fn last_confirmed(&self) -> Option<Instant> {
-        let mut state = lock(&self.state);
-        state.update_confirmed();
-        state.clients[self.client].last_confirmed
+    fn last_confirmed(&self) -> Option<BootTime> {
+        lock(&self.state).clients[self.client].last_confirmed
     }
 
     fn session_timeout(&self) -> Duration {
@@ -300,6 +322,28 @@ mod tests {
     }
 
     #[test]
+    fn several_changes_are_carried_out_together_or_not_at_all() {
+        let one = InMemoryEnsemble::new().connect(TIMEOUT);
+        one.create("/a", b"", Persistent).unwrap();
+        let create = Change::Create("/b".into(), b"b".to_vec(), Ephemeral);
+        let write = |version| Change::Write("/a".into(), b"x".to_vec(), version);
+        let wrong = one.multi(&[create.clone(), write(Some(7))]);
+        assert_eq!(wrong, Err(KeeperError::BadVersion("/a".into())));
+        assert_eq!(one.read("/b"), Ok(None));
+        assert_eq!(
+            one.multi(&[create, write(Some(0)), write(None), Change::Check("/b".into(), None)]),
+            Ok(vec![0, 1, 2, 0])
+        );
+        let delete = Change::Delete("/b".into(), 0);
+        assert_eq!(
+            one.multi(&[Change::Check("/c".into(), None), delete.clone()]),
+            Err(KeeperError::NoNode("/c".into()))
+        );
+        assert_eq!(one.multi(&[Change::Check("/a".into(), Some(2)), delete]), Ok(vec![0, 0]));
+        assert_eq!(one.read("/b"), Ok(None));
+    }
+
+    #[test]
     fn ephemeral_nodes_vanish_with_their_session_and_the_next_session_has_the_next_epoch() {
         let ensemble = InMemoryEnsemble::new();
         let (one, other) = (ensemble.connect(TIMEOUT), ensemble.connect(TIMEOUT));
@@ -327,11 +371,14 @@ mod tests {
         assert!(matches!(one.create("/late", b"", Ephemeral), Err(KeeperError::Unreachable(_))));
         assert!(other.read("/late").unwrap().is_some());
         one.set_reachable(false);
-        let frozen = one.last_confirmed();
         assert!(one.reachable().is_err() && one.read("/").is_err() && other.read("/").is_ok());
-        assert_eq!(one.last_confirmed(), frozen);
+        assert_eq!(one.last_confirmed(), None, "the only response was lost");
         one.set_reachable(true);
-        assert!(one.last_confirmed() > frozen);
+        one.read("/").unwrap();
+        assert_eq!(one.last_confirmed(), None, "a read proves nothing");
+        one.write("/late", b"", 0).unwrap();
+        assert!(one.last_confirmed().is_some());
+        assert!(one.write("/late", b"", 0).is_err());
         ensemble.set_reachable(false);
         assert!(one.reachable().is_err() && other.read("/").is_err());
     }

@@ -1,7 +1,7 @@
-//! The ZooKeeper seam: nodes, versions, sessions and ephemeral nodes, without the types of the zookeeper crate.
+//! The ZooKeeper seam: nodes, versions, sessions and ephemeral nodes.
 //!
-//! The trait [`Keeper`] has two implementations: `client` uses the zookeeper crate, gives every request a deadline and
-//! replaces a client that lost its connection; `in_memory` is for unit tests.
+//! The trait [`Keeper`] has two implementations: `client` speaks ZooKeeper's protocol, gives every request a deadline
+//! and keeps its session across lost connections; `in_memory` is for unit tests.
 //!
 //! Three rules for callers:
 //!
@@ -19,6 +19,6 @@ pub mod discovery;
 pub(crate) mod in_memory;
 pub mod paths;
 
-pub use api::{Epoch, Keeper, KeeperError, Lifetime, Node, SharedKeeper};
+pub use api::{Change, Epoch, Keeper, KeeperError, Lifetime, Node, SharedKeeper};
 pub use client::connect;
 pub use config::{KeeperConfig, chroot};

@@ -47,6 +47,11 @@ pub(crate) fn offset(group: &str, topic: &str, partition: PartitionId) -> String
     format!("{CONSUMERS}/{group}/offsets/{topic}/{partition}")
 }
 
+/// Returns the node of what is done ahead of the stored offset of a partition. The original ignores it.
+pub(crate) fn ahead(group: &str, topic: &str, partition: PartitionId) -> String {
+    format!("{CONSUMERS}/{group}/ahead/{topic}/{partition}")
+}
+
 /// Returns the node of a live broker: an ephemeral node that contains its endpoints.
 pub(crate) fn broker(id: &str) -> String {
     format!("{BROKER_IDS}/{id}")
@@ -73,25 +78,25 @@ pub(crate) fn offset_text(offset: Offset) -> Vec<u8> {
     offset.to_string().into_bytes()
 }
 
-/// Data of an offset node before the first store. The original also reads -1 as "no offset stored".
+/// Data of an offset node before the first store. The original reads every negative number as "no offset stored".
 pub(crate) const NOTHING_STORED: &[u8] = b"-1";
 
 /// An error: the data of an offset node is not an offset. Contains the beginning of the data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid stored offset {0:?}: it must be a decimal number from 0 on, or -1 for none")]
+#[error("invalid stored offset {0:?}: it must be a decimal number of at most 63 bits, negative for none")]
 pub struct BadOffset(pub String);
 
-/// Parses the data of an offset node; returns `None` for [`NOTHING_STORED`]. White space around the number is ignored,
-/// since an offset may be written by hand.
+/// Parses the data of an offset node; returns `None` for [`NOTHING_STORED`] and every other negative number. White space
+/// around the number is ignored, since an offset may be written by hand.
 pub(crate) fn parse_offset(data: &[u8]) -> Result<Option<Offset>, BadOffset> {
-    let text = data.trim_ascii();
-    if text == NOTHING_STORED {
-        return Ok(None);
-    }
-    let digits = str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_number = |text: &&str| {
+        let digits = text.strip_prefix('-').unwrap_or(text);
+        !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let number = str::from_utf8(data.trim_ascii()).ok().filter(is_number).and_then(|text| text.parse::<Offset>().ok());
     // Only the first 40 bytes are quoted, because the data of the node may be long.
     let bad = || BadOffset(String::from_utf8_lossy(&data[..data.len().min(40)]).into_owned());
-    digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or_else(bad)
+    number.map(|offset| (offset >= 0).then_some(offset)).ok_or_else(bad)
 }
 
 /// Returns the chroot as the prefix of a path: empty, or `/a/b` without a slash at the end. The error names the
@@ -165,6 +170,7 @@ mod tests {
         assert_eq!(group_id("g", "h:1"), "/consumers/g/ids/h:1");
         assert_eq!(owner("g", "t", 3), "/consumers/g/owners/t/3");
         assert_eq!(offset("g", "t", 3), "/consumers/g/offsets/t/3");
+        assert_eq!(ahead("g", "t", 3), "/consumers/g/ahead/t/3");
         assert_eq!(partition_state("t", 0), "/brokers/topics/t/partitions/0/state");
         assert_eq!(broker("7"), "/brokers/ids/7");
     }
@@ -186,7 +192,11 @@ mod tests {
         for (text, offset) in [("0", 0), ("42", 42), (" 7\n", 7), ("9223372036854775807", i64::MAX)] {
             assert_eq!(parse_offset(text.as_bytes()), Ok(Some(offset)), "{text:?}");
         }
-        for wrong in ["", " ", "-2", "+1", "1.0", "0x1", "9223372036854775808", "12a", "{}"] {
+        for none in ["-1", "-2", " -1 ", "-9223372036854775808"] {
+            assert_eq!(parse_offset(none.as_bytes()), Ok(None), "{none:?}");
+        }
+        let too_small = "-9223372036854775809";
+        for wrong in ["", " ", "-", "--1", "+1", "1.0", "0x1", "9223372036854775808", too_small, "12a", "{}"] {
             assert!(parse_offset(wrong.as_bytes()).is_err(), "{wrong:?}");
         }
         assert!(parse_offset(&[0xff, 0xfe]).is_err());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::access::AccessConfig;
 use super::content_coding::CommitCoding;
+use super::cors::AllowedOrigins;
 use crate::broker::{Engine, KafkaSettings, PartitionerKind, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{Settings, shutdown_grace};
@@ -62,6 +63,8 @@ pub struct Config {
     pub commit_timeout: Duration,
     /// `allowed_topics`, `credentials_file` and `rate_limits`.
     pub access: AccessConfig,
+    /// `allowed_origins`: origins whose pages may use kproxy; `None` answers without any of CORS.
+    pub(super) origins: Option<AllowedOrigins>,
     /// `broker_hosts`: bootstrap servers.
     pub broker_hosts: Vec<String>,
     /// `kafka_client`: the Kafka client library.
@@ -164,6 +167,7 @@ impl Config {
             ),
             commit_timeout,
             access: AccessConfig::from_section(section, problems),
+            origins: AllowedOrigins::from_section(section, problems),
             broker_hosts,
             engine,
             kafka,
@@ -276,6 +280,7 @@ mod tests {
         assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), format!("{minimal:?}"));
         // The keys without a default, with the examples of the reference.
         let examples = "admin_port: 5031
+allowed_origins: ['https://app.example', 'http://localhost:3000']
 allowed_topics: [audit, 'orders.*']
 credentials_file: ./conf/kproxy.credentials.yaml
 rate_limits:
@@ -364,6 +369,10 @@ rate_limits:
         let batch =
             load("max_in_flight_bytes: 20000000\nmax_batch_bytes: 20000001\nbroker_hosts: ['a:1']\n").unwrap_err();
         assert!(batch.len() == 1 && batch[0].starts_with("max_batch_bytes: is 20000001, but"), "{batch:?}");
+        let origins = load("allowed_origins: ['*', 'https://a/', null]\nbroker_hosts: ['a:1']\n").unwrap_err();
+        assert!(origins.len() == 1 && origins[0].starts_with("allowed_origins: "), "{origins:?}");
+        let origins = load("allowed_origins: ['*', 'https://a/', 'B']\nbroker_hosts: ['a:1']\n").unwrap_err();
+        assert!(origins.len() == 2 && origins[0].starts_with("allowed_origins: has \"https://a/\""), "{origins:?}");
         assert_eq!(load("port: 80\nadmin_port: 80\nbroker_hosts: ['a:1']\n").unwrap_err().len(), 1);
     }
 }

@@ -14,6 +14,7 @@ use super::access::{AccessControl, RateCharge};
 use super::answer::Failure;
 use super::batch::{BatchDefaults, BatchFormat, BatchItem, BatchLimits, BatchRequest, ParsedMessage, PendingBatch};
 use super::content_coding::{self, Coding, CommitCoding, DecodedLimit};
+use super::cors::AllowedOrigins;
 use super::headers;
 use super::in_flight::{PendingCommit, PendingMessage};
 use super::in_flight_slots::{InFlightSlots, SlotPool};
@@ -33,6 +34,8 @@ pub(super) struct CommitHandler {
     pub(super) metrics: Arc<KproxyMetrics>,
     /// `None` admits all clients: no access control is configured.
     pub(super) access: Option<AccessControl>,
+    /// `None` answers browsers like any other client.
+    pub(super) origins: Option<AllowedOrigins>,
     pub(super) slots: SlotPool,
     pub(super) max_message_bytes: usize,
     pub(super) commit_coding: CommitCoding,
@@ -270,9 +273,14 @@ impl CommitHandler {
             return self.refuse(head, None, &failure);
         }
         if let Some(response) = self.admin.answer(head) {
-            return response;
+            return self.preflight(head, "GET, HEAD").unwrap_or(response);
         }
         self.refuse(head, None, &Failure::unknown_path())
+    }
+
+    /// Returns the answer to a pre-flight request of a browser, if its origin is allowed.
+    fn preflight(&self, head: &Head, methods: &'static str) -> Option<Response> {
+        self.origins.as_ref().and_then(|origins| origins.preflight(head, methods))
     }
 
     /// Counts and logs a refused request, of which nothing was handed to the broker, and returns its answer.
@@ -350,9 +358,16 @@ impl Handler for CommitHandler {
                 }
                 Err(failure) => Admission::Refuse(self.refuse(head, Some(endpoint), &failure)),
             },
-            "OPTIONS" => Admission::Refuse(Response::new(200, "", "").with_header("Allow", "POST, OPTIONS")),
+            "OPTIONS" => {
+                let answer = || Response::new(200, "", "").with_header("Allow", "POST, OPTIONS");
+                Admission::Refuse(self.preflight(head, "POST").unwrap_or_else(answer))
+            }
             _ => Admission::Refuse(self.refuse(head, Some(endpoint), &Failure::method_not_allowed())),
         }
+    }
+
+    fn response_headers(&self, head: Option<&Head>) -> Vec<(&'static str, String)> {
+        self.origins.as_ref().map_or_else(Vec::new, |origins| origins.response_headers(head))
     }
 
     fn refusal(&self, status: u16, reason: &str) -> Response {

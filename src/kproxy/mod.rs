@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Reading order: `query`, `headers`, `content_coding` and `answer` (pure), `access` (which client may write what, and how much),
-//! `handler` (checks a request and hands its messages to the broker seam), `in_flight` (from the delivery report to
+//! `cors` (browsers), `handler` (checks a request and hands its messages to the broker seam), `in_flight` (from the delivery report to
 //! the answer), `batch` (many messages in one request), `in_flight_slots`, `producer_pool`, `metrics`, `log_fields`,
 //! `heap_trim`, `config`; this file only wires them. Invariant: 200 is answered only for messages that Kafka
 //! confirmed at the acks level of the request.
@@ -31,6 +31,7 @@ mod answer;
 mod batch;
 pub mod config;
 mod content_coding;
+mod cors;
 #[cfg(fuzzing)]
 pub mod fuzz_targets;
 mod handler;
@@ -97,6 +98,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         admin: admin.clone(),
         metrics: Arc::clone(&metrics),
         access: AccessControl::new(config.access.clone(), &registry, supervisor.reloads()),
+        origins: config.origins.clone(),
         slots: SlotPool::new(config.max_commits.get()),
         max_message_bytes: config.max_message_bytes.get(),
         commit_coding: config.commit_coding,

@@ -213,9 +213,9 @@ impl Dispatcher {
     }
 
     fn show_metrics(&self) {
-        let shown = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        self.context.metrics.window_in_use.set(shown(self.context.slots.in_use()));
-        self.context.metrics.in_flight_bytes.set(shown(self.channels.memory.used_bytes()));
+        self.context.show_window();
+        let bytes = i64::try_from(self.channels.memory.used_bytes()).unwrap_or(i64::MAX);
+        self.context.metrics.in_flight_bytes.set(bytes);
     }
 
     fn on_group(&mut self, event: GroupEvent) {

@@ -118,8 +118,8 @@ pub(super) enum WorkerMessage {
     Job(Box<Job>),
     /// The phase of a claim has changed: abandon its jobs that are over.
     Recheck,
-    /// A slot of the window is free.
-    SlotFree,
+    /// The worker has a slot of the window, which it was registered for.
+    SlotGranted,
     /// The dispatcher has ended, so the worker ends too.
     End,
 }

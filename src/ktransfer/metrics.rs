@@ -20,6 +20,8 @@ pub(super) struct Metrics {
     truncated: IntCounterVec,
     fetch_errors: IntCounterVec,
     restarts: IntCounterVec,
+    unreadable_offsets: IntGaugeVec,
+    unowned: IntGaugeVec,
 }
 
 /// The metrics of one module. Their labels are looked up once, when the module is created, except the partition of
@@ -58,6 +60,10 @@ pub(super) struct ModuleMetrics {
     pub(super) fetch_errors: IntCounter,
     /// Restarts of the module after one of its threads failed.
     pub(super) restarts: IntCounter,
+    /// Partitions assigned to this process whose stored offset is not readable.
+    pub(super) unreadable_offsets: IntGauge,
+    /// Partitions of the topic that no member of the group owns.
+    pub(super) unowned: IntGauge,
     offset_resets: IntCounterVec,
     stored_offset: IntGaugeVec,
 }
@@ -149,6 +155,16 @@ impl Metrics {
                 "Restarts after a thread of the module failed.",
                 &["module"],
             ),
+            unreadable_offsets: registry.gauge(
+                "ktransfer_unreadable_offsets",
+                "Partitions that are not read because their stored offset is no number.",
+                &["module"],
+            ),
+            unowned: registry.gauge(
+                "ktransfer_unowned_partitions",
+                "Partitions of the topic that no member of the group owns.",
+                &["module"],
+            ),
         }
     }
 
@@ -179,6 +195,8 @@ impl Metrics {
             truncated: self.truncated.with_label_values(&[module]),
             fetch_errors: self.fetch_errors.with_label_values(&[module]),
             restarts: self.restarts.with_label_values(&[module]),
+            unreadable_offsets: self.unreadable_offsets.with_label_values(&[module]),
+            unowned: self.unowned.with_label_values(&[module]),
             stored_offset: self.stored_offset.clone(),
         }
     }

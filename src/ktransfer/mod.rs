@@ -23,8 +23,8 @@
 //! in the channel hold at most `waiting_queue_size` messages. While the workers have enough to do the dispatcher receives
 //! no batch, and while the memory is used up or the channel is full nothing is read from Kafka. `names@M` runs only if a
 //! backend is configured by name. `starts@M` looks up where partitions without a stored offset begin, for `fetch@M`, and
-//! sends these offsets to the group. The daemon adds the threads `health`, `keeper@…` (the session with ZooKeeper) and,
-//! with `admin_port`, `admin-accept` and `admin-0`.
+//! sends these offsets to the group. The daemon adds the threads `health`, `keeper@…` and `keeper-send@…` (the session
+//! with ZooKeeper), `leases` (extends the claims of all modules) and, with `admin_port`, `admin-accept` and `admin-0`.
 //!
 //! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
 //! windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `policy` (retries), `give_up`.
@@ -45,6 +45,7 @@ mod method;
 mod metrics;
 mod module;
 mod policy;
+mod stop_report;
 mod template;
 #[cfg(test)]
 mod test_backend;
@@ -60,7 +61,7 @@ use std::time::Duration;
 
 use log::info;
 
-use crate::admin::{Admin, Component, Health};
+use crate::admin::{Admin, Health};
 use crate::broker::{self, BrokerConfig, FetcherConfig};
 use crate::http::{Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
 use crate::keeper::{self, SharedKeeper, discovery};
@@ -70,9 +71,11 @@ use crate::supervise::{Ended, Supervisor};
 
 use config::ModuleConfig;
 pub use config::{Config, load};
-use group::zookeeper::{ZookeeperGroup, ZookeeperGroupConfig};
+use group::Leases;
+use group::zookeeper::{GroupObservers, ZookeeperGroup, ZookeeperGroupConfig};
 use metrics::Metrics;
 use module::{Connectors, Module};
+use stop_report::StopReport;
 
 /// Timeout of one request to a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,7 +88,8 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Runs all modules until the supervisor's stop, then stops in order: first the modules, then the session with
 /// ZooKeeper, in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if `admin_port`
-/// cannot be opened, or if a module failed or did not stop within `shutdown_grace_ms`.
+/// cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store an offset or
+/// release a claim.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     let server = serve_operations(&config, &registry, &health, supervisor)?;
@@ -93,10 +97,14 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     // Two supervisors, since the modules must end before the session: they need it to release their partitions.
     let session = Supervisor::new("ktransfer", Stop::new());
     let keeper = keeper::connect(config.keeper.clone(), &session);
+    let leases = Leases::new(Arc::clone(&keeper));
+    let (extended, stop) = (Arc::clone(&leases), session.stop().clone());
+    session.spawn("leases", move || extended.run(&stop));
     let modules = Supervisor::new("modules", supervisor.stop().child());
 
     let metrics = Metrics::new(&registry);
     let shared = Arc::new(config);
+    let report = StopReport::default();
     for module_config in &shared.modules {
         let module = Module {
             config: module_config.clone(),
@@ -106,11 +114,21 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
             // The remaining fifth of the grace is for closing the session with ZooKeeper.
             grace: shared.shutdown_grace * 4 / 5,
             max_pause: shared.retry_interval,
+            report: report.clone(),
         };
-        let group_health = health.component(format!("group of {}", module_config.name));
-        let (shared, keeper, stop) = (Arc::clone(&shared), Arc::clone(&keeper), modules.stop().clone());
+        let membership = Membership {
+            keeper: Arc::clone(&keeper),
+            leases: Arc::clone(&leases),
+            observers: GroupObservers {
+                health: Some(health.component(format!("group of {}", module_config.name))),
+                unreadable: Some(module.metrics.unreadable_offsets.clone()),
+                unowned: Some(module.metrics.unowned.clone()),
+                report: report.clone(),
+            },
+        };
+        let (shared, stop) = (Arc::clone(&shared), modules.stop().clone());
         modules.spawn(format!("module@{}", module_config.name), move || {
-            module.run(&stop, |threads| connect(&shared, &module.config, &keeper, &group_health, threads));
+            module.run(&stop, |threads| connect(&shared, &module.config, &membership, threads));
         });
     }
 
@@ -129,16 +147,28 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 
     supervisor.stop().wait();
     let ended = modules.join(shared.shutdown_grace);
+    report.end_waits();
     keeper.close(shared.shutdown_grace / 10);
     session.stop().trigger();
     if let Some(server) = server {
         server.close();
     }
+    let mut failures = report.take();
     match ended {
-        Ended::Stopped => Ok(()),
-        Ended::Failed(failure) => Err(failure.to_string()),
-        Ended::StillRunning(left) => Err(format!("threads still running after shutdown_grace_ms: {}", left.join(", "))),
+        Ended::Stopped => {}
+        Ended::Failed(failure) => failures.push(failure.to_string()),
+        Ended::StillRunning(left) => {
+            failures.push(format!("threads still running after shutdown_grace_ms: {}", left.join(", ")));
+        }
     }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+}
+
+/// What the groups of a module need besides their configuration.
+struct Membership {
+    keeper: SharedKeeper,
+    leases: Arc<Leases>,
+    observers: GroupObservers,
 }
 
 /// Starts the HTTP server of `admin_port`; returns `None` if it is not configured. Fails if the port cannot be opened.
@@ -168,13 +198,13 @@ fn serve_operations(
 fn connect(
     config: &Config,
     module: &ModuleConfig,
-    keeper: &SharedKeeper,
-    group_health: &Component,
+    membership: &Membership,
     threads: &Supervisor,
 ) -> Result<Connectors, String> {
     let hosts = match &config.broker_hosts {
         Some(hosts) => hosts.clone(),
-        None => discovery::brokers(keeper.as_ref(), &config.kafka.protocol()).map_err(|cause| cause.to_string())?,
+        None => discovery::brokers(membership.keeper.as_ref(), &config.kafka.protocol())
+            .map_err(|cause| cause.to_string())?,
     };
     if hosts.is_empty() {
         let chroot = &config.keeper.chroot;
@@ -196,10 +226,14 @@ fn connect(
         group: module.name.to_string(),
         topic: module.topic.to_string(),
         offset_update_interval: module.offset_update_interval,
+        // A module has four fifths of the grace; half of these are for the pushes in flight.
+        leave_timeout: config.shutdown_grace * 3 / 10,
     };
+    let (keeper, leases) = (Arc::clone(&membership.keeper), Arc::clone(&membership.leases));
+    let group = ZookeeperGroup::new(group, keeper, leases).observed_by(membership.observers.clone());
     Ok(Connectors {
         fetcher: broker::fetcher(&broker, fetcher_config, threads)?,
         log_ends: broker::log_ends(&broker, threads)?,
-        group: Box::new(ZookeeperGroup::new(group, Arc::clone(keeper)).with_health(group_health.clone())),
+        group: Box::new(group),
     })
 }

@@ -16,6 +16,7 @@ use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, Sta
 use super::group::{Group, mailbox};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
+use super::stop_report::StopReport;
 use super::window_slots::WindowSlots;
 use super::worker::{Worker, WorkerChannels};
 use super::worker_context::WorkerContext;
@@ -66,6 +67,8 @@ pub(super) struct Module {
     pub(super) grace: Duration,
     /// Longest pause before the module is started again after a failure.
     pub(super) max_pause: Duration,
+    /// What the stop of the module could not do.
+    pub(super) report: StopReport,
 }
 
 impl Module {
@@ -99,6 +102,7 @@ impl Module {
                     let ended = threads.join(self.grace + GRACE_MARGIN);
                     let group_failed =
                         matches!(&ended, Ended::Failed(failure) if failure.thread.starts_with(GROUP_THREAD));
+                    let is_incomplete = matches!(&ended, Ended::StillRunning(_));
                     let reason = match ended {
                         Ended::Stopped => "stopped on request".to_owned(),
                         Ended::Failed(failure) => failure.to_string(),
@@ -107,6 +111,9 @@ impl Module {
                         }
                     };
                     if stop.is_triggered() {
+                        if is_incomplete {
+                            self.report.add(format!("module {name}: {reason}"));
+                        }
                         info!("module [{name}] end: {reason}");
                         return;
                     }

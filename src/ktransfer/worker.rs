@@ -7,10 +7,10 @@
 //! Invariants: no attempt begins without a valid lease; at most one request of a key is on the wire; the messages of a
 //! key are attempted in the order of their partition; every job is acknowledged exactly once.
 
+mod attempt_fields;
 mod jitter;
 mod key_queues;
 
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,8 +23,10 @@ use super::backends::BackendRotation;
 use super::give_up::{GiveUpReason, LastAttempt, give_up};
 use super::job::{Ack, Assignment, Job, JobEnd, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
+use super::window_slots::{Acquired, Left};
 use super::worker_context::WorkerContext;
 use crate::log_limited;
+use attempt_fields::AttemptFields;
 use jitter::Random;
 use key_queues::{KeyQueues, QueueId, Queued};
 
@@ -44,8 +46,11 @@ pub(super) struct Worker {
     random: Random,
     /// Whether the next turn goes to a retry rather than to a first attempt, where both are possible.
     is_turn_of_retries: bool,
-    /// Whether this worker waits for a slot of the window: it is registered, or a wake-up is on its way.
-    waits_for_slot: bool,
+    slot: SlotRequest,
+    /// Whether this worker has given up a slot, or its registration for one, because of a retry.
+    has_left_slot_queue: bool,
+    /// Number of grants of a slot that are on their way although the slot was returned already.
+    void_grants: usize,
     has_ended: bool,
 }
 
@@ -68,6 +73,12 @@ pub(super) trait PushAttempt: Send {
     /// Makes an attempt and returns its outcome; `None` if the claim or its lease prevented or ended it, so that the
     /// attempt does not count. `attempt` counts from 1.
     fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome>;
+
+    /// Closes the connections kept from earlier pushes if they have been idle for too long; returns when they will be,
+    /// or `None` if there are none.
+    fn close_idle(&mut self, _now: Instant) -> Option<Instant> {
+        None
+    }
 }
 
 impl PushAttempt for Pusher {
@@ -81,6 +92,21 @@ impl PushAttempt for Pusher {
             PushEnd::NotBegun | PushEnd::Aborted => None,
         }
     }
+
+    fn close_idle(&mut self, now: Instant) -> Option<Instant> {
+        Pusher::close_idle(self, now)
+    }
+}
+
+/// Whether a worker waits for a slot of the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotRequest {
+    /// It does not.
+    None,
+    /// It is registered, or the grant is on its way.
+    Waiting,
+    /// It has a slot for its next first attempt.
+    Granted,
 }
 
 /// A job that is not acknowledged yet.
@@ -134,7 +160,9 @@ impl Worker {
             rotation: BackendRotation::starting_at(number),
             random: Random::new(),
             is_turn_of_retries: false,
-            waits_for_slot: false,
+            slot: SlotRequest::None,
+            has_left_slot_queue: false,
+            void_grants: 0,
             has_ended: false,
         }
     }
@@ -142,10 +170,12 @@ impl Worker {
     /// Works until the dispatcher has ended.
     pub(super) fn run(mut self) {
         while !self.has_ended {
-            if self.step() {
+            // The step may have received the last message.
+            if self.step() || self.has_ended {
                 continue;
             }
-            let received = match self.queues.next_due() {
+            let idle_end = self.pusher.close_idle(Instant::now());
+            let received = match self.queues.next_due().into_iter().chain(idle_end).min() {
                 Some(due) => self.channels.inbox.recv_deadline(due),
                 None => self.channels.inbox.recv().map_err(RecvTimeoutError::from),
             };
@@ -174,8 +204,8 @@ impl Worker {
         match message {
             WorkerMessage::Job(job) => self.enqueue(job),
             WorkerMessage::Recheck => self.abandon_what_is_over(),
-            // Whoever has work looks for a slot before it blocks again.
-            WorkerMessage::SlotFree => {}
+            WorkerMessage::SlotGranted if self.void_grants > 0 => self.void_grants -= 1,
+            WorkerMessage::SlotGranted => self.slot = SlotRequest::Granted,
             WorkerMessage::End => self.has_ended = true,
         }
     }
@@ -201,7 +231,7 @@ impl Worker {
         if let Some((queue, pending)) = taken {
             self.attempt_or_wait(queue, pending);
         } else if !self.queues.has_fresh() {
-            self.stop_waiting_for_slot();
+            self.withdraw_slot_request();
         }
         is_taken
     }
@@ -216,20 +246,39 @@ impl Worker {
         if !self.queues.has_fresh() {
             return None;
         }
-        if !self.context.slots.try_acquire(self.number) {
-            self.waits_for_slot = true;
-            return None;
+        match self.slot {
+            SlotRequest::Granted => self.slot = SlotRequest::None,
+            SlotRequest::Waiting => return None,
+            SlotRequest::None => {
+                let is_back = std::mem::take(&mut self.has_left_slot_queue);
+                if let Acquired::Registered(granted) = self.context.slots.acquire(self.number, is_back) {
+                    self.tell_granted(granted);
+                    self.slot = SlotRequest::Waiting;
+                    return None;
+                }
+            }
         }
         let (queue, mut pending) = self.queues.take_fresh()?;
         pending.has_slot = true;
+        self.context.show_window();
         Some((queue, pending))
     }
 
-    /// Leaves the queue of workers that wait for a slot. Must be called before this worker does anything that takes
-    /// long: a wake-up that reached it meanwhile would leave a slot unused, so it is passed on.
-    fn stop_waiting_for_slot(&mut self) {
-        if std::mem::take(&mut self.waits_for_slot) {
-            self.wake(self.context.slots.leave(self.number));
+    /// Returns a slot that was granted and ends the wait for one. Must be called before this worker does anything that
+    /// takes long, since the slot would be unused meanwhile.
+    fn withdraw_slot_request(&mut self) {
+        self.has_left_slot_queue |= self.slot != SlotRequest::None && self.queues.has_fresh();
+        let was_granted = match std::mem::replace(&mut self.slot, SlotRequest::None) {
+            SlotRequest::None => false,
+            SlotRequest::Granted => true,
+            SlotRequest::Waiting => {
+                let left = self.context.slots.leave(self.number);
+                self.void_grants += usize::from(left == Left::Granted);
+                left == Left::Granted
+            }
+        };
+        if was_granted {
+            self.tell_granted(self.context.slots.release());
         }
     }
 
@@ -244,7 +293,7 @@ impl Worker {
     }
 
     fn attempt(&mut self, queue: QueueId, mut pending: PendingJob) {
-        self.stop_waiting_for_slot();
+        self.withdraw_slot_request();
         let attempt = pending.attempts.saturating_add(1);
         let servers = &self.context.config.backend_servers;
         let backend = self.rotation.next(servers.len(), pending.last_backend);
@@ -367,14 +416,14 @@ impl Worker {
 
     fn release_slot(&self, pending: &mut PendingJob) {
         if std::mem::take(&mut pending.has_slot) {
-            self.wake(self.context.slots.release());
+            self.tell_granted(self.context.slots.release());
         }
     }
 
-    fn wake(&self, worker: Option<usize>) {
+    fn tell_granted(&self, worker: Option<usize>) {
         if let Some(worker) = worker {
             // Fails only if that worker has ended, and then the module ends.
-            let _ = self.channels.workers[worker].send(WorkerMessage::SlotFree);
+            let _ = self.channels.workers[worker].send(WorkerMessage::SlotGranted);
         }
     }
 
@@ -390,32 +439,5 @@ impl Worker {
         if next == NextStep::Delivered {
             metrics.delivered.inc();
         }
-    }
-}
-
-/// The fields of an attempt's log line, with the names that the original uses.
-struct AttemptFields<'a> {
-    job: &'a Job,
-    url: &'a str,
-    attempt: u32,
-    outcome: &'a AttemptOutcome,
-    took: Duration,
-}
-
-impl fmt::Display for AttemptFields<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let AttemptFields { job, url, attempt, outcome, took } = self;
-        let message = &job.message;
-        write!(
-            formatter,
-            "url={url}, topic={}, partition={}, transid={}, method={}, datalen={}, attempt={attempt}, \
-             {outcome}, proctime={}ms",
-            message.from.topic,
-            message.from.partition,
-            message.offset,
-            job.method.as_deref().unwrap_or("*"),
-            message.value.as_ref().map_or(0, Vec::len),
-            took.as_millis()
-        )
     }
 }

@@ -1,5 +1,7 @@
 //! kproxy: what load balancers and browsers see.
 
+use serde_json::json;
+
 use crate::harness::http::{Client, Response};
 use crate::harness::{Kmonitor, Kproxy, Ktransfer, STOP_DEADLINE, cluster, configs, unique};
 
@@ -44,4 +46,67 @@ fn load_balancers_probe_every_daemon_without_a_warning() {
         let log = daemon.log();
         assert!(!log.contains("OPTIONS") && !log.contains("GET ") && !log.contains("refused"), "{log}");
     }
+}
+
+#[test]
+fn a_page_of_an_allowed_origin_may_post_and_read_every_answer() {
+    const ORIGIN: (&str, &str) = ("Origin", "https://app.example");
+    let topic = cluster().new_topic("browser", 1);
+    let config = configs::kproxy(cluster())
+        .set("allowed_origins", ["https://app.example", "http://localhost:3000"])
+        .set("allowed_topics", [&topic])
+        .set("max_request_size_bytes", 1000)
+        .set("rate_limits", json!([{"topics": ["*"], "requests_per_second": 1, "burst_seconds": 5}]));
+    let mut kproxy = Kproxy::start_ready(config);
+    let path = format!("/commit?topic={topic}");
+    let send = |method: &str, path: &str, fields: &[(&str, &str)], body: &[u8]| {
+        kproxy.connect().request(method, path, fields, body).unwrap()
+    };
+    let asks = [
+        ORIGIN,
+        ("Access-Control-Request-Method", "POST"),
+        ("Access-Control-Request-Headers", "authorization,x-kafka-header-tenant"),
+    ];
+    let preflight = send("OPTIONS", &path, &asks, b"");
+    assert_eq!(preflight.status, 204);
+    assert_eq!(preflight.header("Access-Control-Allow-Methods"), Some("POST"));
+    assert_eq!(preflight.header("Access-Control-Allow-Origin"), Some(ORIGIN.1));
+    let fields = preflight.header("Access-Control-Allow-Headers").unwrap();
+    assert!(fields.contains("Authorization") && fields.ends_with("x-kafka-header-tenant"), "{fields}");
+    for (method, path, body, status) in [
+        ("POST", &*path, &b"x"[..], 200),
+        ("POST", "/commit", b"x", 400),
+        ("POST", "/commit?topic=other", b"x", 403),
+        ("POST", "/nowhere", b"x", 404),
+        ("PUT", &path, b"x", 405),
+        ("POST", &path, &[b'x'; 2000], 413),
+        ("POST", &path, &[b'x'; 200_000], 413),
+        ("GET", "/healthz", b"", 200),
+        ("GET", "/metrics", b"", 200),
+    ] {
+        let answer = send(method, path, &[ORIGIN], body);
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
+        assert_eq!(answer.header("Access-Control-Allow-Origin"), Some(ORIGIN.1), "{method} {path}");
+        assert_eq!(
+            (answer.header("Vary"), answer.header("Access-Control-Expose-Headers")),
+            (Some("Origin"), Some("Retry-After"))
+        );
+    }
+    let limited = (0..100).map(|_| send("POST", &path, &[ORIGIN], b"x")).find(|answer| answer.status == 429).unwrap();
+    assert_eq!(limited.header("Access-Control-Allow-Origin"), Some(ORIGIN.1));
+    assert!(limited.header("Retry-After").is_some());
+
+    let other = send("OPTIONS", &path, &[&[("Origin", "https://evil.example")], &asks[1..]].concat(), b"");
+    assert_eq!((other.status, other.header("Access-Control-Allow-Origin")), (200, None));
+    let without = send("GET", "/healthz", &[], b"");
+    assert_eq!((without.header("Vary"), without.header("Access-Control-Allow-Origin")), (Some("Origin"), None));
+    kproxy.daemon.stop(STOP_DEADLINE);
+
+    let mut usual = Kproxy::start_usual(cluster());
+    let answer = usual.connect().request("POST", &path, &[ORIGIN], b"x").unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    for name in ["Vary", "Access-Control-Allow-Origin", "Access-Control-Expose-Headers"] {
+        assert_eq!(answer.header(name), None, "nothing changes without allowed_origins");
+    }
+    usual.daemon.stop(STOP_DEADLINE);
 }

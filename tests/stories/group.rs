@@ -15,7 +15,9 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use kafka_http_wrapper::broker::{Offset, PartitionId, PartitionInfo};
 use kafka_http_wrapper::keeper::{SharedKeeper, discovery};
 use kafka_http_wrapper::ktransfer::group::zookeeper::{ZookeeperGroup, ZookeeperGroupConfig};
-use kafka_http_wrapper::ktransfer::group::{Claim, Generation, Group, GroupCommand, GroupEvent, TimedFence, mailbox};
+use kafka_http_wrapper::ktransfer::group::{
+    Claim, Generation, Group, GroupCommand, GroupEvent, Leases, TimedFence, mailbox,
+};
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::{Ended, Supervisor};
 
@@ -43,10 +45,13 @@ struct Held(BTreeMap<PartitionId, (Generation, Arc<TimedFence>, Offset)>);
 /// whenever no event has arrived for 5 ms.
 fn run_member(address: &str, stop: &Stop) {
     let session = KeeperSession::connect(&[address.to_owned()], "/c");
-    let group = Box::new(new_group(&session.keeper));
+    let leases = Leases::new(Arc::clone(&session.keeper));
+    let group = Box::new(new_group(&session.keeper, &leases));
     let (commands, inbox) = mailbox();
     let (sender, events) = bounded(16);
     let loops = Supervisor::new("loops", Stop::new());
+    let leases_stop = loops.stop().clone();
+    loops.spawn("leases", move || leases.run(&leases_stop));
     loops.spawn_task("group@g", move || group.run(inbox, sender));
 
     let mut held = Held::default();
@@ -82,13 +87,14 @@ fn run_member(address: &str, stop: &Stop) {
     session.close();
 }
 
-fn new_group(keeper: &SharedKeeper) -> ZookeeperGroup {
+fn new_group(keeper: &SharedKeeper, leases: &Arc<Leases>) -> ZookeeperGroup {
     let config = ZookeeperGroupConfig {
         group: "g".into(),
         topic: "t".into(),
         offset_update_interval: Duration::from_millis(100),
+        leave_timeout: Duration::from_secs(3),
     };
-    ZookeeperGroup::new(config, Arc::clone(keeper))
+    ZookeeperGroup::new(config, Arc::clone(keeper), Arc::clone(leases))
 }
 
 impl Held {

@@ -1,21 +1,14 @@
 //! Backends that are hostile or broken, and messages that cannot be pushed: each ends in a delivery, a retry or in being
 //! given up, in bounded time and memory, and takes no slot of another key's.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::harness::fleet::{Arrival, Door, Ending, Fleet, Reply};
 use crate::harness::message::Message;
-use crate::harness::{Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
+use crate::harness::one_topic::{OneTopic, produce, wait_until_stored};
+use crate::harness::{ConfigFile, Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-
-#[track_caller]
-fn wait_until_stored(module: &str, topic: &str, offset: usize) {
-    wait_until(DEADLINE, &format!("offset {offset} is stored"), || {
-        cluster().stored_offset(module, topic, 0) == Some(offset as i64)
-    });
-}
 
 /// The replies that are no delivery, by the key of the message.
 fn hostile(key: &str, elsewhere: &str) -> Option<Reply> {
@@ -78,8 +71,8 @@ fn hostile_answers_end_in_giving_up_and_hold_up_no_other_key() {
     wait_until(DEADLINE, "the other keys are delivered", || {
         story.fleet.count(|arrival| arrival.is_delivered() && arrival.key().starts_with("good-")) == n_good
     });
-    story.wait_until_stored(keys.len() as i64 * 5);
-    let counts = requests(&story.fleet);
+    story.wait_until_stored(keys.len() * 5);
+    let counts = story.requests();
     for key in HOSTILE {
         assert_eq!(counts[key], 10, "{key}: five messages, two attempts each");
     }
@@ -104,7 +97,7 @@ fn a_backend_that_accepts_and_is_silent_or_closes_costs_only_a_retry() {
         .set("fail_retry_interval_ms", 20)
         .set("max_retry_interval_ms", 100);
     let mut member = Member::start(cluster, &module, "a", file);
-    wait_until_stored(cluster, &module, &topic, 60);
+    wait_until_stored(&module, &topic, 60);
     assert_eq!((fleet.n_delivered(), fleet.n_arrivals()), (60, 60), "each is delivered once, by the third backend");
     member.daemon.stop(STOP_DEADLINE);
 }
@@ -126,9 +119,8 @@ fn undecodable_messages_of_any_size_are_given_up_and_hold_up_nothing() {
     cluster.produce(&topic, 0, &messages);
     let (module, fleet) = (unique("poison"), Fleet::start(1, |_| Reply::ok()));
     let mut member = Member::start(cluster, &module, "a", configs::filtered_module(&topic, &fleet.addresses()));
-    wait_until_stored(cluster, &module, &topic, messages.len() as i64);
+    wait_until_stored(&module, &topic, messages.len());
     assert_eq!(fleet.n_arrivals(), messages.len() / 2, "only the good messages are pushed");
     assert_eq!(fleet.arrivals()[0].request.body, good);
     member.daemon.stop(STOP_DEADLINE);
 }
-

@@ -3,71 +3,17 @@
 //! The status decides as soon as it came. Whatever a backend does, each message ends in a delivery, a retry or in being
 //! given up, in bounded time and memory, and takes no slot of another key's.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant, SystemTime};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::fleet::{Arrival, Door, Ending, Fleet, Reply};
-use crate::harness::message::Message;
-use crate::harness::{Cluster, ConfigFile, Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
+use crate::harness::fleet::{Arrival, Ending, Fleet, Reply};
+use crate::harness::one_topic::{OneTopic, produce, requests, wait_until_stored};
+use crate::harness::{Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Appends `n_of_each` messages of each key to partition 0.
-fn produce(cluster: &Cluster, topic: &str, keys: &[&str], n_of_each: usize) {
-    let keys: Vec<&str> = (0..n_of_each).flat_map(|_| keys.iter().copied()).collect();
-    let messages: Vec<(&[u8], &[u8])> = keys.iter().map(|key| (key.as_bytes(), b"text".as_slice())).collect();
-    cluster.produce(topic, 0, &messages);
-}
-
-/// Returns the number of requests of each key.
-fn requests(fleet: &Fleet) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
-    for arrival in fleet.arrivals() {
-        *counts.entry(arrival.key()).or_default() += 1;
-    }
-    counts
-}
-
-#[track_caller]
-fn wait_until_stored(cluster: &Cluster, module: &str, topic: &str, offset: i64) {
-    wait_until(DEADLINE, &format!("offset {offset} is stored"), || {
-        cluster.stored_offset(module, topic, 0) == Some(offset)
-    });
-}
-
-/// Starts a fleet with `script`, a topic of one partition with these messages, and a module that pushes them.
-struct OneTopic {
-    topic: String,
-    module: String,
-    fleet: Fleet,
-    member: Member,
-}
-
-impl OneTopic {
-    fn start(
-        keys: &[&str],
-        n_of_each: usize,
-        script: impl Fn(&Arrival) -> Reply + Send + Sync + 'static,
-        change: impl FnOnce(ConfigFile) -> ConfigFile,
-    ) -> OneTopic {
-        let cluster = cluster();
-        let topic = cluster.new_topic("http", 1);
-        produce(cluster, &topic, keys, n_of_each);
-        let (module, fleet) = (unique("http"), Fleet::start(1, script));
-        let file = change(configs::module(&topic, &fleet.addresses()));
-        let member = Member::start(cluster, &module, "a", file);
-        OneTopic { topic, module, fleet, member }
-    }
-
-    #[track_caller]
-    fn wait_until_stored(&self, offset: i64) {
-        wait_until_stored(cluster(), &self.module, &self.topic, offset);
-    }
-}
 
 #[test]
 fn a_message_is_done_when_its_status_came_even_if_the_body_never_ends() {
@@ -81,7 +27,7 @@ fn a_message_is_done_when_its_status_came_even_if_the_body_never_ends() {
     // Without a read timeout, nothing but the status can end a push.
     let mut story = OneTopic::start(&keys, 2, script, |file| file.set("worker_num", 2).set("window_size", 4));
     story.wait_until_stored(8);
-    let counts = requests(&story.fleet);
+    let counts = story.requests();
     assert!(keys.iter().all(|key| counts[*key] == 2), "each message is pushed once: {counts:?}");
     story.member.daemon.stop(STOP_DEADLINE);
 }
@@ -106,7 +52,7 @@ fn an_answer_that_comes_before_the_request_is_written_counts() {
         .set("fail_retry_interval_ms", 50)
         .set("max_retry_times", 1);
     let mut member = Member::start(cluster, &module, "a", file);
-    wait_until_stored(cluster, &module, &topic, 3);
+    wait_until_stored(&module, &topic, 3);
     let counts = requests(&fleet);
     assert_eq!(counts["ok"], 1, "an early 200 is a delivery");
     assert_eq!(counts["too-large"], 2, "an early 413 is retried and then given up");
@@ -156,7 +102,7 @@ fn an_unusual_answer_still_has_its_status() {
     };
     let mut story = OneTopic::start(&keys, 2, script, |file| file.set("protocol.read_timeout_ms", 2000));
     story.wait_until_stored(12);
-    let counts = requests(&story.fleet);
+    let counts = story.requests();
     assert!(keys.iter().all(|key| counts[*key] == 2), "each message is delivered once: {counts:?}");
     story.member.daemon.stop(STOP_DEADLINE);
 }

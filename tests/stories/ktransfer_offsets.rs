@@ -138,6 +138,15 @@ fn a_topic_that_is_created_again_is_pushed_from_its_beginning_also_after_a_crash
     wait_for_delivered(&backend, "second", 30);
     wait_for_stored(cluster, &module, &topic, 0, 30);
     ktransfer.daemon.stop(STOP_DEADLINE);
+
+    // While it is stopped: only the id of the topic tells the two logs apart.
+    cluster.delete_topic(&topic);
+    cluster.create_topic(&topic, 1);
+    produce(cluster, &topic, 0, "third", 40);
+    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, file())]);
+    wait_for_delivered(&backend, "third", 40);
+    assert_eq!(resets(&ktransfer, &module, "recreated"), Some(1));
+    ktransfer.daemon.stop(STOP_DEADLINE);
 }
 
 #[test]

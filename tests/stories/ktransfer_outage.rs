@@ -110,6 +110,47 @@ fn reading_continues_where_it_was_after_a_broker_restarts() {
 }
 
 #[test]
+fn a_broker_that_is_down_holds_up_only_its_own_partitions() {
+    let cluster = Cluster::start(2);
+    let topic = cluster.new_topic("halves", N_PARTITIONS);
+    let backends = [Backend::start(), Backend::start()];
+    let file = |backend: &Backend| configs::module(&topic, &[backend.address()]);
+    let mut before = Ktransfer::start_ready(&cluster, &[("before", file(&backends[0]))]);
+    let leaders = cluster.leaders(&topic).expect("the topic exists");
+    let dead = leaders[&0];
+    let (lost, kept): (Vec<i32>, Vec<i32>) = (0..N_PARTITIONS).partition(|partition| leaders[partition] == dead);
+    assert!(!kept.is_empty(), "both brokers lead partitions: {leaders:?}");
+    let broker = &cluster.kafka_servers[usize::try_from(dead).expect("an id")];
+    broker.kill9();
+    before.daemon.wait_for_log("a broker cannot be reached for reading", DEADLINE);
+    let produce = |partitions: &[i32]| {
+        partitions.iter().for_each(|partition| cluster.produce(&topic, *partition, &[(b"k", b"v")]));
+    };
+    produce(&kept);
+    // A group that begins now places the partitions of the broker that runs, too.
+    let mut after = Ktransfer::start(configs::ktransfer(&cluster), &[("after", file(&backends[1]))]);
+    for backend in &backends {
+        backend.wait_for_requests(kept.len(), DEADLINE);
+    }
+    assert_eq!(before.readiness().0, 200, "the partitions of the other broker are read");
+    let (status, reason) = after.readiness();
+    assert_eq!(status, 503, "where the partitions without a leader begin is not known: {reason}");
+
+    broker.restart();
+    wait_until(DEADLINE, "all partitions have leaders", || {
+        cluster.leaders(&topic).is_some_and(|leaders| leaders.len() == N_PARTITIONS as usize)
+    });
+    produce(&lost);
+    for backend in &backends {
+        backend.wait_for_requests(N_PARTITIONS as usize, DEADLINE);
+    }
+    after.wait_until_ready();
+    for ktransfer in [&mut before, &mut after] {
+        ktransfer.daemon.stop(STOP_DEADLINE);
+    }
+}
+
+#[test]
 fn missing_and_wrong_module_files_are_named_and_ktransfer_exits_with_1() {
     let main_file = ConfigFile::of("ktransfer").set("module_enabled", ["missing", "wrong"]).text();
     let wrong = ConfigFile::of("module")

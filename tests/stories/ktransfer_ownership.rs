@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::fleet::{Arrival, Fleet, Reply};
-use crate::harness::{Cluster, Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
+use crate::harness::{Cluster, ConfigFile, Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -57,7 +57,7 @@ fn a_lost_zookeeper_connection_costs_seconds_and_not_a_session_timeout() {
     let module = unique("reconnect");
     let fleet = Fleet::start(1, |_| Reply::ok());
     let file = configs::module(&topic, &fleet.addresses());
-    let change = |config: crate::harness::ConfigFile| config.set("zk_timeout_ms", 30_000);
+    let change = |config: ConfigFile| config.set("zk_timeout_ms", 30_000);
     let mut member = Member::start_with(cluster, &module, "a", file, change);
     produce_to_each(cluster, &topic, N_PARTITIONS, "k", 1);
     fleet.wait_until_delivered(4, DEADLINE);
@@ -118,8 +118,7 @@ fn a_stop_that_cannot_store_its_offsets_ends_with_4_and_says_so() {
     let fleet = Fleet::start(1, |_| Reply::ok());
     // The offsets of these messages are not stored before the connection is lost.
     let file = configs::module(&topic, &fleet.addresses()).set("zk_offset_update_interval_sec", 60);
-    let change =
-        |config: crate::harness::ConfigFile| config.set("zk_timeout_ms", 30_000).set("shutdown_grace_ms", 3000);
+    let change = |config: ConfigFile| config.set("zk_timeout_ms", 30_000).set("shutdown_grace_ms", 3000);
     let mut member = Member::start_with(cluster, &module, "a", file, change);
     wait_until(DEADLINE, "the partition is owned and its beginning stored", || {
         cluster.stored_offset(&module, &topic, 0) == Some(0)

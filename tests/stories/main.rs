@@ -16,6 +16,8 @@ mod access;
 mod bodies;
 /// The Kafka seam: every engine behaves the same.
 mod broker_suite;
+/// kproxy: the programs of docs/clients.md.
+mod client_programs;
 /// kproxy: what load balancers and browsers see.
 mod clients;
 /// kproxy: each error answer, compared with the topic, while brokers are killed and topics are deleted.
@@ -44,6 +46,10 @@ mod keeper;
 mod kmonitor_delay;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
+/// ktransfer: hostile backends and messages that cannot be pushed.
+mod ktransfer_backends;
+/// ktransfer: recreated topics, new partitions, where reading begins.
+mod ktransfer_beginnings;
 /// ktransfer: three instances while everything around them fails once.
 mod ktransfer_faults;
 /// ktransfer: backends that answer early, late, wrongly or not at all.
@@ -68,6 +74,8 @@ mod native_outages;
 mod order;
 /// The whole path of a message through all three daemons.
 mod path;
+/// kproxy: a produce quota of the brokers.
+mod quota;
 /// kproxy: thousands of messages that the brokers refuse, beside other traffic.
 mod refusals;
 /// kproxy: stopped while many clients post.
@@ -79,3 +87,5 @@ mod threads;
 /// kproxy: HTTPS.
 #[cfg(feature = "tls")]
 mod tls;
+/// kproxy: what it knows of a topic beforehand, and rights that are denied and granted.
+mod topic_rules;

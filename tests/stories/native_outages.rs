@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::harness::http::{Client, Response, post_request};
-use crate::harness::oracle::{AnswerCheck, Answered, MessageId, check_answers, value_of};
+use crate::harness::oracle::{AnswerCheck, Answered, MessageId, check_answers, check_pushes, value_of};
 use crate::harness::{Cluster, Kproxy, configs, wait_until};
 
 /// Deadline for commits to succeed again. It is long, because a broker may be starting on the same machine.
@@ -174,6 +174,59 @@ fn batches_are_in_order_while_leaders_move_without_pause() {
         assert_eq!((check.n_not_stored, check.n_unknown), (0, 0), "acks={acks}: the deadline is long");
     }
     kproxy.daemon.stop(DEADLINE);
+}
+
+/// At acks=0 messages may be lost while leaders move; those that are stored are in order.
+#[test]
+fn batches_without_acknowledgement_are_in_order_while_leaders_move() {
+    let cluster = Cluster::start(3);
+    let kproxy = Kproxy::start_ready(configs::kproxy(&cluster).set("read_timeout_ms", 30_000));
+    let topic = cluster.new_topic_with("unconfirmed", 3, 3, &[("unclean.leader.election.enable", "false")]);
+    cluster.wait_for_in_sync(&topic, 3);
+    let stop = AtomicBool::new(false);
+    let posted: Vec<MessageId> = std::thread::scope(|scope| {
+        let post = |poster: usize| {
+            let (kproxy, topic, stop) = (&kproxy, &topic, &stop);
+            scope.spawn(move || {
+                let (mut client, mut ids) = (kproxy.connect(), Vec::new());
+                let key = format!("0.{poster}");
+                while !stop.load(Ordering::Relaxed) {
+                    let first = ids.len() as u64;
+                    let batch: Vec<MessageId> = (first..first + 200).map(|number| (key.clone(), number)).collect();
+                    let line = |id| {
+                        format!("{{\"key\":\"{key}\",\"value\":\"{}\"}}\n", String::from_utf8_lossy(&value_of(id)))
+                    };
+                    let body: String = batch.iter().map(line).collect();
+                    let path = format!("/commit_batch?topic={topic}&acks=0");
+                    let answer = client.request("POST", &path, NDJSON, body.as_bytes()).expect("kproxy answers");
+                    assert!([200, 503].contains(&answer.status), "{}", answer.text());
+                    ids.extend(batch);
+                }
+                ids
+            })
+        };
+        let posters: Vec<_> = (0..6).map(post).collect();
+        let (started, mut n_moves) = (Instant::now(), 0);
+        while started.elapsed() < outage_time() {
+            cluster.move_leaders(&topic);
+            n_moves += 1;
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        stop.store(true, Ordering::Relaxed);
+        eprintln!("{n_moves} moves of all leaders");
+        posters.into_iter().flat_map(|poster| poster.join().expect("a poster does not panic")).collect()
+    });
+    let stored = cluster.messages(&topic);
+    let id_of = |value: &[u8]| {
+        let text = String::from_utf8_lossy(value);
+        let (key, number) = text.rsplit_once('/').expect("a value of `value_of`");
+        (key.to_owned(), number.parse().expect("a number"))
+    };
+    let stored: Vec<MessageId> = stored.iter().map(|message| id_of(&message.value)).collect();
+    let check = check_pushes(&[], &posted, &stored);
+    eprintln!("{} posted, {} stored, {} of them again", posted.len(), stored.len(), check.n_repeats);
+    assert!(check.out_of_order.is_empty() && check.unknown.is_empty(), "{check:?}");
+    assert!(stored.len() > posted.len() / 20, "{} of {} stored", stored.len(), posted.len());
 }
 
 #[test]

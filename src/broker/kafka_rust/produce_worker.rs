@@ -153,10 +153,13 @@ impl<C: Completion> ProduceWorker<C> {
             && let Err(error) = &mut outcome
         {
             error.stored = Stored::Unknown;
-            // `Unreachable` would mean that nothing was sent.
-            if error.kind == AppendFailure::Unreachable {
+            // Every other kind would mean that nothing is stored.
+            if error.kind != AppendFailure::Closed {
                 error.kind = AppendFailure::TimedOut;
             }
+        }
+        if matches!(outcome, Ok(Appended { offset: Some(_), .. })) {
+            self.state.confirmed();
         }
         job.completion.complete(outcome);
         self.uncompleted.remove();

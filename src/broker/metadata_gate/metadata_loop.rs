@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{never, select};
 
 use super::gate::MetadataGate;
+use super::reachability::CheckHistory;
 use super::state::{MAX_LOOKUP_TIME, MetadataClient, ProducerEngine};
 use crate::broker::Completion;
 use crate::broker::topics::LookupAnswer;
@@ -23,10 +24,6 @@ const MIN_CHECK_TIME: Duration = Duration::from_millis(500);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Least pause between two checks.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
-/// Failed checks in a row after which appends are refused at once.
-const FAILURES_TO_REFUSE: u32 = 2;
-/// Time for which nothing but failed checks must have come from the brokers before appends are refused.
-const MIN_FAILING_TIME: Duration = Duration::from_secs(1);
 /// Number of topics refreshed at a time.
 const MAX_REFRESHED_AT_ONCE: usize = 16;
 /// Number of topics whose rules are read at a time, and the longest time for it: appends may wait for a lookup.
@@ -41,9 +38,7 @@ pub(super) struct MetadataLoop<C: Completion, E, M> {
     gate: Arc<MetadataGate<C, E>>,
     client: M,
     max_wait: Duration,
-    /// Failed checks in a row, and when the first of them began.
-    failures: u32,
-    failing_since: Option<Instant>,
+    checks: CheckHistory,
     /// No rules are read earlier.
     next_rules: Instant,
     rules_pause: Duration,
@@ -55,8 +50,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             gate,
             client,
             max_wait: wait.min(MAX_LOOKUP_TIME),
-            failures: 0,
-            failing_since: None,
+            checks: CheckHistory::default(),
             next_rules: Instant::now(),
             rules_pause: MIN_RULES_PAUSE,
         }
@@ -103,13 +97,11 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
         // refuse a new connection.
         let outcome = if self.gate.state.has_confirmed.swap(false, Ordering::Relaxed) { Ok(()) } else { outcome };
         if outcome.is_ok() {
-            (self.failures, self.failing_since) = (0, None);
+            self.checks.succeeded();
         } else if wait >= self.max_wait.min(MIN_CHECK_TIME) {
-            self.failures = self.failures.saturating_add(1);
-            self.failing_since.get_or_insert(started);
+            self.checks.failed(started);
         }
-        let has_failed_for_long = self.failing_since.is_some_and(|since| since.elapsed() >= MIN_FAILING_TIME);
-        self.gate.reachability.set(outcome, self.failures >= FAILURES_TO_REFUSE && has_failed_for_long);
+        self.gate.reachability.set(outcome, self.checks.is_unreachable(Instant::now()));
     }
 
     /// Refreshes the partition counts of some known topics. Appends to these topics do not wait for it.
@@ -158,7 +150,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
 
     /// Whether appends wait for a lookup that is due, or no broker responds.
     fn must_look_up_first(&self) -> bool {
-        self.failures > 0 || self.gate.state.read_topics().next_due().is_some_and(|due| due <= Instant::now())
+        self.checks.has_failed() || self.gate.state.read_topics().next_due().is_some_and(|due| due <= Instant::now())
     }
 
     /// Returns the longest time of the next lookup: less if an append has an earlier deadline.

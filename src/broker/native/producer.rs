@@ -226,6 +226,10 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
                 stored: Stored::Unknown,
                 reason: format!("no acknowledgement for topic {topic}: {reason}"),
             },
+            Outcome::Throttled(wait) => {
+                let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1);
+                not_stored(AppendFailure::Throttled { seconds }, format!("not stored in topic {topic}: {reason}"))
+            }
             Outcome::QueueFull => not_stored(AppendFailure::Full, "the producer's queue is full".to_owned()),
             Outcome::Closed(stored) => AppendError {
                 kind: AppendFailure::Closed,
@@ -315,8 +319,13 @@ struct NativeMetadata {
 
 impl MetadataClient for NativeMetadata {
     fn check_reachable(&mut self, wait: Duration) -> Result<(), String> {
-        let response = self.client.request(MetadataTopics::None, Instant::now() + wait);
-        response.map(|response| (self.sink)(&response)).map_err(|error| error.to_string())
+        match self.client.request(MetadataTopics::None, Instant::now() + wait) {
+            Ok(response) => (self.sink)(&response),
+            // A quota on requests delays the check.
+            Err(_) if self.client.is_throttled() => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        Ok(())
     }
 
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {

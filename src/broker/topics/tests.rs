@@ -208,3 +208,26 @@ fn rules_are_read_at_once_then_at_intervals_and_a_second_after_a_refusal() {
     topics.answer("t", LookupAnswer::Exists(2), at(start, 2_000)).expect("a result");
     assert_eq!(topics.known("t", None, at(start, 2_000)), yes(2));
 }
+
+#[test]
+fn names_that_do_not_exist_never_evict_known_topics() {
+    let (mut topics, _, start) = table();
+    for number in 0..MAX_TOPICS {
+        let name: Arc<str> = format!("t{number}").into();
+        topics.add(&name, 1, start).expect("the table has room");
+        topics.answer(&name, LookupAnswer::Exists(1), start).expect("a result");
+    }
+    for number in 0..2_000 {
+        let now = at(start, 2_000 * number);
+        let name: Arc<str> = format!("made-up{number}").into();
+        topics.add(&name, 1, now).expect("it is looked up");
+        assert_eq!(topics.answer(&name, LookupAnswer::DoesNotExist, now), None);
+        topics.answer(&name, LookupAnswer::DoesNotExist, at(now, 1_000)).expect("a result");
+    }
+    let known = (0..MAX_TOPICS).filter(|number| topics.known(&format!("t{number}"), None, start) == yes(1)).count();
+    assert_eq!((known, topics.topics.len()), (MAX_TOPICS, MAX_TOPICS));
+    // A topic that exists takes the place of another one.
+    topics.add(&"new".into(), 1, start).expect("it is looked up");
+    topics.answer("new", LookupAnswer::Exists(3), start).expect("a result");
+    assert_eq!((topics.known("new", None, start), topics.topics.len()), (yes(3), MAX_TOPICS));
+}

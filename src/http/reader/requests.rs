@@ -7,10 +7,10 @@ use super::clients::OnComplete;
 use crate::http::budget::ByteLease;
 use crate::http::connection::Phase;
 use crate::http::encode::EncodeOptions;
-use crate::http::handler::Admission;
+use crate::http::handler::{Admission, Handler};
 use crate::http::head::Framing;
 use crate::http::inbox::InboxMessage;
-use crate::http::message::{Request, Response};
+use crate::http::message::{Head, Request, Response};
 use crate::http::parser::{Parser, Progress};
 use crate::http::refusal::{Refusal, SHUTTING_DOWN};
 use crate::http::reply::Reply;
@@ -79,7 +79,8 @@ impl Reader {
                     Err(Rejection::Server(refusal)) => return self.refuse(index, refusal),
                     Err(Rejection::Handler(response)) => {
                         let head_only = self.client(index).parser.is_head_method();
-                        return self.answer_and_close(index, response, head_only);
+                        let headers = self.headers_of_current(index);
+                        return self.answer_and_close(index, response, headers, head_only);
                     }
                 },
                 Progress::Complete => {
@@ -156,11 +157,15 @@ impl Reader {
             keep_alive_seconds,
             is_http10: parsed.is_http10,
         };
+        let headers = response_headers(&*self.handler, Some(&parsed.head));
         connection.begin_hand_over();
         match then {
-            OnComplete::Respond(response) => connection.answer(&response, options),
+            OnComplete::Respond(mut response) => {
+                response.headers.extend(headers);
+                connection.answer(&response, options);
+            }
             OnComplete::Handle(then) => {
-                let reply = Reply::on(Arc::clone(&connection), options);
+                let reply = Reply::on(Arc::clone(&connection), options, headers);
                 let request = Request { head: parsed.head, body, lease };
                 // A panic drops the reply, which answers 500.
                 caught("handling a request", || then(request, reply));
@@ -172,14 +177,15 @@ impl Reader {
     /// Sends the server's own error response and closes the connection. Always returns true: the caller
     /// must call `apply_phase`.
     pub(super) fn refuse(&mut self, index: usize, refusal: Refusal) -> bool {
+        // Read before `take`, after which the parser no longer has the head.
+        let headers = self.headers_of_current(index);
         let client = self.client(index);
-        // Read before `take`, after which the parser no longer has the method.
         let head_only = client.parser.is_head_method();
         // If the handler has refused this request before, its response is sent instead.
         if client.is_refused()
             && let Some((_, _, OnComplete::Respond(response))) = client.parser.take()
         {
-            return self.answer_and_close(index, *response, head_only);
+            return self.answer_and_close(index, *response, headers, head_only);
         }
         self.metrics.refused(refusal.status);
         if let Some(limit) = refusal.limit {
@@ -187,11 +193,24 @@ impl Reader {
         }
         let response = panics::catch(|| self.handler.refusal(refusal.status, refusal.reason))
             .unwrap_or_else(|_| Response::text(refusal.status, refusal.reason));
-        self.answer_and_close(index, response, head_only)
+        self.answer_and_close(index, response, headers, head_only)
+    }
+
+    /// Returns the header fields that the response to the current request gets in addition.
+    fn headers_of_current(&mut self, index: usize) -> Vec<(&'static str, String)> {
+        let handler = Arc::clone(&self.handler);
+        response_headers(&*handler, self.client(index).parser.head().map(|parsed| &parsed.head))
     }
 
     /// Sends the last response of a connection. Always returns true: the caller must call `apply_phase`.
-    fn answer_and_close(&mut self, index: usize, response: Response, head_only: bool) -> bool {
+    fn answer_and_close(
+        &mut self,
+        index: usize,
+        mut response: Response,
+        headers: Vec<(&'static str, String)>,
+        head_only: bool,
+    ) -> bool {
+        response.headers.extend(headers);
         let head_limits = self.limits.head;
         let client = self.client(index);
         client.parser = Parser::new(head_limits);
@@ -205,4 +224,8 @@ impl Reader {
         connection.end_hand_over(false);
         true
     }
+}
+
+fn response_headers(handler: &dyn Handler, head: Option<&Head>) -> Vec<(&'static str, String)> {
+    caught("choosing response headers", || handler.response_headers(head)).unwrap_or_default()
 }

@@ -58,6 +58,11 @@ impl Handler for Echo {
         }
     }
 
+    fn response_headers(&self, head: Option<&Head>) -> Vec<(&'static str, String)> {
+        let value = head.and_then(|head| head.header("x-echo"));
+        value.map(|value| ("X-Echo", String::from_utf8_lossy(value).into_owned())).into_iter().collect()
+    }
+
     fn refusal(&self, status: u16, reason: &str) -> Response {
         Response::text(status, format!("refusal: {reason}"))
     }

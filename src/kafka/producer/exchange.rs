@@ -102,8 +102,11 @@ impl<M: ProducerMessage> Sender<M> {
     /// Takes the batches of one request out of the queue, with their records copied into builders; sorted by topic.
     fn take(&mut self) -> Vec<SentBatch> {
         let Sender { shared, level, buffers, broker, .. } = self;
+        let ending = shared.ending();
+        let mut throttled = Vec::new();
         let mut batches = shared.change(level, |level| {
             let (now, mut batches) = (Instant::now(), Vec::new());
+            throttled = level.end_throttled(*broker, now);
             level.take(*broker, now, |batch, topic, partition, bytes| {
                 batches.push(sent_batch(&batch, topic, partition, bytes, buffers));
             });
@@ -115,6 +118,7 @@ impl<M: ProducerMessage> Sender<M> {
             }
             batches
         });
+        ending.end_all(throttled);
         batches.sort_by(|left, right| left.topic.cmp(&right.topic));
         if self.level.acks == AcksLevel::None {
             let mut topics: Vec<_> = batches.iter().map(|batch| Arc::clone(&batch.topic)).collect();
@@ -178,11 +182,13 @@ impl<M: ProducerMessage> Sender<M> {
             let results = batches.iter().map(|_| (BatchResult::Stored(None), None)).collect();
             return self.apply(batches, results);
         };
+        let sent_bytes = batches.iter().map(|batch| batch.bytes.len()).sum();
         let mut hints = Vec::new();
         let mut outcomes = Outcomes::new(&response.partitions);
         let results = batches.iter().map(|batch| self.result_of(batch, &mut outcomes, &mut hints)).collect();
+        // Before the messages end, so that what is appended from then on waits, or is refused.
+        self.throttle(throttle_time(response.throttle_time_ms, version, FIRST_THROTTLED_PRODUCE), sent_bytes);
         self.apply(batches, results);
-        self.pause_for(throttle_time(response.throttle_time_ms, version, FIRST_THROTTLED_PRODUCE));
         if !hints.is_empty() {
             self.shared.doubt_partitions(&hints, &response.nodes);
         }

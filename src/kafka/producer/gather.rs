@@ -223,7 +223,16 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
 
     /// Passes the batches of one request to `broker` to `send` and marks them as in flight. Returns the time at which
     /// to call `take` again: `now` if the request is full and more batches wait, else the earliest end of a back-off.
-    pub fn take(&mut self, broker: BrokerId, now: Instant, mut send: impl FnMut(BatchToSend<M>)) -> Option<Instant> {
+    ///
+    /// `max_bytes`: upper bound of this request beside [`Limits::max_request_bytes`].
+    pub fn take(
+        &mut self,
+        broker: BrokerId,
+        now: Instant,
+        max_bytes: usize,
+        mut send: impl FnMut(BatchToSend<M>),
+    ) -> Option<Instant> {
+        let max_bytes = max_bytes.min(self.limits.max_request_bytes);
         let queue = self.schedule.queue(broker)?;
         self.schedule.end_backoffs(queue, now);
         let mut request_bytes = 0_usize;
@@ -240,9 +249,9 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
             }
             let (count, bytes) = match &partition.batch {
                 Some(batch) => (0, batch.bytes),
-                None => partition.next_batch(&self.limits),
+                None => partition.next_batch(&self.limits, max_bytes),
             };
-            if request_bytes > 0 && request_bytes.saturating_add(bytes) > self.limits.max_request_bytes {
+            if request_bytes > 0 && request_bytes.saturating_add(bytes) > max_bytes {
                 // The partition is the first of the next request, so that large batches of others cannot starve it.
                 self.schedule.push_first(index, queue);
                 return Some(now);
@@ -343,6 +352,23 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
             self.recycle(emptied);
             self.note_need_of_id(index);
         }
+    }
+
+    /// Ends each message that waits for `broker`, is in no batch, and has a deadline before `limit`.
+    pub fn expire_waiting(&mut self, broker: BrokerId, limit: Instant, end: &mut impl FnMut(EndedMessage<M>)) {
+        for partition in self.partitions.iter_mut().filter(|partition| partition.leader == Some(broker)) {
+            let message_count = &mut self.message_count;
+            partition.expire_waiting(limit, &mut |ended| {
+                *message_count -= 1;
+                end(ended);
+            });
+        }
+    }
+
+    /// Returns the bytes of the messages that wait for `broker`.
+    pub fn waiting_bytes(&self, broker: BrokerId) -> usize {
+        let partitions = self.partitions.iter().filter(|partition| partition.leader == Some(broker));
+        partitions.flat_map(|partition| &partition.waiting).map(Gathered::cost_bytes).sum()
     }
 
     /// Returns the time at which to call [`Gather::expire`]: not after the earliest deadline of all messages, and

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use log::info;
+
 use super::gather::{BatchToSend, Gather, PartitionIndex};
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::{BrokerId, EndedMessage, Limits, Outcome};
@@ -21,8 +23,10 @@ use crate::random::random;
 /// cost the client and the broker less than in a batch for each partition.
 const STICKY_TIME: Duration = Duration::from_millis(5);
 
-/// Time for which messages that need a producer id are refused after the cluster refused one.
-const REFUSAL_TIME: Duration = Duration::from_secs(2);
+/// Time for which messages that need a producer id are refused after the cluster refused one; it doubles with each
+/// further refusal up to the maximum.
+const MIN_REFUSAL_TIME: Duration = Duration::from_secs(1);
+const MAX_REFUSAL_TIME: Duration = Duration::from_secs(30);
 
 /// Name of a partition in a [`Gather`].
 pub(super) type PartitionName = (Arc<str>, i32);
@@ -77,8 +81,9 @@ struct LevelPartition {
 struct ProducerIdRefusal {
     code: i16,
     reason: Arc<str>,
-    /// Messages are refused until then.
+    /// Messages are refused until then, for this time.
     until: Instant,
+    time: Duration,
 }
 
 /// A message that has ended, with its outcome and the cause; `None` without a cause beyond the outcome.
@@ -155,6 +160,10 @@ impl<M: ProducerMessage> LevelState<M> {
         if self.gather.message_count() >= self.max_messages {
             return AfterAppend::End(message, Outcome::QueueFull, "");
         }
+        let message = match self.accept(index, message) {
+            Ok(message) => message,
+            Err(refused) => return refused,
+        };
         self.look_by(message.deadline());
         let topic = self.gather.leader(index).is_none().then(|| Arc::clone(message.topic()));
         match (self.gather.append(index, message), topic) {
@@ -259,8 +268,9 @@ impl<M: ProducerMessage> LevelState<M> {
         now: Instant,
         mut send: impl FnMut(BatchToSend<M>, &Arc<str>, i32, Option<Vec<u8>>),
     ) {
+        let max_bytes = self.max_request_bytes(broker);
         let LevelState { gather, partitions, retained, .. } = self;
-        gather.take(broker, now, |batch| {
+        gather.take(broker, now, max_bytes, |batch| {
             let index = batch.sending.partition;
             let partition = &mut partitions[index.0];
             partition.sent_to = Some(broker);
@@ -305,6 +315,7 @@ impl<M: ProducerMessage> LevelState<M> {
                     reason
                 }
             };
+            let outcome = self.outcome_after_quota(topic, number, outcome, now);
             (message, outcome, Some(reason))
         };
         expired.into_iter().map(with_reason).collect()
@@ -358,15 +369,24 @@ impl<M: ProducerMessage> LevelState<M> {
 
     /// The cluster refused a producer id. Returns whether it did not do so before, for the same reason.
     pub(super) fn refuse_producer_id(&mut self, code: i16, reason: &str, now: Instant) -> bool {
-        let is_new = self.refusal.as_ref().is_none_or(|refusal| *refusal.reason != *reason);
-        self.refusal = Some(ProducerIdRefusal { code, reason: Arc::from(reason), until: now + REFUSAL_TIME });
+        let earlier = self.refusal.as_ref();
+        let is_new = earlier.is_none_or(|refusal| *refusal.reason != *reason);
+        let time = match earlier {
+            None => MIN_REFUSAL_TIME,
+            // Several senders request an id at the same time.
+            Some(refusal) if now < refusal.until => refusal.time,
+            Some(refusal) => (refusal.time * 2).min(MAX_REFUSAL_TIME),
+        };
+        self.refusal = Some(ProducerIdRefusal { code, reason: Arc::from(reason), until: now + time, time });
         is_new
     }
 
     /// Takes over a producer id, unless another sender has obtained one in the meantime. Returns the brokers that may
     /// have a batch to send.
     pub(super) fn set_producer_id(&mut self, producer_id: i64, epoch: i16) -> Vec<BrokerId> {
-        self.refusal = None;
+        if self.refusal.take().is_some() {
+            info!("messages with acks=-1 are accepted again");
+        }
         // A connected sender can only have failed to obtain an id, which does not matter any more.
         for sender in self.senders.values_mut().filter(|sender| sender.disconnect.is_some()) {
             sender.last_failure.clear();

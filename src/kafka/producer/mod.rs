@@ -7,6 +7,7 @@
 //! - `level`: the messages of an acks level. `deadlines`: the thread that watches the time.
 //! - `sender`: the thread for one level and broker; `exchange`: one request of it; `sender_handle`: what other threads
 //!   see of it; `buffers`: its memory; `response`: what the error codes of a response say about a batch.
+//! - `throttling`: a sender whose broker throttles it; `quota`: its arithmetic.
 //! - `leaders`: who leads what; `refresh`: the thread that requests metadata.
 
 mod batch_size;
@@ -22,9 +23,11 @@ pub mod message;
 pub mod outcome;
 mod partition;
 mod partition_index;
+mod quota;
 mod refresh;
 mod response;
 mod schedule;
 mod sender;
 mod sender_handle;
 mod shared;
+mod throttling;

@@ -32,6 +32,9 @@ pub enum Outcome {
     Rejected(i16, Stored),
     /// The deadline of the message passed, or [`Gather::drain_all`](super::gather::Gather::drain_all) ended it.
     TimedOut(Stored),
+    /// The message was not sent, because a quota of the broker leaves no time for it before its deadline. The next
+    /// message can be sent after this time.
+    Throttled(Duration),
     /// The producer has as many messages as it may have; the message was not queued.
     QueueFull,
     /// The producer was closed before the broker confirmed the message.
@@ -43,7 +46,7 @@ impl Outcome {
     pub fn stored(&self) -> Stored {
         match self {
             Outcome::Appended(_) => Stored::Unknown,
-            Outcome::QueueFull => Stored::No,
+            Outcome::QueueFull | Outcome::Throttled(_) => Stored::No,
             Outcome::Rejected(_, stored) | Outcome::TimedOut(stored) | Outcome::Closed(stored) => *stored,
         }
     }

@@ -104,9 +104,10 @@ impl<M: Gathered> Partition<M> {
         }
     }
 
-    /// Returns the number of waiting messages that the next batch takes, and their bytes.
-    pub(super) fn next_batch(&self, limits: &Limits) -> (usize, usize) {
-        let max_bytes = limits.max_batch_bytes.min(self.max_records_bytes).min(self.size.max_bytes());
+    /// Returns the number of waiting messages that the next batch takes, and their bytes: at most `max_bytes`, unless it
+    /// is one message.
+    pub(super) fn next_batch(&self, limits: &Limits, max_bytes: usize) -> (usize, usize) {
+        let max_bytes = max_bytes.min(limits.max_batch_bytes).min(self.max_records_bytes).min(self.size.max_bytes());
         let (mut count, mut bytes) = (0, 0_usize);
         let max_count = if self.sent_alone > 0 { self.sent_alone } else { usize::MAX };
         for message in self.waiting.iter().take(max_count) {
@@ -288,6 +289,14 @@ impl<M: Gathered> Partition<M> {
     /// contains no other message.
     pub(super) fn expire(&mut self, now: Instant, end: &mut impl FnMut(EndedMessage<M>)) -> Vec<Option<M>> {
         self.end_while(|message| message.deadline() <= now, end)
+    }
+
+    /// Ends each message that is in no batch and has a deadline before `limit`.
+    pub(super) fn expire_waiting(&mut self, limit: Instant, end: &mut impl FnMut(EndedMessage<M>)) {
+        while let Some(message) = self.waiting.pop_front_if(|message| message.deadline() < limit) {
+            self.sent_alone = self.sent_alone.saturating_sub(1);
+            end((message, Outcome::TimedOut(Stored::No)));
+        }
     }
 
     /// Ends all messages, in order. Returns the emptied vector of a batch that is not in flight.

@@ -45,7 +45,11 @@ pub(super) struct Sender<M> {
     pub(super) last_used: Instant,
     pub(super) backoff: Backoff,
     /// No attempt to connect or to send is made earlier.
-    not_before: Option<Instant>,
+    pub(super) not_before: Option<Instant>,
+    /// Whether the level has a [`Quota`](super::quota::Quota) of this broker.
+    pub(super) has_quota: bool,
+    /// When the sender looks whether a pause is still wanted; `None` in a short one.
+    pub(super) next_probe: Option<Instant>,
     /// No producer id is requested earlier.
     next_id_request: Instant,
     /// Whether the messages that can be sent have waited for others (`linger.ms`).
@@ -67,6 +71,8 @@ impl<M: ProducerMessage> Sender<M> {
             last_used: Instant::now(),
             backoff,
             not_before: None,
+            has_quota: false,
+            next_probe: None,
             next_id_request: Instant::now(),
             has_lingered: false,
             buffers: Buffers::default(),
@@ -96,16 +102,6 @@ impl<M: ProducerMessage> Sender<M> {
             }
         }
         self.level.lock().senders.remove(&self.broker);
-    }
-
-    /// Waits if a pause has not ended; a spurious wake-up is possible.
-    fn is_paused(&mut self, now: Instant) -> bool {
-        let Some(due) = self.not_before.filter(|due| *due > now) else {
-            self.not_before = None;
-            return false;
-        };
-        thread::park_timeout(due - now);
-        true
     }
 
     /// Returns when there is something to do; `None` without messages for the broker.
@@ -207,7 +203,7 @@ impl<M: ProducerMessage> Sender<M> {
         self.disconnect();
         self.level.lock().set_failure(self.broker, reason);
         self.shared.doubt_leader(self.broker);
-        self.not_before = Some(Instant::now() + self.backoff.next());
+        (self.not_before, self.next_probe) = (Some(Instant::now() + self.backoff.next()), None);
     }
 
     fn disconnect(&mut self) {
@@ -216,15 +212,6 @@ impl<M: ProducerMessage> Sender<M> {
         level.end(self.broker, Activity::Idle);
         if let Some(sender) = level.senders.get_mut(&self.broker) {
             sender.disconnect = None;
-        }
-    }
-
-    /// Stops sending for the throttle time of a response. The broker does not read from this connection in the meantime
-    /// (KIP-219).
-    pub(super) fn pause_for(&mut self, throttle_time: Option<Duration>) {
-        if let Some(time) = throttle_time {
-            self.not_before = Some(Instant::now() + time);
-            self.level.lock().end(self.broker, Activity::Throttled);
         }
     }
 
@@ -247,7 +234,10 @@ impl<M: ProducerMessage> Sender<M> {
             Ok(response) => {
                 self.level.lock().end(self.broker, Activity::Idle);
                 let version = version.unwrap_or_default();
-                self.pause_for(throttle_time(response.throttle_time_ms, version, FIRST_THROTTLED_INIT_PRODUCER_ID));
+                let pause = throttle_time(response.throttle_time_ms, version, FIRST_THROTTLED_INIT_PRODUCER_ID);
+                if pause.is_some() {
+                    self.throttle(pause, 0);
+                }
                 // Also after a success, so that a broker whose ids cannot be used does not cause a busy loop.
                 self.next_id_request = Instant::now() + PRODUCER_ID_PAUSE;
                 self.take_over_producer_id(&response);

@@ -5,6 +5,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use super::outcome::BrokerId;
+use super::quota::Quota;
 use crate::kafka::connection::Disconnect;
 
 /// A broker that has not answered for this long may have lost its partitions: metadata is requested, again and again at
@@ -28,8 +29,6 @@ pub(super) enum Activity {
     RequestingProducerId,
     /// The response to a Produce request, or until the socket takes the request.
     Producing,
-    /// The end of the throttle time in a response.
-    Throttled,
 }
 
 /// The thread that sends to one broker.
@@ -43,6 +42,10 @@ pub(super) struct SenderHandle {
     pub(super) last_failure: String,
     /// When `last_failure` was set; `None` while the connection works.
     pub(super) failed_at: Option<Instant>,
+    /// What the broker throttles; `None` if it does not.
+    pub(super) quota: Option<Quota>,
+    /// Whether messages were refused because of `quota` since the sender last looked at it.
+    pub(super) has_refused: bool,
     activity: Activity,
     /// When the activity began.
     since: Option<Instant>,
@@ -99,10 +102,12 @@ impl SenderHandle {
         if !self.last_failure.is_empty() {
             return self.last_failure.clone();
         }
+        if self.quota.is_some_and(|quota| quota.until() > Instant::now()) {
+            return format!("a quota of broker {broker} delays the next request");
+        }
         match self.activity {
             Activity::Connecting => format!("there is no connection to broker {broker} yet"),
             Activity::RequestingProducerId => format!("broker {broker} has not assigned a producer id"),
-            Activity::Throttled => format!("a quota of broker {broker} delays the next request"),
             Activity::Producing => format!("broker {broker} has not answered an earlier request"),
             Activity::Idle => format!("broker {broker} has not confirmed the message"),
         }

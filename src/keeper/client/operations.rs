@@ -1,110 +1,135 @@
 //! Implements the operations on nodes with calls in the current session.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use zookeeper::{Acl, CreateMode, ZkError, ZkResult, ZooKeeper};
-
-use super::sessions::Sessions;
-use crate::keeper::api::{Epoch, Keeper, KeeperError, Lifetime, Node};
+use super::link::{CallKind, Link};
+use super::protocol::{self, Request, Response, error};
+use crate::clock::BootTime;
+use crate::keeper::api::{Change, Epoch, Keeper, KeeperError, Lifetime, Node};
 use crate::keeper::paths::parent_of;
 
 /// The implementation of [`Keeper`] for a real ensemble.
 pub(super) struct ZookeeperClient {
-    sessions: Arc<Sessions>,
+    link: Arc<Link>,
 }
 
 impl ZookeeperClient {
-    pub(super) fn new(sessions: Arc<Sessions>) -> ZookeeperClient {
-        ZookeeperClient { sessions }
+    pub(super) fn new(link: Arc<Link>) -> ZookeeperClient {
+        ZookeeperClient { link }
     }
 
     fn full_path(&self, path: &str) -> String {
-        self.sessions.config.full_path(path)
+        self.link.config.full_path(path)
+    }
+
+    /// Returns the change with the chroot before its path.
+    fn full_change(&self, change: &Change) -> Change {
+        let mut full = change.clone();
+        let path = match &mut full {
+            Change::Check(path, _)
+            | Change::Create(path, _, _)
+            | Change::Write(path, _, _)
+            | Change::Delete(path, _) => path,
+        };
+        *path = self.full_path(path);
+        full
+    }
+
+    fn full_multi(&self, changes: &[Change]) -> Request {
+        Request::multi(&changes.iter().map(|change| self.full_change(change)).collect::<Vec<_>>())
+    }
+
+    /// Makes one change and returns the body of the response.
+    fn change(&self, change: &Change) -> Result<Vec<u8>, KeeperError> {
+        let response = self.link.call(Request::change(&self.full_change(change)), CallKind::Write)?;
+        body_of(response, change.path())
     }
 
     /// Creates the nodes of the chroot that do not exist, as the original does.
     fn create_chroot(&self) -> Result<(), KeeperError> {
-        let chroot = &self.sessions.config.chroot;
+        let chroot = &self.link.config.chroot;
         let ends = chroot.match_indices('/').skip(1).map(|(end, _)| end);
         for end in ends.chain([chroot.len()]) {
-            let ancestor = chroot[..end].to_owned();
-            let acl = Acl::open_unsafe().clone();
-            match self.sessions.call(move |client| client.create(&ancestor, Vec::new(), acl, CreateMode::Persistent))? {
-                Ok(_) | Err(ZkError::NodeExists) => {}
-                Err(error) => return Err(node_error(error, "/")),
+            let create = Change::Create(chroot[..end].to_owned(), Vec::new(), Lifetime::Persistent);
+            match body_of(self.link.call(Request::change(&create), CallKind::Write)?, "/") {
+                Ok(_) | Err(KeeperError::NodeExists(_)) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 }
 
-fn node_of(result: ZkResult<(Vec<u8>, zookeeper::Stat)>, path: &str) -> Result<Option<Node>, KeeperError> {
-    match result {
-        Ok((data, stat)) => Ok(Some(Node { data, version: stat.version, ephemeral_owner: stat.ephemeral_owner })),
-        Err(ZkError::NoNode) => Ok(None),
-        Err(error) => Err(node_error(error, path)),
+/// Returns the body of a response without an error.
+fn body_of(response: Response, path: &str) -> Result<Vec<u8>, KeeperError> {
+    match response.error {
+        error::OK => Ok(response.body),
+        code => Err(node_error(code, path)),
     }
 }
 
-fn node_error(error: ZkError, path: &str) -> KeeperError {
-    match error {
-        ZkError::NoNode => KeeperError::NoNode(path.to_owned()),
-        ZkError::NodeExists => KeeperError::NodeExists(path.to_owned()),
-        ZkError::BadVersion => KeeperError::BadVersion(path.to_owned()),
-        ZkError::NotEmpty => KeeperError::NotEmpty(path.to_owned()),
-        ZkError::NoAuth => KeeperError::NoAuth(path.to_owned()),
-        other => KeeperError::Unreachable(format!("request failed: {other:?}")),
+fn node_error(code: i32, path: &str) -> KeeperError {
+    match code {
+        error::NO_NODE => KeeperError::NoNode(path.to_owned()),
+        error::NODE_EXISTS => KeeperError::NodeExists(path.to_owned()),
+        error::BAD_VERSION => KeeperError::BadVersion(path.to_owned()),
+        error::NOT_EMPTY => KeeperError::NotEmpty(path.to_owned()),
+        error::NO_AUTH => KeeperError::NoAuth(path.to_owned()),
+        other => KeeperError::Unreachable(format!("request failed with error {other}")),
     }
+}
+
+fn node_of(response: Response, path: &str) -> Result<Option<Node>, KeeperError> {
+    match body_of(response, path) {
+        Ok(body) => protocol::parse_node(&body).map(Some).ok_or_else(unreadable),
+        Err(KeeperError::NoNode(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn versions_of(response: Response, changes: &[Change]) -> Result<Vec<i32>, KeeperError> {
+    let first_path = changes.first().map_or("/", Change::path);
+    match protocol::parse_multi(&body_of(response, first_path)?).ok_or_else(unreadable)? {
+        Ok(versions) => Ok(versions),
+        Err(codes) => {
+            let is_cause = |code: i32| code != error::OK && code != error::RUNTIME_INCONSISTENCY;
+            let cause = codes.iter().zip(changes).find(|(code, _)| is_cause(**code));
+            Err(cause.map_or_else(unreadable, |(code, change)| node_error(*code, change.path())))
+        }
+    }
+}
+
+fn unreadable() -> KeeperError {
+    KeeperError::Unreachable("the response does not have the expected format".into())
 }
 
 impl Keeper for ZookeeperClient {
     fn children(&self, path: &str) -> Result<Vec<String>, KeeperError> {
-        let full = self.full_path(path);
-        self.sessions.call(move |client| client.get_children(&full, false))?.map_err(|error| node_error(error, path))
+        let response = self.link.call(Request::get_children(&self.full_path(path)), CallKind::Read)?;
+        protocol::parse_children(&body_of(response, path)?).ok_or_else(unreadable)
     }
 
     fn read(&self, path: &str) -> Result<Option<Node>, KeeperError> {
-        let full = self.full_path(path);
-        node_of(self.sessions.call(move |client| client.get_data(&full, false))?, path)
+        node_of(self.link.call(Request::get_data(&self.full_path(path)), CallKind::Read)?, path)
     }
 
     fn read_all(&self, paths: &[String]) -> Vec<Result<Option<Node>, KeeperError>> {
-        let current = match self.sessions.current() {
-            Ok(current) => current,
-            Err(error) => return vec![Err(error); paths.len()],
-        };
-        let read = |path: &String| {
-            let full = self.full_path(path);
-            move |client: &ZooKeeper| client.get_data(&full, false)
-        };
-        let outcomes = current.instance.call_all(self.sessions.call_timeout(), paths.iter().map(read).collect());
-        let results = paths.iter().zip(outcomes).map(|(path, outcome)| {
-            self.sessions.record(current.epoch, outcome).and_then(|result| node_of(result, path))
-        });
-        let mut nodes: Vec<_> = results.collect();
-        // `call_all` stops after the first call without a response, so the outcomes of later calls are missing.
-        nodes.resize(paths.len(), Err(KeeperError::Unreachable("an earlier read got no response".into())));
-        nodes
+        let requests = paths.iter().map(|path| Request::get_data(&self.full_path(path)));
+        let responses = self.link.call_all(requests, CallKind::Read);
+        paths.iter().zip(responses).map(|(path, response)| node_of(response?, path)).collect()
     }
 
     fn create(&self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<(), KeeperError> {
-        let mode = match lifetime {
-            Lifetime::Persistent => CreateMode::Persistent,
-            Lifetime::Ephemeral => CreateMode::Ephemeral,
-        };
-        let create = || {
-            let (full, data, acl) = (self.full_path(path), data.to_vec(), Acl::open_unsafe().clone());
-            self.sessions.call(move |client| client.create(&full, data, acl, mode))
-        };
-        let mut result = create()?;
+        let create = Change::Create(path.to_owned(), data.to_vec(), lifetime);
+        let mut result = self.change(&create);
         // The caller cannot create the chroot, because it is `/` in the caller's paths.
-        let is_below_root = !self.sessions.config.chroot.is_empty() && parent_of(path) == Some("/");
-        if is_below_root && matches!(result, Err(ZkError::NoNode)) {
+        let is_below_root = !self.link.config.chroot.is_empty() && parent_of(path) == Some("/");
+        if is_below_root && matches!(result, Err(KeeperError::NoNode(_))) {
             self.create_chroot()?;
-            result = create()?;
+            result = self.change(&create);
         }
-        result.map(drop).map_err(|error| node_error(error, path))
+        result.map(drop)
     }
 
     fn write(&self, path: &str, data: &[u8], version: i32) -> Result<i32, KeeperError> {
@@ -112,37 +137,49 @@ impl Keeper for ZookeeperClient {
             // A negative version means "any version" to the server, and the seam has no unconditional write.
             return Err(KeeperError::BadVersion(path.to_owned()));
         }
-        let (full, data) = (self.full_path(path), data.to_vec());
-        let result = self.sessions.call(move |client| client.set_data(&full, data, Some(version)))?;
-        result.map(|stat| stat.version).map_err(|error| node_error(error, path))
+        let body = self.change(&Change::Write(path.to_owned(), data.to_vec(), Some(version)))?;
+        protocol::parse_version(&body).ok_or_else(unreadable)
     }
 
     fn delete(&self, path: &str, version: i32) -> Result<(), KeeperError> {
         if version < 0 {
             return Err(KeeperError::BadVersion(path.to_owned()));
         }
-        let full = self.full_path(path);
-        self.sessions.call(move |client| client.delete(&full, Some(version)))?.map_err(|error| node_error(error, path))
+        self.change(&Change::Delete(path.to_owned(), version)).map(drop)
+    }
+
+    fn multi(&self, changes: &[Change]) -> Result<Vec<i32>, KeeperError> {
+        versions_of(self.link.call(self.full_multi(changes), CallKind::Multi)?, changes)
+    }
+
+    fn multi_all(&self, groups: &[Vec<Change>]) -> Vec<Result<Vec<i32>, KeeperError>> {
+        let requests = groups.iter().map(|changes| self.full_multi(changes));
+        let responses = self.link.call_all(requests, CallKind::Multi);
+        groups.iter().zip(responses).map(|(changes, response)| versions_of(response?, changes)).collect()
+    }
+
+    fn session_id(&self) -> Option<i64> {
+        self.link.session_id()
     }
 
     fn epoch(&self) -> Epoch {
-        self.sessions.epoch()
+        self.link.epoch()
     }
 
-    fn last_confirmed(&self) -> Option<Instant> {
-        self.sessions.last_confirmed()
+    fn last_confirmed(&self) -> Option<BootTime> {
+        self.link.last_confirmed()
     }
 
     fn session_timeout(&self) -> Duration {
-        self.sessions.session_timeout()
+        self.link.session_timeout()
     }
 
     fn reachable(&self) -> Result<(), String> {
-        self.sessions.reachable()
+        self.link.reachable()
     }
 
     fn close(&self, grace: Duration) {
-        self.sessions.close(grace);
+        self.link.close(grace);
     }
 }
 
@@ -153,14 +190,15 @@ mod tests {
     #[test]
     fn errors_about_a_node_become_the_variants_of_the_same_name() {
         let path = || "/a".to_owned();
-        for (error, expected) in [
-            (ZkError::NoNode, KeeperError::NoNode(path())),
-            (ZkError::NodeExists, KeeperError::NodeExists(path())),
-            (ZkError::BadVersion, KeeperError::BadVersion(path())),
-            (ZkError::NotEmpty, KeeperError::NotEmpty(path())),
-            (ZkError::NoAuth, KeeperError::NoAuth(path())),
+        for (code, expected) in [
+            (error::NO_NODE, KeeperError::NoNode(path())),
+            (error::NODE_EXISTS, KeeperError::NodeExists(path())),
+            (error::BAD_VERSION, KeeperError::BadVersion(path())),
+            (error::NOT_EMPTY, KeeperError::NotEmpty(path())),
+            (error::NO_AUTH, KeeperError::NoAuth(path())),
         ] {
-            assert_eq!(node_error(error, "/a"), expected);
+            assert_eq!(node_error(code, "/a"), expected);
         }
+        assert!(matches!(node_error(-112, "/a"), KeeperError::Unreachable(_)), "the session has expired");
     }
 }

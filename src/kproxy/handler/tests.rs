@@ -24,6 +24,7 @@ fn fixture() -> Fixture {
         admin: Admin::new(registry.clone(), Health::new()),
         metrics: Arc::new(KproxyMetrics::new(&registry)),
         access: None,
+        origins: None,
         slots: SlotPool::new(2),
         max_message_bytes: 100,
         commit_coding: CommitCoding::Keep,
@@ -150,7 +151,8 @@ fn a_coding_is_kept_decoded_or_refused() {
     let decoded = Ok((&b"hello"[..], vec![]));
     let as_it_is = Ok((GZIPPED, vec![]));
     let gzip = ("Content-Encoding", "gzip");
-    let rows: [(CommitCoding, &[(&str, &str)], Result<_, (u16, &str)>); 13] = [
+    type Row<'a, T> = (CommitCoding, &'a [(&'a str, &'a str)], Result<T, (u16, &'a str)>);
+    let rows: [Row<'_, _>; 13] = [
         (CommitCoding::Keep, &[gzip], kept("gzip")),
         (CommitCoding::Keep, &[("Content-Encoding", "br")], kept("br")),
         (CommitCoding::Keep, &[gzip, ("Content-Encoding", "identity, gzip")], kept("gzip, gzip")),
@@ -247,6 +249,34 @@ fn probes_of_load_balancers_are_answered_with_200() {
     }
     let text = String::from_utf8(fixture.registry.render()).unwrap();
     assert!(!text.contains("kproxy_commits_total{"), "none is counted as a refused request: {text}");
+}
+
+#[test]
+fn a_pre_flight_request_needs_no_credentials_and_an_allowed_origin() {
+    let mut fixture = fixture();
+    let credentials = "credentials: [{name: n, token: s3cret}]\n";
+    fixture.handler().access = Some(AccessControl::for_tests("", credentials, &fixture.registry));
+    let fields = |origin| [("Origin", origin), ("Access-Control-Request-Method", "POST")];
+    let (known, other) = ("https://app.example", "https://other.example");
+    let status = |fixture: &Fixture, target, origin| {
+        fixture.request_with("OPTIONS", target, &fields(origin), b"").try_recv().unwrap().status
+    };
+    assert_eq!(status(&fixture, "/commit", known), 200, "off by default");
+    assert_eq!(fixture.handler.response_headers(None), []);
+    fixture.handler().origins = Some(AllowedOrigins::Listed(vec![known.to_owned()]));
+    for (target, origin, expected) in [
+        ("/commit?topic=t", known, 204),
+        ("/commit_batch?topic=t", known, 204),
+        ("/metrics", known, 204),
+        ("/healthz", known, 204),
+        ("/commit?topic=t", other, 200),
+        ("/metrics", other, 200),
+        ("/nowhere", known, 404),
+    ] {
+        assert_eq!(status(&fixture, target, origin), expected, "{target} {origin}");
+    }
+    let posted = fixture.request_with("POST", "/commit?topic=t", &fields(known), b"x").try_recv().unwrap();
+    assert_eq!(posted.status, 401);
 }
 
 #[test]

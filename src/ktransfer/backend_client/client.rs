@@ -7,7 +7,6 @@
 //! is not followed, no proxy is used even if the environment names one, and no thread is started for a request.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ureq::Agent;
 use ureq::config::Config as AgentConfig;
@@ -15,16 +14,12 @@ use ureq::config::Config as AgentConfig;
 use super::connection::Timeouts;
 use super::connector::TcpConnector;
 use super::exchange::Exchange;
-use super::pusher::Pusher;
+use super::pusher::{MAX_IDLE_AGE, Pusher};
 use super::request::RequestBuilder;
 use super::resolver::{AgentResolver, BackendResolver};
 use crate::broker::PartitionId;
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::group::Generation;
-
-/// Idle timeout of a connection. It is below five seconds, the shortest keep-alive timeout in common use, because a
-/// request that is sent while the backend closes the connection fails and needs a retry.
-const MAX_IDLE_AGE: Duration = Duration::from_secs(4);
 
 /// The HTTP client of one module.
 pub(crate) struct HttpClient {

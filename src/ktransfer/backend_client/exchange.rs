@@ -165,12 +165,6 @@ impl Exchange {
         state.shut_down();
     }
 
-    /// Whether [`close`](Self::close) was called.
-    #[cfg(test)]
-    pub(super) fn is_closed(&self) -> bool {
-        self.lock().is_closed
-    }
-
     pub(super) fn take_buffers(&self) -> Box<PushBuffers> {
         let mut buffers = self.lock().buffers.take().unwrap_or_default();
         buffers.clear();
@@ -246,7 +240,9 @@ mod tests {
         exchange.begin(&assignment).unwrap();
         claim.fence.end();
         assert!(exchange.begin_request(&socket).is_err() && exchange.finish().is_aborted);
+        let held = Assignment::new(&crate::ktransfer::test_fixtures::claim(3, 8, None));
+        exchange.begin(&held).unwrap();
         exchange.close();
-        assert!(exchange.begin(&assignment).is_err() && exchange.is_closed());
+        assert!(exchange.begin_request(&socket).is_err() && exchange.begin(&held).is_err());
     }
 }

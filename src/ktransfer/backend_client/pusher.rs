@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::http::{Request, Response, header};
@@ -16,6 +17,10 @@ use crate::panics;
 /// Limit on the bytes of a response body that are read so that the connection can be reused. If the body is longer, the
 /// connection is closed.
 const MAX_RESPONSE_BYTES: u64 = 64 * 1024;
+
+/// Idle timeout of a connection. It is below five seconds, the shortest keep-alive timeout in common use, because a
+/// request that is sent while the backend closes the connection fails and needs a retry.
+pub(super) const MAX_IDLE_AGE: Duration = Duration::from_secs(4);
 
 /// How a push ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub(crate) struct Pusher {
     exchange: Arc<Exchange>,
     agent: Agent,
     new_agent: Box<dyn Fn() -> Agent + Send>,
+    /// When the connections of the agent have been idle for too long; `None` if it has none.
+    idle_end: Option<Instant>,
 }
 
 impl Pusher {
@@ -45,7 +52,7 @@ impl Pusher {
         exchange: Arc<Exchange>,
         new_agent: Box<dyn Fn() -> Agent + Send>,
     ) -> Pusher {
-        Pusher { requests, exchange, agent: new_agent(), new_agent }
+        Pusher { requests, exchange, agent: new_agent(), new_agent, idle_end: None }
     }
 
     /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
@@ -55,6 +62,22 @@ impl Pusher {
 
     /// Sends the message to `url`, waits for the response and returns the outcome. `attempt` counts from 1.
     pub(crate) fn push(&mut self, job: &Job, url: &str, attempt: u32) -> PushEnd {
+        let end = self.push_until_ended(job, url, attempt);
+        self.idle_end = Some(Instant::now() + MAX_IDLE_AGE);
+        end
+    }
+
+    /// Closes the connections if there was no push for [`MAX_IDLE_AGE`]; returns when that will be, or `None` if there
+    /// are no connections. The HTTP client closes idle connections only when it makes another request.
+    pub(crate) fn close_idle(&mut self, now: Instant) -> Option<Instant> {
+        if self.idle_end.is_some_and(|end| end <= now) {
+            self.agent = (self.new_agent)();
+            self.idle_end = None;
+        }
+        self.idle_end
+    }
+
+    fn push_until_ended(&mut self, job: &Job, url: &str, attempt: u32) -> PushEnd {
         loop {
             let request = match self.requests.request(job, url, attempt) {
                 Ok(request) => request,
@@ -75,12 +98,6 @@ impl Pusher {
             // Nothing was sent, because the idle connection was closed. The pool has no other connection to this
             // backend, so this ends with a new connection.
         }
-    }
-
-    /// Whether the client was closed: no further push begins.
-    #[cfg(test)]
-    pub(crate) fn is_closed(&self) -> bool {
-        self.exchange.is_closed()
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::broker::{LogIdentity, Offset, TopicId, TopicPartition};
+use crate::ktransfer::backend_client::PushEnd;
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::fetcher::{FetchedBatch, LogChange};
 use crate::ktransfer::group::{Mailbox, mailbox};
 use crate::ktransfer::job::{ClaimPhase, WorkerMessage};
 use crate::ktransfer::memory_budget::MemoryBudget;
-use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
+use crate::ktransfer::test_fixtures::{claim, job as new_job, module_config, worker_context};
 use crate::metrics::Registry;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -132,7 +133,8 @@ fn a_dispatcher_that_panics_ends_all_pushes() {
     drop(rig.dispatcher);
     assert_eq!(job.assignment.phase(), ClaimPhase::Ended);
     assert!(matches!(rig.inbox.try_iter().last(), Some(WorkerMessage::End)));
-    assert!(rig.context.http_client.pusher(0).is_closed());
+    let end = rig.context.http_client.pusher(0).push(&new_job(None, None, &[]), "http://a/", 1);
+    assert_eq!(end, PushEnd::NotBegun, "the HTTP client is closed");
 }
 
 #[test]

@@ -1,13 +1,18 @@
-//! Claims one partition, stores its offset and releases it: the protocol over ZooKeeper nodes.
+//! Claims partitions, stores their offsets and releases them: the protocol over ZooKeeper nodes.
 //!
 //! A claim consists of an ephemeral owner node with the member's id, and of the known version of the offset node.
-//! Claiming creates the offset node, or writes it once without changing its data. That write changes the node's
-//! version, so a late store of an earlier owner fails (fencing). Every step may fail, or ZooKeeper may carry it out
-//! late; it is safe to repeat.
+//! Claiming creates the offset node if it is missing, and writes it once without changing its data. That write changes
+//! the node's version, so a late store of an earlier owner fails (fencing). Every change is also conditional on the
+//! member's registration: it exists only in the session in which the member joined, so nothing is changed after that
+//! session has ended. Every step may fail, or ZooKeeper may carry it out without a response; it is safe to repeat.
+//!
+//! All functions work on several partitions, whose requests are in flight at the same time.
 
+use super::ahead;
+use super::mailbox::DoneAhead;
 use crate::broker::{Offset, PartitionId};
 use crate::keeper::paths::{self, BadOffset, create_with_parents};
-use crate::keeper::{Keeper, KeeperError, Lifetime};
+use crate::keeper::{Change, Keeper, KeeperError, Lifetime, Node};
 
 /// A group member in one session, which claims partitions of a topic.
 #[derive(Clone, Copy)]
@@ -17,6 +22,9 @@ pub(super) struct Claimant<'a> {
     pub(super) topic: &'a str,
     /// Id of this member in the current session.
     pub(super) id: &'a str,
+    /// The group has stored offsets of the topic: a partition without an offset node is new to it, and begins at offset
+    /// 0. Otherwise the node that a claim creates has no offset.
+    pub(super) group_has_offsets: bool,
 }
 
 /// How an attempt to claim a partition ended.
@@ -28,148 +36,294 @@ pub(super) enum ClaimOutcome {
         version: i32,
         /// The stored offset; `None` if none is stored.
         position: Option<Offset>,
+        /// What is stored beside the offset.
+        ahead: DoneAhead,
     },
-    /// The owner node of another member exists. Contains that member's id, empty if the node vanished before the read.
-    OwnedBy(String),
+    /// The owner node of another member exists.
+    Owned,
     /// The owner node is created, but the data of the offset node is no offset. A guessed position could lose messages.
     Unreadable(BadOffset),
+}
+
+/// What to store for a partition.
+#[derive(Debug)]
+pub(super) struct Store<'a> {
+    pub(super) partition: PartitionId,
+    /// Version of the offset node after the latest write of this member.
+    pub(super) version: i32,
+    /// The offset that the offset node contains.
+    pub(super) stored: Option<Offset>,
+    /// The offset that the offset node shall contain.
+    pub(super) next: Offset,
+    pub(super) ahead: &'a DoneAhead,
 }
 
 /// How an attempt to store an offset ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum StoreOutcome {
-    /// The offset is stored. Contains the new version of the offset node.
+    /// The offset is stored. Contains the version of the offset node.
     Stored(i32),
     /// Nothing is stored, because another client wrote or deleted the offset node: the claim has ended.
     Fenced,
 }
 
 impl Claimant<'_> {
-    /// Claims `partition`, unless another member has an owner node. Fails if a request fails or if another client wrote
-    /// the offset node at the same time. `group_has_offsets`: without an offset node the partition is new to the group,
-    /// and begins at offset 0; otherwise the node that is created has no offset.
-    pub(super) fn claim(&self, partition: PartitionId, group_has_offsets: bool) -> Result<ClaimOutcome, KeeperError> {
-        let owner = paths::owner(self.group, self.topic, partition);
-        match create_with_parents(self.keeper, &owner, self.id.as_bytes(), Lifetime::Ephemeral) {
-            Ok(()) => {}
-            // An earlier attempt of this member may have created the node, with its response lost.
-            Err(KeeperError::NodeExists(_)) => match self.keeper.read(&owner)? {
-                Some(node) if node.data == self.id.as_bytes() => {}
-                Some(node) => return Ok(ClaimOutcome::OwnedBy(String::from_utf8_lossy(&node.data).into_owned())),
-                None => return Ok(ClaimOutcome::OwnedBy(String::new())),
-            },
-            Err(error) => return Err(error),
-        }
-        let offset = paths::offset(self.group, self.topic, partition);
-        let Some(node) = self.keeper.read(&offset)? else {
-            let (data, position) = match group_has_offsets {
-                true => (paths::offset_text(0), Some(0)),
-                false => (paths::NOTHING_STORED.to_vec(), None),
-            };
-            create_with_parents(self.keeper, &offset, &data, Lifetime::Persistent)?;
-            return Ok(ClaimOutcome::Claimed { version: 0, position });
-        };
-        let position = match paths::parse_offset(&node.data) {
-            Ok(position) => position,
-            Err(bad) => return Ok(ClaimOutcome::Unreadable(bad)),
-        };
-        // Fails if an earlier owner stored an offset after the read above: the next attempt reads that offset.
-        let version = self.keeper.write(&offset, &node.data, node.version)?;
-        Ok(ClaimOutcome::Claimed { version, position })
+    fn registration(&self) -> String {
+        paths::group_id(self.group, self.id)
     }
 
-    /// Stores `next` if the offset node still has `version`.
-    pub(super) fn store(
+    fn owner(&self, partition: PartitionId) -> String {
+        paths::owner(self.group, self.topic, partition)
+    }
+
+    fn offset(&self, partition: PartitionId) -> String {
+        paths::offset(self.group, self.topic, partition)
+    }
+
+    fn ahead(&self, partition: PartitionId) -> String {
+        paths::ahead(self.group, self.topic, partition)
+    }
+
+    /// Makes each change only while this member's registration exists.
+    fn guarded(&self, changes: impl IntoIterator<Item = Change>) -> Vec<Change> {
+        std::iter::once(Change::Check(self.registration(), None)).chain(changes).collect()
+    }
+
+    /// Claims the partitions that have no owner node of another member. A result is an error if a request failed or if
+    /// another client wrote the offset node at the same time.
+    pub(super) fn claim_all(&self, partitions: &[PartitionId]) -> Vec<Result<ClaimOutcome, KeeperError>> {
+        let owned = self.create_owners(partitions);
+        let is_owner = |owned: &Result<bool, KeeperError>| matches!(owned, Ok(true));
+        let claimed: Vec<PartitionId> =
+            partitions.iter().zip(&owned).filter(|(_, owned)| is_owner(owned)).map(|(claimed, _)| *claimed).collect();
+        let mut fenced = self.fence_all(&claimed).into_iter();
+        let finish = |owned: Result<bool, KeeperError>| match owned? {
+            true => fenced.next().expect("a result for each partition"),
+            false => Ok(ClaimOutcome::Owned),
+        };
+        owned.into_iter().map(finish).collect()
+    }
+
+    /// Creates the owner nodes. Returns for each partition whether it has the owner node of this member.
+    fn create_owners(&self, partitions: &[PartitionId]) -> Vec<Result<bool, KeeperError>> {
+        let create = |partition: PartitionId| {
+            Change::Create(self.owner(partition), self.id.as_bytes().to_vec(), Lifetime::Ephemeral)
+        };
+        let creates: Vec<_> = partitions.iter().map(|partition| self.guarded([create(*partition)])).collect();
+        let results = partitions.iter().zip(&creates).zip(self.keeper.multi_all(&creates));
+        let finish = |((partition, change), result): ((&PartitionId, &Vec<Change>), Result<_, KeeperError>)| {
+            let owner = self.owner(*partition);
+            match result {
+                Err(KeeperError::NoNode(path)) if path == owner => {
+                    self.create_folder(&owner)?;
+                    self.keeper.multi(change).map(|_| true)
+                }
+                Err(KeeperError::NodeExists(_)) => self.take_owner(&owner, create(*partition)),
+                result => result.map(|_| true),
+            }
+        };
+        results.map(finish).collect()
+    }
+
+    /// Returns whether an existing owner node belongs to this member. A node that this process created in the current
+    /// session under another id (by an earlier member whose leave failed) is replaced.
+    fn take_owner(&self, owner: &str, create: Change) -> Result<bool, KeeperError> {
+        match self.keeper.read(owner)? {
+            // An earlier attempt of this member created the node, and its response was lost.
+            Some(node) if node.data == self.id.as_bytes() => Ok(true),
+            Some(node) if Some(node.ephemeral_owner) == self.keeper.session_id() => {
+                let replace = [Change::Delete(owner.to_owned(), node.version), create];
+                self.keeper.multi(&self.guarded(replace)).map(|_| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Reads the offsets of partitions that have the owner node of this member, and writes them once.
+    fn fence_all(&self, partitions: &[PartitionId]) -> Vec<Result<ClaimOutcome, KeeperError>> {
+        let read = |path: &dyn Fn(PartitionId) -> String| {
+            let paths: Vec<String> = partitions.iter().map(|partition| path(*partition)).collect();
+            self.keeper.read_all(&paths)
+        };
+        let (offsets, aheads) = (read(&|partition| self.offset(partition)), read(&|partition| self.ahead(partition)));
+        let plans: Vec<Result<Fencing, KeeperError>> = (partitions.iter().zip(offsets).zip(aheads))
+            .map(|((partition, offset), ahead)| self.plan_fencing(*partition, offset?, ahead?))
+            .collect();
+        let changes = |plan: &Fencing| plan.outcome.is_ok().then(|| plan.changes.clone());
+        let writes: Vec<_> = plans.iter().flatten().filter_map(changes).collect();
+        let mut written = self.keeper.multi_all(&writes).into_iter();
+        let finish = |plan: Result<Fencing, KeeperError>| match plan?.outcome {
+            Err(bad) => Ok(ClaimOutcome::Unreadable(bad)),
+            Ok((position, ahead)) => {
+                // Fails if an earlier owner stored an offset after the read above: the next attempt reads that offset.
+                let versions = written.next().expect("a result for each write")?;
+                let version = versions.get(1).copied().unwrap_or_default();
+                Ok(ClaimOutcome::Claimed { version, position, ahead })
+            }
+        };
+        plans.into_iter().map(finish).collect()
+    }
+
+    fn plan_fencing(
         &self,
         partition: PartitionId,
-        next: Offset,
-        version: i32,
+        offset: Option<Node>,
+        ahead: Option<Node>,
+    ) -> Result<Fencing, KeeperError> {
+        let path = self.offset(partition);
+        let offset = match offset {
+            Some(node) => node,
+            None => {
+                let data = match self.group_has_offsets {
+                    true => paths::offset_text(0),
+                    false => paths::NOTHING_STORED.to_vec(),
+                };
+                create_with_parents(self.keeper, &path, &data, Lifetime::Persistent)?;
+                Node { data, version: 0, ephemeral_owner: 0 }
+            }
+        };
+        let position = match paths::parse_offset(&offset.data) {
+            Ok(position) => position,
+            Err(bad) => return Ok(Fencing { changes: Vec::new(), outcome: Err(bad) }),
+        };
+        let stored = |node: &Node| ahead::decode(&node.data, position?, offset.version);
+        let known = ahead.as_ref().and_then(stored);
+        let mut changes = vec![Change::Write(path, offset.data.clone(), Some(offset.version))];
+        if ahead.is_some_and(|node| known.is_some() || node.data != ahead::VOID) {
+            let data = match (position, &known) {
+                (Some(position), Some(known)) => ahead::encode(position, next_version(offset.version), known),
+                _ => ahead::VOID.to_vec(),
+            };
+            changes.push(Change::Write(self.ahead(partition), data, None));
+        }
+        Ok(Fencing { changes: self.guarded(changes), outcome: Ok((position, known.unwrap_or_default())) })
+    }
+
+    /// Stores offsets, and what is done ahead of them. Each store is conditional on the version of the offset node.
+    pub(super) fn store_all(&self, stores: &[Store<'_>]) -> Vec<Result<StoreOutcome, KeeperError>> {
+        let groups: Vec<_> = stores.iter().map(|store| self.changes_of(store)).collect();
+        let results = self.keeper.multi_all(&groups);
+        let outcomes = stores.iter().zip(&groups).zip(results);
+        outcomes.map(|((store, changes), result)| self.outcome_of(store, changes, result)).collect()
+    }
+
+    fn outcome_of(
+        &self,
+        store: &Store<'_>,
+        changes: &[Change],
+        mut result: Result<Vec<i32>, KeeperError>,
     ) -> Result<StoreOutcome, KeeperError> {
-        let offset = paths::offset(self.group, self.topic, partition);
-        match self.keeper.write(&offset, &paths::offset_text(next), version) {
-            Ok(version) => Ok(StoreOutcome::Stored(version)),
-            Err(KeeperError::BadVersion(_) | KeeperError::NoNode(_)) => Ok(StoreOutcome::Fenced),
+        let (offset, ahead) = (self.offset(store.partition), self.ahead(store.partition));
+        if result == Err(KeeperError::NoNode(ahead.clone())) {
+            create_if_missing(self.keeper, &ahead)?;
+            result = self.keeper.multi(changes);
+        }
+        match result {
+            // The first change is the check of the registration, the second one that of the offset node.
+            Ok(versions) => {
+                let version = versions.get(1).copied().unwrap_or_default();
+                Ok(StoreOutcome::Stored(version.max(store.version)))
+            }
+            Err(KeeperError::BadVersion(path) | KeeperError::NoNode(path)) if path == offset => {
+                Ok(StoreOutcome::Fenced)
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// Deletes the owner node if it contains the id of this member.
-    pub(super) fn release(&self, partition: PartitionId) -> Result<(), KeeperError> {
-        self.delete_owner(partition, self.id)
+    fn changes_of(&self, store: &Store<'_>) -> Vec<Change> {
+        let offset = self.offset(store.partition);
+        let (change, version) = match store.stored == Some(store.next) {
+            true => (Change::Check(offset, Some(store.version)), store.version),
+            false => {
+                let data = paths::offset_text(store.next);
+                (Change::Write(offset, data, Some(store.version)), next_version(store.version))
+            }
+        };
+        let mut changes = vec![change];
+        // Without anything to say, an earlier node becomes void, because it belongs to an earlier version.
+        if *store.ahead != DoneAhead::default() || version == store.version {
+            let data = ahead::encode(store.next, version, store.ahead);
+            changes.push(Change::Write(self.ahead(store.partition), data, None));
+        }
+        self.guarded(changes)
     }
 
-    /// Deletes the owner node if it contains `id`.
-    pub(super) fn delete_owner(&self, partition: PartitionId, id: &str) -> Result<(), KeeperError> {
-        self.delete_ephemeral(&paths::owner(self.group, self.topic, partition), |data| data == id.as_bytes())
+    /// Returns the version of the offset node after a store without a response: `version` if it was not carried out, the
+    /// next one if it was, and `None` if another client wrote or deleted the node.
+    pub(super) fn settle(
+        &self,
+        partition: PartitionId,
+        version: i32,
+        attempted: Offset,
+    ) -> Result<Option<i32>, KeeperError> {
+        let node = self.keeper.read(&self.offset(partition))?;
+        Ok(node.and_then(|node| match node.version {
+            same if same == version => Some(version),
+            next if next == next_version(version) && node.data == paths::offset_text(attempted) => Some(next),
+            _ => None,
+        }))
     }
 
-    /// Deletes the registration of member `id` if it exists.
+    /// Deletes the owner nodes that contain the id of this member.
+    pub(super) fn release_all(&self, partitions: &[PartitionId]) -> Vec<Result<(), KeeperError>> {
+        let owners: Vec<String> = partitions.iter().map(|partition| self.owner(*partition)).collect();
+        let nodes = self.keeper.read_all(&owners);
+        let is_own = |node: &Node| node.data == self.id.as_bytes();
+        let delete = |(owner, node): (&String, &Result<Option<Node>, KeeperError>)| match node {
+            Ok(Some(node)) if is_own(node) => Some(self.guarded([Change::Delete(owner.clone(), node.version)])),
+            _ => None,
+        };
+        let deletes: Vec<Option<Vec<Change>>> = owners.iter().zip(&nodes).map(delete).collect();
+        let mut deleted = self.keeper.multi_all(&deletes.iter().flatten().cloned().collect::<Vec<_>>()).into_iter();
+        let finish = |((owner, node), delete): ((&String, Result<_, KeeperError>), &Option<_>)| {
+            node?;
+            match delete.as_ref().map(|_| deleted.next().expect("a result for each delete")) {
+                Some(Err(KeeperError::NoNode(path) | KeeperError::BadVersion(path))) if path == *owner => Ok(()),
+                Some(Err(error)) => Err(error),
+                Some(Ok(_)) | None => Ok(()),
+            }
+        };
+        owners.iter().zip(nodes).zip(&deletes).map(finish).collect()
+    }
+
+    /// Deletes the registration of member `id`, if this process created it in the current session.
     pub(super) fn unregister(&self, id: &str) -> Result<(), KeeperError> {
-        self.delete_ephemeral(&paths::group_id(self.group, id), |_| true)
-    }
-
-    /// Deletes the node at `path` if it is ephemeral and its data fulfils `condition`. While the session that created
-    /// the node lives, no other member can replace the node between the read and the delete.
-    fn delete_ephemeral(&self, path: &str, condition: impl Fn(&[u8]) -> bool) -> Result<(), KeeperError> {
-        match self.keeper.read(path)? {
-            Some(node) if node.ephemeral_owner != 0 && condition(&node.data) => {
-                match self.keeper.delete(path, node.version) {
-                    Err(KeeperError::NoNode(_) | KeeperError::BadVersion(_)) => Ok(()),
+        let path = paths::group_id(self.group, id);
+        match self.keeper.read(&path)? {
+            Some(node) if Some(node.ephemeral_owner) == self.keeper.session_id() => {
+                // The lease thread may have written the node after the read.
+                match self.keeper.delete(&path, node.version) {
+                    Err(KeeperError::NoNode(_)) => Ok(()),
                     result => result,
                 }
             }
             _ => Ok(()),
         }
     }
+
+    fn create_folder(&self, node: &str) -> Result<(), KeeperError> {
+        create_if_missing(self.keeper, paths::parent_of(node).unwrap_or("/"))
+    }
+}
+
+/// The write that begins a claim, and what it keeps.
+struct Fencing {
+    changes: Vec<Change>,
+    outcome: Result<(Option<Offset>, DoneAhead), BadOffset>,
+}
+
+/// Returns the version of a node after the next write: the server counts up, and wraps around.
+fn next_version(version: i32) -> i32 {
+    version.wrapping_add(1)
+}
+
+fn create_if_missing(keeper: &dyn Keeper, path: &str) -> Result<(), KeeperError> {
+    match create_with_parents(keeper, path, b"", Lifetime::Persistent) {
+        Err(KeeperError::NodeExists(_)) => Ok(()),
+        result => result,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::keeper::in_memory::InMemoryEnsemble;
-    use std::time::Duration;
-
-    const TIMEOUT: Duration = Duration::from_secs(6);
-
-    fn claimant<'a>(keeper: &'a dyn Keeper, id: &'a str) -> Claimant<'a> {
-        Claimant { keeper, group: "g", topic: "t", id }
-    }
-
-    #[test]
-    fn a_partition_is_claimed_once_and_the_earlier_owner_is_fenced() {
-        let ensemble = InMemoryEnsemble::new();
-        let (one, other) = (ensemble.connect(TIMEOUT), ensemble.connect(TIMEOUT));
-        let (first, second) = (claimant(&*one, "h:1"), claimant(&*other, "h:2"));
-        assert_eq!(first.claim(0, false), Ok(ClaimOutcome::Claimed { version: 0, position: None }));
-        assert_eq!(one.read("/consumers/g/offsets/t/0").unwrap().unwrap().data, b"-1");
-        assert_eq!(
-            first.claim(0, false),
-            Ok(ClaimOutcome::Claimed { version: 1, position: None }),
-            "a repeated claim after a lost response succeeds"
-        );
-        assert_eq!(second.claim(0, false), Ok(ClaimOutcome::OwnedBy("h:1".into())));
-        assert_eq!(first.store(0, 7, 1), Ok(StoreOutcome::Stored(2)));
-
-        ensemble.expire(&one);
-        assert_eq!(second.claim(0, false), Ok(ClaimOutcome::Claimed { version: 3, position: Some(7) }));
-        assert_eq!(first.store(0, 9, 2), Ok(StoreOutcome::Fenced));
-        assert_eq!(first.release(0), Ok(()));
-        assert!(other.read("/consumers/g/owners/t/0").unwrap().is_some(), "the node of another member is kept");
-        assert_eq!(second.store(0, 8, 3), Ok(StoreOutcome::Stored(4)));
-        assert_eq!(second.release(0), Ok(()));
-        assert_eq!(other.read("/consumers/g/owners/t/0"), Ok(None));
-        assert_eq!(other.read("/consumers/g/offsets/t/0").unwrap().unwrap().data, b"8");
-    }
-
-    #[test]
-    fn a_deleted_or_invalid_offset_node_is_detected() {
-        let keeper = InMemoryEnsemble::new().connect(TIMEOUT);
-        let member = claimant(&*keeper, "h:1");
-        create_with_parents(&*keeper, "/consumers/g/offsets/t/0", b"soon", Lifetime::Persistent).unwrap();
-        assert_eq!(member.claim(0, false), Ok(ClaimOutcome::Unreadable(BadOffset("soon".into()))));
-        keeper.delete("/consumers/g/offsets/t/0", 0).unwrap();
-        assert_eq!(member.claim(0, false), Ok(ClaimOutcome::Claimed { version: 0, position: None }));
-        keeper.delete("/consumers/g/offsets/t/0", 0).unwrap();
-        assert_eq!(member.store(0, 1, 0), Ok(StoreOutcome::Fenced));
-    }
-}
+mod tests;

@@ -46,7 +46,7 @@ pub(crate) struct PendingCommands {
     pub(crate) commits: BTreeMap<PartitionId, (Generation, Offset)>,
     /// Positions to store at once. A commit or a snapshot of the same partition is later than its position here.
     pub(crate) starts: BTreeMap<PartitionId, (Generation, Offset, LogIdentity)>,
-    /// Messages done above the commit point, by partition.
+    /// Messages done above the commit point, by partition, without a leader epoch.
     pub(crate) done_ahead: BTreeMap<PartitionId, (Generation, DoneAhead)>,
     /// Partitions to release, each with the offset to store before the release; `None` stores the latest commit.
     pub(crate) releases: BTreeMap<PartitionId, (Generation, Option<Offset>)>,
@@ -54,11 +54,13 @@ pub(crate) struct PendingCommands {
     pub(crate) leave: bool,
 }
 
-/// The messages of a partition that are done above its commit point, and the topic whose offsets are meant.
+/// The messages of a partition that are done above its commit point, and the log whose offsets are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DoneAhead {
     /// Id of the topic; `None` if it is unknown.
     pub(crate) topic_id: Option<TopicId>,
+    /// Leader epoch of the message before the commit point; `None` if it is unknown.
+    pub(crate) leader_epoch: Option<i32>,
     /// Ascending ranges of offsets.
     pub(crate) ranges: Arc<[Range<Offset>]>,
 }
@@ -98,7 +100,9 @@ impl CommandTable {
                 true
             }
             GroupCommand::DoneAhead { partition, generation, topic_id, ranges } => {
-                self.pending.done_ahead.insert(partition, (generation, DoneAhead { topic_id, ranges }));
+                self.pending
+                    .done_ahead
+                    .insert(partition, (generation, DoneAhead { topic_id, leader_epoch: None, ranges }));
                 let is_early = |woken| now.saturating_duration_since(woken) < DONE_AHEAD_WAKE_INTERVAL;
                 if self.done_ahead_woken.is_some_and(is_early) {
                     return false;

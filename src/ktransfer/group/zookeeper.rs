@@ -1,38 +1,50 @@
 //! The group membership in ZooKeeper, in the node layout of the original: registers the member, computes its
 //! assignment, claims and releases partitions, and stores offsets.
 //!
-//! One loop owns all state and polls ZooKeeper; it uses no watches. The code has three parts: this file (the loop, the
-//! commands and the leave), `membership` (sessions, members and the assignment) and `held_partitions` (claims, stores
-//! and releases).
+//! One loop owns all state and polls ZooKeeper; it uses no watches. The code has several parts: this file (the loop and the
+//! commands), `membership` (sessions, members and the assignment), `held_partitions` (claims and releases),
+//! `new_partitions` (where partitions without an offset begin), `stores` (offsets, and what is done ahead of them),
+//! `health` and `leave`.
 //!
-//! When a session is lost, all claims made in it end: they are reported as lost, and the member registers under another
-//! id in the next session. A partition is claimed only while it has no owner node. So an earlier owner, even this
-//! process in its former session, has released the partition or its session has expired.
+//! A lost connection ends nothing: the keeper continues the session. When a session has ended, all claims made in it
+//! end: they are reported as lost, and the member registers under another id in the next session. A partition is claimed
+//! only while it has no owner node of another member.
 //!
-//! The assignment is computed again when the members or the partitions change, as in the original. It is also computed
-//! again after a lasting conflict: another member keeps a partition that is assigned to this member, or a partition
-//! that is assigned to another member has no owner. Such a conflict arises when members read different partition
-//! leaders, and ends when they read the leaders again.
+//! A round claims [`CLAIMS_AT_ONCE`] partitions in one turn of the loop. Between two turns, events go to the dispatcher,
+//! and stores, releases and the end of the session are handled.
+//!
+//! The assignment is computed again when the members or the partitions change. It is also computed again after a
+//! conflict: another member keeps a partition that is assigned to this member, or a partition that is assigned to
+//! another member has no owner. A conflict arises when members read the owners or the leaders at different times, and
+//! ends when they read them again.
 
+mod health;
 mod held_partitions;
+mod leave;
 mod membership;
+mod new_partitions;
+mod stores;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, select};
-use log::{info, warn};
+use log::warn;
+use prometheus::IntGauge;
 
 use super::claim::Claimant;
-use super::mailbox::PendingCommands;
-use super::member::MemberIds;
+use super::lease::Leases;
+use super::mailbox::{DoneAhead, PendingCommands};
+use super::member::{MemberIds, MemberKind};
 use super::{Generation, Group, GroupEvent, Mailbox, TimedFence};
 use crate::admin::Component;
-use crate::broker::{Offset, PartitionId};
-use crate::clock::BootTime;
+use crate::broker::{LogIdentity, Offset, PartitionId};
 use crate::keeper::{Epoch, KeeperError, SharedKeeper};
+use crate::ktransfer::stop_report::StopReport;
 
+/// Number of partitions that are claimed at the same time.
+const CLAIMS_AT_ONCE: usize = 8;
 /// Pause before the same warning is logged again.
 const REPEATED_WARNING_PAUSE: Duration = Duration::from_secs(60);
 /// Pause before a different warning is logged.
@@ -47,37 +59,62 @@ pub struct ZookeeperGroupConfig {
     pub topic: String,
     /// Interval between two stores of all offsets (`zk_offset_update_interval_sec`).
     pub offset_update_interval: Duration,
+    /// Time limit for storing offsets and releasing claims at the end.
+    pub leave_timeout: Duration,
+}
+
+/// Where a group reports its state. The default reports nowhere.
+#[derive(Clone, Default)]
+pub(crate) struct GroupObservers {
+    /// Part of `/readyz`: ready once the member has joined and claimed its partitions, and where they begin is stored:
+    /// from then on no message is missed, whatever `start_from` says. Not ready while a partition has no owner for long.
+    pub(crate) health: Option<Component>,
+    /// Number of partitions assigned to this member whose stored offset is not readable; a metric.
+    pub(crate) unreadable: Option<IntGauge>,
+    /// Number of partitions of the topic that no member owns; a metric.
+    pub(crate) unowned: Option<IntGauge>,
+    /// What the leave could not do.
+    pub(crate) report: StopReport,
 }
 
 /// A member of a group in ZooKeeper, and the loop that runs it.
 pub struct ZookeeperGroup {
     config: ZookeeperGroupConfig,
     keeper: SharedKeeper,
+    leases: Arc<Leases>,
+    observers: GroupObservers,
     member_ids: MemberIds,
     member: Option<Member>,
-    /// Ids of this member in ended sessions, and when each session ended. Nodes with these ids that ZooKeeper created
-    /// late are deleted.
-    former_ids: VecDeque<(String, Instant)>,
-    /// The sorted member ids from which `assigned` was computed.
+    /// How each registered member takes part. A registration never changes.
+    kinds: BTreeMap<String, MemberKind>,
+    /// The sorted members that read the topic, from which `assigned` was computed.
     members: Vec<String>,
     /// The sorted partitions from which `assigned` was computed.
     partitions: Vec<PartitionId>,
+    /// When `assigned` was computed.
+    assigned_at: Instant,
     /// The partitions assigned to this member.
     assigned: BTreeSet<PartitionId>,
     held: BTreeMap<PartitionId, HeldPartition>,
+    /// The partitions to claim before the next round.
+    to_claim: VecDeque<PartitionId>,
     /// Partitions that are not held, but may have an owner node of this member: those of incomplete and ended claims.
     stray_claims: BTreeSet<PartitionId>,
-    /// Time since which the claims of other members contradict `assigned`; `None` without a conflict.
-    conflict_since: Option<Instant>,
-    last_generation: u64,
+    /// Assigned partitions whose stored offset is not readable, with the reason.
+    unreadable: BTreeMap<PartitionId, String>,
+    /// Since when partitions of the topic have had no owner.
+    unowned_since: BTreeMap<PartitionId, Instant>,
     /// The group has a stored offset of some partition of the topic, so partitions without an offset node are new.
     group_has_offsets: bool,
     /// The topic did not exist when this member looked first, so all its partitions are new to the group.
     topic_was_missing: bool,
-    /// A round was completed: the member is registered, and has claimed what it can claim.
+    /// A round was completed: the member is registered, and knows what it has to claim.
     has_joined: bool,
-    /// Reports to `/readyz` whether this member has joined and its partitions have a stored offset.
-    health: Option<Component>,
+    /// Time since which the claims of other members contradict `assigned`; `None` without a conflict.
+    conflict_since: Option<Instant>,
+    /// The earliest time of the next store of what is done ahead.
+    next_ahead_store: Instant,
+    last_generation: u64,
     /// Events that the dispatcher has not received. At most two for a partition, because no partition is claimed while
     /// events are pending.
     pending_events: VecDeque<GroupEvent>,
@@ -101,8 +138,16 @@ struct HeldPartition {
     stored: Option<Offset>,
     /// The latest commit, to be stored if it differs from `stored`.
     committed: Option<Offset>,
-    /// `committed` is to be stored at once.
+    /// `committed` and `ahead` are to be stored at once.
     is_urgent: bool,
+    /// The offset of a store that got no response: it may have been carried out.
+    attempted: Option<Offset>,
+    /// What is done ahead of the stored offset, as it is stored.
+    stored_ahead: DoneAhead,
+    /// The latest snapshot of what is done ahead, to be stored if it differs from `stored_ahead`.
+    ahead: DoneAhead,
+    /// When `stored_ahead` was stored.
+    ahead_stored_at: Instant,
     stage: ClaimStage,
 }
 
@@ -115,109 +160,106 @@ enum ClaimStage {
     Released,
 }
 
+/// Which partitions to store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StoreScope {
+    /// Released partitions, those of the command `StoreNow`, and those without a stored offset: the next owner would look
+    /// `start_from` up again and might start at another offset.
+    Urgent,
+    /// Those with messages ahead that are not stored, as often as their number requires.
+    Ahead,
+    /// All whose commit point or messages ahead have changed.
+    All,
+}
+
 /// The result of a round or of a step of it. The error is the reason why the round was not completed; the next round
 /// starts from the beginning.
 type RoundResult = Result<(), String>;
 
 impl ZookeeperGroup {
-    /// Creates a member that has not joined the group yet; [`Group::run`] joins it.
-    pub fn new(config: ZookeeperGroupConfig, keeper: SharedKeeper) -> ZookeeperGroup {
+    /// Creates a member that has not joined the group yet; [`Group::run`] joins it. [`Leases::run`] must run on another
+    /// thread as long as the group.
+    pub fn new(config: ZookeeperGroupConfig, keeper: SharedKeeper, leases: Arc<Leases>) -> ZookeeperGroup {
         ZookeeperGroup {
             config,
             keeper,
+            leases,
+            observers: GroupObservers::default(),
             member_ids: MemberIds::new(),
             member: None,
-            former_ids: VecDeque::new(),
+            kinds: BTreeMap::new(),
             members: Vec::new(),
             partitions: Vec::new(),
+            assigned_at: Instant::now(),
             assigned: BTreeSet::new(),
             held: BTreeMap::new(),
+            to_claim: VecDeque::new(),
             stray_claims: BTreeSet::new(),
-            conflict_since: None,
-            last_generation: 0,
+            unreadable: BTreeMap::new(),
+            unowned_since: BTreeMap::new(),
             group_has_offsets: false,
             topic_was_missing: false,
             has_joined: false,
-            health: None,
+            conflict_since: None,
+            next_ahead_store: Instant::now(),
+            last_generation: 0,
             pending_events: VecDeque::new(),
             last_warning: None,
         }
     }
 
-    /// Makes the member report its state to `/readyz`. It is ready once it has joined and claimed its partitions, and
-    /// where they begin is stored: from then on no message is missed, whatever `start_from` says.
-    pub fn with_health(mut self, health: Component) -> ZookeeperGroup {
-        self.health = Some(health);
+    /// Sets where the group reports its state.
+    pub(crate) fn observed_by(mut self, observers: GroupObservers) -> ZookeeperGroup {
+        self.observers = observers;
         self
     }
 
-    fn report_health(&self) {
-        let Some(health) = &self.health else { return };
-        let missing = self.assigned.iter().filter(|partition| !self.held.contains_key(partition));
-        let without_offset = self.held.iter().filter(|(_, held)| held.stored.is_none()).map(|(partition, _)| partition);
-        let (missing, without_offset): (Vec<_>, Vec<_>) = (missing.collect(), without_offset.collect());
-        health.set(if self.member.is_none() || !self.has_joined {
-            Err("the group is not joined yet".to_owned())
-        } else if !missing.is_empty() && self.conflict_since.is_none() {
-            Err(format!("partitions {missing:?} are not claimed yet"))
-        } else if !without_offset.is_empty() {
-            Err(format!("where partitions {without_offset:?} begin is not stored yet"))
-        } else {
-            Ok(())
-        });
-    }
-
     fn claimant<'a>(&'a self, member: &'a Member) -> Claimant<'a> {
-        Claimant { keeper: &*self.keeper, group: &self.config.group, topic: &self.config.topic, id: &member.id }
+        Claimant {
+            keeper: &*self.keeper,
+            group: &self.config.group,
+            topic: &self.config.topic,
+            id: &member.id,
+            group_has_offsets: self.group_has_offsets,
+        }
     }
 
-    /// Applies the pending commits and releases. Commands of ended claims are ignored.
-    fn apply(&mut self, pending: &PendingCommands) {
-        let commits =
-            pending.commits.iter().map(|(partition, (generation, next))| (partition, generation, Some(*next), false));
-        for (partition, (generation, next, _)) in &pending.starts {
-            if let Some(held) = self.held.get_mut(partition).filter(|held| held.generation == *generation) {
-                (held.committed, held.is_urgent) = (Some(*next), true);
+    /// Applies the pending commands. Commands of ended claims are ignored.
+    fn apply(&mut self, pending: PendingCommands) {
+        // Positions to store now come first: a commit or a snapshot that is pending beside one is later.
+        for (partition, (generation, next, log)) in pending.starts {
+            if let Some(held) = self.current(partition, generation) {
+                let LogIdentity { topic_id, leader_epoch } = log;
+                held.ahead = DoneAhead { topic_id, leader_epoch, ranges: Arc::default() };
+                (held.committed, held.is_urgent) = (Some(next), true);
             }
         }
-        let releases =
-            pending.releases.iter().map(|(partition, (generation, next))| (partition, generation, *next, true));
+        for (partition, (generation, next)) in pending.commits {
+            if let Some(held) = self.current(partition, generation) {
+                held.committed = Some(next);
+            }
+        }
+        for (partition, (generation, ahead)) in pending.done_ahead {
+            if let Some(held) = self.current(partition, generation) {
+                held.ahead = DoneAhead { leader_epoch: held.ahead.leader_epoch, ..ahead };
+            }
+        }
         // Releases are applied after commits, because the offset of a release is the later one.
-        for (partition, generation, next, is_release) in commits.chain(releases) {
-            let Some(held) = self.held.get_mut(partition).filter(|held| held.generation == *generation) else {
-                continue;
-            };
-            held.committed = next.or(held.committed);
-            if is_release {
+        for (partition, (generation, next)) in pending.releases {
+            if let Some(held) = self.current(partition, generation) {
+                held.committed = next.or(held.committed);
                 held.stage = ClaimStage::Released;
                 held.fence.end();
             }
         }
     }
 
-    /// Returns the end of the lease of all claims that were made in session `epoch`; `None` if this is no longer the
-    /// current session. A lease is valid for five sixths of the session timeout after the latest request that confirmed
-    /// the session. The last sixth is a margin, since clocks and threads are never exactly on time.
-    fn lease_end(&self, epoch: Epoch) -> Option<BootTime> {
-        // The server restarts the session timeout when it receives a request, so never before the request was sent. The
-        // confirmation is read before the epoch, so it cannot belong to a later session than the epoch compared below.
-        let confirmed = self.keeper.last_confirmed()?;
-        if self.keeper.epoch() != epoch {
-            return None;
-        }
-        let session_timeout = self.keeper.session_timeout();
-        Some(BootTime::now() - confirmed.elapsed() + (session_timeout - session_timeout / 6))
-    }
-
-    /// Extends the leases of all claims of the current session.
-    fn extend_leases(&self) {
-        let Some(until) = self.member.as_ref().and_then(|member| self.lease_end(member.epoch)) else { return };
-        for held in self.held.values() {
-            held.fence.extend(until);
-        }
+    fn current(&mut self, partition: PartitionId, generation: Generation) -> Option<&mut HeldPartition> {
+        self.held.get_mut(&partition).filter(|held| held.generation == generation)
     }
 
     fn round(&mut self) -> RoundResult {
+        self.to_claim.clear();
         self.follow_session()?;
         self.update_assignment()?;
         self.reconcile()?;
@@ -227,42 +269,8 @@ impl ZookeeperGroup {
 
     /// Stores the offsets that cannot wait for the store interval, then deletes the owner nodes of released partitions.
     fn finish_released(&mut self) -> RoundResult {
-        self.store(true)?;
+        self.store(StoreScope::Urgent)?;
         self.delete_released()
-    }
-
-    /// Releases all claims and leaves the group, with retries for one session timeout. If that fails, the nodes vanish
-    /// when the session ends.
-    fn leave(&mut self, commands: &Mailbox) {
-        let deadline = Instant::now() + self.keeper.session_timeout();
-        let pause = self.keeper.session_timeout() / 12;
-        self.apply(&commands.take());
-        self.assigned.clear();
-        for held in self.held.values_mut() {
-            held.stage = ClaimStage::Released;
-            held.fence.end();
-        }
-        loop {
-            if self.member.as_ref().is_none_or(|member| member.epoch != self.keeper.epoch()) {
-                // The claims and the registration ended with their session.
-                return;
-            }
-            let result = self.finish_released().and_then(|()| self.delete_stray_claims()).and_then(|()| {
-                let member = self.member.as_ref().expect("a member, checked above");
-                self.claimant(member).unregister(&member.id).map_err(to_reason)
-            });
-            match result {
-                Ok(()) => return info!("group {}: left", self.config.group),
-                Err(reason) if Instant::now() + pause > deadline => {
-                    return warn!(
-                        "group {}: could not leave, its nodes vanish with the ZooKeeper session: {reason}",
-                        self.config.group
-                    );
-                }
-                // No further command arrives, so the thread only waits for the next attempt.
-                Err(_) => std::thread::sleep(pause),
-            }
-        }
     }
 
     fn warn_rate_limited(&mut self, text: String) {
@@ -276,6 +284,38 @@ impl ZookeeperGroup {
         warn!("group {}: {text}", self.config.group);
         self.last_warning = Some((text, Instant::now()));
     }
+
+    /// Does what is due, and returns the first failure.
+    fn turn(&mut self, timers: &mut Timers) -> RoundResult {
+        let mut outcome = self.finish_released();
+        let now = Instant::now();
+        if now >= timers.next_store {
+            outcome = outcome.and_then(|()| self.store(StoreScope::All));
+            timers.next_store = Instant::now() + self.config.offset_update_interval;
+        } else if now >= self.next_ahead_store {
+            outcome = outcome.and_then(|()| self.store(StoreScope::Ahead));
+        }
+        if now >= timers.next_poll {
+            // The round is made even after a failed store, because only a round detects that the session has ended.
+            outcome = outcome.and(self.round());
+            timers.next_poll = Instant::now() + timers.poll_interval;
+        }
+        outcome.and_then(|()| self.claim_some())
+    }
+
+    /// Returns when the next turn is due without commands.
+    fn next_turn(&self, timers: &Timers) -> Instant {
+        let claims = (!self.to_claim.is_empty() && self.pending_events.is_empty()).then(Instant::now);
+        let ahead = self.held.values().any(HeldPartition::has_new_ahead).then_some(self.next_ahead_store);
+        [timers.next_poll, timers.next_store].into_iter().chain(claims).chain(ahead).min().expect("two timers")
+    }
+}
+
+/// When the loop polls and stores next.
+struct Timers {
+    poll_interval: Duration,
+    next_poll: Instant,
+    next_store: Instant,
 }
 
 fn to_reason(error: KeeperError) -> String {
@@ -284,31 +324,24 @@ fn to_reason(error: KeeperError) -> String {
 
 impl Group for ZookeeperGroup {
     fn run(mut self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>) {
-        let poll = (self.keeper.session_timeout() / 6).clamp(Duration::from_millis(200), Duration::from_secs(1));
-        let mut next_poll = Instant::now();
-        let mut next_store = Instant::now() + self.config.offset_update_interval;
+        let now = Instant::now();
+        let poll_interval =
+            (self.keeper.session_timeout() / 6).clamp(Duration::from_millis(200), Duration::from_secs(1));
+        let next_store = now + self.config.offset_update_interval;
+        let mut timers = Timers { poll_interval, next_poll: now, next_store };
         loop {
-            self.extend_leases();
             let pending = commands.take();
-            self.apply(&pending);
-            if pending.leave {
+            let leaves = pending.leave;
+            self.apply(pending);
+            if leaves {
                 return self.leave(&commands);
             }
-            let mut outcome = self.finish_released();
-            if Instant::now() >= next_store {
-                outcome = outcome.and_then(|()| self.store(false));
-                next_store = Instant::now() + self.config.offset_update_interval;
-            }
-            if Instant::now() >= next_poll {
-                // The round is made even after a failed store, because only a round detects that the session was lost.
-                outcome = outcome.and(self.round());
-                next_poll = Instant::now() + poll;
-            }
-            self.report_health();
-            if let Err(reason) = outcome {
+            if let Err(reason) = self.turn(&mut timers) {
+                self.to_claim.clear();
                 self.warn_rate_limited(reason);
             }
-            let pause = next_poll.min(next_store).saturating_duration_since(Instant::now());
+            self.report_health();
+            let pause = self.next_turn(&timers).saturating_duration_since(Instant::now());
             let is_connected = match self.pending_events.front().cloned() {
                 Some(event) => select! {
                     send(events, event) -> sent => { self.pending_events.pop_front(); sent.is_ok() }
@@ -328,5 +361,9 @@ impl Group for ZookeeperGroup {
     }
 }
 
+#[cfg(test)]
+mod assignment_tests;
+#[cfg(test)]
+mod store_tests;
 #[cfg(test)]
 mod tests;

@@ -102,6 +102,7 @@ impl ModuleRig {
             broker_health: health.component("broker of m"),
             grace: Duration::from_secs(4),
             max_pause: Duration::from_millis(10),
+            report: StopReport::default(),
         };
         let (module_broker, module_record, module_stop) = (broker.clone(), Arc::clone(&record), stop.clone());
         let starts = AtomicU32::new(0);

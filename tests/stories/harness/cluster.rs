@@ -138,9 +138,13 @@ impl Cluster {
         name
     }
 
-    /// Deletes a topic; returns when no broker names the topic any more.
+    /// Deletes a topic; returns when no broker names the topic any more, and a topic of this name can be created again.
     pub(crate) fn delete_topic(&self, name: &str) {
         kafka_wire::delete_topic(&self.brokers, name);
+        // While the controller still works on the deletion, a new topic of this name would be refused, or be deleted.
+        let nodes = [format!("/brokers/topics/{name}"), format!("/admin/delete_topics/{name}")];
+        let is_done = || nodes.iter().all(|node| self.read(node).is_none()).then_some(());
+        assert!(poll(LEADERS_DEADLINE, is_done).is_some(), "the controller does not finish the deletion of {name}");
     }
 
     /// Denies, or no longer denies, every client to write to a topic; the brokers need an authorizer.

@@ -16,8 +16,6 @@ const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
 const CREATE_TOPICS: i16 = 19;
 const DELETE_TOPICS: i16 = 20;
-const CREATE_ACLS: i16 = 30;
-const DELETE_ACLS: i16 = 31;
 const CREATE_PARTITIONS: i16 = 37;
 
 const TOPIC_ALREADY_EXISTS: i16 = 36;
@@ -180,28 +178,6 @@ pub(crate) fn delete_topic(brokers: &str, name: &str) {
     }
 }
 
-/// Denies (or, with `is_denied` false, no longer denies) every principal to write to a topic. The brokers need an
-/// authorizer.
-pub(crate) fn deny_write(brokers: &str, topic: &str, is_denied: bool) {
-    // Resource type topic, pattern type literal, operation Write, permission Deny (Kafka: the enums in
-    // org.apache.kafka.common.resource and org.apache.kafka.common.acl).
-    let mut request = KafkaRequest::default();
-    request.int(1);
-    request.0.push(2);
-    request.text(topic);
-    request.0.push(3);
-    request.text("User:*");
-    request.text("*");
-    request.0.extend([4, 2]);
-    let api = if is_denied { CREATE_ACLS } else { DELETE_ACLS };
-    wait_until(DEADLINE, &format!("write access to {topic} is denied: {is_denied}"), || {
-        let controller = metadata(brokers, &[]).ok()?;
-        let answer = call(controller.brokers.get(&controller.controller)?, api, 1, &request.0).ok()?;
-        // The throttle time, the number of results, and the error code of the first.
-        (answer.get(8..10)? == [0, 0]).then_some(())
-    });
-}
-
 fn try_create(
     brokers: &str,
     name: &str,
@@ -255,7 +231,7 @@ fn read_metadata(reader: &mut KafkaResponse<'_>) -> io::Result<Metadata> {
     Ok(metadata)
 }
 
-fn call(broker: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) fn call(broker: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Vec<u8>> {
     let mut request = KafkaRequest::default();
     request.short(api);
     request.short(version);
@@ -279,19 +255,19 @@ fn call(broker: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Vec<u8>
 }
 
 #[derive(Default)]
-struct KafkaRequest(Vec<u8>);
+pub(super) struct KafkaRequest(pub(super) Vec<u8>);
 
 impl KafkaRequest {
-    fn short(&mut self, value: i16) {
+    pub(super) fn short(&mut self, value: i16) {
         self.0.extend_from_slice(&value.to_be_bytes());
     }
-    fn int(&mut self, value: i32) {
+    pub(super) fn int(&mut self, value: i32) {
         self.0.extend_from_slice(&value.to_be_bytes());
     }
-    fn long(&mut self, value: i64) {
+    pub(super) fn long(&mut self, value: i64) {
         self.0.extend_from_slice(&value.to_be_bytes());
     }
-    fn text(&mut self, value: &str) {
+    pub(super) fn text(&mut self, value: &str) {
         self.short(value.len() as i16);
         self.0.extend_from_slice(value.as_bytes());
     }

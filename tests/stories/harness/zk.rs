@@ -1,6 +1,6 @@
 //! A small ZooKeeper client that implements the wire protocol itself.
 //!
-//! It does not use the zookeeper crate of the daemons, so that the stories check the daemons independently. Every call
+//! It does not use the client of the daemons, so that the stories check the daemons independently. Every call
 //! has a deadline. The client sends no pings, so its session expires [`SESSION`] after the last call.
 
 use std::io::{self, Read, Write};

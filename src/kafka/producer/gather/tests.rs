@@ -78,7 +78,7 @@ impl TestQueue {
 
     fn take_until_due(&mut self, broker: BrokerId) -> (Vec<Sent>, Option<Instant>) {
         let mut sent = Vec::new();
-        let due = self.gather.take(broker, self.now, |batch| {
+        let due = self.gather.take(broker, self.now, usize::MAX, |batch| {
             let ids = batch.messages.iter().flatten().map(|message| message.id).collect();
             self.sendings.insert(batch.sending.partition, batch.sending);
             sent.push((batch.sending.partition, batch.producer.epoch, batch.producer.base_sequence, ids));

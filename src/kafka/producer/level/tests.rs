@@ -114,7 +114,7 @@ fn a_partition_that_waits_for_a_producer_id_wakes_the_sender_to_its_leader() {
     assert!(!level.awaits_producer_id(2));
     assert!(matches!(append(&mut level, now), AfterAppend::Start(2)));
     assert!(level.awaits_producer_id(2));
-    assert!(level.end_refused(now + REFUSAL_TIME).is_none());
+    assert!(level.end_refused(now + MIN_REFUSAL_TIME).is_none());
     assert_eq!(level.set_producer_id(5, 0), [2]);
     assert_eq!(take(&mut level, 2, now).len(), 1);
 }
@@ -152,4 +152,28 @@ fn a_request_to_a_former_leader_is_limited_also_after_a_time_without_a_leader() 
     assert!(level.next_look <= now + Duration::from_secs(1));
     level.gather.complete(sending, BatchResult::NotStored, now, &mut |_| {});
     assert_eq!(take(&mut level, 3, now + Duration::from_secs(1)).len(), 1);
+}
+
+#[test]
+fn a_refused_producer_id_is_requested_again_after_a_pause_that_doubles_to_30_seconds() {
+    let (start, mut now) = (Instant::now(), Instant::now());
+    let level = level(AcksLevel::All);
+    let mut level = level.lock();
+    let mut pauses = Vec::new();
+    for number in 0..7 {
+        assert_eq!(level.refuse_producer_id(31, "denied", now), number == 0);
+        let refused_at = now;
+        // A second sender is refused at the same time.
+        assert!(!level.refuse_producer_id(31, "denied", now));
+        while level.end_refused(now).is_some() {
+            now += Duration::from_millis(500);
+        }
+        pauses.push((now - refused_at).as_secs());
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+    assert!(level.refuse_producer_id(35, "too old", now), "another reason");
+    level.set_producer_id(1, 0);
+    assert!(level.end_refused(start).is_none());
+    assert!(level.refuse_producer_id(31, "denied", now));
+    assert!(level.end_refused(now + Duration::from_secs(1)).is_none(), "the pause begins again");
 }

@@ -67,7 +67,7 @@ fn a_push_has_the_message_as_body_and_its_topic_partition_and_offset_as_headers(
         ("x-kafka-timestamp", Some("1700000000123")),
         ("x-kafka-attempt", Some("2")),
         ("x-kafka-claim", Some("1")),
-        ("idempotency-key", Some("m/t/3/42")),
+        ("idempotency-key", Some("m/t/3/42/1700000000123")),
         ("x-kafka-header-trace", Some("a b/c")),
         ("x-kafka-header-null", Some("")),
         ("x-kafka-header-bad name", None),

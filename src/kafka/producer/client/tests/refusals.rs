@@ -1,6 +1,7 @@
 //! What brokers refuse: only that is refused, and no other message notices.
 
 use super::*;
+use crate::kafka::compression::Codec;
 
 /// Holds the response to one message, so that the next ones gather into one batch.
 fn gathered(
@@ -232,4 +233,30 @@ fn refusals_at_acks_0_close_the_connection_and_others_continue() {
         }
     }
     client.finish(&cluster);
+}
+
+/// At acks=0 a broker would answer a batch that is too large by closing the connection.
+#[test]
+fn what_is_larger_than_a_topic_accepts_is_not_sent_at_acks_0() {
+    for codec in [Codec::None, Codec::Gzip] {
+        let cluster = TestCluster::start(1);
+        cluster.create(TopicSpec::new("t").max_message_bytes(2_000));
+        let mut client = TestClient::with(&cluster, |settings| settings.producer.codec = codec);
+        client.producer().set_max_batch_bytes(&"t".into(), 2_000);
+        let small = Message { padding: 300, ..Message::new(AcksLevel::None, "t", 0) };
+        let mut numbers = client.send_many(30, &small);
+        assert!(cluster.wait_until(LONG, |cluster| cluster.log("t", 0).len() == 30));
+        let connections = cluster.connections();
+        let large = client.send(Message { padding: 5_000_000, ..small.clone() });
+        numbers.extend(client.send_many(30, &small));
+        assert_eq!(client.outcome(large), Outcome::Rejected(code::MESSAGE_TOO_LARGE, Stored::No), "{codec:?}");
+        // What is smaller when it is compressed is sent.
+        let fits = client.send(Message { padding: 5_000, ..small });
+        let is_sent = client.outcome(fits) == Outcome::Appended(None);
+        assert_eq!(is_sent, codec == Codec::Gzip, "{codec:?}");
+        let stored = numbers.len() + usize::from(is_sent);
+        assert!(cluster.wait_until(LONG, |cluster| cluster.log("t", 0).len() == stored), "{codec:?}");
+        client.wait();
+        assert_eq!(cluster.connections(), connections, "none was closed");
+    }
 }

@@ -55,7 +55,7 @@ fn a_retry_of_a_batch_that_may_be_stored_contains_the_messages_that_have_ended()
     queue.expire();
     assert_eq!(queue.ended(), [(1, TIMED_OUT_UNKNOWN)]);
     let mut retried = None;
-    queue.gather.take(1, queue.now, |batch| {
+    queue.gather.take(1, queue.now, usize::MAX, |batch| {
         let ids: Vec<_> = batch.messages.iter().map(|message| message.as_ref().map(|message| message.id)).collect();
         retried = Some((batch.sending, ids, batch.is_unchanged_retry));
     });
@@ -257,4 +257,50 @@ fn at_the_close_all_messages_end_and_state_whether_they_may_be_stored() {
     queue.now += DELIVERY_TIMEOUT;
     queue.expire();
     assert_eq!(queue.ended(), [(50, TIMED_OUT_NO)], "a later message has a deadline");
+}
+
+#[test]
+fn a_topic_and_a_quota_bound_the_batches_and_no_message_is_too_large_alone() {
+    let (mut queue, partition) = TestQueue::with_partition();
+    queue.gather.set_max_batch_bytes(partition, HEADER_BYTES + 20);
+    queue.append(partition, 1..=6);
+    assert_eq!(queue.take(1), [(partition, 0, 0, vec![1, 2])], "the topic accepts 20 bytes of records");
+    queue.complete(partition, BatchResult::Stored(Some(0)));
+    let mut sent = Vec::new();
+    queue.gather.take(1, queue.now, 5, |batch| {
+        sent.extend(batch.messages.iter().flatten().map(|message| message.id));
+        queue.sendings.insert(partition, batch.sending);
+    });
+    assert_eq!(sent, [3], "a quota suggests 5 bytes");
+    queue.complete(partition, BatchResult::Stored(Some(2)));
+    queue.gather.set_max_batch_bytes(partition, usize::MAX);
+    assert_eq!(queue.take(1), [(partition, 0, 3, vec![4, 5, 6])]);
+}
+
+#[test]
+fn messages_that_wait_can_end_before_their_deadlines_and_those_in_flight_cannot() {
+    let (mut queue, partition) = TestQueue::with_partition();
+    let other = queue.gather.partition(1);
+    queue.gather.set_leader(other, Some(2));
+    queue.append(partition, [1]);
+    queue.take(1);
+    queue.append(partition, [2]);
+    queue.append(other, [10]);
+    let deadline = queue.now + DELIVERY_TIMEOUT;
+    queue.now += BACKOFF;
+    queue.append(partition, [3]);
+    assert_eq!((queue.gather.waiting_bytes(1), queue.gather.waiting_bytes(2)), (20, 10));
+    let ended = &mut queue.ended;
+    let mut end = |(message, outcome): EndedMessage<Message>| ended.push((message.id, outcome));
+    queue.gather.expire_waiting(1, deadline, &mut end);
+    queue.gather.expire_waiting(1, deadline + BACKOFF / 2, &mut end);
+    assert_eq!(queue.ended(), [(2, TIMED_OUT_NO)]);
+    assert_eq!(queue.gather.message_count(), 3);
+    queue.complete(partition, BatchResult::Stored(Some(0)));
+    assert_eq!(queue.take(1), [(partition, 0, 1, vec![3])]);
+    queue.complete(partition, BatchResult::Stored(Some(1)));
+    queue.now = deadline;
+    queue.expire();
+    assert_eq!(queue.ended().len(), 3, "1 and 3 are stored, 10 has expired");
+    assert!(queue.gather.is_empty());
 }

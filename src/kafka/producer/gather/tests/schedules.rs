@@ -234,7 +234,7 @@ impl Play {
         self.due.remove(&broker);
         let (in_flight, encoded) = (&mut self.in_flight, &mut self.encoded);
         let (is_unclear, has_other_id) = (&mut self.is_unclear, &mut self.has_other_id);
-        let due = self.queue.gather.take(broker, now, |batch| {
+        let due = self.queue.gather.take(broker, now, usize::MAX, |batch| {
             let position = batch.sending.partition.0;
             if batch.is_unchanged_retry {
                 assert_eq!(encoded[position].0, batch.producer, "a retry has the same sequence number");
@@ -385,7 +385,7 @@ impl Play {
                     assert!(!log.history.contains(id), "a message with Stored::No is in the log");
                 }
                 Outcome::Rejected(_, Stored::Unknown) | Outcome::TimedOut(Stored::Unknown) => {}
-                Outcome::QueueFull | Outcome::Closed(_) => panic!("no outcome of a queue"),
+                Outcome::QueueFull | Outcome::Throttled(_) | Outcome::Closed(_) => panic!("no outcome of a queue"),
             }
             assert!(!self.setup.is_idempotent || stored <= 1, "stored twice: {id} in {:?}", log.ids);
         }

@@ -95,6 +95,27 @@ fn an_idle_connection_that_was_closed_costs_no_attempt() {
     }
 }
 
+#[test]
+fn idle_connections_are_closed_also_without_another_push() {
+    let (closed, is_closed) = std::sync::mpsc::channel();
+    let server = start_raw(move |mut stream, _| {
+        while read_request(&stream).is_some() {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+        }
+        closed.send(()).unwrap();
+    });
+    let (_client, mut pusher) = client(&server);
+    let began = Instant::now();
+    assert_eq!(pusher.close_idle(began + 2 * MAX_IDLE_AGE), None, "no connection yet");
+    assert_eq!(push(&mut pusher, &job(None, None, &[]), &server), answered(200, None));
+    let end = pusher.close_idle(began).expect("a connection");
+    assert!(began + MAX_IDLE_AGE <= end);
+    is_closed.try_recv().expect_err("the connection is kept");
+    assert_eq!(pusher.close_idle(end), None);
+    is_closed.recv_timeout(Duration::from_secs(30)).expect("the connection is closed");
+    assert_eq!(push(&mut pusher, &job(None, None, &[]), &server), answered(200, None));
+}
+
 /// The backend may have processed the request before it closed the connection.
 #[test]
 fn a_kept_connection_that_is_closed_after_the_request_fails_the_attempt() {

@@ -203,9 +203,9 @@ fn a_cut_ends_the_pushes_of_its_claim_and_a_close_all() {
         }
         let end;
         (end, pusher) = pushing.join().unwrap();
-        assert_eq!((end, pusher.is_closed()), (PushEnd::Aborted, closes));
+        assert_eq!(end, PushEnd::Aborted, "closes: {closes}");
     }
-    assert_eq!(push(&mut pusher, &job(None, None, &[]), &server), PushEnd::NotBegun);
+    assert_eq!(push(&mut pusher, &job(None, None, &[]), &server), PushEnd::NotBegun, "after the close");
 }
 
 #[test]

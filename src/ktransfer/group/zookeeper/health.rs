@@ -1,0 +1,72 @@
+//! Reports the state of a group to `/readyz`, to the metrics and to the log.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::ZookeeperGroup;
+use crate::broker::PartitionId;
+
+/// Least time without an owner before a partition is reported; a hand-over takes less.
+const MIN_UNOWNED: Duration = Duration::from_secs(10);
+
+impl ZookeeperGroup {
+    /// Notes which partitions of the topic have no owner node. `owned` are the others.
+    pub(super) fn note_unowned(&mut self, owned: &BTreeSet<PartitionId>) {
+        let now = Instant::now();
+        let before = std::mem::take(&mut self.unowned_since);
+        let unowned = self.partitions.iter().copied().filter(|known| !owned.contains(known));
+        self.unowned_since = unowned.map(|id| (id, before.get(&id).copied().unwrap_or(now))).collect();
+        if let Some(trouble) = self.unread() {
+            self.warn_rate_limited(trouble);
+        }
+    }
+
+    /// Returns which partitions nobody reads, and why: those without an owner for long, and those whose offset is not
+    /// readable.
+    fn unread(&self) -> Option<String> {
+        let patience = MIN_UNOWNED.max(2 * self.keeper.session_timeout());
+        let long: Vec<PartitionId> =
+            self.unowned_since.iter().filter(|(_, since)| patience <= since.elapsed()).map(|(id, _)| *id).collect();
+        let mut troubles: Vec<String> = self
+            .unreadable
+            .iter()
+            .map(|(partition, why)| format!("partition {partition} is not read: {why}"))
+            .collect();
+        if !long.is_empty() {
+            let (topic, seconds) = (&self.config.topic, patience.as_secs());
+            troubles.push(format!("partitions {long:?} of topic {topic} have had no owner for {seconds} s"));
+        }
+        (!troubles.is_empty()).then(|| troubles.join("; "))
+    }
+
+    pub(super) fn report_health(&self) {
+        let as_gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        if let Some(gauge) = &self.observers.unreadable {
+            gauge.set(as_gauge(self.unreadable.len()));
+        }
+        if let Some(gauge) = &self.observers.unowned {
+            gauge.set(as_gauge(self.unowned_since.len()));
+        }
+        if let Some(health) = &self.observers.health {
+            health.set(self.state());
+        }
+    }
+
+    /// Returns whether the member has joined and claimed its partitions, and where they begin is stored.
+    fn state(&self) -> Result<(), String> {
+        let missing = self.assigned.iter().filter(|partition| !self.held.contains_key(partition));
+        let without_offset = self.held.iter().filter(|(_, held)| held.stored.is_none()).map(|(partition, _)| partition);
+        let (missing, without_offset): (Vec<_>, Vec<_>) = (missing.collect(), without_offset.collect());
+        if self.member.is_none() || !self.has_joined {
+            Err("the group is not joined yet".to_owned())
+        } else if let Some(trouble) = self.unread() {
+            Err(trouble)
+        } else if !missing.is_empty() && self.conflict_since.is_none() {
+            Err(format!("partitions {missing:?} are not claimed yet"))
+        } else if !without_offset.is_empty() {
+            Err(format!("where partitions {without_offset:?} begin is not stored yet"))
+        } else {
+            Ok(())
+        }
+    }
+}

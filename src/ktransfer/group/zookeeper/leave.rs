@@ -1,0 +1,83 @@
+//! Leaves the group: stores all offsets, releases all claims, and reports what could not be done.
+
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use super::{ClaimStage, HeldPartition, RoundResult, ZookeeperGroup, to_reason};
+use crate::broker::{Offset, PartitionId};
+use crate::keeper::paths;
+use crate::ktransfer::group::Mailbox;
+
+/// Pause between two attempts to leave.
+const LEAVE_RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+impl ZookeeperGroup {
+    /// Releases all claims and leaves the group, with retries until the leave timeout. What is not possible by then is
+    /// reported; the nodes vanish when the session ends.
+    pub(super) fn leave(&mut self, commands: &Mailbox) {
+        let deadline = Instant::now() + self.config.leave_timeout;
+        self.apply(commands.take());
+        self.assigned.clear();
+        self.to_claim.clear();
+        for held in self.held.values_mut() {
+            held.stage = ClaimStage::Released;
+            held.fence.end();
+        }
+        while let Some(member) = &self.member {
+            if member.epoch != self.keeper.epoch() {
+                self.report_failure("the ZooKeeper session has ended");
+                break;
+            }
+            match self.leave_once() {
+                Ok(()) => {
+                    info!("group {}: left", self.config.group);
+                    break;
+                }
+                Err(reason) => {
+                    let is_over = deadline <= Instant::now() + LEAVE_RETRY_PAUSE;
+                    if is_over || !self.observers.report.wait(LEAVE_RETRY_PAUSE) {
+                        self.report_failure(&reason);
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(member) = self.member.take() {
+            self.leases.remove_registration(&paths::group_id(&self.config.group, &member.id));
+        }
+    }
+
+    fn leave_once(&mut self) -> RoundResult {
+        self.finish_released()?;
+        self.delete_stray_claims()?;
+        let Some(member) = &self.member else { return Ok(()) };
+        self.claimant(member).unregister(&member.id).map_err(to_reason)
+    }
+
+    /// Reports the partitions whose offset is not stored or whose claim is not released.
+    fn report_failure(&self, reason: &str) {
+        let group = &self.config.group;
+        let failure = format!("group {group} could not leave: {}{reason}", unfinished(self.held.iter()));
+        warn!("{failure}");
+        self.observers.report.add(failure);
+    }
+}
+
+/// Lists the offsets that are not stored, and the partitions that are not released.
+fn unfinished<'a>(held: impl Iterator<Item = (&'a PartitionId, &'a HeldPartition)> + Clone) -> String {
+    let shown = |offset: Option<Offset>| offset.map_or("none".to_owned(), |offset| offset.to_string());
+    let unstored = held.clone().filter(|(_, held)| held.has_new_offset());
+    let unstored: Vec<String> = unstored
+        .map(|(partition, held)| format!("{partition} at {} (stored: {})", shown(held.committed), shown(held.stored)))
+        .collect();
+    let unreleased: Vec<String> = held.map(|(partition, _)| partition.to_string()).collect();
+    let mut text = String::new();
+    if !unstored.is_empty() {
+        text += &format!("offsets not stored, so their messages are pushed again: {}; ", unstored.join(", "));
+    }
+    if !unreleased.is_empty() {
+        text += &format!("claims not released before the session ends: {}; ", unreleased.join(", "));
+    }
+    text
+}
