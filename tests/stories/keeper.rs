@@ -252,7 +252,8 @@ fn a_lost_connection_continues_the_session_and_its_claims() {
     wait_until(DEADLINE, "the keeper is connected", || keeper.read("/").is_ok());
     create_with_parents(&**keeper, "/claim", b"mine", Lifetime::Ephemeral).unwrap();
     let (epoch, id) = (keeper.epoch(), keeper.session_id());
-    let faults: [(&str, fn(&Link)); 3] = [
+    type Fault = (&'static str, fn(&Link));
+    let faults: [Fault; 3] = [
         ("reset", Link::reset),
         ("cut", |link| {
             link.cut();
