@@ -138,7 +138,8 @@ fn a_broker_that_is_down_holds_up_only_its_own_partitions() {
 
     broker.restart();
     wait_until(DEADLINE, "all partitions have leaders", || {
-        cluster.leaders(&topic).is_some_and(|leaders| leaders.len() == N_PARTITIONS as usize)
+        let ends = kafka_wire::log_ends(&cluster.brokers, &topic);
+        ends.is_ok_and(|ends| ends.len() == N_PARTITIONS as usize)
     });
     produce(&lost);
     for backend in &backends {
