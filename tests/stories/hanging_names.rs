@@ -99,7 +99,7 @@ fn ktransfer_stops_in_time_while_names_of_zookeeper_or_of_backends_hang() {
     cluster.produce(&topic, 0, &[(b"key", b"value")]);
     let (mut daemon, admin) = start_ktransfer(configs::ktransfer(cluster), &module(HANGING));
     daemon.wait_until_ok(&admin, "/readyz", DEADLINE);
-    daemon.wait_for_log("hanging", DEADLINE);
+    wait_until_hanging(&daemon, "names-look-up");
     daemon.stop(STOP_DEADLINE);
 }
 

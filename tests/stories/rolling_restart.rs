@@ -7,6 +7,8 @@ use crate::harness::{Kproxy, STOP_DEADLINE, cluster, configs, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const CLIENTS: usize = 32;
+/// The time between two requests of a client.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Posts on one connection until an answer closes it; returns the number of answers. Each must be a 200.
 fn post_until_closed(kproxy: &Kproxy, topic: &str, n_answers: &AtomicUsize) -> usize {
@@ -18,6 +20,8 @@ fn post_until_closed(kproxy: &Kproxy, topic: &str, n_answers: &AtomicUsize) -> u
         if answer.header("Connection") == Some("close") {
             return count;
         }
+        // The connection is idle most of the time, so that most connections are idle when kproxy is stopped.
+        std::thread::sleep(PAUSE);
     }
     unreachable!("kproxy is stopped")
 }
