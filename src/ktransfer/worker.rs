@@ -194,6 +194,12 @@ impl Worker {
         self.work_once()
     }
 
+    /// Whether nothing but a message or the end of a wait can give this worker something to do.
+    #[cfg(test)]
+    pub(super) fn may_block(&self) -> bool {
+        !self.queues.has_fresh() || self.slot == SlotRequest::Waiting
+    }
+
     fn receive_all(&mut self) {
         while let Ok(message) = self.channels.inbox.try_recv() {
             self.receive(message);

@@ -52,7 +52,7 @@ mod ktransfer_backends;
 mod ktransfer_faults;
 /// ktransfer: backends that answer early, late, wrongly or not at all.
 mod ktransfer_http;
-/// ktransfer: what a refused key, a backend that hangs and large messages do to the rest of a module.
+/// ktransfer: what refused keys and large messages do to the rest of a module.
 mod ktransfer_isolation;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;

@@ -183,7 +183,8 @@ impl Simulation {
             Step::Fetch(max) => self.fetch(max),
             Step::Dispatch => self.dispatcher.turn(false),
             Step::Work(worker) => {
-                self.workers[worker].step();
+                let has_worked = self.workers[worker].step();
+                assert!(has_worked || self.workers[worker].may_block(), "the worker would block although it has work");
             }
             Step::Group => self.take_group_commands(),
             Step::Gain(partition) => self.gain(partition),
