@@ -13,6 +13,8 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+pub(crate) use self::watch::STALL;
+
 use self::traffic::Traffic;
 use self::watch::{Pids, Watcher, is_alive};
 use super::fault_oracle::{Disturbance, Evidence, Limits, Position, Push, Verdict, judge};
@@ -154,8 +156,8 @@ impl Testbed {
         self.started.elapsed()
     }
 
-    /// Waits until every confirmed message is delivered, stops all daemons, and judges the run. The repeats are
-    /// compared with `max_repeats` by the caller. Panics, with the judgement, if the run broke a promise.
+    /// Waits until every confirmed message is delivered, stops all daemons, and judges the run. The caller compares
+    /// the number of repeats with what it allows. Panics, with the judgement, if the run broke a promise.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Verdict {
         let traffic = std::mem::replace(&mut self.traffic, Traffic::none());

@@ -15,7 +15,9 @@ use super::resources::Sample;
 const INTERVAL: Duration = Duration::from_millis(50);
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// A watcher that wakes up this late has found a stall of the machine: then leases may end without a fault.
-const STALL: Duration = Duration::from_millis(400);
+const MIN_STALL: Duration = Duration::from_millis(400);
+/// The name of the disturbance that is recorded for a stall.
+pub(crate) const STALL: &str = "the machine stalled";
 
 /// What the watcher has seen.
 #[derive(Default, Clone)]
@@ -52,8 +54,8 @@ impl Watcher {
                 }
                 let slept = Instant::now();
                 std::thread::sleep(INTERVAL);
-                if slept.elapsed() > INTERVAL + STALL {
-                    let (what, instance) = ("the machine stalled".to_owned(), None);
+                if slept.elapsed() > INTERVAL + MIN_STALL {
+                    let (what, instance) = (STALL.to_owned(), None);
                     let (from, until) = (slept - started, started.elapsed());
                     lock(&shared).stalls.push(Disturbance { what, from, until, instance, is_pause: false });
                 }
