@@ -94,7 +94,12 @@ fn each_byte_that_the_client_takes_postpones_the_deadline() {
     let limits = WriteLimits::with_timeout(Duration::ZERO);
     connection.answer(
         &crate::http::Response::text(200, vec![b'x'; LARGE_BYTES]),
-        crate::http::encode::EncodeOptions { head_only: false, keep_alive: true, is_http10: false },
+        crate::http::encode::EncodeOptions {
+            head_only: false,
+            keep_alive: true,
+            keep_alive_seconds: 0,
+            is_http10: false,
+        },
     );
     assert_eq!(connection.phase().0, Phase::Writing);
     let mut before = connection.write_deadline(&limits);

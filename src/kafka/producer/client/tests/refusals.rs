@@ -241,7 +241,7 @@ fn what_is_larger_than_a_topic_accepts_is_not_sent_at_acks_0() {
     for codec in [Codec::None, Codec::Gzip] {
         let cluster = TestCluster::start(1);
         cluster.create(TopicSpec::new("t").max_message_bytes(2_000));
-        let mut client = TestClient::with(&cluster, |settings| settings.producer.codec = codec);
+        let client = TestClient::with(&cluster, |settings| settings.producer.codec = codec);
         client.producer().set_max_batch_bytes(&"t".into(), 2_000);
         let small = Message { padding: 300, ..Message::new(AcksLevel::None, "t", 0) };
         let mut numbers = client.send_many(30, &small);
