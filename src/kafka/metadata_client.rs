@@ -165,17 +165,21 @@ impl MetadataClient {
     pub fn coordinator(&mut self, group: &str, deadline: Instant) -> Result<BrokerInfo, ClientError> {
         let group: Arc<str> = group.into();
         let mut backoff = new_backoff();
+        let mut refusal = None;
         loop {
             let mut found = self.coordinators(std::slice::from_ref(&group), deadline);
             let result = found.remove(&group).unwrap_or_else(|| Err(missing_coordinator(&group)));
             match result {
-                // Without an error code all brokers failed, and the time is used up.
-                Err(ClientError { error_code: Some(code), .. }) if error_code::is_retriable(code) => {}
+                Err(failure) if failure.error_code.is_some_and(error_code::is_retriable) => refusal = Some(failure),
+                // Without an error code all brokers failed, and the time is used up: the last answer says more.
+                Err(failure) if failure.error_code.is_none() => return Err(refusal.unwrap_or(failure)),
                 result => return result,
             }
             let retry_at = Instant::now() + backoff.next();
-            if retry_at >= deadline {
-                return result;
+            if retry_at >= deadline
+                && let Some(refusal) = refusal
+            {
+                return Err(refusal);
             }
             sleep_until(retry_at, deadline);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_yaml::Value;
 
-use super::backend_client::{check_header, check_server};
+use super::backend_client::{IdempotencyKey, check_header, check_server};
 use super::policy::RetryPolicy;
 use super::template::UriTemplate;
 use crate::broker::{self, Engine, KafkaSettings, Role};
@@ -126,16 +126,6 @@ pub(super) enum StartFrom {
     Earliest,
     /// At the next message that is appended.
     Latest,
-}
-
-/// What the header `Idempotency-Key` consists of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum IdempotencyKey {
-    /// Module, topic, partition, offset and the timestamp of the message: other messages of a topic that was created
-    /// again have other keys.
-    Timestamp,
-    /// Module, topic, partition and offset.
-    Offset,
 }
 
 /// Loads the main file and the file of each enabled module. Fails with all problems of all files.

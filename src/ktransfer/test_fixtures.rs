@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::backend_client::{BackendResolver, HttpClient};
-use super::config::{IdempotencyKey, ModuleConfig, ProtocolConfig, StartFrom};
+use super::backend_client::{BackendResolver, HttpClient, IdempotencyKey};
+use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;

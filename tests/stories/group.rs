@@ -22,13 +22,16 @@ use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::{Ended, Supervisor};
 
 use crate::harness::keeper::KeeperSession;
+use crate::harness::link::Traffic;
 use crate::harness::process::{Process, folder, rerun_test};
-use crate::harness::{ZkClient, ZooKeeper, cluster, wait_until};
+use crate::harness::{Link, ZkClient, ZooKeeper, cluster, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// The session timeout (3 s), plus 3 s to notice the expiry and to claim the partitions.
 const MAX_TAKEOVER: Duration = Duration::from_secs(3 + 3);
-const PARTITIONS: i32 = 4;
+
+/// Number of partitions that a member pushes in one turn; those of a large group would fill the disk.
+const MAX_PUSHED: usize = 4;
 
 /// The environment variable that makes a copy of this binary a member; its value is the address of ZooKeeper.
 const MEMBER_OF: &str = "KAFKA_HTTP_WRAPPER_STORY_MEMBER_OF";
@@ -63,7 +66,7 @@ fn run_member(address: &str, stop: &Stop) {
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                for (partition, (generation, fence, next)) in &mut held.0 {
+                for (partition, (generation, fence, next)) in held.0.iter_mut().take(MAX_PUSHED) {
                     // The time of the push is taken before the lease is checked, so a push during a valid lease never
                     // gets a time after the lease has ended.
                     let before_us = now_us();
@@ -177,27 +180,32 @@ fn check_entries(outputs: &[PathBuf]) -> usize {
 /// A ZooKeeper with a topic of four partitions, and the output files of the members of one group.
 struct TestGroup {
     server: ZooKeeper,
+    n_partitions: i32,
     folder: PathBuf,
     outputs: Vec<PathBuf>,
 }
 
 impl TestGroup {
-    fn new() -> TestGroup {
+    fn new(n_partitions: i32) -> TestGroup {
         let server = ZooKeeper::start();
         let zk = server.client();
-        zk.create("/c/brokers/topics/t", r#"{"partitions":{"0":[1],"1":[1],"2":[1],"3":[1]}}"#);
-        for partition in 0..PARTITIONS {
-            zk.create(&format!("/c/brokers/topics/t/partitions/{partition}/state"), r#"{"leader":1}"#);
-        }
-        TestGroup { server, folder: folder("members"), outputs: Vec::new() }
+        let partitions: Vec<String> = (0..n_partitions).map(|partition| format!("\"{partition}\":[1]")).collect();
+        zk.create("/c/brokers/topics/t", &format!("{{\"partitions\":{{{}}}}}", partitions.join(",")));
+        TestGroup { server, n_partitions, folder: folder("members"), outputs: Vec::new() }
     }
 
     fn start_member(&mut self, name: &str) -> Process {
+        let address = self.server.address();
+        self.start_member_at(name, &address)
+    }
+
+    /// Starts a member that connects to ZooKeeper at `address`.
+    fn start_member_at(&mut self, name: &str, address: &str) -> Process {
         let output = self.folder.join(name);
         self.outputs.push(output.clone());
         let mut command =
             rerun_test(module_path!(), "a_paused_or_killed_member_is_taken_over_and_pushes_nothing_it_lost");
-        command.env(MEMBER_OF, self.server.address());
+        command.env(MEMBER_OF, address);
         Process::start(name, command, &output)
     }
 
@@ -208,7 +216,9 @@ impl TestGroup {
     /// Returns the owners of the claimed partitions, in the order of the partitions.
     fn owners(&self) -> Vec<String> {
         let zk = self.zk();
-        (0..PARTITIONS).filter_map(|partition| zk.read(&format!("/c/consumers/g/owners/t/{partition}"))).collect()
+        (0..self.n_partitions)
+            .filter_map(|partition| zk.read(&format!("/c/consumers/g/owners/t/{partition}")))
+            .collect()
     }
 
     fn member_ids(&self) -> Vec<String> {
@@ -218,7 +228,7 @@ impl TestGroup {
     fn stored_sum(&self) -> i64 {
         let zk = self.zk();
         let stored = |partition| zk.read(&format!("/c/consumers/g/offsets/t/{partition}"))?.parse::<i64>().ok();
-        (0..PARTITIONS).filter_map(stored).sum()
+        (0..self.n_partitions).filter_map(stored).sum()
     }
 
     /// Waits until one member, other than `except`, owns all partitions; returns its id.
@@ -231,12 +241,15 @@ impl TestGroup {
         })
     }
 
-    /// Waits until two members own two partitions each: the member with the lower id owns partitions 0 and 1.
+    /// Waits until two members own two partitions each: the earlier owner keeps partitions 0 and 1.
     #[track_caller]
     fn wait_until_shared(&self) {
-        wait_until(DEADLINE, "each member owns its range", || {
-            let ids = self.member_ids();
-            ids.len() == 2 && self.owners() == [&ids[0], &ids[0], &ids[1], &ids[1]].map(String::clone)
+        wait_until(DEADLINE, "each member owns its half", || {
+            let (mut ids, owners) = (self.member_ids(), self.owners());
+            ids.sort();
+            let mut halves: Vec<String> = owners.iter().step_by(2).cloned().collect();
+            halves.sort();
+            owners.len() == 4 && owners[0] == owners[1] && owners[2] == owners[3] && halves == ids
         });
     }
 
@@ -252,7 +265,7 @@ fn a_paused_or_killed_member_is_taken_over_and_pushes_nothing_it_lost() {
     if let Ok(address) = std::env::var(MEMBER_OF) {
         return run_member(&address, &Stop::new());
     }
-    let mut group = TestGroup::new();
+    let mut group = TestGroup::new(4);
     let mut one = group.start_member("one");
     let first_id = group.wait_for_single_owner(None);
     let mut two = group.start_member("two");
@@ -285,6 +298,33 @@ fn a_paused_or_killed_member_is_taken_over_and_pushes_nothing_it_lost() {
     eprintln!("{n_pushes} pushes; taken over {after_pause:?} after a pause, {after_kill:?} after a kill");
     assert!(n_pushes > 500, "{n_pushes} pushes");
     leave_in_order(&group, &killed_id);
+}
+
+#[test]
+fn many_partitions_are_taken_over_soon_although_each_request_takes_milliseconds() {
+    const N_PARTITIONS: i32 = 400;
+    let mut group = TestGroup::new(N_PARTITIONS);
+    let mut one = group.start_member("one");
+    let owned_by_one_member = |group: &TestGroup| {
+        let owners = group.owners();
+        owners.len() == N_PARTITIONS as usize && owners.iter().all(|owner| *owner == owners[0])
+    };
+    wait_until(DEADLINE, "one member owns all partitions", || owned_by_one_member(&group));
+    let link = Link::to(&group.server.address());
+    link.set(Traffic::delayed(Duration::from_millis(3)));
+    let _two = group.start_member_at("two", &link.address());
+    wait_until(DEADLINE, "each member owns a half", || {
+        let owners = group.owners();
+        let first = owners.first().map(|first| owners.iter().filter(|owner| *owner == first).count());
+        owners.len() == N_PARTITIONS as usize && first == Some(N_PARTITIONS as usize / 2)
+    });
+    one.kill9();
+    let killed = Instant::now();
+    wait_until(DEADLINE, "the other member owns all partitions", || owned_by_one_member(&group));
+    let after_kill = killed.elapsed();
+    eprintln!("{} partitions taken over {after_kill:?} after a kill", N_PARTITIONS / 2);
+    assert!(after_kill < MAX_TAKEOVER, "taken over after {after_kill:?}");
+    check_entries(&group.outputs);
 }
 
 /// Starts a member and stops it; checks that it deletes its claims and its id when it leaves.

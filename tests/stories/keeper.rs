@@ -12,12 +12,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kafka_http_wrapper::keeper::paths::create_with_parents;
-use kafka_http_wrapper::keeper::{KeeperError, Lifetime, Node};
+use kafka_http_wrapper::keeper::{Change, KeeperError, Lifetime, Node};
 use kafka_http_wrapper::shutdown::Stop;
 
 use crate::harness::keeper::{KeeperSession, SESSION};
 use crate::harness::process::rerun_test;
-use crate::harness::{ZooKeeper, free_port, wait_until};
+use crate::harness::{Link, ZooKeeper, free_port, wait_until};
 
 /// Longest time of a request: a third of the session timeout, plus 700 ms for a busy machine.
 const MAX_CALL: Duration = Duration::from_millis(1_000 + 700);
@@ -241,6 +241,65 @@ fn a_server_of_another_protocol_is_named_and_skipped() {
         busy.wait_until_recovered("three wrong hosts before the right one");
         busy.close();
     }
+}
+
+#[test]
+fn a_lost_connection_continues_the_session_and_its_claims() {
+    let server = ZooKeeper::start();
+    let link = Link::to(&server.address());
+    let session = KeeperSession::connect(&[link.address()], "/c");
+    let keeper = &session.keeper;
+    wait_until(DEADLINE, "the keeper is connected", || keeper.read("/").is_ok());
+    create_with_parents(&**keeper, "/claim", b"mine", Lifetime::Ephemeral).unwrap();
+    let (epoch, id) = (keeper.epoch(), keeper.session_id());
+    type Fault = (&'static str, fn(&Link));
+    let faults: [Fault; 3] = [
+        ("reset", Link::reset),
+        ("cut", |link| {
+            link.cut();
+            link.restore();
+        }),
+        // The server is silent until the keeper gives the connection up.
+        ("stalled", Link::stall),
+    ];
+    for (fault, disturb) in faults {
+        let before = keeper.last_confirmed();
+        disturb(&link);
+        if fault == "stalled" {
+            wait_until(SESSION, "a call fails", || keeper.read("/claim").is_err());
+            link.restore();
+        }
+        wait_until(SESSION, &format!("calls succeed after the connection was {fault}"), || {
+            keeper.read("/claim").is_ok_and(|node| node.is_some())
+        });
+        assert_eq!((keeper.epoch(), keeper.session_id()), (epoch, id), "{fault}");
+        assert_eq!(keeper.last_confirmed(), before, "neither a read nor a connection proves the session");
+        let node = keeper.read("/claim").unwrap().expect("read before");
+        keeper.write("/claim", b"mine", node.version).unwrap();
+        assert!(keeper.last_confirmed() > before, "{fault}");
+    }
+    close(&session);
+}
+
+#[test]
+fn changes_are_carried_out_together_or_not_at_all() {
+    let server = ZooKeeper::start();
+    let session = KeeperSession::connect(&[server.address()], "/c");
+    let keeper = &session.keeper;
+    wait_until(DEADLINE, "the keeper is connected", || keeper.read("/").is_ok());
+    create_with_parents(&**keeper, "/a", b"0", Lifetime::Persistent).unwrap();
+    let create = Change::Create("/b".into(), b"b".to_vec(), Lifetime::Ephemeral);
+    let write = |version| Change::Write("/a".into(), b"1".to_vec(), version);
+    let check = |path: &str| Change::Check(path.into(), None);
+    assert_eq!(keeper.multi(&[create.clone(), write(Some(7))]), Err(KeeperError::BadVersion("/a".into())));
+    assert_eq!(keeper.multi(&[check("/absent"), create.clone()]), Err(KeeperError::NoNode("/absent".into())));
+    assert_eq!(keeper.read("/b"), Ok(None));
+    let before = keeper.last_confirmed();
+    assert_eq!(keeper.multi(&[check("/a"), create, write(Some(0)), write(None)]), Ok(vec![0, 0, 1, 2]));
+    assert!(keeper.last_confirmed() > before);
+    let groups = [vec![Change::Delete("/b".into(), 0)], vec![check("/b")], vec![write(Some(2))]];
+    assert_eq!(keeper.multi_all(&groups), [Ok(vec![0]), Err(KeeperError::NoNode("/b".into())), Ok(vec![3])]);
+    close(&session);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Backends that are hostile or broken, and messages that cannot be pushed: each ends in a delivery, a retry or in being
-//! given up, in bounded time and memory, and takes no slot of another key's.
+//! Backends that are hostile or broken, and messages that cannot be pushed: each ends in a delivery, a retry or in
+//! being given up, in bounded time and memory, and takes no slot of another key's.
 
 use std::time::Duration;
 

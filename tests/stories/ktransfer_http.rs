@@ -142,8 +142,8 @@ impl FullPort {
         table.lines().any(|line| line.contains(&format!(":{port:04X} 02 ")))
     }
 
-    /// Accepts connections until `condition` holds, and for half a second more, or until the deadline; returns the bytes
-    /// that arrived.
+    /// Accepts connections until `condition` holds, and for half a second more, or until the deadline; returns the
+    /// bytes that arrived.
     fn accept_until(self, condition: impl Fn(&FullPort) -> bool, deadline: Duration) -> Vec<u8> {
         let mut until = Instant::now() + deadline;
         let (mut received, mut accepted) = (Vec::new(), Vec::new());

@@ -1,14 +1,11 @@
-//! What one message, one key or one push can hold up in ktransfer: only its own key, and bounded memory.
+//! What one message, one key or one push can hold up in ktransfer: only its own key.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kafka_http_wrapper::broker::Header;
-
-use crate::harness::engine::append_all;
-use crate::harness::fleet::{Arrival, Fleet, Reply};
+use crate::harness::fleet::{Fleet, Reply};
 use crate::harness::{Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -106,30 +103,4 @@ fn a_push_that_hangs_does_not_keep_its_partition_from_another_instance() {
     second.daemon.stop(STOP_DEADLINE);
     let stored: Vec<_> = (0..N_PARTITIONS).map(|partition| cluster.stored_offset(&module, &topic, partition)).collect();
     assert_eq!(stored, [Some(2); N_PARTITIONS as usize]);
-}
-
-#[test]
-fn messages_full_of_record_headers_stay_within_the_memory() {
-    const N_MESSAGES: usize = 60;
-    // Each header takes a few bytes in Kafka, and many times more as a value of its own.
-    const N_HEADERS: usize = 60_000;
-    let cluster = cluster();
-    let topic = cluster.new_topic("headers", 1);
-    let header = || Header { name: "a".into(), value: None };
-    let headers: Vec<Header> = (0..N_HEADERS).map(|_| header()).collect();
-    append_all(&cluster.brokers, &topic, (0..N_MESSAGES).map(|number| (format!("k{number}"), headers.clone())));
-    let fleet = Fleet::start(1, |_| Reply::ok().after(Duration::from_millis(20)));
-    let file = configs::module(&topic, &fleet.addresses()).set("worker_num", 8);
-    let mut member = Member::start(cluster, &unique("headers"), "a", file);
-    fleet.wait_until_delivered(N_MESSAGES, 2 * DEADLINE);
-    let peak = member.daemon.peak_resident_bytes() >> 20;
-    assert!(peak < 150, "{peak} MiB of memory for {} headers", N_MESSAGES * N_HEADERS);
-    let size_of_record_headers = |arrival: &Arrival| {
-        let headers = arrival.request.headers.iter();
-        let passed_on = headers.filter(|(name, _)| name.to_lowercase().starts_with("x-kafka-header-"));
-        passed_on.map(|(name, value)| name.len() + value.len() + ": \r\n".len()).sum::<usize>()
-    };
-    let largest = fleet.arrivals().iter().map(size_of_record_headers).max().unwrap_or_default();
-    assert!(largest <= 8 << 10, "{largest} bytes of record headers in a request");
-    member.daemon.stop(STOP_DEADLINE);
 }

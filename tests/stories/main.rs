@@ -48,8 +48,6 @@ mod kmonitor_delay;
 mod kproxy;
 /// ktransfer: hostile backends and messages that cannot be pushed.
 mod ktransfer_backends;
-/// ktransfer: recreated topics, new partitions, where reading begins.
-mod ktransfer_beginnings;
 /// ktransfer: three instances while everything around them fails once.
 mod ktransfer_faults;
 /// ktransfer: backends that answer early, late, wrongly or not at all.
@@ -66,6 +64,10 @@ mod ktransfer_outage;
 mod ktransfer_ownership;
 /// ktransfer: message filter, retries, order per key, hand-over.
 mod ktransfer_push;
+/// ktransfer: topics that are deleted and created again.
+mod ktransfer_recreated;
+/// ktransfer: ZooKeeper connections that are lost, a stop without ZooKeeper, members with other topics.
+mod ktransfer_sessions;
 /// ktransfer: what one key or one push can hold up.
 mod ktransfer_window;
 /// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.

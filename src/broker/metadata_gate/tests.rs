@@ -76,8 +76,9 @@ fn what_a_topic_does_not_accept_is_refused_once_its_rules_are_known_and_a_denied
     let gate = start(Stores, GateState::new(&config), &config, Compacted, Duration::from_secs(1), &group);
     let append = |topic: &str, key: Option<&[u8]>| {
         let (sender, outcomes) = crossbeam_channel::bounded(1);
-        let (topic, key, value) = (Arc::from(topic), key.map(<[u8]>::to_vec), Some(b"v".to_vec()));
-        let record = Record { topic, partition: None, key, value, headers: Vec::new(), timestamp_ms: None };
+        let (topic, key, value) = (Arc::from(topic), key.map(<[u8]>::to_vec), b"v".to_vec());
+        let record =
+            Record { topic, partition: None, key, value: Some(value), headers: Vec::new(), timestamp_ms: None };
         let report: Report = Box::new(move |outcome| sender.send(outcome).expect("the test receives"));
         gate.append(record, Acks::None, report);
         outcomes.recv().expect("it completes")

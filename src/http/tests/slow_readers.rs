@@ -97,8 +97,8 @@ fn each_byte_that_the_client_takes_postpones_the_deadline() {
         crate::http::encode::EncodeOptions {
             head_only: false,
             keep_alive: true,
-            keep_alive_seconds: 0,
             is_http10: false,
+            keep_alive_seconds: 0,
         },
     );
     assert_eq!(connection.phase().0, Phase::Writing);

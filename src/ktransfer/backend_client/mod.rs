@@ -24,5 +24,5 @@ mod retry_after;
 
 pub(super) use client::HttpClient;
 pub(super) use pusher::{PushEnd, Pusher};
-pub(super) use request::{check_header, check_server};
+pub(super) use request::{IdempotencyKey, check_header, check_server};
 pub(super) use resolver::BackendResolver;

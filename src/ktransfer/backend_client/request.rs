@@ -6,8 +6,8 @@
 //!   since 1970) where the message has one;
 //! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent if the message has no key or the key is longer than
 //!   [`MAX_KEY_BYTES`];
-//! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt, so that a backend recognises a
-//!   message that it has received before;
+//! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt, so
+//!   that a backend recognises a message that it has received before;
 //! - `Content-Encoding` if the message has one record header of this name with codings of HTTP, as kproxy stores it;
 //! - `X-Kafka-Claim`: the fencing token of the claim under which the message is pushed;
 //! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
@@ -20,7 +20,6 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use log::Level;
 
 use crate::broker::Message;
-use crate::ktransfer::config::IdempotencyKey;
 use crate::ktransfer::job::Job;
 use crate::ktransfer::template::{PlaceholderValues, UriTemplate, encode_into};
 use crate::log_limited;
@@ -34,6 +33,8 @@ const MAX_RECORD_HEADER_BYTES: usize = 8 * 1024;
 /// Limit on the record headers of a message that are looked at. It bounds the time that a message takes, since a
 /// message may have hundreds of thousands of headers that HTTP cannot carry.
 const MAX_EXAMINED_HEADERS: usize = 256;
+/// Number of the headers that ktransfer itself adds to the configured ones and those of the record, at most.
+const OWN_HEADERS: usize = 10;
 /// Prefix of the name of a record header.
 const RECORD_HEADER_PREFIX: &str = "x-kafka-header-";
 /// Longest value of a configured header.
@@ -75,6 +76,16 @@ pub(crate) fn check_header(name: &str, value: &str) -> Result<(), String> {
         return Err(format!("has a value for {name} with characters that a header cannot carry"));
     }
     Ok(())
+}
+
+/// What the header `Idempotency-Key` consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IdempotencyKey {
+    /// Module, topic, partition, offset and the timestamp of the message: other messages of a topic that was created
+    /// again have other keys.
+    Timestamp,
+    /// Module, topic, partition and offset.
+    Offset,
 }
 
 /// Builds the requests of one module.
@@ -147,7 +158,10 @@ impl RequestBuilder {
 
     fn headers(&self, job: &Job, attempt: u32) -> HeaderMap {
         let message = &job.message;
-        let mut headers = self.common_headers.clone();
+        // With room for all headers, so that the map does not grow while it is filled.
+        let n_headers = self.common_headers.len() + OWN_HEADERS + message.headers.len().min(MAX_RECORD_HEADERS);
+        let mut headers = HeaderMap::with_capacity(n_headers);
+        headers.extend(self.common_headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         headers.insert(HeaderName::from_static("x-kafka-partition"), message.from.partition.into());
         headers.insert(HeaderName::from_static("x-kafka-offset"), message.offset.into());
         headers.insert(HeaderName::from_static("x-kafka-attempt"), attempt.into());

@@ -6,7 +6,7 @@ use crate::ktransfer::job::{WindowId, message_size_bytes};
 
 /// A command of the dispatcher to the fetch loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ktransfer) enum FetchCommand {
+pub(crate) enum FetchCommand {
     /// Read the partition, and return its messages with this window. Ends a pause of the partition.
     Assign {
         /// Number of the partition.
@@ -28,31 +28,31 @@ pub(in crate::ktransfer) enum FetchCommand {
 
 /// An offset to start at, and the log that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::ktransfer) struct StartPosition {
+pub(crate) struct StartPosition {
     /// The first offset to read.
-    pub(in crate::ktransfer) offset: Offset,
+    pub(crate) offset: Offset,
     /// The log that the offset belongs to, as far as it is known.
-    pub(in crate::ktransfer) log: LogIdentity,
+    pub(crate) log: LogIdentity,
 }
 
 /// Messages of one partition; none if only the position moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ktransfer) struct FetchedBatch {
+pub(crate) struct FetchedBatch {
     /// The window of the assignment.
-    pub(in crate::ktransfer) window: WindowId,
+    pub(crate) window: WindowId,
     /// Number of the partition.
-    pub(in crate::ktransfer) partition: PartitionId,
+    pub(crate) partition: PartitionId,
     /// The messages, in the order of their offsets.
-    pub(in crate::ktransfer) messages: Vec<Message>,
+    pub(crate) messages: Vec<Message>,
     /// The offset to read after them, which may be behind transaction markers and aborted messages.
-    pub(in crate::ktransfer) next: Offset,
+    pub(crate) next: Offset,
     /// Leader epoch of the message before `next`; `None` if it is unknown.
-    pub(in crate::ktransfer) leader_epoch: Option<i32>,
+    pub(crate) leader_epoch: Option<i32>,
 }
 
 /// A report of the fetch loop to the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ktransfer) enum Fetched {
+pub(crate) enum Fetched {
     /// Messages of one or more partitions.
     Messages(Vec<FetchedBatch>),
     /// The start offset was found for a partition that was assigned without a position. It is on its way to the group,
@@ -88,7 +88,7 @@ pub(in crate::ktransfer) enum Fetched {
 
 /// Why a partition cannot be read at its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::ktransfer) enum LogChange {
+pub(crate) enum LogChange {
     /// Kafka does not keep the offset (offset out of range).
     OffsetGone {
         /// The requested offset.
@@ -116,7 +116,7 @@ pub(in crate::ktransfer) enum LogChange {
 
 impl Fetched {
     /// Returns the memory that the messages take.
-    pub(in crate::ktransfer) fn size_bytes(&self) -> usize {
+    pub(crate) fn size_bytes(&self) -> usize {
         let Fetched::Messages(batches) = self else { return 0 };
         batches.iter().flat_map(|batch| &batch.messages).map(message_size_bytes).sum()
     }

@@ -22,7 +22,7 @@ use crate::shutdown::Stop;
 
 /// Bound of the channel of found offsets. While it is full the thread waits for the fetch loop; the offsets in it are
 /// already on their way to the group.
-pub(in crate::ktransfer) const FOUND_STARTS: usize = 64;
+pub(crate) const FOUND_STARTS: usize = 64;
 /// Longest time of a look-up; doubles with each look-up that fails, up to the maximum. New requests wait for the look-up
 /// in flight.
 const FIRST_LOOKUP_TIME: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// The partitions whose start offset is wanted: a table, so that adding never blocks and its size is bounded by the
 /// number of partitions.
 #[derive(Clone)]
-pub(in crate::ktransfer) struct StartRequests {
+pub(crate) struct StartRequests {
     table: Arc<Mutex<BTreeMap<PartitionId, (WindowId, Generation)>>>,
     wake: Sender<()>,
     woken: Receiver<()>,
@@ -41,7 +41,7 @@ pub(in crate::ktransfer) struct StartRequests {
 
 impl StartRequests {
     /// Creates an empty table.
-    pub(in crate::ktransfer) fn new() -> StartRequests {
+    pub(crate) fn new() -> StartRequests {
         // One pending wake-up is enough for any number of requests.
         let (wake, woken) = bounded(1);
         StartRequests { table: Arc::default(), wake, woken }
@@ -73,7 +73,7 @@ impl StartRequests {
 
 /// The result of a look-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ktransfer) struct FoundStart {
+pub(crate) struct FoundStart {
     /// Number of the partition.
     pub(super) partition: PartitionId,
     /// The window of the assignment.
@@ -83,24 +83,24 @@ pub(in crate::ktransfer) struct FoundStart {
 }
 
 /// Looks up start offsets.
-pub(in crate::ktransfer) struct StartOffsets {
+pub(crate) struct StartOffsets {
     /// Reads the offsets.
-    pub(in crate::ktransfer) log_ends: Box<dyn LogEnds>,
+    pub(crate) log_ends: Box<dyn LogEnds>,
     /// The topic of the module.
-    pub(in crate::ktransfer) topic: Arc<str>,
+    pub(crate) topic: Arc<str>,
     /// Which end of a partition is its start.
-    pub(in crate::ktransfer) start_from: StartFrom,
+    pub(crate) start_from: StartFrom,
     /// The partitions to look up.
-    pub(in crate::ktransfer) requests: StartRequests,
+    pub(crate) requests: StartRequests,
     /// To the fetch loop.
-    pub(in crate::ktransfer) found: Sender<FoundStart>,
+    pub(crate) found: Sender<FoundStart>,
     /// To the group, which stores the offsets.
-    pub(in crate::ktransfer) group_commands: CommandSender,
+    pub(crate) group_commands: CommandSender,
 }
 
 impl StartOffsets {
     /// Runs until the stop.
-    pub(in crate::ktransfer) fn run(mut self, stop: &Stop) {
+    pub(crate) fn run(mut self, stop: &Stop) {
         let mut time = FIRST_LOOKUP_TIME;
         while !stop.is_triggered() {
             let pending = self.requests.pending();

@@ -147,11 +147,6 @@ impl Cluster {
         assert!(poll(LEADERS_DEADLINE, is_done).is_some(), "the controller does not finish the deletion of {name}");
     }
 
-    /// Denies, or no longer denies, every client to write to a topic; the brokers need an authorizer.
-    pub(crate) fn deny_write(&self, topic: &str, is_denied: bool) {
-        kafka_wire::deny_write(&self.brokers, topic, is_denied);
-    }
-
     /// Increases the number of partitions of a topic; returns when every broker names all leaders.
     pub(crate) fn grow_topic(&self, name: &str, partitions: i32) {
         kafka_wire::grow_topic(&self.brokers, name, partitions);

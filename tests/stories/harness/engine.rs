@@ -1,14 +1,12 @@
 //! Helpers for stories that use an engine of the library directly, without a daemon.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kafka_http_wrapper::broker::{
-    self, Acks, AppendResult, BrokerConfig, Engine, FetchEvent, Fetcher, FetcherConfig, Header, KafkaSettings, Message,
-    PartitionerKind, Producer, ProducerConfig, Record, TopicPartition,
+    self, BrokerConfig, Engine, FetchEvent, Fetcher, FetcherConfig, KafkaSettings, Message, TopicPartition,
 };
 use kafka_http_wrapper::shutdown::Stop;
-use kafka_http_wrapper::supervise::{Ended, Supervisor};
+use kafka_http_wrapper::supervise::Supervisor;
 
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -83,34 +81,4 @@ pub(crate) fn read_partition(brokers: &str, topic: &str, partition: i32, count: 
     let found = read_messages(&mut *fetcher, count);
     assert_eq!(found.len(), count, "{found:?}");
     found
-}
-
-/// Appends messages with these keys and record headers to partition 0, one after the other.
-pub(crate) fn append_all(brokers: &str, topic: &str, messages: impl Iterator<Item = (String, Vec<Header>)>) {
-    let config = ProducerConfig {
-        partitioner: PartitionerKind::Fnv1a,
-        max_message_bytes: 1 << 20,
-        max_in_flight: 10,
-        timeout: READ_DEADLINE,
-    };
-    let supervisor = Supervisor::new("append", Stop::new());
-    let producer: Arc<dyn Producer<Box<dyn FnOnce(AppendResult) + Send>>> =
-        broker::producer(&broker_config(brokers, Engine::Native), config, &supervisor)
-            .expect("creating a producer needs no broker");
-    for (key, headers) in messages {
-        let record = Record {
-            topic: topic.into(),
-            partition: Some(0),
-            key: Some(key.into_bytes()),
-            value: Some(b"value".to_vec()),
-            headers,
-            timestamp_ms: None,
-        };
-        let (sender, outcome) = std::sync::mpsc::channel();
-        producer.append(record, Acks::All, Box::new(move |result| drop(sender.send(result))));
-        outcome.recv().expect("every append completes").expect("the broker stores the message");
-    }
-    drop(producer);
-    supervisor.stop().trigger();
-    assert_eq!(supervisor.join(READ_DEADLINE), Ended::Stopped);
 }

@@ -1,5 +1,5 @@
-//! A member of a group that behaves like the original, the Go program, towards ZooKeeper: the rules of its group library
-//! (kazoo-go and wvanbergen/kafka), written independently of `src/ktransfer/group`.
+//! A member of a group that behaves like the original, the Go program, towards ZooKeeper: the rules of its group
+//! library (kazoo-go and wvanbergen/kafka), written independently of `src/ktransfer/group`.
 //!
 //! - It registers as an ephemeral node `ids/HOST:UUID`, with the topic in the registration.
 //! - At each change of the members it stores its offsets, deletes its owner nodes, divides the partitions anew and

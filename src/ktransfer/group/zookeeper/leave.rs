@@ -58,9 +58,12 @@ impl ZookeeperGroup {
     /// Reports the partitions whose offset is not stored or whose claim is not released.
     fn report_failure(&self, reason: &str) {
         let group = &self.config.group;
-        let failure = format!("group {group} could not leave: {}{reason}", unfinished(self.held.iter()));
-        warn!("{failure}");
-        self.observers.report.add(failure);
+        let unfinished = unfinished(self.held.iter());
+        warn!("group {group} could not leave: {unfinished}{reason}");
+        // Without partitions, only the registration is left, which vanishes with the session.
+        if !unfinished.is_empty() {
+            self.observers.report.add(format!("group {group} could not leave: {unfinished}{reason}"));
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Judges a run with faults by its record: what kproxy confirmed, what the backends received, which offsets were stored.
+//! Judges a run with faults by its record: what kproxy confirmed, what the backends received, which offsets were
+//! stored.
 //!
 //! Pure functions; times are counted from the start of the run. The promises that are checked:
 //! - every confirmed message is delivered, or is in the dead letters;
@@ -83,6 +84,8 @@ pub(crate) struct Verdict {
     pub(crate) n_pushes: usize,
     pub(crate) n_delivered: usize,
     pub(crate) n_repeats: usize,
+    /// The repeats by the disturbance that explains them.
+    pub(crate) repeats_by_disturbance: BTreeMap<String, usize>,
     /// Requests that an instance sent right after a pause under a claim that had ended: only the fencing token
     /// protects against them. They are no violation.
     pub(crate) n_fenced: usize,
@@ -130,6 +133,9 @@ impl fmt::Display for Verdict {
             100.0 * self.repeat_share(),
             self.n_fenced
         )?;
+        for (what, n) in &self.repeats_by_disturbance {
+            write!(formatter, "\n  {n} repeats after: {what}")?;
+        }
         for (name, list) in self.violations() {
             if !list.is_empty() {
                 write!(formatter, "\n{} {name}:", list.len())?;
@@ -314,12 +320,15 @@ impl<'a> History<'a> {
                     && push.began >= disturbance.from
                     && push.began <= disturbance.until + self.limits.aftermath
             };
-            if !self.evidence.disturbances.iter().any(|disturbance| explains(&disturbance)) {
-                verdict.unexplained.push(format!(
+            // The latest one is the most likely reason.
+            let reason = self.evidence.disturbances.iter().filter(explains).max_by_key(|disturbance| disturbance.from);
+            match reason {
+                Some(reason) => *verdict.repeats_by_disturbance.entry(reason.what.clone()).or_default() += 1,
+                None => verdict.unexplained.push(format!(
                     "{push}, delivered by {} at {:.3} s",
                     first.instance,
                     delivered.as_secs_f64()
-                ));
+                )),
             }
         }
     }

@@ -14,8 +14,8 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Parses pushes such as `a7@1 100-150 k`: instance, offset, claim, begin and end in milliseconds, key. A `!` at the end
-/// means that the push was not delivered; `-` without an end means that it is still open.
+/// Parses pushes such as `a7@1 100-150 k`: instance, offset, claim, begin and end in milliseconds, key. A `!` at the
+/// end means that the push was not delivered; `-` without an end means that it is still open.
 fn pushes(text: &str) -> Vec<Push> {
     text.split(',')
         .map(|line| {
@@ -141,7 +141,8 @@ fn a_repeat_needs_a_disturbance_of_its_time_and_its_instance() {
         (fault(Some("a"), 3000, 3500, false), false),
     ] {
         repeated.disturbances = vec![disturbance];
-        expect(&repeated, if is_explained { &[] } else { &["repeats without a reason"] });
+        let verdict = expect(&repeated, if is_explained { &[] } else { &["repeats without a reason"] });
+        assert_eq!(verdict.repeats_by_disturbance.get("a fault"), is_explained.then_some(&1));
     }
     let mut late = evidence("a1@1 0-10 k, a2@1 10-20 k, b1@5 9000-9010 k");
     late.disturbances.push(fault(Some("a"), 500, 1000, false));

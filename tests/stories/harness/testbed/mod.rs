@@ -194,8 +194,10 @@ impl Testbed {
         };
         let limits = Limits {
             fence_slack: Duration::from_millis(250),
-            aftermath: 2 * SESSION + Duration::from_secs(6),
-            commit_lag: Duration::from_secs(15),
+            // A takeover takes a session timeout and 3 s; the new owner then catches up.
+            aftermath: SESSION + Duration::from_secs(6),
+            // Offsets are stored each second.
+            commit_lag: Duration::from_secs(3),
         };
         let verdict = judge(&evidence, &limits);
         let rate = verdict.n_delivered as f64 / took.as_secs_f64();
