@@ -323,7 +323,9 @@ fn many_partitions_are_taken_over_soon_although_each_request_takes_milliseconds(
     wait_until(DEADLINE, "the other member owns all partitions", || owned_by_one_member(&group));
     let after_kill = killed.elapsed();
     eprintln!("{} partitions taken over {after_kill:?} after a kill", N_PARTITIONS / 2);
-    assert!(after_kill < MAX_TAKEOVER, "taken over after {after_kill:?}");
+    // One after the other, three requests for each partition and one for each leader would take 6 s more.
+    let max_takeover = MAX_TAKEOVER + Duration::from_secs(4);
+    assert!(after_kill < max_takeover, "taken over after {after_kill:?}");
     check_entries(&group.outputs);
 }
 

@@ -141,14 +141,14 @@ impl Claimant<'_> {
 
     /// Reads the offsets of partitions that have the owner node of this member, and writes them once.
     fn fence_all(&self, partitions: &[PartitionId]) -> Vec<Result<ClaimOutcome, KeeperError>> {
-        let read = |path: &dyn Fn(PartitionId) -> String| {
-            let paths: Vec<String> = partitions.iter().map(|partition| path(*partition)).collect();
-            self.keeper.read_all(&paths)
+        let paths = partitions.iter().flat_map(|partition| [self.offset(*partition), self.ahead(*partition)]);
+        let mut nodes = self.keeper.read_all(&paths.collect::<Vec<_>>()).into_iter();
+        let mut next = || nodes.next().expect("a result for each path");
+        let mut plan = |partition: &PartitionId| {
+            let (offset, ahead) = (next(), next());
+            self.plan_fencing(*partition, offset?, ahead?)
         };
-        let (offsets, aheads) = (read(&|partition| self.offset(partition)), read(&|partition| self.ahead(partition)));
-        let plans: Vec<Result<Fencing, KeeperError>> = (partitions.iter().zip(offsets).zip(aheads))
-            .map(|((partition, offset), ahead)| self.plan_fencing(*partition, offset?, ahead?))
-            .collect();
+        let plans: Vec<Result<Fencing, KeeperError>> = partitions.iter().map(&mut plan).collect();
         let changes = |plan: &Fencing| plan.outcome.is_ok().then(|| plan.changes.clone());
         let writes: Vec<_> = plans.iter().flatten().filter_map(changes).collect();
         let mut written = self.keeper.multi_all(&writes).into_iter();
