@@ -10,8 +10,8 @@
 //! | 5 | a second SIGTERM or SIGINT ended an ordered stop |
 //!
 //! SIGHUP reopens the log files and runs the reload actions, both on threads of their own. SIGPIPE is ignored. One
-//! thread receives all signals; it never touches a file, so no disk that hangs can hold up a signal. The first SIGTERM or
-//! SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop.
+//! thread receives all signals; it never touches a file, so no disk that hangs can hold up a signal. The first SIGTERM
+//! or SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop.
 
 use std::ffi::{OsStr, OsString, c_int};
 use std::fmt::Display;

@@ -64,8 +64,9 @@
 //!   start on first use, the others with their group.
 //! - Expendable threads (`spawn_expendable`) make the calls that have no deadline: look-ups of host names for the Kafka
 //!   client (`kafka-resolver`) and of backends (`names-look-up`), those of the `kafka` crate (`kafka-call`,
-//!   `kafka-fetch`, …), and the search for a ZooKeeper server (`zk-search`); and those that may hang on a file: `log` writes the log files, `reload` runs after a SIGHUP. They
-//!   start when they are needed, and may be abandoned while they hang. The code that starts them bounds their number.
+//!   `kafka-fetch`, …), and the search for a ZooKeeper server (`zk-search`); and those that may hang on a file: `log`
+//!   writes the log files, `reload` runs after a SIGHUP. They start when they are needed, and may be abandoned while
+//!   they hang. The code that starts them bounds their number.
 //!
 //! Outside of it, a call for the offsets of many brokers has a scoped thread for each of them (`kafka-offsets`), which
 //! ends with the call.

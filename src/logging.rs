@@ -11,9 +11,9 @@
 //! A `log_level` between two of these counts as the lower one; 0 writes nothing and creates no file.
 //!
 //! Invariants: a log call never panics, and never waits for a disk or a pipe. It copies the line into a bounded queue,
-//! from which the thread `log` writes whole lines, those of one thread in their order. A line for which the queue has no
-//! room, or that cannot be written, is dropped and counted; the next line that is written is followed by a line with
-//! that count. [`flush`] waits for the queue for a bounded time; the end of the process and a panic do so. On `kill -9`
+//! from which the thread `log` writes whole lines, those of one thread in their order. A line for which the queue has
+//! no room, or that cannot be written, is dropped and counted; the next line that is written is followed by a line with
+//! that count. `flush` waits for the queue for a bounded time; the end of the process and a panic do so. On `kill -9`
 //! the lines of the last 10 ms are lost. Lines that clients, messages or peers can cause go through
 //! [`log_limited!`](crate::log_limited).
 

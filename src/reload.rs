@@ -1,8 +1,8 @@
 //! Reloading on SIGHUP: credentials, certificates and other files that change while a daemon runs.
 //!
 //! Each part that can be reloaded registers an action. A SIGHUP runs all actions, in the order of registration, on a
-//! thread of its own, since a file may hang. If an action fails, the previous state of its part stays in force. A SIGHUP
-//! during a reload makes all actions run once more after it; so there is one such thread at most.
+//! thread of its own, since a file may hang. If an action fails, the previous state of its part stays in force. A
+//! SIGHUP during a reload makes all actions run once more after it; so there is one such thread at most.
 
 use std::fmt;
 use std::mem;
@@ -38,8 +38,8 @@ impl Reloads {
         lock(&self.actions).push((what, Box::new(action)));
     }
 
-    /// Requests a reload. Returns a reload that the caller must run on a thread of its own, or `None` if one is running,
-    /// which then runs all actions once more.
+    /// Requests a reload. Returns a reload that the caller must run on a thread of its own, or `None` if one is
+    /// running, which then runs all actions once more.
     pub(crate) fn request(&self) -> Option<RequestedReload> {
         let mut progress = lock(&self.progress);
         let is_running = *progress != Progress::Idle;

@@ -15,7 +15,7 @@ pub struct Message {
     pub key: Option<Vec<u8>>,
     /// Value of the message; `None` is a tombstone, for which the `kafka_rust` engine returns an empty value.
     pub value: Option<Vec<u8>>,
-    /// Headers; always empty with the `kafka_rust` engine. Those beyond [`MAX_HEADERS`] or [`MAX_HEADER_BYTES`] are
+    /// Headers; always empty with the `kafka_rust` engine. Those beyond `MAX_HEADERS` or `MAX_HEADER_BYTES` are
     /// left out: a producer can put a million headers into a message, which take 50 times more memory than on the wire.
     pub headers: Vec<super::Header>,
     /// Milliseconds since 1970, if the broker sent a timestamp.

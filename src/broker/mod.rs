@@ -173,8 +173,8 @@ pub enum AppendFailure {
     Invalid,
     /// The daemon may not write to the topic; the reason quotes the error of Kafka.
     NotAuthorized,
-    /// The broker refused the request for a reason that lies neither in the message nor in a missing right: a setting of
-    /// the daemon or of the brokers. The reason quotes the error of Kafka.
+    /// The broker refused the request for a reason that lies neither in the message nor in a missing right: a setting
+    /// of the daemon or of the brokers. The reason quotes the error of Kafka.
     Refused,
     /// A quota of the brokers leaves no time to send the message before its deadline. `seconds`: the time after which
     /// the quota allows the next request, at least 1.

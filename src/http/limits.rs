@@ -47,8 +47,8 @@ impl Default for ServerLimits {
 }
 
 impl ServerLimits {
-    /// Returns the idle timeout that responses announce, in whole seconds: a little shorter than the real one, so that a
-    /// client does not send a request while the server closes the connection. 0 announces none.
+    /// Returns the idle timeout that responses announce, in whole seconds: a little shorter than the real one, so that
+    /// a client does not send a request while the server closes the connection. 0 announces none.
     pub(super) fn keep_alive_seconds(&self) -> u64 {
         let margin = (self.idle_timeout / 15).max(Duration::from_secs(1));
         self.idle_timeout.saturating_sub(margin).as_secs()

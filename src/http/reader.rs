@@ -264,8 +264,8 @@ impl Reader {
         false
     }
 
-    /// Reads what has arrived of a request whose time is over: the reader itself may have been late. Returns whether the
-    /// request is complete, refused or gone; its connection then has a new deadline.
+    /// Reads what has arrived of a request whose time is over: the reader itself may have been late. Returns whether
+    /// the request is complete, refused or gone; its connection then has a new deadline.
     fn complete_late(&mut self, index: usize, scratch: &mut [u8]) -> bool {
         let (key, started) = (self.client(index).connection.key, self.client(index).started);
         for _ in 0..MAX_LATE_READS {

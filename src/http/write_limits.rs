@@ -1,8 +1,8 @@
 //! How long a client may take to read a response.
 //!
 //! A response that is larger than the socket buffers takes several round trips, so one short deadline would cut off
-//! clients that are far away. A deadline that every byte renews would keep a connection for ever. So a client that reads
-//! slowly gets time as long as it makes progress and is not too slow on average.
+//! clients that are far away. A deadline that every byte renews would keep a connection for ever. So a client that
+//! reads slowly gets time as long as it makes progress and is not too slow on average.
 
 use std::time::{Duration, Instant};
 

@@ -119,8 +119,8 @@ fn parse_topic(data: &[u8]) -> Option<Vec<PartitionId>> {
     Some(ids)
 }
 
-/// Returns the leader of a partition by its state node; `None` if it has no leader. Fails if it has no state node, which
-/// is created shortly after the topic.
+/// Returns the leader of a partition by its state node; `None` if it has no leader. Fails if it has no state node,
+/// which is created shortly after the topic.
 fn leader(path: String, node: Option<Node>) -> Result<Option<i32>, DiscoveryError> {
     let state = node.and_then(|node| serde_json::from_slice::<StateNode>(&node.data).ok());
     let state = state.ok_or(DiscoveryError::Unreadable(path))?;

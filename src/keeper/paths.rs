@@ -86,8 +86,8 @@ pub(crate) const NOTHING_STORED: &[u8] = b"-1";
 #[error("invalid stored offset {0:?}: it must be a decimal number of at most 63 bits, negative for none")]
 pub struct BadOffset(pub String);
 
-/// Parses the data of an offset node; returns `None` for [`NOTHING_STORED`] and every other negative number. White space
-/// around the number is ignored, since an offset may be written by hand.
+/// Parses the data of an offset node; returns `None` for [`NOTHING_STORED`] and every other negative number. White
+/// space around the number is ignored, since an offset may be written by hand.
 pub(crate) fn parse_offset(data: &[u8]) -> Result<Option<Offset>, BadOffset> {
     let is_number = |text: &&str| {
         let digits = text.strip_prefix('-').unwrap_or(text);

@@ -7,11 +7,11 @@
 //!  clients ───────┘        watch: once a second updates readiness and gauges, and may trim the heap
 //! ```
 //!
-//! Reading order: `query`, `headers`, `content_coding` and `answer` (pure), `access` (which client may write what, and how much),
-//! `cors` (browsers), `handler` (checks a request and hands its messages to the broker seam), `in_flight` (from the delivery report to
-//! the answer), `batch` (many messages in one request), `in_flight_slots`, `producer_pool`, `metrics`, `log_fields`,
-//! `heap_trim`, `config`; this file only wires them. Invariant: 200 is answered only for messages that Kafka
-//! confirmed at the acks level of the request.
+//! Reading order: `query`, `headers`, `content_coding` and `answer` (pure), `access` (which client may write what, and
+//! how much), `cors` (browsers), `handler` (checks a request and hands its messages to the broker seam), `in_flight`
+//! (from the delivery report to the answer), `batch` (many messages in one request), `in_flight_slots`,
+//! `producer_pool`, `metrics`, `log_fields`, `heap_trim`, `config`; this file only wires them. Invariant: 200 is
+//! answered only for messages that Kafka confirmed at the acks level of the request.
 //!
 //! Bounds: `max_connections` and `max_connections_per_ip` for connections, `max_in_flight_bytes` for the memory of
 //! requests, `req_pool_size` for messages in flight. Whatever exceeds a bound is answered with 503. The producers' own

@@ -82,8 +82,8 @@ pub(super) struct ModuleConfig {
     pub(super) worker_num: NonZeroUsize,
     /// `window_size`: maximum number of messages pushed and not done, over all partitions.
     pub(super) window_size: NonZeroUsize,
-    /// `max_commit_gap`: maximum number of messages of one partition that are read and not stored as done: those queued,
-    /// pushed, or done ahead of one that is not done.
+    /// `max_commit_gap`: maximum number of messages of one partition that are read and not stored as done: those
+    /// queued, pushed, or done ahead of one that is not done.
     pub(super) max_commit_gap: NonZeroUsize,
     /// The retry settings: `max_retry_times`, `fail_retry_interval_ms`, `max_retry_interval_ms`.
     pub(super) retry: RetryPolicy,
@@ -249,8 +249,8 @@ fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolCon
         None
     };
     let headers = headers(&mut section, problems);
-    // 0 is no limit, as in the original. Left out, it has a default: else each worker would wait for two minutes in turn
-    // for a backend that does not answer.
+    // 0 is no limit, as in the original. Left out, it has a default: else each worker would wait for two minutes in
+    // turn for a backend that does not answer.
     let is_given = section.has("conn_timeout_ms");
     let given = section.optional_millis("conn_timeout_ms", MAX_DURATION_MS, problems);
     let connect_timeout = if is_given { given } else { Some(DEFAULT_CONNECT_TIMEOUT) };

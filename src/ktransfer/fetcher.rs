@@ -221,8 +221,8 @@ impl FetchLoop {
         self.health.set(self.lookup_failure.clone().map_or(Ok(()), Err));
     }
 
-    /// Converts the events of a poll to reports for the dispatcher. Counts and logs errors; returns the pause before the
-    /// next poll.
+    /// Converts the events of a poll to reports for the dispatcher. Counts and logs errors; returns the pause before
+    /// the next poll.
     fn take(&mut self, events: Vec<FetchEvent>, fetched: &mut Vec<Fetched>) -> Duration {
         let (mut pause, mut is_reachable) = (Duration::ZERO, true);
         let module = Arc::clone(&self.module);
@@ -328,9 +328,9 @@ impl FetchLoop {
         self.report(fetched, partition, |window, partition| Fetched::LogChanged { window, partition, change });
     }
 
-    /// Takes the memory of `fetched` and sends it to the dispatcher. Applies commands while the memory is used up or the
-    /// channel is full. A batch that such a command makes stale is recognised by the dispatcher by its window. Returns
-    /// false when the loop must end.
+    /// Takes the memory of `fetched` and sends it to the dispatcher. Applies commands while the memory is used up or
+    /// the channel is full. A batch that such a command makes stale is recognised by the dispatcher by its window.
+    /// Returns false when the loop must end.
     fn hand_over(&mut self, fetched: Fetched, stop: &Stop) -> bool {
         let (batches, commands) = (self.channels.batches.clone(), self.channels.commands.clone());
         let memory = self.channels.memory.clone();

@@ -17,14 +17,15 @@
 //! ```
 //!
 //! `module@M` starts these threads and restarts all of them when one fails. Each worker (`push-…`) has one channel; it
-//! keeps a queue for each of its keys, so that a message that waits for its next attempt holds up its key alone. At most
-//! `window_size` messages are pushed and not done (`window_slots`). Before a batch enters its channel the fetch loop
-//! takes its memory from `max_in_flight_bytes` (`memory_budget`); the memory returns when a message is done. The batches
-//! in the channel hold at most `waiting_queue_size` messages. While the workers have enough to do the dispatcher receives
-//! no batch, and while the memory is used up or the channel is full nothing is read from Kafka. `names@M` runs only if a
-//! backend is configured by name. `starts@M` looks up where partitions without a stored offset begin, for `fetch@M`, and
-//! sends these offsets to the group. The daemon adds the threads `health`, `keeper@…` and `keeper-send@…` (the session
-//! with ZooKeeper), `leases` (extends the claims of all modules) and, with `admin_port`, `admin-accept` and `admin-0`.
+//! keeps a queue for each of its keys, so that a message that waits for its next attempt holds up its key alone. At
+//! most `window_size` messages are pushed and not done (`window_slots`). Before a batch enters its channel the fetch
+//! loop takes its memory from `max_in_flight_bytes` (`memory_budget`); the memory returns when a message is done. The
+//! batches in the channel hold at most `waiting_queue_size` messages. While the workers have enough to do the
+//! dispatcher receives no batch, and while the memory is used up or the channel is full nothing is read from Kafka.
+//! `names@M` runs only if a backend is configured by name. `starts@M` looks up where partitions without a stored offset
+//! begin, for `fetch@M`, and sends these offsets to the group. The daemon adds the threads `health`, `keeper@…` and
+//! `keeper-send@…` (the session with ZooKeeper), `leases` (extends the claims of all modules) and, with `admin_port`,
+//! `admin-accept` and `admin-0`.
 //!
 //! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
 //! windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `policy` (retries), `give_up`.

@@ -4,9 +4,9 @@
 //! also while the message waits for its next attempt. Messages that were never pushed have no slot. If every slot
 //! belongs to a message that backends refuse, these messages are still retried, and only first attempts wait.
 //!
-//! A worker never blocks for a slot: it registers and goes on with what has a slot. A slot that is returned is granted to
-//! the worker that has waited longest, with a message over its own channel. So a few free slots go round all workers.
-//! Invariant: no slot is free while a worker is registered, except for the moment until it is granted.
+//! A worker never blocks for a slot: it registers and goes on with what has a slot. A slot that is returned is granted
+//! to the worker that has waited longest, with a message over its own channel. So a few free slots go round all
+//! workers. Invariant: no slot is free while a worker is registered, except for the moment until it is granted.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;

@@ -187,8 +187,8 @@ impl Worker {
         }
     }
 
-    /// Receives what has arrived, and makes one attempt if one can be made now. Returns whether one was made. Blocks only
-    /// for the attempt.
+    /// Receives what has arrived, and makes one attempt if one can be made now. Returns whether one was made. Blocks
+    /// only for the attempt.
     pub(super) fn step(&mut self) -> bool {
         self.receive_all();
         self.work_once()

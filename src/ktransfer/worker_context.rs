@@ -18,8 +18,8 @@ pub(super) struct WorkerContext {
 }
 
 impl WorkerContext {
-    /// Shows the number of messages that are pushed and not done. Workers call it when they take a slot; after they have
-    /// returned one, the dispatcher has a report and calls it.
+    /// Shows the number of messages that are pushed and not done. Workers call it when they take a slot; after they
+    /// have returned one, the dispatcher has a report and calls it.
     pub(super) fn show_window(&self) {
         self.metrics.window_in_use.set(i64::try_from(self.slots.in_use()).unwrap_or(i64::MAX));
     }

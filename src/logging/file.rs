@@ -10,8 +10,8 @@ use log::Level;
 
 use super::line;
 
-/// A file that is only appended to. Lines that cannot be written (full disk) are dropped and counted. The next line that
-/// is written is followed by a line with their number.
+/// A file that is only appended to. Lines that cannot be written (full disk) are dropped and counted. The next line
+/// that is written is followed by a line with their number.
 ///
 /// The file descriptor keeps its number for the life of the process: reopening replaces the file behind it.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
 //! The bounded queue between the threads that log and the one thread that writes the files.
 //!
 //! A thread that logs copies its line into memory under a short lock; it makes no system call for a file. The writer
-//! takes all queued lines at once. When it hangs in a write, the queue fills, and further lines are dropped and counted.
+//! takes all queued lines at once. When it hangs in a write, the queue fills, and further lines are dropped and
+//! counted.
 
 use std::mem;
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard};
@@ -133,8 +134,8 @@ impl Queue {
         self.has_work.notify_one();
     }
 
-    /// Fills `batch` with all queued lines. Blocks while there is nothing to do, and before `not_before` while few lines
-    /// are queued.
+    /// Fills `batch` with all queued lines. Blocks while there is nothing to do, and before `not_before` while few
+    /// lines are queued.
     pub(super) fn take(&self, batch: &mut Batch, not_before: Instant) {
         let mut state = lock(&self.state);
         loop {

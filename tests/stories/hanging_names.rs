@@ -1,8 +1,8 @@
 //! Host names whose look-up hangs, as with a name server that never answers: every daemon starts, answers within its
 //! deadlines and stops in time.
 //!
-//! `HOSTALIASES` names a file that glibc reads before it asks a name server for a name without a dot (hostname(7)). Here
-//! it is a named pipe that nobody writes, so `getaddrinfo` of such a name hangs for ever.
+//! `HOSTALIASES` names a file that glibc reads before it asks a name server for a name without a dot (hostname(7)).
+//! Here it is a named pipe that nobody writes, so `getaddrinfo` of such a name hangs for ever.
 
 use std::time::{Duration, Instant};
 

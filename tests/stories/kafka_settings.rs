@@ -45,8 +45,8 @@ fn oauthbearer(token_url: &str, authority: &Path) -> Value {
     })
 }
 
-/// Starts a provider that issues tokens for [`USER`] to clients with [`PASSWORD`]. The tokens are unsigned, as the broker
-/// of the stories expects.
+/// Starts a provider that issues tokens for [`USER`] to clients with [`PASSWORD`]. The tokens are unsigned, as the
+/// broker of the stories expects.
 fn token_provider() -> Backend {
     Backend::start_with(|request| {
         let credentials = base64::prelude::BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}"));

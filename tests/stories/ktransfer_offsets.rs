@@ -1,5 +1,5 @@
-//! ktransfer and its offsets: no message is skipped and nothing is read silently from another log, when a topic grows, is
-//! created again, loses messages in an unclean leader election, or has transactions.
+//! ktransfer and its offsets: no message is skipped and nothing is read silently from another log, when a topic grows,
+//! is created again, loses messages in an unclean leader election, or has transactions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

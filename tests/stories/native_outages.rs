@@ -327,8 +327,8 @@ fn a_hung_broker_delays_only_its_own_partitions_and_only_until_they_have_other_l
         assert_eq!(n_stored, answers.len(), "the deadline is long");
         assert!(*longest < Duration::from_secs(30), "partition {partition}, acks={acks}: {longest:.1?}");
     }
-    // A replica that hangs delays acks=-1 until it is out of sync; acks=1 is not concerned. Compared with the partitions
-    // that wait for another leader, because everything may be slow on a busy machine.
+    // A replica that hangs delays acks=-1 until it is out of sync; acks=1 is not concerned. Compared with the
+    // partitions that wait for another leader, because everything may be slow on a busy machine.
     let longest_of = |is_frozen: bool| {
         let concerned = posted.iter().filter(|(partition, answers, _)| {
             (leaders[partition] == frozen as i32) == is_frozen && answers.iter().all(|(id, _)| id.0.starts_with("1."))

@@ -1,5 +1,5 @@
-//! What kproxy knows of a topic beforehand: messages that its rules forbid are refused at once, at every acks level, and
-//! disturb nobody. Also with the right to write that is denied and granted, and with a right that acks=-1 needs.
+//! What kproxy knows of a topic beforehand: messages that its rules forbid are refused at once, at every acks level,
+//! and disturb nobody. Also with the right to write that is denied and granted, and with a right that acks=-1 needs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -20,10 +20,9 @@ use super::fetch_request::{
     FetchResponse, MAX_BROKER_WAIT, PartitionError, PartitionRequest, PartitionResponse, fetch,
 };
 use super::guarded_client::{CallError, GuardedClient};
-use super::partition_reader::{PartitionReader, take_in_turn};
+use super::partition_reader::{PartitionReader, into_batches, take_in_turn};
 use crate::broker::{
-    BrokerConfig, FetchEvent, Fetcher, FetcherConfig, LogIdentity, Message, MessageBatch, Offset, PartitionId,
-    TopicPartition,
+    BrokerConfig, FetchEvent, Fetcher, FetcherConfig, LogIdentity, Message, Offset, PartitionId, TopicPartition,
 };
 use crate::supervise::Supervisor;
 
@@ -434,23 +433,4 @@ impl Fetcher for KafkaRustFetcher {
             }
         }
     }
-}
-
-/// Makes one batch of the successive messages of each partition.
-fn into_batches(messages: Vec<Message>) -> Vec<FetchEvent> {
-    let mut batches: Vec<MessageBatch> = Vec::new();
-    for message in messages {
-        let next = message.offset + 1;
-        match batches.last_mut().filter(|batch| batch.partition == message.from) {
-            Some(batch) => {
-                batch.next = next;
-                batch.messages.push(message);
-            }
-            None => {
-                let (partition, messages) = (message.from.clone(), vec![message]);
-                batches.push(MessageBatch { partition, messages, next, leader_epoch: None });
-            }
-        }
-    }
-    batches.into_iter().map(FetchEvent::Messages).collect()
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use log::warn;
 
 use super::fetch_request::{FetchedMessage, PartitionRequest};
-use crate::broker::{Message, Offset};
+use crate::broker::{FetchEvent, Message, MessageBatch, Offset};
 
 /// Number of responses without messages below the log end after which the reader takes the next measure listed above.
 const MAX_EMPTY_RESPONSES: u32 = 3;
@@ -150,6 +150,25 @@ pub(super) fn take_in_turn<'a>(
 
 fn size_of_message(message: &Message) -> usize {
     message.value.as_ref().map_or(0, Vec::len) + message.key.as_ref().map_or(0, Vec::len) + size_of::<Message>()
+}
+
+/// Makes one batch of the successive messages of each partition.
+pub(super) fn into_batches(messages: Vec<Message>) -> Vec<FetchEvent> {
+    let mut batches: Vec<MessageBatch> = Vec::new();
+    for message in messages {
+        let next = message.offset + 1;
+        match batches.last_mut().filter(|batch| batch.partition == message.from) {
+            Some(batch) => {
+                batch.next = next;
+                batch.messages.push(message);
+            }
+            None => {
+                let (partition, messages) = (message.from.clone(), vec![message]);
+                batches.push(MessageBatch { partition, messages, next, leader_epoch: None });
+            }
+        }
+    }
+    batches.into_iter().map(FetchEvent::Messages).collect()
 }
 
 #[cfg(test)]

@@ -72,8 +72,9 @@ pub(super) fn run<I: Send, T: Send>(
     run_into(pool, count, deadline, router, call, &mut |_, _| {})
 }
 
-/// Returns the results of the items 0 to `count - 1`, after `sink` has received each of them once. `call` sends the requests of the items of one broker and returns
-/// a result for each; it runs on several threads, and must return at the time that it is passed.
+/// Returns the results of the items 0 to `count - 1`, after `sink` has received each of them once. `call` sends the
+/// requests of the items of one broker and returns a result for each; it runs on several threads, and must return at
+/// the time that it is passed.
 pub(super) fn run_into<I: Send, T: Send>(
     pool: &mut BrokerPool,
     count: usize,

@@ -3,8 +3,8 @@
 //!
 //! A batch that is not stored and not in flight is dissolved: its messages wait again, in front of the others and to be
 //! sent without them, and the next batch has the same sequence number. A batch that may be stored is kept until it is
-//! confirmed or all its messages have ended; then its sequence number is not used again, because the partition continues
-//! with the next epoch of the producer id.
+//! confirmed or all its messages have ended; then its sequence number is not used again, because the partition
+//! continues with the next epoch of the producer id.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -104,8 +104,8 @@ impl<M: Gathered> Partition<M> {
         }
     }
 
-    /// Returns the number of waiting messages that the next batch takes, and their bytes: at most `max_bytes`, unless it
-    /// is one message.
+    /// Returns the number of waiting messages that the next batch takes, and their bytes: at most `max_bytes`, unless
+    /// it is one message.
     pub(super) fn next_batch(&self, limits: &Limits, max_bytes: usize) -> (usize, usize) {
         let max_bytes = max_bytes.min(limits.max_batch_bytes).min(self.max_records_bytes).min(self.size.max_bytes());
         let (mut count, mut bytes) = (0, 0_usize);

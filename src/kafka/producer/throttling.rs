@@ -62,7 +62,8 @@ impl<M: ProducerMessage> LevelState<M> {
         quota.map_or(usize::MAX, |quota| quota.max_request_bytes())
     }
 
-    /// Ends the messages that wait for `broker` and whose deadlines are too near to send them, if a quota was the cause.
+    /// Ends the messages that wait for `broker` and whose deadlines are too near to send them, if a quota was the
+    /// cause.
     pub(super) fn end_throttled(&mut self, broker: BrokerId, now: Instant) -> Vec<EndedWithReason<M>> {
         let mut ended = Vec::new();
         if self.senders.get(&broker).is_some_and(|sender| sender.quota.is_some()) {
@@ -87,8 +88,8 @@ impl<M: ProducerMessage> LevelState<M> {
 }
 
 impl<M: ProducerMessage> Sender<M> {
-    /// Handles the throttle time of a response. The broker does not read from this connection in the meantime (KIP-219).
-    /// `sent_bytes`: the size of the request if the quota counts it, else 0.
+    /// Handles the throttle time of a response. The broker does not read from this connection in the meantime
+    /// (KIP-219). `sent_bytes`: the size of the request if the quota counts it, else 0.
     pub(super) fn throttle(&mut self, pause: Option<Duration>, sent_bytes: usize) {
         if pause.is_none() && !self.has_quota {
             return;

@@ -146,8 +146,8 @@ impl TokenBucket {
         self.change(|full_at| full_at.max(now).saturating_add(time));
     }
 
-    /// Meanwhile the bucket has filled at its rate, so only the rest of the cost is refunded. Otherwise tokens that were
-    /// taken one after the other, and are refunded together, would make a burst larger than the capacity.
+    /// Meanwhile the bucket has filled at its rate, so only the rest of the cost is refunded. Otherwise tokens that
+    /// were taken one after the other, and are refunded together, would make a burst larger than the capacity.
     fn give_back(&self, units: u64, age: u64) {
         let time = self.time_for(units).saturating_sub(age);
         self.change(|full_at| full_at.saturating_sub(time));

@@ -1,8 +1,8 @@
 //! Parses `application/x-ndjson`: one JSON object per line.
 //!
-//! Members: exactly one of `value` (a string: its UTF-8; `null`: a tombstone), `value_json` (any JSON: its text verbatim) and
-//! `value_base64`; at most one of `key` and `key_base64`; `headers` (an object of strings), `partition`, `timestamp`.
-//! Anything ambiguous is refused: unknown members, repeated members, any other `null`, empty lines.
+//! Members: exactly one of `value` (a string: its UTF-8; `null`: a tombstone), `value_json` (any JSON: its text
+//! verbatim) and `value_base64`; at most one of `key` and `key_base64`; `headers` (an object of strings), `partition`,
+//! `timestamp`. Anything ambiguous is refused: unknown members, repeated members, any other `null`, empty lines.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -6,8 +6,8 @@
 //!   since 1970) where the message has one;
 //! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent if the message has no key or the key is longer than
 //!   [`MAX_KEY_BYTES`];
-//! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt, so
-//!   that a backend recognises a message that it has received before;
+//! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt,
+//!   so that a backend recognises a message that it has received before;
 //! - `Content-Encoding` if the message has one record header of this name with codings of HTTP, as kproxy stores it;
 //! - `X-Kafka-Claim`: the fencing token of the claim under which the message is pushed;
 //! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
@@ -189,9 +189,9 @@ impl RequestBuilder {
     }
 }
 
-/// Returns the `Content-Encoding` of a message whose body kproxy stored as it was compressed. The record header may be of
-/// another program, so it counts only if it occurs once and lists codings that backends may know: a backend may refuse
-/// any other.
+/// Returns the `Content-Encoding` of a message whose body kproxy stored as it was compressed. The record header may be
+/// of another program, so it counts only if it occurs once and lists codings that backends may know: a backend may
+/// refuse any other.
 fn content_encoding(message: &Message) -> Option<HeaderValue> {
     const CODINGS: [&[u8]; 7] = [b"gzip", b"x-gzip", b"deflate", b"zstd", b"br", b"compress", b"x-compress"];
     let mut named = message.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("content-encoding"));

@@ -1,8 +1,8 @@
 //! Which log the offsets of a partition belong to, and how far it was read.
 //!
 //! The group stores the identity of the log with the offset. So the next owner notices a topic that was deleted and
-//! created again, even if it is longer than the offset by then, and finds out how far a log is the same after an unclean
-//! leader election.
+//! created again, even if it is longer than the offset by then, and finds out how far a log is the same after an
+//! unclean leader election.
 
 use std::collections::VecDeque;
 

@@ -1,5 +1,5 @@
-//! How the dispatcher reacts when the fetch loop reports where reading starts, how far it is, or that the log is not the
-//! one that was read before. The table of these reactions for users is in docs/ktransfer.md.
+//! How the dispatcher reacts when the fetch loop reports where reading starts, how far it is, or that the log is not
+//! the one that was read before. The table of these reactions for users is in docs/ktransfer.md.
 
 use std::time::Instant;
 
@@ -124,8 +124,8 @@ impl Dispatcher {
         self.note_progress(partition, Instant::now());
     }
 
-    /// Continues at `start` of another log, with a new window. The position is stored at once: the offsets stored before
-    /// mean other messages.
+    /// Continues at `start` of another log, with a new window. The position is stored at once: the offsets stored
+    /// before mean other messages.
     fn restart(&mut self, partition: PartitionId, start: StartPosition, reset: OffsetReset) {
         self.context.metrics.count_reset(reset);
         let window = self.new_window();

@@ -47,8 +47,8 @@ impl Dispatcher {
         }
     }
 
-    /// Sends a commit point. If it is of another log than the group knows, a snapshot of that log follows: it has the id
-    /// of the topic, and replaces that of the log before.
+    /// Sends a commit point. If it is of another log than the group knows, a snapshot of that log follows: it has the
+    /// id of the topic, and replaces that of the log before.
     pub(super) fn send_progress(&mut self, command: GroupCommand) {
         let new_log = if let GroupCommand::StoreNow { partition, .. } = command { Some(partition) } else { None };
         self.channels.group_commands.send(command);

@@ -1,8 +1,8 @@
 //! The thread that looks up where reading starts in partitions without a stored offset, as `start_from` says.
 //!
-//! A found offset goes to the group first, which stores it at once: with `start_from: latest` a restart before the first
-//! message must not begin at a later offset. It does not go through the dispatcher, which takes no reports while its
-//! window is full. Then it goes to the fetch loop.
+//! A found offset goes to the group first, which stores it at once: with `start_from: latest` a restart before the
+//! first message must not begin at a later offset. It does not go through the dispatcher, which takes no reports while
+//! its window is full. Then it goes to the fetch loop.
 //!
 //! The look-ups of all partitions are in flight together. One that fails is retried until the partition is revoked; it
 //! delays the others by [`FIRST_LOOKUP_TIME`] at most.
@@ -23,8 +23,8 @@ use crate::shutdown::Stop;
 /// Bound of the channel of found offsets. While it is full the thread waits for the fetch loop; the offsets in it are
 /// already on their way to the group.
 pub(crate) const FOUND_STARTS: usize = 64;
-/// Longest time of a look-up; doubles with each look-up that fails, up to the maximum. New requests wait for the look-up
-/// in flight.
+/// Longest time of a look-up; doubles with each look-up that fails, up to the maximum. New requests wait for the
+/// look-up in flight.
 const FIRST_LOOKUP_TIME: Duration = Duration::from_millis(500);
 const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
 /// Pause after a look-up that failed for a partition.

@@ -1,8 +1,8 @@
 //! The `ahead` node of a partition: which messages above the stored offset are done, and the log that is meant.
 //!
-//! The original ignores the node. Its data is JSON, and belongs to one version of the offset node. ktransfer writes both
-//! nodes together, so an offset that another client wrote (by hand, or the original) makes the node void: the messages
-//! are pushed again.
+//! The original ignores the node. Its data is JSON, and belongs to one version of the offset node. ktransfer writes
+//! both nodes together, so an offset that another client wrote (by hand, or the original) makes the node void: the
+//! messages are pushed again.
 
 use std::ops::Range;
 

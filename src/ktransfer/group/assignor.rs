@@ -13,8 +13,8 @@ use crate::broker::{PartitionId, PartitionInfo};
 ///
 /// `owners` has the present owner of each partition that has one. Owners that are not members do not count. Each member
 /// gets `partitions / members` partitions; `partitions % members` members get one more: first members that own that
-/// many, then the others, in the order of their ids. An owner of too many keeps those with the lowest numbers. The other
-/// partitions go to the members in the order of their ids, with ascending numbers.
+/// many, then the others, in the order of their ids. An owner of too many keeps those with the lowest numbers. The
+/// other partitions go to the members in the order of their ids, with ascending numbers.
 ///
 /// While partitions move to their new owners, every state on the way has the same result. So members that read the
 /// owners at different times agree.
@@ -58,7 +58,8 @@ pub(super) fn sticky_partitions(
     BTreeSet::new()
 }
 
-/// Returns the partitions that the range assignor assigns to `member`, sorted by leader, then number; none if `member` is not among `members`.
+/// Returns the partitions that the range assignor assigns to `member`, sorted by leader, then number; none if `member`
+/// is not among `members`.
 ///
 /// Members are sorted by id, partitions by leader, then number; a partition without a leader counts as leader -1. Each
 /// member gets a range of `partitions / members` partitions; the first `partitions % members` ranges are one longer.

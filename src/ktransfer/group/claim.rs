@@ -249,8 +249,8 @@ impl Claimant<'_> {
         self.guarded(changes)
     }
 
-    /// Returns the version of the offset node after a store without a response: `version` if it was not carried out, the
-    /// next one if it was, and `None` if another client wrote or deleted the node.
+    /// Returns the version of the offset node after a store without a response: `version` if it was not carried out,
+    /// the next one if it was, and `None` if another client wrote or deleted the node.
     pub(super) fn settle(
         &self,
         partition: PartitionId,

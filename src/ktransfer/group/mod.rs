@@ -5,27 +5,27 @@
 //! A group is one loop on one thread, `group@MODULE`, which owns the state of the membership. The loop sends
 //! [`GroupEvent`]s to the dispatcher over a bounded channel. The dispatcher sends [`GroupCommand`]s with a
 //! [`CommandSender`], which never blocks. Workers check the [`TimedFence`] of a claim before every push. The thread
-//! `leases` ([`Leases`]), one for all modules, extends the fences. The locks are those of the mailbox and of the table of
-//! leases; each is held for one table access, never across a ZooKeeper call.
+//! `leases` ([`Leases`]), one for all modules, extends the fences. The locks are those of the mailbox and of the table
+//! of leases; each is held for one table access, never across a ZooKeeper call.
 //!
 //! # Invariants
 //!
 //! - **Claim**: a member owns a partition from `Gained` until `Lost` or its command `Release`. No other member of the
 //!   group pushes the partition in that time, provided that no push begins without a valid lease.
-//! - **Fencing**: a claim changes the version of the offset node, and every store is conditional on that version, and on
-//!   the member's registration, which exists only in its session. So a store of an earlier owner fails, even if ZooKeeper
-//!   carries it out late.
+//! - **Fencing**: a claim changes the version of the offset node, and every store is conditional on that version, and
+//!   on the member's registration, which exists only in its session. So a store of an earlier owner fails, even if
+//!   ZooKeeper carries it out late.
 //! - **Lease**: a claim is valid until shortly before the end of the session timeout, counted from the latest write of
-//!   its session that succeeded. Only a write proves a session: it passes the leader of the ensemble, while a server that
-//!   lost its leader still answers reads. The margin is for the lag of a server, for clocks and for threads.
+//!   its session that succeeded. Only a write proves a session: it passes the leader of the ensemble, while a server
+//!   that lost its leader still answers reads. The margin is for the lag of a server, for clocks and for threads.
 //! - **Generation**: each claim of a partition has another number, and commands with the number of an earlier claim are
 //!   ignored.
 //!
 //! # Lost connections and sessions
 //!
-//! A lost connection to ZooKeeper ends no claim: the keeper continues the session with another server, and the leases run
-//! on meanwhile. When ZooKeeper reports that the session has expired, the group sends `Lost` for each partition and ends
-//! its lease; in the next session it registers under a new id and claims its partitions again, each with a new
+//! A lost connection to ZooKeeper ends no claim: the keeper continues the session with another server, and the leases
+//! run on meanwhile. When ZooKeeper reports that the session has expired, the group sends `Lost` for each partition and
+//! ends its lease; in the next session it registers under a new id and claims its partitions again, each with a new
 //! generation.
 
 mod ahead;

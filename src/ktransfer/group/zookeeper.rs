@@ -1,17 +1,17 @@
 //! The group membership in ZooKeeper, in the node layout of the original: registers the member, computes its
 //! assignment, claims and releases partitions, and stores offsets.
 //!
-//! One loop owns all state and polls ZooKeeper; it uses no watches. The code has several parts: this file (the loop and the
-//! commands), `membership` (sessions, members and the assignment), `held_partitions` (claims and releases),
+//! One loop owns all state and polls ZooKeeper; it uses no watches. The code has several parts: this file (the loop and
+//! the commands), `membership` (sessions, members and the assignment), `held_partitions` (claims and releases),
 //! `new_partitions` (where partitions without an offset begin), `stores` (offsets, and what is done ahead of them),
 //! `health` and `leave`.
 //!
 //! A lost connection ends nothing: the keeper continues the session. When a session has ended, all claims made in it
-//! end: they are reported as lost, and the member registers under another id in the next session. A partition is claimed
-//! only while it has no owner node of another member.
+//! end: they are reported as lost, and the member registers under another id in the next session. A partition is
+//! claimed only while it has no owner node of another member.
 //!
-//! A round claims [`CLAIMS_AT_ONCE`] partitions in one turn of the loop. Between two turns, events go to the dispatcher,
-//! and stores, releases and the end of the session are handled.
+//! A round claims `CLAIMS_AT_ONCE` partitions in one turn of the loop. Between two turns, events go to the
+//! dispatcher, and stores, releases and the end of the session are handled.
 //!
 //! The assignment is computed again when the members or the partitions change. It is also computed again after a
 //! conflict: another member keeps a partition that is assigned to this member, or a partition that is assigned to
@@ -67,7 +67,8 @@ pub struct ZookeeperGroupConfig {
 #[derive(Clone, Default)]
 pub(crate) struct GroupObservers {
     /// Part of `/readyz`: ready once the member has joined and claimed its partitions, and where they begin is stored:
-    /// from then on no message is missed, whatever `start_from` says. Not ready while a partition has no owner for long.
+    /// from then on no message is missed, whatever `start_from` says. Not ready while a partition has no owner for
+    /// long.
     pub(crate) health: Option<Component>,
     /// Number of partitions assigned to this member whose stored offset is not readable; a metric.
     pub(crate) unreadable: Option<IntGauge>,
@@ -163,8 +164,8 @@ enum ClaimStage {
 /// Which partitions to store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StoreScope {
-    /// Released partitions, those of the command `StoreNow`, and those without a stored offset: the next owner would look
-    /// `start_from` up again and might start at another offset.
+    /// Released partitions, those of the command `StoreNow`, and those without a stored offset: the next owner would
+    /// look `start_from` up again and might start at another offset.
     Urgent,
     /// Those with messages ahead that are not stored, as often as their number requires.
     Ahead,

@@ -46,7 +46,8 @@ fn connector(tls: Option<TlsConfig>, sasl: Option<SaslConfig>) -> Connector {
     Connector::new(config)
 }
 
-/// Connects without success, with a short deadline if the peer is `silent`. Returns the error without the broker's name.
+/// Connects without success, with a short deadline if the peer is `silent`. Returns the error without the broker's
+/// name.
 fn refusal(connector: &Connector, address: &BrokerAddress, silent: bool) -> (ConnectionErrorKind, String) {
     let deadline = if silent { soon() } else { later() };
     match connector.connect(address, deadline) {

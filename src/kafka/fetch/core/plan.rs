@@ -16,8 +16,8 @@ const MIN_REQUEST_BYTES: usize = 16 << 10;
 const MIN_PARTITION_BYTES: usize = 4 << 10;
 /// A response is overdue this long after the time that the broker may wait; the leader is then looked up.
 const OVERDUE_AFTER: Duration = Duration::from_secs(1);
-/// Limit on the prefetched bytes of all paused partitions, see [`FetchCore::drop_paused_sets`]. A partition may be paused
-/// for long, for instance behind a message that no backend accepts.
+/// Limit on the prefetched bytes of all paused partitions, see [`FetchCore::drop_paused_sets`]. A partition may be
+/// paused for long, for instance behind a message that no backend accepts.
 const MAX_PAUSED_BYTES: usize = 1 << 20;
 /// The worker of a broker that leads no assigned partition ends after this time.
 const MAX_IDLE: Duration = Duration::from_secs(10);

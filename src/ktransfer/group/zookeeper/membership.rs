@@ -108,8 +108,8 @@ impl ZookeeperGroup {
         let nodes = self.keeper.read_all(&unknown.iter().map(|id| self.registration_path(id)).collect::<Vec<_>>());
         for (id, node) in unknown.into_iter().zip(nodes) {
             match node {
-                // This process created the registration in the current session for an earlier member, whose leave failed
-                // or whose request was carried out late. Such a node does not expire.
+                // This process created the registration in the current session for an earlier member, whose leave
+                // failed or whose request was carried out late. Such a node does not expire.
                 Ok(Some(node)) if Some(node.ephemeral_owner) == self.keeper.session_id() => {
                     let member = self.member.as_ref().expect("a member reads the members");
                     self.claimant(member).unregister(&id).map_err(to_reason)?;

@@ -54,7 +54,8 @@ impl HeldPartition {
 }
 
 impl ZookeeperGroup {
-    /// Stores the partitions of `scope` that have changed. Returns the first failure, after an attempt for each of them.
+    /// Stores the partitions of `scope` that have changed. Returns the first failure, after an attempt for each of
+    /// them.
     pub(super) fn store(&mut self, scope: StoreScope) -> RoundResult {
         if self.member.is_none() {
             return Ok(());

@@ -123,8 +123,8 @@ impl RunningMember {
         }
     }
 
-    /// Answers the events that have arrived: releases partitions at once. Counts the partitions that the member owns, and
-    /// those it releases.
+    /// Answers the events that have arrived: releases partitions at once. Counts the partitions that the member owns,
+    /// and those it releases.
     pub(super) fn answer_events(&self, owned: &mut usize, moves: &mut usize) {
         while let Ok(event) = self.events.recv_timeout(Duration::from_millis(1)) {
             match event {

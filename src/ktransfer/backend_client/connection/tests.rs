@@ -1,0 +1,63 @@
+//! Tests of connections: what a failure means, and the timeouts of system calls.
+
+use super::*;
+use crate::ktransfer::job::Assignment;
+use crate::ktransfer::test_backend::wait_until;
+use crate::ktransfer::test_fixtures::{claim, module_config};
+use std::net::{TcpListener, TcpStream};
+
+#[test]
+fn a_kept_connection_that_fails_before_the_first_byte_was_closed_idle() {
+    for is_kept in [true, false] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into());
+        let exchange = Arc::new(Exchange::default());
+        exchange.begin(&Assignment::new(&claim(3, 1, None))).unwrap();
+        let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
+        let mut connection = TcpConnection::new(socket, Arc::clone(&exchange), timeouts);
+        connection.is_kept = is_kept;
+        // Closes with a reset.
+        let (peer, _) = listener.accept().unwrap();
+        socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        wait_until("the reset has arrived", || !connection.is_silent());
+        connection.lent().add_output(4);
+        assert!(connection.send_output().is_err());
+        let report = exchange.finish();
+        assert_eq!((report.was_closed_idle, report.was_sent, report.is_aborted), (is_kept, false, false));
+    }
+}
+
+#[test]
+fn a_receive_timeout_is_set_only_when_the_limit_changes_coarsely() {
+    let millis = Duration::from_millis;
+    for (current, wait, expected) in [
+        (0, 500, Some(375)),
+        (375, 500, None),
+        (375, 499, None),
+        (375, 376, None),
+        (375, 374, Some(280)),
+        (50, 500, Some(375)),
+        (250, 500, None),
+        (375, 100, Some(75)),
+        (75, 100, None),
+        (75, 3, Some(3)),
+        (0, 0, Some(1)),
+    ] {
+        let timeout = coarse_timeout(millis(current), millis(wait));
+        assert_eq!(timeout.map(|timeout| timeout.as_millis()), expected, "{current}, {wait}");
+    }
+}
+
+#[test]
+fn a_wait_of_any_length_ends_after_few_timeouts() {
+    for limit_ms in [1, 3, 100, 499, 500] {
+        let (mut left, mut current, mut n_calls) = (Duration::from_millis(limit_ms), Duration::ZERO, 0);
+        while !left.is_zero() {
+            current = coarse_timeout(current, left).unwrap_or(current);
+            left = left.saturating_sub(current);
+            n_calls += 1;
+        }
+        assert!(n_calls <= 12, "{limit_ms}: {n_calls}");
+    }
+}
