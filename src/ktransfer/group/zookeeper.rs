@@ -113,8 +113,8 @@ pub struct ZookeeperGroup {
     has_joined: bool,
     /// Time since which the claims of other members contradict `assigned`; `None` without a conflict.
     conflict_since: Option<Instant>,
-    /// The earliest time of the next store of what is done ahead.
-    next_ahead_store: Instant,
+    /// The earliest time of the next store before the store interval of the configuration.
+    next_early_store: Instant,
     last_generation: u64,
     /// Events that the dispatcher has not received. At most two for a partition, because no partition is claimed while
     /// events are pending.
@@ -167,8 +167,8 @@ enum StoreScope {
     /// Released partitions, those of the command `StoreNow`, and those without a stored offset: the next owner would
     /// look `start_from` up again and might start at another offset.
     Urgent,
-    /// Those with messages ahead that are not stored, as often as their number requires.
-    Ahead,
+    /// Those with messages that are done and not stored, as often as their number requires.
+    Early,
     /// All whose commit point or messages ahead have changed.
     All,
 }
@@ -202,7 +202,7 @@ impl ZookeeperGroup {
             topic_was_missing: false,
             has_joined: false,
             conflict_since: None,
-            next_ahead_store: Instant::now(),
+            next_early_store: Instant::now(),
             last_generation: 0,
             pending_events: VecDeque::new(),
             last_warning: None,
@@ -293,8 +293,8 @@ impl ZookeeperGroup {
         if now >= timers.next_store {
             outcome = outcome.and_then(|()| self.store(StoreScope::All));
             timers.next_store = Instant::now() + self.config.offset_update_interval;
-        } else if now >= self.next_ahead_store {
-            outcome = outcome.and_then(|()| self.store(StoreScope::Ahead));
+        } else if now >= self.next_early_store {
+            outcome = outcome.and_then(|()| self.store(StoreScope::Early));
         }
         if now >= timers.next_poll {
             // The round is made even after a failed store, because only a round detects that the session has ended.
@@ -307,8 +307,8 @@ impl ZookeeperGroup {
     /// Returns when the next turn is due without commands.
     fn next_turn(&self, timers: &Timers) -> Instant {
         let claims = (!self.to_claim.is_empty() && self.pending_events.is_empty()).then(Instant::now);
-        let ahead = self.held.values().any(HeldPartition::has_new_ahead).then_some(self.next_ahead_store);
-        [timers.next_poll, timers.next_store].into_iter().chain(claims).chain(ahead).min().expect("two timers")
+        let early = (!self.held.is_empty()).then_some(self.next_early_store);
+        [timers.next_poll, timers.next_store].into_iter().chain(claims).chain(early).min().expect("two timers")
     }
 }
 

@@ -12,14 +12,17 @@ use crate::ktransfer::group::mailbox::DoneAhead;
 
 /// Number of partitions whose stores are in flight at the same time.
 const STORES_AT_ONCE: usize = 64;
-/// Shortest interval between two stores of what is done ahead.
-const AHEAD_INTERVAL: Duration = Duration::from_millis(200);
+/// Shortest interval between two stores before the store interval of the configuration.
+const EARLY_INTERVAL: Duration = Duration::from_millis(200);
 /// Interval for partitions with fewer than [`MANY_AHEAD`] messages ahead.
 const RARE_AHEAD_INTERVAL: Duration = Duration::from_secs(2);
-/// From this number of messages ahead, a crash would repeat enough pushes to store them every [`AHEAD_INTERVAL`].
+/// From this number of messages ahead, a crash would repeat enough pushes to store them every [`EARLY_INTERVAL`].
 const MANY_AHEAD: i64 = 16;
-/// Time between two stores of what is done ahead, for each partition stored before: at most 100 writes a second.
-const AHEAD_PAUSE_A_WRITE: Duration = Duration::from_millis(10);
+/// When the commit point is beyond the stored offset by this number of messages, it is stored at the next early store.
+/// So a crash repeats few pushes, whatever the store interval; a slow topic still causes few writes.
+const MANY_DONE: i64 = 4;
+/// Time between two early stores, for each partition stored before: at most 100 writes a second.
+const EARLY_PAUSE_A_WRITE: Duration = Duration::from_millis(10);
 
 impl HeldPartition {
     /// The offset to store; `None` before the first commit.
@@ -36,13 +39,20 @@ impl HeldPartition {
         self.ahead != self.stored_ahead && self.next().is_some()
     }
 
+    /// Whether the commit point has moved by so much that a crash would repeat many pushes.
+    fn has_many_new_done(&self) -> bool {
+        let (Some(committed), Some(stored)) = (self.committed, self.stored) else { return false };
+        MANY_DONE <= committed.saturating_sub(stored).saturating_abs()
+    }
+
     fn is_due(&self, scope: StoreScope, now: Instant) -> bool {
         let has_changed = self.has_new_offset() || self.has_new_ahead();
         match scope {
             StoreScope::All => has_changed,
             StoreScope::Urgent if self.is_urgent || self.stage == ClaimStage::Released => has_changed,
             StoreScope::Urgent => self.has_new_offset() && self.stored.is_none(),
-            StoreScope::Ahead => {
+            StoreScope::Early if self.has_many_new_done() => true,
+            StoreScope::Early => {
                 let n_ahead: i64 = self.ahead.ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
                 let log = |ahead: &DoneAhead| (ahead.topic_id, ahead.leader_epoch);
                 let is_other_log = log(&self.ahead) != log(&self.stored_ahead);
@@ -57,15 +67,16 @@ impl ZookeeperGroup {
     /// Stores the partitions of `scope` that have changed. Returns the first failure, after an attempt for each of
     /// them.
     pub(super) fn store(&mut self, scope: StoreScope) -> RoundResult {
+        let now = Instant::now();
         if self.member.is_none() {
+            self.next_early_store = now + EARLY_INTERVAL;
             return Ok(());
         }
-        let now = Instant::now();
         let due: Vec<PartitionId> =
             self.held.iter().filter(|(_, held)| held.is_due(scope, now)).map(|(partition, _)| *partition).collect();
         if scope != StoreScope::Urgent {
             let writes = u32::try_from(due.len()).unwrap_or(u32::MAX);
-            self.next_ahead_store = now + AHEAD_INTERVAL.max(AHEAD_PAUSE_A_WRITE.saturating_mul(writes));
+            self.next_early_store = now + EARLY_INTERVAL.max(EARLY_PAUSE_A_WRITE.saturating_mul(writes));
         }
         due.chunks(STORES_AT_ONCE).map(|some| self.store_some(some)).fold(Ok(()), Result::and)
     }
