@@ -73,8 +73,8 @@ impl Admin {
     }
 
     /// Returns the response to a request for one of the three paths, and `None` for every other path. Methods other
-    /// than GET, HEAD and OPTIONS are answered with 405. Load balancers probe `/` unless they are told otherwise, some
-    /// with OPTIONS, so these probes get 200 too.
+    /// than GET, HEAD and OPTIONS are answered with 405. Load balancers probe `/` unless they are configured otherwise,
+    /// some with OPTIONS, so these probes are answered with 200 too.
     pub fn answer(&self, head: &Head) -> Option<Response> {
         let endpoint: fn(&Self) -> Response = match head.path.as_str() {
             "/metrics" => Self::metrics,

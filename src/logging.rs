@@ -131,7 +131,7 @@ pub(crate) fn flush(timeout: Duration) {
     }
 }
 
-/// Asks for the files to be reopened, after a rotation; does not wait for that. If one cannot be opened, the old file
+/// Requests that the files are reopened, after a rotation; does not wait for it. If one cannot be opened, the old file
 /// stays in use and a warning is logged.
 pub(crate) fn reopen() {
     if let Some(logger) = LOGGER.get() {

@@ -24,7 +24,7 @@ pub(crate) fn ureq_alone(sink: &Sink, n_messages: usize, n_threads: usize) -> Me
     let count = (each * n_threads) as f64;
     Measurement {
         rate: count / took.as_secs_f64(),
-        // The own backend runs in this process, so its time cannot be told apart.
+        // The benchmark's own backend runs in this process, so the CPU time of the client is not known.
         cpu_us: (sink.name == "nginx").then(|| cpu.as_secs_f64() * 1e6 / count),
         ..Measurement::default()
     }

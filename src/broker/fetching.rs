@@ -33,7 +33,7 @@ pub(super) const MAX_HEADER_BYTES: usize = 8 << 10;
 pub struct LogIdentity {
     /// Id of the topic. `None` if it is unknown: the broker (before Kafka 2.8) or the engine has no topic ids.
     pub topic_id: Option<TopicId>,
-    /// Leader epoch of the message before the offset: with it, a broker tells where a log that lost messages in an
+    /// Leader epoch of the message before the offset: with it, a broker finds where a log that lost messages in an
     /// unclean leader election diverges from the log that was read. `None` if it is unknown.
     pub leader_epoch: Option<i32>,
 }
@@ -133,7 +133,7 @@ pub trait Fetcher: Send {
     /// restarts at `offset`. An engine without topic ids and epochs ignores `log`.
     fn assign_known(&mut self, partition: &TopicPartition, offset: Offset, log: LogIdentity);
 
-    /// Starts to read `partition` at `offset` of the log that there is now.
+    /// Starts to read `partition` at `offset` of the present log, whichever that is.
     fn assign(&mut self, partition: &TopicPartition, offset: Offset) {
         self.assign_known(partition, offset, LogIdentity::default());
     }

@@ -1,8 +1,8 @@
 //! What a topic accepts, as far as it is known before a message is sent: its configuration, and whether the daemon may
 //! write to it. Without IO and without a clock.
 //!
-//! A message that breaks a rule is refused without a request. At `acks=0` this is the only way to tell the client, and
-//! a broker that gets such a message closes the connection, which loses the messages of other clients.
+//! A message that breaks a rule is refused without a request. At `acks=0` no response could report the refusal, and a
+//! broker that receives such a message closes the connection, which loses the messages of other clients.
 //!
 //! What is not known is not a rule: the broker decides.
 
@@ -81,7 +81,7 @@ impl TopicRules {
     ) -> Option<AppendError> {
         let topic = &record.topic;
         let refused = |kind, reason| Some(AppendError { kind, stored: Stored::No, reason });
-        // The right is asked for at intervals. Where a broker answers, its answer is newer.
+        // The right is read at intervals only. At other acks levels the response of the broker decides: it is newer.
         if !self.may_write && acks == Acks::None {
             let reason = format!("TOPIC_AUTHORIZATION_FAILED: no right to write to topic {topic}");
             return refused(AppendFailure::NotAuthorized, reason);

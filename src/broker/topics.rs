@@ -313,7 +313,7 @@ impl<W> TopicTable<W> {
         (known.since, known.refresh_at) = (now, now + REFRESH_AGE);
         match answer {
             LookupAnswer::Exists(count) => known.partition_count = count,
-            // Whoever may write to a topic may also describe it.
+            // The right to write includes the right to describe: without the latter, the former is missing as well.
             LookupAnswer::Refused(kind, reason) => *entry = Topic::refused(kind, &reason, now),
             LookupAnswer::DoesNotExist | LookupAnswer::NotYet | LookupAnswer::Unreachable(_) => {}
         }

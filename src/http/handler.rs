@@ -30,7 +30,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Decides on a request from its head, before memory for the body is allocated.
     fn admit(self: Arc<Self>, head: &Head) -> Admission;
 
-    /// Returns header fields that every response gets, also those that the server sends by itself. `head` is the head
+    /// Returns header fields for every response, also for those that the server sends by itself. `head` is the head
     /// of the request; `None` if it is malformed or the connection is refused.
     fn response_headers(&self, _head: Option<&Head>) -> Vec<(&'static str, String)> {
         Vec::new()

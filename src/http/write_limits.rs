@@ -2,7 +2,7 @@
 //!
 //! A response that is larger than the socket buffers takes several round trips, so one short deadline would cut off
 //! clients that are far away. A deadline that every byte renews would keep a connection for ever. So a client that
-//! reads slowly gets time as long as it makes progress and is not too slow on average.
+//! reads slowly keeps its connection as long as it makes progress, is not too slow on average, and ends in time.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ pub struct WriteLimits {
     pub stall: Duration,
     /// The response may take this time, and beyond it as long as the average rate is at least `min_bytes_per_second`.
     pub slow_start: Duration,
-    /// Least average rate.
+    /// Lowest average rate.
     pub min_bytes_per_second: u32,
     /// Longest time for the whole response.
     pub max: Duration,

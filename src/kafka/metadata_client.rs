@@ -81,7 +81,7 @@ impl MetadataClient {
         &self.brokers
     }
 
-    /// Whether the broker that answered last has told this client to wait, so that it is up.
+    /// Whether the broker of the last response throttles this client. Such a broker is up, although requests wait.
     pub fn is_throttled(&self) -> bool {
         self.current.as_ref().is_some_and(PooledBroker::is_throttled)
     }

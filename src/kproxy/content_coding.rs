@@ -1,8 +1,8 @@
 //! The coding of a request's body (`Content-Encoding`, RFC 9110 8.4), and its decoding within bounds.
 //!
-//! Pure. Bounds: the decoded body has at most the bytes that its caller allows, and each growth of its buffer is leased
-//! first. The time is linear in the input and the output, because a body has at most [`MAX_PARTS`] gzip members or zstd
-//! frames: starting one takes much longer than decoding a byte.
+//! Pure functions. Bounds: the decoded body has at most the bytes that its caller allows, and each growth of its buffer
+//! is leased first. The time is linear in the input and the output, because a body has at most [`MAX_PARTS`] gzip
+//! members or zstd frames: starting one takes much longer than decoding a byte.
 
 use std::io::{self, ErrorKind, Read};
 
@@ -68,7 +68,7 @@ pub(super) fn record_header_value(fields: &Headers) -> Option<Vec<u8>> {
     (!codings.is_empty()).then(|| codings.join(&b", "[..]))
 }
 
-/// Fails with 415 if the body has a coding, whichever.
+/// Fails with 415 if the body has any coding.
 pub(super) fn refuse_any(fields: &Headers) -> Result<(), Failure> {
     match codings(fields).next() {
         None => Ok(()),

@@ -91,7 +91,7 @@ pub(super) struct ModuleConfig {
     pub(super) backend_servers: Vec<String>,
     /// `serialize_by_key`: whether messages of one key are pushed one at a time, in order.
     pub(super) serialize_by_key: bool,
-    /// `zk_offset_update_interval_sec`: interval at which commit points are stored.
+    /// `zk_offset_update_interval_sec`: longest interval between two stores of a commit point that has moved.
     pub(super) offset_update_interval: Duration,
     /// `max_in_flight_bytes`: memory of the messages from the fetch loop until they are done.
     pub(super) max_in_flight_bytes: NonZeroUsize,
@@ -249,8 +249,8 @@ fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolCon
         None
     };
     let headers = headers(&mut section, problems);
-    // 0 is no limit, as in the original. Left out, it has a default: else each worker would wait for two minutes in
-    // turn for a backend that does not answer.
+    // 0 is no limit, as in the original. Left out, it has a default: without one, each worker in turn would wait two
+    // minutes for a backend whose host is down.
     let is_given = section.has("conn_timeout_ms");
     let given = section.optional_millis("conn_timeout_ms", MAX_DURATION_MS, problems);
     let connect_timeout = if is_given { given } else { Some(DEFAULT_CONNECT_TIMEOUT) };

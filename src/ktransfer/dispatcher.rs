@@ -6,8 +6,8 @@
 //! committed up to its first message that is not done; a partition is released only when no push of it is in flight.
 //! The loop never blocks on a thread that may be blocked on the loop.
 //!
-//! `outbox` hands jobs to the workers, `offsets` reacts on gaps, `progress` reports to the group, `release` ends
-//! claims.
+//! `outbox` hands jobs to the workers, `offsets` handles start offsets, gaps and changed logs, `progress` reports to
+//! the group, `release` ends claims.
 
 mod channels;
 mod filter;

@@ -96,7 +96,7 @@ impl Window {
             }
             continues = slot.done;
         }
-        // Those that have not been read yet in this claim are still true.
+        // Messages of earlier claims that were not read yet in this one are done as well.
         let next_to_read = self.end.unwrap_or(Offset::MIN);
         let not_read = self.done_before.iter().filter(|range| next_to_read < range.end);
         ranges.extend(not_read.map(|range| range.start.max(next_to_read)..range.end));

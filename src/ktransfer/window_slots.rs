@@ -30,7 +30,8 @@ pub(super) struct WindowSlots {
 pub(super) enum Acquired {
     /// The worker has a slot.
     Slot,
-    /// The worker is registered. If a slot was granted to another worker meanwhile, the caller must tell that worker.
+    /// The worker is registered. If a slot was granted to another worker meanwhile, the caller must send `SlotGranted`
+    /// to that worker.
     Registered(Option<usize>),
 }
 
@@ -71,7 +72,8 @@ impl WindowSlots {
         }
     }
 
-    /// Returns a slot. The caller must tell the worker that this returns: the slot is granted to it.
+    /// Returns a slot to the free ones. If it is granted to a waiting worker, this returns the worker, to which the
+    /// caller must send `SlotGranted`.
     #[must_use]
     pub(super) fn release(&self) -> Option<usize> {
         self.free.fetch_add(1, Ordering::SeqCst);

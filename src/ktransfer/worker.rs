@@ -54,8 +54,8 @@ pub(super) struct Worker {
     has_ended: bool,
 }
 
-/// The ends of the channels that a worker holds. All of them are unbounded: the open slots of the windows and the
-/// memory budget bound the jobs, and each job has one acknowledgement.
+/// The ends of the channels that a worker holds. All of them are unbounded: `max_commit_gap` and the memory budget
+/// bound the jobs, and each job has at most two reports.
 pub(super) struct WorkerChannels {
     /// Messages to this worker.
     pub(super) inbox: Receiver<WorkerMessage>,

@@ -109,7 +109,7 @@ impl Queue {
         }
     }
 
-    /// Asks the writer to reopen the files. Lines that are still queued may go to the new files.
+    /// Requests that the writer reopens the files. Lines that are still queued may go to the new files.
     pub(super) fn reopen(&self) {
         let mut state = lock(&self.state);
         state.must_reopen = true;

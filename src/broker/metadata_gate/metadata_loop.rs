@@ -132,7 +132,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
         }
         let found = self.client.rules(&topics, self.max_wait.min(MAX_RULES_TIME));
         if found.is_empty() {
-            // Brokers that do not answer this in time must not be asked all the time.
+            // Brokers that do not describe configs in time do not receive the request in each turn.
             self.next_rules = Instant::now() + self.rules_pause;
             self.rules_pause = (self.rules_pause * 2).min(MAX_RULES_PAUSE);
         } else {

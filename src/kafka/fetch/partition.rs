@@ -233,7 +233,7 @@ impl PartitionReader {
     /// at which the logs may still be equal; the next request compares them there.
     pub(super) fn diverged(&mut self, epoch: i32, end_offset: i64) {
         // An election begins a new epoch, so a log with another end of the current epoch is not the same log. Without
-        // topic ids nothing else tells a topic that was created again.
+        // topic ids nothing else reveals a topic that was created again.
         if self.topic_id.is_none() && (0..=self.epochs.last()).contains(&self.leader_epoch) {
             self.rewind();
             self.epochs.clear();

@@ -132,7 +132,7 @@ fn topic(reader: &mut WireReader, version: i16) -> Result<TopicMetadata, Malform
 }
 
 /// Returns whether a set of authorized operations (a bit for each) contains Write. A set without Describe is that of a
-/// broker that does not fill it in, or was not asked to: then all bits are 0 except the highest.
+/// broker that does not fill it in, or received no request for it: then all bits are 0 except the highest.
 fn may_write(operations: i32) -> Option<bool> {
     let has = |operation: u32| operations & (1 << operation) != 0;
     has(OPERATION_DESCRIBE).then(|| has(OPERATION_WRITE))

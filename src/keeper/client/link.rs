@@ -122,7 +122,7 @@ impl Link {
         self.lock().granted_timeout.unwrap_or(self.config.session_timeout)
     }
 
-    /// Time limit of one call, and of the silence of a server that owes a response.
+    /// Time limit of one call. A connection with pending calls on which nothing arrives for this time is given up.
     pub(super) fn call_timeout(&self) -> Duration {
         self.session_timeout() / 3
     }

@@ -18,7 +18,7 @@
 //! - Only a write of the session that succeeded moves `last_confirmed`, to the time when it was sent: a write passes
 //!   the leader, which knows whether the session exists, and the server starts the session timeout no earlier.
 //! - No call blocks beyond its deadline, a third of the session timeout. A call without a response fails for its caller
-//!   alone. If a server owes responses and sends nothing for that time, the connection is given up.
+//!   alone. If requests are pending and nothing arrives for that time, the connection is given up.
 //! - A request is written to one connection only, and never again. So a call that failed without a response was carried
 //!   out at most once.
 //!

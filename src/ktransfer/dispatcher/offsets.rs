@@ -53,7 +53,7 @@ impl Dispatcher {
         }
     }
 
-    /// Continues where no message of the log that there is now is skipped.
+    /// Continues at an offset from which no message of the present log is skipped.
     pub(super) fn on_log_changed(&mut self, window: WindowId, partition: PartitionId, change: LogChange) {
         let Some(state) = self.partitions.get(&partition).filter(|state| state.is_reading_for(window)) else { return };
         let (module, topic) = (&self.context.config.name, &self.context.config.topic);
@@ -71,8 +71,8 @@ impl Dispatcher {
             }
             LogChange::OffsetGone { offset, newest, .. } if offset <= newest => self.continue_at(partition, offset),
             LogChange::OffsetGone { offset, oldest, newest } => {
-                // Without topic ids and leader epochs nothing tells a truncated log from a new topic, whose messages
-                // must not be skipped.
+                // Without topic ids and leader epochs a truncated log looks like a new topic, whose messages must not
+                // be skipped.
                 warn!(
                     "module [{module}]: offset {offset} of {topic}/{partition} is beyond the log end (Kafka keeps \
                      {oldest} to {newest}): the topic was deleted and created again, or the log was truncated; \

@@ -35,7 +35,7 @@ pub(super) struct Outbox {
     loads: WorkerLoads,
     unkeyed: VecDeque<Box<Job>>,
     read_ahead: ReadAhead,
-    /// Whether a claim has moved on since the workers were told to look.
+    /// Whether the phase of a claim has changed since the latest `Recheck`.
     needs_recheck: bool,
 }
 
@@ -143,7 +143,7 @@ impl Outbox {
         before - self.unkeyed.len()
     }
 
-    /// Tells the workers once to abandon jobs if a claim has moved on.
+    /// Sends one `Recheck` to each worker if the phase of a claim has changed: the workers then abandon its jobs.
     pub(super) fn send_recheck(&mut self) {
         if std::mem::take(&mut self.needs_recheck) {
             for worker in &*self.workers {

@@ -53,7 +53,7 @@ pub(super) struct ClaimedPartition {
     pub(super) in_flight: usize,
     /// Messages read but held back by `max_commit_gap`.
     pub(super) held_back: VecDeque<(Message, BudgetShare)>,
-    /// Whether the fetch loop was told to pause this partition.
+    /// Whether the latest command to the fetch loop about this partition is `Pause`.
     pub(super) is_paused: bool,
     /// Whether the partition is in the dispatcher's list of those whose commit point may have moved in this turn.
     pub(super) has_moved: bool,

@@ -11,9 +11,10 @@ use super::partition::ClaimedPartition;
 use crate::broker::PartitionId;
 use crate::ktransfer::group::GroupCommand;
 
-/// Number of messages ahead of the commit point from which a snapshot follows each change soon.
+/// From this number of messages ahead of the commit point, a snapshot follows each change within
+/// [`SNAPSHOT_INTERVAL`]; below it, within `zk_offset_update_interval_sec`.
 const MANY_AHEAD: usize = 100;
-/// How soon a snapshot follows a change where many messages are ahead.
+/// Longest time from a change to its snapshot where many messages are ahead.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(200);
 /// Limit on the ranges of one snapshot. What is left out is pushed again after a crash.
 const MAX_SNAPSHOT_RANGES: usize = 4096;

@@ -23,9 +23,10 @@ use crate::shutdown::Stop;
 /// Bound of the channel of found offsets. While it is full the thread waits for the fetch loop; the offsets in it are
 /// already on their way to the group.
 pub(crate) const FOUND_STARTS: usize = 64;
-/// Longest time of a look-up; doubles with each look-up that fails, up to the maximum. New requests wait for the
-/// look-up in flight.
+/// Time limit of the first look-up. It doubles with each look-up that fails, up to [`MAX_LOOKUP_TIME`]. New requests
+/// wait for the look-up in flight.
 const FIRST_LOOKUP_TIME: Duration = Duration::from_millis(500);
+/// Longest time limit of a look-up.
 const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
 /// Pause after a look-up that failed for a partition.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -117,7 +118,7 @@ impl StartOffsets {
             }
             time = (time * 2).min(MAX_LOOKUP_TIME);
             select! {
-                // A new partition is looked up at once, without the long time of those that fail.
+                // A new partition is looked up at once, and with the short time limit.
                 recv(self.requests.woken) -> _ => time = FIRST_LOOKUP_TIME,
                 recv(stop.closed()) -> _ => return,
                 default(RETRY_PAUSE) => {}

@@ -16,12 +16,12 @@ use crate::keeper::{Epoch, KeeperError, SharedKeeper};
 use crate::locks::lock;
 use crate::shutdown::Stop;
 
-/// How much earlier than the client assumes a server may have started the session timeout. A follower reports its
+/// How much earlier than the client assumes the session timeout may have started at the leader. A follower reports its
 /// clients to the leader every half tick, which is 1 s by default; the rest is for clocks and threads.
 const SERVER_LAG: Duration = Duration::from_millis(1_250);
 
 /// Returns how long before the end of the session timeout a lease ends: a sixth of the timeout, but at least
-/// [`SERVER_LAG`]. A session of less than three times that is too short for it; then a third is left.
+/// [`SERVER_LAG`]. In a session of less than three times that lag it is a third of the timeout.
 fn margin(session_timeout: Duration) -> Duration {
     (session_timeout / 6).max(SERVER_LAG.min(session_timeout / 3))
 }
@@ -57,9 +57,9 @@ impl Leases {
             if warned != epoch && timeout < 3 * SERVER_LAG {
                 warned = epoch;
                 warn!(
-                    "the ZooKeeper session timeout of {} ms is short: after a stall of {} ms a member stops pushing, and \
-                     a server that lost its leader may hide for longer that the session has ended. Set zk_timeout_ms to \
-                     at least {}",
+                    "ZooKeeper session timeout of {} ms is too short for a safe hand-over: pushes stop {} ms after the \
+                     latest write that ZooKeeper confirmed, and behind a server without a leader that may be too late; \
+                     set zk_timeout_ms to at least {}",
                     timeout.as_millis(),
                     (timeout - margin(timeout)).as_millis(),
                     (3 * SERVER_LAG).as_millis()

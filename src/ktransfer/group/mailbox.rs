@@ -42,7 +42,7 @@ struct CommandTable {
 /// The commands since the last [`Mailbox::take`]; at most one of each kind for each partition.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PendingCommands {
-    /// Commit points by partition, to be stored at the next store interval.
+    /// Commit points by partition, to be stored with the next store.
     pub(crate) commits: BTreeMap<PartitionId, (Generation, Offset)>,
     /// Positions to store at once. A commit or a snapshot of the same partition is later than its position here.
     pub(crate) starts: BTreeMap<PartitionId, (Generation, Offset, LogIdentity)>,

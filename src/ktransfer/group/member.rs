@@ -9,8 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::random::random;
 use serde_json::{Value, json};
 
-/// Member of a registration that tells a ktransfer with the sticky assignor from the original, whose JSON decoder
-/// ignores the member.
+/// Member of the registration's JSON by which a ktransfer with the sticky assignor differs from the original, whose
+/// decoder ignores it.
 const ASSIGNOR: &str = "assignor";
 /// Value of [`ASSIGNOR`].
 const STICKY: &str = "sticky";

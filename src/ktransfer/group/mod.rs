@@ -107,8 +107,8 @@ impl StoredPosition {
 /// `Release`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupEvent {
-    /// The partition is claimed: read and push it. A push of an earlier generation may still be in flight. Only the
-    /// jobs in the queue of the same worker wait for that push.
+    /// The partition is claimed: read and push it. A push of an earlier generation may still be in flight; only the
+    /// jobs of the same worker wait for its end.
     Gained(Claim),
     /// The partition is assigned to another member: stop reading, wait for the pushes in flight, then send `Release`.
     Releasing {
@@ -130,8 +130,9 @@ pub enum GroupEvent {
 /// A command that the dispatcher sends to the group, with [`CommandSender::send`], which never blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupCommand {
-    /// All messages before `next` are done. The group stores the latest commit at the next store interval. The first
-    /// commit of a claim wakes the group, and the first offset of a partition is stored at once.
+    /// All messages before `next` are done. The group stores the latest commit within `zk_offset_update_interval_sec`,
+    /// and within 200 ms if it is well beyond the stored offset. The first commit of a claim wakes the group, and the
+    /// first offset of a partition is stored at once.
     Commit {
         /// Number of the partition.
         partition: PartitionId,

@@ -57,7 +57,7 @@ pub struct ZookeeperGroupConfig {
     pub group: String,
     /// The topic whose partitions the members share.
     pub topic: String,
-    /// Interval between two stores of all offsets (`zk_offset_update_interval_sec`).
+    /// Longest interval between two stores of an offset that has moved (`zk_offset_update_interval_sec`).
     pub offset_update_interval: Duration,
     /// Time limit for storing offsets and releasing claims at the end.
     pub leave_timeout: Duration,
@@ -107,7 +107,7 @@ pub struct ZookeeperGroup {
     unowned_since: BTreeMap<PartitionId, Instant>,
     /// The group has a stored offset of some partition of the topic, so partitions without an offset node are new.
     group_has_offsets: bool,
-    /// The topic did not exist when this member looked first, so all its partitions are new to the group.
+    /// The topic did not exist in an earlier round, so all its partitions are new to the group.
     topic_was_missing: bool,
     /// A round was completed: the member is registered, and knows what it has to claim.
     has_joined: bool,

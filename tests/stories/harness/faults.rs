@@ -38,7 +38,7 @@ pub(crate) enum Fault {
     Stall,
     /// Only the answers are lost.
     LoseAnswers,
-    /// The far ends of the connections close, which this side is not told.
+    /// The far ends of the connections close, without a packet to this side.
     HalfOpen,
     /// Every byte is late by this time.
     Delay(Duration),

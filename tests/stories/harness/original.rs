@@ -2,7 +2,7 @@
 //! library (kazoo-go and wvanbergen/kafka), written independently of `src/ktransfer/group`.
 //!
 //! - It registers as an ephemeral node `ids/HOST:UUID`, with the topic in the registration.
-//! - At each change of the members it stores its offsets, deletes its owner nodes, divides the partitions anew and
+//! - At each change of the members it stores its offsets, deletes its owner nodes, divides the partitions again and
 //!   claims its range with ephemeral owner nodes. A partition that another member still owns is tried again.
 //! - It continues at the stored offset, and stores the next offset without a condition.
 //!

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::ZookeeperGroup;
 use crate::broker::PartitionId;
 
-/// Least time without an owner before a partition is reported; a hand-over takes less.
+/// Shortest time without an owner after which a partition is reported; a hand-over takes less.
 const MIN_UNOWNED: Duration = Duration::from_secs(10);
 
 impl ZookeeperGroup {
