@@ -1,7 +1,7 @@
 //! Hands jobs to the workers, and decides when further messages are to be read.
 //!
 //! A job with a key goes to the worker of its key at once; there it may queue behind its key. A job without a key waits
-//! here until a worker has almost nothing to do, so that it does not wait behind a slow push while others are idle.
+//! here until a worker is idle, so that it does not wait behind a slow push while others are idle.
 //!
 //! Reading goes on while a worker has little to do. It does not stop because the messages read last all queue behind
 //! busy keys: the ones after them may be for an idle worker. Beyond [`ReadAhead::enough`] such reading is slowed down,
@@ -19,8 +19,9 @@ use crate::ktransfer::job::{Ack, Assignment, Job, WorkerMessage};
 
 /// Reading goes on while a worker has fewer jobs than this that it could push. One of them may be on the wire.
 const WANTED_LOAD: usize = 4;
-/// A job without a key is sent to a worker with fewer jobs than this: one on the wire, and none behind it.
-const MAX_LOAD_FOR_UNKEYED: usize = 2;
+/// A job without a key is sent to a worker with fewer jobs than this, so only to an idle one: behind a push it would
+/// wait as long as the push takes, while other workers may be idle.
+const MAX_LOAD_FOR_UNKEYED: usize = 1;
 /// Number of jobs without a key that may wait for a worker before reading stops; at least one for each worker.
 const MIN_UNKEYED: usize = 64;
 /// After this many messages of which none could be pushed at once, reading is slowed down.
@@ -68,7 +69,7 @@ impl Outbox {
         }
     }
 
-    /// Hands a job over to the worker of its key, or to the next worker with little to do.
+    /// Hands a job over to the worker of its key, or to the next idle worker.
     pub(super) fn send(&mut self, job: Box<Job>) {
         self.read_ahead.unfed += 1;
         match job.message.key.as_deref() {
@@ -82,7 +83,7 @@ impl Outbox {
         }
     }
 
-    /// Sends jobs without a key as long as a worker has little to do.
+    /// Sends jobs without a key as long as a worker is idle.
     pub(super) fn send_unkeyed(&mut self) {
         while !self.unkeyed.is_empty() {
             let (worker, load) = self.loads.least();

@@ -4,14 +4,17 @@ use super::*;
 
 #[test]
 fn messages_without_a_key_are_spread_over_all_workers() {
-    // Each push waits for a second push: if only one worker pushed, the test would never end.
-    let barrier = std::sync::Barrier::new(2);
+    // Each push waits for a second push. A message that waits behind a push, while other workers are idle, fails it.
+    let (sender, receiver) = crossbeam_channel::bounded::<()>(0);
     let rig = ModuleRig::start(
         1,
         |_| {},
         move |_| {
-            barrier.wait();
-            200
+            select! {
+                send(sender, ()) -> _ => 200,
+                recv(receiver) -> _ => 200,
+                default(Duration::from_secs(20)) => 500,
+            }
         },
     );
     for number in 0..100 {
