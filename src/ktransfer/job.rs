@@ -1,5 +1,6 @@
 //! The messages between dispatcher and workers: jobs to the workers, reports to the dispatcher.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 
@@ -64,6 +65,11 @@ impl Assignment {
         }
     }
 
+    /// Returns what identifies the claim within its module.
+    pub(super) fn id(&self) -> (PartitionId, Generation) {
+        (self.partition, self.generation)
+    }
+
     /// Ends the claim: takes both steps at once.
     pub(super) fn end(&self) {
         self.enter(ClaimPhase::Ended);
@@ -112,12 +118,17 @@ pub(super) struct Job {
     pub(super) _memory: Option<BudgetShare>,
 }
 
+/// Identifies claims of a module.
+pub(super) type ClaimIds = HashSet<(PartitionId, Generation)>;
+
 /// A message to a worker.
 pub(super) enum WorkerMessage {
     /// Push this.
     Job(Box<Job>),
-    /// The phase of a claim has changed: abandon its jobs that are over.
-    Recheck,
+    /// The phase of these claims has changed: abandon their jobs that are over. It follows the last job of each of
+    /// them. Jobs of other claims must not be abandoned now, whatever their phase: later jobs may still be on their
+    /// way.
+    Recheck(Arc<ClaimIds>),
     /// The worker has a slot of the window, which it was registered for.
     SlotGranted,
     /// The dispatcher has ended, so the worker ends too.

@@ -77,6 +77,11 @@ impl Window {
         self.done_before.front().is_some_and(|range| range.contains(&offset))
     }
 
+    /// From now on no message counts as done in an earlier claim.
+    pub(super) fn repeat_done_before(&mut self) {
+        self.done_before.clear();
+    }
+
     /// Returns the number of messages done ahead of the commit point, without those of [`was_done`](Self::was_done)
     /// that have not been read yet.
     pub(super) fn done_ahead(&self) -> usize {

@@ -21,7 +21,7 @@ use log::{Level, info};
 use super::backend_client::{PushEnd, Pusher};
 use super::backends::BackendRotation;
 use super::give_up::{GiveUpReason, LastAttempt, give_up};
-use super::job::{Ack, Assignment, Job, JobEnd, WorkerMessage, WorkerReport};
+use super::job::{Ack, Assignment, ClaimIds, Job, JobEnd, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
 use super::window_slots::{Acquired, Left};
 use super::worker_context::WorkerContext;
@@ -209,7 +209,7 @@ impl Worker {
     fn receive(&mut self, message: WorkerMessage) {
         match message {
             WorkerMessage::Job(job) => self.enqueue(job),
-            WorkerMessage::Recheck => self.abandon_what_is_over(),
+            WorkerMessage::Recheck(claims) => self.abandon_what_is_over(&claims),
             WorkerMessage::SlotGranted if self.void_grants > 0 => self.void_grants -= 1,
             WorkerMessage::SlotGranted => self.slot = SlotRequest::Granted,
             WorkerMessage::End => self.has_ended = true,
@@ -375,8 +375,8 @@ impl Worker {
         self.queues.finish(queue);
     }
 
-    /// Abandons the jobs whose claims have moved on so far that no attempt follows.
-    fn abandon_what_is_over(&mut self) {
+    /// Abandons the jobs of these claims after which no attempt follows.
+    fn abandon_what_is_over(&mut self, claims: &ClaimIds) {
         // The claims of which a job of the present queue was abandoned: the later jobs of these must not overtake it.
         let mut broken: Vec<Arc<Assignment>> = Vec::new();
         let removed = self.queues.remove_where(|pending, is_first| {
@@ -387,7 +387,7 @@ impl Worker {
             if broken.iter().any(|claim| Arc::ptr_eq(claim, assignment)) {
                 return true;
             }
-            if pending.is_over() {
+            if claims.contains(&assignment.id()) && pending.is_over() {
                 broken.push(Arc::clone(assignment));
                 return true;
             }

@@ -34,7 +34,7 @@ impl BatchSize {
             self.stored_bytes = 0;
         }
         self.refused_bytes = bytes;
-        self.max_bytes = half_bytes.max(self.stored_bytes);
+        self.max_bytes = half_bytes.max(self.stored_bytes).max(1);
         self.steady_batches = 0;
     }
 

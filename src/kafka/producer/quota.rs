@@ -9,7 +9,10 @@
 use std::time::{Duration, Instant};
 
 /// The pause that a request should cause.
-const TARGET_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const TARGET_PAUSE: Duration = Duration::from_millis(500);
+/// Lower bound of the size of a request that the rate suggests. Other clients may share the quota: their bytes make the
+/// pauses longer, and the rate that this client computes from its own bytes would shrink with each request.
+const MIN_REQUEST_BYTES: f64 = 4096.0;
 /// A message is sent this long before its deadline, so that its response arrives in time; or a quarter of its time.
 const MAX_MARGIN: Duration = Duration::from_millis(500);
 
@@ -30,7 +33,9 @@ impl Quota {
     pub(super) fn throttled(now: Instant, pause: Duration, sent_bytes: usize, waiting_bytes: usize) -> Quota {
         let bytes_per_second = match sent_bytes {
             0 => f64::INFINITY,
-            bytes => bytes as f64 / pause.as_secs_f64().max(0.001),
+            bytes => {
+                (bytes as f64 / pause.as_secs_f64().max(0.001)).max(MIN_REQUEST_BYTES / TARGET_PAUSE.as_secs_f64())
+            }
         };
         let until = now + pause;
         let mut quota = Quota { until, bytes_per_second, busy_until: until };
@@ -58,9 +63,9 @@ impl Quota {
         self.until
     }
 
-    /// Returns the size of a request that causes a short pause; at least 1.
+    /// Returns the size of a request that causes a short pause; at least [`MIN_REQUEST_BYTES`].
     pub(super) fn max_request_bytes(&self) -> usize {
-        ((self.bytes_per_second * TARGET_PAUSE.as_secs_f64()) as usize).max(1)
+        (self.bytes_per_second * TARGET_PAUSE.as_secs_f64()) as usize
     }
 
     /// Accepts a message, or returns the time after which it could be sent if that is too late for its deadline.
@@ -109,7 +114,7 @@ mod tests {
         let unknown = Quota::throttled(now, SECOND, 0, 1_000_000);
         assert_eq!(unknown.max_request_bytes(), usize::MAX);
         assert!(unknown.relaxed(now, usize::MAX).is_none());
-        assert_eq!(Quota::throttled(now, SECOND * 60, 1, 0).max_request_bytes(), 1);
+        assert_eq!(Quota::throttled(now, SECOND * 60, 1, 0).max_request_bytes(), 4096);
     }
 
     #[test]

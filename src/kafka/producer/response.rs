@@ -16,8 +16,8 @@ pub(super) const FIRST_THROTTLED_PRODUCE: i16 = 6;
 /// The same of InitProducerId.
 pub(super) const FIRST_THROTTLED_INIT_PRODUCER_ID: i16 = 1;
 /// Upper bound of the throttle time that is obeyed: a broker with a wrong value must not silence the producer for days,
-/// and the broker does not read from the connection before its time in any case.
-const MAX_THROTTLE: Duration = Duration::from_secs(60);
+/// and a new connection shows whether it still throttles.
+pub(super) const MAX_THROTTLE: Duration = Duration::from_secs(60);
 
 /// Returns the result of a batch from its outcome in the response.
 pub(super) fn batch_result(outcome: &PartitionOutcome, level: AcksLevel) -> BatchResult {

@@ -48,6 +48,8 @@ pub(super) struct Sender<M> {
     pub(super) not_before: Option<Instant>,
     /// Whether the level has a [`Quota`](super::quota::Quota) of this broker.
     pub(super) has_quota: bool,
+    /// Whether the broker may not read from the connection even after the pause, which was cut to an upper bound.
+    pub(super) is_muted_for_longer: bool,
     /// When the sender looks whether a pause is still wanted; `None` in a short one.
     pub(super) next_probe: Option<Instant>,
     /// No producer id is requested earlier.
@@ -72,6 +74,7 @@ impl<M: ProducerMessage> Sender<M> {
             backoff,
             not_before: None,
             has_quota: false,
+            is_muted_for_longer: false,
             next_probe: None,
             next_id_request: Instant::now(),
             has_lingered: false,

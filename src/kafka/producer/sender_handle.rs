@@ -78,10 +78,13 @@ impl SenderHandle {
     }
 
     /// Whether a message that any broker can store should be sent to another one: the broker failed a short while ago,
-    /// or has not answered for long.
+    /// has not answered for long, or throttles this client.
     pub(super) fn is_avoided(&self, now: Instant) -> bool {
         let is_hung = self.since.is_some_and(|since| now.saturating_duration_since(since) >= DOUBT_AFTER);
-        is_hung || self.failed_at.is_some_and(|failed| now.saturating_duration_since(failed) < AVOIDED_TIME)
+        let is_throttled = self.quota.is_some_and(|quota| quota.until() > now);
+        is_hung
+            || is_throttled
+            || self.failed_at.is_some_and(|failed| now.saturating_duration_since(failed) < AVOIDED_TIME)
     }
 
     /// Closes the connection if its time has come. Returns whether metadata is needed, and when to check again.

@@ -15,8 +15,8 @@ use super::level::{AfterAppend, EndedWithReason, LevelState};
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::{BrokerId, Outcome, Stored};
 use super::partition_index::PartitionIndex;
-use super::quota::Quota;
-use super::response::{FIRST_THROTTLED_PRODUCE, throttle_time};
+use super::quota::{Quota, TARGET_PAUSE};
+use super::response::{FIRST_THROTTLED_PRODUCE, MAX_THROTTLE, throttle_time};
 use super::sender::Sender;
 use crate::kafka::connection::{Connection, ConnectionError, Disconnect};
 use crate::kafka::produce;
@@ -48,6 +48,8 @@ impl<M: ProducerMessage> LevelState<M> {
     pub(super) fn outcome_after_quota(&self, topic: &str, partition: i32, outcome: Outcome, now: Instant) -> Outcome {
         let leader = self.index_of(topic, partition).and_then(|index| self.gather.leader(index));
         let quota = leader.and_then(|leader| self.senders.get(&leader)?.quota);
+        // A quota whose pause ended some time ago is not the cause: the broker may be down.
+        let quota = quota.filter(|quota| now < quota.until() + TARGET_PAUSE);
         match (&outcome, quota) {
             (Outcome::TimedOut(Stored::No), Some(quota)) => {
                 Outcome::Throttled(quota.until().saturating_duration_since(now))
@@ -99,6 +101,7 @@ impl<M: ProducerMessage> Sender<M> {
         if let Some(pause) = pause {
             let now = Instant::now();
             self.not_before = Some(now + pause);
+            self.is_muted_for_longer = pause >= MAX_THROTTLE;
             self.next_probe = (pause > PROBE_INTERVAL).then_some(now + PROBE_INTERVAL);
         }
     }
@@ -107,6 +110,9 @@ impl<M: ProducerMessage> Sender<M> {
     pub(super) fn is_paused(&mut self, now: Instant) -> bool {
         let Some(due) = self.not_before.filter(|due| *due > now) else {
             (self.not_before, self.next_probe) = (None, None);
+            if std::mem::take(&mut self.is_muted_for_longer) {
+                self.connection = None;
+            }
             return false;
         };
         match self.next_probe {
@@ -140,6 +146,7 @@ impl<M: ProducerMessage> Sender<M> {
         }
         // Only the new connection is read so soon.
         self.connection = Some(connection);
+        self.is_muted_for_longer = false;
         self.last_used = Instant::now();
         self.not_before = Some(until);
         let mut level = self.level.lock();

@@ -218,9 +218,10 @@ impl Link {
         let count = requests.len();
         let mut in_flight: VecDeque<Receiver<Response>> = VecDeque::new();
         let mut results = Vec::with_capacity(count);
+        // Once a request could not be sent, none after it is: the results would belong to other requests.
+        let mut failure = None;
         while results.len() < count {
             let deadline = Instant::now() + timeout;
-            let mut failure = None;
             while failure.is_none()
                 && in_flight.len() < MAX_QUEUED_CALLS
                 && let Some(request) = requests.next()
@@ -230,10 +231,12 @@ impl Link {
                     Err(error) => failure = Some(error),
                 }
             }
-            let result = match (in_flight.pop_front(), failure) {
-                (Some(oldest), _) => self.wait(&oldest, deadline),
-                (None, Some(error)) => Err(error),
-                (None, None) => break,
+            let result = match in_flight.pop_front() {
+                Some(oldest) => self.wait(&oldest, deadline),
+                None => match failure.take() {
+                    Some(error) => Err(error),
+                    None => break,
+                },
             };
             let is_last = result.is_err();
             results.push(result);

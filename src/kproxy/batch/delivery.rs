@@ -1,8 +1,9 @@
 //! Gathers the outcomes of a batch's messages into one answer.
 //!
 //! Every message holds a reference to the batch; the message that completes last answers the request. The status is 200
-//! only when all messages are stored, else the highest status among the failed messages. So it is 503 or 504 if any
-//! message is worth a retry, and a client that reads only the status never takes a partial failure for success.
+//! only when all messages are stored, else the highest status among the failed messages that are worth a retry, or
+//! among all failed ones if none is. So a client that reads only the status retries if a retry makes sense, and never
+//! takes a partial failure for success.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -91,13 +92,12 @@ impl PendingBatch {
 impl DeferredResponse for PendingBatch {
     fn run(self: Box<Self>) {
         let PendingBatch { reply, outcomes, request, lease } = *self;
-        drop(lease);
         let outcomes: Vec<Outcome> = outcomes
             .into_iter()
             .map(|outcome| outcome.into_inner().unwrap_or_else(|| Err(Failure::no_delivery_report())))
             .collect();
         let failed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
-        let worst = failed.clone().max_by_key(|failure| failure.status);
+        let worst = failed.clone().max_by_key(|failure| (failure.retriable, failure.status));
         let status = worst.map_or(200, |failure| failure.status);
         let mut response = Response::new(status, "application/x-ndjson", result_lines(&outcomes));
         // Of several failures with this status, the one with the longest pause counts.
@@ -106,6 +106,7 @@ impl DeferredResponse for PendingBatch {
             response = response.with_header("Retry-After", seconds.to_string());
         }
         locks::into_inner(reply).send(response);
+        drop(lease);
 
         let BatchRequest { metrics, query, bytes, client, started, .. } = request;
         metrics.batch(status);

@@ -26,6 +26,7 @@ impl Dispatcher {
                 batch.messages.iter().map(message_size_bytes).for_each(|size_bytes| drop(memory.share(size_bytes)));
                 continue;
             };
+            state.note_epoch_read(batch.leader_epoch);
             state.log.receive(&batch);
             if batch.messages.is_empty() {
                 self.note_progress(partition, now);

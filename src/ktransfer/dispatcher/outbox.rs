@@ -15,7 +15,7 @@ use crossbeam_channel::Sender;
 
 use super::worker_loads::WorkerLoads;
 use crate::broker::partitioner::fnv1a;
-use crate::ktransfer::job::{Ack, Assignment, Job, WorkerMessage};
+use crate::ktransfer::job::{Ack, Assignment, ClaimIds, Job, WorkerMessage};
 
 /// Reading goes on while a worker has fewer jobs than this that it could push. One of them may be on the wire.
 const WANTED_LOAD: usize = 4;
@@ -36,8 +36,8 @@ pub(super) struct Outbox {
     loads: WorkerLoads,
     unkeyed: VecDeque<Box<Job>>,
     read_ahead: ReadAhead,
-    /// Whether the phase of a claim has changed since the latest `Recheck`.
-    needs_recheck: bool,
+    /// The claims whose phase has changed since the latest `Recheck`.
+    to_recheck: ClaimIds,
 }
 
 /// How far reading is ahead of pushing.
@@ -65,7 +65,7 @@ impl Outbox {
                 unfed: 0,
                 last_batch: Instant::now(),
             },
-            needs_recheck: false,
+            to_recheck: ClaimIds::new(),
         }
     }
 
@@ -136,7 +136,7 @@ impl Outbox {
 
     /// Drops the jobs of a claim that no worker has and that are over. Returns how many these were.
     pub(super) fn drop_over(&mut self, assignment: &Arc<Assignment>) -> usize {
-        self.needs_recheck = true;
+        self.to_recheck.insert(assignment.id());
         let before = self.unkeyed.len();
         self.unkeyed.retain(|job| {
             !Arc::ptr_eq(&job.assignment, assignment) || !assignment.is_over_for(job.message.offset, false)
@@ -146,10 +146,12 @@ impl Outbox {
 
     /// Sends one `Recheck` to each worker if the phase of a claim has changed: the workers then abandon its jobs.
     pub(super) fn send_recheck(&mut self) {
-        if std::mem::take(&mut self.needs_recheck) {
-            for worker in &*self.workers {
-                let _ = worker.send(WorkerMessage::Recheck);
-            }
+        if self.to_recheck.is_empty() {
+            return;
+        }
+        let claims = Arc::new(std::mem::take(&mut self.to_recheck));
+        for worker in &*self.workers {
+            let _ = worker.send(WorkerMessage::Recheck(Arc::clone(&claims)));
         }
     }
 

@@ -49,6 +49,8 @@ pub(super) struct ClaimedPartition {
     pub(super) window: Window,
     /// How far the partition was read, and in which log.
     pub(super) log: LogTrack,
+    /// Leader epoch of the stored offset from which this claim began; `None` if it is unknown.
+    stored_epoch: Option<i32>,
     /// Number of jobs of this claim that are not acknowledged.
     pub(super) in_flight: usize,
     /// Messages read but held back by `max_commit_gap`.
@@ -84,6 +86,7 @@ impl ClaimedPartition {
             window_id,
             window,
             log: LogTrack::starting_at(start),
+            stored_epoch: claim.position.as_ref().and_then(|stored| stored.leader_epoch),
             in_flight: 0,
             held_back: VecDeque::new(),
             is_paused: false,
@@ -93,6 +96,16 @@ impl ClaimedPartition {
             has_snapshot: claim.position.as_ref().is_some_and(|stored| !stored.done_ahead.is_empty()),
             release: ReleaseState::Owned,
             commit_point,
+        }
+    }
+
+    /// Looks at the leader epoch of messages that were read. If the leader has changed since the offset was stored, the
+    /// messages done ahead of it may have been cut off and replaced by others, so all messages are pushed.
+    pub(super) fn note_epoch_read(&mut self, leader_epoch: Option<i32>) {
+        if let (Some(stored), Some(read)) = (self.stored_epoch, leader_epoch)
+            && stored < read
+        {
+            self.window.repeat_done_before();
         }
     }
 

@@ -70,9 +70,14 @@ impl Dispatcher {
     }
 
     fn release_now(&mut self, partition: PartitionId) {
-        self.send_snapshot(partition);
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.skip_read_offsets();
+        // With the leader epoch of the offset, which a release does not have.
+        if let Some(command) = state.commit_command() {
+            self.send_progress(command);
+        }
+        self.send_snapshot(partition);
+        let Some(state) = self.partitions.get(&partition) else { return };
         let (generation, next) = (state.generation(), state.window.commit_point());
         info!("module [{}]: releases partition {partition} at offset {}", self.context.config.name, shown(next));
         self.channels.group_commands.send(GroupCommand::Release { partition, generation, next });

@@ -5,7 +5,7 @@ use crate::broker::{LogIdentity, Offset, TopicId, TopicPartition};
 use crate::ktransfer::backend_client::PushEnd;
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::fetcher::{FetchedBatch, LogChange};
-use crate::ktransfer::group::{Mailbox, mailbox};
+use crate::ktransfer::group::{Mailbox, StoredPosition, mailbox};
 use crate::ktransfer::job::{ClaimPhase, WorkerMessage};
 use crate::ktransfer::memory_budget::MemoryBudget;
 use crate::ktransfer::test_fixtures::{claim, job as new_job, module_config, worker_context};
@@ -281,4 +281,53 @@ fn a_paused_partition_is_resumed_when_half_of_what_was_held_back_is_left() {
     });
     assert_eq!(resumed_at, Some(MAX_HELD_BACK as Offset / 2 + 8));
     assert_eq!(rig.jobs(), (0..MAX_HELD_BACK as Offset / 2 + 10).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_workers_recheck_only_claims_whose_phase_has_changed() {
+    let mut rig = rig(|_| {});
+    rig.gain(1);
+    rig.dispatcher.on_group(GroupEvent::Gained(claim(1, 2, Some(0))));
+    rig.dispatcher.on_group(GroupEvent::Lost { partition: 0, generation: Generation(1) });
+    rig.dispatcher.end_turn(Instant::now());
+    let rechecks = rig.inbox.try_iter().filter_map(|message| match message {
+        WorkerMessage::Recheck(claims) => Some(claims.iter().copied().collect::<Vec<_>>()),
+        _ => None,
+    });
+    // Jobs of the other claim may still be sent, and must come before the worker judges that claim.
+    assert_eq!(rechecks.collect::<Vec<_>>(), [[(0, Generation(1))]]);
+}
+
+#[test]
+fn messages_done_ahead_are_pushed_again_if_the_leader_has_changed_since() {
+    for (stored_epoch, expected) in [(4, &[0, 1, 4][..]), (3, &[0, 1, 2, 3, 4])] {
+        let mut rig = rig(|_| {});
+        let position = StoredPosition {
+            leader_epoch: Some(stored_epoch),
+            done_ahead: vec![2..4; 1].into(),
+            ..StoredPosition::at(0)
+        };
+        rig.dispatcher.on_group(GroupEvent::Gained(Claim { position: Some(position), ..claim(0, 1, None) }));
+        let window = rig.last_assigned().0;
+        // An unclean election may have replaced the messages 2 and 3 by others.
+        rig.fetched(window, 0..5);
+        assert_eq!(rig.jobs(), expected, "stored with epoch {stored_epoch}");
+    }
+}
+
+#[test]
+fn a_release_stores_the_leader_epoch_of_its_offset() {
+    let mut rig = rig(|_| {});
+    let window = rig.gain(1);
+    rig.fetched(window, 0..2);
+    rig.dispatcher.on_group(GroupEvent::Releasing { partition: 0, generation: Generation(1) });
+    for offset in [1, 0] {
+        let (worker, has_waited, end) = (0, false, JobEnd::Done);
+        let ack = Ack { worker, has_waited, partition: 0, generation: Generation(1), window, offset, end };
+        rig.dispatcher.on_ack(ack, Instant::now());
+    }
+    let pending = rig.group.take();
+    assert_eq!(pending.releases[&0], (Generation(1), Some(2)));
+    let (_, next, log) = pending.starts[&0];
+    assert_eq!((next, log.leader_epoch), (2, Some(4)));
 }

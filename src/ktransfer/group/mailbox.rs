@@ -35,6 +35,8 @@ struct CommandTable {
     pending: PendingCommands,
     /// The claim of the latest commit of each partition; the first commit of a claim wakes the group.
     committed: BTreeMap<PartitionId, Generation>,
+    /// The latest claim of each partition.
+    latest: BTreeMap<PartitionId, Generation>,
     /// Time of the latest wake-up for `DoneAhead`.
     done_ahead_woken: Option<Instant>,
 }
@@ -86,8 +88,25 @@ impl CommandSender {
 }
 
 impl CommandTable {
+    /// Whether the command is of an earlier claim than one before it. It would overwrite commands of the later claim.
+    fn is_stale(&mut self, command: &GroupCommand) -> bool {
+        let (GroupCommand::Commit { partition, generation, .. }
+        | GroupCommand::StoreNow { partition, generation, .. }
+        | GroupCommand::DoneAhead { partition, generation, .. }
+        | GroupCommand::Release { partition, generation, .. }) = command
+        else {
+            return false;
+        };
+        let latest = self.latest.entry(*partition).or_insert(*generation);
+        *latest = (*latest).max(*generation);
+        *generation < *latest
+    }
+
     /// Puts the command into the table. Returns whether the group must be woken.
     fn add(&mut self, command: GroupCommand, now: Instant) -> bool {
+        if self.is_stale(&command) {
+            return false;
+        }
         match command {
             GroupCommand::Commit { partition, generation, next } => {
                 self.pending.commits.insert(partition, (generation, next));
@@ -184,6 +203,18 @@ mod tests {
         assert_eq!(pending.starts, BTreeMap::from([(3, (generation, 0, log))]));
         assert_eq!(pending.commits, BTreeMap::from([(3, (generation, 1))]));
         assert!(pending.done_ahead.is_empty());
+    }
+
+    #[test]
+    fn a_late_command_of_an_earlier_claim_is_ignored() {
+        let (commands, mailbox) = mailbox();
+        let log = LogIdentity::default();
+        commands.send(GroupCommand::Commit { partition: 3, generation: Generation(2), next: 7 });
+        commands.send(GroupCommand::StoreNow { partition: 3, generation: Generation(1), next: 50, log });
+        commands.send(GroupCommand::Release { partition: 3, generation: Generation(1), next: Some(50) });
+        let pending = mailbox.take();
+        assert_eq!(pending.commits, BTreeMap::from([(3, (Generation(2), 7))]));
+        assert!(pending.starts.is_empty() && pending.releases.is_empty());
     }
 
     #[test]

@@ -45,6 +45,8 @@ use crate::ktransfer::stop_report::StopReport;
 
 /// Number of partitions that are claimed at the same time.
 const CLAIMS_AT_ONCE: usize = 8;
+/// Shortest interval between two stores before the store interval of the configuration.
+const EARLY_INTERVAL: Duration = Duration::from_millis(200);
 /// Pause before the same warning is logged again.
 const REPEATED_WARNING_PAUSE: Duration = Duration::from_secs(60);
 /// Pause before a different warning is logged.
@@ -294,6 +296,8 @@ impl ZookeeperGroup {
             outcome = outcome.and_then(|()| self.store(StoreScope::All));
             timers.next_store = Instant::now() + self.config.offset_update_interval;
         } else if now >= self.next_early_store {
+            // Also if an earlier step has failed, or the loop would turn without a pause.
+            self.next_early_store = now + EARLY_INTERVAL;
             outcome = outcome.and_then(|()| self.store(StoreScope::Early));
         }
         if now >= timers.next_poll {

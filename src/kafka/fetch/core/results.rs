@@ -88,6 +88,8 @@ impl FetchCore {
             return self.on_refused(id, plan, outcome.error_code, now);
         }
         self.responded(id, outcome.throttle, now);
+        // A broker that throttles a client answers without partitions, whatever their logs have (KIP-219).
+        let leaves_out_unchanged = is_incremental && outcome.throttle.is_zero();
         self.take_nodes(&outcome.nodes);
         let (mut consumed, mut decoded) = (0, 0);
         for partition in outcome.partitions {
@@ -106,7 +108,7 @@ impl FetchCore {
         for wanted in &plan.wanted {
             let name = TopicPartition { topic: wanted.topic.clone(), partition: wanted.fetch.partition };
             self.with_reader(&name, plan.number, |reader| {
-                if is_incremental {
+                if leaves_out_unchanged {
                     reader.is_id_confirmed |= reader.topic_id.is_some();
                     reader.succeeded();
                     reader.validated();

@@ -175,6 +175,19 @@ fn a_leader_that_does_not_respond_is_looked_up_and_left_before_its_request_times
 }
 
 #[test]
+fn a_throttled_response_says_nothing_about_the_partitions_it_leaves_out() {
+    let now = Instant::now();
+    let mut core = core(100_000, 1, now);
+    let has_id = |core: &mut FetchCore| core.take(10).iter().any(|event| matches!(event, FetchEvent::TopicId { .. }));
+    let plan = fetch(&mut core, 1, now);
+    core.on_fetched(1, &plan, FetchOutcome { throttle: SECOND, ..outcome(Vec::new()) }, true, now);
+    assert!(!has_id(&mut core), "the broker has not compared the id");
+    let plan = fetch(&mut core, 1, now + SECOND);
+    core.on_fetched(1, &plan, outcome(Vec::new()), true, now + SECOND);
+    assert!(has_id(&mut core));
+}
+
+#[test]
 fn a_preferred_replica_is_read_until_it_fails() {
     let now = Instant::now();
     let mut core = core(100_000, 1, now);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::{ClaimStage, HeldPartition, RoundResult, StoreScope, ZookeeperGroup, to_reason};
+use super::{ClaimStage, EARLY_INTERVAL, HeldPartition, RoundResult, StoreScope, ZookeeperGroup, to_reason};
 use crate::broker::{Offset, PartitionId};
 use crate::keeper::KeeperError;
 use crate::ktransfer::group::claim::{Store, StoreOutcome};
@@ -12,8 +12,6 @@ use crate::ktransfer::group::mailbox::DoneAhead;
 
 /// Number of partitions whose stores are in flight at the same time.
 const STORES_AT_ONCE: usize = 64;
-/// Shortest interval between two stores before the store interval of the configuration.
-const EARLY_INTERVAL: Duration = Duration::from_millis(200);
 /// Interval for partitions with fewer than [`MANY_AHEAD`] messages ahead.
 const RARE_AHEAD_INTERVAL: Duration = Duration::from_secs(2);
 /// From this number of messages ahead, a crash would repeat enough pushes to store them every [`EARLY_INTERVAL`].
