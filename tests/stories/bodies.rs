@@ -133,7 +133,7 @@ fn the_coding_of_a_commit_reaches_the_backend_unless_it_is_decoded() {
         ("decode", &[("Content-Encoding", "gzip")]),
     ] {
         let mut kproxy = Kproxy::start_ready(configs::kproxy(cluster()).set("content_encoding", choice));
-        let path = format!("/commit?topic={topic}");
+        let path = format!("/commit?topic={topic}&key=k");
         let answer = kproxy.connect().request("POST", &path, fields, &body).unwrap();
         assert_eq!(answer.status, 200, "{choice}: {}", answer.text());
         kproxy.daemon.stop(STOP_DEADLINE);

@@ -11,13 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::harness::http::{Client, Response};
+use crate::harness::kafka_admin::AUTHORIZER;
 use crate::harness::kproxy::{INVALID_MESSAGE, NOT_AUTHORIZED, Refusal, TOO_LARGE, is_refused, position};
 use crate::harness::oracle::{Answered, MessageId, check_answers, value_of};
 use crate::harness::{Cluster, Kproxy, configs};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const AUTHORIZER: [&str; 2] =
-    ["authorizer.class.name=kafka.security.authorizer.AclAuthorizer", "allow.everyone.if.no.acl.found=true"];
 /// Connections that post messages to be refused, for each kind.
 const N_BAD: usize = 8;
 /// Connections that post good messages to each topic.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::harness::http::{Client, Response};
+use crate::harness::kafka_admin::AUTHORIZER;
 use crate::harness::kafka_admin::{Acl, Operation, Resource};
 use crate::harness::kproxy::{INVALID_MESSAGE, NOT_AUTHORIZED, Refusal, TOO_LARGE, assert_refused, is_refused};
 use crate::harness::{Cluster, Kproxy, configs, wait_until};
@@ -15,8 +16,6 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Longest time until kproxy follows a config that was changed, or a right that was granted, if messages are refused
 /// meanwhile; with a reserve for a busy machine. It is printed.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(15);
-const AUTHORIZER: [&str; 2] =
-    ["authorizer.class.name=kafka.security.authorizer.AclAuthorizer", "allow.everyone.if.no.acl.found=true"];
 const LEVELS: [&str; 3] = ["0", "1", "-1"];
 
 fn now_ms() -> u128 {

@@ -42,6 +42,10 @@ pub(crate) struct Acl<'a> {
     pub(crate) is_allowed: bool,
 }
 
+/// Properties of brokers whose ACLs count; without an ACL everything is allowed.
+pub(crate) const AUTHORIZER: [&str; 2] =
+    ["authorizer.class.name=kafka.security.authorizer.AclAuthorizer", "allow.everyone.if.no.acl.found=true"];
+
 impl Cluster {
     /// Adds an ACL, or removes it if `is_present` is false. The brokers need an authorizer.
     pub(crate) fn set_acl(&self, acl: Acl, is_present: bool) {
