@@ -124,6 +124,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     if let Some(tls) = tls.clone() {
         supervisor.reloads().add("tls", move || tls.reload());
     }
+    // Before the servers start: without components `/readyz` would answer 200.
+    let broker = health.component("broker");
     let start = |name, key, listen, readers, limits, tls, handler: Arc<dyn Handler>| {
         let server =
             Server::start(ServerConfig { listen, name, readers, limits, tls }, handler, supervisor, &server_metrics)
@@ -145,7 +147,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         Arc::<CommitHandler>::clone(&handler),
     )?;
 
-    let watch = Watch { handler: Arc::clone(&handler), broker: health.component("broker"), budget, metrics };
+    let watch = Watch { handler: Arc::clone(&handler), broker, budget, metrics };
     let stop = supervisor.stop().clone();
     supervisor.spawn("watch", move || watch.run(&stop));
 

@@ -93,6 +93,8 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// release a claim.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
+    // Until all components exist `/readyz` would answer 200 for those that do.
+    let startup = health.component("startup");
     let server = serve_operations(&config, &registry, &health, supervisor)?;
 
     // Two supervisors, since the modules must end before the session: they need it to release their partitions.
@@ -139,6 +141,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
     let (watched, component, stop) = (Arc::clone(&keeper), health.component("zookeeper"), supervisor.stop().clone());
+    startup.set(Ok(()));
     supervisor.spawn("health", move || {
         component.set(watched.reachable());
         while stop.sleep(HEALTH_INTERVAL) {
