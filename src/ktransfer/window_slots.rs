@@ -158,11 +158,11 @@ mod tests {
             .enumerate()
             .map(|(worker, grants)| {
                 let (slots, senders, held) = (Arc::clone(&slots), senders.clone(), Arc::clone(&held));
-                let tell = move |granted: Option<usize>| granted.map(|worker| senders[worker].send(()).unwrap());
+                let wake = move |granted: Option<usize>| granted.map(|worker| senders[worker].send(()).unwrap());
                 std::thread::spawn(move || {
                     for round in 0..3_000 {
                         if let Acquired::Registered(other) = slots.acquire(worker, false) {
-                            tell(other);
+                            wake(other);
                             // Some workers give up now and then.
                             if round % 7 == worker && slots.leave(worker) == Left::Unregistered {
                                 continue;
@@ -171,7 +171,7 @@ mod tests {
                         }
                         assert!(held.fetch_add(1, Ordering::SeqCst) < 3);
                         held.fetch_sub(1, Ordering::SeqCst);
-                        tell(slots.release());
+                        wake(slots.release());
                     }
                 })
             })

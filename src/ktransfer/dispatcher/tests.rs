@@ -93,7 +93,7 @@ impl DispatcherRig {
         jobs.collect()
     }
 
-    /// Returns what the group was told to store at once since the last call.
+    /// Returns the latest `StoreNow` of partition 0 since the last call.
     fn stored_now(&self) -> Option<(Offset, LogIdentity)> {
         self.group.take().starts.get(&0).map(|(_, next, log)| (*next, *log))
     }
