@@ -9,7 +9,7 @@
 //!    │ │ └────────────────────┘ │ │ └──────────────────────┘
 //!    │ │  commands (a table)    │ │       batches (8)
 //!    ▼ │                   jobs │ │ reports
-//!  ZooKeeper                    ▼ │
+//!  ZooKeeper or Kafka           ▼ │
 //!                        push-0@M … push-n@M ── POST ──▶ backends
 //!                                 ▲
 //!                                 │ addresses (a table)
@@ -23,11 +23,12 @@
 //! batches in the channel hold at most `waiting_queue_size` messages. While the workers have enough to do the
 //! dispatcher receives no batch, and while the memory is used up or the channel is full nothing is read from Kafka.
 //! `names@M` runs only if a backend is configured by name. `starts@M` looks up where partitions without a stored offset
-//! begin, for `fetch@M`, and sends these offsets to the group. The daemon adds the threads `health`, `keeper@…` and
-//! `keeper-send@…` (the session with ZooKeeper), `leases` (extends the claims of all modules) and, with `admin_port`,
-//! `admin-accept` and `admin-0`.
+//! begin, for `fetch@M`, and sends these offsets to the group. With `admin_port` the daemon adds the threads
+//! `admin-accept` and `admin-0`. For groups in ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session
+//! with ZooKeeper) and `leases` (extends the claims of all modules); for groups in Kafka each module has `kafka-group`,
+//! which sends the heartbeats.
 //!
-//! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
+//! Reading order: `config`, `connections`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
 //! windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `policy` (retries), `give_up`.
 //!
 //! Invariant: a message is done only when a backend answered 2xx, when the method of the message is not configured, or
@@ -36,6 +37,7 @@
 mod backend_client;
 mod backends;
 mod config;
+mod connections;
 mod dispatcher;
 mod fetcher;
 mod give_up;
@@ -63,32 +65,23 @@ use std::time::Duration;
 use log::info;
 
 use crate::admin::{Admin, Health};
-use crate::broker::{self, BrokerConfig, FetcherConfig};
 use crate::http::{Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
-use crate::keeper::{self, SharedKeeper, discovery};
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-use config::ModuleConfig;
+use config::GroupService;
 pub use config::{Config, load};
-use group::Leases;
-use group::zookeeper::{GroupObservers, ZookeeperGroup, ZookeeperGroupConfig};
+use connections::{Connections, ZookeeperSession};
+use group::GroupObservers;
 use metrics::Metrics;
-use module::{Connectors, Module};
+use module::Module;
 use stop_report::StopReport;
 
-/// Timeout of one request to a broker.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval at which the session with ZooKeeper is checked for `/readyz`.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
-/// Limit on the bytes that a Kafka client prefetches for each module.
-const PREFETCH_BYTES: usize = 8 << 20;
-/// Size of the largest message that can be read, in bytes.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
-
 /// Runs all modules until the supervisor's stop, then stops in order: first the modules, then the session with
-/// ZooKeeper, in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if `admin_port`
+/// ZooKeeper (if there is one), in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if `admin_port`
 /// cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store an offset or
 /// release a claim.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
@@ -99,10 +92,10 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 
     // Two supervisors, since the modules must end before the session: they need it to release their partitions.
     let session = Supervisor::new("ktransfer", Stop::new());
-    let keeper = keeper::connect(config.keeper.clone(), &session);
-    let leases = Leases::new(Arc::clone(&keeper));
-    let (extended, stop) = (Arc::clone(&leases), session.stop().clone());
-    session.spawn("leases", move || extended.run(&stop));
+    let zookeeper = match &config.groups {
+        GroupService::ZooKeeper(keeper) => Some(ZookeeperSession::start(keeper, &session)),
+        GroupService::Kafka(_) => None,
+    };
     let modules = Supervisor::new("modules", supervisor.stop().child());
 
     let metrics = Metrics::new(&registry);
@@ -119,19 +112,16 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
             max_pause: shared.retry_interval,
             report: report.clone(),
         };
-        let membership = Membership {
-            keeper: Arc::clone(&keeper),
-            leases: Arc::clone(&leases),
-            observers: GroupObservers {
-                health: Some(health.component(format!("group of {}", module_config.name))),
-                unreadable: Some(module.metrics.unreadable_offsets.clone()),
-                unowned: Some(module.metrics.unowned.clone()),
-                report: report.clone(),
-            },
+        let observers = GroupObservers {
+            health: Some(health.component(format!("group of {}", module_config.name))),
+            unreadable: Some(module.metrics.unreadable_offsets.clone()),
+            unowned: Some(module.metrics.unowned.clone()),
+            report: report.clone(),
         };
-        let (shared, stop) = (Arc::clone(&shared), modules.stop().clone());
+        let connections = Connections { config: Arc::clone(&shared), zookeeper: zookeeper.clone(), observers };
+        let stop = modules.stop().clone();
         modules.spawn(format!("module@{}", module_config.name), move || {
-            module.run(&stop, |threads| connect(&shared, &module.config, &membership, threads));
+            module.run(&stop, |threads| connections.connect(&module.config, threads));
         });
     }
 
@@ -140,19 +130,24 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     for group in [session.clone(), modules.clone()] {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
-    let (watched, component, stop) = (Arc::clone(&keeper), health.component("zookeeper"), supervisor.stop().clone());
-    startup.set(Ok(()));
-    supervisor.spawn("health", move || {
-        component.set(watched.reachable());
-        while stop.sleep(HEALTH_INTERVAL) {
+    if let Some(zookeeper) = &zookeeper {
+        let (watched, component) = (Arc::clone(&zookeeper.keeper), health.component("zookeeper"));
+        let stop = supervisor.stop().clone();
+        supervisor.spawn("health", move || {
             component.set(watched.reachable());
-        }
-    });
+            while stop.sleep(HEALTH_INTERVAL) {
+                component.set(watched.reachable());
+            }
+        });
+    }
+    startup.set(Ok(()));
 
     supervisor.stop().wait();
     let ended = modules.join(shared.shutdown_grace);
     report.end_waits();
-    keeper.close(shared.shutdown_grace / 10);
+    if let Some(zookeeper) = zookeeper {
+        zookeeper.keeper.close(shared.shutdown_grace / 10);
+    }
     session.stop().trigger();
     if let Some(server) = server {
         server.close();
@@ -166,13 +161,6 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
-}
-
-/// What the groups of a module need besides their configuration.
-struct Membership {
-    keeper: SharedKeeper,
-    leases: Arc<Leases>,
-    observers: GroupObservers,
 }
 
 /// Starts the HTTP server of `admin_port`; returns `None` if it is not configured. Fails if the port cannot be opened.
@@ -195,49 +183,4 @@ fn serve_operations(
         .map_err(|cause| format!("admin_port: cannot listen on port {port}: {cause}"))?;
     info!("admin_port: listening on {}", server.local_addr());
     Ok(Some(server))
-}
-
-/// Makes the connections of a module: its group in ZooKeeper, and the Kafka clients for the brokers in `broker_hosts`,
-/// or else for the brokers registered in ZooKeeper. Fails if no broker is known or a client cannot be created.
-fn connect(
-    config: &Config,
-    module: &ModuleConfig,
-    membership: &Membership,
-    threads: &Supervisor,
-) -> Result<Connectors, String> {
-    let hosts = match &config.broker_hosts {
-        Some(hosts) => hosts.clone(),
-        None => discovery::brokers(membership.keeper.as_ref(), &config.kafka.protocol())
-            .map_err(|cause| cause.to_string())?,
-    };
-    if hosts.is_empty() {
-        let chroot = &config.keeper.chroot;
-        let protocol = config.kafka.protocol();
-        return Err(format!(
-            "no broker with {protocol} is registered in ZooKeeper under zk_chroot {chroot:?}: check zk_chroot and \
-             security.protocol"
-        ));
-    }
-    let broker = BrokerConfig {
-        hosts,
-        engine: config.engine,
-        client_id: "ktransfer".to_owned(),
-        request_timeout: BROKER_TIMEOUT,
-        settings: config.kafka.clone(),
-    };
-    let fetcher_config = FetcherConfig { prefetch_bytes: PREFETCH_BYTES, max_message_bytes: MAX_MESSAGE_BYTES };
-    let group = ZookeeperGroupConfig {
-        group: module.name.to_string(),
-        topic: module.topic.to_string(),
-        offset_update_interval: module.offset_update_interval,
-        // A module has four fifths of the grace; half of these are for the pushes in flight.
-        leave_timeout: config.shutdown_grace * 3 / 10,
-    };
-    let (keeper, leases) = (Arc::clone(&membership.keeper), Arc::clone(&membership.leases));
-    let group = ZookeeperGroup::new(group, keeper, leases).observed_by(membership.observers.clone());
-    Ok(Connectors {
-        fetcher: broker::fetcher(&broker, fetcher_config, threads)?,
-        log_ends: broker::log_ends(&broker, threads)?,
-        group: Box::new(group),
-    })
 }
