@@ -5,5 +5,11 @@ use std::process::ExitCode;
 use kafka_http_wrapper::{daemon, ktransfer};
 
 fn main() -> ExitCode {
-    daemon::main("ktransfer", "./conf/ktransfer.yaml", ktransfer::load, ktransfer::run)
+    daemon::main_with_tool(
+        "ktransfer",
+        "./conf/ktransfer.yaml",
+        ktransfer::load,
+        ktransfer::run,
+        &ktransfer::MOVE_OFFSETS,
+    )
 }

@@ -8,7 +8,7 @@ use super::group::kafka::{KafkaGroup, KafkaGroupConfig};
 use super::group::zookeeper::{ZookeeperGroup, ZookeeperGroupConfig};
 use super::group::{Group, GroupObservers, Leases};
 use super::module::Connectors;
-use crate::broker::membership::MembershipConfig;
+use crate::broker::membership::{GroupOffsets, MembershipConfig};
 use crate::broker::{self, BrokerConfig, FetcherConfig};
 use crate::keeper::{self, KeeperConfig, SharedKeeper, discovery};
 use crate::supervise::Supervisor;
@@ -52,19 +52,28 @@ pub(super) struct Connections {
 impl Connections {
     /// Connects a module. Fails if no broker is known or a client cannot be created.
     pub(super) fn connect(&self, module: &ModuleConfig, threads: &Supervisor) -> Result<Connectors, String> {
-        let broker = BrokerConfig {
-            hosts: self.brokers()?,
-            engine: self.config.engine,
-            client_id: "ktransfer".to_owned(),
-            request_timeout: BROKER_TIMEOUT,
-            settings: self.config.kafka.clone(),
-        };
+        let broker = self.broker()?;
         let fetcher_config = FetcherConfig { prefetch_bytes: PREFETCH_BYTES, max_message_bytes: MAX_MESSAGE_BYTES };
         Ok(Connectors {
             fetcher: broker::fetcher(&broker, fetcher_config, threads)?,
             log_ends: broker::log_ends(&broker, threads)?,
             // The last: a member joins at once.
             group: self.group(module, &broker)?,
+        })
+    }
+
+    /// Makes what reads and commits the offsets of a module in Kafka, from outside of its group.
+    pub(super) fn group_offsets(&self, module: &ModuleConfig) -> Result<Box<dyn GroupOffsets>, String> {
+        broker::group_offsets(&self.broker()?, Arc::clone(&module.name), Arc::clone(&module.topic))
+    }
+
+    fn broker(&self) -> Result<BrokerConfig, String> {
+        Ok(BrokerConfig {
+            hosts: self.brokers()?,
+            engine: self.config.engine,
+            client_id: "ktransfer".to_owned(),
+            request_timeout: BROKER_TIMEOUT,
+            settings: self.config.kafka.clone(),
         })
     }
 

@@ -47,6 +47,7 @@ mod memory_budget;
 mod method;
 mod metrics;
 mod module;
+mod move_offsets;
 mod policy;
 mod stop_report;
 mod template;
@@ -76,6 +77,7 @@ use connections::{Connections, ZookeeperSession};
 use group::GroupObservers;
 use metrics::Metrics;
 use module::Module;
+pub use move_offsets::MOVE_OFFSETS;
 use stop_report::StopReport;
 
 /// Interval at which the session with ZooKeeper is checked for `/readyz`.

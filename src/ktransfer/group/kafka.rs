@@ -24,7 +24,7 @@
 mod claims;
 mod health;
 mod leave;
-mod metadata;
+pub(super) mod metadata;
 mod proof;
 mod stores;
 

@@ -40,6 +40,7 @@ mod lease;
 mod mailbox;
 mod member;
 mod observers;
+pub(crate) mod offset_stores;
 mod progress;
 pub mod zookeeper;
 

@@ -43,8 +43,7 @@ impl KafkaGroup {
         let (with_offset, without): (BTreeMap<_, _>, BTreeMap<_, _>) =
             found.into_iter().partition(|(_, found)| found.committed.is_some());
         without.into_iter().for_each(|(partition, found)| self.hold(partition, found));
-        let commits: Vec<CommittedOffset> =
-            with_offset.iter().filter_map(|(_, found)| self.claim_commit(found)).collect();
+        let commits: Vec<CommittedOffset> = with_offset.values().filter_map(|found| self.claim_commit(found)).collect();
         if commits.is_empty() {
             return Ok(());
         }
