@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::kafka_rust;
+use super::membership::{GroupOffsets, Membership, MembershipConfig};
 use super::native;
 use super::settings::{KafkaSettings, Role, SettingProblem};
 use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, LogEnds, Producer, ProducerConfig};
@@ -23,6 +24,9 @@ enum BuiltInEngine {
 /// Why `kafka_client: librdkafka` is refused.
 const WITHOUT_LIBRDKAFKA: &str = "is \"librdkafka\", which is no longer part of this program: remove this key, or use \
                                   native, which takes the settings of the map kafka by the same names";
+
+/// Why the engine `kafka-rust` has no groups.
+const WITHOUT_GROUPS: &str = "kafka_client: kafka-rust has no groups in Kafka; use native, or groups in ZooKeeper";
 
 impl Engine {
     /// Takes `kafka_client` (default `auto`); an engine that this build does not have is a problem.
@@ -59,6 +63,14 @@ impl Engine {
     /// Returns whether records can have headers and timestamps. If not, an append of a record with headers or a
     /// timestamp fails as [`AppendFailure::Unsupported`](super::AppendFailure::Unsupported).
     pub fn has_headers_and_timestamps(self) -> bool {
+        match self.resolve() {
+            Ok(BuiltInEngine::Native) => true,
+            Ok(BuiltInEngine::KafkaRust) | Err(_) => false,
+        }
+    }
+
+    /// Returns whether the engine has [`membership`] and [`group_offsets`].
+    pub fn has_groups(self) -> bool {
         match self.resolve() {
             Ok(BuiltInEngine::Native) => true,
             Ok(BuiltInEngine::KafkaRust) | Err(_) => false,
@@ -115,5 +127,23 @@ pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dy
     match broker.engine.resolve()? {
         BuiltInEngine::Native => Ok(Box::new(native::NativeLogEnds::new(broker)?)),
         BuiltInEngine::KafkaRust => Ok(Box::new(kafka_rust::KafkaRustLogEnds::new(broker, supervisor))),
+    }
+}
+
+/// Joins a group that Kafka manages; no broker need be reachable. The threads of the member end when it leaves or is
+/// dropped.
+pub fn membership(broker: &BrokerConfig, config: MembershipConfig) -> Result<Box<dyn Membership>, String> {
+    match broker.engine.resolve()? {
+        BuiltInEngine::Native => Ok(Box::new(native::NativeMembership::new(broker, config)?)),
+        BuiltInEngine::KafkaRust => Err(WITHOUT_GROUPS.to_owned()),
+    }
+}
+
+/// Makes what reads and commits the offsets of `topic` for `group` from outside of the group; no broker need be
+/// reachable.
+pub fn group_offsets(broker: &BrokerConfig, group: Arc<str>, topic: Arc<str>) -> Result<Box<dyn GroupOffsets>, String> {
+    match broker.engine.resolve()? {
+        BuiltInEngine::Native => Ok(Box::new(native::NativeGroupOffsets::new(broker, group, topic)?)),
+        BuiltInEngine::KafkaRust => Err(WITHOUT_GROUPS.to_owned()),
     }
 }

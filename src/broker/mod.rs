@@ -25,6 +25,7 @@ mod engines;
 mod fetching;
 pub mod in_memory;
 mod kafka_rust;
+pub mod membership;
 mod metadata_gate;
 mod native;
 pub mod partitioner;
@@ -36,7 +37,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use engines::{fetcher, log_ends, producer};
+pub use engines::{fetcher, group_offsets, log_ends, membership, producer};
 pub use fetching::{FetchEvent, Fetcher, HeaderLimits, LogIdentity, Message, MessageBatch};
 pub use settings::{KafkaSettings, Role};
 

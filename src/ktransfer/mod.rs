@@ -9,7 +9,7 @@
 //!    │ │ └────────────────────┘ │ │ └──────────────────────┘
 //!    │ │  commands (a table)    │ │       batches (8)
 //!    ▼ │                   jobs │ │ reports
-//!  ZooKeeper                    ▼ │
+//!  ZooKeeper or Kafka           ▼ │
 //!                        push-0@M … push-n@M ── POST ──▶ backends
 //!                              ▲  │ letters (bounded), and their ends
 //!                    addresses │  └──────────────▶ dead-letters ── append ──▶ Kafka
@@ -24,13 +24,14 @@
 //! batches in the channel hold at most `waiting_queue_size` messages. While the workers have enough to do the
 //! dispatcher receives no batch, and while the memory is used up or the channel is full nothing is read from Kafka.
 //! `names@M` runs only if a backend is configured by name. `starts@M` looks up where partitions without a stored offset
-//! begin, for `fetch@M`, and sends these offsets to the group. The daemon adds the threads `health`, `keeper@…` and
-//! `keeper-send@…` (the session with ZooKeeper), `leases` (extends the claims of all modules), `dead-letters` if a module
-//! has a dead-letter topic and, with `admin_port`, `admin-accept` and `admin-0`.
+//! begin, for `fetch@M`, and sends these offsets to the group. With `admin_port` the daemon adds the threads
+//! `admin-accept` and `admin-0`, and `dead-letters` if a module has a dead-letter topic. For groups in ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session
+//! with ZooKeeper) and `leases` (extends the claims of all modules); for groups in Kafka each module has `kafka-group`,
+//! which sends the heartbeats.
 //!
-//! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
-//! windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `outcomes` (what its result means),
-//! `policy` (retries), `give_up`, `dead_letters`, `replay` (a command).
+//! Reading order: `config`, `connections`, `module` (the threads and channels of a module), `dispatcher` (the loop that
+//! owns the windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `outcomes` (what its result
+//! means), `policy` (retries), `give_up`, `dead_letters`; the tools `move_offsets` and `replay`.
 //!
 //! Invariant: a message is done only when a backend accepted it (`outcomes`; without this table: answered 2xx), when the
 //! method of the message is not configured, or when the message was given up: dropped, or stored as a dead letter.
@@ -38,6 +39,7 @@
 mod backend_client;
 mod backends;
 mod config;
+mod connections;
 mod dead_letters;
 mod dispatcher;
 mod fetcher;
@@ -48,6 +50,7 @@ mod memory_budget;
 mod method;
 mod metrics;
 mod module;
+mod move_offsets;
 mod outcomes;
 mod policy;
 mod replay;
@@ -62,62 +65,36 @@ mod window_slots;
 mod worker;
 mod worker_context;
 
-use std::ffi::OsString;
-use std::io::{self, Write};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
 use log::info;
 
 use crate::admin::{Admin, Health};
-use crate::broker::{self, BrokerConfig, FetcherConfig, HeaderLimits, PartitionerKind, Producer, ProducerConfig};
-use crate::daemon;
 use crate::http::{Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
-use crate::keeper::{self, Keeper, SharedKeeper, discovery};
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-use config::ModuleConfig;
+use config::GroupService;
 pub use config::{Config, load};
-use dead_letters::{LetterCompletion, ModuleLetters};
-use group::Leases;
-use group::zookeeper::{GroupObservers, ZookeeperGroup, ZookeeperGroupConfig};
+use connections::{Connections, ZookeeperSession};
+use dead_letters::ModuleLetters;
+use group::GroupObservers;
 use metrics::Metrics;
-use module::{Connectors, Module};
+use module::Module;
+pub use move_offsets::MOVE_OFFSETS;
+pub use replay::REPLAY;
 use stop_report::StopReport;
 
-/// Timeout of one request to a broker.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval at which the session with ZooKeeper is checked for `/readyz`.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
-/// Limit on the bytes that a Kafka client prefetches for each module.
-const PREFETCH_BYTES: usize = 8 << 20;
-/// Time limit of one attempt to store a dead letter. It is longer than most outages of a broker: within one attempt the
-/// producer stores a letter once, also if a response is lost.
-const LETTER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Size of the largest message that can be read, in bytes.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
-
-/// Entry point of `ktransfer_bin`: the daemon, or one of its commands.
-pub fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if replay::command::is_meant(&arguments) {
-        return replay::command::main(arguments, broker_config);
-    }
-    let code = daemon::main("ktransfer", "./conf/ktransfer.yaml", load, run);
-    if matches!(arguments.as_slice(), [only] if only == "-h" || only == "--help") {
-        // A closed pipe is no error.
-        let _ = io::stdout().write_all(replay::command::HELP.as_bytes());
-    }
-    code
-}
 
 /// Runs all modules until the supervisor's stop, then stops in order: first the modules, then the session with
-/// ZooKeeper, in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if `admin_port`
-/// cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store an offset or
-/// release a claim.
+/// ZooKeeper (if there is one), in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if
+/// `admin_port` cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store an
+/// offset or release a claim.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     // Until all components exist `/readyz` would answer 200 for those that do.
@@ -126,23 +103,16 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 
     // Two supervisors, since the modules must end before the session: they need it to release their partitions.
     let session = Supervisor::new("ktransfer", Stop::new());
-    let keeper = keeper::connect(config.keeper.clone(), &session);
-    let leases = Leases::new(Arc::clone(&keeper));
-    let (extended, stop) = (Arc::clone(&leases), session.stop().clone());
-    session.spawn("leases", move || extended.run(&stop));
+    let zookeeper = match &config.groups {
+        GroupService::ZooKeeper(keeper) => Some(ZookeeperSession::start(keeper, &session)),
+        GroupService::Kafka(_) => None,
+    };
     let modules = Supervisor::new("modules", supervisor.stop().child());
 
     let metrics = Metrics::new(&registry);
     let shared = Arc::new(config);
-    let (letter_sender, letters) = dead_letters::channel(shared.modules.len());
     let letter_threads = Supervisor::new("dead letters", Stop::new());
-    if shared.modules.iter().any(|module| module.dead_letter_topic.is_some()) {
-        let (shared, keeper, threads) = (Arc::clone(&shared), Arc::clone(&keeper), letter_threads.clone());
-        letter_threads.spawn("dead-letters", move || {
-            let make = || letter_producer(&shared, keeper.as_ref(), &threads);
-            dead_letters::store_letters(&letters, threads.stop(), make);
-        });
-    }
+    let letters = start_letters(&shared, zookeeper.clone(), &letter_threads);
     let report = StopReport::default();
     for module_config in &shared.modules {
         let module_metrics = metrics.of_module(&module_config.name, &module_config.topic);
@@ -151,7 +121,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
             dead_letters: module_config.dead_letter_topic.as_ref().map(|topic| {
                 let (name, component) = (&module_config.name, format!("dead letters of {}", module_config.name));
                 let (metrics, health) = (module_metrics.clone(), health.component(component));
-                ModuleLetters::new(letter_sender.clone(), Arc::clone(name), Arc::clone(topic), metrics, health)
+                ModuleLetters::new(letters.clone(), Arc::clone(name), Arc::clone(topic), metrics, health)
             }),
             metrics: module_metrics,
             health: health.component(format!("module {}", module_config.name)),
@@ -161,19 +131,16 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
             max_pause: shared.retry_interval,
             report: report.clone(),
         };
-        let membership = Membership {
-            keeper: Arc::clone(&keeper),
-            leases: Arc::clone(&leases),
-            observers: GroupObservers {
-                health: Some(health.component(format!("group of {}", module_config.name))),
-                unreadable: Some(module.metrics.unreadable_offsets.clone()),
-                unowned: Some(module.metrics.unowned.clone()),
-                report: report.clone(),
-            },
+        let observers = GroupObservers {
+            health: Some(health.component(format!("group of {}", module_config.name))),
+            unreadable: Some(module.metrics.unreadable_offsets.clone()),
+            unowned: Some(module.metrics.unowned.clone()),
+            report: report.clone(),
         };
-        let (shared, stop) = (Arc::clone(&shared), modules.stop().clone());
+        let connections = Connections { config: Arc::clone(&shared), zookeeper: zookeeper.clone(), observers };
+        let stop = modules.stop().clone();
         modules.spawn(format!("module@{}", module_config.name), move || {
-            module.run(&stop, |threads| connect(&shared, &module.config, &membership, threads));
+            module.run(&stop, |threads| connections.connect(&module.config, threads));
         });
     }
 
@@ -182,14 +149,17 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     for group in [session.clone(), modules.clone(), letter_threads.clone()] {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
-    let (watched, component, stop) = (Arc::clone(&keeper), health.component("zookeeper"), supervisor.stop().clone());
-    startup.set(Ok(()));
-    supervisor.spawn("health", move || {
-        component.set(watched.reachable());
-        while stop.sleep(HEALTH_INTERVAL) {
+    if let Some(zookeeper) = &zookeeper {
+        let (watched, component) = (Arc::clone(&zookeeper.keeper), health.component("zookeeper"));
+        let stop = supervisor.stop().clone();
+        supervisor.spawn("health", move || {
             component.set(watched.reachable());
-        }
-    });
+            while stop.sleep(HEALTH_INTERVAL) {
+                component.set(watched.reachable());
+            }
+        });
+    }
+    startup.set(Ok(()));
 
     supervisor.stop().wait();
     let ended = modules.join(shared.shutdown_grace);
@@ -197,7 +167,9 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     // After the modules: their workers wait for dead letters on their way, within the time of a push.
     letter_threads.stop().trigger();
     letter_threads.join(shared.shutdown_grace / 20);
-    keeper.close(shared.shutdown_grace / 10);
+    if let Some(zookeeper) = zookeeper {
+        zookeeper.keeper.close(shared.shutdown_grace / 10);
+    }
     session.stop().trigger();
     if let Some(server) = server {
         server.close();
@@ -213,11 +185,21 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
 }
 
-/// What the groups of a module need besides their configuration.
-struct Membership {
-    keeper: SharedKeeper,
-    leases: Arc<Leases>,
-    observers: GroupObservers,
+/// Starts the thread that stores dead letters, if a module has a dead-letter topic; returns where letters are sent.
+fn start_letters(
+    config: &Arc<Config>,
+    zookeeper: Option<ZookeeperSession>,
+    threads: &Supervisor,
+) -> Sender<dead_letters::Letter> {
+    let (sender, letters) = dead_letters::channel(config.modules.len());
+    if config.modules.iter().any(|module| module.dead_letter_topic.is_some()) {
+        let connections = Connections { config: Arc::clone(config), zookeeper, observers: GroupObservers::default() };
+        let group = threads.clone();
+        threads.spawn("dead-letters", move || {
+            dead_letters::store_letters(&letters, group.stop(), || connections.letter_producer(&group));
+        });
+    }
+    sender
 }
 
 /// Starts the HTTP server of `admin_port`; returns `None` if it is not configured. Fails if the port cannot be opened.
@@ -240,76 +222,4 @@ fn serve_operations(
         .map_err(|cause| format!("admin_port: cannot listen on port {port}: {cause}"))?;
     info!("admin_port: listening on {}", server.local_addr());
     Ok(Some(server))
-}
-
-/// Makes the connections of a module: its group in ZooKeeper, and the Kafka clients. Fails if no broker is known or a
-/// client cannot be created.
-fn connect(
-    config: &Config,
-    module: &ModuleConfig,
-    membership: &Membership,
-    threads: &Supervisor,
-) -> Result<Connectors, String> {
-    let broker = broker_config(config, membership.keeper.as_ref())?;
-    let fetcher_config = FetcherConfig {
-        prefetch_bytes: PREFETCH_BYTES,
-        max_message_bytes: MAX_MESSAGE_BYTES,
-        headers: HeaderLimits::default(),
-    };
-    let group = ZookeeperGroupConfig {
-        group: module.name.to_string(),
-        topic: module.topic.to_string(),
-        offset_update_interval: module.offset_update_interval,
-        // A module has four fifths of the grace; half of these are for the pushes in flight.
-        leave_timeout: config.shutdown_grace * 3 / 10,
-    };
-    let (keeper, leases) = (Arc::clone(&membership.keeper), Arc::clone(&membership.leases));
-    let group = ZookeeperGroup::new(group, keeper, leases).observed_by(membership.observers.clone());
-    Ok(Connectors {
-        fetcher: broker::fetcher(&broker, fetcher_config, threads)?,
-        log_ends: broker::log_ends(&broker, threads)?,
-        group: Box::new(group),
-    })
-}
-
-/// Returns how to connect to the brokers in `broker_hosts`, or else to those registered in ZooKeeper. Fails if no broker
-/// is known.
-fn broker_config(config: &Config, keeper: &dyn Keeper) -> Result<BrokerConfig, String> {
-    let hosts = match &config.broker_hosts {
-        Some(hosts) => hosts.clone(),
-        None => discovery::brokers(keeper, &config.kafka.protocol()).map_err(|cause| cause.to_string())?,
-    };
-    if hosts.is_empty() {
-        let chroot = &config.keeper.chroot;
-        let protocol = config.kafka.protocol();
-        return Err(format!(
-            "no broker with {protocol} is registered in ZooKeeper under zk_chroot {chroot:?}: check zk_chroot and \
-             security.protocol"
-        ));
-    }
-    Ok(BrokerConfig {
-        hosts,
-        engine: config.engine,
-        client_id: "ktransfer".to_owned(),
-        request_timeout: BROKER_TIMEOUT,
-        settings: config.kafka.clone(),
-    })
-}
-
-/// Makes the producer of the dead letters of all modules.
-fn letter_producer(
-    config: &Config,
-    keeper: &dyn Keeper,
-    threads: &Supervisor,
-) -> Result<Arc<dyn Producer<LetterCompletion>>, String> {
-    let mut broker = broker_config(config, keeper)?;
-    // A topic that brokers create on demand has their default replication, which may lose messages.
-    broker.settings = broker.settings.without_topic_creation();
-    let producer = ProducerConfig {
-        partitioner: PartitionerKind::default(),
-        max_message_bytes: MAX_MESSAGE_BYTES,
-        max_in_flight: dead_letters::MAX_LETTERS * config.modules.len(),
-        timeout: LETTER_TIMEOUT,
-    };
-    broker::producer(&broker, producer, threads)
 }

@@ -156,10 +156,12 @@ fn while_the_topic_is_missing_refused_keys_wait_others_go_on_and_a_stop_loses_no
     wait_until(DEADLINE, "a letter of each refused key waits", || {
         first.metrics().value(&waiting) == Some(bad.len() as u64)
     });
-    let (status, text) = first.readiness();
     let reason = format!("dead letters cannot be stored in {dead}: topic {dead} does not exist");
-    assert!(status == 503 && text.contains(&format!("dead letters of {module}")) && text.contains(&reason), "{text}");
-    assert!(first.daemon.log().contains("cannot store the dead letter of topic="));
+    wait_until(DEADLINE, "/readyz names the component and the reason", || {
+        let (status, text) = first.readiness();
+        status == 503 && text.contains(&format!("dead letters of {module}")) && text.contains(&reason)
+    });
+    first.daemon.wait_for_log("cannot store the dead letter of topic=", DEADLINE);
     assert_eq!(fleet.count(|arrival| arrival.key().starts_with("bad")), 3 * bad.len(), "later messages wait");
     let stopping = Instant::now();
     first.daemon.stop(STOP_DEADLINE);

@@ -167,7 +167,7 @@ fn each_transport_error_has_its_name_and_its_outcome() {
     let modules: Vec<(String, _)> = errors
         .iter()
         .map(|(error, server)| {
-            let file = configs::module(&topic, &[server.clone()])
+            let file = configs::module(&topic, std::slice::from_ref(server))
                 .set("protocol.conn_timeout_ms", 1000)
                 .set("protocol.write_timeout_ms", 3000)
                 .set("protocol.read_timeout_ms", 3000)

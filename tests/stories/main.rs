@@ -56,6 +56,10 @@ mod ktransfer_faults;
 mod ktransfer_http;
 /// ktransfer: what refused keys and large messages do to the rest of a module.
 mod ktransfer_isolation;
+/// ktransfer: groups in Kafka, without ZooKeeper.
+mod ktransfer_kafka_groups;
+/// ktransfer: stored offsets that move between ZooKeeper and Kafka.
+mod ktransfer_moved;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
 /// ktransfer: one group with the original, the Go program.

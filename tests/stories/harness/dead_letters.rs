@@ -84,7 +84,7 @@ pub(crate) fn append(cluster: &Cluster, records: Vec<Record>) {
         producer.append(record, Acks::All, Box::new(move |result| drop(sender.send(result))));
     }
     drop(sender);
-    results.iter().for_each(|result| drop(result.expect("the broker stores the record")));
+    results.iter().for_each(|result| assert!(result.is_ok(), "{result:?}"));
     producer.close(Duration::ZERO);
 }
 

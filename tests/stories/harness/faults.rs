@@ -11,10 +11,13 @@ use std::time::Duration;
 pub(crate) enum Target {
     /// The process of an instance of ktransfer.
     Instance(usize),
-    /// The link between an instance and ZooKeeper.
-    ZooKeeperLink(usize),
+    /// The link between an instance and the service of its groups: ZooKeeper, or the brokers.
+    GroupLink(usize),
     ZooKeeper,
+    /// The broker, or the one that is the controller.
     Broker,
+    /// The broker that coordinates the group, if groups are in Kafka.
+    Coordinator,
     /// The link between the instances and the broker.
     BrokerLink,
     /// A backend of the fleet.
@@ -132,7 +135,7 @@ impl FaultScript {
 /// the group needs one that works.
 fn conflict(one: Target, other: Target) -> bool {
     let is_instance = |target| matches!(target, Target::Instance(_));
-    let is_kafka = |target| matches!(target, Target::Broker | Target::ZooKeeper);
+    let is_kafka = |target| matches!(target, Target::Broker | Target::Coordinator | Target::ZooKeeper);
     one == other || is_instance(one) && is_instance(other) || is_kafka(one) && is_kafka(other)
 }
 
@@ -141,7 +144,7 @@ fn random_target(random: &mut SplitMix, shape: &ScriptShape) -> Target {
     let backend = random.below(shape.n_backends as u64) as usize;
     match random.below(20) {
         0..=5 => Target::Instance(instance),
-        6..=11 => Target::ZooKeeperLink(instance),
+        6..=11 => Target::GroupLink(instance),
         12 => Target::ZooKeeper,
         13 => Target::Broker,
         14..=15 => Target::BrokerLink,
@@ -159,7 +162,7 @@ fn random_fault(random: &mut SplitMix, target: Target, session: Duration) -> (Fa
             1 => (Fault::Stop, short),
             _ => (Fault::Pause, either),
         },
-        Target::ZooKeeperLink(_) | Target::BrokerLink => match random.below(7) {
+        Target::GroupLink(_) | Target::BrokerLink => match random.below(7) {
             0 | 1 => (Fault::Reset, Duration::ZERO),
             2 => (Fault::Cut, either),
             3 => (Fault::Stall, either),
@@ -167,7 +170,7 @@ fn random_fault(random: &mut SplitMix, target: Target, session: Duration) -> (Fa
             5 => (Fault::HalfOpen, either),
             _ => (Fault::Delay(Duration::from_millis(10 + random.below(90))), beyond_the_session),
         },
-        Target::ZooKeeper | Target::Broker => match random.below(2) {
+        Target::ZooKeeper | Target::Broker | Target::Coordinator => match random.below(2) {
             0 => (Fault::Kill, short),
             _ => (Fault::Pause, either),
         },
