@@ -82,7 +82,8 @@
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`.
+//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`,
+//! `tls_client`, `token_bucket`.
 
 pub mod daemon;
 
@@ -109,6 +110,8 @@ mod regular_file;
 mod reload;
 pub mod shutdown;
 pub mod supervise;
+mod tls_client;
+mod token_bucket;
 
 #[cfg(test)]
 mod docs_test;

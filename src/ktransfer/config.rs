@@ -3,14 +3,15 @@
 //! `conf/ktransfer.yaml` and `conf/modules/` document every key with its meaning, unit and default.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_yaml::Value;
 
-use super::backend_client::{IdempotencyKey, check_header, check_server};
+use super::backend_client::{BackendTls, IdempotencyKey, SigningSecret, check_header};
+use super::backends::EjectionConfig;
 use super::policy::RetryPolicy;
 use super::template::UriTemplate;
 use crate::broker::{self, Engine, KafkaSettings, Role};
@@ -19,12 +20,19 @@ use crate::daemon::{self, Settings};
 use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
+mod backends;
+mod ejection;
+mod signature;
+
 /// Longest duration that a key in milliseconds accepts: a day.
 const MAX_DURATION_MS: u64 = 86_400_000;
 /// Default of `max_retry_interval_ms`; if `fail_retry_interval_ms` is longer, that is the default.
 const DEFAULT_MAX_PAUSE_MS: u64 = 10_000;
 /// Default of `conn_timeout_ms`: time for three attempts of TCP, after 0, 1 and 3 s.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest `max_pushes_per_second`.
+const MAX_PUSHES_PER_SECOND: i64 = 1_000_000;
 
 /// The configuration of ktransfer.
 #[derive(Clone)]
@@ -47,14 +55,6 @@ pub struct Config {
     pub(super) shutdown_grace: Duration,
     /// The modules in `module_enabled`.
     pub(super) modules: Vec<ModuleConfig>,
-}
-
-#[cfg(test)]
-impl Config {
-    /// The names of the modules that are enabled.
-    pub(crate) fn module_names(&self) -> impl Iterator<Item = &str> {
-        self.modules.iter().map(|module| &*module.name)
-    }
 }
 
 impl Settings for Config {
@@ -101,6 +101,12 @@ pub(super) struct ModuleConfig {
     pub(super) start_from: StartFrom,
     /// `idempotency_key`: what the header `Idempotency-Key` consists of.
     pub(super) idempotency_key: IdempotencyKey,
+    /// `ejection`: when a backend that fails is taken out of use.
+    pub(super) ejection: EjectionConfig,
+    /// `max_pushes_per_second`: limit on pushes, retries included; `None` is no limit.
+    pub(super) max_pushes_per_second: Option<NonZeroU64>,
+    /// `signature`: the secrets with which pushes are signed; without any they are not.
+    pub(super) signing_secrets: Vec<SigningSecret>,
 }
 
 /// `protocol`: the request of a push and its timeouts.
@@ -117,6 +123,8 @@ pub(super) struct ProtocolConfig {
     /// `read_timeout_ms`: time limit from the end of the request to the end of the response's head; `None` means no
     /// limit.
     pub(super) read_timeout: Option<Duration>,
+    /// `tls`: the TLS of https backends; `None` if the module has none and configures none.
+    pub(super) tls: Option<BackendTls>,
 }
 
 /// Where reading starts in a partition without a stored offset.
@@ -180,6 +188,7 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     }
     let methods =
         section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());
+    let has_tls = section.is_map_with("protocol", "tls");
     let protocol = match section.section("protocol", true, problems) {
         Some(inner) => protocol(inner, problems),
         None => None,
@@ -189,11 +198,7 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let max_commit_gap = section.count("max_commit_gap", Some(10_000), 10_000_000, problems);
     let retry = retry(&mut section, problems);
     let backend_servers = section.strings("backend_servers", true, problems).unwrap_or_default();
-    for server in &backend_servers {
-        if let Err(text) = check_server(server) {
-            section.note("backend_servers", text, problems);
-        }
-    }
+    let default_tls = backends::check(&section, &backend_servers, has_tls, problems);
     let serialize_by_key = section.boolean("serialize_by_key", true, problems);
     // Accepted so that files of the original load unchanged. The original passed the value to its Kafka client;
     // ktransfer does not use it.
@@ -205,12 +210,19 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let start_from = section.choice("start_from", &starts, problems);
     let keys = [("timestamp", IdempotencyKey::Timestamp), ("offset", IdempotencyKey::Offset)];
     let idempotency_key = section.choice("idempotency_key", &keys, problems);
+    let ejection = ejection::from_section(section.section("ejection", false, problems), problems);
+    let signing_secrets = signature::from_section(section.section("signature", false, problems), problems);
+    if let Some(protocol) = protocol.as_ref().filter(|_| !signing_secrets.is_empty()) {
+        signature::check_headers(&protocol.headers, &section, problems);
+    }
+    let pushes = section.optional_integer("max_pushes_per_second", 1..=MAX_PUSHES_PER_SECOND, problems);
+    let max_pushes_per_second = pushes.and_then(|pushes| NonZeroU64::new(pushes.unsigned_abs()));
     section.finish(problems);
     Some(ModuleConfig {
         name: name.into(),
         topic: topic.into(),
         methods,
-        protocol: protocol?,
+        protocol: protocol.map(|protocol| ProtocolConfig { tls: protocol.tls.or(default_tls), ..protocol })?,
         worker_num,
         window_size,
         max_commit_gap,
@@ -222,6 +234,9 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         waiting_queue_size,
         start_from,
         idempotency_key,
+        ejection,
+        max_pushes_per_second,
+        signing_secrets,
     })
 }
 
@@ -256,8 +271,9 @@ fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolCon
     let connect_timeout = if is_given { given } else { Some(DEFAULT_CONNECT_TIMEOUT) };
     let write_timeout = section.optional_millis("write_timeout_ms", MAX_DURATION_MS, problems);
     let read_timeout = section.optional_millis("read_timeout_ms", MAX_DURATION_MS, problems);
+    let tls = backends::tls(section.section("tls", false, problems), problems);
     section.finish(problems);
-    Some(ProtocolConfig { uri: uri?, headers, connect_timeout, write_timeout, read_timeout })
+    Some(ProtocolConfig { uri: uri?, headers, connect_timeout, write_timeout, read_timeout, tls })
 }
 
 /// Reads `headers`, a list of maps with one key each, as in the original. No problem shows a value, since it may be a
@@ -295,6 +311,14 @@ fn headers(section: &mut Section, problems: &mut Problems) -> Vec<(String, Strin
         }
     }
     headers
+}
+
+#[cfg(test)]
+impl Config {
+    /// The names of the modules that are enabled.
+    pub(crate) fn module_names(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(|module| &*module.name)
+    }
 }
 
 #[cfg(test)]

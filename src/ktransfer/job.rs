@@ -131,6 +131,8 @@ pub(super) enum WorkerMessage {
     Recheck(Arc<ClaimIds>),
     /// The worker has a slot of the window, which it was registered for.
     SlotGranted,
+    /// A backend is in use again, after the worker waited because none was.
+    BackendReturned,
     /// The dispatcher has ended, so the worker ends too.
     End,
 }

@@ -28,7 +28,8 @@
 //! `admin-accept` and `admin-0`.
 //!
 //! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
-//! windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `policy` (retries), `give_up`.
+//! windows), `window`, `group`, `fetcher`, `worker`, `backends` (which one a push goes to), `push_rate`,
+//! `backend_client` (an attempt), `policy` (retries), `give_up`.
 //!
 //! Invariant: a message is done only when a backend answered 2xx, when the method of the message is not configured, or
 //! when the message was given up.
@@ -46,6 +47,7 @@ mod method;
 mod metrics;
 mod module;
 mod policy;
+mod push_rate;
 mod stop_report;
 mod template;
 #[cfg(test)]

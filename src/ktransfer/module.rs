@@ -10,12 +10,14 @@ use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
 use super::backend_client::{BackendResolver, HttpClient};
+use super::backends::Backends;
 use super::config::ModuleConfig;
 use super::dispatcher::{Channels, Dispatcher};
 use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, StartOffsets, StartRequests};
 use super::group::{Group, mailbox};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
+use super::push_rate::PushRate;
 use super::stop_report::StopReport;
 use super::window_slots::WindowSlots;
 use super::worker::{Worker, WorkerChannels};
@@ -152,6 +154,8 @@ impl Module {
             http_client: HttpClient::new(config, resolver),
             metrics: self.metrics.clone(),
             slots: WindowSlots::new(config.window_size.get()),
+            backends: Backends::new(config, &self.metrics),
+            push_rate: PushRate::new(config.max_pushes_per_second),
             config: config.clone(),
         });
 

@@ -66,7 +66,7 @@ impl RetryPolicy {
         if is_delivered(outcome) {
             return NextStep::Delivered;
         }
-        if self.max_retry_times.is_some_and(|max_retries| max_retries < attempt) {
+        if !self.may_retry_after(attempt) {
             return NextStep::GiveUp;
         }
         let requested = match outcome {
@@ -75,6 +75,11 @@ impl RetryPolicy {
             AttemptOutcome::Impossible { .. } => return NextStep::GiveUp,
         };
         NextStep::Retry(self.pause(attempt, random).max(requested.min(self.max_pause)))
+    }
+
+    /// Whether an attempt may follow attempt number `attempt`, counted from 1.
+    pub(super) fn may_retry_after(&self, attempt: u32) -> bool {
+        self.max_retry_times.is_none_or(|max_retries| attempt <= max_retries)
     }
 
     /// Returns the pause after attempt number `attempt`: the first pause is as configured, and each later one doubles
