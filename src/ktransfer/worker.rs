@@ -5,16 +5,22 @@
 //! on its own channel only. While no backend is in use, or the limit on pushes is reached, it begins no attempt and has
 //! no slot of the window.
 //!
+//! `slots` requests slots of the window, `endings` acknowledges and abandons jobs, `letters` ends them with a dead
+//! letter.
+//!
 //! Invariants: no attempt begins without a valid lease; at most one request of a key is on the wire; the messages of a
 //! key are attempted in the order of their partition; every job is acknowledged exactly once.
 
 mod attempt_fields;
+mod endings;
 mod jitter;
 mod key_queues;
+mod letters;
 mod pending_job;
 mod push_attempt;
 mod slots;
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,8 +29,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{Level, info};
 
 use super::backends::{BackendRotation, Choice, ChosenBackend, NextPush, PushVerdict};
-use super::give_up::{GiveUpReason, LastAttempt, give_up};
-use super::job::{Ack, Assignment, ClaimIds, Job, JobEnd, WorkerMessage, WorkerReport};
+use super::give_up::{GiveUpReason, LastAttempt};
+use super::job::{Job, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
 use super::worker_context::WorkerContext;
 use crate::log_limited;
@@ -51,6 +57,9 @@ pub(super) struct Worker {
     random: Random,
     /// Whether the next turn goes to a retry rather than to a first attempt, where both are possible.
     is_turn_of_retries: bool,
+    /// The jobs whose dead letter is being stored, with their queues, by the ticket of the letter.
+    letters: HashMap<u64, (QueueId, PendingJob)>,
+    last_ticket: u64,
     slots: WorkerSlots,
     /// Until then no attempt begins, although one could be made: no backend is in use, or the limit on pushes is
     /// reached.
@@ -90,6 +99,8 @@ impl Worker {
             rotation: BackendRotation::starting_at(number),
             random: Random::new(),
             is_turn_of_retries: false,
+            letters: HashMap::new(),
+            last_ticket: 0,
             slots,
             held_until: None,
             permit: None,
@@ -163,6 +174,7 @@ impl Worker {
         match message {
             WorkerMessage::Job(job) => self.enqueue(job),
             WorkerMessage::Recheck(claims) => self.abandon_what_is_over(&claims),
+            WorkerMessage::LetterEnded { ticket, result } => self.on_letter_ended(ticket, result),
             WorkerMessage::SlotGranted => self.slots.granted(),
             // Only wakes the worker.
             WorkerMessage::BackendReturned => {}
@@ -211,13 +223,24 @@ impl Worker {
         Some((queue, pending))
     }
 
-    fn attempt_or_wait(&mut self, queue: QueueId, pending: PendingJob) {
+    fn release_slot(&self, pending: &mut PendingJob) {
+        if std::mem::take(&mut pending.has_slot) {
+            self.slots.release();
+        }
+    }
+
+    fn attempt_or_wait(&mut self, queue: QueueId, mut pending: PendingJob) {
         if pending.is_over() {
             self.abandon(queue, pending);
-        } else if pending.job.assignment.may_push() {
-            self.attempt(queue, pending);
-        } else {
+        } else if !pending.job.assignment.may_push() {
             self.wait(queue, pending, LEASE_CHECK_INTERVAL);
+        } else if let Some(letter) = pending.letter.take() {
+            self.store_letter(queue, pending, letter);
+        } else if let Some(reason) = pending.job.unpushable {
+            pending.job.assignment.note_started(pending.job.message.offset);
+            self.give_up(queue, pending, GiveUpReason::from(reason));
+        } else {
+            self.attempt(queue, pending);
         }
     }
 
@@ -244,7 +267,7 @@ impl Worker {
         let took = began.elapsed();
         (pending.attempts, pending.last_backend) = (attempt, Some(backend));
         let config = &self.context.config;
-        let next = config.retry.next(attempt, &outcome, self.random.next());
+        let next = config.retry.next(&config.outcomes, attempt, &outcome, self.random.next());
         self.end_push(chosen, PushVerdict::new(&outcome, next, attempt, config.ejection.count_5xx));
         self.count(&outcome, next, took);
         let (module, number, job) = (&self.context.config.name, self.number, &pending.job);
@@ -262,11 +285,9 @@ impl Worker {
                 );
                 self.park(queue, pending, pause);
             }
-            NextStep::GiveUp => {
+            NextStep::GiveUp(cause) => {
                 let last = LastAttempt { number: attempt, outcome: &outcome, url: &url, took };
-                let reason = GiveUpReason::after_attempt(last);
-                give_up(&self.context, &job.message, job.method.as_deref(), reason);
-                self.done(queue, pending);
+                self.give_up(queue, pending, GiveUpReason::AfterAttempt(cause, last));
             }
         }
     }
@@ -299,67 +320,15 @@ impl Worker {
         if pending.is_over() {
             return self.abandon(queue, pending);
         }
-        if !pending.has_waited {
-            pending.has_waited = true;
-            self.report(WorkerReport::Waits { worker: self.number });
-        }
+        self.report_wait(&mut pending);
         self.queues.park(queue, pending, Instant::now() + pause);
     }
 
-    fn done(&mut self, queue: QueueId, pending: PendingJob) {
-        self.acknowledge(pending, JobEnd::Done);
-        self.queues.finish(queue);
-    }
-
-    /// Abandons a taken job, and the later jobs of its claim with the same key: they must not overtake it.
-    fn abandon(&mut self, queue: QueueId, pending: PendingJob) {
-        // The dispatcher sends no job of a claim after it has moved the claim on, so the channel has the last of them.
-        self.receive_all();
-        for behind in self.queues.remove_behind(queue, |behind| behind.is_of_claim(&pending.job)) {
-            self.acknowledge(behind, JobEnd::Abandoned);
+    /// Reports that a job waits, once.
+    fn report_wait(&self, pending: &mut PendingJob) {
+        if !std::mem::replace(&mut pending.has_waited, true) {
+            self.report(WorkerReport::Waits { worker: self.number });
         }
-        self.acknowledge(pending, JobEnd::Abandoned);
-        self.queues.finish(queue);
-    }
-
-    /// Abandons the jobs of these claims after which no attempt follows.
-    fn abandon_what_is_over(&mut self, claims: &ClaimIds) {
-        // The claims of which a job of the present queue was abandoned: the later jobs of these must not overtake it.
-        let mut broken: Vec<Arc<Assignment>> = Vec::new();
-        let removed = self.queues.remove_where(|pending, is_first| {
-            if is_first {
-                broken.clear();
-            }
-            let assignment = &pending.job.assignment;
-            if broken.iter().any(|claim| Arc::ptr_eq(claim, assignment)) {
-                return true;
-            }
-            if claims.contains(&assignment.id()) && pending.is_over() {
-                broken.push(Arc::clone(assignment));
-                return true;
-            }
-            false
-        });
-        for pending in removed {
-            self.acknowledge(pending, JobEnd::Abandoned);
-        }
-    }
-
-    fn acknowledge(&self, mut pending: PendingJob, end: JobEnd) {
-        self.release_slot(&mut pending);
-        let PendingJob { job, has_waited, .. } = pending;
-        let ack = Ack {
-            worker: self.number,
-            has_waited,
-            partition: job.assignment.partition,
-            generation: job.assignment.generation,
-            window: job.window,
-            offset: job.message.offset,
-            end,
-        };
-        // Before the report: once all jobs are acknowledged, all their memory is returned.
-        drop(job);
-        self.report(WorkerReport::Ack(ack));
     }
 
     fn report(&self, report: WorkerReport) {
@@ -367,13 +336,7 @@ impl Worker {
         let _ = self.channels.reports.send(report);
     }
 
-    fn release_slot(&self, pending: &mut PendingJob) {
-        if std::mem::take(&mut pending.has_slot) {
-            self.slots.release();
-        }
-    }
-
-    /// Counts an attempt, and counts the message if it is delivered. [`give_up`] counts a message that is given up.
+    /// Counts an attempt, and counts the message if it is delivered.
     fn count(&self, outcome: &AttemptOutcome, next: NextStep, took: Duration) {
         let metrics = &self.context.metrics;
         metrics.push_seconds.observe(took.as_secs_f64());

@@ -16,6 +16,7 @@ use super::connection::{BackendConnection, Timeouts};
 use super::exchange::Exchange;
 use super::stream::{HandshakeFailure, Stream};
 use super::tls::BackendTls;
+use crate::ktransfer::outcomes::TransportError;
 
 /// TCP keep-alive: time without traffic before the first probe, also while a response is awaited.
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(30);
@@ -100,10 +101,32 @@ impl BackendConnector {
             }
             (_, ConnectFailure::Socket(cause)) => format!("cannot connect: {cause}"),
             (timeout, ConnectFailure::Handshake(HandshakeFailure::TimedOut)) => format!(
-                "tls: no handshake within conn_timeout_ms, {} ms",
+                "timeout: no TLS handshake within conn_timeout_ms, {} ms",
                 timeout.unwrap_or(HANDSHAKE_TIMEOUT).as_millis()
             ),
-            (_, ConnectFailure::Handshake(failure)) => format!("tls: {failure}"),
+            (_, ConnectFailure::Handshake(HandshakeFailure::Lost(reason))) => format!("cannot connect: {reason}"),
+            (_, ConnectFailure::Handshake(HandshakeFailure::Tls(reason))) => format!("tls: {reason}"),
+        }
+    }
+}
+
+impl ConnectFailure {
+    /// Returns the kind of the failure; `None` if this machine is the cause.
+    fn error(&self) -> Option<TransportError> {
+        let cause = match self {
+            ConnectFailure::Socket(cause) => cause,
+            ConnectFailure::Handshake(HandshakeFailure::TimedOut) => return Some(TransportError::ConnectTimeout),
+            ConnectFailure::Handshake(HandshakeFailure::Lost(_)) => return Some(TransportError::ConnectFailed),
+            ConnectFailure::Handshake(HandshakeFailure::Tls(_)) => return Some(TransportError::Tls),
+        };
+        match (cause.kind(), cause.raw_os_error()) {
+            (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => None,
+            // The system has no free local port; without a number of the system, the name has no address.
+            (ErrorKind::AddrNotAvailable, Some(_)) => None,
+            (ErrorKind::AddrNotAvailable, None) => Some(TransportError::NameLookup),
+            (ErrorKind::ConnectionRefused, _) => Some(TransportError::ConnectRefused),
+            (ErrorKind::TimedOut, _) => Some(TransportError::ConnectTimeout),
+            _ => Some(TransportError::ConnectFailed),
         }
     }
 }
@@ -129,7 +152,7 @@ impl Connector for BackendConnector {
                 Err(cause) => failure = cause,
             }
         }
-        self.exchange.report_failure(self.failure(&failure), false);
+        self.exchange.report_failure(failure.error(), self.failure(&failure), false);
         Err(Error::ConnectionFailed)
     }
 }

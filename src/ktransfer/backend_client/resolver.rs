@@ -153,7 +153,7 @@ impl Resolver for AgentResolver {
     fn resolve(&self, uri: &Uri, _: &AgentConfig, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let default = if uri.scheme_str() == Some("https") { HTTPS_PORT } else { HTTP_PORT };
         let authority = with_port(uri.authority().ok_or(ureq::Error::HostNotFound)?.as_str(), default);
-        let failed = |reason: String| ureq::Error::Io(std::io::Error::other(reason));
+        let failed = |reason: String| ureq::Error::Io(std::io::Error::new(std::io::ErrorKind::NotFound, reason));
         let mut resolved = self.empty();
         for address in self.0.addresses(&authority).map_err(failed)?.into_iter().take(MAX_ADDRESSES) {
             resolved.push(address);

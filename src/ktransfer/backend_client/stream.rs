@@ -35,12 +35,13 @@ impl From<TlsFailure> for StreamFailure {
 }
 
 /// Why a handshake failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub(super) enum HandshakeFailure {
-    #[error("the TLS handshake took too long")]
     TimedOut,
-    #[error("{0}")]
-    Failed(String),
+    /// The connection was closed, reset or lost.
+    Lost(String),
+    /// A certificate was refused, or the peers do not understand each other.
+    Tls(String),
 }
 
 /// A connected socket, with TLS or without.
@@ -62,8 +63,7 @@ impl Stream {
         host: &str,
         deadline: Instant,
     ) -> Result<Stream, HandshakeFailure> {
-        let failed = |failure: TlsFailure| HandshakeFailure::Failed(failure.reason);
-        let mut session = Box::new(client.session(host).map_err(failed)?);
+        let mut session = Box::new(client.session(host).map_err(|failure| HandshakeFailure::Tls(failure.reason))?);
         let outcome = handshake(&socket, &mut session, deadline);
         if outcome.is_err() {
             // The alert that says why; the socket of a new connection has room for it.
@@ -167,7 +167,7 @@ fn session_output(socket: &Socket, session: &mut TlsSession) -> io::Result<usize
 }
 
 fn handshake(socket: &Socket, session: &mut TlsSession, deadline: Instant) -> Result<(), HandshakeFailure> {
-    let failed = |failure: TlsFailure| HandshakeFailure::Failed(failure.reason);
+    let failed = |failure: TlsFailure| HandshakeFailure::Tls(failure.reason);
     loop {
         while session.has_output() {
             match session.write_output(&mut SocketWriter(socket)).map_err(|cause| errno(&cause)) {
@@ -180,7 +180,13 @@ fn handshake(socket: &Socket, session: &mut TlsSession, deadline: Instant) -> Re
             return Ok(());
         }
         match recv(socket, session.input_space(), RecvFlags::DONTWAIT) {
-            Ok((0, _)) | Err(Errno::CONNRESET) => return Err(failed(session.closed_early())),
+            Ok((0, _)) | Err(Errno::CONNRESET) => {
+                let failure = session.closed_early();
+                return Err(match failure.is_refusal {
+                    true => HandshakeFailure::Tls(failure.reason),
+                    false => HandshakeFailure::Lost(failure.reason),
+                });
+            }
             Ok((n_read, _)) => session.add_input(n_read).map_err(failed)?,
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait_for(socket, PollFlags::IN, deadline)?,
@@ -191,7 +197,7 @@ fn handshake(socket: &Socket, session: &mut TlsSession, deadline: Instant) -> Re
 }
 
 fn lost(cause: Errno) -> HandshakeFailure {
-    HandshakeFailure::Failed(format!("connection lost in the TLS handshake: {}", io::Error::from(cause)))
+    HandshakeFailure::Lost(format!("connection lost in the TLS handshake: {}", io::Error::from(cause)))
 }
 
 /// Waits until the socket is ready, or has failed.

@@ -8,7 +8,7 @@ use crate::ktransfer::metrics::Metrics;
 use crate::ktransfer::test_fixtures::module_config;
 use crate::metrics::Registry;
 
-const FAILED: AttemptOutcome = AttemptOutcome::Failed { reason: String::new() };
+const FAILED: AttemptOutcome = AttemptOutcome::Failed { error: None, reason: String::new() };
 const INTERVAL: Duration = Duration::from_millis(40);
 
 struct Rig {

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
+use super::protocol::MAX_DURATION_MS;
 use crate::config::{Problems, Section};
 use crate::ktransfer::backends::EjectionConfig;
-
-/// Longest interval: a day.
-const MAX_DURATION_MS: u64 = 86_400_000;
 
 const DEFAULT: EjectionConfig = EjectionConfig {
     failures: Some(5),

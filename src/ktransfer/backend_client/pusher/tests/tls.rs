@@ -19,6 +19,7 @@ use crate::clock::BootTime;
 use crate::ktransfer::backend_client::BackendTls;
 use crate::ktransfer::group::{Generation, TimedFence};
 use crate::ktransfer::job::Assignment;
+use crate::ktransfer::outcomes::TransportError;
 use crate::ktransfer::test_backend::{ReceivedRequest, read_request_from, start_raw, wait_for_close, wait_until};
 use crate::ktransfer::test_fixtures::claim;
 use crate::tls_client::{Identity, TlsConfig, TrustRoots};
@@ -124,16 +125,27 @@ fn a_handshake_that_fails_is_a_failed_attempt_with_its_reason() {
             "the server refused the client certificate",
         ),
         (format!("https://{plain}"), tls(ca, None, None), "the server does not speak TLS on this port"),
-        (format!("https://{closing}"), tls(ca, None, None), "closed the connection in the TLS handshake"),
-        (format!("https://{silent}"), tls(ca, None, None), "no handshake within conn_timeout_ms, 300 ms"),
+        (
+            format!("https://{closing}"),
+            tls(ca, None, None),
+            "cannot connect: the server closed the connection in the TLS handshake",
+        ),
+        (format!("https://{silent}"), tls(ca, None, None), "timeout: no TLS handshake within conn_timeout_ms, 300 ms"),
     ] {
         let (_client, mut pusher) = client_with(&server, |config| {
             config.protocol.tls = Some(tls);
             config.protocol.connect_timeout = Some(Duration::from_millis(300));
             config.protocol.read_timeout = Some(Duration::from_secs(20));
         });
-        let text = failure(push(&mut pusher, &job(None, Some(b"body"), &[]), &server));
-        assert!(text.starts_with("tls: ") && text.contains(reason), "{reason}: {text}");
+        let end = push(&mut pusher, &job(None, Some(b"body"), &[]), &server);
+        let PushEnd::Attempted(AttemptOutcome::Failed { error, reason: text }) = end else { panic!("{end:?}") };
+        assert!(text.contains(reason), "{reason}: {text}");
+        let expected = match reason {
+            _ if reason.starts_with("cannot connect") => TransportError::ConnectFailed,
+            _ if reason.starts_with("timeout") => TransportError::ConnectTimeout,
+            _ => TransportError::Tls,
+        };
+        assert_eq!((error, text.starts_with("tls: ")), (Some(expected), expected == TransportError::Tls), "{text}");
     }
 }
 
