@@ -14,11 +14,15 @@
 mod cluster;
 mod config;
 mod delay;
+#[allow(dead_code, reason = "the parts that use them follow")]
+mod facts;
 mod handler;
 mod log_ends;
 mod report;
 mod snapshot;
 mod stored_offsets;
+#[allow(dead_code, reason = "the parts that use them follow")]
+mod view;
 
 use std::path::Path;
 use std::sync::Arc;
