@@ -18,6 +18,7 @@ mod delay;
 mod facts;
 mod handler;
 mod log_ends;
+#[allow(dead_code, reason = "the parts that use them follow")]
 mod report;
 mod snapshot;
 mod stored_offsets;
@@ -64,7 +65,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     let store = SnapshotStore::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
-    report::prometheus::register(&registry, &store);
+    report::snapshot_prometheus::register(&registry, &store);
     let admin = Admin::new(registry.clone(), health.clone());
 
     // The ports are opened first, so that a port in use ends the start before a poller runs.

@@ -13,16 +13,16 @@ use crate::kmonitor::view::{ClusterView, ModuleView, PartitionView, ReasonCode, 
 
 /// Which delays have series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Detail {
+pub struct Detail {
     /// `base.metrics_detail`.
-    pub(crate) level: DetailLevel,
+    pub level: DetailLevel,
     /// `base.metrics_partitions`: with `Auto`, partitions have series if there are at most so many.
-    pub(crate) max_partitions: usize,
+    pub max_partitions: usize,
 }
 
 /// `base.metrics_detail`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DetailLevel {
+pub enum DetailLevel {
     /// Series of partitions as long as there are not too many.
     Auto,
     /// Series of modules only.

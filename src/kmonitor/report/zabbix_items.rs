@@ -24,6 +24,13 @@ pub(crate) struct Filter<'a> {
     pub(crate) partitions: bool,
 }
 
+impl Filter<'_> {
+    /// Returns whether all modules are selected.
+    pub(crate) fn is_everything(&self) -> bool {
+        self.cluster.is_none() && self.module.is_none() && !self.partitions
+    }
+}
+
 /// The moment of the answer, by both clocks.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {
@@ -35,7 +42,10 @@ impl Clock {
     /// Returns Unix seconds of an earlier moment.
     fn seconds_at(self, at: Instant) -> u64 {
         let ago = self.now.saturating_duration_since(at);
-        self.wall.checked_sub(ago).and_then(|wall| wall.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+        self.wall
+            .checked_sub(ago)
+            .and_then(|wall| wall.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |since| since.as_secs())
     }
 }
 
@@ -43,8 +53,7 @@ impl Clock {
 pub(crate) fn render_values(view: &View, filter: &Filter<'_>, clock: Option<Clock>) -> Vec<u8> {
     let mut lines = Lines { text: Vec::new(), time: clock.map(|clock| clock.seconds_at(clock.now)) };
     let mut left_out = 0;
-    let is_everything = filter.cluster.is_none() && filter.module.is_none() && !filter.partitions;
-    if is_everything {
+    if filter.is_everything() {
         lines.put("kmonitor.alive", 1);
         lines.put("kmonitor.unknown_clusters", view.clusters.iter().filter(|cluster| !cluster.known).count());
     }
@@ -59,7 +68,7 @@ pub(crate) fn render_values(view: &View, filter: &Filter<'_>, clock: Option<Cloc
             (None, _) => left_out += 1,
         }
     }
-    if is_everything {
+    if filter.is_everything() {
         lines.time = general_time;
         lines.put("kmonitor.left_out", left_out);
     }
@@ -178,8 +187,8 @@ fn quoted(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use crate::kmonitor::report::fixture::{cluster, module, partition, unknown, view};
+    use std::time::Duration;
 
     fn sample() -> View {
         let stopped = |number, delay| PartitionView { verdict: Verdict::Stopped, ..partition(number, delay) };
@@ -238,8 +247,10 @@ mod tests {
 
     #[test]
     fn the_discovery_has_the_modules_that_have_values() {
-        let found: serde_json::Value = serde_json::from_slice(&render_discovery(&sample(), &Filter::default())).unwrap();
-        let modules: Vec<_> = found.as_array().unwrap().iter().map(|found| found["{#MODULE}"].as_str().unwrap()).collect();
+        let found: serde_json::Value =
+            serde_json::from_slice(&render_discovery(&sample(), &Filter::default())).unwrap();
+        let modules: Vec<_> =
+            found.as_array().unwrap().iter().map(|found| found["{#MODULE}"].as_str().unwrap()).collect();
         assert_eq!(modules, ["a, \"b\" c", "m"]);
         assert_eq!(found[1]["{#ID}"].as_str().unwrap().len(), 16);
         assert_eq!(found[1]["{#SOURCE}"], "zookeeper");
