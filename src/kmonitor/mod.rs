@@ -32,6 +32,8 @@ mod snapshot;
 mod sparkline;
 mod stored_offsets;
 #[allow(dead_code, reason = "the parts that use them follow")]
+mod summary;
+#[allow(dead_code, reason = "the parts that use them follow")]
 mod verdict;
 #[allow(dead_code, reason = "the parts that use them follow")]
 mod view;
