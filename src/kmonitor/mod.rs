@@ -36,6 +36,8 @@ mod summary;
 #[allow(dead_code, reason = "the parts that use them follow")]
 mod verdict;
 #[allow(dead_code, reason = "the parts that use them follow")]
+mod verdict_limits;
+#[allow(dead_code, reason = "the parts that use them follow")]
 mod view;
 
 use std::path::Path;

@@ -222,7 +222,7 @@ mod tests {
             oldest: None,
             newest: None,
             lost: 0,
-            seconds_behind: Some(f64::from(partition) * 100.0),
+            seconds_behind: Some(0.0),
             seconds_from: None,
             seconds_at_least: false,
             stored_moved: None,
@@ -236,7 +236,8 @@ mod tests {
     fn summary(rows: &[(Verdict, ReasonCode, Facts)]) -> (Verdict, ReasonCode, String) {
         let mut summary = Summary::default();
         for (number, (verdict, code, facts)) in (0..).zip(rows) {
-            summary.add(facts, &view(number, *verdict, *code));
+            let seconds_behind = (facts::waiting(facts) != Some(0)).then(|| f64::from(number) * 100.0);
+            summary.add(facts, &PartitionView { seconds_behind, ..view(number, *verdict, *code) });
         }
         let (verdict, code, text) = summary.finish();
         (verdict, code, text.to_string())
