@@ -21,6 +21,7 @@ pub(crate) struct Pages {
     zabbix: DelayPage,
     metrics: SharedBytes,
     zabbix_values: SharedBytes,
+    zabbix_document: SharedBytes,
     zabbix_discovery: SharedBytes,
 }
 
@@ -45,6 +46,7 @@ impl Pages {
             zabbix,
             metrics: prometheus::render(&view, detail).into(),
             zabbix_values: zabbix_items::render_values(&view, &everything, Some(clock)).into(),
+            zabbix_document: zabbix_items::render_document(&view, &everything).into(),
             zabbix_discovery: zabbix_items::render_discovery(&view, &everything).into(),
             view,
         }
@@ -88,6 +90,14 @@ impl Pages {
         zabbix_items::render_values(&self.view, filter, with_times.then_some(clock)).into()
     }
 
+    /// Returns `/v1/zabbix?format=json`.
+    pub(crate) fn zabbix_document(&self, filter: &Filter<'_>) -> Body {
+        if filter.is_everything() {
+            return self.zabbix_document.clone().into();
+        }
+        zabbix_items::render_document(&self.view, filter).into()
+    }
+
     /// Returns `/v1/zabbix/discovery`.
     pub(crate) fn zabbix_discovery(&self, filter: &Filter<'_>) -> Body {
         if filter.is_everything() {
@@ -119,6 +129,8 @@ mod tests {
             (pages.zabbix_values(&Filter::default(), true, clock), true, "- kmonitor.delay[c,m,t,zookeeper] "),
             (pages.zabbix_values(&Filter::default(), false, clock), false, "- kmonitor.alive 1\n"),
             (pages.zabbix_values(&only_m, true, clock), false, "- kmonitor.delay[c,m,t,zookeeper] "),
+            (pages.zabbix_document(&Filter::default()), true, r#""delay":12,"#),
+            (pages.zabbix_document(&only_m), false, r#""delay":12,"#),
             (pages.zabbix_discovery(&Filter::default()), true, r##""{#MODULE}":"m""##),
             (pages.zabbix_discovery(&only_m), false, r##""{#MODULE}":"m""##),
         ] {
