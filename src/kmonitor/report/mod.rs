@@ -12,8 +12,5 @@ pub(super) mod json;
 pub(super) mod legacy;
 pub(super) mod pages;
 pub(super) mod prometheus;
-pub(super) mod snapshot_json;
-pub(super) mod snapshot_prometheus;
-pub(super) mod snapshot_zabbix;
 pub(super) mod zabbix;
 pub(super) mod zabbix_items;

@@ -17,6 +17,8 @@ pub(crate) struct Pages {
     pub(crate) view: Arc<View>,
     /// Modules that the lines of `/delay?format=zabbix` leave out, because they would share a key.
     pub(crate) ambiguous: Vec<String>,
+    /// A number that is another one after a restart.
+    started: u128,
     json: DelayPage,
     zabbix: DelayPage,
     metrics: SharedBytes,
@@ -35,13 +37,14 @@ pub(crate) enum DelayFormat {
 }
 
 impl Pages {
-    /// Renders the pages of a view.
-    pub(crate) fn render(view: Arc<View>, detail: Detail) -> Self {
+    /// Renders the pages of a view. `started` is part of their version, since the numbers of views begin again.
+    pub(crate) fn render(view: Arc<View>, detail: Detail, started: u128) -> Self {
         let (zabbix, ambiguous) = zabbix::render(&view);
         let clock = Clock { wall: SystemTime::now(), now: Instant::now() };
         let everything = Filter::default();
         Pages {
             ambiguous,
+            started,
             json: json::render(&view),
             zabbix,
             metrics: prometheus::render(&view, detail).into(),
@@ -54,8 +57,8 @@ impl Pages {
 
     /// Returns the version of all pages of the view, which is a different one after a restart too.
     pub(crate) fn version(&self, now: Instant) -> Version {
-        let made = self.view.made_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let version = Version::new(format_args!("{:x}-{}", made.as_millis(), self.view.number));
+        let known: String = self.view.clusters.iter().map(|cluster| if cluster.known { 'k' } else { 'u' }).collect();
+        let version = Version::new(format_args!("{:x}-{}-{known}", self.started, self.view.number));
         match self.age(now) {
             Some(age) => version.aged(age),
             None => version,
@@ -117,7 +120,7 @@ mod tests {
     fn pages_that_all_clients_get_are_shared() {
         let one = module("m", "t", vec![partition(0, Some(12))]);
         let all = Arc::new(view(vec![cluster("c", vec![one]), unknown("away")]));
-        let pages = Pages::render(all, Detail { level: DetailLevel::Auto, max_partitions: 1 });
+        let pages = Pages::render(all, Detail { level: DetailLevel::Auto, max_partitions: 1 }, 1);
         let now = Instant::now();
         let clock = Clock { wall: SystemTime::now(), now };
         let (c, m) = (Selection { cluster: Some("c"), module: None }, |name: &str| name == "m");
