@@ -1,155 +1,149 @@
-//! Computes delays from stored and newest offsets. Pure.
+//! The delays as `/delay` has them: by module and partition number. Pure.
 //!
-//! delay = newest offset − stored offset, never below 0. An unknown delay is left out: it is neither 0 nor the value of
-//! the previous poll.
+//! A module pushes one topic, so each number belongs to one partition. In a module that changed its topic, or a consumer
+//! group of several topics, a number may belong to several partitions. Their delays are added up, so that the total of
+//! the module is right; topics and sources that the module has left behind are not part of it. If one of these delays is
+//! unknown, the number is left out. A partition that is gone is ignored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::broker::{Offset, PartitionId, TopicPartition};
+use crate::broker::PartitionId;
 
-/// The stored offsets of one module. `None` stands for a ZooKeeper node whose text is not an offset.
-pub(super) type StoredOffsets = BTreeMap<TopicPartition, Option<Offset>>;
+use super::view::{ClusterView, ModuleView, ReasonCode};
 
-/// The stored offsets of all modules of one cluster, by module name.
-pub(super) type StoredByModule = BTreeMap<Arc<str>, StoredOffsets>;
+/// The delays of one module, by partition number.
+pub(super) type Delays = BTreeMap<PartitionId, u64>;
 
-/// Where the log of a partition ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogEnd {
-    /// The offset that the next appended message will get.
-    Newest(Offset),
-    /// The topic or partition does not exist, or no longer exists.
-    Gone,
-    /// No broker returned the log end.
-    Unknown,
+/// Returns the modules of a cluster with their delays, sorted by name; all of them, or only the module named `only`. A
+/// cluster that is unknown has none.
+pub(super) fn by_module(cluster: &ClusterView, only: Option<&str>) -> Vec<(Arc<str>, Delays)> {
+    let mut modules: BTreeMap<&Arc<str>, Vec<&ModuleView>> = BTreeMap::new();
+    let shown = cluster.modules.iter().filter(|view| cluster.known && only.is_none_or(|only| *view.name == *only));
+    shown.for_each(|view| modules.entry(&view.name).or_default().push(view));
+    modules.into_iter().map(|(name, views)| (Arc::clone(name), by_number(&views))).collect()
 }
 
-/// One partition for which a module has a stored offset.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PartitionDelay {
-    /// Topic and number of the partition.
-    pub partition: TopicPartition,
-    /// Offset of the next message to be pushed; `None` if the text of the ZooKeeper node is not an offset.
-    pub stored: Option<Offset>,
-    /// Where the log of the partition ends.
-    pub end: LogEnd,
+/// Whether a cluster is known and does not have the module.
+pub(super) fn lacks(cluster: &ClusterView, module: &str) -> bool {
+    cluster.known && !cluster.modules.iter().any(|view| *view.name == *module)
 }
 
-/// The delays of one module at one poll.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ModuleDelay {
-    /// Every partition, sorted by topic and number.
-    pub partitions: Vec<PartitionDelay>,
-    /// The delays in `/delay`, by partition number. If several topics have a partition of this number, their sum.
-    pub by_number: BTreeMap<PartitionId, u64>,
-}
-
-impl PartitionDelay {
-    /// Returns the number of messages between the stored and the newest offset; `None` if either is unknown.
-    pub(super) fn messages(&self) -> Option<u64> {
-        match (self.stored, self.end) {
-            // A stored offset beyond the log end means that the topic was deleted and created again: the delay is 0.
-            (Some(stored), LogEnd::Newest(newest)) => Some(u64::try_from(newest.saturating_sub(stored)).unwrap_or(0)),
-            _ => None,
-        }
-    }
-}
-
-/// Joins the stored offsets with the log ends into the delays of each module.
-pub(super) fn join(
-    by_module: StoredByModule,
-    end_of: impl Fn(&TopicPartition) -> LogEnd,
-) -> BTreeMap<Arc<str>, ModuleDelay> {
-    let module = |stored: StoredOffsets| {
-        let partitions: Vec<_> = stored
-            .into_iter()
-            .map(|(partition, stored)| PartitionDelay { end: end_of(&partition), partition, stored })
-            .collect();
-        ModuleDelay { by_number: by_number(&partitions), partitions }
-    };
-    by_module.into_iter().map(|(name, stored)| (name, module(stored))).collect()
-}
-
-/// Returns the delays by partition number, as in `/delay`.
-///
-/// A module pushes one topic, so each number belongs to one partition. In a module that changed its topic, or a
-/// consumer group of several topics, a number may belong to several partitions. Their delays are added up, so that the
-/// total of the module is right. If one of these delays is unknown, the number is left out. A partition that is gone is
-/// ignored.
-fn by_number(partitions: &[PartitionDelay]) -> BTreeMap<PartitionId, u64> {
+fn by_number(views: &[&ModuleView]) -> Delays {
     let mut sums: BTreeMap<PartitionId, Option<u64>> = BTreeMap::new();
-    for delay in partitions.iter().filter(|delay| delay.end != LogEnd::Gone) {
-        let sum = sums.entry(delay.partition.partition).or_insert(Some(0));
-        *sum = sum.zip(delay.messages()).map(|(sum, more)| sum.saturating_add(more));
+    let counted = views.iter().filter(|view| view.in_legacy).flat_map(|view| &view.partitions);
+    for partition in counted.filter(|partition| partition.reason_code != ReasonCode::Gone) {
+        let sum = sums.entry(partition.partition).or_insert(Some(0));
+        *sum = sum.zip(partition.delay).map(|(sum, more)| sum.saturating_add(more));
     }
     sums.into_iter().filter_map(|(number, sum)| sum.map(|sum| (number, sum))).collect()
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::kmonitor::facts::{Source, Verdict};
+    use crate::kmonitor::view::{PartitionView, module_id};
+    use std::time::{Instant, SystemTime};
 
-    fn at(topic: &str, partition: PartitionId) -> TopicPartition {
-        TopicPartition { topic: topic.into(), partition }
+    /// A delay that is known, unknown, or that of a partition that is gone.
+    #[derive(Clone, Copy, Debug)]
+    pub(in crate::kmonitor) enum Delay {
+        Known(u64),
+        Unknown,
+        Gone,
     }
 
-    fn one(stored: Option<Offset>, end: LogEnd) -> PartitionDelay {
-        PartitionDelay { partition: at("t", 0), stored, end }
+    fn partition(number: PartitionId, delay: Delay) -> PartitionView {
+        let (known, verdict, reason_code) = match delay {
+            Delay::Known(known) => (Some(known), Verdict::Ok, ReasonCode::Waiting),
+            Delay::Unknown => (None, Verdict::Unknown, ReasonCode::NoLeader),
+            Delay::Gone => (None, Verdict::Ok, ReasonCode::Gone),
+        };
+        PartitionView {
+            partition: number,
+            verdict,
+            since: SystemTime::UNIX_EPOCH,
+            reason: "".into(),
+            reason_code,
+            delay: known,
+            stored: Some(0),
+            oldest: Some(0),
+            newest: known.and_then(|known| i64::try_from(known).ok()),
+            lost: 0,
+            seconds_behind: None,
+            seconds_from: None,
+            seconds_at_least: false,
+            stored_moved: None,
+            owner: None,
+            read_at: None,
+            unknown: known.is_none().then_some("no_leader"),
+            history: [0; 60],
+        }
     }
 
-    #[test]
-    fn a_delay_is_known_or_left_out() {
-        for (stored, end, messages) in [
-            (Some(3), LogEnd::Newest(15), Some(12)),
-            (Some(15), LogEnd::Newest(15), Some(0)),
-            (Some(20), LogEnd::Newest(15), Some(0)),
-            (Some(0), LogEnd::Newest(Offset::MAX), Some(Offset::MAX as u64)),
-            (None, LogEnd::Newest(15), None),
-            (Some(3), LogEnd::Unknown, None),
-            (Some(3), LogEnd::Gone, None),
-        ] {
-            assert_eq!(one(stored, end).messages(), messages, "{stored:?} {end:?}");
+    /// Makes the view of a topic of a module, with these delays of its partitions.
+    pub(in crate::kmonitor) fn module(name: &str, topic: &str, delays: &[Delay]) -> ModuleView {
+        let partitions: Vec<_> = (0..).zip(delays).map(|(number, delay)| partition(number, *delay)).collect();
+        ModuleView {
+            id: module_id("c", name, topic, Source::Zookeeper),
+            name: name.into(),
+            topic: topic.into(),
+            source: Source::Zookeeper,
+            verdict: Verdict::Ok,
+            since: SystemTime::UNIX_EPOCH,
+            reason: "".into(),
+            reason_code: ReasonCode::Waiting,
+            delay: Some(partitions.iter().filter_map(|partition| partition.delay).sum()),
+            delay_is_partial: partitions.iter().any(|partition| partition.delay.is_none()),
+            seconds_behind: None,
+            seconds_at_least: false,
+            lost: 0,
+            in_per_second: None,
+            out_per_second: None,
+            owners: None,
+            members: None,
+            partitions,
+            history: [0; 60],
+            in_legacy: true,
+        }
+    }
+
+    /// Makes the view of a cluster that is known.
+    pub(in crate::kmonitor) fn cluster(name: &str, modules: Vec<ModuleView>) -> ClusterView {
+        ClusterView {
+            name: name.into(),
+            number: 1,
+            sources: vec![Source::Zookeeper],
+            published: Instant::now(),
+            oldest_read: None,
+            cycle: None,
+            trouble: None,
+            known: true,
+            modules,
+            counts: [0; 6],
+            gone: 0,
+            left_behind: 0,
+            history_end: SystemTime::UNIX_EPOCH,
         }
     }
 
     #[test]
     fn partitions_of_several_topics_do_not_overwrite_each_other() {
-        let ends = |partition: &TopicPartition| match (&*partition.topic, partition.partition) {
-            ("a", 0) => LogEnd::Newest(10),
-            ("b", 0) => LogEnd::Newest(105),
-            ("a", 1) => LogEnd::Newest(7),
-            ("gone", _) => LogEnd::Gone,
-            _ => LogEnd::Unknown,
-        };
-        let stored = [
-            (at("a", 0), Some(3)),
-            (at("a", 1), Some(3)),
-            (at("a", 2), Some(3)),
-            (at("b", 0), Some(100)),
-            (at("b", 1), Some(100)),
-            (at("gone", 0), Some(9)),
-            (at("gone", 5), Some(9)),
+        let modules = vec![
+            module("m", "a", &[Delay::Known(7), Delay::Known(4), Delay::Unknown]),
+            module("m", "b", &[Delay::Known(5), Delay::Unknown]),
+            module("m", "gone", &[Delay::Gone, Delay::Known(1), Delay::Gone, Delay::Gone, Delay::Gone]),
+            ModuleView { in_legacy: false, ..module("m", "left", &[Delay::Known(1_000), Delay::Unknown]) },
+            module("n", "", &[]),
         ];
-        let by_module = StoredByModule::from([("m".into(), stored.into_iter().collect())]);
-        let modules = join(by_module, ends);
-        // 0: the sum of a and b; 1: b is unknown, so is the sum; 2: unknown; 5: only a partition that is gone.
-        assert_eq!(modules["m"].by_number, BTreeMap::from([(0, 12)]));
-        assert_eq!(modules["m"].partitions.len(), 7);
-    }
-
-    proptest! {
-        #[test]
-        fn the_delay_never_falls_while_the_stored_offset_stays(
-            stored in 0..1000_i64,
-            mut ends in proptest::collection::vec(0..2000_i64, 1..20),
-        ) {
-            ends.sort_unstable();
-            let delays: Vec<_> = ends.iter().map(|end| one(Some(stored), LogEnd::Newest(*end)).messages()).collect();
-            prop_assert!(delays.is_sorted());
-            let last = u64::try_from((ends[ends.len() - 1] - stored).max(0)).unwrap();
-            prop_assert_eq!(delays.last().copied().flatten(), Some(last));
-        }
+        let view = cluster("c", modules);
+        // 0: the sum of a and b; 1: b is unknown, so is the sum; 2: unknown; 4: only a partition that is gone.
+        let expected = vec![("m".into(), Delays::from([(0, 12)])), ("n".into(), Delays::new())];
+        assert_eq!(by_module(&view, None), expected);
+        assert_eq!(by_module(&view, Some("n")), expected[1..]);
+        assert!(lacks(&view, "x") && !lacks(&view, "n"));
+        let away = ClusterView { known: false, ..view };
+        assert!(by_module(&away, None).is_empty() && !lacks(&away, "x"));
     }
 }

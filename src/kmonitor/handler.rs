@@ -1,8 +1,8 @@
 //! `GET /delay`, and the endpoints that every daemon has.
 //!
 //! `format` is `json` (default) or `zabbix`. `cluster` selects one cluster and `module` one module; an unknown name is
-//! answered with 404. But while a selected cluster has no snapshot, an unknown module is answered with 200, because
-//! that cluster may have the module.
+//! answered with 404. But while a selected cluster is unknown, an unknown module is answered with 200, because that
+//! cluster may have the module.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,16 +12,17 @@ use log::debug;
 use crate::admin::Admin;
 use crate::http::{Admission, Handler, Head, Reply, Request, Response, percent_decode};
 
+use super::board::Board;
+use super::delay;
 use super::report::{json, zabbix};
-use super::snapshot::{SnapshotStore, Snapshots};
 
 /// Largest body of a request, in bytes.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
-/// Answers from the newest snapshots.
+/// Answers from the newest views.
 pub(super) struct DelayHandler {
     /// The delays of all clusters.
-    pub store: SnapshotStore,
+    pub board: Board,
     /// `/metrics`, `/healthz`, `/readyz`.
     pub admin: Admin,
 }
@@ -67,10 +68,10 @@ impl DelayHandler {
     fn delay(&self, query: &str) -> Result<Response, Response> {
         let parameters = parameters(query).map_err(|reason| refusal(400, "bad_query", &reason))?;
         let parameter = |name: &str| parameters.get(name).map(String::as_str).filter(|value| !value.is_empty());
-        let mut snapshots = self.store.snapshots();
+        let mut clusters = self.board.view().clusters;
         if let Some(cluster) = parameter("cluster") {
-            snapshots.retain(|(name, _)| **name == *cluster);
-            if snapshots.is_empty() {
+            clusters.retain(|view| *view.name == *cluster);
+            if clusters.is_empty() {
                 return Err(refusal(
                     404,
                     "unknown_cluster",
@@ -79,21 +80,16 @@ impl DelayHandler {
             }
         }
         let module = parameter("module");
-        if let Some(module) = module.filter(|module| is_absent(&snapshots, module)) {
-            let message = format!("unknown module {module:?}: it has no stored offsets in ZooKeeper");
+        if let Some(module) = module.filter(|module| clusters.iter().all(|view| delay::lacks(view, module))) {
+            let message = format!("unknown module {module:?}: it has no stored offsets");
             return Err(refusal(404, "unknown_module", &message));
         }
         match parameter("format").unwrap_or("json") {
-            "json" => Ok(Response::json(200, json::render(&snapshots, module))),
-            "zabbix" => Ok(Response::text(200, zabbix::render(&snapshots, module))),
+            "json" => Ok(Response::json(200, json::render(&clusters, module))),
+            "zabbix" => Ok(Response::text(200, zabbix::render(&clusters, module))),
             other => Err(refusal(400, "bad_format", &format!("format is {other:?}, but must be json or zabbix"))),
         }
     }
-}
-
-/// Returns whether every cluster has a snapshot and none of the snapshots has the module.
-fn is_absent(snapshots: &Snapshots, module: &str) -> bool {
-    snapshots.iter().all(|(_, snapshot)| snapshot.as_ref().is_some_and(|known| !known.modules.contains_key(module)))
 }
 
 fn refusal(status: u16, error: &str, message: &str) -> Response {
@@ -122,8 +118,8 @@ fn decoded(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
     use crate::admin::Health;
-    use crate::kmonitor::delay::LogEnd::Newest;
-    use crate::kmonitor::snapshot::tests::snapshot;
+    use crate::kmonitor::delay::tests::Delay::Known;
+    use crate::kmonitor::delay::tests::{cluster, module};
     use crate::metrics::Registry;
 
     fn respond(handler: &DelayHandler, method: &str, target: &str) -> (u16, String) {
@@ -136,11 +132,11 @@ mod tests {
 
     #[test]
     fn every_request_has_its_answer() {
-        let store = SnapshotStore::new(["c", "c 2", "away"]);
-        let writers = store.writers();
-        writers[0].put(Some(snapshot(&[("m", &[(3, Newest(15))]), ("n", &[(0, Newest(1))])])));
-        writers[1].put(Some(snapshot(&[("m", &[(0, Newest(0))])])));
-        let handler = DelayHandler { store, admin: Admin::new(Registry::new(), Health::new()) };
+        let board = Board::new(["c", "c 2", "away"]);
+        let writers = board.writers();
+        writers[0].publish(cluster("c", vec![module("m", "t", &[Known(12)]), module("n", "t", &[Known(1)])]));
+        writers[1].publish(cluster("c 2", vec![module("m", "t", &[Known(0)])]));
+        let handler = DelayHandler { board, admin: Admin::new(Registry::new(), Health::new()) };
         let all = r#"{"c":{"m":{"0":12},"n":{"0":1}},"c 2":{"m":{"0":0}},"away":{}}"#;
         for (target, status, body) in [
             ("/delay", 200, all),
@@ -152,7 +148,7 @@ mod tests {
             ("/delay?cluster=away", 200, r#"{"away":{}}"#),
             ("/delay?cluster=c&format=zabbix", 200, "- c.m.0.delay 12\n- c.n.0.delay 1\n"),
             ("/delay?format=zabbix&module=n", 200, "- c.n.0.delay 1\n"),
-            // One cluster has no snapshot, so it may have the module.
+            // One cluster is unknown, so it may have the module.
             ("/delay?module=x", 200, r#"{"c":{},"c 2":{},"away":{}}"#),
             ("/healthz", 200, r#"{"status":"ok"}"#),
             ("/", 200, r#"{"status":"ok"}"#),

@@ -2,18 +2,20 @@
 //! partition.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
-use crate::kmonitor::snapshot::Snapshots;
+use crate::kmonitor::delay::by_module;
+use crate::kmonitor::view::ClusterView;
 
 /// Formats the delays of these clusters, of all modules or only one. An unknown delay has no line.
-pub(crate) fn render(snapshots: &Snapshots, only_module: Option<&str>) -> String {
-    let mut snapshots: Vec<_> = snapshots.iter().collect();
-    snapshots.sort_unstable_by_key(|(name, _)| name);
+pub(crate) fn render(clusters: &[Arc<ClusterView>], only_module: Option<&str>) -> String {
+    let mut clusters: Vec<_> = clusters.iter().collect();
+    clusters.sort_unstable_by_key(|cluster| &cluster.name);
     let mut lines = String::new();
-    for (cluster, snapshot) in snapshots {
-        for (name, module) in snapshot.iter().flat_map(|snapshot| snapshot.modules(only_module)) {
-            for (number, delay) in &module.by_number {
-                let key = quoted(format!("{cluster}.{name}.{number}.delay"));
+    for cluster in clusters {
+        for (name, delays) in by_module(cluster, only_module) {
+            for (number, delay) in delays {
+                let key = quoted(format!("{}.{name}.{number}.delay", cluster.name));
                 writeln!(lines, "- {key} {delay}").expect("writing into memory does not fail");
             }
         }
@@ -43,24 +45,23 @@ fn quoted(key: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kmonitor::delay::LogEnd::{Newest, Unknown};
-    use crate::kmonitor::snapshot::tests::snapshot;
-    use std::sync::Arc;
+    use crate::kmonitor::delay::tests::Delay::{Known, Unknown};
+    use crate::kmonitor::delay::tests::{cluster, module};
 
     #[test]
     fn lines_are_sorted_and_a_group_name_cannot_break_a_line() {
-        let first = snapshot(&[("m2", &[(0, Newest(0)), (0, Unknown)]), ("m1", &[(3, Newest(15))])]);
-        let ten: Vec<_> = (0..11).map(|number| (0, Newest(number))).collect();
-        let second = snapshot(&[("odd \"\n- x 1", &[(0, Newest(5))]), ("m", &ten[..])]);
-        let snapshots = vec![
-            ("test_cluster".into(), Some(Arc::new(first))),
-            ("away".into(), None),
-            ("common".into(), Some(Arc::new(second))),
+        let first = vec![module("m2", "t", &[Known(0), Unknown]), module("m1", "t", &[Known(12)])];
+        let ten: Vec<_> = (0..11).map(Known).collect();
+        let second = vec![module("odd \"\n- x 1", "t", &[Known(5)]), module("m", "t", &ten)];
+        let clusters = [
+            Arc::new(cluster("test_cluster", first)),
+            Arc::new(ClusterView { known: false, ..cluster("away", Vec::new()) }),
+            Arc::new(cluster("common", second)),
         ];
-        let text = render(&snapshots, None);
+        let text = render(&clusters, None);
         let expected = (0..11).map(|number| format!("- common.m.{number}.delay {number}\n")).collect::<String>()
             + "- \"common.odd \\\"?- x 1.0.delay\" 5\n- test_cluster.m1.0.delay 12\n- test_cluster.m2.0.delay 0\n";
         assert_eq!(text, expected);
-        assert_eq!(render(&snapshots, Some("m1")), "- test_cluster.m1.0.delay 12\n");
+        assert_eq!(render(&clusters, Some("m1")), "- test_cluster.m1.0.delay 12\n");
     }
 }
