@@ -10,9 +10,11 @@
 //! Each cluster has a thread, a ZooKeeper client and Kafka clients of its own, so an unreachable cluster does not delay
 //! the others.
 
+mod memory;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use prometheus::{Histogram, IntCounter};
 
@@ -28,14 +30,16 @@ use super::failure_log::FailureLog;
 use super::kafka_source::KafkaSource;
 use super::log_ends::LogReader;
 use super::name_filter::{ModuleFilter, NameFilter};
-use super::names::{LoggedOnce, NameInterner};
 use super::pace::Pace;
 use super::places::{ClusterState, Places};
 use super::plan::{plan, slices};
 use super::probe::{MAX_PROBES, Prober};
 use super::readings::ModuleKey;
 use super::view::Trouble;
-use super::zookeeper_source::{WantedModule, ZookeeperSource};
+use super::zookeeper_source::WantedModule;
+
+use memory::SourceState;
+pub(super) use memory::Memory;
 
 /// Shortest pause between two cycles, even if a cycle took longer than the interval: the sources must not be under
 /// constant load.
@@ -86,29 +90,6 @@ pub(super) struct Poller {
     pub metrics: PollMetrics,
     /// What one cycle leaves to the next.
     pub memory: Memory,
-}
-
-/// What one cycle leaves to the next.
-#[derive(Default)]
-pub(super) struct Memory {
-    names: NameInterner,
-    logged: LoggedOnce,
-    hosts: Vec<String>,
-    zookeeper: SourceState,
-    kafka: SourceState,
-    /// When the brokers responded last, and why they did not since.
-    brokers: SourceState,
-    /// Since when, by the wall clock, the trouble lasts.
-    trouble_since: Option<SystemTime>,
-    last_cycle: Option<Duration>,
-    published: Option<Instant>,
-}
-
-/// Whether a source can be read.
-#[derive(Default)]
-struct SourceState {
-    read: Option<Instant>,
-    failure: Option<String>,
 }
 
 /// The metrics of one cluster's cycles.
@@ -452,36 +433,6 @@ impl Poller {
 
     fn fresh(&self) -> Duration {
         self.fresh_for.max(self.memory.last_cycle.unwrap_or_default() * 3)
-    }
-}
-
-impl Memory {
-    fn has_failed_source(&self) -> bool {
-        self.zookeeper.failure.is_some() || self.kafka.failure.is_some()
-    }
-
-    fn zookeeper_source<'a>(&'a mut self, keeper: &'a dyn crate::keeper::Keeper) -> ZookeeperSource<'a> {
-        ZookeeperSource { keeper, names: &mut self.names, logged: &mut self.logged, request_count: 0 }
-    }
-}
-
-impl SourceState {
-    fn succeeded(&mut self) {
-        (self.read, self.failure) = (Some(Instant::now()), None);
-    }
-
-    fn failed(&mut self, cause: String) {
-        self.failure = Some(cause);
-    }
-
-    /// Why it was not read for too long.
-    fn cause(&self) -> String {
-        let age = self.read.map(|read| format!("not read for {} s", read.elapsed().as_secs()));
-        self.failure.clone().or(age).unwrap_or_else(|| "not read yet".to_owned())
-    }
-
-    fn is_fresh(&self, fresh: Duration) -> bool {
-        self.read.is_some_and(|read| read.elapsed() <= fresh)
     }
 }
 

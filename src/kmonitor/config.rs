@@ -11,6 +11,7 @@ use crate::logging::LogConfig;
 
 use super::facts::Source;
 use super::name_filter::{ModuleFilter, NameFilter};
+use super::verdict_limits::VerdictLimits;
 
 /// Longest time that a key may have: an hour. A longer time is almost certainly a mistake in the unit.
 const MAX_MILLIS: u64 = 3_600_000;
@@ -26,6 +27,8 @@ pub struct Config {
     pub poll_interval: Duration,
     /// A number that is older is unknown (`base.fresh_for_ms`).
     pub fresh_for: Duration,
+    /// When a partition gets which verdict (`base.verdicts`).
+    pub(super) limits: VerdictLimits,
     /// A topic that a module has not owned for this time, while it owns another, is left behind
     /// (`base.left_behind_after_ms`).
     pub left_behind_after: Duration,
@@ -119,6 +122,7 @@ impl Config {
             clusters,
             poll_interval: base.poll_interval,
             fresh_for: base.fresh_for,
+            limits: base.limits,
             left_behind_after: base.left_behind_after,
             shutdown_grace: base.shutdown_grace,
             http,
@@ -136,6 +140,7 @@ struct Base {
     clusters: Vec<String>,
     poll_interval: Duration,
     fresh_for: Duration,
+    limits: VerdictLimits,
     left_behind_after: Duration,
     shutdown_grace: Duration,
 }
@@ -153,10 +158,11 @@ impl Base {
         }
         let poll_interval = base.millis("poll_interval_ms", Some(5_000), 100..=MAX_MILLIS, problems);
         let fresh_for = base.millis("fresh_for_ms", Some(15_000), 1_000..=MAX_MILLIS, problems);
+        let limits = VerdictLimits::take(&mut base, fresh_for, problems);
         let left_behind_after = base.millis("left_behind_after_ms", Some(600_000), 1_000..=MAX_MILLIS * 24, problems);
         let shutdown_grace = shutdown_grace(&mut base, problems);
         base.finish(problems);
-        Base { log, clusters, poll_interval, fresh_for, left_behind_after, shutdown_grace }
+        Base { log, clusters, poll_interval, fresh_for, limits, left_behind_after, shutdown_grace }
     }
 }
 
@@ -208,9 +214,9 @@ impl ClusterConfig {
             only: NameFilter::take("modules", &mut cluster, problems),
             ignore: NameFilter::take("ignore", &mut cluster, problems),
         };
-        let mut per_second = |key: &str, default| cluster.integer(key, Some(default), 1..=1_000_000, problems);
-        let (zookeeper, kafka_rate) =
-            (per_second("zookeeper_requests_per_second", 2_000), per_second("kafka_requests_per_second", 200));
+        const RATES: std::ops::RangeInclusive<i64> = 1..=1_000_000;
+        let zookeeper = cluster.integer("zookeeper_requests_per_second", Some(2_000), RATES, problems);
+        let kafka_rate = cluster.integer("kafka_requests_per_second", Some(200), RATES, problems);
         let forget_after = cluster.optional_integer("forget_after_hours", 1..=87_600, problems);
         let probe = cluster.boolean("probe", true, problems);
         cluster.finish(problems);

@@ -34,7 +34,10 @@ mod readings;
 mod report;
 mod sentence;
 mod sparkline;
+mod summary;
 mod verdict;
+mod verdict_limits;
+#[allow(dead_code, reason = "the answers that show the rest follow")]
 mod view;
 mod zookeeper_source;
 
@@ -58,7 +61,7 @@ use cluster::{FindBrokers, Memory, PollMetrics, Poller};
 use config::{ClusterConfig, Config};
 use handler::DelayHandler;
 use board::{Board, BoardWriter};
-use facts::{Limits, Source};
+use facts::Source;
 use kafka_source::KafkaSource;
 use log_ends::LogReader;
 use pace::Pace;
@@ -196,7 +199,7 @@ fn poller(
     let connect_groups = move |hosts: &[String]| broker::group_reader(&for_groups(hosts));
     let connect_probes = move |hosts: &[String]| broker::fetcher(&for_probes(hosts), PROBES, &probe_threads);
     let now = Instant::now();
-    let limits = Limits { fresh_for: config.fresh_for, ..Limits::default() };
+    let limits = config.limits.clone();
     let times = Times { forget_after: cluster.forget_after, left_behind_after: config.left_behind_after };
     let has = |source| cluster.sources.contains(&source);
     Poller {
@@ -214,7 +217,7 @@ fn poller(
         interval: config.poll_interval,
         fresh_for: config.fresh_for,
         places: Places::new(cluster.name.as_str().into(), cluster.sources.clone(), times),
-        limits: Box::new(move |_| limits.clone()),
+        limits: Box::new(move |module| limits.of(module)),
         zookeeper_pace: Pace::new(cluster.zookeeper_requests_per_second, now),
         kafka_pace: Pace::new(cluster.kafka_requests_per_second, now),
         writer,

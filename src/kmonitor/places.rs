@@ -317,3 +317,6 @@ impl ModuleTopic {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,9 @@ use super::*;
 use crate::config::reference::{assert_has_all, in_force, keys_of};
 
 const ORIGINAL: &str = include_str!("../../../tests/fixtures/original/kmonitor.yaml");
+/// The optional keys of the reference that have no default.
+const EXAMPLES: &str = "  broker_hosts: ['10.2.1.1:9092']\n  sources: [zookeeper, kafka]\n  groups: ['push-*']\n  modules: ['*']\n  \
+                        ignore: ['console-consumer-*']\n  forget_after_hours: 720\n";
 const REFERENCE: &str = include_str!("../../../conf/kmonitor.yaml");
 
 fn load(text: &str) -> Result<Config, Vec<String>> {
@@ -107,7 +110,7 @@ fn the_reference_shows_every_key_with_its_default() {
         format!("{:?}", load(&text).unwrap())
     };
     assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), minimal("", ""));
-    let examples = minimal("  admin_port: 55326\n", "  broker_hosts: ['10.2.1.1:9092']\n");
+    let examples = minimal("  admin_port: 55326\n", EXAMPLES);
     assert_eq!(format!("{:?}", load(&in_force).unwrap()), examples);
 }
 

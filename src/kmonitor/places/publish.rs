@@ -8,6 +8,7 @@ use crate::kmonitor::behind::behind;
 use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Stored, UnknownReason, Verdict};
 use crate::kmonitor::readings::ModuleKey;
 use crate::kmonitor::sparkline;
+use crate::kmonitor::summary::Summary;
 use crate::kmonitor::verdict::judge;
 use crate::kmonitor::view::{ClusterView, ModuleView, PartitionView, ReasonCode, Trouble, module_id};
 
@@ -108,15 +109,18 @@ impl Places {
         let (now, elapsed) = (context.now, context.elapsed);
         let (mut came_in, mut went_out) = (0, 0);
         let mut partitions = Vec::with_capacity(topic.places.len());
+        let mut summary = Summary::default();
         for (partition, place) in &mut topic.places {
             let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
             let log = self.logs.get(&at);
             came_in += log.map_or(0, |log| log.came_in);
             went_out += std::mem::take(&mut place.went_out);
-            partitions.push(publish_place(context, *partition, place, log));
+            let (view, facts) = publish_place(context, *partition, place, log);
+            summary.add(&facts, &view);
+            partitions.push(view);
         }
         topic.rates.record(elapsed, came_in, went_out);
-        let mut view = module_view(&self.cluster, context, name, partitions);
+        let mut view = module_view(&self.cluster, context, name, partitions, summary);
         let shown = view.delay.filter(|_| !view.delay_is_partial);
         topic.line.record(elapsed, shown);
         view.history = topic.line.hour(elapsed);
@@ -143,7 +147,7 @@ impl Places {
         let limits = Limits::default();
         let context =
             Context { key, module, limits: &limits, now, elapsed: Duration::ZERO, is_left_behind: false };
-        let mut view = module_view(&self.cluster, &context, &topic, Vec::new());
+        let mut view = module_view(&self.cluster, &context, &topic, Vec::new(), Summary::default());
         if let Some(denied) = &module.refused {
             mark_refused(&mut view, denied);
         }
@@ -151,7 +155,12 @@ impl Places {
     }
 }
 
-fn publish_place(context: &Context<'_>, partition: PartitionId, place: &mut Place, log: Option<&Log>) -> PartitionView {
+fn publish_place(
+    context: &Context<'_>,
+    partition: PartitionId,
+    place: &mut Place,
+    log: Option<&Log>,
+) -> (PartitionView, Facts) {
     let (now, elapsed) = (context.now, context.elapsed);
     let facts = facts_of(context, place, log);
     let (standing, reason) = judge(&facts, context.limits, &place.standing, now);
@@ -162,7 +171,7 @@ fn publish_place(context: &Context<'_>, partition: PartitionId, place: &mut Plac
     place.line.record(elapsed, delay);
     let ends = log.and_then(|log| log.ends).filter(|_| facts.log != LogState::Gone);
     let read_at = context.module.valid_at.into_iter().chain(log.and_then(|log| log.read)).min();
-    PartitionView {
+    let view = PartitionView {
         partition,
         verdict: place.standing.verdict,
         since: place.standing.since.wall,
@@ -181,7 +190,8 @@ fn publish_place(context: &Context<'_>, partition: PartitionId, place: &mut Plac
         read_at,
         unknown,
         history: place.line.hour(elapsed),
-    }
+    };
+    (view, facts)
 }
 
 /// Collects what is known of a place.
@@ -267,13 +277,16 @@ fn unknown_code(facts: &Facts, limits: &Limits) -> Option<&'static str> {
 }
 
 /// Makes the view of a topic of a module of those of its partitions.
-fn module_view(cluster: &str, context: &Context<'_>, topic: &Arc<str>, partitions: Vec<PartitionView>) -> ModuleView {
+fn module_view(
+    cluster: &str,
+    context: &Context<'_>,
+    topic: &Arc<str>,
+    partitions: Vec<PartitionView>,
+    summary: Summary,
+) -> ModuleView {
     let Context { key, module, now, .. } = context;
     let is_counted = |view: &&PartitionView| view.reason_code != ReasonCode::Gone;
-    let worst = partitions.iter().max_by_key(|view| {
-        (view.verdict, view.delay, std::cmp::Reverse(view.since), std::cmp::Reverse(view.partition))
-    });
-    let verdict = worst.map_or(Verdict::Ok, |view| view.verdict);
+    let (verdict, reason_code, reason) = summary.finish();
     let same = partitions.iter().filter(|view| view.verdict == verdict).map(|view| view.since);
     let since = if verdict == Verdict::Ok { same.max() } else { same.min() };
     let delays: Vec<Option<u64>> = partitions.iter().filter(is_counted).map(|view| view.delay).collect();
@@ -287,8 +300,8 @@ fn module_view(cluster: &str, context: &Context<'_>, topic: &Arc<str>, partition
         source: key.source,
         verdict,
         since: since.unwrap_or(now.wall),
-        reason: worst.map_or_else(|| "nothing waits".into(), |view| Arc::clone(&view.reason)),
-        reason_code: worst.map_or(ReasonCode::NothingWaits, |view| view.reason_code),
+        reason,
+        reason_code,
         delay: (delays.is_empty() || !known.is_empty()).then(|| known.iter().copied().fold(0, u64::saturating_add)),
         delay_is_partial: known.len() < delays.len(),
         seconds_behind: late.map(|(seconds, _)| seconds),
