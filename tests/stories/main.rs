@@ -46,6 +46,10 @@ mod keeper;
 mod kmonitor_answers;
 /// kmonitor: delays, also while clusters or brokers are down.
 mod kmonitor_delay;
+/// kmonitor: what is known while servers restart, stall or die.
+mod kmonitor_outages;
+/// kmonitor: topics that are created again, grow or lose messages; offsets that are missing or left over.
+mod kmonitor_truth;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
 /// ktransfer: hostile backends and messages that cannot be pushed.

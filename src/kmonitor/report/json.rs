@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
-use super::legacy::{ClusterText, DelayPage, Selection, modules};
+use super::legacy::{ClusterText, DelayPage, Selection};
 use crate::http::Body;
+use crate::kmonitor::delay::by_module;
 use crate::kmonitor::view::View;
 
 /// Formats the delays of all clusters, in the order of the configuration. A cluster that is not known has no modules.
@@ -15,7 +16,7 @@ pub(crate) fn render(view: &View) -> DelayPage {
         let start = text.len();
         open(&mut text, &cluster.name);
         let mut ranges = Vec::new();
-        for (name, delays) in modules(cluster) {
+        for (name, delays) in by_module(cluster, None) {
             separate(&mut text);
             let start = text.len();
             open(&mut text, &name);

@@ -7,14 +7,15 @@
 use std::collections::HashMap;
 use std::io::Write;
 
-use super::legacy::{ClusterText, DelayPage, Selection, modules};
+use super::legacy::{ClusterText, DelayPage, Selection};
 use crate::http::Body;
+use crate::kmonitor::delay::by_module;
 use crate::kmonitor::view::View;
 
 /// Formats the delays of all clusters, and returns the modules that are left out because of their names, as
 /// `cluster.module`. An unknown delay has no line.
 pub(crate) fn render(view: &View) -> (DelayPage, Vec<String>) {
-    let mut sorted: Vec<_> = view.clusters.iter().map(|cluster| (cluster, modules(cluster))).collect();
+    let mut sorted: Vec<_> = view.clusters.iter().map(|cluster| (cluster, by_module(cluster, None))).collect();
     sorted.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
     let mut uses: HashMap<String, usize> = HashMap::new();
     for (cluster, modules) in &sorted {
