@@ -32,7 +32,7 @@ fn produce(cluster: &Cluster, topic: &str, partition: i32, count: usize) {
 fn while_polled<T>(
     monitor: &Kmonitor,
     module: &str,
-    check: impl Fn(&Value) + Send,
+    check: impl Fn(&Value) + Sync,
     work: impl FnOnce() -> T,
 ) -> T {
     let is_done = AtomicBool::new(false);
