@@ -5,7 +5,6 @@
 //!
 //! Invariant: if a poller hangs, its cluster becomes unknown instead of staying as it was last.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,8 +22,8 @@ pub(super) struct Board {
 }
 
 struct Shared {
-    /// Counts the publications.
-    number: AtomicU64,
+    /// Number and time of the last publication.
+    last: Mutex<(u64, SystemTime)>,
     /// Called after each publication.
     on_publish: OnceLock<Box<dyn Fn() + Send + Sync>>,
     clusters: Vec<Mutex<Arc<ClusterView>>>,
@@ -41,7 +40,13 @@ impl Board {
     pub(super) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let clusters =
             names.into_iter().map(|name| Mutex::new(Arc::new(unread(name.into(), Instant::now())))).collect();
-        Board { shared: Arc::new(Shared { number: AtomicU64::new(0), on_publish: OnceLock::new(), clusters }) }
+        Board {
+            shared: Arc::new(Shared {
+                last: Mutex::new((0, SystemTime::now())),
+                on_publish: OnceLock::new(),
+                clusters,
+            }),
+        }
     }
 
     /// Makes each publication call `call` on the thread that publishes. Only the first call of this function counts.
@@ -57,9 +62,9 @@ impl Board {
     /// Returns the view of every cluster, in the order of the configuration.
     pub(super) fn view(&self) -> View {
         let now = Instant::now();
-        let number = self.shared.number.load(Ordering::Acquire);
+        let (number, made_at) = *lock(&self.shared.last);
         let newest = |cluster: &Mutex<Arc<ClusterView>>| or_unknown(lock(cluster).clone(), now);
-        View { number, made_at: SystemTime::now(), clusters: self.shared.clusters.iter().map(newest).collect() }
+        View { number, made_at, clusters: self.shared.clusters.iter().map(newest).collect() }
     }
 }
 
@@ -69,7 +74,9 @@ impl BoardWriter {
         let view = Arc::new(view);
         // The old view is dropped after the lock is released, because dropping many partitions takes a while.
         let _old = std::mem::replace(&mut *lock(&self.board.shared.clusters[self.index]), view);
-        self.board.shared.number.fetch_add(1, Ordering::Release);
+        let mut last = lock(&self.board.shared.last);
+        *last = (last.0 + 1, SystemTime::now());
+        drop(last);
         if let Some(call) = self.board.shared.on_publish.get() {
             call();
         }

@@ -358,7 +358,7 @@ impl Poller {
             }
             let before = self.log_reader.request_count;
             let readings = self.log_reader.ranges(slice, Instant::now());
-            self.places.record_logs(slice.iter().cloned().zip(readings), &self.log_reader, Moment::now());
+            self.places.record_logs(slice.iter().cloned().zip(readings), &mut self.log_reader, Moment::now());
             let wait = self.kafka_pace.after(self.log_reader.request_count - before, Instant::now());
             let _ = stop.sleep(wait);
         }

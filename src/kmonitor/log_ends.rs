@@ -21,8 +21,11 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time after which a leader that did not respond is asked again.
 const SILENT_PAUSE: Duration = Duration::from_secs(5);
-/// Age at which a topic is looked up again, to find new partitions and another id.
+/// Age at which a topic is looked up again, to find new partitions and another id. A few topics are looked up in every
+/// cycle: until then a topic that was created again looks like the one before.
 const MAX_TOPIC_AGE: Duration = Duration::from_secs(10);
+/// Largest number of topics that are a few.
+const FEW_TOPICS: usize = 500;
 /// Shortest time between two look-ups of a topic that is in doubt.
 const DOUBT_PAUSE: Duration = Duration::from_millis(500);
 /// Time between the first and the last of the answers that make an absence certain.
@@ -86,7 +89,8 @@ impl LogReader {
         now: Instant,
     ) -> Result<(), String> {
         self.topics.retain(|name, _| wanted.contains(name));
-        let is_due = |name: &&Arc<str>| self.topics.get(*name).is_none_or(|topic| topic.is_due(now));
+        let max_age = if wanted.len() <= FEW_TOPICS { DOUBT_PAUSE } else { MAX_TOPIC_AGE };
+        let is_due = |name: &&Arc<str>| self.topics.get(*name).is_none_or(|topic| topic.is_due(max_age, now));
         let due: Vec<Arc<str>> = wanted.iter().filter(is_due).cloned().collect();
         if due.is_empty() {
             return Ok(());
@@ -223,7 +227,8 @@ impl LogReader {
         self.topics.insert(name, KnownTopic { answer, first, last: now, is_doubtful: false });
     }
 
-    fn doubt(&mut self, topic: &str) {
+    /// Notes that what is known of a topic may have changed.
+    pub(super) fn doubt(&mut self, topic: &str) {
         if let Some(topic) = self.topics.get_mut(topic) {
             topic.is_doubtful = true;
         }
@@ -256,13 +261,13 @@ impl LogReader {
 }
 
 impl KnownTopic {
-    fn is_due(&self, now: Instant) -> bool {
+    fn is_due(&self, max_age: Duration, now: Instant) -> bool {
         let is_certain = match &self.answer {
             Answer::Exists(_) => !self.is_doubtful,
             Answer::Absent => self.is_confirmed(),
             Answer::Failed(_) => false,
         };
-        let pause = if is_certain { MAX_TOPIC_AGE } else { DOUBT_PAUSE };
+        let pause = if is_certain { max_age } else { DOUBT_PAUSE };
         pause <= now.saturating_duration_since(self.last)
     }
 

@@ -260,13 +260,17 @@ impl Places {
     pub(super) fn record_logs(
         &mut self,
         readings: impl IntoIterator<Item = (TopicPartition, LogReading)>,
-        reader: &LogReader,
+        reader: &mut LogReader,
         now: Moment,
     ) {
         let elapsed = self.elapsed(now);
         for (at, reading) in readings {
             let topic_id = reader.topic_id(&at.topic);
-            self.logs.entry(at).or_default().record(&reading, topic_id, now.at, elapsed);
+            let topic = Arc::clone(&at.topic);
+            if self.logs.entry(at).or_default().record(&reading, topic_id, now.at, elapsed) {
+                // It may be another topic of the same name.
+                reader.doubt(&topic);
+            }
         }
     }
 

@@ -29,7 +29,7 @@ fn produce(cluster: &Cluster, topic: &str, partition: i32, count: usize) {
 }
 
 /// Polls the delays of a module every 100 ms while `work` runs; `check` sees each answer.
-fn while_polled<T>(monitor: &Kmonitor, module: &str, check: impl Fn(&Value) + Send, work: impl FnOnce() -> T) -> T {
+fn while_polled<T>(monitor: &Kmonitor, module: &str, check: impl Fn(&Value) + Sync, work: impl FnOnce() -> T) -> T {
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let poller = scope.spawn(|| {

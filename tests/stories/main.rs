@@ -48,6 +48,8 @@ mod kmonitor_answers;
 mod kmonitor_delay;
 /// kmonitor: what is known while servers restart, stall or die.
 mod kmonitor_outages;
+/// kmonitor: stored offsets in Kafka, and modules that move.
+mod kmonitor_sources;
 /// kmonitor: topics that are created again, grow or lose messages; offsets that are missing or left over.
 mod kmonitor_truth;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.

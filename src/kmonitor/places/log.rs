@@ -35,8 +35,14 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Enters a reading.
-    pub(super) fn record(&mut self, reading: &LogReading, topic_id: Option<TopicId>, now: Instant, elapsed: Duration) {
+    /// Enters a reading. Returns whether the newest offset became smaller.
+    pub(super) fn record(
+        &mut self,
+        reading: &LogReading,
+        topic_id: Option<TopicId>,
+        now: Instant,
+        elapsed: Duration,
+    ) -> bool {
         self.came_in = 0;
         match reading {
             LogReading::Range(LogRange { oldest, newest, .. }) => {
@@ -68,6 +74,7 @@ impl Log {
             }
             LogReading::Unknown(reason) => self.unknown = Some(reason.clone()),
         }
+        self.went_back == Some(now)
     }
 
     /// Whether the newest offset can be trusted to be no temporary step back.

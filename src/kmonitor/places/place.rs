@@ -33,6 +33,8 @@ pub(super) struct Place {
     pub(super) moved: Option<Instant>,
     /// By how much it moved with the last reading.
     pub(super) went_out: u64,
+    /// The newest offset up to which the messages that came in were counted.
+    counted_to: Option<Offset>,
     /// By the clock of ZooKeeper.
     written: Option<SystemTime>,
     owner: Owner,
@@ -64,6 +66,7 @@ impl Place {
             first_read: now.at,
             moved: None,
             went_out: 0,
+            counted_to: None,
             written: None,
             owner: Owner::Unknown,
             unowned_since: None,
@@ -188,7 +191,13 @@ impl Place {
         self.newest_when_moved.map_or(0, |then| u64::try_from(newest.saturating_sub(then)).unwrap_or(0))
     }
 
-    /// Keeps the delay of now, and returns those a minute and five minutes ago.
+    /// Returns the messages that came in since the last call.
+    pub(super) fn take_came_in(&mut self, newest: Option<Offset>) -> u64 {
+        let before = std::mem::replace(&mut self.counted_to, newest.or(self.counted_to));
+        newest.zip(before).map_or(0, |(newest, before)| u64::try_from(newest.saturating_sub(before)).unwrap_or(0))
+    }
+
+    /// Keeps the delay of now.
     pub(super) fn keep_delay(&mut self, elapsed: Duration, delay: Option<u64>) {
         let minute = u32::try_from(elapsed.as_secs() / 60).unwrap_or(u32::MAX);
         self.delays[minute as usize % MINUTES] = (minute, delay);

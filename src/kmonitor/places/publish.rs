@@ -113,7 +113,7 @@ impl Places {
         for (partition, place) in &mut topic.places {
             let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
             let log = self.logs.get(&at);
-            came_in += log.map_or(0, |log| log.came_in);
+            came_in += place.take_came_in(log.and_then(|log| log.ends).map(|(_, newest)| newest));
             went_out += std::mem::take(&mut place.went_out);
             let (view, facts) = publish_place(context, *partition, place, log);
             summary.add(&facts, &view);

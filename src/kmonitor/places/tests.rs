@@ -65,7 +65,7 @@ impl Rig {
         keys.iter().for_each(|key| self.places.complete(key, &self.reader, now));
         let logs: Vec<_> = self.places.logs_of(&keys).into_iter().collect();
         let readings = self.reader.ranges(&logs, now.at);
-        self.places.record_logs(logs.into_iter().zip(readings), &self.reader, now);
+        self.places.record_logs(logs.into_iter().zip(readings), &mut self.reader, now);
         self.places.compare(&keys, now.at);
         let state = ClusterState { is_known: true, ..ClusterState::default() };
         self.places.publish(state, |_| Limits::default(), now)

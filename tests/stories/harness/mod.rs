@@ -22,6 +22,7 @@ pub(crate) mod http;
 pub(crate) mod jars;
 pub(crate) mod kafka;
 pub(crate) mod kafka_admin;
+pub(crate) mod kafka_tools;
 pub(crate) mod kafka_wire;
 pub(crate) mod keeper;
 pub(crate) mod kmonitor;
