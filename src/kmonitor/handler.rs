@@ -14,6 +14,7 @@ use crate::http::{Admission, Handler, Head, Reply, Request, Response};
 
 use super::published::PublishedPages;
 use super::query::Parameters;
+use super::refusals::{refusal, unknown_cluster};
 use super::report::legacy::{Missing, Selection};
 use super::report::pages::DelayFormat;
 use super::zabbix_pages;
@@ -92,16 +93,6 @@ impl DelayHandler {
             }
         }
     }
-}
-
-/// The answer to a request for a cluster that is not configured.
-pub(super) fn unknown_cluster(cluster: &str) -> Response {
-    refusal(404, "unknown_cluster", &format!("unknown cluster {cluster:?}: base.clusters does not name it"))
-}
-
-/// An error answer: a JSON object with a code and a text.
-pub(super) fn refusal(status: u16, error: &str, message: &str) -> Response {
-    Response::json(status, serde_json::json!({"error": error, "message": message}).to_string())
 }
 
 #[cfg(test)]

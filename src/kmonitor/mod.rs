@@ -8,7 +8,7 @@
 //! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`,
 //! `zookeeper_source`, `kafka_source` and `log_ends` (what a cycle reads), `places` (what was seen over time), `plan` and
 //! `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `published`, `query`,
-//! `zabbix_pages`, `handler`.
+//! `refusals`, `zabbix_pages`, `handler`.
 //!
 //! Invariants: an unknown delay is left out of all answers; the failure of one cluster does not affect another; an HTTP
 //! request never waits for ZooKeeper or Kafka.
@@ -34,6 +34,7 @@ mod published;
 mod query;
 mod rates;
 mod readings;
+mod refusals;
 mod report;
 mod sentence;
 mod sparkline;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::http::{Head, Response, percent_decode};
 
-use super::handler::refusal;
+use super::refusals::bad_query;
 
 /// Decoded parameters by name.
 pub(super) struct Parameters(BTreeMap<String, String>);
@@ -36,11 +36,6 @@ impl Parameters {
         let found = choices.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning);
         found.ok_or_else(|| bad_query(&format!("{name} is {value:?}, but must be {}", words())))
     }
-}
-
-/// The answer to a request with wrong parameters.
-pub(super) fn bad_query(reason: &str) -> Response {
-    refusal(400, "bad_query", reason)
 }
 
 fn parse(query: &str) -> Result<BTreeMap<String, String>, String> {

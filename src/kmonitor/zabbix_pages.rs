@@ -6,8 +6,8 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::http::{Head, Response};
 
-use super::handler::unknown_cluster;
-use super::query::{Parameters, bad_query};
+use super::query::Parameters;
+use super::refusals::{bad_query, unknown_cluster};
 use super::report::pages::Pages;
 use super::report::zabbix_items::{Clock, Filter};
 
