@@ -8,6 +8,7 @@
 #                 ENGINES=1 measures the Kafka clients without HTTP
 # make bench-ktransfer   measure ktransfer only (MESSAGES=200000 WORKERS="16 32 100 500")
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
+# make zabbix     the Zabbix templates in a real Zabbix server (Debian's packages; as root)
 # make check      formatting, lints and documentation
 # make pure       build without TLS, verify that no C is compiled, and test that build
 # make install    into $(DESTDIR)$(PREFIX)
@@ -20,7 +21,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: all demo test soak bench bench-ktransfer fuzz check pure install clean tools build-tools
+.PHONY: all demo test soak bench bench-ktransfer fuzz zabbix check pure install clean tools build-tools
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
@@ -57,6 +58,11 @@ bench: tools
 bench-ktransfer: tools
 	@.ci/tools bench
 	BASELINE=$(BASELINE_FOLDER) $(CARGO) bench --locked --bench ktransfer -- $(MESSAGES) $(WORKERS)
+
+zabbix: tools all
+	@.ci/tools zabbix
+	$(CARGO) build --release --locked --example zabbix
+	KAFKA_HTTP_WRAPPER_BIN_DIR=. $(TARGET)/release/examples/zabbix
 
 fuzz: build-tools
 	fuzz/run $(SECONDS_EACH)

@@ -1,7 +1,7 @@
 //! The pages of the newest view, which are rendered once for each view, whatever the number of clients.
 //!
-//! A poller calls [`PublishedPages::refresh`] when it has published, so that requests find the pages rendered. A request
-//! renders them itself only where no poller does: when a poller hangs, its cluster becomes unknown without it.
+//! A poller calls [`PublishedPages::refresh`] when it has published, so that requests find the pages rendered. A
+//! request renders them itself only where no poller does: when a poller hangs, its cluster becomes unknown without it.
 
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::SystemTime;

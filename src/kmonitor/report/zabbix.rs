@@ -1,8 +1,8 @@
 //! Formats delays as lines for `zabbix_sender -i -`: `- cluster.module.0.delay 12`, sorted by cluster, module and
 //! partition.
 //!
-//! Names may have dots, so two modules can have one key: module `b.c` of cluster `a`, and `c` of `a.b`. Such modules are
-//! left out, because their values would alternate under one item.
+//! Names may have dots, so two modules can have one key: module `b.c` of cluster `a`, and `c` of `a.b`. Such modules
+//! are left out, because their values would alternate under one item.
 
 use std::collections::HashMap;
 use std::io::Write;

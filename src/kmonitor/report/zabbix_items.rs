@@ -1,9 +1,9 @@
 //! `/v1/zabbix` and `/v1/zabbix/discovery`: five items for each module, found by the low-level discovery of Zabbix. The
 //! values are lines for `zabbix_sender` or a JSON document.
 //!
-//! A line is input for `zabbix_sender -i`: `- kmonitor.delay[CLUSTER,MODULE,TOPIC,SOURCE] 1764093790 1204`. Zabbix makes
-//! the key of an item from the names that the discovery returned, by its own rule of quoting; the keys here follow the
-//! same rule, or the values would be refused. Names that no key can carry are left out and counted.
+//! A line is input for `zabbix_sender -i`: `- kmonitor.delay[CLUSTER,MODULE,TOPIC,SOURCE] 1764093790 1204`. Zabbix
+//! makes the key of an item from the names that the discovery returned, by its own rule of quoting; the keys here
+//! follow the same rule, or the values would be refused. Names that no key can carry are left out and counted.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -178,16 +178,16 @@ fn names(cluster: &ClusterView, module: &ModuleView) -> Option<String> {
 }
 
 /// Returns a name as a parameter of a key, by the rule of Zabbix (`zbx_quote_key_param`): it is quoted only where it
-/// must be, and inside of quotes only `"` is escaped, so a name that must be quoted cannot end with a backslash. `None`
-/// if that is so, or if the name has a control character.
+/// must be, and inside of quotes only `"` is escaped. So a quoted name cannot end with a backslash, and the template
+/// quotes every name as the context of a macro. `None` if it ends so, or if it has a control character.
 fn parameter(name: &str) -> Option<Cow<'_, str>> {
-    if name.contains(char::is_control) {
+    if name.contains(char::is_control) || name.ends_with('\\') {
         return None;
     }
     if !name.starts_with(['"', ' ', '[']) && !name.contains([',', ']']) {
         return Some(name.into());
     }
-    (!name.ends_with('\\')).then(|| format!("\"{}\"", name.replace('"', "\\\"")).into())
+    Some(format!("\"{}\"", name.replace('"', "\\\"")).into())
 }
 
 /// The lines under construction.
@@ -308,7 +308,8 @@ mod tests {
             ("", Some("")),
             ("a b", Some("a b")),
             ("a\"b", Some("a\"b")),
-            ("a\\", Some("a\\")),
+            ("a\\", None),
+            ("a\\b", Some("a\\b")),
             ("a[b", Some("a[b")),
             (" a", Some("\" a\"")),
             ("\"a", Some("\"\\\"a\"")),

@@ -1,5 +1,5 @@
-//! A Zabbix server that records the values it is sent, the real `zabbix_sender`, and how Zabbix makes the key of an item
-//! from the names that a discovery found.
+//! A Zabbix server that records the values it is sent, the real `zabbix_sender`, and how Zabbix makes the key of an
+//! item from the names that a discovery found.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -43,8 +43,8 @@ impl ZabbixServer {
         ZabbixServer { port, received }
     }
 
-    /// Sends a file of lines with `zabbix_sender -T`, which exits with 0 if the server accepted all of them. Returns what
-    /// arrived.
+    /// Sends a file of lines with `zabbix_sender -T`, which exits with 0 if the server accepted all of them. Returns
+    /// what arrived.
     #[track_caller]
     pub(crate) fn send_file(&self, file: &Path, host: &str) -> Vec<Received> {
         self.received.lock().expect("no thread panics with it").clear();
@@ -87,8 +87,9 @@ fn answer(mut connection: TcpStream) -> Vec<Received> {
     values
 }
 
-/// Returns the key that Zabbix makes from the key of a prototype and the macros of a discovered object; `None` if Zabbix
-/// refuses it. A port of `substitute_key_macros` and `zbx_quote_key_param` for parameters that are one macro each.
+/// Returns the key that Zabbix makes from the key of a prototype and the macros of a discovered object; `None` if
+/// Zabbix refuses it. A port of `substitute_key_macros` and `zbx_quote_key_param` for parameters that are one macro
+/// each.
 pub(crate) fn expanded_key(prototype: &str, macros: &BTreeMap<String, String>) -> Option<String> {
     let Some((name, parameters)) = prototype.split_once('[') else { return Some(prototype.to_owned()) };
     let parameters = parameters.strip_suffix(']').expect("a key ends with its parameters").split(',');
