@@ -92,6 +92,8 @@ pub mod ktransfer;
 
 pub mod admin;
 pub mod broker;
+#[allow(dead_code, reason = "the page uses more of it")]
+mod html;
 pub mod http;
 pub mod kafka;
 pub mod keeper;
@@ -114,6 +116,10 @@ pub mod supervise;
 mod docs_test;
 #[cfg(test)]
 mod import_circles;
+
+#[cfg(test)]
+#[path = "../tests/stories/harness/json_schema.rs"]
+mod json_schema;
 
 #[cfg(test)]
 #[cfg(feature = "tls")]

@@ -84,9 +84,7 @@ impl Query {
             names.compile()?;
         }
         match &query.after {
-            Some(after) if after.order() != query.order => {
-                Err("after is of a request with another order".to_owned())
-            }
+            Some(after) if after.order() != query.order => Err("after is of a request with another order".to_owned()),
             _ => Ok(query),
         }
     }
@@ -185,7 +183,9 @@ fn verdicts(list: &str) -> Result<u8, String> {
 fn whole(name: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, String> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let number = text.parse().ok().filter(|number| digits && range.contains(number));
-    number.ok_or_else(|| format!("{name} is {text:?}, but must be a whole number from {} to {}", range.start(), range.end()))
+    number.ok_or_else(|| {
+        format!("{name} is {text:?}, but must be a whole number from {} to {}", range.start(), range.end())
+    })
 }
 
 fn seconds(name: &str, text: &str) -> Result<f64, String> {
