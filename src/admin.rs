@@ -2,13 +2,15 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::http::{Admission, Handler, Head, Response};
+use crate::http::{Admission, Body, Handler, Head, Response};
 use crate::locks::lock;
 use crate::logging;
 use crate::metrics::Registry;
 
 /// The methods of the admin endpoints.
 const ALLOWED: &str = "GET, HEAD, OPTIONS";
+/// The media type of the Prometheus text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Readiness of the components of a daemon. Clones share the components.
 #[derive(Clone, Default)]
@@ -85,6 +87,7 @@ impl Admin {
             _ => return None,
         };
         Some(match &*head.method {
+            "HEAD" if head.path == "/metrics" => Response::new(200, METRICS_TYPE, Body::Omitted),
             "GET" | "HEAD" => endpoint(self),
             "OPTIONS" => Response::new(200, "", "").with_header("Allow", ALLOWED),
             _ => Response::text(405, "method not allowed: use GET or HEAD\n").with_header("Allow", ALLOWED),
@@ -96,7 +99,7 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response {
-        Response::new(200, "text/plain; version=0.0.4; charset=utf-8", self.registry.render())
+        Response::new(200, METRICS_TYPE, self.registry.render())
     }
 
     fn readiness(&self) -> Response {
@@ -121,7 +124,7 @@ mod tests {
 
     fn request(admin: &Admin, method: &'static str, path: &str) -> Option<(u16, String)> {
         let head = Head { method: method.into(), path: path.into(), ..Head::default() };
-        admin.answer(&head).map(|response| (response.status, String::from_utf8(response.body).unwrap()))
+        admin.answer(&head).map(|response| (response.status, String::from_utf8(response.body.to_vec()).unwrap()))
     }
 
     #[test]
@@ -144,6 +147,7 @@ mod tests {
             ("OPTIONS", "/metrics", Some(200)),
             ("GET", "/", Some(200)),
             ("HEAD", "/", Some(200)),
+            ("HEAD", "/metrics", Some(200)),
             ("POST", "/", None),
             ("OPTIONS", "/other", None),
             ("DELETE", "/metrics", Some(405)),

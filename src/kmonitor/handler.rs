@@ -131,7 +131,7 @@ mod tests {
         let mut head = Head { path: path.into(), query: Some(query.into()), ..Head::default() };
         head.method = method.to_owned().into();
         let response = handler.answer(&head);
-        (response.status, String::from_utf8(response.body).unwrap())
+        (response.status, String::from_utf8(response.body.to_vec()).unwrap())
     }
 
     #[test]
