@@ -3,6 +3,7 @@
 # make test       unit tests and stories on a real Kafka and ZooKeeper
 # make soak       ktransfer under random faults on a real Kafka and ZooKeeper (SOAK_SECONDS=3600 SEED=1); the seed selects
 #                 the faults, and a run that fails prints them
+# make screenshots   pictures of the page of kmonitor, in target/screenshots (healthy, late, away, phone, dark)
 # make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096"), then ktransfer;
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
 #                 ENGINES=1 measures the Kafka clients without HTTP
@@ -20,7 +21,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: all demo test soak bench bench-ktransfer fuzz check pure install clean tools build-tools
+.PHONY: all demo test soak screenshots bench bench-ktransfer fuzz check pure install clean tools build-tools
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
@@ -44,7 +45,14 @@ demo: tools all
 	KAFKA_HTTP_WRAPPER_BIN_DIR=. $(TARGET)/release/examples/demo
 
 test: tools
-	$(CARGO) test --release --locked
+	@.ci/tools browser
+	CHROMIUM=required $(CARGO) test --release --locked
+
+screenshots: build-tools
+	@.ci/tools browser
+	mkdir -p $(TARGET)/pages
+	KMONITOR_PAGES=$(abspath $(TARGET)/pages) $(CARGO) test --release --locked --lib sample_pages_can_be_written
+	$(CARGO) run --release --locked --example screenshots -- $(TARGET)/pages $(TARGET)/screenshots
 
 soak: tools
 	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) $(CARGO) test --release --locked --test stories soak:: -- --nocapture

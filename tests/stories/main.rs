@@ -44,6 +44,8 @@ mod kafka_settings;
 mod keeper;
 /// kmonitor: delays, also while clusters or brokers are down.
 mod kmonitor_delay;
+/// kmonitor: its page in a real browser.
+mod kmonitor_page;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
 /// ktransfer: hostile backends and messages that cannot be pushed.
