@@ -149,8 +149,9 @@ pub(super) struct Facts {
     pub log_age: Option<Duration>,
     /// Why the ends could not be read lately; `None` if the last attempt succeeded.
     pub log_unknown: Option<UnknownReason>,
-    /// The topic was created again: its id changed, or the stored offset was beyond the newest one in two readings, and
-    /// the leader has been in office for long enough that this is not the short step back after an election.
+    /// The topic was created again, and the stored offset is of the old one: the id of the topic changed, or the stored
+    /// offset was beyond the newest one in two readings although the leader was not just elected (the log may end earlier
+    /// for a moment then).
     pub recreated: bool,
     /// The last time the stored offset became smaller.
     pub went_back: Option<WentBack>,
@@ -275,14 +276,14 @@ impl Facts {
 /// number is missing or nothing was ever stored.
 pub(super) fn delay(facts: &Facts) -> Option<u64> {
     let (Stored::Offset(stored), LogState::Known { oldest, newest }) = (&facts.stored, &facts.log) else { return None };
-    let from = if facts.recreated && newest < stored { *oldest } else { *oldest.max(stored) };
+    let from = if facts.recreated { *oldest } else { *oldest.max(stored) };
     Some(distance(from, *newest))
 }
 
 /// Returns the number of messages that retention deleted before they were pushed.
 pub(super) fn lost(facts: &Facts) -> u64 {
     match (&facts.stored, &facts.log) {
-        (Stored::Offset(stored), LogState::Known { oldest, .. }) => distance(*stored, *oldest),
+        (Stored::Offset(stored), LogState::Known { oldest, .. }) if !facts.recreated => distance(*stored, *oldest),
         _ => 0,
     }
 }
@@ -383,7 +384,8 @@ mod tests {
         }
         let recreated = Facts { recreated: true, ..facts(5000, 2, 120) };
         assert_eq!((delay(&recreated), lost(&recreated)), (Some(118), 0), "all of the new topic is pushed");
-        assert_eq!(delay(&Facts { recreated: true, ..facts(100, 2, 120) }), Some(20), "pushed again from 100");
+        let recreated = Facts { recreated: true, ..facts(1, 2, 120) };
+        assert_eq!((delay(&recreated), lost(&recreated)), (Some(118), 0), "also where the old offset is in it");
     }
 
     #[test]

@@ -11,16 +11,28 @@
 //! Invariants: an unknown delay is left out of all answers; the failure of one cluster does not affect another; an HTTP
 //! request never waits for ZooKeeper or Kafka.
 
+#[allow(dead_code, reason = "the parts that use them follow")]
+mod behind;
 mod cluster;
 mod config;
 mod delay;
 #[allow(dead_code, reason = "the parts that use them follow")]
+mod ends_history;
+#[allow(dead_code, reason = "the parts that use them follow")]
 mod facts;
 mod handler;
 mod log_ends;
+#[allow(dead_code, reason = "the parts that use them follow")]
+mod rates;
 mod report;
+#[allow(dead_code, reason = "the parts that use them follow")]
+mod sentence;
 mod snapshot;
+#[allow(dead_code, reason = "the parts that use them follow")]
+mod sparkline;
 mod stored_offsets;
+#[allow(dead_code, reason = "the parts that use them follow")]
+mod verdict;
 #[allow(dead_code, reason = "the parts that use them follow")]
 mod view;
 
