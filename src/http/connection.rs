@@ -169,7 +169,7 @@ impl Connection {
             encode_head(&response, options, buffer);
             let mut body = if sends_body { response.body } else { Body::default() };
             if matches!(&body, Body::Owned(bytes) if bytes.len() <= MAX_JOINED_BYTES) {
-                buffer.extend_from_slice(&body);
+                buffer.extend_from_slice(body.parts()[0]);
                 body = Body::default();
             }
             self.write(buffer, body, !options.keep_alive);
@@ -227,7 +227,8 @@ impl Connection {
     fn write(&self, head: &[u8], body: Body, closes: bool) {
         let mut state = self.lock();
         state.closes = closes;
-        match send(&mut state.tls, &self.socket, [head, &body]) {
+        let [start, middle, end] = body.parts();
+        match send(&mut state.tls, &self.socket, [head, start, middle, end]) {
             Ok(sent) if sent == head.len() + body.len() => {
                 state.answer_lease.release();
                 self.end_response(&mut state);
@@ -362,7 +363,7 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let mut before = 0;
         loop {
-            match send(&mut None, &socket, [&[b'x'; 100_000], &[]]).unwrap() {
+            match send(&mut None, &socket, [&[b'x'; 100_000], &[], &[], &[]]).unwrap() {
                 0 => break,
                 count => before += count,
             }

@@ -24,7 +24,7 @@ pub(super) struct EncodeOptions {
 pub(super) fn encode(response: &Response, options: EncodeOptions, out: &mut Vec<u8>) {
     encode_head(response, options, out);
     if has_body(response.status) && !options.head_only {
-        out.extend_from_slice(&response.body);
+        response.body.parts().iter().for_each(|part| out.extend_from_slice(part));
     }
 }
 

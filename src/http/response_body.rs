@@ -1,7 +1,7 @@
-//! The body of a response: bytes of its own, or a part of bytes that many responses share.
+//! The body of a response: bytes of its own, or bytes that many responses share, between a start and an end.
 //!
-//! A shared body is never copied: a connection whose client reads slowly keeps a reference and a position. So any
-//! number of slow clients of one large page costs the memory of one page.
+//! Shared bytes are never copied: a connection whose client reads slowly keeps a reference and a position. So any number
+//! of slow clients of one large page costs the memory of one page.
 
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -12,8 +12,15 @@ use std::sync::Arc;
 pub enum Body {
     /// Bytes of this response alone.
     Owned(Vec<u8>),
-    /// Bytes that other responses have as well.
-    Shared(SharedBytes),
+    /// Bytes that other responses have as well, between a start and an end.
+    Shared {
+        /// The start, of this response alone; often empty.
+        start: Vec<u8>,
+        /// What is shared.
+        bytes: SharedBytes,
+        /// The end; often empty.
+        end: &'static [u8],
+    },
     /// Not rendered, because the request is HEAD: the response has neither body nor Content-Length.
     Omitted,
 }
@@ -26,11 +33,36 @@ pub struct SharedBytes {
 }
 
 impl Body {
+    /// Returns the parts whose concatenation is the body.
+    pub fn parts(&self) -> [&[u8]; 3] {
+        match self {
+            Body::Owned(bytes) => [bytes, &[], &[]],
+            Body::Shared { start, bytes, end } => [start, bytes, end],
+            Body::Omitted => [&[]; 3],
+        }
+    }
+
+    /// Returns the number of bytes.
+    pub fn len(&self) -> usize {
+        self.parts().iter().map(|part| part.len()).sum()
+    }
+
+    /// Returns whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns a copy of the bytes.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.parts().concat()
+    }
+
     /// Returns the heap memory that only this body holds, in bytes.
     pub(super) fn allocated(&self) -> usize {
         match self {
             Body::Owned(bytes) => bytes.capacity(),
-            Body::Shared(_) | Body::Omitted => 0,
+            Body::Shared { start, .. } => start.capacity(),
+            Body::Omitted => 0,
         }
     }
 }
@@ -57,18 +89,6 @@ impl Default for Body {
     }
 }
 
-impl Deref for Body {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Body::Owned(bytes) => bytes,
-            Body::Shared(bytes) => bytes,
-            Body::Omitted => &[],
-        }
-    }
-}
-
 impl Deref for SharedBytes {
     type Target = [u8];
 
@@ -80,7 +100,7 @@ impl Deref for SharedBytes {
 /// Bodies are equal if their bytes are.
 impl PartialEq for Body {
     fn eq(&self, other: &Self) -> bool {
-        **self == **other
+        self.to_vec() == other.to_vec()
     }
 }
 
@@ -101,7 +121,7 @@ impl From<Vec<u8>> for SharedBytes {
 
 impl From<SharedBytes> for Body {
     fn from(bytes: SharedBytes) -> Self {
-        Body::Shared(bytes)
+        Body::Shared { start: Vec::new(), bytes, end: b"" }
     }
 }
 
@@ -134,7 +154,8 @@ mod tests {
         assert_eq!((&*part, &*part.slice(1..3), &*part.slice(4..99)), (&b"234567"[..], &b"34"[..], &b"67"[..]));
         assert_eq!((&*part.slice(7..9), &*part.slice(usize::MAX..usize::MAX)), (&b""[..], &b""[..]));
         assert_eq!(whole.references(), 2);
-        assert_eq!(Body::from(part), Body::from("234567"));
+        let body = Body::Shared { start: b"<".to_vec(), bytes: part, end: b">" };
+        assert_eq!((&body, body.len(), body.is_empty()), (&Body::from("<234567>"), 8, false));
         assert_eq!((Body::from(whole).allocated(), Body::Omitted.len()), (0, 0));
     }
 }

@@ -13,26 +13,25 @@ pub(super) const MAX_JOINED_BYTES: usize = 16 * 1024;
 /// commit. There is at most one for each connection.
 const MAX_UNLEASED_BYTES: usize = 4 * 1024;
 
-/// Head and body of a response, and how much of each the socket (with TLS: the session) has taken.
+/// Head and body of a response, and how much of them the socket (with TLS: the session) has taken.
 #[derive(Default)]
 pub(super) struct Unsent {
     head: Vec<u8>,
-    head_taken: usize,
     body: Body,
-    body_taken: usize,
+    taken: usize,
 }
 
 impl Unsent {
-    /// Creates the part of a response after its first `taken` bytes. A shared body is not copied. Of a body of its own
+    /// Creates the part of a response after its first `taken` bytes. Shared bytes are not copied. Of a body of its own
     /// only the end is kept if it is small.
     pub(super) fn after(taken: usize, head: &[u8], body: Body) -> Self {
         let head_left = &head[taken.min(head.len())..];
-        let body_taken = taken.saturating_sub(head.len());
+        let taken = taken.saturating_sub(head.len());
         match &body {
-            Body::Owned(bytes) if head_left.len() + bytes.len() - body_taken <= MAX_UNLEASED_BYTES => {
-                Unsent { head: [head_left, &bytes[body_taken..]].concat(), ..Unsent::default() }
+            Body::Owned(bytes) if head_left.len() + bytes.len() - taken <= MAX_UNLEASED_BYTES => {
+                Unsent { head: [head_left, &bytes[taken..]].concat(), ..Unsent::default() }
             }
-            _ => Unsent { head: head_left.to_vec(), head_taken: 0, body, body_taken },
+            _ => Unsent { head: head_left.to_vec(), body, taken },
         }
     }
 
@@ -41,18 +40,22 @@ impl Unsent {
         self.head.capacity() + self.body.allocated()
     }
 
-    fn left(&self) -> [&[u8]; 2] {
-        [&self.head[self.head_taken..], &self.body[self.body_taken..]]
+    fn left(&self) -> [&[u8]; 4] {
+        let [start, middle, end] = self.body.parts();
+        let mut taken = self.taken;
+        [&self.head[..], start, middle, end].map(|part| {
+            let of_part = taken.min(part.len());
+            taken -= of_part;
+            &part[of_part..]
+        })
     }
 
     /// Sends as far as the socket takes bytes; returns their number, and whether none are left.
     pub(super) fn send(&mut self, tls: &mut Option<Box<Session>>, socket: &TcpStream) -> io::Result<(usize, bool)> {
         let left = self.left();
-        let length = left[0].len() + left[1].len();
+        let length: usize = left.iter().map(|part| part.len()).sum();
         let taken = send(tls, socket, left)?;
-        let of_head = taken.min(left[0].len());
-        self.head_taken += of_head;
-        self.body_taken += taken - of_head;
+        self.taken += taken;
         Ok((taken, taken == length))
     }
 }
@@ -96,23 +99,26 @@ impl AnswerLease {
     }
 }
 
-/// Sends two parts, with or without TLS, as far as the socket takes them; returns the number of bytes taken.
-pub(super) fn send(tls: &mut Option<Box<Session>>, socket: &TcpStream, parts: [&[u8]; 2]) -> io::Result<usize> {
-    match tls {
-        None => send_plain(socket, parts),
-        Some(session) => {
-            let first = session.send(socket, parts[0])?;
-            Ok(first + if first == parts[0].len() { session.send(socket, parts[1])? } else { 0 })
+/// Sends parts, with or without TLS, as far as the socket takes them; returns the number of bytes taken.
+pub(super) fn send(tls: &mut Option<Box<Session>>, socket: &TcpStream, parts: [&[u8]; 4]) -> io::Result<usize> {
+    let Some(session) = tls else { return send_plain(socket, parts) };
+    let mut taken = 0;
+    for part in parts.into_iter().filter(|part| !part.is_empty()) {
+        let of_part = session.send(socket, part)?;
+        taken += of_part;
+        if of_part < part.len() {
+            break;
         }
     }
+    Ok(taken)
 }
 
-/// Writes two parts with one system call; returns the number of bytes written, 0 if the socket is full.
-fn send_plain(mut socket: &TcpStream, parts: [&[u8]; 2]) -> io::Result<usize> {
+/// Writes parts with one system call; returns the number of bytes written, 0 if the socket is full.
+fn send_plain(mut socket: &TcpStream, parts: [&[u8]; 4]) -> io::Result<usize> {
     loop {
         let written = match parts {
-            [one, []] | [[], one] => socket.write(one),
-            [first, second] => socket.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]),
+            [all, [], [], []] => socket.write(all),
+            _ => socket.write_vectored(&parts.map(IoSlice::new)),
         };
         match written {
             Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(0),
@@ -147,6 +153,13 @@ mod tests {
         }
         let shared = Unsent::after(5, b"head", SharedBytes::from(large.clone().into_bytes()).into());
         assert_eq!(shared.allocated(), 0);
+        let page = SharedBytes::from(large.clone().into_bytes());
+        let framed = || Body::Shared { start: b"start".to_vec(), bytes: page.clone(), end: b"end" };
+        let whole = format!("headstart{large}end");
+        for taken in [0, 3, 4, 6, 9, 10, whole.len() - 4, whole.len() - 3, whole.len() - 1, whole.len()] {
+            assert_eq!(text(&Unsent::after(taken, b"head", framed())), whole[taken..], "{taken}");
+        }
+        let whole = format!("head{large}");
         assert!(Unsent::after(5, b"head", large.clone().into()).allocated() >= large.len());
         // The end of a large body: its memory is released.
         let end = Unsent::after(whole.len() - 7, b"head", large.into());

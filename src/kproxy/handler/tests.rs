@@ -106,7 +106,7 @@ fn partition_timestamp_and_headers_go_into_the_record() {
     let fields = [("X-Kafka-Header-Tenant", "blue"), ("Traceparent", parent)];
     let target = "/commit?topic=t&partition=2&timestamp=1700000000123";
     let answers = fixture.request_with("POST", target, &fields, b"x");
-    assert_eq!(*answers.try_recv().unwrap().body, *br#"{"topic":"t","partition":2,"offset":0}"#);
+    assert_eq!(answers.try_recv().unwrap().body.to_vec(), br#"{"topic":"t","partition":2,"offset":0}"#);
     let [message] = &fixture.broker.messages("t", 2)[..] else { panic!("one message") };
     let headers: Vec<_> = message.headers.iter().map(|header| (&*header.name, header.value.as_deref())).collect();
     let expected = [("tenant", Some(&b"blue"[..])), ("traceparent", Some(parent.as_bytes()))];
