@@ -8,6 +8,7 @@
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
 #                 ENGINES=1 measures the Kafka clients without HTTP
 # make bench-ktransfer   measure ktransfer only (MESSAGES=200000 WORKERS="16 32 100 500")
+# make bench-kmonitor    kmonitor with many modules: answers, memory, requests (MODULES=1000 PARTITIONS=100)
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make check      formatting, lints and documentation
 # make pure       build without TLS, verify that no C is compiled, and test that build
@@ -21,7 +22,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: all demo test soak screenshots bench bench-ktransfer fuzz check pure install clean tools build-tools
+.PHONY: all demo test soak screenshots bench bench-ktransfer bench-kmonitor fuzz check pure install clean tools build-tools
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
@@ -31,6 +32,8 @@ SOAK_SECONDS ?= 3600
 SEED ?= 1
 CONNECTIONS ?= 8 64 512 4096
 MESSAGES ?= 200000
+MODULES ?= 1000
+PARTITIONS ?= 100
 WORKERS ?= 16 32 100 500
 BASELINE_FOLDER = $(if $(BASELINE),$(abspath $(BASELINE)))
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -65,6 +68,9 @@ bench: tools
 bench-ktransfer: tools
 	@.ci/tools bench
 	BASELINE=$(BASELINE_FOLDER) $(CARGO) bench --locked --bench ktransfer -- $(MESSAGES) $(WORKERS)
+
+bench-kmonitor: build-tools
+	$(CARGO) bench --locked --bench kmonitor -- $(MODULES) $(PARTITIONS) $(SECONDS_EACH)
 
 fuzz: build-tools
 	fuzz/run $(SECONDS_EACH)

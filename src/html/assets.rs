@@ -6,7 +6,7 @@
 
 use std::sync::OnceLock;
 
-use crate::http::{Head, Response};
+use crate::http::{Head, Response, Version};
 
 /// The policy of every page. `'self'` are the files of this module and the refresh of the page by its script.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -45,18 +45,18 @@ pub(crate) fn assets() -> &'static Assets {
 pub(crate) fn answer(head: &Head) -> Option<Response> {
     let assets = assets();
     let known = [&assets.style, &assets.script, &assets.icon].into_iter().find(|asset| asset.path == head.path)?;
-    let response = Response::new(200, known.content_type, known.text.as_bytes().to_vec());
-    Some(response.with_header("Cache-Control", "public, max-age=31536000, immutable").with_header(NOSNIFF.0, NOSNIFF.1))
+    let version = Version::new(&known.path).immutable();
+    let response = version.answer(head, known.content_type, || known.text.as_bytes().to_vec());
+    Some(response.with_header(NOSNIFF.0, NOSNIFF.1))
 }
 
-/// Adds the headers that a page has: its policy, and that its content changes.
+/// Adds the headers that a page has; those of its version are there already.
 pub(crate) fn with_page_headers(response: Response) -> Response {
     response
         .with_header("Content-Security-Policy", POLICY)
         .with_header(NOSNIFF.0, NOSNIFF.1)
         .with_header("Referrer-Policy", "no-referrer")
         .with_header("Cross-Origin-Opener-Policy", "same-origin")
-        .with_header("Cache-Control", "no-cache")
 }
 
 /// Returns whether the client accepts HTML by name, as browsers do; checks of load balancers do not.
@@ -130,7 +130,8 @@ mod tests {
 
     /// Returns the colours of one theme by the name of their variable: `light-dark(#f7f8f7, #14191c)` has two.
     fn colours(theme: usize) -> BTreeMap<&'static str, [f64; 3]> {
-        let declarations = assets().style.text.lines().filter_map(|line| line.trim().strip_prefix("--")?.split_once(':'));
+        let lines = assets().style.text.lines().filter(|line| line.contains("light-dark("));
+        let declarations = lines.filter_map(|line| line.trim().strip_prefix("--")?.split_once(':'));
         declarations
             .map(|(name, value)| {
                 let value = value.trim().strip_prefix("light-dark(").and_then(|rest| rest.strip_suffix(");")).unwrap();
@@ -143,9 +144,8 @@ mod tests {
     /// Returns the contrast of two colours (WCAG 2.2).
     fn contrast(one: [f64; 3], other: [f64; 3]) -> f64 {
         let linear = |part: f64| if part <= 0.04045 { part / 12.92 } else { ((part + 0.055) / 1.055).powf(2.4) };
-        let luminance = |[red, green, blue]: [f64; 3]| {
-            0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
-        };
+        let luminance =
+            |[red, green, blue]: [f64; 3]| 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue);
         let (one, other) = (luminance(one), luminance(other));
         (one.max(other) + 0.05) / (one.min(other) + 0.05)
     }
@@ -155,9 +155,7 @@ mod tests {
         assert!((contrast([0.0; 3], [1.0; 3]) - 21.0).abs() < 1e-9);
         for theme in [0, 1] {
             let colours = colours(theme);
-            for text in
-                ["text", "muted", "accent", "ok", "lagging", "unknown", "rewound", "stalled", "stopped"]
-            {
+            for text in ["text", "muted", "accent", "ok", "lagging", "unknown", "rewound", "stalled", "stopped"] {
                 for ground in ["ground", "surface", "hover"] {
                     let contrast = contrast(colours[text], colours[ground]);
                     assert!(contrast >= 4.5, "theme {theme}: {text} on {ground}: {contrast:.2}");

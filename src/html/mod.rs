@@ -86,16 +86,16 @@ impl Display for Span {
     }
 }
 
-/// A time in UTC to the millisecond, as in RFC 3339: `2026-11-25T18:01:35.000Z`. Times before 1970 are 1970.
+/// A time in UTC to the second, as in RFC 3339: `2026-11-25T18:01:35Z`. Times before 1970 are 1970.
 pub(crate) struct Utc(pub(crate) SystemTime);
 
 impl Display for Utc {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         let since_epoch = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (seconds, millis) = (since_epoch.as_secs(), since_epoch.subsec_millis());
+        let seconds = since_epoch.as_secs();
         let (year, month, day) = calendar_day(seconds / 86_400);
         let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-        write!(formatter, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+        write!(formatter, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
 }
 
@@ -156,15 +156,15 @@ mod tests {
     #[test]
     fn times_are_those_of_the_calendar() {
         for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.250Z"),
-            (951_782_400, "2000-02-29T00:00:00.250Z"),
-            (1_795_629_695, "2026-11-25T18:01:35.250Z"),
-            (4_107_542_399, "2100-02-28T23:59:59.250Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.250Z"),
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_795_629_695, "2026-11-25T18:01:35Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
-            let time = UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(250);
+            let time = UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(999);
             assert_eq!(Utc(time).to_string(), text);
         }
-        assert_eq!(Utc(UNIX_EPOCH - Duration::from_secs(1)).to_string(), "1970-01-01T00:00:00.000Z");
+        assert_eq!(Utc(UNIX_EPOCH - Duration::from_secs(1)).to_string(), "1970-01-01T00:00:00Z");
     }
 }

@@ -59,7 +59,7 @@
   }
 
   function verdicts() {
-    const named = row => ({ verdict: row.dataset.verdict, name: row.querySelector('b')?.textContent });
+    const named = row => ({ verdict: row.dataset.verdict, name: row.querySelector('th bdi')?.textContent });
     return new Map([...document.querySelectorAll('tbody[data-verdict]')].map(row => [row.dataset.id, named(row)]));
   }
 

@@ -23,6 +23,8 @@ mod facts;
 mod handler;
 mod log_ends;
 #[allow(dead_code, reason = "the parts that use them follow")]
+mod page;
+#[allow(dead_code, reason = "the parts that use them follow")]
 mod rates;
 mod report;
 #[allow(dead_code, reason = "the parts that use them follow")]

@@ -86,7 +86,7 @@ fn the_page_shows_the_worst_first_and_keeps_itself_current() {
     stage.open();
     stage.wait_for_rows(4);
     stage.browser.wait_for(&format!("{ROWS}[0].dataset.verdict !== 'OK'"));
-    let names = stage.texts("#modules > tbody[data-id] b");
+    let names = stage.texts("#modules > tbody[data-id] th > bdi");
     let hostile = format!("{HOSTILE} {}", stage.suffix);
     assert!(names.contains(&hostile), "the name is shown as text: {names:?}");
     let severities = stage.browser.evaluate(&format!(
@@ -102,7 +102,7 @@ fn the_page_shows_the_worst_first_and_keeps_itself_current() {
 
     // What changes in ZooKeeper appears by itself, and a live region says so.
     let cluster = cluster();
-    let topic = stage.texts("#modules .topic bdi")[0].clone();
+    let topic = stage.texts("#modules th small bdi")[0].clone();
     cluster.zk().write(&format!("{}/consumers/broken {}/offsets/{topic}/0", cluster.chroot, stage.suffix), "12");
     stage.browser.wait_for(&format!("{broken}.dataset.verdict === 'OK'"));
     stage.browser.wait_for("document.getElementById('live').textContent.includes('broken')");
@@ -195,7 +195,10 @@ fn everybody_can_read_the_page() {
         let wrong = stage.browser.evaluate(include_str!("kmonitor_page/checks.js"));
         assert_eq!(wrong, json!([]), "{scheme}, {width} x {height}");
         let (rows, unnamed) = rows_of_the_tree(&mut stage.browser);
-        assert!(rows >= 4 && unnamed.is_empty(), "{scheme}, {width} x {height}: {rows} rows, without name: {unnamed:?}");
+        assert!(
+            rows >= 4 && unnamed.is_empty(),
+            "{scheme}, {width} x {height}: {rows} rows, without name: {unnamed:?}"
+        );
     }
     // The button of the theme overrides the system, also after a reload.
     let ground = "getComputedStyle(document.documentElement).backgroundColor";
@@ -248,7 +251,7 @@ fn without_scripts_the_page_lists_and_filters() {
     stage.browser.command("Emulation.setScriptExecutionDisabled", json!({"value": true}));
     let origin = stage.origin.clone();
     stage.browser.open(&format!("{origin}/?filter={}", stage.suffix));
-    assert_eq!(stage.texts("#modules > tbody[data-id] b").len(), 4);
+    assert_eq!(stage.texts("#modules > tbody[data-id] th > bdi").len(), 4);
     assert_eq!(stage.browser.evaluate("document.querySelector('noscript').children.length"), 1, "it is loaded again");
     // The form, sent as a browser sends it.
     stage.browser.evaluate("document.querySelector('[name=filter]').focus()");

@@ -6,7 +6,6 @@ use crate::html::{Count, Text};
 use crate::kmonitor::facts::{Moment, Verdict};
 use crate::kmonitor::view::{ModuleView, PartitionView};
 
-use super::VerdictWord;
 use super::query::Query;
 use super::rows::{at_least, behind};
 use super::selection::Row;
@@ -25,7 +24,7 @@ pub(super) fn more(row: Row<'_>, query: &Query, now: Moment) -> String {
         table(module, now)
     } else {
         let link = query.with_open(module.id).link();
-        format!("<p class=\"note\"><a href=\"{link}\">Show the partitions</a></p>")
+        format!("<a href=\"{link}\">Show partitions</a>")
     };
     format!("<details{open}><summary>{}</summary>{content}</details>", heading(module))
 }
@@ -45,8 +44,9 @@ fn table(module: &ModuleView, now: Moment) -> String {
     partitions.sort_by_key(|partition| (Reverse(partition.verdict), Reverse(partition.delay), partition.partition));
     let name = Text(&module.name);
     let mut table = format!(
-        "<div class=\"wide\" role=\"region\" aria-label=\"Partitions of {name}\" tabindex=\"0\"><table class=\"partitions\">\
-         <thead><tr><th scope=\"col\">Partition</th><th scope=\"col\">Verdict</th><th scope=\"col\" class=\"count\">Delay</th>\
+        "<div class=\"wide\" role=\"region\" aria-label=\"Partitions of {name}\" tabindex=\"0\">\
+         <table class=\"partitions\"><thead><tr><th scope=\"col\">Partition</th><th scope=\"col\">Verdict</th>\
+         <th scope=\"col\" class=\"count\">Delay</th>\
          <th scope=\"col\" class=\"count\">Behind</th><th scope=\"col\" class=\"count\">Stored</th>\
          <th scope=\"col\" class=\"count\">Oldest</th><th scope=\"col\" class=\"count\">Newest</th>\
          <th scope=\"col\" class=\"count\">Lost</th><th scope=\"col\">Owner</th><th scope=\"col\">Moved</th>\
@@ -68,7 +68,7 @@ fn table(module: &ModuleView, now: Moment) -> String {
 }
 
 fn line(partition: &PartitionView, now: Moment) -> String {
-    let number = partition.partition;
+    let (number, verdict) = (partition.partition, partition.verdict);
     let delay = at_least(partition.delay.map(|delay| Count(delay).to_string()), false);
     let behind = behind(partition.seconds_behind, partition.seconds_at_least);
     let offset = |offset: Option<i64>| at_least(offset.map(|offset| offset.to_string()), false);
@@ -76,11 +76,11 @@ fn line(partition: &PartitionView, now: Moment) -> String {
     let owner = partition.owner.as_deref().map_or_else(String::new, |name| Text(name).to_string());
     let moved = partition.stored_moved.map_or_else(String::new, |at| format!("{} ago", ago(at, now)));
     format!(
-        "<tr data-id=\"{number}\"><th scope=\"row\">{number}</th><td>{}</td><td class=\"count\">{delay}</td>\
+        "<tr data-id=\"{number}\" data-verdict=\"{verdict}\"><th scope=\"row\">{number}</th>\
+         <td class=\"verdict\">{verdict}</td><td class=\"count\">{delay}</td>\
          <td class=\"count\">{behind}</td><td class=\"count\">{stored}</td><td class=\"count\">{oldest}</td>\
          <td class=\"count\">{newest}</td><td class=\"count\">{}</td><td class=\"owner\">{owner}</td>\
          <td class=\"since\">{moved}</td><td class=\"why\">{}</td></tr>",
-        VerdictWord(partition.verdict),
         Count(partition.lost),
         Text(&partition.reason),
     )

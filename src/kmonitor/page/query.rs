@@ -30,7 +30,7 @@ pub(crate) enum Sort {
 }
 
 /// The selection of a request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Query {
     /// Text that a module must contain, in lower case; see [`Query::words`].
     pub(super) filter: String,
@@ -46,11 +46,17 @@ pub(crate) struct Query {
     pub(super) open: Vec<u64>,
 }
 
+impl Default for Query {
+    fn default() -> Self {
+        Query { filter: String::new(), verdicts: None, cluster: None, sort: Sort::Worst, page: 1, open: Vec::new() }
+    }
+}
+
 impl Query {
     /// Parses the query string of a request, which may be empty. Fails with the reason for parameters that are unknown
     /// or have no meaning, so that a misspelt one does not silently select everything.
     pub(crate) fn parse(text: &str) -> Result<Query, String> {
-        let mut query = Query { page: 1, ..Query::default() };
+        let mut query = Query::default();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (decoded(name)?, decoded(value)?);
@@ -74,14 +80,16 @@ impl Query {
             "cluster" => self.cluster = Some(value),
             "sort" => {
                 let known = Sort::ALL.into_iter().find(|sort| sort.word() == value);
-                self.sort = known.ok_or_else(|| format!("sort is {value:?}, but must be worst, name, delay or behind"))?;
+                self.sort =
+                    known.ok_or_else(|| format!("sort is {value:?}, but must be worst, name, delay or behind"))?;
             }
             "page" => {
                 let number = value.parse().ok().filter(|number| *number >= 1);
                 self.page = number.ok_or_else(|| format!("page is {value:?}, but must be a number from 1"))?;
             }
             "open" => {
-                let id = u64::from_str_radix(&value, 16).map_err(|_| format!("open is {value:?}, but must be an id"))?;
+                let id =
+                    u64::from_str_radix(&value, 16).map_err(|_| format!("open is {value:?}, but must be an id"))?;
                 if self.open.len() < MAX_OPEN && !self.open.contains(&id) {
                     self.open.push(id);
                 }
@@ -202,9 +210,17 @@ mod tests {
 
     #[test]
     fn what_has_no_meaning_is_refused() {
-        for text in
-            ["modul=x", "verdict=FINE", "sort=age", "page=0", "page=-1", "page=x", "open=xyz", "filter=%f", "filter=%ff"]
-        {
+        for text in [
+            "modul=x",
+            "verdict=FINE",
+            "sort=age",
+            "page=0",
+            "page=-1",
+            "page=x",
+            "open=xyz",
+            "filter=%f",
+            "filter=%ff",
+        ] {
             assert!(Query::parse(text).is_err(), "{text}");
         }
     }

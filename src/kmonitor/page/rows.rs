@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::html::{Count, Span, Text};
-use crate::kmonitor::facts::{Moment, Source, Verdict};
+use crate::kmonitor::facts::{Moment, Source};
 use crate::kmonitor::view::{ClusterView, ModuleView};
 
+use super::partitions;
 use super::query::{PAGE_ROWS, Query, Sort};
 use super::selection::{Row, Selection};
 use super::sparkline::Sparkline;
 use super::summary::{is_late, since};
-use super::{VerdictWord, partitions};
 
 /// Number of columns of the table.
 const COLUMNS: u32 = 8;
@@ -64,15 +64,15 @@ pub(super) fn table(query: &Query, selection: &Selection<'_>, now: Moment) -> St
     table += "</caption>\n<thead><tr>";
     table += &heading(query, Sort::Worst, "Verdict", "descending", "");
     table += &heading(query, Sort::Name, "Module, topic", "ascending", "");
-    table += &heading(query, Sort::Delay, "Delay", "descending", " class=\"count\"");
-    table += &heading(query, Sort::Behind, "Behind", "descending", " class=\"count\"");
+    table += &heading(query, Sort::Delay, "Delay", "descending", " class=\"delay\"");
+    table += &heading(query, Sort::Behind, "Behind", "descending", " class=\"behind\"");
     table += "<th scope=\"col\">Last hour</th><th scope=\"col\" class=\"owner\">Owner</th><th scope=\"col\">Since</th>\
               <th scope=\"col\">Why</th></tr></thead>\n";
     for (cluster, folded) in &selection.troubled {
         table += &trouble(cluster, *folded, now);
     }
     for row in &selection.rows {
-        table += &module(*row, query, now);
+        table += &module(*row, query, selection, now);
     }
     if selection.troubled.is_empty() && selection.rows.is_empty() {
         let text = if selection.hidden() > 0 { "No module with these verdicts." } else { "No module." };
@@ -100,33 +100,34 @@ fn trouble(cluster: &ClusterView, folded: usize, now: Moment) -> String {
         1 => "; its module is not listed".to_owned(),
         count => format!("; its {} modules are not listed", Count(count as u64)),
     };
-    let verdict = VerdictWord(Verdict::Unknown);
     format!(
-        "<tbody class=\"old\" data-id=\"cluster {name}\" data-verdict=\"UNKNOWN\"><tr><td class=\"state\">{verdict}</td>\
-         <th scope=\"row\"><b>cluster {name}</b></th><td class=\"wait\" colspan=\"4\"></td><td class=\"since\">{time}</td>\
+        "<tbody class=\"old\" data-id=\"cluster {name}\" data-verdict=\"UNKNOWN\"><tr>\
+         <td class=\"verdict\">UNKNOWN</td><th scope=\"row\"><bdi>cluster {name}</bdi></th>\
+         <td class=\"wait\" colspan=\"4\"></td><td class=\"since\">{time}</td>\
          <td class=\"why\">{text}{hidden}</td></tr></tbody>\n"
     )
 }
 
 /// The row of a module, and its partitions.
-fn module(row: Row<'_>, query: &Query, now: Moment) -> String {
+fn module(row: Row<'_>, query: &Query, selection: &Selection<'_>, now: Moment) -> String {
     let Row { cluster, module } = row;
     let old = if is_late(cluster, now) { " class=\"old\"" } else { "" };
-    let (word, verdict) = (module.verdict, VerdictWord(module.verdict));
+    let verdict = module.verdict;
     let (name, topic) = (Text(&module.name), Text(&module.topic));
     let source = if module.source == Source::Kafka && cluster.sources.len() > 1 { " (group of Kafka)" } else { "" };
-    let place = if query.cluster.is_none() { format!(" in {}", Text(&cluster.name)) } else { String::new() };
+    let place = if selection.clusters > 1 { format!(" in {}", Text(&cluster.name)) } else { String::new() };
     let delay = at_least(module.delay.map(|delay| Count(delay).to_string()), module.delay_is_partial);
     let behind = behind(module.seconds_behind, module.seconds_at_least);
-    let history = Sparkline { history: &module.history, now: module.delay };
+    let history = Sparkline(&module.history);
     let (owner, time, reason) = (owner(module), since(module.since, now), Text(&module.reason));
     let more = partitions::more(row, query, now);
+    // HTML needs no end tags of cells; without them a page of 200 rows is 10 kB shorter.
     format!(
-        "<tbody data-id=\"{:016x}\" data-verdict=\"{word}\"{old}><tr><td class=\"state\">{verdict}</td>\
-         <th scope=\"row\"><b><bdi>{name}</bdi></b> <span class=\"topic\"><bdi>{topic}</bdi>{source}{place}</span></th>\
-         <td class=\"count\" data-label=\"delay\">{delay}</td><td class=\"count\" data-label=\"behind\">{behind}</td>\
-         <td class=\"hour\">{history}</td><td class=\"owner\">{owner}</td><td class=\"since\">{time}</td>\
-         <td class=\"why\">{reason}</td></tr>\n<tr class=\"more\"><td colspan=\"{COLUMNS}\">{more}</td></tr></tbody>\n",
+        "<tbody data-id=\"{:016x}\" data-verdict=\"{verdict}\"{old}><tr><td class=\"verdict\">{verdict}\
+         <th scope=\"row\"><bdi>{name}</bdi> <small><bdi>{topic}</bdi>{source}{place}</small>\
+         <td class=\"delay\">{delay}<td class=\"behind\">{behind}<td class=\"hour\">{history}<td class=\"owner\">{owner}\
+         <td class=\"since\">{time}<td class=\"why\">{reason}</tr>\n\
+         <tr class=\"more\"><td colspan=\"{COLUMNS}\">{more}</tr></tbody>\n",
         module.id,
     )
 }

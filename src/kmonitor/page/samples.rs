@@ -5,9 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::kmonitor::facts::{Moment, Source, Verdict};
 use crate::kmonitor::sparkline::code;
-use crate::kmonitor::view::{
-    ClusterView, History, ModuleView, PartitionView, ReasonCode, Trouble, View, module_id,
-};
+use crate::kmonitor::view::{ClusterView, History, ModuleView, PartitionView, ReasonCode, Trouble, View, module_id};
 
 /// What makes one module of a sample.
 struct Sample {
@@ -53,7 +51,13 @@ fn lost(minute: u64) -> Option<u64> {
     (minute < 52).then_some(minute % 4)
 }
 
-fn ok(name: &'static str, topic: &'static str, reason: &'static str, delay: u64, shape: fn(u64) -> Option<u64>) -> Sample {
+fn ok(
+    name: &'static str,
+    topic: &'static str,
+    reason: &'static str,
+    delay: u64,
+    shape: fn(u64) -> Option<u64>,
+) -> Sample {
     Sample {
         name,
         topic,
@@ -104,8 +108,8 @@ fn late_modules() -> Vec<Sample> {
             topic: "order_events",
             verdict: Verdict::Stalled,
             code: ReasonCode::NotMoving,
-            reason: "host-1:5f3a owns it, but the stored offset has not moved for 12 min; 37 messages wait, the first for \
-                     12 min: see ktransfer.log.wf and the backend",
+            reason: "host-1:5f3a owns it, but the stored offset has not moved for 12 min; 37 messages wait, the first \
+                     for 12 min: see ktransfer.log.wf and the backend",
             delay: Some(37),
             behind: Some(741.0),
             since: 730,
@@ -168,7 +172,8 @@ pub(in crate::kmonitor) fn healthy() -> View {
 
 /// One module of each verdict, and a second cluster that is fine.
 pub(in crate::kmonitor) fn late() -> View {
-    let common = vec![ok("sessions", "logins", "nothing waits", 0, busy), ok("metering", "usage", "nothing waits", 0, quiet)];
+    let common =
+        vec![ok("sessions", "logins", "nothing waits", 0, busy), ok("metering", "usage", "nothing waits", 0, quiet)];
     view(vec![cluster("orders", late_modules()), cluster("common", common)])
 }
 
@@ -208,7 +213,8 @@ pub(in crate::kmonitor) fn many(count: usize) -> View {
             module.id = module_id("orders", &module.name, &module.topic, Source::Zookeeper);
             module.history = std::array::from_fn(|_| code(next() % 20_000));
             let partition = module.partitions[0].clone();
-            module.partitions = (0..100).map(|number| PartitionView { partition: number, ..partition.clone() }).collect();
+            module.partitions =
+                (0..100).map(|number| PartitionView { partition: number, ..partition.clone() }).collect();
             module
         })
         .collect();

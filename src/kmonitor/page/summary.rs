@@ -50,14 +50,15 @@ pub(super) fn clusters(view: &View, now: Moment) -> String {
         Text(&title(view)),
     );
     for cluster in &view.clusters {
-        list += &item(cluster, now);
+        // The filter has the numbers of all clusters, so of an only one, too.
+        list += &item(cluster, 1 < view.clusters.len(), now);
     }
     list + "</ul>"
 }
 
-fn item(cluster: &ClusterView, now: Moment) -> String {
+fn item(cluster: &ClusterView, with_counts: bool, now: Moment) -> String {
     let mut counts = [0_u64; 6];
-    for module in &cluster.modules {
+    for module in cluster.modules.iter().filter(|_| with_counts) {
         counts[usize::from(module.verdict.severity())] += 1;
     }
     let name = Text(&cluster.name);

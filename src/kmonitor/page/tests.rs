@@ -21,7 +21,7 @@ fn a_row_says_the_verdict_as_a_word_and_why() {
     let first = between(&text, "<tbody", "</tbody>")[0];
     for part in [
         "data-verdict=\"STOPPED\"",
-        "<use href=\"#stopped\"/></svg>STOPPED",
+        "<td class=\"verdict\">STOPPED<",
         "<bdi>invoices</bdi>",
         "<bdi>billing</bdi>",
         ">1,204<",
@@ -29,7 +29,7 @@ fn a_row_says_the_verdict_as_a_word_and_why() {
         ">nobody<",
         "3 of 8 partitions not OK",
         "the module has had no live member for 95 s",
-        "aria-label=\"delay, last hour: now 1,204, most about",
+        "aria-label=\"last hour: at most",
     ] {
         assert!(first.contains(part), "{part}: {first}");
     }
@@ -43,7 +43,8 @@ fn a_row_says_the_verdict_as_a_word_and_why() {
 fn names_stay_text() {
     let late = samples::late();
     let hostile = &late.clusters[0].modules.iter().find(|module| module.name.starts_with('<')).unwrap();
-    let opened = format!("open={:x}&filter=%22%3E%3Cimg%20src%3Dx%20onerror%3D&cluster=%22%3E%3Cimg%20src%3Dx", hostile.id);
+    let opened =
+        format!("open={:x}&filter=%22%3E%3Cimg%20src%3Dx%20onerror%3D&cluster=%22%3E%3Cimg%20src%3Dx", hostile.id);
     for query in ["", "filter=img", "filter=%3Cimg%20src%3Dx%20onerror%3D1%3E%22'", &opened] {
         let text = page(&late, query) + &rows(&late, &Query::parse(query).unwrap(), Moment::now());
         assert!(!text.contains("<img") && !text.contains("<script>"), "{query}");
@@ -87,14 +88,15 @@ fn partitions_are_shown_when_they_are_asked_for() {
     assert_eq!(partitions.len(), 1);
     let rows = between(partitions[0], "<tr data-id=\"", "</tr>");
     assert_eq!(rows.len(), 24);
-    assert!(rows[0].contains("LAGGING") && rows[9].contains(">OK<"), "the worst ones first");
+    assert!(rows[0].contains(">LAGGING<") && rows[9].contains(">OK<"), "the worst ones first");
     assert!(partitions[0].contains("12.6 messages a second come in"));
 
     let mut many = samples::many(1);
     let modules = &mut Arc::make_mut(&mut many.clusters[0]).modules;
     let partition = modules[0].partitions[0].clone();
     modules[0].partitions = vec![partition; 5_000];
-    let text = page(&many, &format!("open={:x}", modules[0].id));
+    let id = modules[0].id;
+    let text = page(&many, &format!("open={id:x}"));
     assert_eq!(between(&text, "<tr data-id=\"", "</tr>").len(), partitions::MAX_PARTITIONS);
     assert!(text.contains("4,800 more partitions are in"));
 }

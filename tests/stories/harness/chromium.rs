@@ -73,15 +73,8 @@ impl Chromium {
         let process = Process::start("chromium", shell, &folder.join("output"));
         let reader = BufReader::new(answers.try_clone().expect("a file handle can be duplicated"));
         let messages = read_messages(reader);
-        let mut browser = Chromium {
-            process,
-            commands,
-            answers,
-            messages,
-            session: String::new(),
-            next_id: 0,
-            events: Vec::new(),
-        };
+        let mut browser =
+            Chromium { process, commands, answers, messages, session: String::new(), next_id: 0, events: Vec::new() };
         let target = browser.command("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
         let attach = json!({"targetId": target, "flatten": true});
         let session = browser.command("Target.attachToTarget", attach)["sessionId"].clone();
@@ -203,7 +196,9 @@ impl Chromium {
         let is_bad = |event: &&Value| match event["method"].as_str().unwrap_or_default() {
             "Runtime.exceptionThrown" => true,
             "Runtime.consoleAPICalled" => event["params"]["type"] == "error" || event["params"]["type"] == "warning",
-            "Log.entryAdded" => event["params"]["entry"]["level"] != "info" && event["params"]["entry"]["level"] != "verbose",
+            "Log.entryAdded" => {
+                event["params"]["entry"]["level"] != "info" && event["params"]["entry"]["level"] != "verbose"
+            }
             "Network.requestWillBeSent" => {
                 let url = event["params"]["request"]["url"].as_str().unwrap_or_default();
                 !url.starts_with(origin) && !url.starts_with("about:")
@@ -231,7 +226,9 @@ impl Chromium {
             match self.messages.recv_timeout(left) {
                 Ok(message) => return Some(message),
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) if deadline <= Instant::now() || self.process.ended().is_some() => return None,
+                Err(RecvTimeoutError::Timeout) if deadline <= Instant::now() || self.process.ended().is_some() => {
+                    return None;
+                }
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
@@ -271,7 +268,8 @@ impl Drop for Chromium {
     fn drop(&mut self) {
         // The browser and its helpers are a process group, whose number is that of the browser.
         if self.process.ended().is_none() {
-            // SAFETY: a plain system call. The leader has not been waited for, so the number of its group is not reused.
+            // SAFETY: a plain system call. The leader has not been waited for, so the number of its group is not used
+            // for another.
             unsafe { libc::kill(-self.process.pid().cast_signed(), libc::SIGKILL) };
         }
         let _ = self.answers.write_all(format!("\"{END}\"\0").as_bytes());

@@ -44,7 +44,8 @@
     if (isShown(control) && !label.trim()) wrong.push(name(control) + ' has no name');
   }
   for (const drawing of document.querySelectorAll('svg')) {
-    if (!drawing.closest('[aria-hidden=true]') && !drawing.getAttribute('aria-label')) wrong.push('a drawing has no name');
+    const isHidden = drawing.closest('[aria-hidden=true]');
+    if (!isHidden && !drawing.getAttribute('aria-label')) wrong.push('a drawing has no name');
   }
   for (const table of document.querySelectorAll('table')) {
     if (!table.caption && !table.parentElement.getAttribute('aria-label')) wrong.push(name(table) + ' has no name');
@@ -69,7 +70,8 @@
   if (scrollWidth > clientWidth) wrong.push(`the page is ${scrollWidth} wide in a window of ${clientWidth}`);
 
   // Controls are large enough for a finger or a pointer (WCAG 2.5.8): 24 pixels, or as much space around them.
-  for (const control of document.querySelectorAll('button, select, input[type=search], label:has(input[type=checkbox])')) {
+  const controls = 'button, select, input[type=search], label:has(input[type=checkbox])';
+  for (const control of document.querySelectorAll(controls)) {
     const { height } = control.getBoundingClientRect();
     if (isShown(control) && height < 20) wrong.push(`${name(control)} is ${height} pixels high`);
   }
