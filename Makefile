@@ -112,7 +112,7 @@ clean:
 	rm -f $(BINARIES)
 
 tools:
-	@.ci/tools build java
+	@.ci/tools build java monitoring
 
 build-tools:
 	@.ci/tools build

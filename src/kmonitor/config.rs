@@ -9,8 +9,13 @@ use crate::daemon::{Settings, shutdown_grace};
 use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
+use super::report::prometheus::{Detail, DetailLevel};
+
 /// Longest time that a key may have: an hour. A longer time is almost certainly a mistake in the unit.
 const MAX_MILLIS: u64 = 3_600_000;
+
+/// Largest `metrics_partitions`. A Prometheus cannot use more series of one process.
+const MAX_METRICS_PARTITIONS: usize = 1_000_000;
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -23,6 +28,8 @@ pub struct Config {
     pub poll_interval: Duration,
     /// Time to answer requests in flight when the daemon stops (`base.shutdown_grace_ms`).
     pub shutdown_grace: Duration,
+    /// Which partitions have metrics (`base.metrics_detail`, `base.metrics_partitions`).
+    pub detail: Detail,
     /// Section `http_server`.
     pub http: HttpConfig,
 }
@@ -96,6 +103,7 @@ impl Config {
             clusters,
             poll_interval: base.poll_interval,
             shutdown_grace: base.shutdown_grace,
+            detail: base.detail,
             http,
         });
         match config {
@@ -111,6 +119,7 @@ struct Base {
     clusters: Vec<String>,
     poll_interval: Duration,
     shutdown_grace: Duration,
+    detail: Detail,
 }
 
 impl Base {
@@ -122,8 +131,14 @@ impl Base {
         }
         let poll_interval = base.millis("poll_interval_ms", Some(5_000), 100..=MAX_MILLIS, problems);
         let shutdown_grace = shutdown_grace(&mut base, problems);
+        let levels =
+            [("auto", DetailLevel::Auto), ("module", DetailLevel::Module), ("partition", DetailLevel::Partition)];
+        let detail = Detail {
+            level: base.choice("metrics_detail", &levels, problems),
+            max_partitions: base.count("metrics_partitions", Some(10_000), MAX_METRICS_PARTITIONS, problems).get(),
+        };
         base.finish(problems);
-        Base { log, clusters, poll_interval, shutdown_grace }
+        Base { log, clusters, poll_interval, shutdown_grace, detail }
     }
 }
 

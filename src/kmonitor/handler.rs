@@ -12,7 +12,7 @@ use log::debug;
 use crate::admin::Admin;
 use crate::http::{Admission, Handler, Head, Reply, Request, Response, percent_decode};
 
-use super::report::{json, zabbix};
+use super::report::{snapshot_json as json, snapshot_zabbix as zabbix};
 use super::snapshot::{SnapshotStore, Snapshots};
 
 /// Largest body of a request, in bytes.

@@ -26,6 +26,7 @@ mod log_ends;
 mod page;
 #[allow(dead_code, reason = "the parts that use them follow")]
 mod rates;
+#[allow(dead_code, reason = "the parts that use them follow")]
 mod report;
 #[allow(dead_code, reason = "the parts that use them follow")]
 mod sentence;
@@ -34,7 +35,11 @@ mod snapshot;
 mod sparkline;
 mod stored_offsets;
 #[allow(dead_code, reason = "the parts that use them follow")]
+mod summary;
+#[allow(dead_code, reason = "the parts that use them follow")]
 mod verdict;
+#[allow(dead_code, reason = "the parts that use them follow")]
+mod verdict_limits;
 #[allow(dead_code, reason = "the parts that use them follow")]
 mod view;
 
@@ -78,7 +83,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     let store = SnapshotStore::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
-    report::prometheus::register(&registry, &store);
+    report::snapshot_prometheus::register(&registry, &store);
     let admin = Admin::new(registry.clone(), health.clone());
 
     // The ports are opened first, so that a port in use ends the start before a poller runs.

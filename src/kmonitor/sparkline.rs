@@ -124,7 +124,7 @@ mod tests {
         let hour = line.hour(minutes(4));
         assert_eq!(hour[..55], [0; 55]);
         assert_eq!(hour[55..], [code(9), 0, 0, 1, 0]);
-        assert_eq!(line.hour(minutes(62))[..3], [0, 1, 0], "the first minute is older than an hour");
+        assert_eq!(line.hour(minutes(62))[..3], [1, 0, 0], "the first minute is older than an hour");
         line.record(minutes(500), Some(1));
         assert_eq!(line.hour(minutes(500))[58..], [0, 2]);
         line.record(minutes(499), Some(4));

@@ -42,6 +42,8 @@ mod http_table;
 mod kafka_settings;
 /// The ZooKeeper seam: servers that are down, killed, frozen, or not ZooKeeper servers.
 mod keeper;
+/// kmonitor: large answers, slow readers, and clients that have the current page.
+mod kmonitor_answers;
 /// kmonitor: delays, also while clusters or brokers are down.
 mod kmonitor_delay;
 /// kmonitor: its page in a real browser.
@@ -72,6 +74,8 @@ mod ktransfer_recreated;
 mod ktransfer_sessions;
 /// ktransfer: what one key or one push can hold up.
 mod ktransfer_window;
+/// All daemons: alerts, dashboard and metrics in a real Prometheus.
+mod monitoring;
 /// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
 mod native_outages;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
@@ -93,3 +97,5 @@ mod threads;
 mod tls;
 /// kproxy: what it knows of a topic beforehand, and rights that are denied and granted.
 mod topic_rules;
+/// kmonitor: values for Zabbix, and its templates.
+mod zabbix;

@@ -52,9 +52,8 @@ impl DelayPage {
             // Without any cluster in the configuration, every module is unknown.
             return selection.cluster.map_or(Ok(()), |_| Err(Missing::Cluster));
         }
-        let is_missing = |module| {
-            self.selected(selection).all(|cluster| cluster.known && cluster.module(module).is_none())
-        };
+        let is_missing =
+            |module| self.selected(selection).all(|cluster| cluster.known && cluster.module(module).is_none());
         match selection.module {
             Some(module) if is_missing(module) => Err(Missing::Module),
             _ => Ok(()),

@@ -1,4 +1,5 @@
-//! `/v1/zabbix` and `/v1/zabbix/discovery`: five items for each module, found by the low-level discovery of Zabbix.
+//! `/v1/zabbix` and `/v1/zabbix/discovery`: five items for each module, found by the low-level discovery of Zabbix. The
+//! values are lines for `zabbix_sender` or a JSON document.
 //!
 //! A line is input for `zabbix_sender -i`: `- kmonitor.delay[CLUSTER,MODULE,TOPIC,SOURCE] 1764093790 1204`. Zabbix makes
 //! the key of an item from the names that the discovery returned, by its own rule of quoting; the keys here follow the
@@ -24,6 +25,13 @@ pub(crate) struct Filter<'a> {
     pub(crate) partitions: bool,
 }
 
+impl Filter<'_> {
+    /// Returns whether all modules are selected.
+    pub(crate) fn is_everything(&self) -> bool {
+        self.cluster.is_none() && self.module.is_none() && !self.partitions
+    }
+}
+
 /// The moment of the answer, by both clocks.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {
@@ -35,7 +43,10 @@ impl Clock {
     /// Returns Unix seconds of an earlier moment.
     fn seconds_at(self, at: Instant) -> u64 {
         let ago = self.now.saturating_duration_since(at);
-        self.wall.checked_sub(ago).and_then(|wall| wall.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+        self.wall
+            .checked_sub(ago)
+            .and_then(|wall| wall.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |since| since.as_secs())
     }
 }
 
@@ -43,8 +54,7 @@ impl Clock {
 pub(crate) fn render_values(view: &View, filter: &Filter<'_>, clock: Option<Clock>) -> Vec<u8> {
     let mut lines = Lines { text: Vec::new(), time: clock.map(|clock| clock.seconds_at(clock.now)) };
     let mut left_out = 0;
-    let is_everything = filter.cluster.is_none() && filter.module.is_none() && !filter.partitions;
-    if is_everything {
+    if filter.is_everything() {
         lines.put("kmonitor.alive", 1);
         lines.put("kmonitor.unknown_clusters", view.clusters.iter().filter(|cluster| !cluster.known).count());
     }
@@ -59,7 +69,7 @@ pub(crate) fn render_values(view: &View, filter: &Filter<'_>, clock: Option<Cloc
             (None, _) => left_out += 1,
         }
     }
-    if is_everything {
+    if filter.is_everything() {
         lines.time = general_time;
         lines.put("kmonitor.left_out", left_out);
     }
@@ -76,8 +86,7 @@ fn module_lines(lines: &mut Lines, module: &ModuleView, names: &str) {
     lines.put(&format!("kmonitor.verdict[{names}]"), module.verdict.severity());
     let reason = module.reason.replace(char::is_control, " ");
     lines.put(&format!("kmonitor.reason[{names}]"), quoted(&reason));
-    let bad = module.partitions.iter().filter(|partition| partition.verdict != Verdict::Ok).count();
-    lines.put(&format!("kmonitor.bad[{names}]"), bad);
+    lines.put(&format!("kmonitor.bad[{names}]"), bad(module));
 }
 
 fn partition_lines(lines: &mut Lines, partition: &PartitionView, names: &str) {
@@ -107,6 +116,37 @@ pub(crate) fn render_discovery(view: &View, filter: &Filter<'_>) -> Vec<u8> {
     }
     text.extend_from_slice(b"\n]\n");
     text
+}
+
+/// Formats the values of the selected modules as one document, for an item of Zabbix of which the others are made. A
+/// number that is unknown is absent.
+pub(crate) fn render_document(view: &View, filter: &Filter<'_>) -> Vec<u8> {
+    let (mut modules, mut left_out) = (Vec::new(), 0);
+    for (cluster, module) in selected(view, filter) {
+        if names(cluster, module).is_none() {
+            left_out += 1;
+            continue;
+        }
+        let mut values = json!({
+            "id": format!("{:016x}", module.id), "cluster": *cluster.name, "module": *module.name,
+            "topic": *module.topic, "source": module.source.word(), "verdict": module.verdict.severity(),
+            "reason": *module.reason, "bad": bad(module),
+        });
+        if let Some(delay) = module.delay {
+            values["delay"] = delay.into();
+        }
+        if let Some(seconds) = module.seconds_behind.filter(|seconds| seconds.is_finite()) {
+            values["seconds"] = ((seconds * 10.0).round() / 10.0).into();
+        }
+        modules.push(values);
+    }
+    let unknown_clusters = view.clusters.iter().filter(|cluster| !cluster.known).count();
+    let document = json!({"unknown_clusters": unknown_clusters, "left_out": left_out, "modules": modules});
+    document.to_string().into_bytes()
+}
+
+fn bad(module: &ModuleView) -> usize {
+    module.partitions.iter().filter(|partition| partition.verdict != Verdict::Ok).count()
 }
 
 fn put_json(text: &mut Vec<u8>, macros: &serde_json::Value) {
@@ -178,8 +218,8 @@ fn quoted(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use crate::kmonitor::report::fixture::{cluster, module, partition, unknown, view};
+    use std::time::Duration;
 
     fn sample() -> View {
         let stopped = |number, delay| PartitionView { verdict: Verdict::Stopped, ..partition(number, delay) };
@@ -238,11 +278,27 @@ mod tests {
 
     #[test]
     fn the_discovery_has_the_modules_that_have_values() {
-        let found: serde_json::Value = serde_json::from_slice(&render_discovery(&sample(), &Filter::default())).unwrap();
-        let modules: Vec<_> = found.as_array().unwrap().iter().map(|found| found["{#MODULE}"].as_str().unwrap()).collect();
+        let found: serde_json::Value =
+            serde_json::from_slice(&render_discovery(&sample(), &Filter::default())).unwrap();
+        let modules: Vec<_> =
+            found.as_array().unwrap().iter().map(|found| found["{#MODULE}"].as_str().unwrap()).collect();
         assert_eq!(modules, ["a, \"b\" c", "m"]);
         assert_eq!(found[1]["{#ID}"].as_str().unwrap().len(), 16);
         assert_eq!(found[1]["{#SOURCE}"], "zookeeper");
+    }
+
+    #[test]
+    fn the_document_has_the_modules_with_what_is_known_of_them() {
+        let document: serde_json::Value =
+            serde_json::from_slice(&render_document(&sample(), &Filter::default())).unwrap();
+        let id = |module: usize| document["modules"][module]["id"].clone();
+        let expected = json!({"unknown_clusters": 1, "left_out": 1, "modules": [
+            {"id": id(0), "cluster": "c", "module": "a, \"b\" c", "topic": "t", "source": "zookeeper", "verdict": 2,
+             "reason": "nothing waits", "bad": 1},
+            {"id": id(1), "cluster": "c", "module": "m", "topic": "t", "source": "zookeeper", "verdict": 5,
+             "reason": "nobody \"pushes\"\n2 of 3", "bad": 2, "delay": 1204, "seconds": 90.3},
+        ]});
+        assert_eq!(document, expected);
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub(crate) mod one_topic;
 pub(crate) mod oracle;
 pub(crate) mod original;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod secured;
 pub(crate) mod server_process;
 pub(crate) mod testbed;
@@ -43,6 +44,7 @@ pub(crate) mod testbed;
 pub(crate) mod tls;
 pub(crate) mod transactions;
 pub(crate) mod wait;
+pub(crate) mod zabbix;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
 

@@ -7,8 +7,9 @@
 //! => 620 STOPPED no_member                         the verdict changes at second 620, for this reason
 //! ```
 //!
-//! Numbers are `N`, `N+R` or `N+1/R` (R a second, or one in R seconds), for `stored` also `newest`, `newest-N` and
-//! `newest@S` (what `newest` was at the last multiple of S seconds: a consumer that stores so often).
+//! Numbers are `N`, `N+R` or `N+1/R` (R a second, or one in R seconds); for `stored` also `newest`, `newest-N`, and
+//! `newest@S` or `newest@S-N` (what `newest` was at the last multiple of S seconds: a consumer that stores so often).
+//! A stored offset that grows stops at the newest one.
 
 use std::collections::HashMap;
 use std::fs;
@@ -91,11 +92,9 @@ impl Replay {
         let (since, word) = self.word(key, now)?;
         let number = |text: &str| text.parse::<i64>().unwrap_or_else(|_| panic!("{key}={word}"));
         if let Some(rest) = word.strip_prefix("newest") {
-            return match (rest.strip_prefix('-'), rest.strip_prefix('@')) {
-                (Some(less), _) => Some(self.number("newest", now)? - number(less)),
-                (_, Some(step)) => self.number("newest", now - now % step.parse::<u64>().unwrap()),
-                _ => self.number("newest", now),
-            };
+            let (step, less) = rest.split_once('-').unwrap_or((rest, "0"));
+            let step: u64 = step.strip_prefix('@').map_or(1, |step| step.parse().unwrap());
+            return Some(self.number("newest", now - now % step)? - number(less));
         }
         if word == "none" {
             return None;
@@ -106,7 +105,8 @@ impl Replay {
             Some(seconds) => passed / number(seconds),
             None => passed * number(rate),
         };
-        Some(number(first) + more)
+        let grown = number(first) + more;
+        Some(if key == "stored" { grown.min(self.number("newest", now)?) } else { grown })
     }
 }
 
@@ -134,6 +134,8 @@ impl Memory {
         {
             self.ends.record(elapsed, newest);
             self.log = Some((replay.number("oldest", now).unwrap_or(0), newest, now));
+            let is_beyond = replay.number("stored", now).is_some_and(|stored| newest < stored);
+            self.beyond = if is_beyond { self.beyond + 1 } else { 0 };
         }
         if !replay.is("zookeeper", "silent", now) {
             self.stored_read = Some(now);
@@ -148,7 +150,6 @@ impl Memory {
 
     fn store(&mut self, stored: Option<Offset>, now: u64) {
         let newest = self.log.map_or(0, |(_, newest, _)| newest);
-        self.beyond = if stored.is_some_and(|stored| newest < stored) { self.beyond + 1 } else { 0 };
         let Some(stored) = stored else { return };
         match self.stored {
             Some((before, _)) if before == stored => return,
@@ -203,7 +204,7 @@ impl Memory {
         };
         let first_waiting = self.stored.map_or(oldest, |(stored, _)| stored.max(oldest));
         let arrival = self.ends.arrival(elapsed, first_waiting);
-        facts.waiting_for = arrival.map(|arrival| arrival.at_least);
+        facts.waiting_for = arrival.map(|arrival| arrival.estimate());
         facts.behind = behind::behind(facts::delay(&facts), arrival, None);
         facts
     }
