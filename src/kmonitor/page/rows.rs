@@ -125,7 +125,7 @@ fn module(row: Row<'_>, query: &Query, selection: &Selection<'_>, now: Moment) -
     format!(
         "<tbody data-id=\"{:016x}\" data-verdict=\"{verdict}\"{old}><tr><td class=\"verdict\">{verdict}\
          <th scope=\"row\"><bdi>{name}</bdi> <small><bdi>{topic}</bdi>{source}{place}</small>\
-         <td class=\"delay\">{delay}<td class=\"behind\">{behind}<td class=\"hour\">{history}<td class=\"owner\">{owner}\
+         <td class=\"delay\">{delay}<td class=\"behind\">{behind}<td>{history}<td class=\"owner\">{owner}\
          <td class=\"since\">{time}<td class=\"why\">{reason}</tr>\n\
          <tr class=\"more\"><td colspan=\"{COLUMNS}\">{more}</tr></tbody>\n",
         module.id,

@@ -11,7 +11,7 @@ use crate::kmonitor::sparkline::decode;
 use crate::kmonitor::view::History;
 
 /// Height of the drawing in pixels.
-const HEIGHT: u32 = 24;
+const HEIGHT: u32 = 20;
 
 /// The history byte that fills the height if no larger one occurs: about 100 messages.
 const SMALLEST_SCALE: u8 = 55;
@@ -96,8 +96,8 @@ mod tests {
     #[test]
     fn known_minutes_are_an_area_and_unknown_ones_a_gap() {
         let text = drawn(&[(0, 10), (1, 40), (83, 10)]);
-        assert!(text.contains("<path class=\"gap\" d=\"M0 23h20v1H0z\"/>"), "{text}");
-        assert!(text.contains("<path d=\"M20 24v-1l78 0 2-23 18 0 2 0v24z\"/>"), "{text}");
+        assert!(text.contains("<path class=\"gap\" d=\"M0 19h20v1H0z\"/>"), "{text}");
+        assert!(text.contains("<path d=\"M20 20v-1l78 0 2-19 18 0 2 0v20z\"/>"), "{text}");
         assert!(text.contains("aria-label=\"last hour: at most 1,117, unknown for 10 min\""), "{text}");
         assert_eq!(drawn(&[(0, 60)]), "<small>no history</small>");
     }
@@ -106,16 +106,16 @@ mod tests {
     fn a_small_delay_is_drawn_small() {
         // Two messages, and the line of 0 beside them.
         let text = drawn(&[(1, 58), (10, 1), (1, 1)]);
-        assert!(text.contains("M0 24v-1l114 0 2-4 2 4 2 0v1z"), "{text}");
+        assert!(text.contains("M0 20v-1l114 0 2-3 2 3 2 0v1z"), "{text}");
     }
 
     #[test]
     fn every_height_fits_into_the_drawing() {
         for code in 1..=u8::MAX {
             let text = Sparkline(&std::array::from_fn(|minute| if minute % 2 == 0 { code } else { 1 })).to_string();
-            let first = text.split("24v-").nth(1).unwrap().split('l').next().unwrap();
-            assert!((1..=24).contains(&first.parse::<u32>().unwrap()), "{code}: {text}");
+            let first = text.split("20v-").nth(1).unwrap().split('l').next().unwrap();
+            assert!((1..=20).contains(&first.parse::<u32>().unwrap()), "{code}: {text}");
         }
-        assert!(Sparkline(&[u8::MAX; 60]).to_string().contains("M0 24v-24l118 0 2 0v24z"));
+        assert!(Sparkline(&[u8::MAX; 60]).to_string().contains("M0 20v-20l118 0 2 0v20z"));
     }
 }
