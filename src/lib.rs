@@ -81,7 +81,7 @@
 //!
 //! # Reading order
 //!
-//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
+//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
 //! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`.
 
@@ -93,6 +93,8 @@ pub mod ktransfer;
 
 pub mod admin;
 pub mod broker;
+#[allow(dead_code, reason = "the parts that use it follow")]
+mod html;
 pub mod http;
 pub mod kafka;
 pub mod keeper;
@@ -115,6 +117,10 @@ pub mod supervise;
 mod docs_test;
 #[cfg(test)]
 mod import_circles;
+
+#[cfg(test)]
+#[path = "../tests/stories/harness/json_schema.rs"]
+mod json_schema;
 
 #[cfg(test)]
 #[cfg(feature = "tls")]

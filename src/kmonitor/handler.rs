@@ -1,4 +1,4 @@
-//! `/delay`, `/v1/zabbix`, and the endpoints that every daemon has.
+//! `/delay`, `/v1/delay`, `/v1/zabbix`, and the endpoints that every daemon has.
 //!
 //! Of `/delay` the parameter `format` is `json` (default) or `zabbix`. `cluster` selects one cluster and `module` one
 //! module; an unknown name is answered with 404. But while a selected cluster is not known, an unknown module is
@@ -17,6 +17,7 @@ use super::query::Parameters;
 use super::refusals::{refusal, unknown_cluster};
 use super::report::legacy::{Missing, Selection};
 use super::report::pages::DelayFormat;
+use super::report::v1;
 use super::zabbix_pages;
 
 /// Largest body of a request, in bytes.
@@ -58,6 +59,7 @@ impl DelayHandler {
         }
         let answer: fn(&Self, &Head) -> Result<Response, Response> = match head.path.as_str() {
             "/delay" => Self::delay,
+            "/v1/delay" => Self::delay_v1,
             "/v1/zabbix" => |handler, head| zabbix_pages::values(&handler.pages.pages(), head),
             "/v1/zabbix/discovery" => |handler, head| zabbix_pages::discovery(&handler.pages.pages(), head),
             path => return refusal(404, "not_found", &format!("no such path: {path:?}")),
@@ -70,6 +72,10 @@ impl DelayHandler {
                 refusal(405, "method_not_allowed", message).with_header("Allow", ALLOWED)
             }
         }
+    }
+
+    fn delay_v1(&self, head: &Head) -> Result<Response, Response> {
+        v1::answer(&self.pages.pages().view, head, Instant::now()).map_err(|reason| refusal(400, "bad_query", &reason))
     }
 
     fn delay(&self, head: &Head) -> Result<Response, Response> {

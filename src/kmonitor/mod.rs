@@ -27,6 +27,8 @@ mod log_ends;
 mod name_filter;
 mod names;
 mod pace;
+#[allow(dead_code, reason = "the parts that use it follow")]
+mod page;
 mod places;
 mod plan;
 mod probe;

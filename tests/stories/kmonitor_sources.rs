@@ -20,7 +20,7 @@ fn settings(file: ConfigFile) -> ConfigFile {
 fn one_kmonitor_has_a_cluster_with_zookeeper_and_one_without() {
     let old = cluster();
     let (topic, module) = (old.new_topic("sources", 1), unique("sources"));
-    old.produce(&topic, 0, &[(b"k", b"v"); 5]);
+    old.produce(&topic, 0, &[(&b"k"[..], &b"v"[..]); 5]);
     assert!(old.zk().create(&format!("{}/consumers/{module}/offsets/{topic}/0", old.chroot), "2"));
     let new = Kafka::start_kraft();
     kafka_wire::create_topic(&new.address(), "t", 1, 1);
@@ -56,7 +56,7 @@ fn one_kmonitor_has_a_cluster_with_zookeeper_and_one_without() {
 fn a_module_that_moves_from_zookeeper_to_kafka_shows_one_delay_throughout() {
     let cluster = cluster();
     let (topic, module) = (cluster.new_topic("moves", 1), unique("moves"));
-    cluster.produce(&topic, 0, &[(b"k", b"v"); 10]);
+    cluster.produce(&topic, 0, &[(&b"k"[..], &b"v"[..]); 10]);
     let group = format!("{}/consumers/{module}", cluster.chroot);
     assert!(cluster.zk().create(&format!("{group}/offsets/{topic}/0"), "0"));
     assert!(cluster.zk().create(&format!("{group}/ids"), ""));

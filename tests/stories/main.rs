@@ -48,6 +48,8 @@ mod kmonitor_answers;
 mod kmonitor_delay;
 /// kmonitor: what is known while servers restart, stall or die.
 mod kmonitor_outages;
+/// kmonitor: its page in a real browser.
+mod kmonitor_page;
 /// kmonitor: stored offsets in Kafka, and modules that move.
 mod kmonitor_sources;
 /// kmonitor: topics that are created again, grow or lose messages; offsets that are missing or left over.

@@ -60,6 +60,8 @@ fn every_request_has_its_answer() {
         assert_eq!(respond(&handler, "OPTIONS", target), (200, String::new()), "{target}");
     }
     for (method, target, status, error) in [
+        ("GET", "/v1/delay?modul=x", 400, "bad_query"),
+        ("PUT", "/v1/delay", 405, "method_not_allowed"),
         ("GET", "/delay?cluster=x", 404, "unknown_cluster"),
         ("GET", "/delay?cluster=c&module=x", 404, "unknown_module"),
         ("GET", "/delay?format=xml", 400, "bad_format"),

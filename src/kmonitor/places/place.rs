@@ -193,7 +193,8 @@ impl Place {
 
     /// Returns the messages that came in since the last call.
     pub(super) fn take_came_in(&mut self, newest: Option<Offset>) -> u64 {
-        let before = std::mem::replace(&mut self.counted_to, newest.or(self.counted_to));
+        let before = self.counted_to;
+        self.counted_to = newest.or(before);
         newest.zip(before).map_or(0, |(newest, before)| u64::try_from(newest.saturating_sub(before)).unwrap_or(0))
     }
 

@@ -9,6 +9,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod certificates;
+pub(crate) mod chromium;
 pub(crate) mod cluster;
 pub(crate) mod config_file;
 pub(crate) mod configs;
