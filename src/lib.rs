@@ -93,7 +93,6 @@ pub mod ktransfer;
 
 pub mod admin;
 pub mod broker;
-#[allow(dead_code, reason = "the parts that use it follow")]
 mod html;
 pub mod http;
 pub mod kafka;

@@ -27,11 +27,12 @@
 
   // Makes `from` equal to `to`. Elements with a data-id are recognised wherever they move.
   function morph(from, to) {
+    // What the user opened or closed meanwhile stays so.
     for (const { name, value } of to.attributes) {
-      if (from.getAttribute(name) !== value) from.setAttribute(name, value);
+      if (name !== 'open' && from.getAttribute(name) !== value) from.setAttribute(name, value);
     }
     for (const { name } of [...from.attributes]) {
-      if (!to.hasAttribute(name) && name !== 'open') from.removeAttribute(name);
+      if (name !== 'open' && !to.hasAttribute(name)) from.removeAttribute(name);
     }
     if (from.type === 'checkbox') from.checked = to.checked;
     const id = node => node.dataset?.id;

@@ -34,7 +34,7 @@ use super::pace::Pace;
 use super::places::{ClusterState, Places};
 use super::plan::{plan, slices};
 use super::probe::{MAX_PROBES, Prober};
-use super::readings::ModuleKey;
+use super::readings::{ModuleKey, ModuleReading};
 use super::view::Trouble;
 use super::zookeeper_source::WantedModule;
 
@@ -274,9 +274,8 @@ impl Poller {
                 return;
             }
             // The list has failed: nothing is asked of the source, but the ends of the logs are read.
-            let is_readable = listed && !self.has_failed(source);
-            if is_readable && !self.read_slice(source, &slice, stop) {
-                self.source_broke(source);
+            if listed && !self.has_failed(source) {
+                self.read_slice(source, &slice, stop);
             }
             self.read_logs(&slice, stop);
             self.publish_if_late();
@@ -286,22 +285,16 @@ impl Poller {
         }
     }
 
+    /// Whether a source does not respond. Of Kafka groups those of other coordinators may still be read.
     fn has_failed(&self, source: Source) -> bool {
-        let state = if source == Source::Zookeeper { &self.memory.zookeeper } else { &self.memory.kafka };
-        state.failure.is_some() && source == Source::Zookeeper
+        source == Source::Zookeeper && self.memory.zookeeper.failure.is_some()
     }
 
-    /// Notes that a source stopped responding in the middle of a cycle. What was read counts.
-    fn source_broke(&mut self, source: Source) {
-        let state = if source == Source::Zookeeper { &mut self.memory.zookeeper } else { &mut self.memory.kafka };
-        state.failure.get_or_insert_with(|| "some stored offsets cannot be read".to_owned());
-    }
-
-    /// Reads the stored offsets of modules; returns whether all could be read.
-    fn read_slice(&mut self, source: Source, slice: &[ModuleKey], stop: &Stop) -> bool {
-        let readings: Vec<Result<Option<super::readings::ModuleReading>, String>> = match (source, &mut self.groups) {
+    /// Reads the stored offsets of modules.
+    fn read_slice(&mut self, source: Source, slice: &[ModuleKey], stop: &Stop) {
+        let readings: Vec<Result<Option<ModuleReading>, String>> = match (source, &mut self.groups) {
             (Source::Zookeeper, _) => {
-                let Some(keeper) = self.keeper.clone() else { return true };
+                let Some(keeper) = self.keeper.clone() else { return };
                 let wanted = |key: &ModuleKey| WantedModule {
                     name: Arc::clone(&key.name),
                     with_topic_ids: !self.places.was_read(key),
@@ -321,14 +314,12 @@ impl Poller {
                 let _ = stop.sleep(wait);
                 found
             }
-            (Source::Kafka, None) => return true,
+            (Source::Kafka, None) => return,
         };
-        let mut is_complete = true;
         for (key, reading) in slice.iter().zip(readings) {
             match reading {
                 Ok(reading) => self.places.record_module(key, reading, Moment::now()),
                 Err(cause) => {
-                    is_complete = false;
                     self.places.record_failure(key, &cause.as_str().into(), Instant::now());
                     let state =
                         if source == Source::Zookeeper { &mut self.memory.zookeeper } else { &mut self.memory.kafka };
@@ -336,7 +327,6 @@ impl Poller {
                 }
             }
         }
-        is_complete
     }
 
     /// Reads the ends of the logs of these modules, and compares the stored offsets with them.

@@ -7,6 +7,8 @@ use log::{debug, info, warn};
 
 /// Interval at which a failure that lasts is logged again, and over which failures that come and go are counted.
 const REMIND_AFTER: Duration = Duration::from_secs(60);
+/// A failure that is shorter is not logged, unless it comes and goes.
+const LASTS_AFTER: Duration = Duration::from_secs(1);
 /// With this number of failures in [`REMIND_AFTER`], each followed by a success, a cluster comes and goes.
 const FLAPPING: usize = 3;
 
@@ -54,8 +56,6 @@ impl FailureLog {
             return since.filter(|_| was_logged).map_or(Line::Nothing, |since| Line::Recovered(now - since));
         }
         if self.failing_since.is_none() {
-            // The first failure may only mean that the session with ZooKeeper is not established yet, so the warning
-            // comes with the second one, or with the third that came and went.
             self.failing_since = Some(now);
             self.began.push_back(now);
             self.began.retain(|then| now.saturating_duration_since(*then) < REMIND_AFTER);
@@ -67,7 +67,10 @@ impl FailureLog {
             }
             return Line::First;
         }
-        if self.last_logged.is_none_or(|last| REMIND_AFTER <= now.saturating_duration_since(last)) {
+        // A short failure may only mean that the session with ZooKeeper is not established yet.
+        let lasts = self.failing_since.is_some_and(|since| LASTS_AFTER <= now.saturating_duration_since(since));
+        let is_due = self.last_logged.is_none_or(|last| REMIND_AFTER <= now.saturating_duration_since(last));
+        if lasts && is_due {
             self.last_logged = Some(now);
             return Line::Failing;
         }

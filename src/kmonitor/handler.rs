@@ -1,4 +1,4 @@
-//! `/delay`, `/v1/delay`, `/v1/zabbix`, and the endpoints that every daemon has.
+//! `/` for browsers, `/delay`, `/v1/delay`, `/v1/zabbix`, and the endpoints that every daemon has.
 //!
 //! Of `/delay` the parameter `format` is `json` (default) or `zabbix`. `cluster` selects one cluster and `module` one
 //! module; an unknown name is answered with 404. But while a selected cluster is not known, an unknown module is
@@ -12,6 +12,7 @@ use log::debug;
 use crate::admin::Admin;
 use crate::http::{Admission, Handler, Head, Reply, Request, Response};
 
+use super::page::PageAnswers;
 use super::published::PublishedPages;
 use super::query::Parameters;
 use super::refusals::{refusal, unknown_cluster};
@@ -30,6 +31,8 @@ const ALLOWED: &str = "GET, HEAD, OPTIONS";
 pub(super) struct DelayHandler {
     /// The pages of the newest view.
     pub pages: Arc<PublishedPages>,
+    /// `/` for browsers, and what it loads.
+    pub page: PageAnswers,
     /// `/metrics`, `/healthz`, `/readyz`.
     pub admin: Admin,
 }
@@ -54,8 +57,12 @@ impl Handler for DelayHandler {
 
 impl DelayHandler {
     fn answer(&self, head: &Head) -> Response {
-        if let Some(response) = self.admin.answer(head) {
+        if let Some(response) = self.page.answer(head, || Arc::clone(&self.pages.pages().view)) {
             return response;
+        }
+        if let Some(response) = self.admin.answer(head) {
+            // A browser would have got the page.
+            return if head.path == "/" { response.with_header("Vary", "Accept") } else { response };
         }
         let answer: fn(&Self, &Head) -> Result<Response, Response> = match head.path.as_str() {
             "/delay" => Self::delay,

@@ -8,7 +8,7 @@
 //! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`,
 //! `zookeeper_source`, `kafka_source` and `log_ends` (what a cycle reads), `places` (what was seen over time), `plan` and
 //! `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `published`, `query`,
-//! `refusals`, `zabbix_pages`, `handler`.
+//! `refusals`, `zabbix_pages`, `page`, `handler`.
 //!
 //! Invariants: an unknown delay is left out of all answers; the failure of one cluster does not affect another; an HTTP
 //! request never waits for ZooKeeper or Kafka.
@@ -27,7 +27,6 @@ mod log_ends;
 mod name_filter;
 mod names;
 mod pace;
-#[allow(dead_code, reason = "the parts that use it follow")]
 mod page;
 mod places;
 mod plan;
@@ -72,6 +71,7 @@ use handler::DelayHandler;
 use kafka_source::KafkaSource;
 use log_ends::LogReader;
 use pace::Pace;
+use page::PageAnswers;
 use places::{Places, Times};
 use probe::Prober;
 use published::PublishedPages;
@@ -148,7 +148,7 @@ fn listen(
         max_connections: MAX_CONNECTIONS,
         ..ServerLimits::default()
     };
-    let delay = DelayHandler { pages: Arc::clone(pages), admin: admin.clone() };
+    let delay = DelayHandler { pages: Arc::clone(pages), page: PageAnswers::default(), admin: admin.clone() };
     let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
     if let Some(port) = config.http.admin_port {
         servers.push(start("admin_port", "admin", port, 1, ServerLimits::default(), Arc::new(admin.clone()))?);

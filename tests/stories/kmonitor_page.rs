@@ -24,7 +24,8 @@ fn config(cluster: &Cluster) -> ConfigFile {
 /// Three modules of one topic: one is done, one has messages to push, and the text of one is not an offset. Returns the
 /// last part of their names, which no other story uses.
 fn create_modules(cluster: &Cluster) -> String {
-    let suffix = unique("page");
+    // With a last letter, so that no suffix is the beginning of another one.
+    let suffix = format!("{}x", unique("page"));
     let topic = cluster.new_topic("page", 2);
     cluster.produce(&topic, 0, &[(&b"k"[..], &b"v"[..]); 12]);
     let store = |module: &str, partition: i32, text: &str| {

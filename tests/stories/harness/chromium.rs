@@ -118,8 +118,10 @@ impl Chromium {
         let result = self.command("Page.navigate", json!({"url": url}));
         assert!(result["errorText"].is_null(), "{url}: {}", result["errorText"]);
         while !self.events.iter().any(|event| event["method"] == "Page.loadEventFired") {
-            let event = self.message(deadline);
-            self.events.push(event.unwrap_or_else(|| panic!("{url} is not loaded by {}", self.state())));
+            match self.message(deadline) {
+                Some(event) => self.events.push(event),
+                None => panic!("{url} is not loaded by {}", self.state()),
+            }
         }
     }
 
