@@ -155,3 +155,23 @@ fn a_silent_broker_costs_its_own_partitions_only() {
         monitor.delay("tc", &module).as_object().is_some_and(|delays| delays.len() == 20)
     });
 }
+
+#[test]
+fn a_broker_that_does_not_know_its_topics_yet_makes_no_topic_gone() {
+    let cluster = Cluster::start(1);
+    let (first, second, module) = (cluster.new_topic("first", 1), cluster.new_topic("second", 1), unique("module"));
+    produce(&cluster, &first, 0, 100);
+    produce(&cluster, &second, 0, 5);
+    store_offset(&cluster, &module, &first, 0, 0);
+    store_offset(&cluster, &module, &second, 0, 0);
+    let monitor = Kmonitor::start(&config(&cluster, &cluster.zookeeper).set("base.poll_interval_ms", 100));
+    monitor.wait_for_delay("tc", &module, &json!({"0": 105}), DEADLINE);
+    // One topic without the other would be a number that is too low.
+    let is_right = |delays: &Value| assert!(*delays == json!({"0": 105}) || *delays == json!({}), "{delays}");
+    while_polled(&monitor, &module, is_right, || {
+        for _ in 0..3 {
+            cluster.kafka_servers[0].restart();
+            monitor.wait_for_delay("tc", &module, &json!({"0": 105}), DEADLINE);
+        }
+    });
+}
