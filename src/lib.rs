@@ -16,8 +16,9 @@
 //! - **window**: the messages of one partition that are read and not stored as done; `window_size` bounds those of them
 //!   that were pushed and are not done. **commit point**: the offset to store; every
 //!   message below it is done. **give up** (a message): attempt no further push and continue with the next message.
-//! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: the newest offset of a
-//!   partition minus the stored one.
+//! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: how many messages of
+//!   a partition can still be pushed: the newest offset minus the stored one, or the oldest one if that is larger.
+//!   **place**: a partition of a topic as one module consumes it.
 //! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
 //!   kproxy may have between request and answer. **rules** of a topic: what its configuration accepts, as far as kproxy
 //!   has read it.
@@ -37,8 +38,8 @@
 //! and hands the message to the *worker* of its key. The worker pushes the message until it is done, and goes on with
 //! its other keys while the message waits. The commit point goes back to the group, which stores it.
 //!
-//! **kmonitor**, for each cluster: a *poller* reads all stored offsets from ZooKeeper, then the newest offsets from the
-//! brokers, and replaces the snapshot that the HTTP handler answers from.
+//! **kmonitor**, for each cluster: a *poller* reads stored offsets and owners from ZooKeeper or Kafka, then the ends of the
+//! logs from the brokers, keeps what it saw in a table, and publishes the *view* that the HTTP handler answers from.
 //!
 //! # Invariants
 //!
@@ -80,7 +81,7 @@
 //!
 //! # Reading order
 //!
-//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
+//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
 //! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`.
 
@@ -92,6 +93,7 @@ pub mod ktransfer;
 
 pub mod admin;
 pub mod broker;
+mod html;
 pub mod http;
 pub mod kafka;
 pub mod keeper;
@@ -114,6 +116,10 @@ pub mod supervise;
 mod docs_test;
 #[cfg(test)]
 mod import_circles;
+
+#[cfg(test)]
+#[path = "../tests/stories/harness/json_schema.rs"]
+mod json_schema;
 
 #[cfg(test)]
 #[cfg(feature = "tls")]
