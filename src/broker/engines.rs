@@ -9,9 +9,7 @@ use std::sync::Arc;
 use super::kafka_rust;
 use super::native;
 use super::settings::{KafkaSettings, Role, SettingProblem};
-use super::{
-    BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, GroupReader, LogEnds, Producer, ProducerConfig,
-};
+use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, GroupReader, LogEnds, Producer, ProducerConfig};
 use crate::config::{Problems, Section};
 use crate::supervise::Supervisor;
 

@@ -36,7 +36,8 @@ pub(super) struct BoardWriter {
 impl Board {
     /// Makes a board for clusters of these names, of which nothing is known.
     pub(super) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        let clusters = names.into_iter().map(|name| Mutex::new(Arc::new(unread(name.into(), Instant::now())))).collect();
+        let clusters =
+            names.into_iter().map(|name| Mutex::new(Arc::new(unread(name.into(), Instant::now())))).collect();
         Board { shared: Arc::new(Shared { last: Mutex::new((0, SystemTime::now())), clusters }) }
     }
 
@@ -115,11 +116,8 @@ mod tests {
         let now = Instant::now();
         writers[1].publish(ClusterView { known: true, ..unread("b".into(), now) });
         assert_eq!((known(), board.view().number), (vec![false, true], 1));
-        let view = Arc::new(ClusterView {
-            known: true,
-            cycle: Some(Duration::from_secs(10)),
-            ..unread("b".into(), now)
-        });
+        let view =
+            Arc::new(ClusterView { known: true, cycle: Some(Duration::from_secs(10)), ..unread("b".into(), now) });
         assert!(or_unknown(view.clone(), now + Duration::from_secs(59)).known);
         let hanging = or_unknown(view, now + Duration::from_secs(61));
         assert!(!hanging.known && hanging.modules.is_empty());

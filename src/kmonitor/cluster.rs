@@ -38,8 +38,8 @@ use super::readings::{ModuleKey, ModuleReading};
 use super::view::Trouble;
 use super::zookeeper_source::WantedModule;
 
-use memory::SourceState;
 pub(super) use memory::Memory;
+use memory::SourceState;
 
 /// Shortest pause between two cycles, even if a cycle took longer than the interval: the sources must not be under
 /// constant load.

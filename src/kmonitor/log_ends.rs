@@ -11,9 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::broker::{
-    LogEnds, LogRange, MetadataError, PartitionId, PartitionInfo, TopicId, TopicInfo, TopicPartition,
-};
+use crate::broker::{LogEnds, LogRange, MetadataError, PartitionId, PartitionInfo, TopicId, TopicInfo, TopicPartition};
 
 use super::facts::UnknownReason;
 
@@ -79,13 +77,7 @@ enum Answer {
 impl LogReader {
     /// Makes a reader without a Kafka client; the first request calls `connect`.
     pub(super) fn new(connect: Connect) -> Self {
-        LogReader {
-            connect,
-            connected: None,
-            topics: HashMap::new(),
-            silent: BTreeMap::new(),
-            request_count: 0,
-        }
+        LogReader { connect, connected: None, topics: HashMap::new(), silent: BTreeMap::new(), request_count: 0 }
     }
 
     /// Looks up the topics of `wanted` that are unknown, in doubt or long not looked up, and forgets all others. `hosts`
@@ -306,9 +298,9 @@ fn is_unreachable<T>(result: &Result<T, MetadataError>) -> bool {
 
 fn reason_of(error: MetadataError, leader: Option<i32>) -> UnknownReason {
     match error {
-        MetadataError::Unreachable(_) => leader.map_or(UnknownReason::NoBroker, |broker| {
-            UnknownReason::LeaderSilent { broker }
-        }),
+        MetadataError::Unreachable(_) => {
+            leader.map_or(UnknownReason::NoBroker, |broker| UnknownReason::LeaderSilent { broker })
+        }
         MetadataError::NoLeader(_) => UnknownReason::NoLeader,
         MetadataError::NotAuthorized(_) => UnknownReason::NotAuthorized,
         MetadataError::InvalidTopic(_) => UnknownReason::InvalidTopic,

@@ -57,11 +57,11 @@ use crate::keeper::{self, SharedKeeper};
 use crate::metrics::{Registry, SECONDS_BUCKETS};
 use crate::supervise::Supervisor;
 
+use board::{Board, BoardWriter};
 use cluster::{FindBrokers, Memory, PollMetrics, Poller};
 use config::{ClusterConfig, Config};
-use handler::DelayHandler;
-use board::{Board, BoardWriter};
 use facts::Source;
+use handler::DelayHandler;
 use kafka_source::KafkaSource;
 use log_ends::LogReader;
 use pace::Pace;

@@ -324,6 +324,5 @@ impl ModuleTopic {
     }
 }
 
-
 #[cfg(test)]
 mod tests;

@@ -237,7 +237,8 @@ impl ZookeeperSource<'_> {
                 place.written_ms = Some(node.modified_ms).filter(|time| 0 < *time);
             }
             (LeafKind::Offset, Err(denied @ KeeperError::NoAuth(_))) => {
-                topic.places.entry(leaf.partition).or_insert_with(place).stored = Stored::Refused(self.refused(&denied));
+                topic.places.entry(leaf.partition).or_insert_with(place).stored =
+                    Stored::Refused(self.refused(&denied));
             }
             (LeafKind::Owner, Ok(Some(node))) => {
                 topic.places.entry(leaf.partition).or_insert_with(place).owner = Owner::Named(text_of(&node.data));

@@ -61,12 +61,7 @@ impl KafkaRustLogEnds {
     }
 
     /// Returns the oldest or newest offset of each partition of these topics.
-    fn offsets(
-        &mut self,
-        topics: Vec<String>,
-        end: FetchOffset,
-        wait: Duration,
-    ) -> Result<TopicOffsets, CallError> {
+    fn offsets(&mut self, topics: Vec<String>, end: FetchOffset, wait: Duration) -> Result<TopicOffsets, CallError> {
         self.client.call(wait, move |client| {
             // Leaders change, so each call looks up the leaders first.
             client.load_metadata_all()?;

@@ -82,9 +82,8 @@ fn seam_group(group: &offsets::ListedGroup) -> ListedGroup {
 
 fn seam_offsets((topic, found): &offsets::TopicOffsets) -> impl Iterator<Item = (TopicPartition, Offset)> {
     let is_committed = |of: &&offsets::FetchedOffset| of.error_code == error_code::NONE && of.offset >= 0;
-    let at = |of: &offsets::FetchedOffset| {
-        (TopicPartition { topic: Arc::clone(topic), partition: of.partition }, of.offset)
-    };
+    let at =
+        |of: &offsets::FetchedOffset| (TopicPartition { topic: Arc::clone(topic), partition: of.partition }, of.offset);
     found.iter().filter(is_committed).map(at)
 }
 
@@ -95,9 +94,11 @@ fn seam_description(group: &DescribedGroup) -> GroupDescription {
         let name: Arc<str> = format!("{}@{host}", member.client_id).into();
         // An assignment that cannot be decoded is that of another strategy.
         let assigned = decode_assignment(&member.assignment).unwrap_or_default();
-        owners.extend(assigned.into_iter().map(|at| {
-            (TopicPartition { topic: at.topic, partition: at.partition }, Arc::clone(&name))
-        }));
+        owners.extend(
+            assigned
+                .into_iter()
+                .map(|at| (TopicPartition { topic: at.topic, partition: at.partition }, Arc::clone(&name))),
+        );
     }
     GroupDescription { member_count: group.members.len(), owners }
 }

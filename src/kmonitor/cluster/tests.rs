@@ -110,9 +110,8 @@ fn a_partition_without_a_stored_offset_counts_from_its_oldest_message() {
         rig.broker.put("t", 1, None, b"x");
     }
     rig.broker.trim(&TopicPartition { topic: "t".into(), partition: 1 }, 2);
-    let both = |delays: &[(i32, u64)]| {
-        Some(vec![("m".to_owned(), delays.to_vec()), ("owning".to_owned(), delays.to_vec())])
-    };
+    let both =
+        |delays: &[(i32, u64)]| Some(vec![("m".to_owned(), delays.to_vec()), ("owning".to_owned(), delays.to_vec())]);
     assert_eq!(rig.delays(), both(&[(0, 0), (1, 3)]));
     put(&*rig.keeper, "/consumers/m/offsets/t/1", "-1");
     assert_eq!(rig.delays(), both(&[(0, 0), (1, 3)]));

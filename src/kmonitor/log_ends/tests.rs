@@ -3,9 +3,9 @@
 use super::*;
 use crate::broker::Offset;
 use crate::broker::in_memory::MemoryBroker;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::locks::lock;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn at(topic: &str, partition: PartitionId) -> TopicPartition {
     TopicPartition { topic: topic.into(), partition }

@@ -64,7 +64,13 @@ impl Log {
             }
             LogReading::Gone => {
                 let history = EndsHistory::default();
-                *self = Log { is_gone: true, read: Some(now), reading_count: self.reading_count, history, ..Log::default() };
+                *self = Log {
+                    is_gone: true,
+                    read: Some(now),
+                    reading_count: self.reading_count,
+                    history,
+                    ..Log::default()
+                };
             }
             LogReading::Unknown(reason) => self.unknown = Some(reason.clone()),
         }

@@ -224,9 +224,8 @@ impl Place {
         let is_known = self.probed.is_some_and(|(known_from, known_newest, finding)| {
             known_from == from && (finding == Finding::Message || known_newest == newest)
         });
-        let rests = |then: Option<Instant>, pause| {
-            then.is_none_or(|then| pause <= now.at.saturating_duration_since(then))
-        };
+        let rests =
+            |then: Option<Instant>, pause| then.is_none_or(|then| pause <= now.at.saturating_duration_since(then));
         !is_known && rests(self.moved, PROBE_AFTER) && rests(self.probe_tried, PROBE_PAUSE)
     }
 

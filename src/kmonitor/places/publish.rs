@@ -145,8 +145,7 @@ impl Places {
     fn module_without_topics(&self, key: &ModuleKey, module: &Module, now: Moment) -> ModuleView {
         let topic: Arc<str> = "".into();
         let limits = Limits::default();
-        let context =
-            Context { key, module, limits: &limits, now, elapsed: Duration::ZERO, is_left_behind: false };
+        let context = Context { key, module, limits: &limits, now, elapsed: Duration::ZERO, is_left_behind: false };
         let mut view = module_view(&self.cluster, &context, &topic, Vec::new(), Summary::default());
         if let Some(denied) = &module.refused {
             mark_refused(&mut view, denied);

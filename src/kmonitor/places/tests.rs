@@ -23,8 +23,7 @@ fn rig(topics: &[&str]) -> Rig {
     topics.iter().for_each(|topic| broker.create_topic(topic, 1));
     let source = broker.clone();
     let reader = LogReader::new(Box::new(move |_| Ok(Box::new(source.log_ends()) as Box<dyn LogEnds>)));
-    let times =
-        Times { forget_after: Some(Duration::from_hours(24)), left_behind_after: Duration::from_secs(600) };
+    let times = Times { forget_after: Some(Duration::from_hours(24)), left_behind_after: Duration::from_secs(600) };
     let places = Places::new("c".into(), vec![Source::Zookeeper, Source::Kafka], times);
     Rig { broker, reader, start: places.start, places }
 }

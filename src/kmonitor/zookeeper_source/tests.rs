@@ -107,8 +107,7 @@ fn without_zookeeper_each_module_fails() {
     put(&*keeper, "/consumers/m/offsets/t/0", "1");
     tree.set_reachable(false);
     let (mut names, mut logged) = (NameInterner::default(), LoggedOnce::default());
-    let mut source =
-        ZookeeperSource { keeper: &*keeper, names: &mut names, logged: &mut logged, request_count: 0 };
+    let mut source = ZookeeperSource { keeper: &*keeper, names: &mut names, logged: &mut logged, request_count: 0 };
     assert!(matches!(source.group_names(), Err(KeeperError::Unreachable(_))));
     let wanted = [WantedModule { name: "m".into(), with_topic_ids: false }];
     assert!(matches!(source.modules(&wanted)[..], [Err(KeeperError::Unreachable(_))]));
