@@ -81,7 +81,7 @@
 //!
 //! # Reading order
 //!
-//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
+//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
 //! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`.
 
@@ -93,6 +93,7 @@ pub mod ktransfer;
 
 pub mod admin;
 pub mod broker;
+mod html;
 pub mod http;
 pub mod kafka;
 pub mod keeper;
@@ -115,6 +116,10 @@ pub mod supervise;
 mod docs_test;
 #[cfg(test)]
 mod import_circles;
+
+#[cfg(test)]
+#[path = "../tests/stories/harness/json_schema.rs"]
+mod json_schema;
 
 #[cfg(test)]
 #[cfg(feature = "tls")]

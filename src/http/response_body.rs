@@ -1,7 +1,7 @@
 //! The body of a response: bytes of its own, or bytes that many responses share, between a start and an end.
 //!
-//! Shared bytes are never copied: a connection whose client reads slowly keeps a reference and a position. So any number
-//! of slow clients of one large page costs the memory of one page.
+//! Shared bytes are never copied: a connection whose client reads slowly keeps a reference and a position. So any
+//! number of slow clients of one large page costs the memory of one page.
 
 use std::fmt;
 use std::ops::{Deref, Range};

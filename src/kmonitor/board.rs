@@ -5,7 +5,7 @@
 //!
 //! Invariant: if a poller hangs, its cluster becomes unknown instead of staying as it was last.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::view::{ClusterView, Trouble, View};
@@ -24,6 +24,8 @@ pub(super) struct Board {
 struct Shared {
     /// Number and time of the last publication.
     last: Mutex<(u64, SystemTime)>,
+    /// Called after each publication.
+    on_publish: OnceLock<Box<dyn Fn() + Send + Sync>>,
     clusters: Vec<Mutex<Arc<ClusterView>>>,
 }
 
@@ -38,7 +40,18 @@ impl Board {
     pub(super) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let clusters =
             names.into_iter().map(|name| Mutex::new(Arc::new(unread(name.into(), Instant::now())))).collect();
-        Board { shared: Arc::new(Shared { last: Mutex::new((0, SystemTime::now())), clusters }) }
+        Board {
+            shared: Arc::new(Shared {
+                last: Mutex::new((0, SystemTime::now())),
+                on_publish: OnceLock::new(),
+                clusters,
+            }),
+        }
+    }
+
+    /// Makes each publication call `call` on the thread that publishes. Only the first call of this function counts.
+    pub(super) fn on_publish(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.on_publish.set(Box::new(call));
     }
 
     /// Returns one writer for each cluster, in the order of the configuration.
@@ -63,6 +76,10 @@ impl BoardWriter {
         let _old = std::mem::replace(&mut *lock(&self.board.shared.clusters[self.index]), view);
         let mut last = lock(&self.board.shared.last);
         *last = (last.0 + 1, SystemTime::now());
+        drop(last);
+        if let Some(call) = self.board.shared.on_publish.get() {
+            call();
+        }
     }
 }
 

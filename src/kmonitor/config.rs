@@ -11,10 +11,14 @@ use crate::logging::LogConfig;
 
 use super::facts::Source;
 use super::name_filter::{ModuleFilter, NameFilter};
+use super::report::prometheus::{Detail, DetailLevel};
 use super::verdict_limits::VerdictLimits;
 
 /// Longest time that a key may have: an hour. A longer time is almost certainly a mistake in the unit.
 const MAX_MILLIS: u64 = 3_600_000;
+
+/// Largest `metrics_partitions`. A Prometheus cannot use more series of one process.
+const MAX_METRICS_PARTITIONS: usize = 1_000_000;
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -34,6 +38,8 @@ pub struct Config {
     pub left_behind_after: Duration,
     /// Time to answer requests in flight when the daemon stops (`base.shutdown_grace_ms`).
     pub shutdown_grace: Duration,
+    /// Which partitions have metrics (`base.metrics_detail`, `base.metrics_partitions`).
+    pub detail: Detail,
     /// Section `http_server`.
     pub http: HttpConfig,
 }
@@ -125,6 +131,7 @@ impl Config {
             limits: base.limits,
             left_behind_after: base.left_behind_after,
             shutdown_grace: base.shutdown_grace,
+            detail: base.detail,
             http,
         });
         match config {
@@ -143,6 +150,7 @@ struct Base {
     limits: VerdictLimits,
     left_behind_after: Duration,
     shutdown_grace: Duration,
+    detail: Detail,
 }
 
 impl Base {
@@ -152,17 +160,19 @@ impl Base {
         for name in clusters.iter().filter(|name| ["base", "http_server"].contains(&name.as_str())) {
             base.note("clusters", format!("has {name:?}, but that section is not a cluster"), problems);
         }
-        for (one, other) in clusters_with_common_keys(&clusters) {
-            let text = format!("has {one:?} and {other:?}, so that two delays could have the same key in Zabbix");
-            base.note("clusters", text, problems);
-        }
         let poll_interval = base.millis("poll_interval_ms", Some(5_000), 100..=MAX_MILLIS, problems);
         let fresh_for = base.millis("fresh_for_ms", Some(15_000), 1_000..=MAX_MILLIS, problems);
         let limits = VerdictLimits::take(&mut base, fresh_for, problems);
         let left_behind_after = base.millis("left_behind_after_ms", Some(600_000), 1_000..=MAX_MILLIS * 24, problems);
         let shutdown_grace = shutdown_grace(&mut base, problems);
+        let levels =
+            [("auto", DetailLevel::Auto), ("module", DetailLevel::Module), ("partition", DetailLevel::Partition)];
+        let detail = Detail {
+            level: base.choice("metrics_detail", &levels, problems),
+            max_partitions: base.count("metrics_partitions", Some(10_000), MAX_METRICS_PARTITIONS, problems).get(),
+        };
         base.finish(problems);
-        Base { log, clusters, poll_interval, fresh_for, limits, left_behind_after, shutdown_grace }
+        Base { log, clusters, poll_interval, fresh_for, limits, left_behind_after, shutdown_grace, detail }
     }
 }
 
@@ -180,14 +190,6 @@ impl HttpConfig {
         http.finish(problems);
         config
     }
-}
-
-/// Returns the pairs of clusters of which one is the beginning of the other: `a`, module `b.c`, and `a.b`, module `c`,
-/// have the same key `a.b.c.0.delay`.
-fn clusters_with_common_keys(clusters: &[String]) -> Vec<(&str, &str)> {
-    let begins = |one: &str, other: &str| other.strip_prefix(one).is_some_and(|rest| rest.starts_with('.'));
-    let pairs = clusters.iter().flat_map(|one| clusters.iter().map(move |other| (&**one, &**other)));
-    pairs.filter(|(one, other)| begins(one, other)).collect()
 }
 
 impl ClusterConfig {

@@ -1,13 +1,14 @@
 //! kmonitor reports the delay of every module and partition: how many messages ktransfer has not finished yet.
 //!
 //! ```text
-//!  ZooKeeper ──stored offsets, owners──▶ poll@CLUSTER ──ClusterView──▶ Board ──▶ DelayHandler ◀── GET /delay, /metrics
-//!  brokers ────log ends, groups────────▶ (one per cluster)       (newest per cluster)   (on the reader threads)
+//!  ZooKeeper ──stored offsets, owners──▶ poll@CLUSTER ──ClusterView──▶ Board ──▶ PublishedPages ──▶ DelayHandler ◀── GET
+//!  brokers ────log ends, groups────────▶ (one per cluster)       (newest per cluster)  (rendered by the poller)
 //! ```
 //!
 //! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`,
 //! `zookeeper_source`, `kafka_source` and `log_ends` (what a cycle reads), `places` (what was seen over time), `plan` and
-//! `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `handler`.
+//! `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `published`, `query`,
+//! `refusals`, `zabbix_pages`, `page`, `handler`.
 //!
 //! Invariants: an unknown delay is left out of all answers; the failure of one cluster does not affect another; an HTTP
 //! request never waits for ZooKeeper or Kafka.
@@ -26,11 +27,15 @@ mod log_ends;
 mod name_filter;
 mod names;
 mod pace;
+mod page;
 mod places;
 mod plan;
 mod probe;
+mod published;
+mod query;
 mod rates;
 mod readings;
+mod refusals;
 mod report;
 mod sentence;
 mod sparkline;
@@ -39,6 +44,7 @@ mod verdict;
 mod verdict_limits;
 #[allow(dead_code, reason = "the answers that show the rest follow")]
 mod view;
+mod zabbix_pages;
 mod zookeeper_source;
 
 use std::path::Path;
@@ -65,8 +71,10 @@ use handler::DelayHandler;
 use kafka_source::KafkaSource;
 use log_ends::LogReader;
 use pace::Pace;
+use page::PageAnswers;
 use places::{Places, Times};
 use probe::Prober;
+use published::PublishedPages;
 
 /// Timeout of one request to a broker. A poll makes few requests, because one covers all partitions of a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,11 +98,15 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     let board = Board::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
-    report::prometheus::register(&registry, &board);
-    let admin = Admin::new(registry.clone(), health.clone());
+    let newest = board.clone();
+    let pages = Arc::new(PublishedPages::new(move || newest.view(), config.detail));
+    let (published, metrics_pages) = (Arc::downgrade(&pages), Arc::clone(&pages));
+    board.on_publish(move || published.upgrade().iter().for_each(|pages| pages.refresh()));
+    let admin = Admin::new(registry.clone(), health.clone())
+        .with_metrics(Arc::new(move || metrics_pages.pages().metrics(Instant::now())));
 
     // The ports are opened first, so that a port in use ends the start before a poller runs.
-    let servers = listen(&config, &board, &admin, &registry, supervisor)?;
+    let servers = listen(&config, &pages, &admin, &registry, supervisor)?;
 
     let metrics = Metrics::new(&registry);
     for (cluster, writer) in config.clusters.iter().zip(board.writers()) {
@@ -116,7 +128,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 /// Opens `port` with all endpoints, and `admin_port`, if configured, with only the endpoints of [`Admin`].
 fn listen(
     config: &Config,
-    board: &Board,
+    pages: &Arc<PublishedPages>,
     admin: &Admin,
     registry: &Registry,
     supervisor: &Supervisor,
@@ -136,7 +148,7 @@ fn listen(
         max_connections: MAX_CONNECTIONS,
         ..ServerLimits::default()
     };
-    let delay = DelayHandler { board: board.clone(), admin: admin.clone() };
+    let delay = DelayHandler { pages: Arc::clone(pages), page: PageAnswers::default(), admin: admin.clone() };
     let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
     if let Some(port) = config.http.admin_port {
         servers.push(start("admin_port", "admin", port, 1, ServerLimits::default(), Arc::new(admin.clone()))?);

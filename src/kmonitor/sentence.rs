@@ -129,8 +129,8 @@ fn behind(facts: &Facts) -> String {
         let (growth, fall) = (delay.saturating_sub(before) / 60, before.saturating_sub(delay) / 60);
         if 0 < growth {
             append(&mut text, format_args!("; grows by {}/s", grouped(growth)));
-        } else if 0 < fall {
-            let left = time(Duration::from_secs(delay / fall));
+        } else if let Some(left) = delay.checked_div(fall) {
+            let left = time(Duration::from_secs(left));
             append(&mut text, format_args!("; falls by {}/s, caught up in about {left}", grouped(fall)));
         } else {
             text.push_str("; neither grows nor falls");

@@ -3,7 +3,6 @@
 //! A byte is 0 if the delay was unknown, 1 if it was 0, else 2 + 8·log2 of the largest delay of the minute, which is
 //! exact to 4.4 % and ends at 3·10⁹ messages.
 
-use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use super::view::History;
@@ -76,30 +75,6 @@ pub(super) fn decode(code: u8) -> Option<u64> {
     }
 }
 
-/// Returns the data of an SVG path over the hour: log scale, a gap where the delay was unknown. One minute is
-/// `width / 59` wide; a delay of 0 is at the bottom.
-pub(super) fn svg_path(hour: &History, width: f64, height: f64) -> String {
-    let mut path = String::new();
-    let top = f64::from(hour.iter().copied().max().unwrap_or(0).max(26));
-    let mut is_drawing = false;
-    for (index, code) in (0_u32..).zip(hour) {
-        if *code == 0 {
-            is_drawing = false;
-            continue;
-        }
-        let x = width * f64::from(index) / 59.0;
-        let y = height * (1.0 - (f64::from(*code) - 1.0) / (top - 1.0));
-        let command = if is_drawing { 'L' } else { 'M' };
-        write!(path, "{command}{x:.1} {y:.1}").expect("writing into memory does not fail");
-        // A minute between two gaps is a point: a line of no length, which a round cap shows.
-        if !is_drawing && hour.get(index as usize + 1).is_none_or(|next| *next == 0) {
-            path.push_str("h0");
-        }
-        is_drawing = true;
-    }
-    path
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,14 +108,6 @@ mod tests {
             [0, code(4)],
             "a clock that steps back writes into the newest minute"
         );
-    }
-
-    #[test]
-    fn a_path_has_gaps_and_points() {
-        let mut hour = [0; 60];
-        assert_eq!(svg_path(&hour, 118.0, 24.0), "");
-        (hour[0], hour[1], hour[3], hour[59]) = (1, 1, 26, 1);
-        assert_eq!(svg_path(&hour, 118.0, 24.0), "M0.0 24.0L2.0 24.0M6.0 0.0h0M118.0 24.0h0");
     }
 
     proptest! {

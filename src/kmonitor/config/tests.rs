@@ -70,6 +70,13 @@ fn the_section_of_a_cluster_that_is_not_listed_is_checked_but_unused() {
 }
 
 #[test]
+fn clusters_may_have_names_with_dots() {
+    // Of modules whose keys in Zabbix would be the same, the lines are left out: see `report::zabbix`.
+    let text = ORIGINAL.replace("common_cluster", "test_cluster.b");
+    assert_eq!(load(&text).unwrap().clusters[1].name, "test_cluster.b");
+}
+
+#[test]
 fn a_chroot_is_empty_or_a_clean_path() {
     for (chroot, good) in
         [("''", true), ("/", true), ("/a", true), ("a", false), ("/a/", true), ("/a//b", false), ("/a/../b", false)]

@@ -9,6 +9,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod certificates;
+pub(crate) mod chromium;
 pub(crate) mod cluster;
 pub(crate) mod config_file;
 pub(crate) mod configs;
@@ -36,6 +37,7 @@ pub(crate) mod one_topic;
 pub(crate) mod oracle;
 pub(crate) mod original;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod secured;
 pub(crate) mod server_process;
 pub(crate) mod testbed;
@@ -43,6 +45,7 @@ pub(crate) mod testbed;
 pub(crate) mod tls;
 pub(crate) mod transactions;
 pub(crate) mod wait;
+pub(crate) mod zabbix;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
 

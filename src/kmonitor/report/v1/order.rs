@@ -50,10 +50,7 @@ pub(super) enum Partitions {
 }
 
 /// Returns the partitions of a module that are listed.
-pub(super) fn listed(
-    module: &ModuleView,
-    partitions: Partitions,
-) -> impl Iterator<Item = &PartitionView> {
+pub(super) fn listed(module: &ModuleView, partitions: Partitions) -> impl Iterator<Item = &PartitionView> {
     let is_listed = move |verdict| match partitions {
         Partitions::All => true,
         Partitions::Bad => verdict != Verdict::Ok,
@@ -111,7 +108,8 @@ impl Cursor {
     /// Writes the place as text that needs no encoding in a URI: the fields, separated by NUL, in hexadecimal.
     pub(super) fn text(&self) -> String {
         let (severity, seconds, delay) = self.badness.unwrap_or_default();
-        let badness = if self.badness.is_some() { format!("{severity}\0{seconds}\0{delay}") } else { "\0\0".to_owned() };
+        let badness =
+            if self.badness.is_some() { format!("{severity}\0{seconds}\0{delay}") } else { "\0\0".to_owned() };
         let fields = [&badness, &self.cluster, &self.module, &self.source, &self.topic].map(String::as_str).join("\0");
         let mut text = String::with_capacity(2 * fields.len());
         for byte in fields.bytes() {

@@ -2,8 +2,8 @@
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::http::percent_decode;
 use crate::kmonitor::facts::Verdict;
+use crate::kmonitor::query::decoded;
 use crate::kmonitor::view::{ClusterView, ModuleView};
 
 use super::order::{Cursor, Order, Partitions};
@@ -84,9 +84,7 @@ impl Query {
             names.compile()?;
         }
         match &query.after {
-            Some(after) if after.order() != query.order => {
-                Err("after is of a request with another order".to_owned())
-            }
+            Some(after) if after.order() != query.order => Err("after is of a request with another order".to_owned()),
             _ => Ok(query),
         }
     }
@@ -185,7 +183,9 @@ fn verdicts(list: &str) -> Result<u8, String> {
 fn whole(name: &str, text: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, String> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let number = text.parse().ok().filter(|number| digits && range.contains(number));
-    number.ok_or_else(|| format!("{name} is {text:?}, but must be a whole number from {} to {}", range.start(), range.end()))
+    number.ok_or_else(|| {
+        format!("{name} is {text:?}, but must be a whole number from {} to {}", range.start(), range.end())
+    })
 }
 
 fn seconds(name: &str, text: &str) -> Result<f64, String> {
@@ -197,11 +197,6 @@ fn choice<T: Copy>(name: &str, text: &str, choices: &[(&str, T)]) -> Result<T, S
     let found = choices.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
     let words = || choices.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or ");
     found.ok_or_else(|| format!("{name} is {text:?}, but must be {}", words()))
-}
-
-fn decoded(text: &str) -> Result<String, String> {
-    let bytes = percent_decode(text).ok_or_else(|| format!("invalid percent-encoding in {text:?}"))?;
-    String::from_utf8(bytes.into_owned()).map_err(|_| format!("{text:?} does not decode to UTF-8"))
 }
 
 #[cfg(test)]
