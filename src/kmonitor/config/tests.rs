@@ -152,11 +152,3 @@ fn the_sources_follow_from_the_hosts_and_the_groups() {
         assert!(problems[0].starts_with(&format!("{key}: ")), "{parts:?}: {problems:?}");
     }
 }
-
-#[test]
-fn clusters_whose_modules_could_have_one_key_in_zabbix_are_refused() {
-    let text = ORIGINAL.replace("test_cluster", "eu").replace("common_cluster", "eu.west");
-    let problems = load(&text).unwrap_err();
-    assert!(problems[0].starts_with("base.clusters: has \"eu\" and \"eu.west\""), "{problems:?}");
-    assert!(load(&text.replace("eu.west", "euwest")).is_ok());
-}
