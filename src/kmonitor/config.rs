@@ -160,10 +160,6 @@ impl Base {
         for name in clusters.iter().filter(|name| ["base", "http_server"].contains(&name.as_str())) {
             base.note("clusters", format!("has {name:?}, but that section is not a cluster"), problems);
         }
-        for (one, other) in clusters_with_common_keys(&clusters) {
-            let text = format!("has {one:?} and {other:?}, so that two delays could have the same key in Zabbix");
-            base.note("clusters", text, problems);
-        }
         let poll_interval = base.millis("poll_interval_ms", Some(5_000), 100..=MAX_MILLIS, problems);
         let fresh_for = base.millis("fresh_for_ms", Some(15_000), 1_000..=MAX_MILLIS, problems);
         let limits = VerdictLimits::take(&mut base, fresh_for, problems);
@@ -194,14 +190,6 @@ impl HttpConfig {
         http.finish(problems);
         config
     }
-}
-
-/// Returns the pairs of clusters of which one is the beginning of the other: `a`, module `b.c`, and `a.b`, module `c`,
-/// have the same key `a.b.c.0.delay`.
-fn clusters_with_common_keys(clusters: &[String]) -> Vec<(&str, &str)> {
-    let begins = |one: &str, other: &str| other.strip_prefix(one).is_some_and(|rest| rest.starts_with('.'));
-    let pairs = clusters.iter().flat_map(|one| clusters.iter().map(move |other| (&**one, &**other)));
-    pairs.filter(|(one, other)| begins(one, other)).collect()
 }
 
 impl ClusterConfig {

@@ -127,7 +127,10 @@ impl Places {
         };
         let module = self.modules.entry(key.clone()).or_default();
         let is_first = module.read.is_none();
-        module.set_members(reading.members, now.at);
+        if key.source == Source::Zookeeper {
+            // The members of a Kafka group are not part of the reading of its offsets.
+            module.set_members(reading.members, now.at);
+        }
         (module.read, module.tried, module.valid_at) = (Some(now.at), Some(now.at), Some(now.at));
         (module.failure, module.is_active) = (None, false);
         module.refused = reading.refused;

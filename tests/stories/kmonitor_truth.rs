@@ -207,3 +207,21 @@ fn a_dead_pusher_is_seen_exactly() {
     produce(cluster, &topic, 0, 400);
     wait_for(&monitor, &module, &json!({"0": 1200}));
 }
+
+#[test]
+fn a_node_that_may_not_be_read_hides_no_other_and_no_module() {
+    let cluster = cluster();
+    let (topic, module, denied) = (cluster.new_topic("acl", 2), unique("acl"), unique("denied"));
+    produce(cluster, &topic, 0, 2);
+    produce(cluster, &topic, 1, 3);
+    store_offset(cluster, &module, &format!("{topic}/1"), "0");
+    let zk = cluster.zk();
+    zk.create_denied(&format!("{}/consumers/{module}/offsets/{topic}/0", cluster.chroot), "0");
+    assert!(zk.create(&format!("{}/consumers/{denied}/ids", cluster.chroot), ""));
+    zk.create_denied(&format!("{}/consumers/{denied}/offsets", cluster.chroot), "");
+    let mut monitor = Kmonitor::start(&config(cluster));
+    wait_for(&monitor, &module, &json!({"1": 3}));
+    wait_for(&monitor, &denied, &json!({}));
+    assert_eq!(monitor.get(&format!("/delay?module={denied}")).status, 200);
+    monitor.wait_until_ready();
+}

@@ -100,7 +100,10 @@ impl Place {
             self.newest_when_moved = log.and_then(|log| log.ends).map(|(_, newest)| newest);
             (self.beyond_count, self.is_recreated) = (0, false);
         }
-        self.set_owner(reading.owner.clone(), now.at);
+        // What a reading does not say stays: the owners in a Kafka group are read apart.
+        if reading.owner != Owner::Unknown {
+            self.set_owner(reading.owner.clone(), now.at);
+        }
     }
 
     fn moved(&mut self, stored: &Stored, log: Option<&Log>, now: Instant) {

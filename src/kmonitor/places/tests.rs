@@ -46,6 +46,14 @@ fn reading(topics: &[(&str, i64, Option<&str>)]) -> ModuleReading {
     ModuleReading { topics: topics.iter().map(topic).collect(), members: Some(members), refused: None }
 }
 
+/// The reading of a group in Kafka with this offset of partition 0 of `t`, which says nothing about its members.
+fn in_kafka(offset: i64) -> ModuleReading {
+    let mut reading = ModuleReading { members: None, ..reading(&[("t", offset, None)]) };
+    let places = reading.topics.values_mut().flat_map(|topic| topic.places.values_mut());
+    places.for_each(|place| place.owner = Owner::Unknown);
+    reading
+}
+
 impl Rig {
     fn at(&self, second: u64) -> Moment {
         let after = Duration::from_secs(second);
@@ -129,7 +137,6 @@ fn a_module_that_moves_from_zookeeper_to_kafka_shows_one_delay_throughout() {
     let mut rig = rig(&["t"]);
     rig.put("t", 10);
     let (old, new) = (key("m", Source::Zookeeper), key("m", Source::Kafka));
-    let in_kafka = |offset| ModuleReading { members: None, ..reading(&[("t", offset, None)]) };
     rig.read(&old, reading(&[("t", 4, Some("one"))]), 0);
     assert_eq!(rig.delay(0), Some(6));
     // The offsets are copied, and the pusher is stopped.
@@ -139,8 +146,8 @@ fn a_module_that_moves_from_zookeeper_to_kafka_shows_one_delay_throughout() {
     rig.read(&old, reading(&[("t", 4, None)]), 10);
     assert_eq!(rig.delay(10), Some(6));
     // It is started with its offsets in Kafka, and pushes.
-    rig.read(&new, in_kafka(7), 15);
     rig.places.record_members(&new, Some(true), rig.at(15).at);
+    rig.read(&new, in_kafka(7), 15);
     assert_eq!(rig.delay(15), Some(3));
     let view = rig.view(15);
     let counted: Vec<_> = view.modules.iter().map(|module| (module.source, module.in_legacy)).collect();
@@ -156,9 +163,8 @@ fn after_a_start_the_source_counts_that_is_further_on() {
     for (old, new, expected) in [(4, 7, 3), (7, 4, 3)] {
         let mut rig = rig(&["t"]);
         rig.put("t", 10);
-        let in_kafka = ModuleReading { members: None, ..reading(&[("t", new, None)]) };
         rig.read(&key("m", Source::Zookeeper), reading(&[("t", old, None)]), 0);
-        rig.read(&key("m", Source::Kafka), in_kafka, 0);
+        rig.read(&key("m", Source::Kafka), in_kafka(new), 0);
         assert_eq!(rig.delay(0), Some(expected));
     }
 }
@@ -168,14 +174,13 @@ fn members_of_a_kafka_group_are_read_when_something_is_wrong_and_forgotten_later
     let mut rig = rig(&["t"]);
     rig.put("t", 100);
     let m = key("m", Source::Kafka);
-    let in_kafka = ModuleReading { members: None, ..reading(&[("t", 0, None)]) };
-    rig.read(&m, in_kafka.clone(), 0);
+    rig.read(&m, in_kafka(0), 0);
     rig.places.record_members(&m, Some(true), rig.at(0).at);
     rig.view(0);
     assert!(rig.places.to_describe(50, rig.at(0).at).is_empty(), "nothing is known to be wrong");
     for second in (5..=120).step_by(5) {
-        rig.read(&m, in_kafka.clone(), second);
         rig.places.record_members(&m, Some(true), rig.at(second).at);
+        rig.read(&m, in_kafka(0), second);
         rig.view(second);
     }
     assert_ne!(rig.view(120).modules[0].verdict, Verdict::Ok);
