@@ -23,6 +23,7 @@ pub(crate) mod fleet;
 pub(crate) mod group_wire;
 pub(crate) mod http;
 pub(crate) mod jars;
+pub(crate) mod json_schema;
 pub(crate) mod kafka;
 pub(crate) mod kafka_admin;
 pub(crate) mod kafka_tools;
