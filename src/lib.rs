@@ -81,7 +81,7 @@
 //! # Reading order
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
-//! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
+//! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → `access`, [`config`], [`logging`], `reload`,
 //! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`.
 
 pub mod daemon;
@@ -90,6 +90,7 @@ pub mod kmonitor;
 pub mod kproxy;
 pub mod ktransfer;
 
+mod access;
 pub mod admin;
 pub mod broker;
 pub mod http;

@@ -52,6 +52,11 @@ pub(crate) fn ahead(group: &str, topic: &str, partition: PartitionId) -> String 
     format!("{CONSUMERS}/{group}/ahead/{topic}/{partition}")
 }
 
+/// Returns the node of the partitions of a topic that operators have paused. The original ignores it.
+pub(crate) fn paused(group: &str, topic: &str) -> String {
+    format!("{CONSUMERS}/{group}/paused/{topic}")
+}
+
 /// Returns the node of a live broker: an ephemeral node that contains its endpoints.
 pub(crate) fn broker(id: &str) -> String {
     format!("{BROKER_IDS}/{id}")

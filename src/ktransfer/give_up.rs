@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use log::{Level, warn};
 
+use super::job::Job;
 use super::method::NoMethod;
 use super::policy::AttemptOutcome;
 use super::worker_context::WorkerContext;
@@ -81,6 +82,24 @@ pub(super) fn give_up(context: &WorkerContext, message: &Message, method: Option
             warn!("{line}");
         }
     }
+}
+
+/// Logs and counts a message that the operator `by` passes over; the caller marks it done.
+pub(super) fn skip(context: &WorkerContext, job: &Job, attempts: u32, by: &str) {
+    context.metrics.skipped.inc();
+    let message = &job.message;
+    // Not rate limited: this line is the only record of the message.
+    warn!(
+        "module [{}]: skipped topic={}, partition={}, transid={}, method={}, datalen={}, attempts={attempts}, by={by}, \
+         key={}",
+        context.config.name,
+        message.from.topic,
+        message.from.partition,
+        message.offset,
+        job.method.as_deref().unwrap_or("*"),
+        message.value.as_ref().map_or(0, Vec::len),
+        message.key.as_deref().unwrap_or_default().escape_ascii()
+    );
 }
 
 /// The log line of one message. The key comes last, because the logger cuts a long line at its end. The line of an

@@ -22,6 +22,9 @@ pub(super) struct Metrics {
     restarts: IntCounterVec,
     unreadable_offsets: IntGaugeVec,
     unowned: IntGaugeVec,
+    paused_partitions: IntGaugeVec,
+    head_of_line_seconds: IntGaugeVec,
+    head_of_line_attempts: IntGaugeVec,
 }
 
 /// The metrics of one module. Their labels are looked up once, when the module is created, except the partition of
@@ -46,6 +49,8 @@ pub(super) struct ModuleMetrics {
     pub(super) undecodable: IntCounter,
     /// Messages given up after the last retry, or because no request can carry them.
     pub(super) given_up: IntCounter,
+    /// Messages that an operator has passed over.
+    pub(super) skipped: IntCounter,
     /// Messages pushed and not done.
     pub(super) window_in_use: IntGauge,
     /// Memory of the messages read and not done.
@@ -64,6 +69,12 @@ pub(super) struct ModuleMetrics {
     pub(super) unreadable_offsets: IntGauge,
     /// Partitions of the topic that no member of the group owns.
     pub(super) unowned: IntGauge,
+    /// Partitions that this process has claimed and that an operator has paused.
+    pub(super) paused_partitions: IntGauge,
+    /// How long the message that holds a commit point longest has held it.
+    pub(super) head_of_line_seconds: IntGauge,
+    /// Attempts of that message.
+    pub(super) head_of_line_attempts: IntGauge,
     offset_resets: IntCounterVec,
     stored_offset: IntGaugeVec,
 }
@@ -113,8 +124,8 @@ impl Metrics {
             ),
             messages: counter(
                 "ktransfer_messages_total",
-                "Messages done: delivered, filtered out by their method, undecodable, or given up after the last \
-                 retry.",
+                "Messages done: delivered, filtered out by their method, undecodable, given up after the last retry, \
+                 or skipped by an operator.",
                 &["module", "outcome"],
             ),
             window_in_use: registry.gauge(
@@ -165,6 +176,21 @@ impl Metrics {
                 "Partitions of the topic that no member of the group owns.",
                 &["module"],
             ),
+            paused_partitions: registry.gauge(
+                "ktransfer_paused_partitions",
+                "Partitions of this process that an operator has paused.",
+                &["module"],
+            ),
+            head_of_line_seconds: registry.gauge(
+                "ktransfer_head_of_line_seconds",
+                "Time for which one message has held the commit point of its partition; the longest of all partitions.",
+                &["module"],
+            ),
+            head_of_line_attempts: registry.gauge(
+                "ktransfer_head_of_line_attempts",
+                "Attempts to push the message that has held the commit point of its partition longest.",
+                &["module"],
+            ),
         }
     }
 
@@ -187,6 +213,7 @@ impl Metrics {
             filtered: messages("filtered"),
             undecodable: messages("undecodable"),
             given_up: messages("given_up"),
+            skipped: messages("skipped"),
             window_in_use: self.window_in_use.with_label_values(&[module]),
             in_flight_bytes: self.in_flight_bytes.with_label_values(&[module]),
             assigned: self.assigned.with_label_values(&[module]),
@@ -197,6 +224,9 @@ impl Metrics {
             restarts: self.restarts.with_label_values(&[module]),
             unreadable_offsets: self.unreadable_offsets.with_label_values(&[module]),
             unowned: self.unowned.with_label_values(&[module]),
+            paused_partitions: self.paused_partitions.with_label_values(&[module]),
+            head_of_line_seconds: self.head_of_line_seconds.with_label_values(&[module]),
+            head_of_line_attempts: self.head_of_line_attempts.with_label_values(&[module]),
             stored_offset: self.stored_offset.clone(),
         }
     }

@@ -25,7 +25,7 @@
 //! `names@M` runs only if a backend is configured by name. `starts@M` looks up where partitions without a stored offset
 //! begin, for `fetch@M`, and sends these offsets to the group. The daemon adds the threads `health`, `keeper@…` and
 //! `keeper-send@…` (the session with ZooKeeper), `leases` (extends the claims of all modules) and, with `admin_port`,
-//! `admin-accept` and `admin-0`.
+//! `admin-accept`, `admin-0` and `operations` (see [`operations`]).
 //!
 //! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
 //! windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `policy` (retries), `give_up`.
@@ -33,6 +33,8 @@
 //! Invariant: a message is done only when a backend answered 2xx, when the method of the message is not configured, or
 //! when the message was given up.
 
+mod admin_port;
+mod attempt_board;
 mod backend_client;
 mod backends;
 mod config;
@@ -45,6 +47,9 @@ mod memory_budget;
 mod method;
 mod metrics;
 mod module;
+mod modules;
+mod operations;
+mod pauses;
 mod policy;
 mod stop_report;
 mod template;
@@ -52,6 +57,7 @@ mod template;
 mod test_backend;
 #[cfg(test)]
 mod test_fixtures;
+mod turn;
 mod window;
 mod window_slots;
 mod worker;
@@ -60,32 +66,21 @@ mod worker_context;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::info;
-
-use crate::admin::{Admin, Health};
-use crate::broker::{self, BrokerConfig, FetcherConfig};
-use crate::http::{Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
-use crate::keeper::{self, SharedKeeper, discovery};
+use crate::admin::Health;
+use crate::keeper;
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
-use config::ModuleConfig;
 pub use config::{Config, load};
 use group::Leases;
-use group::zookeeper::{GroupObservers, ZookeeperGroup, ZookeeperGroupConfig};
 use metrics::Metrics;
-use module::{Connectors, Module};
+use modules::Modules;
+use operations::Operations;
 use stop_report::StopReport;
 
-/// Timeout of one request to a broker.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval at which the session with ZooKeeper is checked for `/readyz`.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
-/// Limit on the bytes that a Kafka client prefetches for each module.
-const PREFETCH_BYTES: usize = 8 << 20;
-/// Size of the largest message that can be read, in bytes.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Runs all modules until the supervisor's stop, then stops in order: first the modules, then the session with
 /// ZooKeeper, in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if `admin_port`
@@ -95,7 +90,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     // Until all components exist `/readyz` would answer 200 for those that do.
     let startup = health.component("startup");
-    let server = serve_operations(&config, &registry, &health, supervisor)?;
+    let operations = Operations::default();
+    let server = admin_port::serve(&config, &operations, &registry, &health, supervisor)?;
 
     // Two supervisors, since the modules must end before the session: they need it to release their partitions.
     let session = Supervisor::new("ktransfer", Stop::new());
@@ -103,41 +99,27 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let leases = Leases::new(Arc::clone(&keeper));
     let (extended, stop) = (Arc::clone(&leases), session.stop().clone());
     session.spawn("leases", move || extended.run(&stop));
-    let modules = Supervisor::new("modules", supervisor.stop().child());
+    let module_threads = Supervisor::new("modules", supervisor.stop().child());
 
-    let metrics = Metrics::new(&registry);
-    let shared = Arc::new(config);
     let report = StopReport::default();
-    for module_config in &shared.modules {
-        let module = Module {
-            config: module_config.clone(),
-            metrics: metrics.of_module(&module_config.name, &module_config.topic),
-            health: health.component(format!("module {}", module_config.name)),
-            broker_health: health.component(format!("broker of {}", module_config.name)),
-            // The remaining fifth of the grace is for closing the session with ZooKeeper.
-            grace: shared.shutdown_grace * 4 / 5,
-            max_pause: shared.retry_interval,
-            report: report.clone(),
-        };
-        let membership = Membership {
-            keeper: Arc::clone(&keeper),
-            leases: Arc::clone(&leases),
-            observers: GroupObservers {
-                health: Some(health.component(format!("group of {}", module_config.name))),
-                unreadable: Some(module.metrics.unreadable_offsets.clone()),
-                unowned: Some(module.metrics.unowned.clone()),
-                report: report.clone(),
-            },
-        };
-        let (shared, stop) = (Arc::clone(&shared), modules.stop().clone());
-        modules.spawn(format!("module@{}", module_config.name), move || {
-            module.run(&stop, |threads| connect(&shared, &module.config, &membership, threads));
-        });
+    let shutdown_grace = config.shutdown_grace;
+    let modules = Modules {
+        config: Arc::new(config),
+        keeper: Arc::clone(&keeper),
+        leases,
+        metrics: Metrics::new(&registry),
+        health: health.clone(),
+        report: report.clone(),
+        operations,
+        supervisor: module_threads.clone(),
+    };
+    for module_config in &modules.config.modules {
+        modules.start(module_config);
     }
 
     // A failure under one of these two supervisors must end the daemon. The failure triggers that supervisor's stop, so
     // the thread spawned here returns, and the daemon's supervisor counts a thread that returns early as failed.
-    for group in [session.clone(), modules.clone()] {
+    for group in [session.clone(), module_threads.clone()] {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
     let (watched, component, stop) = (Arc::clone(&keeper), health.component("zookeeper"), supervisor.stop().clone());
@@ -150,9 +132,9 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     });
 
     supervisor.stop().wait();
-    let ended = modules.join(shared.shutdown_grace);
+    let ended = module_threads.join(shutdown_grace);
     report.end_waits();
-    keeper.close(shared.shutdown_grace / 10);
+    keeper.close(shutdown_grace / 10);
     session.stop().trigger();
     if let Some(server) = server {
         server.close();
@@ -166,78 +148,4 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
-}
-
-/// What the groups of a module need besides their configuration.
-struct Membership {
-    keeper: SharedKeeper,
-    leases: Arc<Leases>,
-    observers: GroupObservers,
-}
-
-/// Starts the HTTP server of `admin_port`; returns `None` if it is not configured. Fails if the port cannot be opened.
-fn serve_operations(
-    config: &Config,
-    registry: &Registry,
-    health: &Health,
-    supervisor: &Supervisor,
-) -> Result<Option<Server>, String> {
-    let Some(port) = config.admin_port else { return Ok(None) };
-    let server_config = ServerConfig {
-        listen: Listen::Everywhere(port),
-        name: "admin",
-        readers: 1,
-        limits: ServerLimits::default(),
-        tls: None,
-    };
-    let handler = Arc::new(Admin::new(registry.clone(), health.clone()));
-    let server = Server::start(server_config, handler, supervisor, &ServerMetrics::new(registry))
-        .map_err(|cause| format!("admin_port: cannot listen on port {port}: {cause}"))?;
-    info!("admin_port: listening on {}", server.local_addr());
-    Ok(Some(server))
-}
-
-/// Makes the connections of a module: its group in ZooKeeper, and the Kafka clients for the brokers in `broker_hosts`,
-/// or else for the brokers registered in ZooKeeper. Fails if no broker is known or a client cannot be created.
-fn connect(
-    config: &Config,
-    module: &ModuleConfig,
-    membership: &Membership,
-    threads: &Supervisor,
-) -> Result<Connectors, String> {
-    let hosts = match &config.broker_hosts {
-        Some(hosts) => hosts.clone(),
-        None => discovery::brokers(membership.keeper.as_ref(), &config.kafka.protocol())
-            .map_err(|cause| cause.to_string())?,
-    };
-    if hosts.is_empty() {
-        let chroot = &config.keeper.chroot;
-        let protocol = config.kafka.protocol();
-        return Err(format!(
-            "no broker with {protocol} is registered in ZooKeeper under zk_chroot {chroot:?}: check zk_chroot and \
-             security.protocol"
-        ));
-    }
-    let broker = BrokerConfig {
-        hosts,
-        engine: config.engine,
-        client_id: "ktransfer".to_owned(),
-        request_timeout: BROKER_TIMEOUT,
-        settings: config.kafka.clone(),
-    };
-    let fetcher_config = FetcherConfig { prefetch_bytes: PREFETCH_BYTES, max_message_bytes: MAX_MESSAGE_BYTES };
-    let group = ZookeeperGroupConfig {
-        group: module.name.to_string(),
-        topic: module.topic.to_string(),
-        offset_update_interval: module.offset_update_interval,
-        // A module has four fifths of the grace; half of these are for the pushes in flight.
-        leave_timeout: config.shutdown_grace * 3 / 10,
-    };
-    let (keeper, leases) = (Arc::clone(&membership.keeper), Arc::clone(&membership.leases));
-    let group = ZookeeperGroup::new(group, keeper, leases).observed_by(membership.observers.clone());
-    Ok(Connectors {
-        fetcher: broker::fetcher(&broker, fetcher_config, threads)?,
-        log_ends: broker::log_ends(&broker, threads)?,
-        group: Box::new(group),
-    })
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attempt_board::AttemptBoard;
 use super::backend_client::{BackendResolver, HttpClient, IdempotencyKey};
 use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
@@ -69,6 +70,7 @@ pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> Worke
         http_client: HttpClient::new(&config, BackendResolver::new(&config.backend_servers)),
         metrics: Metrics::new(registry).of_module(&config.name, &config.topic),
         slots: WindowSlots::new(config.window_size.get()),
+        attempts: AttemptBoard::new(config.worker_num.get()),
         config,
     }
 }

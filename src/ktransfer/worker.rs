@@ -8,14 +8,17 @@
 //! key are attempted in the order of their partition; every job is acknowledged exactly once.
 
 mod attempt_fields;
+mod channels;
 mod jitter;
 mod key_queues;
+mod pending_job;
+mod skips;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::RecvTimeoutError;
 use log::{Level, info};
 
 use super::backend_client::{PushEnd, Pusher};
@@ -27,8 +30,10 @@ use super::window_slots::{Acquired, Left};
 use super::worker_context::WorkerContext;
 use crate::log_limited;
 use attempt_fields::AttemptFields;
+pub(super) use channels::WorkerChannels;
 use jitter::Random;
-use key_queues::{KeyQueues, QueueId, Queued};
+use key_queues::{KeyQueues, QueueId};
+use pending_job::PendingJob;
 
 /// Interval at which a worker checks a lease that is not valid at the moment.
 const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -52,17 +57,6 @@ pub(super) struct Worker {
     /// Number of grants of a slot that are on their way although the slot was returned already.
     void_grants: usize,
     has_ended: bool,
-}
-
-/// The ends of the channels that a worker holds. All of them are unbounded: `max_commit_gap` and the memory budget
-/// bound the jobs, and each job has at most two reports.
-pub(super) struct WorkerChannels {
-    /// Messages to this worker.
-    pub(super) inbox: Receiver<WorkerMessage>,
-    /// Reports to the dispatcher.
-    pub(super) reports: Sender<WorkerReport>,
-    /// The inboxes of all workers of the module, by number.
-    pub(super) workers: Arc<[Sender<WorkerMessage>]>,
 }
 
 /// Makes the attempts of one worker.
@@ -107,39 +101,6 @@ enum SlotRequest {
     Waiting,
     /// It has a slot for its next first attempt.
     Granted,
-}
-
-/// A job that is not acknowledged yet.
-struct PendingJob {
-    job: Box<Job>,
-    /// Number of attempts made.
-    attempts: u32,
-    /// Index of the backend of the latest attempt.
-    last_backend: Option<usize>,
-    /// Whether the job has a slot of the window: from its first attempt until it is acknowledged.
-    has_slot: bool,
-    /// Whether [`WorkerReport::Waits`] was sent.
-    has_waited: bool,
-}
-
-impl Queued for PendingJob {
-    fn has_slot(&self) -> bool {
-        self.has_slot
-    }
-
-    fn note_behind(&mut self) {
-        self.has_waited = true;
-    }
-}
-
-impl PendingJob {
-    fn is_over(&self) -> bool {
-        self.job.assignment.is_over_for(self.job.message.offset, self.attempts > 0)
-    }
-
-    fn is_of_claim(&self, job: &Job) -> bool {
-        Arc::ptr_eq(&self.job.assignment, &job.assignment)
-    }
 }
 
 impl Worker {
@@ -212,6 +173,7 @@ impl Worker {
             WorkerMessage::Recheck(claims) => self.abandon_what_is_over(&claims),
             WorkerMessage::SlotGranted if self.void_grants > 0 => self.void_grants -= 1,
             WorkerMessage::SlotGranted => self.slot = SlotRequest::Granted,
+            WorkerMessage::Skip(order) => self.skip(&order),
             WorkerMessage::End => self.has_ended = true,
         }
     }
@@ -219,7 +181,7 @@ impl Worker {
     fn enqueue(&mut self, job: Box<Job>) {
         let key = job.message.key.as_ref().filter(|key| !key.is_empty() && self.context.config.serialize_by_key);
         let hash = key.map(|key| self.hasher.hash_one(key));
-        let pending = PendingJob { job, attempts: 0, last_backend: None, has_slot: false, has_waited: false };
+        let pending = PendingJob::new(job);
         if self.queues.push(hash, pending) {
             self.report(WorkerReport::Waits { worker: self.number });
         }
@@ -307,7 +269,10 @@ impl Worker {
         job.assignment.note_started(job.message.offset);
         let url = self.pusher.url(job, &servers[backend]);
         let began = Instant::now();
-        let Some(outcome) = self.pusher.push(job, &url, attempt) else {
+        self.context.attempts.begin(self.number, job, attempt, backend);
+        let outcome = self.pusher.push(job, &url, attempt);
+        self.context.attempts.end(self.number);
+        let Some(outcome) = outcome else {
             // The end of the lease or of the claim ended the request. The message is not done, even if this was its
             // last attempt.
             return self.wait_for_lease(queue, pending);
@@ -329,6 +294,8 @@ impl Worker {
                     Level::Warn,
                     "module [{module}]: worker[{number}] fail push, retry in {pause_ms}ms: {fields}"
                 );
+                self.context.attempts.note_failure(job, attempt, &outcome, &servers[backend]);
+                pending.is_on_board = true;
                 self.park(queue, pending, pause);
             }
             NextStep::GiveUp => {
@@ -400,7 +367,10 @@ impl Worker {
 
     fn acknowledge(&self, mut pending: PendingJob, end: JobEnd) {
         self.release_slot(&mut pending);
-        let PendingJob { job, has_waited, .. } = pending;
+        let PendingJob { job, has_waited, is_on_board, .. } = pending;
+        if is_on_board {
+            self.context.attempts.forget(&job);
+        }
         let ack = Ack {
             worker: self.number,
             has_waited,

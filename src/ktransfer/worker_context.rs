@@ -1,5 +1,6 @@
 //! The read-only state that the dispatcher and the workers of a module share.
 
+use super::attempt_board::AttemptBoard;
 use super::backend_client::HttpClient;
 use super::config::ModuleConfig;
 use super::metrics::ModuleMetrics;
@@ -15,6 +16,8 @@ pub(super) struct WorkerContext {
     pub(super) metrics: ModuleMetrics,
     /// The slots of the messages that are pushed and not done.
     pub(super) slots: WindowSlots,
+    /// The pushes on the wire, and the messages whose latest attempt failed.
+    pub(super) attempts: AttemptBoard,
 }
 
 impl WorkerContext {

@@ -15,7 +15,7 @@ use crossbeam_channel::Sender;
 
 use super::worker_loads::WorkerLoads;
 use crate::broker::partitioner::fnv1a;
-use crate::ktransfer::job::{Ack, Assignment, ClaimIds, Job, WorkerMessage};
+use crate::ktransfer::job::{Ack, Assignment, ClaimIds, Job, SkipOrder, WorkerMessage};
 
 /// Reading goes on while a worker has fewer jobs than this that it could push. One of them may be on the wire.
 const WANTED_LOAD: usize = 4;
@@ -142,6 +142,12 @@ impl Outbox {
             !Arc::ptr_eq(&job.assignment, assignment) || !assignment.is_over_for(job.message.offset, false)
         });
         before - self.unkeyed.len()
+    }
+
+    /// Takes the job that is to be skipped, if no worker has it.
+    pub(super) fn take_unsent(&mut self, order: &SkipOrder) -> Option<Box<Job>> {
+        let place = self.unkeyed.iter().position(|job| order.is_for(job))?;
+        self.unkeyed.remove(place)
     }
 
     /// Sends one `Recheck` to each worker if the phase of a claim has changed: the workers then abandon its jobs.
