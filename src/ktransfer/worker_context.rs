@@ -2,8 +2,11 @@
 
 use super::attempt_board::AttemptBoard;
 use super::backend_client::HttpClient;
+use super::backends::Backends;
 use super::config::ModuleConfig;
+use super::dead_letters::ModuleLetters;
 use super::metrics::ModuleMetrics;
+use super::push_rate::PushRate;
 use super::window_slots::WindowSlots;
 
 /// What a worker needs besides its channels. Each start of a module creates a new context.
@@ -14,10 +17,16 @@ pub(super) struct WorkerContext {
     pub(super) http_client: HttpClient,
     /// The module's metrics.
     pub(super) metrics: ModuleMetrics,
+    /// The dead letters of the module; `None` without `dead_letter_topic`.
+    pub(super) dead_letters: Option<ModuleLetters>,
     /// The slots of the messages that are pushed and not done.
     pub(super) slots: WindowSlots,
     /// The pushes on the wire, and the messages whose latest attempt failed.
     pub(super) attempts: AttemptBoard,
+    /// Which backends are in use.
+    pub(super) backends: Backends,
+    /// The limit on pushes; `None` is no limit.
+    pub(super) push_rate: Option<PushRate>,
 }
 
 impl WorkerContext {

@@ -125,7 +125,14 @@ impl Dispatcher {
         let (generation, window) = (state.generation(), state.window_id);
         let order =
             Arc::new(SkipOrder { partition, generation, window, offset, by: Arc::clone(by), turn: Turn::default() });
-        if let Some(job) = self.outbox.take_unsent(&order) {
+        let unsent = match self.context.dead_letters {
+            None => self.outbox.take_unsent(&order),
+            Some(_) => {
+                self.outbox.send_unsent(&order);
+                None
+            }
+        };
+        if let Some(job) = unsent {
             order.turn.take();
             skip(&self.context, &job, 0, by);
             state.in_flight -= 1;
@@ -236,9 +243,11 @@ fn settle_skip(state: &ClaimedPartition, offset: Offset, order: Option<&SkipOrde
     }
     Some(match order.turn.cancel() {
         true => {
-            Settled::NotDone("the worker of the message is busy with another push; it stays at the head".to_owned())
+            Settled::NotDone("no worker could pass it over in time: its worker is busy with another push, or it waits behind another \
+             message of its key; it stays at the head"
+                .to_owned())
         }
-        false => Settled::Unknown("the worker has passed the message over and has not reported it".to_owned()),
+        false => Settled::Unknown("it is passed over as soon as its dead letter is stored".to_owned()),
     })
 }
 

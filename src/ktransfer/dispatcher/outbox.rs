@@ -150,6 +150,14 @@ impl Outbox {
         self.unkeyed.remove(place)
     }
 
+    /// Sends the job that is to be skipped to a worker, if no worker has it, so that it can store its dead letter.
+    pub(super) fn send_unsent(&mut self, order: &SkipOrder) {
+        if let Some(job) = self.take_unsent(order) {
+            let (worker, _) = self.loads.least();
+            self.send_to(worker, job);
+        }
+    }
+
     /// Sends one `Recheck` to each worker if the phase of a claim has changed: the workers then abandon its jobs.
     pub(super) fn send_recheck(&mut self) {
         if self.to_recheck.is_empty() {

@@ -12,7 +12,8 @@ use std::time::Instant;
 
 /// A job as the queues see it.
 pub(super) trait Queued {
-    /// Whether the job has a slot of the window. Without one, it is taken with [`KeyQueues::take_fresh`].
+    /// Whether the job needs no further slot of the window: it has one, or it is not to be pushed any more. Otherwise it
+    /// is taken with [`KeyQueues::take_fresh`].
     fn has_slot(&self) -> bool;
 
     /// Called when the job is added behind another job of its key.
@@ -147,6 +148,21 @@ impl<J: Queued> KeyQueues<J> {
             queue.state = QueueState::Fresh;
             self.fresh.push_back(id);
         }
+    }
+
+    /// Takes the job for which `is_wanted` returns true, as [`take_fresh`](Self::take_fresh) does, if it is the first of
+    /// its queue and the job before it is not out.
+    pub(super) fn take_where(&mut self, is_wanted: impl Fn(&J) -> bool) -> Option<(QueueId, J)> {
+        let is_free = |queue: &KeyQueue<J>| queue.state != QueueState::Taken;
+        let found =
+            self.queues.iter().find(|(_, queue)| is_free(queue) && queue.first.as_ref().is_some_and(&is_wanted));
+        let (id, state) = found.map(|(id, queue)| (*id, queue.state))?;
+        match state {
+            QueueState::Fresh => self.fresh.retain(|fresh| *fresh != id),
+            QueueState::Waiting(until, number) => drop(self.waiting.remove(&(until, number))),
+            QueueState::Taken => {}
+        }
+        self.take(id)
     }
 
     /// Returns the time at which the wait of a queue ends next.

@@ -1,8 +1,9 @@
-//! A job in the queues of a worker.
+//! A job of a worker, until it is acknowledged.
 
 use std::sync::Arc;
 
 use super::key_queues::Queued;
+use crate::ktransfer::dead_letters::PendingLetter;
 use crate::ktransfer::job::Job;
 
 /// A job that is not acknowledged yet.
@@ -14,15 +15,17 @@ pub(super) struct PendingJob {
     pub(super) last_backend: Option<usize>,
     /// Whether the job has a slot of the window: from its first attempt until it is acknowledged.
     pub(super) has_slot: bool,
-    /// Whether [`WorkerReport::Waits`] was sent.
+    /// Whether the report that the job waits was sent.
     pub(super) has_waited: bool,
+    /// The dead letter that the job ends with; `None` while it is to be pushed.
+    pub(super) letter: Option<Box<PendingLetter>>,
     /// Whether the attempt board has its latest failure.
     pub(super) is_on_board: bool,
 }
 
 impl Queued for PendingJob {
     fn has_slot(&self) -> bool {
-        self.has_slot
+        self.has_slot || self.letter.is_some()
     }
 
     fn note_behind(&mut self) {
@@ -31,18 +34,26 @@ impl Queued for PendingJob {
 }
 
 impl PendingJob {
-    /// Creates a job that was not attempted.
+    /// Creates the state of a job that waits for its first attempt.
     pub(super) fn new(job: Box<Job>) -> PendingJob {
-        let (attempts, last_backend) = (0, None);
-        PendingJob { job, attempts, last_backend, has_slot: false, has_waited: false, is_on_board: false }
+        PendingJob {
+            job,
+            attempts: 0,
+            last_backend: None,
+            has_slot: false,
+            has_waited: false,
+            letter: None,
+            is_on_board: false,
+        }
     }
 
-    /// Whether no attempt may follow.
+    /// Whether the claim permits no further work on the job.
     pub(super) fn is_over(&self) -> bool {
-        self.job.assignment.is_over_for(self.job.message.offset, self.attempts > 0)
+        let is_started = self.attempts > 0 || self.letter.is_some();
+        self.job.assignment.is_over_for(self.job.message.offset, is_started)
     }
 
-    /// Whether `job` was read under the same claim.
+    /// Whether the job has the same claim as `job`.
     pub(super) fn is_of_claim(&self, job: &Job) -> bool {
         Arc::ptr_eq(&self.job.assignment, &job.assignment)
     }
