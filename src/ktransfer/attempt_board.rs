@@ -161,7 +161,7 @@ mod tests {
         assert_eq!((push.attempt, push.backend, push.key.to_string()), (3, 0, "k".to_owned()));
         board.end(1);
         assert!(board.on_wire().is_empty());
-        let outcome = AttemptOutcome::Failed { reason: "e".repeat(5_000) };
+        let outcome = AttemptOutcome::Impossible { reason: "e".repeat(5_000) };
         board.note_failure(&job, 3, &outcome, "b:80");
         let failure = board.failure(&message).expect("noted");
         assert_eq!((failure.attempts, &*failure.backend, failure.outcome.len()), (3, "b:80", MAX_OUTCOME_CHARS));

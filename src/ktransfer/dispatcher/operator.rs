@@ -242,11 +242,11 @@ fn settle_skip(state: &ClaimedPartition, offset: Offset, order: Option<&SkipOrde
         return None;
     }
     Some(match order.turn.cancel() {
-        true => {
-            Settled::NotDone("no worker could pass it over in time: its worker is busy with another push, or it waits behind another \
+        true => Settled::NotDone(
+            "no worker could pass it over in time: its worker is busy with another push, or it waits behind another \
              message of its key; it stays at the head"
-                .to_owned())
-        }
+                .to_owned(),
+        ),
         false => Settled::Unknown("it is passed over as soon as its dead letter is stored".to_owned()),
     })
 }

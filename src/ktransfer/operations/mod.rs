@@ -16,7 +16,9 @@
 //! not carried out later: whoever withdraws it and whoever begins it agree by one atomic change.
 
 mod answer;
+mod client;
 mod clock_time;
+pub(super) mod command;
 mod executor;
 mod http;
 mod operation;

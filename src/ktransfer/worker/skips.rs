@@ -23,8 +23,7 @@ impl Worker {
             Some(letters) => {
                 let (status, error) = (None, None);
                 let (attempts, detail) = (pending.attempts, format!("skipped by the operator {}", order.by));
-                let cause =
-                    DeadLetterCause { reason: "skipped", status, error, detail, attempts, time_ms: unix_ms() };
+                let cause = DeadLetterCause { reason: "skipped", status, error, detail, attempts, time_ms: unix_ms() };
                 let letter = Box::new(letters.begin(cause));
                 self.store_letter(queue, pending, letter);
             }
