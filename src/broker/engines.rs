@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::kafka_rust;
 use super::native;
 use super::settings::{KafkaSettings, Role, SettingProblem};
-use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, LogEnds, Producer, ProducerConfig};
+use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, GroupReader, LogEnds, Producer, ProducerConfig};
 use crate::config::{Problems, Section};
 use crate::supervise::Supervisor;
 
@@ -59,6 +59,14 @@ impl Engine {
     /// Returns whether records can have headers and timestamps. If not, an append of a record with headers or a
     /// timestamp fails as [`AppendFailure::Unsupported`](super::AppendFailure::Unsupported).
     pub fn has_headers_and_timestamps(self) -> bool {
+        match self.resolve() {
+            Ok(BuiltInEngine::Native) => true,
+            Ok(BuiltInEngine::KafkaRust) | Err(_) => false,
+        }
+    }
+
+    /// Returns whether the engine reads consumer groups, and which messages a consumer of committed messages gets.
+    pub fn has_groups(self) -> bool {
         match self.resolve() {
             Ok(BuiltInEngine::Native) => true,
             Ok(BuiltInEngine::KafkaRust) | Err(_) => false,
@@ -115,5 +123,14 @@ pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dy
     match broker.engine.resolve()? {
         BuiltInEngine::Native => Ok(Box::new(native::NativeLogEnds::new(broker)?)),
         BuiltInEngine::KafkaRust => Ok(Box::new(kafka_rust::KafkaRustLogEnds::new(broker, supervisor))),
+    }
+}
+
+/// Makes a reader of consumer groups; no broker need be reachable. Fails for an engine without
+/// [groups](Engine::has_groups).
+pub fn group_reader(broker: &BrokerConfig) -> Result<Box<dyn GroupReader>, String> {
+    match broker.engine.resolve()? {
+        BuiltInEngine::Native => Ok(Box::new(native::NativeGroups::new(broker)?)),
+        BuiltInEngine::KafkaRust => Err("kafka_client: kafka-rust does not read consumer groups".to_owned()),
     }
 }

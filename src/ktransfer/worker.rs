@@ -135,8 +135,8 @@ impl Worker {
 
     /// Returns until when no attempt may begin, if there is something to attempt now.
     fn hold(&mut self) -> Option<Instant> {
-        let WorkerContext { backends, push_rate, .. } = &*self.context;
-        if backends.are_all_in_use() && push_rate.is_none() {
+        let backends = &self.context.backends;
+        if backends.are_all_in_use() && self.permit.is_none() {
             return None;
         }
         let now = Instant::now();
@@ -144,10 +144,7 @@ impl Worker {
         if !has_due && (!self.queues.has_fresh() || self.slots.is_waiting()) {
             return None;
         }
-        backends.blocked_until(self.number, now).or_else(|| {
-            let due = push_rate.as_ref()?.permit(&mut self.permit, now);
-            (now < due).then_some(due)
-        })
+        backends.blocked_until(self.number, now).or(self.permit.filter(|due| now < *due))
     }
 
     /// Whether nothing but a message or the end of a wait can give this worker something to do.
@@ -241,12 +238,9 @@ impl Worker {
         self.slots.withdraw(self.queues.has_fresh());
         let attempt = pending.attempts.saturating_add(1);
         let chosen = match self.choose_backend(&pending) {
-            Choice::Use(chosen) => chosen,
-            Choice::WaitUntil(until) => {
-                return self.wait(queue, pending, until.saturating_duration_since(Instant::now()));
-            }
+            Ok(chosen) => chosen,
+            Err(until) => return self.wait(queue, pending, until.saturating_duration_since(Instant::now())),
         };
-        self.permit = None;
         let (backend, job) = (chosen.index, &pending.job);
         job.assignment.note_started(job.message.offset);
         let url = self.pusher.url(job, self.context.backends.server(backend));
@@ -290,10 +284,24 @@ impl Worker {
         }
     }
 
-    fn choose_backend(&mut self, pending: &PendingJob) -> Choice {
-        let may_retry = self.context.config.retry.may_retry_after(pending.attempts.saturating_add(1));
+    /// Returns the backend of the next push, or until when no push may begin.
+    fn choose_backend(&mut self, pending: &PendingJob) -> Result<ChosenBackend, Instant> {
+        let (context, now) = (&*self.context, Instant::now());
+        if let Some(rate) = &context.push_rate {
+            let due = rate.permit(&mut self.permit, now);
+            if now < due {
+                return Err(due);
+            }
+        }
+        let may_retry = context.config.retry.may_retry_after(pending.attempts.saturating_add(1));
         let push = NextPush { last: pending.last_backend, may_retry, random: self.random.next() };
-        self.context.backends.choose(&mut self.rotation, push, Instant::now())
+        match context.backends.choose(&mut self.rotation, push, now) {
+            Choice::Use(chosen) => {
+                self.permit = None;
+                Ok(chosen)
+            }
+            Choice::WaitUntil(until) => Err(until),
+        }
     }
 
     /// Ends a push at its backend, and wakes the workers that can go on because of it.

@@ -42,8 +42,20 @@ mod http_table;
 mod kafka_settings;
 /// The ZooKeeper seam: servers that are down, killed, frozen, or not ZooKeeper servers.
 mod keeper;
+/// kmonitor: large answers, slow readers, and clients that have the current page.
+mod kmonitor_answers;
 /// kmonitor: delays, also while clusters or brokers are down.
 mod kmonitor_delay;
+/// kmonitor: what is known while servers restart, stall or die.
+mod kmonitor_outages;
+/// kmonitor: its page in a real browser.
+mod kmonitor_page;
+/// kmonitor: stored offsets in Kafka, and modules that move.
+mod kmonitor_sources;
+/// kmonitor: topics that are created again, grow or lose messages; offsets that are missing or left over.
+mod kmonitor_truth;
+/// kmonitor: each verdict.
+mod kmonitor_verdicts;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
 /// ktransfer: hostile backends and messages that cannot be pushed.
@@ -77,6 +89,8 @@ mod ktransfer_recreated;
 mod ktransfer_sessions;
 /// ktransfer: what one key or one push can hold up.
 mod ktransfer_window;
+/// All daemons: alerts, dashboard and metrics in a real Prometheus.
+mod monitoring;
 /// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
 mod native_outages;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
@@ -98,3 +112,5 @@ mod threads;
 mod tls;
 /// kproxy: what it knows of a topic beforehand, and rights that are denied and granted.
 mod topic_rules;
+/// kmonitor: values for Zabbix, and its templates.
+mod zabbix;

@@ -4,13 +4,15 @@
 //!
 //! - `settings`: which settings of the `kafka` map are taken; `values`: their values; `declined`: why the others are
 //!   refused. `config` and `producer_settings` make the configuration of the client out of them.
-//! - `producer`, `fetcher`, `log_ends`: the three traits of the seam, with their errors.
+//! - `producer`, `fetcher`, `log_ends`: three traits of the seam, with their errors; `groups`: a fourth,
+//!   for the monitor.
 //!
 //! Invariant: a message counts as "not stored" only where the client reports so.
 
 mod config;
 mod declined;
 mod fetcher;
+mod groups;
 mod log_ends;
 mod producer;
 mod producer_settings;
@@ -18,6 +20,7 @@ mod settings;
 mod values;
 
 pub(super) use fetcher::NativeFetcher;
+pub(super) use groups::NativeGroups;
 pub(super) use log_ends::NativeLogEnds;
 pub(super) use producer::NativeProducer;
 pub(super) use settings::validate;

@@ -29,8 +29,7 @@ const MAX_MESSAGE_BYTES: usize = 65 << 20;
 const HEADER_LIMITS: HeaderLimits = HeaderLimits { max_count: 128, max_bytes: 16 << 10 };
 
 /// The last lines of the help of ktransfer.
-pub(in crate::ktransfer) const HELP: &str =
-    "\nCommands:\n    --replay-dead-letters MODULE    see --replay-dead-letters -h\n";
+pub(crate) const HELP: &str = "\nCommands:\n    --replay-dead-letters MODULE    see --replay-dead-letters -h\n";
 
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
@@ -39,14 +38,14 @@ enum Command {
 }
 
 /// Whether the command line is one of this command.
-pub(in crate::ktransfer) fn is_meant(arguments: &[OsString]) -> bool {
+pub(crate) fn is_meant(arguments: &[OsString]) -> bool {
     let is_option = |text: &str| text.strip_prefix("--").is_some_and(|text| text.split('=').next() == Some(OPTION));
     arguments.iter().any(|argument| argument.to_str().is_some_and(is_option))
 }
 
 /// Runs the command; `brokers` returns how to connect to them. Exit codes: 0 all letters are replayed, 1 some are not,
 /// or the configuration is invalid, 2 the command line is invalid.
-pub(in crate::ktransfer) fn main(
+pub(crate) fn main(
     arguments: Vec<OsString>,
     brokers: fn(&Config, &dyn Keeper) -> Result<BrokerConfig, String>,
 ) -> ExitCode {

@@ -27,14 +27,14 @@ impl Position {
 
 /// The positions of one module.
 #[derive(Clone, Copy)]
-pub(in crate::ktransfer) struct PositionStore<'a> {
+pub(crate) struct PositionStore<'a> {
     keeper: &'a dyn Keeper,
     module: &'a str,
 }
 
 impl<'a> PositionStore<'a> {
     /// Creates the store of `module`.
-    pub(in crate::ktransfer) fn new(keeper: &'a dyn Keeper, module: &'a str) -> Self {
+    pub(crate) fn new(keeper: &'a dyn Keeper, module: &'a str) -> Self {
         PositionStore { keeper, module }
     }
 

@@ -9,6 +9,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod certificates;
+pub(crate) mod chromium;
 pub(crate) mod cluster;
 pub(crate) mod config_file;
 pub(crate) mod configs;
@@ -20,8 +21,10 @@ pub(crate) mod faults;
 pub(crate) mod fleet;
 pub(crate) mod http;
 pub(crate) mod jars;
+pub(crate) mod json_schema;
 pub(crate) mod kafka;
 pub(crate) mod kafka_admin;
+pub(crate) mod kafka_tools;
 pub(crate) mod kafka_wire;
 pub(crate) mod keeper;
 pub(crate) mod kmonitor;
@@ -35,6 +38,7 @@ pub(crate) mod one_topic;
 pub(crate) mod oracle;
 pub(crate) mod original;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod secured;
 pub(crate) mod server_process;
 pub(crate) mod testbed;
@@ -44,6 +48,7 @@ pub(crate) mod tls;
 pub(crate) mod tls_backend;
 pub(crate) mod transactions;
 pub(crate) mod wait;
+pub(crate) mod zabbix;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
 
