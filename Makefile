@@ -2,7 +2,7 @@
 # make demo       run the three daemons with a Kafka of their own, until Ctrl-C or for DEMO_SECONDS=30 seconds
 # make test       unit tests and stories on a real Kafka and ZooKeeper
 # make soak       ktransfer under random faults on a real Kafka and ZooKeeper (SOAK_SECONDS=3600 SEED=1); the seed selects
-#                 the faults, and a run that fails prints them
+#                 the faults, and a run that fails prints them; SOAK_GROUPS=kafka is without ZooKeeper
 # make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096"), then ktransfer;
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
 #                 ENGINES=1 measures the Kafka clients without HTTP
@@ -28,6 +28,7 @@ DESTDIR ?=
 SECONDS_EACH ?= 10
 SOAK_SECONDS ?= 3600
 SEED ?= 1
+SOAK_GROUPS ?= zookeeper
 CONNECTIONS ?= 8 64 512 4096
 MESSAGES ?= 200000
 WORKERS ?= 16 32 100 500
@@ -47,7 +48,8 @@ test: tools
 	$(CARGO) test --release --locked
 
 soak: tools
-	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) $(CARGO) test --release --locked --test stories soak:: -- --nocapture
+	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) SOAK_GROUPS=$(SOAK_GROUPS) \
+		$(CARGO) test --release --locked --test stories soak:: -- --nocapture
 
 bench: tools
 	@.ci/tools bench
