@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use kafka_http_wrapper::{daemon, ktransfer};
 
 fn main() -> ExitCode {
-    daemon::main_with_tool(
+    daemon::main_with_tools(
         "ktransfer",
         "./conf/ktransfer.yaml",
         ktransfer::load,
         ktransfer::run,
-        &ktransfer::MOVE_OFFSETS,
+        &[&ktransfer::MOVE_OFFSETS, &ktransfer::REPLAY],
     )
 }

@@ -85,19 +85,19 @@ pub fn main<C: Settings>(
     load: fn(&Path) -> Result<C, Problems>,
     run: fn(C, &Supervisor) -> Result<(), String>,
 ) -> ExitCode {
-    let no_tool = Tool { options: &[], run: |_, _, _| Ok(()) };
-    main_with_tool(name, default_file, load, run, &no_tool)
+    main_with_tools(name, default_file, load, run, &[])
 }
 
-/// As [`main`], for a program that has a [`Tool`], too.
-pub fn main_with_tool<C: Settings>(
+/// As [`main`], for a program that has [`Tool`]s, too.
+pub fn main_with_tools<C: Settings>(
     name: &str,
     default_file: &str,
     load: fn(&Path) -> Result<C, Problems>,
     run: fn(C, &Supervisor) -> Result<(), String>,
-    tool: &Tool<C>,
+    tools: &[&Tool<C>],
 ) -> ExitCode {
-    let command = match parse(name, default_file, tool.options, std::env::args_os().skip(1)) {
+    let options: Vec<&[ToolOption]> = tools.iter().map(|tool| tool.options).collect();
+    let command = match parse(name, default_file, &options, std::env::args_os().skip(1)) {
         Ok(command) => command,
         Err(text) => {
             to_stderr(&format!("{name}: {text}\nTry {name} -h\n"));
@@ -108,7 +108,7 @@ pub fn main_with_tool<C: Settings>(
         Command::Print(text) => return print(&text),
         Command::Check(file) => (file, true, None),
         Command::Run(file) => (file, false, None),
-        Command::Tool(file, arguments) => (file, false, Some(arguments)),
+        Command::Tool(file, index, arguments) => (file, false, Some((tools[index], arguments))),
     };
     match load(&file) {
         Err(problems) => {
@@ -119,7 +119,7 @@ pub fn main_with_tool<C: Settings>(
         }
         Ok(_) if only_check => print(&format!("{}: the configuration is valid\n", file.display())),
         Ok(config) => match task {
-            Some(arguments) => run_tool(name, tool, config, &arguments).into(),
+            Some((tool, arguments)) => run_tool(name, tool, config, &arguments).into(),
             None => start(name, &file, config, run).into(),
         },
     }

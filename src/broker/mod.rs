@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use engines::{fetcher, group_offsets, log_ends, membership, producer};
-pub use fetching::{FetchEvent, Fetcher, LogIdentity, Message, MessageBatch};
+pub use fetching::{FetchEvent, Fetcher, HeaderLimits, LogIdentity, Message, MessageBatch};
 pub use settings::{KafkaSettings, Role};
 
 /// Number of a partition within its topic, from 0.
@@ -369,4 +369,6 @@ pub struct FetcherConfig {
     pub prefetch_bytes: usize,
     /// Size in bytes of the largest message that must be readable.
     pub max_message_bytes: usize,
+    /// The headers of a message that are kept.
+    pub headers: HeaderLimits,
 }

@@ -1,6 +1,6 @@
 //! The command line of a program: the options of every daemon, and those of a task that some programs have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::PathBuf;
@@ -48,14 +48,14 @@ pub(super) enum Command {
     Print(String),
     Check(PathBuf),
     Run(PathBuf),
-    /// The task of a [`Tool`].
-    Tool(PathBuf, ToolArguments),
+    /// The task of the [`Tool`] with this index.
+    Tool(PathBuf, usize, ToolArguments),
 }
 
 pub(super) fn parse(
     name: &str,
     default_file: &str,
-    tool: &[ToolOption],
+    tools: &[&[ToolOption]],
     arguments: impl Iterator<Item = OsString>,
 ) -> Result<Command, String> {
     let mut options = Options::new();
@@ -63,7 +63,12 @@ pub(super) fn parse(
     options.optflag("t", "test", "check the configuration, print every problem, and exit with 0 or 1");
     options.optflag("V", "version", "print the version and exit");
     options.optflag("h", "help", "print this help and exit");
-    for ToolOption { name, value, description } in tool {
+    let mut added = BTreeSet::new();
+    for ToolOption { name, value, description } in tools.iter().copied().flatten() {
+        // An option of several tools is listed once.
+        if !added.insert(*name) {
+            continue;
+        }
         match value.is_empty() {
             true => options.optflag("", name, description),
             false => options.optopt("", name, description, value),
@@ -95,14 +100,22 @@ pub(super) fn parse(
         return Err("-f needs a file name".to_owned());
     }
     let file = PathBuf::from(file);
-    let given = tool.iter().filter(|option| matches.opt_present(option.name));
+    let given = tools.iter().copied().flatten().filter(|option| matches.opt_present(option.name));
     let task: BTreeMap<_, _> =
         given.map(|option| (option.name, matches.opt_str(option.name).unwrap_or_default())).collect();
     if let Some(given) = task.keys().next() {
-        let selects = tool[0].name;
-        return match task.contains_key(selects) && !matches.opt_present("t") {
-            true => Ok(Command::Tool(file, ToolArguments(task))),
-            false => Err(format!("--{given} needs --{selects}, without -t")),
+        let selected = tools.iter().position(|tool| task.contains_key(tool[0].name));
+        let has = |tool: &[ToolOption], name: &&str| tool.iter().any(|option| option.name == *name);
+        return match selected.filter(|_| !matches.opt_present("t")) {
+            Some(index) => match task.keys().find(|name| !has(tools[index], name)) {
+                None => Ok(Command::Tool(file, index, ToolArguments(task))),
+                Some(other) => Err(format!("--{other} has no meaning with --{}", tools[index][0].name)),
+            },
+            None => {
+                let selecting = tools.iter().filter(|tool| has(tool, given));
+                let selecting: Vec<String> = selecting.map(|tool| format!("--{}", tool[0].name)).collect();
+                Err(format!("--{given} needs {}, without -t", selecting.join(" or ")))
+            }
         };
     }
     Ok(if matches.opt_present("t") { Command::Check(file) } else { Command::Run(file) })
@@ -123,14 +136,27 @@ mod tests {
             ToolOption { name: "move", value: "NAME", description: "moves" },
             ToolOption { name: "dry-run", value: "", description: "only with --move" },
         ];
+        let other = [
+            ToolOption { name: "copy", value: "NAME", description: "copies" },
+            ToolOption { name: "dry-run", value: "", description: "as with --move" },
+            ToolOption { name: "all", value: "", description: "with --copy" },
+        ];
         let parsed = |arguments: &[&str]| {
-            parse("d", "d.yaml", &tool, arguments.iter().map(|argument| OsString::from(*argument)))
+            parse("d", "d.yaml", &[&tool, &other], arguments.iter().map(|argument| OsString::from(*argument)))
         };
         let arguments = ToolArguments([("move", "m".to_owned()), ("dry-run", String::new())].into());
         assert_eq!(arguments.value("move"), Some("m"));
         assert!(arguments.has("dry-run") && !arguments.has("x"));
-        let expected = Command::Tool("a.yaml".into(), arguments);
+        let expected = Command::Tool("a.yaml".into(), 0, arguments);
         assert_eq!(parsed(&["-f", "a.yaml", "--move", "m", "--dry-run"]), Ok(expected));
+        assert!(matches!(parsed(&["--copy", "c", "--all", "--dry-run"]), Ok(Command::Tool(_, 1, _))));
+        for (arguments, problem) in [
+            (&["--all", "--move", "m"][..], "--all has no meaning with --move"),
+            (&["--copy", "c", "--move", "m"], "--copy has no meaning with --move"),
+            (&["--dry-run"], "--dry-run needs --move or --copy, without -t"),
+        ] {
+            assert_eq!(parsed(arguments), Err(problem.to_owned()), "{arguments:?}");
+        }
         assert_eq!(parsed(&[]), Ok(Command::Run("d.yaml".into())));
         assert!(matches!(parsed(&["-h"]), Ok(Command::Print(text)) if text.contains("--move NAME")));
         for arguments in [&["--dry-run"][..], &["--move", "m", "-t"], &["--move"], &["--dry-run", "--dry-run"]] {

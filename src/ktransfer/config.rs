@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_yaml::Value;
 
 use super::backend_client::{IdempotencyKey, check_header, check_server};
+use super::outcomes::{Outcome, OutcomeTable};
 use super::policy::RetryPolicy;
 use super::template::UriTemplate;
 use crate::broker::{self, Engine, KafkaSettings, Role};
@@ -103,6 +104,14 @@ pub(super) struct ModuleConfig {
     /// `max_commit_gap`: maximum number of messages of one partition that are read and not stored as done: those
     /// queued, pushed, or done ahead of one that is not done.
     pub(super) max_commit_gap: NonZeroUsize,
+    /// `outcomes`: what each result of an attempt means.
+    pub(super) outcomes: OutcomeTable,
+    /// `dead_letter_topic`: the topic of the messages that are given up; `None` drops them.
+    pub(super) dead_letter_topic: Option<Arc<str>>,
+    /// `tombstones`: whether messages without a value are pushed.
+    pub(super) tombstones: Tombstones,
+    /// `filtered`: what happens to messages whose method is not in `methods`.
+    pub(super) filtered: FilteredMessages,
     /// The retry settings: `max_retry_times`, `fail_retry_interval_ms`, `max_retry_interval_ms`.
     pub(super) retry: RetryPolicy,
     /// `backend_servers`, each `host` or `host:port` as in the file.
@@ -135,6 +144,24 @@ pub(super) struct ProtocolConfig {
     /// `read_timeout_ms`: time limit from the end of the request to the end of the response's head; `None` means no
     /// limit.
     pub(super) read_timeout: Option<Duration>,
+}
+
+/// Whether messages without a value are pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tombstones {
+    /// They are pushed, with an empty body.
+    Push,
+    /// They are done without a push.
+    Skip,
+}
+
+/// What happens to messages whose method is not in `methods`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FilteredMessages {
+    /// They are done without a push.
+    Drop,
+    /// They are stored in the dead-letter topic.
+    DeadLetter,
 }
 
 /// Where reading starts in a partition without a stored offset.
@@ -182,6 +209,7 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
             section.note("module_enabled", text, problems);
         }
     }
+    check_dead_letters(&modules, engine, &section, problems);
     section.finish(problems);
     Config { log, groups, retry_interval, broker_hosts, engine, kafka, admin_port, shutdown_grace, modules }
 }
@@ -226,6 +254,35 @@ fn check_without_zookeeper(section: &mut Section, has_brokers: bool, engine: Eng
     }
 }
 
+/// Checks what the dead-letter topics of all modules need: record headers, and an end. A module that reads the
+/// dead-letter topic of another one may have a dead-letter topic too, but no message may come back to the first.
+fn check_dead_letters(modules: &[ModuleConfig], engine: Engine, section: &Section, problems: &mut Problems) {
+    for module in modules {
+        let Some(first) = &module.dead_letter_topic else { continue };
+        if !engine.has_headers_and_timestamps() {
+            let text = format!("module {} has dead_letter_topic, which needs record headers: use native", module.name);
+            section.note("kafka_client", text, problems);
+        }
+        let mut reached = vec![first];
+        let mut next = 0;
+        while next < reached.len() {
+            let topic = reached[next];
+            let readers = modules.iter().filter(|reader| reader.topic == *topic);
+            for topic in readers.filter_map(|reader| reader.dead_letter_topic.as_ref()) {
+                if !reached.contains(&topic) {
+                    reached.push(topic);
+                }
+            }
+            next += 1;
+        }
+        // A module with its own topic as dead-letter topic is a problem of its file.
+        if reached.contains(&&module.topic) && *first != module.topic {
+            let text = format!("dead letters of module {} come back to its topic {}", module.name, module.topic);
+            section.note("module_enabled", text, problems);
+        }
+    }
+}
+
 /// Whether `name` can be the name of a file, the name of a ZooKeeper node and part of a header value.
 fn is_module_name(name: &str) -> bool {
     !name.starts_with('.') && name.chars().all(|character| character.is_ascii_graphic() && !"/\\\"".contains(character))
@@ -248,6 +305,18 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let window_size = section.count("window_size", Some(200), 1_000_000, problems);
     let max_commit_gap = section.count("max_commit_gap", Some(10_000), 10_000_000, problems);
     let retry = retry(&mut section, problems);
+    let (outcomes, dead_letter_topic) = outcomes(&mut section, &topic, problems);
+    let mut choices = [("push", Tombstones::Push), ("skip", Tombstones::Skip)];
+    // The first is the default. A tombstone has no method.
+    if methods.is_some() {
+        choices.reverse();
+    }
+    let tombstones = section.choice("tombstones", &choices, problems);
+    let choices = [("drop", FilteredMessages::Drop), ("dead_letter", FilteredMessages::DeadLetter)];
+    let filtered = section.choice("filtered", &choices, problems);
+    if filtered == FilteredMessages::DeadLetter && dead_letter_topic.is_none() {
+        section.note("filtered", "is dead_letter, which needs dead_letter_topic", problems);
+    }
     let backend_servers = section.strings("backend_servers", true, problems).unwrap_or_default();
     for server in &backend_servers {
         if let Err(text) = check_server(server) {
@@ -274,6 +343,10 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         worker_num,
         window_size,
         max_commit_gap,
+        outcomes,
+        dead_letter_topic,
+        tombstones,
+        filtered,
         retry,
         backend_servers,
         serialize_by_key,
@@ -297,6 +370,34 @@ fn retry(section: &mut Section, problems: &mut Problems) -> RetryPolicy {
         section.note("max_retry_interval_ms", text, problems);
     }
     RetryPolicy { first_pause, max_pause, max_retry_times: u32::try_from(times).ok() }
+}
+
+/// Reads `outcomes` and `dead_letter_topic`; `topic` is the topic of the module.
+fn outcomes(section: &mut Section, topic: &str, problems: &mut Problems) -> (OutcomeTable, Option<Arc<str>>) {
+    let mut table = OutcomeTable::default();
+    if let Some(value) = section.take("outcomes") {
+        match OutcomeTable::from_yaml(&value) {
+            Ok(read) => table = read,
+            Err(found) => found.into_iter().for_each(|(entry, text)| {
+                let key = if entry.is_empty() { "outcomes".to_owned() } else { format!("outcomes.{entry}") };
+                section.note(&key, text, problems);
+            }),
+        }
+    }
+    if !section.has("dead_letter_topic") {
+        if table.has(Outcome::DeadLetter) {
+            section.note("outcomes", "has dead_letter, which needs dead_letter_topic", problems);
+        }
+        return (table, None);
+    }
+    let dead_letter_topic = section.string("dead_letter_topic", None, problems);
+    if !broker::is_topic_name(dead_letter_topic.as_bytes()) {
+        let text = format!("is {dead_letter_topic:?}, but must be {}", broker::TOPIC_NAME_RULE);
+        section.note("dead_letter_topic", text, problems);
+    } else if dead_letter_topic == topic {
+        section.note("dead_letter_topic", "is the topic of the module: each dead letter would be pushed", problems);
+    }
+    (table, Some(dead_letter_topic.into()))
 }
 
 fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolConfig> {

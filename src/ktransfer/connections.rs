@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{Config, GroupService, KafkaGroupSettings, ModuleConfig};
+use super::dead_letters::{LetterCompletion, MAX_LETTERS};
 use super::group::kafka::{KafkaGroup, KafkaGroupConfig};
 use super::group::zookeeper::{ZookeeperGroup, ZookeeperGroupConfig};
 use super::group::{Group, GroupObservers, Leases};
 use super::module::Connectors;
 use crate::broker::membership::{GroupOffsets, MembershipConfig};
-use crate::broker::{self, BrokerConfig, FetcherConfig};
+use crate::broker::{self, BrokerConfig, FetcherConfig, HeaderLimits, PartitionerKind, Producer, ProducerConfig};
 use crate::keeper::{self, KeeperConfig, SharedKeeper, discovery};
 use crate::supervise::Supervisor;
 
@@ -19,6 +20,10 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 const PREFETCH_BYTES: usize = 8 << 20;
 /// Size of the largest message that can be read, in bytes.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Time limit of one attempt to store a dead letter. It is longer than most outages of a broker: within one attempt the
+/// producer stores a letter once, also if a response is lost.
+const LETTER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The session with ZooKeeper, which all modules share.
 #[derive(Clone)]
@@ -53,7 +58,11 @@ impl Connections {
     /// Connects a module. Fails if no broker is known or a client cannot be created.
     pub(super) fn connect(&self, module: &ModuleConfig, threads: &Supervisor) -> Result<Connectors, String> {
         let broker = self.broker()?;
-        let fetcher_config = FetcherConfig { prefetch_bytes: PREFETCH_BYTES, max_message_bytes: MAX_MESSAGE_BYTES };
+        let fetcher_config = FetcherConfig {
+            prefetch_bytes: PREFETCH_BYTES,
+            max_message_bytes: MAX_MESSAGE_BYTES,
+            headers: HeaderLimits::default(),
+        };
         Ok(Connectors {
             fetcher: broker::fetcher(&broker, fetcher_config, threads)?,
             log_ends: broker::log_ends(&broker, threads)?,
@@ -65,6 +74,30 @@ impl Connections {
     /// Makes what reads and commits the offsets of a module in Kafka, from outside of its group.
     pub(super) fn group_offsets(&self, module: &ModuleConfig) -> Result<Box<dyn GroupOffsets>, String> {
         broker::group_offsets(&self.broker()?, Arc::clone(&module.name), Arc::clone(&module.topic))
+    }
+
+    /// Makes what reads and commits how far the dead letters of a module are replayed, where groups are in Kafka.
+    pub(super) fn replayed_offsets(&self, module: &str, topic: &Arc<str>) -> Result<Box<dyn GroupOffsets>, String> {
+        broker::group_offsets(&self.broker()?, format!("{module}.replayed").into(), Arc::clone(topic))
+    }
+
+    /// Makes the producer of the dead letters of all modules.
+    pub(super) fn letter_producer(&self, threads: &Supervisor) -> Result<Arc<dyn Producer<LetterCompletion>>, String> {
+        let config = ProducerConfig {
+            partitioner: PartitionerKind::default(),
+            max_message_bytes: MAX_MESSAGE_BYTES,
+            max_in_flight: MAX_LETTERS * self.config.modules.len(),
+            timeout: LETTER_TIMEOUT,
+        };
+        broker::producer(&self.appending_broker()?, config, threads)
+    }
+
+    /// Returns how to connect for appending. A topic that brokers create on demand has their default replication, which
+    /// may lose messages, so none is created.
+    pub(super) fn appending_broker(&self) -> Result<BrokerConfig, String> {
+        let mut broker = self.broker()?;
+        broker.settings = broker.settings.without_topic_creation();
+        Ok(broker)
     }
 
     fn broker(&self) -> Result<BrokerConfig, String> {

@@ -22,6 +22,8 @@ pub(super) struct Metrics {
     restarts: IntCounterVec,
     unreadable_offsets: IntGaugeVec,
     unowned: IntGaugeVec,
+    letters: IntCounterVec,
+    letters_waiting: IntGaugeVec,
 }
 
 /// The metrics of one module. Their labels are looked up once, when the module is created, except the partition of
@@ -30,22 +32,34 @@ pub(super) struct Metrics {
 pub(super) struct ModuleMetrics {
     module: String,
     topic: String,
-    /// Attempts that were answered with a status 2xx.
+    /// Attempts whose answer is a delivery: a status 2xx, unless `outcomes` says otherwise.
     pub(super) pushes_ok: IntCounter,
-    /// Attempts that were answered with another status.
+    /// Attempts whose answer is no delivery.
     pub(super) pushes_refused: IntCounter,
     /// Attempts without an answer, or whose request could not be sent.
     pub(super) pushes_failed: IntCounter,
     /// Duration of the attempts, in seconds.
     pub(super) push_seconds: Histogram,
-    /// Messages that a backend answered with a status 2xx.
+    /// Messages that are delivered.
     pub(super) delivered: IntCounter,
     /// Messages whose method is not configured.
     pub(super) filtered: IntCounter,
     /// Messages without a readable method, in a module that configures `methods`.
     pub(super) undecodable: IntCounter,
-    /// Messages given up after the last retry, or because no request can carry them.
+    /// Messages given up after the last retry, or because no request can carry them, without a dead letter.
     pub(super) given_up: IntCounter,
+    /// Messages that `outcomes` drops.
+    pub(super) dropped: IntCounter,
+    /// Messages done because their dead letter is stored.
+    pub(super) dead_lettered: IntCounter,
+    /// Tombstones that `tombstones: skip` passes over.
+    pub(super) tombstones: IntCounter,
+    /// Dead letters that were stored.
+    pub(super) letters_stored: IntCounter,
+    /// Attempts to store a dead letter that failed.
+    pub(super) letters_failed: IntCounter,
+    /// Messages that wait for their dead letter.
+    pub(super) letters_waiting: IntGauge,
     /// Messages pushed and not done.
     pub(super) window_in_use: IntGauge,
     /// Memory of the messages read and not done.
@@ -113,8 +127,8 @@ impl Metrics {
             ),
             messages: counter(
                 "ktransfer_messages_total",
-                "Messages done: delivered, filtered out by their method, undecodable, or given up after the last \
-                 retry.",
+                "Messages done: delivered, filtered out by their method, undecodable, given up after the last retry, \
+                 dropped by the table outcomes, stored as a dead letter, or skipped tombstones.",
                 &["module", "outcome"],
             ),
             window_in_use: registry.gauge(
@@ -165,6 +179,16 @@ impl Metrics {
                 "Partitions of the topic that no member of the group owns.",
                 &["module"],
             ),
+            letters: counter(
+                "ktransfer_dead_letters_total",
+                "Attempts to store a dead letter, by result.",
+                &["module", "result"],
+            ),
+            letters_waiting: registry.gauge(
+                "ktransfer_dead_letters_waiting",
+                "Messages that wait until their dead letter is stored.",
+                &["module"],
+            ),
         }
     }
 
@@ -187,6 +211,12 @@ impl Metrics {
             filtered: messages("filtered"),
             undecodable: messages("undecodable"),
             given_up: messages("given_up"),
+            dropped: messages("dropped"),
+            dead_lettered: messages("dead_letter"),
+            tombstones: messages("tombstone"),
+            letters_stored: self.letters.with_label_values(&[module, "stored"]),
+            letters_failed: self.letters.with_label_values(&[module, "failed"]),
+            letters_waiting: self.letters_waiting.with_label_values(&[module]),
             window_in_use: self.window_in_use.with_label_values(&[module]),
             in_flight_bytes: self.in_flight_bytes.with_label_values(&[module]),
             assigned: self.assigned.with_label_values(&[module]),

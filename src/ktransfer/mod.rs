@@ -11,8 +11,9 @@
 //!    ▼ │                   jobs │ │ reports
 //!  ZooKeeper or Kafka           ▼ │
 //!                        push-0@M … push-n@M ── POST ──▶ backends
-//!                                 ▲
-//!                                 │ addresses (a table)
+//!                              ▲  │ letters (bounded), and their ends
+//!                    addresses │  └──────────────▶ dead-letters ── append ──▶ Kafka
+//!                    (a table) │                   (one for all modules)
 //!                              names@M
 //! ```
 //!
@@ -24,20 +25,22 @@
 //! dispatcher receives no batch, and while the memory is used up or the channel is full nothing is read from Kafka.
 //! `names@M` runs only if a backend is configured by name. `starts@M` looks up where partitions without a stored offset
 //! begin, for `fetch@M`, and sends these offsets to the group. With `admin_port` the daemon adds the threads
-//! `admin-accept` and `admin-0`. For groups in ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session
+//! `admin-accept` and `admin-0`, and `dead-letters` if a module has a dead-letter topic. For groups in ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session
 //! with ZooKeeper) and `leases` (extends the claims of all modules); for groups in Kafka each module has `kafka-group`,
 //! which sends the heartbeats.
 //!
-//! Reading order: `config`, `connections`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
-//! windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `policy` (retries), `give_up`.
+//! Reading order: `config`, `connections`, `module` (the threads and channels of a module), `dispatcher` (the loop that
+//! owns the windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `outcomes` (what its result
+//! means), `policy` (retries), `give_up`, `dead_letters`; the tools `move_offsets` and `replay`.
 //!
-//! Invariant: a message is done only when a backend answered 2xx, when the method of the message is not configured, or
-//! when the message was given up.
+//! Invariant: a message is done only when a backend accepted it (`outcomes`; without this table: answered 2xx), when the
+//! method of the message is not configured, or when the message was given up: dropped, or stored as a dead letter.
 
 mod backend_client;
 mod backends;
 mod config;
 mod connections;
+mod dead_letters;
 mod dispatcher;
 mod fetcher;
 mod give_up;
@@ -48,7 +51,9 @@ mod method;
 mod metrics;
 mod module;
 mod move_offsets;
+mod outcomes;
 mod policy;
+mod replay;
 mod stop_report;
 mod template;
 #[cfg(test)]
@@ -63,6 +68,7 @@ mod worker_context;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
 use log::info;
 
 use crate::admin::{Admin, Health};
@@ -74,18 +80,21 @@ use crate::supervise::{Ended, Supervisor};
 use config::GroupService;
 pub use config::{Config, load};
 use connections::{Connections, ZookeeperSession};
+use dead_letters::ModuleLetters;
 use group::GroupObservers;
 use metrics::Metrics;
 use module::Module;
 pub use move_offsets::MOVE_OFFSETS;
+pub use replay::REPLAY;
 use stop_report::StopReport;
 
 /// Interval at which the session with ZooKeeper is checked for `/readyz`.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Runs all modules until the supervisor's stop, then stops in order: first the modules, then the session with
-/// ZooKeeper (if there is one), in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if `admin_port`
-/// cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store an offset or
-/// release a claim.
+/// ZooKeeper (if there is one), in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if
+/// `admin_port` cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store an
+/// offset or release a claim.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     // Until all components exist `/readyz` would answer 200 for those that do.
@@ -102,11 +111,19 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 
     let metrics = Metrics::new(&registry);
     let shared = Arc::new(config);
+    let letter_threads = Supervisor::new("dead letters", Stop::new());
+    let letters = start_letters(&shared, zookeeper.clone(), &letter_threads);
     let report = StopReport::default();
     for module_config in &shared.modules {
+        let module_metrics = metrics.of_module(&module_config.name, &module_config.topic);
         let module = Module {
             config: module_config.clone(),
-            metrics: metrics.of_module(&module_config.name, &module_config.topic),
+            dead_letters: module_config.dead_letter_topic.as_ref().map(|topic| {
+                let (name, component) = (&module_config.name, format!("dead letters of {}", module_config.name));
+                let (metrics, health) = (module_metrics.clone(), health.component(component));
+                ModuleLetters::new(letters.clone(), Arc::clone(name), Arc::clone(topic), metrics, health)
+            }),
+            metrics: module_metrics,
             health: health.component(format!("module {}", module_config.name)),
             broker_health: health.component(format!("broker of {}", module_config.name)),
             // The remaining fifth of the grace is for closing the session with ZooKeeper.
@@ -127,9 +144,9 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         });
     }
 
-    // A failure under one of these two supervisors must end the daemon. The failure triggers that supervisor's stop, so
+    // A failure under one of these supervisors must end the daemon. The failure triggers that supervisor's stop, so
     // the thread spawned here returns, and the daemon's supervisor counts a thread that returns early as failed.
-    for group in [session.clone(), modules.clone()] {
+    for group in [session.clone(), modules.clone(), letter_threads.clone()] {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
     if let Some(zookeeper) = &zookeeper {
@@ -147,6 +164,9 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     supervisor.stop().wait();
     let ended = modules.join(shared.shutdown_grace);
     report.end_waits();
+    // After the modules: their workers wait for dead letters on their way, within the time of a push.
+    letter_threads.stop().trigger();
+    letter_threads.join(shared.shutdown_grace / 20);
     if let Some(zookeeper) = zookeeper {
         zookeeper.keeper.close(shared.shutdown_grace / 10);
     }
@@ -163,6 +183,23 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+}
+
+/// Starts the thread that stores dead letters, if a module has a dead-letter topic; returns where letters are sent.
+fn start_letters(
+    config: &Arc<Config>,
+    zookeeper: Option<ZookeeperSession>,
+    threads: &Supervisor,
+) -> Sender<dead_letters::Letter> {
+    let (sender, letters) = dead_letters::channel(config.modules.len());
+    if config.modules.iter().any(|module| module.dead_letter_topic.is_some()) {
+        let connections = Connections { config: Arc::clone(config), zookeeper, observers: GroupObservers::default() };
+        let group = threads.clone();
+        threads.spawn("dead-letters", move || {
+            dead_letters::store_letters(&letters, group.stop(), || connections.letter_producer(&group));
+        });
+    }
+    sender
 }
 
 /// Starts the HTTP server of `admin_port`; returns `None` if it is not configured. Fails if the port cannot be opened.

@@ -11,6 +11,7 @@ use log::{error, info, warn};
 
 use super::backend_client::{BackendResolver, HttpClient};
 use super::config::ModuleConfig;
+use super::dead_letters::ModuleLetters;
 use super::dispatcher::{Channels, Dispatcher};
 use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, StartOffsets, StartRequests};
 use super::group::{Group, mailbox};
@@ -59,6 +60,8 @@ pub(super) struct Module {
     pub(super) config: ModuleConfig,
     /// Metrics of the module.
     pub(super) metrics: ModuleMetrics,
+    /// Dead letters of the module; `None` without `dead_letter_topic`.
+    pub(super) dead_letters: Option<ModuleLetters>,
     /// Reports to `/readyz` whether the module runs.
     pub(super) health: Component,
     /// Reports to `/readyz` whether the topic can be read from the brokers.
@@ -152,6 +155,7 @@ impl Module {
         let context = Arc::new(WorkerContext {
             http_client: HttpClient::new(config, resolver),
             metrics: self.metrics.clone(),
+            dead_letters: self.dead_letters.clone(),
             slots: WindowSlots::new(config.window_size.get()),
             config: config.clone(),
         });

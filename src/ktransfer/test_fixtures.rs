@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend_client::{BackendResolver, HttpClient, IdempotencyKey};
-use super::config::{ModuleConfig, ProtocolConfig, StartFrom};
+use super::config::{FilteredMessages, ModuleConfig, ProtocolConfig, StartFrom, Tombstones};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
+use super::outcomes::OutcomeTable;
 use super::policy::RetryPolicy;
 use super::template::UriTemplate;
 use super::window_slots::WindowSlots;
@@ -42,6 +43,10 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
             max_pause: Duration::from_millis(40),
             max_retry_times: None,
         },
+        outcomes: OutcomeTable::default(),
+        dead_letter_topic: None,
+        tombstones: Tombstones::Push,
+        filtered: FilteredMessages::Drop,
         backend_servers: servers.iter().map(|server| (*server).to_owned()).collect(),
         serialize_by_key: true,
         offset_update_interval: Duration::from_secs(1),
@@ -69,6 +74,7 @@ pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> Worke
         http_client: HttpClient::new(&config, BackendResolver::new(&config.backend_servers)),
         metrics: Metrics::new(registry).of_module(&config.name, &config.topic),
         slots: WindowSlots::new(config.window_size.get()),
+        dead_letters: None,
         config,
     }
 }
@@ -99,6 +105,7 @@ pub(super) fn job(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Op
             timestamp_ms: Some(1_700_000_000_123),
         },
         method: None,
+        unpushable: None,
         _memory: None,
     }
 }

@@ -4,13 +4,21 @@
 //! up its key alone: the worker goes on with its other keys, and is busy only while a request is on the wire. It blocks
 //! on its own channel only.
 //!
+//! `slots` requests slots of the window, `endings` acknowledges and abandons jobs, `letters` ends them with a dead
+//! letter.
+//!
 //! Invariants: no attempt begins without a valid lease; at most one request of a key is on the wire; the messages of a
 //! key are attempted in the order of their partition; every job is acknowledged exactly once.
 
 mod attempt_fields;
+mod endings;
 mod jitter;
 mod key_queues;
+mod letters;
+mod pending_job;
+mod slots;
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,15 +28,15 @@ use log::{Level, info};
 
 use super::backend_client::{PushEnd, Pusher};
 use super::backends::BackendRotation;
-use super::give_up::{GiveUpReason, LastAttempt, give_up};
-use super::job::{Ack, Assignment, ClaimIds, Job, JobEnd, WorkerMessage, WorkerReport};
+use super::give_up::{GiveUpReason, LastAttempt};
+use super::job::{Job, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
-use super::window_slots::{Acquired, Left};
 use super::worker_context::WorkerContext;
 use crate::log_limited;
 use attempt_fields::AttemptFields;
 use jitter::Random;
-use key_queues::{KeyQueues, QueueId, Queued};
+use key_queues::{KeyQueues, QueueId};
+use pending_job::PendingJob;
 
 /// Interval at which a worker checks a lease that is not valid at the moment.
 const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -46,6 +54,9 @@ pub(super) struct Worker {
     random: Random,
     /// Whether the next turn goes to a retry rather than to a first attempt, where both are possible.
     is_turn_of_retries: bool,
+    /// The jobs whose dead letter is being stored, with their queues, by the ticket of the letter.
+    letters: HashMap<u64, (QueueId, PendingJob)>,
+    last_ticket: u64,
     slot: SlotRequest,
     /// Whether this worker has given up a slot, or its registration for one, because of a retry.
     has_left_slot_queue: bool,
@@ -109,39 +120,6 @@ enum SlotRequest {
     Granted,
 }
 
-/// A job that is not acknowledged yet.
-struct PendingJob {
-    job: Box<Job>,
-    /// Number of attempts made.
-    attempts: u32,
-    /// Index of the backend of the latest attempt.
-    last_backend: Option<usize>,
-    /// Whether the job has a slot of the window: from its first attempt until it is acknowledged.
-    has_slot: bool,
-    /// Whether [`WorkerReport::Waits`] was sent.
-    has_waited: bool,
-}
-
-impl Queued for PendingJob {
-    fn has_slot(&self) -> bool {
-        self.has_slot
-    }
-
-    fn note_behind(&mut self) {
-        self.has_waited = true;
-    }
-}
-
-impl PendingJob {
-    fn is_over(&self) -> bool {
-        self.job.assignment.is_over_for(self.job.message.offset, self.attempts > 0)
-    }
-
-    fn is_of_claim(&self, job: &Job) -> bool {
-        Arc::ptr_eq(&self.job.assignment, &job.assignment)
-    }
-}
-
 impl Worker {
     /// Creates worker `number`, counted from 0.
     pub(super) fn new(
@@ -160,6 +138,8 @@ impl Worker {
             rotation: BackendRotation::starting_at(number),
             random: Random::new(),
             is_turn_of_retries: false,
+            letters: HashMap::new(),
+            last_ticket: 0,
             slot: SlotRequest::None,
             has_left_slot_queue: false,
             void_grants: 0,
@@ -210,6 +190,7 @@ impl Worker {
         match message {
             WorkerMessage::Job(job) => self.enqueue(job),
             WorkerMessage::Recheck(claims) => self.abandon_what_is_over(&claims),
+            WorkerMessage::LetterEnded { ticket, result } => self.on_letter_ended(ticket, result),
             WorkerMessage::SlotGranted if self.void_grants > 0 => self.void_grants -= 1,
             WorkerMessage::SlotGranted => self.slot = SlotRequest::Granted,
             WorkerMessage::End => self.has_ended = true,
@@ -219,8 +200,7 @@ impl Worker {
     fn enqueue(&mut self, job: Box<Job>) {
         let key = job.message.key.as_ref().filter(|key| !key.is_empty() && self.context.config.serialize_by_key);
         let hash = key.map(|key| self.hasher.hash_one(key));
-        let pending = PendingJob { job, attempts: 0, last_backend: None, has_slot: false, has_waited: false };
-        if self.queues.push(hash, pending) {
+        if self.queues.push(hash, PendingJob::new(job)) {
             self.report(WorkerReport::Waits { worker: self.number });
         }
     }
@@ -247,54 +227,18 @@ impl Worker {
         self.queues.take_due(Instant::now())
     }
 
-    /// Takes a job for its first attempt, with a slot of the window.
-    fn take_fresh(&mut self) -> Option<(QueueId, PendingJob)> {
-        if !self.queues.has_fresh() {
-            return None;
-        }
-        match self.slot {
-            SlotRequest::Granted => self.slot = SlotRequest::None,
-            SlotRequest::Waiting => return None,
-            SlotRequest::None => {
-                let is_back = std::mem::take(&mut self.has_left_slot_queue);
-                if let Acquired::Registered(granted) = self.context.slots.acquire(self.number, is_back) {
-                    self.tell_granted(granted);
-                    self.slot = SlotRequest::Waiting;
-                    return None;
-                }
-            }
-        }
-        let (queue, mut pending) = self.queues.take_fresh()?;
-        pending.has_slot = true;
-        self.context.show_window();
-        Some((queue, pending))
-    }
-
-    /// Returns a slot that was granted and ends the wait for one. Must be called before this worker does anything that
-    /// takes long, since the slot would be unused meanwhile.
-    fn withdraw_slot_request(&mut self) {
-        self.has_left_slot_queue |= self.slot != SlotRequest::None && self.queues.has_fresh();
-        let was_granted = match std::mem::replace(&mut self.slot, SlotRequest::None) {
-            SlotRequest::None => false,
-            SlotRequest::Granted => true,
-            SlotRequest::Waiting => {
-                let left = self.context.slots.leave(self.number);
-                self.void_grants += usize::from(left == Left::Granted);
-                left == Left::Granted
-            }
-        };
-        if was_granted {
-            self.tell_granted(self.context.slots.release());
-        }
-    }
-
-    fn attempt_or_wait(&mut self, queue: QueueId, pending: PendingJob) {
+    fn attempt_or_wait(&mut self, queue: QueueId, mut pending: PendingJob) {
         if pending.is_over() {
             self.abandon(queue, pending);
-        } else if pending.job.assignment.may_push() {
-            self.attempt(queue, pending);
-        } else {
+        } else if !pending.job.assignment.may_push() {
             self.wait_for_lease(queue, pending);
+        } else if let Some(letter) = pending.letter.take() {
+            self.store_letter(queue, pending, letter);
+        } else if let Some(reason) = pending.job.unpushable {
+            pending.job.assignment.note_started(pending.job.message.offset);
+            self.give_up(queue, pending, GiveUpReason::from(reason));
+        } else {
+            self.attempt(queue, pending);
         }
     }
 
@@ -314,7 +258,8 @@ impl Worker {
         };
         let took = began.elapsed();
         (pending.attempts, pending.last_backend) = (attempt, Some(backend));
-        let next = self.context.config.retry.next(attempt, &outcome, self.random.next());
+        let config = &self.context.config;
+        let next = config.retry.next(&config.outcomes, attempt, &outcome, self.random.next());
         self.count(&outcome, next, took);
         let (module, number, job) = (&self.context.config.name, self.number, &pending.job);
         let fields = AttemptFields { job, url: &url, attempt, outcome: &outcome, took };
@@ -331,11 +276,9 @@ impl Worker {
                 );
                 self.park(queue, pending, pause);
             }
-            NextStep::GiveUp => {
+            NextStep::GiveUp(cause) => {
                 let last = LastAttempt { number: attempt, outcome: &outcome, url: &url, took };
-                let reason = GiveUpReason::after_attempt(last);
-                give_up(&self.context, &job.message, job.method.as_deref(), reason);
-                self.done(queue, pending);
+                self.give_up(queue, pending, GiveUpReason::AfterAttempt(cause, last));
             }
         }
     }
@@ -352,67 +295,15 @@ impl Worker {
         if pending.is_over() {
             return self.abandon(queue, pending);
         }
-        if !pending.has_waited {
-            pending.has_waited = true;
-            self.report(WorkerReport::Waits { worker: self.number });
-        }
+        self.report_wait(&mut pending);
         self.queues.park(queue, pending, Instant::now() + pause);
     }
 
-    fn done(&mut self, queue: QueueId, pending: PendingJob) {
-        self.acknowledge(pending, JobEnd::Done);
-        self.queues.finish(queue);
-    }
-
-    /// Abandons a taken job, and the later jobs of its claim with the same key: they must not overtake it.
-    fn abandon(&mut self, queue: QueueId, pending: PendingJob) {
-        // The dispatcher sends no job of a claim after it has moved the claim on, so the channel has the last of them.
-        self.receive_all();
-        for behind in self.queues.remove_behind(queue, |behind| behind.is_of_claim(&pending.job)) {
-            self.acknowledge(behind, JobEnd::Abandoned);
+    /// Reports that a job waits, once.
+    fn report_wait(&self, pending: &mut PendingJob) {
+        if !std::mem::replace(&mut pending.has_waited, true) {
+            self.report(WorkerReport::Waits { worker: self.number });
         }
-        self.acknowledge(pending, JobEnd::Abandoned);
-        self.queues.finish(queue);
-    }
-
-    /// Abandons the jobs of these claims after which no attempt follows.
-    fn abandon_what_is_over(&mut self, claims: &ClaimIds) {
-        // The claims of which a job of the present queue was abandoned: the later jobs of these must not overtake it.
-        let mut broken: Vec<Arc<Assignment>> = Vec::new();
-        let removed = self.queues.remove_where(|pending, is_first| {
-            if is_first {
-                broken.clear();
-            }
-            let assignment = &pending.job.assignment;
-            if broken.iter().any(|claim| Arc::ptr_eq(claim, assignment)) {
-                return true;
-            }
-            if claims.contains(&assignment.id()) && pending.is_over() {
-                broken.push(Arc::clone(assignment));
-                return true;
-            }
-            false
-        });
-        for pending in removed {
-            self.acknowledge(pending, JobEnd::Abandoned);
-        }
-    }
-
-    fn acknowledge(&self, mut pending: PendingJob, end: JobEnd) {
-        self.release_slot(&mut pending);
-        let PendingJob { job, has_waited, .. } = pending;
-        let ack = Ack {
-            worker: self.number,
-            has_waited,
-            partition: job.assignment.partition,
-            generation: job.assignment.generation,
-            window: job.window,
-            offset: job.message.offset,
-            end,
-        };
-        // Before the report: once all jobs are acknowledged, all their memory is returned.
-        drop(job);
-        self.report(WorkerReport::Ack(ack));
     }
 
     fn report(&self, report: WorkerReport) {
@@ -420,20 +311,7 @@ impl Worker {
         let _ = self.channels.reports.send(report);
     }
 
-    fn release_slot(&self, pending: &mut PendingJob) {
-        if std::mem::take(&mut pending.has_slot) {
-            self.tell_granted(self.context.slots.release());
-        }
-    }
-
-    fn tell_granted(&self, worker: Option<usize>) {
-        if let Some(worker) = worker {
-            // Fails only if that worker has ended, and then the module ends.
-            let _ = self.channels.workers[worker].send(WorkerMessage::SlotGranted);
-        }
-    }
-
-    /// Counts an attempt, and counts the message if it is delivered. [`give_up`] counts a message that is given up.
+    /// Counts an attempt, and counts the message if it is delivered.
     fn count(&self, outcome: &AttemptOutcome, next: NextStep, took: Duration) {
         let metrics = &self.context.metrics;
         metrics.push_seconds.observe(took.as_secs_f64());

@@ -2,6 +2,7 @@
 
 use super::backend_client::HttpClient;
 use super::config::ModuleConfig;
+use super::dead_letters::ModuleLetters;
 use super::metrics::ModuleMetrics;
 use super::window_slots::WindowSlots;
 
@@ -13,6 +14,8 @@ pub(super) struct WorkerContext {
     pub(super) http_client: HttpClient,
     /// The module's metrics.
     pub(super) metrics: ModuleMetrics,
+    /// The dead letters of the module; `None` without `dead_letter_topic`.
+    pub(super) dead_letters: Option<ModuleLetters>,
     /// The slots of the messages that are pushed and not done.
     pub(super) slots: WindowSlots,
 }

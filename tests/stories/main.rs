@@ -48,6 +48,8 @@ mod kmonitor_delay;
 mod kproxy;
 /// ktransfer: hostile backends and messages that cannot be pushed.
 mod ktransfer_backends;
+/// ktransfer: dead letters, what they hold up, and how they are replayed.
+mod ktransfer_dead_letters;
 /// ktransfer: three instances while everything around them fails once.
 mod ktransfer_faults;
 /// ktransfer: backends that answer early, late, wrongly or not at all.
@@ -64,6 +66,8 @@ mod ktransfer_offsets;
 mod ktransfer_original;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.
 mod ktransfer_outage;
+/// ktransfer: what each status and each transport error means for a message.
+mod ktransfer_outcomes;
 /// ktransfer: which instance pushes a partition, and until when.
 mod ktransfer_ownership;
 /// ktransfer: message filter, retries, order per key, hand-over.

@@ -25,6 +25,7 @@ use super::head::{Head, end_of_head, field, quoted, read_head};
 use super::retry_after::retry_after;
 use crate::ktransfer::config::ProtocolConfig;
 use crate::ktransfer::group::TimedFence;
+use crate::ktransfer::outcomes::TransportError;
 
 /// Longest wait of one system call. A lease that was extended meanwhile is noticed after it.
 const MAX_WAIT: Duration = Duration::from_millis(500);
@@ -202,7 +203,7 @@ impl TcpConnection {
         if self.is_kept && !self.push.has_sent {
             self.exchange.report(|report| report.was_closed_idle = true);
         }
-        self.fail(format!("cannot send the request: {}", io::Error::from(cause)))
+        self.fail(TransportError::Closed, format!("cannot send the request: {}", io::Error::from(cause)))
     }
 
     /// Receives until the head of the final response is complete. Fails if it cannot be completed; then the status is
@@ -210,7 +211,8 @@ impl TcpConnection {
     fn receive_head(&mut self) -> io::Result<()> {
         while !self.note_head()? {
             if self.lent().is_full() {
-                return Err(self.fail("the head of the response is longer than 16 KiB".to_owned()));
+                let text = "the head of the response is longer than 16 KiB".to_owned();
+                return Err(self.fail(TransportError::NotHttp, text));
             }
             if self.receive_waiting()? == 0 {
                 return Err(self.closed());
@@ -232,13 +234,12 @@ impl TcpConnection {
                 Head::Nothing => return Ok(false),
                 Head::Invalid => {
                     let quote = quoted(input);
-                    return Err(self.fail(format!("the backend answered {quote}, which is not HTTP")));
+                    let text = format!("the backend answered {quote}, which is not HTTP");
+                    return Err(self.fail(TransportError::NotHttp, text));
                 }
                 Head::Final { status, is_complete } => {
-                    let pause = match status {
-                        200..=299 => None,
-                        _ => field(input, "retry-after").and_then(|value| retry_after(value, SystemTime::now())),
-                    };
+                    // Of any status: the module's table may say that a 202 is retried.
+                    let pause = field(input, "retry-after").and_then(|value| retry_after(value, SystemTime::now()));
                     self.exchange.report(|report| (report.status, report.retry_after) = (Some(status), pause));
                     if self.push.phase != Phase::Answered {
                         self.push.enter(Phase::Answered, Some(REST_TIMEOUT));
@@ -261,7 +262,8 @@ impl TcpConnection {
         self.push.is_inside_interim = is_inside;
         self.push.n_interim_bytes += len;
         if self.push.n_interim_bytes > MAX_INTERIM_BYTES {
-            return Err(self.fail(format!("more than {MAX_INTERIM_BYTES} bytes of interim responses (1xx)")));
+            let text = format!("more than {MAX_INTERIM_BYTES} bytes of interim responses (1xx)");
+            return Err(self.fail(TransportError::NotHttp, text));
         }
         Ok(())
     }
@@ -286,7 +288,9 @@ impl TcpConnection {
             match self.receive(RecvFlags::empty()) {
                 Ok(n_read) => return Ok(n_read),
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(cause) => return Err(self.fail(format!("no answer: {}", io::Error::from(cause)))),
+                Err(cause) => {
+                    return Err(self.fail(TransportError::Closed, format!("no answer: {}", io::Error::from(cause))));
+                }
             }
         }
     }
@@ -307,15 +311,21 @@ impl TcpConnection {
 
     fn timed_out(&self) -> io::Error {
         let millis = |timeout: Option<Duration>| timeout.unwrap_or_default().as_millis();
-        self.fail(match self.push.phase {
-            Phase::Sending => {
-                format!("timeout: the request was not sent within write_timeout_ms, {} ms", millis(self.timeouts.write))
-            }
-            Phase::Receiving => {
-                format!("timeout: no answer within read_timeout_ms, {} ms", millis(self.timeouts.read))
-            }
-            Phase::Answered => "timeout: the response did not end".to_owned(),
-        })
+        let (error, text) = match self.push.phase {
+            Phase::Sending => (
+                TransportError::WriteTimeout,
+                format!(
+                    "timeout: the request was not sent within write_timeout_ms, {} ms",
+                    millis(self.timeouts.write)
+                ),
+            ),
+            Phase::Receiving => (
+                TransportError::ReadTimeout,
+                format!("timeout: no answer within read_timeout_ms, {} ms", millis(self.timeouts.read)),
+            ),
+            Phase::Answered => (TransportError::ReadTimeout, "timeout: the response did not end".to_owned()),
+        };
+        self.fail(error, text)
     }
 
     fn closed(&mut self) -> io::Error {
@@ -325,12 +335,12 @@ impl TcpConnection {
             ([], _) => "the backend closed the connection without an answer".to_owned(),
             (input, _) => format!("the backend closed the connection after {}", quoted(input)),
         };
-        self.fail(text)
+        self.fail(TransportError::Closed, text)
     }
 
     /// Reports why the push has ended without an answer.
-    fn fail(&self, text: String) -> io::Error {
-        self.exchange.report_failure(text, self.push.has_sent);
+    fn fail(&self, error: TransportError, text: String) -> io::Error {
+        self.exchange.report_failure(Some(error), text, self.push.has_sent);
         io::Error::other("reported to the exchange")
     }
 

@@ -13,6 +13,7 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector};
 
 use super::connection::{TcpConnection, Timeouts};
 use super::exchange::Exchange;
+use crate::ktransfer::outcomes::TransportError;
 
 /// TCP keep-alive: time without traffic before the first probe, also while a response is awaited.
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(30);
@@ -63,6 +64,19 @@ impl TcpConnector {
     }
 }
 
+/// Returns the kind of a failed connect; `None` if this machine is the cause.
+fn error_of(cause: &io::Error) -> Option<TransportError> {
+    match (cause.kind(), cause.raw_os_error()) {
+        (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => None,
+        // The system has no free local port; without a number of the system, the name has no address.
+        (ErrorKind::AddrNotAvailable, Some(_)) => None,
+        (ErrorKind::AddrNotAvailable, None) => Some(TransportError::NameLookup),
+        (ErrorKind::ConnectionRefused, _) => Some(TransportError::ConnectRefused),
+        (ErrorKind::TimedOut, _) => Some(TransportError::ConnectTimeout),
+        _ => Some(TransportError::ConnectFailed),
+    }
+}
+
 impl Connector for TcpConnector {
     type Out = TcpConnection;
 
@@ -82,7 +96,7 @@ impl Connector for TcpConnector {
                 Err(cause) => failure = cause,
             }
         }
-        self.exchange.report_failure(self.failure(&failure), false);
+        self.exchange.report_failure(error_of(&failure), self.failure(&failure), false);
         Err(Error::Io(failure))
     }
 }

@@ -4,6 +4,7 @@
 //! configured ones and
 //! - `X-Kafka-Topic`, `X-Kafka-Partition`, `X-Kafka-Offset`, `X-Kafka-Attempt` (from 1), and `X-Kafka-Timestamp` (ms
 //!   since 1970) where the message has one;
+//! - `X-Kafka-Value: null` for a tombstone, a message without a value: its body is empty, as that of an empty value;
 //! - `X-Kafka-Key`: the key percent-encoded as in the uri; absent if the message has no key or the key is longer than
 //!   [`MAX_KEY_BYTES`];
 //! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt,
@@ -34,7 +35,7 @@ const MAX_RECORD_HEADER_BYTES: usize = 8 * 1024;
 /// message may have hundreds of thousands of headers that HTTP cannot carry.
 const MAX_EXAMINED_HEADERS: usize = 256;
 /// Number of the headers that ktransfer itself adds to the configured ones and those of the record, at most.
-const OWN_HEADERS: usize = 10;
+const OWN_HEADERS: usize = 11;
 /// Prefix of the name of a record header.
 const RECORD_HEADER_PREFIX: &str = "x-kafka-header-";
 /// Longest value of a configured header.
@@ -168,6 +169,9 @@ impl RequestBuilder {
         headers.insert(HeaderName::from_static("x-kafka-claim"), job.assignment.token.into());
         if let Some(timestamp_ms) = message.timestamp_ms {
             headers.insert(HeaderName::from_static("x-kafka-timestamp"), timestamp_ms.into());
+        }
+        if message.value.is_none() {
+            headers.insert(HeaderName::from_static("x-kafka-value"), HeaderValue::from_static("null"));
         }
         if let Some(key) = message.key.as_ref().filter(|key| key.len() <= MAX_KEY_BYTES) {
             let mut encoded = String::with_capacity(key.len());

@@ -146,7 +146,7 @@ impl std::fmt::Debug for AgentResolver {
 impl Resolver for AgentResolver {
     fn resolve(&self, uri: &Uri, _: &AgentConfig, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let authority = uri.authority().ok_or(ureq::Error::HostNotFound)?.as_str();
-        let failed = |reason: String| ureq::Error::Io(std::io::Error::other(reason));
+        let failed = |reason: String| ureq::Error::Io(std::io::Error::new(std::io::ErrorKind::NotFound, reason));
         let mut resolved = self.empty();
         for address in self.0.addresses(authority).map_err(failed)?.into_iter().take(MAX_ADDRESSES) {
             resolved.push(address);

@@ -212,6 +212,91 @@ fn all_problems_of_all_files_are_reported_together() {
     assert!(!format!("{found:?}").contains("secret"));
 }
 
+/// Loads modules, each with its name and the lines that follow the required keys.
+fn load_modules(main_lines: &str, modules: &[(&str, &str)]) -> Result<Config, Problems> {
+    let names: Vec<&str> = modules.iter().map(|(name, _)| *name).collect();
+    let main = format!(
+        "zk_hosts: ['a:1']\nmodule_conf_dir: ./conf/modules\nmodule_enabled: [{}]\nzk_chroot:\n{main_lines}",
+        names.join(", ")
+    );
+    let files: Vec<(&str, String)> = modules
+        .iter()
+        .map(|(name, lines)| (*name, format!("protocol: {{uri: /}}\nbackend_servers: [localhost]\n{lines}")))
+        .collect();
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    load_texts(&main, &files)
+}
+
+#[test]
+fn outcomes_and_dead_letters_are_read() {
+    let lines = "topic: t\noutcomes: {200-299: ok, 404: drop, 410: dead_letter, default: retry}\n\
+                 dead_letter_topic: dead\nfiltered: dead_letter\nmethods: [a]\n";
+    let config = load_modules("", &[("m", lines)]).unwrap_or_else(|problems| panic!("{problems}"));
+    let module = &config.modules[0];
+    assert_eq!(module.dead_letter_topic.as_deref(), Some("dead"));
+    assert_eq!((module.outcomes.of_status(404), module.outcomes.of_status(500)), (Outcome::Drop, Outcome::Retry));
+    assert_eq!((module.tombstones, module.filtered), (Tombstones::Skip, FilteredMessages::DeadLetter));
+    for (lines, tombstones) in [
+        ("topic: t\n", Tombstones::Push),
+        ("topic: t\ntombstones: skip\n", Tombstones::Skip),
+        ("topic: t\nmethods: [a]\n", Tombstones::Skip),
+        ("topic: t\nmethods: [a]\ntombstones: push\n", Tombstones::Push),
+    ] {
+        let config = load_modules("", &[("m", lines)]).unwrap_or_else(|problems| panic!("{problems}"));
+        let module = &config.modules[0];
+        assert_eq!((module.tombstones, module.filtered), (tombstones, FilteredMessages::Drop), "{lines}");
+        assert_eq!((&module.outcomes, &module.dead_letter_topic), (&OutcomeTable::default(), &None));
+    }
+}
+
+#[test]
+fn wrong_outcomes_and_dead_letters_are_named_with_key_entry_and_reason() {
+    for (lines, problem) in [
+        ("outcomes: [404]", "m.yaml: outcomes: must be a map, as in \"404: drop\""),
+        ("outcomes: {400-499: drop, 404: ok, default: retry}", "m.yaml: outcomes.404: overlaps with the entry 400-499"),
+        (
+            "outcomes: {404: dead_letter, default: retry}",
+            "m.yaml: outcomes: has dead_letter, which needs dead_letter_topic",
+        ),
+        ("filtered: dead_letter", "m.yaml: filtered: is dead_letter, which needs dead_letter_topic"),
+        ("filtered: push", "m.yaml: filtered: is \"push\", but must be one of drop, dead_letter"),
+        ("tombstones: drop", "m.yaml: tombstones: is \"drop\", but must be one of push, skip"),
+        (
+            "dead_letter_topic: t",
+            "m.yaml: dead_letter_topic: is the topic of the module: each dead letter would be pushed",
+        ),
+        (
+            "dead_letter_topic: a b",
+            "m.yaml: dead_letter_topic: is \"a b\", but must be 1 to 249 of the characters a-z A-Z 0-9 . _ - and \
+             neither . nor ..",
+        ),
+    ] {
+        let found = texts(load_modules("", &[("m", &format!("topic: t\n{lines}\n"))]));
+        assert_eq!(found, [problem], "{lines}");
+    }
+    let found = texts(load_modules("kafka_client: kafka-rust\n", &[("m", "topic: t\ndead_letter_topic: dead\n")]));
+    let problem =
+        "ktransfer.yaml: kafka_client: module m has dead_letter_topic, which needs record headers: use native";
+    assert_eq!(found, [problem]);
+}
+
+#[test]
+fn dead_letters_that_would_come_back_are_refused() {
+    let module = |topic: &str, dead: &str| format!("topic: {topic}\ndead_letter_topic: {dead}\n");
+    let (first, second, third) = (module("a", "b"), module("b", "c"), module("c", "a"));
+    let found = texts(load_modules("", &[("x", &first), ("y", &second), ("z", &third)]));
+    assert_eq!(
+        found,
+        [
+            "ktransfer.yaml: module_enabled: dead letters of module x come back to its topic a",
+            "ktransfer.yaml: module_enabled: dead letters of module y come back to its topic b",
+            "ktransfer.yaml: module_enabled: dead letters of module z come back to its topic c",
+        ]
+    );
+    let chain = [("x", first.as_str()), ("y", second.as_str()), ("also-x", first.as_str())];
+    load_modules("", &chain).unwrap_or_else(|problems| panic!("{problems}"));
+}
+
 #[test]
 fn a_missing_main_file_is_one_problem() {
     let problems = load(Path::new("/nowhere/ktransfer.yaml")).err().expect("a problem");

@@ -13,6 +13,7 @@ pub(crate) mod cluster;
 pub(crate) mod config_file;
 pub(crate) mod configs;
 pub(crate) mod daemon;
+pub(crate) mod dead_letters;
 pub(crate) mod delivery;
 pub(crate) mod engine;
 pub(crate) mod fault_oracle;

@@ -54,6 +54,16 @@ fn a_request_has_the_headers_of_message_module_and_configuration() {
 }
 
 #[test]
+fn a_tombstone_differs_from_an_empty_value_by_a_header() {
+    for (value, expected) in [(None, Some("null")), (Some(&b""[..]), None), (Some(b"v"), None)] {
+        let job = job(Some(b"k"), value, &[]);
+        let request = builder("/p").request(&job, "http://a:80/p", 1).unwrap();
+        let found = request.headers().get("x-kafka-value").map(|value| value.to_str().unwrap());
+        assert_eq!((found, *request.body()), (expected, value.unwrap_or_default()));
+    }
+}
+
+#[test]
 fn a_message_without_key_value_and_timestamp_has_no_headers_for_them_and_an_empty_body() {
     let mut job = job(None, None, &[]);
     job.message.timestamp_ms = None;

@@ -58,6 +58,7 @@ fn a_module_whose_group_fails_is_restarted_only_if_its_claims_end_with_the_loop(
     for keeps_claims in [true, false] {
         let (registry, health, broker) = (Registry::new(), Health::new(), MemoryBroker::new());
         let module = Module {
+            dead_letters: None,
             config: module_config(&["127.0.0.1:1"]),
             metrics: Metrics::new(&registry).of_module("m", "t"),
             health: health.component("module m"),
