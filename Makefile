@@ -2,7 +2,7 @@
 # make demo       run the three daemons with a Kafka of their own, until Ctrl-C or for DEMO_SECONDS=30 seconds
 # make test       unit tests and stories on a real Kafka and ZooKeeper
 # make soak       ktransfer under random faults on a real Kafka and ZooKeeper (SOAK_SECONDS=3600 SEED=1); the seed selects
-#                 the faults, and a run that fails prints them
+#                 the faults, and a run that fails prints them; SOAK_GROUPS=kafka is without ZooKeeper
 # make screenshots   pictures of the page of kmonitor, in target/screenshots (healthy, late, away, phone, dark)
 # make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096"), then ktransfer;
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
@@ -31,6 +31,7 @@ DESTDIR ?=
 SECONDS_EACH ?= 10
 SOAK_SECONDS ?= 3600
 SEED ?= 1
+SOAK_GROUPS ?= zookeeper
 CONNECTIONS ?= 8 64 512 4096
 MESSAGES ?= 200000
 MODULES ?= 1000
@@ -59,7 +60,8 @@ screenshots: build-tools
 	$(CARGO) run --release --locked --example screenshots -- $(TARGET)/pages $(TARGET)/screenshots
 
 soak: tools
-	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) $(CARGO) test --release --locked --test stories soak:: -- --nocapture
+	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) SOAK_GROUPS=$(SOAK_GROUPS) \
+		$(CARGO) test --release --locked --test stories soak:: -- --nocapture
 
 bench: tools
 	@.ci/tools bench

@@ -2,8 +2,17 @@
 
 use std::process::ExitCode;
 
-use kafka_http_wrapper::ktransfer;
+use kafka_http_wrapper::{daemon, ktransfer};
 
 fn main() -> ExitCode {
-    ktransfer::main()
+    if let Some(code) = ktransfer::operate() {
+        return code;
+    }
+    daemon::main_with_tools(
+        "ktransfer",
+        "./conf/ktransfer.yaml",
+        ktransfer::load,
+        ktransfer::run,
+        &[&ktransfer::MOVE_OFFSETS, &ktransfer::REPLAY],
+    )
 }

@@ -11,16 +11,18 @@
 //!
 //! SIGHUP reopens the log files and runs the reload actions, both on threads of their own. SIGPIPE is ignored. One
 //! thread receives all signals; it never touches a file, so no disk that hangs can hold up a signal. The first SIGTERM
-//! or SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop.
+//! or SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop. The command line is parsed
+//! in `command`.
 
-use std::ffi::{OsStr, OsString, c_int};
+mod command;
+
+use std::ffi::c_int;
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{self, ExitCode};
 use std::time::{Duration, Instant};
 
-use getopts::Options;
 use log::{error, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -31,6 +33,9 @@ use crate::panics;
 use crate::reload::Reloads;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor, spawn_expendable};
+
+use command::{Command, parse};
+pub use command::{Tool, ToolArguments, ToolOption};
 
 /// Time that the watchdog adds to the grace, so that threads can still end after an ordered stop that took the whole
 /// grace.
@@ -80,17 +85,30 @@ pub fn main<C: Settings>(
     load: fn(&Path) -> Result<C, Problems>,
     run: fn(C, &Supervisor) -> Result<(), String>,
 ) -> ExitCode {
-    let command = match parse(name, default_file, std::env::args_os().skip(1)) {
+    main_with_tools(name, default_file, load, run, &[])
+}
+
+/// As [`main`], for a program that has [`Tool`]s, too.
+pub fn main_with_tools<C: Settings>(
+    name: &str,
+    default_file: &str,
+    load: fn(&Path) -> Result<C, Problems>,
+    run: fn(C, &Supervisor) -> Result<(), String>,
+    tools: &[&Tool<C>],
+) -> ExitCode {
+    let options: Vec<&[ToolOption]> = tools.iter().map(|tool| tool.options).collect();
+    let command = match parse(name, default_file, &options, std::env::args_os().skip(1)) {
         Ok(command) => command,
         Err(text) => {
             to_stderr(&format!("{name}: {text}\nTry {name} -h\n"));
             return Exit::Usage.into();
         }
     };
-    let (file, only_check) = match command {
+    let (file, only_check, task) = match command {
         Command::Print(text) => return print(&text),
-        Command::Check(file) => (file, true),
-        Command::Run(file) => (file, false),
+        Command::Check(file) => (file, true, None),
+        Command::Run(file) => (file, false, None),
+        Command::Tool(file, index, arguments) => (file, false, Some((tools[index], arguments))),
     };
     match load(&file) {
         Err(problems) => {
@@ -100,7 +118,20 @@ pub fn main<C: Settings>(
             Exit::CannotStart.into()
         }
         Ok(_) if only_check => print(&format!("{}: the configuration is valid\n", file.display())),
-        Ok(config) => start(name, &file, config, run).into(),
+        Ok(config) => match task {
+            Some((tool, arguments)) => run_tool(name, tool, config, &arguments).into(),
+            None => start(name, &file, config, run).into(),
+        },
+    }
+}
+
+fn run_tool<C>(name: &str, tool: &Tool<C>, config: C, arguments: &ToolArguments) -> Exit {
+    match (tool.run)(config, arguments, &mut io::stdout().lock()) {
+        Ok(()) => Exit::Success,
+        Err(cause) => {
+            to_stderr(&format!("{name}: {cause}\n"));
+            Exit::CannotStart
+        }
     }
 }
 
@@ -109,49 +140,6 @@ fn print(text: &str) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     Exit::Success.into()
-}
-
-/// A parsed command line.
-#[derive(Debug, PartialEq, Eq)]
-enum Command {
-    Print(String),
-    Check(PathBuf),
-    Run(PathBuf),
-}
-
-fn parse(name: &str, default_file: &str, arguments: impl Iterator<Item = OsString>) -> Result<Command, String> {
-    let mut options = Options::new();
-    options.optopt("f", "file", &format!("configuration file (default {default_file})"), "FILE");
-    options.optflag("t", "test", "check the configuration, print every problem, and exit with 0 or 1");
-    options.optflag("V", "version", "print the version and exit");
-    options.optflag("h", "help", "print this help and exit");
-    let originals: Vec<OsString> = arguments.collect();
-    // getopts accepts UTF-8 only, but a path may be any bytes. An argument that is not UTF-8 is replaced, while
-    // parsing, by a stand-in that no argument can equal: NUL and its index.
-    let stand_ins = originals.iter().enumerate().map(|(index, original)| match original.to_str() {
-        Some(text) => text.to_owned(),
-        None => format!("\0{index}"),
-    });
-    let original = |text: String| match text.strip_prefix('\0').and_then(|index| index.parse::<usize>().ok()) {
-        Some(index) => originals.get(index).cloned().unwrap_or_default(),
-        None => text.into(),
-    };
-    let matches = options.parse(stand_ins).map_err(|problem| problem.to_string())?;
-    if let Some(unknown) = matches.free.first() {
-        return Err(format!("unexpected argument {:?}", original(unknown.clone()).display()));
-    }
-    if matches.opt_present("h") {
-        return Ok(Command::Print(options.usage(&format!("Usage: {name} [-f FILE] [-t]"))));
-    }
-    if matches.opt_present("V") {
-        return Ok(Command::Print(format!("{name} {}\n", env!("CARGO_PKG_VERSION"))));
-    }
-    let file = matches.opt_str("f").map_or_else(|| default_file.into(), original);
-    if file.as_os_str() == OsStr::new("") {
-        return Err("-f needs a file name".to_owned());
-    }
-    let file = PathBuf::from(file);
-    Ok(if matches.opt_present("t") { Command::Check(file) } else { Command::Run(file) })
 }
 
 fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor) -> Result<(), String>) -> Exit {
@@ -322,36 +310,6 @@ pub fn raise_open_files() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::ffi::OsStringExt;
-
-    fn parsed(arguments: &[&str]) -> Result<Command, String> {
-        parse("kproxy", "./conf/kproxy.yaml", arguments.iter().map(OsString::from))
-    }
-
-    #[test]
-    fn a_command_line_is_a_command_or_an_error() {
-        for (arguments, expected) in [
-            (&[][..], Command::Run("./conf/kproxy.yaml".into())),
-            (&["-f", "a.yaml"], Command::Run("a.yaml".into())),
-            (&["-fa.yaml", "-t"], Command::Check("a.yaml".into())),
-            (&["--test", "--file=a b"], Command::Check("a b".into())),
-            (&["-V", "-f", "x"], Command::Print(concat!("kproxy ", env!("CARGO_PKG_VERSION"), "\n").into())),
-        ] {
-            assert_eq!(parsed(arguments), Ok(expected), "{arguments:?}");
-        }
-        assert!(matches!(parsed(&["-h"]), Ok(Command::Print(text)) if text.contains("-f, --file FILE")));
-        for arguments in [&["-x"][..], &["-f"], &["-f", ""], &["-f", "a", "-f", "b"], &["stray"], &["-t", "a.yaml"]] {
-            assert!(parsed(arguments).is_err(), "{arguments:?}");
-        }
-    }
-
-    #[test]
-    fn a_path_may_be_any_bytes() {
-        let path = OsString::from_vec(b"/tmp/\xff.yaml".to_vec());
-        let command = parse("kproxy", "x", [OsString::from("-f"), path.clone()].into_iter());
-        assert_eq!(command, Ok(Command::Run(path.clone().into())));
-        assert!(parse("kproxy", "x", [path].into_iter()).is_err());
-    }
 
     struct Nothing;
 

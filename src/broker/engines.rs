@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::kafka_rust;
+use super::membership::{GroupOffsets, Membership, MembershipConfig};
 use super::native;
 use super::settings::{KafkaSettings, Role, SettingProblem};
 use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, GroupReader, LogEnds, Producer, ProducerConfig};
@@ -23,6 +24,9 @@ enum BuiltInEngine {
 /// Why `kafka_client: librdkafka` is refused.
 const WITHOUT_LIBRDKAFKA: &str = "is \"librdkafka\", which is no longer part of this program: remove this key, or use \
                                   native, which takes the settings of the map kafka by the same names";
+
+/// Why the engine `kafka-rust` has no groups.
+const WITHOUT_GROUPS: &str = "kafka_client: kafka-rust has no groups in Kafka; use native, or groups in ZooKeeper";
 
 impl Engine {
     /// Takes `kafka_client` (default `auto`); an engine that this build does not have is a problem.
@@ -65,7 +69,8 @@ impl Engine {
         }
     }
 
-    /// Returns whether the engine reads consumer groups, and which messages a consumer of committed messages gets.
+    /// Returns whether the engine reads consumer groups, has [`membership`] and [`group_offsets`], and which messages a
+    /// consumer of committed messages gets.
     pub fn has_groups(self) -> bool {
         match self.resolve() {
             Ok(BuiltInEngine::Native) => true,
@@ -132,5 +137,23 @@ pub fn group_reader(broker: &BrokerConfig) -> Result<Box<dyn GroupReader>, Strin
     match broker.engine.resolve()? {
         BuiltInEngine::Native => Ok(Box::new(native::NativeGroups::new(broker)?)),
         BuiltInEngine::KafkaRust => Err("kafka_client: kafka-rust does not read consumer groups".to_owned()),
+    }
+}
+
+/// Joins a group that Kafka manages; no broker need be reachable. The threads of the member end when it leaves or is
+/// dropped.
+pub fn membership(broker: &BrokerConfig, config: MembershipConfig) -> Result<Box<dyn Membership>, String> {
+    match broker.engine.resolve()? {
+        BuiltInEngine::Native => Ok(Box::new(native::NativeMembership::new(broker, config)?)),
+        BuiltInEngine::KafkaRust => Err(WITHOUT_GROUPS.to_owned()),
+    }
+}
+
+/// Makes what reads and commits the offsets of `topic` for `group` from outside of the group; no broker need be
+/// reachable.
+pub fn group_offsets(broker: &BrokerConfig, group: Arc<str>, topic: Arc<str>) -> Result<Box<dyn GroupOffsets>, String> {
+    match broker.engine.resolve()? {
+        BuiltInEngine::Native => Ok(Box::new(native::NativeGroupOffsets::new(broker, group, topic)?)),
+        BuiltInEngine::KafkaRust => Err(WITHOUT_GROUPS.to_owned()),
     }
 }

@@ -26,6 +26,7 @@ mod engines;
 mod fetching;
 pub mod in_memory;
 mod kafka_rust;
+pub mod membership;
 mod metadata_gate;
 mod native;
 pub mod partitioner;
@@ -38,7 +39,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use cluster_reading::{GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo};
-pub use engines::{fetcher, group_reader, log_ends, producer};
+pub use engines::{fetcher, group_offsets, group_reader, log_ends, membership, producer};
 pub use fetching::{FetchEvent, Fetcher, HeaderLimits, LogIdentity, Message, MessageBatch};
 pub use settings::{KafkaSettings, Role};
 

@@ -26,7 +26,7 @@
 //! - [`producer`]: sends messages; a thread for each broker and acks level.
 //! - [`fetch`]: reads messages from offsets that the owner chooses; a thread for each broker.
 //! - [`offsets`]: offsets of partitions and groups, from all brokers at the same time.
-//! - [`group`]: membership in a consumer group. The daemons do not use it yet.
+//! - [`group`]: membership in a consumer group.
 //!
 //! For tests: `testkit` is a cluster in memory that speaks the protocol, with scripted and random faults.
 //!

@@ -37,11 +37,11 @@ const MAX_PUSHES_PER_SECOND: i64 = 1_000_000;
 pub struct Config {
     /// The log file settings: `log_dir`, `log_level`.
     pub(super) log: LogConfig,
-    /// The ZooKeeper settings: `zk_hosts`, `zk_chroot`, `zk_timeout_ms`.
-    pub(super) keeper: KeeperConfig,
+    /// Where the groups of the modules are.
+    pub(super) groups: GroupService,
     /// `zk_fail_retry_interval_ms`: longest pause before a module that failed, or could not start, is started again.
     pub(super) retry_interval: Duration,
-    /// `broker_hosts`; `None` uses the brokers that are registered in ZooKeeper.
+    /// `broker_hosts`; `None` uses the brokers that are registered in ZooKeeper, which requires `zk_hosts`.
     pub(super) broker_hosts: Option<Vec<String>>,
     /// `kafka_client`: the Kafka client library.
     pub(super) engine: Engine,
@@ -55,6 +55,32 @@ pub struct Config {
     pub(super) shutdown_grace: Duration,
     /// The modules in `module_enabled`.
     pub(super) modules: Vec<ModuleConfig>,
+}
+
+/// The service that manages the groups: assigns partitions to instances, and keeps the stored offsets.
+#[derive(Clone)]
+pub(super) enum GroupService {
+    /// `zk_hosts` is set: `zk_hosts`, `zk_chroot`, `zk_timeout_ms`.
+    ZooKeeper(KeeperConfig),
+    /// Without `zk_hosts`.
+    Kafka(KafkaGroupSettings),
+}
+
+/// The settings of groups in Kafka.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KafkaGroupSettings {
+    /// `session_timeout_ms`: another instance takes over the partitions of one that died after this time.
+    pub(super) session_timeout: Duration,
+    /// `instance_id`: makes the instance a static member of its groups.
+    pub(super) instance_id: Option<Arc<str>>,
+}
+
+#[cfg(test)]
+impl Config {
+    /// The names of the modules that are enabled.
+    pub(crate) fn module_names(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(|module| &*module.name)
+    }
 }
 
 impl Settings for Config {
@@ -153,16 +179,18 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 
 fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     let log = LogConfig::from_section(&mut section, problems);
-    let hosts = section.hosts("zk_hosts", true, problems).unwrap_or_default();
-    let chroot = keeper::chroot("zk_chroot", &mut section, problems);
-    let session_timeout = section.millis("zk_timeout_ms", Some(30_000), 100..=600_000, problems);
-    // The original has no key for the connect timeout. A third of the session timeout leaves time to try two more
-    // servers.
-    let connect_timeout = session_timeout / 3;
-    let keeper = KeeperConfig { hosts, chroot, session_timeout, connect_timeout };
+    let kafka_groups = kafka_groups(&mut section, problems);
+    let has_zookeeper = section.has("zk_hosts");
+    let groups = match has_zookeeper {
+        true => GroupService::ZooKeeper(zookeeper(&mut section, problems)),
+        false => GroupService::Kafka(kafka_groups),
+    };
     let retry_interval = section.millis("zk_fail_retry_interval_ms", Some(30_000), 1..=MAX_DURATION_MS, problems);
     let broker_hosts = section.hosts("broker_hosts", false, problems);
     let engine = Engine::from_section(&mut section, problems);
+    if !has_zookeeper {
+        check_without_zookeeper(&mut section, broker_hosts.is_some(), engine, problems);
+    }
     let kafka = engine.settings_from_section(&mut section, Role::Reads, problems);
     let admin_port = section.optional_port("admin_port", problems);
     let credentials = CredentialsFile::from_section(&mut section, problems);
@@ -186,7 +214,7 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     section.finish(problems);
     Config {
         log,
-        keeper,
+        groups,
         retry_interval,
         broker_hosts,
         engine,
@@ -195,6 +223,46 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
         credentials,
         shutdown_grace,
         modules,
+    }
+}
+
+fn zookeeper(section: &mut Section, problems: &mut Problems) -> KeeperConfig {
+    let hosts = section.hosts("zk_hosts", true, problems).unwrap_or_default();
+    let chroot = keeper::chroot("zk_chroot", section, problems);
+    let session_timeout = section.millis("zk_timeout_ms", Some(30_000), 100..=600_000, problems);
+    // The original has no key for the connect timeout. A third of the session timeout leaves time to try two more
+    // servers.
+    let connect_timeout = session_timeout / 3;
+    KeeperConfig { hosts, chroot, session_timeout, connect_timeout }
+}
+
+/// The keys may also be set beside `zk_hosts`, so that a file can be prepared for groups in Kafka.
+fn kafka_groups(section: &mut Section, problems: &mut Problems) -> KafkaGroupSettings {
+    let session_timeout = section.millis("session_timeout_ms", Some(30_000), 1_000..=1_800_000, problems);
+    let is_given = section.has("instance_id");
+    let instance_id = is_given.then(|| section.string("instance_id", None, problems));
+    if let Some(id) = instance_id.as_ref().filter(|id| !broker::is_topic_name(id.as_bytes())) {
+        section.note("instance_id", format!("is {id:?}, but must be {}", broker::TOPIC_NAME_RULE), problems);
+    }
+    KafkaGroupSettings { session_timeout, instance_id: instance_id.map(Into::into) }
+}
+
+/// Without ZooKeeper, brokers must be given, and keys of ZooKeeper would be ignored: a user might rely on them.
+fn check_without_zookeeper(section: &mut Section, has_brokers: bool, engine: Engine, problems: &mut Problems) {
+    if !has_brokers {
+        let text = "is missing: set zk_hosts for groups in ZooKeeper, or broker_hosts for groups in Kafka";
+        section.note("zk_hosts", text, problems);
+    }
+    if !engine.has_groups() {
+        let text =
+            "is \"kafka-rust\", which has no groups in Kafka: set zk_hosts for groups in ZooKeeper, or use native";
+        section.note("kafka_client", text, problems);
+    }
+    for (key, instead) in [("zk_chroot", "remove this key"), ("zk_timeout_ms", "use session_timeout_ms")] {
+        if section.take(key).is_some() {
+            let text = format!("has no effect without zk_hosts, since the groups are in Kafka then: {instead}");
+            section.note(key, text, problems);
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 //!    │ │ └────────────────────┘ │ │ └──────────────────────┘
 //!    │ │  commands (a table)    │ │       batches (8)
 //!    ▼ │                   jobs │ │ reports
-//!  ZooKeeper                    ▼ │
+//!  ZooKeeper or Kafka           ▼ │
 //!                        push-0@M … push-n@M ── POST ──▶ backends
 //!                              ▲  │ letters (bounded), and their ends
 //!                    addresses │  └──────────────▶ dead-letters ── append ──▶ Kafka
@@ -24,14 +24,14 @@
 //! batches in the channel hold at most `waiting_queue_size` messages. While the workers have enough to do the
 //! dispatcher receives no batch, and while the memory is used up or the channel is full nothing is read from Kafka.
 //! `names@M` runs only if a backend is configured by name. `starts@M` looks up where partitions without a stored offset
-//! begin, for `fetch@M`, and sends these offsets to the group. The daemon adds the threads `health`, `keeper@…` and
-//! `keeper-send@…` (the session with ZooKeeper), `leases` (extends the claims of all modules), `dead-letters` if a module
-//! has a dead-letter topic and, with `admin_port`, `admin-accept`, `admin-0` and `operations` (see [`operations`]).
+//! begin, for `fetch@M`, and sends these offsets to the group. With `admin_port` the daemon adds the threads
+//! `admin-accept`, `admin-0` and `operations`, and `dead-letters` if a module has a dead-letter topic. For groups in ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session
+//! with ZooKeeper) and `leases` (extends the claims of all modules); for groups in Kafka each module has `kafka-group`,
+//! which sends the heartbeats.
 //!
-//! Reading order: `config`, `module` (the threads and channels of a module), `dispatcher` (the loop that owns the
-//! windows), `window`, `group`, `fetcher`, `worker`, `backends` (which one a push goes to), `push_rate`,
-//! `backend_client` (an attempt), `outcomes` (what its result means), `policy` (retries), `give_up`, `dead_letters`,
-//! `replay` (a command).
+//! Reading order: `config`, `connections`, `module` (the threads and channels of a module), `dispatcher` (the loop that
+//! owns the windows), `window`, `group`, `fetcher`, `worker`, `backend_client` (an attempt), `outcomes` (what its result
+//! means), `policy` (retries), `give_up`, `dead_letters`; the tools `move_offsets` and `replay`.
 //!
 //! Invariant: a message is done only when a backend accepted it (`outcomes`; without this table: answered 2xx), when the
 //! method of the message is not configured, or when the message was given up: dropped, or stored as a dead letter.
@@ -41,6 +41,7 @@ mod attempt_board;
 mod backend_client;
 mod backends;
 mod config;
+mod connections;
 mod dead_letters;
 mod dispatcher;
 mod fetcher;
@@ -52,11 +53,11 @@ mod method;
 mod metrics;
 mod module;
 mod modules;
+mod move_offsets;
 mod operations;
 mod outcomes;
 mod pauses;
 mod policy;
-mod push_rate;
 mod replay;
 mod stop_report;
 mod template;
@@ -70,51 +71,35 @@ mod window_slots;
 mod worker;
 mod worker_context;
 
-use std::ffi::OsString;
-use std::io::{self, Write};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
+
 use crate::admin::Health;
-use crate::daemon;
-use crate::keeper;
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
 
+use config::GroupService;
 pub use config::{Config, load};
-use group::Leases;
+use connections::{Connections, ZookeeperSession};
+use group::GroupObservers;
 use metrics::Metrics;
 use modules::Modules;
+pub use move_offsets::MOVE_OFFSETS;
 use operations::Operations;
+pub use operations::command::run_if_meant as operate;
+pub use replay::REPLAY;
 use stop_report::StopReport;
 
 /// Interval at which the session with ZooKeeper is checked for `/readyz`.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Entry point of `ktransfer_bin`: the daemon, or one of its commands.
-pub fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if replay::command::is_meant(&arguments) {
-        return replay::command::main(arguments, modules::broker_config);
-    }
-    if operations::command::is_meant(&arguments) {
-        return operations::command::main(arguments);
-    }
-    let code = daemon::main("ktransfer", "./conf/ktransfer.yaml", load, run);
-    if matches!(arguments.as_slice(), [only] if only == "-h" || only == "--help") {
-        // A closed pipe is no error.
-        let _ = io::stdout().write_all(replay::command::HELP.as_bytes());
-        let _ = io::stdout().write_all(operations::command::HELP.as_bytes());
-    }
-    code
-}
-
 /// Runs all modules until the supervisor's stop, then stops in order: first the modules, then the session with
-/// ZooKeeper, in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if `admin_port`
-/// cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store an offset or
-/// release a claim.
+/// ZooKeeper (if there is one), in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if
+/// `admin_port` cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store an
+/// offset or release a claim.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     // Until all components exist `/readyz` would answer 200 for those that do.
@@ -124,21 +109,20 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 
     // Two supervisors, since the modules must end before the session: they need it to release their partitions.
     let session = Supervisor::new("ktransfer", Stop::new());
-    let keeper = keeper::connect(config.keeper.clone(), &session);
-    let leases = Leases::new(Arc::clone(&keeper));
-    let (extended, stop) = (Arc::clone(&leases), session.stop().clone());
-    session.spawn("leases", move || extended.run(&stop));
+    let zookeeper = match &config.groups {
+        GroupService::ZooKeeper(keeper) => Some(ZookeeperSession::start(keeper, &session)),
+        GroupService::Kafka(_) => None,
+    };
     let module_threads = Supervisor::new("modules", supervisor.stop().child());
 
-    let report = StopReport::default();
     let shutdown_grace = config.shutdown_grace;
     let config = Arc::new(config);
     let letter_threads = Supervisor::new("dead letters", Stop::new());
+    let report = StopReport::default();
     let modules = Modules {
-        letters: modules::start_letters(&config, &keeper, &letter_threads),
+        letters: start_letters(&config, zookeeper.clone(), &letter_threads),
         config,
-        keeper: Arc::clone(&keeper),
-        leases,
+        zookeeper: zookeeper.clone(),
         metrics: Metrics::new(&registry),
         health: health.clone(),
         report: report.clone(),
@@ -154,14 +138,17 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     for group in [session.clone(), module_threads.clone(), letter_threads.clone()] {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
-    let (watched, component, stop) = (Arc::clone(&keeper), health.component("zookeeper"), supervisor.stop().clone());
-    startup.set(Ok(()));
-    supervisor.spawn("health", move || {
-        component.set(watched.reachable());
-        while stop.sleep(HEALTH_INTERVAL) {
+    if let Some(zookeeper) = &zookeeper {
+        let (watched, component) = (Arc::clone(&zookeeper.keeper), health.component("zookeeper"));
+        let stop = supervisor.stop().clone();
+        supervisor.spawn("health", move || {
             component.set(watched.reachable());
-        }
-    });
+            while stop.sleep(HEALTH_INTERVAL) {
+                component.set(watched.reachable());
+            }
+        });
+    }
+    startup.set(Ok(()));
 
     supervisor.stop().wait();
     let ended = module_threads.join(shutdown_grace);
@@ -169,7 +156,9 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     // After the modules: their workers wait for dead letters on their way, within the time of a push.
     letter_threads.stop().trigger();
     letter_threads.join(shutdown_grace / 20);
-    keeper.close(shutdown_grace / 10);
+    if let Some(zookeeper) = zookeeper {
+        zookeeper.keeper.close(shutdown_grace / 10);
+    }
     session.stop().trigger();
     if let Some(server) = server {
         server.close();
@@ -183,4 +172,21 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+}
+
+/// Starts the thread that stores dead letters, if a module has a dead-letter topic; returns where letters are sent.
+fn start_letters(
+    config: &Arc<Config>,
+    zookeeper: Option<ZookeeperSession>,
+    threads: &Supervisor,
+) -> Sender<dead_letters::Letter> {
+    let (sender, letters) = dead_letters::channel(config.modules.len());
+    if config.modules.iter().any(|module| module.dead_letter_topic.is_some()) {
+        let connections = Connections { config: Arc::clone(config), zookeeper, observers: GroupObservers::default() };
+        let group = threads.clone();
+        threads.spawn("dead-letters", move || {
+            dead_letters::store_letters(&letters, group.stop(), || connections.letter_producer(&group));
+        });
+    }
+    sender
 }

@@ -82,7 +82,7 @@ pub(super) struct Module {
 
 impl Module {
     /// Runs the module until the stop, and starts it again whenever one of its threads fails. Returns before the stop
-    /// only if the group thread failed. `connect` makes the connections, or returns the reason why they cannot be made
+    /// only if the group thread failed and left claims behind. `connect` makes the connections, or returns the reason why they cannot be made
     /// yet; it starts their threads under the supervisor that is passed to it.
     pub(super) fn run(&self, stop: &Stop, connect: impl Fn(&Supervisor) -> Result<Connectors, String>) {
         let name = &self.config.name;
@@ -105,6 +105,7 @@ impl Module {
                 }
                 Ok(connectors) => {
                     last_reason.clear();
+                    let keeps_claims = connectors.group.keeps_claims_of_failed_loop();
                     self.start(connectors, &threads);
                     self.health.set(Ok(()));
                     info!("module [{name}] start");
@@ -126,7 +127,7 @@ impl Module {
                         info!("module [{name}] end: {reason}");
                         return;
                     }
-                    if group_failed {
+                    if group_failed && keeps_claims {
                         // The module's partitions stay claimed until the session with ZooKeeper ends, which other
                         // modules share. So only the end of the daemon releases them to the other instances.
                         error!("module [{name}] failed in its group thread, so the daemon ends: {reason}");

@@ -1,13 +1,12 @@
 //! `ktransfer_bin --replay-dead-letters MODULE`: appends the dead letters of a module to the topics that they came from,
 //! with the key, the value and the headers that the messages had.
 //!
-//! [`command`] reads the command line and makes the connections, [`position`] keeps how far each partition is replayed.
-//! A run ends at the letters that are there when it begins: a message that is given up again is a matter of the next
+//! [`tool`] has the options and makes the connections, [`position`] keeps how far each partition is replayed. A run ends at the letters that are there when it begins: a message that is given up again is a matter of the next
 //! run. Invariant: a position is stored only when all letters before it are appended, so a run that is interrupted
 //! repeats letters and loses none.
 
-pub(super) mod command;
 mod position;
+mod tool;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -21,42 +20,44 @@ use crate::broker::{
     Acks, AppendResult, FetchEvent, Fetcher, LogEnds, LogIdentity, Message, Offset, Producer, TopicPartition,
 };
 
+pub use tool::REPLAY;
+
 /// Letters that are appended at the same time.
-pub(super) const MAX_IN_FLIGHT: usize = 500;
+const MAX_IN_FLIGHT: usize = 500;
 /// How long a run waits for the next letters of a partition.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
 
 /// A completion of the replay: sends the result of one append.
-pub(super) type Appended = Box<dyn FnOnce(AppendResult) + Send>;
+type Appended = Box<dyn FnOnce(AppendResult) + Send>;
 
 /// One run.
-pub(super) struct Replay<'a> {
+struct Replay<'a> {
     /// The module whose letters are replayed; those of other modules in the same topic are left.
-    pub(super) module: &'a str,
+    module: &'a str,
     /// The dead-letter topic.
-    pub(super) topic: Arc<str>,
+    topic: Arc<str>,
     /// Only shows what would be done.
-    pub(super) is_dry_run: bool,
+    is_dry_run: bool,
     /// Begins at the oldest letter, not where the last run ended.
-    pub(super) is_from_oldest: bool,
-    pub(super) fetcher: Box<dyn Fetcher>,
-    pub(super) log_ends: Box<dyn LogEnds>,
-    pub(super) producer: Arc<dyn Producer<Appended>>,
-    pub(super) positions: PositionStore<'a>,
-    pub(super) output: &'a mut dyn Write,
+    is_from_oldest: bool,
+    fetcher: Box<dyn Fetcher>,
+    log_ends: Box<dyn LogEnds>,
+    producer: Arc<dyn Producer<Appended>>,
+    positions: Box<dyn PositionStore + 'a>,
+    output: &'a mut dyn Write,
 }
 
 /// What a run has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    pub(super) replayed: usize,
-    pub(super) of_others: usize,
-    pub(super) no_letters: usize,
+struct Counts {
+    replayed: usize,
+    of_others: usize,
+    no_letters: usize,
 }
 
 impl Replay<'_> {
     /// Replays all partitions, and writes what it does to `output`. Fails with the reason if letters are left.
-    pub(super) fn run(&mut self) -> Result<Counts, String> {
+    fn run(&mut self) -> Result<Counts, String> {
         let mut counts = Counts::default();
         let partitions = self.log_ends.partitions(&self.topic).map_err(|cause| cause.to_string())?;
         for info in partitions {

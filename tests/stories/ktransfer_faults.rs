@@ -5,13 +5,13 @@
 use std::time::Duration;
 
 use crate::harness::faults::{Fault, FaultScript, Step, Target};
-use crate::harness::testbed::{SESSION, STALL, Size, Testbed};
+use crate::harness::testbed::{Groups, SESSION, STALL, Size, Testbed};
 
 /// Each fault begins at this thousandth of the length.
 fn script(length: Duration) -> FaultScript {
     let beyond_the_session = SESSION.mul_f64(1.7);
     let steps = [
-        (50, Duration::ZERO, Target::ZooKeeperLink(0), Fault::Reset),
+        (50, Duration::ZERO, Target::GroupLink(0), Fault::Reset),
         (100, Duration::from_secs(1), Target::Instance(1), Fault::Kill),
         (250, beyond_the_session, Target::Instance(2), Fault::Pause),
         (450, Duration::from_millis(500), Target::Instance(0), Fault::Stop),
@@ -19,31 +19,72 @@ fn script(length: Duration) -> FaultScript {
         (620, Duration::from_millis(500), Target::Broker, Fault::Kill),
         // One instance loses ZooKeeper while a backend takes longer for its pushes than the takeover.
         (840, 3 * SESSION, Target::Backend(0), Fault::Slow(3 * SESSION)),
-        (850, 2 * SESSION, Target::ZooKeeperLink(1), Fault::Stall),
+        (850, 2 * SESSION, Target::GroupLink(1), Fault::Stall),
     ];
-    let step = |(thousandth, lasts, target, fault)| Step { at: length * thousandth / 1000, lasts, target, fault };
-    FaultScript { name: "one of each kind".to_owned(), steps: steps.into_iter().map(step).collect() }
+    script_of("one of each kind", length, &steps)
 }
 
-/// Returns the number of repeats that the script may cause. Three instances lose their claims without a hand-over
-/// (kill, pause, stall); each repeats what it delivered since it stored its offsets. The one
-/// that lost ZooKeeper also repeats what it delivered until its lease ended. A half is added for uneven traffic.
-fn max_repeats(size: &Size) -> usize {
+/// The same faults with groups in Kafka: instead of ZooKeeper, the broker that coordinates the group fails, so that the
+/// other broker takes over; after its restart it becomes the coordinator again.
+fn script_without_zookeeper(length: Duration) -> FaultScript {
+    let beyond_the_session = SESSION.mul_f64(1.7);
+    let steps = [
+        (50, Duration::ZERO, Target::GroupLink(0), Fault::Reset),
+        (100, Duration::from_secs(1), Target::Instance(1), Fault::Kill),
+        (250, beyond_the_session, Target::Instance(2), Fault::Pause),
+        (420, Duration::from_millis(500), Target::Instance(0), Fault::Stop),
+        (480, Duration::from_secs(4), Target::Coordinator, Fault::Kill),
+        (700, Duration::from_millis(500), Target::Broker, Fault::Kill),
+        // One instance loses the brokers while a backend takes longer for its pushes than the takeover.
+        (890, 3 * SESSION, Target::Backend(0), Fault::Slow(3 * SESSION)),
+        (900, 2 * SESSION, Target::GroupLink(1), Fault::Stall),
+    ];
+    script_of("one of each kind without ZooKeeper", length, &steps)
+}
+
+fn script_of(name: &str, length: Duration, steps: &[(u32, Duration, Target, Fault)]) -> FaultScript {
+    let step = |(thousandth, lasts, target, fault): &(u32, Duration, Target, Fault)| Step {
+        at: length * *thousandth / 1000,
+        lasts: *lasts,
+        target: *target,
+        fault: *fault,
+    };
+    FaultScript { name: name.to_owned(), steps: steps.iter().map(step).collect() }
+}
+
+/// Returns the number of repeats that the script may cause. `n_lost` times an instance loses its claims without a
+/// hand-over (kill, pause, stall, …); each time it repeats what it delivered since it stored its offsets. The one
+/// that lost its group also repeats what it delivered until its lease ended. A half is added for uneven traffic.
+fn max_repeats(size: &Size, n_lost: f64) -> usize {
     let per_instance = f64::from(size.per_second) / size.n_instances as f64;
-    (1.5 * per_instance * (1.0 + SESSION.as_secs_f64())) as usize
+    (1.5 * per_instance * (n_lost / 3.0 + SESSION.as_secs_f64())) as usize
+}
+
+/// The length of a run in seconds.
+fn length(default: u64) -> Duration {
+    let seconds = std::env::var("FAULTS_SECONDS").ok().map(|text| text.parse().expect("a number of seconds"));
+    Duration::from_secs(seconds.unwrap_or(default))
+}
+
+fn run(groups: Groups, script: &FaultScript, n_lost: f64) {
+    let size = Size::default();
+    let mut testbed = Testbed::start_with(groups, size, 1);
+    testbed.run(script);
+    let verdict = testbed.finish();
+    // Leases end also while the machine runs no process.
+    let n_of_stalls = verdict.repeats_by_disturbance.get(STALL).copied().unwrap_or_default();
+    let (n_repeats, max) = (verdict.n_repeats - n_of_stalls, max_repeats(&size, n_lost));
+    assert!(n_repeats <= max, "{n_repeats} repeats, allowed are {max}");
+    assert!(verdict.n_fenced <= 2, "{} requests after the pause, before the lease was checked", verdict.n_fenced);
 }
 
 #[test]
 fn everything_fails_once_and_no_message_and_no_order_is_lost() {
-    let seconds = std::env::var("FAULTS_SECONDS").ok().map(|text| text.parse().expect("a number of seconds"));
-    let length = Duration::from_secs(seconds.unwrap_or(40));
-    let size = Size::default();
-    let mut testbed = Testbed::start(size, 1);
-    testbed.run(&script(length));
-    let verdict = testbed.finish();
-    // Leases end also while the machine runs no process.
-    let n_of_stalls = verdict.repeats_by_disturbance.get(STALL).copied().unwrap_or_default();
-    let (n_repeats, max) = (verdict.n_repeats - n_of_stalls, max_repeats(&size));
-    assert!(n_repeats <= max, "{n_repeats} repeats, allowed are {max}");
-    assert!(verdict.n_fenced <= 2, "{} requests after the pause, before the lease was checked", verdict.n_fenced);
+    run(Groups::InZooKeeper, &script(length(40)), 3.0);
+}
+
+#[test]
+fn everything_fails_once_without_zookeeper_and_no_message_and_no_order_is_lost() {
+    // All instances may lose their claims while the coordinator moves.
+    run(Groups::InKafka, &script_without_zookeeper(length(50)), 6.0);
 }

@@ -62,6 +62,8 @@ mod kproxy;
 mod ktransfer_backends;
 /// ktransfer: backends that are dead, one of several or all of them.
 mod ktransfer_dead_backends;
+/// ktransfer: dead letters, what they hold up, and how they are replayed.
+mod ktransfer_dead_letters;
 /// ktransfer: three instances while everything around them fails once.
 mod ktransfer_faults;
 /// ktransfer: backends that answer early, late, wrongly or not at all.
@@ -71,14 +73,20 @@ mod ktransfer_http;
 mod ktransfer_https;
 /// ktransfer: what refused keys and large messages do to the rest of a module.
 mod ktransfer_isolation;
-/// ktransfer: operators pause, resume, skip and seek.
-mod ktransfer_operations;
+/// ktransfer: groups in Kafka, without ZooKeeper.
+mod ktransfer_kafka_groups;
+/// ktransfer: stored offsets that move between ZooKeeper and Kafka.
+mod ktransfer_moved;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
+/// ktransfer: operators pause, resume, skip and seek.
+mod ktransfer_operations;
 /// ktransfer: one group with the original, the Go program.
 mod ktransfer_original;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.
 mod ktransfer_outage;
+/// ktransfer: what each status and each transport error means for a message.
+mod ktransfer_outcomes;
 /// ktransfer: which instance pushes a partition, and until when.
 mod ktransfer_ownership;
 /// ktransfer: message filter, retries, order per key, hand-over.

@@ -1,8 +1,10 @@
 //! A member of a consumer group with its thread, which owns the connection to the coordinator.
 //!
 //! The thread sends one request at a time. The coordinator holds joins and syncs back until the other members have
-//! joined, so no heartbeats are sent meanwhile and commits wait. Events go to the owner through a bounded channel; when
-//! the owner does not take them, heartbeats continue until `MAX_PENDING_EVENTS`, then the session expires.
+//! joined, so no heartbeats are sent meanwhile. The owner commits offsets by [`OffsetReader`](crate::kafka::offsets)
+//! with the member's [`identity`](GroupClient::identity), on another connection, so that a commit waits for no join.
+//! Events go to the owner through a bounded channel; when the owner does not take them, heartbeats continue until
+//! `MAX_PENDING_EVENTS`, then the session expires.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +25,11 @@ use crate::kafka::error_code::{self, INVALID_TOPIC_EXCEPTION, TOPIC_AUTHORIZATIO
 use crate::kafka::metadata::{BrokerInfo, MetadataTopics};
 use crate::kafka::metadata_client::MetadataClient;
 use crate::kafka::protocol::Request;
-use crate::kafka::protocol::offset_commit::{GroupMemberId, OffsetCommitRequest, PartitionCommit};
+use crate::kafka::protocol::heartbeat::HeartbeatResponse;
+use crate::kafka::protocol::join_group::JoinGroupResponse;
+use crate::kafka::protocol::leave_group::LeaveGroupResponse;
+use crate::kafka::protocol::offset_commit::GroupMemberId;
+use crate::kafka::protocol::sync_group::SyncGroupResponse;
 use crate::locks::lock;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
@@ -37,42 +43,44 @@ const MAX_LEAVE: Duration = Duration::from_secs(5);
 /// Time after the rebalance timeout in which the response to a join must arrive, as in the Java client.
 const JOIN_GRACE: Duration = Duration::from_secs(5);
 
-/// An offset to commit.
+/// A member as the coordinator knows it, for offset commits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommittedOffset {
-    /// Number of the partition.
-    pub partition: i32,
-    /// The next offset to consume.
-    pub offset: i64,
-    /// Leader epoch of the last consumed message; -1 if unknown.
-    pub leader_epoch: i32,
-    /// Text that is kept with the offset, at most 32,767 bytes.
-    pub metadata: String,
+pub struct Identity {
+    /// Member id, generation and instance id.
+    pub member: GroupMemberId,
+    /// Number of the events [`GroupEvent::Lost`] before this identity. The owner must not commit an offset of a
+    /// partition that was lost: it compares the number with the events that it has taken.
+    pub losses: u64,
 }
 
-/// Why offsets were not committed, or may not have been.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("offsets of group {group} are not committed: {reason}")]
-pub struct CommitError {
-    /// The group.
-    pub group: Arc<str>,
-    /// The error code of the first partition that was refused. ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID and
-    /// FENCED_INSTANCE_ID mean that the partitions are lost.
-    pub error_code: Option<i16>,
-    /// What happened, as an error text.
-    pub reason: String,
+/// A response with the time for which the coordinator must receive no request.
+trait Throttled {
+    fn throttle_time_ms(&self) -> i32;
 }
+
+macro_rules! throttled {
+    ($($response:ty),*) => {
+        $(impl Throttled for $response {
+            fn throttle_time_ms(&self) -> i32 {
+                self.throttle_time_ms
+            }
+        })*
+    };
+}
+
+throttled!(JoinGroupResponse, SyncGroupResponse, HeartbeatResponse, LeaveGroupResponse);
 
 enum Command {
     Released(ReleaseToken),
-    Commit { topics: Vec<(Arc<str>, Vec<CommittedOffset>)>, deadline: Instant, reply: Sender<Result<(), CommitError>> },
+    /// The error code of a commit in a generation.
+    CommitRefused(i16, i32),
 }
 
 /// A member of a group. Dropping the value stops the thread without leaving the group.
 pub struct GroupClient {
-    group: Arc<str>,
     events: Receiver<GroupEvent>,
     commands: Sender<Command>,
+    identity: Arc<Mutex<Option<Identity>>>,
     stop: Stop,
     leaves: Arc<AtomicBool>,
 }
@@ -88,11 +96,12 @@ impl GroupClient {
         config.validate()?;
         let config = Arc::new(config);
         let (event_sender, events) = bounded(EVENT_CAPACITY);
-        // Not bounded: each release answers an event, and each commit has a thread that waits for it.
+        // Not bounded: each release answers an event, and each refused commit is one that the owner has waited for.
         let (commands, command_receiver) = unbounded();
         let stop = supervisor.stop().child();
         let leaves = Arc::new(AtomicBool::new(false));
         let blocked = Arc::new(Mutex::new(None));
+        let identity = Arc::new(Mutex::new(None));
         let driver = Driver {
             member: Member::new(Arc::clone(&config)),
             metadata: MetadataClient::new(connector.clone(), bootstrap),
@@ -104,6 +113,7 @@ impl GroupClient {
             stop: stop.clone(),
             leaves: Arc::clone(&leaves),
             blocked: Arc::clone(&blocked),
+            identity: Arc::clone(&identity),
             refresh_at: Instant::now() + config.metadata_max_age,
             config: Arc::clone(&config),
             last_failure: String::new(),
@@ -118,7 +128,7 @@ impl GroupClient {
                 disconnect.disconnect();
             }
         });
-        Ok(GroupClient { group: Arc::clone(&config.group_id), events, commands, stop, leaves })
+        Ok(GroupClient { events, commands, identity, stop, leaves })
     }
 
     /// Returns the events, which must be taken in order. The channel closes when the thread has ended.
@@ -131,14 +141,15 @@ impl GroupClient {
         let _ = self.commands.send(Command::Released(token));
     }
 
-    /// Commits offsets as this member, in its generation; blocks until `deadline` at the latest. An error without an
-    /// error code does not say whether the offsets were committed.
-    pub fn commit(&self, topics: Vec<(Arc<str>, Vec<CommittedOffset>)>, deadline: Instant) -> Result<(), CommitError> {
-        let (reply, result) = bounded(1);
-        let failed = |reason: &str| CommitError { group: self.group.clone(), error_code: None, reason: reason.into() };
-        let command = Command::Commit { topics, deadline, reply };
-        self.commands.send(command).map_err(|_| failed("the member has ended"))?;
-        result.recv_deadline(deadline).unwrap_or_else(|_| Err(failed("no response before the deadline")))
+    /// Returns the member as the coordinator knows it; `None` if it is in no generation.
+    pub fn identity(&self) -> Option<Identity> {
+        lock(&self.identity).clone()
+    }
+
+    /// An offset commit in `generation` was refused with this error code. If the code says that the membership has
+    /// ended, the event [`GroupEvent::Lost`] follows.
+    pub fn commit_refused(&self, error_code: i16, generation: i32) {
+        let _ = self.commands.send(Command::CommitRefused(error_code, generation));
     }
 
     /// Leaves the group, unless the member is a static one. The owner must have stopped work on all partitions: other
@@ -168,6 +179,8 @@ struct Driver {
     leaves: Arc<AtomicBool>,
     /// Closes the connection while the thread waits for a join or sync.
     blocked: Arc<Mutex<Option<Disconnect>>>,
+    /// The identity for offset commits, as the owner reads it.
+    identity: Arc<Mutex<Option<Identity>>>,
     refresh_at: Instant,
     /// The failure that was logged last.
     last_failure: String,
@@ -181,11 +194,14 @@ impl Driver {
             // The owner does not take its events: without heartbeats its partitions go to other members.
             let is_stuck = self.member.pending_events() >= MAX_PENDING_EVENTS;
             let next = if is_stuck { Next::Wait(now + self.config.heartbeat_interval) } else { self.member.next(now) };
+            self.publish_identity();
             match next {
                 Next::Wait(until) => self.wait(until),
                 Next::Ended => self.wait(now + self.config.session_timeout),
                 next => {
                     self.perform(next);
+                    // Before the owner receives the events: it commits in the generation of what it was assigned.
+                    self.publish_identity();
                     self.wait(now);
                 }
             }
@@ -201,6 +217,17 @@ impl Driver {
                 }
                 Err(reason) => warn!("member could not leave group {}: {reason}", self.config.group_id),
             }
+        }
+    }
+
+    fn publish_identity(&self) {
+        let identity = self.member.identity().map(|(member_id, generation)| Identity {
+            member: GroupMemberId { member_id, generation, instance_id: self.config.instance_id.clone() },
+            losses: self.member.losses(),
+        });
+        let mut known = lock(&self.identity);
+        if *known != identity {
+            *known = identity;
         }
     }
 
@@ -247,7 +274,12 @@ impl Driver {
     }
 
     /// Sends a request to the coordinator, looking it up if need be. A request that `may_block` ends with the stop.
-    fn call<R: Request>(&mut self, request: &R, deadline: Instant, may_block: bool) -> Result<R::Response, String> {
+    fn call<R: Request<Response: Throttled>>(
+        &mut self,
+        request: &R,
+        deadline: Instant,
+        may_block: bool,
+    ) -> Result<R::Response, String> {
         let soon = deadline.min(self.soon());
         if self.member.take_coordinator_is_unknown() {
             self.coordinator = None;
@@ -270,12 +302,18 @@ impl Driver {
             connection.call(request, deadline)
         });
         *lock(&self.blocked) = None;
-        result.map_err(|cause| {
-            if cause.kind != ConnectionErrorKind::Unsupported {
-                self.pool.drop_connection(coordinator.id);
+        match result {
+            Ok(response) => {
+                self.pool.throttle(coordinator.id, response.throttle_time_ms());
+                Ok(response)
             }
-            cause.to_string()
-        })
+            Err(cause) => {
+                if cause.kind != ConnectionErrorKind::Unsupported {
+                    self.pool.drop_connection(coordinator.id);
+                }
+                Err(cause.to_string())
+            }
+        }
     }
 
     fn partition_counts(&mut self, topics: BTreeSet<Arc<str>>) -> Result<PartitionCounts, String> {
@@ -344,52 +382,12 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Released(token) => self.member.released(token),
-            Command::Commit { topics, deadline, reply } => {
-                if Instant::now() < deadline {
-                    let result = self.commit(&topics, deadline);
-                    let _ = reply.send(result);
-                }
+            Command::CommitRefused(error_code, generation) => {
+                self.member.commit_refused(Instant::now(), error_code, generation);
             }
         }
-    }
-
-    fn commit(&mut self, topics: &[(Arc<str>, Vec<CommittedOffset>)], deadline: Instant) -> Result<(), CommitError> {
-        let group = Arc::clone(&self.config.group_id);
-        let failed = |reason: String| CommitError { group: Arc::clone(&group), error_code: None, reason };
-        let Some((member_id, generation)) = self.member.identity() else {
-            return Err(failed("the member is in no generation of the group".into()));
-        };
-        let member = GroupMemberId { member_id, generation, instance_id: self.config.instance_id.clone() };
-        let partition = |committed: &CommittedOffset| (committed.partition, committed.offset, committed.leader_epoch);
-        let mut commits = Vec::new();
-        for (topic, offsets) in topics {
-            let mut partitions = Vec::new();
-            for committed in offsets {
-                let (partition, offset, leader_epoch) = partition(committed);
-                if committed.metadata.len() > i16::MAX as usize || topic.len() > i16::MAX as usize {
-                    return Err(failed("the metadata of an offset has more than 32,767 bytes".into()));
-                }
-                partitions.push(PartitionCommit {
-                    partition,
-                    offset,
-                    leader_epoch,
-                    metadata: Some(&committed.metadata),
-                });
-            }
-            commits.push((Arc::clone(topic), partitions));
-        }
-        let request = OffsetCommitRequest { group: &group, member: Some(&member), topics: &commits };
-        let deadline = deadline.min(self.soon());
-        let response = self.call(&request, deadline, false).map_err(failed)?;
-        for (topic, partitions) in response.topics {
-            for (partition, code) in partitions {
-                if code != 0 {
-                    self.member.commit_refused(Instant::now(), code, generation);
-                    let reason = format!("{topic}-{partition}: {}", error_code::name(code));
-                    return Err(CommitError { group, error_code: Some(code), reason });
-                }
-            }
-        }
-        Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

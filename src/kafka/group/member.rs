@@ -116,6 +116,8 @@ pub struct Member {
     is_withheld: bool,
     /// Whether partitions were lost: the member joins again only after the owner has released them.
     is_lost: bool,
+    /// Number of the events `Lost` so far.
+    losses: u64,
     /// When the last heartbeat that was answered was sent and answered.
     last_answered: Option<(Instant, Instant)>,
     /// A heartbeat that was sent and answered then begins a lease, if the sync that follows it is answered.
@@ -147,6 +149,7 @@ impl Member {
             follow_up: None,
             is_withheld: false,
             is_lost: false,
+            losses: 0,
             last_answered: None,
             unconfirmed: None,
             session_start: None,
@@ -187,6 +190,11 @@ impl Member {
     pub fn identity(&self) -> Option<(Arc<str>, i32)> {
         let is_member = self.generation != NO_GENERATION && !self.is_lost;
         is_member.then(|| (Arc::clone(&self.member_id), self.generation))
+    }
+
+    /// Returns the number of the events [`GroupEvent::Lost`] so far.
+    pub fn losses(&self) -> u64 {
+        self.losses
     }
 
     /// Whether the coordinator must be looked up before the next request; resets the flag.
@@ -382,6 +390,7 @@ impl Member {
         if let Some((token, partitions)) = self.holdings.release_all() {
             // The lease stays known: it bounds how long the member waits for the owner.
             self.is_lost = true;
+            self.losses += 1;
             self.events.push_back(GroupEvent::Lost { partitions, token, reason });
         } else {
             (self.last_answered, self.session_start) = (None, None);

@@ -42,7 +42,7 @@ impl fmt::Display for TopicPartition {
 
 /// Names the partitions of one event that the owner must release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReleaseToken(u64);
+pub struct ReleaseToken(pub u64);
 
 /// Why partitions were lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

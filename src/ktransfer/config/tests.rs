@@ -28,6 +28,13 @@ fn load_texts(main: &str, modules: &[(&str, &str)]) -> Result<Config, Problems> 
     load(&file)
 }
 
+fn keeper_of(config: &Config) -> &KeeperConfig {
+    match &config.groups {
+        GroupService::ZooKeeper(keeper) => keeper,
+        GroupService::Kafka(_) => panic!("the groups are in Kafka"),
+    }
+}
+
 fn texts(outcome: Result<Config, Problems>) -> Vec<String> {
     let problems = outcome.err().expect("problems");
     let shown = |problem: &crate::config::Problem| {
@@ -53,9 +60,10 @@ fn a_connect_timeout_of_0_is_no_limit_and_the_default_is_finite() {
 fn the_files_of_the_original_load_unchanged() {
     let modules = [("test_mdoule_1", ORIGINAL_MODULE), ("test_module_2", ORIGINAL_MODULE)];
     let config = load_texts(ORIGINAL_MAIN, &modules).unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(config.keeper.hosts.len(), 5);
-    assert_eq!(config.keeper.chroot, "/mq/test_cluster");
-    assert_eq!(config.keeper.session_timeout, Duration::from_secs(3));
+    let keeper = keeper_of(&config);
+    assert_eq!(keeper.hosts.len(), 5);
+    assert_eq!(keeper.chroot, "/mq/test_cluster");
+    assert_eq!(keeper.session_timeout, Duration::from_secs(3));
     assert_eq!(config.retry_interval, Duration::from_secs(30));
     assert_eq!((config.admin_port, config.broker_hosts), (None, None));
     let module = &config.modules[0];
@@ -240,8 +248,9 @@ fn every_optional_key_may_be_left_out() {
     let module = "topic: t\nprotocol: {uri: /}\nbackend_servers: [localhost]\n";
     let config = load_texts(main, &[("m", module)]).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!((config.log.dir.to_str(), config.log.level), (Some("./log"), 4));
-    assert_eq!(config.keeper.chroot, "");
-    assert_eq!(config.keeper.session_timeout, Duration::from_secs(30));
+    let keeper = keeper_of(&config);
+    assert_eq!(keeper.chroot, "");
+    assert_eq!(keeper.session_timeout, Duration::from_secs(30));
     assert_eq!(config.shutdown_grace, Duration::from_secs(10));
     let module = &config.modules[0];
     assert!(module.methods.is_none());
@@ -249,6 +258,46 @@ fn every_optional_key_may_be_left_out() {
     assert_eq!(module.start_from, StartFrom::Earliest);
     assert_eq!(module.protocol.write_timeout, None);
     assert_eq!(module.protocol.connect_timeout, Some(Duration::from_secs(10)));
+}
+
+const WITHOUT_ZOOKEEPER: &str = "broker_hosts: ['a:1']\nmodule_conf_dir: ./conf/modules\nmodule_enabled: [m]\n";
+const LEAST_MODULE: &str = "topic: t\nprotocol: {uri: /}\nbackend_servers: [localhost]\n";
+
+#[test]
+fn without_zk_hosts_the_groups_are_in_kafka() {
+    for (keys, session_timeout_ms, instance_id) in
+        [("", 30_000, None), ("session_timeout_ms: 6000\ninstance_id: host-1.example\n", 6_000, Some("host-1.example"))]
+    {
+        let config = load_texts(&format!("{WITHOUT_ZOOKEEPER}{keys}"), &[("m", LEAST_MODULE)]);
+        let config = config.unwrap_or_else(|problems| panic!("{problems}"));
+        let GroupService::Kafka(settings) = config.groups else { panic!("the groups are in ZooKeeper") };
+        assert_eq!(settings.session_timeout, Duration::from_millis(session_timeout_ms));
+        assert_eq!(settings.instance_id.as_deref(), instance_id);
+    }
+    // A file may be prepared for the change.
+    let both = format!("{WITHOUT_ZOOKEEPER}zk_hosts: ['z:1']\nsession_timeout_ms: 6000\ninstance_id: a\n");
+    assert_eq!(keeper_of(&load_texts(&both, &[("m", LEAST_MODULE)]).ok().unwrap()).hosts, ["z:1"]);
+}
+
+#[test]
+fn keys_that_do_not_fit_groups_in_kafka_are_problems() {
+    let chroot = "zk_chroot: has no effect without zk_hosts, since the groups are in Kafka then: remove this key";
+    let timeout = "zk_timeout_ms: has no effect without zk_hosts, since the groups are in Kafka then: use \
+                   session_timeout_ms";
+    let hosts = "zk_hosts: is missing: set zk_hosts for groups in ZooKeeper, or broker_hosts for groups in Kafka";
+    let engine = "kafka_client: is \"kafka-rust\", which has no groups in Kafka: set zk_hosts for groups in ZooKeeper, \
+                  or use native";
+    let name = "instance_id: is \"a/b\", but must be 1 to 249 of the characters a-z A-Z 0-9 . _ - and neither . nor ..";
+    let session = "session_timeout_ms: is 10, but must be a whole number from 1000 to 1800000";
+    for (main, expected) in [
+        (format!("{WITHOUT_ZOOKEEPER}zk_chroot: /x\nzk_timeout_ms: 3000\n"), &[chroot, timeout][..]),
+        (WITHOUT_ZOOKEEPER.replace("broker_hosts: ['a:1']\n", ""), &[hosts]),
+        (format!("{WITHOUT_ZOOKEEPER}kafka_client: kafka-rust\n"), &[engine]),
+        (format!("{WITHOUT_ZOOKEEPER}instance_id: a/b\nsession_timeout_ms: 10\n"), &[session, name]),
+    ] {
+        let expected: Vec<String> = expected.iter().map(|text| format!("ktransfer.yaml: {text}")).collect();
+        assert_eq!(texts(load_texts(&main, &[("m", LEAST_MODULE)])), expected);
+    }
 }
 
 #[test]

@@ -36,7 +36,7 @@ struct AheadNode {
 
 /// Returns the data of the node beside an offset node that contains `offset` and has `offset_version`.
 pub(super) fn encode(offset: Offset, offset_version: i32, ahead: &DoneAhead) -> Vec<u8> {
-    let topic_id = ahead.topic_id.map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect());
+    let topic_id = ahead.topic_id.map(|id| id_text(&id));
     let (leader_epoch, done) = (ahead.leader_epoch, encode_ranges(offset, &ahead.ranges));
     let node = AheadNode { version: 1, offset_version, offset, topic_id, leader_epoch, done };
     serde_json::to_vec(&node).unwrap_or_else(|_| VOID.to_vec())
@@ -75,7 +75,13 @@ pub(super) fn decode(data: &[u8], offset: Offset, offset_version: i32) -> Option
     Some(DoneAhead { topic_id, leader_epoch, ranges })
 }
 
-fn decode_id(text: &str) -> Option<TopicId> {
+/// Returns the hexadecimal text of a topic's id.
+pub(super) fn id_text(id: &TopicId) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns the id of a topic from its hexadecimal text.
+pub(super) fn decode_id(text: &str) -> Option<TopicId> {
     // Checked first: a sign before a digit would be parsed as well.
     if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;

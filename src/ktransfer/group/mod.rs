@@ -8,6 +8,9 @@
 //! `leases` ([`Leases`]), one for all modules, extends the fences. The locks are those of the mailbox and of the table
 //! of leases; each is held for one table access, never across a ZooKeeper call.
 //!
+//! Two services manage groups: ZooKeeper, in the node layout of the original ([`zookeeper`]), and Kafka ([`kafka`]). The
+//! table of leases and the text on sessions are those of ZooKeeper; `kafka` says how it keeps the invariants.
+//!
 //! # Invariants
 //!
 //! - **Claim**: a member owns a partition from `Gained` until `Lost` or its command `Release`. No other member of the
@@ -32,9 +35,13 @@ mod ahead;
 mod assignor;
 mod claim;
 mod fence;
+pub mod kafka;
 mod lease;
 mod mailbox;
 mod member;
+mod observers;
+pub(crate) mod offset_stores;
+mod progress;
 mod store_receipts;
 pub mod zookeeper;
 
@@ -47,6 +54,7 @@ use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
 pub use fence::TimedFence;
 pub use lease::Leases;
 pub use mailbox::{CommandSender, Mailbox, mailbox};
+pub(crate) use observers::GroupObservers;
 pub(crate) use store_receipts::StoreReceipts;
 
 /// Number of a claim, counted from 1 in each group. A partition that is lost and gained again has another generation,
@@ -182,8 +190,12 @@ pub enum GroupCommand {
     Leave,
 }
 
-/// A group membership. [`zookeeper`] is the only implementation outside tests.
+/// A group membership, in ZooKeeper or in Kafka.
 pub trait Group: Send {
+    /// Whether the claims of this member remain after its loop has failed, until the end of the process: then only the
+    /// end of the process releases them to other members.
+    fn keeps_claims_of_failed_loop(&self) -> bool;
+
     /// Joins the group, and runs until the command `Leave` or until all [`CommandSender`]s are dropped; then leaves the
     /// group within a bounded time. While the dispatcher does not receive events, no further partition is claimed.
     fn run(self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>);

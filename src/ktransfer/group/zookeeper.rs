@@ -30,28 +30,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, select};
-use log::warn;
-use prometheus::IntGauge;
 
 use super::claim::Claimant;
 use super::lease::Leases;
-use super::mailbox::{DoneAhead, PendingCommands};
+use super::mailbox::PendingCommands;
 use super::member::{MemberIds, MemberKind};
-use super::{Generation, Group, GroupEvent, Mailbox, StoreReceipts, TimedFence};
-use crate::admin::Component;
-use crate::broker::{LogIdentity, Offset, PartitionId};
+use super::observers::{GroupObservers, RateLimitedWarnings};
+use super::progress::{EARLY_INTERVAL, Progress, StoreScope};
+use super::{Generation, Group, GroupEvent, Mailbox, TimedFence};
+use crate::broker::{Offset, PartitionId};
 use crate::keeper::{Epoch, KeeperError, SharedKeeper};
-use crate::ktransfer::pauses::PauseTable;
-use crate::ktransfer::stop_report::StopReport;
 
 /// Number of partitions that are claimed at the same time.
 const CLAIMS_AT_ONCE: usize = 8;
-/// Shortest interval between two stores before the store interval of the configuration.
-const EARLY_INTERVAL: Duration = Duration::from_millis(200);
-/// Pause before the same warning is logged again.
-const REPEATED_WARNING_PAUSE: Duration = Duration::from_secs(60);
-/// Pause before a different warning is logged.
-const OTHER_WARNING_PAUSE: Duration = Duration::from_secs(5);
 
 /// The configuration of a group membership.
 #[derive(Clone, Debug)]
@@ -64,25 +55,6 @@ pub struct ZookeeperGroupConfig {
     pub offset_update_interval: Duration,
     /// Time limit for storing offsets and releasing claims at the end.
     pub leave_timeout: Duration,
-}
-
-/// Where a group reports its state. The default reports nowhere.
-#[derive(Clone, Default)]
-pub(crate) struct GroupObservers {
-    /// Part of `/readyz`: ready once the member has joined and claimed its partitions, and where they begin is stored:
-    /// from then on no message is missed, whatever `start_from` says. Not ready while a partition has no owner for
-    /// long.
-    pub(crate) health: Option<Component>,
-    /// Number of partitions assigned to this member whose stored offset is not readable; a metric.
-    pub(crate) unreadable: Option<IntGauge>,
-    /// Number of partitions of the topic that no member owns; a metric.
-    pub(crate) unowned: Option<IntGauge>,
-    /// What the leave could not do.
-    pub(crate) report: StopReport,
-    /// The pauses of the module, which the group reads at intervals and after each claim.
-    pub(crate) pauses: PauseTable,
-    /// Which positions of `StoreNow` are stored.
-    pub(crate) receipts: StoreReceipts,
 }
 
 /// A member of a group in ZooKeeper, and the loop that runs it.
@@ -126,8 +98,7 @@ pub struct ZookeeperGroup {
     /// Events that the dispatcher has not received. At most two for a partition, because no partition is claimed while
     /// events are pending.
     pending_events: VecDeque<GroupEvent>,
-    /// The latest warning and when it was logged.
-    last_warning: Option<(String, Instant)>,
+    warnings: RateLimitedWarnings,
 }
 
 /// The membership in one session.
@@ -142,20 +113,9 @@ struct HeldPartition {
     fence: Arc<TimedFence>,
     /// Version of the offset node after the latest write of this member.
     version: i32,
-    /// The offset that the offset node contains; `None` if none is stored.
-    stored: Option<Offset>,
-    /// The latest commit, to be stored if it differs from `stored`.
-    committed: Option<Offset>,
-    /// `committed` and `ahead` are to be stored at once.
-    is_urgent: bool,
     /// The offset of a store that got no response: it may have been carried out.
     attempted: Option<Offset>,
-    /// What is done ahead of the stored offset, as it is stored.
-    stored_ahead: DoneAhead,
-    /// The latest snapshot of what is done ahead, to be stored if it differs from `stored_ahead`.
-    ahead: DoneAhead,
-    /// When `stored_ahead` was stored.
-    ahead_stored_at: Instant,
+    progress: Progress,
     stage: ClaimStage,
 }
 
@@ -166,18 +126,6 @@ enum ClaimStage {
     Releasing,
     /// The dispatcher has sent `Release`: the loop stores the offset, then deletes the owner node.
     Released,
-}
-
-/// Which partitions to store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StoreScope {
-    /// Released partitions, those of the command `StoreNow`, and those without a stored offset: the next owner would
-    /// look `start_from` up again and might start at another offset.
-    Urgent,
-    /// Those with messages that are done and not stored, as often as their number requires.
-    Early,
-    /// All whose commit point or messages ahead have changed.
-    All,
 }
 
 /// The result of a round or of a step of it. The error is the reason why the round was not completed; the next round
@@ -212,7 +160,7 @@ impl ZookeeperGroup {
             next_early_store: Instant::now(),
             last_generation: 0,
             pending_events: VecDeque::new(),
-            last_warning: None,
+            warnings: RateLimitedWarnings::default(),
         }
     }
 
@@ -237,25 +185,23 @@ impl ZookeeperGroup {
         // Positions to store now come first: a commit or a snapshot that is pending beside one is later.
         for (partition, (generation, next, log)) in pending.starts {
             if let Some(held) = self.current(partition, generation) {
-                let LogIdentity { topic_id, leader_epoch } = log;
-                held.ahead = DoneAhead { topic_id, leader_epoch, ranges: Arc::default() };
-                (held.committed, held.is_urgent) = (Some(next), true);
+                held.progress.start_at(next, log);
             }
         }
         for (partition, (generation, next)) in pending.commits {
             if let Some(held) = self.current(partition, generation) {
-                held.committed = Some(next);
+                held.progress.committed = Some(next);
             }
         }
         for (partition, (generation, ahead)) in pending.done_ahead {
             if let Some(held) = self.current(partition, generation) {
-                held.ahead = DoneAhead { leader_epoch: held.ahead.leader_epoch, ..ahead };
+                held.progress.set_ahead(ahead);
             }
         }
         // Releases are applied after commits, because the offset of a release is the later one.
         for (partition, (generation, next)) in pending.releases {
             if let Some(held) = self.current(partition, generation) {
-                held.committed = next.or(held.committed);
+                held.progress.committed = next.or(held.progress.committed);
                 held.stage = ClaimStage::Released;
                 held.fence.end();
             }
@@ -290,15 +236,7 @@ impl ZookeeperGroup {
     }
 
     fn warn_rate_limited(&mut self, text: String) {
-        if let Some((last, at)) = &self.last_warning {
-            let pause = if *last == text { REPEATED_WARNING_PAUSE } else { OTHER_WARNING_PAUSE };
-            if at.elapsed() < pause {
-                return;
-            }
-        }
-        // Logged as a warning, not an error, because the next round retries.
-        warn!("group {}: {text}", self.config.group);
-        self.last_warning = Some((text, Instant::now()));
+        self.warnings.warn(&self.config.group, text);
     }
 
     /// Does what is due, and returns the first failure.
@@ -341,6 +279,11 @@ fn to_reason(error: KeeperError) -> String {
 }
 
 impl Group for ZookeeperGroup {
+    /// The owner nodes vanish with the session, which the modules of a process share.
+    fn keeps_claims_of_failed_loop(&self) -> bool {
+        true
+    }
+
     fn run(mut self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>) {
         let now = Instant::now();
         let poll_interval =

@@ -45,6 +45,10 @@ struct ScriptedGroup {
 }
 
 impl Group for ScriptedGroup {
+    fn keeps_claims_of_failed_loop(&self) -> bool {
+        true
+    }
+
     fn run(self: Box<Self>, commands: Mailbox, events: Sender<GroupEvent>) {
         let ticks = tick(Duration::from_millis(5));
         loop {

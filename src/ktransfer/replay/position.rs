@@ -1,11 +1,18 @@
-//! How far the dead letters of a module are replayed: a node in ZooKeeper for each partition of the dead-letter topic.
+//! How far the dead letters of a module are replayed, for each partition of the dead-letter topic: a node in ZooKeeper, or
+//! an offset that the group `MODULE.replayed` has committed in Kafka.
 //!
-//! The node has the next offset to replay and, where brokers have topic ids, the id of the topic, so that a topic that
-//! was created again is replayed from its beginning. Every write is conditional on the version that was read, so of two
-//! runs at the same time one ends with an error.
+//! Beside the next offset to replay there is the id of the topic, where brokers have topic ids, so that a topic that was
+//! created again is replayed from its beginning. Every write to ZooKeeper is conditional on the version that was read, so
+//! of two runs at the same time one ends with an error.
 
+use std::time::{Duration, Instant};
+
+use crate::broker::membership::{CommittedOffset, GroupOffsets};
 use crate::broker::{Offset, TopicId, TopicPartition};
 use crate::keeper::{Keeper, Lifetime, paths};
+
+/// Time limit of one request to Kafka.
+const CALL: Duration = Duration::from_secs(20);
 
 /// How far a partition is replayed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,20 +33,22 @@ impl Position {
 }
 
 /// The positions of one module.
-#[derive(Clone, Copy)]
-pub(crate) struct PositionStore<'a> {
-    keeper: &'a dyn Keeper,
-    module: &'a str,
+pub(super) trait PositionStore {
+    /// Returns the position of a partition; 0 if nothing was replayed yet.
+    fn read(&mut self, partition: &TopicPartition) -> Result<Position, String>;
+
+    /// Stores the position if it has moved.
+    fn store(&mut self, partition: &TopicPartition, position: &mut Position) -> Result<(), String>;
 }
 
-impl<'a> PositionStore<'a> {
-    /// Creates the store of `module`.
-    pub(crate) fn new(keeper: &'a dyn Keeper, module: &'a str) -> Self {
-        PositionStore { keeper, module }
-    }
+/// The positions in ZooKeeper.
+pub(super) struct KeeperPositions<'a> {
+    pub(super) keeper: &'a dyn Keeper,
+    pub(super) module: &'a str,
+}
 
-    /// Returns the position of a partition; 0 if nothing was replayed yet.
-    pub(super) fn read(&self, partition: &TopicPartition) -> Result<Position, String> {
+impl PositionStore for KeeperPositions<'_> {
+    fn read(&mut self, partition: &TopicPartition) -> Result<Position, String> {
         let path = paths::replayed(self.module, &partition.topic, partition.partition);
         let Some(node) = self.keeper.read(&path).map_err(|cause| cause.to_string())? else {
             return Ok(Position::default());
@@ -51,8 +60,7 @@ impl<'a> PositionStore<'a> {
         Ok(Position { next, topic_id, stored: Some(next), version: Some(node.version) })
     }
 
-    /// Stores the position if it has moved.
-    pub(super) fn store(&self, partition: &TopicPartition, position: &mut Position) -> Result<(), String> {
+    fn store(&mut self, partition: &TopicPartition, position: &mut Position) -> Result<(), String> {
         if position.stored == Some(position.next) {
             return Ok(());
         }
@@ -62,11 +70,48 @@ impl<'a> PositionStore<'a> {
             Some(version) => self.keeper.write(&path, &data, version),
             None => paths::create_with_parents(self.keeper, &path, &data, Lifetime::Persistent).map(|()| 0),
         };
-        let version =
-            stored.map_err(|cause| format!("cannot store how far it is replayed, at {}: {cause}", position.next))?;
+        let version = stored.map_err(|cause| cannot_store(position, &cause.to_string()))?;
         (position.version, position.stored) = (Some(version), Some(position.next));
         Ok(())
     }
+}
+
+/// The positions in Kafka.
+pub(super) struct KafkaPositions {
+    pub(super) offsets: Box<dyn GroupOffsets>,
+}
+
+impl PositionStore for KafkaPositions {
+    fn read(&mut self, partition: &TopicPartition) -> Result<Position, String> {
+        let committed = self.offsets.committed(Instant::now() + CALL)?;
+        let found = committed.into_iter().find(|committed| committed.partition == partition.partition);
+        let Some(CommittedOffset { offset, metadata, .. }) = found else { return Ok(Position::default()) };
+        // Without our metadata the offset was committed by hand, for the present topic.
+        let topic_id = parse(metadata.as_bytes()).filter(|(next, _)| *next == offset).and_then(|(_, id)| id);
+        Ok(Position { next: offset, topic_id, stored: Some(offset), version: None })
+    }
+
+    fn store(&mut self, partition: &TopicPartition, position: &mut Position) -> Result<(), String> {
+        if position.stored == Some(position.next) {
+            return Ok(());
+        }
+        let offset = CommittedOffset {
+            partition: partition.partition,
+            offset: position.next,
+            leader_epoch: None,
+            metadata: String::from_utf8(text(position)).unwrap_or_default(),
+        };
+        let results = self.offsets.commit(std::slice::from_ref(&offset), Instant::now() + CALL);
+        for result in results {
+            result.map_err(|cause| cannot_store(position, &cause.to_string()))?;
+        }
+        position.stored = Some(position.next);
+        Ok(())
+    }
+}
+
+fn cannot_store(position: &Position, cause: &str) -> String {
+    format!("cannot store how far it is replayed, at {}: {cause}", position.next)
 }
 
 fn text(position: &Position) -> Vec<u8> {
@@ -95,8 +140,9 @@ fn parse(data: &[u8]) -> Option<(Offset, Option<TopicId>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::PartitionId;
+    use crate::broker::membership::{CommitError, GroupMembers};
     use crate::keeper::in_memory::InMemoryEnsemble;
-    use std::time::Duration;
 
     #[test]
     fn a_position_is_text_with_or_without_a_topic_id() {
@@ -113,11 +159,48 @@ mod tests {
         }
     }
 
+    /// A group whose offsets are in memory.
+    struct Committed(Vec<CommittedOffset>);
+
+    impl GroupOffsets for Committed {
+        fn committed(&mut self, _: Instant) -> Result<Vec<CommittedOffset>, String> {
+            Ok(self.0.clone())
+        }
+
+        fn members(&mut self, _: Instant) -> Result<GroupMembers, String> {
+            Err("not needed".to_owned())
+        }
+
+        fn n_partitions(&mut self, _: Instant) -> Result<Option<PartitionId>, String> {
+            Ok(None)
+        }
+
+        fn commit(&mut self, offsets: &[CommittedOffset], _: Instant) -> Vec<Result<(), CommitError>> {
+            self.0.retain(|known| offsets.iter().all(|offset| offset.partition != known.partition));
+            self.0.extend_from_slice(offsets);
+            offsets.iter().map(|_| Ok(())).collect()
+        }
+    }
+
+    #[test]
+    fn a_position_in_kafka_is_an_offset_with_the_topic_id_as_metadata() {
+        let by_hand = CommittedOffset { partition: 1, offset: 4, leader_epoch: None, metadata: "7 of ours".to_owned() };
+        let mut store = KafkaPositions { offsets: Box::new(Committed(vec![by_hand])) };
+        let partition = |partition| TopicPartition { topic: "dead".into(), partition };
+        assert_eq!(store.read(&partition(0)).unwrap(), Position::default());
+        let of_hand = store.read(&partition(1)).unwrap();
+        assert_eq!((of_hand.next, of_hand.topic_id), (4, None));
+        let mut position = Position { next: 9, topic_id: Some([3; 16]), ..Position::default() };
+        store.store(&partition(0), &mut position).unwrap();
+        let read = store.read(&partition(0)).unwrap();
+        assert_eq!((read.next, read.topic_id), (9, Some([3; 16])));
+    }
+
     #[test]
     fn of_two_runs_one_ends_with_an_error() {
         let ensemble = InMemoryEnsemble::new();
         let keeper = ensemble.connect(Duration::from_secs(9));
-        let store = PositionStore::new(&*keeper, "m");
+        let mut store = KeeperPositions { keeper: &*keeper, module: "m" };
         let partition = TopicPartition { topic: "dead".into(), partition: 0 };
         let mut first = store.read(&partition).unwrap();
         first.next = 5;

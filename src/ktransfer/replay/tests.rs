@@ -1,5 +1,6 @@
 //! Tests of a run over a broker and a ZooKeeper in memory.
 
+use super::position::KeeperPositions;
 use super::*;
 use crate::broker::in_memory::MemoryBroker;
 use crate::broker::{AppendFailure, Header, Record, Stored};
@@ -52,11 +53,12 @@ impl Rig {
             fetcher: Box::new(self.broker.fetcher()),
             log_ends: Box::new(self.broker.log_ends()),
             producer: Arc::new(self.broker.producer()),
-            positions: PositionStore::new(&*self.keeper, "m"),
+            positions: Box::new(KeeperPositions { keeper: &*self.keeper, module: "m" }),
             output: &mut output,
         };
         change(&mut replay);
         let result = replay.run();
+        drop(replay);
         (result, String::from_utf8(output).unwrap())
     }
 

@@ -25,6 +25,16 @@ pub(crate) fn ktransfer(cluster: &Cluster) -> ConfigFile {
         .set("zk_hosts", [&cluster.zookeeper])
 }
 
+/// Returns `ktransfer.yaml` for groups in Kafka at these brokers (`host:port`), with a free `admin_port`.
+pub(crate) fn ktransfer_without_zookeeper(brokers: &[String]) -> ConfigFile {
+    ConfigFile::of("ktransfer")
+        .set("admin_port", free_port())
+        .remove("zk_chroot")
+        .remove("zk_timeout_ms")
+        .remove("zk_hosts")
+        .set("broker_hosts", brokers)
+}
+
 /// Returns a module's file whose message filter passes [`super::message::METHODS`].
 pub(crate) fn filtered_module(topic: &str, servers: &[String]) -> ConfigFile {
     module(topic, servers).set("methods", super::message::METHODS)

@@ -11,10 +11,13 @@ use std::time::Duration;
 pub(crate) enum Target {
     /// The process of an instance of ktransfer.
     Instance(usize),
-    /// The link between an instance and ZooKeeper.
-    ZooKeeperLink(usize),
+    /// The link between an instance and the service of its groups: ZooKeeper, or the brokers.
+    GroupLink(usize),
     ZooKeeper,
+    /// The broker, or the one that is the controller.
     Broker,
+    /// The broker that coordinates the group, if groups are in Kafka.
+    Coordinator,
     /// The link between the instances and the broker.
     BrokerLink,
     /// A backend of the fleet.
@@ -97,6 +100,8 @@ pub(crate) struct ScriptShape {
     pub(crate) interval: Duration,
     pub(crate) n_instances: usize,
     pub(crate) n_backends: usize,
+    /// Whether the groups are in ZooKeeper; otherwise their coordinator fails instead.
+    pub(crate) has_zookeeper: bool,
     /// The session timeout; a pause or a cut lasts up to three times as long.
     pub(crate) session: Duration,
 }
@@ -132,7 +137,7 @@ impl FaultScript {
 /// the group needs one that works.
 fn conflict(one: Target, other: Target) -> bool {
     let is_instance = |target| matches!(target, Target::Instance(_));
-    let is_kafka = |target| matches!(target, Target::Broker | Target::ZooKeeper);
+    let is_kafka = |target| matches!(target, Target::Broker | Target::Coordinator | Target::ZooKeeper);
     one == other || is_instance(one) && is_instance(other) || is_kafka(one) && is_kafka(other)
 }
 
@@ -141,10 +146,12 @@ fn random_target(random: &mut SplitMix, shape: &ScriptShape) -> Target {
     let backend = random.below(shape.n_backends as u64) as usize;
     match random.below(20) {
         0..=5 => Target::Instance(instance),
-        6..=11 => Target::ZooKeeperLink(instance),
-        12 => Target::ZooKeeper,
+        6..=11 => Target::GroupLink(instance),
+        12 if shape.has_zookeeper => Target::ZooKeeper,
+        12 => Target::Coordinator,
         13 => Target::Broker,
-        14..=15 => Target::BrokerLink,
+        14..=15 if shape.has_zookeeper => Target::BrokerLink,
+        14..=15 => Target::GroupLink(instance),
         _ => Target::Backend(backend),
     }
 }
@@ -159,7 +166,7 @@ fn random_fault(random: &mut SplitMix, target: Target, session: Duration) -> (Fa
             1 => (Fault::Stop, short),
             _ => (Fault::Pause, either),
         },
-        Target::ZooKeeperLink(_) | Target::BrokerLink => match random.below(7) {
+        Target::GroupLink(_) | Target::BrokerLink => match random.below(7) {
             0 | 1 => (Fault::Reset, Duration::ZERO),
             2 => (Fault::Cut, either),
             3 => (Fault::Stall, either),
@@ -167,7 +174,7 @@ fn random_fault(random: &mut SplitMix, target: Target, session: Duration) -> (Fa
             5 => (Fault::HalfOpen, either),
             _ => (Fault::Delay(Duration::from_millis(10 + random.below(90))), beyond_the_session),
         },
-        Target::ZooKeeper | Target::Broker => match random.below(2) {
+        Target::ZooKeeper | Target::Broker | Target::Coordinator => match random.below(2) {
             0 => (Fault::Kill, short),
             _ => (Fault::Pause, either),
         },
@@ -209,6 +216,7 @@ mod tests {
         interval: Duration::from_secs(4),
         n_instances: 3,
         n_backends: 2,
+        has_zookeeper: true,
         session: Duration::from_secs(3),
     };
 

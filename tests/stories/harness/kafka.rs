@@ -113,6 +113,38 @@ impl Kafka {
         Kafka::start_with(Edition::Kraft, port, &own, &[])
     }
 
+    /// Starts a node of a cluster 4.x; node 1 is the controller, at `controller_port`, and a broker. Each of the returned
+    /// links is before a listener of its own, which advertises the link.
+    pub(crate) fn start_kraft_node(
+        node: i32,
+        controller_port: u16,
+        n_links: usize,
+        properties: &[&str],
+    ) -> (Kafka, Vec<Link>) {
+        let port = free_port();
+        let behind: Vec<u16> = (0..n_links).map(|_| free_port()).collect();
+        let links: Vec<Link> = behind.iter().map(|port| Link::to(&format!("127.0.0.1:{port}"))).collect();
+        let listener = |(number, address): (usize, String)| format!(",LINK{number}://{address}");
+        let listeners: String =
+            behind.iter().map(|port| format!("127.0.0.1:{port}")).enumerate().map(listener).collect();
+        let advertised: String = links.iter().map(|link| link.address()).enumerate().map(listener).collect();
+        let protocols: String = (0..n_links).map(|number| format!(",LINK{number}:PLAINTEXT")).collect();
+        let (roles, controller) = match node {
+            1 => ("broker,controller", format!(",CONTROLLER://127.0.0.1:{controller_port}")),
+            _ => ("broker", String::new()),
+        };
+        let own = format!(
+            "process.roles={roles}\nnode.id={node}\n\
+             controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
+             listeners=INSIDE://127.0.0.1:{port}{listeners}{controller}\n\
+             advertised.listeners=INSIDE://127.0.0.1:{port}{advertised}\n\
+             controller.listener.names=CONTROLLER\n\
+             inter.broker.listener.name=INSIDE\n\
+             listener.security.protocol.map=INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}\n"
+        );
+        (Kafka::start_with(Edition::Kraft, port, &own, properties), links)
+    }
+
     fn start_with(edition: Edition, port: u16, own: &str, overrides: &[&str]) -> Kafka {
         let folder = folder("kafka");
         let properties =

@@ -294,24 +294,24 @@ impl KafkaRequest {
     }
 }
 
-struct KafkaResponse<'a>(&'a [u8]);
+pub(super) struct KafkaResponse<'a>(pub(super) &'a [u8]);
 
 impl<'a> KafkaResponse<'a> {
-    fn take(&mut self, n_bytes: usize) -> io::Result<&'a [u8]> {
+    pub(super) fn take(&mut self, n_bytes: usize) -> io::Result<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(n_bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.0 = rest;
         Ok(taken)
     }
-    fn short(&mut self) -> io::Result<i16> {
+    pub(super) fn short(&mut self) -> io::Result<i16> {
         Ok(i16::from_be_bytes(self.take(2)?.try_into().expect("two bytes")))
     }
-    fn int(&mut self) -> io::Result<i32> {
+    pub(super) fn int(&mut self) -> io::Result<i32> {
         Ok(i32::from_be_bytes(self.take(4)?.try_into().expect("four bytes")))
     }
-    fn long(&mut self) -> io::Result<i64> {
+    pub(super) fn long(&mut self) -> io::Result<i64> {
         Ok(i64::from_be_bytes(self.take(8)?.try_into().expect("eight bytes")))
     }
-    fn text(&mut self) -> io::Result<String> {
+    pub(super) fn text(&mut self) -> io::Result<String> {
         let length = self.short()?.max(0) as usize;
         Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
     }

@@ -55,7 +55,8 @@ impl ZookeeperGroup {
     /// Returns whether the member has joined and claimed its partitions, and where they begin is stored.
     fn state(&self) -> Result<(), String> {
         let missing = self.assigned.iter().filter(|partition| !self.held.contains_key(partition));
-        let without_offset = self.held.iter().filter(|(_, held)| held.stored.is_none()).map(|(partition, _)| partition);
+        let without_offset =
+            self.held.iter().filter(|(_, held)| held.progress.stored.is_none()).map(|(partition, _)| partition);
         let (missing, without_offset): (Vec<_>, Vec<_>) = (missing.collect(), without_offset.collect());
         if self.member.is_none() || !self.has_joined {
             Err("the group is not joined yet".to_owned())

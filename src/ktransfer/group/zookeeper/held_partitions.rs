@@ -11,6 +11,7 @@ use crate::broker::{Offset, PartitionId};
 use crate::keeper::{Epoch, KeeperError, paths};
 use crate::ktransfer::group::claim::ClaimOutcome;
 use crate::ktransfer::group::mailbox::DoneAhead;
+use crate::ktransfer::group::progress::Progress;
 use crate::ktransfer::group::{Claim, Generation, GroupEvent, StoredPosition};
 
 impl ZookeeperGroup {
@@ -117,13 +118,8 @@ impl ZookeeperGroup {
             generation,
             fence,
             version,
-            stored,
-            committed: None,
-            is_urgent: false,
             attempted: None,
-            stored_ahead: ahead.clone(),
-            ahead,
-            ahead_stored_at: Instant::now(),
+            progress: Progress::new(stored, ahead),
             stage: ClaimStage::Active,
         };
         self.held.insert(partition, held);

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 
 use super::{ClaimStage, HeldPartition, RoundResult, ZookeeperGroup, to_reason};
-use crate::broker::{Offset, PartitionId};
+use crate::broker::PartitionId;
 use crate::keeper::paths;
 use crate::ktransfer::group::Mailbox;
+use crate::ktransfer::group::progress::unstored;
 
 /// Pause between two attempts to leave.
 const LEAVE_RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -69,16 +70,8 @@ impl ZookeeperGroup {
 
 /// Lists the offsets that are not stored, and the partitions that are not released.
 fn unfinished<'a>(held: impl Iterator<Item = (&'a PartitionId, &'a HeldPartition)> + Clone) -> String {
-    let shown = |offset: Option<Offset>| offset.map_or("none".to_owned(), |offset| offset.to_string());
-    let unstored = held.clone().filter(|(_, held)| held.has_new_offset());
-    let unstored: Vec<String> = unstored
-        .map(|(partition, held)| format!("{partition} at {} (stored: {})", shown(held.committed), shown(held.stored)))
-        .collect();
-    let unreleased: Vec<String> = held.map(|(partition, _)| partition.to_string()).collect();
-    let mut text = String::new();
-    if !unstored.is_empty() {
-        text += &format!("offsets not stored, so their messages are pushed again: {}; ", unstored.join(", "));
-    }
+    let unreleased: Vec<String> = held.clone().map(|(partition, _)| partition.to_string()).collect();
+    let mut text = unstored(held.map(|(partition, held)| (*partition, &held.progress)));
     if !unreleased.is_empty() {
         text += &format!("claims not released before the session ends: {}; ", unreleased.join(", "));
     }

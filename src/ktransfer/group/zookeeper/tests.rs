@@ -7,6 +7,7 @@ use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, Lifetime, Node};
 use crate::ktransfer::group::{Claim, CommandSender, GroupCommand, mailbox};
+use crate::ktransfer::stop_report::StopReport;
 use crate::ktransfer::test_backend::wait_until;
 use crossbeam_channel::{Receiver, bounded};
 use std::cell::RefCell;

@@ -38,34 +38,51 @@ fn abort_at_the_stop(max_retry_times: Option<u32>) {
     is_over.store(true, Ordering::SeqCst);
 }
 
-#[test]
-fn a_module_whose_group_fails_is_not_restarted() {
-    struct FailingGroup;
-    impl Group for FailingGroup {
-        fn run(self: Box<Self>, _: Mailbox, _: Sender<GroupEvent>) {
-            panic!("on behalf of the test");
-        }
+/// A group whose loop fails at once.
+struct FailingGroup {
+    keeps_claims: bool,
+}
+
+impl Group for FailingGroup {
+    fn keeps_claims_of_failed_loop(&self) -> bool {
+        self.keeps_claims
     }
-    let (registry, health, broker) = (Registry::new(), Health::new(), MemoryBroker::new());
-    let module = Module {
-        dead_letters: None,
-        config: module_config(&["127.0.0.1:1"]),
-        metrics: Metrics::new(&registry).of_module("m", "t"),
-        health: health.component("module m"),
-        broker_health: health.component("broker of m"),
-        grace: Duration::from_secs(4),
-        max_pause: Duration::from_millis(10),
-        operator: OperatorLink::default(),
-        report: StopReport::default(),
-    };
-    let stop = Stop::new();
-    // `run` returns before the stop. The supervisor of its thread counts that as a failure.
-    module.run(&stop, |_| {
-        Ok(Connectors {
-            group: Box::new(FailingGroup),
-            fetcher: Box::new(broker.fetcher()),
-            log_ends: Box::new(broker.log_ends()),
-        })
-    });
-    assert!(!stop.is_triggered());
+
+    fn run(self: Box<Self>, _: Mailbox, _: Sender<GroupEvent>) {
+        panic!("on behalf of the test");
+    }
+}
+
+#[test]
+fn a_module_whose_group_fails_is_restarted_only_if_its_claims_end_with_the_loop() {
+    for keeps_claims in [true, false] {
+        let (registry, health, broker) = (Registry::new(), Health::new(), MemoryBroker::new());
+        let module = Module {
+            dead_letters: None,
+            config: module_config(&["127.0.0.1:1"]),
+            metrics: Metrics::new(&registry).of_module("m", "t"),
+            health: health.component("module m"),
+            broker_health: health.component("broker of m"),
+            grace: Duration::from_secs(4),
+            max_pause: Duration::from_millis(10),
+            report: StopReport::default(),
+            operator: OperatorLink::default(),
+        };
+        let stop = Stop::new();
+        let starts = AtomicU32::new(0);
+        // Without claims `run` returns at the stop, else before it. The supervisor of its thread counts that as a
+        // failure.
+        module.run(&stop, |_| {
+            if starts.fetch_add(1, Ordering::SeqCst) == 3 {
+                stop.trigger();
+            }
+            Ok(Connectors {
+                group: Box::new(FailingGroup { keeps_claims }),
+                fetcher: Box::new(broker.fetcher()),
+                log_ends: Box::new(broker.log_ends()),
+            })
+        });
+        let (is_stopped, n_starts) = if keeps_claims { (false, 1) } else { (true, 4) };
+        assert_eq!((stop.is_triggered(), starts.load(Ordering::SeqCst)), (is_stopped, n_starts));
+    }
 }

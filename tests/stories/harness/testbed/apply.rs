@@ -6,7 +6,8 @@ use super::super::fault_oracle::Disturbance;
 use super::super::faults::{Fault, FaultScript, Step, Target};
 use super::super::fleet::{Arrival, Door, Reply};
 use super::super::link::{Flow, Traffic};
-use super::super::{Link, STOP_DEADLINE};
+use super::super::{Kafka, Link, STOP_DEADLINE, ZooKeeper};
+use super::services::Services;
 use super::{Testbed, normal};
 
 /// A slow backend takes long for one offset in this many, so that its keys go on at different rates.
@@ -42,7 +43,7 @@ impl Testbed {
                 let step = waiting.pop().expect("it is the earliest beginning");
                 let from = self.now();
                 let instance = match step.target {
-                    Target::Instance(slot) | Target::ZooKeeperLink(slot) => Some(self.instances[slot].name.clone()),
+                    Target::Instance(slot) | Target::GroupLink(slot) => Some(self.instances[slot].name.clone()),
                     _ => None,
                 };
                 self.begin(step);
@@ -56,12 +57,14 @@ impl Testbed {
             (Target::Instance(slot), Fault::Kill) => self.instances[slot].ktransfer.daemon.kill9(),
             (Target::Instance(slot), Fault::Stop) => self.instances[slot].ktransfer.daemon.terminate(),
             (Target::Instance(slot), Fault::Pause) => self.instances[slot].ktransfer.daemon.signal(libc::SIGSTOP),
-            (Target::ZooKeeperLink(slot), fault) => disturb(&self.zookeeper_links[slot], fault),
-            (Target::BrokerLink, fault) => disturb(&self.broker_link, fault),
-            (Target::ZooKeeper, Fault::Pause) => self.cluster.zookeeper_server.freeze(),
-            (Target::ZooKeeper, _) => self.cluster.zookeeper_server.kill9(),
-            (Target::Broker, Fault::Pause) => self.cluster.kafka_servers[0].freeze(),
-            (Target::Broker, _) => self.cluster.kafka_servers[0].kill9(),
+            (Target::GroupLink(slot), fault) => {
+                self.services.group_links(slot).iter().for_each(|link| disturb(link, fault));
+            }
+            (Target::BrokerLink, fault) => disturb(self.broker_link(), fault),
+            (Target::ZooKeeper, Fault::Pause) => self.zookeeper().freeze(),
+            (Target::ZooKeeper, _) => self.zookeeper().kill9(),
+            (Target::Broker | Target::Coordinator, Fault::Pause) => self.broker(step.target).freeze(),
+            (Target::Broker | Target::Coordinator, _) => self.broker(step.target).kill9(),
             (Target::Backend(server), Fault::Close) => self.fleet.set_door(server, Door::Closing),
             (Target::Backend(server), fault) => self.fleet.script(server, faulty(fault)),
             (Target::Instance(_), fault) => panic!("{fault:?} is no fault of an instance"),
@@ -72,12 +75,12 @@ impl Testbed {
         match (step.target, step.fault) {
             (Target::Instance(slot), Fault::Pause) => self.instances[slot].ktransfer.daemon.signal(libc::SIGCONT),
             (Target::Instance(slot), fault) => self.replace(slot, fault),
-            (Target::ZooKeeperLink(slot), _) => self.zookeeper_links[slot].restore(),
-            (Target::BrokerLink, _) => self.broker_link.restore(),
-            (Target::ZooKeeper, Fault::Pause) => self.cluster.zookeeper_server.unfreeze(),
-            (Target::ZooKeeper, _) => self.cluster.zookeeper_server.restart(),
-            (Target::Broker, Fault::Pause) => self.cluster.kafka_servers[0].unfreeze(),
-            (Target::Broker, _) => self.cluster.kafka_servers[0].restart(),
+            (Target::GroupLink(slot), _) => self.services.group_links(slot).iter().for_each(Link::restore),
+            (Target::BrokerLink, _) => self.broker_link().restore(),
+            (Target::ZooKeeper, Fault::Pause) => self.zookeeper().unfreeze(),
+            (Target::ZooKeeper, _) => self.zookeeper().restart(),
+            (Target::Broker | Target::Coordinator, Fault::Pause) => self.broker(step.target).unfreeze(),
+            (Target::Broker | Target::Coordinator, _) => self.broker(step.target).restart(),
             (Target::Backend(server), Fault::Close) => self.fleet.set_door(server, Door::Open),
             (Target::Backend(server), _) => self.fleet.script(server, normal(server as u64)),
         }
@@ -86,10 +89,28 @@ impl Testbed {
         self.disturbances.push(Disturbance { what, from, until: self.now(), instance, is_pause });
     }
 
+    fn broker(&self, target: Target) -> &Kafka {
+        self.services.broker(target == Target::Coordinator)
+    }
+
+    fn zookeeper(&self) -> &ZooKeeper {
+        match &self.services {
+            Services::WithZooKeeper { cluster, .. } => &cluster.zookeeper_server,
+            Services::Kraft(_) => panic!("this testbed has no ZooKeeper"),
+        }
+    }
+
+    fn broker_link(&self) -> &Link {
+        match &self.services {
+            Services::WithZooKeeper { broker_link, .. } => broker_link,
+            Services::Kraft(_) => panic!("this testbed has a link for each instance and broker"),
+        }
+    }
+
     /// Waits for the end of an instance, and starts another one in its slot.
     fn replace(&mut self, slot: usize, fault: Fault) {
         let status = self.instances[slot].ktransfer.daemon.wait(STOP_DEADLINE);
-        // A stop while ZooKeeper cannot be reached ends with 4: the claims could not be released.
+        // A stop while the service of the groups cannot be reached ends with 4: the claims could not be released.
         if fault == Fault::Stop && !matches!(status.code(), Some(0 | 4)) {
             self.bad_exits.push(format!("instance {} ended with {status}", self.instances[slot].name));
         }

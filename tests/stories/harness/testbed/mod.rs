@@ -6,27 +6,29 @@
 
 mod apply;
 mod resources;
+mod services;
 mod traffic;
 mod watch;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+pub(crate) use self::services::Groups;
 pub(crate) use self::watch::STALL;
 
+use self::services::Services;
 use self::traffic::Traffic;
 use self::watch::{Pids, Watcher, is_alive};
 use super::fault_oracle::{Disturbance, Evidence, Limits, Position, Push, Verdict, judge};
 use super::faults::SplitMix;
 use super::fleet::{Arrival, Fleet, INSTANCE_HEADER, Reply};
-use super::{Cluster, ConfigFile, Kproxy, Ktransfer, Link, STOP_DEADLINE, configs, poll, wait_until};
+use super::{ConfigFile, Kproxy, Ktransfer, STOP_DEADLINE, configs, poll, wait_until};
 
 /// The session timeout of the instances.
 pub(crate) const SESSION: Duration = Duration::from_secs(3);
 /// Time after the last fault within which every confirmed message must be delivered.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(90);
-const MODULE: &str = "testbed";
 const TOPIC: &str = "testbed_topic";
 
 /// The size of a testbed.
@@ -55,12 +57,10 @@ struct Instance {
 /// A running system.
 pub(crate) struct Testbed {
     size: Size,
-    cluster: Cluster,
-    broker_link: Link,
+    services: Services,
+    module: String,
     kproxy: Kproxy,
     fleet: Fleet,
-    /// The link to ZooKeeper of each slot.
-    zookeeper_links: Vec<Link>,
     instances: Vec<Instance>,
     n_started: usize,
     traffic: Traffic,
@@ -75,27 +75,30 @@ pub(crate) struct Testbed {
 }
 
 impl Testbed {
-    /// Starts all processes and the traffic; returns when every partition is claimed and messages are delivered.
+    /// Starts all processes and the traffic, with groups in ZooKeeper; returns when every partition is claimed and
+    /// messages are delivered.
     pub(crate) fn start(size: Size, seed: u64) -> Testbed {
-        let (cluster, broker_link) = Cluster::start_behind_link();
-        cluster.create_topic(TOPIC, size.n_partitions);
+        Self::start_with(Groups::InZooKeeper, size, seed)
+    }
+
+    /// As [`Testbed::start`], with groups in ZooKeeper or in Kafka.
+    pub(crate) fn start_with(groups: Groups, size: Size, seed: u64) -> Testbed {
+        let (services, module) = Services::start(groups, &size);
         let fleet = Fleet::start(size.n_backends, normal(seed));
         fleet.refuse_stale_claims();
-        let kproxy = Kproxy::start_usual(&cluster);
+        let kproxy = Kproxy::start_ready(configs::kproxy_for(&services.brokers()));
         let started = Instant::now();
         let traffic = Traffic::start(&kproxy.address, TOPIC, size.per_second, size.n_keys, seed);
         let sampled: Pids = Arc::default();
-        let parent = format!("{}/consumers/{MODULE}/offsets/{TOPIC}", cluster.chroot);
-        let watcher = Watcher::start(&cluster.zookeeper, parent, size.n_partitions, Arc::clone(&sampled), started);
-        let zookeeper_links = (0..size.n_instances).map(|_| Link::to(&cluster.zookeeper)).collect();
+        let offsets = services.offset_reader(&module, size.n_partitions);
+        let watcher = Watcher::start(offsets, Arc::clone(&sampled), started);
         let mut testbed = Testbed {
             size,
             processes: vec![(kproxy.daemon.pid(), "kproxy".to_owned())],
-            cluster,
-            broker_link,
+            services,
+            module,
             kproxy,
             fleet,
-            zookeeper_links,
             instances: Vec::new(),
             n_started: 0,
             traffic,
@@ -116,12 +119,8 @@ impl Testbed {
     fn start_instance(&mut self, slot: usize) -> Instance {
         self.n_started += 1;
         let name = format!("{slot}-{}", self.n_started);
-        let config = configs::ktransfer(&self.cluster)
-            .set("zk_hosts", [self.zookeeper_links[slot].address()])
-            .set("zk_timeout_ms", SESSION.as_millis() as u64)
-            .set("zk_fail_retry_interval_ms", 1000)
-            .set("broker_hosts", [self.broker_link.address()]);
-        let ktransfer = Ktransfer::start(config, &[(MODULE, self.module_file(&name))]);
+        let config = self.services.config(slot).set("zk_fail_retry_interval_ms", 1000);
+        let ktransfer = Ktransfer::start(config, &[(&self.module, self.module_file(&name))]);
         self.processes.push((ktransfer.daemon.pid(), format!("instance {name}")));
         self.sampled.lock().unwrap_or_else(PoisonError::into_inner).push(ktransfer.daemon.pid());
         Instance { name, ktransfer }
@@ -143,10 +142,7 @@ impl Testbed {
     #[track_caller]
     fn wait_until_shared(&self) {
         wait_until(SETTLE_DEADLINE, "every instance owns partitions and messages are delivered", || {
-            let owners = self.cluster.owners(MODULE, TOPIC);
-            let members: HashSet<&String> = owners.values().collect();
-            owners.len() == self.size.n_partitions as usize
-                && members.len() == self.size.n_instances
+            self.services.n_owned(&self.module) == (self.size.n_partitions as usize, self.size.n_instances)
                 && self.fleet.n_arrivals() > 100
         });
     }
@@ -225,11 +221,10 @@ impl Testbed {
 
     /// Returns the partitions whose stored offset is not the end of the log after the stop.
     fn unstored(&self) -> Vec<String> {
-        let ends = self.cluster.log_ends(TOPIC);
-        let stored = |partition| self.cluster.stored_offset(MODULE, TOPIC, partition).unwrap_or_default();
-        let wrong = ends.into_iter().filter(|(partition, end)| stored(*partition) != *end);
+        let partitions = self.services.ends_and_stored(&self.module).into_iter();
+        let wrong = partitions.filter(|(_, (end, stored))| stored.unwrap_or_default() != *end);
         wrong
-            .map(|(partition, end)| format!("partition {partition}: {} stored, log end {end}", stored(partition)))
+            .map(|(partition, (end, stored))| format!("partition {partition}: {stored:?} stored, log end {end}"))
             .collect()
     }
 
@@ -240,10 +235,7 @@ impl Testbed {
         }
         let alive = self.processes.iter().filter(|(pid, _)| is_alive(*pid));
         let mut found: Vec<String> = alive.map(|(pid, name)| format!("{name} (pid {pid}) still runs")).collect();
-        let owners = self.cluster.owners(MODULE, TOPIC).into_iter();
-        found.extend(owners.map(|(partition, owner)| format!("the claim of {owner} on partition {partition}")));
-        let members = self.cluster.children(&format!("/consumers/{MODULE}/ids"));
-        found.extend(members.iter().map(|member| format!("member {member}")));
+        found.extend(self.services.claims_and_members(&self.module));
         found
     }
 }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::super::ZkClient;
 use super::super::fault_oracle::{Disturbance, StoredOffset};
 use super::resources::Sample;
+use super::services::OffsetReader;
 
 /// Interval of the looks at the stored offsets, and of the looks at the clock.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -39,15 +39,16 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// Watches the offset nodes `parent`/0, /1, …, at the ZooKeeper server `address`, and the processes `pids`.
-    pub(crate) fn start(address: &str, parent: String, n_partitions: i32, pids: Pids, started: Instant) -> Watcher {
+    /// Watches the stored offsets and the processes `pids`.
+    pub(crate) fn start(mut offsets: OffsetReader, pids: Pids, started: Instant) -> Watcher {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
-        let (address, stopped, shared) = (address.to_owned(), Arc::clone(&stop), Arc::clone(&seen));
+        let (stopped, shared) = (Arc::clone(&stop), Arc::clone(&seen));
         let thread = std::thread::spawn(move || {
-            let mut client = None;
             let mut next_sample = Instant::now();
             while !stopped.load(Ordering::Relaxed) {
-                watch_offsets(&mut client, &address, &parent, n_partitions, &shared, started);
+                for (partition, offset) in offsets().unwrap_or_default() {
+                    lock(&shared).stored.push(StoredOffset { at: started.elapsed(), partition, offset });
+                }
                 if Instant::now() >= next_sample {
                     next_sample += SAMPLE_INTERVAL;
                     sample(&pids, &shared);
@@ -75,31 +76,6 @@ impl Drop for Watcher {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
-        }
-    }
-}
-
-fn watch_offsets(
-    client: &mut Option<ZkClient>,
-    address: &str,
-    parent: &str,
-    n_partitions: i32,
-    seen: &Mutex<Seen>,
-    started: Instant,
-) {
-    if client.is_none() {
-        *client = ZkClient::connect(address).ok();
-    }
-    let Some(connected) = client else { return };
-    for partition in 0..n_partitions {
-        let Ok(text) = connected.try_read(&format!("{parent}/{partition}")) else {
-            // ZooKeeper is down or frozen.
-            *client = None;
-            return;
-        };
-        let offset = text.and_then(|text| text.parse().ok()).filter(|offset| *offset >= 0);
-        if let Some(offset) = offset {
-            lock(seen).stored.push(StoredOffset { at: started.elapsed(), partition, offset });
         }
     }
 }
