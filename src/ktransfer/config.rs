@@ -75,14 +75,6 @@ pub(super) struct KafkaGroupSettings {
     pub(super) instance_id: Option<Arc<str>>,
 }
 
-#[cfg(test)]
-impl Config {
-    /// The names of the modules that are enabled.
-    pub(crate) fn module_names(&self) -> impl Iterator<Item = &str> {
-        self.modules.iter().map(|module| &*module.name)
-    }
-}
-
 impl Settings for Config {
     fn log(&self) -> &LogConfig {
         &self.log

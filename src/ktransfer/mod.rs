@@ -58,6 +58,7 @@ mod operations;
 mod outcomes;
 mod pauses;
 mod policy;
+mod push_rate;
 mod replay;
 mod stop_report;
 mod template;
