@@ -101,7 +101,7 @@ fn trouble(cluster: &ClusterView, folded: usize, now: Moment) -> String {
         count => format!("; its {} modules are not listed", Count(count as u64)),
     };
     format!(
-        "<tbody class=\"old\" data-id=\"cluster {name}\" data-verdict=\"UNKNOWN\"><tr>\
+        "<tbody data-id=\"cluster {name}\" data-verdict=\"UNKNOWN\"><tr>\
          <td class=\"verdict\">UNKNOWN</td><th scope=\"row\"><bdi>cluster {name}</bdi></th>\
          <td class=\"wait\" colspan=\"4\"></td><td class=\"since\">{time}</td>\
          <td class=\"why\">{text}{hidden}</td></tr></tbody>\n"
