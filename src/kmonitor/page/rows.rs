@@ -66,7 +66,7 @@ pub(super) fn table(query: &Query, selection: &Selection<'_>, now: Moment) -> St
     table += &heading(query, Sort::Name, "Module, topic", "ascending", "");
     table += &heading(query, Sort::Delay, "Delay", "descending", " class=\"delay\"");
     table += &heading(query, Sort::Behind, "Behind", "descending", " class=\"behind\"");
-    table += "<th scope=\"col\">Last hour</th><th scope=\"col\" class=\"owner\">Owner</th><th scope=\"col\">Since</th>\
+    table += "<th scope=\"col\" class=\"hour\">Last hour</th><th scope=\"col\" class=\"owner\">Owner</th><th scope=\"col\">Since</th>\
               <th scope=\"col\">Why</th></tr></thead>\n";
     for (cluster, folded) in &selection.troubled {
         table += &trouble(cluster, *folded, now);
@@ -101,7 +101,7 @@ fn trouble(cluster: &ClusterView, folded: usize, now: Moment) -> String {
         count => format!("; its {} modules are not listed", Count(count as u64)),
     };
     format!(
-        "<tbody class=\"old\" data-id=\"cluster {name}\" data-verdict=\"UNKNOWN\"><tr>\
+        "<tbody data-id=\"cluster {name}\" data-verdict=\"UNKNOWN\"><tr>\
          <td class=\"verdict\">UNKNOWN</td><th scope=\"row\"><bdi>cluster {name}</bdi></th>\
          <td class=\"wait\" colspan=\"4\"></td><td class=\"since\">{time}</td>\
          <td class=\"why\">{text}{hidden}</td></tr></tbody>\n"

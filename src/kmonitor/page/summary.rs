@@ -74,8 +74,10 @@ fn item(cluster: &ClusterView, with_counts: bool, now: Moment) -> String {
 
 /// Says when the cluster was read, and how old its oldest number is.
 fn age(cluster: &ClusterView, now: Moment) -> String {
-    if cluster.oldest_read.is_none() && !cluster.known {
-        return "<span class=\"age late\">not read yet</span>".to_owned();
+    if !cluster.known {
+        let last = cluster.oldest_read.map(|at| format!("last read {} ago", ago(at, now)));
+        let last = last.unwrap_or_else(|| "not read yet".to_owned());
+        return format!("<span class=\"age late\">{last}</span>");
     }
     let class = if is_late(cluster, now) { "age late" } else { "age" };
     let mut text = format!("<span class=\"{class}\">read {} ago", ago(cluster.published, now));
