@@ -89,7 +89,10 @@ fn split_uses(source: &str) -> (Vec<(bool, String)>, String) {
     for line in source.lines() {
         let trimmed = line.trim_start();
         let (visibility, rest) = match trimmed.find("use ") {
-            Some(at) if at == 0 || trimmed[..at].starts_with("pub") => (&trimmed[..at], Some(&trimmed[at + 4..])),
+            // Not `pub struct Cause {`.
+            Some(at) if at == 0 || (trimmed.starts_with("pub") && trimmed[..at].ends_with(' ')) => {
+                (&trimmed[..at], Some(&trimmed[at + 4..]))
+            }
             _ => ("", None),
         };
         match (&mut open, rest) {
