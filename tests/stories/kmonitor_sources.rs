@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::kmonitor_outages::Done;
 use crate::harness::{ConfigFile, Kafka, Kmonitor, cluster, configs, kafka_tools, kafka_wire, unique, wait_until};
+use crate::kmonitor_outages::Done;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 

@@ -21,6 +21,7 @@ pub(crate) mod faults;
 pub(crate) mod fleet;
 pub(crate) mod http;
 pub(crate) mod jars;
+pub(crate) mod json_schema;
 pub(crate) mod kafka;
 pub(crate) mod kafka_admin;
 pub(crate) mod kafka_tools;
@@ -43,6 +44,8 @@ pub(crate) mod server_process;
 pub(crate) mod testbed;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+#[cfg(feature = "tls")]
+pub(crate) mod tls_backend;
 pub(crate) mod transactions;
 pub(crate) mod wait;
 pub(crate) mod zabbix;
