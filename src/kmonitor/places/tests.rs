@@ -86,7 +86,9 @@ impl Rig {
     }
 
     fn put(&self, topic: &str, count: usize) {
-        (0..count).for_each(|_| drop(self.broker.put(topic, 0, None, b"x")));
+        for _ in 0..count {
+            self.broker.put(topic, 0, None, b"x");
+        }
     }
 }
 
