@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use kafka_http_wrapper::{daemon, ktransfer};
+use kafka_http_wrapper::ktransfer;
 
 fn main() -> ExitCode {
-    daemon::main("ktransfer", "./conf/ktransfer.yaml", ktransfer::load, ktransfer::run)
+    ktransfer::main()
 }

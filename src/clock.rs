@@ -1,7 +1,7 @@
-//! The clock of leases: it counts on while the machine is suspended.
+//! The clock of leases, which counts on while the machine is suspended, and the wall clock in Kafka's unit.
 
 use std::ops::{Add, Sub};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -28,6 +28,12 @@ impl BootTime {
     pub fn saturating_since(self, earlier: BootTime) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
+}
+
+/// Returns the present time in milliseconds since 1970, as Kafka writes timestamps.
+pub fn unix_ms() -> i64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Add<Duration> for BootTime {

@@ -15,18 +15,28 @@ pub struct Message {
     pub key: Option<Vec<u8>>,
     /// Value of the message; `None` is a tombstone, for which the `kafka_rust` engine returns an empty value.
     pub value: Option<Vec<u8>>,
-    /// Headers; always empty with the `kafka_rust` engine. Those beyond `MAX_HEADERS` or `MAX_HEADER_BYTES` are
-    /// left out: a producer can put a million headers into a message, which take 50 times more memory than on the wire.
+    /// Headers; always empty with the `kafka_rust` engine. Those beyond the [`HeaderLimits`] of the fetcher are left
+    /// out: a producer can put a million headers into a message, which take 50 times more memory than on the wire.
     pub headers: Vec<super::Header>,
     /// Milliseconds since 1970, if the broker sent a timestamp.
     pub timestamp_ms: Option<i64>,
 }
 
-/// Limit on the headers of a message that is read.
-pub(super) const MAX_HEADERS: usize = 64;
-/// Limit on the bytes of the names and values of the headers of a message that is read. A header that does not fit is
-/// left out; the later ones that fit are kept.
-pub(super) const MAX_HEADER_BYTES: usize = 8 << 10;
+/// Limits on the headers of a message that is read. A header that does not fit is left out; the later ones that fit are
+/// kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderLimits {
+    /// Limit on their number.
+    pub max_count: usize,
+    /// Limit on the bytes of their names and values.
+    pub max_bytes: usize,
+}
+
+impl Default for HeaderLimits {
+    fn default() -> Self {
+        HeaderLimits { max_count: 64, max_bytes: 8 << 10 }
+    }
+}
 
 /// Which log an offset belongs to, as far as that is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -148,11 +148,23 @@ impl MemoryBroker {
     /// # Panics
     /// Panics if the partition does not exist.
     pub fn put(&self, topic: &str, partition: PartitionId, key: Option<&[u8]>, value: &[u8]) -> Offset {
+        self.put_value(topic, partition, key, Some(value))
+    }
+
+    /// Appends a message without a value, and returns the offset.
+    ///
+    /// # Panics
+    /// Panics if the partition does not exist.
+    pub fn put_tombstone(&self, topic: &str, partition: PartitionId, key: &[u8]) -> Offset {
+        self.put_value(topic, partition, Some(key), None)
+    }
+
+    fn put_value(&self, topic: &str, partition: PartitionId, key: Option<&[u8]>, value: Option<&[u8]>) -> Offset {
         let from = TopicPartition { topic: Arc::from(topic), partition };
         let mut state = self.shared.lock();
         let log = state.log_mut(&from).expect("a test puts messages into a partition that it has created");
         let offset = log.take_offset();
-        let (key, value) = (key.map(<[u8]>::to_vec), Some(value.to_vec()));
+        let (key, value) = (key.map(<[u8]>::to_vec), value.map(<[u8]>::to_vec));
         log.messages.push_back(Message { from, offset, key, value, headers: Vec::new(), timestamp_ms: Some(0) });
         drop(state);
         self.shared.changed.notify_all();

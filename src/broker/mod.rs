@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 
 pub use cluster_reading::{GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo};
 pub use engines::{fetcher, group_reader, log_ends, producer};
-pub use fetching::{FetchEvent, Fetcher, LogIdentity, Message, MessageBatch};
+pub use fetching::{FetchEvent, Fetcher, HeaderLimits, LogIdentity, Message, MessageBatch};
 pub use settings::{KafkaSettings, Role};
 
 /// Number of a partition within its topic, from 0.
@@ -390,4 +390,6 @@ pub struct FetcherConfig {
     pub prefetch_bytes: usize,
     /// Size in bytes of the largest message that must be readable.
     pub max_message_bytes: usize,
+    /// The headers of a message that are kept.
+    pub headers: HeaderLimits,
 }

@@ -118,6 +118,15 @@ impl KafkaSettings {
         self.get("security.protocol").unwrap_or("plaintext").to_ascii_uppercase()
     }
 
+    /// Returns the same settings for a producer whose lookups create no topic.
+    pub fn without_topic_creation(&self) -> Self {
+        let (name, value) = ("allow.auto.create.topics".to_owned(), "false".to_owned());
+        let mut entries = self.entries.clone();
+        entries.retain(|entry| entry.name != name);
+        entries.push(Entry { key: name.clone(), name, value });
+        KafkaSettings { entries }
+    }
+
     /// Iterates over the canonical name and the value of each setting, for the engine.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries.iter().map(|entry| (&*entry.name, &*entry.value))

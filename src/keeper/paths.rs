@@ -57,6 +57,11 @@ pub(crate) fn ahead(group: &str, topic: &str, partition: PartitionId) -> String 
     format!("{CONSUMERS}/{group}/ahead/{topic}/{partition}")
 }
 
+/// Returns the node of how far the dead letters of a module are replayed. The original ignores it.
+pub(crate) fn replayed(group: &str, topic: &str, partition: PartitionId) -> String {
+    format!("{CONSUMERS}/{group}/replayed/{topic}/{partition}")
+}
+
 /// Returns the node of a live broker: an ephemeral node that contains its endpoints.
 pub(crate) fn broker(id: &str) -> String {
     format!("{BROKER_IDS}/{id}")
@@ -176,6 +181,7 @@ mod tests {
         assert_eq!(owner("g", "t", 3), "/consumers/g/owners/t/3");
         assert_eq!(offset("g", "t", 3), "/consumers/g/offsets/t/3");
         assert_eq!(ahead("g", "t", 3), "/consumers/g/ahead/t/3");
+        assert_eq!(replayed("g", "t", 3), "/consumers/g/replayed/t/3");
         assert_eq!(partition_state("t", 0), "/brokers/topics/t/partitions/0/state");
         assert_eq!(broker("7"), "/brokers/ids/7");
     }

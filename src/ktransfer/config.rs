@@ -3,28 +3,33 @@
 //! `conf/ktransfer.yaml` and `conf/modules/` document every key with its meaning, unit and default.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_yaml::Value;
-
-use super::backend_client::{IdempotencyKey, check_header, check_server};
+use super::backend_client::{IdempotencyKey, SigningSecret};
+use super::backends::EjectionConfig;
+use super::outcomes::{Outcome, OutcomeTable};
 use super::policy::RetryPolicy;
-use super::template::UriTemplate;
 use crate::broker::{self, Engine, KafkaSettings, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{self, Settings};
 use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
-/// Longest duration that a key in milliseconds accepts: a day.
-const MAX_DURATION_MS: u64 = 86_400_000;
+mod backends;
+mod ejection;
+mod protocol;
+mod signature;
+
+use protocol::MAX_DURATION_MS;
+pub(super) use protocol::ProtocolConfig;
+
 /// Default of `max_retry_interval_ms`; if `fail_retry_interval_ms` is longer, that is the default.
 const DEFAULT_MAX_PAUSE_MS: u64 = 10_000;
-/// Default of `conn_timeout_ms`: time for three attempts of TCP, after 0, 1 and 3 s.
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest `max_pushes_per_second`.
+const MAX_PUSHES_PER_SECOND: i64 = 1_000_000;
 
 /// The configuration of ktransfer.
 #[derive(Clone)]
@@ -47,14 +52,6 @@ pub struct Config {
     pub(super) shutdown_grace: Duration,
     /// The modules in `module_enabled`.
     pub(super) modules: Vec<ModuleConfig>,
-}
-
-#[cfg(test)]
-impl Config {
-    /// The names of the modules that are enabled.
-    pub(crate) fn module_names(&self) -> impl Iterator<Item = &str> {
-        self.modules.iter().map(|module| &*module.name)
-    }
 }
 
 impl Settings for Config {
@@ -85,6 +82,14 @@ pub(super) struct ModuleConfig {
     /// `max_commit_gap`: maximum number of messages of one partition that are read and not stored as done: those
     /// queued, pushed, or done ahead of one that is not done.
     pub(super) max_commit_gap: NonZeroUsize,
+    /// `outcomes`: what each result of an attempt means.
+    pub(super) outcomes: OutcomeTable,
+    /// `dead_letter_topic`: the topic of the messages that are given up; `None` drops them.
+    pub(super) dead_letter_topic: Option<Arc<str>>,
+    /// `tombstones`: whether messages without a value are pushed.
+    pub(super) tombstones: Tombstones,
+    /// `filtered`: what happens to messages whose method is not in `methods`.
+    pub(super) filtered: FilteredMessages,
     /// The retry settings: `max_retry_times`, `fail_retry_interval_ms`, `max_retry_interval_ms`.
     pub(super) retry: RetryPolicy,
     /// `backend_servers`, each `host` or `host:port` as in the file.
@@ -101,22 +106,30 @@ pub(super) struct ModuleConfig {
     pub(super) start_from: StartFrom,
     /// `idempotency_key`: what the header `Idempotency-Key` consists of.
     pub(super) idempotency_key: IdempotencyKey,
+    /// `ejection`: when a backend that fails is taken out of use.
+    pub(super) ejection: EjectionConfig,
+    /// `max_pushes_per_second`: limit on pushes, retries included; `None` is no limit.
+    pub(super) max_pushes_per_second: Option<NonZeroU64>,
+    /// `signature`: the secrets with which pushes are signed; without any they are not.
+    pub(super) signing_secrets: Vec<SigningSecret>,
 }
 
-/// `protocol`: the request of a push and its timeouts.
-#[derive(Clone)]
-pub(super) struct ProtocolConfig {
-    /// `uri`, parsed.
-    pub(super) uri: UriTemplate,
-    /// `headers`: names and values, checked.
-    pub(super) headers: Vec<(String, String)>,
-    /// `conn_timeout_ms`: time limit for connecting; `None` means the limit of the operating system.
-    pub(super) connect_timeout: Option<Duration>,
-    /// `write_timeout_ms`: time limit for sending a request, head and body; `None` means no limit.
-    pub(super) write_timeout: Option<Duration>,
-    /// `read_timeout_ms`: time limit from the end of the request to the end of the response's head; `None` means no
-    /// limit.
-    pub(super) read_timeout: Option<Duration>,
+/// Whether messages without a value are pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tombstones {
+    /// They are pushed, with an empty body.
+    Push,
+    /// They are done without a push.
+    Skip,
+}
+
+/// What happens to messages whose method is not in `methods`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FilteredMessages {
+    /// They are done without a push.
+    Drop,
+    /// They are stored in the dead-letter topic.
+    DeadLetter,
 }
 
 /// Where reading starts in a partition without a stored offset.
@@ -162,8 +175,38 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
             section.note("module_enabled", text, problems);
         }
     }
+    check_dead_letters(&modules, engine, &section, problems);
     section.finish(problems);
     Config { log, keeper, retry_interval, broker_hosts, engine, kafka, admin_port, shutdown_grace, modules }
+}
+
+/// Checks what the dead-letter topics of all modules need: record headers, and an end. A module that reads the
+/// dead-letter topic of another one may have a dead-letter topic too, but no message may come back to the first.
+fn check_dead_letters(modules: &[ModuleConfig], engine: Engine, section: &Section, problems: &mut Problems) {
+    for module in modules {
+        let Some(first) = &module.dead_letter_topic else { continue };
+        if !engine.has_headers_and_timestamps() {
+            let text = format!("module {} has dead_letter_topic, which needs record headers: use native", module.name);
+            section.note("kafka_client", text, problems);
+        }
+        let mut reached = vec![first];
+        let mut next = 0;
+        while next < reached.len() {
+            let topic = reached[next];
+            let readers = modules.iter().filter(|reader| reader.topic == *topic);
+            for topic in readers.filter_map(|reader| reader.dead_letter_topic.as_ref()) {
+                if !reached.contains(&topic) {
+                    reached.push(topic);
+                }
+            }
+            next += 1;
+        }
+        // A module with its own topic as dead-letter topic is a problem of its file.
+        if reached.contains(&&module.topic) && *first != module.topic {
+            let text = format!("dead letters of module {} come back to its topic {}", module.name, module.topic);
+            section.note("module_enabled", text, problems);
+        }
+    }
 }
 
 /// Whether `name` can be the name of a file, the name of a ZooKeeper node and part of a header value.
@@ -180,20 +223,29 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     }
     let methods =
         section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());
+    let has_tls = section.is_map_with("protocol", "tls");
     let protocol = match section.section("protocol", true, problems) {
-        Some(inner) => protocol(inner, problems),
+        Some(inner) => protocol::from_section(inner, problems),
         None => None,
     };
     let worker_num = section.count("worker_num", Some(100), 10_000, problems);
     let window_size = section.count("window_size", Some(200), 1_000_000, problems);
     let max_commit_gap = section.count("max_commit_gap", Some(10_000), 10_000_000, problems);
     let retry = retry(&mut section, problems);
-    let backend_servers = section.strings("backend_servers", true, problems).unwrap_or_default();
-    for server in &backend_servers {
-        if let Err(text) = check_server(server) {
-            section.note("backend_servers", text, problems);
-        }
+    let (outcomes, dead_letter_topic) = outcomes(&mut section, &topic, problems);
+    let mut choices = [("push", Tombstones::Push), ("skip", Tombstones::Skip)];
+    // The first is the default. A tombstone has no method.
+    if methods.is_some() {
+        choices.reverse();
     }
+    let tombstones = section.choice("tombstones", &choices, problems);
+    let choices = [("drop", FilteredMessages::Drop), ("dead_letter", FilteredMessages::DeadLetter)];
+    let filtered = section.choice("filtered", &choices, problems);
+    if filtered == FilteredMessages::DeadLetter && dead_letter_topic.is_none() {
+        section.note("filtered", "is dead_letter, which needs dead_letter_topic", problems);
+    }
+    let backend_servers = section.strings("backend_servers", true, problems).unwrap_or_default();
+    let default_tls = backends::check(&section, &backend_servers, has_tls, problems);
     let serialize_by_key = section.boolean("serialize_by_key", true, problems);
     // Accepted so that files of the original load unchanged. The original passed the value to its Kafka client;
     // ktransfer does not use it.
@@ -205,15 +257,26 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let start_from = section.choice("start_from", &starts, problems);
     let keys = [("timestamp", IdempotencyKey::Timestamp), ("offset", IdempotencyKey::Offset)];
     let idempotency_key = section.choice("idempotency_key", &keys, problems);
+    let ejection = ejection::from_section(section.section("ejection", false, problems), problems);
+    let signing_secrets = signature::from_section(section.section("signature", false, problems), problems);
+    if let Some(protocol) = protocol.as_ref().filter(|_| !signing_secrets.is_empty()) {
+        signature::check_headers(&protocol.headers, &section, problems);
+    }
+    let pushes = section.optional_integer("max_pushes_per_second", 1..=MAX_PUSHES_PER_SECOND, problems);
+    let max_pushes_per_second = pushes.and_then(|pushes| NonZeroU64::new(pushes.unsigned_abs()));
     section.finish(problems);
     Some(ModuleConfig {
         name: name.into(),
         topic: topic.into(),
         methods,
-        protocol: protocol?,
+        protocol: protocol.map(|protocol| ProtocolConfig { tls: protocol.tls.or(default_tls), ..protocol })?,
         worker_num,
         window_size,
         max_commit_gap,
+        outcomes,
+        dead_letter_topic,
+        tombstones,
+        filtered,
         retry,
         backend_servers,
         serialize_by_key,
@@ -222,6 +285,9 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         waiting_queue_size,
         start_from,
         idempotency_key,
+        ejection,
+        max_pushes_per_second,
+        signing_secrets,
     })
 }
 
@@ -239,62 +305,40 @@ fn retry(section: &mut Section, problems: &mut Problems) -> RetryPolicy {
     RetryPolicy { first_pause, max_pause, max_retry_times: u32::try_from(times).ok() }
 }
 
-fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolConfig> {
-    section.choice("name", &[("http", ())], problems);
-    let uri = if section.has("uri") {
-        let uri = section.string("uri", None, problems);
-        UriTemplate::parse(&uri).map_err(|text| section.note("uri", format!("is {uri:?}, but {text}"), problems)).ok()
-    } else {
-        section.string("uri", None, problems);
-        None
-    };
-    let headers = headers(&mut section, problems);
-    // 0 is no limit, as in the original. Left out, it has a default: without one, each worker in turn would wait two
-    // minutes for a backend whose host is down.
-    let is_given = section.has("conn_timeout_ms");
-    let given = section.optional_millis("conn_timeout_ms", MAX_DURATION_MS, problems);
-    let connect_timeout = if is_given { given } else { Some(DEFAULT_CONNECT_TIMEOUT) };
-    let write_timeout = section.optional_millis("write_timeout_ms", MAX_DURATION_MS, problems);
-    let read_timeout = section.optional_millis("read_timeout_ms", MAX_DURATION_MS, problems);
-    section.finish(problems);
-    Some(ProtocolConfig { uri: uri?, headers, connect_timeout, write_timeout, read_timeout })
-}
-
-/// Reads `headers`, a list of maps with one key each, as in the original. No problem shows a value, since it may be a
-/// secret.
-fn headers(section: &mut Section, problems: &mut Problems) -> Vec<(String, String)> {
-    let Some(value) = section.take("headers") else { return Vec::new() };
-    let Value::Sequence(items) = value else {
-        section.note(
-            "headers",
-            "must be a list of maps with one key each, as in \"- Host: www.example.org\"",
-            problems,
-        );
-        return Vec::new();
-    };
-    let mut headers: Vec<(String, String)> = Vec::new();
-    for (index, item) in items.iter().enumerate() {
-        let map = item.as_mapping().filter(|map| !map.is_empty());
-        let Some(map) = map else {
-            section.note("headers", format!("entry {} is not a map with one key", index + 1), problems);
-            continue;
-        };
-        for (name, value) in map {
-            let (Some(name), Some(value)) = (name.as_str(), value.as_str()) else {
-                let text = format!("entry {} must have a string as name and value (put them in quotes)", index + 1);
-                section.note("headers", text, problems);
-                continue;
-            };
-            let is_second_host = name.eq_ignore_ascii_case("host")
-                && headers.iter().any(|(known, _)| known.eq_ignore_ascii_case("host"));
-            match check_header(name, value) {
-                Err(text) => section.note("headers", text, problems),
-                Ok(()) if is_second_host => section.note("headers", "has Host twice", problems),
-                Ok(()) => headers.push((name.to_owned(), value.to_owned())),
-            }
+/// Reads `outcomes` and `dead_letter_topic`; `topic` is the topic of the module.
+fn outcomes(section: &mut Section, topic: &str, problems: &mut Problems) -> (OutcomeTable, Option<Arc<str>>) {
+    let mut table = OutcomeTable::default();
+    if let Some(value) = section.take("outcomes") {
+        match OutcomeTable::from_yaml(&value) {
+            Ok(read) => table = read,
+            Err(found) => found.into_iter().for_each(|(entry, text)| {
+                let key = if entry.is_empty() { "outcomes".to_owned() } else { format!("outcomes.{entry}") };
+                section.note(&key, text, problems);
+            }),
         }
     }
-    headers
+    if !section.has("dead_letter_topic") {
+        if table.has(Outcome::DeadLetter) {
+            section.note("outcomes", "has dead_letter, which needs dead_letter_topic", problems);
+        }
+        return (table, None);
+    }
+    let dead_letter_topic = section.string("dead_letter_topic", None, problems);
+    if !broker::is_topic_name(dead_letter_topic.as_bytes()) {
+        let text = format!("is {dead_letter_topic:?}, but must be {}", broker::TOPIC_NAME_RULE);
+        section.note("dead_letter_topic", text, problems);
+    } else if dead_letter_topic == topic {
+        section.note("dead_letter_topic", "is the topic of the module: each dead letter would be pushed", problems);
+    }
+    (table, Some(dead_letter_topic.into()))
+}
+
+#[cfg(test)]
+impl Config {
+    /// The names of the modules that are enabled.
+    pub(crate) fn module_names(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(|module| &*module.name)
+    }
 }
 
 #[cfg(test)]

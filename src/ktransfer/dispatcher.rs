@@ -343,8 +343,9 @@ impl Dispatcher {
         let (partition, offset) = (message.from.partition, message.offset);
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let filtered = if state.window.was_done(offset) { Filtered::Pass } else { filter(&self.context, &message) };
-        let method = match filtered {
-            Filtered::Push(method) => method,
+        let (method, unpushable) = match filtered {
+            Filtered::Push(method) => (method, None),
+            Filtered::DeadLetter(reason) => (None, Some(reason)),
             Filtered::Pass => {
                 state.window.pass(offset);
                 return self.note_progress(partition, now);
@@ -360,7 +361,7 @@ impl Dispatcher {
         }
         state.in_flight += 1;
         let (assignment, window) = (Arc::clone(&state.assignment), state.window_id);
-        self.outbox.send(Box::new(Job { assignment, window, message, method, _memory: Some(memory) }));
+        self.outbox.send(Box::new(Job { assignment, window, message, method, unpushable, _memory: Some(memory) }));
     }
 
     fn on_report(&mut self, report: WorkerReport, now: Instant) {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 
 use super::group::{Claim, Generation, TimedFence};
 use super::memory_budget::BudgetShare;
+use super::method::NoMethod;
 use crate::broker::{Header, Message, Offset, PartitionId};
 
 /// The claim on a partition as the workers see it. One is created for each `Gained` event and shared by its jobs.
@@ -112,10 +113,21 @@ pub(super) struct Job {
     pub(super) window: WindowId,
     /// The message as read from Kafka.
     pub(super) message: Message,
-    /// The method of the message; `None` if the module configures no `methods`.
+    /// The method of the message; `None` if the module configures no `methods`, and for a tombstone.
     pub(super) method: Option<Arc<str>>,
+    /// Why the message ends with a dead letter without a push; `None` if it is to be pushed.
+    pub(super) unpushable: Option<Unpushable>,
     /// The memory of the message; it returns to the module's budget with the job.
     pub(super) _memory: Option<BudgetShare>,
+}
+
+/// Why a message ends with a dead letter without a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unpushable {
+    /// `methods` is configured, but the message has no readable method.
+    Undecodable(NoMethod),
+    /// The method of the message is not configured.
+    Filtered,
 }
 
 /// Identifies claims of a module.
@@ -131,8 +143,26 @@ pub(super) enum WorkerMessage {
     Recheck(Arc<ClaimIds>),
     /// The worker has a slot of the window, which it was registered for.
     SlotGranted,
+    /// A backend is in use again, after the worker waited because none was.
+    BackendReturned,
+    /// An attempt to store a dead letter has ended. Sent once for each.
+    LetterEnded {
+        /// Identifies the letter.
+        ticket: u64,
+        /// Whether the letter is stored, or why not.
+        result: Result<(), LetterError>,
+    },
     /// The dispatcher has ended, so the worker ends too.
     End,
+}
+
+/// Why a dead letter is not stored, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LetterError {
+    /// Too many letters are being stored.
+    Busy,
+    /// The append failed for this reason.
+    Failed(String),
 }
 
 /// Returns approximately how many bytes a message takes in memory, from the fetch loop until it is done.
@@ -153,7 +183,7 @@ pub(super) fn message_size_bytes(message: &Message) -> usize {
 /// How the work on a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JobEnd {
-    /// The message is delivered or given up: the commit point may move past it.
+    /// The message is delivered, dropped, or stored as a dead letter: the commit point may move past it.
     Done,
     /// The claim ended before the message was done: the next owner of the partition pushes it.
     Abandoned,

@@ -22,6 +22,11 @@ pub(super) struct Metrics {
     restarts: IntCounterVec,
     unreadable_offsets: IntGaugeVec,
     unowned: IntGaugeVec,
+    backend_ejected: IntGaugeVec,
+    backend_ejections: IntCounterVec,
+    backend_probes: IntCounterVec,
+    letters: IntCounterVec,
+    letters_waiting: IntGaugeVec,
 }
 
 /// The metrics of one module. Their labels are looked up once, when the module is created, except the partition of
@@ -30,22 +35,34 @@ pub(super) struct Metrics {
 pub(super) struct ModuleMetrics {
     module: String,
     topic: String,
-    /// Attempts that were answered with a status 2xx.
+    /// Attempts whose answer is a delivery: a status 2xx, unless `outcomes` says otherwise.
     pub(super) pushes_ok: IntCounter,
-    /// Attempts that were answered with another status.
+    /// Attempts whose answer is no delivery.
     pub(super) pushes_refused: IntCounter,
     /// Attempts without an answer, or whose request could not be sent.
     pub(super) pushes_failed: IntCounter,
     /// Duration of the attempts, in seconds.
     pub(super) push_seconds: Histogram,
-    /// Messages that a backend answered with a status 2xx.
+    /// Messages that are delivered.
     pub(super) delivered: IntCounter,
     /// Messages whose method is not configured.
     pub(super) filtered: IntCounter,
     /// Messages without a readable method, in a module that configures `methods`.
     pub(super) undecodable: IntCounter,
-    /// Messages given up after the last retry, or because no request can carry them.
+    /// Messages given up after the last retry, or because no request can carry them, without a dead letter.
     pub(super) given_up: IntCounter,
+    /// Messages that `outcomes` drops.
+    pub(super) dropped: IntCounter,
+    /// Messages done because their dead letter is stored.
+    pub(super) dead_lettered: IntCounter,
+    /// Tombstones that `tombstones: skip` passes over.
+    pub(super) tombstones: IntCounter,
+    /// Dead letters that were stored.
+    pub(super) letters_stored: IntCounter,
+    /// Attempts to store a dead letter that failed.
+    pub(super) letters_failed: IntCounter,
+    /// Messages that wait for their dead letter.
+    pub(super) letters_waiting: IntGauge,
     /// Messages pushed and not done.
     pub(super) window_in_use: IntGauge,
     /// Memory of the messages read and not done.
@@ -66,6 +83,21 @@ pub(super) struct ModuleMetrics {
     pub(super) unowned: IntGauge,
     offset_resets: IntCounterVec,
     stored_offset: IntGaugeVec,
+    backend_ejected: IntGaugeVec,
+    backend_ejections: IntCounterVec,
+    backend_probes: IntCounterVec,
+}
+
+/// The metrics of one backend of a module.
+pub(super) struct BackendMetrics {
+    /// 1 while the backend is ejected, also while it is probed; otherwise 0.
+    pub(super) ejected: IntGauge,
+    /// Ejections of the backend.
+    pub(super) ejections: IntCounter,
+    /// Probes that the backend answered.
+    pub(super) probes_ok: IntCounter,
+    /// Probes that failed.
+    pub(super) probes_failed: IntCounter,
 }
 
 /// Why reading continues at another offset than the stored or the next one.
@@ -113,8 +145,8 @@ impl Metrics {
             ),
             messages: counter(
                 "ktransfer_messages_total",
-                "Messages done: delivered, filtered out by their method, undecodable, or given up after the last \
-                 retry.",
+                "Messages done: delivered, filtered out by their method, undecodable, given up after the last retry, \
+                 dropped by the table outcomes, stored as a dead letter, or skipped tombstones.",
                 &["module", "outcome"],
             ),
             window_in_use: registry.gauge(
@@ -165,6 +197,31 @@ impl Metrics {
                 "Partitions of the topic that no member of the group owns.",
                 &["module"],
             ),
+            backend_ejected: registry.gauge(
+                "ktransfer_backend_ejected",
+                "1 while the backend is out of use because it failed, 0 while it is in use.",
+                &["module", "backend"],
+            ),
+            backend_ejections: counter(
+                "ktransfer_backend_ejections_total",
+                "How often the backend was taken out of use because it failed.",
+                &["module", "backend"],
+            ),
+            backend_probes: counter(
+                "ktransfer_backend_probes_total",
+                "Pushes to a backend that is out of use, by outcome.",
+                &["module", "backend", "outcome"],
+            ),
+            letters: counter(
+                "ktransfer_dead_letters_total",
+                "Attempts to store a dead letter, by result.",
+                &["module", "result"],
+            ),
+            letters_waiting: registry.gauge(
+                "ktransfer_dead_letters_waiting",
+                "Messages that wait until their dead letter is stored.",
+                &["module"],
+            ),
         }
     }
 
@@ -187,6 +244,12 @@ impl Metrics {
             filtered: messages("filtered"),
             undecodable: messages("undecodable"),
             given_up: messages("given_up"),
+            dropped: messages("dropped"),
+            dead_lettered: messages("dead_letter"),
+            tombstones: messages("tombstone"),
+            letters_stored: self.letters.with_label_values(&[module, "stored"]),
+            letters_failed: self.letters.with_label_values(&[module, "failed"]),
+            letters_waiting: self.letters_waiting.with_label_values(&[module]),
             window_in_use: self.window_in_use.with_label_values(&[module]),
             in_flight_bytes: self.in_flight_bytes.with_label_values(&[module]),
             assigned: self.assigned.with_label_values(&[module]),
@@ -198,6 +261,9 @@ impl Metrics {
             unreadable_offsets: self.unreadable_offsets.with_label_values(&[module]),
             unowned: self.unowned.with_label_values(&[module]),
             stored_offset: self.stored_offset.clone(),
+            backend_ejected: self.backend_ejected.clone(),
+            backend_ejections: self.backend_ejections.clone(),
+            backend_probes: self.backend_probes.clone(),
         }
     }
 }
@@ -206,6 +272,17 @@ impl ModuleMetrics {
     /// Counts a partition that continues at another offset.
     pub(super) fn count_reset(&self, reset: OffsetReset) {
         self.offset_resets.with_label_values(&[self.module.as_str(), reset.label()]).inc();
+    }
+
+    /// Returns the metrics of a backend, an entry of `backend_servers`, which is in use.
+    pub(super) fn of_backend(&self, server: &str) -> BackendMetrics {
+        let labels = [self.module.as_str(), server];
+        let probes = |outcome: &str| self.backend_probes.with_label_values(&[labels[0], labels[1], outcome]);
+        let ejected = self.backend_ejected.with_label_values(&labels);
+        // It may be 1 from before a restart of the module.
+        ejected.set(0);
+        let ejections = self.backend_ejections.with_label_values(&labels);
+        BackendMetrics { ejected, ejections, probes_ok: probes("ok"), probes_failed: probes("failed") }
     }
 
     /// Returns the gauge that shows the commit point of a partition.

@@ -10,12 +10,15 @@ use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
 use super::backend_client::{BackendResolver, HttpClient};
+use super::backends::Backends;
 use super::config::ModuleConfig;
+use super::dead_letters::ModuleLetters;
 use super::dispatcher::{Channels, Dispatcher};
 use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, StartOffsets, StartRequests};
 use super::group::{Group, mailbox};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
+use super::push_rate::PushRate;
 use super::stop_report::StopReport;
 use super::window_slots::WindowSlots;
 use super::worker::{Worker, WorkerChannels};
@@ -59,6 +62,8 @@ pub(super) struct Module {
     pub(super) config: ModuleConfig,
     /// Metrics of the module.
     pub(super) metrics: ModuleMetrics,
+    /// Dead letters of the module; `None` without `dead_letter_topic`.
+    pub(super) dead_letters: Option<ModuleLetters>,
     /// Reports to `/readyz` whether the module runs.
     pub(super) health: Component,
     /// Reports to `/readyz` whether the topic can be read from the brokers.
@@ -151,7 +156,10 @@ impl Module {
         let context = Arc::new(WorkerContext {
             http_client: HttpClient::new(config, resolver),
             metrics: self.metrics.clone(),
+            dead_letters: self.dead_letters.clone(),
             slots: WindowSlots::new(config.window_size.get()),
+            backends: Backends::new(config, &self.metrics),
+            push_rate: PushRate::new(config.max_pushes_per_second),
             config: config.clone(),
         });
 

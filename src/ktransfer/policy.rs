@@ -1,9 +1,12 @@
-//! Decides after an attempt whether the message is delivered, retried or given up, and computes the back-off.
+//! Decides after an attempt whether the message is delivered, retried or given up, and computes the back-off. What a
+//! result means is in the table of [`outcomes`](super::outcomes).
 //!
 //! All functions are pure: the caller passes the random number and measures the time.
 
 use std::fmt;
 use std::time::Duration;
+
+use super::outcomes::{Outcome, OutcomeTable, TransportError};
 
 /// How one attempt to push a message ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub(super) enum AttemptOutcome {
     },
     /// No answer was received. Whether the backend received the message is unknown.
     Failed {
+        /// The kind of error; `None` for a failure of this machine, such as no free file descriptor.
+        error: Option<TransportError>,
         /// The error, as text for the log.
         reason: String,
     },
@@ -31,7 +36,7 @@ impl fmt::Display for AttemptOutcome {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AttemptOutcome::Answered { status, .. } => write!(formatter, "http_status_code={status}"),
-            AttemptOutcome::Failed { reason } | AttemptOutcome::Impossible { reason } => {
+            AttemptOutcome::Failed { reason, .. } | AttemptOutcome::Impossible { reason } => {
                 write!(formatter, "err={reason}")
             }
         }
@@ -45,8 +50,21 @@ pub(super) enum NextStep {
     Delivered,
     /// Wait for this time, then make another attempt.
     Retry(Duration),
-    /// Make no further attempt: the retries are used up, or none can succeed.
-    GiveUp,
+    /// Make no further attempt.
+    GiveUp(GiveUpCause),
+}
+
+/// Why no further attempt follows an attempt that was no delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GiveUpCause {
+    /// The table `outcomes` says `drop`.
+    Drop,
+    /// The table `outcomes` says `dead_letter`.
+    DeadLetter,
+    /// `max_retry_times` permits no further attempt.
+    RetriesUsedUp,
+    /// No request can carry the message, so every further attempt would fail too.
+    Impossible,
 }
 
 /// The number of retries and the pauses between them.
@@ -62,35 +80,46 @@ pub(super) struct RetryPolicy {
 
 impl RetryPolicy {
     /// Returns the next step after attempt number `attempt`, counted from 1. `random` is uniformly distributed in 0..1.
-    pub(super) fn next(&self, attempt: u32, outcome: &AttemptOutcome, random: f64) -> NextStep {
-        if is_delivered(outcome) {
-            return NextStep::Delivered;
-        }
-        if self.max_retry_times.is_some_and(|max_retries| max_retries < attempt) {
-            return NextStep::GiveUp;
-        }
-        let requested = match outcome {
-            AttemptOutcome::Answered { retry_after, .. } => retry_after.unwrap_or_default(),
-            AttemptOutcome::Failed { .. } => Duration::ZERO,
-            AttemptOutcome::Impossible { .. } => return NextStep::GiveUp,
+    pub(super) fn next(
+        &self,
+        outcomes: &OutcomeTable,
+        attempt: u32,
+        outcome: &AttemptOutcome,
+        random: f64,
+    ) -> NextStep {
+        let (meaning, requested) = match outcome {
+            AttemptOutcome::Answered { status, retry_after } => (outcomes.of_status(*status), *retry_after),
+            AttemptOutcome::Failed { error: Some(error), .. } => (outcomes.of_error(*error), None),
+            // Another attempt may find this machine in a better state, whatever the table says about backends.
+            AttemptOutcome::Failed { error: None, .. } => (Outcome::Retry, None),
+            AttemptOutcome::Impossible { .. } => return NextStep::GiveUp(GiveUpCause::Impossible),
         };
-        NextStep::Retry(self.pause(attempt, random).max(requested.min(self.max_pause)))
+        match meaning {
+            Outcome::Ok => NextStep::Delivered,
+            Outcome::Drop => NextStep::GiveUp(GiveUpCause::Drop),
+            Outcome::DeadLetter => NextStep::GiveUp(GiveUpCause::DeadLetter),
+            Outcome::Retry if !self.may_retry_after(attempt) => NextStep::GiveUp(GiveUpCause::RetriesUsedUp),
+            Outcome::Retry => {
+                let requested = requested.unwrap_or_default().min(self.max_pause);
+                NextStep::Retry(self.pause(attempt, random).max(requested))
+            }
+        }
+    }
+
+    /// Whether an attempt may follow attempt number `attempt`, counted from 1.
+    pub(super) fn may_retry_after(&self, attempt: u32) -> bool {
+        self.max_retry_times.is_none_or(|max_retries| attempt <= max_retries)
     }
 
     /// Returns the pause after attempt number `attempt`: the first pause is as configured, and each later one doubles
     /// up to `max_pause`. A random part of at most a fifth is subtracted from each later pause, so that workers that
     /// failed at the same time do not retry at the same time.
-    fn pause(&self, attempt: u32, random: f64) -> Duration {
+    pub(super) fn pause(&self, attempt: u32, random: f64) -> Duration {
         // At most 31 doublings, so that the shift does not overflow.
         let doublings = attempt.saturating_sub(1).min(31);
         let pause = self.first_pause.saturating_mul(1 << doublings).min(self.max_pause);
         if doublings == 0 { pause } else { pause.mul_f64(1.0 - 0.2 * random.clamp(0.0, 1.0)) }
     }
-}
-
-/// Whether the message is delivered: only an answer with a status from 200 to 299 is a delivery.
-fn is_delivered(outcome: &AttemptOutcome) -> bool {
-    matches!(outcome, AttemptOutcome::Answered { status: 200..=299, .. })
 }
 
 #[cfg(test)]
@@ -107,7 +136,12 @@ mod tests {
     }
 
     fn failed() -> AttemptOutcome {
-        AttemptOutcome::Failed { reason: "connection refused".to_owned() }
+        AttemptOutcome::Failed { error: Some(TransportError::Closed), reason: "connection reset".to_owned() }
+    }
+
+    /// Returns the next step with the default table.
+    fn next(policy: &RetryPolicy, attempt: u32, outcome: &AttemptOutcome, random: f64) -> NextStep {
+        policy.next(&OutcomeTable::default(), attempt, outcome, random)
     }
 
     #[test]
@@ -122,9 +156,9 @@ mod tests {
             (404, false),
             (503, false),
         ] {
-            assert_eq!(policy(None).next(1, &answered(status), 0.0) == NextStep::Delivered, delivered, "{status}");
+            assert_eq!(next(&policy(None), 1, &answered(status), 0.0) == NextStep::Delivered, delivered, "{status}");
         }
-        assert_ne!(policy(None).next(1, &failed(), 0.0), NextStep::Delivered);
+        assert_ne!(next(&policy(None), 1, &failed(), 0.0), NextStep::Delivered);
     }
 
     #[test]
@@ -139,8 +173,8 @@ mod tests {
             (5, 1.0, 1200),
             (u32::MAX, 0.0, 1500),
         ] {
-            let next = NextStep::Retry(Duration::from_millis(pause));
-            assert_eq!(policy(None).next(attempt, &failed(), random), next, "attempt {attempt}, {random}");
+            let expected = NextStep::Retry(Duration::from_millis(pause));
+            assert_eq!(next(&policy(None), attempt, &failed(), random), expected, "attempt {attempt}, {random}");
         }
     }
 
@@ -154,14 +188,15 @@ mod tests {
             (None, 1, false),
             (None, u32::MAX, false),
         ] {
-            let next = policy(max_retry_times).next(attempt, &answered(500), 0.0);
-            assert_eq!(next == NextStep::GiveUp, gives_up, "{max_retry_times:?}, attempt {attempt}");
+            let step = next(&policy(max_retry_times), attempt, &answered(500), 0.0);
+            let is_given_up = step == NextStep::GiveUp(GiveUpCause::RetriesUsedUp);
+            assert_eq!(is_given_up, gives_up, "{max_retry_times:?}, attempt {attempt}");
         }
-        assert_eq!(policy(Some(0)).next(1, &answered(204), 0.0), NextStep::Delivered);
+        assert_eq!(next(&policy(Some(0)), 1, &answered(204), 0.0), NextStep::Delivered);
         let impossible = AttemptOutcome::Impossible { reason: "the uri is too long".to_owned() };
         assert_eq!(
-            policy(None).next(1, &impossible, 0.0),
-            NextStep::GiveUp,
+            next(&policy(None), 1, &impossible, 0.0),
+            NextStep::GiveUp(GiveUpCause::Impossible),
             "an endless retry would block all messages of the same key"
         );
     }
@@ -171,10 +206,34 @@ mod tests {
         for (requested_s, pause) in [(0, 200), (1, 1000), (3600, 1500)] {
             let outcome = AttemptOutcome::Answered { status: 503, retry_after: Some(Duration::from_secs(requested_s)) };
             assert_eq!(
-                policy(None).next(1, &outcome, 0.0),
+                next(&policy(None), 1, &outcome, 0.0),
                 NextStep::Retry(Duration::from_millis(pause)),
                 "{requested_s}"
             );
+        }
+    }
+
+    #[test]
+    fn the_table_decides_and_only_retries_are_counted() {
+        let table =
+            "{200-201: ok, 202: retry, 404: drop, 410: dead_letter, read_timeout: ok, tls: drop, default: retry}";
+        let table = OutcomeTable::from_yaml(&serde_yaml::from_str(table).unwrap()).unwrap();
+        let failed = |error| AttemptOutcome::Failed { error, reason: String::new() };
+        let retry = NextStep::Retry(Duration::from_millis(200));
+        for (outcome, expected) in [
+            (answered(200), NextStep::Delivered),
+            (answered(202), retry),
+            (answered(404), NextStep::GiveUp(GiveUpCause::Drop)),
+            (answered(410), NextStep::GiveUp(GiveUpCause::DeadLetter)),
+            (answered(500), retry),
+            (failed(Some(TransportError::ReadTimeout)), NextStep::Delivered),
+            (failed(Some(TransportError::Tls)), NextStep::GiveUp(GiveUpCause::Drop)),
+            (failed(Some(TransportError::Closed)), retry),
+            (failed(None), retry),
+        ] {
+            assert_eq!(policy(None).next(&table, 1, &outcome, 0.0), expected, "{outcome:?}");
+            let used_up = if expected == retry { NextStep::GiveUp(GiveUpCause::RetriesUsedUp) } else { expected };
+            assert_eq!(policy(Some(0)).next(&table, 1, &outcome, 0.0), used_up, "{outcome:?}, no retry");
         }
     }
 
@@ -186,8 +245,8 @@ mod tests {
             let first_pause = Duration::from_millis(first);
             let max_pause = Duration::from_millis(first + more);
             let policy = RetryPolicy { first_pause, max_pause, max_retry_times: None };
-            let next = policy.next(attempt, &failed(), random);
-            let NextStep::Retry(pause) = next else { panic!("{next:?} although retries are unlimited") };
+            let step = next(&policy, attempt, &failed(), random);
+            let NextStep::Retry(pause) = step else { panic!("{step:?} although retries are unlimited") };
             prop_assert!(first_pause.mul_f64(0.8) <= pause && pause <= max_pause, "{pause:?}");
         }
     }

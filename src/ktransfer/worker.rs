@@ -2,15 +2,25 @@
 //!
 //! All messages of one key have the same worker. A message that waits for its next attempt, or for a valid lease, holds
 //! up its key alone: the worker goes on with its other keys, and is busy only while a request is on the wire. It blocks
-//! on its own channel only.
+//! on its own channel only. While no backend is in use, or the limit on pushes is reached, it begins no attempt and has
+//! no slot of the window.
+//!
+//! `slots` requests slots of the window, `endings` acknowledges and abandons jobs, `letters` ends them with a dead
+//! letter.
 //!
 //! Invariants: no attempt begins without a valid lease; at most one request of a key is on the wire; the messages of a
 //! key are attempted in the order of their partition; every job is acknowledged exactly once.
 
 mod attempt_fields;
+mod endings;
 mod jitter;
 mod key_queues;
+mod letters;
+mod pending_job;
+mod push_attempt;
+mod slots;
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,17 +28,18 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{Level, info};
 
-use super::backend_client::{PushEnd, Pusher};
-use super::backends::BackendRotation;
-use super::give_up::{GiveUpReason, LastAttempt, give_up};
-use super::job::{Ack, Assignment, ClaimIds, Job, JobEnd, WorkerMessage, WorkerReport};
+use super::backends::{BackendRotation, Choice, ChosenBackend, NextPush, PushVerdict};
+use super::give_up::{GiveUpReason, LastAttempt};
+use super::job::{Job, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
-use super::window_slots::{Acquired, Left};
 use super::worker_context::WorkerContext;
 use crate::log_limited;
 use attempt_fields::AttemptFields;
 use jitter::Random;
-use key_queues::{KeyQueues, QueueId, Queued};
+use key_queues::{KeyQueues, QueueId};
+use pending_job::PendingJob;
+pub(super) use push_attempt::PushAttempt;
+use slots::WorkerSlots;
 
 /// Interval at which a worker checks a lease that is not valid at the moment.
 const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -46,11 +57,15 @@ pub(super) struct Worker {
     random: Random,
     /// Whether the next turn goes to a retry rather than to a first attempt, where both are possible.
     is_turn_of_retries: bool,
-    slot: SlotRequest,
-    /// Whether this worker has given up a slot, or its registration for one, because of a retry.
-    has_left_slot_queue: bool,
-    /// Number of grants of a slot that are on their way although the slot was returned already.
-    void_grants: usize,
+    /// The jobs whose dead letter is being stored, with their queues, by the ticket of the letter.
+    letters: HashMap<u64, (QueueId, PendingJob)>,
+    last_ticket: u64,
+    slots: WorkerSlots,
+    /// Until then no attempt begins, although one could be made: no backend is in use, or the limit on pushes is
+    /// reached.
+    held_until: Option<Instant>,
+    /// The permit for the next push, if pushes are limited: from then on it may begin.
+    permit: Option<Instant>,
     has_ended: bool,
 }
 
@@ -65,83 +80,6 @@ pub(super) struct WorkerChannels {
     pub(super) workers: Arc<[Sender<WorkerMessage>]>,
 }
 
-/// Makes the attempts of one worker.
-pub(super) trait PushAttempt: Send {
-    /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
-    fn url(&self, job: &Job, server: &str) -> String;
-
-    /// Makes an attempt and returns its outcome; `None` if the claim or its lease prevented or ended it, so that the
-    /// attempt does not count. `attempt` counts from 1.
-    fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome>;
-
-    /// Closes the connections kept from earlier pushes if they have been idle for too long; returns when they will be,
-    /// or `None` if there are none.
-    fn close_idle(&mut self, _now: Instant) -> Option<Instant> {
-        None
-    }
-}
-
-impl PushAttempt for Pusher {
-    fn url(&self, job: &Job, server: &str) -> String {
-        Pusher::url(self, job, server)
-    }
-
-    fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome> {
-        match Pusher::push(self, job, url, attempt) {
-            PushEnd::Attempted(outcome) => Some(outcome),
-            PushEnd::NotBegun | PushEnd::Aborted => None,
-        }
-    }
-
-    fn close_idle(&mut self, now: Instant) -> Option<Instant> {
-        Pusher::close_idle(self, now)
-    }
-}
-
-/// Whether a worker waits for a slot of the window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SlotRequest {
-    /// It does not.
-    None,
-    /// It is registered, or the grant is on its way.
-    Waiting,
-    /// It has a slot for its next first attempt.
-    Granted,
-}
-
-/// A job that is not acknowledged yet.
-struct PendingJob {
-    job: Box<Job>,
-    /// Number of attempts made.
-    attempts: u32,
-    /// Index of the backend of the latest attempt.
-    last_backend: Option<usize>,
-    /// Whether the job has a slot of the window: from its first attempt until it is acknowledged.
-    has_slot: bool,
-    /// Whether [`WorkerReport::Waits`] was sent.
-    has_waited: bool,
-}
-
-impl Queued for PendingJob {
-    fn has_slot(&self) -> bool {
-        self.has_slot
-    }
-
-    fn note_behind(&mut self) {
-        self.has_waited = true;
-    }
-}
-
-impl PendingJob {
-    fn is_over(&self) -> bool {
-        self.job.assignment.is_over_for(self.job.message.offset, self.attempts > 0)
-    }
-
-    fn is_of_claim(&self, job: &Job) -> bool {
-        Arc::ptr_eq(&self.job.assignment, &job.assignment)
-    }
-}
-
 impl Worker {
     /// Creates worker `number`, counted from 0.
     pub(super) fn new(
@@ -150,6 +88,7 @@ impl Worker {
         channels: WorkerChannels,
         pusher: Box<dyn PushAttempt>,
     ) -> Self {
+        let slots = WorkerSlots::new(number, Arc::clone(&context), Arc::clone(&channels.workers));
         Worker {
             number,
             context,
@@ -160,9 +99,11 @@ impl Worker {
             rotation: BackendRotation::starting_at(number),
             random: Random::new(),
             is_turn_of_retries: false,
-            slot: SlotRequest::None,
-            has_left_slot_queue: false,
-            void_grants: 0,
+            letters: HashMap::new(),
+            last_ticket: 0,
+            slots,
+            held_until: None,
+            permit: None,
             has_ended: false,
         }
     }
@@ -175,7 +116,8 @@ impl Worker {
                 continue;
             }
             let idle_end = self.pusher.close_idle(Instant::now());
-            let received = match self.queues.next_due().into_iter().chain(idle_end).min() {
+            let next_work = self.held_until.or_else(|| self.queues.next_due());
+            let received = match next_work.into_iter().chain(idle_end).min() {
                 Some(due) => self.channels.inbox.recv_deadline(due),
                 None => self.channels.inbox.recv().map_err(RecvTimeoutError::from),
             };
@@ -191,13 +133,32 @@ impl Worker {
     /// only for the attempt.
     pub(super) fn step(&mut self) -> bool {
         self.receive_all();
+        self.held_until = self.hold();
+        if self.held_until.is_some() {
+            self.slots.withdraw(self.queues.has_fresh());
+            return false;
+        }
         self.work_once()
+    }
+
+    /// Returns until when no attempt may begin, if there is something to attempt now.
+    fn hold(&mut self) -> Option<Instant> {
+        let backends = &self.context.backends;
+        if backends.are_all_in_use() && self.permit.is_none() {
+            return None;
+        }
+        let now = Instant::now();
+        let has_due = self.queues.next_due().is_some_and(|due| due <= now);
+        if !has_due && (!self.queues.has_fresh() || self.slots.is_waiting()) {
+            return None;
+        }
+        backends.blocked_until(self.number, now).or(self.permit.filter(|due| now < *due))
     }
 
     /// Whether nothing but a message or the end of a wait can give this worker something to do.
     #[cfg(test)]
     pub(super) fn may_block(&self) -> bool {
-        !self.queues.has_fresh() || self.slot == SlotRequest::Waiting
+        !self.queues.has_fresh() || self.slots.is_waiting() || self.held_until.is_some()
     }
 
     fn receive_all(&mut self) {
@@ -210,8 +171,10 @@ impl Worker {
         match message {
             WorkerMessage::Job(job) => self.enqueue(job),
             WorkerMessage::Recheck(claims) => self.abandon_what_is_over(&claims),
-            WorkerMessage::SlotGranted if self.void_grants > 0 => self.void_grants -= 1,
-            WorkerMessage::SlotGranted => self.slot = SlotRequest::Granted,
+            WorkerMessage::LetterEnded { ticket, result } => self.on_letter_ended(ticket, result),
+            WorkerMessage::SlotGranted => self.slots.granted(),
+            // Only wakes the worker.
+            WorkerMessage::BackendReturned => {}
             WorkerMessage::End => self.has_ended = true,
         }
     }
@@ -219,8 +182,7 @@ impl Worker {
     fn enqueue(&mut self, job: Box<Job>) {
         let key = job.message.key.as_ref().filter(|key| !key.is_empty() && self.context.config.serialize_by_key);
         let hash = key.map(|key| self.hasher.hash_one(key));
-        let pending = PendingJob { job, attempts: 0, last_backend: None, has_slot: false, has_waited: false };
-        if self.queues.push(hash, pending) {
+        if self.queues.push(hash, PendingJob::new(job)) {
             self.report(WorkerReport::Waits { worker: self.number });
         }
     }
@@ -237,7 +199,7 @@ impl Worker {
         if let Some((queue, pending)) = taken {
             self.attempt_or_wait(queue, pending);
         } else if !self.queues.has_fresh() {
-            self.withdraw_slot_request();
+            self.slots.withdraw(false);
         }
         is_taken
     }
@@ -249,20 +211,8 @@ impl Worker {
 
     /// Takes a job for its first attempt, with a slot of the window.
     fn take_fresh(&mut self) -> Option<(QueueId, PendingJob)> {
-        if !self.queues.has_fresh() {
+        if !self.queues.has_fresh() || !self.slots.acquire() {
             return None;
-        }
-        match self.slot {
-            SlotRequest::Granted => self.slot = SlotRequest::None,
-            SlotRequest::Waiting => return None,
-            SlotRequest::None => {
-                let is_back = std::mem::take(&mut self.has_left_slot_queue);
-                if let Acquired::Registered(granted) = self.context.slots.acquire(self.number, is_back) {
-                    self.tell_granted(granted);
-                    self.slot = SlotRequest::Waiting;
-                    return None;
-                }
-            }
         }
         let (queue, mut pending) = self.queues.take_fresh()?;
         pending.has_slot = true;
@@ -270,51 +220,49 @@ impl Worker {
         Some((queue, pending))
     }
 
-    /// Returns a slot that was granted and ends the wait for one. Must be called before this worker does anything that
-    /// takes long, since the slot would be unused meanwhile.
-    fn withdraw_slot_request(&mut self) {
-        self.has_left_slot_queue |= self.slot != SlotRequest::None && self.queues.has_fresh();
-        let was_granted = match std::mem::replace(&mut self.slot, SlotRequest::None) {
-            SlotRequest::None => false,
-            SlotRequest::Granted => true,
-            SlotRequest::Waiting => {
-                let left = self.context.slots.leave(self.number);
-                self.void_grants += usize::from(left == Left::Granted);
-                left == Left::Granted
-            }
-        };
-        if was_granted {
-            self.tell_granted(self.context.slots.release());
+    fn release_slot(&self, pending: &mut PendingJob) {
+        if std::mem::take(&mut pending.has_slot) {
+            self.slots.release();
         }
     }
 
-    fn attempt_or_wait(&mut self, queue: QueueId, pending: PendingJob) {
+    fn attempt_or_wait(&mut self, queue: QueueId, mut pending: PendingJob) {
         if pending.is_over() {
             self.abandon(queue, pending);
-        } else if pending.job.assignment.may_push() {
-            self.attempt(queue, pending);
+        } else if !pending.job.assignment.may_push() {
+            self.wait(queue, pending, LEASE_CHECK_INTERVAL);
+        } else if let Some(letter) = pending.letter.take() {
+            self.store_letter(queue, pending, letter);
+        } else if let Some(reason) = pending.job.unpushable {
+            pending.job.assignment.note_started(pending.job.message.offset);
+            self.give_up(queue, pending, GiveUpReason::from(reason));
         } else {
-            self.wait_for_lease(queue, pending);
+            self.attempt(queue, pending);
         }
     }
 
     fn attempt(&mut self, queue: QueueId, mut pending: PendingJob) {
-        self.withdraw_slot_request();
+        self.slots.withdraw(self.queues.has_fresh());
         let attempt = pending.attempts.saturating_add(1);
-        let servers = &self.context.config.backend_servers;
-        let backend = self.rotation.next(servers.len(), pending.last_backend);
-        let job = &pending.job;
+        let chosen = match self.choose_backend(&pending) {
+            Ok(chosen) => chosen,
+            Err(until) => return self.wait(queue, pending, until.saturating_duration_since(Instant::now())),
+        };
+        let (backend, job) = (chosen.index, &pending.job);
         job.assignment.note_started(job.message.offset);
-        let url = self.pusher.url(job, &servers[backend]);
+        let url = self.pusher.url(job, self.context.backends.server(backend));
         let began = Instant::now();
         let Some(outcome) = self.pusher.push(job, &url, attempt) else {
             // The end of the lease or of the claim ended the request. The message is not done, even if this was its
             // last attempt.
-            return self.wait_for_lease(queue, pending);
+            self.end_push(chosen, PushVerdict::NotMade);
+            return self.wait(queue, pending, LEASE_CHECK_INTERVAL);
         };
         let took = began.elapsed();
         (pending.attempts, pending.last_backend) = (attempt, Some(backend));
-        let next = self.context.config.retry.next(attempt, &outcome, self.random.next());
+        let config = &self.context.config;
+        let next = config.retry.next(&config.outcomes, attempt, &outcome, self.random.next());
+        self.end_push(chosen, PushVerdict::new(&outcome, next, attempt, config.ejection.count_5xx));
         self.count(&outcome, next, took);
         let (module, number, job) = (&self.context.config.name, self.number, &pending.job);
         let fields = AttemptFields { job, url: &url, attempt, outcome: &outcome, took };
@@ -331,20 +279,48 @@ impl Worker {
                 );
                 self.park(queue, pending, pause);
             }
-            NextStep::GiveUp => {
+            NextStep::GiveUp(cause) => {
                 let last = LastAttempt { number: attempt, outcome: &outcome, url: &url, took };
-                let reason = GiveUpReason::after_attempt(last);
-                give_up(&self.context, &job.message, job.method.as_deref(), reason);
-                self.done(queue, pending);
+                self.give_up(queue, pending, GiveUpReason::AfterAttempt(cause, last));
             }
         }
     }
 
-    fn wait_for_lease(&mut self, queue: QueueId, mut pending: PendingJob) {
+    /// Returns the backend of the next push, or until when no push may begin.
+    fn choose_backend(&mut self, pending: &PendingJob) -> Result<ChosenBackend, Instant> {
+        let (context, now) = (&*self.context, Instant::now());
+        if let Some(rate) = &context.push_rate {
+            let due = rate.permit(&mut self.permit, now);
+            if now < due {
+                return Err(due);
+            }
+        }
+        let may_retry = context.config.retry.may_retry_after(pending.attempts.saturating_add(1));
+        let push = NextPush { last: pending.last_backend, may_retry, random: self.random.next() };
+        match context.backends.choose(&mut self.rotation, push, now) {
+            Choice::Use(chosen) => {
+                self.permit = None;
+                Ok(chosen)
+            }
+            Choice::WaitUntil(until) => Err(until),
+        }
+    }
+
+    /// Ends a push at its backend, and wakes the workers that can go on because of it.
+    fn end_push(&self, chosen: ChosenBackend, verdict: PushVerdict<'_>) {
+        for worker in self.context.backends.end(chosen, verdict, Instant::now()) {
+            // Fails only if that worker has ended, and then the module ends.
+            let _ = self.channels.workers[worker].send(WorkerMessage::BackendReturned);
+        }
+    }
+
+    /// Lets a taken job wait although its turn has come: for its lease, or for a backend. Without an attempt it has no
+    /// slot meanwhile.
+    fn wait(&mut self, queue: QueueId, mut pending: PendingJob, pause: Duration) {
         if pending.attempts == 0 {
             self.release_slot(&mut pending);
         }
-        self.park(queue, pending, LEASE_CHECK_INTERVAL);
+        self.park(queue, pending, pause);
     }
 
     /// Lets the queue of a taken job wait for `pause`, or abandons the job if no attempt may follow.
@@ -352,67 +328,15 @@ impl Worker {
         if pending.is_over() {
             return self.abandon(queue, pending);
         }
-        if !pending.has_waited {
-            pending.has_waited = true;
-            self.report(WorkerReport::Waits { worker: self.number });
-        }
+        self.report_wait(&mut pending);
         self.queues.park(queue, pending, Instant::now() + pause);
     }
 
-    fn done(&mut self, queue: QueueId, pending: PendingJob) {
-        self.acknowledge(pending, JobEnd::Done);
-        self.queues.finish(queue);
-    }
-
-    /// Abandons a taken job, and the later jobs of its claim with the same key: they must not overtake it.
-    fn abandon(&mut self, queue: QueueId, pending: PendingJob) {
-        // The dispatcher sends no job of a claim after it has moved the claim on, so the channel has the last of them.
-        self.receive_all();
-        for behind in self.queues.remove_behind(queue, |behind| behind.is_of_claim(&pending.job)) {
-            self.acknowledge(behind, JobEnd::Abandoned);
+    /// Reports that a job waits, once.
+    fn report_wait(&self, pending: &mut PendingJob) {
+        if !std::mem::replace(&mut pending.has_waited, true) {
+            self.report(WorkerReport::Waits { worker: self.number });
         }
-        self.acknowledge(pending, JobEnd::Abandoned);
-        self.queues.finish(queue);
-    }
-
-    /// Abandons the jobs of these claims after which no attempt follows.
-    fn abandon_what_is_over(&mut self, claims: &ClaimIds) {
-        // The claims of which a job of the present queue was abandoned: the later jobs of these must not overtake it.
-        let mut broken: Vec<Arc<Assignment>> = Vec::new();
-        let removed = self.queues.remove_where(|pending, is_first| {
-            if is_first {
-                broken.clear();
-            }
-            let assignment = &pending.job.assignment;
-            if broken.iter().any(|claim| Arc::ptr_eq(claim, assignment)) {
-                return true;
-            }
-            if claims.contains(&assignment.id()) && pending.is_over() {
-                broken.push(Arc::clone(assignment));
-                return true;
-            }
-            false
-        });
-        for pending in removed {
-            self.acknowledge(pending, JobEnd::Abandoned);
-        }
-    }
-
-    fn acknowledge(&self, mut pending: PendingJob, end: JobEnd) {
-        self.release_slot(&mut pending);
-        let PendingJob { job, has_waited, .. } = pending;
-        let ack = Ack {
-            worker: self.number,
-            has_waited,
-            partition: job.assignment.partition,
-            generation: job.assignment.generation,
-            window: job.window,
-            offset: job.message.offset,
-            end,
-        };
-        // Before the report: once all jobs are acknowledged, all their memory is returned.
-        drop(job);
-        self.report(WorkerReport::Ack(ack));
     }
 
     fn report(&self, report: WorkerReport) {
@@ -420,20 +344,7 @@ impl Worker {
         let _ = self.channels.reports.send(report);
     }
 
-    fn release_slot(&self, pending: &mut PendingJob) {
-        if std::mem::take(&mut pending.has_slot) {
-            self.tell_granted(self.context.slots.release());
-        }
-    }
-
-    fn tell_granted(&self, worker: Option<usize>) {
-        if let Some(worker) = worker {
-            // Fails only if that worker has ended, and then the module ends.
-            let _ = self.channels.workers[worker].send(WorkerMessage::SlotGranted);
-        }
-    }
-
-    /// Counts an attempt, and counts the message if it is delivered. [`give_up`] counts a message that is given up.
+    /// Counts an attempt, and counts the message if it is delivered.
     fn count(&self, outcome: &AttemptOutcome, next: NextStep, took: Duration) {
         let metrics = &self.context.metrics;
         metrics.push_seconds.observe(took.as_secs_f64());

@@ -60,10 +60,15 @@ mod kmonitor_verdicts;
 mod kproxy;
 /// ktransfer: hostile backends and messages that cannot be pushed.
 mod ktransfer_backends;
+/// ktransfer: backends that are dead, one of several or all of them.
+mod ktransfer_dead_backends;
 /// ktransfer: three instances while everything around them fails once.
 mod ktransfer_faults;
 /// ktransfer: backends that answer early, late, wrongly or not at all.
 mod ktransfer_http;
+/// ktransfer: https backends, client certificates, signatures.
+#[cfg(feature = "tls")]
+mod ktransfer_https;
 /// ktransfer: what refused keys and large messages do to the rest of a module.
 mod ktransfer_isolation;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.

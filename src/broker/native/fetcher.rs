@@ -6,9 +6,8 @@
 use std::time::{Duration, Instant};
 
 use super::config;
-use crate::broker::fetching::{MAX_HEADER_BYTES, MAX_HEADERS};
 use crate::broker::{
-    BrokerConfig, FetchEvent, Fetcher, FetcherConfig, Header, LogIdentity, Message, MessageBatch, Offset,
+    BrokerConfig, FetchEvent, Fetcher, FetcherConfig, Header, HeaderLimits, LogIdentity, Message, MessageBatch, Offset,
     TopicPartition,
 };
 use crate::kafka::fetch::{self, Fetcher as Client, MessageView};
@@ -21,6 +20,7 @@ const UNREACHABLE_FOR: Duration = Duration::from_millis(1_500);
 /// Reads messages with the client in `src/kafka`.
 pub(in crate::broker) struct NativeFetcher {
     client: Client,
+    headers: HeaderLimits,
     /// Why no broker can be reached, and until when polls without messages report it.
     unreachable: Option<(String, Instant)>,
 }
@@ -35,12 +35,14 @@ impl NativeFetcher {
         let client_config = config::fetcher(&broker.settings, config);
         let connector = config::connector(broker, config::max_fetch_response_bytes(config))?;
         let bootstrap = config::bootstrap(&broker.hosts)?;
-        Ok(NativeFetcher { client: Client::new(connector, bootstrap, client_config, supervisor), unreachable: None })
+        let client = Client::new(connector, bootstrap, client_config, supervisor);
+        Ok(NativeFetcher { client, headers: config.headers, unreachable: None })
     }
 
     /// Converts the events of a poll at the time `now`.
     fn take(&mut self, events: Vec<fetch::FetchEvent>, now: Instant) -> Vec<FetchEvent> {
-        let mut events: Vec<FetchEvent> = events.into_iter().map(seam_event).collect();
+        let limits = self.headers;
+        let mut events: Vec<FetchEvent> = events.into_iter().map(|event| seam_event(event, limits)).collect();
         for event in &events {
             match event {
                 // A position that moves proves that a broker responds.
@@ -82,11 +84,11 @@ impl Fetcher for NativeFetcher {
     }
 }
 
-fn seam_event(event: fetch::FetchEvent) -> FetchEvent {
+fn seam_event(event: fetch::FetchEvent, limits: HeaderLimits) -> FetchEvent {
     match event {
         fetch::FetchEvent::Messages(found) => {
             let partition = seam_partition(found.partition());
-            let messages = found.iter().map(|message| seam_message(&partition, message)).collect();
+            let messages = found.iter().map(|message| seam_message(&partition, message, limits)).collect();
             let (next, leader_epoch) = (found.next_offset(), found.leader_epoch());
             FetchEvent::Messages(MessageBatch { partition, messages, next, leader_epoch })
         }
@@ -121,24 +123,27 @@ fn seam_partition(partition: &fetch::TopicPartition) -> TopicPartition {
     TopicPartition { topic: partition.topic.clone(), partition: partition.partition }
 }
 
-fn seam_message(from: &TopicPartition, message: MessageView<'_>) -> Message {
+fn seam_message(from: &TopicPartition, message: MessageView<'_>, limits: HeaderLimits) -> Message {
     Message {
         from: from.clone(),
         offset: message.offset,
         key: message.key.map(<[u8]>::to_vec),
         value: message.value.map(<[u8]>::to_vec),
-        headers: bounded_headers(message.headers.iter()),
+        headers: bounded_headers(message.headers.iter(), limits),
         timestamp_ms: message.timestamp_ms,
     }
 }
 
 /// Returns the headers that fit into the limits.
-fn bounded_headers<'a>(headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Vec<Header> {
-    let mut room_bytes = MAX_HEADER_BYTES;
+fn bounded_headers<'a>(
+    headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+    limits: HeaderLimits,
+) -> Vec<Header> {
+    let mut room_bytes = limits.max_bytes;
     let mut kept = Vec::new();
     for (name, value) in headers {
         let size_bytes = name.len() + value.map_or(0, <[u8]>::len);
-        if kept.len() < MAX_HEADERS && size_bytes <= room_bytes {
+        if kept.len() < limits.max_count && size_bytes <= room_bytes {
             room_bytes -= size_bytes;
             let name = String::from_utf8_lossy(name).into_owned();
             kept.push(Header { name, value: value.map(<[u8]>::to_vec) });
@@ -161,7 +166,8 @@ mod tests {
             request_timeout: Duration::from_millis(50),
             settings: Default::default(),
         };
-        let config = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 10 };
+        let config =
+            FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 10, headers: HeaderLimits::default() };
         NativeFetcher::new(&broker, &config, supervisor).unwrap()
     }
 
@@ -186,10 +192,11 @@ mod tests {
     #[test]
     fn the_headers_of_a_message_are_bounded_by_number_and_bytes() {
         let none: Option<&[u8]> = None;
-        assert_eq!(bounded_headers((0..100_000).map(|_| (&b"a"[..], none))).len(), MAX_HEADERS);
-        let long = vec![7; MAX_HEADER_BYTES];
+        let limits = HeaderLimits::default();
+        assert_eq!(bounded_headers((0..100_000).map(|_| (&b"a"[..], none)), limits).len(), limits.max_count);
+        let long = vec![7; limits.max_bytes];
         let headers = [(&b"long"[..], Some(&long[..])), (b"a", Some(b"1")), (b"", none)];
-        let kept = bounded_headers(headers.into_iter());
+        let kept = bounded_headers(headers.into_iter(), limits);
         assert_eq!(kept.iter().map(|header| header.name.as_str()).collect::<Vec<_>>(), ["a", ""]);
     }
 }

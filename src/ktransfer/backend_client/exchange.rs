@@ -17,6 +17,7 @@ use super::buffers::PushBuffers;
 use crate::broker::PartitionId;
 use crate::ktransfer::group::{Generation, TimedFence};
 use crate::ktransfer::job::Assignment;
+use crate::ktransfer::outcomes::TransportError;
 use crate::locks::lock;
 
 /// State of the push of one worker.
@@ -55,9 +56,18 @@ pub(super) struct Report {
     /// The pause that `Retry-After` requests.
     pub(super) retry_after: Option<Duration>,
     /// Why the push ended without an answer.
-    pub(super) failure: Option<String>,
+    pub(super) failure: Option<Failure>,
     /// Whether the push ended because of its claim, not because of the backend.
     pub(super) is_aborted: bool,
+}
+
+/// Why a push ended without an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// The kind of error; `None` for a failure of this machine.
+    pub(super) error: Option<TransportError>,
+    /// The error text, for the log.
+    pub(super) text: String,
 }
 
 /// The claim does not permit a push now.
@@ -130,12 +140,12 @@ impl Exchange {
 
     /// Reports why the push has ended without an answer. After a cut, an error of the connection is no failure of the
     /// backend.
-    pub(super) fn report_failure(&self, text: String, was_sent: bool) {
+    pub(super) fn report_failure(&self, error: Option<TransportError>, text: String, was_sent: bool) {
         let mut state = self.lock();
         let is_cut = !state.may_continue();
         state.report.is_aborted |= is_cut;
         state.report.was_sent = was_sent;
-        state.report.failure.get_or_insert(text);
+        state.report.failure.get_or_insert(Failure { error, text });
     }
 
     /// Changes the report of the push.

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use ureq::Agent;
 use ureq::http::{Request, Response, header};
 
-use super::exchange::{Exchange, Report};
+use super::exchange::{Exchange, Failure, Report};
 use super::request::RequestBuilder;
 use crate::ktransfer::job::Job;
+use crate::ktransfer::outcomes::TransportError;
 use crate::ktransfer::policy::AttemptOutcome;
 use crate::panics;
 
@@ -120,9 +121,22 @@ fn push_end(ended: Result<Result<u16, ureq::Error>, String>, report: Report) -> 
         Ok(Err(cause @ (ureq::Error::Http(_) | ureq::Error::BadUri(_)))) if !report.was_sent => {
             AttemptOutcome::Impossible { reason: cause.to_string() }
         }
-        Ok(Err(cause)) => AttemptOutcome::Failed { reason: report.failure.unwrap_or_else(|| cause.to_string()) },
-        Err(panic) => AttemptOutcome::Failed { reason: format!("the HTTP client panicked: {panic}") },
+        Ok(Err(cause)) => {
+            let failure = report.failure.unwrap_or_else(|| failure_of(&cause));
+            AttemptOutcome::Failed { error: failure.error, reason: failure.text }
+        }
+        Err(panic) => AttemptOutcome::Failed { error: None, reason: format!("the HTTP client panicked: {panic}") },
     }))
+}
+
+/// Returns the failure of a push that ended before it had a connection. The resolver reports `NotFound`.
+fn failure_of(cause: &ureq::Error) -> Failure {
+    let is_lookup = match cause {
+        ureq::Error::HostNotFound => true,
+        ureq::Error::Io(cause) => cause.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    };
+    Failure { error: is_lookup.then_some(TransportError::NameLookup), text: cause.to_string() }
 }
 
 fn exchange_with_backend(agent: &Agent, request: Request<&[u8]>) -> Result<u16, ureq::Error> {

@@ -69,7 +69,7 @@ impl PushAttempt for Attempts {
         backend.random = backend.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         match backend.random >> 61 {
             0..=2 if !backend.is_healthy => Some(AttemptOutcome::Answered { status: 503, retry_after: None }),
-            3 if !backend.is_healthy => Some(AttemptOutcome::Failed { reason: "reset".to_owned() }),
+            3 if !backend.is_healthy => Some(AttemptOutcome::Failed { error: None, reason: "reset".to_owned() }),
             4 if !backend.is_healthy => None,
             _ => {
                 assert!(backend.by_claim.insert((job.assignment.generation, partition, offset)), "twice in a claim");

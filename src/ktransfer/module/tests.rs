@@ -1,6 +1,8 @@
 //! Tests of a whole module with an in-memory broker, a group that is scripted by the test, and a real HTTP backend.
 
+mod backends;
 mod claims;
+mod dead_letters_and_outcomes;
 mod delivery;
 mod keys;
 mod stops;
@@ -17,8 +19,9 @@ use crossbeam_channel::{Receiver, Sender, never, select, tick};
 
 use crate::admin::Health;
 use crate::broker::in_memory::MemoryBroker;
-use crate::broker::{Offset, PartitionId, TopicPartition};
+use crate::broker::{Offset, PartitionId, Producer, TopicPartition};
 use crate::clock::BootTime;
+use crate::ktransfer::dead_letters::{self, LetterCompletion, ModuleLetters};
 use crate::ktransfer::group::{Claim, Generation, GroupEvent, Mailbox, TimedFence};
 use crate::ktransfer::metrics::Metrics;
 use crate::ktransfer::test_backend::{ReceivedRequest, TestBackend, wait_until};
@@ -74,8 +77,11 @@ struct ModuleRig {
     record: Arc<GroupRecord>,
     script: Sender<GroupEvent>,
     registry: Registry,
+    health: Health,
     stop: Stop,
     thread: Option<JoinHandle<()>>,
+    /// The thread that stores dead letters, and its stop.
+    letters: Option<(Stop, JoinHandle<()>)>,
 }
 
 impl ModuleRig {
@@ -95,9 +101,21 @@ impl ModuleRig {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).of_module(&config.name, &config.topic);
         let (health, stop) = (Health::new(), Stop::new());
+        let (letter_sender, letters) = dead_letters::channel(1);
+        let dead_letters = config.dead_letter_topic.as_ref().map(|topic| {
+            let (topic, component) = (Arc::clone(topic), health.component("dead letters of m"));
+            ModuleLetters::new(letter_sender, Arc::clone(&config.name), topic, metrics.clone(), component)
+        });
+        let (letter_broker, letter_stop) = (broker.clone(), Stop::new());
+        let letters_stopped = letter_stop.clone();
+        let letter_thread = std::thread::spawn(move || {
+            let make = || Ok(Arc::new(letter_broker.producer()) as Arc<dyn Producer<LetterCompletion>>);
+            dead_letters::store_letters(&letters, &letters_stopped, make);
+        });
         let module = Module {
             config,
             metrics,
+            dead_letters,
             health: health.component("module m"),
             broker_health: health.component("broker of m"),
             grace: Duration::from_secs(4),
@@ -123,7 +141,8 @@ impl ModuleRig {
                 })
             });
         });
-        ModuleRig { broker, backend, record, script, registry, stop, thread: Some(thread) }
+        let letters = Some((letter_stop, letter_thread));
+        ModuleRig { broker, backend, record, script, registry, health, stop, thread: Some(thread), letters }
     }
 
     fn gain(&self, partition: PartitionId, generation: u64, position: Option<Offset>) {
@@ -160,6 +179,10 @@ impl ModuleRig {
     fn end(&mut self) {
         self.stop.trigger();
         if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+        if let Some((stop, thread)) = self.letters.take() {
+            stop.trigger();
             thread.join().unwrap();
         }
     }

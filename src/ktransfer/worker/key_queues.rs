@@ -12,7 +12,8 @@ use std::time::Instant;
 
 /// A job as the queues see it.
 pub(super) trait Queued {
-    /// Whether the job has a slot of the window. Without one, it is taken with [`KeyQueues::take_fresh`].
+    /// Whether the job needs no further slot of the window: it has one, or it is not to be pushed any more. Otherwise it
+    /// is taken with [`KeyQueues::take_fresh`].
     fn has_slot(&self) -> bool;
 
     /// Called when the job is added behind another job of its key.

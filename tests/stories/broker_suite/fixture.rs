@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use kafka_http_wrapper::broker::in_memory::MemoryBroker;
 use kafka_http_wrapper::broker::{
-    self, Acks, AppendResult, BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, LogEnds, Message,
+    self, Acks, AppendResult, BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, HeaderLimits, LogEnds, Message,
     PartitionerKind, Producer, ProducerConfig, Record, TopicPartition,
 };
 use kafka_http_wrapper::shutdown::Stop;
@@ -99,7 +99,11 @@ impl Fixture {
         if self.kind == Kind::Memory {
             return Box::new(self.memory.fetcher());
         }
-        let config = FetcherConfig { prefetch_bytes: 16 << 20, max_message_bytes: MAX_MESSAGE_BYTES };
+        let config = FetcherConfig {
+            prefetch_bytes: 16 << 20,
+            max_message_bytes: MAX_MESSAGE_BYTES,
+            headers: HeaderLimits::default(),
+        };
         broker::fetcher(&self.config(), config, &self.supervisor).expect("creating a fetcher needs no broker")
     }
 

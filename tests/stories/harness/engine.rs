@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use kafka_http_wrapper::broker::{
-    self, BrokerConfig, Engine, FetchEvent, Fetcher, FetcherConfig, KafkaSettings, Message, TopicPartition,
+    self, BrokerConfig, Engine, FetchEvent, Fetcher, FetcherConfig, HeaderLimits, KafkaSettings, Message,
+    TopicPartition,
 };
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::Supervisor;
@@ -74,7 +75,7 @@ pub(crate) fn read_messages(fetcher: &mut dyn Fetcher, count: usize) -> Vec<Mess
 #[track_caller]
 pub(crate) fn read_partition(brokers: &str, topic: &str, partition: i32, count: usize) -> Vec<Message> {
     let supervisor = Supervisor::new("read", Stop::new());
-    let sizes = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 20 };
+    let sizes = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 20, headers: HeaderLimits::default() };
     let config = broker_config(brokers, Engine::Native);
     let mut fetcher = broker::fetcher(&config, sizes, &supervisor).expect("creating a fetcher needs no broker");
     fetcher.assign(&TopicPartition { topic: topic.into(), partition }, 0);

@@ -44,6 +44,8 @@ pub(crate) mod server_process;
 pub(crate) mod testbed;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+#[cfg(feature = "tls")]
+pub(crate) mod tls_backend;
 pub(crate) mod transactions;
 pub(crate) mod wait;
 pub(crate) mod zabbix;

@@ -11,6 +11,8 @@ use crate::ktransfer::test_fixtures::{RECORD_HEADERS, job, module_config};
 mod answers;
 mod connections;
 mod limits;
+#[cfg(feature = "tls")]
+mod tls;
 
 /// The client of a module with the usual test configuration, and the pusher of its first worker.
 fn client(server: &str) -> (HttpClient, Pusher) {
@@ -37,11 +39,20 @@ fn answered(status: u16, retry_after_s: Option<u64>) -> PushEnd {
     PushEnd::Attempted(AttemptOutcome::Answered { status, retry_after })
 }
 
+/// The kind of error of a failed attempt.
+#[track_caller]
+fn error_of(end: PushEnd) -> Option<TransportError> {
+    match end {
+        PushEnd::Attempted(AttemptOutcome::Failed { error, .. }) => error,
+        other => panic!("not a failed attempt: {other:?}"),
+    }
+}
+
 /// The reason of a failed attempt.
 #[track_caller]
 fn failure(end: PushEnd) -> String {
     match end {
-        PushEnd::Attempted(AttemptOutcome::Failed { reason }) => reason,
+        PushEnd::Attempted(AttemptOutcome::Failed { reason, .. }) => reason,
         other => panic!("not a failed attempt: {other:?}"),
     }
 }
@@ -53,7 +64,7 @@ fn a_push_has_the_message_as_body_and_its_topic_partition_and_offset_as_headers(
     let body: Vec<u8> = (0..=255).cycle().take(100_000).collect();
     let job = job(Some(b"k/\xff"), Some(&body), RECORD_HEADERS);
     let url = pusher.url(&job, &backend.server);
-    assert_eq!(pusher.push(&job, &url, 2), answered(200, None));
+    assert_eq!(pusher.push(&job, &url, 2), answered(200, Some(7)));
     let request = &backend.received()[0];
     assert_eq!(request.url, "/p?key=k%2F%FF&transid=42&method=%2A");
     assert!(request.body == body);

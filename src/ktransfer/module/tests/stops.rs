@@ -48,6 +48,7 @@ fn a_module_whose_group_fails_is_not_restarted() {
     }
     let (registry, health, broker) = (Registry::new(), Health::new(), MemoryBroker::new());
     let module = Module {
+        dead_letters: None,
         config: module_config(&["127.0.0.1:1"]),
         metrics: Metrics::new(&registry).of_module("m", "t"),
         health: health.component("module m"),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ureq::unversioned::transport::{ConnectionDetails, Connector};
 
 use super::*;
-use crate::ktransfer::backend_client::connection::TcpConnection;
+use crate::ktransfer::backend_client::connection::BackendConnection;
 use crate::ktransfer::test_backend::{read_request, start_raw, wait_until};
 
 #[test]
@@ -134,7 +134,8 @@ fn a_kept_connection_that_is_closed_after_the_request_fails_the_attempt() {
 
 #[test]
 fn nothing_sent_on_a_closed_idle_connection_is_repeated() {
-    let report = Report { was_closed_idle: true, failure: Some("Broken pipe".to_owned()), ..Report::default() };
+    let failure = Failure { error: Some(TransportError::Closed), text: "Broken pipe".to_owned() };
+    let report = Report { was_closed_idle: true, failure: Some(failure), ..Report::default() };
     let failed = || Ok(Err(ureq::Error::ConnectionFailed));
     assert_eq!(push_end(failed(), report.clone()), None);
     let answered_before = Report { status: Some(408), ..report.clone() };
@@ -148,9 +149,9 @@ fn nothing_sent_on_a_closed_idle_connection_is_repeated() {
 struct PanickingConnector;
 
 impl Connector for PanickingConnector {
-    type Out = TcpConnection;
+    type Out = BackendConnection;
 
-    fn connect(&self, _: &ConnectionDetails, _: Option<()>) -> Result<Option<TcpConnection>, ureq::Error> {
+    fn connect(&self, _: &ConnectionDetails, _: Option<()>) -> Result<Option<BackendConnection>, ureq::Error> {
         panic!("an odd answer")
     }
 }
@@ -163,5 +164,5 @@ fn a_panic_of_the_http_client_fails_one_attempt() {
     pusher.agent = Agent::with_parts(ureq::config::Config::default(), PanickingConnector, resolver);
     let end = push(&mut pusher, &job(None, None, &[]), &backend.server);
     assert_eq!(failure(end), "the HTTP client panicked: an odd answer");
-    assert_eq!(push(&mut pusher, &job(None, None, &[]), &backend.server), answered(200, None));
+    assert_eq!(push(&mut pusher, &job(None, None, &[]), &backend.server), answered(200, Some(7)));
 }

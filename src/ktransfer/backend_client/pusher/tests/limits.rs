@@ -71,6 +71,49 @@ fn no_connection_and_no_answer_fail_within_their_timeouts() {
     assert!(failure(push(&mut pusher, &job(None, None, &[]), &closed)).contains("refused"));
 }
 
+#[test]
+fn each_failure_has_its_kind() {
+    let full = FullPort::new();
+    let silent = start_raw(|stream, _| wait_for_close(&stream));
+    let garbage = start_raw(|mut stream, _| {
+        read_request(&stream);
+        stream.write_all(b"SSH-2.0\r\n").unwrap();
+    });
+    let closing = start_raw(|stream, _| drop(read_request(&stream)));
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let unreachable = "[2001:db8::1]:80".to_owned();
+    for (server, expected) in [
+        (full.address.to_string(), TransportError::ConnectTimeout),
+        (silent.clone(), TransportError::ReadTimeout),
+        (garbage, TransportError::NotHttp),
+        (closing, TransportError::Closed),
+        (closed, TransportError::ConnectRefused),
+    ] {
+        let (_client, mut pusher) = client_with(&server, |config| {
+            config.protocol.connect_timeout = Some(Duration::from_millis(300));
+            config.protocol.read_timeout = Some(Duration::from_millis(300));
+        });
+        let end = push(&mut pusher, &job(None, Some(b"body"), &[]), &server);
+        assert_eq!(error_of(end), Some(expected), "{server}");
+    }
+    // The connection stays open, and nobody reads.
+    let deaf = start_raw(|stream, _| std::mem::forget(stream));
+    let (_client, mut pusher) = client_with(&deaf, |config| {
+        config.protocol.write_timeout = Some(Duration::from_millis(200));
+    });
+    let end = push(&mut pusher, &job(None, Some(&vec![0; 30 << 20]), &[]), &deaf);
+    assert_eq!(error_of(end), Some(TransportError::WriteTimeout));
+    assert_eq!(failure_of(&ureq::Error::HostNotFound).error, Some(TransportError::NameLookup));
+    assert_eq!(failure_of(&ureq::Error::ConnectionFailed).error, None);
+    // This address is for documentation: no route, or no IPv6 at all, or nobody answers.
+    let (_client, mut pusher) = client_with(&unreachable, |config| {
+        config.protocol.connect_timeout = Some(Duration::from_millis(300));
+    });
+    let error = error_of(push(&mut pusher, &job(None, None, &[]), &unreachable));
+    let expected = [TransportError::ConnectFailed, TransportError::ConnectTimeout];
+    assert!(error.is_some_and(|error| expected.contains(&error)), "{error:?}");
+}
+
 /// One limit for head and body together: a backend that reads a little now and then does not extend it.
 #[test]
 fn the_write_timeout_is_one_limit_for_the_whole_request() {

@@ -18,7 +18,7 @@ const INPUT_BYTES: usize = 32 * 1024;
 const MAX_OUTPUT_BYTES: usize = 128 * 1024;
 
 /// The TLS state of one connection.
-pub(in crate::kafka) struct TlsSession {
+pub(crate) struct TlsSession {
     connection: ClientConnection,
     input: Box<[u8]>,
     /// The received bytes in `input` that have not been decrypted.
@@ -27,7 +27,7 @@ pub(in crate::kafka) struct TlsSession {
     failure: Option<TlsFailure>,
     /// Whether anything has been received: the first bytes show whether the peer speaks TLS.
     has_received: bool,
-    /// Whether the broker demanded a client certificate and none is configured.
+    /// Whether the server demanded a client certificate and none is configured.
     lacks_certificate: Arc<AtomicBool>,
 }
 
@@ -51,13 +51,13 @@ impl TlsSession {
     }
 
     /// Whether the handshake is not done.
-    pub(in crate::kafka) fn is_handshaking(&self) -> bool {
+    pub(crate) fn is_handshaking(&self) -> bool {
         self.connection.is_handshaking()
     }
 
     /// Decrypts received records into `buffer`, which is not empty; consumes session tickets, key
     /// updates and alerts. After an error, [`write_output`](Self::write_output) writes the alert.
-    pub(in crate::kafka) fn decrypt(&mut self, buffer: &mut [u8]) -> Result<Decrypted, TlsFailure> {
+    pub(crate) fn decrypt(&mut self, buffer: &mut [u8]) -> Result<Decrypted, TlsFailure> {
         loop {
             match self.connection.reader().read(buffer) {
                 Ok(0) => return Ok(Decrypted::Closed),
@@ -78,7 +78,7 @@ impl TlsSession {
 
     /// Consumes received records until the handshake is done, or more input is needed. After an error,
     /// [`write_output`](Self::write_output) writes the alert.
-    pub(in crate::kafka) fn advance_handshake(&mut self) -> Result<(), TlsFailure> {
+    pub(crate) fn advance_handshake(&mut self) -> Result<(), TlsFailure> {
         while self.is_handshaking() && !self.undecrypted.is_empty() {
             self.process()?;
         }
@@ -102,13 +102,13 @@ impl TlsSession {
     }
 
     /// Returns space for received records. Only after [`Decrypted::NeedsInput`].
-    pub(in crate::kafka) fn input_space(&mut self) -> &mut [u8] {
+    pub(crate) fn input_space(&mut self) -> &mut [u8] {
         self.undecrypted = 0..0;
         &mut self.input
     }
 
     /// Adds `count` bytes that were written to [`input_space`](Self::input_space).
-    pub(in crate::kafka) fn add_input(&mut self, count: usize) -> Result<(), TlsFailure> {
+    pub(crate) fn add_input(&mut self, count: usize) -> Result<(), TlsFailure> {
         self.undecrypted = 0..count;
         if !self.has_received && count > 0 {
             self.has_received = true;
@@ -123,28 +123,28 @@ impl TlsSession {
     }
 
     /// Encrypts bytes; returns how many. Fewer than all are encrypted if the output has reached its limit.
-    pub(in crate::kafka) fn encrypt(&mut self, bytes: &[u8]) -> usize {
+    pub(crate) fn encrypt(&mut self, bytes: &[u8]) -> usize {
         // Writing into memory does not fail.
         self.connection.writer().write(bytes).unwrap_or(0)
     }
 
     /// Whether there are encrypted bytes to write.
-    pub(in crate::kafka) fn has_output(&self) -> bool {
+    pub(crate) fn has_output(&self) -> bool {
         self.connection.wants_write()
     }
 
     /// Writes encrypted bytes; returns how many.
-    pub(in crate::kafka) fn write_output(&mut self, mut socket: &mut dyn Write) -> io::Result<usize> {
+    pub(crate) fn write_output(&mut self, mut socket: &mut dyn Write) -> io::Result<usize> {
         self.connection.write_tls(&mut socket)
     }
 
     /// Queues the close_notify; [`write_output`](Self::write_output) writes it.
-    pub(in crate::kafka) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.connection.send_close_notify();
     }
 
-    /// Explains a connection that the broker closed in the handshake or before its first response.
-    pub(in crate::kafka) fn closed_early(&self) -> TlsFailure {
+    /// Explains a connection that the server closed in the handshake or before its first response.
+    pub(crate) fn closed_early(&self) -> TlsFailure {
         if self.lacks_certificate.load(Ordering::Relaxed) {
             return client_certificate_missing("it closed the connection");
         }

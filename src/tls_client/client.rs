@@ -11,27 +11,27 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SignatureScheme};
 
 use super::TlsFailure;
+use super::config::{Identity, TlsConfig, TrustRoots};
 use super::session::TlsSession;
-use super::verifier::{BrokerVerifier, Trusted};
-use crate::kafka::config::{Identity, TlsConfig, TrustRoots};
+use super::verifier::{ServerVerifier, Trusted};
 use crate::pem::{self, KeyProblem};
 
 /// The TLS configuration of a client.
 #[derive(Clone, Debug)]
-pub(in crate::kafka) struct TlsClient {
+pub(crate) struct TlsClient {
     config: Arc<ClientConfig>,
     has_identity: bool,
 }
 
 impl TlsClient {
     /// Creates the configuration. The error names the setting that cannot be used.
-    pub(in crate::kafka) fn new(settings: &TlsConfig) -> Result<TlsClient, String> {
+    pub(crate) fn new(settings: &TlsConfig) -> Result<TlsClient, String> {
         let provider = Arc::new(ring::default_provider());
         let trusted = match settings.verify_certificate {
             true => Some(trusted(&settings.roots)?),
             false => None,
         };
-        let verifier = BrokerVerifier {
+        let verifier = ServerVerifier {
             trusted,
             checks_name: settings.verify_host_name,
             algorithms: provider.signature_verification_algorithms,
@@ -51,7 +51,7 @@ impl TlsClient {
     }
 
     /// Creates the state of a new connection to `host`, a name or an IP address.
-    pub(in crate::kafka) fn session(&self, host: &str) -> Result<TlsSession, TlsFailure> {
+    pub(crate) fn session(&self, host: &str) -> Result<TlsSession, TlsFailure> {
         let failure = |reason| TlsFailure { reason, is_refusal: false };
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| failure(format!("{host:?} is not a host name that a certificate can have")))?;
@@ -70,7 +70,7 @@ impl TlsClient {
     }
 }
 
-/// Answers a broker's demand for a client certificate with none, and remembers the demand: the broker's reaction is
+/// Answers a server's demand for a client certificate with none, and remembers the demand: the server's reaction is
 /// often only an alert with another meaning, or a closed connection.
 #[derive(Debug)]
 struct NoCertificate(Arc<AtomicBool>);

@@ -4,6 +4,7 @@
 
 #[cfg(feature = "tls")]
 mod client;
+mod config;
 #[cfg(not(feature = "tls"))]
 mod disabled;
 #[cfg(feature = "tls")]
@@ -14,26 +15,27 @@ mod session;
 mod verifier;
 
 #[cfg(feature = "tls")]
-pub(super) use client::TlsClient;
+pub(crate) use client::TlsClient;
+pub use config::{Identity, TlsConfig, TrustRoots};
 #[cfg(not(feature = "tls"))]
-pub(super) use disabled::{TlsClient, TlsSession};
+pub(crate) use disabled::{TlsClient, TlsSession};
 #[cfg(feature = "tls")]
-pub(super) use session::TlsSession;
+pub(crate) use session::TlsSession;
 
 /// Why a TLS connection failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
-pub(super) struct TlsFailure {
+pub(crate) struct TlsFailure {
     /// The cause, as an error text.
-    pub(super) reason: String,
-    /// Whether the broker refused this client's certificate, or its lack.
-    pub(super) is_refusal: bool,
+    pub(crate) reason: String,
+    /// Whether the server refused this client's certificate, or its lack.
+    pub(crate) is_refusal: bool,
 }
 
 /// The result of [`TlsSession::decrypt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "only a session returns it"))]
-pub(super) enum Decrypted {
+pub(crate) enum Decrypted {
     /// This number of bytes was decrypted.
     Bytes(usize),
     /// All received records are decrypted.

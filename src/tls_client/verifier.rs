@@ -1,4 +1,4 @@
-//! Verifies the certificate of a broker, as far as the configuration demands it. The signature of the handshake is
+//! Verifies the certificate of a server, as far as the configuration demands it. The signature of the handshake is
 //! always verified: it shows that the peer has the key of its certificate.
 
 use std::fmt;
@@ -10,11 +10,11 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-/// What is verified of a broker's certificate.
-pub(super) struct BrokerVerifier {
+/// What is verified of a server's certificate.
+pub(super) struct ServerVerifier {
     /// The trusted authorities; `None` accepts every certificate with every name.
     pub(super) trusted: Option<Trusted>,
-    /// Whether the certificate must have the name or the IP address of the broker.
+    /// Whether the certificate must have the name or the IP address of the server.
     pub(super) checks_name: bool,
     /// The signature algorithms of the cryptography provider.
     pub(super) algorithms: WebPkiSupportedAlgorithms,
@@ -24,7 +24,7 @@ pub(super) struct BrokerVerifier {
 pub(super) struct Trusted {
     /// All of them as authorities.
     pub(super) roots: RootCertStore,
-    /// Those of a CA file. A broker may also have one of them as its own certificate.
+    /// Those of a CA file. A server may also have one of them as its own certificate.
     pub(super) pinned: Vec<CertificateDer<'static>>,
 }
 
@@ -40,7 +40,7 @@ impl Trusted {
         let parsed = ParsedCertificate::try_from(own)?;
         match verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms.all) {
             // The usual self-signed certificate (`openssl req -x509`) is marked as an authority. OpenSSL and Java
-            // accept it from a broker if it is in the CA file. This error comes after the check of the validity period.
+            // accept it from a server if it is in the CA file. This error comes after the check of the validity period.
             Err(Error::InvalidCertificate(CertificateError::Other(cause)))
                 if format!("{cause:?}").contains("CaUsedAsEndEntity") =>
             {
@@ -52,17 +52,17 @@ impl Trusted {
     }
 }
 
-impl fmt::Debug for BrokerVerifier {
+impl fmt::Debug for ServerVerifier {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
-            .debug_struct("BrokerVerifier")
+            .debug_struct("ServerVerifier")
             .field("checks_certificate", &self.trusted.is_some())
             .field("checks_name", &self.checks_name)
             .finish_non_exhaustive()
     }
 }
 
-impl ServerCertVerifier for BrokerVerifier {
+impl ServerCertVerifier for ServerVerifier {
     fn verify_server_cert(
         &self,
         own: &CertificateDer<'_>,

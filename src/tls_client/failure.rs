@@ -4,7 +4,7 @@ use rustls::{AlertDescription, CertificateError, Error};
 
 use super::TlsFailure;
 
-/// Explains an error. `lacks_certificate`: the broker demanded a client certificate, and none is configured.
+/// Explains an error. `lacks_certificate`: the server demanded a client certificate, and none is configured.
 pub(super) fn explain(cause: &Error, lacks_certificate: bool) -> TlsFailure {
     match cause {
         Error::AlertReceived(alert) => refused(*alert, lacks_certificate),
@@ -15,7 +15,7 @@ pub(super) fn explain(cause: &Error, lacks_certificate: bool) -> TlsFailure {
     }
 }
 
-/// Explains that the broker ended the connection because it got no client certificate. `how`: how it ended it.
+/// Explains that the server ended the connection because it got no client certificate. `how`: how it ended it.
 pub(super) fn client_certificate_missing(how: &str) -> TlsFailure {
     let reason = format!("the server requires a client certificate, and none is configured: {how}");
     TlsFailure { reason, is_refusal: true }
