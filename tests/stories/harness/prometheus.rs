@@ -94,6 +94,10 @@ impl Prometheus {
             assert!(self.process.ended().is_none(), "prometheus ended:\n{}", log());
             let answer = http::get(&format!("http://{}/api/v1/targets?state=active", self.address)).ok()?;
             last = answer.text();
+            // 503 until it has read its database.
+            if answer.status != 200 {
+                return None;
+            }
             let targets = answer.json()["data"]["activeTargets"].as_array()?.clone();
             (targets.len() == count && targets.iter().all(|target| target["health"] == "up")).then_some(())
         });
