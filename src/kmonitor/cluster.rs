@@ -297,7 +297,7 @@ impl Poller {
                 let Some(keeper) = self.keeper.clone() else { return };
                 let wanted = |key: &ModuleKey| WantedModule {
                     name: Arc::clone(&key.name),
-                    with_topic_ids: !self.places.was_read(key),
+                    with_topic_ids: self.places.needs_topic_ids(key),
                 };
                 let wanted: Vec<_> = slice.iter().map(wanted).collect();
                 let mut reader = self.memory.zookeeper_source(&*keeper);

@@ -257,3 +257,31 @@ fn a_source_that_cannot_be_read_makes_its_modules_unknown_when_they_are_too_old(
     rig.read(&m, reading(&[("t", 1, Some("one"))]), 17);
     assert_eq!(rig.delay(17), Some(1));
 }
+
+#[test]
+fn the_writer_of_an_offset_says_to_which_topic_it_belongs() {
+    for belongs_to_new in [false, true] {
+        let mut rig = rig(&["t"]);
+        rig.put("t", 5);
+        let m = key("m", Source::Zookeeper);
+        assert!(rig.places.needs_topic_ids(&m), "never read");
+        rig.read(&m, reading(&[("t", 4, None)]), 0);
+        assert_eq!(rig.delay(0), Some(1));
+        let old = rig.reader.topic_id("t");
+        assert!(!rig.places.needs_topic_ids(&m));
+        // Between two cycles the last offset was stored, the topic was created again and got messages.
+        rig.broker.recreate_topic("t", 1);
+        rig.put("t", 7);
+        rig.read(&m, reading(&[("t", 5, None)]), 5);
+        rig.view(5);
+        assert!(rig.places.needs_topic_ids(&m));
+        let mut with_id = reading(&[("t", 5, None)]);
+        let topic_id = if belongs_to_new { rig.reader.topic_id("t") } else { old };
+        with_id.topics.values_mut().for_each(|topic| topic.places.values_mut().for_each(|at| at.topic_id = topic_id));
+        rig.read(&m, with_id, 10);
+        assert_eq!(rig.delay(10), Some(if belongs_to_new { 2 } else { 7 }));
+        assert!(!rig.places.needs_topic_ids(&m));
+        rig.read(&m, reading(&[("t", 5, None)]), 14);
+        assert_eq!(rig.delay(14), Some(if belongs_to_new { 2 } else { 7 }), "it stays so until the offset moves");
+    }
+}
