@@ -77,7 +77,7 @@ impl Places {
 
     /// Returns the Kafka groups whose members are to be read: something is wrong with them, and their members were not
     /// read lately. Owners that were read too long ago become unknown.
-    pub(crate) fn to_describe(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
+    pub(crate) fn next_to_describe(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
         let mut keys = Vec::new();
         for (key, module) in self.modules.iter_mut().filter(|(key, _)| key.source == Source::Kafka) {
             let age = module.described.map(|then| now.saturating_duration_since(then));

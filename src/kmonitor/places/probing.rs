@@ -15,7 +15,7 @@ use super::publish::{first_waiting, log_state};
 impl Places {
     /// Returns the places of which it should be found out whether anything can be delivered: at most `max`, of each log
     /// one.
-    pub(crate) fn to_probe(&mut self, max: usize, now: Moment) -> Vec<Probe> {
+    pub(crate) fn next_to_probe(&mut self, max: usize, now: Moment) -> Vec<Probe> {
         let mut probes: BTreeMap<TopicPartition, Probe> = BTreeMap::new();
         for module in self.modules.values_mut() {
             for (topic, found) in &mut module.topics {

@@ -177,22 +177,22 @@ fn members_of_a_kafka_group_are_read_when_something_is_wrong_and_forgotten_later
     rig.read(&m, in_kafka(0), 0);
     rig.places.record_members(&m, Some(true), rig.at(0).at);
     rig.view(0);
-    assert!(rig.places.to_describe(50, rig.at(0).at).is_empty(), "nothing is known to be wrong");
+    assert!(rig.places.next_to_describe(50, rig.at(0).at).is_empty(), "nothing is known to be wrong");
     for second in (5..=120).step_by(5) {
         rig.places.record_members(&m, Some(true), rig.at(second).at);
         rig.read(&m, in_kafka(0), second);
         rig.view(second);
     }
     assert_ne!(rig.view(120).modules[0].verdict, Verdict::Ok);
-    assert_eq!(rig.places.to_describe(50, rig.at(120).at), std::slice::from_ref(&m));
+    assert_eq!(rig.places.next_to_describe(50, rig.at(120).at), std::slice::from_ref(&m));
     let at = TopicPartition { topic: "t".into(), partition: 0 };
     let group = GroupDescription { member_count: 2, owners: vec![(at, "one@h".into())] };
     rig.places.record_description(&m, &group, rig.at(120).at);
-    assert!(rig.places.to_describe(50, rig.at(140).at).is_empty(), "it was read lately");
+    assert!(rig.places.next_to_describe(50, rig.at(140).at).is_empty(), "it was read lately");
     let module = rig.view(140).modules.remove(0);
     assert_eq!((module.members, module.owners), (Some(2), Some(1)));
     assert_eq!(module.partitions[0].owner.as_deref(), Some("one@h"));
-    rig.places.to_describe(50, rig.at(211).at);
+    rig.places.next_to_describe(50, rig.at(211).at);
     assert_eq!(rig.view(211).modules[0].partitions[0].owner, None, "too old");
 }
 
@@ -224,22 +224,22 @@ fn offsets_that_nobody_can_deliver_are_no_delay_until_something_moves() {
     assert_eq!(rig.delay(5), Some(1));
     let probe = Probe { at, from: 3, newest: 4 };
     let now = rig.at(10);
-    assert_eq!(rig.places.to_probe(50, now), std::slice::from_ref(&probe));
-    assert!(rig.places.to_probe(50, now).is_empty(), "it is on its way");
+    assert_eq!(rig.places.next_to_probe(50, now), std::slice::from_ref(&probe));
+    assert!(rig.places.next_to_probe(50, now).is_empty(), "it is on its way");
     rig.places.record_probes(&[(probe, Finding::Nothing)]);
     assert_eq!(rig.delay(10), Some(0));
     assert_eq!(rig.view(10).modules[0].partitions[0].reason_code, ReasonCode::NothingDeliverable);
-    assert!(rig.places.to_probe(50, rig.at(11)).is_empty(), "the answer is known");
+    assert!(rig.places.next_to_probe(50, rig.at(11)).is_empty(), "the answer is known");
     rig.put("t", 1);
     assert_eq!(rig.delay(11), Some(2));
     rig.view(12);
-    let probes = rig.places.to_probe(50, rig.at(13));
+    let probes = rig.places.next_to_probe(50, rig.at(13));
     assert_eq!(probes.len(), 1);
     rig.places.record_probes(&[(probes[0].clone(), Finding::Message)]);
     rig.put("t", 1);
     assert_eq!(rig.delay(13), Some(3));
     rig.view(14);
-    assert!(rig.places.to_probe(50, rig.at(15)).is_empty(), "the message is still there");
+    assert!(rig.places.next_to_probe(50, rig.at(15)).is_empty(), "the message is still there");
 }
 
 #[test]
