@@ -130,7 +130,7 @@ pub(super) struct Behind {
     pub seconds: f64,
     /// Whether it may be more.
     pub at_least: bool,
-    /// Where the number is from: `history`, `timestamps` or `record`.
+    /// Where the number is from: `history`, the readings of the end of the log.
     pub from: &'static str,
 }
 

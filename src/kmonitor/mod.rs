@@ -42,7 +42,6 @@ mod sparkline;
 mod summary;
 mod verdict;
 mod verdict_limits;
-#[allow(dead_code, reason = "the answers that show the rest follow")]
 mod view;
 mod zabbix_pages;
 mod zookeeper_source;

@@ -51,7 +51,7 @@ fn parse(query: &str) -> Result<BTreeMap<String, String>, String> {
 }
 
 /// Decodes a name or a value.
-pub(in crate::kmonitor) fn decoded(text: &str) -> Result<String, String> {
+pub(super) fn decoded(text: &str) -> Result<String, String> {
     let bytes = percent_decode(text).ok_or_else(|| format!("invalid percent-encoding in {text:?}"))?;
     String::from_utf8(bytes.into_owned()).map_err(|_| format!("{text:?} does not decode to UTF-8"))
 }

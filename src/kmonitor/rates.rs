@@ -1,4 +1,4 @@
-//! How many messages a second come in and go out, over about a minute; and how many waited some minutes ago. Pure.
+//! How many messages a second come in and go out, over about a minute. Pure.
 
 use std::collections::VecDeque;
 use std::time::Duration;

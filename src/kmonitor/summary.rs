@@ -1,7 +1,7 @@
 //! Puts the verdicts of a module's partitions together: the worst one, and one sentence for all. Pure.
 //!
-//! "Nobody pushes 3 of 8 partitions" is one fact for a reader, not three; so the sentence counts the partitions with the
-//! worst verdict, sums what waits in them, and names the longest time.
+//! "Nobody pushes 3 of 8 partitions" is one fact for a reader, not three; so the sentence counts the partitions with
+//! the worst verdict, sums what waits in them, and names the longest time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -251,7 +251,6 @@ mod tests {
         let row = |verdict, code, waiting| (verdict, code, facts(waiting));
         let unowned = |time| Facts { owner: Owner::Nobody { since: seconds(time) }, ..facts(602) };
         let other = Facts { owner: Owner::Named("host-2".into()), ..facts(3) };
-        #[rustfmt::skip]
         let rows = [
             (vec![], Ok, Code::NothingWaits, "nothing waits"),
             (vec![row(Stalled, Code::NotMoving, 3)], Stalled, Code::NotMoving, "why 0"),
@@ -259,15 +258,68 @@ mod tests {
             (vec![row(Ok, Code::Waiting, 3), fine.clone()], Ok, Code::Waiting, "3 messages wait"),
             (vec![fine.clone(), row(Ok, Code::Waiting, 1)], Ok, Code::Waiting, "1 message waits, up to 100 s behind"),
             (vec![fine.clone(), row(Stopped, Code::NoMember, 4)], Stopped, Code::NoMember, "partition 1: why 1"),
-            (vec![fine.clone(), (Stopped, Code::NoOwner, unowned(95)), (Stopped, Code::NoOwner, unowned(60)), row(Unknown, Code::NoLeader, 0)], Stopped, Code::NoOwner, "nobody pushes 2 of 4 partitions: no owner for 95 s; 1,204 messages wait; 1 partition UNKNOWN"),
-            (vec![row(Stopped, Code::NoMember, 4); 2], Stopped, Code::NoMember, "nobody pushes all 2 partitions: no live member for 95 s; 8 messages wait"),
-            (vec![row(Stopped, Code::NothingStored, 4); 2], Stopped, Code::NothingStored, "nothing was stored of all 2 partitions for 2 min while 8 messages came in"),
-            (vec![row(Stalled, Code::NotMoving, 4); 2], Stalled, Code::NotMoving, "all 2 partitions, owned by host-1:8f3a, have not moved for 2 min; 8 messages wait: see ktransfer.log.wf and the backend"),
-            (vec![row(Stalled, Code::NotMoving, 4), (Stalled, Code::NotMoving, other)], Stalled, Code::NotMoving, "all 2 partitions have not moved for 2 min; 7 messages wait: see ktransfer.log.wf and the backend"),
-            (vec![row(Stalled, Code::NeverStored, 4); 2], Stalled, Code::NeverStored, "no offset was ever stored of all 2 partitions; 8 messages wait"),
-            (vec![row(Rewound, Code::WentBack, 4), row(Rewound, Code::WentBack, 9), row(Lagging, Code::SecondsBehind, 9)], Rewound, Code::WentBack, "the stored offsets of 2 of 3 partitions went back: 1,000 messages pushed again; 1 partition LAGGING"),
+            (
+                vec![
+                    fine.clone(),
+                    (Stopped, Code::NoOwner, unowned(95)),
+                    (Stopped, Code::NoOwner, unowned(60)),
+                    row(Unknown, Code::NoLeader, 0),
+                ],
+                Stopped,
+                Code::NoOwner,
+                "nobody pushes 2 of 4 partitions: no owner for 95 s; 1,204 messages wait; 1 partition \
+                 UNKNOWN",
+            ),
+            (
+                vec![row(Stopped, Code::NoMember, 4); 2],
+                Stopped,
+                Code::NoMember,
+                "nobody pushes all 2 partitions: no live member for 95 s; 8 messages wait",
+            ),
+            (
+                vec![row(Stopped, Code::NothingStored, 4); 2],
+                Stopped,
+                Code::NothingStored,
+                "nothing was stored of all 2 partitions for 2 min while 8 messages came in",
+            ),
+            (
+                vec![row(Stalled, Code::NotMoving, 4); 2],
+                Stalled,
+                Code::NotMoving,
+                "all 2 partitions, owned by host-1:8f3a, have not moved for 2 min; 8 messages wait: \
+                 see ktransfer.log.wf and the backend",
+            ),
+            (
+                vec![row(Stalled, Code::NotMoving, 4), (Stalled, Code::NotMoving, other)],
+                Stalled,
+                Code::NotMoving,
+                "all 2 partitions have not moved for 2 min; 7 messages wait: see ktransfer.log.wf and \
+                 the backend",
+            ),
+            (
+                vec![row(Stalled, Code::NeverStored, 4); 2],
+                Stalled,
+                Code::NeverStored,
+                "no offset was ever stored of all 2 partitions; 8 messages wait",
+            ),
+            (
+                vec![
+                    row(Rewound, Code::WentBack, 4),
+                    row(Rewound, Code::WentBack, 9),
+                    row(Lagging, Code::SecondsBehind, 9),
+                ],
+                Rewound,
+                Code::WentBack,
+                "the stored offsets of 2 of 3 partitions went back: 1,000 messages pushed again; 1 \
+                 partition LAGGING",
+            ),
             (vec![row(Rewound, Code::Recreated, 4); 2], Rewound, Code::Recreated, "all 2 partitions: why 0"),
-            (vec![row(Lagging, Code::SecondsBehind, 4), fine.clone(), row(Lagging, Code::SecondsBehind, 9)], Lagging, Code::SecondsBehind, "2 of 3 partitions are up to 3 min behind, 13 messages"),
+            (
+                vec![row(Lagging, Code::SecondsBehind, 4), fine.clone(), row(Lagging, Code::SecondsBehind, 9)],
+                Lagging,
+                Code::SecondsBehind,
+                "2 of 3 partitions are up to 3 min behind, 13 messages",
+            ),
             (vec![row(Unknown, Code::NoBroker, 0); 3], Unknown, Code::NoBroker, "all 3 partitions: why 0"),
             (vec![row(Ok, Code::Gone, 0), fine], Ok, Code::NothingWaits, "why 1"),
             (vec![row(Ok, Code::Gone, 0); 2], Ok, Code::Gone, "why 0"),

@@ -1,5 +1,6 @@
 //! The section `base.verdicts`: when a module gets which verdict, for all modules and for some by name.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use globset::{GlobBuilder, GlobMatcher};
@@ -7,8 +8,8 @@ use globset::{GlobBuilder, GlobMatcher};
 use super::facts::Limits;
 use crate::config::{Problems, Section};
 
-/// Longest time that a key may have: a day.
-const MAX_MILLIS: u64 = 86_400_000;
+/// The milliseconds that a key may have: a second to a day.
+const MILLIS: RangeInclusive<u64> = 1_000..=86_400_000;
 
 /// Largest number of seconds behind that a limit may have: thirty days.
 const MAX_SECONDS: i64 = 30 * 86_400;
@@ -52,14 +53,11 @@ impl VerdictLimits {
 
 /// Takes the limits of one section; a key that is absent has its value in `defaults`.
 fn take_limits(section: &mut Section, defaults: &Limits, problems: &mut Problems) -> Limits {
-    let mut time = |key: &str, default: Duration| {
-        let default = u64::try_from(default.as_millis()).ok();
-        section.millis(key, default, 1_000..=MAX_MILLIS, problems)
-    };
-    let stopped_after = time("stopped_after_ms", defaults.stopped_after);
-    let unowned_after = time("unowned_after_ms", defaults.unowned_after);
-    let stalled_after = time("stalled_after_ms", defaults.stalled_after);
-    let rewound_for = time("rewound_for_ms", defaults.rewound_for);
+    let default = |time: Duration| u64::try_from(time.as_millis()).ok();
+    let stopped_after = section.millis("stopped_after_ms", default(defaults.stopped_after), MILLIS, problems);
+    let unowned_after = section.millis("unowned_after_ms", default(defaults.unowned_after), MILLIS, problems);
+    let stalled_after = section.millis("stalled_after_ms", default(defaults.stalled_after), MILLIS, problems);
+    let rewound_for = section.millis("rewound_for_ms", default(defaults.rewound_for), MILLIS, problems);
     let seconds = section.optional_integer("lagging_seconds", 0..=MAX_SECONDS, problems);
     let messages = section.optional_integer("lagging_messages", 0..=i64::MAX, problems);
     let seconds = seconds.and_then(|seconds| u32::try_from(seconds).ok());

@@ -203,6 +203,7 @@ pub(super) enum ReasonCode {
 
 impl ReasonCode {
     /// All codes, in the order of the documentation.
+    #[cfg(test)]
     pub(super) const ALL: [ReasonCode; 23] = [
         ReasonCode::NothingWaits,
         ReasonCode::NothingDeliverable,

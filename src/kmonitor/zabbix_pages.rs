@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use crate::http::{Head, Response};
+use crate::http::{Body, Head, Response, Version};
 
 use super::query::Parameters;
 use super::refusals::{bad_query, unknown_cluster};
@@ -26,10 +26,11 @@ pub(super) fn values(pages: &Pages, head: &Head) -> Result<Response, Response> {
     let version = pages.version(Instant::now());
     with_filter(pages, &parameters, |filter| match is_json {
         true if filter.partitions => Err(bad_query("format=json has no level=partition")),
-        true => Ok(version.answer(head, JSON, || pages.zabbix_document(filter))),
+        true => Ok(page(version, head, JSON, filter.is_everything(), || pages.zabbix_document(filter))),
         false => {
             let clock = Clock { wall: SystemTime::now(), now: Instant::now() };
-            Ok(version.answer(head, LINES, || pages.zabbix_values(filter, with_times, clock)))
+            let is_rendered = with_times && filter.is_everything();
+            Ok(page(version, head, LINES, is_rendered, || pages.zabbix_values(filter, with_times, clock)))
         }
     })
 }
@@ -39,7 +40,20 @@ pub(super) fn discovery(pages: &Pages, head: &Head) -> Result<Response, Response
     let parameters = Parameters::of(head)?;
     parameters.expect(&["cluster", "module", "level"])?;
     let version = pages.version(Instant::now());
-    with_filter(pages, &parameters, |filter| Ok(version.answer(head, JSON, || pages.zabbix_discovery(filter))))
+    with_filter(pages, &parameters, |filter| {
+        Ok(page(version, head, JSON, filter.is_everything(), || pages.zabbix_discovery(filter)))
+    })
+}
+
+/// Answers with a page. HEAD renders none, and has the length of one that is rendered already.
+fn page(
+    version: Version,
+    head: &Head,
+    media_type: &'static str,
+    is_rendered: bool,
+    body: impl FnOnce() -> Body,
+) -> Response {
+    if is_rendered { version.answer_rendered(head, media_type, body()) } else { version.answer(head, media_type, body) }
 }
 
 /// Calls `answer` with what `cluster`, `module` and `level` select.

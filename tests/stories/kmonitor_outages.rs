@@ -1,11 +1,12 @@
 //! kmonitor: what is known stays known, with its age, while servers restart, stall or die.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, ConfigFile, Kmonitor, Link, cluster, configs, unique, wait_until};
+use crate::harness::{Cluster, ConfigFile, Kmonitor, Link, cluster, configs, kafka_wire, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -28,6 +29,15 @@ fn produce(cluster: &Cluster, topic: &str, partition: i32, count: usize) {
     cluster.produce(topic, partition, &vec![(&b"k"[..], &b"v"[..]); count]);
 }
 
+/// Sets a flag when it is dropped, also by a step that fails.
+pub(crate) struct Done<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Polls the delays of a module every 100 ms while `work` runs; `check` sees each answer.
 fn while_polled<T>(monitor: &Kmonitor, module: &str, check: impl Fn(&Value) + Sync, work: impl FnOnce() -> T) -> T {
     let is_done = AtomicBool::new(false);
@@ -38,8 +48,9 @@ fn while_polled<T>(monitor: &Kmonitor, module: &str, check: impl Fn(&Value) + Sy
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
+        let done = Done(&is_done);
         let result = work();
-        is_done.store(true, Ordering::Relaxed);
+        drop(done);
         poller.join().expect("every answer is right");
         result
     })
@@ -63,6 +74,9 @@ fn delays_stay_known_through_restarts_of_the_broker_and_of_zookeeper() {
     while_polled(&monitor, &module, is_known, || {
         cluster.zookeeper_server.restart();
         cluster.kafka_servers[0].restart();
+        wait_until(DEADLINE, "the partition has a leader again", || {
+            kafka_wire::log_ends(&cluster.brokers, &topic).is_ok_and(|ends| ends == BTreeMap::from([(0, 810)]))
+        });
         produce(&cluster, &topic, 0, 400);
         monitor.wait_for_delay("tc", &module, &json!({"0": 1200}), DEADLINE);
     });

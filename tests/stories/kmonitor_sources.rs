@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{ConfigFile, Kafka, Kmonitor, cluster, configs, kafka_tools, kafka_wire, unique, wait_until};
+use crate::kmonitor_outages::Done;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -81,10 +82,11 @@ fn a_module_that_moves_from_zookeeper_to_kafka_shows_one_delay_throughout() {
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
+        let done = Done(&is_done);
         drop(pusher);
         let _consumer = kafka_tools::start_consumer(&cluster.brokers, &module, &topic);
         monitor.wait_for_delay("tc", &module, &json!({"0": 0}), DEADLINE);
-        is_done.store(true, Ordering::Relaxed);
+        drop(done);
         poller.join().expect("every answer is right");
     });
     assert_eq!(cluster.stored_offset(&module, &topic, 0), Some(0), "ZooKeeper has what it had");

@@ -54,6 +54,8 @@ mod kmonitor_page;
 mod kmonitor_sources;
 /// kmonitor: topics that are created again, grow or lose messages; offsets that are missing or left over.
 mod kmonitor_truth;
+/// kmonitor: each verdict.
+mod kmonitor_verdicts;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
 /// ktransfer: hostile backends and messages that cannot be pushed.

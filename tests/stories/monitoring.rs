@@ -94,7 +94,9 @@ fn the_alerts_and_the_dashboard_fit_the_metrics_of_the_daemons() {
         let path = format!("/commit?topic={topic}&key={number}&acks={}", number % 2);
         assert_eq!(client.post(&path, b"m").unwrap().status, 200);
     }
-    assert_eq!(client.post(&format!("/commit_batch?topic={topic}"), b"{\"value\":\"m\"}\n").unwrap().status, 200);
+    let (path, headers) = (format!("/commit_batch?topic={topic}"), [("Content-Type", "application/x-ndjson")]);
+    let answer = client.request("POST", &path, &headers, b"{\"value\":\"m\"}\n").unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
     backend.wait_for_requests(21, DEADLINE);
     let targets = [("kproxy", &*kproxy.admin), ("ktransfer", &*ktransfer.admin), ("kmonitor", &*kmonitor.address)];
     let prometheus = Prometheus::start(&targets);

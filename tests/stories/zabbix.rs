@@ -136,7 +136,7 @@ fn the_pages_for_zabbix_select_modules_and_partitions() {
     let plain = odd_name(&prefix, "plain");
     let module = format!("module={}", plain.replace(' ', "%20"));
     wait_until(DEADLINE, "the delay is known", || {
-        kmonitor.get(&format!("/v1/zabbix?level=partition&{module}")).text().contains(",0] 4\n")
+        kmonitor.get(&format!("/v1/zabbix?level=partition&{module}")).text().contains(",0]\" 4\n")
     });
     let lines = kmonitor.get(&format!("/v1/zabbix?{module}")).text();
     assert!(lines.lines().count() >= 4 && lines.lines().all(|line| line.contains(&plain)), "{lines}");

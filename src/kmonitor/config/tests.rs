@@ -97,7 +97,8 @@ fn a_file_without_its_sections_is_refused() {
 
 #[test]
 fn the_reference_shows_every_key_with_its_default() {
-    let keys = keys_of(include_str!("../config.rs"));
+    let mut keys = keys_of(include_str!("../config.rs"));
+    keys.extend(keys_of(include_str!("../verdict_limits.rs")));
     let in_force = in_force(REFERENCE, &keys);
     assert_has_all(&keys, &in_force);
     let hosts = |net: u8| {
@@ -109,15 +110,16 @@ fn the_reference_shows_every_key_with_its_default() {
         )
     };
     let (test, common) = (hosts(1), hosts(2));
-    let minimal = |port: &str, brokers: &str| {
+    let minimal = |base: &str, port: &str, brokers: &str| {
         let text = format!(
-            "base:\n  clusters: [test_cluster, common_cluster]\nhttp_server:\n  port: 55325\n{port}\
+            "base:\n  clusters: [test_cluster, common_cluster]\n{base}http_server:\n  port: 55325\n{port}\
              test_cluster:\n{test}common_cluster:\n{common}{brokers}"
         );
         format!("{:?}", load(&text).unwrap())
     };
-    assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), minimal("", ""));
-    let examples = minimal("  admin_port: 55326\n", EXAMPLES);
+    assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), minimal("", "", ""));
+    let verdicts = "  verdicts:\n    modules:\n    - name: nightly_*\n      lagging_seconds: 7200\n";
+    let examples = minimal(verdicts, "  admin_port: 55326\n", EXAMPLES);
     assert_eq!(format!("{:?}", load(&in_force).unwrap()), examples);
 }
 
@@ -149,12 +151,4 @@ fn the_sources_follow_from_the_hosts_and_the_groups() {
         let problems = sources(&parts.concat()).unwrap_err();
         assert!(problems[0].starts_with(&format!("{key}: ")), "{parts:?}: {problems:?}");
     }
-}
-
-#[test]
-fn clusters_whose_modules_could_have_one_key_in_zabbix_are_refused() {
-    let text = ORIGINAL.replace("test_cluster", "eu").replace("common_cluster", "eu.west");
-    let problems = load(&text).unwrap_err();
-    assert!(problems[0].starts_with("base.clusters: has \"eu\" and \"eu.west\""), "{problems:?}");
-    assert!(load(&text.replace("eu.west", "euwest")).is_ok());
 }

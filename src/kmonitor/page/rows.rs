@@ -66,7 +66,7 @@ pub(super) fn table(query: &Query, selection: &Selection<'_>, now: Moment) -> St
     table += &heading(query, Sort::Name, "Module, topic", "ascending", "");
     table += &heading(query, Sort::Delay, "Delay", "descending", " class=\"delay\"");
     table += &heading(query, Sort::Behind, "Behind", "descending", " class=\"behind\"");
-    table += "<th scope=\"col\">Last hour</th><th scope=\"col\" class=\"owner\">Owner</th><th scope=\"col\">Since</th>\
+    table += "<th scope=\"col\" class=\"hour\">Last hour</th><th scope=\"col\" class=\"owner\">Owner</th><th scope=\"col\">Since</th>\
               <th scope=\"col\">Why</th></tr></thead>\n";
     for (cluster, folded) in &selection.troubled {
         table += &trouble(cluster, *folded, now);

@@ -22,7 +22,7 @@ pub(super) struct Sparkline<'a>(pub(super) &'a History);
 impl Display for Sparkline<'_> {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         let Some(largest) = self.0.iter().filter_map(|code| decode(*code)).max() else {
-            return formatter.write_str("<small>no history</small>");
+            return formatter.write_str("<small class=\"spark\">no history</small>");
         };
         write!(
             formatter,
@@ -99,7 +99,7 @@ mod tests {
         assert!(text.contains("<path class=\"gap\" d=\"M0 19h20v1H0z\"/>"), "{text}");
         assert!(text.contains("<path d=\"M20 20v-1l78 0 2-19 18 0 2 0v20z\"/>"), "{text}");
         assert!(text.contains("aria-label=\"last hour: at most 1,117, unknown for 10 min\""), "{text}");
-        assert_eq!(drawn(&[(0, 60)]), "<small>no history</small>");
+        assert_eq!(drawn(&[(0, 60)]), "<small class=\"spark\">no history</small>");
     }
 
     #[test]

@@ -233,7 +233,7 @@ fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) -> Facts {
         let arrival = from.and_then(|from| log.history.arrival(elapsed, from));
         facts.waiting_for = arrival.map(|arrival| arrival.estimate());
         facts.waiting_at_least = arrival.is_some_and(|arrival| arrival.at_most.is_none());
-        facts.behind = behind(counted(&facts), arrival, None);
+        facts.behind = behind(counted(&facts), arrival);
     }
     facts
 }

@@ -33,15 +33,27 @@ fn each_code_has_a_sentence_with_the_numbers() {
     let zookeeper = UnknownReason::SourceSilent { since: seconds(42), cause: "connection refused".into() };
     let back = Some(WentBack { from: 5_000, to: 10, ago: seconds(125) });
     use ReasonCode as Code;
-    #[rustfmt::skip]
     let rows = [
         (Code::NothingWaits, facts(9, 0, 9), "nothing waits"),
         (Code::NothingWaits, facts(3, 4, 4), "nothing waits; 1 message was deleted by retention before being pushed"),
-        (Code::NothingDeliverable, facts(6, 0, 9), "nothing waits (3 offsets are transaction markers or aborted messages)"),
-        (Code::NothingDeliverable, facts(8, 0, 9), "nothing waits (1 offset is a transaction marker or an aborted message)"),
+        (
+            Code::NothingDeliverable,
+            facts(6, 0, 9),
+            "nothing waits (3 offsets are transaction markers or aborted messages)",
+        ),
+        (
+            Code::NothingDeliverable,
+            facts(8, 0, 9),
+            "nothing waits (1 offset is a transaction marker or an aborted message)",
+        ),
         (Code::Waiting, Facts { behind: late.behind, ..facts(0, 0, 12) }, "12 messages wait, 4 min behind"),
         (Code::Waiting, facts(0, 0, 1), "1 message waits"),
-        (Code::Gone, facts(6, 0, 9), "the topic or partition does not exist any more; its stored offset from 3 d ago is left over"),
+        (
+            Code::Gone,
+            facts(6, 0, 9),
+            "the topic or partition does not exist any more; its stored offset from 3 d ago is \
+                 left over",
+        ),
         (Code::LeftBehind, facts(6, 0, 9), "the module pushes another topic now; this offset was last stored 3 d ago"),
         (Code::SecondsBehind, late.clone(), "4 min behind, 12,400 messages"),
         (Code::SecondsBehind, before(12_400), "4 min behind, 12,400 messages; neither grows nor falls"),
@@ -49,27 +61,106 @@ fn each_code_has_a_sentence_with_the_numbers() {
         (Code::SecondsBehind, before(10_000), "4 min behind, 12,400 messages; grows by 40/s"),
         (Code::MessagesBehind, facts(0, 0, 12_400), "12,400 messages behind"),
         (Code::NotReadYet, Facts::unread(), "not read yet"),
-        (Code::SourceSilent, Facts { stored_unknown: Some(zookeeper), stored_age: Some(seconds(42)), ..facts(0, 0, 9) }, "the stored offset could not be read for 42 s (connection refused)"),
-        (Code::LeaderSilent, silent(UnknownReason::LeaderSilent { broker: 3 }), "broker 3, which leads the partition, does not answer; last read 38 s ago"),
+        (
+            Code::SourceSilent,
+            Facts { stored_unknown: Some(zookeeper), stored_age: Some(seconds(42)), ..facts(0, 0, 9) },
+            "the stored offset could not be read for 42 s (connection refused)",
+        ),
+        (
+            Code::LeaderSilent,
+            silent(UnknownReason::LeaderSilent { broker: 3 }),
+            "broker 3, which leads the partition, does not answer; last read 38 s ago",
+        ),
         (Code::NoLeader, silent(UnknownReason::NoLeader), "the partition has no leader; last read 38 s ago"),
-        (Code::NotAuthorized, silent(UnknownReason::NotAuthorized), "reading is denied to kmonitor; last read 38 s ago"),
-        (Code::NotAuthorized, Facts { stored: Stored::Refused("/consumers/m/offsets".into()), ..facts(0, 0, 9) }, "reading is denied: /consumers/m/offsets"),
-        (Code::InvalidTopic, Facts { log: LogState::Unknown(UnknownReason::InvalidTopic), log_age: None, ..facts(0, 0, 9) }, "Kafka accepts no topic of this name"),
+        (
+            Code::NotAuthorized,
+            silent(UnknownReason::NotAuthorized),
+            "reading is denied to kmonitor; last read 38 s ago",
+        ),
+        (
+            Code::NotAuthorized,
+            Facts { stored: Stored::Refused("/consumers/m/offsets".into()), ..facts(0, 0, 9) },
+            "reading is denied: /consumers/m/offsets",
+        ),
+        (
+            Code::InvalidTopic,
+            Facts { log: LogState::Unknown(UnknownReason::InvalidTopic), log_age: None, ..facts(0, 0, 9) },
+            "Kafka accepts no topic of this name",
+        ),
         (Code::NoBroker, silent(UnknownReason::NoBroker), "no broker answers; last read 38 s ago"),
-        (Code::ReadFailed, silent(UnknownReason::Failed("odd error 72".into())), "it could not be read (odd error 72); last read 38 s ago"),
+        (
+            Code::ReadFailed,
+            silent(UnknownReason::Failed("odd error 72".into())),
+            "it could not be read (odd error 72); last read 38 s ago",
+        ),
         (Code::ReadFailed, Facts { log_age: Some(seconds(200)), ..facts(0, 0, 9) }, "not read for 3 min"),
-        (Code::NotAnOffset, Facts { stored: Stored::Unreadable("a\"c".into()), ..facts(0, 0, 9) }, r#"the stored text "a\"c" is not an offset"#),
-        (Code::Recreated, Facts { recreated: true, ..facts(5_000, 0, 120) }, "stored 5,000 is beyond the end 120: the topic was created again or truncated; 120 messages to push"),
-        (Code::Recreated, Facts { recreated: true, ..facts(50, 0, 120) }, "the topic was created again; 120 messages to push"),
-        (Code::WentBack, Facts { went_back: back, ..facts(10, 0, 9_000) }, "the stored offset went back from 5,000 to 10 2 min ago: 4,990 messages pushed again"),
-        (Code::NotMoving, facts(0, 0, 37), "host-1:8f3a owns it, but the stored offset has not moved for 2 min; 37 messages wait, the first for 90 s: see ktransfer.log.wf and the backend"),
-        (Code::NotMoving, Facts { moved_at_least: true, waiting_at_least: true, ..facts(0, 0, 1) }, "host-1:8f3a owns it, but the stored offset has not moved for at least 2 min; 1 message waits, for at least 90 s: see ktransfer.log.wf and the backend"),
-        (Code::NeverStored, Facts { stored: Stored::Nothing, ..facts(0, 0, 100) }, "no offset was ever stored; 100 messages wait, the first for 90 s"),
-        (Code::NoMember, facts(0, 0, 1_204), "nobody pushes it: the module has had no live member for 95 s; 1,204 messages wait, the first for 90 s"),
-        (Code::NoMember, Facts { went_back: back, ..facts(0, 990, 1_990) }, "nobody pushes it: the module has had no live member for 95 s; 1,000 messages wait, the first for 90 s; it went back 2 min ago; 990 messages were deleted by retention before being pushed"),
-        (Code::NoOwner, Facts { owner: Owner::Nobody { since: Some(seconds(95)) }, ..facts(0, 0, 4) }, "nobody pushes it: 2 members are alive, but none owns it for 95 s; 4 messages wait, the first for 90 s"),
-        (Code::NoOwner, Facts { owner: Owner::Nobody { since: Some(seconds(95)) }, members: None, ..facts(0, 0, 4) }, "nobody pushes it: it has had no owner for 95 s; 4 messages wait, the first for 90 s"),
-        (Code::NothingStored, Facts { owner: Owner::Unsupported, ..facts(0, 0, 1_204) }, "nothing was stored for 2 min while 1,204 messages came in"),
+        (
+            Code::NotAnOffset,
+            Facts { stored: Stored::Unreadable("a\"c".into()), ..facts(0, 0, 9) },
+            r#"the stored text "a\"c" is not an offset"#,
+        ),
+        (
+            Code::Recreated,
+            Facts { recreated: true, ..facts(5_000, 0, 120) },
+            "stored 5,000 is beyond the end 120: the topic was created again or truncated; 120 \
+                 messages to push",
+        ),
+        (
+            Code::Recreated,
+            Facts { recreated: true, ..facts(50, 0, 120) },
+            "the topic was created again; 120 messages to push",
+        ),
+        (
+            Code::WentBack,
+            Facts { went_back: back, ..facts(10, 0, 9_000) },
+            "the stored offset went back from 5,000 to 10 2 min ago: 4,990 messages pushed again",
+        ),
+        (
+            Code::NotMoving,
+            facts(0, 0, 37),
+            "host-1:8f3a owns it, but the stored offset has not moved for 2 min; 37 messages wait, \
+                 the first for 90 s: see ktransfer.log.wf and the backend",
+        ),
+        (
+            Code::NotMoving,
+            Facts { moved_at_least: true, waiting_at_least: true, ..facts(0, 0, 1) },
+            "host-1:8f3a owns it, but the stored offset has not moved for at least 2 min; 1 \
+                 message waits, for at least 90 s: see ktransfer.log.wf and the backend",
+        ),
+        (
+            Code::NeverStored,
+            Facts { stored: Stored::Nothing, ..facts(0, 0, 100) },
+            "no offset was ever stored; 100 messages wait, the first for 90 s",
+        ),
+        (
+            Code::NoMember,
+            facts(0, 0, 1_204),
+            "nobody pushes it: the module has had no live member for 95 s; 1,204 messages wait, \
+                 the first for 90 s",
+        ),
+        (
+            Code::NoMember,
+            Facts { went_back: back, ..facts(0, 990, 1_990) },
+            "nobody pushes it: the module has had no live member for 95 s; 1,000 messages wait, \
+                 the first for 90 s; it went back 2 min ago; 990 messages were deleted by retention \
+                 before being pushed",
+        ),
+        (
+            Code::NoOwner,
+            Facts { owner: Owner::Nobody { since: Some(seconds(95)) }, ..facts(0, 0, 4) },
+            "nobody pushes it: 2 members are alive, but none owns it for 95 s; 4 messages wait, \
+                 the first for 90 s",
+        ),
+        (
+            Code::NoOwner,
+            Facts { owner: Owner::Nobody { since: Some(seconds(95)) }, members: None, ..facts(0, 0, 4) },
+            "nobody pushes it: it has had no owner for 95 s; 4 messages wait, the first for 90 s",
+        ),
+        (
+            Code::NothingStored,
+            Facts { owner: Owner::Unsupported, ..facts(0, 0, 1_204) },
+            "nothing was stored for 2 min while 1,204 messages came in",
+        ),
     ];
     for (code, facts, text) in &rows {
         assert_eq!(&*of(*code, facts), *text, "{code:?}");

@@ -60,37 +60,81 @@ fn each_rule_has_its_verdict() {
     let foreign = |owner| Facts { owner, members: None, ..still(waiting(1_204, 90)) };
     use ReasonCode as Code;
     use Verdict::{Lagging, Ok, Rewound, Stalled, Stopped, Unknown};
-    #[rustfmt::skip]
     let rows = [
         ("never read", Facts::unread(), Unknown, Code::NotReadYet),
         ("a leader that has just become silent", silent(14), Ok, Code::Waiting),
         ("a leader that is silent", silent(16), Unknown, Code::LeaderSilent),
         ("idle, read a minute ago", Facts { stored_age: Some(seconds(60)), ..waiting(0, 0) }, Ok, Code::NothingWaits),
         ("not read for long", Facts { stored_age: Some(seconds(76)), ..waiting(0, 0) }, Unknown, Code::ReadFailed),
-        ("no leader", Facts { log: LogState::Unknown(UnknownReason::NoLeader), log_age: None, ..waiting(0, 0) }, Unknown, Code::NoLeader),
-        ("ends denied", Facts { log: LogState::Unknown(UnknownReason::NotAuthorized), log_age: None, ..waiting(0, 0) }, Unknown, Code::NotAuthorized),
+        (
+            "no leader",
+            Facts { log: LogState::Unknown(UnknownReason::NoLeader), log_age: None, ..waiting(0, 0) },
+            Unknown,
+            Code::NoLeader,
+        ),
+        (
+            "ends denied",
+            Facts { log: LogState::Unknown(UnknownReason::NotAuthorized), log_age: None, ..waiting(0, 0) },
+            Unknown,
+            Code::NotAuthorized,
+        ),
         ("bad text", Facts { stored: Stored::Unreadable("abc".into()), ..waiting(0, 0) }, Unknown, Code::NotAnOffset),
-        ("denied", Facts { stored: Stored::Refused("/consumers/m".into()), ..waiting(0, 0) }, Unknown, Code::NotAuthorized),
+        (
+            "denied",
+            Facts { stored: Stored::Refused("/consumers/m".into()), ..waiting(0, 0) },
+            Unknown,
+            Code::NotAuthorized,
+        ),
         ("gone", gone.clone(), Ok, Code::Gone),
-        ("gone, but ZooKeeper is silent", Facts { stored_age: Some(seconds(16)), stored_unknown: Some(UnknownReason::NoBroker), ..gone }, Unknown, Code::NoBroker),
+        (
+            "gone, but ZooKeeper is silent",
+            Facts { stored_age: Some(seconds(16)), stored_unknown: Some(UnknownReason::NoBroker), ..gone },
+            Unknown,
+            Code::NoBroker,
+        ),
         ("created again", Facts { recreated: true, ..waiting(-880, 0) }, Rewound, Code::Recreated),
         ("beyond the end for a moment", waiting(-880, 0), Ok, Code::NothingWaits),
         ("went back", Facts { went_back: back(5_000, 10, 120), ..waiting(0, 0) }, Rewound, Code::WentBack),
         ("went back long ago", Facts { went_back: back(5_000, 10, 300), ..waiting(0, 0) }, Ok, Code::NothingWaits),
-        ("went back, and its module is dead", Facts { went_back: back(5_000, 10, 120), ..dead(90) }, Stopped, Code::NoMember),
+        (
+            "went back, and its module is dead",
+            Facts { went_back: back(5_000, 10, 120), ..dead(90) },
+            Stopped,
+            Code::NoMember,
+        ),
         ("pushes another topic", Facts { left_behind: true, ..dead(90) }, Ok, Code::LeftBehind),
         ("nothing waits", still(waiting(0, 0)), Ok, Code::NothingWaits),
         ("only markers wait", Facts { undeliverable: true, ..still(waiting(3, 9_000)) }, Ok, Code::NothingDeliverable),
         ("nobody is there", dead(90), Stopped, Code::NoMember),
         ("nobody is there, the message is new", dead(14), Ok, Code::Waiting),
-        ("nobody is there, nothing waits", Facts { owner: nobody(95), members: Some(0), ..waiting(0, 0) }, Ok, Code::NothingWaits),
+        (
+            "nobody is there, nothing waits",
+            Facts { owner: nobody(95), members: Some(0), ..waiting(0, 0) },
+            Ok,
+            Code::NothingWaits,
+        ),
         ("nobody is there for a moment", Facts { nobody_there_for: Some(seconds(14)), ..dead(50) }, Ok, Code::Waiting),
         ("members, but no owner", Facts { owner: nobody(45), ..waiting(9, 50) }, Stopped, Code::NoOwner),
         ("a hand-over", Facts { owner: nobody(20), ..waiting(9, 50) }, Ok, Code::Waiting),
-        ("no owner, members unknown", Facts { owner: nobody(45), members: None, ..waiting(9, 50) }, Stopped, Code::NoOwner),
+        (
+            "no owner, members unknown",
+            Facts { owner: nobody(45), members: None, ..waiting(9, 50) },
+            Stopped,
+            Code::NoOwner,
+        ),
         ("a foreign consumer", foreign(Owner::Unsupported), Stopped, Code::NothingStored),
-        ("a foreign consumer that stores the same", Facts { written_ago: Some(seconds(5)), ..foreign(Owner::Unsupported) }, Lagging, Code::SecondsBehind),
-        ("a foreign consumer, nothing came in", Facts { came_in: 0, ..foreign(Owner::Unsupported) }, Lagging, Code::SecondsBehind),
+        (
+            "a foreign consumer that stores the same",
+            Facts { written_ago: Some(seconds(5)), ..foreign(Owner::Unsupported) },
+            Lagging,
+            Code::SecondsBehind,
+        ),
+        (
+            "a foreign consumer, nothing came in",
+            Facts { came_in: 0, ..foreign(Owner::Unsupported) },
+            Lagging,
+            Code::SecondsBehind,
+        ),
         ("owners unknown", foreign(Owner::Unknown), Stopped, Code::NothingStored),
         ("an owner that does not move", still(waiting(37, 50)), Stalled, Code::NotMoving),
         ("an owner that moves", waiting(37, 50), Ok, Code::Waiting),
@@ -99,7 +143,12 @@ fn each_rule_has_its_verdict() {
         ("not so late", waiting(12_400, 59), Ok, Code::Waiting),
         ("never stored, owned", never(Owner::Named("a".into())), Stalled, Code::NeverStored),
         ("never stored, not owned", never(nobody(60)), Stopped, Code::NeverStored),
-        ("never stored, empty log", Facts { log: LogState::Known { oldest: 7, newest: 7 }, ..never(nobody(60)) }, Ok, Code::NothingWaits),
+        (
+            "never stored, empty log",
+            Facts { log: LogState::Known { oldest: 7, newest: 7 }, ..never(nobody(60)) },
+            Ok,
+            Code::NothingWaits,
+        ),
     ];
     for (name, facts, verdict, code) in rows {
         assert_eq!(found(&facts), (verdict, code), "{name}: {facts:#?}");
@@ -290,7 +339,12 @@ proptest! {
     }
 
     #[test]
-    fn more_waiting_is_never_better(facts in any_facts(), messages in 0..20_i64, time in 0..200_u64, was_lagging: bool) {
+    fn more_waiting_is_never_better(
+        facts in any_facts(),
+        messages in 0..20_i64,
+        time in 0..200_u64,
+        was_lagging: bool,
+    ) {
         let mut more = facts.clone();
         if let LogState::Known { newest, .. } = &mut more.log {
             *newest += messages;

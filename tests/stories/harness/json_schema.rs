@@ -103,8 +103,8 @@ fn is_of_type(value: &Value, name: &str) -> bool {
     }
 }
 
-/// Returns whether the text is a time in UTC such as `2026-11-25T18:01:35.000Z`.
+/// Returns whether the text is a time in UTC such as `2026-11-25T18:01:35Z`.
 fn is_time(text: &str) -> bool {
     let shape: String = text.chars().map(|letter| if letter.is_ascii_digit() { '0' } else { letter }).collect();
-    shape == "0000-00-00T00:00:00.000Z"
+    shape == "0000-00-00T00:00:00Z"
 }

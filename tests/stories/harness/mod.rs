@@ -21,6 +21,7 @@ pub(crate) mod faults;
 pub(crate) mod fleet;
 pub(crate) mod http;
 pub(crate) mod jars;
+pub(crate) mod json_schema;
 pub(crate) mod kafka;
 pub(crate) mod kafka_admin;
 pub(crate) mod kafka_tools;

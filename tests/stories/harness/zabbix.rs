@@ -36,8 +36,7 @@ impl ZabbixServer {
         let values = Arc::clone(&received);
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
-                let batch = answer(connection);
-                values.lock().expect("no thread panics with it").extend(batch);
+                answer(connection, &values);
             }
         });
         ZabbixServer { port, received }
@@ -61,7 +60,7 @@ impl ZabbixServer {
 }
 
 /// Reads one request of the protocol of senders (`ZBXD`, a byte of flags, the length, JSON), and accepts its values.
-fn answer(mut connection: TcpStream) -> Vec<Received> {
+fn answer(mut connection: TcpStream, received: &Mutex<Vec<Received>>) {
     let mut head = [0; 13];
     connection.read_exact(&mut head).expect("a header");
     assert_eq!(&head[..5], b"ZBXD\x01", "the header of an uncompressed message");
@@ -79,12 +78,12 @@ fn answer(mut connection: TcpStream) -> Vec<Received> {
     };
     let values: Vec<Received> = request["data"].as_array().expect("a list").iter().map(value).collect();
     let count = values.len();
+    received.lock().expect("no thread panics with it").extend(values);
     let info = format!("processed: {count}; failed: 0; total: {count}; seconds spent: 0.000001");
     let answer = json!({"response": "success", "info": info}).to_string();
     let length = (answer.len() as u64).to_le_bytes();
     // `zabbix_sender` reports an answer that it cannot read.
     let _ = connection.write_all(&[b"ZBXD\x01", &length[..], answer.as_bytes()].concat());
-    values
 }
 
 /// Returns the key that Zabbix makes from the key of a prototype and the macros of a discovered object; `None` if

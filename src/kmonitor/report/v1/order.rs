@@ -155,7 +155,7 @@ mod tests {
         for cursor in [cursor.clone(), Cursor { badness: None, ..cursor }] {
             assert_eq!(Cursor::parse(&cursor.text()), Ok(cursor));
         }
-        for text in ["0", "zz", "ff", "00", "000000000000", "3500"] {
+        for text in ["0", "zz", "ff", "00", "3500"] {
             assert!(Cursor::parse(text).is_err(), "{text}");
         }
     }

@@ -205,7 +205,7 @@ impl Memory {
         let first_waiting = self.stored.map_or(oldest, |(stored, _)| stored.max(oldest));
         let arrival = self.ends.arrival(elapsed, first_waiting);
         facts.waiting_for = arrival.map(|arrival| arrival.estimate());
-        facts.behind = behind::behind(facts::delay(&facts), arrival, None);
+        facts.behind = behind::behind(facts::delay(&facts), arrival);
         facts
     }
 }
