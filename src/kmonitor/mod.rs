@@ -54,7 +54,7 @@ use log::info;
 use prometheus::{HistogramVec, IntCounterVec};
 
 use crate::admin::{Admin, Health};
-use crate::broker::{self, BrokerConfig, FetcherConfig};
+use crate::broker::{self, BrokerConfig, FetcherConfig, HeaderLimits};
 use crate::config::Problems;
 use crate::http::{Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, WriteLimits};
 use crate::keeper::discovery::{self, BrokerList};
@@ -79,7 +79,11 @@ use published::PublishedPages;
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a probe may read: one message is enough, however large it is.
-const PROBES: FetcherConfig = FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 10 << 20 };
+const PROBES: FetcherConfig = FetcherConfig {
+    prefetch_bytes: 1 << 20,
+    max_message_bytes: 10 << 20,
+    headers: HeaderLimits { max_count: 0, max_bytes: 0 },
+};
 
 /// Threads that read requests and format the answers.
 const READERS: usize = 2;
