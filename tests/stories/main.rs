@@ -71,10 +71,10 @@ mod ktransfer_http;
 mod ktransfer_https;
 /// ktransfer: what refused keys and large messages do to the rest of a module.
 mod ktransfer_isolation;
-/// ktransfer: operators pause, resume, skip and seek.
-mod ktransfer_operations;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
+/// ktransfer: operators pause, resume, skip and seek.
+mod ktransfer_operations;
 /// ktransfer: one group with the original, the Go program.
 mod ktransfer_original;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.

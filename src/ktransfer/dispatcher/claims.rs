@@ -1,5 +1,7 @@
 //! The claims that the group reports: gained, to be released, and lost.
 
+use std::time::Instant;
+
 use log::{info, warn};
 
 use super::Dispatcher;
@@ -65,7 +67,9 @@ impl Dispatcher {
         WindowId(self.last_window)
     }
 
-    pub(super) fn count_partitions(&self) {
+    pub(super) fn count_partitions(&mut self) {
+        // Operators see at once which partitions are claimed.
+        self.next_status = Instant::now();
         self.context.metrics.assigned.set(i64::try_from(self.partitions.len()).unwrap_or(i64::MAX));
     }
 }

@@ -63,7 +63,8 @@ pub(crate) fn run(
     environment: impl Fn(&str) -> Option<String>,
 ) -> Result<String, ClientError> {
     let not_done = ClientError::NotDone;
-    let port = port.ok_or_else(|| not_done("the configuration has no admin_port, where operators use it".to_owned()))?;
+    let port =
+        port.ok_or_else(|| not_done("the configuration has no admin_port, where operators use it".to_owned()))?;
     let request = http_request(arguments).map_err(not_done)?;
     let authorization = match arguments.operation {
         "status" => None,

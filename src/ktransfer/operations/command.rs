@@ -76,7 +76,12 @@ fn parse(arguments: Vec<OsString>) -> Result<Command, String> {
     options.optflagopt("", "status", "show a module, or all modules", "MODULE");
     options.optopt("", "pause", "begin no further push of a module, or of one partition", "MODULE");
     options.optopt("", "resume", "end a pause", "MODULE");
-    options.optopt("", "skip", "pass over the message that holds a commit point; needs --partition, --offset", "MODULE");
+    options.optopt(
+        "",
+        "skip",
+        "pass over the message that holds a commit point; needs --partition, --offset",
+        "MODULE",
+    );
     options.optopt("", "seek", "continue at --offset or --to, in one partition or all of this process", "MODULE");
     options.optopt("", "partition", "number of the partition", "NUMBER");
     options.optopt("", "offset", "offset of a message", "OFFSET");
@@ -89,7 +94,8 @@ fn parse(arguments: Vec<OsString>) -> Result<Command, String> {
         .collect::<Result<_, _>>()?;
     let matches = options.parse(texts).map_err(|problem| problem.to_string())?;
     if matches.opt_present("h") {
-        let brief = "Usage: ktransfer [-f FILE] OPERATION [--partition NUMBER] [--offset OFFSET] [--to PLACE] [--dry-run]
+        let brief =
+            "Usage: ktransfer [-f FILE] OPERATION [--partition NUMBER] [--offset OFFSET] [--to PLACE] [--dry-run]
 
 Operates the ktransfer on this host that runs with the same file, through its admin_port. The secret of an operator is
 read from the environment: KTRANSFER_TOKEN, or KTRANSFER_USER and KTRANSFER_PASSWORD; --status needs none.
@@ -145,7 +151,9 @@ mod tests {
             assert!(is_meant(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>()), "{line}");
             assert_eq!(parsed(line), Ok(Command::Operate { file: file.into(), arguments }), "{line}");
         }
-        for line in ["", "--pause m --resume m", "--pause", "--pause= ", "--pause m stray", "--skip m --part", "-t --pause m"] {
+        for line in
+            ["", "--pause m --resume m", "--pause", "--pause= ", "--pause m stray", "--skip m --part", "-t --pause m"]
+        {
             assert!(parsed(line).is_err(), "{line}");
         }
         assert!(matches!(parsed("--status -h"), Ok(Command::Print(text)) if text.contains("KTRANSFER_TOKEN")));
