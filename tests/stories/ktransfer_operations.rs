@@ -177,7 +177,8 @@ impl Drop for EndLoad {
 #[test]
 fn a_seek_in_the_middle_of_the_load_continues_at_an_offset_or_a_time_and_is_stored_first() {
     let cluster = cluster();
-    let topic = cluster.new_topic("seek", 1);
+    // The brokers set the time of each message.
+    let topic = cluster.new_topic_with("seek", 1, 1, &[("message.timestamp.type", "LogAppendTime")]);
     let module = unique("seek");
     let fleet = Fleet::start(1, |_| Reply::ok().after(Duration::from_millis(1)));
     let operated = Operated::start(&module, "a", configs::module(&topic, &fleet.addresses()).set("worker_num", 8));
