@@ -210,7 +210,7 @@ fn a_seek_in_the_middle_of_the_load_continues_at_an_offset_or_a_time_and_is_stor
         wait_until(DEADLINE, "offset 100 is pushed again", || fleet.count(|a| a.position().1 == 100) == 2);
         is_busy.store(false, Ordering::Relaxed);
         let n_produced = load.join().unwrap();
-        wait_until_stored(&module, &topic, n_produced);
+        wait_until_stored(&module, topic, n_produced);
         assert_eq!(fleet.count(|arrival| arrival.position().1 == 99), 1, "messages below the offset are not repeated");
         assert_eq!(fleet.count(|arrival| arrival.position().1 == 499), 2);
         // To the end, and to a time before the first message.
