@@ -3,11 +3,14 @@
 # make test       unit tests and stories on a real Kafka and ZooKeeper
 # make soak       ktransfer under random faults on a real Kafka and ZooKeeper (SOAK_SECONDS=3600 SEED=1); the seed selects
 #                 the faults, and a run that fails prints them; SOAK_GROUPS=kafka is without ZooKeeper
+# make screenshots   pictures of the page of kmonitor, in target/screenshots (healthy, late, away, phone, dark)
 # make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096"), then ktransfer;
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
 #                 ENGINES=1 measures the Kafka clients without HTTP
 # make bench-ktransfer   measure ktransfer only (MESSAGES=200000 WORKERS="16 32 100 500")
+# make bench-kmonitor    kmonitor with many modules: answers, memory, requests (MODULES=1000 PARTITIONS=100)
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
+# make zabbix     the Zabbix templates in a real Zabbix server (Debian's packages; as root)
 # make check      formatting, lints and documentation
 # make pure       build without TLS, verify that no C is compiled, and test that build
 # make install    into $(DESTDIR)$(PREFIX)
@@ -20,7 +23,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := all
-.PHONY: all demo test soak bench bench-ktransfer fuzz check pure install clean tools build-tools
+.PHONY: all demo test soak screenshots bench bench-ktransfer bench-kmonitor fuzz zabbix check pure install clean tools build-tools
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
@@ -31,6 +34,8 @@ SEED ?= 1
 SOAK_GROUPS ?= zookeeper
 CONNECTIONS ?= 8 64 512 4096
 MESSAGES ?= 200000
+MODULES ?= 1000
+PARTITIONS ?= 100
 WORKERS ?= 16 32 100 500
 BASELINE_FOLDER = $(if $(BASELINE),$(abspath $(BASELINE)))
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -45,7 +50,14 @@ demo: tools all
 	KAFKA_HTTP_WRAPPER_BIN_DIR=. $(TARGET)/release/examples/demo
 
 test: tools
-	$(CARGO) test --release --locked
+	@.ci/tools browser
+	CHROMIUM=required $(CARGO) test --release --locked
+
+screenshots: build-tools
+	@.ci/tools browser
+	mkdir -p $(TARGET)/pages
+	KMONITOR_PAGES=$(abspath $(TARGET)/pages) $(CARGO) test --release --locked --lib sample_pages_can_be_written
+	$(CARGO) run --release --locked --example screenshots -- $(TARGET)/pages $(TARGET)/screenshots
 
 soak: tools
 	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) SOAK_GROUPS=$(SOAK_GROUPS) \
@@ -59,6 +71,14 @@ bench: tools
 bench-ktransfer: tools
 	@.ci/tools bench
 	BASELINE=$(BASELINE_FOLDER) $(CARGO) bench --locked --bench ktransfer -- $(MESSAGES) $(WORKERS)
+
+zabbix: tools all
+	@.ci/tools zabbix
+	$(CARGO) build --release --locked --example zabbix
+	KAFKA_HTTP_WRAPPER_BIN_DIR=. $(TARGET)/release/examples/zabbix
+
+bench-kmonitor: build-tools
+	$(CARGO) bench --locked --bench kmonitor -- $(MODULES) $(PARTITIONS) $(SECONDS_EACH)
 
 fuzz: build-tools
 	fuzz/run $(SECONDS_EACH)
@@ -100,7 +120,7 @@ clean:
 	rm -f $(BINARIES)
 
 tools:
-	@.ci/tools build java
+	@.ci/tools build java monitoring
 
 build-tools:
 	@.ci/tools build

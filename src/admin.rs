@@ -2,13 +2,15 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::http::{Admission, Handler, Head, Response};
+use crate::http::{Admission, Body, Handler, Head, Response, SharedBytes};
 use crate::locks::lock;
 use crate::logging;
 use crate::metrics::Registry;
 
 /// The methods of the admin endpoints.
 const ALLOWED: &str = "GET, HEAD, OPTIONS";
+/// The media type of the Prometheus text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Readiness of the components of a daemon. Clones share the components.
 #[derive(Clone, Default)]
@@ -63,13 +65,24 @@ impl Component {
 pub struct Admin {
     registry: Registry,
     health: Health,
+    more_metrics: Option<MoreMetrics>,
 }
+
+/// Returns metrics that are not in the registry: a part of this answer alone, and a part that all answers share.
+pub type MoreMetrics = Arc<dyn Fn() -> (Vec<u8>, SharedBytes) + Send + Sync>;
 
 impl Admin {
     /// Creates endpoints that show this registry, with the metrics of the log, and this health.
     pub fn new(registry: Registry, health: Health) -> Self {
         logging::register_metrics(&registry);
-        Admin { registry, health }
+        Admin { registry, health, more_metrics: None }
+    }
+
+    /// Adds metrics that are not in the registry. No metric may be in both.
+    #[must_use]
+    pub fn with_metrics(mut self, more: MoreMetrics) -> Self {
+        self.more_metrics = Some(more);
+        self
     }
 
     /// Returns the response to a request for one of the three paths, and `None` for every other path. Methods other
@@ -85,6 +98,7 @@ impl Admin {
             _ => return None,
         };
         Some(match &*head.method {
+            "HEAD" if head.path == "/metrics" => Response::new(200, METRICS_TYPE, Body::Omitted),
             "GET" | "HEAD" => endpoint(self),
             "OPTIONS" => Response::new(200, "", "").with_header("Allow", ALLOWED),
             _ => Response::text(405, "method not allowed: use GET or HEAD\n").with_header("Allow", ALLOWED),
@@ -96,7 +110,16 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response {
-        Response::new(200, "text/plain; version=0.0.4; charset=utf-8", self.registry.render())
+        let mut start = self.registry.render();
+        let body: Body = match &self.more_metrics {
+            None => start.into(),
+            Some(more) => {
+                let (own, bytes) = more();
+                start.extend(own);
+                Body::Shared { start, bytes, end: b"" }
+            }
+        };
+        Response::new(200, METRICS_TYPE, body)
     }
 
     fn readiness(&self) -> Response {
@@ -121,7 +144,17 @@ mod tests {
 
     fn request(admin: &Admin, method: &'static str, path: &str) -> Option<(u16, String)> {
         let head = Head { method: method.into(), path: path.into(), ..Head::default() };
-        admin.answer(&head).map(|response| (response.status, String::from_utf8(response.body).unwrap()))
+        admin.answer(&head).map(|response| (response.status, String::from_utf8(response.body.to_vec()).unwrap()))
+    }
+
+    #[test]
+    fn metrics_that_are_not_in_the_registry_follow_its_own() {
+        let registry = Registry::new();
+        registry.gauge("level", "Level.", &[]).with_label_values::<&str>(&[]).set(1);
+        let more: MoreMetrics = Arc::new(|| (b"own 2\n".to_vec(), b"shared 3\n".to_vec().into()));
+        let admin = Admin::new(registry, Health::new()).with_metrics(more);
+        let (_, text) = request(&admin, "GET", "/metrics").unwrap();
+        assert!(text.contains("\nlevel 1\n") && text.ends_with("\nown 2\nshared 3\n"), "{text}");
     }
 
     #[test]
@@ -144,6 +177,7 @@ mod tests {
             ("OPTIONS", "/metrics", Some(200)),
             ("GET", "/", Some(200)),
             ("HEAD", "/", Some(200)),
+            ("HEAD", "/metrics", Some(200)),
             ("POST", "/", None),
             ("OPTIONS", "/other", None),
             ("DELETE", "/metrics", Some(405)),

@@ -165,13 +165,18 @@ fn the_docs_list_every_metric_and_no_other() {
 }
 
 #[test]
-fn the_alert_rules_use_metrics_that_exist() {
-    let rules = fs::read_to_string(root().join("conf/prometheus/rules.yml")).unwrap();
+fn the_alert_rules_and_the_dashboard_use_metrics_that_exist() {
     let registered = registered_metrics();
-    let named = metrics_in(&rules);
-    assert!(!named.is_empty());
-    for name in named {
-        assert!(registered.contains(name), "{name}");
+    for (file, least) in
+        [("prometheus/rules.yml", 15), ("prometheus/rules_test.yml", 15), ("grafana/kafka-http-wrapper.json", 40)]
+    {
+        let text = fs::read_to_string(root().join("conf").join(file)).unwrap();
+        let named = metrics_in(&text);
+        assert!(named.len() >= least, "{file}: {}", named.len());
+        for name in named {
+            // The buckets of a histogram are series of their own.
+            assert!(registered.contains(name.strip_suffix("_bucket").unwrap_or(name)), "{file}: {name}");
+        }
     }
 }
 
@@ -282,7 +287,9 @@ fn the_keys_in_tables_of_the_docs_are_in_the_reference_files() {
 fn every_name_in_the_docs_occurs_in_the_program() {
     let mut program = sources();
     program.extend(reference_files());
-    program.extend(["Cargo.toml", "conf/zabbix/README.md"].map(|file| Document::read(file).text));
+    program.extend(
+        ["Cargo.toml", "conf/zabbix/README.md", "conf/prometheus/scrape.yml"].map(|file| Document::read(file).text),
+    );
     // The decisions also use names of other programs and crates.
     let decisions = Path::new("docs/decisions.md");
     for document in Document::for_users().iter().filter(|document| document.path != decisions) {

@@ -89,7 +89,10 @@ fn split_uses(source: &str) -> (Vec<(bool, String)>, String) {
     for line in source.lines() {
         let trimmed = line.trim_start();
         let (visibility, rest) = match trimmed.find("use ") {
-            Some(at) if at == 0 || trimmed[..at].starts_with("pub") => (&trimmed[..at], Some(&trimmed[at + 4..])),
+            // Not `pub struct Cause {`.
+            Some(at) if at == 0 || (trimmed.starts_with("pub") && trimmed[..at].ends_with(' ')) => {
+                (&trimmed[..at], Some(&trimmed[at + 4..]))
+            }
             _ => ("", None),
         };
         match (&mut open, rest) {
@@ -127,8 +130,9 @@ fn paths_of(prefix: &str, tree: &str) -> Vec<String> {
     items.iter().filter(|item| !item.trim().is_empty()).flat_map(|item| paths_of(&prefix, item)).collect()
 }
 
-/// Returns the paths in code that have more than one segment.
+/// Returns the paths in code that have more than one segment. That of a visibility, `pub(in crate::a)`, imports nothing.
 fn paths_in(code: &str) -> Vec<String> {
+    let code = code.replace("pub(in crate::", "pub(in ");
     let words = code.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_' && letter != ':');
     words.map(|word| word.trim_matches(':').to_owned()).filter(|word| word.contains("::")).collect()
 }

@@ -18,8 +18,9 @@
 //!   message below it is done. **give up** (a message): attempt no further push and continue with the next message.
 //! - **outcome**: what the result of a push means: delivered, retried, dropped or a **dead letter**, which is the message
 //!   stored in another topic with the reason. **tombstone**: a message without a value.
-//! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: the newest offset of a
-//!   partition minus the stored one.
+//! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: how many messages of
+//!   a partition can still be pushed: the newest offset minus the stored one, or the oldest one if that is larger.
+//!   **place**: a partition of a topic as one module consumes it.
 //! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
 //!   kproxy may have between request and answer. **rules** of a topic: what its configuration accepts, as far as kproxy
 //!   has read it.
@@ -40,8 +41,8 @@
 //! its other keys while the message waits. A message that is given up may end as a dead letter, which one producer stores
 //! for all modules. The commit point goes back to the group, which stores it.
 //!
-//! **kmonitor**, for each cluster: a *poller* reads all stored offsets from ZooKeeper, then the newest offsets from the
-//! brokers, and replaces the snapshot that the HTTP handler answers from.
+//! **kmonitor**, for each cluster: a *poller* reads stored offsets and owners from ZooKeeper or Kafka, then the ends of the
+//! logs from the brokers, keeps what it saw in a table, and publishes the *view* that the HTTP handler answers from.
 //!
 //! # Invariants
 //!
@@ -83,9 +84,10 @@
 //!
 //! # Reading order
 //!
-//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → [`http`], [`broker`], [`keeper`], [`admin`],
+//! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`.
+//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`,
+//! `tls_client`, `token_bucket`.
 
 pub mod daemon;
 
@@ -95,6 +97,7 @@ pub mod ktransfer;
 
 pub mod admin;
 pub mod broker;
+mod html;
 pub mod http;
 pub mod kafka;
 pub mod keeper;
@@ -112,11 +115,17 @@ mod regular_file;
 mod reload;
 pub mod shutdown;
 pub mod supervise;
+mod tls_client;
+mod token_bucket;
 
 #[cfg(test)]
 mod docs_test;
 #[cfg(test)]
 mod import_circles;
+
+#[cfg(test)]
+#[path = "../tests/stories/harness/json_schema.rs"]
+mod json_schema;
 
 #[cfg(test)]
 #[cfg(feature = "tls")]

@@ -10,7 +10,7 @@ use super::kafka_rust;
 use super::membership::{GroupOffsets, Membership, MembershipConfig};
 use super::native;
 use super::settings::{KafkaSettings, Role, SettingProblem};
-use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, LogEnds, Producer, ProducerConfig};
+use super::{BrokerConfig, Completion, Engine, Fetcher, FetcherConfig, GroupReader, LogEnds, Producer, ProducerConfig};
 use crate::config::{Problems, Section};
 use crate::supervise::Supervisor;
 
@@ -69,7 +69,7 @@ impl Engine {
         }
     }
 
-    /// Returns whether the engine has [`membership`] and [`group_offsets`].
+    /// Returns whether the engine has [`membership`], [`group_offsets`] and [`group_reader`].
     pub fn has_groups(self) -> bool {
         match self.resolve() {
             Ok(BuiltInEngine::Native) => true,
@@ -145,5 +145,14 @@ pub fn group_offsets(broker: &BrokerConfig, group: Arc<str>, topic: Arc<str>) ->
     match broker.engine.resolve()? {
         BuiltInEngine::Native => Ok(Box::new(native::NativeGroupOffsets::new(broker, group, topic)?)),
         BuiltInEngine::KafkaRust => Err(WITHOUT_GROUPS.to_owned()),
+    }
+}
+
+/// Makes a reader of consumer groups; no broker need be reachable. Fails for an engine without
+/// [groups](Engine::has_groups).
+pub fn group_reader(broker: &BrokerConfig) -> Result<Box<dyn GroupReader>, String> {
+    match broker.engine.resolve()? {
+        BuiltInEngine::Native => Ok(Box::new(native::NativeGroups::new(broker)?)),
+        BuiltInEngine::KafkaRust => Err("kafka_client: kafka-rust does not read consumer groups".to_owned()),
     }
 }

@@ -21,6 +21,7 @@
 //! 5. In the conformance suite (`tests/stories/broker_suite/`): a variant of `Kind` with its matches in `fixture.rs`,
 //!    and an `over!` line in `mod.rs`.
 
+mod cluster_reading;
 mod engines;
 mod fetching;
 pub mod in_memory;
@@ -37,7 +38,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use engines::{fetcher, group_offsets, log_ends, membership, producer};
+pub use cluster_reading::{GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo};
+pub use engines::{fetcher, group_offsets, group_reader, log_ends, membership, producer};
 pub use fetching::{FetchEvent, Fetcher, HeaderLimits, LogIdentity, Message, MessageBatch};
 pub use settings::{KafkaSettings, Role};
 
@@ -265,7 +267,16 @@ pub enum MetadataError {
     /// No broker responded before the deadline, for this reason.
     #[error("no broker responded: {0}")]
     Unreachable(String),
-    /// The request failed for one partition (no leader, unknown); the text names the partition.
+    /// The partition has no leader at present.
+    #[error("{0}")]
+    NoLeader(String),
+    /// The client may not describe the topic or the group.
+    #[error("{0}")]
+    NotAuthorized(String),
+    /// No broker accepts this name of a topic.
+    #[error("{0}")]
+    InvalidTopic(String),
+    /// The request failed for one partition or group (unknown, another error); the text names it.
     #[error("{0}")]
     Partition(String),
 }
@@ -278,6 +289,17 @@ pub type RangeSink<'a> = dyn FnMut(usize, Result<LogRange, MetadataError>) + Sen
 pub trait LogEnds: Send {
     /// Returns the partitions of a topic, sorted by number.
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError>;
+
+    /// Returns each topic with its id, in the same order; each can fail by itself. Never creates a topic. Returns at
+    /// `deadline`, or one request later with an engine that looks the topics up one after the other.
+    fn topics(&mut self, topics: &[Arc<str>], deadline: Instant) -> Vec<Result<TopicInfo, MetadataError>> {
+        let late = || Err(MetadataError::Unreachable("no attempt was made before the deadline".to_owned()));
+        let find = |(index, topic): (usize, &Arc<str>)| match index > 0 && deadline <= Instant::now() {
+            true => late(),
+            false => self.partitions(topic).map(|partitions| TopicInfo { id: None, partitions }),
+        };
+        topics.iter().enumerate().map(find).collect()
+    }
 
     /// Returns the log end offset of each of `partitions`, in the same order; each can fail by itself.
     fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>>;

@@ -48,6 +48,11 @@ impl Section {
         section
     }
 
+    /// From now on, no problem shows a value or an unknown key of this section, as of a file of secrets.
+    pub fn hide_values(&mut self) {
+        self.is_secret = true;
+    }
+
     /// Returns the file that the section was read from.
     pub fn file(&self) -> &Path {
         &self.file

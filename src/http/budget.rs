@@ -1,4 +1,5 @@
-//! A limit in bytes on the memory of all requests of a server together: incomplete heads, bodies, pipelined bytes.
+//! A limit in bytes on the memory of all requests of a server together: incomplete heads, bodies, pipelined bytes; or
+//! on the memory of its large responses.
 //!
 //! The capacity of a buffer is counted, not its content. The [`ByteLease`] of a request is passed on with the body;
 //! dropping the lease releases the bytes.
@@ -97,6 +98,11 @@ impl ByteLease {
 }
 
 impl ByteLease {
+    /// Returns whether no bytes are leased from the budget.
+    pub(super) fn is_budget_unused(&self) -> bool {
+        self.budget.as_ref().is_none_or(|budget| budget.used() == 0)
+    }
+
     /// Changes the lease to `bytes`, also if the budget is then exceeded. Returns whether it was exceeded before.
     pub(super) fn force_to(&mut self, bytes: usize) -> bool {
         let fits = self.set_to(bytes);

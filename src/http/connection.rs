@@ -8,26 +8,28 @@
 //! With TLS the session is under the same lock as the phase: the thread that may use the socket also uses the session.
 
 use std::cell::RefCell;
-use std::io::{self, BufRead, Cursor, ErrorKind, Write};
+use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use log::debug;
 
-use super::budget::ByteLease;
-use super::encode::{EncodeOptions, encode};
+use super::encode::{EncodeOptions, encode_head, has_body};
 use super::inbox::{Inbox, InboxMessage};
 use super::message::Response;
+use super::refusal::Refusal;
+use super::response_body::Body;
 use super::tls::{Received, Session};
+use super::unsent::{AnswerLease, MAX_JOINED_BYTES, Unsent, send};
 use super::write_limits::{WriteLimits, WriteProgress};
 use crate::locks::lock;
 
 /// After each response the encoding buffer of a thread is shrunk to this size.
 const MAX_KEPT_BUFFER_BYTES: usize = 64 * 1024;
-/// Largest unsent part of a response that is kept also while the byte budget is exceeded; larger than any answer to one
-/// commit. There is at most one for each connection.
-const MAX_UNLEASED_BYTES: usize = 4 * 1024;
+
+const TOO_MANY_ANSWER_BYTES: Refusal =
+    Refusal::over_limit("answer_bytes", 503, "too many unread response bytes, retry later");
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,11 +68,10 @@ struct State {
     progress: (Instant, usize),
     /// `None`: plain HTTP.
     tls: Option<Box<Session>>,
-    /// The response that is being written; the bytes from the cursor's position on are not yet taken by the socket
-    /// (with TLS: by the session).
-    unsent: Cursor<Vec<u8>>,
-    /// Lease for the memory of `unsent`.
-    unsent_lease: ByteLease,
+    /// The response that is being written.
+    unsent: Unsent,
+    /// Lease for the memory of the response.
+    answer_lease: AnswerLease,
     /// Whether the sending half is closed after the response.
     closes: bool,
     /// True while the reader hands a request over. The reader checks the phase afterwards and needs no message.
@@ -87,15 +88,15 @@ impl Connection {
         inbox: Arc<Inbox>,
         now: Instant,
         tls: Option<Box<Session>>,
-        unsent_lease: ByteLease,
+        answer_lease: AnswerLease,
     ) -> Self {
         let state = State {
             phase: Phase::Reading,
             since: now,
             progress: (now, 0),
             tls,
-            unsent: Cursor::default(),
-            unsent_lease,
+            unsent: Unsent::default(),
+            answer_lease,
             closes: false,
             in_hand_over: false,
             recheck: false,
@@ -146,23 +147,39 @@ impl Connection {
         state.phase
     }
 
-    /// Encodes and writes the response; bytes that the socket does not take at once are left to the reader.
-    pub(super) fn answer(&self, response: &Response, mut options: EncodeOptions) {
+    /// Encodes and writes the response, with `headers` in addition to its own; bytes that the socket does not take at
+    /// once are left to the reader. A large response for which the server has no memory left is replaced by a 503.
+    pub(super) fn answer(
+        &self,
+        mut response: Response,
+        headers: Vec<(&'static str, String)>,
+        mut options: EncodeOptions,
+    ) {
+        let sends_body = !options.head_only && has_body(response.status);
+        if sends_body && !self.lock().answer_lease.admits(response.body.allocated()) {
+            response = self.inbox.control.refusal(TOO_MANY_ANSWER_BYTES).with_header("Retry-After", "1");
+        }
+        response.headers.extend(headers);
         options.keep_alive &= !response.close && !self.inbox.control.is_draining();
         thread_local! {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
-            encode(response, options, buffer);
-            self.write(buffer, !options.keep_alive);
+            encode_head(&response, options, buffer);
+            let mut body = if sends_body { response.body } else { Body::default() };
+            if matches!(&body, Body::Owned(bytes) if bytes.len() <= MAX_JOINED_BYTES) {
+                buffer.extend_from_slice(body.parts()[0]);
+                body = Body::default();
+            }
+            self.write(buffer, body, !options.keep_alive);
             buffer.shrink_to(MAX_KEPT_BUFFER_BYTES);
         });
     }
 
     /// Sends 100 Continue. Bytes that the socket does not take at once are written before any other response.
     pub(super) fn send_continue(&self) {
-        self.write(b"HTTP/1.1 100 Continue\r\n\r\n", false);
+        self.write(b"HTTP/1.1 100 Continue\r\n\r\n", Body::default(), false);
     }
 
     /// Decrypts records that arrived in phase `Reading`, and writes the records with which TLS itself responds. The new
@@ -207,16 +224,23 @@ impl Connection {
         }
     }
 
-    fn write(&self, bytes: &[u8], closes: bool) {
+    fn write(&self, head: &[u8], body: Body, closes: bool) {
         let mut state = self.lock();
         state.closes = closes;
-        match send_by(&mut state.tls, &self.socket, bytes) {
-            Ok(sent) if sent == bytes.len() => self.end_response(&mut state),
-            Ok(sent) if state.lease_unsent(bytes.len() - sent) => {
-                state.unsent = Cursor::new(bytes[sent..].to_vec());
-                state.enter(Phase::Writing);
+        let [start, middle, end] = body.parts();
+        match send(&mut state.tls, &self.socket, [head, start, middle, end]) {
+            Ok(sent) if sent == head.len() + body.len() => {
+                state.answer_lease.release();
+                self.end_response(&mut state);
             }
-            Ok(_) => self.fail(&mut state, &io::Error::other("max_in_flight_bytes is reached")),
+            Ok(sent) => {
+                state.unsent = Unsent::after(sent, head, body);
+                if state.keep_unsent() {
+                    state.enter(Phase::Writing);
+                } else {
+                    self.fail(&mut state, &io::Error::other("max_in_flight_bytes is reached"));
+                }
+            }
             Err(cause) => self.fail(&mut state, &cause),
         }
         // If a drain began after the response was encoded as keep-alive, the reader may have closed the idle
@@ -276,28 +300,24 @@ impl State {
         self.progress = (self.since, 0);
     }
 
-    /// Leases memory for a part of a response that the socket did not take. One response may exceed the budget; while
-    /// it is exceeded, only small parts are kept, so that the outcome of each commit still reaches its client.
-    fn lease_unsent(&mut self, bytes: usize) -> bool {
-        let was_exceeded = self.unsent_lease.force_to(bytes);
-        !was_exceeded || bytes <= MAX_UNLEASED_BYTES
+    /// Leases the memory of the unsent part; returns false if it cannot be kept.
+    fn keep_unsent(&mut self) -> bool {
+        self.answer_lease.keep(&self.unsent)
     }
 
     fn forget_unsent(&mut self) {
-        self.unsent = Cursor::default();
-        self.unsent_lease.set_to(0);
+        self.unsent = Unsent::default();
+        self.answer_lease.release();
     }
 
     /// Sends unsent bytes as far as the socket takes them; returns true if none are left.
     fn send_more(&mut self, socket: &TcpStream) -> io::Result<bool> {
-        let rest = self.unsent.fill_buf()?;
         let taken_before = self.tls.as_ref().map_or(0, |session| session.written_bytes());
-        let (sent, length) = (send_by(&mut self.tls, socket, rest)?, rest.len());
-        self.unsent.consume(sent);
+        let (sent, is_all) = self.unsent.send(&mut self.tls, socket)?;
         // With TLS the session takes bytes before the socket does.
         let taken = self.tls.as_ref().map_or(sent, |session| session.written_bytes() - taken_before);
         self.note_progress(taken);
-        Ok(sent == length)
+        Ok(is_all)
     }
 
     fn note_progress(&mut self, bytes: usize) {
@@ -318,25 +338,6 @@ impl State {
         let taken = session.written_bytes() - before;
         self.note_progress(taken);
         outcome
-    }
-}
-
-/// Sends `bytes`, with or without TLS, as far as the socket takes them; returns the number of bytes taken.
-fn send_by(tls: &mut Option<Box<Session>>, socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    match tls {
-        None => send(socket, bytes),
-        Some(session) => session.send(socket, bytes),
-    }
-}
-
-/// Writes `bytes` as far as the socket takes them; returns the number of bytes written, 0 if the socket is full.
-fn send(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    loop {
-        match socket.write(bytes) {
-            Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(0),
-            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-            other => return other,
-        }
     }
 }
 
@@ -362,14 +363,14 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let mut before = 0;
         loop {
-            match send(&socket, &[b'x'; 100_000]).unwrap() {
+            match send(&mut None, &socket, [&[b'x'; 100_000], &[], &[], &[]]).unwrap() {
                 0 => break,
                 count => before += count,
             }
         }
         let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
         let connection =
-            Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None, ByteLease::default());
+            Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None, AnswerLease::default());
         connection.send_continue();
         assert_eq!(connection.phase().0, Phase::Writing);
         assert!(
@@ -393,12 +394,12 @@ mod tests {
         let (socket, peer) = listener.accept().unwrap();
         let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
         let connection =
-            Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None, ByteLease::default());
+            Connection::new(socket, peer, 7, Arc::clone(&inbox), Instant::now(), None, AnswerLease::default());
         connection.begin_hand_over();
         assert_eq!(connection.end_hand_over(false), Phase::Answering);
         // The drain begins between encoding the response as keep-alive and writing it.
         inbox.control.drain(Duration::ZERO);
-        connection.write(b"HTTP/1.1 200 OK\r\n\r\n", false);
+        connection.write(b"HTTP/1.1 200 OK\r\n\r\n", Body::default(), false);
         assert!(
             matches!(messages(&inbox)[..], [InboxMessage::Recheck(7)]),
             "without the message the connection would stay open until the idle timeout"

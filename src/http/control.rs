@@ -9,11 +9,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::message::Response;
-use super::refusal::{Refusal, UNANSWERED};
+use super::refusal::Refusal;
 use crate::locks::{lock, wait_timeout_while};
 
-/// Builds the response to a request whose reply was dropped unsent.
-type UnansweredResponse = Box<dyn Fn() -> Response + Send + Sync>;
+/// Builds the response with which the server itself answers a request that the handler has processed.
+type RefusalResponse = Box<dyn Fn(Refusal) -> Response + Send + Sync>;
 
 /// State that a server shares with its threads.
 #[derive(Default)]
@@ -24,8 +24,8 @@ pub(super) struct Control {
     ended: AtomicBool,
     open: Mutex<OpenConnections>,
     all_closed: Condvar,
-    /// `None` answers such a request with a plain text.
-    unanswered: Option<UnansweredResponse>,
+    /// `None` answers with a plain text.
+    refusal: Option<RefusalResponse>,
 }
 
 /// Counts of the open connections.
@@ -38,9 +38,10 @@ struct OpenConnections {
 }
 
 impl Control {
-    /// Creates the state; `unanswered` builds the response to a request whose reply was dropped unsent.
-    pub(super) fn new(unanswered: impl Fn() -> Response + Send + Sync + 'static) -> Self {
-        Control { unanswered: Some(Box::new(unanswered)), ..Control::default() }
+    /// Creates the state; `refusal` builds the response with which the server itself answers a request that the handler
+    /// has processed.
+    pub(super) fn new(refusal: impl Fn(Refusal) -> Response + Send + Sync + 'static) -> Self {
+        Control { refusal: Some(Box::new(refusal)), ..Control::default() }
     }
 
     /// Returns whether connections are accepted; false when the listening socket is to be closed.
@@ -76,9 +77,10 @@ impl Control {
         self.ended.store(true, Ordering::Release);
     }
 
-    /// Returns the response to a request whose reply was dropped unsent.
-    pub(super) fn unanswered_response(&self) -> Response {
-        self.unanswered.as_ref().map_or_else(|| Response::text(500, UNANSWERED), |build| build()).closing()
+    /// Returns the response with which the server itself answers a request that the handler has processed.
+    pub(super) fn refusal(&self, refusal: Refusal) -> Response {
+        let plain = || Response::text(refusal.status, refusal.reason);
+        self.refusal.as_ref().map_or_else(plain, |build| build(refusal))
     }
 
     fn open(&self) -> MutexGuard<'_, OpenConnections> {

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::message::Response;
+use super::response_body::Body;
 
 /// Properties of the request and its connection on which the encoding of the response depends.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +22,19 @@ pub(super) struct EncodeOptions {
 
 /// Appends a response to `out`.
 pub(super) fn encode(response: &Response, options: EncodeOptions, out: &mut Vec<u8>) {
+    encode_head(response, options, out);
+    if has_body(response.status) && !options.head_only {
+        response.body.parts().iter().for_each(|part| out.extend_from_slice(part));
+    }
+}
+
+/// Returns whether responses of this status have a body.
+pub(super) fn has_body(status: u16) -> bool {
+    status != 204 && status != 304
+}
+
+/// Appends the status line and the headers of a response to `out`.
+pub(super) fn encode_head(response: &Response, options: EncodeOptions, out: &mut Vec<u8>) {
     let status = response.status;
     put(out, format_args!("HTTP/1.1 {status} {}\r\n", reason(status)));
     out.extend_from_slice(b"Date: ");
@@ -29,8 +43,8 @@ pub(super) fn encode(response: &Response, options: EncodeOptions, out: &mut Vec<
     if !response.content_type.is_empty() {
         put(out, format_args!("Content-Type: {}\r\n", response.content_type));
     }
-    let has_body = status != 204 && status != 304;
-    if has_body {
+    // A HEAD response may leave the length out if it is known only after rendering (RFC 9110 8.6).
+    if has_body(status) && !matches!(response.body, Body::Omitted) {
         put(out, format_args!("Content-Length: {}\r\n", response.body.len()));
     }
     for (name, value) in &response.headers {
@@ -45,9 +59,6 @@ pub(super) fn encode(response: &Response, options: EncodeOptions, out: &mut Vec<
         out.extend_from_slice(b"Connection: keep-alive\r\n");
     }
     out.extend_from_slice(b"\r\n");
-    if has_body && !options.head_only {
-        out.extend_from_slice(&response.body);
-    }
 }
 
 fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
@@ -60,6 +71,7 @@ fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         204 => "No Content",
+        304 => "Not Modified",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -146,6 +158,9 @@ mod tests {
             format!("HTTP/1.1 200 OK\r\n{fields}Connection: close\r\n\r\nabc")
         );
         assert_eq!(encoded(&Response::new(204, "", ""), false, true, false), "HTTP/1.1 204 No Content\r\n\r\n");
+        assert_eq!(encoded(&Response::new(304, "", "x"), false, true, false), "HTTP/1.1 304 Not Modified\r\n\r\n");
+        let omitted = Response::new(200, "text/plain", Body::Omitted);
+        assert_eq!(encoded(&omitted, true, true, false), "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n");
         assert_eq!(
             encoded(&Response::new(299, "", ""), false, true, false),
             "HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n"

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use super::budget::{ByteBudget, ByteLease};
 use super::scan::HeadLimits;
+use super::unsent::AnswerLease;
 use super::write_limits::WriteLimits;
 
-/// Memory of requests and unread responses of a server with default limits.
+/// Memory of requests of a server with default limits.
 const MAX_ADMIN_BYTES: usize = 64 << 20;
+/// Memory of large responses of a server with default limits.
+const MAX_ANSWER_BYTES: usize = 32 << 20;
 
 /// Limits of one server.
 #[derive(Clone, Debug)]
@@ -26,9 +29,14 @@ pub struct ServerLimits {
     /// Largest request line and headers.
     pub head: HeadLimits,
     /// Budget for the memory of all requests, from their arrival until the handler drops [`super::Request::lease`], and
-    /// of the parts of responses that clients have not read. A request that does not fit is answered with 503. `None`
-    /// sets no limit.
+    /// of the parts of responses that clients have not read, unless `answer_budget` is set. A request that does not fit
+    /// is answered with 503. `None` sets no limit.
     pub body_budget: Option<ByteBudget>,
+    /// Budget for the bodies of large responses, from the time they are sent until the client has read them; shared
+    /// bodies do not count. A response that does not fit is replaced by a 503 with `Retry-After`. With `None` the
+    /// unread parts count in `body_budget`, and a response that does not fit is cut off: right for a server whose
+    /// responses say what was done.
+    pub answer_budget: Option<ByteBudget>,
 }
 
 impl Default for ServerLimits {
@@ -42,6 +50,7 @@ impl Default for ServerLimits {
             max_connections_per_ip: None,
             head: HeadLimits::default(),
             body_budget: Some(ByteBudget::new(MAX_ADMIN_BYTES)),
+            answer_budget: Some(ByteBudget::new(MAX_ANSWER_BYTES)),
         }
     }
 }
@@ -52,6 +61,14 @@ impl ServerLimits {
     pub(super) fn keep_alive_seconds(&self) -> u64 {
         let margin = (self.idle_timeout / 15).max(Duration::from_secs(1));
         self.idle_timeout.saturating_sub(margin).as_secs()
+    }
+
+    /// Returns a lease for the responses of one connection.
+    pub(super) fn answer_lease(&self) -> AnswerLease {
+        match &self.answer_budget {
+            Some(budget) => AnswerLease::new(budget.lease(), true),
+            None => AnswerLease::new(self.lease(), false),
+        }
     }
 
     pub(super) fn lease(&self) -> ByteLease {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::budget::ByteLease;
+use super::response_body::Body;
 
 /// The request line and headers of a request.
 #[derive(Clone, Debug, Default)]
@@ -94,7 +95,7 @@ pub struct Request {
     pub lease: ByteLease,
 }
 
-/// A response. It is always sent with a Content-Length, except 204 and 304.
+/// A response. It is always sent with a Content-Length, except 204, 304 and [`Body::Omitted`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Status code.
@@ -104,7 +105,7 @@ pub struct Response {
     /// Further header fields.
     pub headers: Vec<(&'static str, String)>,
     /// Body; not sent in response to a HEAD request.
-    pub body: Vec<u8>,
+    pub body: Body,
     /// Whether the connection is closed after the response.
     pub close: bool,
 }
@@ -112,21 +113,21 @@ pub struct Response {
 impl Response {
     /// Returns the heap memory of the response in bytes.
     pub(super) fn allocated(&self) -> usize {
-        self.body.capacity() + self.headers.iter().map(|(_, value)| value.capacity()).sum::<usize>()
+        self.body.allocated() + self.headers.iter().map(|(_, value)| value.capacity()).sum::<usize>()
     }
 
     /// Creates a response without further headers, after which the connection may stay open.
-    pub fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+    pub fn new(status: u16, content_type: &'static str, body: impl Into<Body>) -> Self {
         Response { status, content_type, headers: Vec::new(), body: body.into(), close: false }
     }
 
     /// Creates a response of plain text.
-    pub fn text(status: u16, body: impl Into<Vec<u8>>) -> Self {
+    pub fn text(status: u16, body: impl Into<Body>) -> Self {
         Self::new(status, "text/plain; charset=utf-8", body)
     }
 
     /// Creates a response of JSON; `body` is the encoded JSON.
-    pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
+    pub fn json(status: u16, body: impl Into<Body>) -> Self {
         Self::new(status, "application/json", body)
     }
 

@@ -35,7 +35,7 @@ impl ServerMetrics {
             limits: registry.counter(
                 "http_limits_total",
                 "Requests and connections refused because a limit was reached, by limit: connections, \
-                 connections_per_ip, uri, headers, header_fields, request_size, chunks, in_flight_bytes.",
+                 connections_per_ip, uri, headers, header_fields, request_size, chunks, in_flight_bytes, answer_bytes.",
                 &["server", "limit"],
             ),
             timeouts: registry.counter(

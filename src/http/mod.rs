@@ -11,17 +11,20 @@
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three combined, pure), `handler`,
-//! `connection` (which thread may write when), `reply`, `inbox`, `tls`, `reader`, `acceptor`, `control`, `server`;
-//! `query` is for the handlers. The server does not know the meaning of a path, query or body.
+//! `connection` (which thread may write when), `unsent`, `reply`, `inbox`, `tls`, `reader`, `acceptor`, `control`,
+//! `server`; `query` and `conditional` are for the handlers. The server does not know the meaning of a path, query or
+//! body.
 //!
 //! Invariants: one request of a connection is in progress at a time, and responses are sent in the order of the
 //! requests; a request with ambiguous framing is refused and its connection closed; memory grows with the bytes that
 //! arrived, never with an announced length, and all memory of requests is within `body_budget`, if it is set; the
-//! number of threads is fixed.
+//! memory of large responses is within a budget too, and a body that many responses share is never copied; the number
+//! of threads is fixed.
 
 mod acceptor;
 mod body;
 mod budget;
+mod conditional;
 mod connection;
 mod control;
 mod deadlines;
@@ -42,14 +45,17 @@ mod query;
 mod reader;
 mod refusal;
 mod reply;
+mod response_body;
 mod scan;
 mod server;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod unsent;
 mod write_limits;
 
 pub use budget::{ByteBudget, ByteLease};
+pub use conditional::Version;
 pub use deferred::DeferredResponse;
 pub use handler::{Admission, Handler, RequestHandler};
 pub use limits::ServerLimits;
@@ -59,6 +65,7 @@ pub use metrics::ServerMetrics;
 pub use query::percent_decode;
 pub use refusal::{SHUTTING_DOWN, UNANSWERED};
 pub use reply::{ReaderHandle, Reply};
+pub use response_body::{Body, SharedBytes};
 pub use scan::HeadLimits;
 pub use server::{Server, ServerConfig};
 pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};

@@ -178,7 +178,7 @@ impl Reader {
             Arc::clone(&self.inbox),
             self.now,
             session,
-            self.limits.lease(),
+            self.limits.answer_lease(),
         ));
         let client = ClientState {
             connection,

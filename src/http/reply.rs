@@ -6,7 +6,7 @@ use super::connection::Connection;
 use super::deferred::DeferredResponse;
 use super::encode::EncodeOptions;
 use super::message::Response;
-use super::refusal::UNANSWERED;
+use super::refusal::{Refusal, UNANSWERED};
 
 /// Owns a connection until its request is answered. A reply that is dropped unsent, which is a bug, answers 500.
 pub struct Reply {
@@ -66,11 +66,10 @@ impl Reply {
         ReaderHandle { connection }
     }
 
-    fn deliver(&mut self, mut response: Response) {
+    fn deliver(&mut self, response: Response) {
         match self.target.take() {
             Some(Target::Connection(connection, options, headers)) => {
-                response.headers.extend(headers);
-                connection.answer(&response, options);
+                connection.answer(response, headers, options);
             }
             Some(Target::Closure(deliver)) => deliver(response),
             None => {}
@@ -82,10 +81,12 @@ impl Drop for Reply {
     fn drop(&mut self) {
         if self.target.is_some() {
             let response = match &self.target {
-                Some(Target::Connection(connection, ..)) => connection.inbox.control.unanswered_response(),
-                _ => Response::text(500, UNANSWERED).closing(),
+                Some(Target::Connection(connection, ..)) => {
+                    connection.inbox.control.refusal(Refusal::new(500, UNANSWERED))
+                }
+                _ => Response::text(500, UNANSWERED),
             };
-            self.deliver(response);
+            self.deliver(response.closing());
         }
     }
 }

@@ -16,7 +16,6 @@ use super::listen::Listen;
 use super::metrics::ServerMetrics;
 use super::poller::Poller;
 use super::reader::Reader;
-use super::refusal::UNANSWERED;
 use super::tls::Tls;
 use crate::supervise::Supervisor;
 
@@ -62,8 +61,14 @@ impl Server {
         let listener = listen.open()?;
         let address = listener.local_addr()?;
         let metrics = metrics.of(name);
-        let unanswered = Arc::clone(&handler);
-        let control = Arc::new(Control::new(move || unanswered.refusal(500, UNANSWERED)));
+        let (refusing, counters) = (Arc::clone(&handler), metrics.clone());
+        let control = Arc::new(Control::new(move |refusal| {
+            if let Some(limit) = refusal.limit {
+                counters.refused(refusal.status);
+                counters.limit_reached(limit);
+            }
+            refusing.refusal(refusal.status, refusal.reason)
+        }));
         let acceptor = Arc::new(Poller::new()?);
         let inboxes: Vec<_> =
             (0..readers.max(1)).map(|_| Inbox::new(Arc::clone(&control)).map(Arc::new)).collect::<io::Result<_>>()?;

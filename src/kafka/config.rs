@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 
+pub use crate::tls_client::{Identity, TlsConfig, TrustRoots};
+
 /// Address of a broker: host name or IP address, and TCP port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BrokerAddress {
@@ -94,54 +96,6 @@ pub struct Security {
     pub tls: Option<TlsConfig>,
     /// SASL; `None` is a connection without it.
     pub sasl: Option<SaslConfig>,
-}
-
-/// Settings of TLS.
-#[derive(Clone, Debug)]
-pub struct TlsConfig {
-    /// The certificate authorities that may sign the broker's certificate.
-    pub roots: TrustRoots,
-    /// The client's certificate, for brokers that demand one (`ssl.client.auth`).
-    pub identity: Option<Identity>,
-    /// Whether the broker's certificate is verified. With `false` its name is not verified either; an active attacker
-    /// can then read and change everything.
-    pub verify_certificate: bool,
-    /// Whether the broker's certificate must be for the host name or IP address of the broker
-    /// (`ssl.endpoint.identification.algorithm`).
-    pub verify_host_name: bool,
-}
-
-/// Where trusted certificate authorities come from.
-#[derive(Clone)]
-pub enum TrustRoots {
-    /// The operating system's.
-    System,
-    /// The content of a PEM file with certificates.
-    Pem(Vec<u8>),
-}
-
-impl fmt::Debug for TrustRoots {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            TrustRoots::System => formatter.write_str("System"),
-            TrustRoots::Pem(pem) => write!(formatter, "Pem({} bytes)", pem.len()),
-        }
-    }
-}
-
-/// Certificate and private key of a client.
-#[derive(Clone)]
-pub struct Identity {
-    /// The client's certificate, then the intermediate certificates, as PEM.
-    pub certificates_pem: Vec<u8>,
-    /// The private key of the client's certificate, as PEM, not encrypted.
-    pub key_pem: Vec<u8>,
-}
-
-impl fmt::Debug for Identity {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Identity").finish_non_exhaustive()
-    }
 }
 
 /// Settings of SASL: mechanism and credentials.

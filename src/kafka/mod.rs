@@ -14,7 +14,7 @@
 //!
 //! - [`config`]: settings. [`backoff`]: pauses between attempts.
 //! - [`resolve`]: looks up host names on threads of its own.
-//! - `socket`, `tls`, `stream`: TCP, TLS, and a byte stream over one of them.
+//! - `socket`, `stream`: TCP, and a byte stream over it or over TLS (`tls_client`).
 //! - `oauth`: access tokens from a token endpoint.
 //! - [`connection`]: one connection to a broker, authenticated, with requests and responses.
 //! - [`broker_pool`]: the connections to the brokers of a cluster, with back-off and throttle times.
@@ -70,6 +70,5 @@ mod test_server;
 pub mod testkit;
 #[cfg(test)]
 mod testkit_tests;
-mod tls;
 pub mod topic_configs;
 pub mod wire;

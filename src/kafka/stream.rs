@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::socket::{Disconnect, Socket};
-use super::tls::{Decrypted, TlsClient, TlsFailure, TlsSession};
+use crate::tls_client::{Decrypted, TlsClient, TlsFailure, TlsSession};
 
 /// Why a stream failed. The stream is then unusable.
 #[derive(Debug, thiserror::Error)]

@@ -18,6 +18,8 @@ pub struct Node {
     pub version: i32,
     /// Id of the session that an ephemeral node belongs to; 0 for a persistent node.
     pub ephemeral_owner: i64,
+    /// Milliseconds since 1970 of the last write, by the clock of the server; 0 if unknown.
+    pub modified_ms: i64,
 }
 
 /// How long a node exists after its creation.
@@ -91,6 +93,11 @@ pub trait Keeper: Send + Sync {
     /// order of `paths`. After the first read without a response, all later reads fail at once.
     fn read_all(&self, paths: &[String]) -> Vec<Result<Option<Node>, KeeperError>> {
         paths.iter().map(|path| self.read(path)).collect()
+    }
+
+    /// Returns the names of the children of several nodes, see [`read_all`](Self::read_all).
+    fn children_all(&self, paths: &[String]) -> Vec<Result<Vec<String>, KeeperError>> {
+        paths.iter().map(|path| self.children(path)).collect()
     }
 
     /// Creates a node; its parent must exist.

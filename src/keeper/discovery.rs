@@ -52,26 +52,45 @@ pub enum DiscoveryError {
     Keeper(#[from] KeeperError),
 }
 
+/// The live brokers, as they describe themselves in ZooKeeper.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BrokerList {
+    /// `host:port` of each broker with an endpoint for the protocol, sorted.
+    pub addresses: Vec<String>,
+    /// Why the others are left out, sorted.
+    pub skipped: Vec<String>,
+}
+
 /// Returns the endpoints (`host:port`) of the live brokers for `protocol` (`PLAINTEXT`, `SASL_SSL`, …), sorted; empty
-/// if no broker is live. A broker without an endpoint for `protocol` is skipped.
+/// if no broker is live. A broker without an endpoint for `protocol` is skipped, with a line in the log.
 pub fn brokers(keeper: &dyn Keeper, protocol: &str) -> Result<Vec<String>, KeeperError> {
+    let list = broker_list(keeper, protocol)?;
+    list.skipped.iter().for_each(|reason| log::warn!("{reason}"));
+    Ok(list.addresses)
+}
+
+/// Returns the live brokers with an endpoint for `protocol`, and the others. For a caller that asks often and logs
+/// changes only.
+pub fn broker_list(keeper: &dyn Keeper, protocol: &str) -> Result<BrokerList, KeeperError> {
     let ids = match keeper.children(paths::BROKER_IDS) {
-        Err(KeeperError::NoNode(_)) => return Ok(Vec::new()),
+        Err(KeeperError::NoNode(_)) => return Ok(BrokerList::default()),
         ids => ids?,
     };
-    let mut addresses = Vec::new();
-    for id in ids {
+    let mut list = BrokerList::default();
+    let nodes: Vec<String> = ids.iter().map(|id| paths::broker(id)).collect();
+    for ((id, path), node) in ids.iter().zip(&nodes).zip(keeper.read_all(&nodes)) {
         // The broker may have stopped since the children were listed.
-        let Some(node) = keeper.read(&paths::broker(&id))? else { continue };
+        let Some(node) = node? else { continue };
         match broker_address(&node.data, protocol) {
-            Some(address) => addresses.push(address),
+            Some(address) => list.addresses.push(address),
             None => {
-                log::warn!("broker {id} skipped: no {protocol} endpoint in its ZooKeeper node {}", paths::broker(&id))
+                list.skipped.push(format!("broker {id} skipped: no {protocol} endpoint in its ZooKeeper node {path}"));
             }
         }
     }
-    addresses.sort_unstable();
-    Ok(addresses)
+    list.addresses.sort_unstable();
+    list.skipped.sort_unstable();
+    Ok(list)
 }
 
 /// Returns the endpoint of a broker for `protocol`: a listener with that name, or else a listener with that protocol.

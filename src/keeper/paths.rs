@@ -22,6 +22,11 @@ pub(crate) fn group_id(group: &str, member: &str) -> String {
     format!("{CONSUMERS}/{group}/ids/{member}")
 }
 
+/// Returns the parent node of the topics on whose partitions a group has claims.
+pub(crate) fn owner_topics(group: &str) -> String {
+    format!("{CONSUMERS}/{group}/owners")
+}
+
 /// Returns the parent node of the claims on the partitions of a topic.
 pub(crate) fn owners(group: &str, topic: &str) -> String {
     format!("{CONSUMERS}/{group}/owners/{topic}")

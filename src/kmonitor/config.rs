@@ -9,8 +9,16 @@ use crate::daemon::{Settings, shutdown_grace};
 use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
+use super::facts::Source;
+use super::name_filter::{ModuleFilter, NameFilter};
+use super::report::prometheus::{Detail, DetailLevel};
+use super::verdict_limits::VerdictLimits;
+
 /// Longest time that a key may have: an hour. A longer time is almost certainly a mistake in the unit.
 const MAX_MILLIS: u64 = 3_600_000;
+
+/// Largest `metrics_partitions`. A Prometheus cannot use more series of one process.
+const MAX_METRICS_PARTITIONS: usize = 1_000_000;
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -21,8 +29,17 @@ pub struct Config {
     pub clusters: Vec<ClusterConfig>,
     /// Time from the start of one poll of a cluster to the start of the next (`base.poll_interval_ms`).
     pub poll_interval: Duration,
+    /// A number that is older is unknown (`base.fresh_for_ms`).
+    pub fresh_for: Duration,
+    /// When a partition gets which verdict (`base.verdicts`).
+    pub(super) limits: VerdictLimits,
+    /// A topic that a module has not owned for this time, while it owns another, is left behind
+    /// (`base.left_behind_after_ms`).
+    pub left_behind_after: Duration,
     /// Time to answer requests in flight when the daemon stops (`base.shutdown_grace_ms`).
     pub shutdown_grace: Duration,
+    /// Which partitions have metrics (`base.metrics_detail`, `base.metrics_partitions`).
+    pub detail: Detail,
     /// Section `http_server`.
     pub http: HttpConfig,
 }
@@ -46,7 +63,22 @@ pub struct ClusterConfig {
     /// The name of the section, which is the name of the cluster in all answers.
     pub name: String,
     /// The ZooKeeper of the cluster: `zk_hosts`, `chroot`, `zk_connect_timeout_ms`, `zk_session_timeout_ms`.
-    pub keeper: KeeperConfig,
+    pub keeper: Option<KeeperConfig>,
+    /// Where modules have their stored offsets (`sources`); at least one.
+    pub(super) sources: Vec<Source>,
+    /// The consumer groups in Kafka that are modules (`groups`); none without it.
+    pub(super) groups: Option<NameFilter>,
+    /// Which modules are monitored (`modules`, `ignore`).
+    pub(super) modules: ModuleFilter,
+    /// A module whose offsets were not written for this time, and that nobody owns, is not shown
+    /// (`forget_after_hours`).
+    pub forget_after: Option<Duration>,
+    /// Bound of the requests to ZooKeeper in a second (`zookeeper_requests_per_second`).
+    pub zookeeper_requests_per_second: u64,
+    /// Bound of the requests to Kafka in a second (`kafka_requests_per_second`).
+    pub kafka_requests_per_second: u64,
+    /// Whether messages are read to find out whether there is anything to deliver (`probe`).
+    pub probe: bool,
     /// Which Kafka client reads the newest offsets (`kafka_client`).
     pub engine: Engine,
     /// Settings of the Kafka client (`kafka`).
@@ -84,7 +116,7 @@ impl Config {
         // checked.
         let others: Vec<String> = whole.remaining().collect();
         for name in others {
-            if whole.is_map_with(&name, "zk_hosts")
+            if (whole.is_map_with(&name, "zk_hosts") || whole.is_map_with(&name, "broker_hosts"))
                 && let Some(section) = whole.section(&name, false, &mut problems)
             {
                 ClusterConfig::take(&name, section, &mut problems);
@@ -95,7 +127,11 @@ impl Config {
             log: base.log,
             clusters,
             poll_interval: base.poll_interval,
+            fresh_for: base.fresh_for,
+            limits: base.limits,
+            left_behind_after: base.left_behind_after,
             shutdown_grace: base.shutdown_grace,
+            detail: base.detail,
             http,
         });
         match config {
@@ -110,7 +146,11 @@ struct Base {
     log: LogConfig,
     clusters: Vec<String>,
     poll_interval: Duration,
+    fresh_for: Duration,
+    limits: VerdictLimits,
+    left_behind_after: Duration,
     shutdown_grace: Duration,
+    detail: Detail,
 }
 
 impl Base {
@@ -121,9 +161,18 @@ impl Base {
             base.note("clusters", format!("has {name:?}, but that section is not a cluster"), problems);
         }
         let poll_interval = base.millis("poll_interval_ms", Some(5_000), 100..=MAX_MILLIS, problems);
+        let fresh_for = base.millis("fresh_for_ms", Some(15_000), 1_000..=MAX_MILLIS, problems);
+        let limits = VerdictLimits::take(&mut base, fresh_for, problems);
+        let left_behind_after = base.millis("left_behind_after_ms", Some(600_000), 1_000..=MAX_MILLIS * 24, problems);
         let shutdown_grace = shutdown_grace(&mut base, problems);
+        let levels =
+            [("auto", DetailLevel::Auto), ("module", DetailLevel::Module), ("partition", DetailLevel::Partition)];
+        let detail = Detail {
+            level: base.choice("metrics_detail", &levels, problems),
+            max_partitions: base.count("metrics_partitions", Some(10_000), MAX_METRICS_PARTITIONS, problems).get(),
+        };
         base.finish(problems);
-        Base { log, clusters, poll_interval, shutdown_grace }
+        Base { log, clusters, poll_interval, fresh_for, limits, left_behind_after, shutdown_grace, detail }
     }
 }
 
@@ -145,127 +194,73 @@ impl HttpConfig {
 
 impl ClusterConfig {
     fn take(name: &str, mut cluster: Section, problems: &mut Problems) -> Self {
-        let keeper = KeeperConfig {
-            hosts: cluster.hosts("zk_hosts", true, problems).unwrap_or_default(),
-            chroot: keeper::chroot("chroot", &mut cluster, problems),
-            session_timeout: cluster.millis("zk_session_timeout_ms", Some(6_000), 500..=MAX_MILLIS, problems),
-            connect_timeout: cluster.millis("zk_connect_timeout_ms", Some(1_000), 1..=MAX_MILLIS, problems),
-        };
+        let (has_brokers, has_groups) = (cluster.has("broker_hosts"), cluster.has("groups"));
+        let has_zookeeper = cluster.has("zk_hosts");
+        let hosts = cluster.hosts("zk_hosts", !has_brokers || !has_groups, problems);
+        let chroot = keeper::chroot("chroot", &mut cluster, problems);
+        let session_timeout = cluster.millis("zk_session_timeout_ms", Some(6_000), 500..=MAX_MILLIS, problems);
+        let connect_timeout = cluster.millis("zk_connect_timeout_ms", Some(1_000), 1..=MAX_MILLIS, problems);
+        let keeper = hosts.map(|hosts| KeeperConfig { hosts, chroot, session_timeout, connect_timeout });
         let engine = Engine::from_section(&mut cluster, problems);
         let kafka = engine.settings_from_section(&mut cluster, Role::Reads, problems);
         let broker_hosts = cluster.hosts("broker_hosts", false, problems);
+        let groups = NameFilter::take("groups", &mut cluster, problems);
+        let sources = sources(&mut cluster, has_zookeeper, has_groups, problems);
+        if sources.contains(&Source::Kafka) && engine == Engine::KafkaRust {
+            cluster.note("kafka_client", "is \"kafka-rust\", which does not read the groups of Kafka", problems);
+        }
+        if has_groups && !has_brokers {
+            cluster.note("groups", "needs broker_hosts", problems);
+        }
+        let modules = ModuleFilter {
+            only: NameFilter::take("modules", &mut cluster, problems),
+            ignore: NameFilter::take("ignore", &mut cluster, problems),
+        };
+        const RATES: std::ops::RangeInclusive<i64> = 1..=1_000_000;
+        let zookeeper = cluster.integer("zookeeper_requests_per_second", Some(2_000), RATES, problems);
+        let kafka_rate = cluster.integer("kafka_requests_per_second", Some(200), RATES, problems);
+        let forget_after = cluster.optional_integer("forget_after_hours", 1..=87_600, problems);
+        let probe = cluster.boolean("probe", true, problems);
         cluster.finish(problems);
-        ClusterConfig { name: name.to_owned(), keeper, engine, kafka, broker_hosts }
+        ClusterConfig {
+            name: name.to_owned(),
+            keeper,
+            sources,
+            groups,
+            modules,
+            forget_after: forget_after.and_then(|hours| u64::try_from(hours).ok()).map(Duration::from_hours),
+            zookeeper_requests_per_second: zookeeper.unsigned_abs(),
+            kafka_requests_per_second: kafka_rate.unsigned_abs(),
+            probe,
+            engine,
+            kafka,
+            broker_hosts,
+        }
     }
+}
+
+/// Takes `sources`; by default ZooKeeper if it is configured, and Kafka if there are groups.
+fn sources(cluster: &mut Section, has_zookeeper: bool, has_groups: bool, problems: &mut Problems) -> Vec<Source> {
+    let Some(words) = cluster.strings("sources", false, problems) else {
+        let zookeeper = (has_zookeeper || !has_groups).then_some(Source::Zookeeper);
+        return zookeeper.into_iter().chain(has_groups.then_some(Source::Kafka)).collect();
+    };
+    let mut sources = Vec::new();
+    for word in &words {
+        match word.as_str() {
+            "zookeeper" => sources.push(Source::Zookeeper),
+            "kafka" => sources.push(Source::Kafka),
+            _ => cluster.note("sources", format!("has {word:?}, but must name zookeeper or kafka"), problems),
+        }
+    }
+    if sources.contains(&Source::Zookeeper) && !has_zookeeper {
+        cluster.note("sources", "has zookeeper, which needs zk_hosts", problems);
+    }
+    if sources.contains(&Source::Kafka) && !has_groups {
+        cluster.note("sources", "has kafka, which needs groups, for instance [\"*\"]", problems);
+    }
+    sources
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::reference::{assert_has_all, in_force, keys_of};
-
-    const ORIGINAL: &str = include_str!("../../tests/fixtures/original/kmonitor.yaml");
-    const REFERENCE: &str = include_str!("../../conf/kmonitor.yaml");
-
-    fn load(text: &str) -> Result<Config, Vec<String>> {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("kmonitor.yaml");
-        std::fs::write(&file, text).unwrap();
-        let text = |problem: &crate::config::Problem| format!("{}: {}", problem.key, problem.text);
-        Config::load(&file).map_err(|problems| problems.0.iter().map(text).collect())
-    }
-
-    #[test]
-    fn the_file_of_the_original_loads_unchanged() {
-        let config = load(ORIGINAL).unwrap();
-        let names: Vec<_> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-        assert_eq!(names, ["test_cluster", "common_cluster"]);
-        assert_eq!(config.http.port, 55325);
-        assert_eq!(config.http.admin_port, None);
-        assert_eq!(config.poll_interval, Duration::from_secs(5));
-        assert_eq!(config.log.level, 4);
-        let cluster = &config.clusters[0];
-        assert_eq!(cluster.keeper.chroot, "/mq/test_cluster");
-        assert_eq!((cluster.keeper.hosts.len(), &*cluster.keeper.hosts[1]), (5, "10.1.2.1:2181"));
-        assert_eq!(cluster.keeper.session_timeout, Duration::from_secs(6));
-        assert_eq!((cluster.engine, &cluster.broker_hosts), (Engine::Auto, &None));
-    }
-
-    #[test]
-    fn all_problems_are_returned_at_once() {
-        let text = ORIGINAL
-            .replace("log_level: 4", "log_level: 17")
-            .replace("chroot: /mq/test_cluster", "chroot: mq/")
-            .replace(" port: 55325", " prot: 55325")
-            .replace("10.2.1.1:2181", "10.2.1.1")
-            .replace("  - common_cluster", "  - common_cluster\n  - third");
-        let problems = load(&text).unwrap_err();
-        let keys: Vec<_> = problems.iter().map(|problem| problem.split(": ").next().unwrap()).collect();
-        assert_eq!(
-            keys,
-            [
-                "base.log_level",
-                "http_server.port",
-                "http_server.prot",
-                "test_cluster.chroot",
-                "common_cluster.zk_hosts",
-                "third"
-            ],
-            "{problems:#?}"
-        );
-    }
-
-    #[test]
-    fn the_section_of_a_cluster_that_is_not_listed_is_checked_but_unused() {
-        let text = ORIGINAL.replace("  - common_cluster\n", "");
-        assert_eq!(load(&text).unwrap().clusters.len(), 1);
-        let problems = load(&text.replace("10.2.1.1:2181", "nowhere")).unwrap_err();
-        assert!(problems[0].starts_with("common_cluster.zk_hosts"), "{problems:?}");
-        let problems = load(&format!("{ORIGINAL}\nstray:\n a: 1\n")).unwrap_err();
-        assert_eq!(problems, ["stray: unknown key (misspelt?)"]);
-    }
-
-    #[test]
-    fn a_chroot_is_empty_or_a_clean_path() {
-        for (chroot, good) in
-            [("''", true), ("/", true), ("/a", true), ("a", false), ("/a/", true), ("/a//b", false), ("/a/../b", false)]
-        {
-            let text = ORIGINAL.replace("chroot: /mq/test_cluster", &format!("chroot: {chroot}"));
-            assert_eq!(load(&text).is_ok(), good, "{chroot}");
-        }
-        assert_eq!(load(&ORIGINAL.replace(" chroot: /mq/test_cluster\n", "")).unwrap().clusters[0].keeper.chroot, "");
-    }
-
-    #[test]
-    fn a_file_without_its_sections_is_refused() {
-        for text in ["", "base: 1\n", "base:\n clusters: []\nhttp_server:\n port: 1\n", "http_server:\n port: 1\n"] {
-            assert!(!load(text).unwrap_err().is_empty(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn the_reference_shows_every_key_with_its_default() {
-        let keys = keys_of(include_str!("config.rs"));
-        let in_force = in_force(REFERENCE, &keys);
-        assert_has_all(&keys, &in_force);
-        let hosts = |net: u8| {
-            let host = |n: u8| format!("    - 10.{net}.{n}.1:2181\n");
-            format!(
-                "  chroot: /mq/{}_cluster\n  zk_hosts:\n{}",
-                ["test", "common"][usize::from(net - 1)],
-                (1..6).map(host).collect::<String>()
-            )
-        };
-        let (test, common) = (hosts(1), hosts(2));
-        let minimal = |port: &str, brokers: &str| {
-            let text = format!(
-                "base:\n  clusters: [test_cluster, common_cluster]\nhttp_server:\n  port: 55325\n{port}\
-                 test_cluster:\n{test}common_cluster:\n{common}{brokers}"
-            );
-            format!("{:?}", load(&text).unwrap())
-        };
-        assert_eq!(format!("{:?}", load(REFERENCE).unwrap()), minimal("", ""));
-        let examples = minimal("  admin_port: 55326\n", "  broker_hosts: ['10.2.1.1:9092']\n");
-        assert_eq!(format!("{:?}", load(&in_force).unwrap()), examples);
-    }
-}
+mod tests;

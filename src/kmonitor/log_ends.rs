@@ -1,220 +1,313 @@
-//! Requests the newest offsets of the partitions for which some module has a stored offset.
+//! Which topics and partitions exist, and where their logs begin and end.
+//!
+//! A leader that does not respond costs its own partitions only, and one wait: until it responds again it is asked
+//! briefly, every [`SILENT_PAUSE`], after all others. Whenever an answer is in doubt, the leaders are looked up again, so
+//! that a broker that replaces another is found. That a topic or a partition does not exist counts only after two
+//! answers: a broker that has just started does not know its topics for a while.
+//!
+//! Invariant: nothing here creates a topic.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::broker::{LogEnds, MetadataError, PartitionId, TopicPartition};
+use crate::broker::{LogEnds, LogRange, MetadataError, PartitionId, PartitionInfo, TopicId, TopicInfo, TopicPartition};
 
-use super::delay::{LogEnd, StoredByModule};
+use super::facts::UnknownReason;
+
+/// Longest wait for the topics, and for the leaders that are thought to respond.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for leaders that did not respond the last time.
+const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time after which a leader that did not respond is asked again.
+const SILENT_PAUSE: Duration = Duration::from_secs(5);
+/// Age at which a topic is looked up again, to find new partitions and another id. A few topics are looked up in every
+/// cycle: until then a topic that was created again looks like the one before.
+const MAX_TOPIC_AGE: Duration = Duration::from_secs(10);
+/// Largest number of topics that are a few.
+const FEW_TOPICS: usize = 500;
+/// Shortest time between two look-ups of a topic that is in doubt.
+const DOUBT_PAUSE: Duration = Duration::from_millis(500);
+/// Time between the first and the last of the answers that make an absence certain.
+const GONE_AFTER: Duration = Duration::from_secs(10);
 
 /// Connects to the brokers at these addresses, or returns why that failed.
 pub(super) type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
 
-/// Requests log ends from the brokers of one cluster. It keeps one Kafka client until the broker addresses change or no
-/// broker responds.
-pub(super) struct BrokerLogEnds {
+/// The ends of a log as read, or why there are none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LogReading {
+    /// The log has these ends.
+    Range(LogRange),
+    /// The topic or partition does not exist; confirmed.
+    Gone,
+    /// It could not be read.
+    Unknown(UnknownReason),
+}
+
+/// Reads topics and log ends from the brokers of one cluster.
+pub(super) struct LogReader {
     connect: Connect,
     connected: Option<(Vec<String>, Box<dyn LogEnds>)>,
+    topics: HashMap<Arc<str>, KnownTopic>,
+    /// The leaders that did not respond, and when they are asked again.
+    silent: BTreeMap<i32, Instant>,
+    /// Number of requests sent so far, as far as they can be counted here.
+    pub request_count: u64,
 }
 
-/// The result of one request for log ends.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct NewestOffsets {
-    /// One entry for each requested partition; a partition without an entry is unknown.
-    pub ends: HashMap<TopicPartition, LogEnd>,
-    /// Why some or all log ends are unknown.
-    pub failure: Option<String>,
-    /// Whether no broker responded at all, so that a further request would time out too.
-    pub is_unreachable: bool,
+/// What the brokers said about a topic.
+struct KnownTopic {
+    answer: Answer,
+    /// When this answer came first, of those that followed each other.
+    first: Instant,
+    /// When it came last.
+    last: Instant,
+    /// Something has happened that may have changed it.
+    is_doubtful: bool,
 }
 
-impl NewestOffsets {
-    /// The result when no broker can be reached: no log end is known.
-    fn unreachable(failure: String) -> Self {
-        NewestOffsets { failure: Some(failure), is_unreachable: true, ..NewestOffsets::default() }
-    }
+#[derive(Clone, Debug)]
+enum Answer {
+    Exists(TopicInfo),
+    Absent,
+    Failed(UnknownReason),
 }
 
-impl BrokerLogEnds {
-    /// Makes a value without a Kafka client; the first request calls `connect`.
+impl LogReader {
+    /// Makes a reader without a Kafka client; the first request calls `connect`.
     pub(super) fn new(connect: Connect) -> Self {
-        BrokerLogEnds { connect, connected: None }
+        LogReader { connect, connected: None, topics: HashMap::new(), silent: BTreeMap::new(), request_count: 0 }
     }
 
-    /// Requests the newest offset of every partition in `by_module` from the brokers at `hosts`. A partition that
-    /// several modules have is requested once.
-    pub(super) fn newest(&mut self, hosts: &[String], by_module: &StoredByModule) -> NewestOffsets {
-        let wanted: BTreeSet<&TopicPartition> = by_module.values().flat_map(BTreeMap::keys).collect();
-        let wanted: Vec<TopicPartition> = wanted.into_iter().cloned().collect();
-        if wanted.is_empty() {
-            return NewestOffsets::default();
+    /// Looks up the topics of `wanted` that are unknown, in doubt or long not looked up, and forgets all others. `hosts`
+    /// are addresses of brokers. Fails if no broker responds.
+    pub(super) fn look_up(
+        &mut self,
+        hosts: &[String],
+        wanted: &BTreeSet<Arc<str>>,
+        now: Instant,
+    ) -> Result<(), String> {
+        self.topics.retain(|name, _| wanted.contains(name));
+        let max_age = if wanted.len() <= FEW_TOPICS { DOUBT_PAUSE } else { MAX_TOPIC_AGE };
+        let is_due = |name: &&Arc<str>| self.topics.get(*name).is_none_or(|topic| topic.is_due(max_age, now));
+        let due: Vec<Arc<str>> = wanted.iter().filter(is_due).cloned().collect();
+        if due.is_empty() {
+            return Ok(());
         }
-        if hosts.is_empty() {
-            return NewestOffsets::unreachable("no broker found in ZooKeeper".to_owned());
-        }
-        let mut hosts = hosts.to_vec();
-        hosts.sort_unstable();
-        let log_ends = match self.connected(hosts) {
-            Ok(log_ends) => log_ends,
-            Err(cause) => return NewestOffsets::unreachable(cause),
-        };
-        let results = log_ends.newest(&wanted);
-        let mut metadata = TopicMetadata { log_ends: &mut **log_ends, partitions: HashMap::new(), is_reachable: true };
-        let mut newest = NewestOffsets::default();
-        let mut n_unreachable = 0;
-        for (partition, result) in wanted.iter().zip(results) {
-            let end = match result {
-                Ok(offset) => LogEnd::Newest(offset),
-                Err(MetadataError::UnknownTopic(_)) => LogEnd::Gone,
-                Err(MetadataError::Partition(_)) if metadata.lacks(partition) => LogEnd::Gone,
-                Err(cause) => {
-                    n_unreachable += usize::from(matches!(cause, MetadataError::Unreachable(_)));
-                    newest.failure.get_or_insert(cause.to_string());
-                    LogEnd::Unknown
-                }
-            };
-            newest.ends.insert(partition.clone(), end);
-        }
-        if n_unreachable == wanted.len() {
-            // No broker responded, so the next request makes a new client.
+        let log_ends = self.connected(hosts)?;
+        let found = log_ends.topics(&due, Instant::now() + TIMEOUT);
+        self.request_count += 1;
+        let silence = found.iter().find_map(|result| match result {
+            Err(MetadataError::Unreachable(reason)) => Some(reason.clone()),
+            _ => None,
+        });
+        if let Some(reason) = silence.filter(|_| found.iter().all(is_unreachable)) {
+            // The next look-up makes a new client, perhaps for other addresses.
             self.connected = None;
-            newest.is_unreachable = true;
+            return Err(reason);
         }
-        newest
+        for (name, result) in due.into_iter().zip(found) {
+            self.note(name, result, now);
+        }
+        Ok(())
     }
 
-    fn connected(&mut self, hosts: Vec<String>) -> Result<&mut Box<dyn LogEnds>, String> {
-        if self.connected.as_ref().is_some_and(|(known, _)| *known != hosts) {
+    /// Returns the id of a topic, as far as it is known.
+    pub(super) fn topic_id(&self, topic: &str) -> Option<TopicId> {
+        self.info(topic)?.id
+    }
+
+    /// Returns the partitions of a topic that exists; none of another one.
+    pub(super) fn partitions(&self, topic: &str) -> impl Iterator<Item = PartitionId> + '_ {
+        self.info(topic).into_iter().flat_map(|info| &info.partitions).map(|info| info.partition)
+    }
+
+    /// Reads the ends of logs of topics that were looked up. The results have the order of `wanted`.
+    pub(super) fn ranges(&mut self, wanted: &[TopicPartition], now: Instant) -> Vec<LogReading> {
+        let mut readings: Vec<Option<LogReading>> = wanted.iter().map(|at| self.without_asking(at)).collect();
+        let (mut healthy, mut silent) = (Vec::new(), Vec::new());
+        for (index, at) in wanted.iter().enumerate() {
+            if readings[index].is_some() {
+                continue;
+            }
+            let leader = self.leader(at);
+            match leader.and_then(|leader| self.silent.get(&leader).map(|again| (leader, *again))) {
+                None => healthy.push(index),
+                Some((_, again)) if again <= now => silent.push(index),
+                Some((leader, _)) => {
+                    self.doubt(&at.topic);
+                    readings[index] = Some(LogReading::Unknown(UnknownReason::LeaderSilent { broker: leader }));
+                }
+            }
+        }
+        self.ask(wanted, &healthy, TIMEOUT, now, &mut readings);
+        self.ask(wanted, &silent, SILENT_TIMEOUT, now, &mut readings);
+        let missing = || LogReading::Unknown(UnknownReason::NotReadYet);
+        readings.into_iter().map(|reading| reading.unwrap_or_else(missing)).collect()
+    }
+
+    /// Returns what is known of a log without a request for its ends; `None` if they can be requested.
+    fn without_asking(&mut self, at: &TopicPartition) -> Option<LogReading> {
+        let unknown = |reason| Some(LogReading::Unknown(reason));
+        let Some(topic) = self.topics.get(&at.topic) else { return unknown(UnknownReason::NotReadYet) };
+        let absent = |text: String| match topic.is_confirmed() {
+            true => Some(LogReading::Gone),
+            false => unknown(UnknownReason::Failed(format!("{text}, by one answer so far").into())),
+        };
+        match &topic.answer {
+            Answer::Failed(reason) => unknown(reason.clone()),
+            Answer::Absent => absent(format!("topic {} does not exist", at.topic)),
+            Answer::Exists(info) => match find(info, at.partition) {
+                None => absent(format!("partition {at} does not exist")),
+                Some(PartitionInfo { leader: None, .. }) => {
+                    self.doubt(&at.topic);
+                    unknown(UnknownReason::NoLeader)
+                }
+                Some(_) => None,
+            },
+        }
+    }
+
+    fn ask(
+        &mut self,
+        wanted: &[TopicPartition],
+        indices: &[usize],
+        timeout: Duration,
+        now: Instant,
+        readings: &mut [Option<LogReading>],
+    ) {
+        if indices.is_empty() {
+            return;
+        }
+        let partitions: Vec<TopicPartition> = indices.iter().map(|index| wanted[*index].clone()).collect();
+        let leaders: BTreeSet<_> = partitions.iter().filter_map(|at| self.leader(at)).collect();
+        self.request_count += 3 * leaders.len() as u64;
+        let deadline = Instant::now() + timeout;
+        let Some((_, log_ends)) = &mut self.connected else {
+            indices.iter().for_each(|index| readings[*index] = Some(LogReading::Unknown(UnknownReason::NoBroker)));
+            return;
+        };
+        let found = log_ends.range_of_all(&partitions, deadline);
+        let mut responding = BTreeSet::new();
+        for ((index, at), result) in indices.iter().zip(&partitions).zip(found) {
+            let leader = self.leader(at);
+            readings[*index] = Some(match result {
+                Ok(range) => {
+                    responding.extend(leader);
+                    LogReading::Range(range)
+                }
+                Err(error) => {
+                    self.doubt(&at.topic);
+                    if let (MetadataError::Unreachable(_), Some(leader)) = (&error, leader) {
+                        self.silent.insert(leader, now + SILENT_PAUSE);
+                    }
+                    LogReading::Unknown(reason_of(error, leader))
+                }
+            });
+        }
+        self.silent.retain(|leader, _| !responding.contains(leader));
+    }
+
+    fn note(&mut self, name: Arc<str>, result: Result<TopicInfo, MetadataError>, now: Instant) {
+        let answer = match result {
+            Ok(info) => Answer::Exists(info),
+            Err(MetadataError::UnknownTopic(_)) => Answer::Absent,
+            Err(error @ (MetadataError::NotAuthorized(_) | MetadataError::InvalidTopic(_))) => {
+                Answer::Failed(reason_of(error, None))
+            }
+            // A transient error says nothing about what was known before.
+            Err(_) if self.topics.get(&name).is_some_and(|topic| matches!(topic.answer, Answer::Exists(_))) => {
+                return self.doubt(&name);
+            }
+            Err(error) => Answer::Failed(reason_of(error, None)),
+        };
+        let before = self.topics.get(&name).filter(|topic| topic.answer.says_the_same(&answer));
+        let first = before.map_or(now, |topic| topic.first);
+        self.topics.insert(name, KnownTopic { answer, first, last: now, is_doubtful: false });
+    }
+
+    /// Notes that what is known of a topic may have changed.
+    pub(super) fn doubt(&mut self, topic: &str) {
+        if let Some(topic) = self.topics.get_mut(topic) {
+            topic.is_doubtful = true;
+        }
+    }
+
+    fn info(&self, topic: &str) -> Option<&TopicInfo> {
+        match &self.topics.get(topic)?.answer {
+            Answer::Exists(info) => Some(info),
+            Answer::Absent | Answer::Failed(_) => None,
+        }
+    }
+
+    fn leader(&self, at: &TopicPartition) -> Option<i32> {
+        find(self.info(&at.topic)?, at.partition)?.leader
+    }
+
+    /// Returns the client. It is kept while the addresses have one in common: it finds the other brokers by itself.
+    fn connected(&mut self, hosts: &[String]) -> Result<&mut Box<dyn LogEnds>, String> {
+        let is_other = |known: &[String]| !known.iter().any(|host| hosts.contains(host));
+        if self.connected.as_ref().is_some_and(|(known, _)| is_other(known)) {
             self.connected = None;
         }
         let connected = match self.connected.take() {
             Some(connected) => connected,
-            None => {
-                let log_ends = (self.connect)(&hosts)?;
-                (hosts, log_ends)
-            }
+            None if hosts.is_empty() => return Err("no broker is registered in ZooKeeper".to_owned()),
+            None => (hosts.to_vec(), (self.connect)(hosts)?),
         };
         Ok(&mut self.connected.insert(connected).1)
     }
 }
 
-/// Requests the partitions of topics, once for each topic with a partition whose newest offset is missing.
-struct TopicMetadata<'a> {
-    log_ends: &'a mut dyn LogEnds,
-    /// Partition numbers by topic; `None` where the metadata request failed.
-    partitions: HashMap<Arc<str>, Option<BTreeSet<PartitionId>>>,
-    /// Set to false by the first request without a response; further requests would time out too.
-    is_reachable: bool,
-}
-
-impl TopicMetadata<'_> {
-    /// Returns whether the partition certainly does not exist.
-    fn lacks(&mut self, partition: &TopicPartition) -> bool {
-        if !self.partitions.contains_key(&partition.topic) {
-            let numbers = if self.is_reachable { self.request(&partition.topic) } else { None };
-            self.partitions.insert(Arc::clone(&partition.topic), numbers);
-        }
-        let numbers = self.partitions.get(&partition.topic).and_then(Option::as_ref);
-        numbers.is_some_and(|numbers| !numbers.contains(&partition.partition))
+impl KnownTopic {
+    fn is_due(&self, max_age: Duration, now: Instant) -> bool {
+        let is_certain = match &self.answer {
+            Answer::Exists(_) => !self.is_doubtful,
+            Answer::Absent => self.is_confirmed(),
+            Answer::Failed(_) => false,
+        };
+        let pause = if is_certain { max_age } else { DOUBT_PAUSE };
+        pause <= now.saturating_duration_since(self.last)
     }
 
-    fn request(&mut self, topic: &str) -> Option<BTreeSet<PartitionId>> {
-        match self.log_ends.partitions(topic) {
-            Ok(partitions) => Some(partitions.iter().map(|info| info.partition).collect()),
-            Err(MetadataError::UnknownTopic(_)) => Some(BTreeSet::new()),
-            Err(MetadataError::Partition(_)) => None,
-            Err(MetadataError::Unreachable(_)) => {
-                self.is_reachable = false;
-                None
-            }
+    fn is_confirmed(&self) -> bool {
+        GONE_AFTER <= self.last.saturating_duration_since(self.first)
+    }
+}
+
+impl Answer {
+    /// Whether the partitions that do not exist by this answer do not exist by the other one either.
+    fn says_the_same(&self, other: &Answer) -> bool {
+        match (self, other) {
+            (Answer::Exists(one), Answer::Exists(other)) => one.partitions.len() == other.partitions.len(),
+            (Answer::Absent, Answer::Absent) => true,
+            _ => false,
         }
+    }
+}
+
+fn find(info: &TopicInfo, partition: PartitionId) -> Option<&PartitionInfo> {
+    let index = info.partitions.binary_search_by_key(&partition, |info| info.partition).ok()?;
+    info.partitions.get(index)
+}
+
+fn is_unreachable<T>(result: &Result<T, MetadataError>) -> bool {
+    matches!(result, Err(MetadataError::Unreachable(_)))
+}
+
+fn reason_of(error: MetadataError, leader: Option<i32>) -> UnknownReason {
+    match error {
+        MetadataError::Unreachable(_) => {
+            leader.map_or(UnknownReason::NoBroker, |broker| UnknownReason::LeaderSilent { broker })
+        }
+        MetadataError::NoLeader(_) => UnknownReason::NoLeader,
+        MetadataError::NotAuthorized(_) => UnknownReason::NotAuthorized,
+        MetadataError::InvalidTopic(_) => UnknownReason::InvalidTopic,
+        MetadataError::UnknownTopic(topic) => UnknownReason::Failed(format!("topic {topic} does not exist").into()),
+        MetadataError::Partition(reason) => UnknownReason::Failed(reason.into()),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::broker::in_memory::MemoryBroker;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    fn at(topic: &str, partition: PartitionId) -> TopicPartition {
-        TopicPartition { topic: topic.into(), partition }
-    }
-
-    fn by_module(partitions: &[(&str, TopicPartition)]) -> StoredByModule {
-        let mut by_module = StoredByModule::new();
-        for (module, partition) in partitions {
-            by_module.entry((*module).into()).or_default().insert(partition.clone(), Some(0));
-        }
-        by_module
-    }
-
-    fn counted(broker: &MemoryBroker) -> (BrokerLogEnds, Arc<AtomicUsize>) {
-        let (broker, count) = (broker.clone(), Arc::new(AtomicUsize::new(0)));
-        let counter = Arc::clone(&count);
-        let connect = move |_: &[String]| {
-            counter.fetch_add(1, Ordering::Relaxed);
-            Ok(Box::new(broker.log_ends()) as Box<dyn LogEnds>)
-        };
-        (BrokerLogEnds::new(Box::new(connect)), count)
-    }
-
-    #[test]
-    fn a_partition_that_is_gone_differs_from_an_unknown_one() {
-        let broker = MemoryBroker::new();
-        broker.create_topic("t", 2);
-        broker.put("t", 0, None, b"x");
-        broker.set_broken(&at("t", 1), Some("no leader"));
-        let (mut ends, _) = counted(&broker);
-        let wanted = by_module(&[
-            ("a", at("t", 0)),
-            ("b", at("t", 0)),
-            ("a", at("t", 1)),
-            ("a", at("t", 2)),
-            ("a", at("old", 0)),
-        ]);
-        let newest = ends.newest(&["b:1".into()], &wanted);
-        let expected = HashMap::from([
-            (at("t", 0), LogEnd::Newest(1)),
-            (at("t", 1), LogEnd::Unknown),
-            (at("t", 2), LogEnd::Gone),
-            (at("old", 0), LogEnd::Gone),
-        ]);
-        assert_eq!(newest.ends, expected);
-        assert!(newest.failure.unwrap().contains("no leader"));
-        // A partition without a leader is no reason to skip further requests: the broker does respond.
-        let newest = ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 1))]));
-        assert_eq!((newest.ends[&at("t", 1)], newest.is_unreachable), (LogEnd::Unknown, false));
-        broker.set_reachable(false);
-        assert!(ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 1))])).is_unreachable);
-    }
-
-    #[test]
-    fn a_client_is_kept_until_the_brokers_change_or_none_responds() {
-        let broker = MemoryBroker::new();
-        broker.create_topic("t", 1);
-        let (mut ends, connections) = counted(&broker);
-        let wanted = by_module(&[("a", at("t", 0))]);
-        let mut request = |hosts: &[&str]| {
-            let newest = ends.newest(&hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>(), &wanted);
-            (newest.ends[&at("t", 0)], connections.load(Ordering::Relaxed))
-        };
-        assert_eq!(request(&["b:1", "a:1"]), (LogEnd::Newest(0), 1));
-        assert_eq!(request(&["a:1", "b:1"]), (LogEnd::Newest(0), 1));
-        assert_eq!(request(&["a:1"]), (LogEnd::Newest(0), 2));
-        broker.set_reachable(false);
-        assert_eq!(request(&["a:1"]), (LogEnd::Unknown, 2));
-        broker.set_reachable(true);
-        assert_eq!(request(&["a:1"]), (LogEnd::Newest(0), 3));
-    }
-
-    #[test]
-    fn a_failure_to_connect_is_returned_and_without_partitions_no_broker_is_needed() {
-        let mut ends = BrokerLogEnds::new(Box::new(|_| Err("no route".into())));
-        assert_eq!(ends.newest(&[], &StoredByModule::new()), NewestOffsets::default());
-        let newest = ends.newest(&["b:1".into()], &by_module(&[("a", at("t", 0))]));
-        assert_eq!((newest.ends.len(), newest.failure.as_deref()), (0, Some("no route")));
-        let newest = ends.newest(&[], &by_module(&[("a", at("t", 0))]));
-        assert_eq!((newest.ends.len(), newest.failure.as_deref()), (0, Some("no broker found in ZooKeeper")));
-    }
-}
+mod tests;

@@ -1,24 +1,50 @@
 //! kmonitor reports the delay of every module and partition: how many messages ktransfer has not finished yet.
 //!
 //! ```text
-//!  ZooKeeper ──stored offsets──▶ poll@CLUSTER ─────────▶ SnapshotStore ──────▶ DelayHandler ◀── GET /delay, /metrics
-//!  brokers ────newest offsets──▶ (one per cluster)  (newest per cluster)     (on the reader threads)
+//!  ZooKeeper ──stored offsets, owners──▶ poll@CLUSTER ──ClusterView──▶ Board ──▶ PublishedPages ──▶ DelayHandler ◀── GET
+//!  brokers ────log ends, groups────────▶ (one per cluster)       (newest per cluster)  (rendered by the poller)
 //! ```
 //!
-//! Reading order: `delay` (pure), `stored_offsets` and `log_ends` (what a poll reads), `cluster` (the poller of one
-//! cluster), `snapshot`, `report`, `handler`.
+//! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`,
+//! `zookeeper_source`, `kafka_source` and `log_ends` (what a cycle reads), `places` (what was seen over time), `plan` and
+//! `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `published`, `query`,
+//! `refusals`, `zabbix_pages`, `page`, `handler`.
 //!
 //! Invariants: an unknown delay is left out of all answers; the failure of one cluster does not affect another; an HTTP
 //! request never waits for ZooKeeper or Kafka.
 
+mod behind;
+mod board;
 mod cluster;
 mod config;
 mod delay;
+mod ends_history;
+mod facts;
+mod failure_log;
 mod handler;
+mod kafka_source;
 mod log_ends;
+mod name_filter;
+mod names;
+mod pace;
+mod page;
+mod places;
+mod plan;
+mod probe;
+mod published;
+mod query;
+mod rates;
+mod readings;
+mod refusals;
 mod report;
-mod snapshot;
-mod stored_offsets;
+mod sentence;
+mod sparkline;
+mod summary;
+mod verdict;
+mod verdict_limits;
+mod view;
+mod zabbix_pages;
+mod zookeeper_source;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,21 +54,36 @@ use log::info;
 use prometheus::{HistogramVec, IntCounterVec};
 
 use crate::admin::{Admin, Health};
-use crate::broker::{self, BrokerConfig};
+use crate::broker::{self, BrokerConfig, FetcherConfig, HeaderLimits};
 use crate::config::Problems;
 use crate::http::{Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, WriteLimits};
-use crate::keeper::{self, discovery};
+use crate::keeper::discovery::{self, BrokerList};
+use crate::keeper::{self, SharedKeeper};
 use crate::metrics::{Registry, SECONDS_BUCKETS};
 use crate::supervise::Supervisor;
 
-use cluster::{FindBrokers, PollMetrics, Poller};
+use board::{Board, BoardWriter};
+use cluster::{FindBrokers, Memory, PollMetrics, Poller};
 use config::{ClusterConfig, Config};
+use facts::Source;
 use handler::DelayHandler;
-use log_ends::BrokerLogEnds;
-use snapshot::{SnapshotStore, SnapshotWriter};
+use kafka_source::KafkaSource;
+use log_ends::LogReader;
+use pace::Pace;
+use page::PageAnswers;
+use places::{Places, Times};
+use probe::Prober;
+use published::PublishedPages;
 
 /// Timeout of one request to a broker. A poll makes few requests, because one covers all partitions of a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a probe may read: one message is enough, however large it is.
+const PROBES: FetcherConfig = FetcherConfig {
+    prefetch_bytes: 1 << 20,
+    max_message_bytes: 10 << 20,
+    headers: HeaderLimits { max_count: 0, max_bytes: 0 },
+};
 
 /// Threads that read requests and format the answers.
 const READERS: usize = 2;
@@ -59,16 +100,20 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 /// cannot be opened.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
-    let store = SnapshotStore::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
-    report::prometheus::register(&registry, &store);
-    let admin = Admin::new(registry.clone(), health.clone());
+    let board = Board::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
+    let newest = board.clone();
+    let pages = Arc::new(PublishedPages::new(move || newest.view(), config.detail));
+    let (published, metrics_pages) = (Arc::downgrade(&pages), Arc::clone(&pages));
+    board.on_publish(move || published.upgrade().iter().for_each(|pages| pages.refresh()));
+    let admin = Admin::new(registry.clone(), health.clone())
+        .with_metrics(Arc::new(move || metrics_pages.pages().metrics(Instant::now())));
 
     // The ports are opened first, so that a port in use ends the start before a poller runs.
-    let servers = listen(&config, &store, &admin, &registry, supervisor)?;
+    let servers = listen(&config, &pages, &admin, &registry, supervisor)?;
 
     let metrics = Metrics::new(&registry);
-    for (cluster, writer) in config.clusters.iter().zip(store.writers()) {
-        let poller = poller(cluster, config.poll_interval, writer, &health, &metrics, supervisor);
+    for (cluster, writer) in config.clusters.iter().zip(board.writers()) {
+        let poller = poller(cluster, &config, writer, &health, &metrics, supervisor);
         let stop = supervisor.stop().clone();
         supervisor.spawn(format!("poll@{}", cluster.name), move || poller.run(&stop));
     }
@@ -86,7 +131,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 /// Opens `port` with all endpoints, and `admin_port`, if configured, with only the endpoints of [`Admin`].
 fn listen(
     config: &Config,
-    store: &SnapshotStore,
+    pages: &Arc<PublishedPages>,
     admin: &Admin,
     registry: &Registry,
     supervisor: &Supervisor,
@@ -106,7 +151,7 @@ fn listen(
         max_connections: MAX_CONNECTIONS,
         ..ServerLimits::default()
     };
-    let delay = DelayHandler { store: store.clone(), admin: admin.clone() };
+    let delay = DelayHandler { pages: Arc::clone(pages), page: PageAnswers::default(), admin: admin.clone() };
     let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
     if let Some(port) = config.http.admin_port {
         servers.push(start("admin_port", "admin", port, 1, ServerLimits::default(), Arc::new(admin.clone()))?);
@@ -148,40 +193,65 @@ impl Metrics {
 
 fn poller(
     cluster: &ClusterConfig,
-    interval: Duration,
-    writer: SnapshotWriter,
+    config: &Config,
+    writer: BoardWriter,
     health: &Health,
     metrics: &Metrics,
     supervisor: &Supervisor,
 ) -> Poller {
-    let keeper = keeper::connect(cluster.keeper.clone(), supervisor);
-    let find_brokers: FindBrokers = match cluster.broker_hosts.clone() {
-        Some(hosts) => Box::new(move || Ok(hosts.clone())),
-        None => {
-            let (keeper, protocol) = (Arc::clone(&keeper), cluster.kafka.protocol());
-            Box::new(move || discovery::brokers(&*keeper, &protocol))
-        }
+    let keeper = cluster.keeper.clone().map(|keeper| keeper::connect(keeper, supervisor));
+    let template = BrokerConfig {
+        hosts: Vec::new(),
+        engine: cluster.engine,
+        client_id: "kmonitor".to_owned(),
+        request_timeout: BROKER_TIMEOUT,
+        settings: cluster.kafka.clone(),
     };
-    let (engine, settings) = (cluster.engine, cluster.kafka.clone());
-    let engine_threads = supervisor.clone();
-    let connect = move |hosts: &[String]| {
-        let broker = BrokerConfig {
-            hosts: hosts.to_vec(),
-            engine,
-            client_id: "kmonitor".to_owned(),
-            request_timeout: BROKER_TIMEOUT,
-            settings: settings.clone(),
-        };
-        broker::log_ends(&broker, &engine_threads)
-    };
+    let with_hosts = move |hosts: &[String]| BrokerConfig { hosts: hosts.to_vec(), ..template.clone() };
+    let (for_groups, for_probes) = (with_hosts.clone(), with_hosts.clone());
+    let (engine_threads, probe_threads) = (supervisor.clone(), supervisor.clone());
+    let connect = move |hosts: &[String]| broker::log_ends(&with_hosts(hosts), &engine_threads);
+    let connect_groups = move |hosts: &[String]| broker::group_reader(&for_groups(hosts));
+    let connect_probes = move |hosts: &[String]| broker::fetcher(&for_probes(hosts), PROBES, &probe_threads);
+    let now = Instant::now();
+    let limits = config.limits.clone();
+    let times = Times { forget_after: cluster.forget_after, left_behind_after: config.left_behind_after };
+    let has = |source| cluster.sources.contains(&source);
     Poller {
         name: cluster.name.clone(),
-        keeper,
-        find_brokers,
-        log_ends: BrokerLogEnds::new(Box::new(connect)),
-        interval,
+        find_brokers: find_brokers(cluster, keeper.clone()),
+        keeper: keeper.filter(|_| has(Source::Zookeeper)),
+        groups: cluster
+            .groups
+            .clone()
+            .filter(|_| has(Source::Kafka))
+            .map(|globs| (KafkaSource::new(Box::new(connect_groups)), globs)),
+        prober: (cluster.probe && cluster.engine.has_groups()).then(|| Prober::new(Box::new(connect_probes))),
+        filter: cluster.modules.clone(),
+        log_reader: LogReader::new(Box::new(connect)),
+        interval: config.poll_interval,
+        fresh_for: config.fresh_for,
+        places: Places::new(cluster.name.as_str().into(), cluster.sources.clone(), times),
+        limits: Box::new(move |module| limits.of(module)),
+        zookeeper_pace: Pace::new(cluster.zookeeper_requests_per_second, now),
+        kafka_pace: Pace::new(cluster.kafka_requests_per_second, now),
         writer,
         component: health.component(format!("cluster {}", cluster.name)),
         metrics: metrics.of(&cluster.name),
+        memory: Memory::default(),
+    }
+}
+
+/// Returns what finds the brokers of a cluster: in the configuration, or else in ZooKeeper.
+fn find_brokers(cluster: &ClusterConfig, keeper: Option<SharedKeeper>) -> FindBrokers {
+    match (cluster.broker_hosts.clone(), keeper) {
+        (Some(addresses), _) => {
+            Box::new(move || Ok(BrokerList { addresses: addresses.clone(), ..BrokerList::default() }))
+        }
+        (None, Some(keeper)) => {
+            let protocol = cluster.kafka.protocol();
+            Box::new(move || discovery::broker_list(&*keeper, &protocol))
+        }
+        (None, None) => Box::new(|| Ok(BrokerList::default())),
     }
 }

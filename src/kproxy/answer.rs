@@ -284,7 +284,7 @@ mod tests {
             "stored": if stored == Stored::No { "no" } else { "unknown" },
         });
         assert_eq!(response.status, status, "{failure:?}");
-        assert_eq!(serde_json::from_slice::<Value>(&response.body).unwrap(), body);
+        assert_eq!(serde_json::from_slice::<Value>(&response.body.to_vec()).unwrap(), body);
         let headers: Vec<_> = response.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         assert_eq!(headers, header.into_iter().collect::<Vec<_>>(), "{failure:?}");
         assert!(!failure.message.is_empty());
@@ -395,7 +395,7 @@ mod tests {
             (None, r#"{"topic":"t","partition":3,"offset":null}"#),
         ] {
             let response = stored("t", Appended { partition: 3, offset });
-            assert_eq!((response.status, response.body), (200, text.as_bytes().to_vec()));
+            assert_eq!((response.status, response.body.to_vec()), (200, text.as_bytes().to_vec()));
         }
     }
 }

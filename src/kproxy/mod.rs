@@ -118,6 +118,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         max_connections_per_ip: config.max_connections_per_ip,
         head: config.head,
         body_budget: Some(budget.clone()),
+        answer_budget: None,
     };
     let server_metrics = ServerMetrics::new(&registry);
     let tls = config.tls.clone();

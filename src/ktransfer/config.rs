@@ -3,29 +3,33 @@
 //! `conf/ktransfer.yaml` and `conf/modules/` document every key with its meaning, unit and default.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_yaml::Value;
-
-use super::backend_client::{IdempotencyKey, check_header, check_server};
+use super::backend_client::{IdempotencyKey, SigningSecret};
+use super::backends::EjectionConfig;
 use super::outcomes::{Outcome, OutcomeTable};
 use super::policy::RetryPolicy;
-use super::template::UriTemplate;
 use crate::broker::{self, Engine, KafkaSettings, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{self, Settings};
 use crate::keeper::{self, KeeperConfig};
 use crate::logging::LogConfig;
 
-/// Longest duration that a key in milliseconds accepts: a day.
-const MAX_DURATION_MS: u64 = 86_400_000;
+mod backends;
+mod ejection;
+mod protocol;
+mod signature;
+
+use protocol::MAX_DURATION_MS;
+pub(super) use protocol::ProtocolConfig;
+
 /// Default of `max_retry_interval_ms`; if `fail_retry_interval_ms` is longer, that is the default.
 const DEFAULT_MAX_PAUSE_MS: u64 = 10_000;
-/// Default of `conn_timeout_ms`: time for three attempts of TCP, after 0, 1 and 3 s.
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest `max_pushes_per_second`.
+const MAX_PUSHES_PER_SECOND: i64 = 1_000_000;
 
 /// The configuration of ktransfer.
 #[derive(Clone)]
@@ -66,14 +70,6 @@ pub(super) struct KafkaGroupSettings {
     pub(super) session_timeout: Duration,
     /// `instance_id`: makes the instance a static member of its groups.
     pub(super) instance_id: Option<Arc<str>>,
-}
-
-#[cfg(test)]
-impl Config {
-    /// The names of the modules that are enabled.
-    pub(crate) fn module_names(&self) -> impl Iterator<Item = &str> {
-        self.modules.iter().map(|module| &*module.name)
-    }
 }
 
 impl Settings for Config {
@@ -128,22 +124,12 @@ pub(super) struct ModuleConfig {
     pub(super) start_from: StartFrom,
     /// `idempotency_key`: what the header `Idempotency-Key` consists of.
     pub(super) idempotency_key: IdempotencyKey,
-}
-
-/// `protocol`: the request of a push and its timeouts.
-#[derive(Clone)]
-pub(super) struct ProtocolConfig {
-    /// `uri`, parsed.
-    pub(super) uri: UriTemplate,
-    /// `headers`: names and values, checked.
-    pub(super) headers: Vec<(String, String)>,
-    /// `conn_timeout_ms`: time limit for connecting; `None` means the limit of the operating system.
-    pub(super) connect_timeout: Option<Duration>,
-    /// `write_timeout_ms`: time limit for sending a request, head and body; `None` means no limit.
-    pub(super) write_timeout: Option<Duration>,
-    /// `read_timeout_ms`: time limit from the end of the request to the end of the response's head; `None` means no
-    /// limit.
-    pub(super) read_timeout: Option<Duration>,
+    /// `ejection`: when a backend that fails is taken out of use.
+    pub(super) ejection: EjectionConfig,
+    /// `max_pushes_per_second`: limit on pushes, retries included; `None` is no limit.
+    pub(super) max_pushes_per_second: Option<NonZeroU64>,
+    /// `signature`: the secrets with which pushes are signed; without any they are not.
+    pub(super) signing_secrets: Vec<SigningSecret>,
 }
 
 /// Whether messages without a value are pushed.
@@ -297,8 +283,9 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     }
     let methods =
         section.strings("methods", false, problems).map(|methods| methods.into_iter().map(Arc::from).collect());
+    let has_tls = section.is_map_with("protocol", "tls");
     let protocol = match section.section("protocol", true, problems) {
-        Some(inner) => protocol(inner, problems),
+        Some(inner) => protocol::from_section(inner, problems),
         None => None,
     };
     let worker_num = section.count("worker_num", Some(100), 10_000, problems);
@@ -318,11 +305,7 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         section.note("filtered", "is dead_letter, which needs dead_letter_topic", problems);
     }
     let backend_servers = section.strings("backend_servers", true, problems).unwrap_or_default();
-    for server in &backend_servers {
-        if let Err(text) = check_server(server) {
-            section.note("backend_servers", text, problems);
-        }
-    }
+    let default_tls = backends::check(&section, &backend_servers, has_tls, problems);
     let serialize_by_key = section.boolean("serialize_by_key", true, problems);
     // Accepted so that files of the original load unchanged. The original passed the value to its Kafka client;
     // ktransfer does not use it.
@@ -334,12 +317,19 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
     let start_from = section.choice("start_from", &starts, problems);
     let keys = [("timestamp", IdempotencyKey::Timestamp), ("offset", IdempotencyKey::Offset)];
     let idempotency_key = section.choice("idempotency_key", &keys, problems);
+    let ejection = ejection::from_section(section.section("ejection", false, problems), problems);
+    let signing_secrets = signature::from_section(section.section("signature", false, problems), problems);
+    if let Some(protocol) = protocol.as_ref().filter(|_| !signing_secrets.is_empty()) {
+        signature::check_headers(&protocol.headers, &section, problems);
+    }
+    let pushes = section.optional_integer("max_pushes_per_second", 1..=MAX_PUSHES_PER_SECOND, problems);
+    let max_pushes_per_second = pushes.and_then(|pushes| NonZeroU64::new(pushes.unsigned_abs()));
     section.finish(problems);
     Some(ModuleConfig {
         name: name.into(),
         topic: topic.into(),
         methods,
-        protocol: protocol?,
+        protocol: protocol.map(|protocol| ProtocolConfig { tls: protocol.tls.or(default_tls), ..protocol })?,
         worker_num,
         window_size,
         max_commit_gap,
@@ -355,6 +345,9 @@ fn module_file(name: &str, mut section: Section, problems: &mut Problems) -> Opt
         waiting_queue_size,
         start_from,
         idempotency_key,
+        ejection,
+        max_pushes_per_second,
+        signing_secrets,
     })
 }
 
@@ -400,62 +393,12 @@ fn outcomes(section: &mut Section, topic: &str, problems: &mut Problems) -> (Out
     (table, Some(dead_letter_topic.into()))
 }
 
-fn protocol(mut section: Section, problems: &mut Problems) -> Option<ProtocolConfig> {
-    section.choice("name", &[("http", ())], problems);
-    let uri = if section.has("uri") {
-        let uri = section.string("uri", None, problems);
-        UriTemplate::parse(&uri).map_err(|text| section.note("uri", format!("is {uri:?}, but {text}"), problems)).ok()
-    } else {
-        section.string("uri", None, problems);
-        None
-    };
-    let headers = headers(&mut section, problems);
-    // 0 is no limit, as in the original. Left out, it has a default: without one, each worker in turn would wait two
-    // minutes for a backend whose host is down.
-    let is_given = section.has("conn_timeout_ms");
-    let given = section.optional_millis("conn_timeout_ms", MAX_DURATION_MS, problems);
-    let connect_timeout = if is_given { given } else { Some(DEFAULT_CONNECT_TIMEOUT) };
-    let write_timeout = section.optional_millis("write_timeout_ms", MAX_DURATION_MS, problems);
-    let read_timeout = section.optional_millis("read_timeout_ms", MAX_DURATION_MS, problems);
-    section.finish(problems);
-    Some(ProtocolConfig { uri: uri?, headers, connect_timeout, write_timeout, read_timeout })
-}
-
-/// Reads `headers`, a list of maps with one key each, as in the original. No problem shows a value, since it may be a
-/// secret.
-fn headers(section: &mut Section, problems: &mut Problems) -> Vec<(String, String)> {
-    let Some(value) = section.take("headers") else { return Vec::new() };
-    let Value::Sequence(items) = value else {
-        section.note(
-            "headers",
-            "must be a list of maps with one key each, as in \"- Host: www.example.org\"",
-            problems,
-        );
-        return Vec::new();
-    };
-    let mut headers: Vec<(String, String)> = Vec::new();
-    for (index, item) in items.iter().enumerate() {
-        let map = item.as_mapping().filter(|map| !map.is_empty());
-        let Some(map) = map else {
-            section.note("headers", format!("entry {} is not a map with one key", index + 1), problems);
-            continue;
-        };
-        for (name, value) in map {
-            let (Some(name), Some(value)) = (name.as_str(), value.as_str()) else {
-                let text = format!("entry {} must have a string as name and value (put them in quotes)", index + 1);
-                section.note("headers", text, problems);
-                continue;
-            };
-            let is_second_host = name.eq_ignore_ascii_case("host")
-                && headers.iter().any(|(known, _)| known.eq_ignore_ascii_case("host"));
-            match check_header(name, value) {
-                Err(text) => section.note("headers", text, problems),
-                Ok(()) if is_second_host => section.note("headers", "has Host twice", problems),
-                Ok(()) => headers.push((name.to_owned(), value.to_owned())),
-            }
-        }
+#[cfg(test)]
+impl Config {
+    /// The names of the modules that are enabled.
+    pub(crate) fn module_names(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(|module| &*module.name)
     }
-    headers
 }
 
 #[cfg(test)]

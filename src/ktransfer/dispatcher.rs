@@ -44,6 +44,9 @@ use stop_phase::StopPhase;
 
 /// Limit on the reports that are handled before the loop looks at its other channels.
 const MAX_REPORTS_IN_A_TURN: usize = 256;
+/// How long reports are gathered after one has come. Without it each report would wake this thread: two system calls and
+/// two context switches for each message.
+const GATHER_REPORTS: Duration = Duration::from_micros(300);
 /// Number of held-back messages at which their partition is paused. It is resumed at half of it, so that a small
 /// `max_commit_gap` does not pause and resume with every message.
 const MAX_HELD_BACK: usize = 128;
@@ -71,6 +74,8 @@ pub(super) struct Dispatcher {
     outbox: Outbox,
     last_window: u64,
     phase: StopPhase,
+    /// Whether reports came since the loop last waited.
+    had_reports: bool,
     /// The partitions whose commit point may have moved in this turn.
     changed: Vec<PartitionId>,
     /// The earliest time at which messages done ahead of a commit point are sent to the group.
@@ -93,6 +98,7 @@ impl Dispatcher {
             outbox,
             last_window: 0,
             phase: StopPhase::Working,
+            had_reports: false,
             changed: Vec::new(),
             next_snapshot_due: None,
             next_release_due: None,
@@ -112,10 +118,20 @@ impl Dispatcher {
     fn turn(&mut self, may_block: bool) {
         let has_reports = self.take_reports();
         let has_batch = self.take_batch();
-        if let Some(event) = self.next(may_block && !has_reports && !has_batch) {
+        self.had_reports |= has_reports;
+        let may_wait = may_block && !has_reports && !has_batch;
+        if may_wait && self.may_gather() {
+            std::thread::sleep(GATHER_REPORTS);
+        } else if let Some(event) = self.next(may_wait) {
             self.on_event(event);
         }
         self.end_turn(Instant::now());
+    }
+
+    /// Whether the next events may wait for [`GATHER_REPORTS`]: reports are coming in, and no job waits for one. Only
+    /// once after the latest report, so that an idle loop blocks.
+    fn may_gather(&mut self) -> bool {
+        std::mem::take(&mut self.had_reports) && self.phase == StopPhase::Working && !self.outbox.has_unkeyed()
     }
 
     fn has_ended(&self) -> bool {

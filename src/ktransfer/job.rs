@@ -143,6 +143,8 @@ pub(super) enum WorkerMessage {
     Recheck(Arc<ClaimIds>),
     /// The worker has a slot of the window, which it was registered for.
     SlotGranted,
+    /// A backend is in use again, after the worker waited because none was.
+    BackendReturned,
     /// An attempt to store a dead letter has ended. Sent once for each.
     LetterEnded {
         /// Identifies the letter.

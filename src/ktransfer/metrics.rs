@@ -22,6 +22,9 @@ pub(super) struct Metrics {
     restarts: IntCounterVec,
     unreadable_offsets: IntGaugeVec,
     unowned: IntGaugeVec,
+    backend_ejected: IntGaugeVec,
+    backend_ejections: IntCounterVec,
+    backend_probes: IntCounterVec,
     letters: IntCounterVec,
     letters_waiting: IntGaugeVec,
 }
@@ -80,6 +83,21 @@ pub(super) struct ModuleMetrics {
     pub(super) unowned: IntGauge,
     offset_resets: IntCounterVec,
     stored_offset: IntGaugeVec,
+    backend_ejected: IntGaugeVec,
+    backend_ejections: IntCounterVec,
+    backend_probes: IntCounterVec,
+}
+
+/// The metrics of one backend of a module.
+pub(super) struct BackendMetrics {
+    /// 1 while the backend is ejected, also while it is probed; otherwise 0.
+    pub(super) ejected: IntGauge,
+    /// Ejections of the backend.
+    pub(super) ejections: IntCounter,
+    /// Probes that the backend answered.
+    pub(super) probes_ok: IntCounter,
+    /// Probes that failed.
+    pub(super) probes_failed: IntCounter,
 }
 
 /// Why reading continues at another offset than the stored or the next one.
@@ -179,6 +197,21 @@ impl Metrics {
                 "Partitions of the topic that no member of the group owns.",
                 &["module"],
             ),
+            backend_ejected: registry.gauge(
+                "ktransfer_backend_ejected",
+                "1 while the backend is out of use because it failed, 0 while it is in use.",
+                &["module", "backend"],
+            ),
+            backend_ejections: counter(
+                "ktransfer_backend_ejections_total",
+                "How often the backend was taken out of use because it failed.",
+                &["module", "backend"],
+            ),
+            backend_probes: counter(
+                "ktransfer_backend_probes_total",
+                "Pushes to a backend that is out of use, by outcome.",
+                &["module", "backend", "outcome"],
+            ),
             letters: counter(
                 "ktransfer_dead_letters_total",
                 "Attempts to store a dead letter, by result.",
@@ -228,6 +261,9 @@ impl Metrics {
             unreadable_offsets: self.unreadable_offsets.with_label_values(&[module]),
             unowned: self.unowned.with_label_values(&[module]),
             stored_offset: self.stored_offset.clone(),
+            backend_ejected: self.backend_ejected.clone(),
+            backend_ejections: self.backend_ejections.clone(),
+            backend_probes: self.backend_probes.clone(),
         }
     }
 }
@@ -236,6 +272,17 @@ impl ModuleMetrics {
     /// Counts a partition that continues at another offset.
     pub(super) fn count_reset(&self, reset: OffsetReset) {
         self.offset_resets.with_label_values(&[self.module.as_str(), reset.label()]).inc();
+    }
+
+    /// Returns the metrics of a backend, an entry of `backend_servers`, which is in use.
+    pub(super) fn of_backend(&self, server: &str) -> BackendMetrics {
+        let labels = [self.module.as_str(), server];
+        let probes = |outcome: &str| self.backend_probes.with_label_values(&[labels[0], labels[1], outcome]);
+        let ejected = self.backend_ejected.with_label_values(&labels);
+        // It may be 1 from before a restart of the module.
+        ejected.set(0);
+        let ejections = self.backend_ejections.with_label_values(&labels);
+        BackendMetrics { ejected, ejections, probes_ok: probes("ok"), probes_failed: probes("failed") }
     }
 
     /// Returns the gauge that shows the commit point of a partition.

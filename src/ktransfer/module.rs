@@ -10,6 +10,7 @@ use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
 use super::backend_client::{BackendResolver, HttpClient};
+use super::backends::Backends;
 use super::config::ModuleConfig;
 use super::dead_letters::ModuleLetters;
 use super::dispatcher::{Channels, Dispatcher};
@@ -17,6 +18,7 @@ use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, Sta
 use super::group::{Group, mailbox};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
+use super::push_rate::PushRate;
 use super::stop_report::StopReport;
 use super::window_slots::WindowSlots;
 use super::worker::{Worker, WorkerChannels};
@@ -157,6 +159,8 @@ impl Module {
             metrics: self.metrics.clone(),
             dead_letters: self.dead_letters.clone(),
             slots: WindowSlots::new(config.window_size.get()),
+            backends: Backends::new(config, &self.metrics),
+            push_rate: PushRate::new(config.max_pushes_per_second),
             config: config.clone(),
         });
 

@@ -98,14 +98,17 @@ impl RetryPolicy {
             Outcome::Ok => NextStep::Delivered,
             Outcome::Drop => NextStep::GiveUp(GiveUpCause::Drop),
             Outcome::DeadLetter => NextStep::GiveUp(GiveUpCause::DeadLetter),
-            Outcome::Retry if self.max_retry_times.is_some_and(|max_retries| max_retries < attempt) => {
-                NextStep::GiveUp(GiveUpCause::RetriesUsedUp)
-            }
+            Outcome::Retry if !self.may_retry_after(attempt) => NextStep::GiveUp(GiveUpCause::RetriesUsedUp),
             Outcome::Retry => {
                 let requested = requested.unwrap_or_default().min(self.max_pause);
                 NextStep::Retry(self.pause(attempt, random).max(requested))
             }
         }
+    }
+
+    /// Whether an attempt may follow attempt number `attempt`, counted from 1.
+    pub(super) fn may_retry_after(&self, attempt: u32) -> bool {
+        self.max_retry_times.is_none_or(|max_retries| attempt <= max_retries)
     }
 
     /// Returns the pause after attempt number `attempt`: the first pause is as configured, and each later one doubles

@@ -80,7 +80,7 @@ impl Drop for TestBackend {
 
 fn serve(stream: TcpStream, received: &Mutex<Vec<ReceivedRequest>>, script: &Script) {
     let mut reader = BufReader::new(&stream);
-    while let Some(mut request) = receive(&mut reader) {
+    while let Some(mut request) = read_request_from(&mut reader) {
         request.status = script(&request);
         request.ended = Instant::now();
         let answer = format!("HTTP/1.1 {} X\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nok", request.status);
@@ -94,7 +94,7 @@ fn serve(stream: TcpStream, received: &Mutex<Vec<ReceivedRequest>>, script: &Scr
 }
 
 /// Reads the next request; returns `None` once the client has closed the connection.
-fn receive(reader: &mut impl BufRead) -> Option<ReceivedRequest> {
+pub(super) fn read_request_from(reader: &mut impl BufRead) -> Option<ReceivedRequest> {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
@@ -143,7 +143,7 @@ pub(super) fn start_raw(script: impl Fn(TcpStream, usize) + Send + Sync + 'stati
 
 /// Reads one request from a connection of [`start_raw`]; returns `None` if the client closed the connection.
 pub(super) fn read_request(stream: &TcpStream) -> Option<ReceivedRequest> {
-    receive(&mut BufReader::new(stream))
+    read_request_from(&mut BufReader::new(stream))
 }
 
 /// Blocks until the client closes the connection.

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend_client::{BackendResolver, HttpClient, IdempotencyKey};
+use super::backends::{Backends, EjectionConfig};
 use super::config::{FilteredMessages, ModuleConfig, ProtocolConfig, StartFrom, Tombstones};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
 use super::outcomes::OutcomeTable;
 use super::policy::RetryPolicy;
+use super::push_rate::PushRate;
 use super::template::UriTemplate;
 use super::window_slots::WindowSlots;
 use super::worker_context::WorkerContext;
@@ -34,6 +36,7 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
             connect_timeout: Some(Duration::from_secs(5)),
             write_timeout: Some(Duration::from_secs(5)),
             read_timeout: Some(Duration::from_millis(500)),
+            tls: None,
         },
         worker_num: NonZeroUsize::new(8).unwrap(),
         window_size: NonZeroUsize::new(20).unwrap(),
@@ -54,6 +57,15 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
         waiting_queue_size: NonZeroUsize::new(256).unwrap(),
         start_from: StartFrom::Earliest,
         idempotency_key: IdempotencyKey::Timestamp,
+        ejection: EjectionConfig {
+            failures: Some(5),
+            interval: Duration::from_millis(40),
+            max_interval: Duration::from_millis(200),
+            slow_start: Duration::from_millis(50),
+            count_5xx: true,
+        },
+        max_pushes_per_second: None,
+        signing_secrets: Vec::new(),
     }
 }
 
@@ -70,9 +82,12 @@ pub(super) fn claim(partition: PartitionId, generation: u64, position: Option<Of
 
 /// Creates the worker context of a module with this `config`. Its metrics are in `registry`.
 pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
+    let metrics = Metrics::new(registry).of_module(&config.name, &config.topic);
     WorkerContext {
         http_client: HttpClient::new(&config, BackendResolver::new(&config.backend_servers)),
-        metrics: Metrics::new(registry).of_module(&config.name, &config.topic),
+        backends: Backends::new(&config, &metrics),
+        push_rate: PushRate::new(config.max_pushes_per_second),
+        metrics,
         slots: WindowSlots::new(config.window_size.get()),
         dead_letters: None,
         config,

@@ -2,7 +2,8 @@
 //!
 //! All messages of one key have the same worker. A message that waits for its next attempt, or for a valid lease, holds
 //! up its key alone: the worker goes on with its other keys, and is busy only while a request is on the wire. It blocks
-//! on its own channel only.
+//! on its own channel only. While no backend is in use, or the limit on pushes is reached, it begins no attempt and has
+//! no slot of the window.
 //!
 //! `slots` requests slots of the window, `endings` acknowledges and abandons jobs, `letters` ends them with a dead
 //! letter.
@@ -16,6 +17,7 @@ mod jitter;
 mod key_queues;
 mod letters;
 mod pending_job;
+mod push_attempt;
 mod slots;
 
 use std::collections::HashMap;
@@ -26,8 +28,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{Level, info};
 
-use super::backend_client::{PushEnd, Pusher};
-use super::backends::BackendRotation;
+use super::backends::{BackendRotation, Choice, ChosenBackend, NextPush, PushVerdict};
 use super::give_up::{GiveUpReason, LastAttempt};
 use super::job::{Job, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
@@ -37,6 +38,8 @@ use attempt_fields::AttemptFields;
 use jitter::Random;
 use key_queues::{KeyQueues, QueueId};
 use pending_job::PendingJob;
+pub(super) use push_attempt::PushAttempt;
+use slots::WorkerSlots;
 
 /// Interval at which a worker checks a lease that is not valid at the moment.
 const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -57,11 +60,12 @@ pub(super) struct Worker {
     /// The jobs whose dead letter is being stored, with their queues, by the ticket of the letter.
     letters: HashMap<u64, (QueueId, PendingJob)>,
     last_ticket: u64,
-    slot: SlotRequest,
-    /// Whether this worker has given up a slot, or its registration for one, because of a retry.
-    has_left_slot_queue: bool,
-    /// Number of grants of a slot that are on their way although the slot was returned already.
-    void_grants: usize,
+    slots: WorkerSlots,
+    /// Until then no attempt begins, although one could be made: no backend is in use, or the limit on pushes is
+    /// reached.
+    held_until: Option<Instant>,
+    /// The permit for the next push, if pushes are limited: from then on it may begin.
+    permit: Option<Instant>,
     has_ended: bool,
 }
 
@@ -76,50 +80,6 @@ pub(super) struct WorkerChannels {
     pub(super) workers: Arc<[Sender<WorkerMessage>]>,
 }
 
-/// Makes the attempts of one worker.
-pub(super) trait PushAttempt: Send {
-    /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
-    fn url(&self, job: &Job, server: &str) -> String;
-
-    /// Makes an attempt and returns its outcome; `None` if the claim or its lease prevented or ended it, so that the
-    /// attempt does not count. `attempt` counts from 1.
-    fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome>;
-
-    /// Closes the connections kept from earlier pushes if they have been idle for too long; returns when they will be,
-    /// or `None` if there are none.
-    fn close_idle(&mut self, _now: Instant) -> Option<Instant> {
-        None
-    }
-}
-
-impl PushAttempt for Pusher {
-    fn url(&self, job: &Job, server: &str) -> String {
-        Pusher::url(self, job, server)
-    }
-
-    fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome> {
-        match Pusher::push(self, job, url, attempt) {
-            PushEnd::Attempted(outcome) => Some(outcome),
-            PushEnd::NotBegun | PushEnd::Aborted => None,
-        }
-    }
-
-    fn close_idle(&mut self, now: Instant) -> Option<Instant> {
-        Pusher::close_idle(self, now)
-    }
-}
-
-/// Whether a worker waits for a slot of the window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SlotRequest {
-    /// It does not.
-    None,
-    /// It is registered, or the grant is on its way.
-    Waiting,
-    /// It has a slot for its next first attempt.
-    Granted,
-}
-
 impl Worker {
     /// Creates worker `number`, counted from 0.
     pub(super) fn new(
@@ -128,6 +88,7 @@ impl Worker {
         channels: WorkerChannels,
         pusher: Box<dyn PushAttempt>,
     ) -> Self {
+        let slots = WorkerSlots::new(number, Arc::clone(&context), Arc::clone(&channels.workers));
         Worker {
             number,
             context,
@@ -140,9 +101,9 @@ impl Worker {
             is_turn_of_retries: false,
             letters: HashMap::new(),
             last_ticket: 0,
-            slot: SlotRequest::None,
-            has_left_slot_queue: false,
-            void_grants: 0,
+            slots,
+            held_until: None,
+            permit: None,
             has_ended: false,
         }
     }
@@ -155,7 +116,8 @@ impl Worker {
                 continue;
             }
             let idle_end = self.pusher.close_idle(Instant::now());
-            let received = match self.queues.next_due().into_iter().chain(idle_end).min() {
+            let next_work = self.held_until.or_else(|| self.queues.next_due());
+            let received = match next_work.into_iter().chain(idle_end).min() {
                 Some(due) => self.channels.inbox.recv_deadline(due),
                 None => self.channels.inbox.recv().map_err(RecvTimeoutError::from),
             };
@@ -171,13 +133,32 @@ impl Worker {
     /// only for the attempt.
     pub(super) fn step(&mut self) -> bool {
         self.receive_all();
+        self.held_until = self.hold();
+        if self.held_until.is_some() {
+            self.slots.withdraw(self.queues.has_fresh());
+            return false;
+        }
         self.work_once()
+    }
+
+    /// Returns until when no attempt may begin, if there is something to attempt now.
+    fn hold(&mut self) -> Option<Instant> {
+        let backends = &self.context.backends;
+        if backends.are_all_in_use() && self.permit.is_none() {
+            return None;
+        }
+        let now = Instant::now();
+        let has_due = self.queues.next_due().is_some_and(|due| due <= now);
+        if !has_due && (!self.queues.has_fresh() || self.slots.is_waiting()) {
+            return None;
+        }
+        backends.blocked_until(self.number, now).or(self.permit.filter(|due| now < *due))
     }
 
     /// Whether nothing but a message or the end of a wait can give this worker something to do.
     #[cfg(test)]
     pub(super) fn may_block(&self) -> bool {
-        !self.queues.has_fresh() || self.slot == SlotRequest::Waiting
+        !self.queues.has_fresh() || self.slots.is_waiting() || self.held_until.is_some()
     }
 
     fn receive_all(&mut self) {
@@ -191,8 +172,9 @@ impl Worker {
             WorkerMessage::Job(job) => self.enqueue(job),
             WorkerMessage::Recheck(claims) => self.abandon_what_is_over(&claims),
             WorkerMessage::LetterEnded { ticket, result } => self.on_letter_ended(ticket, result),
-            WorkerMessage::SlotGranted if self.void_grants > 0 => self.void_grants -= 1,
-            WorkerMessage::SlotGranted => self.slot = SlotRequest::Granted,
+            WorkerMessage::SlotGranted => self.slots.granted(),
+            // Only wakes the worker.
+            WorkerMessage::BackendReturned => {}
             WorkerMessage::End => self.has_ended = true,
         }
     }
@@ -217,7 +199,7 @@ impl Worker {
         if let Some((queue, pending)) = taken {
             self.attempt_or_wait(queue, pending);
         } else if !self.queues.has_fresh() {
-            self.withdraw_slot_request();
+            self.slots.withdraw(false);
         }
         is_taken
     }
@@ -227,11 +209,28 @@ impl Worker {
         self.queues.take_due(Instant::now())
     }
 
+    /// Takes a job for its first attempt, with a slot of the window.
+    fn take_fresh(&mut self) -> Option<(QueueId, PendingJob)> {
+        if !self.queues.has_fresh() || !self.slots.acquire() {
+            return None;
+        }
+        let (queue, mut pending) = self.queues.take_fresh()?;
+        pending.has_slot = true;
+        self.context.show_window();
+        Some((queue, pending))
+    }
+
+    fn release_slot(&self, pending: &mut PendingJob) {
+        if std::mem::take(&mut pending.has_slot) {
+            self.slots.release();
+        }
+    }
+
     fn attempt_or_wait(&mut self, queue: QueueId, mut pending: PendingJob) {
         if pending.is_over() {
             self.abandon(queue, pending);
         } else if !pending.job.assignment.may_push() {
-            self.wait_for_lease(queue, pending);
+            self.wait(queue, pending, LEASE_CHECK_INTERVAL);
         } else if let Some(letter) = pending.letter.take() {
             self.store_letter(queue, pending, letter);
         } else if let Some(reason) = pending.job.unpushable {
@@ -243,23 +242,27 @@ impl Worker {
     }
 
     fn attempt(&mut self, queue: QueueId, mut pending: PendingJob) {
-        self.withdraw_slot_request();
+        self.slots.withdraw(self.queues.has_fresh());
         let attempt = pending.attempts.saturating_add(1);
-        let servers = &self.context.config.backend_servers;
-        let backend = self.rotation.next(servers.len(), pending.last_backend);
-        let job = &pending.job;
+        let chosen = match self.choose_backend(&pending) {
+            Ok(chosen) => chosen,
+            Err(until) => return self.wait(queue, pending, until.saturating_duration_since(Instant::now())),
+        };
+        let (backend, job) = (chosen.index, &pending.job);
         job.assignment.note_started(job.message.offset);
-        let url = self.pusher.url(job, &servers[backend]);
+        let url = self.pusher.url(job, self.context.backends.server(backend));
         let began = Instant::now();
         let Some(outcome) = self.pusher.push(job, &url, attempt) else {
             // The end of the lease or of the claim ended the request. The message is not done, even if this was its
             // last attempt.
-            return self.wait_for_lease(queue, pending);
+            self.end_push(chosen, PushVerdict::NotMade);
+            return self.wait(queue, pending, LEASE_CHECK_INTERVAL);
         };
         let took = began.elapsed();
         (pending.attempts, pending.last_backend) = (attempt, Some(backend));
         let config = &self.context.config;
         let next = config.retry.next(&config.outcomes, attempt, &outcome, self.random.next());
+        self.end_push(chosen, PushVerdict::new(&outcome, next, attempt, config.ejection.count_5xx));
         self.count(&outcome, next, took);
         let (module, number, job) = (&self.context.config.name, self.number, &pending.job);
         let fields = AttemptFields { job, url: &url, attempt, outcome: &outcome, took };
@@ -283,11 +286,41 @@ impl Worker {
         }
     }
 
-    fn wait_for_lease(&mut self, queue: QueueId, mut pending: PendingJob) {
+    /// Returns the backend of the next push, or until when no push may begin.
+    fn choose_backend(&mut self, pending: &PendingJob) -> Result<ChosenBackend, Instant> {
+        let (context, now) = (&*self.context, Instant::now());
+        if let Some(rate) = &context.push_rate {
+            let due = rate.permit(&mut self.permit, now);
+            if now < due {
+                return Err(due);
+            }
+        }
+        let may_retry = context.config.retry.may_retry_after(pending.attempts.saturating_add(1));
+        let push = NextPush { last: pending.last_backend, may_retry, random: self.random.next() };
+        match context.backends.choose(&mut self.rotation, push, now) {
+            Choice::Use(chosen) => {
+                self.permit = None;
+                Ok(chosen)
+            }
+            Choice::WaitUntil(until) => Err(until),
+        }
+    }
+
+    /// Ends a push at its backend, and wakes the workers that can go on because of it.
+    fn end_push(&self, chosen: ChosenBackend, verdict: PushVerdict<'_>) {
+        for worker in self.context.backends.end(chosen, verdict, Instant::now()) {
+            // Fails only if that worker has ended, and then the module ends.
+            let _ = self.channels.workers[worker].send(WorkerMessage::BackendReturned);
+        }
+    }
+
+    /// Lets a taken job wait although its turn has come: for its lease, or for a backend. Without an attempt it has no
+    /// slot meanwhile.
+    fn wait(&mut self, queue: QueueId, mut pending: PendingJob, pause: Duration) {
         if pending.attempts == 0 {
             self.release_slot(&mut pending);
         }
-        self.park(queue, pending, LEASE_CHECK_INTERVAL);
+        self.park(queue, pending, pause);
     }
 
     /// Lets the queue of a taken job wait for `pause`, or abandons the job if no attempt may follow.

@@ -1,9 +1,11 @@
 //! The read-only state that the dispatcher and the workers of a module share.
 
 use super::backend_client::HttpClient;
+use super::backends::Backends;
 use super::config::ModuleConfig;
 use super::dead_letters::ModuleLetters;
 use super::metrics::ModuleMetrics;
+use super::push_rate::PushRate;
 use super::window_slots::WindowSlots;
 
 /// What a worker needs besides its channels. Each start of a module creates a new context.
@@ -18,6 +20,10 @@ pub(super) struct WorkerContext {
     pub(super) dead_letters: Option<ModuleLetters>,
     /// The slots of the messages that are pushed and not done.
     pub(super) slots: WindowSlots,
+    /// Which backends are in use.
+    pub(super) backends: Backends,
+    /// The limit on pushes; `None` is no limit.
+    pub(super) push_rate: Option<PushRate>,
 }
 
 impl WorkerContext {

@@ -79,9 +79,12 @@ fn a_delay_is_the_log_end_minus_the_stored_offset_and_never_negative() {
     store_offset(cluster, &module, &topic, 0, "40");
     store_offset(cluster, &module, &topic, 2, "0");
     wait_for(&monitor, "tc", &module, &json!({"0": 2, "1": 0, "2": 0}));
-    // The stored offset 500 is beyond the log end, as after a topic was deleted and created again.
+    // The stored offset 500 is beyond the log end, as after a topic was deleted and created again: all messages of the
+    // topic wait.
     store_offset(cluster, &module, &topic, 1, "500");
     store_offset(cluster, &module, &topic, 0, "42");
+    wait_for(&monitor, "tc", &module, &json!({"0": 0, "1": 5, "2": 0}));
+    store_offset(cluster, &module, &topic, 1, "5");
     wait_for(&monitor, "tc", &module, &json!({"0": 0, "1": 0, "2": 0}));
 
     let zabbix = monitor.get(&format!("/delay?format=zabbix&cluster=tc&module={module}"));

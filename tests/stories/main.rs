@@ -42,18 +42,35 @@ mod http_table;
 mod kafka_settings;
 /// The ZooKeeper seam: servers that are down, killed, frozen, or not ZooKeeper servers.
 mod keeper;
+/// kmonitor: large answers, slow readers, and clients that have the current page.
+mod kmonitor_answers;
 /// kmonitor: delays, also while clusters or brokers are down.
 mod kmonitor_delay;
+/// kmonitor: what is known while servers restart, stall or die.
+mod kmonitor_outages;
+/// kmonitor: its page in a real browser.
+mod kmonitor_page;
+/// kmonitor: stored offsets in Kafka, and modules that move.
+mod kmonitor_sources;
+/// kmonitor: topics that are created again, grow or lose messages; offsets that are missing or left over.
+mod kmonitor_truth;
+/// kmonitor: each verdict.
+mod kmonitor_verdicts;
 /// kproxy: commits, unknown topics, a broker that is down, SIGTERM.
 mod kproxy;
 /// ktransfer: hostile backends and messages that cannot be pushed.
 mod ktransfer_backends;
+/// ktransfer: backends that are dead, one of several or all of them.
+mod ktransfer_dead_backends;
 /// ktransfer: dead letters, what they hold up, and how they are replayed.
 mod ktransfer_dead_letters;
 /// ktransfer: three instances while everything around them fails once.
 mod ktransfer_faults;
 /// ktransfer: backends that answer early, late, wrongly or not at all.
 mod ktransfer_http;
+/// ktransfer: https backends, client certificates, signatures.
+#[cfg(feature = "tls")]
+mod ktransfer_https;
 /// ktransfer: what refused keys and large messages do to the rest of a module.
 mod ktransfer_isolation;
 /// ktransfer: groups in Kafka, without ZooKeeper.
@@ -78,6 +95,8 @@ mod ktransfer_recreated;
 mod ktransfer_sessions;
 /// ktransfer: what one key or one push can hold up.
 mod ktransfer_window;
+/// All daemons: alerts, dashboard and metrics in a real Prometheus.
+mod monitoring;
 /// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
 mod native_outages;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
@@ -99,3 +118,5 @@ mod threads;
 mod tls;
 /// kproxy: what it knows of a topic beforehand, and rights that are denied and granted.
 mod topic_rules;
+/// kmonitor: values for Zabbix, and its templates.
+mod zabbix;

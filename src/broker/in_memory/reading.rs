@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::state::{BrokerState, PartitionLog, SharedBroker};
 use crate::broker::{
     FetchEvent, Fetcher, LogEnds, LogIdentity, LogRange, MessageBatch, MetadataError, Offset, PartitionInfo, TopicId,
-    TopicPartition,
+    TopicInfo, TopicPartition,
 };
 use crate::locks::wait_timeout;
 
@@ -163,6 +163,14 @@ impl LogEnds for MemoryLogEnds {
         }
         let logs = state.topics.get(topic).ok_or_else(|| MetadataError::UnknownTopic(topic.to_owned()))?;
         Ok((0..logs.len() as i32).map(|partition| PartitionInfo { partition, leader: Some(1) }).collect())
+    }
+
+    fn topics(&mut self, topics: &[Arc<str>], _deadline: Instant) -> Vec<Result<TopicInfo, MetadataError>> {
+        let info = |topic: &Arc<str>| {
+            let partitions = self.partitions(topic)?;
+            Ok(TopicInfo { id: self.shared.lock().topic_id(topic), partitions })
+        };
+        topics.iter().map(info).collect()
     }
 
     fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {

@@ -4,15 +4,21 @@
 //! partition. So the response is compared with the request, and after an error each topic is requested alone. While a
 //! leader is down and not replaced, no topic with a partition on that leader has offsets: the crate cannot request
 //! single partitions.
+//!
+//! Invariant: no topic is created. The crate's metadata request has a version without the flag that forbids it, so a
+//! request that names a topic that does not exist creates it on a broker with `auto.create.topics.enable`. Therefore
+//! all topics are requested, by no name.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kafka::client::FetchOffset;
+use kafka::client::{FetchOffset, KafkaClient};
 
 use super::guarded_client::{CallError, GuardedClient};
 use crate::broker::{
-    BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionId, PartitionInfo, TopicPartition,
+    BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionId, PartitionInfo, RangeSink, TopicInfo,
+    TopicPartition,
 };
 use crate::supervise::Supervisor;
 
@@ -22,8 +28,30 @@ pub(in crate::broker) struct KafkaRustLogEnds {
     request_timeout: Duration,
 }
 
-/// Offsets by topic and partition.
-type OffsetsByPartition = HashMap<(String, PartitionId), Offset>;
+/// What a request for the offsets of topics found.
+#[derive(Default)]
+struct TopicOffsets {
+    /// Offsets by topic and partition.
+    offsets: HashMap<(String, PartitionId), Offset>,
+    /// The topics that do not exist.
+    absent: Vec<String>,
+}
+
+impl TopicOffsets {
+    fn extend(&mut self, more: TopicOffsets) {
+        self.offsets.extend(more.offsets);
+        self.absent.extend(more.absent);
+    }
+
+    fn of(&self, partition: &TopicPartition) -> Result<Offset, MetadataError> {
+        let topic = partition.topic.to_string();
+        if self.absent.contains(&topic) {
+            return Err(MetadataError::UnknownTopic(topic));
+        }
+        let missing = || MetadataError::Partition(format!("{partition} does not exist or has no leader"));
+        self.offsets.get(&(topic, partition.partition)).copied().ok_or_else(missing)
+    }
+}
 
 impl KafkaRustLogEnds {
     /// Makes the reader; no broker need be reachable.
@@ -33,60 +61,42 @@ impl KafkaRustLogEnds {
     }
 
     /// Returns the oldest or newest offset of each partition of these topics.
-    fn offsets(
-        &mut self,
-        topics: Vec<String>,
-        end: FetchOffset,
-        wait: Duration,
-    ) -> Result<OffsetsByPartition, CallError> {
+    fn offsets(&mut self, topics: Vec<String>, end: FetchOffset, wait: Duration) -> Result<TopicOffsets, CallError> {
         self.client.call(wait, move |client| {
-            // Leaders change, so each call looks up the leaders first, at the cost of one small request.
-            client.load_metadata(&topics)?;
-            let found = client.fetch_offsets(&topics, end)?;
+            // Leaders change, so each call looks up the leaders first.
+            client.load_metadata_all()?;
+            let (known, absent): (Vec<_>, Vec<_>) =
+                topics.into_iter().partition(|topic| client.topics().contains(topic));
+            let found = if known.is_empty() { HashMap::new() } else { client.fetch_offsets(&known, end)? };
             let each = |(topic, offsets): (String, Vec<kafka::client::PartitionOffset>)| {
                 offsets.into_iter().map(move |found| ((topic.clone(), found.partition), found.offset))
             };
             // The crate returns the offset -1 for a partition whose response has no offset.
-            Ok(found.into_iter().flat_map(each).filter(|(_, offset)| *offset >= 0).collect())
+            let offsets = found.into_iter().flat_map(each).filter(|(_, offset)| *offset >= 0).collect();
+            Ok(TopicOffsets { offsets, absent })
         })
     }
-}
 
-impl LogEnds for KafkaRustLogEnds {
-    fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
-        let name = topic.to_owned();
-        let found = self.client.call(self.request_timeout, move |client| {
-            client.load_metadata(&[&name])?;
-            let info = |partition: kafka::client::metadata::Partition<'_>| PartitionInfo {
-                partition: partition.id(),
-                leader: partition.leader().map(|leader| leader.id()),
-            };
-            let topics = client.topics();
-            Ok(topics.partitions(&name).map(|found| found.iter().map(info).collect::<Vec<_>>()).unwrap_or_default())
-        });
-        let mut partitions = found.map_err(|error| MetadataError::Unreachable(error.in_words()))?;
-        if partitions.is_empty() {
-            return Err(MetadataError::UnknownTopic(topic.to_owned()));
-        }
-        partitions.sort_unstable_by_key(|info| info.partition);
-        Ok(partitions)
-    }
-
-    fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
-        if partitions.is_empty() {
-            return Vec::new();
-        }
-        let deadline = Instant::now() + self.request_timeout;
+    /// Returns the oldest or newest offset of each of `partitions`.
+    fn ends(
+        &mut self,
+        partitions: &[TopicPartition],
+        end: FetchOffset,
+        deadline: Instant,
+    ) -> Vec<Result<Offset, MetadataError>> {
         let topics: BTreeSet<&str> = partitions.iter().map(|partition| &*partition.topic).collect();
         let topics: Vec<String> = topics.into_iter().map(str::to_owned).collect();
+        if topics.is_empty() {
+            return Vec::new();
+        }
         let mut failed: HashMap<String, CallError> = HashMap::new();
-        let found = match self.offsets(topics.clone(), FetchOffset::Latest, self.request_timeout) {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let found = match self.offsets(topics.clone(), end, left()) {
             Ok(found) => found,
             Err(_) => {
-                let mut found = OffsetsByPartition::new();
+                let mut found = TopicOffsets::default();
                 for topic in topics {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    match self.offsets(vec![topic.clone()], FetchOffset::Latest, left) {
+                    match self.offsets(vec![topic.clone()], end, left()) {
                         Ok(more) => found.extend(more),
                         Err(error) => drop(failed.insert(topic, error)),
                     }
@@ -94,30 +104,69 @@ impl LogEnds for KafkaRustLogEnds {
                 found
             }
         };
-        let result = |partition: &TopicPartition| match found.get(&(partition.topic.to_string(), partition.partition)) {
-            Some(offset) => Ok(*offset),
-            None => Err(match failed.get(&*partition.topic) {
-                Some(CallError::Code(code)) => MetadataError::Partition(format!("{partition}: {code:?}")),
-                Some(error) => MetadataError::Unreachable(error.in_words()),
-                None => MetadataError::Partition(format!("{partition} does not exist or has no leader")),
-            }),
+        let result = |partition: &TopicPartition| match failed.get(&*partition.topic) {
+            Some(CallError::Code(code)) => Err(MetadataError::Partition(format!("{partition}: {code:?}"))),
+            Some(error) => Err(MetadataError::Unreachable(error.in_words())),
+            None => found.of(partition),
         };
         partitions.iter().map(result).collect()
     }
+}
+
+impl LogEnds for KafkaRustLogEnds {
+    fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
+        let found = self.topics(&[topic.into()], Instant::now() + self.request_timeout).pop();
+        found.unwrap_or_else(|| Err(MetadataError::UnknownTopic(topic.to_owned()))).map(|found| found.partitions)
+    }
+
+    fn topics(&mut self, topics: &[Arc<str>], deadline: Instant) -> Vec<Result<TopicInfo, MetadataError>> {
+        let names: Vec<Arc<str>> = topics.to_vec();
+        let wait = deadline.saturating_duration_since(Instant::now());
+        let found = self.client.call(wait, move |client| {
+            client.load_metadata_all()?;
+            Ok(names.iter().map(|name| partition_infos(client, name)).collect::<Vec<_>>())
+        });
+        match found {
+            Ok(found) => found.into_iter().zip(topics).map(|(found, name)| topic_info(name, found)).collect(),
+            Err(error) => topics.iter().map(|_| Err(MetadataError::Unreachable(error.in_words()))).collect(),
+        }
+    }
+
+    fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
+        self.ends(partitions, FetchOffset::Latest, Instant::now() + self.request_timeout)
+    }
 
     fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError> {
-        let mut end = |end| {
-            let found = self.offsets(vec![partition.topic.to_string()], end, self.request_timeout);
-            let found = found.map_err(|error| match error {
-                CallError::Code(code) => MetadataError::Partition(format!("{partition}: {code:?}")),
-                error => MetadataError::Unreachable(error.in_words()),
-            })?;
-            found
-                .get(&(partition.topic.to_string(), partition.partition))
-                .copied()
-                .ok_or_else(|| MetadataError::Partition(format!("{partition} does not exist or has no leader")))
-        };
-        let (oldest, newest) = (end(FetchOffset::Earliest)?, end(FetchOffset::Latest)?);
-        Ok(LogRange { oldest, newest, stable: newest })
+        let deadline = Instant::now() + self.request_timeout;
+        let missing = || Err(MetadataError::Partition(format!("{partition} is not in the response")));
+        self.range_of_all(std::slice::from_ref(partition), deadline).pop().unwrap_or_else(missing)
+    }
+
+    fn ranges(&mut self, partitions: &[TopicPartition], deadline: Instant, found: &mut RangeSink<'_>) {
+        // The oldest first: if retention moves it meanwhile, the range is too long rather than too short.
+        let oldest = self.ends(partitions, FetchOffset::Earliest, deadline);
+        let newest = self.ends(partitions, FetchOffset::Latest, deadline);
+        for (index, (oldest, newest)) in oldest.into_iter().zip(newest).enumerate() {
+            let range = oldest.and_then(|oldest| Ok((oldest, newest?)));
+            found(index, range.map(|(oldest, newest)| LogRange { oldest, newest, stable: newest }));
+        }
+    }
+}
+
+fn partition_infos(client: &KafkaClient, topic: &str) -> Vec<PartitionInfo> {
+    let info = |partition: kafka::client::metadata::Partition<'_>| PartitionInfo {
+        partition: partition.id(),
+        leader: partition.leader().map(|leader| leader.id()),
+    };
+    let mut partitions: Vec<_> =
+        client.topics().partitions(topic).map(|found| found.iter().map(info).collect()).unwrap_or_default();
+    partitions.sort_unstable_by_key(|info: &PartitionInfo| info.partition);
+    partitions
+}
+
+fn topic_info(topic: &str, partitions: Vec<PartitionInfo>) -> Result<TopicInfo, MetadataError> {
+    match partitions.is_empty() {
+        true => Err(MetadataError::UnknownTopic(topic.to_owned())),
+        false => Ok(TopicInfo { id: None, partitions }),
     }
 }

@@ -4,7 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::config;
-use crate::broker::{BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionInfo, RangeSink, TopicPartition};
+use crate::broker::{
+    BrokerConfig, LogEnds, LogRange, MetadataError, Offset, PartitionInfo, RangeSink, TopicInfo, TopicPartition,
+};
+use crate::kafka::error_code;
+use crate::kafka::metadata::TopicMetadata;
 use crate::kafka::offsets::{OffsetError, OffsetErrorKind, OffsetRange, OffsetReader, OffsetSpec};
 
 /// Reads log end offsets with the client in `src/kafka`.
@@ -41,7 +45,16 @@ impl LogEnds for NativeLogEnds {
     fn partitions(&mut self, topic: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
         let found = self.reader.partitions(&topic.into(), Instant::now() + self.request_timeout);
         let found = found.map_err(|error| metadata_error(topic, &error))?;
-        Ok(found.partitions.iter().map(|of| PartitionInfo { partition: of.partition, leader: of.leader }).collect())
+        Ok(partition_infos(&found))
+    }
+
+    fn topics(&mut self, topics: &[Arc<str>], deadline: Instant) -> Vec<Result<TopicInfo, MetadataError>> {
+        let found = self.reader.topics(topics, deadline);
+        let info = |(name, found): (&Arc<str>, Result<TopicMetadata, OffsetError>)| {
+            let topic = found.map_err(|error| metadata_error(name, &error))?;
+            Ok(TopicInfo { id: topic.id, partitions: partition_infos(&topic) })
+        };
+        topics.iter().zip(found).map(info).collect()
     }
 
     fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
@@ -68,14 +81,25 @@ fn seam_range(range: OffsetRange) -> LogRange {
     LogRange { oldest: range.earliest, newest: range.latest, stable: range.latest_committed }
 }
 
-fn metadata_error(topic: &str, error: &OffsetError) -> MetadataError {
+fn partition_infos(topic: &TopicMetadata) -> Vec<PartitionInfo> {
+    topic.partitions.iter().map(|of| PartitionInfo { partition: of.partition, leader: of.leader }).collect()
+}
+
+/// Converts an error about a topic, one of its partitions, or a group. `topic` is the name of the topic.
+pub(super) fn metadata_error(topic: &str, error: &OffsetError) -> MetadataError {
     let reason = error.reason.to_string();
     match error.kind {
         OffsetErrorKind::UnknownTopic => MetadataError::UnknownTopic(topic.to_owned()),
         OffsetErrorKind::Unreachable | OffsetErrorKind::Unusable => MetadataError::Unreachable(reason),
-        OffsetErrorKind::UnknownPartition
-        | OffsetErrorKind::NoLeader
-        | OffsetErrorKind::NoMessage
-        | OffsetErrorKind::Refused(_) => MetadataError::Partition(reason),
+        OffsetErrorKind::NoLeader => MetadataError::NoLeader(reason),
+        OffsetErrorKind::Refused(
+            error_code::TOPIC_AUTHORIZATION_FAILED
+            | error_code::GROUP_AUTHORIZATION_FAILED
+            | error_code::CLUSTER_AUTHORIZATION_FAILED,
+        ) => MetadataError::NotAuthorized(reason),
+        OffsetErrorKind::Refused(error_code::INVALID_TOPIC_EXCEPTION) => MetadataError::InvalidTopic(reason),
+        OffsetErrorKind::UnknownPartition | OffsetErrorKind::NoMessage | OffsetErrorKind::Refused(_) => {
+            MetadataError::Partition(reason)
+        }
     }
 }

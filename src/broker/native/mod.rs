@@ -5,7 +5,7 @@
 //! - `settings`: which settings of the `kafka` map are taken; `values`: their values; `declined`: why the others are
 //!   refused. `config` and `producer_settings` make the configuration of the client out of them.
 //! - `producer`, `fetcher`, `log_ends`: the traits of the seam that every engine has, with their errors.
-//! - `membership`, `group_offsets`: groups that Kafka manages.
+//! - `membership`, `group_offsets`: groups that Kafka manages, for ktransfer; `groups`: the same for the monitor.
 //!
 //! Invariant: a message counts as "not stored" only where the client reports so.
 
@@ -13,6 +13,7 @@ mod config;
 mod declined;
 mod fetcher;
 mod group_offsets;
+mod groups;
 mod log_ends;
 mod membership;
 mod producer;
@@ -22,6 +23,7 @@ mod values;
 
 pub(super) use fetcher::NativeFetcher;
 pub(super) use group_offsets::NativeGroupOffsets;
+pub(super) use groups::NativeGroups;
 pub(super) use log_ends::NativeLogEnds;
 pub(super) use membership::NativeMembership;
 pub(super) use producer::NativeProducer;

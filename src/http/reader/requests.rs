@@ -160,10 +160,7 @@ impl Reader {
         let headers = response_headers(&*self.handler, Some(&parsed.head));
         connection.begin_hand_over();
         match then {
-            OnComplete::Respond(mut response) => {
-                response.headers.extend(headers);
-                connection.answer(&response, options);
-            }
+            OnComplete::Respond(response) => connection.answer(*response, headers, options),
             OnComplete::Handle(then) => {
                 let reply = Reply::on(Arc::clone(&connection), options, headers);
                 let request = Request { head: parsed.head, body, lease };
@@ -206,11 +203,10 @@ impl Reader {
     fn answer_and_close(
         &mut self,
         index: usize,
-        mut response: Response,
+        response: Response,
         headers: Vec<(&'static str, String)>,
         head_only: bool,
     ) -> bool {
-        response.headers.extend(headers);
         let head_limits = self.limits.head;
         let client = self.client(index);
         client.parser = Parser::new(head_limits);
@@ -220,7 +216,7 @@ impl Reader {
         let connection = Arc::clone(&client.connection);
         connection.begin_hand_over();
         let options = EncodeOptions { head_only, keep_alive: false, keep_alive_seconds: 0, is_http10: false };
-        connection.answer(&response.closing(), options);
+        connection.answer(response.closing(), headers, options);
         connection.end_hand_over(false);
         true
     }

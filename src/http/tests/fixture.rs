@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 use crate::http::*;
@@ -16,6 +16,12 @@ use crate::supervise::{Ended, Supervisor};
 pub(in crate::http) const MEDIUM_BYTES: usize = 50_000;
 /// Longest time that a test waits for an event that must happen.
 pub(in crate::http) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The response to `/shared`: larger than the socket buffers.
+pub(super) fn shared_page() -> &'static SharedBytes {
+    static PAGE: OnceLock<SharedBytes> = OnceLock::new();
+    PAGE.get_or_init(|| vec![b'p'; 16 << 20].into())
+}
 
 /// A handler that answers with the request's body. It keeps the replies of `/later` until a test takes them; for other
 /// special paths it refuses, panics, blocks, or drops the reply.
@@ -85,6 +91,7 @@ impl Echo {
             }
             "/forget" => drop(reply),
             "/large" => reply.send(Response::text(200, vec![b'x'; 32 << 20])),
+            "/shared" => reply.send(Response::new(200, "", shared_page().clone())),
             "/medium" => reply.send(Response::text(200, vec![b'x'; MEDIUM_BYTES])),
             "/close" => reply.send(Response::text(200, "bye").closing()),
             _ => reply.send(Response::text(200, request.body)),
@@ -114,6 +121,7 @@ pub(in crate::http) fn start_with(tls: Option<Tls>, change: impl FnOnce(&mut Ser
         max_connections_per_ip: None,
         head: HeadLimits::default(),
         body_budget: Some(budget.clone()),
+        answer_budget: None,
     };
     change(&mut limits);
     let listen = Listen::At("127.0.0.1:0".parse().unwrap());

@@ -5,10 +5,11 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fixture::{Fixture, PATIENCE, answer, post, start};
+use super::fixture::{Fixture, PATIENCE, answer, post, shared_page, start, whole_answer};
 use crate::http::connection::{Connection, Phase};
 use crate::http::inbox::Inbox;
-use crate::http::{ByteLease, WriteLimits};
+use crate::http::unsent::AnswerLease;
+use crate::http::{ByteBudget, Response, WriteLimits};
 
 const LARGE_BYTES: usize = 32 << 20;
 
@@ -59,7 +60,7 @@ fn while_the_budget_is_exceeded_a_large_response_is_cut_off() {
     let first = request_large(&fixture);
     wait_until("the response is leased", || fixture.budget.used() > LARGE_BYTES / 2);
     drop(request);
-    reply.send(crate::http::Response::text(200, vec![b'x'; LARGE_BYTES]));
+    reply.send(Response::text(200, vec![b'x'; LARGE_BYTES]));
     let mut rest = Vec::new();
     // The end of the stream or a reset, before the whole response.
     let _ = kept.read_to_end(&mut rest);
@@ -91,11 +92,12 @@ fn each_byte_that_the_client_takes_postpones_the_deadline() {
     let (socket, peer) = listener.accept().unwrap();
     socket.set_nonblocking(true).unwrap();
     let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
-    let connection = Connection::new(socket, peer, 7, inbox, Instant::now(), None, ByteLease::default());
+    let connection = Connection::new(socket, peer, 7, inbox, Instant::now(), None, AnswerLease::default());
     connection.begin_hand_over();
     let limits = WriteLimits::with_timeout(Duration::ZERO);
     connection.answer(
-        &crate::http::Response::text(200, vec![b'x'; LARGE_BYTES]),
+        Response::text(200, vec![b'x'; LARGE_BYTES]),
+        Vec::new(),
         crate::http::encode::EncodeOptions {
             head_only: false,
             keep_alive: true,
@@ -118,4 +120,49 @@ fn each_byte_that_the_client_takes_postpones_the_deadline() {
         }
     }
     assert!(renewals > 3, "{renewals}");
+}
+
+#[test]
+fn slow_readers_of_one_page_share_its_memory_and_get_all_of_it() {
+    let fixture = start(|_| ());
+    let mut sockets: Vec<_> = (0..8).map(|_| fixture.connect()).collect();
+    for socket in &mut sockets {
+        socket.write_all(format!("{}{}", post("/shared", ""), post("/", "next")).as_bytes()).unwrap();
+    }
+    wait_until("all are being written", || shared_page().references() > sockets.len());
+    assert!(fixture.budget.used() < 100_000, "no client has a copy: {}", fixture.budget.used());
+    for mut socket in sockets {
+        let (status, page) = answer(&mut socket);
+        assert_eq!((status, page.as_bytes() == &**shared_page()), (200, true));
+        assert_eq!(answer(&mut socket).1, "next");
+    }
+    wait_until("the page is released", || shared_page().references() == 1);
+    fixture.end();
+}
+
+#[test]
+fn a_large_response_beyond_the_answer_budget_is_replaced_by_a_503() {
+    let answers = ByteBudget::new(LARGE_BYTES + LARGE_BYTES / 2);
+    let fixture = start(|limits| limits.answer_budget = Some(answers.clone()));
+    let mut first = request_large(&fixture);
+    wait_until("the response is leased", || answers.used() >= LARGE_BYTES);
+    let mut second = fixture.connect();
+    second.write_all(post("/large", "").as_bytes()).unwrap();
+    let (status, head, body) = whole_answer(&mut second);
+    assert_eq!((status, body.as_str()), (503, "refusal: too many unread response bytes, retry later"));
+    assert!(head.contains("\r\nRetry-After: 1\r\n") && !head.contains("Connection: close"), "{head}");
+    assert!(fixture.metric("http_limits_total{limit=\"answer_bytes\",server=\"http\"} 1"));
+    // Small responses and shared pages need no room, and HEAD sends no body.
+    second.write_all(post("/", "small").as_bytes()).unwrap();
+    assert_eq!(answer(&mut second).1, "small");
+    second.write_all(b"HEAD /large HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    let mut head = vec![0; 12];
+    second.read_exact(&mut head).unwrap();
+    assert_eq!(head, b"HTTP/1.1 200");
+    assert_eq!(answer(&mut first).1.len(), LARGE_BYTES);
+    wait_until("the lease is released", || answers.used() == 0);
+    first.write_all(post("/large", "").as_bytes()).unwrap();
+    assert_eq!(answer(&mut first).1.len(), LARGE_BYTES);
+    drop((first, second));
+    fixture.end();
 }

@@ -15,8 +15,8 @@ use crate::kafka::config::{BrokerAddress, ConnectionConfig};
 use crate::kafka::resolve::Resolver;
 use crate::kafka::socket::Disconnect;
 use crate::kafka::stream::{Stream, StreamError};
-use crate::kafka::tls::TlsClient;
 use crate::locks::lock;
+use crate::tls_client::TlsClient;
 
 /// Makes connections with the same settings. Clones share the settings, the resolver of names and the access token.
 #[derive(Clone, Debug)]

@@ -20,9 +20,9 @@ use ureq::http::Uri;
 use super::config::{OidcConfig, TlsConfig};
 use super::resolve::Resolver;
 use super::socket::Disconnect;
-use super::tls::TlsClient;
 use crate::locks::{lock, wait_timeout};
 use crate::panics;
+use crate::tls_client::TlsClient;
 use response::{explain_refusal, parse};
 use transport::{EndpointConnector, EndpointResolver};
 

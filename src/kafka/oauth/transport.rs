@@ -16,8 +16,8 @@ use ureq::{Error, Timeout};
 use crate::kafka::resolve::Resolver;
 use crate::kafka::socket::Disconnect;
 use crate::kafka::stream::{Stream, StreamError};
-use crate::kafka::tls::TlsClient;
 use crate::shutdown::Stop;
+use crate::tls_client::TlsClient;
 
 /// Looks up the host of the endpoint.
 #[derive(Debug)]

@@ -33,7 +33,8 @@ struct CachedTopic {
 }
 
 impl Leaders {
-    fn insert(&mut self, topic: TopicMetadata, received: Instant) {
+    /// Keeps what a metadata response said about a topic.
+    pub(super) fn insert(&mut self, topic: TopicMetadata, received: Instant) {
         let partitions = topic.partitions.into_iter();
         let partitions = partitions.map(|partition| (partition.partition, (partition.leader, partition.leader_epoch)));
         let cached = CachedTopic { received, error_code: topic.error_code, partitions: partitions.collect() };

@@ -38,6 +38,31 @@ impl OffsetReader {
         self.metadata.brokers()
     }
 
+    /// Returns each topic, with its partitions in the order of their numbers, from one look-up that is not retried. The
+    /// leaders found are used from now on.
+    pub fn topics(&mut self, topics: &[Arc<str>], deadline: Instant) -> Vec<Result<TopicMetadata, OffsetError>> {
+        let response = match self.metadata.request(MetadataTopics::Names(topics.to_vec()), deadline) {
+            Ok(response) => response,
+            Err(failure) => {
+                let failure = OffsetError::from(failure);
+                return topics.iter().map(|_| Err(failure.clone())).collect();
+            }
+        };
+        let now = Instant::now();
+        let mut found = HashMap::new();
+        for mut topic in response.topics {
+            topic.partitions.sort_unstable_by_key(|partition| partition.partition);
+            self.leaders.insert(topic.clone(), now);
+            found.insert(Arc::clone(&topic.name), topic);
+        }
+        let result = |name: &Arc<str>| match found.get(name) {
+            Some(topic) if topic.error_code == error_code::NONE => Ok(topic.clone()),
+            Some(topic) => Err(topic_error(name, topic.error_code)),
+            None => Err(missing_topic(name)),
+        };
+        topics.iter().map(result).collect()
+    }
+
     /// Returns a topic, with its partitions in the order of their numbers. Retries while the topic has a transient
     /// error, at most until `deadline`; an unknown topic fails at once.
     pub fn partitions(&mut self, topic: &Arc<str>, deadline: Instant) -> Result<TopicMetadata, OffsetError> {

@@ -88,6 +88,10 @@ fn node_of(response: Response, path: &str) -> Result<Option<Node>, KeeperError> 
     }
 }
 
+fn children_of(response: Response, path: &str) -> Result<Vec<String>, KeeperError> {
+    protocol::parse_children(&body_of(response, path)?).ok_or_else(unreadable)
+}
+
 fn versions_of(response: Response, changes: &[Change]) -> Result<Vec<i32>, KeeperError> {
     let first_path = changes.first().map_or("/", Change::path);
     match protocol::parse_multi(&body_of(response, first_path)?).ok_or_else(unreadable)? {
@@ -106,8 +110,13 @@ fn unreadable() -> KeeperError {
 
 impl Keeper for ZookeeperClient {
     fn children(&self, path: &str) -> Result<Vec<String>, KeeperError> {
-        let response = self.link.call(Request::get_children(&self.full_path(path)), CallKind::Read)?;
-        protocol::parse_children(&body_of(response, path)?).ok_or_else(unreadable)
+        children_of(self.link.call(Request::get_children(&self.full_path(path)), CallKind::Read)?, path)
+    }
+
+    fn children_all(&self, paths: &[String]) -> Vec<Result<Vec<String>, KeeperError>> {
+        let requests = paths.iter().map(|path| Request::get_children(&self.full_path(path)));
+        let responses = self.link.call_all(requests, CallKind::Read);
+        paths.iter().zip(responses).map(|(path, response)| children_of(response?, path)).collect()
     }
 
     fn read(&self, path: &str) -> Result<Option<Node>, KeeperError> {

@@ -221,8 +221,8 @@ pub(super) fn parse_response(frame: &[u8]) -> Option<(ResponseHead, &[u8])> {
 pub(super) fn parse_node(body: &[u8]) -> Option<Node> {
     let mut fields = Fields(body);
     let data = fields.buffer()?.to_vec();
-    let (version, ephemeral_owner) = fields.stat()?;
-    Some(Node { data, version, ephemeral_owner })
+    let Stat { version, ephemeral_owner, modified_ms } = fields.stat()?;
+    Some(Node { data, version, ephemeral_owner, modified_ms })
 }
 
 /// Parses the response to `get_children`.
@@ -234,7 +234,7 @@ pub(super) fn parse_children(body: &[u8]) -> Option<Vec<String>> {
 
 /// Parses the response to a write, and returns the new version.
 pub(super) fn parse_version(body: &[u8]) -> Option<i32> {
-    Fields(body).stat().map(|(version, _)| version)
+    Fields(body).stat().map(|stat| stat.version)
 }
 
 /// Parses the response to a multi: the new version of each node that is written (0 for other changes), or the error
@@ -248,7 +248,7 @@ pub(super) fn parse_multi(body: &[u8]) -> Option<Result<Vec<i32>, Vec<i32>>> {
             _ if is_end => break,
             CREATE => drop(fields.buffer()?),
             SET_DATA => {
-                versions.push(fields.stat()?.0);
+                versions.push(fields.stat()?.version);
                 continue;
             }
             DELETE | CHECK => {}
@@ -297,17 +297,24 @@ impl<'a> Fields<'a> {
         self.take(usize::try_from(length).ok()?)
     }
 
-    /// Returns the version and the ephemeral owner of a node's Stat.
-    fn stat(&mut self) -> Option<(i32, i64)> {
-        // czxid, mzxid, ctime, mtime; then, after the version, cversion and aversion.
-        self.take(32)?;
+    fn stat(&mut self) -> Option<Stat> {
+        // czxid, mzxid, ctime; then, after the version, cversion and aversion.
+        self.take(24)?;
+        let modified_ms = self.long()?;
         let version = self.int()?;
         self.take(8)?;
         let ephemeral_owner = self.long()?;
         // dataLength, numChildren, pzxid.
         self.take(16)?;
-        Some((version, ephemeral_owner))
+        Some(Stat { version, ephemeral_owner, modified_ms })
     }
+}
+
+/// The fields of a node's Stat that are used.
+struct Stat {
+    version: i32,
+    ephemeral_owner: i64,
+    modified_ms: i64,
 }
 
 #[cfg(test)]
@@ -315,7 +322,8 @@ mod tests {
     use super::*;
 
     fn stat(version: i32, owner: i64) -> Vec<u8> {
-        let mut stat = vec![0; 32];
+        let mut stat = vec![0; 24];
+        stat.extend_from_slice(&1_700_000_000_000_i64.to_be_bytes());
         stat.extend_from_slice(&version.to_be_bytes());
         stat.extend_from_slice(&[0; 8]);
         stat.extend_from_slice(&owner.to_be_bytes());
@@ -365,7 +373,8 @@ mod tests {
     fn responses_are_parsed_and_a_response_that_is_cut_is_refused() {
         let mut node = vec![0, 0, 0, 1, b'x'];
         node.extend(stat(4, 9));
-        assert_eq!(parse_node(&node), Some(Node { data: b"x".to_vec(), version: 4, ephemeral_owner: 9 }));
+        let expected = Node { data: b"x".to_vec(), version: 4, ephemeral_owner: 9, modified_ms: 1_700_000_000_000 };
+        assert_eq!(parse_node(&node), Some(expected));
         assert!((0..node.len()).all(|length| parse_node(&node[..length]).is_none()));
         let children = [0, 0, 0, 2, 0, 0, 0, 1, b'a', 0, 0, 0, 1, b'b'];
         assert_eq!(parse_children(&children), Some(vec!["a".to_owned(), "b".to_owned()]));

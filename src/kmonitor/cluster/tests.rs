@@ -3,19 +3,26 @@
 use super::*;
 use crate::admin::Health;
 use crate::broker::in_memory::MemoryBroker;
-use crate::broker::{LogEnds, LogRange, MetadataError, PartitionInfo, TopicPartition};
+use crate::broker::{LogEnds, LogRange, MetadataError, PartitionInfo};
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::{Keeper, Lifetime};
-use crate::kmonitor::snapshot::SnapshotStore;
-use crate::kmonitor::stored_offsets::tests::put;
+use crate::kmonitor::board::Board;
+use crate::kmonitor::delay::by_module;
+use crate::kmonitor::places::Times;
+use crate::kmonitor::zookeeper_source::tests::put;
 use crate::metrics::Registry;
 
 struct Rig {
     tree: InMemoryEnsemble,
     keeper: Arc<InMemoryKeeper>,
     broker: MemoryBroker,
-    store: SnapshotStore,
+    board: Board,
     poller: Poller,
+}
+
+fn found(addresses: &[&str]) -> BrokerList {
+    let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
+    BrokerList { addresses, skipped: Vec::new() }
 }
 
 fn rig() -> Rig {
@@ -23,37 +30,52 @@ fn rig() -> Rig {
     let keeper = tree.connect(Duration::from_secs(6));
     let broker = MemoryBroker::new();
     broker.create_topic("t", 2);
-    let store = SnapshotStore::new(["c"]);
+    let board = Board::new(["c"]);
     let registry = Registry::new();
     let source = broker.clone();
+    let now = Instant::now();
+    let times = Times { forget_after: None, left_behind_after: Duration::from_secs(600) };
     let poller = Poller {
         name: "c".into(),
-        keeper: keeper.clone(),
-        find_brokers: Box::new(|| Ok(vec!["b:1".into()])),
-        log_ends: BrokerLogEnds::new(Box::new(move |_| Ok(Box::new(source.log_ends()) as Box<dyn LogEnds>))),
+        keeper: Some(keeper.clone()),
+        groups: None,
+        prober: None,
+        filter: ModuleFilter::default(),
+        find_brokers: Box::new(|| Ok(found(&["b:1"]))),
+        log_reader: LogReader::new(Box::new(move |_| Ok(Box::new(source.log_ends()) as Box<dyn LogEnds>))),
         interval: Duration::from_secs(5),
-        writer: store.writers().remove(0),
+        limits: Box::new(|_| Limits::default()),
+        fresh_for: Duration::from_secs(15),
+        places: Places::new("c".into(), vec![Source::Zookeeper], times),
+        zookeeper_pace: Pace::new(1_000_000, now),
+        kafka_pace: Pace::new(1_000_000, now),
+        writer: board.writers().remove(0),
         component: Health::new().component("c"),
         metrics: PollMetrics {
             complete: registry.counter("a_total", "A.", &[]).with_label_values::<&str>(&[]),
             incomplete: registry.counter("b_total", "B.", &[]).with_label_values::<&str>(&[]),
             seconds: registry.histogram("c", "C.", &[], &[1.0]).with_label_values::<&str>(&[]),
         },
+        memory: Memory::default(),
     };
-    Rig { tree, keeper, broker, store, poller }
+    Rig { tree, keeper, broker, board, poller }
 }
 
 /// Modules with their delays by partition number.
 type Delays = Vec<(String, Vec<(i32, u64)>)>;
 
 impl Rig {
-    /// Polls once and returns the delays of the snapshot, `None` if there is no snapshot.
+    /// Polls once and returns the delays, `None` if the cluster is unknown.
     fn delays(&mut self) -> Option<Delays> {
-        let _ = self.poller.poll(&Stop::new());
-        let snapshot = self.store.snapshots().remove(0).1?;
-        let numbers = |delays: &BTreeMap<_, _>| delays.iter().map(|(number, delay)| (*number, *delay)).collect();
-        Some(snapshot.modules.iter().map(|(name, module)| (name.to_string(), numbers(&module.by_number))).collect())
+        let _ = self.poller.poll(Extent::Whole, &Stop::new());
+        let view = self.board.view().clusters.remove(0);
+        let modules = by_module(&view, None).into_iter();
+        view.known.then(|| modules.map(|(name, delays)| (name.to_string(), delays.into_iter().collect())).collect())
     }
+}
+
+fn of_m(delays: &[(i32, u64)]) -> Option<Delays> {
+    Some(vec![("m".into(), delays.to_vec())])
 }
 
 #[test]
@@ -65,11 +87,11 @@ fn the_delay_grows_while_no_offset_is_stored_and_a_deleted_group_disappears() {
     for grown in 1..4 {
         rig.broker.put("t", 0, None, b"x");
         rig.broker.put("t", 1, None, b"x");
-        assert_eq!(rig.delays(), Some(vec![("m".into(), vec![(0, grown)])]));
+        assert_eq!(rig.delays(), of_m(&[(0, grown)]));
     }
     put(&*rig.keeper, "/consumers/m/offsets/t/0", "3");
     put(&*rig.keeper, "/consumers/m/offsets/t/1", "1");
-    assert_eq!(rig.delays(), Some(vec![("m".into(), vec![(0, 0), (1, 2)])]));
+    assert_eq!(rig.delays(), of_m(&[(0, 0), (1, 2)]));
     for path in ["t/0", "t/1", "t", ""] {
         let path = format!("/consumers/m/offsets/{path}");
         let path = path.trim_end_matches('/');
@@ -80,21 +102,88 @@ fn the_delay_grows_while_no_offset_is_stored_and_a_deleted_group_disappears() {
 }
 
 #[test]
-fn delays_are_unknown_while_brokers_or_zookeeper_cannot_be_reached() {
+fn a_partition_without_a_stored_offset_counts_from_its_oldest_message() {
     let mut rig = rig();
     put(&*rig.keeper, "/consumers/m/offsets/t/0", "0");
-    let known = Some(vec![("m".to_owned(), vec![(0, 0)])]);
+    put(&*rig.keeper, "/consumers/owning/owners/t/0", "one");
+    for _ in 0..5 {
+        rig.broker.put("t", 1, None, b"x");
+    }
+    rig.broker.trim(&TopicPartition { topic: "t".into(), partition: 1 }, 2);
+    let both =
+        |delays: &[(i32, u64)]| Some(vec![("m".to_owned(), delays.to_vec()), ("owning".to_owned(), delays.to_vec())]);
+    assert_eq!(rig.delays(), both(&[(0, 0), (1, 3)]));
+    put(&*rig.keeper, "/consumers/m/offsets/t/1", "-1");
+    assert_eq!(rig.delays(), both(&[(0, 0), (1, 3)]));
+}
+
+#[test]
+fn what_retention_deleted_is_lost_and_no_delay() {
+    let mut rig = rig();
+    put(&*rig.keeper, "/consumers/m/offsets/t/0", "10");
+    for _ in 0..1_000 {
+        rig.broker.put("t", 0, None, b"x");
+    }
+    rig.broker.trim(&TopicPartition { topic: "t".into(), partition: 0 }, 1_000);
+    assert_eq!(rig.delays(), of_m(&[(0, 0), (1, 0)]));
+    assert_eq!(rig.board.view().clusters[0].modules[0].lost, 990);
+}
+
+#[test]
+fn a_recreated_topic_counts_from_its_beginning_by_its_id_or_by_two_readings() {
+    for has_ids in [true, false] {
+        let mut rig = rig();
+        rig.broker.set_topic_ids(has_ids);
+        for _ in 0..5 {
+            rig.broker.put("t", 0, None, b"x");
+        }
+        put(&*rig.keeper, "/consumers/m/offsets/t/0", "5");
+        assert_eq!(rig.delays(), of_m(&[(0, 0), (1, 0)]));
+        rig.broker.recreate_topic("t", 1);
+        for _ in 0..3 {
+            rig.broker.put("t", 0, None, b"x");
+        }
+        put(&*rig.keeper, "/consumers/other/offsets/t/0", "500");
+        // The topic is looked up again every few seconds.
+        rig.poller.log_reader = LogReader::new({
+            let source = rig.broker.clone();
+            Box::new(move |_| Ok(Box::new(source.log_ends()) as Box<dyn LogEnds>))
+        });
+        let _ = rig.delays();
+        let expected = |m| Some(vec![("m".to_owned(), vec![(0, m)]), ("other".to_owned(), vec![(0, 3)])]);
+        // Without ids the end went back, which may be the moment after an election.
+        assert_eq!(rig.delays(), if has_ids { expected(3) } else { None.or(Some(rig.delays().unwrap())) });
+        if has_ids {
+            put(&*rig.keeper, "/consumers/m/offsets/t/0", "1");
+            assert_eq!(rig.delays(), expected(2), "pushed again, the stored offset is that of the new topic");
+        }
+    }
+}
+
+#[test]
+fn what_is_known_is_kept_while_brokers_or_zookeeper_cannot_be_reached() {
+    let mut rig = rig();
+    put(&*rig.keeper, "/consumers/m/offsets/t/0", "0");
+    rig.broker.put("t", 0, None, b"x");
+    let known = of_m(&[(0, 1), (1, 0)]);
     assert_eq!(rig.delays(), known);
+    let is_ready = |rig: &Rig| rig.poller.readiness().is_ok();
     rig.broker.set_reachable(false);
-    assert_eq!(rig.delays(), Some(vec![("m".into(), vec![])]));
-    rig.broker.set_reachable(true);
-    assert_eq!(rig.delays(), known);
+    assert_eq!((rig.delays(), is_ready(&rig)), (known.clone(), true));
     rig.tree.set_reachable(false);
-    assert_eq!(rig.delays(), None);
+    assert_eq!((rig.delays(), is_ready(&rig)), (known.clone(), true));
+    // What is too old is unknown: first the numbers, then the cluster.
     rig.tree.set_reachable(true);
-    assert_eq!(rig.delays(), known);
-    rig.poller.find_brokers = Box::new(|| Err(KeeperError::Unreachable("gone".into())));
-    assert_eq!(rig.delays(), Some(vec![("m".into(), vec![])]));
+    rig.poller.limits = Box::new(|_| Limits { fresh_for: Duration::ZERO, ..Limits::default() });
+    rig.poller.memory.last_cycle = None;
+    assert_eq!(rig.delays(), of_m(&[]));
+    rig.tree.set_reachable(false);
+    rig.poller.fresh_for = Duration::ZERO;
+    rig.poller.memory.last_cycle = None;
+    assert!(rig.poller.readiness().unwrap_err().contains("not read for"));
+    let _ = rig.poller.poll(Extent::Whole, &Stop::new());
+    assert!(rig.poller.readiness().unwrap_err().contains("stored offsets cannot be read"));
+    assert!(!rig.board.view().clusters[0].known);
 }
 
 /// Moves the stored offset, as ktransfer does, at the moment when the newest offsets are requested.
@@ -106,11 +195,11 @@ impl LogEnds for CommitDuringRead {
     }
 
     fn newest(&mut self, partitions: &[TopicPartition]) -> Vec<Result<i64, MetadataError>> {
-        put(&*self.0, "/consumers/m/offsets/t/0", "5");
         self.1.newest(partitions)
     }
 
     fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError> {
+        put(&*self.0, "/consumers/m/offsets/t/0", "5");
         self.1.range(partition)
     }
 }
@@ -123,30 +212,66 @@ fn the_stored_offset_is_read_before_the_newest() {
         broker.put("t", 0, None, b"x");
     }
     put(&*keeper, "/consumers/m/offsets/t/0", "2");
-    rig.poller.log_ends = BrokerLogEnds::new(Box::new(move |_| {
+    rig.poller.log_reader = LogReader::new(Box::new(move |_| {
         Ok(Box::new(CommitDuringRead(keeper.clone(), Box::new(broker.log_ends()))) as Box<dyn LogEnds>)
     }));
-    assert_eq!(rig.delays(), Some(vec![("m".into(), vec![(0, 3)])]));
-    assert_eq!(rig.delays(), Some(vec![("m".into(), vec![(0, 0)])]));
+    assert_eq!(rig.delays(), of_m(&[(0, 3), (1, 0)]));
+    assert_eq!(rig.delays(), of_m(&[(0, 0), (1, 0)]));
 }
 
 #[test]
-fn many_groups_are_read_in_batches_each_with_its_newest_offsets() {
+fn modules_at_rest_are_left_out_of_a_cycle_that_has_no_budget_and_stay_known() {
     let mut rig = rig();
-    // Without an interval every group is a batch of its own.
-    rig.poller.interval = Duration::ZERO;
-    for group in ["a", "b", "c"] {
+    for group in 0..20 {
+        put(&*rig.keeper, &format!("/consumers/g{group}/offsets/t/0"), "0");
+    }
+    rig.poller.interval = Duration::from_secs(1);
+    // The times of the readings, as ages at a time that is the same for all.
+    let later = Instant::now() + Duration::from_hours(1);
+    let read_times = |rig: &Rig| {
+        let candidates = rig.poller.places.candidates(Source::Zookeeper, BTreeSet::new(), later);
+        candidates.into_iter().map(|candidate| candidate.age).collect::<Vec<_>>()
+    };
+    // All are new, so all are read.
+    let _ = rig.poller.poll(Extent::Whole, &Stop::new());
+    rig.poller.zookeeper_pace = Pace::new(20, Instant::now());
+    let before = read_times(&rig);
+    let delays = rig.delays().unwrap();
+    assert!(delays.len() == 20 && delays.iter().all(|(_, delays)| *delays == [(0, 0), (1, 0)]), "{delays:?}");
+    let unread = read_times(&rig).iter().zip(&before).filter(|(now, before)| before == now).count();
+    assert!((1..20).contains(&unread), "{unread} of 20 were not read");
+    // A message makes the module active that waits for it.
+    rig.broker.put("t", 0, None, b"x");
+    let delays = rig.delays().unwrap();
+    assert!(delays.iter().all(|(_, delays)| delays[0] == (0, 1)), "{delays:?}");
+}
+
+#[test]
+fn a_module_that_cannot_be_read_costs_itself_only() {
+    let mut rig = rig();
+    for group in ["a", "b"] {
         put(&*rig.keeper, &format!("/consumers/{group}/offsets/t/0"), "0");
     }
-    rig.broker.put("t", 0, None, b"x");
-    let known = ["a", "b", "c"].map(|name| (name.to_owned(), vec![(0, 1)]));
-    let modules = rig.poller.read(&Stop::new()).unwrap().0;
-    let delays = modules.iter().map(|(name, m)| (name.to_string(), m.by_number.clone().into_iter().collect()));
-    assert_eq!(delays.collect::<Delays>(), known);
-    rig.broker.set_reachable(false);
-    let (modules, failure) = rig.poller.read(&Stop::new()).unwrap();
-    assert!(modules.len() == 3 && modules.values().all(|module| module.by_number.is_empty()));
-    assert!(failure.is_some());
+    rig.tree.refuse("/consumers/a/offsets/t/0");
+    rig.tree.refuse("/consumers/denied/offsets");
+    put(&*rig.keeper, "/consumers/denied/ids", "");
+    let delays = rig.delays().unwrap();
+    let names: Vec<_> = delays.iter().map(|(name, delays)| (name.as_str(), delays.len())).collect();
+    // Of `a` the other partition may be read; what may not be read is unknown, not absent.
+    assert_eq!(names, [("a", 1), ("b", 2), ("denied", 0)]);
+    assert!(rig.poller.readiness().is_ok());
+}
+
+#[test]
+fn modules_are_chosen_by_their_names() {
+    let mut rig = rig();
+    for group in ["push-a", "push-b", "console-1"] {
+        put(&*rig.keeper, &format!("/consumers/{group}/offsets/t/0"), "0");
+    }
+    let globs = |text: &str| NameFilter::of(&[text]);
+    rig.poller.filter = ModuleFilter { only: Some(globs("push-*")), ignore: Some(globs("*-b")) };
+    let names: Vec<_> = rig.delays().unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["push-a"]);
 }
 
 #[test]
@@ -169,7 +294,7 @@ fn a_poller_recovers_after_a_failure_and_ends_with_the_stop() {
     };
     wait(&|| health.troubles().iter().any(|(_, why)| why.contains("cannot be read")));
     rig.tree.set_reachable(true);
-    wait(&|| health.troubles().is_empty() && rig.store.snapshots()[0].1.is_some());
+    wait(&|| health.troubles().is_empty() && rig.board.view().clusters[0].known);
     rig.keeper.create("/consumers", b"", Lifetime::Persistent).unwrap();
     stop.trigger();
     thread.join().unwrap();

@@ -1,59 +1,101 @@
 //! Formats delays as JSON, `{"cluster":{"module":{"0":12}}}`, as the original did.
 
-use std::sync::Arc;
+use std::io::Write;
 
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use super::legacy::{ClusterText, DelayPage, Selection};
+use crate::http::Body;
+use crate::kmonitor::delay::by_module;
+use crate::kmonitor::view::View;
 
-use crate::kmonitor::delay::ModuleDelay;
-use crate::kmonitor::snapshot::Snapshots;
-
-/// Formats the delays of these clusters, of all modules or only one. A cluster without a snapshot has no modules.
-pub(crate) fn render(snapshots: &Snapshots, only_module: Option<&str>) -> Vec<u8> {
-    let mut text = Vec::new();
-    let mut serializer = serde_json::Serializer::new(&mut text);
-    write(&mut serializer, snapshots, only_module).expect("writing numbers and strings into memory does not fail");
-    text
+/// Formats the delays of all clusters, in the order of the configuration. A cluster that is not known has no modules.
+pub(crate) fn render(view: &View) -> DelayPage {
+    let mut text = vec![b'{'];
+    let mut clusters = Vec::new();
+    for cluster in &view.clusters {
+        separate(&mut text);
+        let start = text.len();
+        open(&mut text, &cluster.name);
+        let mut ranges = Vec::new();
+        for (name, delays) in by_module(cluster, None) {
+            separate(&mut text);
+            let start = text.len();
+            open(&mut text, &name);
+            for (number, delay) in delays {
+                separate(&mut text);
+                write!(text, "\"{number}\":{delay}").expect("writing into memory does not fail");
+            }
+            text.push(b'}');
+            ranges.push((name, start..text.len()));
+        }
+        text.push(b'}');
+        let name = cluster.name.clone();
+        clusters.push(ClusterText { name, known: cluster.known, range: start..text.len(), modules: ranges });
+    }
+    text.push(b'}');
+    DelayPage { bytes: text.into(), clusters }
 }
 
-fn write(
-    serializer: &mut serde_json::Serializer<&mut Vec<u8>>,
-    snapshots: &Snapshots,
-    only_module: Option<&str>,
-) -> serde_json::Result<()> {
-    let mut clusters = serializer.serialize_map(Some(snapshots.len()))?;
-    for (cluster, snapshot) in snapshots {
-        let modules: Vec<_> = snapshot.iter().flat_map(|snapshot| snapshot.modules(only_module)).collect();
-        clusters.serialize_entry(&**cluster, &Modules(&modules))?;
+/// Returns the page of a selection.
+pub(crate) fn select(page: &DelayPage, selection: Selection<'_>) -> Body {
+    let Some(module) = selection.module else { return page.shared(selection.cluster, "{", b"}") };
+    let mut text = vec![b'{'];
+    for cluster in page.selected(selection) {
+        separate(&mut text);
+        open(&mut text, &cluster.name);
+        text.extend_from_slice(&page.bytes[cluster.module(module).unwrap_or_default()]);
+        text.push(b'}');
     }
-    clusters.end()
+    text.push(b'}');
+    text.into()
 }
 
-struct Modules<'a>(&'a [(&'a Arc<str>, &'a ModuleDelay)]);
-
-impl Serialize for Modules<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, module)| (&***name, &module.by_number)))
+/// Appends a comma, unless the object has just been opened.
+fn separate(text: &mut Vec<u8>) {
+    if text.last() != Some(&b'{') {
+        text.push(b',');
     }
+}
+
+fn open(text: &mut Vec<u8>, name: &str) {
+    serde_json::to_writer(&mut *text, name).expect("writing a string into memory does not fail");
+    text.extend_from_slice(b":{");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kmonitor::delay::LogEnd::{Gone, Newest, Unknown};
-    use crate::kmonitor::snapshot::tests::snapshot;
+    use crate::kmonitor::report::fixture::{cluster, module, partition, unknown, view};
+    use crate::kmonitor::report::legacy::Missing;
 
     #[test]
     fn the_json_is_that_of_the_original() {
-        let known = snapshot(&[
-            ("test_module_1", &[(3, Newest(15))]),
-            ("test_module_2", &[(1, Newest(1)), (1, Unknown), (1, Gone), (0, Newest(7))]),
-        ]);
-        let snapshots = vec![("test_cluster".into(), Some(Arc::new(known))), ("away \"2\"".into(), None)];
-        let text = String::from_utf8(render(&snapshots, None)).unwrap();
-        let expected = r#"{"test_cluster":{"test_module_1":{"0":12},"test_module_2":{"0":0,"3":7}},"away \"2\"":{}}"#;
-        assert_eq!(text, expected);
-        let text = String::from_utf8(render(&snapshots, Some("test_module_1"))).unwrap();
-        assert_eq!(text, r#"{"test_cluster":{"test_module_1":{"0":12}},"away \"2\"":{}}"#);
-        assert_eq!(render(&Snapshots::new(), None), b"{}");
+        let modules = vec![
+            module("test_module_1", "t", vec![partition(0, Some(12))]),
+            module("test_module_2", "t", vec![partition(0, Some(0)), partition(1, None), partition(3, Some(7))]),
+        ];
+        let all = view(vec![cluster("test_cluster", modules), unknown("away \"2\""), cluster("empty", vec![])]);
+        let page = render(&all);
+        let show = |cluster, module| {
+            let selection = Selection { cluster, module };
+            page.check(selection).map(|()| String::from_utf8(select(&page, selection).to_vec()).unwrap())
+        };
+        let (away, first) = (Some("away \"2\""), Some("test_module_1"));
+        let whole =
+            r#"{"test_cluster":{"test_module_1":{"0":12},"test_module_2":{"0":0,"3":7}},"away \"2\"":{},"empty":{}}"#;
+        assert_eq!(show(None, None).as_deref(), Ok(whole));
+        assert_eq!(
+            show(Some("test_cluster"), None).as_deref(),
+            Ok(r#"{"test_cluster":{"test_module_1":{"0":12},"test_module_2":{"0":0,"3":7}}}"#)
+        );
+        assert_eq!(
+            show(None, first).as_deref(),
+            Ok(r#"{"test_cluster":{"test_module_1":{"0":12}},"away \"2\"":{},"empty":{}}"#)
+        );
+        assert_eq!(show(away, None).as_deref(), Ok(r#"{"away \"2\"":{}}"#));
+        assert_eq!(show(Some("empty"), None).as_deref(), Ok(r#"{"empty":{}}"#));
+        assert_eq!(show(away, Some("x")).as_deref(), Ok(r#"{"away \"2\"":{}}"#), "it may have the module");
+        assert_eq!(show(Some("x"), None), Err(Missing::Cluster));
+        assert_eq!(show(Some("test_cluster"), Some("x")), Err(Missing::Module));
+        assert_eq!(select(&render(&view(vec![])), Selection::default()).to_vec(), b"{}");
     }
 }

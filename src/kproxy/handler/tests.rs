@@ -75,7 +75,7 @@ impl Fixture {
 
     fn answer(&self, method: &'static str, target: &str, body: &[u8]) -> (u16, String) {
         let response = self.request(method, target, body).try_recv().unwrap();
-        (response.status, String::from_utf8(response.body).unwrap())
+        (response.status, String::from_utf8(response.body.to_vec()).unwrap())
     }
 
     fn messages(&self) -> Vec<Message> {
@@ -106,7 +106,7 @@ fn partition_timestamp_and_headers_go_into_the_record() {
     let fields = [("X-Kafka-Header-Tenant", "blue"), ("Traceparent", parent)];
     let target = "/commit?topic=t&partition=2&timestamp=1700000000123";
     let answers = fixture.request_with("POST", target, &fields, b"x");
-    assert_eq!(answers.try_recv().unwrap().body, br#"{"topic":"t","partition":2,"offset":0}"#);
+    assert_eq!(answers.try_recv().unwrap().body.to_vec(), br#"{"topic":"t","partition":2,"offset":0}"#);
     let [message] = &fixture.broker.messages("t", 2)[..] else { panic!("one message") };
     let headers: Vec<_> = message.headers.iter().map(|header| (&*header.name, header.value.as_deref())).collect();
     let expected = [("tenant", Some(&b"blue"[..])), ("traceparent", Some(parent.as_bytes()))];
@@ -118,7 +118,7 @@ fn partition_timestamp_and_headers_go_into_the_record() {
     fixture.handler().has_headers_and_timestamps = false;
     for (target, fields) in [("/commit?topic=t&timestamp=1", &fields[1..]), ("/commit?topic=t", &fields[..])] {
         let response = fixture.request_with("POST", target, fields, b"x").try_recv().unwrap();
-        let body = String::from_utf8(response.body).unwrap();
+        let body = String::from_utf8(response.body.to_vec()).unwrap();
         assert!(response.status == 400 && body.contains("unsupported"), "{body}");
     }
     let answers = fixture.request_with("POST", "/commit?topic=t&partition=3", &fields[1..], b"x");
@@ -171,7 +171,7 @@ fn a_coding_is_kept_decoded_or_refused() {
         let mut fixture = fixture();
         fixture.handler().commit_coding = coding;
         let response = fixture.request_with("POST", "/commit?topic=t", fields, GZIPPED).try_recv().unwrap();
-        let text = String::from_utf8(response.body).unwrap();
+        let text = String::from_utf8(response.body.to_vec()).unwrap();
         match expected {
             Ok((value, headers)) => {
                 assert_eq!(response.status, 200, "{coding:?} {fields:?}: {text}");
@@ -303,7 +303,7 @@ fn credentials_are_checked_before_the_query_and_rates_last() {
         ("POST", "/commit?topic=t", &good, 429),
     ] {
         let response = fixture.request_with(method, target, fields, b"x").try_recv().unwrap();
-        let text = String::from_utf8(response.body).unwrap();
+        let text = String::from_utf8(response.body.to_vec()).unwrap();
         assert_eq!(response.status, status, "{method} {target} {fields:?}: {text}");
         assert!(!text.contains("s3cret"), "{text}");
     }

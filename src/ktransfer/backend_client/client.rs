@@ -12,11 +12,12 @@ use ureq::Agent;
 use ureq::config::Config as AgentConfig;
 
 use super::connection::Timeouts;
-use super::connector::TcpConnector;
+use super::connector::BackendConnector;
 use super::exchange::Exchange;
 use super::pusher::{MAX_IDLE_AGE, Pusher};
 use super::request::RequestBuilder;
 use super::resolver::{AgentResolver, BackendResolver};
+use super::tls::BackendTls;
 use crate::broker::PartitionId;
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::group::Generation;
@@ -26,6 +27,7 @@ pub(crate) struct HttpClient {
     requests: Arc<RequestBuilder>,
     resolver: Arc<BackendResolver>,
     timeouts: Timeouts,
+    tls: Option<BackendTls>,
     n_backends: usize,
     /// The push under way of each worker.
     exchanges: Vec<Arc<Exchange>>,
@@ -36,11 +38,13 @@ impl HttpClient {
     pub(crate) fn new(config: &ModuleConfig, resolver: Arc<BackendResolver>) -> HttpClient {
         let protocol = &config.protocol;
         let requests = RequestBuilder::new(&config.name, &config.topic, protocol.uri.clone(), &protocol.headers)
-            .with_idempotency_key(config.idempotency_key);
+            .with_idempotency_key(config.idempotency_key)
+            .with_secrets(&config.signing_secrets);
         HttpClient {
             requests: Arc::new(requests),
             resolver,
             timeouts: Timeouts::from(protocol),
+            tls: protocol.tls.clone(),
             n_backends: config.backend_servers.len(),
             exchanges: (0..config.worker_num.get()).map(|_| Arc::default()).collect(),
         }
@@ -50,9 +54,9 @@ impl HttpClient {
     pub(crate) fn pusher(&self, worker: usize) -> Pusher {
         let exchange = Arc::clone(&self.exchanges[worker]);
         let (connections, resolver) = (Arc::clone(&exchange), Arc::clone(&self.resolver));
-        let (config, timeouts) = (agent_config(self.n_backends), self.timeouts);
+        let (config, timeouts, tls) = (agent_config(self.n_backends), self.timeouts, self.tls.clone());
         let new_agent = move || {
-            let connector = TcpConnector::new(Arc::clone(&connections), timeouts);
+            let connector = BackendConnector::new(Arc::clone(&connections), timeouts, tls.clone());
             Agent::with_parts(config.clone(), connector, AgentResolver(Arc::clone(&resolver)))
         };
         Pusher::new(Arc::clone(&self.requests), exchange, Box::new(new_agent))

@@ -1,4 +1,4 @@
-//! A TCP connection to a backend, as a transport of the HTTP client. It keeps the limits of a push.
+//! A connection to a backend, as a transport of the HTTP client. It keeps the limits of a push.
 //!
 //! - The lease is checked immediately before the first byte of a request is written, and a push ends with its lease.
 //! - The status decides: the connection reads the head of the response before the client does and reports the status,
@@ -14,8 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
-use socket2::Socket;
+use rustix::net::RecvFlags;
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, NextTimeout, Transport};
 
@@ -23,6 +22,7 @@ use super::buffers::PushBuffers;
 use super::exchange::Exchange;
 use super::head::{Head, end_of_head, field, quoted, read_head};
 use super::retry_after::retry_after;
+use super::stream::{Stream, StreamFailure};
 use crate::ktransfer::config::ProtocolConfig;
 use crate::ktransfer::group::TimedFence;
 use crate::ktransfer::outcomes::TransportError;
@@ -54,8 +54,8 @@ impl From<&ProtocolConfig> for Timeouts {
 }
 
 /// One connection to a backend.
-pub(super) struct TcpConnection {
-    socket: Arc<Socket>,
+pub(super) struct BackendConnection {
+    stream: Stream,
     exchange: Arc<Exchange>,
     timeouts: Timeouts,
     /// Whether the connection has served an earlier push.
@@ -108,11 +108,11 @@ impl Push {
     }
 }
 
-impl TcpConnection {
-    /// Creates the transport for a connected socket.
-    pub(super) fn new(socket: Arc<Socket>, exchange: Arc<Exchange>, timeouts: Timeouts) -> TcpConnection {
-        TcpConnection {
-            socket,
+impl BackendConnection {
+    /// Creates the transport for a connected stream.
+    pub(super) fn new(stream: Stream, exchange: Arc<Exchange>, timeouts: Timeouts) -> BackendConnection {
+        BackendConnection {
+            stream,
             exchange,
             timeouts,
             is_kept: false,
@@ -135,18 +135,24 @@ impl TcpConnection {
     /// Sends the collected output. Before the first byte of a request, checks that the claim permits the push.
     fn send_output(&mut self) -> io::Result<()> {
         let mut n_sent = 0;
-        while n_sent < self.unsent().len() {
-            if self.push.fence.is_none() {
-                self.push.fence = Some(self.exchange.begin_request(&self.socket)?);
+        loop {
+            if self.push.fence.is_none() && !self.unsent().is_empty() {
+                self.push.fence = Some(self.exchange.begin_request(self.stream.socket())?);
                 self.push.enter(Phase::Sending, self.timeouts.write);
             }
-            match send(&*self.socket, &self.unsent()[n_sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            let unsent = self.buffers.as_ref().map_or(&[][..], |buffers| &buffers.unsent()[n_sent..]);
+            let sent = match unsent.is_empty() {
+                true if !self.stream.has_output() => break,
+                true => self.stream.flush().map(|()| 0),
+                false => self.stream.send(unsent),
+            };
+            match sent {
                 Ok(n) => {
                     n_sent += n;
                     self.push.has_sent = true;
                 }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => self.wait_until_writable()?,
+                Err(StreamFailure::Socket(Errno::INTR)) => {}
+                Err(StreamFailure::Socket(Errno::AGAIN)) => self.wait_until_writable()?,
                 Err(cause) => return Err(self.send_failed(cause)),
             }
         }
@@ -158,7 +164,7 @@ impl TcpConnection {
     fn wait_until_writable(&mut self) -> io::Result<()> {
         loop {
             let wait = Timespec::try_from(self.next_wait()?).map_err(io::Error::other)?;
-            let mut polled = [PollFd::new(&*self.socket, PollFlags::IN | PollFlags::OUT)];
+            let mut polled = [PollFd::new(&**self.stream.socket(), PollFlags::IN | PollFlags::OUT)];
             match poll(&mut polled, Some(&wait)) {
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
@@ -169,7 +175,7 @@ impl TcpConnection {
                 match self.receive(RecvFlags::DONTWAIT) {
                     Ok(0) => return Err(self.closed()),
                     Ok(_) => self.stop_if_answered()?,
-                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(StreamFailure::Socket(Errno::AGAIN | Errno::INTR)) => {}
                     Err(cause) => return Err(self.send_failed(cause)),
                 }
             }
@@ -194,8 +200,17 @@ impl TcpConnection {
 
     /// Returns the error of a write that failed. If the backend answered before it closed the connection, the answer is
     /// in the socket's buffer, and counts.
-    fn send_failed(&mut self, cause: Errno) -> io::Error {
-        while !self.lent().is_full() && self.receive(RecvFlags::DONTWAIT).is_ok_and(|n_read| n_read > 0) {
+    fn send_failed(&mut self, mut cause: StreamFailure) -> io::Error {
+        while !self.lent().is_full() {
+            match self.receive(RecvFlags::DONTWAIT) {
+                Ok(n_read) if n_read > 0 => {}
+                // The backend says why it closed the connection.
+                Err(refusal @ StreamFailure::Tls(_)) => {
+                    cause = refusal;
+                    break;
+                }
+                _ => break,
+            }
             if let Err(ended) = self.stop_if_answered() {
                 return ended;
             }
@@ -203,7 +218,12 @@ impl TcpConnection {
         if self.is_kept && !self.push.has_sent {
             self.exchange.report(|report| report.was_closed_idle = true);
         }
-        self.fail(TransportError::Closed, format!("cannot send the request: {}", io::Error::from(cause)))
+        match cause {
+            StreamFailure::Socket(cause) => {
+                self.fail(TransportError::Closed, format!("cannot send the request: {}", io::Error::from(cause)))
+            }
+            StreamFailure::Tls(reason) => self.fail(TransportError::Tls, format!("tls: {reason}")),
+        }
     }
 
     /// Receives until the head of the final response is complete. Fails if it cannot be completed; then the status is
@@ -269,10 +289,10 @@ impl TcpConnection {
     }
 
     /// Receives what is there, or waits for the receive timeout of the socket.
-    fn receive(&mut self, flags: RecvFlags) -> Result<usize, Errno> {
+    fn receive(&mut self, flags: RecvFlags) -> Result<usize, StreamFailure> {
         let exchange = &self.exchange;
         let buffers = self.buffers.get_or_insert_with(|| exchange.take_buffers());
-        let (n_read, _) = recv(&*self.socket, buffers.input_append_buf(), flags)?;
+        let n_read = self.stream.receive(buffers.input_append_buf(), flags)?;
         buffers.input_appended(n_read);
         Ok(n_read)
     }
@@ -282,15 +302,16 @@ impl TcpConnection {
         loop {
             let wait = self.next_wait()?;
             if let Some(timeout) = coarse_timeout(self.receive_timeout, wait) {
-                self.socket.set_read_timeout(Some(timeout))?;
+                self.stream.socket().set_read_timeout(Some(timeout))?;
                 self.receive_timeout = timeout;
             }
             match self.receive(RecvFlags::empty()) {
                 Ok(n_read) => return Ok(n_read),
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(cause) => {
+                Err(StreamFailure::Socket(Errno::AGAIN | Errno::INTR)) => {}
+                Err(StreamFailure::Socket(cause)) => {
                     return Err(self.fail(TransportError::Closed, format!("no answer: {}", io::Error::from(cause))));
                 }
+                Err(StreamFailure::Tls(reason)) => return Err(self.fail(TransportError::Tls, format!("tls: {reason}"))),
             }
         }
     }
@@ -329,6 +350,9 @@ impl TcpConnection {
     }
 
     fn closed(&mut self) -> io::Error {
+        if let Some(refusal) = self.stream.closed_early().filter(|_| self.lent().input().is_empty()) {
+            return self.fail(TransportError::Tls, format!("tls: {refusal}"));
+        }
         let phase = self.push.phase;
         let text = match (self.lent().input(), phase) {
             ([], Phase::Sending) => "the backend closed the connection before it had received the request".to_owned(),
@@ -343,14 +367,9 @@ impl TcpConnection {
         self.exchange.report_failure(Some(error), text, self.push.has_sent);
         io::Error::other("reported to the exchange")
     }
-
-    fn is_silent(&self) -> bool {
-        let peeked = recv(&*self.socket, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-        matches!(peeked, Err(Errno::AGAIN))
-    }
 }
 
-impl Transport for TcpConnection {
+impl Transport for BackendConnection {
     fn buffers(&mut self) -> &mut dyn Buffers {
         self.lent()
     }
@@ -378,16 +397,20 @@ impl Transport for TcpConnection {
     /// the backend sent without a request would be taken for the answer to the next one, so they are looked for once:
     /// immediately before the next request.
     fn is_open(&mut self) -> bool {
-        let Some(buffers) = self.buffers.take() else { return self.is_silent() };
+        let Some(buffers) = self.buffers.take() else { return self.stream.is_silent() };
         let is_clean = buffers.unsent().is_empty() && self.push.phase == Phase::Answered;
         self.exchange.give_back(buffers);
         self.push = Push::NEW;
         self.is_kept = true;
         is_clean
     }
+
+    fn is_tls(&self) -> bool {
+        self.stream.is_tls()
+    }
 }
 
-impl Drop for TcpConnection {
+impl Drop for BackendConnection {
     fn drop(&mut self) {
         if let Some(buffers) = self.buffers.take() {
             self.exchange.give_back(buffers);
@@ -395,10 +418,10 @@ impl Drop for TcpConnection {
     }
 }
 
-impl fmt::Debug for TcpConnection {
+impl fmt::Debug for BackendConnection {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let peer = self.socket.peer_addr().ok().and_then(|address| address.as_socket());
-        formatter.debug_struct("TcpConnection").field("peer", &peer).finish_non_exhaustive()
+        let peer = self.stream.socket().peer_addr().ok().and_then(|address| address.as_socket());
+        formatter.debug_struct("BackendConnection").field("peer", &peer).finish_non_exhaustive()
     }
 }
 

@@ -1,8 +1,8 @@
 //! The HTTP client of ktransfer: one attempt to push one message to one backend.
 //!
 //! `request` builds the request and `pusher` makes the attempt, with the `ureq` crate over our own transport:
-//! `connector` opens a connection, `connection` keeps the limits of the push and reports the status that it reads with
-//! `head`. `exchange` is what the worker, its connections and the dispatcher share of a push, so that the dispatcher
+//! `connector` opens a connection, whose bytes go through `stream`, with `tls` or without; `connection` keeps the limits
+//! of the push and reports the status that it reads with `head`. `exchange` is what the worker, its connections and the dispatcher share of a push, so that the dispatcher
 //! can cut it. `client` creates all of this for a module, `resolver` looks the backends' names up.
 //!
 //! Invariants:
@@ -21,8 +21,13 @@ mod pusher;
 mod request;
 mod resolver;
 mod retry_after;
+mod signature;
+mod stream;
+mod tls;
 
 pub(super) use client::HttpClient;
 pub(super) use pusher::{PushEnd, Pusher};
-pub(super) use request::{IdempotencyKey, check_header, check_server};
+pub(super) use request::{HTTPS, IdempotencyKey, check_header, check_server};
 pub(super) use resolver::BackendResolver;
+pub(super) use signature::{SIGNATURE_HEADERS, SigningSecret};
+pub(super) use tls::BackendTls;

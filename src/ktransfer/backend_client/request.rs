@@ -9,6 +9,8 @@
 //!   [`MAX_KEY_BYTES`];
 //! - `Idempotency-Key: module/topic/partition/offset/timestamp` (see [`IdempotencyKey`]), the same for every attempt,
 //!   so that a backend recognises a message that it has received before;
+//! - `webhook-id`, `webhook-timestamp` and `webhook-signature`, if the module has secrets
+//!   ([`signature`](super::signature));
 //! - `Content-Encoding` if the message has one record header of this name with codings of HTTP, as kproxy stores it;
 //! - `X-Kafka-Claim`: the fencing token of the claim under which the message is pushed;
 //! - `X-Kafka-Header-NAME` for each record header, its value verbatim (null is empty). A header is left out if HTTP
@@ -18,8 +20,11 @@ use ureq::http::header::CONTENT_ENCODING;
 use ureq::http::uri::Authority;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use log::Level;
 
+use super::signature::{SIGNATURE_HEADERS, SigningSecret, signatures, webhook_id};
 use crate::broker::Message;
 use crate::ktransfer::job::Job;
 use crate::ktransfer::template::{PlaceholderValues, UriTemplate, encode_into};
@@ -35,7 +40,7 @@ const MAX_RECORD_HEADER_BYTES: usize = 8 * 1024;
 /// message may have hundreds of thousands of headers that HTTP cannot carry.
 const MAX_EXAMINED_HEADERS: usize = 256;
 /// Number of the headers that ktransfer itself adds to the configured ones and those of the record, at most.
-const OWN_HEADERS: usize = 11;
+const OWN_HEADERS: usize = 14;
 /// Prefix of the name of a record header.
 const RECORD_HEADER_PREFIX: &str = "x-kafka-header-";
 /// Longest value of a configured header.
@@ -47,18 +52,29 @@ const ANY_METHOD: &str = "*";
 /// Headers that only the HTTP client may set, because they control the framing of the request or the connection.
 const RESERVED: [&str; 5] = ["content-length", "transfer-encoding", "expect", "connection", "upgrade"];
 
+/// What an entry of `backend_servers` with TLS begins with.
+pub(crate) const HTTPS: &str = "https://";
+
 /// Checks an entry of `backend_servers`. The error is the text of the configuration problem.
 pub(crate) fn check_server(server: &str) -> Result<(), String> {
-    let authority: Option<Authority> = server.parse().ok();
+    let text = server.strip_prefix(HTTPS).unwrap_or(server);
+    let authority: Option<Authority> = text.parse().ok();
     let is_good = authority.is_some_and(|authority| {
-        let port_is_good = match server.rsplit_once(':') {
+        let port_is_good = match text.rsplit_once(':') {
             // A colon inside brackets belongs to an IPv6 address without a port.
             Some((_, port)) if !port.contains(']') => authority.port_u16().is_some_and(|port| port != 0),
             _ => true,
         };
-        port_is_good && !authority.host().is_empty() && !server.contains('@')
+        port_is_good && !authority.host().is_empty() && !text.contains('@')
     });
-    if is_good { Ok(()) } else { Err(format!("has {server:?}, but each entry must be host:port, as in 10.1.2.1:80")) }
+    if !is_good {
+        let forms = "each entry must be host:port or https://host:port, as in 10.1.2.1:80";
+        return Err(format!("has {server:?}, but {forms}"));
+    }
+    if server.starts_with(HTTPS) && cfg!(not(feature = "tls")) {
+        return Err(format!("has {server:?}, but this build has no TLS (cargo feature tls)"));
+    }
+    Ok(())
 }
 
 /// Checks an entry of `protocol.headers`. The error is the text of the configuration problem and never shows the value.
@@ -67,7 +83,8 @@ pub(crate) fn check_header(name: &str, value: &str) -> Result<(), String> {
     if HeaderName::from_bytes(name.as_bytes()).is_err() {
         return Err(format!("has {name:?}, which is not the name of a header"));
     }
-    if RESERVED.contains(&lower.as_str()) || lower == "idempotency-key" || lower.starts_with("x-kafka-") {
+    let is_reserved = RESERVED.contains(&lower.as_str()) || lower == "idempotency-key";
+    if is_reserved || lower.starts_with("x-kafka-") {
         return Err(format!("has {name}, which ktransfer sets itself"));
     }
     if value.len() > MAX_CONFIGURED_VALUE_BYTES {
@@ -97,6 +114,8 @@ pub(crate) struct RequestBuilder {
     /// `module/topic/`, the prefix of every `Idempotency-Key`.
     idempotency_prefix: String,
     idempotency_key: IdempotencyKey,
+    /// The secrets with which requests are signed; without any they are not.
+    secrets: Vec<SigningSecret>,
 }
 
 impl RequestBuilder {
@@ -116,6 +135,7 @@ impl RequestBuilder {
             common_headers,
             idempotency_prefix: format!("{module}/{topic}/"),
             idempotency_key: IdempotencyKey::Timestamp,
+            secrets: Vec::new(),
         }
     }
 
@@ -125,10 +145,18 @@ impl RequestBuilder {
         self
     }
 
+    /// Signs every request with these secrets.
+    pub(super) fn with_secrets(mut self, secrets: &[SigningSecret]) -> RequestBuilder {
+        self.secrets = secrets.to_vec();
+        self
+    }
+
     /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
     pub(super) fn url(&self, job: &Job, server: &str) -> String {
         let mut url = String::with_capacity(128);
-        url.push_str("http://");
+        if !server.starts_with(HTTPS) {
+            url.push_str("http://");
+        }
         url.push_str(server);
         let message = &job.message;
         let values = PlaceholderValues {
@@ -182,6 +210,7 @@ impl RequestBuilder {
         if let (IdempotencyKey::Timestamp, Some(timestamp_ms)) = (self.idempotency_key, message.timestamp_ms) {
             identity.push_str(&format!("/{timestamp_ms}"));
         }
+        self.sign(&mut headers, &identity, message.value.as_deref().unwrap_or_default());
         headers.insert(HeaderName::from_static("idempotency-key"), ascii_value(identity));
         append_record_headers(&mut headers, message);
         if let Some(coding) = content_encoding(message)
@@ -190,6 +219,22 @@ impl RequestBuilder {
             headers.insert(CONTENT_ENCODING, coding);
         }
         headers
+    }
+}
+
+impl RequestBuilder {
+    /// Adds the signature of this attempt, if the module has secrets.
+    fn sign(&self, headers: &mut HeaderMap, identity: &str, body: &[u8]) {
+        if self.secrets.is_empty() {
+            return;
+        }
+        let id = webhook_id(identity);
+        // A clock before 1970 makes a signature that backends refuse.
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().to_string();
+        let value = signatures(&self.secrets, &id, &seconds, body);
+        for (name, value) in SIGNATURE_HEADERS.into_iter().zip([id, seconds, value]) {
+            headers.insert(HeaderName::from_static(name), ascii_value(value));
+        }
     }
 }
 

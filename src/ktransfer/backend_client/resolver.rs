@@ -12,6 +12,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
 use super::name_lookup::look_up;
+use super::request::HTTPS;
 use crate::locks::{lock, wait_timeout_while};
 use crate::shutdown::Stop;
 
@@ -26,11 +27,15 @@ const REPEAT_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 const FIRST_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit on the addresses of one name that are tried. The HTTP client cannot hold more.
 const MAX_ADDRESSES: usize = 16;
+/// Port of a backend without a port.
+const HTTP_PORT: u16 = 80;
+/// Port of an https backend without a port.
+const HTTPS_PORT: u16 = 443;
 
 /// The addresses of a module's backends. Backends configured by IP address need no look-up. Names are looked up by
 /// [`run`](Self::run) on a thread of its own, so that a slow name server delays no push to another backend.
 pub(crate) struct BackendResolver {
-    /// The backends that are configured by IP address, as in the configuration.
+    /// The backends that are configured by IP address. The key is `host:port`.
     literals: HashMap<String, SocketAddr>,
     /// The other backends. The key is `host:port`; the set of keys never changes. The lock is never held across IO.
     names: Mutex<HashMap<String, LookupState>>,
@@ -47,13 +52,16 @@ enum LookupState {
 }
 
 impl BackendResolver {
-    /// Creates a resolver for `servers`, each `host` or `host:port`.
+    /// Creates a resolver for `servers`, the entries of `backend_servers`.
     pub(crate) fn new(servers: &[String]) -> Arc<BackendResolver> {
         let (mut literals, mut names) = (HashMap::new(), HashMap::new());
         for server in servers {
-            let authority = with_port(server);
+            let authority = match server.strip_prefix(HTTPS) {
+                Some(host) => with_port(host, HTTPS_PORT),
+                None => with_port(server, HTTP_PORT),
+            };
             match authority.parse() {
-                Ok(address) => drop(literals.insert(server.clone(), address)),
+                Ok(address) => drop(literals.insert(authority, address)),
                 Err(_) => drop(names.insert(authority, LookupState::Pending)),
             }
         }
@@ -109,13 +117,11 @@ impl BackendResolver {
         lock(&self.names)
     }
 
-    /// Returns the addresses of `server`, an entry of `backend_servers`. Waits only shortly after the module's start.
-    fn addresses(&self, server: &str) -> Result<Vec<SocketAddr>, String> {
-        if let Some(address) = self.literals.get(server) {
+    /// Returns the addresses of `authority`, the `host:port` of a backend. Waits only shortly after the module's start.
+    fn addresses(&self, authority: &str) -> Result<Vec<SocketAddr>, String> {
+        if let Some(address) = self.literals.get(authority) {
             return Ok(vec![*address]);
         }
-        let authority = with_port(server);
-        let authority = authority.as_str();
         let wait = self.first_lookup_until.saturating_duration_since(Instant::now());
         let is_pending =
             |table: &mut HashMap<String, LookupState>| matches!(table.get(authority), Some(LookupState::Pending));
@@ -129,9 +135,9 @@ impl BackendResolver {
     }
 }
 
-fn with_port(server: &str) -> String {
+fn with_port(server: &str, default: u16) -> String {
     let has_port = server.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
-    if has_port { server.to_owned() } else { format!("{server}:80") }
+    if has_port { server.to_owned() } else { format!("{server}:{default}") }
 }
 
 /// Implements the HTTP client's resolver interface with a [`BackendResolver`].
@@ -145,10 +151,11 @@ impl std::fmt::Debug for AgentResolver {
 
 impl Resolver for AgentResolver {
     fn resolve(&self, uri: &Uri, _: &AgentConfig, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let authority = uri.authority().ok_or(ureq::Error::HostNotFound)?.as_str();
+        let default = if uri.scheme_str() == Some("https") { HTTPS_PORT } else { HTTP_PORT };
+        let authority = with_port(uri.authority().ok_or(ureq::Error::HostNotFound)?.as_str(), default);
         let failed = |reason: String| ureq::Error::Io(std::io::Error::new(std::io::ErrorKind::NotFound, reason));
         let mut resolved = self.empty();
-        for address in self.0.addresses(authority).map_err(failed)?.into_iter().take(MAX_ADDRESSES) {
+        for address in self.0.addresses(&authority).map_err(failed)?.into_iter().take(MAX_ADDRESSES) {
             resolved.push(address);
         }
         Ok(resolved)
@@ -163,11 +170,13 @@ mod tests {
     fn ip_addresses_resolve_at_once_and_names_after_the_first_look_up() {
         let resolver = BackendResolver::new(&[
             "127.0.0.1".into(),
+            "https://127.0.0.2".into(),
             "[::1]:81".into(),
             "localhost:82".into(),
             "no.invalid:1".into(),
         ]);
-        assert_eq!(resolver.addresses("127.0.0.1").unwrap(), ["127.0.0.1:80".parse().unwrap()]);
+        assert_eq!(resolver.addresses("127.0.0.1:80").unwrap(), ["127.0.0.1:80".parse().unwrap()]);
+        assert_eq!(resolver.addresses("127.0.0.2:443").unwrap(), ["127.0.0.2:443".parse().unwrap()]);
         assert_eq!(resolver.addresses("[::1]:81").unwrap(), ["[::1]:81".parse().unwrap()]);
         assert!(resolver.addresses("127.0.0.1:81").unwrap_err().contains("not one of backend_servers"));
         assert!(resolver.has_names());
@@ -188,7 +197,7 @@ mod tests {
         let mut resolver = BackendResolver::new(&["hangs.invalid".into()]);
         Arc::get_mut(&mut resolver).unwrap().first_lookup_until = Instant::now();
         let began = Instant::now();
-        assert_eq!(resolver.addresses("hangs.invalid").unwrap_err(), "\"hangs.invalid:80\" is not resolved yet");
+        assert_eq!(resolver.addresses("hangs.invalid:80").unwrap_err(), "\"hangs.invalid:80\" is not resolved yet");
         assert!(began.elapsed() < FIRST_LOOKUP_TIMEOUT);
     }
 }

@@ -87,8 +87,17 @@ fn the_files_of_the_original_load_unchanged() {
 
 #[test]
 fn the_reference_shows_every_key_with_its_default() {
-    let keys = keys_of(include_str!("../config.rs"));
+    let sources = [
+        include_str!("../config.rs"),
+        include_str!("backends.rs"),
+        include_str!("ejection.rs"),
+        include_str!("protocol.rs"),
+        include_str!("signature.rs"),
+    ];
+    let keys = sources.into_iter().flat_map(keys_of).collect();
     let [main, module] = [REFERENCE_MAIN, REFERENCE_MODULES[0]].map(|file| in_force(file, &keys));
+    let folder = tempfile::tempdir().unwrap();
+    let module = with_files(&module, folder.path());
     assert_has_all(&keys, &format!("{main}{module}"));
     let with_modules = |main: &str, first: &str| {
         let modules = [("test_module_1", first), ("test_module_2", REFERENCE_MODULES[1])];
@@ -111,6 +120,126 @@ fn the_reference_shows_every_key_with_its_default() {
     assert_eq!(shown.offset_update_interval, default.offset_update_interval);
     assert_eq!(shown.waiting_queue_size, default.waiting_queue_size);
     assert_eq!(shown.serialize_by_key, default.serialize_by_key);
+    assert_eq!(shown.ejection, default.ejection);
+    assert_eq!((shown.signing_secrets.len(), default.signing_secrets.len()), (2, 0));
+    assert_eq!(shown.protocol.tls.is_some(), cfg!(feature = "tls"));
+    assert!(default.protocol.tls.is_none() && default.max_pushes_per_second.is_none());
+}
+
+/// Replaces the files that the reference names by files in `folder`. Without the feature `tls`, leaves out `tls`.
+fn with_files(module: &str, folder: &Path) -> String {
+    // The entries of `outcomes` are no keys of their own.
+    let mut text = module.replace("outcomes:\n", "outcomes:\n  default: retry\n");
+    let secrets = folder.join("secrets");
+    fs::write(&secrets, "# The old one.\n\n whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n").unwrap();
+    text = text.replace("/etc/ktransfer/test_module_1.secrets", secrets.to_str().unwrap());
+    #[cfg(feature = "tls")]
+    {
+        let authority = crate::certificates::Authority::new(folder, "authority");
+        let client = authority.issue("client", 30);
+        for (name, file) in [
+            ("backends.pem", &authority.own.certificate),
+            ("client.pem", &client.certificate),
+            ("client.key", &client.key),
+        ] {
+            text = text.replace(&format!("/etc/ktransfer/{name}"), file.to_str().unwrap());
+        }
+    }
+    #[cfg(not(feature = "tls"))]
+    {
+        let (start, end) = (text.find(" tls:\n").unwrap(), text.find("  server_name:").unwrap());
+        let end = end + text[end..].find('\n').unwrap() + 1;
+        text.replace_range(start..end, "");
+    }
+    text
+}
+
+/// The problems of a module with these lines, without the name of its file.
+fn problems_with(lines: &str) -> Vec<String> {
+    let main = "zk_hosts: ['a:1']\nmodule_conf_dir: ./conf/modules\nmodule_enabled: [m]\nzk_chroot:\n";
+    let protocol = if lines.contains("protocol:") { "" } else { "protocol: {uri: /}\n" };
+    let servers = if lines.contains("backend_servers:") { "" } else { "backend_servers: ['a:1', 'b:1']\n" };
+    let module = format!("topic: t\n{protocol}{servers}{lines}\n");
+    match load_texts(main, &[("m", &module)]) {
+        Ok(_) => Vec::new(),
+        failed => texts(failed).into_iter().map(|text| text.replacen("m.yaml: ", "", 1)).collect(),
+    }
+}
+
+#[test]
+fn backends_ejection_rate_and_signature_are_checked() {
+    for (lines, expected) in [
+        ("ejection: {failures: 0, interval_ms: 10, max_interval_ms: 10, slow_start_ms: 0, count_5xx: false}", ""),
+        ("ejection: {interval_ms: 60000}", ""),
+        ("ejection: {failures: -1}", "ejection.failures: is -1, but must be a whole number from 0 to 1000000"),
+        ("ejection: {interval_ms: 5}", "ejection.interval_ms: is 5, but must be a whole number from 10 to 86400000"),
+        (
+            "ejection: {interval_ms: 50, max_interval_ms: 40}",
+            "ejection.max_interval_ms: is 40, but must not be below interval_ms, which is 50",
+        ),
+        ("ejection: {on: true}", "ejection.on: unknown key (misspelt?)"),
+        ("max_pushes_per_second: 1", ""),
+        ("max_pushes_per_second: 0", "max_pushes_per_second: is 0, but must be a whole number from 1 to 1000000"),
+        ("signature: {secrets: [whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX]}", ""),
+        ("signature: {}", "signature: must have 1 to 4 secrets, in secrets or secrets_file"),
+        ("signature: {secrets: [hidden]}", "signature.secrets: entry 1 must begin with whsec_"),
+        ("signature: {secrets: hidden}", "signature.secrets: must be a list of distinct, non-empty strings"),
+        ("signature: {hidden: 1}", "signature: must have 1 to 4 secrets, in secrets or secrets_file"),
+        ("signature: {secrets_file: /nowhere}", "signature.secrets_file: is \"/nowhere\", which cannot be read"),
+        (
+            "protocol: {uri: /, headers: [{Webhook-ID: x}]}\n\
+             signature: {secrets: [whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX]}",
+            "protocol.headers: has Webhook-ID, which signature sets",
+        ),
+        ("protocol: {uri: /, headers: [{Webhook-ID: x}]}", ""),
+        (
+            "backend_servers: ['https://a/b']",
+            "backend_servers: has \"https://a/b\", but each entry must be host:port or",
+        ),
+        (
+            "protocol: {uri: /, tls: {ca_file: /nowhere}}",
+            "protocol.tls.ca_file: is \"/nowhere\", which cannot be read: No such file",
+        ),
+    ] {
+        let problems = problems_with(lines);
+        match expected {
+            "" => assert!(problems.is_empty(), "{lines}: {problems:?}"),
+            _ => assert!(!problems.is_empty() && problems[0].starts_with(expected), "{lines}: {problems:?}"),
+        }
+        assert!(!problems.iter().any(|problem| problem.contains("hidden")), "{problems:?}");
+    }
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn files_of_tls_that_cannot_be_used_are_a_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = crate::certificates::Authority::new(folder.path(), "authority");
+    let (client, other) = (authority.issue("client", 30), authority.issue("other", 30));
+    let shown = |path: &Path| path.display().to_string();
+    let (ca, certificate, key) = (&authority.own.certificate, shown(&client.certificate), shown(&other.key));
+    for (tls, expected) in [
+        (format!("{{ca_file: {}, certificate_file: {certificate}, key_file: {}}}", shown(ca), shown(&client.key)), ""),
+        (format!("{{ca_file: {key}}}"), "protocol.tls: cannot be used: the CA file contains no certificate"),
+        (
+            format!("{{ca_file: {}, certificate_file: {certificate}}}", shown(ca)),
+            "protocol.tls: must have both certificate_file and key_file, or neither",
+        ),
+        (
+            format!("{{ca_file: {}, certificate_file: {certificate}, key_file: {key}}}", shown(ca)),
+            "protocol.tls: cannot be used: the client key is not that of the client certificate",
+        ),
+        (
+            format!("{{ca_file: {}, server_name: 'a b'}}", shown(ca)),
+            "protocol.tls: cannot be used: \"a b\" is not a host name that a certificate can have",
+        ),
+    ] {
+        let problems = problems_with(&format!("backend_servers: ['https://a']\nprotocol: {{uri: /, tls: {tls}}}"));
+        match expected {
+            "" => assert!(problems.is_empty(), "{tls}: {problems:?}"),
+            _ => assert!(problems.len() == 1 && problems[0].starts_with(expected), "{tls}: {problems:?}"),
+        }
+    }
 }
 
 #[test]
@@ -197,8 +326,9 @@ fn all_problems_of_all_files_are_reported_together() {
         "m.yaml: window_size: is -1, but must be a whole number from 1 to 1000000",
         "m.yaml: max_retry_times: is -2, but must be a whole number from -1 to 4294967295",
         "m.yaml: max_retry_interval_ms: is 100, but must not be below fail_retry_interval_ms, which is 500",
-        "m.yaml: backend_servers: has \"http://a\", but each entry must be host:port, as in 10.1.2.1:80",
-        "m.yaml: backend_servers: has \"b:0\", but each entry must be host:port, as in 10.1.2.1:80",
+        "m.yaml: backend_servers: has \"http://a\", but each entry must be host:port or https://host:port, as in \
+         10.1.2.1:80",
+        "m.yaml: backend_servers: has \"b:0\", but each entry must be host:port or https://host:port, as in 10.1.2.1:80",
         "m.yaml: serialize_by_key: is 1, but must be true or false",
         "n.yaml: : cannot be read: No such file or directory (os error 2)",
         "ktransfer.yaml: module_enabled: has \"../x\", but a module is named after its file: no slash, and no leading dot",

@@ -13,7 +13,7 @@ use crate::ktransfer::metrics::ModuleMetrics;
 use crate::log_limited;
 
 /// The dead letter of a message, from the decision to give the message up until the letter is stored.
-pub(in crate::ktransfer) struct PendingLetter {
+pub(crate) struct PendingLetter {
     letters: ModuleLetters,
     cause: DeadLetterCause,
     /// Number of attempts to store it that have failed.
@@ -22,21 +22,21 @@ pub(in crate::ktransfer) struct PendingLetter {
 }
 
 /// A letter to be stored.
-pub(in crate::ktransfer) struct Letter {
+pub(crate) struct Letter {
     pub(super) record: Record,
     pub(super) completion: LetterCompletion,
 }
 
 /// Where the result of an attempt to store a letter goes.
-pub(in crate::ktransfer) struct LetterReply {
+pub(crate) struct LetterReply {
     /// The inbox of the worker.
-    pub(in crate::ktransfer) worker: Sender<WorkerMessage>,
+    pub(crate) worker: Sender<WorkerMessage>,
     /// Identifies the letter for the worker.
-    pub(in crate::ktransfer) ticket: u64,
+    pub(crate) ticket: u64,
 }
 
 /// Receives the result of an append.
-pub(in crate::ktransfer) struct LetterCompletion {
+pub(crate) struct LetterCompletion {
     reply: LetterReply,
     metrics: ModuleMetrics,
     /// Returns to the module's budget when the letter has ended.
@@ -50,7 +50,7 @@ impl PendingLetter {
     }
 
     /// Sends the letter of `message` to be stored; never blocks. Returns false if the module's share is used up.
-    pub(in crate::ktransfer) fn send(&self, message: &Message, reply: LetterReply) -> bool {
+    pub(crate) fn send(&self, message: &Message, reply: LetterReply) -> bool {
         let ModuleLetters { letters, module, topic, budget, metrics, .. } = &self.letters;
         let size_bytes = message_size_bytes(message).max(MIN_LETTER_BYTES);
         if !budget.try_take(size_bytes) {
@@ -63,19 +63,19 @@ impl PendingLetter {
     }
 
     /// Returns the name of the dead-letter topic.
-    pub(in crate::ktransfer) fn topic(&self) -> &str {
+    pub(crate) fn topic(&self) -> &str {
         &self.letters.topic
     }
 
     /// Notes that an attempt to store the letter has failed. Returns the number of failures.
-    pub(in crate::ktransfer) fn note_failed(&mut self, reason: &str) -> u32 {
+    pub(crate) fn note_failed(&mut self, reason: &str) -> u32 {
         self.waiting.fail(&self.letters.topic, reason);
         self.n_failures = self.n_failures.saturating_add(1);
         self.n_failures
     }
 
     /// Counts and logs that the letter of `message` is stored.
-    pub(in crate::ktransfer) fn note_stored(&self, message: &Message) {
+    pub(crate) fn note_stored(&self, message: &Message) {
         self.letters.metrics.dead_lettered.inc();
         // Rate limited: the record of the message is the letter.
         log_limited!(

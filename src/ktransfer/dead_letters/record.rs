@@ -29,19 +29,19 @@ const MAX_DETAIL_BYTES: usize = 500;
 
 /// Why and when a message was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ktransfer) struct DeadLetterCause {
+pub(crate) struct DeadLetterCause {
     /// The reason: a word for programs.
-    pub(in crate::ktransfer) reason: &'static str,
+    pub(crate) reason: &'static str,
     /// Status of the last answer, if the last attempt was answered.
-    pub(in crate::ktransfer) status: Option<u16>,
+    pub(crate) status: Option<u16>,
     /// Kind of the error of the last attempt, if it was not answered.
-    pub(in crate::ktransfer) error: Option<&'static str>,
+    pub(crate) error: Option<&'static str>,
     /// The reason as text for people.
-    pub(in crate::ktransfer) detail: String,
+    pub(crate) detail: String,
     /// Number of attempts.
-    pub(in crate::ktransfer) attempts: u32,
+    pub(crate) attempts: u32,
     /// When the message was given up, in milliseconds since 1970.
-    pub(in crate::ktransfer) time_ms: i64,
+    pub(crate) time_ms: i64,
 }
 
 impl fmt::Display for DeadLetterCause {
@@ -88,20 +88,20 @@ pub(super) fn record(topic: &Arc<str>, module: &str, message: &Message, cause: &
 
 /// A dead letter that was read.
 #[derive(Clone, Debug)]
-pub(in crate::ktransfer) struct DeadLetter {
+pub(crate) struct DeadLetter {
     /// The module that gave the message up.
-    pub(in crate::ktransfer) module: String,
+    pub(crate) module: String,
     /// The offset that the message had.
-    pub(in crate::ktransfer) offset: Offset,
+    pub(crate) offset: Offset,
     /// The fields of the letter: their names without the prefix, and their values.
-    pub(in crate::ktransfer) fields: Vec<(String, String)>,
+    pub(crate) fields: Vec<(String, String)>,
     /// The message, for the topic and the partition that it came from.
-    pub(in crate::ktransfer) message: Record,
+    pub(crate) message: Record,
 }
 
 impl DeadLetter {
     /// Restores the message of a dead letter. Fails with the reason if `letter` is none.
-    pub(in crate::ktransfer) fn read(mut letter: Message) -> Result<DeadLetter, String> {
+    pub(crate) fn read(mut letter: Message) -> Result<DeadLetter, String> {
         let begin = letter.headers.iter().rposition(|header| header.name == REASON);
         let begin = begin.ok_or_else(|| format!("it has no header {REASON}, so it is no dead letter"))?;
         let fields: Vec<(String, String)> = letter
@@ -135,7 +135,7 @@ impl DeadLetter {
     }
 
     /// Returns the value of the field with this name, which has no prefix.
-    pub(in crate::ktransfer) fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }

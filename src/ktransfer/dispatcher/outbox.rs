@@ -129,6 +129,11 @@ impl Outbox {
         Some(if is_slowed_down { last_batch + SLOW_READ_PAUSE } else { last_batch })
     }
 
+    /// Whether a job without a key waits for an idle worker.
+    pub(super) fn has_unkeyed(&self) -> bool {
+        !self.unkeyed.is_empty()
+    }
+
     /// Notes that a batch was taken.
     pub(super) fn on_batch(&mut self, now: Instant) {
         self.read_ahead.last_batch = now;

@@ -1,5 +1,6 @@
 //! Tests of a whole module with an in-memory broker, a group that is scripted by the test, and a real HTTP backend.
 
+mod backends;
 mod claims;
 mod dead_letters_and_outcomes;
 mod delivery;

@@ -1,41 +1,80 @@
-//! The slots of the window: a worker requests one for each first attempt, and returns it when the job is done, abandoned
-//! or waits for its dead letter.
+//! The slots of the window, as one worker takes and returns them.
 
-use super::key_queues::QueueId;
-use super::pending_job::PendingJob;
-use super::{SlotRequest, Worker};
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
 use crate::ktransfer::job::WorkerMessage;
 use crate::ktransfer::window_slots::{Acquired, Left};
+use crate::ktransfer::worker_context::WorkerContext;
 
-impl Worker {
-    /// Takes a job for its first attempt, with a slot of the window.
-    pub(super) fn take_fresh(&mut self) -> Option<(QueueId, PendingJob)> {
-        if !self.queues.has_fresh() {
-            return None;
+/// Whether a worker waits for a slot of the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotRequest {
+    /// It does not.
+    None,
+    /// It is registered, or the grant is on its way.
+    Waiting,
+    /// It has a slot for its next first attempt.
+    Granted,
+}
+
+/// The requests of one worker for slots.
+pub(super) struct WorkerSlots {
+    number: usize,
+    context: Arc<WorkerContext>,
+    /// The inboxes of all workers of the module, by number.
+    workers: Arc<[Sender<WorkerMessage>]>,
+    request: SlotRequest,
+    /// Whether this worker has given up a slot, or its registration for one, because of a retry.
+    has_left_queue: bool,
+    /// Number of grants of a slot that are on their way although the slot was returned already.
+    void_grants: usize,
+}
+
+impl WorkerSlots {
+    /// Creates the requests of worker number `number`, counted from 0.
+    pub(super) fn new(number: usize, context: Arc<WorkerContext>, workers: Arc<[Sender<WorkerMessage>]>) -> Self {
+        let request = SlotRequest::None;
+        WorkerSlots { number, context, workers, request, has_left_queue: false, void_grants: 0 }
+    }
+
+    /// Whether the worker waits for a slot.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.request == SlotRequest::Waiting
+    }
+
+    /// A grant has arrived.
+    pub(super) fn granted(&mut self) {
+        if self.void_grants > 0 {
+            self.void_grants -= 1;
+        } else {
+            self.request = SlotRequest::Granted;
         }
-        match self.slot {
-            SlotRequest::Granted => self.slot = SlotRequest::None,
-            SlotRequest::Waiting => return None,
+    }
+
+    /// Takes a slot for a first attempt; `false` if the worker has to wait for one.
+    pub(super) fn acquire(&mut self) -> bool {
+        match self.request {
+            SlotRequest::Granted => self.request = SlotRequest::None,
+            SlotRequest::Waiting => return false,
             SlotRequest::None => {
-                let is_back = std::mem::take(&mut self.has_left_slot_queue);
+                let is_back = std::mem::take(&mut self.has_left_queue);
                 if let Acquired::Registered(granted) = self.context.slots.acquire(self.number, is_back) {
-                    self.tell_granted(granted);
-                    self.slot = SlotRequest::Waiting;
-                    return None;
+                    self.wake(granted);
+                    self.request = SlotRequest::Waiting;
+                    return false;
                 }
             }
         }
-        let (queue, mut pending) = self.queues.take_fresh()?;
-        pending.has_slot = true;
-        self.context.show_window();
-        Some((queue, pending))
+        true
     }
 
     /// Returns a slot that was granted and ends the wait for one. Must be called before this worker does anything that
-    /// takes long, since the slot would be unused meanwhile.
-    pub(super) fn withdraw_slot_request(&mut self) {
-        self.has_left_slot_queue |= self.slot != SlotRequest::None && self.queues.has_fresh();
-        let was_granted = match std::mem::replace(&mut self.slot, SlotRequest::None) {
+    /// takes long, since the slot would be unused meanwhile. `has_fresh`: whether the worker has a job for the slot.
+    pub(super) fn withdraw(&mut self, has_fresh: bool) {
+        self.has_left_queue |= self.request != SlotRequest::None && has_fresh;
+        let was_granted = match std::mem::replace(&mut self.request, SlotRequest::None) {
             SlotRequest::None => false,
             SlotRequest::Granted => true,
             SlotRequest::Waiting => {
@@ -45,20 +84,19 @@ impl Worker {
             }
         };
         if was_granted {
-            self.tell_granted(self.context.slots.release());
+            self.release();
         }
     }
 
-    pub(super) fn release_slot(&self, pending: &mut PendingJob) {
-        if std::mem::take(&mut pending.has_slot) {
-            self.tell_granted(self.context.slots.release());
-        }
+    /// Returns the slot of a job.
+    pub(super) fn release(&self) {
+        self.wake(self.context.slots.release());
     }
 
-    fn tell_granted(&self, worker: Option<usize>) {
+    fn wake(&self, worker: Option<usize>) {
         if let Some(worker) = worker {
             // Fails only if that worker has ended, and then the module ends.
-            let _ = self.channels.workers[worker].send(WorkerMessage::SlotGranted);
+            let _ = self.workers[worker].send(WorkerMessage::SlotGranted);
         }
     }
 }

@@ -16,6 +16,7 @@ const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
 const CREATE_TOPICS: i16 = 19;
 const DELETE_TOPICS: i16 = 20;
+const DELETE_RECORDS: i16 = 21;
 const CREATE_PARTITIONS: i16 = 37;
 
 const TOPIC_ALREADY_EXISTS: i16 = 36;
@@ -117,6 +118,26 @@ pub(crate) fn log_ends(brokers: &str, topic: &str) -> io::Result<BTreeMap<i32, i
         ends.insert(partition, end);
     }
     Ok(ends)
+}
+
+/// Deletes the messages of a partition below `offset`, as retention does.
+pub(crate) fn delete_records(brokers: &str, topic: &str, partition: i32, offset: i64) {
+    let metadata = metadata(brokers, &[topic]).expect("a broker answers");
+    let leader = &metadata.brokers[&metadata.leaders[topic][&partition]];
+    let mut request = KafkaRequest::default();
+    request.int(1);
+    request.text(topic);
+    request.int(1);
+    request.int(partition);
+    request.long(offset);
+    request.int(DEADLINE.as_millis() as i32);
+    let answer = call(leader, DELETE_RECORDS, 0, &request.0).expect("the leader answers");
+    let mut reader = KafkaResponse(&answer);
+    let code = (|| {
+        (reader.int()?, reader.int()?, reader.text()?, reader.int()?, reader.int()?, reader.long()?);
+        reader.short()
+    })();
+    assert_eq!(code.expect("a whole response"), 0, "the records of {topic}/{partition} are deleted");
 }
 
 /// Increases the number of partitions to `partitions`; returns when every broker of the list names all leaders.

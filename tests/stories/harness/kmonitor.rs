@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::http::{self, Response};
+use super::json_schema;
 use super::{ConfigFile, Daemon, Program, START_DEADLINE, wait_until};
 
 /// A running kmonitor; dropping the value kills it.
@@ -32,6 +33,16 @@ impl Kmonitor {
     #[track_caller]
     pub(crate) fn get(&self, target: &str) -> Response {
         http::get(&format!("http://{}{target}", self.address)).expect("kmonitor answers")
+    }
+
+    /// Returns the answer to `/v1/delay?QUERY`, which is held against the schema.
+    #[track_caller]
+    pub(crate) fn v1(&self, query: &str) -> Value {
+        let answer = self.get(&format!("/v1/delay?{query}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let value = answer.json();
+        json_schema::assert_valid(include_str!("../../../conf/schema/delay-v1.json"), &value);
+        value
     }
 
     /// Returns the delays of one module by partition, `{"0":12}`; null if kmonitor does not know the module.

@@ -9,6 +9,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod certificates;
+pub(crate) mod chromium;
 pub(crate) mod cluster;
 pub(crate) mod config_file;
 pub(crate) mod configs;
@@ -22,8 +23,10 @@ pub(crate) mod fleet;
 pub(crate) mod group_wire;
 pub(crate) mod http;
 pub(crate) mod jars;
+pub(crate) mod json_schema;
 pub(crate) mod kafka;
 pub(crate) mod kafka_admin;
+pub(crate) mod kafka_tools;
 pub(crate) mod kafka_wire;
 pub(crate) mod keeper;
 pub(crate) mod kmonitor;
@@ -38,13 +41,17 @@ pub(crate) mod one_topic;
 pub(crate) mod oracle;
 pub(crate) mod original;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod secured;
 pub(crate) mod server_process;
 pub(crate) mod testbed;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+#[cfg(feature = "tls")]
+pub(crate) mod tls_backend;
 pub(crate) mod transactions;
 pub(crate) mod wait;
+pub(crate) mod zabbix;
 pub(crate) mod zk;
 pub(crate) mod zookeeper;
 

@@ -110,6 +110,11 @@ impl ZkClient {
         self.create_one(path, data, false)
     }
 
+    /// Creates a persistent node, whose parents exist, that only a client at another address may read.
+    pub(crate) fn create_denied(&self, path: &str, data: &str) {
+        assert!(self.create_for(("ip", "192.0.2.1"), path, data, false), "{path} exists");
+    }
+
     /// Creates an ephemeral node of this session. Returns false if the node already exists.
     pub(crate) fn create_ephemeral(&self, path: &str, data: &str) -> bool {
         self.create_one(path, data, true)
@@ -134,10 +139,15 @@ impl ZkClient {
     }
 
     fn create_one(&self, path: &str, data: &str, ephemeral: bool) -> bool {
+        self.create_for(("world", "anyone"), path, data, ephemeral)
+    }
+
+    /// Creates a node with all rights for the clients of an ACL, scheme and id.
+    fn create_for(&self, (scheme, id): (&str, &str), path: &str, data: &str, ephemeral: bool) -> bool {
         let all_rights = 31;
         let mut request = ZkRequest::default();
         request.text(path).buffer(data.as_bytes());
-        request.int(1).int(all_rights).text("world").text("anyone").int(i32::from(ephemeral));
+        request.int(1).int(all_rights).text(scheme).text(id).int(i32::from(ephemeral));
         let code = self.call(CREATE, &request).0;
         if code != NODE_EXISTS {
             expect(code, OK, "create", path);

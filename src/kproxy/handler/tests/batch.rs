@@ -26,7 +26,7 @@ fn batch_fixture() -> Fixture {
 /// Returns the status and the lines of the answer, and asserts that every line is JSON.
 fn post(fixture: &Fixture, target: &str, fields: &[(&str, &str)], body: &[u8]) -> (u16, Vec<Value>) {
     let response = fixture.request_with("POST", target, fields, body).try_recv().expect("it is answered");
-    let text = String::from_utf8(response.body).expect("answers are text");
+    let text = String::from_utf8(response.body.to_vec()).expect("answers are text");
     let lines: Vec<_> = text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
     let is_result = response.content_type == "application/x-ndjson";
     assert!(is_result || lines.len() == 1, "{text}");

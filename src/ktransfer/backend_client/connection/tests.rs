@@ -14,13 +14,13 @@ fn a_kept_connection_that_fails_before_the_first_byte_was_closed_idle() {
         let exchange = Arc::new(Exchange::default());
         exchange.begin(&Assignment::new(&claim(3, 1, None))).unwrap();
         let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
-        let mut connection = TcpConnection::new(socket, Arc::clone(&exchange), timeouts);
+        let mut connection = BackendConnection::new(Stream::plain(socket), Arc::clone(&exchange), timeouts);
         connection.is_kept = is_kept;
         // Closes with a reset.
         let (peer, _) = listener.accept().unwrap();
         socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
         drop(peer);
-        wait_until("the reset has arrived", || !connection.is_silent());
+        wait_until("the reset has arrived", || !connection.stream.is_silent());
         connection.lent().add_output(4);
         assert!(connection.send_output().is_err());
         let report = exchange.finish();

@@ -11,6 +11,8 @@ use crate::ktransfer::test_fixtures::{RECORD_HEADERS, job, module_config};
 mod answers;
 mod connections;
 mod limits;
+#[cfg(feature = "tls")]
+mod tls;
 
 /// The client of a module with the usual test configuration, and the pusher of its first worker.
 fn client(server: &str) -> (HttpClient, Pusher) {

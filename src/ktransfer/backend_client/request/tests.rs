@@ -17,6 +17,8 @@ fn the_url_consists_of_server_and_filled_uri_template() {
         ("[::1]:81", "/p?key={#KEY}", Some(b"k/\xff".as_slice()), None, "http://[::1]:81/p?key=k%2F%FF"),
         ("a:80", "/p?key={#KEY}&m={#METHOD}", None, None, "http://a:80/p?key=&m=%2A"),
         ("a:80", "/{#METHOD}", None, Some("Test Reply"), "http://a:80/Test%20Reply"),
+        ("https://a:443", "/", None, None, "https://a:443/"),
+        ("https://[::1]", "/p", None, None, "https://[::1]/p"),
     ] {
         let mut job = job(key, None, &[]);
         job.method = method.map(Into::into);
@@ -216,10 +218,47 @@ fn configured_backends_are_checked() {
         ("a:70000", false),
         ("a:b", false),
         ("http://a:80", false),
+        ("https://a:443", cfg!(feature = "tls")),
+        ("https://a", cfg!(feature = "tls")),
+        ("https://[::1]:1", cfg!(feature = "tls")),
+        ("https://", false),
+        ("https://a:0", false),
+        ("https://a/path", false),
+        ("https://user@a", false),
+        ("HTTPS://a", false),
         ("a:80/path", false),
         ("user@a:80", false),
         ("a b", false),
     ] {
         assert_eq!(check_server(server).is_ok(), is_good, "{server}");
+    }
+}
+
+#[test]
+fn a_push_is_signed_over_its_body_with_the_time_of_the_attempt() {
+    let secret = crate::ktransfer::backend_client::SigningSecret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+    let secrets = [secret.ok().unwrap()];
+    let builder = builder("/p").with_secrets(&secrets);
+    let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    for (value, attempt) in [(Some(b"body".as_slice()), 1), (None, 2)] {
+        let job = job(Some(b"k"), value, &[]);
+        let request = builder.request(&job, "http://a:80/p", attempt).unwrap();
+        let header = |name: &str| request.headers()[name].to_str().unwrap().to_owned();
+        let (id, time) = (header("webhook-id"), header("webhook-timestamp"));
+        assert_eq!(id, "m/t/3/42/1700000000123", "the same for each attempt");
+        assert!((before..before + 60).contains(&time.parse().unwrap()), "{time}");
+        assert_eq!(header("webhook-signature"), signatures(&secrets, &id, &time, value.unwrap_or_default()));
+    }
+}
+
+#[test]
+fn a_configured_content_type_is_sent_once_and_without_one_none_is() {
+    let job = job(None, Some(b"{}"), &[("Content-Type", Some(b"text/plain"))]);
+    let headers = [("content-TYPE".to_owned(), "application/json".to_owned())];
+    let configured = RequestBuilder::new("m", "t", UriTemplate::parse("/p").unwrap(), &headers);
+    for (builder, expected) in [(configured, &["application/json"] as &[&str]), (builder("/p"), &[])] {
+        let request = builder.request(&job, "http://a:80/p", 1).unwrap();
+        let found: Vec<_> = request.headers().get_all("content-type").iter().collect();
+        assert_eq!(found, expected);
     }
 }

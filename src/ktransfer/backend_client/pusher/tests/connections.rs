@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ureq::unversioned::transport::{ConnectionDetails, Connector};
 
 use super::*;
-use crate::ktransfer::backend_client::connection::TcpConnection;
+use crate::ktransfer::backend_client::connection::BackendConnection;
 use crate::ktransfer::test_backend::{read_request, start_raw, wait_until};
 
 #[test]
@@ -149,9 +149,9 @@ fn nothing_sent_on_a_closed_idle_connection_is_repeated() {
 struct PanickingConnector;
 
 impl Connector for PanickingConnector {
-    type Out = TcpConnection;
+    type Out = BackendConnection;
 
-    fn connect(&self, _: &ConnectionDetails, _: Option<()>) -> Result<Option<TcpConnection>, ureq::Error> {
+    fn connect(&self, _: &ConnectionDetails, _: Option<()>) -> Result<Option<BackendConnection>, ureq::Error> {
         panic!("an odd answer")
     }
 }

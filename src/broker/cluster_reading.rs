@@ -1,0 +1,72 @@
+//! What a monitor reads of a cluster beside the ends of the logs: topics with their ids, and consumer groups.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{MetadataError, Offset, PartitionInfo, TopicId, TopicPartition};
+
+/// A topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// Its id: a topic that is deleted and created again has another one. `None` if the broker (before Kafka 2.8) or
+    /// the engine has no topic ids.
+    pub id: Option<TopicId>,
+    /// Its partitions, sorted by number.
+    pub partitions: Vec<PartitionInfo>,
+}
+
+/// The state of a consumer group, as far as its members are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupState {
+    /// It has members, or is assigning partitions to them.
+    Active,
+    /// It has no members.
+    Empty,
+    /// The broker (before Kafka 2.6) does not return the state in lists.
+    Unknown,
+}
+
+/// A consumer group in the list of all groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedGroup {
+    /// The group id.
+    pub name: Arc<str>,
+    /// Whether it has members.
+    pub state: GroupState,
+}
+
+/// The consumer groups of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupListing {
+    /// The groups of the brokers that responded.
+    pub groups: Vec<ListedGroup>,
+    /// Why groups may be missing; empty if the list is complete.
+    pub failures: Vec<String>,
+}
+
+/// The members of a consumer group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupDescription {
+    /// Number of the members.
+    pub member_count: usize,
+    /// The member that has each assigned partition, by its client id and host.
+    pub owners: Vec<(TopicPartition, Arc<str>)>,
+}
+
+/// Reads the consumer groups of a cluster. Used by one thread; every call returns at its deadline, and a broker that
+/// does not respond delays its own groups only.
+pub trait GroupReader: Send {
+    /// Returns all groups of consumers.
+    fn list(&mut self, deadline: Instant) -> GroupListing;
+
+    /// Returns the committed offsets of each group, in the same order; each can fail by itself.
+    fn committed(
+        &mut self,
+        groups: &[Arc<str>],
+        deadline: Instant,
+    ) -> Vec<Result<Vec<(TopicPartition, Offset)>, MetadataError>>;
+
+    /// Returns the members of each group, in the same order; each can fail by itself. A group that does not exist has
+    /// no members.
+    fn describe(&mut self, groups: &[Arc<str>], deadline: Instant) -> Vec<Result<GroupDescription, MetadataError>>;
+}

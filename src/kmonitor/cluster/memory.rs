@@ -1,0 +1,60 @@
+//! What one cycle of a poller leaves to the next: names, addresses, and whether the sources can be read.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::keeper::Keeper;
+use crate::kmonitor::names::{LoggedOnce, NameInterner};
+use crate::kmonitor::zookeeper_source::ZookeeperSource;
+
+/// What one cycle leaves to the next.
+#[derive(Default)]
+pub(in crate::kmonitor) struct Memory {
+    pub(super) names: NameInterner,
+    pub(super) logged: LoggedOnce,
+    pub(super) hosts: Vec<String>,
+    pub(super) zookeeper: SourceState,
+    pub(super) kafka: SourceState,
+    /// When the brokers responded last, and why they did not since.
+    pub(super) brokers: SourceState,
+    /// Since when, by the wall clock, the trouble lasts.
+    pub(super) trouble_since: Option<SystemTime>,
+    pub(super) last_cycle: Option<Duration>,
+    pub(super) published: Option<Instant>,
+}
+
+/// Whether a source can be read.
+#[derive(Default)]
+pub(super) struct SourceState {
+    pub(super) read: Option<Instant>,
+    pub(super) failure: Option<String>,
+}
+
+impl Memory {
+    pub(super) fn has_failed_source(&self) -> bool {
+        self.zookeeper.failure.is_some() || self.kafka.failure.is_some()
+    }
+
+    pub(super) fn zookeeper_source<'a>(&'a mut self, keeper: &'a dyn Keeper) -> ZookeeperSource<'a> {
+        ZookeeperSource { keeper, names: &mut self.names, logged: &mut self.logged, request_count: 0 }
+    }
+}
+
+impl SourceState {
+    pub(super) fn succeeded(&mut self) {
+        (self.read, self.failure) = (Some(Instant::now()), None);
+    }
+
+    pub(super) fn failed(&mut self, cause: String) {
+        self.failure = Some(cause);
+    }
+
+    /// Why it was not read for too long.
+    pub(super) fn cause(&self) -> String {
+        let age = self.read.map(|read| format!("not read for {} s", read.elapsed().as_secs()));
+        self.failure.clone().or(age).unwrap_or_else(|| "not read yet".to_owned())
+    }
+
+    pub(super) fn is_fresh(&self, fresh: Duration) -> bool {
+        self.read.is_some_and(|read| read.elapsed() <= fresh)
+    }
+}

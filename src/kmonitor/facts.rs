@@ -1,0 +1,415 @@
+//! What is known of one place now, and the limits by which it is judged. Pure data.
+//!
+//! A *place* is one partition of one topic as one module consumes it, by one source of stored offsets. The poller of a
+//! cluster fills a [`Facts`] for each place at each cycle; `verdict` judges it, and `sentence` puts it into words. Both
+//! read nothing else, so a verdict and its reason cannot disagree.
+//!
+//! Ages and durations are computed from a clock that is never set; the wall clock is only for display.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::broker::Offset;
+
+/// Where the stored offsets of a module are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Source {
+    /// In ZooKeeper, below `/consumers/MODULE/offsets`.
+    Zookeeper,
+    /// In Kafka, as committed offsets of a consumer group.
+    Kafka,
+}
+
+/// The state of a place or a module, from the best to the worst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Verdict {
+    /// Nothing waits, or what waits is being pushed.
+    Ok,
+    /// Messages are pushed, but later than the limit.
+    Lagging,
+    /// The offsets could not be read for a while, or cannot be read at all.
+    Unknown,
+    /// The stored offset went back, or the topic was created again: messages are pushed a second time.
+    Rewound,
+    /// Somebody owns the partition, but nothing is pushed.
+    Stalled,
+    /// Nobody pushes the partition.
+    Stopped,
+}
+
+/// The stored offset of a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// Offset of the next message to be pushed.
+    Offset(Offset),
+    /// There is no node or no committed offset, or it is -1.
+    Nothing,
+    /// The stored text is not an offset.
+    Unreadable(Arc<str>),
+    /// Reading it is denied; the text names what is denied.
+    Refused(Arc<str>),
+}
+
+/// Who owns the partition for the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// This member of the module.
+    Named(Arc<str>),
+    /// Nobody, for this time; `None` if it is not known for how long.
+    Nobody {
+        /// Time since the partition was seen without an owner.
+        since: Option<Duration>,
+    },
+    /// The consumer does not register owners.
+    Unsupported,
+    /// The owner has not been read.
+    Unknown,
+}
+
+/// The log of the partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LogState {
+    /// Both ends as last read; `log_age` is their age.
+    Known {
+        /// Offset of the first message that is still stored.
+        oldest: Offset,
+        /// Offset that the next appended message will get.
+        newest: Offset,
+    },
+    /// The topic or partition does not exist any more; confirmed.
+    Gone,
+    /// The ends were never read.
+    Unknown(UnknownReason),
+}
+
+/// Why a number could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum UnknownReason {
+    /// The first reading has not ended.
+    NotReadYet,
+    /// ZooKeeper or the group coordinator does not answer.
+    SourceSilent {
+        /// Time since the last answer.
+        since: Duration,
+        /// What went wrong last.
+        cause: Arc<str>,
+    },
+    /// The broker that leads the partition does not answer.
+    LeaderSilent {
+        /// Id of the broker.
+        broker: i32,
+    },
+    /// The partition has no leader.
+    NoLeader,
+    /// kmonitor may not describe the topic or the group.
+    NotAuthorized,
+    /// No broker accepts this name of a topic.
+    InvalidTopic,
+    /// No broker was found, or none answers.
+    NoBroker,
+    /// Another error of the broker, in its words.
+    Failed(Arc<str>),
+}
+
+/// A stored offset that became smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WentBack {
+    /// The stored offset before.
+    pub from: Offset,
+    /// The stored offset after.
+    pub to: Offset,
+    /// Time since then.
+    pub ago: Duration,
+}
+
+/// How many seconds a place is behind: the age of its first waiting message.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Behind {
+    /// The seconds, or the smallest number that is certain.
+    pub seconds: f64,
+    /// Whether it may be more.
+    pub at_least: bool,
+    /// Where the number is from: `history`, the readings of the end of the log.
+    pub from: &'static str,
+}
+
+/// All that is known of one place.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Facts {
+    /// The stored offset as last read.
+    pub stored: Stored,
+    /// Age of that reading; `None` if there was none.
+    pub stored_age: Option<Duration>,
+    /// Why the stored offset could not be read lately; `None` if the last attempt succeeded.
+    pub stored_unknown: Option<UnknownReason>,
+    /// The log as last read.
+    pub log: LogState,
+    /// Age of that reading; `None` if there was none.
+    pub log_age: Option<Duration>,
+    /// Why the ends could not be read lately; `None` if the last attempt succeeded.
+    pub log_unknown: Option<UnknownReason>,
+    /// The topic was created again, and the stored offset is of the old one: the id of the topic changed, or the stored
+    /// offset was beyond the newest one in two readings although the leader was not just elected (the log may end earlier
+    /// for a moment then).
+    pub recreated: bool,
+    /// The last time the stored offset became smaller.
+    pub went_back: Option<WentBack>,
+    /// Time since the stored offset changed; `None` if it is not known to have changed.
+    pub moved_ago: Option<Duration>,
+    /// Whether `moved_ago` may be more, because no change was seen yet.
+    pub moved_at_least: bool,
+    /// Time since the stored offset was written, even with the same value.
+    pub written_ago: Option<Duration>,
+    /// Messages appended since the stored offset changed.
+    pub came_in: u64,
+    /// Who owns the partition.
+    pub owner: Owner,
+    /// Number of live members of the module; `None` if unknown.
+    pub members: Option<u32>,
+    /// Time since the module was seen without any live member; `None` while there is one, or if unknown.
+    pub nobody_there_for: Option<Duration>,
+    /// How long the first waiting message has been waiting; `None` if none waits or it is unknown.
+    pub waiting_for: Option<Duration>,
+    /// Whether `waiting_for` may be more.
+    pub waiting_at_least: bool,
+    /// How many seconds the place is behind.
+    pub behind: Option<Behind>,
+    /// The delay a minute ago.
+    pub delay_1m_ago: Option<u64>,
+    /// The delay five minutes ago.
+    pub delay_5m_ago: Option<u64>,
+    /// A probe found nothing that a consumer could deliver between the stored and the newest offset: only transaction
+    /// markers and aborted messages.
+    pub undeliverable: bool,
+    /// The module pushes another topic now.
+    pub left_behind: bool,
+}
+
+/// When a place gets which verdict. From the configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Limits {
+    /// Numbers older than this are unknown (`base.fresh_for_ms`, or three cycles if they take longer).
+    pub fresh_for: Duration,
+    /// STOPPED: no live member for this time while messages wait.
+    pub stopped_after: Duration,
+    /// STOPPED: live members, but none owns the partition for this time while messages wait.
+    pub unowned_after: Duration,
+    /// STALLED: the stored offset has not moved for this time while messages wait.
+    pub stalled_after: Duration,
+    /// LAGGING: this many seconds behind; `None` switches it off.
+    pub lagging_seconds: Option<f64>,
+    /// LAGGING: this many messages behind; `None` switches it off.
+    pub lagging_messages: Option<u64>,
+    /// REWOUND lasts this long after the stored offset went back.
+    pub rewound_for: Duration,
+    /// LAGGING lasts at least this long.
+    pub calm: Duration,
+    /// Readings in a row that a worse verdict needs.
+    pub confirm: u8,
+}
+
+/// A point in time by both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moment {
+    /// For durations.
+    pub at: Instant,
+    /// For display.
+    pub wall: SystemTime,
+}
+
+impl Moment {
+    /// Returns the present moment.
+    pub(super) fn now() -> Self {
+        Moment { at: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            fresh_for: Duration::from_secs(15),
+            stopped_after: Duration::from_secs(15),
+            unowned_after: Duration::from_secs(45),
+            stalled_after: Duration::from_secs(45),
+            lagging_seconds: Some(60.0),
+            lagging_messages: None,
+            rewound_for: Duration::from_secs(300),
+            calm: Duration::from_secs(30),
+            confirm: 2,
+        }
+    }
+}
+
+impl Facts {
+    /// The facts of a place of which nothing has been read.
+    pub(super) fn unread() -> Self {
+        Facts {
+            stored: Stored::Nothing,
+            stored_age: None,
+            stored_unknown: Some(UnknownReason::NotReadYet),
+            log: LogState::Unknown(UnknownReason::NotReadYet),
+            log_age: None,
+            log_unknown: Some(UnknownReason::NotReadYet),
+            recreated: false,
+            went_back: None,
+            moved_ago: None,
+            moved_at_least: false,
+            written_ago: None,
+            came_in: 0,
+            owner: Owner::Unknown,
+            members: None,
+            nobody_there_for: None,
+            waiting_for: None,
+            waiting_at_least: false,
+            behind: None,
+            delay_1m_ago: None,
+            delay_5m_ago: None,
+            undeliverable: false,
+            left_behind: false,
+        }
+    }
+}
+
+/// Returns the number of messages that are still to be pushed: from the stored offset, or from the oldest message if
+/// retention deleted what follows the stored offset or if the topic was created again, to the newest. `None` if a
+/// number is missing or nothing was ever stored.
+pub(super) fn delay(facts: &Facts) -> Option<u64> {
+    let (Stored::Offset(stored), LogState::Known { oldest, newest }) = (&facts.stored, &facts.log) else { return None };
+    let from = if facts.recreated { *oldest } else { *oldest.max(stored) };
+    Some(distance(from, *newest))
+}
+
+/// Returns the number of messages that retention deleted before they were pushed.
+pub(super) fn lost(facts: &Facts) -> u64 {
+    match (&facts.stored, &facts.log) {
+        (Stored::Offset(stored), LogState::Known { oldest, .. }) if !facts.recreated => distance(*stored, *oldest),
+        _ => 0,
+    }
+}
+
+/// Returns the messages that wait: the delay, or, if nothing was ever stored, all messages of the log.
+pub(super) fn waiting(facts: &Facts) -> Option<u64> {
+    match (&facts.stored, &facts.log) {
+        (Stored::Nothing, LogState::Known { oldest, newest }) => Some(distance(*oldest, *newest)),
+        _ => delay(facts),
+    }
+}
+
+fn distance(from: Offset, to: Offset) -> u64 {
+    u64::try_from(to.saturating_sub(from)).unwrap_or(0)
+}
+
+impl Source {
+    /// The word in answers and labels.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Source::Zookeeper => "zookeeper",
+            Source::Kafka => "kafka",
+        }
+    }
+}
+
+impl Verdict {
+    /// All verdicts, from the best to the worst.
+    pub(super) const ALL: [Verdict; 6] =
+        [Verdict::Ok, Verdict::Lagging, Verdict::Unknown, Verdict::Rewound, Verdict::Stalled, Verdict::Stopped];
+
+    /// 0 for the best to 5 for the worst; also the value of the metric.
+    pub(super) fn severity(self) -> u8 {
+        self as u8
+    }
+
+    /// The word in answers and on the page.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Verdict::Ok => "OK",
+            Verdict::Lagging => "LAGGING",
+            Verdict::Unknown => "UNKNOWN",
+            Verdict::Rewound => "REWOUND",
+            Verdict::Stalled => "STALLED",
+            Verdict::Stopped => "STOPPED",
+        }
+    }
+
+    /// Returns the verdict of a word, in any case of letters.
+    pub(super) fn parse(word: &str) -> Option<Verdict> {
+        Verdict::ALL.into_iter().find(|verdict| verdict.word().eq_ignore_ascii_case(word))
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.word())
+    }
+}
+
+impl UnknownReason {
+    /// The code in answers and labels.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            UnknownReason::NotReadYet => "not_read_yet",
+            UnknownReason::SourceSilent { .. } => "source_silent",
+            UnknownReason::LeaderSilent { .. } => "leader_silent",
+            UnknownReason::NoLeader => "no_leader",
+            UnknownReason::NotAuthorized => "not_authorized",
+            UnknownReason::InvalidTopic => "invalid_topic",
+            UnknownReason::NoBroker => "no_broker",
+            UnknownReason::Failed(_) => "failed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(stored: Offset, oldest: Offset, newest: Offset) -> Facts {
+        Facts { stored: Stored::Offset(stored), log: LogState::Known { oldest, newest }, ..Facts::unread() }
+    }
+
+    #[test]
+    fn a_delay_counts_only_messages_that_can_still_be_pushed() {
+        for (stored, oldest, newest, waits, deleted) in [
+            (3, 0, 15, 12, 0),
+            (15, 0, 15, 0, 0),
+            (3, 10, 15, 5, 7),
+            (3, 15, 15, 0, 12),
+            (20, 0, 15, 0, 0),
+            (0, 0, Offset::MAX, Offset::MAX as u64, 0),
+            (Offset::MIN, Offset::MAX, Offset::MAX, 0, Offset::MAX as u64),
+        ] {
+            let facts = facts(stored, oldest, newest);
+            assert_eq!((delay(&facts), lost(&facts)), (Some(waits), deleted), "{stored} {oldest} {newest}");
+        }
+        let recreated = Facts { recreated: true, ..facts(5000, 2, 120) };
+        assert_eq!((delay(&recreated), lost(&recreated)), (Some(118), 0), "all of the new topic is pushed");
+        let recreated = Facts { recreated: true, ..facts(1, 2, 120) };
+        assert_eq!((delay(&recreated), lost(&recreated)), (Some(118), 0), "also where the old offset is in it");
+    }
+
+    #[test]
+    fn without_both_numbers_there_is_no_delay() {
+        let known = LogState::Known { oldest: 5, newest: 15 };
+        for stored in [Stored::Nothing, Stored::Unreadable("abc".into()), Stored::Refused("/consumers/m".into())] {
+            let facts = Facts { stored: stored.clone(), log: known.clone(), ..Facts::unread() };
+            assert_eq!((delay(&facts), lost(&facts)), (None, 0));
+            let all = if stored == Stored::Nothing { Some(10) } else { None };
+            assert_eq!(waiting(&facts), all, "a module that never stored has the whole log before it");
+        }
+        for log in [LogState::Gone, LogState::Unknown(UnknownReason::NoLeader)] {
+            let facts = Facts { stored: Stored::Offset(3), log, ..Facts::unread() };
+            assert_eq!((delay(&facts), lost(&facts), waiting(&facts)), (None, 0, None));
+        }
+    }
+
+    #[test]
+    fn verdicts_are_ordered_by_severity_and_have_words() {
+        assert!(Verdict::ALL.is_sorted());
+        for (severity, verdict) in Verdict::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(verdict.severity()), severity);
+            assert_eq!(Verdict::parse(&verdict.to_string().to_lowercase()), Some(verdict));
+        }
+        assert_eq!(Verdict::parse("fine"), None);
+    }
+}

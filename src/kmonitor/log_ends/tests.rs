@@ -1,0 +1,171 @@
+//! Tests of the log reader with a broker in memory.
+
+use super::*;
+use crate::broker::Offset;
+use crate::broker::in_memory::MemoryBroker;
+use crate::locks::lock;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+fn at(topic: &str, partition: PartitionId) -> TopicPartition {
+    TopicPartition { topic: topic.into(), partition }
+}
+
+fn hosts(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn counted(broker: &MemoryBroker) -> (LogReader, Arc<AtomicUsize>) {
+    let (broker, count) = (broker.clone(), Arc::new(AtomicUsize::new(0)));
+    let counter = Arc::clone(&count);
+    let connect = move |_: &[String]| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(broker.log_ends()) as Box<dyn LogEnds>)
+    };
+    (LogReader::new(Box::new(connect)), count)
+}
+
+fn topics(names: &[&str]) -> BTreeSet<Arc<str>> {
+    names.iter().map(|name| Arc::from(*name)).collect()
+}
+
+fn read(reader: &mut LogReader, wanted: &[TopicPartition], now: Instant) -> Vec<LogReading> {
+    let names: BTreeSet<_> = wanted.iter().map(|at| Arc::clone(&at.topic)).collect();
+    reader.look_up(&hosts(&["b:1"]), &names, now).unwrap();
+    reader.ranges(wanted, now)
+}
+
+fn range(oldest: Offset, newest: Offset) -> LogReading {
+    LogReading::Range(LogRange { oldest, newest, stable: newest })
+}
+
+#[test]
+fn an_absence_counts_after_two_answers_ten_seconds_apart() {
+    let broker = MemoryBroker::new();
+    broker.create_topic("t", 2);
+    broker.put("t", 0, None, b"x");
+    broker.set_broken(&at("t", 1), Some("no leader"));
+    let (mut reader, _) = counted(&broker);
+    let wanted = [at("t", 0), at("t", 1), at("t", 2), at("old", 0)];
+    let start = Instant::now();
+    let unknown = |text: &str| LogReading::Unknown(UnknownReason::Failed(text.into()));
+    let broken = unknown("t/1: no leader");
+    for second in [0, 1, 9] {
+        let readings = read(&mut reader, &wanted, start + Duration::from_secs(second));
+        let expected = [
+            range(0, 1),
+            broken.clone(),
+            unknown("partition t/2 does not exist, by one answer so far"),
+            unknown("topic old does not exist, by one answer so far"),
+        ];
+        assert_eq!(readings, expected, "after {second} s");
+    }
+    // A broker that does not know the topic for a moment makes no topic gone.
+    let readings = read(&mut reader, &wanted, start + Duration::from_secs(11));
+    assert_eq!(readings, [range(0, 1), broken, LogReading::Gone, LogReading::Gone]);
+    broker.create_topic("old", 1);
+    let readings = read(&mut reader, &wanted, start + Duration::from_secs(22));
+    assert_eq!(readings[3], range(0, 0));
+    assert_eq!(reader.partitions("old").collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn another_answer_in_between_begins_the_count_of_an_absence_again() {
+    let broker = MemoryBroker::new();
+    let (mut reader, _) = counted(&broker);
+    let start = Instant::now();
+    let is_gone = |reader: &mut LogReader, second| {
+        read(reader, &[at("t", 0)], start + Duration::from_secs(second)) == [LogReading::Gone]
+    };
+    assert!(!is_gone(&mut reader, 0));
+    broker.create_topic("t", 1);
+    assert!(!is_gone(&mut reader, 5));
+    broker.recreate_topic("other", 1);
+    let (mut emptied, _) = counted(&MemoryBroker::new());
+    std::mem::swap(&mut reader.connect, &mut emptied.connect);
+    reader.connected = None;
+    assert!(!is_gone(&mut reader, 16), "the first answer after the topic was seen");
+    assert!(!is_gone(&mut reader, 20));
+    assert!(is_gone(&mut reader, 27));
+}
+
+#[test]
+fn a_client_is_kept_until_no_broker_responds_or_all_addresses_change() {
+    let broker = MemoryBroker::new();
+    broker.create_topic("t", 1);
+    let (mut reader, connections) = counted(&broker);
+    let (start, wanted) = (Instant::now(), topics(&["t"]));
+    let mut look_up = |addresses: &[&str], second: u64| {
+        let outcome = reader.look_up(&hosts(addresses), &wanted, start + Duration::from_secs(second));
+        (outcome.is_ok(), connections.load(Ordering::Relaxed))
+    };
+    assert_eq!(look_up(&[], 0), (false, 0), "no broker is registered");
+    assert_eq!(look_up(&["b:1", "a:1"], 1), (true, 1));
+    assert_eq!(look_up(&["a:1"], 20), (true, 1));
+    broker.set_reachable(false);
+    assert_eq!(look_up(&["a:1"], 40), (false, 1));
+    broker.set_reachable(true);
+    assert_eq!(look_up(&["a:1"], 41), (true, 2));
+    assert_eq!(look_up(&["c:1"], 60), (true, 3));
+    let mut refused = LogReader::new(Box::new(|_| Err("no route".into())));
+    assert_eq!(refused.look_up(&hosts(&["b:1"]), &wanted, start), Err("no route".into()));
+    assert_eq!(refused.look_up(&hosts(&["b:1"]), &BTreeSet::new(), start), Ok(()));
+}
+
+/// Two leaders, of which one may be silent; notes which partitions are asked for.
+#[derive(Clone, Default)]
+struct TwoLeaders {
+    is_silent: Arc<Mutex<bool>>,
+    asked: Arc<Mutex<Vec<Vec<PartitionId>>>>,
+}
+
+impl LogEnds for TwoLeaders {
+    fn partitions(&mut self, _: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
+        Ok((0..4).map(|partition| PartitionInfo { partition, leader: Some(partition % 2) }).collect())
+    }
+
+    fn newest(&mut self, _: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
+        Vec::new()
+    }
+
+    fn range(&mut self, at: &TopicPartition) -> Result<LogRange, MetadataError> {
+        let is_silent = *lock(&self.is_silent);
+        match at.partition % 2 == 1 && is_silent {
+            true => Err(MetadataError::Unreachable("no response".into())),
+            false => Ok(LogRange { oldest: 0, newest: 7, stable: 7 }),
+        }
+    }
+
+    fn range_of_all(&mut self, wanted: &[TopicPartition], _: Instant) -> Vec<Result<LogRange, MetadataError>> {
+        let numbers = wanted.iter().map(|at| at.partition).collect();
+        lock(&self.asked).push(numbers);
+        wanted.iter().map(|at| self.range(at)).collect()
+    }
+}
+
+#[test]
+fn a_silent_leader_costs_its_own_partitions_and_is_asked_rarely_and_last() {
+    let leaders = TwoLeaders::default();
+    let source = leaders.clone();
+    let mut reader = LogReader::new(Box::new(move |_| Ok(Box::new(source.clone()))));
+    let wanted: Vec<_> = (0..4).map(|partition| at("t", partition)).collect();
+    let start = Instant::now();
+    let mut read_at = |second: u64| {
+        let readings = read(&mut reader, &wanted, start + Duration::from_secs(second));
+        let asked = std::mem::take(&mut *lock(&leaders.asked));
+        let silent = LogReading::Unknown(UnknownReason::LeaderSilent { broker: 1 });
+        let is_silent: Vec<_> = readings.iter().map(|reading| *reading == silent).collect();
+        assert!(readings.iter().zip(&is_silent).all(|(reading, silent)| *silent || *reading == range(0, 7)));
+        (is_silent, asked)
+    };
+    let set_silent = |is_silent| *lock(&leaders.is_silent) = is_silent;
+    set_silent(true);
+    let half = vec![false, true, false, true];
+    assert_eq!(read_at(0), (half.clone(), vec![vec![0, 1, 2, 3]]));
+    assert_eq!(read_at(1), (half.clone(), vec![vec![0, 2]]));
+    assert_eq!(read_at(6), (half.clone(), vec![vec![0, 2], vec![1, 3]]));
+    set_silent(false);
+    assert_eq!(read_at(7), (half, vec![vec![0, 2]]));
+    assert_eq!(read_at(12), (vec![false; 4], vec![vec![0, 2], vec![1, 3]]));
+    assert_eq!(read_at(13), (vec![false; 4], vec![vec![0, 1, 2, 3]]));
+}

@@ -1,0 +1,100 @@
+//! What stands above the rows: the title, and for each cluster its verdicts and the age of its numbers.
+
+use std::fmt::Write;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::html::assets::assets;
+use crate::html::{Count, Encoded, Span, Text, Utc};
+use crate::kmonitor::facts::{Moment, Verdict};
+use crate::kmonitor::view::{ClusterView, View};
+
+use super::VerdictWord;
+
+/// A cluster is late if it published nothing for this number of its cycles, and for [`LATE_AFTER`].
+const LATE_CYCLES: u32 = 3;
+
+/// The shortest time after which a cluster is late.
+const LATE_AFTER: Duration = Duration::from_secs(15);
+
+/// An oldest number is mentioned if it is older than the reading by this time: places in which nothing happens are read
+/// less often.
+const MENTIONED_AFTER: Duration = Duration::from_secs(20);
+
+/// Returns the title of the page, which a browser shows where the page itself is not seen: the worst verdict.
+pub(super) fn title(view: &View) -> String {
+    let modules = || view.clusters.iter().flat_map(|cluster| &cluster.modules);
+    let worst = modules().map(|module| module.verdict).max().filter(|worst| *worst != Verdict::Ok);
+    match worst {
+        Some(worst) => {
+            let count = modules().filter(|module| module.verdict == worst).count();
+            format!("{} {worst} · kmonitor", Count(count as u64))
+        }
+        None if view.clusters.iter().any(|cluster| !cluster.known) => "UNKNOWN · kmonitor".to_owned(),
+        None => "OK · kmonitor".to_owned(),
+    }
+}
+
+/// Returns whether the numbers of the cluster are older than they should be, for instance because its poller hangs.
+pub(super) fn is_late(cluster: &ClusterView, now: Moment) -> bool {
+    let limit = cluster.cycle.unwrap_or_default().saturating_mul(LATE_CYCLES).max(LATE_AFTER);
+    !cluster.known || limit < now.at.saturating_duration_since(cluster.published)
+}
+
+/// Renders the list of clusters. Its attributes are what the script needs to know of a page.
+pub(super) fn clusters(view: &View, now: Moment) -> String {
+    // The style sheet and the script belong to the page, so a page of another version has other paths.
+    let version = format!("{} {}", assets().script.path, assets().style.path);
+    let mut list = format!(
+        "<ul class=\"clusters\" id=\"summary\" data-now=\"{}\" data-title=\"{}\" data-version=\"{version}\">",
+        Utc(now.wall),
+        Text(&title(view)),
+    );
+    for cluster in &view.clusters {
+        // The filter has the numbers of all clusters, so of an only one, too.
+        list += &item(cluster, 1 < view.clusters.len(), now);
+    }
+    list + "</ul>"
+}
+
+fn item(cluster: &ClusterView, with_counts: bool, now: Moment) -> String {
+    let mut counts = [0_u64; 6];
+    for module in cluster.modules.iter().filter(|_| with_counts) {
+        counts[usize::from(module.verdict.severity())] += 1;
+    }
+    let name = Text(&cluster.name);
+    let mut item = format!("<li><a class=\"name\" href=\"/?cluster={}\">{name}</a>", Encoded(&cluster.name));
+    let bad = Verdict::ALL.into_iter().skip(1).rev();
+    for verdict in bad.chain([Verdict::Ok]).filter(|verdict| counts[usize::from(verdict.severity())] > 0) {
+        let count = Count(counts[usize::from(verdict.severity())]);
+        write!(item, "<span>{} <span class=\"number\">{count}</span></span>", VerdictWord(verdict))
+            .expect("writing into memory does not fail");
+    }
+    item + &age(cluster, now) + "</li>"
+}
+
+/// Says when the cluster was read, and how old its oldest number is.
+fn age(cluster: &ClusterView, now: Moment) -> String {
+    if cluster.oldest_read.is_none() && !cluster.known {
+        return "<span class=\"age late\">not read yet</span>".to_owned();
+    }
+    let class = if is_late(cluster, now) { "age late" } else { "age" };
+    let mut text = format!("<span class=\"{class}\">read {} ago", ago(cluster.published, now));
+    if let Some(oldest) = cluster.oldest_read
+        && MENTIONED_AFTER < cluster.published.saturating_duration_since(oldest)
+    {
+        write!(text, ", oldest number {}", ago(oldest, now)).expect("writing into memory does not fail");
+    }
+    text + "</span>"
+}
+
+/// Returns the time since `at` as an element that the script keeps current.
+pub(super) fn ago(at: Instant, now: Moment) -> String {
+    let age = now.at.saturating_duration_since(at);
+    since(now.wall.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH), now)
+}
+
+/// Returns the time since `at` as an element that the script keeps current.
+pub(super) fn since(at: SystemTime, now: Moment) -> String {
+    let age = now.wall.duration_since(at).unwrap_or_default();
+    format!("<time datetime=\"{}\">{}</time>", Utc(at), Span(age))
+}

@@ -1,0 +1,328 @@
+//! The table of a cluster: every place (a partition of a topic of a module, by source), with what was seen of it.
+//!
+//! The poller enters readings; [`Places::publish`](publish) judges each place and makes the view that all answers are
+//! made of. What is known is kept, with its age, when it cannot be read: how old a number may be is for the judge.
+//!
+//! - [`place`], [`log`]: what was seen of one place and of one log.
+//! - [`counting`]: which of the topics and sources of a module it pushes now.
+//! - [`polling`]: what to read next. [`probing`]: where to look whether anything can be delivered.
+//! - [`publish`]: the facts, the verdicts and the view.
+
+mod counting;
+mod log;
+mod place;
+mod polling;
+mod probing;
+mod publish;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::broker::{GroupDescription, PartitionId, TopicPartition};
+
+use super::facts::{Moment, Owner, Source, Stored};
+use super::log_ends::{LogReader, LogReading};
+use super::rates::Rates;
+use super::readings::{ModuleKey, ModuleReading, PlaceReading};
+use super::sparkline::Sparkline;
+
+use log::Log;
+use place::Place;
+pub(super) use publish::ClusterState;
+
+/// The places of one cluster.
+pub(super) struct Places {
+    cluster: Arc<str>,
+    sources: Vec<Source>,
+    /// Modules whose offsets were not written for this time, and that nobody owns, are not shown.
+    forget_after: Option<Duration>,
+    /// A topic without an owner for this time is left behind if the module owns another one.
+    left_behind_after: Duration,
+    start: Moment,
+    modules: BTreeMap<ModuleKey, Module>,
+    logs: HashMap<TopicPartition, Log>,
+    /// The source that counts, of the modules that have two.
+    counted: HashMap<(Arc<str>, Arc<str>), Source>,
+    view_number: u64,
+}
+
+/// After which times a module or a topic does not count any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// See `forget_after_hours`; `None`: never.
+    pub forget_after: Option<Duration>,
+    /// See `left_behind_after_ms`.
+    pub left_behind_after: Duration,
+}
+
+/// A module by one source.
+#[derive(Default)]
+struct Module {
+    topics: BTreeMap<Arc<str>, ModuleTopic>,
+    /// Number of live members; `None` if unknown.
+    members: Option<u32>,
+    /// Whether it has any; for a Kafka group whose members were not read.
+    has_members: Option<bool>,
+    nobody_since: Option<Instant>,
+    /// When it was read last, or would have been read had it not been idle.
+    valid_at: Option<Instant>,
+    /// When it was read last.
+    read: Option<Instant>,
+    /// When reading it was tried last.
+    tried: Option<Instant>,
+    /// Why reading it failed the last time.
+    failure: Option<Arc<str>>,
+    /// What is denied.
+    refused: Option<Arc<str>>,
+    /// When the members of a Kafka group were read.
+    described: Option<Instant>,
+    /// Some end moved or something was odd since it was read.
+    is_active: bool,
+}
+
+/// A topic of a module.
+struct ModuleTopic {
+    places: BTreeMap<PartitionId, Place>,
+    refused: Option<Arc<str>>,
+    first_read: Instant,
+    /// When a partition had an owner last.
+    owned: Option<Instant>,
+    is_left_behind: bool,
+    rates: Rates,
+    line: Sparkline,
+}
+
+impl Places {
+    /// Makes an empty table.
+    pub(super) fn new(cluster: Arc<str>, sources: Vec<Source>, times: Times) -> Self {
+        let Times { forget_after, left_behind_after } = times;
+        Places {
+            cluster,
+            sources,
+            forget_after,
+            left_behind_after,
+            start: Moment::now(),
+            modules: BTreeMap::new(),
+            logs: HashMap::new(),
+            counted: HashMap::new(),
+            view_number: 0,
+        }
+    }
+
+    fn elapsed(&self, now: Moment) -> Duration {
+        now.at.saturating_duration_since(self.start.at)
+    }
+
+    /// Forgets the modules of a source that are not in `names`, and returns the others.
+    pub(super) fn keep_only(&mut self, source: Source, names: &BTreeSet<Arc<str>>) {
+        self.modules.retain(|key, _| key.source != source || names.contains(&key.name));
+    }
+
+    /// Enters what was read of a module; `None` if it has neither offsets nor owners.
+    pub(super) fn record_module(&mut self, key: &ModuleKey, reading: Option<ModuleReading>, now: Moment) {
+        let Some(reading) = reading else {
+            self.modules.remove(key);
+            return;
+        };
+        let module = self.modules.entry(key.clone()).or_default();
+        let is_first = module.read.is_none();
+        if key.source == Source::Zookeeper {
+            // The members of a Kafka group are not part of the reading of its offsets.
+            module.set_members(reading.members, now.at);
+        }
+        (module.read, module.tried, module.valid_at) = (Some(now.at), Some(now.at), Some(now.at));
+        (module.failure, module.is_active) = (None, false);
+        module.refused = reading.refused;
+        if module.refused.is_some() {
+            // Which topics there are is not known now; what was known stays.
+            return;
+        }
+        module.topics.retain(|name, _| reading.topics.contains_key(name));
+        for (name, found) in reading.topics {
+            let topic = module.topics.entry(Arc::clone(&name)).or_insert_with(|| ModuleTopic::new(now.at));
+            topic.refused = found.refused;
+            if topic.refused.is_some() {
+                continue;
+            }
+            let other = PlaceReading::nothing(found.other_owner.unwrap_or(Owner::Unknown));
+            let at = |partition| TopicPartition { topic: Arc::clone(&name), partition };
+            for (partition, place) in &mut topic.places {
+                if !found.places.contains_key(partition) {
+                    place.record(&other, self.logs.get(&at(*partition)), false, now);
+                }
+            }
+            for (partition, reading) in &found.places {
+                let is_new = is_first || !topic.places.contains_key(partition);
+                let place = topic.places.entry(*partition).or_insert_with(|| Place::new(now));
+                place.record(reading, self.logs.get(&at(*partition)), is_new, now);
+            }
+            if found.places.values().any(|place| matches!(place.owner, Owner::Named(_))) {
+                topic.owned = Some(now.at);
+            }
+        }
+    }
+
+    /// Notes that a module could not be read.
+    pub(super) fn record_failure(&mut self, key: &ModuleKey, cause: &Arc<str>, now: Instant) {
+        let module = self.modules.entry(key.clone()).or_default();
+        (module.tried, module.failure) = (Some(now), Some(Arc::clone(cause)));
+    }
+
+    /// Notes that no module of a source could be read.
+    pub(super) fn record_source_failure(&mut self, source: Source, cause: &Arc<str>, now: Instant) {
+        for (_, module) in self.modules.iter_mut().filter(|(key, _)| key.source == source) {
+            (module.tried, module.failure) = (Some(now), Some(Arc::clone(cause)));
+        }
+    }
+
+    /// Notes that the idle modules of a source, which are not read in this cycle, are as they were.
+    pub(super) fn confirm_idle(&mut self, source: Source, now: Instant) {
+        let idle = self.modules.iter_mut().filter(|(key, module)| key.source == source && module.failure.is_none());
+        idle.filter(|(_, module)| !module.is_active && module.read.is_some()).for_each(|(_, module)| {
+            module.valid_at = Some(now);
+        });
+    }
+
+    /// Enters whether a Kafka group has members, as the list of groups says.
+    pub(super) fn record_members(&mut self, key: &ModuleKey, has_members: Option<bool>, now: Instant) {
+        let Some(module) = self.modules.get_mut(key) else { return };
+        match has_members {
+            Some(false) => {
+                module.set_members(Some(0), now);
+                let places = module.topics.values_mut().flat_map(|topic| topic.places.values_mut());
+                places.for_each(|place| place.set_owner(Owner::Nobody { since: None }, now));
+            }
+            Some(true) if module.members == Some(0) => {
+                module.set_members(None, now);
+                let places = module.topics.values_mut().flat_map(|topic| topic.places.values_mut());
+                places.for_each(|place| place.set_owner(Owner::Unknown, now));
+            }
+            _ => {}
+        }
+        module.has_members = has_members;
+    }
+
+    /// Enters the members of a Kafka group and what is assigned to them.
+    pub(super) fn record_description(&mut self, key: &ModuleKey, group: &GroupDescription, now: Instant) {
+        let Some(module) = self.modules.get_mut(key) else { return };
+        module.set_members(Some(u32::try_from(group.member_count).unwrap_or(u32::MAX)), now);
+        module.described = Some(now);
+        let owners: HashMap<&TopicPartition, &Arc<str>> = group.owners.iter().map(|(at, name)| (at, name)).collect();
+        for (topic, found) in &mut module.topics {
+            for (partition, place) in &mut found.places {
+                let at = TopicPartition { topic: Arc::clone(topic), partition: *partition };
+                let owner = owners.get(&at).map(|name| Owner::Named(Arc::clone(name)));
+                if owner.is_some() {
+                    found.owned = Some(now);
+                }
+                place.set_owner(owner.unwrap_or(Owner::Nobody { since: None }), now);
+            }
+        }
+    }
+
+    /// Adds the partitions of which a module has no stored offset, of the topics of which it has some, and drops those
+    /// that neither the module nor the topic has.
+    pub(super) fn complete(&mut self, key: &ModuleKey, reader: &LogReader, now: Moment) {
+        let Some(module) = self.modules.get_mut(key) else { return };
+        for (name, topic) in module.topics.iter_mut().filter(|(_, topic)| !topic.places.is_empty()) {
+            let partitions: BTreeSet<PartitionId> = reader.partitions(name).collect();
+            if partitions.is_empty() {
+                continue;
+            }
+            topic.places.retain(|partition, place| {
+                partitions.contains(partition) || place.stored != Stored::Nothing || place.owner_name().is_some()
+            });
+            let owner = topic.places.values().map(|place| place.owner(now.at)).find(|owner| !is_named(owner));
+            for partition in partitions {
+                topic.places.entry(partition).or_insert_with(|| {
+                    let mut place = Place::new(now);
+                    place.record(&PlaceReading::nothing(owner.clone().unwrap_or(Owner::Unknown)), None, true, now);
+                    place
+                });
+            }
+        }
+    }
+
+    /// Returns the topics of all modules.
+    pub(super) fn topics(&self) -> BTreeSet<Arc<str>> {
+        self.modules.values().flat_map(|module| module.topics.keys()).cloned().collect()
+    }
+
+    /// Returns the logs of these modules.
+    pub(super) fn logs_of<'a>(&self, keys: impl IntoIterator<Item = &'a ModuleKey>) -> BTreeSet<TopicPartition> {
+        let modules = keys.into_iter().filter_map(|key| self.modules.get(key));
+        let topics = modules.flat_map(|module| &module.topics);
+        let logs = topics.flat_map(|(name, topic)| {
+            topic.places.keys().map(|partition| TopicPartition { topic: Arc::clone(name), partition: *partition })
+        });
+        logs.collect()
+    }
+
+    /// Enters what was read of logs.
+    pub(super) fn record_logs(
+        &mut self,
+        readings: impl IntoIterator<Item = (TopicPartition, LogReading)>,
+        reader: &mut LogReader,
+        now: Moment,
+    ) {
+        let elapsed = self.elapsed(now);
+        for (at, reading) in readings {
+            let topic_id = reader.topic_id(&at.topic);
+            let topic = Arc::clone(&at.topic);
+            if self.logs.entry(at).or_default().record(&reading, topic_id, now.at, elapsed) {
+                // It may be another topic of the same name.
+                reader.doubt(&topic);
+            }
+        }
+    }
+
+    /// Compares the stored offsets of these modules with the ends of the logs, which were read after them.
+    pub(super) fn compare<'a>(&mut self, keys: impl IntoIterator<Item = &'a ModuleKey>, now: Instant) {
+        for key in keys {
+            let Some(module) = self.modules.get_mut(key) else { continue };
+            for (name, topic) in &mut module.topics {
+                for (partition, place) in &mut topic.places {
+                    let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
+                    if let Some(log) = self.logs.get(&at) {
+                        place.compare(log, now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Forgets the logs that no place needs any more.
+    pub(super) fn sweep(&mut self) {
+        let wanted = self.logs_of(self.modules.keys());
+        self.logs.retain(|at, _| wanted.contains(at));
+    }
+}
+
+fn is_named(owner: &Owner) -> bool {
+    matches!(owner, Owner::Named(_))
+}
+
+impl Module {
+    fn set_members(&mut self, members: Option<u32>, now: Instant) {
+        (self.members, self.has_members) = (members, members.map(|count| 0 < count));
+        self.nobody_since = if members == Some(0) { self.nobody_since.or(Some(now)) } else { None };
+    }
+}
+
+impl ModuleTopic {
+    fn new(now: Instant) -> Self {
+        ModuleTopic {
+            places: BTreeMap::new(),
+            refused: None,
+            first_read: now,
+            owned: None,
+            is_left_behind: false,
+            rates: Rates::default(),
+            line: Sparkline::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

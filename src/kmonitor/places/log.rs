@@ -1,0 +1,84 @@
+//! One log: its ends as last read, and when its messages arrived.
+
+use std::time::{Duration, Instant};
+
+use crate::broker::{LogRange, Offset, TopicId};
+use crate::kmonitor::ends_history::EndsHistory;
+use crate::kmonitor::facts::UnknownReason;
+use crate::kmonitor::log_ends::LogReading;
+
+/// For this long after the newest offset has become smaller, a stored offset beyond it proves nothing: after an election
+/// the new leader may show an end that is too low for a moment (KIP-207).
+const SETTLES_AFTER: Duration = Duration::from_secs(30);
+
+/// A log of which some module has a stored offset or an owner.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    /// The oldest and the newest offset; `None` if they were never read.
+    pub(super) ends: Option<(Offset, Offset)>,
+    /// When they were read.
+    pub(super) read: Option<Instant>,
+    /// Why they could not be read lately.
+    pub(super) unknown: Option<UnknownReason>,
+    /// It does not exist; confirmed.
+    pub(super) is_gone: bool,
+    /// Id of the topic.
+    pub(super) topic_id: Option<TopicId>,
+    /// When its messages arrived.
+    pub(super) history: EndsHistory,
+    /// When the newest offset became smaller.
+    went_back: Option<Instant>,
+    /// Messages appended between the last two readings.
+    pub(super) came_in: u64,
+    /// The number of readings.
+    pub(super) reading_count: u64,
+}
+
+impl Log {
+    /// Enters a reading. Returns whether the newest offset became smaller.
+    pub(super) fn record(
+        &mut self,
+        reading: &LogReading,
+        topic_id: Option<TopicId>,
+        now: Instant,
+        elapsed: Duration,
+    ) -> bool {
+        self.came_in = 0;
+        match reading {
+            LogReading::Range(LogRange { oldest, newest, .. }) => {
+                if self.topic_id.is_some() && topic_id.is_some() && self.topic_id != topic_id {
+                    // The messages of the topic before say nothing about this one.
+                    self.history = EndsHistory::default();
+                    self.ends = None;
+                }
+                self.topic_id = topic_id.or(self.topic_id);
+                if let Some((_, before)) = self.ends {
+                    self.came_in = u64::try_from(newest - before).unwrap_or(0);
+                    if *newest < before {
+                        self.went_back = Some(now);
+                    }
+                }
+                self.history.record(elapsed, *newest);
+                (self.ends, self.read, self.unknown, self.is_gone) = (Some((*oldest, *newest)), Some(now), None, false);
+                self.reading_count += 1;
+            }
+            LogReading::Gone => {
+                let history = EndsHistory::default();
+                *self = Log {
+                    is_gone: true,
+                    read: Some(now),
+                    reading_count: self.reading_count,
+                    history,
+                    ..Log::default()
+                };
+            }
+            LogReading::Unknown(reason) => self.unknown = Some(reason.clone()),
+        }
+        self.went_back == Some(now)
+    }
+
+    /// Whether the newest offset can be trusted to be no temporary step back.
+    pub(super) fn is_settled(&self, now: Instant) -> bool {
+        self.went_back.is_none_or(|then| SETTLES_AFTER <= now.saturating_duration_since(then))
+    }
+}

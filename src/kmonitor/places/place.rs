@@ -1,0 +1,241 @@
+//! One place: what was seen of the stored offset of a partition and of its owner.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::broker::{Offset, TopicId};
+use crate::kmonitor::facts::{Moment, Owner, Stored, WentBack};
+use crate::kmonitor::probe::Finding;
+use crate::kmonitor::readings::PlaceReading;
+use crate::kmonitor::sparkline::Sparkline;
+use crate::kmonitor::verdict::Standing;
+
+use super::log::Log;
+
+/// Readings in a row with a stored offset beyond the newest one that prove that the topic was created again.
+const CONFIRM: u8 = 2;
+/// How far the clock of ZooKeeper may be off.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
+/// A place whose stored offset moved less long ago is not probed.
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+/// Time between two probes of a place that found nothing out.
+const PROBE_PAUSE: Duration = Duration::from_secs(60);
+/// Number of minutes whose delays are kept.
+const MINUTES: usize = 6;
+
+/// A partition of a topic of a module.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) stored: Stored,
+    /// When the place was read first.
+    first_read: Instant,
+    /// When the stored offset was seen to change.
+    pub(super) moved: Option<Instant>,
+    /// By how much it moved with the last reading.
+    pub(super) went_out: u64,
+    /// The newest offset up to which the messages that came in were counted.
+    counted_to: Option<Offset>,
+    /// By the clock of ZooKeeper.
+    written: Option<SystemTime>,
+    owner: Owner,
+    unowned_since: Option<Instant>,
+    went_back: Option<(Offset, Offset, Instant)>,
+    /// Id of the topic that the stored offset belongs to.
+    topic_id: Option<TopicId>,
+    /// Readings in a row with a stored offset beyond the newest one.
+    beyond_count: u8,
+    /// The number of the last reading of the log that was compared.
+    compared_reading: u64,
+    pub(super) is_recreated: bool,
+    /// The newest offset when the stored one changed.
+    newest_when_moved: Option<Offset>,
+    /// The delay at the end of each of the last minutes.
+    delays: [(u32, Option<u64>); MINUTES],
+    /// What a probe found, from the first waiting offset to the newest one.
+    probed: Option<(Offset, Offset, Finding)>,
+    /// When it was probed last.
+    probe_tried: Option<Instant>,
+    pub(super) standing: Standing,
+    pub(super) line: Sparkline,
+}
+
+impl Place {
+    pub(super) fn new(now: Moment) -> Self {
+        Place {
+            stored: Stored::Nothing,
+            first_read: now.at,
+            moved: None,
+            went_out: 0,
+            counted_to: None,
+            written: None,
+            owner: Owner::Unknown,
+            unowned_since: None,
+            went_back: None,
+            topic_id: None,
+            beyond_count: 0,
+            compared_reading: 0,
+            is_recreated: false,
+            newest_when_moved: None,
+            delays: [(u32::MAX, None); MINUTES],
+            probed: None,
+            probe_tried: None,
+            standing: Standing::unread(now),
+            line: Sparkline::default(),
+        }
+    }
+
+    /// Enters a reading of the stored offset and the owner. `log`: what was known of the log before.
+    pub(super) fn record(&mut self, reading: &PlaceReading, log: Option<&Log>, is_first: bool, now: Moment) {
+        self.went_out = 0;
+        if reading.written_ms.is_some() {
+            let since_1970 = reading.written_ms.and_then(|millis| u64::try_from(millis).ok());
+            self.written = since_1970.map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+        }
+        if self.stored != reading.stored {
+            if !is_first {
+                self.moved(&reading.stored, log, now.at);
+            }
+            self.stored = reading.stored.clone();
+            self.topic_id = reading.topic_id.or_else(|| log.and_then(|log| log.topic_id));
+            self.newest_when_moved = log.and_then(|log| log.ends).map(|(_, newest)| newest);
+            (self.beyond_count, self.is_recreated) = (0, false);
+        }
+        // What a reading does not say stays: the owners in a Kafka group are read apart.
+        if reading.owner != Owner::Unknown {
+            self.set_owner(reading.owner.clone(), now.at);
+        }
+    }
+
+    fn moved(&mut self, stored: &Stored, log: Option<&Log>, now: Instant) {
+        self.moved = Some(now);
+        let (Stored::Offset(from), Stored::Offset(to)) = (&self.stored, stored) else { return };
+        self.went_out = u64::try_from(to - from).unwrap_or(0);
+        // A pusher that begins a recreated topic at its beginning repeats nothing.
+        if to < from && !self.is_recreated && !log.is_some_and(|log| self.is_of_another_topic(log)) {
+            self.went_back = Some((*from, *to, now));
+        }
+    }
+
+    /// Sets the owner alone.
+    pub(super) fn set_owner(&mut self, owner: Owner, now: Instant) {
+        self.owner = owner;
+        self.unowned_since = match self.owner {
+            Owner::Nobody { .. } => self.unowned_since.or(Some(now)),
+            _ => None,
+        };
+    }
+
+    /// Compares the stored offset with a reading of the log that came after it.
+    pub(super) fn compare(&mut self, log: &Log, now: Instant) {
+        if self.topic_id.is_none() {
+            self.topic_id = log.topic_id;
+        }
+        if self.is_of_another_topic(log) {
+            self.is_recreated = true;
+        }
+        let Some(((_, newest), stored)) = log.ends.zip(self.offset()) else { return };
+        if self.newest_when_moved.is_none() {
+            self.newest_when_moved = Some(newest);
+        }
+        if stored <= newest {
+            self.beyond_count = 0;
+        } else if self.compared_reading < log.reading_count && log.is_settled(now) {
+            self.beyond_count = self.beyond_count.saturating_add(1);
+            self.is_recreated |= CONFIRM <= self.beyond_count;
+        }
+        self.compared_reading = log.reading_count;
+    }
+
+    fn is_of_another_topic(&self, log: &Log) -> bool {
+        self.topic_id.is_some() && log.topic_id.is_some() && self.topic_id != log.topic_id
+    }
+
+    pub(super) fn offset(&self) -> Option<Offset> {
+        if let Stored::Offset(offset) = self.stored { Some(offset) } else { None }
+    }
+
+    /// The owner, with the time since which there is none.
+    pub(super) fn owner(&self, now: Instant) -> Owner {
+        match &self.owner {
+            Owner::Nobody { .. } => {
+                Owner::Nobody { since: self.unowned_since.map(|then| now.saturating_duration_since(then)) }
+            }
+            owner => owner.clone(),
+        }
+    }
+
+    /// The name of the owner.
+    pub(super) fn owner_name(&self) -> Option<Arc<str>> {
+        if let Owner::Named(name) = &self.owner { Some(Arc::clone(name)) } else { None }
+    }
+
+    pub(super) fn went_back(&self, now: Instant) -> Option<WentBack> {
+        let (from, to, then) = self.went_back?;
+        Some(WentBack { from, to, ago: now.saturating_duration_since(then) })
+    }
+
+    /// Time since the stored offset was written, by the clock of ZooKeeper.
+    pub(super) fn written_ago(&self, wall: SystemTime) -> Option<Duration> {
+        Some(wall.duration_since(self.written?).unwrap_or_default())
+    }
+
+    /// Time since the stored offset changed, and whether it may be more.
+    pub(super) fn moved_ago(&self, now: Moment) -> (Duration, bool) {
+        if let Some(then) = self.moved {
+            return (now.at.saturating_duration_since(then), false);
+        }
+        // A claim writes the node without a change, so the change is no younger than the write.
+        let written = self.written_ago(now.wall).unwrap_or_default().saturating_sub(CLOCK_TOLERANCE);
+        (now.at.saturating_duration_since(self.first_read).max(written), true)
+    }
+
+    /// Messages appended since the stored offset changed.
+    pub(super) fn came_in(&self, newest: Offset) -> u64 {
+        self.newest_when_moved.map_or(0, |then| u64::try_from(newest.saturating_sub(then)).unwrap_or(0))
+    }
+
+    /// Returns the messages that came in since the last call.
+    pub(super) fn take_came_in(&mut self, newest: Option<Offset>) -> u64 {
+        let before = self.counted_to;
+        self.counted_to = newest.or(before);
+        newest.zip(before).map_or(0, |(newest, before)| u64::try_from(newest.saturating_sub(before)).unwrap_or(0))
+    }
+
+    /// Keeps the delay of now.
+    pub(super) fn keep_delay(&mut self, elapsed: Duration, delay: Option<u64>) {
+        let minute = u32::try_from(elapsed.as_secs() / 60).unwrap_or(u32::MAX);
+        self.delays[minute as usize % MINUTES] = (minute, delay);
+    }
+
+    /// The delay at the end of the minute that lies `minutes` before the present one.
+    pub(super) fn delay_before(&self, elapsed: Duration, minutes: u32) -> Option<u64> {
+        let minute = u32::try_from(elapsed.as_secs() / 60).unwrap_or(u32::MAX).checked_sub(minutes)?;
+        let (kept, delay) = self.delays[minute as usize % MINUTES];
+        delay.filter(|_| kept == minute)
+    }
+
+    /// Whether a probe found nothing to deliver between these offsets.
+    pub(super) fn is_undeliverable(&self, from: Offset, newest: Offset) -> bool {
+        self.probed == Some((from, newest, Finding::Nothing))
+    }
+
+    /// Whether a probe is worth its requests: nothing moves, and it is not known yet whether anything can be delivered.
+    pub(super) fn wants_probe(&self, from: Offset, newest: Offset, now: Moment) -> bool {
+        let is_known = self.probed.is_some_and(|(known_from, known_newest, finding)| {
+            known_from == from && (finding == Finding::Message || known_newest == newest)
+        });
+        let rests =
+            |then: Option<Instant>, pause| then.is_none_or(|then| pause <= now.at.saturating_duration_since(then));
+        !is_known && rests(self.moved, PROBE_AFTER) && rests(self.probe_tried, PROBE_PAUSE)
+    }
+
+    /// Notes that a probe is sent.
+    pub(super) fn probe_sent(&mut self, now: Instant) {
+        self.probe_tried = Some(now);
+    }
+
+    /// Enters what a probe found.
+    pub(super) fn record_probe(&mut self, from: Offset, newest: Offset, finding: Finding) {
+        (self.probed, self.probe_tried) = (Some((from, newest, finding)), None);
+    }
+}

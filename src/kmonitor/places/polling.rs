@@ -1,0 +1,115 @@
+//! What the poller needs to know of the places to decide what it reads next.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::broker::TopicPartition;
+use crate::kmonitor::facts::{Owner, Source, UnknownReason, Verdict};
+use crate::kmonitor::log_ends::LogReading;
+use crate::kmonitor::plan::Candidate;
+use crate::kmonitor::readings::ModuleKey;
+
+use super::{Module, Places};
+
+/// Requests for a module beside those for its topics: which topics have offsets and owners, and the members.
+const MODULE_REQUESTS: u64 = 3;
+/// Requests for a module that was never read, as an estimate.
+const NEW_MODULE_REQUESTS: u64 = 20;
+/// Shortest time between two readings of the members of a Kafka group.
+const DESCRIBE_PAUSE: Duration = Duration::from_secs(30);
+/// Age at which the owners of a Kafka group are unknown again.
+const DESCRIPTION_AGE: Duration = Duration::from_secs(90);
+
+impl Places {
+    /// Returns the modules of a source that could be read: those in `names`, and those in the table.
+    pub(in crate::kmonitor) fn candidates(
+        &self,
+        source: Source,
+        names: BTreeSet<Arc<str>>,
+        now: Instant,
+    ) -> Vec<Candidate<ModuleKey>> {
+        let known = self.modules.keys().filter(|key| key.source == source).cloned();
+        let keys: BTreeSet<_> = names.into_iter().map(|name| ModuleKey { name, source }).chain(known).collect();
+        let candidate = |key: ModuleKey| match self.modules.get(&key) {
+            None => Candidate { key, cost: new_cost(source), is_active: true, age: None },
+            Some(module) => Candidate {
+                cost: module.cost(source),
+                is_active: module.is_active || module.failure.is_some(),
+                age: module.tried.map(|then| now.saturating_duration_since(then)),
+                key,
+            },
+        };
+        keys.into_iter().map(candidate).collect()
+    }
+
+    /// Marks the modules as active whose logs have moved with the last reading.
+    pub(in crate::kmonitor) fn mark_active(&mut self, candidates: &mut [Candidate<ModuleKey>]) {
+        for candidate in candidates.iter_mut().filter(|candidate| !candidate.is_active) {
+            let Some(module) = self.modules.get(&candidate.key) else { continue };
+            let mut logs = module.topics.iter().flat_map(|(topic, found)| {
+                found.places.keys().map(|partition| TopicPartition { topic: Arc::clone(topic), partition: *partition })
+            });
+            candidate.is_active = logs.any(|at| self.logs.get(&at).is_none_or(|log| log.came_in != 0));
+        }
+    }
+
+    /// Whether the stored offsets of a module were ever read.
+    pub(in crate::kmonitor) fn was_read(&self, key: &ModuleKey) -> bool {
+        self.modules.get(key).is_some_and(|module| module.read.is_some())
+    }
+
+    /// Whether reading a module failed the last time, or was never tried.
+    pub(in crate::kmonitor) fn has_failed(&self, key: &ModuleKey) -> bool {
+        self.modules.get(key).is_none_or(|module| module.failure.is_some() || module.tried.is_none())
+    }
+
+    /// Notes that no broker responds.
+    pub(in crate::kmonitor) fn record_no_broker(&mut self, keys: &[ModuleKey]) {
+        for at in self.logs_of(keys) {
+            let reading = LogReading::Unknown(UnknownReason::NoBroker);
+            let elapsed = Duration::ZERO;
+            self.logs.entry(at).or_default().record(&reading, None, self.start.at, elapsed);
+        }
+    }
+
+    /// Returns the Kafka groups whose members are to be read: something is wrong with them, and their members were not
+    /// read lately. Owners that were read too long ago become unknown.
+    pub(in crate::kmonitor) fn to_describe(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
+        let mut keys = Vec::new();
+        for (key, module) in self.modules.iter_mut().filter(|(key, _)| key.source == Source::Kafka) {
+            let age = module.described.map(|then| now.saturating_duration_since(then));
+            if age.is_some_and(|age| DESCRIPTION_AGE <= age) && module.has_members != Some(false) {
+                module.described = None;
+                let places = module.topics.values_mut().flat_map(|topic| topic.places.values_mut());
+                places.for_each(|place| place.set_owner(Owner::Unknown, now));
+            }
+            let is_due = age.is_none_or(|age| DESCRIBE_PAUSE <= age);
+            if is_due && module.has_members != Some(false) && module.is_bad() {
+                keys.push((age, key.clone()));
+            }
+        }
+        keys.sort_by_key(|(age, _)| std::cmp::Reverse(age.unwrap_or(Duration::MAX)));
+        keys.into_iter().take(max).map(|(_, key)| key).collect()
+    }
+}
+
+fn new_cost(source: Source) -> u64 {
+    if source == Source::Zookeeper { NEW_MODULE_REQUESTS } else { 1 }
+}
+
+impl Module {
+    fn cost(&self, source: Source) -> u64 {
+        if source == Source::Kafka {
+            return 1;
+        }
+        let topics = self.topics.values().map(|topic| 2 + 2 * topic.places.len() as u64);
+        MODULE_REQUESTS + topics.sum::<u64>()
+    }
+
+    /// Whether messages wait that may be somebody's fault.
+    fn is_bad(&self) -> bool {
+        let mut places = self.topics.values().flat_map(|topic| topic.places.values());
+        places.any(|place| !matches!(place.standing.verdict, Verdict::Ok | Verdict::Unknown))
+    }
+}

@@ -1,0 +1,342 @@
+//! Judges all places of a cluster, and makes the view that the answers are made of.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::broker::{Offset, PartitionId, TopicPartition};
+use crate::kmonitor::behind::behind;
+use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Stored, UnknownReason, Verdict};
+use crate::kmonitor::readings::ModuleKey;
+use crate::kmonitor::sparkline;
+use crate::kmonitor::summary::Summary;
+use crate::kmonitor::verdict::judge;
+use crate::kmonitor::view::{ClusterView, ModuleView, PartitionView, ReasonCode, Trouble, module_id};
+
+use super::log::Log;
+use super::place::Place;
+use super::{Module, ModuleTopic, Places};
+
+/// What the poller knows of the cluster as a whole.
+#[derive(Clone, Debug, Default)]
+pub(in crate::kmonitor) struct ClusterState {
+    /// Whether it was ever read, and recently enough.
+    pub is_known: bool,
+    /// What keeps it from being read.
+    pub trouble: Option<Trouble>,
+    /// Duration of the last cycle.
+    pub cycle: Option<Duration>,
+}
+
+/// What is the same for all places of a module.
+struct Context<'a> {
+    key: &'a ModuleKey,
+    module: &'a Module,
+    limits: &'a Limits,
+    now: Moment,
+    elapsed: Duration,
+    is_left_behind: bool,
+}
+
+impl Places {
+    /// Judges all places and returns the view. `limits_of`: the limits of a module.
+    pub(in crate::kmonitor) fn publish(
+        &mut self,
+        state: ClusterState,
+        limits_of: impl Fn(&str) -> Limits,
+        now: Moment,
+    ) -> ClusterView {
+        self.count(now);
+        let elapsed = self.elapsed(now);
+        let mut modules = std::mem::take(&mut self.modules);
+        let mut views = Vec::new();
+        for (key, module) in &mut modules {
+            let mut limits = limits_of(&key.name);
+            // A cycle may take longer than numbers usually stay fresh.
+            limits.fresh_for = limits.fresh_for.max(state.cycle.unwrap_or_default() * 3);
+            self.publish_module(key, module, &limits, (now, elapsed), &mut views);
+        }
+        self.modules = modules;
+        views.sort_by(|one, other| (&one.name, one.source, &one.topic).cmp(&(&other.name, other.source, &other.topic)));
+        self.view_number += 1;
+        let mut view = ClusterView {
+            name: Arc::clone(&self.cluster),
+            number: self.view_number,
+            sources: self.sources.clone(),
+            published: now.at,
+            oldest_read: None,
+            cycle: state.cycle,
+            trouble: state.trouble,
+            known: state.is_known,
+            modules: views,
+            counts: [0; 6],
+            gone: 0,
+            left_behind: 0,
+            history_end: sparkline::last_minute(elapsed, now.wall),
+        };
+        count_partitions(&mut view);
+        view
+    }
+
+    fn publish_module(
+        &self,
+        key: &ModuleKey,
+        module: &mut Module,
+        limits: &Limits,
+        (now, elapsed): (Moment, Duration),
+        views: &mut Vec<ModuleView>,
+    ) {
+        let mut topics = std::mem::take(&mut module.topics);
+        let (first, mut is_active) = (views.len(), false);
+        for (name, topic) in &mut topics {
+            if self.is_forgotten(module, topic, now) {
+                continue;
+            }
+            let is_left_behind = topic.is_left_behind || !self.counts(key, name);
+            let context = Context { key, module, limits, now, elapsed, is_left_behind };
+            let view = self.publish_topic(&context, name, topic);
+            is_active |= view.verdict != Verdict::Ok || view.delay != Some(0) || view.delay_is_partial;
+            views.push(view);
+        }
+        // A group with a node but without a topic is listed, and has nothing that could wait.
+        if views.len() == first && topics.is_empty() && (module.read.is_some() || module.refused.is_some()) {
+            views.push(self.module_without_topics(key, module, now));
+        }
+        module.topics = topics;
+        module.is_active |= is_active;
+    }
+
+    fn publish_topic(&self, context: &Context<'_>, name: &Arc<str>, topic: &mut ModuleTopic) -> ModuleView {
+        let (now, elapsed) = (context.now, context.elapsed);
+        let (mut came_in, mut went_out) = (0, 0);
+        let mut partitions = Vec::with_capacity(topic.places.len());
+        let mut summary = Summary::default();
+        for (partition, place) in &mut topic.places {
+            let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
+            let log = self.logs.get(&at);
+            came_in += place.take_came_in(log.and_then(|log| log.ends).map(|(_, newest)| newest));
+            went_out += std::mem::take(&mut place.went_out);
+            let (view, facts) = publish_place(context, *partition, place, log);
+            summary.add(&facts, &view);
+            partitions.push(view);
+        }
+        topic.rates.record(elapsed, came_in, went_out);
+        let mut view = module_view(&self.cluster, context, name, partitions, summary);
+        let shown = view.delay.filter(|_| !view.delay_is_partial);
+        topic.line.record(elapsed, shown);
+        view.history = topic.line.hour(elapsed);
+        if let Some((in_per_second, out_per_second)) = topic.rates.per_second() {
+            (view.in_per_second, view.out_per_second) = (Some(in_per_second), Some(out_per_second));
+        }
+        view.owners = topic.owner_count(now);
+        if let Some(denied) = &topic.refused {
+            mark_refused(&mut view, denied);
+        }
+        view
+    }
+
+    fn is_forgotten(&self, module: &Module, topic: &ModuleTopic, now: Moment) -> bool {
+        let Some(after) = self.forget_after else { return false };
+        let rests = topic.places.values().all(|place| {
+            place.written_ago(now.wall).unwrap_or_else(|| place.moved_ago(now).0).max(place.moved_ago(now).0) >= after
+        });
+        rests && !topic.has_owner() && module.has_members != Some(true)
+    }
+
+    fn module_without_topics(&self, key: &ModuleKey, module: &Module, now: Moment) -> ModuleView {
+        let topic: Arc<str> = "".into();
+        let limits = Limits::default();
+        let context = Context { key, module, limits: &limits, now, elapsed: Duration::ZERO, is_left_behind: false };
+        let mut view = module_view(&self.cluster, &context, &topic, Vec::new(), Summary::default());
+        if let Some(denied) = &module.refused {
+            mark_refused(&mut view, denied);
+        }
+        view
+    }
+}
+
+fn publish_place(
+    context: &Context<'_>,
+    partition: PartitionId,
+    place: &mut Place,
+    log: Option<&Log>,
+) -> (PartitionView, Facts) {
+    let (now, elapsed) = (context.now, context.elapsed);
+    let facts = facts_of(context, place, log);
+    let (standing, reason) = judge(&facts, context.limits, &place.standing, now);
+    place.standing = standing;
+    let unknown = unknown_code(&facts, context.limits);
+    let delay = counted(&facts).filter(|_| unknown.is_none());
+    place.keep_delay(elapsed, delay);
+    place.line.record(elapsed, delay);
+    let ends = log.and_then(|log| log.ends).filter(|_| facts.log != LogState::Gone);
+    let read_at = context.module.valid_at.into_iter().chain(log.and_then(|log| log.read)).min();
+    let view = PartitionView {
+        partition,
+        verdict: place.standing.verdict,
+        since: place.standing.since.wall,
+        reason: reason.text,
+        reason_code: reason.code,
+        delay,
+        stored: place.offset(),
+        oldest: ends.map(|(oldest, _)| oldest),
+        newest: ends.map(|(_, newest)| newest),
+        lost: facts::lost(&facts),
+        seconds_behind: facts.behind.map(|behind| behind.seconds),
+        seconds_from: facts.behind.map(|behind| behind.from),
+        seconds_at_least: facts.behind.is_some_and(|behind| behind.at_least),
+        stored_moved: place.moved,
+        owner: place.owner_name(),
+        read_at,
+        unknown,
+        history: place.line.hour(elapsed),
+    };
+    (view, facts)
+}
+
+/// Collects what is known of a place.
+fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) -> Facts {
+    let Context { module, now, elapsed, .. } = *context;
+    let age = |then: Option<Instant>| then.map(|then| now.at.saturating_duration_since(then));
+    let stored_age = age(module.valid_at);
+    let silent = |cause: &Arc<str>| UnknownReason::SourceSilent {
+        since: stored_age.unwrap_or_default(),
+        cause: Arc::clone(cause),
+    };
+    let (moved_ago, moved_at_least) = place.moved_ago(now);
+    let mut facts = Facts {
+        stored: place.stored.clone(),
+        stored_age,
+        stored_unknown: module.failure.as_ref().map(silent),
+        log: log_state(log),
+        log_age: age(log.and_then(|log| log.read)),
+        log_unknown: log.map_or(Some(UnknownReason::NotReadYet), |log| log.unknown.clone()),
+        recreated: place.is_recreated,
+        went_back: place.went_back(now.at),
+        moved_ago: Some(moved_ago),
+        moved_at_least,
+        written_ago: place.written_ago(now.wall),
+        came_in: log.and_then(|log| log.ends).map_or(0, |(_, newest)| place.came_in(newest)),
+        owner: place.owner(now.at),
+        members: module.members,
+        nobody_there_for: age(module.nobody_since),
+        delay_1m_ago: place.delay_before(elapsed, 1),
+        delay_5m_ago: place.delay_before(elapsed, 5),
+        left_behind: context.is_left_behind,
+        ..Facts::unread()
+    };
+    if let (Some(refused), Stored::Nothing | Stored::Offset(_)) = (&module.refused, &facts.stored) {
+        facts.stored = Stored::Refused(Arc::clone(refused));
+    }
+    if let (Some(log), LogState::Known { newest, .. }) = (log, &facts.log) {
+        let from = first_waiting(&facts);
+        facts.undeliverable = from.is_some_and(|from| place.is_undeliverable(from, *newest));
+        let arrival = from.and_then(|from| log.history.arrival(elapsed, from));
+        facts.waiting_for = arrival.map(|arrival| arrival.estimate());
+        facts.waiting_at_least = arrival.is_some_and(|arrival| arrival.at_most.is_none());
+        facts.behind = behind(counted(&facts), arrival);
+    }
+    facts
+}
+
+pub(super) fn log_state(log: Option<&Log>) -> LogState {
+    match log {
+        Some(log) if log.is_gone => LogState::Gone,
+        Some(Log { ends: Some((oldest, newest)), .. }) => LogState::Known { oldest: *oldest, newest: *newest },
+        Some(Log { unknown: Some(reason), .. }) => LogState::Unknown(reason.clone()),
+        _ => LogState::Unknown(UnknownReason::NotReadYet),
+    }
+}
+
+/// The delay that counts: where nothing was ever stored, all messages of the log; none that nobody can deliver.
+fn counted(facts: &Facts) -> Option<u64> {
+    if facts.undeliverable { Some(0) } else { facts::waiting(facts) }
+}
+
+/// The offset of the first message that waits, or the newest offset.
+pub(super) fn first_waiting(facts: &Facts) -> Option<Offset> {
+    let LogState::Known { newest, .. } = facts.log else { return None };
+    Some(newest - i64::try_from(facts::waiting(facts)?).ok()?)
+}
+
+/// Why the delay of a place is unknown; `None` if it is known, or the partition is gone.
+fn unknown_code(facts: &Facts, limits: &Limits) -> Option<&'static str> {
+    let is_fresh = |age: Option<Duration>| age.is_some_and(|age| age <= limits.fresh_for);
+    let code = |reason: &Option<UnknownReason>| Some(reason.as_ref().map_or("not_read_yet", UnknownReason::code));
+    if !is_fresh(facts.stored_age) {
+        return code(&facts.stored_unknown);
+    }
+    match (&facts.stored, &facts.log) {
+        (_, LogState::Gone) => None,
+        (Stored::Unreadable(_), _) => Some("not_an_offset"),
+        (Stored::Refused(_), _) => Some("not_authorized"),
+        (_, LogState::Unknown(reason)) => Some(reason.code()),
+        _ if !is_fresh(facts.log_age) => code(&facts.log_unknown),
+        _ => None,
+    }
+}
+
+/// Makes the view of a topic of a module of those of its partitions.
+fn module_view(
+    cluster: &str,
+    context: &Context<'_>,
+    topic: &Arc<str>,
+    partitions: Vec<PartitionView>,
+    summary: Summary,
+) -> ModuleView {
+    let Context { key, module, now, .. } = context;
+    let is_counted = |view: &&PartitionView| view.reason_code != ReasonCode::Gone;
+    let (verdict, reason_code, reason) = summary.finish();
+    let same = partitions.iter().filter(|view| view.verdict == verdict).map(|view| view.since);
+    let since = if verdict == Verdict::Ok { same.max() } else { same.min() };
+    let delays: Vec<Option<u64>> = partitions.iter().filter(is_counted).map(|view| view.delay).collect();
+    let late = partitions.iter().filter_map(|view| Some((view.seconds_behind?, view.seconds_at_least)));
+    let late = late.max_by(|one, other| one.0.total_cmp(&other.0));
+    let known: Vec<u64> = delays.iter().copied().flatten().collect();
+    ModuleView {
+        id: module_id(cluster, &key.name, topic, key.source),
+        name: Arc::clone(&key.name),
+        topic: Arc::clone(topic),
+        source: key.source,
+        verdict,
+        since: since.unwrap_or(now.wall),
+        reason,
+        reason_code,
+        delay: (delays.is_empty() || !known.is_empty()).then(|| known.iter().copied().fold(0, u64::saturating_add)),
+        delay_is_partial: known.len() < delays.len(),
+        seconds_behind: late.map(|(seconds, _)| seconds),
+        seconds_at_least: late.is_some_and(|(_, at_least)| at_least),
+        lost: partitions.iter().map(|view| view.lost).fold(0, u64::saturating_add),
+        in_per_second: None,
+        out_per_second: None,
+        owners: None,
+        members: module.members,
+        partitions,
+        history: [0; 60],
+        in_legacy: !context.is_left_behind,
+    }
+}
+
+fn mark_refused(view: &mut ModuleView, denied: &Arc<str>) {
+    (view.verdict, view.reason_code) = (Verdict::Unknown, ReasonCode::NotAuthorized);
+    view.reason = Arc::clone(denied);
+    (view.delay, view.delay_is_partial) = (None, true);
+}
+
+fn count_partitions(view: &mut ClusterView) {
+    let partitions = view.modules.iter().flat_map(|module| module.partitions.iter().map(move |of| (module, of)));
+    for (module, partition) in partitions {
+        match (partition.reason_code, module.in_legacy) {
+            (ReasonCode::Gone, _) => view.gone += 1,
+            (_, false) => view.left_behind += 1,
+            _ => {
+                view.counts[usize::from(partition.verdict.severity())] += 1;
+                if partition.delay.is_some() {
+                    view.oldest_read = match (view.oldest_read, partition.read_at) {
+                        (Some(one), Some(other)) => Some(one.min(other)),
+                        (one, other) => one.or(other),
+                    };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Tests of the table: which topics and sources count, who owns what, what is forgotten.
+
+use super::*;
+use crate::broker::LogEnds;
+use crate::broker::in_memory::MemoryBroker;
+use crate::kmonitor::delay::by_module;
+use crate::kmonitor::facts::{Limits, Verdict};
+use crate::kmonitor::places::publish::ClusterState;
+use crate::kmonitor::probe::{Finding, Probe};
+use crate::kmonitor::readings::TopicReading;
+use crate::kmonitor::view::{ClusterView, ReasonCode};
+
+/// A table with a broker in memory, at a time that the test sets.
+struct Rig {
+    broker: MemoryBroker,
+    reader: LogReader,
+    places: Places,
+    start: Moment,
+}
+
+fn rig(topics: &[&str]) -> Rig {
+    let broker = MemoryBroker::new();
+    topics.iter().for_each(|topic| broker.create_topic(topic, 1));
+    let source = broker.clone();
+    let reader = LogReader::new(Box::new(move |_| Ok(Box::new(source.log_ends()) as Box<dyn LogEnds>)));
+    let times = Times { forget_after: Some(Duration::from_hours(24)), left_behind_after: Duration::from_secs(600) };
+    let places = Places::new("c".into(), vec![Source::Zookeeper, Source::Kafka], times);
+    Rig { broker, reader, start: places.start, places }
+}
+
+fn key(name: &str, source: Source) -> ModuleKey {
+    ModuleKey { name: name.into(), source }
+}
+
+fn owned(owner: Option<&str>) -> Owner {
+    owner.map_or(Owner::Nobody { since: None }, |name| Owner::Named(name.into()))
+}
+
+/// The reading of a module with these topics: the stored offset and the owner of partition 0.
+fn reading(topics: &[(&str, i64, Option<&str>)]) -> ModuleReading {
+    let topic = |(name, offset, owner): &(&str, i64, Option<&str>)| {
+        let place = PlaceReading { stored: Stored::Offset(*offset), ..PlaceReading::nothing(owned(*owner)) };
+        (Arc::from(*name), TopicReading { places: BTreeMap::from([(0, place)]), ..TopicReading::default() })
+    };
+    let members = u32::from(topics.iter().any(|(_, _, owner)| owner.is_some()));
+    ModuleReading { topics: topics.iter().map(topic).collect(), members: Some(members), refused: None }
+}
+
+/// The reading of a group in Kafka with this offset of partition 0 of `t`, which says nothing about its members.
+fn in_kafka(offset: i64) -> ModuleReading {
+    let mut reading = ModuleReading { members: None, ..reading(&[("t", offset, None)]) };
+    let places = reading.topics.values_mut().flat_map(|topic| topic.places.values_mut());
+    places.for_each(|place| place.owner = Owner::Unknown);
+    reading
+}
+
+impl Rig {
+    fn at(&self, second: u64) -> Moment {
+        let after = Duration::from_secs(second);
+        Moment { at: self.start.at + after, wall: self.start.wall + after }
+    }
+
+    fn read(&mut self, key: &ModuleKey, reading: ModuleReading, second: u64) {
+        let now = self.at(second);
+        self.places.record_module(key, Some(reading), now);
+    }
+
+    /// Reads the logs and publishes.
+    fn view(&mut self, second: u64) -> ClusterView {
+        let now = self.at(second);
+        let keys: Vec<ModuleKey> = self.places.modules.keys().cloned().collect();
+        self.reader.look_up(&["b:1".into()], &self.places.topics(), now.at).unwrap();
+        keys.iter().for_each(|key| self.places.complete(key, &self.reader, now));
+        let logs: Vec<_> = self.places.logs_of(&keys).into_iter().collect();
+        let readings = self.reader.ranges(&logs, now.at);
+        self.places.record_logs(logs.into_iter().zip(readings), &mut self.reader, now);
+        self.places.compare(&keys, now.at);
+        let state = ClusterState { is_known: true, ..ClusterState::default() };
+        self.places.publish(state, |_| Limits::default(), now)
+    }
+
+    /// The delay of partition 0 of the module `m` in `/delay`.
+    fn delay(&mut self, second: u64) -> Option<u64> {
+        let view = self.view(second);
+        by_module(&view, Some("m")).pop().and_then(|(_, delays)| delays.get(&0).copied())
+    }
+
+    fn put(&self, topic: &str, count: usize) {
+        (0..count).for_each(|_| drop(self.broker.put(topic, 0, None, b"x")));
+    }
+}
+
+#[test]
+fn a_topic_that_the_module_does_not_push_any_more_is_left_behind() {
+    let mut rig = rig(&["a", "b"]);
+    let m = key("m", Source::Zookeeper);
+    rig.read(&m, reading(&[("a", 0, Some("one")), ("b", 0, None)]), 0);
+    rig.put("a", 5);
+    rig.put("b", 3);
+    assert_eq!(rig.delay(0), Some(8));
+    // The module pushes b now. For ten minutes this may be a change back and forth.
+    for second in [10, 300, 599] {
+        rig.read(&m, reading(&[("a", 0, None), ("b", 3, Some("one"))]), second);
+        assert_eq!(rig.delay(second), Some(5), "after {second} s");
+    }
+    rig.read(&m, reading(&[("a", 0, None), ("b", 3, Some("one"))]), 611);
+    assert_eq!(rig.delay(611), Some(0));
+    let view = rig.view(611);
+    assert_eq!((view.left_behind, view.modules[0].reason_code), (1, ReasonCode::LeftBehind));
+    assert!(!view.modules[0].in_legacy && view.modules[1].in_legacy);
+    // It stays so while the pusher is away, and ends when it comes back to a.
+    rig.read(&m, reading(&[("a", 0, None), ("b", 3, None)]), 700);
+    assert_eq!(rig.delay(700), Some(0));
+    rig.read(&m, reading(&[("a", 1, Some("one")), ("b", 3, None)]), 710);
+    assert_eq!(rig.delay(710), Some(4));
+}
+
+#[test]
+fn consumers_that_register_nothing_leave_no_topic_behind() {
+    let mut rig = rig(&["a", "b"]);
+    let m = key("m", Source::Zookeeper);
+    let mut foreign = reading(&[("a", 0, None), ("b", 0, None)]);
+    foreign.members = None;
+    for topic in foreign.topics.values_mut() {
+        topic.places.values_mut().for_each(|place| place.owner = Owner::Unsupported);
+    }
+    rig.put("a", 5);
+    rig.put("b", 3);
+    for second in [0, 1_000] {
+        rig.read(&m, foreign.clone(), second);
+        assert_eq!(rig.delay(second), Some(8));
+    }
+}
+
+#[test]
+fn a_module_that_moves_from_zookeeper_to_kafka_shows_one_delay_throughout() {
+    let mut rig = rig(&["t"]);
+    rig.put("t", 10);
+    let (old, new) = (key("m", Source::Zookeeper), key("m", Source::Kafka));
+    rig.read(&old, reading(&[("t", 4, Some("one"))]), 0);
+    assert_eq!(rig.delay(0), Some(6));
+    // The offsets are copied, and the pusher is stopped.
+    rig.read(&new, in_kafka(4), 5);
+    rig.places.record_members(&new, Some(false), rig.at(5).at);
+    assert_eq!(rig.delay(5), Some(6));
+    rig.read(&old, reading(&[("t", 4, None)]), 10);
+    assert_eq!(rig.delay(10), Some(6));
+    // It is started with its offsets in Kafka, and pushes.
+    rig.places.record_members(&new, Some(true), rig.at(15).at);
+    rig.read(&new, in_kafka(7), 15);
+    assert_eq!(rig.delay(15), Some(3));
+    let view = rig.view(15);
+    let counted: Vec<_> = view.modules.iter().map(|module| (module.source, module.in_legacy)).collect();
+    assert_eq!(counted, [(Source::Zookeeper, false), (Source::Kafka, true)]);
+    // It dies: the choice stays, and the delay grows.
+    rig.places.record_members(&new, Some(false), rig.at(20).at);
+    rig.put("t", 5);
+    assert_eq!(rig.delay(20), Some(8));
+}
+
+#[test]
+fn after_a_start_the_source_counts_that_is_further_on() {
+    for (old, new, expected) in [(4, 7, 3), (7, 4, 3)] {
+        let mut rig = rig(&["t"]);
+        rig.put("t", 10);
+        rig.read(&key("m", Source::Zookeeper), reading(&[("t", old, None)]), 0);
+        rig.read(&key("m", Source::Kafka), in_kafka(new), 0);
+        assert_eq!(rig.delay(0), Some(expected));
+    }
+}
+
+#[test]
+fn members_of_a_kafka_group_are_read_when_something_is_wrong_and_forgotten_later() {
+    let mut rig = rig(&["t"]);
+    rig.put("t", 100);
+    let m = key("m", Source::Kafka);
+    rig.read(&m, in_kafka(0), 0);
+    rig.places.record_members(&m, Some(true), rig.at(0).at);
+    rig.view(0);
+    assert!(rig.places.to_describe(50, rig.at(0).at).is_empty(), "nothing is known to be wrong");
+    for second in (5..=120).step_by(5) {
+        rig.places.record_members(&m, Some(true), rig.at(second).at);
+        rig.read(&m, in_kafka(0), second);
+        rig.view(second);
+    }
+    assert_ne!(rig.view(120).modules[0].verdict, Verdict::Ok);
+    assert_eq!(rig.places.to_describe(50, rig.at(120).at), std::slice::from_ref(&m));
+    let at = TopicPartition { topic: "t".into(), partition: 0 };
+    let group = GroupDescription { member_count: 2, owners: vec![(at, "one@h".into())] };
+    rig.places.record_description(&m, &group, rig.at(120).at);
+    assert!(rig.places.to_describe(50, rig.at(140).at).is_empty(), "it was read lately");
+    let module = rig.view(140).modules.remove(0);
+    assert_eq!((module.members, module.owners), (Some(2), Some(1)));
+    assert_eq!(module.partitions[0].owner.as_deref(), Some("one@h"));
+    rig.places.to_describe(50, rig.at(211).at);
+    assert_eq!(rig.view(211).modules[0].partitions[0].owner, None, "too old");
+}
+
+#[test]
+fn a_module_at_rest_that_nobody_owns_is_forgotten() {
+    let mut rig = rig(&["t"]);
+    rig.put("t", 2);
+    let (rests, owned) = (key("m", Source::Zookeeper), key("owned", Source::Zookeeper));
+    for second in [0, 86_000, 86_401] {
+        rig.read(&rests, reading(&[("t", 0, None)]), second);
+        rig.read(&owned, reading(&[("t", 0, Some("one"))]), second);
+        let names: Vec<_> = rig.view(second).modules.iter().map(|module| module.name.to_string()).collect();
+        let expected = if second < 86_400 { vec!["m", "owned"] } else { vec!["owned"] };
+        assert_eq!(names, expected, "after {second} s");
+    }
+    rig.read(&rests, reading(&[("t", 1, None)]), 90_000);
+    assert_eq!(rig.delay(90_000), Some(1), "it stores again");
+}
+
+#[test]
+fn offsets_that_nobody_can_deliver_are_no_delay_until_something_moves() {
+    let mut rig = rig(&["t"]);
+    rig.put("t", 3);
+    let at = TopicPartition { topic: "t".into(), partition: 0 };
+    rig.broker.put_marker(&at);
+    let m = key("m", Source::Zookeeper);
+    rig.read(&m, reading(&[("t", 3, Some("one"))]), 0);
+    assert_eq!(rig.delay(0), Some(1));
+    assert_eq!(rig.delay(5), Some(1));
+    let probe = Probe { at, from: 3, newest: 4 };
+    let now = rig.at(10);
+    assert_eq!(rig.places.to_probe(50, now), std::slice::from_ref(&probe));
+    assert!(rig.places.to_probe(50, now).is_empty(), "it is on its way");
+    rig.places.record_probes(&[(probe, Finding::Nothing)]);
+    assert_eq!(rig.delay(10), Some(0));
+    assert_eq!(rig.view(10).modules[0].partitions[0].reason_code, ReasonCode::NothingDeliverable);
+    assert!(rig.places.to_probe(50, rig.at(11)).is_empty(), "the answer is known");
+    rig.put("t", 1);
+    assert_eq!(rig.delay(11), Some(2));
+    rig.view(12);
+    let probes = rig.places.to_probe(50, rig.at(13));
+    assert_eq!(probes.len(), 1);
+    rig.places.record_probes(&[(probes[0].clone(), Finding::Message)]);
+    rig.put("t", 1);
+    assert_eq!(rig.delay(13), Some(3));
+    rig.view(14);
+    assert!(rig.places.to_probe(50, rig.at(15)).is_empty(), "the message is still there");
+}
+
+#[test]
+fn a_source_that_cannot_be_read_makes_its_modules_unknown_when_they_are_too_old() {
+    let mut rig = rig(&["t"]);
+    rig.put("t", 2);
+    let m = key("m", Source::Zookeeper);
+    rig.read(&m, reading(&[("t", 0, Some("one"))]), 0);
+    assert_eq!(rig.delay(0), Some(2));
+    rig.places.record_source_failure(Source::Zookeeper, &"no route".into(), rig.at(1).at);
+    assert_eq!(rig.delay(15), Some(2));
+    assert_eq!(rig.delay(16), None);
+    let partition = rig.view(16).modules.remove(0).partitions.remove(0);
+    assert_eq!((partition.unknown, partition.verdict), (Some("source_silent"), Verdict::Unknown));
+    rig.read(&m, reading(&[("t", 1, Some("one"))]), 17);
+    assert_eq!(rig.delay(17), Some(1));
+}

@@ -1,0 +1,153 @@
+//! The pages that are rendered when a view is published, so that a request costs no rendering and all clients of a page
+//! share its memory.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::legacy::{DelayPage, Missing, Selection};
+use super::prometheus::{self, Detail};
+use super::zabbix_items::{self, Clock, Filter};
+use super::{json, zabbix};
+use crate::http::{Body, SharedBytes, Version};
+use crate::kmonitor::view::View;
+
+/// A view and its pages.
+pub(crate) struct Pages {
+    /// The view.
+    pub(crate) view: Arc<View>,
+    /// Modules that the lines of `/delay?format=zabbix` leave out, because they would share a key.
+    pub(crate) ambiguous: Vec<String>,
+    /// A number that is another one after a restart.
+    started: u128,
+    json: DelayPage,
+    zabbix: DelayPage,
+    metrics: SharedBytes,
+    zabbix_values: SharedBytes,
+    zabbix_document: SharedBytes,
+    zabbix_discovery: SharedBytes,
+}
+
+/// The formats of `/delay`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DelayFormat {
+    /// As JSON.
+    Json,
+    /// As lines for `zabbix_sender`.
+    Zabbix,
+}
+
+impl Pages {
+    /// Renders the pages of a view. `started` is part of their version, since the numbers of views begin again.
+    pub(crate) fn render(view: Arc<View>, detail: Detail, started: u128) -> Self {
+        let (zabbix, ambiguous) = zabbix::render(&view);
+        let clock = Clock { wall: SystemTime::now(), now: Instant::now() };
+        let everything = Filter::default();
+        Pages {
+            ambiguous,
+            started,
+            json: json::render(&view),
+            zabbix,
+            metrics: prometheus::render(&view, detail).into(),
+            zabbix_values: zabbix_items::render_values(&view, &everything, Some(clock)).into(),
+            zabbix_document: zabbix_items::render_document(&view, &everything).into(),
+            zabbix_discovery: zabbix_items::render_discovery(&view, &everything).into(),
+            view,
+        }
+    }
+
+    /// Returns the version of all pages of the view, which is a different one after a restart too.
+    pub(crate) fn version(&self, now: Instant) -> Version {
+        let known: String = self.view.clusters.iter().map(|cluster| if cluster.known { 'k' } else { 'u' }).collect();
+        let version = Version::new(format_args!("{:x}-{}-{known}", self.started, self.view.number));
+        match self.age(now) {
+            Some(age) => version.aged(age),
+            None => version,
+        }
+    }
+
+    /// Returns the age of the oldest number that is shown.
+    pub(crate) fn age(&self, now: Instant) -> Option<Duration> {
+        let oldest = self.view.clusters.iter().filter_map(|cluster| cluster.oldest_read).min()?;
+        Some(now.saturating_duration_since(oldest))
+    }
+
+    /// Returns `/delay`.
+    pub(crate) fn delay(&self, format: DelayFormat, selection: Selection<'_>) -> Result<Body, Missing> {
+        self.json.check(selection)?;
+        Ok(match format {
+            DelayFormat::Json => json::select(&self.json, selection),
+            DelayFormat::Zabbix => zabbix::select(&self.zabbix, selection),
+        })
+    }
+
+    /// Returns the metrics of the view, as [`crate::admin::Admin`] adds them to `/metrics`.
+    pub(crate) fn metrics(&self, now: Instant) -> (Vec<u8>, SharedBytes) {
+        (prometheus::render_ages(&self.view, now), self.metrics.clone())
+    }
+
+    /// Returns `/v1/zabbix`, with times or without.
+    pub(crate) fn zabbix_values(&self, filter: &Filter<'_>, with_times: bool, clock: Clock) -> Body {
+        if with_times && filter.is_everything() {
+            return self.zabbix_values.clone().into();
+        }
+        zabbix_items::render_values(&self.view, filter, with_times.then_some(clock)).into()
+    }
+
+    /// Returns `/v1/zabbix?format=json`.
+    pub(crate) fn zabbix_document(&self, filter: &Filter<'_>) -> Body {
+        if filter.is_everything() {
+            return self.zabbix_document.clone().into();
+        }
+        zabbix_items::render_document(&self.view, filter).into()
+    }
+
+    /// Returns `/v1/zabbix/discovery`.
+    pub(crate) fn zabbix_discovery(&self, filter: &Filter<'_>) -> Body {
+        if filter.is_everything() {
+            return self.zabbix_discovery.clone().into();
+        }
+        zabbix_items::render_discovery(&self.view, filter).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kmonitor::report::fixture::{cluster, module, partition, unknown, view};
+    use crate::kmonitor::report::prometheus::DetailLevel;
+
+    #[test]
+    fn pages_that_all_clients_get_are_shared() {
+        let one = module("m", "t", vec![partition(0, Some(12))]);
+        let all = Arc::new(view(vec![cluster("c", vec![one]), unknown("away")]));
+        let pages = Pages::render(all, Detail { level: DetailLevel::Auto, max_partitions: 1 }, 1);
+        let now = Instant::now();
+        let clock = Clock { wall: SystemTime::now(), now };
+        let (c, m) = (Selection { cluster: Some("c"), module: None }, |name: &str| name == "m");
+        let only_m = Filter { module: Some(&m), ..Filter::default() };
+        for (page, is_shared, text) in [
+            (pages.delay(DelayFormat::Json, Selection::default()).unwrap(), true, r#"{"c":{"m":{"0":12}},"away":{}}"#),
+            (pages.delay(DelayFormat::Json, c).unwrap(), true, r#"{"c":{"m":{"0":12}}}"#),
+            (pages.delay(DelayFormat::Zabbix, c).unwrap(), true, "- c.m.0.delay 12\n"),
+            (pages.zabbix_values(&Filter::default(), true, clock), true, "- kmonitor.delay[c,m,t,zookeeper] "),
+            (pages.zabbix_values(&Filter::default(), false, clock), false, "- kmonitor.alive 1\n"),
+            (pages.zabbix_values(&only_m, true, clock), false, "- kmonitor.delay[c,m,t,zookeeper] "),
+            (pages.zabbix_document(&Filter::default()), true, r#""delay":12,"#),
+            (pages.zabbix_document(&only_m), false, r#""delay":12,"#),
+            (pages.zabbix_discovery(&Filter::default()), true, r##""{#MODULE}":"m""##),
+            (pages.zabbix_discovery(&only_m), false, r##""{#MODULE}":"m""##),
+        ] {
+            assert_eq!(matches!(page, Body::Shared { .. }), is_shared, "{text}");
+            let page = String::from_utf8(page.to_vec()).unwrap();
+            assert!(page.contains(text), "{text} {page}");
+        }
+        let (ages, metrics) = pages.metrics(now);
+        assert!(String::from_utf8(ages).unwrap().contains("kmonitor_age_seconds{cluster=\"c\"} 0."));
+        assert!(std::str::from_utf8(&metrics).unwrap().contains("kmonitor_module_verdict{"));
+        assert!(pages.age(now + Duration::from_secs(3)).unwrap() >= Duration::from_secs(3));
+        assert_eq!(
+            pages.delay(DelayFormat::Zabbix, Selection { cluster: Some("x"), module: None }),
+            Err(Missing::Cluster)
+        );
+    }
+}

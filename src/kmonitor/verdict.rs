@@ -1,0 +1,249 @@
+//! Judges a place by its facts. Pure.
+//!
+//! [`finding`] is the table of rules: what the facts of this reading say. [`judge`] adds the hysteresis: a change of
+//! the verdict needs some readings in a row, so that one odd reading raises no alarm and ends none.
+//!
+//! The clocks of STOPPED and STALLED run from when the first waiting message arrived, not from the last stored offset:
+//! on a topic with a message an hour, the stored offset is old and nothing is wrong.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::facts::{self, Facts, Limits, LogState, Moment, Owner, Stored, UnknownReason, Verdict};
+use super::sentence;
+use super::view::ReasonCode;
+
+/// A place where nothing waits may be read this much less often than others, so its stored offset may be older.
+const IDLE_REREAD: Duration = Duration::from_secs(60);
+
+/// The verdict of a place, and what `judge` must remember for the next reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// The verdict in force.
+    pub verdict: Verdict,
+    /// Why.
+    pub code: ReasonCode,
+    /// Since when the verdict is in force.
+    pub since: Moment,
+    /// Readings in a row that say another verdict.
+    candidate: Option<Candidate>,
+}
+
+/// Readings in a row that were all better, or all worse, than the verdict in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Candidate {
+    is_worse: bool,
+    readings: u8,
+    /// When the last of them was made. The same reading judged twice counts once.
+    read_at: Instant,
+}
+
+/// Why a place has its verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reason {
+    /// The code.
+    pub code: ReasonCode,
+    /// A sentence with the numbers of the facts.
+    pub text: Arc<str>,
+}
+
+/// What the rules say of one reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Finding {
+    verdict: Verdict,
+    code: ReasonCode,
+}
+
+impl Standing {
+    /// The standing of a place that was never read.
+    pub(super) fn unread(now: Moment) -> Self {
+        Standing { verdict: Verdict::Unknown, code: ReasonCode::NotReadYet, since: now, candidate: None }
+    }
+}
+
+/// Judges a place at `now`; `before` is what the last call returned. The reason belongs to the verdict in force.
+pub(super) fn judge(facts: &Facts, limits: &Limits, before: &Standing, now: Moment) -> (Standing, Reason) {
+    let calm_is_over = limits.calm <= now.at.saturating_duration_since(before.since.at);
+    let found = finding(facts, limits, before.verdict == Verdict::Lagging, calm_is_over);
+    let standing = settle(facts, limits, before, found, now);
+    let reason = Reason { code: standing.code, text: sentence::of(standing.code, facts) };
+    (standing, reason)
+}
+
+/// Applies the hysteresis.
+fn settle(facts: &Facts, limits: &Limits, before: &Standing, found: Finding, now: Moment) -> Standing {
+    if found.verdict == before.verdict {
+        return Standing { code: found.code, candidate: None, ..before.clone() };
+    }
+    let is_worse = before.verdict < found.verdict;
+    let read_at = read_at(facts, now.at);
+    let readings = match before.candidate {
+        Some(candidate) if candidate.is_worse == is_worse => {
+            candidate.readings.saturating_add(u8::from(candidate.read_at < read_at))
+        }
+        _ => 1,
+    };
+    if is_immediate(facts, limits, before, found) || limits.confirm <= readings {
+        return Standing { verdict: found.verdict, code: found.code, since: now, candidate: None };
+    }
+    Standing { candidate: Some(Candidate { is_worse, readings, read_at }), ..before.clone() }
+}
+
+/// Returns whether one reading is enough for a change.
+fn is_immediate(facts: &Facts, limits: &Limits, before: &Standing, found: Finding) -> bool {
+    let nothing_waits = matches!(
+        found.code,
+        ReasonCode::NothingWaits | ReasonCode::NothingDeliverable | ReasonCode::Gone | ReasonCode::LeftBehind
+    );
+    // Numbers become too old by themselves, and new numbers after a silence are no odd reading.
+    before.verdict == Verdict::Unknown || nothing_waits || outdated(facts, limits).is_some()
+}
+
+/// When the newest number of the facts was read.
+fn read_at(facts: &Facts, now: Instant) -> Instant {
+    let age = [facts.stored_age, facts.log_age].into_iter().flatten().min().unwrap_or_default();
+    now.checked_sub(age).unwrap_or(now)
+}
+
+/// The rules: the first that holds.
+fn finding(facts: &Facts, limits: &Limits, is_lagging: bool, calm_is_over: bool) -> Finding {
+    if let Some(code) = outdated(facts, limits) {
+        return Finding { verdict: Verdict::Unknown, code };
+    }
+    let ok = |code| Finding { verdict: Verdict::Ok, code };
+    match (&facts.stored, &facts.log) {
+        (Stored::Unreadable(_), _) => return Finding { verdict: Verdict::Unknown, code: ReasonCode::NotAnOffset },
+        (Stored::Refused(_), _) => return Finding { verdict: Verdict::Unknown, code: ReasonCode::NotAuthorized },
+        (_, LogState::Gone) => return ok(ReasonCode::Gone),
+        _ => {}
+    }
+    if facts.left_behind {
+        return ok(ReasonCode::LeftBehind);
+    }
+    // Before REWOUND: messages that would be pushed a second time may wait for a module that is dead.
+    if let Some(found) = standstill(facts, limits) {
+        return found;
+    }
+    if let Some(code) = rewound(facts, limits) {
+        return Finding { verdict: Verdict::Rewound, code };
+    }
+    match facts::waiting(facts) {
+        Some(0) => return ok(ReasonCode::NothingWaits),
+        Some(_) if facts.undeliverable => return ok(ReasonCode::NothingDeliverable),
+        _ => {}
+    }
+    lagging(facts, limits, is_lagging, calm_is_over)
+        .map_or(ok(ReasonCode::Waiting), |code| Finding { verdict: Verdict::Lagging, code })
+}
+
+/// Returns why a number is too old to be judged, or `None` if both are recent enough.
+fn outdated(facts: &Facts, limits: &Limits) -> Option<ReasonCode> {
+    let is_outdated = |age: Option<Duration>, failing: bool| {
+        let limit = if failing { limits.fresh_for } else { limits.fresh_for.saturating_add(IDLE_REREAD) };
+        age.is_none_or(|age| limit < age)
+    };
+    if is_outdated(facts.stored_age, facts.stored_unknown.is_some()) {
+        return Some(code_of(facts.stored_unknown.as_ref(), facts.stored_age));
+    }
+    if facts.log == LogState::Gone {
+        return None;
+    }
+    if let LogState::Unknown(reason) = &facts.log {
+        return Some(code_of(facts.log_unknown.as_ref().or(Some(reason)), facts.log_age));
+    }
+    if is_outdated(facts.log_age, facts.log_unknown.is_some()) {
+        return Some(code_of(facts.log_unknown.as_ref(), facts.log_age));
+    }
+    None
+}
+
+fn code_of(reason: Option<&UnknownReason>, age: Option<Duration>) -> ReasonCode {
+    match reason {
+        Some(UnknownReason::NotReadYet) => ReasonCode::NotReadYet,
+        Some(UnknownReason::SourceSilent { .. }) => ReasonCode::SourceSilent,
+        Some(UnknownReason::LeaderSilent { .. }) => ReasonCode::LeaderSilent,
+        Some(UnknownReason::NoLeader) => ReasonCode::NoLeader,
+        Some(UnknownReason::NotAuthorized) => ReasonCode::NotAuthorized,
+        Some(UnknownReason::InvalidTopic) => ReasonCode::InvalidTopic,
+        Some(UnknownReason::NoBroker) => ReasonCode::NoBroker,
+        Some(UnknownReason::Failed(_)) => ReasonCode::ReadFailed,
+        None if age.is_none() => ReasonCode::NotReadYet,
+        None => ReasonCode::ReadFailed,
+    }
+}
+
+/// Returns the code if there is evidence that messages are pushed a second time.
+fn rewound(facts: &Facts, limits: &Limits) -> Option<ReasonCode> {
+    if facts.recreated {
+        return Some(ReasonCode::Recreated);
+    }
+    facts.went_back.filter(|back| back.to < back.from && back.ago < limits.rewound_for).map(|_| ReasonCode::WentBack)
+}
+
+/// Returns STOPPED or STALLED if messages wait and nothing is pushed.
+fn standstill(facts: &Facts, limits: &Limits) -> Option<Finding> {
+    if facts::waiting(facts).unwrap_or(0) == 0 || facts.undeliverable {
+        return None;
+    }
+    let waiting_for = facts.waiting_for.unwrap_or_default();
+    let at_least = |time: Option<Duration>, limit: Duration| time.is_some_and(|time| limit <= time);
+    let stopped = |code| Some(Finding { verdict: Verdict::Stopped, code });
+    let stalled = |code| Some(Finding { verdict: Verdict::Stalled, code });
+    let never_stored = facts.stored == Stored::Nothing;
+    let code = |code| if never_stored { ReasonCode::NeverStored } else { code };
+
+    if facts.members.is_none_or(|members| members == 0)
+        && at_least(facts.nobody_there_for, limits.stopped_after)
+        && limits.stopped_after <= waiting_for
+    {
+        return stopped(code(ReasonCode::NoMember));
+    }
+    if let Owner::Nobody { since } = facts.owner
+        && facts.members != Some(0)
+        && at_least(since, limits.unowned_after)
+        && limits.stopped_after <= waiting_for
+    {
+        return stopped(code(ReasonCode::NoOwner));
+    }
+    if waiting_for < limits.stalled_after {
+        return None;
+    }
+    let is_still = at_least(facts.moved_ago, limits.stalled_after);
+    match facts.owner {
+        Owner::Named(_) if never_stored => stalled(ReasonCode::NeverStored),
+        Owner::Named(_) if is_still => stalled(ReasonCode::NotMoving),
+        Owner::Unsupported | Owner::Unknown if never_stored => stalled(ReasonCode::NeverStored),
+        // A consumer that does not register owners: it is alive if it stores anything. What was left over when it last
+        // stored may be transaction markers, so only later messages count.
+        Owner::Unsupported | Owner::Unknown
+            if is_still
+                && 0 < facts.came_in
+                && facts.written_ago.is_none_or(|written| limits.stalled_after <= written) =>
+        {
+            stopped(ReasonCode::NothingStored)
+        }
+        _ => None,
+    }
+}
+
+/// Returns the code if the place is too far behind. LAGGING ends below half of the limit, and not before it was calm.
+fn lagging(facts: &Facts, limits: &Limits, is_lagging: bool, calm_is_over: bool) -> Option<ReasonCode> {
+    let seconds = facts.behind.map_or(0.0, |behind| behind.seconds);
+    let messages = facts::waiting(facts).unwrap_or(0);
+    let share = if is_lagging { 0.5 } else { 1.0 };
+    if limits.lagging_seconds.is_some_and(|limit| limit * share <= seconds) {
+        return Some(ReasonCode::SecondsBehind);
+    }
+    let is_many = |limit: u64| if is_lagging { limit / 2 < messages } else { limit <= messages };
+    if limits.lagging_messages.is_some_and(is_many) {
+        return Some(ReasonCode::MessagesBehind);
+    }
+    (is_lagging && !calm_is_over).then_some(if limits.lagging_seconds.is_some() {
+        ReasonCode::SecondsBehind
+    } else {
+        ReasonCode::MessagesBehind
+    })
+}
+
+#[cfg(test)]
+mod tests;

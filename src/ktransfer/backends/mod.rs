@@ -1,0 +1,308 @@
+//! The backends of a module, shared by its workers: chooses the backend of each push, and takes a backend that fails
+//! out of use until a probe shows that it answers again.
+//!
+//! - **Ejection.** A backend is ejected after `failures` failures in a row. [`PushVerdict`] says what is a failure.
+//!   While another one is in use, no push goes to it but the probes, and a retry goes to another backend.
+//! - **Probe.** When its interval is over, one push goes to an ejected backend. It is not one that may not be retried,
+//!   nor a retry of a message that this backend has failed before, unless every backend is ejected.
+//! - **Nothing in use.** Then no push begins before the next probe is due. A worker that waits registers itself, and
+//!   is woken when a probe has succeeded.
+//! - **Share.** A backend that answers slowly, or never, keeps at most its share of the workers busy.
+//!
+//! A module with one backend never ejects it: that would delay other messages than those that failed.
+//!
+//! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine.
+
+mod phases;
+mod rotation;
+mod verdict;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use log::Level;
+
+use super::config::ModuleConfig;
+use super::metrics::{BackendMetrics, ModuleMetrics};
+use super::policy::AttemptOutcome;
+use crate::locks::lock;
+use crate::log_limited;
+use phases::Phases;
+
+pub(super) use phases::EjectionConfig;
+pub(super) use rotation::BackendRotation;
+pub(super) use verdict::PushVerdict;
+
+/// The backends of one module.
+pub(super) struct Backends {
+    module: Arc<str>,
+    config: EjectionConfig,
+    worker_num: usize,
+    backends: Vec<Backend>,
+    /// Whether every backend is in use. Written with the lock, read without it.
+    are_all_in_use: AtomicBool,
+    shared: Mutex<Shared>,
+}
+
+struct Backend {
+    /// The entry of `backend_servers`.
+    server: String,
+    metrics: BackendMetrics,
+    n_under_way: AtomicUsize,
+    /// Failures in a row. Counts only while the backend is in use.
+    n_failures: AtomicU32,
+    /// Grows with each ejection, probe and return. So the late result of an earlier push changes nothing.
+    epoch: AtomicU32,
+}
+
+struct Shared {
+    phases: Phases,
+    /// The workers that wait for a backend.
+    waiting: BTreeSet<usize>,
+}
+
+/// The result of [`Backends::choose`].
+#[derive(Debug)]
+pub(super) enum Choice {
+    /// The push goes to this backend.
+    Use(ChosenBackend),
+    /// No push may begin before this time.
+    WaitUntil(Instant),
+}
+
+/// The backend of a push under way. [`Backends::end`] must follow.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct ChosenBackend {
+    /// Index in `backend_servers`.
+    pub(super) index: usize,
+    is_probe: bool,
+    epoch: u32,
+}
+
+/// A push as [`Backends::choose`] needs to know it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct NextPush {
+    /// Index of the backend of the message's latest attempt.
+    pub(super) last: Option<usize>,
+    /// Whether the message may be attempted again if this attempt fails.
+    pub(super) may_retry: bool,
+    /// Uniformly distributed in 0..1.
+    pub(super) random: f64,
+}
+
+impl Backends {
+    /// Creates the state of the backends of a module, all in use.
+    pub(super) fn new(module: &ModuleConfig, metrics: &ModuleMetrics) -> Backends {
+        let servers = &module.backend_servers;
+        let mut config = module.ejection;
+        if servers.len() == 1 {
+            config.failures = None;
+        }
+        let backend = |server: &String| Backend {
+            server: server.clone(),
+            metrics: metrics.of_backend(server),
+            n_under_way: AtomicUsize::new(0),
+            n_failures: AtomicU32::new(0),
+            epoch: AtomicU32::new(0),
+        };
+        Backends {
+            module: Arc::clone(&module.name),
+            config,
+            worker_num: module.worker_num.get(),
+            backends: servers.iter().map(backend).collect(),
+            are_all_in_use: AtomicBool::new(true),
+            shared: Mutex::new(Shared { phases: Phases::new(config, servers.len()), waiting: BTreeSet::new() }),
+        }
+    }
+
+    /// Returns the entry of `backend_servers` at this index.
+    pub(super) fn server(&self, index: usize) -> &str {
+        &self.backends[index].server
+    }
+
+    /// Whether every backend is in use.
+    pub(super) fn are_all_in_use(&self) -> bool {
+        self.are_all_in_use.load(Ordering::Acquire)
+    }
+
+    /// Chooses the backend of a push, in the order of the worker's round robin.
+    pub(super) fn choose(&self, rotation: &mut BackendRotation, push: NextPush, now: Instant) -> Choice {
+        if self.are_all_in_use() {
+            let chosen = self.next_of(rotation, push.last, self.backends.len(), |_| Some(true));
+            return chosen.map_or(Choice::WaitUntil(now), |index| Choice::Use(self.begin(rotation, index, false)));
+        }
+        let mut shared = self.lock();
+        self.settle(&mut shared, now);
+        let n_usable = shared.phases.n_usable();
+        let is_due = |index: &usize| {
+            let is_better_elsewhere = n_usable > 0 && (!push.may_retry || push.last == Some(*index));
+            !is_better_elsewhere && shared.phases.due(*index).is_some_and(|due| due <= now)
+        };
+        if let Some(index) = rotation.order(self.backends.len()).find(is_due) {
+            shared.phases.begin_probe(index, now);
+            self.backends[index].epoch.fetch_add(1, Ordering::Relaxed);
+            return Choice::Use(self.begin(rotation, index, true));
+        }
+        let phases = &shared.phases;
+        let has_turn = |index: usize| phases.is_usable(index).then(|| push.random < phases.weight(index, now));
+        match self.next_of(rotation, push.last, n_usable, has_turn) {
+            Some(index) => Choice::Use(self.begin(rotation, index, false)),
+            None => Choice::WaitUntil(phases.next_look(now).unwrap_or(now)),
+        }
+    }
+
+    /// Returns the next backend of the round robin for which `has_turn` returns a value. Prefers one that returns true
+    /// (it need not be spared), then another one than `last`, then one that has less than its share of the pushes under
+    /// way.
+    fn next_of(
+        &self,
+        rotation: &BackendRotation,
+        last: Option<usize>,
+        n_usable: usize,
+        has_turn: impl Fn(usize) -> Option<bool>,
+    ) -> Option<usize> {
+        let share = self.worker_num.div_ceil(n_usable.max(1));
+        let mut best: Option<((bool, bool, bool), usize)> = None;
+        for index in rotation.order(self.backends.len()) {
+            let Some(is_turn) = has_turn(index) else { continue };
+            let is_loaded = share <= self.backends[index].n_under_way.load(Ordering::Relaxed);
+            let rank = (!is_turn, last == Some(index), is_loaded);
+            if best.is_none_or(|(best_rank, _)| rank < best_rank) {
+                best = Some((rank, index));
+            }
+            if rank == (false, false, false) {
+                break;
+            }
+        }
+        best.map(|(_, index)| index)
+    }
+
+    fn begin(&self, rotation: &mut BackendRotation, index: usize, is_probe: bool) -> ChosenBackend {
+        rotation.chose(index);
+        let backend = &self.backends[index];
+        backend.n_under_way.fetch_add(1, Ordering::Relaxed);
+        ChosenBackend { index, is_probe, epoch: backend.epoch.load(Ordering::Relaxed) }
+    }
+
+    /// Ends a push. Returns the workers that wait for a backend and can go on: the caller must send them
+    /// [`WorkerMessage::BackendReturned`](super::job::WorkerMessage::BackendReturned).
+    #[must_use]
+    pub(super) fn end(&self, chosen: ChosenBackend, verdict: PushVerdict<'_>, now: Instant) -> Vec<usize> {
+        let backend = &self.backends[chosen.index];
+        backend.n_under_way.fetch_sub(1, Ordering::Relaxed);
+        if chosen.epoch != backend.epoch.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        if chosen.is_probe {
+            return self.end_probe(&chosen, verdict, now);
+        }
+        match verdict {
+            PushVerdict::Good if backend.n_failures.load(Ordering::Relaxed) > 0 => {
+                backend.n_failures.store(0, Ordering::Relaxed);
+            }
+            PushVerdict::Bad(outcome) => {
+                let n_failures = backend.n_failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                if self.config.failures.is_some_and(|limit| limit <= n_failures) {
+                    self.eject(&chosen, n_failures, outcome, now);
+                }
+            }
+            PushVerdict::Good | PushVerdict::Repeated(_) | PushVerdict::NotMade => {}
+        }
+        Vec::new()
+    }
+
+    fn eject(&self, chosen: &ChosenBackend, n_failures: u32, outcome: &AttemptOutcome, now: Instant) {
+        let backend = &self.backends[chosen.index];
+        let mut shared = self.lock();
+        // Another worker may have ejected it meanwhile.
+        if chosen.epoch != backend.epoch.load(Ordering::Relaxed) {
+            return;
+        }
+        backend.epoch.fetch_add(1, Ordering::Relaxed);
+        let interval = shared.phases.eject(chosen.index, now);
+        let n_usable = shared.phases.n_usable();
+        self.settle(&mut shared, now);
+        drop(shared);
+        backend.metrics.ejections.inc();
+        backend.metrics.ejected.set(1);
+        let (module, server) = (&self.module, &backend.server);
+        log_limited!(
+            Level::Warn,
+            "module [{module}]: backend {server} is ejected for {}ms after {n_failures} failures in a row, {n_usable} \
+             of {} backends are left: {outcome}",
+            interval.as_millis(),
+            self.backends.len()
+        );
+    }
+
+    fn end_probe(&self, chosen: &ChosenBackend, verdict: PushVerdict<'_>, now: Instant) -> Vec<usize> {
+        let backend = &self.backends[chosen.index];
+        let is_good = match verdict {
+            PushVerdict::Good => Some(true),
+            PushVerdict::Bad(_) | PushVerdict::Repeated(_) => Some(false),
+            PushVerdict::NotMade => None,
+        };
+        let mut shared = self.lock();
+        // A probe that hangs may have been replaced by another one.
+        if chosen.epoch != backend.epoch.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        backend.epoch.fetch_add(1, Ordering::Relaxed);
+        backend.n_failures.store(0, Ordering::Relaxed);
+        shared.phases.end_probe(chosen.index, is_good, now);
+        self.settle(&mut shared, now);
+        let woken = match is_good {
+            Some(true) => std::mem::take(&mut shared.waiting).into_iter().collect(),
+            Some(false) | None => Vec::new(),
+        };
+        drop(shared);
+        match is_good {
+            Some(true) => {
+                backend.metrics.probes_ok.inc();
+                backend.metrics.ejected.set(0);
+                log_limited!(Level::Info, "module [{}]: backend {} is back in use", self.module, backend.server);
+            }
+            Some(false) => backend.metrics.probes_failed.inc(),
+            None => {}
+        }
+        woken
+    }
+
+    /// Returns until when no push may begin, and registers `worker` to be woken when a backend is back. `None` if a
+    /// push may begin now.
+    pub(super) fn blocked_until(&self, worker: usize, now: Instant) -> Option<Instant> {
+        if self.are_all_in_use() {
+            return None;
+        }
+        let mut shared = self.lock();
+        let phases = &shared.phases;
+        let may_begin = |index: usize| phases.due(index).is_none_or(|due| due <= now);
+        if (0..self.backends.len()).any(may_begin) {
+            return None;
+        }
+        let until = phases.next_look(now)?;
+        shared.waiting.insert(worker);
+        Some(until)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        lock(&self.shared)
+    }
+
+    fn settle(&self, shared: &mut Shared, now: Instant) {
+        let are_all_in_use = shared.phases.settle(now);
+        self.are_all_in_use.store(are_all_in_use, Ordering::Release);
+    }
+
+    /// Returns whether the backend is out of use.
+    #[cfg(test)]
+    pub(super) fn is_ejected(&self, index: usize) -> bool {
+        !self.lock().phases.is_usable(index)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,287 @@
+//! Tests of the choice of a backend, of ejections and of probes.
+
+use super::*;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use crate::ktransfer::metrics::Metrics;
+use crate::ktransfer::test_fixtures::module_config;
+use crate::metrics::Registry;
+
+const FAILED: AttemptOutcome = AttemptOutcome::Failed { error: None, reason: String::new() };
+const INTERVAL: Duration = Duration::from_millis(40);
+
+struct Rig {
+    backends: Backends,
+    registry: Registry,
+    rotation: BackendRotation,
+    now: Instant,
+}
+
+impl Rig {
+    fn new(n_backends: usize) -> Rig {
+        Rig::with(n_backends, |_| {})
+    }
+
+    fn with(n_backends: usize, change: impl FnOnce(&mut ModuleConfig)) -> Rig {
+        let servers: Vec<String> = (0..n_backends).map(|number| format!("b{number}:80")).collect();
+        let mut config = module_config(&servers.iter().map(String::as_str).collect::<Vec<_>>());
+        config.worker_num = NonZeroUsize::new(100).unwrap();
+        change(&mut config);
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).of_module("m", "t");
+        let backends = Backends::new(&config, &metrics);
+        Rig { backends, registry, rotation: BackendRotation::starting_at(0), now: Instant::now() }
+    }
+
+    fn choose(&mut self, last: Option<usize>) -> Choice {
+        self.choose_for(NextPush { last, may_retry: true, random: 0.0 })
+    }
+
+    fn choose_for(&mut self, push: NextPush) -> Choice {
+        self.backends.choose(&mut self.rotation, push, self.now)
+    }
+
+    #[track_caller]
+    fn chosen(&mut self, last: Option<usize>) -> ChosenBackend {
+        match self.choose(last) {
+            Choice::Use(chosen) => chosen,
+            Choice::WaitUntil(until) => panic!("wait for {:?}", until.duration_since(self.now)),
+        }
+    }
+
+    /// Chooses a backend and ends the push at once. Returns its index.
+    #[track_caller]
+    fn push(&mut self, verdict: PushVerdict<'_>) -> usize {
+        let chosen = self.chosen(None);
+        let index = chosen.index;
+        let _ = self.backends.end(chosen, verdict, self.now);
+        index
+    }
+
+    /// Lets pushes to these backends fail until they are ejected.
+    fn eject(&mut self, dead: &[usize]) {
+        for _ in 0..100 {
+            if dead.iter().all(|index| self.backends.is_ejected(*index)) {
+                return;
+            }
+            let chosen = self.chosen(None);
+            let verdict = if dead.contains(&chosen.index) { PushVerdict::Bad(&FAILED) } else { PushVerdict::Good };
+            let _ = self.backends.end(chosen, verdict, self.now);
+        }
+        panic!("not ejected");
+    }
+
+    fn metric(&self, line_start: &str) -> u64 {
+        let metrics = String::from_utf8(self.registry.render()).unwrap();
+        let value = metrics.lines().find_map(|line| line.strip_prefix(line_start)).expect(line_start).trim();
+        value.parse().unwrap()
+    }
+}
+
+#[test]
+fn backends_take_turns_and_a_retry_goes_to_another_one() {
+    let mut rig = Rig::new(3);
+    assert_eq!([(); 4].map(|()| rig.push(PushVerdict::Good)), [0, 1, 2, 0]);
+    assert_eq!(rig.chosen(Some(1)).index, 2);
+    assert_eq!(rig.chosen(Some(1)).index, 0);
+    let mut single = Rig::new(1);
+    assert_eq!([single.chosen(Some(0)).index, single.chosen(None).index], [0, 0]);
+}
+
+#[test]
+fn a_backend_that_does_not_answer_gets_at_most_its_share_of_the_pushes() {
+    let mut rig = Rig::with(4, |config| config.worker_num = NonZeroUsize::new(8).unwrap());
+    // Backend 0 keeps every push, the others answer at once.
+    let mut hanging = Vec::new();
+    for _ in 0..100 {
+        let chosen = rig.chosen(None);
+        if chosen.index == 0 {
+            hanging.push(chosen);
+        } else {
+            let _ = rig.backends.end(chosen, PushVerdict::Good, rig.now);
+        }
+    }
+    assert_eq!(hanging.len(), 2, "a quarter of eight workers");
+    let _ = rig.backends.end(hanging.pop().unwrap(), PushVerdict::Good, rig.now);
+    assert!((0..4).any(|_| rig.push(PushVerdict::Good) == 0));
+}
+
+#[test]
+fn a_backend_is_ejected_after_failures_in_a_row_and_probed_by_one_push() {
+    let mut rig = Rig::new(3);
+    for verdict in [PushVerdict::Bad(&FAILED), PushVerdict::Good, PushVerdict::Bad(&FAILED)] {
+        let failing = if verdict == PushVerdict::Good { 1 } else { 4 };
+        for _ in 0..failing {
+            let turn = rig.rotation.order(3).next().unwrap();
+            rig.push(if turn == 1 { verdict } else { PushVerdict::Good });
+            rig.push(PushVerdict::Good);
+            rig.push(PushVerdict::Good);
+        }
+    }
+    assert!(!rig.backends.is_ejected(1), "never more than four failures in a row");
+    rig.eject(&[1]);
+    assert!(!rig.backends.are_all_in_use());
+    assert_eq!(rig.metric("ktransfer_backend_ejected{backend=\"b1:80\",module=\"m\"}"), 1);
+    assert!((0..30).all(|_| rig.push(PushVerdict::Good) != 1), "no push goes to it");
+    assert_eq!(rig.chosen(Some(0)).index, 2, "the only other one");
+    assert_eq!(rig.chosen(Some(2)).index, 0);
+
+    rig.now += INTERVAL;
+    let risky = NextPush { last: None, may_retry: false, random: 0.0 };
+    assert!(matches!(rig.choose_for(risky), Choice::Use(chosen) if chosen.index != 1), "the last attempt of a message");
+    assert_ne!(rig.chosen(Some(1)).index, 1, "a retry goes to another backend");
+    let probe = rig.chosen(None);
+    assert_eq!(probe.index, 1);
+    assert!((0..30).all(|_| rig.push(PushVerdict::Good) != 1), "one push is the probe");
+    let _ = rig.backends.end(probe, PushVerdict::Bad(&FAILED), rig.now);
+    rig.now += INTERVAL;
+    assert!((0..30).all(|_| rig.push(PushVerdict::Good) != 1), "the second interval is longer");
+    rig.now += INTERVAL;
+    let probe = rig.chosen(None);
+    assert_eq!(probe.index, 1);
+    let _ = rig.backends.end(probe, PushVerdict::Good, rig.now);
+    assert!(!rig.backends.is_ejected(1) && !rig.backends.are_all_in_use(), "it starts slowly");
+    rig.now += Duration::from_secs(1);
+    assert!((0..3).any(|_| rig.push(PushVerdict::Good) == 1));
+    assert!(rig.backends.are_all_in_use());
+    assert_eq!(rig.metric("ktransfer_backend_ejected{backend=\"b1:80\",module=\"m\"}"), 0);
+    assert_eq!(rig.metric("ktransfer_backend_ejections_total{backend=\"b1:80\",module=\"m\"}"), 1);
+    for outcome in ["ok", "failed"] {
+        let name = format!("ktransfer_backend_probes_total{{backend=\"b1:80\",module=\"m\",outcome=\"{outcome}\"}}");
+        assert_eq!(rig.metric(&name), 1, "{outcome}");
+    }
+}
+
+#[test]
+fn a_backend_that_is_back_takes_a_growing_part_of_its_turns() {
+    let mut rig = Rig::new(2);
+    rig.eject(&[1]);
+    rig.now += INTERVAL;
+    let probe = rig.chosen(None);
+    let _ = rig.backends.end(probe, PushVerdict::Good, rig.now);
+    let mut part_after = |millis: u64| {
+        rig.now += Duration::from_millis(millis);
+        let pushes = (0..1000).map(|number| {
+            let push = NextPush { last: None, may_retry: true, random: f64::from(number % 100) / 100.0 };
+            let Choice::Use(chosen) = rig.choose_for(push) else { panic!("there is a backend") };
+            let index = chosen.index;
+            let _ = rig.backends.end(chosen, PushVerdict::Good, rig.now);
+            index
+        });
+        pushes.sum::<usize>()
+    };
+    let (first, half, last) = (part_after(0), part_after(25), part_after(25));
+    assert!((50..200).contains(&first) && first < half && half < 500, "{first} {half} {last}");
+    assert_eq!(last, 500);
+}
+
+#[test]
+fn late_results_of_pushes_that_began_before_an_ejection_change_nothing() {
+    let mut rig = Rig::new(2);
+    let late: Vec<ChosenBackend> = (0..20).map(|_| rig.chosen(None)).filter(|chosen| chosen.index == 1).collect();
+    rig.eject(&[1]);
+    rig.now += INTERVAL;
+    let probe = rig.chosen(None);
+    let _ = rig.backends.end(probe, PushVerdict::Good, rig.now);
+    for chosen in late {
+        let _ = rig.backends.end(chosen, PushVerdict::Bad(&FAILED), rig.now);
+    }
+    assert!(!rig.backends.is_ejected(1));
+}
+
+#[test]
+fn while_all_are_ejected_nothing_is_pushed_but_probes_and_a_good_one_wakes_who_waits() {
+    let mut rig = Rig::new(2);
+    assert_eq!(rig.backends.blocked_until(7, rig.now), None);
+    rig.eject(&[0, 1]);
+    assert_eq!(rig.backends.blocked_until(7, rig.now), Some(rig.now + INTERVAL));
+    assert!(matches!(rig.choose(None), Choice::WaitUntil(until) if until == rig.now + INTERVAL));
+    rig.now += INTERVAL;
+    assert_eq!(rig.backends.blocked_until(7, rig.now), None);
+    // Any push may be a probe now, also the last attempt of a message.
+    let pushes = [NextPush { last: Some(0), may_retry: false, random: 0.0 }, NextPush::default()];
+    let probes = pushes.map(|push| match rig.choose_for(push) {
+        Choice::Use(chosen) => chosen,
+        Choice::WaitUntil(_) => panic!("a probe is due"),
+    });
+    assert_ne!(probes[0].index, probes[1].index);
+    assert_eq!(rig.backends.blocked_until(3, rig.now), Some(rig.now + INTERVAL), "both are probed");
+    let [failed, good] = probes;
+    assert!(rig.backends.end(failed, PushVerdict::Bad(&FAILED), rig.now).is_empty());
+    assert_eq!(rig.backends.end(good, PushVerdict::Good, rig.now), [3, 7]);
+    assert_eq!(rig.backends.blocked_until(3, rig.now), None);
+}
+
+#[test]
+fn a_probe_that_is_not_made_is_made_by_the_next_push_and_one_that_hangs_has_a_successor() {
+    let mut rig = Rig::new(2);
+    rig.eject(&[1]);
+    rig.now += INTERVAL;
+    let probe = rig.chosen(None);
+    let _ = rig.backends.end(probe, PushVerdict::NotMade, rig.now);
+    let hanging = rig.chosen(None);
+    assert_eq!(hanging.index, 1);
+    rig.now += Duration::from_millis(199);
+    assert_eq!([rig.push(PushVerdict::Good), rig.push(PushVerdict::Good)], [0, 0]);
+    rig.now += Duration::from_millis(1);
+    let second = rig.chosen(None);
+    assert_eq!(second.index, 1, "max_interval_ms has passed");
+    let _ = rig.backends.end(hanging, PushVerdict::Bad(&FAILED), rig.now);
+    let _ = rig.backends.end(second, PushVerdict::Good, rig.now);
+    assert!(!rig.backends.is_ejected(1));
+}
+
+#[test]
+fn a_5xx_to_a_repeated_message_ejects_nobody_but_fails_a_probe() {
+    let mut rig = Rig::new(2);
+    for _ in 0..100 {
+        rig.push(PushVerdict::Repeated(&FAILED));
+    }
+    assert!(rig.backends.are_all_in_use());
+    rig.eject(&[0]);
+    rig.now += INTERVAL;
+    let probe = rig.chosen(None);
+    let _ = rig.backends.end(probe, PushVerdict::Repeated(&FAILED), rig.now);
+    assert!(rig.backends.is_ejected(0));
+}
+
+#[test]
+fn a_single_backend_and_0_failures_never_eject() {
+    for mut rig in [Rig::new(1), Rig::with(2, |config| config.ejection.failures = None)] {
+        for _ in 0..1000 {
+            rig.push(PushVerdict::Bad(&FAILED));
+        }
+        assert!(rig.backends.are_all_in_use());
+    }
+}
+
+#[test]
+fn threads_that_push_to_dead_backends_make_one_probe_at_a_time_and_leave_no_push_behind() {
+    let rig = Rig::with(3, |config| {
+        config.ejection.failures = Some(1);
+        (config.ejection.interval, config.ejection.max_interval) = (Duration::from_millis(1), Duration::from_secs(60));
+    });
+    let probed = [(); 3].map(|()| AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let (backends, probed) = (&rig.backends, &probed);
+            scope.spawn(move || {
+                let mut rotation = BackendRotation::starting_at(worker);
+                for _ in 0..20_000 {
+                    let choice = backends.choose(&mut rotation, NextPush::default(), Instant::now());
+                    let Choice::Use(chosen) = choice else { continue };
+                    let (index, is_probe) = (chosen.index, chosen.is_probe);
+                    assert!(!is_probe || !probed[index].swap(true, Ordering::SeqCst), "two probes at a time");
+                    if is_probe {
+                        std::thread::yield_now();
+                        probed[index].store(false, Ordering::SeqCst);
+                    }
+                    let _ = backends.end(chosen, PushVerdict::Bad(&FAILED), Instant::now());
+                }
+            });
+        }
+    });
+    assert!((0..3).all(|index| rig.backends.is_ejected(index)));
+    assert!(rig.backends.backends.iter().all(|backend| backend.n_under_way.load(Ordering::SeqCst) == 0));
+}
