@@ -69,8 +69,7 @@ impl Engine {
         }
     }
 
-    /// Returns whether the engine reads consumer groups, has [`membership`] and [`group_offsets`], and which messages a
-    /// consumer of committed messages gets.
+    /// Returns whether the engine has [`membership`], [`group_offsets`] and [`group_reader`].
     pub fn has_groups(self) -> bool {
         match self.resolve() {
             Ok(BuiltInEngine::Native) => true,
@@ -131,15 +130,6 @@ pub fn log_ends(broker: &BrokerConfig, supervisor: &Supervisor) -> Result<Box<dy
     }
 }
 
-/// Makes a reader of consumer groups; no broker need be reachable. Fails for an engine without
-/// [groups](Engine::has_groups).
-pub fn group_reader(broker: &BrokerConfig) -> Result<Box<dyn GroupReader>, String> {
-    match broker.engine.resolve()? {
-        BuiltInEngine::Native => Ok(Box::new(native::NativeGroups::new(broker)?)),
-        BuiltInEngine::KafkaRust => Err("kafka_client: kafka-rust does not read consumer groups".to_owned()),
-    }
-}
-
 /// Joins a group that Kafka manages; no broker need be reachable. The threads of the member end when it leaves or is
 /// dropped.
 pub fn membership(broker: &BrokerConfig, config: MembershipConfig) -> Result<Box<dyn Membership>, String> {
@@ -155,5 +145,14 @@ pub fn group_offsets(broker: &BrokerConfig, group: Arc<str>, topic: Arc<str>) ->
     match broker.engine.resolve()? {
         BuiltInEngine::Native => Ok(Box::new(native::NativeGroupOffsets::new(broker, group, topic)?)),
         BuiltInEngine::KafkaRust => Err(WITHOUT_GROUPS.to_owned()),
+    }
+}
+
+/// Makes a reader of consumer groups; no broker need be reachable. Fails for an engine without
+/// [groups](Engine::has_groups).
+pub fn group_reader(broker: &BrokerConfig) -> Result<Box<dyn GroupReader>, String> {
+    match broker.engine.resolve()? {
+        BuiltInEngine::Native => Ok(Box::new(native::NativeGroups::new(broker)?)),
+        BuiltInEngine::KafkaRust => Err("kafka_client: kafka-rust does not read consumer groups".to_owned()),
     }
 }
