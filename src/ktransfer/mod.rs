@@ -26,8 +26,8 @@
 //! `names@M` runs only if a backend is configured by name. `starts@M` looks up where partitions without a stored offset
 //! begin, for `fetch@M`, and sends these offsets to the group. With `admin_port` the daemon adds the threads
 //! `admin-accept`, `admin-0` and `operations`, and `dead-letters` if a module has a dead-letter topic. For groups in
-//! ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session with ZooKeeper) and `leases` (extends the claims of all
-//! modules); for groups in Kafka each module has `kafka-group`, which sends the heartbeats.
+//! ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session with ZooKeeper) and `leases` (extends the
+//! claims of all modules); for groups in Kafka each module has `kafka-group`, which sends the heartbeats.
 //!
 //! Reading order: `config`, `connections`, `module` (the threads and channels of a module), `dispatcher` (the loop that
 //! owns the windows), `window`, `group`, `fetcher`, `worker`, `backends` (which one a push goes to), `push_rate`,
