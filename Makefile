@@ -2,13 +2,13 @@
 # make demo       run the three daemons with a Kafka of their own, until Ctrl-C or for DEMO_SECONDS=30 seconds
 # make test       unit tests and stories on a real Kafka and ZooKeeper
 # make soak       ktransfer under random faults on a real Kafka and ZooKeeper (SOAK_SECONDS=3600 SEED=1); the seed selects
-#                 the faults, and a run that fails prints them
+#                 the faults, and a run that fails prints them; SOAK_GROUPS=kafka is without ZooKeeper
 # make screenshots   pictures of the page of kmonitor, in target/screenshots (healthy, late, away, phone, dark)
 # make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096"), then ktransfer;
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
 #                 ENGINES=1 measures the Kafka clients without HTTP
 # make bench-ktransfer   measure ktransfer only (MESSAGES=200000 WORKERS="16 32 100 500")
-# make bench-kmonitor    kmonitor with many modules: answers, memory, requests (MODULES=1000 PARTITIONS=100)
+# make bench-kmonitor    kmonitor with many modules: answers, memory, requests (MODULES=1000 PARTITIONS_EACH=100)
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make zabbix     the Zabbix templates in a real Zabbix server (Debian's packages; as root)
 # make check      formatting, lints and documentation
@@ -31,10 +31,11 @@ DESTDIR ?=
 SECONDS_EACH ?= 10
 SOAK_SECONDS ?= 3600
 SEED ?= 1
+SOAK_GROUPS ?= zookeeper
 CONNECTIONS ?= 8 64 512 4096
 MESSAGES ?= 200000
 MODULES ?= 1000
-PARTITIONS ?= 100
+PARTITIONS_EACH ?= 100
 WORKERS ?= 16 32 100 500
 BASELINE_FOLDER = $(if $(BASELINE),$(abspath $(BASELINE)))
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -59,7 +60,8 @@ screenshots: build-tools
 	$(CARGO) run --release --locked --example screenshots -- $(TARGET)/pages $(TARGET)/screenshots
 
 soak: tools
-	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) $(CARGO) test --release --locked --test stories soak:: -- --nocapture
+	SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) SOAK_GROUPS=$(SOAK_GROUPS) \
+		$(CARGO) test --release --locked --test stories soak:: -- --nocapture
 
 bench: tools
 	@.ci/tools bench
@@ -76,7 +78,7 @@ zabbix: tools all
 	KAFKA_HTTP_WRAPPER_BIN_DIR=. $(TARGET)/release/examples/zabbix
 
 bench-kmonitor: build-tools
-	$(CARGO) bench --locked --bench kmonitor -- $(MODULES) $(PARTITIONS) $(SECONDS_EACH)
+	$(CARGO) bench --locked --bench kmonitor -- $(MODULES) $(PARTITIONS_EACH) $(SECONDS_EACH)
 
 fuzz: build-tools
 	fuzz/run $(SECONDS_EACH)

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use kafka_http_wrapper::{daemon, ktransfer};
 
 fn main() -> ExitCode {
+    if let Some(code) = ktransfer::operate() {
+        return code;
+    }
     daemon::main_with_tools(
         "ktransfer",
         "./conf/ktransfer.yaml",

@@ -297,7 +297,7 @@ impl Poller {
                 let Some(keeper) = self.keeper.clone() else { return };
                 let wanted = |key: &ModuleKey| WantedModule {
                     name: Arc::clone(&key.name),
-                    with_topic_ids: !self.places.was_read(key),
+                    with_topic_ids: self.places.needs_topic_ids(key),
                 };
                 let wanted: Vec<_> = slice.iter().map(wanted).collect();
                 let mut reader = self.memory.zookeeper_source(&*keeper);
@@ -358,7 +358,7 @@ impl Poller {
     /// Reads the members of the Kafka groups that are not as they should be.
     fn describe_groups(&mut self) {
         let Some((source, _)) = &mut self.groups else { return };
-        let keys = self.places.to_describe(MAX_DESCRIBED, Instant::now());
+        let keys = self.places.take_undescribed(MAX_DESCRIBED, Instant::now());
         if keys.is_empty() {
             return;
         }
@@ -373,7 +373,7 @@ impl Poller {
     /// Looks whether anything can be delivered where nothing moves.
     fn probe(&mut self) {
         let Some(prober) = &mut self.prober else { return };
-        let probes = self.places.to_probe(MAX_PROBES, Moment::now());
+        let probes = self.places.take_unprobed(MAX_PROBES, Moment::now());
         if !probes.is_empty() {
             let findings = prober.round(&self.memory.hosts, &probes);
             self.places.record_probes(&findings);

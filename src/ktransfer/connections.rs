@@ -10,7 +10,9 @@ use super::group::zookeeper::{ZookeeperGroup, ZookeeperGroupConfig};
 use super::group::{Group, GroupObservers, Leases};
 use super::module::Connectors;
 use crate::broker::membership::{GroupOffsets, MembershipConfig};
-use crate::broker::{self, BrokerConfig, FetcherConfig, HeaderLimits, PartitionerKind, Producer, ProducerConfig};
+use crate::broker::{
+    self, BrokerConfig, FetcherConfig, HeaderLimits, LogEnds, PartitionerKind, Producer, ProducerConfig,
+};
 use crate::keeper::{self, KeeperConfig, SharedKeeper, discovery};
 use crate::supervise::Supervisor;
 
@@ -69,6 +71,11 @@ impl Connections {
             // The last: a member joins at once.
             group: self.group(module, &broker)?,
         })
+    }
+
+    /// Makes what looks up the offsets of partitions.
+    pub(super) fn log_ends(&self, threads: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
+        broker::log_ends(&self.broker()?, threads)
     }
 
     /// Makes what reads and commits the offsets of a module in Kafka, from outside of its group.

@@ -25,9 +25,9 @@
 //! dispatcher receives no batch, and while the memory is used up or the channel is full nothing is read from Kafka.
 //! `names@M` runs only if a backend is configured by name. `starts@M` looks up where partitions without a stored offset
 //! begin, for `fetch@M`, and sends these offsets to the group. With `admin_port` the daemon adds the threads
-//! `admin-accept` and `admin-0`, and `dead-letters` if a module has a dead-letter topic. For groups in ZooKeeper it adds
-//! `health`, `keeper@…` and `keeper-send@…` (the session with ZooKeeper) and `leases` (extends the claims of all
-//! modules); for groups in Kafka each module has `kafka-group`, which sends the heartbeats.
+//! `admin-accept`, `admin-0` and `operations`, and `dead-letters` if a module has a dead-letter topic. For groups in
+//! ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session with ZooKeeper) and `leases` (extends the
+//! claims of all modules); for groups in Kafka each module has `kafka-group`, which sends the heartbeats.
 //!
 //! Reading order: `config`, `connections`, `module` (the threads and channels of a module), `dispatcher` (the loop that
 //! owns the windows), `window`, `group`, `fetcher`, `worker`, `backends` (which one a push goes to), `push_rate`,
@@ -37,6 +37,8 @@
 //! Invariant: a message is done only when a backend accepted it (`outcomes`; without this table: answered 2xx), when the
 //! method of the message is not configured, or when the message was given up: dropped, or stored as a dead letter.
 
+mod admin_port;
+mod attempt_board;
 mod backend_client;
 mod backends;
 mod config;
@@ -51,8 +53,11 @@ mod memory_budget;
 mod method;
 mod metrics;
 mod module;
+mod modules;
 mod move_offsets;
+mod operations;
 mod outcomes;
+mod pauses;
 mod policy;
 mod push_rate;
 mod replay;
@@ -62,6 +67,7 @@ mod template;
 mod test_backend;
 #[cfg(test)]
 mod test_fixtures;
+mod turn;
 mod window;
 mod window_slots;
 mod worker;
@@ -71,10 +77,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use log::info;
 
-use crate::admin::{Admin, Health};
-use crate::http::{Listen, Server, ServerConfig, ServerLimits, ServerMetrics};
+use crate::admin::Health;
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
 use crate::supervise::{Ended, Supervisor};
@@ -82,11 +86,12 @@ use crate::supervise::{Ended, Supervisor};
 use config::GroupService;
 pub use config::{Config, load};
 use connections::{Connections, ZookeeperSession};
-use dead_letters::ModuleLetters;
 use group::GroupObservers;
 use metrics::Metrics;
-use module::Module;
+use modules::Modules;
 pub use move_offsets::MOVE_OFFSETS;
+use operations::Operations;
+pub use operations::command::run_if_meant as operate;
 pub use replay::REPLAY;
 use stop_report::StopReport;
 
@@ -101,7 +106,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     // Until all components exist `/readyz` would answer 200 for those that do.
     let startup = health.component("startup");
-    let server = serve_operations(&config, &registry, &health, supervisor)?;
+    let operations = Operations::default();
+    let server = admin_port::serve(&config, &operations, &registry, &health, supervisor)?;
 
     // Two supervisors, since the modules must end before the session: they need it to release their partitions.
     let session = Supervisor::new("ktransfer", Stop::new());
@@ -109,46 +115,29 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         GroupService::ZooKeeper(keeper) => Some(ZookeeperSession::start(keeper, &session)),
         GroupService::Kafka(_) => None,
     };
-    let modules = Supervisor::new("modules", supervisor.stop().child());
+    let module_threads = Supervisor::new("modules", supervisor.stop().child());
 
-    let metrics = Metrics::new(&registry);
-    let shared = Arc::new(config);
+    let shutdown_grace = config.shutdown_grace;
+    let config = Arc::new(config);
     let letter_threads = Supervisor::new("dead letters", Stop::new());
-    let letters = start_letters(&shared, zookeeper.clone(), &letter_threads);
     let report = StopReport::default();
-    for module_config in &shared.modules {
-        let module_metrics = metrics.of_module(&module_config.name, &module_config.topic);
-        let module = Module {
-            config: module_config.clone(),
-            dead_letters: module_config.dead_letter_topic.as_ref().map(|topic| {
-                let (name, component) = (&module_config.name, format!("dead letters of {}", module_config.name));
-                let (metrics, health) = (module_metrics.clone(), health.component(component));
-                ModuleLetters::new(letters.clone(), Arc::clone(name), Arc::clone(topic), metrics, health)
-            }),
-            metrics: module_metrics,
-            health: health.component(format!("module {}", module_config.name)),
-            broker_health: health.component(format!("broker of {}", module_config.name)),
-            // The remaining fifth of the grace is for closing the session with ZooKeeper.
-            grace: shared.shutdown_grace * 4 / 5,
-            max_pause: shared.retry_interval,
-            report: report.clone(),
-        };
-        let observers = GroupObservers {
-            health: Some(health.component(format!("group of {}", module_config.name))),
-            unreadable: Some(module.metrics.unreadable_offsets.clone()),
-            unowned: Some(module.metrics.unowned.clone()),
-            report: report.clone(),
-        };
-        let connections = Connections { config: Arc::clone(&shared), zookeeper: zookeeper.clone(), observers };
-        let stop = modules.stop().clone();
-        modules.spawn(format!("module@{}", module_config.name), move || {
-            module.run(&stop, |threads| connections.connect(&module.config, threads));
-        });
+    let modules = Modules {
+        letters: start_letters(&config, zookeeper.clone(), &letter_threads),
+        config,
+        zookeeper: zookeeper.clone(),
+        metrics: Metrics::new(&registry),
+        health: health.clone(),
+        report: report.clone(),
+        operations,
+        supervisor: module_threads.clone(),
+    };
+    for module in &modules.config.modules {
+        modules.start(module);
     }
 
     // A failure under one of these supervisors must end the daemon. The failure triggers that supervisor's stop, so
     // the thread spawned here returns, and the daemon's supervisor counts a thread that returns early as failed.
-    for group in [session.clone(), modules.clone(), letter_threads.clone()] {
+    for group in [session.clone(), module_threads.clone(), letter_threads.clone()] {
         supervisor.spawn(group.name().to_owned(), move || group.stop().wait());
     }
     if let Some(zookeeper) = &zookeeper {
@@ -164,13 +153,13 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     startup.set(Ok(()));
 
     supervisor.stop().wait();
-    let ended = modules.join(shared.shutdown_grace);
+    let ended = module_threads.join(shutdown_grace);
     report.end_waits();
     // After the modules: their workers wait for dead letters on their way, within the time of a push.
     letter_threads.stop().trigger();
-    letter_threads.join(shared.shutdown_grace / 20);
+    letter_threads.join(shutdown_grace / 20);
     if let Some(zookeeper) = zookeeper {
-        zookeeper.keeper.close(shared.shutdown_grace / 10);
+        zookeeper.keeper.close(shutdown_grace / 10);
     }
     session.stop().trigger();
     if let Some(server) = server {
@@ -202,26 +191,4 @@ fn start_letters(
         });
     }
     sender
-}
-
-/// Starts the HTTP server of `admin_port`; returns `None` if it is not configured. Fails if the port cannot be opened.
-fn serve_operations(
-    config: &Config,
-    registry: &Registry,
-    health: &Health,
-    supervisor: &Supervisor,
-) -> Result<Option<Server>, String> {
-    let Some(port) = config.admin_port else { return Ok(None) };
-    let server_config = ServerConfig {
-        listen: Listen::Everywhere(port),
-        name: "admin",
-        readers: 1,
-        limits: ServerLimits::default(),
-        tls: None,
-    };
-    let handler = Arc::new(Admin::new(registry.clone(), health.clone()));
-    let server = Server::start(server_config, handler, supervisor, &ServerMetrics::new(registry))
-        .map_err(|cause| format!("admin_port: cannot listen on port {port}: {cause}"))?;
-    info!("admin_port: listening on {}", server.local_addr());
-    Ok(Some(server))
 }

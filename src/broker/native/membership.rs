@@ -147,3 +147,6 @@ fn lost_text(reason: LostReason) -> &'static str {
         LostReason::Failed => "the member has failed",
     }
 }
+
+#[cfg(test)]
+mod tests;

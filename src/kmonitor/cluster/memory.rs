@@ -8,7 +8,7 @@ use crate::kmonitor::zookeeper_source::ZookeeperSource;
 
 /// What one cycle leaves to the next.
 #[derive(Default)]
-pub(in crate::kmonitor) struct Memory {
+pub(crate) struct Memory {
     pub(super) names: NameInterner,
     pub(super) logged: LoggedOnce,
     pub(super) hosts: Vec<String>,

@@ -24,6 +24,8 @@ pub(super) struct Log {
     pub(super) is_gone: bool,
     /// Id of the topic.
     pub(super) topic_id: Option<TopicId>,
+    /// How often the topic was seen to have another id.
+    pub(super) recreation_count: u32,
     /// When its messages arrived.
     pub(super) history: EndsHistory,
     /// When the newest offset became smaller.
@@ -50,6 +52,7 @@ impl Log {
                     // The messages of the topic before say nothing about this one.
                     self.history = EndsHistory::default();
                     self.ends = None;
+                    self.recreation_count += 1;
                 }
                 self.topic_id = topic_id.or(self.topic_id);
                 if let Some((_, before)) = self.ends {
@@ -63,12 +66,12 @@ impl Log {
                 self.reading_count += 1;
             }
             LogReading::Gone => {
-                let history = EndsHistory::default();
                 *self = Log {
                     is_gone: true,
                     read: Some(now),
                     reading_count: self.reading_count,
-                    history,
+                    topic_id: self.topic_id,
+                    recreation_count: self.recreation_count,
                     ..Log::default()
                 };
             }

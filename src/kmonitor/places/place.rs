@@ -42,6 +42,10 @@ pub(super) struct Place {
     went_back: Option<(Offset, Offset, Instant)>,
     /// Id of the topic that the stored offset belongs to.
     topic_id: Option<TopicId>,
+    /// The topic was created again since the last reading: which of the two the stored offset belongs to, only the
+    /// writer of the offset knows.
+    pub(super) wants_topic_id: bool,
+    known_recreations: Option<u32>,
     /// Readings in a row with a stored offset beyond the newest one.
     beyond_count: u8,
     /// The number of the last reading of the log that was compared.
@@ -72,6 +76,8 @@ impl Place {
             unowned_since: None,
             went_back: None,
             topic_id: None,
+            wants_topic_id: false,
+            known_recreations: None,
             beyond_count: 0,
             compared_reading: 0,
             is_recreated: false,
@@ -96,10 +102,15 @@ impl Place {
                 self.moved(&reading.stored, log, now.at);
             }
             self.stored = reading.stored.clone();
-            self.topic_id = reading.topic_id.or_else(|| log.and_then(|log| log.topic_id));
+            // What is known of the log may be older than the offset, so the next look decides.
+            self.topic_id = None;
             self.newest_when_moved = log.and_then(|log| log.ends).map(|(_, newest)| newest);
             (self.beyond_count, self.is_recreated) = (0, false);
         }
+        if reading.topic_id.is_some() {
+            (self.topic_id, self.is_recreated) = (reading.topic_id, false);
+        }
+        self.wants_topic_id = false;
         // What a reading does not say stays: the owners in a Kafka group are read apart.
         if reading.owner != Owner::Unknown {
             self.set_owner(reading.owner.clone(), now.at);
@@ -127,6 +138,8 @@ impl Place {
 
     /// Compares the stored offset with a reading of the log that came after it.
     pub(super) fn compare(&mut self, log: &Log, now: Instant) {
+        self.wants_topic_id |= self.known_recreations.is_some_and(|known| known != log.recreation_count);
+        self.known_recreations = Some(log.recreation_count);
         if self.topic_id.is_none() {
             self.topic_id = log.topic_id;
         }

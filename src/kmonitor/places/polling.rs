@@ -23,7 +23,7 @@ const DESCRIPTION_AGE: Duration = Duration::from_secs(90);
 
 impl Places {
     /// Returns the modules of a source that could be read: those in `names`, and those in the table.
-    pub(in crate::kmonitor) fn candidates(
+    pub(crate) fn candidates(
         &self,
         source: Source,
         names: BTreeSet<Arc<str>>,
@@ -44,7 +44,7 @@ impl Places {
     }
 
     /// Marks the modules as active whose logs have moved with the last reading.
-    pub(in crate::kmonitor) fn mark_active(&mut self, candidates: &mut [Candidate<ModuleKey>]) {
+    pub(crate) fn mark_active(&mut self, candidates: &mut [Candidate<ModuleKey>]) {
         for candidate in candidates.iter_mut().filter(|candidate| !candidate.is_active) {
             let Some(module) = self.modules.get(&candidate.key) else { continue };
             let mut logs = module.topics.iter().flat_map(|(topic, found)| {
@@ -54,18 +54,20 @@ impl Places {
         }
     }
 
-    /// Whether the stored offsets of a module were ever read.
-    pub(in crate::kmonitor) fn was_read(&self, key: &ModuleKey) -> bool {
-        self.modules.get(key).is_some_and(|module| module.read.is_some())
+    /// Whether it has to be read to which topics the stored offsets of a module belong: it was never read, or a topic
+    /// was created again.
+    pub(crate) fn needs_topic_ids(&self, key: &ModuleKey) -> bool {
+        let Some(module) = self.modules.get(key).filter(|module| module.read.is_some()) else { return true };
+        module.topics.values().flat_map(|topic| topic.places.values()).any(|place| place.wants_topic_id)
     }
 
     /// Whether reading a module failed the last time, or was never tried.
-    pub(in crate::kmonitor) fn has_failed(&self, key: &ModuleKey) -> bool {
+    pub(crate) fn has_failed(&self, key: &ModuleKey) -> bool {
         self.modules.get(key).is_none_or(|module| module.failure.is_some() || module.tried.is_none())
     }
 
     /// Notes that no broker responds.
-    pub(in crate::kmonitor) fn record_no_broker(&mut self, keys: &[ModuleKey]) {
+    pub(crate) fn record_no_broker(&mut self, keys: &[ModuleKey]) {
         for at in self.logs_of(keys) {
             let reading = LogReading::Unknown(UnknownReason::NoBroker);
             let elapsed = Duration::ZERO;
@@ -75,7 +77,7 @@ impl Places {
 
     /// Returns the Kafka groups whose members are to be read: something is wrong with them, and their members were not
     /// read lately. Owners that were read too long ago become unknown.
-    pub(in crate::kmonitor) fn to_describe(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
+    pub(crate) fn take_undescribed(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
         let mut keys = Vec::new();
         for (key, module) in self.modules.iter_mut().filter(|(key, _)| key.source == Source::Kafka) {
             let age = module.described.map(|then| now.saturating_duration_since(then));

@@ -15,7 +15,7 @@ use super::publish::{first_waiting, log_state};
 impl Places {
     /// Returns the places of which it should be found out whether anything can be delivered: at most `max`, of each log
     /// one.
-    pub(in crate::kmonitor) fn to_probe(&mut self, max: usize, now: Moment) -> Vec<Probe> {
+    pub(crate) fn take_unprobed(&mut self, max: usize, now: Moment) -> Vec<Probe> {
         let mut probes: BTreeMap<TopicPartition, Probe> = BTreeMap::new();
         for module in self.modules.values_mut() {
             for (topic, found) in &mut module.topics {
@@ -37,7 +37,7 @@ impl Places {
     }
 
     /// Enters what probes found.
-    pub(in crate::kmonitor) fn record_probes(&mut self, findings: &[(Probe, Finding)]) {
+    pub(crate) fn record_probes(&mut self, findings: &[(Probe, Finding)]) {
         let findings: BTreeMap<&TopicPartition, (&Probe, Finding)> =
             findings.iter().map(|(probe, finding)| (&probe.at, (probe, *finding))).collect();
         for (topic, found) in self.modules.values_mut().flat_map(|module| &mut module.topics) {

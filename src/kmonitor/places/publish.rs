@@ -18,7 +18,7 @@ use super::{Module, ModuleTopic, Places};
 
 /// What the poller knows of the cluster as a whole.
 #[derive(Clone, Debug, Default)]
-pub(in crate::kmonitor) struct ClusterState {
+pub(crate) struct ClusterState {
     /// Whether it was ever read, and recently enough.
     pub is_known: bool,
     /// What keeps it from being read.
@@ -39,7 +39,7 @@ struct Context<'a> {
 
 impl Places {
     /// Judges all places and returns the view. `limits_of`: the limits of a module.
-    pub(in crate::kmonitor) fn publish(
+    pub(crate) fn publish(
         &mut self,
         state: ClusterState,
         limits_of: impl Fn(&str) -> Limits,

@@ -86,7 +86,9 @@ impl Rig {
     }
 
     fn put(&self, topic: &str, count: usize) {
-        (0..count).for_each(|_| drop(self.broker.put(topic, 0, None, b"x")));
+        for _ in 0..count {
+            self.broker.put(topic, 0, None, b"x");
+        }
     }
 }
 
@@ -177,22 +179,22 @@ fn members_of_a_kafka_group_are_read_when_something_is_wrong_and_forgotten_later
     rig.read(&m, in_kafka(0), 0);
     rig.places.record_members(&m, Some(true), rig.at(0).at);
     rig.view(0);
-    assert!(rig.places.to_describe(50, rig.at(0).at).is_empty(), "nothing is known to be wrong");
+    assert!(rig.places.take_undescribed(50, rig.at(0).at).is_empty(), "nothing is known to be wrong");
     for second in (5..=120).step_by(5) {
         rig.places.record_members(&m, Some(true), rig.at(second).at);
         rig.read(&m, in_kafka(0), second);
         rig.view(second);
     }
     assert_ne!(rig.view(120).modules[0].verdict, Verdict::Ok);
-    assert_eq!(rig.places.to_describe(50, rig.at(120).at), std::slice::from_ref(&m));
+    assert_eq!(rig.places.take_undescribed(50, rig.at(120).at), std::slice::from_ref(&m));
     let at = TopicPartition { topic: "t".into(), partition: 0 };
     let group = GroupDescription { member_count: 2, owners: vec![(at, "one@h".into())] };
     rig.places.record_description(&m, &group, rig.at(120).at);
-    assert!(rig.places.to_describe(50, rig.at(140).at).is_empty(), "it was read lately");
+    assert!(rig.places.take_undescribed(50, rig.at(140).at).is_empty(), "it was read lately");
     let module = rig.view(140).modules.remove(0);
     assert_eq!((module.members, module.owners), (Some(2), Some(1)));
     assert_eq!(module.partitions[0].owner.as_deref(), Some("one@h"));
-    rig.places.to_describe(50, rig.at(211).at);
+    rig.places.take_undescribed(50, rig.at(211).at);
     assert_eq!(rig.view(211).modules[0].partitions[0].owner, None, "too old");
 }
 
@@ -224,22 +226,22 @@ fn offsets_that_nobody_can_deliver_are_no_delay_until_something_moves() {
     assert_eq!(rig.delay(5), Some(1));
     let probe = Probe { at, from: 3, newest: 4 };
     let now = rig.at(10);
-    assert_eq!(rig.places.to_probe(50, now), std::slice::from_ref(&probe));
-    assert!(rig.places.to_probe(50, now).is_empty(), "it is on its way");
+    assert_eq!(rig.places.take_unprobed(50, now), std::slice::from_ref(&probe));
+    assert!(rig.places.take_unprobed(50, now).is_empty(), "it is on its way");
     rig.places.record_probes(&[(probe, Finding::Nothing)]);
     assert_eq!(rig.delay(10), Some(0));
     assert_eq!(rig.view(10).modules[0].partitions[0].reason_code, ReasonCode::NothingDeliverable);
-    assert!(rig.places.to_probe(50, rig.at(11)).is_empty(), "the answer is known");
+    assert!(rig.places.take_unprobed(50, rig.at(11)).is_empty(), "the answer is known");
     rig.put("t", 1);
     assert_eq!(rig.delay(11), Some(2));
     rig.view(12);
-    let probes = rig.places.to_probe(50, rig.at(13));
+    let probes = rig.places.take_unprobed(50, rig.at(13));
     assert_eq!(probes.len(), 1);
     rig.places.record_probes(&[(probes[0].clone(), Finding::Message)]);
     rig.put("t", 1);
     assert_eq!(rig.delay(13), Some(3));
     rig.view(14);
-    assert!(rig.places.to_probe(50, rig.at(15)).is_empty(), "the message is still there");
+    assert!(rig.places.take_unprobed(50, rig.at(15)).is_empty(), "the message is still there");
 }
 
 #[test]
@@ -256,4 +258,32 @@ fn a_source_that_cannot_be_read_makes_its_modules_unknown_when_they_are_too_old(
     assert_eq!((partition.unknown, partition.verdict), (Some("source_silent"), Verdict::Unknown));
     rig.read(&m, reading(&[("t", 1, Some("one"))]), 17);
     assert_eq!(rig.delay(17), Some(1));
+}
+
+#[test]
+fn the_writer_of_an_offset_says_to_which_topic_it_belongs() {
+    for belongs_to_new in [false, true] {
+        let mut rig = rig(&["t"]);
+        rig.put("t", 5);
+        let m = key("m", Source::Zookeeper);
+        assert!(rig.places.needs_topic_ids(&m), "never read");
+        rig.read(&m, reading(&[("t", 4, None)]), 0);
+        assert_eq!(rig.delay(0), Some(1));
+        let old = rig.reader.topic_id("t");
+        assert!(!rig.places.needs_topic_ids(&m));
+        // Between two cycles the last offset was stored, the topic was created again and got messages.
+        rig.broker.recreate_topic("t", 1);
+        rig.put("t", 7);
+        rig.read(&m, reading(&[("t", 5, None)]), 5);
+        rig.view(5);
+        assert!(rig.places.needs_topic_ids(&m));
+        let mut with_id = reading(&[("t", 5, None)]);
+        let topic_id = if belongs_to_new { rig.reader.topic_id("t") } else { old };
+        with_id.topics.values_mut().for_each(|topic| topic.places.values_mut().for_each(|at| at.topic_id = topic_id));
+        rig.read(&m, with_id, 10);
+        assert_eq!(rig.delay(10), Some(if belongs_to_new { 2 } else { 7 }));
+        assert!(!rig.places.needs_topic_ids(&m));
+        rig.read(&m, reading(&[("t", 5, None)]), 14);
+        assert_eq!(rig.delay(14), Some(if belongs_to_new { 2 } else { 7 }), "it stays so until the offset moves");
+    }
 }

@@ -42,6 +42,7 @@ mod member;
 mod observers;
 pub(crate) mod offset_stores;
 mod progress;
+mod store_receipts;
 pub mod zookeeper;
 
 use std::ops::Range;
@@ -54,6 +55,7 @@ pub use fence::TimedFence;
 pub use lease::Leases;
 pub use mailbox::{CommandSender, Mailbox, mailbox};
 pub(crate) use observers::GroupObservers;
+pub(crate) use store_receipts::StoreReceipts;
 
 /// Number of a claim, counted from 1 in each group. A partition that is lost and gained again has another generation,
 /// so that late commands and acks of the earlier claim are recognised.

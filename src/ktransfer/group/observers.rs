@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use log::warn;
 use prometheus::IntGauge;
 
+use super::StoreReceipts;
 use crate::admin::Component;
+use crate::ktransfer::pauses::PauseTable;
 use crate::ktransfer::stop_report::StopReport;
 
 /// Pause before the same warning is logged again.
@@ -26,6 +28,10 @@ pub(crate) struct GroupObservers {
     pub(crate) unowned: Option<IntGauge>,
     /// What the leave could not do.
     pub(crate) report: StopReport,
+    /// The pauses of the module, which a group in ZooKeeper reads at intervals and after each claim.
+    pub(crate) pauses: PauseTable,
+    /// Which positions of `StoreNow` are stored.
+    pub(crate) receipts: StoreReceipts,
 }
 
 /// The warnings of a loop that retries: each is logged at intervals.

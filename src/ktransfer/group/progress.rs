@@ -66,6 +66,15 @@ impl Progress {
         (self.committed, self.is_urgent) = (Some(next), true);
     }
 
+    /// Returns the position of [`start_at`](Self::start_at) once, if it is stored already, so that no store follows.
+    pub(super) fn take_stored_start(&mut self) -> Option<Offset> {
+        if !self.is_urgent || self.has_new_offset() || self.has_new_ahead() {
+            return None;
+        }
+        self.is_urgent = false;
+        self.stored
+    }
+
     /// Takes a snapshot of what is done ahead, which has no leader epoch.
     pub(super) fn set_ahead(&mut self, ahead: DoneAhead) {
         self.ahead = DoneAhead { leader_epoch: self.ahead.leader_epoch, ..ahead };

@@ -217,6 +217,7 @@ impl ZookeeperGroup {
         self.follow_session()?;
         self.update_assignment()?;
         self.reconcile()?;
+        self.read_pauses();
         self.has_joined = true;
         Ok(())
     }
@@ -225,6 +226,13 @@ impl ZookeeperGroup {
     fn finish_released(&mut self) -> RoundResult {
         self.store(StoreScope::Urgent)?;
         self.delete_released()
+    }
+
+    /// Reads which partitions are paused. A failure ends no round: what was paused stays paused.
+    fn read_pauses(&mut self) {
+        if let Err(reason) = self.observers.pauses.refresh() {
+            self.warn_rate_limited(reason);
+        }
     }
 
     fn warn_rate_limited(&mut self, text: String) {

@@ -100,6 +100,8 @@ pub(crate) struct ScriptShape {
     pub(crate) interval: Duration,
     pub(crate) n_instances: usize,
     pub(crate) n_backends: usize,
+    /// Whether the groups are in ZooKeeper; otherwise their coordinator fails instead.
+    pub(crate) has_zookeeper: bool,
     /// The session timeout; a pause or a cut lasts up to three times as long.
     pub(crate) session: Duration,
 }
@@ -145,9 +147,11 @@ fn random_target(random: &mut SplitMix, shape: &ScriptShape) -> Target {
     match random.below(20) {
         0..=5 => Target::Instance(instance),
         6..=11 => Target::GroupLink(instance),
-        12 => Target::ZooKeeper,
+        12 if shape.has_zookeeper => Target::ZooKeeper,
+        12 => Target::Coordinator,
         13 => Target::Broker,
-        14..=15 => Target::BrokerLink,
+        14..=15 if shape.has_zookeeper => Target::BrokerLink,
+        14..=15 => Target::GroupLink(instance),
         _ => Target::Backend(backend),
     }
 }
@@ -212,6 +216,7 @@ mod tests {
         interval: Duration::from_secs(4),
         n_instances: 3,
         n_backends: 2,
+        has_zookeeper: true,
         session: Duration::from_secs(3),
     };
 

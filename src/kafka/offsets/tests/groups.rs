@@ -183,6 +183,20 @@ fn each_offset_is_committed_or_refused_by_itself() {
 }
 
 #[test]
+fn an_offset_that_the_response_lacks_is_not_committed() {
+    let cluster = Cluster::start(1, APIS, |_, received, _| {
+        let partitions = vec![OffsetCommitResponsePartition::default().with_partition_index(0)];
+        let topics = vec![OffsetCommitResponseTopic::default().with_name(topic("a")).with_partitions(partitions)];
+        received.reply(&OffsetCommitResponse::default().with_topics(topics))
+    });
+    set_coordinators(&cluster, &[("g", 0)]);
+    let offsets = [offset("a", 0), offset("a", 1), offset("b", 0)];
+    let results = cluster.reader().commit(&"g".into(), None, &offsets, after(Duration::from_millis(300)));
+    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, false]);
+    assert!(results[1].as_ref().unwrap_err().to_string().contains("the response lacks"), "{results:?}");
+}
+
+#[test]
 fn all_groups_are_listed_and_a_broker_that_hangs_is_named() {
     let is_hanging = Arc::new(AtomicUsize::new(0));
     let script = Arc::clone(&is_hanging);

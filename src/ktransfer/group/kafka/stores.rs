@@ -30,7 +30,12 @@ impl KafkaGroup {
 
     /// As [`store`](Self::store), with this deadline of the call.
     pub(super) fn store_until(&mut self, scope: StoreScope, deadline: Instant) -> StepResult {
-        let now = Instant::now();
+        let (now, receipts) = (Instant::now(), self.observers.receipts.clone());
+        for (partition, held) in &mut self.held {
+            if let Some(stored) = held.progress.take_stored_start() {
+                receipts.note(*partition, held.generation, stored);
+            }
+        }
         let due = self.held.iter().filter(|(_, held)| held.progress.is_due(scope, held.is_released(), now));
         let stores: Vec<Store> = due.filter_map(|(partition, held)| store_of(*partition, held)).collect();
         if stores.is_empty() {
@@ -43,6 +48,7 @@ impl KafkaGroup {
             let Some(held) = self.current(partition, generation) else { continue };
             match result {
                 Ok(()) => {
+                    receipts.note(partition, generation, next);
                     held.progress.note_stored(next, ahead);
                     self.has_stored = true;
                 }

@@ -24,6 +24,7 @@ impl ZookeeperGroup {
             self.next_early_store = now + EARLY_INTERVAL;
             return Ok(());
         }
+        self.note_stored_positions();
         let is_due = |(_, held): &(&PartitionId, &HeldPartition)| {
             held.progress.is_due(scope, held.stage == ClaimStage::Released, now)
         };
@@ -33,6 +34,15 @@ impl ZookeeperGroup {
             self.next_early_store = now + EARLY_INTERVAL.max(EARLY_PAUSE_A_WRITE.saturating_mul(writes));
         }
         due.chunks(STORES_AT_ONCE).map(|some| self.store_some(some)).fold(Ok(()), Result::and)
+    }
+
+    /// Notes the positions of `StoreNow` that are stored already, so that no store follows.
+    fn note_stored_positions(&mut self) {
+        for (partition, held) in &mut self.held {
+            if let Some(stored) = held.progress.take_stored_start() {
+                self.observers.receipts.note(*partition, held.generation, stored);
+            }
+        }
     }
 
     fn store_some(&mut self, partitions: &[PartitionId]) -> RoundResult {
@@ -55,6 +65,7 @@ impl ZookeeperGroup {
             match outcome {
                 Ok(StoreOutcome::Stored(version)) => {
                     let held = self.held.get_mut(&partition).expect("held, since it was stored");
+                    self.observers.receipts.note(partition, held.generation, next);
                     held.version = version;
                     held.progress.note_stored(next, ahead);
                 }

@@ -66,6 +66,7 @@ fn a_module_whose_group_fails_is_restarted_only_if_its_claims_end_with_the_loop(
             grace: Duration::from_secs(4),
             max_pause: Duration::from_millis(10),
             report: StopReport::default(),
+            operator: OperatorLink::default(),
         };
         let stop = Stop::new();
         let starts = AtomicU32::new(0);
