@@ -40,8 +40,15 @@ fn main() {
     let topic = cluster.new_topic("zabbix", 1);
     cluster.produce(&topic, 0, &[(&b"k"[..], &b"v"[..]); N_MESSAGES]);
     for module in MODULES {
-        let path = format!("{}/consumers/{module}/offsets/{topic}/0", cluster.chroot);
-        assert!(cluster.zk().create(&path, &STORED.to_string()), "{path}");
+        // As ktransfer leaves them: a group that registers its members and owners, and has none.
+        let group = format!("{}/consumers/{module}", cluster.chroot);
+        for (path, data) in [
+            (format!("{group}/ids"), String::new()),
+            (format!("{group}/owners/{topic}"), String::new()),
+            (format!("{group}/offsets/{topic}/0"), STORED.to_string()),
+        ] {
+            assert!(cluster.zk().create(&path, &data), "{path}");
+        }
     }
     let kmonitor = Kmonitor::start(&configs::kmonitor(cluster));
     wait_until(DEADLINE, "kmonitor reports that nobody pushes the modules", || {
