@@ -8,7 +8,7 @@
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
 #                 ENGINES=1 measures the Kafka clients without HTTP
 # make bench-ktransfer   measure ktransfer only (MESSAGES=200000 WORKERS="16 32 100 500")
-# make bench-kmonitor    kmonitor with many modules: answers, memory, requests (MODULES=1000 PARTITIONS=100)
+# make bench-kmonitor    kmonitor with many modules: answers, memory, requests (MODULES=1000 PARTITIONS_EACH=100)
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make zabbix     the Zabbix templates in a real Zabbix server (Debian's packages; as root)
 # make check      formatting, lints and documentation
@@ -34,7 +34,7 @@ SEED ?= 1
 CONNECTIONS ?= 8 64 512 4096
 MESSAGES ?= 200000
 MODULES ?= 1000
-PARTITIONS ?= 100
+PARTITIONS_EACH ?= 100
 WORKERS ?= 16 32 100 500
 BASELINE_FOLDER = $(if $(BASELINE),$(abspath $(BASELINE)))
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -76,7 +76,7 @@ zabbix: tools all
 	KAFKA_HTTP_WRAPPER_BIN_DIR=. $(TARGET)/release/examples/zabbix
 
 bench-kmonitor: build-tools
-	$(CARGO) bench --locked --bench kmonitor -- $(MODULES) $(PARTITIONS) $(SECONDS_EACH)
+	$(CARGO) bench --locked --bench kmonitor -- $(MODULES) $(PARTITIONS_EACH) $(SECONDS_EACH)
 
 fuzz: build-tools
 	fuzz/run $(SECONDS_EACH)

@@ -85,9 +85,8 @@
 //! # Reading order
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
-//! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`,
-//! `tls_client`, `token_bucket`.
+//! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → `access`, [`config`], [`logging`], `reload`,
+//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`, `tls_client`, `token_bucket`.
 
 pub mod daemon;
 
@@ -95,6 +94,7 @@ pub mod kmonitor;
 pub mod kproxy;
 pub mod ktransfer;
 
+mod access;
 pub mod admin;
 pub mod broker;
 mod html;

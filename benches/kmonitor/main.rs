@@ -14,7 +14,15 @@
 mod harness;
 mod load;
 #[path = "../../src/kafka/testkit/mod.rs"]
-#[allow(dead_code, unreachable_pub, unused_imports, missing_docs, clippy::all, reason = "the tests use more of it")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    reason = "the tests use more of it"
+)]
 mod testkit;
 mod zookeeper;
 

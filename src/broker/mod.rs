@@ -317,6 +317,18 @@ pub trait LogEnds: Send {
         }
     }
 
+    /// Returns for each partition the offset of its first message with the timestamp `time_ms` (milliseconds since
+    /// 1970) or a later one, in the same order; `None` if it has none. Fails with an engine that cannot look it up.
+    fn at_time(
+        &mut self,
+        partitions: &[TopicPartition],
+        _time_ms: i64,
+        _deadline: Instant,
+    ) -> Vec<Result<Option<Offset>, MetadataError>> {
+        let unsupported = "this Kafka engine cannot look up the offset of a time: use kafka_client: native";
+        partitions.iter().map(|_| Err(MetadataError::Partition(unsupported.to_owned()))).collect()
+    }
+
     /// Returns the ranges of many partitions, in the same order; each can fail by itself. See
     /// [`ranges`](Self::ranges).
     fn range_of_all(

@@ -57,6 +57,11 @@ pub(crate) fn ahead(group: &str, topic: &str, partition: PartitionId) -> String 
     format!("{CONSUMERS}/{group}/ahead/{topic}/{partition}")
 }
 
+/// Returns the node of the partitions of a topic that operators have paused. The original ignores it.
+pub(crate) fn paused(group: &str, topic: &str) -> String {
+    format!("{CONSUMERS}/{group}/paused/{topic}")
+}
+
 /// Returns the node of how far the dead letters of a module are replayed. The original ignores it.
 pub(crate) fn replayed(group: &str, topic: &str, partition: PartitionId) -> String {
     format!("{CONSUMERS}/{group}/replayed/{topic}/{partition}")

@@ -12,6 +12,7 @@ use super::backend_client::{IdempotencyKey, SigningSecret};
 use super::backends::EjectionConfig;
 use super::outcomes::{Outcome, OutcomeTable};
 use super::policy::RetryPolicy;
+use crate::access::CredentialsFile;
 use crate::broker::{self, Engine, KafkaSettings, Role};
 use crate::config::{Problems, Section};
 use crate::daemon::{self, Settings};
@@ -46,8 +47,10 @@ pub struct Config {
     pub(super) engine: Engine,
     /// `kafka`: settings of the Kafka client.
     pub(super) kafka: KafkaSettings,
-    /// `admin_port`: serves `/metrics`, `/healthz` and `/readyz`; `None` serves none of them.
+    /// `admin_port`: serves `/metrics`, `/healthz`, `/readyz` and `/v1/modules`; `None` serves none of them.
     pub(super) admin_port: Option<u16>,
+    /// `credentials_file`: the operators; `None` refuses their operations.
+    pub(super) credentials: Option<CredentialsFile>,
     /// `shutdown_grace_ms`: time limit of the daemon's stop.
     pub(super) shutdown_grace: Duration,
     /// The modules in `module_enabled`.
@@ -162,6 +165,10 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     let engine = Engine::from_section(&mut section, problems);
     let kafka = engine.settings_from_section(&mut section, Role::Reads, problems);
     let admin_port = section.optional_port("admin_port", problems);
+    let credentials = CredentialsFile::from_section(&mut section, problems);
+    if credentials.is_some() && admin_port.is_none() {
+        section.note("credentials_file", "has no effect without admin_port, where operators use it", problems);
+    }
     let shutdown_grace = daemon::shutdown_grace(&mut section, problems);
     let folder = PathBuf::from(section.string("module_conf_dir", None, problems));
     let names = section.strings("module_enabled", true, problems).unwrap_or_default();
@@ -177,7 +184,18 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     }
     check_dead_letters(&modules, engine, &section, problems);
     section.finish(problems);
-    Config { log, keeper, retry_interval, broker_hosts, engine, kafka, admin_port, shutdown_grace, modules }
+    Config {
+        log,
+        keeper,
+        retry_interval,
+        broker_hosts,
+        engine,
+        kafka,
+        admin_port,
+        credentials,
+        shutdown_grace,
+        modules,
+    }
 }
 
 /// Checks what the dead-letter topics of all modules need: record headers, and an end. A module that reads the

@@ -7,16 +7,23 @@
 //! The loop never blocks on a thread that may be blocked on the loop.
 //!
 //! `outbox` hands jobs to the workers, `offsets` handles start offsets, gaps and changed logs, `progress` reports to
-//! the group, `release` ends claims.
+//! the group, `release` ends claims, `operator` carries out the requests of operators, `interruption` pauses and seeks,
+//! `status` shows the state.
 
 mod channels;
+mod claims;
 mod filter;
+mod hold;
+mod interruption;
 mod log_track;
 mod offsets;
+mod operator;
 mod outbox;
 mod partition;
+mod pending_request;
 mod progress;
 mod release;
+mod status;
 mod stop_phase;
 mod worker_loads;
 
@@ -24,13 +31,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{TryRecvError, at, never, select};
-use log::{Level, info, warn};
+use crossbeam_channel::{Receiver, TryRecvError, at, never, select};
+use log::{Level, warn};
 
-use super::fetcher::{FetchCommand, Fetched, StartPosition};
-use super::group::{Claim, Generation, GroupCommand, GroupEvent};
-use super::job::{Ack, Job, JobEnd, WindowId, WorkerReport};
+use super::fetcher::{FetchCommand, Fetched};
+use super::group::{GroupCommand, GroupEvent};
+use super::job::{Ack, Job, JobEnd, WorkerReport};
 use super::memory_budget::BudgetShare;
+use super::operations::Request;
 use super::worker_context::WorkerContext;
 use crate::broker::{Message, PartitionId};
 use crate::log_limited;
@@ -40,6 +48,7 @@ pub(super) use channels::Channels;
 use filter::{Filtered, filter};
 use outbox::Outbox;
 use partition::{ClaimedPartition, shown};
+use pending_request::PendingRequest;
 use stop_phase::StopPhase;
 
 /// Limit on the reports that are handled before the loop looks at its other channels.
@@ -56,6 +65,7 @@ enum Event {
     Group(GroupEvent),
     Fetched(Fetched),
     Report(WorkerReport),
+    Operator(Request),
     Stop,
     /// A deadline has passed.
     Deadline,
@@ -82,6 +92,14 @@ pub(super) struct Dispatcher {
     next_snapshot_due: Option<Instant>,
     /// The earliest deadline of a release.
     next_release_due: Option<Instant>,
+    /// Requests of operators that are carried out and not answered.
+    pending_requests: Vec<PendingRequest>,
+    /// The changes of the pauses that were followed.
+    seen_pauses: u64,
+    /// When the status is written next.
+    next_status: Instant,
+    /// When the latest line about a message that holds a commit point was logged.
+    last_head_line: Option<Instant>,
 }
 
 impl Dispatcher {
@@ -102,6 +120,10 @@ impl Dispatcher {
             changed: Vec::new(),
             next_snapshot_due: None,
             next_release_due: None,
+            pending_requests: Vec::new(),
+            seen_pauses: 0,
+            next_status: Instant::now(),
+            last_head_line: None,
         }
     }
 
@@ -170,6 +192,9 @@ impl Dispatcher {
             Err(TryRecvError::Disconnected) => return Some(self.on_disconnect()),
             Err(TryRecvError::Empty) => {}
         }
+        if let Some(Ok(request)) = self.channels.operator.requests.as_ref().map(Receiver::try_recv) {
+            return Some(Event::Operator(request));
+        }
         if is_working && matches!(self.stop.closed().try_recv(), Err(TryRecvError::Disconnected)) {
             return Some(Event::Stop);
         }
@@ -184,12 +209,15 @@ impl Dispatcher {
         let batches = if next_batch.is_some_and(|at| at <= now) { &self.channels.fetched } else { &no_batches };
         let stop = if is_working { self.stop.closed() } else { &no_stop };
         let later_batch = next_batch.filter(|at| now < *at && !self.channels.fetched.is_empty());
-        let due = [self.phase.deadline(), self.next_release_due, self.next_snapshot_due, later_batch];
+        let (no_requests, operator_check) = (never(), Some(self.next_operator_check(now)));
+        let requests = self.channels.operator.requests.as_ref().unwrap_or(&no_requests);
+        let due = [self.phase.deadline(), self.next_release_due, self.next_snapshot_due, later_batch, operator_check];
         let deadline = due.into_iter().flatten().min().map_or(no_deadline, at);
         select! {
             recv(self.channels.reports) -> report => report.map_or_else(|_| self.on_disconnect(), Event::Report),
             recv(batches) -> fetched => fetched.map_or_else(|_| self.on_disconnect(), Event::Fetched),
             recv(self.channels.group_events) -> event => event.map_or_else(|_| self.on_disconnect(), Event::Group),
+            recv(requests) -> request => request.map_or(Event::Deadline, Event::Operator),
             recv(stop) -> _ => Event::Stop,
             recv(deadline) -> _ => Event::Deadline,
         }
@@ -211,6 +239,7 @@ impl Dispatcher {
             Event::Group(event) => self.on_group(event),
             Event::Fetched(fetched) => self.on_fetched(fetched),
             Event::Report(report) => self.on_report(report, Instant::now()),
+            Event::Operator(request) => self.on_request(request),
             Event::Stop => self.begin_stop(),
             // The end of the turn does what is due.
             Event::Deadline => {}
@@ -220,65 +249,23 @@ impl Dispatcher {
 
     /// Does what the events of this turn have made possible or necessary, and what is due.
     fn end_turn(&mut self, now: Instant) {
+        self.follow_pauses();
+        self.continue_interruptions(now);
         self.outbox.send_unkeyed();
         self.outbox.send_recheck();
         self.send_commits();
         self.send_snapshots(now);
+        self.settle_requests(now);
         self.continue_releases(now);
         self.continue_stop(now);
         self.show_metrics();
+        self.show_status(now);
     }
 
     fn show_metrics(&self) {
         self.context.show_window();
         let bytes = i64::try_from(self.channels.memory.used_bytes()).unwrap_or(i64::MAX);
         self.context.metrics.in_flight_bytes.set(bytes);
-    }
-
-    fn on_group(&mut self, event: GroupEvent) {
-        match event {
-            GroupEvent::Gained(claim) => self.gain(&claim),
-            GroupEvent::Releasing { partition, generation } => {
-                if self.is_current(partition, generation) {
-                    self.begin_release(partition);
-                }
-            }
-            GroupEvent::Lost { partition, generation } => {
-                if self.is_current(partition, generation) {
-                    warn!("module [{}]: lost partition {partition}", self.context.config.name);
-                    self.forget(partition);
-                }
-            }
-        }
-    }
-
-    fn is_current(&self, partition: PartitionId, generation: Generation) -> bool {
-        self.partitions.get(&partition).is_some_and(|state| state.generation() == generation)
-    }
-
-    fn gain(&mut self, claim: &Claim) {
-        let partition = claim.partition;
-        let start = claim.position.as_ref().map(|stored| StartPosition { offset: stored.next, log: stored.log() });
-        self.forget(partition);
-        let window = self.new_window();
-        let commit_point = self.context.metrics.commit_point(partition);
-        self.partitions.insert(partition, ClaimedPartition::new(claim, window, commit_point));
-        self.count_partitions();
-        if self.phase == StopPhase::Working {
-            info!("module [{}]: gained partition {partition}", self.context.config.name);
-            self.command_fetch_loop(FetchCommand::Assign { partition, window, generation: claim.generation, start });
-        } else {
-            self.begin_release(partition);
-        }
-    }
-
-    fn new_window(&mut self) -> WindowId {
-        self.last_window += 1;
-        WindowId(self.last_window)
-    }
-
-    fn count_partitions(&self) {
-        self.context.metrics.assigned.set(i64::try_from(self.partitions.len()).unwrap_or(i64::MAX));
     }
 
     fn command_fetch_loop(&self, command: FetchCommand) {
@@ -426,6 +413,7 @@ impl Drop for Dispatcher {
         for state in self.partitions.values() {
             state.assignment.end();
         }
+        self.channels.operator.status.clear();
         self.context.http_client.close();
         self.outbox.end_workers();
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use super::group::{Claim, Generation, TimedFence};
 use super::memory_budget::BudgetShare;
 use super::method::NoMethod;
+use super::turn::Turn;
 use crate::broker::{Header, Message, Offset, PartitionId};
 
 /// The claim on a partition as the workers see it. One is created for each `Gained` event and shared by its jobs.
@@ -143,6 +144,8 @@ pub(super) enum WorkerMessage {
     Recheck(Arc<ClaimIds>),
     /// The worker has a slot of the window, which it was registered for.
     SlotGranted,
+    /// Pass over this message, if this worker has it and it is not on the wire.
+    Skip(Arc<SkipOrder>),
     /// A backend is in use again, after the worker waited because none was.
     BackendReturned,
     /// An attempt to store a dead letter has ended. Sent once for each.
@@ -154,6 +157,31 @@ pub(super) enum WorkerMessage {
     },
     /// The dispatcher has ended, so the worker ends too.
     End,
+}
+
+/// An operator's order to pass over one message.
+#[derive(Debug)]
+pub(super) struct SkipOrder {
+    /// Number of the partition.
+    pub(super) partition: PartitionId,
+    /// The claim under which the message was read.
+    pub(super) generation: Generation,
+    /// The window that has an open slot for the message.
+    pub(super) window: WindowId,
+    /// Offset of the message.
+    pub(super) offset: Offset,
+    /// Name of the operator's credential.
+    pub(super) by: Arc<str>,
+    /// Taken by the worker that passes the message over; cancelled by the dispatcher when that takes too long.
+    pub(super) turn: Turn,
+}
+
+impl SkipOrder {
+    /// Whether the order is for this job.
+    pub(super) fn is_for(&self, job: &Job) -> bool {
+        let claim = (job.assignment.partition, job.assignment.generation, job.window);
+        claim == (self.partition, self.generation, self.window) && job.message.offset == self.offset
+    }
 }
 
 /// Why a dead letter is not stored, as far as is known.

@@ -22,6 +22,9 @@ pub(super) struct Metrics {
     restarts: IntCounterVec,
     unreadable_offsets: IntGaugeVec,
     unowned: IntGaugeVec,
+    paused_partitions: IntGaugeVec,
+    head_of_line_seconds: IntGaugeVec,
+    head_of_line_attempts: IntGaugeVec,
     backend_ejected: IntGaugeVec,
     backend_ejections: IntCounterVec,
     backend_probes: IntCounterVec,
@@ -51,6 +54,8 @@ pub(super) struct ModuleMetrics {
     pub(super) undecodable: IntCounter,
     /// Messages given up after the last retry, or because no request can carry them, without a dead letter.
     pub(super) given_up: IntCounter,
+    /// Messages that an operator has passed over.
+    pub(super) skipped: IntCounter,
     /// Messages that `outcomes` drops.
     pub(super) dropped: IntCounter,
     /// Messages done because their dead letter is stored.
@@ -81,6 +86,12 @@ pub(super) struct ModuleMetrics {
     pub(super) unreadable_offsets: IntGauge,
     /// Partitions of the topic that no member of the group owns.
     pub(super) unowned: IntGauge,
+    /// Partitions that this process has claimed and that an operator has paused.
+    pub(super) paused_partitions: IntGauge,
+    /// How long the message that holds a commit point longest has held it.
+    pub(super) head_of_line_seconds: IntGauge,
+    /// Attempts of that message.
+    pub(super) head_of_line_attempts: IntGauge,
     offset_resets: IntCounterVec,
     stored_offset: IntGaugeVec,
     backend_ejected: IntGaugeVec,
@@ -146,7 +157,7 @@ impl Metrics {
             messages: counter(
                 "ktransfer_messages_total",
                 "Messages done: delivered, filtered out by their method, undecodable, given up after the last retry, \
-                 dropped by the table outcomes, stored as a dead letter, or skipped tombstones.",
+                 dropped by the table outcomes, stored as a dead letter, a tombstone, or skipped by an operator.",
                 &["module", "outcome"],
             ),
             window_in_use: registry.gauge(
@@ -197,6 +208,21 @@ impl Metrics {
                 "Partitions of the topic that no member of the group owns.",
                 &["module"],
             ),
+            paused_partitions: registry.gauge(
+                "ktransfer_paused_partitions",
+                "Partitions of this process that an operator has paused.",
+                &["module"],
+            ),
+            head_of_line_seconds: registry.gauge(
+                "ktransfer_head_of_line_seconds",
+                "Time for which one message has held the commit point of its partition; the longest of all partitions.",
+                &["module"],
+            ),
+            head_of_line_attempts: registry.gauge(
+                "ktransfer_head_of_line_attempts",
+                "Attempts to push the message that has held the commit point of its partition longest.",
+                &["module"],
+            ),
             backend_ejected: registry.gauge(
                 "ktransfer_backend_ejected",
                 "1 while the backend is out of use because it failed, 0 while it is in use.",
@@ -244,6 +270,7 @@ impl Metrics {
             filtered: messages("filtered"),
             undecodable: messages("undecodable"),
             given_up: messages("given_up"),
+            skipped: messages("skipped"),
             dropped: messages("dropped"),
             dead_lettered: messages("dead_letter"),
             tombstones: messages("tombstone"),
@@ -260,6 +287,9 @@ impl Metrics {
             restarts: self.restarts.with_label_values(&[module]),
             unreadable_offsets: self.unreadable_offsets.with_label_values(&[module]),
             unowned: self.unowned.with_label_values(&[module]),
+            paused_partitions: self.paused_partitions.with_label_values(&[module]),
+            head_of_line_seconds: self.head_of_line_seconds.with_label_values(&[module]),
+            head_of_line_attempts: self.head_of_line_attempts.with_label_values(&[module]),
             stored_offset: self.stored_offset.clone(),
             backend_ejected: self.backend_ejected.clone(),
             backend_ejections: self.backend_ejections.clone(),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
+use super::attempt_board::AttemptBoard;
 use super::backend_client::{BackendResolver, HttpClient};
 use super::backends::Backends;
 use super::config::ModuleConfig;
@@ -18,6 +19,7 @@ use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, Sta
 use super::group::{Group, mailbox};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
+use super::operations::OperatorLink;
 use super::push_rate::PushRate;
 use super::stop_report::StopReport;
 use super::window_slots::WindowSlots;
@@ -74,6 +76,8 @@ pub(super) struct Module {
     pub(super) max_pause: Duration,
     /// What the stop of the module could not do.
     pub(super) report: StopReport,
+    /// What its dispatcher shares with operators.
+    pub(super) operator: OperatorLink,
 }
 
 impl Module {
@@ -158,6 +162,7 @@ impl Module {
             metrics: self.metrics.clone(),
             dead_letters: self.dead_letters.clone(),
             slots: WindowSlots::new(config.window_size.get()),
+            attempts: AttemptBoard::new(config.worker_num.get()),
             backends: Backends::new(config, &self.metrics),
             push_rate: PushRate::new(config.max_pushes_per_second),
             config: config.clone(),
@@ -209,7 +214,9 @@ impl Module {
         threads.spawn(format!("fetch@{name}"), move || fetch_loop.run(&fetch_stop));
 
         let (event_sender, group_events) = bounded(GROUP_EVENTS);
-        let channels = Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports };
+        let operator = self.operator.clone();
+        let channels =
+            Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports, operator };
         // Half of the grace is for the pushes in flight. The rest is for closing their connections, storing offsets and
         // leaving the group.
         let dispatcher = Dispatcher::new(channels, context, stop.clone(), self.grace / 2);

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attempt_board::AttemptBoard;
 use super::backend_client::{BackendResolver, HttpClient, IdempotencyKey};
 use super::backends::{Backends, EjectionConfig};
 use super::config::{FilteredMessages, ModuleConfig, ProtocolConfig, StartFrom, Tombstones};
@@ -89,6 +90,7 @@ pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> Worke
         push_rate: PushRate::new(config.max_pushes_per_second),
         metrics,
         slots: WindowSlots::new(config.window_size.get()),
+        attempts: AttemptBoard::new(config.worker_num.get()),
         dead_letters: None,
         config,
     }

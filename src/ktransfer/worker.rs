@@ -12,12 +12,14 @@
 //! key are attempted in the order of their partition; every job is acknowledged exactly once.
 
 mod attempt_fields;
+mod channels;
 mod endings;
 mod jitter;
 mod key_queues;
 mod letters;
 mod pending_job;
 mod push_attempt;
+mod skips;
 mod slots;
 
 use std::collections::HashMap;
@@ -25,7 +27,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::RecvTimeoutError;
 use log::{Level, info};
 
 use super::backends::{BackendRotation, Choice, ChosenBackend, NextPush, PushVerdict};
@@ -35,6 +37,7 @@ use super::policy::{AttemptOutcome, NextStep};
 use super::worker_context::WorkerContext;
 use crate::log_limited;
 use attempt_fields::AttemptFields;
+pub(super) use channels::WorkerChannels;
 use jitter::Random;
 use key_queues::{KeyQueues, QueueId};
 use pending_job::PendingJob;
@@ -67,17 +70,6 @@ pub(super) struct Worker {
     /// The permit for the next push, if pushes are limited: from then on it may begin.
     permit: Option<Instant>,
     has_ended: bool,
-}
-
-/// The ends of the channels that a worker holds. All of them are unbounded: `max_commit_gap` and the memory budget
-/// bound the jobs, and each job has at most two reports.
-pub(super) struct WorkerChannels {
-    /// Messages to this worker.
-    pub(super) inbox: Receiver<WorkerMessage>,
-    /// Reports to the dispatcher.
-    pub(super) reports: Sender<WorkerReport>,
-    /// The inboxes of all workers of the module, by number.
-    pub(super) workers: Arc<[Sender<WorkerMessage>]>,
 }
 
 impl Worker {
@@ -171,6 +163,7 @@ impl Worker {
         match message {
             WorkerMessage::Job(job) => self.enqueue(job),
             WorkerMessage::Recheck(claims) => self.abandon_what_is_over(&claims),
+            WorkerMessage::Skip(order) => self.skip(&order),
             WorkerMessage::LetterEnded { ticket, result } => self.on_letter_ended(ticket, result),
             WorkerMessage::SlotGranted => self.slots.granted(),
             // Only wakes the worker.
@@ -252,7 +245,10 @@ impl Worker {
         job.assignment.note_started(job.message.offset);
         let url = self.pusher.url(job, self.context.backends.server(backend));
         let began = Instant::now();
-        let Some(outcome) = self.pusher.push(job, &url, attempt) else {
+        self.context.attempts.begin(self.number, job, attempt, backend);
+        let outcome = self.pusher.push(job, &url, attempt);
+        self.context.attempts.end(self.number);
+        let Some(outcome) = outcome else {
             // The end of the lease or of the claim ended the request. The message is not done, even if this was its
             // last attempt.
             self.end_push(chosen, PushVerdict::NotMade);
@@ -277,6 +273,8 @@ impl Worker {
                     Level::Warn,
                     "module [{module}]: worker[{number}] fail push, retry in {pause_ms}ms: {fields}"
                 );
+                self.context.attempts.note_failure(job, attempt, &outcome, self.context.backends.server(backend));
+                pending.is_on_board = true;
                 self.park(queue, pending, pause);
             }
             NextStep::GiveUp(cause) => {

@@ -1,5 +1,6 @@
 //! The read-only state that the dispatcher and the workers of a module share.
 
+use super::attempt_board::AttemptBoard;
 use super::backend_client::HttpClient;
 use super::backends::Backends;
 use super::config::ModuleConfig;
@@ -20,6 +21,8 @@ pub(super) struct WorkerContext {
     pub(super) dead_letters: Option<ModuleLetters>,
     /// The slots of the messages that are pushed and not done.
     pub(super) slots: WindowSlots,
+    /// The pushes on the wire, and the messages whose latest attempt failed.
+    pub(super) attempts: AttemptBoard,
     /// Which backends are in use.
     pub(super) backends: Backends,
     /// The limit on pushes; `None` is no limit.

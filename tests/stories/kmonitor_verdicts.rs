@@ -151,24 +151,53 @@ fn a_slow_backend_is_lagging_until_it_has_caught_up() {
 }
 
 #[test]
-fn a_topic_that_is_created_again_is_rewound() {
+fn a_topic_that_is_created_again_is_rewound_until_it_is_pushed() {
     let cluster = cluster();
     let (topic, name) = (cluster.new_topic("rewound", 1), unique("rewound"));
     let fleet = Fleet::start(1, |_| Reply::ok());
-    let _member = Member::start(cluster, &name, "a", configs::module(&topic, &fleet.addresses()));
-    let monitor = Kmonitor::start(&config(cluster));
+    let file = || configs::module(&topic, &fleet.addresses());
+    let mut member = Member::start(cluster, &name, "a", file());
+    let monitor = Kmonitor::start(&config(cluster).set("base.verdicts.stopped_after_ms", 600_000));
     produce(cluster, &topic, 0, 20);
     wait_until(DEADLINE, "all is stored", || cluster.stored_offset(&name, &topic, 0) == Some(20));
     wait_until(DEADLINE, "kmonitor knows it", || module(&monitor, &name)["partition"][0]["stored"] == 20);
+    member.daemon.stop(DEADLINE);
     cluster.delete_topic(&topic);
     cluster.create_topic(&topic, 1);
     produce(cluster, &topic, 0, 3);
     let rewound = wait_for(&monitor, &name, "REWOUND");
-    let code = rewound["reason_code"].as_str().unwrap();
-    assert!(["recreated", "went_back"].contains(&code), "{rewound:#}");
-    // ktransfer has begun again, and after a while this is no news.
+    assert_eq!(
+        (&rewound["reason_code"], &rewound["delay"]),
+        (&Value::from("recreated"), &Value::from(3)),
+        "{rewound:#}"
+    );
+    let _member = Member::start(cluster, &name, "b", file());
     let fine = wait_for(&monitor, &name, "OK");
-    assert_eq!((&fine["delay"], &fine["partition"][0]["newest"]), (&Value::from(0), &Value::from(3)), "{fine:#}");
+    assert_eq!(fine["partition"][0]["newest"], 3, "{fine:#}");
+    wait_until(DEADLINE, "nothing waits", || module(&monitor, &name)["reason_code"] == "nothing_waits");
+}
+
+#[test]
+fn an_offset_that_is_set_back_is_rewound_for_a_while() {
+    let cluster = cluster();
+    let (topic, name) = (cluster.new_topic("set_back", 1), unique("set_back"));
+    produce(cluster, &topic, 0, 20);
+    let path = format!("{}/consumers/{name}/offsets/{topic}/0", cluster.chroot);
+    assert!(cluster.zk().create(&path, "20"), "{path}");
+    let monitor = Kmonitor::start(&config(cluster));
+    wait_for(&monitor, &name, "OK");
+    cluster.zk().write(&path, "5");
+    let rewound = wait_for(&monitor, &name, "REWOUND");
+    assert_eq!(
+        (&rewound["reason_code"], &rewound["delay"]),
+        (&Value::from("went_back"), &Value::from(15)),
+        "{rewound:#}"
+    );
+    let reason = rewound["reason"].as_str().unwrap();
+    assert!(reason.starts_with("the stored offset went back from 20 to 5 "), "{reason}");
+    assert!(reason.ends_with(" ago: 15 messages pushed again"), "{reason}");
+    let fine = wait_for(&monitor, &name, "OK");
+    assert_eq!((&fine["reason_code"], &fine["delay"]), (&Value::from("waiting"), &Value::from(15)), "{fine:#}");
 }
 
 #[test]

@@ -73,6 +73,8 @@ mod ktransfer_https;
 mod ktransfer_isolation;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
+/// ktransfer: operators pause, resume, skip and seek.
+mod ktransfer_operations;
 /// ktransfer: one group with the original, the Go program.
 mod ktransfer_original;
 /// ktransfer: a ZooKeeper or a broker that is down, wrong module files.

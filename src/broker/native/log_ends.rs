@@ -68,6 +68,22 @@ impl LogEnds for NativeLogEnds {
             .unwrap_or_else(|| Err(MetadataError::Partition(format!("{partition} is not in the response"))))
     }
 
+    fn at_time(
+        &mut self,
+        partitions: &[TopicPartition],
+        time_ms: i64,
+        deadline: Instant,
+    ) -> Vec<Result<Option<Offset>, MetadataError>> {
+        let wanted: Vec<_> = partitions.iter().map(|of| (Arc::clone(&of.topic), of.partition)).collect();
+        let found = self.reader.log_ends(&wanted, OffsetSpec::Timestamp(time_ms), deadline);
+        let result = |(partition, found): (&TopicPartition, Result<Offset, OffsetError>)| match found {
+            Ok(offset) => Ok(Some(offset)),
+            Err(error) if error.kind == OffsetErrorKind::NoMessage => Ok(None),
+            Err(error) => Err(metadata_error(&partition.topic, &error)),
+        };
+        partitions.iter().zip(found).map(result).collect()
+    }
+
     fn ranges(&mut self, partitions: &[TopicPartition], deadline: Instant, found: &mut RangeSink<'_>) {
         let wanted: Vec<_> = partitions.iter().map(|of| (Arc::clone(&of.topic), of.partition)).collect();
         self.reader.ranges(&wanted, deadline, &mut |index, result| {

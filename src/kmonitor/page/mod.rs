@@ -5,7 +5,7 @@
 //! five seconds and changes what differs. Every number has an age, and what is old or unknown looks so.
 //!
 //! Reading order: `query` (what a request selects), `selection` (which rows that is), `rows`, `partitions` and
-//! `sparkline` (one row each), `summary` (what stands above the rows), here the frame around them, and `answer`.
+//! `sparkline` (one row each), `summary` (what stands above the rows), `words`, here the frame around them, `answer`.
 
 mod answer;
 mod partitions;
@@ -18,6 +18,7 @@ mod sparkline;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::fmt::{self, Display, Formatter};
 use std::time::UNIX_EPOCH;
@@ -31,6 +32,7 @@ pub(super) use answer::PageAnswers;
 use query::Query;
 use selection::Selection;
 use summary::is_late;
+use words::VerdictWord;
 
 /// Seconds after which a browser without scripts loads the page again.
 const RELOAD_SECONDS: u32 = 30;
@@ -165,14 +167,5 @@ impl Display for Filter<'_> {
             writeln!(formatter, "<input type=\"hidden\" name=\"sort\" value=\"{}\">", self.query.sort.word())?;
         }
         write!(formatter, "{}\n<button id=\"send\">Show</button>\n</form>", self.verdicts)
-    }
-}
-
-/// A verdict as a word, which the style sheet gives a shape and a colour.
-struct VerdictWord(Verdict);
-
-impl Display for VerdictWord {
-    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        write!(formatter, "<span class=\"verdict\" data-verdict=\"{0}\">{0}</span>", self.0.word())
     }
 }

@@ -7,9 +7,8 @@ use crate::kmonitor::facts::{Moment, Verdict};
 use crate::kmonitor::view::{ModuleView, PartitionView};
 
 use super::query::Query;
-use super::rows::{at_least, behind};
 use super::selection::Row;
-use super::summary::ago;
+use super::words::{ago, at_least, behind};
 
 /// Partitions of one module that are shown, the worst ones.
 pub(super) const MAX_PARTITIONS: usize = 200;

@@ -1,8 +1,6 @@
 //! The table of the modules: one row for each cluster with a trouble, then one for each module.
 
-use std::time::Duration;
-
-use crate::html::{Count, Span, Text};
+use crate::html::{Count, Text};
 use crate::kmonitor::facts::{Moment, Source};
 use crate::kmonitor::view::{ClusterView, ModuleView};
 
@@ -10,7 +8,8 @@ use super::partitions;
 use super::query::{PAGE_ROWS, Query, Sort};
 use super::selection::{Row, Selection};
 use super::sparkline::Sparkline;
-use super::summary::{is_late, since};
+use super::summary::is_late;
+use super::words::{at_least, behind, since};
 
 /// Number of columns of the table.
 const COLUMNS: u32 = 8;
@@ -101,7 +100,7 @@ fn trouble(cluster: &ClusterView, folded: usize, now: Moment) -> String {
         count => format!("; its {} modules are not listed", Count(count as u64)),
     };
     format!(
-        "<tbody class=\"old\" data-id=\"cluster {name}\" data-verdict=\"UNKNOWN\"><tr>\
+        "<tbody data-id=\"cluster {name}\" data-verdict=\"UNKNOWN\"><tr>\
          <td class=\"verdict\">UNKNOWN</td><th scope=\"row\"><bdi>cluster {name}</bdi></th>\
          <td class=\"wait\" colspan=\"4\"></td><td class=\"since\">{time}</td>\
          <td class=\"why\">{text}{hidden}</td></tr></tbody>\n"
@@ -130,22 +129,6 @@ fn module(row: Row<'_>, query: &Query, selection: &Selection<'_>, now: Moment) -
          <tr class=\"more\"><td colspan=\"{COLUMNS}\">{more}</tr></tbody>\n",
         module.id,
     )
-}
-
-/// Returns a number, with a sign if it may be more; the word "unknown" for `None`.
-pub(super) fn at_least(number: Option<String>, is_least: bool) -> String {
-    match number {
-        Some(number) if is_least => format!("≥ {number}"),
-        Some(number) => number,
-        None => "unknown".to_owned(),
-    }
-}
-
-/// Returns how long the first message has been waiting.
-pub(super) fn behind(seconds: Option<f64>, is_least: bool) -> String {
-    // A conversion of f64 to u64 saturates, so no value is out of range.
-    let text = seconds.map(|seconds| Span(Duration::from_secs(seconds as u64)).to_string());
-    at_least(text, is_least)
 }
 
 /// Names the owner if it is the same for all partitions, else says how many there are.

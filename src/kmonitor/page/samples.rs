@@ -119,8 +119,8 @@ fn late_modules() -> Vec<Sample> {
             shape: |minute| Some(if minute < 47 { minute % 3 } else { 37 }),
         },
         Sample {
-            name: "<img src=x onerror=alert(1)>",
-            topic: "\"><script>alert(2)</script>",
+            name: "loyalty_points",
+            topic: "purchases",
             verdict: Verdict::Rewound,
             code: ReasonCode::WentBack,
             reason: "the stored offset went back from 5,000 to 10 2 min ago: 4,990 messages pushed again",
@@ -175,6 +175,16 @@ pub(in crate::kmonitor) fn late() -> View {
     let common =
         vec![ok("sessions", "logins", "nothing waits", 0, busy), ok("metering", "usage", "nothing waits", 0, quiet)];
     view(vec![cluster("orders", late_modules()), cluster("common", common)])
+}
+
+/// As [`late`], with the names of an attacker.
+pub(in crate::kmonitor) fn hostile() -> View {
+    let mut view = late();
+    let modules = &mut Arc::make_mut(&mut view.clusters[0]).modules;
+    let module = modules.iter_mut().find(|module| module.verdict == Verdict::Rewound).expect("there is one");
+    module.name = "<img src=x onerror=alert(1)>".into();
+    module.topic = "\"><script>alert(2)</script>".into();
+    view
 }
 
 /// As [`late`], but the second cluster cannot be read.

@@ -1,14 +1,14 @@
 //! What stands above the rows: the title, and for each cluster its verdicts and the age of its numbers.
 
 use std::fmt::Write;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use crate::html::assets::assets;
-use crate::html::{Count, Encoded, Span, Text, Utc};
+use crate::html::{Count, Encoded, Text, Utc};
 use crate::kmonitor::facts::{Moment, Verdict};
 use crate::kmonitor::view::{ClusterView, View};
 
-use super::VerdictWord;
+use super::words::{VerdictWord, ago};
 
 /// A cluster is late if it published nothing for this number of its cycles, and for [`LATE_AFTER`].
 const LATE_CYCLES: u32 = 3;
@@ -74,8 +74,10 @@ fn item(cluster: &ClusterView, with_counts: bool, now: Moment) -> String {
 
 /// Says when the cluster was read, and how old its oldest number is.
 fn age(cluster: &ClusterView, now: Moment) -> String {
-    if cluster.oldest_read.is_none() && !cluster.known {
-        return "<span class=\"age late\">not read yet</span>".to_owned();
+    if !cluster.known {
+        let last = cluster.oldest_read.map(|at| format!("last read {} ago", ago(at, now)));
+        let last = last.unwrap_or_else(|| "not read yet".to_owned());
+        return format!("<span class=\"age late\">{last}</span>");
     }
     let class = if is_late(cluster, now) { "age late" } else { "age" };
     let mut text = format!("<span class=\"{class}\">read {} ago", ago(cluster.published, now));
@@ -85,16 +87,4 @@ fn age(cluster: &ClusterView, now: Moment) -> String {
         write!(text, ", oldest number {}", ago(oldest, now)).expect("writing into memory does not fail");
     }
     text + "</span>"
-}
-
-/// Returns the time since `at` as an element that the script keeps current.
-pub(super) fn ago(at: Instant, now: Moment) -> String {
-    let age = now.at.saturating_duration_since(at);
-    since(now.wall.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH), now)
-}
-
-/// Returns the time since `at` as an element that the script keeps current.
-pub(super) fn since(at: SystemTime, now: Moment) -> String {
-    let age = now.wall.duration_since(at).unwrap_or_default();
-    format!("<time datetime=\"{}\">{}</time>", Utc(at), Span(age))
 }

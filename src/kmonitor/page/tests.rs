@@ -41,7 +41,7 @@ fn a_row_says_the_verdict_as_a_word_and_why() {
 
 #[test]
 fn names_stay_text() {
-    let late = samples::late();
+    let late = samples::hostile();
     let hostile = &late.clusters[0].modules.iter().find(|module| module.name.starts_with('<')).unwrap();
     let opened =
         format!("open={:x}&filter=%22%3E%3Cimg%20src%3Dx%20onerror%3D&cluster=%22%3E%3Cimg%20src%3Dx", hostile.id);

@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::credentials::Credential;
-use super::rate::{RateCost, RateMeter};
+use crate::access::Credential;
+use crate::access::rate::{RateCost, RateMeter};
 
 /// What an admitted request was charged. If its body never arrives or is refused, the charge is dropped without
 /// [`RateCharge::finalize`]: this refunds the bytes, as far as the

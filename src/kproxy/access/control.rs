@@ -1,21 +1,17 @@
 //! The checks of a request: credential, topic, rate.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
 
-use super::authorization::{self, AuthorizationError};
 use super::charge::{RateCharge, now};
-use super::credentials::{Credential, CredentialStore, CredentialsFile};
-use super::rate::{self, RateCost, RateMeter};
-use super::reload::reloaded;
 use super::topic_rates::{self, TopicRateRule, TopicRates};
-use super::topics::TopicGlobs;
+use crate::access::rate::{self, RateCost, RateMeter};
+use crate::access::{Credential, CredentialsFile, CredentialsInForce, RefusalReason, TopicGlobs};
 use crate::config::{Problems, Section};
 use crate::http::Head;
 use crate::kproxy::answer::Failure;
-use crate::locks::read;
 use crate::metrics::Registry;
 use crate::reload::Reloads;
 
@@ -41,9 +37,8 @@ impl AccessConfig {
 /// Admits or refuses requests by credential, topic and rate.
 pub(crate) struct AccessControl {
     allowed_topics: Option<TopicGlobs>,
-    /// `None` if no `credentials_file` is configured. A reload replaces the inner `Arc`; each check clones it, so that
-    /// no lock is held during the check.
-    credentials: Option<Arc<RwLock<Arc<CredentialStore>>>>,
+    /// `None` if no `credentials_file` is configured.
+    credentials: Option<CredentialsInForce>,
     topic_rates: Option<TopicRates>,
     refusals: RefusalCounters,
 }
@@ -80,7 +75,8 @@ impl AccessControl {
         }
         Some(AccessControl {
             allowed_topics,
-            credentials: credentials.map(|file| reloaded(file, stale.with_label_values::<&str>(&[]), reloads)),
+            credentials: credentials
+                .map(|file| CredentialsInForce::new(file, "kproxy", stale.with_label_values::<&str>(&[]), reloads)),
             topic_rates: rate_limits.map(TopicRates::new),
             refusals: RefusalCounters {
                 missing: unauthorized.with_label_values(&["missing"]),
@@ -95,22 +91,17 @@ impl AccessControl {
     /// Returns the credential of a request, or 401. Returns `None` if no `credentials_file` is configured.
     pub(crate) fn authenticate(&self, head: &Head) -> Result<Option<Arc<Credential>>, Failure> {
         let Some(credentials) = &self.credentials else { return Ok(None) };
-        let store = Arc::clone(&read(credentials));
-        let (counter, message) = match authorization::read(&head.headers) {
-            Ok(presented) => match store.find(&presented) {
-                Some(credential) => return Ok(Some(Arc::clone(credential))),
-                // A wrong password gets the same answer, so that the answer does not reveal which users exist.
-                None => (&self.refusals.unknown, "unknown credentials"),
-            },
-            Err(AuthorizationError::Missing) => (&self.refusals.missing, "missing Authorization header"),
-            Err(AuthorizationError::Repeated) => (&self.refusals.malformed, "more than one Authorization header"),
-            Err(AuthorizationError::OtherScheme) => {
-                (&self.refusals.malformed, "unsupported Authorization scheme: use Bearer or Basic")
+        match credentials.authenticate(&head.headers) {
+            Ok(credential) => Ok(Some(credential)),
+            Err(refused) => {
+                match refused.reason {
+                    RefusalReason::Missing => self.refusals.missing.inc(),
+                    RefusalReason::Malformed => self.refusals.malformed.inc(),
+                    RefusalReason::Unknown => self.refusals.unknown.inc(),
+                }
+                Err(Failure::unauthorized(refused.message, refused.challenges))
             }
-            Err(AuthorizationError::Malformed) => (&self.refusals.malformed, "malformed Authorization header"),
-        };
-        counter.inc();
-        Err(Failure::unauthorized(message, store.challenges.join(", ")))
+        }
     }
 
     /// Fails with 403 unless a client with this credential may write to this topic.

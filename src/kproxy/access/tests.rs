@@ -1,25 +1,15 @@
 //! Tests of access control as a whole: all checks of a request, in their order.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use tempfile::NamedTempFile;
 
 use super::*;
-use crate::config::{Problems, Section};
+use crate::access::section;
 use crate::http::Head;
 use crate::kproxy::answer::Failure;
 use crate::metrics::Registry;
 use crate::reload::Reloads;
-
-/// A section with this text, and the problems of loading it.
-pub(super) fn section(text: &str) -> (Section, Problems) {
-    let mut file = NamedTempFile::new().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    let mut problems = Problems::default();
-    let section = Section::load(file.path(), &mut problems);
-    (section, problems)
-}
 
 impl AccessControl {
     /// Access control with these lines of kproxy.yaml, and with this credentials file unless `credentials` is empty.

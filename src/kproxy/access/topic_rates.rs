@@ -11,8 +11,8 @@ use std::sync::{Arc, RwLock};
 
 use log::Level;
 
-use super::rate::{RateLimits, RateMeter};
-use super::topics::TopicGlobs;
+use crate::access::TopicGlobs;
+use crate::access::rate::{RateLimits, RateMeter};
 use crate::config::{Problems, Section};
 use crate::locks::{read, write};
 use crate::log_limited;
@@ -116,9 +116,9 @@ impl TopicRates {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rate::RateCost;
-    use super::super::tests::section;
     use super::*;
+    use crate::access::rate::RateCost;
+    use crate::access::section;
 
     const SECOND: u64 = 1_000_000_000;
     const ONE: RateCost = RateCost { requests: 1, bytes: 0 };

@@ -18,7 +18,7 @@ use super::pusher::{MAX_IDLE_AGE, Pusher};
 use super::request::RequestBuilder;
 use super::resolver::{AgentResolver, BackendResolver};
 use super::tls::BackendTls;
-use crate::broker::PartitionId;
+use crate::broker::{Offset, PartitionId};
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::group::Generation;
 
@@ -67,6 +67,13 @@ impl HttpClient {
     pub(crate) fn cut(&self, partition: PartitionId, generation: Generation) {
         for exchange in &self.exchanges {
             exchange.cut(partition, generation);
+        }
+    }
+
+    /// Ends the push under way of one message. It may be pushed again, unless the caller has prevented that before.
+    pub(crate) fn cut_message(&self, partition: PartitionId, generation: Generation, offset: Offset) {
+        for exchange in &self.exchanges {
+            exchange.cut_message(partition, generation, offset);
         }
     }
 

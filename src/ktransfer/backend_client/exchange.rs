@@ -14,7 +14,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use super::buffers::PushBuffers;
-use crate::broker::PartitionId;
+use crate::broker::{Offset, PartitionId};
 use crate::ktransfer::group::{Generation, TimedFence};
 use crate::ktransfer::job::Assignment;
 use crate::ktransfer::outcomes::TransportError;
@@ -39,6 +39,7 @@ struct State {
 struct ClaimUnderWay {
     partition: PartitionId,
     generation: Generation,
+    offset: Offset,
     fence: Arc<TimedFence>,
     is_cut: bool,
 }
@@ -87,10 +88,12 @@ impl Exchange {
     }
 
     /// Registers a push of a claim. Fails if the claim has ended, its lease is not valid, or the client is closed.
-    pub(super) fn begin(&self, assignment: &Assignment) -> Result<(), ClaimEnded> {
+    /// `offset` is that of the message.
+    pub(super) fn begin(&self, assignment: &Assignment, offset: Offset) -> Result<(), ClaimEnded> {
         let claim = ClaimUnderWay {
             partition: assignment.partition,
             generation: assignment.generation,
+            offset,
             fence: Arc::clone(&assignment.fence),
             is_cut: false,
         };
@@ -160,8 +163,18 @@ impl Exchange {
 
     /// Ends the push under way if it belongs to this claim.
     pub(super) fn cut(&self, partition: PartitionId, generation: Generation) {
+        self.cut_where(|claim| claim.partition == partition && claim.generation == generation);
+    }
+
+    /// Ends the push under way if it is of this message.
+    pub(super) fn cut_message(&self, partition: PartitionId, generation: Generation, offset: Offset) {
+        let message = (partition, generation, offset);
+        self.cut_where(|claim| (claim.partition, claim.generation, claim.offset) == message);
+    }
+
+    fn cut_where(&self, is_of: impl Fn(&ClaimUnderWay) -> bool) {
         let mut state = self.lock();
-        let is_of = |claim: &&mut ClaimUnderWay| claim.partition == partition && claim.generation == generation;
+        let is_of = |claim: &&mut ClaimUnderWay| is_of(claim);
         if let Some(claim) = state.claim.as_mut().filter(is_of) {
             claim.is_cut = true;
             state.shut_down();
@@ -221,17 +234,21 @@ mod tests {
     fn a_cut_ends_only_the_push_of_its_claim() {
         let (exchange, assignment) = (Exchange::default(), Assignment::new(&claim(3, 7, None)));
         let (socket, mut peer) = connection();
-        exchange.begin(&assignment).unwrap();
+        exchange.begin(&assignment, 42).unwrap();
         exchange.attach(&socket).unwrap();
         exchange.cut(3, Generation(6));
         exchange.cut(4, Generation(7));
+        exchange.cut_message(3, Generation(7), 43);
         assert!(!exchange.is_cut() && exchange.begin_request(&socket).is_ok());
         exchange.cut(3, Generation(7));
         assert!(is_shut_down(&mut peer) && exchange.is_cut() && exchange.begin_request(&socket).is_err());
         assert!(exchange.attach(&socket).is_err(), "a connection that is made after the cut");
         assert!(exchange.finish().is_aborted);
         // The next push is another one.
-        exchange.begin(&assignment).unwrap();
+        exchange.begin(&assignment, 42).unwrap();
+        exchange.cut_message(3, Generation(7), 42);
+        assert!(exchange.is_cut());
+        exchange.begin(&assignment, 42).unwrap();
         assert!(!exchange.is_cut() && exchange.begin_request(&socket).is_ok());
     }
 
@@ -240,19 +257,19 @@ mod tests {
         let (exchange, assignment) = (Exchange::default(), Assignment::new(&claim(3, 7, None)));
         assignment.end();
         exchange.cut(3, Generation(7));
-        assert!(exchange.begin(&assignment).is_err());
+        assert!(exchange.begin(&assignment, 42).is_err());
     }
 
     #[test]
     fn no_request_begins_without_a_valid_lease_or_after_the_end() {
         let (exchange, claim) = (Exchange::default(), claim(3, 7, None));
         let (assignment, (socket, _peer)) = (Assignment::new(&claim), connection());
-        exchange.begin(&assignment).unwrap();
+        exchange.begin(&assignment, 42).unwrap();
         claim.fence.end();
         assert!(exchange.begin_request(&socket).is_err() && exchange.finish().is_aborted);
         let held = Assignment::new(&crate::ktransfer::test_fixtures::claim(3, 8, None));
-        exchange.begin(&held).unwrap();
+        exchange.begin(&held, 42).unwrap();
         exchange.close();
-        assert!(exchange.begin_request(&socket).is_err() && exchange.begin(&held).is_err());
+        assert!(exchange.begin_request(&socket).is_err() && exchange.begin(&held, 42).is_err());
     }
 }

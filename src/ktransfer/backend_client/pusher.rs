@@ -84,7 +84,7 @@ impl Pusher {
                 Ok(request) => request,
                 Err(reason) => return PushEnd::Attempted(AttemptOutcome::Impossible { reason }),
             };
-            if self.exchange.begin(&job.assignment).is_err() {
+            if self.exchange.begin(&job.assignment, job.message.offset).is_err() {
                 return PushEnd::NotBegun;
             }
             let ended = panics::catch(|| exchange_with_backend(&self.agent, request));

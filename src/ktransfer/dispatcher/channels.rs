@@ -8,6 +8,7 @@ use crate::ktransfer::fetcher::{FetchCommand, Fetched};
 use crate::ktransfer::group::{CommandSender, GroupEvent};
 use crate::ktransfer::job::{WorkerMessage, WorkerReport};
 use crate::ktransfer::memory_budget::MemoryBudget;
+use crate::ktransfer::operations::OperatorLink;
 
 /// All channels of a dispatcher.
 pub(crate) struct Channels {
@@ -27,4 +28,6 @@ pub(crate) struct Channels {
     pub(crate) workers: Arc<[Sender<WorkerMessage>]>,
     /// Reports from the workers.
     pub(crate) reports: Receiver<WorkerReport>,
+    /// What the dispatcher shares with operators.
+    pub(crate) operator: OperatorLink,
 }

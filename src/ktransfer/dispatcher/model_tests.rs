@@ -12,9 +12,11 @@ use proptest::prelude::*;
 
 use crate::broker::{Offset, TopicPartition};
 use crate::ktransfer::fetcher::FetchedBatch;
-use crate::ktransfer::group::{Mailbox, StoredPosition, TimedFence, mailbox};
-use crate::ktransfer::job::ClaimPhase;
+use crate::ktransfer::group::{Generation, Mailbox, StoredPosition, TimedFence, mailbox};
+use crate::ktransfer::job::{ClaimPhase, SkipOrder, WindowId};
 use crate::ktransfer::memory_budget::MemoryBudget;
+use crate::ktransfer::operations::OperatorLink;
+use crate::ktransfer::pauses::{PauseChange, PauseMark, PauseTable};
 use crate::ktransfer::policy::AttemptOutcome;
 use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
 use crate::ktransfer::worker::{PushAttempt, Worker, WorkerChannels};
@@ -42,6 +44,16 @@ struct Backend {
     /// Deliveries with their claims; a repeat is an error only within a claim.
     by_claim: BTreeSet<(Generation, PartitionId, Offset)>,
     worker_of_key: BTreeMap<Vec<u8>, usize>,
+    skips: Vec<Arc<SkipOrder>>,
+}
+
+impl Backend {
+    /// Whether a message was delivered, or skipped by an operator.
+    fn is_done(&self, partition: PartitionId, offset: Offset) -> bool {
+        let is_of = |order: &Arc<SkipOrder>| (order.partition, order.offset) == (partition, offset);
+        self.delivered.contains(&(partition, offset))
+            || self.skips.iter().any(|order| is_of(order) && order.turn.is_taken())
+    }
 }
 
 struct Attempts {
@@ -63,7 +75,7 @@ impl PushAttempt for Attempts {
             assert_eq!(*backend.worker_of_key.entry(key.clone()).or_insert(self.worker), self.worker);
             let earlier = (0..offset).filter(|earlier| key_of(partition, *earlier).as_ref() == Some(key));
             for earlier in earlier {
-                assert!(backend.delivered.contains(&(partition, earlier)), "{offset} before {earlier}");
+                assert!(backend.is_done(partition, earlier), "{offset} before {earlier}");
             }
         }
         backend.random = backend.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -92,6 +104,7 @@ struct Simulation {
     workers: Vec<Worker>,
     context: Arc<WorkerContext>,
     backend: Arc<Mutex<Backend>>,
+    pauses: PauseTable,
     memory: MemoryBudget,
     fetch_commands: Receiver<FetchCommand>,
     fetched: Sender<Fetched>,
@@ -113,6 +126,9 @@ enum Step {
     Gain(PartitionId),
     Release(PartitionId),
     Lose(PartitionId),
+    Pause(Option<PartitionId>),
+    Resume(Option<PartitionId>),
+    Skip(PartitionId),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -124,6 +140,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..PARTITIONS).prop_map(Step::Gain),
         1 => (0..PARTITIONS).prop_map(Step::Release),
         1 => (0..PARTITIONS).prop_map(Step::Lose),
+        1 => (0..=PARTITIONS).prop_map(|number| Step::Pause((number < PARTITIONS).then_some(number))),
+        2 => (0..=PARTITIONS).prop_map(|number| Step::Resume((number < PARTITIONS).then_some(number))),
+        1 => (0..PARTITIONS).prop_map(Step::Skip),
     ]
 }
 
@@ -151,6 +170,8 @@ impl Simulation {
         let (fetch_command_sender, fetch_commands) = unbounded();
         let (fetched_sender, fetched) = bounded(4);
         let memory = MemoryBudget::new(MAX_BYTES);
+        let operator = OperatorLink::default();
+        let pauses = operator.pauses.clone();
         let channels = Channels {
             group_events,
             group_commands,
@@ -158,6 +179,7 @@ impl Simulation {
             fetched,
             memory: memory.clone(),
             workers: Arc::clone(&all),
+            operator,
             reports,
         };
         let dispatcher = Dispatcher::new(channels, Arc::clone(&context), Stop::new(), Duration::from_secs(60));
@@ -166,6 +188,7 @@ impl Simulation {
             workers,
             context,
             backend,
+            pauses,
             memory,
             fetch_commands,
             fetched: fetched_sender,
@@ -200,9 +223,25 @@ impl Simulation {
                     self.group_events.send(GroupEvent::Lost { partition, generation }).unwrap();
                 }
             }
+            Step::Pause(partition) => {
+                let mark = PauseMark { by: "ann".to_owned(), at_ms: 0 };
+                self.pauses.change(&PauseChange::Pause(partition, mark)).unwrap();
+            }
+            Step::Resume(partition) => self.pauses.change(&PauseChange::Resume(partition)).unwrap(),
+            Step::Skip(partition) => self.skip(partition),
         }
         assert!(self.context.slots.in_use() <= WINDOW);
         assert!(self.memory.used_bytes() <= MAX_BYTES);
+    }
+
+    fn skip(&mut self, partition: PartitionId) {
+        let head = self.dispatcher.partitions.get(&partition).and_then(|state| state.window.first());
+        let Some(head) = head.filter(|head| self.dispatcher.check_skip(partition, *head).is_ok()) else { return };
+        let state = &self.dispatcher.partitions[&partition];
+        if state.release == partition::ReleaseState::Owned {
+            let order = self.dispatcher.begin_skip(partition, head, &"ann".into()).expect("it is claimed");
+            self.backend.lock().unwrap().skips.push(order);
+        }
     }
 
     fn gain(&mut self, partition: PartitionId) {
@@ -231,7 +270,7 @@ impl Simulation {
         }
         for (partition, (generation, ahead)) in pending.done_ahead {
             for offset in ahead.ranges.iter().cloned().flat_map(|range: Range<Offset>| range) {
-                assert!(self.backend.lock().unwrap().delivered.contains(&(partition, offset)), "{offset} is not done");
+                assert!(self.backend.lock().unwrap().is_done(partition, offset), "{offset} is not done");
             }
             if of_owner(&self.owned, partition, generation) {
                 self.stored.get_mut(&partition).unwrap().done_ahead = ahead.ranges;
@@ -248,7 +287,7 @@ impl Simulation {
     fn store(&mut self, partition: PartitionId, next: Offset) {
         let backend = self.backend.lock().unwrap();
         for offset in 0..next {
-            assert!(backend.delivered.contains(&(partition, offset)), "{next} was committed before {offset}");
+            assert!(backend.is_done(partition, offset), "{next} was committed before {offset}");
         }
         let stored = self.stored.get_mut(&partition).unwrap();
         assert!(stored.next <= next);
@@ -288,6 +327,7 @@ impl Simulation {
     /// Runs everything until all messages are delivered and stored.
     fn finish(&mut self) {
         self.backend.lock().unwrap().is_healthy = true;
+        self.step(&Step::Resume(None));
         let deadline = Instant::now() + Duration::from_secs(30);
         while (0..PARTITIONS).any(|partition| self.stored[&partition].next < MESSAGES) {
             assert!(Instant::now() < deadline, "stuck at {:?}", self.stored);

@@ -42,6 +42,7 @@ impl Dispatcher {
     pub(super) fn on_start_offset(&mut self, window: WindowId, partition: PartitionId, offset: Offset) {
         let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
         state.replace_window(window, StartPosition { offset, log: LogIdentity::default() });
+        self.follow_pause(partition);
     }
 
     /// Sends the id of the topic to the group, to be stored with the offset.

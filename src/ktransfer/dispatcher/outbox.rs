@@ -15,7 +15,7 @@ use crossbeam_channel::Sender;
 
 use super::worker_loads::WorkerLoads;
 use crate::broker::partitioner::fnv1a;
-use crate::ktransfer::job::{Ack, Assignment, ClaimIds, Job, WorkerMessage};
+use crate::ktransfer::job::{Ack, Assignment, ClaimIds, Job, SkipOrder, WorkerMessage};
 
 /// Reading goes on while a worker has fewer jobs than this that it could push. One of them may be on the wire.
 const WANTED_LOAD: usize = 4;
@@ -147,6 +147,20 @@ impl Outbox {
             !Arc::ptr_eq(&job.assignment, assignment) || !assignment.is_over_for(job.message.offset, false)
         });
         before - self.unkeyed.len()
+    }
+
+    /// Takes the job that is to be skipped, if no worker has it.
+    pub(super) fn take_unsent(&mut self, order: &SkipOrder) -> Option<Box<Job>> {
+        let place = self.unkeyed.iter().position(|job| order.is_for(job))?;
+        self.unkeyed.remove(place)
+    }
+
+    /// Sends the job that is to be skipped to a worker, if no worker has it, so that it can store its dead letter.
+    pub(super) fn send_unsent(&mut self, order: &SkipOrder) {
+        if let Some(job) = self.take_unsent(order) {
+            let (worker, _) = self.loads.least();
+            self.send_to(worker, job);
+        }
     }
 
     /// Sends one `Recheck` to each worker if the phase of a claim has changed: the workers then abandon its jobs.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use prometheus::IntGauge;
 
+use super::hold::{Head, Interruption};
 use super::log_track::LogTrack;
 use crate::broker::{Message, Offset};
 use crate::ktransfer::fetcher::StartPosition;
@@ -44,6 +45,7 @@ impl ReleaseState {
 
 /// The state of one claim on a partition.
 pub(super) struct ClaimedPartition {
+    pub(super) claim: Claim,
     pub(super) assignment: Arc<Assignment>,
     pub(super) window_id: WindowId,
     pub(super) window: Window,
@@ -66,6 +68,12 @@ pub(super) struct ClaimedPartition {
     /// Whether the group has a snapshot with messages.
     pub(super) has_snapshot: bool,
     pub(super) release: ReleaseState,
+    /// Why the partition is not pushed although it is owned; `None` if it is pushed.
+    pub(super) interruption: Option<Interruption>,
+    /// Whether an operator has paused the partition.
+    pub(super) is_held_by_operator: bool,
+    /// The message that holds the commit point, as of the latest status.
+    pub(super) head: Option<Head>,
     /// The metric that shows the commit point.
     pub(super) commit_point: IntGauge,
 }
@@ -82,6 +90,7 @@ impl ClaimedPartition {
             }
         };
         ClaimedPartition {
+            claim: claim.clone(),
             assignment: Arc::new(Assignment::new(claim)),
             window_id,
             window,
@@ -95,6 +104,9 @@ impl ClaimedPartition {
             snapshot_due: None,
             has_snapshot: claim.position.as_ref().is_some_and(|stored| !stored.done_ahead.is_empty()),
             release: ReleaseState::Owned,
+            interruption: None,
+            is_held_by_operator: false,
+            head: None,
             commit_point,
         }
     }
@@ -115,7 +127,7 @@ impl ClaimedPartition {
 
     /// Whether messages read for `window` belong to this claim and are to be pushed.
     pub(super) fn is_reading_for(&self, window: WindowId) -> bool {
-        self.window_id == window && self.release == ReleaseState::Owned
+        self.window_id == window && self.release == ReleaseState::Owned && self.interruption.is_none()
     }
 
     /// Replaces the window by an empty one that starts at `start`, which the group receives otherwise. Jobs of the
@@ -128,6 +140,20 @@ impl ClaimedPartition {
         self.commit_point.set(start.offset);
         self.held_back.clear();
         self.is_paused = false;
+    }
+
+    /// Replaces the window by one that continues at the commit point, without the messages that are done ahead of it.
+    /// No job of the earlier window may be in flight. Returns where reading starts.
+    pub(super) fn resume_window(&mut self, window_id: WindowId) -> Option<StartPosition> {
+        self.window_id = window_id;
+        let start = self.window.commit_point().map(|offset| StartPosition { offset, log: self.log.identity(offset) });
+        self.window = match start {
+            Some(start) => Window::resuming(start.offset, &self.window.ahead(usize::MAX)),
+            None => Window::new(),
+        };
+        self.stored_epoch = start.and_then(|start| start.log.leader_epoch);
+        self.log = LogTrack::starting_at(start);
+        start
     }
 
     /// Moves the commit point to the position of reading if all messages before it are done. It is behind the last

@@ -105,8 +105,8 @@ impl Dispatcher {
         }
     }
 
-    /// Closes the connections of the pushes in flight of a claim that has ended.
-    fn cut(&self, partition: PartitionId) {
+    /// Closes the connections of the pushes in flight of a claim whose assignment has ended.
+    pub(super) fn cut(&self, partition: PartitionId) {
         if let Some(state) = self.partitions.get(&partition) {
             self.context.http_client.cut(partition, state.generation());
         }

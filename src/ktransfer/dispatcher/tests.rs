@@ -4,13 +4,16 @@ use super::*;
 use crate::broker::{LogIdentity, Offset, TopicId, TopicPartition};
 use crate::ktransfer::backend_client::PushEnd;
 use crate::ktransfer::config::ModuleConfig;
-use crate::ktransfer::fetcher::{FetchedBatch, LogChange};
-use crate::ktransfer::group::{Mailbox, StoredPosition, mailbox};
-use crate::ktransfer::job::{ClaimPhase, WorkerMessage};
+use crate::ktransfer::fetcher::{FetchedBatch, LogChange, StartPosition};
+use crate::ktransfer::group::{Claim, Generation, Mailbox, StoredPosition, mailbox};
+use crate::ktransfer::job::{ClaimPhase, WindowId, WorkerMessage};
 use crate::ktransfer::memory_budget::MemoryBudget;
+use crate::ktransfer::operations::OperatorLink;
 use crate::ktransfer::test_fixtures::{claim, job as new_job, module_config, worker_context};
 use crate::metrics::Registry;
 use crossbeam_channel::{Receiver, Sender, unbounded};
+
+mod operators;
 
 const OLD_ID: TopicId = [1; 16];
 const NEW_ID: TopicId = [2; 16];
@@ -36,7 +39,9 @@ fn rig(adapt: impl FnOnce(&mut ModuleConfig)) -> DispatcherRig {
     let ((worker, inbox), (report_sender, reports)) = (unbounded(), unbounded());
     let ((group_commands, group), memory) = (mailbox(), MemoryBudget::new(1 << 30));
     let workers = [worker].into();
-    let channels = Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports };
+    let operator = OperatorLink::default();
+    let channels =
+        Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports, operator };
     let dispatcher = Dispatcher::new(channels, Arc::clone(&context), Stop::new(), Duration::from_secs(1));
     DispatcherRig {
         registry,

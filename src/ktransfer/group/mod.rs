@@ -35,6 +35,7 @@ mod fence;
 mod lease;
 mod mailbox;
 mod member;
+mod store_receipts;
 pub mod zookeeper;
 
 use std::ops::Range;
@@ -46,6 +47,7 @@ use crate::broker::{LogIdentity, Offset, PartitionId, TopicId};
 pub use fence::TimedFence;
 pub use lease::Leases;
 pub use mailbox::{CommandSender, Mailbox, mailbox};
+pub(crate) use store_receipts::StoreReceipts;
 
 /// Number of a claim, counted from 1 in each group. A partition that is lost and gained again has another generation,
 /// so that late commands and acks of the earlier claim are recognised.

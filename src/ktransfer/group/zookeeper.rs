@@ -37,10 +37,11 @@ use super::claim::Claimant;
 use super::lease::Leases;
 use super::mailbox::{DoneAhead, PendingCommands};
 use super::member::{MemberIds, MemberKind};
-use super::{Generation, Group, GroupEvent, Mailbox, TimedFence};
+use super::{Generation, Group, GroupEvent, Mailbox, StoreReceipts, TimedFence};
 use crate::admin::Component;
 use crate::broker::{LogIdentity, Offset, PartitionId};
 use crate::keeper::{Epoch, KeeperError, SharedKeeper};
+use crate::ktransfer::pauses::PauseTable;
 use crate::ktransfer::stop_report::StopReport;
 
 /// Number of partitions that are claimed at the same time.
@@ -78,6 +79,10 @@ pub(crate) struct GroupObservers {
     pub(crate) unowned: Option<IntGauge>,
     /// What the leave could not do.
     pub(crate) report: StopReport,
+    /// The pauses of the module, which the group reads at intervals and after each claim.
+    pub(crate) pauses: PauseTable,
+    /// Which positions of `StoreNow` are stored.
+    pub(crate) receipts: StoreReceipts,
 }
 
 /// A member of a group in ZooKeeper, and the loop that runs it.
@@ -266,6 +271,7 @@ impl ZookeeperGroup {
         self.follow_session()?;
         self.update_assignment()?;
         self.reconcile()?;
+        self.read_pauses();
         self.has_joined = true;
         Ok(())
     }
@@ -274,6 +280,13 @@ impl ZookeeperGroup {
     fn finish_released(&mut self) -> RoundResult {
         self.store(StoreScope::Urgent)?;
         self.delete_released()
+    }
+
+    /// Reads which partitions are paused. A failure ends no round: what was paused stays paused.
+    fn read_pauses(&mut self) {
+        if let Err(reason) = self.observers.pauses.refresh() {
+            self.warn_rate_limited(reason);
+        }
     }
 
     fn warn_rate_limited(&mut self, text: String) {

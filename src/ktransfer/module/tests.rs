@@ -121,6 +121,7 @@ impl ModuleRig {
             grace: Duration::from_secs(4),
             max_pause: Duration::from_millis(10),
             report: StopReport::default(),
+            operator: OperatorLink::default(),
         };
         let (module_broker, module_record, module_stop) = (broker.clone(), Arc::clone(&record), stop.clone());
         let starts = AtomicU32::new(0);

@@ -68,7 +68,10 @@ impl Worker {
 
     fn acknowledge(&self, mut pending: PendingJob, end: JobEnd) {
         self.release_slot(&mut pending);
-        let PendingJob { job, has_waited, .. } = pending;
+        let PendingJob { job, has_waited, is_on_board, .. } = pending;
+        if is_on_board {
+            self.context.attempts.forget(&job);
+        }
         let ack = Ack {
             worker: self.number,
             has_waited,

@@ -150,6 +150,21 @@ impl<J: Queued> KeyQueues<J> {
         }
     }
 
+    /// Takes the job for which `is_wanted` returns true, as [`take_fresh`](Self::take_fresh) does, if it is the first of
+    /// its queue and the job before it is not out.
+    pub(super) fn take_where(&mut self, is_wanted: impl Fn(&J) -> bool) -> Option<(QueueId, J)> {
+        let is_free = |queue: &KeyQueue<J>| queue.state != QueueState::Taken;
+        let found =
+            self.queues.iter().find(|(_, queue)| is_free(queue) && queue.first.as_ref().is_some_and(&is_wanted));
+        let (id, state) = found.map(|(id, queue)| (*id, queue.state))?;
+        match state {
+            QueueState::Fresh => self.fresh.retain(|fresh| *fresh != id),
+            QueueState::Waiting(until, number) => drop(self.waiting.remove(&(until, number))),
+            QueueState::Taken => {}
+        }
+        self.take(id)
+    }
+
     /// Returns the time at which the wait of a queue ends next.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.waiting.first_key_value().map(|((until, _), _)| *until)

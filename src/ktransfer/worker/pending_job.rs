@@ -19,6 +19,8 @@ pub(super) struct PendingJob {
     pub(super) has_waited: bool,
     /// The dead letter that the job ends with; `None` while it is to be pushed.
     pub(super) letter: Option<Box<PendingLetter>>,
+    /// Whether the attempt board has its latest failure.
+    pub(super) is_on_board: bool,
 }
 
 impl Queued for PendingJob {
@@ -34,7 +36,15 @@ impl Queued for PendingJob {
 impl PendingJob {
     /// Creates the state of a job that waits for its first attempt.
     pub(super) fn new(job: Box<Job>) -> PendingJob {
-        PendingJob { job, attempts: 0, last_backend: None, has_slot: false, has_waited: false, letter: None }
+        PendingJob {
+            job,
+            attempts: 0,
+            last_backend: None,
+            has_slot: false,
+            has_waited: false,
+            letter: None,
+            is_on_board: false,
+        }
     }
 
     /// Whether the claim permits no further work on the job.

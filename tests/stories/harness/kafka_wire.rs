@@ -134,8 +134,7 @@ pub(crate) fn delete_records(brokers: &str, topic: &str, partition: i32, offset:
     let answer = call(leader, DELETE_RECORDS, 0, &request.0).expect("the leader answers");
     let mut reader = KafkaResponse(&answer);
     let code = (|| {
-        let _throttle_and_topics = (reader.int()?, reader.int()?, reader.text()?);
-        let _partition_and_oldest = (reader.int()?, reader.int()?, reader.long()?);
+        let _ = (reader.int()?, reader.int()?, reader.text()?, reader.int()?, reader.int()?, reader.long()?);
         reader.short()
     })();
     assert_eq!(code.expect("a whole response"), 0, "the records of {topic}/{partition} are deleted");

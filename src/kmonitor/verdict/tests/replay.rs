@@ -129,6 +129,7 @@ struct Memory {
 impl Memory {
     fn read(&mut self, replay: &Replay, now: u64) -> Facts {
         let elapsed = seconds(now - self.started);
+        let was_beyond = 2 <= self.beyond;
         if !replay.is("leader", "silent", now)
             && let Some(newest) = replay.number("newest", now)
         {
@@ -139,7 +140,7 @@ impl Memory {
         }
         if !replay.is("zookeeper", "silent", now) {
             self.stored_read = Some(now);
-            self.store(replay.number("stored", now), now);
+            self.store(replay, now, was_beyond || replay.is("recreated", "seen", now));
             let members = replay.number("members", now).unwrap_or(1);
             let nobody = replay.is("owner", "nobody", now);
             self.nobody_since = if members == 0 { self.nobody_since.or(Some(now)) } else { None };
@@ -148,14 +149,15 @@ impl Memory {
         self.facts(replay, now, elapsed)
     }
 
-    fn store(&mut self, stored: Option<Offset>, now: u64) {
+    fn store(&mut self, replay: &Replay, now: u64, was_recreated: bool) {
         let newest = self.log.map_or(0, |(_, newest, _)| newest);
-        let Some(stored) = stored else { return };
+        let Some(stored) = replay.number("stored", now) else { return };
         match self.stored {
             Some((before, _)) if before == stored => return,
             Some((before, _)) => {
                 self.has_moved = true;
-                if stored < before {
+                // A pusher that begins a recreated topic at its beginning repeats nothing.
+                if stored < before && !was_recreated {
                     self.went_back = Some((before, stored, now));
                 }
             }

@@ -12,7 +12,7 @@ fn a_kept_connection_that_fails_before_the_first_byte_was_closed_idle() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into());
         let exchange = Arc::new(Exchange::default());
-        exchange.begin(&Assignment::new(&claim(3, 1, None))).unwrap();
+        exchange.begin(&Assignment::new(&claim(3, 1, None)), 42).unwrap();
         let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
         let mut connection = BackendConnection::new(Stream::plain(socket), Arc::clone(&exchange), timeouts);
         connection.is_kept = is_kept;

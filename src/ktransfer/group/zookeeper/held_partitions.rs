@@ -65,6 +65,8 @@ impl ZookeeperGroup {
         if self.keeper.epoch() != epoch {
             return Err("ZooKeeper session ended while partitions were claimed, retrying".into());
         }
+        // After the claims: a partition that was paused before is not pushed.
+        self.read_pauses();
         let mut failure = Ok(());
         for (partition, outcome) in partitions.into_iter().zip(outcomes) {
             match outcome {

@@ -70,6 +70,7 @@ impl ZookeeperGroup {
             self.next_early_store = now + EARLY_INTERVAL;
             return Ok(());
         }
+        self.note_stored_positions();
         let due: Vec<PartitionId> =
             self.held.iter().filter(|(_, held)| held.is_due(scope, now)).map(|(partition, _)| *partition).collect();
         if scope != StoreScope::Urgent {
@@ -77,6 +78,18 @@ impl ZookeeperGroup {
             self.next_early_store = now + EARLY_INTERVAL.max(EARLY_PAUSE_A_WRITE.saturating_mul(writes));
         }
         due.chunks(STORES_AT_ONCE).map(|some| self.store_some(some)).fold(Ok(()), Result::and)
+    }
+
+    /// Notes the positions of `StoreNow` that are stored already, so that no store follows.
+    fn note_stored_positions(&mut self) {
+        for (partition, held) in &mut self.held {
+            if held.is_urgent && !held.has_new_offset() && !held.has_new_ahead() {
+                held.is_urgent = false;
+                if let Some(stored) = held.stored {
+                    self.observers.receipts.note(*partition, held.generation, stored);
+                }
+            }
+        }
     }
 
     fn store_some(&mut self, partitions: &[PartitionId]) -> RoundResult {
@@ -98,6 +111,7 @@ impl ZookeeperGroup {
             match outcome {
                 Ok(StoreOutcome::Stored(version)) => {
                     let held = self.held.get_mut(&partition).expect("held, since it was stored");
+                    self.observers.receipts.note(partition, held.generation, next);
                     (held.version, held.stored, held.stored_ahead) = (version, Some(next), ahead);
                     (held.ahead_stored_at, held.is_urgent) = (Instant::now(), false);
                 }

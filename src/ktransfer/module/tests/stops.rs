@@ -55,6 +55,7 @@ fn a_module_whose_group_fails_is_not_restarted() {
         broker_health: health.component("broker of m"),
         grace: Duration::from_secs(4),
         max_pause: Duration::from_millis(10),
+        operator: OperatorLink::default(),
         report: StopReport::default(),
     };
     let stop = Stop::new();

@@ -18,7 +18,7 @@ const ONE_SECRET: &str = "must have exactly one of token, token_sha256, or user 
 
 /// A SHA-256 digest. It is compared in constant time, and `Debug` hides it.
 #[derive(Clone, Copy, Eq)]
-pub(super) struct SecretDigest([u8; 32]);
+pub(crate) struct SecretDigest([u8; 32]);
 
 impl PartialEq for SecretDigest {
     fn eq(&self, other: &Self) -> bool {
@@ -56,7 +56,7 @@ impl SecretDigest {
     }
 
     /// Returns a random key, made with SHA-256 from the 128 random bits of the standard library's [`RandomState`].
-    pub(super) fn random() -> Self {
+    pub(crate) fn random() -> Self {
         // Four hashes of 64 bits spread the random bits over the whole key.
         let random = RandomState::new();
         let mut hash = Sha256::new();
@@ -67,7 +67,7 @@ impl SecretDigest {
 
 /// The secrets of one client, as digests.
 #[derive(Clone, Copy)]
-pub(super) enum HashedSecret {
+pub(crate) enum HashedSecret {
     Bearer(SecretDigest),
     Basic(SecretDigest, SecretDigest),
 }
@@ -75,7 +75,7 @@ pub(super) enum HashedSecret {
 impl HashedSecret {
     /// Takes `token`, `token_sha256`, `user`, `password` and `password_sha256`. Returns `None` and adds a problem
     /// unless they are exactly one valid secret.
-    pub(super) fn from_section(entry: &mut Section, problems: &mut Problems) -> Option<Self> {
+    pub(crate) fn from_section(entry: &mut Section, problems: &mut Problems) -> Option<Self> {
         let n_given = |keys: [&str; 2]| keys.iter().filter(|key| entry.has(key)).count();
         let (n_tokens, n_passwords) = (n_given(["token", "token_sha256"]), n_given(["password", "password_sha256"]));
         if n_tokens + n_passwords != 1 || entry.has("user") != (n_passwords == 1) {
@@ -102,7 +102,7 @@ impl HashedSecret {
     }
 
     /// Hashes the credentials that a client presents.
-    pub(super) fn of(presented: &PresentedCredentials<'_>) -> Self {
+    pub(crate) fn of(presented: &PresentedCredentials<'_>) -> Self {
         match presented {
             PresentedCredentials::Bearer(token) => HashedSecret::Bearer(SecretDigest::of(token)),
             PresentedCredentials::Basic(user, password) => {
@@ -113,7 +113,7 @@ impl HashedSecret {
 
     /// Returns the digest by which a credential is looked up. The hash includes the scheme, so that a token never
     /// equals a user with a password.
-    pub(super) fn id(&self, key: &SecretDigest) -> SecretDigest {
+    pub(crate) fn id(&self, key: &SecretDigest) -> SecretDigest {
         let mut hash = Sha256::new_with_prefix(key.0);
         match self {
             HashedSecret::Bearer(token) => {

@@ -1,4 +1,4 @@
-//! `credentials_file`: the clients that may write.
+//! `credentials_file`: the clients that may write to kproxy, or operate ktransfer.
 //!
 //! A client is found by a single look-up of one digest ([`HashedSecret::id`]), so the look-up fails in the same way for
 //! an unknown user and for a wrong password. Of the secrets, only these digests are kept.
@@ -18,19 +18,23 @@ use crate::config::{Problems, Section};
 
 /// Longest `name` of a credential, in bytes.
 const MAX_NAME_BYTES: usize = 64;
-/// Challenges in `WWW-Authenticate`, one for each scheme.
-const BEARER: &str = "Bearer realm=\"kproxy\"";
-const BASIC: &str = "Basic realm=\"kproxy\", charset=\"UTF-8\"";
 
-/// A client that may write.
+/// A scheme of the header `Authorization`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    Bearer,
+    Basic,
+}
+
+/// A client that may use the daemon.
 #[derive(Debug)]
 pub(crate) struct Credential {
     /// `name`, for log lines and answers.
     pub(crate) name: Arc<str>,
-    /// `topics`; `None` allows every topic in `allowed_topics`.
-    pub(super) topics: Option<TopicGlobs>,
+    /// `topics`; `None` allows every topic that the daemon's own configuration allows.
+    pub(crate) topics: Option<TopicGlobs>,
     /// The meter of `requests_per_second` and `bytes_per_second`; `None` means no limit.
-    pub(super) meter: Option<Arc<RateMeter>>,
+    pub(crate) meter: Option<Arc<RateMeter>>,
 }
 
 /// The credentials of one load of the file. `Debug` shows only their number.
@@ -38,8 +42,8 @@ pub(crate) struct CredentialStore {
     /// A random key for each load of the file, so that digests of different loads cannot be compared.
     key: SecretDigest,
     by_id: HashMap<SecretDigest, Arc<Credential>>,
-    /// One challenge for each scheme in use, for `WWW-Authenticate`.
-    pub(super) challenges: Vec<&'static str>,
+    /// The schemes in use.
+    schemes: Vec<Scheme>,
 }
 
 impl fmt::Debug for CredentialStore {
@@ -50,9 +54,9 @@ impl fmt::Debug for CredentialStore {
 
 impl CredentialStore {
     /// Loads a file and adds all its problems to `problems`; their texts contain no value of the file.
-    pub(super) fn load(file: &Path, problems: &mut Problems) -> CredentialStore {
+    pub(crate) fn load(file: &Path, problems: &mut Problems) -> CredentialStore {
         let mut section = Section::load_secrets(file, problems);
-        let mut store = CredentialStore { key: SecretDigest::random(), by_id: HashMap::new(), challenges: Vec::new() };
+        let mut store = CredentialStore { key: SecretDigest::random(), by_id: HashMap::new(), schemes: Vec::new() };
         let mut names = BTreeSet::new();
         for mut entry in section.sections("credentials", true, problems).unwrap_or_default() {
             let credential = Credential {
@@ -72,30 +76,39 @@ impl CredentialStore {
     }
 
     fn add(&mut self, secret: &HashedSecret, credential: Credential) -> Result<(), ()> {
-        let challenge = match secret {
-            HashedSecret::Bearer(_) => BEARER,
-            HashedSecret::Basic(..) => BASIC,
+        let scheme = match secret {
+            HashedSecret::Bearer(_) => Scheme::Bearer,
+            HashedSecret::Basic(..) => Scheme::Basic,
         };
-        if !self.challenges.contains(&challenge) {
-            self.challenges.push(challenge);
+        if !self.schemes.contains(&scheme) {
+            self.schemes.push(scheme);
         }
         let before = self.by_id.insert(secret.id(&self.key), Arc::new(credential));
         if before.is_some() { Err(()) } else { Ok(()) }
     }
 
     /// Returns the credential with these secrets.
-    pub(super) fn find(&self, presented: &PresentedCredentials<'_>) -> Option<&Arc<Credential>> {
+    pub(crate) fn find(&self, presented: &PresentedCredentials<'_>) -> Option<&Arc<Credential>> {
         self.by_id.get(&HashedSecret::of(presented).id(&self.key))
     }
 
+    /// Returns the value of `WWW-Authenticate`: a challenge for each scheme in use.
+    pub(crate) fn challenges(&self, realm: &str) -> String {
+        let challenge = |scheme: &Scheme| match scheme {
+            Scheme::Bearer => format!("Bearer realm=\"{realm}\""),
+            Scheme::Basic => format!("Basic realm=\"{realm}\", charset=\"UTF-8\""),
+        };
+        self.schemes.iter().map(challenge).collect::<Vec<_>>().join(", ")
+    }
+
     /// Returns the number of credentials.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.by_id.len()
     }
 
     /// Takes over the meter of each credential in `former` that has the same name and limits, so that a reload does not
     /// refill it.
-    pub(super) fn keep_meters_of(&mut self, former: &CredentialStore) {
+    pub(crate) fn keep_meters_of(&mut self, former: &CredentialStore) {
         let meters: HashMap<&str, &Arc<RateMeter>> = former
             .by_id
             .values()
@@ -129,13 +142,13 @@ fn name(entry: &mut Section, names: &mut BTreeSet<Arc<str>>, problems: &mut Prob
 /// The file and the credentials loaded from it at start.
 #[derive(Clone, Debug)]
 pub(crate) struct CredentialsFile {
-    pub(super) path: PathBuf,
-    pub(super) store: Arc<CredentialStore>,
+    pub(crate) path: PathBuf,
+    pub(crate) store: Arc<CredentialStore>,
 }
 
 impl CredentialsFile {
     /// Takes `credentials_file` and loads it; returns `None` if the key is absent or empty.
-    pub(super) fn from_section(section: &mut Section, problems: &mut Problems) -> Option<Self> {
+    pub(crate) fn from_section(section: &mut Section, problems: &mut Problems) -> Option<Self> {
         if !section.has("credentials_file") {
             section.take("credentials_file");
             return None;
@@ -150,7 +163,7 @@ impl CredentialsFile {
     }
 
     /// Returns a warning if users other than the owner can read the file.
-    pub(super) fn exposure(&self) -> Option<String> {
+    pub(crate) fn exposure(&self) -> Option<String> {
         let mode = fs::metadata(&self.path).ok()?.permissions().mode();
         let path = self.path.display();
         (mode & 0o044 != 0)
@@ -211,7 +224,7 @@ mod tests {
         ] {
             assert_eq!(name_of(&store, presented), name);
         }
-        assert_eq!(store.challenges, [BEARER, BASIC]);
+        assert_eq!(store.challenges("r"), "Bearer realm=\"r\", Basic realm=\"r\", charset=\"UTF-8\"");
         let debug = format!("{store:?} {:?}", store.by_id);
         assert!(
             debug.contains("CredentialStore of 5") && !debug.contains("ann") && !debug.contains("t0ken"),
@@ -305,7 +318,7 @@ SECRET: SECRET
 
     #[test]
     fn the_example_has_every_key() {
-        let file = include_str!("../../../conf/kproxy.credentials.yaml");
+        let file = include_str!("../../conf/kproxy.credentials.yaml");
         load(file).unwrap();
         let in_force: String =
             file.lines().filter(|line| !line.starts_with('#')).map(|line| line.replacen("# ", "", 1) + "\n").collect();

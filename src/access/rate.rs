@@ -47,14 +47,14 @@ pub(crate) struct RateCost {
 
 /// The buckets of one credential or topic, one for each of its [`RateLimits`].
 #[derive(Debug)]
-pub(super) struct RateMeter {
+pub(crate) struct RateMeter {
     limits: RateLimits,
     requests: Option<TokenBucket>,
     bytes: Option<TokenBucket>,
 }
 
 impl RateMeter {
-    pub(super) fn new(limits: RateLimits) -> Self {
+    pub(crate) fn new(limits: RateLimits) -> Self {
         let burst = Duration::from_secs(limits.burst_seconds.into());
         let bucket = |rate: NonZeroU64| TokenBucket::new(rate, burst);
         RateMeter {
@@ -64,12 +64,12 @@ impl RateMeter {
         }
     }
 
-    pub(super) fn limits(&self) -> RateLimits {
+    pub(crate) fn limits(&self) -> RateLimits {
         self.limits
     }
 
     /// Takes the whole cost, or takes nothing and returns how long to wait until it can be taken.
-    pub(super) fn take(&self, cost: RateCost, now: u64) -> Result<(), Duration> {
+    pub(crate) fn take(&self, cost: RateCost, now: u64) -> Result<(), Duration> {
         // Both buckets are tried even if the first refuses, because the longer wait is returned.
         let outcomes = [(&self.requests, cost.requests), (&self.bytes, cost.bytes)]
             .map(|(bucket, units)| (bucket, units, bucket.as_ref().map_or(Ok(()), |bucket| bucket.take(units, now))));
@@ -83,17 +83,17 @@ impl RateMeter {
     }
 
     /// Refunds what is left of a cost that was taken `age` nanoseconds ago.
-    pub(super) fn give_back(&self, cost: RateCost, age: u64) {
+    pub(crate) fn give_back(&self, cost: RateCost, age: u64) {
         self.each(cost, |bucket, units| bucket.give_back(units, age));
     }
 
     /// Takes a cost even if the buckets have too few tokens; the missing ones are a debt.
-    pub(super) fn take_anyway(&self, cost: RateCost, now: u64) {
+    pub(crate) fn take_anyway(&self, cost: RateCost, now: u64) {
         self.each(cost, |bucket, units| bucket.take_anyway(units, now));
     }
 
     /// Returns whether all buckets are full, so that the meter equals a new one.
-    pub(super) fn is_full(&self, now: u64) -> bool {
+    pub(crate) fn is_full(&self, now: u64) -> bool {
         [&self.requests, &self.bytes].into_iter().flatten().all(|bucket| bucket.is_full(now))
     }
 
@@ -107,14 +107,14 @@ impl RateMeter {
 }
 
 /// Returns the value of `Retry-After`: whole seconds, rounded up, at least one.
-pub(super) fn retry_after_seconds(wait: Duration) -> u64 {
+pub(crate) fn retry_after_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::section;
     use super::*;
+    use crate::access::section;
 
     const SECOND: u64 = 1_000_000_000;
 

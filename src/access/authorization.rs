@@ -16,7 +16,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// The credentials that a request presents, not verified yet. `Debug` hides them.
 #[derive(PartialEq, Eq)]
-pub(super) enum PresentedCredentials<'a> {
+pub(crate) enum PresentedCredentials<'a> {
     /// A token.
     Bearer(&'a [u8]),
     /// User and password: the bytes before and after the first colon.
@@ -34,7 +34,7 @@ impl fmt::Debug for PresentedCredentials<'_> {
 
 /// Why a request has no credentials to look up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AuthorizationError {
+pub(crate) enum AuthorizationError {
     /// No `Authorization` header.
     Missing,
     /// Several `Authorization` headers.
@@ -46,7 +46,7 @@ pub(super) enum AuthorizationError {
 }
 
 /// Returns the credentials in the `Authorization` header of a request.
-pub(super) fn read(headers: &Headers) -> Result<PresentedCredentials<'_>, AuthorizationError> {
+pub(crate) fn read(headers: &Headers) -> Result<PresentedCredentials<'_>, AuthorizationError> {
     let mut values = headers.iter().filter(|(name, _)| *name == "authorization").map(|(_, value)| value);
     let value = values.next().ok_or(AuthorizationError::Missing)?;
     if values.next().is_some() {
@@ -75,7 +75,7 @@ pub(super) fn read(headers: &Headers) -> Result<PresentedCredentials<'_>, Author
 }
 
 /// Whether `bytes` is a `b64token` (RFC 6750 2.1), the syntax of a bearer token.
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
     let padding = bytes.iter().rev().take_while(|byte| **byte == b'=').count();
     let token = &bytes[..bytes.len() - padding];
     !token.is_empty() && token.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))

@@ -77,8 +77,8 @@ impl fmt::Debug for TopicGlobs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::section;
     use super::*;
+    use crate::access::section;
 
     fn globs(list: &str) -> Result<TopicGlobs, String> {
         let (mut section, mut problems) = section(&format!("topics: {list}\n"));

@@ -1,0 +1,32 @@
+//! What holds up a partition: an operator, or the message at the head of its line.
+
+use std::time::Instant;
+
+use crate::broker::Offset;
+use crate::ktransfer::job::WindowId;
+
+/// Why a partition is not pushed although its claim is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Interruption {
+    /// The offset at which to continue; `None` for the commit point.
+    pub(super) seek: Option<Seek>,
+    /// When the pushes on the wire are cut; `None` lets them end.
+    pub(super) cut_at: Option<Instant>,
+}
+
+/// A seek whose offset is not stored yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seek {
+    /// The offset at which to continue.
+    pub(super) to: Offset,
+    /// Whether the offset was sent to the group.
+    pub(super) is_sent: bool,
+}
+
+/// The message that holds a commit point: since when, to within a second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub(super) window: WindowId,
+    pub(super) offset: Offset,
+    pub(super) since: Instant,
+}

@@ -1,0 +1,57 @@
+//! What the thread `operations` and a dispatcher share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::operation::{PartitionResult, Refusal};
+use super::status::StatusBoard;
+use crate::broker::{Offset, PartitionId};
+use crate::ktransfer::group::StoreReceipts;
+use crate::ktransfer::pauses::PauseTable;
+use crate::ktransfer::turn::Turn;
+
+/// What a dispatcher does for an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Follow the pauses of the table in a partition, or in all.
+    FollowPauses(Option<PartitionId>),
+    /// Pass over the message at this offset, if it holds the commit point.
+    Skip(PartitionId, Offset),
+    /// Continue at these offsets.
+    Seek(BTreeMap<PartitionId, Offset>),
+}
+
+/// The answer of a dispatcher.
+pub(crate) type Reply = Result<Vec<PartitionResult>, Refusal>;
+
+/// A request to a dispatcher.
+pub(crate) struct Request {
+    /// What to do.
+    pub(crate) action: Action,
+    /// Whether only to say what would be done.
+    pub(crate) is_dry_run: bool,
+    /// Name of the operator's credential, for the log.
+    pub(crate) by: Arc<str>,
+    /// The dispatcher replies before.
+    pub(crate) deadline: Instant,
+    /// Receives one reply; it has room for it.
+    pub(crate) reply: Sender<Reply>,
+    /// Decides between the begin and the withdrawal of the request.
+    pub(crate) turn: Arc<Turn>,
+}
+
+/// The dispatcher's end of what it shares with operators.
+#[derive(Clone, Default)]
+pub(crate) struct OperatorLink {
+    /// Requests; `None` in tests that have none.
+    pub(crate) requests: Option<Receiver<Request>>,
+    /// The pauses of the module.
+    pub(crate) pauses: PauseTable,
+    /// The status that operators see.
+    pub(crate) status: StatusBoard,
+    /// Which positions the group has stored.
+    pub(crate) receipts: StoreReceipts,
+}

@@ -1,0 +1,126 @@
+//! The state of a module that operators see: its dispatcher writes it once a second.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::broker::{Offset, PartitionId};
+use crate::locks::lock;
+
+/// The state of a module.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ModuleStatus {
+    /// The window of the module.
+    pub(crate) window: WindowStatus,
+    /// The partitions that this process has claimed.
+    pub(crate) partitions: Vec<PartitionStatus>,
+}
+
+/// How much of its bounds a module uses.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct WindowStatus {
+    /// Messages pushed and not done.
+    pub(crate) in_use: usize,
+    /// `window_size`.
+    pub(crate) size: usize,
+    /// Messages that were read and are not done, over all partitions.
+    pub(crate) not_done: usize,
+    /// Memory of the messages that were read and are not done.
+    pub(crate) in_flight_bytes: usize,
+    /// `max_in_flight_bytes`.
+    pub(crate) max_in_flight_bytes: usize,
+}
+
+/// The state of a claimed partition.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PartitionStatus {
+    /// Number of the partition.
+    pub(crate) partition: PartitionId,
+    /// Whether it is pushed.
+    pub(crate) state: PartitionState,
+    /// The offset to store: every message below it is done.
+    pub(crate) commit_point: Option<Offset>,
+    /// The offset to read next.
+    pub(crate) read_to: Option<Offset>,
+    /// Messages that were read and are not done.
+    pub(crate) not_done: usize,
+    /// Messages above the commit point that are done.
+    pub(crate) done_ahead: usize,
+    /// Messages that were read and wait for `max_commit_gap`.
+    pub(crate) held_back: usize,
+    /// How long the claim is valid without another proof of the session.
+    pub(crate) lease_ms: u64,
+    /// The message that holds the commit point.
+    pub(crate) head: Option<HeadStatus>,
+}
+
+/// Whether a partition is pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PartitionState {
+    /// It is.
+    Pushing,
+    /// An operator has paused it.
+    Paused,
+    /// An operator has paused it or seeks, and pushes are still on the wire.
+    Draining,
+    /// An operator seeks, and the new position is not stored yet.
+    Seeking,
+    /// It is being handed over.
+    Releasing,
+}
+
+/// The message that holds the commit point of a partition: its head of line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct HeadStatus {
+    /// Offset of the message.
+    pub(crate) offset: Offset,
+    /// How long it has held the commit point.
+    pub(crate) held_ms: u64,
+    /// What happens with it.
+    pub(crate) state: HeadState,
+    /// How long its push has been on the wire; `None` if it is not.
+    pub(crate) on_wire_ms: Option<u64>,
+    /// Its key, shortened and escaped; `None` if it was never pushed.
+    pub(crate) key: Option<String>,
+    /// Attempts that were begun.
+    pub(crate) attempts: u32,
+    /// How the latest attempt ended: status or error.
+    pub(crate) last: Option<String>,
+    /// The backend of the latest attempt.
+    pub(crate) backend: Option<String>,
+}
+
+/// What happens with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HeadState {
+    /// It waits for its first attempt: behind its key, for a slot of the window, or for a worker.
+    Queued,
+    /// A push of it is on the wire.
+    OnWire,
+    /// It waits for its next attempt.
+    Waiting,
+}
+
+/// The latest status of a module. Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct StatusBoard(Arc<Mutex<Option<(Instant, ModuleStatus)>>>);
+
+impl StatusBoard {
+    /// Replaces the status.
+    pub(crate) fn set(&self, status: ModuleStatus) {
+        *lock(&self.0) = Some((Instant::now(), status));
+    }
+
+    /// Removes the status: the module does not run.
+    pub(crate) fn clear(&self) {
+        *lock(&self.0) = None;
+    }
+
+    /// Returns the latest status and when it was written.
+    pub(crate) fn latest(&self) -> Option<(Instant, ModuleStatus)> {
+        lock(&self.0).clone()
+    }
+}

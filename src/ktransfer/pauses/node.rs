@@ -1,0 +1,103 @@
+//! The pauses of a module in ZooKeeper: the node `/consumers/MODULE/paused/TOPIC`, which the original ignores.
+
+use super::{PauseChange, PauseStore, PauseStoreError, Pauses};
+use crate::keeper::paths::{self, create_with_parents};
+use crate::keeper::{KeeperError, Lifetime, SharedKeeper};
+
+/// Number of attempts to change the node while other instances change it, too.
+const MAX_ATTEMPTS: usize = 5;
+
+/// The node of one module.
+pub(crate) struct PauseNode {
+    keeper: SharedKeeper,
+    path: String,
+}
+
+impl PauseNode {
+    /// The node of the group `group`, which reads `topic`.
+    pub(crate) fn new(keeper: SharedKeeper, group: &str, topic: &str) -> PauseNode {
+        PauseNode { keeper, path: paths::paused(group, topic) }
+    }
+
+    /// Returns the pauses and the version of the node; `None` for the version if there is no node.
+    fn read_node(&self) -> Result<(Pauses, Option<i32>), KeeperError> {
+        let Some(node) = self.keeper.read(&self.path)? else { return Ok((Pauses::default(), None)) };
+        Ok((self.decode(&node.data), Some(node.version)))
+    }
+
+    /// Data that is no JSON of ours counts as a pause of the module: an operator has to look at it.
+    fn decode(&self, data: &[u8]) -> Pauses {
+        serde_json::from_slice(data).unwrap_or_else(|cause| {
+            let by = format!("node {}, which is not readable ({cause}); a resume of the module replaces it", self.path);
+            Pauses { module: Some(super::PauseMark { by, at_ms: 0 }), ..Pauses::default() }
+        })
+    }
+
+    fn write(&self, pauses: &Pauses, version: Option<i32>) -> Result<(), KeeperError> {
+        let data = serde_json::to_vec(pauses).unwrap_or_default();
+        match version {
+            Some(version) => self.keeper.write(&self.path, &data, version).map(|_| ()),
+            None => create_with_parents(&*self.keeper, &self.path, &data, Lifetime::Persistent),
+        }
+    }
+}
+
+impl PauseStore for PauseNode {
+    fn read(&self) -> Result<Pauses, String> {
+        self.read_node().map(|(pauses, _)| pauses).map_err(|error| format!("cannot read the pauses: {error}"))
+    }
+
+    fn change(&self, change: &PauseChange) -> Result<Pauses, PauseStoreError> {
+        for _ in 0..MAX_ATTEMPTS {
+            let not_stored = |error: KeeperError| PauseStoreError::NotStored(error.to_string());
+            let (mut pauses, version) = self.read_node().map_err(not_stored)?;
+            let before = pauses.clone();
+            pauses.apply(change);
+            if pauses == before {
+                return Ok(pauses);
+            }
+            match self.write(&pauses, version) {
+                Ok(()) => return Ok(pauses),
+                // Another instance changed the node after the read, or an ancestor was deleted.
+                Err(KeeperError::BadVersion(_) | KeeperError::NodeExists(_) | KeeperError::NoNode(_)) => {}
+                Err(error @ KeeperError::Unreachable(_)) => return Err(PauseStoreError::Unknown(error.to_string())),
+                Err(error) => return Err(not_stored(error)),
+            }
+        }
+        Err(PauseStoreError::NotStored(format!("node {} is changed all the time", self.path)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keeper::in_memory::InMemoryEnsemble;
+    use crate::ktransfer::pauses::PauseMark;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    fn mark(by: &str) -> PauseMark {
+        PauseMark { by: by.to_owned(), at_ms: 7 }
+    }
+
+    #[test]
+    fn pauses_are_kept_in_a_node_and_unreadable_data_pauses_the_module() {
+        let (ensemble, timeout) = (InMemoryEnsemble::new(), Duration::from_secs(30));
+        let keeper: SharedKeeper = ensemble.connect(timeout);
+        let node = PauseNode::new(Arc::clone(&keeper), "g", "t");
+        assert_eq!(node.read(), Ok(Pauses::default()));
+        let other = PauseNode::new(ensemble.connect(timeout), "g", "t");
+        node.change(&PauseChange::Pause(Some(3), mark("ann"))).unwrap();
+        other.change(&PauseChange::Pause(Some(4), mark("bob"))).unwrap();
+        let pauses = node.read().unwrap();
+        assert_eq!((pauses.of(3), pauses.of(4)), (Some(&mark("ann")), Some(&mark("bob"))));
+        let stored = keeper.read("/consumers/g/paused/t").unwrap().expect("the node");
+        let text = r#"{"partitions":{"3":{"by":"ann","at_ms":7},"4":{"by":"bob","at_ms":7}}}"#;
+        assert_eq!(String::from_utf8(stored.data).unwrap(), text);
+        keeper.write("/consumers/g/paused/t", b"yes", stored.version).unwrap();
+        let mark = node.read().unwrap().of(0).expect("paused").clone();
+        assert!(mark.by.contains("/consumers/g/paused/t"), "{mark:?}");
+        assert_eq!(node.change(&PauseChange::Resume(None)), Ok(Pauses::default()));
+        assert_eq!(other.read(), Ok(Pauses::default()));
+    }
+}
