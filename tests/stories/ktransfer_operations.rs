@@ -233,7 +233,7 @@ fn operations_that_are_refused_change_nothing() {
     let fleet = Fleet::start(1, |_| Reply::ok());
     let operated = Operated::start(&module, "a", configs::module(&topic, &fleet.addresses()));
     produce(cluster, &topic, &["a"], 10);
-    wait_until_stored(&module, topic, 10);
+    wait_until_stored(&module, &topic, 10);
     let deep = "[".repeat(3_000);
     let rows: [(&str, &str, &str, u16, &str); 19] = [
         (TOKEN, "skip", r#"{"partition": 9, "offset": 1}"#, 409, "not_owned"),
