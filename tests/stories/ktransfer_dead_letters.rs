@@ -234,9 +234,9 @@ fn while_the_broker_of_the_topic_is_down_for_20_seconds_nothing_is_lost_or_out_o
         .set("max_retry_interval_ms", 500)
         .set("dead_letter_topic", &dead);
     let mut ktransfer = Ktransfer::start_ready(&cluster, &[("dead_outage", file)]);
-    // One letter before the outage, so that the producer knows the topic.
+    // One letter before the outage, so that the producer knows the topic. Its confirmation must have arrived.
     produce(&cluster, &topic, &["bad-first"], 1);
-    wait_until(DEADLINE, "the first letter is stored", || cluster.message_count(&dead) == 1);
+    wait_until(DEADLINE, "the first message is done", || cluster.stored_offset("dead_outage", &topic, 0) == Some(1));
     let broker = &cluster.kafka_servers[1];
     broker.kill9();
     let down = Instant::now();
