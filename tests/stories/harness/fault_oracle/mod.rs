@@ -166,7 +166,7 @@ pub(crate) fn judge(evidence: &Evidence, limits: &Limits) -> Verdict {
     let history = History::new(evidence, limits);
     history.find_stale(&mut verdict);
     history.find_concurrent(&mut verdict);
-    history.find_repeats(&first_deliveries, &mut verdict);
+    history.find_repeats(&mut verdict);
     verdict
 }
 
@@ -303,19 +303,24 @@ impl<'a> History<'a> {
         earlier.began <= first.began && earlier.ended.is_some_and(|ended| ended <= end)
     }
 
-    /// Finds requests of messages that had been delivered before, and looks for the disturbance that explains each.
-    fn find_repeats(&self, first_deliveries: &HashMap<Position, &Push>, verdict: &mut Verdict) {
+    /// Finds requests of messages that had been delivered before, and looks for the disturbance that explains each. The
+    /// latest delivery counts: what was delivered and not stored may be repeated more than once, each time for a reason
+    /// of its own.
+    fn find_repeats(&self, verdict: &mut Verdict) {
+        let mut deliveries: HashMap<Position, Vec<&Push>> = HashMap::new();
+        for push in self.by_partition.values().flatten().filter(|push| push.is_delivered) {
+            deliveries.entry(push.position).or_default().push(push);
+        }
         for push in self.by_partition.values().flatten() {
-            let Some(first) = first_deliveries.get(&push.position) else { continue };
-            let delivered = first.ended.unwrap_or(first.began);
-            if push.began < delivered || push == first {
-                continue;
-            }
+            let earlier = deliveries.get(&push.position).into_iter().flatten();
+            let ends = earlier.filter_map(|one| Some((one.ended?, one))).filter(|(ended, _)| *ended <= push.began);
+            let latest = ends.filter(|(_, one)| *one != push).max_by_key(|(ended, _)| *ended);
+            let Some((delivered, last)) = latest else { continue };
             verdict.n_repeats += 1;
             let explains = |disturbance: &&Disturbance| {
                 let from = disturbance.from.saturating_sub(self.limits.commit_lag);
                 let hit =
-                    disturbance.instance.as_deref().is_none_or(|hit| [&*first.instance, &push.instance].contains(&hit));
+                    disturbance.instance.as_deref().is_none_or(|hit| [&*last.instance, &push.instance].contains(&hit));
                 hit && delivered >= from
                     && push.began >= disturbance.from
                     && push.began <= disturbance.until + self.limits.aftermath
@@ -326,7 +331,7 @@ impl<'a> History<'a> {
                 Some(reason) => *verdict.repeats_by_disturbance.entry(reason.what.clone()).or_default() += 1,
                 None => verdict.unexplained.push(format!(
                     "{push}, delivered by {} at {:.3} s",
-                    first.instance,
+                    last.instance,
                     delivered.as_secs_f64()
                 )),
             }

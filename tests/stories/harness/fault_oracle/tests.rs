@@ -148,6 +148,12 @@ fn a_repeat_needs_a_disturbance_of_its_time_and_its_instance() {
     late.disturbances.push(fault(Some("a"), 500, 1000, false));
     expect(&late, &["repeats without a reason"]);
     assert_eq!(judge(&late, &LIMITS).repeat_share(), 0.5);
+    // A second repeat is explained by what happened after the first one.
+    let mut twice = evidence("a1@1 0-10 k, a2@1 10-20 k, b1@5 4000-4010 k, c1@6 9000-9010 k");
+    twice.disturbances = vec![fault(Some("a"), 500, 1000, false), fault(Some("b"), 5000, 8500, false)];
+    assert_eq!(expect(&twice, &[]).n_repeats, 2);
+    twice.disturbances.pop();
+    expect(&twice, &["repeats without a reason"]);
 }
 
 #[test]

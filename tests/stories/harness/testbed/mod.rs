@@ -19,7 +19,7 @@ pub(crate) use self::watch::STALL;
 
 use self::services::Services;
 use self::traffic::Traffic;
-use self::watch::{Pids, Watcher, is_alive};
+use self::watch::{ProcessId, Sampled, Watcher};
 use super::fault_oracle::{Disturbance, Evidence, Limits, Position, Push, Verdict, judge};
 use super::faults::SplitMix;
 use super::fleet::{Arrival, Fleet, INSTANCE_HEADER, Reply};
@@ -65,9 +65,9 @@ pub(crate) struct Testbed {
     n_started: usize,
     traffic: Traffic,
     watcher: Watcher,
-    sampled: Pids,
+    sampled: Sampled,
     /// Every process that the testbed has started, with its name.
-    processes: Vec<(u32, String)>,
+    processes: Vec<(ProcessId, String)>,
     started: Instant,
     disturbances: Vec<Disturbance>,
     /// Exit codes other than 0 of instances that were stopped politely.
@@ -89,12 +89,12 @@ impl Testbed {
         let kproxy = Kproxy::start_ready(configs::kproxy_for(&services.brokers()));
         let started = Instant::now();
         let traffic = Traffic::start(&kproxy.address, TOPIC, size.per_second, size.n_keys, seed);
-        let sampled: Pids = Arc::default();
+        let sampled: Sampled = Arc::default();
         let offsets = services.offset_reader(&module, size.n_partitions);
         let watcher = Watcher::start(offsets, Arc::clone(&sampled), started);
         let mut testbed = Testbed {
             size,
-            processes: vec![(kproxy.daemon.pid(), "kproxy".to_owned())],
+            processes: vec![(ProcessId::of(kproxy.daemon.pid()), "kproxy".to_owned())],
             services,
             module,
             kproxy,
@@ -121,8 +121,9 @@ impl Testbed {
         let name = format!("{slot}-{}", self.n_started);
         let config = self.services.config(slot).set("zk_fail_retry_interval_ms", 1000);
         let ktransfer = Ktransfer::start(config, &[(&self.module, self.module_file(&name))]);
-        self.processes.push((ktransfer.daemon.pid(), format!("instance {name}")));
-        self.sampled.lock().unwrap_or_else(PoisonError::into_inner).push(ktransfer.daemon.pid());
+        let process = ProcessId::of(ktransfer.daemon.pid());
+        self.processes.push((process, format!("instance {name}")));
+        self.sampled.lock().unwrap_or_else(PoisonError::into_inner).push(process);
         Instance { name, ktransfer }
     }
 
@@ -172,8 +173,8 @@ impl Testbed {
         self.kproxy.daemon.stop(STOP_DEADLINE);
         let seen = self.watcher.seen();
         leftovers.extend(self.leftovers(is_settled));
-        for (pid, samples) in &seen.samples {
-            let name = self.processes.iter().find(|(known, _)| known == pid).map_or("", |(_, name)| name);
+        for (process, samples) in &seen.samples {
+            let name = self.processes.iter().find(|(known, _)| known == process).map_or("", |(_, name)| name);
             let grown = resources::growth(samples);
             leftovers.extend(grown.into_iter().map(|growth| format!("{name}: {growth}")));
             if let (Some(first), Some(last)) = (samples.first(), samples.last()) {
@@ -233,8 +234,9 @@ impl Testbed {
         if !is_stopped {
             return vec!["the run did not settle".to_owned()];
         }
-        let alive = self.processes.iter().filter(|(pid, _)| is_alive(*pid));
-        let mut found: Vec<String> = alive.map(|(pid, name)| format!("{name} (pid {pid}) still runs")).collect();
+        let alive = self.processes.iter().filter(|(process, _)| process.is_alive());
+        let mut found: Vec<String> =
+            alive.map(|(process, name)| format!("{name} (pid {}) still runs", process.pid)).collect();
         found.extend(self.services.claims_and_members(&self.module));
         found
     }

@@ -24,12 +24,41 @@ pub(crate) const STALL: &str = "the machine stalled";
 pub(crate) struct Seen {
     pub(crate) stored: Vec<StoredOffset>,
     pub(crate) stalls: Vec<Disturbance>,
-    /// The samples of each process, by its id.
-    pub(crate) samples: BTreeMap<u32, Vec<Sample>>,
+    /// The samples of each process.
+    pub(crate) samples: BTreeMap<ProcessId, Vec<Sample>>,
+}
+
+/// A process, also after it has ended and the system gave its id to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ProcessId {
+    pub(crate) pid: u32,
+    /// When it was started, in ticks since the start of the machine.
+    started: u64,
+}
+
+impl ProcessId {
+    /// Returns the process that has this id now.
+    pub(crate) fn of(pid: u32) -> ProcessId {
+        ProcessId { pid, started: running_since(pid).unwrap_or_default() }
+    }
+
+    /// Whether the process exists; a process that has ended and was not waited for does not count.
+    pub(crate) fn is_alive(self) -> bool {
+        running_since(self.pid) == Some(self.started)
+    }
+}
+
+/// Returns when the process with this id was started; `None` if none runs.
+fn running_since(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, the second field, may have blanks. The first field after it is the state, the start is the 22nd.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    if state.starts_with(['Z', 'X']) { None } else { fields.nth(18)?.parse().ok() }
 }
 
 /// The processes whose resources are sampled.
-pub(crate) type Pids = Arc<Mutex<Vec<u32>>>;
+pub(crate) type Sampled = Arc<Mutex<Vec<ProcessId>>>;
 
 /// A running watcher; dropping it ends its thread.
 pub(crate) struct Watcher {
@@ -39,8 +68,8 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// Watches the stored offsets and the processes `pids`.
-    pub(crate) fn start(mut offsets: OffsetReader, pids: Pids, started: Instant) -> Watcher {
+    /// Watches the stored offsets and the sampled processes.
+    pub(crate) fn start(mut offsets: OffsetReader, sampled: Sampled, started: Instant) -> Watcher {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
         let (stopped, shared) = (Arc::clone(&stop), Arc::clone(&seen));
         let thread = std::thread::spawn(move || {
@@ -51,7 +80,7 @@ impl Watcher {
                 }
                 if Instant::now() >= next_sample {
                     next_sample += SAMPLE_INTERVAL;
-                    sample(&pids, &shared);
+                    sample(&sampled, &shared);
                 }
                 let slept = Instant::now();
                 std::thread::sleep(INTERVAL);
@@ -80,18 +109,12 @@ impl Drop for Watcher {
     }
 }
 
-fn sample(pids: &Pids, seen: &Mutex<Seen>) {
-    for pid in lock(pids).iter() {
-        if let Some(sample) = Sample::of(*pid) {
-            lock(seen).samples.entry(*pid).or_default().push(sample);
+fn sample(sampled: &Sampled, seen: &Mutex<Seen>) {
+    for process in lock(sampled).iter().filter(|process| process.is_alive()) {
+        if let Some(sample) = Sample::of(process.pid) {
+            lock(seen).samples.entry(*process).or_default().push(sample);
         }
     }
-}
-
-/// Whether the process exists; a process that has ended and was not waited for does not count.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
