@@ -188,7 +188,7 @@ fn went_back(facts: &Facts) -> String {
     let Some(back) = facts.went_back else { return "the stored offset went back".to_owned() };
     let again = messages(u64::try_from(back.from.saturating_sub(back.to)).unwrap_or(0));
     let (from, to) = (offset(back.from), offset(back.to));
-    format!("the stored offset went back from {from} to {to} {} ago: {again} pushed again", time(back.ago))
+    format!("the stored offset went back {} ago, from {from} to {to}: {again} pushed again", time(back.ago))
 }
 
 fn not_moving(facts: &Facts) -> String {

@@ -123,7 +123,7 @@ fn late_modules() -> Vec<Sample> {
             topic: "purchases",
             verdict: Verdict::Rewound,
             code: ReasonCode::WentBack,
-            reason: "the stored offset went back from 5,000 to 10 2 min ago: 4,990 messages pushed again",
+            reason: "the stored offset went back 2 min ago, from 5,000 to 10: 4,990 messages pushed again",
             delay: Some(5_113),
             behind: Some(3_600.0 * 7.0),
             since: 127,

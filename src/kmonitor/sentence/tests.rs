@@ -113,7 +113,7 @@ fn each_code_has_a_sentence_with_the_numbers() {
         (
             Code::WentBack,
             Facts { went_back: back, ..facts(10, 0, 9_000) },
-            "the stored offset went back from 5,000 to 10 2 min ago: 4,990 messages pushed again",
+            "the stored offset went back 2 min ago, from 5,000 to 10: 4,990 messages pushed again",
         ),
         (
             Code::NotMoving,
