@@ -50,7 +50,7 @@ demo: tools all
 	KAFKA_HTTP_WRAPPER_BIN_DIR=. $(TARGET)/release/examples/demo
 
 test: tools
-	@.ci/tools browser
+	@.ci/tools monitoring browser
 	CHROMIUM=required $(CARGO) test --release --locked
 
 screenshots: build-tools
@@ -120,7 +120,7 @@ clean:
 	rm -f $(BINARIES)
 
 tools:
-	@.ci/tools build java monitoring
+	@.ci/tools build java
 
 build-tools:
 	@.ci/tools build
