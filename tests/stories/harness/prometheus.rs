@@ -37,7 +37,7 @@ pub(crate) fn promtool(arguments: &[&str]) {
 /// Returns the message for a program that cannot be run.
 pub(crate) fn missing(program: &str, cause: &std::io::Error) -> String {
     match cause.kind() {
-        ErrorKind::NotFound => format!("{program} is not installed: run `make tools`"),
+        ErrorKind::NotFound => format!("{program} is not installed: `.ci/tools monitoring` installs it"),
         _ => format!("cannot run {program}: {cause}"),
     }
 }
