@@ -139,7 +139,9 @@ impl Backends {
         let n_usable = shared.phases.n_usable();
         let is_due = |index: &usize| {
             let is_better_elsewhere = n_usable > 0 && (!push.may_retry || push.last == Some(*index));
-            !is_better_elsewhere && shared.phases.due(*index).is_some_and(|due| due <= now)
+            // Also probes may hang for ever: while others can be used, they take no more than their share.
+            let has_room = n_usable == 0 || self.has_room(*index, self.backends.len());
+            !is_better_elsewhere && has_room && shared.phases.due(*index).is_some_and(|due| due <= now)
         };
         if let Some(index) = rotation.order(self.backends.len()).find(is_due) {
             shared.phases.begin_probe(index, now);
@@ -155,8 +157,8 @@ impl Backends {
     }
 
     /// Returns the next backend of the round robin for which `has_turn` returns a value. Prefers one that returns true
-    /// (it need not be spared), then another one than `last`, then one that has less than its share of the pushes under
-    /// way.
+    /// (it need not be spared), then one that has less than its share of the pushes under way, then another one than
+    /// `last`: a backend that never answers must not get the retries of the others.
     fn next_of(
         &self,
         rotation: &BackendRotation,
@@ -164,12 +166,10 @@ impl Backends {
         n_usable: usize,
         has_turn: impl Fn(usize) -> Option<bool>,
     ) -> Option<usize> {
-        let share = self.worker_num.div_ceil(n_usable.max(1));
         let mut best: Option<((bool, bool, bool), usize)> = None;
         for index in rotation.order(self.backends.len()) {
             let Some(is_turn) = has_turn(index) else { continue };
-            let is_loaded = share <= self.backends[index].n_under_way.load(Ordering::Relaxed);
-            let rank = (!is_turn, last == Some(index), is_loaded);
+            let rank = (!is_turn, !self.has_room(index, n_usable), last == Some(index));
             if best.is_none_or(|(best_rank, _)| rank < best_rank) {
                 best = Some((rank, index));
             }
@@ -178,6 +178,11 @@ impl Backends {
             }
         }
         best.map(|(_, index)| index)
+    }
+
+    /// Whether a backend has less than its share of the pushes under way, where `n` backends share them.
+    fn has_room(&self, index: usize, n: usize) -> bool {
+        self.backends[index].n_under_way.load(Ordering::Relaxed) < self.worker_num.div_ceil(n.max(1))
     }
 
     fn begin(&self, rotation: &mut BackendRotation, index: usize, is_probe: bool) -> ChosenBackend {

@@ -108,6 +108,37 @@ fn a_backend_that_does_not_answer_gets_at_most_its_share_of_the_pushes() {
 }
 
 #[test]
+fn a_backend_that_does_not_answer_gets_no_retries_of_others_and_no_endless_probes() {
+    let mut rig = Rig::with(2, |config| config.worker_num = NonZeroUsize::new(4).unwrap());
+    // Backend 0 keeps every push; backend 1 refuses, and its retries prefer another one.
+    let mut hanging = 0;
+    for _ in 0..20 {
+        let chosen = rig.chosen(Some(1));
+        if chosen.index == 0 {
+            hanging += 1;
+        } else {
+            let _ = rig.backends.end(chosen, PushVerdict::Good, rig.now);
+        }
+    }
+    assert_eq!(hanging, 2, "half of four workers");
+
+    let mut rig = Rig::with(2, |config| config.worker_num = NonZeroUsize::new(4).unwrap());
+    rig.eject(&[0]);
+    let mut probes = 0;
+    for _ in 0..20 {
+        rig.now += Duration::from_secs(60);
+        for _ in 0..4 {
+            let chosen = rig.chosen(None);
+            match chosen.index {
+                0 => probes += 1,
+                _ => drop(rig.backends.end(chosen, PushVerdict::Good, rig.now)),
+            }
+        }
+    }
+    assert_eq!(probes, 2, "half of four workers");
+}
+
+#[test]
 fn a_backend_is_ejected_after_failures_in_a_row_and_probed_by_one_push() {
     let mut rig = Rig::new(3);
     for verdict in [PushVerdict::Bad(&FAILED), PushVerdict::Good, PushVerdict::Bad(&FAILED)] {
