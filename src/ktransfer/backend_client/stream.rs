@@ -109,11 +109,14 @@ impl Stream {
         Ok(())
     }
 
-    /// Receives into `buffer`, which is not empty. Returns 0 at the end of the stream.
+    /// Receives into `buffer`, which is not empty. Returns 0 at the end of the stream. Waits once at most, and fails with
+    /// AGAIN if what came is no complete record: the caller looks at its deadlines then.
     pub(super) fn receive(&mut self, buffer: &mut [u8], flags: RecvFlags) -> Result<usize, StreamFailure> {
         let Stream { socket, tls: Some(session) } = self else {
             return Ok(recv(&*self.socket, buffer, flags)?.0);
         };
+        let may_wait = !flags.contains(RecvFlags::DONTWAIT);
+        let mut has_received = false;
         loop {
             let decrypted = session.decrypt(buffer).inspect_err(|_| {
                 // The alert that says why.
@@ -126,6 +129,9 @@ impl Stream {
             }
             // The answer to a key update; what the socket does not take now is sent with the next bytes.
             let _ = session_output(socket, session);
+            if std::mem::replace(&mut has_received, true) && may_wait {
+                return Err(StreamFailure::Socket(Errno::AGAIN));
+            }
             match recv(&**socket, session.input_space(), flags)?.0 {
                 0 => return Ok(0),
                 n_read => session.add_input(n_read)?,
