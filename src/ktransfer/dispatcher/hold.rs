@@ -1,9 +1,12 @@
 //! What holds up a partition: an operator, or the message at the head of its line.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::broker::Offset;
 use crate::ktransfer::job::WindowId;
+
+/// How long a seek or a resume waits for the pushes on the wire before it cuts them.
+pub(super) const DRAIN: Duration = Duration::from_secs(3);
 
 /// Why a partition is not pushed although its claim is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

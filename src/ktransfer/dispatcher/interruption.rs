@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use log::info;
 
 use super::Dispatcher;
-use super::hold::{Interruption, Seek};
+use super::hold::{DRAIN, Interruption, Seek};
 use super::partition::{ClaimedPartition, ReleaseState, shown};
 use crate::broker::{LogIdentity, Offset, PartitionId};
 use crate::ktransfer::fetcher::{FetchCommand, StartPosition};
@@ -61,8 +61,11 @@ impl Dispatcher {
 
     /// Interrupts a partition that is paused now.
     pub(super) fn follow_pause(&mut self, partition: PartitionId) {
-        let is_paused = self.channels.operator.pauses.is_paused(partition);
+        let pauses = &self.channels.operator.pauses;
         let Some(state) = self.partitions.get_mut(&partition) else { return };
+        // A claim that is held because the pauses are not known is held until they are.
+        let is_paused =
+            if state.is_held_by_operator { pauses.holds_new_claim(partition) } else { pauses.is_paused(partition) };
         if std::mem::replace(&mut state.is_held_by_operator, is_paused) != is_paused {
             let (module, point) = (&self.context.config.name, shown(state.window.commit_point()));
             let what = if is_paused { "is paused" } else { "is resumed" };
@@ -72,6 +75,9 @@ impl Dispatcher {
         // `start_from: latest` has at the time of the resume.
         if is_paused && state.window.commit_point().is_some() {
             self.interrupt(partition);
+        } else if let Some(interruption) = state.interruption.as_mut().filter(|_| !is_paused) {
+            // A push that hangs holds up its key only; after a resume it must not hold up the whole partition.
+            interruption.cut_at.get_or_insert(Instant::now() + DRAIN);
         }
     }
 

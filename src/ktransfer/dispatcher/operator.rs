@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use super::Dispatcher;
+use super::hold::DRAIN;
 use super::partition::{ClaimedPartition, ReleaseState, shown};
 use super::pending_request::PendingRequest;
 use super::stop_phase::StopPhase;
@@ -19,8 +20,6 @@ use crate::ktransfer::turn::Turn;
 
 /// How long before its deadline a request is answered although it is not settled.
 const REPLY_TIME: Duration = Duration::from_millis(500);
-/// How long a seek waits for the pushes on the wire before it cuts them.
-const SEEK_DRAIN: Duration = Duration::from_secs(3);
 
 impl Dispatcher {
     /// Begins a request, or refuses it.
@@ -76,7 +75,7 @@ impl Dispatcher {
                 Action::FollowPauses(_) => self.follow_pauses(),
                 Action::Skip(partition, offset) => skip = self.begin_skip(*partition, *offset, &request.by),
                 Action::Seek(targets) => {
-                    let cut_at = Instant::now() + SEEK_DRAIN;
+                    let cut_at = Instant::now() + DRAIN;
                     targets.iter().for_each(|(partition, to)| self.begin_seek(*partition, *to, cut_at));
                 }
             }
@@ -110,6 +109,20 @@ impl Dispatcher {
             Some(partition) => {
                 Err(Refusal::new(409, "busy", format!("an earlier seek of partition {partition} is not settled yet")))
             }
+            None => self.check_begun(targets),
+        }
+    }
+
+    /// Refuses a seek of a partition whose start offset is still looked up: the found offset is stored when it is known,
+    /// which may be after that of the seek.
+    fn check_begun(&self, targets: &BTreeMap<PartitionId, Offset>) -> Result<(), Refusal> {
+        let begins = |partition: &&PartitionId| {
+            self.partitions.get(partition).is_some_and(|state| state.window.commit_point().is_none())
+        };
+        match targets.keys().find(begins) {
+            Some(partition) => {
+                Err(Refusal::new(409, "busy", format!("where partition {partition} begins is not known yet")))
+            }
             None => Ok(()),
         }
     }
@@ -138,7 +151,10 @@ impl Dispatcher {
             state.in_flight -= 1;
             state.window.close(offset);
             drop(job);
-            self.note_progress(partition, Instant::now());
+            let now = Instant::now();
+            // No acknowledgement follows that would do it.
+            self.hand_out_held_back(partition, now);
+            self.note_progress(partition, now);
         } else {
             for worker in &*self.channels.workers {
                 let _ = worker.send(WorkerMessage::Skip(Arc::clone(&order)));

@@ -1,6 +1,8 @@
 //! Requests of operators.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::ops::Range;
 
 use super::*;
 use crate::ktransfer::operations::{Action, PartitionResult, Refusal, Request};
@@ -209,10 +211,8 @@ fn a_skip_reaches_the_worker_of_the_head_and_no_other_message() {
     assert!(!order.turn.take(), "a message whose skip was answered with not done is not skipped later");
 }
 
-#[test]
-fn a_message_that_no_worker_has_is_skipped_at_once() {
-    let mut rig = rig(|_| {});
-    let window = rig.gain(1);
+/// A batch of messages without a key.
+fn unkeyed_batch(window: WindowId, offsets: Range<Offset>) -> Fetched {
     let message = |offset| Message {
         from: TopicPartition { topic: "t".into(), partition: 0 },
         offset,
@@ -221,9 +221,27 @@ fn a_message_that_no_worker_has_is_skipped_at_once() {
         headers: Vec::new(),
         timestamp_ms: None,
     };
-    let batch =
-        FetchedBatch { window, partition: 0, messages: (0..2).map(message).collect(), next: 2, leader_epoch: None };
-    rig.dispatcher.on_fetched(Fetched::Messages(vec![batch]));
+    let next = offsets.end;
+    let messages = offsets.map(message).collect();
+    Fetched::Messages(vec![FetchedBatch { window, partition: 0, messages, next, leader_epoch: None }])
+}
+
+#[test]
+fn what_is_held_back_behind_a_skipped_message_goes_on_without_an_acknowledgement() {
+    let mut rig = rig(|config| config.max_commit_gap = NonZeroUsize::new(2).unwrap());
+    let window = rig.gain(1);
+    rig.dispatcher.on_fetched(unkeyed_batch(window, 0..3));
+    assert_eq!((rig.jobs(), rig.dispatcher.partitions[&0].held_back.len()), (vec![0], 1));
+    rig.dispatcher.partitions.get_mut(&0).unwrap().window.close(0);
+    let skipped = rig.request(Action::Skip(0, 1), false);
+    assert_eq!((words(&skipped), rig.dispatcher.partitions[&0].held_back.len()), (vec![(0, "done")], 0));
+}
+
+#[test]
+fn a_message_that_no_worker_has_is_skipped_at_once() {
+    let mut rig = rig(|_| {});
+    let window = rig.gain(1);
+    rig.dispatcher.on_fetched(unkeyed_batch(window, 0..2));
     assert_eq!(rig.jobs(), [0], "the one worker is busy");
     // Without an end of the turn, in which the next message would be sent.
     let (worker, has_waited, end) = (0, false, JobEnd::Done);
