@@ -48,20 +48,21 @@ impl KafkaGroup {
             return Ok(());
         }
         let results = self.membership.commit(&commits, deadline);
-        let mut outcome = Ok(());
+        let (mut outcome, mut is_too_long) = (Ok(()), false);
         for ((partition, found), result) in with_offset.into_iter().zip(results) {
             match result {
                 Ok(()) => {
                     self.has_stored = true;
                     self.hold(partition, found);
                 }
-                Err(CommitError::MetadataTooLong) => outcome = outcome.and(self.shorten_metadata()),
+                Err(CommitError::MetadataTooLong) => is_too_long = true,
                 Err(failure) => {
                     outcome = outcome.and(Err(format!("cannot claim partition {partition} yet, retrying: {failure}")));
                 }
             }
         }
-        outcome
+        // Once for all partitions of a commit.
+        if is_too_long { outcome.and(self.shorten_metadata()) } else { outcome }
     }
 
     /// Finds out how many partitions existed when the group began.

@@ -43,7 +43,7 @@ impl KafkaGroup {
         }
         let commits: Vec<CommittedOffset> = stores.iter().filter_map(|store| self.commit_of(store)).collect();
         let results = self.membership.commit(&commits, deadline);
-        let mut outcome = Ok(());
+        let (mut outcome, mut is_too_long) = (Ok(()), false);
         for (Store { partition, generation, next, ahead }, result) in stores.into_iter().zip(results) {
             let Some(held) = self.current(partition, generation) else { continue };
             match result {
@@ -52,7 +52,7 @@ impl KafkaGroup {
                     held.progress.note_stored(next, ahead);
                     self.has_stored = true;
                 }
-                Err(CommitError::MetadataTooLong) => outcome = outcome.and(self.shorten_metadata()),
+                Err(CommitError::MetadataTooLong) => is_too_long = true,
                 Err(failure) => {
                     // A failed call may have taken its whole time: not again at once.
                     self.next_early_store = Instant::now() + MAX_CALL / 2;
@@ -61,7 +61,8 @@ impl KafkaGroup {
                 }
             }
         }
-        outcome
+        // Once for all partitions of a commit.
+        if is_too_long { outcome.and(self.shorten_metadata()) } else { outcome }
     }
 
     fn commit_of(&self, store: &Store) -> Option<CommittedOffset> {

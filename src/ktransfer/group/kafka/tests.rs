@@ -327,6 +327,25 @@ fn brokers_with_a_small_metadata_limit_get_less_of_what_is_done_ahead() {
 }
 
 #[test]
+fn many_partitions_that_are_refused_at_once_halve_the_metadata_once() {
+    let brokers = Rig::brokers(Some(8));
+    brokers.lock().unwrap().max_metadata_bytes = 2048;
+    let rig = Rig::start(&brokers);
+    let claims = rig.assign(&[0, 1, 2, 3, 4, 5, 6, 7]);
+    let ranges: Arc<[Range<Offset>]> = (0..4_000).map(|number| 100 + 2 * number..101 + 2 * number).collect();
+    for claim in claims.values() {
+        let (partition, generation, topic_id) = (claim.partition, claim.generation, None);
+        rig.commands.send(commit(claim, 50));
+        let ranges = Arc::clone(&ranges);
+        rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges });
+    }
+    wait_until("all partitions have many ranges", || {
+        (0..8).all(|partition| rig.committed(partition).is_some_and(|of| of.metadata.len() > 1024))
+    });
+    rig.leave();
+}
+
+#[test]
 fn a_leave_that_cannot_commit_reports_partitions_and_offsets() {
     for is_lost in [false, true] {
         let brokers = Rig::brokers(Some(1));
