@@ -224,7 +224,10 @@ impl Poller {
                 let names: BTreeSet<Arc<str>> = found.has_members.keys().cloned().collect();
                 match found.failure {
                     // A group that is missing may only have a coordinator that does not respond.
-                    Some(failure) => self.memory.kafka.failed(format!("some groups cannot be listed: {failure}")),
+                    Some(failure) => {
+                        self.memory.kafka.succeeded();
+                        self.memory.kafka.failed(format!("some groups cannot be listed: {failure}"));
+                    }
                     None => {
                         self.places.keep_only(Source::Kafka, &names);
                         self.memory.kafka.succeeded();

@@ -149,10 +149,11 @@ fn modules(page: &mut Exposition, clusters: &[Cluster<'_>]) {
     all().for_each(|module| verdicts.series(&module.full(), module.view.verdict.severity()));
     let mut delays = page.family(
         "kmonitor_module_delay_messages",
-        "Messages of a module that are still to be pushed, as far as known; absent while none is known.",
+        "Messages of a module that are still to be pushed; absent while a partition is unknown.",
     );
     for module in all() {
-        if let Some(delay) = module.view.delay {
+        // The sum of what is known would be a wrong low number.
+        if let Some(delay) = module.view.delay.filter(|_| !module.view.delay_is_partial) {
             delays.series(&module.full(), delay);
         }
     }
@@ -262,7 +263,7 @@ mod tests {
             r#"kmonitor_metrics_partitions_left_out{cluster="c"} 0"#,
             r#"kmonitor_module_verdict{cluster="c",module="m",topic="t"} 5"#,
             r#"kmonitor_module_verdict{cluster="c",module="m",source="kafka",topic="t"} 0"#,
-            r#"kmonitor_module_delay_messages{cluster="c",module="m",topic="t"} 15"#,
+            r#"kmonitor_module_delay_messages{cluster="c",module="m",source="kafka",topic="t"} 1"#,
             r#"kmonitor_module_seconds_behind{cluster="c",module="m",topic="t"} 90.2"#,
             r#"kmonitor_module_lost_messages{cluster="c",module="m",topic="t"} 4"#,
             r#"kmonitor_module_bad_partitions{cluster="c",module="m",topic="t",verdict="STOPPED"} 1"#,
@@ -278,6 +279,7 @@ mod tests {
         }
         for absent in [
             "dead",
+            r#"kmonitor_module_delay_messages{cluster="c",module="m",topic="t"}"#,
             r#"partition="2""#,
             r#"cycle_seconds{cluster="away""#,
             r#"seconds_behind{cluster="c",module="m",source"#,

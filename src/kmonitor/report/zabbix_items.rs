@@ -77,7 +77,8 @@ pub(crate) fn render_values(view: &View, filter: &Filter<'_>, clock: Option<Cloc
 }
 
 fn module_lines(lines: &mut Lines, module: &ModuleView, names: &str) {
-    if let Some(delay) = module.delay {
+    // The sum of what is known would be a wrong low number.
+    if let Some(delay) = module.delay.filter(|_| !module.delay_is_partial) {
         lines.put(&format!("kmonitor.delay[{names}]"), delay);
     }
     if let Some(seconds) = module.seconds_behind.filter(|seconds| seconds.is_finite()) {
@@ -132,7 +133,7 @@ pub(crate) fn render_document(view: &View, filter: &Filter<'_>) -> Vec<u8> {
             "topic": *module.topic, "source": module.source.word(), "verdict": module.verdict.severity(),
             "reason": *module.reason, "bad": bad(module),
         });
-        if let Some(delay) = module.delay {
+        if let Some(delay) = module.delay.filter(|_| !module.delay_is_partial) {
             values["delay"] = delay.into();
         }
         if let Some(seconds) = module.seconds_behind.filter(|seconds| seconds.is_finite()) {
