@@ -55,7 +55,9 @@ fn asking_never_creates_a_topic_with_any_engine() {
         let monitor = Kmonitor::start(&config(&cluster).set("tc.kafka_client", engine));
         // It takes two answers, ten seconds apart, until the topic is known to be gone.
         wait_for(&monitor, "m", &json!({"0": 3}));
-        assert_eq!(metric(&monitor, "kmonitor_unknown_partitions"), Some(0.0), "a topic that is gone is not unknown");
+        let metrics = monitor.get("/metrics").text();
+        assert!(!metrics.contains("kmonitor_unknown_partitions{"), "a topic that is gone is not unknown: {metrics}");
+        assert_eq!(metric(&monitor, "kmonitor_gone_partitions"), Some(1.0));
         assert_eq!(monitor.get("/readyz").status, 200);
         let topics = cluster.children(&format!("{}/brokers/topics", cluster.chroot));
         assert!(!topics.iter().any(|name| name == "never_was"), "{engine}: {topics:?}");
