@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::kmonitor::facts::{Moment, Source, Verdict};
+use crate::kmonitor::report::fixture;
 use crate::kmonitor::sparkline::code;
 use crate::kmonitor::view::{ClusterView, History, ModuleView, PartitionView, ReasonCode, Trouble, View, module_id};
 
@@ -240,24 +241,13 @@ fn cluster(name: &str, samples: Vec<Sample>) -> ClusterView {
     let read = earlier(now.at, 2);
     let mut modules: Vec<_> = samples.iter().map(|sample| module(name, sample)).collect();
     modules.sort_by(|one, other| one.name.cmp(&other.name));
-    let mut counts = [0; 6];
-    for partition in modules.iter().flat_map(|module| &module.partitions) {
-        counts[usize::from(partition.verdict.severity())] += 1;
-    }
     ClusterView {
-        name: name.into(),
         number: 7,
-        sources: vec![Source::Zookeeper],
         published: read,
         oldest_read: Some(read),
         cycle: Some(Duration::from_secs(5)),
-        trouble: None,
-        known: true,
-        modules,
-        counts,
-        gone: 0,
-        left_behind: 0,
         history_end: now.wall,
+        ..fixture::cluster(name, modules)
     }
 }
 

@@ -35,6 +35,7 @@ mod ahead;
 mod assignor;
 mod claim;
 mod fence;
+mod held_claims;
 pub mod kafka;
 mod lease;
 mod mailbox;

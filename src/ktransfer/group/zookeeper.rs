@@ -32,8 +32,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, select};
 
 use super::claim::Claimant;
+use super::held_claims::{self, HeldClaim};
 use super::lease::Leases;
-use super::mailbox::PendingCommands;
 use super::member::{MemberIds, MemberKind};
 use super::observers::{GroupObservers, RateLimitedWarnings};
 use super::progress::{EARLY_INTERVAL, Progress, StoreScope};
@@ -119,6 +119,21 @@ struct HeldPartition {
     stage: ClaimStage,
 }
 
+impl HeldClaim for HeldPartition {
+    fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    fn progress(&mut self) -> &mut Progress {
+        &mut self.progress
+    }
+
+    fn release(&mut self) {
+        self.stage = ClaimStage::Released;
+        self.fence.end();
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClaimStage {
     Active,
@@ -178,38 +193,6 @@ impl ZookeeperGroup {
             id: &member.id,
             group_has_offsets: self.group_has_offsets,
         }
-    }
-
-    /// Applies the pending commands. Commands of ended claims are ignored.
-    fn apply(&mut self, pending: PendingCommands) {
-        // Positions to store now come first: a commit or a snapshot that is pending beside one is later.
-        for (partition, (generation, next, log)) in pending.starts {
-            if let Some(held) = self.current(partition, generation) {
-                held.progress.start_at(next, log);
-            }
-        }
-        for (partition, (generation, next)) in pending.commits {
-            if let Some(held) = self.current(partition, generation) {
-                held.progress.committed = Some(next);
-            }
-        }
-        for (partition, (generation, ahead)) in pending.done_ahead {
-            if let Some(held) = self.current(partition, generation) {
-                held.progress.set_ahead(ahead);
-            }
-        }
-        // Releases are applied after commits, because the offset of a release is the later one.
-        for (partition, (generation, next)) in pending.releases {
-            if let Some(held) = self.current(partition, generation) {
-                held.progress.committed = next.or(held.progress.committed);
-                held.stage = ClaimStage::Released;
-                held.fence.end();
-            }
-        }
-    }
-
-    fn current(&mut self, partition: PartitionId, generation: Generation) -> Option<&mut HeldPartition> {
-        self.held.get_mut(&partition).filter(|held| held.generation == generation)
     }
 
     fn round(&mut self) -> RoundResult {
@@ -293,7 +276,7 @@ impl Group for ZookeeperGroup {
         loop {
             let pending = commands.take();
             let leaves = pending.leave;
-            self.apply(pending);
+            held_claims::apply(pending, &mut self.held);
             if leaves {
                 return self.leave(&commands);
             }

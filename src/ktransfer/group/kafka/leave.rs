@@ -6,6 +6,7 @@ use log::{info, warn};
 
 use super::{ClaimStage, KafkaGroup};
 use crate::ktransfer::group::Mailbox;
+use crate::ktransfer::group::held_claims;
 use crate::ktransfer::group::progress::{StoreScope, unstored};
 
 /// Pause between two attempts to commit.
@@ -20,7 +21,7 @@ impl KafkaGroup {
     /// reported; the claims end with the session.
     pub(super) fn leave(mut self: Box<Self>, commands: &Mailbox) {
         let deadline = Instant::now() + self.config.leave_timeout;
-        self.apply(commands.take());
+        held_claims::apply(commands.take(), &mut self.held);
         self.to_claim.clear();
         for held in self.held.values_mut() {
             held.stage = ClaimStage::Released(Instant::now());

@@ -10,6 +10,7 @@ use super::{ClaimStage, HeldPartition, KafkaGroup, MAX_CALL, StepResult};
 use crate::broker::membership::{CommitError, CommittedOffset};
 use crate::broker::{Offset, PartitionId};
 use crate::ktransfer::group::Generation;
+use crate::ktransfer::group::held_claims;
 use crate::ktransfer::group::mailbox::DoneAhead;
 use crate::ktransfer::group::progress::{StoreScope, unstored};
 
@@ -45,7 +46,7 @@ impl KafkaGroup {
         let results = self.membership.commit(&commits, deadline);
         let (mut outcome, mut is_too_long) = (Ok(()), false);
         for (Store { partition, generation, next, ahead }, result) in stores.into_iter().zip(results) {
-            let Some(held) = self.current(partition, generation) else { continue };
+            let Some(held) = held_claims::current(&mut self.held, partition, generation) else { continue };
             match result {
                 Ok(()) => {
                     receipts.note(partition, generation, next);

@@ -8,6 +8,7 @@ use super::{ClaimStage, HeldPartition, RoundResult, ZookeeperGroup, to_reason};
 use crate::broker::PartitionId;
 use crate::keeper::paths;
 use crate::ktransfer::group::Mailbox;
+use crate::ktransfer::group::held_claims;
 use crate::ktransfer::group::progress::unstored;
 
 /// Pause between two attempts to leave.
@@ -18,7 +19,7 @@ impl ZookeeperGroup {
     /// reported; the nodes vanish when the session ends.
     pub(super) fn leave(&mut self, commands: &Mailbox) {
         let deadline = Instant::now() + self.config.leave_timeout;
-        self.apply(commands.take());
+        held_claims::apply(commands.take(), &mut self.held);
         self.assigned.clear();
         self.to_claim.clear();
         for held in self.held.values_mut() {
