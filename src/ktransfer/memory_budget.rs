@@ -77,6 +77,12 @@ impl MemoryBudget {
         &self.freed
     }
 
+    /// Whether the fetch loop waits for bytes.
+    #[cfg(test)]
+    pub(super) fn is_awaited(&self) -> bool {
+        self.shared.is_awaited.load(Ordering::SeqCst)
+    }
+
     /// Returns the bytes in use.
     pub(super) fn used_bytes(&self) -> usize {
         self.shared.used_bytes.load(Ordering::SeqCst)
