@@ -87,15 +87,15 @@ impl Inbox {
         }
     }
 
-    /// Queues a deferred response; if the reader has ended, runs the response on the calling thread.
-    pub(super) fn post_response(&self, response: Box<dyn DeferredResponse>) {
+    /// Queues all of `responses`; if the reader has ended, runs them on the calling thread.
+    pub(super) fn post_responses(&self, responses: &mut Vec<Box<dyn DeferredResponse>>) {
         let mut state = self.state();
         if state.is_closed {
             // Running a response may post to this inbox, so the lock is released first.
             drop(state);
-            run(response);
+            responses.drain(..).for_each(run);
         } else {
-            state.queued.responses.push_back(response);
+            state.queued.responses.extend(responses.drain(..));
             self.wake_if_waiting(state);
         }
     }
@@ -162,6 +162,10 @@ mod tests {
     }
 
     impl DeferredResponse for TestResponse {
+        fn reply(&mut self) -> &Reply {
+            &self.reply
+        }
+
         fn run(self: Box<Self>) {
             assert!(!self.panics, "a panic of the test");
             self.reply.send(Response::text(200, ""));
@@ -205,7 +209,9 @@ mod tests {
         let post = |panics| {
             let sender = sender.clone();
             let reply = Reply::to(move |response| sender.send(response.status).unwrap());
-            inbox.post_response(Box::new(TestResponse { reply, panics }));
+            let mut responses: Vec<Box<dyn DeferredResponse>> = vec![Box::new(TestResponse { reply, panics })];
+            inbox.post_responses(&mut responses);
+            assert!(responses.is_empty());
         };
         let sent = || answers.try_iter().collect::<Vec<_>>();
         post(false);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::connection::Connection;
-use super::deferred::DeferredResponse;
 use super::encode::EncodeOptions;
+use super::inbox::Inbox;
 use super::message::Response;
 use super::refusal::{Refusal, UNANSWERED};
 
@@ -17,24 +17,6 @@ enum Target {
     /// With header fields that the response gets in addition.
     Connection(Arc<Connection>, EncodeOptions, Vec<(&'static str, String)>),
     Closure(Box<dyn FnOnce(Response) + Send>),
-}
-
-/// Refers to the reader thread of the connection of a [`Reply`].
-pub struct ReaderHandle {
-    /// `None` for a reply without a connection, in tests of handlers: [`Self::defer`] then runs the response at once.
-    connection: Option<Arc<Connection>>,
-}
-
-impl ReaderHandle {
-    /// Queues `response` for the reader to run; runs `response` on the calling thread if the reader has ended. This
-    /// saves time on a thread that receives many outcomes in a row. For a single outcome, waking the reader costs more
-    /// than [`Reply::send`].
-    pub fn defer(self, response: Box<dyn DeferredResponse>) {
-        match self.connection {
-            Some(connection) => connection.inbox.post_response(response),
-            None => response.run(),
-        }
-    }
 }
 
 impl Reply {
@@ -57,13 +39,12 @@ impl Reply {
         self.deliver(response);
     }
 
-    /// Returns a handle of the connection's reader thread, for a response that the reader is to build and send.
-    pub fn reader(&self) -> ReaderHandle {
-        let connection = match &self.target {
-            Some(Target::Connection(connection, ..)) => Some(Arc::clone(connection)),
+    /// Returns the inbox of the connection's reader; `None` for a reply without a connection.
+    pub(super) fn inbox(&self) -> Option<&Arc<Inbox>> {
+        match &self.target {
+            Some(Target::Connection(connection, ..)) => Some(&connection.inbox),
             _ => None,
-        };
-        ReaderHandle { connection }
+        }
     }
 
     fn deliver(&mut self, response: Response) {

@@ -19,8 +19,8 @@ use crate::broker::partitioner::partition_of;
 use crate::broker::topic_rules::{CONFIG_NAMES, TopicRules};
 use crate::broker::topics::LookupAnswer;
 use crate::broker::{
-    Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig,
-    Record, Stored,
+    Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, PartitionerKind, Producer,
+    ProducerConfig, Record, Stored,
 };
 use crate::kafka::compression::Codec;
 use crate::kafka::connection::Disconnect;
@@ -29,7 +29,7 @@ use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
 use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
 use crate::kafka::producer::client::{KafkaProducer, ProducerConfig as ClientConfig};
 use crate::kafka::producer::message::{AcksLevel, ProducerMessage};
-use crate::kafka::producer::outcome::{self, Gathered, Limits, Outcome};
+use crate::kafka::producer::outcome::{self, EndedWithReason, Gathered, Limits, Outcome};
 use crate::kafka::record_batch::{BatchBuilder, HEADER_BYTES, RecordView};
 use crate::supervise::Supervisor;
 
@@ -203,13 +203,32 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
     }
 
     fn end(self, outcome: Outcome, reason: &str) {
+        let (completion, result, _) = self.ended(outcome, reason);
+        completion.complete(result);
+    }
+
+    fn end_all(ended: impl Iterator<Item = EndedWithReason<Self>>) {
+        let ended =
+            ended.map(|(message, outcome, reason)| message.ended(outcome, reason.as_deref().unwrap_or_default()));
+        C::complete_all(ended);
+    }
+}
+
+impl<C: Completion> NativeMessage<C> {
+    fn ended(self, outcome: Outcome, reason: &str) -> (C, AppendResult, Record) {
+        let result = self.result(outcome, reason);
+        (self.completion, result, self.record)
+    }
+
+    /// Converts the outcome of this message.
+    fn result(&self, outcome: Outcome, reason: &str) -> AppendResult {
         let topic = &self.record.topic;
         let error = match outcome {
             Outcome::Appended(offset) => {
                 if offset.is_some() {
                     self.state.confirmed();
                 }
-                return self.completion.complete(Ok(Appended { partition: self.partition, offset }));
+                return Ok(Appended { partition: self.partition, offset });
             }
             Outcome::Rejected(error, stored) => {
                 self.state.doubt(topic);
@@ -237,8 +256,7 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
                 reason: "the producer was closed before the broker confirmed the message".to_owned(),
             },
         };
-        let error = self.state.reconsider(topic, error);
-        self.completion.complete(Err(error));
+        Err(self.state.reconsider(topic, error))
     }
 }
 

@@ -8,9 +8,8 @@ use log::{info, warn};
 use super::buffers::Buffers;
 use super::gather::{BatchToSend, Sending};
 use super::leaders::LeaderHint;
-use super::level::EndedWithReason;
 use super::message::{AcksLevel, ProducerMessage};
-use super::outcome::{BatchResult, BrokerId};
+use super::outcome::{BatchResult, BrokerId, EndedWithReason};
 use super::response::{FIRST_THROTTLED_PRODUCE, batch_result, reason, throttle_time};
 use super::sender::Sender;
 use super::sender_handle::Activity;
@@ -221,7 +220,9 @@ impl<M: ProducerMessage> Sender<M> {
     fn apply(&mut self, batches: Vec<SentBatch>, results: Vec<ResultWithReason>) {
         let now = Instant::now();
         let ending = self.shared.ending();
-        let (mut ended, mut woken): (Vec<EndedWithReason<M>>, Vec<BrokerId>) = (Vec::new(), Vec::new());
+        let message_count = batches.iter().map(|batch| batch.message_count).sum();
+        let mut ended: Vec<EndedWithReason<M>> = Vec::with_capacity(message_count);
+        let mut woken: Vec<BrokerId> = Vec::new();
         let mut level = self.level.lock();
         for (batch, (result, reason)) in batches.into_iter().zip(results) {
             let index = batch.sending.partition;

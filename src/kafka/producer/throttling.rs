@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use super::level::{AfterAppend, EndedWithReason, LevelState};
+use super::level::{AfterAppend, LevelState};
 use super::message::{AcksLevel, ProducerMessage};
-use super::outcome::{BrokerId, Outcome, Stored};
+use super::outcome::{BrokerId, EndedWithReason, Outcome, Stored};
 use super::partition_index::PartitionIndex;
 use super::quota::{Quota, TARGET_PAUSE};
 use super::response::{FIRST_THROTTLED_PRODUCE, MAX_THROTTLE, throttle_time};
