@@ -16,6 +16,7 @@ use super::sender_handle::Activity;
 use crate::kafka::compression::Codec;
 use crate::kafka::connection::{Connection, ConnectionError, ConnectionErrorKind};
 use crate::kafka::error_code;
+use crate::kafka::frame::RequestBuffer;
 use crate::kafka::produce::{self, PartitionData, PartitionOutcome, ProduceResponse};
 use crate::kafka::record_batch::{BatchBuilder, ProducerState};
 
@@ -160,8 +161,8 @@ impl<M: ProducerMessage> Sender<M> {
         let acks = self.level.acks.number();
         let flexible = version >= produce::FIRST_FLEXIBLE;
         let sent = connection
-            .send_with(produce::API_KEY, version, flexible, deadline, |buffer| {
-                encode_body(buffer, version, acks, timeout_ms, batches);
+            .send_with(produce::API_KEY, version, flexible, deadline, |request| {
+                encode_body(request, version, acks, timeout_ms, batches);
             })
             .map_err(not_received)?;
         if self.level.acks == AcksLevel::None {
@@ -288,7 +289,13 @@ fn not_received(error: ConnectionError) -> RequestFailure {
     RequestFailure { error, result }
 }
 
-fn encode_body(buffer: &mut Vec<u8>, version: i16, acks: i16, timeout_ms: i32, batches: &[SentBatch]) {
+fn encode_body<'a>(
+    request: &mut RequestBuffer<'a>,
+    version: i16,
+    acks: i16,
+    timeout_ms: i32,
+    batches: &'a [SentBatch],
+) {
     let data: Vec<PartitionData> =
         batches.iter().map(|batch| PartitionData { partition: batch.partition, records: &batch.bytes }).collect();
     let mut topics: Vec<(&str, &[PartitionData])> = Vec::new();
@@ -297,7 +304,7 @@ fn encode_body(buffer: &mut Vec<u8>, version: i16, acks: i16, timeout_ms: i32, b
         topics.push((&group[0].topic, &data[start..start + group.len()]));
         start += group.len();
     }
-    produce::encode_request(buffer, version, acks, timeout_ms, &topics);
+    produce::encode_request(request, version, acks, timeout_ms, &topics);
 }
 
 /// The outcomes of a response, found by topic and partition.
