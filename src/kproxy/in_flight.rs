@@ -6,17 +6,19 @@
 //! enough answers to write to be worth waking. A reader gets its answers together, and the records with them, because
 //! it has allocated them.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::{Level, info};
+use log::{Level, info, log_enabled};
 
 use super::answer::{Failure, stored};
 use super::batch::BatchItem;
 use super::in_flight_slots::InFlightSlots;
 use super::log_fields::{ClientLabel, redacted_query};
 use super::metrics::{KproxyMetrics, TopicCounters};
-use crate::broker::{Acks, AppendResult, Completion, Record};
+use crate::broker::{Acks, AppendResult, Appended, Completion, Record};
+use crate::decimal::{push_decimal, push_signed};
 use crate::http::{ByteLease, DeferredResponse, DeferredResponses, Reply};
 use crate::log_limited;
 
@@ -99,11 +101,7 @@ impl DeferredResponse for PendingCommit {
             Ok(appended) => {
                 reply.send(stored(&topic.name, appended));
                 metrics.stored(&topic, acks, took);
-                let (partition, offset) = (appended.partition, appended.offset.unwrap_or(-1));
-                info!(
-                    "commit {query} stored partition={partition} offset={offset} bytes={bytes} cost_us={cost} \
-                     peer={client}"
-                );
+                log_stored(&query, appended, bytes, cost, &client);
             }
             Err(failure) => {
                 reply.send(failure.response());
@@ -120,4 +118,30 @@ impl DeferredResponse for PendingCommit {
             }
         }
     }
+}
+
+/// Logs a stored message. The line is put together without `std::fmt`, since each request has one.
+fn log_stored(query: &str, appended: Appended, bytes: usize, cost_us: u128, client: &ClientLabel) {
+    if !log_enabled!(Level::Info) {
+        return;
+    }
+    thread_local! {
+        static LINE: RefCell<String> = const { RefCell::new(String::new()) };
+    }
+    LINE.with_borrow_mut(|line| {
+        line.clear();
+        for text in ["commit ", query, " stored partition="] {
+            line.push_str(text);
+        }
+        push_signed(line, appended.partition.into());
+        line.push_str(" offset=");
+        push_signed(line, appended.offset.unwrap_or(-1));
+        line.push_str(" bytes=");
+        push_decimal(line, bytes as u64);
+        line.push_str(" cost_us=");
+        push_decimal(line, u64::try_from(cost_us).unwrap_or(u64::MAX));
+        line.push_str(" peer=");
+        client.append_to(line);
+        info!("{line}");
+    });
 }

@@ -64,10 +64,20 @@ pub(super) struct ClientLabel {
     pub(super) credential: Option<Arc<str>>,
 }
 
+impl ClientLabel {
+    pub(super) fn append_to(&self, line: &mut String) {
+        line.push_str(self.address.as_deref().unwrap_or("-"));
+        for text in self.credential.iter().flat_map(|name| [" credential=", &**name]) {
+            line.push_str(text);
+        }
+    }
+}
+
 impl fmt::Display for ClientLabel {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.address.as_deref().unwrap_or("-"))?;
-        self.credential.as_ref().map_or(Ok(()), |name| write!(formatter, " credential={name}"))
+        let mut text = String::new();
+        self.append_to(&mut text);
+        formatter.write_str(&text)
     }
 }
 
