@@ -26,32 +26,42 @@ pub trait DeferredResponse: Send {
 #[derive(Default)]
 pub struct DeferredResponses {
     /// Few entries: a server has few readers.
-    by_reader: Vec<(Arc<Inbox>, Vec<Box<dyn DeferredResponse>>)>,
+    by_reader: Vec<ResponsesOfReader>,
+}
+
+struct ResponsesOfReader {
+    /// Number of the reader; see [`Reply::reader`].
+    reader: usize,
+    inbox: Arc<Inbox>,
+    gathered: Vec<Box<dyn DeferredResponse>>,
 }
 
 impl DeferredResponses {
     /// Leaves `response` to the reader of its connection; runs it at once if it has none, in tests of handlers.
     pub fn add(&mut self, mut response: Box<dyn DeferredResponse>) {
-        let Some(inbox) = response.reply().inbox() else { return response.run() };
-        let known = self.by_reader.iter().position(|(known, _)| Arc::ptr_eq(known, inbox));
+        let reply = response.reply();
+        let Some((reader, inbox)) = reply.reader() else { return response.run() };
+        let known = self.by_reader.iter().position(|known| known.reader == reader);
         let index = known.unwrap_or_else(|| {
-            self.by_reader.push((Arc::clone(inbox), Vec::new()));
+            self.by_reader.push(ResponsesOfReader { reader, inbox: Arc::clone(inbox), gathered: Vec::new() });
             self.by_reader.len() - 1
         });
-        let (inbox, gathered) = &mut self.by_reader[index];
-        gathered.push(response);
-        if gathered.len() >= MAX_GATHERED {
-            inbox.post_responses(gathered);
+        let entry = &mut self.by_reader[index];
+        entry.gathered.push(response);
+        if entry.gathered.len() >= MAX_GATHERED {
+            entry.queue();
         }
+    }
+}
+
+impl ResponsesOfReader {
+    fn queue(&mut self) {
+        self.inbox.post_responses(&mut self.gathered);
     }
 }
 
 impl Drop for DeferredResponses {
     fn drop(&mut self) {
-        for (inbox, gathered) in &mut self.by_reader {
-            if !gathered.is_empty() {
-                inbox.post_responses(gathered);
-            }
-        }
+        self.by_reader.iter_mut().filter(|entry| !entry.gathered.is_empty()).for_each(ResponsesOfReader::queue);
     }
 }

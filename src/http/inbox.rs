@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use log::error;
@@ -27,6 +28,8 @@ pub(super) enum InboxMessage {
 
 /// The queue of one reader, and the poller on which the reader waits.
 pub(super) struct Inbox {
+    /// Number of the reader; unique in the process.
+    pub(super) reader: usize,
     pub(super) poller: Poller,
     pub(super) control: Arc<Control>,
     state: Mutex<InboxState>,
@@ -71,7 +74,9 @@ impl Drop for InboxBatch {
 
 impl Inbox {
     pub(super) fn new(control: Arc<Control>) -> io::Result<Self> {
-        Ok(Inbox { poller: Poller::new()?, control, state: Mutex::default() })
+        static NEXT_READER: AtomicUsize = AtomicUsize::new(0);
+        let reader = NEXT_READER.fetch_add(1, Ordering::Relaxed);
+        Ok(Inbox { reader, poller: Poller::new()?, control, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, InboxState> {

@@ -14,8 +14,8 @@ pub struct Reply {
 }
 
 enum Target {
-    /// With header fields that the response gets in addition.
-    Connection(Arc<Connection>, EncodeOptions, Vec<(&'static str, String)>),
+    /// With the number of its reader, and with header fields that the response gets in addition.
+    Connection(Arc<Connection>, usize, EncodeOptions, Vec<(&'static str, String)>),
     Closure(Box<dyn FnOnce(Response) + Send>),
 }
 
@@ -31,7 +31,8 @@ impl Reply {
         options: EncodeOptions,
         headers: Vec<(&'static str, String)>,
     ) -> Self {
-        Reply { target: Some(Target::Connection(connection, options, headers)) }
+        let reader = connection.inbox.reader;
+        Reply { target: Some(Target::Connection(connection, reader, options, headers)) }
     }
 
     /// Answers the request. May be called from any thread; does not block.
@@ -39,17 +40,18 @@ impl Reply {
         self.deliver(response);
     }
 
-    /// Returns the inbox of the connection's reader; `None` for a reply without a connection.
-    pub(super) fn inbox(&self) -> Option<&Arc<Inbox>> {
+    /// Returns the number of the connection's reader, without a look at the connection, whose memory the reader uses;
+    /// and a reference to the reader's inbox. `None` for a reply without a connection.
+    pub(super) fn reader(&self) -> Option<(usize, &Arc<Inbox>)> {
         match &self.target {
-            Some(Target::Connection(connection, ..)) => Some(&connection.inbox),
+            Some(Target::Connection(connection, reader, ..)) => Some((*reader, &connection.inbox)),
             _ => None,
         }
     }
 
     fn deliver(&mut self, response: Response) {
         match self.target.take() {
-            Some(Target::Connection(connection, options, headers)) => {
+            Some(Target::Connection(connection, _, options, headers)) => {
                 connection.answer(response, headers, options);
             }
             Some(Target::Closure(deliver)) => deliver(response),

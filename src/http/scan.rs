@@ -51,7 +51,15 @@ impl HeadScan {
     /// Scans the next bytes. Returns `Some(n)` if the head ends with the first n of these bytes, and `None` if it needs
     /// further bytes.
     pub(super) fn advance(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Option<usize>, Refusal> {
-        for (index, byte) in bytes.iter().enumerate() {
+        let mut index = 0;
+        while let Some(byte) = bytes.get(index) {
+            let plain_count = self.plain_count(&bytes[index..], limits);
+            if plain_count > 0 {
+                self.scanned += plain_count;
+                self.line += plain_count;
+                index += plain_count;
+                continue;
+            }
             self.scanned += 1;
             if self.scanned > limits.head {
                 return Err(Refusal::over_limit(
@@ -81,8 +89,23 @@ impl HeadScan {
                     }
                 }
             }
+            index += 1;
         }
         Ok(None)
+    }
+
+    /// Returns the number of bytes at the beginning of `bytes` that are within the target or a header line, and within
+    /// the limits: they are counted together. This takes a fraction of the time of a step for each.
+    fn plain_count(&self, bytes: &[u8], limits: HeadLimits) -> usize {
+        let (max, end) = match self.part {
+            _ if self.after_cr => return 0,
+            HeadPart::Target => ((limits.uri + self.before_target).saturating_sub(self.line), b' '),
+            HeadPart::Headers => (usize::MAX, b'\r'),
+            HeadPart::Method | HeadPart::Version => return 0,
+        };
+        let max = max.min(limits.head.saturating_sub(self.scanned)).min(bytes.len());
+        let is_special = |byte: &u8| *byte == end || matches!(*byte, b'\r' | b'\n');
+        bytes[..max].iter().position(is_special).unwrap_or(max)
     }
 
     /// Scans one byte of the request line. Refuses a malformed or too long method or target before it is complete.
