@@ -211,7 +211,7 @@ pub trait Completion: Sized + Send + 'static {
 
     /// Receives the results of many appends that an engine has at the same time, with their records: memory costs least
     /// where it is freed by the thread that allocated it.
-    fn complete_all(results: impl Iterator<Item = (Self, AppendResult, Record)>) {
+    fn complete_all(results: impl Iterator<Item = (Self, AppendResult, Box<Record>)>) {
         results.for_each(|(completion, outcome, _record)| completion.complete(outcome));
     }
 }

@@ -41,12 +41,12 @@ impl Completion for PendingMessage {
         complete_all(std::iter::once((self, outcome, None)));
     }
 
-    fn complete_all(results: impl Iterator<Item = (Self, AppendResult, Record)>) {
+    fn complete_all(results: impl Iterator<Item = (Self, AppendResult, Box<Record>)>) {
         complete_all(results.map(|(message, outcome, record)| (message, outcome, Some(record))));
     }
 }
 
-fn complete_all(results: impl Iterator<Item = (PendingMessage, AppendResult, Option<Record>)>) {
+fn complete_all(results: impl Iterator<Item = (PendingMessage, AppendResult, Option<Box<Record>>)>) {
     let mut deferred = DeferredResponses::default();
     // Decided once, since all threads change the number of messages in flight.
     let mut is_left_to_readers = None;
@@ -78,7 +78,7 @@ pub(super) struct PendingCommit {
     /// `None` until the delivery report arrives.
     pub(super) outcome: Option<AppendResult>,
     /// The record, which comes back with the delivery report of some engines.
-    pub(super) record: Option<Record>,
+    pub(super) record: Option<Box<Record>>,
 }
 
 impl DeferredResponse for PendingCommit {

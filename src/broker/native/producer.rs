@@ -59,7 +59,8 @@ struct Engine<C: Completion> {
 
 /// An append on its way through the client.
 struct NativeMessage<C: Completion> {
-    record: Record,
+    /// In a box, since the message is moved several times: into a queue, a batch, and out of it.
+    record: Box<Record>,
     partition: i32,
     timestamp_ms: i64,
     cost_bytes: usize,
@@ -157,7 +158,7 @@ impl<C: Completion> ProducerEngine<C> for Engine<C> {
         };
         let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
         let cost_bytes = cost_bytes(&record);
-        let state = Arc::clone(&self.state);
+        let (record, state) = (Box::new(record), Arc::clone(&self.state));
         self.producer
             .append(level, NativeMessage { record, partition, timestamp_ms, cost_bytes, completion, deadline, state });
         Ok(())
@@ -215,7 +216,7 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
 }
 
 impl<C: Completion> NativeMessage<C> {
-    fn ended(self, outcome: Outcome, reason: &str) -> (C, AppendResult, Record) {
+    fn ended(self, outcome: Outcome, reason: &str) -> (C, AppendResult, Box<Record>) {
         let result = self.result(outcome, reason);
         (self.completion, result, self.record)
     }
