@@ -62,7 +62,7 @@ pub use limits::ServerLimits;
 pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
 pub use metrics::ServerMetrics;
-pub use query::percent_decode;
+pub use query::{QueryPair, percent_decode, query_pairs};
 pub use refusal::{SHUTTING_DOWN, UNANSWERED};
 pub use reply::Reply;
 pub use response_body::{Body, SharedBytes};

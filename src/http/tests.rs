@@ -398,7 +398,7 @@ fn the_reader_runs_deferred_responses_and_the_caller_after_the_reader_has_ended(
 
 #[test]
 fn many_deferred_responses_are_not_held_back_until_the_last() {
-    let fixture = start(|_| ());
+    let fixture = start(|limits| limits.max_connections = 200);
     let mut sockets: Vec<_> = (0..200).map(|_| fixture.connect()).collect();
     for socket in &mut sockets {
         socket.write_all(post("/later", "1").as_bytes()).unwrap();

@@ -126,22 +126,22 @@ fn log_stored(query: &str, appended: Appended, bytes: usize, cost_us: u128, clie
         return;
     }
     thread_local! {
-        static LINE: RefCell<String> = const { RefCell::new(String::new()) };
+        static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
     LINE.with_borrow_mut(|line| {
         line.clear();
         for text in ["commit ", query, " stored partition="] {
-            line.push_str(text);
+            line.extend_from_slice(text.as_bytes());
         }
         push_signed(line, appended.partition.into());
-        line.push_str(" offset=");
+        line.extend_from_slice(b" offset=");
         push_signed(line, appended.offset.unwrap_or(-1));
-        line.push_str(" bytes=");
+        line.extend_from_slice(b" bytes=");
         push_decimal(line, bytes as u64);
-        line.push_str(" cost_us=");
+        line.extend_from_slice(b" cost_us=");
         push_decimal(line, u64::try_from(cost_us).unwrap_or(u64::MAX));
-        line.push_str(" peer=");
-        client.append_to(line);
-        info!("{line}");
+        line.extend_from_slice(b" peer=");
+        client.parts().for_each(|part| line.extend_from_slice(part.as_bytes()));
+        info!("{}", str::from_utf8(line).expect("strings and digits were appended"));
     });
 }
