@@ -3,6 +3,7 @@
 //! The correlation id assigns a response to its request. The buffer of a response grows with the bytes received, never
 //! by the length field alone.
 
+use std::io::IoSlice;
 use std::ops::Range;
 
 use super::wire::{Malformed, WireReader, put_string};
@@ -22,9 +23,64 @@ pub struct RequestHeader<'a> {
     pub flexible: bool,
 }
 
-/// Appends a request with its length; `body` appends the body of the request.
-pub fn put_request(buffer: &mut Vec<u8>, header: &RequestHeader, body: impl FnOnce(&mut Vec<u8>)) {
-    let start = buffer.len();
+/// A request as it is encoded: bytes, and large data that stays where it is instead of being copied.
+#[derive(Debug)]
+pub struct RequestBuffer<'a> {
+    /// Everything but the large data.
+    pub bytes: Vec<u8>,
+    /// The large data, each with the number of `bytes` before it.
+    large: Vec<(usize, &'a [u8])>,
+    /// Data of at least this size is not copied.
+    min_large_bytes: usize,
+}
+
+impl<'a> RequestBuffer<'a> {
+    /// Returns a request that uses the memory of `bytes`. Data of at least `min_large_bytes` will not be copied.
+    pub fn new(mut bytes: Vec<u8>, min_large_bytes: usize) -> Self {
+        bytes.clear();
+        RequestBuffer { bytes, large: Vec::new(), min_large_bytes }
+    }
+
+    /// Appends data.
+    pub fn put(&mut self, data: &'a [u8]) {
+        if data.len() >= self.min_large_bytes {
+            self.large.push((self.bytes.len(), data));
+        } else {
+            self.bytes.extend_from_slice(data);
+        }
+    }
+
+    /// Returns the size in bytes, large data included.
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.large.iter().map(|(_, data)| data.len()).sum::<usize>()
+    }
+
+    /// Whether nothing was appended.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the slices whose concatenation is the request; none of them is empty.
+    pub fn slices(&self) -> Vec<IoSlice<'_>> {
+        let (mut slices, mut start) = (Vec::with_capacity(2 * self.large.len() + 1), 0);
+        for (end, data) in &self.large {
+            slices.push(IoSlice::new(&self.bytes[start..*end]));
+            slices.push(IoSlice::new(data));
+            start = *end;
+        }
+        slices.push(IoSlice::new(&self.bytes[start..]));
+        slices.retain(|slice| !slice.is_empty());
+        slices
+    }
+}
+
+/// Encodes a request with its length into an empty buffer; `body` appends the body of the request.
+pub fn put_request<'a>(
+    request: &mut RequestBuffer<'a>,
+    header: &RequestHeader,
+    body: impl FnOnce(&mut RequestBuffer<'a>),
+) {
+    let buffer = &mut request.bytes;
     buffer.extend_from_slice(&[0; 4]);
     buffer.extend_from_slice(&header.api_key.to_be_bytes());
     buffer.extend_from_slice(&header.version.to_be_bytes());
@@ -34,9 +90,9 @@ pub fn put_request(buffer: &mut Vec<u8>, header: &RequestHeader, body: impl FnOn
     if header.flexible {
         buffer.push(0);
     }
-    body(buffer);
-    let size = (buffer.len() - start - 4) as i32;
-    buffer[start..start + 4].copy_from_slice(&size.to_be_bytes());
+    body(request);
+    let size = (request.len() - 4) as i32;
+    request.bytes[..4].copy_from_slice(&size.to_be_bytes());
 }
 
 /// Size of the buffer of a connection without large responses, and the least space for a read.
@@ -172,16 +228,36 @@ mod tests {
     #[test]
     fn kafka_protocol_decodes_the_header() {
         for flexible in [false, true] {
-            let mut buffer = b"x".to_vec();
+            let mut request = RequestBuffer::new(b"earlier".to_vec(), usize::MAX);
             let header = RequestHeader { api_key: 3, version: 12, correlation_id: 77, client_id: "kproxy", flexible };
-            put_request(&mut buffer, &header, |buffer| buffer.extend(b"body"));
-            let size = i32::from_be_bytes(buffer[1..5].try_into().unwrap()) as usize;
-            assert_eq!(size, buffer.len() - 5);
-            let mut rest = &buffer[5..];
+            put_request(&mut request, &header, |request| request.put(b"body"));
+            let size = i32::from_be_bytes(request.bytes[..4].try_into().unwrap()) as usize;
+            assert_eq!(size, request.bytes.len() - 4);
+            let mut rest = &request.bytes[4..];
             let seen = CrateHeader::decode(&mut rest, if flexible { 2 } else { 1 }).unwrap();
             assert_eq!((seen.request_api_key, seen.request_api_version, seen.correlation_id), (3, 12, 77));
             assert_eq!((seen.client_id.as_deref(), rest), (Some("kproxy"), &b"body"[..]));
         }
+    }
+
+    #[test]
+    fn large_data_is_not_copied_and_stands_where_it_was_appended() {
+        let header = RequestHeader { api_key: 0, version: 9, correlation_id: 1, client_id: "kproxy", flexible: true };
+        let appended: [&[u8]; 6] = [b"large one", b"a", b"", b"b", b"large two", b"large three"];
+        let encoded = |min_large_bytes| {
+            let mut request = RequestBuffer::new(Vec::new(), min_large_bytes);
+            put_request(&mut request, &header, |request| appended.iter().for_each(|data| request.put(data)));
+            let slices = request.slices();
+            let is_own = |slice: &&IoSlice<'_>| appended.iter().any(|data| data.as_ptr() == slice.as_ptr());
+            let large_count = slices.iter().filter(is_own).count();
+            (slices.iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>(), slices.len(), large_count)
+        };
+        let (copied, one, none) = encoded(usize::MAX);
+        assert_eq!((one, none), (1, 0));
+        assert_eq!(copied.len(), 4 + i32::from_be_bytes(copied[..4].try_into().unwrap()) as usize);
+        assert!(copied.ends_with(&appended.concat()));
+        // The header, one, `ab`, two, three.
+        assert_eq!(encoded(9), (copied, 5, 3));
     }
 
     #[test]
