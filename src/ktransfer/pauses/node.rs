@@ -52,7 +52,7 @@ impl PauseStore for PauseNode {
             let not_stored = |error: KeeperError| PauseStoreError::NotStored(error.to_string());
             let (mut pauses, version) = self.read_node().map_err(not_stored)?;
             let before = pauses.clone();
-            pauses.apply(change);
+            pauses.apply(change)?;
             if pauses == before {
                 return Ok(pauses);
             }
