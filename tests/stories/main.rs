@@ -75,6 +75,8 @@ mod ktransfer_https;
 mod ktransfer_isolation;
 /// ktransfer: groups in Kafka, without ZooKeeper.
 mod ktransfer_kafka_groups;
+/// ktransfer: its memory while messages of unusual shapes are refused.
+mod ktransfer_memory;
 /// ktransfer: stored offsets that move between ZooKeeper and Kafka.
 mod ktransfer_moved;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.

@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, reason = "the stories, the demo and the benchmark each use a part")]
 #![allow(clippy::print_stderr, reason = "starting the servers takes seconds, so it prints what it waits for")]
 
+pub(crate) mod append;
 pub(crate) mod backend;
 pub(crate) mod certificates;
 pub(crate) mod chromium;
