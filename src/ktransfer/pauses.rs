@@ -6,90 +6,23 @@
 //!
 //! Two threads use the store: the group reads at intervals, and `operations` changes. Invariant: what the table knows
 //! never goes back. A result is taken only if no other one was taken since its call began; otherwise the two calls
-//! overlapped, nothing says which result is newer, and the pauses are read again.
+//! overlapped, nothing says which result is newer, and the pauses are read again. For a group in Kafka one thread does
+//! both, the loop of the group (`by_group`).
 
+mod by_group;
 mod node;
+mod pause;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
+use crossbeam_channel::Receiver;
 
 use crate::broker::PartitionId;
 use crate::locks::lock;
-pub(super) use node::PauseNode;
-
-/// Who paused, and when.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub(super) struct PauseMark {
-    /// Name of the operator's credential.
-    pub(super) by: String,
-    /// Milliseconds since 1970.
-    pub(super) at_ms: u64,
-}
-
-/// The pauses of one module.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-pub(super) struct Pauses {
-    /// The pause of the whole module, also of partitions that are added later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) module: Option<PauseMark>,
-    /// The pauses of single partitions.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) partitions: BTreeMap<PartitionId, PauseMark>,
-}
-
-/// A change of the pauses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum PauseChange {
-    /// Pauses a partition, or the whole module.
-    Pause(Option<PartitionId>, PauseMark),
-    /// Resumes a partition, or the whole module with all its partitions.
-    Resume(Option<PartitionId>),
-}
-
-impl Pauses {
-    /// Returns the pause that holds `partition`.
-    pub(super) fn of(&self, partition: PartitionId) -> Option<&PauseMark> {
-        self.module.as_ref().or_else(|| self.partitions.get(&partition))
-    }
-
-    /// Makes a change. A pause that exists keeps its mark. Fails, and changes nothing, if the change would have no
-    /// effect because the whole module is paused.
-    pub(super) fn apply(&mut self, change: &PauseChange) -> Result<(), ModulePaused> {
-        match change {
-            PauseChange::Pause(None, mark) => drop(self.module.get_or_insert_with(|| mark.clone())),
-            PauseChange::Pause(Some(partition), mark) => {
-                self.partitions.entry(*partition).or_insert_with(|| mark.clone());
-            }
-            PauseChange::Resume(None) => *self = Pauses::default(),
-            PauseChange::Resume(Some(_)) if self.module.is_some() => return Err(ModulePaused),
-            PauseChange::Resume(Some(partition)) => drop(self.partitions.remove(partition)),
-        }
-        Ok(())
-    }
-}
-
-/// A single partition cannot be resumed while the whole module is paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ModulePaused;
-
-/// Why the stored pauses could not be changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum PauseStoreError {
-    /// Nothing was changed.
-    NotStored(String),
-    /// Nothing was changed, because the whole module is paused: it was when the change was to be stored.
-    ModulePaused,
-    /// Whether the change was stored is unknown.
-    Unknown(String),
-}
-
-impl From<ModulePaused> for PauseStoreError {
-    fn from(ModulePaused: ModulePaused) -> Self {
-        PauseStoreError::ModulePaused
-    }
-}
+use by_group::GroupRequests;
+pub(crate) use by_group::PauseRequest;
+pub(super) use node::{PauseNode, read_node, write_node};
+pub(super) use pause::{ModulePaused, PauseChange, PauseMark, PauseStoreError, Pauses};
 
 /// Where the pauses of a module are stored.
 pub(super) trait PauseStore: Send + Sync {
@@ -107,6 +40,8 @@ const MAX_READS: usize = 5;
 #[derive(Clone)]
 pub(crate) struct PauseTable {
     store: Option<Arc<dyn PauseStore>>,
+    /// Where the loop of the group stores changes, instead of `store`.
+    by_group: Option<GroupRequests>,
     known: Arc<Mutex<KnownPauses>>,
 }
 
@@ -143,10 +78,27 @@ impl PauseTable {
         Self::with_store(Some(Arc::new(store)))
     }
 
+    /// The pauses that the loop of a group reads and stores; they were not read yet.
+    pub(super) fn stored_by_group() -> PauseTable {
+        let table = PauseTable { by_group: Some(GroupRequests::new()), ..Self::default() };
+        lock(&table.known).is_current = false;
+        table
+    }
+
     fn with_store(store: Option<Arc<dyn PauseStore>>) -> PauseTable {
         let is_current = store.is_none();
         let known = KnownPauses { pauses: Pauses::default(), is_current, changes: 0, n_taken: 0 };
-        PauseTable { store, known: Arc::new(Mutex::new(known)) }
+        PauseTable { store, by_group: None, known: Arc::new(Mutex::new(known)) }
+    }
+
+    /// Returns the changes that the loop of the group is to store; `None` if it does not store them.
+    pub(super) fn requests(&self) -> Option<&Receiver<PauseRequest>> {
+        self.by_group.as_ref().map(|requests| &requests.receiver)
+    }
+
+    /// Takes the pauses that are stored. For the loop of the group, if it stores them.
+    pub(super) fn set_stored(&self, pauses: Pauses) {
+        lock(&self.known).set(pauses);
     }
 
     /// Reads the stored pauses. The group calls it at intervals, and after each claim: from then on a partition is
@@ -170,6 +122,9 @@ impl PauseTable {
 
     /// Stores a change. From then on the table has it, until another change is stored.
     pub(super) fn change(&self, change: &PauseChange) -> Result<(), PauseStoreError> {
+        if let Some(requests) = &self.by_group {
+            return requests.change(change);
+        }
         let Some(store) = &self.store else {
             let mut known = lock(&self.known);
             let mut pauses = known.pauses.clone();
@@ -239,20 +194,6 @@ mod tests {
 
     fn mark(by: &str) -> PauseMark {
         PauseMark { by: by.to_owned(), at_ms: 7 }
-    }
-
-    #[test]
-    fn a_pause_of_the_module_holds_every_partition_and_a_resume_of_it_ends_all_pauses() {
-        let mut pauses = Pauses::default();
-        pauses.apply(&PauseChange::Pause(Some(3), mark("ann"))).unwrap();
-        pauses.apply(&PauseChange::Pause(Some(3), mark("bob"))).unwrap();
-        assert_eq!((pauses.of(3), pauses.of(4)), (Some(&mark("ann")), None));
-        pauses.apply(&PauseChange::Pause(None, mark("bob"))).unwrap();
-        assert_eq!(pauses.of(4), Some(&mark("bob")));
-        assert_eq!(pauses.apply(&PauseChange::Resume(Some(3))), Err(ModulePaused));
-        assert_eq!(pauses.partitions.len(), 1, "nothing was changed");
-        pauses.apply(&PauseChange::Resume(None)).unwrap();
-        assert_eq!(pauses, Pauses::default());
     }
 
     /// What happens at the store in the middle of a call: after a read, and before its result is returned.
