@@ -75,10 +75,14 @@ mod ktransfer_https;
 mod ktransfer_isolation;
 /// ktransfer: groups in Kafka, without ZooKeeper.
 mod ktransfer_kafka_groups;
+/// ktransfer: operations on modules whose groups are in Kafka 4.x.
+mod ktransfer_kraft_operations;
 /// ktransfer: its memory while messages of unusual shapes are refused.
 mod ktransfer_memory;
 /// ktransfer: stored offsets that move between ZooKeeper and Kafka.
 mod ktransfer_moved;
+/// ktransfer: a module that is stuck and paused moves between ZooKeeper and Kafka 3.9 or 4.x.
+mod ktransfer_moved_paused;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
 /// ktransfer: operators pause, resume, skip and seek.

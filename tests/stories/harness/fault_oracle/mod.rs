@@ -10,9 +10,13 @@
 //! - each repeat is explained by a disturbance of the instance that delivered the message, or of a shared server;
 //! - nothing is left over: processes, claims, members.
 
+mod letters;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::Duration;
+
+pub(crate) use letters::{LettersVerdict, StoredLetter, judge_letters};
 
 /// A position in the topic.
 pub(crate) type Position = (i32, i64);
