@@ -24,6 +24,8 @@ mod retry_after;
 mod signature;
 mod stream;
 mod tls;
+#[cfg(all(test, feature = "tls"))]
+mod tls_fixtures;
 
 pub(super) use client::HttpClient;
 pub(super) use pusher::{PushEnd, Pusher};
