@@ -24,7 +24,8 @@ mod retry_after;
 mod signature;
 mod stream;
 mod tls;
-#[cfg(all(test, feature = "tls"))]
+#[cfg(test)]
+#[cfg(feature = "tls")]
 mod tls_fixtures;
 
 pub(super) use client::HttpClient;
