@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_pause_outlives_everything_else_where_there_is_little_room() {
-        let mut paused = metadata(&[102..103]);
+        let mut paused = metadata(std::slice::from_ref(&(102..103)));
         paused.pauses.read_module("5,1700000000000,ann").unwrap();
         paused.pauses.read_partition("4,1700000000000,bob").unwrap();
         let log = format!(";n=8;i={}", "ab".repeat(16));
