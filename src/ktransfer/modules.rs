@@ -202,10 +202,9 @@ impl Modules {
     fn module(&self, config: &ModuleConfig, run: &Run) -> ShownModule {
         let name = &config.name;
         let metrics = self.metrics.of_module(name, &config.topic);
-        // Groups in Kafka have no place for pauses: those are of this process alone.
         let pauses = match &self.zookeeper {
             Some(session) => PauseTable::stored_in(PauseNode::new(Arc::clone(&session.keeper), name, &config.topic)),
-            None => PauseTable::default(),
+            None => PauseTable::stored_by_group(),
         };
         let (reads, threads) = (self.connections(GroupObservers::default()), self.supervisor.clone());
         let connect_log_ends = move || reads.log_ends(&threads);

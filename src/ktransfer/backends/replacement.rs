@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::failure_rate::FailureRates;
 use super::{Backend, Backends, ChosenBackend, PushVerdict, Shared, ejection_config};
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::metrics::ModuleMetrics;
@@ -29,7 +30,14 @@ impl Backends {
             }
         }
         let config = ejection_config(module);
-        let phases = self.lock().phases.changed(config, &former);
+        let (phases, rates) = {
+            let shared = self.lock();
+            let rates = config.rate.map(|rate| match &shared.rates {
+                Some(rates) => rates.changed(rate, &former),
+                None => FailureRates::new(rate),
+            });
+            (shared.phases.changed(config, &former), rates)
+        };
         for (index, backend) in backends.iter().enumerate() {
             if phases.is_usable(index) {
                 backend.metrics.ejected.set(0);
@@ -41,7 +49,7 @@ impl Backends {
             worker_num: module.worker_num.get(),
             backends,
             are_all_in_use: AtomicBool::new(false),
-            shared: Mutex::new(Shared { phases, waiting: BTreeSet::new() }),
+            shared: Mutex::new(Shared { phases, rates, waiting: BTreeSet::new() }),
         };
         changed.settle(&mut changed.lock(), now);
         changed
