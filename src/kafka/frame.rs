@@ -99,6 +99,8 @@ pub fn put_request<'a>(
 const MIN_BUFFER_BYTES: usize = 64 * 1024;
 /// A large buffer is released after this number of responses that needed less than a quarter of it.
 const MAX_SMALL_FRAMES: u32 = 100;
+/// A buffer larger than this is released with its response.
+const MAX_KEPT_BYTES: usize = 16 << 20;
 
 /// Splits the byte stream of a connection into responses. Bytes are read into its buffer and responses are slices of
 /// the buffer, so a response is copied only if it begins in the middle of the buffer and does not end there.
@@ -130,11 +132,28 @@ impl FrameReader {
             self.arrived = 0..self.arrived.len();
         }
         if self.buffer.len() - self.arrived.end < MIN_BUFFER_BYTES / 4 {
-            // At most twice the bytes received, whatever the length of the response is said to be.
-            let size = (2 * self.arrived.len()).max(MIN_BUFFER_BYTES);
+            // At most twice the bytes received, whatever the length of the response is said to be; and no more than the
+            // response needs.
+            let needed = self.announced_bytes().unwrap_or(0).saturating_add(MIN_BUFFER_BYTES / 4);
+            let size = (2 * self.arrived.len()).min(needed).max(self.arrived.len() + MIN_BUFFER_BYTES / 4);
+            let size = size.max(MIN_BUFFER_BYTES);
+            self.buffer.reserve_exact(size - self.buffer.len());
             self.buffer.resize(size, 0);
         }
         &mut self.buffer[self.arrived.end..]
+    }
+
+    /// Returns the size of the response that has begun to arrive, with its length.
+    fn announced_bytes(&self) -> Option<usize> {
+        let (prefix, _) = self.buffer[self.arrived.clone()].split_first_chunk::<4>()?;
+        usize::try_from(i32::from_be_bytes(*prefix)).ok()?.checked_add(4)
+    }
+
+    /// Releases the buffer if it is large and holds no bytes: nothing may arrive for long.
+    pub fn release_large(&mut self) {
+        if self.arrived.is_empty() && self.buffer.len() > MAX_KEPT_BYTES {
+            (self.buffer, self.arrived) = (Vec::new(), 0..0);
+        }
     }
 
     /// Adds the first `count` bytes of [`space`](Self::space), which have been received.
@@ -250,14 +269,27 @@ mod tests {
         let size = 10 << 20;
         reader.push(&(size as i32).to_be_bytes());
         reader.push(&vec![1; size]);
-        assert!(reader.buffer.len() <= 2 * (size + MIN_BUFFER_BYTES));
+        assert!(reader.buffer.capacity() <= size + MIN_BUFFER_BYTES);
         assert_eq!(reader.next_frame().unwrap().map(<[u8]>::len), Some(size));
+        reader.release_large();
+        assert!(reader.buffer.len() >= size, "a buffer of usual size is kept for the next response");
         for _ in 0..=MAX_SMALL_FRAMES + 1 {
             reader.push(&[0, 0, 0, 1, 7]);
             assert_eq!(reader.next_frame(), Ok(Some(&[7][..])));
         }
         reader.space();
         assert_eq!(reader.buffer.len(), MIN_BUFFER_BYTES);
+        let size = MAX_KEPT_BYTES + 1;
+        reader.push(&(size as i32).to_be_bytes());
+        reader.push(&vec![1; size]);
+        reader.push(&[0, 0]);
+        assert_eq!(reader.next_frame().unwrap().map(<[u8]>::len), Some(size));
+        reader.release_large();
+        assert!(reader.buffer.len() >= size, "the next response has begun to arrive");
+        reader.push(&[0, 1, 7]);
+        assert_eq!(reader.next_frame(), Ok(Some(&[7][..])));
+        reader.release_large();
+        assert_eq!(reader.buffer.capacity(), 0);
     }
 
     #[test]

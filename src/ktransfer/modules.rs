@@ -36,12 +36,11 @@ impl Modules {
     pub(super) fn start(&self, module_config: &ModuleConfig) {
         let name = &module_config.name;
         let metrics = self.metrics.of_module(name, &module_config.topic);
-        // Groups in Kafka have no place for pauses: those are of this process alone.
         let pauses = match &self.zookeeper {
             Some(session) => {
                 PauseTable::stored_in(PauseNode::new(Arc::clone(&session.keeper), name, &module_config.topic))
             }
-            None => PauseTable::default(),
+            None => PauseTable::stored_by_group(),
         };
         let (reads, threads) = (self.connections(GroupObservers::default()), self.supervisor.clone());
         let connect_log_ends = move || reads.log_ends(&threads);

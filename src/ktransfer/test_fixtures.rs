@@ -60,6 +60,7 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
         idempotency_key: IdempotencyKey::Timestamp,
         ejection: EjectionConfig {
             failures: Some(5),
+            rate: None,
             interval: Duration::from_millis(40),
             max_interval: Duration::from_millis(200),
             slow_start: Duration::from_millis(50),

@@ -244,6 +244,7 @@ impl Channel {
                     self.in_flight = self.in_flight.saturating_sub(1);
                     self.responses += 1;
                     self.last_used = Instant::now();
+                    self.frames.release_large();
                     return Ok(decoded);
                 }
                 Ok(None) => {}

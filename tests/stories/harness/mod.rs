@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, reason = "the stories, the demo and the benchmark each use a part")]
 #![allow(clippy::print_stderr, reason = "starting the servers takes seconds, so it prints what it waits for")]
 
+pub(crate) mod append;
 pub(crate) mod backend;
 pub(crate) mod certificates;
 pub(crate) mod chromium;
@@ -38,6 +39,7 @@ pub(crate) mod member;
 pub(crate) mod message;
 pub(crate) mod metrics;
 pub(crate) mod one_topic;
+pub(crate) mod operator;
 pub(crate) mod oracle;
 pub(crate) mod original;
 pub(crate) mod process;
@@ -65,7 +67,7 @@ pub(crate) use fleet::{Fleet, Reply};
 pub(crate) use kafka::Kafka;
 pub(crate) use kmonitor::Kmonitor;
 pub(crate) use kproxy::Kproxy;
-pub(crate) use kraft_cluster::KraftCluster;
+pub(crate) use kraft_cluster::{KraftCluster, kraft_cluster};
 pub(crate) use ktransfer::Ktransfer;
 pub(crate) use link::Link;
 pub(crate) use member::Member;
