@@ -167,10 +167,6 @@ mod tests {
     }
 
     impl DeferredResponse for TestResponse {
-        fn reply(&mut self) -> &Reply {
-            &self.reply
-        }
-
         fn run(self: Box<Self>) {
             assert!(!self.panics, "a panic of the test");
             self.reply.send(Response::text(200, ""));

@@ -29,6 +29,7 @@ mod connection;
 mod control;
 mod deadlines;
 mod deferred;
+mod deferred_responses;
 mod encode;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz_targets;
@@ -56,7 +57,8 @@ mod write_limits;
 
 pub use budget::{ByteBudget, ByteLease};
 pub use conditional::Version;
-pub use deferred::{DeferredResponse, DeferredResponses};
+pub use deferred::DeferredResponse;
+pub use deferred_responses::{DeferredResponses, HasReply};
 pub use handler::{Admission, Handler, RequestHandler};
 pub use limits::ServerLimits;
 pub use listen::Listen;

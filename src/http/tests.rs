@@ -356,13 +356,15 @@ fn a_dropped_reply_answers_500_with_the_refusal_of_the_handler() {
 struct AnswerWithThreadName(Reply);
 
 impl DeferredResponse for AnswerWithThreadName {
-    fn reply(&mut self) -> &Reply {
-        &self.0
-    }
-
     fn run(self: Box<Self>) {
         let name = std::thread::current().name().unwrap_or("?").to_owned();
         self.0.send(Response::text(200, name));
+    }
+}
+
+impl HasReply for AnswerWithThreadName {
+    fn reply(&mut self) -> &Reply {
+        &self.0
     }
 }
 

@@ -19,7 +19,7 @@ use super::log_fields::{ClientLabel, redacted_query};
 use super::metrics::{KproxyMetrics, TopicCounters};
 use crate::broker::{Acks, AppendResult, Appended, Completion, Record};
 use crate::decimal::{push_decimal, push_signed};
-use crate::http::{ByteLease, DeferredResponse, DeferredResponses, Reply};
+use crate::http::{ByteLease, DeferredResponse, DeferredResponses, HasReply, Reply};
 use crate::log_limited;
 
 /// While more messages than this are in flight, the reader threads write the answers, else the engine's thread.
@@ -81,11 +81,13 @@ pub(super) struct PendingCommit {
     pub(super) record: Option<Box<Record>>,
 }
 
-impl DeferredResponse for PendingCommit {
+impl HasReply for PendingCommit {
     fn reply(&mut self) -> &Reply {
         &self.reply
     }
+}
 
+impl DeferredResponse for PendingCommit {
     fn run(self: Box<Self>) {
         let PendingCommit { reply, topic, acks, query, bytes, client, started, metrics, .. } = *self;
         // Released before the answer, so that the client's next request finds the slot and the bytes free.

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use super::attempt_board::AttemptBoard;
-use super::backend_client::{BackendResolver, HttpClient, IdempotencyKey};
-use super::backends::{Backends, EjectionConfig};
+use super::backend_client::IdempotencyKey;
+use super::backends::EjectionConfig;
 use super::config::{FilteredMessages, ModuleConfig, ProtocolConfig, StartFrom, Tombstones};
 use super::dead_letters::{self, Letter, ModuleLetters};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
@@ -16,9 +15,7 @@ use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
 use super::outcomes::OutcomeTable;
 use super::policy::RetryPolicy;
-use super::push_rate::PushRate;
 use super::template::UriTemplate;
-use super::window_slots::WindowSlots;
 use super::worker_context::WorkerContext;
 use crate::admin::Health;
 use crate::broker::{
@@ -91,22 +88,13 @@ pub(super) fn claim(partition: PartitionId, generation: u64, position: Option<Of
 /// Creates the worker context of a module with this `config`. Its metrics are in `registry`.
 pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
     let metrics = Metrics::new(registry).of_module(&config.name, &config.topic);
-    WorkerContext {
-        http_client: HttpClient::new(&config, BackendResolver::new(&config.backend_servers)),
-        backends: Backends::new(&config, &metrics),
-        push_rate: PushRate::new(config.max_pushes_per_second),
-        metrics,
-        slots: WindowSlots::new(config.window_size.get()),
-        attempts: AttemptBoard::new(config.worker_num.get()),
-        dead_letters: None,
-        config,
-    }
+    WorkerContext::new(config, metrics, None)
 }
 
 /// Creates the worker context of a module with dead letters; the letters to be stored arrive at the receiver.
 pub(super) fn context_with_letters(config: ModuleConfig, registry: &Registry) -> (WorkerContext, Receiver<Letter>) {
     let mut context = worker_context(config, registry);
-    let (sender, letters) = dead_letters::channel(1);
+    let (sender, letters) = dead_letters::channel();
     let (module, health) = (Arc::clone(&context.config.name), Health::new().component("dead letters of m"));
     context.dead_letters = Some(ModuleLetters::new(sender, module, "dead".into(), context.metrics.clone(), health));
     (context, letters)

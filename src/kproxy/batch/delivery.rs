@@ -12,7 +12,7 @@ use std::time::Instant;
 use log::{Level, info};
 
 use crate::broker::{Acks, AppendResult, Appended};
-use crate::http::{ByteLease, DeferredResponse, DeferredResponses, Reply, Response};
+use crate::http::{ByteLease, DeferredResponse, DeferredResponses, HasReply, Reply, Response};
 use crate::kproxy::answer::{Failure, OffsetOrNull};
 use crate::kproxy::in_flight_slots::InFlightSlots;
 use crate::kproxy::log_fields::{ClientLabel, redacted_query};
@@ -88,11 +88,13 @@ impl PendingBatch {
     }
 }
 
-impl DeferredResponse for PendingBatch {
+impl HasReply for PendingBatch {
     fn reply(&mut self) -> &Reply {
         locks::get_mut(&mut self.reply)
     }
+}
 
+impl DeferredResponse for PendingBatch {
     fn run(self: Box<Self>) {
         let PendingBatch { reply, outcomes, request, lease } = *self;
         let outcomes: Vec<Outcome> = outcomes

@@ -247,6 +247,18 @@ impl<J: Queued> KeyQueues<J> {
         self.turns.pushed.next_due()
     }
 
+    /// Ends the waits of all queues at `now`, if they would end later.
+    pub(super) fn end_waits(&mut self, now: Instant) {
+        for turns in [&mut self.turns.pushed, &mut self.turns.unpushed] {
+            for ((_, number), id) in turns.waiting.split_off(&(now, u64::MAX)) {
+                if let Some(queue) = self.queues.get_mut(&id) {
+                    queue.state = QueueState::Waiting(now, number);
+                    turns.waiting.insert((now, number), id);
+                }
+            }
+        }
+    }
+
     /// Puts a taken job back to the front of its queue, which waits until `until`.
     pub(super) fn park(&mut self, id: QueueId, job: J, until: Instant) {
         let (number, need) = (self.new_number(), job.need());

@@ -100,7 +100,7 @@ fn dead_letters_go_on_while_all_backends_are_ejected_or_the_rate_is_reached() {
     };
     let limited = |config: &mut ModuleConfig| config.max_pushes_per_second = NonZeroU64::new(1);
     for (mut rig, n_pushes) in [(Rig::new(2, ejected), 2), (Rig::new(1, limited), 0)] {
-        if let Some(rate) = &rig.worker.context.push_rate {
+        if let Some(rate) = &rig.worker.context.settings().push_rate {
             // Ten minutes of it are used up.
             for _ in 0..600 {
                 let _ = rate.permit(&mut None, Instant::now());
