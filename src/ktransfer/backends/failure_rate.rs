@@ -31,7 +31,7 @@ pub(crate) struct RateConfig {
     pub(crate) window: Duration,
 }
 
-/// The pushes of one backend that ended.
+/// The first attempts at one backend that ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     /// Pushes that say that the backend works.

@@ -61,7 +61,7 @@ struct Backend {
     n_under_way: AtomicUsize,
     /// Failures in a row. Counts only while the backend is in use.
     n_failures: AtomicU32,
-    /// Pushes that ended well or as failures while the backend was in use; counted for the rule by failure rate.
+    /// First attempts that ended well or as failures while the backend was in use; counted for the rule by failure rate.
     n_good: AtomicU64,
     n_bad: AtomicU64,
     /// Grows with each ejection, probe and return. So the late result of an earlier push changes nothing.
@@ -92,6 +92,9 @@ pub(super) struct ChosenBackend {
     /// Index in `backend_servers`.
     pub(super) index: usize,
     is_probe: bool,
+    /// Whether it is the first attempt of its message. Only these count for the failure rate: a 5xx to a later one says
+    /// nothing about the backend, so its success must not count either.
+    is_first: bool,
     epoch: u32,
 }
 
@@ -186,7 +189,7 @@ impl Backends {
     pub(super) fn choose(&self, rotation: &mut BackendRotation, push: NextPush, now: Instant) -> Choice {
         if self.are_all_in_use() {
             let index = self.next_of(rotation, push.last, self.backends.len(), |_| Some(true));
-            if let Some(chosen) = index.and_then(|index| self.begin_in_use(rotation, index)) {
+            if let Some(chosen) = index.and_then(|index| self.begin_in_use(rotation, index, &push)) {
                 return Choice::Use(chosen);
             }
         }
@@ -202,12 +205,12 @@ impl Backends {
         if let Some(index) = rotation.order(self.backends.len()).find(is_due) {
             shared.phases.begin_probe(index, now);
             self.backends[index].epoch.fetch_add(1, Ordering::Relaxed);
-            return Choice::Use(self.begin(rotation, index, true));
+            return Choice::Use(self.begin(rotation, index, true, &push));
         }
         let phases = &shared.phases;
         let has_turn = |index: usize| phases.is_usable(index).then(|| push.random < phases.weight(index, now));
         match self.next_of(rotation, push.last, n_usable, has_turn) {
-            Some(index) => Choice::Use(self.begin(rotation, index, false)),
+            Some(index) => Choice::Use(self.begin(rotation, index, false, &push)),
             None => Choice::WaitUntil(phases.next_look(now).unwrap_or(now)),
         }
     }
@@ -242,22 +245,23 @@ impl Backends {
     }
 
     /// Begins a push without the lock; `None` if a backend was ejected meanwhile.
-    fn begin_in_use(&self, rotation: &mut BackendRotation, index: usize) -> Option<ChosenBackend> {
+    fn begin_in_use(&self, rotation: &mut BackendRotation, index: usize, push: &NextPush) -> Option<ChosenBackend> {
         let epoch = self.backends[index].epoch.load(Ordering::Acquire);
         // An ejection first says that not all are in use, then moves the epoch on: so this is no epoch of an ejected
         // backend, whose probes the push could end.
-        self.are_all_in_use().then(|| self.begin_at(rotation, index, false, epoch))
+        self.are_all_in_use().then(|| self.begin_at(rotation, index, epoch, push))
     }
 
     /// Begins a push; the caller has the lock.
-    fn begin(&self, rotation: &mut BackendRotation, index: usize, is_probe: bool) -> ChosenBackend {
-        self.begin_at(rotation, index, is_probe, self.backends[index].epoch.load(Ordering::Relaxed))
+    fn begin(&self, rotation: &mut BackendRotation, index: usize, is_probe: bool, push: &NextPush) -> ChosenBackend {
+        let epoch = self.backends[index].epoch.load(Ordering::Relaxed);
+        ChosenBackend { is_probe, ..self.begin_at(rotation, index, epoch, push) }
     }
 
-    fn begin_at(&self, rotation: &mut BackendRotation, index: usize, is_probe: bool, epoch: u32) -> ChosenBackend {
+    fn begin_at(&self, rotation: &mut BackendRotation, index: usize, epoch: u32, push: &NextPush) -> ChosenBackend {
         rotation.chose(index);
         self.backends[index].n_under_way.fetch_add(1, Ordering::Relaxed);
-        ChosenBackend { index, is_probe, epoch }
+        ChosenBackend { index, is_probe: false, is_first: push.last.is_none(), epoch }
     }
 
     /// Ends a push. Returns the workers that wait for a backend and can go on: the caller must send them
@@ -274,7 +278,7 @@ impl Backends {
         }
         match verdict {
             PushVerdict::Good => {
-                if self.config.rate.is_some() {
+                if chosen.is_first && self.config.rate.is_some() {
                     backend.n_good.fetch_add(1, Ordering::Relaxed);
                 }
                 // The read avoids most of the writes to a value that all workers share.
@@ -284,7 +288,7 @@ impl Backends {
             }
             PushVerdict::Bad(outcome) => {
                 let n_failures = backend.n_failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-                let rate = self.count_failure(chosen.index, now);
+                let rate = chosen.is_first.then(|| self.count_failure(chosen.index, now)).flatten();
                 let rule = match self.config.failures {
                     Some(limit) if limit <= n_failures => Some(Rule::InARow(n_failures)),
                     _ => rate.map(Rule::Rate),

@@ -357,6 +357,27 @@ fn a_status_that_depends_on_the_message_ejects_nobody_by_rate() {
     assert!(rig.backends.are_all_in_use());
 }
 
+/// A 5xx to a retry does not count, so an answer 200 to one does not either: otherwise retries that come back to a
+/// backend would hide how often it fails.
+#[test]
+fn retries_do_not_count_for_the_failure_rate() {
+    let mut rig = rig_with_rate(2);
+    for number in 0..200 {
+        assert_eq!(rig.push(PushVerdict::Good), 0);
+        let verdict = if number % 2 == 0 { PushVerdict::Bad(&FAILED) } else { PushVerdict::Good };
+        assert_eq!(rig.push(verdict), 1);
+        if rig.backends.is_ejected(1) {
+            return;
+        }
+        for _ in 0..4 {
+            let retry = rig.chosen(Some(0));
+            assert_eq!(retry.index, 1);
+            let _ = rig.backends.end(retry, PushVerdict::Good, rig.now);
+        }
+    }
+    panic!("it fails half of the first attempts");
+}
+
 /// A push that chose its backend while that was in use, and of which an ejection and a probe were noted in between.
 #[test]
 fn a_push_that_began_at_the_moment_of_an_ejection_ends_no_probe() {
@@ -365,7 +386,7 @@ fn a_push_that_began_at_the_moment_of_an_ejection_ends_no_probe() {
     let push_of_now = |rig: &Rig| {
         rig.backends.backends[1].n_under_way.fetch_add(1, Ordering::Relaxed);
         let epoch = rig.backends.backends[1].epoch.load(Ordering::Relaxed);
-        ChosenBackend { index: 1, is_probe: false, epoch }
+        ChosenBackend { index: 1, is_probe: false, is_first: true, epoch }
     };
     let late = push_of_now(&rig);
     let _ = rig.backends.end(late, PushVerdict::Bad(&FAILED), rig.now);

@@ -6,7 +6,7 @@ use super::protocol::MAX_DURATION_MS;
 use crate::config::{Problems, Section};
 use crate::ktransfer::backends::{EjectionConfig, RateConfig};
 
-const DEFAULT_RATE: RateConfig = RateConfig { percent: 50, min_requests: 20, window: Duration::from_millis(10_000) };
+const DEFAULT_RATE: RateConfig = RateConfig { percent: 30, min_requests: 20, window: Duration::from_millis(10_000) };
 const DEFAULT: EjectionConfig = EjectionConfig {
     failures: Some(5),
     rate: Some(DEFAULT_RATE),
