@@ -1,7 +1,8 @@
 //! The clock of leases, which counts on while the machine is suspended, and the wall clock in Kafka's unit.
 
 use std::ops::{Add, Sub};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -28,6 +29,19 @@ impl BootTime {
     pub fn saturating_since(self, earlier: BootTime) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
+}
+
+/// When this clock was used first, by both clocks.
+static FIRST_USE: LazyLock<(Instant, BootTime)> = LazyLock::new(|| (Instant::now(), BootTime::now()));
+
+/// Returns the present moment as an `Instant` that counts the time that a suspended machine sleeps. It is for ages only:
+/// after a suspend it is ahead of `Instant::now()`, so it must be neither compared nor mixed with that one.
+pub fn boot_instant() -> Instant {
+    instant_at(*FIRST_USE, BootTime::now())
+}
+
+fn instant_at((instant, boot): (Instant, BootTime), now: BootTime) -> Instant {
+    instant.checked_add(now.saturating_since(boot)).unwrap_or(instant)
 }
 
 /// Returns the present time in milliseconds since 1970, as Kafka writes timestamps.
@@ -65,5 +79,16 @@ mod tests {
         assert_eq!(before.saturating_since(before + Duration::from_secs(1)), Duration::ZERO);
         assert_eq!((before - Duration::MAX).as_nanos(), 0);
         assert_eq!((before + Duration::MAX).as_nanos(), u64::MAX);
+    }
+
+    #[test]
+    fn a_suspend_is_part_of_an_age() {
+        let (instant, boot) = (Instant::now(), BootTime::now());
+        let hour = Duration::from_hours(1);
+        // The machine slept for an hour: CLOCK_MONOTONIC stood still, CLOCK_BOOTTIME did not.
+        assert_eq!(instant_at((instant, boot), boot + hour), instant + hour);
+        assert_eq!(instant_at((instant, boot), boot - hour), instant);
+        let first = boot_instant();
+        assert!(first <= boot_instant() && first.elapsed() < hour);
     }
 }

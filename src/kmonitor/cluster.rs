@@ -11,6 +11,7 @@
 //! Each cluster has a thread, a ZooKeeper client and Kafka clients of its own, so an unreachable cluster does not delay
 //! the others.
 
+mod dating;
 mod memory;
 mod reading;
 
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use prometheus::{Histogram, IntCounter};
 
 use crate::admin::Component;
+use crate::clock::boot_instant;
 use crate::keeper::discovery::BrokerList;
 use crate::keeper::{KeeperError, SharedKeeper};
 use crate::shutdown::Stop;
@@ -155,7 +157,7 @@ impl Poller {
     fn poll(&mut self, extent: Extent, stop: &Stop) -> Result<&'static str, String> {
         let began = Instant::now();
         // The first cycle publishes as it goes, too.
-        self.memory.published.get_or_insert(began);
+        self.memory.published.get_or_insert_with(boot_instant);
         (self.memory.cycle_began, self.memory.no_broker_until) = (Some(began), None);
         if extent == Extent::Whole || self.memory.brokers.failure.is_some() || self.memory.hosts.is_empty() {
             self.find_hosts();
@@ -168,6 +170,7 @@ impl Poller {
         self.describe_groups();
         if extent == Extent::Whole {
             self.probe();
+            self.look_up_timestamps(stop);
         }
         self.places.sweep();
         self.memory.listings.sweep(Instant::now());
@@ -242,7 +245,7 @@ impl Poller {
                         self.memory.kafka.succeeded();
                     }
                 }
-                let now = Instant::now();
+                let now = boot_instant();
                 for (name, has_members) in found.has_members {
                     self.places.record_members(&ModuleKey { name, source: Source::Kafka }, has_members, now);
                 }
@@ -256,7 +259,7 @@ impl Poller {
     }
 
     fn source_failed(&mut self, source: Source, cause: String) {
-        self.places.record_source_failure(source, &cause.as_str().into(), Instant::now());
+        self.places.record_source_failure(source, &cause.as_str().into(), boot_instant());
         match source {
             Source::Zookeeper => self.memory.zookeeper.failed(cause),
             Source::Kafka => self.memory.kafka.failed(cause),
@@ -271,7 +274,8 @@ impl Poller {
     }
 
     fn until_publication(&self) -> Duration {
-        self.memory.published.map_or(Duration::ZERO, |then| self.interval.saturating_sub(then.elapsed()))
+        let age = self.memory.published.map(|then| boot_instant().saturating_duration_since(then));
+        age.map_or(Duration::ZERO, |age| self.interval.saturating_sub(age))
     }
 
     /// Waits until the next requests are within the budget, and publishes meanwhile.

@@ -267,7 +267,8 @@ impl ZookeeperSource<'_> {
             (Leaf::Offset, Ok(node)) => {
                 if let Some((place, stored)) = place.zip(stored) {
                     place.stored = stored;
-                    place.written_ms = node.map(|node| node.modified_ms).filter(|time| 0 < *time);
+                    place.written_ms = node.as_ref().map(|node| node.modified_ms).filter(|time| 0 < *time);
+                    place.created_ms = node.map(|node| node.created_ms).filter(|time| 0 < *time);
                 }
             }
             (Leaf::Offset, Err(KeeperError::NoAuth(_))) => {

@@ -9,7 +9,7 @@ use crate::harness::{Kmonitor, cluster, configs, kafka_wire, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const N_MODULES: usize = 6;
-const N_PARTITIONS: usize = 60;
+const N_PARTITIONS: usize = 20;
 
 /// Starts a ZooKeeper of modules whose topics are on the shared cluster, and a kmonitor.
 fn start(has_multi_read: bool) -> (FakeZooKeeper, Kmonitor) {
@@ -24,11 +24,14 @@ fn start(has_multi_read: bool) -> (FakeZooKeeper, Kmonitor) {
     (zookeeper, kmonitor)
 }
 
-/// The delays of all modules: their topics are empty, so an offset of 1 is that of a topic that was created again.
+/// Each log has one message.
 fn wait_for_all(kmonitor: &Kmonitor) {
-    let delays: Map<String, Value> = (0..N_PARTITIONS).map(|partition| (partition.to_string(), json!(0))).collect();
+    let delays = |index: usize| -> Map<String, Value> {
+        let delay = u8::from(index.is_multiple_of(ONE_OF));
+        (0..N_PARTITIONS).map(|partition| (partition.to_string(), json!(delay))).collect()
+    };
     let all: Map<String, Value> =
-        (0..N_MODULES).map(|index| (format!("module_{index}"), Value::Object(delays.clone()))).collect();
+        (0..N_MODULES).map(|index| (format!("module_{index}"), Value::Object(delays(index)))).collect();
     wait_until(DEADLINE, "all delays are known", || kmonitor.get("/delay").json() == json!({"many": all}));
 }
 
@@ -37,7 +40,9 @@ fn a_zookeeper_with_multi_read_gets_few_requests_and_an_older_one_one_for_each_n
     assert!(N_MODULES > ONE_OF, "modules of both kinds");
     for index in 0..N_MODULES {
         let partitions = i32::try_from(N_PARTITIONS).unwrap();
-        kafka_wire::create_topic(&cluster().brokers, &format!("topic_{index}"), partitions, 1);
+        let topic = format!("topic_{index}");
+        kafka_wire::create_topic(&cluster().brokers, &topic, partitions, 1);
+        (0..partitions).for_each(|partition| cluster().produce(&topic, partition, &[(&b"k"[..], &b"v"[..])]));
     }
     for (has_multi_read, is_cheap) in [(true, true), (false, false)] {
         let (zookeeper, kmonitor) = start(has_multi_read);

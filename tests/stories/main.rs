@@ -42,6 +42,8 @@ mod http_table;
 mod kafka_settings;
 /// The ZooKeeper seam: servers that are down, killed, frozen, or not ZooKeeper servers.
 mod keeper;
+/// kmonitor: no alarm without proof, for instance on idle topics.
+mod kmonitor_alarms;
 /// kmonitor: large answers, slow readers, and clients that have the current page.
 mod kmonitor_answers;
 /// kmonitor: delays, also while clusters or brokers are down.

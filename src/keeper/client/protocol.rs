@@ -324,13 +324,14 @@ impl<'a> Fields<'a> {
 
     fn node(&mut self) -> Option<Node> {
         let data = self.buffer()?.to_vec();
-        let Stat { version, ephemeral_owner, modified_ms, children_changed, child_count } = self.stat()?;
-        Some(Node { data, version, ephemeral_owner, modified_ms, children_changed, child_count })
+        let Stat { version, ephemeral_owner, created_ms, modified_ms, children_changed, child_count } = self.stat()?;
+        Some(Node { data, version, ephemeral_owner, created_ms, modified_ms, children_changed, child_count })
     }
 
     fn stat(&mut self) -> Option<Stat> {
-        // czxid, mzxid, ctime; then, after the version, cversion and aversion.
-        self.take(24)?;
+        // czxid and mzxid; then, after the version, cversion and aversion.
+        self.take(16)?;
+        let created_ms = self.long()?;
         let modified_ms = self.long()?;
         let version = self.int()?;
         self.take(8)?;
@@ -338,7 +339,7 @@ impl<'a> Fields<'a> {
         // dataLength.
         self.take(4)?;
         let (child_count, children_changed) = (self.int()?.max(0).unsigned_abs(), self.long()?);
-        Some(Stat { version, ephemeral_owner, modified_ms, children_changed, child_count })
+        Some(Stat { version, ephemeral_owner, created_ms, modified_ms, children_changed, child_count })
     }
 }
 
@@ -346,6 +347,7 @@ impl<'a> Fields<'a> {
 struct Stat {
     version: i32,
     ephemeral_owner: i64,
+    created_ms: i64,
     modified_ms: i64,
     children_changed: i64,
     child_count: u32,
@@ -356,7 +358,8 @@ mod tests {
     use super::*;
 
     fn stat(version: i32, owner: i64) -> Vec<u8> {
-        let mut stat = vec![0; 24];
+        let mut stat = vec![0; 16];
+        stat.extend_from_slice(&1_600_000_000_000_i64.to_be_bytes());
         stat.extend_from_slice(&1_700_000_000_000_i64.to_be_bytes());
         stat.extend_from_slice(&version.to_be_bytes());
         stat.extend_from_slice(&[0; 8]);
@@ -414,8 +417,9 @@ mod tests {
     fn responses_are_parsed_and_a_response_that_is_cut_is_refused() {
         let mut node = vec![0, 0, 0, 1, b'x'];
         node.extend(stat(4, 9));
-        let (data, modified_ms) = (b"x".to_vec(), 1_700_000_000_000);
-        let expected = Node { data, version: 4, ephemeral_owner: 9, modified_ms, children_changed: 77, child_count: 3 };
+        let (data, created_ms, modified_ms) = (b"x".to_vec(), 1_600_000_000_000, 1_700_000_000_000);
+        let (version, ephemeral_owner, children_changed, child_count) = (4, 9, 77, 3);
+        let expected = Node { data, version, ephemeral_owner, created_ms, modified_ms, children_changed, child_count };
         assert_eq!(parse_node(&node), Some(expected.clone()));
         assert!((0..node.len()).all(|length| parse_node(&node[..length]).is_none()));
         let children = [0, 0, 0, 2, 0, 0, 0, 1, b'a', 0, 0, 0, 1, b'b'];

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::TopicPartition;
+use crate::clock::boot_instant;
 use crate::keeper::SharedKeeper;
 use crate::kmonitor::facts::{Moment, Source};
 use crate::kmonitor::names::shortened;
@@ -48,7 +49,7 @@ impl Poller {
     ) {
         // If the list has failed nothing is asked of the source, but the ends of the logs are read.
         let mut is_readable = names.is_some();
-        let mut candidates = self.places.candidates(source, names.unwrap_or_default(), Instant::now());
+        let mut candidates = self.places.candidates(source, names.unwrap_or_default(), boot_instant());
         if extent == Extent::Failed {
             candidates.retain(|candidate| self.places.has_failed(&candidate.key));
         }
@@ -84,7 +85,7 @@ impl Poller {
             self.publish_if_late();
         }
         if chosen.len() < count && is_readable {
-            self.places.confirm_idle(source, Instant::now());
+            self.places.confirm_idle(source, boot_instant());
         }
     }
 
@@ -115,7 +116,7 @@ impl Poller {
                 Err(cause) => {
                     has_failed = true;
                     let cause = shortened(cause);
-                    self.places.record_failure(key, &cause.as_str().into(), Instant::now());
+                    self.places.record_failure(key, &cause.as_str().into(), boot_instant());
                     let state = match source {
                         Source::Zookeeper => &mut self.memory.zookeeper,
                         Source::Kafka => &mut self.memory.kafka,
@@ -185,13 +186,13 @@ impl Poller {
             self.places.record_logs(slice.iter().cloned().zip(readings), &mut self.log_reader, Moment::now());
             self.kafka_pace.count(self.log_reader.request_count - before, Instant::now());
         }
-        self.places.compare(keys, Instant::now());
+        self.places.compare(keys, boot_instant());
     }
 
     /// Reads the members of the Kafka groups that are not as they should be.
     pub(super) fn describe_groups(&mut self) {
         let Some((source, _)) = &mut self.groups else { return };
-        let keys = self.places.take_undescribed(MAX_DESCRIBED, Instant::now());
+        let keys = self.places.take_undescribed(MAX_DESCRIBED, boot_instant());
         if keys.is_empty() {
             return;
         }
