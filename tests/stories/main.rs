@@ -79,8 +79,14 @@ mod ktransfer_https;
 mod ktransfer_isolation;
 /// ktransfer: groups in Kafka, without ZooKeeper.
 mod ktransfer_kafka_groups;
+/// ktransfer: operations on modules whose groups are in Kafka 4.x.
+mod ktransfer_kraft_operations;
+/// ktransfer: its memory while messages of unusual shapes are refused.
+mod ktransfer_memory;
 /// ktransfer: stored offsets that move between ZooKeeper and Kafka.
 mod ktransfer_moved;
+/// ktransfer: a module that is stuck and paused moves between ZooKeeper and Kafka 3.9 or 4.x.
+mod ktransfer_moved_paused;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
 /// ktransfer: operators pause, resume, skip and seek.
@@ -97,6 +103,10 @@ mod ktransfer_ownership;
 mod ktransfer_push;
 /// ktransfer: topics that are deleted and created again.
 mod ktransfer_recreated;
+/// ktransfer: modules that a SIGHUP adds, removes and changes.
+mod ktransfer_reload;
+/// ktransfer: reloads of wrong files, and reloads while modules stop.
+mod ktransfer_reload_faults;
 /// ktransfer: ZooKeeper connections that are lost, a stop without ZooKeeper, members with other topics.
 mod ktransfer_sessions;
 /// ktransfer: what one key or one push can hold up.
