@@ -323,6 +323,17 @@ impl ModuleMetrics {
         }
     }
 
+    /// Removes the metrics of a backend that is no longer configured.
+    pub(super) fn forget_backend(&self, server: &str) {
+        let labels = [self.module.as_str(), server];
+        // An error means that the series does not exist.
+        let _ = self.backend_ejected.remove_label_values(&labels);
+        let _ = self.backend_ejections.remove_label_values(&labels);
+        for outcome in ["ok", "failed"] {
+            let _ = self.backend_probes.remove_label_values(&[labels[0], labels[1], outcome]);
+        }
+    }
+
     /// Returns the gauge that shows the commit point of a partition.
     pub(super) fn commit_point(&self, partition: PartitionId) -> IntGauge {
         self.stored_offset.with_label_values(&[self.module.as_str(), &self.topic, &partition.to_string()])

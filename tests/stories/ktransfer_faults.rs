@@ -15,6 +15,9 @@ fn script(length: Duration) -> FaultScript {
         (50, Duration::ZERO, Target::GroupLink(0), Fault::Reset),
         (100, Duration::from_secs(1), Target::Instance(1), Fault::Kill),
         (250, beyond_the_session, Target::Instance(2), Fault::Pause),
+        // No backend takes a message: its attempts fail several times in a row.
+        (400, Duration::from_secs(1), Target::Backend(0), Fault::Status(503)),
+        (400, Duration::from_secs(1), Target::Backend(1), Fault::Status(503)),
         (450, Duration::from_millis(500), Target::Instance(0), Fault::Stop),
         (520, Duration::from_millis(500), Target::ZooKeeper, Fault::Kill),
         (620, Duration::from_millis(500), Target::Broker, Fault::Kill),
@@ -33,6 +36,9 @@ fn script_without_zookeeper(length: Duration) -> FaultScript {
         (50, Duration::ZERO, Target::GroupLink(0), Fault::Reset),
         (100, Duration::from_secs(1), Target::Instance(1), Fault::Kill),
         (250, beyond_the_session, Target::Instance(2), Fault::Pause),
+        // No backend takes a message: its attempts fail several times in a row.
+        (380, Duration::from_secs(1), Target::Backend(0), Fault::Status(503)),
+        (380, Duration::from_secs(1), Target::Backend(1), Fault::Status(503)),
         (420, Duration::from_millis(500), Target::Instance(0), Fault::Stop),
         (480, Duration::from_secs(4), Target::Coordinator, Fault::Kill),
         (700, Duration::from_millis(500), Target::Broker, Fault::Kill),

@@ -101,6 +101,10 @@ mod ktransfer_ownership;
 mod ktransfer_push;
 /// ktransfer: topics that are deleted and created again.
 mod ktransfer_recreated;
+/// ktransfer: modules that a SIGHUP adds, removes and changes.
+mod ktransfer_reload;
+/// ktransfer: reloads of wrong files, and reloads while modules stop.
+mod ktransfer_reload_faults;
 /// ktransfer: ZooKeeper connections that are lost, a stop without ZooKeeper, members with other topics.
 mod ktransfer_sessions;
 /// ktransfer: what one key or one push can hold up.

@@ -81,6 +81,19 @@ impl FailureRates {
         FailureRates { config, samples: VecDeque::with_capacity(MAX_SAMPLES) }
     }
 
+    /// Creates the rates after a change of the backends. `former` has, for each of them, its index before the change;
+    /// `None` for one that was added.
+    pub(super) fn changed(&self, config: RateConfig, former: &[Option<usize>]) -> FailureRates {
+        if self.config != config {
+            return FailureRates::new(config);
+        }
+        let sample = |(at, counts): &(Instant, Vec<Counts>)| {
+            let counts_of = |index: &Option<usize>| index.map_or(Counts::default(), |index| counts[index]);
+            (*at, former.iter().map(counts_of).collect())
+        };
+        FailureRates { config, samples: self.samples.iter().map(sample).collect() }
+    }
+
     /// Called when a failure of the backend at `index` has been counted. Returns its rate if the backend is to be ejected
     /// because of it. `is_in_use` says which backends are.
     pub(super) fn note_failure(

@@ -12,10 +12,12 @@
 //!
 //! A module with one backend never ejects it: that would delay other messages than those that failed.
 //!
-//! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine.
+//! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine, `replacement`
+//! the change of the list by a reload.
 
 mod failure_rate;
 mod phases;
+mod replacement;
 mod rotation;
 mod verdict;
 
@@ -45,7 +47,8 @@ pub(super) struct Backends {
     module: Arc<str>,
     config: EjectionConfig,
     worker_num: usize,
-    backends: Vec<Backend>,
+    /// Those of an earlier configuration that this one has as well are shared with it.
+    backends: Vec<Arc<Backend>>,
     /// Whether every backend is in use. Written with the lock, read without it.
     are_all_in_use: AtomicBool,
     shared: Mutex<Shared>,
@@ -53,7 +56,7 @@ pub(super) struct Backends {
 
 struct Backend {
     /// The entry of `backend_servers`.
-    server: String,
+    server: Arc<str>,
     metrics: BackendMetrics,
     n_under_way: AtomicUsize,
     /// Failures in a row. Counts only while the backend is in use.
@@ -121,23 +124,34 @@ pub(super) struct NextPush {
     pub(super) random: f64,
 }
 
-impl Backends {
-    /// Creates the state of the backends of a module, all in use.
-    pub(super) fn new(module: &ModuleConfig, metrics: &ModuleMetrics) -> Backends {
-        let servers = &module.backend_servers;
-        let mut config = module.ejection;
-        if servers.len() == 1 {
-            (config.failures, config.rate) = (None, None);
-        }
-        let backend = |server: &String| Backend {
-            server: server.clone(),
+impl Backend {
+    fn new(server: &str, metrics: &ModuleMetrics) -> Arc<Backend> {
+        Arc::new(Backend {
+            server: server.into(),
             metrics: metrics.of_backend(server),
             n_under_way: AtomicUsize::new(0),
             n_failures: AtomicU32::new(0),
             n_good: AtomicU64::new(0),
             n_bad: AtomicU64::new(0),
             epoch: AtomicU32::new(0),
-        };
+        })
+    }
+}
+
+/// A module with one backend never ejects it.
+fn ejection_config(module: &ModuleConfig) -> EjectionConfig {
+    let mut config = module.ejection;
+    if module.backend_servers.len() == 1 {
+        (config.failures, config.rate) = (None, None);
+    }
+    config
+}
+
+impl Backends {
+    /// Creates the state of the backends of a module, all in use.
+    pub(super) fn new(module: &ModuleConfig, metrics: &ModuleMetrics) -> Backends {
+        let servers = &module.backend_servers;
+        let config = ejection_config(module);
         let shared = Shared {
             phases: Phases::new(config, servers.len()),
             rates: config.rate.map(FailureRates::new),
@@ -147,15 +161,20 @@ impl Backends {
             module: Arc::clone(&module.name),
             config,
             worker_num: module.worker_num.get(),
-            backends: servers.iter().map(backend).collect(),
+            backends: servers.iter().map(|server| Backend::new(server, metrics)).collect(),
             are_all_in_use: AtomicBool::new(true),
             shared: Mutex::new(shared),
         }
     }
 
     /// Returns the entry of `backend_servers` at this index.
-    pub(super) fn server(&self, index: usize) -> &str {
+    pub(super) fn server(&self, index: usize) -> &Arc<str> {
         &self.backends[index].server
+    }
+
+    /// Returns the index of this entry of `backend_servers`.
+    pub(super) fn index_of(&self, server: &str) -> Option<usize> {
+        self.backends.iter().position(|backend| *backend.server == *server)
     }
 
     /// Whether every backend is in use.

@@ -71,6 +71,18 @@ impl Phases {
         Phases { config, phases: vec![Phase::InUse; count] }
     }
 
+    /// Creates the phases of the backends after a change of the configuration. `former` has, for each of them, its index
+    /// before the change; `None` for one that was added. Where no backend is ejected any more, all are in use.
+    pub(super) fn changed(&self, config: EjectionConfig, former: &[Option<usize>]) -> Phases {
+        let phase = |index: &Option<usize>| index.map_or(Phase::InUse, |index| self.phases[index]);
+        let may_eject = config.failures.is_some() || config.rate.is_some();
+        let phases = match may_eject {
+            true => former.iter().map(phase).collect(),
+            false => vec![Phase::InUse; former.len()],
+        };
+        Phases { config, phases }
+    }
+
     /// Whether any push may go to the backend.
     pub(super) fn is_usable(&self, index: usize) -> bool {
         matches!(self.phases[index], Phase::InUse | Phase::SlowStart { .. })

@@ -106,7 +106,6 @@ impl Dispatcher {
     ) -> HeadStatus {
         let message = (state.assignment.partition, state.generation(), head.offset);
         let (push, failure) = (on_wire.get(&message), self.context.attempts.failure(&message));
-        let server = |push: &PushOnWire| self.context.config.backend_servers.get(push.backend).cloned();
         let key = push.map(|push| push.key).or_else(|| failure.as_ref().map(|failure| failure.key));
         HeadStatus {
             offset: head.offset,
@@ -120,7 +119,7 @@ impl Dispatcher {
             key: key.map(|key| key.to_string()),
             attempts: push.map(|push| push.attempt).or(failure.as_ref().map(|failure| failure.attempts)).unwrap_or(0),
             last: failure.as_ref().map(|failure| failure.outcome.clone()),
-            backend: push.and_then(server).or_else(|| failure.map(|failure| failure.backend)),
+            backend: push.map(|push| push.backend.to_string()).or_else(|| failure.map(|failure| failure.backend)),
         }
     }
 

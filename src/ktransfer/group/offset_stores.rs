@@ -103,8 +103,8 @@ impl OffsetStore for ZookeeperOffsets<'_> {
 
     fn read(&mut self) -> Result<StoredOffsets, String> {
         let names = self.children(&paths::offsets(self.group, self.topic))?;
-        let mut found = StoredOffsets::default();
-        found.pauses = read_node(self.keeper, &paths::paused(self.group, self.topic)).map_err(to_text)?.0;
+        let (pauses, _) = read_node(self.keeper, &paths::paused(self.group, self.topic)).map_err(to_text)?;
+        let mut found = StoredOffsets { pauses, ..StoredOffsets::default() };
         for partition in names.iter().filter_map(|name| paths::parse_partition(name)) {
             found.first_partitions = found.first_partitions.max(partition.saturating_add(1));
             let path = paths::offset(self.group, self.topic, partition);

@@ -44,6 +44,7 @@ pub(crate) mod oracle;
 pub(crate) mod original;
 pub(crate) mod process;
 pub(crate) mod prometheus;
+pub(crate) mod reloading;
 pub(crate) mod secured;
 pub(crate) mod server_process;
 pub(crate) mod testbed;

@@ -240,14 +240,14 @@ mod tests {
 
     #[test]
     fn a_pause_outlives_everything_else_where_there_is_little_room() {
-        let mut paused = metadata(&[102..103]);
+        let mut paused = metadata(&[102..103, 110..111]);
         paused.pauses.read_module("5,1700000000000,ann").unwrap();
         paused.pauses.read_partition("4,1700000000000,bob").unwrap();
         let log = format!(";n=8;i={}", "ab".repeat(16));
         for (max_bytes, expected) in [
-            (MAX_BYTES, Some(format!("kt1;o=100;t=7;m=5,1700000000000,ann;p=4,1700000000000,bob{log};d=CB"))),
+            (MAX_BYTES, Some(format!("kt1;o=100;t=7;m=5,1700000000000,ann;p=4,1700000000000,bob{log};d=CBHB"))),
             (110, Some(format!("kt1;o=100;t=7;m=5,1700000000000,ann;p=4,1700000000000,bob{log}"))),
-            (90, Some(format!("kt1;o=100;t=7;m=5;p=4{log};d=CB"))),
+            (90, Some(format!("kt1;o=100;t=7;m=5;p=4{log};d=CBHB"))),
             (64, Some(format!("kt1;o=100;t=7;m=5;p=4{log}"))),
             (32, Some("kt1;o=100;t=7;m=5;p=4".to_owned())),
             (20, None),

@@ -81,7 +81,7 @@ impl Membership for ScriptedMember {
         self.brokers.lock().unwrap().released.push(token);
     }
 
-    fn leave(self: Box<Self>, _: Instant) {
+    fn leave(self: Box<Self>, _: bool, _: Instant) {
         self.brokers.lock().unwrap().has_left = true;
     }
 }
