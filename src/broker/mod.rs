@@ -206,7 +206,8 @@ pub type AppendResult = Result<Appended, AppendError>;
 /// Receives the result of an append. It must return quickly and must not call the producer: it may run on the engine's
 /// thread, or on the caller's thread before `append` has returned.
 pub trait Completion: Sized + Send + 'static {
-    /// Receives the result. For each completion either this is called exactly once, or [`complete_all`](Self::complete_all).
+    /// Receives the result; called exactly once, unless the completion is passed to
+    /// [`complete_all`](Self::complete_all).
     fn complete(self, outcome: AppendResult);
 
     /// Receives the results of many appends that an engine has at the same time, with their records: memory costs least
