@@ -1,7 +1,8 @@
-//! The clock of leases, which counts on while the machine is suspended, and the wall clock in Kafka's unit.
+//! The clock of leases, which counts on while the machine is suspended, the wall clock in Kafka's unit, and both usual
+//! clocks at one time.
 
 use std::ops::{Add, Sub};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -27,6 +28,22 @@ impl BootTime {
     /// Returns the time from `earlier` to `self`; zero if `earlier` is later.
     pub fn saturating_since(self, earlier: BootTime) -> Duration {
         self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A point in time by both usual clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// For durations.
+    pub(crate) at: Instant,
+    /// For display.
+    pub(crate) wall: SystemTime,
+}
+
+impl Moment {
+    /// Returns the present moment.
+    pub(crate) fn now() -> Self {
+        Moment { at: Instant::now(), wall: SystemTime::now() }
     }
 }
 

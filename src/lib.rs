@@ -86,7 +86,8 @@
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → `access`, [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `regular_file`, `tls_client`, `token_bucket`.
+//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `rates`, `regular_file`, `tls_client`,
+//! `token_bucket`.
 
 pub mod daemon;
 
@@ -111,6 +112,7 @@ mod panics;
 #[cfg(feature = "tls")]
 mod pem;
 mod random;
+mod rates;
 mod regular_file;
 mod reload;
 pub mod shutdown;

@@ -20,10 +20,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::{GroupDescription, PartitionId, TopicPartition};
+use crate::rates::Rates;
 
 use super::facts::{Moment, Owner, Source, Stored};
 use super::log_ends::{LogReader, LogReading};
-use super::rates::Rates;
 use super::readings::{ModuleKey, ModuleReading, PlaceReading};
 use super::sparkline::Sparkline;
 
@@ -89,7 +89,7 @@ struct ModuleTopic {
     /// When a partition had an owner last.
     owned: Option<Instant>,
     is_left_behind: bool,
-    rates: Rates,
+    rates: Rates<2>,
     line: Sparkline,
 }
 
