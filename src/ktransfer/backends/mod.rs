@@ -13,8 +13,10 @@
 //!
 //! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine.
 
+mod ejection;
 mod phases;
 mod rotation;
+mod status;
 mod verdict;
 
 use std::collections::BTreeSet;
@@ -29,6 +31,7 @@ use super::metrics::{BackendMetrics, ModuleMetrics};
 use super::policy::AttemptOutcome;
 use crate::locks::lock;
 use crate::log_limited;
+use ejection::Ejection;
 use phases::Phases;
 
 pub(super) use phases::EjectionConfig;
@@ -61,6 +64,8 @@ struct Shared {
     phases: Phases,
     /// The workers that wait for a backend.
     waiting: BTreeSet<usize>,
+    /// The latest ejection of each backend.
+    ejections: Vec<Option<Ejection>>,
 }
 
 /// The result of [`Backends::choose`].
@@ -114,7 +119,11 @@ impl Backends {
             worker_num: module.worker_num.get(),
             backends: servers.iter().map(backend).collect(),
             are_all_in_use: AtomicBool::new(true),
-            shared: Mutex::new(Shared { phases: Phases::new(config, servers.len()), waiting: BTreeSet::new() }),
+            shared: Mutex::new(Shared {
+                phases: Phases::new(config, servers.len()),
+                waiting: BTreeSet::new(),
+                ejections: servers.iter().map(|_| None).collect(),
+            }),
         }
     }
 
@@ -228,6 +237,7 @@ impl Backends {
         }
         backend.epoch.fetch_add(1, Ordering::Relaxed);
         let interval = shared.phases.eject(chosen.index, now);
+        shared.ejections[chosen.index] = Some(Ejection::new(now, format!("{n_failures} failures in a row: {outcome}")));
         let n_usable = shared.phases.n_usable();
         self.settle(&mut shared, now);
         drop(shared);
