@@ -6,8 +6,8 @@
 # make screenshots   pictures of the pages of all daemons, in target/screenshots (light, dark, on a phone)
 # make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096"), then ktransfer;
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
-#                 ENGINES=1 measures the Kafka clients without HTTP
-# make bench-ktransfer   measure ktransfer only (MESSAGES=200000 WORKERS="16 32 100 500")
+#                 ENGINES=1 measures the Kafka clients without HTTP; ALLOCATIONS=1 counts the allocations for a request
+# make bench-ktransfer   measure ktransfer only (MESSAGES=200000 WORKERS="16 32 100 500" LATENCY_MS=0 of the backend)
 # make bench-kmonitor    kmonitor with many modules: answers, memory, requests (MODULES=1000 PARTITIONS_EACH=100)
 # make fuzz       fuzz the parsers of untrusted input (SECONDS_EACH=600; needs nightly Rust and cargo-fuzz)
 # make zabbix     the Zabbix templates in a real Zabbix server (Debian's packages; as root)
@@ -65,12 +65,13 @@ soak: tools
 
 bench: tools
 	@.ci/tools bench
-	BASELINE=$(BASELINE_FOLDER) ENGINES=$(ENGINES) $(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
-	$(if $(ENGINES),,$(MAKE) bench-ktransfer)
+	BASELINE=$(BASELINE_FOLDER) ENGINES=$(ENGINES) ALLOCATIONS=$(ALLOCATIONS) \
+		$(CARGO) bench --locked --bench kproxy -- $(SECONDS_EACH) $(CONNECTIONS)
+	$(if $(ENGINES)$(ALLOCATIONS),,$(MAKE) bench-ktransfer)
 
 bench-ktransfer: tools
 	@.ci/tools bench
-	BASELINE=$(BASELINE_FOLDER) $(CARGO) bench --locked --bench ktransfer -- $(MESSAGES) $(WORKERS)
+	BASELINE=$(BASELINE_FOLDER) LATENCY_MS=$(LATENCY_MS) $(CARGO) bench --locked --bench ktransfer -- $(MESSAGES) $(WORKERS)
 
 zabbix: tools all
 	@.ci/tools zabbix

@@ -1,5 +1,6 @@
 //! The admin endpoints of every daemon: `/metrics`, `/healthz` and `/readyz`.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::http::{Admission, Body, Handler, Head, Response, SharedBytes};
@@ -15,8 +16,15 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Readiness of the components of a daemon. Clones share the components.
 #[derive(Clone, Default)]
 pub struct Health {
-    /// The components, in the order in which they were added. The lock is never held during IO.
-    components: Arc<Mutex<Vec<ComponentState>>>,
+    /// The lock is never held during IO.
+    components: Arc<Mutex<Components>>,
+}
+
+#[derive(Default)]
+struct Components {
+    /// By number, so in the order in which they were added.
+    states: BTreeMap<u64, ComponentState>,
+    last_number: u64,
 }
 
 /// Name of a component, and `Ok` if it is ready or else the reason why it is not.
@@ -26,7 +34,7 @@ type ComponentState = (String, Result<(), String>);
 #[derive(Clone)]
 pub struct Component {
     health: Health,
-    index: usize,
+    number: u64,
 }
 
 impl Health {
@@ -38,25 +46,35 @@ impl Health {
     /// Adds a component. It is not ready, with the reason "starting", until [`Component::set`] is called.
     pub fn component(&self, name: impl Into<String>) -> Component {
         let mut components = lock(&self.components);
-        components.push((name.into(), Err("starting".to_owned())));
-        Component { health: self.clone(), index: components.len() - 1 }
+        components.last_number += 1;
+        let number = components.last_number;
+        components.states.insert(number, (name.into(), Err("starting".to_owned())));
+        Component { health: self.clone(), number }
     }
 
     /// Returns the name of each component that is not ready, and the reason.
     pub fn troubles(&self) -> Vec<(String, String)> {
         let components = lock(&self.components);
         components
-            .iter()
+            .states
+            .values()
             .filter_map(|(name, state)| state.as_ref().err().map(|reason| (name.clone(), reason.clone())))
             .collect()
     }
 }
 
 impl Component {
-    /// Sets the state of the component: `Ok` if it is ready, or else the reason why it is not.
+    /// Sets the state of the component: `Ok` if it is ready, or else the reason why it is not. No effect after
+    /// [`Component::remove`].
     pub fn set(&self, state: Result<(), String>) {
-        let mut components = lock(&self.health.components);
-        components[self.index].1 = state;
+        if let Some(component) = lock(&self.health.components).states.get_mut(&self.number) {
+            component.1 = state;
+        }
+    }
+
+    /// Removes the component and its clones from the health.
+    pub fn remove(&self) {
+        lock(&self.health.components).states.remove(&self.number);
     }
 }
 
@@ -175,6 +193,11 @@ mod tests {
         let (status, body) = request(&admin, "GET", "/readyz").unwrap();
         assert_eq!((status, body.contains("\"broker\":\"starting\"")), (503, true), "{body}");
         broker.set(Ok(()));
+        assert_eq!(request(&admin, "GET", "/readyz").unwrap().0, 200);
+        let (removed, other) = (health.component("removed"), health.component("other"));
+        removed.remove();
+        removed.clone().set(Err("late".to_owned()));
+        other.set(Ok(()));
         assert_eq!(request(&admin, "GET", "/readyz").unwrap().0, 200);
         assert_eq!(request(&admin, "GET", "/healthz").unwrap().0, 200);
         assert_eq!(request(&admin, "POST", "/healthz").unwrap().0, 405);

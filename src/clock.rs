@@ -2,6 +2,7 @@
 //! clocks at one time.
 
 use std::ops::{Add, Sub};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -31,10 +32,10 @@ impl BootTime {
     }
 }
 
-/// A point in time by both usual clocks.
+/// A point in time by two clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moment {
-    /// For durations.
+    /// For durations, from [`boot_instant`].
     pub(crate) at: Instant,
     /// For display.
     pub(crate) wall: SystemTime,
@@ -43,8 +44,30 @@ pub(crate) struct Moment {
 impl Moment {
     /// Returns the present moment.
     pub(crate) fn now() -> Self {
-        Moment { at: Instant::now(), wall: SystemTime::now() }
+        Moment { at: boot_instant(), wall: SystemTime::now() }
     }
+
+    /// Returns the time of this clock for a time of `Instant::now()`, which must not be compared with it.
+    pub(crate) fn of_monotonic(self, time: Instant) -> Instant {
+        let now = Instant::now();
+        match time.checked_duration_since(now) {
+            Some(ahead) => self.at.checked_add(ahead).unwrap_or(self.at),
+            None => self.at.checked_sub(now.saturating_duration_since(time)).unwrap_or(self.at),
+        }
+    }
+}
+
+/// When this clock was used first, by both clocks.
+static FIRST_USE: LazyLock<(Instant, BootTime)> = LazyLock::new(|| (Instant::now(), BootTime::now()));
+
+/// Returns the present moment as an `Instant` that counts the time that a suspended machine sleeps. It is for ages only:
+/// after a suspend it is ahead of `Instant::now()`, so it must be neither compared nor mixed with that one.
+pub fn boot_instant() -> Instant {
+    instant_at(*FIRST_USE, BootTime::now())
+}
+
+fn instant_at((instant, boot): (Instant, BootTime), now: BootTime) -> Instant {
+    instant.checked_add(now.saturating_since(boot)).unwrap_or(instant)
 }
 
 /// Returns the present time in milliseconds since 1970, as Kafka writes timestamps.
@@ -82,5 +105,16 @@ mod tests {
         assert_eq!(before.saturating_since(before + Duration::from_secs(1)), Duration::ZERO);
         assert_eq!((before - Duration::MAX).as_nanos(), 0);
         assert_eq!((before + Duration::MAX).as_nanos(), u64::MAX);
+    }
+
+    #[test]
+    fn a_suspend_is_part_of_an_age() {
+        let (instant, boot) = (Instant::now(), BootTime::now());
+        let hour = Duration::from_hours(1);
+        // The machine slept for an hour: CLOCK_MONOTONIC stood still, CLOCK_BOOTTIME did not.
+        assert_eq!(instant_at((instant, boot), boot + hour), instant + hour);
+        assert_eq!(instant_at((instant, boot), boot - hour), instant);
+        let first = boot_instant();
+        assert!(first <= boot_instant() && first.elapsed() < hour);
     }
 }

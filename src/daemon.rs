@@ -264,7 +264,11 @@ fn reload(reloads: &Reloads) {
     let Some(reload) = reloads.request() else {
         return info!("SIGHUP: a reload is still running, another one follows it");
     };
-    if let Err(cause) = spawn_expendable("reload", move || reload.run()) {
+    // The reload may start threads of the daemon, which inherit its mask.
+    mask_signals(libc::SIG_BLOCK);
+    let started = spawn_expendable("reload", move || reload.run());
+    mask_signals(libc::SIG_UNBLOCK);
+    if let Err(cause) = started {
         warn!("SIGHUP: nothing is reloaded: the thread reload cannot be started: {cause}");
     }
 }

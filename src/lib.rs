@@ -86,7 +86,7 @@
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → `access`, [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `locks`, `panics`, `random`, `rates`, `regular_file`, `tls_client`,
+//! [`supervise`], [`shutdown`], [`clock`], `decimal`, `locks`, `panics`, `random`, `rates`, `regular_file`, `tls_client`,
 //! `token_bucket`.
 
 pub mod daemon;
@@ -106,6 +106,7 @@ pub mod metrics;
 
 pub mod clock;
 pub mod config;
+mod decimal;
 mod locks;
 pub mod logging;
 mod panics;

@@ -3,9 +3,14 @@
 //! A daemon creates one [`Registry`] and keeps the returned counters in its own structs. Code that runs for each
 //! request or message uses counters whose labels were looked up in advance. Label values must come from a bounded set.
 
-use prometheus::core::{Collector, Desc};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use prometheus::core::{Collector, Desc, MetricVec, MetricVecBuilder};
 use prometheus::proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, TextEncoder};
+
+use crate::locks::lock;
 
 /// Upper bounds in seconds for the duration of a request that crosses a network: 0.5 ms to 60 s.
 pub const SECONDS_BUCKETS: &[f64] =
@@ -15,6 +20,8 @@ pub const SECONDS_BUCKETS: &[f64] =
 #[derive(Clone, Default)]
 pub struct Registry {
     registry: prometheus::Registry,
+    /// The metrics with labels, except tables.
+    labelled: Arc<Mutex<Vec<Box<dyn Labelled>>>>,
 }
 
 impl Registry {
@@ -26,7 +33,7 @@ impl Registry {
     /// Registers a counter for each combination of `labels`. The name must end in `_total`.
     pub fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("metric names are constants");
-        self.register(counter.clone());
+        self.register_labelled(&counter);
         counter
     }
 
@@ -38,7 +45,7 @@ impl Registry {
     /// Registers a gauge for each combination of `labels`.
     pub fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         let gauge = IntGaugeVec::new(Opts::new(name, help), labels).expect("metric names are constants");
-        self.register(gauge.clone());
+        self.register_labelled(&gauge);
         gauge
     }
 
@@ -47,7 +54,7 @@ impl Registry {
     pub fn histogram(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
         let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         let histogram = HistogramVec::new(options, labels).expect("metric names are constants");
-        self.register(histogram.clone());
+        self.register_labelled(&histogram);
         histogram
     }
 
@@ -55,9 +62,22 @@ impl Registry {
     /// of `labels` once. It is for series that appear and disappear, for instance with the partitions of a topic.
     pub fn table(&self, name: &str, help: &str, labels: &[&str], rows: impl Fn() -> Vec<Row> + Send + Sync + 'static) {
         let names: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
-        let description = Desc::new(name.to_owned(), help.to_owned(), names.clone(), std::collections::HashMap::new())
+        let description = Desc::new(name.to_owned(), help.to_owned(), names.clone(), HashMap::new())
             .expect("metric names are constants");
         self.register(Table { description, labels: names, rows });
+    }
+
+    /// Removes every series that has this label with this value, of all metrics but tables. A counter that code still
+    /// holds is no longer shown.
+    pub(crate) fn remove_series(&self, label: &str, value: &str) {
+        for metric in lock(&self.labelled).iter() {
+            metric.remove_series(label, value);
+        }
+    }
+
+    fn register_labelled<T: MetricVecBuilder + 'static>(&self, metric: &MetricVec<T>) {
+        self.register(metric.clone());
+        lock(&self.labelled).push(Box::new(metric.clone()));
     }
 
     fn register(&self, metric: impl prometheus::core::Collector + 'static) {
@@ -88,6 +108,26 @@ pub(crate) fn count(metric: &Metric) -> (Vec<String>, u64) {
     let labels = metric.get_label().iter().map(|pair| pair.value().to_owned()).collect();
     // A counter of this program is a whole number, exact up to 2^53.
     (labels, metric.get_counter().get_value() as u64)
+}
+
+/// A metric with a series for each combination of its labels.
+trait Labelled: Send {
+    fn remove_series(&self, label: &str, value: &str);
+}
+
+impl<T: MetricVecBuilder> Labelled for MetricVec<T> {
+    fn remove_series(&self, label: &str, value: &str) {
+        for family in self.collect() {
+            for series in family.get_metric() {
+                let labels: HashMap<&str, &str> =
+                    series.get_label().iter().map(|pair| (pair.name(), pair.value())).collect();
+                if labels.get(label) == Some(&value) {
+                    // An error means that another thread has removed it.
+                    let _ = self.remove(&labels);
+                }
+            }
+        }
+    }
 }
 
 /// One series of a [`Registry::table`].
@@ -147,8 +187,16 @@ mod tests {
         registry.gauge("level", "Level.", &[]).with_label_values::<&str>(&[]).set(-2);
         let counts = registry.counts(&["things_total", "others_total"]);
         assert_eq!(counts, [("things_total".to_owned(), vec!["a".to_owned()], 3)]);
+        let seconds = registry.histogram("seconds", "Seconds.", &["kind"], SECONDS_BUCKETS);
+        for kind in ["a", "b"] {
+            seconds.with_label_values(&[kind]).observe(0.1);
+        }
         let text = String::from_utf8(registry.render()).unwrap();
         assert!(text.contains("things_total{kind=\"a\"} 3"), "{text}");
         assert!(text.contains("level -2"), "{text}");
+        registry.clone().remove_series("kind", "a");
+        let text = String::from_utf8(registry.render()).unwrap();
+        assert!(!text.contains("kind=\"a\""), "{text}");
+        assert!(text.contains("level -2") && text.contains("seconds_count{kind=\"b\"} 1"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Reloading on SIGHUP: credentials, certificates and other files that change while a daemon runs.
+//! Reloading on SIGHUP: credentials, certificates, modules and other files that change while a daemon runs.
 //!
 //! Each part that can be reloaded registers an action. A SIGHUP runs all actions, in the order of registration, on a
 //! thread of its own, since a file may hang. If an action fails, the previous state of its part stays in force. A
@@ -8,7 +8,7 @@ use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex};
 
-use log::{error, info, warn};
+use log::{error, info};
 
 use crate::locks::lock;
 use crate::panics;
@@ -54,7 +54,7 @@ impl Reloads {
         for (what, action) in &mut actions {
             match panics::catch(action) {
                 Ok(Ok(loaded)) => info!("{what} reloaded: {loaded}"),
-                Ok(Err(why)) => warn!("{what} could not be reloaded, the previous state stays in force: {why}"),
+                Ok(Err(why)) => error!("{what} could not be reloaded, the previous state stays in force: {why}"),
                 Err(text) => error!("{what} could not be reloaded: panicked: {text}"),
             }
         }

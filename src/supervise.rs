@@ -94,23 +94,38 @@ impl Supervisor {
     /// that the group's owner triggers. A thread that returns before the group's stop, or panics, fails the group. The
     /// kernel shows the first 15 bytes of `name`.
     pub fn spawn(&self, name: impl Into<String>, body: impl FnOnce() + Send + 'static) {
-        self.start(name.into(), true, body);
+        let stop = self.group.stop.clone();
+        self.start(name.into(), move || {
+            body();
+            if stop.is_triggered() { Ok(()) } else { Err("exited unexpectedly".to_owned()) }
+        });
     }
 
     /// Like [`spawn`](Self::spawn), for a thread that may return at any time; only a panic fails the group.
     pub fn spawn_task(&self, name: impl Into<String>, body: impl FnOnce() + Send + 'static) {
-        self.start(name.into(), false, body);
+        self.spawn_fallible(name, move || {
+            body();
+            Ok(())
+        });
     }
 
-    fn start(&self, name: String, must_run: bool, body: impl FnOnce() + Send + 'static) {
+    /// Like [`spawn_task`](Self::spawn_task); an error, which says how the thread ended, fails the group as well.
+    pub(crate) fn spawn_fallible(
+        &self,
+        name: impl Into<String>,
+        body: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) {
+        self.start(name.into(), body);
+    }
+
+    fn start(&self, name: String, body: impl FnOnce() -> Result<(), String> + Send + 'static) {
         self.group.lock().running.push(name.clone());
         let group = Arc::clone(&self.group);
         let thread_name = name.clone();
         let spawned = thread::Builder::new().name(name.clone()).spawn(move || {
             let how = match panics::catch(body) {
                 Err(text) => Some(format!("panicked: {text}")),
-                Ok(()) if must_run && !group.stop.is_triggered() => Some("exited unexpectedly".to_owned()),
-                Ok(()) => None,
+                Ok(ended) => ended.err(),
             };
             group.ended(&thread_name, how);
         });
@@ -200,6 +215,7 @@ mod tests {
         let stop = group.stop().clone();
         group.spawn("stops", move || stop.wait());
         group.spawn_task("task", || ());
+        group.spawn_fallible("also a task", || Ok(()));
         let held = Stop::new();
         let hold = held.clone();
         group.spawn("hangs", move || hold.wait());

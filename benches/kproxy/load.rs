@@ -64,11 +64,7 @@ pub(crate) fn run(
         let line = text.lines().find_map(|line| line.trim().strip_prefix(start));
         line.unwrap_or_else(|| panic!("wrk prints no {start}: {text}")).trim().to_owned()
     };
-    let requests: f64 = text
-        .lines()
-        .find_map(|line| line.trim().split_once(" requests in "))
-        .and_then(|(count, _)| count.parse().ok())
-        .expect("wrk prints the number of requests");
+    let requests = completed_requests(&text);
     let errors: Vec<_> =
         text.lines().map(str::trim).filter(|line| line.starts_with("Non-2xx") || line.starts_with("Socket")).collect();
     let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).map_or(0, Iterator::count);
@@ -80,6 +76,12 @@ pub(crate) fn run(
         daemon: Some((daemon.resident_bytes() >> 20, threads)),
         errors: errors.iter().map(|line| format!("  {line}")).collect(),
     }
+}
+
+/// Returns the number of requests in the output of wrk.
+pub(crate) fn completed_requests(output: &str) -> f64 {
+    let count = output.lines().find_map(|line| line.trim().split_once(" requests in "));
+    count.and_then(|(count, _)| count.parse().ok()).expect("wrk prints the number of requests")
 }
 
 /// Returns the CPU time used so far by this process (`RUSAGE_SELF`), or by its children that have ended

@@ -11,10 +11,12 @@
 //! tables show: half of the maximum rate over few and many connections, so that every process has CPU to spare; body
 //! sizes and acks levels at 64 connections; and the cost of ten thousand idle connections.
 //!
-//! With `BASELINE=FOLDER` two builds of kproxy are compared instead: see [`compare`].
+//! With `BASELINE=FOLDER` two builds of kproxy are compared instead: see [`compare`]. With `ALLOCATIONS=1` the
+//! allocations for a request are counted: see [`allocations`].
 
 #![allow(clippy::print_stdout, reason = "the benchmark prints its results")]
 
+mod allocations;
 mod compare;
 mod engine;
 mod engines;
@@ -24,7 +26,7 @@ mod load;
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harness::{Cluster, Daemon, Kafka, Kproxy, configs, wait_until};
@@ -55,8 +57,12 @@ fn main() {
     let connections = if numbers.len() > 1 { &numbers[1..] } else { &[8, 64, 512, 4_096] };
     raise_open_files();
     print_machine();
-    if std::env::var_os("ENGINES").is_some_and(|engines| !engines.is_empty()) {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if is_set("ENGINES") {
         return engines::run(seconds);
+    }
+    if is_set("ALLOCATIONS") {
+        return allocations::run(seconds, connections);
     }
     if let Some(folder) = std::env::var_os("BASELINE").filter(|folder| !folder.is_empty()) {
         return compare::run(&PathBuf::from(folder), seconds, connections);
@@ -153,9 +159,14 @@ fn wait_for_commits(kproxy: &Kproxy, path: &str) {
     wait_until(DEADLINE, "kproxy commits", || kproxy.post(path, b"warm").status == 200);
 }
 
-/// Writes a wrk script that posts bodies of `size` bytes and ends with the Lua code `lua`; returns its path.
+/// Writes the script of [`post_script`] into the folder of a kproxy.
 fn write_script(kproxy: &Kproxy, size: usize, lua: &str) -> String {
-    let script = kproxy.daemon.folder().join("post.lua");
+    post_script(kproxy.daemon.folder(), size, lua)
+}
+
+/// Writes a wrk script that posts bodies of `size` bytes and ends with the Lua code `lua`; returns its path.
+fn post_script(folder: &Path, size: usize, lua: &str) -> String {
+    let script = folder.join("post.lua");
     let text = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {size})\n{lua}");
     fs::write(&script, text).expect("a file in a temporary folder");
     script.into_os_string().into_string().expect("a temporary path is UTF-8")

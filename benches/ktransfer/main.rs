@@ -9,6 +9,9 @@
 //! - "one per partition": the same with a thread for each partition, as a pusher without workers would do;
 //! - "wrk": the load generator on as many connections, which shows the limit of the backend.
 //!
+//! With `LATENCY_MS=5` the backend takes 5 ms to answer, which is what workers are for: a pusher of one message at a time
+//! waits meanwhile.
+//!
 //! With `BASELINE=FOLDER` the `ktransfer_bin` of that folder is measured in turns with this build.
 
 #![allow(clippy::print_stdout, reason = "the benchmark prints its results")]
@@ -20,6 +23,7 @@ mod sink;
 mod transfer;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use harness::{Cluster, Program, binary};
 use kafka_http_wrapper::daemon::raise_open_files;
@@ -38,10 +42,13 @@ fn main() {
     let n_messages = numbers.first().copied().unwrap_or(200_000);
     let workers = if numbers.len() > 1 { &numbers[1..] } else { &[16, 32, 100, 500] };
     raise_open_files();
-    let sink = Sink::start();
+    let latency = std::env::var("LATENCY_MS").ok().filter(|text| !text.is_empty());
+    let latency_ms =
+        latency.map_or(0, |text| text.parse().unwrap_or_else(|_| panic!("LATENCY_MS={text:?} is not a number")));
+    let sink = Sink::start(Duration::from_millis(latency_ms));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     println!(
-        "{n_messages} messages of {MESSAGE_BYTES} B, backend: {}; broker and backend on the same {cores} cores\n",
+        "{n_messages} messages of {MESSAGE_BYTES} B, backend: {}, {latency_ms} ms; broker and backend on the same {cores} cores\n",
         sink.name
     );
 

@@ -1,4 +1,5 @@
-//! The backend: nginx with one process, or else a thread for each connection in this process.
+//! The backend: nginx with one process, or a thread for each connection in this process: where nginx is not installed,
+//! and where answers take a time.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -21,13 +22,17 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
-    pub(crate) fn start() -> Sink {
+    /// Starts a backend whose answers take `latency`.
+    pub(crate) fn start(latency: Duration) -> Sink {
+        if !latency.is_zero() {
+            return start_own("a thread for each connection", latency);
+        }
         let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"]
             .into_iter()
             .find(|path| Path::new(path).exists());
         match nginx {
             Some(path) => start_nginx(path),
-            None => start_own(),
+            None => start_own("a thread for each connection (nginx is not installed)", latency),
         }
     }
 }
@@ -51,19 +56,19 @@ fn start_nginx(path: &str) -> Sink {
     Sink { name: "nginx", address: format!("127.0.0.1:{port}"), _nginx: Some(process) }
 }
 
-fn start_own() -> Sink {
+fn start_own(name: &'static str, latency: Duration) -> Sink {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound").to_string();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            thread::spawn(move || serve(stream));
+            thread::spawn(move || serve(stream, latency));
         }
     });
-    Sink { name: "a thread for each connection (nginx is not installed)", address, _nginx: None }
+    Sink { name, address, _nginx: None }
 }
 
 /// Answers the requests of a connection until the first error.
-fn serve(mut stream: TcpStream) -> Option<()> {
+fn serve(mut stream: TcpStream, latency: Duration) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let (mut line, mut body) = (String::new(), Vec::new());
@@ -84,6 +89,7 @@ fn serve(mut stream: TcpStream) -> Option<()> {
         }
         body.resize(length, 0);
         reader.read_exact(&mut body).ok()?;
+        thread::sleep(latency);
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").ok()?;
     }
 }

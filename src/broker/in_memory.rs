@@ -66,6 +66,15 @@ impl MemoryBroker {
         });
     }
 
+    /// Makes the messages of a partition from `offset` on part of an open transaction; `None` ends it.
+    pub fn set_open_transaction(&self, partition: &TopicPartition, offset: Option<Offset>) {
+        self.change(|state| {
+            if let Some(log) = state.log_mut(partition) {
+                log.open_transaction = offset;
+            }
+        });
+    }
+
     /// Loses the messages of a partition from `offset` on, as an unclean leader election does.
     pub fn truncate(&self, partition: &TopicPartition, offset: Offset) {
         self.change(|state| {

@@ -120,7 +120,7 @@ pub trait Membership: GroupOffsets {
     /// The owner no longer works on the partitions of the event with this token.
     fn released(&mut self, token: ReleaseToken);
 
-    /// Leaves the group, unless the member is a static one, and ends the member. The owner must have stopped work on
-    /// all partitions: other members get them at once.
-    fn leave(self: Box<Self>, deadline: Instant);
+    /// Leaves the group and ends the member. The owner must have stopped work on all partitions: other members get them
+    /// at once. A static member only ends, so that it may come back, unless it leaves `for_good`.
+    fn leave(self: Box<Self>, for_good: bool, deadline: Instant);
 }

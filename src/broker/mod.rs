@@ -207,9 +207,15 @@ pub type AppendResult = Result<Appended, AppendError>;
 
 /// Receives the result of an append. It must return quickly and must not call the producer: it may run on the engine's
 /// thread, or on the caller's thread before `append` has returned.
-pub trait Completion: Send + 'static {
-    /// Receives the result; called exactly once.
+pub trait Completion: Sized + Send + 'static {
+    /// Receives the result. For each completion either this is called exactly once, or [`complete_all`](Self::complete_all).
     fn complete(self, outcome: AppendResult);
+
+    /// Receives the results of many appends that an engine has at the same time, with their records: memory costs least
+    /// where it is freed by the thread that allocated it.
+    fn complete_all(results: impl Iterator<Item = (Self, AppendResult, Box<Record>)>) {
+        results.for_each(|(completion, outcome, _record)| completion.complete(outcome));
+    }
 }
 
 /// A boxed closure is a completion, at the cost of one allocation for each append.

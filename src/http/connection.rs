@@ -156,7 +156,9 @@ impl Connection {
         mut options: EncodeOptions,
     ) {
         let sends_body = !options.head_only && has_body(response.status);
-        if sends_body && !self.lock().answer_lease.admits(response.body.allocated()) {
+        let body_bytes = response.body.allocated();
+        // A small response needs no lease, so the lock is not taken for it.
+        if sends_body && body_bytes > MAX_JOINED_BYTES && !self.lock().answer_lease.admits(body_bytes) {
             response = self.inbox.control.refusal(TOO_MANY_ANSWER_BYTES).with_header("Retry-After", "1");
         }
         response.headers.extend(headers);

@@ -203,7 +203,8 @@ fn method(name: &str) -> Result<Cow<'static, str>, Refusal> {
 
 /// Splits a request target into path and query (RFC 9112 3.2): origin-form, absolute-form, or `*` for OPTIONS.
 fn target(method: &str, target: &str) -> Result<(String, Option<String>), Refusal> {
-    if target.contains('#') || !target.is_ascii() {
+    // All bytes are looked at, without an early end: the compiler then makes it vector instructions.
+    if target.bytes().fold(false, |is_bad, byte| is_bad | (byte == b'#') | !byte.is_ascii()) {
         return Err(Refusal::bad_request("malformed request target"));
     }
     if target == "*" && method == "OPTIONS" {
@@ -213,8 +214,8 @@ fn target(method: &str, target: &str) -> Result<(String, Option<String>), Refusa
         return Err(Refusal::new(501, "method CONNECT is not supported"));
     }
     let origin = if target.starts_with('/') { target } else { after_authority(target)? };
-    let (path, query) = match origin.split_once('?') {
-        Some((path, query)) => (path, Some(query.to_owned())),
+    let (path, query) = match origin.bytes().position(|byte| byte == b'?') {
+        Some(at) => (&origin[..at], Some(origin[at + 1..].to_owned())),
         None => (origin, None),
     };
     let path = if path.is_empty() { "/" } else { path };

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use log::error;
@@ -27,6 +28,8 @@ pub(super) enum InboxMessage {
 
 /// The queue of one reader, and the poller on which the reader waits.
 pub(super) struct Inbox {
+    /// Number of the reader; unique in the process.
+    pub(super) reader: usize,
     pub(super) poller: Poller,
     pub(super) control: Arc<Control>,
     state: Mutex<InboxState>,
@@ -71,7 +74,9 @@ impl Drop for InboxBatch {
 
 impl Inbox {
     pub(super) fn new(control: Arc<Control>) -> io::Result<Self> {
-        Ok(Inbox { poller: Poller::new()?, control, state: Mutex::default() })
+        static NEXT_READER: AtomicUsize = AtomicUsize::new(0);
+        let reader = NEXT_READER.fetch_add(1, Ordering::Relaxed);
+        Ok(Inbox { reader, poller: Poller::new()?, control, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, InboxState> {
@@ -87,15 +92,15 @@ impl Inbox {
         }
     }
 
-    /// Queues a deferred response; if the reader has ended, runs the response on the calling thread.
-    pub(super) fn post_response(&self, response: Box<dyn DeferredResponse>) {
+    /// Queues all of `responses`; if the reader has ended, runs them on the calling thread.
+    pub(super) fn post_responses(&self, responses: &mut Vec<Box<dyn DeferredResponse>>) {
         let mut state = self.state();
         if state.is_closed {
             // Running a response may post to this inbox, so the lock is released first.
             drop(state);
-            run(response);
+            responses.drain(..).for_each(run);
         } else {
-            state.queued.responses.push_back(response);
+            state.queued.responses.extend(responses.drain(..));
             self.wake_if_waiting(state);
         }
     }
@@ -205,7 +210,9 @@ mod tests {
         let post = |panics| {
             let sender = sender.clone();
             let reply = Reply::to(move |response| sender.send(response.status).unwrap());
-            inbox.post_response(Box::new(TestResponse { reply, panics }));
+            let mut responses: Vec<Box<dyn DeferredResponse>> = vec![Box::new(TestResponse { reply, panics })];
+            inbox.post_responses(&mut responses);
+            assert!(responses.is_empty());
         };
         let sent = || answers.try_iter().collect::<Vec<_>>();
         post(false);

@@ -35,48 +35,64 @@ impl Head {
     }
 }
 
-/// Header fields in the order of the request, stored in two allocations.
+/// Header fields in the order of the request, stored in one allocation.
 #[derive(Clone, Debug, Default)]
 pub struct Headers {
+    /// For each field: the sizes of its name and its value, then both.
     bytes: Vec<u8>,
-    /// For each field, the ends of its name and its value in `bytes`. A field begins where the previous field ends.
-    ends: Vec<(u32, u32)>,
 }
+
+/// Size of one of the two sizes before a field.
+const SIZE_BYTES: usize = size_of::<u32>();
 
 impl Headers {
     fn allocated(&self) -> usize {
-        self.bytes.capacity() + self.ends.capacity() * size_of::<(u32, u32)>()
+        self.bytes.capacity()
     }
 
     /// Creates an empty list with room for `fields` fields, whose names and values have `bytes` bytes in all.
     pub(super) fn with_capacity(fields: usize, bytes: usize) -> Self {
-        Headers { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(fields) }
+        Headers { bytes: Vec::with_capacity(bytes + fields * 2 * SIZE_BYTES) }
     }
 
     /// Adds a field; its name is stored in lower case.
     pub fn push(&mut self, name: &str, value: &[u8]) {
+        for size in [name.len(), value.len()] {
+            let size = u32::try_from(size).expect("HeadLimits::head is far below 4 GiB");
+            self.bytes.extend_from_slice(&size.to_ne_bytes());
+        }
         let start = self.bytes.len();
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes[start..].make_ascii_lowercase();
-        let middle = self.bytes.len();
         self.bytes.extend_from_slice(value);
-        let position = |at: usize| u32::try_from(at).expect("HeadLimits::head is far below 4 GiB");
-        self.ends.push((position(middle), position(self.bytes.len())));
     }
 
     /// Iterates over the fields: the name in lower case, and the value without white space around it.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end as usize));
-        starts.zip(&self.ends).map(|(start, (middle, end))| {
-            let (middle, end) = (*middle as usize, *end as usize);
-            let name = std::str::from_utf8(&self.bytes[start..middle]).expect("a name was pushed as a string");
-            (name, &self.bytes[middle..end])
+        let name = |name| std::str::from_utf8(name).expect("a name was pushed as a string");
+        self.fields().map(move |(bytes, value)| (name(bytes), value))
+    }
+
+    /// The same with the bytes of the names, which takes less time.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut rest = &self.bytes[..];
+        std::iter::from_fn(move || {
+            let mut size = || {
+                let (size, after) = rest.split_first_chunk::<SIZE_BYTES>()?;
+                rest = after;
+                Some(u32::from_ne_bytes(*size) as usize)
+            };
+            let (name_size, value_size) = (size()?, size()?);
+            let (name, after) = rest.split_at(name_size);
+            let (value, after) = after.split_at(value_size);
+            rest = after;
+            Some((name, value))
         })
     }
 
     /// Returns the value of the field `name` (in lower case); `None` if the field is absent or repeated.
     pub fn only(&self, name: &str) -> Option<&[u8]> {
-        let mut values = self.iter().filter(|(known, _)| *known == name);
+        let mut values = self.fields().filter(|(known, _)| *known == name.as_bytes());
         match (values.next(), values.next()) {
             (Some((_, value)), None) => Some(value),
             _ => None,

@@ -7,7 +7,7 @@
 //!  acceptor ──socket──▶ reader http-i: poller, connections, deadlines
 //!                          │ bytes ▶ parser (pure) ▶ Handler::admit(head) ▶ then(request, reply)
 //!                          ◀── a message, only if work is left for the reader ── Reply::send writes the response
-//!                          ◀── a DeferredResponse to build and send ──────────── ReaderHandle::defer, for many at once
+//!                          ◀── a DeferredResponse to build and send ──────────── DeferredResponses, for many at once
 //! ```
 //!
 //! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three combined, pure), `handler`,
@@ -29,6 +29,7 @@ mod connection;
 mod control;
 mod deadlines;
 mod deferred;
+mod deferred_responses;
 mod encode;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz_targets;
@@ -57,14 +58,15 @@ mod write_limits;
 pub use budget::{ByteBudget, ByteLease};
 pub use conditional::Version;
 pub use deferred::DeferredResponse;
+pub use deferred_responses::{DeferredResponses, HasReply};
 pub use handler::{Admission, Handler, RequestHandler};
 pub use limits::ServerLimits;
 pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
 pub use metrics::ServerMetrics;
-pub use query::percent_decode;
+pub use query::{QueryPair, percent_decode, query_pairs};
 pub use refusal::{SHUTTING_DOWN, UNANSWERED};
-pub use reply::{ReaderHandle, Reply};
+pub use reply::Reply;
 pub use response_body::{Body, SharedBytes};
 pub use scan::HeadLimits;
 pub use server::{Server, ServerConfig};

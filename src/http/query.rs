@@ -1,6 +1,36 @@
-//! Percent-decoding of query strings.
+//! The parts of query strings, and their percent-decoding.
 
 use std::borrow::Cow;
+
+/// One parameter of a query string, still percent-encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueryPair<'a> {
+    /// What is before the first `=`.
+    pub name: &'a str,
+    /// What is after it; `None` without a `=`.
+    pub value: Option<&'a str>,
+}
+
+/// Returns the parts of a query string between the `&`. The bytes are searched one by one: parameters are so short that
+/// the search of `str::split` takes longer.
+pub fn query_pairs(query: &str) -> impl Iterator<Item = QueryPair<'_>> {
+    let mut rest = Some(query);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let (pair, after) = split_at_byte(text, b'&');
+        rest = after;
+        let (name, value) = split_at_byte(pair, b'=');
+        Some(QueryPair { name, value })
+    })
+}
+
+/// Returns what is before the first `separator`, an ASCII character, and what is after it.
+fn split_at_byte(text: &str, separator: u8) -> (&str, Option<&str>) {
+    match text.bytes().position(|byte| byte == separator) {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    }
+}
 
 /// Decodes percent-encoding as in HTML forms, where `+` is a space. Returns `None` if a `%` is not followed by two
 /// hexadecimal digits.
@@ -35,6 +65,18 @@ pub fn percent_decode(text: &str) -> Option<Cow<'_, [u8]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_query_is_split_as_std_splits_it() {
+        for query in ["", "a", "a=b", "a=b=c&&=&d&e=\u{e4}&", "&a", "=", "a&b=1&c="] {
+            let expected: Vec<_> = query
+                .split('&')
+                .map(|pair| pair.split_once('=').map_or((pair, None), |(name, value)| (name, Some(value))))
+                .collect();
+            let pairs: Vec<_> = query_pairs(query).map(|pair| (pair.name, pair.value)).collect();
+            assert_eq!(pairs, expected, "{query}");
+        }
+    }
 
     #[test]
     fn percent_encoding_is_decoded_or_refused() {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::connection::Connection;
-use super::deferred::DeferredResponse;
 use super::encode::EncodeOptions;
+use super::inbox::Inbox;
 use super::message::Response;
 use super::refusal::{Refusal, UNANSWERED};
 
@@ -14,27 +14,9 @@ pub struct Reply {
 }
 
 enum Target {
-    /// With header fields that the response gets in addition.
-    Connection(Arc<Connection>, EncodeOptions, Vec<(&'static str, String)>),
+    /// With the number of its reader, and with header fields that the response gets in addition.
+    Connection(Arc<Connection>, usize, EncodeOptions, Vec<(&'static str, String)>),
     Closure(Box<dyn FnOnce(Response) + Send>),
-}
-
-/// Refers to the reader thread of the connection of a [`Reply`].
-pub struct ReaderHandle {
-    /// `None` for a reply without a connection, in tests of handlers: [`Self::defer`] then runs the response at once.
-    connection: Option<Arc<Connection>>,
-}
-
-impl ReaderHandle {
-    /// Queues `response` for the reader to run; runs `response` on the calling thread if the reader has ended. This
-    /// saves time on a thread that receives many outcomes in a row. For a single outcome, waking the reader costs more
-    /// than [`Reply::send`].
-    pub fn defer(self, response: Box<dyn DeferredResponse>) {
-        match self.connection {
-            Some(connection) => connection.inbox.post_response(response),
-            None => response.run(),
-        }
-    }
 }
 
 impl Reply {
@@ -49,7 +31,8 @@ impl Reply {
         options: EncodeOptions,
         headers: Vec<(&'static str, String)>,
     ) -> Self {
-        Reply { target: Some(Target::Connection(connection, options, headers)) }
+        let reader = connection.inbox.reader;
+        Reply { target: Some(Target::Connection(connection, reader, options, headers)) }
     }
 
     /// Answers the request. May be called from any thread; does not block.
@@ -57,18 +40,18 @@ impl Reply {
         self.deliver(response);
     }
 
-    /// Returns a handle of the connection's reader thread, for a response that the reader is to build and send.
-    pub fn reader(&self) -> ReaderHandle {
-        let connection = match &self.target {
-            Some(Target::Connection(connection, ..)) => Some(Arc::clone(connection)),
+    /// Returns the number of the connection's reader, without a look at the connection, whose memory the reader uses;
+    /// and a reference to the reader's inbox. `None` for a reply without a connection.
+    pub(super) fn reader(&self) -> Option<(usize, &Arc<Inbox>)> {
+        match &self.target {
+            Some(Target::Connection(connection, reader, ..)) => Some((*reader, &connection.inbox)),
             _ => None,
-        };
-        ReaderHandle { connection }
+        }
     }
 
     fn deliver(&mut self, response: Response) {
         match self.target.take() {
-            Some(Target::Connection(connection, options, headers)) => {
+            Some(Target::Connection(connection, _, options, headers)) => {
                 connection.answer(response, headers, options);
             }
             Some(Target::Closure(deliver)) => deliver(response),

@@ -51,7 +51,15 @@ impl HeadScan {
     /// Scans the next bytes. Returns `Some(n)` if the head ends with the first n of these bytes, and `None` if it needs
     /// further bytes.
     pub(super) fn advance(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Option<usize>, Refusal> {
-        for (index, byte) in bytes.iter().enumerate() {
+        let mut index = 0;
+        while let Some(byte) = bytes.get(index) {
+            let plain_count = self.plain_count(&bytes[index..], limits);
+            if plain_count > 0 {
+                self.scanned += plain_count;
+                self.line += plain_count;
+                index += plain_count;
+                continue;
+            }
             self.scanned += 1;
             if self.scanned > limits.head {
                 return Err(Refusal::over_limit(
@@ -81,8 +89,22 @@ impl HeadScan {
                     }
                 }
             }
+            index += 1;
         }
         Ok(None)
+    }
+
+    /// Returns the number of bytes at the beginning of `bytes` that are within the target or a header line, and within
+    /// the limits: they are counted together. This takes a fraction of the time of a step for each.
+    fn plain_count(&self, bytes: &[u8], limits: HeadLimits) -> usize {
+        let (max, end) = match self.part {
+            _ if self.after_cr => return 0,
+            HeadPart::Target => ((limits.uri + self.before_target).saturating_sub(self.line), b' '),
+            HeadPart::Headers => (usize::MAX, b'\r'),
+            HeadPart::Method | HeadPart::Version => return 0,
+        };
+        let max = max.min(limits.head.saturating_sub(self.scanned)).min(bytes.len());
+        position_of_any(&bytes[..max], [end, b'\r', b'\n']).unwrap_or(max)
     }
 
     /// Scans one byte of the request line. Refuses a malformed or too long method or target before it is complete.
@@ -112,6 +134,27 @@ impl HeadScan {
     pub(super) fn is_blank(&self) -> bool {
         self.line == 0 && self.part == HeadPart::Method
     }
+}
+
+/// Returns the position of the first byte that is one of `wanted`. Eight bytes are looked at in one step, as the bytes of
+/// a number: a byte of `differences` is 0 where a wanted byte is. Subtracting 1 from each byte then sets the highest bit of
+/// the first such byte (and maybe of bytes behind it, through the borrow).
+fn position_of_any(bytes: &[u8], wanted: [u8; 3]) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH_BITS: u64 = ONES * 128;
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let found = wanted.iter().fold(0, |found, byte| {
+            let differences = word ^ (ONES * u64::from(*byte));
+            found | differences.wrapping_sub(ONES) & !differences & HIGH_BITS
+        });
+        if found != 0 {
+            return Some(index * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let in_rest = rest.iter().position(|byte| wanted.contains(byte))?;
+    Some(words.len() * 8 + in_rest)
 }
 
 /// Returns whether `byte` may occur in a method or a header name (`tchar`, RFC 9110 5.6.2).
@@ -164,6 +207,19 @@ mod tests {
                 break;
             }
             assert_eq!(piecewise, *expected, "byte by byte: {:.40}", bytes);
+        }
+    }
+
+    #[test]
+    fn the_first_of_some_bytes_is_found_at_each_position() {
+        let wanted = [b' ', b'\r', b'\n'];
+        for length in 0..40 {
+            let mut bytes: Vec<u8> = (0..length).map(|number| b"\x0b\x0c\x0e!\x00\xff\x8d\x20"[number % 7]).collect();
+            assert_eq!(position_of_any(&bytes, wanted), None, "{length}");
+            for at in (0..length).rev() {
+                bytes[at] = wanted[at % 3];
+                assert_eq!(position_of_any(&bytes, wanted), Some(at), "{at} of {length}");
+            }
         }
     }
 

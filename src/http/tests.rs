@@ -362,6 +362,12 @@ impl DeferredResponse for AnswerWithThreadName {
     }
 }
 
+impl HasReply for AnswerWithThreadName {
+    fn reply(&mut self) -> &Reply {
+        &self.0
+    }
+}
+
 #[test]
 fn the_reader_runs_deferred_responses_and_the_caller_after_the_reader_has_ended() {
     let fixture = start(|_| ());
@@ -371,10 +377,12 @@ fn the_reader_runs_deferred_responses_and_the_caller_after_the_reader_has_ended(
         let (first, second) = (post("/later", "1"), post("/", "2"));
         socket.write_all([first, second].concat().as_bytes()).unwrap();
     }
+    let mut deferred = DeferredResponses::default();
     for _ in 0..8 {
         let (_, reply) = fixture.echo.release();
-        reply.reader().defer(Box::new(AnswerWithThreadName(reply)));
+        deferred.add(Box::new(AnswerWithThreadName(reply)));
     }
+    drop(deferred);
     for socket in &mut sockets {
         let thread_name = answer(socket).1;
         assert!(thread_name.starts_with("http-"), "{thread_name}");
@@ -385,7 +393,35 @@ fn the_reader_runs_deferred_responses_and_the_caller_after_the_reader_has_ended(
     fixture.group.stop().trigger();
     fixture.server.close();
     assert_eq!(fixture.group.join(PATIENCE), Ended::Stopped);
-    // The connection is shut down, so the test can check only that `defer` does not panic.
-    late.reader().defer(Box::new(AnswerWithThreadName(late)));
+    // The connection is shut down, so the test can check only that this does not panic.
+    DeferredResponses::default().add(Box::new(AnswerWithThreadName(late)));
     assert_eq!(sockets[0].read(&mut [0]).unwrap_or(0), 0);
+}
+
+#[test]
+fn many_deferred_responses_are_not_held_back_until_the_last() {
+    let fixture = start(|limits| limits.max_connections = 200);
+    let mut sockets: Vec<_> = (0..200).map(|_| fixture.connect()).collect();
+    for socket in &mut sockets {
+        socket.write_all(post("/later", "1").as_bytes()).unwrap();
+    }
+    let mut deferred = DeferredResponses::default();
+    for _ in 0..sockets.len() {
+        let (_, reply) = fixture.echo.release();
+        deferred.add(Box::new(AnswerWithThreadName(reply)));
+    }
+    sockets.iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    // Of each of the two readers fewer than 64 are left.
+    while sockets.iter().filter(|socket| socket.peek(&mut [0]).is_ok()).count() <= 200 - 2 * 64 {
+        assert!(Instant::now() < deadline, "no response is sent before the last one is added");
+        std::thread::yield_now();
+    }
+    drop(deferred);
+    for socket in &mut sockets {
+        socket.set_nonblocking(false).unwrap();
+        assert_eq!(answer(socket).0, 200);
+    }
+    drop(sockets);
+    fixture.end();
 }

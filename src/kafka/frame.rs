@@ -3,6 +3,7 @@
 //! The correlation id assigns a response to its request. The buffer of a response grows with the bytes received, never
 //! by the length field alone.
 
+use std::io::IoSlice;
 use std::ops::Range;
 
 use super::wire::{Malformed, WireReader, put_string};
@@ -22,9 +23,64 @@ pub struct RequestHeader<'a> {
     pub flexible: bool,
 }
 
-/// Appends a request with its length; `body` appends the body of the request.
-pub fn put_request(buffer: &mut Vec<u8>, header: &RequestHeader, body: impl FnOnce(&mut Vec<u8>)) {
-    let start = buffer.len();
+/// A request as it is encoded: bytes, and large data that stays where it is instead of being copied.
+#[derive(Debug)]
+pub struct RequestBuffer<'a> {
+    /// Everything but the large data.
+    pub bytes: Vec<u8>,
+    /// The large data, each with the number of `bytes` before it.
+    large: Vec<(usize, &'a [u8])>,
+    /// Data of at least this size is not copied.
+    min_large_bytes: usize,
+}
+
+impl<'a> RequestBuffer<'a> {
+    /// Returns a request that uses the memory of `bytes`. Data of at least `min_large_bytes` will not be copied.
+    pub fn new(mut bytes: Vec<u8>, min_large_bytes: usize) -> Self {
+        bytes.clear();
+        RequestBuffer { bytes, large: Vec::new(), min_large_bytes }
+    }
+
+    /// Appends data.
+    pub fn put(&mut self, data: &'a [u8]) {
+        if data.len() >= self.min_large_bytes {
+            self.large.push((self.bytes.len(), data));
+        } else {
+            self.bytes.extend_from_slice(data);
+        }
+    }
+
+    /// Returns the size in bytes, large data included.
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.large.iter().map(|(_, data)| data.len()).sum::<usize>()
+    }
+
+    /// Whether nothing was appended.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the slices whose concatenation is the request; none of them is empty.
+    pub fn slices(&self) -> Vec<IoSlice<'_>> {
+        let (mut slices, mut start) = (Vec::with_capacity(2 * self.large.len() + 1), 0);
+        for (end, data) in &self.large {
+            slices.push(IoSlice::new(&self.bytes[start..*end]));
+            slices.push(IoSlice::new(data));
+            start = *end;
+        }
+        slices.push(IoSlice::new(&self.bytes[start..]));
+        slices.retain(|slice| !slice.is_empty());
+        slices
+    }
+}
+
+/// Encodes a request with its length into an empty buffer; `body` appends the body of the request.
+pub fn put_request<'a>(
+    request: &mut RequestBuffer<'a>,
+    header: &RequestHeader,
+    body: impl FnOnce(&mut RequestBuffer<'a>),
+) {
+    let buffer = &mut request.bytes;
     buffer.extend_from_slice(&[0; 4]);
     buffer.extend_from_slice(&header.api_key.to_be_bytes());
     buffer.extend_from_slice(&header.version.to_be_bytes());
@@ -34,15 +90,17 @@ pub fn put_request(buffer: &mut Vec<u8>, header: &RequestHeader, body: impl FnOn
     if header.flexible {
         buffer.push(0);
     }
-    body(buffer);
-    let size = (buffer.len() - start - 4) as i32;
-    buffer[start..start + 4].copy_from_slice(&size.to_be_bytes());
+    body(request);
+    let size = (request.len() - 4) as i32;
+    request.bytes[..4].copy_from_slice(&size.to_be_bytes());
 }
 
 /// Size of the buffer of a connection without large responses, and the least space for a read.
 const MIN_BUFFER_BYTES: usize = 64 * 1024;
 /// A large buffer is released after this number of responses that needed less than a quarter of it.
 const MAX_SMALL_FRAMES: u32 = 100;
+/// A buffer larger than this is released with its response.
+const MAX_KEPT_BYTES: usize = 16 << 20;
 
 /// Splits the byte stream of a connection into responses. Bytes are read into its buffer and responses are slices of
 /// the buffer, so a response is copied only if it begins in the middle of the buffer and does not end there.
@@ -74,11 +132,28 @@ impl FrameReader {
             self.arrived = 0..self.arrived.len();
         }
         if self.buffer.len() - self.arrived.end < MIN_BUFFER_BYTES / 4 {
-            // At most twice the bytes received, whatever the length of the response is said to be.
-            let size = (2 * self.arrived.len()).max(MIN_BUFFER_BYTES);
+            // At most twice the bytes received, whatever the length of the response is said to be; and no more than the
+            // response needs.
+            let needed = self.announced_bytes().unwrap_or(0).saturating_add(MIN_BUFFER_BYTES / 4);
+            let size = (2 * self.arrived.len()).min(needed).max(self.arrived.len() + MIN_BUFFER_BYTES / 4);
+            let size = size.max(MIN_BUFFER_BYTES);
+            self.buffer.reserve_exact(size - self.buffer.len());
             self.buffer.resize(size, 0);
         }
         &mut self.buffer[self.arrived.end..]
+    }
+
+    /// Returns the size of the response that has begun to arrive, with its length.
+    fn announced_bytes(&self) -> Option<usize> {
+        let (prefix, _) = self.buffer[self.arrived.clone()].split_first_chunk::<4>()?;
+        usize::try_from(i32::from_be_bytes(*prefix)).ok()?.checked_add(4)
+    }
+
+    /// Releases the buffer if it is large and holds no bytes: nothing may arrive for long.
+    pub fn release_large(&mut self) {
+        if self.arrived.is_empty() && self.buffer.len() > MAX_KEPT_BYTES {
+            (self.buffer, self.arrived) = (Vec::new(), 0..0);
+        }
     }
 
     /// Adds the first `count` bytes of [`space`](Self::space), which have been received.
@@ -153,16 +228,36 @@ mod tests {
     #[test]
     fn kafka_protocol_decodes_the_header() {
         for flexible in [false, true] {
-            let mut buffer = b"x".to_vec();
+            let mut request = RequestBuffer::new(b"earlier".to_vec(), usize::MAX);
             let header = RequestHeader { api_key: 3, version: 12, correlation_id: 77, client_id: "kproxy", flexible };
-            put_request(&mut buffer, &header, |buffer| buffer.extend(b"body"));
-            let size = i32::from_be_bytes(buffer[1..5].try_into().unwrap()) as usize;
-            assert_eq!(size, buffer.len() - 5);
-            let mut rest = &buffer[5..];
+            put_request(&mut request, &header, |request| request.put(b"body"));
+            let size = i32::from_be_bytes(request.bytes[..4].try_into().unwrap()) as usize;
+            assert_eq!(size, request.bytes.len() - 4);
+            let mut rest = &request.bytes[4..];
             let seen = CrateHeader::decode(&mut rest, if flexible { 2 } else { 1 }).unwrap();
             assert_eq!((seen.request_api_key, seen.request_api_version, seen.correlation_id), (3, 12, 77));
             assert_eq!((seen.client_id.as_deref(), rest), (Some("kproxy"), &b"body"[..]));
         }
+    }
+
+    #[test]
+    fn large_data_is_not_copied_and_stands_where_it_was_appended() {
+        let header = RequestHeader { api_key: 0, version: 9, correlation_id: 1, client_id: "kproxy", flexible: true };
+        let appended: [&[u8]; 6] = [b"large one", b"a", b"", b"b", b"large two", b"large three"];
+        let encoded = |min_large_bytes| {
+            let mut request = RequestBuffer::new(Vec::new(), min_large_bytes);
+            put_request(&mut request, &header, |request| appended.iter().for_each(|data| request.put(data)));
+            let slices = request.slices();
+            let is_own = |slice: &&IoSlice<'_>| appended.iter().any(|data| data.as_ptr() == slice.as_ptr());
+            let large_count = slices.iter().filter(is_own).count();
+            (slices.iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>(), slices.len(), large_count)
+        };
+        let (copied, one, none) = encoded(usize::MAX);
+        assert_eq!((one, none), (1, 0));
+        assert_eq!(copied.len(), 4 + i32::from_be_bytes(copied[..4].try_into().unwrap()) as usize);
+        assert!(copied.ends_with(&appended.concat()));
+        // The header, one, `ab`, two, three.
+        assert_eq!(encoded(9), (copied, 5, 3));
     }
 
     #[test]
@@ -174,14 +269,27 @@ mod tests {
         let size = 10 << 20;
         reader.push(&(size as i32).to_be_bytes());
         reader.push(&vec![1; size]);
-        assert!(reader.buffer.len() <= 2 * (size + MIN_BUFFER_BYTES));
+        assert!(reader.buffer.capacity() <= size + MIN_BUFFER_BYTES);
         assert_eq!(reader.next_frame().unwrap().map(<[u8]>::len), Some(size));
+        reader.release_large();
+        assert!(reader.buffer.len() >= size, "a buffer of usual size is kept for the next response");
         for _ in 0..=MAX_SMALL_FRAMES + 1 {
             reader.push(&[0, 0, 0, 1, 7]);
             assert_eq!(reader.next_frame(), Ok(Some(&[7][..])));
         }
         reader.space();
         assert_eq!(reader.buffer.len(), MIN_BUFFER_BYTES);
+        let size = MAX_KEPT_BYTES + 1;
+        reader.push(&(size as i32).to_be_bytes());
+        reader.push(&vec![1; size]);
+        reader.push(&[0, 0]);
+        assert_eq!(reader.next_frame().unwrap().map(<[u8]>::len), Some(size));
+        reader.release_large();
+        assert!(reader.buffer.len() >= size, "the next response has begun to arrive");
+        reader.push(&[0, 1, 7]);
+        assert_eq!(reader.next_frame(), Ok(Some(&[7][..])));
+        reader.release_large();
+        assert_eq!(reader.buffer.capacity(), 0);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! flexible version; 10 returns the new leader of a partition (KIP-951). Headers are encoded and decoded in
 //! [`super::frame`].
 
-use super::wire::{Malformed, WireReader, end_structure, put_bytes, put_length, put_nullable_string, put_string};
+use super::frame::RequestBuffer;
+use super::wire::{Malformed, WireReader, end_structure, put_length, put_nullable_string, put_string};
 
 /// API key of Produce.
 pub const API_KEY: i16 = 0;
@@ -25,30 +26,31 @@ pub struct PartitionData<'a> {
 
 /// Appends the body of a request. `topics` are topic names with the data of their partitions; `timeout_ms` is the
 /// longest time that the broker waits for replicas.
-pub fn encode_request(
-    buffer: &mut Vec<u8>,
+pub fn encode_request<'a>(
+    request: &mut RequestBuffer<'a>,
     version: i16,
     acks: i16,
     timeout_ms: i32,
-    topics: &[(&str, &[PartitionData])],
+    topics: &[(&str, &[PartitionData<'a>])],
 ) {
     let flexible = version >= FIRST_FLEXIBLE;
     // The transactional id is null.
-    put_nullable_string(buffer, flexible, None);
-    buffer.extend_from_slice(&acks.to_be_bytes());
-    buffer.extend_from_slice(&timeout_ms.to_be_bytes());
-    put_length(buffer, flexible, topics.len());
+    put_nullable_string(&mut request.bytes, flexible, None);
+    request.bytes.extend_from_slice(&acks.to_be_bytes());
+    request.bytes.extend_from_slice(&timeout_ms.to_be_bytes());
+    put_length(&mut request.bytes, flexible, topics.len());
     for (name, partitions) in topics {
-        put_string(buffer, flexible, name);
-        put_length(buffer, flexible, partitions.len());
+        put_string(&mut request.bytes, flexible, name);
+        put_length(&mut request.bytes, flexible, partitions.len());
         for PartitionData { partition, records } in *partitions {
-            buffer.extend_from_slice(&partition.to_be_bytes());
-            put_bytes(buffer, flexible, records);
-            end_structure(buffer, flexible);
+            request.bytes.extend_from_slice(&partition.to_be_bytes());
+            put_length(&mut request.bytes, flexible, records.len());
+            request.put(records);
+            end_structure(&mut request.bytes, flexible);
         }
-        end_structure(buffer, flexible);
+        end_structure(&mut request.bytes, flexible);
     }
-    end_structure(buffer, flexible);
+    end_structure(&mut request.bytes, flexible);
 }
 
 /// The body of a Produce response.
@@ -198,9 +200,9 @@ mod tests {
                 PartitionData { partition: 0, records: &[1; 300] },
                 PartitionData { partition: 63, records: b"batch" },
             ];
-            let mut buffer = Vec::new();
-            encode_request(&mut buffer, version, -1, 1500, &[("t", &partitions), ("other", &partitions[..1])]);
-            let mut rest = &buffer[..];
+            let mut request = RequestBuffer::new(Vec::new(), usize::MAX);
+            encode_request(&mut request, version, -1, 1500, &[("t", &partitions), ("other", &partitions[..1])]);
+            let mut rest = &request.bytes[..];
             let request = ProduceRequest::decode(&mut rest, version).unwrap();
             assert_eq!((rest.len(), request.acks, request.timeout_ms), (0, -1, 1500), "{version}");
             assert!(request.transactional_id.is_none());

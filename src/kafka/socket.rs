@@ -1,7 +1,7 @@
 //! TCP: connects, reads and writes with deadlines, on non-blocking sockets and poll(2), so that a deadline costs no
 //! `setsockopt`.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -115,9 +115,13 @@ impl Socket {
         Ok(Socket { stream, is_read_full: false })
     }
 
-    /// Writes at least one byte. Fails with `TimedOut` at `deadline`.
-    pub(super) fn write(&mut self, bytes: &[u8], deadline: Instant) -> io::Result<usize> {
-        self.write_with(deadline, |mut stream| stream.write(bytes))
+    /// Writes at least one byte; `slices` are not all empty. Fails with `TimedOut` at `deadline`.
+    pub(super) fn write(&mut self, slices: &[IoSlice<'_>], deadline: Instant) -> io::Result<usize> {
+        self.write_with(deadline, |mut stream| match slices {
+            [all] => stream.write(all),
+            // std passes on as many slices as the system takes.
+            _ => stream.write_vectored(slices),
+        })
     }
 
     /// Calls `write` with the non-blocking socket until it succeeds or fails; waits in between.

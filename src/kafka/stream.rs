@@ -3,7 +3,7 @@
 //! Invariant: [`SendFailure::is_unsent`] is true only if the socket has taken no byte that carries a part of the
 //! message.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -66,13 +66,18 @@ impl Stream {
         outcome
     }
 
-    /// Writes all bytes.
-    pub(super) fn write_all(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), SendFailure> {
+    /// Writes all bytes of all slices.
+    pub(super) fn write_all(&mut self, slices: &mut [IoSlice<'_>], deadline: Instant) -> Result<(), SendFailure> {
         let Stream { socket, tls } = self;
         match tls {
-            None => write_plain(socket, bytes, deadline),
-            Some(session) => write_encrypted(socket, session, bytes, deadline),
+            None => write_plain(socket, slices, deadline),
+            Some(session) => write_encrypted(socket, session, slices, deadline),
         }
+    }
+
+    /// Whether the stream is TLS.
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// Reads at least one byte into `buffer`, which is not empty.
@@ -172,12 +177,14 @@ fn flush(socket: &mut Socket, session: &mut TlsSession, deadline: Instant) -> io
     Ok(())
 }
 
-fn write_plain(socket: &mut Socket, mut bytes: &[u8], deadline: Instant) -> Result<(), SendFailure> {
+fn write_plain(socket: &mut Socket, mut slices: &mut [IoSlice<'_>], deadline: Instant) -> Result<(), SendFailure> {
     let mut is_unsent = true;
-    while !bytes.is_empty() {
-        let count = socket.write(bytes, deadline).map_err(|cause| SendFailure { is_unsent, cause: cause.into() })?;
+    // Empty slices at the beginning are removed: a write of nothing looks like a failure.
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        let count = socket.write(slices, deadline).map_err(|cause| SendFailure { is_unsent, cause: cause.into() })?;
         is_unsent = false;
-        bytes = &bytes[count..];
+        IoSlice::advance_slices(&mut slices, count);
     }
     Ok(())
 }
@@ -185,19 +192,22 @@ fn write_plain(socket: &mut Socket, mut bytes: &[u8], deadline: Instant) -> Resu
 fn write_encrypted(
     socket: &mut Socket,
     session: &mut TlsSession,
-    mut bytes: &[u8],
+    slices: &[IoSlice<'_>],
     deadline: Instant,
 ) -> Result<(), SendFailure> {
     // Output from before this message is written first: then the first byte that the socket takes is one of its own.
     flush(socket, session, deadline).map_err(|cause| SendFailure { is_unsent: true, cause: cause.into() })?;
     let mut is_unsent = true;
-    while !bytes.is_empty() {
-        bytes = &bytes[session.encrypt(bytes)..];
-        while session.has_output() {
-            socket
-                .write_with(deadline, |mut stream| session.write_output(&mut stream))
-                .map_err(|cause| SendFailure { is_unsent, cause: cause.into() })?;
-            is_unsent = false;
+    for slice in slices {
+        let mut bytes = &**slice;
+        while !bytes.is_empty() {
+            bytes = &bytes[session.encrypt(bytes)..];
+            while session.has_output() {
+                socket
+                    .write_with(deadline, |mut stream| session.write_output(&mut stream))
+                    .map_err(|cause| SendFailure { is_unsent, cause: cause.into() })?;
+                is_unsent = false;
+            }
         }
     }
     Ok(())

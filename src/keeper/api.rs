@@ -18,6 +18,8 @@ pub struct Node {
     pub version: i32,
     /// Id of the session that an ephemeral node belongs to; 0 for a persistent node.
     pub ephemeral_owner: i64,
+    /// Milliseconds since 1970 of the creation, by the clock of the server; 0 if unknown.
+    pub created_ms: i64,
     /// Milliseconds since 1970 of the last write, by the clock of the server; 0 if unknown.
     pub modified_ms: i64,
 }

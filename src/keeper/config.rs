@@ -6,7 +6,7 @@ use super::paths;
 use crate::config::{Problems, Section};
 
 /// The configuration of a ZooKeeper client.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeeperConfig {
     /// `host:port` of the servers; at least one.
     pub hosts: Vec<String>,

@@ -51,7 +51,7 @@ struct ClientState {
 
 impl Default for EnsembleState {
     fn default() -> Self {
-        let root = Node { data: Vec::new(), version: 0, ephemeral_owner: 0, modified_ms: 0 };
+        let root = Node { data: Vec::new(), version: 0, ephemeral_owner: 0, created_ms: 0, modified_ms: 0 };
         EnsembleState {
             nodes: BTreeMap::from([("/".into(), root)]),
             clients: Vec::new(),
@@ -166,7 +166,7 @@ impl EnsembleState {
         if parent.ephemeral_owner != 0 {
             return Err(KeeperError::Unreachable(format!("an ephemeral node cannot be the parent of {path}")));
         }
-        let node = Node { data: data.to_vec(), version: 0, ephemeral_owner: owner, modified_ms: 0 };
+        let node = Node { data: data.to_vec(), version: 0, ephemeral_owner: owner, created_ms: 0, modified_ms: 0 };
         self.nodes.insert(path.into(), node);
         Ok(())
     }
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!(one.write("/a", b"z", 0), Ok(1));
         assert_eq!(one.write("/a", b"z", 0), Err(KeeperError::BadVersion("/a".into())));
         assert_eq!(one.write("/a", b"z", -1), Err(KeeperError::BadVersion("/a".into())));
-        let written = Node { data: b"z".to_vec(), version: 1, ephemeral_owner: 0, modified_ms: 0 };
+        let written = Node { data: b"z".to_vec(), version: 1, ephemeral_owner: 0, created_ms: 0, modified_ms: 0 };
         assert_eq!(one.read("/a"), Ok(Some(written)));
         assert_eq!(one.delete("/a", 0), Err(KeeperError::BadVersion("/a".into())));
         assert_eq!(one.delete("/a", 1), Err(KeeperError::NotEmpty("/a".into())));

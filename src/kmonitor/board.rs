@@ -3,12 +3,14 @@
 //! A [`ClusterView`] never changes. A request takes the views and formats them. It makes no request to ZooKeeper or Kafka,
 //! and holds a lock only while it clones an `Arc`.
 //!
-//! Invariant: if a poller hangs, its cluster becomes unknown instead of staying as it was last.
+//! Invariant: if a poller hangs, its cluster becomes unknown instead of staying as it was last. So does a view from
+//! before a suspend of the machine.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::view::{ClusterView, Trouble, View};
+use crate::clock::boot_instant;
 use crate::locks::lock;
 
 /// A view without a successor for this time, and three cycles, is that of a poller that hangs: every wait of a poller
@@ -39,7 +41,7 @@ impl Board {
     /// Makes a board for clusters of these names, of which nothing is known.
     pub(super) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let clusters =
-            names.into_iter().map(|name| Mutex::new(Arc::new(unread(name.into(), Instant::now())))).collect();
+            names.into_iter().map(|name| Mutex::new(Arc::new(unread(name.into(), boot_instant())))).collect();
         Board {
             shared: Arc::new(Shared {
                 last: Mutex::new((0, SystemTime::now())),
@@ -61,7 +63,7 @@ impl Board {
 
     /// Returns the view of every cluster, in the order of the configuration.
     pub(super) fn view(&self) -> View {
-        let now = Instant::now();
+        let now = boot_instant();
         let (number, made_at) = *lock(&self.shared.last);
         let newest = |cluster: &Mutex<Arc<ClusterView>>| or_unknown(lock(cluster).clone(), now);
         View { number, made_at, clusters: self.shared.clusters.iter().map(newest).collect() }

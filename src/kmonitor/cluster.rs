@@ -10,6 +10,7 @@
 //! Each cluster has a thread, a ZooKeeper client and Kafka clients of its own, so an unreachable cluster does not delay
 //! the others.
 
+mod dating;
 mod memory;
 
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ use prometheus::{Histogram, IntCounter};
 
 use crate::admin::Component;
 use crate::broker::TopicPartition;
+use crate::clock::boot_instant;
 use crate::keeper::discovery::BrokerList;
 use crate::keeper::{KeeperError, SharedKeeper};
 use crate::shutdown::Stop;
@@ -165,6 +167,7 @@ impl Poller {
         self.describe_groups();
         if extent == Extent::Whole {
             self.probe();
+            self.look_up_timestamps(stop);
         }
         self.places.sweep();
         self.memory.names.sweep();
@@ -233,7 +236,7 @@ impl Poller {
                         self.memory.kafka.succeeded();
                     }
                 }
-                let now = Instant::now();
+                let now = boot_instant();
                 for (name, has_members) in found.has_members {
                     self.places.record_members(&ModuleKey { name, source: Source::Kafka }, has_members, now);
                 }
@@ -247,7 +250,7 @@ impl Poller {
     }
 
     fn source_failed(&mut self, source: Source, cause: String) {
-        self.places.record_source_failure(source, &cause.as_str().into(), Instant::now());
+        self.places.record_source_failure(source, &cause.as_str().into(), boot_instant());
         match source {
             Source::Zookeeper => self.memory.zookeeper.failed(cause),
             Source::Kafka => self.memory.kafka.failed(cause),
@@ -257,7 +260,7 @@ impl Poller {
     /// Reads the modules of a source that the plan chooses, each slice with its logs right after it.
     fn read_modules(&mut self, source: Source, names: Option<BTreeSet<Arc<str>>>, extent: Extent, stop: &Stop) {
         let listed = names.is_some();
-        let mut candidates = self.places.candidates(source, names.unwrap_or_default(), Instant::now());
+        let mut candidates = self.places.candidates(source, names.unwrap_or_default(), boot_instant());
         if extent == Extent::Failed {
             candidates.retain(|candidate| self.places.has_failed(&candidate.key));
         }
@@ -284,7 +287,7 @@ impl Poller {
             self.publish_if_late();
         }
         if chosen.len() < count && listed && !self.has_failed(source) {
-            self.places.confirm_idle(source, Instant::now());
+            self.places.confirm_idle(source, boot_instant());
         }
     }
 
@@ -323,7 +326,7 @@ impl Poller {
             match reading {
                 Ok(reading) => self.places.record_module(key, reading, Moment::now()),
                 Err(cause) => {
-                    self.places.record_failure(key, &cause.as_str().into(), Instant::now());
+                    self.places.record_failure(key, &cause.as_str().into(), boot_instant());
                     let state =
                         if source == Source::Zookeeper { &mut self.memory.zookeeper } else { &mut self.memory.kafka };
                     state.failure.get_or_insert_with(|| format!("stored offsets cannot be read: {cause}"));
@@ -355,20 +358,20 @@ impl Poller {
             let wait = self.kafka_pace.after(self.log_reader.request_count - before, Instant::now());
             let _ = stop.sleep(wait);
         }
-        self.places.compare(keys, Instant::now());
+        self.places.compare(keys, boot_instant());
     }
 
     /// Reads the members of the Kafka groups that are not as they should be.
     fn describe_groups(&mut self) {
         let Some((source, _)) = &mut self.groups else { return };
-        let keys = self.places.take_undescribed(MAX_DESCRIBED, Instant::now());
+        let keys = self.places.take_undescribed(MAX_DESCRIBED, boot_instant());
         if keys.is_empty() {
             return;
         }
         let names: Vec<Arc<str>> = keys.iter().map(|key| Arc::clone(&key.name)).collect();
         for (key, group) in keys.iter().zip(source.describe(&names)) {
             if let Some(group) = group {
-                self.places.record_description(key, &group, Instant::now());
+                self.places.record_description(key, &group, boot_instant());
             }
         }
     }
@@ -385,7 +388,7 @@ impl Poller {
 
     /// Publishes in the middle of a long cycle.
     fn publish_if_late(&mut self) {
-        if self.memory.published.is_some_and(|then| self.interval <= then.elapsed()) {
+        if self.memory.published.is_some_and(|then| self.interval <= boot_instant().saturating_duration_since(then)) {
             self.publish();
         }
     }

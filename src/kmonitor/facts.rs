@@ -4,7 +4,9 @@
 //! cluster fills a [`Facts`] for each place at each cycle; `verdict` judges it, and `sentence` puts it into words. Both
 //! read nothing else, so a verdict and its reason cannot disagree.
 //!
-//! Ages and durations are computed from a clock that is never set; the wall clock is only for display.
+//! Ages and durations are computed from a clock that is never set and counts on during a suspend; the wall clock is only
+//! for display. A duration that may lead to an alarm ends at the last reading that it is about: what has happened since
+//! is not known. So it is a lower bound, however far apart the readings are.
 
 use std::fmt;
 use std::sync::Arc;
@@ -131,7 +133,7 @@ pub(super) struct Behind {
     pub seconds: f64,
     /// Whether it may be more.
     pub at_least: bool,
-    /// Where the number is from: `history`, the readings of the end of the log.
+    /// Where the number is from: `history`, the readings of the end of the log, or `timestamps`, those of the messages.
     pub from: &'static str,
 }
 
@@ -156,32 +158,41 @@ pub(super) struct Facts {
     pub recreated: bool,
     /// The last time the stored offset became smaller.
     pub went_back: Option<WentBack>,
-    /// Time since the stored offset changed; `None` if it is not known to have changed.
+    /// The offset up to which committed messages can be read, where it is below the newest one: the rest waits for a
+    /// transaction to end.
+    pub stable: Option<Offset>,
+    /// How long the stored offset had not changed when it was last read; `None` if it was never read.
     pub moved_ago: Option<Duration>,
     /// Whether `moved_ago` may be more, because no change was seen yet.
     pub moved_at_least: bool,
-    /// Time since the stored offset was written, even with the same value.
+    /// Time since the stored offset was written, even with the same value, by the clock of ZooKeeper. For display.
     pub written_ago: Option<Duration>,
+    /// How long no write of the stored offset, even with the same value, had been seen when it was last read.
+    pub unwritten_for: Option<Duration>,
     /// Messages appended since the stored offset changed.
     pub came_in: u64,
     /// Who owns the partition.
     pub owner: Owner,
     /// Number of live members of the module; `None` if unknown.
     pub members: Option<u32>,
-    /// Time since the module was seen without any live member; `None` while there is one, or if unknown.
+    /// How long the module had had no live member when its members were last read; `None` while there is one, or if
+    /// unknown.
     pub nobody_there_for: Option<Duration>,
-    /// How long the first waiting message has been waiting; `None` if none waits or it is unknown.
+    /// How long the first waiting message had certainly been waiting when the stored offset was last read; `None` if none
+    /// waits or it is unknown.
     pub waiting_for: Option<Duration>,
-    /// Whether `waiting_for` may be more.
+    /// Whether `waiting_for` may be much more.
     pub waiting_at_least: bool,
+    /// For how much of that time the message could certainly be read: not while it was part of an open transaction.
+    pub readable_for: Option<Duration>,
     /// How many seconds the place is behind.
     pub behind: Option<Behind>,
     /// The delay a minute ago.
     pub delay_1m_ago: Option<u64>,
     /// The delay five minutes ago.
     pub delay_5m_ago: Option<u64>,
-    /// A probe found nothing that a consumer could deliver between the stored and the newest offset: only transaction
-    /// markers and aborted messages.
+    /// A probe found nothing that a consumer could deliver between the stored offset and the newest one, or the first of
+    /// an open transaction: only transaction markers and aborted messages.
     pub undeliverable: bool,
     /// The module pushes another topic now.
     pub left_behind: bool,
@@ -238,15 +249,18 @@ impl Facts {
             log_unknown: Some(UnknownReason::NotReadYet),
             recreated: false,
             went_back: None,
+            stable: None,
             moved_ago: None,
             moved_at_least: false,
             written_ago: None,
+            unwritten_for: None,
             came_in: 0,
             owner: Owner::Unknown,
             members: None,
             nobody_there_for: None,
             waiting_for: None,
             waiting_at_least: false,
+            readable_for: None,
             behind: None,
             delay_1m_ago: None,
             delay_5m_ago: None,
@@ -258,11 +272,23 @@ impl Facts {
 
 /// Returns the number of messages that are still to be pushed: from the stored offset, or from the oldest message if
 /// retention deleted what follows the stored offset or if the topic was created again, to the newest. `None` if a
-/// number is missing or nothing was ever stored.
+/// number is missing, nothing was ever stored, or the stored offset is beyond the end.
 pub(super) fn delay(facts: &Facts) -> Option<u64> {
     let (Stored::Offset(stored), LogState::Known { oldest, newest }) = (&facts.stored, &facts.log) else { return None };
+    if is_beyond_end(facts) {
+        return None;
+    }
     let from = if facts.recreated { *oldest } else { *oldest.max(stored) };
     Some(distance(from, *newest))
+}
+
+/// Whether the stored offset is beyond the end of the log, which was read after it, and it is not known why: how many
+/// messages wait is not known then.
+pub(super) fn is_beyond_end(facts: &Facts) -> bool {
+    match (&facts.stored, &facts.log) {
+        (Stored::Offset(stored), LogState::Known { newest, .. }) => newest < stored && !facts.recreated,
+        _ => false,
+    }
 }
 
 /// Returns the number of messages that retention deleted before they were pushed.
@@ -279,6 +305,17 @@ pub(super) fn waiting(facts: &Facts) -> Option<u64> {
         (Stored::Nothing, LogState::Known { oldest, newest }) => Some(distance(*oldest, *newest)),
         _ => delay(facts),
     }
+}
+
+/// Returns how many of the waiting messages nobody can read yet, because a transaction is open.
+pub(super) fn in_transaction(facts: &Facts) -> u64 {
+    let (Some(stable), LogState::Known { newest, .. }) = (facts.stable, &facts.log) else { return 0 };
+    distance(stable, *newest).min(waiting(facts).unwrap_or(0))
+}
+
+/// Returns how many of the waiting messages can be read.
+pub(super) fn readable(facts: &Facts) -> u64 {
+    waiting(facts).unwrap_or(0) - in_transaction(facts)
 }
 
 fn distance(from: Offset, to: Offset) -> u64 {
@@ -329,22 +366,6 @@ impl fmt::Display for Verdict {
     }
 }
 
-impl UnknownReason {
-    /// The code in answers and labels.
-    pub(super) fn code(&self) -> &'static str {
-        match self {
-            UnknownReason::NotReadYet => "not_read_yet",
-            UnknownReason::SourceSilent { .. } => "source_silent",
-            UnknownReason::LeaderSilent { .. } => "leader_silent",
-            UnknownReason::NoLeader => "no_leader",
-            UnknownReason::NotAuthorized => "not_authorized",
-            UnknownReason::InvalidTopic => "invalid_topic",
-            UnknownReason::NoBroker => "no_broker",
-            UnknownReason::Failed(_) => "failed",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,17 +381,29 @@ mod tests {
             (15, 0, 15, 0, 0),
             (3, 10, 15, 5, 7),
             (3, 15, 15, 0, 12),
-            (20, 0, 15, 0, 0),
             (0, 0, Offset::MAX, Offset::MAX as u64, 0),
             (Offset::MIN, Offset::MAX, Offset::MAX, 0, Offset::MAX as u64),
         ] {
             let facts = facts(stored, oldest, newest);
             assert_eq!((delay(&facts), lost(&facts)), (Some(waits), deleted), "{stored} {oldest} {newest}");
         }
+        let beyond = facts(20, 0, 15);
+        assert_eq!((delay(&beyond), waiting(&beyond), lost(&beyond)), (None, None, 0), "it is not known, and not 0");
         let recreated = Facts { recreated: true, ..facts(5000, 2, 120) };
         assert_eq!((delay(&recreated), lost(&recreated)), (Some(118), 0), "all of the new topic is pushed");
         let recreated = Facts { recreated: true, ..facts(1, 2, 120) };
         assert_eq!((delay(&recreated), lost(&recreated)), (Some(118), 0), "also where the old offset is in it");
+    }
+
+    #[test]
+    fn messages_of_an_open_transaction_wait_but_cannot_be_read() {
+        for (stored, stable, open, free) in
+            [(3, None, 0, 12), (3, Some(5), 10, 2), (3, Some(3), 12, 0), (7, Some(5), 8, 0), (15, Some(5), 0, 0)]
+        {
+            let facts = Facts { stable, ..facts(stored, 0, 15) };
+            assert_eq!((in_transaction(&facts), readable(&facts)), (open, free), "{stored} {stable:?}");
+            assert_eq!(delay(&facts), Some(open + free), "both are a delay");
+        }
     }
 
     #[test]

@@ -5,11 +5,11 @@
 //! answered with 200, because that cluster may have the module.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use log::debug;
 
 use crate::admin::Admin;
+use crate::clock::boot_instant;
 use crate::http::{Admission, Handler, Head, Reply, Request, Response};
 
 use super::page::DelayPageAnswers;
@@ -82,7 +82,7 @@ impl DelayHandler {
     }
 
     fn delay_v1(&self, head: &Head) -> Result<Response, Response> {
-        v1::answer(&self.pages.pages().view, head, Instant::now()).map_err(|reason| refusal(400, "bad_query", &reason))
+        v1::answer(&self.pages.pages().view, head, boot_instant()).map_err(|reason| refusal(400, "bad_query", &reason))
     }
 
     fn delay(&self, head: &Head) -> Result<Response, Response> {
@@ -97,11 +97,11 @@ impl DelayHandler {
         let selection = Selection { cluster: parameters.value("cluster"), module: parameters.value("module") };
         let pages = self.pages.pages();
         match pages.delay(format, selection) {
-            Ok(body) => Ok(pages.version(Instant::now()).answer_rendered(head, content_type, body)),
+            Ok(body) => Ok(pages.version(boot_instant()).answer_rendered(head, content_type, body)),
             Err(Missing::Cluster) => Err(unknown_cluster(selection.cluster.unwrap_or_default())),
             Err(Missing::Module) => {
                 let module = selection.module.unwrap_or_default();
-                let message = format!("unknown module {module:?}: it has no stored offsets");
+                let message = format!("no module {module:?} has stored offsets");
                 Err(refusal(404, "unknown_module", &message))
             }
         }

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::broker::{LogEnds, LogRange, MetadataError, PartitionId, PartitionInfo, TopicId, TopicInfo, TopicPartition};
+use crate::broker::{
+    LogEnds, LogRange, MetadataError, Offset, PartitionId, PartitionInfo, TopicId, TopicInfo, TopicPartition,
+};
 
 use super::facts::UnknownReason;
 
@@ -145,6 +147,34 @@ impl LogReader {
         self.ask(wanted, &silent, SILENT_TIMEOUT, now, &mut readings);
         let missing = || LogReading::Unknown(UnknownReason::NotReadYet);
         readings.into_iter().map(|reading| reading.unwrap_or_else(missing)).collect()
+    }
+
+    /// Returns for each of these logs the first message that is not older than each of `ages`, by the timestamps of the
+    /// messages; `None` for a log of which that cannot be looked up.
+    pub(super) fn firsts_by_age(
+        &mut self,
+        wanted: &[TopicPartition],
+        ages: impl Iterator<Item = Duration>,
+        now_ms: i64,
+    ) -> Vec<Option<Vec<Option<Offset>>>> {
+        let leaders: BTreeSet<_> = wanted.iter().filter_map(|at| self.leader(at)).collect();
+        let mut firsts: Vec<_> = wanted.iter().map(|_| Some(Vec::new())).collect();
+        let Some((_, log_ends)) = &mut self.connected else { return wanted.iter().map(|_| None).collect() };
+        let deadline = Instant::now() + TIMEOUT;
+        for age in ages {
+            let time_ms = now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+            self.request_count += leaders.len() as u64;
+            for (firsts, found) in firsts.iter_mut().zip(log_ends.at_time(wanted, time_ms, deadline)) {
+                let pushed = found.map(|first| firsts.as_mut().map(|firsts: &mut Vec<_>| firsts.push(first)));
+                if pushed.is_err() {
+                    *firsts = None;
+                }
+            }
+            if firsts.iter().all(Option::is_none) {
+                break;
+            }
+        }
+        firsts
     }
 
     /// Returns what is known of a log without a request for its ends; `None` if they can be requested.

@@ -39,6 +39,7 @@ mod report;
 mod sentence;
 mod sparkline;
 mod summary;
+mod timestamps;
 mod verdict;
 mod verdict_limits;
 mod view;
@@ -54,6 +55,7 @@ use prometheus::{HistogramVec, IntCounterVec};
 
 use crate::admin::{Admin, Health};
 use crate::broker::{self, BrokerConfig, FetcherConfig, HeaderLimits};
+use crate::clock::boot_instant;
 use crate::config::Problems;
 use crate::http::{Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, WriteLimits};
 use crate::keeper::discovery::{self, BrokerList};
@@ -105,7 +107,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (published, metrics_pages) = (Arc::downgrade(&pages), Arc::clone(&pages));
     board.on_publish(move || published.upgrade().iter().for_each(|pages| pages.refresh()));
     let admin = Admin::new(registry.clone(), health.clone())
-        .with_metrics(Arc::new(move || metrics_pages.pages().metrics(Instant::now())));
+        .with_metrics(Arc::new(move || metrics_pages.pages().metrics(boot_instant())));
 
     // The ports are opened first, so that a port in use ends the start before a poller runs.
     let servers = listen(&config, &pages, &admin, &registry, supervisor)?;

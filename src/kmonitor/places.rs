@@ -6,8 +6,9 @@
 //! - [`place`], [`log`]: what was seen of one place and of one log.
 //! - [`counting`]: which of the topics and sources of a module it pushes now.
 //! - [`polling`]: what to read next. [`probing`]: where to look whether anything can be delivered.
-//! - [`publish`]: the facts, the verdicts and the view.
+//! - [`collect`]: the facts. [`publish`]: the verdicts and the view.
 
+mod collect;
 mod counting;
 mod log;
 mod place;
@@ -65,6 +66,8 @@ struct Module {
     /// Whether it has any; for a Kafka group whose members were not read.
     has_members: Option<bool>,
     nobody_since: Option<Instant>,
+    /// When its members were read last.
+    members_read: Option<Instant>,
     /// When it was read last, or would have been read had it not been idle.
     valid_at: Option<Instant>,
     /// When it was read last.
@@ -88,6 +91,10 @@ struct ModuleTopic {
     first_read: Instant,
     /// When a partition had an owner last.
     owned: Option<Instant>,
+    /// When the module began to own it; `None` if that was not seen.
+    began: Option<Instant>,
+    /// It was read without an owner, or was not there, when the module was read before.
+    was_unowned: bool,
     is_left_behind: bool,
     rates: Rates<2>,
     line: Sparkline,
@@ -110,7 +117,8 @@ impl Places {
         }
     }
 
-    fn elapsed(&self, now: Moment) -> Duration {
+    /// Time since the start of the poller.
+    pub(super) fn elapsed(&self, now: Moment) -> Duration {
         now.at.saturating_duration_since(self.start.at)
     }
 
@@ -140,7 +148,10 @@ impl Places {
         }
         module.topics.retain(|name, _| reading.topics.contains_key(name));
         for (name, found) in reading.topics {
-            let topic = module.topics.entry(Arc::clone(&name)).or_insert_with(|| ModuleTopic::new(now.at));
+            let topic = module
+                .topics
+                .entry(Arc::clone(&name))
+                .or_insert_with(|| ModuleTopic { was_unowned: !is_first, ..ModuleTopic::new(now.at) });
             topic.refused = found.refused;
             if topic.refused.is_some() {
                 continue;
@@ -157,9 +168,7 @@ impl Places {
                 let place = topic.places.entry(*partition).or_insert_with(|| Place::new(now));
                 place.record(reading, self.logs.get(&at(*partition)), is_new, now);
             }
-            if found.places.values().any(|place| matches!(place.owner, Owner::Named(_))) {
-                topic.owned = Some(now.at);
-            }
+            topic.note_owner(self.left_behind_after, now.at);
         }
     }
 
@@ -213,11 +222,9 @@ impl Places {
             for (partition, place) in &mut found.places {
                 let at = TopicPartition { topic: Arc::clone(topic), partition: *partition };
                 let owner = owners.get(&at).map(|name| Owner::Named(Arc::clone(name)));
-                if owner.is_some() {
-                    found.owned = Some(now);
-                }
                 place.set_owner(owner.unwrap_or(Owner::Nobody { since: None }), now);
             }
+            found.note_owner(self.left_behind_after, now);
         }
     }
 
@@ -233,7 +240,7 @@ impl Places {
             topic.places.retain(|partition, place| {
                 partitions.contains(partition) || place.stored != Stored::Nothing || place.owner_name().is_some()
             });
-            let owner = topic.places.values().map(|place| place.owner(now.at)).find(|owner| !is_named(owner));
+            let owner = topic.places.values().map(|place| place.owner()).find(|owner| !is_named(owner));
             for partition in partitions {
                 topic.places.entry(partition).or_insert_with(|| {
                     let mut place = Place::new(now);
@@ -281,11 +288,12 @@ impl Places {
     pub(super) fn compare<'a>(&mut self, keys: impl IntoIterator<Item = &'a ModuleKey>, now: Instant) {
         for key in keys {
             let Some(module) = self.modules.get_mut(key) else { continue };
+            let read = module.read;
             for (name, topic) in &mut module.topics {
                 for (partition, place) in &mut topic.places {
                     let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
                     if let Some(log) = self.logs.get(&at) {
-                        place.compare(log, now);
+                        place.compare(log, read, now);
                     }
                 }
             }
@@ -304,8 +312,14 @@ fn is_named(owner: &Owner) -> bool {
 }
 
 impl Module {
+    /// How long there had been no member when the members were last read.
+    fn nobody_there_for(&self) -> Option<Duration> {
+        Some(self.members_read?.saturating_duration_since(self.nobody_since?))
+    }
+
     fn set_members(&mut self, members: Option<u32>, now: Instant) {
         (self.members, self.has_members) = (members, members.map(|count| 0 < count));
+        self.members_read = Some(now);
         self.nobody_since = if members == Some(0) { self.nobody_since.or(Some(now)) } else { None };
     }
 }
@@ -317,6 +331,8 @@ impl ModuleTopic {
             refused: None,
             first_read: now,
             owned: None,
+            began: None,
+            was_unowned: false,
             is_left_behind: false,
             rates: Rates::default(),
             line: Sparkline::default(),
@@ -326,3 +342,5 @@ impl ModuleTopic {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod truth_tests;

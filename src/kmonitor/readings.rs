@@ -46,6 +46,8 @@ pub(super) struct PlaceReading {
     pub stored: Stored,
     /// Milliseconds since 1970 of the last write; `None` if unknown.
     pub written_ms: Option<i64>,
+    /// Milliseconds since 1970 when the node was created; `None` if unknown.
+    pub created_ms: Option<i64>,
     /// Who owns the partition; for `Nobody` without a duration.
     pub owner: Owner,
     /// Id of the topic that the stored offset belongs to; `None` if unknown or not read.
@@ -55,6 +57,6 @@ pub(super) struct PlaceReading {
 impl PlaceReading {
     /// The reading of a partition without a stored offset.
     pub(super) fn nothing(owner: Owner) -> Self {
-        PlaceReading { stored: Stored::Nothing, written_ms: None, owner, topic_id: None }
+        PlaceReading { stored: Stored::Nothing, written_ms: None, created_ms: None, owner, topic_id: None }
     }
 }

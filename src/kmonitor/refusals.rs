@@ -9,7 +9,7 @@ pub(super) fn refusal(status: u16, error: &str, message: &str) -> Response {
 
 /// The answer to a request for a cluster that is not configured.
 pub(super) fn unknown_cluster(cluster: &str) -> Response {
-    refusal(404, "unknown_cluster", &format!("unknown cluster {cluster:?}: base.clusters does not name it"))
+    refusal(404, "unknown_cluster", &format!("no cluster {cluster:?} is configured"))
 }
 
 /// The answer to a request with wrong parameters.

@@ -29,12 +29,43 @@ pub(super) fn of(code: ReasonCode, facts: &Facts) -> Arc<str> {
             _ => {}
         }
     }
+    if counts_messages(code)
+        && let Some(open) = open_transaction(facts)
+    {
+        append(&mut text, format_args!("; {open}"));
+    }
     if 0 < lost && code != ReasonCode::Gone {
         let were = if lost == 1 { "was" } else { "were" };
         let what = messages(lost);
         append(&mut text, format_args!("; {what} {were} deleted by retention before being pushed"));
     }
     text.into()
+}
+
+/// Whether the sentence for a code counts the waiting messages.
+fn counts_messages(code: ReasonCode) -> bool {
+    matches!(
+        code,
+        ReasonCode::Waiting
+            | ReasonCode::SecondsBehind
+            | ReasonCode::MessagesBehind
+            | ReasonCode::NotMoving
+            | ReasonCode::NeverStored
+            | ReasonCode::NoMember
+            | ReasonCode::NoOwner
+    )
+}
+
+/// "12 wait for a transaction to end"; `None` if no message does.
+fn open_transaction(facts: &Facts) -> Option<String> {
+    let open = facts::in_transaction(facts);
+    match (open, facts::readable(facts)) {
+        (0, _) => None,
+        (1, 0) => Some("it waits for a transaction to end".to_owned()),
+        (_, 0) => Some("all of them wait for a transaction to end".to_owned()),
+        (1, _) => Some("1 of them waits for a transaction to end".to_owned()),
+        (open, _) => Some(format!("{} of them wait for a transaction to end", grouped(open))),
+    }
 }
 
 fn main_clause(code: ReasonCode, facts: &Facts) -> String {
@@ -73,9 +104,12 @@ fn main_clause(code: ReasonCode, facts: &Facts) -> String {
             Stored::Unreadable(stored) => format!("the stored text {:?} is not an offset", quoted(stored)),
             _ => "the stored text is not an offset".to_owned(),
         },
+        ReasonCode::BeyondEnd => beyond_end(facts),
         ReasonCode::Recreated => recreated(facts),
         ReasonCode::WentBack => went_back(facts),
         ReasonCode::NotMoving => not_moving(facts),
+        // A node that was deleted may have had one.
+        ReasonCode::NeverStored if !facts.moved_at_least => format!("no offset is stored any more; {}", wait(facts)),
         ReasonCode::NeverStored => format!("no offset was ever stored; {}", wait(facts)),
         ReasonCode::NoMember => {
             let time = facts.nobody_there_for.map_or_else(|| "a while".to_owned(), time);
@@ -84,7 +118,8 @@ fn main_clause(code: ReasonCode, facts: &Facts) -> String {
         ReasonCode::NoOwner => no_owner(facts),
         ReasonCode::NothingStored => {
             let came_in = messages(facts.came_in);
-            format!("nothing was stored for {} while {came_in} came in", since_moved(facts))
+            let members = if facts.owner == Owner::Unknown { "; its members are not known" } else { "" };
+            format!("nothing was stored for {} while {came_in} came in{members}", since_moved(facts))
         }
     }
 }
@@ -169,6 +204,14 @@ fn unknown(facts: &Facts) -> String {
         None => {}
     }
     text
+}
+
+fn beyond_end(facts: &Facts) -> String {
+    let (Stored::Offset(stored), LogState::Known { newest, .. }) = (&facts.stored, &facts.log) else {
+        return "the stored offset is beyond the end of the log".to_owned();
+    };
+    let (stored, newest) = (offset(*stored), offset(*newest));
+    format!("stored {stored} is beyond the end {newest}: it is not known yet whether the topic was created again")
 }
 
 fn recreated(facts: &Facts) -> String {

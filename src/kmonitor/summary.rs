@@ -31,6 +31,7 @@ struct Group {
     rank: (u64, Duration),
     count: usize,
     waiting: u64,
+    in_transaction: u64,
     came_in: u64,
     again: u64,
     /// The longest time for which what the code says has been so.
@@ -63,6 +64,11 @@ impl Summary {
 
     fn sentence(&self, worst: &Group) -> Arc<str> {
         let mut text = worst.clause(self.total);
+        // The reason of a single partition says it already.
+        if 0 < worst.in_transaction && (worst.verdict == Verdict::Ok || 1 < worst.count) {
+            let wait = if worst.in_transaction == 1 { "waits" } else { "wait" };
+            text.push_str(&format!("; {} of them {wait} for a transaction to end", grouped(worst.in_transaction)));
+        }
         for verdict in
             Verdict::ALL.into_iter().rev().filter(|verdict| Verdict::Ok < *verdict && *verdict < worst.verdict)
         {
@@ -89,6 +95,7 @@ impl Group {
             rank,
             count: 0,
             waiting: 0,
+            in_transaction: 0,
             came_in: 0,
             again: 0,
             longest: None,
@@ -113,6 +120,7 @@ impl Group {
         }
         self.count += 1;
         self.waiting = self.waiting.saturating_add(facts::waiting(facts).unwrap_or(0));
+        self.in_transaction = self.in_transaction.saturating_add(facts::in_transaction(facts));
         self.came_in = self.came_in.saturating_add(facts.came_in);
         if let Some(back) = facts.went_back {
             self.again = self.again.saturating_add(u64::try_from(back.from.saturating_sub(back.to)).unwrap_or(0));

@@ -4,12 +4,13 @@
 //! the verdict needs some readings in a row, so that one odd reading raises no alarm and ends none.
 //!
 //! The clocks of STOPPED and STALLED run from when the first waiting message arrived, not from the last stored offset:
-//! on a topic with a message an hour, the stored offset is old and nothing is wrong.
+//! on a topic with a message an hour, the stored offset is old and nothing is wrong. They run up to the last reading, and
+//! no alarm follows from an estimate: only from times that are lower bounds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::facts::{self, Facts, Limits, LogState, Moment, Owner, Stored, UnknownReason, Verdict};
+use super::facts::{self, Facts, Limits, LogState, Moment, Owner, Stored, UnknownReason, Verdict, is_beyond_end};
 use super::sentence;
 use super::view::ReasonCode;
 
@@ -95,8 +96,10 @@ fn is_immediate(facts: &Facts, limits: &Limits, before: &Standing, found: Findin
         found.code,
         ReasonCode::NothingWaits | ReasonCode::NothingDeliverable | ReasonCode::Gone | ReasonCode::LeftBehind
     );
+    // A number that is wrong is not shown for a second reading.
+    let is_wrong = found.code == ReasonCode::BeyondEnd && before.verdict < found.verdict;
     // Numbers become too old by themselves, and new numbers after a silence are no odd reading.
-    before.verdict == Verdict::Unknown || nothing_waits || outdated(facts, limits).is_some()
+    before.verdict == Verdict::Unknown || nothing_waits || is_wrong || outdated(facts, limits).is_some()
 }
 
 /// When the newest number of the facts was read.
@@ -107,18 +110,16 @@ fn read_at(facts: &Facts, now: Instant) -> Instant {
 
 /// The rules: the first that holds.
 fn finding(facts: &Facts, limits: &Limits, is_lagging: bool, calm_is_over: bool) -> Finding {
-    if let Some(code) = outdated(facts, limits) {
+    let ok = |code| Finding { verdict: Verdict::Ok, code };
+    // The module pushes another topic, which is the one to alarm while the source cannot be read.
+    if facts.left_behind && facts.stored_age.is_some() {
+        return ok(if facts.log == LogState::Gone { ReasonCode::Gone } else { ReasonCode::LeftBehind });
+    }
+    if let Some(code) = unknown(facts, limits) {
         return Finding { verdict: Verdict::Unknown, code };
     }
-    let ok = |code| Finding { verdict: Verdict::Ok, code };
-    match (&facts.stored, &facts.log) {
-        (Stored::Unreadable(_), _) => return Finding { verdict: Verdict::Unknown, code: ReasonCode::NotAnOffset },
-        (Stored::Refused(_), _) => return Finding { verdict: Verdict::Unknown, code: ReasonCode::NotAuthorized },
-        (_, LogState::Gone) => return ok(ReasonCode::Gone),
-        _ => {}
-    }
-    if facts.left_behind {
-        return ok(ReasonCode::LeftBehind);
+    if facts.log == LogState::Gone {
+        return ok(ReasonCode::Gone);
     }
     // Before REWOUND: messages that would be pushed a second time may wait for a module that is dead.
     if let Some(found) = standstill(facts, limits) {
@@ -129,11 +130,25 @@ fn finding(facts: &Facts, limits: &Limits, is_lagging: bool, calm_is_over: bool)
     }
     match facts::waiting(facts) {
         Some(0) => return ok(ReasonCode::NothingWaits),
-        Some(_) if facts.undeliverable => return ok(ReasonCode::NothingDeliverable),
+        Some(_) if facts.undeliverable && facts::in_transaction(facts) == 0 => {
+            return ok(ReasonCode::NothingDeliverable);
+        }
         _ => {}
     }
     lagging(facts, limits, is_lagging, calm_is_over)
         .map_or(ok(ReasonCode::Waiting), |code| Finding { verdict: Verdict::Lagging, code })
+}
+
+/// Returns why the delay is not known, or `None` if it is, or if the partition is gone.
+pub(super) fn unknown(facts: &Facts, limits: &Limits) -> Option<ReasonCode> {
+    if let Some(code) = outdated(facts, limits) {
+        return Some(code);
+    }
+    match (&facts.stored, &facts.log) {
+        (Stored::Unreadable(_), _) => Some(ReasonCode::NotAnOffset),
+        (Stored::Refused(_), _) => Some(ReasonCode::NotAuthorized),
+        _ => is_beyond_end(facts).then_some(ReasonCode::BeyondEnd),
+    }
 }
 
 /// Returns why a number is too old to be judged, or `None` if both are recent enough.
@@ -174,7 +189,8 @@ fn code_of(reason: Option<&UnknownReason>, age: Option<Duration>) -> ReasonCode 
 
 /// Returns the code if there is evidence that messages are pushed a second time.
 fn rewound(facts: &Facts, limits: &Limits) -> Option<ReasonCode> {
-    if facts.recreated {
+    // Of an empty topic no message is pushed a second time.
+    if facts.recreated && facts::waiting(facts) != Some(0) {
         return Some(ReasonCode::Recreated);
     }
     facts.went_back.filter(|back| back.to < back.from && back.ago < limits.rewound_for).map(|_| ReasonCode::WentBack)
@@ -182,20 +198,20 @@ fn rewound(facts: &Facts, limits: &Limits) -> Option<ReasonCode> {
 
 /// Returns STOPPED or STALLED if messages wait and nothing is pushed.
 fn standstill(facts: &Facts, limits: &Limits) -> Option<Finding> {
-    if facts::waiting(facts).unwrap_or(0) == 0 || facts.undeliverable {
+    // Nobody can push what is part of an open transaction.
+    if facts::readable(facts) == 0 || facts.undeliverable {
         return None;
     }
-    let waiting_for = facts.waiting_for.unwrap_or_default();
+    let waiting_for = facts.readable_for.unwrap_or_default();
     let at_least = |time: Option<Duration>, limit: Duration| time.is_some_and(|time| limit <= time);
     let stopped = |code| Some(Finding { verdict: Verdict::Stopped, code });
     let stalled = |code| Some(Finding { verdict: Verdict::Stalled, code });
     let never_stored = facts.stored == Stored::Nothing;
     let code = |code| if never_stored { ReasonCode::NeverStored } else { code };
 
-    if facts.members.is_none_or(|members| members == 0)
-        && at_least(facts.nobody_there_for, limits.stopped_after)
-        && limits.stopped_after <= waiting_for
-    {
+    // An owner is a member, whatever the list of members says.
+    let has_member = matches!(facts.owner, Owner::Named(_)) || facts.members.is_some_and(|members| 0 < members);
+    if !has_member && at_least(facts.nobody_there_for, limits.stopped_after) && limits.stopped_after <= waiting_for {
         return stopped(code(ReasonCode::NoMember));
     }
     if let Owner::Nobody { since } = facts.owner
@@ -216,11 +232,11 @@ fn standstill(facts: &Facts, limits: &Limits) -> Option<Finding> {
         // A consumer that does not register owners: it is alive if it stores anything. What was left over when it last
         // stored may be transaction markers, so only later messages count.
         Owner::Unsupported | Owner::Unknown
-            if is_still
-                && 0 < facts.came_in
-                && facts.written_ago.is_none_or(|written| limits.stalled_after <= written) =>
+            if is_still && 0 < facts.came_in && facts.unwritten_for.is_none_or(|time| limits.stalled_after <= time) =>
         {
-            stopped(ReasonCode::NothingStored)
+            // Members that are not known may be alive.
+            let is_alive = facts.owner == Owner::Unknown && facts.members != Some(0);
+            if is_alive { stalled(ReasonCode::NothingStored) } else { stopped(ReasonCode::NothingStored) }
         }
         _ => None,
     }
@@ -228,14 +244,16 @@ fn standstill(facts: &Facts, limits: &Limits) -> Option<Finding> {
 
 /// Returns the code if the place is too far behind. LAGGING ends below half of the limit, and not before it was calm.
 fn lagging(facts: &Facts, limits: &Limits, is_lagging: bool, calm_is_over: bool) -> Option<ReasonCode> {
-    let seconds = facts.behind.map_or(0.0, |behind| behind.seconds);
+    let seconds = facts.waiting_for.unwrap_or_default().as_secs_f64();
     let messages = facts::waiting(facts).unwrap_or(0);
     let share = if is_lagging { 0.5 } else { 1.0 };
     if limits.lagging_seconds.is_some_and(|limit| limit * share <= seconds) {
         return Some(ReasonCode::SecondsBehind);
     }
     let is_many = |limit: u64| if is_lagging { limit / 2 < messages } else { limit <= messages };
-    if limits.lagging_messages.is_some_and(is_many) {
+    // While the stored offset cannot be read, more and more messages seem to wait.
+    let is_estimate = facts.stored_unknown.is_some() && !is_lagging;
+    if !is_estimate && limits.lagging_messages.is_some_and(is_many) {
         return Some(ReasonCode::MessagesBehind);
     }
     (is_lagging && !calm_is_over).then_some(if limits.lagging_seconds.is_some() {

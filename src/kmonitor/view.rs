@@ -185,6 +185,8 @@ pub(super) enum ReasonCode {
     ReadFailed,
     /// UNKNOWN: the stored text is not an offset.
     NotAnOffset,
+    /// UNKNOWN: the stored offset is beyond the end of the log, and it is not known yet why.
+    BeyondEnd,
     /// REWOUND: the topic was created again.
     Recreated,
     /// REWOUND: the stored offset went back.
@@ -197,14 +199,14 @@ pub(super) enum ReasonCode {
     NoMember,
     /// STOPPED: members are there, but none owns the partition.
     NoOwner,
-    /// STOPPED: nothing is stored while messages come in.
+    /// STOPPED, or STALLED if the members are unknown: nothing is stored while messages come in.
     NothingStored,
 }
 
 impl ReasonCode {
     /// All codes, in the order of the documentation.
     #[cfg(test)]
-    pub(super) const ALL: [ReasonCode; 23] = [
+    pub(super) const ALL: [ReasonCode; 24] = [
         ReasonCode::NothingWaits,
         ReasonCode::NothingDeliverable,
         ReasonCode::Waiting,
@@ -221,6 +223,7 @@ impl ReasonCode {
         ReasonCode::NoBroker,
         ReasonCode::ReadFailed,
         ReasonCode::NotAnOffset,
+        ReasonCode::BeyondEnd,
         ReasonCode::Recreated,
         ReasonCode::WentBack,
         ReasonCode::NotMoving,
@@ -249,6 +252,7 @@ impl ReasonCode {
             ReasonCode::NoBroker => "no_broker",
             ReasonCode::ReadFailed => "read_failed",
             ReasonCode::NotAnOffset => "not_an_offset",
+            ReasonCode::BeyondEnd => "beyond_end",
             ReasonCode::Recreated => "recreated",
             ReasonCode::WentBack => "went_back",
             ReasonCode::NotMoving => "not_moving",

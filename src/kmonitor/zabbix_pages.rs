@@ -1,9 +1,10 @@
 //! Answers requests for `/v1/zabbix` and `/v1/zabbix/discovery`.
 
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use globset::{GlobBuilder, GlobMatcher};
 
+use crate::clock::boot_instant;
 use crate::http::{Body, Head, Response, Version};
 
 use super::query::Parameters;
@@ -23,12 +24,12 @@ pub(super) fn values(pages: &Pages, head: &Head) -> Result<Response, Response> {
     parameters.expect(&["cluster", "module", "level", "format", "timestamps"])?;
     let is_json = parameters.choice("format", &[("lines", false), ("json", true)])?;
     let with_times = parameters.choice("timestamps", &[("0", false), ("1", true)])?;
-    let version = pages.version(Instant::now());
+    let version = pages.version(boot_instant());
     with_filter(pages, &parameters, |filter| match is_json {
         true if filter.partitions => Err(bad_query("format=json has no level=partition")),
         true => Ok(page(version, head, JSON, filter.is_everything(), || pages.zabbix_document(filter))),
         false => {
-            let clock = Clock { wall: SystemTime::now(), now: Instant::now() };
+            let clock = Clock { wall: SystemTime::now(), now: boot_instant() };
             let is_rendered = with_times && filter.is_everything();
             Ok(page(version, head, LINES, is_rendered, || pages.zabbix_values(filter, with_times, clock)))
         }
@@ -39,7 +40,7 @@ pub(super) fn values(pages: &Pages, head: &Head) -> Result<Response, Response> {
 pub(super) fn discovery(pages: &Pages, head: &Head) -> Result<Response, Response> {
     let parameters = Parameters::of(head)?;
     parameters.expect(&["cluster", "module", "level"])?;
-    let version = pages.version(Instant::now());
+    let version = pages.version(boot_instant());
     with_filter(pages, &parameters, |filter| {
         Ok(page(version, head, JSON, filter.is_everything(), || pages.zabbix_discovery(filter)))
     })

@@ -235,6 +235,7 @@ impl ZookeeperSource<'_> {
                 let place = topic.places.entry(leaf.partition).or_insert_with(place);
                 place.stored = self.stored(&leaf.path, &node);
                 place.written_ms = Some(node.modified_ms).filter(|time| 0 < *time);
+                place.created_ms = Some(node.created_ms).filter(|time| 0 < *time);
             }
             (LeafKind::Offset, Err(denied @ KeeperError::NoAuth(_))) => {
                 topic.places.entry(leaf.partition).or_insert_with(place).stored =

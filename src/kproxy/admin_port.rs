@@ -9,6 +9,7 @@ use super::metrics::acks_label;
 use super::page::{LimitRow, ProxyContent, ProxyPageAnswers, TopicRow};
 use super::traffic::Traffic;
 use crate::admin::Admin;
+use crate::broker::ConnectionStatus;
 use crate::clock::Moment;
 use crate::html::answer::Recent;
 use crate::http::{Admission, ByteBudget, Handler, Head, ServerMetrics};
@@ -46,7 +47,13 @@ impl PageSource {
             number: now.wall.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis(),
             broker: self.handler.producers.reachable(),
             topics: topics.map(|topic| TopicRow::new(limits_of(&topic.topic), topic)).collect(),
-            connections: self.handler.producers.connections(),
+            connections: self.handler.producers.connections().map(|connections| {
+                let by_the_clock = |(producer, connection): (usize, ConnectionStatus)| {
+                    let time = connection.time.map(|time| now.of_monotonic(time));
+                    (producer, ConnectionStatus { time, ..connection })
+                };
+                connections.into_iter().map(by_the_clock).collect()
+            }),
             waits: self.traffic.waits(),
             limits: self.limits(),
             refusals: self.refusals(),

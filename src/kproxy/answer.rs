@@ -8,6 +8,7 @@ use std::fmt::{self, Display};
 use serde_json::Value;
 
 use crate::broker::{AppendError, AppendFailure, Appended, Offset, Stored, TOPIC_NAME_RULE};
+use crate::decimal::push_signed;
 use crate::http::{Response, SHUTTING_DOWN, UNANSWERED};
 
 /// `Retry-After` of a 503, in seconds.
@@ -254,8 +255,19 @@ impl Failure {
 
 /// 200: stored at the acks level of the request. A legal topic name needs no escaping in JSON.
 pub(super) fn stored(topic: &str, appended: Appended) -> Response {
-    let (partition, offset) = (appended.partition, OffsetOrNull(appended.offset));
-    Response::json(200, format!(r#"{{"topic":"{topic}","partition":{partition},"offset":{offset}}}"#))
+    // Not by `format!`, which takes several times as long.
+    let mut body = Vec::with_capacity(topic.len() + 64);
+    body.extend_from_slice(br#"{"topic":""#);
+    body.extend_from_slice(topic.as_bytes());
+    body.extend_from_slice(br#"","partition":"#);
+    push_signed(&mut body, appended.partition.into());
+    body.extend_from_slice(br#","offset":"#);
+    match appended.offset {
+        Some(offset) => push_signed(&mut body, offset),
+        None => body.extend_from_slice(b"null"),
+    }
+    body.push(b'}');
+    Response::json(200, body)
 }
 
 /// An offset as JSON: `null` with `acks=0`, for which a broker returns no offset.

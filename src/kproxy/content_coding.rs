@@ -57,7 +57,7 @@ pub(super) struct DecodedLimit {
 
 /// Returns the codings of a request's body in the order in which they were applied, without `identity`.
 fn codings(fields: &Headers) -> impl Iterator<Item = &[u8]> {
-    let values = fields.iter().filter(|(name, _)| *name == CONTENT_ENCODING).map(|(_, value)| value);
+    let values = fields.fields().filter(|(name, _)| *name == CONTENT_ENCODING.as_bytes()).map(|(_, value)| value);
     let codings = values.flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
     codings.filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
 }

@@ -24,7 +24,7 @@ use super::producer_pool::ProducerPool;
 use super::query::{Query, parse};
 use crate::admin::Admin;
 use crate::broker::{Acks, Header, PartitionId, Record};
-use crate::http::{Admission, ByteLease, Handler, Head, Reply, Request, Response};
+use crate::http::{Admission, ByteLease, DeferredResponses, Handler, Head, Reply, Request, Response};
 use crate::log_limited;
 
 /// Answers every request on kproxy's port.
@@ -206,6 +206,7 @@ impl CommitHandler {
             slot,
             lease,
             outcome: None,
+            record: None,
         });
         self.producers.append(record, acks, PendingMessage::Commit(commit));
     }
@@ -232,7 +233,7 @@ impl CommitHandler {
             let item = BatchItem::new(&batch, index, slots.split_one());
             self.producers.append(record, acks, PendingMessage::BatchItem(item));
         }
-        PendingBatch::release(batch);
+        PendingBatch::release(batch, &mut DeferredResponses::default());
     }
 
     /// Parses a body and acquires memory and slots for all its messages. After a failure no message has been handed to

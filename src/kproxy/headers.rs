@@ -31,7 +31,7 @@ pub(super) fn custom(fields: &Headers) -> Result<Vec<Header>, Failure> {
 
 /// Returns whether any field may become a record header. It is a cheap test, since most requests have no such field.
 pub(super) fn any_for_record(fields: &Headers) -> bool {
-    fields.iter().any(|(name, _)| name.starts_with(PREFIX) || name == TRACE_PARENT)
+    fields.fields().any(|(name, _)| name.starts_with(PREFIX.as_bytes()) || name == TRACE_PARENT.as_bytes())
 }
 
 /// Returns the trace context of a request; empty if it is absent, malformed, or has several `traceparent` fields.

@@ -1,22 +1,25 @@
 //! Messages that wait for a delivery report, and the answer to a `/commit` (for a batch: `batch/delivery.rs`).
 //!
-//! An engine passes on many delivery reports in a row, on one thread. While few messages are in flight, that thread
+//! An engine passes on many delivery reports at once, on one thread. While few messages are in flight, that thread
 //! writes the answer to each `/commit` itself, because waking the reader thread of the connection would take longer.
-//! While many messages are in flight, it leaves the answers to the reader threads and continues with the next report:
-//! most readers are awake then, or have enough answers to write to be worth waking.
+//! While many messages are in flight, it leaves the answers to the reader threads: most readers are awake then, or have
+//! enough answers to write to be worth waking. A reader gets its answers together, and the records with them, because
+//! it has allocated them.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::{Level, info};
+use log::{Level, info, log_enabled};
 
 use super::answer::{Failure, stored};
 use super::batch::BatchItem;
 use super::in_flight_slots::InFlightSlots;
 use super::log_fields::{ClientLabel, redacted_query};
 use super::metrics::{KproxyMetrics, TopicCounters};
-use crate::broker::{Acks, AppendResult, Completion};
-use crate::http::{ByteLease, DeferredResponse, Reply};
+use crate::broker::{Acks, AppendResult, Appended, Completion, Record};
+use crate::decimal::{push_decimal, push_signed};
+use crate::http::{ByteLease, DeferredResponse, DeferredResponses, HasReply, Reply};
 use crate::log_limited;
 
 /// While more messages than this are in flight, the reader threads write the answers, else the engine's thread.
@@ -35,9 +38,26 @@ pub(super) enum PendingMessage {
 
 impl Completion for PendingMessage {
     fn complete(self, outcome: AppendResult) {
-        match self {
-            PendingMessage::Commit(commit) => commit.complete(outcome),
-            PendingMessage::BatchItem(item) => item.complete(outcome),
+        complete_all(std::iter::once((self, outcome, None)));
+    }
+
+    fn complete_all(results: impl Iterator<Item = (Self, AppendResult, Box<Record>)>) {
+        complete_all(results.map(|(message, outcome, record)| (message, outcome, Some(record))));
+    }
+}
+
+fn complete_all(results: impl Iterator<Item = (PendingMessage, AppendResult, Option<Box<Record>>)>) {
+    let mut deferred = DeferredResponses::default();
+    // Decided once, since all threads change the number of messages in flight.
+    let mut is_left_to_readers = None;
+    for (message, outcome, record) in results {
+        match message {
+            PendingMessage::Commit(mut commit) => {
+                (commit.outcome, commit.record) = (Some(outcome), record);
+                let is_many = || commit.slot.used_in_pool() > MAX_ANSWERED_BY_ENGINE;
+                if *is_left_to_readers.get_or_insert_with(is_many) { deferred.add(commit) } else { commit.run() }
+            }
+            PendingMessage::BatchItem(item) => item.complete(outcome, &mut deferred),
         }
     }
 }
@@ -57,20 +77,22 @@ pub(super) struct PendingCommit {
     pub(super) lease: ByteLease,
     /// `None` until the delivery report arrives.
     pub(super) outcome: Option<AppendResult>,
+    /// The record, which comes back with the delivery report of some engines.
+    pub(super) record: Option<Box<Record>>,
 }
 
-impl PendingCommit {
-    fn complete(mut self: Box<Self>, outcome: AppendResult) {
-        self.outcome = Some(outcome);
-        if self.slot.used_in_pool() > MAX_ANSWERED_BY_ENGINE { self.reply.reader().defer(self) } else { self.run() }
+impl HasReply for PendingCommit {
+    fn reply(&mut self) -> &Reply {
+        &self.reply
     }
 }
 
 impl DeferredResponse for PendingCommit {
     fn run(self: Box<Self>) {
-        let PendingCommit { reply, topic, acks, query, bytes, client, started, metrics, slot, lease, outcome } = *self;
+        let PendingCommit { reply, topic, acks, query, bytes, client, started, metrics, .. } = *self;
         // Released before the answer, so that the client's next request finds the slot and the bytes free.
-        drop((slot, lease));
+        drop((self.record, self.slot, self.lease));
+        let outcome = self.outcome;
         let took = started.elapsed();
         let (query, cost) = (redacted_query(&query), took.as_micros());
         let outcome = outcome.map_or_else(
@@ -81,11 +103,7 @@ impl DeferredResponse for PendingCommit {
             Ok(appended) => {
                 reply.send(stored(&topic.name, appended));
                 metrics.stored(&topic, acks, took);
-                let (partition, offset) = (appended.partition, appended.offset.unwrap_or(-1));
-                info!(
-                    "commit {query} stored partition={partition} offset={offset} bytes={bytes} cost_us={cost} \
-                     peer={client}"
-                );
+                log_stored(&query, appended, bytes, cost, &client);
             }
             Err(failure) => {
                 reply.send(failure.response());
@@ -102,4 +120,30 @@ impl DeferredResponse for PendingCommit {
             }
         }
     }
+}
+
+/// Logs a stored message. The line is put together without `std::fmt`, since each request has one.
+fn log_stored(query: &str, appended: Appended, bytes: usize, cost_us: u128, client: &ClientLabel) {
+    if !log_enabled!(Level::Info) {
+        return;
+    }
+    thread_local! {
+        static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    LINE.with_borrow_mut(|line| {
+        line.clear();
+        for text in ["commit ", query, " stored partition="] {
+            line.extend_from_slice(text.as_bytes());
+        }
+        push_signed(line, appended.partition.into());
+        line.extend_from_slice(b" offset=");
+        push_signed(line, appended.offset.unwrap_or(-1));
+        line.extend_from_slice(b" bytes=");
+        push_decimal(line, bytes as u64);
+        line.extend_from_slice(b" cost_us=");
+        push_decimal(line, u64::try_from(cost_us).unwrap_or(u64::MAX));
+        line.extend_from_slice(b" peer=");
+        client.parts().for_each(|part| line.extend_from_slice(part.as_bytes()));
+        info!("{}", str::from_utf8(line).expect("strings and digits were appended"));
+    });
 }

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::iter;
 use std::sync::Arc;
 
-use crate::http::percent_decode;
+use crate::http::{QueryPair, percent_decode, query_pairs};
 
 /// Longest part of a request's head in a log line, in bytes.
 const MAX_LOGGED_BYTES: usize = 300;
@@ -35,18 +36,19 @@ pub(super) fn truncated(text: &str) -> &str {
 /// a query.
 pub(super) fn redacted_query(query: &str) -> Cow<'_, str> {
     let query = truncated(query);
-    if !query.split('&').any(may_be_secret) {
+    let is_hidden = |pair: &QueryPair<'_>| pair.value.is_some() && may_be_secret(pair.name);
+    if !query_pairs(query).any(|pair| is_hidden(&pair)) {
         return Cow::Borrowed(query);
     }
-    let redacted = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((name, _)) if may_be_secret(pair) => Cow::Owned(format!("{name}=(hidden)")),
-        _ => Cow::Borrowed(pair),
+    let redacted = query_pairs(query).map(|pair| match pair.value {
+        Some(_) if is_hidden(&pair) => format!("{}=(hidden)", pair.name),
+        Some(value) => format!("{}={value}", pair.name),
+        None => pair.name.to_owned(),
     });
     Cow::Owned(redacted.collect::<Vec<_>>().join("&"))
 }
 
-fn may_be_secret(pair: &str) -> bool {
-    let Some((name, _)) = pair.split_once('=') else { return false };
+fn may_be_secret(name: &str) -> bool {
     // kproxy's own parameters, which every request has, skip the search below.
     if matches!(name, "topic" | "key" | "acks" | "partition" | "timestamp" | "tombstone") {
         return false;
@@ -64,10 +66,17 @@ pub(super) struct ClientLabel {
     pub(super) credential: Option<Arc<str>>,
 }
 
+impl ClientLabel {
+    /// Returns the parts of the label, which follow each other without a separator.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &str> {
+        let credential = self.credential.iter().flat_map(|name| [" credential=", &**name]);
+        iter::once(self.address.as_deref().unwrap_or("-")).chain(credential)
+    }
+}
+
 impl fmt::Display for ClientLabel {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.address.as_deref().unwrap_or("-"))?;
-        self.credential.as_ref().map_or(Ok(()), |name| write!(formatter, " credential={name}"))
+        self.parts().try_for_each(|part| formatter.write_str(part))
     }
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::answer::Failure;
 use crate::broker::{Acks, PartitionId, is_topic_name};
-use crate::http::percent_decode;
+use crate::http::{QueryPair, percent_decode, query_pairs};
 
 /// The checked parameters of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub(super) struct Query<'a> {
 pub(super) fn parse(query: &str) -> Result<Query<'_>, Failure> {
     let (mut topic, mut key, mut acks, mut partition, mut timestamp, mut tombstone) =
         (None, None, None, None, None, None);
-    for pair in query.split('&') {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+    for QueryPair { name, value } in query_pairs(query) {
+        let value = value.unwrap_or_default();
         let parameter = match percent_decode(name).as_deref() {
             Some(b"topic") => &mut topic,
             Some(b"key") => &mut key,

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::group::Generation;
@@ -32,14 +32,14 @@ pub(super) struct AttemptBoard {
 }
 
 /// A push that has begun and not ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct PushOnWire {
     message: ClaimedOffset,
     pub(super) key: ShortKey,
     /// Number of the attempt, from 1.
     pub(super) attempt: u32,
-    /// Index of the backend in `backend_servers`.
-    pub(super) backend: usize,
+    /// The entry of `backend_servers`.
+    pub(super) backend: Arc<str>,
     pub(super) began: Instant,
 }
 
@@ -96,10 +96,11 @@ impl AttemptBoard {
         AttemptBoard { on_wire: (0..workers).map(|_| Mutex::default()).collect(), failed: Mutex::default() }
     }
 
-    /// Notes that a worker begins an attempt; `attempt` counts from 1, `backend` is the index of the backend.
-    pub(super) fn begin(&self, worker: usize, job: &Job, attempt: u32, backend: usize) {
+    /// Notes that a worker begins an attempt; `attempt` counts from 1, `backend` is the entry of
+    /// `backend_servers`.
+    pub(super) fn begin(&self, worker: usize, job: &Job, attempt: u32, backend: &Arc<str>) {
         let (message, key) = (claimed_offset(job), ShortKey::of(job.message.key.as_deref()));
-        let push = PushOnWire { message, key, attempt, backend, began: Instant::now() };
+        let push = PushOnWire { message, key, attempt, backend: Arc::clone(backend), began: Instant::now() };
         *lock(&self.on_wire[worker]) = Some(push);
     }
 
@@ -126,7 +127,7 @@ impl AttemptBoard {
 
     /// Returns the pushes on the wire.
     pub(super) fn on_wire(&self) -> HashMap<ClaimedOffset, PushOnWire> {
-        self.on_wire.iter().filter_map(|push| *lock(push)).map(|push| (push.message, push)).collect()
+        self.on_wire.iter().filter_map(|push| lock(push).clone()).map(|push| (push.message, push)).collect()
     }
 
     /// Returns the latest failure of a message; `None` if no attempt of it has failed.
@@ -156,9 +157,9 @@ mod tests {
     fn the_board_has_the_pushes_on_the_wire_and_the_failures_until_they_end() {
         let (board, job) = (AttemptBoard::new(2), job(Some(b"k"), None, &[]));
         let message = claimed_offset(&job);
-        board.begin(1, &job, 3, 0);
-        let push = board.on_wire()[&message];
-        assert_eq!((push.attempt, push.backend, push.key.to_string()), (3, 0, "k".to_owned()));
+        board.begin(1, &job, 3, &"b:80".into());
+        let push = &board.on_wire()[&message];
+        assert_eq!((push.attempt, &*push.backend, push.key.to_string()), (3, "b:80", "k".to_owned()));
         board.end(1);
         assert!(board.on_wire().is_empty());
         let outcome = AttemptOutcome::Impossible { reason: "e".repeat(5_000) };

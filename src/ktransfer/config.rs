@@ -35,6 +35,8 @@ const MAX_PUSHES_PER_SECOND: i64 = 1_000_000;
 /// The configuration of ktransfer.
 #[derive(Clone)]
 pub struct Config {
+    /// The main file.
+    pub(super) file: PathBuf,
     /// The log file settings: `log_dir`, `log_level`.
     pub(super) log: LogConfig,
     /// Where the groups of the modules are.
@@ -58,7 +60,7 @@ pub struct Config {
 }
 
 /// The service that manages the groups: assigns partitions to instances, and keeps the stored offsets.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum GroupService {
     /// `zk_hosts` is set: `zk_hosts`, `zk_chroot`, `zk_timeout_ms`.
     ZooKeeper(KeeperConfig),
@@ -86,7 +88,7 @@ impl Settings for Config {
 }
 
 /// The configuration of one module. No `Debug`: the headers may hold secrets.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(super) struct ModuleConfig {
     /// Name of the module: its consumer group in ZooKeeper, and the name of its file without `.yaml`.
     pub(super) name: Arc<str>,
@@ -170,6 +172,7 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 }
 
 fn main_file(mut section: Section, problems: &mut Problems) -> Config {
+    let file = section.file().to_owned();
     let log = LogConfig::from_section(&mut section, problems);
     let kafka_groups = kafka_groups(&mut section, problems);
     let has_zookeeper = section.has("zk_hosts");
@@ -205,6 +208,7 @@ fn main_file(mut section: Section, problems: &mut Problems) -> Config {
     check_dead_letters(&modules, engine, &section, problems);
     section.finish(problems);
     Config {
+        file,
         log,
         groups,
         retry_interval,

@@ -27,6 +27,10 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// producer stores a letter once, also if a response is lost.
 const LETTER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The producer has room for the letters of this number of modules at least, since a reload may add some. A letter that
+/// does not fit is sent later.
+const MIN_LETTER_MODULES: usize = 64;
+
 /// The session with ZooKeeper, which all modules share.
 #[derive(Clone)]
 pub(super) struct ZookeeperSession {
@@ -93,7 +97,7 @@ impl Connections {
         let config = ProducerConfig {
             partitioner: PartitionerKind::default(),
             max_message_bytes: MAX_MESSAGE_BYTES,
-            max_in_flight: MAX_LETTERS * self.config.modules.len(),
+            max_in_flight: MAX_LETTERS * self.config.modules.len().max(MIN_LETTER_MODULES),
             timeout: LETTER_TIMEOUT,
         };
         broker::producer(&self.appending_broker()?, config, threads)

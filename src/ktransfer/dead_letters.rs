@@ -1,7 +1,7 @@
 //! Stores the messages that a module gives up in its dead-letter topic.
 //!
 //! ```text
-//!  push-…@M ──letters (bounded)──▶ dead-letters ──append, acks=-1──▶ producer (its threads)
+//!  push-…@M ───────letters───────▶ dead-letters ──append, acks=-1──▶ producer (its threads)
 //!     ▲                                                                   │
 //!     └──────────────────────── stored, or why not ───────────────────────┘
 //! ```
@@ -20,7 +20,7 @@ mod status;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, select, unbounded};
 
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
@@ -39,10 +39,10 @@ const MIN_LETTER_BYTES: usize = 64 << 10;
 /// Largest number of letters of one module that are being stored.
 pub(super) const MAX_LETTERS: usize = MAX_BYTES / MIN_LETTER_BYTES;
 
-/// Creates the channel to the thread that stores letters. It has room for the letters of `n_modules` modules, so it is
-/// never full.
-pub(super) fn channel(n_modules: usize) -> (Sender<Letter>, Receiver<Letter>) {
-    bounded(MAX_LETTERS * n_modules.max(1))
+/// Creates the channel to the thread that stores letters. It needs no bound of its own: each module has at most
+/// [`MAX_LETTERS`] letters on their way.
+pub(super) fn channel() -> (Sender<Letter>, Receiver<Letter>) {
+    unbounded()
 }
 
 /// The dead letters of one module. Clones share the bounds and the status.

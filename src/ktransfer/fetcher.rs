@@ -328,11 +328,11 @@ impl FetchLoop {
         self.report(fetched, partition, |window, partition| Fetched::LogChanged { window, partition, change });
     }
 
-    /// Takes the memory of `fetched` and sends it to the dispatcher. Applies commands while the memory is used up or
-    /// the channel is full. A batch that such a command makes stale is recognised by the dispatcher by its window.
-    /// Returns false when the loop must end.
+    /// Takes the memory of `fetched` and sends it to the dispatcher. While the memory is used up it applies commands, and
+    /// takes starts that were found: a thread that looks them up would wait, and so would their stores. A batch that a
+    /// command makes stale is recognised by the dispatcher by its window. Returns false when the loop must end.
     fn hand_over(&mut self, fetched: Fetched, stop: &Stop) -> bool {
-        let (batches, commands) = (self.channels.batches.clone(), self.channels.commands.clone());
+        let (commands, found_starts) = (self.channels.commands.clone(), self.channels.found_starts.clone());
         let memory = self.channels.memory.clone();
         let size_bytes = fetched.size_bytes();
         // A report without messages needs no memory, and does not wait for any.
@@ -343,9 +343,22 @@ impl FetchLoop {
                     Ok(command) => self.apply(command),
                     Err(_) => return false,
                 },
+                recv(found_starts) -> found => match found {
+                    Ok(found) => if let Some(report) = self.on_found_start(found) && !self.send(report, stop) {
+                        return false;
+                    },
+                    Err(_) => return false,
+                },
                 recv(stop.closed()) -> _ => return false,
             }
         }
+        self.send(fetched, stop)
+    }
+
+    /// Sends a report to the dispatcher. Applies commands while the channel is full. Returns false when the loop must
+    /// end.
+    fn send(&mut self, fetched: Fetched, stop: &Stop) -> bool {
+        let (batches, commands) = (self.channels.batches.clone(), self.channels.commands.clone());
         loop {
             select! {
                 send(batches, fetched) -> sent => return sent.is_ok(),

@@ -148,6 +148,8 @@ pub(super) enum WorkerMessage {
     Skip(Arc<SkipOrder>),
     /// A backend is in use again, after the worker waited because none was.
     BackendReturned,
+    /// A reload has changed the settings.
+    SettingsChanged(SettingsChange),
     /// An attempt to store a dead letter has ended. Sent once for each.
     LetterEnded {
         /// Identifies the letter.
@@ -157,6 +159,16 @@ pub(super) enum WorkerMessage {
     },
     /// The dispatcher has ended, so the worker ends too.
     End,
+}
+
+/// What workers have to know of a change of the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SettingsChange {
+    /// The permits of the former limit on pushes are void.
+    pub(super) has_new_rate: bool,
+    /// Messages that wait for their next attempt are attempted now: the backends that refused them may be gone, or the
+    /// pauses shorter.
+    pub(super) retries_now: bool,
 }
 
 /// An operator's order to pass over one message.

@@ -3,11 +3,19 @@
 //! The fetch loop takes the bytes of a batch before it queues the batch, and waits while the budget is used up. Each
 //! message returns its bytes when its [`BudgetShare`] is dropped. Invariant: a batch of any size is admitted while
 //! nothing else is held, so a message larger than the budget does not wait forever.
+//!
+//! While messages are held, more are read: of large messages one waits for memory, one is decoded and one is received.
+//! A batch is admitted only if the budget has room for three more of its size, where that is more than a usual batch.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+
+/// A batch up to this size needs no room for what is read meanwhile: that is part of what ktransfer takes anyway.
+const USUAL_BATCH_BYTES: usize = 1 << 20;
+/// How many large batches may be in memory beside those held.
+const BATCHES_BEING_READ: usize = 3;
 
 /// The bytes that the messages of a module may take. Clones share one budget.
 #[derive(Clone, Debug)]
@@ -46,9 +54,11 @@ impl MemoryBudget {
     pub(super) fn try_take(&self, size_bytes: usize) -> bool {
         // Announced before the test: a share that is returned after the test then sees the announcement.
         self.shared.is_awaited.store(true, Ordering::SeqCst);
+        let being_read = size_bytes.saturating_sub(USUAL_BATCH_BYTES).saturating_mul(BATCHES_BEING_READ);
         let admit = |used: usize| {
             let total = used.saturating_add(size_bytes);
-            (used == 0 || size_bytes == 0 || total <= self.shared.max_bytes).then_some(total)
+            let is_within = total.saturating_add(being_read) <= self.shared.max_bytes;
+            (used == 0 || size_bytes == 0 || is_within).then_some(total)
         };
         let is_taken = self.shared.used_bytes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).is_ok();
         if is_taken {
@@ -65,6 +75,12 @@ impl MemoryBudget {
     /// Returns the channel that gets a message when bytes were returned after a failed [`try_take`](Self::try_take).
     pub(super) fn freed(&self) -> &Receiver<()> {
         &self.freed
+    }
+
+    /// Whether the fetch loop waits for bytes.
+    #[cfg(test)]
+    pub(super) fn is_awaited(&self) -> bool {
+        self.shared.is_awaited.load(Ordering::SeqCst)
     }
 
     /// Returns the bytes in use.
@@ -99,6 +115,19 @@ mod tests {
         assert!(!budget.try_take(31) && budget.try_take(30));
         assert_eq!(budget.used_bytes(), 100);
         drop(budget.share(100));
+    }
+
+    #[test]
+    fn a_large_batch_leaves_room_for_what_is_read_meanwhile() {
+        const MIB: usize = 1 << 20;
+        let budget = MemoryBudget::new(256 * MIB);
+        assert!(budget.try_take(64 * MIB) && !budget.try_take(64 * MIB), "64 MiB held, up to 192 MiB being read");
+        assert!(budget.try_take(48 * MIB), "48 MiB more held, up to 144 MiB being read");
+        assert!(!budget.try_take(40 * MIB));
+        for _ in 0..144 {
+            assert!(budget.try_take(MIB), "batches of usual size fill the budget");
+        }
+        assert!(!budget.try_take(1));
     }
 
     #[test]

@@ -104,8 +104,10 @@ pub(super) struct ModuleMetrics {
 pub(super) struct BackendMetrics {
     /// 1 while the backend is ejected, also while it is probed; otherwise 0.
     pub(super) ejected: IntGauge,
-    /// Ejections of the backend.
-    pub(super) ejections: IntCounter,
+    /// Ejections of the backend after failures in a row.
+    pub(super) ejections_in_a_row: IntCounter,
+    /// Ejections of the backend because of its failure rate.
+    pub(super) ejections_by_rate: IntCounter,
     /// Probes that the backend answered.
     pub(super) probes_ok: IntCounter,
     /// Probes that failed.
@@ -231,8 +233,8 @@ impl Metrics {
             ),
             backend_ejections: counter(
                 "ktransfer_backend_ejections_total",
-                "How often the backend was taken out of use because it failed.",
-                &["module", "backend"],
+                "How often the backend was taken out of use because it failed, by the rule: the key of ejection.",
+                &["module", "backend", "rule"],
             ),
             backend_probes: counter(
                 "ktransfer_backend_probes_total",
@@ -326,8 +328,25 @@ impl ModuleMetrics {
         let ejected = self.backend_ejected.with_label_values(&labels);
         // It may be 1 from before a restart of the module.
         ejected.set(0);
-        let ejections = self.backend_ejections.with_label_values(&labels);
-        BackendMetrics { ejected, ejections, probes_ok: probes("ok"), probes_failed: probes("failed") }
+        let ejections = |rule: &str| self.backend_ejections.with_label_values(&[labels[0], labels[1], rule]);
+        BackendMetrics {
+            ejected,
+            ejections_in_a_row: ejections("failures"),
+            ejections_by_rate: ejections("failure_percent"),
+            probes_ok: probes("ok"),
+            probes_failed: probes("failed"),
+        }
+    }
+
+    /// Removes the metrics of a backend that is no longer configured.
+    pub(super) fn forget_backend(&self, server: &str) {
+        let labels = [self.module.as_str(), server];
+        // An error means that the series does not exist.
+        let _ = self.backend_ejected.remove_label_values(&labels);
+        let _ = self.backend_ejections.remove_label_values(&labels);
+        for outcome in ["ok", "failed"] {
+            let _ = self.backend_probes.remove_label_values(&[labels[0], labels[1], outcome]);
+        }
     }
 
     /// Returns the gauge that shows the commit point of a partition.

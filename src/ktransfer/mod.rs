@@ -17,7 +17,8 @@
 //!                              names@M
 //! ```
 //!
-//! `module@M` starts these threads and restarts all of them when one fails. Each worker (`push-…`) has one channel; it
+//! `module@M` starts these threads and restarts all of them when one fails. A SIGHUP runs `reload`, which starts, stops
+//! and changes modules and touches no other ones. Each worker (`push-…`) has one channel; it
 //! keeps a queue for each of its keys, so that a message that waits for its next attempt holds up its key alone. At
 //! most `window_size` messages are pushed and not done (`window_slots`). Before a batch enters its channel the fetch
 //! loop takes its memory from `max_in_flight_bytes` (`memory_budget`); the memory returns when a message is done. The
@@ -29,7 +30,8 @@
 //! ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session with ZooKeeper) and `leases` (extends the
 //! claims of all modules); for groups in Kafka each module has `kafka-group`, which sends the heartbeats.
 //!
-//! Reading order: `config`, `connections`, `module` (the threads and channels of a module), `dispatcher` (the loop that
+//! Reading order: `config`, `connections`, `modules` (which ones run), `reload`, `module` (the threads and channels of a
+//! module), `dispatcher` (the loop that
 //! owns the windows), `window`, `group`, `fetcher`, `worker`, `backends` (which one a push goes to), `push_rate`,
 //! `backend_client` (an attempt), `outcomes` (what its result means), `policy` (retries), `give_up`, `dead_letters`,
 //! `operations`, `page`; the tools `move_offsets` and `replay`.
@@ -49,6 +51,8 @@ mod fetcher;
 mod give_up;
 pub mod group;
 mod job;
+mod letter_thread;
+mod live_module;
 mod memory_budget;
 mod method;
 mod metrics;
@@ -59,8 +63,10 @@ mod operations;
 mod outcomes;
 mod page;
 mod pauses;
+mod plan;
 mod policy;
 mod push_rate;
+mod reload;
 mod replay;
 mod stop_report;
 mod template;
@@ -74,10 +80,8 @@ mod window_slots;
 mod worker;
 mod worker_context;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-use crossbeam_channel::Sender;
 
 use crate::admin::Health;
 use crate::metrics::Registry;
@@ -86,13 +90,14 @@ use crate::supervise::{Ended, Supervisor};
 
 use config::GroupService;
 pub use config::{Config, load};
-use connections::{Connections, ZookeeperSession};
-use group::GroupObservers;
+use connections::ZookeeperSession;
+use letter_thread::LetterThread;
 use metrics::Metrics;
 use modules::Modules;
 pub use move_offsets::MOVE_OFFSETS;
 use operations::Operations;
 pub use operations::command::run_if_meant as operate;
+use reload::Reloader;
 pub use replay::REPLAY;
 use stop_report::StopReport;
 
@@ -122,19 +127,21 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let config = Arc::new(config);
     let letter_threads = Supervisor::new("dead letters", Stop::new());
     let report = StopReport::default();
-    let modules = Modules {
-        letters: start_letters(&config, zookeeper.clone(), &letter_threads),
+    let modules = Arc::new(Modules {
+        letters: LetterThread::new(&config, zookeeper.as_ref(), &letter_threads),
         config,
         zookeeper: zookeeper.clone(),
+        registry: registry.clone(),
         metrics: Metrics::new(&registry),
         health: health.clone(),
         report: report.clone(),
         operations,
         supervisor: module_threads.clone(),
-    };
-    for module in &modules.config.modules {
-        modules.start(module);
-    }
+        table: Mutex::default(),
+    });
+    modules.start_all();
+    let reloader = Reloader::new(Arc::clone(&modules), &registry);
+    supervisor.reloads().add("configuration", move || reloader.reload());
 
     // A failure under one of these supervisors must end the daemon. The failure triggers that supervisor's stop, so
     // the thread spawned here returns, and the daemon's supervisor counts a thread that returns early as failed.
@@ -154,6 +161,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     startup.set(Ok(()));
 
     supervisor.stop().wait();
+    modules.close();
     let ended = module_threads.join(shutdown_grace);
     report.end_waits();
     // After the modules: their workers wait for dead letters on their way, within the time of a push.
@@ -166,7 +174,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     if let Some(server) = server {
         server.close();
     }
-    let mut failures = report.take();
+    let mut failures = modules.take_failures();
     match ended {
         Ended::Stopped => {}
         Ended::Failed(failure) => failures.push(failure.to_string()),
@@ -175,21 +183,4 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
-}
-
-/// Starts the thread that stores dead letters, if a module has a dead-letter topic; returns where letters are sent.
-fn start_letters(
-    config: &Arc<Config>,
-    zookeeper: Option<ZookeeperSession>,
-    threads: &Supervisor,
-) -> Sender<dead_letters::Letter> {
-    let (sender, letters) = dead_letters::channel(config.modules.len());
-    if config.modules.iter().any(|module| module.dead_letter_topic.is_some()) {
-        let connections = Connections { config: Arc::clone(config), zookeeper, observers: GroupObservers::default() };
-        let group = threads.clone();
-        threads.spawn("dead-letters", move || {
-            dead_letters::store_letters(&letters, group.stop(), || connections.letter_producer(&group));
-        });
-    }
-    sender
 }

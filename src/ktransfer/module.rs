@@ -9,20 +9,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded};
 use log::{error, info, warn};
 
-use super::attempt_board::AttemptBoard;
-use super::backend_client::{BackendResolver, HttpClient};
-use super::backends::Backends;
 use super::config::ModuleConfig;
 use super::dead_letters::ModuleLetters;
 use super::dispatcher::{Channels, Dispatcher};
 use super::fetcher::{FOUND_STARTS, FetchChannels, FetchLoop, QUEUED_BATCHES, StartOffsets, StartRequests};
 use super::group::{Group, mailbox};
+use super::live_module::{ChangeableThreads, LiveModule, Resolving};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
 use super::operations::OperatorLink;
-use super::push_rate::PushRate;
 use super::stop_report::StopReport;
-use super::window_slots::WindowSlots;
 use super::worker::{Worker, WorkerChannels};
 use super::worker_context::WorkerContext;
 use crate::admin::Component;
@@ -45,6 +41,9 @@ const RECOVERED_AFTER: Duration = Duration::from_secs(60);
 /// Extra time after the grace for threads that still block in a library; then they are abandoned.
 const GRACE_MARGIN: Duration = Duration::from_millis(500);
 
+/// Interval at which the stop of a module by a reload checks whether the daemon stops.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Prefix of the name of a group thread.
 const GROUP_THREAD: &str = "group@";
 
@@ -60,8 +59,10 @@ pub(super) struct Connectors {
 
 /// A module: its configuration, metrics, health components and time limits.
 pub(super) struct Module {
-    /// Configuration of the module.
-    pub(super) config: ModuleConfig,
+    /// Name of the module.
+    pub(super) name: Arc<str>,
+    /// Its configuration, which a reload may change.
+    pub(super) live: LiveModule,
     /// Metrics of the module.
     pub(super) metrics: ModuleMetrics,
     /// Dead letters of the module; `None` without `dead_letter_topic`.
@@ -81,17 +82,22 @@ pub(super) struct Module {
 }
 
 impl Module {
-    /// Runs the module until the stop, and starts it again whenever one of its threads fails. Returns before the stop
-    /// only if the group thread failed and left claims behind. `connect` makes the connections, or returns the reason why they cannot be made
-    /// yet; it starts their threads under the supervisor that is passed to it.
-    pub(super) fn run(&self, stop: &Stop, connect: impl Fn(&Supervisor) -> Result<Connectors, String>) {
-        let name = &self.config.name;
+    /// Runs the module until the stop, and starts it again whenever one of its threads fails. Fails if the group thread
+    /// failed and left claims behind, which only the end of the daemon releases. `connect` makes the connections, or
+    /// returns the reason why they cannot be made yet; it starts their threads under the supervisor that is passed to
+    /// it.
+    pub(super) fn run(
+        &self,
+        stop: &Stop,
+        connect: impl Fn(&ModuleConfig, &Supervisor) -> Result<Connectors, String>,
+    ) -> Result<(), String> {
+        let name = &self.name;
         let mut failure_pause = FIRST_RESTART_PAUSE.min(self.max_pause);
         let mut last_reason = String::new();
         while !stop.is_triggered() {
             let began = Instant::now();
             let threads = Supervisor::new(format!("module {name}"), stop.child());
-            let pause = match connect(&threads) {
+            let pause = match connect(&self.live.config(), &threads) {
                 Err(reason) => {
                     threads.stop().trigger();
                     threads.join(self.grace);
@@ -106,10 +112,11 @@ impl Module {
                 Ok(connectors) => {
                     last_reason.clear();
                     let keeps_claims = connectors.group.keeps_claims_of_failed_loop();
-                    self.start(connectors, &threads);
+                    self.live.start(|config| self.start(config, connectors, &threads));
                     self.health.set(Ok(()));
                     info!("module [{name}] start");
-                    let ended = threads.join(self.grace + GRACE_MARGIN);
+                    let ended = self.join(&threads);
+                    self.live.end();
                     let group_failed =
                         matches!(&ended, Ended::Failed(failure) if failure.thread.starts_with(GROUP_THREAD));
                     let is_incomplete = matches!(&ended, Ended::StillRunning(_));
@@ -120,18 +127,18 @@ impl Module {
                             format!("threads still running at the end of shutdown_grace_ms: {}", threads.join(", "))
                         }
                     };
+                    if group_failed && keeps_claims && (!stop.is_triggered() || self.report.has_no_limit()) {
+                        // The module's partitions stay claimed until the session with ZooKeeper ends, which other
+                        // modules share. So only the end of the daemon releases them to the other instances.
+                        error!("module [{name}] failed in its group thread, so the daemon ends: {reason}");
+                        return Err(format!("failed in its group thread: {reason}"));
+                    }
                     if stop.is_triggered() {
                         if is_incomplete {
                             self.report.add(format!("module {name}: {reason}"));
                         }
                         info!("module [{name}] end: {reason}");
-                        return;
-                    }
-                    if group_failed && keeps_claims {
-                        // The module's partitions stay claimed until the session with ZooKeeper ends, which other
-                        // modules share. So only the end of the daemon releases them to the other instances.
-                        error!("module [{name}] failed in its group thread, so the daemon ends: {reason}");
-                        return;
+                        return Ok(());
                     }
                     if RECOVERED_AFTER < began.elapsed() {
                         failure_pause = FIRST_RESTART_PAUSE.min(self.max_pause);
@@ -146,28 +153,37 @@ impl Module {
             };
             stop.sleep(pause);
         }
+        Ok(())
+    }
+
+    /// Waits until the threads have ended, within the grace. Those of a module that a reload stops are waited for
+    /// longer: its partitions are theirs until then, and it may be started again.
+    fn join(&self, threads: &Supervisor) -> Ended {
+        threads.stop().wait();
+        let (began, mut is_late) = (Instant::now(), false);
+        while self.report.has_no_limit() {
+            match threads.join(STOP_CHECK_INTERVAL) {
+                Ended::StillRunning(running) if !is_late && self.grace + GRACE_MARGIN < began.elapsed() => {
+                    is_late = true;
+                    let reason = format!("a reload stops it, and these threads still run: {}", running.join(", "));
+                    error!("module [{}] {reason}", self.name);
+                    self.health.set(Err(reason));
+                }
+                Ended::StillRunning(_) => {}
+                ended => return ended,
+            }
+        }
+        threads.join(self.grace + GRACE_MARGIN)
     }
 
     /// Creates all channels of the module and starts all its threads.
-    fn start(&self, connectors: Connectors, threads: &Supervisor) {
-        let config = &self.config;
+    fn start(&self, config: &ModuleConfig, connectors: Connectors, threads: &Supervisor) -> ChangeableThreads {
         let name = &config.name;
         let stop = threads.stop();
-        let resolver = BackendResolver::new(&config.backend_servers);
-        if resolver.has_names() {
-            let (resolver, stop) = (Arc::clone(&resolver), stop.clone());
-            threads.spawn(format!("names@{name}"), move || resolver.run(&stop));
-        }
-        let context = Arc::new(WorkerContext {
-            http_client: HttpClient::new(config, resolver),
-            metrics: self.metrics.clone(),
-            dead_letters: self.dead_letters.clone(),
-            slots: WindowSlots::new(config.window_size.get()),
-            attempts: AttemptBoard::new(config.worker_num.get()),
-            backends: Backends::new(config, &self.metrics),
-            push_rate: PushRate::new(config.max_pushes_per_second),
-            config: config.clone(),
-        });
+        let context = Arc::new(WorkerContext::new(config.clone(), self.metrics.clone(), self.dead_letters.clone()));
+        let profile = Arc::clone(&context.settings().profile);
+        let mut resolving = Resolving::new(Arc::clone(name), threads.clone());
+        resolving.start_if_needed(profile.resolver());
 
         // The channels to and from the workers are unbounded, but what they hold is limited: each job has an open slot
         // in the window of its partition, which has at most max_commit_gap of them, and its share of the memory budget.
@@ -175,10 +191,11 @@ impl Module {
         let (report_sender, reports) = unbounded();
         let (inboxes, receivers): (Vec<_>, Vec<_>) = (0..config.worker_num.get()).map(|_| unbounded()).unzip();
         let workers: Arc<[_]> = inboxes.into();
+        let all_workers = Arc::clone(&workers);
         for (number, inbox) in receivers.into_iter().enumerate() {
             let (reports, workers) = (report_sender.clone(), Arc::clone(&workers));
             let channels = WorkerChannels { inbox, reports, workers };
-            let pusher = Box::new(context.http_client.pusher(number));
+            let pusher = Box::new(context.http_client.pusher(number, Arc::clone(&profile)));
             let worker = Worker::new(number, Arc::clone(&context), channels, pusher);
             threads.spawn(format!("push-{number}@{name}"), move || worker.run());
         }
@@ -220,12 +237,13 @@ impl Module {
             Channels { group_events, group_commands, fetch_commands, fetched, memory, workers, reports, operator };
         // Half of the grace is for the pushes in flight. The rest is for closing their connections, storing offsets and
         // leaving the group.
-        let dispatcher = Dispatcher::new(channels, context, stop.clone(), self.grace / 2);
+        let dispatcher = Dispatcher::new(channels, Arc::clone(&context), stop.clone(), self.grace / 2);
         threads.spawn(format!("dispatch@{name}"), move || dispatcher.run());
         // Started last, so that all threads that act on a claim exist before the first claim. The group thread ends
         // when the dispatcher sends `Leave`.
         let group = connectors.group;
         threads.spawn(format!("{GROUP_THREAD}{name}"), move || group.run(mailbox, event_sender));
+        ChangeableThreads { context, workers: all_workers, resolving }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Moves the stored offsets of a module between ZooKeeper and Kafka: `ktransfer -f FILE --move-offsets MODULE --to kafka`.
+//! Moves the stored offsets and the pauses of a module between ZooKeeper and Kafka:
+//! `ktransfer -f FILE --move-offsets MODULE --to kafka`.
 //!
 //! The instances of the module must be stopped: with a live member in either group nothing is written. The offsets at
 //! the source stay there. What was written is read again and compared, so a move that was interrupted is noticed, and
@@ -14,6 +15,7 @@ use super::config::{Config, GroupService, ModuleConfig};
 use super::connections::{Connections, ZookeeperSession};
 use super::group::offset_stores::{KafkaOffsets, OffsetStore, StoredOffsets, ZookeeperOffsets};
 use super::group::{GroupObservers, StoredPosition};
+use super::pauses::PauseMark;
 use crate::broker::PartitionId;
 use crate::daemon::{Tool, ToolArguments, ToolOption};
 use crate::keeper::Keeper;
@@ -135,6 +137,7 @@ fn move_offsets(
             conflicts.join("; ")
         ));
     }
+    let offsets = with_pauses_that_can_be_kept(offsets, options)?;
     if options.is_dry_run {
         return writeln!(out, "dry run: nothing was written").map_err(print_error);
     }
@@ -147,6 +150,23 @@ fn move_offsets(
     }
     let count = offsets.positions.len();
     writeln!(out, "moved {count} partitions from {from} to {to}; the offsets in {from} are kept").map_err(print_error)
+}
+
+/// Kafka keeps the pause of a partition beside its offset. Fails if a partition is paused that has none, unless that is
+/// forced; then it is not paused at the target.
+fn with_pauses_that_can_be_kept(mut offsets: StoredOffsets, options: Options) -> Result<StoredOffsets, String> {
+    let StoredOffsets { positions, pauses, .. } = &mut offsets;
+    let has_place = |partition: &PartitionId| options.target == Service::ZooKeeper || positions.contains_key(partition);
+    let without: Vec<PartitionId> =
+        pauses.partitions.keys().copied().filter(|partition| !has_place(partition)).collect();
+    if !without.is_empty() && pauses.module.is_none() && !options.is_forced {
+        return Err(format!(
+            "nothing was written: partitions {without:?} are paused and have no stored offset, beside which Kafka keeps a \
+             pause; resume them first, or use --force to move without these pauses"
+        ));
+    }
+    pauses.partitions.retain(|partition, _| has_place(partition));
+    Ok(offsets)
 }
 
 /// Fails if the group has live members.
@@ -162,18 +182,21 @@ fn check_members(service: Service, store: &mut dyn OffsetStore) -> Result<(), St
 fn table(from: Service, source: &StoredOffsets, to: Service, target: &StoredOffsets) -> String {
     let partitions: BTreeSet<PartitionId> =
         source.positions.keys().chain(target.positions.keys()).copied().chain(0..source.first_partitions).collect();
-    let shown = |position: Option<&StoredPosition>| match position {
-        None => "-".to_owned(),
-        Some(position) => {
-            let n_ahead: i64 = position.done_ahead.iter().map(|range| range.end.saturating_sub(range.start)).sum();
-            let ahead = if n_ahead > 0 { format!(" (+{n_ahead} done ahead)") } else { String::new() };
-            format!("{}{ahead}", position.next)
-        }
+    let shown = |stored: &StoredOffsets, partition: PartitionId| {
+        let paused = if stored.pauses.partitions.contains_key(&partition) { " paused" } else { "" };
+        let Some(position) = stored.positions.get(&partition) else { return format!("-{paused}") };
+        let n_ahead: i64 = position.done_ahead.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        let ahead = if n_ahead > 0 { format!(" (+{n_ahead} done ahead)") } else { String::new() };
+        format!("{}{ahead}{paused}", position.next)
     };
     let mut text = format!("{:<10} {:<32} {}\n", "partition", from.to_string(), to);
     for partition in partitions {
-        let (source, target) = (source.positions.get(&partition), target.positions.get(&partition));
-        text += &format!("{partition:<10} {:<32} {}\n", shown(source), shown(target));
+        text += &format!("{partition:<10} {:<32} {}\n", shown(source, partition), shown(target, partition));
+    }
+    for (service, stored) in [(from, source), (to, target)] {
+        if let Some(PauseMark { by, .. }) = &stored.pauses.module {
+            text += &format!("in {service} the module is paused by {by}\n");
+        }
     }
     text
 }
@@ -205,7 +228,10 @@ fn verify(written: &StoredOffsets, found: &StoredOffsets) -> Result<(), String> 
             return Err(format!("partition {partition} has {there} instead of {}", position.next));
         }
     }
-    Ok(())
+    match written.pauses.is_alike(&found.pauses) {
+        true => Ok(()),
+        false => Err("the pauses are not those that were written".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -3,74 +3,26 @@
 //! The pauses belong to the consumer group: they are stored with it, so that every instance follows them, also after a
 //! hand-over or a restart. [`PauseTable`] is what this process knows of them. While the stored pauses were never read,
 //! or cannot be read, a partition that is claimed counts as paused: pushing it could be against an operator's will.
+//!
+//! Two threads use the store: the group reads at intervals, and `operations` changes. Invariant: what the table knows
+//! never goes back. A result is taken only if no other one was taken since its call began; otherwise the two calls
+//! overlapped, nothing says which result is newer, and the pauses are read again. For a group in Kafka one thread does
+//! both, the loop of the group (`by_group`).
 
+mod by_group;
 mod node;
+mod pause;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
+use crossbeam_channel::Receiver;
 
 use crate::broker::PartitionId;
 use crate::locks::lock;
-pub(super) use node::PauseNode;
-
-/// Who paused, and when.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub(super) struct PauseMark {
-    /// Name of the operator's credential.
-    pub(super) by: String,
-    /// Milliseconds since 1970.
-    pub(super) at_ms: u64,
-}
-
-/// The pauses of one module.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-pub(super) struct Pauses {
-    /// The pause of the whole module, also of partitions that are added later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) module: Option<PauseMark>,
-    /// The pauses of single partitions.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) partitions: BTreeMap<PartitionId, PauseMark>,
-}
-
-/// A change of the pauses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum PauseChange {
-    /// Pauses a partition, or the whole module.
-    Pause(Option<PartitionId>, PauseMark),
-    /// Resumes a partition, or the whole module with all its partitions.
-    Resume(Option<PartitionId>),
-}
-
-impl Pauses {
-    /// Returns the pause that holds `partition`.
-    pub(super) fn of(&self, partition: PartitionId) -> Option<&PauseMark> {
-        self.module.as_ref().or_else(|| self.partitions.get(&partition))
-    }
-
-    /// Makes a change. A pause that exists keeps its mark.
-    pub(super) fn apply(&mut self, change: &PauseChange) {
-        match change {
-            PauseChange::Pause(None, mark) => drop(self.module.get_or_insert_with(|| mark.clone())),
-            PauseChange::Pause(Some(partition), mark) => {
-                self.partitions.entry(*partition).or_insert_with(|| mark.clone());
-            }
-            PauseChange::Resume(None) => *self = Pauses::default(),
-            PauseChange::Resume(Some(partition)) => drop(self.partitions.remove(partition)),
-        }
-    }
-}
-
-/// Why the stored pauses could not be changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum PauseStoreError {
-    /// Nothing was changed.
-    NotStored(String),
-    /// Whether the change was stored is unknown.
-    Unknown(String),
-}
+use by_group::GroupRequests;
+pub(crate) use by_group::PauseRequest;
+pub(super) use node::{PauseNode, read_node, write_node};
+pub(super) use pause::{ModulePaused, PauseChange, PauseMark, PauseStoreError, Pauses};
 
 /// Where the pauses of a module are stored.
 pub(super) trait PauseStore: Send + Sync {
@@ -81,10 +33,15 @@ pub(super) trait PauseStore: Send + Sync {
     fn change(&self, change: &PauseChange) -> Result<Pauses, PauseStoreError>;
 }
 
+/// Limit on the reads of one refresh, where each overlaps with a change.
+const MAX_READS: usize = 5;
+
 /// The pauses of one module as this process knows them. Clones share them.
 #[derive(Clone)]
 pub(crate) struct PauseTable {
     store: Option<Arc<dyn PauseStore>>,
+    /// Where the loop of the group stores changes, instead of `store`.
+    by_group: Option<GroupRequests>,
     known: Arc<Mutex<KnownPauses>>,
 }
 
@@ -94,6 +51,18 @@ struct KnownPauses {
     is_current: bool,
     /// Number of changes so far.
     changes: u64,
+    /// Number of results of the store that were taken so far.
+    n_taken: u64,
+}
+
+impl KnownPauses {
+    fn set(&mut self, pauses: Pauses) {
+        if self.pauses != pauses || !self.is_current {
+            self.changes += 1;
+        }
+        (self.pauses, self.is_current) = (pauses, true);
+        self.n_taken += 1;
+    }
 }
 
 /// Without a store, the pauses are those of this process alone.
@@ -109,48 +78,91 @@ impl PauseTable {
         Self::with_store(Some(Arc::new(store)))
     }
 
+    /// The pauses that the loop of a group reads and stores; they were not read yet.
+    pub(super) fn stored_by_group() -> PauseTable {
+        let table = PauseTable { by_group: Some(GroupRequests::new()), ..Self::default() };
+        lock(&table.known).is_current = false;
+        table
+    }
+
     fn with_store(store: Option<Arc<dyn PauseStore>>) -> PauseTable {
         let is_current = store.is_none();
-        let known = KnownPauses { pauses: Pauses::default(), is_current, changes: 0 };
-        PauseTable { store, known: Arc::new(Mutex::new(known)) }
+        let known = KnownPauses { pauses: Pauses::default(), is_current, changes: 0, n_taken: 0 };
+        PauseTable { store, by_group: None, known: Arc::new(Mutex::new(known)) }
+    }
+
+    /// Returns the changes that the loop of the group is to store; `None` if it does not store them.
+    pub(super) fn requests(&self) -> Option<&Receiver<PauseRequest>> {
+        self.by_group.as_ref().map(|requests| &requests.receiver)
+    }
+
+    /// Takes the pauses that are stored. For the loop of the group, if it stores them.
+    pub(super) fn set_stored(&self, pauses: Pauses) {
+        lock(&self.known).set(pauses);
     }
 
     /// Reads the stored pauses. The group calls it at intervals, and after each claim: from then on a partition is
     /// pushed only if it was not paused at that time.
     pub(super) fn refresh(&self) -> Result<(), String> {
         let Some(store) = &self.store else { return Ok(()) };
-        match store.read() {
-            Ok(pauses) => {
-                self.set(pauses);
-                Ok(())
-            }
-            Err(reason) => {
-                lock(&self.known).is_current = false;
-                Err(reason)
+        for _ in 0..MAX_READS {
+            let n_taken = self.n_taken();
+            let pauses = store.read().map_err(|reason| self.not_current(reason))?;
+            if self.take(pauses, n_taken) {
+                return Ok(());
             }
         }
+        Err(self.not_current("the pauses were changed during each of several reads".to_owned()))
     }
 
-    /// Stores a change.
+    fn not_current(&self, reason: String) -> String {
+        lock(&self.known).is_current = false;
+        reason
+    }
+
+    /// Stores a change. From then on the table has it, until another change is stored.
     pub(super) fn change(&self, change: &PauseChange) -> Result<(), PauseStoreError> {
-        let pauses = match &self.store {
-            Some(store) => store.change(change)?,
-            None => {
-                let mut pauses = self.present();
-                pauses.apply(change);
-                pauses
-            }
+        if let Some(requests) = &self.by_group {
+            return requests.change(change);
+        }
+        let Some(store) = &self.store else {
+            let mut known = lock(&self.known);
+            let mut pauses = known.pauses.clone();
+            pauses.apply(change)?;
+            known.set(pauses);
+            return Ok(());
         };
-        self.set(pauses);
+        let n_taken = self.n_taken();
+        let pauses = store.change(change)?;
+        if !self.take(pauses, n_taken) && self.refresh().is_err() {
+            // The change is stored. A module that is paused now was paused by another instance, and stays so.
+            let mut known = lock(&self.known);
+            let mut pauses = known.pauses.clone();
+            let _ = pauses.apply(change);
+            known.set(pauses);
+            known.is_current = false;
+        }
         Ok(())
     }
 
-    fn set(&self, pauses: Pauses) {
+    /// Whether a change could be made, as far as is known.
+    pub(super) fn check(&self, change: &PauseChange) -> Result<(), ModulePaused> {
+        self.present().apply(change)
+    }
+
+    fn n_taken(&self) -> u64 {
+        lock(&self.known).n_taken
+    }
+
+    /// Takes the result of a call of the store that began when `n_taken` results were taken. Returns false, and takes
+    /// nothing, if another one was taken since.
+    fn take(&self, pauses: Pauses, n_taken: u64) -> bool {
         let mut known = lock(&self.known);
-        if known.pauses != pauses || !known.is_current {
-            known.changes += 1;
+        let is_newest = known.n_taken == n_taken;
+        if is_newest {
+            known.set(pauses);
         }
-        (known.pauses, known.is_current) = (pauses, true);
+        is_newest
     }
 
     /// Returns the pauses that are known.
@@ -184,18 +196,103 @@ mod tests {
         PauseMark { by: by.to_owned(), at_ms: 7 }
     }
 
+    /// What happens at the store in the middle of a call: after a read, and before its result is returned.
+    type Between = Box<dyn FnOnce(&ScriptedStore) + Send>;
+
+    /// A store with a script for what overlaps with its next calls.
+    #[derive(Clone, Default)]
+    struct ScriptedStore {
+        stored: Arc<Mutex<Pauses>>,
+        after_read: Arc<Mutex<Vec<Between>>>,
+        after_change: Arc<Mutex<Vec<Between>>>,
+        n_reads: Arc<Mutex<usize>>,
+        is_unreadable: Arc<Mutex<bool>>,
+    }
+
+    impl ScriptedStore {
+        fn store(&self, change: &PauseChange) -> Result<Pauses, PauseStoreError> {
+            let mut stored = lock(&self.stored);
+            stored.apply(change)?;
+            Ok(stored.clone())
+        }
+
+        fn then(&self, script: &Mutex<Vec<Between>>) {
+            let between = lock(script).pop();
+            if let Some(between) = between {
+                between(self);
+            }
+        }
+    }
+
+    impl PauseStore for ScriptedStore {
+        fn read(&self) -> Result<Pauses, String> {
+            *lock(&self.n_reads) += 1;
+            if *lock(&self.is_unreadable) {
+                return Err("no answer".to_owned());
+            }
+            let pauses = lock(&self.stored).clone();
+            self.then(&self.after_read);
+            Ok(pauses)
+        }
+
+        fn change(&self, change: &PauseChange) -> Result<Pauses, PauseStoreError> {
+            let pauses = self.store(change)?;
+            self.then(&self.after_change);
+            Ok(pauses)
+        }
+    }
+
+    fn pause(partition: PartitionId) -> PauseChange {
+        PauseChange::Pause(Some(partition), mark("ann"))
+    }
+
     #[test]
-    fn a_pause_of_the_module_holds_every_partition_and_a_resume_of_it_ends_all_pauses() {
-        let mut pauses = Pauses::default();
-        pauses.apply(&PauseChange::Pause(Some(3), mark("ann")));
-        pauses.apply(&PauseChange::Pause(Some(3), mark("bob")));
-        assert_eq!((pauses.of(3), pauses.of(4)), (Some(&mark("ann")), None));
-        pauses.apply(&PauseChange::Pause(None, mark("bob")));
-        assert_eq!(pauses.of(4), Some(&mark("bob")));
-        pauses.apply(&PauseChange::Resume(Some(3)));
-        assert_eq!(pauses.of(3), Some(&mark("bob")), "the module is still paused");
-        pauses.apply(&PauseChange::Resume(None));
-        assert_eq!(pauses, Pauses::default());
+    fn a_read_that_began_before_a_change_does_not_undo_it() {
+        let store = ScriptedStore::default();
+        let table = PauseTable::stored_in(store.clone());
+        let changing = table.clone();
+        lock(&store.after_read).push(Box::new(move |_| changing.change(&pause(3)).unwrap()));
+        table.refresh().unwrap();
+        assert!(table.is_paused(3), "the pause was answered with done");
+        assert_eq!(*lock(&store.n_reads), 2);
+    }
+
+    #[test]
+    fn a_change_does_not_undo_what_was_read_after_it() {
+        let store = ScriptedStore::default();
+        let table = PauseTable::stored_in(store.clone());
+        let reading = table.clone();
+        lock(&store.after_change).push(Box::new(move |store| {
+            store.store(&pause(4)).unwrap();
+            reading.refresh().unwrap();
+        }));
+        table.change(&pause(3)).unwrap();
+        assert!(table.is_paused(3) && table.is_paused(4), "another instance paused 4 after the change");
+
+        // The same, while the store cannot be read again.
+        let reading = table.clone();
+        lock(&store.after_change).push(Box::new(move |store| {
+            store.store(&pause(6)).unwrap();
+            reading.refresh().unwrap();
+            *lock(&store.is_unreadable) = true;
+        }));
+        table.change(&PauseChange::Resume(Some(3))).unwrap();
+        let paused = [3, 4, 6].map(|partition| table.is_paused(partition));
+        assert_eq!(paused, [false, true, true]);
+    }
+
+    #[test]
+    fn a_partition_that_another_instance_paused_with_the_module_is_not_resumed() {
+        let store = ScriptedStore::default();
+        let table = PauseTable::stored_in(store.clone());
+        table.change(&pause(3)).unwrap();
+        store.store(&PauseChange::Pause(None, mark("bob"))).unwrap();
+        assert_eq!(table.check(&PauseChange::Resume(Some(3))), Ok(()), "this process does not know it yet");
+        assert_eq!(table.change(&PauseChange::Resume(Some(3))), Err(PauseStoreError::ModulePaused));
+        assert!(table.is_paused(3));
+        table.refresh().unwrap();
+        assert_eq!(table.check(&PauseChange::Resume(Some(3))), Err(ModulePaused));
+        assert_eq!(PauseTable::default().change(&PauseChange::Resume(Some(3))), Ok(()));
     }
 
     struct Unreadable;

@@ -4,18 +4,15 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::attempt_board::AttemptBoard;
-use super::backend_client::{BackendResolver, HttpClient, IdempotencyKey};
-use super::backends::{Backends, EjectionConfig};
+use super::backend_client::IdempotencyKey;
+use super::backends::EjectionConfig;
 use super::config::{FilteredMessages, ModuleConfig, ProtocolConfig, StartFrom, Tombstones};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
 use super::outcomes::OutcomeTable;
 use super::policy::RetryPolicy;
-use super::push_rate::PushRate;
 use super::template::UriTemplate;
-use super::window_slots::WindowSlots;
 use super::worker_context::WorkerContext;
 use crate::broker::{Header, Message, Offset, PartitionId, TopicPartition};
 use crate::clock::BootTime;
@@ -60,6 +57,7 @@ pub(super) fn module_config(servers: &[&str]) -> ModuleConfig {
         idempotency_key: IdempotencyKey::Timestamp,
         ejection: EjectionConfig {
             failures: Some(5),
+            rate: None,
             interval: Duration::from_millis(40),
             max_interval: Duration::from_millis(200),
             slow_start: Duration::from_millis(50),
@@ -84,16 +82,7 @@ pub(super) fn claim(partition: PartitionId, generation: u64, position: Option<Of
 /// Creates the worker context of a module with this `config`. Its metrics are in `registry`.
 pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
     let metrics = Metrics::new(registry).of_module(&config.name, &config.topic);
-    WorkerContext {
-        http_client: HttpClient::new(&config, BackendResolver::new(&config.backend_servers)),
-        backends: Backends::new(&config, &metrics),
-        push_rate: PushRate::new(config.max_pushes_per_second),
-        metrics,
-        slots: WindowSlots::new(config.window_size.get()),
-        attempts: AttemptBoard::new(config.worker_num.get()),
-        dead_letters: None,
-        config,
-    }
+    WorkerContext::new(config, metrics, None)
 }
 
 /// Record headers for [`job`]. A backend receives `trace`, `null` (empty) and `utf8`; the others have a name or value

@@ -32,9 +32,9 @@ use log::{Level, info};
 
 use super::backends::{BackendRotation, Choice, ChosenBackend, NextPush, PushVerdict};
 use super::give_up::{GiveUpReason, LastAttempt};
-use super::job::{Job, WorkerMessage, WorkerReport};
+use super::job::{Job, SettingsChange, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
-use super::worker_context::WorkerContext;
+use super::worker_context::{PushSettings, WorkerContext};
 use crate::log_limited;
 use attempt_fields::AttemptFields;
 pub(super) use channels::WorkerChannels;
@@ -135,8 +135,8 @@ impl Worker {
 
     /// Returns until when no attempt may begin, if there is something to attempt now.
     fn hold(&mut self) -> Option<Instant> {
-        let backends = &self.context.backends;
-        if backends.are_all_in_use() && self.permit.is_none() {
+        let settings = self.context.settings();
+        if settings.backends.are_all_in_use() && self.permit.is_none() {
             return None;
         }
         let now = Instant::now();
@@ -144,7 +144,7 @@ impl Worker {
         if !has_due && (!self.queues.has_fresh() || self.slots.is_waiting()) {
             return None;
         }
-        backends.blocked_until(self.number, now).or(self.permit.filter(|due| now < *due))
+        settings.backends.blocked_until(self.number, now).or(self.permit.filter(|due| now < *due))
     }
 
     /// Whether nothing but a message or the end of a wait can give this worker something to do.
@@ -168,7 +168,17 @@ impl Worker {
             WorkerMessage::SlotGranted => self.slots.granted(),
             // Only wakes the worker.
             WorkerMessage::BackendReturned => {}
+            WorkerMessage::SettingsChanged(change) => self.follow_change(change),
             WorkerMessage::End => self.has_ended = true,
+        }
+    }
+
+    fn follow_change(&mut self, change: SettingsChange) {
+        if change.has_new_rate {
+            self.permit = None;
+        }
+        if change.retries_now {
+            self.queues.end_waits(Instant::now());
         }
     }
 
@@ -237,30 +247,31 @@ impl Worker {
     fn attempt(&mut self, queue: QueueId, mut pending: PendingJob) {
         self.slots.withdraw(self.queues.has_fresh());
         let attempt = pending.attempts.saturating_add(1);
-        let chosen = match self.choose_backend(&pending) {
+        let (settings, chosen) = match self.choose_backend(&pending) {
             Ok(chosen) => chosen,
             Err(until) => return self.wait(queue, pending, until.saturating_duration_since(Instant::now())),
         };
-        let (backend, job) = (chosen.index, &pending.job);
+        let (server, job) = (settings.backends.server(chosen.index), &pending.job);
         job.assignment.note_started(job.message.offset);
-        let url = self.pusher.url(job, self.context.backends.server(backend));
+        self.pusher.follow(&settings.profile);
+        let url = self.pusher.url(job, server);
         let began = Instant::now();
-        self.context.attempts.begin(self.number, job, attempt, backend);
+        self.context.attempts.begin(self.number, job, attempt, server);
         let outcome = self.pusher.push(job, &url, attempt);
         self.context.attempts.end(self.number);
         let Some(outcome) = outcome else {
             // The end of the lease or of the claim ended the request. The message is not done, even if this was its
             // last attempt.
-            self.end_push(chosen, PushVerdict::NotMade);
+            self.end_push(&settings, chosen, PushVerdict::NotMade);
             return self.wait(queue, pending, LEASE_CHECK_INTERVAL);
         };
         let took = began.elapsed();
-        (pending.attempts, pending.last_backend) = (attempt, Some(backend));
-        let config = &self.context.config;
+        (pending.attempts, pending.last_backend) = (attempt, Some(Arc::clone(server)));
+        let config = &settings.config;
         let next = config.retry.next(&config.outcomes, attempt, &outcome, self.random.next());
-        self.end_push(chosen, PushVerdict::new(&outcome, next, attempt, config.ejection.count_5xx));
+        self.end_push(&settings, chosen, PushVerdict::new(&outcome, next, attempt, config.ejection.count_5xx));
         self.count(&outcome, next, took);
-        let (module, number, job) = (&self.context.config.name, self.number, &pending.job);
+        let (module, number, job) = (&config.name, self.number, &pending.job);
         let fields = AttemptFields { job, url: &url, attempt, outcome: &outcome, took };
         match next {
             NextStep::Delivered => {
@@ -273,7 +284,7 @@ impl Worker {
                     Level::Warn,
                     "module [{module}]: worker[{number}] fail push, retry in {pause_ms}ms: {fields}"
                 );
-                self.context.attempts.note_failure(job, attempt, &outcome, self.context.backends.server(backend));
+                self.context.attempts.note_failure(job, attempt, &outcome, server);
                 pending.is_on_board = true;
                 self.park(queue, pending, pause);
             }
@@ -284,29 +295,29 @@ impl Worker {
         }
     }
 
-    /// Returns the backend of the next push, or until when no push may begin.
-    fn choose_backend(&mut self, pending: &PendingJob) -> Result<ChosenBackend, Instant> {
-        let (context, now) = (&*self.context, Instant::now());
-        if let Some(rate) = &context.push_rate {
+    /// Returns the backend of the next push with the settings of the attempt, or until when no push may begin.
+    fn choose_backend(&mut self, pending: &PendingJob) -> Result<(Arc<PushSettings>, ChosenBackend), Instant> {
+        let (settings, now) = (self.context.settings(), Instant::now());
+        if let Some(rate) = &settings.push_rate {
             let due = rate.permit(&mut self.permit, now);
             if now < due {
                 return Err(due);
             }
         }
-        let may_retry = context.config.retry.may_retry_after(pending.attempts.saturating_add(1));
-        let push = NextPush { last: pending.last_backend, may_retry, random: self.random.next() };
-        match context.backends.choose(&mut self.rotation, push, now) {
-            Choice::Use(chosen) => {
+        let may_retry = settings.config.retry.may_retry_after(pending.attempts.saturating_add(1));
+        let push = NextPush { last: None, may_retry, random: self.random.next() };
+        match self.context.choose_backend(&mut self.rotation, pending.last_backend.as_deref(), push, now) {
+            (settings, Choice::Use(chosen)) => {
                 self.permit = None;
-                Ok(chosen)
+                Ok((settings, chosen))
             }
-            Choice::WaitUntil(until) => Err(until),
+            (_, Choice::WaitUntil(until)) => Err(until),
         }
     }
 
     /// Ends a push at its backend, and wakes the workers that can go on because of it.
-    fn end_push(&self, chosen: ChosenBackend, verdict: PushVerdict<'_>) {
-        for worker in self.context.backends.end(chosen, verdict, Instant::now()) {
+    fn end_push(&self, settings: &PushSettings, chosen: ChosenBackend, verdict: PushVerdict<'_>) {
+        for worker in self.context.end_push(settings, chosen, verdict) {
             // Fails only if that worker has ended, and then the module ends.
             let _ = self.channels.workers[worker].send(WorkerMessage::BackendReturned);
         }

@@ -2,6 +2,7 @@
 //! how they come back.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::fleet::{Arrival, Door, Fleet, Reply};
@@ -38,7 +39,10 @@ fn topic_with_messages() -> String {
 /// The metrics of one backend.
 struct BackendState {
     ejected: u64,
+    /// After failures in a row.
     ejections: u64,
+    /// Because of the failure rate.
+    ejections_by_rate: u64,
     probes: u64,
 }
 
@@ -48,9 +52,11 @@ fn state(member: &Member, module: &str, server: &str) -> BackendState {
         metrics.value(&format!("{name}{{backend=\"{server}\",module=\"{module}\"{more}}}")).unwrap_or_default()
     };
     let probes = |outcome: &str| value("ktransfer_backend_probes_total", &format!(",outcome=\"{outcome}\""));
+    let ejections = |rule: &str| value("ktransfer_backend_ejections_total", &format!(",rule=\"{rule}\""));
     BackendState {
         ejected: value("ktransfer_backend_ejected", ""),
-        ejections: value("ktransfer_backend_ejections_total", ""),
+        ejections: ejections("failures"),
+        ejections_by_rate: ejections("failure_percent"),
         probes: probes("ok") + probes("failed"),
     }
 }
@@ -129,6 +135,43 @@ fn one_dead_backend_of_four_costs_single_pushes() {
         assert_eq!(fleet.n_delivered(), MESSAGES, "{kind}");
         member.daemon.stop(STOP_DEADLINE);
     }
+}
+
+#[test]
+fn a_backend_of_four_that_fails_every_second_push_is_ejected_and_used_again_when_it_is_good() {
+    let topic = topic_with_messages();
+    let fleet = Fleet::start(4, good);
+    let turn = AtomicUsize::new(0);
+    fleet.script(0, move |arrival| match turn.fetch_add(1, Ordering::Relaxed) % 2 {
+        0 => Reply::status(500),
+        _ => good(arrival),
+    });
+    let (name, servers) = (unique("every_second"), fleet.addresses());
+    // Never so many failures in a row.
+    let file = module(&topic, &servers).set("ejection.failures", 1000);
+    let mut member = Member::start(cluster(), &name, "a", file);
+    let first = || state(&member, &name, &servers[0]);
+    wait_until(DEADLINE, "it is ejected", || first().ejections_by_rate > 0);
+    let line = format!("backend {} is ejected for 500ms after the failure of ", servers[0]);
+    member.daemon.wait_for_log(&line, DEADLINE);
+    let n_pushes = fleet.count(|arrival| arrival.server == 0);
+    assert!(n_pushes < 200, "{n_pushes} pushes to it before the ejection");
+    fleet.script(0, good);
+    wait_until(DEADLINE, "it is back", || first().ejected == 0);
+    let n_before = fleet.count(|arrival| arrival.server == 0 && arrival.is_delivered());
+    wait_until(DEADLINE, "it takes its turns", || {
+        fleet.count(|arrival| arrival.server == 0 && arrival.is_delivered()) >= n_before + 50
+    });
+    wait_until_stored(&name, &topic, MESSAGES);
+    for server in &servers {
+        let state = state(&member, &name, server);
+        let is_first = *server == servers[0];
+        assert_eq!((state.ejections, state.ejected, state.ejections_by_rate > 0), (0, 0, is_first), "{server}");
+    }
+    assert_order_per_key(&fleet);
+    assert_eq!(fleet.n_delivered(), MESSAGES);
+    assert_eq!(fleet.count(Arrival::is_delivered), MESSAGES, "none is pushed again after its delivery");
+    member.daemon.stop(STOP_DEADLINE);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::harness::fault_oracle::Verdict;
 use crate::harness::faults::{Fault, FaultScript, Step, Target};
 use crate::harness::testbed::{Groups, SESSION, STALL, Size, Testbed};
 
@@ -14,6 +15,9 @@ fn script(length: Duration) -> FaultScript {
         (50, Duration::ZERO, Target::GroupLink(0), Fault::Reset),
         (100, Duration::from_secs(1), Target::Instance(1), Fault::Kill),
         (250, beyond_the_session, Target::Instance(2), Fault::Pause),
+        // No backend takes a message: its attempts fail several times in a row.
+        (400, Duration::from_secs(1), Target::Backend(0), Fault::Status(503)),
+        (400, Duration::from_secs(1), Target::Backend(1), Fault::Status(503)),
         (450, Duration::from_millis(500), Target::Instance(0), Fault::Stop),
         (520, Duration::from_millis(500), Target::ZooKeeper, Fault::Kill),
         (620, Duration::from_millis(500), Target::Broker, Fault::Kill),
@@ -32,6 +36,9 @@ fn script_without_zookeeper(length: Duration) -> FaultScript {
         (50, Duration::ZERO, Target::GroupLink(0), Fault::Reset),
         (100, Duration::from_secs(1), Target::Instance(1), Fault::Kill),
         (250, beyond_the_session, Target::Instance(2), Fault::Pause),
+        // No backend takes a message: its attempts fail several times in a row.
+        (380, Duration::from_secs(1), Target::Backend(0), Fault::Status(503)),
+        (380, Duration::from_secs(1), Target::Backend(1), Fault::Status(503)),
         (420, Duration::from_millis(500), Target::Instance(0), Fault::Stop),
         (480, Duration::from_secs(4), Target::Coordinator, Fault::Kill),
         (700, Duration::from_millis(500), Target::Broker, Fault::Kill),
@@ -40,6 +47,20 @@ fn script_without_zookeeper(length: Duration) -> FaultScript {
         (900, 2 * SESSION, Target::GroupLink(1), Fault::Stall),
     ];
     script_of("one of each kind without ZooKeeper", length, &steps)
+}
+
+/// The broker that coordinates the group, and alone has the topic of the dead letters, is down for 20 s. Meanwhile
+/// instances are killed and stopped, while letters wait.
+fn script_with_dead_letters(length: Duration) -> FaultScript {
+    let steps = [
+        (30, Duration::ZERO, Target::GroupLink(0), Fault::Reset),
+        (100, Duration::from_secs(20), Target::Coordinator, Fault::Kill),
+        (190, Duration::from_secs(1), Target::Instance(1), Fault::Kill),
+        (260, Duration::from_millis(500), Target::Instance(0), Fault::Stop),
+        (700, Duration::ZERO, Target::GroupLink(2), Fault::Reset),
+        (950, Duration::from_secs(1), Target::Instance(2), Fault::Kill),
+    ];
+    script_of("dead letters whose broker is down", length, &steps)
 }
 
 fn script_of(name: &str, length: Duration, steps: &[(u32, Duration, Target, Fault)]) -> FaultScript {
@@ -66,14 +87,17 @@ fn length(default: u64) -> Duration {
     Duration::from_secs(seconds.unwrap_or(default))
 }
 
+/// Returns the repeats after stalls: leases end also while the machine runs no process.
+fn of_stalls(verdict: &Verdict) -> usize {
+    verdict.repeats_by_disturbance.get(STALL).copied().unwrap_or_default()
+}
+
 fn run(groups: Groups, script: &FaultScript, n_lost: f64) {
     let size = Size::default();
     let mut testbed = Testbed::start_with(groups, size, 1);
     testbed.run(script);
     let verdict = testbed.finish();
-    // Leases end also while the machine runs no process.
-    let n_of_stalls = verdict.repeats_by_disturbance.get(STALL).copied().unwrap_or_default();
-    let (n_repeats, max) = (verdict.n_repeats - n_of_stalls, max_repeats(&size, n_lost));
+    let (n_repeats, max) = (verdict.n_repeats - of_stalls(&verdict), max_repeats(&size, n_lost));
     assert!(n_repeats <= max, "{n_repeats} repeats, allowed are {max}");
     assert!(verdict.n_fenced <= 2, "{} requests after the pause, before the lease was checked", verdict.n_fenced);
 }
@@ -87,4 +111,14 @@ fn everything_fails_once_and_no_message_and_no_order_is_lost() {
 fn everything_fails_once_without_zookeeper_and_no_message_and_no_order_is_lost() {
     // All instances may lose their claims while the coordinator moves.
     run(Groups::InKafka, &script_without_zookeeper(length(50)), 6.0);
+}
+
+#[test]
+fn dead_letters_whose_broker_is_down_are_exactly_the_refused_messages_and_in_order() {
+    let mut testbed = Testbed::start_with_letters(Size::default(), 1);
+    testbed.run(&script_with_dead_letters(length(80)));
+    let verdict = testbed.finish();
+    let n_repeats = verdict.n_repeats - of_stalls(&verdict);
+    let share = n_repeats as f64 / verdict.n_confirmed as f64;
+    assert!(share < 0.005, "{n_repeats} repeats of {} messages", verdict.n_confirmed);
 }

@@ -1,81 +1,48 @@
 //! Operators act on a running ktransfer: pause, resume, skip and seek, by HTTP and by the command line.
 
-use std::fs;
-use std::process::{Command, Output};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
-use tempfile::NamedTempFile;
 
 use crate::harness::fleet::{Fleet, Reply};
-use crate::harness::http::{self, Client};
+use crate::harness::http;
 use crate::harness::one_topic::{produce, wait_until_stored};
-use crate::harness::{ConfigFile, Member, Program, STOP_DEADLINE, binary, cluster, configs, unique, wait_until};
+use crate::harness::operator::{Operator, Operators, TOKEN};
+use crate::harness::{ConfigFile, Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const TOKEN: &str = "story-token";
-
-/// A credentials file with one operator, `ann`.
-fn operators() -> NamedTempFile {
-    let file = NamedTempFile::new().unwrap();
-    fs::write(
-        file.path(),
-        format!("credentials:\n- {{name: ann, token: {TOKEN}}}\n- {{name: bob, token: b, topics: [x]}}\n"),
-    )
-    .unwrap();
-    file
-}
 
 /// An instance of a module, and its operators.
 struct Operated {
     member: Member,
-    module: String,
-    _credentials: NamedTempFile,
+    operator: Operator,
+    _operators: Operators,
 }
 
 impl Operated {
     #[track_caller]
     fn start(module: &str, name: &str, file: ConfigFile) -> Operated {
-        let credentials = operators();
-        let path = credentials.path().to_owned();
-        let member = Member::start_with(cluster(), module, name, file, |config| config.set("credentials_file", &path));
-        Operated { member, module: module.to_owned(), _credentials: credentials }
-    }
-
-    /// Posts an operation; returns status and answer.
-    #[track_caller]
-    fn post(&self, operation: &str, body: &str) -> (u16, Value) {
-        self.post_as(TOKEN, operation, body.as_bytes())
-    }
-
-    #[track_caller]
-    fn post_as(&self, token: &str, operation: &str, body: &[u8]) -> (u16, Value) {
-        let path = format!("/v1/modules/{}/{operation}", self.module);
-        let authorization = format!("Bearer {token}");
-        let headers = [("Authorization", authorization.as_str()), ("Connection", "close")];
-        let mut client = Client::connect(&self.member.admin).expect("admin_port listens");
-        let answer = client.request("POST", &path, &headers, body).expect("admin_port answers");
-        (answer.status, answer.json())
+        let operators = Operators::new();
+        let member = Member::start_with(cluster(), module, name, file, |config| operators.operate(config));
+        let operator = Operator::of(&member, module);
+        Operated { member, operator, _operators: operators }
     }
 
     /// Returns partition 0 of the module in `GET /v1/modules`.
     #[track_caller]
     fn partition(&self) -> Value {
-        let url = format!("http://{}/v1/modules/{}", self.member.admin, self.module);
-        http::get(&url).expect("admin_port answers").json()["partitions"][0].clone()
+        self.module()["partitions"][0].clone()
     }
+}
 
-    /// Runs ktransfer_bin with the file of this instance and these arguments.
-    fn command(&self, arguments: &[&str]) -> Output {
-        Command::new(binary(Program::Ktransfer))
-            .current_dir(self.member.daemon.folder())
-            .args(["-f", "conf/ktransfer.yaml"])
-            .args(arguments)
-            .env("KTRANSFER_TOKEN", TOKEN)
-            .output()
-            .expect("the program runs")
+impl Deref for Operated {
+    type Target = Operator;
+
+    fn deref(&self) -> &Operator {
+        &self.operator
     }
 }
 

@@ -42,6 +42,8 @@ mod http_table;
 mod kafka_settings;
 /// The ZooKeeper seam: servers that are down, killed, frozen, or not ZooKeeper servers.
 mod keeper;
+/// kmonitor: no alarm without proof, for instance on idle topics.
+mod kmonitor_alarms;
 /// kmonitor: large answers, slow readers, and clients that have the current page.
 mod kmonitor_answers;
 /// kmonitor: delays, also while clusters or brokers are down.
@@ -75,8 +77,14 @@ mod ktransfer_https;
 mod ktransfer_isolation;
 /// ktransfer: groups in Kafka, without ZooKeeper.
 mod ktransfer_kafka_groups;
+/// ktransfer: operations on modules whose groups are in Kafka 4.x.
+mod ktransfer_kraft_operations;
+/// ktransfer: its memory while messages of unusual shapes are refused.
+mod ktransfer_memory;
 /// ktransfer: stored offsets that move between ZooKeeper and Kafka.
 mod ktransfer_moved;
+/// ktransfer: a module that is stuck and paused moves between ZooKeeper and Kafka 3.9 or 4.x.
+mod ktransfer_moved_paused;
 /// ktransfer: topics that grow, are created again, lose messages or have transactions.
 mod ktransfer_offsets;
 /// ktransfer: operators pause, resume, skip and seek.
@@ -93,6 +101,10 @@ mod ktransfer_ownership;
 mod ktransfer_push;
 /// ktransfer: topics that are deleted and created again.
 mod ktransfer_recreated;
+/// ktransfer: modules that a SIGHUP adds, removes and changes.
+mod ktransfer_reload;
+/// ktransfer: reloads of wrong files, and reloads while modules stop.
+mod ktransfer_reload_faults;
 /// ktransfer: ZooKeeper connections that are lost, a stop without ZooKeeper, members with other topics.
 mod ktransfer_sessions;
 /// ktransfer: what one key or one push can hold up.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::state::{BrokerState, PartitionLog, SharedBroker};
 use crate::broker::{
-    FetchEvent, Fetcher, LogEnds, LogIdentity, LogRange, MessageBatch, MetadataError, Offset, PartitionInfo, TopicId,
-    TopicInfo, TopicPartition,
+    FetchEvent, Fetcher, LogEnds, LogIdentity, LogRange, Message, MessageBatch, MetadataError, Offset, PartitionInfo,
+    TopicId, TopicInfo, TopicPartition,
 };
 use crate::locks::wait_timeout;
 
@@ -177,6 +177,21 @@ impl LogEnds for MemoryLogEnds {
         partitions.iter().map(|partition| self.range(partition).map(|range| range.newest)).collect()
     }
 
+    fn at_time(
+        &mut self,
+        partitions: &[TopicPartition],
+        time_ms: i64,
+        _: Instant,
+    ) -> Vec<Result<Option<Offset>, MetadataError>> {
+        let mut state = self.shared.lock();
+        let mut first = |at: &TopicPartition| {
+            let log = state.log_mut(at).ok_or_else(|| MetadataError::Partition(format!("{at} does not exist")))?;
+            let is_found = |message: &&Message| message.timestamp_ms.is_some_and(|time| time_ms <= time);
+            Ok(log.messages.iter().find(is_found).map(|message| message.offset))
+        };
+        partitions.iter().map(&mut first).collect()
+    }
+
     fn range(&mut self, partition: &TopicPartition) -> Result<LogRange, MetadataError> {
         let mut state = self.shared.lock();
         if state.unreachable {
@@ -186,7 +201,11 @@ impl LogEnds for MemoryLogEnds {
             return Err(MetadataError::Partition(format!("{partition}: {reason}")));
         }
         match state.log_mut(partition) {
-            Some(log) => Ok(LogRange { oldest: log.oldest, newest: log.newest, stable: log.newest }),
+            Some(log) => Ok(LogRange {
+                oldest: log.oldest,
+                newest: log.newest,
+                stable: log.open_transaction.map_or(log.newest, |first| first.min(log.newest)),
+            }),
             None => Err(MetadataError::Partition(format!("{partition} does not exist"))),
         }
     }

@@ -61,6 +61,8 @@ pub(super) struct PartitionLog {
     pub(super) oldest: Offset,
     pub(super) newest: Offset,
     pub(super) messages: VecDeque<Message>,
+    /// The first offset of an open transaction. It holds no message back from a fetcher.
+    pub(super) open_transaction: Option<Offset>,
     /// Leader epoch; it rises with each truncation.
     pub(super) epoch: i32,
     /// Each truncation: the epoch after it, and the offset from which messages were lost.

@@ -86,10 +86,15 @@ impl Fetcher for NativeFetcher {
 
 fn seam_event(event: fetch::FetchEvent, limits: HeaderLimits) -> FetchEvent {
     match event {
-        fetch::FetchEvent::Messages(found) => {
+        fetch::FetchEvent::Messages(mut found) => {
             let partition = seam_partition(found.partition());
-            let messages = found.iter().map(|message| seam_message(&partition, message, limits)).collect();
             let (next, leader_epoch) = (found.next_offset(), found.leader_epoch());
+            let only_value = found.take_only_value();
+            let mut messages: Vec<Message> =
+                found.iter().map(|message| seam_message(&partition, message, limits)).collect();
+            if let (Some(value), [only]) = (only_value, messages.as_mut_slice()) {
+                only.value = Some(value);
+            }
             FetchEvent::Messages(MessageBatch { partition, messages, next, leader_epoch })
         }
         fetch::FetchEvent::Position { partition, next_offset, leader_epoch } => {

@@ -128,8 +128,8 @@ impl Membership for NativeMembership {
         self.client.released(group::ReleaseToken(token.0));
     }
 
-    fn leave(self: Box<Self>, deadline: Instant) {
-        self.client.close();
+    fn leave(self: Box<Self>, for_good: bool, deadline: Instant) {
+        self.client.close(for_good);
         self.threads.stop().trigger();
         self.threads.join(deadline.saturating_duration_since(Instant::now()));
     }

@@ -20,8 +20,8 @@ use crate::broker::partitioner::partition_of;
 use crate::broker::topic_rules::{CONFIG_NAMES, TopicRules};
 use crate::broker::topics::LookupAnswer;
 use crate::broker::{
-    Acks, AppendError, AppendFailure, Appended, BrokerConfig, Completion, ConnectionStatus, PartitionerKind, Producer,
-    ProducerConfig, Record, Stored,
+    Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, ConnectionStatus,
+    PartitionerKind, Producer, ProducerConfig, Record, Stored,
 };
 use crate::kafka::compression::Codec;
 use crate::kafka::connection::Disconnect;
@@ -30,7 +30,7 @@ use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
 use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
 use crate::kafka::producer::client::{KafkaProducer, ProducerConfig as ClientConfig};
 use crate::kafka::producer::message::{AcksLevel, ProducerMessage};
-use crate::kafka::producer::outcome::{self, Gathered, Limits, Outcome};
+use crate::kafka::producer::outcome::{self, EndedWithReason, Gathered, Limits, Outcome};
 use crate::kafka::record_batch::{BatchBuilder, HEADER_BYTES, RecordView};
 use crate::supervise::Supervisor;
 
@@ -60,7 +60,8 @@ struct Engine<C: Completion> {
 
 /// An append on its way through the client.
 struct NativeMessage<C: Completion> {
-    record: Record,
+    /// In a box, since the message is moved several times: into a queue, a batch, and out of it.
+    record: Box<Record>,
     partition: i32,
     timestamp_ms: i64,
     cost_bytes: usize,
@@ -162,7 +163,7 @@ impl<C: Completion> ProducerEngine<C> for Engine<C> {
         };
         let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
         let cost_bytes = cost_bytes(&record);
-        let state = Arc::clone(&self.state);
+        let (record, state) = (Box::new(record), Arc::clone(&self.state));
         self.producer
             .append(level, NativeMessage { record, partition, timestamp_ms, cost_bytes, completion, deadline, state });
         Ok(())
@@ -208,13 +209,32 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
     }
 
     fn end(self, outcome: Outcome, reason: &str) {
+        let (completion, result, _) = self.ended(outcome, reason);
+        completion.complete(result);
+    }
+
+    fn end_all(ended: impl Iterator<Item = EndedWithReason<Self>>) {
+        let ended =
+            ended.map(|(message, outcome, reason)| message.ended(outcome, reason.as_deref().unwrap_or_default()));
+        C::complete_all(ended);
+    }
+}
+
+impl<C: Completion> NativeMessage<C> {
+    fn ended(self, outcome: Outcome, reason: &str) -> (C, AppendResult, Box<Record>) {
+        let result = self.result(outcome, reason);
+        (self.completion, result, self.record)
+    }
+
+    /// Converts the outcome of this message.
+    fn result(&self, outcome: Outcome, reason: &str) -> AppendResult {
         let topic = &self.record.topic;
         let error = match outcome {
             Outcome::Appended(offset) => {
                 if offset.is_some() {
                     self.state.confirmed();
                 }
-                return self.completion.complete(Ok(Appended { partition: self.partition, offset }));
+                return Ok(Appended { partition: self.partition, offset });
             }
             Outcome::Rejected(error, stored) => {
                 self.state.doubt(topic);
@@ -242,8 +262,7 @@ impl<C: Completion> ProducerMessage for NativeMessage<C> {
                 reason: "the producer was closed before the broker confirmed the message".to_owned(),
             },
         };
-        let error = self.state.reconsider(topic, error);
-        self.completion.complete(Err(error));
+        Err(self.state.reconsider(topic, error))
     }
 }
 

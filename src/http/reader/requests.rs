@@ -92,7 +92,8 @@ impl Reader {
                         return self.refuse(index, TOO_MANY_BYTES);
                     }
                     requests += 1;
-                    let is_answered = self.hand_over(index, !input.is_empty()) == Phase::Reading;
+                    let phase = self.hand_over(index, !input.is_empty());
+                    let is_answered = phase == Phase::Reading;
                     let turn_is_over = requests == MAX_REQUESTS_PER_TURN && !input.is_empty();
                     if !is_answered || turn_is_over {
                         let client = self.client(index);
@@ -101,7 +102,8 @@ impl Reader {
                             let key = client.connection.key;
                             self.inbox.post(InboxMessage::Recheck(key));
                         }
-                        return !is_answered;
+                        // A request that is answered from now on causes a message if it leaves work for this reader.
+                        return phase != Phase::Reading && phase != Phase::Answering;
                     }
                 }
             }

@@ -2,13 +2,14 @@
 //! repeats nothing.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::error::{ConnectionError, ConnectionErrorKind as Kind};
 use crate::kafka::config::{BrokerAddress, ConnectionConfig};
-use crate::kafka::frame::{FrameReader, RequestHeader, put_request, split_response};
+use crate::kafka::frame::{FrameReader, RequestBuffer, RequestHeader, put_request, split_response};
 use crate::kafka::protocol::api_versions::{ApiVersionsRequest, UNSUPPORTED_VERSION};
 use crate::kafka::protocol::{Request, is_flexible};
 use crate::kafka::stream::{Stream, StreamError};
@@ -16,6 +17,10 @@ use crate::kafka::wire::{Malformed, WireReader};
 
 /// The output buffer of a connection is released if a request has made it larger than this.
 const MAX_KEPT_OUTPUT_BYTES: usize = 1 << 20;
+
+/// Data of a request that is at least this large is written from where it is, without being copied into the output
+/// buffer before. For smaller data the copy costs less than a further slice of the write.
+const MIN_LARGE_BYTES: usize = 4096;
 
 /// Requests and responses on a stream to a broker.
 pub(super) struct Channel {
@@ -106,8 +111,8 @@ impl Channel {
     pub(super) fn request_versions(&mut self, deadline: Instant) -> Result<(), ConnectionError> {
         for version in [ApiVersionsRequest::VERSIONS.1, 0] {
             let flexible = is_flexible::<ApiVersionsRequest>(version);
-            let sent = self.send_with(ApiVersionsRequest::API_KEY, version, flexible, deadline, |buffer| {
-                ApiVersionsRequest.encode(buffer, version);
+            let sent = self.send_with(ApiVersionsRequest::API_KEY, version, flexible, deadline, |request| {
+                ApiVersionsRequest.encode(&mut request.bytes, version);
             })?;
             let response = self.receive::<ApiVersionsRequest>(sent, deadline)?;
             match response.error_code {
@@ -131,19 +136,19 @@ impl Channel {
         deadline: Instant,
     ) -> Result<R::Response, ConnectionError> {
         let sent = self.send_with(R::API_KEY, version, is_flexible::<R>(version), deadline, |buffer| {
-            request.encode(buffer, version);
+            request.encode(&mut buffer.bytes, version);
         })?;
         self.receive::<R>(sent, deadline)
     }
 
     /// Sends a request whose body `body` appends.
-    pub(super) fn send_with(
+    pub(super) fn send_with<'a>(
         &mut self,
         api_key: i16,
         version: i16,
         flexible: bool,
         deadline: Instant,
-        body: impl FnOnce(&mut Vec<u8>),
+        body: impl FnOnce(&mut RequestBuffer<'a>),
     ) -> Result<SentRequest, ConnectionError> {
         self.correlation_id = self.correlation_id.wrapping_add(1);
         let correlation_id = self.correlation_id;
@@ -151,20 +156,25 @@ impl Channel {
         self.output.shrink_to(MAX_KEPT_OUTPUT_BYTES);
         let client_id = &*self.config.client_id;
         let header = RequestHeader { api_key, version, correlation_id, client_id, flexible };
-        put_request(&mut self.output, &header, body);
-        self.write_output(deadline)?;
+        // TLS copies all data anyway, and makes a record of each slice.
+        let min_large_bytes = if self.stream.is_encrypted() { usize::MAX } else { MIN_LARGE_BYTES };
+        let mut request = RequestBuffer::new(std::mem::take(&mut self.output), min_large_bytes);
+        put_request(&mut request, &header, body);
+        let written = self.write(&mut request.slices(), deadline);
+        self.output = request.bytes;
+        written?;
         // The response to ApiVersions has a header without tagged fields in every version (KIP-511).
         let flexible_header = flexible && api_key != ApiVersionsRequest::API_KEY;
         Ok(SentRequest { version, correlation_id, flexible_header })
     }
 
-    fn write_output(&mut self, deadline: Instant) -> Result<(), ConnectionError> {
+    fn write(&mut self, request: &mut [IoSlice<'_>], deadline: Instant) -> Result<(), ConnectionError> {
         if self.is_broken {
             return Err(self.error(Kind::NotSent, "the connection failed before".into()));
         }
         // Reset at the end: every failure below leaves the stream at an unknown position.
         self.is_broken = true;
-        self.stream.write_all(&self.output, deadline).map_err(|failure| {
+        self.stream.write_all(request, deadline).map_err(|failure| {
             let kind = match failure.cause {
                 _ if failure.is_unsent => Kind::NotSent,
                 StreamError::TimedOut => Kind::TimedOut,
@@ -185,10 +195,8 @@ impl Channel {
 
     /// Sends bytes with a length prefix only and returns those of the answer: SASL after SaslHandshake version 0.
     pub(super) fn call_raw(&mut self, message: &[u8], deadline: Instant) -> Result<Vec<u8>, ConnectionError> {
-        self.output.clear();
-        self.output.extend_from_slice(&(message.len() as i32).to_be_bytes());
-        self.output.extend_from_slice(message);
-        self.write_output(deadline)?;
+        let request = [&(message.len() as i32).to_be_bytes()[..], message].concat();
+        self.write(&mut [IoSlice::new(&request)], deadline)?;
         self.next_response(deadline, |frame| Ok(frame.to_vec()))
     }
 
@@ -236,6 +244,7 @@ impl Channel {
                     self.in_flight = self.in_flight.saturating_sub(1);
                     self.responses += 1;
                     self.last_used = Instant::now();
+                    self.frames.release_large();
                     return Ok(decoded);
                 }
                 Ok(None) => {}

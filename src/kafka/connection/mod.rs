@@ -29,6 +29,7 @@ use authenticate::Authenticator;
 use channel::Channel;
 
 use super::config::BrokerAddress;
+use super::frame::RequestBuffer;
 use super::protocol::{Request, is_flexible};
 use super::wire::Malformed;
 
@@ -72,18 +73,18 @@ impl Connection {
     pub fn send<R: Request>(&mut self, request: &R, deadline: Instant) -> Result<SentRequest, ConnectionError> {
         let version = self.version_of(R::API_KEY, R::VERSIONS)?;
         self.send_with(R::API_KEY, version, is_flexible::<R>(version), deadline, |buffer| {
-            request.encode(buffer, version);
+            request.encode(&mut buffer.bytes, version);
         })
     }
 
     /// Sends a request whose body `body` appends. Calls [`maintain`](Self::maintain) before.
-    pub fn send_with(
+    pub fn send_with<'a>(
         &mut self,
         api_key: i16,
         version: i16,
         flexible: bool,
         deadline: Instant,
-        body: impl FnOnce(&mut Vec<u8>),
+        body: impl FnOnce(&mut RequestBuffer<'a>),
     ) -> Result<SentRequest, ConnectionError> {
         self.maintain(deadline)?;
         self.channel.send_with(api_key, version, flexible, deadline, body)

@@ -149,6 +149,13 @@ impl Messages {
         self.range.clone().map(|index| self.set.message(index))
     }
 
+    /// Takes the value of a message that is alone in its buffer, without a copy; the message is a tombstone afterwards.
+    /// Returns `None` and changes nothing if it is not alone or has no value. A large message is alone, and a second copy
+    /// of it would be much of the memory of a reader.
+    pub fn take_only_value(&mut self) -> Option<Vec<u8>> {
+        Arc::get_mut(&mut self.set)?.take_only_value()
+    }
+
     /// Returns the offset to read after these messages. It is larger than the last offset plus one if transaction
     /// markers, aborted messages or compacted offsets follow.
     pub fn next_offset(&self) -> i64 {

@@ -73,6 +73,22 @@ impl RecordSet {
         MessageView { offset: record.offset, timestamp_ms, key, value, headers }
     }
 
+    /// Takes the value of the only message without a copy; the message is a tombstone afterwards. Returns `None` and
+    /// changes nothing if it has no value, or if there are several messages.
+    pub(super) fn take_only_value(&mut self) -> Option<Vec<u8>> {
+        let [record] = self.records.as_mut_slice() else { return None };
+        let value_len = usize::try_from(record.value_len).ok()?;
+        let key_start = record.start as usize;
+        let value_start = key_start + record.key_len.max(0) as usize;
+        let mut value = std::mem::take(&mut self.bytes);
+        let headers = value.split_off(value_start + value_len);
+        self.bytes = [&value[key_start..value_start], &headers].concat();
+        (record.start, record.value_len) = (0, -1);
+        value.drain(..value_start);
+        value.shrink_to_fit();
+        Some(value)
+    }
+
     /// Returns the bytes counted for the message at `index`.
     pub fn cost(&self, index: usize) -> usize {
         let record = &self.records[index];

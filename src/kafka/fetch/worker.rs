@@ -124,7 +124,7 @@ impl Worker<'_> {
         let (version, deadline) = (plan.version, self.deadline(plan.max_wait));
         let Some(connection) = self.connection.as_mut() else { return Ok(()) };
         let sent = connection.send_with(fetch::API_KEY, version, version >= FIRST_FLEXIBLE, deadline, |buffer| {
-            request.encode(buffer, version);
+            request.encode(&mut buffer.bytes, version);
         })?;
         let max_batch_bytes = config.max_batch_bytes();
         let outcome: FetchOutcome = connection.receive_with(sent, deadline, |body| {

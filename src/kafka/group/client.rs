@@ -7,8 +7,7 @@
 //! `MAX_PENDING_EVENTS`, then the session expires.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
@@ -82,7 +81,8 @@ pub struct GroupClient {
     commands: Sender<Command>,
     identity: Arc<Mutex<Option<Identity>>>,
     stop: Stop,
-    leaves: Arc<AtomicBool>,
+    /// Set when the member leaves: whether for good.
+    leaves: Arc<OnceLock<bool>>,
 }
 
 impl GroupClient {
@@ -99,7 +99,7 @@ impl GroupClient {
         // Not bounded: each release answers an event, and each refused commit is one that the owner has waited for.
         let (commands, command_receiver) = unbounded();
         let stop = supervisor.stop().child();
-        let leaves = Arc::new(AtomicBool::new(false));
+        let leaves = Arc::new(OnceLock::new());
         let blocked = Arc::new(Mutex::new(None));
         let identity = Arc::new(Mutex::new(None));
         let driver = Driver {
@@ -152,10 +152,10 @@ impl GroupClient {
         let _ = self.commands.send(Command::CommitRefused(error_code, generation));
     }
 
-    /// Leaves the group, unless the member is a static one. The owner must have stopped work on all partitions: other
-    /// members get them at once. Does not block; the thread ends at most a few seconds later.
-    pub fn close(self) {
-        self.leaves.store(true, Ordering::Release);
+    /// Leaves the group; a static member does so only `for_good`. The owner must have stopped work on all partitions:
+    /// other members get them at once. Does not block; the thread ends at most a few seconds later.
+    pub fn close(self, for_good: bool) {
+        self.leaves.get_or_init(|| for_good);
     }
 }
 
@@ -176,7 +176,7 @@ struct Driver {
     events: Sender<GroupEvent>,
     commands: Receiver<Command>,
     stop: Stop,
-    leaves: Arc<AtomicBool>,
+    leaves: Arc<OnceLock<bool>>,
     /// Closes the connection while the thread waits for a join or sync.
     blocked: Arc<Mutex<Option<Disconnect>>>,
     /// The identity for offset commits, as the owner reads it.
@@ -206,8 +206,8 @@ impl Driver {
                 }
             }
         }
-        if self.leaves.load(Ordering::Acquire)
-            && let Some(request) = self.member.leave()
+        if let Some(for_good) = self.leaves.get().copied()
+            && let Some(request) = self.member.leave(for_good)
         {
             let left = self.call(&request, Instant::now() + MAX_LEAVE, false).map(|response| response.error_code);
             match left {

@@ -280,13 +280,13 @@ impl Member {
 
     /// Returns the request to leave the group, if there is a member to remove. Static members stay, so that they get
     /// the same partitions back after a restart within the session timeout (KIP-345).
-    pub fn leave(&mut self) -> Option<LeaveGroupRequest> {
+    pub fn leave(&mut self, for_good: bool) -> Option<LeaveGroupRequest> {
         let leaves = !matches!(self.state, State::Ended) && !self.member_id.is_empty();
         self.state = State::Ended;
-        (leaves && self.config.instance_id.is_none()).then(|| LeaveGroupRequest {
+        (leaves && (for_good || self.config.instance_id.is_none())).then(|| LeaveGroupRequest {
             group_id: Arc::clone(&self.config.group_id),
             member_id: Arc::clone(&self.member_id),
-            instance_id: None,
+            instance_id: self.config.instance_id.clone(),
             reason: Some("the consumer was closed".into()),
         })
     }

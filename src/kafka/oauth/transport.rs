@@ -2,7 +2,7 @@
 //! of the Kafka client. The HTTP client has no TLS of its own in this build.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::time::Instant;
 
 use ureq::config::Config as AgentConfig;
@@ -100,7 +100,9 @@ impl TransportTrait for EndpointTransport {
 
     fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), Error> {
         let output = &self.buffers.output()[..amount];
-        self.stream.write_all(output, self.deadline).map_err(|failure| client_error(&failure.cause))
+        self.stream
+            .write_all(&mut [IoSlice::new(output)], self.deadline)
+            .map_err(|failure| client_error(&failure.cause))
     }
 
     fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {

@@ -8,15 +8,15 @@ use log::{info, warn};
 use super::buffers::Buffers;
 use super::gather::{BatchToSend, Sending};
 use super::leaders::LeaderHint;
-use super::level::EndedWithReason;
 use super::message::{AcksLevel, ProducerMessage};
-use super::outcome::{BatchResult, BrokerId};
+use super::outcome::{BatchResult, BrokerId, EndedWithReason};
 use super::response::{FIRST_THROTTLED_PRODUCE, batch_result, reason, throttle_time};
 use super::sender::Sender;
 use super::sender_handle::Activity;
 use crate::kafka::compression::Codec;
 use crate::kafka::connection::{Connection, ConnectionError, ConnectionErrorKind};
 use crate::kafka::error_code;
+use crate::kafka::frame::RequestBuffer;
 use crate::kafka::produce::{self, PartitionData, PartitionOutcome, ProduceResponse};
 use crate::kafka::record_batch::{BatchBuilder, ProducerState};
 
@@ -161,8 +161,8 @@ impl<M: ProducerMessage> Sender<M> {
         let acks = self.level.acks.number();
         let flexible = version >= produce::FIRST_FLEXIBLE;
         let sent = connection
-            .send_with(produce::API_KEY, version, flexible, deadline, |buffer| {
-                encode_body(buffer, version, acks, timeout_ms, batches);
+            .send_with(produce::API_KEY, version, flexible, deadline, |request| {
+                encode_body(request, version, acks, timeout_ms, batches);
             })
             .map_err(not_received)?;
         if self.level.acks == AcksLevel::None {
@@ -221,7 +221,9 @@ impl<M: ProducerMessage> Sender<M> {
     fn apply(&mut self, batches: Vec<SentBatch>, results: Vec<ResultWithReason>) {
         let now = Instant::now();
         let ending = self.shared.ending();
-        let (mut ended, mut woken): (Vec<EndedWithReason<M>>, Vec<BrokerId>) = (Vec::new(), Vec::new());
+        let message_count = batches.iter().map(|batch| batch.message_count).sum();
+        let mut ended: Vec<EndedWithReason<M>> = Vec::with_capacity(message_count);
+        let mut woken: Vec<BrokerId> = Vec::new();
         let mut level = self.level.lock();
         for (batch, (result, reason)) in batches.into_iter().zip(results) {
             let index = batch.sending.partition;
@@ -287,7 +289,13 @@ fn not_received(error: ConnectionError) -> RequestFailure {
     RequestFailure { error, result }
 }
 
-fn encode_body(buffer: &mut Vec<u8>, version: i16, acks: i16, timeout_ms: i32, batches: &[SentBatch]) {
+fn encode_body<'a>(
+    request: &mut RequestBuffer<'a>,
+    version: i16,
+    acks: i16,
+    timeout_ms: i32,
+    batches: &'a [SentBatch],
+) {
     let data: Vec<PartitionData> =
         batches.iter().map(|batch| PartitionData { partition: batch.partition, records: &batch.bytes }).collect();
     let mut topics: Vec<(&str, &[PartitionData])> = Vec::new();
@@ -296,7 +304,7 @@ fn encode_body(buffer: &mut Vec<u8>, version: i16, acks: i16, timeout_ms: i32, b
         topics.push((&group[0].topic, &data[start..start + group.len()]));
         start += group.len();
     }
-    produce::encode_request(buffer, version, acks, timeout_ms, &topics);
+    produce::encode_request(request, version, acks, timeout_ms, &topics);
 }
 
 /// The outcomes of a response, found by topic and partition.

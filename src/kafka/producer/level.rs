@@ -14,7 +14,7 @@ use log::info;
 
 use super::gather::{BatchToSend, Gather, PartitionIndex};
 use super::message::{AcksLevel, ProducerMessage};
-use super::outcome::{BrokerId, EndedMessage, Limits, Outcome};
+use super::outcome::{BrokerId, EndedMessage, EndedWithReason, Limits, Outcome};
 use super::sender_handle::{Activity, SenderHandle, check_all};
 use crate::locks::lock;
 use crate::random::random;
@@ -85,9 +85,6 @@ struct ProducerIdRefusal {
     until: Instant,
     time: Duration,
 }
-
-/// A message that has ended, with its outcome and the cause; `None` without a cause beyond the outcome.
-pub(super) type EndedWithReason<M> = (M, Outcome, Option<Arc<str>>);
 
 /// What the caller of [`LevelState::append`] must do after it has released the lock.
 pub(super) enum AfterAppend<M> {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::outcome::{Gathered, Outcome};
+use super::outcome::{EndedWithReason, Gathered, Outcome};
 use crate::kafka::record_batch::RecordView;
 
 /// A message that a [`KafkaProducer`](super::client::KafkaProducer) can send.
-pub trait ProducerMessage: Gathered + Send + 'static {
+pub trait ProducerMessage: Gathered + Sized + Send + 'static {
     /// Name of the topic.
     fn topic(&self) -> &Arc<str>;
 
@@ -20,6 +20,11 @@ pub trait ProducerMessage: Gathered + Send + 'static {
     /// calls a method of it. `reason` is the cause of a failure, as an error text; empty if there is none beyond the
     /// outcome.
     fn end(self, outcome: Outcome, reason: &str);
+
+    /// Ends many messages at the same time, instead of [`end`](Self::end).
+    fn end_all(ended: impl Iterator<Item = EndedWithReason<Self>>) {
+        ended.for_each(|(message, outcome, reason)| message.end(outcome, reason.as_deref().unwrap_or_default()));
+    }
 }
 
 /// How many replicas must have a message before the broker confirms it (`acks` of a Produce request).

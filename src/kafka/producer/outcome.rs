@@ -1,5 +1,6 @@
 //! The messages of a producer, the results of their batches, and the outcomes that follow from them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use crate::kafka::metadata::BrokerId;
@@ -99,3 +100,6 @@ pub struct Limits {
 
 /// A message with its final outcome.
 pub type EndedMessage<M> = (M, Outcome);
+
+/// A message that has ended, with its outcome and the cause; `None` without a cause beyond the outcome.
+pub type EndedWithReason<M> = (M, Outcome, Option<Arc<str>>);

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::doubted::DoubtedTopics;
 use super::leaders::{ClusterView, LeaderHint};
-use super::level::{AfterAppend, EndedWithReason, Level, LevelState};
+use super::level::{AfterAppend, Level, LevelState};
 use super::message::{AcksLevel, ProducerMessage};
-use super::outcome::{EndedMessage, Limits, Outcome, Stored};
+use super::outcome::{EndedMessage, EndedWithReason, Limits, Outcome, Stored};
 use crate::kafka::compression::Codec;
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::connection::{Connector, Disconnect};
@@ -78,9 +78,7 @@ pub(super) struct Ending<'a, M: ProducerMessage>(&'a Shared<M>);
 impl<M: ProducerMessage> Ending<'_, M> {
     /// Ends messages that were taken out of the queue. The caller holds no lock.
     pub(super) fn end_all(&self, ended: impl IntoIterator<Item = EndedWithReason<M>>) {
-        for (message, outcome, reason) in ended {
-            message.end(outcome, reason.as_deref().unwrap_or_default());
-        }
+        M::end_all(ended.into_iter());
     }
 }
 

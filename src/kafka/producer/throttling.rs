@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use super::level::{AfterAppend, EndedWithReason, LevelState};
+use super::level::{AfterAppend, LevelState};
 use super::message::{AcksLevel, ProducerMessage};
-use super::outcome::{BrokerId, Outcome, Stored};
+use super::outcome::{BrokerId, EndedWithReason, Outcome, Stored};
 use super::partition_index::PartitionIndex;
 use super::quota::{Quota, TARGET_PAUSE};
 use super::response::{FIRST_THROTTLED_PRODUCE, MAX_THROTTLE, throttle_time};
@@ -166,8 +166,8 @@ impl<M: ProducerMessage> Sender<M> {
             return Ok(None);
         }
         let (acks, flexible) = (self.level.acks.number(), version >= produce::FIRST_FLEXIBLE);
-        let sent = connection.send_with(produce::API_KEY, version, flexible, deadline, |buffer| {
-            produce::encode_request(buffer, version, acks, PROBE_INTERVAL.as_millis() as i32, &[]);
+        let sent = connection.send_with(produce::API_KEY, version, flexible, deadline, |request| {
+            produce::encode_request(request, version, acks, PROBE_INTERVAL.as_millis() as i32, &[]);
         })?;
         let response = connection.receive_with(sent, deadline, |body| produce::decode_response(body, version))?;
         let pause = throttle_time(response.throttle_time_ms, version, FIRST_THROTTLED_PRODUCE);

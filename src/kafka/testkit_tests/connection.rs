@@ -35,8 +35,8 @@ fn our_connection_produces_against_every_release() {
         let version = connection.version_of(produce::API_KEY, produce::VERSIONS).unwrap();
         let encoded = one("v").encode();
         let data = [produce::PartitionData { partition: 0, records: encoded.bytes() }];
-        let sent = connection.send_with(produce::API_KEY, version, version >= 9, deadline, |buffer| {
-            produce::encode_request(buffer, version, -1, 1000, &[("t", &data)]);
+        let sent = connection.send_with(produce::API_KEY, version, version >= 9, deadline, |request| {
+            produce::encode_request(request, version, -1, 1000, &[("t", &data)]);
         });
         let response =
             connection.receive_with(sent.unwrap(), deadline, |body| produce::decode_response(body, version)).unwrap();

@@ -378,3 +378,6 @@ impl Link {
 fn warn_not_closed() {
     log::warn!("ZooKeeper session not closed, its ephemeral nodes vanish after the session timeout");
 }
+
+#[cfg(test)]
+mod tests;

@@ -221,8 +221,8 @@ pub(super) fn parse_response(frame: &[u8]) -> Option<(ResponseHead, &[u8])> {
 pub(super) fn parse_node(body: &[u8]) -> Option<Node> {
     let mut fields = Fields(body);
     let data = fields.buffer()?.to_vec();
-    let Stat { version, ephemeral_owner, modified_ms } = fields.stat()?;
-    Some(Node { data, version, ephemeral_owner, modified_ms })
+    let Stat { version, ephemeral_owner, created_ms, modified_ms } = fields.stat()?;
+    Some(Node { data, version, ephemeral_owner, created_ms, modified_ms })
 }
 
 /// Parses the response to `get_children`.
@@ -298,15 +298,16 @@ impl<'a> Fields<'a> {
     }
 
     fn stat(&mut self) -> Option<Stat> {
-        // czxid, mzxid, ctime; then, after the version, cversion and aversion.
-        self.take(24)?;
+        // czxid and mzxid; then, after the version, cversion and aversion.
+        self.take(16)?;
+        let created_ms = self.long()?;
         let modified_ms = self.long()?;
         let version = self.int()?;
         self.take(8)?;
         let ephemeral_owner = self.long()?;
         // dataLength, numChildren, pzxid.
         self.take(16)?;
-        Some(Stat { version, ephemeral_owner, modified_ms })
+        Some(Stat { version, ephemeral_owner, created_ms, modified_ms })
     }
 }
 
@@ -314,6 +315,7 @@ impl<'a> Fields<'a> {
 struct Stat {
     version: i32,
     ephemeral_owner: i64,
+    created_ms: i64,
     modified_ms: i64,
 }
 
@@ -322,7 +324,8 @@ mod tests {
     use super::*;
 
     fn stat(version: i32, owner: i64) -> Vec<u8> {
-        let mut stat = vec![0; 24];
+        let mut stat = vec![0; 16];
+        stat.extend_from_slice(&1_600_000_000_000_i64.to_be_bytes());
         stat.extend_from_slice(&1_700_000_000_000_i64.to_be_bytes());
         stat.extend_from_slice(&version.to_be_bytes());
         stat.extend_from_slice(&[0; 8]);
@@ -373,7 +376,13 @@ mod tests {
     fn responses_are_parsed_and_a_response_that_is_cut_is_refused() {
         let mut node = vec![0, 0, 0, 1, b'x'];
         node.extend(stat(4, 9));
-        let expected = Node { data: b"x".to_vec(), version: 4, ephemeral_owner: 9, modified_ms: 1_700_000_000_000 };
+        let expected = Node {
+            data: b"x".to_vec(),
+            version: 4,
+            ephemeral_owner: 9,
+            created_ms: 1_600_000_000_000,
+            modified_ms: 1_700_000_000_000,
+        };
         assert_eq!(parse_node(&node), Some(expected));
         assert!((0..node.len()).all(|length| parse_node(&node[..length]).is_none()));
         let children = [0, 0, 0, 2, 0, 0, 0, 1, b'a', 0, 0, 0, 1, b'b'];

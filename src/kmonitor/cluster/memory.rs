@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::clock::boot_instant;
 use crate::keeper::Keeper;
 use crate::kmonitor::names::{LoggedOnce, NameInterner};
 use crate::kmonitor::zookeeper_source::ZookeeperSource;
@@ -41,7 +42,7 @@ impl Memory {
 
 impl SourceState {
     pub(super) fn succeeded(&mut self) {
-        (self.read, self.failure) = (Some(Instant::now()), None);
+        (self.read, self.failure) = (Some(boot_instant()), None);
     }
 
     pub(super) fn failed(&mut self, cause: String) {
@@ -50,11 +51,15 @@ impl SourceState {
 
     /// Why it was not read for too long.
     pub(super) fn cause(&self) -> String {
-        let age = self.read.map(|read| format!("not read for {} s", read.elapsed().as_secs()));
+        let age = self.age().map(|age| format!("not read for {} s", age.as_secs()));
         self.failure.clone().or(age).unwrap_or_else(|| "not read yet".to_owned())
     }
 
     pub(super) fn is_fresh(&self, fresh: Duration) -> bool {
-        self.read.is_some_and(|read| read.elapsed() <= fresh)
+        self.age().is_some_and(|age| age <= fresh)
+    }
+
+    fn age(&self) -> Option<Duration> {
+        self.read.map(|read| boot_instant().saturating_duration_since(read))
     }
 }

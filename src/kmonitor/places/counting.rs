@@ -1,12 +1,16 @@
 //! Which of its topics and sources a module pushes now. The others are left behind: they are shown, but their delays are
 //! not part of the sums.
 //!
+//! A topic is left behind if another one took its place: the module began with that one when it ended with this one, as
+//! was seen, or as the times of the nodes in ZooKeeper say. Without such evidence nothing is left behind: where a consumer
+//! of one of several topics has died, its delay counts, and the verdict says that nobody pushes it.
+//!
 //! A module that changed its topic leaves the stored offsets of the former topic behind, whose delay would grow for as
 //! long as others write to it. A module that moves its offsets from ZooKeeper to Kafka, or back, has them in both.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::kmonitor::facts::{Moment, Owner, Source};
 use crate::kmonitor::readings::ModuleKey;
@@ -87,15 +91,18 @@ fn choice(
 }
 
 impl Module {
-    /// Marks the topics that the module does not push any more: without an owner for `after`, while another has one.
+    /// Marks the topics that the module does not push any more: without an owner for `after`, while another has one that
+    /// took its place. A group of several topics of which one has lost its consumers has left nothing behind.
     fn leave_topics_behind(&mut self, after: Duration, now: Moment) {
-        let owned = self.topics.values().filter(|topic| topic.has_owner()).count();
+        let owned: Vec<Tenure> =
+            self.topics.values().filter(|topic| topic.has_owner()).map(|topic| topic.tenure()).collect();
         for topic in self.topics.values_mut() {
             let is_at_rest = after <= topic.unowned_for(now) && after <= topic.unmoved_for(now);
             if topic.has_owner() || !is_at_rest {
                 topic.is_left_behind = false;
-            } else if 0 < owned {
-                topic.is_left_behind = true;
+            } else if !topic.is_left_behind {
+                let tenure = topic.tenure();
+                topic.is_left_behind = owned.iter().any(|other| other.follows(&tenure, after));
             }
         }
     }
@@ -107,7 +114,44 @@ impl Module {
     }
 }
 
+/// From when to when a module pushed a topic, as far as it is known.
+struct Tenure {
+    /// When it was seen to begin, and when it was seen last.
+    seen: (Option<Instant>, Option<Instant>),
+    /// By the clock of ZooKeeper: when the first offset node was created, and when the last one was written.
+    nodes: (Option<SystemTime>, Option<SystemTime>),
+}
+
+impl Tenure {
+    /// Whether this one followed the other one: they have at most `overlap` in common, the time of a rolling restart.
+    fn follows(&self, other: &Tenure, overlap: Duration) -> bool {
+        let is_seen = self.seen.0.zip(other.seen.1).is_some_and(|(began, ended)| ended <= began + overlap);
+        let nodes = self.nodes.0.zip(other.nodes.1);
+        is_seen || nodes.is_some_and(|(began, ended)| ended.checked_sub(overlap).is_none_or(|ended| ended <= began))
+    }
+}
+
 impl ModuleTopic {
+    /// Notes whether the topic has an owner now. An owner that was away for less than `gap` has not begun again.
+    pub(super) fn note_owner(&mut self, gap: Duration, now: Instant) {
+        if self.has_owner() {
+            let was_away = self.owned.is_none_or(|owned| gap <= now.saturating_duration_since(owned));
+            if self.was_unowned && was_away {
+                self.began = Some(now);
+            }
+            (self.owned, self.was_unowned) = (Some(now), false);
+        } else if self.places.values().any(|place| matches!(place.owner(), Owner::Nobody { .. })) {
+            self.was_unowned = true;
+        }
+    }
+
+    fn tenure(&self) -> Tenure {
+        let times = self.places.values().filter_map(|place| place.created_and_written());
+        let created = times.clone().map(|(created, _)| created).min();
+        let moved = self.places.values().filter_map(|place| place.moved).max();
+        Tenure { seen: (self.began, self.owned.max(moved)), nodes: (created, times.map(|(_, written)| written).max()) }
+    }
+
     pub(super) fn has_owner(&self) -> bool {
         self.places.values().any(|place| place.owner_name().is_some())
     }
@@ -130,8 +174,8 @@ impl ModuleTopic {
     }
 
     /// The number of different owners; `None` if the module does not register owners, or they are unknown.
-    pub(super) fn owner_count(&self, now: Moment) -> Option<u32> {
-        let owners: Vec<Owner> = self.places.values().map(|place| place.owner(now.at)).collect();
+    pub(super) fn owner_count(&self) -> Option<u32> {
+        let owners: Vec<Owner> = self.places.values().map(|place| place.owner()).collect();
         if owners.iter().any(|owner| matches!(owner, Owner::Unknown | Owner::Unsupported)) {
             return None;
         }

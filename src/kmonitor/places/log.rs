@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::broker::{LogRange, Offset, TopicId};
-use crate::kmonitor::ends_history::EndsHistory;
+use crate::kmonitor::ends_history::{Arrival, EndsHistory};
 use crate::kmonitor::facts::UnknownReason;
 use crate::kmonitor::log_ends::LogReading;
+use crate::kmonitor::timestamps::Timestamps;
 
 /// For this long after the newest offset has become smaller, a stored offset beyond it proves nothing: after an election
 /// the new leader may show an end that is too low for a moment (KIP-207).
@@ -16,6 +17,8 @@ const SETTLES_AFTER: Duration = Duration::from_secs(30);
 pub(super) struct Log {
     /// The oldest and the newest offset; `None` if they were never read.
     pub(super) ends: Option<(Offset, Offset)>,
+    /// The offset up to which committed messages could be read then, if that was not the newest one.
+    pub(super) stable: Option<Offset>,
     /// When they were read.
     pub(super) read: Option<Instant>,
     /// Why they could not be read lately.
@@ -28,6 +31,10 @@ pub(super) struct Log {
     pub(super) recreation_count: u32,
     /// When its messages arrived.
     pub(super) history: EndsHistory,
+    /// When its messages arrived, by their timestamps.
+    pub(super) timestamps: Option<Box<Timestamps>>,
+    /// When the timestamps were looked up last.
+    pub(super) timestamps_tried: Option<Instant>,
     /// When the newest offset became smaller.
     went_back: Option<Instant>,
     /// Messages appended between the last two readings.
@@ -47,10 +54,11 @@ impl Log {
     ) -> bool {
         self.came_in = 0;
         match reading {
-            LogReading::Range(LogRange { oldest, newest, .. }) => {
+            LogReading::Range(LogRange { oldest, newest, stable }) => {
                 if self.topic_id.is_some() && topic_id.is_some() && self.topic_id != topic_id {
                     // The messages of the topic before say nothing about this one.
                     self.history = EndsHistory::default();
+                    self.timestamps = None;
                     self.ends = None;
                     self.recreation_count += 1;
                 }
@@ -59,9 +67,11 @@ impl Log {
                     self.came_in = u64::try_from(newest - before).unwrap_or(0);
                     if *newest < before {
                         self.went_back = Some(now);
+                        self.timestamps = None;
                     }
                 }
                 self.history.record(elapsed, *newest);
+                self.stable = Some(*stable).filter(|stable| stable < newest);
                 (self.ends, self.read, self.unknown, self.is_gone) = (Some((*oldest, *newest)), Some(now), None, false);
                 self.reading_count += 1;
             }
@@ -78,6 +88,18 @@ impl Log {
             LogReading::Unknown(reason) => self.unknown = Some(reason.clone()),
         }
         self.went_back == Some(now)
+    }
+
+    /// When the message at `offset` arrived, and where that is from; `None` if it has not arrived.
+    pub(super) fn arrival(&self, elapsed: Duration, offset: Offset) -> Option<(Arrival, &'static str)> {
+        let seen = self.history.arrival(elapsed, offset)?;
+        let by_timestamps = self.timestamps.as_ref().and_then(|times| times.arrival(elapsed, offset, seen));
+        Some(by_timestamps.map_or((seen, "history"), |arrival| (arrival, "timestamps")))
+    }
+
+    /// Whether the ends were read after `then`.
+    pub(super) fn is_read_after(&self, then: Option<Instant>) -> bool {
+        then.is_none_or(|then| self.read.is_some_and(|read| then <= read))
     }
 
     /// Whether the newest offset can be trusted to be no temporary step back.

@@ -37,7 +37,13 @@ pub(super) struct Place {
     counted_to: Option<Offset>,
     /// By the clock of ZooKeeper.
     written: Option<SystemTime>,
+    /// When the node was created, by the clock of ZooKeeper.
+    created: Option<SystemTime>,
+    /// When a write was seen; before the first one: when the place was read first.
+    write_seen: Instant,
     owner: Owner,
+    /// When the owner was read.
+    owner_read: Option<Instant>,
     unowned_since: Option<Instant>,
     went_back: Option<(Offset, Offset, Instant)>,
     /// Id of the topic that the stored offset belongs to.
@@ -46,6 +52,13 @@ pub(super) struct Place {
     /// writer of the offset knows.
     pub(super) wants_topic_id: bool,
     known_recreations: Option<u32>,
+    /// The stored offset that the last reading of the log came after: the two are a pair, whose difference is a delay.
+    paired: Option<Stored>,
+    /// Until when nothing that waits could be read, because a transaction was open.
+    held_until: Option<Instant>,
+    is_held: bool,
+    /// Messages have waited for a while and the stored offset has not moved.
+    pub(super) stands_still: bool,
     /// Readings in a row with a stored offset beyond the newest one.
     beyond_count: u8,
     /// The number of the last reading of the log that was compared.
@@ -72,12 +85,19 @@ impl Place {
             went_out: 0,
             counted_to: None,
             written: None,
+            created: None,
+            write_seen: now.at,
             owner: Owner::Unknown,
+            owner_read: None,
             unowned_since: None,
             went_back: None,
             topic_id: None,
             wants_topic_id: false,
             known_recreations: None,
+            paired: None,
+            held_until: None,
+            is_held: false,
+            stands_still: false,
             beyond_count: 0,
             compared_reading: 0,
             is_recreated: false,
@@ -94,8 +114,11 @@ impl Place {
     pub(super) fn record(&mut self, reading: &PlaceReading, log: Option<&Log>, is_first: bool, now: Moment) {
         self.went_out = 0;
         if reading.written_ms.is_some() {
-            let since_1970 = reading.written_ms.and_then(|millis| u64::try_from(millis).ok());
-            self.written = since_1970.map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+            let written = wall_time(reading.written_ms);
+            if self.written != written && self.written.is_some() {
+                self.write_seen = now.at;
+            }
+            (self.written, self.created) = (written, wall_time(reading.created_ms));
         }
         if self.stored != reading.stored {
             if !is_first {
@@ -129,15 +152,16 @@ impl Place {
 
     /// Sets the owner alone.
     pub(super) fn set_owner(&mut self, owner: Owner, now: Instant) {
-        self.owner = owner;
+        (self.owner, self.owner_read) = (owner, Some(now));
         self.unowned_since = match self.owner {
             Owner::Nobody { .. } => self.unowned_since.or(Some(now)),
             _ => None,
         };
     }
 
-    /// Compares the stored offset with a reading of the log that came after it.
-    pub(super) fn compare(&mut self, log: &Log, now: Instant) {
+    /// Compares the stored offset, which was read at `read`, with a reading of the log. Only a reading that came after it
+    /// proves anything: a stored offset that was read later may be beyond the end.
+    pub(super) fn compare(&mut self, log: &Log, read: Option<Instant>, now: Instant) {
         self.wants_topic_id |= self.known_recreations.is_some_and(|known| known != log.recreation_count);
         self.known_recreations = Some(log.recreation_count);
         if self.topic_id.is_none() {
@@ -146,17 +170,47 @@ impl Place {
         if self.is_of_another_topic(log) {
             self.is_recreated = true;
         }
+        if log.reading_count <= self.compared_reading || !log.is_read_after(read) {
+            return;
+        }
+        self.compared_reading = log.reading_count;
+        self.paired = Some(self.stored.clone());
+        self.hold(log);
         let Some(((_, newest), stored)) = log.ends.zip(self.offset()) else { return };
         if self.newest_when_moved.is_none() {
             self.newest_when_moved = Some(newest);
         }
         if stored <= newest {
             self.beyond_count = 0;
-        } else if self.compared_reading < log.reading_count && log.is_settled(now) {
+        } else if log.is_settled(now) {
             self.beyond_count = self.beyond_count.saturating_add(1);
             self.is_recreated |= CONFIRM <= self.beyond_count;
         }
-        self.compared_reading = log.reading_count;
+    }
+
+    /// Notes whether all that waits is part of an open transaction. The first reading that shows some of it free ends
+    /// that.
+    fn hold(&mut self, log: &Log) {
+        let Some((oldest, newest)) = log.ends else { return };
+        let first = self.offset().filter(|_| !self.is_recreated).map_or(oldest, |stored| stored.max(oldest));
+        let is_held = first < newest && log.stable.is_some_and(|stable| stable <= first);
+        if is_held || self.is_held {
+            self.held_until = log.read;
+        }
+        self.is_held = is_held;
+    }
+
+    /// The stored offset to which the delay belongs. If the log could not be read after the stored offset was, that is the
+    /// one before: the difference of the present one would be a delay that there never was.
+    pub(super) fn consistent(&self, log: Option<&Log>, read: Option<Instant>) -> Stored {
+        match (&self.stored, &self.paired, log) {
+            (Stored::Offset(_), Some(paired @ (Stored::Offset(_) | Stored::Nothing)), Some(log))
+                if log.ends.is_some() && !log.is_read_after(read) =>
+            {
+                paired.clone()
+            }
+            _ => self.stored.clone(),
+        }
     }
 
     fn is_of_another_topic(&self, log: &Log) -> bool {
@@ -167,11 +221,12 @@ impl Place {
         if let Stored::Offset(offset) = self.stored { Some(offset) } else { None }
     }
 
-    /// The owner, with the time since which there is none.
-    pub(super) fn owner(&self, now: Instant) -> Owner {
+    /// The owner, with the time for which there was none when it was last read.
+    pub(super) fn owner(&self) -> Owner {
         match &self.owner {
             Owner::Nobody { .. } => {
-                Owner::Nobody { since: self.unowned_since.map(|then| now.saturating_duration_since(then)) }
+                let times = self.unowned_since.zip(self.owner_read);
+                Owner::Nobody { since: times.map(|(then, read)| read.saturating_duration_since(then)) }
             }
             owner => owner.clone(),
         }
@@ -192,7 +247,22 @@ impl Place {
         Some(wall.duration_since(self.written?).unwrap_or_default())
     }
 
-    /// Time since the stored offset changed, and whether it may be more.
+    /// By the clock of ZooKeeper: when the node of the stored offset was created and written.
+    pub(super) fn created_and_written(&self) -> Option<(SystemTime, SystemTime)> {
+        self.created.zip(self.written)
+    }
+
+    /// How long no write had been seen at `read`; `None` if writes cannot be seen.
+    pub(super) fn unwritten_for(&self, read: Instant) -> Option<Duration> {
+        self.written.map(|_| read.saturating_duration_since(self.write_seen))
+    }
+
+    /// How long something that waits could be read at `read`; `None` if it always could.
+    pub(super) fn free_for(&self, read: Instant) -> Option<Duration> {
+        self.held_until.map(|then| read.saturating_duration_since(then))
+    }
+
+    /// Time since the stored offset changed, and whether it may be more. `now`: when it was read last.
     pub(super) fn moved_ago(&self, now: Moment) -> (Duration, bool) {
         if let Some(then) = self.moved {
             return (now.at.saturating_duration_since(then), false);
@@ -251,4 +321,9 @@ impl Place {
     pub(super) fn record_probe(&mut self, from: Offset, newest: Offset, finding: Finding) {
         (self.probed, self.probe_tried) = (Some((from, newest, finding)), None);
     }
+}
+
+fn wall_time(since_1970_ms: Option<i64>) -> Option<SystemTime> {
+    let millis = u64::try_from(since_1970_ms?).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
 }

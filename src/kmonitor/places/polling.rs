@@ -109,9 +109,10 @@ impl Module {
         MODULE_REQUESTS + topics.sum::<u64>()
     }
 
-    /// Whether messages wait that may be somebody's fault.
+    /// Whether messages wait that may be somebody's fault, or soon will be.
     fn is_bad(&self) -> bool {
+        let is_fine = |verdict| matches!(verdict, Verdict::Ok | Verdict::Unknown);
         let mut places = self.topics.values().flat_map(|topic| topic.places.values());
-        places.any(|place| !matches!(place.standing.verdict, Verdict::Ok | Verdict::Unknown))
+        places.any(|place| place.stands_still || !is_fine(place.standing.verdict))
     }
 }

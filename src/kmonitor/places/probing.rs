@@ -1,16 +1,21 @@
-//! Which places are probed, and what the probes found.
+//! Which places are probed, and what the probes found. Of which logs the timestamps are looked up.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::broker::{Offset, TopicPartition};
 use crate::kmonitor::facts::{Facts, LogState, Moment};
 use crate::kmonitor::probe::{Finding, Probe};
+use crate::kmonitor::timestamps::Timestamps;
 
 use super::Places;
+use super::collect::{first_waiting, log_state};
 use super::log::Log;
 use super::place::Place;
-use super::publish::{first_waiting, log_state};
+
+/// Time between two look-ups of the timestamps of a log, if the first one failed.
+const DATING_PAUSE: Duration = Duration::from_secs(300);
 
 impl Places {
     /// Returns the places of which it should be found out whether anything can be delivered: at most `max`, of each log
@@ -36,6 +41,39 @@ impl Places {
         probes.into_values().collect()
     }
 
+    /// Returns logs with messages that wait since before they were read first: at most `max`, of which no timestamps are
+    /// known and none were looked up lately.
+    pub(crate) fn take_undated(&mut self, max: usize, now: Moment) -> Vec<TopicPartition> {
+        let elapsed = self.elapsed(now);
+        let is_due = |log: &Log| {
+            let rests = |then: Instant| DATING_PAUSE <= now.at.saturating_duration_since(then);
+            log.timestamps.is_none() && log.unknown.is_none() && log.timestamps_tried.is_none_or(rests)
+        };
+        let mut wanted = Vec::new();
+        for (topic, found) in self.modules.values().flat_map(|module| &module.topics) {
+            for (partition, place) in &found.places {
+                let at = TopicPartition { topic: Arc::clone(topic), partition: *partition };
+                let Some(log) = self.logs.get_mut(&at).filter(|log| is_due(log)) else { continue };
+                let from = waiting_range(place, log).map(|(from, _)| from);
+                let seen = from.and_then(|from| log.history.arrival(elapsed, from));
+                if wanted.len() < max && seen.is_some_and(|seen| seen.at_most.is_none()) {
+                    log.timestamps_tried = Some(now.at);
+                    wanted.push(at);
+                }
+            }
+        }
+        wanted
+    }
+
+    /// Enters the timestamps of logs.
+    pub(crate) fn record_timestamps(&mut self, found: Vec<(TopicPartition, Timestamps)>) {
+        for (at, timestamps) in found {
+            if let Some(log) = self.logs.get_mut(&at) {
+                log.timestamps = Some(Box::new(timestamps));
+            }
+        }
+    }
+
     /// Enters what probes found.
     pub(crate) fn record_probes(&mut self, findings: &[(Probe, Finding)]) {
         let findings: BTreeMap<&TopicPartition, (&Probe, Finding)> =
@@ -53,7 +91,8 @@ impl Places {
     }
 }
 
-/// From the first offset that waits to the newest; `None` if none waits or it is unknown.
+/// From the first offset that waits to the newest, or to the first of an open transaction; `None` if none waits that can
+/// be read, or it is unknown.
 fn waiting_range(place: &Place, log: &Log) -> Option<(Offset, Offset)> {
     let facts = Facts {
         stored: place.stored.clone(),
@@ -62,5 +101,6 @@ fn waiting_range(place: &Place, log: &Log) -> Option<(Offset, Offset)> {
         ..Facts::unread()
     };
     let LogState::Known { newest, .. } = facts.log else { return None };
-    Some((first_waiting(&facts)?, newest)).filter(|(from, newest)| from < newest)
+    let end = log.stable.unwrap_or(newest);
+    Some((first_waiting(&facts)?, end)).filter(|(from, end)| from < end)
 }

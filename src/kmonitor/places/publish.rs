@@ -1,17 +1,17 @@
 //! Judges all places of a cluster, and makes the view that the answers are made of.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::broker::{Offset, PartitionId, TopicPartition};
-use crate::kmonitor::behind::behind;
-use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Stored, UnknownReason, Verdict};
+use crate::broker::{PartitionId, TopicPartition};
+use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Stored, Verdict};
 use crate::kmonitor::readings::ModuleKey;
 use crate::kmonitor::sparkline;
 use crate::kmonitor::summary::Summary;
 use crate::kmonitor::verdict::judge;
 use crate::kmonitor::view::{ClusterView, ModuleView, PartitionView, ReasonCode, Trouble, module_id};
 
+use super::collect::{Context, counted, facts_of, unknown_code};
 use super::log::Log;
 use super::place::Place;
 use super::{Module, ModuleTopic, Places};
@@ -25,16 +25,6 @@ pub(crate) struct ClusterState {
     pub trouble: Option<Trouble>,
     /// Duration of the last cycle.
     pub cycle: Option<Duration>,
-}
-
-/// What is the same for all places of a module.
-struct Context<'a> {
-    key: &'a ModuleKey,
-    module: &'a Module,
-    limits: &'a Limits,
-    now: Moment,
-    elapsed: Duration,
-    is_left_behind: bool,
 }
 
 impl Places {
@@ -106,7 +96,7 @@ impl Places {
     }
 
     fn publish_topic(&self, context: &Context<'_>, name: &Arc<str>, topic: &mut ModuleTopic) -> ModuleView {
-        let (now, elapsed) = (context.now, context.elapsed);
+        let elapsed = context.elapsed;
         let (mut came_in, mut went_out) = (0, 0);
         let mut partitions = Vec::with_capacity(topic.places.len());
         let mut summary = Summary::default();
@@ -127,7 +117,7 @@ impl Places {
         if let Some([in_per_second, out_per_second]) = topic.rates.per_second() {
             (view.in_per_second, view.out_per_second) = (Some(in_per_second), Some(out_per_second));
         }
-        view.owners = topic.owner_count(now);
+        view.owners = topic.owner_count();
         if let Some(denied) = &topic.refused {
             mark_refused(&mut view, denied);
         }
@@ -164,6 +154,9 @@ fn publish_place(
     let facts = facts_of(context, place, log);
     let (standing, reason) = judge(&facts, context.limits, &place.standing, now);
     place.standing = standing;
+    // Whether somebody owns it is found out before it would be STALLED or STOPPED.
+    let is_still = facts.moved_ago.is_some_and(|ago| context.limits.stalled_after / 2 <= ago);
+    place.stands_still = is_still && 0 < facts::readable(&facts);
     let unknown = unknown_code(&facts, context.limits);
     let delay = counted(&facts).filter(|_| unknown.is_none());
     place.keep_delay(elapsed, delay);
@@ -177,7 +170,7 @@ fn publish_place(
         reason: reason.text,
         reason_code: reason.code,
         delay,
-        stored: place.offset(),
+        stored: if let Stored::Offset(stored) = facts.stored { Some(stored) } else { None },
         oldest: ends.map(|(oldest, _)| oldest),
         newest: ends.map(|(_, newest)| newest),
         lost: facts::lost(&facts),
@@ -191,88 +184,6 @@ fn publish_place(
         history: place.line.hour(elapsed),
     };
     (view, facts)
-}
-
-/// Collects what is known of a place.
-fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) -> Facts {
-    let Context { module, now, elapsed, .. } = *context;
-    let age = |then: Option<Instant>| then.map(|then| now.at.saturating_duration_since(then));
-    let stored_age = age(module.valid_at);
-    let silent = |cause: &Arc<str>| UnknownReason::SourceSilent {
-        since: stored_age.unwrap_or_default(),
-        cause: Arc::clone(cause),
-    };
-    let (moved_ago, moved_at_least) = place.moved_ago(now);
-    let mut facts = Facts {
-        stored: place.stored.clone(),
-        stored_age,
-        stored_unknown: module.failure.as_ref().map(silent),
-        log: log_state(log),
-        log_age: age(log.and_then(|log| log.read)),
-        log_unknown: log.map_or(Some(UnknownReason::NotReadYet), |log| log.unknown.clone()),
-        recreated: place.is_recreated,
-        went_back: place.went_back(now.at),
-        moved_ago: Some(moved_ago),
-        moved_at_least,
-        written_ago: place.written_ago(now.wall),
-        came_in: log.and_then(|log| log.ends).map_or(0, |(_, newest)| place.came_in(newest)),
-        owner: place.owner(now.at),
-        members: module.members,
-        nobody_there_for: age(module.nobody_since),
-        delay_1m_ago: place.delay_before(elapsed, 1),
-        delay_5m_ago: place.delay_before(elapsed, 5),
-        left_behind: context.is_left_behind,
-        ..Facts::unread()
-    };
-    if let (Some(refused), Stored::Nothing | Stored::Offset(_)) = (&module.refused, &facts.stored) {
-        facts.stored = Stored::Refused(Arc::clone(refused));
-    }
-    if let (Some(log), LogState::Known { newest, .. }) = (log, &facts.log) {
-        let from = first_waiting(&facts);
-        facts.undeliverable = from.is_some_and(|from| place.is_undeliverable(from, *newest));
-        let arrival = from.and_then(|from| log.history.arrival(elapsed, from));
-        facts.waiting_for = arrival.map(|arrival| arrival.estimate());
-        facts.waiting_at_least = arrival.is_some_and(|arrival| arrival.at_most.is_none());
-        facts.behind = behind(counted(&facts), arrival);
-    }
-    facts
-}
-
-pub(super) fn log_state(log: Option<&Log>) -> LogState {
-    match log {
-        Some(log) if log.is_gone => LogState::Gone,
-        Some(Log { ends: Some((oldest, newest)), .. }) => LogState::Known { oldest: *oldest, newest: *newest },
-        Some(Log { unknown: Some(reason), .. }) => LogState::Unknown(reason.clone()),
-        _ => LogState::Unknown(UnknownReason::NotReadYet),
-    }
-}
-
-/// The delay that counts: where nothing was ever stored, all messages of the log; none that nobody can deliver.
-fn counted(facts: &Facts) -> Option<u64> {
-    if facts.undeliverable { Some(0) } else { facts::waiting(facts) }
-}
-
-/// The offset of the first message that waits, or the newest offset.
-pub(super) fn first_waiting(facts: &Facts) -> Option<Offset> {
-    let LogState::Known { newest, .. } = facts.log else { return None };
-    Some(newest - i64::try_from(facts::waiting(facts)?).ok()?)
-}
-
-/// Why the delay of a place is unknown; `None` if it is known, or the partition is gone.
-fn unknown_code(facts: &Facts, limits: &Limits) -> Option<&'static str> {
-    let is_fresh = |age: Option<Duration>| age.is_some_and(|age| age <= limits.fresh_for);
-    let code = |reason: &Option<UnknownReason>| Some(reason.as_ref().map_or("not_read_yet", UnknownReason::code));
-    if !is_fresh(facts.stored_age) {
-        return code(&facts.stored_unknown);
-    }
-    match (&facts.stored, &facts.log) {
-        (_, LogState::Gone) => None,
-        (Stored::Unreadable(_), _) => Some("not_an_offset"),
-        (Stored::Refused(_), _) => Some("not_authorized"),
-        (_, LogState::Unknown(reason)) => Some(reason.code()),
-        _ if !is_fresh(facts.log_age) => code(&facts.log_unknown),
-        _ => None,
-    }
 }
 
 /// Makes the view of a topic of a module of those of its partitions.

@@ -11,14 +11,14 @@ use crate::kmonitor::readings::TopicReading;
 use crate::kmonitor::view::{ClusterView, ReasonCode};
 
 /// A table with a broker in memory, at a time that the test sets.
-struct Rig {
-    broker: MemoryBroker,
+pub(super) struct Rig {
+    pub(super) broker: MemoryBroker,
     reader: LogReader,
-    places: Places,
+    pub(super) places: Places,
     start: Moment,
 }
 
-fn rig(topics: &[&str]) -> Rig {
+pub(super) fn rig(topics: &[&str]) -> Rig {
     let broker = MemoryBroker::new();
     topics.iter().for_each(|topic| broker.create_topic(topic, 1));
     let source = broker.clone();
@@ -28,7 +28,7 @@ fn rig(topics: &[&str]) -> Rig {
     Rig { broker, reader, start: places.start, places }
 }
 
-fn key(name: &str, source: Source) -> ModuleKey {
+pub(super) fn key(name: &str, source: Source) -> ModuleKey {
     ModuleKey { name: name.into(), source }
 }
 
@@ -37,7 +37,7 @@ fn owned(owner: Option<&str>) -> Owner {
 }
 
 /// The reading of a module with these topics: the stored offset and the owner of partition 0.
-fn reading(topics: &[(&str, i64, Option<&str>)]) -> ModuleReading {
+pub(super) fn reading(topics: &[(&str, i64, Option<&str>)]) -> ModuleReading {
     let topic = |(name, offset, owner): &(&str, i64, Option<&str>)| {
         let place = PlaceReading { stored: Stored::Offset(*offset), ..PlaceReading::nothing(owned(*owner)) };
         (Arc::from(*name), TopicReading { places: BTreeMap::from([(0, place)]), ..TopicReading::default() })
@@ -47,7 +47,7 @@ fn reading(topics: &[(&str, i64, Option<&str>)]) -> ModuleReading {
 }
 
 /// The reading of a group in Kafka with this offset of partition 0 of `t`, which says nothing about its members.
-fn in_kafka(offset: i64) -> ModuleReading {
+pub(super) fn in_kafka(offset: i64) -> ModuleReading {
     let mut reading = ModuleReading { members: None, ..reading(&[("t", offset, None)]) };
     let places = reading.topics.values_mut().flat_map(|topic| topic.places.values_mut());
     places.for_each(|place| place.owner = Owner::Unknown);
@@ -55,18 +55,18 @@ fn in_kafka(offset: i64) -> ModuleReading {
 }
 
 impl Rig {
-    fn at(&self, second: u64) -> Moment {
+    pub(super) fn at(&self, second: u64) -> Moment {
         let after = Duration::from_secs(second);
         Moment { at: self.start.at + after, wall: self.start.wall + after }
     }
 
-    fn read(&mut self, key: &ModuleKey, reading: ModuleReading, second: u64) {
+    pub(super) fn read(&mut self, key: &ModuleKey, reading: ModuleReading, second: u64) {
         let now = self.at(second);
         self.places.record_module(key, Some(reading), now);
     }
 
     /// Reads the logs and publishes.
-    fn view(&mut self, second: u64) -> ClusterView {
+    pub(super) fn view(&mut self, second: u64) -> ClusterView {
         let now = self.at(second);
         let keys: Vec<ModuleKey> = self.places.modules.keys().cloned().collect();
         self.reader.look_up(&["b:1".into()], &self.places.topics(), now.at).unwrap();
@@ -80,12 +80,12 @@ impl Rig {
     }
 
     /// The delay of partition 0 of the module `m` in `/delay`.
-    fn delay(&mut self, second: u64) -> Option<u64> {
+    pub(super) fn delay(&mut self, second: u64) -> Option<u64> {
         let view = self.view(second);
         by_module(&view, Some("m")).pop().and_then(|(_, delays)| delays.get(&0).copied())
     }
 
-    fn put(&self, topic: &str, count: usize) {
+    pub(super) fn put(&self, topic: &str, count: usize) {
         for _ in 0..count {
             self.broker.put(topic, 0, None, b"x");
         }

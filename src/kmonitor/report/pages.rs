@@ -8,6 +8,7 @@ use super::legacy::{DelayPage, Missing, Selection};
 use super::prometheus::{self, Detail};
 use super::zabbix_items::{self, Clock, Filter};
 use super::{json, zabbix};
+use crate::clock::boot_instant;
 use crate::http::{Body, SharedBytes, Version};
 use crate::kmonitor::view::View;
 
@@ -40,7 +41,7 @@ impl Pages {
     /// Renders the pages of a view. `started` is part of their version, since the numbers of views begin again.
     pub(crate) fn render(view: Arc<View>, detail: Detail, started: u128) -> Self {
         let (zabbix, ambiguous) = zabbix::render(&view);
-        let clock = Clock { wall: SystemTime::now(), now: Instant::now() };
+        let clock = Clock { wall: SystemTime::now(), now: boot_instant() };
         let everything = Filter::default();
         Pages {
             ambiguous,

@@ -19,15 +19,15 @@ pub(crate) fn render(view: &View) -> (DelayPage, Vec<String>) {
     sorted.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
     let mut uses: HashMap<String, usize> = HashMap::new();
     for (cluster, modules) in &sorted {
-        modules.iter().for_each(|(name, _)| *uses.entry(key_start(&cluster.name, name)).or_default() += 1);
+        modules.iter().for_each(|(name, _)| *uses.entry(visible(&key_start(&cluster.name, name))).or_default() += 1);
     }
     let (mut text, mut clusters, mut ambiguous) = (Vec::new(), Vec::new(), Vec::new());
     for (cluster, modules) in sorted {
         let (start, mut ranges) = (text.len(), Vec::new());
         for (name, delays) in modules {
             let (start, key) = (text.len(), key_start(&cluster.name, &name));
-            if uses[&key] > 1 {
-                ambiguous.push(key);
+            if uses[&visible(&key)] > 1 {
+                ambiguous.push(visible(&key));
             } else {
                 for (number, delay) in delays {
                     let key = quoted(&format!("{key}.{number}.delay"));
@@ -49,19 +49,24 @@ pub(crate) fn select(page: &DelayPage, selection: Selection<'_>) -> Body {
     ranges.flat_map(|range| page.bytes[range].to_vec()).collect::<Vec<u8>>().into()
 }
 
-/// Control characters become `?`, so that a group name with a newline cannot begin a further line.
 fn key_start(cluster: &str, module: &str) -> String {
-    format!("{cluster}.{module}").replace(char::is_control, "?")
+    format!("{cluster}.{module}")
 }
 
-/// Quotes a key that has other characters than visible ASCII, because `zabbix_sender` splits fields at blanks.
+/// Control characters become `?`, so that a group name with a newline cannot begin a further line.
+fn visible(text: &str) -> String {
+    text.replace(char::is_control, "?")
+}
+
+/// Quotes a key that has other characters than visible ASCII, because `zabbix_sender` splits fields at blanks. So has one
+/// whose control characters become `?`.
 fn quoted(key: &str) -> String {
     let is_plain = |character: char| character.is_ascii_graphic() && !matches!(character, '"' | '\\');
     if key.chars().all(is_plain) {
         return key.to_owned();
     }
     let mut quoted = String::from("\"");
-    for character in key.chars() {
+    for character in visible(key).chars() {
         match character {
             '"' | '\\' => quoted.extend(['\\', character]),
             other => quoted.push(other),
@@ -105,10 +110,10 @@ mod tests {
         let one = |name: &str| module(name, "t", vec![partition(0, Some(1))]);
         let all = view(vec![
             cluster("a", vec![one("b"), one("b.c")]),
-            cluster("a.b", vec![one("c"), one("d\t"), one("d\n")]),
+            cluster("a.b", vec![one("c"), one("d\t"), one("d\n"), one("e\t")]),
         ]);
         let (page, ambiguous) = render(&all);
-        assert_eq!(show(&page, None, None), "- a.b.0.delay 1\n");
+        assert_eq!(show(&page, None, None), "- a.b.0.delay 1\n- \"a.b.e?.0.delay\" 1\n", "quoted, as ever");
         assert_eq!(ambiguous, ["a.b.c", "a.b.c", "a.b.d?", "a.b.d?"]);
         assert_eq!(page.check(Selection { cluster: None, module: Some("c") }), Ok(()), "the module exists");
     }

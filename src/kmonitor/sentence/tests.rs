@@ -129,8 +129,28 @@ fn each_code_has_a_sentence_with_the_numbers() {
         ),
         (
             Code::NeverStored,
-            Facts { stored: Stored::Nothing, ..facts(0, 0, 100) },
+            Facts { stored: Stored::Nothing, moved_at_least: true, ..facts(0, 0, 100) },
             "no offset was ever stored; 100 messages wait, the first for 90 s",
+        ),
+        (
+            Code::NeverStored,
+            Facts { stored: Stored::Nothing, ..facts(0, 0, 100) },
+            "no offset is stored any more; 100 messages wait, the first for 90 s",
+        ),
+        (
+            Code::Waiting,
+            Facts { stable: Some(2), ..facts(0, 0, 1_004) },
+            "1,004 messages wait; 1,002 of them wait for a transaction to end",
+        ),
+        (
+            Code::Waiting,
+            Facts { stable: Some(3), ..facts(3, 0, 4) },
+            "1 message waits; it waits for a transaction to end",
+        ),
+        (
+            Code::BeyondEnd,
+            facts(5_000, 0, 120),
+            "stored 5,000 is beyond the end 120: it is not known yet whether the topic was created again",
         ),
         (
             Code::NoMember,

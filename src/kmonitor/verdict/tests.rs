@@ -25,7 +25,9 @@ fn waiting(delay: Offset, time: u64) -> Facts {
         came_in: u64::try_from(delay).unwrap_or(0),
         owner: Owner::Named("host-1:1".into()),
         members: Some(2),
+        unwritten_for: Some(seconds(5)),
         waiting_for: (0 < delay).then(|| seconds(time)),
+        readable_for: (0 < delay).then(|| seconds(time)),
         behind: Some(Behind { seconds: if 0 < delay { time as f64 } else { 0.0 }, at_least: false, from: "history" }),
         ..Facts::unread()
     }
@@ -42,7 +44,10 @@ fn found(facts: &Facts) -> (Verdict, ReasonCode) {
 
 #[test]
 fn each_rule_has_its_verdict() {
-    let still = |facts: Facts| Facts { moved_ago: Some(seconds(95)), written_ago: Some(seconds(95)), ..facts };
+    let still = |facts: Facts| {
+        let long = Some(seconds(95));
+        Facts { moved_ago: long, written_ago: long, unwritten_for: long, ..facts }
+    };
     let silent = |age| Facts {
         log_age: Some(seconds(age)),
         log_unknown: Some(UnknownReason::LeaderSilent { broker: 3 }),
@@ -58,6 +63,7 @@ fn each_rule_has_its_verdict() {
         ..still(waiting(1_204, time))
     };
     let foreign = |owner| Facts { owner, members: None, ..still(waiting(1_204, 90)) };
+    let open = |readable: Offset, time| Facts { stable: Some(1_000 + readable), ..still(waiting(37, time)) };
     use ReasonCode as Code;
     use Verdict::{Lagging, Ok, Rewound, Stalled, Stopped, Unknown};
     let rows = [
@@ -93,7 +99,8 @@ fn each_rule_has_its_verdict() {
             Code::NoBroker,
         ),
         ("created again", Facts { recreated: true, ..waiting(-880, 0) }, Rewound, Code::Recreated),
-        ("beyond the end for a moment", waiting(-880, 0), Ok, Code::NothingWaits),
+        ("created again, and empty", Facts { recreated: true, ..still(waiting(-1_000, 0)) }, Ok, Code::NothingWaits),
+        ("beyond the end", still(waiting(-880, 0)), Unknown, Code::BeyondEnd),
         ("went back", Facts { went_back: back(5_000, 10, 120), ..waiting(0, 0) }, Rewound, Code::WentBack),
         ("went back long ago", Facts { went_back: back(5_000, 10, 300), ..waiting(0, 0) }, Ok, Code::NothingWaits),
         (
@@ -103,9 +110,22 @@ fn each_rule_has_its_verdict() {
             Code::NoMember,
         ),
         ("pushes another topic", Facts { left_behind: true, ..dead(90) }, Ok, Code::LeftBehind),
+        (
+            "pushes another topic, and nothing can be read",
+            Facts { left_behind: true, ..silent(99) },
+            Ok,
+            Code::LeftBehind,
+        ),
+        ("another topic, never read", Facts { left_behind: true, ..Facts::unread() }, Unknown, Code::NotReadYet),
         ("nothing waits", still(waiting(0, 0)), Ok, Code::NothingWaits),
         ("only markers wait", Facts { undeliverable: true, ..still(waiting(3, 9_000)) }, Ok, Code::NothingDeliverable),
         ("nobody is there", dead(90), Stopped, Code::NoMember),
+        (
+            "an owner, but no member in the list",
+            Facts { owner: Owner::Named("a".into()), ..dead(50) },
+            Stalled,
+            Code::NotMoving,
+        ),
         ("nobody is there, the message is new", dead(14), Ok, Code::Waiting),
         (
             "nobody is there, nothing waits",
@@ -125,7 +145,7 @@ fn each_rule_has_its_verdict() {
         ("a foreign consumer", foreign(Owner::Unsupported), Stopped, Code::NothingStored),
         (
             "a foreign consumer that stores the same",
-            Facts { written_ago: Some(seconds(5)), ..foreign(Owner::Unsupported) },
+            Facts { unwritten_for: Some(seconds(5)), ..foreign(Owner::Unsupported) },
             Lagging,
             Code::SecondsBehind,
         ),
@@ -135,7 +155,22 @@ fn each_rule_has_its_verdict() {
             Lagging,
             Code::SecondsBehind,
         ),
-        ("owners unknown", foreign(Owner::Unknown), Stopped, Code::NothingStored),
+        ("owners unknown", foreign(Owner::Unknown), Stalled, Code::NothingStored),
+        ("an open transaction", open(0, 95), Lagging, Code::SecondsBehind),
+        ("an open transaction since a moment ago", open(0, 50), Ok, Code::Waiting),
+        ("messages before an open transaction", open(1, 50), Stalled, Code::NotMoving),
+        (
+            "a transaction that has just ended",
+            Facts { readable_for: Some(seconds(5)), ..still(waiting(37, 50)) },
+            Ok,
+            Code::Waiting,
+        ),
+        (
+            "markers before an open transaction",
+            Facts { undeliverable: true, waiting_for: Some(seconds(5)), ..open(3, 95) },
+            Ok,
+            Code::Waiting,
+        ),
         ("an owner that does not move", still(waiting(37, 50)), Stalled, Code::NotMoving),
         ("an owner that moves", waiting(37, 50), Ok, Code::Waiting),
         ("an owner on a topic that was idle", still(waiting(1, 44)), Ok, Code::Waiting),
@@ -176,6 +211,10 @@ fn lagging_may_be_measured_in_messages_and_ends_below_half() {
     for (time, is_lagging, lags) in [(59, false, false), (60, false, true), (30, true, true), (29, true, false)] {
         assert_eq!(with(&seconds, 5, time, is_lagging, true), lags, "{time} {is_lagging}");
     }
+    // While the stored offset cannot be read, the number of messages is too high.
+    let unread = Facts { stored_unknown: Some(UnknownReason::NoBroker), ..waiting(200, 5) };
+    assert_eq!(finding(&unread, &limits, false, true).verdict, Verdict::Ok);
+    assert_eq!(finding(&unread, &limits, true, true).verdict, Verdict::Lagging, "it does not end an alarm either");
     let off = Limits { lagging_seconds: None, ..Limits::default() };
     assert!(!with(&off, 1_000_000, 3_000, false, true));
 }
@@ -197,7 +236,9 @@ fn verdicts(readings: &[Facts]) -> Vec<Verdict> {
 
 #[test]
 fn a_verdict_changes_after_two_readings_and_recovers_at_once_when_nothing_waits() {
-    use Verdict::{Lagging, Ok, Stalled, Unknown};
+    use Verdict::{Lagging, Ok, Rewound, Stalled, Unknown};
+    let beyond = waiting(-880, 0);
+    let again = Facts { recreated: true, ..beyond.clone() };
     let (fine, late) = (waiting(5, 1), waiting(500, 100));
     let stalled = Facts { moved_ago: Some(seconds(200)), ..late.clone() };
     let outdated = Facts { log_age: Some(seconds(99)), log_unknown: Some(UnknownReason::NoBroker), ..late.clone() };
@@ -214,6 +255,9 @@ fn a_verdict_changes_after_two_readings_and_recovers_at_once_when_nothing_waits(
         ),
         ("nothing waits", vec![&stalled, &waiting(0, 0)], vec![Stalled, Ok]),
         ("too old", vec![&fine, &outdated, &fine, &stalled], vec![Ok, Unknown, Ok, Ok]),
+        ("beyond the end, at once", vec![&fine, &beyond, &fine], vec![Ok, Unknown, Ok]),
+        ("beyond the end, and created again", vec![&beyond, &again, &again], vec![Unknown, Rewound, Rewound]),
+        ("an alarm does not end beyond the end", vec![&stalled, &beyond, &stalled], vec![Stalled; 3]),
         ("a bad text", vec![&fine, &bad, &fine, &bad, &bad], vec![Ok, Ok, Ok, Ok, Unknown]),
         ("calm", vec![&late; 1].into_iter().chain(vec![&fine; 8]).collect(), {
             // Half of the limit for 30 s since it began, then two readings.
@@ -246,7 +290,7 @@ fn since_is_when_the_verdict_began_and_the_reason_follows_the_facts() {
     let (still, reason) = judge(&waiting(12, 2), &Limits::default(), &ok, at(10));
     assert_eq!((still.since, still.code), (at(5), ReasonCode::Waiting));
     assert_eq!(&*reason.text, "12 messages wait, 2 s behind");
-    let dead = Facts { members: Some(0), nobody_there_for: Some(seconds(95)), ..waiting(1_204, 90) };
+    let dead = Facts { members: Some(0), owner: nobody(95), nobody_there_for: Some(seconds(95)), ..waiting(1_204, 90) };
     let (first, reason) = judge(&dead, &Limits::default(), &still, at(15));
     assert_eq!((first.verdict, reason.code), (Verdict::Ok, ReasonCode::Waiting), "the reason is that of the verdict");
     let (second, reason) = judge(&dead, &Limits::default(), &first, at(20));
@@ -289,18 +333,20 @@ prop_compose! {
         ],
         flags in (any::<bool>(), any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
         went_back in proptest::option::weighted(0.2, (0..50_i64, 0..50_i64, 0..600_u64)),
-        times in (any_age(), any_age(), any_age(), any_age()),
+        times in (any_age(), any_age(), any_age(), any_age(), any_age()),
+        stable in proptest::option::weighted(0.2, 0..50_i64),
         came_in in 0..5_u64,
         owner in any_owner(),
         members in proptest::option::of(0..3_u32),
         behind in proptest::option::of(0.0..400.0_f64),
     ) -> Facts {
         Facts {
-            stored, log, came_in, owner, members,
+            stored, log, came_in, owner, members, stable,
             stored_age: ages.0, log_age: ages.1, stored_unknown: ages.2, log_unknown: ages.3,
             recreated: flags.0 && flags.1, moved_at_least: flags.1, undeliverable: flags.2, left_behind: flags.3,
             went_back: went_back.map(|(from, to, ago)| WentBack { from, to, ago: seconds(ago) }),
-            moved_ago: times.0, written_ago: times.1, nobody_there_for: times.2, waiting_for: times.3,
+            moved_ago: times.0, unwritten_for: times.1, nobody_there_for: times.2, waiting_for: times.3,
+            readable_for: times.3.zip(times.4).map(|(waiting, free)| waiting.min(free)),
             behind: behind.map(|seconds| Behind { seconds, at_least: false, from: "history" }),
             ..Facts::unread()
         }
@@ -329,7 +375,8 @@ proptest! {
     #[test]
     fn unknown_data_is_unknown(facts in any_facts()) {
         let is_missing = facts.stored_age.is_none() || facts.log_age.is_none() && facts.log != LogState::Gone;
-        if is_missing || matches!(facts.log, LogState::Unknown(_)) {
+        let is_left_behind = facts.left_behind && facts.stored_age.is_some();
+        if (is_missing || matches!(facts.log, LogState::Unknown(_))) && !is_left_behind {
             prop_assert_eq!(found(&facts).0, Verdict::Unknown);
         }
         // And an alarm is always based on two recent numbers.
@@ -351,10 +398,13 @@ proptest! {
         }
         more.came_in += u64::try_from(messages).unwrap();
         more.waiting_for = facts.waiting_for.map(|waited| waited + seconds(time));
+        more.readable_for = facts.readable_for.map(|waited| waited + seconds(time));
         if let Some(behind) = &mut more.behind {
                 let time = time as f64;
             behind.seconds += time;
         }
+        // Of a log that ends before the stored offset nothing is known.
+        prop_assume!(!facts::is_beyond_end(&facts));
         let limits = Limits { lagging_messages: Some(10), ..Limits::default() };
         let judge = |facts: &Facts| finding(facts, &limits, was_lagging, true).verdict;
         prop_assert!(judge(&facts) <= judge(&more), "{} {}", judge(&facts), judge(&more));

@@ -12,7 +12,7 @@ use std::time::Instant;
 use log::{Level, info};
 
 use crate::broker::{Acks, AppendResult, Appended};
-use crate::http::{ByteLease, DeferredResponse, Reply, Response};
+use crate::http::{ByteLease, DeferredResponse, DeferredResponses, HasReply, Reply, Response};
 use crate::kproxy::answer::{Failure, OffsetOrNull};
 use crate::kproxy::in_flight_slots::InFlightSlots;
 use crate::kproxy::log_fields::{ClientLabel, redacted_query};
@@ -57,7 +57,7 @@ impl BatchItem {
     }
 
     /// Records the outcome of the message and, if it is the last one of the batch, answers the request.
-    pub(crate) fn complete(self, outcome: AppendResult) {
+    pub(crate) fn complete(self, outcome: AppendResult, deferred: &mut DeferredResponses) {
         let BatchItem { batch, index, slot } = self;
         // Released before the answer, so that the client's next request finds the slot free.
         drop(slot);
@@ -69,7 +69,7 @@ impl BatchItem {
         }
         // Fails only for a message that has completed before; no engine completes a message twice.
         let _ = batch.outcomes[index].set(outcome);
-        PendingBatch::release(batch);
+        PendingBatch::release(batch, deferred);
     }
 }
 
@@ -80,12 +80,17 @@ impl PendingBatch {
     }
 
     /// Drops one reference to the batch; the release of the last one answers the request.
-    pub(crate) fn release(batch: Arc<Self>) {
-        if let Some(mut batch) = Arc::into_inner(batch) {
+    pub(crate) fn release(batch: Arc<Self>, deferred: &mut DeferredResponses) {
+        if let Some(batch) = Arc::into_inner(batch) {
             // The answer is long, so a reader thread formats it instead of the engine's thread.
-            let reader = locks::get_mut(&mut batch.reply).reader();
-            reader.defer(Box::new(batch));
+            deferred.add(Box::new(batch));
         }
+    }
+}
+
+impl HasReply for PendingBatch {
+    fn reply(&mut self) -> &Reply {
+        locks::get_mut(&mut self.reply)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the handler with a broker in memory.
 
 mod batch;
+mod results;
 
 use super::*;
 use crate::admin::Health;

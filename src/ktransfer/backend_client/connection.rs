@@ -37,7 +37,7 @@ const MAX_INTERIM_BYTES: usize = 256 * 1024;
 const KEPT_INTERIM_BYTES: usize = 3;
 
 /// The timeouts of a push; `None` means no limit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timeouts {
     /// For connecting.
     pub(super) connect: Option<Duration>,

@@ -3,13 +3,15 @@
 //! `request` builds the request and `pusher` makes the attempt, with the `ureq` crate over our own transport:
 //! `connector` opens a connection, whose bytes go through `stream`, with `tls` or without; `connection` keeps the limits
 //! of the push and reports the status that it reads with `head`. `exchange` is what the worker, its connections and the dispatcher share of a push, so that the dispatcher
-//! can cut it. `client` creates all of this for a module, `resolver` looks the backends' names up.
+//! can cut it. `client` creates all of this for a module, with the settings in `profile`, which a reload may change;
+//! `resolver` looks the backends' names up.
 //!
 //! Invariants:
 //! - No byte of a request is written unless the lease of the message's claim is valid at that moment. A push ends when
 //!   its lease ends, or when the dispatcher cuts it.
 //! - Once a final status was received, nothing that follows can turn the outcome.
 
+mod agent;
 mod buffers;
 mod client;
 mod connection;
@@ -17,6 +19,7 @@ mod connector;
 mod exchange;
 mod head;
 mod name_lookup;
+mod profile;
 mod pusher;
 mod request;
 mod resolver;
@@ -26,6 +29,7 @@ mod stream;
 mod tls;
 
 pub(super) use client::HttpClient;
+pub(super) use profile::ClientProfile;
 pub(super) use pusher::{PushEnd, Pusher};
 pub(super) use request::{HTTPS, IdempotencyKey, check_header, check_server};
 pub(super) use resolver::BackendResolver;

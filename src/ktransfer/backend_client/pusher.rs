@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use ureq::Agent;
 use ureq::http::{Request, Response, header};
 
+use super::agent::new_agent;
 use super::exchange::{Exchange, Failure, Report};
-use super::request::RequestBuilder;
+use super::profile::ClientProfile;
 use crate::ktransfer::job::Job;
 use crate::ktransfer::outcomes::TransportError;
 use crate::ktransfer::policy::AttemptOutcome;
@@ -38,27 +39,37 @@ pub(crate) enum PushEnd {
 
 /// Pushes the messages of one worker, one at a time.
 pub(crate) struct Pusher {
-    requests: Arc<RequestBuilder>,
+    profile: Arc<ClientProfile>,
     exchange: Arc<Exchange>,
     agent: Agent,
-    new_agent: Box<dyn Fn() -> Agent + Send>,
     /// When the connections of the agent have been idle for too long; `None` if it has none.
     idle_end: Option<Instant>,
 }
 
 impl Pusher {
     /// Creates a pusher whose connections report to `exchange`.
-    pub(super) fn new(
-        requests: Arc<RequestBuilder>,
-        exchange: Arc<Exchange>,
-        new_agent: Box<dyn Fn() -> Agent + Send>,
-    ) -> Pusher {
-        Pusher { requests, exchange, agent: new_agent(), new_agent, idle_end: None }
+    pub(super) fn new(profile: Arc<ClientProfile>, exchange: Arc<Exchange>) -> Pusher {
+        Pusher { agent: new_agent(&profile, &exchange), profile, exchange, idle_end: None }
+    }
+
+    /// Makes the next pushes with `profile`. The connections stay open, unless they were made with other settings.
+    pub(crate) fn follow(&mut self, profile: &Arc<ClientProfile>) {
+        if Arc::ptr_eq(&self.profile, profile) {
+            return;
+        }
+        let former = std::mem::replace(&mut self.profile, Arc::clone(profile));
+        if !profile.has_connections_of(&former) {
+            self.renew_agent();
+        }
+    }
+
+    fn renew_agent(&mut self) {
+        self.agent = new_agent(&self.profile, &self.exchange);
     }
 
     /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
     pub(crate) fn url(&self, job: &Job, server: &str) -> String {
-        self.requests.url(job, server)
+        self.profile.requests.url(job, server)
     }
 
     /// Sends the message to `url`, waits for the response and returns the outcome. `attempt` counts from 1.
@@ -72,7 +83,7 @@ impl Pusher {
     /// are no connections. The HTTP client closes idle connections only when it makes another request.
     pub(crate) fn close_idle(&mut self, now: Instant) -> Option<Instant> {
         if self.idle_end.is_some_and(|end| end <= now) {
-            self.agent = (self.new_agent)();
+            self.renew_agent();
             self.idle_end = None;
         }
         self.idle_end
@@ -80,7 +91,7 @@ impl Pusher {
 
     fn push_until_ended(&mut self, job: &Job, url: &str, attempt: u32) -> PushEnd {
         loop {
-            let request = match self.requests.request(job, url, attempt) {
+            let request = match self.profile.requests.request(job, url, attempt) {
                 Ok(request) => request,
                 Err(reason) => return PushEnd::Attempted(AttemptOutcome::Impossible { reason }),
             };
@@ -91,7 +102,7 @@ impl Pusher {
             let report = self.exchange.finish();
             if ended.is_err() {
                 // The panic may have left the pool of the client unusable.
-                self.agent = (self.new_agent)();
+                self.renew_agent();
             }
             if let Some(end) = push_end(ended, report) {
                 return end;

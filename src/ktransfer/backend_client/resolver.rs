@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use log::warn;
 use ureq::config::Config as AgentConfig;
 use ureq::http::Uri;
@@ -32,46 +33,87 @@ const HTTP_PORT: u16 = 80;
 /// Port of an https backend without a port.
 const HTTPS_PORT: u16 = 443;
 
+/// How long a backend that a reload removed still has its addresses: a push that has chosen it may be about to connect.
+const REMOVED_LIFETIME: Duration = Duration::from_secs(60);
+
 /// The addresses of a module's backends. Backends configured by IP address need no look-up. Names are looked up by
 /// [`run`](Self::run) on a thread of its own, so that a slow name server delays no push to another backend.
 pub(crate) struct BackendResolver {
-    /// The backends that are configured by IP address. The key is `host:port`.
-    literals: HashMap<String, SocketAddr>,
-    /// The other backends. The key is `host:port`; the set of keys never changes. The lock is never held across IO.
-    names: Mutex<HashMap<String, LookupState>>,
+    /// The lock is never held across IO.
+    table: Mutex<Table>,
     changed: Condvar,
+    /// Wakes the thread that looks names up; holds one message at most.
+    wake: (Sender<()>, Receiver<()>),
+}
+
+/// The backends by `host:port`.
+struct Table {
+    backends: HashMap<String, Entry>,
     /// Until then, requests wait for the first look-up of a name.
     first_lookup_until: Instant,
 }
 
-/// The addresses of a backend: not looked up yet, the latest ones found, or the error of the first look-ups.
-enum LookupState {
+struct Entry {
+    addresses: Addresses,
+    /// When a reload removed the backend; `None` while it is configured.
+    removed: Option<Instant>,
+}
+
+enum Addresses {
+    /// The backend is configured by IP address.
+    Literal(SocketAddr),
+    /// Not looked up yet.
     Pending,
+    /// The latest ones that were found.
     Resolved(Vec<SocketAddr>),
+    /// The error of the first look-ups.
     Failed(String),
 }
 
-impl BackendResolver {
-    /// Creates a resolver for `servers`, the entries of `backend_servers`.
-    pub(crate) fn new(servers: &[String]) -> Arc<BackendResolver> {
-        let (mut literals, mut names) = (HashMap::new(), HashMap::new());
+impl Table {
+    fn entry(&mut self, name: &str) -> Option<&mut Entry> {
+        self.backends.get_mut(name)
+    }
+
+    fn replace(&mut self, servers: &[String], now: Instant) {
+        self.backends.retain(|_, entry| entry.removed.get_or_insert(now).elapsed() < REMOVED_LIFETIME);
         for server in servers {
             let authority = match server.strip_prefix(HTTPS) {
                 Some(host) => with_port(host, HTTPS_PORT),
                 None => with_port(server, HTTP_PORT),
             };
-            match authority.parse() {
-                Ok(address) => drop(literals.insert(authority, address)),
-                Err(_) => drop(names.insert(authority, LookupState::Pending)),
-            }
+            let parsed = authority.parse().map_or(Addresses::Pending, Addresses::Literal);
+            self.backends.entry(authority).or_insert(Entry { addresses: parsed, removed: None }).removed = None;
         }
-        let first_lookup_until = Instant::now() + FIRST_LOOKUP_TIMEOUT;
-        Arc::new(BackendResolver { literals, names: Mutex::new(names), changed: Condvar::new(), first_lookup_until })
+        self.first_lookup_until = now + FIRST_LOOKUP_TIMEOUT;
+    }
+
+    /// Returns the names to be looked up.
+    fn names(&self) -> Vec<String> {
+        let is_name = |entry: &Entry| entry.removed.is_none() && !matches!(entry.addresses, Addresses::Literal(_));
+        self.backends.iter().filter(|(_, entry)| is_name(entry)).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+impl BackendResolver {
+    /// Creates a resolver for `servers`, the entries of `backend_servers`.
+    pub(crate) fn new(servers: &[String]) -> Arc<BackendResolver> {
+        let now = Instant::now();
+        let mut table = Table { backends: HashMap::new(), first_lookup_until: now };
+        table.replace(servers, now);
+        Arc::new(BackendResolver { table: Mutex::new(table), changed: Condvar::new(), wake: bounded(1) })
+    }
+
+    /// Replaces the backends. What is known of those that stay is kept.
+    pub(super) fn replace(&self, servers: &[String]) {
+        self.lock().replace(servers, Instant::now());
+        // If the channel is full, the thread looks at the table later anyway.
+        let _ = self.wake.0.try_send(());
     }
 
     /// Whether a backend is configured by name, so that [`run`](Self::run) is needed.
     pub(crate) fn has_names(&self) -> bool {
-        !self.lock().is_empty()
+        !self.lock().names().is_empty()
     }
 
     /// Looks all names up at intervals until the stop. If a look-up fails, the addresses found before stay in use.
@@ -81,55 +123,67 @@ impl BackendResolver {
         let mut warned: HashMap<String, (String, Instant)> = HashMap::new();
         loop {
             let mut all_resolved = true;
-            let names: Vec<String> = self.lock().keys().cloned().collect();
+            let names = self.lock().names();
+            warned.retain(|name, _| names.contains(name));
             for name in names {
                 let Some(found) = look_up(&name, stop) else { return };
-                let mut table = self.lock();
-                match found {
-                    Ok(addresses) if !addresses.is_empty() => {
-                        warned.remove(&name);
-                        table.insert(name, LookupState::Resolved(addresses));
-                    }
-                    failed => {
-                        let reason = failed.err().unwrap_or_else(|| "it has no address".to_owned());
+                let found = match found {
+                    Ok(addresses) if addresses.is_empty() => Err("it has no address".to_owned()),
+                    found => found,
+                };
+                match &found {
+                    Ok(_) => drop(warned.remove(&name)),
+                    Err(reason) => {
                         all_resolved = false;
                         let is_repeat =
-                            |(last, at): &(String, Instant)| *last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;
+                            |(last, at): &(String, Instant)| last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;
                         if !warned.get(&name).is_some_and(is_repeat) {
                             warn!("backend_servers: cannot resolve {name:?}: {reason}");
                             warned.insert(name.clone(), (reason.clone(), Instant::now()));
                         }
-                        if !matches!(table.get(&name), Some(LookupState::Resolved(_))) {
-                            table.insert(name, LookupState::Failed(reason));
-                        }
                     }
                 }
-                drop(table);
-                self.changed.notify_all();
+                self.note(&name, found);
             }
-            if !stop.sleep(if all_resolved { RESOLVE_INTERVAL } else { RESOLVE_RETRY_INTERVAL }) {
-                return;
+            let pause = if all_resolved { RESOLVE_INTERVAL } else { RESOLVE_RETRY_INTERVAL };
+            select! {
+                recv(stop.closed()) -> _ => return,
+                recv(self.wake.1) -> _ => {},
+                default(pause) => {},
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, LookupState>> {
-        lock(&self.names)
+    fn note(&self, name: &str, found: Result<Vec<SocketAddr>, String>) {
+        if let Some(entry) = self.lock().entry(name) {
+            match found {
+                Ok(addresses) => entry.addresses = Addresses::Resolved(addresses),
+                Err(reason) if !matches!(entry.addresses, Addresses::Resolved(_)) => {
+                    entry.addresses = Addresses::Failed(reason);
+                }
+                Err(_) => {}
+            }
+        }
+        self.changed.notify_all();
     }
 
-    /// Returns the addresses of `authority`, the `host:port` of a backend. Waits only shortly after the module's start.
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        lock(&self.table)
+    }
+
+    /// Returns the addresses of `authority`, the `host:port` of a backend. Waits only shortly after the module's start
+    /// or a change of the backends.
     fn addresses(&self, authority: &str) -> Result<Vec<SocketAddr>, String> {
-        if let Some(address) = self.literals.get(authority) {
-            return Ok(vec![*address]);
-        }
-        let wait = self.first_lookup_until.saturating_duration_since(Instant::now());
+        let table = self.lock();
+        let wait = table.first_lookup_until.saturating_duration_since(Instant::now());
         let is_pending =
-            |table: &mut HashMap<String, LookupState>| matches!(table.get(authority), Some(LookupState::Pending));
-        let (table, _) = wait_timeout_while(&self.changed, self.lock(), wait, is_pending);
-        match table.get(authority) {
-            Some(LookupState::Resolved(addresses)) => Ok(addresses.clone()),
-            Some(LookupState::Failed(reason)) => Err(format!("cannot resolve {authority:?}: {reason}")),
-            Some(LookupState::Pending) => Err(format!("{authority:?} is not resolved yet")),
+            |table: &mut Table| matches!(table.entry(authority), Some(Entry { addresses: Addresses::Pending, .. }));
+        let (table, _) = wait_timeout_while(&self.changed, table, wait, is_pending);
+        match table.backends.get(authority).map(|entry| &entry.addresses) {
+            Some(Addresses::Literal(address)) => Ok(vec![*address]),
+            Some(Addresses::Resolved(addresses)) => Ok(addresses.clone()),
+            Some(Addresses::Failed(reason)) => Err(format!("cannot resolve {authority:?}: {reason}")),
+            Some(Addresses::Pending) => Err(format!("{authority:?} is not resolved yet")),
             None => Err(format!("{authority:?} is not one of backend_servers")),
         }
     }
@@ -194,10 +248,36 @@ mod tests {
     #[test]
     fn requests_for_a_name_that_hangs_wait_only_after_the_start() {
         // Nothing looks the name up.
-        let mut resolver = BackendResolver::new(&["hangs.invalid".into()]);
-        Arc::get_mut(&mut resolver).unwrap().first_lookup_until = Instant::now();
+        let resolver = BackendResolver::new(&["hangs.invalid".into()]);
+        resolver.lock().first_lookup_until = Instant::now();
         let began = Instant::now();
         assert_eq!(resolver.addresses("hangs.invalid:80").unwrap_err(), "\"hangs.invalid:80\" is not resolved yet");
         assert!(began.elapsed() < FIRST_LOOKUP_TIMEOUT);
+    }
+
+    #[test]
+    fn a_change_keeps_what_is_known_and_what_pushes_under_way_need() {
+        let servers = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let resolver = BackendResolver::new(&servers(&["stays:1", "goes:2", "10.0.0.1:3"]));
+        let address: SocketAddr = "10.0.0.9:1".parse().unwrap();
+        for name in ["stays:1", "goes:2"] {
+            resolver.note(name, Ok(vec![address]));
+        }
+        resolver.replace(&servers(&["stays:1", "10.0.0.2:4"]));
+        assert_eq!(resolver.addresses("stays:1"), Ok(vec![address]));
+        assert_eq!(resolver.addresses("goes:2"), Ok(vec![address]), "a push may have chosen it");
+        assert_eq!(resolver.addresses("10.0.0.1:3").unwrap().len(), 1);
+        assert_eq!(resolver.addresses("10.0.0.2:4").unwrap().len(), 1);
+        assert_eq!(resolver.lock().names(), ["stays:1"], "what is gone is looked up no more");
+        resolver.lock().entry("goes:2").unwrap().removed = Instant::now().checked_sub(REMOVED_LIFETIME);
+        resolver.replace(&servers(&["no.invalid:5"]));
+        assert!(resolver.addresses("goes:2").unwrap_err().contains("not one of backend_servers"));
+        let stop = Stop::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| resolver.run(&stop));
+            resolver.replace(&servers(&["localhost:82"]));
+            assert!(resolver.addresses("localhost:82").is_ok(), "the thread is woken");
+            stop.trigger();
+        });
     }
 }

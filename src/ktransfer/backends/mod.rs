@@ -1,8 +1,9 @@
 //! The backends of a module, shared by its workers: chooses the backend of each push, and takes a backend that fails
 //! out of use until a probe shows that it answers again.
 //!
-//! - **Ejection.** A backend is ejected after `failures` failures in a row. [`PushVerdict`] says what is a failure.
-//!   While another one is in use, no push goes to it but the probes, and a retry goes to another backend.
+//! - **Ejection.** A backend is ejected after `failures` failures in a row, or when it fails a larger part of its pushes
+//!   than the others (`failure_rate`). [`PushVerdict`] says what is a failure. While another one is in use, no push goes
+//!   to it but the probes, and a retry goes to another backend.
 //! - **Probe.** When its interval is over, one push goes to an ejected backend. It is not one that may not be retried,
 //!   nor a retry of a message that this backend has failed before, unless every backend is ejected.
 //! - **Nothing in use.** Then no push begins before the next probe is due. A worker that waits registers itself, and
@@ -11,16 +12,20 @@
 //!
 //! A module with one backend never ejects it: that would delay other messages than those that failed.
 //!
-//! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine.
+//! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine, `replacement`
+//! the change of the list by a reload.
 
 mod ejection;
+mod failure_rate;
 mod phases;
+mod replacement;
 mod rotation;
 mod status;
 mod verdict;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -32,8 +37,10 @@ use super::policy::AttemptOutcome;
 use crate::locks::lock;
 use crate::log_limited;
 use ejection::Ejection;
+use failure_rate::{Counts, FailureRate, FailureRates};
 use phases::Phases;
 
+pub(super) use failure_rate::RateConfig;
 pub(super) use phases::EjectionConfig;
 pub(super) use rotation::BackendRotation;
 pub(super) use verdict::PushVerdict;
@@ -43,7 +50,8 @@ pub(super) struct Backends {
     module: Arc<str>,
     config: EjectionConfig,
     worker_num: usize,
-    backends: Vec<Backend>,
+    /// Those of an earlier configuration that this one has as well are shared with it.
+    backends: Vec<Arc<Backend>>,
     /// Whether every backend is in use. Written with the lock, read without it.
     are_all_in_use: AtomicBool,
     shared: Mutex<Shared>,
@@ -51,21 +59,26 @@ pub(super) struct Backends {
 
 struct Backend {
     /// The entry of `backend_servers`.
-    server: String,
+    server: Arc<str>,
     metrics: BackendMetrics,
     n_under_way: AtomicUsize,
     /// Failures in a row. Counts only while the backend is in use.
     n_failures: AtomicU32,
+    /// Pushes that ended well or as failures while the backend was in use; counted for the rule by failure rate.
+    n_good: AtomicU64,
+    n_bad: AtomicU64,
+    /// For operators.
+    last_ejection: Mutex<Option<Ejection>>,
     /// Grows with each ejection, probe and return. So the late result of an earlier push changes nothing.
     epoch: AtomicU32,
 }
 
 struct Shared {
     phases: Phases,
+    /// `None` without the rule by failure rate.
+    rates: Option<FailureRates>,
     /// The workers that wait for a backend.
     waiting: BTreeSet<usize>,
-    /// The latest ejection of each backend.
-    ejections: Vec<Option<Ejection>>,
 }
 
 /// The result of [`Backends::choose`].
@@ -87,6 +100,24 @@ pub(super) struct ChosenBackend {
     epoch: u32,
 }
 
+/// The rule that ejects a backend.
+#[derive(Clone, Copy, Debug)]
+enum Rule {
+    /// `failures`: this number of failures in a row.
+    InARow(u32),
+    /// `failure_percent`: this failure rate.
+    Rate(FailureRate),
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rule::InARow(n_failures) => write!(formatter, "{n_failures} failures in a row"),
+            Rule::Rate(rate) => write!(formatter, "the failure of {rate}"),
+        }
+    }
+}
+
 /// A push as [`Backends::choose`] needs to know it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct NextPush {
@@ -98,38 +129,58 @@ pub(super) struct NextPush {
     pub(super) random: f64,
 }
 
+impl Backend {
+    fn new(server: &str, metrics: &ModuleMetrics) -> Arc<Backend> {
+        Arc::new(Backend {
+            server: server.into(),
+            metrics: metrics.of_backend(server),
+            n_under_way: AtomicUsize::new(0),
+            n_failures: AtomicU32::new(0),
+            n_good: AtomicU64::new(0),
+            n_bad: AtomicU64::new(0),
+            last_ejection: Mutex::default(),
+            epoch: AtomicU32::new(0),
+        })
+    }
+}
+
+/// A module with one backend never ejects it.
+fn ejection_config(module: &ModuleConfig) -> EjectionConfig {
+    let mut config = module.ejection;
+    if module.backend_servers.len() == 1 {
+        (config.failures, config.rate) = (None, None);
+    }
+    config
+}
+
 impl Backends {
     /// Creates the state of the backends of a module, all in use.
     pub(super) fn new(module: &ModuleConfig, metrics: &ModuleMetrics) -> Backends {
         let servers = &module.backend_servers;
-        let mut config = module.ejection;
-        if servers.len() == 1 {
-            config.failures = None;
-        }
-        let backend = |server: &String| Backend {
-            server: server.clone(),
-            metrics: metrics.of_backend(server),
-            n_under_way: AtomicUsize::new(0),
-            n_failures: AtomicU32::new(0),
-            epoch: AtomicU32::new(0),
+        let config = ejection_config(module);
+        let shared = Shared {
+            phases: Phases::new(config, servers.len()),
+            rates: config.rate.map(FailureRates::new),
+            waiting: BTreeSet::new(),
         };
         Backends {
             module: Arc::clone(&module.name),
             config,
             worker_num: module.worker_num.get(),
-            backends: servers.iter().map(backend).collect(),
+            backends: servers.iter().map(|server| Backend::new(server, metrics)).collect(),
             are_all_in_use: AtomicBool::new(true),
-            shared: Mutex::new(Shared {
-                phases: Phases::new(config, servers.len()),
-                waiting: BTreeSet::new(),
-                ejections: servers.iter().map(|_| None).collect(),
-            }),
+            shared: Mutex::new(shared),
         }
     }
 
     /// Returns the entry of `backend_servers` at this index.
-    pub(super) fn server(&self, index: usize) -> &str {
+    pub(super) fn server(&self, index: usize) -> &Arc<str> {
         &self.backends[index].server
+    }
+
+    /// Returns the index of this entry of `backend_servers`.
+    pub(super) fn index_of(&self, server: &str) -> Option<usize> {
+        self.backends.iter().position(|backend| *backend.server == *server)
     }
 
     /// Whether every backend is in use.
@@ -140,8 +191,10 @@ impl Backends {
     /// Chooses the backend of a push, in the order of the worker's round robin.
     pub(super) fn choose(&self, rotation: &mut BackendRotation, push: NextPush, now: Instant) -> Choice {
         if self.are_all_in_use() {
-            let chosen = self.next_of(rotation, push.last, self.backends.len(), |_| Some(true));
-            return chosen.map_or(Choice::WaitUntil(now), |index| Choice::Use(self.begin(rotation, index, false)));
+            let index = self.next_of(rotation, push.last, self.backends.len(), |_| Some(true));
+            if let Some(chosen) = index.and_then(|index| self.begin_in_use(rotation, index)) {
+                return Choice::Use(chosen);
+            }
         }
         let mut shared = self.lock();
         self.settle(&mut shared, now);
@@ -194,11 +247,23 @@ impl Backends {
         self.backends[index].n_under_way.load(Ordering::Relaxed) < self.worker_num.div_ceil(n.max(1))
     }
 
+    /// Begins a push without the lock; `None` if a backend was ejected meanwhile.
+    fn begin_in_use(&self, rotation: &mut BackendRotation, index: usize) -> Option<ChosenBackend> {
+        let epoch = self.backends[index].epoch.load(Ordering::Acquire);
+        // An ejection first says that not all are in use, then moves the epoch on: so this is no epoch of an ejected
+        // backend, whose probes the push could end.
+        self.are_all_in_use().then(|| self.begin_at(rotation, index, false, epoch))
+    }
+
+    /// Begins a push; the caller has the lock.
     fn begin(&self, rotation: &mut BackendRotation, index: usize, is_probe: bool) -> ChosenBackend {
+        self.begin_at(rotation, index, is_probe, self.backends[index].epoch.load(Ordering::Relaxed))
+    }
+
+    fn begin_at(&self, rotation: &mut BackendRotation, index: usize, is_probe: bool, epoch: u32) -> ChosenBackend {
         rotation.chose(index);
-        let backend = &self.backends[index];
-        backend.n_under_way.fetch_add(1, Ordering::Relaxed);
-        ChosenBackend { index, is_probe, epoch: backend.epoch.load(Ordering::Relaxed) }
+        self.backends[index].n_under_way.fetch_add(1, Ordering::Relaxed);
+        ChosenBackend { index, is_probe, epoch }
     }
 
     /// Ends a push. Returns the workers that wait for a backend and can go on: the caller must send them
@@ -214,40 +279,69 @@ impl Backends {
             return self.end_probe(&chosen, verdict, now);
         }
         match verdict {
-            PushVerdict::Good if backend.n_failures.load(Ordering::Relaxed) > 0 => {
-                backend.n_failures.store(0, Ordering::Relaxed);
+            PushVerdict::Good => {
+                if self.config.rate.is_some() {
+                    backend.n_good.fetch_add(1, Ordering::Relaxed);
+                }
+                // The read avoids most of the writes to a value that all workers share.
+                if backend.n_failures.load(Ordering::Relaxed) > 0 {
+                    backend.n_failures.store(0, Ordering::Relaxed);
+                }
             }
             PushVerdict::Bad(outcome) => {
                 let n_failures = backend.n_failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-                if self.config.failures.is_some_and(|limit| limit <= n_failures) {
-                    self.eject(&chosen, n_failures, outcome, now);
+                let rate = self.count_failure(chosen.index, now);
+                let rule = match self.config.failures {
+                    Some(limit) if limit <= n_failures => Some(Rule::InARow(n_failures)),
+                    _ => rate.map(Rule::Rate),
+                };
+                if let Some(rule) = rule {
+                    self.eject(&chosen, rule, outcome, now);
                 }
             }
-            PushVerdict::Good | PushVerdict::Repeated(_) | PushVerdict::NotMade => {}
+            PushVerdict::Repeated(_) | PushVerdict::NotMade => {}
         }
         Vec::new()
     }
 
-    fn eject(&self, chosen: &ChosenBackend, n_failures: u32, outcome: &AttemptOutcome, now: Instant) {
+    /// Counts a failure of a backend in use. Returns its failure rate if the backend is to be ejected because of it.
+    fn count_failure(&self, index: usize, now: Instant) -> Option<FailureRate> {
+        let mut shared = self.lock();
+        let Shared { phases, rates: Some(rates), .. } = &mut *shared else { return None };
+        self.backends[index].n_bad.fetch_add(1, Ordering::Relaxed);
+        let counts: Vec<Counts> = (0..self.backends.len()).map(|index| self.counts(index)).collect();
+        rates.note_failure(index, &counts, |index| phases.is_usable(index), now)
+    }
+
+    fn counts(&self, index: usize) -> Counts {
+        let Backend { n_good, n_bad, .. } = &self.backends[index];
+        Counts { good: n_good.load(Ordering::Relaxed), bad: n_bad.load(Ordering::Relaxed) }
+    }
+
+    fn eject(&self, chosen: &ChosenBackend, rule: Rule, outcome: &AttemptOutcome, now: Instant) {
         let backend = &self.backends[chosen.index];
         let mut shared = self.lock();
         // Another worker may have ejected it meanwhile.
-        if chosen.epoch != backend.epoch.load(Ordering::Relaxed) {
+        if chosen.epoch != backend.epoch.load(Ordering::Relaxed) || !shared.phases.is_usable(chosen.index) {
             return;
         }
-        backend.epoch.fetch_add(1, Ordering::Relaxed);
+        self.are_all_in_use.store(false, Ordering::Release);
+        backend.epoch.fetch_add(1, Ordering::Release);
         let interval = shared.phases.eject(chosen.index, now);
-        shared.ejections[chosen.index] = Some(Ejection::new(now, format!("{n_failures} failures in a row: {outcome}")));
+        *lock(&backend.last_ejection) = Some(Ejection::new(now, format!("{rule}: {outcome}")));
         let n_usable = shared.phases.n_usable();
         self.settle(&mut shared, now);
         drop(shared);
-        backend.metrics.ejections.inc();
+        match rule {
+            Rule::InARow(_) => backend.metrics.ejections_in_a_row.inc(),
+            Rule::Rate(_) => backend.metrics.ejections_by_rate.inc(),
+        }
         backend.metrics.ejected.set(1);
         let (module, server) = (&self.module, &backend.server);
         log_limited!(
             Level::Warn,
-            "module [{module}]: backend {server} is ejected for {}ms after {n_failures} failures in a row, {n_usable} \
-             of {} backends are left: {outcome}",
+            "module [{module}]: backend {server} is ejected for {}ms after {rule}, {n_usable} of {} backends are left: \
+             {outcome}",
             interval.as_millis(),
             self.backends.len()
         );
@@ -267,6 +361,9 @@ impl Backends {
         }
         backend.epoch.fetch_add(1, Ordering::Relaxed);
         backend.n_failures.store(0, Ordering::Relaxed);
+        if let Some(rates) = shared.rates.as_mut().filter(|_| is_good == Some(true)) {
+            rates.forget(chosen.index, self.counts(chosen.index));
+        }
         shared.phases.end_probe(chosen.index, is_good, now);
         self.settle(&mut shared, now);
         let woken = match is_good {

@@ -1,11 +1,11 @@
 //! The phases of the backends: in use, ejected, probed, in slow start. A pure state machine; the caller passes the time.
 //!
 //! ```text
-//!            failures in a row               due                 a good probe          slow_start_ms
+//!                failures                    due                 a good probe          slow_start_ms
 //!   in use ─────────────────▶ ejected ─────────────────▶ probed ───────────▶ slow start ──────────▶ in use
 //!                                 ▲      one push           │                     │
 //!                                 └─────────────────────────┴─────────────────────┘
-//!                                     a failed probe, or failures in a row: for twice as long
+//!                                     a failed probe, or failures: for twice as long
 //! ```
 //!
 //! While no backend is in use, an ejected one is probed again after `interval_ms`, however long it is ejected for: the
@@ -13,11 +13,16 @@
 
 use std::time::{Duration, Instant};
 
+use super::failure_rate::RateConfig;
+
 /// When a backend is ejected, and for how long (`ejection`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EjectionConfig {
-    /// `failures`: number of failures in a row after which a backend is ejected; `None`, written 0, never ejects.
+    /// `failures`: number of failures in a row after which a backend is ejected; `None`, written 0, for no such rule.
     pub(crate) failures: Option<u32>,
+    /// `failure_percent`, `min_requests`, `window_ms`: the failure rate at which a backend is ejected; `None`, with
+    /// `failure_percent` written 0, for no such rule.
+    pub(crate) rate: Option<RateConfig>,
     /// `interval_ms`: time from the ejection to the first probe.
     pub(crate) interval: Duration,
     /// `max_interval_ms`: longest time between two probes, and the time after which a probe without an answer is no
@@ -64,6 +69,18 @@ impl Phases {
     /// Creates the phases of `count` backends in use.
     pub(super) fn new(config: EjectionConfig, count: usize) -> Phases {
         Phases { config, phases: vec![Phase::InUse; count] }
+    }
+
+    /// Creates the phases of the backends after a change of the configuration. `former` has, for each of them, its index
+    /// before the change; `None` for one that was added. Where no backend is ejected any more, all are in use.
+    pub(super) fn changed(&self, config: EjectionConfig, former: &[Option<usize>]) -> Phases {
+        let phase = |index: &Option<usize>| index.map_or(Phase::InUse, |index| self.phases[index]);
+        let may_eject = config.failures.is_some() || config.rate.is_some();
+        let phases = match may_eject {
+            true => former.iter().map(phase).collect(),
+            false => vec![Phase::InUse; former.len()],
+        };
+        Phases { config, phases }
     }
 
     /// Returns the phase of the backend.
@@ -167,6 +184,7 @@ mod tests {
 
     const CONFIG: EjectionConfig = EjectionConfig {
         failures: Some(3),
+        rate: None,
         interval: Duration::from_millis(1000),
         max_interval: Duration::from_millis(3000),
         slow_start: Duration::from_millis(2000),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::Backends;
 use super::phases::Phase;
 use crate::ktransfer::operations::{BackendState, BackendStatus};
+use crate::locks::lock;
 
 impl Backends {
     /// Returns the state of each backend, in the order of `backend_servers`.
@@ -14,7 +15,9 @@ impl Backends {
         self.settle(&mut shared, now);
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let status = |index: usize| {
-            let (backend, ejection) = (&self.backends[index], shared.ejections[index].as_ref());
+            let backend = &self.backends[index];
+            let last = lock(&backend.last_ejection);
+            let ejection = last.as_ref();
             let (state, since) = match shared.phases.phase(index) {
                 Phase::InUse => (BackendState::InUse, None),
                 Phase::SlowStart { since, .. } => (BackendState::SlowStart, Some(since)),
@@ -23,7 +26,7 @@ impl Backends {
                 Phase::Probed { since, .. } => (BackendState::Probed, Some(ejection.map_or(since, |last| last.at))),
             };
             BackendStatus {
-                server: backend.server.clone(),
+                server: backend.server.to_string(),
                 state,
                 since_ms: since.map(|since| ms(now.saturating_duration_since(since))),
                 next_probe_ms: shared.phases.due(index).map(|due| ms(due.saturating_duration_since(now))),

@@ -1,11 +1,12 @@
 //! Tests of the choice of a backend, of ejections and of probes.
 
+mod operators;
+
 use super::*;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::ktransfer::metrics::Metrics;
-use crate::ktransfer::operations::BackendState;
 use crate::ktransfer::test_fixtures::module_config;
 use crate::metrics::Registry;
 
@@ -77,6 +78,14 @@ impl Rig {
         let metrics = String::from_utf8(self.registry.render()).unwrap();
         let value = metrics.lines().find_map(|line| line.strip_prefix(line_start)).expect(line_start).trim();
         value.parse().unwrap()
+    }
+
+    /// Returns the number of ejections after failures in a row, and because of the failure rate.
+    fn ejections(&self, server: &str) -> [u64; 2] {
+        ["failures", "failure_percent"].map(|rule| {
+            let name = "ktransfer_backend_ejections_total";
+            self.metric(&format!("{name}{{backend=\"{server}\",module=\"m\",rule=\"{rule}\"}}"))
+        })
     }
 }
 
@@ -178,7 +187,7 @@ fn a_backend_is_ejected_after_failures_in_a_row_and_probed_by_one_push() {
     assert!((0..3).any(|_| rig.push(PushVerdict::Good) == 1));
     assert!(rig.backends.are_all_in_use());
     assert_eq!(rig.metric("ktransfer_backend_ejected{backend=\"b1:80\",module=\"m\"}"), 0);
-    assert_eq!(rig.metric("ktransfer_backend_ejections_total{backend=\"b1:80\",module=\"m\"}"), 1);
+    assert_eq!(rig.ejections("b1:80"), [1, 0]);
     for outcome in ["ok", "failed"] {
         let name = format!("ktransfer_backend_probes_total{{backend=\"b1:80\",module=\"m\",outcome=\"{outcome}\"}}");
         assert_eq!(rig.metric(&name), 1, "{outcome}");
@@ -278,9 +287,103 @@ fn a_5xx_to_a_repeated_message_ejects_nobody_but_fails_a_probe() {
     assert!(rig.backends.is_ejected(0));
 }
 
+const RATE: RateConfig = RateConfig { percent: 50, min_requests: 20, window: Duration::from_secs(10) };
+
+/// Makes a rig in which only the failure rate ejects.
+fn rig_with_rate(n_backends: usize) -> Rig {
+    Rig::with(n_backends, |config| (config.ejection.failures, config.ejection.rate) = (None, Some(RATE)))
+}
+
+impl Rig {
+    /// Makes `n` pushes, of which those to `flaky` fail every second time. Returns whether it is ejected.
+    fn push_with_flaky(&mut self, flaky: &[usize], n: usize) -> bool {
+        let mut turns = [0; 8];
+        for _ in 0..n {
+            let Choice::Use(chosen) = self.choose(None) else { continue };
+            turns[chosen.index] += 1;
+            let fails = flaky.contains(&chosen.index) && turns[chosen.index] % 2 == 0;
+            let verdict = if fails { PushVerdict::Bad(&FAILED) } else { PushVerdict::Good };
+            let _ = self.backends.end(chosen, verdict, self.now);
+        }
+        flaky.iter().any(|index| self.backends.is_ejected(*index))
+    }
+}
+
+#[test]
+fn a_backend_that_fails_half_of_its_pushes_is_ejected_and_used_again_when_it_is_good() {
+    let mut rig = rig_with_rate(4);
+    assert!(rig.push_with_flaky(&[1], 4 * 22));
+    assert_eq!((rig.ejections("b1:80"), rig.ejections("b0:80")), ([0, 1], [0, 0]));
+    rig.now += INTERVAL;
+    let probe = rig.chosen(None);
+    assert_eq!(probe.index, 1);
+    let _ = rig.backends.end(probe, PushVerdict::Good, rig.now);
+    rig.now += Duration::from_secs(1);
+    // Its failures before the return do not count.
+    assert!(!rig.push_with_flaky(&[1], 4 * 18) && rig.backends.are_all_in_use());
+    assert!(rig.push_with_flaky(&[1], 4 * 10));
+}
+
+#[test]
+fn the_failure_rate_never_ejects_the_last_backend_and_none_where_all_fail() {
+    for flaky in [&[0, 1, 2][..], &[0, 1]] {
+        let mut rig = rig_with_rate(3);
+        rig.push_with_flaky(flaky, 3000);
+        let n_usable = (0..3).filter(|index| !rig.backends.is_ejected(*index)).count();
+        assert_eq!(n_usable, if flaky.len() == 3 { 3 } else { 1 }, "{flaky:?}");
+    }
+    let mut rig = rig_with_rate(2);
+    rig.eject_by_rate(1);
+    for _ in 0..1000 {
+        let chosen = rig.chosen(None);
+        assert_eq!(chosen.index, 0);
+        let _ = rig.backends.end(chosen, PushVerdict::Bad(&FAILED), rig.now);
+    }
+    assert!(!rig.backends.is_ejected(0));
+}
+
+impl Rig {
+    fn eject_by_rate(&mut self, index: usize) {
+        assert!(self.push_with_flaky(&[index], 1000));
+    }
+}
+
+#[test]
+fn a_status_that_depends_on_the_message_ejects_nobody_by_rate() {
+    let mut rig = rig_with_rate(2);
+    for number in 0..2000 {
+        // Answers like 404 are good, and a 5xx of a later attempt says nothing.
+        let verdict = if number % 3 == 0 { PushVerdict::Good } else { PushVerdict::Repeated(&FAILED) };
+        rig.push(verdict);
+    }
+    assert!(rig.backends.are_all_in_use());
+}
+
+/// A push that chose its backend while that was in use, and of which an ejection and a probe were noted in between.
+#[test]
+fn a_push_that_began_at_the_moment_of_an_ejection_ends_no_probe() {
+    let mut rig = Rig::new(2);
+    rig.eject(&[1]);
+    let push_of_now = |rig: &Rig| {
+        rig.backends.backends[1].n_under_way.fetch_add(1, Ordering::Relaxed);
+        let epoch = rig.backends.backends[1].epoch.load(Ordering::Relaxed);
+        ChosenBackend { index: 1, is_probe: false, epoch }
+    };
+    let late = push_of_now(&rig);
+    let _ = rig.backends.end(late, PushVerdict::Bad(&FAILED), rig.now);
+    assert_eq!(rig.ejections("b1:80"), [1, 0], "it was ejected already");
+    rig.now += INTERVAL;
+    let probe = rig.chosen(None);
+    let late = push_of_now(&rig);
+    let _ = rig.backends.end(late, PushVerdict::Bad(&FAILED), rig.now);
+    let _ = rig.backends.end(probe, PushVerdict::Good, rig.now);
+    assert!(!rig.backends.is_ejected(1), "the probe decides");
+}
+
 #[test]
 fn a_single_backend_and_0_failures_never_eject() {
-    for mut rig in [Rig::new(1), Rig::with(2, |config| config.ejection.failures = None)] {
+    let single = Rig::with(1, |config| config.ejection.rate = Some(RATE));
+    for mut rig in [single, Rig::with(2, |config| config.ejection.failures = None)] {
         for _ in 0..1000 {
             rig.push(PushVerdict::Bad(&FAILED));
         }
@@ -316,35 +419,4 @@ fn threads_that_push_to_dead_backends_make_one_probe_at_a_time_and_leave_no_push
     });
     assert!((0..3).all(|index| rig.backends.is_ejected(index)));
     assert!(rig.backends.backends.iter().all(|backend| backend.n_under_way.load(Ordering::SeqCst) == 0));
-}
-
-#[test]
-fn operators_see_which_backends_are_ejected_and_why() {
-    let mut rig = Rig::new(2);
-    let states = |rig: &Rig| rig.backends.status(rig.now).iter().map(|status| status.state).collect::<Vec<_>>();
-    assert_eq!(states(&rig), [BackendState::InUse; 2]);
-    let refused = AttemptOutcome::Failed { error: None, reason: "connection refused".to_owned() };
-    while !rig.backends.is_ejected(0) {
-        let chosen = rig.chosen(Some(1));
-        let verdict = if chosen.index == 0 { PushVerdict::Bad(&refused) } else { PushVerdict::Good };
-        let _ = rig.backends.end(chosen, verdict, rig.now);
-    }
-    rig.now += INTERVAL / 4;
-    let [status, _] = &rig.backends.status(rig.now)[..] else { panic!("two backends") };
-    assert_eq!((status.state, &*status.server), (BackendState::Ejected, "b0:80"));
-    assert_eq!((status.since_ms, status.next_probe_ms), (Some(10), Some(30)));
-    assert!(status.reason.as_ref().is_some_and(|reason| reason.contains("connection refused")), "{status:?}");
-
-    // A failed probe does not change since when it is ejected.
-    rig.now += INTERVAL;
-    let probe = rig.chosen(Some(1));
-    assert_eq!((probe.index, states(&rig)[0]), (0, BackendState::Probed));
-    let _ = rig.backends.end(probe, PushVerdict::Bad(&refused), rig.now);
-    assert_eq!((states(&rig)[0], rig.backends.status(rig.now)[0].since_ms), (BackendState::Ejected, Some(50)));
-    rig.now += 4 * INTERVAL;
-    let probe = rig.chosen(Some(1));
-    let _ = rig.backends.end(probe, PushVerdict::Good, rig.now);
-    assert_eq!((states(&rig)[0], rig.backends.status(rig.now)[0].since_ms), (BackendState::SlowStart, Some(0)));
-    rig.now += 2 * INTERVAL;
-    assert_eq!(states(&rig), [BackendState::InUse; 2], "the slow start is over");
 }

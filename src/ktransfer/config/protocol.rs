@@ -15,7 +15,7 @@ pub(super) const MAX_DURATION_MS: u64 = 86_400_000;
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `protocol`: the request of a push and its timeouts.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(crate) struct ProtocolConfig {
     /// `uri`, parsed.
     pub(crate) uri: UriTemplate,

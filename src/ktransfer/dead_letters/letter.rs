@@ -58,8 +58,8 @@ impl PendingLetter {
         }
         let completion = LetterCompletion { reply, metrics: metrics.clone(), _memory: budget.share(size_bytes) };
         let record = record(topic, module, message, &self.cause);
-        // The channel has room for every letter of the budgets, so this fails only after the thread has ended.
-        letters.try_send(Letter { record, completion }).is_ok()
+        // Never blocks, because the channel is unbounded. Fails only after the thread has ended.
+        letters.send(Letter { record, completion }).is_ok()
     }
 
     /// Returns the name of the dead-letter topic.

@@ -26,7 +26,7 @@ impl Rig {
     fn new() -> Rig {
         let broker = MemoryBroker::new();
         broker.create_topic("dead", 1);
-        let (sender, queue) = channel(1);
+        let (sender, queue) = channel();
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).of_module("m", "t");
         let health = Health::new().component("dead letters of m");

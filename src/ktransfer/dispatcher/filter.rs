@@ -23,7 +23,8 @@ pub(super) enum Filtered {
 
 /// Returns whether `message` is to be pushed. Counts a message that is passed, and logs one without a method.
 pub(super) fn filter(context: &WorkerContext, message: &Message) -> Filtered {
-    let (config, metrics) = (&context.config, &context.metrics);
+    let (settings, metrics) = (context.settings(), &context.metrics);
+    let config = &settings.config;
     let Some(value) = message.value.as_deref() else {
         if config.tombstones == Tombstones::Push {
             return Filtered::Push(None);

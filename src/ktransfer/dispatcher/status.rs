@@ -76,7 +76,7 @@ impl Dispatcher {
         self.rates.record_totals(now.saturating_duration_since(self.started), totals);
         let rates = |[delivered, failed_attempts]: [f64; 2]| MessageRates { delivered, failed_attempts };
         let per_second = self.rates.per_second().map(rates);
-        let backends = self.context.backends.status(now);
+        let backends = self.context.settings().backends.status(now);
         let status = ModuleStatus { window, partitions, backends, messages, per_second };
         self.channels.operator.status.set(status);
     }
@@ -113,7 +113,6 @@ impl Dispatcher {
     ) -> HeadStatus {
         let message = (state.assignment.partition, state.generation(), head.offset);
         let (push, failure) = (on_wire.get(&message), self.context.attempts.failure(&message));
-        let server = |push: &PushOnWire| self.context.config.backend_servers.get(push.backend).cloned();
         let key = push.map(|push| push.key).or_else(|| failure.as_ref().map(|failure| failure.key));
         HeadStatus {
             offset: head.offset,
@@ -127,7 +126,7 @@ impl Dispatcher {
             key: key.map(|key| key.to_string()),
             attempts: push.map(|push| push.attempt).or(failure.as_ref().map(|failure| failure.attempts)).unwrap_or(0),
             last: failure.as_ref().map(|failure| failure.outcome.clone()),
-            backend: push.and_then(server).or_else(|| failure.map(|failure| failure.backend)),
+            backend: push.map(|push| push.backend.to_string()).or_else(|| failure.map(|failure| failure.backend)),
         }
     }
 

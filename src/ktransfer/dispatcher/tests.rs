@@ -138,7 +138,11 @@ fn a_dispatcher_that_panics_ends_all_pushes() {
     drop(rig.dispatcher);
     assert_eq!(job.assignment.phase(), ClaimPhase::Ended);
     assert!(matches!(rig.inbox.try_iter().last(), Some(WorkerMessage::End)));
-    let end = rig.context.http_client.pusher(0).push(&new_job(None, None, &[]), "http://a/", 1);
+    let end = rig.context.http_client.pusher(0, Arc::clone(&rig.context.settings().profile)).push(
+        &new_job(None, None, &[]),
+        "http://a/",
+        1,
+    );
     assert_eq!(end, PushEnd::NotBegun, "the HTTP client is closed");
 }
 

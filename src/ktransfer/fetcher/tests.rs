@@ -59,8 +59,16 @@ struct LoopRig {
 
 impl LoopRig {
     fn start(log_ends: impl FnOnce(&MemoryBroker) -> Box<dyn LogEnds>) -> LoopRig {
+        LoopRig::start_with(4, MemoryBudget::new(1 << 30), log_ends)
+    }
+
+    fn start_with(
+        n_partitions: i32,
+        memory: MemoryBudget,
+        log_ends: impl FnOnce(&MemoryBroker) -> Box<dyn LogEnds>,
+    ) -> LoopRig {
         let (broker, health, stop) = (MemoryBroker::new(), Health::new(), Stop::new());
-        broker.create_topic("t", 4);
+        broker.create_topic("t", n_partitions);
         let mut config = module_config(&[]);
         config.waiting_queue_size = 8_000.try_into().unwrap();
         let metrics = Metrics::new(&Registry::new()).of_module("m", "t");
@@ -77,7 +85,6 @@ impl LoopRig {
             found,
             group_commands,
         };
-        let memory = MemoryBudget::new(1 << 30);
         let channels = FetchChannels { commands: command_receiver, batches, start_requests, found_starts, memory };
         let component = health.component("broker of m");
         let fetch_loop = FetchLoop::new(Box::new(broker.fetcher()), &config, metrics, component, channels);
@@ -142,6 +149,26 @@ fn a_partition_that_cannot_be_placed_delays_neither_the_others_nor_a_command() {
     });
     assert_eq!(stored(&rig).collect::<Vec<_>>(), [(0, 8)]);
     wait_until("the failure is cleared", || rig.health.troubles().is_empty());
+    rig.end();
+}
+
+#[test]
+fn starts_are_found_and_stored_while_the_memory_is_used_up() {
+    let n_partitions = 3 * FOUND_STARTS as i32;
+    let memory = MemoryBudget::new(500);
+    let rig = LoopRig::start_with(n_partitions, memory.clone(), |broker| Box::new(broker.log_ends()));
+    rig.assign(0, 1, Some(0));
+    rig.broker.put("t", 0, None, &[b'v'; 300]);
+    wait_until("the first message is held", || memory.used_bytes() > 0);
+    rig.broker.put("t", 0, None, &[b'v'; 300]);
+    wait_until("the second one waits for memory", || memory.is_awaited());
+    let mut wanted: Vec<PartitionId> = (1..n_partitions).collect();
+    wanted.iter().for_each(|&partition| rig.assign(partition, 1, None));
+    wait_until("all starts are on their way to the group", || {
+        let stored = rig.group.take().starts;
+        wanted.retain(|partition| !stored.contains_key(partition));
+        wanted.is_empty()
+    });
     rig.end();
 }
 

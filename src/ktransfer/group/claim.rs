@@ -179,7 +179,7 @@ impl Claimant<'_> {
                     false => paths::NOTHING_STORED.to_vec(),
                 };
                 create_with_parents(self.keeper, &path, &data, Lifetime::Persistent)?;
-                Node { data, version: 0, ephemeral_owner: 0, modified_ms: 0 }
+                Node { data, version: 0, ephemeral_owner: 0, created_ms: 0, modified_ms: 0 }
             }
         };
         let position = match paths::parse_offset(&offset.data) {
@@ -249,20 +249,18 @@ impl Claimant<'_> {
         self.guarded(changes)
     }
 
-    /// Returns the version of the offset node after a store without a response: `version` if it was not carried out,
-    /// the next one if it was, and `None` if another client wrote or deleted the node.
-    pub(super) fn settle(
-        &self,
-        partition: PartitionId,
-        version: i32,
-        attempted: Offset,
-    ) -> Result<Option<i32>, KeeperError> {
-        let node = self.keeper.read(&self.offset(partition))?;
-        Ok(node.and_then(|node| match node.version {
+    /// Returns for each store without a response (partition, version before it, offset) the version of the offset node:
+    /// that before it if it was not carried out, the next one if it was, and `None` if another client wrote or deleted
+    /// the node. All are read together, so a ZooKeeper that does not answer costs one timeout.
+    pub(super) fn settle_all(&self, attempts: &[(PartitionId, i32, Offset)]) -> Vec<Result<Option<i32>, KeeperError>> {
+        let offsets: Vec<String> = attempts.iter().map(|(partition, ..)| self.offset(*partition)).collect();
+        let settled = |node: Node, version: i32, attempted: Offset| match node.version {
             same if same == version => Some(version),
             next if next == next_version(version) && node.data == paths::offset_text(attempted) => Some(next),
             _ => None,
-        }))
+        };
+        let nodes = attempts.iter().zip(self.keeper.read_all(&offsets));
+        nodes.map(|((_, version, next), node)| Ok(node?.and_then(|node| settled(node, *version, *next)))).collect()
     }
 
     /// Deletes the owner nodes that contain the id of this member.

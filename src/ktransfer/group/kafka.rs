@@ -4,7 +4,8 @@
 //! One loop owns all state. It takes the events of the [`Membership`] in their order, and no call of it takes longer
 //! than a sixth of the session timeout, so that no proof waits for long. Parts: this file (the loop, the commands and the
 //! events), `claims` (where assigned partitions begin), `stores` (commits and releases), `metadata` (the text beside an
-//! offset), `proof` (the end of the lease), `health`, `leave`.
+//! offset), `pausing` (stores and reads the pauses of operators), `pause_state` and `pause_fields` (what is known of
+//! them), `proof` (the end of the lease), `health`, `leave`.
 //!
 //! How the invariants of [`group`](super) are kept:
 //!
@@ -25,6 +26,9 @@ mod claims;
 mod health;
 mod leave;
 pub(super) mod metadata;
+pub(super) mod pause_fields;
+mod pause_state;
+mod pausing;
 mod proof;
 mod stores;
 
@@ -41,6 +45,8 @@ use super::progress::{EARLY_INTERVAL, Progress, StoreScope, unstored};
 use super::{Generation, Group, GroupEvent, Mailbox, TimedFence};
 use crate::broker::PartitionId;
 use crate::broker::membership::{Membership, MembershipEvent, ReleaseToken};
+use pause_fields::PauseFields;
+use pause_state::Pausing;
 use proof::LeaseClock;
 
 /// Longest time of one call. Shorter if a sixth of the session timeout is.
@@ -74,6 +80,7 @@ pub struct KafkaGroup {
     observers: GroupObservers,
     lease: LeaseClock,
     held: BTreeMap<PartitionId, HeldPartition>,
+    pausing: Pausing,
     /// Assigned partitions that are not claimed yet.
     to_claim: BTreeSet<PartitionId>,
     /// Partitions that the coordinator waits for, by revocation.
@@ -117,6 +124,8 @@ struct HeldPartition {
     /// The fencing token of the claim.
     token: u64,
     progress: Progress,
+    /// The pauses beside the offset that is committed.
+    stored_pauses: PauseFields,
     stage: ClaimStage,
 }
 
@@ -164,6 +173,7 @@ impl KafkaGroup {
             membership,
             observers: GroupObservers::default(),
             held: BTreeMap::new(),
+            pausing: Pausing::new(now),
             to_claim: BTreeSet::new(),
             revoked: Vec::new(),
             first_partitions: None,
@@ -283,14 +293,22 @@ impl KafkaGroup {
         if now >= self.next_look {
             outcome = outcome.and(self.look());
         }
-        outcome.and(self.claim_assigned())
+        self.change_pauses();
+        outcome.and(self.read_pauses()).and(self.claim_assigned())
     }
 
     /// Returns when the next turn is due without commands and events.
     fn next_turn(&self) -> Instant {
         let claims = (!self.to_claim.is_empty() && self.pending_events.is_empty()).then_some(self.next_claim);
         let early = (!self.held.is_empty()).then_some(self.next_early_store);
-        [self.next_store, self.next_look].into_iter().chain(claims).chain(early).min().expect("two timers")
+        let pauses = self.next_pausing();
+        [self.next_store, self.next_look]
+            .into_iter()
+            .chain(claims)
+            .chain(early)
+            .chain(pauses)
+            .min()
+            .expect("two timers")
     }
 
     fn note_outcome(&mut self, outcome: StepResult) {
@@ -308,6 +326,9 @@ impl KafkaGroup {
         let mut select = Select::new();
         self.membership.register(&mut select);
         select.recv(commands.woken());
+        if let Some(requests) = self.pausing.accepts().then(|| self.observers.pauses.requests()).flatten() {
+            select.recv(requests);
+        }
         if !self.pending_events.is_empty() {
             select.send(events);
         }

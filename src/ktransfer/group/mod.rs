@@ -38,6 +38,7 @@ mod fence;
 mod held_claims;
 pub mod kafka;
 mod lease;
+mod leave_limit;
 mod mailbox;
 mod member;
 mod observers;

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::kafka::metadata::{self, CommitMetadata, MAX_BYTES};
+use super::kafka::pause_fields::GroupPauses;
 use super::mailbox::DoneAhead;
 use super::{StoredPosition, ahead};
 use crate::broker::PartitionId;
-use crate::broker::membership::{CommittedOffset, GroupOffsets};
+use crate::broker::membership::{CommitError, CommittedOffset, GroupOffsets};
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Change, Keeper, KeeperError, Lifetime};
+use crate::ktransfer::pauses::{Pauses, read_node, write_node};
 
 /// Time limit of one request.
 const CALL: Duration = Duration::from_secs(10);
@@ -25,6 +27,8 @@ pub(crate) struct StoredOffsets {
     pub(crate) positions: BTreeMap<PartitionId, StoredPosition>,
     /// Number of partitions that existed when the group began: if one of them has no position, `start_from` decides.
     pub(crate) first_partitions: PartitionId,
+    /// What operators have paused.
+    pub(in crate::ktransfer) pauses: Pauses,
 }
 
 /// The stored offsets of one group and topic.
@@ -35,7 +39,8 @@ pub(crate) trait OffsetStore {
     /// Reads everything.
     fn read(&mut self) -> Result<StoredOffsets, String>;
 
-    /// Writes all positions of `offsets`; partitions that it does not have stay as they are.
+    /// Writes all positions of `offsets`, and its pauses instead of those that are stored; positions that it does not have
+    /// stay as they are.
     fn write(&mut self, offsets: &StoredOffsets) -> Result<(), String>;
 }
 
@@ -64,6 +69,16 @@ impl ZookeeperOffsets<'_> {
         }
     }
 
+    /// Writes the pauses, unless there are none and never were.
+    fn write_pauses(&self, pauses: &Pauses) -> Result<(), String> {
+        let path = paths::paused(self.group, self.topic);
+        let (known, version) = read_node(self.keeper, &path).map_err(to_text)?;
+        if known == *pauses {
+            return Ok(());
+        }
+        write_node(self.keeper, &path, pauses, version).map_err(to_text)
+    }
+
     /// Returns the two writes of a position, conditional on the version of the offset node.
     fn changes_of(&self, partition: PartitionId, position: &StoredPosition) -> Result<[Change; 2], String> {
         let path = paths::offset(self.group, self.topic, partition);
@@ -88,7 +103,8 @@ impl OffsetStore for ZookeeperOffsets<'_> {
 
     fn read(&mut self) -> Result<StoredOffsets, String> {
         let names = self.children(&paths::offsets(self.group, self.topic))?;
-        let mut found = StoredOffsets::default();
+        let (pauses, _) = read_node(self.keeper, &paths::paused(self.group, self.topic)).map_err(to_text)?;
+        let mut found = StoredOffsets { pauses, ..StoredOffsets::default() };
         for partition in names.iter().filter_map(|name| paths::parse_partition(name)) {
             found.first_partitions = found.first_partitions.max(partition.saturating_add(1));
             let path = paths::offset(self.group, self.topic, partition);
@@ -118,7 +134,7 @@ impl OffsetStore for ZookeeperOffsets<'_> {
             }
             self.keeper.multi(&changes).map_err(to_text)?;
         }
-        Ok(())
+        self.write_pauses(&offsets.pauses)
     }
 }
 
@@ -134,48 +150,72 @@ impl OffsetStore for KafkaOffsets {
     }
 
     fn read(&mut self) -> Result<StoredOffsets, String> {
-        let mut found = StoredOffsets::default();
-        let mut first_partitions: Option<PartitionId> = None;
-        for committed in self.offsets.committed(Instant::now() + CALL)? {
-            let CommittedOffset { partition, offset: next, leader_epoch, metadata: text } = committed;
-            let known = metadata::decode(next, &text).unwrap_or_default();
-            if let Some(count) = known.first_partitions {
-                first_partitions = Some(first_partitions.map_or(count, |least| least.min(count)));
-            }
-            let CommitMetadata { topic_id, ranges, .. } = known;
-            found.positions.insert(partition, StoredPosition { next, topic_id, leader_epoch, done_ahead: ranges });
-        }
-        found.first_partitions = first_partitions.unwrap_or_default();
-        Ok(found)
+        let known = self.known()?;
+        let first_partitions = known.iter().filter_map(|(_, metadata)| metadata.first_partitions).min();
+        let pauses = pauses_of(&known).pauses();
+        let position = |(committed, metadata): (CommittedOffset, CommitMetadata)| {
+            let (CommittedOffset { offset: next, leader_epoch, .. }, CommitMetadata { topic_id, ranges, .. }) =
+                (&committed, metadata);
+            let position = StoredPosition { next: *next, topic_id, leader_epoch: *leader_epoch, done_ahead: ranges };
+            (committed.partition, position)
+        };
+        let positions = known.into_iter().map(position).collect();
+        Ok(StoredOffsets { positions, first_partitions: first_partitions.unwrap_or_default(), pauses })
     }
 
     fn write(&mut self, offsets: &StoredOffsets) -> Result<(), String> {
-        let known = self.offsets.committed(Instant::now() + CALL)?;
-        let tokens: BTreeMap<PartitionId, u64> = known
-            .iter()
-            .filter_map(|of| Some((of.partition, metadata::decode(of.offset, &of.metadata)?.token)))
-            .collect();
+        let known = self.known()?;
+        let tokens: BTreeMap<PartitionId, u64> =
+            known.iter().map(|(committed, metadata)| (committed.partition, metadata.token)).collect();
+        let pauses = pauses_of(&known).replaced_by(&offsets.pauses);
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let now_ms = u64::try_from(now_ms).unwrap_or_default();
-        let commit = |(partition, position): (&PartitionId, &StoredPosition)| {
+        let commit = |(partition, position): (&PartitionId, &StoredPosition), max_bytes: usize| {
             let metadata = CommitMetadata {
                 // A claim takes a larger one than this.
                 token: tokens.get(partition).copied().unwrap_or_default().max(now_ms),
+                pauses: pauses.fields(*partition),
                 first_partitions: Some(offsets.first_partitions),
                 topic_id: position.topic_id,
                 ranges: Arc::clone(&position.done_ahead),
             };
-            CommittedOffset {
-                partition: *partition,
-                offset: position.next,
-                leader_epoch: position.leader_epoch,
-                metadata: metadata::encode(position.next, &metadata, MAX_BYTES),
-            }
+            let (offset, leader_epoch) = (position.next, position.leader_epoch);
+            let metadata = metadata::encode(offset, &metadata, max_bytes)?;
+            Some(CommittedOffset { partition: *partition, offset, leader_epoch, metadata })
         };
-        let commits: Vec<CommittedOffset> = offsets.positions.iter().map(commit).collect();
-        let results = self.offsets.commit(&commits, Instant::now() + CALL);
-        results.into_iter().collect::<Result<(), _>>().map_err(|error| error.to_string())
+        let mut max_bytes = MAX_BYTES;
+        loop {
+            let commits: Option<Vec<CommittedOffset>> =
+                offsets.positions.iter().map(|position| commit(position, max_bytes)).collect();
+            let results = self.offsets.commit(&commits.ok_or(NO_ROOM)?, Instant::now() + CALL);
+            if max_bytes > 0 && results.contains(&Err(CommitError::MetadataTooLong)) {
+                // What does not fit is pushed again.
+                max_bytes /= 2;
+                continue;
+            }
+            return results.into_iter().collect::<Result<(), _>>().map_err(|error| error.to_string());
+        }
     }
+}
+
+/// The text of the error when the brokers keep too little text for a pause.
+const NO_ROOM: &str = "offset.metadata.max.bytes of the brokers has no room for a pause: raise it";
+
+impl KafkaOffsets {
+    /// Returns what is committed, each with its metadata; the default where that is of another program.
+    fn known(&mut self) -> Result<Vec<(CommittedOffset, CommitMetadata)>, String> {
+        let decoded = |of: CommittedOffset| {
+            let metadata = metadata::decode(of.offset, &of.metadata).unwrap_or_default();
+            (of, metadata)
+        };
+        Ok(self.offsets.committed(Instant::now() + CALL)?.into_iter().map(decoded).collect())
+    }
+}
+
+fn pauses_of(known: &[(CommittedOffset, CommitMetadata)]) -> GroupPauses {
+    let mut pauses = GroupPauses::default();
+    pauses.take(known.iter().map(|(committed, metadata)| (committed.partition, &metadata.pauses)), |_| false);
+    pauses
 }
 
 fn to_text(error: KeeperError) -> String {

@@ -1,6 +1,7 @@
 //! Tests of a whole module with an in-memory broker, a group that is scripted by the test, and a real HTTP backend.
 
 mod backends;
+mod changes;
 mod claims;
 mod dead_letters_and_outcomes;
 mod delivery;
@@ -83,6 +84,7 @@ struct ModuleRig {
     registry: Registry,
     health: Health,
     stop: Stop,
+    live: LiveModule,
     thread: Option<JoinHandle<()>>,
     /// The thread that stores dead letters, and its stop.
     letters: Option<(Stop, JoinHandle<()>)>,
@@ -105,7 +107,7 @@ impl ModuleRig {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).of_module(&config.name, &config.topic);
         let (health, stop) = (Health::new(), Stop::new());
-        let (letter_sender, letters) = dead_letters::channel(1);
+        let (letter_sender, letters) = dead_letters::channel();
         let dead_letters = config.dead_letter_topic.as_ref().map(|topic| {
             let (topic, component) = (Arc::clone(topic), health.component("dead letters of m"));
             ModuleLetters::new(letter_sender, Arc::clone(&config.name), topic, metrics.clone(), component)
@@ -116,8 +118,10 @@ impl ModuleRig {
             let make = || Ok(Arc::new(letter_broker.producer()) as Arc<dyn Producer<LetterCompletion>>);
             dead_letters::store_letters(&letters, &letters_stopped, make);
         });
+        let (name, live) = (Arc::clone(&config.name), LiveModule::new(config));
         let module = Module {
-            config,
+            name,
+            live: live.clone(),
             metrics,
             dead_letters,
             health: health.component("module m"),
@@ -130,7 +134,7 @@ impl ModuleRig {
         let (module_broker, module_record, module_stop) = (broker.clone(), Arc::clone(&record), stop.clone());
         let starts = AtomicU32::new(0);
         let thread = std::thread::spawn(move || {
-            module.run(&module_stop, |threads| {
+            let ended = module.run(&module_stop, |_, threads| {
                 // The first start returns an error and the second start fails in a thread, so every test also covers
                 // the restart of a module.
                 match starts.fetch_add(1, Ordering::SeqCst) {
@@ -145,9 +149,10 @@ impl ModuleRig {
                     log_ends: Box::new(module_broker.log_ends()),
                 })
             });
+            assert_eq!(ended, Ok(()));
         });
         let letters = Some((letter_stop, letter_thread));
-        ModuleRig { broker, backend, record, script, registry, health, stop, thread: Some(thread), letters }
+        ModuleRig { broker, backend, record, script, registry, health, stop, live, thread: Some(thread), letters }
     }
 
     fn gain(&self, partition: PartitionId, generation: u64, position: Option<Offset>) {

@@ -5,6 +5,7 @@ use crate::broker::membership::{CommitError, CommittedOffset, GroupMembers, Grou
 use crate::keeper::Lifetime;
 use crate::keeper::in_memory::InMemoryEnsemble;
 use crate::keeper::paths::{self, create_with_parents};
+use crate::ktransfer::pauses::Pauses;
 
 /// The offsets of a group in Kafka, without a broker.
 #[derive(Default)]
@@ -13,6 +14,8 @@ struct MemoryOffsets {
     members: Vec<String>,
     /// Commits are confirmed and forgotten.
     forgets: bool,
+    /// `offset.metadata.max.bytes`
+    max_metadata_bytes: Option<usize>,
 }
 
 impl GroupOffsets for MemoryOffsets {
@@ -29,11 +32,17 @@ impl GroupOffsets for MemoryOffsets {
     }
 
     fn commit(&mut self, offsets: &[CommittedOffset], _: Instant) -> Vec<Result<(), CommitError>> {
-        for offset in offsets.iter().filter(|_| !self.forgets) {
-            self.offsets.retain(|known| known.partition != offset.partition);
-            self.offsets.push(offset.clone());
-        }
-        offsets.iter().map(|_| Ok(())).collect()
+        let mut commit = |offset: &CommittedOffset| {
+            if self.max_metadata_bytes.is_some_and(|max| max < offset.metadata.len()) {
+                return Err(CommitError::MetadataTooLong);
+            }
+            if !self.forgets {
+                self.offsets.retain(|known| known.partition != offset.partition);
+                self.offsets.push(offset.clone());
+            }
+            Ok(())
+        };
+        offsets.iter().map(&mut commit).collect()
     }
 }
 
@@ -52,7 +61,12 @@ fn positions() -> StoredOffsets {
         leader_epoch: Some(3),
         done_ahead: ranges.into_iter().collect(),
     };
-    StoredOffsets { positions: [(0, full), (2, StoredPosition::at(7))].into(), first_partitions: 4 }
+    let pauses = Pauses { module: None, partitions: [(2, mark("ann"))].into() };
+    StoredOffsets { positions: [(0, full), (2, StoredPosition::at(7))].into(), first_partitions: 4, pauses }
+}
+
+fn mark(by: &str) -> PauseMark {
+    PauseMark { by: by.to_owned(), at_ms: 1_700_000_000_000 }
 }
 
 fn outcome(
@@ -79,7 +93,7 @@ fn a_move_to_kafka_and_back_keeps_offsets_logs_and_what_is_done_ahead() {
     let expected = "partition  ZooKeeper                        Kafka\n\
                     0          50 (+50 done ahead)              -\n\
                     1          -                                -\n\
-                    2          7                                -\n\
+                    2          7 paused                         -\n\
                     3          -                                -\n\
                     dry run: nothing was written\n";
     assert_eq!(text, expected);
@@ -95,9 +109,55 @@ fn a_move_to_kafka_and_back_keeps_offsets_logs_and_what_is_done_ahead() {
     later.positions.insert(1, StoredPosition::at(3));
     let ranges = [95..100, 105..106];
     later.positions.get_mut(&0).unwrap().done_ahead = ranges.into_iter().collect();
+    later.pauses = Pauses { module: Some(mark("bob")), partitions: [(0, mark("ann"))].into() };
     kafka.write(&later).unwrap();
-    let (result, _) = outcome(&mut kafka, &mut zookeeper, TO_ZOOKEEPER);
-    assert_eq!((result, zookeeper.read()), (Ok(()), Ok(later)));
+    let (result, text) = outcome(&mut kafka, &mut zookeeper, TO_ZOOKEEPER);
+    assert_eq!((result, zookeeper.read()), (Ok(()), Ok(later.clone())));
+    assert!(text.contains("\nin Kafka the module is paused by bob\n"), "{text}");
+    // It is resumed in ZooKeeper: what Kafka knows of pauses is older.
+    later.pauses = Pauses::default();
+    zookeeper.write(&later).unwrap();
+    let (result, _) = outcome(&mut zookeeper, &mut kafka, TO_KAFKA);
+    assert_eq!((result, kafka.read()), (Ok(()), Ok(later)));
+}
+
+#[test]
+fn a_pause_beside_which_nothing_is_stored_moves_to_kafka_only_with_that_of_the_module() {
+    let keeper = InMemoryEnsemble::new().connect(Duration::from_secs(30));
+    keeper.read("/").unwrap();
+    let mut zookeeper = ZookeeperOffsets { keeper: &*keeper, group: "g", topic: "t" };
+    let mut offsets = positions();
+    offsets.pauses.partitions.insert(3, mark("ann"));
+    zookeeper.write(&offsets).unwrap();
+    let mut kafka = kafka(MemoryOffsets::default());
+    let failure = outcome(&mut zookeeper, &mut kafka, TO_KAFKA).0.unwrap_err();
+    assert!(failure.contains("partitions [3] are paused") && failure.contains("--force"), "{failure}");
+    assert_eq!(kafka.read(), Ok(StoredOffsets::default()));
+    assert_eq!(outcome(&mut zookeeper, &mut kafka, Options { is_forced: true, ..TO_KAFKA }).0, Ok(()));
+    assert_eq!(kafka.read(), Ok(positions()));
+    offsets.pauses.module = Some(mark("bob"));
+    zookeeper.write(&offsets).unwrap();
+    assert_eq!(outcome(&mut zookeeper, &mut kafka, TO_KAFKA).0, Ok(()));
+    assert_eq!(kafka.read().unwrap().pauses.module, Some(mark("bob")));
+}
+
+#[test]
+fn brokers_that_keep_little_text_get_less_of_what_is_done_ahead() {
+    let keeper = InMemoryEnsemble::new().connect(Duration::from_secs(30));
+    keeper.read("/").unwrap();
+    let mut zookeeper = ZookeeperOffsets { keeper: &*keeper, group: "g", topic: "t" };
+    let mut offsets = positions();
+    let many = (0..500).map(|number| 60 + 2 * number..61 + 2 * number);
+    offsets.positions.get_mut(&0).unwrap().done_ahead = many.collect();
+    zookeeper.write(&offsets).unwrap();
+    let mut target = kafka(MemoryOffsets { max_metadata_bytes: Some(300), ..MemoryOffsets::default() });
+    assert_eq!(outcome(&mut zookeeper, &mut target, TO_KAFKA).0, Ok(()));
+    let moved = target.read().unwrap();
+    assert!(moved.positions[&0].done_ahead.len() > 30 && moved.pauses == positions().pauses, "{moved:?}");
+    let mut target = kafka(MemoryOffsets { max_metadata_bytes: Some(10), ..MemoryOffsets::default() });
+    let failure = outcome(&mut zookeeper, &mut target, TO_KAFKA).0.unwrap_err();
+    assert!(failure.contains("offset.metadata.max.bytes"), "{failure}");
+    assert_eq!(target.read(), Ok(StoredOffsets::default()));
 }
 
 #[test]
@@ -134,7 +194,11 @@ fn larger_offsets_and_those_of_another_topic_are_replaced_only_by_force() {
         (0, other, "the offsets of partition 0 belong to two topics of the same name"),
     ] {
         let mut kafka = kafka(MemoryOffsets::default());
-        let before = StoredOffsets { positions: [(partition, position)].into(), first_partitions: 1 };
+        let before = StoredOffsets {
+            positions: [(partition, position)].into(),
+            first_partitions: 1,
+            ..StoredOffsets::default()
+        };
         kafka.write(&before).unwrap();
         let failure = outcome(&mut zookeeper, &mut kafka, TO_KAFKA).0.unwrap_err();
         assert!(failure.contains(reason) && failure.contains("--force"), "{failure}");

@@ -96,14 +96,7 @@ fn outcome(handle: &ModuleHandle, task: &Task) -> Outcome {
             let mark = PauseMark { by: task.by.to_string(), at_ms: u64::try_from(at_ms).unwrap_or(u64::MAX) };
             change_pauses(handle, task, *partition, &PauseChange::Pause(*partition, mark))
         }
-        Operation::Resume(partition) => {
-            let pauses = handle.pauses.present();
-            if partition.is_some() && pauses.module.is_some() {
-                let message = "the whole module is paused: resume the module, then pause single partitions";
-                return Outcome::Refused(Refusal::new(409, "module_paused", message));
-            }
-            change_pauses(handle, task, *partition, &PauseChange::Resume(*partition))
-        }
+        Operation::Resume(partition) => change_pauses(handle, task, *partition, &PauseChange::Resume(*partition)),
         Operation::Skip { partition, offset } => {
             request(handle, task, Action::Skip(*partition, *offset), task.is_dry_run)
         }
@@ -124,11 +117,15 @@ fn change_pauses(handle: &ModuleHandle, task: &Task, partition: Option<Partition
         Outcome::Refused(refusal) => partition.is_none() && *refusal == Refusal::not_running(),
         Outcome::Unknown(_) => false,
     };
-    if task.is_dry_run || !may_be_stored {
+    if !may_be_stored {
         return dry;
+    }
+    if task.is_dry_run {
+        return handle.pauses.check(change).map_or_else(|_| module_paused(), |()| dry);
     }
     match handle.pauses.change(change) {
         Ok(()) => {}
+        Err(PauseStoreError::ModulePaused) => return module_paused(),
         Err(PauseStoreError::NotStored(reason)) => {
             return Outcome::Refused(Refusal::new(503, "not_stored", format!("nothing was changed: {reason}")));
         }
@@ -139,6 +136,11 @@ fn change_pauses(handle: &ModuleHandle, task: &Task, partition: Option<Partition
         Outcome::Refused(refusal) => Outcome::Unknown(format!("it is stored, but {}", refusal.message)),
         outcome => outcome,
     }
+}
+
+fn module_paused() -> Outcome {
+    let message = "the whole module is paused: resume the module, then pause single partitions";
+    Outcome::Refused(Refusal::new(409, "module_paused", message))
 }
 
 /// Sends a request to the dispatcher of the module and waits for its reply.

@@ -89,6 +89,11 @@ impl Operations {
         lock(&self.modules).insert(Arc::clone(&handle.name), handle);
     }
 
+    /// Removes a module.
+    pub(crate) fn remove(&self, name: &str) {
+        lock(&self.modules).remove(name);
+    }
+
     /// Returns the module of this name.
     pub(crate) fn get(&self, name: &str) -> Option<ModuleHandle> {
         lock(&self.modules).get(name).cloned()

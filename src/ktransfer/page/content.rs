@@ -48,7 +48,8 @@ impl ModulesContent {
         let troubles: HashMap<String, String> = troubles.into_iter().collect();
         let row = |handle: &ModuleHandle| {
             let (name, topic) = (Arc::clone(&handle.name), Arc::clone(&handle.topic));
-            ModuleRow::new((name, topic), handle.status.latest(), handle.pauses.present(), &troubles, now.at)
+            let latest = handle.status.latest().map(|(at, status)| (now.of_monotonic(at), status));
+            ModuleRow::new((name, topic), latest, handle.pauses.present(), &troubles, now.at)
         };
         ModulesContent::new(operations.all().iter().map(row).collect(), now)
     }

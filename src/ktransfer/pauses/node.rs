@@ -2,7 +2,7 @@
 
 use super::{PauseChange, PauseStore, PauseStoreError, Pauses};
 use crate::keeper::paths::{self, create_with_parents};
-use crate::keeper::{KeeperError, Lifetime, SharedKeeper};
+use crate::keeper::{Keeper, KeeperError, Lifetime, SharedKeeper};
 
 /// Number of attempts to change the node while other instances change it, too.
 const MAX_ATTEMPTS: usize = 5;
@@ -18,45 +18,53 @@ impl PauseNode {
     pub(crate) fn new(keeper: SharedKeeper, group: &str, topic: &str) -> PauseNode {
         PauseNode { keeper, path: paths::paused(group, topic) }
     }
+}
 
-    /// Returns the pauses and the version of the node; `None` for the version if there is no node.
-    fn read_node(&self) -> Result<(Pauses, Option<i32>), KeeperError> {
-        let Some(node) = self.keeper.read(&self.path)? else { return Ok((Pauses::default(), None)) };
-        Ok((self.decode(&node.data), Some(node.version)))
-    }
+/// Returns the pauses in the node at `path` and its version; `None` for the version if there is no node.
+pub(crate) fn read_node(keeper: &dyn Keeper, path: &str) -> Result<(Pauses, Option<i32>), KeeperError> {
+    let Some(node) = keeper.read(path)? else { return Ok((Pauses::default(), None)) };
+    Ok((decode(path, &node.data), Some(node.version)))
+}
 
-    /// Data that is no JSON of ours counts as a pause of the module: an operator has to look at it.
-    fn decode(&self, data: &[u8]) -> Pauses {
-        serde_json::from_slice(data).unwrap_or_else(|cause| {
-            let by = format!("node {}, which is not readable ({cause}); a resume of the module replaces it", self.path);
-            Pauses { module: Some(super::PauseMark { by, at_ms: 0 }), ..Pauses::default() }
-        })
-    }
+/// Data that is no JSON of ours counts as a pause of the module: an operator has to look at it.
+fn decode(path: &str, data: &[u8]) -> Pauses {
+    serde_json::from_slice(data).unwrap_or_else(|cause| {
+        let by = format!("node {path}, which is not readable ({cause}); a resume of the module replaces it");
+        Pauses { module: Some(super::PauseMark { by, at_ms: 0 }), ..Pauses::default() }
+    })
+}
 
-    fn write(&self, pauses: &Pauses, version: Option<i32>) -> Result<(), KeeperError> {
-        let data = serde_json::to_vec(pauses).unwrap_or_default();
-        match version {
-            Some(version) => self.keeper.write(&self.path, &data, version).map(|_| ()),
-            None => create_with_parents(&*self.keeper, &self.path, &data, Lifetime::Persistent),
-        }
+/// Writes the node at `path`, if it still has this version; `None` creates it.
+pub(crate) fn write_node(
+    keeper: &dyn Keeper,
+    path: &str,
+    pauses: &Pauses,
+    version: Option<i32>,
+) -> Result<(), KeeperError> {
+    let data = serde_json::to_vec(pauses).unwrap_or_default();
+    match version {
+        Some(version) => keeper.write(path, &data, version).map(|_| ()),
+        None => create_with_parents(keeper, path, &data, Lifetime::Persistent),
     }
 }
 
 impl PauseStore for PauseNode {
     fn read(&self) -> Result<Pauses, String> {
-        self.read_node().map(|(pauses, _)| pauses).map_err(|error| format!("cannot read the pauses: {error}"))
+        read_node(&*self.keeper, &self.path)
+            .map(|(pauses, _)| pauses)
+            .map_err(|error| format!("cannot read the pauses: {error}"))
     }
 
     fn change(&self, change: &PauseChange) -> Result<Pauses, PauseStoreError> {
         for _ in 0..MAX_ATTEMPTS {
             let not_stored = |error: KeeperError| PauseStoreError::NotStored(error.to_string());
-            let (mut pauses, version) = self.read_node().map_err(not_stored)?;
+            let (mut pauses, version) = read_node(&*self.keeper, &self.path).map_err(not_stored)?;
             let before = pauses.clone();
-            pauses.apply(change);
+            pauses.apply(change)?;
             if pauses == before {
                 return Ok(pauses);
             }
-            match self.write(&pauses, version) {
+            match write_node(&*self.keeper, &self.path, &pauses, version) {
                 Ok(()) => return Ok(pauses),
                 // Another instance changed the node after the read, or an ancestor was deleted.
                 Err(KeeperError::BadVersion(_) | KeeperError::NodeExists(_) | KeeperError::NoNode(_)) => {}

@@ -170,6 +170,17 @@ impl<J: Queued> KeyQueues<J> {
         self.waiting.first_key_value().map(|((until, _), _)| *until)
     }
 
+    /// Ends the waits of all queues at `now`, if they would end later.
+    pub(super) fn end_waits(&mut self, now: Instant) {
+        let after_now = self.waiting.split_off(&(now, u64::MAX));
+        for ((_, number), id) in after_now {
+            if let Some(queue) = self.queues.get_mut(&id) {
+                queue.state = QueueState::Waiting(now, number);
+                self.waiting.insert((now, number), id);
+            }
+        }
+    }
+
     /// Puts a taken job back to the front of its queue, which waits until `until`.
     pub(super) fn park(&mut self, id: QueueId, job: J, until: Instant) {
         let number = self.new_number();

@@ -61,7 +61,8 @@ impl Worker {
     }
 
     fn retry_letter(&mut self, queue: QueueId, mut pending: PendingJob, error: LetterError) {
-        let retry = &self.context.config.retry;
+        let settings = self.context.settings();
+        let retry = &settings.config.retry;
         let mut pause = retry.first_pause;
         if let (Some(letter), LetterError::Failed(reason)) = (&mut pending.letter, error) {
             pause = retry.pause(letter.note_failed(&reason), self.random.next());

@@ -11,8 +11,8 @@ pub(super) struct PendingJob {
     pub(super) job: Box<Job>,
     /// Number of attempts made.
     pub(super) attempts: u32,
-    /// Index of the backend of the latest attempt.
-    pub(super) last_backend: Option<usize>,
+    /// The backend of the latest attempt.
+    pub(super) last_backend: Option<Arc<str>>,
     /// Whether the job has a slot of the window: from its first attempt until it is acknowledged.
     pub(super) has_slot: bool,
     /// Whether the report that the job waits was sent.

@@ -1,13 +1,17 @@
 //! The seam between a worker and the HTTP client.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::ktransfer::backend_client::{PushEnd, Pusher};
+use crate::ktransfer::backend_client::{ClientProfile, PushEnd, Pusher};
 use crate::ktransfer::job::Job;
 use crate::ktransfer::policy::AttemptOutcome;
 
 /// Makes the attempts of one worker.
 pub(crate) trait PushAttempt: Send {
+    /// Makes the next attempts with these settings.
+    fn follow(&mut self, _profile: &Arc<ClientProfile>) {}
+
     /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
     fn url(&self, job: &Job, server: &str) -> String;
 
@@ -23,6 +27,10 @@ pub(crate) trait PushAttempt: Send {
 }
 
 impl PushAttempt for Pusher {
+    fn follow(&mut self, profile: &Arc<ClientProfile>) {
+        Pusher::follow(self, profile);
+    }
+
     fn url(&self, job: &Job, server: &str) -> String {
         Pusher::url(self, job, server)
     }

@@ -1,5 +1,6 @@
 //! Runs a daemon as users do: the real binary with its configuration files, in a folder of its own.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -215,6 +216,24 @@ impl Daemon {
         let mut names: Vec<String> = threads.filter_map(name).map(|name| name.trim_end().to_owned()).collect();
         names.sort();
         names
+    }
+
+    /// Returns the threads that the daemon has now: their ids, and their names as far as the kernel keeps them.
+    pub(crate) fn threads_by_id(&self) -> BTreeMap<u32, String> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the daemon runs").flatten();
+        let thread = |thread: fs::DirEntry| {
+            let name = fs::read_to_string(thread.path().join("comm")).ok()?;
+            Some((thread.file_name().to_str()?.parse().ok()?, name.trim_end().to_owned()))
+        };
+        threads.filter_map(thread).collect()
+    }
+
+    /// Returns the mask of the signals that a thread blocks, in hexadecimal as proc(5) shows it.
+    pub(crate) fn blocked_signals(&self, thread: u32) -> String {
+        let path = format!("/proc/{}/task/{thread}/status", self.pid());
+        let status = fs::read_to_string(path).expect("the thread runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("a line of proc(5)");
+        line.trim().to_owned()
     }
 
     /// Returns the CPU time that the daemon has used so far.

@@ -2,17 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
-use std::sync::mpsc;
 use std::time::Duration;
 
-use kafka_http_wrapper::broker::{
-    self, Acks, AppendResult, Engine, Header, PartitionerKind, Producer, ProducerConfig, Record,
-};
-use kafka_http_wrapper::shutdown::Stop;
-use kafka_http_wrapper::supervise::Supervisor;
+use kafka_http_wrapper::broker::{Header, Record};
 
-use super::engine::{broker_config, read_partition};
-use super::{Cluster, Daemon, Program, binary};
+use super::engine::read_partition;
+use super::{Cluster, Daemon, Program, binary, kafka_wire, poll};
 
 const PREFIX: &str = "X-Dead-Letter-";
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -49,9 +44,16 @@ impl Letter {
 /// Returns all dead letters in a topic, by partition and in their order.
 #[track_caller]
 pub(crate) fn letters(cluster: &Cluster, topic: &str) -> Vec<Letter> {
+    letters_of(&cluster.brokers, topic)
+}
+
+/// As [`letters`], from these brokers.
+#[track_caller]
+pub(crate) fn letters_of(brokers: &str, topic: &str) -> Vec<Letter> {
     let mut letters = Vec::new();
-    for (partition, end) in cluster.log_ends(topic) {
-        let messages = read_partition(&cluster.brokers, topic, partition, usize::try_from(end).expect("a count"));
+    let ends = poll(DEADLINE, || kafka_wire::log_ends(brokers, topic).ok()).expect("the leaders answer");
+    for (partition, end) in ends {
+        let messages = read_partition(brokers, topic, partition, usize::try_from(end).expect("a count"));
         letters.extend(messages.into_iter().map(|message| {
             let (fields, headers): (Vec<Header>, Vec<Header>) =
                 message.headers.into_iter().partition(|header| header.name.starts_with(PREFIX));
@@ -68,24 +70,7 @@ pub(crate) fn letters(cluster: &Cluster, topic: &str) -> Vec<Letter> {
 /// Appends records with all that they may have: no key, no value, headers.
 #[track_caller]
 pub(crate) fn append(cluster: &Cluster, records: Vec<Record>) {
-    let supervisor = Supervisor::new("append", Stop::new());
-    let config = ProducerConfig {
-        partitioner: PartitionerKind::default(),
-        max_message_bytes: 64 << 20,
-        max_in_flight: records.len(),
-        timeout: DEADLINE,
-    };
-    type Done = Box<dyn FnOnce(AppendResult) + Send>;
-    let producer: std::sync::Arc<dyn Producer<Done>> =
-        broker::producer(&broker_config(&cluster.brokers, Engine::Native), config, &supervisor).expect("a producer");
-    let (sender, results) = mpsc::channel();
-    for record in records {
-        let sender = sender.clone();
-        producer.append(record, Acks::All, Box::new(move |result| drop(sender.send(result))));
-    }
-    drop(sender);
-    results.iter().for_each(|result| assert!(result.is_ok(), "{result:?}"));
-    producer.close(Duration::ZERO);
+    super::engine::append(&cluster.brokers, records);
 }
 
 /// Runs `ktransfer_bin --replay-dead-letters MODULE` with further arguments, in the folder of `daemon`.

@@ -1,15 +1,17 @@
 //! Helpers for stories that use an engine of the library directly, without a daemon.
 
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use kafka_http_wrapper::broker::{
-    self, BrokerConfig, Engine, FetchEvent, Fetcher, FetcherConfig, HeaderLimits, KafkaSettings, Message,
-    TopicPartition,
+    self, Acks, AppendResult, BrokerConfig, Engine, FetchEvent, Fetcher, FetcherConfig, HeaderLimits, KafkaSettings,
+    Message, PartitionerKind, Producer, ProducerConfig, Record, TopicPartition,
 };
 use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::Supervisor;
 
 const READ_DEADLINE: Duration = Duration::from_secs(30);
+const APPEND_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Returns a configuration for `engine` with these bootstrap brokers (`host:port`, separated by commas).
 pub(crate) fn broker_config(brokers: &str, engine: Engine) -> BrokerConfig {
@@ -83,4 +85,27 @@ pub(crate) fn read_partition(brokers: &str, topic: &str, partition: i32, count: 
     let found = read_messages(&mut *fetcher, count);
     assert_eq!(found.len(), count, "{found:?}");
     found
+}
+
+/// Appends records with all that they may have: no key, no value, headers. Returns when all are confirmed.
+#[track_caller]
+pub(crate) fn append(brokers: &str, records: Vec<Record>) {
+    let supervisor = Supervisor::new("append", Stop::new());
+    let config = ProducerConfig {
+        partitioner: PartitionerKind::default(),
+        max_message_bytes: 64 << 20,
+        max_in_flight: records.len(),
+        timeout: APPEND_DEADLINE,
+    };
+    type Done = Box<dyn FnOnce(AppendResult) + Send>;
+    let producer: Arc<dyn Producer<Done>> =
+        broker::producer(&broker_config(brokers, Engine::Native), config, &supervisor).expect("a producer");
+    let (sender, results) = mpsc::channel();
+    for record in records {
+        let sender = sender.clone();
+        producer.append(record, Acks::All, Box::new(move |result| drop(sender.send(result))));
+    }
+    drop(sender);
+    results.iter().for_each(|result| assert!(result.is_ok(), "{result:?}"));
+    producer.close(Duration::ZERO);
 }

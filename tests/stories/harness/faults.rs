@@ -118,9 +118,16 @@ impl FaultScript {
         while at < shape.length {
             let target = random_target(&mut random, &shape);
             let (fault, lasts) = random_fault(&mut random, target, shape.session);
-            let overlaps = |step: &Step| conflict(step.target, target) && at < step.at + step.lasts + RECOVERY;
-            if !steps.iter().any(overlaps) {
-                steps.push(Step { at, lasts, target, fault });
+            // Some faults hit all backends, so that attempts at a message fail several times in a row.
+            let targets = match target {
+                Target::Backend(_) if random.below(3) == 0 => (0..shape.n_backends).map(Target::Backend).collect(),
+                _ => vec![target],
+            };
+            for target in targets {
+                let overlaps = |step: &Step| conflict(step.target, target) && at < step.at + step.lasts + RECOVERY;
+                if !steps.iter().any(overlaps) {
+                    steps.push(Step { at, lasts, target, fault });
+                }
             }
             at += shape.interval.mul_f64(0.5 + random.below(100) as f64 / 100.0);
         }
@@ -239,5 +246,10 @@ mod tests {
         let kinds: BTreeSet<String> = steps.iter().map(|step| kind(format!("{:?}", step.fault))).collect();
         let targets: BTreeSet<String> = steps.iter().map(|step| kind(format!("{:?}", step.target))).collect();
         assert_eq!((kinds.len(), targets.len()), (14, 6), "{kinds:?} {targets:?}");
+        let of_all_backends = steps.windows(2).filter(|pair| {
+            let are_backends = pair.iter().all(|step| matches!(step.target, Target::Backend(_)));
+            are_backends && pair[0].at == pair[1].at && pair[0].fault == pair[1].fault
+        });
+        assert!(of_all_backends.count() > 10, "faults of all backends at once");
     }
 }

@@ -1,7 +1,10 @@
 //! Two brokers 4.x without ZooKeeper, each behind a link for each instance of a daemon.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::time::Duration;
+
+use kafka_http_wrapper::broker::Record;
 
 use super::group_wire::{self, Committed};
 use super::kafka_wire;
@@ -20,6 +23,9 @@ const PROPERTIES: [&str; 6] = [
     "default.replication.factor=2",
 ];
 
+/// How long after its start a broker gets its partitions back, as [`PROPERTIES`] say.
+pub(crate) const LEADERS_RETURN: Duration = Duration::from_secs(5);
+
 /// Two running brokers; dropping the value kills them. Node 1 is the controller.
 pub(crate) struct KraftCluster {
     /// The nodes 1 and 2.
@@ -28,6 +34,12 @@ pub(crate) struct KraftCluster {
     pub(crate) links: Vec<Vec<Link>>,
     /// `host:port` of the brokers, separated by commas, not through a link.
     pub(crate) brokers: String,
+}
+
+/// Returns the cluster that the stories share; the first call starts it. No story may kill or freeze its brokers.
+pub(crate) fn kraft_cluster() -> &'static KraftCluster {
+    static SHARED: OnceLock<KraftCluster> = OnceLock::new();
+    SHARED.get_or_init(|| KraftCluster::start(0))
 }
 
 impl KraftCluster {
@@ -63,6 +75,37 @@ impl KraftCluster {
     /// Creates a topic with two replicas; returns when every partition has a leader.
     pub(crate) fn create_topic(&self, name: &str, partitions: i32) {
         kafka_wire::create_topic(&self.brokers, name, partitions, 2);
+    }
+
+    /// Creates a topic with a name that is unique in this process, and returns the name.
+    pub(crate) fn new_topic(&self, prefix: &str, partitions: i32) -> String {
+        let name = super::unique(prefix);
+        self.create_topic(&name, partitions);
+        name
+    }
+
+    /// Creates a topic whose only partition has one replica, on node 2; returns the name.
+    pub(crate) fn topic_at_node_2(&self, prefix: &str) -> String {
+        wait_until(DEADLINE, "a topic on node 2", || {
+            let name = super::unique(prefix);
+            kafka_wire::create_topic(&self.brokers, &name, 1, 1);
+            let known = kafka_wire::metadata(&self.brokers, &[&name]).ok()?;
+            (known.leaders.get(&name)?.get(&0) == Some(&2)).then_some(name)
+        })
+    }
+
+    /// Appends a message of each key to its partition: `n` rounds, one after the other.
+    #[track_caller]
+    pub(crate) fn produce(&self, topic: &str, keys: &[(i32, &str)], n: usize) {
+        let record = |(partition, key): &(i32, &str)| Record {
+            topic: topic.into(),
+            partition: Some(*partition),
+            key: Some(key.as_bytes().to_vec()),
+            value: Some(b"text".to_vec()),
+            headers: Vec::new(),
+            timestamp_ms: None,
+        };
+        super::engine::append(&self.brokers, (0..n).flat_map(|_| keys.iter().map(record)).collect());
     }
 
     /// Returns a name for a group that begins with `prefix` and is coordinated by node 2.

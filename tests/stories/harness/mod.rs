@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, reason = "the stories, the demo and the benchmark each use a part")]
 #![allow(clippy::print_stderr, reason = "starting the servers takes seconds, so it prints what it waits for")]
 
+pub(crate) mod append;
 pub(crate) mod backend;
 pub(crate) mod certificates;
 pub(crate) mod chromium;
@@ -38,11 +39,13 @@ pub(crate) mod member;
 pub(crate) mod message;
 pub(crate) mod metrics;
 pub(crate) mod one_topic;
+pub(crate) mod operator;
 pub(crate) mod oracle;
 pub(crate) mod original;
 pub(crate) mod page;
 pub(crate) mod process;
 pub(crate) mod prometheus;
+pub(crate) mod reloading;
 pub(crate) mod secured;
 pub(crate) mod server_process;
 pub(crate) mod testbed;
@@ -66,7 +69,7 @@ pub(crate) use fleet::{Fleet, Reply};
 pub(crate) use kafka::Kafka;
 pub(crate) use kmonitor::Kmonitor;
 pub(crate) use kproxy::Kproxy;
-pub(crate) use kraft_cluster::KraftCluster;
+pub(crate) use kraft_cluster::{KraftCluster, kraft_cluster};
 pub(crate) use ktransfer::Ktransfer;
 pub(crate) use link::Link;
 pub(crate) use member::Member;

@@ -60,7 +60,7 @@ fn a_member_commits_reads_and_leaves() {
     assert_eq!(member.n_partitions(soon()), Ok(Some(2)));
     let members = member.members(soon()).unwrap();
     assert_eq!((members.names.len(), members.assigned), (1, Some([0, 1].into())));
-    Box::new(member).leave(soon());
+    Box::new(member).leave(false, soon());
     assert!(cluster.wait_until(LONG, |cluster| cluster.group("g").is_some_and(|(_, _, members)| members == 0)));
 }
 

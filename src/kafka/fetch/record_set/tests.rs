@@ -26,6 +26,25 @@ fn offsets(unpacked: &Unpacked) -> Vec<i64> {
 }
 
 #[test]
+fn the_value_of_an_only_message_is_taken_and_its_other_parts_stay() {
+    for values in [&["a", "b"][..], &[""]] {
+        let mut set = unpack(&batch(0, Codec::None, values), 0, &[], LIMITS).set;
+        assert_eq!(set.take_only_value(), None, "{values:?}");
+        assert_eq!(set.message(0).value, Some(&b"a"[..]).filter(|_| values.len() > 1));
+    }
+    for codec in [Codec::None, Codec::Lz4] {
+        // The first message is left out.
+        let mut set = unpack(&batch(0, codec, &["left out", "value"]), 1, &[], LIMITS).set;
+        let headers = [(&b"name"[..], Some(&b"header"[..]))];
+        assert_eq!(set.take_only_value(), Some(b"value".to_vec()));
+        let message = set.message(0);
+        assert_eq!((message.offset, message.key, message.value), (1, Some(&b"k"[..]), None));
+        assert_eq!(message.headers.iter().collect::<Vec<_>>(), headers);
+        assert_eq!(set.take_only_value(), None);
+    }
+}
+
+#[test]
 fn messages_keep_all_their_parts_and_those_below_the_offset_are_left_out() {
     let data = [batch(0, Codec::None, &["a", "b"]), batch(10, Codec::Lz4, &["", "d"])].concat();
     let unpacked = unpack(&data, 1, &[], LIMITS);

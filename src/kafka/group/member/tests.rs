@@ -268,7 +268,7 @@ fn fatal_errors_end_the_member_with_their_name() {
             panic!("no failure")
         };
         assert!(reason.contains(&*name(code)), "{reason}");
-        assert_eq!(member.leave(), None);
+        assert_eq!(member.leave(true), None);
     }
 }
 
@@ -330,11 +330,14 @@ fn the_leader_assigns_and_follows_up_if_partitions_stay_withheld() {
 }
 
 #[test]
-fn only_dynamic_members_leave() {
+fn static_members_leave_only_for_good() {
     let now = Instant::now();
-    assert!(stable(config(), now).leave().is_some());
-    assert_eq!(stable(GroupConfig { instance_id: Some("i".into()), ..config() }, now).leave(), None);
-    assert_eq!(Member::new(Arc::new(config())).leave(), None);
+    let is_static = || GroupConfig { instance_id: Some("i".into()), ..config() };
+    assert!(stable(config(), now).leave(false).is_some());
+    assert_eq!(stable(is_static(), now).leave(false), None);
+    let request = stable(is_static(), now).leave(true).expect("it leaves");
+    assert_eq!(request.instance_id.as_deref(), Some("i"));
+    assert_eq!(Member::new(Arc::new(config())).leave(true), None);
 }
 
 #[test]

@@ -149,7 +149,7 @@ impl Simulation {
             }
             4..6 => {
                 self.note(format!("process {process} closes"));
-                let leave = self.processes[process].as_mut().and_then(|process| process.member.leave());
+                let leave = self.processes[process].as_mut().and_then(|process| process.member.leave(false));
                 if let Some(leave) = leave {
                     self.send(process, Sent::Leave(leave));
                 }

@@ -7,6 +7,8 @@
 //! => 620 STOPPED no_member                         the verdict changes at second 620, for this reason
 //! ```
 //!
+//! `cycle` is the time between two readings, in seconds, from the start on (5 if it is not named).
+//!
 //! Numbers are `N`, `N+R` or `N+1/R` (R a second, or one in R seconds); for `stored` also `newest`, `newest-N`, and
 //! `newest@S` or `newest@S-N` (what `newest` was at the last multiple of S seconds: a consumer that stores so often).
 //! A stored offset that grows stops at the newest one.
@@ -20,6 +22,7 @@ use crate::kmonitor::behind;
 use crate::kmonitor::ends_history::EndsHistory;
 use crate::kmonitor::facts::WentBack;
 
+/// Seconds between two readings, where a file names none.
 const CYCLE: u64 = 5;
 
 /// One line: from when on, and the values of the keys.
@@ -53,6 +56,8 @@ impl Replay {
                         "stored",
                         "oldest",
                         "newest",
+                        "stable",
+                        "cycle",
                         "owner",
                         "members",
                         "elected",
@@ -124,6 +129,10 @@ struct Memory {
     unowned_since: Option<u64>,
     stored_read: Option<u64>,
     log: Option<(Offset, Offset, u64)>,
+    /// The stored offset that the last reading of the log came after.
+    paired: Option<Offset>,
+    /// Until when an open transaction held back all that waits.
+    held: Option<(bool, u64)>,
 }
 
 impl Memory {
@@ -145,6 +154,14 @@ impl Memory {
             let nobody = replay.is("owner", "nobody", now);
             self.nobody_since = if members == 0 { self.nobody_since.or(Some(now)) } else { None };
             self.unowned_since = if nobody { self.unowned_since.or(Some(now)) } else { None };
+        }
+        if self.log.is_some_and(|(.., then)| then == now) {
+            self.paired = self.stored.map(|(stored, _)| stored);
+            let first = self.paired.unwrap_or(0);
+            let is_held = replay.number("stable", now).is_some_and(|stable| stable <= first);
+            if is_held || self.held.is_some_and(|(was_held, _)| was_held) {
+                self.held = Some((is_held, now));
+            }
         }
         self.facts(replay, now, elapsed)
     }
@@ -168,6 +185,8 @@ impl Memory {
 
     fn facts(&self, replay: &Replay, now: u64, elapsed: Duration) -> Facts {
         let since = |then: u64| seconds(now - then);
+        let read = self.stored_read.unwrap_or(now);
+        let until_read = |then: u64| seconds(read.saturating_sub(then));
         let log = match (replay.is("topic", "gone", now), self.log) {
             (true, _) => LogState::Gone,
             (_, Some((oldest, newest, _))) => LogState::Known { oldest, newest },
@@ -177,12 +196,13 @@ impl Memory {
         let was_elected = replay.word("elected", now).is_some_and(|(then, _)| now < then + 30);
         let is_recreated = replay.is("recreated", "yes", now) || 2 <= self.beyond && !was_elected;
         let owner = match (replay.word("owner", now), self.unowned_since) {
-            (_, Some(then)) => Owner::Nobody { since: Some(since(then)) },
+            (_, Some(then)) => Owner::Nobody { since: Some(until_read(then)) },
             (Some((_, "unsupported")), _) => Owner::Unsupported,
             (owner, _) => Owner::Named(owner.map_or("host-1", |(_, name)| name).into()),
         };
         let mut facts = Facts {
-            stored: self.stored.map_or(Stored::Nothing, |(stored, _)| Stored::Offset(stored)),
+            stored: self.paired.map_or(Stored::Nothing, Stored::Offset),
+            stable: replay.number("stable", now).filter(|stable| *stable < newest),
             stored_age: self.stored_read.map(since),
             stored_unknown: replay.is("zookeeper", "silent", now).then(|| UnknownReason::SourceSilent {
                 since: self.stored_read.map_or(elapsed, since),
@@ -193,21 +213,24 @@ impl Memory {
             log_unknown: replay.is("leader", "silent", now).then_some(UnknownReason::LeaderSilent { broker: 1 }),
             recreated: is_recreated,
             went_back: self.went_back.map(|(from, to, then)| WentBack { from, to, ago: since(then) }),
-            moved_ago: self.stored.map(|(_, then)| since(then)),
+            moved_ago: self.stored.map(|(_, then)| until_read(then)),
             moved_at_least: !self.has_moved,
             written_ago: self.stored.map(|(_, then)| since(then)),
+            unwritten_for: self.stored.map(|(_, then)| until_read(then)),
             came_in: u64::try_from(newest - self.newest_when_moved).unwrap_or(0),
             members: (owner != Owner::Unsupported).then_some(u32::from(self.nobody_since.is_none())),
-            nobody_there_for: self.nobody_since.map(since),
+            nobody_there_for: self.nobody_since.map(until_read),
             owner,
             undeliverable: replay.is("deliverable", "nothing", now),
             left_behind: replay.is("pushes", "another", now),
             ..Facts::unread()
         };
-        let first_waiting = self.stored.map_or(oldest, |(stored, _)| stored.max(oldest));
-        let arrival = self.ends.arrival(elapsed, first_waiting);
-        facts.waiting_for = arrival.map(|arrival| arrival.estimate());
-        facts.behind = behind::behind(facts::delay(&facts), arrival);
+        let first_waiting = self.paired.map_or(oldest, |stored| stored.max(oldest));
+        let arrival = self.ends.arrival(elapsed.saturating_sub(seconds(now - read)), first_waiting);
+        facts.waiting_for = arrival.map(|arrival| arrival.at_least);
+        let free_for = self.held.map(|(_, then)| until_read(then));
+        facts.readable_for = facts.waiting_for.map(|time| free_for.map_or(time, |free| free.min(time)));
+        facts.behind = behind::behind(facts::delay(&facts), arrival.map(|arrival| (arrival, "history")));
         facts
     }
 }
@@ -216,7 +239,8 @@ fn changes(replay: &Replay) -> Vec<String> {
     let epoch = Moment::now();
     let (mut memory, mut standing) = (Memory::default(), Standing::unread(epoch));
     let mut changes = Vec::new();
-    for now in (0..=replay.end).step_by(usize::try_from(CYCLE).unwrap()) {
+    let cycle = replay.number("cycle", 0).map_or(CYCLE, |cycle| cycle.try_into().unwrap());
+    for now in (0..=replay.end).step_by(usize::try_from(cycle).unwrap()) {
         if replay.word("restart", now).is_some_and(|(since, _)| since == now) {
             (memory, standing) = (Memory { started: now, ..Memory::default() }, Standing::unread(epoch));
         }

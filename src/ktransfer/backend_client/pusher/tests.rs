@@ -23,8 +23,9 @@ fn client(server: &str) -> (HttpClient, Pusher) {
 fn client_with(server: &str, change: impl FnOnce(&mut ModuleConfig)) -> (HttpClient, Pusher) {
     let mut config = module_config(&[server]);
     change(&mut config);
-    let client = HttpClient::new(&config, BackendResolver::new(&config.backend_servers));
-    let pusher = client.pusher(0);
+    let profile = ClientProfile::new(&config, BackendResolver::new(&config.backend_servers));
+    let client = HttpClient::new(1);
+    let pusher = client.pusher(0, Arc::new(profile));
     (client, pusher)
 }
 

@@ -147,13 +147,14 @@ fn a_store_without_a_response_is_settled_by_a_read() {
     let ensemble = InMemoryEnsemble::new();
     let keeper = owner_at(&ensemble, 7);
     let one = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1", group_has_offsets: false };
-    assert_eq!(one.settle(0, 2, 9), Ok(Some(2)), "it was not carried out");
+    assert_eq!(one.settle_all(&[(0, 2, 9)]), [Ok(Some(2))], "it was not carried out");
     keeper.lose_responses(1);
     assert!(matches!(store(&one, 2, Some(7), 9, &DoneAhead::default()), Err(KeeperError::Unreachable(_))));
-    assert_eq!(one.settle(0, 2, 9), Ok(Some(3)), "it was carried out");
+    let both = one.settle_all(&[(0, 2, 9), (1, 4, 8)]);
+    assert_eq!(both, [Ok(Some(3)), Ok(None)], "it was carried out; the other node is gone");
     keeper.write(OFFSET, b"5", 3).unwrap();
-    assert_eq!(one.settle(0, 2, 9), Ok(None), "another client wrote the node");
-    assert_eq!(one.settle(0, 3, 9), Ok(None));
+    assert_eq!(one.settle_all(&[(0, 2, 9)]), [Ok(None)], "another client wrote the node");
+    assert_eq!(one.settle_all(&[(0, 3, 9), (0, 4, 9)]), [Ok(None), Ok(Some(4))]);
 }
 
 #[test]

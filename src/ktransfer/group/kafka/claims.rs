@@ -36,6 +36,8 @@ impl KafkaGroup {
         let deadline = self.begin_call();
         let committed = self.membership.committed(deadline)?;
         self.find_first_partitions(&committed)?;
+        // Before the claims are reported: a partition that was paused before is not pushed.
+        self.take_pauses(&committed);
         let mut found = self.found(committed);
         let deadline = self.begin_call();
         found.retain(|partition, _| self.to_claim.contains(partition));
@@ -43,13 +45,22 @@ impl KafkaGroup {
         let (with_offset, without): (BTreeMap<_, _>, BTreeMap<_, _>) =
             found.into_iter().partition(|(_, found)| found.committed.is_some());
         without.into_iter().for_each(|(partition, found)| self.hold(partition, found));
-        let commits: Vec<CommittedOffset> = with_offset.values().filter_map(|found| self.claim_commit(found)).collect();
+        let (mut outcome, mut is_too_long) = (Ok(()), false);
+        let (mut commits, mut claims) = (Vec::new(), Vec::new());
+        for (partition, found) in with_offset {
+            match self.claim_commit(&found) {
+                Some(commit) => {
+                    commits.push(commit);
+                    claims.push((partition, found));
+                }
+                None => outcome = outcome.and(Err(self.no_room_for_pause(partition))),
+            }
+        }
         if commits.is_empty() {
-            return Ok(());
+            return outcome;
         }
         let results = self.membership.commit(&commits, deadline);
-        let (mut outcome, mut is_too_long) = (Ok(()), false);
-        for ((partition, found), result) in with_offset.into_iter().zip(results) {
+        for ((partition, found), result) in claims.into_iter().zip(results) {
             match result {
                 Ok(()) => {
                     self.has_stored = true;
@@ -95,19 +106,21 @@ impl KafkaGroup {
         let find = |partition: &PartitionId| {
             let committed = by_partition.remove(partition);
             let known = committed.as_ref().and_then(|of| metadata::decode(of.offset, &of.metadata));
-            let metadata = known.unwrap_or_default();
+            let pauses = self.pausing.fields(*partition);
+            let metadata = CommitMetadata { pauses, ..known.unwrap_or_default() };
             let token = now_ms.max(metadata.token.saturating_add(1));
             (*partition, Found { committed, metadata, token })
         };
         self.to_claim.iter().map(find).collect()
     }
 
-    /// Returns the commit that changes nothing but the token.
+    /// Returns the commit that changes nothing but the token and what others changed of the pauses; `None` without room
+    /// for a pause.
     fn claim_commit(&self, found: &Found) -> Option<CommittedOffset> {
         let committed = found.committed.as_ref()?;
         let first_partitions = self.first_partitions;
         let metadata = CommitMetadata { token: found.token, first_partitions, ..found.metadata.clone() };
-        let metadata = metadata::encode(committed.offset, &metadata, self.max_metadata_bytes);
+        let metadata = metadata::encode(committed.offset, &metadata, self.max_metadata_bytes)?;
         Some(CommittedOffset { metadata, ..committed.clone() })
     }
 
@@ -118,7 +131,7 @@ impl KafkaGroup {
         let generation = Generation(self.last_generation);
         let fence = TimedFence::until(self.lease.until());
         let leader_epoch = committed.as_ref().and_then(|of| of.leader_epoch);
-        let CommitMetadata { topic_id, ranges, .. } = metadata;
+        let CommitMetadata { topic_id, ranges, pauses: stored_pauses, .. } = metadata;
         let ahead = DoneAhead { topic_id, leader_epoch, ranges: Arc::clone(&ranges) };
         let stored = committed.map(|of| of.offset);
         let mut progress = Progress::new(stored, ahead);
@@ -132,7 +145,7 @@ impl KafkaGroup {
         };
         let claim = Claim { partition, generation, fence: Arc::clone(&fence), token, position };
         let stage = ClaimStage::Active;
-        self.held.insert(partition, HeldPartition { generation, fence, token, progress, stage });
+        self.held.insert(partition, HeldPartition { generation, fence, token, progress, stored_pauses, stage });
         self.pending_events.push_back(GroupEvent::Gained(claim));
     }
 

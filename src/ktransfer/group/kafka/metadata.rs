@@ -1,23 +1,28 @@
 //! The text that is committed beside each offset in Kafka: the log that the offset belongs to, the fencing token, and
 //! which messages above the offset are done.
 //!
-//! `kt1;o=OFFSET;t=TOKEN;n=COUNT;i=ID;d=RANGES`, in this order, each but the first two optional. A reader skips fields
-//! that it does not know, and text that begins otherwise is that of another program. `o` repeats the offset: if another
-//! tool sets the offset, `i` and `d` are void, and the messages are pushed again.
+//! `kt1;o=OFFSET;t=TOKEN;m=PAUSE;p=PAUSE;n=COUNT;i=ID;d=RANGES`, in this order, each but the first two optional. A reader
+//! skips fields that it does not know, and text that begins otherwise is that of another program. `o` repeats the offset:
+//! if another tool sets the offset, `i` and `d` are void, and the messages are pushed again. `m` and `p` are the pauses
+//! of operators (`pause_fields`).
 //!
 //! `d` is what the node `ahead` has in ZooKeeper, in fewer bytes: for each range the number of messages between the end
 //! of the range before (for the first range: the offset) and the range, and the number of messages in the range, both as
 //! base64 VLQ: digits of five bits, the least significant first, the sixth bit set in all but the last. What does not
 //! fit is left out from the end: its messages are pushed again, never skipped.
 //!
-//! A state that must survive a hand-over, such as that an operator paused the partition, becomes a field before `d`
-//! (`p=1`), for which [`RESERVED_BYTES`] are kept free: add it to [`CommitMetadata`], so that a claim reads it and each
-//! store writes it again. The leader epoch needs no field, it is part of the commit itself.
+//! Where the brokers accept little text, the ranges are left out first, then who paused, then the fields from `n` on. A
+//! pause itself is never left out: without room for it nothing is committed.
+//!
+//! A further state that must survive a hand-over becomes a field before `d`, for which [`RESERVED_BYTES`] are kept free:
+//! add it to [`CommitMetadata`], so that a claim reads it and each store writes it again. The leader epoch needs no
+//! field, it is part of the commit itself.
 
 use std::fmt::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::pause_fields::PauseFields;
 use crate::broker::{Offset, PartitionId, TopicId};
 use crate::ktransfer::group::ahead::{decode_id, id_text};
 
@@ -36,6 +41,8 @@ const CONTINUES: u64 = 1 << DIGIT_BITS;
 pub(in crate::ktransfer::group) struct CommitMetadata {
     /// The fencing token of the claim that committed.
     pub(in crate::ktransfer::group) token: u64,
+    /// The pauses of operators.
+    pub(in crate::ktransfer::group) pauses: PauseFields,
     /// Number of partitions that the topic had when the group committed its first offset; `None` if it is unknown.
     pub(in crate::ktransfer::group) first_partitions: Option<PartitionId>,
     /// Id of the topic; `None` if it is unknown.
@@ -44,25 +51,38 @@ pub(in crate::ktransfer::group) struct CommitMetadata {
     pub(in crate::ktransfer::group) ranges: Arc<[Range<Offset>]>,
 }
 
-/// Returns the text beside `offset`, of at most `max_bytes`; it is empty if it has no room for the fields before the
-/// ranges.
-pub(in crate::ktransfer::group) fn encode(offset: Offset, metadata: &CommitMetadata, max_bytes: usize) -> String {
-    let mut text = format!("{PREFIX};o={offset};t={}", metadata.token);
+/// Returns the text beside `offset`, of at most `max_bytes`: empty if there is no room for anything, `None` if a pause
+/// has no room.
+pub(in crate::ktransfer::group) fn encode(
+    offset: Offset,
+    metadata: &CommitMetadata,
+    max_bytes: usize,
+) -> Option<String> {
+    let log = log_fields(metadata);
+    let head = |has_marks| format!("{PREFIX};o={offset};t={}{}", metadata.token, metadata.pauses.text(has_marks));
+    let heads = [head(true) + &log, head(false) + &log];
+    let Some(mut text) = heads.into_iter().find(|text| text.len() <= max_bytes) else {
+        // Ranges mean nothing without the topic.
+        let least = Some(head(false)).filter(|text| text.len() <= max_bytes);
+        return least.or_else(|| (!metadata.pauses.is_paused()).then(String::new));
+    };
+    let room = max_bytes.saturating_sub(RESERVED_BYTES);
+    let ranges = encode_ranges(offset, &metadata.ranges, room.saturating_sub(text.len() + ";d=".len()));
+    if !ranges.is_empty() {
+        text.push_str(";d=");
+        text.push_str(&ranges);
+    }
+    Some(text)
+}
+
+fn log_fields(metadata: &CommitMetadata) -> String {
+    let mut text = String::new();
     // Writing to a string cannot fail.
     if let Some(count) = metadata.first_partitions {
         let _ = write!(text, ";n={count}");
     }
     if let Some(id) = metadata.topic_id {
         let _ = write!(text, ";i={}", id_text(&id));
-    }
-    if text.len() > max_bytes {
-        return String::new();
-    }
-    let room = max_bytes.saturating_sub(RESERVED_BYTES);
-    let ranges = encode_ranges(offset, &metadata.ranges, room.saturating_sub(text.len() + ";d=".len()));
-    if !ranges.is_empty() {
-        text.push_str(";d=");
-        text.push_str(&ranges);
     }
     text
 }
@@ -100,7 +120,7 @@ fn put_number(text: &mut String, mut number: u64) {
 }
 
 /// Returns what the text beside `offset` says; `None` if it is empty, damaged or that of another program. If the offset
-/// was set by another tool, only the token and the partition count still count.
+/// was set by another tool, the topic and the ranges do not count.
 pub(in crate::ktransfer::group) fn decode(offset: Offset, text: &str) -> Option<CommitMetadata> {
     let mut fields = text.split(';');
     if fields.next() != Some(PREFIX) {
@@ -111,6 +131,8 @@ pub(in crate::ktransfer::group) fn decode(offset: Offset, text: &str) -> Option<
         match field.split_once('=')? {
             ("o", value) => of = Some(value.parse::<Offset>().ok()?),
             ("t", value) => metadata.token = value.parse().ok()?,
+            ("m", value) => metadata.pauses.read_module(value)?,
+            ("p", value) => metadata.pauses.read_partition(value)?,
             ("n", value) => metadata.first_partitions = Some(value.parse().ok().filter(|count| *count >= 0)?),
             ("i", value) => metadata.topic_id = Some(decode_id(value)?),
             ("d", value) => metadata.ranges = decode_ranges(of?, value)?.into(),
@@ -155,7 +177,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn metadata(ranges: &[Range<Offset>]) -> CommitMetadata {
-        CommitMetadata { token: 7, first_partitions: Some(8), topic_id: Some([0xab; 16]), ranges: ranges.into() }
+        let (first_partitions, topic_id) = (Some(8), Some([0xab; 16]));
+        CommitMetadata { token: 7, first_partitions, topic_id, ranges: ranges.into(), ..CommitMetadata::default() }
+    }
+
+    fn encode(offset: Offset, metadata: &CommitMetadata, max_bytes: usize) -> String {
+        super::encode(offset, metadata, max_bytes).expect("room")
     }
 
     #[test]
@@ -190,8 +217,9 @@ mod tests {
             assert_eq!(decode(1, &format!("kt1;o=1;t=1;i={id}")), None, "{id}");
         }
         assert_eq!(decode(1, "kt1;o=1;t=1;n=-1"), None);
-        let later = decode(1, "kt1;o=1;t=3;p=1;x=;d=BB").unwrap();
+        let later = decode(1, "kt1;o=1;t=3;q=1;x=;d=BB").unwrap();
         assert_eq!((later.token, later.ranges.len(), later.ranges[0].clone()), (3, 1, 2..3));
+        assert!(decode(1, "kt1;o=1;t=3;p=1").unwrap().pauses.is_paused());
     }
 
     #[test]
@@ -206,7 +234,32 @@ mod tests {
             assert!(many.starts_with(&kept), "{} ranges", kept.len());
             assert!(kept.len() * 2 + 100 >= max_bytes.saturating_sub(RESERVED_BYTES), "{} ranges", kept.len());
         }
-        assert_eq!(encode(0, &metadata(&[]), 40), "", "no room for the id of the topic");
+        assert_eq!(encode(0, &metadata(&many), 40), "kt1;o=0;t=7", "no room for the id of the topic");
+        assert_eq!(encode(0, &metadata(&[]), 10), "");
+    }
+
+    #[test]
+    fn a_pause_outlives_everything_else_where_there_is_little_room() {
+        let mut paused = metadata(&[102..103, 110..111]);
+        paused.pauses.read_module("5,1700000000000,ann").unwrap();
+        paused.pauses.read_partition("4,1700000000000,bob").unwrap();
+        let log = format!(";n=8;i={}", "ab".repeat(16));
+        for (max_bytes, expected) in [
+            (MAX_BYTES, Some(format!("kt1;o=100;t=7;m=5,1700000000000,ann;p=4,1700000000000,bob{log};d=CBHB"))),
+            (110, Some(format!("kt1;o=100;t=7;m=5,1700000000000,ann;p=4,1700000000000,bob{log}"))),
+            (90, Some(format!("kt1;o=100;t=7;m=5;p=4{log};d=CBHB"))),
+            (64, Some(format!("kt1;o=100;t=7;m=5;p=4{log}"))),
+            (32, Some("kt1;o=100;t=7;m=5;p=4".to_owned())),
+            (20, None),
+        ] {
+            let text = super::encode(100, &paused, max_bytes);
+            assert_eq!(text, expected, "{max_bytes}");
+            let Some(text) = text else { continue };
+            assert!(decode(100, &text).unwrap().pauses.is_paused() && text.len() <= max_bytes, "{text}");
+        }
+        // Also where another tool set the offset.
+        let text = encode(100, &paused, MAX_BYTES);
+        assert_eq!(decode(90, &text).unwrap().pauses, paused.pauses);
     }
 
     proptest! {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use log::warn;
 
 use super::metadata::{self, CommitMetadata};
+use super::pause_fields::{GroupPauses, PauseFields};
 use super::{ClaimStage, HeldPartition, KafkaGroup, MAX_CALL, StepResult};
 use crate::broker::membership::{CommitError, CommittedOffset};
 use crate::broker::{Offset, PartitionId};
@@ -15,11 +16,12 @@ use crate::ktransfer::group::mailbox::DoneAhead;
 use crate::ktransfer::group::progress::{StoreScope, unstored};
 
 /// One commit in flight.
-struct Store {
-    partition: PartitionId,
+pub(super) struct Store {
+    pub(super) partition: PartitionId,
     generation: Generation,
     next: Offset,
     ahead: DoneAhead,
+    pauses: PauseFields,
 }
 
 impl KafkaGroup {
@@ -37,39 +39,66 @@ impl KafkaGroup {
                 receipts.note(*partition, held.generation, stored);
             }
         }
-        let due = self.held.iter().filter(|(_, held)| held.progress.is_due(scope, held.is_released(), now));
-        let stores: Vec<Store> = due.filter_map(|(partition, held)| store_of(*partition, held)).collect();
-        if stores.is_empty() {
-            return Ok(());
+        let known = &self.pausing.known;
+        let is_due = |(partition, held): &(&PartitionId, &HeldPartition)| {
+            let has_new_pauses = scope != StoreScope::Early && known.fields(**partition) != held.stored_pauses;
+            has_new_pauses || held.progress.is_due(scope, held.is_released(), now)
+        };
+        let due: Vec<Store> =
+            self.held.iter().filter(is_due).filter_map(|(id, held)| store_of(*id, held, known)).collect();
+        self.commit(due, deadline).outcome
+    }
+
+    /// Commits these, in one request.
+    pub(super) fn commit(&mut self, stores: Vec<Store>, deadline: Instant) -> Committed {
+        let mut done = Committed { outcome: Ok(()), n_stored: 0, is_uncertain: false };
+        let (mut commits, mut sent) = (Vec::new(), Vec::new());
+        for store in stores {
+            match self.commit_of(&store) {
+                Some(commit) => {
+                    commits.push(commit);
+                    sent.push(store);
+                }
+                None => done.add_failure(self.no_room_for_pause(store.partition)),
+            }
         }
-        let commits: Vec<CommittedOffset> = stores.iter().filter_map(|store| self.commit_of(store)).collect();
+        if commits.is_empty() {
+            return done;
+        }
         let results = self.membership.commit(&commits, deadline);
-        let (mut outcome, mut is_too_long) = (Ok(()), false);
-        for (Store { partition, generation, next, ahead }, result) in stores.into_iter().zip(results) {
+        let mut is_too_long = false;
+        for (Store { partition, generation, next, ahead, pauses }, result) in sent.into_iter().zip(results) {
             let Some(held) = held_claims::current(&mut self.held, partition, generation) else { continue };
             match result {
                 Ok(()) => {
-                    receipts.note(partition, generation, next);
+                    self.observers.receipts.note(partition, generation, next);
                     held.progress.note_stored(next, ahead);
+                    held.stored_pauses = pauses;
                     self.has_stored = true;
+                    done.n_stored += 1;
                 }
                 Err(CommitError::MetadataTooLong) => is_too_long = true,
                 Err(failure) => {
                     // A failed call may have taken its whole time: not again at once.
                     self.next_early_store = Instant::now() + MAX_CALL / 2;
-                    outcome =
-                        outcome.and(Err(format!("cannot store offset {next} of partition {partition}: {failure}")));
+                    done.is_uncertain |= matches!(failure, CommitError::Failed(_));
+                    done.add_failure(format!("cannot store offset {next} of partition {partition}: {failure}"));
                 }
             }
         }
         // Once for all partitions of a commit.
-        if is_too_long { outcome.and(self.shorten_metadata()) } else { outcome }
+        if is_too_long && let Err(reason) = self.shorten_metadata() {
+            done.add_failure(reason);
+        }
+        done
     }
 
-    fn commit_of(&self, store: &Store) -> Option<CommittedOffset> {
-        let Store { partition, next, ahead, .. } = store;
+    /// Returns what the brokers are to store; `None` without room for a pause.
+    pub(super) fn commit_of(&self, store: &Store) -> Option<CommittedOffset> {
+        let Store { partition, next, ahead, pauses, .. } = store;
         let metadata = CommitMetadata {
             token: self.held.get(partition)?.token,
+            pauses: pauses.clone(),
             first_partitions: self.first_partitions,
             topic_id: ahead.topic_id,
             ranges: Arc::clone(&ahead.ranges),
@@ -78,8 +107,23 @@ impl KafkaGroup {
             partition: *partition,
             offset: *next,
             leader_epoch: ahead.leader_epoch,
-            metadata: metadata::encode(*next, &metadata, self.max_metadata_bytes),
+            metadata: metadata::encode(*next, &metadata, self.max_metadata_bytes)?,
         })
+    }
+
+    /// Returns what to commit of these partitions with the pauses `known`; those without an offset are left out.
+    pub(super) fn stores_of(&self, is_meant: impl Fn(PartitionId) -> bool, known: &GroupPauses) -> Vec<Store> {
+        let meant = self.held.iter().filter(|(partition, _)| is_meant(**partition));
+        meant.filter_map(|(partition, held)| store_of(*partition, held, known)).collect()
+    }
+
+    /// Returns the reason why nothing is committed for a paused partition.
+    pub(super) fn no_room_for_pause(&self, partition: PartitionId) -> String {
+        format!(
+            "offset.metadata.max.bytes of the brokers has no room for the pause of partition {partition} ({} bytes were \
+             tried): raise it, and restart",
+            self.max_metadata_bytes
+        )
     }
 
     /// Gives up the released partitions whose offset is stored, and those for which that was not possible in time: a
@@ -111,8 +155,25 @@ impl KafkaGroup {
     }
 }
 
+/// How a commit ended.
+pub(super) struct Committed {
+    /// The first failure.
+    pub(super) outcome: StepResult,
+    /// Number of partitions that are stored.
+    pub(super) n_stored: usize,
+    /// Whether partitions may be stored although there was no confirmation.
+    pub(super) is_uncertain: bool,
+}
+
+impl Committed {
+    fn add_failure(&mut self, reason: String) {
+        let before = std::mem::replace(&mut self.outcome, Ok(()));
+        self.outcome = before.and(Err(reason));
+    }
+}
+
 /// Returns what to commit for a partition; `None` without an offset.
-fn store_of(partition: PartitionId, held: &HeldPartition) -> Option<Store> {
-    let next = held.progress.next()?;
-    Some(Store { partition, generation: held.generation, next, ahead: held.progress.ahead.clone() })
+fn store_of(partition: PartitionId, held: &HeldPartition, known: &GroupPauses) -> Option<Store> {
+    let (next, pauses) = (held.progress.next()?, known.fields(partition));
+    Some(Store { partition, generation: held.generation, next, ahead: held.progress.ahead.clone(), pauses })
 }

@@ -12,7 +12,10 @@ use crate::admin::Health;
 use crate::broker::membership::{CommitError, CommittedOffset, GroupMembers, GroupOffsets};
 use crate::broker::{LogIdentity, Offset};
 use crate::ktransfer::group::{Claim, CommandSender, GroupCommand, StoredPosition, mailbox};
+use crate::ktransfer::pauses::PauseTable;
 use crate::ktransfer::test_backend::wait_until;
+
+mod pauses;
 
 const SESSION: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -78,7 +81,7 @@ impl Membership for ScriptedMember {
         self.brokers.lock().unwrap().released.push(token);
     }
 
-    fn leave(self: Box<Self>, _: Instant) {
+    fn leave(self: Box<Self>, _: bool, _: Instant) {
         self.brokers.lock().unwrap().has_left = true;
     }
 }
@@ -104,7 +107,8 @@ impl Rig {
         let (commands, mailbox) = mailbox();
         let (event_sender, group_events) = bounded(64);
         let health = Health::new();
-        let observers = GroupObservers { health: Some(health.component("group")), ..GroupObservers::default() };
+        let (health_part, pauses) = (Some(health.component("group")), PauseTable::stored_by_group());
+        let observers = GroupObservers { health: health_part, pauses, ..GroupObservers::default() };
         let config = KafkaGroupConfig {
             group: "g".into(),
             topic: "t".into(),

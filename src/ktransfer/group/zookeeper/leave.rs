@@ -1,6 +1,6 @@
 //! Leaves the group: stores all offsets, releases all claims, and reports what could not be done.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::{info, warn};
 
@@ -9,6 +9,7 @@ use crate::broker::PartitionId;
 use crate::keeper::paths;
 use crate::ktransfer::group::Mailbox;
 use crate::ktransfer::group::held_claims;
+use crate::ktransfer::group::leave_limit::LeaveLimit;
 use crate::ktransfer::group::progress::unstored;
 
 /// Pause between two attempts to leave.
@@ -16,9 +17,9 @@ const LEAVE_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 impl ZookeeperGroup {
     /// Releases all claims and leaves the group, with retries until the leave timeout. What is not possible by then is
-    /// reported; the nodes vanish when the session ends.
+    /// reported; the nodes vanish when the session ends. While a reload stops the module there is no timeout.
     pub(super) fn leave(&mut self, commands: &Mailbox) {
-        let deadline = Instant::now() + self.config.leave_timeout;
+        let mut limit = LeaveLimit::new(&self.observers.report, self.config.leave_timeout);
         held_claims::apply(commands.take(), &mut self.held);
         self.assigned.clear();
         self.to_claim.clear();
@@ -37,11 +38,11 @@ impl ZookeeperGroup {
                     break;
                 }
                 Err(reason) => {
-                    let is_over = deadline <= Instant::now() + LEAVE_RETRY_PAUSE;
-                    if is_over || !self.observers.report.wait(LEAVE_RETRY_PAUSE) {
+                    if !limit.wait(LEAVE_RETRY_PAUSE) {
                         self.report_failure(&reason);
                         break;
                     }
+                    self.warn_rate_limited(format!("cannot leave yet, retrying: {reason}"));
                 }
             }
         }

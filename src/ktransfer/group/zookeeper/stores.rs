@@ -46,7 +46,7 @@ impl ZookeeperGroup {
     }
 
     fn store_some(&mut self, partitions: &[PartitionId]) -> RoundResult {
-        let settled = partitions.iter().map(|partition| self.settle(*partition)).fold(Ok(()), Result::and);
+        let settled = self.settle(partitions);
         let Some(member) = &self.member else { return settled };
         let stores: Vec<Store<'_>> = partitions
             .iter()
@@ -82,21 +82,30 @@ impl ZookeeperGroup {
         failure
     }
 
-    /// Finds out whether a store without a response was carried out.
-    fn settle(&mut self, partition: PartitionId) -> RoundResult {
-        let (Some(member), Some(held)) = (&self.member, self.held.get(&partition)) else { return Ok(()) };
-        let Some(attempted) = held.attempted else { return Ok(()) };
-        match self.claimant(member).settle(partition, held.version, attempted).map_err(to_reason)? {
-            Some(version) => {
-                let held = self.held.get_mut(&partition).expect("held, checked above");
-                if version != held.version {
-                    (held.version, held.progress.stored) = (version, Some(attempted));
+    /// Finds out which stores without a response were carried out.
+    fn settle(&mut self, partitions: &[PartitionId]) -> RoundResult {
+        let Some(member) = &self.member else { return Ok(()) };
+        let attempt = |partition: &PartitionId| {
+            let held = self.held.get(partition)?;
+            Some((*partition, held.version, held.attempted?))
+        };
+        let attempts: Vec<_> = partitions.iter().filter_map(attempt).collect();
+        let mut failure = Ok(());
+        let versions = self.claimant(member).settle_all(&attempts);
+        for ((partition, before, attempted), version) in attempts.into_iter().zip(versions) {
+            match version {
+                Ok(Some(version)) => {
+                    let held = self.held.get_mut(&partition).expect("held, since its store was attempted");
+                    if version != before {
+                        (held.version, held.progress.stored) = (version, Some(attempted));
+                    }
+                    held.attempted = None;
                 }
-                held.attempted = None;
+                Ok(None) => self.end_fenced(partition),
+                Err(error) => failure = failure.and(Err(to_reason(error))),
             }
-            None => self.end_fenced(partition),
         }
-        Ok(())
+        failure
     }
 
     fn end_fenced(&mut self, partition: PartitionId) {

@@ -36,7 +36,7 @@ fn a_backend_that_refuses_connections_costs_single_attempts_and_no_order() {
             metrics.lines().find(|line| line.starts_with("ktransfer_pushes_total{module=\"m\",outcome=\"failed\"}"));
         line.unwrap().split(' ').next_back().unwrap().parse().unwrap()
     };
-    let ejections = rig.backend_metric("ktransfer_backend_ejections_total", &dead, "");
+    let ejections = rig.backend_metric("ktransfer_backend_ejections_total", &dead, ",rule=\"failures\"");
     let probes = rig.backend_metric("ktransfer_backend_probes_total", &dead, ",outcome=\"failed\"");
     assert_eq!((ejections, rig.backend_metric("ktransfer_backend_ejected", &dead, "")), (1, 1));
     assert!(failed <= probes + 4 + 8, "{failed} attempts, of these {probes} probes; 5 failures eject, of 8 workers");

@@ -59,7 +59,8 @@ fn a_module_whose_group_fails_is_restarted_only_if_its_claims_end_with_the_loop(
         let (registry, health, broker) = (Registry::new(), Health::new(), MemoryBroker::new());
         let module = Module {
             dead_letters: None,
-            config: module_config(&["127.0.0.1:1"]),
+            name: "m".into(),
+            live: LiveModule::new(module_config(&["127.0.0.1:1"])),
             metrics: Metrics::new(&registry).of_module("m", "t"),
             health: health.component("module m"),
             broker_health: health.component("broker of m"),
@@ -70,9 +71,8 @@ fn a_module_whose_group_fails_is_restarted_only_if_its_claims_end_with_the_loop(
         };
         let stop = Stop::new();
         let starts = AtomicU32::new(0);
-        // Without claims `run` returns at the stop, else before it. The supervisor of its thread counts that as a
-        // failure.
-        module.run(&stop, |_| {
+        // Without claims `run` returns at the stop, else before it with an error.
+        let ended = module.run(&stop, |_, _| {
             if starts.fetch_add(1, Ordering::SeqCst) == 3 {
                 stop.trigger();
             }
@@ -83,6 +83,7 @@ fn a_module_whose_group_fails_is_restarted_only_if_its_claims_end_with_the_loop(
             })
         });
         let (is_stopped, n_starts) = if keeps_claims { (false, 1) } else { (true, 4) };
+        assert_eq!(ended.is_err(), keeps_claims);
         assert_eq!((stop.is_triggered(), starts.load(Ordering::SeqCst)), (is_stopped, n_starts));
     }
 }

@@ -46,6 +46,26 @@ fn the_keys_take_turns_and_the_jobs_of_a_key_keep_their_order() {
 }
 
 #[test]
+fn waits_that_are_ended_leave_the_order_of_each_key() {
+    let (mut queues, start) = (KeyQueues::new(), Instant::now());
+    for number in 0..2 {
+        queues.push(Some(1), job(1, number));
+        queues.push(Some(2), job(2, 10 + number));
+    }
+    for (number, pause_s) in [(0, 3600), (10, 0)] {
+        let (id, taken) = queues.take_fresh().unwrap();
+        assert_eq!(taken.number, number);
+        queues.park(id, TestJob { has_slot: true, ..taken }, start + Duration::from_secs(pause_s));
+    }
+    let now = start + Duration::from_secs(1);
+    queues.end_waits(now);
+    assert_eq!(queues.next_due(), Some(start), "what was due is due as before");
+    let mut due = || queues.take_due(now).map(|(id, job)| (job.number, queues.finish(id)));
+    assert_eq!([due(), due(), due()], [Some((10, true)), Some((0, true)), None]);
+    assert_eq!(numbers(&mut queues), [11, 1]);
+}
+
+#[test]
 fn a_waiting_key_holds_up_itself_alone() {
     let mut queues = KeyQueues::new();
     let start = Instant::now();

@@ -10,9 +10,13 @@
 //! - each repeat is explained by a disturbance of the instance that delivered the message, or of a shared server;
 //! - nothing is left over: processes, claims, members.
 
+mod letters;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::Duration;
+
+pub(crate) use letters::{LettersVerdict, StoredLetter, judge_letters};
 
 /// A position in the topic.
 pub(crate) type Position = (i32, i64);
@@ -70,8 +74,10 @@ pub(crate) struct Evidence {
 pub(crate) struct Limits {
     /// A request of the older claim may still be open for this time after the first request of the newer claim, since
     /// the backend learns late that its connection is closed. After a pause, the time counts from the end of the pause.
+    /// The same holds for an attempt that was given up, after the next attempt at the message began.
     pub(crate) fence_slack: Duration,
-    /// A repeat may come this long after the end of the disturbance that explains it.
+    /// A repeat may come this long after the end of the disturbance that explains it, or after the first request of the
+    /// claim that follows it: a second disturbance may delay the takeover.
     pub(crate) aftermath: Duration,
     /// A repeated message may have been delivered this long before the disturbance that explains its repeat.
     pub(crate) commit_lag: Duration,
@@ -273,13 +279,20 @@ impl<'a> History<'a> {
             for push in pushes {
                 open.retain(|earlier| earlier.ended.is_none_or(|ended| ended > push.began));
                 for earlier in &open {
-                    if !self.is_takeover(earlier, push) {
+                    if !self.is_takeover(earlier, push) && !self.is_next_attempt(earlier, push) {
                         verdict.concurrent.push(format!("{earlier}, and {push}"));
                     }
                 }
                 open.push(push);
             }
         }
+    }
+
+    /// Whether `earlier` is an attempt at the same message that was given up when `push` began.
+    fn is_next_attempt(&self, earlier: &Push, push: &Push) -> bool {
+        let is_same = earlier.position == push.position && earlier.claim == push.claim;
+        let is_closed = earlier.ended.is_some_and(|ended| ended <= push.began + self.limits.fence_slack);
+        is_same && earlier.instance == push.instance && !earlier.is_delivered && is_closed
     }
 
     /// Whether `push` belongs to a newer claim, and `earlier` began before that claim and ended in time.
@@ -303,6 +316,12 @@ impl<'a> History<'a> {
         earlier.began <= first.began && earlier.ended.is_some_and(|ended| ended <= end)
     }
 
+    /// Returns when the first request of the claim of `push` began.
+    fn first_of_claim(&self, push: &Push) -> Option<Duration> {
+        let of_partition = &self.by_partition[&push.position.0];
+        push.claim.and_then(|_| of_partition.iter().find(|one| one.claim == push.claim)).map(|first| first.began)
+    }
+
     /// Finds requests of messages that had been delivered before, and looks for the disturbance that explains each. The
     /// latest delivery counts: what was delivered and not stored may be repeated more than once, each time for a reason
     /// of its own.
@@ -317,13 +336,14 @@ impl<'a> History<'a> {
             let latest = ends.filter(|(_, one)| *one != push).max_by_key(|(ended, _)| *ended);
             let Some((delivered, last)) = latest else { continue };
             verdict.n_repeats += 1;
+            let taken_over = self.first_of_claim(push).filter(|_| last.claim < push.claim);
             let explains = |disturbance: &&Disturbance| {
                 let from = disturbance.from.saturating_sub(self.limits.commit_lag);
                 let hit =
                     disturbance.instance.as_deref().is_none_or(|hit| [&*last.instance, &push.instance].contains(&hit));
                 hit && delivered >= from
                     && push.began >= disturbance.from
-                    && push.began <= disturbance.until + self.limits.aftermath
+                    && push.began <= taken_over.unwrap_or_default().max(disturbance.until) + self.limits.aftermath
             };
             // The latest one is the most likely reason.
             let reason = self.evidence.disturbances.iter().filter(explains).max_by_key(|disturbance| disturbance.from);

@@ -88,6 +88,20 @@ fn two_open_requests_of_a_key_are_found() {
 }
 
 #[test]
+fn an_attempt_that_was_given_up_may_end_a_moment_after_the_next_one_began() {
+    expect(&evidence("a1@1 0-150 k!, a1@1 100-110 k, a2@1 200-210 k"), &[]);
+    for overlap in [
+        "a1@1 0-400 k!, a1@1 100-110 k, a2@1 500-510 k",
+        "a1@1 0-150 k, a1@1 100-110 k, a2@1 200-210 k",
+        "a1@1 0-150 k!, b1@1 100-110 k, a2@1 200-210 k",
+        "a1@1 0-150 k!, a2@1 100-110 k, a1@1 200-210 k",
+    ] {
+        let verdict = judge(&evidence(overlap), &LIMITS);
+        assert_eq!(verdict.concurrent.len(), 1, "{overlap}: {verdict}");
+    }
+}
+
+#[test]
 fn a_request_of_the_older_claim_must_end_at_the_takeover() {
     let ends_in_time = "a1@1 0-600 k!, b1@5 500-510 k, b2@5 510-520 k";
     expect(&evidence(ends_in_time), &[]);
@@ -144,10 +158,18 @@ fn a_repeat_needs_a_disturbance_of_its_time_and_its_instance() {
         let verdict = expect(&repeated, if is_explained { &[] } else { &["repeats without a reason"] });
         assert_eq!(verdict.repeats_by_disturbance.get("a fault"), is_explained.then_some(&1));
     }
-    let mut late = evidence("a1@1 0-10 k, a2@1 10-20 k, b1@5 9000-9010 k");
-    late.disturbances.push(fault(Some("a"), 500, 1000, false));
-    expect(&late, &["repeats without a reason"]);
-    assert_eq!(judge(&late, &LIMITS).repeat_share(), 0.5);
+    for late in
+        ["a1@1 0-10 k, a2@1 10-20 k, a1@1 9000-9010 k", "a1@1 0-10 k, a2@1 10-20 k, b3@5 3900-3910 k, b1@5 9000-9010 k"]
+    {
+        let mut late = evidence(late);
+        late.disturbances.push(fault(Some("a"), 500, 1000, false));
+        expect(&late, &["repeats without a reason"]);
+        assert_eq!(judge(&late, &LIMITS).repeat_share(), 0.5);
+    }
+    // Nobody pushed the partition for eight seconds.
+    let mut late_takeover = evidence("a1@1 0-10 k, a2@1 10-20 k, b3@5 9000-9010 k, b1@5 9100-9110 k");
+    late_takeover.disturbances.push(fault(Some("a"), 500, 1000, false));
+    expect(&late_takeover, &[]);
     // A second repeat is explained by what happened after the first one.
     let mut twice = evidence("a1@1 0-10 k, a2@1 10-20 k, b1@5 4000-4010 k, c1@6 9000-9010 k");
     twice.disturbances = vec![fault(Some("a"), 500, 1000, false), fault(Some("b"), 5000, 8500, false)];

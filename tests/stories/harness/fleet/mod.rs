@@ -185,7 +185,12 @@ impl Fleet {
 
     /// Returns the positions of the messages that a backend has taken.
     pub(crate) fn delivered(&self) -> HashSet<(i32, i64)> {
-        lock(&self.journal).arrivals.iter().filter(|arrival| arrival.is_delivered()).map(Arrival::position).collect()
+        self.positions_of(Arrival::is_delivered)
+    }
+
+    /// Returns the positions of the messages with an arrival that fulfils `condition`.
+    pub(crate) fn positions_of(&self, condition: impl Fn(&Arrival) -> bool) -> HashSet<(i32, i64)> {
+        lock(&self.journal).arrivals.iter().filter(|arrival| condition(arrival)).map(Arrival::position).collect()
     }
 
     /// Returns the number of different messages that a backend has taken.

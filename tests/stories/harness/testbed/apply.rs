@@ -82,7 +82,7 @@ impl Testbed {
             (Target::Broker | Target::Coordinator, Fault::Pause) => self.broker(step.target).unfreeze(),
             (Target::Broker | Target::Coordinator, _) => self.broker(step.target).restart(),
             (Target::Backend(server), Fault::Close) => self.fleet.set_door(server, Door::Open),
-            (Target::Backend(server), _) => self.fleet.script(server, normal(server as u64)),
+            (Target::Backend(server), _) => self.fleet.script(server, normal(server as u64, self.letters.is_some())),
         }
         let is_pause = matches!(step.target, Target::Instance(_)) && step.fault == Fault::Pause;
         let what = format!("{:?} of {:?}", step.fault, step.target);

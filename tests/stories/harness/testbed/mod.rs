@@ -5,18 +5,20 @@
 //! [`Testbed::finish`], which waits until every confirmed message is delivered, stops all daemons, and judges the run.
 
 mod apply;
+mod letters;
 mod resources;
 mod services;
 mod traffic;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 pub(crate) use self::services::Groups;
 pub(crate) use self::watch::STALL;
 
+use self::letters::{LettersTopic, REFUSED, is_refused};
 use self::services::Services;
 use self::traffic::Traffic;
 use self::watch::{ProcessId, Sampled, Watcher};
@@ -63,6 +65,8 @@ pub(crate) struct Testbed {
     fleet: Fleet,
     instances: Vec<Instance>,
     n_started: usize,
+    /// `None` if no message is refused.
+    letters: Option<LettersTopic>,
     traffic: Traffic,
     watcher: Watcher,
     sampled: Sampled,
@@ -83,11 +87,23 @@ impl Testbed {
 
     /// As [`Testbed::start`], with groups in ZooKeeper or in Kafka.
     pub(crate) fn start_with(groups: Groups, size: Size, seed: u64) -> Testbed {
+        Self::start_services(groups, size, seed, false)
+    }
+
+    /// As [`Testbed::start_with`], with groups in Kafka, and backends that refuse the messages of some keys. The topic of
+    /// their dead letters is on the broker that coordinates the group, and on no other.
+    pub(crate) fn start_with_letters(size: Size, seed: u64) -> Testbed {
+        Self::start_services(Groups::InKafka, size, seed, true)
+    }
+
+    fn start_services(groups: Groups, size: Size, seed: u64, has_letters: bool) -> Testbed {
         let (services, module) = Services::start(groups, &size);
-        let fleet = Fleet::start(size.n_backends, normal(seed));
+        let letters = has_letters.then(|| services.create_letters_topic());
+        let fleet = Fleet::start(size.n_backends, normal(seed, has_letters));
         fleet.refuse_stale_claims();
         let kproxy = Kproxy::start_ready(configs::kproxy_for(&services.brokers()));
         let started = Instant::now();
+        let letters = letters.map(|name| LettersTopic { name, started: SystemTime::now() });
         let traffic = Traffic::start(&kproxy.address, TOPIC, size.per_second, size.n_keys, seed);
         let sampled: Sampled = Arc::default();
         let offsets = services.offset_reader(&module, size.n_partitions);
@@ -101,6 +117,7 @@ impl Testbed {
             fleet,
             instances: Vec::new(),
             n_started: 0,
+            letters,
             traffic,
             watcher,
             sampled,
@@ -129,14 +146,18 @@ impl Testbed {
 
     fn module_file(&self, instance: &str) -> ConfigFile {
         let headers: [(&str, &str); 1] = [(INSTANCE_HEADER, instance)];
-        configs::module(TOPIC, &self.fleet.addresses())
-            .set("protocol.headers", [headers.into_iter().collect::<std::collections::BTreeMap<_, _>>()])
+        let file = configs::module(TOPIC, &self.fleet.addresses())
+            .set("protocol.headers", [headers.into_iter().collect::<BTreeMap<_, _>>()])
             .set("protocol.read_timeout_ms", 10_000)
             .set("protocol.write_timeout_ms", 1_000)
             .set("worker_num", 16)
             .set("window_size", 100)
             .set("fail_retry_interval_ms", 50)
-            .set("max_retry_interval_ms", 1_000)
+            .set("max_retry_interval_ms", 1_000);
+        let Some(letters) = &self.letters else { return file };
+        let refused = REFUSED.to_string();
+        let outcomes = BTreeMap::from([("200-299", "ok"), (&refused, "dead_letter"), ("default", "retry")]);
+        file.set("dead_letter_topic", &letters.name).set("outcomes", outcomes)
     }
 
     /// Waits until every instance owns partitions, and messages are delivered.
@@ -161,7 +182,7 @@ impl Testbed {
         let posts = traffic.finish();
         assert!(!posts.confirmed.is_empty(), "kproxy confirmed nothing");
         // Not asserted here: the verdict names the messages that are not delivered.
-        let is_settled = poll(SETTLE_DEADLINE, || self.are_delivered(&posts.confirmed).then_some(())).is_some();
+        let is_settled = poll(SETTLE_DEADLINE, || self.are_done(&posts.confirmed).then_some(())).is_some();
         let took = self.now();
         let mut leftovers = std::mem::take(&mut self.bad_exits);
         if is_settled {
@@ -172,33 +193,39 @@ impl Testbed {
         }
         self.kproxy.daemon.stop(STOP_DEADLINE);
         let seen = self.watcher.seen();
+        let pushes: Vec<Push> = self.fleet.arrivals().iter().map(|arrival| push(arrival, self.started)).collect();
         leftovers.extend(self.leftovers(is_settled));
         for (process, samples) in &seen.samples {
             let name = self.processes.iter().find(|(known, _)| known == process).map_or("", |(_, name)| name);
-            let grown = resources::growth(samples);
+            let of_instance = pushes.iter().filter(|push| name.strip_prefix("instance ") == Some(&*push.instance));
+            let mut began: Vec<Duration> = of_instance.map(|push| push.began).collect();
+            began.sort_unstable();
+            let busy = resources::busy(samples, &began);
+            let grown = resources::growth(&busy);
             leftovers.extend(grown.into_iter().map(|growth| format!("{name}: {growth}")));
-            if let (Some(first), Some(last)) = (samples.first(), samples.last()) {
-                eprintln!("{name}: {} samples, first {first:?}, last {last:?}", samples.len());
+            if let (Some(first), Some(last)) = (busy.first(), busy.last()) {
+                let (n_busy, n) = (busy.len(), samples.len());
+                eprintln!("{name}: {n_busy} samples of {n} while busy, first {first:?}, last {last:?}");
             }
         }
         let mut disturbances = self.disturbances.clone();
         disturbances.extend(seen.stalls);
-        let evidence = Evidence {
-            confirmed: posts.confirmed,
-            dead_letters: BTreeSet::new(),
-            pushes: self.fleet.arrivals().iter().map(|arrival| push(arrival, self.started)).collect(),
-            stored: seen.stored,
-            disturbances,
-            leftovers,
-        };
         let limits = Limits {
             fence_slack: Duration::from_millis(250),
             // A takeover takes a session timeout and 3 s; the new owner then catches up.
-            aftermath: SESSION + Duration::from_secs(6),
+            aftermath: SESSION + Duration::from_secs(6) + self.services.leaders_return(),
             // Offsets are stored each second.
             commit_lag: Duration::from_secs(3),
         };
-        let verdict = judge(&evidence, &limits);
+        let (dead_letters, letters) = self.judge_letters(&pushes, &disturbances, &limits);
+        leftovers.extend(letters.violations);
+        let evidence =
+            Evidence { confirmed: posts.confirmed, dead_letters, pushes, stored: seen.stored, disturbances, leftovers };
+        let mut verdict = judge(&evidence, &limits);
+        for (what, count) in letters.repeats_by_disturbance {
+            verdict.n_repeats += count;
+            *verdict.repeats_by_disturbance.entry(what).or_default() += count;
+        }
         let rate = verdict.n_delivered as f64 / took.as_secs_f64();
         eprintln!(
             "{:.0} s, {rate:.0} messages/s, {} posts not confirmed; {verdict}",
@@ -215,9 +242,10 @@ impl Testbed {
         verdict
     }
 
-    fn are_delivered(&self, confirmed: &[Position]) -> bool {
-        let delivered = self.fleet.delivered();
-        confirmed.iter().all(|position| delivered.contains(position))
+    fn are_done(&self, confirmed: &[Position]) -> bool {
+        let (delivered, refused) = (self.fleet.delivered(), self.refused());
+        let is_done = |position: &Position| delivered.contains(position) || refused.contains(position);
+        confirmed.iter().all(is_done) && self.are_letters_stored(refused.len())
     }
 
     /// Returns the partitions whose stored offset is not the end of the log after the stop.
@@ -242,12 +270,13 @@ impl Testbed {
     }
 }
 
-/// Answers like a good backend: 200 within a few milliseconds.
-fn normal(seed: u64) -> impl Fn(&Arrival) -> Reply + Send + Sync + 'static {
+/// Answers like a good backend, within a few milliseconds: 200, or to some messages that they are refused.
+fn normal(seed: u64, refuses: bool) -> impl Fn(&Arrival) -> Reply + Send + Sync + 'static {
     let random = Mutex::new(SplitMix(seed));
-    move |_| {
+    move |arrival| {
         let wait = random.lock().unwrap_or_else(PoisonError::into_inner).below(10);
-        Reply::ok().after(Duration::from_millis(wait))
+        let reply = if refuses && is_refused(arrival) { Reply::status(REFUSED) } else { Reply::ok() };
+        reply.after(Duration::from_millis(wait))
     }
 }
 

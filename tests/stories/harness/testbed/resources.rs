@@ -1,6 +1,7 @@
 //! Memory, threads and descriptors of a process over time, and whether they grow.
 
 use std::fs;
+use std::time::Duration;
 
 /// The resources of a process at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,6 +14,10 @@ pub(crate) struct Sample {
 
 /// Fewer samples say nothing: the process has just started.
 const MIN_SAMPLES: usize = 30;
+/// A process is busy at a sample if it made this many pushes in the time before.
+const MIN_PUSHES: usize = 5;
+/// The time before a sample in which pushes count.
+const BUSY_TIME: Duration = Duration::from_secs(2);
 /// The first part of the samples, during which caches and pools fill: one in this many.
 const WARM_UP: usize = 4;
 
@@ -37,8 +42,17 @@ impl Sample {
     }
 }
 
-/// Returns what grows: the medians of the first and of the last third after the warm-up are compared, so that single
-/// samples during a fault do not count.
+/// Returns the samples that were taken while pushes flowed. An idle process has closed its connections and holds no
+/// messages, so it is not to be compared with a busy one: a run may begin with a broker that starts slowly. What a
+/// process leaks while it is idle, it still has when it is busy. `pushes`: when pushes of the process began, ascending.
+pub(crate) fn busy(samples: &[(Duration, Sample)], pushes: &[Duration]) -> Vec<Sample> {
+    let n_before = |time: Duration| pushes.partition_point(|began| *began <= time);
+    let is_busy = |at: &Duration| n_before(*at) - n_before(at.saturating_sub(BUSY_TIME)) >= MIN_PUSHES;
+    samples.iter().filter(|(at, _)| is_busy(at)).map(|(_, sample)| *sample).collect()
+}
+
+/// Returns what grows in the samples of a busy process: the medians of the first and of the last third after the warm-up
+/// are compared, so that single samples during a fault do not count.
 pub(crate) fn growth(samples: &[Sample]) -> Vec<String> {
     if samples.len() < MIN_SAMPLES {
         return Vec::new();
@@ -87,6 +101,51 @@ mod tests {
         let all = series(100, |n| Sample { resident_kib: 1_000 * n, threads: n, descriptors: 4 * n, sockets: 4 * n });
         assert_eq!(growth(&all).len(), 4, "{:?}", growth(&all));
         assert!(growth(&all[..MIN_SAMPLES - 1]).is_empty(), "too few samples");
+    }
+
+    /// The numbers of sockets of a process, one sample a second, and its pushes: 66 a second while it has any.
+    fn recorded(sockets: &[(u64, u64)], idle: std::ops::Range<u64>) -> (Vec<(Duration, Sample)>, Vec<Duration>) {
+        let mut samples = Vec::new();
+        let steady = Sample { resident_kib: 20_000, threads: 30, descriptors: 60, sockets: 0 };
+        for (seconds, sockets) in sockets {
+            for _ in 0..*seconds {
+                let at = Duration::from_secs(samples.len() as u64 + 1);
+                samples.push((at, Sample { sockets: *sockets, ..steady }));
+            }
+        }
+        let pushes = (0..66 * samples.len() as u64).map(|number| Duration::from_millis(number * 1000 / 66));
+        let pushes = pushes.filter(|began| !idle.contains(&began.as_secs())).collect();
+        (samples, pushes)
+    }
+
+    #[test]
+    fn a_slow_start_without_traffic_is_no_growth_and_a_slow_leak_behind_it_is_found() {
+        // A broker that was restarted needed 25 s, of a run of 60 s.
+        let (samples, pushes) = recorded(&[(25, 4), (2, 15), (33, 27)], 0..25);
+        let all: Vec<Sample> = samples.iter().map(|(_, sample)| *sample).collect();
+        assert_eq!(growth(&all).len(), 1, "the samples as they are: {:?}", growth(&all));
+        let judged = busy(&samples, &pushes);
+        assert!(judged.len() > MIN_SAMPLES && growth(&judged).is_empty(), "{} {:?}", judged.len(), growth(&judged));
+        // One socket every two seconds.
+        let leaks: Vec<(u64, u64)> = [(25, 4)].into_iter().chain((0..50).map(|n| (2, 27 + n))).collect();
+        let (samples, pushes) = recorded(&leaks, 0..25);
+        assert_eq!(growth(&busy(&samples, &pushes)).len(), 1);
+        // Also if it leaks only while it is idle, in the middle.
+        let outage: Vec<(u64, u64)> =
+            [(40, 27)].into_iter().chain((0..20).map(|n| (1, 4 + 2 * n))).chain([(40, 67)]).collect();
+        let (samples, pushes) = recorded(&outage, 40..60);
+        assert_eq!(growth(&busy(&samples, &pushes)).len(), 1);
+    }
+
+    #[test]
+    fn a_sample_is_busy_with_enough_pushes_in_the_time_before() {
+        let at = |millis: u64| Duration::from_millis(millis);
+        let samples: Vec<_> = (1..6).map(|second| (at(1000 * second), Sample::default())).collect();
+        let trickle: Vec<Duration> = (0..4).map(|number| at(1500 * number)).collect();
+        assert_eq!(busy(&samples, &trickle).len(), 0);
+        let burst: Vec<Duration> = (0..5).map(|number| at(2500 + number)).collect();
+        assert_eq!(busy(&samples, &burst).len(), 2, "at 3 s and 4 s");
+        assert_eq!(busy(&samples, &[]).len(), 0);
     }
 
     #[test]

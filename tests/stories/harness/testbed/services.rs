@@ -1,7 +1,9 @@
 //! The servers of a testbed: Kafka 3.9 with ZooKeeper, whose groups are in ZooKeeper, or Kafka 4.x alone.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use super::super::kraft_cluster::LEADERS_RETURN;
 use super::super::{Cluster, ConfigFile, Kafka, KraftCluster, Link, ZkClient, configs, group_wire};
 use super::{SESSION, Size, TOPIC};
 
@@ -44,6 +46,14 @@ impl Services {
                 let module = cluster.group_at_node_2("testbed");
                 (Services::Kraft(cluster), module)
             }
+        }
+    }
+
+    /// Creates the topic of dead letters, on the broker that coordinates the group; returns its name.
+    pub(super) fn create_letters_topic(&self) -> String {
+        match self {
+            Services::WithZooKeeper { .. } => panic!("this testbed has one broker"),
+            Services::Kraft(cluster) => cluster.topic_at_node_2("testbed_letters"),
         }
     }
 
@@ -142,6 +152,14 @@ impl Services {
                 Some(members) => members.keys().map(|member| format!("member {member}")).collect(),
                 None => vec!["members that rebalance".to_owned()],
             },
+        }
+    }
+
+    /// Returns how long after its restart a broker may become the coordinator again, which moves the group once more.
+    pub(super) fn leaders_return(&self) -> Duration {
+        match self {
+            Services::WithZooKeeper { .. } => Duration::ZERO,
+            Services::Kraft(_) => LEADERS_RETURN,
         }
     }
 

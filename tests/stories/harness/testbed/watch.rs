@@ -24,8 +24,8 @@ pub(crate) const STALL: &str = "the machine stalled";
 pub(crate) struct Seen {
     pub(crate) stored: Vec<StoredOffset>,
     pub(crate) stalls: Vec<Disturbance>,
-    /// The samples of each process.
-    pub(crate) samples: BTreeMap<ProcessId, Vec<Sample>>,
+    /// The samples of each process, and when they were taken.
+    pub(crate) samples: BTreeMap<ProcessId, Vec<(Duration, Sample)>>,
 }
 
 /// A process, also after it has ended and the system gave its id to another one.
@@ -80,7 +80,7 @@ impl Watcher {
                 }
                 if Instant::now() >= next_sample {
                     next_sample += SAMPLE_INTERVAL;
-                    sample(&sampled, &shared);
+                    sample(&sampled, &shared, started);
                 }
                 let slept = Instant::now();
                 std::thread::sleep(INTERVAL);
@@ -109,10 +109,10 @@ impl Drop for Watcher {
     }
 }
 
-fn sample(sampled: &Sampled, seen: &Mutex<Seen>) {
+fn sample(sampled: &Sampled, seen: &Mutex<Seen>, started: Instant) {
     for process in lock(sampled).iter().filter(|process| process.is_alive()) {
         if let Some(sample) = Sample::of(process.pid) {
-            lock(seen).samples.entry(*process).or_default().push(sample);
+            lock(seen).samples.entry(*process).or_default().push((started.elapsed(), sample));
         }
     }
 }

@@ -1,0 +1,31 @@
+//! Looks up timestamps after a start: how old the messages are that were there before the first reading.
+
+use std::time::Instant;
+
+use crate::clock;
+use crate::kmonitor::facts::Moment;
+use crate::kmonitor::timestamps::{Timestamps, ages};
+use crate::shutdown::Stop;
+
+use super::Poller;
+
+/// Largest number of logs whose timestamps are looked up in a cycle, with 28 requests to each of their leaders.
+const MAX_DATED: usize = 500;
+
+impl Poller {
+    pub(super) fn look_up_timestamps(&mut self, stop: &Stop) {
+        let now = Moment::now();
+        let wanted = self.places.take_undated(MAX_DATED, now);
+        if wanted.is_empty() {
+            return;
+        }
+        let before = self.log_reader.request_count;
+        let firsts = self.log_reader.firsts_by_age(&wanted, ages(), clock::unix_ms());
+        let wait = self.kafka_pace.after(self.log_reader.request_count - before, Instant::now());
+        let _ = stop.sleep(wait);
+        let taken = self.places.elapsed(now);
+        let found =
+            wanted.into_iter().zip(firsts).filter_map(|(at, firsts)| Some((at, Timestamps::new(taken, firsts?))));
+        self.places.record_timestamps(found.collect());
+    }
+}
