@@ -314,7 +314,7 @@ impl Backends {
     }
 
     fn counts(&self, index: usize) -> Counts {
-        let Backend { n_good, n_bad, .. } = &self.backends[index];
+        let Backend { n_good, n_bad, .. } = &*self.backends[index];
         Counts { good: n_good.load(Ordering::Relaxed), bad: n_bad.load(Ordering::Relaxed) }
     }
 
