@@ -39,7 +39,7 @@ impl ClaimedPartition {
         match &self.interruption {
             _ if self.release != ReleaseState::Owned => PartitionState::Releasing,
             None => PartitionState::Pushing,
-            Some(_) if self.in_flight > 0 => PartitionState::Draining,
+            Some(_) if self.n_awaited() > 0 => PartitionState::Draining,
             Some(interruption) if interruption.seek.is_some() => PartitionState::Seeking,
             Some(_) => PartitionState::Paused,
         }
@@ -119,6 +119,7 @@ impl Dispatcher {
             held_ms: millis(now.saturating_duration_since(head.since)),
             state: match (push, &failure) {
                 (Some(_), _) => HeadState::OnWire,
+                (None, _) if state.awaits_letter(head.offset) => HeadState::DeadLetter,
                 (None, Some(_)) => HeadState::Waiting,
                 (None, None) => HeadState::Queued,
             },

@@ -169,6 +169,8 @@ pub(crate) enum HeadState {
     OnWire,
     /// It waits for its next attempt.
     Waiting,
+    /// It was given up, and waits until its dead letter is stored.
+    DeadLetter,
 }
 
 /// The latest status of a module. Clones share it.

@@ -156,6 +156,7 @@ fn head_cells(head: &HeadStatus, at: Instant, now: Moment) -> String {
         (HeadState::OnWire, Some(ms)) => format!("on the wire for {}", ago(before(at, ms), now)),
         (HeadState::OnWire, None) => "on the wire".to_owned(),
         (HeadState::Waiting, _) => "waits for its next attempt".to_owned(),
+        (HeadState::DeadLetter, _) => "waits for its dead letter".to_owned(),
     };
     let last = head.last.as_deref().map_or_else(String::new, |last| format!("{}; ", Text(last)));
     let backend = head.backend.as_deref().map_or_else(String::new, |backend| format!(" ({})", Text(backend)));
