@@ -40,7 +40,7 @@ pub(crate) fn open_by_keyboard_and_refresh(browser: &mut Chromium) -> Vec<String
     for _ in 0..32 {
         browser.press("Tab");
         let focused = browser.evaluate("document.activeElement.tagName + ' ' + document.activeElement.innerText");
-        visited.push(focused.as_str().unwrap().to_owned());
+        visited.push(focused.as_str().expect("what has the focus").to_owned());
         if visited.last().is_some_and(|last| last.starts_with("SUMMARY")) {
             break;
         }
