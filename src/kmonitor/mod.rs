@@ -15,6 +15,7 @@
 
 mod behind;
 mod board;
+mod client;
 mod cluster;
 mod config;
 mod delay;

@@ -52,6 +52,8 @@ mod kmonitor_delay;
 mod kmonitor_outages;
 /// kmonitor: its page in a real browser.
 mod kmonitor_page;
+/// kmonitor: what it costs ZooKeeper, also an old one.
+mod kmonitor_scale;
 /// kmonitor: stored offsets in Kafka, and modules that move.
 mod kmonitor_sources;
 /// kmonitor: topics that are created again, grow or lose messages; offsets that are missing or left over.

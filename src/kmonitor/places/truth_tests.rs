@@ -154,7 +154,7 @@ fn a_kafka_group_is_described_before_it_is_judged_and_unknown_members_are_not_no
     assert_eq!((module.verdict, module.reason_code), (Verdict::Stalled, ReasonCode::NothingStored));
     assert!(module.reason.ends_with("came in; its members are not known"), "{}", module.reason);
     let group = GroupDescription { member_count: 1, owners: vec![(log_of("t"), "one@h".into())] };
-    rig.places.record_description(&m, &group, rig.at(60).at);
+    rig.places.record_description(&m, &group, rig.at(60));
     let module = rig.module(61);
     assert_eq!((module.verdict, module.reason_code), (Verdict::Stalled, ReasonCode::NotMoving));
 }

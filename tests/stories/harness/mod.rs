@@ -18,6 +18,7 @@ pub(crate) mod daemon;
 pub(crate) mod dead_letters;
 pub(crate) mod delivery;
 pub(crate) mod engine;
+pub(crate) mod fake_zookeeper;
 pub(crate) mod fault_oracle;
 pub(crate) mod faults;
 pub(crate) mod fleet;
