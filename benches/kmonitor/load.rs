@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use crate::harness::http::{Client, connect_raw};
 
 /// What a group of clients does: its name, the path, their number, and the pause between two requests of one.
-const CLIENTS: [(&str, &str, u32, Duration); 4] = [
+const CLIENTS: [(&str, &str, u32, Duration); 5] = [
     ("/delay", "/delay", 50, Duration::from_secs(1)),
     ("/metrics", "/metrics", 3, Duration::from_secs(5)),
     ("/v1/delay", "/v1/delay", 3, Duration::from_secs(5)),
-    ("page", "/rows", 10, Duration::from_secs(1)),
+    ("/", "/", 3, Duration::from_secs(5)),
+    ("/rows", "/rows", 10, Duration::from_secs(5)),
 ];
 
 /// Clients that read an answer slowly, and what each reads every [`SLOW_PAUSE`].
@@ -77,7 +78,8 @@ impl Load {
         let mut client = Client::connect(&self.address).expect("kmonitor listens");
         while !stop.load(Ordering::Relaxed) {
             let began = Instant::now();
-            let answer = client.get(path);
+            // Only a browser gets the page at `/`.
+            let answer = client.request("GET", path, &[("Accept", "text/html")], b"");
             let took = began.elapsed();
             let mut result = result.lock().expect("no client panics");
             match answer {

@@ -24,16 +24,15 @@ mod load;
     reason = "the tests use more of it"
 )]
 mod testkit;
-mod zookeeper;
 
 use std::time::{Duration, Instant};
 
+use harness::fake_zookeeper::{FakeZooKeeper, Nodes, ONE_OF};
 use harness::{Kmonitor, configs};
 use kafka_http_wrapper::daemon::raise_open_files;
 use testkit::{ApiKey, TestCluster};
 
 use load::{Load, Times};
-use zookeeper::{FakeZooKeeper, Nodes, ONE_OF};
 
 const BROKERS: usize = 3;
 /// Deadline for the first complete reading.
@@ -56,7 +55,12 @@ fn main() {
         }
     }
     let brokers = cluster.bootstrap();
-    let zookeeper = FakeZooKeeper::start(Nodes { modules, partitions, brokers });
+    let zookeeper = FakeZooKeeper::start(Nodes {
+        modules,
+        partitions,
+        brokers,
+        has_multi_read: std::env::var_os("OLD_ZOOKEEPER").is_none(),
+    });
     let config = configs::kmonitor_for("", &[("bench", &zookeeper.address)]);
     let started = Instant::now();
     let monitor = Kmonitor::start(&config);
@@ -88,7 +92,7 @@ fn main() {
 
 /// What the peers counted, and the cycles of kmonitor.
 struct Counters {
-    zookeeper: u64,
+    zookeeper: (u64, u64),
     brokers: Vec<(ApiKey, u64)>,
     cycles: f64,
 }
@@ -107,12 +111,15 @@ impl Counters {
 
     fn print_since(&self, before: &Counters) {
         let cycles = (self.cycles - before.cycles).max(1.0);
+        let each = |after: u64, before: u64| (after - before) as f64 / cycles;
+        let ((requests, nodes), (old_requests, old_nodes)) = (self.zookeeper, before.zookeeper);
         println!(
-            "{cycles} cycles; requests in each: ZooKeeper {:.0}",
-            (self.zookeeper - before.zookeeper) as f64 / cycles
+            "{cycles} cycles; requests in each: ZooKeeper {:.0}, for {:.0} nodes",
+            each(requests, old_requests),
+            each(nodes, old_nodes)
         );
         for ((api, count), (_, earlier)) in self.brokers.iter().zip(&before.brokers) {
-            println!("  {api:?} {:.1}", (count - earlier) as f64 / cycles);
+            println!("  {api:?} {:.1}", each(*count, *earlier));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::api::{Change, Epoch, Keeper, KeeperError, Lifetime, Node};
+use super::api::{Change, Epoch, Keeper, KeeperError, Lifetime, ManyNodes, Node};
 use super::paths::parent_of;
 use crate::clock::BootTime;
 use crate::locks::lock;
@@ -34,6 +34,12 @@ struct EnsembleState {
     reachable: bool,
     /// Nodes whose access list (ACL) denies all reads.
     denied: BTreeSet<String>,
+    /// Nodes whose reads get no response, and end the connection.
+    poisoned: BTreeSet<String>,
+    /// Id of the last change of the tree.
+    last_change: i64,
+    /// The paths of [`Keeper::read_many`] since the last call of [`InMemoryKeeper::take_reads`].
+    reads: Vec<String>,
 }
 
 #[derive(Default)]
@@ -51,13 +57,16 @@ struct ClientState {
 
 impl Default for EnsembleState {
     fn default() -> Self {
-        let root = Node { data: Vec::new(), version: 0, ephemeral_owner: 0, created_ms: 0, modified_ms: 0 };
+        let root = Node::default();
         EnsembleState {
             nodes: BTreeMap::from([("/".into(), root)]),
             clients: Vec::new(),
             last_session: 0,
             reachable: true,
             denied: BTreeSet::new(),
+            poisoned: BTreeSet::new(),
+            last_change: 0,
+            reads: Vec::new(),
         }
     }
 }
@@ -87,6 +96,11 @@ impl InMemoryEnsemble {
         lock(&self.state).denied.insert(path.to_owned());
     }
 
+    /// Lets every read of `path` lose its response and those of the reads after it, as when the connection ends with it.
+    pub(crate) fn poison(&self, path: &str) {
+        lock(&self.state).poisoned.insert(path.to_owned());
+    }
+
     /// Sets whether the ensemble responds to its clients.
     pub(crate) fn set_reachable(&self, reachable: bool) {
         lock(&self.state).reachable = reachable;
@@ -103,6 +117,11 @@ impl InMemoryKeeper {
     /// Makes the next `count` creates, writes and deletes return `Unreachable` although they are carried out.
     pub(crate) fn lose_responses(&self, count: usize) {
         lock(&self.state).clients[self.client].lost_responses = count;
+    }
+
+    /// Returns the paths that [`Keeper::read_many`] read since the last call.
+    pub(crate) fn take_reads(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.state).reads)
     }
 
     /// Runs one call, and first begins a session if the client has none.
@@ -153,7 +172,10 @@ impl EnsembleState {
     fn end_session(&mut self, client: usize) {
         self.clients[client].last_confirmed = None;
         if let Some(session) = self.clients[client].session.take() {
-            self.nodes.retain(|_, node| node.ephemeral_owner != session);
+            let ended: Vec<String> =
+                self.nodes.extract_if(.., |_, node| node.ephemeral_owner == session).map(|(path, _)| path).collect();
+            self.last_change += 1;
+            ended.iter().for_each(|path| self.child_changed(path, -1));
         }
     }
 
@@ -166,8 +188,11 @@ impl EnsembleState {
         if parent.ephemeral_owner != 0 {
             return Err(KeeperError::Unreachable(format!("an ephemeral node cannot be the parent of {path}")));
         }
-        let node = Node { data: data.to_vec(), version: 0, ephemeral_owner: owner, created_ms: 0, modified_ms: 0 };
+        self.last_change += 1;
+        let node =
+            Node { data: data.to_vec(), ephemeral_owner: owner, children_changed: self.last_change, ..Node::default() };
         self.nodes.insert(path.into(), node);
+        self.child_changed(path, 1);
         Ok(())
     }
 
@@ -201,7 +226,18 @@ impl EnsembleState {
             return Err(KeeperError::NotEmpty(path.into()));
         }
         self.nodes.remove(path);
+        self.last_change += 1;
+        self.child_changed(path, -1);
         Ok(())
+    }
+
+    /// Notes that the node at `path` was created or deleted.
+    fn child_changed(&mut self, path: &str, count: i32) {
+        let change = self.last_change;
+        if let Some(parent) = parent_of(path).and_then(|parent| self.nodes.get_mut(parent)) {
+            parent.children_changed = change;
+            parent.child_count = parent.child_count.saturating_add_signed(count);
+        }
     }
 
     /// Makes one change and returns the new version of a node that is written, otherwise 0.
@@ -236,6 +272,18 @@ impl Keeper for InMemoryKeeper {
 
     fn read(&self, path: &str) -> Result<Option<Node>, KeeperError> {
         self.call(false, |state, _| state.check_readable(path).map(|()| state.nodes.get(path).cloned()))
+    }
+
+    fn read_many(&self, paths: &[String]) -> ManyNodes {
+        let lost = {
+            let mut state = lock(&self.state);
+            state.reads.extend(paths.iter().cloned());
+            paths.iter().position(|path| state.poisoned.contains(path)).unwrap_or(paths.len())
+        };
+        let lost_response = || Err(KeeperError::Unreachable("the connection was lost".into()));
+        let mut nodes = self.read_all(&paths[..lost]);
+        nodes.resize_with(paths.len(), lost_response);
+        ManyNodes { nodes, cost: paths.len() as u64 }
     }
 
     fn create(&self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<(), KeeperError> {
@@ -314,8 +362,9 @@ mod tests {
         assert_eq!(one.write("/a", b"z", 0), Ok(1));
         assert_eq!(one.write("/a", b"z", 0), Err(KeeperError::BadVersion("/a".into())));
         assert_eq!(one.write("/a", b"z", -1), Err(KeeperError::BadVersion("/a".into())));
-        let written = Node { data: b"z".to_vec(), version: 1, ephemeral_owner: 0, created_ms: 0, modified_ms: 0 };
-        assert_eq!(one.read("/a"), Ok(Some(written)));
+        let written = one.read("/a").unwrap().unwrap();
+        assert_eq!((&written.data[..], written.version, written.ephemeral_owner), (&b"z"[..], 1, 0));
+        assert_eq!((written.child_count, written.children_changed), (1, 2), "the second change created its child");
         assert_eq!(one.delete("/a", 0), Err(KeeperError::BadVersion("/a".into())));
         assert_eq!(one.delete("/a", 1), Err(KeeperError::NotEmpty("/a".into())));
         assert_eq!(one.delete("/a/b", 0), Ok(()));

@@ -19,6 +19,6 @@ pub mod discovery;
 pub(crate) mod in_memory;
 pub mod paths;
 
-pub use api::{Change, Epoch, Keeper, KeeperError, Lifetime, Node, SharedKeeper};
+pub use api::{Change, Epoch, Keeper, KeeperError, Lifetime, ManyNodes, Node, SharedKeeper};
 pub use client::connect;
 pub use config::{KeeperConfig, chroot};

@@ -13,10 +13,6 @@ use super::view::{ClusterView, Trouble, View};
 use crate::clock::boot_instant;
 use crate::locks::lock;
 
-/// A view without a successor for this time, and three cycles, is that of a poller that hangs: every wait of a poller
-/// is shorter.
-const HANGS_AFTER: Duration = Duration::from_secs(30);
-
 /// The newest view of each cluster. Clones share the views.
 #[derive(Clone)]
 pub(super) struct Board {
@@ -88,7 +84,7 @@ impl BoardWriter {
 /// Returns the view, or one of an unknown cluster if its poller hangs.
 fn or_unknown(view: Arc<ClusterView>, now: Instant) -> Arc<ClusterView> {
     let age = now.saturating_duration_since(view.published);
-    if !view.known || age <= HANGS_AFTER + view.cycle.unwrap_or_default() * 3 {
+    if !view.known || age <= view.valid_for {
         return view;
     }
     let text = format!("no reading has ended for {} s", age.as_secs()).into();
@@ -114,6 +110,8 @@ fn unread(name: Arc<str>, published: Instant) -> ClusterView {
         cycle: None,
         trouble: None,
         known: false,
+        is_partial: true,
+        valid_for: Duration::MAX,
         modules: Vec::new(),
         counts: [0; 6],
         gone: 0,
@@ -135,9 +133,9 @@ mod tests {
         let now = Instant::now();
         writers[1].publish(ClusterView { known: true, ..unread("b".into(), now) });
         assert_eq!((known(), board.view().number), (vec![false, true], 1));
-        let view =
-            Arc::new(ClusterView { known: true, cycle: Some(Duration::from_secs(10)), ..unread("b".into(), now) });
-        assert!(or_unknown(view.clone(), now + Duration::from_secs(59)).known);
+        let valid_for = Duration::from_secs(60);
+        let view = Arc::new(ClusterView { known: true, valid_for, ..unread("b".into(), now) });
+        assert!(or_unknown(view.clone(), now + Duration::from_secs(60)).known);
         let hanging = or_unknown(view, now + Duration::from_secs(61));
         assert!(!hanging.known && hanging.modules.is_empty());
         assert_eq!(hanging.trouble.as_ref().map(|trouble| &*trouble.text), Some("no reading has ended for 61 s"));

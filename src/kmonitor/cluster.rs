@@ -3,15 +3,17 @@
 //! The order matters, because both offsets only grow. With the stored offset read first, the computed delay may be
 //! larger than the delay was at any moment of the reading, but never smaller.
 //!
-//! A cycle reads the modules that `plan` chooses, in slices, each with its logs right after it. What cannot be read keeps
-//! its last numbers until they are too old. Only what failed is read again before the next cycle, beginning with what was
-//! read longest ago.
+//! A cycle reads the modules that `plan` chooses, in slices, each with its logs right after it ([`reading`]), and
+//! publishes at least once an interval, also while it waits for its budget. What cannot be read keeps its last numbers
+//! until they are too old. Only what failed is read again before the next cycle, beginning with what was read longest
+//! ago.
 //!
 //! Each cluster has a thread, a ZooKeeper client and Kafka clients of its own, so an unreachable cluster does not delay
 //! the others.
 
 mod dating;
 mod memory;
+mod reading;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,7 +22,6 @@ use std::time::{Duration, Instant};
 use prometheus::{Histogram, IntCounter};
 
 use crate::admin::Component;
-use crate::broker::TopicPartition;
 use crate::clock::boot_instant;
 use crate::keeper::discovery::BrokerList;
 use crate::keeper::{KeeperError, SharedKeeper};
@@ -34,11 +35,9 @@ use super::log_ends::LogReader;
 use super::name_filter::{ModuleFilter, NameFilter};
 use super::pace::Pace;
 use super::places::{ClusterState, Places};
-use super::plan::{plan, slices};
-use super::probe::{MAX_PROBES, Prober};
-use super::readings::{ModuleKey, ModuleReading};
+use super::probe::Prober;
+use super::readings::ModuleKey;
 use super::view::Trouble;
-use super::zookeeper_source::WantedModule;
 
 pub(super) use memory::Memory;
 use memory::SourceState;
@@ -48,10 +47,10 @@ use memory::SourceState;
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// First pause before what failed is read again; doubles up to the interval.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
-/// Largest number of requests for the modules of a slice, and of logs of a slice.
-const SLICE: u64 = 2_000;
-/// Largest number of Kafka groups whose members are read in a cycle.
-const MAX_DESCRIBED: usize = 50;
+/// Longest time for which numbers are fresh because cycles take long.
+const MAX_FRESH: Duration = Duration::from_secs(300);
+/// Every wait of a poller that publishes once an interval is shorter.
+const HANGS_AFTER: Duration = Duration::from_secs(30);
 
 /// Returns brokers of the cluster, as `host:port`.
 pub(super) type FindBrokers = Box<dyn FnMut() -> Result<BrokerList, KeeperError> + Send>;
@@ -157,11 +156,15 @@ impl Poller {
     /// Polls once and publishes what is known then. Returns what could not be read as a whole.
     fn poll(&mut self, extent: Extent, stop: &Stop) -> Result<&'static str, String> {
         let began = Instant::now();
+        // The first cycle publishes as it goes, too.
+        self.memory.published.get_or_insert_with(boot_instant);
+        (self.memory.cycle_began, self.memory.no_broker_until) = (Some(began), None);
         if extent == Extent::Whole || self.memory.brokers.failure.is_some() || self.memory.hosts.is_empty() {
             self.find_hosts();
         }
         let zookeeper = self.list_zookeeper(extent);
         let kafka = self.list_kafka(extent);
+        let are_listed = (self.keeper.is_none() || zookeeper.is_some()) && (self.groups.is_none() || kafka.is_some());
         self.read_modules(Source::Zookeeper, zookeeper, extent, stop);
         self.read_modules(Source::Kafka, kafka, extent, stop);
         self.describe_groups();
@@ -170,12 +173,18 @@ impl Poller {
             self.look_up_timestamps(stop);
         }
         self.places.sweep();
+        self.memory.listings.sweep(Instant::now());
         self.memory.names.sweep();
-        if extent == Extent::Whole {
-            self.memory.last_cycle = Some(began.elapsed());
-        }
-        self.publish();
         let outcome = self.trouble().map_or(Ok("complete"), Err);
+        self.memory.has_read_all |= are_listed && !stop.is_triggered();
+        if extent == Extent::Whole && !stop.is_triggered() {
+            // A cycle that failed may have taken long because nothing responded: it makes no number fresh for longer.
+            if outcome.is_ok() {
+                self.memory.last_cycle = Some(began.elapsed());
+            }
+        }
+        self.memory.cycle_began = None;
+        self.publish();
         self.component.set(self.readiness());
         outcome
     }
@@ -257,139 +266,27 @@ impl Poller {
         }
     }
 
-    /// Reads the modules of a source that the plan chooses, each slice with its logs right after it.
-    fn read_modules(&mut self, source: Source, names: Option<BTreeSet<Arc<str>>>, extent: Extent, stop: &Stop) {
-        let listed = names.is_some();
-        let mut candidates = self.places.candidates(source, names.unwrap_or_default(), boot_instant());
-        if extent == Extent::Failed {
-            candidates.retain(|candidate| self.places.has_failed(&candidate.key));
-        }
-        let pace = if source == Source::Zookeeper { &self.zookeeper_pace } else { &self.kafka_pace };
-        let budget = pace.per_second().saturating_mul(self.interval.as_secs().max(1));
-        let cost: u64 = candidates.iter().map(|candidate| candidate.cost).sum();
-        if budget < cost && extent == Extent::Whole {
-            // The ends show which modules are at rest.
-            let all: Vec<ModuleKey> = candidates.iter().map(|candidate| candidate.key.clone()).collect();
-            self.read_logs(&all, stop);
-            self.places.mark_active(&mut candidates);
-        }
-        let count = candidates.len();
-        let chosen = plan(candidates, budget, self.interval);
-        for slice in slices(&chosen, SLICE) {
-            if stop.is_triggered() {
-                return;
-            }
-            // The list has failed: nothing is asked of the source, but the ends of the logs are read.
-            if listed && !self.has_failed(source) {
-                self.read_slice(source, &slice, stop);
-            }
-            self.read_logs(&slice, stop);
-            self.publish_if_late();
-        }
-        if chosen.len() < count && listed && !self.has_failed(source) {
-            self.places.confirm_idle(source, boot_instant());
-        }
-    }
-
-    /// Whether a source does not respond. Of Kafka groups those of other coordinators may still be read.
-    fn has_failed(&self, source: Source) -> bool {
-        source == Source::Zookeeper && self.memory.zookeeper.failure.is_some()
-    }
-
-    /// Reads the stored offsets of modules.
-    fn read_slice(&mut self, source: Source, slice: &[ModuleKey], stop: &Stop) {
-        let readings: Vec<Result<Option<ModuleReading>, String>> = match (source, &mut self.groups) {
-            (Source::Zookeeper, _) => {
-                let Some(keeper) = self.keeper.clone() else { return };
-                let wanted = |key: &ModuleKey| WantedModule {
-                    name: Arc::clone(&key.name),
-                    with_topic_ids: self.places.needs_topic_ids(key),
-                };
-                let wanted: Vec<_> = slice.iter().map(wanted).collect();
-                let mut reader = self.memory.zookeeper_source(&*keeper);
-                let found = reader.modules(&wanted);
-                let wait = self.zookeeper_pace.after(reader.request_count, Instant::now());
-                let _ = stop.sleep(wait);
-                found.into_iter().map(|reading| reading.map_err(|cause| cause.to_string())).collect()
-            }
-            (Source::Kafka, Some((reader, _))) => {
-                let names: Vec<Arc<str>> = slice.iter().map(|key| Arc::clone(&key.name)).collect();
-                let before = reader.request_count;
-                let found = reader.modules(&names, &mut self.memory.names);
-                let wait = self.kafka_pace.after(reader.request_count - before, Instant::now());
-                let _ = stop.sleep(wait);
-                found
-            }
-            (Source::Kafka, None) => return,
-        };
-        for (key, reading) in slice.iter().zip(readings) {
-            match reading {
-                Ok(reading) => self.places.record_module(key, reading, Moment::now()),
-                Err(cause) => {
-                    self.places.record_failure(key, &cause.as_str().into(), boot_instant());
-                    let state =
-                        if source == Source::Zookeeper { &mut self.memory.zookeeper } else { &mut self.memory.kafka };
-                    state.failure.get_or_insert_with(|| format!("stored offsets cannot be read: {cause}"));
-                }
-            }
-        }
-    }
-
-    /// Reads the ends of the logs of these modules, and compares the stored offsets with them.
-    fn read_logs(&mut self, keys: &[ModuleKey], stop: &Stop) {
-        let topics = self.places.topics();
-        match self.log_reader.look_up(&self.memory.hosts, &topics, Instant::now()) {
-            Ok(()) => self.memory.brokers.succeeded(),
-            Err(cause) => {
-                self.memory.brokers.failed(format!("log end offsets cannot be read: {cause}"));
-                return self.places.record_no_broker(keys);
-            }
-        }
-        let now = Moment::now();
-        keys.iter().for_each(|key| self.places.complete(key, &self.log_reader, now));
-        let logs: Vec<TopicPartition> = self.places.logs_of(keys).into_iter().collect();
-        for slice in logs.chunks(10 * SLICE as usize) {
-            if stop.is_triggered() {
-                return;
-            }
-            let before = self.log_reader.request_count;
-            let readings = self.log_reader.ranges(slice, Instant::now());
-            self.places.record_logs(slice.iter().cloned().zip(readings), &mut self.log_reader, Moment::now());
-            let wait = self.kafka_pace.after(self.log_reader.request_count - before, Instant::now());
-            let _ = stop.sleep(wait);
-        }
-        self.places.compare(keys, boot_instant());
-    }
-
-    /// Reads the members of the Kafka groups that are not as they should be.
-    fn describe_groups(&mut self) {
-        let Some((source, _)) = &mut self.groups else { return };
-        let keys = self.places.take_undescribed(MAX_DESCRIBED, boot_instant());
-        if keys.is_empty() {
-            return;
-        }
-        let names: Vec<Arc<str>> = keys.iter().map(|key| Arc::clone(&key.name)).collect();
-        for (key, group) in keys.iter().zip(source.describe(&names)) {
-            if let Some(group) = group {
-                self.places.record_description(key, &group, boot_instant());
-            }
-        }
-    }
-
-    /// Looks whether anything can be delivered where nothing moves.
-    fn probe(&mut self) {
-        let Some(prober) = &mut self.prober else { return };
-        let probes = self.places.take_unprobed(MAX_PROBES, Moment::now());
-        if !probes.is_empty() {
-            let findings = prober.round(&self.memory.hosts, &probes);
-            self.places.record_probes(&findings);
-        }
-    }
-
     /// Publishes in the middle of a long cycle.
     fn publish_if_late(&mut self) {
-        if self.memory.published.is_some_and(|then| self.interval <= boot_instant().saturating_duration_since(then)) {
+        if self.until_publication().is_zero() {
             self.publish();
+        }
+    }
+
+    fn until_publication(&self) -> Duration {
+        let age = self.memory.published.map(|then| boot_instant().saturating_duration_since(then));
+        age.map_or(Duration::ZERO, |age| self.interval.saturating_sub(age))
+    }
+
+    /// Waits until the next requests are within the budget, and publishes meanwhile.
+    fn pause(&mut self, wait: Duration, stop: &Stop) {
+        let until = Instant::now() + wait;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || !stop.sleep(left.min(self.until_publication().max(MIN_PAUSE))) {
+                return;
+            }
+            self.publish_if_late();
         }
     }
 
@@ -402,6 +299,9 @@ impl Poller {
             is_known: self.silent_source().is_none(),
             trouble: trouble.zip(since).map(|(text, since)| Trouble { text: text.into(), since }),
             cycle: self.memory.last_cycle,
+            fresh_for: self.three_cycles(),
+            valid_for: HANGS_AFTER + self.interval + self.fresh(),
+            is_partial: !self.memory.has_read_all,
         };
         self.writer.publish(self.places.publish(state, &self.limits, now));
         self.memory.published = Some(now.at);
@@ -427,8 +327,17 @@ impl Poller {
         sources.into_iter().find(|state| !state.is_fresh(self.fresh())).map(SourceState::cause)
     }
 
+    /// How long a number is fresh.
     fn fresh(&self) -> Duration {
-        self.fresh_for.max(self.memory.last_cycle.unwrap_or_default() * 3)
+        self.fresh_for.max(self.three_cycles())
+    }
+
+    /// The time of three cycles, for which a number is fresh even if they take long. One that fails does not count,
+    /// because it may take long for nothing.
+    fn three_cycles(&self) -> Duration {
+        let Memory { last_cycle, cycle_began, .. } = self.memory;
+        let present = cycle_began.map(|began| began.elapsed()).filter(|_| self.trouble().is_none());
+        (last_cycle.max(present).unwrap_or_default() * 3).min(MAX_FRESH)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::broker::{GroupDescription, GroupReader, GroupState, MetadataError, Offset, TopicPartition};
 
+use super::client::{Client, Connect};
 use super::facts::{Owner, Stored};
 use super::names::NameInterner;
 use super::readings::{ModuleReading, PlaceReading, TopicReading};
@@ -13,13 +14,9 @@ use super::readings::{ModuleReading, PlaceReading, TopicReading};
 /// Longest wait for the brokers that coordinate the groups.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects to the brokers at these addresses, or returns why that failed.
-pub(super) type ConnectGroups = Box<dyn FnMut(&[String]) -> Result<Box<dyn GroupReader>, String> + Send>;
-
 /// Reads the consumer groups of one cluster.
 pub(super) struct KafkaSource {
-    connect: ConnectGroups,
-    connected: Option<Box<dyn GroupReader>>,
+    client: Client<dyn GroupReader>,
     /// Number of requests sent so far, as far as they can be counted here.
     pub request_count: u64,
 }
@@ -35,20 +32,18 @@ pub(super) struct KafkaGroups {
 
 impl KafkaSource {
     /// Makes a source without a Kafka client; the first request calls `connect`.
-    pub(super) fn new(connect: ConnectGroups) -> Self {
-        KafkaSource { connect, connected: None, request_count: 0 }
+    pub(super) fn new(connect: Connect<dyn GroupReader>) -> Self {
+        KafkaSource { client: Client::new(connect), request_count: 0 }
     }
 
     /// Lists the groups for which `is_wanted`.
     pub(super) fn groups(&mut self, hosts: &[String], is_wanted: impl Fn(&str) -> bool) -> Result<KafkaGroups, String> {
-        let reader = match &mut self.connected {
-            Some(reader) => reader,
-            None => self.connected.insert((self.connect)(hosts)?),
-        };
+        let list = self.client.get(hosts)?.list(Instant::now() + TIMEOUT);
         self.request_count += 1;
-        let list = reader.list(Instant::now() + TIMEOUT);
         let failure = (!list.failures.is_empty()).then(|| list.failures.join("; "));
         if let Some(failure) = failure.as_ref().filter(|_| list.groups.is_empty()) {
+            // The next list is requested by a new client, perhaps from other addresses.
+            self.client.forget();
             return Err(failure.clone());
         }
         let has_members = |state| match state {
@@ -60,13 +55,13 @@ impl KafkaSource {
         Ok(KafkaGroups { has_members: wanted.map(|group| (group.name, has_members(group.state))).collect(), failure })
     }
 
-    /// Reads the committed offsets of groups, in the order of `groups`. `None` for a group without any.
+    /// Reads the committed offsets of groups, in the order of `groups`. A group that never committed has no topics.
     pub(super) fn modules(
         &mut self,
         groups: &[Arc<str>],
         names: &mut NameInterner,
     ) -> Vec<Result<Option<ModuleReading>, String>> {
-        let Some(reader) = &mut self.connected else {
+        let Some(reader) = self.client.known() else {
             return groups.iter().map(|_| Err("no broker responds".to_owned())).collect();
         };
         self.request_count += groups.len().div_ceil(50) as u64;
@@ -76,7 +71,7 @@ impl KafkaSource {
 
     /// Reads the members of groups, in the order of `groups`.
     pub(super) fn describe(&mut self, groups: &[Arc<str>]) -> Vec<Option<GroupDescription>> {
-        let Some(reader) = &mut self.connected else { return groups.iter().map(|_| None).collect() };
+        let Some(reader) = self.client.known() else { return groups.iter().map(|_| None).collect() };
         self.request_count += groups.len().div_ceil(50) as u64;
         reader.describe(groups, Instant::now() + TIMEOUT).into_iter().map(Result::ok).collect()
     }
@@ -99,7 +94,7 @@ fn module_of(
         let place = PlaceReading { stored: Stored::Offset(offset), ..PlaceReading::nothing(Owner::Unknown) };
         topic.places.insert(at.partition, place);
     }
-    Ok((!reading.topics.is_empty()).then_some(reading))
+    Ok(Some(reading))
 }
 
 #[cfg(test)]
@@ -152,11 +147,11 @@ mod tests {
         let found = source.modules(&wanted, &mut names);
         let reading = found[0].as_ref().unwrap().as_ref().unwrap();
         assert_eq!(reading.topics["t"].places[&2].stored, Stored::Offset(7));
-        assert_eq!((reading.members, &found[1]), (None, &Ok(None)));
+        assert_eq!((reading.members, &found[1]), (None, &Ok(Some(ModuleReading::default()))));
         assert!(found[2].as_ref().unwrap().as_ref().unwrap().refused.is_some());
         assert!(found[3].is_err());
         let mut unreachable = KafkaSource::new(Box::new(|_| Err("no route".into())));
-        assert_eq!(unreachable.groups(&[], |_| true).map(|_| ()), Err("no route".into()));
+        assert_eq!(unreachable.groups(&["b:1".into()], |_| true).map(|_| ()), Err("no route".into()));
         assert!(unreachable.modules(&wanted, &mut names).iter().all(Result::is_err));
     }
 }

@@ -15,6 +15,7 @@ use crate::broker::{
     LogEnds, LogRange, MetadataError, Offset, PartitionId, PartitionInfo, TopicId, TopicInfo, TopicPartition,
 };
 
+use super::client::{Client, Connect};
 use super::facts::UnknownReason;
 
 /// Longest wait for the topics, and for the leaders that are thought to respond.
@@ -24,7 +25,7 @@ const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time after which a leader that did not respond is asked again.
 const SILENT_PAUSE: Duration = Duration::from_secs(5);
 /// Age at which a topic is looked up again, to find new partitions and another id. A few topics are looked up in every
-/// cycle: until then a topic that was created again looks like the one before.
+/// cycle: until then a recreated topic looks like the one before.
 const MAX_TOPIC_AGE: Duration = Duration::from_secs(10);
 /// Largest number of topics that are a few.
 const FEW_TOPICS: usize = 500;
@@ -32,9 +33,6 @@ const FEW_TOPICS: usize = 500;
 const DOUBT_PAUSE: Duration = Duration::from_millis(500);
 /// Time between the first and the last of the answers that make an absence certain.
 const GONE_AFTER: Duration = Duration::from_secs(10);
-
-/// Connects to the brokers at these addresses, or returns why that failed.
-pub(super) type Connect = Box<dyn FnMut(&[String]) -> Result<Box<dyn LogEnds>, String> + Send>;
 
 /// The ends of a log as read, or why there are none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,10 +47,9 @@ pub(super) enum LogReading {
 
 /// Reads topics and log ends from the brokers of one cluster.
 pub(super) struct LogReader {
-    connect: Connect,
-    connected: Option<(Vec<String>, Box<dyn LogEnds>)>,
+    client: Client<dyn LogEnds>,
     topics: HashMap<Arc<str>, KnownTopic>,
-    /// The leaders that did not respond, and when they are asked again.
+    /// The leaders that did not respond, and when the next request may be sent to them.
     silent: BTreeMap<i32, Instant>,
     /// Number of requests sent so far, as far as they can be counted here.
     pub request_count: u64,
@@ -78,8 +75,8 @@ enum Answer {
 
 impl LogReader {
     /// Makes a reader without a Kafka client; the first request calls `connect`.
-    pub(super) fn new(connect: Connect) -> Self {
-        LogReader { connect, connected: None, topics: HashMap::new(), silent: BTreeMap::new(), request_count: 0 }
+    pub(super) fn new(connect: Connect<dyn LogEnds>) -> Self {
+        LogReader { client: Client::new(connect), topics: HashMap::new(), silent: BTreeMap::new(), request_count: 0 }
     }
 
     /// Looks up the topics of `wanted` that are unknown, in doubt or long not looked up, and forgets all others. `hosts`
@@ -97,8 +94,7 @@ impl LogReader {
         if due.is_empty() {
             return Ok(());
         }
-        let log_ends = self.connected(hosts)?;
-        let found = log_ends.topics(&due, Instant::now() + TIMEOUT);
+        let found = self.client.get(hosts)?.topics(&due, Instant::now() + TIMEOUT);
         self.request_count += 1;
         let silence = found.iter().find_map(|result| match result {
             Err(MetadataError::Unreachable(reason)) => Some(reason.clone()),
@@ -106,7 +102,7 @@ impl LogReader {
         });
         if let Some(reason) = silence.filter(|_| found.iter().all(is_unreachable)) {
             // The next look-up makes a new client, perhaps for other addresses.
-            self.connected = None;
+            self.client.forget();
             return Err(reason);
         }
         for (name, result) in due.into_iter().zip(found) {
@@ -134,9 +130,9 @@ impl LogReader {
                 continue;
             }
             let leader = self.leader(at);
-            match leader.and_then(|leader| self.silent.get(&leader).map(|again| (leader, *again))) {
+            match leader.and_then(|leader| self.silent.get(&leader).map(|retry_at| (leader, *retry_at))) {
                 None => healthy.push(index),
-                Some((_, again)) if again <= now => silent.push(index),
+                Some((_, retry_at)) if retry_at <= now => silent.push(index),
                 Some((leader, _)) => {
                     self.doubt(&at.topic);
                     readings[index] = Some(LogReading::Unknown(UnknownReason::LeaderSilent { broker: leader }));
@@ -159,7 +155,7 @@ impl LogReader {
     ) -> Vec<Option<Vec<Option<Offset>>>> {
         let leaders: BTreeSet<_> = wanted.iter().filter_map(|at| self.leader(at)).collect();
         let mut firsts: Vec<_> = wanted.iter().map(|_| Some(Vec::new())).collect();
-        let Some((_, log_ends)) = &mut self.connected else { return wanted.iter().map(|_| None).collect() };
+        let Some(log_ends) = self.client.known() else { return wanted.iter().map(|_| None).collect() };
         let deadline = Instant::now() + TIMEOUT;
         for age in ages {
             let time_ms = now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
@@ -213,12 +209,14 @@ impl LogReader {
         let partitions: Vec<TopicPartition> = indices.iter().map(|index| wanted[*index].clone()).collect();
         let leaders: BTreeSet<_> = partitions.iter().filter_map(|at| self.leader(at)).collect();
         self.request_count += 3 * leaders.len() as u64;
-        let deadline = Instant::now() + timeout;
-        let Some((_, log_ends)) = &mut self.connected else {
+        let began = Instant::now();
+        let Some(log_ends) = self.client.known() else {
             indices.iter().for_each(|index| readings[*index] = Some(LogReading::Unknown(UnknownReason::NoBroker)));
             return;
         };
-        let found = log_ends.range_of_all(&partitions, deadline);
+        let found = log_ends.range_of_all(&partitions, began + timeout);
+        // The pause begins after the wait, or it would have passed already.
+        let retry_at = now + began.elapsed() + SILENT_PAUSE;
         let mut responding = BTreeSet::new();
         for ((index, at), result) in indices.iter().zip(&partitions).zip(found) {
             let leader = self.leader(at);
@@ -230,7 +228,7 @@ impl LogReader {
                 Err(error) => {
                     self.doubt(&at.topic);
                     if let (MetadataError::Unreachable(_), Some(leader)) = (&error, leader) {
-                        self.silent.insert(leader, now + SILENT_PAUSE);
+                        self.silent.insert(leader, retry_at);
                     }
                     LogReading::Unknown(reason_of(error, leader))
                 }
@@ -273,20 +271,6 @@ impl LogReader {
 
     fn leader(&self, at: &TopicPartition) -> Option<i32> {
         find(self.info(&at.topic)?, at.partition)?.leader
-    }
-
-    /// Returns the client. It is kept while the addresses have one in common: it finds the other brokers by itself.
-    fn connected(&mut self, hosts: &[String]) -> Result<&mut Box<dyn LogEnds>, String> {
-        let is_other = |known: &[String]| !known.iter().any(|host| hosts.contains(host));
-        if self.connected.as_ref().is_some_and(|(known, _)| is_other(known)) {
-            self.connected = None;
-        }
-        let connected = match self.connected.take() {
-            Some(connected) => connected,
-            None if hosts.is_empty() => return Err("no broker is registered in ZooKeeper".to_owned()),
-            None => (hosts.to_vec(), (self.connect)(hosts)?),
-        };
-        Ok(&mut self.connected.insert(connected).1)
     }
 }
 

@@ -21,11 +21,14 @@ impl Pace {
         self.per_second
     }
 
-    /// Counts requests that were sent, and returns how long to wait before the next one. Time without requests is not
-    /// saved up.
-    pub(super) fn after(&mut self, requests: u64, now: Instant) -> Duration {
+    /// Counts requests that were sent. Time without requests is not saved up.
+    pub(super) fn count(&mut self, requests: u64, now: Instant) {
         let micros = requests.saturating_mul(1_000_000) / self.per_second;
         self.until = self.until.max(now) + Duration::from_micros(micros);
+    }
+
+    /// Returns how long to wait before the next request.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
         self.until.saturating_duration_since(now)
     }
 }
@@ -39,9 +42,14 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::new(2_000, start);
         let second = Duration::from_secs(1);
-        assert_eq!(pace.after(1_000, start), second / 2);
-        assert_eq!(pace.after(1_000, start + second / 2), second / 2);
-        assert_eq!(pace.after(0, start + second * 10), Duration::ZERO);
-        assert_eq!(pace.after(4_000, start + second * 10), second * 2, "the time without requests is not saved up");
+        let mut after = |requests, now| {
+            pace.count(requests, now);
+            pace.wait(now)
+        };
+        assert_eq!(after(1_000, start), second / 2);
+        assert_eq!(after(1_000, start + second / 2), second / 2);
+        assert_eq!(after(0, start + second * 10), Duration::ZERO);
+        assert_eq!(after(4_000, start + second * 10), second * 2, "the time without requests is not saved up");
+        assert_eq!(pace.wait(start + second * 11), second);
     }
 }

@@ -21,10 +21,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::{GroupDescription, PartitionId, TopicPartition};
+use crate::rates::Rates;
 
 use super::facts::{Moment, Owner, Source, Stored};
 use super::log_ends::{LogReader, LogReading};
-use super::rates::Rates;
 use super::readings::{ModuleKey, ModuleReading, PlaceReading};
 use super::sparkline::Sparkline;
 
@@ -42,7 +42,8 @@ pub(super) struct Places {
     left_behind_after: Duration,
     start: Moment,
     modules: BTreeMap<ModuleKey, Module>,
-    logs: HashMap<TopicPartition, Log>,
+    /// In boxes, like the places: a half-full table of large entries would take twice the memory.
+    logs: HashMap<TopicPartition, Box<Log>>,
     /// The source that counts, of the modules that have two.
     counted: HashMap<(Arc<str>, Arc<str>), Source>,
     view_number: u64,
@@ -76,6 +77,8 @@ struct Module {
     tried: Option<Instant>,
     /// Why reading it failed the last time.
     failure: Option<Arc<str>>,
+    /// How often in a row reading it failed, while its source responded.
+    failure_count: u32,
     /// What is denied.
     refused: Option<Arc<str>>,
     /// When the members of a Kafka group were read.
@@ -86,9 +89,11 @@ struct Module {
 
 /// A topic of a module.
 struct ModuleTopic {
-    places: BTreeMap<PartitionId, Place>,
+    places: BTreeMap<PartitionId, Box<Place>>,
     refused: Option<Arc<str>>,
     first_read: Instant,
+    /// Members of the Kafka group have partitions of it.
+    is_assigned: bool,
     /// When a partition had an owner last.
     owned: Option<Instant>,
     /// When the module began to own it; `None` if that was not seen.
@@ -96,7 +101,7 @@ struct ModuleTopic {
     /// It was read without an owner, or was not there, when the module was read before.
     was_unowned: bool,
     is_left_behind: bool,
-    rates: Rates,
+    rates: Rates<2>,
     line: Sparkline,
 }
 
@@ -129,7 +134,7 @@ impl Places {
 
     /// Enters what was read of a module; `None` if it has neither offsets nor owners.
     pub(super) fn record_module(&mut self, key: &ModuleKey, reading: Option<ModuleReading>, now: Moment) {
-        let Some(reading) = reading else {
+        let Some(mut reading) = reading else {
             self.modules.remove(key);
             return;
         };
@@ -140,11 +145,16 @@ impl Places {
             module.set_members(reading.members, now.at);
         }
         (module.read, module.tried, module.valid_at) = (Some(now.at), Some(now.at), Some(now.at));
-        (module.failure, module.is_active) = (None, false);
+        (module.failure, module.failure_count, module.is_active) = (None, 0, false);
         module.refused = reading.refused;
         if module.refused.is_some() {
             // Which topics there are is not known now; what was known stays.
             return;
+        }
+        // A consumer of a topic that never committed is part of no reading, but of the description of its group.
+        let assigned = module.topics.iter().filter(|(_, topic)| topic.is_assigned).map(|(name, _)| Arc::clone(name));
+        for name in assigned {
+            reading.topics.entry(name).or_default();
         }
         module.topics.retain(|name, _| reading.topics.contains_key(name));
         for (name, found) in reading.topics {
@@ -160,13 +170,13 @@ impl Places {
             let at = |partition| TopicPartition { topic: Arc::clone(&name), partition };
             for (partition, place) in &mut topic.places {
                 if !found.places.contains_key(partition) {
-                    place.record(&other, self.logs.get(&at(*partition)), false, now);
+                    place.record(&other, self.logs.get(&at(*partition)).map(Box::as_ref), false, now);
                 }
             }
             for (partition, reading) in &found.places {
                 let is_new = is_first || !topic.places.contains_key(partition);
-                let place = topic.places.entry(*partition).or_insert_with(|| Place::new(now));
-                place.record(reading, self.logs.get(&at(*partition)), is_new, now);
+                let place = topic.places.entry(*partition).or_insert_with(|| Box::new(Place::new(now)));
+                place.record(reading, self.logs.get(&at(*partition)).map(Box::as_ref), is_new, now);
             }
             topic.note_owner(self.left_behind_after, now.at);
         }
@@ -176,6 +186,7 @@ impl Places {
     pub(super) fn record_failure(&mut self, key: &ModuleKey, cause: &Arc<str>, now: Instant) {
         let module = self.modules.entry(key.clone()).or_default();
         (module.tried, module.failure) = (Some(now), Some(Arc::clone(cause)));
+        module.failure_count = module.failure_count.saturating_add(1);
     }
 
     /// Notes that no module of a source could be read.
@@ -213,10 +224,17 @@ impl Places {
     }
 
     /// Enters the members of a Kafka group and what is assigned to them.
-    pub(super) fn record_description(&mut self, key: &ModuleKey, group: &GroupDescription, now: Instant) {
+    pub(super) fn record_description(&mut self, key: &ModuleKey, group: &GroupDescription, now: Moment) {
         let Some(module) = self.modules.get_mut(key) else { return };
-        module.set_members(Some(u32::try_from(group.member_count).unwrap_or(u32::MAX)), now);
-        module.described = Some(now);
+        module.set_members(Some(u32::try_from(group.member_count).unwrap_or(u32::MAX)), now.at);
+        module.described = Some(now.at);
+        module.topics.values_mut().for_each(|topic| topic.is_assigned = false);
+        for (at, _) in &group.owners {
+            let topic = module.topics.entry(Arc::clone(&at.topic)).or_insert_with(|| ModuleTopic::new(now.at));
+            topic.is_assigned = true;
+            topic.places.entry(at.partition).or_insert_with(|| Box::new(Place::without_offset(Owner::Unknown, now)));
+        }
+        let now = now.at;
         let owners: HashMap<&TopicPartition, &Arc<str>> = group.owners.iter().map(|(at, name)| (at, name)).collect();
         for (topic, found) in &mut module.topics {
             for (partition, place) in &mut found.places {
@@ -242,11 +260,8 @@ impl Places {
             });
             let owner = topic.places.values().map(|place| place.owner()).find(|owner| !is_named(owner));
             for partition in partitions {
-                topic.places.entry(partition).or_insert_with(|| {
-                    let mut place = Place::new(now);
-                    place.record(&PlaceReading::nothing(owner.clone().unwrap_or(Owner::Unknown)), None, true, now);
-                    place
-                });
+                let owner = owner.clone().unwrap_or(Owner::Unknown);
+                topic.places.entry(partition).or_insert_with(|| Box::new(Place::without_offset(owner, now)));
             }
         }
     }
@@ -330,6 +345,7 @@ impl ModuleTopic {
             places: BTreeMap::new(),
             refused: None,
             first_read: now,
+            is_assigned: false,
             owned: None,
             began: None,
             was_unowned: false,

@@ -1,4 +1,4 @@
-//! Which modules a cycle reads, within the budget of requests. Pure.
+//! Which modules a cycle reads, within the budget, and which of them together. Pure.
 //!
 //! Modules with messages that wait, or of which something is unknown, are read in every cycle. Those at rest need not
 //! be: as long as the ends of their logs do not move, their delays stay 0. They are read in turn, as far as the budget
@@ -10,18 +10,22 @@ use std::time::Duration;
 
 /// Longest time between two readings of a module at rest.
 const MAX_IDLE: Duration = Duration::from_secs(60);
+/// After this number of failures a module was alone in its slice.
+pub(super) const ALONE_AFTER: u32 = 4;
 
 /// A module that may be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate<K> {
     /// What it is.
     pub key: K,
-    /// Number of requests that reading it takes.
+    /// What reading it takes: nodes of ZooKeeper, or groups of Kafka.
     pub cost: u64,
     /// Something of it waits or is unknown.
     pub is_active: bool,
     /// Time since reading it was tried; `None` if it never was.
     pub age: Option<Duration>,
+    /// How often in a row reading it failed.
+    pub failures: u32,
 }
 
 /// Returns the modules to read, the longest unread first. `cycle`: time until the next plan.
@@ -43,21 +47,42 @@ pub(super) fn plan<K>(mut candidates: Vec<Candidate<K>>, budget: u64, cycle: Dur
     candidates
 }
 
-/// Splits modules into slices of at most `max` requests, but of at least one module.
-pub(super) fn slices<K: Clone>(candidates: &[Candidate<K>], max: u64) -> Vec<Vec<K>> {
+/// Splits modules into slices of at most `max` cost, but of at least one module.
+///
+/// Modules that failed come last, apart from the others, so that one which always fails costs the others nothing. With
+/// `narrows` there are fewer in a slice with each failure: a read that ends the connection fails all that are in flight
+/// with it, and in the end it is alone.
+pub(super) fn slices<K: Clone>(candidates: &[Candidate<K>], max: u64, narrows: bool) -> Vec<Vec<K>> {
+    let rank = |candidate: &Candidate<K>| if narrows { candidate.failures } else { candidate.failures.min(1) };
+    let mut ordered: Vec<&Candidate<K>> = candidates.iter().collect();
+    ordered.sort_by_key(|candidate| rank(candidate));
     let (mut slices, mut slice, mut sum) = (Vec::new(), Vec::new(), 0);
-    for Candidate { key, cost, .. } in candidates {
-        if !slice.is_empty() && max < sum + cost {
+    let mut last = 0;
+    for candidate in ordered {
+        let rank = rank(candidate);
+        let max_count = if narrows { max_count(rank) } else { usize::MAX };
+        if !slice.is_empty() && (max < sum + candidate.cost || max_count <= slice.len() || rank != last) {
             slices.push(std::mem::take(&mut slice));
             sum = 0;
         }
-        slice.push(key.clone());
-        sum += cost;
+        slice.push(candidate.key.clone());
+        sum += candidate.cost;
+        last = rank;
     }
     if !slice.is_empty() {
         slices.push(slice);
     }
     slices
+}
+
+/// Returns how many modules that failed so often are read together.
+fn max_count(failures: u32) -> usize {
+    match failures {
+        0 => usize::MAX,
+        1 => 16,
+        2 => 4,
+        _ => 1,
+    }
 }
 
 #[cfg(test)]
@@ -68,7 +93,7 @@ mod tests {
     const CYCLE: Duration = Duration::from_secs(5);
 
     fn candidate(key: u32, is_active: bool, age: Option<u64>) -> Candidate<u32> {
-        Candidate { key, cost: 10, is_active, age: age.map(Duration::from_secs) }
+        Candidate { key, cost: 10, is_active, age: age.map(Duration::from_secs), failures: 0 }
     }
 
     #[test]
@@ -95,8 +120,25 @@ mod tests {
         let costs = [3, 3, 3, 20, 1, 9, 1];
         let candidates: Vec<_> =
             (0..).zip(costs).map(|(key, cost)| Candidate { cost, ..candidate(key, true, None) }).collect();
-        assert_eq!(slices(&candidates, 10), [vec![0, 1, 2], vec![3], vec![4, 5], vec![6]]);
-        assert!(slices(&[] as &[Candidate<u32>], 10).is_empty());
+        assert_eq!(slices(&candidates, 10, true), [vec![0, 1, 2], vec![3], vec![4, 5], vec![6]]);
+        assert!(slices(&[] as &[Candidate<u32>], 10, true).is_empty());
+    }
+
+    #[test]
+    fn a_module_that_always_fails_is_alone_in_the_end() {
+        let failing = |key, failures| Candidate { cost: 4, failures, ..candidate(key, true, None) };
+        let candidates: Vec<_> = (0..).zip([0, 1, 1, 0, 1, 2, 3, 9]).map(|(key, count)| failing(key, count)).collect();
+        let expected = [vec![0, 3], vec![1, 2, 4], vec![5], vec![6], vec![7]];
+        assert_eq!(slices(&candidates, 40, true), expected);
+        assert_eq!(slices(&candidates, 40, false), [vec![0, 3], vec![1, 2, 4, 5, 6, 7]]);
+        // However many fail together with it: after three failures each is alone.
+        for (failures, sizes) in [(0, vec![100]), (1, vec![16, 16, 16, 16, 16, 16, 4]), (2, vec![4; 25])] {
+            let together: Vec<_> = (0..100).map(|key| failing(key, failures)).collect();
+            let found: Vec<_> = slices(&together, 1_000, true).iter().map(Vec::len).collect();
+            assert_eq!(found, sizes);
+        }
+        let alone: Vec<_> = (0..9).map(|key| failing(key, ALONE_AFTER - 1)).collect();
+        assert_eq!(slices(&alone, 1_000, true).len(), 9);
     }
 
     proptest! {
@@ -112,7 +154,8 @@ mod tests {
             let mut ages = vec![Some(Duration::ZERO); costs.len()];
             for cycle in 0..40 {
                 let candidate = |index: usize| {
-                    Candidate { key: index, cost: costs[index], is_active: active[index], age: ages[index] }
+                    let (cost, is_active, age) = (costs[index], active[index], ages[index]);
+                    Candidate { key: index, cost, is_active, age, failures: 0 }
                 };
                 let read = plan((0..costs.len()).map(candidate).collect(), budget, CYCLE);
                 let cost: u64 = read.iter().map(|candidate| candidate.cost).sum();

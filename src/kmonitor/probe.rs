@@ -10,15 +10,14 @@ use std::time::{Duration, Instant};
 
 use crate::broker::{FetchEvent, Fetcher, Offset, TopicPartition};
 
+use super::client::{Client, Connect};
+
 /// Largest number of logs that one round reads.
 pub(super) const MAX_PROBES: usize = 50;
 /// Longest time of a round.
 const ROUND: Duration = Duration::from_millis(1_500);
 /// Messages taken at a time; the first one of a partition decides.
 const MAX_MESSAGES: usize = 50;
-
-/// Connects to the brokers at these addresses, or returns why that failed.
-pub(super) type ConnectFetcher = Box<dyn FnMut(&[String]) -> Result<Box<dyn Fetcher>, String> + Send>;
 
 /// A place to probe: from the offset of the first message that seems to wait to the newest one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,27 +41,23 @@ pub(super) enum Finding {
 
 /// Reads logs of one cluster.
 pub(super) struct Prober {
-    connect: ConnectFetcher,
-    fetcher: Option<Box<dyn Fetcher>>,
+    client: Client<dyn Fetcher>,
 }
 
 impl Prober {
     /// Makes a prober without a Kafka client; the first round calls `connect`.
-    pub(super) fn new(connect: ConnectFetcher) -> Self {
-        Prober { connect, fetcher: None }
+    pub(super) fn new(connect: Connect<dyn Fetcher>) -> Self {
+        Prober { client: Client::new(connect) }
     }
 
     /// Reads these logs, each at most once, and returns what was found; a log that could not be read has no entry.
     pub(super) fn round(&mut self, hosts: &[String], probes: &[Probe]) -> Vec<(Probe, Finding)> {
-        let fetcher = match &mut self.fetcher {
-            Some(fetcher) => fetcher,
-            None => match (self.connect)(hosts) {
-                Ok(fetcher) => self.fetcher.insert(fetcher),
-                Err(cause) => {
-                    log::debug!("no probe of {} logs: {cause}", probes.len());
-                    return Vec::new();
-                }
-            },
+        let fetcher = match self.client.get(hosts) {
+            Ok(fetcher) => fetcher,
+            Err(cause) => {
+                log::debug!("no probe of {} logs: {cause}", probes.len());
+                return Vec::new();
+            }
         };
         let mut open: BTreeMap<TopicPartition, &Probe> =
             probes.iter().take(MAX_PROBES).map(|probe| (probe.at.clone(), probe)).collect();
@@ -87,7 +82,8 @@ impl Prober {
                         continue;
                     }
                     FetchEvent::Unreachable { .. } => {
-                        open.keys().for_each(|at| fetcher.revoke(at));
+                        // The brokers may have other addresses by now.
+                        self.client.forget();
                         return findings;
                     }
                     FetchEvent::TopicId { .. }
@@ -111,6 +107,8 @@ impl Prober {
 mod tests {
     use super::*;
     use crate::broker::in_memory::MemoryBroker;
+    use crate::locks::lock;
+    use std::sync::{Arc, Mutex};
 
     #[test]
     fn markers_are_nothing_and_a_message_is_found_behind_them() {
@@ -127,12 +125,34 @@ mod tests {
         let mut prober = Prober::new(Box::new(move |_| Ok(Box::new(source.fetcher()))));
         let probe = |partition, from, newest| Probe { at: at(partition), from, newest };
         let probes = [probe(0, 1, 2), probe(1, 0, 2), probe(2, 0, 1)];
-        let mut findings = prober.round(&[], &probes);
+        let mut round = |hosts: &str, probes: &[Probe]| prober.round(&[hosts.to_owned()], probes);
+        let mut findings = round("b:1", &probes);
         findings.sort_by_key(|(probe, _)| probe.at.partition);
         let expected = [(probes[0].clone(), Finding::Nothing), (probes[1].clone(), Finding::Message)];
         assert_eq!(findings, expected, "of a log that begins later nothing is said");
-        assert_eq!(prober.round(&[], &[probe(0, 0, 2)]), [(probe(0, 0, 2), Finding::Message)]);
+        assert_eq!(round("b:1", &[probe(0, 0, 2)]), [(probe(0, 0, 2), Finding::Message)]);
         let mut refused = Prober::new(Box::new(|_| Err("no route".into())));
         assert_eq!(refused.round(&[], &probes), []);
+    }
+
+    #[test]
+    fn the_addresses_of_now_are_probed() {
+        let broker = MemoryBroker::new();
+        broker.create_topic("t", 1);
+        broker.put("t", 0, None, b"x");
+        let (source, connected) = (broker.clone(), Arc::new(Mutex::new(Vec::new())));
+        let hosts_of = Arc::clone(&connected);
+        let mut prober = Prober::new(Box::new(move |hosts: &[String]| {
+            lock(&hosts_of).push(hosts.join(","));
+            Ok(Box::new(source.fetcher()))
+        }));
+        let probe = Probe { at: TopicPartition { topic: "t".into(), partition: 0 }, from: 0, newest: 1 };
+        let mut finds = |hosts: &str| prober.round(&[hosts.to_owned()], std::slice::from_ref(&probe)).len();
+        assert_eq!((finds("a:1"), finds("a:1"), finds("b:1")), (1, 1, 1));
+        broker.set_reachable(false);
+        assert_eq!(finds("b:1"), 0);
+        broker.set_reachable(true);
+        assert_eq!(finds("b:1"), 1);
+        assert_eq!(*lock(&connected), ["a:1", "b:1", "b:1"], "a new client after no broker responded");
     }
 }

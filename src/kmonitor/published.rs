@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use log::warn;
 
+use super::names::shortened;
 use super::report::pages::Pages;
 use super::report::prometheus::Detail;
 use super::view::View;
@@ -72,7 +73,7 @@ impl PublishedPages {
         }
         let pages = Arc::new(Pages::render(Arc::new(view), self.detail, self.started));
         if !pages.ambiguous.is_empty() && pages.ambiguous != before.ambiguous {
-            let modules = pages.ambiguous.join(", ");
+            let modules = shortened(pages.ambiguous.join(", "));
             warn!("/delay?format=zabbix leaves out modules that would have the same key: {modules}");
         }
         // The old pages are dropped after the lock is released, because dropping many partitions takes a while.

@@ -43,6 +43,10 @@ pub(super) struct ClusterView {
     pub trouble: Option<Trouble>,
     /// Whether the cluster was ever read, and recently enough.
     pub known: bool,
+    /// Whether modules may be missing, because the first cycle has not ended.
+    pub is_partial: bool,
+    /// Without a successor for this time this is the view of a poller that hangs.
+    pub valid_for: Duration,
     /// The modules, sorted by name, source and topic.
     pub modules: Vec<ModuleView>,
     /// Number of partitions of each verdict, by severity; without those of `gone` and `left_behind`.

@@ -15,6 +15,9 @@ use super::report::zabbix_items::{Clock, Filter};
 /// Longest glob, in bytes: longer than any name.
 const MAX_GLOB_BYTES: usize = 1024;
 
+/// Largest number of modules or partitions of an answer that is rendered for a request.
+const MAX_ENTRIES: usize = 10_000;
+
 const JSON: &str = "application/json";
 const LINES: &str = "text/plain; charset=utf-8";
 
@@ -27,11 +30,13 @@ pub(super) fn values(pages: &Pages, head: &Head) -> Result<Response, Response> {
     let version = pages.version(boot_instant());
     with_filter(pages, &parameters, |filter| match is_json {
         true if filter.partitions => Err(bad_query("format=json has no level=partition")),
-        true => Ok(page(version, head, JSON, filter.is_everything(), || pages.zabbix_document(filter))),
+        true => Ok(page(version, head, JSON, filter.is_everything(), || pages.zabbix_document(&target(head), filter))),
         false => {
             let clock = Clock { wall: SystemTime::now(), now: boot_instant() };
             let is_rendered = with_times && filter.is_everything();
-            Ok(page(version, head, LINES, is_rendered, || pages.zabbix_values(filter, with_times, clock)))
+            Ok(page(version, head, LINES, is_rendered, || {
+                pages.zabbix_values(&target(head), filter, with_times, clock)
+            }))
         }
     })
 }
@@ -42,7 +47,7 @@ pub(super) fn discovery(pages: &Pages, head: &Head) -> Result<Response, Response
     parameters.expect(&["cluster", "module", "level"])?;
     let version = pages.version(boot_instant());
     with_filter(pages, &parameters, |filter| {
-        Ok(page(version, head, JSON, filter.is_everything(), || pages.zabbix_discovery(filter)))
+        Ok(page(version, head, JSON, filter.is_everything(), || pages.zabbix_discovery(&target(head), filter)))
     })
 }
 
@@ -71,7 +76,20 @@ fn with_filter(
     let glob = parameters.value("module").map(glob).transpose()?;
     let matches = glob.as_ref().map(|glob| move |name: &str| glob.is_match(name));
     let module = matches.as_ref().map(|matches| matches as &dyn Fn(&str) -> bool);
-    answer(&Filter { cluster, module, partitions })
+    let filter = Filter { cluster, module, partitions };
+    let count = if filter.is_everything() { 0 } else { filter.count(&pages.view) };
+    if MAX_ENTRIES < count {
+        let kind = if partitions { "partitions" } else { "modules" };
+        let reason =
+            format!("{count} {kind} are selected, but an answer has {MAX_ENTRIES}: select by cluster and module");
+        return Err(bad_query(&reason));
+    }
+    answer(&filter)
+}
+
+/// Returns what is requested, as the client wrote it.
+fn target(head: &Head) -> String {
+    format!("{}?{}", head.path, head.query.as_deref().unwrap_or_default())
 }
 
 fn glob(text: &str) -> Result<GlobMatcher, Response> {

@@ -1,11 +1,14 @@
 //! Reads modules from ZooKeeper: `/consumers/MODULE/offsets/TOPIC/PARTITION`, and who owns the partitions.
 //!
-//! Several modules are read together, in a few rounds of requests that are in flight at the same time: which topics they
-//! have, which partitions, and then the nodes. A node that is deleted in the meantime is left out; a node that may not be
-//! read is known as refused, and hides no other node.
+//! Several modules are read together, in steps of many nodes: which topics they have, which partitions, and then the
+//! nodes. What cannot have changed is not read again: [`listings`]. A node that is deleted in the meantime is left out; a
+//! node that may not be read is known as refused, and hides no other node.
 
-use std::collections::BTreeMap;
+mod listings;
+mod reading;
+
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Deserialize;
 
@@ -14,7 +17,11 @@ use crate::keeper::{Keeper, KeeperError, Node, paths};
 
 use super::facts::{Owner, Stored};
 use super::names::{LoggedOnce, NameInterner};
-use super::readings::{ModuleReading, PlaceReading};
+use super::readings::{PlaceReading, TopicReading};
+
+pub(super) use listings::Listings;
+pub(super) use reading::Reading;
+use reading::{Children, Folder, Item, ItemKind, Leaf, ModuleProgress, ReadOwners};
 
 /// Longest text of a node that is kept: the name of an owner, or a stored text that is not an offset.
 const MAX_TEXT_BYTES: usize = 200;
@@ -23,11 +30,13 @@ const MAX_TEXT_BYTES: usize = 200;
 pub(super) struct ZookeeperSource<'a> {
     /// The client.
     pub keeper: &'a dyn Keeper,
-    /// The names of topics.
+    /// The names of topics and owners.
     pub names: &'a mut NameInterner,
     /// The lines about nodes that are skipped.
     pub logged: &'a mut LoggedOnce,
-    /// Number of requests sent so far.
+    /// The children that nodes had.
+    pub listings: &'a mut Listings,
+    /// What was requested so far, in reads of one node.
     pub request_count: u64,
 }
 
@@ -40,223 +49,276 @@ pub(super) struct WantedModule {
     pub with_topic_ids: bool,
 }
 
-/// One topic of a module, with the partitions that have nodes.
-struct Folder {
-    module: usize,
-    topic: Arc<str>,
-    has_offsets: bool,
-    has_owners: bool,
-}
-
-/// A node of a partition to read.
-struct Leaf {
-    module: usize,
-    topic: Arc<str>,
-    partition: PartitionId,
-    kind: LeafKind,
-    path: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum LeafKind {
-    Offset,
-    Owner,
-    Ahead,
-}
-
-/// The module so far; an error ends the reading of this module alone.
-type Progress = Result<Option<ModuleReading>, KeeperError>;
-
 impl ZookeeperSource<'_> {
     /// Returns the names of all groups; none if `/consumers` does not exist.
     pub(super) fn group_names(&mut self) -> Result<Vec<String>, KeeperError> {
         self.request_count += 1;
-        Ok(existing(self.keeper.children(paths::CONSUMERS))?.unwrap_or_default())
+        match self.keeper.children(paths::CONSUMERS) {
+            Err(KeeperError::NoNode(_)) => Ok(Vec::new()),
+            names => names,
+        }
     }
 
-    /// Reads modules, in the order of `wanted`. `None` for a group without stored offsets and without owners. A read
-    /// without a response costs the modules that had not been read completely.
-    pub(super) fn modules(&mut self, wanted: &[WantedModule]) -> Vec<Result<Option<ModuleReading>, KeeperError>> {
-        let mut modules: Vec<Progress> = wanted.iter().map(|_| Ok(None)).collect();
-        let (folders, registers) = self.folders(wanted, &mut modules);
-        let leaves = self.leaves(wanted, &folders, &registers, &mut modules);
-        let nodes = self.read(&leaves);
-        for (leaf, node) in leaves.iter().zip(nodes) {
-            let module = &mut modules[leaf.module];
-            let Ok(Some(reading)) = module else { continue };
-            if let Err(failure) = self.record(reading, leaf, node, registers[leaf.module]) {
-                *module = Err(failure);
-            }
-        }
-        modules
-    }
-
-    /// Lists the topics of the modules. Returns also which modules register their owners.
-    fn folders(&mut self, wanted: &[WantedModule], modules: &mut [Progress]) -> (Vec<Folder>, Vec<bool>) {
-        let of = |path: fn(&str) -> String| wanted.iter().map(|module| path(&module.name)).collect::<Vec<_>>();
-        let offsets = self.children_all(&of(paths::offset_topics));
-        let owners = self.children_all(&of(paths::owner_topics));
-        let ids = self.children_all(&of(paths::group_ids));
-        let (mut folders, mut registers) = (Vec::new(), Vec::new());
-        for (index, ((offsets, owners), ids)) in offsets.into_iter().zip(owners).zip(ids).enumerate() {
-            match self.one_module(index, offsets, owners, ids, &mut folders) {
-                Ok((reading, registers_owners)) => {
-                    modules[index] = Ok(reading);
-                    registers.push(registers_owners);
+    /// Reads the next nodes, at most `max`. A node without a response costs its module.
+    pub(super) fn step(&mut self, reading: &mut Reading, max: usize) {
+        let now = Instant::now();
+        let items = reading.take(max);
+        let (listings, nodes): (Vec<Item>, Vec<Item>) =
+            items.into_iter().partition(|item| matches!(item.kind, ItemKind::Listing(..)));
+        let paths = |items: &[Item]| items.iter().map(|item| item.path.clone()).collect::<Vec<_>>();
+        let found = self.keeper.read_many(&paths(&nodes));
+        self.request_count += found.cost + listings.len() as u64;
+        let children = self.keeper.children_all(&paths(&listings));
+        for (item, node) in nodes.into_iter().zip(found.nodes) {
+            let outcome = match &item.kind {
+                ItemKind::Folder(folder) => self.folder(reading, &item, &folder.clone(), node, now),
+                ItemKind::Leaf(leaf, topic, partition) => {
+                    self.leaf(&mut reading.modules[item.module], &item, (*leaf, topic, *partition), node, now)
                 }
-                Err(failure) => {
-                    modules[index] = Err(failure);
-                    registers.push(false);
-                }
-            }
-        }
-        (folders, registers)
-    }
-
-    fn one_module(
-        &mut self,
-        index: usize,
-        offsets: Result<Vec<String>, KeeperError>,
-        owners: Result<Vec<String>, KeeperError>,
-        ids: Result<Vec<String>, KeeperError>,
-        folders: &mut Vec<Folder>,
-    ) -> Result<(Option<ModuleReading>, bool), KeeperError> {
-        let mut reading = ModuleReading::default();
-        let offsets = match existing(offsets) {
-            Err(denied @ KeeperError::NoAuth(_)) => {
-                reading.refused = Some(self.refused(&denied));
-                Some(Vec::new())
-            }
-            listed => listed?,
-        };
-        let owners = allowed(existing(owners))?;
-        let ids = allowed(existing(ids))?;
-        // A member registers before it owns a partition.
-        let registers = ids.is_some() || owners.is_some();
-        reading.members = registers.then(|| ids.map_or(0, |ids| u32::try_from(ids.len()).unwrap_or(u32::MAX)));
-        let owners = owners.unwrap_or_default();
-        if offsets.is_none() && owners.is_empty() {
-            return Ok((None, registers));
-        }
-        let mut topics: BTreeMap<String, (bool, bool)> = BTreeMap::new();
-        offsets.into_iter().flatten().for_each(|topic| topics.entry(topic).or_default().0 = true);
-        owners.into_iter().for_each(|topic| topics.entry(topic).or_default().1 = true);
-        for (topic, (has_offsets, has_owners)) in topics {
-            if !is_topic_name(topic.as_bytes()) {
-                let shown: String = topic.chars().take(MAX_TEXT_BYTES).collect();
-                self.logged.warn(format!("topic {shown:?} of a group is skipped: a topic has {TOPIC_NAME_RULE}"));
-                continue;
-            }
-            let topic = self.names.intern(&topic);
-            folders.push(Folder { module: index, topic, has_offsets, has_owners });
-        }
-        Ok((Some(reading), registers))
-    }
-
-    /// Lists the partitions of the topics, and returns their nodes.
-    fn leaves(
-        &mut self,
-        wanted: &[WantedModule],
-        folders: &[Folder],
-        registers: &[bool],
-        modules: &mut [Progress],
-    ) -> Vec<Leaf> {
-        let mut listings = Vec::new();
-        for folder in folders {
-            let module = &wanted[folder.module];
-            if folder.has_offsets {
-                listings.push((folder, LeafKind::Offset, paths::offsets(&module.name, &folder.topic)));
-            }
-            if folder.has_owners {
-                listings.push((folder, LeafKind::Owner, paths::owners(&module.name, &folder.topic)));
-            }
-        }
-        let folder_paths: Vec<String> = listings.iter().map(|(_, _, path)| path.clone()).collect();
-        let mut leaves = Vec::new();
-        for ((folder, kind, path), names) in listings.iter().zip(self.children_all(&folder_paths)) {
-            let Ok(Some(reading)) = &mut modules[folder.module] else { continue };
-            let topic = reading.topics.entry(Arc::clone(&folder.topic)).or_default();
-            topic.other_owner = Some(if registers[folder.module] { nobody() } else { Owner::Unsupported });
-            let names = match existing(names) {
-                Err(denied @ KeeperError::NoAuth(_)) if *kind == LeafKind::Offset => {
-                    topic.refused = Some(self.refused(&denied));
-                    continue;
-                }
-                Err(KeeperError::NoAuth(_)) => {
-                    topic.other_owner = Some(Owner::Unknown);
-                    continue;
-                }
-                Err(failure) => {
-                    modules[folder.module] = Err(failure);
-                    continue;
-                }
-                Ok(names) => names.unwrap_or_default(),
+                ItemKind::Listing(..) => Ok(()),
             };
-            for name in names {
-                // A name such as 007 is not that of the node which ktransfer reads and writes.
-                let partition = paths::parse_partition(&name).filter(|number| number.to_string() == name);
-                let Some(partition) = partition else {
-                    self.logged.warn(format!("{path}/{name} is skipped: its name is not a partition number"));
-                    continue;
-                };
-                let leaf = |kind, path| {
-                    let topic = Arc::clone(&folder.topic);
-                    Leaf { module: folder.module, topic, partition, kind, path }
-                };
-                leaves.push(leaf(*kind, format!("{path}/{name}")));
-                let module = &wanted[folder.module];
-                if *kind == LeafKind::Offset && module.with_topic_ids {
-                    leaves.push(leaf(LeafKind::Ahead, paths::ahead(&module.name, &folder.topic, partition)));
+            fail(reading, &item, outcome);
+        }
+        for (item, names) in listings.into_iter().zip(children) {
+            let ItemKind::Listing(folder, changed) = &item.kind else { continue };
+            let outcome = self.listing(reading, &item, folder, *changed, names, now);
+            fail(reading, &item, outcome);
+        }
+    }
+
+    /// Enters a node with children, and has the children read if they may have changed.
+    fn folder(
+        &mut self,
+        reading: &mut Reading,
+        item: &Item,
+        folder: &Folder,
+        node: Result<Option<Node>, KeeperError>,
+        now: Instant,
+    ) -> Result<(), KeeperError> {
+        let node = match node {
+            Err(denied @ KeeperError::NoAuth(_)) => return self.refused_folder(reading, item, folder, &denied),
+            Ok(None) => return self.absent_folder(reading, item, folder),
+            node => node?.unwrap_or_default(),
+        };
+        let changed = node.children_changed;
+        match folder {
+            Folder::Ids => {
+                reading.modules[item.module].ids = Some(Children::Known(node.child_count));
+                reading.open_topics(item.module);
+            }
+            Folder::Offsets | Folder::Owners => match self.listings.topics.get(&item.path, changed, now) {
+                Some(topics) => has_topics(reading, item.module, folder, Children::Known(topics)),
+                None => list(reading, item, folder, changed),
+            },
+            Folder::TopicOffsets(topic) => match self.listings.partitions.get(&item.path, changed, now) {
+                Some(partitions) => want_offsets(reading, item, topic, &partitions),
+                None => list(reading, item, folder, changed),
+            },
+            Folder::TopicOwners(topic) => match self.listings.owners.get(&item.path, changed, now) {
+                Some(owners) => {
+                    for (partition, owner) in &*owners {
+                        if let Some(place) = place(&mut reading.modules[item.module], topic, *partition) {
+                            place.owner = Owner::Named(Arc::clone(owner));
+                        }
+                    }
+                }
+                None => list(reading, item, folder, changed),
+            },
+        }
+        Ok(())
+    }
+
+    fn absent_folder(&mut self, reading: &mut Reading, item: &Item, folder: &Folder) -> Result<(), KeeperError> {
+        match folder {
+            Folder::Ids => {
+                reading.modules[item.module].ids = Some(Children::Absent);
+                reading.open_topics(item.module);
+            }
+            Folder::Offsets | Folder::Owners => has_topics(reading, item.module, folder, Children::Absent),
+            // Deleted meanwhile.
+            Folder::TopicOffsets(_) | Folder::TopicOwners(_) => {}
+        }
+        Ok(())
+    }
+
+    fn refused_folder(
+        &mut self,
+        reading: &mut Reading,
+        item: &Item,
+        folder: &Folder,
+        denied: &KeeperError,
+    ) -> Result<(), KeeperError> {
+        match folder {
+            Folder::Ids => {
+                reading.modules[item.module].ids = Some(Children::Refused);
+                reading.open_topics(item.module);
+            }
+            Folder::Owners => has_topics(reading, item.module, folder, Children::Refused),
+            Folder::Offsets => {
+                let refused = self.refused(denied);
+                has_topics(reading, item.module, folder, Children::Refused);
+                reading.modules[item.module].refused = Some(refused);
+            }
+            Folder::TopicOffsets(topic) => {
+                let refused = self.refused(denied);
+                if let Some(topic) = topic_of(&mut reading.modules[item.module], topic) {
+                    topic.refused = Some(refused);
+                }
+            }
+            Folder::TopicOwners(topic) => {
+                if let Some(topic) = topic_of(&mut reading.modules[item.module], topic) {
+                    topic.other_owner = Some(Owner::Unknown);
                 }
             }
         }
-        leaves
+        Ok(())
     }
 
-    fn read(&mut self, leaves: &[Leaf]) -> Vec<Result<Option<Node>, KeeperError>> {
-        let nodes: Vec<String> = leaves.iter().map(|leaf| leaf.path.clone()).collect();
-        self.request_count += nodes.len() as u64;
-        self.keeper.read_all(&nodes)
-    }
-
-    /// Enters a node into the reading of its module.
-    fn record(
+    /// Enters the names of the children of a node, whose children changed last with `changed` before.
+    fn listing(
         &mut self,
-        module: &mut ModuleReading,
-        leaf: &Leaf,
-        node: Result<Option<Node>, KeeperError>,
-        registers: bool,
+        reading: &mut Reading,
+        item: &Item,
+        folder: &Folder,
+        changed: i64,
+        names: Result<Vec<String>, KeeperError>,
+        now: Instant,
     ) -> Result<(), KeeperError> {
-        let topic = module.topics.entry(Arc::clone(&leaf.topic)).or_default();
-        let no_owner = if registers { nobody() } else { Owner::Unsupported };
-        let place = || PlaceReading::nothing(no_owner);
-        match (leaf.kind, node) {
-            (LeafKind::Offset, Ok(Some(node))) => {
-                let place = topic.places.entry(leaf.partition).or_insert_with(place);
-                place.stored = self.stored(&leaf.path, &node);
-                place.written_ms = Some(node.modified_ms).filter(|time| 0 < *time);
-                place.created_ms = Some(node.created_ms).filter(|time| 0 < *time);
+        let names = match names {
+            Err(KeeperError::NoNode(_)) => return self.absent_folder(reading, item, folder),
+            Err(denied @ KeeperError::NoAuth(_)) => return self.refused_folder(reading, item, folder, &denied),
+            names => names?,
+        };
+        match folder {
+            Folder::Ids => {}
+            Folder::Offsets | Folder::Owners => {
+                let topics = Arc::new(names.iter().filter_map(|name| self.topic(name)).collect());
+                self.listings.topics.put(&item.path, changed, Arc::clone(&topics), now);
+                has_topics(reading, item.module, folder, Children::Known(topics));
             }
-            (LeafKind::Offset, Err(denied @ KeeperError::NoAuth(_))) => {
-                topic.places.entry(leaf.partition).or_insert_with(place).stored =
-                    Stored::Refused(self.refused(&denied));
+            Folder::TopicOffsets(topic) => {
+                let partitions = Arc::new(self.partitions(&item.path, &names));
+                self.listings.partitions.put(&item.path, changed, Arc::clone(&partitions), now);
+                want_offsets(reading, item, topic, &partitions);
             }
-            (LeafKind::Owner, Ok(Some(node))) => {
-                topic.places.entry(leaf.partition).or_insert_with(place).owner = Owner::Named(text_of(&node.data));
+            Folder::TopicOwners(topic) => {
+                let partitions = self.partitions(&item.path, &names);
+                if partitions.is_empty() {
+                    self.listings.owners.put(&item.path, changed, Arc::default(), now);
+                    return Ok(());
+                }
+                let read = ReadOwners {
+                    path: item.path.clone(),
+                    changed,
+                    count: partitions.len(),
+                    owners: Vec::with_capacity(partitions.len()),
+                };
+                reading.modules[item.module].read_owners.insert(Arc::clone(topic), read);
+                partitions.iter().for_each(|partition| want(reading, item, Leaf::Owner, topic, *partition));
             }
-            (LeafKind::Owner, Err(KeeperError::NoAuth(_))) => {
-                topic.places.entry(leaf.partition).or_insert_with(place).owner = Owner::Unknown;
+        }
+        Ok(())
+    }
+
+    fn topic(&mut self, name: &str) -> Option<Arc<str>> {
+        if is_topic_name(name.as_bytes()) {
+            return Some(self.names.intern(name));
+        }
+        self.logged.warn(format!("topic {name:?} of a group is skipped: a topic has {TOPIC_NAME_RULE}"));
+        None
+    }
+
+    /// A name such as 007 is not that of the node which ktransfer reads and writes.
+    fn partitions(&mut self, path: &str, names: &[String]) -> Vec<PartitionId> {
+        let mut partitions = Vec::with_capacity(names.len());
+        for name in names {
+            match paths::parse_partition(name).filter(|number| number.to_string() == *name) {
+                Some(partition) => partitions.push(partition),
+                None => self.logged.warn(format!("{path}/{name} is skipped: its name is not a partition number")),
             }
-            (LeafKind::Ahead, Ok(Some(node))) => {
-                if let Some(place) = topic.places.get_mut(&leaf.partition) {
+        }
+        partitions
+    }
+
+    /// Enters the node of a partition into the reading of its module.
+    fn leaf(
+        &mut self,
+        module: &mut ModuleProgress,
+        item: &Item,
+        (leaf, topic, partition): (Leaf, &Arc<str>, PartitionId),
+        node: Result<Option<Node>, KeeperError>,
+        now: Instant,
+    ) -> Result<(), KeeperError> {
+        let stored = match (leaf, &node) {
+            (Leaf::Offset, Ok(Some(node))) => Some(self.stored(&item.path, node)),
+            (Leaf::Offset, Err(denied @ KeeperError::NoAuth(_))) => Some(Stored::Refused(self.refused(denied))),
+            _ => None,
+        };
+        let owner = match (leaf, &node) {
+            (Leaf::Owner, Ok(Some(node))) => Some(self.names.intern(&text_of(&node.data))),
+            _ => None,
+        };
+        if leaf == Leaf::Owner {
+            self.keep_owner(module, topic, partition, owner.as_ref(), now);
+        }
+        let has_entry = stored.is_some() || owner.is_some() || matches!(node, Err(KeeperError::NoAuth(_)));
+        let place = if has_entry && leaf != Leaf::Ahead { place(module, topic, partition) } else { None };
+        match (leaf, node) {
+            (Leaf::Offset, Ok(node)) => {
+                if let Some((place, stored)) = place.zip(stored) {
+                    place.stored = stored;
+                    place.written_ms = node.as_ref().map(|node| node.modified_ms).filter(|time| 0 < *time);
+                    place.created_ms = node.map(|node| node.created_ms).filter(|time| 0 < *time);
+                }
+            }
+            (Leaf::Offset, Err(KeeperError::NoAuth(_))) => {
+                if let Some((place, stored)) = place.zip(stored) {
+                    place.stored = stored;
+                }
+            }
+            (Leaf::Owner, Ok(_)) => {
+                if let Some((place, owner)) = place.zip(owner) {
+                    place.owner = Owner::Named(owner);
+                }
+            }
+            (Leaf::Owner, Err(KeeperError::NoAuth(_))) => {
+                if let Some(place) = place {
+                    place.owner = Owner::Unknown;
+                }
+            }
+            (Leaf::Ahead, Ok(Some(node))) => {
+                let place = topic_of(module, topic).and_then(|topic| topic.places.get_mut(&partition));
+                if let Some(place) = place {
                     place.topic_id = topic_id(&node.data, &place.stored);
                 }
             }
             // Deleted meanwhile, or not needed.
-            (_, Ok(None)) | (LeafKind::Ahead, Err(KeeperError::NoAuth(_))) => {}
+            (Leaf::Ahead, Ok(None) | Err(KeeperError::NoAuth(_))) => {}
             (_, Err(failure)) => return Err(failure),
         }
         Ok(())
+    }
+
+    /// Keeps the owners of a topic when the last one was read; none if one of them could not be read.
+    fn keep_owner(
+        &mut self,
+        module: &mut ModuleProgress,
+        topic: &Arc<str>,
+        partition: PartitionId,
+        owner: Option<&Arc<str>>,
+        now: Instant,
+    ) {
+        let Some(owner) = owner else {
+            module.read_owners.remove(topic);
+            return;
+        };
+        let Some(read) = module.read_owners.get_mut(topic) else { return };
+        read.owners.push((partition, Arc::clone(owner)));
+        if read.owners.len() == read.count
+            && let Some(read) = module.read_owners.remove(topic)
+        {
+            self.listings.owners.put(&read.path, read.changed, Arc::new(read.owners), now);
+        }
     }
 
     fn stored(&mut self, path: &str, node: &Node) -> Stored {
@@ -265,7 +327,7 @@ impl ZookeeperSource<'_> {
             Ok(None) => Stored::Nothing,
             Err(bad) => {
                 self.logged.warn(format!("{path}: {bad}; its delay is unknown"));
-                Stored::Unreadable(text_of(&node.data))
+                Stored::Unreadable(text_of(&node.data).into())
             }
         }
     }
@@ -274,36 +336,67 @@ impl ZookeeperSource<'_> {
         self.logged.warn(format!("{denied}; the delays that need it are unknown"));
         denied.to_string().into()
     }
+}
 
-    fn children_all(&mut self, nodes: &[String]) -> Vec<Result<Vec<String>, KeeperError>> {
-        self.request_count += nodes.len() as u64;
-        self.keeper.children_all(nodes)
+fn fail(reading: &mut Reading, item: &Item, outcome: Result<(), KeeperError>) {
+    if let Err(failure) = outcome {
+        reading.modules[item.module].failure = Some(failure);
     }
+}
+
+/// Has the children of a node listed.
+fn list(reading: &mut Reading, item: &Item, folder: &Folder, changed: i64) {
+    let kind = ItemKind::Listing(folder.clone(), changed);
+    reading.queue.push_back(Item { module: item.module, kind, path: item.path.clone() });
+}
+
+/// Has the node of a partition below that of `item` read.
+fn want(reading: &mut Reading, item: &Item, leaf: Leaf, topic: &Arc<str>, partition: PartitionId) {
+    let path = match leaf {
+        Leaf::Offset | Leaf::Owner => format!("{}/{partition}", item.path),
+        Leaf::Ahead => paths::ahead(&reading.wanted[item.module].name, topic, partition),
+    };
+    let kind = ItemKind::Leaf(leaf, Arc::clone(topic), partition);
+    reading.queue.push_back(Item { module: item.module, kind, path });
+}
+
+fn want_offsets(reading: &mut Reading, item: &Item, topic: &Arc<str>, partitions: &[PartitionId]) {
+    let with_topic_ids = reading.wanted[item.module].with_topic_ids;
+    for partition in partitions {
+        want(reading, item, Leaf::Offset, topic, *partition);
+        if with_topic_ids {
+            want(reading, item, Leaf::Ahead, topic, *partition);
+        }
+    }
+}
+
+/// Enters the topics of which a module has offsets or owners.
+fn has_topics(reading: &mut Reading, module: usize, folder: &Folder, topics: Children<Arc<Vec<Arc<str>>>>) {
+    let progress = &mut reading.modules[module];
+    match folder {
+        Folder::Owners => progress.owners = Some(topics),
+        _ => progress.offsets = Some(topics),
+    }
+    reading.open_topics(module);
+}
+
+fn topic_of<'a>(module: &'a mut ModuleProgress, topic: &Arc<str>) -> Option<&'a mut TopicReading> {
+    module.reading.as_mut()?.topics.get_mut(topic)
+}
+
+/// Returns the entry of a partition; a new one has no stored offset and the owner of the other partitions.
+fn place<'a>(module: &'a mut ModuleProgress, topic: &Arc<str>, partition: PartitionId) -> Option<&'a mut PlaceReading> {
+    let topic = topic_of(module, topic)?;
+    let owner = topic.other_owner.clone().unwrap_or(Owner::Unknown);
+    Some(topic.places.entry(partition).or_insert_with(|| PlaceReading::nothing(owner)))
 }
 
 fn nobody() -> Owner {
     Owner::Nobody { since: None }
 }
 
-/// Turns the error for a node that does not exist into `None`.
-fn existing<T>(outcome: Result<T, KeeperError>) -> Result<Option<T>, KeeperError> {
-    match outcome {
-        Ok(value) => Ok(Some(value)),
-        Err(KeeperError::NoNode(_)) => Ok(None),
-        Err(other) => Err(other),
-    }
-}
-
-/// Takes a node that may not be read for one that does not exist.
-fn allowed<T>(outcome: Result<Option<T>, KeeperError>) -> Result<Option<T>, KeeperError> {
-    match outcome {
-        Err(KeeperError::NoAuth(_)) => Ok(None),
-        other => other,
-    }
-}
-
-fn text_of(data: &[u8]) -> Arc<str> {
-    String::from_utf8_lossy(&data[..data.len().min(MAX_TEXT_BYTES)]).trim().into()
+fn text_of(data: &[u8]) -> String {
+    String::from_utf8_lossy(&data[..data.len().min(MAX_TEXT_BYTES)]).trim().to_owned()
 }
 
 /// The part of ktransfer's `ahead` node that says which log the stored offset belongs to.

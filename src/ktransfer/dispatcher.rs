@@ -42,6 +42,7 @@ use super::operations::Request;
 use super::worker_context::WorkerContext;
 use crate::broker::{Message, PartitionId};
 use crate::log_limited;
+use crate::rates::Rates;
 use crate::shutdown::{Never, Stop};
 
 pub(super) use channels::Channels;
@@ -98,6 +99,9 @@ pub(super) struct Dispatcher {
     seen_pauses: u64,
     /// When the status is written next.
     next_status: Instant,
+    /// Messages delivered and attempts failed, since `started`.
+    rates: Rates<2>,
+    started: Instant,
     /// When the latest line about a message that holds a commit point was logged.
     last_head_line: Option<Instant>,
 }
@@ -123,6 +127,8 @@ impl Dispatcher {
             pending_requests: Vec::new(),
             seen_pauses: 0,
             next_status: Instant::now(),
+            rates: Rates::default(),
+            started: Instant::now(),
             last_head_line: None,
         }
     }

@@ -1,9 +1,9 @@
 //! kmonitor: large answers arrive whole at slow readers, cost memory once, and are not sent to clients that have them.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::FromRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::http::Client;
 use crate::harness::{Kmonitor, ZooKeeper, cluster, configs, wait_until};
@@ -150,4 +150,67 @@ fn a_client_that_has_the_current_page_gets_304_and_head_gets_no_body() {
     let grown = large.kmonitor.daemon.peak_resident_bytes().saturating_sub(before);
     assert!(grown < 8 << 20, "{grown} bytes for 10,000 answers 304");
     assert_eq!(large.kmonitor.get(PAGE).text(), large.page);
+}
+
+#[test]
+fn ten_thousand_requests_and_a_thousand_slow_readers_leave_kmonitor_responsive_and_small() {
+    const N_SLOW: usize = 1_000;
+    const N_REQUESTS: usize = 10_000;
+    kafka_http_wrapper::daemon::raise_open_files();
+    let large = Large::start();
+    let before = large.kmonitor.daemon.resident_bytes();
+    let slow = |_| {
+        let socket = large.request_slowly(PAGE);
+        socket.set_nonblocking(true).unwrap();
+        (socket, 0)
+    };
+    let mut readers: Vec<(TcpStream, usize)> = (0..N_SLOW).map(slow).collect();
+    std::thread::scope(|scope| {
+        // A cron job gone wild: 10,000 requests as fast as they are answered.
+        let cron = scope.spawn(|| {
+            let targets = ["/v1/zabbix", "/v1/zabbix?level=partition&module=m*-00", "/delay?module=none", "/healthz"];
+            let mut clients: Vec<Client> =
+                targets.iter().map(|_| Client::connect(&large.kmonitor.address).unwrap()).collect();
+            let began = Instant::now();
+            for round in 0..N_REQUESTS / 100 {
+                let (client, target) = (&mut clients[round % 4], targets[round % 4]);
+                client.send_raw(format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").repeat(100).as_bytes()).unwrap();
+                for _ in 0..100 {
+                    let status = client.read_response().unwrap().status;
+                    assert_eq!(status, if target.ends_with("none") { 404 } else { 200 }, "{target}");
+                }
+            }
+            began.elapsed()
+        });
+        // Meanwhile each slow reader takes 2 KiB every 100 ms, and others are served.
+        while !cron.is_finished() {
+            readers.iter_mut().for_each(|reader| read_some(reader, 2 << 10));
+            assert_eq!(large.kmonitor.get("/healthz").status, 200);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let took = cron.join().expect("each request is answered");
+        let grown = large.kmonitor.daemon.peak_resident_bytes().saturating_sub(before);
+        eprintln!("{N_REQUESTS} requests in {took:?}; {N_SLOW} slow readers: {} KiB more", grown >> 10);
+        // A copy for each reader would be more than 500 MB.
+        assert!(grown < 64 << 20, "{grown} bytes for {N_SLOW} readers of {} bytes", large.page.len());
+    });
+    // None was cut off: some read on to the end.
+    readers.truncate(20);
+    wait_until(DEADLINE, "the answers are read", || {
+        readers.iter_mut().for_each(|reader| read_some(reader, usize::MAX));
+        readers.iter().all(|(_, read)| large.page.len() < *read)
+    });
+}
+
+/// Reads at most `max` bytes of those that have arrived.
+fn read_some((socket, read): &mut (TcpStream, usize), max: usize) {
+    let (mut bytes, until) = ([0; 2 << 10], read.saturating_add(max));
+    while *read < until {
+        match socket.read(&mut bytes) {
+            Ok(0) => return,
+            Ok(count) => *read += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) => panic!("an answer was cut: {error}"),
+        }
+    }
 }

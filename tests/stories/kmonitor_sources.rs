@@ -97,3 +97,32 @@ fn a_module_that_moves_from_zookeeper_to_kafka_shows_one_delay_throughout() {
     let late = Kmonitor::start(&settings(file));
     late.wait_for_delay("tc", &module, &json!({"0": 0}), DEADLINE);
 }
+
+#[test]
+fn a_kafka_group_that_never_committed_is_shown_and_judged() {
+    let cluster = cluster();
+    let (topic, module) = (cluster.new_topic("never", 2), unique("never"));
+    cluster.produce(&topic, 0, &[(&b"k"[..], &b"v"[..]); 7]);
+    let mut consumer = kafka_tools::start_consumer_without_commits(&cluster.brokers, &module, &topic);
+    let file = configs::kmonitor_for("", &[("tc", "127.0.0.1:1")])
+        .remove("tc.zk_hosts")
+        .set("tc.broker_hosts", cluster.broker_list())
+        .set("tc.groups", [&module])
+        .set("base.verdicts.stalled_after_ms", 1000)
+        .set("base.verdicts.stopped_after_ms", 1000);
+    let monitor = Kmonitor::start(&settings(file));
+    // It counts from where it would begin: nothing says that anything was consumed.
+    monitor.wait_for_delay("tc", &module, &json!({"0": 7, "1": 0}), DEADLINE);
+    let wait_for_verdict = |verdict: &str| {
+        wait_until(DEADLINE, &format!("the module is {verdict}"), || {
+            let found = monitor.v1(&format!("module={module}"))["clusters"][0]["modules"][0].clone();
+            (found["verdict"] == verdict).then_some(found)
+        })
+    };
+    let found = wait_for_verdict("STALLED");
+    assert_eq!((&found["topic"], &found["reason_code"]), (&json!(topic), &json!("never_stored")), "{found}");
+    assert_eq!(found["members"], 1, "{found}");
+    consumer.kill9();
+    wait_for_verdict("STOPPED");
+    monitor.wait_for_delay("tc", &module, &json!({"0": 7, "1": 0}), DEADLINE);
+}

@@ -52,6 +52,8 @@ mod kmonitor_delay;
 mod kmonitor_outages;
 /// kmonitor: its page in a real browser.
 mod kmonitor_page;
+/// kmonitor: what it costs ZooKeeper, also an old one.
+mod kmonitor_scale;
 /// kmonitor: stored offsets in Kafka, and modules that move.
 mod kmonitor_sources;
 /// kmonitor: topics that are created again, grow or lose messages; offsets that are missing or left over.
@@ -113,6 +115,8 @@ mod ktransfer_window;
 mod monitoring;
 /// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
 mod native_outages;
+/// ktransfer and kproxy: their pages in a real browser.
+mod operator_pages;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
 mod order;
 /// The whole path of a message through all three daemons.

@@ -206,13 +206,14 @@ impl Link {
         self.wait(&response, deadline)
     }
 
-    /// Makes several calls, at most [`MAX_QUEUED_CALLS`] in flight. Each must get its response within the call timeout
+    /// Makes several calls, at most `max_in_flight` and [`MAX_QUEUED_CALLS`] in flight. Each must get its response within the call timeout
     /// after the call before it got one. The results have the order of `requests`; after the first call without a
     /// response, all later calls fail at once.
     pub(super) fn call_all(
         &self,
         mut requests: impl ExactSizeIterator<Item = Request>,
         kind: CallKind,
+        max_in_flight: usize,
     ) -> Vec<Result<Response, KeeperError>> {
         let timeout = self.call_timeout();
         let count = requests.len();
@@ -223,7 +224,7 @@ impl Link {
         while results.len() < count {
             let deadline = Instant::now() + timeout;
             while failure.is_none()
-                && in_flight.len() < MAX_QUEUED_CALLS
+                && in_flight.len() < max_in_flight.min(MAX_QUEUED_CALLS)
                 && let Some(request) = requests.next()
             {
                 match self.submit(request, kind, deadline) {

@@ -31,6 +31,7 @@
 
 mod handshake;
 mod link;
+mod multi_read;
 mod operations;
 mod protocol;
 mod sender;

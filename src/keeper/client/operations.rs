@@ -3,20 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::link::{CallKind, Link};
+use super::link::{CallKind, Link, MAX_QUEUED_CALLS};
+use super::multi_read::{self, MultiRead};
 use super::protocol::{self, Request, Response, error};
 use crate::clock::BootTime;
-use crate::keeper::api::{Change, Epoch, Keeper, KeeperError, Lifetime, Node};
+use crate::keeper::api::{Change, Epoch, Keeper, KeeperError, Lifetime, ManyNodes, Node};
 use crate::keeper::paths::parent_of;
 
 /// The implementation of [`Keeper`] for a real ensemble.
 pub(super) struct ZookeeperClient {
     link: Arc<Link>,
+    multi_read: MultiRead,
 }
 
 impl ZookeeperClient {
     pub(super) fn new(link: Arc<Link>) -> ZookeeperClient {
-        ZookeeperClient { link }
+        ZookeeperClient { link, multi_read: MultiRead::default() }
     }
 
     fn full_path(&self, path: &str) -> String {
@@ -69,7 +71,7 @@ fn body_of(response: Response, path: &str) -> Result<Vec<u8>, KeeperError> {
     }
 }
 
-fn node_error(code: i32, path: &str) -> KeeperError {
+pub(super) fn node_error(code: i32, path: &str) -> KeeperError {
     match code {
         error::NO_NODE => KeeperError::NoNode(path.to_owned()),
         error::NODE_EXISTS => KeeperError::NodeExists(path.to_owned()),
@@ -104,7 +106,7 @@ fn versions_of(response: Response, changes: &[Change]) -> Result<Vec<i32>, Keepe
     }
 }
 
-fn unreadable() -> KeeperError {
+pub(super) fn unreadable() -> KeeperError {
     KeeperError::Unreachable("the response does not have the expected format".into())
 }
 
@@ -115,7 +117,7 @@ impl Keeper for ZookeeperClient {
 
     fn children_all(&self, paths: &[String]) -> Vec<Result<Vec<String>, KeeperError>> {
         let requests = paths.iter().map(|path| Request::get_children(&self.full_path(path)));
-        let responses = self.link.call_all(requests, CallKind::Read);
+        let responses = self.link.call_all(requests, CallKind::Read, MAX_QUEUED_CALLS);
         paths.iter().zip(responses).map(|(path, response)| children_of(response?, path)).collect()
     }
 
@@ -125,8 +127,19 @@ impl Keeper for ZookeeperClient {
 
     fn read_all(&self, paths: &[String]) -> Vec<Result<Option<Node>, KeeperError>> {
         let requests = paths.iter().map(|path| Request::get_data(&self.full_path(path)));
-        let responses = self.link.call_all(requests, CallKind::Read);
+        let responses = self.link.call_all(requests, CallKind::Read, MAX_QUEUED_CALLS);
         paths.iter().zip(responses).map(|(path, response)| node_of(response?, path)).collect()
+    }
+
+    fn read_many(&self, paths: &[String]) -> ManyNodes {
+        self.multi_read.read(&self.link, paths).unwrap_or_else(|| {
+            let cost = paths.len() as u64;
+            ManyNodes { nodes: self.read_all(paths), cost }
+        })
+    }
+
+    fn nodes_per_read(&self) -> u64 {
+        if self.multi_read.is_known() { multi_read::NODES_PER_READ } else { 1 }
     }
 
     fn create(&self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<(), KeeperError> {
@@ -163,7 +176,7 @@ impl Keeper for ZookeeperClient {
 
     fn multi_all(&self, groups: &[Vec<Change>]) -> Vec<Result<Vec<i32>, KeeperError>> {
         let requests = groups.iter().map(|changes| self.full_multi(changes));
-        let responses = self.link.call_all(requests, CallKind::Multi);
+        let responses = self.link.call_all(requests, CallKind::Multi, MAX_QUEUED_CALLS);
         groups.iter().zip(responses).map(|(changes, response)| versions_of(response?, changes)).collect()
     }
 

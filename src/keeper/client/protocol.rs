@@ -27,6 +27,7 @@ const GET_CHILDREN: i32 = 8;
 const PING: i32 = 11;
 const CHECK: i32 = 13;
 const MULTI: i32 = 14;
+const MULTI_READ: i32 = 22;
 const CLOSE_SESSION: i32 = -11;
 /// The type of a failed result in the response to a multi, and of the header that ends a multi.
 const MULTI_ERROR: i32 = -1;
@@ -36,6 +37,8 @@ pub(super) mod error {
     pub(crate) const OK: i32 = 0;
     /// In a multi: the change was not carried out, because another one failed.
     pub(crate) const RUNTIME_INCONSISTENCY: i32 = -2;
+    /// The server does not know the operation, and closes the connection.
+    pub(crate) const UNIMPLEMENTED: i32 = -6;
     pub(crate) const NO_NODE: i32 = -101;
     pub(crate) const NO_AUTH: i32 = -102;
     pub(crate) const BAD_VERSION: i32 = -103;
@@ -119,6 +122,16 @@ impl Request {
         for change in changes {
             request.int(operation_of(change)).flag(false).int(-1);
             request.body_of(change);
+        }
+        request.int(MULTI_ERROR).flag(true).int(-1);
+        request
+    }
+
+    /// Reads several nodes.
+    pub(super) fn multi_read<'a>(paths: impl IntoIterator<Item = &'a str>) -> Request {
+        let mut request = Request::new(MULTI_READ);
+        for path in paths {
+            request.int(GET_DATA).flag(false).int(-1).text(path).flag(false);
         }
         request.int(MULTI_ERROR).flag(true).int(-1);
         request
@@ -219,10 +232,22 @@ pub(super) fn parse_response(frame: &[u8]) -> Option<(ResponseHead, &[u8])> {
 
 /// Parses the response to `get_data`.
 pub(super) fn parse_node(body: &[u8]) -> Option<Node> {
+    Fields(body).node()
+}
+
+/// Parses the response to a multi-read: each node, or the error code of its read.
+pub(super) fn parse_multi_read(body: &[u8]) -> Option<Vec<Result<Node, i32>>> {
     let mut fields = Fields(body);
-    let data = fields.buffer()?.to_vec();
-    let Stat { version, ephemeral_owner, created_ms, modified_ms } = fields.stat()?;
-    Some(Node { data, version, ephemeral_owner, created_ms, modified_ms })
+    let mut nodes = Vec::new();
+    loop {
+        let (operation, is_end, _) = (fields.int()?, fields.byte()? != 0, fields.int()?);
+        match operation {
+            _ if is_end => return Some(nodes),
+            GET_DATA => nodes.push(Ok(fields.node()?)),
+            MULTI_ERROR => nodes.push(Err(fields.int()?)),
+            _ => return None,
+        }
+    }
 }
 
 /// Parses the response to `get_children`.
@@ -297,6 +322,12 @@ impl<'a> Fields<'a> {
         self.take(usize::try_from(length).ok()?)
     }
 
+    fn node(&mut self) -> Option<Node> {
+        let data = self.buffer()?.to_vec();
+        let Stat { version, ephemeral_owner, created_ms, modified_ms, children_changed, child_count } = self.stat()?;
+        Some(Node { data, version, ephemeral_owner, created_ms, modified_ms, children_changed, child_count })
+    }
+
     fn stat(&mut self) -> Option<Stat> {
         // czxid and mzxid; then, after the version, cversion and aversion.
         self.take(16)?;
@@ -305,9 +336,10 @@ impl<'a> Fields<'a> {
         let version = self.int()?;
         self.take(8)?;
         let ephemeral_owner = self.long()?;
-        // dataLength, numChildren, pzxid.
-        self.take(16)?;
-        Some(Stat { version, ephemeral_owner, created_ms, modified_ms })
+        // dataLength.
+        self.take(4)?;
+        let (child_count, children_changed) = (self.int()?.max(0).unsigned_abs(), self.long()?);
+        Some(Stat { version, ephemeral_owner, created_ms, modified_ms, children_changed, child_count })
     }
 }
 
@@ -317,6 +349,8 @@ struct Stat {
     ephemeral_owner: i64,
     created_ms: i64,
     modified_ms: i64,
+    children_changed: i64,
+    child_count: u32,
 }
 
 #[cfg(test)]
@@ -330,7 +364,9 @@ mod tests {
         stat.extend_from_slice(&version.to_be_bytes());
         stat.extend_from_slice(&[0; 8]);
         stat.extend_from_slice(&owner.to_be_bytes());
-        stat.extend_from_slice(&[0; 16]);
+        stat.extend_from_slice(&[0; 4]);
+        stat.extend_from_slice(&3_i32.to_be_bytes());
+        stat.extend_from_slice(&77_i64.to_be_bytes());
         stat
     }
 
@@ -364,6 +400,11 @@ mod tests {
         let frame = Request::get_data("/ab").frame(5);
         let expected = [0, 0, 0, 16, 0, 0, 0, 5, 0, 0, 0, 4, 0, 0, 0, 3, b'/', b'a', b'b', 0];
         assert_eq!(frame, expected);
+        let read = Request::multi_read(["/ab"]).frame(5);
+        assert_eq!(read[8..12], 22_i32.to_be_bytes());
+        assert_eq!(read[12..21], [0, 0, 0, 4, 0, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(read[21..read.len() - 9], expected[12..]);
+        assert_eq!(read[read.len() - 9..], [0xff, 0xff, 0xff, 0xff, 1, 0xff, 0xff, 0xff, 0xff]);
         let write = Change::Write("/a".into(), b"x".to_vec(), Some(3));
         let frame = Request::multi(std::slice::from_ref(&write)).frame(1);
         let single = Request::change(&write).frame(1);
@@ -376,20 +417,22 @@ mod tests {
     fn responses_are_parsed_and_a_response_that_is_cut_is_refused() {
         let mut node = vec![0, 0, 0, 1, b'x'];
         node.extend(stat(4, 9));
-        let expected = Node {
-            data: b"x".to_vec(),
-            version: 4,
-            ephemeral_owner: 9,
-            created_ms: 1_600_000_000_000,
-            modified_ms: 1_700_000_000_000,
-        };
-        assert_eq!(parse_node(&node), Some(expected));
+        let (data, created_ms, modified_ms) = (b"x".to_vec(), 1_600_000_000_000, 1_700_000_000_000);
+        let (version, ephemeral_owner, children_changed, child_count) = (4, 9, 77, 3);
+        let expected = Node { data, version, ephemeral_owner, created_ms, modified_ms, children_changed, child_count };
+        assert_eq!(parse_node(&node), Some(expected.clone()));
         assert!((0..node.len()).all(|length| parse_node(&node[..length]).is_none()));
         let children = [0, 0, 0, 2, 0, 0, 0, 1, b'a', 0, 0, 0, 1, b'b'];
         assert_eq!(parse_children(&children), Some(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(parse_children(&children[..13]), None);
         assert_eq!(parse_children(&i32::MAX.to_be_bytes()), None);
         assert_eq!(parse_version(&stat(7, 0)), Some(7));
+        let result = |operation: i32, body: &[u8]| [&operation.to_be_bytes()[..], &[0; 5], body].concat();
+        let end = [&(-1_i32).to_be_bytes()[..], &[1], &[0xff; 4]].concat();
+        let nodes = [result(GET_DATA, &node), result(-1, &error::NO_NODE.to_be_bytes()), end].concat();
+        assert_eq!(parse_multi_read(&nodes), Some(vec![Ok(expected), Err(error::NO_NODE)]));
+        assert!((0..nodes.len()).all(|length| parse_multi_read(&nodes[..length]).is_none()));
+        assert_eq!(parse_multi_read(&result(MULTI, &node)), None);
 
         let header =
             |operation: i32, is_end: bool| [&operation.to_be_bytes()[..], &[u8::from(is_end)], &[0; 4]].concat();

@@ -4,14 +4,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::clock::boot_instant;
 use crate::keeper::Keeper;
-use crate::kmonitor::names::{LoggedOnce, NameInterner};
-use crate::kmonitor::zookeeper_source::ZookeeperSource;
+use crate::kmonitor::names::{LoggedOnce, NameInterner, shortened};
+use crate::kmonitor::zookeeper_source::{Listings, ZookeeperSource};
 
 /// What one cycle leaves to the next.
 #[derive(Default)]
 pub(crate) struct Memory {
     pub(super) names: NameInterner,
     pub(super) logged: LoggedOnce,
+    pub(super) listings: Listings,
     pub(super) hosts: Vec<String>,
     pub(super) zookeeper: SourceState,
     pub(super) kafka: SourceState,
@@ -19,7 +20,15 @@ pub(crate) struct Memory {
     pub(super) brokers: SourceState,
     /// Since when, by the wall clock, the trouble lasts.
     pub(super) trouble_since: Option<SystemTime>,
+    /// No broker responded, so none is asked before.
+    pub(super) no_broker_until: Option<Instant>,
+    /// When the present cycle began; `None` between two.
+    pub(super) cycle_began: Option<Instant>,
+    /// Duration of the last cycle without a failure.
     pub(super) last_cycle: Option<Duration>,
+    /// Whether a cycle has tried to read all modules.
+    pub(super) has_read_all: bool,
+    /// When a view was published last, or the first cycle began.
     pub(super) published: Option<Instant>,
 }
 
@@ -36,7 +45,8 @@ impl Memory {
     }
 
     pub(super) fn zookeeper_source<'a>(&'a mut self, keeper: &'a dyn Keeper) -> ZookeeperSource<'a> {
-        ZookeeperSource { keeper, names: &mut self.names, logged: &mut self.logged, request_count: 0 }
+        let Memory { names, logged, listings, .. } = self;
+        ZookeeperSource { keeper, names, logged, listings, request_count: 0 }
     }
 }
 
@@ -46,7 +56,7 @@ impl SourceState {
     }
 
     pub(super) fn failed(&mut self, cause: String) {
-        self.failure = Some(cause);
+        self.failure = Some(shortened(cause));
     }
 
     /// Why it was not read for too long.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::admin::Health;
 use crate::broker::in_memory::MemoryBroker;
-use crate::broker::{LogEnds, LogRange, MetadataError, PartitionInfo};
+use crate::broker::{LogEnds, LogRange, MetadataError, PartitionInfo, TopicPartition};
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::{Keeper, Lifetime};
 use crate::kmonitor::board::Board;
@@ -11,6 +11,7 @@ use crate::kmonitor::delay::by_module;
 use crate::kmonitor::places::Times;
 use crate::kmonitor::zookeeper_source::tests::put;
 use crate::metrics::Registry;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 struct Rig {
     tree: InMemoryEnsemble,
@@ -298,4 +299,93 @@ fn a_poller_recovers_after_a_failure_and_ends_with_the_stop() {
     rig.keeper.create("/consumers", b"", Lifetime::Persistent).unwrap();
     stop.trigger();
     thread.join().unwrap();
+}
+
+/// Which modules failed the last time they were read.
+fn failing(rig: &Rig) -> Vec<String> {
+    let candidates = rig.poller.places.candidates(Source::Zookeeper, BTreeSet::new(), Instant::now());
+    let failing = candidates.into_iter().filter(|candidate| 0 < candidate.failures);
+    failing.map(|candidate| candidate.key.name.to_string()).collect()
+}
+
+#[test]
+fn a_module_whose_read_always_ends_the_connection_costs_only_itself() {
+    let mut rig = rig();
+    for group in 0..40 {
+        put(&*rig.keeper, &format!("/consumers/g{group}/offsets/t/0"), "0");
+    }
+    rig.tree.poison("/consumers/g7/offsets/t/0");
+    let _ = rig.poller.poll(Extent::Whole, &Stop::new());
+    assert!(failing(&rig).len() < 40, "other slices are read");
+    for _ in 0..4 {
+        let _ = rig.poller.poll(Extent::Failed, &Stop::new());
+    }
+    assert_eq!(failing(&rig), ["g7"]);
+    for count in 1..3 {
+        rig.broker.put("t", 0, None, b"x");
+        let delays = rig.delays().unwrap();
+        assert_eq!(delays.iter().filter(|(_, delays)| delays[..] == [(0, count), (1, 0)]).count(), 39, "{delays:?}");
+        assert_eq!(failing(&rig), ["g7"]);
+    }
+}
+
+/// Brokers that do not respond; counts the waits for them.
+struct Silent(Arc<AtomicUsize>);
+
+impl LogEnds for Silent {
+    fn partitions(&mut self, _: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Err(MetadataError::Unreachable("no response".into()))
+    }
+
+    fn newest(&mut self, _: &[TopicPartition]) -> Vec<Result<i64, MetadataError>> {
+        Vec::new()
+    }
+
+    fn range(&mut self, _: &TopicPartition) -> Result<LogRange, MetadataError> {
+        Err(MetadataError::Unreachable("no response".into()))
+    }
+}
+
+#[test]
+fn brokers_that_are_silent_are_waited_for_once_a_cycle_which_makes_no_number_fresh_for_longer() {
+    let mut rig = rig();
+    for group in 0..150 {
+        put(&*rig.keeper, &format!("/consumers/g{group}/offsets/t/0"), "0");
+    }
+    let waits = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&waits);
+    let silent = move |_: &[String]| Ok(Box::new(Silent(Arc::clone(&counter))) as Box<dyn LogEnds>);
+    let reader = std::mem::replace(&mut rig.poller.log_reader, LogReader::new(Box::new(silent)));
+    for cycle in 1..4 {
+        // The modules are new or active, in several slices.
+        let _ = rig.poller.poll(Extent::Whole, &Stop::new());
+        assert_eq!(waits.load(Ordering::Relaxed), cycle);
+        assert_eq!(rig.poller.memory.last_cycle, None);
+    }
+    rig.poller.log_reader = reader;
+    assert_eq!(rig.delays().map(|delays| delays.len()), Some(150));
+    assert!(rig.poller.memory.last_cycle.is_some());
+    rig.poller.memory.last_cycle = Some(Duration::from_secs(1_000));
+    assert_eq!(rig.poller.fresh(), MAX_FRESH);
+    rig.poller.memory.last_cycle = Some(Duration::from_secs(20));
+    assert_eq!(rig.poller.fresh(), Duration::from_secs(60));
+}
+
+#[test]
+fn a_long_cycle_publishes_while_it_waits_for_its_budget_also_within_one_large_group() {
+    let mut rig = rig();
+    rig.broker.create_topic("large", 500);
+    for partition in 0..500 {
+        put(&*rig.keeper, &format!("/consumers/m/offsets/large/{partition}"), "0");
+    }
+    rig.poller.interval = Duration::from_millis(100);
+    // 500 offsets and as many notes of topics take two seconds, half of which is after the last of them.
+    rig.poller.zookeeper_pace = Pace::new(500, Instant::now());
+    assert!(rig.board.view().clusters[0].is_partial);
+    let delays = rig.delays().unwrap();
+    assert_eq!(delays[0].1.len(), 500);
+    let view = rig.board.view();
+    assert!(3 <= view.number, "{} publications", view.number);
+    assert!(!view.clusters[0].is_partial);
 }

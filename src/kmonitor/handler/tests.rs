@@ -11,7 +11,7 @@ fn handler() -> DelayHandler {
         view(vec![cluster("c", vec![one("m", 12), one("n", 1)]), cluster("c 2", vec![one("m", 0)]), unknown("away")]);
     let detail = Detail { level: DetailLevel::Auto, max_partitions: 10 };
     let pages = Arc::new(PublishedPages::new(move || all.clone(), detail));
-    DelayHandler { pages, page: PageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) }
+    DelayHandler { pages, page: DelayPageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) }
 }
 
 fn head(method: &str, target: &str) -> Head {
@@ -101,4 +101,21 @@ fn a_client_that_has_the_page_gets_304_and_head_renders_nothing() {
     }
     let response = handler.answer(&head("HEAD", "/v1/zabbix?module=m"));
     assert!(matches!(response.body, Body::Omitted), "{:?}", response.body);
+}
+
+#[test]
+fn an_answer_for_zabbix_is_bounded_and_says_how_to_select_less() {
+    let partitions = (0..6_000).map(|number| partition(number, Some(1))).collect::<Vec<_>>();
+    let all = view(vec![cluster("c", vec![module("m", "t", partitions.clone()), module("n", "t", partitions)])]);
+    let detail = Detail { level: DetailLevel::Auto, max_partitions: 10 };
+    let pages = Arc::new(PublishedPages::new(move || all.clone(), detail));
+    let handler =
+        DelayHandler { pages, page: DelayPageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) };
+    for path in ["/v1/zabbix", "/v1/zabbix/discovery"] {
+        let (status, body) = respond(&handler, "GET", &format!("{path}?level=partition"));
+        assert_eq!(status, 400, "{path}");
+        assert!(body.contains("12000 partitions are selected, but an answer has 10000"), "{body}");
+        assert_eq!(respond(&handler, "GET", &format!("{path}?level=partition&module=m")).0, 200, "{path}");
+        assert_eq!(respond(&handler, "GET", path).0, 200, "{path}");
+    }
 }

@@ -82,8 +82,7 @@ fn another_answer_in_between_begins_the_count_of_an_absence_again() {
     assert!(!is_gone(&mut reader, 5));
     broker.recreate_topic("other", 1);
     let (mut emptied, _) = counted(&MemoryBroker::new());
-    std::mem::swap(&mut reader.connect, &mut emptied.connect);
-    reader.connected = None;
+    std::mem::swap(&mut reader.client, &mut emptied.client);
     assert!(!is_gone(&mut reader, 16), "the first answer after the topic was seen");
     assert!(!is_gone(&mut reader, 20));
     assert!(is_gone(&mut reader, 27));

@@ -41,7 +41,7 @@ impl Places {
         for (key, module) in &self.modules {
             for (name, topic) in &module.topics {
                 let at = (Arc::clone(&key.name), Arc::clone(name));
-                both.entry(at).or_default().push((key.source, Claim::of(module, topic)));
+                both.entry(at).or_default().push((key.source, Claim::of(key.source, module, topic)));
             }
         }
         both.retain(|_, claims| 1 < claims.len());
@@ -61,11 +61,14 @@ struct Claim {
 }
 
 impl Claim {
-    fn of(module: &Module, topic: &ModuleTopic) -> Claim {
+    fn of(source: Source, module: &Module, topic: &ModuleTopic) -> Claim {
         let offsets = topic.places.values().filter_map(|place| place.offset());
+        let has_offsets = offsets.clone().next().is_some();
+        let is_pushed = topic.has_owner() || (module.has_members == Some(true) && !module.knows_owners());
         Claim {
-            is_pushed: topic.has_owner() || (module.has_members == Some(true) && !module.knows_owners()),
-            has_offsets: offsets.clone().next().is_some(),
+            // A consumer that has committed nothing may be about to take over: all messages of the log would wait.
+            is_pushed: is_pushed && (has_offsets || source == Source::Zookeeper),
+            has_offsets,
             moved: topic.places.values().filter_map(|place| place.moved).max(),
             sum: offsets.map(i128::from).sum(),
         }

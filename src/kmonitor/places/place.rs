@@ -110,6 +110,13 @@ impl Place {
         }
     }
 
+    /// A partition of which nothing is stored.
+    pub(super) fn without_offset(owner: Owner, now: Moment) -> Self {
+        let mut place = Place::new(now);
+        place.record(&PlaceReading::nothing(owner), None, true, now);
+        place
+    }
+
     /// Enters a reading of the stored offset and the owner. `log`: what was known of the log before.
     pub(super) fn record(&mut self, reading: &PlaceReading, log: Option<&Log>, is_first: bool, now: Moment) {
         self.went_out = 0;

@@ -12,10 +12,10 @@ use crate::kmonitor::readings::ModuleKey;
 
 use super::{Module, Places};
 
-/// Requests for a module beside those for its topics: which topics have offsets and owners, and the members.
-const MODULE_REQUESTS: u64 = 3;
-/// Requests for a module that was never read, as an estimate.
-const NEW_MODULE_REQUESTS: u64 = 20;
+/// Nodes of a module in ZooKeeper beside those of its topics: which topics have offsets and owners, and the members.
+const MODULE_NODES: u64 = 3;
+/// Nodes of a module that was never read, as an estimate.
+const NEW_MODULE_NODES: u64 = 200;
 /// Shortest time between two readings of the members of a Kafka group.
 const DESCRIBE_PAUSE: Duration = Duration::from_secs(30);
 /// Age at which the owners of a Kafka group are unknown again.
@@ -32,11 +32,12 @@ impl Places {
         let known = self.modules.keys().filter(|key| key.source == source).cloned();
         let keys: BTreeSet<_> = names.into_iter().map(|name| ModuleKey { name, source }).chain(known).collect();
         let candidate = |key: ModuleKey| match self.modules.get(&key) {
-            None => Candidate { key, cost: new_cost(source), is_active: true, age: None },
+            None => Candidate { key, cost: new_cost(source), is_active: true, age: None, failures: 0 },
             Some(module) => Candidate {
                 cost: module.cost(source),
                 is_active: module.is_active || module.failure.is_some(),
                 age: module.tried.map(|then| now.saturating_duration_since(then)),
+                failures: module.failure_count,
                 key,
             },
         };
@@ -75,8 +76,8 @@ impl Places {
         }
     }
 
-    /// Returns the Kafka groups whose members are to be read: something is wrong with them, and their members were not
-    /// read lately. Owners that were read too long ago become unknown.
+    /// Returns the Kafka groups whose members are to be read: something is wrong with them, or they never committed, so
+    /// that only the members say what is consumed; and their members were not read lately. Owners that were read too long ago become unknown.
     pub(crate) fn take_undescribed(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
         let mut keys = Vec::new();
         for (key, module) in self.modules.iter_mut().filter(|(key, _)| key.source == Source::Kafka) {
@@ -87,7 +88,7 @@ impl Places {
                 places.for_each(|place| place.set_owner(Owner::Unknown, now));
             }
             let is_due = age.is_none_or(|age| DESCRIBE_PAUSE <= age);
-            if is_due && module.has_members != Some(false) && module.is_bad() {
+            if is_due && module.has_members != Some(false) && (module.is_bad() || module.has_no_offset()) {
                 keys.push((age, key.clone()));
             }
         }
@@ -97,7 +98,7 @@ impl Places {
 }
 
 fn new_cost(source: Source) -> u64 {
-    if source == Source::Zookeeper { NEW_MODULE_REQUESTS } else { 1 }
+    if source == Source::Zookeeper { NEW_MODULE_NODES } else { 1 }
 }
 
 impl Module {
@@ -105,8 +106,15 @@ impl Module {
         if source == Source::Kafka {
             return 1;
         }
-        let topics = self.topics.values().map(|topic| 2 + 2 * topic.places.len() as u64);
-        MODULE_REQUESTS + topics.sum::<u64>()
+        // Two nodes say that lists and owners are as they were.
+        let topics = self.topics.values().map(|topic| 2 + topic.places.len() as u64);
+        MODULE_NODES + topics.sum::<u64>()
+    }
+
+    /// Whether nothing was ever stored.
+    fn has_no_offset(&self) -> bool {
+        let mut places = self.topics.values().flat_map(|topic| topic.places.values());
+        self.read.is_some() && places.all(|place| place.offset().is_none())
     }
 
     /// Whether messages wait that may be somebody's fault, or soon will be.

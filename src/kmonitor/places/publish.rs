@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::broker::{PartitionId, TopicPartition};
-use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Stored, Verdict};
+use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Source, Stored, Verdict};
 use crate::kmonitor::readings::ModuleKey;
 use crate::kmonitor::sparkline;
 use crate::kmonitor::summary::Summary;
@@ -25,6 +25,12 @@ pub(crate) struct ClusterState {
     pub trouble: Option<Trouble>,
     /// Duration of the last cycle.
     pub cycle: Option<Duration>,
+    /// Numbers stay fresh for this time, even if that is longer than their limits say: a cycle may take longer.
+    pub fresh_for: Duration,
+    /// See [`ClusterView::valid_for`].
+    pub valid_for: Duration,
+    /// See [`ClusterView::is_partial`].
+    pub is_partial: bool,
 }
 
 impl Places {
@@ -41,8 +47,7 @@ impl Places {
         let mut views = Vec::new();
         for (key, module) in &mut modules {
             let mut limits = limits_of(&key.name);
-            // A cycle may take longer than numbers usually stay fresh.
-            limits.fresh_for = limits.fresh_for.max(state.cycle.unwrap_or_default() * 3);
+            limits.fresh_for = limits.fresh_for.max(state.fresh_for);
             self.publish_module(key, module, &limits, (now, elapsed), &mut views);
         }
         self.modules = modules;
@@ -57,6 +62,8 @@ impl Places {
             cycle: state.cycle,
             trouble: state.trouble,
             known: state.is_known,
+            is_partial: state.is_partial,
+            valid_for: state.valid_for,
             modules: views,
             counts: [0; 6],
             gone: 0,
@@ -102,19 +109,23 @@ impl Places {
         let mut summary = Summary::default();
         for (partition, place) in &mut topic.places {
             let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
-            let log = self.logs.get(&at);
+            let log = self.logs.get(&at).map(Box::as_ref);
             came_in += place.take_came_in(log.and_then(|log| log.ends).map(|(_, newest)| newest));
             went_out += std::mem::take(&mut place.went_out);
-            let (view, facts) = publish_place(context, *partition, place, log);
+            let (mut view, facts) = publish_place(context, *partition, place, log);
+            // Partitions with the same sentence share it.
+            if let Some(last) = partitions.last().filter(|last: &&PartitionView| last.reason == view.reason) {
+                view.reason = Arc::clone(&last.reason);
+            }
             summary.add(&facts, &view);
             partitions.push(view);
         }
-        topic.rates.record(elapsed, came_in, went_out);
+        topic.rates.record(elapsed, [came_in, went_out]);
         let mut view = module_view(&self.cluster, context, name, partitions, summary);
         let shown = view.delay.filter(|_| !view.delay_is_partial);
         topic.line.record(elapsed, shown);
         view.history = topic.line.hour(elapsed);
-        if let Some((in_per_second, out_per_second)) = topic.rates.per_second() {
+        if let Some([in_per_second, out_per_second]) = topic.rates.per_second() {
             (view.in_per_second, view.out_per_second) = (Some(in_per_second), Some(out_per_second));
         }
         view.owners = topic.owner_count();
@@ -139,6 +150,11 @@ impl Places {
         let mut view = module_view(&self.cluster, &context, &topic, Vec::new(), Summary::default());
         if let Some(denied) = &module.refused {
             mark_refused(&mut view, denied);
+        } else if key.source == Source::Kafka && module.has_members != Some(false) && module.described.is_none() {
+            // A group that never committed: its members say what it consumes.
+            (view.verdict, view.reason_code) = (Verdict::Unknown, ReasonCode::NotReadYet);
+            view.reason = "nothing is committed, and the members of the group have not been read yet".into();
+            (view.delay, view.delay_is_partial) = (None, true);
         }
         view
     }

@@ -189,7 +189,7 @@ fn members_of_a_kafka_group_are_read_when_something_is_wrong_and_forgotten_later
     assert_eq!(rig.places.take_undescribed(50, rig.at(120).at), std::slice::from_ref(&m));
     let at = TopicPartition { topic: "t".into(), partition: 0 };
     let group = GroupDescription { member_count: 2, owners: vec![(at, "one@h".into())] };
-    rig.places.record_description(&m, &group, rig.at(120).at);
+    rig.places.record_description(&m, &group, rig.at(120));
     assert!(rig.places.take_undescribed(50, rig.at(140).at).is_empty(), "it was read lately");
     let module = rig.view(140).modules.remove(0);
     assert_eq!((module.members, module.owners), (Some(2), Some(1)));
@@ -286,4 +286,67 @@ fn the_writer_of_an_offset_says_to_which_topic_it_belongs() {
         rig.read(&m, reading(&[("t", 5, None)]), 14);
         assert_eq!(rig.delay(14), Some(if belongs_to_new { 2 } else { 7 }), "it stays so until the offset moves");
     }
+}
+
+#[test]
+fn a_kafka_group_that_never_committed_is_shown_with_what_its_members_have() {
+    let mut rig = rig(&["t"]);
+    rig.broker.create_topic("u", 2);
+    let m = key("m", Source::Kafka);
+    rig.put("u", 5);
+    rig.read(&m, ModuleReading::default(), 0);
+    let now = rig.at(0).at;
+    rig.places.record_members(&m, Some(true), now);
+    let view = rig.view(0);
+    let [module] = &view.modules[..] else { panic!("{view:?}") };
+    assert_eq!((&*module.name, module.verdict, module.delay), ("m", Verdict::Unknown, None));
+    assert_eq!((module.reason_code, module.delay_is_partial), (ReasonCode::NotReadYet, true));
+    // One of the two partitions is assigned; without a stored offset both count from the beginning.
+    assert_eq!(rig.places.take_undescribed(9, rig.at(1).at), std::slice::from_ref(&m));
+    let owned = |topic: &str| (TopicPartition { topic: topic.into(), partition: 0 }, Arc::from("client@host"));
+    let group = GroupDescription { member_count: 1, owners: vec![owned("u")] };
+    rig.places.record_description(&m, &group, rig.at(1));
+    for second in [1, 5] {
+        rig.read(&m, ModuleReading::default(), second);
+        let view = rig.view(second);
+        let [module] = &view.modules[..] else { panic!("{view:?}") };
+        assert_eq!((&*module.topic, module.delay, module.partitions.len()), ("u", Some(5), 2), "after {second} s");
+        assert_eq!(module.partitions[0].owner.as_deref(), Some("client@host"));
+    }
+    // Nothing is pushed, and nothing was ever stored.
+    rig.read(&m, ModuleReading::default(), 120);
+    rig.places.record_description(&m, &group, rig.at(120));
+    rig.view(120);
+    let module = rig.view(125).modules.remove(0);
+    assert_eq!((module.verdict, module.reason_code), (Verdict::Stalled, ReasonCode::NeverStored));
+    // It consumes another topic, which it commits.
+    let other = GroupDescription { member_count: 1, owners: vec![owned("t")] };
+    rig.places.record_description(&m, &other, rig.at(160));
+    rig.read(&m, in_kafka(0), 160);
+    let topics: Vec<_> = rig.view(160).modules.iter().map(|module| module.topic.to_string()).collect();
+    assert_eq!(topics, ["t"]);
+    assert_eq!(rig.places.take_undescribed(9, rig.at(200).at), []);
+    // A group without members has nothing that could wait.
+    let empty = key("empty", Source::Kafka);
+    rig.read(&empty, ModuleReading::default(), 200);
+    rig.places.record_members(&empty, Some(false), rig.at(200).at);
+    let view = rig.view(200);
+    assert_eq!((&*view.modules[0].name, view.modules[0].verdict), ("empty", Verdict::Ok));
+}
+
+#[test]
+fn a_consumer_that_has_not_committed_yet_takes_no_module_over() {
+    let mut rig = rig(&["t"]);
+    rig.put("t", 100);
+    let (old, new) = (key("m", Source::Zookeeper), key("m", Source::Kafka));
+    rig.read(&old, reading(&[("t", 97, None)]), 0);
+    assert_eq!(rig.delay(0), Some(3));
+    rig.read(&new, ModuleReading::default(), 5);
+    let at = TopicPartition { topic: "t".into(), partition: 0 };
+    let group = GroupDescription { member_count: 1, owners: vec![(at, "client@host".into())] };
+    rig.places.record_description(&new, &group, rig.at(5));
+    assert_eq!(rig.delay(5), Some(3));
+    rig.read(&new, in_kafka(98), 10);
+    rig.places.record_description(&new, &group, rig.at(10));
+    assert_eq!(rig.delay(10), Some(2));
 }

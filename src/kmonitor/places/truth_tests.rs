@@ -111,6 +111,7 @@ fn a_stored_offset_that_was_read_after_the_end_may_be_beyond_it() {
         let partition = rig.partition(second);
         assert_eq!((partition.verdict, partition.delay), (Verdict::Ok, Some(3)), "the last pair of offsets");
         assert_eq!((partition.stored, partition.newest), (Some(7), Some(10)));
+        assert_eq!(partition.seconds_behind, Some(0.0), "as of that pair");
     }
     rig.broker.set_broken(&log_of("t"), None);
     assert_eq!((rig.delay(11), rig.partition(11).stored), (Some(3), Some(12)));
@@ -154,7 +155,7 @@ fn a_kafka_group_is_described_before_it_is_judged_and_unknown_members_are_not_no
     assert_eq!((module.verdict, module.reason_code), (Verdict::Stalled, ReasonCode::NothingStored));
     assert!(module.reason.ends_with("came in; its members are not known"), "{}", module.reason);
     let group = GroupDescription { member_count: 1, owners: vec![(log_of("t"), "one@h".into())] };
-    rig.places.record_description(&m, &group, rig.at(60).at);
+    rig.places.record_description(&m, &group, rig.at(60));
     let module = rig.module(61);
     assert_eq!((module.verdict, module.reason_code), (Verdict::Stalled, ReasonCode::NotMoving));
 }

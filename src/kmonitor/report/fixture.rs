@@ -28,6 +28,8 @@ pub(in crate::kmonitor) fn cluster(name: &str, mut modules: Vec<ModuleView>) -> 
         cycle: Some(Duration::from_millis(2500)),
         trouble: None,
         known: true,
+        is_partial: false,
+        valid_for: Duration::MAX,
         modules,
         counts,
         gone: 0,

@@ -29,7 +29,12 @@ pub(crate) fn render(view: &View) -> DelayPage {
         }
         text.push(b'}');
         let name = cluster.name.clone();
-        clusters.push(ClusterText { name, known: cluster.known, range: start..text.len(), modules: ranges });
+        clusters.push(ClusterText {
+            name,
+            known: cluster.known && !cluster.is_partial,
+            range: start..text.len(),
+            modules: ranges,
+        });
     }
     text.push(b'}');
     DelayPage { bytes: text.into(), clusters }

@@ -1,7 +1,7 @@
 //! The pages that are rendered when a view is published, so that a request costs no rendering and all clients of a page
 //! share its memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::legacy::{DelayPage, Missing, Selection};
@@ -11,6 +11,7 @@ use super::{json, zabbix};
 use crate::clock::boot_instant;
 use crate::http::{Body, SharedBytes, Version};
 use crate::kmonitor::view::View;
+use crate::locks::lock;
 
 /// A view and its pages.
 pub(crate) struct Pages {
@@ -26,7 +27,14 @@ pub(crate) struct Pages {
     zabbix_values: SharedBytes,
     zabbix_document: SharedBytes,
     zabbix_discovery: SharedBytes,
+    /// Pages that were rendered for a request, by its target.
+    requested: Mutex<Vec<(String, SharedBytes)>>,
 }
+
+/// Largest number of pages of a view that are kept after they were rendered for a request.
+const MAX_REQUESTED: usize = 16;
+/// Longest target of a request whose page is kept.
+const MAX_TARGET_BYTES: usize = 1_024;
 
 /// The formats of `/delay`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +60,7 @@ impl Pages {
             zabbix_values: zabbix_items::render_values(&view, &everything, Some(clock)).into(),
             zabbix_document: zabbix_items::render_document(&view, &everything).into(),
             zabbix_discovery: zabbix_items::render_discovery(&view, &everything).into(),
+            requested: Mutex::default(),
             view,
         }
     }
@@ -86,28 +95,42 @@ impl Pages {
         (prometheus::render_ages(&self.view, now), self.metrics.clone())
     }
 
-    /// Returns `/v1/zabbix`, with times or without.
-    pub(crate) fn zabbix_values(&self, filter: &Filter<'_>, with_times: bool, clock: Clock) -> Body {
+    /// Returns `/v1/zabbix`, with times or without. `target`: what was requested.
+    pub(crate) fn zabbix_values(&self, target: &str, filter: &Filter<'_>, with_times: bool, clock: Clock) -> Body {
         if with_times && filter.is_everything() {
             return self.zabbix_values.clone().into();
         }
-        zabbix_items::render_values(&self.view, filter, with_times.then_some(clock)).into()
+        self.requested(target, || zabbix_items::render_values(&self.view, filter, with_times.then_some(clock)))
     }
 
     /// Returns `/v1/zabbix?format=json`.
-    pub(crate) fn zabbix_document(&self, filter: &Filter<'_>) -> Body {
+    pub(crate) fn zabbix_document(&self, target: &str, filter: &Filter<'_>) -> Body {
         if filter.is_everything() {
             return self.zabbix_document.clone().into();
         }
-        zabbix_items::render_document(&self.view, filter).into()
+        self.requested(target, || zabbix_items::render_document(&self.view, filter))
     }
 
     /// Returns `/v1/zabbix/discovery`.
-    pub(crate) fn zabbix_discovery(&self, filter: &Filter<'_>) -> Body {
+    pub(crate) fn zabbix_discovery(&self, target: &str, filter: &Filter<'_>) -> Body {
         if filter.is_everything() {
             return self.zabbix_discovery.clone().into();
         }
-        zabbix_items::render_discovery(&self.view, filter).into()
+        self.requested(target, || zabbix_items::render_discovery(&self.view, filter))
+    }
+
+    /// Returns the page of a request. It is kept, so that many requests of one target render it once a view.
+    fn requested(&self, target: &str, render: impl FnOnce() -> Vec<u8>) -> Body {
+        let is_it = |(known, _): &&(String, SharedBytes)| known == target;
+        if let Some((_, page)) = lock(&self.requested).iter().find(is_it) {
+            return page.clone().into();
+        }
+        let page: SharedBytes = render().into();
+        let mut requested = lock(&self.requested);
+        if requested.len() < MAX_REQUESTED && target.len() <= MAX_TARGET_BYTES {
+            requested.push((target.to_owned(), page.clone()));
+        }
+        page.into()
     }
 }
 
@@ -126,19 +149,19 @@ mod tests {
         let clock = Clock { wall: SystemTime::now(), now };
         let (c, m) = (Selection { cluster: Some("c"), module: None }, |name: &str| name == "m");
         let only_m = Filter { module: Some(&m), ..Filter::default() };
-        for (page, is_shared, text) in [
-            (pages.delay(DelayFormat::Json, Selection::default()).unwrap(), true, r#"{"c":{"m":{"0":12}},"away":{}}"#),
-            (pages.delay(DelayFormat::Json, c).unwrap(), true, r#"{"c":{"m":{"0":12}}}"#),
-            (pages.delay(DelayFormat::Zabbix, c).unwrap(), true, "- c.m.0.delay 12\n"),
-            (pages.zabbix_values(&Filter::default(), true, clock), true, "- kmonitor.delay[c,m,t,zookeeper] "),
-            (pages.zabbix_values(&Filter::default(), false, clock), false, "- kmonitor.alive 1\n"),
-            (pages.zabbix_values(&only_m, true, clock), false, "- kmonitor.delay[c,m,t,zookeeper] "),
-            (pages.zabbix_document(&Filter::default()), true, r#""delay":12,"#),
-            (pages.zabbix_document(&only_m), false, r#""delay":12,"#),
-            (pages.zabbix_discovery(&Filter::default()), true, r##""{#MODULE}":"m""##),
-            (pages.zabbix_discovery(&only_m), false, r##""{#MODULE}":"m""##),
+        for (page, text) in [
+            (pages.delay(DelayFormat::Json, Selection::default()).unwrap(), r#"{"c":{"m":{"0":12}},"away":{}}"#),
+            (pages.delay(DelayFormat::Json, c).unwrap(), r#"{"c":{"m":{"0":12}}}"#),
+            (pages.delay(DelayFormat::Zabbix, c).unwrap(), "- c.m.0.delay 12\n"),
+            (pages.zabbix_values("1", &Filter::default(), true, clock), "- kmonitor.delay[c,m,t,zookeeper] "),
+            (pages.zabbix_values("2", &Filter::default(), false, clock), "- kmonitor.alive 1\n"),
+            (pages.zabbix_values("3", &only_m, true, clock), "- kmonitor.delay[c,m,t,zookeeper] "),
+            (pages.zabbix_document("4", &Filter::default()), r#""delay":12,"#),
+            (pages.zabbix_document("5", &only_m), r#""delay":12,"#),
+            (pages.zabbix_discovery("6", &Filter::default()), r##""{#MODULE}":"m""##),
+            (pages.zabbix_discovery("7", &only_m), r##""{#MODULE}":"m""##),
         ] {
-            assert_eq!(matches!(page, Body::Shared { .. }), is_shared, "{text}");
+            assert!(matches!(page, Body::Shared { .. }), "{text}");
             let page = String::from_utf8(page.to_vec()).unwrap();
             assert!(page.contains(text), "{text} {page}");
         }
@@ -150,5 +173,27 @@ mod tests {
             pages.delay(DelayFormat::Zabbix, Selection { cluster: Some("x"), module: None }),
             Err(Missing::Cluster)
         );
+    }
+
+    #[test]
+    fn a_page_is_rendered_once_for_all_requests_of_a_target_and_few_are_kept() {
+        let one = module("m", "t", vec![partition(0, Some(12))]);
+        let all = Arc::new(view(vec![cluster("c", vec![one])]));
+        let pages = Pages::render(all, Detail { level: DetailLevel::Auto, max_partitions: 1 }, 1);
+        let renders = std::cell::Cell::new(0);
+        let request = |target: &str| {
+            let render = || {
+                renders.set(renders.get() + 1);
+                target.as_bytes().to_vec()
+            };
+            assert_eq!(pages.requested(target, render).to_vec(), target.as_bytes());
+        };
+        (0..100).for_each(|_| request("/v1/zabbix?module=a"));
+        assert_eq!(renders.get(), 1);
+        (0..100).for_each(|number| request(&format!("/v1/zabbix?module={number}")));
+        request(&"x".repeat(MAX_TARGET_BYTES + 1));
+        assert_eq!(lock(&pages.requested).len(), MAX_REQUESTED);
+        request("/v1/zabbix?module=a");
+        assert_eq!(renders.get(), 102);
     }
 }

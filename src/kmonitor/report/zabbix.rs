@@ -37,7 +37,12 @@ pub(crate) fn render(view: &View) -> (DelayPage, Vec<String>) {
             ranges.push((name, start..text.len()));
         }
         let name = cluster.name.clone();
-        clusters.push(ClusterText { name, known: cluster.known, range: start..text.len(), modules: ranges });
+        clusters.push(ClusterText {
+            name,
+            known: cluster.known && !cluster.is_partial,
+            range: start..text.len(),
+            modules: ranges,
+        });
     }
     (DelayPage { bytes: text.into(), clusters }, ambiguous)
 }

@@ -30,6 +30,11 @@ impl Filter<'_> {
     pub(crate) fn is_everything(&self) -> bool {
         self.cluster.is_none() && self.module.is_none() && !self.partitions
     }
+
+    /// Returns the number of modules, or partitions, that are selected.
+    pub(crate) fn count(&self, view: &View) -> usize {
+        selected(view, self).map(|(_, module)| if self.partitions { module.partitions.len() } else { 1 }).sum()
+    }
 }
 
 /// The moment of the answer, by both clocks.

@@ -3,6 +3,8 @@
 use super::*;
 use crate::keeper::Lifetime;
 use crate::keeper::in_memory::InMemoryEnsemble;
+use crate::kmonitor::readings::ModuleReading;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Writes a node, after creating its missing parents.
@@ -16,13 +18,36 @@ pub(in crate::kmonitor) fn put(keeper: &dyn Keeper, path: &str, data: &str) {
     }
 }
 
-fn read(keeper: &dyn Keeper) -> BTreeMap<String, Result<Option<ModuleReading>, KeeperError>> {
-    let (mut names, mut logged) = (NameInterner::default(), LoggedOnce::default());
-    let mut source = ZookeeperSource { keeper, names: &mut names, logged: &mut logged, request_count: 0 };
-    let groups = source.group_names().unwrap();
-    let wanted = |name: &String| WantedModule { name: name.as_str().into(), with_topic_ids: true };
-    let wanted: Vec<_> = groups.iter().map(wanted).collect();
-    groups.into_iter().zip(source.modules(&wanted)).collect()
+type Modules = BTreeMap<String, Result<Option<ModuleReading>, KeeperError>>;
+
+/// What one cycle leaves to the next.
+#[derive(Default)]
+struct Kept {
+    names: NameInterner,
+    logged: LoggedOnce,
+    listings: Listings,
+}
+
+impl Kept {
+    fn source<'a>(&'a mut self, keeper: &'a dyn Keeper) -> ZookeeperSource<'a> {
+        let Kept { names, logged, listings } = self;
+        ZookeeperSource { keeper, names, logged, listings, request_count: 0 }
+    }
+
+    fn read(&mut self, keeper: &dyn Keeper) -> Modules {
+        let mut source = self.source(keeper);
+        let groups = source.group_names().unwrap();
+        let wanted = |name: &String| WantedModule { name: name.as_str().into(), with_topic_ids: true };
+        let mut reading = Reading::new(groups.iter().map(wanted).collect());
+        while !reading.is_done() {
+            source.step(&mut reading, 3);
+        }
+        groups.into_iter().zip(reading.finish()).collect()
+    }
+}
+
+fn read(keeper: &dyn Keeper) -> Modules {
+    Kept::default().read(keeper)
 }
 
 fn stored(reading: &ModuleReading, topic: &str) -> Vec<(PartitionId, Stored)> {
@@ -106,9 +131,79 @@ fn without_zookeeper_each_module_fails() {
     let keeper = tree.connect(Duration::from_secs(6));
     put(&*keeper, "/consumers/m/offsets/t/0", "1");
     tree.set_reachable(false);
-    let (mut names, mut logged) = (NameInterner::default(), LoggedOnce::default());
-    let mut source = ZookeeperSource { keeper: &*keeper, names: &mut names, logged: &mut logged, request_count: 0 };
+    let mut kept = Kept::default();
+    let mut source = kept.source(&*keeper);
     assert!(matches!(source.group_names(), Err(KeeperError::Unreachable(_))));
-    let wanted = [WantedModule { name: "m".into(), with_topic_ids: false }];
-    assert!(matches!(source.modules(&wanted)[..], [Err(KeeperError::Unreachable(_))]));
+    let mut reading = Reading::new(vec![WantedModule { name: "m".into(), with_topic_ids: false }]);
+    source.step(&mut reading, 100);
+    assert!(reading.is_done());
+    assert!(matches!(reading.finish()[..], [Err(KeeperError::Unreachable(_))]));
+}
+
+#[test]
+fn lists_and_owners_that_cannot_have_changed_are_not_read_again() {
+    let tree = InMemoryEnsemble::new();
+    let keeper = tree.connect(Duration::from_secs(6));
+    for partition in 0..3 {
+        put(&*keeper, &format!("/consumers/m/offsets/t/{partition}"), "5");
+        put(&*keeper, &format!("/consumers/m/owners/t/{partition}"), "one");
+    }
+    put(&*keeper, "/consumers/m/ids/one", "{}");
+    let mut kept = Kept::default();
+    let owners = |modules: &Modules| {
+        let places = &modules["m"].as_ref().unwrap().as_ref().unwrap().topics["t"].places;
+        places.values().map(|place| place.owner.clone()).collect::<Vec<_>>()
+    };
+    let of = |name: &str| Owner::Named(name.into());
+    let mut cycle = || {
+        keeper.take_reads();
+        let modules = kept.read(&*keeper);
+        let reads = keeper.take_reads();
+        let is_owner = |path: &&String| path.starts_with("/consumers/m/owners/t/");
+        (owners(&modules), reads.iter().filter(is_owner).count(), reads.len(), modules)
+    };
+    // The module's three nodes, two of the topic, and offset, owner and ahead of each partition.
+    assert_eq!((cycle().1, cycle().2), (3, 5 + 6));
+    put(&*keeper, "/consumers/m/offsets/t/1", "6");
+    let (found, owner_reads, _, modules) = cycle();
+    assert_eq!((found, owner_reads), (vec![of("one"); 3], 0));
+    assert_eq!(stored(modules["m"].as_ref().unwrap().as_ref().unwrap(), "t")[1], (1, Stored::Offset(6)));
+    // An owner that is replaced, and one that goes.
+    keeper.delete("/consumers/m/owners/t/1", 0).unwrap();
+    put(&*keeper, "/consumers/m/owners/t/1", "two");
+    assert_eq!(cycle().0, [of("one"), of("two"), of("one")]);
+    keeper.delete("/consumers/m/owners/t/2", 0).unwrap();
+    assert_eq!(cycle().0, [of("one"), of("two"), nobody()]);
+    // A new partition, a new topic.
+    put(&*keeper, "/consumers/m/offsets/t/3", "1");
+    put(&*keeper, "/consumers/m/offsets/u/0", "1");
+    let (_, owner_reads, _, modules) = cycle();
+    let module = modules["m"].as_ref().unwrap().as_ref().unwrap();
+    assert_eq!((owner_reads, stored(module, "t").len(), stored(module, "u").len()), (0, 4, 1));
+    assert_eq!(module.members, Some(1));
+}
+
+#[test]
+fn owners_and_members_that_may_not_be_read_are_unknown_and_not_absent() {
+    let tree = InMemoryEnsemble::new();
+    let keeper = tree.connect(Duration::from_secs(6));
+    for group in ["topic", "owners", "ids", "node"] {
+        put(&*keeper, &format!("/consumers/{group}/offsets/t/0"), "5");
+        put(&*keeper, &format!("/consumers/{group}/owners/t/0"), "one");
+        put(&*keeper, &format!("/consumers/{group}/ids/one"), "{}");
+    }
+    let refused = ["topic/owners/t", "owners/owners", "ids/ids", "node/owners/t/0"];
+    refused.iter().for_each(|path| tree.refuse(&format!("/consumers/{path}")));
+    let mut kept = Kept::default();
+    for _ in 0..2 {
+        let modules = kept.read(&*keeper);
+        let of = |name: &str| {
+            let module = modules[name].as_ref().unwrap().as_ref().unwrap();
+            (module.topics["t"].places[&0].owner.clone(), module.members)
+        };
+        assert_eq!(of("topic"), (Owner::Unknown, Some(1)));
+        assert_eq!(of("owners"), (Owner::Unknown, Some(1)));
+        assert_eq!(of("ids"), (Owner::Named("one".into()), None));
+        assert_eq!(of("node"), (Owner::Unknown, Some(1)));
+    }
 }

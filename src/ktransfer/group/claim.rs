@@ -179,7 +179,7 @@ impl Claimant<'_> {
                     false => paths::NOTHING_STORED.to_vec(),
                 };
                 create_with_parents(self.keeper, &path, &data, Lifetime::Persistent)?;
-                Node { data, version: 0, ephemeral_owner: 0, created_ms: 0, modified_ms: 0 }
+                Node { data, ..Node::default() }
             }
         };
         let position = match paths::parse_offset(&offset.data) {

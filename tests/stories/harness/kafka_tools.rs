@@ -10,10 +10,19 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Starts a consumer of a group, which commits its offsets every 200 ms; dropping the value kills it.
 pub(crate) fn start_consumer(brokers: &str, group: &str, topic: &str) -> Process {
+    start_consumer_with(brokers, group, topic, "auto.commit.interval.ms=200")
+}
+
+/// Starts a consumer of a group that never commits; dropping the value kills it.
+pub(crate) fn start_consumer_without_commits(brokers: &str, group: &str, topic: &str) -> Process {
+    start_consumer_with(brokers, group, topic, "enable.auto.commit=false")
+}
+
+fn start_consumer_with(brokers: &str, group: &str, topic: &str, property: &str) -> Process {
     let mut command = java(Edition::WithZooKeeper, &["-Xmx128m", "-XX:TieredStopAtLevel=1"]);
     command.args(["org.apache.kafka.tools.consumer.ConsoleConsumer", "--bootstrap-server", brokers]);
     command.args(["--topic", topic, "--group", group, "--from-beginning"]);
-    command.args(["--consumer-property", "auto.commit.interval.ms=200"]);
+    command.args(["--consumer-property", property]);
     command.args(["--consumer-property", "session.timeout.ms=6000"]);
     Process::start("the console consumer", command, &folder("consumer").join("output"))
 }

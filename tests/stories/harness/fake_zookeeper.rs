@@ -1,7 +1,8 @@
 //! A ZooKeeper server of many modules that computes its answers, and counts what it is asked for.
 //!
-//! It speaks what kmonitor needs: sessions, pings, the data of a node and the names of its children. The module `i` is
-//! `module_i` with the topic `topic_i`; a fifth of the modules have stored an offset below the end of their logs.
+//! It speaks what kmonitor needs: sessions, pings, the data of a node, of many nodes (MultiRead, unless it is to be older
+//! than 3.6) and the names of children. The module `i` is `module_i` with the topic `topic_i`; a fifth of the modules have
+//! stored an offset below the end of their logs.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const GET_DATA: i32 = 4;
 const GET_CHILDREN: i32 = 8;
 const PING: i32 = 11;
+const MULTI_READ: i32 = 22;
 const CLOSE_SESSION: i32 = -11;
 const NO_NODE: i32 = -101;
 const UNIMPLEMENTED: i32 = -6;
@@ -25,12 +27,21 @@ pub(crate) struct Nodes {
     pub(crate) partitions: usize,
     /// `host:port` of the brokers, by id.
     pub(crate) brokers: Vec<(String, u16)>,
+    /// Whether the server is one of 3.6 or later.
+    pub(crate) has_multi_read: bool,
 }
 
 /// A running server, until the process ends.
 pub(crate) struct FakeZooKeeper {
     pub(crate) address: String,
-    requests: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+/// What was requested, without pings.
+#[derive(Default)]
+struct Counts {
+    requests: AtomicU64,
+    nodes: AtomicU64,
 }
 
 impl FakeZooKeeper {
@@ -38,8 +49,8 @@ impl FakeZooKeeper {
     pub(crate) fn start(nodes: Nodes) -> FakeZooKeeper {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let requests = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&requests);
+        let counts = Arc::new(Counts::default());
+        let counter = Arc::clone(&counts);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (nodes, counter) = (nodes.clone(), Arc::clone(&counter));
@@ -49,16 +60,16 @@ impl FakeZooKeeper {
                 });
             }
         });
-        FakeZooKeeper { address, requests }
+        FakeZooKeeper { address, counts }
     }
 
-    /// Returns the number of requests so far, without pings.
-    pub(crate) fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+    /// Returns the number of requests so far, without pings, and how many nodes they were for.
+    pub(crate) fn requests(&self) -> (u64, u64) {
+        (self.counts.requests.load(Ordering::Relaxed), self.counts.nodes.load(Ordering::Relaxed))
     }
 }
 
-fn serve(mut stream: TcpStream, nodes: &Nodes, counter: &AtomicU64) -> io::Result<()> {
+fn serve(mut stream: TcpStream, nodes: &Nodes, counts: &Counts) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::with_capacity(64 << 10, stream.try_clone()?);
     let handshake = frame(&mut reader)?;
@@ -74,11 +85,17 @@ fn serve(mut stream: TcpStream, nodes: &Nodes, counter: &AtomicU64) -> io::Resul
         let path = int(8).and_then(|length| request.get(12..12 + usize::try_from(length).ok()?));
         let path = path.and_then(|path| std::str::from_utf8(path).ok()).unwrap_or_default();
         if operation != PING {
-            counter.fetch_add(1, Ordering::Relaxed);
+            counts.requests.fetch_add(1, Ordering::Relaxed);
+            counts.nodes.fetch_add(u64::from(operation != MULTI_READ), Ordering::Relaxed);
         }
         let body = match operation {
             PING | CLOSE_SESSION => Ok(Vec::new()),
-            GET_DATA => nodes.data(path).map(|data| [buffer(&data), stat()].concat()).ok_or(NO_NODE),
+            GET_DATA => nodes.node(path).ok_or(NO_NODE),
+            MULTI_READ if nodes.has_multi_read => {
+                let paths = paths(&request[8..]);
+                counts.nodes.fetch_add(paths.len() as u64, Ordering::Relaxed);
+                Ok(nodes.many(&paths))
+            }
             GET_CHILDREN => nodes.children(path).map(|names| list(&names)).ok_or(NO_NODE),
             _ => Err(UNIMPLEMENTED),
         };
@@ -88,9 +105,13 @@ fn serve(mut stream: TcpStream, nodes: &Nodes, counter: &AtomicU64) -> io::Resul
             answers.extend_from_slice(part);
         }
         // Answers to requests that arrived together are written together.
-        if reader.buffer().len() < 4 || answers.len() > 256 << 10 {
+        if reader.buffer().len() < 4 || answers.len() > 256 << 10 || error == UNIMPLEMENTED {
             stream.write_all(&answers)?;
             answers.clear();
+        }
+        if error == UNIMPLEMENTED {
+            // As a real server does.
+            return Ok(());
         }
     }
 }
@@ -103,6 +124,19 @@ fn frame(reader: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Returns the paths of a MultiRead.
+fn paths(mut request: &[u8]) -> Vec<String> {
+    let mut paths = Vec::new();
+    // The type, whether it ends here, an error; the path and whether to watch.
+    while let Some((head, rest)) = request.split_at_checked(13).filter(|(head, _)| head[4] == 0) {
+        let length = u32::from_be_bytes([head[9], head[10], head[11], head[12]]) as usize;
+        let Some(path) = rest.get(..length) else { break };
+        paths.push(String::from_utf8_lossy(path).into_owned());
+        request = rest.get(length + 1..).unwrap_or_default();
+    }
+    paths
+}
+
 fn buffer(bytes: &[u8]) -> Vec<u8> {
     [&i32::try_from(bytes.len()).expect("it is short").to_be_bytes()[..], bytes].concat()
 }
@@ -112,12 +146,29 @@ fn list(names: &[String]) -> Vec<u8> {
     std::iter::once(count).chain(names.iter().map(|name| buffer(name.as_bytes()))).flatten().collect()
 }
 
+/// A time of modification in 2023, one child, and a last change of the children; everything else is 0.
 fn stat() -> Vec<u8> {
-    // A time of modification in 2023; everything else is 0.
-    [&[0; 24][..], &1_700_000_000_000_i64.to_be_bytes(), &[0; 36]].concat()
+    let (modified, changed) = (1_700_000_000_000_i64.to_be_bytes(), 9_i64.to_be_bytes());
+    [&[0; 24][..], &modified, &[0; 24], &1_i32.to_be_bytes(), &changed].concat()
 }
 
 impl Nodes {
+    /// The answer to a request for the data of a node.
+    fn node(&self, path: &str) -> Option<Vec<u8>> {
+        let data = self.data(path).or_else(|| self.children(path).map(|_| Vec::new()))?;
+        Some([buffer(&data), stat()].concat())
+    }
+
+    /// The answer to a MultiRead.
+    fn many(&self, paths: &[String]) -> Vec<u8> {
+        let result = |path: &String| match self.node(path) {
+            Some(node) => [&GET_DATA.to_be_bytes()[..], &[0; 5], &node].concat(),
+            None => [&(-1_i32).to_be_bytes()[..], &[0], &NO_NODE.to_be_bytes(), &NO_NODE.to_be_bytes()].concat(),
+        };
+        let end = [&(-1_i32).to_be_bytes()[..], &[1], &(-1_i32).to_be_bytes()].concat();
+        paths.iter().map(result).chain([end]).flatten().collect()
+    }
+
     fn data(&self, path: &str) -> Option<Vec<u8>> {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         match parts[..] {

@@ -1,0 +1,99 @@
+//! What nodes had as children, kept as long as the nodes say that it is the same.
+//!
+//! The children of a node are the same while the id of their last change (`pzxid`) is. So a cycle reads this id and not
+//! the list, and of the owners, which are written when they are created only, not the nodes either.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::broker::PartitionId;
+
+/// Longest time that a list is kept without being read again: a server that loads an old snapshot may show an old id.
+const MAX_AGE: Duration = Duration::from_secs(300);
+/// A list that is not needed for this time is forgotten.
+const UNUSED_AFTER: Duration = Duration::from_secs(600);
+
+/// The owners of the partitions of a topic.
+pub(super) type Owners = Vec<(PartitionId, Arc<str>)>;
+
+/// The lists of one cluster.
+#[derive(Default)]
+pub(in crate::kmonitor) struct Listings {
+    /// The topics with offsets, or with owners, of each module.
+    pub(super) topics: Kept<Vec<Arc<str>>>,
+    /// The partitions with offsets of each topic.
+    pub(super) partitions: Kept<Vec<PartitionId>>,
+    /// The owners of each topic.
+    pub(super) owners: Kept<Owners>,
+}
+
+/// Lists of one kind, by the path of the node.
+pub(super) struct Kept<T>(HashMap<Box<str>, Entry<T>>);
+
+struct Entry<T> {
+    changed: i64,
+    read: Instant,
+    used: Instant,
+    list: Arc<T>,
+}
+
+impl Listings {
+    /// Forgets what was not needed lately.
+    pub(in crate::kmonitor) fn sweep(&mut self, now: Instant) {
+        self.topics.sweep(now);
+        self.partitions.sweep(now);
+        self.owners.sweep(now);
+    }
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Kept(HashMap::new())
+    }
+}
+
+impl<T> Kept<T> {
+    /// Returns the list of the node whose children changed last with `changed`; `None` if it has to be read.
+    pub(super) fn get(&mut self, path: &str, changed: i64, now: Instant) -> Option<Arc<T>> {
+        let entry = self.0.get_mut(path)?;
+        if entry.changed != changed || MAX_AGE <= now.saturating_duration_since(entry.read) {
+            return None;
+        }
+        entry.used = now;
+        Some(Arc::clone(&entry.list))
+    }
+
+    /// Keeps a list that was read at `now`, after `changed` was.
+    pub(super) fn put(&mut self, path: &str, changed: i64, list: Arc<T>, now: Instant) {
+        // A server that does not know the id would seem to have the same children for ever.
+        if 0 < changed {
+            self.0.insert(path.into(), Entry { changed, read: now, used: now, list });
+        }
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.0.retain(|_, entry| now.saturating_duration_since(entry.used) < UNUSED_AFTER);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_kept_while_the_children_are_the_same_and_not_for_too_long() {
+        let (mut kept, start) = (Kept::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        kept.put("/a", 5, Arc::new(vec![1]), start);
+        kept.put("/b", 0, Arc::new(vec![2]), start);
+        assert_eq!(kept.get("/a", 5, at(299)).as_deref(), Some(&vec![1]));
+        assert_eq!(kept.get("/a", 6, at(1)), None);
+        assert_eq!(kept.get("/a", 5, at(300)), None);
+        assert_eq!(kept.get("/b", 0, start), None, "the id is not known");
+        kept.sweep(at(898));
+        assert_eq!(kept.0.len(), 1);
+        kept.sweep(at(899));
+        assert_eq!(kept.0.len(), 0);
+    }
+}
