@@ -3,7 +3,7 @@
 # make test       unit tests and stories on a real Kafka and ZooKeeper
 # make soak       ktransfer under random faults on a real Kafka and ZooKeeper (SOAK_SECONDS=3600 SEED=1); the seed selects
 #                 the faults, and a run that fails prints them; SOAK_GROUPS=kafka is without ZooKeeper
-# make screenshots   pictures of the page of kmonitor, in target/screenshots (healthy, late, away, phone, dark)
+# make screenshots   pictures of the pages of all daemons, in target/screenshots (light, dark, on a phone)
 # make bench      measure kproxy on a real Kafka (SECONDS_EACH=10 CONNECTIONS="8 64 512 4096"), then ktransfer;
 #                 BASELINE=FOLDER also measures the binaries in FOLDER, in alternating runs;
 #                 ENGINES=1 measures the Kafka clients without HTTP; ALLOCATIONS=1 counts the allocations for a request
@@ -56,7 +56,7 @@ test: tools
 screenshots: build-tools
 	@.ci/tools browser
 	mkdir -p $(TARGET)/pages
-	KMONITOR_PAGES=$(abspath $(TARGET)/pages) $(CARGO) test --release --locked --lib sample_pages_can_be_written
+	SAMPLE_PAGES=$(abspath $(TARGET)/pages) $(CARGO) test --release --locked --lib sample_pages_can_be_written
 	$(CARGO) run --release --locked --example screenshots -- $(TARGET)/pages $(TARGET)/screenshots
 
 soak: tools

@@ -1,7 +1,7 @@
-//! Pictures of the page of kmonitor, of sample data: `make screenshots`.
+//! Pictures of the pages of all daemons, of sample data: `make screenshots`.
 //!
-//! The first argument is the folder of the sample pages, which a unit test of kmonitor writes; the second is the folder
-//! of the pictures. A small server serves the pages to a headless Chromium.
+//! The first argument is the folder of the sample pages, which unit tests write; the second is the folder of the
+//! pictures. A small server serves the pages to a headless Chromium.
 
 #![allow(clippy::print_stdout, reason = "it prints what it writes")]
 
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use harness::chromium::{self, Chromium};
 
 /// Name of the picture, name of the page, size of the window, colour scheme.
-const PICTURES: [(&str, &str, (u32, u32), &str); 7] = [
+const PICTURES: [(&str, &str, (u32, u32), &str); 15] = [
     ("healthy", "healthy", (1280, 620), "light"),
     ("late", "late", (1280, 620), "light"),
     ("dark", "late", (1280, 620), "dark"),
@@ -25,6 +25,14 @@ const PICTURES: [(&str, &str, (u32, u32), &str); 7] = [
     ("away", "away", (1280, 620), "light"),
     ("phone", "late", (390, 844), "light"),
     ("phone-dark", "late", (390, 844), "dark"),
+    ("ktransfer", "ktransfer", (1280, 620), "light"),
+    ("ktransfer-dark", "ktransfer", (1280, 620), "dark"),
+    ("ktransfer-details", "ktransfer-open", (1280, 900), "light"),
+    ("ktransfer-phone", "ktransfer", (390, 844), "light"),
+    ("kproxy", "kproxy", (1280, 1000), "light"),
+    ("kproxy-dark", "kproxy", (1280, 1000), "dark"),
+    ("kproxy-details", "kproxy-open", (1280, 700), "light"),
+    ("kproxy-phone", "kproxy", (390, 844), "dark"),
 ];
 
 fn main() -> ExitCode {

@@ -103,6 +103,11 @@ impl Admin {
         self
     }
 
+    /// Returns the health that `/readyz` shows.
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
+    }
+
     /// Returns the response to a request for one of the three paths, and `None` for every other path. Methods other
     /// than GET, HEAD and OPTIONS are answered with 405. Load balancers probe `/` unless they are configured otherwise,
     /// some with OPTIONS, so these probes are answered with 200 too.
@@ -121,6 +126,11 @@ impl Admin {
             "OPTIONS" => Response::new(200, "", "").with_header("Allow", ALLOWED),
             _ => Response::text(405, "method not allowed: use GET or HEAD\n").with_header("Allow", ALLOWED),
         })
+    }
+
+    /// Returns the response to a request for another path.
+    pub(crate) fn not_found() -> Response {
+        Response::text(404, "not found: use /metrics, /healthz or /readyz\n")
     }
 
     fn alive() -> Response {
@@ -151,8 +161,7 @@ impl Admin {
 /// The handler of an admin port, which answers 404 for every path other than the three endpoints.
 impl Handler for Admin {
     fn admit(self: Arc<Self>, head: &Head) -> Admission {
-        let not_found = || Response::text(404, "not found: use /metrics, /healthz or /readyz\n");
-        Admission::Refuse(self.answer(head).unwrap_or_else(not_found))
+        Admission::Refuse(self.answer(head).unwrap_or_else(Self::not_found))
     }
 }
 

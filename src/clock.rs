@@ -1,4 +1,5 @@
-//! The clock of leases, which counts on while the machine is suspended, and the wall clock in Kafka's unit.
+//! The clock of leases, which counts on while the machine is suspended, the wall clock in Kafka's unit, and both usual
+//! clocks at one time.
 
 use std::ops::{Add, Sub};
 use std::sync::LazyLock;
@@ -28,6 +29,31 @@ impl BootTime {
     /// Returns the time from `earlier` to `self`; zero if `earlier` is later.
     pub fn saturating_since(self, earlier: BootTime) -> Duration {
         self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A point in time by two clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// For durations, from [`boot_instant`].
+    pub(crate) at: Instant,
+    /// For display.
+    pub(crate) wall: SystemTime,
+}
+
+impl Moment {
+    /// Returns the present moment.
+    pub(crate) fn now() -> Self {
+        Moment { at: boot_instant(), wall: SystemTime::now() }
+    }
+
+    /// Returns the time of this clock for a time of `Instant::now()`, which must not be compared with it.
+    pub(crate) fn of_monotonic(self, time: Instant) -> Instant {
+        let now = Instant::now();
+        match time.checked_duration_since(now) {
+            Some(ahead) => self.at.checked_add(ahead).unwrap_or(self.at),
+            None => self.at.checked_sub(now.saturating_duration_since(time)).unwrap_or(self.at),
+        }
     }
 }
 

@@ -86,7 +86,7 @@
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → `access`, [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `decimal`, `locks`, `panics`, `random`, `regular_file`, `tls_client`,
+//! [`supervise`], [`shutdown`], [`clock`], `decimal`, `locks`, `panics`, `random`, `rates`, `regular_file`, `tls_client`,
 //! `token_bucket`.
 
 pub mod daemon;
@@ -113,6 +113,7 @@ mod panics;
 #[cfg(feature = "tls")]
 mod pem;
 mod random;
+mod rates;
 mod regular_file;
 mod reload;
 pub mod shutdown;

@@ -84,12 +84,30 @@ impl Registry {
         self.registry.register(Box::new(metric)).expect("each metric is registered once");
     }
 
+    /// Returns the counters of these names: the name, the values of the labels in the order of their names, the count.
+    pub(crate) fn counts(&self, names: &[&str]) -> Vec<(String, Vec<String>, u64)> {
+        let families = self.registry.gather();
+        let wanted = families.iter().filter(|family| names.contains(&family.name()));
+        let counts = |family: &MetricFamily| {
+            let of_series = family.get_metric().iter().map(count);
+            of_series.map(|(labels, count)| (family.name().to_owned(), labels, count)).collect::<Vec<_>>()
+        };
+        wanted.flat_map(counts).collect()
+    }
+
     /// Returns all metrics in the Prometheus text exposition format, version 0.0.4.
     pub fn render(&self) -> Vec<u8> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory does not fail");
         text
     }
+}
+
+/// Returns the value of a counter, with the values of its labels in the order of their names.
+pub(crate) fn count(metric: &Metric) -> (Vec<String>, u64) {
+    let labels = metric.get_label().iter().map(|pair| pair.value().to_owned()).collect();
+    // A counter of this program is a whole number, exact up to 2^53.
+    (labels, metric.get_counter().get_value() as u64)
 }
 
 /// A metric with a series for each combination of its labels.
@@ -167,6 +185,8 @@ mod tests {
         let registry = Registry::new();
         registry.counter("things_total", "Things.", &["kind"]).with_label_values(&["a"]).inc_by(3);
         registry.gauge("level", "Level.", &[]).with_label_values::<&str>(&[]).set(-2);
+        let counts = registry.counts(&["things_total", "others_total"]);
+        assert_eq!(counts, [("things_total".to_owned(), vec!["a".to_owned()], 3)]);
         let seconds = registry.histogram("seconds", "Seconds.", &["kind"], SECONDS_BUCKETS);
         for kind in ["a", "b"] {
             seconds.with_label_values(&[kind]).observe(0.1);

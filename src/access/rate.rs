@@ -1,6 +1,7 @@
 //! Rate limits of a credential or a topic: requests and bytes a second, each a
 //! [`TokenBucket`](crate::token_bucket::TokenBucket).
 
+use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -35,6 +36,17 @@ impl RateLimits {
         let burst_seconds = section.integer("burst_seconds", Some(1), 1..=3600, problems);
         let burst_seconds = u32::try_from(burst_seconds).unwrap_or(1);
         has_rate.then_some(RateLimits { requests_per_second, bytes_per_second, burst_seconds })
+    }
+}
+
+impl fmt::Display for RateLimits {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.requests_per_second, self.bytes_per_second) {
+            (Some(requests), Some(bytes)) => write!(formatter, "{requests} requests, {bytes} B /s"),
+            (Some(requests), None) => write!(formatter, "{requests} requests /s"),
+            (None, Some(bytes)) => write!(formatter, "{bytes} B /s"),
+            (None, None) => Ok(()),
+        }
     }
 }
 

@@ -22,6 +22,7 @@
 //!    and an `over!` line in `mod.rs`.
 
 mod cluster_reading;
+mod connections;
 mod engines;
 mod fetching;
 pub mod in_memory;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use cluster_reading::{GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo};
+pub use connections::{ConnectionState, ConnectionStatus};
 pub use engines::{fetcher, group_offsets, group_reader, log_ends, membership, producer};
 pub use fetching::{FetchEvent, Fetcher, HeaderLimits, LogIdentity, Message, MessageBatch};
 pub use settings::{KafkaSettings, Role};
@@ -206,7 +208,8 @@ pub type AppendResult = Result<Appended, AppendError>;
 /// Receives the result of an append. It must return quickly and must not call the producer: it may run on the engine's
 /// thread, or on the caller's thread before `append` has returned.
 pub trait Completion: Sized + Send + 'static {
-    /// Receives the result. For each completion either this is called exactly once, or [`complete_all`](Self::complete_all).
+    /// Receives the result; called exactly once, unless the completion is passed to
+    /// [`complete_all`](Self::complete_all).
     fn complete(self, outcome: AppendResult);
 
     /// Receives the results of many appends that an engine has at the same time, with their records: memory costs least
@@ -241,6 +244,11 @@ pub trait Producer<C: Completion>: Send + Sync {
 
     /// Returns the number of topic lookups sent to brokers so far.
     fn topic_lookups(&self) -> u64;
+
+    /// Returns the connections to brokers at present; `None` if the engine does not report them.
+    fn connections(&self) -> Option<Vec<ConnectionStatus>> {
+        None
+    }
 }
 
 /// A partition in the metadata of its topic.

@@ -1,13 +1,26 @@
-//! What the operators' pages of the daemons share: text that is safe in HTML, numbers and times for people, and the
-//! files that a page loads.
+//! What the operators' pages of the daemons share: text that is safe in HTML, numbers and times for people, the frame
+//! of a page, its query and its answers, and the files that it loads.
+//!
+//! Reading order: here, `query` (what a request selects), `selection` (which rows that is), `frame` (what stands around
+//! the rows), `answer`, `assets`.
 //!
 //! Invariant: names come from ZooKeeper and Kafka, where `<script>` is a legal name. They reach a page only through
 //! [`Text`], in elements and in quoted attributes, and through [`Encoded`] in links.
 
+pub(crate) mod answer;
 pub(crate) mod assets;
+pub(crate) mod frame;
+pub(crate) mod query;
+pub(crate) mod selection;
+#[cfg(test)]
+mod test_page;
+#[cfg(test)]
+pub(crate) mod test_support;
 
 use std::fmt::{self, Display, Formatter, Write};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::clock::Moment;
 
 /// A text for an element or a quoted attribute: no character of it can end either.
 pub(crate) struct Text<'a>(pub(crate) &'a str);
@@ -72,6 +85,38 @@ impl Display for Count {
     }
 }
 
+/// A number of bytes in one unit: `512 B`, `64 KiB`, `1.5 MiB`.
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl Display for Bytes {
+    #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        let Some(power) = (self.0.max(1).ilog2() / 10).checked_sub(1) else {
+            return write!(formatter, "{} B", self.0);
+        };
+        let (unit, shown) = (units[power as usize], self.0 as f64 / 1024_f64.powi(power as i32 + 1));
+        let decimals = usize::from(shown < 9.95 && !self.0.is_multiple_of(1024_u64.pow(power + 1)));
+        write!(formatter, "{shown:.decimals$} {unit}")
+    }
+}
+
+/// A number of events a second, with as many digits as people read: `0`, `0.04`, `3.2`, `48`, `1,204`.
+pub(crate) struct Rate(pub(crate) f64);
+
+impl Display for Rate {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            rate if rate.is_nan() || rate <= 0.0 => formatter.write_str("0"),
+            rate if rate < 0.005 => formatter.write_str("&lt;0.01"),
+            rate if rate < 0.95 => write!(formatter, "{rate:.2}"),
+            rate if rate < 9.95 => write!(formatter, "{rate:.1}"),
+            // A conversion of f64 to u64 saturates, so no value is out of range.
+            rate => Count(rate.round() as u64).fmt(formatter),
+        }
+    }
+}
+
 /// A duration in one unit: `95 s`, `4 min`, `3 h`, `2 d`. The script of the page has the same function.
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -97,6 +142,23 @@ impl Display for Utc {
         let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
         write!(formatter, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
+}
+
+/// Returns the time since `at` as an element that the script of the page keeps current.
+pub(crate) fn ago(at: Instant, now: Moment) -> String {
+    let age = now.at.saturating_duration_since(at);
+    since(now.wall.checked_sub(age).unwrap_or(UNIX_EPOCH), now)
+}
+
+/// Returns the time since `at` as an element that the script of the page keeps current.
+pub(crate) fn since(at: SystemTime, now: Moment) -> String {
+    let age = now.wall.duration_since(at).unwrap_or_default();
+    format!("<time datetime=\"{}\">{}</time>", Utc(at), Span(age))
+}
+
+/// Returns the time `ms` before `at`.
+pub(crate) fn before(at: Instant, ms: u64) -> Instant {
+    at.checked_sub(Duration::from_millis(ms)).unwrap_or(at)
 }
 
 /// Returns year, month and day of a number of days since 1970. The computed year begins in March, so that the day that
@@ -138,6 +200,30 @@ mod tests {
             [(0, "0"), (999, "999"), (1_204, "1,204"), (99_000, "99,000"), (u64::MAX, "18,446,744,073,709,551,615")]
         {
             assert_eq!(Count(number).to_string(), text);
+        }
+        for (rate, text) in [
+            (0.0, "0"),
+            (f64::NAN, "0"),
+            (0.004, "&lt;0.01"),
+            (0.25, "0.25"),
+            (3.21, "3.2"),
+            (9.99, "10"),
+            (48.4, "48"),
+            (1_204.2, "1,204"),
+            (f64::INFINITY, "18,446,744,073,709,551,615"),
+        ] {
+            assert_eq!(Rate(rate).to_string(), text);
+        }
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1_023, "1023 B"),
+            (1_024, "1 KiB"),
+            (1_536, "1.5 KiB"),
+            (64 << 20, "64 MiB"),
+            ((64 << 20) + 7, "64 MiB"),
+            (u64::MAX, "16 EiB"),
+        ] {
+            assert_eq!(Bytes(bytes).to_string(), text);
         }
         for (seconds, text) in [
             (0, "0 s"),

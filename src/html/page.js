@@ -1,4 +1,4 @@
-// Keeps a page of modules current: requests its rows every five seconds while it is visible, and changes only what
+// Keeps a page current: requests its rows every five seconds while it is visible, and changes only what
 // differs, so that focus, opened details, selection and scroll position stay. While answers fail, a banner says since
 // when, and the numbers are greyed: a page that stands still must not look alive.
 'use strict';
@@ -6,7 +6,7 @@
   const PERIOD_MS = 5000;
   const TIMEOUT_MS = 10000;
   const TYPING_MS = 200;
-  const PARTS = ['summary', 'verdicts', 'shown', 'modules', 'pages'];
+  const PARTS = ['summary', 'verdicts', 'shown', 'modules', 'pages', 'extra'];
   const THEMES = ['auto', 'light', 'dark'];
   const root = document.documentElement;
   const at = id => document.getElementById(id);
@@ -64,15 +64,16 @@
     return new Map([...document.querySelectorAll('tbody[data-verdict]')].map(row => [row.dataset.id, named(row)]));
   }
 
-  // Says in one sentence which modules got another verdict; the table itself would be too much to read out.
+  // Says in one sentence which rows got another verdict; the table itself would be too much to read out.
   function announce(before, after) {
     const words = new Map();
+    // A row that was not there before had the best verdict, whose rows may be hidden, or is new.
+    const best = at('verdicts').querySelector('label:last-child input').value;
     for (const [id, { verdict, name }] of after) {
-      // A row that was not there before had the verdict OK, whose rows are hidden.
-      if (verdict !== (before.get(id)?.verdict ?? 'OK')) words.set(verdict, [...(words.get(verdict) ?? []), name]);
+      if (verdict !== (before.get(id)?.verdict ?? best)) words.set(verdict, [...(words.get(verdict) ?? []), name]);
     }
     const sentences = [...words].map(([verdict, names]) =>
-      names.length === 1 ? `${names[0]} became ${verdict}` : `${names.length} modules became ${verdict}`);
+      (names.length === 1 ? names[0] : `${names.length} ${at('summary').dataset.things}`) + ' became ' + verdict);
     if (sentences.length) at('live').textContent = sentences.join(', ');
   }
 
@@ -98,10 +99,10 @@
     const fresh = new DOMParser().parseFromString(text, 'text/html');
     const summary = fresh.getElementById('summary');
     if (!summary) throw new Error('the answer has no rows');
-    // After an update of kmonitor this script may not fit its pages.
+    // After an update of the daemon this script may not fit its pages.
     if (summary.dataset.version !== at('summary').dataset.version) return location.reload();
     const focused = document.activeElement;
-    for (const part of PARTS) morph(at(part), fresh.getElementById(part));
+    for (const part of PARTS) if (at(part)) morph(at(part), fresh.getElementById(part));
     if (focused && focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
     document.title = summary.dataset.title;
     ahead = Date.parse(summary.dataset.now) - Date.now();

@@ -32,6 +32,11 @@ impl ByteBudget {
         ByteLease { budget: Some(self.clone()), bytes: 0 }
     }
 
+    /// Returns the largest number of bytes that may be leased.
+    pub fn max(&self) -> usize {
+        self.counters.max
+    }
+
     /// Returns the number of bytes leased now.
     pub fn used(&self) -> usize {
         self.counters.used.load(Ordering::Relaxed)

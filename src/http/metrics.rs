@@ -51,6 +51,11 @@ impl ServerMetrics {
         }
     }
 
+    /// Returns the number of open connections of a server.
+    pub(crate) fn open_connections(&self, server: &str) -> u64 {
+        u64::try_from(self.connections.with_label_values(&[server]).get()).unwrap_or(0)
+    }
+
     /// Returns the metrics of one server.
     pub(super) fn of(&self, server: &'static str) -> ServerCounters {
         ServerCounters {

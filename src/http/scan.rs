@@ -136,9 +136,9 @@ impl HeadScan {
     }
 }
 
-/// Returns the position of the first byte that is one of `wanted`. Eight bytes are looked at in one step, as the bytes of
-/// a number: a byte of `differences` is 0 where a wanted byte is. Subtracting 1 from each byte then sets the highest bit of
-/// the first such byte (and maybe of bytes behind it, through the borrow).
+/// Returns the position of the first byte that is one of `wanted`. Eight bytes are looked at in one step, as the bytes
+/// of a number: a byte of `differences` is 0 where a wanted byte is. Subtracting 1 from each byte then sets the highest
+/// bit of the first such byte (and maybe of bytes behind it, through the borrow).
 fn position_of_any(bytes: &[u8], wanted: [u8; 3]) -> Option<usize> {
     const ONES: u64 = u64::MAX / 255;
     const HIGH_BITS: u64 = ONES * 128;

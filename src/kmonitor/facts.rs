@@ -10,10 +10,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use crate::broker::Offset;
-use crate::clock::boot_instant;
+pub(super) use crate::clock::Moment;
 
 /// Where the stored offsets of a module are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -219,22 +219,6 @@ pub(super) struct Limits {
     pub calm: Duration,
     /// Readings in a row that a worse verdict needs.
     pub confirm: u8,
-}
-
-/// A point in time by both clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Moment {
-    /// For durations.
-    pub at: Instant,
-    /// For display.
-    pub wall: SystemTime,
-}
-
-impl Moment {
-    /// Returns the present moment.
-    pub(super) fn now() -> Self {
-        Moment { at: boot_instant(), wall: SystemTime::now() }
-    }
 }
 
 impl Default for Limits {

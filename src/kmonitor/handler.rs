@@ -12,7 +12,7 @@ use crate::admin::Admin;
 use crate::clock::boot_instant;
 use crate::http::{Admission, Handler, Head, Reply, Request, Response};
 
-use super::page::PageAnswers;
+use super::page::DelayPageAnswers;
 use super::published::PublishedPages;
 use super::query::Parameters;
 use super::refusals::{refusal, unknown_cluster};
@@ -32,7 +32,7 @@ pub(super) struct DelayHandler {
     /// The pages of the newest view.
     pub pages: Arc<PublishedPages>,
     /// `/` for browsers, and what it loads.
-    pub page: PageAnswers,
+    pub page: DelayPageAnswers,
     /// `/metrics`, `/healthz`, `/readyz`.
     pub admin: Admin,
 }

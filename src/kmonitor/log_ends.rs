@@ -25,7 +25,7 @@ const SILENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time after which a leader that did not respond is asked again.
 const SILENT_PAUSE: Duration = Duration::from_secs(5);
 /// Age at which a topic is looked up again, to find new partitions and another id. A few topics are looked up in every
-/// cycle: until then a topic that was created again looks like the one before.
+/// cycle: until then a recreated topic looks like the one before.
 const MAX_TOPIC_AGE: Duration = Duration::from_secs(10);
 /// Largest number of topics that are a few.
 const FEW_TOPICS: usize = 500;
@@ -49,7 +49,7 @@ pub(super) enum LogReading {
 pub(super) struct LogReader {
     client: Client<dyn LogEnds>,
     topics: HashMap<Arc<str>, KnownTopic>,
-    /// The leaders that did not respond, and when they are asked again.
+    /// The leaders that did not respond, and when the next request may be sent to them.
     silent: BTreeMap<i32, Instant>,
     /// Number of requests sent so far, as far as they can be counted here.
     pub request_count: u64,
@@ -130,9 +130,9 @@ impl LogReader {
                 continue;
             }
             let leader = self.leader(at);
-            match leader.and_then(|leader| self.silent.get(&leader).map(|again| (leader, *again))) {
+            match leader.and_then(|leader| self.silent.get(&leader).map(|retry_at| (leader, *retry_at))) {
                 None => healthy.push(index),
-                Some((_, again)) if again <= now => silent.push(index),
+                Some((_, retry_at)) if retry_at <= now => silent.push(index),
                 Some((leader, _)) => {
                     self.doubt(&at.topic);
                     readings[index] = Some(LogReading::Unknown(UnknownReason::LeaderSilent { broker: leader }));
@@ -216,7 +216,7 @@ impl LogReader {
         };
         let found = log_ends.range_of_all(&partitions, began + timeout);
         // The pause begins after the wait, or it would have passed already.
-        let again = now + began.elapsed() + SILENT_PAUSE;
+        let retry_at = now + began.elapsed() + SILENT_PAUSE;
         let mut responding = BTreeSet::new();
         for ((index, at), result) in indices.iter().zip(&partitions).zip(found) {
             let leader = self.leader(at);
@@ -228,7 +228,7 @@ impl LogReader {
                 Err(error) => {
                     self.doubt(&at.topic);
                     if let (MetadataError::Unreachable(_), Some(leader)) = (&error, leader) {
-                        self.silent.insert(leader, again);
+                        self.silent.insert(leader, retry_at);
                     }
                     LogReading::Unknown(reason_of(error, leader))
                 }

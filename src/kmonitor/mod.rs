@@ -34,7 +34,6 @@ mod plan;
 mod probe;
 mod published;
 mod query;
-mod rates;
 mod readings;
 mod refusals;
 mod report;
@@ -73,7 +72,7 @@ use handler::DelayHandler;
 use kafka_source::KafkaSource;
 use log_ends::LogReader;
 use pace::Pace;
-use page::PageAnswers;
+use page::DelayPageAnswers;
 use places::{Places, Times};
 use probe::Prober;
 use published::PublishedPages;
@@ -154,7 +153,7 @@ fn listen(
         max_connections: MAX_CONNECTIONS,
         ..ServerLimits::default()
     };
-    let delay = DelayHandler { pages: Arc::clone(pages), page: PageAnswers::default(), admin: admin.clone() };
+    let delay = DelayHandler { pages: Arc::clone(pages), page: DelayPageAnswers::default(), admin: admin.clone() };
     let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
     if let Some(port) = config.http.admin_port {
         servers.push(start("admin_port", "admin", port, 1, ServerLimits::default(), Arc::new(admin.clone()))?);

@@ -21,10 +21,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::{GroupDescription, PartitionId, TopicPartition};
+use crate::rates::Rates;
 
 use super::facts::{Moment, Owner, Source, Stored};
 use super::log_ends::{LogReader, LogReading};
-use super::rates::Rates;
 use super::readings::{ModuleKey, ModuleReading, PlaceReading};
 use super::sparkline::Sparkline;
 
@@ -101,7 +101,7 @@ struct ModuleTopic {
     /// It was read without an owner, or was not there, when the module was read before.
     was_unowned: bool,
     is_left_behind: bool,
-    rates: Rates,
+    rates: Rates<2>,
     line: Sparkline,
 }
 

@@ -28,7 +28,7 @@ pub struct Config {
     pub log: LogConfig,
     /// `listen` and `port`: the address for clients.
     pub listen: Listen,
-    /// `admin_port`: a separate port for `/metrics`, `/healthz` and `/readyz`.
+    /// `admin_port`: a separate port for `/metrics`, `/healthz`, `/readyz` and the page.
     pub admin: Option<Listen>,
     /// `tls`: the certificates; `None` serves plain HTTP.
     pub tls: Option<Tls>,

@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 use crate::broker::Acks;
 use crate::locks::{read, write};
-use crate::metrics::{Registry, SECONDS_BUCKETS};
+use crate::metrics::{Registry, SECONDS_BUCKETS, count};
 
 /// Largest number of topics with a label of their own.
 const MAX_TOPICS: usize = 1000;
@@ -31,6 +32,17 @@ pub(super) struct KproxyMetrics {
     topics: RwLock<HashMap<Arc<str>, TopicCounters>>,
     /// The counters of [`OTHER_TOPICS`], once all labels are used.
     others: OnceLock<Arc<[IntCounter; 3]>>,
+}
+
+/// Commits that were answered alike.
+pub(super) struct Answered {
+    /// The label of the topic; empty for requests that were refused before anything was sent to Kafka.
+    pub(super) topic: String,
+    /// The label of the acks level.
+    pub(super) acks: String,
+    /// The status.
+    pub(super) code: u16,
+    pub(super) count: u64,
 }
 
 /// A topic's name, and its counters if it has a label of its own.
@@ -130,6 +142,37 @@ impl KproxyMetrics {
         self.commits.with_label_values(&[label, acks_label(acks), &status.to_string()]).inc();
     }
 
+    /// Returns the commits answered so far.
+    pub(super) fn answered(&self) -> Vec<Answered> {
+        let families = self.commits.collect();
+        let answered = |metric| {
+            let (labels, count) = count(metric);
+            // In the order of their names.
+            let [acks, code, topic] = <[String; 3]>::try_from(labels).ok()?;
+            Some(Answered { topic, acks, code: code.parse().ok()?, count })
+        };
+        families.iter().flat_map(|family| family.get_metric()).filter_map(answered).collect()
+    }
+
+    /// Returns for each acks level its name, the number of messages handed to Kafka and answered, and how many of them
+    /// took longer than a second.
+    pub(super) fn waits(&self) -> [(&'static str, u64, u64); 3] {
+        std::array::from_fn(|index| {
+            let histogram = &self.seconds[index];
+            let total = histogram.get_sample_count();
+            let family = histogram.collect();
+            let buckets = family.iter().flat_map(|family| family.get_metric()).flat_map(|metric| {
+                metric
+                    .get_histogram()
+                    .get_bucket()
+                    .iter()
+                    .map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()))
+            });
+            let quick = buckets.filter(|(bound, _)| *bound <= 1.0).map(|(_, count)| count).max().unwrap_or(0);
+            (acks_label(ACKS_LEVELS[index]), total, total.saturating_sub(quick))
+        })
+    }
+
     /// Counts an answered batch. `stored` and `not_stored` also count each of its messages that was handed to Kafka.
     pub(super) fn batch(&self, status: u16) {
         self.batches.with_label_values(&[&status.to_string()]).inc();
@@ -149,7 +192,7 @@ fn index(acks: Acks) -> usize {
     }
 }
 
-fn acks_label(acks: Acks) -> &'static str {
+pub(super) fn acks_label(acks: Acks) -> &'static str {
     match acks {
         Acks::None => "0",
         Acks::Leader => "1",

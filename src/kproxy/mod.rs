@@ -10,8 +10,9 @@
 //! Reading order: `query`, `headers`, `content_coding` and `answer` (pure), `access` (which client may write what, and
 //! how much), `cors` (browsers), `handler` (checks a request and hands its messages to the broker seam), `in_flight`
 //! (from the delivery report to the answer), `batch` (many messages in one request), `in_flight_slots`,
-//! `producer_pool`, `metrics`, `log_fields`, `heap_trim`, `config`; this file only wires them. Invariant: 200 is
-//! answered only for messages that Kafka confirmed at the acks level of the request.
+//! `producer_pool`, `metrics`, `log_fields`, `heap_trim`, `traffic`, `page` and `admin_port` (what operators see),
+//! `config`; this file only wires them. Invariant: 200 is answered only for messages that Kafka confirmed at the acks
+//! level of the request.
 //!
 //! Bounds: `max_connections` and `max_connections_per_ip` for connections, `max_in_flight_bytes` for the memory of
 //! requests, `req_pool_size` for messages in flight. Whatever exceeds a bound is answered with 503. The producers' own
@@ -27,6 +28,7 @@
 //! That makes 20 threads with three brokers, all acks levels and the default configuration, under any load.
 
 mod access;
+mod admin_port;
 mod answer;
 mod batch;
 pub mod config;
@@ -41,8 +43,10 @@ mod in_flight;
 mod in_flight_slots;
 mod log_fields;
 mod metrics;
+mod page;
 mod producer_pool;
 mod query;
+mod traffic;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -60,6 +64,7 @@ use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
 use access::AccessControl;
+use admin_port::{AdminPort, PageSource};
 use batch::BatchLimits;
 use config::Config;
 use handler::CommitHandler;
@@ -68,6 +73,7 @@ use in_flight::PendingMessage;
 use in_flight_slots::SlotPool;
 use metrics::KproxyMetrics;
 use producer_pool::ProducerPool;
+use traffic::Traffic;
 
 /// Timeout of connecting to a broker and of a metadata request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,7 +101,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 
     let handler = Arc::new(CommitHandler {
         producers: producers(&config, supervisor)?,
-        admin: admin.clone(),
+        admin,
         metrics: Arc::clone(&metrics),
         access: AccessControl::new(config.access.clone(), &registry, supervisor.reloads()),
         origins: config.origins.clone(),
@@ -134,9 +140,21 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         info!("{key}: listening on {}", server.local_addr());
         Ok::<Server, String>(server)
     };
+    let traffic = Arc::new(Traffic::new());
+    let admin_port = AdminPort::new(PageSource {
+        handler: Arc::clone(&handler),
+        traffic: Arc::clone(&traffic),
+        budget: budget.clone(),
+        max_connections,
+        servers: server_metrics.clone(),
+        registry: registry.clone(),
+    });
+    admin_port.register_metrics(&registry);
     let admin_server = config
         .admin
-        .map(|listen: Listen| start("admin", "admin_port", listen, 1, ServerLimits::default(), None, Arc::new(admin)))
+        .map(|listen: Listen| {
+            start("admin", "admin_port", listen, 1, ServerLimits::default(), None, Arc::new(admin_port))
+        })
         .transpose()?;
     let server = start(
         "http",
@@ -148,7 +166,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         Arc::<CommitHandler>::clone(&handler),
     )?;
 
-    let watch = Watch { handler: Arc::clone(&handler), broker, budget, metrics };
+    let watch = Watch { handler: Arc::clone(&handler), broker, budget, metrics, traffic };
     let stop = supervisor.stop().clone();
     supervisor.spawn("watch", move || watch.run(&stop));
 
@@ -221,6 +239,7 @@ struct Watch {
     broker: Component,
     budget: ByteBudget,
     metrics: Arc<KproxyMetrics>,
+    traffic: Arc<Traffic>,
 }
 
 impl Watch {
@@ -238,6 +257,7 @@ impl Watch {
             // The producers return the total since their start, so the counter is raised by the difference.
             let lookups = self.handler.producers.topic_lookups();
             self.metrics.topic_lookups.inc_by(lookups.saturating_sub(self.metrics.topic_lookups.get()));
+            self.traffic.sample(&self.metrics, Instant::now());
             if !stop.sleep(WATCH_INTERVAL) {
                 return;
             }

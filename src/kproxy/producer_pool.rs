@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::broker::partitioner::fnv1a;
-use crate::broker::{Acks, Completion, Producer, Record};
+use crate::broker::{Acks, Completion, ConnectionStatus, Producer, Record};
 
 /// The producers of kproxy, at least one.
 pub(super) struct ProducerPool<C> {
@@ -48,6 +48,17 @@ impl<C: Completion> ProducerPool<C> {
     /// Returns the number of metadata requests about topics since the start.
     pub(super) fn topic_lookups(&self) -> u64 {
         self.producers.iter().map(|producer| producer.topic_lookups()).sum()
+    }
+
+    /// Returns the connections of all producers to brokers, each with the number of its producer; `None` if the engine
+    /// does not report them.
+    pub(super) fn connections(&self) -> Option<Vec<(usize, ConnectionStatus)>> {
+        let numbered = |(number, producer): (usize, &Arc<dyn Producer<C>>)| {
+            let connections = producer.connections()?;
+            Some(connections.into_iter().map(|connection| (number, connection)).collect::<Vec<_>>())
+        };
+        let all: Option<Vec<_>> = self.producers.iter().enumerate().map(numbered).collect();
+        all.map(|connections| connections.into_iter().flatten().collect())
     }
 
     /// Closes one producer after the other within `grace`, of which each gets an equal share of what is left, so that

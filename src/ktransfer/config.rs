@@ -49,7 +49,7 @@ pub struct Config {
     pub(super) engine: Engine,
     /// `kafka`: settings of the Kafka client.
     pub(super) kafka: KafkaSettings,
-    /// `admin_port`: serves `/metrics`, `/healthz`, `/readyz` and `/v1/modules`; `None` serves none of them.
+    /// `admin_port`: serves `/metrics`, `/healthz`, `/readyz`, `/v1/modules` and the page; `None` serves none.
     pub(super) admin_port: Option<u16>,
     /// `credentials_file`: the operators; `None` refuses their operations.
     pub(super) credentials: Option<CredentialsFile>,

@@ -36,12 +36,13 @@ use log::{Level, warn};
 
 use super::fetcher::{FetchCommand, Fetched};
 use super::group::{GroupCommand, GroupEvent};
-use super::job::{Ack, Job, JobEnd, WorkerReport};
+use super::job::{Ack, Job, JobPlace, WorkerReport};
 use super::memory_budget::BudgetShare;
 use super::operations::Request;
 use super::worker_context::WorkerContext;
 use crate::broker::{Message, PartitionId};
 use crate::log_limited;
+use crate::rates::Rates;
 use crate::shutdown::{Never, Stop};
 
 pub(super) use channels::Channels;
@@ -98,6 +99,9 @@ pub(super) struct Dispatcher {
     seen_pauses: u64,
     /// When the status is written next.
     next_status: Instant,
+    /// Messages delivered and attempts failed, since `started`.
+    rates: Rates<2>,
+    started: Instant,
     /// When the latest line about a message that holds a commit point was logged.
     last_head_line: Option<Instant>,
 }
@@ -123,6 +127,8 @@ impl Dispatcher {
             pending_requests: Vec::new(),
             seen_pauses: 0,
             next_status: Instant::now(),
+            rates: Rates::default(),
+            started: Instant::now(),
             last_head_line: None,
         }
     }
@@ -329,6 +335,11 @@ impl Dispatcher {
     fn hand_out(&mut self, message: Message, memory: BudgetShare, now: Instant) {
         let (partition, offset) = (message.from.partition, message.offset);
         let Some(state) = self.partitions.get_mut(&partition) else { return };
+        if state.awaits_letter(offset) {
+            // It was given up before a pause: the end of its job marks it done.
+            let _ = state.window.open(offset);
+            return;
+        }
         let filtered = if state.window.was_done(offset) { Filtered::Pass } else { filter(&self.context, &message) };
         let (method, unpushable) = match filtered {
             Filtered::Push(method) => (method, None),
@@ -354,7 +365,16 @@ impl Dispatcher {
     fn on_report(&mut self, report: WorkerReport, now: Instant) {
         match report {
             WorkerReport::Waits { worker } => self.outbox.on_wait(worker),
+            WorkerReport::AwaitsLetter(job) => self.on_letter(&job),
             WorkerReport::Ack(ack) => self.on_ack(ack, now),
+        }
+    }
+
+    fn on_letter(&mut self, job: &JobPlace) {
+        if let Some(state) =
+            self.partitions.get_mut(&job.partition).filter(|state| state.generation() == job.generation)
+        {
+            state.note_letter(job.window, job.offset);
         }
     }
 
@@ -365,10 +385,9 @@ impl Dispatcher {
         if state.generation() != ack.generation {
             return;
         }
-        state.in_flight -= 1;
-        if ack.end == JobEnd::Done && state.window_id == ack.window {
+        let (is_done, has_moved) = state.end_job(&ack);
+        if is_done {
             let is_held = !state.held_back.is_empty() || state.is_paused;
-            let has_moved = state.window.close(ack.offset).is_some();
             if is_held && has_moved {
                 self.hand_out_held_back(partition, now);
             }

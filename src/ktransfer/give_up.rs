@@ -12,7 +12,7 @@ use std::time::Duration;
 use log::{Level, warn};
 
 use super::dead_letters::DeadLetterCause;
-use super::job::{Job, Unpushable};
+use super::job::{Job, SkipOrder, Unpushable};
 use super::method::NoMethod;
 use super::policy::{AttemptOutcome, GiveUpCause};
 use super::worker_context::WorkerContext;
@@ -134,23 +134,25 @@ pub(super) fn drop_message(context: &WorkerContext, message: &Message, method: O
     }
 }
 
-/// Logs a message that the operator `by` passes over, and counts it if it gets no dead letter; the caller marks it done
-/// or stores the letter.
-pub(super) fn skip(context: &WorkerContext, job: &Job, attempts: u32, by: &str) {
-    if context.dead_letters.is_none() {
+/// Logs a message that an operator passes over, and counts it if it gets no dead letter; the caller marks it done or
+/// stores the letter.
+pub(super) fn skip(context: &WorkerContext, job: &Job, attempts: u32, order: &SkipOrder) {
+    let has_letter = order.stores_letter && context.dead_letters.is_some();
+    if !has_letter {
         context.metrics.skipped.inc();
     }
-    let message = &job.message;
+    let (message, letter) = (&job.message, if has_letter { "yes" } else { "no" });
     // Not rate limited: this line is the only record of the message.
     warn!(
-        "module [{}]: skipped topic={}, partition={}, transid={}, method={}, datalen={}, attempts={attempts}, by={by}, \
-         key={}",
+        "module [{}]: skipped topic={}, partition={}, transid={}, method={}, datalen={}, attempts={attempts}, by={}, \
+         dead_letter={letter}, key={}",
         context.config.name,
         message.from.topic,
         message.from.partition,
         message.offset,
         job.method.as_deref().unwrap_or("*"),
         message.value.as_ref().map_or(0, Vec::len),
+        order.by,
         message.key.as_deref().unwrap_or_default().escape_ascii()
     );
 }

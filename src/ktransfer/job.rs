@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 
 use super::group::{Claim, Generation, TimedFence};
 use super::memory_budget::BudgetShare;
@@ -13,7 +13,8 @@ use crate::broker::{Header, Message, Offset, PartitionId};
 /// The claim on a partition as the workers see it. One is created for each `Gained` event and shared by its jobs.
 ///
 /// A claim ends in two steps, so that a hand-over repeats few messages: in the first step each job below the highest
-/// offset that was pushed still gets one attempt, in the second step no attempt begins.
+/// offset that was pushed still gets one attempt, in the second step no attempt begins. While an operator has paused the
+/// partition, no attempt begins, but a message that was given up still gets its dead letter.
 pub(super) struct Assignment {
     /// The claimed partition.
     pub(super) partition: PartitionId,
@@ -24,8 +25,11 @@ pub(super) struct Assignment {
     /// Fencing token of the claim, see [`Claim::token`].
     pub(super) token: u64,
     phase: AtomicU8,
-    /// The highest offset of which an attempt began.
+    is_paused: AtomicBool,
+    /// The highest offset of the present log of which an attempt began.
     highest_started: AtomicI64,
+    /// The first window of the present log: the offsets of earlier windows are those of another log.
+    log_since: AtomicU64,
 }
 
 /// The steps in which a claim ends.
@@ -48,8 +52,20 @@ impl Assignment {
             fence: Arc::clone(&claim.fence),
             token: claim.token,
             phase: AtomicU8::new(ClaimPhase::Held as u8),
+            is_paused: AtomicBool::new(false),
             highest_started: AtomicI64::new(Offset::MIN),
+            log_since: AtomicU64::new(0),
         }
+    }
+
+    /// From this window on, another log is read: no message of it was attempted.
+    pub(super) fn begin_log(&self, window: WindowId) {
+        self.log_since.store(window.0, Ordering::SeqCst);
+        self.highest_started.store(Offset::MIN, Ordering::SeqCst);
+    }
+
+    fn is_of_present_log(&self, window: WindowId) -> bool {
+        self.log_since.load(Ordering::SeqCst) <= window.0
     }
 
     /// Moves the claim on to `phase`; a claim never moves back. The dispatcher must then send
@@ -77,25 +93,40 @@ impl Assignment {
         self.enter(ClaimPhase::Ended);
     }
 
+    /// Begins or ends a pause of the partition. After the begin the dispatcher must send [`WorkerMessage::Recheck`] to
+    /// the workers; it ends a pause only when no job of the claim is to be pushed.
+    pub(super) fn set_paused(&self, is_paused: bool) {
+        self.is_paused.store(is_paused, Ordering::SeqCst);
+    }
+
     /// Whether an attempt may begin now.
     pub(super) fn may_push(&self) -> bool {
+        self.may_store_letters() && !self.is_paused.load(Ordering::SeqCst)
+    }
+
+    /// Whether dead letters may be stored now.
+    pub(super) fn may_store_letters(&self) -> bool {
         self.phase() != ClaimPhase::Ended && self.fence.is_valid()
     }
 
-    /// Notes that an attempt of the message at `offset` begins.
-    pub(super) fn note_started(&self, offset: Offset) {
+    /// Notes that an attempt of the message at `offset`, which was read for `window`, begins.
+    pub(super) fn note_started(&self, window: WindowId, offset: Offset) {
         // The read avoids most of the writes to a value that all workers share.
-        if self.highest_started.load(Ordering::Relaxed) < offset {
+        if self.highest_started.load(Ordering::Relaxed) < offset && self.is_of_present_log(window) {
             self.highest_started.fetch_max(offset, Ordering::SeqCst);
         }
     }
 
     /// Whether the work on a job ends without a (further) attempt. `is_started` says whether an attempt was made.
-    pub(super) fn is_over_for(&self, offset: Offset, is_started: bool) -> bool {
+    pub(super) fn is_over_for(&self, window: WindowId, offset: Offset, is_started: bool) -> bool {
         match self.phase() {
-            ClaimPhase::Held => false,
-            // A message that would only add to the messages ahead of the commit point is left to the next owner.
-            ClaimPhase::Draining => is_started || self.highest_started.load(Ordering::SeqCst) < offset,
+            ClaimPhase::Held => self.is_paused.load(Ordering::SeqCst),
+            ClaimPhase::Draining if is_started => true,
+            // A message that would only add to the messages ahead of the commit point is left to the next owner. One of
+            // a log that is gone cannot be: it gets its attempt now.
+            ClaimPhase::Draining => {
+                self.is_of_present_log(window) && self.highest_started.load(Ordering::SeqCst) < offset
+            }
             ClaimPhase::Ended => true,
         }
     }
@@ -103,7 +134,7 @@ impl Assignment {
 
 /// Identifies a window of a dispatcher. An id is never reused, so a late batch or acknowledgement never matches a later
 /// window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct WindowId(pub u64);
 
 /// A message to be pushed.
@@ -184,6 +215,8 @@ pub(super) struct SkipOrder {
     pub(super) offset: Offset,
     /// Name of the operator's credential.
     pub(super) by: Arc<str>,
+    /// Whether a dead letter is stored before the message is done, if the module has a dead-letter topic.
+    pub(super) stores_letter: bool,
     /// Taken by the worker that passes the message over; cancelled by the dispatcher when that takes too long.
     pub(super) turn: Turn,
 }
@@ -237,8 +270,23 @@ pub(super) enum WorkerReport {
         /// Number of the worker.
         worker: usize,
     },
+    /// The message of a job was given up, and waits for its dead letter. Sent at most once for each job.
+    AwaitsLetter(JobPlace),
     /// The work on a job has ended. Sent exactly once for each job.
     Ack(Ack),
+}
+
+/// Which job a report is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct JobPlace {
+    /// Partition of the message.
+    pub(super) partition: PartitionId,
+    /// Number of the claim under which the message was read.
+    pub(super) generation: Generation,
+    /// The window that has an open slot for the message.
+    pub(super) window: WindowId,
+    /// Offset of the message.
+    pub(super) offset: Offset,
 }
 
 /// A worker's acknowledgement of a job.
@@ -274,10 +322,25 @@ mod tests {
     }
 
     #[test]
+    fn while_a_partition_is_paused_dead_letters_go_on_and_no_push_begins() {
+        let assignment = Assignment::new(&claim(0, 1, None));
+        assert!(assignment.may_push() && !assignment.is_over_for(WindowId(1), 3, true));
+        assignment.set_paused(true);
+        assert!(
+            !assignment.may_push() && assignment.is_over_for(WindowId(1), 3, false) && assignment.may_store_letters()
+        );
+        assignment.set_paused(false);
+        assert!(assignment.may_push());
+        assignment.end();
+        assert!(!assignment.may_push() && !assignment.may_store_letters());
+    }
+
+    #[test]
     fn a_claim_ends_in_two_steps_and_never_moves_back() {
         let assignment = Assignment::new(&claim(0, 1, None));
-        assignment.note_started(7);
-        assignment.note_started(5);
+        let window = WindowId(1);
+        assignment.note_started(window, 7);
+        assignment.note_started(window, 5);
         for (phase, over) in [
             // For an attempted job, and for jobs at and above the highest attempted offset.
             (ClaimPhase::Held, [false, false, false]),
@@ -286,8 +349,29 @@ mod tests {
             (ClaimPhase::Draining, [true, true, true]),
         ] {
             assignment.enter(phase);
-            let found = [(3, true), (7, false), (8, false)].map(|(at, started)| assignment.is_over_for(at, started));
-            assert_eq!(found, over, "{phase:?}");
+            let is_over = |(offset, is_started)| assignment.is_over_for(window, offset, is_started);
+            assert_eq!([(3, true), (7, false), (8, false)].map(is_over), over, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn offsets_of_the_log_before_say_nothing_about_the_new_one() {
+        let assignment = Assignment::new(&claim(0, 1, None));
+        let (old, new) = (WindowId(1), WindowId(2));
+        assignment.note_started(old, 1000);
+        assignment.begin_log(new);
+        // A retry of a message that was read before.
+        assignment.note_started(old, 2000);
+        assignment.note_started(new, 3);
+        assignment.enter(ClaimPhase::Draining);
+        for (window, offset, is_started, is_over) in [
+            (new, 3, false, false),
+            (new, 4, false, true),
+            (new, 2, true, true),
+            (old, 5000, false, false),
+            (old, 5000, true, true),
+        ] {
+            assert_eq!(assignment.is_over_for(window, offset, is_started), is_over, "{window:?} {offset}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
+use super::operations::MessageCounts;
 use crate::broker::PartitionId;
 use crate::metrics::{Registry, SECONDS_BUCKETS};
 
@@ -301,6 +302,20 @@ impl Metrics {
 }
 
 impl ModuleMetrics {
+    /// Returns what was counted since the start of the process.
+    pub(super) fn counts(&self) -> MessageCounts {
+        let sum = |counters: &[&IntCounter]| counters.iter().map(|counter| counter.get()).sum();
+        MessageCounts {
+            delivered: self.delivered.get(),
+            filtered: sum(&[&self.filtered, &self.undecodable, &self.tombstones]),
+            given_up: sum(&[&self.given_up, &self.dropped]),
+            dead_lettered: self.dead_lettered.get(),
+            skipped: self.skipped.get(),
+            failed_attempts: sum(&[&self.pushes_refused, &self.pushes_failed]),
+            dead_letters_waiting: u64::try_from(self.letters_waiting.get()).unwrap_or(0),
+        }
+    }
+
     /// Counts a partition that continues at another offset.
     pub(super) fn count_reset(&self, reset: OffsetReset) {
         self.offset_resets.with_label_values(&[self.module.as_str(), reset.label()]).inc();

@@ -33,8 +33,8 @@
 //! Reading order: `config`, `connections`, `modules` (which ones run), `reload`, `module` (the threads and channels of a
 //! module), `dispatcher` (the loop that
 //! owns the windows), `window`, `group`, `fetcher`, `worker`, `backends` (which one a push goes to), `push_rate`,
-//! `backend_client` (an attempt), `outcomes` (what its result means), `policy` (retries), `give_up`, `dead_letters`; the
-//! tools `move_offsets` and `replay`.
+//! `backend_client` (an attempt), `outcomes` (what its result means), `policy` (retries), `give_up`, `dead_letters`,
+//! `operations`, `page`; the tools `move_offsets` and `replay`.
 //!
 //! Invariant: a message is done only when a backend accepted it (`outcomes`; without this table: answered 2xx), when the
 //! method of the message is not configured, or when the message was given up: dropped, or stored as a dead letter.
@@ -61,6 +61,7 @@ mod modules;
 mod move_offsets;
 mod operations;
 mod outcomes;
+mod page;
 mod pauses;
 mod plan;
 mod policy;

@@ -4,9 +4,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
+
 use super::backend_client::IdempotencyKey;
 use super::backends::EjectionConfig;
 use super::config::{FilteredMessages, ModuleConfig, ProtocolConfig, StartFrom, Tombstones};
+use super::dead_letters::{self, Letter, ModuleLetters};
 use super::group::{Claim, Generation, StoredPosition, TimedFence};
 use super::job::{Assignment, Job, WindowId};
 use super::metrics::Metrics;
@@ -14,7 +17,10 @@ use super::outcomes::OutcomeTable;
 use super::policy::RetryPolicy;
 use super::template::UriTemplate;
 use super::worker_context::WorkerContext;
-use crate::broker::{Header, Message, Offset, PartitionId, TopicPartition};
+use crate::admin::Health;
+use crate::broker::{
+    AppendError, AppendFailure, Appended, Completion, Header, Message, Offset, PartitionId, Stored, TopicPartition,
+};
 use crate::clock::BootTime;
 use crate::metrics::Registry;
 
@@ -83,6 +89,22 @@ pub(super) fn claim(partition: PartitionId, generation: u64, position: Option<Of
 pub(super) fn worker_context(config: ModuleConfig, registry: &Registry) -> WorkerContext {
     let metrics = Metrics::new(registry).of_module(&config.name, &config.topic);
     WorkerContext::new(config, metrics, None)
+}
+
+/// Creates the worker context of a module with dead letters; the letters to be stored arrive at the receiver.
+pub(super) fn context_with_letters(config: ModuleConfig, registry: &Registry) -> (WorkerContext, Receiver<Letter>) {
+    let mut context = worker_context(config, registry);
+    let (sender, letters) = dead_letters::channel();
+    let (module, health) = (Arc::clone(&context.config.name), Health::new().component("dead letters of m"));
+    context.dead_letters = Some(ModuleLetters::new(sender, module, "dead".into(), context.metrics.clone(), health));
+    (context, letters)
+}
+
+/// Completes a letter as stored, or as not stored.
+pub(super) fn complete(letter: Letter, is_stored: bool) {
+    let failure = || AppendError { kind: AppendFailure::UnknownTopic, stored: Stored::No, reason: "gone".to_owned() };
+    let stored = Appended { partition: 0, offset: Some(0) };
+    letter.completion.complete(if is_stored { Ok(stored) } else { Err(failure()) });
 }
 
 /// Record headers for [`job`]. A backend receives `trace`, `null` (empty) and `utf8`; the others have a name or value

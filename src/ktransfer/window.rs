@@ -141,6 +141,22 @@ impl Window {
         self.advance()
     }
 
+    /// Marks the message at `offset` done, also if it was not added yet: then it counts as done in an earlier claim
+    /// when it is. Returns the commit point if it moved.
+    pub(super) fn finish(&mut self, offset: Offset) -> Option<Offset> {
+        let was_added = self.has_passed(offset) || self.commit_point.is_some_and(|point| offset < point);
+        if was_added {
+            return self.close(offset);
+        }
+        let end = offset.saturating_add(1);
+        let place = self.done_before.partition_point(|range| range.end < offset);
+        match self.done_before.get_mut(place) {
+            Some(range) if range.start <= end => *range = range.start.min(offset)..range.end.max(end),
+            _ => self.done_before.insert(place, offset..end),
+        }
+        None
+    }
+
     /// Returns the next offset to read after a restart; `None` if it was unknown at first and no message is done.
     pub(super) fn commit_point(&self) -> Option<Offset> {
         self.commit_point
@@ -224,6 +240,21 @@ mod tests {
         assert_eq!(window.close(20), Some(40), "the commit point skips the hole up to the next open message");
         assert_eq!(window.close(40), Some(41));
         assert_eq!(window.len(), 0);
+    }
+
+    #[test]
+    fn a_message_may_be_done_before_it_is_read() {
+        let mut window = Window::resuming(10, &[14..16, 30..31]);
+        for offset in [20, 13, 16, 12, 5, 14] {
+            assert_eq!(window.finish(offset), None);
+        }
+        assert_eq!(window.ahead(9), [12..17, 20..21, 30..31]);
+        assert!(window.open(10) && window.open(11));
+        let done: Vec<Offset> = (12..22).filter(|offset| window.was_done(*offset)).collect();
+        assert_eq!(done, [12, 13, 14, 15, 16, 20]);
+        assert_eq!((window.finish(10), window.finish(11)), (Some(11), Some(12)), "as close does");
+        assert_eq!(window.pass(12), Some(13));
+        assert_eq!(window.finish(12), None);
     }
 
     #[test]

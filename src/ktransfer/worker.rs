@@ -3,7 +3,7 @@
 //! All messages of one key have the same worker. A message that waits for its next attempt, or for a valid lease, holds
 //! up its key alone: the worker goes on with its other keys, and is busy only while a request is on the wire. It blocks
 //! on its own channel only. While no backend is in use, or the limit on pushes is reached, it begins no attempt and has
-//! no slot of the window.
+//! no slot of the window; the jobs that need no push go on.
 //!
 //! `slots` requests slots of the window, `endings` acknowledges and abandons jobs, `letters` ends them with a dead
 //! letter.
@@ -44,8 +44,10 @@ use pending_job::PendingJob;
 pub(super) use push_attempt::PushAttempt;
 use slots::WorkerSlots;
 
-/// Interval at which a worker checks a lease that is not valid at the moment.
-const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// Time after which a worker first looks again at a lease that is not valid; then after twice as long, each time.
+const FIRST_LEASE_CHECK: Duration = Duration::from_millis(50);
+/// Largest number of doublings: many jobs that wait for an hour must not keep a processor busy with looking.
+const MAX_LEASE_DOUBLINGS: u32 = 4;
 
 /// One worker, which runs on its own thread.
 pub(super) struct Worker {
@@ -107,9 +109,11 @@ impl Worker {
             if self.step() || self.has_ended {
                 continue;
             }
-            let idle_end = self.pusher.close_idle(Instant::now());
-            let next_work = self.held_until.or_else(|| self.queues.next_due());
-            let received = match next_work.into_iter().chain(idle_end).min() {
+            let now = Instant::now();
+            let idle_end = self.pusher.close_idle(now);
+            let next_push = self.held_until.or_else(|| self.queues.next_due());
+            let next_letter = self.queues.next_unpushed(now);
+            let received = match [next_push, next_letter, idle_end].into_iter().flatten().min() {
                 Some(due) => self.channels.inbox.recv_deadline(due),
                 None => self.channels.inbox.recv().map_err(RecvTimeoutError::from),
             };
@@ -121,16 +125,27 @@ impl Worker {
         }
     }
 
-    /// Receives what has arrived, and makes one attempt if one can be made now. Returns whether one was made. Blocks
-    /// only for the attempt.
+    /// Receives what has arrived, takes the next step of one job that needs no push, and makes one attempt, as far as
+    /// that can be done now. Returns whether one of the two was done. Blocks only for the attempt.
     pub(super) fn step(&mut self) -> bool {
         self.receive_all();
+        let has_ended_one = self.end_one_without_push();
         self.held_until = self.hold();
         if self.held_until.is_some() {
             self.slots.withdraw(self.queues.has_fresh());
+            return has_ended_one;
+        }
+        self.work_once() || has_ended_one
+    }
+
+    /// Takes the next step of a job that needs no push, whether or not pushes may begin.
+    fn end_one_without_push(&mut self) -> bool {
+        if !self.queues.has_unpushed() {
             return false;
         }
-        self.work_once()
+        let Some((queue, pending)) = self.queues.take_unpushed(Instant::now()) else { return false };
+        self.attempt_or_wait(queue, pending);
+        true
     }
 
     /// Returns until when no attempt may begin, if there is something to attempt now.
@@ -150,7 +165,8 @@ impl Worker {
     /// Whether nothing but a message or the end of a wait can give this worker something to do.
     #[cfg(test)]
     pub(super) fn may_block(&self) -> bool {
-        !self.queues.has_fresh() || self.slots.is_waiting() || self.held_until.is_some()
+        !self.queues.has_fresh_unpushed()
+            && (!self.queues.has_fresh() || self.slots.is_waiting() || self.held_until.is_some())
     }
 
     fn receive_all(&mut self) {
@@ -232,12 +248,12 @@ impl Worker {
     fn attempt_or_wait(&mut self, queue: QueueId, mut pending: PendingJob) {
         if pending.is_over() {
             self.abandon(queue, pending);
-        } else if !pending.job.assignment.may_push() {
-            self.wait(queue, pending, LEASE_CHECK_INTERVAL);
+        } else if !pending.job.assignment.may_store_letters() {
+            self.wait_for_lease(queue, pending);
         } else if let Some(letter) = pending.letter.take() {
             self.store_letter(queue, pending, letter);
         } else if let Some(reason) = pending.job.unpushable {
-            pending.job.assignment.note_started(pending.job.message.offset);
+            pending.job.assignment.note_started(pending.job.window, pending.job.message.offset);
             self.give_up(queue, pending, GiveUpReason::from(reason));
         } else {
             self.attempt(queue, pending);
@@ -252,7 +268,7 @@ impl Worker {
             Err(until) => return self.wait(queue, pending, until.saturating_duration_since(Instant::now())),
         };
         let (server, job) = (settings.backends.server(chosen.index), &pending.job);
-        job.assignment.note_started(job.message.offset);
+        job.assignment.note_started(job.window, job.message.offset);
         self.pusher.follow(&settings.profile);
         let url = self.pusher.url(job, server);
         let began = Instant::now();
@@ -263,10 +279,10 @@ impl Worker {
             // The end of the lease or of the claim ended the request. The message is not done, even if this was its
             // last attempt.
             self.end_push(&settings, chosen, PushVerdict::NotMade);
-            return self.wait(queue, pending, LEASE_CHECK_INTERVAL);
+            return self.wait_for_lease(queue, pending);
         };
         let took = began.elapsed();
-        (pending.attempts, pending.last_backend) = (attempt, Some(Arc::clone(server)));
+        (pending.attempts, pending.last_backend, pending.n_lease_waits) = (attempt, Some(Arc::clone(server)), 0);
         let config = &settings.config;
         let next = config.retry.next(&config.outcomes, attempt, &outcome, self.random.next());
         self.end_push(&settings, chosen, PushVerdict::new(&outcome, next, attempt, config.ejection.count_5xx));
@@ -289,6 +305,11 @@ impl Worker {
                 self.park(queue, pending, pause);
             }
             NextStep::GiveUp(cause) => {
+                if self.context.dead_letters.is_some() {
+                    // For operators, while the message waits for its dead letter.
+                    self.context.attempts.note_failure(job, attempt, &outcome, server);
+                    pending.is_on_board = true;
+                }
                 let last = LastAttempt { number: attempt, outcome: &outcome, url: &url, took };
                 self.give_up(queue, pending, GiveUpReason::AfterAttempt(cause, last));
             }
@@ -321,6 +342,13 @@ impl Worker {
             // Fails only if that worker has ended, and then the module ends.
             let _ = self.channels.workers[worker].send(WorkerMessage::BackendReturned);
         }
+    }
+
+    /// Lets a taken job wait for its lease.
+    fn wait_for_lease(&mut self, queue: QueueId, mut pending: PendingJob) {
+        let pause = FIRST_LEASE_CHECK * (1 << pending.n_lease_waits);
+        pending.n_lease_waits = MAX_LEASE_DOUBLINGS.min(pending.n_lease_waits + 1);
+        self.wait(queue, pending, pause);
     }
 
     /// Lets a taken job wait although its turn has come: for its lease, or for a backend. Without an attempt it has no
@@ -367,3 +395,6 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

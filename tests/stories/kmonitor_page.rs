@@ -2,18 +2,16 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::chromium::{self, Chromium};
+use crate::harness::page::{self, CHECKS, HOSTILE, ROWS};
 use crate::harness::{Cluster, ConfigFile, Kmonitor, cluster, configs, free_port, http, unique};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A name that would run a script if a page took it for HTML. ZooKeeper and Kafka accept it as the name of a group.
-const HOSTILE: &str = "<img src=x onerror=alert(1)>";
-
-/// The rows of modules in the table.
-const ROWS: &str = "document.querySelectorAll('#modules > tbody[data-id]')";
+/// The verdicts of modules.
+const VERDICTS: [&str; 6] = ["OK", "LAGGING", "UNKNOWN", "REWOUND", "STALLED", "STOPPED"];
 
 fn config(cluster: &Cluster) -> ConfigFile {
     configs::kmonitor_for(cluster.chroot, &[("tc", &cluster.zookeeper)])
@@ -71,13 +69,11 @@ impl Stage {
     }
 
     fn texts(&mut self, selector: &str) -> Vec<String> {
-        let script = format!("[...document.querySelectorAll({selector:?})].map(found => found.innerText)");
-        let texts = self.browser.evaluate(&script);
-        texts.as_array().expect("a list").iter().map(|text| text.as_str().unwrap_or_default().to_owned()).collect()
+        page::texts(&mut self.browser, selector)
     }
 
     fn wait_for_rows(&mut self, count: usize) {
-        self.browser.wait_for(&format!("{ROWS}.length === {count}"));
+        page::wait_for_rows(&mut self.browser, count);
     }
 }
 
@@ -127,33 +123,13 @@ fn typing_filters_and_focus_and_opened_partitions_stay() {
     assert_eq!(stage.browser.evaluate("document.activeElement.value"), typed);
 
     // The order of Tab is that of reading: from the filter over verdicts to the headings and the rows.
-    let mut visited = Vec::new();
-    for _ in 0..24 {
-        stage.browser.press("Tab");
-        let focused = stage.browser.evaluate("document.activeElement.tagName + ' ' + document.activeElement.innerText");
-        visited.push(focused.as_str().unwrap().to_owned());
-        if visited.last().is_some_and(|last| last.starts_with("SUMMARY")) {
-            break;
-        }
-    }
+    // Enter opens the partitions, which the script requests; focus and opened partitions stay over three refreshes.
+    let visited = page::open_by_keyboard_and_refresh(&mut stage.browser);
     let position = |part: &str| visited.iter().position(|stop| stop.contains(part));
     let order = ["INPUT", "A Verdict", "A Module", "A Delay", "A Behind", "SUMMARY"].map(position);
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{visited:?}");
 
-    // Enter opens the partitions, which the script requests; focus and opened partitions stay over three refreshes.
-    stage.browser.press("Enter");
-    stage.browser.wait_for("document.querySelectorAll('.partitions tbody tr').length === 2");
-    stage.browser.evaluate("window.summary = document.activeElement; window.row = summary.closest('tbody')");
-    stage.browser.take_requests("/rows");
-    let mut refreshes = 0;
-    crate::harness::wait_until(DEADLINE, "three refreshes", || {
-        refreshes += stage.browser.take_requests("/rows");
-        refreshes >= 3
-    });
-    let kept = stage.browser.evaluate(
-        "document.activeElement === summary && summary.isConnected && summary.parentElement.open && row.isConnected",
-    );
-    assert_eq!(kept, true);
+    assert_eq!(stage.texts(".partitions tbody tr").len(), 2);
     let partitions = stage.texts(".partitions tbody tr");
     assert!(partitions[0].contains("not an offset"), "the worst one first: {partitions:?}");
 
@@ -178,36 +154,14 @@ fn a_page_without_answers_says_so() {
     assert!(banner[0].starts_with("No answer since "), "{banner:?}");
     assert_eq!(stage.browser.evaluate("document.documentElement.classList.contains('lost')"), true);
     assert_eq!(stage.texts("#live"), banner, "it is said, too");
-    assert_eq!(stage.browser.evaluate(include_str!("kmonitor_page/checks.js")), json!([]));
+    assert_eq!(stage.browser.evaluate(CHECKS), json!([]));
 }
 
 #[test]
 fn everybody_can_read_the_page() {
     let Some(mut stage) = stage() else { return };
-    for (scheme, width, height) in [
-        ("light", 1280, 900),
-        ("dark", 1280, 900),
-        ("light", 1024, 768),
-        ("light", 780, 600),
-        ("light", 641, 600),
-        ("light", 390, 844),
-        ("dark", 390, 844),
-        ("light", 320, 640),
-    ] {
-        stage.browser.resize(width, height);
-        stage.browser.prefer(scheme);
-        stage.open();
-        stage.wait_for_rows(4);
-        stage.browser.evaluate("document.querySelector('#modules summary').click()");
-        stage.browser.wait_for("!!document.querySelector('.partitions')");
-        let wrong = stage.browser.evaluate(include_str!("kmonitor_page/checks.js"));
-        assert_eq!(wrong, json!([]), "{scheme}, {width} x {height}");
-        let (rows, unnamed) = rows_of_the_tree(&mut stage.browser);
-        assert!(
-            rows >= 4 && unnamed.is_empty(),
-            "{scheme}, {width} x {height}: {rows} rows, without name: {unnamed:?}"
-        );
-    }
+    let url = format!("{}/?filter={}", stage.origin, stage.suffix);
+    page::assert_everybody_can_read(&mut stage.browser, &url, 4, &VERDICTS);
     // The button of the theme overrides the system, also after a reload.
     let ground = "getComputedStyle(document.documentElement).backgroundColor";
     let dark = {
@@ -224,33 +178,6 @@ fn everybody_can_read_the_page() {
     stage.open();
     assert_eq!(stage.browser.evaluate(ground), dark);
     assert_eq!(stage.problems(), [""; 0]);
-}
-
-/// Returns the number of rows with a heading in the tree that screen readers use, and those of them that lack a name or
-/// a verdict.
-fn rows_of_the_tree(browser: &mut Chromium) -> (usize, Vec<String>) {
-    let tree = browser.command("Accessibility.getFullAXTree", json!({}));
-    let nodes = tree["nodes"].as_array().expect("a list");
-    let find = |id: &Value| nodes.iter().find(|node| node["nodeId"] == *id);
-    let role = |node: &Value| node["role"]["value"].as_str().unwrap_or_default().to_owned();
-    let name = |node: &Value| node["name"]["value"].as_str().unwrap_or_default().to_owned();
-    let (mut count, mut unnamed) = (0, Vec::new());
-    for row in nodes.iter().filter(|node| role(node) == "row") {
-        // The parts of the row, its cells and what is in them.
-        let mut parts = Vec::new();
-        let mut open: Vec<Value> = row["childIds"].as_array().cloned().unwrap_or_default();
-        while let Some(node) = open.pop().as_ref().and_then(find) {
-            open.extend(node["childIds"].as_array().cloned().unwrap_or_default());
-            parts.push((role(node), name(node)));
-        }
-        let Some((_, heading)) = parts.iter().find(|(role, _)| role == "rowheader") else { continue };
-        count += 1;
-        let words = ["OK", "LAGGING", "UNKNOWN", "REWOUND", "STALLED", "STOPPED"];
-        if heading.trim().is_empty() || !parts.iter().any(|(_, name)| words.contains(&name.trim())) {
-            unnamed.push(format!("{parts:?}"));
-        }
-    }
-    (count, unnamed)
 }
 
 #[test]

@@ -250,3 +250,45 @@ fn operations_that_are_refused_change_nothing() {
     let all = http::get(&format!("http://{}/v1/modules", member.admin)).unwrap().json();
     assert_eq!((&all["modules"][0]["name"], &all["modules"][0]["state"]), (&module.as_str().into(), &"running".into()));
 }
+
+#[test]
+fn dead_letters_go_on_during_a_pause_and_a_message_whose_letter_cannot_be_stored_is_skipped_without_one() {
+    let cluster = cluster();
+    let (topic, dead) = (cluster.new_topic("letters_paused", 1), unique("letters_paused_dead"));
+    let module = unique("letters_paused");
+    let fleet = Fleet::start(1, |arrival| match arrival.key().starts_with("bad") {
+        true => Reply::status(500),
+        false => Reply::ok(),
+    });
+    let file = configs::module(&topic, &fleet.addresses())
+        .set("max_retry_times", 1)
+        .set("fail_retry_interval_ms", 20)
+        .set("max_retry_interval_ms", 300)
+        .set("dead_letter_topic", &dead);
+    let operated = Operated::start(&module, "a", file);
+    produce(cluster, &topic, &["bad-0", "good", "bad-1"], 1);
+    let waiting = format!("ktransfer_dead_letters_waiting{{module=\"{module}\"}}");
+    wait_until(DEADLINE, "both letters wait: their topic does not exist", || {
+        let head = operated.partition()["head"].clone();
+        operated.member.metrics().value(&waiting) == Some(2) && head["state"] == "dead_letter"
+    });
+    let (status, refused) = operated.post("skip", r#"{"partition": 0, "offset": 0}"#);
+    assert_eq!((status, &refused["code"]), (409, &"awaits_dead_letter".into()), "{refused}");
+    let skipped = operated.command(&["--skip", &module, "--partition", "0", "--offset", "0", "--no-dead-letter"]);
+    assert_eq!(skipped.status.code(), Some(0), "{skipped:?}");
+    wait_until_stored(&module, &topic, 2);
+    let log = operated.member.daemon.log();
+    let line = format!("module [{module}]: skipped topic={topic}, partition=0, transid=0, ");
+    assert!(log.lines().any(|entry| entry.contains(&line) && entry.contains("dead_letter=no, key=bad-0")), "{log}");
+
+    assert_eq!(operated.post("pause", "{}").0, 200, "a message that waits for its letter holds up no pause");
+    cluster.create_topic(&dead, 1);
+    wait_until_stored(&module, &topic, 3);
+    assert_eq!(cluster.message_count(&dead), 1, "the letter is stored during the pause");
+    produce(cluster, &topic, &["good"], 1);
+    assert_eq!(operated.post("resume", "{}").0, 200);
+    wait_until_stored(&module, &topic, 4);
+    for key in ["bad-0", "bad-1"] {
+        assert_eq!(fleet.count(|arrival| arrival.key() == key), 2, "{key} is not pushed again");
+    }
+}

@@ -115,6 +115,8 @@ mod ktransfer_window;
 mod monitoring;
 /// kproxy: outages, leaders that move, and other changes of a cluster, at commits and batches.
 mod native_outages;
+/// ktransfer and kproxy: their pages in a real browser.
+mod operator_pages;
 /// kproxy: order and correct answers while leaders move and brokers are killed.
 mod order;
 /// The whole path of a message through all three daemons.

@@ -103,6 +103,7 @@ fn the_alerts_and_the_dashboard_fit_the_metrics_of_the_daemons() {
     prometheus.wait_for(&format!("kmonitor_module_verdict{{module=\"{module}\"}} == 0"), DEADLINE);
     // A rate needs two scrapes.
     prometheus.wait_for(&format!("rate(ktransfer_stored_offset{{module=\"{module}\"}}[1m])"), DEADLINE);
+    prometheus.wait_for(&format!("kmonitor_module_messages_in_per_second{{module=\"{module}\"}}"), DEADLINE);
     wait_until(DEADLINE, "the rules are evaluated", || {
         prometheus.rules().iter().all(|rule| rule["health"] != "unknown")
     });

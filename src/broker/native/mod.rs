@@ -4,12 +4,14 @@
 //!
 //! - `settings`: which settings of the `kafka` map are taken; `values`: their values; `declined`: why the others are
 //!   refused. `config` and `producer_settings` make the configuration of the client out of them.
-//! - `producer`, `fetcher`, `log_ends`: the traits of the seam that every engine has, with their errors.
+//! - `producer`, `fetcher`, `log_ends`: the traits of the seam that every engine has, with their errors;
+//!   `connections`: those of the producer, as operators see them.
 //! - `membership`, `group_offsets`: groups that Kafka manages, for ktransfer; `groups`: the same for the monitor.
 //!
 //! Invariant: a message counts as "not stored" only where the client reports so.
 
 mod config;
+mod connections;
 mod declined;
 mod fetcher;
 mod group_offsets;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use log::debug;
 
 use super::config;
+use super::connections::connection;
 use super::producer_settings::ProducerSettings;
 use crate::broker::metadata_gate::{
     self, FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
@@ -19,8 +20,8 @@ use crate::broker::partitioner::partition_of;
 use crate::broker::topic_rules::{CONFIG_NAMES, TopicRules};
 use crate::broker::topics::LookupAnswer;
 use crate::broker::{
-    Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, PartitionerKind, Producer,
-    ProducerConfig, Record, Stored,
+    Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, ConnectionStatus,
+    PartitionerKind, Producer, ProducerConfig, Record, Stored,
 };
 use crate::kafka::compression::Codec;
 use crate::kafka::connection::Disconnect;
@@ -130,6 +131,10 @@ impl<C: Completion> Producer<C> for NativeProducer<C> {
 
     fn topic_lookups(&self) -> u64 {
         self.gate.topic_lookups()
+    }
+
+    fn connections(&self) -> Option<Vec<ConnectionStatus>> {
+        Some(self.gate.engine.producer.links().into_iter().map(connection).collect())
     }
 }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::level::Level;
 use super::message::{AcksLevel, ProducerMessage};
 #[cfg(test)]
 use super::outcome::{Outcome, Stored};
@@ -82,6 +83,10 @@ impl<M: ProducerMessage> KafkaProducer<M> {
                 shared.update(metadata);
             }
         }
+    }
+
+    pub(super) fn levels(&self) -> &[Arc<Level<M>>] {
+        self.shared.levels()
     }
 
     /// Waits at most `grace` until all messages have ended, then ends each remaining one with

@@ -8,6 +8,7 @@
 //! - `sender`: the thread for one level and broker; `exchange`: one request of it; `sender_handle`: what other threads
 //!   see of it; `buffers`: its memory; `response`: what the error codes of a response say about a batch.
 //! - `throttling`: a sender whose broker throttles it; `quota`: its arithmetic.
+//! - [`links`]: the connections as operators see them.
 //! - `leaders`: who leads what; `refresh`: the thread that requests metadata.
 
 mod batch_size;
@@ -19,6 +20,7 @@ mod exchange;
 pub mod gather;
 mod leaders;
 mod level;
+pub mod links;
 pub mod message;
 pub mod outcome;
 mod partition;

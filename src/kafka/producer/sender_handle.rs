@@ -10,7 +10,7 @@ use crate::kafka::connection::Disconnect;
 
 /// A broker that has not answered for this long may have lost its partitions: metadata is requested, again and again at
 /// this interval.
-const DOUBT_AFTER: Duration = Duration::from_secs(1);
+pub(super) const DOUBT_AFTER: Duration = Duration::from_secs(1);
 
 /// Time for which a response is waited for if a partition of the request got another leader meanwhile. The former
 /// leader may hang; while its request is in flight, the new leader is not sent the messages of the partition.
@@ -68,6 +68,11 @@ impl SenderHandle {
     pub(super) fn end(&mut self, activity: Activity) {
         self.activity = activity;
         (self.since, self.doubt_at, self.abandon_at) = (None, None, None);
+    }
+
+    /// Returns what the broker is waited for, and since when; `None` if it is not.
+    pub(super) fn waits(&self) -> Option<(Activity, Instant)> {
+        self.since.map(|since| (self.activity, since))
     }
 
     /// A partition of the request in flight has another leader; returns when [`check`](Self::check) is due.

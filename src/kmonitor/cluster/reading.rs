@@ -102,6 +102,8 @@ impl Poller {
 
     /// Reads the stored offsets of modules. Returns whether the source responds, so that others can be read.
     fn read_slice(&mut self, source: Source, slice: &[ModuleKey], stop: &Stop) -> bool {
+        // A slice may take a while: no offset is newer than its beginning.
+        let began = Moment::now();
         let readings = match source {
             Source::Zookeeper => self.read_from_zookeeper(slice, stop),
             Source::Kafka => self.read_from_kafka(slice, stop),
@@ -112,7 +114,7 @@ impl Poller {
         let mut has_failed = false;
         for (key, reading) in slice.iter().zip(readings) {
             match reading {
-                Ok(reading) => self.places.record_module(key, reading, Moment::now()),
+                Ok(reading) => self.places.record_module(key, reading, began),
                 Err(cause) => {
                     has_failed = true;
                     let cause = shortened(cause);
@@ -184,9 +186,10 @@ impl Poller {
             let before = self.log_reader.request_count;
             let readings = self.log_reader.ranges(slice, Instant::now());
             self.places.record_logs(slice.iter().cloned().zip(readings), &mut self.log_reader, Moment::now());
+            // Before the next pause, which may publish.
+            self.places.compare(keys, boot_instant());
             self.kafka_pace.count(self.log_reader.request_count - before, Instant::now());
         }
-        self.places.compare(keys, boot_instant());
     }
 
     /// Reads the members of the Kafka groups that are not as they should be.

@@ -11,7 +11,7 @@ fn handler() -> DelayHandler {
         view(vec![cluster("c", vec![one("m", 12), one("n", 1)]), cluster("c 2", vec![one("m", 0)]), unknown("away")]);
     let detail = Detail { level: DetailLevel::Auto, max_partitions: 10 };
     let pages = Arc::new(PublishedPages::new(move || all.clone(), detail));
-    DelayHandler { pages, page: PageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) }
+    DelayHandler { pages, page: DelayPageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) }
 }
 
 fn head(method: &str, target: &str) -> Head {
@@ -110,7 +110,7 @@ fn an_answer_for_zabbix_is_bounded_and_says_how_to_select_less() {
     let detail = Detail { level: DetailLevel::Auto, max_partitions: 10 };
     let pages = Arc::new(PublishedPages::new(move || all.clone(), detail));
     let handler =
-        DelayHandler { pages, page: PageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) };
+        DelayHandler { pages, page: DelayPageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) };
     for path in ["/v1/zabbix", "/v1/zabbix/discovery"] {
         let (status, body) = respond(&handler, "GET", &format!("{path}?level=partition"));
         assert_eq!(status, 400, "{path}");

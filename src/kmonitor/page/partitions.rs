@@ -2,13 +2,13 @@
 
 use std::cmp::Reverse;
 
-use crate::html::{Count, Text};
+use crate::html::{Count, Text, ago};
 use crate::kmonitor::facts::{Moment, Verdict};
 use crate::kmonitor::view::{ModuleView, PartitionView};
 
 use super::query::Query;
 use super::selection::Row;
-use super::words::{ago, at_least, behind};
+use super::words::{at_least, behind};
 
 /// Partitions of one module that are shown, the worst ones.
 pub(super) const MAX_PARTITIONS: usize = 200;

@@ -1,53 +1,23 @@
 //! The table of the modules: one row for each cluster with a trouble, then one for each module.
 
-use crate::html::{Count, Text};
+use crate::html::frame::{self, sorting_heading};
+use crate::html::{Count, Rate, Text, since};
 use crate::kmonitor::facts::{Moment, Source};
 use crate::kmonitor::view::{ClusterView, ModuleView};
 
 use super::partitions;
-use super::query::{PAGE_ROWS, Query, Sort};
+use super::query::{Query, Sort};
 use super::selection::{Row, Selection};
 use super::sparkline::Sparkline;
-use super::summary::is_late;
-use super::words::{at_least, behind, since};
+use super::summary::{THINGS, is_late};
+use super::words::{at_least, behind};
 
 /// Number of columns of the table.
-const COLUMNS: u32 = 8;
+const COLUMNS: u32 = 9;
 
 /// Says how many modules are shown and how many are not.
 pub(super) fn shown(query: &Query, selection: &Selection<'_>) -> String {
-    let text = match (selection.matching, selection.hidden()) {
-        (matching, 0) => format!("{} shown", modules(matching)),
-        (matching, hidden) => {
-            let all = query.with_all_verdicts().link();
-            let are = if selection.shows[0] { "more have other verdicts" } else { "more are OK" };
-            format!("{} shown, {} {are}: <a href=\"{all}\">show all</a>", modules(matching), Count(hidden as u64))
-        }
-    };
-    format!("<p class=\"shown\" id=\"shown\">{text}</p>")
-}
-
-fn modules(count: usize) -> String {
-    format!("{} module{}", Count(count as u64), if count == 1 { "" } else { "s" })
-}
-
-/// Renders links to the other pages.
-pub(super) fn pages(query: &Query, selection: &Selection<'_>) -> String {
-    let (page, pages) = (selection.page, selection.pages());
-    let mut links = String::new();
-    if pages > 1 {
-        let link = |to: usize, text: &str| format!("<a href=\"{}\">{text}</a>", query.at_page(to).link());
-        if page > 1 {
-            links += &link(page - 1, "Previous");
-        }
-        let first = (page - 1) * PAGE_ROWS;
-        let range = format!("{} to {}", Count(first as u64 + 1), Count((first + selection.rows.len()) as u64));
-        links += &format!("<span>{range} of {}</span>", Count(selection.matching as u64));
-        if page < pages {
-            links += &link(page + 1, "Next");
-        }
-    }
-    format!("<nav class=\"pages\" id=\"pages\" aria-label=\"Pages\">{links}</nav>")
+    frame::shown(query, THINGS, (selection.paging.matching, selection.hidden()), !selection.shows[0])
 }
 
 /// Renders the table.
@@ -61,12 +31,13 @@ pub(super) fn table(query: &Query, selection: &Selection<'_>, now: Moment) -> St
         Sort::Behind => "the most time behind first",
     };
     table += "</caption>\n<thead><tr>";
-    table += &heading(query, Sort::Worst, "Verdict", "descending", "");
-    table += &heading(query, Sort::Name, "Module, topic", "ascending", "");
-    table += &heading(query, Sort::Delay, "Delay", "descending", " class=\"delay\"");
-    table += &heading(query, Sort::Behind, "Behind", "descending", " class=\"behind\"");
-    table += "<th scope=\"col\" class=\"hour\">Last hour</th><th scope=\"col\" class=\"owner\">Owner</th><th scope=\"col\">Since</th>\
-              <th scope=\"col\">Why</th></tr></thead>\n";
+    table += &sorting_heading(query, Sort::Worst, "Verdict", "descending", "");
+    table += &sorting_heading(query, Sort::Name, "Module, topic", "ascending", "");
+    table += &sorting_heading(query, Sort::Delay, "Delay", "descending", "delay");
+    table += &sorting_heading(query, Sort::Behind, "Behind", "descending", "behind");
+    table += "<th scope=\"col\" class=\"hour\">Last hour</th><th scope=\"col\" class=\"rate\">In, out /s</th>\
+              <th scope=\"col\" class=\"owner\">Owner</th><th scope=\"col\">Since</th><th scope=\"col\">Why</th>\
+              </tr></thead>\n";
     for (cluster, folded) in &selection.troubled {
         table += &trouble(cluster, *folded, now);
     }
@@ -78,13 +49,6 @@ pub(super) fn table(query: &Query, selection: &Selection<'_>, now: Moment) -> St
         table += &format!("<tbody><tr><td colspan=\"{COLUMNS}\" class=\"empty\">{text}</td></tr></tbody>\n");
     }
     table + "</table>"
-}
-
-/// A heading that sorts by its column.
-fn heading(query: &Query, sort: Sort, text: &str, direction: &str, attributes: &str) -> String {
-    let sorted = if query.sort == sort { format!(" aria-sort=\"{direction}\"") } else { String::new() };
-    let link = query.sorted(sort).link();
-    format!("<th scope=\"col\"{attributes}{sorted}><a href=\"{link}\">{text}</a></th>")
 }
 
 /// The row of a cluster that cannot be read, or of which a part cannot.
@@ -102,7 +66,7 @@ fn trouble(cluster: &ClusterView, folded: usize, now: Moment) -> String {
     format!(
         "<tbody data-id=\"cluster {name}\" data-verdict=\"UNKNOWN\"><tr>\
          <td class=\"verdict\">UNKNOWN</td><th scope=\"row\"><bdi>cluster {name}</bdi></th>\
-         <td class=\"wait\" colspan=\"4\"></td><td class=\"since\">{time}</td>\
+         <td class=\"wait\" colspan=\"5\"></td><td class=\"since\">{time}</td>\
          <td class=\"why\">{text}{hidden}</td></tr></tbody>\n"
     )
 }
@@ -117,18 +81,26 @@ fn module(row: Row<'_>, query: &Query, selection: &Selection<'_>, now: Moment) -
     let place = if selection.clusters > 1 { format!(" in {}", Text(&cluster.name)) } else { String::new() };
     let delay = at_least(module.delay.map(|delay| Count(delay).to_string()), module.delay_is_partial);
     let behind = behind(module.seconds_behind, module.seconds_at_least);
-    let history = Sparkline(&module.history);
+    let (history, rates) = (Sparkline(&module.history), rates(module));
     let (owner, time, reason) = (owner(module), since(module.since, now), Text(&module.reason));
     let more = partitions::more(row, query, now);
-    // HTML needs no end tags of cells; without them a page of 200 rows is 10 kB shorter.
+    // HTML needs no end tags of cells, and no quotes around words; without them a page of 200 rows is 15 kB shorter.
     format!(
-        "<tbody data-id=\"{:016x}\" data-verdict=\"{verdict}\"{old}><tr><td class=\"verdict\">{verdict}\
-         <th scope=\"row\"><bdi>{name}</bdi> <small><bdi>{topic}</bdi>{source}{place}</small>\
-         <td class=\"delay\">{delay}<td class=\"behind\">{behind}<td>{history}<td class=\"owner\">{owner}\
-         <td class=\"since\">{time}<td class=\"why\">{reason}</tr>\n\
-         <tr class=\"more\"><td colspan=\"{COLUMNS}\">{more}</tr></tbody>\n",
+        "<tbody data-id=\"{:016x}\" data-verdict=\"{verdict}\"{old}><tr><td class=verdict>{verdict}\
+         <th scope=row><bdi>{name}</bdi> <small><bdi>{topic}</bdi>{source}{place}</small>\
+         <td class=delay>{delay}<td class=behind>{behind}<td>{history}<td class=rate>{rates}<td class=owner>{owner}\
+         <td class=since>{time}<td class=why>{reason}</tr>\n\
+         <tr class=more><td colspan={COLUMNS}>{more}</tr></tbody>\n",
         module.id,
     )
+}
+
+/// Returns the messages that come in and go out in a second; nothing while that is unknown.
+fn rates(module: &ModuleView) -> String {
+    match (module.in_per_second, module.out_per_second) {
+        (Some(into), Some(out)) => format!("{}, {}", Rate(into), Rate(out)),
+        _ => String::new(),
+    }
 }
 
 /// Names the owner if it is the same for all partitions, else says how many there are.

@@ -5,10 +5,11 @@
 
 use std::cmp::Reverse;
 
+use crate::html::frame::Paging;
 use crate::kmonitor::facts::Verdict;
 use crate::kmonitor::view::{ClusterView, ModuleView, View};
 
-use super::query::{PAGE_ROWS, Query, Sort};
+use super::query::{Query, Sort};
 
 /// One module and its cluster.
 #[derive(Clone, Copy)]
@@ -25,10 +26,8 @@ pub(super) struct Selection<'a> {
     pub(super) troubled: Vec<(&'a ClusterView, usize)>,
     /// The rows of this page.
     pub(super) rows: Vec<Row<'a>>,
-    /// Number of the rows of all pages.
-    pub(super) matching: usize,
-    /// Number of this page, from 1; the last page if the request has a larger number.
-    pub(super) page: usize,
+    /// Where they are among all.
+    pub(super) paging: Paging,
     /// Number of modules that match filter and cluster, by severity of their verdict.
     pub(super) counts: [usize; 6],
     /// Whether modules of a verdict are shown, by its severity.
@@ -38,7 +37,6 @@ pub(super) struct Selection<'a> {
 impl<'a> Selection<'a> {
     /// Selects the rows of `query`.
     pub(super) fn new(view: &'a View, query: &Query) -> Selection<'a> {
-        let words: Vec<&str> = query.words().collect();
         let in_cluster = |cluster: &&'a ClusterView| query.cluster.as_ref().is_none_or(|name| **name == *cluster.name);
         let clusters: Vec<&ClusterView> = view.clusters.iter().map(|cluster| &**cluster).filter(in_cluster).collect();
         let cluster_count = clusters.len();
@@ -47,7 +45,7 @@ impl<'a> Selection<'a> {
         for cluster in clusters {
             let rows = cluster.modules.iter().map(|module| Row { cluster, module });
             let mut folded = 0;
-            for row in rows.filter(|row| row.matches(&words)) {
+            for row in rows.filter(|row| row.matches(query)) {
                 if is_folded(&row, query) {
                     folded += 1;
                 } else {
@@ -62,38 +60,22 @@ impl<'a> Selection<'a> {
         for row in &candidates {
             counts[usize::from(row.module.verdict.severity())] += 1;
         }
-        let shows = shown_verdicts(query, &counts, !words.is_empty(), !troubled.is_empty());
+        let shows = shown_verdicts(query, &counts, query.words().next().is_some(), !troubled.is_empty());
         candidates.retain(|row| shows[usize::from(row.module.verdict.severity())]);
         sort(&mut candidates, query.sort);
-        let matching = candidates.len();
-        let page = query.page.clamp(1, matching.div_ceil(PAGE_ROWS).max(1));
-        let rows = candidates.into_iter().skip((page - 1) * PAGE_ROWS).take(PAGE_ROWS).collect();
-        Selection { clusters: cluster_count, troubled, rows, matching, page, counts, shows }
+        let paging = Paging::new(query.page, candidates.len());
+        Selection { clusters: cluster_count, troubled, rows: paging.select(candidates), paging, counts, shows }
     }
 
     /// Returns the number of modules that match filter and cluster, but have a verdict that is not shown.
     pub(super) fn hidden(&self) -> usize {
-        self.counts.iter().sum::<usize>() - self.matching
-    }
-
-    /// Returns the number of pages.
-    pub(super) fn pages(&self) -> usize {
-        self.matching.div_ceil(PAGE_ROWS).max(1)
+        self.counts.iter().sum::<usize>() - self.paging.matching
     }
 }
 
 impl Row<'_> {
-    fn matches(&self, words: &[&str]) -> bool {
-        let contains = |text: &str, word: &str| {
-            if text.is_ascii() && word.is_ascii() {
-                let (text, word) = (text.as_bytes(), word.as_bytes());
-                text.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word))
-            } else {
-                text.to_lowercase().contains(word)
-            }
-        };
-        let texts = [&self.module.name, &self.module.topic, &self.cluster.name, &self.module.reason];
-        words.iter().all(|word| texts.iter().any(|text| contains(text, word)))
+    fn matches(&self, query: &Query) -> bool {
+        query.matches(&[&self.module.name, &self.module.topic, &self.cluster.name, &self.module.reason])
     }
 }
 
@@ -134,6 +116,7 @@ fn sort(rows: &mut [Row<'_>], order: Sort) {
 mod tests {
     use super::super::samples;
     use super::*;
+    use crate::html::query::PAGE_ROWS;
 
     fn names(view: &View, query: &str) -> Vec<String> {
         let selection = Selection::new(view, &Query::parse(query).unwrap());
@@ -149,7 +132,7 @@ mod tests {
         assert!(!verdicts.contains(&Verdict::Ok) && verdicts.contains(&Verdict::Stopped));
         let healthy = samples::healthy();
         let selection = Selection::new(&healthy, &Query::default());
-        assert_eq!((selection.hidden(), selection.matching), (0, healthy.clusters[0].modules.len()));
+        assert_eq!((selection.hidden(), selection.paging.matching), (0, healthy.clusters[0].modules.len()));
     }
 
     #[test]
@@ -185,7 +168,7 @@ mod tests {
         let many = samples::many(450);
         let select = |query: &str| {
             let selection = Selection::new(&many, &Query::parse(query).unwrap());
-            (selection.page, selection.rows.len(), selection.matching, selection.pages())
+            (selection.paging.page, selection.rows.len(), selection.paging.matching, selection.paging.pages())
         };
         let shown = select("").2;
         assert!(shown > 2 * PAGE_ROWS, "{shown}");

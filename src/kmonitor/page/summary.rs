@@ -3,12 +3,13 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::html::assets::assets;
-use crate::html::{Count, Encoded, Text, Utc};
+use crate::html::frame::{self, verdict_word};
+use crate::html::{Count, Encoded, Text, ago};
 use crate::kmonitor::facts::{Moment, Verdict};
 use crate::kmonitor::view::{ClusterView, View};
 
-use super::words::{VerdictWord, ago};
+/// What a row of the page is.
+pub(super) const THINGS: &str = "modules";
 
 /// A cluster is late if it published nothing for this number of its cycles, and for [`LATE_AFTER`].
 const LATE_CYCLES: u32 = 3;
@@ -40,20 +41,12 @@ pub(super) fn is_late(cluster: &ClusterView, now: Moment) -> bool {
     !cluster.known || limit < now.at.saturating_duration_since(cluster.published)
 }
 
-/// Renders the list of clusters. Its attributes are what the script needs to know of a page.
+/// Renders the list of clusters.
 pub(super) fn clusters(view: &View, now: Moment) -> String {
-    // The style sheet and the script belong to the page, so a page of another version has other paths.
-    let version = format!("{} {}", assets().script.path, assets().style.path);
-    let mut list = format!(
-        "<ul class=\"clusters\" id=\"summary\" data-now=\"{}\" data-title=\"{}\" data-version=\"{version}\">",
-        Utc(now.wall),
-        Text(&title(view)),
-    );
-    for cluster in &view.clusters {
-        // The filter has the numbers of all clusters, so of an only one, too.
-        list += &item(cluster, 1 < view.clusters.len(), now);
-    }
-    list + "</ul>"
+    // The filter has the numbers of all clusters, so of an only one, too.
+    let with_counts = 1 < view.clusters.len();
+    let items: String = view.clusters.iter().map(|cluster| item(cluster, with_counts, now)).collect();
+    frame::summary(&title(view), THINGS, now, &items)
 }
 
 fn item(cluster: &ClusterView, with_counts: bool, now: Moment) -> String {
@@ -66,7 +59,7 @@ fn item(cluster: &ClusterView, with_counts: bool, now: Moment) -> String {
     let bad = Verdict::ALL.into_iter().skip(1).rev();
     for verdict in bad.chain([Verdict::Ok]).filter(|verdict| counts[usize::from(verdict.severity())] > 0) {
         let count = Count(counts[usize::from(verdict.severity())]);
-        write!(item, "<span>{} <span class=\"number\">{count}</span></span>", VerdictWord(verdict))
+        write!(item, "<span>{} <span class=\"number\">{count}</span></span>", verdict_word(verdict))
             .expect("writing into memory does not fail");
     }
     item + &age(cluster, now) + "</li>"

@@ -81,7 +81,9 @@ pub(super) fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) 
         let (first, end) = (first_waiting(&facts), log.stable.unwrap_or(*newest));
         facts.undeliverable = first.is_some_and(|first| place.is_undeliverable(first, end));
         let from = if facts.undeliverable { Some(end) } else { first };
-        let elapsed_then = elapsed.saturating_sub(now.at.saturating_duration_since(read.at));
+        // Where the delay is that of the pair before, so is the time for which its first message has waited.
+        let then = if facts.stored == place.stored { read.at } else { log.read.unwrap_or(read.at).min(read.at) };
+        let elapsed_then = elapsed.saturating_sub(now.at.saturating_duration_since(then));
         let arrival = from.and_then(|from| log.history.arrival(elapsed_then, from));
         facts.waiting_for = arrival.map(|arrival| arrival.at_least);
         facts.readable_for = facts.waiting_for.map(|time| place.free_for(read.at).map_or(time, |free| free.min(time)));

@@ -120,12 +120,12 @@ impl Places {
             summary.add(&facts, &view);
             partitions.push(view);
         }
-        topic.rates.record(elapsed, came_in, went_out);
+        topic.rates.record(elapsed, [came_in, went_out]);
         let mut view = module_view(&self.cluster, context, name, partitions, summary);
         let shown = view.delay.filter(|_| !view.delay_is_partial);
         topic.line.record(elapsed, shown);
         view.history = topic.line.hour(elapsed);
-        if let Some((in_per_second, out_per_second)) = topic.rates.per_second() {
+        if let Some([in_per_second, out_per_second]) = topic.rates.per_second() {
             (view.in_per_second, view.out_per_second) = (Some(in_per_second), Some(out_per_second));
         }
         view.owners = topic.owner_count();

@@ -302,7 +302,7 @@ fn a_kafka_group_that_never_committed_is_shown_with_what_its_members_have() {
     assert_eq!((&*module.name, module.verdict, module.delay), ("m", Verdict::Unknown, None));
     assert_eq!((module.reason_code, module.delay_is_partial), (ReasonCode::NotReadYet, true));
     // One of the two partitions is assigned; without a stored offset both count from the beginning.
-    assert_eq!(rig.places.take_undescribed(9, rig.at(1).at), [m.clone()]);
+    assert_eq!(rig.places.take_undescribed(9, rig.at(1).at), std::slice::from_ref(&m));
     let owned = |topic: &str| (TopicPartition { topic: topic.into(), partition: 0 }, Arc::from("client@host"));
     let group = GroupDescription { member_count: 1, owners: vec![owned("u")] };
     rig.places.record_description(&m, &group, rig.at(1));

@@ -111,6 +111,7 @@ fn a_stored_offset_that_was_read_after_the_end_may_be_beyond_it() {
         let partition = rig.partition(second);
         assert_eq!((partition.verdict, partition.delay), (Verdict::Ok, Some(3)), "the last pair of offsets");
         assert_eq!((partition.stored, partition.newest), (Some(7), Some(10)));
+        assert_eq!(partition.seconds_behind, Some(0.0), "as of that pair");
     }
     rig.broker.set_broken(&log_of("t"), None);
     assert_eq!((rig.delay(11), rig.partition(11).stored), (Some(3), Some(12)));

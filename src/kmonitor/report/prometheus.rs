@@ -166,11 +166,40 @@ fn modules(page: &mut Exposition, clusters: &[Cluster<'_>]) {
             seconds.series(&module.full(), format_args!("{behind:.1}"));
         }
     }
+    rates(
+        page,
+        clusters,
+        "kmonitor_module_messages_in_per_second",
+        "Messages appended to the topic of a module in a second, over the last minute; absent while unknown.",
+        |module| module.in_per_second,
+    );
+    rates(
+        page,
+        clusters,
+        "kmonitor_module_messages_out_per_second",
+        "Messages of a module pushed in a second, over the last minute; absent while unknown.",
+        |module| module.out_per_second,
+    );
     let mut lost = page.family(
         "kmonitor_module_lost_messages",
         "Messages between the stored offset and the oldest one, which Kafka deleted before they were pushed.",
     );
     all().for_each(|module| lost.series(&module.full(), module.view.lost));
+}
+
+fn rates(
+    page: &mut Exposition,
+    clusters: &[Cluster<'_>],
+    name: &'static str,
+    help: &'static str,
+    rate_of: impl Fn(&ModuleView) -> Option<f64>,
+) {
+    let mut family = page.family(name, help);
+    for module in clusters.iter().flat_map(|cluster| &cluster.modules) {
+        if let Some(rate) = rate_of(module.view).filter(|rate| rate.is_finite()) {
+            family.series(&module.full(), format_args!("{rate:.3}"));
+        }
+    }
 }
 
 fn bad_partitions(page: &mut Exposition, clusters: &[Cluster<'_>]) {
@@ -245,6 +274,8 @@ mod tests {
         let first = ModuleView {
             seconds_behind: Some(90.25),
             lost: 4,
+            in_per_second: Some(12.6),
+            out_per_second: Some(0.0),
             ..module("m", "t", vec![late, partition(1, Some(3)), partition(2, None)])
         };
         let kafka = ModuleView { source: Source::Kafka, ..module("m", "t", vec![partition(0, Some(1))]) };
@@ -265,6 +296,8 @@ mod tests {
             r#"kmonitor_module_verdict{cluster="c",module="m",source="kafka",topic="t"} 0"#,
             r#"kmonitor_module_delay_messages{cluster="c",module="m",source="kafka",topic="t"} 1"#,
             r#"kmonitor_module_seconds_behind{cluster="c",module="m",topic="t"} 90.2"#,
+            r#"kmonitor_module_messages_in_per_second{cluster="c",module="m",topic="t"} 12.600"#,
+            r#"kmonitor_module_messages_out_per_second{cluster="c",module="m",topic="t"} 0.000"#,
             r#"kmonitor_module_lost_messages{cluster="c",module="m",topic="t"} 4"#,
             r#"kmonitor_module_bad_partitions{cluster="c",module="m",topic="t",verdict="STOPPED"} 1"#,
             r#"kmonitor_module_bad_partitions{cluster="c",module="m",topic="t",verdict="UNKNOWN"} 1"#,
@@ -283,6 +316,7 @@ mod tests {
             r#"partition="2""#,
             r#"cycle_seconds{cluster="away""#,
             r#"seconds_behind{cluster="c",module="m",source"#,
+            r#"per_second{cluster="c",module="m",source"#,
         ] {
             assert!(!text.contains(absent), "{absent}\n{text}");
         }

@@ -117,6 +117,11 @@ impl AccessControl {
         }
     }
 
+    /// Returns the limits of a topic in `rate_limits`, as a text; `None` if it has none.
+    pub(crate) fn limits_of(&self, topic: &str) -> Option<String> {
+        self.topic_rates.as_ref()?.limits(topic).map(|limits| limits.to_string())
+    }
+
     /// Charges one request and its announced bytes to both the credential and the topic. If either is over its limit,
     /// charges neither and fails with 429. At most `max_body_bytes` are charged, since no larger body is read.
     pub(crate) fn charge(

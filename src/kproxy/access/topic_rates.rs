@@ -93,6 +93,11 @@ impl TopicRates {
         Some(Arc::clone(meter))
     }
 
+    /// Returns the limits of this topic; `None` if no rule matches it.
+    pub(super) fn limits(&self, topic: &str) -> Option<RateLimits> {
+        self.rules.iter().find(|(rule, _)| rule.topics.contain(topic)).map(|(rule, _)| rule.limits)
+    }
+
     /// Returns whether the table has room for one more meter, after removing idle meters if it is full. Threads that
     /// call this at the same time may all get true, so the table may exceed its bound by one meter for each thread.
     fn has_room(&self, now: u64) -> bool {

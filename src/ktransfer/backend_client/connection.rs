@@ -75,7 +75,8 @@ struct Push {
     deadline: Option<Instant>,
     /// The lease of the claim; `None` before the first byte of the request.
     fence: Option<Arc<TimedFence>>,
-    has_sent: bool,
+    /// What the stream had written before the first byte of the request.
+    n_written_before: u64,
     /// The length of the interim responses so far.
     n_interim_bytes: usize,
     /// Whether the input begins inside of an interim head that is longer than the buffer.
@@ -97,7 +98,7 @@ impl Push {
         phase: Phase::Sending,
         deadline: None,
         fence: None,
-        has_sent: false,
+        n_written_before: 0,
         n_interim_bytes: 0,
         is_inside_interim: false,
     };
@@ -132,12 +133,19 @@ impl BackendConnection {
         self.buffers.as_ref().map_or(&[], |buffers| buffers.unsent())
     }
 
+    /// Whether a byte of the request may have reached the backend. Then the attempt counts: the backend may have
+    /// processed the request, also if the connection was closed before an answer.
+    fn has_sent(&self) -> bool {
+        self.push.fence.is_some() && self.push.n_written_before < self.stream.n_written()
+    }
+
     /// Sends the collected output. Before the first byte of a request, checks that the claim permits the push.
     fn send_output(&mut self) -> io::Result<()> {
         let mut n_sent = 0;
         loop {
             if self.push.fence.is_none() && !self.unsent().is_empty() {
                 self.push.fence = Some(self.exchange.begin_request(self.stream.socket())?);
+                self.push.n_written_before = self.stream.n_written();
                 self.push.enter(Phase::Sending, self.timeouts.write);
             }
             let unsent = self.buffers.as_ref().map_or(&[][..], |buffers| &buffers.unsent()[n_sent..]);
@@ -147,10 +155,7 @@ impl BackendConnection {
                 false => self.stream.send(unsent),
             };
             match sent {
-                Ok(n) => {
-                    n_sent += n;
-                    self.push.has_sent = true;
-                }
+                Ok(n) => n_sent += n,
                 Err(StreamFailure::Socket(Errno::INTR)) => {}
                 Err(StreamFailure::Socket(Errno::AGAIN)) => self.wait_until_writable()?,
                 Err(cause) => return Err(self.send_failed(cause)),
@@ -215,7 +220,7 @@ impl BackendConnection {
                 return ended;
             }
         }
-        if self.is_kept && !self.push.has_sent {
+        if self.is_kept && !self.has_sent() {
             self.exchange.report(|report| report.was_closed_idle = true);
         }
         match cause {
@@ -364,7 +369,7 @@ impl BackendConnection {
 
     /// Reports why the push has ended without an answer.
     fn fail(&self, error: TransportError, text: String) -> io::Error {
-        self.exchange.report_failure(Some(error), text, self.push.has_sent);
+        self.exchange.report_failure(Some(error), text, self.has_sent());
         io::Error::other("reported to the exchange")
     }
 }

@@ -27,6 +27,9 @@ mod retry_after;
 mod signature;
 mod stream;
 mod tls;
+#[cfg(test)]
+#[cfg(feature = "tls")]
+mod tls_fixtures;
 
 pub(super) use client::HttpClient;
 pub(super) use profile::ClientProfile;

@@ -48,12 +48,14 @@ pub(super) enum HandshakeFailure {
 pub(super) struct Stream {
     socket: Arc<Socket>,
     tls: Option<Box<TlsSession>>,
+    /// Number of bytes that the socket has taken since the handshake.
+    n_written: u64,
 }
 
 impl Stream {
     /// Creates the stream of a connected socket without TLS.
     pub(super) fn plain(socket: Arc<Socket>) -> Stream {
-        Stream { socket, tls: None }
+        Stream { socket, tls: None, n_written: 0 }
     }
 
     /// Makes the TLS handshake as a client of `host`, a name or an IP address.
@@ -69,11 +71,16 @@ impl Stream {
             // The alert that says why; the socket of a new connection has room for it.
             let _ = session.write_output(&mut SocketWriter(&socket));
         }
-        outcome.map(|()| Stream { socket, tls: Some(session) })
+        outcome.map(|()| Stream { socket, tls: Some(session), n_written: 0 })
     }
 
     pub(super) fn socket(&self) -> &Arc<Socket> {
         &self.socket
+    }
+
+    /// Returns how many bytes the socket has taken. What it has taken may reach the peer, also if a later write fails.
+    pub(super) fn n_written(&self) -> u64 {
+        self.n_written
     }
 
     /// Whether the stream has TLS.
@@ -85,7 +92,9 @@ impl Stream {
     /// were taken. [`flush`](Self::flush) sends the rest of them.
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<usize, StreamFailure> {
         if self.tls.is_none() {
-            return Ok(send(&*self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?);
+            let n_sent = send(&*self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+            self.n_written += n_sent as u64;
+            return Ok(n_sent);
         }
         self.flush()?;
         let n_taken = self.tls.as_mut().map_or(0, |session| session.encrypt(bytes));
@@ -102,9 +111,10 @@ impl Stream {
 
     /// Sends the bytes that were taken before.
     pub(super) fn flush(&mut self) -> Result<(), StreamFailure> {
-        let Stream { socket, tls: Some(session) } = self else { return Ok(()) };
+        let Stream { socket, tls: Some(session), n_written } = self else { return Ok(()) };
         while session.has_output() {
-            session.write_output(&mut SocketWriter(socket)).map_err(|cause| errno(&cause))?;
+            let n_sent = session.write_output(&mut SocketWriter(socket)).map_err(|cause| errno(&cause))?;
+            *n_written += n_sent as u64;
         }
         Ok(())
     }
@@ -112,7 +122,7 @@ impl Stream {
     /// Receives into `buffer`, which is not empty. Returns 0 at the end of the stream. Waits once at most, and fails with
     /// AGAIN if what came is no complete record: the caller looks at its deadlines then.
     pub(super) fn receive(&mut self, buffer: &mut [u8], flags: RecvFlags) -> Result<usize, StreamFailure> {
-        let Stream { socket, tls: Some(session) } = self else {
+        let Stream { socket, tls: Some(session), .. } = self else {
             return Ok(recv(&*self.socket, buffer, flags)?.0);
         };
         let may_wait = !flags.contains(RecvFlags::DONTWAIT);

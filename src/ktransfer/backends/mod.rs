@@ -15,10 +15,12 @@
 //! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine, `replacement`
 //! the change of the list by a reload.
 
+mod ejection;
 mod failure_rate;
 mod phases;
 mod replacement;
 mod rotation;
+mod status;
 mod verdict;
 
 use std::collections::BTreeSet;
@@ -34,6 +36,7 @@ use super::metrics::{BackendMetrics, ModuleMetrics};
 use super::policy::AttemptOutcome;
 use crate::locks::lock;
 use crate::log_limited;
+use ejection::Ejection;
 use failure_rate::{Counts, FailureRate, FailureRates};
 use phases::Phases;
 
@@ -64,6 +67,8 @@ struct Backend {
     /// Pushes that ended well or as failures while the backend was in use; counted for the rule by failure rate.
     n_good: AtomicU64,
     n_bad: AtomicU64,
+    /// For operators.
+    last_ejection: Mutex<Option<Ejection>>,
     /// Grows with each ejection, probe and return. So the late result of an earlier push changes nothing.
     epoch: AtomicU32,
 }
@@ -133,6 +138,7 @@ impl Backend {
             n_failures: AtomicU32::new(0),
             n_good: AtomicU64::new(0),
             n_bad: AtomicU64::new(0),
+            last_ejection: Mutex::default(),
             epoch: AtomicU32::new(0),
         })
     }
@@ -308,7 +314,7 @@ impl Backends {
     }
 
     fn counts(&self, index: usize) -> Counts {
-        let Backend { n_good, n_bad, .. } = &self.backends[index];
+        let Backend { n_good, n_bad, .. } = &*self.backends[index];
         Counts { good: n_good.load(Ordering::Relaxed), bad: n_bad.load(Ordering::Relaxed) }
     }
 
@@ -322,6 +328,7 @@ impl Backends {
         self.are_all_in_use.store(false, Ordering::Release);
         backend.epoch.fetch_add(1, Ordering::Release);
         let interval = shared.phases.eject(chosen.index, now);
+        *lock(&backend.last_ejection) = Some(Ejection::new(now, format!("{rule}: {outcome}")));
         let n_usable = shared.phases.n_usable();
         self.settle(&mut shared, now);
         drop(shared);

@@ -83,6 +83,11 @@ impl Phases {
         Phases { config, phases }
     }
 
+    /// Returns the phase of the backend.
+    pub(super) fn phase(&self, index: usize) -> Phase {
+        self.phases[index]
+    }
+
     /// Whether any push may go to the backend.
     pub(super) fn is_usable(&self, index: usize) -> bool {
         matches!(self.phases[index], Phase::InUse | Phase::SlowStart { .. })

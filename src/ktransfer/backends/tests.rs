@@ -1,5 +1,7 @@
 //! Tests of the choice of a backend, of ejections and of probes.
 
+mod operators;
+
 use super::*;
 use std::num::NonZeroUsize;
 use std::time::Duration;

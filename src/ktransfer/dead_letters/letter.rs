@@ -23,8 +23,8 @@ pub(crate) struct PendingLetter {
 
 /// A letter to be stored.
 pub(crate) struct Letter {
-    pub(super) record: Record,
-    pub(super) completion: LetterCompletion,
+    pub(in crate::ktransfer) record: Record,
+    pub(in crate::ktransfer) completion: LetterCompletion,
 }
 
 /// Where the result of an attempt to store a letter goes.

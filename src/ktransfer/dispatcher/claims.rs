@@ -45,7 +45,7 @@ impl Dispatcher {
         state.is_held_by_operator = self.channels.operator.pauses.holds_new_claim(partition);
         // Without a start offset, it is looked up first.
         if state.is_held_by_operator && start.is_some() {
-            state.assignment.end();
+            state.assignment.set_paused(true);
             state.interruption = Some(Interruption::default());
             info!("module [{}]: partition {partition} is paused", self.context.config.name);
         }

@@ -5,6 +5,9 @@
 //! on with a new window: at the commit point, without the messages that are done ahead of it, or at the offset of a
 //! seek. A seek goes on only when the group has stored its offset. So whoever pushes the partition next, whenever this
 //! process ends, begins either before the seek or after it.
+//!
+//! A message that waits for its dead letter was given up already: a pause lets it wait, and after the resume it is not
+//! pushed again. A seek abandons it, as the end of the claim does.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,15 +20,24 @@ use super::partition::{ClaimedPartition, ReleaseState, shown};
 use crate::broker::{LogIdentity, Offset, PartitionId};
 use crate::ktransfer::fetcher::{FetchCommand, StartPosition};
 use crate::ktransfer::group::GroupCommand;
-use crate::ktransfer::job::Assignment;
+use crate::ktransfer::job::{Assignment, ClaimPhase};
 
 /// Interval at which interruptions and requests of operators are looked at while there are any.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 impl ClaimedPartition {
-    /// Whether a partition of an interruption has no job at a worker.
+    /// Returns the number of jobs for which an interruption waits. After a seek has begun, the workers abandon the dead
+    /// letters as well.
+    pub(super) fn n_awaited(&self) -> usize {
+        match self.assignment.phase() {
+            ClaimPhase::Held => self.n_pushing(),
+            ClaimPhase::Draining | ClaimPhase::Ended => self.in_flight,
+        }
+    }
+
+    /// Whether an interruption of the partition waits for no job.
     fn has_drained(&self) -> bool {
-        self.in_flight == 0 && self.release == ReleaseState::Owned
+        self.n_awaited() == 0 && self.release == ReleaseState::Owned
     }
 
     /// Whether an operator's seek is under way.
@@ -44,7 +56,7 @@ impl Dispatcher {
         state.interruption = Some(Interruption::default());
         state.held_back.clear();
         state.is_paused = false;
-        state.assignment.end();
+        state.assignment.set_paused(true);
         state.in_flight -= self.outbox.drop_over(&state.assignment);
         self.command_fetch_loop(FetchCommand::Revoke(partition));
     }
@@ -84,9 +96,13 @@ impl Dispatcher {
     /// Begins to continue at another offset.
     pub(super) fn begin_seek(&mut self, partition: PartitionId, to: Offset, cut_at: Instant) {
         self.interrupt(partition);
-        if let Some(interruption) = self.partitions.get_mut(&partition).and_then(|state| state.interruption.as_mut()) {
-            *interruption = Interruption { seek: Some(Seek { to, is_sent: false }), cut_at: Some(cut_at) };
-        }
+        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.interruption.is_some()) else {
+            return;
+        };
+        state.interruption = Some(Interruption { seek: Some(Seek { to, is_sent: false }), cut_at: Some(cut_at) });
+        // Also the dead letters: where the partition goes on, their messages may be read again.
+        state.assignment.end();
+        state.in_flight -= self.outbox.drop_over(&state.assignment);
     }
 
     /// Takes the next step of each interruption.
@@ -105,10 +121,11 @@ impl Dispatcher {
 
     fn continue_interruption(&mut self, partition: PartitionId, now: Instant) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
+        let n_awaited = state.n_awaited();
         let Some(interruption) = state.interruption.as_mut().filter(|_| state.release == ReleaseState::Owned) else {
             return;
         };
-        if state.in_flight > 0 {
+        if n_awaited > 0 {
             if interruption.cut_at.take_if(|at| *at <= now).is_some() {
                 self.cut(partition);
             }
@@ -151,7 +168,12 @@ impl Dispatcher {
         let window = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.interruption = None;
-        state.assignment = Arc::new(Assignment::new(&state.claim));
+        match state.assignment.phase() {
+            // The jobs that wait for their dead letters go on with it.
+            ClaimPhase::Held => state.assignment.set_paused(false),
+            // After a seek no job has it.
+            _ => state.assignment = Arc::new(Assignment::new(&state.claim)),
+        }
         let start = state.resume_window(window);
         let generation = state.generation();
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start });

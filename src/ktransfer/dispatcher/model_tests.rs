@@ -1,4 +1,5 @@
-//! Random schedules of a dispatcher and its workers against a simulated fetch loop, group and backend.
+//! Random schedules of a dispatcher and its workers against a simulated fetch loop, group, backend and topic of dead
+//! letters.
 //!
 //! All parts run on the test's thread, one step at a time, so that a failing schedule is found again and shrunk.
 
@@ -11,14 +12,16 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use proptest::prelude::*;
 
 use crate::broker::{Offset, TopicPartition};
+use crate::ktransfer::dead_letters::Letter;
 use crate::ktransfer::fetcher::FetchedBatch;
 use crate::ktransfer::group::{Generation, Mailbox, StoredPosition, TimedFence, mailbox};
 use crate::ktransfer::job::{ClaimPhase, SkipOrder, WindowId};
 use crate::ktransfer::memory_budget::MemoryBudget;
 use crate::ktransfer::operations::OperatorLink;
+use crate::ktransfer::outcomes::OutcomeTable;
 use crate::ktransfer::pauses::{PauseChange, PauseMark, PauseTable};
 use crate::ktransfer::policy::AttemptOutcome;
-use crate::ktransfer::test_fixtures::{claim, module_config, worker_context};
+use crate::ktransfer::test_fixtures::{claim, complete, context_with_letters, module_config};
 use crate::ktransfer::worker::{PushAttempt, Worker, WorkerChannels};
 use crate::metrics::Registry;
 
@@ -44,15 +47,28 @@ struct Backend {
     /// Deliveries with their claims; a repeat is an error only within a claim.
     by_claim: BTreeSet<(Generation, PartitionId, Offset)>,
     worker_of_key: BTreeMap<Vec<u8>, usize>,
+    /// Whether messages that are refused with 410, and skipped ones, end with a dead letter.
+    has_letters: bool,
+    /// Messages that were given up, with their claims: they are not pushed again within the claim.
+    given_up: BTreeSet<(Generation, PartitionId, Offset)>,
+    /// Messages whose dead letter is stored.
+    lettered: BTreeSet<(PartitionId, Offset)>,
     skips: Vec<Arc<SkipOrder>>,
 }
 
 impl Backend {
-    /// Whether a message was delivered, or skipped by an operator.
+    /// Whether a message was delivered, its dead letter is stored, or an operator has skipped it without one.
     fn is_done(&self, partition: PartitionId, offset: Offset) -> bool {
-        let is_of = |order: &Arc<SkipOrder>| (order.partition, order.offset) == (partition, offset);
+        let has_no_letter = |order: &SkipOrder| !(order.stores_letter && self.has_letters);
         self.delivered.contains(&(partition, offset))
-            || self.skips.iter().any(|order| is_of(order) && order.turn.is_taken())
+            || self.lettered.contains(&(partition, offset))
+            || self.skipped(partition, offset).any(has_no_letter)
+    }
+
+    /// Returns the orders by which a message was skipped.
+    fn skipped(&self, partition: PartitionId, offset: Offset) -> impl Iterator<Item = &SkipOrder> {
+        let is_of = move |order: &&SkipOrder| (order.partition, order.offset) == (partition, offset);
+        self.skips.iter().map(|order| &**order).filter(is_of).filter(|order| order.turn.is_taken())
     }
 }
 
@@ -71,6 +87,11 @@ impl PushAttempt for Attempts {
         let (partition, offset) = (job.assignment.partition, job.message.offset);
         assert_ne!(job.assignment.phase(), ClaimPhase::Ended, "a push of a claim that has ended");
         assert!(job.assignment.fence.is_valid(), "a push without a lease");
+        let generation = job.assignment.generation;
+        let is_given_up = backend.given_up.contains(&(generation, partition, offset));
+        assert!(!is_given_up, "{offset} is pushed although it was given up");
+        let is_skipped = backend.skipped(partition, offset).any(|order| order.generation == generation);
+        assert!(!is_skipped, "{offset} is pushed although it was skipped");
         if let Some(key) = &job.message.key {
             assert_eq!(*backend.worker_of_key.entry(key.clone()).or_insert(self.worker), self.worker);
             let earlier = (0..offset).filter(|earlier| key_of(partition, *earlier).as_ref() == Some(key));
@@ -83,6 +104,10 @@ impl PushAttempt for Attempts {
             0..=2 if !backend.is_healthy => Some(AttemptOutcome::Answered { status: 503, retry_after: None }),
             3 if !backend.is_healthy => Some(AttemptOutcome::Failed { error: None, reason: "reset".to_owned() }),
             4 if !backend.is_healthy => None,
+            5 if !backend.is_healthy && backend.has_letters => {
+                backend.given_up.insert((generation, partition, offset));
+                Some(AttemptOutcome::Answered { status: 410, retry_after: None })
+            }
             _ => {
                 assert!(backend.by_claim.insert((job.assignment.generation, partition, offset)), "twice in a claim");
                 backend.delivered.insert((partition, offset));
@@ -106,6 +131,7 @@ struct Simulation {
     backend: Arc<Mutex<Backend>>,
     pauses: PauseTable,
     memory: MemoryBudget,
+    letters: Receiver<Letter>,
     fetch_commands: Receiver<FetchCommand>,
     fetched: Sender<Fetched>,
     readers: BTreeMap<PartitionId, Reader>,
@@ -128,7 +154,14 @@ enum Step {
     Lose(PartitionId),
     Pause(Option<PartitionId>),
     Resume(Option<PartitionId>),
-    Skip(PartitionId),
+    Skip {
+        partition: PartitionId,
+        stores_letter: bool,
+    },
+    /// The dead letter that was sent first is stored, or not.
+    Letter {
+        is_stored: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -142,20 +175,26 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..PARTITIONS).prop_map(Step::Lose),
         1 => (0..=PARTITIONS).prop_map(|number| Step::Pause((number < PARTITIONS).then_some(number))),
         2 => (0..=PARTITIONS).prop_map(|number| Step::Resume((number < PARTITIONS).then_some(number))),
-        1 => (0..PARTITIONS).prop_map(Step::Skip),
+        1 => (0..PARTITIONS, any::<bool>())
+            .prop_map(|(partition, stores_letter)| Step::Skip { partition, stores_letter }),
+        3 => any::<bool>().prop_map(|is_stored| Step::Letter { is_stored }),
     ]
 }
 
 impl Simulation {
-    fn new(random: u64) -> Simulation {
+    fn new(random: u64, has_letters: bool) -> Simulation {
         let mut config = module_config(&["127.0.0.1:1", "127.0.0.1:2"]);
         config.worker_num = WORKERS.try_into().unwrap();
         config.window_size = WINDOW.try_into().unwrap();
         config.max_commit_gap = 12.try_into().unwrap();
         config.retry.first_pause = Duration::from_micros(1);
         config.retry.max_pause = Duration::from_micros(1);
-        let context = Arc::new(worker_context(config, &Registry::new()));
-        let backend = Arc::new(Mutex::new(Backend { random, ..Backend::default() }));
+        let table = serde_yaml::from_str("{200-299: ok, 410: dead_letter, default: retry}").unwrap();
+        config.outcomes = OutcomeTable::from_yaml(&table).unwrap();
+        let (mut context, letters) = context_with_letters(config, &Registry::new());
+        context.dead_letters = context.dead_letters.filter(|_| has_letters);
+        let context = Arc::new(context);
+        let backend = Arc::new(Mutex::new(Backend { random, has_letters, ..Backend::default() }));
         let (inboxes, receivers): (Vec<_>, Vec<_>) = (0..WORKERS).map(|_| unbounded()).unzip();
         let (report_sender, reports) = unbounded();
         let all: Arc<[_]> = inboxes.into();
@@ -190,6 +229,7 @@ impl Simulation {
             backend,
             pauses,
             memory,
+            letters,
             fetch_commands,
             fetched: fetched_sender,
             readers: BTreeMap::new(),
@@ -229,18 +269,34 @@ impl Simulation {
             }
             // Refused for a partition while the module is paused.
             Step::Resume(partition) => drop(self.pauses.change(&PauseChange::Resume(partition))),
-            Step::Skip(partition) => self.skip(partition),
+            Step::Skip { partition, stores_letter } => self.skip(partition, stores_letter),
+            Step::Letter { is_stored } => self.end_letter(is_stored),
         }
         assert!(self.context.slots.in_use() <= WINDOW);
         assert!(self.memory.used_bytes() <= MAX_BYTES);
     }
 
-    fn skip(&mut self, partition: PartitionId) {
+    fn end_letter(&mut self, is_stored: bool) {
+        let Ok(letter) = self.letters.try_recv() else { return };
+        let number = |name: &str| {
+            let header = letter.record.headers.iter().find(|header| header.name == name).expect("the field");
+            String::from_utf8(header.value.clone().unwrap()).unwrap().parse::<i64>().unwrap()
+        };
+        let partition = PartitionId::try_from(number("X-Dead-Letter-Partition")).unwrap();
+        if is_stored {
+            self.backend.lock().unwrap().lettered.insert((partition, number("X-Dead-Letter-Offset")));
+        }
+        complete(letter, is_stored);
+    }
+
+    fn skip(&mut self, partition: PartitionId, stores_letter: bool) {
         let head = self.dispatcher.partitions.get(&partition).and_then(|state| state.window.first());
-        let Some(head) = head.filter(|head| self.dispatcher.check_skip(partition, *head).is_ok()) else { return };
+        let may_skip = |head: &Offset| self.dispatcher.check_skip(partition, *head, stores_letter).is_ok();
+        let Some(head) = head.filter(may_skip) else { return };
         let state = &self.dispatcher.partitions[&partition];
         if state.release == partition::ReleaseState::Owned {
-            let order = self.dispatcher.begin_skip(partition, head, &"ann".into()).expect("it is claimed");
+            let order = self.dispatcher.begin_skip(partition, head, stores_letter, &"ann".into());
+            let order = order.expect("it is claimed");
             self.backend.lock().unwrap().skips.push(order);
         }
     }
@@ -340,6 +396,7 @@ impl Simulation {
                 self.step(&Step::Dispatch);
                 self.step(&Step::Work(worker));
             }
+            self.step(&Step::Letter { is_stored: true });
             self.step(&Step::Group);
         }
         assert_eq!((self.memory.used_bytes(), self.context.slots.in_use()), (0, 0));
@@ -348,11 +405,13 @@ impl Simulation {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// Whatever is refused, lost and handed over: no message is stored as done that was not delivered, each key keeps
-    /// its order, slots and bytes are bounded, and in the end everything is delivered and everything is returned.
+    /// Whatever is refused, lost and handed over: no message is stored as done that was not delivered or given up, each
+    /// key keeps its order, slots and bytes are bounded, and in the end everything is done and everything is returned.
     #[test]
-    fn no_schedule_loses_or_reorders_messages(steps in prop::collection::vec(step(), 0..400), random in any::<u64>()) {
-        let mut simulation = Simulation::new(random);
+    fn no_schedule_loses_or_reorders_messages(
+        steps in prop::collection::vec(step(), 0..400), random in any::<u64>(), has_letters in any::<bool>()
+    ) {
+        let mut simulation = Simulation::new(random, has_letters);
         for step in &steps {
             simulation.step(step);
         }

@@ -18,6 +18,9 @@ use crate::ktransfer::job::{SkipOrder, WorkerMessage};
 use crate::ktransfer::operations::{Action, PartitionResult, Refusal, Request, Settled};
 use crate::ktransfer::turn::Turn;
 
+const AWAITS_LETTER: &str = "the message was given up already, and is done when its dead letter is stored: add \
+     \"dead_letter\": false (--no-dead-letter) to pass over it without one";
+
 /// How long before its deadline a request is answered although it is not settled.
 const REPLY_TIME: Duration = Duration::from_millis(500);
 
@@ -50,7 +53,7 @@ impl Dispatcher {
             return Err(Refusal::not_running());
         }
         let wanted: Vec<PartitionId> = match &request.action {
-            Action::FollowPauses(Some(partition)) | Action::Skip(partition, _) => vec![*partition],
+            Action::FollowPauses(Some(partition)) | Action::Skip { partition, .. } => vec![*partition],
             Action::FollowPauses(None) => self.partitions.keys().copied().collect(),
             Action::Seek(targets) => targets.keys().copied().collect(),
         };
@@ -67,13 +70,17 @@ impl Dispatcher {
         let mut skip = None;
         match &request.action {
             Action::FollowPauses(_) => {}
-            Action::Skip(partition, offset) => self.check_skip(*partition, *offset)?,
+            Action::Skip { partition, offset, stores_letter } => {
+                self.check_skip(*partition, *offset, *stores_letter)?;
+            }
             Action::Seek(targets) => self.check_seek(targets)?,
         }
         if !request.is_dry_run {
             match &request.action {
                 Action::FollowPauses(_) => self.follow_pauses(),
-                Action::Skip(partition, offset) => skip = self.begin_skip(*partition, *offset, &request.by),
+                Action::Skip { partition, offset, stores_letter } => {
+                    skip = self.begin_skip(*partition, *offset, *stores_letter, &request.by);
+                }
                 Action::Seek(targets) => {
                     let cut_at = Instant::now() + DRAIN;
                     targets.iter().for_each(|(partition, to)| self.begin_seek(*partition, *to, cut_at));
@@ -83,13 +90,21 @@ impl Dispatcher {
         Ok((claims, skip))
     }
 
-    pub(super) fn check_skip(&self, partition: PartitionId, offset: Offset) -> Result<(), Refusal> {
+    pub(super) fn check_skip(
+        &self,
+        partition: PartitionId,
+        offset: Offset,
+        stores_letter: bool,
+    ) -> Result<(), Refusal> {
         let Some(state) = self.partitions.get(&partition) else { return Err(Refusal::not_owned(partition)) };
         if state.interruption.is_some() {
             let message = format!("partition {partition} is paused: resume it first, or seek to the offset behind");
             return Err(Refusal::new(409, "paused", message));
         }
         match state.window.first() {
+            Some(first) if first == offset && stores_letter && state.awaits_letter(offset) => {
+                Err(Refusal::new(409, "awaits_dead_letter", AWAITS_LETTER))
+            }
             Some(first) if first == offset => Ok(()),
             first => {
                 let message = format!(
@@ -132,13 +147,15 @@ impl Dispatcher {
         &mut self,
         partition: PartitionId,
         offset: Offset,
+        stores_letter: bool,
         by: &Arc<str>,
     ) -> Option<Arc<SkipOrder>> {
         let state = self.partitions.get_mut(&partition)?;
-        let (generation, window) = (state.generation(), state.window_id);
-        let order =
-            Arc::new(SkipOrder { partition, generation, window, offset, by: Arc::clone(by), turn: Turn::default() });
-        let unsent = match self.context.dead_letters {
+        let generation = state.generation();
+        let window = state.window_of_letter(offset).unwrap_or(state.window_id);
+        let (by, turn) = (Arc::clone(by), Turn::default());
+        let order = Arc::new(SkipOrder { partition, generation, window, offset, by, stores_letter, turn });
+        let unsent = match self.context.dead_letters.as_ref().filter(|_| stores_letter) {
             None => self.outbox.take_unsent(&order),
             Some(_) => {
                 self.outbox.send_unsent(&order);
@@ -147,7 +164,7 @@ impl Dispatcher {
         };
         if let Some(job) = unsent {
             order.turn.take();
-            skip(&self.context, &job, 0, by);
+            skip(&self.context, &job, 0, &order);
             state.in_flight -= 1;
             state.window.close(offset);
             drop(job);
@@ -196,7 +213,7 @@ impl Dispatcher {
             None => lost(action, pending.skip.as_deref()),
             Some(state) => match action {
                 Action::FollowPauses(_) => settle_pause(state, is_over)?,
-                Action::Skip(_, offset) => settle_skip(state, *offset, pending.skip.as_deref(), is_over)?,
+                Action::Skip { offset, .. } => settle_skip(state, *offset, pending.skip.as_deref(), is_over)?,
                 Action::Seek(_) => settle_seek(state, is_over)?,
             },
         };
@@ -211,7 +228,7 @@ impl Dispatcher {
 fn target(action: &Action, partition: PartitionId) -> Option<Offset> {
     match action {
         Action::Seek(targets) => targets.get(&partition).copied(),
-        Action::Skip(_, offset) => Some(offset.saturating_add(1)),
+        Action::Skip { offset, .. } => Some(offset.saturating_add(1)),
         Action::FollowPauses(_) => None,
     }
 }
@@ -222,8 +239,8 @@ fn lost(action: &Action, skip: Option<&SkipOrder>) -> Settled {
     match action {
         // The pause is stored, and the next owner follows it.
         Action::FollowPauses(_) => Settled::Done,
-        Action::Skip(..) if skip.is_some_and(|order| order.turn.cancel()) => Settled::NotDone(reason.to_owned()),
-        Action::Skip(..) | Action::Seek(_) => Settled::Unknown(reason.to_owned()),
+        Action::Skip { .. } if skip.is_some_and(|order| order.turn.cancel()) => Settled::NotDone(reason.to_owned()),
+        Action::Skip { .. } | Action::Seek(_) => Settled::Unknown(reason.to_owned()),
     }
 }
 
@@ -231,9 +248,9 @@ fn settle_pause(state: &ClaimedPartition, is_over: bool) -> Option<Settled> {
     match (state.is_held_by_operator, &state.interruption) {
         // It waits for its start offset, and is not pushed before.
         (true, None) => Some(Settled::Done),
-        (true, Some(_)) if state.in_flight == 0 => Some(Settled::Done),
+        (true, Some(_)) if state.n_awaited() == 0 => Some(Settled::Done),
         (true, Some(_)) if is_over => {
-            let reason = format!("no further push begins, but {} pushes are still on the wire", state.in_flight);
+            let reason = format!("no further push begins, but {} pushes are still on the wire", state.n_awaited());
             Some(Settled::Unknown(reason))
         }
         (false, None) => Some(Settled::Done),
@@ -246,7 +263,7 @@ fn settle_pause(state: &ClaimedPartition, is_over: bool) -> Option<Settled> {
 
 fn settle_skip(state: &ClaimedPartition, offset: Offset, order: Option<&SkipOrder>, is_over: bool) -> Option<Settled> {
     let order = order?;
-    if order.window != state.window_id || state.window.first() != Some(offset) {
+    if !state.is_job_of(order.window, offset) || state.window.first() != Some(offset) {
         return Some(match order.turn.is_taken() {
             true => Settled::Done,
             false => Settled::NotDone("the message was done by a push meanwhile".to_owned()),
@@ -254,6 +271,11 @@ fn settle_skip(state: &ClaimedPartition, offset: Offset, order: Option<&SkipOrde
     }
     // Interrupted meanwhile: no worker has the message any more.
     let has_no_worker = state.interruption.is_some() && state.in_flight == 0;
+    // Its last attempt ended meanwhile, and gave it up.
+    let was_given_up = order.stores_letter && state.awaits_letter(offset) && order.turn.cancel();
+    if was_given_up {
+        return Some(Settled::NotDone(AWAITS_LETTER.to_owned()));
+    }
     if !is_over && !has_no_worker {
         return None;
     }
@@ -263,7 +285,7 @@ fn settle_skip(state: &ClaimedPartition, offset: Offset, order: Option<&SkipOrde
              message of its key; it stays at the head"
                 .to_owned(),
         ),
-        false => Settled::Unknown("it is passed over as soon as its dead letter is stored".to_owned()),
+        false => Settled::Unknown(format!("it is passed over as soon as its dead letter is stored; {AWAITS_LETTER}")),
     })
 }
 

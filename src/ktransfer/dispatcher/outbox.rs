@@ -144,7 +144,7 @@ impl Outbox {
         self.to_recheck.insert(assignment.id());
         let before = self.unkeyed.len();
         self.unkeyed.retain(|job| {
-            !Arc::ptr_eq(&job.assignment, assignment) || !assignment.is_over_for(job.message.offset, false)
+            !Arc::ptr_eq(&job.assignment, assignment) || !assignment.is_over_for(job.window, job.message.offset, false)
         });
         before - self.unkeyed.len()
     }

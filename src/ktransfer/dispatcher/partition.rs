@@ -1,6 +1,6 @@
 //! The state of one claimed partition: its window, the messages held back, and the progress of its release.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use super::log_track::LogTrack;
 use crate::broker::{Message, Offset};
 use crate::ktransfer::fetcher::StartPosition;
 use crate::ktransfer::group::{Claim, Generation, GroupCommand};
-use crate::ktransfer::job::{Assignment, ClaimPhase, WindowId};
+use crate::ktransfer::job::{Ack, Assignment, ClaimPhase, JobEnd, WindowId};
 use crate::ktransfer::memory_budget::BudgetShare;
 use crate::ktransfer::window::Window;
 
@@ -49,6 +49,10 @@ pub(super) struct ClaimedPartition {
     pub(super) assignment: Arc<Assignment>,
     pub(super) window_id: WindowId,
     pub(super) window: Window,
+    /// The first window of the log that is read: offsets of earlier windows may mean other messages.
+    log_since: WindowId,
+    /// The jobs among `in_flight` whose messages were given up, and wait for their dead letters.
+    letters: BTreeSet<(Offset, WindowId)>,
     /// How far the partition was read, and in which log.
     pub(super) log: LogTrack,
     /// Leader epoch of the stored offset from which this claim began; `None` if it is unknown.
@@ -94,6 +98,8 @@ impl ClaimedPartition {
             assignment: Arc::new(Assignment::new(claim)),
             window_id,
             window,
+            log_since: window_id,
+            letters: BTreeSet::new(),
             log: LogTrack::starting_at(start),
             stored_epoch: claim.position.as_ref().and_then(|stored| stored.leader_epoch),
             in_flight: 0,
@@ -125,6 +131,45 @@ impl ClaimedPartition {
         self.assignment.generation
     }
 
+    /// Returns the number of jobs that are not acknowledged and do not wait for their dead letter.
+    pub(super) fn n_pushing(&self) -> usize {
+        self.in_flight.saturating_sub(self.letters.len())
+    }
+
+    /// Notes that a message waits for its dead letter.
+    pub(super) fn note_letter(&mut self, window: WindowId, offset: Offset) {
+        self.letters.insert((offset, window));
+    }
+
+    /// Whether the message at `offset` of the present log waits for its dead letter: it must not be pushed again.
+    pub(super) fn awaits_letter(&self, offset: Offset) -> bool {
+        self.window_of_letter(offset).is_some()
+    }
+
+    /// Returns the window of the job at `offset` of the present log that waits for its dead letter.
+    pub(super) fn window_of_letter(&self, offset: Offset) -> Option<WindowId> {
+        let (found, window) = self.letters.range((offset, self.log_since)..).next()?;
+        (*found == offset).then_some(*window)
+    }
+
+    /// Whether a job of this window at `offset` may still end the message there.
+    pub(super) fn is_job_of(&self, window: WindowId, offset: Offset) -> bool {
+        window == self.window_id || self.window_of_letter(offset) == Some(window)
+    }
+
+    /// Ends a job. If it is done, marks the message done, also if it is of an earlier window of the present log: then
+    /// it had to wait for its dead letter across a pause. Returns whether the message was marked, and whether the
+    /// commit point moved.
+    pub(super) fn end_job(&mut self, ack: &Ack) -> (bool, bool) {
+        self.in_flight -= 1;
+        let had_letter = self.letters.remove(&(ack.offset, ack.window));
+        let is_of_window = ack.window == self.window_id || had_letter && self.log_since <= ack.window;
+        if ack.end != JobEnd::Done || !is_of_window {
+            return (false, false);
+        }
+        (true, self.window.finish(ack.offset).is_some())
+    }
+
     /// Whether messages read for `window` belong to this claim and are to be pushed.
     pub(super) fn is_reading_for(&self, window: WindowId) -> bool {
         self.window_id == window && self.release == ReleaseState::Owned && self.interruption.is_none()
@@ -133,7 +178,8 @@ impl ClaimedPartition {
     /// Replaces the window by an empty one that starts at `start`, which the group receives otherwise. Jobs of the
     /// earlier window may still be in flight; they move no commit point.
     pub(super) fn replace_window(&mut self, window_id: WindowId, start: StartPosition) {
-        self.window_id = window_id;
+        (self.window_id, self.log_since) = (window_id, window_id);
+        self.assignment.begin_log(window_id);
         self.window = Window::starting_at(start.offset);
         self.log = LogTrack::starting_at(Some(start));
         self.commit_sent = Some(start.offset);
@@ -143,7 +189,8 @@ impl ClaimedPartition {
     }
 
     /// Replaces the window by one that continues at the commit point, without the messages that are done ahead of it.
-    /// No job of the earlier window may be in flight. Returns where reading starts.
+    /// No job of the earlier window may be in flight, but those that wait for their dead letters. Returns where
+    /// reading starts.
     pub(super) fn resume_window(&mut self, window_id: WindowId) -> Option<StartPosition> {
         self.window_id = window_id;
         let start = self.window.commit_point().map(|offset| StartPosition { offset, log: self.log.identity(offset) });

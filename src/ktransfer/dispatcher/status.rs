@@ -12,7 +12,7 @@ use super::partition::{ClaimedPartition, ReleaseState};
 use crate::broker::PartitionId;
 use crate::ktransfer::attempt_board::{ClaimedOffset, PushOnWire};
 use crate::ktransfer::operations::{
-    HeadState, HeadStatus, ModuleStatus, PartitionState, PartitionStatus, WindowStatus,
+    HeadState, HeadStatus, MessageRates, ModuleStatus, PartitionState, PartitionStatus, WindowStatus,
 };
 
 /// Interval at which the status is written.
@@ -39,7 +39,7 @@ impl ClaimedPartition {
         match &self.interruption {
             _ if self.release != ReleaseState::Owned => PartitionState::Releasing,
             None => PartitionState::Pushing,
-            Some(_) if self.in_flight > 0 => PartitionState::Draining,
+            Some(_) if self.n_awaited() > 0 => PartitionState::Draining,
             Some(interruption) if interruption.seek.is_some() => PartitionState::Seeking,
             Some(_) => PartitionState::Paused,
         }
@@ -71,7 +71,14 @@ impl Dispatcher {
             in_flight_bytes: self.channels.memory.used_bytes(),
             max_in_flight_bytes: self.context.config.max_in_flight_bytes.get(),
         };
-        self.channels.operator.status.set(ModuleStatus { window, partitions });
+        let messages = self.context.metrics.counts();
+        let totals = [messages.delivered, messages.failed_attempts];
+        self.rates.record_totals(now.saturating_duration_since(self.started), totals);
+        let rates = |[delivered, failed_attempts]: [f64; 2]| MessageRates { delivered, failed_attempts };
+        let per_second = self.rates.per_second().map(rates);
+        let backends = self.context.settings().backends.status(now);
+        let status = ModuleStatus { window, partitions, backends, messages, per_second };
+        self.channels.operator.status.set(status);
     }
 
     fn partition_status(
@@ -112,6 +119,7 @@ impl Dispatcher {
             held_ms: millis(now.saturating_duration_since(head.since)),
             state: match (push, &failure) {
                 (Some(_), _) => HeadState::OnWire,
+                (None, _) if state.awaits_letter(head.offset) => HeadState::DeadLetter,
                 (None, Some(_)) => HeadState::Waiting,
                 (None, None) => HeadState::Queued,
             },

@@ -6,7 +6,7 @@ use crate::ktransfer::backend_client::PushEnd;
 use crate::ktransfer::config::ModuleConfig;
 use crate::ktransfer::fetcher::{FetchedBatch, LogChange, StartPosition};
 use crate::ktransfer::group::{Claim, Generation, Mailbox, StoredPosition, mailbox};
-use crate::ktransfer::job::{ClaimPhase, WindowId, WorkerMessage};
+use crate::ktransfer::job::{ClaimPhase, JobEnd, WindowId, WorkerMessage};
 use crate::ktransfer::memory_budget::MemoryBudget;
 use crate::ktransfer::operations::OperatorLink;
 use crate::ktransfer::test_fixtures::{claim, job as new_job, module_config, worker_context};

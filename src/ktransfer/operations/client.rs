@@ -35,6 +35,8 @@ pub(crate) struct ClientArguments {
     pub(crate) offset: Option<String>,
     /// `--to`: `earliest`, `end`, or a time.
     pub(crate) to: Option<String>,
+    /// `--no-dead-letter`
+    pub(crate) has_no_letter: bool,
     /// `--dry-run`
     pub(crate) is_dry_run: bool,
 }
@@ -122,6 +124,9 @@ fn http_request(arguments: &ClientArguments) -> Result<HttpRequest, String> {
         if let Some(text) = given {
             body.insert(name.to_owned(), number(name, text)?);
         }
+    }
+    if arguments.has_no_letter {
+        body.insert("dead_letter".to_owned(), false.into());
     }
     match arguments.to.as_deref() {
         Some(end @ ("earliest" | "end")) => drop(body.insert("to".to_owned(), end.into())),
@@ -260,6 +265,8 @@ mod tests {
             let request = http_request(&ClientArguments { to: Some(to.into()), ..seek.clone() }).unwrap();
             assert_eq!(request.body, format!(r#"{{"partition":3,"time":{body}}}"#));
         }
+        let skip = ClientArguments { offset: Some("7".into()), has_no_letter: true, ..arguments("skip") };
+        assert_eq!(http_request(&skip).unwrap().body, r#"{"dead_letter":false,"offset":7}"#);
         let wrong = http_request(&ClientArguments { offset: Some("x".into()), ..seek }).unwrap_err();
         assert!(wrong.contains("--offset"), "{wrong}");
         let all = ClientArguments { operation: "status", ..ClientArguments::default() };

@@ -86,6 +86,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Command, String> {
     options.optopt("", "partition", "number of the partition", "NUMBER");
     options.optopt("", "offset", "offset of a message", "OFFSET");
     options.optopt("", "to", "earliest, end, a time like 2026-01-31T08:00:00Z, or milliseconds since 1970", "PLACE");
+    options.optflag("", "no-dead-letter", "with --skip: store no dead letter of the message");
     options.optflag("", "dry-run", "say what would be done, and change nothing");
     options.optflag("h", "help", "print this help and exit");
     let texts: Vec<String> = arguments
@@ -94,8 +95,8 @@ fn parse(arguments: Vec<OsString>) -> Result<Command, String> {
         .collect::<Result<_, _>>()?;
     let matches = options.parse(texts).map_err(|problem| problem.to_string())?;
     if matches.opt_present("h") {
-        let brief =
-            "Usage: ktransfer [-f FILE] OPERATION [--partition NUMBER] [--offset OFFSET] [--to PLACE] [--dry-run]
+        let brief = "Usage: ktransfer [-f FILE] OPERATION [--partition NUMBER] [--offset OFFSET] [--to PLACE]
+    [--no-dead-letter] [--dry-run]
 
 Operates the ktransfer on this host that runs with the same file, through its admin_port. The secret of an operator is
 read from the environment: KTRANSFER_TOKEN, or KTRANSFER_USER and KTRANSFER_PASSWORD; --status needs none.
@@ -119,6 +120,7 @@ Exit codes: 0 done, 1 not done (nothing was changed), 2 wrong command line, 3 un
         partition: matches.opt_str("partition"),
         offset: matches.opt_str("offset"),
         to: matches.opt_str("to"),
+        has_no_letter: matches.opt_present("no-dead-letter"),
         is_dry_run: matches.opt_present("dry-run"),
     };
     let file = matches.opt_str("f").unwrap_or_else(|| "./conf/ktransfer.yaml".to_owned()).into();
@@ -142,9 +144,11 @@ mod tests {
         };
         let pause = ClientArguments { partition: Some("3".into()), is_dry_run: true, ..of("pause", "m") };
         let seek = ClientArguments { to: Some("end".into()), ..of("seek", "m") };
+        let skip = ClientArguments { offset: Some("7".into()), has_no_letter: true, ..of("skip", "m") };
         for (line, file, arguments) in [
             ("--pause m --partition 3 --dry-run", "./conf/ktransfer.yaml", pause),
             ("-f a.yaml --seek=m --to end", "a.yaml", seek),
+            ("--skip m --offset 7 --no-dead-letter", "./conf/ktransfer.yaml", skip),
             ("--status", "./conf/ktransfer.yaml", of("status", "")),
             ("--status=m", "./conf/ktransfer.yaml", of("status", "m")),
         ] {

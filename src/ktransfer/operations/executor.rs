@@ -97,8 +97,9 @@ fn outcome(handle: &ModuleHandle, task: &Task) -> Outcome {
             change_pauses(handle, task, *partition, &PauseChange::Pause(*partition, mark))
         }
         Operation::Resume(partition) => change_pauses(handle, task, *partition, &PauseChange::Resume(*partition)),
-        Operation::Skip { partition, offset } => {
-            request(handle, task, Action::Skip(*partition, *offset), task.is_dry_run)
+        Operation::Skip { partition, offset, stores_letter } => {
+            let (partition, offset, stores_letter) = (*partition, *offset, *stores_letter);
+            request(handle, task, Action::Skip { partition, offset, stores_letter }, task.is_dry_run)
         }
         Operation::Seek { partition, to } => match seek_offsets(handle, *partition, *to) {
             Ok(offsets) => request(handle, task, Action::Seek(offsets), task.is_dry_run),

@@ -1,4 +1,4 @@
-//! The HTTP side: `admin_port` with the state of the modules and the operations on them.
+//! The HTTP side: `admin_port` with the page, the state of the modules and the operations on them.
 
 use std::sync::Arc;
 
@@ -13,7 +13,10 @@ use super::parse::{self, OperationName, Target};
 use super::registry::Operations;
 use crate::access::{Credential, CredentialsInForce};
 use crate::admin::Admin;
+use crate::clock::Moment;
+use crate::html::answer::Recent;
 use crate::http::{Admission, Handler, Head, Response};
+use crate::ktransfer::page::{ModulesContent, ModulesPageAnswers};
 
 /// Largest body of a request.
 const MAX_BODY_BYTES: usize = 4096;
@@ -28,6 +31,9 @@ pub(crate) struct OperationsHandler {
     credentials: Option<CredentialsInForce>,
     tasks: Sender<Task>,
     refused: IntCounterVec,
+    /// `/` for browsers, and what it loads.
+    page: ModulesPageAnswers,
+    content: Recent<ModulesContent>,
 }
 
 impl OperationsHandler {
@@ -39,7 +45,14 @@ impl OperationsHandler {
         tasks: Sender<Task>,
         counter: IntCounterVec,
     ) -> OperationsHandler {
-        OperationsHandler { admin, operations, credentials, tasks, refused: counter }
+        let (page, content) = (ModulesPageAnswers::default(), Recent::default());
+        OperationsHandler { admin, operations, credentials, tasks, refused: counter, page, content }
+    }
+
+    /// Returns what the page shows.
+    fn content(&self) -> Arc<ModulesContent> {
+        let now = Moment::now();
+        self.content.get(now.at, || ModulesContent::take(&self.operations, self.admin.health().troubles(), now))
     }
 
     fn show(&self, module: Option<&str>) -> Response {
@@ -126,7 +139,12 @@ impl OperationName {
 
 impl Handler for OperationsHandler {
     fn admit(self: Arc<Self>, head: &Head) -> Admission {
+        if let Some(answer) = self.page.answer(head, || self.content()) {
+            return Admission::Refuse(answer);
+        }
         if let Some(answer) = self.admin.answer(head) {
+            // A browser would have got the page.
+            let answer = if head.path == "/" { answer.with_header("Vary", "Accept") } else { answer };
             return Admission::Refuse(answer);
         }
         let is_read = matches!(&*head.method, "GET" | "HEAD");

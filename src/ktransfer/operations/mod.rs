@@ -34,7 +34,10 @@ pub(super) use http::{OperationsHandler, QUEUED_TASKS};
 pub(super) use operation::{PartitionResult, Refusal, Settled};
 pub(super) use registry::{ModuleHandle, Operations};
 pub(super) use request::{Action, OperatorLink, Request};
-pub(super) use status::{HeadState, HeadStatus, ModuleStatus, PartitionState, PartitionStatus, WindowStatus};
+pub(super) use status::{
+    BackendState, BackendStatus, HeadState, HeadStatus, MessageCounts, MessageRates, ModuleStatus, PartitionState,
+    PartitionStatus, WindowStatus,
+};
 
 /// How long a dispatcher may take to settle an operation.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(8);

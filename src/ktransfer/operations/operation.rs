@@ -17,6 +17,8 @@ pub(crate) enum Operation {
         partition: PartitionId,
         /// Offset of the message.
         offset: Offset,
+        /// Whether its dead letter is stored first, if the module has a dead-letter topic.
+        stores_letter: bool,
     },
     /// Continue at another offset in a partition, or in all partitions that this process has claimed.
     Seek {

@@ -40,6 +40,8 @@ struct Body {
     offset: Option<Offset>,
     time: Option<Time>,
     to: Option<End>,
+    /// Whether a skip stores the dead letter of the message.
+    dead_letter: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -108,6 +110,9 @@ pub(super) fn operation(name: OperationName, body: &[u8]) -> Result<Operation, R
     if body.offset.is_some_and(|offset| offset < 0) {
         return Err(Refusal::invalid("offset must not be negative"));
     }
+    if body.dead_letter.is_some() && name != OperationName::Skip {
+        return Err(Refusal::invalid("dead_letter is for skip only"));
+    }
     match name {
         OperationName::Pause | OperationName::Resume => {
             if body.offset.is_some() || body.time.is_some() || body.to.is_some() {
@@ -117,10 +122,10 @@ pub(super) fn operation(name: OperationName, body: &[u8]) -> Result<Operation, R
             Ok(if is_pause { Operation::Pause(body.partition) } else { Operation::Resume(body.partition) })
         }
         OperationName::Skip => match body {
-            Body { partition: Some(partition), offset: Some(offset), time: None, to: None } => {
-                Ok(Operation::Skip { partition, offset })
+            Body { partition: Some(partition), offset: Some(offset), time: None, to: None, dead_letter } => {
+                Ok(Operation::Skip { partition, offset, stores_letter: dead_letter.unwrap_or(true) })
             }
-            _ => Err(Refusal::invalid("the body must have partition and offset")),
+            _ => Err(Refusal::invalid("the body must have partition and offset, and may have dead_letter")),
         },
         OperationName::Seek => Ok(Operation::Seek { partition: body.partition, to: seek_target(&body)? }),
     }
@@ -190,11 +195,14 @@ mod tests {
     fn bodies_are_operations_or_refused() {
         use OperationName::{Pause, Resume, Seek, Skip};
         let seek = |partition, to| Operation::Seek { partition, to };
+        let skip = |stores_letter| Operation::Skip { partition: 3, offset: 7, stores_letter };
         for (name, body, expected) in [
             (Pause, "", Operation::Pause(None)),
             (Pause, " {} ", Operation::Pause(None)),
             (Resume, r#"{"partition":3}"#, Operation::Resume(Some(3))),
-            (Skip, r#"{"partition":3,"offset":7}"#, Operation::Skip { partition: 3, offset: 7 }),
+            (Skip, r#"{"partition":3,"offset":7}"#, skip(true)),
+            (Skip, r#"{"partition":3,"offset":7,"dead_letter":true}"#, skip(true)),
+            (Skip, r#"{"partition":3,"offset":7,"dead_letter":false}"#, skip(false)),
             (Seek, r#"{"offset":0}"#, seek(None, SeekTarget::Offset(0))),
             (Seek, r#"{"partition":1,"time":1700000000000}"#, seek(Some(1), SeekTarget::TimeMs(1_700_000_000_000))),
             (Seek, r#"{"time":"1970-01-01T00:00:01Z"}"#, seek(None, SeekTarget::TimeMs(1_000))),
@@ -218,6 +226,9 @@ mod tests {
             (Skip, r#"{"partition":3}"#),
             (Skip, r#"{"partition":3,"offset":-1}"#),
             (Skip, r#"{"partition":3,"offset":7,"to":"end"}"#),
+            (Skip, r#"{"partition":3,"offset":7,"dead_letter":"no"}"#),
+            (Pause, r#"{"dead_letter":false}"#),
+            (Seek, r#"{"to":"end","dead_letter":false}"#),
             (Seek, ""),
             (Seek, r#"{"offset":1,"to":"end"}"#),
             (Seek, r#"{"offset":-1}"#),

@@ -69,6 +69,9 @@ impl ModuleHandle {
             "age_ms": age_ms,
             "paused": self.pauses.present(),
             "window": latest.as_ref().map(|(_, status)| &status.window),
+            "messages": latest.as_ref().map(|(_, status)| &status.messages),
+            "per_second": latest.as_ref().map(|(_, status)| &status.per_second),
+            "backends": latest.as_ref().map(|(_, status)| &status.backends),
             "partitions": latest.as_ref().map(|(_, status)| &status.partitions),
         })
     }

@@ -19,7 +19,14 @@ pub(crate) enum Action {
     /// Follow the pauses of the table in a partition, or in all.
     FollowPauses(Option<PartitionId>),
     /// Pass over the message at this offset, if it holds the commit point.
-    Skip(PartitionId, Offset),
+    Skip {
+        /// Number of the partition.
+        partition: PartitionId,
+        /// Offset of the message.
+        offset: Offset,
+        /// Whether its dead letter is stored first, if the module has a dead-letter topic.
+        stores_letter: bool,
+    },
     /// Continue at these offsets.
     Seek(BTreeMap<PartitionId, Offset>),
 }

@@ -15,6 +15,73 @@ pub(crate) struct ModuleStatus {
     pub(crate) window: WindowStatus,
     /// The partitions that this process has claimed.
     pub(crate) partitions: Vec<PartitionStatus>,
+    /// The backends, in the order of `backend_servers`.
+    pub(crate) backends: Vec<BackendStatus>,
+    /// The messages done and the attempts that failed since the start of the process.
+    pub(crate) messages: MessageCounts,
+    /// The same in a second, over the last minute; `None` for the first seconds.
+    pub(crate) per_second: Option<MessageRates>,
+}
+
+/// Messages by how they ended, and attempts that failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct MessageCounts {
+    /// Delivered.
+    pub(crate) delivered: u64,
+    /// Filtered out: their method is not configured or cannot be read, or they are tombstones.
+    pub(crate) filtered: u64,
+    /// Given up or dropped without a dead letter.
+    pub(crate) given_up: u64,
+    /// Done because their dead letter is stored.
+    pub(crate) dead_lettered: u64,
+    /// Passed over by operators.
+    pub(crate) skipped: u64,
+    /// Attempts without an answer, or whose answer is no delivery.
+    pub(crate) failed_attempts: u64,
+    /// Messages that wait until their dead letter is stored.
+    pub(crate) dead_letters_waiting: u64,
+}
+
+/// Messages and attempts in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct MessageRates {
+    /// Messages delivered.
+    pub(crate) delivered: f64,
+    /// Attempts without an answer, or whose answer is no delivery.
+    pub(crate) failed_attempts: f64,
+}
+
+/// The state of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct BackendStatus {
+    /// The entry of `backend_servers`.
+    pub(crate) server: String,
+    /// Whether pushes go to it.
+    pub(crate) state: BackendState,
+    /// How long ago it was ejected; for a slow start: how long that has lasted. `None` while it is in use.
+    pub(crate) since_ms: Option<u64>,
+    /// Time until the next probe may begin; `None` while the backend is in use.
+    pub(crate) next_probe_ms: Option<u64>,
+    /// Pushes to it that are on the wire.
+    pub(crate) on_wire: usize,
+    /// Failures in a row, while it is in use.
+    pub(crate) failures: u32,
+    /// Why it was ejected last; `None` if it never was.
+    pub(crate) reason: Option<String>,
+}
+
+/// Whether pushes go to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BackendState {
+    /// They do.
+    InUse,
+    /// It is back, and its share grows to that of the others.
+    SlowStart,
+    /// Only one push goes to it, as a probe.
+    Probed,
+    /// None, until the next probe.
+    Ejected,
 }
 
 /// How much of its bounds a module uses.
@@ -102,6 +169,8 @@ pub(crate) enum HeadState {
     OnWire,
     /// It waits for its next attempt.
     Waiting,
+    /// It was given up, and waits until its dead letter is stored.
+    DeadLetter,
 }
 
 /// The latest status of a module. Clones share it.

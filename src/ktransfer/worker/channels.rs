@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::ktransfer::job::{WorkerMessage, WorkerReport};
 
 /// The ends of the channels that a worker holds. All of them are unbounded: `max_commit_gap` and the memory budget
-/// bound the jobs, and each job has at most two reports.
+/// bound the jobs, and each job has at most three reports.
 pub(crate) struct WorkerChannels {
     /// Messages to this worker.
     pub(crate) inbox: Receiver<WorkerMessage>,

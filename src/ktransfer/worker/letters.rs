@@ -2,7 +2,8 @@
 //!
 //! [`Worker::give_up`] is the one place where a worker ends a job that was not delivered. With a dead letter the job is
 //! done only when the letter is stored; until then its key waits, the worker goes on with its other keys, and the job
-//! takes no slot of the window. A letter that could not be stored is sent again after a pause.
+//! takes no slot of the window. A letter that could not be stored is sent again after a pause. A letter needs neither a
+//! backend nor a permit to push: it goes on while the worker may begin no attempt.
 
 use log::Level;
 
@@ -11,7 +12,7 @@ use super::key_queues::QueueId;
 use super::pending_job::PendingJob;
 use crate::ktransfer::dead_letters::{LetterReply, PendingLetter};
 use crate::ktransfer::give_up::{GiveUpReason, drop_message};
-use crate::ktransfer::job::LetterError;
+use crate::ktransfer::job::{LetterError, WorkerReport};
 use crate::log_limited;
 
 impl Worker {
@@ -20,13 +21,19 @@ impl Worker {
         match &self.context.dead_letters {
             Some(letters) if reason.wants_dead_letter() => {
                 let letter = Box::new(letters.begin(reason.dead_letter_cause()));
-                self.store_letter(queue, pending, letter);
+                self.begin_letter(queue, pending, letter);
             }
             _ => {
                 drop_message(&self.context, &pending.job.message, pending.job.method.as_deref(), reason);
                 self.done(queue, pending);
             }
         }
+    }
+
+    /// Ends a taken job with a dead letter.
+    pub(super) fn begin_letter(&mut self, queue: QueueId, pending: PendingJob, letter: Box<PendingLetter>) {
+        self.report(WorkerReport::AwaitsLetter(pending.place()));
+        self.store_letter(queue, pending, letter);
     }
 
     /// Sends the dead letter of a taken job. The job stays taken until the letter is stored or has failed.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::key_queues::Queued;
+use super::key_queues::{Need, Queued};
 use crate::ktransfer::dead_letters::PendingLetter;
-use crate::ktransfer::job::Job;
+use crate::ktransfer::job::{Assignment, ClaimPhase, Job, JobPlace};
 
 /// A job that is not acknowledged yet.
 pub(super) struct PendingJob {
@@ -15,6 +15,8 @@ pub(super) struct PendingJob {
     pub(super) last_backend: Option<Arc<str>>,
     /// Whether the job has a slot of the window: from its first attempt until it is acknowledged.
     pub(super) has_slot: bool,
+    /// How often in a row the job has waited for a valid lease.
+    pub(super) n_lease_waits: u32,
     /// Whether the report that the job waits was sent.
     pub(super) has_waited: bool,
     /// The dead letter that the job ends with; `None` while it is to be pushed.
@@ -24,8 +26,13 @@ pub(super) struct PendingJob {
 }
 
 impl Queued for PendingJob {
-    fn has_slot(&self) -> bool {
-        self.has_slot || self.letter.is_some()
+    fn need(&self) -> Need {
+        match self {
+            PendingJob { letter: Some(_), .. } => Need::NoPush,
+            PendingJob { job, .. } if job.unpushable.is_some() => Need::NoPush,
+            PendingJob { has_slot: true, .. } => Need::Push,
+            PendingJob { .. } => Need::Slot,
+        }
     }
 
     fn note_behind(&mut self) {
@@ -41,6 +48,7 @@ impl PendingJob {
             attempts: 0,
             last_backend: None,
             has_slot: false,
+            n_lease_waits: 0,
             has_waited: false,
             letter: None,
             is_on_board: false,
@@ -49,8 +57,18 @@ impl PendingJob {
 
     /// Whether the claim permits no further work on the job.
     pub(super) fn is_over(&self) -> bool {
-        let is_started = self.attempts > 0 || self.letter.is_some();
-        self.job.assignment.is_over_for(self.job.message.offset, is_started)
+        let assignment = &self.job.assignment;
+        match self.letter {
+            Some(_) => assignment.phase() != ClaimPhase::Held,
+            None => assignment.is_over_for(self.job.window, self.job.message.offset, self.attempts > 0),
+        }
+    }
+
+    /// Returns which job it is, for a report.
+    pub(super) fn place(&self) -> JobPlace {
+        let Job { assignment, window, message, .. } = &*self.job;
+        let Assignment { partition, generation, .. } = **assignment;
+        JobPlace { partition, generation, window: *window, offset: message.offset }
     }
 
     /// Whether the job has the same claim as `job`.

@@ -43,6 +43,7 @@ pub(crate) mod one_topic;
 pub(crate) mod operator;
 pub(crate) mod oracle;
 pub(crate) mod original;
+pub(crate) mod page;
 pub(crate) mod process;
 pub(crate) mod prometheus;
 pub(crate) mod reloading;

@@ -36,7 +36,7 @@ impl Rig {
     /// Makes `count` reads of `/0`, `/1`, …
     fn call_all(&self, count: usize) -> Vec<Result<Response, KeeperError>> {
         let requests = (0..count).map(|number| Request::get_data(&format!("/{number}")));
-        self.link.call_all(requests, CallKind::Read)
+        self.link.call_all(requests, CallKind::Read, MAX_QUEUED_CALLS)
     }
 
     /// Drops the link, and returns the number of calls that arrived.
@@ -123,7 +123,7 @@ fn results_text(reason: &str) -> String {
 fn without_a_connection_every_call_has_its_error_and_none_is_queued() {
     let (calls, queued) = bounded(MAX_QUEUED_CALLS);
     let link = Link::new(config(PATIENCE), calls);
-    let results = link.call_all((0..3).map(|_| Request::ping()), CallKind::Read);
+    let results = link.call_all((0..3).map(|_| Request::ping()), CallKind::Read, MAX_QUEUED_CALLS);
     assert_eq!(results.len(), 3);
     assert_eq!(results[0].as_ref().err().unwrap().to_string(), results_text("not connected yet"));
     assert_eq!((results.iter().filter(|result| result.is_err()).count(), queued.len()), (3, 0));

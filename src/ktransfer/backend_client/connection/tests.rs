@@ -28,6 +28,50 @@ fn a_kept_connection_that_fails_before_the_first_byte_was_closed_idle() {
     }
 }
 
+/// A TLS record is written for each 16 KiB, and the writes of one call may fail after the first of them.
+#[cfg(feature = "tls")]
+#[test]
+fn a_kept_connection_that_fails_after_a_part_of_the_request_was_not_closed_idle() {
+    use crate::certificates::Authority;
+    use crate::ktransfer::backend_client::tls_fixtures::{server_config, tls};
+    use ureq::unversioned::transport::Buffers;
+
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let own = authority.issue("own", 30);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket: Arc<socket2::Socket> = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into());
+    let (peer, _) = listener.accept().unwrap();
+    let config = server_config(&own, None);
+    let handshake = std::thread::spawn(move || {
+        let (mut peer, mut session) = (peer, rustls::ServerConnection::new(config).unwrap());
+        while session.is_handshaking() {
+            session.complete_io(&mut peer).unwrap();
+        }
+        peer
+    });
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let client = tls(&authority.own.certificate, None, None);
+    let stream = client.connect(Arc::clone(&socket), "localhost", deadline).expect("the handshake");
+    // Closes without a reset: the first write is taken, and answered with a reset.
+    drop(handshake.join().unwrap());
+    let exchange = Arc::new(Exchange::default());
+    exchange.begin(&Assignment::new(&claim(3, 1, None)), 42).unwrap();
+    let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
+    let mut connection = BackendConnection::new(stream, Arc::clone(&exchange), timeouts);
+    connection.is_kept = true;
+    loop {
+        let room = connection.lent().output().len();
+        connection.lent().add_output(room);
+        if connection.send_output().is_err() {
+            break;
+        }
+    }
+    let report = exchange.finish();
+    assert!(connection.stream.n_written() > 0);
+    assert_eq!((report.was_closed_idle, report.was_sent), (false, true), "the attempt counts");
+}
+
 #[test]
 fn a_receive_timeout_is_set_only_when_the_limit_changes_coarsely() {
     let millis = Duration::from_millis;

@@ -1,49 +1,26 @@
 //! Pushes to https backends: certificates, limits and kept connections. The server's side of TLS is rustls.
 
-use std::fs;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::*;
-use crate::certificates::{Authority, Certificate};
+use crate::certificates::Authority;
 use crate::clock::BootTime;
 use crate::ktransfer::backend_client::BackendTls;
+use crate::ktransfer::backend_client::tls_fixtures::{server_config, tls};
 use crate::ktransfer::group::{Generation, TimedFence};
 use crate::ktransfer::job::Assignment;
 use crate::ktransfer::outcomes::TransportError;
 use crate::ktransfer::test_backend::{ReceivedRequest, read_request_from, start_raw, wait_for_close, wait_until};
 use crate::ktransfer::test_fixtures::claim;
-use crate::tls_client::{Identity, TlsConfig, TrustRoots};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 type TlsStream = StreamOwned<ServerConnection, TcpStream>;
-
-/// `client_authority`: signs the client certificates that the server requires.
-fn server_config(own: &Certificate, client_authority: Option<&Authority>) -> Arc<ServerConfig> {
-    let provider = Arc::new(ring::default_provider());
-    let chain = vec![CertificateDer::from_pem_file(&own.certificate).unwrap()];
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-    let builder = match client_authority {
-        None => builder.unwrap().with_no_client_auth(),
-        Some(authority) => {
-            let mut roots = RootCertStore::empty();
-            roots.add(CertificateDer::from_pem_file(&authority.own.certificate).unwrap()).unwrap();
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
-            builder.unwrap().with_client_cert_verifier(verifier)
-        }
-    };
-    Arc::new(builder.with_single_cert(chain, PrivateKeyDer::from_pem_file(&own.key).unwrap()).unwrap())
-}
 
 /// Starts a backend; `script` gets each connection with its number. Returns `https://host:port`.
 fn start(config: Arc<ServerConfig>, script: impl Fn(TlsStream, usize) + Send + Sync + 'static) -> String {
@@ -55,14 +32,6 @@ fn start(config: Arc<ServerConfig>, script: impl Fn(TlsStream, usize) + Send + S
 
 fn read_request(stream: &mut TlsStream) -> Option<ReceivedRequest> {
     read_request_from(&mut std::io::BufReader::new(stream))
-}
-
-fn tls(authority: &Path, identity: Option<&Certificate>, server_name: Option<&str>) -> BackendTls {
-    let read = |path: &Path| fs::read(path).unwrap();
-    let identity = identity.map(|own| Identity { certificates_pem: read(&own.certificate), key_pem: read(&own.key) });
-    let roots = TrustRoots::Pem(read(authority));
-    let config = TlsConfig { roots, identity, verify_certificate: true, verify_host_name: true };
-    BackendTls::new(config, server_name.map(str::to_owned)).unwrap()
 }
 
 fn tls_client(server: &str, tls: BackendTls) -> (HttpClient, Pusher) {
