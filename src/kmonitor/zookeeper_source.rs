@@ -20,8 +20,8 @@ use super::names::{LoggedOnce, NameInterner};
 use super::readings::{PlaceReading, TopicReading};
 
 pub(super) use listings::Listings;
-pub(super) use reading::Reading;
 use reading::{Children, Folder, Item, ItemKind, Leaf, ModuleProgress, ReadOwners};
+pub(super) use reading::{Reading, WantedModule};
 
 /// Longest text of a node that is kept: the name of an owner, or a stored text that is not an offset.
 const MAX_TEXT_BYTES: usize = 200;
@@ -38,15 +38,6 @@ pub(super) struct ZookeeperSource<'a> {
     pub listings: &'a mut Listings,
     /// What was requested so far, in reads of one node.
     pub request_count: u64,
-}
-
-/// The module that is wanted.
-#[derive(Clone, Debug)]
-pub(super) struct WantedModule {
-    /// Name of the group.
-    pub name: Arc<str>,
-    /// Whether to read also which log the offsets belong to. It is needed once: what changes later is seen.
-    pub with_topic_ids: bool,
 }
 
 impl ZookeeperSource<'_> {
@@ -389,10 +380,6 @@ fn place<'a>(module: &'a mut ModuleProgress, topic: &Arc<str>, partition: Partit
     let topic = topic_of(module, topic)?;
     let owner = topic.other_owner.clone().unwrap_or(Owner::Unknown);
     Some(topic.places.entry(partition).or_insert_with(|| PlaceReading::nothing(owner)))
-}
-
-fn nobody() -> Owner {
-    Owner::Nobody { since: None }
 }
 
 fn text_of(data: &[u8]) -> String {

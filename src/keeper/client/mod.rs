@@ -29,6 +29,7 @@
 //! still. A session ends only when a server answers that it has expired: then the next session begins, with the next
 //! epoch. While no server answers, nothing is known about the session, so nothing is concluded.
 
+mod errors;
 mod handshake;
 mod link;
 mod multi_read;

@@ -6,8 +6,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::errors::{node_error, unreadable};
 use super::link::{CallKind, Link};
-use super::operations::{node_error, unreadable};
 use super::protocol::{self, Request, Response, error};
 use crate::keeper::api::{KeeperError, ManyNodes, Node};
 use crate::locks::lock;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::errors::{node_error, unreadable};
 use super::link::{CallKind, Link, MAX_QUEUED_CALLS};
 use super::multi_read::{self, MultiRead};
 use super::protocol::{self, Request, Response, error};
@@ -71,17 +72,6 @@ fn body_of(response: Response, path: &str) -> Result<Vec<u8>, KeeperError> {
     }
 }
 
-pub(super) fn node_error(code: i32, path: &str) -> KeeperError {
-    match code {
-        error::NO_NODE => KeeperError::NoNode(path.to_owned()),
-        error::NODE_EXISTS => KeeperError::NodeExists(path.to_owned()),
-        error::BAD_VERSION => KeeperError::BadVersion(path.to_owned()),
-        error::NOT_EMPTY => KeeperError::NotEmpty(path.to_owned()),
-        error::NO_AUTH => KeeperError::NoAuth(path.to_owned()),
-        other => KeeperError::Unreachable(format!("request failed with error {other}")),
-    }
-}
-
 fn node_of(response: Response, path: &str) -> Result<Option<Node>, KeeperError> {
     match body_of(response, path) {
         Ok(body) => protocol::parse_node(&body).map(Some).ok_or_else(unreadable),
@@ -104,10 +94,6 @@ fn versions_of(response: Response, changes: &[Change]) -> Result<Vec<i32>, Keepe
             Err(cause.map_or_else(unreadable, |(code, change)| node_error(*code, change.path())))
         }
     }
-}
-
-pub(super) fn unreadable() -> KeeperError {
-    KeeperError::Unreachable("the response does not have the expected format".into())
 }
 
 impl Keeper for ZookeeperClient {
@@ -202,25 +188,5 @@ impl Keeper for ZookeeperClient {
 
     fn close(&self, grace: Duration) {
         self.link.close(grace);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_about_a_node_become_the_variants_of_the_same_name() {
-        let path = || "/a".to_owned();
-        for (code, expected) in [
-            (error::NO_NODE, KeeperError::NoNode(path())),
-            (error::NODE_EXISTS, KeeperError::NodeExists(path())),
-            (error::BAD_VERSION, KeeperError::BadVersion(path())),
-            (error::NOT_EMPTY, KeeperError::NotEmpty(path())),
-            (error::NO_AUTH, KeeperError::NoAuth(path())),
-        ] {
-            assert_eq!(node_error(code, "/a"), expected);
-        }
-        assert!(matches!(node_error(-112, "/a"), KeeperError::Unreachable(_)), "the session has expired");
     }
 }

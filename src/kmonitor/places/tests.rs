@@ -314,9 +314,11 @@ fn a_kafka_group_that_never_committed_is_shown_with_what_its_members_have() {
         assert_eq!(module.partitions[0].owner.as_deref(), Some("client@host"));
     }
     // Nothing is pushed, and nothing was ever stored.
-    rig.read(&m, ModuleReading::default(), 120);
-    rig.places.record_description(&m, &group, rig.at(120));
-    rig.view(120);
+    for second in [30, 60, 90, 120, 125] {
+        rig.read(&m, ModuleReading::default(), second);
+        rig.places.record_description(&m, &group, rig.at(second));
+        rig.view(second);
+    }
     let module = rig.view(125).modules.remove(0);
     assert_eq!((module.verdict, module.reason_code), (Verdict::Stalled, ReasonCode::NeverStored));
     // It consumes another topic, which it commits.

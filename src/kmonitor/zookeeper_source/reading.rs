@@ -9,7 +9,15 @@ use crate::kmonitor::facts::Owner;
 use crate::kmonitor::readings::ModuleReading;
 
 use super::listings::Owners;
-use super::{WantedModule, nobody};
+
+/// The module that is wanted.
+#[derive(Clone, Debug)]
+pub(in crate::kmonitor) struct WantedModule {
+    /// Name of the group.
+    pub name: Arc<str>,
+    /// Whether to read also which log the offsets belong to. It is needed once: what changes later is seen.
+    pub with_topic_ids: bool,
+}
 
 /// Modules that are being read, in steps.
 pub(in crate::kmonitor) struct Reading {
@@ -177,4 +185,8 @@ impl Reading {
             }
         }
     }
+}
+
+pub(super) fn nobody() -> Owner {
+    Owner::Nobody { since: None }
 }

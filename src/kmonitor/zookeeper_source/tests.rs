@@ -1,5 +1,6 @@
 //! Tests of the readings from ZooKeeper, with an ensemble in memory.
 
+use super::reading::nobody;
 use super::*;
 use crate::keeper::Lifetime;
 use crate::keeper::in_memory::InMemoryEnsemble;
