@@ -343,7 +343,9 @@ impl ModuleMetrics {
         let labels = [self.module.as_str(), server];
         // An error means that the series does not exist.
         let _ = self.backend_ejected.remove_label_values(&labels);
-        let _ = self.backend_ejections.remove_label_values(&labels);
+        for rule in ["failures", "failure_percent"] {
+            let _ = self.backend_ejections.remove_label_values(&[labels[0], labels[1], rule]);
+        }
         for outcome in ["ok", "failed"] {
             let _ = self.backend_probes.remove_label_values(&[labels[0], labels[1], outcome]);
         }

@@ -1,6 +1,7 @@
 //! The agent of the `ureq` crate, over our own connections and addresses: one for each worker.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ureq::Agent;
 use ureq::config::Config as AgentConfig;
@@ -8,8 +9,11 @@ use ureq::config::Config as AgentConfig;
 use super::connector::BackendConnector;
 use super::exchange::Exchange;
 use super::profile::ClientProfile;
-use super::pusher::MAX_IDLE_AGE;
 use super::resolver::AgentResolver;
+
+/// Idle timeout of a connection. It is below five seconds, the shortest keep-alive timeout in common use, because a
+/// request that is sent while the backend closes the connection fails and needs a retry.
+pub(super) const MAX_IDLE_AGE: Duration = Duration::from_secs(4);
 
 /// Creates an agent without connections; those that it makes report to `exchange`.
 pub(super) fn new_agent(profile: &ClientProfile, exchange: &Arc<Exchange>) -> Agent {

@@ -3,12 +3,12 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ureq::Agent;
 use ureq::http::{Request, Response, header};
 
-use super::agent::new_agent;
+use super::agent::{MAX_IDLE_AGE, new_agent};
 use super::exchange::{Exchange, Failure, Report};
 use super::profile::ClientProfile;
 use crate::ktransfer::job::Job;
@@ -19,10 +19,6 @@ use crate::panics;
 /// Limit on the bytes of a response body that are read so that the connection can be reused. If the body is longer, the
 /// connection is closed.
 const MAX_RESPONSE_BYTES: u64 = 64 * 1024;
-
-/// Idle timeout of a connection. It is below five seconds, the shortest keep-alive timeout in common use, because a
-/// request that is sent while the backend closes the connection fails and needs a retry.
-pub(super) const MAX_IDLE_AGE: Duration = Duration::from_secs(4);
 
 /// How a push ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
