@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::harness::dead_letters::{Letter, letters};
 use crate::harness::fleet::{Fleet, Reply};
 use crate::harness::http;
 use crate::harness::one_topic::{produce, wait_until_stored};
@@ -284,7 +285,10 @@ fn dead_letters_go_on_during_a_pause_and_a_message_whose_letter_cannot_be_stored
     assert_eq!(operated.post("pause", "{}").0, 200, "a message that waits for its letter holds up no pause");
     cluster.create_topic(&dead, 1);
     wait_until_stored(&module, &topic, 3);
-    assert_eq!(cluster.message_count(&dead), 1, "the letter is stored during the pause");
+    // A letter that was on its way at the skip may be stored as well.
+    let mut stored: Vec<i64> = letters(cluster, &dead).iter().map(Letter::offset).collect();
+    stored.retain(|offset| *offset != 0);
+    assert_eq!(stored, [2], "the letter is stored during the pause");
     produce(cluster, &topic, &["good"], 1);
     assert_eq!(operated.post("resume", "{}").0, 200);
     wait_until_stored(&module, &topic, 4);
