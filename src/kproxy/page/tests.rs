@@ -27,7 +27,7 @@ fn connection(broker: i32, acks: Acks, state: ConnectionState) -> (usize, Connec
     let time = match state {
         ConnectionState::Connected | ConnectionState::Idle => None,
         ConnectionState::Throttled => Some(now + Duration::from_millis(3_990)),
-        _ => Some(now.checked_sub(Duration::from_secs(42)).unwrap_or(now)),
+        _ => Some(now.checked_sub(Duration::from_millis(42_500)).unwrap_or(now)),
     };
     let reason = match state {
         ConnectionState::BackOff => "10.20.0.3:9092: Connection refused (os error 111)",
