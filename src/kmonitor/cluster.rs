@@ -159,6 +159,7 @@ impl Poller {
         // The first cycle publishes as it goes, too.
         self.memory.published.get_or_insert_with(boot_instant);
         (self.memory.cycle_began, self.memory.no_broker_until) = (Some(began), None);
+        self.memory.has_silent_logs = false;
         if extent == Extent::Whole || self.memory.brokers.failure.is_some() || self.memory.hosts.is_empty() {
             self.find_hosts();
         }
@@ -179,7 +180,7 @@ impl Poller {
         self.memory.has_read_all |= are_listed && !stop.is_triggered();
         if extent == Extent::Whole && !stop.is_triggered() {
             // A cycle that failed may have taken long because nothing responded: it makes no number fresh for longer.
-            if outcome.is_ok() {
+            if outcome.is_ok() && !self.memory.has_silent_logs {
                 self.memory.last_cycle = Some(began.elapsed());
             }
         }
@@ -336,7 +337,9 @@ impl Poller {
     /// because it may take long for nothing.
     fn three_cycles(&self) -> Duration {
         let Memory { last_cycle, cycle_began, .. } = self.memory;
-        let present = cycle_began.map(|began| began.elapsed()).filter(|_| self.trouble().is_none());
+        let present = cycle_began
+            .map(|began| began.elapsed())
+            .filter(|_| self.trouble().is_none() && !self.memory.has_silent_logs);
         (last_cycle.max(present).unwrap_or_default() * 3).min(MAX_FRESH)
     }
 }

@@ -8,6 +8,7 @@ use crate::broker::TopicPartition;
 use crate::clock::boot_instant;
 use crate::keeper::SharedKeeper;
 use crate::kmonitor::facts::{Moment, Source};
+use crate::kmonitor::log_ends::LogReading;
 use crate::kmonitor::names::shortened;
 use crate::kmonitor::plan::{ALONE_AFTER, plan, slices};
 use crate::kmonitor::probe::MAX_PROBES;
@@ -185,6 +186,8 @@ impl Poller {
             }
             let before = self.log_reader.request_count;
             let readings = self.log_reader.ranges(slice, Instant::now());
+            let is_silent = readings.iter().all(|reading| matches!(reading, LogReading::Unknown(_)));
+            self.memory.has_silent_logs |= is_silent;
             self.places.record_logs(slice.iter().cloned().zip(readings), &mut self.log_reader, Moment::now());
             // Before the next pause, which may publish.
             self.places.compare(keys, boot_instant());

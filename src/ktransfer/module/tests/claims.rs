@@ -112,6 +112,7 @@ fn a_new_owner_repeats_only_what_was_not_done() {
     // The commit point does not move at all, and still the group learns what is done.
     wait_until("all messages behind the stuck one are reported as done", || rig.done_ahead(0) == vec![1..300; 1]);
     rig.script.send(GroupEvent::Lost { partition: 0, generation: Generation(1) }).unwrap();
+    wait_until("the stuck message is abandoned", || rig.metric("ktransfer_in_flight_bytes") == 0);
     is_healthy.store(true, Ordering::SeqCst);
     let position = StoredPosition { done_ahead: rig.done_ahead(0).into(), ..StoredPosition::at(0) };
     rig.script.send(GroupEvent::Gained(Claim { position: Some(position), ..claim(0, 2, None) })).unwrap();
