@@ -67,11 +67,11 @@ impl Registry {
         self.register(Table { description, labels: names, rows });
     }
 
-    /// Removes every series that has this label with this value, of all metrics but tables. A counter that code still
-    /// holds is no longer shown.
-    pub(crate) fn remove_series(&self, label: &str, value: &str) {
+    /// Removes every series that has all of these labels with these values, of all metrics but tables. A counter that
+    /// code still holds is no longer shown.
+    pub(crate) fn remove_series(&self, labels: &[(&str, &str)]) {
         for metric in lock(&self.labelled).iter() {
-            metric.remove_series(label, value);
+            metric.remove_series(labels);
         }
     }
 
@@ -112,18 +112,18 @@ pub(crate) fn count(metric: &Metric) -> (Vec<String>, u64) {
 
 /// A metric with a series for each combination of its labels.
 trait Labelled: Send {
-    fn remove_series(&self, label: &str, value: &str);
+    fn remove_series(&self, labels: &[(&str, &str)]);
 }
 
 impl<T: MetricVecBuilder> Labelled for MetricVec<T> {
-    fn remove_series(&self, label: &str, value: &str) {
+    fn remove_series(&self, labels: &[(&str, &str)]) {
         for family in self.collect() {
             for series in family.get_metric() {
-                let labels: HashMap<&str, &str> =
+                let own: HashMap<&str, &str> =
                     series.get_label().iter().map(|pair| (pair.name(), pair.value())).collect();
-                if labels.get(label) == Some(&value) {
+                if labels.iter().all(|(label, value)| own.get(label) == Some(value)) {
                     // An error means that another thread has removed it.
-                    let _ = self.remove(&labels);
+                    let _ = self.remove(&own);
                 }
             }
         }
@@ -194,7 +194,8 @@ mod tests {
         let text = String::from_utf8(registry.render()).unwrap();
         assert!(text.contains("things_total{kind=\"a\"} 3"), "{text}");
         assert!(text.contains("level -2"), "{text}");
-        registry.clone().remove_series("kind", "a");
+        registry.clone().remove_series(&[("kind", "a")]);
+        registry.remove_series(&[("kind", "b"), ("other", "b")]);
         let text = String::from_utf8(registry.render()).unwrap();
         assert!(!text.contains("kind=\"a\""), "{text}");
         assert!(text.contains("level -2") && text.contains("seconds_count{kind=\"b\"} 1"), "{text}");

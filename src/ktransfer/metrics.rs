@@ -9,6 +9,7 @@ use crate::metrics::{Registry, SECONDS_BUCKETS};
 /// The metrics of the daemon. Created once; clones share them.
 #[derive(Clone)]
 pub(super) struct Metrics {
+    registry: Registry,
     pushes: IntCounterVec,
     push_seconds: HistogramVec,
     messages: IntCounterVec,
@@ -37,6 +38,7 @@ pub(super) struct Metrics {
 /// `stored_offset`.
 #[derive(Clone)]
 pub(super) struct ModuleMetrics {
+    registry: Registry,
     module: String,
     topic: String,
     /// Attempts whose answer is a delivery: a status 2xx, unless `outcomes` says otherwise.
@@ -146,6 +148,7 @@ impl Metrics {
     pub(super) fn new(registry: &Registry) -> Self {
         let counter = |name: &str, help: &str, labels: &[&str]| registry.counter(name, help, labels);
         Metrics {
+            registry: registry.clone(),
             pushes: counter(
                 "ktransfer_pushes_total",
                 "Attempts to push a message, by outcome.",
@@ -263,6 +266,7 @@ impl Metrics {
             self.offset_resets.with_label_values(&[module, reset.label()]);
         }
         ModuleMetrics {
+            registry: self.registry.clone(),
             module: module.to_owned(),
             topic: topic.to_owned(),
             pushes_ok: pushes("ok"),
@@ -340,15 +344,7 @@ impl ModuleMetrics {
 
     /// Removes the metrics of a backend that is no longer configured.
     pub(super) fn forget_backend(&self, server: &str) {
-        let labels = [self.module.as_str(), server];
-        // An error means that the series does not exist.
-        let _ = self.backend_ejected.remove_label_values(&labels);
-        for rule in ["failures", "failure_percent"] {
-            let _ = self.backend_ejections.remove_label_values(&[labels[0], labels[1], rule]);
-        }
-        for outcome in ["ok", "failed"] {
-            let _ = self.backend_probes.remove_label_values(&[labels[0], labels[1], outcome]);
-        }
+        self.registry.remove_series(&[("module", &self.module), ("backend", server)]);
     }
 
     /// Returns the gauge that shows the commit point of a partition.

@@ -181,7 +181,7 @@ impl Modules {
         let Some(config) = entry.wanted.clone() else {
             table.modules.remove(name);
             self.operations.remove(name);
-            self.registry.remove_series("module", name);
+            self.registry.remove_series(&[("module", name)]);
             info!("module [{name}] is removed");
             return None;
         };
