@@ -209,32 +209,7 @@ fn a_load_balancer_gets_a_short_answer_and_a_browser_the_page() {
     let monitor = Kmonitor::start(&config(cluster));
     monitor.wait_for_delay("tc", &format!("waits {suffix}"), &json!({"0": 12, "1": 0}), DEADLINE);
     let mut client = http::Client::connect(&monitor.address).unwrap();
-    let html = ("Accept", "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8");
-    for headers in [&[][..], &[("Accept", "*/*")], &[("Accept", "text/html;q=0")]] {
-        let short = client.request("GET", "/", headers, b"").unwrap();
-        assert_eq!((short.status, short.text()), (200, r#"{"status":"ok"}"#.to_owned()), "{headers:?}");
-        assert_eq!(short.header("Vary"), Some("Accept"));
-    }
-    let page = client.request("GET", "/", &[html], b"").unwrap();
-    assert_eq!((page.status, page.header("Vary")), (200, Some("Accept")));
-    assert!(page.text().starts_with("<!doctype html>"), "{}", page.text());
-    let policy = page.header("Content-Security-Policy").unwrap();
-    assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
-    for (method, target, status) in [
-        ("HEAD", "/", 200),
-        ("OPTIONS", "/", 200),
-        ("POST", "/", 404),
-        ("GET", "/?modul=x", 400),
-        ("GET", "/rows", 200),
-        ("HEAD", "/rows", 200),
-        ("OPTIONS", "/rows", 200),
-        ("POST", "/rows", 405),
-        ("GET", "/rows?verdict=FINE", 400),
-        ("GET", "/static/page.0.css", 404),
-        ("GET", "/favicon.ico", 404),
-    ] {
-        assert_eq!(client.request(method, target, &[html], b"").unwrap().status, status, "{method} {target}");
-    }
+    page::assert_answers(&mut client);
     // A page that has not changed is not sent again.
     let target = format!("/rows?filter={suffix}");
     let etag = crate::harness::poll(DEADLINE, || {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::chromium::Chromium;
-use super::wait_until;
+use super::{http, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -18,6 +18,40 @@ pub(crate) const ROWS: &str = "document.querySelectorAll('#modules > tbody[data-
 
 /// What accessibility checkers look at; evaluates to a list of what is wrong.
 pub(crate) const CHECKS: &str = include_str!("page_checks.js");
+
+/// Asserts what the port of a page answers to browsers, with the headers of the page, and to other clients.
+#[track_caller]
+pub(crate) fn assert_answers(client: &mut http::Client) {
+    let html = ("Accept", "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8");
+    for headers in [&[][..], &[("Accept", "*/*")], &[("Accept", "text/html;q=0")]] {
+        let short = client.request("GET", "/", headers, b"").expect("an answer");
+        assert_eq!((short.status, short.text()), (200, r#"{"status":"ok"}"#.to_owned()), "{headers:?}");
+        assert_eq!(short.header("Vary"), Some("Accept"));
+    }
+    let page = client.request("GET", "/", &[html], b"").expect("an answer");
+    assert_eq!((page.status, page.header("Vary")), (200, Some("Accept")));
+    assert!(page.text().starts_with("<!doctype html>"), "{}", page.text());
+    let policy = page.header("Content-Security-Policy").expect("a policy");
+    assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    for (method, target, status) in [
+        ("HEAD", "/", 200),
+        ("OPTIONS", "/", 200),
+        ("POST", "/", 404),
+        ("GET", "/?modul=x", 400),
+        ("GET", "/rows", 200),
+        ("HEAD", "/rows", 200),
+        ("OPTIONS", "/rows", 200),
+        ("POST", "/rows", 405),
+        ("GET", "/rows?verdict=FINE", 400),
+        ("GET", "/static/page.0.css", 404),
+        ("GET", "/favicon.ico", 404),
+        ("GET", "/metrics", 200),
+        ("GET", "/healthz", 200),
+    ] {
+        let answer = client.request(method, target, &[html], b"").expect("an answer");
+        assert_eq!(answer.status, status, "{method} {target}");
+    }
+}
 
 /// Returns the texts of the elements that a selector finds.
 pub(crate) fn texts(browser: &mut Chromium, selector: &str) -> Vec<String> {
