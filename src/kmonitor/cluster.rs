@@ -159,7 +159,7 @@ impl Poller {
         // The first cycle publishes as it goes, too.
         self.memory.published.get_or_insert_with(boot_instant);
         (self.memory.cycle_began, self.memory.no_broker_until) = (Some(began), None);
-        self.memory.has_silent_logs = false;
+        self.memory.waited = Duration::ZERO;
         if extent == Extent::Whole || self.memory.brokers.failure.is_some() || self.memory.hosts.is_empty() {
             self.find_hosts();
         }
@@ -180,8 +180,8 @@ impl Poller {
         self.memory.has_read_all |= are_listed && !stop.is_triggered();
         if extent == Extent::Whole && !stop.is_triggered() {
             // A cycle that failed may have taken long because nothing responded: it makes no number fresh for longer.
-            if outcome.is_ok() && !self.memory.has_silent_logs {
-                self.memory.last_cycle = Some(began.elapsed());
+            if outcome.is_ok() {
+                self.memory.last_cycle = Some(began.elapsed().saturating_sub(self.memory.waited));
             }
         }
         self.memory.cycle_began = None;
@@ -336,10 +336,9 @@ impl Poller {
     /// The time of three cycles, for which a number is fresh even if they take long. One that fails does not count,
     /// because it may take long for nothing.
     fn three_cycles(&self) -> Duration {
-        let Memory { last_cycle, cycle_began, .. } = self.memory;
-        let present = cycle_began
-            .map(|began| began.elapsed())
-            .filter(|_| self.trouble().is_none() && !self.memory.has_silent_logs);
+        let Memory { last_cycle, cycle_began, waited, .. } = self.memory;
+        let present = cycle_began.map(|began| began.elapsed().saturating_sub(waited));
+        let present = present.filter(|_| self.trouble().is_none());
         (last_cycle.max(present).unwrap_or_default() * 3).min(MAX_FRESH)
     }
 }

@@ -334,9 +334,9 @@ impl FetchLoop {
     fn hand_over(&mut self, fetched: Fetched, stop: &Stop) -> bool {
         let (commands, found_starts) = (self.channels.commands.clone(), self.channels.found_starts.clone());
         let memory = self.channels.memory.clone();
-        let size_bytes = fetched.size_bytes();
+        let (size_bytes, largest_bytes) = fetched.size_bytes();
         // A report without messages needs no memory, and does not wait for any.
-        while size_bytes > 0 && !memory.try_take(size_bytes) {
+        while size_bytes > 0 && !memory.try_take(size_bytes, largest_bytes) {
             select! {
                 recv(memory.freed()) -> _ => {},
                 recv(commands) -> command => match command {

@@ -121,7 +121,7 @@ impl Assignment {
     pub(super) fn is_over_for(&self, window: WindowId, offset: Offset, is_started: bool) -> bool {
         match self.phase() {
             ClaimPhase::Held => self.is_paused.load(Ordering::SeqCst),
-            ClaimPhase::Draining if is_started => true,
+            ClaimPhase::Draining if is_started || self.is_paused.load(Ordering::SeqCst) => true,
             // A message that would only add to the messages ahead of the commit point is left to the next owner. One of
             // a log that is gone cannot be: it gets its attempt now.
             ClaimPhase::Draining => {
@@ -331,6 +331,11 @@ mod tests {
         );
         assignment.set_paused(false);
         assert!(assignment.may_push());
+        assignment.note_started(WindowId(1), 7);
+        assignment.enter(ClaimPhase::Draining);
+        assert!(!assignment.is_over_for(WindowId(1), 3, false));
+        assignment.set_paused(true);
+        assert!(assignment.is_over_for(WindowId(1), 3, false), "no attempt may follow, so nothing is waited for");
         assignment.end();
         assert!(!assignment.may_push() && !assignment.may_store_letters());
     }

@@ -24,8 +24,8 @@ pub(crate) struct Memory {
     pub(super) no_broker_until: Option<Instant>,
     /// When the present cycle began; `None` between two.
     pub(super) cycle_began: Option<Instant>,
-    /// Whether nothing was read of some logs in the present cycle, perhaps after a wait.
-    pub(super) has_silent_logs: bool,
+    /// How long the present cycle waited for logs of which none was read.
+    pub(super) waited: Duration,
     /// Duration of the last cycle without a failure.
     pub(super) last_cycle: Option<Duration>,
     /// Whether a cycle has tried to read all modules.

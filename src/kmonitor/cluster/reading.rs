@@ -185,9 +185,11 @@ impl Poller {
                 return;
             }
             let before = self.log_reader.request_count;
-            let readings = self.log_reader.ranges(slice, Instant::now());
-            let is_silent = readings.iter().all(|reading| matches!(reading, LogReading::Unknown(_)));
-            self.memory.has_silent_logs |= is_silent;
+            let asked = Instant::now();
+            let readings = self.log_reader.ranges(slice, asked);
+            if readings.iter().all(|reading| matches!(reading, LogReading::Unknown(_))) {
+                self.memory.waited += asked.elapsed();
+            }
             self.places.record_logs(slice.iter().cloned().zip(readings), &mut self.log_reader, Moment::now());
             // Before the next pause, which may publish.
             self.places.compare(keys, boot_instant());

@@ -170,15 +170,14 @@ fn what_is_known_is_kept_while_brokers_or_zookeeper_cannot_be_reached() {
     assert_eq!(rig.delays(), known);
     let is_ready = |rig: &Rig| rig.poller.readiness().is_ok();
     rig.broker.set_reachable(false);
-    rig.poller.memory.last_cycle = None;
     assert_eq!((rig.delays(), is_ready(&rig)), (known.clone(), true));
-    assert_eq!(rig.poller.memory.last_cycle, None, "a wait for brokers makes no number fresh for longer");
     rig.tree.set_reachable(false);
     assert_eq!((rig.delays(), is_ready(&rig)), (known.clone(), true));
     // What is too old is unknown: first the numbers, then the cluster.
     rig.tree.set_reachable(true);
     rig.poller.limits = Box::new(|_| Limits { fresh_for: Duration::ZERO, ..Limits::default() });
-    assert_eq!(rig.delays(), of_m(&[]));
+    // The time of three cycles has to pass, which is short.
+    assert!((0..10_000).any(|_| rig.delays() == of_m(&[])), "the numbers are too old");
     rig.tree.set_reachable(false);
     rig.poller.fresh_for = Duration::ZERO;
     rig.poller.memory.last_cycle = None;

@@ -53,7 +53,7 @@ impl PendingLetter {
     pub(crate) fn send(&self, message: &Message, reply: LetterReply) -> bool {
         let ModuleLetters { letters, module, topic, budget, metrics, .. } = &self.letters;
         let size_bytes = message_size_bytes(message).max(MIN_LETTER_BYTES);
-        if !budget.try_take(size_bytes) {
+        if !budget.try_take(size_bytes, 0) {
             return false;
         }
         let completion = LetterCompletion { reply, metrics: metrics.clone(), _memory: budget.share(size_bytes) };

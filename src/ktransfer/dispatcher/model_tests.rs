@@ -374,7 +374,8 @@ impl Simulation {
             let (partition, window, next) = (*partition, reader.window, last.offset + 1);
             let batch = FetchedBatch { window, partition, messages, next, leader_epoch: None };
             let fetched = Fetched::Messages(vec![batch]);
-            if !self.fetched.is_full() && self.memory.try_take(fetched.size_bytes()) {
+            let (size_bytes, largest_bytes) = fetched.size_bytes();
+            if !self.fetched.is_full() && self.memory.try_take(size_bytes, largest_bytes) {
                 reader.next = next;
                 self.fetched.send(fetched).unwrap();
             }

@@ -115,9 +115,10 @@ pub(crate) enum LogChange {
 }
 
 impl Fetched {
-    /// Returns the memory that the messages take.
-    pub(crate) fn size_bytes(&self) -> usize {
-        let Fetched::Messages(batches) = self else { return 0 };
-        batches.iter().flat_map(|batch| &batch.messages).map(message_size_bytes).sum()
+    /// Returns the memory that the messages take, and how much of it the largest one takes.
+    pub(crate) fn size_bytes(&self) -> (usize, usize) {
+        let Fetched::Messages(batches) = self else { return (0, 0) };
+        let sizes = batches.iter().flat_map(|batch| &batch.messages).map(message_size_bytes);
+        sizes.fold((0, 0), |(sum, largest), size| (sum + size, largest.max(size)))
     }
 }
