@@ -108,7 +108,7 @@ fn messages_of_a_transaction_that_stays_open_are_not_stalled() {
     let waiting = wait_for_reason(&monitor, &name, "waiting", &["OK"]);
     let reason = waiting["reason"].as_str().unwrap();
     assert!(reason.ends_with("; all of them wait for a transaction to end"), "{reason}");
-    assert!(waiting["delay"].as_u64() >= Some(15), "they are a delay: {waiting:#}");
+    wait_until(DEADLINE, "they are a delay", || module(&monitor, &name)["delay"].as_u64() >= Some(15));
     // It lasts more than four times the time after which it would be STALLED; then nothing can be delivered.
     wait_until(DEADLINE, "nothing waits", || {
         let module = module(&monitor, &name);

@@ -42,8 +42,8 @@ fn one_wrong_file_changes_nothing_and_is_named() {
         let modules = [(&*kept, file()), (&*other, file())];
         ReloadedFiles::new(configs::ktransfer(cluster), &modules)
     };
-    let main = good().main;
-    let mut ktransfer = good().start();
+    let first = good();
+    let (main, mut ktransfer) = (first.main.clone(), first.start());
     let rows = [
         Row {
             change: |files, name| files.change(name, |file| file.set_unknown("tpoic", 1)),
