@@ -248,7 +248,11 @@ fn groups_in_kafka_are_left_and_joined_by_reloads() {
         fleets[index].wait_until_delivered(200, DEADLINE);
         assert_eq!(fleets[index].n_arrivals(), 200, "{} repeats nothing", topics[index]);
     }
-    assert_eq!(before, [claims(0), claims(2)], "the members stay");
+    // Messages without a key go to one partition at a time, so not every partition may have got some before.
+    for (before, after) in before.iter().zip([claims(0), claims(2)]) {
+        let partitions: BTreeSet<i32> = after.iter().map(|(partition, _)| *partition).collect();
+        assert!(before.is_subset(&after) && partitions.len() == after.len(), "the members stay: {before:?} {after:?}");
+    }
     assert_eq!([0, 1].map(|server| fleets[2].count(|arrival| arrival.server == server)), [100, 100]);
     assert_eq!(fleets[1].n_arrivals(), 100, "a removed module pushes nothing");
     let committed = group_wire::committed(&address, gone, gone, N_PARTITIONS).unwrap();
