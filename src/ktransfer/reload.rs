@@ -58,15 +58,14 @@ impl Reloader {
     fn load(&self) -> Result<Config, String> {
         let running = &self.modules.config;
         let config = config::load(&running.file).map_err(|problems| {
+            if let [problem] = &problems.0[..] {
+                return problem.to_string();
+            }
             // One line each: the logger cuts a long line.
             for problem in &problems.0 {
                 error!("configuration: {problem}");
             }
-            let first = problems.0.first().map(ToString::to_string).unwrap_or_default();
-            match problems.0.len() {
-                1 => first,
-                n => format!("{n} problems; the first: {first}"),
-            }
+            format!("{} problems, one in each line above", problems.0.len())
         })?;
         let keys = fixed_keys(running, &config);
         if keys.is_empty() {

@@ -1,6 +1,8 @@
 //! ktransfer: reloads of wrong files, and reloads while modules stop.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::reloading::{ReloadedFiles, reload};
@@ -38,12 +40,10 @@ fn one_wrong_file_changes_nothing_and_is_named() {
     let (topic, fleet) = (cluster.new_topic("reload_bad", 1), Fleet::start(1, |_| Reply::ok()));
     let [kept, other] = ["rbkept", "rbother"].map(unique);
     let file = || configs::module(&topic, &fleet.addresses());
-    let good = || {
-        let modules = [(&*kept, file()), (&*other, file())];
-        ReloadedFiles::new(configs::ktransfer(cluster), &modules)
-    };
-    let first = good();
-    let (main, mut ktransfer) = (first.main.clone(), first.start());
+    // One file for all reloads: each has the same admin_port.
+    let main = configs::ktransfer(cluster);
+    let good = || ReloadedFiles::new(main.clone(), &[(&*kept, file()), (&*other, file())]);
+    let mut ktransfer = good().start();
     let rows = [
         Row {
             change: |files, name| files.change(name, |file| file.set_unknown("tpoic", 1)),
@@ -73,7 +73,6 @@ fn one_wrong_file_changes_nothing_and_is_named() {
     };
     for Row { change, line } in rows {
         let mut files = good();
-        files.main = main.clone();
         // A valid change, too: it must not be made.
         files.remove(&other);
         files.set(&unique("rbnew"), file());
@@ -96,13 +95,17 @@ fn one_wrong_file_changes_nothing_and_is_named() {
         }
     }
     // Files that cannot be read: not YAML, missing, a pipe.
-    for (text, line) in [(Some("a: ["), "is not valid YAML"), (None, "cannot be read: No such file")] {
+    let make_pipe = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let unreadable: [(&dyn Fn(&Path), &str); 3] = [
+        (&|path| fs::write(path, "a: [").unwrap(), "is not valid YAML"),
+        (&|_| (), "cannot be read: No such file"),
+        (&make_pipe, "is a pipe, but must be a regular file"),
+    ];
+    for (make, line) in unreadable {
         good().write(&ktransfer);
         let path = ktransfer.daemon.folder().join(format!("conf/modules/{kept}.yaml"));
         fs::remove_file(&path).unwrap();
-        if let Some(text) = text {
-            fs::write(&path, text).unwrap();
-        }
+        make(&path);
         reload(&mut ktransfer, "refused");
         wait_until(DEADLINE, line, || n_lines(&ktransfer, &format!("{kept}.yaml: {line}")) > 0);
     }
@@ -115,7 +118,6 @@ fn one_wrong_file_changes_nothing_and_is_named() {
     cluster.produce(&topic, 0, &[(&b"k"[..], &b"v"[..]); 10]);
     wait_until(DEADLINE, "both modules push", || fleet.n_arrivals() == 20);
     let mut repaired = good();
-    repaired.main = main;
     repaired.remove(&other);
     repaired.apply(&mut ktransfer);
     assert_eq!(ktransfer.metrics().value("ktransfer_configuration_stale"), Some(0));
