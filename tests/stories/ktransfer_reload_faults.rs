@@ -96,7 +96,8 @@ fn one_wrong_file_changes_nothing_and_is_named() {
     }
     // Files that cannot be read: not YAML, missing, a pipe.
     let make_pipe = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
-    let unreadable: [(&dyn Fn(&Path), &str); 3] = [
+    type Make<'a> = &'a dyn Fn(&Path);
+    let unreadable: [(Make<'_>, &str); 3] = [
         (&|path| fs::write(path, "a: [").unwrap(), "is not valid YAML"),
         (&|_| (), "cannot be read: No such file"),
         (&make_pipe, "is a pipe, but must be a regular file"),
