@@ -25,7 +25,7 @@ impl Backends {
         };
         let backends: Vec<Arc<Backend>> = module.backend_servers.iter().zip(&former).map(backend).collect();
         for (index, gone) in self.backends.iter().enumerate() {
-            if !former.contains(&Some(index)) && !module.backend_servers.iter().any(|server| **server == *gone.server) {
+            if !former.contains(&Some(index)) {
                 metrics.forget_backend(&gone.server);
             }
         }
