@@ -60,8 +60,8 @@ impl Moment {
 /// When this clock was used first, by both clocks.
 static FIRST_USE: LazyLock<(Instant, BootTime)> = LazyLock::new(|| (Instant::now(), BootTime::now()));
 
-/// Returns the present moment as an `Instant` that counts the time that a suspended machine sleeps. It is for ages only:
-/// after a suspend it is ahead of `Instant::now()`, so it must be neither compared nor mixed with that one.
+/// Returns the present moment as an `Instant` that counts the time that a suspended machine sleeps. It is for ages
+/// only: after a suspend it is ahead of `Instant::now()`, so it must be neither compared nor mixed with that one.
 pub fn boot_instant() -> Instant {
     instant_at(*FIRST_USE, BootTime::now())
 }

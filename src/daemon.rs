@@ -11,8 +11,8 @@
 //!
 //! SIGHUP reopens the log files and runs the reload actions, both on threads of their own. SIGPIPE is ignored. One
 //! thread receives all signals; it never touches a file, so no disk that hangs can hold up a signal. The first SIGTERM
-//! or SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop. The command line is parsed
-//! in `command`.
+//! or SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop. The command line is
+//! parsed in `command`.
 
 mod command;
 

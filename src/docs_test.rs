@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 const FAMILIES: [&str; 4] = ["kproxy_", "ktransfer_", "kmonitor_", "http_"];
 /// A word in a document that begins with one of these folders is checked as a path.
 const FOLDERS: [&str; 8] = ["src/", "conf/", "docs/", "tests/", "benches/", "demo/", "fuzz/", "bin/"];
+/// `max_width` of `rustfmt.toml`.
+const MAX_COLUMNS: usize = 120;
 /// Limit on the length of the README, which users read in one sitting.
 const MAX_README_LINES: usize = 150;
 /// Limit on the length of one section of `docs/decisions.md`, which summarizes a decision.
@@ -313,6 +315,21 @@ fn the_readme_and_the_decisions_are_short() {
         let lines = body.lines().filter(|line| !line.is_empty()).count();
         assert!(lines <= MAX_DECISION_LINES, "{title}: {lines} lines");
     }
+}
+
+/// `cargo fmt` wraps the code, and not the comments.
+#[test]
+fn the_comments_are_as_wide_as_the_code() {
+    let mut files = Vec::new();
+    ["src", "tests", "benches", "bin", "demo"].map(|folder| rust_files(&root().join(folder), &mut files));
+    let mut wide = Vec::new();
+    for file in &files {
+        let text = fs::read_to_string(file).unwrap();
+        let comments = text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("//"));
+        let too_wide = comments.filter(|(_, line)| line.chars().count() > MAX_COLUMNS);
+        wide.extend(too_wide.map(|(index, _)| format!("{}:{}", file.display(), index + 1)));
+    }
+    assert!(files.len() > 100 && wide.is_empty(), "{wide:#?}");
 }
 
 #[test]

@@ -130,7 +130,8 @@ fn paths_of(prefix: &str, tree: &str) -> Vec<String> {
     items.iter().filter(|item| !item.trim().is_empty()).flat_map(|item| paths_of(&prefix, item)).collect()
 }
 
-/// Returns the paths in code that have more than one segment. That of a visibility, `pub(in crate::a)`, imports nothing.
+/// Returns the paths in code that have more than one segment. That of a visibility, `pub(in crate::a)`, imports
+/// nothing.
 fn paths_in(code: &str) -> Vec<String> {
     let code = code.replace("pub(in crate::", "pub(in ");
     let words = code.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_' && letter != ':');

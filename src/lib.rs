@@ -16,8 +16,8 @@
 //! - **window**: the messages of one partition that are read and not stored as done; `window_size` bounds those of them
 //!   that were pushed and are not done. **commit point**: the offset to store; every
 //!   message below it is done. **give up** (a message): attempt no further push and continue with the next message.
-//! - **outcome**: what the result of a push means: delivered, retried, dropped or a **dead letter**, which is the message
-//!   stored in another topic with the reason. **tombstone**: a message without a value.
+//! - **outcome**: what the result of a push means: delivered, retried, dropped or a **dead letter**, which is the
+//!   message stored in another topic with the reason. **tombstone**: a message without a value.
 //! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: how many messages of
 //!   a partition can still be pushed: the newest offset minus the stored one, or the oldest one if that is larger.
 //!   **place**: a partition of a topic as one module consumes it.
@@ -38,18 +38,20 @@
 //! **ktransfer**, for each module: the *group* claims partitions in ZooKeeper and reports them to the *dispatcher*. The
 //! dispatcher sends the *fetcher* the start offsets, opens a slot of the partition's *window* for each fetched message,
 //! and hands the message to the *worker* of its key. The worker pushes the message until it is done, and goes on with
-//! its other keys while the message waits. A message that is given up may end as a dead letter, which one producer stores
-//! for all modules. The commit point goes back to the group, which stores it.
+//! its other keys while the message waits. A message that is given up may end as a dead letter, which one producer
+//! stores for all modules. The commit point goes back to the group, which stores it.
 //!
-//! **kmonitor**, for each cluster: a *poller* reads stored offsets and owners from ZooKeeper or Kafka, then the ends of the
-//! logs from the brokers, keeps what it saw in a table, and publishes the *view* that the HTTP handler answers from.
+//! **kmonitor**, for each cluster: a *poller* reads stored offsets and owners from ZooKeeper or Kafka, then the ends of
+//! the logs from the brokers, keeps what it saw in a table, and publishes the *view* that the HTTP handler answers
+//! from.
 //!
 //! # Invariants
 //!
 //! 1. kproxy answers 200 only when Kafka confirmed the message at the requested acks level. Every other answer says
 //!    whether the message may have been stored and whether a retry makes sense.
 //! 2. ktransfer stores an offset only when every earlier message of that partition was delivered, filtered out, or
-//!    given up; with a dead-letter topic, when its dead letter is confirmed. A crash or a hand-over repeats messages; it never loses one.
+//!    given up; with a dead-letter topic, when its dead letter is confirmed. A crash or a hand-over repeats messages;
+//!    it never loses one.
 //! 3. Messages with the same key are pushed one at a time, in the order of the partition.
 //! 4. At most one ktransfer pushes a partition. A ktransfer that lost its claim stops before the claim can be taken
 //!    over, and cannot change the stored offset afterwards: every write is conditional on a version that each claim
@@ -86,8 +88,8 @@
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → `access`, [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `decimal`, `locks`, `panics`, `random`, `rates`, `regular_file`, `tls_client`,
-//! `token_bucket`.
+//! [`supervise`], [`shutdown`], [`clock`], `decimal`, `locks`, `panics`, `random`, `rates`, `regular_file`,
+//! `tls_client`, `token_bucket`.
 
 pub mod daemon;
 

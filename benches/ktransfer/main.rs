@@ -9,8 +9,8 @@
 //! - "one per partition": the same with a thread for each partition, as a pusher without workers would do;
 //! - "wrk": the load generator on as many connections, which shows the limit of the backend.
 //!
-//! With `LATENCY_MS=5` the backend takes 5 ms to answer, which is what workers are for: a pusher of one message at a time
-//! waits meanwhile.
+//! With `LATENCY_MS=5` the backend takes 5 ms to answer, which is what workers are for: a pusher of one message at a
+//! time waits meanwhile.
 //!
 //! With `BASELINE=FOLDER` the `ktransfer_bin` of that folder is measured in turns with this build.
 

@@ -22,8 +22,8 @@ pub struct Node {
     pub created_ms: i64,
     /// Milliseconds since 1970 of the last write, by the clock of the server; 0 if unknown.
     pub modified_ms: i64,
-    /// Id of the change that created or deleted a child last (`pzxid`): as long as it is the same, the node has the same
-    /// children, which were not recreated either. 0 if unknown.
+    /// Id of the change that created or deleted a child last (`pzxid`): as long as it is the same, the node has the
+    /// same children, which were not recreated either. 0 if unknown.
     pub children_changed: i64,
     /// Number of children.
     pub child_count: u32,
@@ -117,8 +117,8 @@ pub trait Keeper: Send + Sync {
         ManyNodes { nodes: self.read_all(paths), cost: paths.len() as u64 }
     }
 
-    /// Returns how many nodes [`read_many`](Self::read_many) reads at the cost of one [`read`](Self::read), as far as it
-    /// is known.
+    /// Returns how many nodes [`read_many`](Self::read_many) reads at the cost of one [`read`](Self::read), as far as
+    /// it is known.
     fn nodes_per_read(&self) -> u64 {
         1
     }

@@ -96,7 +96,8 @@ impl InMemoryEnsemble {
         lock(&self.state).denied.insert(path.to_owned());
     }
 
-    /// Lets every read of `path` lose its response and those of the reads after it, as when the connection ends with it.
+    /// Lets every read of `path` lose its response and those of the reads after it, as when the connection ends with
+    /// it.
     pub(crate) fn poison(&self, path: &str) {
         lock(&self.state).poisoned.insert(path.to_owned());
     }

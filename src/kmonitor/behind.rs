@@ -12,8 +12,8 @@ const MAX_ERROR: Duration = Duration::from_secs(10);
 /// See [`MAX_ERROR`].
 const MAX_ERROR_PERCENT: u32 = 15;
 
-/// Returns the seconds for a delay and the arrival of the first waiting message, with where that is from; `None` if one of
-/// them is unknown.
+/// Returns the seconds for a delay and the arrival of the first waiting message, with where that is from; `None` if one
+/// of them is unknown.
 pub(super) fn behind(delay: Option<u64>, arrival: Option<(Arrival, &'static str)>) -> Option<Behind> {
     if delay? == 0 {
         return Some(Behind { seconds: 0.0, at_least: false, from: "history" });

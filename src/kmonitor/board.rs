@@ -1,7 +1,7 @@
 //! The newest view of every cluster: written by its poller, read by every request.
 //!
-//! A [`ClusterView`] never changes. A request takes the views and formats them. It makes no request to ZooKeeper or Kafka,
-//! and holds a lock only while it clones an `Arc`.
+//! A [`ClusterView`] never changes. A request takes the views and formats them. It makes no request to ZooKeeper or
+//! Kafka, and holds a lock only while it clones an `Arc`.
 //!
 //! Invariant: if a poller hangs, its cluster becomes unknown instead of staying as it was last. So does a view from
 //! before a suspend of the machine.

@@ -1,9 +1,9 @@
 //! The delays as `/delay` has them: by module and partition number. Pure.
 //!
-//! A module pushes one topic, so each number belongs to one partition. In a module that changed its topic, or a consumer
-//! group of several topics, a number may belong to several partitions. Their delays are added up, so that the total of
-//! the module is right; topics and sources that the module has left behind are not part of it. If one of these delays is
-//! unknown, the number is left out. A partition that is gone is ignored.
+//! A module pushes one topic, so each number belongs to one partition. In a module that changed its topic, or a
+//! consumer group of several topics, a number may belong to several partitions. Their delays are added up, so that the
+//! total of the module is right; topics and sources that the module has left behind are not part of it. If one of these
+//! delays is unknown, the number is left out. A partition that is gone is ignored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

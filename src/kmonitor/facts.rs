@@ -4,9 +4,9 @@
 //! cluster fills a [`Facts`] for each place at each cycle; `verdict` judges it, and `sentence` puts it into words. Both
 //! read nothing else, so a verdict and its reason cannot disagree.
 //!
-//! Ages and durations are computed from a clock that is never set and counts on during a suspend; the wall clock is only
-//! for display. A duration that may lead to an alarm ends at the last reading that it is about: what has happened since
-//! is not known. So it is a lower bound, however far apart the readings are.
+//! Ages and durations are computed from a clock that is never set and counts on during a suspend; the wall clock is
+//! only for display. A duration that may lead to an alarm ends at the last reading that it is about: what has happened
+//! since is not known. So it is a lower bound, however far apart the readings are.
 
 use std::fmt;
 use std::sync::Arc;
@@ -153,8 +153,8 @@ pub(super) struct Facts {
     /// Why the ends could not be read lately; `None` if the last attempt succeeded.
     pub log_unknown: Option<UnknownReason>,
     /// The topic was created again, and the stored offset is of the old one: the id of the topic changed, or the stored
-    /// offset was beyond the newest one in two readings although the leader was not just elected (the log may end earlier
-    /// for a moment then).
+    /// offset was beyond the newest one in two readings although the leader was not just elected (the log may end
+    /// earlier for a moment then).
     pub recreated: bool,
     /// The last time the stored offset became smaller.
     pub went_back: Option<WentBack>,
@@ -178,8 +178,8 @@ pub(super) struct Facts {
     /// How long the module had had no live member when its members were last read; `None` while there is one, or if
     /// unknown.
     pub nobody_there_for: Option<Duration>,
-    /// How long the first waiting message had certainly been waiting when the stored offset was last read; `None` if none
-    /// waits or it is unknown.
+    /// How long the first waiting message had certainly been waiting when the stored offset was last read; `None` if
+    /// none waits or it is unknown.
     pub waiting_for: Option<Duration>,
     /// Whether `waiting_for` may be much more.
     pub waiting_at_least: bool,
@@ -191,8 +191,8 @@ pub(super) struct Facts {
     pub delay_1m_ago: Option<u64>,
     /// The delay five minutes ago.
     pub delay_5m_ago: Option<u64>,
-    /// A probe found nothing that a consumer could deliver between the stored offset and the newest one, or the first of
-    /// an open transaction: only transaction markers and aborted messages.
+    /// A probe found nothing that a consumer could deliver between the stored offset and the newest one, or the first
+    /// of an open transaction: only transaction markers and aborted messages.
     pub undeliverable: bool,
     /// The module pushes another topic now.
     pub left_behind: bool,

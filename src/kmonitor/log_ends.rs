@@ -1,8 +1,8 @@
 //! Which topics and partitions exist, and where their logs begin and end.
 //!
 //! A leader that does not respond costs its own partitions only, and one wait: until it responds again it is asked
-//! briefly, every [`SILENT_PAUSE`], after all others. Whenever an answer is in doubt, the leaders are looked up again, so
-//! that a broker that replaces another is found. That a topic or a partition does not exist counts only after two
+//! briefly, every [`SILENT_PAUSE`], after all others. Whenever an answer is in doubt, the leaders are looked up again,
+//! so that a broker that replaces another is found. That a topic or a partition does not exist counts only after two
 //! answers: a broker that has just started does not know its topics for a while.
 //!
 //! Invariant: nothing here creates a topic.
@@ -79,8 +79,8 @@ impl LogReader {
         LogReader { client: Client::new(connect), topics: HashMap::new(), silent: BTreeMap::new(), request_count: 0 }
     }
 
-    /// Looks up the topics of `wanted` that are unknown, in doubt or long not looked up, and forgets all others. `hosts`
-    /// are addresses of brokers. Fails if no broker responds.
+    /// Looks up the topics of `wanted` that are unknown, in doubt or long not looked up, and forgets all others.
+    /// `hosts` are addresses of brokers. Fails if no broker responds.
     pub(super) fn look_up(
         &mut self,
         hosts: &[String],

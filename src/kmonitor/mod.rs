@@ -1,13 +1,13 @@
 //! kmonitor reports the delay of every module and partition: how many messages ktransfer has not finished yet.
 //!
 //! ```text
-//!  ZooKeeper ──stored offsets, owners──▶ poll@CLUSTER ──ClusterView──▶ Board ──▶ PublishedPages ──▶ DelayHandler ◀── GET
-//!  brokers ────log ends, groups────────▶ (one per cluster)       (newest per cluster)  (rendered by the poller)
+//!  ZooKeeper ──stored offsets, owners──▶ poll@CLUSTER ──ClusterView──▶ Board ──▶ PublishedPages ──▶ DelayHandler ◀──
+//!  GET brokers ────log ends, groups────────▶ (one per cluster)       (newest per cluster)  (rendered by the poller)
 //! ```
 //!
 //! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`,
-//! `zookeeper_source`, `kafka_source` and `log_ends` (what a cycle reads), `places` (what was seen over time), `plan` and
-//! `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `published`, `query`,
+//! `zookeeper_source`, `kafka_source` and `log_ends` (what a cycle reads), `places` (what was seen over time), `plan`
+//! and `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `published`, `query`,
 //! `refusals`, `zabbix_pages`, `page`, `handler`.
 //!
 //! Invariants: an unknown delay is left out of all answers; the failure of one cluster does not affect another; an HTTP

@@ -1,7 +1,7 @@
 //! Lists of names in the configuration, as globs: which modules to monitor.
 //!
-//! In a glob `*` stands for any characters, `?` for one character, `[ab]` for one of the characters a and b, `{a,b}` for
-//! one of the globs a and b. Case matters.
+//! In a glob `*` stands for any characters, `?` for one character, `[ab]` for one of the characters a and b, `{a,b}`
+//! for one of the globs a and b. Case matters.
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 

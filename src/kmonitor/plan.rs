@@ -2,8 +2,8 @@
 //!
 //! Modules with messages that wait, or of which something is unknown, are read in every cycle. Those at rest need not
 //! be: as long as the ends of their logs do not move, their delays stay 0. They are read in turn, as far as the budget
-//! goes, and each at least every [`MAX_IDLE`]. What has to be read is read even beyond the budget; the poller then takes
-//! longer for the cycle.
+//! goes, and each at least every [`MAX_IDLE`]. What has to be read is read even beyond the budget; the poller then
+//! takes longer for the cycle.
 
 use std::cmp::Reverse;
 use std::time::Duration;

@@ -1,9 +1,9 @@
-//! How old the messages of a log are by their timestamps: for "seconds behind" of messages from before kmonitor began to
-//! look. Pure.
+//! How old the messages of a log are by their timestamps: for "seconds behind" of messages from before kmonitor began
+//! to look. Pure.
 //!
 //! For some ages, the brokers say which message is the first that is not older; so the age of each message lies between
-//! two of them. Producers may set timestamps as they like. So they are only shown: no verdict is based on them, and they
-//! give way to what kmonitor has seen itself.
+//! two of them. Producers may set timestamps as they like. So they are only shown: no verdict is based on them, and
+//! they give way to what kmonitor has seen itself.
 
 use std::time::Duration;
 
@@ -37,8 +37,8 @@ impl Timestamps {
         Timestamps { taken, firsts: firsts.into_iter().map(|first| first.unwrap_or(Offset::MAX)).collect() }
     }
 
-    /// Returns how long ago the message at `offset` arrived. `seen`: what the readings of the log show, which goes before;
-    /// `None` if the timestamps contradict it or say no more.
+    /// Returns how long ago the message at `offset` arrived. `seen`: what the readings of the log show, which goes
+    /// before; `None` if the timestamps contradict it or say no more.
     pub(super) fn arrival(&self, elapsed: Duration, offset: Offset, seen: Arrival) -> Option<Arrival> {
         let since = elapsed.saturating_sub(self.taken);
         let is_older = |first: &Offset| offset < *first;

@@ -4,8 +4,8 @@
 //! the verdict needs some readings in a row, so that one odd reading raises no alarm and ends none.
 //!
 //! The clocks of STOPPED and STALLED run from when the first waiting message arrived, not from the last stored offset:
-//! on a topic with a message an hour, the stored offset is old and nothing is wrong. They run up to the last reading, and
-//! no alarm follows from an estimate: only from times that are lower bounds.
+//! on a topic with a message an hour, the stored offset is old and nothing is wrong. They run up to the last reading,
+//! and no alarm follows from an estimate: only from times that are lower bounds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Reads modules from ZooKeeper: `/consumers/MODULE/offsets/TOPIC/PARTITION`, and who owns the partitions.
 //!
 //! Several modules are read together, in steps of many nodes: which topics they have, which partitions, and then the
-//! nodes. What cannot have changed is not read again: [`listings`]. A node that is deleted in the meantime is left out; a
-//! node that may not be read is known as refused, and hides no other node.
+//! nodes. What cannot have changed is not read again: [`listings`]. A node that is deleted in the meantime is left out;
+//! a node that may not be read is known as refused, and hides no other node.
 
 mod listings;
 mod reading;

@@ -2,8 +2,8 @@
 //! and the messages whose latest attempt failed. Operators see it for the message that holds a commit point.
 //!
 //! A push that succeeds at once costs one lock that only its worker uses. Invariant: the failed messages on the board
-//! are not acknowledged, so `window_size` bounds those that are retried, and `max_commit_gap` and the memory budget bound
-//! those that wait for their dead letters.
+//! are not acknowledged, so `window_size` bounds those that are retried, and `max_commit_gap` and the memory budget
+//! bound those that wait for their dead letters.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -110,7 +110,8 @@ impl AttemptBoard {
         *lock(&self.on_wire[worker]) = None;
     }
 
-    /// Notes that an attempt failed, and that another one or a dead letter follows. [`forget`](Self::forget) must follow.
+    /// Notes that an attempt failed, and that another one or a dead letter follows. [`forget`](Self::forget) must
+    /// follow.
     pub(super) fn note_failure(&self, job: &Job, attempts: u32, outcome: &AttemptOutcome, backend: &str) {
         let failure = LatestFailure {
             key: ShortKey::of(job.message.key.as_deref()),

@@ -54,8 +54,8 @@ use stop_phase::StopPhase;
 
 /// Limit on the reports that are handled before the loop looks at its other channels.
 const MAX_REPORTS_IN_A_TURN: usize = 256;
-/// How long reports are gathered after one has come. Without it each report would wake this thread: two system calls and
-/// two context switches for each message.
+/// How long reports are gathered after one has come. Without it each report would wake this thread: two system calls
+/// and two context switches for each message.
 const GATHER_REPORTS: Duration = Duration::from_micros(300);
 /// Number of held-back messages at which their partition is paused. It is resumed at half of it, so that a small
 /// `max_commit_gap` does not pause and resume with every message.

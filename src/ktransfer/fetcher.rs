@@ -328,9 +328,9 @@ impl FetchLoop {
         self.report(fetched, partition, |window, partition| Fetched::LogChanged { window, partition, change });
     }
 
-    /// Takes the memory of `fetched` and sends it to the dispatcher. While the memory is used up it applies commands, and
-    /// takes starts that were found: a thread that looks them up would wait, and so would their stores. A batch that a
-    /// command makes stale is recognised by the dispatcher by its window. Returns false when the loop must end.
+    /// Takes the memory of `fetched` and sends it to the dispatcher. While the memory is used up it applies commands,
+    /// and takes starts that were found: a thread that looks them up would wait, and so would their stores. A batch
+    /// that a command makes stale is recognised by the dispatcher by its window. Returns false when the loop must end.
     fn hand_over(&mut self, fetched: Fetched, stop: &Stop) -> bool {
         let (commands, found_starts) = (self.channels.commands.clone(), self.channels.found_starts.clone());
         let memory = self.channels.memory.clone();

@@ -1,10 +1,10 @@
-//! Why a message is given up, and the log line and count of one that is dropped: no further push of it is attempted, and
-//! the caller marks it done.
+//! Why a message is given up, and the log line and count of one that is dropped: no further push of it is attempted,
+//! and the caller marks it done.
 //!
-//! Dispatcher and workers decide that a message is given up; with a dead-letter topic a worker then stores a dead letter
-//! (`worker/letters.rs`), otherwise [`drop_message`] logs and counts it. Invariant: each message given up is counted
-//! exactly once. A dropped message with a failed attempt is always logged, with topic, partition, offset and key. The log
-//! lines of undecodable messages are rate limited and leave the key out.
+//! Dispatcher and workers decide that a message is given up; with a dead-letter topic a worker then stores a dead
+//! letter (`worker/letters.rs`), otherwise [`drop_message`] logs and counts it. Invariant: each message given up is
+//! counted exactly once. A dropped message with a failed attempt is always logged, with topic, partition, offset and
+//! key. The log lines of undecodable messages are rate limited and leave the key out.
 
 use std::fmt;
 use std::time::Duration;

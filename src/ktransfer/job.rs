@@ -13,8 +13,8 @@ use crate::broker::{Header, Message, Offset, PartitionId};
 /// The claim on a partition as the workers see it. One is created for each `Gained` event and shared by its jobs.
 ///
 /// A claim ends in two steps, so that a hand-over repeats few messages: in the first step each job below the highest
-/// offset that was pushed still gets one attempt, in the second step no attempt begins. While an operator has paused the
-/// partition, no attempt begins, but a message that was given up still gets its dead letter.
+/// offset that was pushed still gets one attempt, in the second step no attempt begins. While an operator has paused
+/// the partition, no attempt begins, but a message that was given up still gets its dead letter.
 pub(super) struct Assignment {
     /// The claimed partition.
     pub(super) partition: PartitionId,

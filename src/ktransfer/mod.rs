@@ -30,14 +30,14 @@
 //! ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session with ZooKeeper) and `leases` (extends the
 //! claims of all modules); for groups in Kafka each module has `kafka-group`, which sends the heartbeats.
 //!
-//! Reading order: `config`, `connections`, `modules` (which ones run), `reload`, `module` (the threads and channels of a
-//! module), `dispatcher` (the loop that
+//! Reading order: `config`, `connections`, `modules` (which ones run), `reload`, `module` (the threads and channels of
+//! a module), `dispatcher` (the loop that
 //! owns the windows), `window`, `group`, `fetcher`, `worker`, `backends` (which one a push goes to), `push_rate`,
 //! `backend_client` (an attempt), `outcomes` (what its result means), `policy` (retries), `give_up`, `dead_letters`,
 //! `operations`, `page`; the tools `move_offsets` and `replay`.
 //!
-//! Invariant: a message is done only when a backend accepted it (`outcomes`; without this table: answered 2xx), when the
-//! method of the message is not configured, or when the message was given up: dropped, or stored as a dead letter.
+//! Invariant: a message is done only when a backend accepted it (`outcomes`; without this table: answered 2xx), when
+//! the method of the message is not configured, or when the message was given up: dropped, or stored as a dead letter.
 
 mod admin_port;
 mod attempt_board;
@@ -105,9 +105,9 @@ use stop_report::StopReport;
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs all modules until the supervisor's stop, then stops in order: first the modules, then the session with
-/// ZooKeeper (if there is one), in which the modules store their offsets, then the HTTP server of `admin_port`. Fails if
-/// `admin_port` cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store an
-/// offset or release a claim.
+/// ZooKeeper (if there is one), in which the modules store their offsets, then the HTTP server of `admin_port`. Fails
+/// if `admin_port` cannot be opened, or if a module failed, did not stop within `shutdown_grace_ms`, or could not store
+/// an offset or release a claim.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let (registry, health) = (Registry::new(), Health::new());
     // Until all components exist `/readyz` would answer 200 for those that do.

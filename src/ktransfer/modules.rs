@@ -1,9 +1,9 @@
-//! The modules that run in this process. Each has a thread `module@M`, which starts the module with its connections, its
-//! metrics, and what operators see.
+//! The modules that run in this process. Each has a thread `module@M`, which starts the module with its connections,
+//! its metrics, and what operators see.
 //!
-//! A reload says what a module is to become, and triggers the stop of its present run. The thread of the module does the
-//! rest: when that run has ended and released its partitions, it starts the next one, or removes what was shown of the
-//! module and ends. So no reload waits for a module, and no run of a module begins before the former one has ended.
+//! A reload says what a module is to become, and triggers the stop of its present run. The thread of the module does
+//! the rest: when that run has ended and released its partitions, it starts the next one, or removes what was shown of
+//! the module and ends. So no reload waits for a module, and no run of a module begins before the former one has ended.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -41,8 +41,8 @@ impl Reloader {
         Reloader { modules, reloads, stale: stale.with_label_values::<&str>(&[]) }
     }
 
-    /// Reloads the configuration. Returns what has changed, or why nothing has. Modules that are removed, or stopped and
-    /// started, may still be stopping then.
+    /// Reloads the configuration. Returns what has changed, or why nothing has. Modules that are removed, or stopped
+    /// and started, may still be stopping then.
     pub(super) fn reload(&self) -> Result<String, String> {
         let outcome = self.load().and_then(|config| {
             let plan = Plan::new(&self.modules.configs(), config.modules);

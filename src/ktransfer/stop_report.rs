@@ -1,8 +1,8 @@
 //! What a stop could not do, which is why the daemon does not end with exit code 0, and how long a stop may take.
 //!
 //! The stop of the daemon has `shutdown_grace_ms`. The stop of one module by a reload has a limit only for its pushes:
-//! it stores its offsets and releases its partitions however long that takes. Nobody else would do it, since the process
-//! and its session with ZooKeeper go on.
+//! it stores its offsets and releases its partitions however long that takes. Nobody else would do it, since the
+//! process and its session with ZooKeeper go on.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

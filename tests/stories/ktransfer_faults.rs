@@ -96,8 +96,11 @@ fn run(groups: Groups, script: &FaultScript, n_lost: f64) {
     let size = Size::default();
     let mut testbed = Testbed::start_with(groups, size, 1);
     testbed.run(script);
-    let verdict = testbed.finish();
-    let (n_repeats, max) = (verdict.n_repeats - of_stalls(&verdict), max_repeats(&size, n_lost));
+    check(&testbed.finish(), &size, n_lost);
+}
+
+fn check(verdict: &Verdict, size: &Size, n_lost: f64) {
+    let (n_repeats, max) = (verdict.n_repeats - of_stalls(verdict), max_repeats(size, n_lost));
     assert!(n_repeats <= max, "{n_repeats} repeats, allowed are {max}");
     assert!(verdict.n_fenced <= 2, "{} requests after the pause, before the lease was checked", verdict.n_fenced);
 }
@@ -115,10 +118,9 @@ fn everything_fails_once_without_zookeeper_and_no_message_and_no_order_is_lost()
 
 #[test]
 fn dead_letters_whose_broker_is_down_are_exactly_the_refused_messages_and_in_order() {
-    let mut testbed = Testbed::start_with_letters(Size::default(), 1);
+    let size = Size::default();
+    let mut testbed = Testbed::start_with_letters(size, 1);
     testbed.run(&script_with_dead_letters(length(80)));
-    let verdict = testbed.finish();
-    let n_repeats = verdict.n_repeats - of_stalls(&verdict);
-    let share = n_repeats as f64 / verdict.n_confirmed as f64;
-    assert!(share < 0.005, "{n_repeats} repeats of {} messages", verdict.n_confirmed);
+    // Two instances are killed, and all may lose their claims while the coordinator moves.
+    check(&testbed.finish(), &size, 5.0);
 }

@@ -1,8 +1,8 @@
 //! ktransfer: its memory while backends refuse messages of unusual shapes: huge ones, ones of many record headers, and
 //! ones of many partitions.
 //!
-//! `HELD_PARTITIONS` is the number of partitions of the last story (default 100), `MESSAGE_MIB` the size of the messages
-//! of the first one (default 16; 64 is the largest that ktransfer reads).
+//! `HELD_PARTITIONS` is the number of partitions of the last story (default 100), `MESSAGE_MIB` the size of the
+//! messages of the first one (default 16; 64 is the largest that ktransfer reads).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

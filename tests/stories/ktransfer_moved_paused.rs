@@ -1,5 +1,5 @@
-//! ktransfer: a module with a message that is stuck, with messages that are done ahead of it, and with pauses of operators
-//! moves from ZooKeeper to Kafka and back: nothing is pushed twice, and what is paused stays paused.
+//! ktransfer: a module with a message that is stuck, with messages that are done ahead of it, and with pauses of
+//! operators moves from ZooKeeper to Kafka and back: nothing is pushed twice, and what is paused stays paused.
 
 use std::process::{Command, Output};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Several instances of ktransfer under random faults: `make soak`, and a short run among the other stories.
 //!
-//! `SOAK_SECONDS` is the length (default 20), `SEED` selects the faults; with `SOAK_GROUPS=kafka` there is no ZooKeeper. A failed run prints its script; the same seed
-//! gives the same script again.
+//! `SOAK_SECONDS` is the length (default 20), `SEED` selects the faults; with `SOAK_GROUPS=kafka` there is no
+//! ZooKeeper. A failed run prints its script; the same seed gives the same script again.
 
 use std::time::Duration;
 

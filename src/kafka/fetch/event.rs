@@ -150,8 +150,8 @@ impl Messages {
     }
 
     /// Takes the value of a message that is alone in its buffer, without a copy; the message is a tombstone afterwards.
-    /// Returns `None` and changes nothing if it is not alone or has no value. A large message is alone, and a second copy
-    /// of it would be much of the memory of a reader.
+    /// Returns `None` and changes nothing if it is not alone or has no value. A large message is alone, and a second
+    /// copy of it would be much of the memory of a reader.
     pub fn take_only_value(&mut self) -> Option<Vec<u8>> {
         Arc::get_mut(&mut self.set)?.take_only_value()
     }

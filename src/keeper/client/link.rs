@@ -206,9 +206,9 @@ impl Link {
         self.wait(&response, deadline)
     }
 
-    /// Makes several calls, at most `max_in_flight` and [`MAX_QUEUED_CALLS`] in flight. Each must get its response within the call timeout
-    /// after the call before it got one. The results have the order of `requests`; after the first call without a
-    /// response, all later calls fail at once.
+    /// Makes several calls, at most `max_in_flight` and [`MAX_QUEUED_CALLS`] in flight. Each must get its response
+    /// within the call timeout after the call before it got one. The results have the order of `requests`; after the
+    /// first call without a response, all later calls fail at once.
     pub(super) fn call_all(
         &self,
         mut requests: impl ExactSizeIterator<Item = Request>,

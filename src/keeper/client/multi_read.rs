@@ -1,7 +1,7 @@
 //! Reads many nodes with few requests: MultiRead, which servers know since ZooKeeper 3.6.
 //!
-//! An older server answers that it does not know the operation, and closes the connection (not the session). So the first
-//! MultiRead is sent alone, and after such an answer nodes are read one by one for [`UNKNOWN_FOR`].
+//! An older server answers that it does not know the operation, and closes the connection (not the session). So the
+//! first MultiRead is sent alone, and after such an answer nodes are read one by one for [`UNKNOWN_FOR`].
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ const MAX_NODES: usize = 50;
 const _: () = assert!((MAX_NODES + 1) << 20 < protocol::MAX_RESPONSE_BYTES);
 /// Limit on the requests in flight.
 const MAX_IN_FLIGHT: usize = 16;
-/// Nodes of a MultiRead that cost the server as much as a request for one node. Measured with ZooKeeper 3.8: a request for
-/// one node takes 34 µs of CPU time, a node of a MultiRead 1.4 µs.
+/// Nodes of a MultiRead that cost the server as much as a request for one node. Measured with ZooKeeper 3.8: a request
+/// for one node takes 34 µs of CPU time, a node of a MultiRead 1.4 µs.
 pub(super) const NODES_PER_READ: u64 = 20;
 /// After a server did not know MultiRead, the next one is tried so much later: the servers may have been replaced.
 const UNKNOWN_FOR: Duration = Duration::from_secs(3600);

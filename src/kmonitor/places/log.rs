@@ -8,8 +8,8 @@ use crate::kmonitor::facts::UnknownReason;
 use crate::kmonitor::log_ends::LogReading;
 use crate::kmonitor::timestamps::Timestamps;
 
-/// For this long after the newest offset has become smaller, a stored offset beyond it proves nothing: after an election
-/// the new leader may show an end that is too low for a moment (KIP-207).
+/// For this long after the newest offset has become smaller, a stored offset beyond it proves nothing: after an
+/// election the new leader may show an end that is too low for a moment (KIP-207).
 const SETTLES_AFTER: Duration = Duration::from_secs(30);
 
 /// A log of which some module has a stored offset or an owner.

@@ -166,8 +166,8 @@ impl Place {
         };
     }
 
-    /// Compares the stored offset, which was read at `read`, with a reading of the log. Only a reading that came after it
-    /// proves anything: a stored offset that was read later may be beyond the end.
+    /// Compares the stored offset, which was read at `read`, with a reading of the log. Only a reading that came after
+    /// it proves anything: a stored offset that was read later may be beyond the end.
     pub(super) fn compare(&mut self, log: &Log, read: Option<Instant>, now: Instant) {
         self.wants_topic_id |= self.known_recreations.is_some_and(|known| known != log.recreation_count);
         self.known_recreations = Some(log.recreation_count);
@@ -207,8 +207,8 @@ impl Place {
         self.is_held = is_held;
     }
 
-    /// The stored offset to which the delay belongs. If the log could not be read after the stored offset was, that is the
-    /// one before: the difference of the present one would be a delay that there never was.
+    /// The stored offset to which the delay belongs. If the log could not be read after the stored offset was, that is
+    /// the one before: the difference of the present one would be a delay that there never was.
     pub(super) fn consistent(&self, log: Option<&Log>, read: Option<Instant>) -> Stored {
         match (&self.stored, &self.paired, log) {
             (Stored::Offset(_), Some(paired @ (Stored::Offset(_) | Stored::Nothing)), Some(log))

@@ -77,7 +77,8 @@ impl Places {
     }
 
     /// Returns the Kafka groups whose members are to be read: something is wrong with them, or they never committed, so
-    /// that only the members say what is consumed; and their members were not read lately. Owners that were read too long ago become unknown.
+    /// that only the members say what is consumed; and their members were not read lately. Owners that were read too
+    /// long ago become unknown.
     pub(crate) fn take_undescribed(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
         let mut keys = Vec::new();
         for (key, module) in self.modules.iter_mut().filter(|(key, _)| key.source == Source::Kafka) {

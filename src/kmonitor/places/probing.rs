@@ -41,8 +41,8 @@ impl Places {
         probes.into_values().collect()
     }
 
-    /// Returns logs with messages that wait since before they were read first: at most `max`, of which no timestamps are
-    /// known and none were looked up lately.
+    /// Returns logs with messages that wait since before they were read first: at most `max`, of which no timestamps
+    /// are known and none were looked up lately.
     pub(crate) fn take_undated(&mut self, max: usize, now: Moment) -> Vec<TopicPartition> {
         let elapsed = self.elapsed(now);
         let is_due = |log: &Log| {
@@ -91,8 +91,8 @@ impl Places {
     }
 }
 
-/// From the first offset that waits to the newest, or to the first of an open transaction; `None` if none waits that can
-/// be read, or it is unknown.
+/// From the first offset that waits to the newest, or to the first of an open transaction; `None` if none waits that
+/// can be read, or it is unknown.
 fn waiting_range(place: &Place, log: &Log) -> Option<(Offset, Offset)> {
     let facts = Facts {
         stored: place.stored.clone(),

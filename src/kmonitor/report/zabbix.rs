@@ -63,8 +63,8 @@ fn visible(text: &str) -> String {
     text.replace(char::is_control, "?")
 }
 
-/// Quotes a key that has other characters than visible ASCII, because `zabbix_sender` splits fields at blanks. So has one
-/// whose control characters become `?`.
+/// Quotes a key that has other characters than visible ASCII, because `zabbix_sender` splits fields at blanks. So has
+/// one whose control characters become `?`.
 fn quoted(key: &str) -> String {
     let is_plain = |character: char| character.is_ascii_graphic() && !matches!(character, '"' | '\\');
     if key.chars().all(is_plain) {

@@ -1,5 +1,5 @@
-//! Opens the connections of pushes: to the first address of a backend that accepts one, within `conn_timeout_ms`. For an
-//! https backend that includes the TLS handshake.
+//! Opens the connections of pushes: to the first address of a backend that accepts one, within `conn_timeout_ms`. For
+//! an https backend that includes the TLS handshake.
 //!
 //! The client's own connector cannot enable TCP keep-alive, and nobody could end its attempt to connect.
 

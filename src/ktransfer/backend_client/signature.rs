@@ -56,8 +56,8 @@ pub(super) fn signatures(secrets: &[SigningSecret], id: &str, timestamp: &str, b
     signatures.join(" ")
 }
 
-/// Returns `webhook-id` for a message, whose identity is the value of its `Idempotency-Key`. A dot would make the signed
-/// text ambiguous, so it is percent-encoded.
+/// Returns `webhook-id` for a message, whose identity is the value of its `Idempotency-Key`. A dot would make the
+/// signed text ambiguous, so it is percent-encoded.
 pub(super) fn webhook_id(identity: &str) -> String {
     identity.replace('%', "%25").replace('.', "%2E")
 }

@@ -1,9 +1,9 @@
-//! The rule by failure rate: ejects a backend of which a large part of the pushes fails, although never enough of them in
-//! a row. A pure state machine; the caller passes the time and the counts.
+//! The rule by failure rate: ejects a backend of which a large part of the pushes fails, although never enough of them
+//! in a row. A pure state machine; the caller passes the time and the counts.
 //!
 //! Only a backend that stands out is ejected: where the others fail nearly as often, the fault is that of the messages,
-//! or of something that all backends need, and an ejection would move the failures instead of avoiding them. So the rule
-//! never ejects the last backend in use.
+//! or of something that all backends need, and an ejection would move the failures instead of avoiding them. So the
+//! rule never ejects the last backend in use.
 //!
 //! The counts of a backend only grow. A sample of all of them is taken at a failure, at most every tenth of the window;
 //! the counts of the window are those since the oldest sample in it. So a push that succeeds costs one atomic addition,
@@ -94,8 +94,8 @@ impl FailureRates {
         FailureRates { config, samples: self.samples.iter().map(sample).collect() }
     }
 
-    /// Called when a failure of the backend at `index` has been counted. Returns its rate if the backend is to be ejected
-    /// because of it. `is_in_use` says which backends are.
+    /// Called when a failure of the backend at `index` has been counted. Returns its rate if the backend is to be
+    /// ejected because of it. `is_in_use` says which backends are.
     pub(super) fn note_failure(
         &mut self,
         index: usize,
@@ -171,8 +171,8 @@ mod tests {
             self.rates.note_failure(index, &self.counts, is_in_use, self.now)
         }
 
-        /// Lets `n` rounds pass in which each backend fails the given part of its pushes, in percent, evenly. Returns the
-        /// round in which `index` was to be ejected.
+        /// Lets `n` rounds pass in which each backend fails the given part of its pushes, in percent, evenly. Returns
+        /// the round in which `index` was to be ejected.
         fn rounds(&mut self, percents: &[u64], n: u64, pause: Duration, index: usize) -> Option<u64> {
             for round in 1..=n {
                 self.now += pause;

@@ -1,9 +1,9 @@
 //! The backends of a module, shared by its workers: chooses the backend of each push, and takes a backend that fails
 //! out of use until a probe shows that it answers again.
 //!
-//! - **Ejection.** A backend is ejected after `failures` failures in a row, or when it fails a larger part of its pushes
-//!   than the others (`failure_rate`). [`PushVerdict`] says what is a failure. While another one is in use, no push goes
-//!   to it but the probes, and a retry goes to another backend.
+//! - **Ejection.** A backend is ejected after `failures` failures in a row, or when it fails a larger part of its
+//!   pushes than the others (`failure_rate`). [`PushVerdict`] says what is a failure. While another one is in use, no
+//!   push goes to it but the probes, and a retry goes to another backend.
 //! - **Probe.** When its interval is over, one push goes to an ejected backend. It is not one that may not be retried,
 //!   nor a retry of a message that this backend has failed before, unless every backend is ejected.
 //! - **Nothing in use.** Then no push begins before the next probe is due. A worker that waits registers itself, and
@@ -64,7 +64,8 @@ struct Backend {
     n_under_way: AtomicUsize,
     /// Failures in a row. Counts only while the backend is in use.
     n_failures: AtomicU32,
-    /// First attempts that ended well or as failures while the backend was in use; counted for the rule by failure rate.
+    /// First attempts that ended well or as failures while the backend was in use; counted for the rule by failure
+    /// rate.
     n_good: AtomicU64,
     n_bad: AtomicU64,
     /// For operators.

@@ -1,4 +1,5 @@
-//! The phases of the backends: in use, ejected, probed, in slow start. A pure state machine; the caller passes the time.
+//! The phases of the backends: in use, ejected, probed, in slow start. A pure state machine; the caller passes the
+//! time.
 //!
 //! ```text
 //!                failures                    due                 a good probe          slow_start_ms
@@ -71,8 +72,8 @@ impl Phases {
         Phases { config, phases: vec![Phase::InUse; count] }
     }
 
-    /// Creates the phases of the backends after a change of the configuration. `former` has, for each of them, its index
-    /// before the change; `None` for one that was added. Where no backend is ejected any more, all are in use.
+    /// Creates the phases of the backends after a change of the configuration. `former` has, for each of them, its
+    /// index before the change; `None` for one that was added. Where no backend is ejected any more, all are in use.
     pub(super) fn changed(&self, config: EjectionConfig, former: &[Option<usize>]) -> Phases {
         let phase = |index: &Option<usize>| index.map_or(Phase::InUse, |index| self.phases[index]);
         let may_eject = config.failures.is_some() || config.rate.is_some();

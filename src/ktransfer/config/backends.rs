@@ -49,8 +49,8 @@ fn pem(section: &mut Section, key: &str, problems: &mut Problems) -> Option<Vec<
     content.map_err(|cause| section.note(key, format!("is {path:?}, which {cause}"), problems)).ok()
 }
 
-/// Checks `backend_servers`. If one of them has https, returns the TLS for a module that configures none: the authorities
-/// of the system, and no client certificate. A system without authorities is a problem only then.
+/// Checks `backend_servers`. If one of them has https, returns the TLS for a module that configures none: the
+/// authorities of the system, and no client certificate. A system without authorities is a problem only then.
 pub(super) fn check(
     section: &Section,
     servers: &[String],

@@ -1,10 +1,10 @@
 //! Stops and resumes the pushes of a partition whose claim is kept: for a pause, and for a seek to another offset.
 //!
-//! An interrupted partition is not read. Its jobs that are not on the wire are abandoned, so a pause takes no memory and
-//! no slot of the window; a push on the wire may end. When no worker has a job of it any more, it is paused, or goes
-//! on with a new window: at the commit point, without the messages that are done ahead of it, or at the offset of a
-//! seek. A seek goes on only when the group has stored its offset. So whoever pushes the partition next, whenever this
-//! process ends, begins either before the seek or after it.
+//! An interrupted partition is not read. Its jobs that are not on the wire are abandoned, so a pause takes no memory
+//! and no slot of the window; a push on the wire may end. When no worker has a job of it any more, it is paused, or
+//! goes on with a new window: at the commit point, without the messages that are done ahead of it, or at the offset of
+//! a seek. A seek goes on only when the group has stored its offset. So whoever pushes the partition next, whenever
+//! this process ends, begins either before the seek or after it.
 //!
 //! A message that waits for its dead letter was given up already: a pause lets it wait, and after the resume it is not
 //! pushed again. A seek abandons it, as the end of the claim does.

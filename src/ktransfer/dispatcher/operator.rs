@@ -128,8 +128,8 @@ impl Dispatcher {
         }
     }
 
-    /// Refuses a seek of a partition whose start offset is still looked up: the found offset is stored when it is known,
-    /// which may be after that of the seek.
+    /// Refuses a seek of a partition whose start offset is still looked up: the found offset is stored when it is
+    /// known, which may be after that of the seek.
     fn check_begun(&self, targets: &BTreeMap<PartitionId, Offset>) -> Result<(), Refusal> {
         let begins = |partition: &&PartitionId| {
             self.partitions.get(partition).is_some_and(|state| state.window.commit_point().is_none())

@@ -2,10 +2,10 @@
 //! Kafka. No ZooKeeper is needed.
 //!
 //! One loop owns all state. It takes the events of the [`Membership`] in their order, and no call of it takes longer
-//! than a sixth of the session timeout, so that no proof waits for long. Parts: this file (the loop, the commands and the
-//! events), `claims` (where assigned partitions begin), `stores` (commits and releases), `metadata` (the text beside an
-//! offset), `pausing` (stores and reads the pauses of operators), `pause_state` and `pause_fields` (what is known of
-//! them), `proof` (the end of the lease), `health`, `leave`.
+//! than a sixth of the session timeout, so that no proof waits for long. Parts: this file (the loop, the commands and
+//! the events), `claims` (where assigned partitions begin), `stores` (commits and releases), `metadata` (the text
+//! beside an offset), `pausing` (stores and reads the pauses of operators), `pause_state` and `pause_fields` (what is
+//! known of them), `proof` (the end of the lease), `health`, `leave`.
 //!
 //! How the invariants of [`group`](super) are kept:
 //!
@@ -15,10 +15,11 @@
 //!   member that has been replaced, and of an earlier generation.
 //! - **Fencing token**: the generation itself would not do: a static member that is restarted keeps it, and a deleted
 //!   group begins at 1 again. A claim takes the token that is committed beside the offset plus one, or the time in
-//!   milliseconds if that is higher, and commits it before the first push. So it grows with every claim while the offset
-//!   exists, whatever the clocks say; and across a deletion of the group, as far as the clocks of the instances agree.
-//! - **Lease**: until a sixth of the session timeout before its end, counted from the time at which the latest heartbeat
-//!   that the coordinator answered was sent. Its own count begins later.
+//!   milliseconds if that is higher, and commits it before the first push. So it grows with every claim while the
+//!   offset exists, whatever the clocks say; and across a deletion of the group, as far as the clocks of the instances
+//!   agree.
+//! - **Lease**: until a sixth of the session timeout before its end, counted from the time at which the latest
+//!   heartbeat that the coordinator answered was sent. Its own count begins later.
 //!
 //! The claims end with the member, so a module whose loop fails can be started again.
 

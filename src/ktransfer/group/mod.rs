@@ -8,8 +8,8 @@
 //! `leases` ([`Leases`]), one for all modules, extends the fences. The locks are those of the mailbox and of the table
 //! of leases; each is held for one table access, never across a ZooKeeper call.
 //!
-//! Two services manage groups: ZooKeeper, in the node layout of the original ([`zookeeper`]), and Kafka ([`kafka`]). The
-//! table of leases and the text on sessions are those of ZooKeeper; `kafka` says how it keeps the invariants.
+//! Two services manage groups: ZooKeeper, in the node layout of the original ([`zookeeper`]), and Kafka ([`kafka`]).
+//! The table of leases and the text on sessions are those of ZooKeeper; `kafka` says how it keeps the invariants.
 //!
 //! # Invariants
 //!

@@ -28,7 +28,8 @@ pub(crate) struct GroupObservers {
     pub(crate) unowned: Option<IntGauge>,
     /// What the leave could not do.
     pub(crate) report: StopReport,
-    /// The pauses of the module, which a group reads at intervals and with each claim; a group in Kafka stores them, too.
+    /// The pauses of the module, which a group reads at intervals and with each claim; a group in Kafka stores them,
+    /// too.
     pub(crate) pauses: PauseTable,
     /// Which positions of `StoreNow` are stored.
     pub(crate) receipts: StoreReceipts,

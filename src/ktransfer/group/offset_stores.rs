@@ -39,8 +39,8 @@ pub(crate) trait OffsetStore {
     /// Reads everything.
     fn read(&mut self) -> Result<StoredOffsets, String>;
 
-    /// Writes all positions of `offsets`, and its pauses instead of those that are stored; positions that it does not have
-    /// stay as they are.
+    /// Writes all positions of `offsets`, and its pauses instead of those that are stored; positions that it does not
+    /// have stay as they are.
     fn write(&mut self, offsets: &StoredOffsets) -> Result<(), String>;
 }
 

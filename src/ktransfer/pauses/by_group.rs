@@ -1,5 +1,5 @@
-//! Changes of the pauses of a group in Kafka: only the loop of a member can commit, so it stores them and reports what is
-//! stored to the table.
+//! Changes of the pauses of a group in Kafka: only the loop of a member can commit, so it stores them and reports what
+//! is stored to the table.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

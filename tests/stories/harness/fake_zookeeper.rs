@@ -1,8 +1,8 @@
 //! A ZooKeeper server of many modules that computes its answers, and counts what it is asked for.
 //!
-//! It speaks what kmonitor needs: sessions, pings, the data of a node, of many nodes (MultiRead, unless it is to be older
-//! than 3.6) and the names of children. The module `i` is `module_i` with the topic `topic_i`; a fifth of the modules have
-//! stored an offset below the end of their logs.
+//! It speaks what kmonitor needs: sessions, pings, the data of a node, of many nodes (MultiRead, unless it is to be
+//! older than 3.6) and the names of children. The module `i` is `module_i` with the topic `topic_i`; a fifth of the
+//! modules have stored an offset below the end of their logs.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -1,5 +1,5 @@
-//! Validates JSON against the keywords of JSON Schema that `conf/schema/delay-v1.json` uses. A keyword that is not known
-//! here fails, so that no rule of the schema is silently ignored.
+//! Validates JSON against the keywords of JSON Schema that `conf/schema/delay-v1.json` uses. A keyword that is not
+//! known here fails, so that no rule of the schema is silently ignored.
 
 use serde_json::{Map, Value};
 

@@ -113,8 +113,8 @@ impl Kafka {
         Kafka::start_with(Edition::Kraft, port, &own, &[])
     }
 
-    /// Starts a node of a cluster 4.x; node 1 is the controller, at `controller_port`, and a broker. Each of the returned
-    /// links is before a listener of its own, which advertises the link.
+    /// Starts a node of a cluster 4.x; node 1 is the controller, at `controller_port`, and a broker. Each of the
+    /// returned links is before a listener of its own, which advertises the link.
     pub(crate) fn start_kraft_node(
         node: i32,
         controller_port: u16,

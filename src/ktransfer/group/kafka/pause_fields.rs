@@ -1,8 +1,8 @@
 //! The pauses of operators in the text beside an offset, and what the texts of all partitions say together.
 //!
-//! - `m=NUMBER,TIME,NAME`: the latest change of the pause of the whole module that the member knew. The number grows with
-//!   each change and is odd while the module is paused; time and name of the operator follow only then. The largest
-//!   number beside any partition of the topic counts. So one commit pauses all partitions, whoever owns them.
+//! - `m=NUMBER,TIME,NAME`: the latest change of the pause of the whole module that the member knew. The number grows
+//!   with each change and is odd while the module is paused; time and name of the operator follow only then. The
+//!   largest number beside any partition of the topic counts. So one commit pauses all partitions, whoever owns them.
 //! - `p=NUMBER,TIME,NAME`: the partition is paused. The number is that of `m` at that time: a resume of the module ends
 //!   the pauses of its partitions, and has a larger number.
 //!
@@ -119,8 +119,8 @@ impl GroupPauses {
         self.partitions.retain(|_, pause| resumed <= pause.number);
     }
 
-    /// Makes a change. A pause that exists keeps its mark. Fails, and changes nothing, if the change would have no effect
-    /// because the whole module is paused.
+    /// Makes a change. A pause that exists keeps its mark. Fails, and changes nothing, if the change would have no
+    /// effect because the whole module is paused.
     pub(in crate::ktransfer::group) fn apply(&mut self, change: &PauseChange) -> Result<(), ModulePaused> {
         let (number, is_paused) = (self.module.number, self.module.mark.is_some());
         match change {

@@ -1,5 +1,5 @@
-//! Stores and follows the pauses of operators: a change is committed at once, and what other members committed is read at
-//! intervals.
+//! Stores and follows the pauses of operators: a change is committed at once, and what other members committed is read
+//! at intervals.
 //!
 //! A change is done when a commit has it: a pause is reported to the dispatcher after that, and so is a resume. Every
 //! later commit of the member has it again. For the pause of the whole module one commit is enough, because each claim

@@ -90,8 +90,8 @@ impl Testbed {
         Self::start_services(groups, size, seed, false)
     }
 
-    /// As [`Testbed::start_with`], with groups in Kafka, and backends that refuse the messages of some keys. The topic of
-    /// their dead letters is on the broker that coordinates the group, and on no other.
+    /// As [`Testbed::start_with`], with groups in Kafka, and backends that refuse the messages of some keys. The topic
+    /// of their dead letters is on the broker that coordinates the group, and on no other.
     pub(crate) fn start_with_letters(size: Size, seed: u64) -> Testbed {
         Self::start_services(Groups::InKafka, size, seed, true)
     }

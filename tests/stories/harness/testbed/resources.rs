@@ -51,8 +51,8 @@ pub(crate) fn busy(samples: &[(Duration, Sample)], pushes: &[Duration]) -> Vec<S
     samples.iter().filter(|(at, _)| is_busy(at)).map(|(_, sample)| *sample).collect()
 }
 
-/// Returns what grows in the samples of a busy process: the medians of the first and of the last third after the warm-up
-/// are compared, so that single samples during a fault do not count.
+/// Returns what grows in the samples of a busy process: the medians of the first and of the last third after the
+/// warm-up are compared, so that single samples during a fault do not count.
 pub(crate) fn growth(samples: &[Sample]) -> Vec<String> {
     if samples.len() < MIN_SAMPLES {
         return Vec::new();
