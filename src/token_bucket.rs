@@ -1,8 +1,9 @@
 //! A token bucket: a limit on units a second, such as requests, bytes or pushes.
 //!
-//! A bucket starts full and fills at a steady rate. Who takes more tokens than it has is refused with the time to wait,
-//! or reserves them and waits for that time. The whole state of a bucket is one number, the time at which it will be
-//! full again. So taking tokens is one atomic operation, and an idle bucket equals a new one.
+//! A bucket starts full and fills at a steady rate. A caller that needs more tokens than the bucket has gets the time
+//! to wait instead ([`TokenBucket::take`]), or reserves them and waits for that time ([`TokenBucket::reserve`]). The
+//! whole state of a bucket is one number, the time at which it will be full again. So taking tokens is one atomic
+//! operation, and an idle bucket equals a new one.
 //!
 //! Time is nanoseconds since any fixed moment. Invariant: the units that pass in any period are at most those of the
 //! rate, plus the burst, plus one take, plus what [`TokenBucket::take_anyway`] takes.

@@ -1,8 +1,8 @@
 //! Answers requests for a page, its rows and its files.
 //!
-//! What several clients request in the same second is rendered once, and its bytes are shared: a page that many people
-//! have open, or that a program requests in a loop, costs little. It is not rendered once for each change, because the
-//! ages in it would then stand still.
+//! A page that several clients request in the same second is rendered once, and its bytes are shared. So a page that
+//! many people have open, or that a program requests in a loop, costs little. The page is rendered again every second
+//! even without a change, because the ages in it would otherwise stand still.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -27,8 +27,8 @@ pub(crate) trait Page: Parameters {
     /// What the page shows.
     type Content;
 
-    /// Returns a name of the rows: it changes when they change, not with the ages of what they show, which the script
-    /// keeps current.
+    /// Returns the version of the rows. It changes when the rows change, but not with the ages in them, which the
+    /// script keeps current.
     fn version(content: &Self::Content, query: &Query<Self>, now: Moment) -> String;
 
     /// Renders the whole page.

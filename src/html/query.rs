@@ -1,4 +1,4 @@
-//! What a request of a page selects: parameters to a [`Query`], and a [`Query`] to links.
+//! The selection of a request for a page: parses parameters into a [`Query`], and renders a [`Query`] as links.
 
 use std::fmt::{Debug, Display, Write};
 

@@ -27,7 +27,7 @@ const REFUSALS: [(&str, &str); 5] = [
     ("http_timeouts_total", "deadline of the server"),
 ];
 
-/// What the page is made of.
+/// The sources of the page's content.
 pub(super) struct PageSource {
     pub(super) handler: Arc<CommitHandler>,
     pub(super) traffic: Arc<Traffic>,
@@ -74,7 +74,7 @@ impl PageSource {
         ]
     }
 
-    /// Returns what was refused since the start, in words.
+    /// Returns the number of refusals since the start by kind, each with its description.
     fn refusals(&self) -> Vec<(String, u64)> {
         let counts = self.registry.counts(&REFUSALS.map(|(name, _)| name));
         let in_words = |(name, labels, count): (String, Vec<String>, u64)| {

@@ -71,7 +71,7 @@ impl Traffic {
         for series in answered {
             let code =
                 state.topics.entry(series.topic).or_default().entry(series.code).or_insert_with(|| CodeTraffic {
-                    // What a new series counts, it has counted since the sample before.
+                    // A new series has counted from 0 since the previous sample.
                     rates: started_at_zero(elapsed),
                     totals: BTreeMap::new(),
                 });

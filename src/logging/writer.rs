@@ -1,4 +1,4 @@
-//! The writer of the log files. Only its thread can hang on a disk that is frozen, or on a pipe that nobody reads.
+//! The writer of the log files. Only its thread can hang on a frozen disk or on a pipe without a reader.
 
 use std::io;
 use std::mem;
