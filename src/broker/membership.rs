@@ -111,7 +111,7 @@ pub trait GroupOffsets: Send {
 /// A member of a group. Dropping the value ends the member without leaving the group: others get its partitions when
 /// its session has ended.
 pub trait Membership: GroupOffsets {
-    /// Adds what becomes ready when [`next`](Self::next) has an event.
+    /// Adds the channels that become ready when [`next`](Self::next) has an event.
     fn register<'a>(&'a self, select: &mut Select<'a>);
 
     /// Returns the next event, if there is one.

@@ -57,7 +57,7 @@ pub struct MetadataClient {
     current: Option<PooledBroker>,
 }
 
-/// What a metadata request asks for beside the partitions.
+/// The options of a metadata request.
 #[derive(Clone, Copy)]
 pub(super) struct MetadataOptions {
     pub(super) allow_auto_create: bool,

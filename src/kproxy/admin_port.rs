@@ -79,7 +79,7 @@ impl PageSource {
         let counts = self.registry.counts(&REFUSALS.map(|(name, _)| name));
         let in_words = |(name, labels, count): (String, Vec<String>, u64)| {
             let (_, what) = REFUSALS.iter().find(|(metric, _)| *metric == name)?;
-            // Those of the admin port are not of interest.
+            // The refusals of the admin port are left out.
             let labels: Vec<&str> = labels.iter().map(String::as_str).filter(|label| *label != SERVER).collect();
             let words = if labels.is_empty() { (*what).to_owned() } else { format!("{what}: {}", labels.join(", ")) };
             (count > 0 && !labels.contains(&"admin")).then_some((words, count))

@@ -156,8 +156,8 @@ impl Module {
         Ok(())
     }
 
-    /// Waits until the threads have ended, within the grace. Those of a module that a reload stops are waited for
-    /// longer: its partitions are theirs until then, and it may be started again.
+    /// Waits until the threads have ended, within the grace. If a reload stops the module, it waits longer: until then
+    /// the threads own the partitions, and the module may be started again.
     fn join(&self, threads: &Supervisor) -> Ended {
         threads.stop().wait();
         let (began, mut is_late) = (Instant::now(), false);

@@ -75,7 +75,7 @@ impl WorkerContext {
         Arc::clone(&read(&self.settings))
     }
 
-    /// Replaces the settings by those of `config`; returns what workers have to know. What belongs to unchanged
+    /// Replaces the settings by those of `config`; returns the effects on workers. State that belongs to unchanged
     /// settings stays: the state of backends, connections, and the permits of the rate.
     pub(super) fn change(&self, config: &ModuleConfig) -> SettingsChange {
         let mut settings = write(&self.settings);

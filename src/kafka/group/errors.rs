@@ -1,4 +1,4 @@
-//! What a member does about the error codes of each response, as the Java client (`AbstractCoordinator`) does.
+//! How a member handles the error codes of each response: in the same way as the Java client (`AbstractCoordinator`).
 
 use crate::kafka::error_code::{
     COORDINATOR_LOAD_IN_PROGRESS, COORDINATOR_NOT_AVAILABLE, ILLEGAL_GENERATION, MEMBER_ID_REQUIRED, NOT_COORDINATOR,

@@ -1,4 +1,4 @@
-//! A sender as the other threads see it: how to wake it, what it waits for, and since when.
+//! The handle with which other threads use a sender: how to wake it, what it waits for, and since when.
 
 use std::collections::HashMap;
 use std::thread::Thread;

@@ -15,7 +15,7 @@ use crate::ktransfer::operations::{
 use crate::ktransfer::pauses::Pauses;
 
 /// A message that failed and has held its commit point for this long makes a module degraded. A retry that succeeds
-/// sooner is nothing to look at.
+/// sooner needs no attention.
 const HELD_FOR_LONG_MS: u64 = 10_000;
 /// A dispatcher that has not written its status for this long is not ready. It writes it once a second.
 const STALE_AFTER: Duration = Duration::from_secs(10);

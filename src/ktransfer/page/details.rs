@@ -1,4 +1,4 @@
-//! The details of a module, below its row: its backends, pauses and partitions. Shown when they are asked for.
+//! The details of a module, below its row: its backends, pauses and partitions. Shown on request.
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -16,7 +16,7 @@ use crate::ktransfer::pauses::Pauses;
 /// Partitions of one module that are shown, and backends.
 pub(super) const MAX_ROWS: usize = 200;
 
-/// Renders the details if the query asks for them, else a link to them. The script follows no link: it asks for the
+/// Renders the details if the query selects them, else a link to them. The script follows no link: it requests the
 /// details when the element is opened.
 pub(super) fn more(row: &ModuleRow, query: &Query<ModulesPage>, now: Moment) -> String {
     let Some((at, status)) = &row.latest else { return String::new() };

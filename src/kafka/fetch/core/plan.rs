@@ -107,7 +107,7 @@ impl FetchCore {
     }
 
     /// Drops prefetched messages of paused partitions while these have more than 1 MiB, or more than half of the limit:
-    /// nobody takes them, and the other partitions would be left without room. They are fetched again.
+    /// they are not polled, and would leave no room for other partitions. They are fetched again.
     fn drop_paused_sets(&mut self) {
         loop {
             let paused = || self.partitions.values().filter(|reader| reader.is_paused && !reader.is_stopped);
