@@ -17,7 +17,7 @@
 //!   of them are pushed and not done. **commit point**: the offset to store; every message below it is done. **done
 //!   ahead**: done although an earlier message of the partition is not. **give up** (a message): make no further
 //!   attempt and continue with the next message.
-//! - **outcome**: what the result of a push means: delivered, retried, dropped or a **dead letter**, which is the
+//! - **outcome**: the meaning of the result of a push: delivered, retried, dropped or a **dead letter**, which is the
 //!   message stored in another topic with the reason. **tombstone**: a message without a value.
 //! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: how many messages of
 //!   a partition can still be pushed: the newest offset minus the stored one, or the oldest one if that is larger.
@@ -59,7 +59,8 @@
 //! 5. kmonitor leaves an unknown delay out; it never shows it as 0, negative or frozen.
 //! 6. No request, message, configuration file or response of a peer ends a daemon or makes its memory grow without a
 //!    bound. Every queue has a bound, and the code that creates it says what happens when it is full.
-//! 7. SIGTERM: accept nothing new, finish what is in flight (within `shutdown_grace_ms`), store, release, exit 0.
+//! 7. SIGTERM: accept nothing new, finish requests and pushes in flight (within `shutdown_grace_ms`), store offsets,
+//!    release claims, exit 0.
 //!
 //! # Threads
 //!

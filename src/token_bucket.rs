@@ -25,7 +25,7 @@ pub(crate) struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// Creates a full bucket that holds what the rate yields in `burst`.
+    /// Creates a full bucket whose capacity is the number of tokens that the rate yields in `burst`.
     pub(crate) fn new(per_second: NonZeroU64, burst: Duration) -> Self {
         let capacity_nanos = u64::try_from(burst.as_nanos()).unwrap_or(u64::MAX);
         TokenBucket { per_second, capacity_nanos, full_at: AtomicU64::new(0) }

@@ -1,7 +1,8 @@
 //! The gate in front of a producer engine: it looks topics up, holds appends until their topic is known, and refuses at
 //! once appends that cannot succeed.
 //!
-//! - [`state`]: what the gate, its thread and the engine share. [`reachability`]: whether a broker can be reached.
+//! - [`state`]: the state that the gate, its thread and the engine share. [`reachability`]: whether a broker can be
+//!   reached.
 //! - [`gate`]: takes the appends. [`metadata_loop`]: the metadata thread.
 //!
 //! An append to a known topic goes directly to the engine. An append to any other topic waits for the thread

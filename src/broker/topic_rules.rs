@@ -21,7 +21,7 @@ pub(super) const CONFIG_NAMES: [&str; 7] = [
     "message.timestamp.after.max.ms",
 ];
 
-/// What a topic accepts.
+/// The known rules for the messages that a topic accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TopicRules {
     /// Largest batch in bytes, as it is sent; `usize::MAX` if unknown.

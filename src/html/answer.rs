@@ -22,9 +22,9 @@ const ALLOWED: &str = "GET, HEAD, OPTIONS";
 /// Number of different answers that are kept, for the page and for its rows.
 const MAX_KEPT: usize = 4;
 
-/// A page of a daemon: pure functions of what it shows.
+/// A page of a daemon: pure functions of its content.
 pub(crate) trait Page: Parameters {
-    /// What the page shows.
+    /// The content that the page shows.
     type Content;
 
     /// Returns the version of the rows. It changes when the rows change, but not with the ages in them, which the
@@ -62,7 +62,7 @@ impl<T> Recent<T> {
     }
 }
 
-/// The answers of a page, with what was rendered last.
+/// The answers of a page, with the latest rendered bytes.
 pub(crate) struct PageAnswers<P: Page> {
     page: Rendered<P>,
     rows: Rendered<P>,

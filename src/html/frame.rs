@@ -42,7 +42,7 @@ pub(crate) struct Frame<'a, P: Parameters> {
     pub(crate) query: &'a Query<P>,
     /// Names of the clusters, if the page has any.
     pub(crate) clusters: &'a [&'a str],
-    /// What the filter searches in.
+    /// The names of the texts that the filter searches, as a placeholder of its field.
     pub(crate) placeholder: &'static str,
     /// Path of the same content for programs.
     pub(crate) data: &'static str,

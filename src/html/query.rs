@@ -34,7 +34,7 @@ pub(crate) trait Choice: Copy + Debug + Eq + 'static {
     }
 }
 
-/// What the parameters of one daemon's page can be.
+/// The parameter types of one daemon's page.
 pub(crate) trait Parameters: Clone + Debug + Eq + 'static {
     /// The verdict of a row.
     type Verdict: Choice;

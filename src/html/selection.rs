@@ -1,4 +1,4 @@
-//! Which rows a page shows, and in which order. Pure.
+//! Selects and sorts the rows that a page shows. Pure.
 
 use super::frame::{self, Paging};
 use super::query::{Choice, Parameters, Query};

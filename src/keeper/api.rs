@@ -34,7 +34,7 @@ pub struct Node {
 pub struct ManyNodes {
     /// In the order of the paths.
     pub nodes: Vec<Result<Option<Node>, KeeperError>>,
-    /// What the requests cost the server, in reads of one node.
+    /// The cost of the requests for the server, in reads of one node.
     pub cost: u64,
 }
 

@@ -1,5 +1,5 @@
-//! How many commits a second are answered for each topic and status, over the last minute: from the counters that
-//! `/metrics` shows.
+//! The rate of answered commits for each topic and status over the last minute, from the counters that `/metrics`
+//! shows.
 //!
 //! Bound: a topic has a label, and with it an entry here, only if a message was stored in it; at most 1,000 have.
 

@@ -142,7 +142,7 @@ impl Dispatcher {
         self.channels.group_commands.send(GroupCommand::Leave);
     }
 
-    /// Handles what the channels have, and does what is due. Waits for an event only if `may_block`.
+    /// Handles the events in the channels, and performs actions that are due. Waits for an event only if `may_block`.
     fn turn(&mut self, may_block: bool) {
         let has_reports = self.take_reports();
         let has_batch = self.take_batch();
@@ -247,13 +247,13 @@ impl Dispatcher {
             Event::Report(report) => self.on_report(report, Instant::now()),
             Event::Operator(request) => self.on_request(request),
             Event::Stop => self.begin_stop(),
-            // The end of the turn does what is due.
+            // The end of the turn performs the actions that are due.
             Event::Deadline => {}
             Event::Disconnected => self.release_all_now(),
         }
     }
 
-    /// Does what the events of this turn have made possible or necessary, and what is due.
+    /// Performs the actions that follow from the events of this turn, and those that are due.
     fn end_turn(&mut self, now: Instant) {
         self.follow_pauses();
         self.continue_interruptions(now);

@@ -75,9 +75,9 @@ pub(super) struct Module {
     pub(super) grace: Duration,
     /// Longest pause before the module is started again after a failure.
     pub(super) max_pause: Duration,
-    /// What the stop of the module could not do.
+    /// The work that the stop of the module could not do.
     pub(super) report: StopReport,
-    /// What its dispatcher shares with operators.
+    /// The state that its dispatcher shares with operators.
     pub(super) operator: OperatorLink,
 }
 

@@ -14,7 +14,7 @@ const STATUSES: RangeInclusive<u16> = 100..=999;
 /// The entry for what no other entry names.
 const DEFAULT: &str = "default";
 
-/// What the result of an attempt means for the message.
+/// The meaning of the result of an attempt for the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The message is delivered.
@@ -144,7 +144,7 @@ impl OutcomeTable {
     }
 }
 
-/// What an entry is about.
+/// The key of an entry.
 #[derive(Clone, Copy)]
 enum Entry {
     Statuses(u16, u16),

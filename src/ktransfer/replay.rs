@@ -48,7 +48,7 @@ struct Replay<'a> {
     output: &'a mut dyn Write,
 }
 
-/// What a run has done.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     replayed: usize,

@@ -37,7 +37,7 @@ impl StopReport {
         StopReport { failures: Arc::default(), is_over: self.is_over.clone(), by_reload }
     }
 
-    /// Adds what a stop could not do.
+    /// Adds work that a stop could not do.
     pub(crate) fn add(&self, failure: String) {
         lock(&self.failures).push(failure);
     }

@@ -14,7 +14,7 @@ use super::push_rate::PushRate;
 use super::window_slots::WindowSlots;
 use crate::locks::{read, write};
 
-/// What a worker needs besides its channels. Each start of a module creates a new context.
+/// The state of a worker besides its channels, shared by all workers. Each start of a module creates a new context.
 pub(super) struct WorkerContext {
     /// The module's configuration at the start: for the keys that a reload changes only by a restart of the module. The
     /// others are in [`PushSettings`].

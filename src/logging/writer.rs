@@ -9,7 +9,7 @@ use log::{info, warn};
 use super::file::LogFile;
 use super::queue::{Batch, DROPPED_LINES, GATHER_TIME, Queue};
 
-/// Writes what is in the queue.
+/// Writes the lines of the queue to the files.
 pub(super) struct Writer {
     files: Vec<LogFile>,
     batch: Batch,

@@ -68,7 +68,7 @@ impl<C> HasDeadline for PendingAppend<C> {
 /// An append that failed at once: its completion, and the error to complete it with.
 pub(in crate::broker) type FailedAppend<C> = (C, AppendError);
 
-/// What the gate and the engine share.
+/// The state that the gate and the engine share.
 pub(in crate::broker) struct GateState<C> {
     pub(super) topics: RwLock<TopicTable<Waiting<C>>>,
     pub(super) is_closed: AtomicBool,

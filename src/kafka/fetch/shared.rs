@@ -14,7 +14,7 @@ use crate::supervise::Supervisor;
 /// Longest wait of a thread, after which it checks the stop.
 const MAX_SLEEP: Duration = Duration::from_millis(500);
 
-/// What the threads of a fetcher share.
+/// The state that the threads of a fetcher share.
 pub(super) struct Shared {
     pub(super) connector: Connector,
     pub(super) config: FetchConfig,

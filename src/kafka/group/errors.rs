@@ -5,14 +5,14 @@ use crate::kafka::error_code::{
     REBALANCE_IN_PROGRESS, UNKNOWN_MEMBER_ID, is_retriable,
 };
 
-/// What to do about an error.
+/// The handling of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Handling {
     /// Send the request again after a back-off.
     Retry,
     /// Look the coordinator up, then send the request again.
     FindCoordinator,
-    /// Join again, with what the member holds as claims.
+    /// Join again, with the held partitions as claims.
     Rejoin,
     /// Everything held is lost; join again with the same member id.
     ResetGeneration,
@@ -22,7 +22,7 @@ pub(super) enum Handling {
     Fail,
 }
 
-/// Returns what to do about the error code of a join.
+/// Returns the handling of the error code of a join.
 pub(super) fn of_join(code: i16) -> Handling {
     match code {
         // The coordinator cannot complete the join now.
@@ -32,7 +32,7 @@ pub(super) fn of_join(code: i16) -> Handling {
     }
 }
 
-/// Returns what to do about the error code of a sync.
+/// Returns the handling of the error code of a sync.
 pub(super) fn of_sync(code: i16) -> Handling {
     match code {
         REBALANCE_IN_PROGRESS => Handling::Rejoin,
@@ -41,7 +41,7 @@ pub(super) fn of_sync(code: i16) -> Handling {
     }
 }
 
-/// Returns what to do about the error code of a heartbeat.
+/// Returns the handling of the error code of a heartbeat.
 pub(super) fn of_heartbeat(code: i16) -> Handling {
     of_sync(code)
 }

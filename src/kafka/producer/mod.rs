@@ -1,7 +1,7 @@
 //! The producer: sends messages in batches and reports one outcome for each message.
 //!
 //! - [`client`]: the producer as its users see it, and its threads.
-//! - [`message`]: what a message must provide, and the acks levels.
+//! - [`message`]: the trait of a message, and the acks levels.
 //! - [`gather`] forms the batches and derives the outcomes, without IO; `partition_index` and [`outcome`] have the
 //!   types of its input and output.
 //! - `level`: the messages of an acks level. `deadlines`: the thread that watches the time.

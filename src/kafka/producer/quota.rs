@@ -1,4 +1,4 @@
-//! How a sender keeps to a quota of its broker (`producer_byte_rate`), without IO and without a clock.
+//! Keeps a sender within a quota of its broker (`producer_byte_rate`), without IO and without a clock.
 //!
 //! A broker that throttles the client states a time in its response, and does not read from the connection until then
 //! (KIP-219). The more was sent, the longer the time. Here it becomes back-pressure: a request is made so small that

@@ -42,7 +42,7 @@ pub struct ProducerConfig {
     pub ack_timeout: Duration,
 }
 
-/// What the threads of a producer share.
+/// The state that the threads of a producer share.
 pub(super) struct Shared<M> {
     pub(super) connector: Connector,
     pub(super) config: ProducerConfig,

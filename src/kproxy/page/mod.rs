@@ -21,7 +21,7 @@ use crate::html::{Count, Text};
 pub(super) use content::{LimitRow, ProxyContent, TopicRow};
 use content::{ProxyPage, TopicVerdict};
 
-/// What a row of the page is.
+/// Noun for the rows of the page, in the plural.
 const THINGS: &str = "topics";
 
 /// The answers of the page.

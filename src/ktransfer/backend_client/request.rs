@@ -96,7 +96,7 @@ pub(crate) fn check_header(name: &str, value: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What the header `Idempotency-Key` consists of.
+/// The parts of the header `Idempotency-Key`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IdempotencyKey {
     /// Module, topic, partition, offset and the timestamp of the message: other messages of a topic that was created
@@ -139,7 +139,7 @@ impl RequestBuilder {
         }
     }
 
-    /// Sets what the header `Idempotency-Key` consists of.
+    /// Sets the parts of the header `Idempotency-Key`.
     pub(super) fn with_idempotency_key(mut self, idempotency_key: IdempotencyKey) -> RequestBuilder {
         self.idempotency_key = idempotency_key;
         self

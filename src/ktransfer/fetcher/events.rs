@@ -1,4 +1,4 @@
-//! What the dispatcher and the fetch loop send to each other.
+//! The messages between the dispatcher and the fetch loop.
 
 use crate::broker::{LogIdentity, Message, Offset, PartitionId, TopicId};
 use crate::ktransfer::group::Generation;

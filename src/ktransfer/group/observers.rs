@@ -26,7 +26,7 @@ pub(crate) struct GroupObservers {
     pub(crate) unreadable: Option<IntGauge>,
     /// Number of partitions of the topic that no member owns; a metric.
     pub(crate) unowned: Option<IntGauge>,
-    /// What the leave could not do.
+    /// Receives the work that the leave could not do.
     pub(crate) report: StopReport,
     /// The pauses of the module, which a group reads at intervals and with each claim; a group in Kafka stores them,
     /// too.

@@ -12,7 +12,7 @@ use crate::http::percent_decode;
 /// Prefix of the paths of modules.
 pub(super) const MODULES: &str = "/v1/modules";
 
-/// What a path names.
+/// The target that a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     /// All modules.

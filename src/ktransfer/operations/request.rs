@@ -36,7 +36,7 @@ pub(crate) type Reply = Result<Vec<PartitionResult>, Refusal>;
 
 /// A request to a dispatcher.
 pub(crate) struct Request {
-    /// What to do.
+    /// The action to carry out.
     pub(crate) action: Action,
     /// Whether to report only what would be done.
     pub(crate) is_dry_run: bool,

@@ -145,7 +145,7 @@ pub(crate) struct HeadStatus {
     pub(crate) offset: Offset,
     /// How long it has held the commit point.
     pub(crate) held_ms: u64,
-    /// What happens with it.
+    /// Its state.
     pub(crate) state: HeadState,
     /// How long its push has been on the wire; `None` if it is not.
     pub(crate) on_wire_ms: Option<u64>,
@@ -159,7 +159,7 @@ pub(crate) struct HeadStatus {
     pub(crate) backend: Option<String>,
 }
 
-/// What happens with a message.
+/// The state of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum HeadState {

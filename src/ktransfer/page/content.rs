@@ -1,4 +1,4 @@
-//! What the page shows: the modules as `/v1/modules` has them, each with a verdict and the reason for it.
+//! The content of the page: the modules as in `/v1/modules`, each with a verdict and the reason for it.
 
 use std::collections::HashMap;
 use std::sync::Arc;

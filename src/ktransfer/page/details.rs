@@ -56,7 +56,7 @@ fn content(row: &ModuleRow, at: Instant, status: &ModuleStatus, now: Moment) -> 
     text
 }
 
-/// What is the same for all partitions: the messages done, the memory, and who paused what.
+/// The notes that apply to all partitions: the messages done, the memory, and the pauses with their operators.
 fn notes(status: &ModuleStatus, pauses: &Pauses, now: Moment) -> String {
     let messages = &status.messages;
     let counts = [
@@ -149,7 +149,7 @@ fn line(partition: &PartitionStatus, at: Instant, now: Moment) -> String {
     text + "</tr>"
 }
 
-/// What is known of the message that holds the commit point.
+/// The cells about the message that holds the commit point.
 fn head_cells(head: &HeadStatus, at: Instant, now: Moment) -> String {
     let doing = match (head.state, head.on_wire_ms) {
         (HeadState::Queued, _) => "queued".to_owned(),

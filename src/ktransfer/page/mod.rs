@@ -25,7 +25,7 @@ use crate::html::{Bytes, Count};
 pub(super) use content::ModulesContent;
 use verdict::{ModuleVerdict, ModulesPage};
 
-/// What a row of the page is.
+/// Noun for the rows of the page, in the plural.
 const THINGS: &str = "modules";
 
 /// The answers of the page.

@@ -1,4 +1,4 @@
-//! What is paused in a module, and how operators change that.
+//! The pauses of a module, and the changes that operators make.
 
 use std::collections::BTreeMap;
 
