@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 mod logs;
 mod operators;
+mod stops;
 
 const OLD_ID: TopicId = [1; 16];
 const NEW_ID: TopicId = [2; 16];
