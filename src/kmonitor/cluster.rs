@@ -159,7 +159,7 @@ impl Poller {
         // The first cycle publishes as it goes, too.
         self.memory.published.get_or_insert_with(boot_instant);
         (self.memory.cycle_began, self.memory.no_broker_until) = (Some(began), None);
-        self.memory.waited = Duration::ZERO;
+        (self.memory.waited, self.memory.is_cut) = (Duration::ZERO, false);
         if extent == Extent::Whole || self.memory.brokers.failure.is_some() || self.memory.hosts.is_empty() {
             self.find_hosts();
         }
@@ -178,11 +178,9 @@ impl Poller {
         self.memory.names.sweep();
         let outcome = self.trouble().map_or(Ok("complete"), Err);
         self.memory.has_read_all |= are_listed && !stop.is_triggered();
-        if extent == Extent::Whole && !stop.is_triggered() {
-            // A cycle that failed may have taken long because nothing responded: it makes no number fresh for longer.
-            if outcome.is_ok() {
-                self.memory.last_cycle = Some(began.elapsed().saturating_sub(self.memory.waited));
-            }
+        // What was read in a long cycle stays known until the next one, whatever single modules failed in it.
+        if extent == Extent::Whole && are_listed && !self.memory.is_cut && !stop.is_triggered() {
+            self.memory.last_cycle = Some(began.elapsed().saturating_sub(self.memory.waited));
         }
         self.memory.cycle_began = None;
         self.publish();
@@ -209,6 +207,7 @@ impl Poller {
         if extent == Extent::Failed && self.memory.zookeeper.failure.is_none() {
             return None;
         }
+        let asked = Instant::now();
         let mut source = self.memory.zookeeper_source(&*keeper);
         match source.group_names() {
             Ok(names) => {
@@ -219,6 +218,8 @@ impl Poller {
                 Some(names)
             }
             Err(cause) => {
+                self.memory.waited += asked.elapsed();
+                self.memory.is_cut = true;
                 self.source_failed(Source::Zookeeper, format!("stored offsets cannot be read: {cause}"));
                 None
             }
@@ -231,7 +232,7 @@ impl Poller {
         if extent == Extent::Failed && self.memory.kafka.failure.is_none() {
             return None;
         }
-        let filter = &self.filter;
+        let (filter, asked) = (&self.filter, Instant::now());
         match source.groups(&self.memory.hosts, |name| globs.matches(name) && filter.has(name)) {
             Ok(found) => {
                 let names: BTreeSet<Arc<str>> = found.has_members.keys().cloned().collect();
@@ -253,6 +254,8 @@ impl Poller {
                 Some(names)
             }
             Err(cause) => {
+                self.memory.waited += asked.elapsed();
+                self.memory.is_cut = true;
                 self.source_failed(Source::Kafka, format!("groups cannot be listed: {cause}"));
                 None
             }
@@ -333,12 +336,12 @@ impl Poller {
         self.fresh_for.max(self.three_cycles())
     }
 
-    /// The time of three cycles, for which a number is fresh even if they take long. One that fails does not count,
-    /// because it may take long for nothing.
+    /// The time of three cycles, for which a number is fresh even if they take long. Time that was waited for nothing
+    /// does not count.
     fn three_cycles(&self) -> Duration {
-        let Memory { last_cycle, cycle_began, waited, .. } = self.memory;
+        let Memory { last_cycle, cycle_began, waited, is_cut, .. } = self.memory;
         let present = cycle_began.map(|began| began.elapsed().saturating_sub(waited));
-        let present = present.filter(|_| self.trouble().is_none());
+        let present = present.filter(|_| !is_cut);
         (last_cycle.max(present).unwrap_or_default() * 3).min(MAX_FRESH)
     }
 }

@@ -53,10 +53,13 @@ pub(super) struct Place {
     pub(super) wants_topic_id: bool,
     known_recreations: Option<u32>,
     /// The stored offset that the last reading of the log came after: the two are a pair, whose difference is a delay.
-    paired: Option<Stored>,
+    /// And whether it was that of an earlier topic of the name.
+    paired: Option<(Stored, bool)>,
     /// Until when nothing that waits could be read, because a transaction was open.
     held_until: Option<Instant>,
     is_held: bool,
+    /// When it was seen last that an operator has paused it.
+    pub(super) paused_until: Option<Instant>,
     /// Messages have waited for a while and the stored offset has not moved.
     pub(super) stands_still: bool,
     /// Readings in a row with a stored offset beyond the newest one.
@@ -68,12 +71,21 @@ pub(super) struct Place {
     newest_when_moved: Option<Offset>,
     /// The delay at the end of each of the last minutes.
     delays: [(u32, Option<u64>); MINUTES],
-    /// What a probe found, from the first waiting offset to the newest one.
-    probed: Option<(Offset, Offset, Finding)>,
+    probed: Option<Probed>,
     /// When it was probed last.
     probe_tried: Option<Instant>,
     pub(super) standing: Standing,
     pub(super) line: Sparkline,
+}
+
+/// What probes found from the first waiting offset on.
+#[derive(Clone, Copy, Debug)]
+struct Probed {
+    from: Offset,
+    /// The newest offset then.
+    newest: Offset,
+    /// Below this offset nothing can be delivered. If it is below `newest`, a message can.
+    passed: Offset,
 }
 
 impl Place {
@@ -97,6 +109,7 @@ impl Place {
             paired: None,
             held_until: None,
             is_held: false,
+            paused_until: None,
             stands_still: false,
             beyond_count: 0,
             compared_reading: 0,
@@ -169,7 +182,14 @@ impl Place {
     /// Compares the stored offset, which was read at `read`, with a reading of the log. Only a reading that came after
     /// it proves anything: a stored offset that was read later may be beyond the end.
     pub(super) fn compare(&mut self, log: &Log, read: Option<Instant>, now: Instant) {
-        self.wants_topic_id |= self.known_recreations.is_some_and(|known| known != log.recreation_count);
+        if self.known_recreations.is_some_and(|known| known != log.recreation_count) {
+            // Without ids of topics that of the stored offset says nothing.
+            self.wants_topic_id |= log.topic_id.is_some();
+            self.probed = None;
+            // An offset that has changed meanwhile may be that of the new topic.
+            let is_as_before = self.paired.as_ref().is_none_or(|(paired, _)| *paired == self.stored);
+            self.is_recreated |= log.topic_id.is_none() && is_as_before && self.offset().is_some();
+        }
         self.known_recreations = Some(log.recreation_count);
         if self.topic_id.is_none() {
             self.topic_id = log.topic_id;
@@ -181,18 +201,19 @@ impl Place {
             return;
         }
         self.compared_reading = log.reading_count;
-        self.paired = Some(self.stored.clone());
         self.hold(log);
-        let Some(((_, newest), stored)) = log.ends.zip(self.offset()) else { return };
-        if self.newest_when_moved.is_none() {
-            self.newest_when_moved = Some(newest);
+        if let Some(((_, newest), stored)) = log.ends.zip(self.offset()) {
+            if self.newest_when_moved.is_none() {
+                self.newest_when_moved = Some(newest);
+            }
+            if stored <= newest {
+                self.beyond_count = 0;
+            } else if log.is_settled(now) {
+                self.beyond_count = self.beyond_count.saturating_add(1);
+                self.is_recreated |= CONFIRM <= self.beyond_count;
+            }
         }
-        if stored <= newest {
-            self.beyond_count = 0;
-        } else if log.is_settled(now) {
-            self.beyond_count = self.beyond_count.saturating_add(1);
-            self.is_recreated |= CONFIRM <= self.beyond_count;
-        }
+        self.paired = Some((self.stored.clone(), self.is_recreated));
     }
 
     /// Notes whether all that waits is part of an open transaction. The first reading that shows some of it free ends
@@ -207,16 +228,17 @@ impl Place {
         self.is_held = is_held;
     }
 
-    /// The stored offset to which the delay belongs. If the log could not be read after the stored offset was, that is
-    /// the one before: the difference of the present one would be a delay that there never was.
-    pub(super) fn consistent(&self, log: Option<&Log>, read: Option<Instant>) -> Stored {
+    /// The stored offset to which the delay belongs, and whether it is that of an earlier topic of the name. If the log
+    /// could not be read after the stored offset was, that is the one before: the difference of the present one would
+    /// be a delay that there never was.
+    pub(super) fn consistent(&self, log: Option<&Log>, read: Option<Instant>) -> (Stored, bool) {
         match (&self.stored, &self.paired, log) {
-            (Stored::Offset(_), Some(paired @ (Stored::Offset(_) | Stored::Nothing)), Some(log))
-                if log.ends.is_some() && !log.is_read_after(read) =>
+            (Stored::Offset(_), Some((paired @ (Stored::Offset(_) | Stored::Nothing), is_recreated)), Some(log))
+                if *paired != self.stored && log.ends.is_some() && !log.is_read_after(read) =>
             {
-                paired.clone()
+                (paired.clone(), *is_recreated)
             }
-            _ => self.stored.clone(),
+            _ => (self.stored.clone(), self.is_recreated),
         }
     }
 
@@ -304,16 +326,17 @@ impl Place {
         delay.filter(|_| kept == minute)
     }
 
-    /// Whether a probe found nothing to deliver between these offsets.
-    pub(super) fn is_undeliverable(&self, from: Offset, newest: Offset) -> bool {
-        self.probed == Some((from, newest, Finding::Nothing))
+    /// The offset below which nothing can be delivered, from the first waiting offset on; at most the newest one.
+    pub(super) fn passed(&self, from: Offset, newest: Offset) -> Option<Offset> {
+        let probed = self.probed.filter(|probed| probed.from == from && probed.newest <= newest)?;
+        Some(probed.passed)
     }
 
     /// Whether a probe is worth its requests: nothing moves, and it is not known yet whether anything can be delivered.
     pub(super) fn wants_probe(&self, from: Offset, newest: Offset, now: Moment) -> bool {
-        let is_known = self.probed.is_some_and(|(known_from, known_newest, finding)| {
-            known_from == from && (finding == Finding::Message || known_newest == newest)
-        });
+        let is_known = self
+            .probed
+            .is_some_and(|probed| probed.from == from && (probed.passed < probed.newest || probed.newest == newest));
         let rests =
             |then: Option<Instant>, pause| then.is_none_or(|then| pause <= now.at.saturating_duration_since(then));
         !is_known && rests(self.moved, PROBE_AFTER) && rests(self.probe_tried, PROBE_PAUSE)
@@ -326,7 +349,11 @@ impl Place {
 
     /// Enters what a probe found.
     pub(super) fn record_probe(&mut self, from: Offset, newest: Offset, finding: Finding) {
-        (self.probed, self.probe_tried) = (Some((from, newest, finding)), None);
+        let passed = match finding {
+            Finding::Nothing => newest,
+            Finding::Message => self.passed(from, newest).unwrap_or(from),
+        };
+        (self.probed, self.probe_tried) = (Some(Probed { from, newest, passed }), None);
     }
 }
 
