@@ -39,6 +39,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use crate::kafka::config::RequestCounter;
 pub use cluster_reading::{
     CommittedOffset, GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo,
 };
@@ -397,6 +398,8 @@ pub struct BrokerConfig {
     pub request_timeout: Duration,
     /// Settings from the user's `kafka` map.
     pub settings: KafkaSettings,
+    /// Counts the requests that the engine `native` sends; the other engine counts none.
+    pub requests: RequestCounter,
 }
 
 /// The settings of a producer in addition to a [`BrokerConfig`].

@@ -214,14 +214,6 @@ impl Places {
         }
     }
 
-    /// Notes that the idle modules of a source, which are not read in this cycle, are as they were.
-    pub(super) fn confirm_idle(&mut self, source: Source, now: Instant) {
-        let idle = self.modules.iter_mut().filter(|(key, module)| key.source == source && module.failure.is_none());
-        idle.filter(|(_, module)| !module.is_active && module.read.is_some()).for_each(|(_, module)| {
-            module.valid_at = Some(now);
-        });
-    }
-
     /// Adds the partitions of which a module has no stored offset, of the topics of which it has some, and drops those
     /// that neither the module nor the topic has.
     pub(super) fn complete(&mut self, key: &ModuleKey, reader: &LogReader, now: Moment) {
@@ -275,6 +267,21 @@ impl Places {
         }
     }
 
+    /// Notes which logs of these modules are those of topics that were created again.
+    pub(super) fn note_recreations(&mut self, keys: &[ModuleKey]) {
+        for key in keys {
+            let Some(module) = self.modules.get_mut(key) else { continue };
+            for (name, topic) in &mut module.topics {
+                for (partition, place) in &mut topic.places {
+                    let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
+                    if let Some(log) = self.logs.get(&at) {
+                        place.note_recreation(log);
+                    }
+                }
+            }
+        }
+    }
+
     /// Compares the stored offsets of these modules with the ends of the logs, which were read after them.
     pub(super) fn compare<'a>(&mut self, keys: impl IntoIterator<Item = &'a ModuleKey>, now: Instant) {
         for key in keys {
@@ -313,7 +320,7 @@ impl ModuleTopic {
     fn note_pauses(&mut self, now: Instant) {
         for (partition, place) in self.places.iter_mut().filter(|_| !self.pauses.is_empty()) {
             if self.pauses.of(*partition).is_some() {
-                place.paused_until = Some(now);
+                place.note_pause(now);
             }
         }
     }
@@ -337,6 +344,10 @@ impl ModuleTopic {
 
 #[cfg(test)]
 mod member_tests;
+#[cfg(test)]
+mod memory_tests;
+#[cfg(test)]
+mod pair_tests;
 #[cfg(test)]
 mod pause_tests;
 #[cfg(test)]

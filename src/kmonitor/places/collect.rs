@@ -52,24 +52,28 @@ pub(super) fn facts_of(context: &Context<'_>, partition: PartitionId, place: &Pl
         cause: Arc::clone(cause),
     };
     let (moved_ago, moved_at_least) = place.moved_ago(read);
-    let (stored, recreated) = place.consistent(log, module.read);
+    let pair = log.and_then(|log| place.pair(log));
+    let of_pair_before = pair.filter(|pair| pair.stored != place.stored);
     let mut facts = Facts {
-        stored,
+        stored: pair.map_or_else(|| place.stored.clone(), |pair| pair.stored.clone()),
         stored_age,
         stored_unknown: module.failure.as_ref().map(silent),
-        log: log_state(log),
+        log: match (log_state(log), pair) {
+            (LogState::Known { oldest, .. }, Some(pair)) => LogState::Known { oldest, newest: pair.newest },
+            (state, _) => state,
+        },
+        pair_age: age(pair.map(|pair| pair.at)),
         log_age: age(log.and_then(|log| log.read)),
-        log_unknown: log.map_or(Some(UnknownReason::NotReadYet), |log| log.unknown.clone()),
-        recreated,
+        log_unknown: log.map_or(Some(UnknownReason::NotReadYet), |log| log.unknown.as_deref().cloned()),
+        recreated: of_pair_before.map_or(place.is_recreated, |pair| pair.is_recreated),
         paused: context.pauses.of(partition).map(|pause| paused(pause, now)),
-        unpaused_for: place.paused_until.map(|then| read.at.saturating_duration_since(then)),
-        stable: log.and_then(|log| log.stable),
+        unpaused_for: place.unpaused_for(read.at),
+        stable: pair.map_or_else(|| log.and_then(|log| log.stable), |pair| pair.stable),
         went_back: place.went_back(now.at),
         moved_ago: Some(moved_ago),
         moved_at_least,
         written_ago: place.written_ago(now.wall),
         unwritten_for: place.unwritten_for(read.at),
-        came_in: log.and_then(|log| log.ends).map_or(0, |(_, newest)| place.came_in(newest)),
         owner: place.owner(),
         members: module.members,
         nobody_there_for: module.nobody_there_for(),
@@ -86,13 +90,14 @@ pub(super) fn facts_of(context: &Context<'_>, partition: PartitionId, place: &Pl
         facts.log = LogState::Unknown(facts.log_unknown.clone().unwrap_or(UnknownReason::NotReadYet));
     }
     if let (Some(log), LogState::Known { newest, .. }) = (log, &facts.log) {
-        let (first, end) = (first_waiting(&facts), log.stable.unwrap_or(*newest));
+        facts.came_in = place.came_in(*newest);
+        let (first, end) = (first_waiting(&facts), facts.stable.unwrap_or(*newest));
         let passed = first.and_then(|first| place.passed(first, end));
         facts.undeliverable = passed == Some(end);
         facts.skipped = passed.zip(first).map_or(0, |(passed, first)| passed.abs_diff(first));
         let from = passed.or(first);
-        // Where the delay is that of the pair before, so is the time for which its first message has waited.
-        let then = if facts.stored == place.stored { read.at } else { log.read.unwrap_or(read.at).min(read.at) };
+        // Where the stored offset is that of a pair before, so is the time for which its first message has waited.
+        let then = of_pair_before.map_or(read.at, |pair| pair.at.min(read.at));
         let elapsed_then = elapsed.saturating_sub(now.at.saturating_duration_since(then));
         let arrival = from.and_then(|from| log.history.arrival(elapsed_then, from));
         facts.waiting_for = arrival.map(|arrival| arrival.at_least);
@@ -114,7 +119,7 @@ pub(super) fn log_state(log: Option<&Log>) -> LogState {
     match log {
         Some(log) if log.is_gone => LogState::Gone,
         Some(Log { ends: Some((oldest, newest)), .. }) => LogState::Known { oldest: *oldest, newest: *newest },
-        Some(Log { unknown: Some(reason), .. }) => LogState::Unknown(reason.clone()),
+        Some(Log { unknown: Some(reason), .. }) => LogState::Unknown((**reason).clone()),
         _ => LogState::Unknown(UnknownReason::NotReadYet),
     }
 }
