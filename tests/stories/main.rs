@@ -111,6 +111,8 @@ mod ktransfer_reload;
 mod ktransfer_reload_faults;
 /// ktransfer: ZooKeeper connections that are lost, a stop without ZooKeeper, members with other topics.
 mod ktransfer_sessions;
+/// ktransfer: stopped, or a module removed, while a push is on the wire.
+mod ktransfer_stops;
 /// ktransfer: what one key or one push can hold up.
 mod ktransfer_window;
 /// All daemons: alerts, dashboard and metrics in a real Prometheus.
