@@ -109,6 +109,8 @@ mod ktransfer_reload;
 mod ktransfer_reload_faults;
 /// ktransfer: ZooKeeper connections that are lost, a stop without ZooKeeper, members with other topics.
 mod ktransfer_sessions;
+/// ktransfer: topics that cannot be read are named in `/readyz`.
+mod ktransfer_unread;
 /// ktransfer: what one key or one push can hold up.
 mod ktransfer_window;
 /// All daemons: alerts, dashboard and metrics in a real Prometheus.
