@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use prometheus::{Histogram, IntCounter};
 
 use crate::admin::Component;
+use crate::broker::RequestCounter;
 use crate::clock::boot_instant;
 use crate::keeper::discovery::BrokerList;
 use crate::keeper::{KeeperError, SharedKeeper};
@@ -83,6 +84,8 @@ pub(super) struct Poller {
     pub zookeeper_pace: Pace,
     /// Bound of the requests to Kafka.
     pub kafka_pace: Pace,
+    /// Counts the requests to Kafka.
+    pub kafka_requests: RequestCounter,
     /// Publishes the views of the cluster.
     pub writer: BoardWriter,
     /// The state of the cluster in `/readyz`.
@@ -164,13 +167,13 @@ impl Poller {
             self.find_hosts();
         }
         let zookeeper = self.list_zookeeper(extent);
-        let kafka = self.list_kafka(extent);
+        let kafka = self.list_kafka(extent, stop);
         let are_listed = (self.keeper.is_none() || zookeeper.is_some()) && (self.groups.is_none() || kafka.is_some());
         self.read_modules(Source::Zookeeper, zookeeper, extent, stop);
         self.read_modules(Source::Kafka, kafka, extent, stop);
-        self.describe_groups();
+        self.describe_groups(stop);
         if extent == Extent::Whole {
-            self.probe();
+            self.probe(stop);
             self.look_up_timestamps(stop);
         }
         self.places.sweep();
@@ -193,6 +196,7 @@ impl Poller {
     fn find_hosts(&mut self) {
         match (self.find_brokers)() {
             Ok(list) => {
+                self.zookeeper_pace.count(list.request_count, Instant::now());
                 list.skipped.into_iter().for_each(|reason| self.memory.logged.warn(reason));
                 // Brokers that have all gone may come back with the same addresses.
                 if !list.addresses.is_empty() || self.memory.hosts.is_empty() {
@@ -210,7 +214,9 @@ impl Poller {
             return None;
         }
         let mut source = self.memory.zookeeper_source(&*keeper);
-        match source.group_names() {
+        let names = source.group_names();
+        self.zookeeper_pace.count(source.request_count, Instant::now());
+        match names {
             Ok(names) => {
                 let names: BTreeSet<Arc<str>> =
                     names.into_iter().filter(|name| self.filter.has(name)).map(Arc::from).collect();
@@ -226,13 +232,16 @@ impl Poller {
     }
 
     /// Returns the modules in Kafka; `None` if they cannot be listed.
-    fn list_kafka(&mut self, extent: Extent) -> Option<BTreeSet<Arc<str>>> {
-        let (source, globs) = self.groups.as_mut()?;
-        if extent == Extent::Failed && self.memory.kafka.failure.is_none() {
+    fn list_kafka(&mut self, extent: Extent, stop: &Stop) -> Option<BTreeSet<Arc<str>>> {
+        if self.groups.is_none() || (extent == Extent::Failed && self.memory.kafka.failure.is_none()) {
             return None;
         }
+        self.pause(self.kafka_pace.wait(Instant::now()), stop);
+        let (source, globs) = self.groups.as_mut()?;
         let filter = &self.filter;
-        match source.groups(&self.memory.hosts, |name| globs.matches(name) && filter.has(name)) {
+        let found = source.groups(&self.memory.hosts, |name| globs.matches(name) && filter.has(name));
+        self.count_kafka();
+        match found {
             Ok(found) => {
                 let names: BTreeSet<Arc<str>> = found.has_members.keys().cloned().collect();
                 match found.failure {

@@ -152,6 +152,8 @@ pub(super) struct Facts {
     pub log_age: Option<Duration>,
     /// Why the ends could not be read lately; `None` if the last attempt succeeded.
     pub log_unknown: Option<UnknownReason>,
+    /// Time since `stored` and `log` were read one right after the other, if either was read again since.
+    pub pair_age: Option<Duration>,
     /// The topic was created again, and the stored offset is of the old one: the id of the topic changed, or the stored
     /// offset was beyond the newest one in two readings although the leader was not just elected (the log may end
     /// earlier for a moment then).
@@ -247,6 +249,7 @@ impl Facts {
             log: LogState::Unknown(UnknownReason::NotReadYet),
             log_age: None,
             log_unknown: Some(UnknownReason::NotReadYet),
+            pair_age: None,
             recreated: false,
             went_back: None,
             stable: None,

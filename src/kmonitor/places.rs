@@ -196,14 +196,6 @@ impl Places {
         }
     }
 
-    /// Notes that the idle modules of a source, which are not read in this cycle, are as they were.
-    pub(super) fn confirm_idle(&mut self, source: Source, now: Instant) {
-        let idle = self.modules.iter_mut().filter(|(key, module)| key.source == source && module.failure.is_none());
-        idle.filter(|(_, module)| !module.is_active && module.read.is_some()).for_each(|(_, module)| {
-            module.valid_at = Some(now);
-        });
-    }
-
     /// Enters whether a Kafka group has members, as the list of groups says.
     pub(super) fn record_members(&mut self, key: &ModuleKey, has_members: Option<bool>, now: Instant) {
         let Some(module) = self.modules.get_mut(key) else { return };
@@ -299,6 +291,21 @@ impl Places {
         }
     }
 
+    /// Notes which logs of these modules are those of topics that were created again.
+    pub(super) fn note_recreations(&mut self, keys: &[ModuleKey]) {
+        for key in keys {
+            let Some(module) = self.modules.get_mut(key) else { continue };
+            for (name, topic) in &mut module.topics {
+                for (partition, place) in &mut topic.places {
+                    let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
+                    if let Some(log) = self.logs.get(&at) {
+                        place.note_recreation(log);
+                    }
+                }
+            }
+        }
+    }
+
     /// Compares the stored offsets of these modules with the ends of the logs, which were read after them.
     pub(super) fn compare<'a>(&mut self, keys: impl IntoIterator<Item = &'a ModuleKey>, now: Instant) {
         for key in keys {
@@ -356,6 +363,10 @@ impl ModuleTopic {
     }
 }
 
+#[cfg(test)]
+mod memory_tests;
+#[cfg(test)]
+mod pair_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -237,7 +237,7 @@ mod tests {
             owner: None,
             read_at: None,
             unknown: None,
-            history: [0; 60],
+            history: Arc::new([0; 60]),
         }
     }
 

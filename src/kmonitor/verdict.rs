@@ -102,9 +102,10 @@ fn is_immediate(facts: &Facts, limits: &Limits, before: &Standing, found: Findin
     before.verdict == Verdict::Unknown || nothing_waits || is_wrong || outdated(facts, limits).is_some()
 }
 
-/// When the newest number of the facts was read.
+/// When the numbers of the facts were read: a pair once, however often one of the two was read since.
 fn read_at(facts: &Facts, now: Instant) -> Instant {
-    let age = [facts.stored_age, facts.log_age].into_iter().flatten().min().unwrap_or_default();
+    let newest = [facts.stored_age, facts.log_age].into_iter().flatten().min();
+    let age = facts.pair_age.or(newest).unwrap_or_default();
     now.checked_sub(age).unwrap_or(now)
 }
 

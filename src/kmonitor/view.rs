@@ -150,8 +150,8 @@ pub(super) struct PartitionView {
     pub read_at: Option<Instant>,
     /// Code of the reason why the delay is unknown.
     pub unknown: Option<&'static str>,
-    /// The delay in the last hour.
-    pub history: History,
+    /// The delay in the last hour. Partitions of a module with the same one share it.
+    pub history: Arc<History>,
 }
 
 /// Why a place has its verdict. The words of [`ReasonCode::word`] are documented and stay.

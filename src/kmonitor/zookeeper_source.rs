@@ -50,10 +50,12 @@ impl ZookeeperSource<'_> {
         }
     }
 
-    /// Reads the next nodes, at most `max`. A node without a response costs its module.
-    pub(super) fn step(&mut self, reading: &mut Reading, max: usize) {
+    /// Reads the next nodes, at most `max`, or lists of children that cost as much. A node without a response costs its
+    /// module.
+    pub(super) fn step(&mut self, reading: &mut Reading, max: u64) {
         let now = Instant::now();
-        let items = reading.take(max);
+        // A list of children is a request of its own.
+        let items = reading.take(max, self.keeper.nodes_per_read());
         let (listings, nodes): (Vec<Item>, Vec<Item>) =
             items.into_iter().partition(|item| matches!(item.kind, ItemKind::Listing(..)));
         let paths = |items: &[Item]| items.iter().map(|item| item.path.clone()).collect::<Vec<_>>();

@@ -109,6 +109,8 @@ mod ktransfer_reload;
 mod ktransfer_reload_faults;
 /// ktransfer: ZooKeeper connections that are lost, a stop without ZooKeeper, members with other topics.
 mod ktransfer_sessions;
+/// ktransfer: stopped, or a module removed, while a push is on the wire.
+mod ktransfer_stops;
 /// ktransfer: topics that cannot be read are named in `/readyz`.
 mod ktransfer_unread;
 /// ktransfer: what one key or one push can hold up.

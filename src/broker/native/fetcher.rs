@@ -171,6 +171,7 @@ mod tests {
             client_id: "test".to_owned(),
             request_timeout: Duration::from_millis(50),
             settings: Default::default(),
+            requests: Default::default(),
         };
         let config =
             FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 10, headers: HeaderLimits::default() };

@@ -1,4 +1,4 @@
-//! What the threads of a producer share: the queues of the levels, and who leads what.
+//! The state that the threads of a producer share: the queues of the levels, and the leaders of the partitions.
 //!
 //! Locks: the lock of a [`Level`] is taken before that of the [`ClusterView`], never after it. Messages are ended
 //! without a lock.
@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use log::warn;
 
 use super::doubted::DoubtedTopics;
 use super::leaders::{ClusterView, LeaderHint};
@@ -25,6 +27,9 @@ use crate::supervise::Supervisor;
 /// Upper bound of [`ProducerConfig::timeout`] and [`ProducerConfig::linger`].
 const MAX_CONFIGURED_TIME: Duration = Duration::from_secs(3600);
 
+/// Pause before another attempt to start a thread.
+const START_PAUSE: Duration = Duration::from_millis(250);
+
 /// Settings of a producer.
 #[derive(Clone, Copy, Debug)]
 pub struct ProducerConfig {
@@ -32,7 +37,7 @@ pub struct ProducerConfig {
     pub limits: Limits,
     /// Compression of the batches.
     pub codec: Codec,
-    /// Longest time between two looks at the deadlines: the usual time-out of a message. At most an hour.
+    /// Longest time between two checks of the deadlines: the usual timeout of a message. At most an hour.
     pub timeout: Duration,
     /// Largest number of messages of an acks level that have not ended.
     pub max_messages: usize,
@@ -42,7 +47,7 @@ pub struct ProducerConfig {
     pub ack_timeout: Duration,
 }
 
-/// What the threads of a producer share.
+/// The state that the threads of a producer share.
 pub(super) struct Shared<M> {
     pub(super) connector: Connector,
     pub(super) config: ProducerConfig,
@@ -189,13 +194,27 @@ impl<M: ProducerMessage> Shared<M> {
         match after {
             AfterAppend::Nothing => {}
             AfterAppend::Wake(thread) => thread.unpark(),
-            AfterAppend::Start(broker) => {
-                let (shared, level, run_sender) = (Arc::clone(self), Arc::clone(level), self.run_sender);
-                let name = format!("kafka-{broker}-{}", level.acks.name());
-                self.supervisor.spawn_task(name, move || run_sender(shared, level, broker));
-            }
+            AfterAppend::Start(broker) => self.start_sender(level, broker),
             AfterAppend::FindLeader(topic) => self.doubted.add([topic]),
             AfterAppend::End(message, outcome, reason) => message.end(outcome, reason),
+        }
+    }
+
+    /// Starts the thread that sends to a broker; if that fails, the deadline thread tries it again.
+    pub(super) fn start_sender(self: &Arc<Self>, level: &Arc<Level<M>>, broker: BrokerId) {
+        let (shared, sender_level, run_sender) = (Arc::clone(self), Arc::clone(level), self.run_sender);
+        let name = format!("kafka-{broker}-{}", level.acks.name());
+        let run = move || run_sender(shared, sender_level, broker);
+        if let Err(cause) = self.supervisor.try_spawn_task(name, run) {
+            warn!("a thread that sends to broker {broker} cannot be started, retrying: {cause}");
+            self.change(level, |state| {
+                state.set_failure(broker, format!("broker {broker}: a thread cannot be started: {cause}"));
+                let start_at = Instant::now() + START_PAUSE;
+                state.next_look = state.next_look.min(start_at);
+                if let Some(sender) = state.senders.get_mut(&broker) {
+                    sender.start_at = Some(start_at);
+                }
+            });
         }
     }
 
@@ -230,8 +249,8 @@ impl<M: ProducerMessage> Shared<M> {
         }
     }
 
-    /// Bounds the batches of a topic before compression. What a codec makes of them is known only afterwards: they are
-    /// made smaller when a broker refuses one. That must not happen at acks=0.
+    /// Bounds the batches of a topic before compression. The compressed size is known only afterwards: batches are made
+    /// smaller when a broker refuses one. That must not happen at acks=0.
     fn limit_batches(&self, state: &mut LevelState<M>, topic: &str, max_bytes: usize) {
         let is_bound = self.config.codec == Codec::None || state.acks == AcksLevel::None;
         state.set_max_batch_bytes(topic, if is_bound { max_bytes } else { usize::MAX });

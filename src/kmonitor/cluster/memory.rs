@@ -30,6 +30,8 @@ pub(crate) struct Memory {
     pub(super) last_cycle: Option<Duration>,
     /// Whether a cycle has tried to read all modules.
     pub(super) has_read_all: bool,
+    /// The requests to Kafka that were counted: those that were sent, and those that the readers estimate.
+    pub(super) counted: (u64, u64),
     /// When a view was published last, or the first cycle began.
     pub(super) published: Option<Instant>,
 }

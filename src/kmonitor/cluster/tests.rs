@@ -23,7 +23,7 @@ struct Rig {
 
 fn found(addresses: &[&str]) -> BrokerList {
     let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
-    BrokerList { addresses, skipped: Vec::new() }
+    BrokerList { addresses, ..BrokerList::default() }
 }
 
 fn rig() -> Rig {
@@ -50,6 +50,7 @@ fn rig() -> Rig {
         places: Places::new("c".into(), vec![Source::Zookeeper], times),
         zookeeper_pace: Pace::new(1_000_000, now),
         kafka_pace: Pace::new(1_000_000, now),
+        kafka_requests: RequestCounter::default(),
         writer: board.writers().remove(0),
         component: Health::new().component("c"),
         metrics: PollMetrics {
@@ -388,4 +389,22 @@ fn a_long_cycle_publishes_while_it_waits_for_its_budget_also_within_one_large_gr
     let view = rig.board.view();
     assert!(3 <= view.number, "{} publications", view.number);
     assert!(!view.clusters[0].is_partial);
+}
+
+#[test]
+fn every_request_counts_in_the_budget_of_its_source() {
+    let mut rig = rig();
+    // A request takes a second of this budget, and the poll takes less.
+    let budget = || Pace::new(1, Instant::now());
+    let used = |pace: &Pace| pace.wait(Instant::now()).as_secs_f64().ceil();
+    rig.poller.find_brokers = Box::new(|| Ok(BrokerList { request_count: 4, ..found(&["b:1"]) }));
+    (rig.poller.zookeeper_pace, rig.poller.kafka_pace) = (budget(), budget());
+    assert_eq!(rig.delays(), Some(vec![]));
+    assert_eq!((used(&rig.poller.zookeeper_pace), used(&rig.poller.kafka_pace)), (5.0, 0.0), "brokers and groups");
+    put(&*rig.keeper, "/consumers/m/offsets/t/0", "0");
+    let requests = rig.poller.log_reader.request_count;
+    (rig.poller.zookeeper_pace, rig.poller.kafka_pace) = (Pace::new(1_000_000, Instant::now()), budget());
+    assert!(rig.delays().is_some());
+    let requests = rig.poller.log_reader.request_count - requests;
+    assert_eq!((requests, used(&rig.poller.kafka_pace)), (1 + 3, 4.0), "the topic, and the ends of its logs");
 }

@@ -47,21 +47,25 @@ pub(super) fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) 
         cause: Arc::clone(cause),
     };
     let (moved_ago, moved_at_least) = place.moved_ago(read);
+    let pair = log.and_then(|log| place.pair(log));
     let mut facts = Facts {
-        stored: place.consistent(log, module.read),
+        stored: pair.map_or_else(|| place.stored.clone(), |pair| pair.stored.clone()),
         stored_age,
         stored_unknown: module.failure.as_ref().map(silent),
-        log: log_state(log),
+        log: match (log_state(log), pair) {
+            (LogState::Known { oldest, .. }, Some(pair)) => LogState::Known { oldest, newest: pair.newest },
+            (state, _) => state,
+        },
+        pair_age: age(pair.map(|pair| pair.at)),
         log_age: age(log.and_then(|log| log.read)),
-        log_unknown: log.map_or(Some(UnknownReason::NotReadYet), |log| log.unknown.clone()),
+        log_unknown: log.map_or(Some(UnknownReason::NotReadYet), |log| log.unknown.as_deref().cloned()),
         recreated: place.is_recreated,
-        stable: log.and_then(|log| log.stable),
+        stable: pair.map_or_else(|| log.and_then(|log| log.stable), |pair| pair.stable),
         went_back: place.went_back(now.at),
         moved_ago: Some(moved_ago),
         moved_at_least,
         written_ago: place.written_ago(now.wall),
         unwritten_for: place.unwritten_for(read.at),
-        came_in: log.and_then(|log| log.ends).map_or(0, |(_, newest)| place.came_in(newest)),
         owner: place.owner(),
         members: module.members,
         nobody_there_for: module.nobody_there_for(),
@@ -78,11 +82,12 @@ pub(super) fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) 
         facts.log = LogState::Unknown(facts.log_unknown.clone().unwrap_or(UnknownReason::NotReadYet));
     }
     if let (Some(log), LogState::Known { newest, .. }) = (log, &facts.log) {
-        let (first, end) = (first_waiting(&facts), log.stable.unwrap_or(*newest));
+        facts.came_in = place.came_in(*newest);
+        let (first, end) = (first_waiting(&facts), facts.stable.unwrap_or(*newest));
         facts.undeliverable = first.is_some_and(|first| place.is_undeliverable(first, end));
         let from = if facts.undeliverable { Some(end) } else { first };
-        // Where the delay is that of the pair before, so is the time for which its first message has waited.
-        let then = if facts.stored == place.stored { read.at } else { log.read.unwrap_or(read.at).min(read.at) };
+        // Where the stored offset is that of a pair before, so is the time for which its first message has waited.
+        let then = pair.filter(|pair| pair.stored != place.stored).map_or(read.at, |pair| pair.at.min(read.at));
         let elapsed_then = elapsed.saturating_sub(now.at.saturating_duration_since(then));
         let arrival = from.and_then(|from| log.history.arrival(elapsed_then, from));
         facts.waiting_for = arrival.map(|arrival| arrival.at_least);
@@ -98,7 +103,7 @@ pub(super) fn log_state(log: Option<&Log>) -> LogState {
     match log {
         Some(log) if log.is_gone => LogState::Gone,
         Some(Log { ends: Some((oldest, newest)), .. }) => LogState::Known { oldest: *oldest, newest: *newest },
-        Some(Log { unknown: Some(reason), .. }) => LogState::Unknown(reason.clone()),
+        Some(Log { unknown: Some(reason), .. }) => LogState::Unknown((**reason).clone()),
         _ => LogState::Unknown(UnknownReason::NotReadYet),
     }
 }

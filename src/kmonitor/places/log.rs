@@ -22,7 +22,7 @@ pub(super) struct Log {
     /// When they were read.
     pub(super) read: Option<Instant>,
     /// Why they could not be read lately.
-    pub(super) unknown: Option<UnknownReason>,
+    pub(super) unknown: Option<Box<UnknownReason>>,
     /// It does not exist; confirmed.
     pub(super) is_gone: bool,
     /// Id of the topic.
@@ -85,7 +85,7 @@ impl Log {
                     ..Log::default()
                 };
             }
-            LogReading::Unknown(reason) => self.unknown = Some(reason.clone()),
+            LogReading::Unknown(reason) => self.unknown = Some(Box::new(reason.clone())),
         }
         self.went_back == Some(now)
     }

@@ -1,6 +1,6 @@
 //! What the poller needs to know of the places to decide what it reads next.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use crate::kmonitor::log_ends::LogReading;
 use crate::kmonitor::plan::Candidate;
 use crate::kmonitor::readings::ModuleKey;
 
+use super::log::Log;
 use super::{Module, Places};
 
 /// Nodes of a module in ZooKeeper beside those of its topics: which topics have offsets and owners, and the members.
@@ -45,14 +46,19 @@ impl Places {
     }
 
     /// Marks the modules as active whose logs have moved with the last reading.
-    pub(crate) fn mark_active(&mut self, candidates: &mut [Candidate<ModuleKey>]) {
+    pub(crate) fn mark_active(&self, candidates: &mut [Candidate<ModuleKey>]) {
         for candidate in candidates.iter_mut().filter(|candidate| !candidate.is_active) {
             let Some(module) = self.modules.get(&candidate.key) else { continue };
-            let mut logs = module.topics.iter().flat_map(|(topic, found)| {
-                found.places.keys().map(|partition| TopicPartition { topic: Arc::clone(topic), partition: *partition })
-            });
-            candidate.is_active = logs.any(|at| self.logs.get(&at).is_none_or(|log| log.came_in != 0));
+            candidate.is_active = module.has_moved_logs(&self.logs);
         }
+    }
+
+    /// Notes that the idle modules of a source, which are not read in this cycle, are as they were.
+    pub(crate) fn confirm_idle(&mut self, source: Source, now: Instant) {
+        let Places { modules, logs, .. } = self;
+        let idle = modules.iter_mut().filter(|(key, module)| key.source == source && module.failure.is_none());
+        idle.filter(|(_, module)| !module.is_active && module.read.is_some() && !module.has_moved_logs(logs))
+            .for_each(|(_, module)| module.valid_at = Some(now));
     }
 
     /// Whether it has to be read to which topics the stored offsets of a module belong: it was never read, or a topic
@@ -103,6 +109,17 @@ fn new_cost(source: Source) -> u64 {
 }
 
 impl Module {
+    /// Whether the end of a log has moved, or a log is not known, since the stored offsets were read.
+    fn has_moved_logs(&self, logs: &HashMap<TopicPartition, Box<Log>>) -> bool {
+        let mut places = self.topics.iter().flat_map(|(topic, found)| {
+            found
+                .places
+                .iter()
+                .map(|(partition, place)| (TopicPartition { topic: Arc::clone(topic), partition: *partition }, place))
+        });
+        places.any(|(at, place)| logs.get(&at).is_none_or(|log| place.has_moved(log)))
+    }
+
     fn cost(&self, source: Source) -> u64 {
         if source == Source::Kafka {
             return 1;

@@ -113,9 +113,11 @@ impl Places {
             came_in += place.take_came_in(log.and_then(|log| log.ends).map(|(_, newest)| newest));
             went_out += std::mem::take(&mut place.went_out);
             let (mut view, facts) = publish_place(context, *partition, place, log);
-            // Partitions with the same sentence share it.
-            if let Some(last) = partitions.last().filter(|last: &&PartitionView| last.reason == view.reason) {
-                view.reason = Arc::clone(&last.reason);
+            // Partitions with the same sentence, or the same history, share it: most are at rest.
+            if let Some(last) = partitions.last() {
+                let last: &PartitionView = last;
+                share(&mut view.reason, &last.reason);
+                share(&mut view.history, &last.history);
             }
             summary.add(&facts, &view);
             partitions.push(view);
@@ -177,7 +179,11 @@ fn publish_place(
     let delay = counted(&facts).filter(|_| unknown.is_none());
     place.keep_delay(elapsed, delay);
     place.line.record(elapsed, delay);
-    let ends = log.and_then(|log| log.ends).filter(|_| facts.log != LogState::Gone);
+    let ends = match facts.log {
+        LogState::Known { oldest, newest } => Some((oldest, newest)),
+        LogState::Unknown(_) => log.and_then(|log| log.ends),
+        LogState::Gone => None,
+    };
     let read_at = context.module.valid_at.into_iter().chain(log.and_then(|log| log.read)).min();
     let view = PartitionView {
         partition,
@@ -197,9 +203,16 @@ fn publish_place(
         owner: place.owner_name(),
         read_at,
         unknown,
-        history: place.line.hour(elapsed),
+        history: Arc::new(place.line.hour(elapsed)),
     };
     (view, facts)
+}
+
+/// Makes `one` the same as `other` if they are equal.
+fn share<T: PartialEq + ?Sized>(one: &mut Arc<T>, other: &Arc<T>) {
+    if *one == *other {
+        *one = Arc::clone(other);
+    }
 }
 
 /// Makes the view of a topic of a module of those of its partitions.

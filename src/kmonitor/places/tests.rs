@@ -15,6 +15,7 @@ pub(super) struct Rig {
     pub(super) broker: MemoryBroker,
     reader: LogReader,
     pub(super) places: Places,
+    pub(super) limits: Limits,
     start: Moment,
 }
 
@@ -25,7 +26,7 @@ pub(super) fn rig(topics: &[&str]) -> Rig {
     let reader = LogReader::new(Box::new(move |_| Ok(Box::new(source.log_ends()) as Box<dyn LogEnds>)));
     let times = Times { forget_after: Some(Duration::from_hours(24)), left_behind_after: Duration::from_secs(600) };
     let places = Places::new("c".into(), vec![Source::Zookeeper, Source::Kafka], times);
-    Rig { broker, reader, start: places.start, places }
+    Rig { broker, reader, start: places.start, places, limits: Limits::default() }
 }
 
 pub(super) fn key(name: &str, source: Source) -> ModuleKey {
@@ -67,6 +68,12 @@ impl Rig {
 
     /// Reads the logs and publishes.
     pub(super) fn view(&mut self, second: u64) -> ClusterView {
+        let keys: Vec<ModuleKey> = self.places.modules.keys().cloned().collect();
+        self.view_of(&keys, second)
+    }
+
+    /// Reads all logs, compares only the stored offsets of these modules with them, and publishes.
+    pub(super) fn view_of(&mut self, compared: &[ModuleKey], second: u64) -> ClusterView {
         let now = self.at(second);
         let keys: Vec<ModuleKey> = self.places.modules.keys().cloned().collect();
         self.reader.look_up(&["b:1".into()], &self.places.topics(), now.at).unwrap();
@@ -74,9 +81,10 @@ impl Rig {
         let logs: Vec<_> = self.places.logs_of(&keys).into_iter().collect();
         let readings = self.reader.ranges(&logs, now.at);
         self.places.record_logs(logs.into_iter().zip(readings), &mut self.reader, now);
-        self.places.compare(&keys, now.at);
+        self.places.note_recreations(&keys);
+        self.places.compare(compared, now.at);
         let state = ClusterState { is_known: true, ..ClusterState::default() };
-        self.places.publish(state, |_| Limits::default(), now)
+        self.places.publish(state, |_| self.limits.clone(), now)
     }
 
     /// The delay of partition 0 of the module `m` in `/delay`.

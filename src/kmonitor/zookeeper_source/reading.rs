@@ -126,13 +126,16 @@ impl Reading {
         self.modules.into_iter().map(finish).collect()
     }
 
-    /// Takes at most `max` items of modules that have not failed.
-    pub(super) fn take(&mut self, max: usize) -> Vec<Item> {
+    /// Takes items of modules that have not failed, until they cost `max` reads of a node. `listing_cost`: what the names
+    /// of children cost.
+    pub(super) fn take(&mut self, max: u64, listing_cost: u64) -> Vec<Item> {
         let mut items = Vec::new();
-        while items.len() < max
+        let mut cost = 0;
+        while cost < max
             && let Some(item) = self.queue.pop_front()
         {
             if self.modules[item.module].failure.is_none() {
+                cost += if matches!(item.kind, ItemKind::Listing(..)) { listing_cost } else { 1 };
                 items.push(item);
             }
         }

@@ -208,3 +208,19 @@ fn owners_and_members_that_may_not_be_read_are_unknown_and_not_absent() {
         assert_eq!(of("node"), (Owner::Unknown, Some(1)));
     }
 }
+
+#[test]
+fn a_step_is_bounded_by_what_it_costs_the_server() {
+    let wanted = |number: u32| WantedModule { name: number.to_string().into(), with_topic_ids: false };
+    let mut reading = Reading::new((0..10).map(wanted).collect());
+    assert_eq!(reading.take(25, 20).len(), 25);
+    for module in 0..10 {
+        let kind = ItemKind::Listing(Folder::Offsets, 1);
+        reading.queue.push_back(Item { module, kind, path: "/".into() });
+    }
+    // 5 nodes are left. A list of children costs the server as much as 20 nodes that are read together.
+    assert_eq!(reading.take(100, 20).len(), 5 + 5);
+    assert_eq!(reading.take(1, 20).len(), 1, "progress is made with any bound");
+    assert_eq!(reading.take(100, 1).len(), 4);
+    assert!(reading.is_done());
+}

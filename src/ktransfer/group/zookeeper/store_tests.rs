@@ -5,7 +5,7 @@ use super::*;
 use crate::keeper::in_memory::InMemoryEnsemble;
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, Lifetime};
-use crate::ktransfer::group::GroupCommand;
+use crate::ktransfer::group::{GroupCommand, StoredPosition};
 
 #[test]
 fn messages_done_ahead_are_stored_beside_a_stuck_offset_and_found_by_the_next_owner() {
@@ -17,9 +17,14 @@ fn messages_done_ahead_are_stored_beside_a_stuck_offset_and_found_by_the_next_ow
     one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 50 });
     let ranges: Arc<[_]> = [60..100, 120..130].into();
     let topic_id = Some([9; 16]);
-    let done_ahead =
-        |generation| GroupCommand::DoneAhead { partition: 0, generation, topic_id, ranges: Arc::clone(&ranges) };
-    one.commands.send(done_ahead(generation));
+    let (partition, read_epoch) = (0, Some(3));
+    one.commands.send(GroupCommand::DoneAhead {
+        partition,
+        generation,
+        topic_id,
+        ranges: Arc::clone(&ranges),
+        read_epoch,
+    });
     let path = paths::ahead("g", "t", 0);
     let deadline = Instant::now() + PATIENCE;
     while one.read(&path).is_none_or(|node| !String::from_utf8_lossy(&node.data).contains("10+40 20+10")) {
@@ -32,7 +37,8 @@ fn messages_done_ahead_are_stored_beside_a_stuck_offset_and_found_by_the_next_ow
     let two = RunningMember::start(&ensemble);
     let GroupEvent::Gained(claim) = two.next() else { panic!("expected the claim") };
     let position = claim.position.expect("an offset is stored");
-    assert_eq!((position.next, position.topic_id, position.done_ahead), (50, topic_id, ranges));
+    let StoredPosition { next, done_ahead, .. } = position;
+    assert_eq!((next, position.topic_id, done_ahead, position.read_epoch), (50, topic_id, ranges, read_epoch));
     two.leave();
     one.keeper.set_reachable(true);
     one.leave();
