@@ -113,6 +113,8 @@ mod ktransfer_reload_faults;
 mod ktransfer_sessions;
 /// ktransfer: stopped, or a module removed, while a push is on the wire.
 mod ktransfer_stops;
+/// ktransfer: topics that cannot be read are named in `/readyz`.
+mod ktransfer_unread;
 /// ktransfer: what one key or one push can hold up.
 mod ktransfer_window;
 /// All daemons: alerts, dashboard and metrics in a real Prometheus.
