@@ -141,8 +141,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     Ok(())
 }
 
-/// Opens `port` with all endpoints, and `admin_port`, if configured, with only the endpoints of [`Admin`]. Until `ended`
-/// a thread renders answers.
+/// Opens `port` with all endpoints, and `admin_port`, if configured, with only the endpoints of [`Admin`]. Until
+/// `ended` a thread renders answers.
 fn listen(
     config: &Config,
     pages: &Arc<PublishedPages>,

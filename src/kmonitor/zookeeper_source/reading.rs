@@ -130,8 +130,8 @@ impl Reading {
         self.modules.into_iter().map(finish).collect()
     }
 
-    /// Takes items of modules that have not failed, until they cost `max` reads of a node. `listing_cost`: what the names
-    /// of children cost.
+    /// Takes items of modules that have not failed, until they cost `max` reads of a node. `listing_cost`: what the
+    /// names of children cost.
     pub(super) fn take(&mut self, max: u64, listing_cost: u64) -> Vec<Item> {
         let mut items = Vec::new();
         let mut cost = 0;
