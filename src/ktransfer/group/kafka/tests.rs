@@ -102,13 +102,7 @@ impl Rig {
         Arc::new(Mutex::new(Brokers { n_partitions, max_metadata_bytes: 4096, ..Brokers::default() }))
     }
 
-    fn start(brokers: &Arc<Mutex<Brokers>>) -> Rig {
-        let (script, events) = unbounded();
-        let (commands, mailbox) = mailbox();
-        let (event_sender, group_events) = bounded(64);
-        let health = Health::new();
-        let (health_part, pauses) = (Some(health.component("group")), PauseTable::stored_by_group());
-        let observers = GroupObservers { health: health_part, pauses, ..GroupObservers::default() };
+    fn group(brokers: &Arc<Mutex<Brokers>>, events: Receiver<MembershipEvent>) -> KafkaGroup {
         let config = KafkaGroupConfig {
             group: "g".into(),
             topic: "t".into(),
@@ -117,8 +111,17 @@ impl Rig {
             offset_update_interval: 100 * PATIENCE,
             leave_timeout: Duration::from_millis(300),
         };
-        let member = Box::new(ScriptedMember { brokers: Arc::clone(brokers), events });
-        let group = Box::new(KafkaGroup::new(config, member).observed_by(observers.clone()));
+        KafkaGroup::new(config, Box::new(ScriptedMember { brokers: Arc::clone(brokers), events }))
+    }
+
+    fn start(brokers: &Arc<Mutex<Brokers>>) -> Rig {
+        let (script, events) = unbounded();
+        let (commands, mailbox) = mailbox();
+        let (event_sender, group_events) = bounded(64);
+        let health = Health::new();
+        let (health_part, pauses) = (Some(health.component("group")), PauseTable::stored_by_group());
+        let observers = GroupObservers { health: health_part, pauses, ..GroupObservers::default() };
+        let group = Box::new(Rig::group(brokers, events).observed_by(observers.clone()));
         let thread = std::thread::spawn(move || group.run(mailbox, event_sender));
         let brokers = Arc::clone(brokers);
         Rig { brokers, script, commands, events: group_events, observers, health, thread: Some(thread) }
@@ -379,4 +382,21 @@ fn a_member_that_fails_ends_the_loop_and_names_the_key() {
     assert!(rig.events.recv_timeout(PATIENCE).is_err(), "the loop has ended");
     let troubles = rig.health.troubles();
     assert!(troubles[0].1.contains("session_timeout_ms is 30000"), "{troubles:?}");
+}
+
+#[test]
+fn a_missing_topic_is_reported_once_it_lasts_until_it_exists() {
+    let brokers = Rig::brokers(None);
+    let (script, events) = unbounded();
+    let mut group = Rig::group(&brokers, events);
+    script.send(MembershipEvent::Proven(Instant::now())).unwrap();
+    assert!(group.look().is_err());
+    let now = Instant::now();
+    let long = Duration::from_secs(10);
+    let missing = Err("topic t does not exist".to_owned());
+    assert_eq!((group.state(now), group.state(now + long)), (Ok(()), missing.clone()));
+    assert!(group.look().is_err());
+    assert_eq!(group.state(now + long), missing, "since the first time");
+    brokers.lock().unwrap().n_partitions = Some(1);
+    assert_eq!((group.look(), group.state(now + long)), (Ok(()), Ok(())));
 }
