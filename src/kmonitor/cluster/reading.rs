@@ -249,7 +249,6 @@ impl Poller {
                 self.places.record_description(key, &group, Moment::now());
             }
         }
-        self.count_kafka();
     }
 
     /// Looks whether anything can be delivered where nothing moves.
