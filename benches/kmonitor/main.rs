@@ -1,5 +1,5 @@
-//! What a large installation costs kmonitor and its peers: `make bench-kmonitor`, or
-//! `cargo bench --bench kmonitor -- [MODULES [PARTITIONS [SECONDS]]]`.
+//! Measures kmonitor, and its load on its peers, in a large installation: `make bench-kmonitor`, or `cargo bench
+//! --bench kmonitor -- [MODULES [PARTITIONS [SECONDS]]]`.
 //!
 //! The modules have a topic each, and a fifth of them is behind. ZooKeeper and the brokers are programs in this process
 //! that count their requests. While kmonitor polls, 50 clients request `/delay` once a second, three scrapers

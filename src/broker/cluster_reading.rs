@@ -1,4 +1,4 @@
-//! What a monitor reads of a cluster beside the ends of the logs: topics with their ids, and consumer groups.
+//! The data that a monitor reads from a cluster besides log end offsets: topics with their ids, and consumer groups.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -53,8 +53,8 @@ pub struct GroupDescription {
     pub owners: Vec<(TopicPartition, Arc<str>)>,
 }
 
-/// Reads the consumer groups of a cluster. Used by one thread; every call returns at its deadline, and a broker that
-/// does not respond delays its own groups only.
+/// Reads the consumer groups of a cluster. Used by one thread; every call returns by its deadline, and a broker that
+/// does not respond delays only its own groups.
 pub trait GroupReader: Send {
     /// Returns all groups of consumers.
     fn list(&mut self, deadline: Instant) -> GroupListing;

@@ -1,4 +1,4 @@
-//! What a fetcher returns, and its interface.
+//! The interface of a fetcher, and the types that it returns.
 
 use std::time::Duration;
 

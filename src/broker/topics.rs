@@ -94,7 +94,7 @@ struct PendingLookup<W> {
     waiting: Vec<W>,
 }
 
-/// What the table has about a topic.
+/// The entry of the table for a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// The topic exists with this number of partitions and these rules.
@@ -168,8 +168,8 @@ impl<W> TopicTable<W> {
         }
     }
 
-    /// Returns what is known of `topic` for an append to `partition`. A partition that a known topic lacks causes a
-    /// lookup, because topics grow.
+    /// Returns the entry of `topic` for an append to `partition`. A partition that a known topic lacks causes a lookup,
+    /// because topics grow.
     pub(super) fn known(&self, topic: &str, partition: Option<i32>, now: Instant) -> Known {
         match self.topics.get(topic) {
             Some(Topic::Known(topic)) => {

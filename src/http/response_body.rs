@@ -16,7 +16,7 @@ pub enum Body {
     Shared {
         /// The start, of this response alone; often empty.
         start: Vec<u8>,
-        /// What is shared.
+        /// The shared part.
         bytes: SharedBytes,
         /// The end; often empty.
         end: &'static [u8],

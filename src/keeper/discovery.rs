@@ -69,8 +69,8 @@ pub fn brokers(keeper: &dyn Keeper, protocol: &str) -> Result<Vec<String>, Keepe
     Ok(list.addresses)
 }
 
-/// Returns the live brokers with an endpoint for `protocol`, and the others. For a caller that asks often and logs
-/// changes only.
+/// Returns the live brokers with an endpoint for `protocol`, and the others. For a caller that calls it often and logs
+/// only changes.
 pub fn broker_list(keeper: &dyn Keeper, protocol: &str) -> Result<BrokerList, KeeperError> {
     let ids = match keeper.children(paths::BROKER_IDS) {
         Err(KeeperError::NoNode(_)) => return Ok(BrokerList::default()),

@@ -50,7 +50,7 @@ impl ZookeeperSession {
     }
 }
 
-/// What the connections of one module are made of.
+/// Makes the connections of one module.
 pub(super) struct Connections {
     /// The configuration of the daemon.
     pub(super) config: Arc<Config>,
@@ -77,17 +77,17 @@ impl Connections {
         })
     }
 
-    /// Makes what looks up the offsets of partitions.
+    /// Makes the client that looks up the offsets of partitions.
     pub(super) fn log_ends(&self, threads: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
         broker::log_ends(&self.broker()?, threads)
     }
 
-    /// Makes what reads and commits the offsets of a module in Kafka, from outside of its group.
+    /// Makes the client that reads and commits the offsets of a module in Kafka, from outside of its group.
     pub(super) fn group_offsets(&self, module: &ModuleConfig) -> Result<Box<dyn GroupOffsets>, String> {
         broker::group_offsets(&self.broker()?, Arc::clone(&module.name), Arc::clone(&module.topic))
     }
 
-    /// Makes what reads and commits how far the dead letters of a module are replayed, where groups are in Kafka.
+    /// Makes the client that reads and commits the positions of a replay of dead letters, if groups are in Kafka.
     pub(super) fn replayed_offsets(&self, module: &str, topic: &Arc<str>) -> Result<Box<dyn GroupOffsets>, String> {
         broker::group_offsets(&self.broker()?, format!("{module}.replayed").into(), Arc::clone(topic))
     }

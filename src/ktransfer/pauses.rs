@@ -1,13 +1,13 @@
 //! Which partitions of a module operators have paused.
 //!
 //! The pauses belong to the consumer group: they are stored with it, so that every instance follows them, also after a
-//! hand-over or a restart. [`PauseTable`] is what this process knows of them. While the stored pauses were never read,
-//! or cannot be read, a partition that is claimed counts as paused: pushing it could be against an operator's will.
+//! hand-over or a restart. [`PauseTable`] has the pauses that this process knows. If the stored pauses were never read,
+//! or cannot be read, a newly claimed partition counts as paused, since an operator may have paused it.
 //!
-//! Two threads use the store: the group reads at intervals, and `operations` changes. Invariant: what the table knows
-//! never goes back. A result is taken only if no other one was taken since its call began; otherwise the two calls
-//! overlapped, nothing says which result is newer, and the pauses are read again. For a group in Kafka one thread does
-//! both, the loop of the group (`by_group`).
+//! Two threads use the store: the group reads it at intervals, and `operations` changes it. Invariant: the table never
+//! takes an older state. A result is taken only if no other one was taken since its call began. Otherwise the two calls
+//! overlapped and it is not known which result is newer, so the pauses are read again. For a group in Kafka one thread
+//! does both, the loop of the group (`by_group`).
 
 mod by_group;
 mod node;

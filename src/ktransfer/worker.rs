@@ -1,9 +1,9 @@
 //! A thread that pushes one message at a time.
 //!
-//! All messages of one key have the same worker. A message that waits for its next attempt, or for a valid lease, holds
-//! up its key alone: the worker goes on with its other keys, and is busy only while a request is on the wire. It blocks
-//! on its own channel only. While no backend is in use, or the limit on pushes is reached, it begins no attempt and has
-//! no slot of the window; the jobs that need no push go on.
+//! All messages of one key have the same worker. A message that waits for its next attempt, or for a valid lease,
+//! delays only its key: the worker continues with its other keys, and is busy only while a request is on the wire. It
+//! blocks only on its own channel. While no backend is in use, or the limit on pushes is reached, it begins no attempt
+//! and has no slot of the window; jobs that need no push continue.
 //!
 //! `slots` requests slots of the window, `endings` acknowledges and abandons jobs, `letters` ends them with a dead
 //! letter.
@@ -44,9 +44,9 @@ use pending_job::PendingJob;
 pub(super) use push_attempt::PushAttempt;
 use slots::WorkerSlots;
 
-/// Time after which a worker first looks again at a lease that is not valid; then after twice as long, each time.
+/// Time after which a worker first rechecks a lease that is not valid; it doubles with each further check.
 const FIRST_LEASE_CHECK: Duration = Duration::from_millis(50);
-/// Largest number of doublings: many jobs that wait for an hour must not keep a processor busy with looking.
+/// Largest number of doublings: many jobs that wait for long must not keep a processor busy with checks.
 const MAX_LEASE_DOUBLINGS: u32 = 4;
 
 /// One worker, which runs on its own thread.
@@ -56,7 +56,7 @@ pub(super) struct Worker {
     channels: WorkerChannels,
     pusher: Box<dyn PushAttempt>,
     queues: KeyQueues<PendingJob>,
-    /// Hashes keys. Its keys are random, so that nobody can choose message keys that share a queue.
+    /// Hashes keys. The hasher's keys are random, so that no client can choose message keys that share a queue.
     hasher: RandomState,
     rotation: BackendRotation,
     random: Random,

@@ -1,4 +1,5 @@
-//! What the gate, its metadata thread and the engine share: the table of topics, and the interfaces between them.
+//! The state that the gate, its metadata thread and the engine share: the table of topics, and the interfaces between
+//! them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,7 +26,7 @@ pub(in crate::broker) trait ProducerEngine<C: Completion>: Send + Sync + 'static
         0
     }
 
-    /// Takes over what is known of a topic.
+    /// Takes over the known rules of a topic.
     fn set_rules(&self, _topic: &Arc<str>, _rules: TopicRules) {}
 }
 
@@ -67,7 +68,7 @@ impl<C> HasDeadline for PendingAppend<C> {
 /// An append that failed at once: its completion, and the error to complete it with.
 pub(in crate::broker) type FailedAppend<C> = (C, AppendError);
 
-/// What the gate and the engine share.
+/// The state that the gate and the engine share.
 pub(in crate::broker) struct GateState<C> {
     pub(super) topics: RwLock<TopicTable<Waiting<C>>>,
     pub(super) is_closed: AtomicBool,

@@ -1,4 +1,4 @@
-//! What a fetcher returns: messages, positions and failures.
+//! The events that a fetcher returns: messages, positions and failures.
 
 use std::fmt;
 use std::ops::Range;

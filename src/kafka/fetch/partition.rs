@@ -19,14 +19,15 @@ const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Shortest time between two reports of an error that lasts.
 pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// Errors that a new leader mends are reported if they last for longer than this.
+/// Errors that a new leader resolves are reported only if they last for longer than this.
 pub(super) const MENDABLE_GRACE: Duration = Duration::from_secs(2);
-/// Time for which a preferred read replica is used before the leader is asked again; the default of the Java client.
+/// Time for which a preferred read replica is used before a request goes to the leader again; the default of the Java
+/// client.
 const REPLICA_LEASE: Duration = Duration::from_secs(300);
 /// Bytes counted for each set of messages, beside its messages.
 const SET_OVERHEAD_BYTES: usize = 256;
 
-/// What the next request for a partition is to find out.
+/// The data that the next request for a partition must return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Its messages.

@@ -66,7 +66,7 @@ struct Sticky {
     until_deadline: Instant,
 }
 
-/// What the level has of a partition beside its messages.
+/// The state of a partition in a level, apart from its messages.
 struct LevelPartition {
     topic: Arc<str>,
     number: i32,

@@ -1,4 +1,4 @@
-//! A sender as the other threads see it: how to wake it, what it waits for, and since when.
+//! The handle with which other threads use a sender: how to wake it, what it waits for, and since when.
 
 use std::collections::HashMap;
 use std::thread::Thread;
@@ -42,7 +42,7 @@ pub(super) struct SenderHandle {
     pub(super) last_failure: String,
     /// When `last_failure` was set; `None` while the connection works.
     pub(super) failed_at: Option<Instant>,
-    /// What the broker throttles; `None` if it does not.
+    /// The quota by which the broker throttles this client; `None` if it does not.
     pub(super) quota: Option<Quota>,
     /// Whether messages were refused because of `quota` since the sender last looked at it.
     pub(super) has_refused: bool,

@@ -1,4 +1,4 @@
-//! What the threads of a producer share: the queues of the levels, and who leads what.
+//! The state that the threads of a producer share: the queues of the levels, and the leaders of the partitions.
 //!
 //! Locks: the lock of a [`Level`] is taken before that of the [`ClusterView`], never after it. Messages are ended
 //! without a lock.
@@ -32,7 +32,7 @@ pub struct ProducerConfig {
     pub limits: Limits,
     /// Compression of the batches.
     pub codec: Codec,
-    /// Longest time between two looks at the deadlines: the usual time-out of a message. At most an hour.
+    /// Longest time between two checks of the deadlines: the usual timeout of a message. At most an hour.
     pub timeout: Duration,
     /// Largest number of messages of an acks level that have not ended.
     pub max_messages: usize,
@@ -42,7 +42,7 @@ pub struct ProducerConfig {
     pub ack_timeout: Duration,
 }
 
-/// What the threads of a producer share.
+/// The state that the threads of a producer share.
 pub(super) struct Shared<M> {
     pub(super) connector: Connector,
     pub(super) config: ProducerConfig,
@@ -230,8 +230,8 @@ impl<M: ProducerMessage> Shared<M> {
         }
     }
 
-    /// Bounds the batches of a topic before compression. What a codec makes of them is known only afterwards: they are
-    /// made smaller when a broker refuses one. That must not happen at acks=0.
+    /// Bounds the batches of a topic before compression. The compressed size is known only afterwards: batches are made
+    /// smaller when a broker refuses one. That must not happen at acks=0.
     fn limit_batches(&self, state: &mut LevelState<M>, topic: &str, max_bytes: usize) {
         let is_bound = self.config.codec == Codec::None || state.acks == AcksLevel::None;
         state.set_max_batch_bytes(topic, if is_bound { max_bytes } else { usize::MAX });

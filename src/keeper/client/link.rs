@@ -79,7 +79,7 @@ pub(super) struct Link {
     calls: Sender<Call>,
 }
 
-/// What the session manager needs for the next handshake.
+/// The parameters of the next handshake that resume the session.
 pub(super) struct Resumption {
     pub(super) session: SessionKey,
     pub(super) last_zxid: i64,

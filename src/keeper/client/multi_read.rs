@@ -21,7 +21,7 @@ const MAX_IN_FLIGHT: usize = 16;
 /// Nodes of a MultiRead that cost the server as much as a request for one node. Measured with ZooKeeper 3.8: a request
 /// for one node takes 34 µs of CPU time, a node of a MultiRead 1.4 µs.
 pub(super) const NODES_PER_READ: u64 = 20;
-/// After a server did not know MultiRead, the next one is tried so much later: the servers may have been replaced.
+/// Time after which MultiRead is tried again when a server did not know it: the servers may have been upgraded.
 const UNKNOWN_FOR: Duration = Duration::from_secs(3600);
 
 type NodeResult = Result<Option<Node>, KeeperError>;

@@ -1,4 +1,4 @@
-//! What the page shows: each topic with its verdict, the connections to the brokers, the limits.
+//! The content of the page: each topic with its verdict, the connections to the brokers, the limits.
 
 use crate::broker::ConnectionStatus;
 use crate::html::Bytes;
@@ -64,7 +64,7 @@ impl Choice for Sort {
     }
 }
 
-/// What the page shows, at one time.
+/// The content of the page at one time.
 pub(crate) struct ProxyContent {
     /// Changes whenever the content is taken.
     pub(in crate::kproxy) number: u128,
@@ -78,7 +78,7 @@ pub(crate) struct ProxyContent {
     pub(in crate::kproxy) waits: [Option<[f64; 2]>; 3],
     /// How far the limits are used.
     pub(in crate::kproxy) limits: Vec<LimitRow>,
-    /// What was refused since the start without a topic, in words.
+    /// The refusals without a topic since the start: a description and a count.
     pub(in crate::kproxy) refusals: Vec<(String, u64)>,
 }
 
@@ -160,7 +160,7 @@ impl Row<ProxyPage> for TopicRow {
     }
 }
 
-/// Returns what a status says of the commits that were answered with it.
+/// Returns the verdict for commits that were answered with this status.
 pub(super) fn verdict_of(code: u16) -> TopicVerdict {
     match code {
         200..=299 => TopicVerdict::Ok,

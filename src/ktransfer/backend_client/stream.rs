@@ -118,8 +118,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Receives into `buffer`, which is not empty. Returns 0 at the end of the stream. Waits once at most, and fails
-    /// with AGAIN if what came is no complete record: the caller looks at its deadlines then.
+    /// Receives into `buffer`, which is not empty. Returns 0 at the end of the stream. Waits at most once, and fails
+    /// with AGAIN if no complete record has arrived, so that the caller can check its deadlines.
     pub(super) fn receive(&mut self, buffer: &mut [u8], flags: RecvFlags) -> Result<usize, StreamFailure> {
         let Stream { socket, tls: Some(session), n_written } = self else {
             return Ok(recv(&*self.socket, buffer, flags)?.0);

@@ -1,7 +1,7 @@
-//! Which log the offsets of a partition belong to, and how far it was read.
+//! Tracks the log that the offsets of a partition belong to, and the position up to which it was read.
 //!
-//! The group stores the identity of the log with the offset. So the next owner notices a topic that was deleted and
-//! created again, even if it is longer than the offset by then, and finds out how far a log is the same after an
+//! The group stores the identity of the log with the offset. So the next owner detects a topic that was deleted and
+//! created again, even if its end is beyond the offset by then, and can find out up to where a log is the same after an
 //! unclean leader election.
 
 use std::collections::VecDeque;

@@ -1,8 +1,7 @@
-//! What the dispatcher sends to the group about the progress of a partition: its commit point, and the messages that
-//! are done ahead of it.
+//! Sends the progress of a partition to the group: its commit point, and the messages that are done ahead of it.
 //!
 //! The commit point is sent once for all acknowledgements of a turn. The messages ahead are sent as a snapshot: often
-//! where many are ahead, since a crash would repeat them all, and with every store of the offset where few are.
+//! if there are many, since a crash would repeat them all, and with every store of the offset if there are few.
 
 use std::time::{Duration, Instant};
 

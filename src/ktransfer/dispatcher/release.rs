@@ -1,7 +1,7 @@
 //! The end of a claim: a drain with a deadline, then a cut of the pushes in flight, then the release.
 //!
-//! The pushes of a lost claim are cut at once. So a push that hangs delays a hand-over by the drain, not by what the
-//! backend takes.
+//! The pushes of a lost claim are cut at once. So a push that hangs delays a hand-over by at most the drain, not by the
+//! time that the backend takes.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Shows operators the state of the module once a second: the status for `GET /v1/modules`, the metrics of what holds
-//! commit points, and a log line a minute about a message that holds one for long.
+//! Shows operators the state of the module once a second: the status for `GET /v1/modules`, the metrics of the messages
+//! that hold commit points, and one log line a minute about a message that has held its commit point for long.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

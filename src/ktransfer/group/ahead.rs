@@ -1,4 +1,5 @@
-//! The `ahead` node of a partition: which messages above the stored offset are done, and the log that is meant.
+//! The `ahead` node of a partition: which messages above the stored offset are done, and the log that the offsets
+//! belong to.
 //!
 //! The original ignores the node. Its data is JSON, and belongs to one version of the offset node. ktransfer writes
 //! both nodes together, so an offset that another client wrote (by hand, or the original) makes the node void: the
@@ -14,7 +15,7 @@ use crate::broker::{Offset, TopicId};
 /// Limit on the text of the ranges. Ranges beyond it are left out, from the end: their messages are pushed again.
 const MAX_RANGES_BYTES: usize = 16 << 10;
 
-/// Data of the node while nothing is known. Any other data that is not readable means the same.
+/// Data of the node if no messages are done ahead. Any other data that cannot be decoded means the same.
 pub(super) const VOID: &[u8] = b"{}";
 
 #[derive(Deserialize, Serialize)]

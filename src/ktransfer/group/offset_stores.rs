@@ -20,7 +20,7 @@ const CALL: Duration = Duration::from_secs(10);
 /// Partitions whose nodes are written together: their changes fit into one request (`jute.maxbuffer`, 1 MiB).
 const PARTITIONS_A_WRITE: usize = 32;
 
-/// What a group has stored.
+/// The stored data of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StoredOffsets {
     /// The position of each partition that has one.

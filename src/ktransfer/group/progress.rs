@@ -1,5 +1,5 @@
-//! What is stored for a claimed partition and what is to be stored, and when: the same for groups in ZooKeeper and in
-//! Kafka.
+//! The stored state of a claimed partition, the state to be stored, and when to store it: the same for groups in
+//! ZooKeeper and in Kafka.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Which positions of the command [`StoreNow`](super::GroupCommand::StoreNow) are stored: the group notes them, and the
-//! dispatcher waits for them where it must not go on before.
+//! Which positions of the command [`StoreNow`](super::GroupCommand::StoreNow) are stored: the group records them, and
+//! the dispatcher waits for them if it must not continue before.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! The thread `operations`: carries out one operation after the other, answers and logs it.
+//! The thread `operations`: carries out the operations one after the other, answers each and logs it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

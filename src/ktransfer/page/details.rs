@@ -1,4 +1,4 @@
-//! The details of a module, below its row: its backends, pauses and partitions. Shown when they are asked for.
+//! The details of a module, below its row: its backends, pauses and partitions. Shown on request.
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -16,7 +16,7 @@ use crate::ktransfer::pauses::Pauses;
 /// Partitions of one module that are shown, and backends.
 pub(super) const MAX_ROWS: usize = 200;
 
-/// Renders the details if the query asks for them, else a link to them. The script follows no link: it asks for the
+/// Renders the details if the query selects them, else a link to them. The script follows no link: it requests the
 /// details when the element is opened.
 pub(super) fn more(row: &ModuleRow, query: &Query<ModulesPage>, now: Moment) -> String {
     let Some((at, status)) = &row.latest else { return String::new() };
@@ -56,7 +56,7 @@ fn content(row: &ModuleRow, at: Instant, status: &ModuleStatus, now: Moment) -> 
     text
 }
 
-/// What is the same for all partitions: the messages done, the memory, and who paused what.
+/// The notes that apply to all partitions: the messages done, the memory, and the pauses with their operators.
 fn notes(status: &ModuleStatus, pauses: &Pauses, now: Moment) -> String {
     let messages = &status.messages;
     let counts = [
@@ -149,7 +149,7 @@ fn line(partition: &PartitionStatus, at: Instant, now: Moment) -> String {
     text + "</tr>"
 }
 
-/// What is known of the message that holds the commit point.
+/// The cells about the message that holds the commit point.
 fn head_cells(head: &HeadStatus, at: Instant, now: Moment) -> String {
     let doing = match (head.state, head.on_wire_ms) {
         (HeadState::Queued, _) => "queued".to_owned(),

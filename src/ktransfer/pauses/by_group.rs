@@ -11,7 +11,7 @@ use crate::ktransfer::turn::Turn;
 
 /// How long the loop may try to store a change: a rebalance makes commits fail for some seconds.
 const MAX_STORE: Duration = Duration::from_secs(8);
-/// How long after its deadline the answer of the loop is waited for: longer than its calls may take.
+/// How long to wait for the answer of the loop after its deadline: longer than its calls may take.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 /// Bound of the requests. Only the thread `operations` sends them, one after the other; those that are left were
 /// withdrawn while the module did not run.
@@ -45,7 +45,7 @@ impl GroupRequests {
         GroupRequests { sender, receiver }
     }
 
-    /// Has a change stored.
+    /// Requests the loop to store a change, and waits for its answer.
     pub(super) fn change(&self, change: &PauseChange) -> Result<(), PauseStoreError> {
         self.request(change, false, MAX_STORE, ANSWER_MARGIN)
     }

@@ -30,7 +30,7 @@ pub(crate) fn read_node(keeper: &dyn Keeper, path: &str) -> Result<(Pauses, Opti
     Ok((decode(path, &node.data), Some(node.version)))
 }
 
-/// Data that is no JSON of ours counts as a pause of the module: an operator has to look at it.
+/// Data that cannot be decoded counts as a pause of the module: an operator has to check it.
 fn decode(path: &str, data: &[u8]) -> Pauses {
     serde_json::from_slice(data).unwrap_or_else(|cause| {
         let by = format!("node {path}, which is not readable ({cause}); a resume of the module replaces it");

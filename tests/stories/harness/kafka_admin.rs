@@ -1,4 +1,4 @@
-//! What an administrator changes in a cluster: ACLs, configs of topics, quotas. Encoded by hand, as in
+//! Changes of an administrator to a cluster: ACLs, configs of topics, quotas. Encoded by hand, as in
 //! [`super::kafka_wire`].
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Leaders of partitions and ids of topics: when metadata is requested, and what a response changes.
+//! Leaders of partitions and ids of topics: decides when metadata is requested, and applies the responses.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const MISSING_PAUSE: Duration = Duration::from_secs(1);
 const OLDER_LEADER_AFTER: Duration = Duration::from_secs(3);
 
 impl FetchCore {
-    /// Returns what the metadata thread does now.
+    /// Returns the next action of the metadata thread.
     pub(in super::super) fn metadata_work(&mut self, now: Instant) -> MetadataWork {
         self.doubt_overdue(now);
         let needs_leader = |reader: &PartitionReader| {

@@ -1,4 +1,4 @@
-//! What the result of a request changes.
+//! Applies the result of a request to the state.
 
 use std::time::{Duration, Instant};
 

@@ -21,7 +21,7 @@ impl ZookeeperGroup {
         }
     }
 
-    /// Returns which partitions nobody reads, and why: those without an owner for long, and those whose offset is not
+    /// Returns which partitions are not read, and why: those without an owner for long, and those whose offset is not
     /// readable.
     fn unread(&self) -> Option<String> {
         let patience = MIN_UNOWNED.max(2 * self.keeper.session_timeout());
