@@ -3,8 +3,8 @@
 //!
 //! The modules have a topic each, and a fifth of them is behind. ZooKeeper and the brokers are programs in this process
 //! that count their requests. While kmonitor polls, 50 clients request `/delay` once a second, three scrapers
-//! `/metrics` and `/v1/delay` every five seconds, two `/v1/delay?partitions=all` (`/v1 all`), a browser its rows, and 50
-//! clients read `/delay` at 20 KiB a second.
+//! `/metrics` and `/v1/delay` every five seconds, two `/v1/delay?partitions=all` (`/v1 all`), a browser its rows, and
+//! 50 clients read `/delay` at 20 KiB a second.
 //!
 //! Printed are the times of `/delay`, `/metrics` and the page, kmonitor's peak memory and CPU time, and the requests in
 //! each cycle and in the busiest second.
