@@ -9,7 +9,7 @@
 //! - **Nothing in use.** Then no push begins before the next probe is due. A worker that waits registers itself, and
 //!   is woken when a probe has succeeded.
 //! - **Share.** A backend that answers slowly, or never, keeps at most its share of the workers busy. A retry waits for
-//!   another backend than the one that failed it where all others have their share (`retry_waits`).
+//!   another backend than the one that failed it where all others have their share (`preference`).
 //!
 //! A module with one backend never ejects it: that would delay other messages than those that failed.
 //!
@@ -21,7 +21,7 @@ mod failure_rate;
 mod phases;
 mod preference;
 mod replacement;
-mod retry_waits;
+mod retry_wait;
 mod rotation;
 mod status;
 mod verdict;
@@ -42,11 +42,11 @@ use crate::log_limited;
 use ejection::Ejection;
 use failure_rate::{Counts, FailureRate, FailureRates};
 use phases::Phases;
+use retry_wait::RetryTrack;
 
 pub(super) use failure_rate::RateConfig;
 pub(super) use phases::EjectionConfig;
-use retry_waits::LastEnd;
-pub(super) use retry_waits::RetryWait;
+pub(super) use retry_wait::RetryWait;
 pub(super) use rotation::BackendRotation;
 pub(super) use verdict::PushVerdict;
 
@@ -69,9 +69,7 @@ struct Backend {
     server: Arc<str>,
     metrics: BackendMetrics,
     n_under_way: AtomicUsize,
-    /// Number of retries that wait for another backend than this one.
-    n_waiting_retries: AtomicUsize,
-    last_end: LastEnd,
+    retries: Arc<RetryTrack>,
     /// Failures in a row. Counts only while the backend is in use.
     n_failures: AtomicU32,
     /// First attempts that ended well or as failures while the backend was in use; counted for the rule by failure
@@ -153,8 +151,7 @@ impl Backend {
             server: server.into(),
             metrics: metrics.of_backend(server),
             n_under_way: AtomicUsize::new(0),
-            n_waiting_retries: AtomicUsize::new(0),
-            last_end: LastEnd::default(),
+            retries: RetryTrack::new(),
             n_failures: AtomicU32::new(0),
             n_good: AtomicU64::new(0),
             n_bad: AtomicU64::new(0),
@@ -269,7 +266,7 @@ impl Backends {
     pub(super) fn end(&self, chosen: ChosenBackend, verdict: PushVerdict<'_>, now: Instant) -> Vec<usize> {
         let backend = &self.backends[chosen.index];
         backend.n_under_way.fetch_sub(1, Ordering::Relaxed);
-        backend.last_end.note(now);
+        backend.retries.note_end(now);
         if chosen.epoch != backend.epoch.load(Ordering::Relaxed) {
             return Vec::new();
         }

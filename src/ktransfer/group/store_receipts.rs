@@ -21,8 +21,8 @@ impl StoreReceipts {
         lock(&self.stored).insert(partition, (generation, next));
     }
 
-    /// Notes a store of an offset with what is done ahead of it. With messages ahead it is not a position of `StoreNow`,
-    /// but a store before it with the same offset.
+    /// Notes a store of an offset with the messages done ahead of it. If there are any, it is not a position of
+    /// `StoreNow`, but a store before it with the same offset.
     pub(super) fn note_store(&self, partition: PartitionId, generation: Generation, next: Offset, ahead: &DoneAhead) {
         if ahead.ranges.is_empty() {
             self.note(partition, generation, next);
