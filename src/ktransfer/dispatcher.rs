@@ -7,8 +7,8 @@
 //! never blocks on a thread that may be blocked on the loop.
 //!
 //! `outbox` hands jobs to the workers, `offsets` handles start offsets, gaps and changed logs, `progress` reports to
-//! the group, `release` ends claims, `operator` carries out the requests of operators, `interruption` pauses and seeks,
-//! `status` shows the state.
+//! the group, `release` ends claims, `stop_phase` stops the module, `operator` carries out the requests of operators,
+//! `interruption` pauses and seeks, `status` shows the state.
 
 mod channels;
 mod claims;
@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError, at, never, select};
-use log::{Level, warn};
+use log::Level;
 
 use super::fetcher::{FetchCommand, Fetched};
 use super::group::{GroupCommand, GroupEvent};
@@ -262,8 +262,9 @@ impl Dispatcher {
         self.send_commits();
         self.send_snapshots(now);
         self.settle_requests(now);
-        self.continue_releases(now);
+        // First: the releases of a stop end with it, without a warning for each.
         self.continue_stop(now);
+        self.continue_releases(now);
         self.show_metrics();
         self.show_status(now);
     }
@@ -394,34 +395,6 @@ impl Dispatcher {
             self.note_progress(partition, now);
         }
         self.release_if_drained(partition);
-    }
-
-    fn begin_stop(&mut self) {
-        self.phase = StopPhase::Ending { until: Instant::now() + self.grace };
-        for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
-            self.begin_release(partition);
-        }
-    }
-
-    /// Takes the next step of a stop whose deadline has passed.
-    fn continue_stop(&mut self, now: Instant) {
-        match self.phase {
-            StopPhase::Ending { until } if until <= now => {
-                warn!(
-                    "module [{}]: pushes did not end within their part of shutdown_grace_ms, their connections are \
-                     closed",
-                    self.context.config.name
-                );
-                for state in self.partitions.values_mut() {
-                    state.end_drain(now + self.grace);
-                    state.in_flight -= self.outbox.drop_over(&state.assignment);
-                }
-                self.context.http_client.close();
-                self.phase = StopPhase::Aborted { until: now + self.grace / 8 };
-            }
-            StopPhase::Aborted { until } if until <= now => self.release_all_now(),
-            _ => {}
-        }
     }
 }
 

@@ -143,6 +143,7 @@ impl<M: ProducerMessage> Sender<M> {
         if !self.has_connection() {
             return;
         }
+        self.authenticate_again();
         self.provide_producer_id();
         if self.connection.is_some() && self.not_before.is_none() {
             self.exchange();
@@ -197,6 +198,22 @@ impl<M: ProducerMessage> Sender<M> {
                 self.failed(error.to_string());
                 false
             }
+        }
+    }
+
+    /// Authenticates again if it is time, before messages are taken out of the queue: those that reach their deadlines
+    /// meanwhile were certainly not sent.
+    fn authenticate_again(&mut self) {
+        let now = Instant::now();
+        let Some(connection) = &mut self.connection else { return };
+        if connection.renewal().is_none_or(|renewal| now < renewal) {
+            return;
+        }
+        let deadline = now + self.shared.connector.config().connect_timeout;
+        self.shared.change(&self.level, |level| level.begin(self.broker, Activity::Authenticating, now));
+        match connection.maintain(deadline) {
+            Ok(()) => self.level.lock().end(self.broker, Activity::Idle),
+            Err(error) => self.failed(error.to_string()),
         }
     }
 

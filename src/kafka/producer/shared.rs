@@ -8,6 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use log::warn;
+
 use super::doubted::DoubtedTopics;
 use super::leaders::{ClusterView, LeaderHint};
 use super::level::{AfterAppend, Level, LevelState};
@@ -24,6 +26,9 @@ use crate::supervise::Supervisor;
 
 /// Upper bound of [`ProducerConfig::timeout`] and [`ProducerConfig::linger`].
 const MAX_CONFIGURED_TIME: Duration = Duration::from_secs(3600);
+
+/// Pause before another attempt to start a thread.
+const START_PAUSE: Duration = Duration::from_millis(250);
 
 /// Settings of a producer.
 #[derive(Clone, Copy, Debug)]
@@ -189,13 +194,27 @@ impl<M: ProducerMessage> Shared<M> {
         match after {
             AfterAppend::Nothing => {}
             AfterAppend::Wake(thread) => thread.unpark(),
-            AfterAppend::Start(broker) => {
-                let (shared, level, run_sender) = (Arc::clone(self), Arc::clone(level), self.run_sender);
-                let name = format!("kafka-{broker}-{}", level.acks.name());
-                self.supervisor.spawn_task(name, move || run_sender(shared, level, broker));
-            }
+            AfterAppend::Start(broker) => self.start_sender(level, broker),
             AfterAppend::FindLeader(topic) => self.doubted.add([topic]),
             AfterAppend::End(message, outcome, reason) => message.end(outcome, reason),
+        }
+    }
+
+    /// Starts the thread that sends to a broker; if that fails, the deadline thread tries it again.
+    pub(super) fn start_sender(self: &Arc<Self>, level: &Arc<Level<M>>, broker: BrokerId) {
+        let (shared, sender_level, run_sender) = (Arc::clone(self), Arc::clone(level), self.run_sender);
+        let name = format!("kafka-{broker}-{}", level.acks.name());
+        let run = move || run_sender(shared, sender_level, broker);
+        if let Err(cause) = self.supervisor.try_spawn_task(name, run) {
+            warn!("a thread that sends to broker {broker} cannot be started, retrying: {cause}");
+            self.change(level, |state| {
+                state.set_failure(broker, format!("broker {broker}: a thread cannot be started: {cause}"));
+                let start_at = Instant::now() + START_PAUSE;
+                state.next_look = state.next_look.min(start_at);
+                if let Some(sender) = state.senders.get_mut(&broker) {
+                    sender.start_at = Some(start_at);
+                }
+            });
         }
     }
 

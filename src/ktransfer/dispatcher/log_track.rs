@@ -74,6 +74,12 @@ impl LogTrack {
         self.next
     }
 
+    /// Returns the highest leader epoch of the messages that were read, and of the one before the start; `None` if none
+    /// is known.
+    pub(super) fn read_epoch(&self) -> Option<i32> {
+        self.epochs.back().map(|(_, epoch)| *epoch)
+    }
+
     /// Returns the identity of the log for the commit point `next`.
     pub(super) fn identity(&self, next: Offset) -> LogIdentity {
         let epoch = self.epochs.iter().rev().find(|(first, _)| *first < next).map(|(_, epoch)| *epoch);
@@ -128,7 +134,9 @@ mod tests {
         let moved = track.new_identity(62).expect("another epoch");
         assert_eq!(moved, LogIdentity { leader_epoch: Some(5), ..stored });
         assert_eq!((track.new_identity(70), track.epochs.len()), (None, 1));
+        assert_eq!(track.read_epoch(), Some(5));
         track.receive(&batch(0..0, 72, 6));
+        assert_eq!(track.read_epoch(), Some(6));
         assert_eq!((track.next(), track.last_message()), (Some(72), Some(69)), "a position without messages");
         track.set_topic_id([2; 16]);
         assert_eq!(track.new_identity(70), Some(LogIdentity { topic_id: Some([2; 16]), leader_epoch: Some(5) }));

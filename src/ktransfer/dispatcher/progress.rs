@@ -53,12 +53,9 @@ impl Dispatcher {
         let new_log = if let GroupCommand::StoreNow { partition, .. } = command { Some(partition) } else { None };
         self.channels.group_commands.send(command);
         if let Some(state) = new_log.and_then(|partition| self.partitions.get_mut(&partition)) {
-            let (partition, generation) = (state.assignment.partition, state.generation());
             let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
             (state.snapshot_due, state.has_snapshot) = (None, !ranges.is_empty());
-            let topic_id = state.log.topic_id();
-            let command = GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.into() };
-            self.channels.group_commands.send(command);
+            self.channels.group_commands.send(state.done_ahead_command(ranges));
         }
     }
 
@@ -82,13 +79,10 @@ impl Dispatcher {
         if state.snapshot_due.take().is_none() {
             return;
         }
-        let generation = state.generation();
-        let topic_id = state.log.topic_id();
         let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
         let was_empty = !std::mem::replace(&mut state.has_snapshot, !ranges.is_empty());
         if !(was_empty && ranges.is_empty()) {
-            let command = GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.into() };
-            self.channels.group_commands.send(command);
+            self.channels.group_commands.send(state.done_ahead_command(ranges));
         }
     }
 }

@@ -113,6 +113,8 @@ pub struct KafkaGroup {
     /// while events are pending.
     pending_events: VecDeque<GroupEvent>,
     failing_since: Option<Instant>,
+    /// Since when the topic cannot be looked at, or does not exist, and the latest reason; `None` if it can.
+    look_failure: Option<(Instant, String)>,
     warnings: RateLimitedWarnings,
     /// Why the member has ended.
     failure: Option<String>,
@@ -192,6 +194,7 @@ impl KafkaGroup {
             last_generation: 0,
             pending_events: VecDeque::new(),
             failing_since: None,
+            look_failure: None,
             warnings: RateLimitedWarnings::default(),
             failure: None,
         }

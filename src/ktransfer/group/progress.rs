@@ -1,7 +1,6 @@
 //! The stored state of a claimed partition, the state to be stored, and when to store it: the same for groups in
 //! ZooKeeper and in Kafka.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::mailbox::DoneAhead;
@@ -72,7 +71,7 @@ impl Progress {
     /// Takes a position to store at once. It replaces an earlier commit and snapshot.
     pub(super) fn start_at(&mut self, next: Offset, log: LogIdentity) {
         let LogIdentity { topic_id, leader_epoch } = log;
-        self.ahead = DoneAhead { topic_id, leader_epoch, ranges: Arc::default() };
+        self.ahead = DoneAhead { topic_id, leader_epoch, ..DoneAhead::default() };
         (self.committed, self.is_urgent) = (Some(next), true);
     }
 
@@ -85,7 +84,7 @@ impl Progress {
         self.stored
     }
 
-    /// Takes a snapshot of what is done ahead, which has no leader epoch.
+    /// Takes a snapshot of what is done ahead, which has no leader epoch of the commit point.
     pub(super) fn set_ahead(&mut self, ahead: DoneAhead) {
         self.ahead = DoneAhead { leader_epoch: self.ahead.leader_epoch, ..ahead };
     }

@@ -114,6 +114,7 @@ impl KafkaGroup {
             first_partitions: self.first_partitions,
             topic_id: ahead.topic_id,
             ranges: Arc::clone(&ahead.ranges),
+            read_epoch: ahead.read_epoch,
         };
         Some(CommittedOffset {
             partition: *partition,

@@ -154,6 +154,10 @@ impl Rig {
         Arc::new(Mutex::new(Brokers { n_partitions, max_metadata_bytes: 4096, ..Brokers::default() }))
     }
 
+    fn group(brokers: &Arc<Mutex<Brokers>>, events: Receiver<MembershipEvent>) -> KafkaGroup {
+        KafkaGroup::new(config(), Box::new(ScriptedMember { brokers: Arc::clone(brokers), events }))
+    }
+
     fn start(brokers: &Arc<Mutex<Brokers>>) -> Rig {
         let (script, events) = unbounded();
         let (commands, mailbox) = mailbox();
@@ -161,8 +165,7 @@ impl Rig {
         let health = Health::new();
         let (health_part, pauses) = (Some(health.component("group")), PauseTable::stored_by_group());
         let observers = GroupObservers { health: health_part, pauses, ..GroupObservers::default() };
-        let member = Box::new(ScriptedMember { brokers: Arc::clone(brokers), events });
-        let group = Box::new(KafkaGroup::new(config(), member).observed_by(observers.clone()));
+        let group = Box::new(Rig::group(brokers, events).observed_by(observers.clone()));
         let thread = std::thread::spawn(move || group.run(mailbox, event_sender));
         let brokers = Arc::clone(brokers);
         Rig { brokers, script, commands, events: group_events, observers, health, thread: Some(thread) }
@@ -243,8 +246,8 @@ fn what_is_done_ahead_is_found_by_the_next_owner() {
     let log = LogIdentity { topic_id: Some([9; 16]), leader_epoch: Some(4) };
     one.commands.send(GroupCommand::StoreNow { partition, generation, next: 50, log });
     let ranges: Arc<[Range<Offset>]> = [60..100, 120..130].into();
-    let topic_id = log.topic_id;
-    one.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges: Arc::clone(&ranges) });
+    let (topic_id, read_epoch, done) = (log.topic_id, Some(6), Arc::clone(&ranges));
+    one.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges: done, read_epoch });
     wait_until("the snapshot is committed", || {
         one.committed(0).is_some_and(|of| metadata_of(&of).ranges == ranges && of.leader_epoch == Some(4))
     });
@@ -252,7 +255,8 @@ fn what_is_done_ahead_is_found_by_the_next_owner() {
     drop(one);
     let two = Rig::start(&brokers);
     let position = two.assign(&[0])[&0].position.clone().expect("an offset is committed");
-    assert_eq!((position.next, position.log(), position.done_ahead), (50, log, ranges));
+    assert_eq!((position.next, position.log(), position.read_epoch), (50, log, read_epoch));
+    assert_eq!(position.done_ahead, ranges);
     two.leave();
     // An offset that another tool set.
     brokers.lock().unwrap().offsets.get_mut(&0).unwrap().offset = 10;
@@ -358,9 +362,10 @@ fn brokers_with_a_small_metadata_limit_get_less_of_what_is_done_ahead() {
     let rig = Rig::start(&brokers);
     let claim = rig.assign(&[0]).remove(&0).unwrap();
     let ranges: Vec<Range<Offset>> = (0..4_000).map(|number| 100 + 2 * number..101 + 2 * number).collect();
-    let (partition, generation, topic_id) = (0, claim.generation, None);
+    let (partition, generation, topic_id, read_epoch) = (0, claim.generation, None, None);
     rig.commands.send(commit(&claim, 50));
-    rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.clone().into() });
+    let done = ranges.clone().into();
+    rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges: done, read_epoch });
     wait_until("some ranges are committed", || {
         rig.committed(0).is_some_and(|of| {
             let kept = metadata_of(&of).ranges;
@@ -382,10 +387,10 @@ fn many_partitions_that_are_refused_at_once_halve_the_metadata_once() {
     let claims = rig.assign(&[0, 1, 2, 3, 4, 5, 6, 7]);
     let ranges: Arc<[Range<Offset>]> = (0..4_000).map(|number| 100 + 2 * number..101 + 2 * number).collect();
     for claim in claims.values() {
-        let (partition, generation, topic_id) = (claim.partition, claim.generation, None);
+        let (partition, generation, topic_id, read_epoch) = (claim.partition, claim.generation, None, Some(6));
         rig.commands.send(commit(claim, 50));
         let ranges = Arc::clone(&ranges);
-        rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges });
+        rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges, read_epoch });
     }
     wait_until("all partitions have many ranges", || {
         (0..8).all(|partition| rig.committed(partition).is_some_and(|of| of.metadata.len() > 1024))
@@ -421,4 +426,21 @@ fn a_member_that_fails_ends_the_loop_and_names_the_key() {
     assert!(rig.events.recv_timeout(PATIENCE).is_err(), "the loop has ended");
     let troubles = rig.health.troubles();
     assert!(troubles[0].1.contains("session_timeout_ms is 30000"), "{troubles:?}");
+}
+
+#[test]
+fn a_missing_topic_is_reported_once_it_lasts_until_it_exists() {
+    let brokers = Rig::brokers(None);
+    let (script, events) = unbounded();
+    let mut group = Rig::group(&brokers, events);
+    script.send(MembershipEvent::Proven(Instant::now())).unwrap();
+    assert!(group.look().is_err());
+    let now = Instant::now();
+    let long = Duration::from_secs(10);
+    let missing = Err("topic t does not exist".to_owned());
+    assert_eq!((group.state(now), group.state(now + long)), (Ok(()), missing.clone()));
+    assert!(group.look().is_err());
+    assert_eq!(group.state(now + long), missing, "since the first time");
+    brokers.lock().unwrap().n_partitions = Some(1);
+    assert_eq!((group.look(), group.state(now + long)), (Ok(()), Ok(())));
 }

@@ -170,8 +170,8 @@ fn a_pause_outlives_brokers_that_keep_less_text_and_is_never_overwritten_without
     assert_eq!(rig.change(&pause(None)), Ok(()));
     let ranges: Arc<[Range<Offset>]> = (0..4_000).map(|number| 100 + 2 * number..101 + 2 * number).collect();
     brokers.lock().unwrap().max_metadata_bytes = 50;
-    let topic_id = log.topic_id;
-    rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges });
+    let (topic_id, read_epoch) = (log.topic_id, Some(6));
+    rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges, read_epoch });
     rig.commands.send(commit(&claim, 60));
     rig.wait_for_offset(0, 60);
     assert!(rig.is_pause_committed(0) && rig.committed(0).unwrap().metadata.len() <= 50);

@@ -46,7 +46,7 @@ fn a_commit_in_flight_with_messages_done_ahead_is_no_receipt_of_a_position() {
     rig.wait_for_offset(0, 50);
     let ranges: Arc<[Range<Offset>]> = [105..130, 140..150].into();
     let (partition, generation, topic_id) = (0, claim.generation, None);
-    rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges });
+    rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges, read_epoch: None });
     wait_until("the messages ahead are stored", || !metadata_of(&rig.committed(0).unwrap()).ranges.is_empty());
     let (receipts, commands, position) = (rig.observers.receipts.clone(), rig.commands.clone(), store_now(&claim, 100));
     let state = Arc::clone(&brokers);
